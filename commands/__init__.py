@@ -1,0 +1,1 @@
+"""The commands of sagewai-ops, one thin module each; `cli` loads them by name."""

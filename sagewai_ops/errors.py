@@ -1,0 +1,126 @@
+"""What can go wrong, each with the exit code that scripts rely on (docs/exit-codes.md).
+
+The library raises these and nothing else on purpose; `cli` alone turns them into two lines and an
+exit. A message names the thing, what is wrong with it and the value met; never a secret.
+"""
+
+from typing import ClassVar
+
+EXIT_DONE = 0
+EXIT_INCOMPLETE = 3  # done, but named files or rows were not carried
+EXIT_FINDINGS = 4  # a check found something
+
+
+class OpsError(Exception):
+    """A failure that the person who ran the command can act on.
+
+    Args:
+        message: `<thing>: <what is wrong>, <value met>`; lower case, no full stop.
+        hint: What to do next, one command or sentence per line; may be empty.
+    """
+
+    exit_code: ClassVar[int] = 1
+    code: ClassVar[str] = "failed"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(OpsError):
+    """The options contradict each other or the situation; nothing was touched."""
+
+    exit_code: ClassVar[int] = 2
+    code: ClassVar[str] = "usage"
+
+
+class NotFoundError(OpsError):
+    """A home, snapshot or revision does not exist."""
+
+    exit_code: ClassVar[int] = 10
+    code: ClassVar[str] = "not-found"
+
+
+class LockedError(OpsError):
+    """Another run holds the lock."""
+
+    exit_code: ClassVar[int] = 11
+    code: ClassVar[str] = "locked"
+
+
+class KeyMissingError(OpsError):
+    """A master key, identity or passphrase is missing or does not open what it should."""
+
+    exit_code: ClassVar[int] = 12
+    code: ClassVar[str] = "key-missing"
+
+
+class NoSpaceError(OpsError):
+    """The disk is full, or would be."""
+
+    exit_code: ClassVar[int] = 13
+    code: ClassVar[str] = "no-space"
+
+
+class PermissionDeniedError(OpsError):
+    """The operating system refused."""
+
+    exit_code: ClassVar[int] = 14
+    code: ClassVar[str] = "permission-denied"
+
+
+class TargetBusyError(OpsError):
+    """The target is not empty, or a running process uses it."""
+
+    exit_code: ClassVar[int] = 15
+    code: ClassVar[str] = "target-busy"
+
+
+class DamagedError(OpsError):
+    """A checksum, a database or an archive is not what it must be."""
+
+    exit_code: ClassVar[int] = 16
+    code: ClassVar[str] = "damaged"
+
+
+class SchemaBehindError(OpsError):
+    """A schema is older than what the command needs."""
+
+    exit_code: ClassVar[int] = 17
+    code: ClassVar[str] = "schema-behind"
+
+
+class SchemaAheadError(OpsError):
+    """A schema or a format is newer than this program, or unknown to it."""
+
+    exit_code: ClassVar[int] = 18
+    code: ClassVar[str] = "schema-ahead"
+
+
+class RemoteError(OpsError):
+    """A server or the network failed."""
+
+    exit_code: ClassVar[int] = 19
+    code: ClassVar[str] = "remote"
+
+
+class DifferenceError(OpsError):
+    """A copy differs from its source."""
+
+    exit_code: ClassVar[int] = 20
+    code: ClassVar[str] = "difference"
+
+
+class InterruptedRunError(OpsError):
+    """A signal stopped the run; partial files are removed.
+
+    Args:
+        signal_number: The signal met; the exit code is 128 more, as a shell reports it.
+    """
+
+    code: ClassVar[str] = "interrupted"
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"interrupted by signal {signal_number}, partial files are removed")
+        self.signal_number = signal_number

@@ -1,0 +1,1 @@
+"""Where a Sagewai home keeps what, and what its documents say."""

@@ -1,0 +1,8 @@
+"""How the library says how far it is, to whoever asked."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+# (stage, done, total): done and total in the unit that the reporting function's docstring names,
+# total 0 where it is not known. Called often and from worker threads: keep it cheap.
+Progress: TypeAlias = Callable[[str, int, int], None]

@@ -1,0 +1,1 @@
+"""The schema that Sagewai's data lives in."""

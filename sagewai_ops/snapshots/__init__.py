@@ -1,0 +1,1 @@
+"""Snapshots of homes: taking them, listing them, bringing them back."""
