@@ -1,1 +1,1 @@
-"""The snapshot container alone: frames, seek table, header, manifest, envelope; it knows no home."""
+"""The snapshot container alone: frames, header, manifest, envelope; it knows no home."""

@@ -1,0 +1,5 @@
+"""Run the program as `python -m sagewai_ops`."""
+
+from sagewai_ops.cli import main
+
+main()

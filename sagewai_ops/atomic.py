@@ -1,0 +1,166 @@
+"""Write files and folders so that a crash leaves the old or the new, never a mixture.
+
+Every write of this program goes through here: written beside the target under a name of its own,
+flushed, fsynced, renamed, and the folder fsynced. Modes are given at creation; the umask can only
+make them narrower, so they are set on the descriptor as well.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from sagewai_ops.errors import NoSpaceError, OpsError, PermissionDeniedError
+
+PRIVATE_FILE = 0o600
+PRIVATE_FOLDER = 0o700
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2  # linux/fs.h
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def replace(path: Path, content: bytes, *, mode: int = PRIVATE_FILE) -> None:
+    """Put `content` at `path`, whole or not at all, and make it durable.
+
+    Raises:
+        NoSpaceError, PermissionDeniedError, OpsError: The system refused; `path` is unchanged.
+    """
+    with write_stream(path, mode=mode) as stream:
+        stream.write(content)
+
+
+@contextlib.contextmanager
+def write_stream(path: Path, *, mode: int = PRIVATE_FILE) -> Iterator[BinaryIO]:
+    """Give a binary file that takes the name `path` when the block ends well.
+
+    Raises:
+        NoSpaceError, PermissionDeniedError, OpsError: The system refused; `path` is unchanged.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    with naming(path):
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            with open(descriptor, "wb") as stream:
+                os.fchmod(descriptor, mode)
+                yield stream
+                stream.flush()
+                os.fsync(descriptor)
+            os.rename(beside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(beside)
+            raise
+        sync_folder(path.parent)
+
+
+def make_folder(path: Path, *, mode: int = PRIVATE_FOLDER) -> None:
+    """Make a folder, and the missing ones above it, with exactly this mode; one there is left.
+
+    Raises:
+        NoSpaceError, PermissionDeniedError, OpsError: The system refused.
+    """
+    if path.is_dir():
+        return
+    if not path.parent.is_dir():
+        make_folder(path.parent, mode=mode)
+    with naming(path), contextlib.suppress(FileExistsError):
+        os.mkdir(path, mode)
+        os.chmod(path, mode)
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot sync a folder; their renames are synchronous.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(path: Path) -> None:
+    """Make everything on the file system of `path` durable at once.
+
+    One call for a tree of many files; without `syncfs`, all file systems are synced.
+    """
+    try:
+        syncfs = ctypes.CDLL(None, use_errno=True).syncfs
+    except (AttributeError, OSError):
+        os.sync()
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), os.fspath(path))
+    finally:
+        os.close(descriptor)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Swap two names of one file system in a single step, if the system can.
+
+    Returns:
+        False where there is no such step (nothing was changed).
+
+    Raises:
+        OSError: The system has the step and refused it.
+
+    Source: renameat2(2), RENAME_EXCHANGE.
+    """
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    if (
+        renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
+        == 0
+    ):
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), os.fspath(first), None, os.fspath(second))
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file or a folder with all in it, never through a symlink; gone already is fine."""
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn what the system refuses inside the block into an error that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise refused(error, path) from error
+
+
+def refused(error: OSError, path: Path | str) -> OpsError:
+    """Say what the system refused, as the error with the right exit code."""
+    name = os.fsdecode(error.filename) if error.filename is not None else str(path)
+    reason = (error.strerror or "refused").lower()
+    if error.errno in _NO_SPACE:
+        return NoSpaceError(f"{name}: {reason}", hint="free some space, then run it again")
+    if error.errno in _DENIED:
+        return PermissionDeniedError(
+            f"{name}: {reason}", hint=f"ls -ld {name}  # run as a user who may write it"
+        )
+    return OpsError(f"{name}: {reason}", hint="")

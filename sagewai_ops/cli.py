@@ -1,0 +1,105 @@
+"""The program: loads the commands by name, and is the only place that exits."""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sagewai_ops import __version__
+
+if TYPE_CHECKING:
+    import typer
+
+# The order of `--help`: a home's life.
+COMMANDS = ("init", "status", "backup", "restore", "snapshots")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program and leave with its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words == ["--version"]:
+        # Answered before Typer is imported: scripts ask often.
+        sys.stdout.write(f"sagewai-ops {__version__}\n")
+        sys.exit(0)
+    sys.exit(run(words))
+
+
+def run(words: Sequence[str]) -> int:
+    """Run one command line and give its exit code; never raises for the user's mistakes."""
+    import typer
+
+    from sagewai_ops.errors import UsageError
+    from sagewai_ops.invocation import Run, report_error
+    from sagewai_ops.settings import Settings
+    from sagewai_ops.terminal import Terminal
+
+    # Click's own base class, wherever this version of Typer keeps Click.
+    click_error: type[Exception] = typer.BadParameter.__mro__[2]
+    is_json = "--json" in words
+    try:
+        code = build_app()(list(words), prog_name="sagewai-ops", standalone_mode=False)
+    except click_error as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "sagewai-ops"
+        message = error.format_message()
+        failure = UsageError((message[:1].lower() + message[1:]).rstrip("."), hint=f"{path} --help")
+        settings = Settings(json=is_json)
+        return report_error(Run(path, settings, Terminal(json=is_json)), failure)
+    except (typer.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        # The reader of our results went away (`| head`): its decision, not a failure to report.
+        sys.stdout = None  # type: ignore[assignment]
+        return 141
+    return code if isinstance(code, int) else 0
+
+
+def build_app() -> "typer.Typer":
+    """Build the Typer app with every command registered."""
+    from importlib import import_module
+
+    import typer
+
+    from sagewai_ops.invocation import (
+        HomeOption,
+        JsonOption,
+        QuietOption,
+        VerboseOption,
+        merged,
+    )
+
+    app = typer.Typer(
+        name="sagewai-ops",
+        help="Backup, restore, verification and migration of a Sagewai home.",
+        no_args_is_help=True,
+        add_completion=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    def show_version(*, asked: bool) -> None:
+        if asked:
+            sys.stdout.write(f"sagewai-ops {__version__}\n")
+            raise typer.Exit
+
+    @app.callback()
+    def _globals(
+        context: typer.Context,
+        *,
+        home: HomeOption = None,
+        json: JsonOption = False,
+        quiet: QuietOption = False,
+        verbose: VerboseOption = False,
+        version: bool = typer.Option(  # noqa: ARG001 - eager, done by its callback
+            False,
+            "--version",
+            help="Print the version.",
+            is_eager=True,
+            callback=lambda asked: show_version(asked=asked),
+        ),
+    ) -> None:
+        context.obj = merged(None, {"home": home, "json": json, "quiet": quiet, "verbose": verbose})
+
+    for name in COMMANDS:
+        import_module(f"sagewai_ops.commands.{name.replace('-', '_')}").register(app)
+    return app

@@ -1,0 +1,102 @@
+"""One run at a time on a folder: an OS lock that dies with its process.
+
+The lock is `flock` on the folder itself: nothing is written, so it works on a read-only home and
+leaves nothing behind after a kill. Who holds it is read from the system, where the system tells.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from sagewai_ops.errors import LockedError
+from sagewai_ops.processes import Process, describe, lock_holders
+
+_POLL_SECONDS = 0.1
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Hold a folder for the length of the block.
+
+    Args:
+        path: A folder that exists.
+        wait_seconds: How long to wait for another holder; 0 refuses at once.
+
+    Raises:
+        LockedError: Somebody else holds it; the message names who.
+    """
+    with _hold(path, fcntl.LOCK_EX, wait_seconds):
+        yield
+
+
+@contextlib.contextmanager
+def shared(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Keep writers of a folder away for the length of the block; other readers may come in.
+
+    Raises:
+        LockedError: A writer holds it; the message names who.
+    """
+    with _hold(path, fcntl.LOCK_SH, wait_seconds):
+        yield
+
+
+def is_abandoned(path: Path) -> bool:
+    """Tell whether nobody alive holds the file or folder, so that its leftovers can go."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+@contextlib.contextmanager
+def _hold(path: Path, operation: int, wait_seconds: float) -> Iterator[None]:
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _take(path, descriptor, operation, deadline)
+            if _is_still(path, descriptor):
+                yield
+                return
+            # The folder was swapped for another while we waited: lock the one that is there.
+        finally:
+            os.close(descriptor)
+
+
+def _take(path: Path, descriptor: int, operation: int, deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+        else:
+            return
+        if time.monotonic() >= deadline:
+            raise LockedError(
+                f"{path}: another run holds it, {_names(lock_holders(path))}",
+                hint="wait for it to end, or let this run wait: --wait SECONDS",
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _names(holders: tuple[Process, ...]) -> str:
+    return ", ".join(describe(holder) for holder in holders) or "a process that cannot be seen"
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,225 @@
+"""What people and scripts see: results on stdout, everything else on stderr.
+
+Colour, tables and progress bars appear on a terminal alone (rich, imported when first needed).
+Names of files come from strangers: control characters and broken bytes are escaped on the way out.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, TextIO
+
+from sagewai_ops.errors import UsageError
+from sagewai_ops.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+PROGRAM = "sagewai-ops"
+_BEFORE_PROGRESS_SECONDS = 0.4  # shorter runs show no bar: it would only flicker
+_REFRESH_SECONDS = 0.1
+
+
+class Terminal:
+    """The two streams of one run and what may be written to them.
+
+    Args:
+        quiet: Keep everything but errors and asked-for results.
+        verbose: Show summaries and notes without a terminal too.
+        json: stdout takes one JSON object and nothing else.
+    """
+
+    def __init__(
+        self,
+        *,
+        quiet: bool = False,
+        verbose: bool = False,
+        json: bool = False,
+        out: TextIO | None = None,
+        err: TextIO | None = None,
+    ) -> None:
+        self.quiet = quiet
+        self.verbose = verbose
+        self.json = json
+        self._out = out or sys.stdout
+        self._err = err or sys.stderr
+
+    @property
+    def wants_summary(self) -> bool:
+        """Whether a command that acted says what it did: silent under cron, unless asked."""
+        return not self.quiet and (self.verbose or self._out.isatty())
+
+    def line(self, text: str = "", *, style: str = "") -> None:
+        """Write one line of a result to stdout, in a rich style where stdout is a terminal."""
+        if style and _is_rich(self._out):
+            from rich.console import Console
+            from rich.text import Text
+
+            Console(file=self._out, highlight=False, soft_wrap=True).print(
+                Text(printable(text), style=style)
+            )
+        else:
+            print(printable(text), file=self._out)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Write a table to stdout; without a terminal, columns padded with spaces."""
+        clean = [[printable(cell) for cell in row] for row in rows]
+        if _is_rich(self._out):
+            from rich.console import Console
+            from rich.table import Table
+            from rich.text import Text
+
+            grid = Table(*columns, header_style="bold", box=None, pad_edge=False)
+            for row in clean:
+                grid.add_row(*(Text(cell) for cell in row))
+            Console(file=self._out, highlight=False).print(grid)
+            return
+        widths = [max(len(cell) for cell in column) for column in zip(columns, *clean, strict=True)]
+        for row in [list(columns), *clean]:
+            print(
+                "  ".join(
+                    cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+                ).rstrip(),
+                file=self._out,
+            )
+
+    def document(self, value: object) -> None:
+        """Write one JSON object to stdout."""
+        print(json.dumps(value, ensure_ascii=True, default=str), file=self._out)
+
+    def note(self, text: str) -> None:
+        """Say something on stderr that only somebody who watches wants to know."""
+        if self.verbose and not self.quiet:
+            print(printable(text), file=self._err)
+
+    def warning(self, text: str) -> None:
+        """Say on stderr that something deserves attention."""
+        if not self.quiet:
+            print(f"{PROGRAM}: warning: {printable(text)}", file=self._err)
+
+    def error(self, message: str, hint: str) -> None:
+        """Say on stderr what failed and what to do next."""
+        print(f"{PROGRAM}: error: {printable(message)}", file=self._err)
+        for line in hint.splitlines():
+            print(f"{PROGRAM}: hint: {printable(line)}", file=self._err)
+
+    def confirm(self, question: str, *, yes: bool) -> None:
+        """Ask before something that cannot be taken back.
+
+        Raises:
+            UsageError: The answer is no, or there is nobody to ask and no `--yes`.
+        """
+        if yes:
+            return
+        if not (sys.stdin.isatty() and self._err.isatty()):
+            raise UsageError(f"{question}: nobody to ask, no terminal", hint="answer with --yes")
+        print(f"{printable(question)} [y/N] ", end="", file=self._err, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise UsageError(f"{question}: answered no, nothing was changed")
+
+    def secret(self, prompt: str) -> str:
+        """Ask for a passphrase without showing it.
+
+        Raises:
+            UsageError: There is no terminal to ask on.
+        """
+        import getpass
+
+        if not (sys.stdin.isatty() and self._err.isatty()):
+            raise UsageError(
+                f"{prompt}: nobody to ask, no terminal", hint="use --passphrase-file FILE"
+            )
+        return getpass.getpass(f"{prompt}: ", stream=self._err)
+
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[Progress | None]:
+        """Give a callback that draws progress bars on stderr, or None where nobody watches."""
+        if self.quiet or self.json or not _is_rich(self._err):
+            yield None
+            return
+        bars = _Bars(self._err)
+        try:
+            yield bars.report
+        finally:
+            bars.close()
+
+
+class _Bars:
+    """Progress bars that appear when a run turns out to take a while."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._began = self._drawn = time.monotonic()
+        self._lock = threading.Lock()
+        self._tasks: dict[str, TaskID] = {}
+        self._totals: dict[str, int] = {}
+        self._progress: object = None
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        moment = time.monotonic()
+        if moment - self._began < _BEFORE_PROGRESS_SECONDS:
+            return
+        if moment - self._drawn < _REFRESH_SECONDS and (done < total or not total):
+            return
+        with self._lock:
+            self._drawn = moment
+            self._draw(stage, done, total)
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()  # type: ignore[attr-defined]
+
+    def _draw(self, stage: str, done: int, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if self._progress is None:
+            bars = Progress(
+                TextColumn("{task.description:<24}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeRemainingColumn(),
+                console=Console(file=self._stream),
+                transient=True,
+            )
+            bars.start()
+            self._progress = bars
+        bars = self._progress  # type: ignore[assignment]
+        if stage not in self._tasks:
+            self._tasks[stage] = bars.add_task(stage, total=total or None)
+        bars.update(self._tasks[stage], completed=done, total=total or None)
+
+
+def printable(text: str) -> str:
+    """Escape control characters and bytes that are not UTF-8, so that a name stays one line."""
+    return "".join(
+        character
+        if character.isprintable() or character == "\t"
+        else character.encode("utf-8", "surrogateescape")
+        .decode("latin-1")
+        .encode("unicode_escape")
+        .decode("ascii")
+        for character in text
+    )
+
+
+def size(size_bytes: int) -> str:
+    """Write a number of bytes as people read it, in powers of 1000."""
+    value = float(size_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def _is_rich(stream: TextIO) -> bool:
+    return (
+        stream.isatty()
+        and os.environ.get("TERM", "") not in ("", "dumb")
+        and "NO_COLOR" not in os.environ
+    )
