@@ -1,0 +1,81 @@
+"""A new, empty database with the schema of a fresh Sagewai home."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import sqlite3
+from pathlib import Path
+
+from sagewai_ops import atomic
+from sagewai_ops.errors import NoSpaceError, OpsError, TargetBusyError
+from sagewai_ops.schema import ddl
+
+# Where there are no hard links (FAT, some network shares), the file is renamed into place.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+def create_database(path: Path) -> None:
+    """Write a database in WAL mode with all tables and no rows, closed, without side files.
+
+    It is built beside its place and named last: a crash leaves no half of it. Mode 0600.
+
+    Args:
+        path: Must not exist; its folder must.
+
+    Raises:
+        TargetBusyError: Something has that name already.
+        NoSpaceError, PermissionDeniedError, OpsError: The system refused; `path` does not exist.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    with atomic.naming(path):
+        if os.path.lexists(path):
+            raise _taken(path)
+        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.fchmod(descriptor, atomic.PRIVATE_FILE)
+            _fill(beside, path)
+            os.fsync(descriptor)
+            _name(beside, path)
+        finally:
+            os.close(descriptor)
+            for leftover in (beside, *(Path(f"{beside}{suffix}") for suffix in ("-wal", "-shm"))):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(leftover)
+        atomic.sync_folder(path.parent)
+
+
+def _fill(file: Path, shown: Path) -> None:
+    try:
+        with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("BEGIN IMMEDIATE")
+            for statement in ddl.create_all():
+                connection.execute(statement)
+            connection.execute("COMMIT")
+    except sqlite3.OperationalError as error:
+        if "full" in str(error):
+            raise NoSpaceError(f"{shown}: {error}", hint=f"df -h {shown.parent}") from error
+        raise OpsError(f"{shown}: cannot be built, {error}") from error
+
+
+def _name(beside: Path, path: Path) -> None:
+    """Give the finished file its name, never taking the place of another file."""
+    try:
+        os.link(beside, path)
+    except FileExistsError as error:
+        raise _taken(path) from error
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(path):
+            raise _taken(path) from error
+        os.rename(beside, path)
+
+
+def _taken(path: Path) -> TargetBusyError:
+    return TargetBusyError(
+        f"{path}: exists already", hint=f"sagewai-ops --home {path.parent.parent} db current"
+    )

@@ -1,0 +1,78 @@
+"""The tables as metadata: what they are on SQLite and what their columns are on PostgreSQL."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sqlite3
+
+import pytest
+from sagewai_ops.schema import ddl
+from sagewai_ops.schema.tables import LAX, metadata
+from sqlalchemy import CheckConstraint, Column, Table, UniqueConstraint
+from sqlalchemy.dialects import postgresql
+
+import schema_catalogs
+
+HEAD = schema_catalogs.postgres("020_fleet_task_lease")
+
+TABLES = list(metadata.tables.values())
+COLUMNS = [
+    pytest.param(table, column, id=f"{table}.{column.name}")
+    for table in TABLES
+    for column in table.columns
+]
+SPELLED = {"FLOAT": "double precision", "VARCHAR": "character varying"}
+
+
+def test_metadata_builds_what_a_fresh_home_has() -> None:
+    """Every table, column, type, default, key, check, unique and index equals the reference."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        for statement in ddl.create_all():
+            connection.execute(statement)
+        built = schema_catalogs.read_sqlite(connection)
+
+    reference = schema_catalogs.sqlite()
+    assert built == reference
+    assert {table: list(built[table]["columns"]) for table in built} == {
+        table: list(reference[table]["columns"]) for table in reference
+    }
+
+
+@pytest.mark.parametrize(("table", "column"), COLUMNS)
+def test_column_is_on_postgres_what_the_reference_says(
+    table: Table, column: Column[object]
+) -> None:
+    """Type and NULL-ability on PostgreSQL can be read off the metadata."""
+    reference = HEAD["tables"][table.name]["columns"][column.name]
+
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    spelled = column.type.compile(dialect=dialect)
+    spelled = re.sub(r"^[A-Z]+", lambda word: SPELLED.get(word[0], word[0]), spelled)
+
+    assert spelled.lower() == reference["type"]
+    assert (not column.nullable and LAX not in column.info) == reference["not_null"]
+
+
+@pytest.mark.parametrize("table", TABLES, ids=str)
+def test_checks_and_uniques_of_postgres_can_be_read_off_the_metadata(table: Table) -> None:
+    """Nothing that PostgreSQL refuses about a row or a pair of rows is unknown to the metadata."""
+    reference = HEAD["tables"][table.name]["constraints"]
+
+    checks = {c.name for c in table.constraints if isinstance(c, CheckConstraint)}
+    uniques = {
+        ", ".join(column.name for column in constraint.columns)
+        for constraint in table.constraints
+        if isinstance(constraint, UniqueConstraint)
+    } | {
+        ", ".join(column.name for column in index.columns)
+        for index in table.indexes
+        if index.unique
+    }
+
+    assert {n for n, d in reference.items() if d.startswith("CHECK")} == checks
+    assert {
+        names
+        for names in (d[8:-1] for d in reference.values() if d.startswith("UNIQUE"))
+        if set(names.split(", ")) <= set(table.columns.keys())
+    } <= uniques
