@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sagewai_ops import __version__
 
@@ -33,7 +33,7 @@ def run(words: Sequence[str]) -> int:
     from sagewai_ops.terminal import Terminal
 
     # Click's own base class, wherever this version of Typer keeps Click.
-    click_error: type[Exception] = typer.BadParameter.__mro__[2]
+    click_error: Any = typer.BadParameter.__mro__[2]
     is_json = "--json" in words
     try:
         code = build_app()(list(words), prog_name="sagewai-ops", standalone_mode=False)
@@ -48,7 +48,7 @@ def run(words: Sequence[str]) -> int:
         return 130
     except BrokenPipeError:
         # The reader of our results went away (`| head`): its decision, not a failure to report.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 141
     return code if isinstance(code, int) else 0
 

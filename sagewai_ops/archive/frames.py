@@ -1,0 +1,289 @@
+"""The stream as zstd frames of at most 4 MiB, compressed and read in parallel, and a seek table.
+
+    data frames ... | trailer (skippable frame) | seek table (skippable frame)
+
+Every data frame carries its content size and checksum. The trailer says where the manifest starts
+and the SHA-256 of every byte before it, so that no flipped bit goes unnoticed, not even one that
+zstd ignores. `zstd -d` passes over both skippable frames.
+
+Source: RFC 8878 (zstd frames) and the seekable format of zstd's contrib folder, version 0.1.0.
+"""
+
+import hashlib
+import os
+import struct
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sagewai_ops.errors import DamagedError
+
+FRAME_BYTES = 4 * 1024 * 1024  # of tar data in a frame; docs/format.md
+DEFAULT_LEVEL = 3
+WORKERS = min(os.cpu_count() or 1, 4)  # more would only hold more frames in memory
+
+_DATA_MAGIC = 0xFD2FB528
+_TRAILER_MAGIC = 0x184D2A5D  # a skippable frame of ours
+_TABLE_MAGIC = 0x184D2A5E  # the skippable frame that the seekable format reserves
+_SEEKABLE_MAGIC = 0x8F92EAB1
+_TRAILER = struct.Struct("<II8sQ32s")  # magic, length, mark, manifest offset, SHA-256
+_TRAILER_MARK = b"sgwiops1"
+_FRAME_HEAD = struct.Struct("<II")  # a skippable frame's magic and length
+_TABLE_ENTRY = struct.Struct("<II")  # compressed and decompressed bytes
+_TABLE_FOOT = struct.Struct("<IBI")  # number of frames, descriptor, magic
+TABLE_FOOT_BYTES = _TABLE_FOOT.size
+# A frame of 4 MiB that zstd could not shrink is a little larger than its content.
+_MOST_COMPRESSED_BYTES = FRAME_BYTES + FRAME_BYTES // 128 + 512
+
+
+class Sink(Protocol):
+    """Where the archive's bytes go."""
+
+    def write(self, data: bytes, /) -> Any:
+        """Take all of `data`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where a data frame stands.
+
+    Attributes:
+        offset: Of its first byte in the archive.
+        start: Of its content in the tar stream.
+    """
+
+    offset: int
+    size_bytes: int
+    start: int
+    content_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the end of an archive tells about the rest.
+
+    Attributes:
+        frames: In the order of the stream.
+        trailer_offset: Where the bytes that the digest covers end.
+        manifest_start: Offset of the manifest's tar header in the tar stream; a frame starts there.
+        sha256: Of the archive's bytes before the trailer.
+    """
+
+    frames: tuple[Frame, ...]
+    trailer_offset: int
+    manifest_start: int
+    sha256: bytes
+
+    @property
+    def content_bytes(self) -> int:
+        """The length of the tar stream."""
+        last = self.frames[-1]
+        return last.start + last.content_bytes
+
+
+class FrameWriter:
+    """Cut a byte stream into frames, compress them on all cores, write them in order.
+
+    Args:
+        sink: Takes the archive.
+        level: Of zstd, 1 to 19.
+    """
+
+    def __init__(self, sink: Sink, *, level: int = DEFAULT_LEVEL) -> None:
+        self._sink = sink
+        self._level = level
+        self._digest = hashlib.sha256()
+        self._table: list[tuple[int, int]] = []
+        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="compress")
+        self._local = threading.local()
+        self._pending: deque[tuple[bytearray, int, Future[bytes]]] = deque()
+        self._spare: list[bytearray] = []
+        self._buffer = bytearray(FRAME_BYTES)
+        self._filled = 0
+        self.position = 0  # in the tar stream
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Add bytes to the stream."""
+        view = memoryview(data)
+        while view:
+            room = self.room()
+            count = min(len(room), len(view))
+            room[:count] = view[:count]
+            self.advance(count)
+            view = view[count:]
+
+    def room(self) -> memoryview:
+        """Give the free part of the frame at hand, to be filled in place."""
+        return memoryview(self._buffer)[self._filled :]
+
+    def advance(self, count: int) -> None:
+        """Count bytes that were put into `room`."""
+        self._filled += count
+        self.position += count
+        if self._filled == FRAME_BYTES:
+            self.cut()
+
+    def cut(self) -> None:
+        """End the frame at hand here."""
+        if not self._filled:
+            return
+        future = self._pool.submit(self._compress, self._buffer, self._filled)
+        self._pending.append((self._buffer, self._filled, future))
+        self._filled = 0
+        while len(self._pending) > WORKERS + 1:
+            self._write_oldest()
+        self._buffer = self._spare.pop() if self._spare else bytearray(FRAME_BYTES)
+
+    def finish(self, manifest_start: int) -> None:
+        """Write what is pending, the trailer and the seek table."""
+        self.cut()
+        while self._pending:
+            self._write_oldest()
+        trailer = _TRAILER.pack(
+            _TRAILER_MAGIC,
+            _TRAILER.size - _FRAME_HEAD.size,
+            _TRAILER_MARK,
+            manifest_start,
+            self._digest.digest(),
+        )
+        self._sink.write(trailer)
+        self._table.append((len(trailer), 0))
+        entries = b"".join(_TABLE_ENTRY.pack(*entry) for entry in self._table)
+        foot = _TABLE_FOOT.pack(len(self._table), 0, _SEEKABLE_MAGIC)
+        head = _FRAME_HEAD.pack(_TABLE_MAGIC, len(entries) + len(foot))
+        self._sink.write(head + entries + foot)
+        self.close()
+
+    def close(self) -> None:
+        """Stop the workers; also after a failure."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _compress(self, buffer: bytearray, count: int) -> bytes:
+        compressor = getattr(self._local, "compressor", None)
+        if compressor is None:
+            import zstandard
+
+            compressor = zstandard.ZstdCompressor(
+                level=self._level, write_checksum=True, write_content_size=True
+            )
+            self._local.compressor = compressor
+        compressed: bytes = compressor.compress(memoryview(buffer)[:count])
+        return compressed
+
+    def _write_oldest(self) -> None:
+        buffer, count, future = self._pending.popleft()
+        frame = future.result()
+        self._spare.append(buffer)
+        self._digest.update(frame)
+        self._sink.write(frame)
+        self._table.append((len(frame), count))
+
+
+def table_bytes(foot: bytes, archive_bytes: int) -> int:
+    """Tell from the last bytes how long the trailer and the seek table are together.
+
+    Args:
+        foot: The last `TABLE_FOOT_BYTES` bytes of the archive.
+
+    Raises:
+        DamagedError: The archive does not end in a seek table.
+    """
+    if len(foot) != _TABLE_FOOT.size:
+        raise DamagedError(f"archive: cut short, {archive_bytes} bytes")
+    count, descriptor, magic = _TABLE_FOOT.unpack(foot)
+    length = _FRAME_HEAD.size + count * _TABLE_ENTRY.size + _TABLE_FOOT.size + _TRAILER.size
+    if magic != _SEEKABLE_MAGIC or descriptor != 0 or count < 2 or length > archive_bytes:
+        raise DamagedError("archive: does not end in a seek table, it is cut short or not ours")
+    return int(length)
+
+
+def parse_layout(tail: bytes, archive_bytes: int) -> Layout:
+    """Read trailer and seek table.
+
+    Args:
+        tail: The last `table_bytes` bytes of the archive.
+
+    Raises:
+        DamagedError: They contradict each other, the archive's size or the format.
+    """
+    count = _TABLE_FOOT.unpack(tail[-_TABLE_FOOT.size :])[0]
+    magic, length, mark, manifest_start, digest = _TRAILER.unpack_from(tail)
+    table_magic, table_length = _FRAME_HEAD.unpack_from(tail, _TRAILER.size)
+    first = _TRAILER.size + _FRAME_HEAD.size
+    sizes = list(_TABLE_ENTRY.iter_unpack(tail[first : first + count * _TABLE_ENTRY.size]))
+    frames: list[Frame] = []
+    offset = start = 0
+    for size_bytes, content_bytes in sizes[:-1]:
+        if not 0 < content_bytes <= FRAME_BYTES or not 0 < size_bytes <= _MOST_COMPRESSED_BYTES:
+            raise DamagedError("archive: its seek table lists a frame of an impossible size")
+        frames.append(Frame(offset, size_bytes, start, content_bytes))
+        offset += size_bytes
+        start += content_bytes
+    if (
+        (magic, length, mark) != (_TRAILER_MAGIC, _TRAILER.size - _FRAME_HEAD.size, _TRAILER_MARK)
+        or table_magic != _TABLE_MAGIC
+        or table_length != count * _TABLE_ENTRY.size + _TABLE_FOOT.size
+        or sizes[-1] != (_TRAILER.size, 0)
+        or offset + len(tail) != archive_bytes
+        or not any(frame.start == manifest_start for frame in frames[1:])
+    ):
+        raise DamagedError("archive: its seek table does not fit its content")
+    return Layout(tuple(frames), offset, manifest_start, digest)
+
+
+def decompressed(
+    frames: Sequence[Frame],
+    compressed: Iterator[bytes],
+) -> Iterator[bytes]:
+    """Decompress frames on all cores, in order.
+
+    Args:
+        frames: What the seek table says of each.
+        compressed: The bytes of each, in the same order.
+
+    Raises:
+        DamagedError: A frame is not one, or not of the size that the table says.
+    """
+    import zstandard
+
+    local = threading.local()
+
+    def decompress(frame: Frame, data: bytes) -> bytes:
+        decompressor = getattr(local, "decompressor", None)
+        if decompressor is None:
+            decompressor = local.decompressor = zstandard.ZstdDecompressor()
+        try:
+            parameters = zstandard.get_frame_parameters(data)
+            # The size is checked before the content is made: a bomb stays packed.
+            is_expected = (
+                int.from_bytes(data[:4], "little") == _DATA_MAGIC
+                and parameters.content_size == frame.content_bytes
+                and parameters.has_checksum
+            )
+            content: bytes = (
+                decompressor.decompress(data, allow_extra_data=False) if is_expected else b""
+            )
+        except zstandard.ZstdError as error:
+            raise DamagedError(f"archive: frame at byte {frame.offset}: {error}") from error
+        if len(content) != frame.content_bytes:
+            raise DamagedError(
+                f"archive: frame at byte {frame.offset}: not what the seek table says"
+            )
+        return content
+
+    with ThreadPoolExecutor(WORKERS, thread_name_prefix="decompress") as pool:
+        pending: deque[Future[bytes]] = deque()
+        try:
+            for frame, data in zip(frames, compressed, strict=True):
+                pending.append(pool.submit(decompress, frame, data))
+                if len(pending) > WORKERS:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

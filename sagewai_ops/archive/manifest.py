@@ -1,0 +1,243 @@
+"""What an archive holds, said twice: `snapshot.json` at its front, `manifest.json` at its end.
+
+The manifest is the allow-list of every reader: what it does not name is not extracted, and what it
+names must be there, byte for byte. Both are JSON; docs/format.md gives every field.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from sagewai_ops.errors import DamagedError, SchemaAheadError
+
+FORMAT_VERSION = 1
+HEADER_NAME = "snapshot.json"
+MANIFEST_NAME = "manifest.json"
+
+
+class EntryType(str, Enum):
+    """What a member is."""
+
+    FILE = "file"
+    FOLDER = "folder"
+    LINK = "link"
+    # A file that changed while it was read; the same path follows once more, and that one counts.
+    SUPERSEDED = "superseded"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One member of the archive.
+
+    Attributes:
+        path: Relative, separated by `/`; bytes that are not UTF-8 are surrogates (PEP 383).
+        mode: Permission bits, at most 0o7777.
+        mtime_ns: Nanoseconds since 1970, UTC.
+        size_bytes: Of the content; 0 for folders and links.
+        sha256: 32 bytes of the content; empty for folders and links.
+        target: Of a link, relative to the folder that the link stands in.
+        is_sparse: The file had holes, which a reader may make again.
+    """
+
+    path: str
+    type: EntryType
+    mode: int
+    mtime_ns: int
+    uid: int = 0
+    gid: int = 0
+    size_bytes: int = 0
+    sha256: bytes = b""
+    target: str = ""
+    is_sparse: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The members in the order of the archive, and what was found out about them.
+
+    Attributes:
+        facts: JSON of the writer's: database, keys, what was left out; see docs/format.md.
+    """
+
+    entries: tuple[Entry, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """`snapshot.json`: which snapshot this is; nothing secret.
+
+    Attributes:
+        facts: Every other field of the file, such as `created_at` and `key_fingerprint`.
+    """
+
+    id: str
+    format_version: int = FORMAT_VERSION
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def encode_header(header: Header) -> bytes:
+    """Write `snapshot.json`."""
+    document = {"format": header.format_version, "id": header.id, **header.facts}
+    return json.dumps(document, indent=1).encode() + b"\n"
+
+
+def decode_header(content: bytes) -> Header:
+    """Read `snapshot.json`.
+
+    Raises:
+        SchemaAheadError: It is of a format that is newer than this program.
+        DamagedError: It is not what it must be.
+    """
+    document = _parsed(content, HEADER_NAME)
+    version, name = document.pop("format", None), document.pop("id", None)
+    if not isinstance(version, int) or not isinstance(name, str) or version < 1:
+        raise DamagedError(f"{HEADER_NAME}: no format version or no id")
+    if version > FORMAT_VERSION:
+        raise SchemaAheadError(
+            f"snapshot {name}: format {version}, this program reads up to {FORMAT_VERSION}",
+            hint="install a newer sagewai-ops: pip install --upgrade sagewai-ops",
+        )
+    return Header(name, version, document)
+
+
+def encode_manifest(manifest: Manifest) -> Iterator[bytes]:
+    """Write `manifest.json` in pieces of at most some thousand entries."""
+    facts = json.dumps({"format": FORMAT_VERSION, **manifest.facts}, indent=1)
+    # The list of entries is written by hand, one a line, so that a long one is never whole in
+    # memory twice.
+    yield facts.removesuffix("\n}").encode() + b',\n "entries": ['
+    lines: list[str] = []
+    for position, entry in enumerate(manifest.entries):
+        lines.append(("\n" if position == 0 else ",\n") + json.dumps(_as_json(entry)))
+        if len(lines) == 4096:
+            yield "".join(lines).encode()
+            lines.clear()
+    yield "".join(lines).encode() + b"\n]}\n"
+
+
+def decode_manifest(content: bytes) -> Manifest:
+    """Read `manifest.json`.
+
+    Raises:
+        SchemaAheadError, DamagedError: As `decode_header`.
+    """
+    document = _parsed(content, MANIFEST_NAME, hook=_entry_or_dict)
+    version = document.pop("format", None)
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise SchemaAheadError(
+            f"{MANIFEST_NAME}: format {version}, this program reads up to {FORMAT_VERSION}",
+            hint="install a newer sagewai-ops: pip install --upgrade sagewai-ops",
+        )
+    entries = document.pop("entries", None)
+    if version != FORMAT_VERSION or not isinstance(entries, list):
+        raise DamagedError(f"{MANIFEST_NAME}: no format version or no entries")
+    if not all(isinstance(entry, Entry) for entry in entries):
+        raise DamagedError(f"{MANIFEST_NAME}: an entry is not one")
+    return Manifest(tuple(entries), document)
+
+
+def _as_json(entry: Entry) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "path": entry.path,
+        "type": entry.type.value,
+        "mode": f"{entry.mode:04o}",
+        "uid": entry.uid,
+        "gid": entry.gid,
+        "mtime_ns": entry.mtime_ns,
+    }
+    if entry.type in (EntryType.FILE, EntryType.SUPERSEDED):
+        document |= {"size": entry.size_bytes, "sha256": entry.sha256.hex()}
+    if entry.type is EntryType.LINK:
+        document["target"] = entry.target
+    if entry.is_sparse:
+        document["sparse"] = True
+    return document
+
+
+def _entry_or_dict(pairs: list[tuple[str, Any]]) -> object:
+    """Turn each entry into its value as soon as it is parsed: a dict of each would fill memory."""
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise DamagedError(f"{MANIFEST_NAME}: a field stands twice")
+    if "mtime_ns" not in document:
+        return document
+    try:
+        entry = Entry(
+            path=_text(document["path"]),
+            type=EntryType(document["type"]),
+            mode=int(_text(document["mode"]), 8),
+            mtime_ns=_number(document["mtime_ns"], negative=True),
+            uid=_number(document["uid"]),
+            gid=_number(document["gid"]),
+            size_bytes=_number(document.get("size", 0)),
+            sha256=bytes.fromhex(document.get("sha256", "")),
+            target=_text(document.get("target", "")),
+            is_sparse=document.get("sparse") is True,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedError(f"{MANIFEST_NAME}: an entry is not one: {error}") from error
+    _check(entry)
+    return entry
+
+
+def _check(entry: Entry) -> None:
+    has_content = entry.type in (EntryType.FILE, EntryType.SUPERSEDED)
+    if (
+        not is_safe(entry.path)
+        or not 0 <= entry.mode <= 0o7777
+        or len(entry.sha256) != (32 if has_content else 0)
+        or (entry.size_bytes and not has_content)
+        or (entry.type is EntryType.LINK) != bool(entry.target)
+        or (entry.type is EntryType.LINK and not stays_inside(entry.path, entry.target))
+    ):
+        raise DamagedError(f"{MANIFEST_NAME}: entry {entry.path[:200]}: not allowed in a snapshot")
+
+
+def is_safe(path: str) -> bool:
+    """Tell whether a member path is relative and stays where it is put."""
+    parts = path.split("/")
+    return (
+        0 < len(path) < 4096
+        and "\0" not in path
+        and all(part not in ("", ".", "..") for part in parts)
+    )
+
+
+def stays_inside(path: str, target: str) -> bool:
+    """Tell whether a link at `path` to `target` leads, name by name, to a place inside."""
+    if target.startswith("/") or "\0" in target or len(target) > 4095:
+        return False
+    depth = path.count("/")
+    for part in target.split("/"):
+        if part == "..":
+            depth -= 1
+        elif part not in ("", "."):
+            depth += 1
+        if depth < 0:
+            return False
+    return True
+
+
+def _parsed(content: bytes, name: str, *, hook: Any = None) -> dict[str, Any]:
+    try:
+        document = json.loads(content, object_pairs_hook=hook)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{name}: not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise DamagedError(f"{name}: not a JSON object")
+    return document
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.50} is not a text")
+    return value
+
+
+def _number(value: object, *, negative: bool = False) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or (value < 0 and not negative):
+        raise TypeError(f"{value!r:.50} is not a number")
+    return value

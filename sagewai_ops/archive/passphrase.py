@@ -1,0 +1,164 @@
+"""The age format under a passphrase, streamed: `age -d` and `rage -d` open what this writes.
+
+Source: the age specification, version 1 (header, scrypt stanza, STREAM payload); the primitives
+are those of `cryptography`.
+"""
+
+import base64
+import hmac
+import re
+import secrets
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from sagewai_ops.archive.frames import Sink
+from sagewai_ops.errors import DamagedError, KeyMissingError
+
+# scrypt takes 2**(LOG2_N + 10) bytes of memory: 64 MiB, a quarter of what the age program takes,
+# so that a backup under cron stays below its 150 MB.
+WORK_FACTOR_LOG2 = 16
+_MOST_WORK_FACTOR_LOG2 = 22  # the age program refuses more
+_CHUNK_BYTES = 64 * 1024
+_TAG_BYTES = 16
+_NONCE_BYTES = 16
+_FILE_KEY_BYTES = 16
+_MOST_HEADER_BYTES = 1024
+_VERSION = b"age-encryption.org/v1\n"
+_SALT_LABEL = b"age-encryption.org/v1/scrypt"
+_HEADER = re.compile(
+    rb"age-encryption\.org/v1\n-> scrypt ([A-Za-z0-9+/]{22}) ([1-9][0-9]?)\n"
+    rb"([A-Za-z0-9+/]{43})\n---( ([A-Za-z0-9+/]{43})\n)"
+)
+
+
+class PassphraseSink:
+    """Encrypt into a sink under a passphrase.
+
+    Args:
+        work_factor_log2: Of scrypt; tests weaken it.
+    """
+
+    def __init__(
+        self, sink: Sink, passphrase: str, *, work_factor_log2: int = WORK_FACTOR_LOG2
+    ) -> None:
+        from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+        file_key = secrets.token_bytes(_FILE_KEY_BYTES)
+        salt = secrets.token_bytes(16)
+        wrapping = ChaCha20Poly1305(_scrypt(passphrase, salt, work_factor_log2))
+        header = _VERSION + b"-> scrypt %s %d\n%s\n---" % (
+            _encode(salt),
+            work_factor_log2,
+            _encode(wrapping.encrypt(bytes(12), file_key, None)),
+        )
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        sink.write(header + b" " + _encode(_header_mac(file_key, header)) + b"\n" + nonce)
+        self._sink = sink
+        self._cipher = ChaCha20Poly1305(_derive(file_key, nonce, b"payload"))
+        self._counter = 0
+        self._pending = bytearray()
+
+    def write(self, data: bytes) -> None:
+        """Take plaintext."""
+        self._pending += data
+        whole = (len(self._pending) - 1) // _CHUNK_BYTES  # the last chunk waits: it may be the end
+        if whole < 1:
+            return
+        with memoryview(self._pending) as view:
+            self._sink.write(
+                b"".join(
+                    self._seal(bytes(view[start : start + _CHUNK_BYTES]), last=False)
+                    for start in range(0, whole * _CHUNK_BYTES, _CHUNK_BYTES)
+                )
+            )
+        del self._pending[: whole * _CHUNK_BYTES]
+
+    def close(self) -> None:
+        """Write the last chunk."""
+        self._sink.write(self._seal(bytes(self._pending), last=True))
+
+    def abandon(self) -> None:
+        """Forget what is pending."""
+        self._pending.clear()
+
+    def _seal(self, chunk: bytes, *, last: bool) -> bytes:
+        sealed = self._cipher.encrypt(_chunk_nonce(self._counter, last=last), chunk, None)
+        self._counter += 1
+        return sealed
+
+
+def is_passphrase_stream(stream: BinaryIO) -> bool:
+    """Tell whether an age stream wants a passphrase; the stream is put back to its beginning."""
+    head = stream.read(len(_VERSION) + 10)
+    stream.seek(0)
+    return head.startswith(_VERSION + b"-> scrypt ")
+
+
+def opened(stream: BinaryIO, passphrase: str, name: str) -> Iterator[bytes]:
+    """Decrypt a stream from its beginning, in chunks of at most 64 KiB.
+
+    Raises:
+        KeyMissingError: The passphrase is wrong.
+        DamagedError: The stream was changed or cut.
+    """
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+    head = stream.read(_MOST_HEADER_BYTES)
+    match = _HEADER.match(head)
+    if match is None or int(match[2]) > _MOST_WORK_FACTOR_LOG2:
+        raise DamagedError(f"snapshot {name}: its age header is not one")
+    wrapping = ChaCha20Poly1305(_scrypt(passphrase, _decode(match[1]), int(match[2])))
+    try:
+        file_key = wrapping.decrypt(bytes(12), _decode(match[3]), None)
+    except InvalidTag:
+        raise KeyMissingError(f"snapshot {name}: the passphrase does not open it") from None
+    # The texts are compared, not what they decode to: base64 has bits that say nothing.
+    if not hmac.compare_digest(_encode(_header_mac(file_key, head[: match.start(4)])), match[5]):
+        raise DamagedError(f"snapshot {name}: its age header was changed")
+    stream.seek(match.end())
+    cipher = ChaCha20Poly1305(_derive(file_key, stream.read(_NONCE_BYTES), b"payload"))
+    counter = 0
+    chunk = stream.read(_CHUNK_BYTES + _TAG_BYTES)
+    while True:
+        following = stream.read(_CHUNK_BYTES + _TAG_BYTES)
+        try:
+            yield cipher.decrypt(_chunk_nonce(counter, last=not following), chunk, None)
+        except InvalidTag:
+            raise DamagedError(
+                f"snapshot {name}: its encryption does not hold at chunk {counter}"
+            ) from None
+        if not following:
+            return
+        counter, chunk = counter + 1, following
+
+
+def _scrypt(passphrase: str, salt: bytes, work_factor_log2: int) -> bytes:
+    from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+    return Scrypt(salt=_SALT_LABEL + salt, length=32, n=2**work_factor_log2, r=8, p=1).derive(
+        passphrase.encode()
+    )
+
+
+def _derive(file_key: bytes, salt: bytes, label: bytes) -> bytes:
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+    return HKDF(algorithm=SHA256(), length=32, salt=salt or None, info=label).derive(file_key)
+
+
+def _header_mac(file_key: bytes, header: bytes) -> bytes:
+    return hmac.digest(_derive(file_key, b"", b"header"), header, "sha256")
+
+
+def _chunk_nonce(counter: int, *, last: bool) -> bytes:
+    return counter.to_bytes(11, "big") + (b"\1" if last else b"\0")
+
+
+def _encode(data: bytes) -> bytes:
+    return base64.b64encode(data).rstrip(b"=")
+
+
+def _decode(text: bytes) -> bytes:
+    return base64.b64decode(text + b"=" * (-len(text) % 4))

@@ -1,0 +1,303 @@
+"""Read an archive that may be damaged or hostile: the manifest first, then only what it names.
+
+Every header is spelled anew from the manifest and compared; every content is hashed; reading all
+of it also checks the digest of the whole. What does not fit raises DamagedError, and whoever
+extracts throws away what it has.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+from sagewai_ops.archive import frames as containers
+from sagewai_ops.archive.envelope import AGE_MAGIC, Unlock
+from sagewai_ops.archive.manifest import (
+    HEADER_NAME,
+    MANIFEST_NAME,
+    Entry,
+    EntryType,
+    Header,
+    Manifest,
+    decode_header,
+    decode_manifest,
+)
+from sagewai_ops.archive.source import ClearSource, SealedSource, Source
+from sagewai_ops.archive.tar import BLOCK_BYTES, END, header_of, member_bytes, padding_of
+from sagewai_ops.errors import DamagedError, NotFoundError
+
+MOST_HEADER_BYTES = 1024 * 1024
+MOST_MANIFEST_BYTES = 512 * 1024 * 1024
+# A manifest holds a hash for each file, so it never shrinks like this; a bomb does.
+_MOST_MANIFEST_RATIO = 100
+
+
+class ArchiveReader:
+    """One archive, open for reading; use `open_archive`.
+
+    Attributes:
+        header: `snapshot.json`.
+        manifest: `manifest.json`, checked for shape, paths and duplicates.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._layout = source.layout()
+        self.header = self._read_header()
+        self.manifest = self._read_manifest()
+
+    @property
+    def content_bytes(self) -> int:
+        """What a full read goes through, for progress."""
+        return self._layout.content_bytes
+
+    def members(
+        self,
+        wanted: Callable[[Entry], bool] | None = None,
+        *,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> Iterator[tuple[Entry, Iterator[memoryview]]]:
+        """Go through the members in order, each with its content in pieces.
+
+        A piece is valid until the next one is asked for. Content that is not taken is hashed all
+        the same. The generator ends well only if everything that was read is proved; with `wanted`
+        given, only the frames that hold such members are read.
+
+        Args:
+            on_bytes: Called with the number of bytes of the tar stream read since the last call.
+
+        Raises:
+            DamagedError: Something is not what the manifest says.
+        """
+        placed = self._placed(wanted)
+        digest = hashlib.sha256() if wanted is None else None
+        needed = self._layout.frames if digest else self._needed(placed)
+        stream = _Stream(
+            needed, self._source.pieces(_spans(needed), digest), on_bytes or (lambda _count: None)
+        )
+        with contextlib.closing(stream):
+            for entry, start in placed:
+                stream.go_to(start)
+                _expect(stream, header_of(entry), entry.path)
+                content = _hashed(stream, entry)
+                yield entry, content
+                for _piece in content:
+                    pass
+                _expect(stream, bytes(padding_of(entry.size_bytes)), entry.path)
+            if digest:
+                stream.drain()
+                if digest.digest() != self._layout.sha256:
+                    raise DamagedError("archive: does not match its digest")
+
+    def verify(self, *, on_bytes: Callable[[int], None] | None = None) -> None:
+        """Read everything and compare it with the manifest.
+
+        Raises:
+            DamagedError: Something differs.
+        """
+        for _entry, _content in self.members(on_bytes=on_bytes):
+            pass
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._source.close()
+
+    def _read_header(self) -> Header:
+        first = self._layout.frames[0]
+        if first.content_bytes > MOST_HEADER_BYTES:
+            raise DamagedError("archive: its first frame is too long to be a header")
+        content = b"".join(self._decompress([first]))
+        entry = _document_entry(content, HEADER_NAME)
+        return decode_header(content[len(header_of(entry)) :][: entry.size_bytes])
+
+    def _read_manifest(self) -> Manifest:
+        last = [
+            frame for frame in self._layout.frames if frame.start >= self._layout.manifest_start
+        ]
+        size_bytes = sum(frame.content_bytes for frame in last)
+        packed_bytes = sum(frame.size_bytes for frame in last)
+        if size_bytes > min(MOST_MANIFEST_BYTES, _MOST_MANIFEST_RATIO * packed_bytes + (1 << 20)):
+            raise DamagedError("archive: its manifest is too long to be one")
+        content = b"".join(self._decompress(last))
+        entry = _document_entry(content, MANIFEST_NAME)
+        begin = len(header_of(entry))
+        end = begin + entry.size_bytes
+        if content[end:] != bytes(padding_of(entry.size_bytes)) + END:
+            raise DamagedError("archive: something follows its manifest")
+        manifest = decode_manifest(memoryview(content)[begin:end].tobytes())
+        self._check(manifest, entry)
+        return manifest
+
+    def _check(self, manifest: Manifest, own: Entry) -> None:
+        entries = manifest.entries
+        if not entries or entries[0].path != HEADER_NAME or entries[0].mtime_ns != own.mtime_ns:
+            raise DamagedError("archive: its manifest does not begin with its header")
+        if sum(map(member_bytes, entries)) != self._layout.manifest_start:
+            raise DamagedError("archive: its manifest does not fit its length")
+        kinds: dict[str, EntryType] = {}
+        for entry in entries:
+            if entry.type is EntryType.SUPERSEDED:
+                continue
+            if entry.path in kinds or entry.path == MANIFEST_NAME:
+                raise DamagedError(f"archive: member {entry.path[:200]} stands twice")
+            kinds[entry.path] = entry.type
+        for path in kinds:
+            # A link may only be a leaf: nothing is ever written through one.
+            parent = path.rpartition("/")[0]
+            if parent and kinds.get(parent) is not EntryType.FOLDER:
+                raise DamagedError(
+                    f"archive: member {path[:200]} is not in a folder of the manifest"
+                )
+
+    def _placed(self, wanted: Callable[[Entry], bool] | None) -> list[tuple[Entry, int]]:
+        placed = []
+        start = 0
+        for entry in self.manifest.entries:
+            if wanted is None or wanted(entry):
+                placed.append((entry, start))
+            start += member_bytes(entry)
+        return placed
+
+    def _needed(self, placed: Sequence[tuple[Entry, int]]) -> list[containers.Frame]:
+        needed = []
+        position = 0
+        frames = self._layout.frames
+        for entry, start in placed:
+            end = start + member_bytes(entry)
+            while frames[position].start + frames[position].content_bytes <= start:
+                position += 1
+            while position < len(frames) and frames[position].start < end:
+                needed.append(frames[position])
+                position += 1
+            position -= 1  # the next member may begin in the same frame
+        return list(dict.fromkeys(needed))
+
+    def _decompress(self, frames: Sequence[containers.Frame]) -> Iterator[bytes]:
+        return containers.decompressed(frames, self._source.pieces(_spans(frames), None))
+
+
+class _Stream:
+    """The tar stream of some frames, taken from the front."""
+
+    def __init__(
+        self,
+        frames: Sequence[containers.Frame],
+        compressed: Iterator[bytes],
+        on_bytes: Callable[[int], None],
+    ) -> None:
+        self._frames = iter(frames)
+        self._contents = containers.decompressed(frames, compressed)
+        self._on_bytes = on_bytes
+        self._view = memoryview(b"")
+        self._position = 0
+
+    def go_to(self, position: int) -> None:
+        """Skip to a position of the tar stream that lies ahead."""
+        while self._position + len(self._view) <= position:
+            self._next()
+        self._view = self._view[position - self._position :]
+        self._position = position
+
+    def take(self, count: int) -> Iterator[memoryview]:
+        """Give the next `count` bytes in pieces."""
+        while count:
+            if not self._view:
+                self._next()
+            piece = self._view[:count]
+            self._view = self._view[len(piece) :]
+            self._position += len(piece)
+            count -= len(piece)
+            yield piece
+
+    def drain(self) -> None:
+        """Read to the end."""
+        for content in self._contents:
+            self._on_bytes(len(content))
+
+    def close(self) -> None:
+        """Stop decompressing."""
+        self._contents.close()  # type: ignore[attr-defined]
+
+    def _next(self) -> None:
+        content = next(self._contents, None)
+        if content is None:
+            raise DamagedError("archive: ends before its manifest does")
+        self._position = next(self._frames).start
+        self._view = memoryview(content)
+        self._on_bytes(len(content))
+
+
+@contextlib.contextmanager
+def open_archive(path: Path, unlock: Unlock | None = None) -> Iterator[ArchiveReader]:
+    """Open a snapshot file, clear or encrypted.
+
+    Raises:
+        NotFoundError: There is no such file.
+        KeyMissingError: It is encrypted, and `unlock` does not open it.
+        SchemaAheadError: Its format is newer than this program.
+        DamagedError: It is not a whole snapshot.
+    """
+    try:
+        stream: BinaryIO = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError(
+            f"snapshot {path}: does not exist", hint="sagewai-ops snapshots list"
+        ) from None
+    with stream:
+        if os.path.isdir(path):
+            raise NotFoundError(f"snapshot {path}: is a folder, not a snapshot")
+        source = source_of(stream, path.name, unlock)
+        try:
+            yield ArchiveReader(source)
+        except DamagedError as error:
+            raise DamagedError(
+                f"{path}: {error.message}",
+                hint="use another snapshot: sagewai-ops snapshots list",
+            ) from error
+        finally:
+            source.close()
+
+
+def source_of(stream: BinaryIO, name: str, unlock: Unlock | None) -> Source:
+    """Give the bytes of an archive, decrypted if need be."""
+    head = stream.read(len(AGE_MAGIC))
+    stream.seek(0)
+    if head == AGE_MAGIC:
+        return SealedSource(stream, name, unlock or Unlock())
+    return ClearSource(stream)
+
+
+def _spans(frames: Sequence[containers.Frame]) -> list[tuple[int, int]]:
+    return [(frame.offset, frame.size_bytes) for frame in frames]
+
+
+def _expect(stream: _Stream, expected: bytes, path: str) -> None:
+    if b"".join(stream.take(len(expected))) != expected:
+        raise DamagedError(f"archive: member {path[:200]}: its tar header is not what it must be")
+
+
+def _hashed(stream: _Stream, entry: Entry) -> Iterator[memoryview]:
+    if not entry.sha256:
+        return
+    digest = hashlib.sha256()
+    for piece in stream.take(entry.size_bytes):
+        digest.update(piece)
+        yield piece
+    if digest.digest() != entry.sha256:
+        raise DamagedError(f"archive: member {entry.path[:200]} does not match its checksum")
+
+
+def _document_entry(content: bytes, name: str) -> Entry:
+    """Rebuild the entry of `snapshot.json` or `manifest.json` from its tar header."""
+    try:
+        size_bytes, seconds = int(content[124:135], 8), int(content[136:147], 8)
+    except ValueError:
+        size_bytes = seconds = -1
+    plain = Entry(name, EntryType.FILE, 0o600, seconds * 1_000_000_000)
+    entry = replace(plain, size_bytes=max(size_bytes, 0))
+    if size_bytes < 0 or seconds < 0 or content[:BLOCK_BYTES] != header_of(entry):
+        raise DamagedError(f"archive: {name} is not where it must be")
+    return entry

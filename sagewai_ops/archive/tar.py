@@ -1,0 +1,120 @@
+"""The tar headers of a snapshot: one entry has exactly one spelling.
+
+A reader spells each header of the manifest anew and compares bytes, so a tar stream that says
+anything else than its manifest is refused, whatever it says; nothing in it is ever interpreted.
+
+Source: POSIX.1-2017, pax, "ustar Interchange Format" and "pax Extended Header"; docs/format.md.
+"""
+
+from sagewai_ops.archive.manifest import Entry, EntryType
+
+BLOCK_BYTES = 512
+END = bytes(2 * BLOCK_BYTES)
+
+_TYPE_FLAGS = {
+    EntryType.FILE: b"0",
+    EntryType.SUPERSEDED: b"0",
+    EntryType.LINK: b"2",
+    EntryType.FOLDER: b"5",
+}
+_NAME_BYTES = 100
+_OCTAL_11 = 8**11  # size and mtime have eleven octal digits
+_OCTAL_7 = 8**7  # mode, uid and gid have seven
+
+
+def header_of(entry: Entry) -> bytes:
+    """Spell the header blocks that stand before an entry's content."""
+    name = entry.path.encode("utf-8", "surrogateescape")
+    if entry.type is EntryType.FOLDER:
+        name += b"/"
+    target = entry.target.encode("utf-8", "surrogateescape")
+    seconds = entry.mtime_ns // 1_000_000_000
+    records: list[tuple[bytes, bytes]] = []
+    if _is_binary(name) or _is_binary(target):
+        records.append((b"hdrcharset", b"BINARY"))
+    if not _fits(name):
+        records.append((b"path", name))
+    if not _fits(target):
+        records.append((b"linkpath", target))
+    if entry.size_bytes >= _OCTAL_11:
+        records.append((b"size", b"%d" % entry.size_bytes))
+    if not 0 <= seconds < _OCTAL_11:
+        records.append((b"mtime", b"%d" % seconds))
+    extended = b""
+    if records:
+        body = b"".join(_record(key, value) for key, value in records)
+        extended = _block(b"././@PaxHeader", b"x", 0o644, 0, 0, len(body), 0, b"") + padded(body)
+    return extended + _block(
+        name if _fits(name) else _ascii(name),
+        _TYPE_FLAGS[entry.type],
+        entry.mode,
+        entry.uid,
+        entry.gid,
+        entry.size_bytes,
+        seconds,
+        target if _fits(target) else _ascii(target),
+    )
+
+
+def padding_of(size_bytes: int) -> int:
+    """Count the zero bytes that fill the last block of a content."""
+    return -size_bytes % BLOCK_BYTES
+
+
+def padded(content: bytes) -> bytes:
+    """Fill the last block of a content with zeros."""
+    return content + bytes(padding_of(len(content)))
+
+
+def member_bytes(entry: Entry) -> int:
+    """Count the bytes of a member in the stream: headers, content and padding."""
+    return len(header_of(entry)) + entry.size_bytes + padding_of(entry.size_bytes)
+
+
+def _block(
+    name: bytes, flag: bytes, mode: int, uid: int, gid: int, size: int, mtime: int, target: bytes
+) -> bytes:
+    block = b"".join(
+        (
+            name.ljust(_NAME_BYTES, b"\0"),
+            b"%07o\0" % mode,
+            b"%07o\0" % (uid if uid < _OCTAL_7 else 0),
+            b"%07o\0" % (gid if gid < _OCTAL_7 else 0),
+            b"%011o\0" % (size if size < _OCTAL_11 else 0),
+            b"%011o\0" % (mtime if 0 <= mtime < _OCTAL_11 else 0),
+            b"        ",  # the checksum counts itself as spaces
+            flag,
+            target.ljust(_NAME_BYTES, b"\0"),
+            b"ustar\x0000",
+            bytes(64),
+            b"0000000\x000000000\0",
+            bytes(167),
+        )
+    )
+    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+def _record(key: bytes, value: bytes) -> bytes:
+    """Spell a pax record, whose leading number counts the record with the number itself."""
+    rest = len(key) + len(value) + 3  # the space, the = and the newline
+    length = rest + len(str(rest))
+    if len(str(length)) > len(str(rest)):
+        length += 1
+    return b"%d %s=%s\n" % (length, key, value)
+
+
+def _fits(name: bytes) -> bool:
+    return len(name) <= _NAME_BYTES and name.isascii()
+
+
+def _ascii(name: bytes) -> bytes:
+    """Give a name for readers that know no pax: the real one is in the record."""
+    return bytes(byte if byte < 0x80 else 0x3F for byte in name[:_NAME_BYTES])
+
+
+def _is_binary(name: bytes) -> bool:
+    try:
+        name.decode("utf-8")
+    except UnicodeDecodeError:
+        return True
+    return False

@@ -1,0 +1,174 @@
+"""Write an archive: members in the order given, the manifest last, each byte hashed on its way."""
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
+
+from sagewai_ops.archive.frames import DEFAULT_LEVEL, FrameWriter, Sink
+from sagewai_ops.archive.manifest import (
+    HEADER_NAME,
+    MANIFEST_NAME,
+    Entry,
+    EntryType,
+    Header,
+    Manifest,
+    encode_header,
+    encode_manifest,
+)
+from sagewai_ops.archive.tar import END, header_of, padding_of
+
+WHOLE_FILE_BYTES = 4 * 1024 * 1024  # files up to this are read whole, so that a retry costs nothing
+_ATTEMPTS = 3
+_ZEROS = bytes(1 << 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What became of a file.
+
+    Attributes:
+        entry: As the manifest has it.
+        is_stable: False if it changed at every attempt to read it; what was read last is carried.
+    """
+
+    entry: Entry
+    is_stable: bool = True
+
+
+class ArchiveWriter:
+    """Write one archive into a sink.
+
+    Args:
+        sink: Takes the archive's bytes, in order.
+        header: Becomes `snapshot.json`.
+        mtime_ns: Of `snapshot.json` and `manifest.json`.
+        level: Of zstd.
+        on_bytes: Called with the number of bytes of content taken since the last call.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        header: Header,
+        *,
+        mtime_ns: int,
+        level: int = DEFAULT_LEVEL,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> None:
+        self._frames = FrameWriter(sink, level=level)
+        self._entries: list[Entry] = []
+        self._mtime_ns = mtime_ns
+        self._on_bytes = on_bytes or (lambda _count: None)
+        self.add_bytes(_document(HEADER_NAME, mtime_ns), encode_header(header))
+        # In a frame of its own: who wants to know what this is reads only that.
+        self._frames.cut()
+
+    def add_folder_or_link(self, entry: Entry) -> None:
+        """Add a member without content."""
+        self._frames.write(header_of(entry))
+        self._entries.append(entry)
+
+    def add_bytes(self, entry: Entry, content: bytes) -> Entry:
+        """Add a file whose content is at hand; size and hash are filled in."""
+        complete = replace(entry, size_bytes=len(content), sha256=hashlib.sha256(content).digest())
+        self._frames.write(header_of(complete))
+        self._frames.write(content)
+        self._frames.write(bytes(padding_of(len(content))))
+        self._entries.append(complete)
+        self._on_bytes(len(content))
+        return complete
+
+    def add_file(self, entry: Entry, stream: BinaryIO) -> Carried:
+        """Add a file that others may be writing to.
+
+        A file that changes while it is read is read again, `_ATTEMPTS` times at the most. The tar
+        header stands before the content, so a long file's attempts stay in the stream as
+        superseded members; `tar x` lets the last one win, and so do we.
+
+        Args:
+            entry: Its path; mode, times and size are taken from the open file.
+            stream: Open for reading, unbuffered.
+        """
+        for attempt in range(1, _ATTEMPTS + 1):
+            before = os.fstat(stream.fileno())
+            described = _described(entry, before)
+            stream.seek(0)
+            is_last = attempt == _ATTEMPTS
+            if before.st_size <= WHOLE_FILE_BYTES:
+                content = stream.read(before.st_size)
+                is_stable = len(content) == before.st_size and _is_unchanged(stream, before)
+                if is_stable or is_last:
+                    return Carried(self.add_bytes(described, content), is_stable)
+            else:
+                complete, is_whole = self._stream(described, stream)
+                is_stable = is_whole and _is_unchanged(stream, before)
+                if is_stable or is_last:
+                    self._entries.append(complete)
+                    return Carried(complete, is_stable)
+                self._entries.append(replace(complete, type=EntryType.SUPERSEDED))
+        raise AssertionError("the last attempt returns")
+
+    def finish(self, facts: Mapping[str, Any]) -> tuple[Entry, ...]:
+        """Write the manifest and the end of the archive; give the entries in order."""
+        self._frames.cut()
+        manifest_start = self._frames.position
+        size_bytes = 0
+        manifest = Manifest(tuple(self._entries), facts)
+        for piece in encode_manifest(manifest):
+            size_bytes += len(piece)
+        entry = replace(_document(MANIFEST_NAME, self._mtime_ns), size_bytes=size_bytes)
+        self._frames.write(header_of(entry))
+        for piece in encode_manifest(manifest):
+            self._frames.write(piece)
+        self._frames.write(bytes(padding_of(size_bytes)) + END)
+        self._frames.finish(manifest_start)
+        return manifest.entries
+
+    def close(self) -> None:
+        """Stop the workers; also after a failure."""
+        self._frames.close()
+
+    def _stream(self, entry: Entry, stream: BinaryIO) -> tuple[Entry, bool]:
+        """Write header and content; a file that became shorter is filled up with zeros."""
+        self._frames.write(header_of(entry))
+        digest = hashlib.sha256()
+        left = entry.size_bytes
+        is_whole = True
+        while left:
+            room = self._frames.room()[:left]
+            count = os.readv(stream.fileno(), [room]) if is_whole else 0
+            if count == 0:
+                is_whole = False
+                count = min(len(room), len(_ZEROS))
+                room[:count] = _ZEROS[:count]
+            digest.update(room[:count])
+            room.release()
+            self._frames.advance(count)
+            self._on_bytes(count)
+            left -= count
+        self._frames.write(bytes(padding_of(entry.size_bytes)))
+        return replace(entry, sha256=digest.digest()), is_whole
+
+
+def _document(name: str, mtime_ns: int) -> Entry:
+    return Entry(name, EntryType.FILE, 0o600, mtime_ns)
+
+
+def _described(entry: Entry, status: os.stat_result) -> Entry:
+    return replace(
+        entry,
+        mode=stat.S_IMODE(status.st_mode),
+        mtime_ns=status.st_mtime_ns,
+        uid=status.st_uid,
+        gid=status.st_gid,
+        size_bytes=status.st_size,
+        is_sparse=status.st_blocks * 512 < status.st_size,
+    )
+
+
+def _is_unchanged(stream: BinaryIO, before: os.stat_result) -> bool:
+    after = os.fstat(stream.fileno())
+    return (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
