@@ -1,0 +1,232 @@
+"""Open a database that may be live, without changing a byte of it, and hold one moment of it.
+
+A *pinned* connection holds a read transaction: SQLite lets nobody fold newer pages over what it
+sees, however many others commit. It is opened with `mode=ro`, because a read-write handle that
+happens to close last moves the `-wal` into the main file; a read-only one never does, but leaves
+an empty `-wal` and a `-shm` behind where there were none, so those are removed again, under the
+lock that SQLite itself takes before it removes them. An existing `-shm` may be rewritten: it is
+scratch memory that SQLite rebuilds. Nothing else of the home changes, but its folder's mtime.
+
+Closing any descriptor of a database drops this process's POSIX locks on it: while a database is
+pinned, nothing else in the process may open and close that file.
+"""
+
+import errno
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from sagewai_ops.errors import (
+    DamagedError,
+    LockedError,
+    NoSpaceError,
+    NotFoundError,
+    OpsError,
+    PermissionDeniedError,
+)
+
+WAIT_SECONDS = 30.0  # for a lock; Sagewai's own writers give up after 5 seconds (busy_timeout)
+SIDECARS = ("-wal", "-shm", "-journal")
+
+_SLICE_SECONDS = 0.25  # one wait inside SQLite, where no signal is handled
+# Where SQLite keeps its locks in the main file (fileformat2.html, os.h): pending byte, reserved
+# byte, then 510 shared bytes. A write lock on the shared bytes excludes every other connection.
+PENDING_BYTE = 0x40000000
+SHARED_FIRST = PENDING_BYTE + 2
+SHARED_SIZE = 510
+
+
+class NeedsStagingError(PermissionDeniedError):
+    """SQLite cannot read this database where it lies: it may not write beside it.
+
+    The way out is to copy the files to a folder of one's own and to open those.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """A database held at one moment.
+
+    Args:
+        connection: In a read transaction, read-only; no other statement may end it.
+        path: The main file, symlinks resolved: SQLite looks for the sidecars beside this.
+        page_size: Bytes.
+        page_count: Pages at this moment; 0 for an empty database.
+        journal_mode: `wal`, or the rollback mode in use.
+    """
+
+    connection: sqlite3.Connection
+    path: Path
+    page_size: int
+    page_count: int
+    journal_mode: str
+
+
+def database_uri(path: Path, **parameters: str) -> str:
+    """Name a file for `sqlite3.connect(..., uri=True)`, whatever bytes its path is made of."""
+    absolute = os.fsencode(os.path.abspath(path))
+    query = "&".join(f"{name}={value}" for name, value in parameters.items())
+    return f"file://{quote(absolute)}" + (f"?{query}" if query else "")
+
+
+def sidecar(path: Path, suffix: str) -> Path:
+    """Name the file beside a database whose name ends in `-wal`, `-shm` or `-journal`."""
+    return path.with_name(path.name + suffix)
+
+
+def resolve_database(path: Path) -> Path:
+    """Follow symlinks to a database's main file and refuse what SQLite must not be shown.
+
+    Raises:
+        NotFoundError: There is no such file.
+        DamagedError: It is not a regular file; or it is empty beside a `-wal` with content, which
+            SQLite would delete at the first look, even read-only.
+        PermissionDeniedError: It may not be read.
+    """
+    resolved = Path(os.path.realpath(path))
+    try:
+        size_bytes = resolved.stat().st_size
+    except OSError as error:
+        raise translate(error, path) from error
+    if not resolved.is_file():
+        raise DamagedError(f"database {path}: not a regular file")
+    if not os.access(resolved, os.R_OK):
+        raise PermissionDeniedError(f"database {path}: may not be read by uid {os.geteuid()}")
+    if size_bytes == 0 and (wal_bytes := size_of(sidecar(resolved, "-wal"))):
+        raise DamagedError(
+            f"database {path}: empty, but its -wal holds {wal_bytes} bytes",
+            hint=f"copy {resolved}-wal away first: SQLite deletes it when it opens the database",
+        )
+    return resolved
+
+
+@contextmanager
+def pinned(path: Path, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[Pinned]:
+    """Hold one moment of a database, live or not, for as long as the block runs.
+
+    Args:
+        path: The main file.
+        wait_seconds: How long another process may hold it exclusively before we give up.
+
+    Raises:
+        NotFoundError, PermissionDeniedError, LockedError: As they say.
+        NeedsStagingError: SQLite would have to write beside the file and may not.
+        DamagedError: Not an SQLite database, cut short, or unreadable.
+    """
+    resolved = resolve_database(path)
+    absent = tuple(suffix for suffix in ("-wal", "-shm") if not sidecar(resolved, suffix).exists())
+    litters = absent and os.access(resolved.parent, os.W_OK) and _is_wal(resolved)
+    if litters and not os.access(resolved, os.W_OK):
+        # We could not take the lock under which the litter is removed, so make none.
+        raise NeedsStagingError(f"database {path}: may not be written by uid {os.geteuid()}")
+    try:
+        with closing(_connect(resolved, path, time.monotonic() + wait_seconds)) as connection:
+            yield _describe(connection, resolved, path)
+    finally:
+        if absent:
+            _remove_litter(resolved, absent)
+
+
+def translate(error: OSError | sqlite3.Error, path: Path) -> OpsError:
+    """Say what a failure on a database's file means to the person who ran the command."""
+    text = str(error)
+    name = f"database {path}"
+    if isinstance(error, OSError):
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return NoSpaceError(f"{name}: no space left on its file system")
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            return NotFoundError(f"{name}: not found")
+        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            return PermissionDeniedError(f"{name}: {error.strerror}")
+        if error.errno == errno.EIO:
+            return DamagedError(f"{name}: input/output error", hint="dmesg | tail")
+        return OpsError(f"{name}: {error.strerror or text}")
+    # By message: Python 3.10 does not give SQLite's code. The texts are those of sqlite3ErrStr.
+    if "locked" in text or "locking protocol" in text:
+        return LockedError(f"{name}: held exclusively by another process")
+    if "is full" in text:
+        return NoSpaceError(f"{name}: no space left on its file system")
+    if "unable to open" in text or "readonly" in text:
+        return NeedsStagingError(f"{name}: {text}")
+    if "disk I/O error" in text:
+        return DamagedError(f"{name}: input/output error", hint="dmesg | tail")
+    return DamagedError(f"{name}: {text}")
+
+
+def size_of(path: Path) -> int:
+    """Return the size in bytes, 0 where there is no such file."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _connect(resolved: Path, shown: Path, deadline: float) -> sqlite3.Connection:
+    uri = database_uri(resolved, mode="ro")
+    while True:
+        try:
+            connection = sqlite3.connect(
+                uri, uri=True, timeout=_SLICE_SECONDS, isolation_level=None
+            )
+        except sqlite3.Error as error:
+            raise translate(error, shown) from error
+        try:
+            # Reading the cookie starts the transaction without parsing a schema that this
+            # SQLite may not understand.
+            connection.execute("BEGIN")
+            connection.execute("PRAGMA schema_version").fetchone()
+        except BaseException as error:
+            connection.close()
+            if not isinstance(error, sqlite3.Error):
+                raise
+            failure = translate(error, shown)
+            if isinstance(failure, LockedError) and time.monotonic() < deadline:
+                time.sleep(0.01)  # some refusals come at once
+                continue
+            raise failure from error
+        return connection
+
+
+def _describe(connection: sqlite3.Connection, resolved: Path, shown: Path) -> Pinned:
+    try:
+        (page_size,) = connection.execute("PRAGMA page_size").fetchone()
+        (page_count,) = connection.execute("PRAGMA page_count").fetchone()
+        (journal_mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+    except sqlite3.Error as error:
+        raise translate(error, shown) from error
+    return Pinned(connection, resolved, int(page_size), int(page_count), str(journal_mode))
+
+
+def _is_wal(resolved: Path) -> bool:
+    """Read the two version bytes of the header; only while nothing here has the file open."""
+    with resolved.open("rb") as file:
+        header = file.read(20)
+    return header[18:20] == b"\x02\x02"
+
+
+def _remove_litter(resolved: Path, absent: tuple[str, ...]) -> None:
+    """Remove the sidecars that our own look created, if nobody uses them by now."""
+    litter = [sidecar(resolved, suffix) for suffix in absent if sidecar(resolved, suffix).exists()]
+    if not litter:
+        return
+    import fcntl
+
+    try:
+        descriptor = os.open(resolved, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, SHARED_SIZE, SHARED_FIRST)
+        for path in litter:
+            # A -wal with content belongs to somebody who came and went meanwhile.
+            if path.name.endswith("-shm") or size_of(path) == 0:
+                path.unlink(missing_ok=True)
+    except OSError:
+        return  # somebody else has it open: the files are theirs now
+    finally:
+        os.close(descriptor)
