@@ -1,0 +1,1 @@
+"""The 21 revisions; Alembic loads them by their files."""

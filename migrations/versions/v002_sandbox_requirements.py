@@ -1,0 +1,75 @@
+"""Let a workflow run say which sandbox, image and network it needs."""
+
+from alembic import op
+from sagewai_ops.migrations.columns import (
+    TEXT,
+    index,
+    one_of,
+    optional,
+    required,
+)
+
+revision = "002_sandbox_requirements"
+down_revision = "001_initial"
+
+# From the least to the most; a rank is a place in these lists, from 0.
+SANDBOX_MODES = ("none", "per_tool", "per_run", "per_worker")
+NETWORK_POLICIES = ("none", "egress_allowlist", "full")
+VARIANTS = ("base", "general", "ml", "ops", "erp", "ecommerce", "api")
+
+
+def upgrade() -> None:
+    op.add_column("workflow_runs", required("requires_sandbox_mode", TEXT, "none"))
+    op.add_column(
+        "workflow_runs", required("requires_image", TEXT, "ghcr.io/sagewai/sandbox-base:0.0.0-dev")
+    )
+    op.add_column("workflow_runs", optional("requires_variant", TEXT))
+    op.add_column("workflow_runs", required("requires_network_policy", TEXT, "none"))
+    op.create_check_constraint(
+        "runs_requires_network_policy_valid",
+        "workflow_runs",
+        one_of("requires_network_policy", *NETWORK_POLICIES),
+    )
+    op.create_check_constraint(
+        "runs_requires_sandbox_mode_valid",
+        "workflow_runs",
+        one_of("requires_sandbox_mode", *SANDBOX_MODES),
+    )
+    op.create_check_constraint(
+        "runs_requires_variant_valid",
+        "workflow_runs",
+        f"requires_variant IS NULL OR {one_of('requires_variant', *VARIANTS)}",
+    )
+    index(
+        "idx_wf_runs_pending_sandbox",
+        "workflow_runs",
+        "status",
+        "requires_variant",
+        "requires_sandbox_mode",
+        "requires_network_policy",
+        where="status = 'pending'",
+    )
+    _rank("sandbox_mode_rank", SANDBOX_MODES)
+    _rank("network_policy_rank", NETWORK_POLICIES)
+
+
+def downgrade() -> None:
+    op.execute("DROP FUNCTION network_policy_rank(text)")
+    op.execute("DROP FUNCTION sandbox_mode_rank(text)")
+    op.drop_index("idx_wf_runs_pending_sandbox", table_name="workflow_runs")
+    op.drop_constraint("runs_requires_variant_valid", "workflow_runs", type_="check")
+    op.drop_constraint("runs_requires_sandbox_mode_valid", "workflow_runs", type_="check")
+    op.drop_constraint("runs_requires_network_policy_valid", "workflow_runs", type_="check")
+    op.drop_column("workflow_runs", "requires_network_policy")
+    op.drop_column("workflow_runs", "requires_variant")
+    op.drop_column("workflow_runs", "requires_image")
+    op.drop_column("workflow_runs", "requires_sandbox_mode")
+
+
+def _rank(name: str, words: tuple[str, ...]) -> None:
+    """Create a function that ranks a word, NULL for any that is not in the list."""
+    ordered = ", ".join(repr(word) for word in words)
+    op.execute(
+        f"CREATE FUNCTION {name}(word text) RETURNS integer LANGUAGE sql IMMUTABLE"
+        f" AS $$ SELECT array_position(ARRAY[{ordered}]::text[], word) - 1 $$"
+    )

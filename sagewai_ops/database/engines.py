@@ -1,0 +1,175 @@
+"""Connections to PostgreSQL: one way to open them, one way to say why it did not work.
+
+SQLAlchemy's engine is a thin coat over asyncpg here, without a pool: a command opens one connection
+and closes it. Errors of the driver become ours, each with its exit code; none shows a password.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+
+from sagewai_ops.database.urls import DEFAULT_PORT, PostgresUrl
+from sagewai_ops.errors import (
+    DamagedError,
+    LockedError,
+    NoSpaceError,
+    NotFoundError,
+    OpsError,
+    PermissionDeniedError,
+    RemoteError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    import asyncpg
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+APPLICATION_NAME = "sagewai-ops"  # as pg_stat_activity shows us
+CLOSE_SECONDS = 5.0  # for the server's farewell; then the socket is simply closed
+
+# The classes of SQLSTATE that a person can act on; the rest is an unexpected failure.
+# Source: PostgreSQL manual, appendix A.
+_BY_STATE: dict[str, type[OpsError]] = {
+    "3D000": NotFoundError,  # no such database
+    "28": PermissionDeniedError,  # no such role, wrong password, no entry in pg_hba.conf
+    "42501": PermissionDeniedError,
+    "25006": PermissionDeniedError,  # a standby, or read-only on purpose
+    "53100": NoSpaceError,  # the server's disk
+    "53": RemoteError,  # too many connections, out of memory
+    "55P03": LockedError,  # lock_timeout
+    "40P01": LockedError,  # deadlock
+    "08": RemoteError,
+    "57": RemoteError,  # shut down, cancelled, starting up
+    "XX001": DamagedError,
+    "XX002": DamagedError,
+}
+
+
+async def connect(url: PostgresUrl) -> asyncpg.Connection[asyncpg.Record]:
+    """Open a connection of asyncpg; the caller closes it.
+
+    The session's time zone is UTC, because a home's timestamps are.
+
+    Raises:
+        RemoteError, PermissionDeniedError, NotFoundError, UsageError: It cannot be opened.
+    """
+    import asyncpg
+
+    with translated(url):
+        try:
+            connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
+                dsn=f"postgresql://?{urlencode(url.tls)}" if url.tls else None,
+                host=[host for host, _ in url.hosts] or None,
+                port=_ports(url),
+                user=url.user,
+                password=url.password,
+                database=url.database,
+                timeout=url.timeout_seconds,
+                server_settings={
+                    "timezone": "UTC",
+                    **url.settings,
+                    "application_name": APPLICATION_NAME,
+                },
+            )
+        except (asyncio.TimeoutError, TimeoutError) as error:
+            raise RemoteError(
+                f"{url.shown}: does not answer within {url.timeout_seconds:g} seconds",
+                hint="add ?connect_timeout=SECONDS to the URL to wait longer",
+            ) from error
+        except (ValueError, asyncpg.InterfaceError) as error:
+            # Settings that contradict each other. Their text can quote the URL's parts.
+            raise UsageError(
+                f"{url.shown}: the URL and the PG* variables do not make a connection",
+                hint="compare them with the URL: env | grep ^PG",
+            ) from error
+    return connection
+
+
+def _ports(url: PostgresUrl) -> list[int] | None:
+    """List the ports; without any in the URL, PGPORT decides."""
+    if all(port is None for _, port in url.hosts):
+        return None
+    return [port or DEFAULT_PORT for _, port in url.hosts]
+
+
+@asynccontextmanager
+async def connected(url: PostgresUrl) -> AsyncIterator[AsyncConnection]:
+    """Open a connection of SQLAlchemy for the block, outside of a transaction.
+
+    Raises:
+        OpsError: What `connect` raises, and what the server refuses inside the block.
+    """
+    from sqlalchemy.ext.asyncio import create_async_engine
+    from sqlalchemy.pool import NullPool
+
+    driver = await connect(url)
+
+    async def opened() -> asyncpg.Connection[asyncpg.Record]:
+        return driver
+
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=opened, poolclass=NullPool)
+    try:
+        with translated(url):
+            async with engine.connect() as connection:
+                yield connection
+    finally:
+        await engine.dispose()
+        if not driver.is_closed():
+            await _close(driver)
+
+
+async def _close(driver: asyncpg.Connection[asyncpg.Record]) -> None:
+    try:
+        await driver.close(timeout=CLOSE_SECONDS)
+    except (OSError, asyncio.TimeoutError, TimeoutError):
+        driver.terminate()
+
+
+@contextmanager
+def translated(url: PostgresUrl) -> Iterator[None]:
+    """Turn what the driver raises inside the block into errors that name the database."""
+    import asyncpg
+    import sqlalchemy.exc
+
+    try:
+        yield
+    except sqlalchemy.exc.DBAPIError as error:
+        cause = error.orig.__cause__ if error.orig is not None else None
+        ours = _ours(url, cause if cause is not None else error.orig)
+        if ours is None:
+            raise
+        raise ours from error
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        ours = _ours(url, error)
+        if ours is None:
+            raise
+        raise ours from error
+
+
+def _ours(url: PostgresUrl, error: BaseException | None) -> OpsError | None:
+    import asyncpg
+
+    if isinstance(error, asyncpg.PostgresError):
+        state = str(error.sqlstate or "")
+        kind = _BY_STATE.get(state) or _BY_STATE.get(state[:2])
+        said = str(error.args[0] if error.args else "refused").splitlines()[0]
+        return kind(f"{url.shown}: {said}", hint=_hint(kind)) if kind else None
+    if isinstance(error, (OSError, asyncpg.InterfaceError)):
+        said = (getattr(error, "strerror", None) or str(error)).splitlines()[0].lower()
+        return RemoteError(f"{url.shown}: {said}", hint=_hint(RemoteError))
+    return None
+
+
+def _hint(kind: type[OpsError]) -> str:
+    hints: dict[type[OpsError], str] = {
+        RemoteError: "pg_isready  # with the host and port of the URL",
+        NotFoundError: "createdb  # or correct the name in the URL",
+        PermissionDeniedError: "check the URL's user and password, and PGPASSWORD",
+        NoSpaceError: "free some space on the server",
+        LockedError: "run it again when the other session is done, or with a longer --wait",
+    }
+    return hints.get(kind, "")

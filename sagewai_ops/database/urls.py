@@ -1,0 +1,265 @@
+"""Database URLs in every form that people use, without ever showing a password.
+
+`postgres://`, `postgresql://` and `postgresql+<driver>://` are the same thing here; socket folders,
+several hosts, TLS options and percent-encoding are read as libpq reads them. A password with a bare
+`@` or `:` in it works as well. What the URL leaves out, the PG* variables and the password file say
+(asyncpg reads them when it connects). This module opens nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote, unquote, urlencode
+
+from sagewai_ops.errors import UsageError
+
+VARIABLES = ("SAGEWAI_DATABASE_URL", "DATABASE_URL")  # Sagewai's server reads them in this order
+DEFAULT_PORT = 5432
+CONNECT_SECONDS = 30.0  # unless the URL has connect_timeout
+
+# Passed on to asyncpg, which reads them in a URL only.
+_TLS = frozenset(
+    [
+        "sslmode",
+        "sslrootcert",
+        "sslcert",
+        "sslkey",
+        "sslcrl",
+        "sslpassword",
+        "ssl_min_protocol_version",
+        "ssl_max_protocol_version",
+        "target_session_attrs",
+        "passfile",
+    ]
+)
+# Other drivers' options, and libpq's that asyncpg has no use for; the server must not get them.
+_DROPPED = frozenset(
+    [
+        "application_name",
+        "async_fallback",
+        "channel_binding",
+        "client_encoding",
+        "command_timeout",
+        "fallback_application_name",
+        "gssencmode",
+        "gsslib",
+        "keepalives",
+        "keepalives_count",
+        "keepalives_idle",
+        "keepalives_interval",
+        "krbsrvname",
+        "prepared_statement_cache_size",
+        "prepared_statement_name_func",
+        "requirepeer",
+        "sslcompression",
+        "sslnegotiation",
+        "sslsni",
+        "statement_cache_size",
+        "tcp_user_timeout",
+    ]
+)
+_SSL_WORDS = {"true": "require", "1": "require", "false": "disable", "0": "disable"}
+
+_POSTGRES = re.compile(r"(?:(?P<who>[^/?]*)@)?(?P<hosts>[^/?@]*)(?:/(?P<path>[^?]*))?(?:\?(.*))?")
+_ENCODE = "percent-encode : / ? # [ ] and @ in its user and password, as in p%40ss"
+
+
+@dataclass(frozen=True, slots=True)
+class SqliteUrl:
+    """A SQLite file; relative paths are relative to the working folder, as in Sagewai."""
+
+    path: Path
+
+    @property
+    def shown(self) -> str:
+        """How messages name it."""
+        return str(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresUrl:
+    """A PostgreSQL database and the way to it.
+
+    Attributes:
+        hosts: Names, addresses or socket folders with their ports (None: the default), in the order
+            in which they are tried; empty leaves it to PGHOST and the usual sockets.
+        user: None leaves it to PGUSER, else the name of the system's user.
+        password: Never shown. None leaves it to PGPASSWORD and the password file.
+        database: None leaves it to PGDATABASE, else the user's name.
+        tls: `sslmode` and its kin, as libpq names them.
+        settings: What the server is told at the start of a session, such as `search_path`.
+        timeout_seconds: For opening a connection.
+    """
+
+    hosts: tuple[tuple[str, int | None], ...] = ()
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    database: str | None = None
+    tls: Mapping[str, str] = field(default_factory=dict, repr=False)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    timeout_seconds: float = CONNECT_SECONDS
+
+    @property
+    def shown(self) -> str:
+        """How messages name it: no password, no options."""
+        return f"postgresql://{self._who('')}{self._where()}"
+
+    def spelled(self) -> str:
+        """Spell it as Sagewai's server takes it; the password is in it."""
+        password = "" if self.password is None else f":{quote(self.password, safe='')}"
+        options = {**self.tls, **self.settings}
+        where = self._where()
+        if any(host.startswith("/") for host, _ in self.hosts):
+            # A socket's folder does not fit into the place of a host's name everywhere.
+            options["host"] = ",".join(host for host, _ in self.hosts)
+            if any(port for _, port in self.hosts):
+                options["port"] = ",".join(str(port or DEFAULT_PORT) for _, port in self.hosts)
+            where = self._database()
+        query = f"?{urlencode(options, safe='/,', quote_via=quote)}" if options else ""
+        return f"postgresql://{self._who(password)}{where}{query}"
+
+    def _who(self, password: str) -> str:
+        return "" if self.user is None else f"{quote(self.user, safe='')}{password}@"
+
+    def _where(self) -> str:
+        hosts = ",".join(
+            (quote(host, safe="") if host.startswith("/") else f"[{host}]" if ":" in host else host)
+            + (f":{port}" if port else "")
+            for host, port in self.hosts
+        )
+        return hosts + self._database()
+
+    def _database(self) -> str:
+        return "" if self.database is None else f"/{quote(self.database, safe='')}"
+
+
+def parse(url: str) -> SqliteUrl | PostgresUrl:
+    """Read a database URL.
+
+    Raises:
+        UsageError: It is none, or of another kind of database; the message never holds the URL.
+    """
+    scheme, separator, rest = url.strip().partition("://")
+    kind = scheme.lower().partition("+")[0]
+    if not separator or kind not in ("postgres", "postgresql", "sqlite"):
+        # Without "://", what stands before it may be the whole URL with its password.
+        met = f", {scheme!r} met" if separator else ""
+        raise UsageError(
+            f"database URL: neither PostgreSQL nor SQLite{met}",
+            hint="export SAGEWAI_DATABASE_URL=postgresql://USER@HOST/DATABASE",
+        )
+    return _sqlite(rest) if kind == "sqlite" else _postgres(rest)
+
+
+def resolve(environment: Mapping[str, str], home_database: Path) -> SqliteUrl | PostgresUrl:
+    """Find the database that Sagewai's server would use; an empty variable counts as unset.
+
+    Raises:
+        UsageError: A variable holds no database URL.
+    """
+    for variable in VARIABLES:
+        if environment.get(variable):
+            try:
+                return parse(environment[variable])
+            except UsageError as error:
+                raise UsageError(f"{variable}: {error.message}", hint=error.hint) from None
+    return SqliteUrl(home_database)
+
+
+def _sqlite(rest: str) -> SqliteUrl:
+    authority, slash, path = rest.partition("?")[0].partition("/")
+    if path.startswith("file:"):
+        path = unquote(path.removeprefix("file:"))
+    if authority or not slash or not path or path == ":memory:":
+        raise UsageError(
+            "database URL: names no SQLite file",
+            hint="four slashes lead to an absolute path: sqlite:////srv/sagewai.db",
+        )
+    return SqliteUrl(Path(path))
+
+
+def _postgres(rest: str) -> PostgresUrl:
+    match = _POSTGRES.fullmatch(rest)
+    if not match:
+        raise UsageError("database URL: cannot be read", hint=_ENCODE)
+    who, host_list, path, query = match["who"], match["hosts"], match["path"], match[4]
+    user, _, password = (who or "").partition(":")
+    options = _options(query or "")
+    hosts = _hosts(host_list)
+    if "host" in options:
+        hosts = _hosts(options.pop("host"))
+    if "port" in options:
+        hosts = _with_ports(hosts, options.pop("port"))
+    named = {
+        "user": options.pop("user", "") or unquote(user),
+        "password": options.pop("password", "") or unquote(password),
+        "database": options.pop("dbname", "") or options.pop("database", "") or unquote(path or ""),
+    }
+    timeout = options.pop("connect_timeout", "")
+    if "ssl" in options:
+        word = options.pop("ssl")
+        options.setdefault("sslmode", _SSL_WORDS.get(word.lower(), word))
+    return PostgresUrl(
+        hosts,
+        named["user"] or None,
+        named["password"] or None,
+        named["database"] or None,
+        tls={key: value for key, value in options.items() if key in _TLS},
+        settings={k: v for k, v in options.items() if k not in _TLS and k not in _DROPPED},
+        timeout_seconds=_seconds(timeout) if timeout else CONNECT_SECONDS,
+    )
+
+
+def _options(query: str) -> dict[str, str]:
+    options = {}
+    for item in filter(None, query.split("&")):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise UsageError("database URL: an option after ? has no value", hint=_ENCODE)
+        options[unquote(key)] = unquote(value)  # unlike in a web form, + is a plus sign
+    return options
+
+
+def _hosts(listed: str) -> tuple[tuple[str, int | None], ...]:
+    hosts: list[tuple[str, int | None]] = []
+    for item in filter(None, listed.split(",")):
+        host, port = item, ""
+        if not item.startswith("/"):
+            match = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::(.*))?", item)
+            if not match:
+                raise UsageError("database URL: a host cannot be read", hint=_ENCODE)
+            host, port = match[1].strip("[]"), match[2] or ""
+        hosts.append((unquote(host), _port(port) if port else None))
+    return tuple(hosts)
+
+
+def _with_ports(
+    hosts: tuple[tuple[str, int | None], ...], listed: str
+) -> tuple[tuple[str, int | None], ...]:
+    ports = [_port(port) for port in listed.split(",")]
+    if not hosts:
+        hosts = (("localhost", None),)
+    if len(ports) == 1:
+        ports *= len(hosts)
+    if len(ports) != len(hosts):
+        raise UsageError(
+            f"database URL: {len(ports)} ports are given for {len(hosts)} hosts",
+            hint="give one port, or one for each host",
+        )
+    return tuple((host, port) for (host, _), port in zip(hosts, ports, strict=True))
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text) < 65536:
+        # The text may be the tail of a password that holds a bare slash: it is not shown.
+        raise UsageError("database URL: the port is no number from 1 to 65535", hint=_ENCODE)
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    if not text.isascii() or not text.isdecimal():
+        raise UsageError("database URL: connect_timeout is no number of seconds", hint=_ENCODE)
+    return float(text) or CONNECT_SECONDS  # libpq: 0 waits without end; nothing here does

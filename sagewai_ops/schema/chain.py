@@ -1,0 +1,104 @@
+"""The graph of revisions: names, order, and what a set of revisions in a database means.
+
+`alembic_version` holds a set: between the two 006 and their merge it has two rows. This module
+knows the graph from `levels.json` and loads neither Alembic nor SQLAlchemy.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+from sagewai_ops.errors import NotFoundError
+from sagewai_ops.schema.level import HEAD, levels, revisions
+
+BASE = "base"
+_NUMBER = re.compile(r"(\d{3,})_")
+
+State = Literal["current", "behind", "ahead", "forked", "unknown", "empty", "unmanaged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a PostgreSQL database stands.
+
+    Attributes:
+        heads: The rows of `alembic_version`, sorted; empty without the table too.
+        state: `empty` has no tables; `unmanaged` has tables that no revision made; `forked` is at
+            both 006 and goes on from there; `unknown` is at a revision that is none of ours, or at
+            several that cannot stand together; `ahead` at one that a later Sagewai numbered.
+    """
+
+    heads: tuple[str, ...]
+    state: State
+
+
+@functools.cache
+def parents() -> dict[str, tuple[str, ...]]:
+    """Map every revision to those that it follows."""
+    return {step["id"]: tuple(step["after"]) for step in levels()["revisions"]}
+
+
+@functools.cache
+def ancestors(revision: str) -> frozenset[str]:
+    """Collect a revision and all before it; of `base`, none."""
+    if revision == BASE:
+        return frozenset()
+    before = frozenset(parent for after in parents()[revision] for parent in ancestors(after))
+    return before | {revision}
+
+
+def applied(heads: Collection[str]) -> frozenset[str]:
+    """Collect the revisions that a database has run, from its rows; all must be known."""
+    return frozenset(revision for head in heads for revision in ancestors(head))
+
+
+def position(heads: Collection[str], *, tables: bool) -> Position:
+    """Say what the rows of `alembic_version` mean.
+
+    Args:
+        heads: The rows.
+        tables: Whether the schema has any table besides `alembic_version`.
+    """
+    rows = tuple(sorted(heads))
+    return Position(rows, _state(rows, tables=tables))
+
+
+def _state(rows: tuple[str, ...], *, tables: bool) -> State:
+    if not rows:
+        return "unmanaged" if tables else "empty"
+    strangers = [row for row in rows if row not in parents()]
+    if strangers:
+        later = all(_number(row) > _number(HEAD) for row in strangers)
+        return "ahead" if later and len(strangers) == len(rows) else "unknown"
+    if any(row in ancestors(other) for row in rows for other in rows if other != row):
+        return "unknown"  # one of them contains the other: Alembic never writes both
+    if len(rows) > 1:
+        return "forked"
+    return "current" if rows == (HEAD,) else "behind"
+
+
+def _number(revision: str) -> int:
+    """Read the number that Sagewai's revision ids begin with; -1 without one."""
+    match = _NUMBER.match(revision)
+    return int(match[1]) if match else -1
+
+
+def find(name: str) -> str:
+    """Find a revision by its id, by an unmistakable beginning of it, or as `head` or `base`.
+
+    Raises:
+        NotFoundError: There is no such revision, or there are several.
+    """
+    if name in ("head", "heads", HEAD):
+        return HEAD
+    if name == BASE or name in parents():
+        return name
+    found = [revision for revision in revisions() if name and revision.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    reason = f"means {' or '.join(found)}" if found else "is none of this program's"
+    raise NotFoundError(f"revision {name}: {reason}", hint="sagewai-ops db history")
