@@ -217,11 +217,12 @@ class Client:
 
     Args:
         url: Address of the server, without a slash at its end.
+        headers: Of another client, to go on with its session.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
         self._url = url
-        self._headers = {"Content-Type": "application/json"}
+        self.headers = {"Content-Type": "application/json"} | dict(headers or {})
 
     def call(self, method: str, path: str, body: Mapping[str, object] | None = None) -> object:
         """Send a request and return the JSON of the answer.
@@ -233,7 +234,7 @@ class Client:
             self._url + path,
             method=method,
             data=None if body is None else json.dumps(body).encode(),
-            headers=self._headers,
+            headers=self.headers,
         )
         try:
             with urllib.request.urlopen(  # noqa: S310 - as above
@@ -262,7 +263,7 @@ class Client:
         credentials = {"email": email, "password": password}
         answer = self.call("POST", "/api/v1/auth/login", credentials)
         assert isinstance(answer, dict)
-        self._headers["Authorization"] = f"Bearer {answer['access_token']}"
+        self.headers["Authorization"] = f"Bearer {answer['access_token']}"
 
     def create(self, resource: Resource, marker: str) -> None:
         """Create one thing that carries the marker."""

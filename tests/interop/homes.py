@@ -15,7 +15,7 @@ import signal
 import sqlite3
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
@@ -82,18 +82,41 @@ def copy_home(source: Path, target: Path) -> None:
     subprocess.run(["cp", "-a", str(source), str(target)], check=True)
 
 
-def read_home(home: Path) -> dict[str, object]:
+def read_home(home: Path, variables: Mapping[str, str] | None = None) -> dict[str, object]:
     """Return what the real Sagewai finds in a home; opening it checkpoints its WAL."""
-    found = ask_driver(home, "read")
+    found = ask_driver(home, "read", variables=variables)
     assert isinstance(found, dict)
     return found
 
 
-def ask_driver(home: Path, *arguments: str) -> object:
-    """Run `driver.py` on a home and return its answer."""
-    printed = environment.run_in_sagewai(DRIVER, *arguments, env={"SAGEWAI_HOME": str(home)})
+def ask_driver(home: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> object:
+    """Run `driver.py` on a home and return its answer.
+
+    Args:
+        home: SAGEWAI_HOME of the driver.
+        arguments: What it is to do.
+        variables: Added to its environment; SAGEWAI_DATABASE_URL takes it to PostgreSQL.
+    """
+    env = {"SAGEWAI_HOME": str(home)} | dict(variables or {})
+    printed = environment.run_in_sagewai(DRIVER, *arguments, env=env)
     answer: object = json.loads(printed.splitlines()[-1])
     return answer
+
+
+def key_of(home: Path) -> Path:
+    """Name the master key's file."""
+    return home / "secrets" / "master.key"
+
+
+def lacking(found: dict[str, object], expected: dict[str, object]) -> list[str]:
+    """List, as text, what was expected of a reading and is not in the other."""
+    missing = []
+    for kind, values in expected.items():
+        there = found[kind]
+        if isinstance(values, list):
+            assert isinstance(there, list)
+            missing += [f"{kind}: {json.dumps(value)}" for value in values if value not in there]
+    return missing
 
 
 def column(home: Path, query: str) -> list[object]:
