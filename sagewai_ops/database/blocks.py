@@ -5,6 +5,7 @@ Bytes alone promise nothing: `copy_database` reads them under a pinned read tran
 or its journal beside it; opening the copy folds that in.
 """
 
+import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -120,8 +121,6 @@ def _marks(source: Path) -> tuple[tuple[int, ...], ...]:
 @contextmanager
 def _shared_lock(main: int) -> Iterator[None]:
     """Hold what a reader holds: in rollback mode it keeps writers out, as far as locks work."""
-    import fcntl
-
     with suppress(OSError):
         fcntl.lockf(main, fcntl.LOCK_SH | fcntl.LOCK_NB, SHARED_SIZE, SHARED_FIRST)
     try:

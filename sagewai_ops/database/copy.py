@@ -44,6 +44,7 @@ from sagewai_ops.database.source import (
     sidecar,
     size_of,
     translate,
+    watched,
 )
 from sagewai_ops.errors import (
     DamagedError,
@@ -193,33 +194,22 @@ def _vacuum(source: Path, target: Path, wait_seconds: float, report: Progress) -
         scratch = target.with_name(target.name + ".staged")
         with _created(scratch), opened(source) as main:
             _stage(source, main, scratch, report)
+            _settle(scratch)
             with pinned(scratch) as pin:
                 _vacuum_into(pin, target, wait_seconds, report)
             scratch.unlink()
 
 
 def _vacuum_into(pin: Pinned, target: Path, wait_seconds: float, report: Progress) -> None:
-    raised: list[BaseException] = []
-
-    def look() -> bool:
-        try:
-            done = size_of(target) // pin.page_size
-            report(STAGE, min(done, pin.page_count), pin.page_count)
-        except BaseException as error:  # noqa: BLE001 (SQLite would swallow it; raised below)
-            raised.append(error)
-        return bool(raised)
+    def look() -> None:
+        report(STAGE, min(size_of(target) // pin.page_size, pin.page_count), pin.page_count)
 
     with _blamed(pin.path, target):
         pin.connection.execute("COMMIT")  # VACUUM opens a read transaction of its own
         pin.connection.execute(f"PRAGMA busy_timeout={int(wait_seconds * 1000)}")
         pin.connection.execute("PRAGMA synchronous=OFF")  # `durable` decides; the target inherits
-        pin.connection.set_progress_handler(look, _VACUUM_STEPS)
-        try:
+        with watched(pin.connection, look, _VACUUM_STEPS):
             pin.connection.execute("VACUUM INTO ?", (database_uri(target),))
-        except sqlite3.Error:
-            if raised:
-                raise raised[0] from None
-            raise
         if pin.journal_mode == "wal":
             with closing(_open_copy(target)) as copy:
                 copy.execute("PRAGMA journal_mode=WAL")

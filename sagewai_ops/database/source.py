@@ -12,10 +12,11 @@ pinned, nothing else in the process may open and close that file.
 """
 
 import errno
+import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +133,40 @@ def pinned(path: Path, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[Pinned
             _remove_litter(resolved, absent)
 
 
+@contextmanager
+def watched(connection: sqlite3.Connection, look: Callable[[], None], steps: int) -> Iterator[None]:
+    """Call `look` while statements run; what it raises ends the statement and comes out here.
+
+    Without this a signal is handled only after the statement, which may take minutes.
+
+    Args:
+        connection: Runs the statements of the block.
+        look: Cheap.
+        steps: Virtual machine instructions between two calls; a million take some 10 ms.
+    """
+    raised: list[BaseException] = []
+
+    def handler() -> bool:
+        try:
+            look()
+        except BaseException as error:  # noqa: BLE001 (SQLite would swallow it)
+            raised.append(error)
+        return bool(raised)
+
+    connection.set_progress_handler(handler, steps)
+    try:
+        yield
+    except sqlite3.Error as error:
+        if not raised and str(error) == "interrupted":
+            raise KeyboardInterrupt from error  # the signal came before `handler` was inside `try`
+        if not raised:
+            raise
+    finally:
+        connection.set_progress_handler(None, 0)
+    if raised:
+        raise raised[0]
+
+
 def translate(error: OSError | sqlite3.Error, path: Path) -> OpsError:
     """Say what a failure on a database's file means to the person who ran the command."""
     text = str(error)
@@ -156,6 +191,11 @@ def translate(error: OSError | sqlite3.Error, path: Path) -> OpsError:
     if "disk I/O error" in text:
         return DamagedError(f"{name}: input/output error", hint="dmesg | tail")
     return DamagedError(f"{name}: {text}")
+
+
+def quoted(name: str) -> str:
+    """Quote an identifier for an SQL text of SQLite."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def size_of(path: Path) -> int:
@@ -214,8 +254,6 @@ def _remove_litter(resolved: Path, absent: tuple[str, ...]) -> None:
     litter = [sidecar(resolved, suffix) for suffix in absent if sidecar(resolved, suffix).exists()]
     if not litter:
         return
-    import fcntl
-
     try:
         descriptor = os.open(resolved, os.O_RDWR | os.O_CLOEXEC)
     except OSError:

@@ -1,0 +1,259 @@
+"""Examine a database that nobody else uses: a frozen copy, or one taken out of an archive.
+
+It is opened read-write but told to change nothing, because SQLite evaluates CHECK constraints in
+`integrity_check` only where it may write; with exclusive locking, so that a WAL database needs
+no shared memory file. Its bytes stay as they are and nothing is left beside it. sqlite-vec is
+not needed: what its virtual tables hold is counted in the tables below them.
+"""
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sagewai_ops.database.source import (
+    database_uri,
+    quoted,
+    resolve_database,
+    translate,
+    watched,
+)
+from sagewai_ops.progress import Progress
+
+STAGE = "integrity"
+
+_PARTS = 3  # pages, rows and indexes; references; counts
+_FINDINGS = 100  # rows kept of each kind; integrity_check stops by itself at as many
+_CACHE_KIB = 8000  # more buys nothing: index look-ups stay close together
+_STEPS = 1_000_000  # virtual machine instructions between two reports, some 10 ms
+_VIRTUAL = re.compile(
+    r"CREATE\s+VIRTUAL\s+TABLE.*?\bUSING\s+[\"'`\[]?(\w+)", re.IGNORECASE | re.DOTALL
+)
+# Tables that a virtual table keeps its content in, by its module; `#` stands for digits.
+_SHADOWS = {
+    "vec0": "info chunks rowids auxiliary vector_chunks# metadatachunks# metadatatext#",
+    "fts3": "content segments segdir docsize stat",
+    "fts4": "content segments segdir docsize stat",
+    "fts5": "data idx content docsize config",
+    "rtree": "node parent rowid",
+    "rtree_i32": "node parent rowid",
+    "geopoly": "node parent rowid",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignKeyViolation:
+    """A row that refers to a row that is not there.
+
+    Args:
+        table: Where the row is.
+        rowid: Which one; None in a table without rowids.
+        parent: The table that it refers to.
+    """
+
+    table: str
+    rowid: int | None
+    parent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a database consists of, and what is wrong with it.
+
+    Args:
+        page_size: Bytes.
+        page_count: Pages, of which `freelist_count` hold nothing.
+        freelist_count: Pages.
+        encoding: `UTF-8`, `UTF-16le` or `UTF-16be`.
+        journal_mode: `wal` or `rollback`, as the header says.
+        integrity: What SQLite's integrity check found, at most 100 sentences; empty if all is well.
+        foreign_keys: The first 100 violations.
+        foreign_key_total: How many there are.
+        foreign_keys_unchecked: Tables whose references cannot be checked, each with the reason;
+            such as one that refers to a column that is not unique.
+        counts: Rows by table: ordinary tables, and virtual tables by their own name; without the
+            tables that SQLite and virtual tables keep for themselves. A table that could not be
+            read to its end is missing here and named in `integrity`; a virtual table of an
+            unknown module is in `uncounted`.
+        uncounted: Virtual tables whose rows this SQLite has no module to count.
+    """
+
+    page_size: int
+    page_count: int
+    freelist_count: int
+    encoding: str
+    journal_mode: str
+    integrity: tuple[str, ...]
+    foreign_keys: tuple[ForeignKeyViolation, ...]
+    foreign_key_total: int
+    foreign_keys_unchecked: tuple[str, ...]
+    counts: dict[str, int]
+    uncounted: tuple[str, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether SQLite found nothing wrong; broken references are findings of their own."""
+        return not self.integrity
+
+
+def examine(path: Path, *, progress: Progress | None = None) -> Health:
+    """Check every page, row, index and reference of a database, and count its rows.
+
+    Args:
+        path: The main file; may be written by us, used by nobody else.
+        progress: Told `integrity` and how many of its three parts are done, again and again while
+            one runs; an exception that it raises ends the examination.
+
+    Raises:
+        NotFoundError: There is no such file.
+        DamagedError: It is not an SQLite database at all.
+    """
+    report = progress or _silent
+    done = 0
+
+    def look() -> None:
+        report(STAGE, done, _PARTS)
+
+    resolved = resolve_database(path)
+    with (
+        _translated(path),
+        closing(_open(resolved)) as connection,
+        watched(connection, look, _STEPS),
+    ):
+        page_size, page_count, freelist_count, encoding = (
+            connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_size", "page_count", "freelist_count", "encoding")
+        )
+        look()
+        integrity = _integrity(connection)
+        done = 1
+        look()
+        violations, total, unchecked = _foreign_keys(connection)
+        done = 2
+        look()
+        counts, uncounted, unread = _counts(connection)
+        done = _PARTS
+        look()
+    return Health(
+        page_size=page_size,
+        page_count=page_count,
+        freelist_count=freelist_count,
+        encoding=encoding,
+        journal_mode=_header_mode(resolved),
+        integrity=integrity + unread,
+        foreign_keys=violations,
+        foreign_key_total=total,
+        foreign_keys_unchecked=unchecked,
+        counts=counts,
+        uncounted=uncounted,
+    )
+
+
+def _open(resolved: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        database_uri(resolved, mode="rw"), uri=True, timeout=0.0, isolation_level=None
+    )
+    connection.text_factory = _text
+    for setting in ("locking_mode=EXCLUSIVE", "query_only=ON", f"cache_size=-{_CACHE_KIB}"):
+        connection.execute(f"PRAGMA {setting}")
+    return connection
+
+
+def _text(value: bytes) -> str:
+    """Decode what a damaged database calls text."""
+    return value.decode("utf-8", "replace")
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise translate(error, path) from error
+
+
+def _integrity(connection: sqlite3.Connection) -> tuple[str, ...]:
+    found: list[str] = []
+    try:
+        for (sentence,) in connection.execute(f"PRAGMA integrity_check({_FINDINGS})"):
+            found.append(str(sentence))
+    except sqlite3.DatabaseError as error:  # damage that the check itself stumbles over
+        _let_interrupt(error)
+        found.append(str(error))
+    return () if found == ["ok"] else tuple(found)
+
+
+def _foreign_keys(
+    connection: sqlite3.Connection,
+) -> tuple[tuple[ForeignKeyViolation, ...], int, tuple[str, ...]]:
+    """Check the references of every table; a table at a time, as a broken one stops the pragma."""
+    kept: list[ForeignKeyViolation] = []
+    total = 0
+    unchecked: list[str] = []
+    for table, _ in _tables(connection):
+        try:
+            rows = connection.execute(f"PRAGMA foreign_key_check({quoted(table)})")
+            for name, rowid, parent, _constraint in rows:
+                total += 1
+                if len(kept) < _FINDINGS:
+                    kept.append(ForeignKeyViolation(table=name, rowid=rowid, parent=parent))
+        except sqlite3.DatabaseError as error:
+            _let_interrupt(error)
+            unchecked.append(f"{table}: {error}")
+    return tuple(kept), total, tuple(unchecked)
+
+
+def _counts(
+    connection: sqlite3.Connection,
+) -> tuple[dict[str, int], tuple[str, ...], tuple[str, ...]]:
+    tables = _tables(connection)
+    modules = {name: found[1].lower() for name, sql in tables if (found := _VIRTUAL.match(sql))}
+    hidden = [_shadow_pattern(name, module) for name, module in modules.items()]
+    counts: dict[str, int] = {}
+    uncounted: list[str] = []
+    unread: list[str] = []
+    for name, _ in tables:
+        if any(pattern.fullmatch(name) for pattern in hidden):
+            continue
+        counted = f"{name}_rowids" if modules.get(name) == "vec0" else name
+        try:
+            statement = f"SELECT count(*) FROM {quoted(counted)}"  # noqa: S608 (quoted)
+            (count,) = connection.execute(statement).fetchone()
+        except sqlite3.DatabaseError as error:
+            _let_interrupt(error)
+            if name in modules:
+                uncounted.append(name)
+            else:
+                unread.append(f"table {name}: {error}")
+        else:
+            counts[name] = count
+    return counts, tuple(uncounted), tuple(unread)
+
+
+def _tables(connection: sqlite3.Connection) -> list[tuple[str, str]]:
+    return connection.execute(
+        "SELECT name, sql FROM sqlite_master"
+        " WHERE type = 'table' AND name NOT LIKE 'sqlite~_%' ESCAPE '~' ORDER BY name"
+    ).fetchall()
+
+
+def _shadow_pattern(name: str, module: str) -> re.Pattern[str]:
+    suffixes = "|".join(_SHADOWS.get(module, "").replace("#", r"\d+").split()) or "(?!)"
+    return re.compile(f"{re.escape(name)}_(?:{suffixes})", re.IGNORECASE)
+
+
+def _header_mode(resolved: Path) -> str:
+    with resolved.open("rb") as file:
+        return "wal" if file.read(20)[18:20] == b"\x02\x02" else "rollback"
+
+
+def _let_interrupt(error: sqlite3.Error) -> None:
+    """Pass on the end of a statement that was asked for: it is no finding."""
+    if str(error) == "interrupted":
+        raise error
+
+
+def _silent(_name: str, _done: int, _total: int) -> None:
+    return

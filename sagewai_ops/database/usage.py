@@ -1,0 +1,208 @@
+"""Name the processes that have a database open.
+
+Three witnesses, because each is blind to something: the open files of every process
+(`/proc/PID/fd`; not those of other users, unless we are root), the kernel's list of locks
+(`/proc/locks`; not those of another container), and the kernel's answer to who is in the way of a
+lock (`F_GETLK`; one process at a time, and a process of another container without its number). An
+idle Sagewai holds SQLite's locks for as long as it lives, and a process that dies loses them.
+
+Nothing here opens the database in this process: closing a descriptor would drop the locks of every
+SQLite connection that this process has on it. The question to the kernel is asked by a short-lived
+child. What runs on another machine, over a network file system, is not seen.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from sagewai_ops.database.source import PENDING_BYTE, SHARED_FIRST, SHARED_SIZE, sidecar
+
+_PROC = Path("/proc")
+_COMMAND_CHARACTERS = 200
+_PROBE_SECONDS = 10.0  # an interpreter that starts takes 0.02; a network file system may hang
+# The locks of a WAL database's shared memory file: eight at 120, and at 128 the one that every
+# connection holds shared for its life (os_unix.c calls it the dead man's switch).
+_SHARED_MEMORY_FIRST = 120
+_SHARED_MEMORY_SIZE = 9
+# `struct flock` as 64-bit Linux and macOS lay it out. Told the files and ranges by its arguments,
+# the child prints the number of each process that would be in the way of a write lock.
+_PROBE = """
+import fcntl, os, struct, sys
+apple = sys.platform == "darwin"
+layout = "qqihh" if apple else "hhqqi"
+for path, first, size in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3]):
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        continue
+    place = (int(first), int(size), 0)
+    kind = (fcntl.F_WRLCK, os.SEEK_SET)
+    question = struct.pack(layout, *place, *kind) if apple else struct.pack(layout, *kind, *place)
+    answer = struct.unpack(layout, fcntl.fcntl(descriptor, fcntl.F_GETLK, question))
+    if answer[3 if apple else 0] != fcntl.F_UNLCK:
+        print(answer[2 if apple else 4])
+"""
+_URL_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^@\s]*@")
+_SECRET_OPTION = re.compile(
+    r"^(--?[\w-]*(?:token|secret|password|passphrase|key)[\w-]*)=.*", re.IGNORECASE
+)
+_SECRET_NAME = re.compile(
+    r"^--?[\w-]*(?:token|secret|password|passphrase|key)[\w-]*$", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that has the database open.
+
+    Args:
+        pid: 0 if it runs where our numbers mean nothing, such as in another container.
+        command: Its command line, shortened, without passwords; empty if it cannot be read.
+        started_at: In UTC; None if it cannot be read.
+    """
+
+    pid: int
+    command: str
+    started_at: datetime | None
+
+
+def holders(database: Path, *, include_self: bool = False) -> tuple[Holder, ...]:
+    """Return the processes that have a database open, by number.
+
+    Args:
+        database: The main file; need not exist.
+        include_self: Name this process too, if it is one of them.
+    """
+    resolved = Path(os.path.realpath(database))
+    files = [resolved, *(sidecar(resolved, suffix) for suffix in ("-wal", "-shm"))]
+    identities = {(status.st_dev, status.st_ino): path for path, status in _existing(files)}
+    if not identities:
+        return ()
+    pids = {*_lock_owners(set(identities)), *_openers(identities), *_in_the_way(resolved)}
+    if not include_self:
+        pids.discard(os.getpid())
+    return tuple(
+        Holder(pid=pid, command=_command(pid), started_at=_started_at(pid)) for pid in sorted(pids)
+    )
+
+
+def _existing(files: list[Path]) -> Iterator[tuple[Path, os.stat_result]]:
+    for path in files:
+        with suppress(OSError):
+            yield path, path.stat()
+
+
+def _openers(identities: dict[tuple[int, int], Path]) -> Iterator[int]:
+    """Look through the open files of every process that we may inspect."""
+    names = {os.fsencode(path.name) for path in identities.values()}
+    for folder in _PROC.glob("[0-9]*/fd"):
+        with suppress(OSError):  # it ended, or it belongs to somebody else
+            if any(_is_one(entry.path, names, identities) for entry in os.scandir(folder)):
+                yield int(folder.parent.name)
+
+
+def _is_one(link: str, names: set[bytes], identities: dict[tuple[int, int], Path]) -> bool:
+    try:
+        # By name first: asking for the status of just any file can hang on a dead file server.
+        if os.path.basename(os.readlink(os.fsencode(link))) not in names:
+            return False
+        status = os.stat(link)
+    except OSError:
+        return False
+    return (status.st_dev, status.st_ino) in identities
+
+
+def _lock_owners(identities: set[tuple[int, int]]) -> Iterator[int]:
+    """Read the kernel's list: `1: POSIX ADVISORY READ <pid> <major>:<minor>:<inode> <range>`."""
+    try:
+        lines = (_PROC / "locks").read_text("ascii").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        words = [word for word in line.split() if word != "->"]  # one that waits
+        with suppress(ValueError, IndexError):
+            major, minor, inode = words[5].split(":")
+            pid = int(words[4])
+            device = os.makedev(int(major, 16), int(minor, 16))
+            if (device, int(inode)) in identities and pid > 0:
+                yield pid
+
+
+def _in_the_way(resolved: Path) -> Iterator[int]:
+    """Ask the kernel, from a child that has nothing of the database open."""
+    if not sys.executable:
+        return
+    ranges = [
+        (sidecar(resolved, "-shm"), _SHARED_MEMORY_FIRST, _SHARED_MEMORY_SIZE),
+        (resolved, PENDING_BYTE, SHARED_FIRST - PENDING_BYTE + SHARED_SIZE),
+    ]
+    arguments = [word for path, *place in ranges for word in (os.fspath(path), *map(str, place))]
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _PROBE, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PROBE_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return
+    yield from (int(line) for line in answer.stdout.split())
+
+
+def _command(pid: int) -> str:
+    if not pid:
+        return ""
+    try:
+        words = os.fsdecode((_PROC / str(pid) / "cmdline").read_bytes()).split("\0")
+    except OSError:
+        return _command_of_ps(pid)
+    return _presentable([word for word in words if word])
+
+
+def _command_of_ps(pid: int) -> str:
+    """Ask `ps`, where there is no /proc."""
+    if _PROC.joinpath("self").exists():
+        return ""
+    with suppress(OSError, subprocess.SubprocessError):
+        answer = subprocess.run(
+            ["/bin/ps", "-o", "command=", "-p", str(pid)],
+            capture_output=True,
+            timeout=_PROBE_SECONDS,
+            check=True,
+        )
+        return _presentable(os.fsdecode(answer.stdout).split())
+    return ""
+
+
+def _presentable(words: list[str]) -> str:
+    """Join a command line, leaving out what must not appear in a message."""
+    shown: list[str] = []
+    hide = False
+    for word in words:
+        shown.append("***" if hide else _SECRET_OPTION.sub(r"\1=***", word))
+        hide = bool(_SECRET_NAME.match(word))
+    line = _URL_PASSWORD.sub(r"\1***@", " ".join(shown))
+    printable = "".join(character if character.isprintable() else "?" for character in line)
+    return printable[:_COMMAND_CHARACTERS]
+
+
+def _started_at(pid: int) -> datetime | None:
+    """Add the start, in clock ticks after boot, to the time of boot (proc(5), field 22 of stat)."""
+    with suppress(OSError, ValueError, IndexError):
+        # The name of the program is in parentheses and may hold anything, a parenthesis too.
+        fields = (
+            (_PROC / str(pid) / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        )
+        ticks = int(fields[19])
+        for line in (_PROC / "stat").read_text("ascii").splitlines():
+            if line.startswith("btime "):
+                seconds = int(line.split()[1]) + ticks / os.sysconf("SC_CLK_TCK")
+                return datetime.fromtimestamp(seconds, timezone.utc)
+    return None
