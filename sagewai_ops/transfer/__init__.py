@@ -1,0 +1,1 @@
+"""The move from a home's SQLite to PostgreSQL: planned, converted, copied, compared, committed."""
