@@ -7,11 +7,13 @@ and closes it. Errors of the driver become ours, each with its exit code; none s
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
+from sagewai_ops.database import passwords
 from sagewai_ops.database.urls import DEFAULT_PORT, PostgresUrl
 from sagewai_ops.errors import (
     DamagedError,
@@ -29,12 +31,14 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 APPLICATION_NAME = "sagewai-ops"  # as pg_stat_activity shows us
+_NO_FILE = f"{os.devnull}/none"  # cannot exist: `passwords` has read the password file already
 CLOSE_SECONDS = 5.0  # for the server's farewell; then the socket is simply closed
 
 # The classes of SQLSTATE that a person can act on; the rest is an unexpected failure.
 # Source: PostgreSQL manual, appendix A.
 _BY_STATE: dict[str, type[OpsError]] = {
     "3D000": NotFoundError,  # no such database
+    "42704": UsageError,  # a setting in the URL that the server does not know
     "28": PermissionDeniedError,  # no such role, wrong password, no entry in pg_hba.conf
     "42501": PermissionDeniedError,
     "25006": PermissionDeniedError,  # a standby, or read-only on purpose
@@ -59,14 +63,17 @@ async def connect(url: PostgresUrl) -> asyncpg.Connection[asyncpg.Record]:
     """
     import asyncpg
 
+    tls = {key: value for key, value in url.tls.items() if key != "passfile"}
+    password = passwords.find(url, os.environ)
     with translated(url):
         try:
             connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
-                dsn=f"postgresql://?{urlencode(url.tls)}" if url.tls else None,
+                dsn=f"postgresql://?{urlencode(tls)}" if tls else None,
                 host=[host for host, _ in url.hosts] or None,
                 port=_ports(url),
                 user=url.user,
-                password=url.password,
+                password=password,
+                passfile=_NO_FILE,
                 database=url.database,
                 timeout=url.timeout_seconds,
                 server_settings={
@@ -170,6 +177,7 @@ def _hint(kind: type[OpsError]) -> str:
         NotFoundError: "createdb  # or correct the name in the URL",
         PermissionDeniedError: "check the URL's user and password, and PGPASSWORD",
         NoSpaceError: "free some space on the server",
+        UsageError: "correct the options after ? in the URL",
         LockedError: "run it again when the other session is done, or with a longer --wait",
     }
     return hints.get(kind, "")

@@ -1,0 +1,264 @@
+"""Move a PostgreSQL database along the chain of revisions, or say why not.
+
+One run: look at the server and our rights, take the advisory lock, look where the chain stands,
+count every row, run the revisions, count again, commit. All of it after the lock is one
+transaction, so a failure, a kill or a difference leaves the database as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sagewai_ops.database import engines
+from sagewai_ops.database.urls import PostgresUrl
+from sagewai_ops.errors import (
+    DifferenceError,
+    LockedError,
+    SchemaAheadError,
+    SchemaBehindError,
+    UsageError,
+)
+from sagewai_ops.progress import Progress
+from sagewai_ops.schema import alembic_runner, chain, server
+from sagewai_ops.schema.level import HEAD, revisions
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+LOCK = 0x5A6E_0A15_0001  # our advisory lock; any number that nobody else uses
+WAIT_SECONDS = 30.0  # for the lock, and for each table that another session holds
+_POLL_SECONDS = 0.1
+
+_HOLDER = """
+SELECT a.pid, a.usename::text, a.application_name
+FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'advisory' AND l.granted AND l.database =
+    (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND (l.classid::bigint << 32) + l.objid::bigint = :lock
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What a run did, or, as a rehearsal, would do.
+
+    Attributes:
+        before: The rows of `alembic_version`, sorted.
+        after: The same, when it was done.
+        ran: The revisions applied, or taken back, in order.
+        rows_before: Of every table that was there.
+        rows_after: Of every table that is.
+        seconds: For the revisions alone, without locks and counts.
+        rehearsed: `scratch` on a copy, `rollback` in a transaction rolled back; empty when real.
+        server: The server's version.
+    """
+
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    ran: tuple[str, ...]
+    rows_before: Mapping[str, int]
+    rows_after: Mapping[str, int]
+    seconds: float
+    rehearsed: str = ""
+    server: str = ""
+
+
+async def current(url: PostgresUrl) -> server.Database:
+    """Look at a database: its server, our rights, where its chain stands.
+
+    Raises:
+        RemoteError, PermissionDeniedError, NotFoundError, UsageError: It cannot be looked at.
+    """
+    async with engines.connected(url) as connection:
+        return await server.look(connection)
+
+
+async def upgrade(
+    url: PostgresUrl,
+    target: str = HEAD,
+    *,
+    wait_seconds: float = WAIT_SECONDS,
+    progress: Progress | None = None,
+) -> Moved:
+    """Apply the revisions up to the target.
+
+    Args:
+        url: The database.
+        target: A revision, as `chain.find` gives it.
+        wait_seconds: For another run's lock, and for each lock on a table.
+        progress: Told `revisions`, in revisions.
+
+    Raises:
+        SchemaBehindError: The tables there were not made by revisions.
+        SchemaAheadError: The database is at a revision that is not ours.
+        UsageError: It is past the target.
+        LockedError: Another run, or a session that holds a table, did not end in time.
+        PermissionDeniedError: Rights are missing; nothing was tried.
+        DifferenceError: Rows would have been lost or added; nothing was changed.
+        OpsError: The server refused; nothing was changed.
+    """
+    async with _locked(url, wait_seconds) as connection, connection.begin():
+        return await _move(connection, target, down=False, progress=progress)
+
+
+async def downgrade(
+    url: PostgresUrl,
+    target: str,
+    *,
+    wait_seconds: float = WAIT_SECONDS,
+    progress: Progress | None = None,
+) -> Moved:
+    """Take back the revisions after the target; the tables and columns that they made are gone.
+
+    Arguments and errors are those of `upgrade`.
+    """
+    async with _locked(url, wait_seconds) as connection, connection.begin():
+        return await _move(connection, target, down=True, progress=progress)
+
+
+async def plan_sql(url: PostgresUrl, target: str, *, down: bool = False) -> str:
+    """Spell the statements that a run would execute, transaction included.
+
+    Raises:
+        OpsError: What `upgrade` raises before it touches anything.
+    """
+    found = await current(url)
+    start = check_position(found, target, down=down)
+    if len(start) > 1:
+        raise UsageError(
+            f"database {found.name}: is at two revisions, which has no start on paper",
+            hint="sagewai-ops db upgrade",
+        )
+    return alembic_runner.script(start, target, down=down)
+
+
+def check_position(found: server.Database, target: str, *, down: bool) -> tuple[str, ...]:
+    """Refuse to move a database that is not on our chain, or that is past the target.
+
+    Returns:
+        The rows of `alembic_version`.
+
+    Raises:
+        SchemaBehindError, SchemaAheadError, UsageError: See `upgrade`.
+    """
+    place, heads = f"database {found.name}", found.position.heads
+    if found.position.state == "unmanaged":
+        table = next(table.name for table in found.tables if table.name != server.VERSION_TABLE)
+        raise SchemaBehindError(
+            f"{place}: has tables ({table} is one) and no revision, so no revision made them",
+            hint="create an empty database and run: sagewai-ops export-to-postgres",
+        )
+    if found.position.state == "ahead":
+        raise SchemaAheadError(
+            f"{place}: is at revision {', '.join(heads)}, later than {HEAD}",
+            hint="pip install --upgrade sagewai-ops",
+        )
+    if found.position.state == "unknown":
+        raise SchemaAheadError(
+            f"{place}: is at revision {', '.join(heads)}, which this program does not know",
+            hint="sagewai-ops db history",
+        )
+    done = chain.applied(heads)
+    if down and target != chain.BASE and target not in done:
+        raise UsageError(
+            f"{place}: is before {target}, at {', '.join(heads) or chain.BASE}",
+            hint=f"sagewai-ops db upgrade {target}",
+        )
+    if not down and done - chain.ancestors(target) and target in done:
+        raise UsageError(
+            f"{place}: is past {target}, at {', '.join(heads)}",
+            hint=f"sagewai-ops db downgrade {target}",
+        )
+    return heads
+
+
+async def _move(
+    connection: AsyncConnection, target: str, *, down: bool, progress: Progress | None
+) -> Moved:
+    """Check, count, run, count again, inside the transaction that is open."""
+    found = await server.look(connection)
+    server.check_rights(found)
+    before = check_position(found, target, down=down)
+    return await run(connection, found, before, target, down=down, progress=progress)
+
+
+async def run(
+    connection: AsyncConnection,
+    found: server.Database,
+    before: tuple[str, ...],
+    target: str,
+    *,
+    down: bool,
+    progress: Progress | None = None,
+) -> Moved:
+    """Run the revisions between two row counts, inside the transaction that is open.
+
+    Raises:
+        DifferenceError: A table that stands before and after does not hold the same number of rows.
+    """
+    total = len(_between(before, target, down=down))
+    ran: list[str] = []
+
+    def applied(revision: str) -> None:
+        ran.append(revision)
+        if progress:
+            progress("revisions", len(ran), total)
+
+    rows_before = await server.count_rows(connection)
+    started = time.perf_counter()
+    await alembic_runner.migrate(connection, target, down=down, applied=applied)
+    seconds = time.perf_counter() - started
+    rows_after = await server.count_rows(connection)
+    changed = [t for t, rows in rows_before.items() if rows_after.get(t, rows) != rows]
+    if changed:
+        table = changed[0]
+        raise DifferenceError(
+            f"table {table}: held {rows_before[table]} rows before and {rows_after[table]} after,"
+            " nothing was changed"
+        )
+    after = (await server.look(connection)).position.heads
+    return Moved(before, after, tuple(ran), rows_before, rows_after, seconds, server=found.version)
+
+
+def _between(before: tuple[str, ...], target: str, *, down: bool) -> list[str]:
+    """List the revisions that lie between, in the order of the chain."""
+    done, wanted = chain.applied(before), chain.ancestors(target)
+    if not down:
+        return [revision for revision in revisions() if revision in wanted - done]
+    if target == chain.BASE:
+        return [revision for revision in revisions() if revision in done]
+    return [r for r in revisions() if r in done and r != target and target in chain.ancestors(r)]
+
+
+@asynccontextmanager
+async def _locked(url: PostgresUrl, wait_seconds: float) -> AsyncIterator[AsyncConnection]:
+    """Open a connection that holds our advisory lock; the server lets go when it closes."""
+    from sqlalchemy import text
+
+    async with engines.connected(url) as connection:
+        milliseconds = max(1, int(wait_seconds * 1000))
+        for setting in (
+            f"lock_timeout = {milliseconds}",
+            "statement_timeout = 0",
+            "idle_in_transaction_session_timeout = 0",
+        ):
+            await connection.execute(text(f"SET SESSION {setting}"))
+        deadline = time.monotonic() + wait_seconds
+        query = text("SELECT pg_try_advisory_lock(:lock)")
+        while not (await connection.execute(query, {"lock": LOCK})).scalar_one():
+            if time.monotonic() >= deadline:
+                holder = (await connection.execute(text(_HOLDER), {"lock": LOCK})).first()
+                who = f"{holder[1]} (process {holder[0]}, {holder[2]})" if holder else "another run"
+                raise LockedError(
+                    f"{url.shown}: {who} is changing the schema",
+                    hint="run it again when that is done, or with a longer --wait",
+                )
+            await connection.commit()
+            await asyncio.sleep(_POLL_SECONDS)
+        await connection.commit()
+        yield connection

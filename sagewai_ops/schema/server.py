@@ -1,0 +1,169 @@
+"""What a PostgreSQL server and a database on it are, before anything is done to them.
+
+Everything here reads. The schema meant throughout is the session's current one, the first of its
+`search_path` that exists: there Sagewai and Alembic put their tables.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sagewai_ops.errors import PermissionDeniedError, UsageError
+from sagewai_ops.schema import chain
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+OLDEST = 14  # major versions; the schema needs nothing newer, and nothing older is supported
+NEWEST = 18  # the newest that the chain was tried on
+
+_ABOUT = """
+SELECT current_setting('server_version_num')::int AS version,
+  current_setting('server_version') AS version_text,
+  quote_ident(current_schema()) AS schema,
+  current_user::text AS role,
+  current_database()::text AS database,
+  pg_is_in_recovery() AS standby,
+  current_setting('transaction_read_only')::bool AS read_only,
+  coalesce(has_schema_privilege(current_schema(), 'CREATE'), false) AS may_create,
+  has_database_privilege(current_database(), 'CREATE') AS may_create_schemas,
+  (SELECT relnamespace::regnamespace::text FROM pg_class
+    WHERE oid = to_regclass('alembic_version')) AS versions_in
+"""
+_TABLES = """
+SELECT c.relname::text AS name, quote_ident(c.relname) AS quoted,
+  pg_has_role(c.relowner, 'USAGE') AS owned, pg_get_userbyid(c.relowner)::text AS owner
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = current_schema() AND c.relkind IN ('r', 'p')
+  AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')
+ORDER BY c.relname COLLATE "C"
+"""
+VERSION_TABLE = "alembic_version"
+_COUNTED_AT_ONCE = 500  # a SELECT has at most 1664 columns
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of the current schema; extensions' tables are not counted."""
+
+    name: str
+    quoted: str
+    owned: bool
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A database and our place in it.
+
+    Attributes:
+        major: The server's major version; `version` is its whole.
+        schema: The current schema.
+        role: Who we are there.
+        may_create: Tables in the schema.
+        may_create_schemas: In the database.
+        tables: By name, `alembic_version` among them.
+        position: Where the chain stands.
+    """
+
+    name: str
+    major: int
+    version: str
+    schema: str
+    role: str
+    read_only: bool
+    may_create: bool
+    may_create_schemas: bool
+    tables: tuple[Table, ...]
+    position: chain.Position
+
+
+async def look(connection: AsyncConnection) -> Database:
+    """Read what a database is.
+
+    Raises:
+        UsageError: The server is older than PostgreSQL 14, or the search_path does not lead to one
+            schema.
+    """
+    from sqlalchemy import text
+
+    about = (await connection.execute(text(_ABOUT))).one()
+    major = about.version // 10000
+    if major < OLDEST:
+        raise UsageError(
+            f"PostgreSQL {about.version_text}: too old, {OLDEST} to {NEWEST} are supported",
+            hint="pg_upgrade the server first",
+        )
+    if about.schema is None:
+        raise UsageError(
+            f"database {about.database}: no schema of the search_path exists",
+            hint="CREATE SCHEMA public;  # or correct the role's search_path",
+        )
+    if about.versions_in not in (None, about.schema):
+        # Alembic would find the one and fill the other.
+        raise UsageError(
+            f"database {about.database}: alembic_version is in schema {about.versions_in},"
+            f" and tables would be made in {about.schema}",
+            hint=f"add ?search_path={about.versions_in} to the URL",
+        )
+    tables = tuple(Table(*row) for row in await connection.execute(text(_TABLES)))
+    rows: list[str] = []
+    if any(table.name == VERSION_TABLE for table in tables):
+        query = text("SELECT version_num FROM alembic_version")
+        rows = [row.version_num for row in await connection.execute(query)]
+    return Database(
+        about.database,
+        major,
+        about.version_text,
+        about.schema,
+        about.role,
+        about.standby or about.read_only,
+        about.may_create,
+        about.may_create_schemas,
+        tables,
+        chain.position(rows, tables=any(table.name != VERSION_TABLE for table in tables)),
+    )
+
+
+def check_rights(database: Database) -> None:
+    """Refuse early what the server would refuse in the middle.
+
+    Raises:
+        PermissionDeniedError: A standby, or rights on the schema or a table are missing.
+    """
+    place = f"database {database.name}"
+    if database.read_only:
+        raise PermissionDeniedError(
+            f"{place}: is read-only, a standby perhaps",
+            hint="give the URL of the primary server",
+        )
+    if not database.may_create:
+        raise PermissionDeniedError(
+            f"{place}: the role {database.role} may not create tables in schema {database.schema}",
+            hint=f"GRANT CREATE, USAGE ON SCHEMA {database.schema} TO {database.role};",
+        )
+    foreign = [table for table in database.tables if not table.owned]
+    if foreign:
+        owner = foreign[0].owner
+        raise PermissionDeniedError(
+            f"{place}: {len(foreign)} tables belong to {owner}, not to {database.role};"
+            f" {foreign[0].name} is one",
+            hint=f"GRANT {owner} TO {database.role};  # or run it as {owner}",
+        )
+
+
+async def count_rows(connection: AsyncConnection) -> dict[str, int]:
+    """Count the rows of every table of the current schema, exactly."""
+    from sqlalchemy import text
+
+    tables = [Table(*row) for row in await connection.execute(text(_TABLES))]
+    tables = [table for table in tables if table.name != VERSION_TABLE]
+    counts: dict[str, int] = {}
+    for first in range(0, len(tables), _COUNTED_AT_ONCE):
+        some = tables[first : first + _COUNTED_AT_ONCE]
+        # Names come quoted from the server itself.
+        counted = ", ".join(f"(SELECT count(*) FROM {table.quoted})" for table in some)  # noqa: S608
+        row = (await connection.exec_driver_sql(f"SELECT {counted}")).one()
+        counts |= {table.name: int(count) for table, count in zip(some, row, strict=True)}
+    return counts

@@ -1,0 +1,221 @@
+"""Connections to PostgreSQL, and how their failures are told."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from postgres_server import GUARDED, Server
+from sagewai_ops.database import engines, urls
+from sagewai_ops.errors import (
+    LockedError,
+    NotFoundError,
+    OpsError,
+    PermissionDeniedError,
+    RemoteError,
+    UsageError,
+)
+
+PASSWORD = "p@ss:w/ord%20é"
+
+
+def _parsed(url: str) -> urls.PostgresUrl:
+    parsed = urls.parse(url)
+    assert isinstance(parsed, urls.PostgresUrl)
+    return parsed
+
+
+async def _ask(url: urls.PostgresUrl, query: str = "SELECT current_user::text") -> object:
+    async with engines.connected(url) as connection:
+        return (await connection.execute(text(query))).scalar_one()
+
+
+@pytest.fixture
+def guarded(postgres: Server) -> str:
+    """A database that wants the password of the role `ann`."""
+    postgres.run(
+        "postgres",
+        "DROP ROLE IF EXISTS ann",
+        f"CREATE ROLE ann LOGIN PASSWORD '{PASSWORD}'",
+    )
+    return postgres.create(name=GUARDED)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "postgres://ann:{password}@127.0.0.1:{port}/{database}",
+        "postgresql://ann:{password}@127.0.0.1:{port}/{database}?sslmode=disable",
+        "postgresql+asyncpg://ann:{password}@127.0.0.1:{port}/{database}?sslmode=prefer",
+        "postgresql://ann:{password}@/{database}?host={sockets}&port={port}",
+        "postgresql://ann:{password}@{encoded_sockets}:{port}/{database}?connect_timeout=9",
+        "postgresql://127.0.0.1:1,127.0.0.1:{port}/{database}?user=ann&password={password}",
+    ],
+)
+def test_every_form_connects(postgres: Server, guarded: str, form: str) -> None:
+    """Over TCP and the socket, with a password full of signs, in all its spellings."""
+    url = form.format(
+        password="p%40ss%3Aw%2Ford%2520%C3%A9",
+        port=postgres.port,
+        database=guarded,
+        sockets=postgres.sockets,
+        encoded_sockets=str(postgres.sockets).replace("/", "%2F"),
+    )
+
+    assert asyncio.run(_ask(_parsed(url))) == "ann"
+
+
+def test_password_comes_from_the_environment_or_its_file(
+    postgres: Server, guarded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A URL without a password works where PGPASSWORD or the password file has it."""
+    url = _parsed(f"postgresql://ann@127.0.0.1:{postgres.port}/{guarded}")
+
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    by_variable = asyncio.run(_ask(url))
+    monkeypatch.delenv("PGPASSWORD")
+    passfile = tmp_path / "pgpass"
+    escaped = PASSWORD.replace(":", "\\:")
+    passfile.write_text(f"*:*:{guarded}:ann:{escaped}\n", encoding="utf-8")
+    passfile.chmod(0o600)
+    monkeypatch.setenv("PGPASSFILE", str(passfile))
+    by_file = asyncio.run(_ask(url))
+
+    assert (by_variable, by_file) == ("ann", "ann")
+
+
+def test_host_and_port_may_come_from_the_environment(
+    postgres: Server, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PGHOST and PGPORT fill in what the URL leaves out."""
+    monkeypatch.setenv("PGPORT", str(postgres.port))
+
+    by_port = asyncio.run(_ask(_parsed(f"postgresql://postgres@127.0.0.1/{database}")))
+    monkeypatch.setenv("PGHOST", str(postgres.sockets))
+    by_host = asyncio.run(_ask(_parsed(f"postgresql://postgres@/{database}")))
+
+    assert (by_port, by_host) == ("postgres", "postgres")
+
+
+def test_session_is_in_utc_and_says_who_it_is(postgres: Server, database: str) -> None:
+    """Whatever zone the server or the role prefers, timestamps of a home are read as UTC."""
+    url = _parsed(postgres.url(database) + "&application_name=other")
+
+    assert asyncio.run(_ask(url, "SHOW timezone")) == "UTC"
+    assert asyncio.run(_ask(url, "SHOW application_name")) == "sagewai-ops"
+
+
+def test_search_path_of_the_url_is_used(postgres: Server, database: str) -> None:
+    """Anything else after the question mark is told to the server."""
+    postgres.run(database, "CREATE SCHEMA other")
+    url = _parsed(postgres.url(database) + "&search_path=other")
+
+    assert asyncio.run(_ask(url, "SELECT current_schema()")) == "other"
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        ({"password": "wrong"}, PermissionDeniedError, "password authentication failed"),
+        ({"user": "nobody-here"}, PermissionDeniedError, "failed"),
+        ({"database": "missing"}, NotFoundError, 'database "missing" does not exist'),
+        ({"tls": {"sslmode": "require"}}, RemoteError, "ssl"),
+        ({"settings": {"no_such_setting": "1"}}, UsageError, "no_such_setting"),
+    ],
+)
+def test_refused_connection_is_told(
+    postgres: Server, guarded: str, change: dict[str, object], kind: type[OpsError], words: str
+) -> None:
+    """Each refusal has its exit code, names the database and shows no password."""
+    fields: dict[str, object] = {"user": "ann", "password": PASSWORD, "database": guarded}
+    url = urls.PostgresUrl((("127.0.0.1", postgres.port),), **{**fields, **change})  # type: ignore[arg-type]
+
+    with pytest.raises(kind) as caught:
+        asyncio.run(_ask(url))
+
+    assert caught.value.message.startswith(url.shown)
+    assert words in caught.value.message.lower()
+    assert PASSWORD not in caught.value.message + caught.value.hint
+
+
+def test_nobody_listening_is_remote() -> None:
+    """A port without a server exits as a network failure."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = urls.PostgresUrl((("127.0.0.1", unused.getsockname()[1]),), "u", None, "d")
+
+        with pytest.raises(RemoteError, match="connect call failed"):
+            asyncio.run(_ask(url))
+
+
+def test_silent_server_is_given_up() -> None:
+    """A server that accepts and says nothing does not hang a cron job."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        host = ("127.0.0.1", silent.getsockname()[1])
+        url = urls.PostgresUrl((host,), "u", None, "d", timeout_seconds=0.2)
+
+        with pytest.raises(RemoteError, match=r"does not answer within 0\.2 seconds"):
+            asyncio.run(_ask(url))
+
+
+def test_contradicting_options_are_a_usage_error() -> None:
+    """A word that is no TLS mode is told before anything is sent."""
+    url = urls.PostgresUrl((("127.0.0.1", 1),), "u", None, "d", tls={"sslmode": "perhaps"})
+
+    with pytest.raises(UsageError, match="do not make a connection"):
+        asyncio.run(_ask(url))
+
+
+def test_refusal_inside_the_block_is_told(postgres: Server, database: str) -> None:
+    """What the server refuses later gets its exit code too."""
+    url = _parsed(postgres.url(database))
+
+    with pytest.raises(PermissionDeniedError, match="read-only"):
+        asyncio.run(
+            _ask(
+                _parsed(postgres.url(database) + "&default_transaction_read_only=on"),
+                "CREATE TABLE t () -- ",
+            ),
+        )
+    with pytest.raises(LockedError, match="lock timeout"):
+        asyncio.run(_wait_for_a_table(url))
+
+
+async def _wait_for_a_table(url: urls.PostgresUrl) -> None:
+    async with engines.connected(url) as holder:
+        await holder.execute(text("CREATE TABLE held ()"))
+        await holder.commit()
+        await holder.execute(text("LOCK TABLE held"))
+        async with engines.connected(url) as other:
+            await other.execute(text("SET lock_timeout = 50"))
+            await other.execute(text("SELECT * FROM held"))
+
+
+def test_our_own_mistakes_are_not_dressed_up(postgres: Server, database: str) -> None:
+    """A syntax error is a bug of this program, so it stays what it is."""
+    with pytest.raises(Exception, match="syntax error") as caught:
+        asyncio.run(_ask(_parsed(postgres.url(database)), "SELEC 1"))
+
+    assert not isinstance(caught.value, OpsError)
+
+
+def test_connection_lost_in_the_middle_is_remote(postgres: Server, database: str) -> None:
+    """A server that goes away ends in a network failure, and the connection is closed."""
+    url = _parsed(postgres.url(database))
+
+    async def lose() -> None:
+        async with engines.connected(url) as connection:
+            pid = (await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one()
+            killer = await postgres.connect("postgres")
+            await killer.execute("SELECT pg_terminate_backend($1)", pid)
+            await killer.close()
+            await connection.execute(text("SELECT 1"))
+
+    with pytest.raises(RemoteError):
+        asyncio.run(lose())
