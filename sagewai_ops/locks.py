@@ -44,6 +44,11 @@ def shared(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
         yield
 
 
+def hold_open(descriptor: int) -> None:
+    """Lock a file of this run's own for as long as it is open, so that nobody sweeps it."""
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def is_abandoned(path: Path) -> bool:
     """Tell whether nobody alive holds the file or folder, so that its leftovers can go."""
     try:

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from sagewai_ops.errors import DamagedError
 
@@ -85,17 +85,40 @@ class Layout:
         return last.start + last.content_bytes
 
 
+class HashingSink:
+    """Pass bytes on to a file, counted and hashed."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._digest = hashlib.sha256()
+        self.size_bytes = 0
+
+    def write(self, data: bytes) -> None:
+        """Write all of `data`."""
+        view = memoryview(data)
+        while view:  # an unbuffered file may take less than it is given
+            view = view[self._stream.write(view) or 0 :]
+        self._digest.update(data)
+        self.size_bytes += len(data)
+
+    def hexdigest(self) -> str:
+        """Give the SHA-256 of what was written."""
+        return self._digest.hexdigest()
+
+
 class FrameWriter:
     """Cut a byte stream into frames, compress them on all cores, write them in order.
 
     Args:
         sink: Takes the archive.
         level: Of zstd, 1 to 19.
+        check: Decompress every frame again and compare: for a sink that cannot be read back.
     """
 
-    def __init__(self, sink: Sink, *, level: int = DEFAULT_LEVEL) -> None:
+    def __init__(self, sink: Sink, *, level: int = DEFAULT_LEVEL, check: bool = False) -> None:
         self._sink = sink
         self._level = level
+        self._check = check
         self._digest = hashlib.sha256()
         self._table: list[tuple[int, int]] = []
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="compress")
@@ -172,6 +195,8 @@ class FrameWriter:
             )
             self._local.compressor = compressor
         compressed: bytes = compressor.compress(memoryview(buffer)[:count])
+        if self._check:
+            _compare(compressed, memoryview(buffer)[:count])
         return compressed
 
     def _write_oldest(self) -> None:
@@ -181,6 +206,13 @@ class FrameWriter:
         self._digest.update(frame)
         self._sink.write(frame)
         self._table.append((len(frame), count))
+
+
+def _compare(compressed: bytes, content: memoryview) -> None:
+    import zstandard
+
+    if zstandard.ZstdDecompressor().decompress(compressed) != content:
+        raise DamagedError("archive: a frame does not decompress to what went into it")
 
 
 def table_bytes(foot: bytes, archive_bytes: int) -> int:

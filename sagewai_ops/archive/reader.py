@@ -7,7 +7,6 @@ extracts throws away what it has.
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -242,13 +241,13 @@ def open_archive(path: Path, unlock: Unlock | None = None) -> Iterator[ArchiveRe
     """
     try:
         stream: BinaryIO = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
+    except IsADirectoryError:
+        raise NotFoundError(f"snapshot {path}: is a folder, not a snapshot") from None
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(
             f"snapshot {path}: does not exist", hint="sagewai-ops snapshots list"
         ) from None
     with stream:
-        if os.path.isdir(path):
-            raise NotFoundError(f"snapshot {path}: is a folder, not a snapshot")
         source = source_of(stream, path.name, unlock)
         try:
             yield ArchiveReader(source)

@@ -47,6 +47,7 @@ class ArchiveWriter:
         mtime_ns: Of `snapshot.json` and `manifest.json`.
         level: Of zstd.
         on_bytes: Called with the number of bytes of content taken since the last call.
+        check: As `FrameWriter` has it.
     """
 
     def __init__(
@@ -57,8 +58,9 @@ class ArchiveWriter:
         mtime_ns: int,
         level: int = DEFAULT_LEVEL,
         on_bytes: Callable[[int], None] | None = None,
+        check: bool = False,
     ) -> None:
-        self._frames = FrameWriter(sink, level=level)
+        self._frames = FrameWriter(sink, level=level, check=check)
         self._entries: list[Entry] = []
         self._mtime_ns = mtime_ns
         self._on_bytes = on_bytes or (lambda _count: None)
@@ -110,6 +112,13 @@ class ArchiveWriter:
                     return Carried(complete, is_stable)
                 self._entries.append(replace(complete, type=EntryType.SUPERSEDED))
         raise AssertionError("the last attempt returns")
+
+    def add_copy(self, entry: Entry, stream: BinaryIO) -> Entry:
+        """Add a file that nobody else writes to; mode and times are those of `entry`."""
+        size_bytes = os.fstat(stream.fileno()).st_size
+        complete, _is_whole = self._stream(replace(entry, size_bytes=size_bytes), stream)
+        self._entries.append(complete)
+        return complete
 
     def finish(self, facts: Mapping[str, Any]) -> tuple[Entry, ...]:
         """Write the manifest and the end of the archive; give the entries in order."""

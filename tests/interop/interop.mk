@@ -3,6 +3,6 @@
 INTEROP_VENV ?= .interop/venv
 
 .PHONY: interop
-interop: $(VENV)
+interop: setup
 	@INTEROP_VENV=$(INTEROP_VENV) $(VENV)/bin/python tests/interop/environment.py > /dev/null
 	@INTEROP_VENV=$(INTEROP_VENV) $(VENV)/bin/pytest --interop -m interop tests/interop -q

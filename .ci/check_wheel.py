@@ -1,0 +1,46 @@
+"""Compare a built wheel with the files that git tracks: nothing missing, nothing foreign."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path, PurePosixPath
+
+# Folder in git -> package in the wheel; the folder mapping of pyproject.toml.
+_PACKAGES = {
+    "sagewai_ops": "sagewai_ops",
+    "commands": "sagewai_ops/commands",
+    "migrations": "sagewai_ops/migrations",
+}
+
+
+def expected() -> set[str]:
+    """List the paths that the wheel must hold for the files that git tracks."""
+    tracked = subprocess.run(
+        ["git", "ls-files", *_PACKAGES], check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    paths = set()
+    for name in tracked:
+        top, _, rest = name.partition("/")
+        if PurePosixPath(name).suffix != ".md":
+            paths.add(f"{_PACKAGES[top]}/{rest}")
+    return paths
+
+
+def main() -> int:
+    """Print what differs and give the exit code."""
+    (wheel,) = Path(sys.argv[1]).glob("*.whl")
+    built = {
+        name
+        for name in zipfile.ZipFile(wheel).namelist()
+        if ".dist-info/" not in name and ".data/" not in name
+    }
+    missing, foreign = sorted(expected() - built), sorted(built - expected())
+    for name in missing:
+        print(f"{wheel.name}: lacks {name}")
+    for name in foreign:
+        print(f"{wheel.name}: holds {name}, which git does not track")
+    return 1 if missing or foreign else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""Small archives for the tests: written by the real writer, taken apart and put together again."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sagewai_ops.archive.envelope import Lock, sealing
+from sagewai_ops.archive.frames import FrameWriter
+from sagewai_ops.archive.manifest import (
+    HEADER_NAME,
+    MANIFEST_NAME,
+    Entry,
+    EntryType,
+    Header,
+    Manifest,
+    encode_header,
+    encode_manifest,
+)
+from sagewai_ops.archive.tar import END, header_of, padded
+from sagewai_ops.archive.writer import ArchiveWriter
+
+MOMENT_NS = 1_700_000_000_000_000_000
+FOLDER = Entry("config", EntryType.FOLDER, 0o755, MOMENT_NS)
+STATE = Entry("config/admin-state.json", EntryType.FILE, 0o600, MOMENT_NS)
+LINK = Entry("config/link", EntryType.LINK, 0o777, MOMENT_NS, target="admin-state.json")
+
+
+def write(path: Path, contents: Sequence[tuple[Entry, bytes]], lock: Lock | None = None) -> Path:
+    """Write an archive of these members with the real writer."""
+    with open(path, "wb") as stream:
+        sink = sealing(stream, lock) if lock else stream
+        writer = ArchiveWriter(sink, Header("test"), mtime_ns=MOMENT_NS)
+        for entry, content in contents:
+            if entry.type is EntryType.FILE:
+                writer.add_bytes(entry, content)
+            else:
+                writer.add_folder_or_link(entry)
+        writer.finish({"id": "test"})
+        if lock:
+            sink.close()  # type: ignore[union-attr]
+    return path
+
+
+def small(path: Path, lock: Lock | None = None) -> Path:
+    """Write an archive of a folder, a file and a link."""
+    return write(path, [(FOLDER, b""), (STATE, b'{"schema_version": 3}' * 50), (LINK, b"")], lock)
+
+
+def forge(
+    path: Path,
+    members: Sequence[tuple[Entry, bytes]],
+    *,
+    listed: Sequence[Entry] | None = None,
+    header: bytes | None = None,
+    manifest: Callable[[bytes], bytes] = lambda content: content,
+) -> Path:
+    """Write an archive that a hostile hand could have made: any members, any manifest.
+
+    Args:
+        listed: What the manifest lists instead of the members.
+        header: The content of `snapshot.json`.
+        manifest: Changes the manifest's bytes.
+    """
+    with open(path, "wb") as stream:
+        frames = FrameWriter(stream)
+        content = header if header is not None else encode_header(Header("test"))
+        first = _complete(Entry(HEADER_NAME, EntryType.FILE, 0o600, MOMENT_NS), content)
+        frames.write(header_of(first) + padded(content))
+        frames.cut()
+        entries = [first]
+        for entry, data in members:
+            complete = _complete(entry, data)
+            entries.append(complete)
+            frames.write(header_of(complete) + padded(data))
+        frames.cut()
+        start = frames.position
+        body = manifest(
+            b"".join(encode_manifest(Manifest((first, *listed) if listed else tuple(entries), {})))
+        )
+        own = _complete(Entry(MANIFEST_NAME, EntryType.FILE, 0o600, MOMENT_NS), body)
+        frames.write(header_of(own) + padded(body) + END)
+        frames.finish(start)
+    return path
+
+
+def _complete(entry: Entry, content: bytes) -> Entry:
+    import dataclasses
+    import hashlib
+
+    if entry.type is not EntryType.FILE:
+        return entry
+    return dataclasses.replace(
+        entry,
+        size_bytes=entry.size_bytes or len(content),
+        sha256=entry.sha256 or hashlib.sha256(content).digest(),
+    )
+
+
+def tar_stream(path: Path) -> io.BytesIO:
+    """Decompress a whole clear archive with nothing but zstd."""
+    import zstandard
+
+    with open(path, "rb") as stream:
+        reader = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
+        return io.BytesIO(reader.read())
