@@ -1,0 +1,193 @@
+"""Find every master key at hand, in Sagewai's order, and say what Sagewai thinks of each.
+
+Sagewai takes the first source that is there and does not fall back: the environment, the system's
+keyring, `secrets/master.key`, the older `master.key`. One that it refuses (a mode that lets others
+in, not 44 characters) it treats as no key at all: it makes another and writes it over
+`secrets/master.key`. So `problem` is the first thing to tell, and every source stays a candidate
+for opening what is sealed, because one home can hold values of several keys.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import importlib
+import importlib.util
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sagewai_ops.errors import KeyMissingError, NotFoundError, PermissionDeniedError
+from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home
+
+ENVIRONMENT = "SAGEWAI_MASTER_KEY"
+KEYRING = "keyring"
+KEY_FILE = "--key-file"
+
+KEY_CHARACTERS = 44  # URL-safe base64, with padding, of 32 bytes: a Fernet key
+_FINGERPRINT_MESSAGE = b"sagewai-ops master key v1"  # docs/format.md; never to be changed
+_FINGERPRINT_DIGITS = 16
+_KEYRING_SERVICE, _KEYRING_USER = "sagewai-master-key", "sealed"
+_OTHERS = stat.S_IRGRP | stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH  # execute bits pass
+_READ_BYTES = 4096  # of what should be 44: enough to tell how long it is
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A master key, or what stands where one should.
+
+    Args:
+        source: `SAGEWAI_MASTER_KEY`, `keyring`, `secrets/master.key`, `master.key`, `--key-file`,
+            or what the caller named it.
+        value: The key, without blanks around it; empty if there is none that can be one.
+        problem: Why Sagewai would refuse it and write another over the home's key file; empty if
+            it would take it.
+        path: The file that it was read from, if any.
+    """
+
+    source: str
+    value: bytes = field(repr=False)
+    problem: str = ""
+    path: Path | None = None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it was read from a file."""
+        return self.path is not None
+
+    @property
+    def fingerprint(self) -> str:
+        """The key's fingerprint; empty if there is no key."""
+        return fingerprint(self.value) if self.value else ""
+
+
+def find_candidates(
+    home: Home, environment: Mapping[str, str], *, key_file: Path | None = None
+) -> tuple[Candidate, ...]:
+    """Collect the keys at hand: the caller's own file first, then Sagewai's sources in its order.
+
+    Args:
+        home: Whose files are looked at.
+        environment: Variables of the process that Sagewai runs in. Empty looks at files alone,
+            the keyring left out too.
+        key_file: A file that the caller names.
+
+    Raises:
+        NotFoundError, PermissionDeniedError, KeyMissingError: About `key_file` only.
+    """
+    found = [_named_file(key_file)] if key_file else []
+    if value := environment.get(ENVIRONMENT):
+        found.append(_from_text(ENVIRONMENT, value))
+    if environment and (value := _from_keyring()):
+        found.append(_from_text(KEYRING, value))
+    for source, path in (
+        (MASTER_KEY, home.master_key),
+        (LEGACY_MASTER_KEY, home.legacy_master_key),
+    ):
+        if os.path.exists(path):
+            found.append(_from_file(source, path))
+    return tuple(found)
+
+
+def given(source: str, value: bytes) -> Candidate:
+    """Make a candidate of a key that came from elsewhere, such as from an archive."""
+    stripped = value.strip()
+    problem = _shape_problem(stripped)
+    return Candidate(source, b"" if problem else stripped, problem)
+
+
+def resolved(candidates: Iterable[Candidate]) -> Candidate | None:
+    """Return the key that a home is meant to run on: Sagewai's first source, whatever its problem.
+
+    None if no source holds anything that can be a key. A `problem` of what is returned means that
+    Sagewai itself would refuse it.
+    """
+    return next((one for one in _in_sagewai(candidates) if one.value), None)
+
+
+def accepted(candidates: Iterable[Candidate]) -> Candidate | None:
+    """Return the key that Sagewai would really use; None where it would make a new one."""
+    first = next(_in_sagewai(candidates), None)
+    return first if first and not first.problem else None
+
+
+def fingerprint(key: bytes) -> str:
+    """Name a key without giving it away: 16 hex digits of an HMAC-SHA256 under it.
+
+    Args:
+        key: The 44 characters, as they stand in the file.
+    """
+    digest = hmac.new(key, _FINGERPRINT_MESSAGE, hashlib.sha256).hexdigest()
+    return digest[:_FINGERPRINT_DIGITS]
+
+
+def _in_sagewai(candidates: Iterable[Candidate]) -> Iterator[Candidate]:
+    order = (ENVIRONMENT, KEYRING, MASTER_KEY, LEGACY_MASTER_KEY)
+    known = [one for one in candidates if one.source in order]
+    return iter(sorted(known, key=lambda one: order.index(one.source)))
+
+
+def _from_text(source: str, value: str) -> Candidate:
+    """Take a variable's or the keyring's value, around which Sagewai strips no blanks."""
+    raw = value.encode("utf-8", "surrogateescape")
+    stripped = raw.strip()
+    problem = _shape_problem(raw)
+    if problem and not _shape_problem(stripped):
+        return Candidate(source, stripped, f"{problem}: blanks around the key")
+    return Candidate(source, b"" if problem else stripped, problem)
+
+
+def _from_file(source: str, path: Path) -> Candidate:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return Candidate(source, b"", "not a regular file", path)
+        with path.open("rb") as file:
+            value = file.read(_READ_BYTES).strip()
+    except OSError as error:
+        return Candidate(source, b"", f"cannot be read: {error.strerror}", path)
+    problem = _shape_problem(value)
+    if problem:
+        return Candidate(source, b"", problem, path)
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & _OTHERS:
+        problem = f"mode {mode:04o} lets others in"
+    return Candidate(source, value, problem, path)
+
+
+def _named_file(path: Path) -> Candidate:
+    try:
+        with path.open("rb") as file:
+            value = file.read(_READ_BYTES).strip()
+    except PermissionError as error:
+        raise PermissionDeniedError(f"key file {path}: {error.strerror}") from error
+    except OSError as error:
+        raise NotFoundError(f"key file {path}: {error.strerror}") from error
+    if problem := _shape_problem(value):
+        raise KeyMissingError(f"key file {path}: not a master key, {problem}")
+    return Candidate(KEY_FILE, value, "", path)
+
+
+def _shape_problem(value: bytes) -> str:
+    if not value:
+        return "empty"
+    if len(value) != KEY_CHARACTERS:
+        return f"{len(value)} characters, not {KEY_CHARACTERS}"
+    try:
+        decoded = base64.urlsafe_b64decode(value)
+    except (binascii.Error, ValueError):
+        decoded = b""
+    return "" if len(decoded) == 32 else "not base64 of 32 bytes"
+
+
+def _from_keyring() -> str | None:
+    """Ask the system's keyring, if the optional module is there; like Sagewai, never insist."""
+    if importlib.util.find_spec("keyring") is None:
+        return None
+    try:
+        value = importlib.import_module("keyring").get_password(_KEYRING_SERVICE, _KEYRING_USER)
+    except Exception:  # noqa: BLE001 (no backend, locked, no session bus: all mean no key)
+        return None
+    return value if isinstance(value, str) else None

@@ -1,0 +1,277 @@
+"""Prove which key opens which sealed value, without keeping anything that was opened.
+
+Every value is decrypted, not just recognised; what comes out is dropped at once. Values of one
+home may be under several keys, so every candidate is tried on every value, the one that opened
+the value before first.
+"""
+
+import base64
+import binascii
+import hmac
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sagewai_ops.database.source import database_uri, translate
+from sagewai_ops.keys.candidates import Candidate
+from sagewai_ops.keys.places import PREFIX, Role, SealedValue, in_database, in_documents
+
+if TYPE_CHECKING:
+    from cryptography.fernet import Fernet
+
+# What stands for the reason why a value stays closed; part of the JSON output (docs/json.md).
+NO_KEY = "no key at hand opens it"
+NO_DATA_KEY = "the data key of its project is missing or does not open"
+NOT_SEALED = "begins with fernet: but is no sealed value, or only a part of one"
+NOT_A_KEY = "opens, but is no data key"
+
+_VERSION = 0x80
+_LEAST_BYTES = 1 + 8 + 16 + 16 + 32  # version, time, vector, one block, signature
+_SIGNATURE_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedBy:
+    """How much one key opens.
+
+    Args:
+        source: Where the key stands; the first of several places with the same key.
+        fingerprint: Its fingerprint.
+        values: Values that are under it, wrapped data keys included.
+        through_projects: Values that are under data keys which it opens.
+    """
+
+    source: str
+    fingerprint: str
+    values: int
+    through_projects: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unopened:
+    """A sealed value that stays closed: which one, as `SealedValue` names it, and why."""
+
+    place: str
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SealedReport:
+    """What is sealed in a home and what of it opens.
+
+    Args:
+        total: Sealed values; those that may be somebody's own words only if a key opens them.
+        opened_by: By key, those that opened something, the most useful first.
+        unopened: The rest.
+    """
+
+    total: int = 0
+    opened_by: tuple[OpenedBy, ...] = ()
+    unopened: tuple[Unopened, ...] = ()
+
+    @property
+    def opened(self) -> int:
+        """How many values opened."""
+        return self.total - len(self.unopened)
+
+    def best(self, candidates: Iterable[Candidate]) -> Candidate | None:
+        """Return the candidate that opens the most; None if none opens anything."""
+        by_fingerprint = {one.fingerprint: one for one in reversed([*candidates]) if one.value}
+        return by_fingerprint.get(self.opened_by[0].fingerprint) if self.opened_by else None
+
+    def as_dict(self) -> dict[str, object]:
+        """Give what a manifest records; nothing in it is secret."""
+        return {
+            "total": self.total,
+            "opened": self.opened,
+            "by_key": [
+                {
+                    "source": one.source,
+                    "fingerprint": one.fingerprint,
+                    "values": one.values,
+                    "through_projects": one.through_projects,
+                }
+                for one in self.opened_by
+            ],
+            "unopened": [
+                {"place": one.place, "where": one.where, "reason": one.reason}
+                for one in self.unopened
+            ],
+        }
+
+
+def examine_keys(
+    documents: Mapping[str, bytes], database: Path | None, candidates: Sequence[Candidate]
+) -> SealedReport:
+    """Open every sealed value of documents and of a database.
+
+    Args:
+        documents: As `read_together` returned them.
+        database: A database that nobody writes to, such as a copy; None if there is none.
+        candidates: Keys to try, in order.
+
+    Raises:
+        DamagedError: The database cannot be read.
+    """
+    values = [*in_documents(documents)]
+    if database is not None:
+        # Nobody writes to it, so `immutable` is true, and no sidecar files come to be.
+        uri = database_uri(database, mode="ro", immutable="1")
+        try:
+            with closing(sqlite3.connect(uri, uri=True)) as connection:
+                values.extend(in_database(connection))
+        except sqlite3.Error as error:
+            raise translate(error, database) from error
+    return open_all(values, candidates)
+
+
+def open_all(values: Iterable[SealedValue], candidates: Sequence[Candidate]) -> SealedReport:
+    """Try every key on every sealed value.
+
+    Args:
+        values: From any number of places of one home.
+        candidates: Keys to try, in order; one without a value is passed over.
+    """
+    waiting = [*values]
+    if not waiting:
+        return SealedReport()
+    ring = _Ring([_Key.of(one) for one in candidates if one.value])
+    for value in waiting:
+        if value.role is Role.DATA_KEY:
+            ring.unwrap(value)
+    for value in waiting:
+        if value.role is not Role.DATA_KEY:
+            ring.open(value)
+    return ring.report()
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """A key ready for use.
+
+    Args:
+        source: Of the master key that it is, or that it was wrapped with.
+        fingerprint: Of the same.
+        signing: 16 bytes; enough to tell in a microsecond whether a token is under this key.
+    """
+
+    source: str
+    fingerprint: str
+    signing: bytes = field(repr=False)
+    fernet: "Fernet" = field(repr=False)
+
+    @classmethod
+    def of(cls, candidate: Candidate) -> "_Key":
+        return cls._made(candidate.source, candidate.fingerprint, candidate.value)
+
+    def wrapping(self, data_key: bytes) -> "_Key":
+        """Make a project's data key, which this key opened.
+
+        Raises:
+            ValueError: It is none.
+        """
+        return self._made(self.source, self.fingerprint, data_key)
+
+    @classmethod
+    def _made(cls, source: str, fingerprint: str, value: bytes) -> "_Key":
+        from cryptography.fernet import Fernet
+
+        return cls(source, fingerprint, base64.urlsafe_b64decode(value)[:16], Fernet(value))
+
+    def open(self, raw: bytes, token: bytes) -> bytes | None:
+        """Return the plaintext, or None if the token is not under this key."""
+        from cryptography.fernet import InvalidToken
+
+        signature = hmac.digest(self.signing, raw[:-_SIGNATURE_BYTES], "sha256")
+        if not hmac.compare_digest(signature, raw[-_SIGNATURE_BYTES:]):
+            return None
+        try:
+            return self.fernet.decrypt(token)
+        except InvalidToken:
+            return None
+
+
+class _Ring:
+    """The keys at hand and what they opened so far."""
+
+    def __init__(self, masters: Iterable[_Key]) -> None:
+        # One key in several places counts for the first of them.
+        self._masters = list({key.fingerprint: key for key in reversed([*masters])}.values())[::-1]
+        self._sources = {key.fingerprint: key.source for key in self._masters}
+        self._projects: dict[str, _Key] = {}
+        self._values: Counter[str] = Counter()
+        self._through: Counter[str] = Counter()
+        self._unopened: list[Unopened] = []
+
+    def unwrap(self, value: SealedValue) -> None:
+        """Open a project's data key and keep it for the project's values."""
+        raw, token = _decoded(value.text)
+        master, data_key = self._try(raw, token)
+        if master is None:
+            self._leave(value, NO_KEY if raw else NOT_SEALED)
+            return
+        try:
+            self._projects[value.where] = master.wrapping(data_key)
+        except (ValueError, binascii.Error):
+            self._leave(value, NOT_A_KEY)
+            return
+        self._values[master.fingerprint] += 1
+
+    def open(self, value: SealedValue) -> None:
+        """Open a value and forget what was in it."""
+        raw, token = _decoded(value.text)
+        data_key = self._projects.get(value.project) if value.project is not None else None
+        if raw and data_key and data_key.open(raw, token) is not None:
+            self._through[data_key.fingerprint] += 1
+            return
+        master, _ = self._try(raw, token)
+        if master is not None:
+            self._values[master.fingerprint] += 1
+        elif value.role is not Role.STRAY:
+            lacks_data_key = value.project is not None and data_key is None
+            reason = NO_DATA_KEY if lacks_data_key else NO_KEY
+            self._leave(value, reason if raw else NOT_SEALED)
+
+    def report(self) -> SealedReport:
+        opened = self._values + self._through
+        return SealedReport(
+            total=opened.total() + len(self._unopened),
+            opened_by=tuple(
+                OpenedBy(
+                    source=self._sources[fingerprint],
+                    fingerprint=fingerprint,
+                    values=self._values[fingerprint],
+                    through_projects=self._through[fingerprint],
+                )
+                for fingerprint, _ in opened.most_common()
+            ),
+            unopened=tuple(self._unopened),
+        )
+
+    def _try(self, raw: bytes, token: bytes) -> tuple[_Key | None, bytes]:
+        for position, master in enumerate(self._masters) if raw else ():
+            plaintext = master.open(raw, token)
+            if plaintext is not None:
+                if position:  # its neighbours are likely under the same
+                    self._masters.insert(0, self._masters.pop(position))
+                return master, plaintext
+        return None, b""
+
+    def _leave(self, value: SealedValue, reason: str) -> None:
+        self._unopened.append(Unopened(value.place, value.where, reason))
+
+
+def _decoded(text: str) -> tuple[bytes, bytes]:
+    """Return a token's bytes and the token itself; no bytes if it cannot be one."""
+    try:
+        token = text[len(PREFIX) :].encode("ascii")
+        raw = base64.urlsafe_b64decode(token)
+    except (ValueError, binascii.Error):
+        return b"", b""
+    whole = len(raw) >= _LEAST_BYTES and raw[0] == _VERSION
+    return (raw, token) if whole else (b"", b"")
