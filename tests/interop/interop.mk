@@ -1,8 +1,9 @@
-# The real sagewai 1.0.1, in an environment of its own. Included by the Makefile, which sets
-# PYTHON, VENV and the rule that makes $(VENV).
+# The real sagewai 1.0.1, in an environment of its own. Included by the Makefile, which sets VENV
+# and makes it in `setup`.
 INTEROP_VENV ?= .interop/venv
 
 .PHONY: interop
-interop: setup
-	@INTEROP_VENV=$(INTEROP_VENV) $(VENV)/bin/python tests/interop/environment.py > /dev/null
-	@INTEROP_VENV=$(INTEROP_VENV) $(VENV)/bin/pytest --interop -m interop tests/interop -q
+interop: export INTEROP_VENV := $(INTEROP_VENV)
+interop: setup  ## Test against the real sagewai 1.0.1, which it installs beside.
+	@$(VENV)/bin/python tests/interop/environment.py > /dev/null
+	$(VENV)/bin/pytest -q --interop -m interop tests/interop
