@@ -4,7 +4,7 @@ A server is started when the first test asks for it, one per process (so one per
 dies with that process. It listens on a socket in its own folder and on a port of 127.0.0.1. As root
 it runs as `postgres` or `nobody`, because PostgreSQL refuses root.
 
-`Server.create()` makes a fresh database in some 30 ms; `Server.create(template=...)` copies one.
+`Server.create()` makes an empty database in some 30 ms, `Server.at(revision)` one at a revision.
 Roles made by tests belong to the whole server: give them names of their own.
 """
 
@@ -30,6 +30,9 @@ from urllib.parse import quote
 
 import asyncpg
 import pytest
+
+from sagewai_ops.database import urls
+from sagewai_ops.schema import revisions
 
 DEBIAN = Path("/usr/lib/postgresql")
 START_SECONDS = 60.0
@@ -101,6 +104,7 @@ class Server:
         self.folder = Path(tempfile.mkdtemp(prefix="ops-pg-"))
         self.port = 0
         self.user, self.group = _servant()
+        self._templates: set[str] = set()
         self._names = itertools.count()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -160,6 +164,15 @@ class Server:
         made = f"{name or 'test'}_{next(self._names)}"
         self.run("postgres", f'CREATE DATABASE "{made}" TEMPLATE "{template}"')
         return made
+
+    def at(self, revision: str, *, name: str = "") -> str:
+        """Make a database at a revision of our chain; the first of each revision is migrated."""
+        template = f"at_{revision}"
+        if template not in self._templates:
+            self.run("postgres", f'CREATE DATABASE "{template}" TEMPLATE template0')
+            asyncio.run(_migrate(self.url(template), revision))
+            self._templates.add(template)
+        return self.create(template=template, name=name)
 
     def drop(self, database: str) -> None:
         """Remove a database, ending whoever is connected to it."""
@@ -243,6 +256,12 @@ class Server:
         if self.user is not None and self.group is not None:
             for folder in (self.folder, data):
                 os.chown(folder, self.user, self.group)
+
+
+async def _migrate(url: str, revision: str) -> None:
+    parsed = urls.parse(url)
+    assert isinstance(parsed, urls.PostgresUrl)
+    await revisions.upgrade(parsed, revision)
 
 
 def _servant() -> tuple[int | None, int | None]:

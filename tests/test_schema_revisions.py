@@ -1,0 +1,504 @@
+"""Upgrades and downgrades of PostgreSQL databases, and everything that they refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from sqlalchemy import text
+
+import schema_catalogs
+from postgres_server import Server
+from sagewai_ops.database import engines, urls
+from sagewai_ops.errors import (
+    DifferenceError,
+    LockedError,
+    OpsError,
+    PermissionDeniedError,
+    SchemaAheadError,
+    SchemaBehindError,
+    UsageError,
+)
+from sagewai_ops.schema import alembic_runner, rehearsal, revisions, server
+from sagewai_ops.schema.level import HEAD
+from sagewai_ops.schema.level import revisions as all_revisions
+
+At = Callable[[str], urls.PostgresUrl]
+MIDDLE = "012_tenant_agent"
+
+
+@pytest.fixture
+def url(postgres: Server, database: str) -> urls.PostgresUrl:
+    """The URL of the test's database, which is empty."""
+    return _url(postgres, database)
+
+
+@pytest.fixture
+def at(postgres: Server) -> Iterator[At]:
+    """Give databases that stand at a revision already."""
+    made = []
+
+    def make(revision: str) -> urls.PostgresUrl:
+        made.append(postgres.at(revision))
+        return _url(postgres, made[-1])
+
+    yield make
+    for name in made:
+        postgres.drop(name)
+
+
+def _url(postgres: Server, database: str, **more: str) -> urls.PostgresUrl:
+    parsed = urls.parse(postgres.url(database, **more))
+    assert isinstance(parsed, urls.PostgresUrl)
+    return parsed
+
+
+def _catalog(url: urls.PostgresUrl) -> schema_catalogs.PostgresCatalog:
+    async def read() -> schema_catalogs.PostgresCatalog:
+        connection = await engines.connect(url)
+        try:
+            return await schema_catalogs.read_postgres(connection)
+        finally:
+            await connection.close()
+
+    return asyncio.run(read())
+
+
+def _state(url: urls.PostgresUrl) -> str:
+    return asyncio.run(revisions.current(url)).position.state
+
+
+def test_empty_database_comes_to_head(url: urls.PostgresUrl) -> None:
+    """Every revision is run once, in order, and reported as it ends."""
+    told: list[tuple[str, int, int]] = []
+
+    moved = asyncio.run(revisions.upgrade(url, progress=lambda *said: told.append(said)))
+
+    assert (moved.before, moved.after) == ((), (HEAD,))
+    assert sorted(moved.ran) == sorted(all_revisions())
+    assert told == [("revisions", n, 21) for n in range(1, 22)]
+    assert moved.rows_before == {}
+    assert set(moved.rows_after.values()) == {0}
+    assert len(moved.rows_after) == 64
+    assert _catalog(url) == schema_catalogs.postgres(HEAD)
+
+
+def test_second_upgrade_changes_nothing(at: At) -> None:
+    """Twice is once."""
+    url = at(HEAD)
+
+    again = asyncio.run(revisions.upgrade(url))
+
+    assert again.ran == ()
+    assert again.before == again.after == (HEAD,)
+
+
+def test_rows_survive_the_way_up_and_down(at: At, postgres: Server) -> None:
+    """Counts before and after are reported, of tables that come and go as well."""
+    url = at(MIDDLE)
+    postgres.run(
+        str(url.database),
+        "INSERT INTO agent_runs (run_id, agent_name) SELECT n, 'a' FROM generate_series(1, 7) n",
+        'CREATE TABLE "the user:s own" (x int)',
+        'INSERT INTO "the user:s own" VALUES (1)',
+    )
+
+    up = asyncio.run(revisions.upgrade(url))
+    postgres.run(str(url.database), "INSERT INTO fleet_tasks (run_id, org_id) VALUES ('t', 'o')")
+    down = asyncio.run(revisions.downgrade(url, MIDDLE))
+
+    assert up.rows_before["agent_runs"] == up.rows_after["agent_runs"] == 7
+    assert up.rows_after["the user:s own"] == 1
+    assert "fleet_tasks" not in up.rows_before
+    assert down.rows_before["fleet_tasks"] == 1
+    assert "fleet_tasks" not in down.rows_after
+    assert down.rows_after["agent_runs"] == 7
+    assert sorted(down.ran) == sorted(up.ran)
+
+
+def test_forked_database_goes_on(url: urls.PostgresUrl) -> None:
+    """Both 006 at once is a state that Alembic leaves, and head is ahead of it."""
+    asyncio.run(revisions.upgrade(url, "006_replay_snapshots"))
+    asyncio.run(revisions.upgrade(url, "006_artifact_destination"))
+
+    assert _state(url) == "forked"
+
+    moved = asyncio.run(revisions.upgrade(url))
+
+    assert moved.before == ("006_artifact_destination", "006_replay_snapshots")
+    assert moved.ran[0] == "007_merge_006_branches"
+    assert _catalog(url) == schema_catalogs.postgres(HEAD)
+
+
+def test_downgrade_to_base_leaves_nothing(at: At) -> None:
+    """All tables are gone but Alembic's own, which is empty."""
+    url = at(HEAD)
+
+    moved = asyncio.run(revisions.downgrade(url, "base"))
+
+    assert moved.after == ()
+    assert moved.rows_after == {}
+    assert _state(url) == "empty"
+
+
+@pytest.mark.parametrize(
+    ("start", "target", "down", "hint"),
+    [
+        (HEAD, MIDDLE, False, f"sagewai-ops db downgrade {MIDDLE}"),
+        (MIDDLE, HEAD, True, f"sagewai-ops db upgrade {HEAD}"),
+        ("006_replay_snapshots", "006_artifact_destination", True, "db upgrade 006_artifact"),
+    ],
+)
+def test_wrong_direction_is_refused(
+    at: At,
+    start: str,
+    target: str,
+    down: bool,  # noqa: FBT001
+    hint: str,
+) -> None:
+    """The message says which command goes the other way."""
+    url = at(start)
+    move = revisions.downgrade if down else revisions.upgrade
+
+    with pytest.raises(UsageError) as caught:
+        asyncio.run(move(url, target))
+
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("statements", "kind", "words"),
+    [
+        (["CREATE TABLE users (id text)"], SchemaBehindError, "no revision made them"),
+        (
+            [
+                "CREATE TABLE users (id text)",
+                "CREATE TABLE alembic_version (version_num varchar(32))",
+            ],
+            SchemaBehindError,
+            "no revision made them",
+        ),
+        (
+            [
+                "CREATE TABLE alembic_version (version_num varchar(32))",
+                "INSERT INTO alembic_version VALUES ('021_later')",
+            ],
+            SchemaAheadError,
+            "later than 020_fleet_task_lease",
+        ),
+        (
+            [
+                "CREATE TABLE alembic_version (version_num varchar(32))",
+                "INSERT INTO alembic_version VALUES ('deadbeef')",
+            ],
+            SchemaAheadError,
+            "does not know",
+        ),
+    ],
+)
+def test_database_off_the_chain_is_refused(
+    url: urls.PostgresUrl,
+    postgres: Server,
+    database: str,
+    statements: list[str],
+    kind: type[OpsError],
+    words: str,
+) -> None:
+    """Built without Alembic, later than us, or at a stranger's revision: each with its reason."""
+    postgres.run(database, *statements)
+    before = _catalog(url)
+
+    with pytest.raises(kind, match=words) as caught:
+        asyncio.run(revisions.upgrade(url))
+    with pytest.raises(kind):
+        asyncio.run(rehearsal.rehearse(url))
+
+    assert caught.value.hint
+    assert _catalog(url) == before
+
+
+def test_second_upgrade_waits_for_the_first(url: urls.PostgresUrl) -> None:
+    """Two at once end well, and each revision is run by one of them."""
+
+    async def both() -> list[revisions.Moved]:
+        return await asyncio.gather(revisions.upgrade(url), revisions.upgrade(url))
+
+    first, second = asyncio.run(both())
+
+    assert sorted([len(first.ran), len(second.ran)]) == [0, 21]
+
+
+def test_held_lock_is_given_up_in_time(url: urls.PostgresUrl) -> None:
+    """Another run that does not end is named."""
+
+    async def wait() -> None:
+        async with engines.connected(url) as holder:
+            await holder.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": revisions.LOCK})
+            await revisions.upgrade(url, wait_seconds=0.2)
+
+    with pytest.raises(LockedError, match=r"postgres \(process \d+, sagewai-ops\) is changing"):
+        asyncio.run(wait())
+    assert _state(url) == "empty"
+
+
+def test_table_in_use_is_given_up_in_time(at: At) -> None:
+    """A session that sits on a table bounds the wait too, and nothing was changed."""
+    url = at("019_fleet_tasks")
+
+    async def wait() -> None:
+        async with engines.connected(url) as holder:
+            await holder.execute(text("SELECT * FROM fleet_tasks"))
+            await revisions.upgrade(url, wait_seconds=0.2)
+
+    with pytest.raises(LockedError, match="lock timeout"):
+        asyncio.run(wait())
+    assert _catalog(url) == schema_catalogs.postgres("019_fleet_tasks")
+
+
+def test_killed_upgrade_changes_nothing(at: At, postgres: Server) -> None:
+    """SIGKILL between two revisions: the database is as it was, and the next run succeeds."""
+    url = at("002_sandbox_requirements")
+    code = (
+        "import asyncio, os, signal, sys\n"
+        "from sagewai_ops.database import urls\n"
+        "from sagewai_ops.schema import revisions\n"
+        "def told(stage, done, total):\n"
+        "    if done == 9: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "asyncio.run(revisions.upgrade(urls.parse(sys.argv[1]), progress=told))\n"
+    )
+
+    killed = subprocess.run([sys.executable, "-c", code, url.spelled()], check=False, timeout=60)
+
+    assert killed.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while postgres.rows("postgres", "SELECT 1 FROM pg_locks WHERE locktype = 'advisory'"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert _catalog(url) == schema_catalogs.postgres("002_sandbox_requirements")
+    assert asyncio.run(revisions.upgrade(url)).after == (HEAD,)
+
+
+def test_role_without_create_is_refused_before_anything(
+    postgres: Server, database: str, url: urls.PostgresUrl
+) -> None:
+    """The grant that is missing is the hint."""
+    postgres.run(
+        database,
+        "DROP ROLE IF EXISTS clerk",
+        "CREATE ROLE clerk LOGIN",
+        "REVOKE CREATE ON SCHEMA public FROM public",
+    )
+
+    with pytest.raises(PermissionDeniedError, match="may not create tables in schema public") as it:
+        asyncio.run(revisions.upgrade(_url(postgres, database, user="clerk")))
+
+    assert it.value.hint == "GRANT CREATE, USAGE ON SCHEMA public TO clerk;"
+    assert _state(url) == "empty"
+
+
+def test_tables_of_another_role_are_refused_before_anything(postgres: Server, at: At) -> None:
+    """ALTER TABLE would fail half-way; the owner is named at once."""
+    url = at(MIDDLE)
+    postgres.run(
+        str(url.database),
+        "DROP ROLE IF EXISTS guest",
+        "CREATE ROLE guest LOGIN",
+        "GRANT ALL ON SCHEMA public TO guest",
+        "GRANT ALL ON ALL TABLES IN SCHEMA public TO guest",
+    )
+
+    with pytest.raises(PermissionDeniedError, match="tables belong to postgres, not to guest"):
+        asyncio.run(revisions.upgrade(_url(postgres, str(url.database), user="guest")))
+    postgres.drop(str(url.database))
+    postgres.run("postgres", "DROP ROLE guest")
+
+
+def test_read_only_database_is_refused(postgres: Server, database: str) -> None:
+    """A standby, or a role that may only read."""
+    url = urls.parse(postgres.url(database) + "&default_transaction_read_only=on")
+    assert isinstance(url, urls.PostgresUrl)
+
+    with pytest.raises(PermissionDeniedError, match="is read-only"):
+        asyncio.run(revisions.upgrade(url))
+
+
+def test_old_server_is_refused(url: urls.PostgresUrl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version below the oldest supported is told with the version."""
+    monkeypatch.setattr(server, "OLDEST", 99)
+
+    with pytest.raises(UsageError, match=r"PostgreSQL \d+\.\d+.*: too old"):
+        asyncio.run(revisions.upgrade(url))
+
+
+def test_schema_that_is_not_there_is_refused(postgres: Server, database: str) -> None:
+    """A search_path that leads nowhere is told, not filled."""
+    url = urls.parse(postgres.url(database) + "&search_path=nowhere")
+    assert isinstance(url, urls.PostgresUrl)
+
+    with pytest.raises(UsageError, match="no schema of the search_path exists"):
+        asyncio.run(revisions.current(url))
+
+
+def test_versions_in_another_schema_are_refused(postgres: Server, database: str) -> None:
+    """Alembic would read the one schema and fill the other."""
+    asyncio.run(revisions.upgrade(_url(postgres, database), "001_initial"))
+    postgres.run(database, 'CREATE SCHEMA "my own"')
+    url = urls.parse(postgres.url(database) + "&search_path=%22my%20own%22,public")
+    assert isinstance(url, urls.PostgresUrl)
+
+    with pytest.raises(UsageError, match="alembic_version is in schema public"):
+        asyncio.run(revisions.upgrade(url))
+
+
+def test_another_schema_can_be_filled(postgres: Server, database: str) -> None:
+    """The first schema of the search_path is Sagewai's, whatever its name."""
+    postgres.run(database, 'CREATE SCHEMA "my own"')
+    url = urls.parse(postgres.url(database) + "&search_path=%22my%20own%22")
+    assert isinstance(url, urls.PostgresUrl)
+
+    asyncio.run(revisions.upgrade(url, MIDDLE))
+    moved = asyncio.run(rehearsal.rehearse(url))
+
+    assert moved.rehearsed == "scratch"
+    schemas = postgres.rows(
+        database, "SELECT DISTINCT schemaname::text FROM pg_tables WHERE schemaname !~ '^pg_|^inf'"
+    )
+    assert schemas == [("my own",)]
+
+
+def test_lost_row_rolls_back(at: At, postgres: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A count that changes is a difference, and nothing was changed."""
+    url = at("019_fleet_tasks")
+    postgres.run(str(url.database), "INSERT INTO fleet_tasks (run_id, org_id) VALUES ('t', 'o')")
+    migrate = alembic_runner.migrate
+
+    async def lossy(connection: object, target: str, **more: object) -> None:
+        await migrate(connection, target, **more)  # type: ignore[arg-type]
+        await connection.execute(text("DELETE FROM fleet_tasks"))  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(alembic_runner, "migrate", lossy)
+
+    with pytest.raises(DifferenceError, match="fleet_tasks: held 1 rows before and 0 after"):
+        asyncio.run(revisions.upgrade(url))
+
+    assert postgres.rows(str(url.database), "SELECT count(*) FROM fleet_tasks") == [(1,)]
+    assert _catalog(url) == schema_catalogs.postgres("019_fleet_tasks")
+
+
+@pytest.mark.parametrize("start", [MIDDLE, HEAD])
+def test_rehearsal_changes_nothing_and_tells_what_would_happen(
+    at: At, postgres: Server, start: str
+) -> None:
+    """On a copy in a scratch schema: same revisions, same counts, and no trace."""
+    url = at(start)
+    postgres.run(
+        str(url.database),
+        "INSERT INTO agent_runs (run_id, agent_name) SELECT n, 'a' FROM generate_series(1, 7) n",
+        "INSERT INTO prompt_logs (log_id, run_id, agent_name) VALUES ('p', '1', 'a')",
+    )
+    before = _catalog(url)
+
+    rehearsed = asyncio.run(rehearsal.rehearse(url))
+    schemas = postgres.rows(
+        str(url.database), "SELECT nspname::text FROM pg_namespace WHERE nspname LIKE 'sagewai%'"
+    )
+    untouched = _catalog(url)
+    real = asyncio.run(revisions.upgrade(url))
+
+    assert (rehearsed.rehearsed, rehearsed.after) == ("scratch", (HEAD,))
+    assert rehearsed.rows_before["agent_runs"] == 7
+    assert (rehearsed.ran, rehearsed.rows_after) == (real.ran, real.rows_after)
+    assert (untouched, schemas) == (before, [])
+
+
+def test_rehearsal_of_an_empty_database_is_the_whole_chain(url: urls.PostgresUrl) -> None:
+    """There is nothing to copy, and 21 revisions to run."""
+    moved = asyncio.run(rehearsal.rehearse(url))
+
+    assert (moved.rehearsed, len(moved.ran)) == ("scratch", 21)
+    assert _state(url) == "empty"
+
+
+def test_rehearsal_without_the_right_to_make_schemas_rolls_back(
+    postgres: Server, database: str
+) -> None:
+    """The owner of the tables who may not create schemas rehearses in a transaction."""
+    postgres.run("postgres", "DROP ROLE IF EXISTS owner_only", "CREATE ROLE owner_only LOGIN")
+    postgres.run(database, "GRANT ALL ON SCHEMA public TO owner_only")
+    url = _url(postgres, database, user="owner_only")
+    asyncio.run(revisions.upgrade(url, MIDDLE))
+    before = _catalog(url)
+
+    moved = asyncio.run(rehearsal.rehearse(url))
+
+    assert (moved.rehearsed, moved.before, moved.after) == ("rollback", (MIDDLE,), (HEAD,))
+    assert _catalog(url) == before
+    postgres.drop(database)
+    postgres.run("postgres", "DROP ROLE owner_only")
+
+
+def test_rehearsal_beside_a_live_server_locks_nobody_out(at: At) -> None:
+    """On a copy, a session that holds every table does not matter."""
+    url = at(MIDDLE)
+
+    async def beside() -> revisions.Moved:
+        async with engines.connected(url) as writer:
+            await writer.execute(
+                text("INSERT INTO agent_runs (run_id, agent_name) VALUES ('x', 'a')")
+            )
+            return await rehearsal.rehearse(url, wait_seconds=0.2)
+
+    assert asyncio.run(beside()).after == (HEAD,)
+
+
+def test_rehearsal_finds_a_table_that_was_dropped(at: At, postgres: Server) -> None:
+    """A database that is not what its revision says is told before the real run."""
+    url = at(MIDDLE)
+    postgres.run(str(url.database), "DROP TABLE provider")
+
+    with pytest.raises(DifferenceError, match="has no table provider"):
+        asyncio.run(rehearsal.rehearse(url))
+
+
+def test_plan_on_paper_runs_nothing(at: At, postgres: Server) -> None:
+    """The statements are spelled from where the database stands, and work."""
+    url = at(MIDDLE)
+
+    script = asyncio.run(revisions.plan_sql(url, HEAD))
+
+    assert "fleet_tasks" in script
+    assert "harness_keys" not in script
+    assert _catalog(url) == schema_catalogs.postgres(MIDDLE)
+    postgres.run(str(url.database), script)
+    assert _catalog(url) == schema_catalogs.postgres(HEAD)
+    back = asyncio.run(revisions.plan_sql(url, MIDDLE, down=True))
+    postgres.run(str(url.database), back)
+    assert _catalog(url) == schema_catalogs.postgres(MIDDLE)
+
+
+def test_plan_on_paper_needs_one_start(url: urls.PostgresUrl) -> None:
+    """From both 006 there is no script, and the message says what to run."""
+    asyncio.run(revisions.upgrade(url, "006_replay_snapshots"))
+    asyncio.run(revisions.upgrade(url, "006_artifact_destination"))
+
+    with pytest.raises(UsageError, match="two revisions"):
+        asyncio.run(revisions.plan_sql(url, HEAD))
+
+
+def test_every_server_can_be_upgraded_and_rehearsed(every_postgres: Server) -> None:
+    """15, 16 and 18, wherever they are installed."""
+    name = every_postgres.create()
+    url = _url(every_postgres, name)
+
+    asyncio.run(revisions.upgrade(url, MIDDLE))
+    rehearsed = asyncio.run(rehearsal.rehearse(url))
+    moved = asyncio.run(revisions.upgrade(url))
+    every_postgres.drop(name)
+
+    assert rehearsed.ran == moved.ran
+    assert moved.server.startswith(str(every_postgres.installation.major))
