@@ -225,7 +225,7 @@ def test_database_off_the_chain_is_refused(
 def test_second_upgrade_waits_for_the_first(url: urls.PostgresUrl) -> None:
     """Two at once end well, and each revision is run by one of them."""
 
-    async def both() -> list[revisions.Moved]:
+    async def both() -> tuple[revisions.Moved, revisions.Moved]:
         return await asyncio.gather(revisions.upgrade(url), revisions.upgrade(url))
 
     first, second = asyncio.run(both())
