@@ -250,6 +250,10 @@ def _name_variable(parameter: inspect.Parameter) -> None:
     if get_origin(parameter.annotation) is not Annotated:
         return
     for extra in get_args(parameter.annotation)[1:]:
-        if isinstance(extra, OptionInfo) and extra.envvar is None and extra.param_decls:
-            flag = max(extra.param_decls, key=len).split("/")[0]
-            extra.envvar = "SAGEWAI_OPS_" + flag.lstrip("-").replace("-", "_").upper()
+        if not isinstance(extra, OptionInfo) or extra.envvar is not None:
+            continue
+        # In an annotation, Typer takes the first flag for the default until it builds the option.
+        flags = [extra.default, *(extra.param_decls or ())]
+        names = [flag for flag in flags if isinstance(flag, str) and flag.startswith("--")]
+        if names:
+            extra.envvar = "SAGEWAI_OPS_" + names[0].lstrip("-").replace("-", "_").upper()

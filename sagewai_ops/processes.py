@@ -4,13 +4,24 @@ Linux tells through `/proc`; elsewhere the answers are empty, never wrong.
 """
 
 import os
-import shlex
+import re
+import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-_COMMAND_CHARACTERS = 120  # enough to recognise a command line in one terminal row
+_PROC = Path("/proc")
+_COMMAND_CHARACTERS = 200
+_PS_SECONDS = 10.0
+_URL_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^@\s]*@")
+_SECRET_OPTION = re.compile(
+    r"^(--?[\w-]*(?:token|secret|password|passphrase|key)[\w-]*)=.*", re.IGNORECASE
+)
+_SECRET_NAME = re.compile(
+    r"^--?[\w-]*(?:token|secret|password|passphrase|key)[\w-]*$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +30,7 @@ class Process:
 
     Attributes:
         pid: 0 where it lives in another container and its number cannot be seen from here.
-        command: Its command line, shortened; "" where it cannot be read.
+        command: Its command line, shortened, without passwords; "" where it cannot be read.
         started_at: UTC; None where it cannot be read.
     """
 
@@ -32,7 +43,7 @@ def look_up(pid: int) -> Process:
     """Read what can be read of a process; one that has ended gives its number alone."""
     if pid <= 0:
         return Process(0)
-    return Process(pid, _command_of(pid), _started_at(pid))
+    return Process(pid, _command(pid), _started_at(pid))
 
 
 def describe(process: Process) -> str:
@@ -62,7 +73,7 @@ def lock_holders(path: Path, kind: str = "FLOCK") -> tuple[Process, ...]:
 def _locks() -> Iterator[tuple[str, int, str]]:
     """Yield (kind, pid, device:inode) for every held lock; proc(5), `/proc/locks`."""
     try:
-        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+        lines = (_PROC / "locks").read_text(encoding="ascii").splitlines()
     except OSError:
         return
     for line in lines:
@@ -72,25 +83,53 @@ def _locks() -> Iterator[tuple[str, int, str]]:
             yield fields[1], max(int(fields[4]), 0), fields[5]
 
 
-def _command_of(pid: int) -> str:
-    try:
-        raw = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
+def _command(pid: int) -> str:
+    if not pid:
         return ""
-    words = [os.fsdecode(word) for word in raw.split(b"\0") if word]
-    text = shlex.join(words)
-    return text if len(text) <= _COMMAND_CHARACTERS else text[: _COMMAND_CHARACTERS - 1] + "…"
+    try:
+        words = os.fsdecode((_PROC / str(pid) / "cmdline").read_bytes()).split("\0")
+    except OSError:
+        return _command_of_ps(pid)
+    return _presentable([word for word in words if word])
+
+
+def _command_of_ps(pid: int) -> str:
+    """Ask `ps`, where there is no /proc."""
+    if _PROC.joinpath("self").exists():
+        return ""
+    with suppress(OSError, subprocess.SubprocessError):
+        answer = subprocess.run(
+            ["/bin/ps", "-o", "command=", "-p", str(pid)],
+            capture_output=True,
+            timeout=_PS_SECONDS,
+            check=True,
+        )
+        return _presentable(os.fsdecode(answer.stdout).split())
+    return ""
+
+
+def _presentable(words: list[str]) -> str:
+    """Join a command line, leaving out what must not appear in a message."""
+    shown: list[str] = []
+    hide = False
+    for word in words:
+        shown.append("***" if hide else _SECRET_OPTION.sub(r"\1=***", word))
+        hide = bool(_SECRET_NAME.match(word))
+    line = _URL_PASSWORD.sub(r"\1***@", " ".join(shown))
+    printable = "".join(character if character.isprintable() else "?" for character in line)
+    return printable[:_COMMAND_CHARACTERS]
 
 
 def _started_at(pid: int) -> datetime | None:
-    try:
-        # Field 22, counted after the command name, which may itself hold spaces and brackets.
-        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-        boot = next(
-            int(line.split()[1])
-            for line in Path("/proc/stat").read_text().splitlines()
-            if line.startswith("btime ")
+    """Add the start, in clock ticks after boot, to the time of boot (proc(5), field 22 of stat)."""
+    with suppress(OSError, ValueError, IndexError):
+        # The name of the program is in parentheses and may hold anything, a parenthesis too.
+        fields = (
+            (_PROC / str(pid) / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
         )
-    except (OSError, ValueError, IndexError, StopIteration):
-        return None
-    return datetime.fromtimestamp(boot + ticks / os.sysconf("SC_CLK_TCK"), timezone.utc)
+        ticks = int(fields[19])
+        for line in (_PROC / "stat").read_text("ascii").splitlines():
+            if line.startswith("btime "):
+                seconds = int(line.split()[1]) + ticks / os.sysconf("SC_CLK_TCK")
+                return datetime.fromtimestamp(seconds, timezone.utc)
+    return None

@@ -162,7 +162,7 @@ def _entry_or_dict(pairs: list[tuple[str, Any]]) -> object:
     document = dict(pairs)
     if len(document) != len(pairs):
         raise DamagedError(f"{MANIFEST_NAME}: a field stands twice")
-    if "mtime_ns" not in document:
+    if "path" not in document or "type" not in document:
         return document
     try:
         entry = Entry(

@@ -151,6 +151,15 @@ def examine(path: Path, *, progress: Progress | None = None) -> Health:
     )
 
 
+def count_rows(connection: sqlite3.Connection) -> dict[str, int]:
+    """Count the rows of every table, as `Health.counts` has them, inside the caller's transaction.
+
+    Raises:
+        sqlite3.Error: The file is not a database.
+    """
+    return _counts(connection)[0]
+
+
 def _open(resolved: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
         database_uri(resolved, mode="rw"), uri=True, timeout=0.0, isolation_level=None

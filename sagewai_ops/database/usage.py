@@ -12,19 +12,16 @@ child. What runs on another machine, over a network file system, is not seen.
 """
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 from sagewai_ops.database.source import PENDING_BYTE, SHARED_FIRST, SHARED_SIZE, sidecar
+from sagewai_ops.processes import Process, look_up
 
 _PROC = Path("/proc")
-_COMMAND_CHARACTERS = 200
 _PROBE_SECONDS = 10.0  # an interpreter that starts takes 0.02; a network file system may hang
 # The locks of a WAL database's shared memory file: eight at 120, and at 128 the one that every
 # connection holds shared for its life (os_unix.c calls it the dead man's switch).
@@ -48,31 +45,9 @@ for path, first, size in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3]):
     if answer[3 if apple else 0] != fcntl.F_UNLCK:
         print(answer[2 if apple else 4])
 """
-_URL_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^@\s]*@")
-_SECRET_OPTION = re.compile(
-    r"^(--?[\w-]*(?:token|secret|password|passphrase|key)[\w-]*)=.*", re.IGNORECASE
-)
-_SECRET_NAME = re.compile(
-    r"^--?[\w-]*(?:token|secret|password|passphrase|key)[\w-]*$", re.IGNORECASE
-)
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """A process that has the database open.
-
-    Args:
-        pid: 0 if it runs where our numbers mean nothing, such as in another container.
-        command: Its command line, shortened, without passwords; empty if it cannot be read.
-        started_at: In UTC; None if it cannot be read.
-    """
-
-    pid: int
-    command: str
-    started_at: datetime | None
-
-
-def holders(database: Path, *, include_self: bool = False) -> tuple[Holder, ...]:
+def holders(database: Path, *, include_self: bool = False) -> tuple[Process, ...]:
     """Return the processes that have a database open, by number.
 
     Args:
@@ -87,9 +62,7 @@ def holders(database: Path, *, include_self: bool = False) -> tuple[Holder, ...]
     pids = {*_lock_owners(set(identities)), *_openers(identities), *_in_the_way(resolved)}
     if not include_self:
         pids.discard(os.getpid())
-    return tuple(
-        Holder(pid=pid, command=_command(pid), started_at=_started_at(pid)) for pid in sorted(pids)
-    )
+    return tuple(look_up(pid) for pid in sorted(pids))
 
 
 def _existing(files: list[Path]) -> Iterator[tuple[Path, os.stat_result]]:
@@ -154,55 +127,3 @@ def _in_the_way(resolved: Path) -> Iterator[int]:
     except (OSError, subprocess.SubprocessError):
         return
     yield from (int(line) for line in answer.stdout.split())
-
-
-def _command(pid: int) -> str:
-    if not pid:
-        return ""
-    try:
-        words = os.fsdecode((_PROC / str(pid) / "cmdline").read_bytes()).split("\0")
-    except OSError:
-        return _command_of_ps(pid)
-    return _presentable([word for word in words if word])
-
-
-def _command_of_ps(pid: int) -> str:
-    """Ask `ps`, where there is no /proc."""
-    if _PROC.joinpath("self").exists():
-        return ""
-    with suppress(OSError, subprocess.SubprocessError):
-        answer = subprocess.run(
-            ["/bin/ps", "-o", "command=", "-p", str(pid)],
-            capture_output=True,
-            timeout=_PROBE_SECONDS,
-            check=True,
-        )
-        return _presentable(os.fsdecode(answer.stdout).split())
-    return ""
-
-
-def _presentable(words: list[str]) -> str:
-    """Join a command line, leaving out what must not appear in a message."""
-    shown: list[str] = []
-    hide = False
-    for word in words:
-        shown.append("***" if hide else _SECRET_OPTION.sub(r"\1=***", word))
-        hide = bool(_SECRET_NAME.match(word))
-    line = _URL_PASSWORD.sub(r"\1***@", " ".join(shown))
-    printable = "".join(character if character.isprintable() else "?" for character in line)
-    return printable[:_COMMAND_CHARACTERS]
-
-
-def _started_at(pid: int) -> datetime | None:
-    """Add the start, in clock ticks after boot, to the time of boot (proc(5), field 22 of stat)."""
-    with suppress(OSError, ValueError, IndexError):
-        # The name of the program is in parentheses and may hold anything, a parenthesis too.
-        fields = (
-            (_PROC / str(pid) / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-        )
-        ticks = int(fields[19])
-        for line in (_PROC / "stat").read_text("ascii").splitlines():
-            if line.startswith("btime "):
-                seconds = int(line.split()[1]) + ticks / os.sysconf("SC_CLK_TCK")
-                return datetime.fromtimestamp(seconds, timezone.utc)
-    return None

@@ -1,0 +1,182 @@
+"""`backup`: take a verified snapshot of a home that may be in use."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, UsageError
+from sagewai_ops.invocation import Outcome, Run, command
+from sagewai_ops.terminal import Terminal, size
+
+HELP = """Take a verified snapshot of a home that may be in use.
+
+The archive gets its name only after it was read back and every byte, the database and the keys
+were checked. Nothing in the home is changed. The master key stays out unless --key sealed is
+given, and it never goes into an archive that is not encrypted.
+
+\b
+Examples:
+  sagewai-ops backup
+  sagewai-ops backup --to /backups --recipient age1... --key sealed
+  sagewai-ops backup --output - --recipients-file team.txt | ssh host 'cat > home.tar.zst.age'
+
+\b
+Exit codes: 0 taken and verified, 3 taken but something could not be carried,
+4 taken but the database has findings, 10 no home, 11 another run, 12 no key, 13 no space,
+16 damaged.
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("backup", help=HELP, short_help="Take a verified snapshot of a home.")(
+        command("backup")(backup)
+    )
+
+
+def backup(
+    run: Run,
+    *,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to",
+            metavar="DIR",
+            envvar=["SAGEWAI_OPS_SNAPSHOTS", "SAGEWAI_OPS_TO"],
+            help="The snapshot folder; else HOME.snapshots beside the home.",
+            show_default=False,
+        ),
+    ] = None,
+    recipient: Annotated[
+        list[str] | None,
+        typer.Option("--recipient", metavar="R", help="Encrypt to an age or ssh public key."),
+    ] = None,
+    recipients_file: Annotated[
+        Path | None,
+        typer.Option("--recipients-file", metavar="F", help="Recipients, one a line."),
+    ] = None,
+    passphrase_file: Annotated[
+        str | None,
+        typer.Option(
+            "--passphrase-file", metavar="F", help="Encrypt under its first line; - asks or reads."
+        ),
+    ] = None,
+    key: Annotated[
+        str,
+        typer.Option("--key", metavar="exclude|sealed", help="What becomes of the master key."),
+    ] = "exclude",
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--exclude", metavar="GLOB", help="Leave out paths relative to the home."),
+    ] = None,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Rewrite the database without its free pages.")
+    ] = False,
+    level: Annotated[int, typer.Option("--level", min=1, max=19, help="Compression of zstd.")] = 3,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", metavar="-", help="Write the archive to stdout, and no card."),
+    ] = None,
+    wait: Annotated[
+        float,
+        typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run on the home."),
+    ] = 0.0,
+) -> Outcome:
+    """Parse, take the snapshot, render."""
+    from sagewai_ops.credentials import lock_of
+    from sagewai_ops.snapshots.backup import pipe_snapshot, take_snapshot
+    from sagewai_ops.snapshots.taking import BackupOptions
+
+    if output not in (None, "-"):
+        raise UsageError(f"--output {output}: only - is known", hint="a folder goes in --to DIR")
+    if output and run.settings.json:
+        raise UsageError("--output -: stdout cannot carry the archive and --json")
+    if output and sys.stdout.isatty():
+        raise UsageError("--output -: stdout is a terminal", hint="redirect it: > home.tar.zst")
+    options = BackupOptions(
+        lock=lock_of(run.terminal, recipient or [], recipients_file, passphrase_file),
+        custody=key,
+        exclude=tuple(exclude or ()),
+        compact=compact,
+        level=level,
+        wait_seconds=wait,
+        key_environment=run.settings.environment,
+    )
+    home = run.home()
+    with run.terminal.progress() as progress:
+        if output:
+            report = pipe_snapshot(home, sys.stdout.buffer, options, progress=progress)
+        else:
+            folder = run.snapshots(home, to)
+            report = take_snapshot(home, folder, options, progress=progress)
+    result = as_result(report)
+    code = EXIT_DONE if report.is_sound else EXIT_FINDINGS
+    return Outcome(
+        result,
+        lambda terminal: show(terminal, result),
+        exit_code=code if report.is_complete else EXIT_INCOMPLETE,
+        warnings=tuple(report.warnings()),
+        on_stdout=output is None,
+    )
+
+
+def as_result(report: Any) -> dict[str, Any]:
+    """Give the JSON of a backup's report; docs/json.md."""
+    return {
+        "id": report.id,
+        "sequence": report.sequence,
+        "archive": str(report.path) if report.path else None,
+        "created_at": f"{report.created_at:%Y-%m-%dT%H:%M:%SZ}",
+        "archive_bytes": report.archive_bytes,
+        "archive_sha256": report.archive_sha256,
+        "content_bytes": report.content_bytes,
+        "files": report.files,
+        "encrypted": report.is_encrypted,
+        "key_custody": report.custody,
+        "key_fingerprint": report.key_fingerprint,
+        "database": report.database.as_dict() if report.database else None,
+        "keys": report.keys.as_dict(),
+        "left_out": [
+            {"path": item.path, "reason": item.reason.name.lower(), "detail": item.detail}
+            for item in report.left_out
+        ],
+        "unstable": list(report.unstable),
+        "followed": dict(report.followed),
+        "external": dict(report.external),
+        "swept": list(report.swept),
+        "notes": list(report.notes),
+    }
+
+
+def show(terminal: Terminal, result: dict[str, Any]) -> None:
+    """Say what was taken, and where the key is, every time."""
+    terminal.line(f"snapshot {result['id']}: taken and verified", style="bold green")
+    terminal.line(f"  archive   {result['archive']}")
+    terminal.line(
+        f"  size      {size(result['content_bytes'])} in {result['files']} files, "
+        f"{size(result['archive_bytes'])} stored"
+    )
+    database = result["database"]
+    if database:
+        rows = sum(database["tables"].values())
+        terminal.line(
+            f"  database  {rows} rows in {len(database['tables'])} tables, "
+            f"level {database['schema_level'] or 'unknown'}"
+        )
+    keys = result["keys"]
+    fingerprint = result["key_fingerprint"]
+    terminal.line(
+        f"  sealed    {keys['total']} values, {keys['total'] - len(keys['unopened'])} open"
+    )
+    if not fingerprint:
+        terminal.line("  key       none found", style="yellow")
+    elif result["key_custody"] == "sealed":
+        terminal.line(f"  key       {fingerprint}, in the archive, encrypted")
+    else:
+        terminal.line(
+            f"  key       {fingerprint}, NOT in the archive: keep it elsewhere", style="yellow"
+        )
+    for note in result["notes"]:
+        terminal.line(f"  note      {note}")

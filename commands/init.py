@@ -1,0 +1,58 @@
+"""`init`: make a home, or add what one lacks."""
+
+from typing import Annotated
+
+import typer
+
+from sagewai_ops.invocation import Outcome, Run, command
+from sagewai_ops.terminal import Terminal
+
+HELP = """Make a home, or add what one lacks.
+
+Folders and files are private from the moment that they exist. What is there is left as it is; done
+twice, the second run changes nothing. The key in secrets/master.key is the only way to the sealed
+values: keep a copy of it away from the snapshots.
+
+\b
+Exit codes: 0 done, 2 something is in the way, 11 another run, 13 no space, 14 permission denied.
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("init", help=HELP, short_help="Make a home, or add what one lacks.")(
+        command("init")(init)
+    )
+
+
+def init(
+    run: Run,
+    *,
+    no_key: Annotated[bool, typer.Option("--no-key", help="Make no master key.")] = False,
+    wait: Annotated[
+        float,
+        typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run on the home."),
+    ] = 0.0,
+) -> Outcome:
+    """Parse, make, render."""
+    from sagewai_ops.init import init_home
+
+    report = init_home(run.home(), run.settings.environment, with_key=not no_key, wait_seconds=wait)
+    result = {
+        "home": str(report.root),
+        "made": list(report.made),
+        "left": dict(report.left),
+        "key_source": report.key_source,
+        "key_fingerprint": report.key_fingerprint,
+    }
+
+    def show(terminal: Terminal) -> None:
+        terminal.line(f"home {report.root}: ready", style="bold green")
+        for path in report.made:
+            terminal.line(f"  made  {path}")
+        for path, reason in report.left.items():
+            terminal.line(f"  left  {path}: {reason}")
+        if report.key_fingerprint:
+            terminal.line(f"  key   {report.key_fingerprint}, {report.key_source}: keep a copy")
+
+    return Outcome(result, show, warnings=report.warnings)

@@ -1,0 +1,235 @@
+"""`restore`: bring a home back from a snapshot, or take that back."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sagewai_ops.errors import UsageError
+from sagewai_ops.invocation import Outcome, Run, command
+from sagewai_ops.terminal import Terminal, size
+
+HELP = """Bring a home back from a snapshot.
+
+SNAPSHOT is `latest`, an id, the beginning of one, or the path of an archive. The archive is proved
+while it is extracted beside the target; only when everything holds do names change. What was there
+is kept as HOME.before-restore-<UTC>, and `restore --undo` brings it back.
+
+\b
+Examples:
+  sagewai-ops restore latest --replace
+  sagewai-ops restore latest --to /srv/copy --key-file master.key
+  sagewai-ops restore latest --only config,db
+  sagewai-ops restore --undo
+
+\b
+Exit codes: 0 restored, 10 no such snapshot, 11 another run, 12 wrong or missing key, 13 no space,
+15 the target is not empty or in use, 16 damaged archive, 18 newer format or schema.
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("restore", help=HELP, short_help="Bring a home back from a snapshot.")(
+        command("restore")(restore)
+    )
+
+
+def restore(
+    run: Run,
+    *,
+    snapshot: Annotated[
+        str | None, typer.Argument(metavar="[SNAPSHOT|latest]", show_default=False)
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to",
+            metavar="DIR",
+            envvar="SAGEWAI_OPS_RESTORE_TO",
+            help="Restore to this folder instead of the home.",
+            show_default=False,
+        ),
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put aside what the target holds.")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only", metavar="config,db,data,secrets,PATH", help="Bring back only these parts."
+        ),
+    ] = None,
+    identity: Annotated[
+        list[Path] | None,
+        typer.Option("--identity", metavar="F", help="Decrypt with this age or ssh key file."),
+    ] = None,
+    passphrase_file: Annotated[
+        str | None,
+        typer.Option("--passphrase-file", metavar="F", help="Decrypt with its first line."),
+    ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option("--key-file", metavar="F", help="The master key; installed in the home."),
+    ] = None,
+    without_key: Annotated[
+        bool, typer.Option("--without-key", help="Restore even if no key opens the secrets.")
+    ] = False,
+    snapshots: Annotated[
+        Path | None,
+        typer.Option("--snapshots", metavar="DIR", help="Where to look for SNAPSHOT."),
+    ] = None,
+    wait: Annotated[
+        float,
+        typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run on the home."),
+    ] = 0.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")
+    ] = False,
+    undo: Annotated[
+        bool, typer.Option("--undo", help="Exchange the home and what was there before.")
+    ] = False,
+    recover: Annotated[
+        bool, typer.Option("--recover", help="Finish a restore that was interrupted.")
+    ] = False,
+) -> Outcome:
+    """Parse, bring back, render."""
+    if sum((undo, recover, snapshot is not None)) != 1:
+        raise UsageError(
+            "restore: name one of SNAPSHOT, --undo and --recover",
+            hint="sagewai-ops restore latest\nsagewai-ops restore --help",
+        )
+    if undo or recover:
+        return _step_back(run, to, undo=undo, dry_run=dry_run, wait_seconds=wait)
+
+    from sagewai_ops.credentials import unlock_of
+    from sagewai_ops.home.paths import locate
+    from sagewai_ops.snapshots import catalog
+    from sagewai_ops.snapshots import restore as restoring
+    from sagewai_ops.snapshots.taking import home_ids
+
+    home = run.home()
+    environment = dict(run.settings.environment)
+    archive = catalog.choose(run.snapshots(home, snapshots), snapshot or "", home_ids(home))
+    options = restoring.RestoreOptions(
+        unlock=unlock_of(run.terminal, identity or [], passphrase_file),
+        replace=replace,
+        only=tuple(part for text in only or () for part in text.split(",") if part),
+        key_file=key_file,
+        without_key=without_key,
+        wait_seconds=wait,
+        key_home=home,
+        key_environment=environment,
+    )
+    target = locate(to, environment) if to else home
+    if dry_run:
+        plan = restoring.plan_restore(archive, target, options)
+        result = _plan_result(plan)
+        return Outcome(
+            result,
+            lambda terminal: _show_plan(terminal, result),
+            warnings=plan.warnings,
+            always=True,
+        )
+    with run.terminal.progress() as progress:
+        report = restoring.restore(archive, target, options, progress=progress)
+    done = _report_result(report)
+    return Outcome(done, lambda terminal: _show(terminal, done), warnings=report.warnings)
+
+
+def _step_back(
+    run: Run, to: Path | None, *, undo: bool, dry_run: bool, wait_seconds: float
+) -> Outcome:
+    from sagewai_ops.home.paths import locate
+    from sagewai_ops.snapshots import undo as undoing
+
+    target = locate(to, run.settings.environment) if to else run.home()
+    if undo:
+        back = undoing.undo_restore(target, dry_run=dry_run, wait_seconds=wait_seconds)
+        result = {
+            "home": str(target.root),
+            "brought_back": str(back.brought_back),
+            "before": str(back.before) if back.before else None,
+            "dry_run": dry_run,
+        }
+        words = (
+            f"home {target.root}: {'would be' if dry_run else 'is'} what {back.brought_back} was"
+        )
+    else:
+        if dry_run:
+            raise UsageError("--recover: has no dry run", hint="sagewai-ops restore --recover")
+        answer = undoing.recover_restore(target, wait_seconds=wait_seconds)
+        result = {"home": str(target.root), "recovery": answer}
+        words = f"home {target.root}: {answer}"
+    return Outcome(result, lambda terminal: terminal.line(words), always=dry_run)
+
+
+def _plan_result(plan: Any) -> dict[str, Any]:
+    return {
+        "snapshot": plan.snapshot_id,
+        "archive": str(plan.archive),
+        "target": str(plan.target),
+        "target_state": plan.state,
+        "exchanged": list(plan.paths) if plan.paths is not None else None,
+        "files": plan.files,
+        "size_bytes": plan.size_bytes,
+        "schema_level": plan.schema_level,
+        "key_custody": plan.key_custody,
+        "key_fingerprint": plan.key_fingerprint,
+        "sealed_values": plan.sealed,
+        "warnings": list(plan.warnings),
+    }
+
+
+def _report_result(report: Any) -> dict[str, Any]:
+    return {
+        **_plan_result(report.plan),
+        "before": str(report.before) if report.before else None,
+        "files": report.extracted.files,
+        "folders": report.extracted.folders,
+        "links": report.extracted.links,
+        "size_bytes": report.extracted.size_bytes,
+        "key_source": report.key_source,
+        "key_installed": report.key_installed,
+        "keys": report.keys.as_dict(),
+        "database": report.database.as_dict() if report.database else None,
+        "sessions": report.access.sessions,
+        "api_tokens": report.access.api_tokens,
+        "fleet_rows": report.access.fleet_rows,
+        "warnings": list(report.warnings),
+    }
+
+
+def _show_plan(terminal: Terminal, result: dict[str, Any]) -> None:
+    terminal.line(f"snapshot {result['snapshot']} would be restored to {result['target']}")
+    terminal.line(f"  target    {result['target_state']}")
+    terminal.line(f"  brings    {result['files']} files, {size(result['size_bytes'])}")
+    what = "the whole home" if result["exchanged"] is None else ", ".join(result["exchanged"])
+    terminal.line(f"  exchanges {what}")
+    terminal.line(
+        f"  key       {result['key_fingerprint'] or 'none'}, {result['key_custody']}, "
+        f"{result['sealed_values']} sealed values"
+    )
+
+
+def _show(terminal: Terminal, result: dict[str, Any]) -> None:
+    terminal.line(
+        f"snapshot {result['snapshot']}: restored to {result['target']}", style="bold green"
+    )
+    terminal.line(f"  files     {result['files']}, {size(result['size_bytes'])}, all verified")
+    if result["database"]:
+        rows = sum(result["database"]["tables"].values())
+        terminal.line(f"  database  {rows} rows, as in the snapshot")
+    keys = result["keys"]
+    source = result["key_source"] or "no key"
+    installed = ", installed in the home" if result["key_installed"] else ""
+    terminal.line(
+        f"  sealed    {keys['total'] - len(keys['unopened'])} of {keys['total']} values open "
+        f"with {source}{installed}"
+    )
+    terminal.line(
+        f"  access    {result['sessions']} sessions and {result['api_tokens']} API tokens "
+        "are valid again"
+    )
+    if result["before"]:
+        terminal.line(f"  before    kept in {result['before']}; back with: restore --undo")

@@ -1,0 +1,248 @@
+"""`snapshots`: what is in the snapshot folder, and what is in a snapshot."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sagewai_ops.invocation import Outcome, Run, command
+from sagewai_ops.terminal import Terminal, size
+
+FolderOption = Annotated[
+    Path | None,
+    typer.Option("--snapshots", metavar="DIR", help="The folder; else HOME.snapshots."),
+]
+SnapshotArgument = Annotated[
+    str, typer.Argument(metavar="SNAPSHOT|latest", help="An id, the beginning of one, or a path.")
+]
+IdentityOption = Annotated[
+    list[Path] | None,
+    typer.Option("--identity", metavar="F", help="Decrypt with this age or ssh key file."),
+]
+PassphraseOption = Annotated[
+    str | None,
+    typer.Option("--passphrase-file", metavar="F", help="Decrypt with its first line; - asks."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    group = typer.Typer(
+        name="snapshots",
+        help="List, show, verify and open snapshots.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
+    group.command("list", short_help="List the snapshots of a folder.")(
+        command("snapshots list")(list_snapshots)
+    )
+    group.command("show", short_help="Show what is in a snapshot.")(command("snapshots show")(show))
+    group.command("verify", short_help="Read a snapshot and check every byte.")(
+        command("snapshots verify")(verify)
+    )
+    group.command("extract", short_help="Take files out of a snapshot.")(
+        command("snapshots extract")(extract)
+    )
+    app.add_typer(group)
+
+
+def list_snapshots(run: Run, *, snapshots: FolderOption = None) -> Outcome:
+    """List the snapshots of a folder, oldest first.
+
+    No archive is opened and no key is needed: names and cards tell.
+    """
+    from sagewai_ops.snapshots.catalog import snapshots_in
+
+    folder = run.snapshots(run.home(), snapshots)
+    rows = [
+        {
+            "id": item.id,
+            "archive": str(item.path),
+            "created_at": f"{item.created_at:%Y-%m-%dT%H:%M:%SZ}",
+            "sequence": item.sequence,
+            "archive_bytes": item.size_bytes,
+            "encrypted": item.is_encrypted,
+            "home": item.card.get("home"),
+            "schema_level": item.card.get("schema_level"),
+            "key_custody": item.card.get("key_custody"),
+            "key_fingerprint": item.card.get("key_fingerprint"),
+            "verified_at": item.card.get("verified_at"),
+            "complete": item.card.get("complete"),
+            "has_card": bool(item.card),
+        }
+        for item in snapshots_in(folder)
+    ]
+    result = {"folder": str(folder), "snapshots": rows}
+    return Outcome(result, lambda terminal: _show_list(terminal, folder, rows), always=True)
+
+
+def show(
+    run: Run,
+    *,
+    snapshot: SnapshotArgument,
+    snapshots: FolderOption = None,
+    identity: IdentityOption = None,
+    passphrase_file: PassphraseOption = None,
+    files: Annotated[bool, typer.Option("--files", help="List every member too.")] = False,
+) -> Outcome:
+    """Show what is in a snapshot, from its manifest; the rest is not read."""
+    from sagewai_ops.archive.reader import open_archive
+
+    with open_archive(*_archive(run, snapshot, snapshots, identity, passphrase_file)) as reader:
+        facts = dict(reader.manifest.facts)
+        entries = reader.manifest.entries
+        result = {
+            **reader.header.facts,
+            "id": reader.header.id,
+            "format": reader.header.format_version,
+            "members": len(entries),
+            "content_bytes": sum(entry.size_bytes for entry in entries),
+            "database": facts.get("database"),
+            "keys": facts.get("keys"),
+            "left_out": facts.get("left_out"),
+            "unstable": facts.get("unstable"),
+            "external": facts.get("external"),
+        }
+        if files:
+            result["files"] = [
+                {
+                    "path": entry.path,
+                    "type": entry.type.value,
+                    "mode": f"{entry.mode:04o}",
+                    "size": entry.size_bytes,
+                    "sha256": entry.sha256.hex() or None,
+                    "target": entry.target or None,
+                }
+                for entry in entries
+            ]
+    return Outcome(result, lambda terminal: _show_snapshot(terminal, result), always=True)
+
+
+def verify(
+    run: Run,
+    *,
+    snapshot: SnapshotArgument,
+    snapshots: FolderOption = None,
+    identity: IdentityOption = None,
+    passphrase_file: PassphraseOption = None,
+) -> Outcome:
+    """Read a whole snapshot and compare every byte with its manifest.
+
+    Exit codes: 0 it holds, 12 no key opens it, 16 it is damaged, 18 its format is newer.
+    """
+    from sagewai_ops.archive.reader import open_archive
+
+    path, unlock = _archive(run, snapshot, snapshots, identity, passphrase_file)
+    with run.terminal.progress() as progress, open_archive(path, unlock) as reader:
+        done = 0
+
+        def count(size_bytes: int) -> None:
+            nonlocal done
+            done += size_bytes
+            if progress:
+                progress("verify", done, reader.content_bytes)
+
+        reader.verify(on_bytes=count)
+        result = {
+            "id": reader.header.id,
+            "archive": str(path),
+            "members": len(reader.manifest.entries),
+            "content_bytes": sum(entry.size_bytes for entry in reader.manifest.entries),
+        }
+    words = f"snapshot {result['id']}: holds, {result['members']} members, every byte checked"
+    return Outcome(result, lambda terminal: terminal.line(words, style="green"))
+
+
+def extract(
+    run: Run,
+    *,
+    snapshot: SnapshotArgument,
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATH]...", help="Files or folders in the home; all if none."),
+    ] = None,
+    to: Annotated[
+        Path,
+        typer.Option(
+            "--to", metavar="DIR", envvar="SAGEWAI_OPS_EXTRACT_TO", help="An empty or new folder."
+        ),
+    ],
+    snapshots: FolderOption = None,
+    identity: IdentityOption = None,
+    passphrase_file: PassphraseOption = None,
+) -> Outcome:
+    """Take files out of a snapshot, each checked against the manifest.
+
+    Only the frames that hold them are read. Secrets come out with mode 0600, whatever the umask.
+    """
+    from sagewai_ops.snapshots.taking_out import take_out
+
+    path, unlock = _archive(run, snapshot, snapshots, identity, passphrase_file)
+    with run.terminal.progress() as progress:
+        taken = take_out(path, unlock, tuple(paths or ()), to, progress=progress)
+    result = {
+        "archive": str(path),
+        "to": str(to),
+        "files": taken.files,
+        "folders": taken.folders,
+        "links": taken.links,
+        "size_bytes": taken.size_bytes,
+    }
+    words = f"{taken.files} files, {size(taken.size_bytes)}, taken out to {to}"
+    return Outcome(result, lambda terminal: terminal.line(words))
+
+
+def _archive(
+    run: Run,
+    snapshot: str,
+    snapshots: Path | None,
+    identity: list[Path] | None,
+    passphrase_file: str | None,
+) -> tuple[Path, Any]:
+    from sagewai_ops.credentials import unlock_of
+    from sagewai_ops.snapshots import catalog
+    from sagewai_ops.snapshots.taking import home_ids
+
+    home = run.home()
+    path = catalog.choose(run.snapshots(home, snapshots), snapshot, home_ids(home))
+    return path, unlock_of(run.terminal, identity or [], passphrase_file)
+
+
+def _show_list(terminal: Terminal, folder: Path, rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        terminal.line(f"no snapshots in {folder}")
+        return
+    terminal.table(
+        ("id", "taken (UTC)", "size", "level", "key", "verified", "home"),
+        [
+            (
+                row["id"],
+                row["created_at"],
+                size(row["archive_bytes"]) + (" age" if row["encrypted"] else ""),
+                row["schema_level"] or "?",
+                f"{row['key_fingerprint'] or '-'} {row['key_custody'] or '?'}",
+                row["verified_at"] or "no card",
+                row["home"] or "?",
+            )
+            for row in rows
+        ],
+    )
+
+
+def _show_snapshot(terminal: Terminal, result: dict[str, Any]) -> None:
+    terminal.line(f"snapshot {result['id']} of {result.get('home')}", style="bold")
+    terminal.line(f"  taken     {result.get('created_at')} by {result.get('tool_version')}")
+    terminal.line(f"  content   {result['members']} members, {size(result['content_bytes'])}")
+    terminal.line(
+        f"  key       {result.get('key_fingerprint') or 'none'}, {result.get('key_custody')}"
+    )
+    database = result["database"]
+    if database:
+        terminal.line(
+            f"  database  {sum(database['tables'].values())} rows in {len(database['tables'])} "
+            f"tables, level {database['schema_level']}, integrity {database['integrity'][0]}"
+        )
+    for item in result["left_out"] or ():
+        terminal.line(f"  left out  {item['path']}: {item['reason']} {item['detail']}".rstrip())
+    for row in result.get("files", ()):
+        terminal.line(f"  {row['mode']} {row['size']:>12} {row['type']:<7} {row['path']}")

@@ -1,0 +1,170 @@
+"""`status`: what is here."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sagewai_ops.invocation import Outcome, Run, command
+from sagewai_ops.terminal import Terminal, size
+
+HELP = """Show a home: layout, sizes, database, key, who uses it, newest snapshot.
+
+It reads and never writes, and works while Sagewai runs.
+
+\b
+Exit codes: 0 shown, 10 no home.
+"""
+_LARGEST = 8  # tables that people are shown; --json has all
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("status", help=HELP, short_help="Show what is in a home.")(
+        command("status")(status)
+    )
+
+
+def status(
+    run: Run,
+    *,
+    snapshots: Annotated[
+        Path | None,
+        typer.Option("--snapshots", metavar="DIR", help="The snapshot folder."),
+    ] = None,
+) -> Outcome:
+    """Parse, look, render."""
+    from sagewai_ops.status import look
+
+    home = run.home()
+    found = look(home, run.snapshots(home, snapshots), run.settings.environment)
+    result = as_result(found)
+    return Outcome(
+        result,
+        lambda terminal: show(terminal, result),
+        warnings=tuple(_warnings(found)),
+        always=True,
+    )
+
+
+def as_result(found: Any) -> dict[str, Any]:
+    """Give the JSON of a home's status; docs/json.md."""
+    database, newest = found.database, found.newest
+    return {
+        "home": str(found.home.root),
+        "layout": found.layout,
+        "files": found.files,
+        "sizes": dict(found.sizes),
+        "free_bytes": found.free_bytes,
+        "overrides": {name: str(path) for name, path in found.home.overrides.items()},
+        "database": database
+        and {
+            "path": str(database.path),
+            "size_bytes": database.size_bytes,
+            "wal_bytes": database.wal_bytes,
+            "schema_level": database.level.revision if database.level else None,
+            "schema_state": database.level.state if database.level else None,
+            "unknown_tables": list(database.level.unknown_tables) if database.level else [],
+            "tables": dict(database.counts),
+            "problem": database.problem,
+        },
+        "documents": {
+            path: {
+                "version": document.version,
+                "counts": dict(document.counts),
+                "problems": list(document.problems),
+            }
+            for path, document in found.documents.items()
+        },
+        "keys": [
+            {
+                "source": candidate.source,
+                "fingerprint": candidate.fingerprint,
+                "problem": candidate.problem,
+            }
+            for candidate in found.candidates
+        ],
+        "key_source": found.key.source if found.key else "",
+        "key_fingerprint": found.key.fingerprint if found.key else "",
+        "used_by": [
+            {
+                "pid": user.pid,
+                "command": user.command,
+                "started_at": f"{user.started_at:%Y-%m-%dT%H:%M:%SZ}" if user.started_at else None,
+            }
+            for user in found.users
+        ],
+        "snapshots": {
+            "folder": str(found.folder),
+            "count": found.snapshots,
+            "newest": newest
+            and {
+                "id": newest.id,
+                "created_at": f"{newest.created_at:%Y-%m-%dT%H:%M:%SZ}",
+                "archive_bytes": newest.size_bytes,
+                "verified_at": newest.card.get("verified_at"),
+            },
+        },
+        "before_restore": [str(path) for path in found.kept],
+        "interrupted_restore": found.interrupted,
+    }
+
+
+def show(terminal: Terminal, result: dict[str, Any]) -> None:
+    """Render for people."""
+    terminal.line(f"home {result['home']}", style="bold")
+    parts = ", ".join(f"{part} {size(count)}" for part, count in result["sizes"].items() if count)
+    terminal.line(f"  layout     {result['layout']}, {result['files']} files: {parts or 'empty'}")
+    _show_database(terminal, result["database"])
+    for path, document in result["documents"].items():
+        counts = ", ".join(f"{count} {kind}" for kind, count in document["counts"].items())
+        terminal.line(f"  {path}: {counts}")
+    key = result["key_fingerprint"]
+    terminal.line(f"  key        {key + ' from ' + result['key_source'] if key else 'none'}")
+    for user in result["used_by"]:
+        terminal.line(f"  in use by  pid {user['pid']} {user['command']}")
+    snapshots = result["snapshots"]
+    newest = snapshots["newest"]
+    if newest:
+        terminal.line(
+            f"  snapshots  {snapshots['count']} in {snapshots['folder']}, newest {newest['id']}, "
+            f"verified {newest['verified_at'] or 'unknown'}"
+        )
+    else:
+        terminal.line(f"  snapshots  none in {snapshots['folder']}", style="yellow")
+    for path in result["before_restore"]:
+        terminal.line(f"  kept       {path}")
+
+
+def _show_database(terminal: Terminal, database: dict[str, Any] | None) -> None:
+    if database is None:
+        terminal.line("  database   none", style="yellow")
+        return
+    rows = sum(database["tables"].values())
+    terminal.line(
+        f"  database   {size(database['size_bytes'])} and {size(database['wal_bytes'])} of WAL, "
+        f"level {database['schema_level'] or 'unknown'} ({database['schema_state']}), {rows} rows"
+    )
+    largest = sorted(database["tables"].items(), key=lambda item: -item[1])[:_LARGEST]
+    if rows:
+        terminal.line(
+            "             " + ", ".join(f"{table} {count}" for table, count in largest if count)
+        )
+
+
+def _warnings(found: Any) -> list[str]:
+    warnings = [
+        f"{candidate.path or candidate.source}: {candidate.problem}; Sagewai would make a new key"
+        for candidate in found.candidates
+        if candidate.problem
+    ]
+    if found.database and found.database.problem:
+        warnings.append(found.database.problem)
+    warnings += [
+        f"{path}: {problem}"
+        for path, document in found.documents.items()
+        for problem in document.problems
+    ]
+    if found.interrupted:
+        warnings.append("a restore was interrupted: sagewai-ops restore --recover")
+    return warnings

@@ -1,0 +1,73 @@
+"""Recipients, identities and passphrases, as the options name them.
+
+A passphrase comes from a file, from standard input or from a terminal, never from an argument:
+arguments are in the process list.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sagewai_ops.archive.envelope import (
+    Lock,
+    Unlock,
+    read_identity,
+    read_passphrase,
+    read_recipients,
+)
+from sagewai_ops.atomic import naming
+from sagewai_ops.errors import NotFoundError, UsageError
+from sagewai_ops.terminal import Terminal
+
+
+def lock_of(
+    terminal: Terminal,
+    recipients: Sequence[str],
+    recipients_file: Path | None,
+    passphrase_file: str | None,
+) -> Lock | None:
+    """Give how to encrypt; None for not at all.
+
+    Raises:
+        UsageError: Recipients and a passphrase together, or a file without any.
+        NotFoundError: No such file.
+    """
+    everyone = (*recipients, *(read_recipients(recipients_file) if recipients_file else ()))
+    if passphrase_file is None:
+        return Lock(recipients=everyone) if everyone else None
+    if everyone:
+        raise UsageError("--passphrase-file: age takes a passphrase or recipients, not both")
+    passphrase = _passphrase(terminal, passphrase_file)
+    if passphrase_file == "-" and sys.stdin.isatty() and terminal.secret("Again") != passphrase:
+        raise UsageError("passphrase: the two are not the same")
+    return Lock(passphrase=passphrase)
+
+
+def unlock_of(
+    terminal: Terminal, identities: Sequence[Path], passphrase_file: str | None
+) -> Unlock | None:
+    """Give how to decrypt; None where nothing was named.
+
+    Raises:
+        UsageError: A file holds no identity or an empty passphrase.
+        NotFoundError: No such file.
+    """
+    if not identities and passphrase_file is None:
+        return None
+    return Unlock(
+        identities=tuple(text for path in identities for text in read_identity(path)),
+        passphrase=_passphrase(terminal, passphrase_file) if passphrase_file else "",
+    )
+
+
+def _passphrase(terminal: Terminal, name: str) -> str:
+    if name != "-":
+        with naming(Path(name)):
+            try:
+                text = Path(name).read_text(encoding="utf-8")
+            except FileNotFoundError:
+                raise NotFoundError(f"passphrase file {name}: does not exist") from None
+        return read_passphrase(text, name)
+    if sys.stdin.isatty():
+        return read_passphrase(terminal.secret("Passphrase"), "the terminal")
+    return read_passphrase(sys.stdin.readline(), "standard input")

@@ -1,0 +1,122 @@
+"""Make a home, or add what one lacks: the canonical layout, a master key, a database.
+
+What is there is left as it is and named. Done twice, the second changes nothing.
+"""
+
+import base64
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sagewai_ops import atomic, locks
+from sagewai_ops.errors import UsageError
+from sagewai_ops.home.paths import LEGACY_PLACES, PARTS, Home, layout_of
+from sagewai_ops.keys.candidates import find_candidates, fingerprint
+from sagewai_ops.schema.create import create_database
+from sagewai_ops.snapshots.swap import require_settled
+
+
+@dataclass(frozen=True, slots=True)
+class InitReport:
+    """What was made and what was left alone.
+
+    Attributes:
+        made: Paths relative to the home; "." is the home itself.
+        left: Path to why it was left.
+        key_source: Where the key in use stands; "" if there is none.
+    """
+
+    root: Path
+    made: tuple[str, ...]
+    left: Mapping[str, str]
+    key_source: str
+    key_fingerprint: str
+    warnings: tuple[str, ...]
+
+
+def init_home(
+    home: Home,
+    environment: Mapping[str, str],
+    *,
+    with_key: bool = True,
+    wait_seconds: float = 0.0,
+) -> InitReport:
+    """Make a home or complete one.
+
+    Args:
+        environment: Where a master key may come from.
+        with_key: Make a key if none is at hand.
+
+    Raises:
+        UsageError: Something that is not a folder stands in the way.
+        LockedError: Another run holds the home.
+        NoSpaceError, PermissionDeniedError: The system refused; what was made is whole.
+    """
+    _refuse_files(home.root, "", *PARTS)
+    require_settled(home.root)
+    made: list[str] = []
+    left: dict[str, str] = {}
+    if not home.root.is_dir():
+        atomic.make_folder(home.root.parent, mode=0o755)
+        atomic.make_folder(home.root)
+        made.append(".")
+    with locks.exclusive(home.root, wait_seconds=wait_seconds):
+        for part in PARTS:
+            if (home.root / part).is_dir():
+                left[part] = "is there"
+            else:
+                atomic.make_folder(home.root / part)
+                made.append(part)
+        source, key, warnings = _key(home, environment, made, with_key=with_key)
+        if home.server_url_variable:
+            left["db/sagewai.db"] = f"{home.server_url_variable} names a database server"
+        elif os.path.lexists(home.database):
+            left["db/sagewai.db"] = "is there"
+        else:
+            atomic.make_folder(home.database.parent)
+            create_database(home.database)
+            made.append("db/sagewai.db")
+    if layout_of(home.root) in ("flat", "mixed"):
+        names = [name for name in LEGACY_PLACES if (home.root / name).exists()]
+        warnings.append(
+            f"{home.root}: {', '.join(names)} at the root are of the older layout, left there"
+        )
+    return InitReport(
+        root=home.root,
+        made=tuple(made),
+        left=left,
+        key_source=source,
+        key_fingerprint=fingerprint(key) if key else "",
+        warnings=tuple(warnings),
+    )
+
+
+def _key(
+    home: Home, environment: Mapping[str, str], made: list[str], *, with_key: bool
+) -> tuple[str, bytes, list[str]]:
+    """Find the key in use, or make one; never beside something that may be one."""
+    candidates = find_candidates(home, environment)
+    warnings = [
+        f"{candidate.path or candidate.source}: {candidate.problem}; Sagewai would make a new key "
+        "and write it over this one"
+        for candidate in candidates
+        if candidate.problem
+    ]
+    for candidate in candidates:
+        if candidate.value:
+            return candidate.source, candidate.value, warnings
+    if candidates or not with_key or os.path.lexists(home.master_key):
+        return "", b"", warnings
+    key = base64.urlsafe_b64encode(secrets.token_bytes(32))
+    atomic.replace(home.master_key, key)
+    made.append("secrets/master.key")
+    return "secrets/master.key", key, warnings
+
+
+def _refuse_files(root: Path, *parts: str) -> None:
+    for part in parts:
+        path = root / part if part else root
+        if os.path.lexists(path) and not path.is_dir():
+            raise UsageError(f"{path}: is not a folder", hint=f"ls -l {path}  # and move it away")

@@ -1,0 +1,176 @@
+"""Take a snapshot: freeze, stream, read back, and only then give it its name.
+
+The order is that of docs/format.md and of the promise: until the last rename there is no snapshot,
+afterwards there is a proved one. Nothing in the home is changed.
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from sagewai_ops import atomic, locks
+from sagewai_ops.archive.envelope import Lock, Unlock, check_recipients, temporary_identity
+from sagewai_ops.archive.reader import open_archive
+from sagewai_ops.errors import NoSpaceError, UsageError
+from sagewai_ops.home.paths import Home, require
+from sagewai_ops.progress import Progress
+from sagewai_ops.snapshots import catalog, swap
+from sagewai_ops.snapshots.collect import Collection
+from sagewai_ops.snapshots.taking import CUSTODIES, BackupOptions, BackupReport, Taking
+
+# Below this share of the content no archive of a home was ever seen; refusing earlier than that
+# would refuse backups that fit.
+_LEAST_ARCHIVE_SHARE = 0.2
+
+
+def take_snapshot(
+    home: Home, folder: Path, options: BackupOptions, *, progress: Progress | None = None
+) -> BackupReport:
+    """Take a snapshot of a home into a folder.
+
+    Args:
+        home: May be in use by Sagewai all the while.
+        folder: Made with mode 0700 if it is not there.
+        progress: Told `copy` in pages, `pack` and `verify` in bytes.
+
+    Raises:
+        NotFoundError: There is no such home.
+        LockedError: Another run holds the home.
+        UsageError: The key would go into a clear archive; a recipient is not one.
+        KeyMissingError: The key is to be carried and there is none.
+        NoSpaceError: The disk is full or would be; nothing is left behind.
+        DamagedError: The database cannot be read, or the archive does not read back as written.
+    """
+    require(home)
+    _check(options)
+    if folder == home.root or folder.is_relative_to(home.root):
+        raise UsageError(
+            f"snapshot folder {folder}: is inside the home {home.root}",
+            hint="a lost home must not take its snapshots along: backup --to DIR",
+        )
+    swap.require_settled(home.root)
+    with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
+        atomic.make_folder(folder)
+        swept = tuple(catalog.sweep(folder))
+        taking = Taking.begin(home, options, catalog.next_sequence(folder))
+        name = catalog.archive_name(taking.id, is_encrypted=options.lock is not None)
+        partial = catalog.partial_path(folder, name)
+        with _staging(catalog.staging_path(folder, taking.id)) as staging:
+            _check_space(folder, taking.collection)
+            with _partial(partial) as stream:
+                lock, unlock = _with_own_key(options.lock)
+                taking.write(stream, lock, staging, progress)
+                with atomic.naming(partial):
+                    os.fsync(stream.fileno())
+                _verify(partial, unlock, progress)
+                report = taking.report(folder / name, swept)
+                with atomic.naming(folder / name):
+                    os.rename(partial, folder / name)
+                    atomic.sync_folder(folder)
+        catalog.write_card(folder / name, taking.card(report))
+    return report
+
+
+def pipe_snapshot(
+    home: Home, stream: BinaryIO, options: BackupOptions, *, progress: Progress | None = None
+) -> BackupReport:
+    """Write a snapshot into a pipe; it is in no folder and has no card.
+
+    It cannot be read back, so every frame is decompressed again and compared before it is sent.
+
+    Raises:
+        As `take_snapshot`.
+    """
+    require(home)
+    _check(options)
+    swap.require_settled(home.root)
+    with (
+        locks.exclusive(home.root, wait_seconds=options.wait_seconds),
+        tempfile.TemporaryDirectory(prefix="sagewai-ops-") as staging,
+    ):
+        taking = Taking.begin(home, options, sequence=0)
+        _check_space(Path(staging), taking.collection, only_copy=True)
+        taking.write(stream, options.lock, Path(staging), progress, check=True)
+        stream.flush()
+        return taking.report(None, ())
+
+
+def _check(options: BackupOptions) -> None:
+    if options.custody not in CUSTODIES:
+        raise UsageError(
+            f"--key {options.custody}: not a custody", hint=f"use one of {', '.join(CUSTODIES)}"
+        )
+    if options.custody == "sealed" and options.lock is None:
+        raise UsageError(
+            "--key sealed: the master key never goes into an archive that is not encrypted",
+            hint="add --recipient age1... or --passphrase-file FILE",
+        )
+    if options.lock:
+        check_recipients(options.lock.recipients)
+
+
+def _with_own_key(lock: Lock | None) -> tuple[Lock | None, Unlock | None]:
+    """Make sure that this run can read back what it encrypts."""
+    if lock is None:
+        return None, None
+    if lock.passphrase:
+        return lock, Unlock(passphrase=lock.passphrase)
+    recipient, identity = temporary_identity()
+    return Lock(recipients=(*lock.recipients, recipient)), Unlock(identities=(identity,))
+
+
+def _verify(partial: Path, unlock: Unlock | None, progress: Progress | None) -> None:
+    with open_archive(partial, unlock) as reader:
+        done = 0
+
+        def count(size_bytes: int) -> None:
+            nonlocal done
+            done += size_bytes
+            if progress:
+                progress("verify", done, reader.content_bytes)
+
+        reader.verify(on_bytes=count)
+
+
+def _check_space(folder: Path, collection: Collection, *, only_copy: bool = False) -> None:
+    needed = collection.database_bytes
+    if not only_copy:
+        needed += int(collection.content_bytes * _LEAST_ARCHIVE_SHARE)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise NoSpaceError(
+            f"{folder}: {free} bytes free, a snapshot needs at least {needed}",
+            hint="free some space, or use another folder: backup --to DIR",
+        )
+
+
+@contextlib.contextmanager
+def _staging(path: Path) -> Iterator[Path]:
+    """Make a private folder that is locked while this run lives, and removed in any case."""
+    atomic.make_folder(path)
+    try:
+        with locks.exclusive(path):
+            yield path
+    finally:
+        atomic.remove_tree(path)
+
+
+@contextlib.contextmanager
+def _partial(path: Path) -> Iterator[BinaryIO]:
+    """Open the archive's file, locked while this run lives, and removed unless it was renamed."""
+    with atomic.naming(path):
+        stream = open(  # noqa: SIM115 - closed below
+            os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb", 0
+        )
+    try:
+        with stream:
+            os.fchmod(stream.fileno(), 0o600)
+            locks.hold_open(stream.fileno())
+            yield stream
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()

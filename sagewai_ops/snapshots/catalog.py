@@ -1,0 +1,206 @@
+"""The snapshots of a folder: their names, their cards, and which of them is meant.
+
+A card is the clear JSON file beside an archive. It is advisory: everything in it can be read from
+the archive again, and a missing or broken card never hides a snapshot.
+"""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from sagewai_ops import atomic, locks
+from sagewai_ops.errors import NotFoundError, UsageError
+
+CARD_VERSION = 1
+_NAME = re.compile(
+    r"sagewai-(?P<id>(?P<moment>\d{8}T\d{6}Z)-[0-9a-f]{6})\.tar\.zst(?P<sealed>\.age)?"
+)
+_MOMENT = "%Y%m%dT%H%M%SZ"
+# What a run puts into the folder while it works: hidden, locked by the run, swept when it is dead.
+_PARTIAL = re.compile(r"\.sagewai-\d{8}T\d{6}Z-[0-9a-f]{6}(\.tar\.zst(\.age)?\.partial|\.staging)")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot in a folder.
+
+    Attributes:
+        id: `<UTC>-<6 hex>`, unique.
+        path: Of the archive.
+        created_at: UTC, from the name.
+        card: What its card says; empty if there is none that can be read.
+    """
+
+    id: str
+    path: Path
+    created_at: datetime
+    is_encrypted: bool
+    size_bytes: int
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def sequence(self) -> int:
+        """Its number among the snapshots of the folder; 0 if the card does not tell."""
+        number = self.card.get("sequence")
+        return number if isinstance(number, int) else 0
+
+    @property
+    def home_id(self) -> str:
+        """Which home it is of; "" if the card does not tell."""
+        value = self.card.get("home_id")
+        return value if isinstance(value, str) else ""
+
+
+def new_id(moment: datetime) -> str:
+    """Make the id of a snapshot that is taken now."""
+    return f"{moment.astimezone(timezone.utc):{_MOMENT}}-{secrets.token_hex(3)}"
+
+
+def archive_name(snapshot_id: str, *, is_encrypted: bool) -> str:
+    """Name the archive of a snapshot."""
+    return f"sagewai-{snapshot_id}.tar.zst" + (".age" if is_encrypted else "")
+
+
+def partial_path(folder: Path, name: str) -> Path:
+    """Name the file that an archive is written to until it is proved."""
+    return folder / f".{name}.partial"
+
+
+def staging_path(folder: Path, snapshot_id: str) -> Path:
+    """Name the folder that a run keeps its database copies in."""
+    return folder / f".sagewai-{snapshot_id}.staging"
+
+
+def card_path(archive: Path) -> Path:
+    """Name the card beside an archive."""
+    return archive.with_name(archive.name + ".json")
+
+
+def snapshots_in(folder: Path) -> list[Snapshot]:
+    """List the snapshots of a folder, oldest first; a folder that is not there has none.
+
+    The order is that of the sequence numbers, then of the UTC in the names: a clock that went back
+    does not reorder them, and no file time is looked at.
+    """
+    found = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as scan:
+        for entry in scan:
+            match = _NAME.fullmatch(entry.name)
+            if match is None or not entry.is_file(follow_symlinks=False):
+                continue
+            path = folder / entry.name
+            found.append(
+                Snapshot(
+                    id=match["id"],
+                    path=path,
+                    created_at=_moment(match["moment"]),
+                    is_encrypted=match["sealed"] is not None,
+                    size_bytes=entry.stat(follow_symlinks=False).st_size,
+                    card=read_card(path),
+                )
+            )
+    return _ordered(found)
+
+
+def read_card(archive: Path) -> Mapping[str, Any]:
+    """Read the card of an archive; {} if there is none, or none that can be read."""
+    try:
+        card = json.loads(card_path(archive).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return card if isinstance(card, dict) and card.get("archive") == archive.name else {}
+
+
+def write_card(archive: Path, card: Mapping[str, Any]) -> None:
+    """Put the card beside its archive."""
+    content = json.dumps({"card": CARD_VERSION, **card}, indent=1).encode() + b"\n"
+    atomic.replace(card_path(archive), content)
+
+
+def next_sequence(folder: Path) -> int:
+    """Give the number of the snapshot that comes next in a folder."""
+    return max((snapshot.sequence for snapshot in snapshots_in(folder)), default=0) + 1
+
+
+def choose(folder: Path, name: str, home_ids: Iterable[str]) -> Path:
+    """Find the archive that `latest`, an id, the beginning of an id, or a path means.
+
+    Args:
+        home_ids: Of the home at hand: `latest` is the latest of these. Where no snapshot is of
+            them (the home is gone, this is another machine) it is the latest of all, as long as
+            all are of one home.
+
+    Raises:
+        NotFoundError: There is none.
+        UsageError: The name means several.
+    """
+    if "/" in name or name.endswith((".zst", ".age")):
+        path = Path(name).expanduser()
+        beside = folder / name
+        return beside if not path.exists() and beside.exists() else path
+    known = snapshots_in(folder)
+    if name == "latest":
+        return _latest(folder, known, set(home_ids)).path
+    matching = [snapshot for snapshot in known if snapshot.id.startswith(name)]
+    if len(matching) == 1:
+        return matching[0].path
+    if matching:
+        raise UsageError(
+            f"snapshot {name}: begins {len(matching)} ids, {matching[0].id} and {matching[1].id}",
+            hint="sagewai-ops snapshots list",
+        )
+    raise NotFoundError(
+        f"snapshot {name}: none of that id in {folder}", hint="sagewai-ops snapshots list"
+    )
+
+
+def sweep(folder: Path) -> list[str]:
+    """Remove what runs that died left in a folder; give the names."""
+    removed = []
+    for name in sorted(os.listdir(folder)):
+        path = folder / name
+        if _PARTIAL.fullmatch(name) and locks.is_abandoned(path):
+            atomic.remove_tree(path)
+            removed.append(name)
+    return removed
+
+
+def _latest(folder: Path, known: list[Snapshot], home_ids: set[str]) -> Snapshot:
+    own = [snapshot for snapshot in known if snapshot.home_id in home_ids]
+    if own:
+        return own[-1]
+    if not known:
+        raise NotFoundError(
+            f"snapshot latest: none in {folder}",
+            hint="take one: sagewai-ops backup\nor name the folder: --snapshots DIR",
+        )
+    if len({snapshot.home_id for snapshot in known if snapshot.home_id}) > 1:
+        raise UsageError(
+            f"snapshot latest: {folder} holds those of several homes, and none of this one",
+            hint="name one by its id: sagewai-ops snapshots list",
+        )
+    return known[-1]
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return datetime.strptime(text, _MOMENT).replace(tzinfo=timezone.utc)
+    except ValueError:
+        # Digits that are no date: still a snapshot, and older than any other.
+        return datetime.min.replace(tzinfo=timezone.utc)
+
+
+def _ordered(found: list[Snapshot]) -> list[Snapshot]:
+    """Sort by sequence; one without a number stands where the UTC of its name puts it."""
+    found.sort(key=lambda snapshot: (snapshot.created_at, snapshot.id))
+    numbered = iter(
+        sorted((snapshot for snapshot in found if snapshot.sequence), key=lambda one: one.sequence)
+    )
+    return [next(numbered) if snapshot.sequence else snapshot for snapshot in found]

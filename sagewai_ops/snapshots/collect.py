@@ -1,0 +1,339 @@
+"""Walk a home and decide what a snapshot carries, from names and types alone.
+
+Nothing is read here but the first bytes of files that stand beside a `-wal` (is it a database?) and
+of files as long as a master key. What is not carried is listed with its reason; whether that makes
+a backup incomplete is decided by the reason.
+"""
+
+import contextlib
+import fnmatch
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from sagewai_ops.archive.manifest import HEADER_NAME, MANIFEST_NAME, stays_inside
+from sagewai_ops.errors import DamagedError
+from sagewai_ops.home.paths import (
+    ADMIN_STATE,
+    CONNECTIONS,
+    DATABASE,
+    PARTS,
+    PROFILES,
+    SIDECAR_SUFFIXES,
+    Home,
+    Kind,
+    kind_of,
+)
+from sagewai_ops.snapshots.places import EXTERNAL, EXTERNAL_HOME
+
+_RESERVED = (HEADER_NAME, MANIFEST_NAME, EXTERNAL)
+_SQLITE_MAGIC = b"SQLite format 3\0"
+_KEY_FILE_BYTES = range(44, 49)  # a key, and what editors add to its end
+# Links at these places that lead out of the home are followed: Sagewai follows them too.
+_FOLLOWED = frozenset((*PARTS, DATABASE, ADMIN_STATE, CONNECTIONS, PROFILES))
+
+
+class Reason(str, Enum):
+    """Why something is not in a snapshot."""
+
+    SIDECAR = "the copy of its database has everything that it holds"
+    LOCK = "a lock file, empty"
+    LEFTOVER = "left by a crashed writer"
+    OWN = "of sagewai-ops itself"
+    KEY = "the master key, kept out"
+    EXCLUDED = "excluded by --exclude"
+    GONE = "gone before it was read"
+    SPECIAL = "neither a file, a folder nor a link"
+    LEAVES = "a link that leads out of the home"
+    UNREADABLE = "could not be read"
+    NAME = "its path is too long for a snapshot"
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether a backup without it is incomplete."""
+        return self in (Reason.SPECIAL, Reason.LEAVES, Reason.UNREADABLE, Reason.NAME)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Something that is not carried.
+
+    Attributes:
+        path: Relative to the home.
+        detail: What more there is to say, such as where a link leads.
+    """
+
+    path: str
+    reason: Reason
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Something that is carried.
+
+    Attributes:
+        path: In the archive.
+        source: Where it is read.
+        target: Of a link, as the archive has it.
+    """
+
+    path: str
+    source: str
+    type: str  # "file", "folder", "link", "database"
+    kind: Kind
+    target: str = ""
+
+
+@dataclass(slots=True)
+class Collection:
+    """What a walk found, in the order of the archive: folders before what is in them."""
+
+    found: list[Found] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    followed: dict[str, str] = field(default_factory=dict)
+    external: dict[str, str] = field(default_factory=dict)
+    content_bytes: int = 0
+    database_bytes: int = 0
+
+
+def collect(
+    home: Home,
+    *,
+    exclude: Sequence[str] = (),
+    key_values: Sequence[bytes] = (),
+    carries_key: bool = False,
+) -> Collection:
+    """Walk the home and everything outside of it that its overrides name.
+
+    Args:
+        exclude: Patterns on paths relative to the home; `*` also matches `/`.
+        key_values: Master keys that must not be found in any file, whatever its name.
+        carries_key: Whether key files are carried all the same.
+    """
+    walk = _Walk(home, tuple(exclude), tuple(key_values), carries_key, Collection())
+    walk.folder(str(home.root), "", "")
+    for variable, origin in home.overrides.items():
+        if origin != home.cache_dir:
+            walk.outside(variable, str(origin))
+    return walk.collection
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    home: Home
+    exclude: tuple[str, ...]
+    key_values: tuple[bytes, ...] = field(repr=False)
+    carries_key: bool
+    collection: Collection
+
+    def folder(self, folder: str, relative: str, member: str) -> None:
+        """Add what a folder holds, not the folder itself.
+
+        Args:
+            folder: Where it is read.
+            relative: Its path in the home; "" for the home itself.
+            member: Its path in the archive.
+        """
+        try:
+            with os.scandir(folder) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except FileNotFoundError:
+            self._leave(relative, Reason.GONE)
+            return
+        except OSError as error:
+            self._leave(relative or ".", Reason.UNREADABLE, error.strerror or "")
+            return
+        names = {entry.name for entry in entries}
+        for entry in entries:
+            above, place = (relative + "/", member + "/") if relative else ("", "")
+            if relative == "" and entry.name in _RESERVED:
+                self._container(EXTERNAL)
+                self._container(EXTERNAL_HOME)
+                place = EXTERNAL_HOME + "/"
+            self._entry(entry, above + entry.name, place + entry.name, names)
+
+    def outside(self, variable: str, origin: str) -> None:
+        """Add a document or folder that an override puts outside the home."""
+        place = f"{EXTERNAL}/{variable}"
+        self.collection.external[place] = origin
+        try:
+            status = os.stat(origin)
+        except OSError as error:
+            self._leave(place, Reason.UNREADABLE, f"{origin}: {error.strerror}")
+            return
+        self._container(EXTERNAL)
+        if stat.S_ISDIR(status.st_mode):
+            self._add(Found(place, origin, "folder", Kind.SECRET))
+            self.folder(origin, place, place)
+        elif variable.endswith("DATABASE_URL"):
+            self._add_database(place, origin, status.st_size)
+        else:
+            self._add_file(place, origin, Kind.SECRET, status.st_size)
+
+    def _entry(self, entry: "os.DirEntry[str]", path: str, member: str, names: set[str]) -> None:
+        kind = kind_of(path)
+        refusal = self._refusal(kind, path, names)
+        if refusal is not None:
+            self._leave(path, refusal)
+            return
+        try:
+            status = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            self._leave(path, Reason.GONE)
+            return
+        if len(os.fsencode(member)) > 4000:
+            self._leave(path, Reason.NAME)
+        elif stat.S_ISLNK(status.st_mode):
+            self._link(entry, path, member, kind)
+        elif stat.S_ISDIR(status.st_mode):
+            self._add(Found(member, entry.path, "folder", kind))
+            self.folder(entry.path, path, member)
+        elif not stat.S_ISREG(status.st_mode):
+            self._leave(path, Reason.SPECIAL, _special(status.st_mode))
+        elif kind is Kind.DATABASE or (entry.name + "-wal" in names and _is_database(entry.path)):
+            self._add_database(member, entry.path, status.st_size)
+        elif not self.carries_key and self._is_key(entry.path, path, status.st_size):
+            self._leave(path, Reason.KEY)
+        else:
+            self._add_file(member, entry.path, kind, status.st_size)
+
+    def _refusal(self, kind: Kind, path: str, names: set[str]) -> Reason | None:
+        by_kind = {
+            Kind.OWN: Reason.OWN,
+            Kind.LOCK: Reason.LOCK,
+            Kind.LEFTOVER: Reason.LEFTOVER,
+            Kind.SIDECAR: Reason.SIDECAR,
+        }
+        if kind is Kind.KEY and not self.carries_key:
+            return Reason.KEY
+        if kind in by_kind:
+            return by_kind[kind]
+        if any(fnmatch.fnmatchcase(path, pattern.rstrip("/")) for pattern in self.exclude):
+            return Reason.EXCLUDED
+        for suffix in SIDECAR_SUFFIXES:
+            name = path.rpartition("/")[2]
+            owner = name.removesuffix(suffix)
+            if owner != name and owner in names and owner + "-wal" in names:
+                folder = path[: len(path) - len(name)]
+                if _is_database(str(self.home.root / (folder + owner))):
+                    return Reason.SIDECAR
+        return None
+
+    def _link(self, entry: "os.DirEntry[str]", path: str, member: str, kind: Kind) -> None:
+        try:
+            target = os.readlink(entry.path)
+        except OSError:
+            self._leave(path, Reason.GONE)
+            return
+        root = str(self.home.root)
+        if os.path.isabs(target) and (target == root or target.startswith(root + "/")):
+            # Written relative, so that it still leads there when the home stands elsewhere.
+            target = os.path.relpath(target, os.path.dirname(entry.path))
+        is_inside = stays_inside(path, target) and self._is_inside(entry.path)
+        if is_inside:
+            self._add(Found(member, entry.path, "link", kind, target))
+        elif not is_inside and path in _FOLLOWED and os.path.exists(entry.path):
+            self._follow(entry.path, path, kind)
+        else:
+            self._leave(path, Reason.LEAVES, target)
+
+    def _follow(self, source: str, path: str, kind: Kind) -> None:
+        status = os.stat(source)
+        real = os.path.realpath(source)
+        self.collection.followed[path] = real
+        if stat.S_ISDIR(status.st_mode):
+            self._add(Found(path, real, "folder", kind))
+            self.folder(real, path, path)
+        elif kind is Kind.DATABASE:
+            self._add_database(path, real, status.st_size)
+        else:
+            self._add_file(path, real, kind, status.st_size)
+
+    def _is_inside(self, source: str) -> bool:
+        """Tell whether a link ends inside the home, also by way of other links."""
+        real = os.path.realpath(source)
+        roots = (str(self.home.root), *self.collection.followed.values())
+        return any(real == root or real.startswith(root + "/") for root in roots)
+
+    def _is_key(self, source: str, path: str, size_bytes: int) -> bool:
+        if size_bytes not in _KEY_FILE_BYTES:
+            return False
+        try:
+            with open(source, "rb") as stream:
+                content = stream.read(_KEY_FILE_BYTES.stop).strip()
+        except OSError:
+            return False  # reported when it is to be carried
+        return content in self.key_values or (
+            path.split("/", 1)[0] in ("secrets", path) and _looks_like_key(content)
+        )
+
+    def _container(self, path: str) -> None:
+        """Add a folder of the archive's own, once."""
+        if not any(found.path == path for found in self.collection.found):
+            self._add(Found(path, str(self.home.root), "folder", Kind.OTHER))
+
+    def _add_file(self, path: str, source: str, kind: Kind, size_bytes: int) -> None:
+        self.collection.content_bytes += size_bytes
+        self._add(Found(path, source, "file", kind))
+
+    def _add_database(self, path: str, source: str, size_bytes: int) -> None:
+        with contextlib.suppress(OSError):
+            size_bytes += os.stat(source + "-wal").st_size
+        self.collection.content_bytes += size_bytes
+        self.collection.database_bytes += size_bytes
+        self._add(Found(path, source, "database", Kind.DATABASE))
+
+    def _add(self, found: Found) -> None:
+        self.collection.found.append(found)
+
+    def _leave(self, path: str, reason: Reason, detail: str = "") -> None:
+        self.collection.left_out.append(LeftOut(path, reason, detail))
+
+
+def databases(collection: Collection) -> Iterator[Found]:
+    """Give the databases among what was found, Sagewai's own first."""
+    found = [item for item in collection.found if item.type == "database"]
+    return iter(sorted(found, key=lambda item: item.path != DATABASE))
+
+
+def main_database(home: Home, collection: Collection) -> Found | None:
+    """Give the database that Sagewai uses: the one in the home, or the one an override names.
+
+    Raises:
+        DamagedError: There is something else in its place.
+    """
+    for item in databases(collection):
+        if Path(item.source) == home.database or (
+            item.path == DATABASE and home.database == home.root / DATABASE
+        ):
+            return item
+    if home.database.is_dir():
+        raise DamagedError(f"database {home.database}: is a folder")
+    return None
+
+
+def _special(mode: int) -> str:
+    names = ((stat.S_ISSOCK, "socket"), (stat.S_ISFIFO, "FIFO"), (stat.S_ISBLK, "block device"))
+    return next((name for test, name in names if test(mode)), "character device")
+
+
+def _is_database(path: str) -> bool:
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC
+    except OSError:
+        return False
+
+
+def _looks_like_key(content: bytes) -> bool:
+    import base64
+    import binascii
+
+    try:
+        return len(content) == 44 and len(base64.urlsafe_b64decode(content)) == 32
+    except binascii.Error:
+        return False

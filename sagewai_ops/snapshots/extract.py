@@ -1,0 +1,184 @@
+"""Write members of an archive into a fresh private folder, by the manifest and nothing else.
+
+Every name is created through the descriptor of its folder, exclusively and without following
+links, so nothing that an archive says can lead outside. Modes come from the rules of a home.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sagewai_ops import atomic
+from sagewai_ops.archive.manifest import Entry, EntryType
+from sagewai_ops.archive.reader import ArchiveReader
+from sagewai_ops.errors import DamagedError
+from sagewai_ops.home.paths import MASTER_KEY, Kind, kind_of
+from sagewai_ops.home.permissions import file_mode, folder_mode
+
+_HOLE_BYTES = 64 * 1024  # zeros of at least this length become a hole in a sparse file
+_ZEROS = bytes(_HOLE_BYTES)
+
+
+@dataclass(slots=True)
+class Extracted:
+    """What was written.
+
+    Attributes:
+        special: Members that cannot be made here, such as names that this system refuses.
+    """
+
+    files: int = 0
+    folders: int = 0
+    links: int = 0
+    size_bytes: int = 0
+    special: list[str] = field(default_factory=list)
+
+
+def extract(
+    reader: ArchiveReader,
+    target: Path,
+    place: Callable[[Entry], str | None],
+    *,
+    on_bytes: Callable[[int], None] | None = None,
+    on_file: Callable[[str], None] | None = None,
+    everything: bool = True,
+) -> Extracted:
+    """Write what `place` gives a path for, and prove all that is read.
+
+    Args:
+        target: A private folder of this run, empty.
+        place: The path, relative to `target`, that a member is written to; None passes over it.
+        on_file: Told each placed path once its file is whole.
+        everything: Read the whole archive and check its digest; else only what is placed.
+
+    Raises:
+        DamagedError: The archive does not hold; what was written so far is worthless.
+        NoSpaceError, PermissionDeniedError: The system refused.
+    """
+    writing = _Writing(target)
+    wanted = None if everything else (lambda entry: place(entry) is not None)
+    with contextlib.closing(writing), atomic.naming(target):
+        for entry, content in reader.members(wanted, on_bytes=on_bytes):
+            path = place(entry)
+            if path is None or entry.type is EntryType.SUPERSEDED:
+                continue
+            writing.add(entry, path, content)
+            if on_file and entry.type is EntryType.FILE:
+                on_file(path)
+        writing.settle_folders()
+    return writing.extracted
+
+
+class _Writing:
+    """The folder that is being filled, with the descriptor of the folder at hand."""
+
+    def __init__(self, target: Path) -> None:
+        self.extracted = Extracted()
+        self._root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._folder = ""
+        self._descriptor = os.dup(self._root)
+        self._folders: list[tuple[Entry, str]] = []
+        self._is_root = os.geteuid() == 0
+
+    def add(self, entry: Entry, path: str, content: Iterator[memoryview]) -> None:
+        """Create one member."""
+        folder, _, name = path.rpartition("/")
+        self._enter(folder)
+        if entry.type is EntryType.FOLDER:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=self._descriptor)
+            self._folders.append((entry, path))
+            self.extracted.folders += 1
+        elif entry.type is EntryType.LINK:
+            os.symlink(entry.target, name, dir_fd=self._descriptor)
+            self._own(entry, name)
+            self._date(entry, name)
+            self.extracted.links += 1
+        else:
+            self._write(entry, path, name, content)
+
+    def settle_folders(self) -> None:
+        """Give the folders their modes and times, the deepest first: filling them changed both."""
+        for entry, path in reversed(self._folders):
+            folder, _, name = path.rpartition("/")
+            self._enter(folder)
+            self._own(entry, name)
+            descriptor = self._open_folder(name, self._descriptor)
+            try:
+                os.fchmod(descriptor, folder_mode(path, entry.mode))
+                os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
+            finally:
+                os.close(descriptor)
+
+    def close(self) -> None:
+        """Let go of the descriptors."""
+        os.close(self._descriptor)
+        os.close(self._root)
+
+    def _write(self, entry: Entry, path: str, name: str, content: Iterator[memoryview]) -> None:
+        kind = Kind.KEY if path == MASTER_KEY else kind_of(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(name, flags, 0o600, dir_fd=self._descriptor)
+        except FileExistsError:
+            raise DamagedError(
+                f"archive: member {path[:200]} stands twice on this system"
+            ) from None
+        try:
+            for piece in content:
+                _write_all(descriptor, piece, sparse=entry.is_sparse)
+                self.extracted.size_bytes += len(piece)
+            if entry.is_sparse:
+                os.ftruncate(descriptor, entry.size_bytes)
+            if self._is_root:
+                os.fchown(descriptor, entry.uid, entry.gid)
+            os.fchmod(descriptor, file_mode(kind, entry.mode))
+            os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
+        finally:
+            os.close(descriptor)
+        self.extracted.files += 1
+
+    def _enter(self, folder: str) -> None:
+        """Make `folder` the one at hand; what is missing of it is made, private."""
+        if folder == self._folder:
+            return
+        descriptor = os.dup(self._root)
+        try:
+            for part in folder.split("/") if folder else ():
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(part, 0o700, dir_fd=descriptor)
+                below = self._open_folder(part, descriptor)
+                os.close(descriptor)
+                descriptor = below
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(self._descriptor)
+        self._descriptor, self._folder = descriptor, folder
+
+    def _open_folder(self, name: str, above: int) -> int:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(name, flags, dir_fd=above)
+
+    def _own(self, entry: Entry, name: str) -> None:
+        if self._is_root:
+            os.chown(name, entry.uid, entry.gid, dir_fd=self._descriptor, follow_symlinks=False)
+
+    def _date(self, entry: Entry, name: str) -> None:
+        times = (entry.mtime_ns, entry.mtime_ns)
+        os.utime(name, ns=times, dir_fd=self._descriptor, follow_symlinks=False)
+
+
+def _write_all(descriptor: int, piece: memoryview, *, sparse: bool) -> None:
+    if not sparse:
+        while piece:
+            piece = piece[os.write(descriptor, piece) :]
+        return
+    while piece:
+        part, piece = piece[:_HOLE_BYTES], piece[_HOLE_BYTES:]
+        if part == _ZEROS[: len(part)]:
+            os.lseek(descriptor, len(part), os.SEEK_CUR)
+        else:
+            _write_all(descriptor, part, sparse=False)

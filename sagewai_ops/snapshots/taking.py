@@ -1,0 +1,399 @@
+"""One snapshot while it is being taken: freeze, prove, stream into an archive.
+
+What is written, and in which order, is here; where to, and what happens to it afterwards, is in
+`backup`.
+"""
+
+import contextlib
+import os
+import platform
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sagewai_ops import __version__
+from sagewai_ops.archive.envelope import Lock, SealedSink, sealing
+from sagewai_ops.archive.frames import DEFAULT_LEVEL, HashingSink
+from sagewai_ops.archive.manifest import Entry, EntryType, Header
+from sagewai_ops.archive.writer import ArchiveWriter
+from sagewai_ops.database.copy import Copied, copy_database
+from sagewai_ops.errors import KeyMissingError
+from sagewai_ops.home.documents import identity_of, read_together
+from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home, Kind
+from sagewai_ops.keys.candidates import Candidate, find_candidates, fingerprint, resolved
+from sagewai_ops.keys.sealed import SealedReport, examine_keys
+from sagewai_ops.progress import Progress
+from sagewai_ops.snapshots import catalog
+from sagewai_ops.snapshots.collect import (
+    Collection,
+    Found,
+    LeftOut,
+    Reason,
+    collect,
+    databases,
+    main_database,
+)
+from sagewai_ops.snapshots.places import EXTERNAL, EXTERNAL_KEY
+from sagewai_ops.snapshots.proof import DatabaseProof, level_of, prove_database
+
+CUSTODIES = ("exclude", "sealed")
+
+
+@dataclass(frozen=True, slots=True)
+class BackupOptions:
+    """What a backup is asked to do.
+
+    Attributes:
+        lock: None writes a clear archive.
+        custody: `exclude` keeps the master key out; `sealed` carries it, encrypted with the rest.
+        exclude: Patterns on paths relative to the home.
+        compact: Rewrite the database without its free pages.
+        level: Of zstd.
+        wait_seconds: For another run on the same home.
+        key_environment: Where keys outside the home are looked for.
+    """
+
+    lock: Lock | None = None
+    custody: str = "exclude"
+    exclude: tuple[str, ...] = ()
+    compact: bool = False
+    level: int = DEFAULT_LEVEL
+    wait_seconds: float = 0.0
+    key_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class BackupReport:
+    """A snapshot that was taken and proved.
+
+    Attributes:
+        path: Of the archive; None if it went into a pipe.
+        unstable: Files that changed at every attempt to read them, carried as last read.
+        archive_bytes: Of the archive as it is stored.
+        content_bytes: Of the files in it.
+    """
+
+    id: str
+    sequence: int
+    path: Path | None
+    created_at: datetime
+    archive_bytes: int
+    archive_sha256: str
+    content_bytes: int
+    files: int
+    custody: str
+    is_encrypted: bool
+    key_fingerprint: str
+    database: DatabaseProof | None
+    keys: SealedReport
+    left_out: tuple[LeftOut, ...]
+    unstable: tuple[str, ...]
+    followed: Mapping[str, str]
+    external: Mapping[str, str]
+    swept: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def losses(self) -> tuple[LeftOut, ...]:
+        """What should have been carried and could not be."""
+        return tuple(item for item in self.left_out if item.reason.is_loss)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all was carried as it was, and every sealed value has its key."""
+        return not (self.losses or self.unstable or self.keys.unopened)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the checks of the database found nothing."""
+        return self.database is None or self.database.is_sound
+
+    def warnings(self) -> Iterator[str]:
+        """Say what is missing or wrong, one line each."""
+        for item in self.losses:
+            yield f"{item.path}: not carried, {item.reason.value} {item.detail}".rstrip()
+        for path in self.unstable:
+            yield f"{path}: changed whenever it was read, carried as last read"
+        for value in self.keys.unopened:
+            yield f"{value.place} {value.where}: sealed, {value.reason}"
+        if self.database:
+            for finding in self.database.integrity:
+                yield f"database: {finding}"
+            if self.database.foreign_key_violations:
+                yield (
+                    f"database: {self.database.foreign_key_violations} rows refer to nothing, in "
+                    + ", ".join(self.database.foreign_key_tables)
+                )
+
+
+def home_ids(home: Home) -> tuple[str, ...]:
+    """Give the ids that snapshots of this home may carry, the one of a new one first."""
+    return identity_of(home, socket.gethostname())
+
+
+@dataclass(slots=True)
+class Taking:
+    """One snapshot while it is being taken."""
+
+    home: Home
+    options: BackupOptions
+    id: str
+    sequence: int
+    created_at: datetime
+    candidates: tuple[Candidate, ...] = field(repr=False)
+    collection: Collection
+    key_fingerprint: str
+    entries: tuple[Entry, ...] = ()
+    database: DatabaseProof | None = None
+    keys: SealedReport = field(default_factory=SealedReport)
+    unstable: list[str] = field(default_factory=list)
+    archive_bytes: int = 0
+    archive_sha256: str = ""
+    documents: dict[str, bytes] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def begin(cls, home: Home, options: BackupOptions, sequence: int) -> "Taking":
+        """Look around: what there is to carry, and under which key."""
+        candidates = find_candidates(home, options.key_environment)
+        key = resolved(candidates)
+        if options.custody == "sealed" and key is None:
+            raise KeyMissingError(
+                f"home {home.root}: no master key to carry, neither in the environment nor in "
+                f"{home.master_key}",
+                hint="sagewai-ops status  # shows where a key was looked for",
+            )
+        moment = datetime.now(timezone.utc)
+        collection = collect(
+            home,
+            exclude=options.exclude,
+            key_values=tuple(candidate.value for candidate in candidates),
+            carries_key=options.custody == "sealed",
+        )
+        return cls(
+            home=home,
+            options=options,
+            id=catalog.new_id(moment),
+            sequence=sequence,
+            created_at=moment,
+            candidates=candidates,
+            collection=collection,
+            key_fingerprint=fingerprint(key.value) if key else "",
+        )
+
+    def write(
+        self,
+        stream: BinaryIO,
+        lock: Lock | None,
+        staging: Path,
+        progress: Progress | None,
+        *,
+        check: bool = False,
+    ) -> None:
+        """Freeze the databases and the documents, check them, and write the archive."""
+        copies = self._freeze(staging, progress)
+        main = main_database(self.home, self.collection)
+        copy = copies.get(main.path) if main else None
+        with ThreadPoolExecutor(1, thread_name_prefix="examine") as pool:
+            proving = pool.submit(prove_database, copy.path) if copy else None
+            self.keys = examine_keys(self.documents, copy.path if copy else None, self.candidates)
+            sink = HashingSink(stream)
+            sealed = sealing(sink, lock) if lock else None
+            try:
+                self._pack(sealed or sink, copies, proving, copy, progress, check=check)
+                if sealed:
+                    sealed.close()
+            except BaseException:
+                if sealed:
+                    sealed.abandon()
+                raise
+        self.archive_bytes, self.archive_sha256 = sink.size_bytes, sink.hexdigest()
+
+    def report(self, path: Path | None, swept: Sequence[str]) -> BackupReport:
+        """Say what was taken."""
+        return BackupReport(
+            id=self.id,
+            sequence=self.sequence,
+            path=path,
+            created_at=self.created_at,
+            archive_bytes=self.archive_bytes,
+            archive_sha256=self.archive_sha256,
+            content_bytes=sum(entry.size_bytes for entry in self.entries),
+            files=sum(entry.type is EntryType.FILE for entry in self.entries) - 1,
+            custody=self.options.custody,
+            is_encrypted=self.options.lock is not None,
+            key_fingerprint=self.key_fingerprint,
+            database=self.database,
+            keys=self.keys,
+            left_out=tuple(self.collection.left_out),
+            unstable=tuple(self.unstable),
+            followed=self.collection.followed,
+            external=self.collection.external,
+            swept=tuple(swept),
+            notes=_notes(self.home),
+        )
+
+    def card(self, report: BackupReport) -> dict[str, Any]:
+        """Fill the card of the archive."""
+        assert report.path is not None
+        return {
+            "archive": report.path.name,
+            "id": self.id,
+            **self._identity(self.database.schema_level if self.database else ""),
+            "archive_bytes": report.archive_bytes,
+            "archive_sha256": report.archive_sha256,
+            "content_bytes": report.content_bytes,
+            "files": report.files,
+            "encrypted": report.is_encrypted,
+            "complete": report.is_complete,
+            "sound": report.is_sound,
+            "verified_at": f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
+        }
+
+    def _identity(self, level: str) -> dict[str, Any]:
+        return {
+            "sequence": self.sequence,
+            "created_at": f"{self.created_at:%Y-%m-%dT%H:%M:%SZ}",
+            "home": str(self.home.root),
+            "home_id": home_ids(self.home)[0],
+            "tool_version": __version__,
+            "python_version": platform.python_version(),
+            "key_custody": self.options.custody,
+            "key_fingerprint": self.key_fingerprint,
+            "schema_level": level,
+        }
+
+    def _freeze(self, staging: Path, progress: Progress | None) -> dict[str, Copied]:
+        """Copy every database, then read the documents: both within the same moments."""
+        copies = {}
+        for number, item in enumerate(databases(self.collection)):
+            copies[item.path] = copy_database(
+                Path(item.source),
+                staging / f"{number}.db",
+                compact=self.options.compact,
+                durable=False,
+                progress=progress,
+            )
+        self.documents = read_together(self.home)
+        return copies
+
+    def _pack(
+        self,
+        sink: SealedSink | HashingSink,
+        copies: Mapping[str, Copied],
+        proving: "Future[DatabaseProof] | None",
+        copy: Copied | None,
+        progress: Progress | None,
+        *,
+        check: bool,
+    ) -> None:
+        total = self.collection.content_bytes
+        done = 0
+
+        def count(size_bytes: int) -> None:
+            nonlocal done
+            done += size_bytes
+            if progress:
+                progress("pack", min(done, total), total)
+
+        level = level_of(copy.path).revision if copy else ""
+        writer = ArchiveWriter(
+            sink,
+            Header(self.id, facts=self._identity(level)),
+            mtime_ns=int(self.created_at.timestamp()) * 1_000_000_000,
+            level=self.options.level,
+            on_bytes=count,
+            check=check,
+        )
+        with contextlib.closing(writer):
+            for item in self.collection.found:
+                self._add(writer, item, copies.get(item.path))
+            if self.options.custody == "sealed":
+                self._add_key(writer)
+            if proving:
+                self.database = proving.result()
+            self.entries = writer.finish(self._facts())
+
+    def _add(self, writer: ArchiveWriter, item: Found, copy: Copied | None) -> None:
+        try:
+            status = os.lstat(item.source)
+            if item.type in ("folder", "link"):
+                kind = EntryType.FOLDER if item.type == "folder" else EntryType.LINK
+                writer.add_folder_or_link(_entry(item.path, kind, status, item.target))
+            elif copy:
+                with open(copy.path, "rb", buffering=0) as stream:
+                    writer.add_copy(_entry(item.path, EntryType.FILE, os.stat(item.source)), stream)
+            elif item.path in self.documents:
+                entry = _entry(item.path, EntryType.FILE, os.stat(item.source))
+                writer.add_bytes(entry, self.documents[item.path])
+            else:
+                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+                with open(os.open(item.source, flags), "rb", buffering=0) as stream:
+                    carried = writer.add_file(_entry(item.path, EntryType.FILE, status), stream)
+                if not carried.is_stable:
+                    self.unstable.append(item.path)
+        except FileNotFoundError:
+            self.collection.left_out.append(LeftOut(item.path, Reason.GONE))
+        except PermissionError as error:
+            detail = error.strerror or ""
+            self.collection.left_out.append(LeftOut(item.path, Reason.UNREADABLE, detail))
+
+    def _add_key(self, writer: ArchiveWriter) -> None:
+        """Carry the key that is in use, where the home has no file of it."""
+        key = resolved(self.candidates)
+        has_file = any(
+            item.kind is Kind.KEY and Path(item.source).name == "master.key"
+            for item in self.collection.found
+        )
+        if key is None or (has_file and key.source in (MASTER_KEY, LEGACY_MASTER_KEY)):
+            return
+        moment_ns = int(self.created_at.timestamp()) * 1_000_000_000
+        if not any(item.path == EXTERNAL for item in self.collection.found):
+            writer.add_folder_or_link(Entry(EXTERNAL, EntryType.FOLDER, 0o700, moment_ns))
+        writer.add_bytes(Entry(EXTERNAL_KEY, EntryType.FILE, 0o600, moment_ns), key.value)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "database": self.database.as_dict() if self.database else None,
+            "keys": self.keys.as_dict(),
+            "left_out": [
+                {"path": item.path, "reason": item.reason.name.lower(), "detail": item.detail}
+                for item in self.collection.left_out
+            ],
+            "unstable": self.unstable,
+            "followed": self.collection.followed,
+            "external": self.collection.external,
+            "home": _root_facts(self.home),
+        }
+
+
+def _entry(path: str, kind: EntryType, status: os.stat_result, target: str = "") -> Entry:
+    return Entry(
+        path=path,
+        type=kind,
+        mode=status.st_mode & 0o7777,
+        mtime_ns=status.st_mtime_ns,
+        uid=status.st_uid,
+        gid=status.st_gid,
+        target=target,
+    )
+
+
+def _notes(home: Home) -> tuple[str, ...]:
+    if home.server_url_variable:
+        return (f"{home.server_url_variable}: the tables of that server are not in this snapshot",)
+    return ()
+
+
+def _root_facts(home: Home) -> dict[str, Any]:
+    status = os.stat(home.root)
+    return {
+        "mode": f"{status.st_mode & 0o7777:04o}",
+        "uid": status.st_uid,
+        "gid": status.st_gid,
+        "mtime_ns": status.st_mtime_ns,
+    }

@@ -1,0 +1,74 @@
+"""Take single files or all of them out of a snapshot, into a folder of their own."""
+
+import os
+from pathlib import Path
+
+from sagewai_ops import atomic
+from sagewai_ops.archive.envelope import Unlock
+from sagewai_ops.archive.manifest import Entry
+from sagewai_ops.archive.reader import open_archive
+from sagewai_ops.errors import NotFoundError, TargetBusyError
+from sagewai_ops.progress import Progress
+from sagewai_ops.snapshots.extract import Extracted, extract
+from sagewai_ops.snapshots.places import Places
+from sagewai_ops.snapshots.swap import can_swap_whole, staged, swap
+
+
+def take_out(
+    archive: Path,
+    unlock: Unlock | None,
+    paths: tuple[str, ...],
+    target: Path,
+    *,
+    progress: Progress | None = None,
+) -> Extracted:
+    """Write files of a snapshot below a folder that is new or empty.
+
+    Args:
+        paths: Files or folders by their place in the home; empty for everything.
+        progress: Told `extract` in bytes of what is read.
+
+    Raises:
+        NotFoundError: The snapshot does not exist, or a path is not in it.
+        TargetBusyError: The folder is not empty.
+        DamagedError, KeyMissingError, SchemaAheadError: About the snapshot; nothing was written.
+    """
+    root = Path(os.path.abspath(target))
+    if os.path.lexists(root) and (not root.is_dir() or os.listdir(root)):
+        raise TargetBusyError(f"{root}: not an empty folder", hint="name a new one: --to DIR")
+    wanted = tuple(path.strip("/") for path in paths)
+    with open_archive(archive, unlock) as reader:
+        places = Places(reader.manifest)
+
+        def place(entry: Entry) -> str | None:
+            path = places.of(entry)
+            if path is None or not wanted:
+                return path
+            return path if any(_covers(name, path) for name in wanted) else None
+
+        found = [path for entry in reader.manifest.entries if (path := place(entry))]
+        for name in wanted:
+            if not any(_covers(name, path) for path in found):
+                raise NotFoundError(
+                    f"snapshot {reader.header.id}: {name} is not in it",
+                    hint=f"sagewai-ops snapshots show {archive} --files",
+                )
+        done = 0
+
+        def count(size_bytes: int) -> None:
+            nonlocal done
+            done += size_bytes
+            if progress:
+                progress("extract", min(done, reader.content_bytes), reader.content_bytes)
+
+        tops = tuple(sorted({path.split("/", 1)[0] for path in found}))
+        whole = not root.is_dir() or can_swap_whole(root)
+        with staged(root, None if whole else tops) as stage:
+            taken = extract(reader, stage.content, place, on_bytes=count, everything=not wanted)
+            with atomic.naming(root):
+                swap(stage)
+    return taken
+
+
+def _covers(name: str, path: str) -> bool:
+    return path == name or path.startswith(name + "/")

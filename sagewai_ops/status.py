@@ -1,0 +1,141 @@
+"""What a home is at this moment: read, never written, while Sagewai may be using it."""
+
+import contextlib
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sagewai_ops.database.integrity import count_rows
+from sagewai_ops.database.source import pinned, sidecar, size_of
+from sagewai_ops.database.usage import holders
+from sagewai_ops.errors import OpsError
+from sagewai_ops.home.documents import (
+    Document,
+    document_name,
+    identity_of,
+    parse_document,
+    read_together,
+)
+from sagewai_ops.home.paths import PARTS, Home, layout_of, require
+from sagewai_ops.keys.candidates import Candidate, accepted, find_candidates
+from sagewai_ops.processes import Process
+from sagewai_ops.schema.level import Level, read_level
+from sagewai_ops.snapshots import swap
+from sagewai_ops.snapshots.catalog import Snapshot, snapshots_in
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseStatus:
+    """The home's database, as one read transaction saw it.
+
+    Attributes:
+        size_bytes: Of the main file; most of the data may be in the `wal_bytes` beside it.
+        counts: Rows of each table.
+        problem: Why it could not be read; "" if it could.
+    """
+
+    path: Path
+    size_bytes: int
+    wal_bytes: int
+    level: Level | None
+    counts: Mapping[str, int]
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A home at one moment.
+
+    Attributes:
+        layout: `canonical`, `flat`, `mixed` or `empty`.
+        sizes: Bytes below each part of the home.
+        free_bytes: On its file system.
+        documents: By path in the home.
+        key: The key that Sagewai would use; None if it would make a new one.
+        interrupted: Whether a restore was interrupted and must be recovered.
+    """
+
+    home: Home
+    layout: str
+    sizes: Mapping[str, int]
+    files: int
+    free_bytes: int
+    database: DatabaseStatus | None
+    documents: Mapping[str, Document]
+    candidates: tuple[Candidate, ...]
+    key: Candidate | None
+    users: tuple[Process, ...]
+    folder: Path
+    snapshots: int
+    newest: Snapshot | None
+    kept: tuple[Path, ...]
+    interrupted: bool
+
+
+def look(home: Home, folder: Path, environment: Mapping[str, str]) -> Status:
+    """Look at a home and at its snapshots.
+
+    Args:
+        folder: Of the snapshots; need not exist.
+        environment: Where a master key may come from.
+
+    Raises:
+        NotFoundError: There is no such home.
+    """
+    require(home)
+    # Asked before the database is opened here: our own handles would be in the answer's way.
+    users = holders(home.database)
+    sizes = dict.fromkeys((*PARTS, "other"), 0)
+    files = 0
+    for part, size_bytes in _sizes(home.root):
+        sizes[part if part in sizes else "other"] += size_bytes
+        files += 1
+    ids = set(identity_of(home, socket.gethostname()))
+    own = [item for item in snapshots_in(folder) if not item.home_id or item.home_id in ids]
+    candidates = find_candidates(home, environment)
+    return Status(
+        home=home,
+        layout=layout_of(home.root),
+        sizes=sizes,
+        files=files,
+        free_bytes=shutil.disk_usage(home.root).free,
+        database=_database(home),
+        documents={
+            path: parse_document(document_name(path), content)
+            for path, content in read_together(home).items()
+        },
+        candidates=candidates,
+        key=accepted(candidates),
+        users=users,
+        folder=folder,
+        snapshots=len(own),
+        newest=own[-1] if own else None,
+        kept=tuple(swap.kept_before(home.root)),
+        interrupted=swap.unfinished(home.root) is not None,
+    )
+
+
+def _database(home: Home) -> DatabaseStatus | None:
+    if not os.path.lexists(home.database):
+        return None
+    size_bytes = size_of(home.database)
+    wal_bytes = size_of(sidecar(home.database, "-wal"))
+    try:
+        with pinned(home.database) as pin:
+            level, counts = read_level(pin.connection), count_rows(pin.connection)
+    except OpsError as error:
+        return DatabaseStatus(home.database, size_bytes, wal_bytes, None, {}, error.message)
+    return DatabaseStatus(home.database, size_bytes, wal_bytes, level, counts)
+
+
+def _sizes(root: Path) -> Iterator[tuple[str, int]]:
+    """Give the top-level name and the size of every file below a folder; links are not followed."""
+    for folder, names, files in os.walk(root):
+        names.sort()
+        top = os.path.relpath(folder, root).split("/", 1)[0]
+        for name in files:
+            with contextlib.suppress(OSError):
+                yield top, os.lstat(os.path.join(folder, name)).st_size
