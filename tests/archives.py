@@ -37,7 +37,7 @@ def write(path: Path, contents: Sequence[tuple[Entry, bytes]], lock: Lock | None
                 writer.add_folder_or_link(entry)
         writer.finish({"id": "test"})
         if lock:
-            sink.close()  # type: ignore[union-attr]
+            sink.close()
     return path
 
 
