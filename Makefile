@@ -30,7 +30,7 @@ types: setup  ## Check types.
 
 build: setup  ## Build sdist and wheel, and compare the wheel with git's file list.
 	rm -rf dist build
-	$(BIN)/python -m build --outdir dist . >/dev/null
+	@$(BIN)/python -m build --outdir dist . >/tmp/sagewai-ops-build.log 2>&1 || { cat /tmp/sagewai-ops-build.log; exit 1; }
 	$(BIN)/python .ci/check_wheel.py dist
 
 demo: setup  ## Back up a home that is being written to, restore it beside, compare.
