@@ -3,9 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := sagewai_ops commands fixtures tests .ci $(wildcard migrations)
+# Programs that the tests and benchmarks meet us with, where Debian's packages can be had.
+TOOLS := age zstd sqlite3 restic borgbackup openssh-client
+# A Python whose sqlite3 can load extensions; many cannot, and both kinds must work.
+EXTENDING := $(shell for one in /usr/bin/python3 $(PYTHON); do \
+  $$one -c 'import sqlite3, venv, ensurepip; sqlite3.Connection.enable_load_extension' 2>/dev/null \
+  && echo $$one && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint types build demo bench interop clean
+.PHONY: help setup tools test test-extensions lint types build demo bench interop clean
 
 help:  ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +26,16 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 test: setup  ## Run the tests.
 	$(BIN)/pytest -q -n 2
+
+test-extensions:  ## Run them again where sqlite-vec can be loaded.
+	@if [ -n "$(EXTENDING)" ]; then \
+	  $(MAKE) --no-print-directory test PYTHON=$(EXTENDING) VENV=.venv-extending; \
+	else echo "no Python here can load SQLite extensions"; fi
+
+tools:  ## Install the programs that the tests compare with, as root on Debian.
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  (apt-get install -y -qq $(TOOLS) || (apt-get update -qq && apt-get install -y -qq $(TOOLS))) \
+	  >/tmp/sagewai-ops-tools.log 2>&1 || echo "tools: not all could be installed"; fi
 
 lint: setup  ## Check style and formatting.
 	$(BIN)/ruff check $(SOURCES)
