@@ -58,7 +58,7 @@ STAGE = "database"
 
 _STEP_PAGES = 2048  # 8 MiB of 4096-byte pages between two reports; finer costs nothing either
 _WAL_SHARE = 3  # `bytes` while the main file is at least this many times its -wal: folding costs
-_VACUUM_STEPS = 50_000  # virtual machine instructions between two looks at the target's size
+_VACUUM_STEPS = 1000  # virtual machine instructions between two looks, counted per statement
 
 
 @dataclass(frozen=True, slots=True)

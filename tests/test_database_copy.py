@@ -1,0 +1,660 @@
+"""Copying a live database: the copy is one committed state, the source stays as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import home_writer
+from folder_state import state_of
+from home_builder import BuiltHome, build_home
+from other_process import running
+from sagewai_ops.database import blocks, copy
+from sagewai_ops.database.copy import Copied, copy_database
+from sagewai_ops.database.source import pinned
+from sagewai_ops.errors import (
+    DamagedError,
+    LockedError,
+    NoSpaceError,
+    NotFoundError,
+    TargetBusyError,
+)
+from unprivileged import reachable_folder, unprivileged
+
+METHODS = ("bytes", "pages", "compact")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> BuiltHome:
+    """A home whose database is partly in its -wal."""
+    return build_home(tmp_path_factory.mktemp("built") / "home", artifacts=False)
+
+
+@pytest.fixture
+def database(built: BuiltHome, tmp_path: Path) -> Path:
+    """A copy of that home's database with its sidecars, as a killed server leaves them."""
+    folder = tmp_path / "db"
+    shutil.copytree(built.database.parent, folder)
+    return folder / built.database.name
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """The copy to be, in a folder of its own."""
+    folder = tmp_path / "out"
+    folder.mkdir(mode=0o700)
+    return folder / "copy.db"
+
+
+def choose(method: str, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Force one of the methods; the answer is `compact`'s."""
+    monkeypatch.setattr(copy, "_bytes_are_safe", lambda pin: method == "bytes")  # noqa: ARG005
+    return method == "compact"
+
+
+def settle(database: Path, *, journal: str = "wal") -> None:
+    """Close a database cleanly: everything in the main file, nothing beside it."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.execute(f"PRAGMA journal_mode={journal}")
+    for suffix in ("-wal", "-shm"):
+        database.with_name(database.name + suffix).unlink(missing_ok=True)
+
+
+def query(database: Path, statement: str) -> list[tuple[object, ...]]:
+    """Ask a database that nobody else uses, leaving nothing beside it."""
+    uri = f"file://{database}?mode=ro&immutable=1"
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+        return connection.execute(statement).fetchall()
+
+
+def assert_whole(copied: Copied, built: BuiltHome) -> None:
+    """Check a copy of the built home's database: all rows, sound, alone, private."""
+    assert query(copied.path, "PRAGMA integrity_check") == [("ok",)]
+    for table, count in built.rows.items():
+        assert query(copied.path, f'SELECT count(*) FROM "{table}"') == [(count,)]
+    for table, count in built.vectors.items():
+        assert query(copied.path, f'SELECT count(*) FROM "{table}_rowids"') == [(count,)]
+    assert [path.name for path in copied.path.parent.iterdir()] == [copied.path.name]
+    assert copied.path.stat().st_size == copied.page_size * copied.page_count
+    assert stat.S_IMODE(copied.path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_copy_holds_everything_that_is_in_the_wal(
+    method: str,
+    database: Path,
+    target: Path,
+    built: BuiltHome,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows that only the -wal has are in the copy, which is one private file in WAL mode."""
+    compact = choose(method, monkeypatch)
+    wal_bytes = database.with_name("sagewai.db-wal").stat().st_size
+    old_umask = os.umask(0)
+
+    try:
+        copied = copy_database(database, target, compact=compact)
+    finally:
+        os.umask(old_umask)
+
+    assert wal_bytes > 0
+    assert (copied.method, copied.wal_bytes) == (method, wal_bytes)
+    assert_whole(copied, built)
+    assert target.read_bytes()[18:20] == b"\x02\x02"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("left", ["wal and shm", "wal", "nothing", "rollback"])
+def test_source_is_left_as_it_was(
+    left: str, method: str, database: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names, contents, modes and times beside the source are the same afterwards."""
+    compact = choose(method, monkeypatch)
+    if left == "wal":
+        database.with_name("sagewai.db-shm").unlink()
+    elif left != "wal and shm":
+        settle(database, journal="delete" if left == "rollback" else "wal")
+    os.utime(database, (1, 1))
+    before = state_of(database.parent)
+
+    copy_database(database, target, compact=compact)
+
+    assert state_of(database.parent) == before
+
+
+def test_clean_database_is_copied_byte_for_byte(database: Path, target: Path) -> None:
+    """Pages keep their places, so that deduplicating stores find them again."""
+    settle(database)
+
+    copied = copy_database(database, target)
+
+    assert copied.method == "bytes"
+    assert target.read_bytes() == database.read_bytes()
+
+
+def test_large_wal_is_copied_page_by_page(tmp_path: Path, target: Path) -> None:
+    """A main file of one page, everything else in the -wal, is not read as bytes."""
+    built = build_home(tmp_path / "home", journal="everything", artifacts=False)
+
+    copied = copy_database(built.database, target)
+
+    assert built.database.stat().st_size == 4096
+    assert copied.method == "pages"
+    assert_whole(copied, built)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_copy_under_a_writer_is_a_transaction_boundary(
+    method: str,
+    built: BuiltHome,
+    tmp_path: Path,
+    target: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With 200 commits a second all the while, the paired rows of two tables agree in the copy."""
+    compact = choose(method, monkeypatch)
+    monkeypatch.setattr(copy, "_STEP_PAGES", 20)
+    monkeypatch.setattr(copy, "_VACUUM_STEPS", 20)
+    monkeypatch.setattr(blocks, "_BLOCK_BYTES", 65536)
+    home = tmp_path / "home"
+    shutil.copytree(built.root, home)
+    calls = 0
+
+    def linger(_stage: str, _done: int, _total: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls < 60:
+            time.sleep(0.005)
+
+    with home_writer.start(home, rate=200, files=False) as writer:
+        before = home_writer.pairs(writer.database)[0]
+        copied = copy_database(writer.database, target, compact=compact, progress=linger)
+        after = home_writer.pairs(writer.database)[0]
+
+    first, second = home_writer.pairs(target)
+    assert query(target, "PRAGMA integrity_check") == [("ok",)]
+    assert copied.method == method
+    assert calls > 5
+    assert first == second
+    assert before <= first <= after
+    assert after > before
+
+
+def test_wal_that_is_started_over_while_it_is_read_is_read_again(
+    tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames of two generations of the -wal never meet in one copy."""
+    source = tmp_path / "live.db"
+    writer = """
+import sqlite3
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA journal_mode=WAL")
+connection.execute("PRAGMA wal_autocheckpoint=0")
+connection.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, generation INTEGER, pad)")
+connection.execute("INSERT INTO t SELECT value, 0, zeroblob(3000) FROM ("
+    "WITH RECURSIVE n(value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM n LIMIT 300)"
+    " SELECT value FROM n)")
+connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+for generation in (1, 2):
+    connection.execute("UPDATE t SET generation = ?", (generation,))
+connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # all folded in; the next commit starts over
+pause()
+connection.execute("UPDATE t SET generation = 3")
+pause()
+"""
+    monkeypatch.setattr(blocks, "_BLOCK_BYTES", 32 + 310 * (24 + 4096))  # the first update, whole
+    read = os.preadv
+    results: list[bool] = []
+    copy_log = blocks.copy_log
+
+    with running(writer, str(source)) as other:
+
+        def read_and_disturb(descriptor: int, buffers: list[bytearray], offset: int) -> int:
+            size = read(descriptor, buffers, offset)
+            in_wal = os.readlink(f"/proc/self/fd/{descriptor}").endswith("-wal")
+            if in_wal and offset == 0 and not results:
+                other.next()
+            return size
+
+        def logged(source_log: Path, target_log: Path) -> bool:
+            results.append(copy_log(source_log, target_log))
+            return results[-1]
+
+        if os.path.isdir("/proc/self/fd"):
+            monkeypatch.setattr(os, "preadv", read_and_disturb)
+        monkeypatch.setattr(copy, "copy_log", logged)
+        monkeypatch.setattr(copy, "_bytes_are_safe", lambda pin: True)  # noqa: ARG005
+        copy_database(source, target)
+
+    generations = query(target, "SELECT DISTINCT generation FROM t")
+    assert results in ([False, True], [True])
+    assert generations in ([(2,)], [(3,)])
+    assert query(target, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_database_held_exclusively_is_refused_after_the_wait(tmp_path: Path, target: Path) -> None:
+    """The refusal names the file, comes after the wait, and leaves no target."""
+    source = tmp_path / "held.db"
+    holder = """
+import sqlite3
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+connection.execute("CREATE TABLE t (x)")
+connection.execute("BEGIN EXCLUSIVE")
+pause()
+"""
+    with running(holder, str(source)):
+        began = time.monotonic()
+        with pytest.raises(LockedError, match=r"held\.db: held exclusively"):
+            copy_database(source, target, wait_seconds=0.6)
+        waited = time.monotonic() - began
+
+    assert waited >= 0.6
+    assert not target.exists()
+
+
+def test_lock_that_is_given_up_in_time_is_waited_for(tmp_path: Path, target: Path) -> None:
+    """A holder that lets go within the wait does not fail the copy."""
+    source = tmp_path / "held.db"
+    holder = """
+import sqlite3
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("CREATE TABLE t (x)")
+connection.execute("BEGIN EXCLUSIVE")
+pause()
+connection.execute("COMMIT")
+pause()
+"""
+    with running(holder, str(source)) as other:
+        release = threading.Timer(0.3, other.next)
+        release.start()
+        copied = copy_database(source, target, wait_seconds=30)
+        release.join()
+
+    assert copied.page_count == 2
+
+
+@pytest.mark.parametrize("way", ["as it is", "compact"])
+@pytest.mark.parametrize("left", ["wal and shm", "wal", "nothing", "rollback", "hot journal"])
+@pytest.mark.parametrize("locked", ["folder", "files"])
+def test_home_that_may_not_be_written_is_copied(
+    locked: str, left: str, way: str, built: BuiltHome
+) -> None:
+    """Whatever SQLite finds beside a database that it may not write, the copy is whole."""
+    with reachable_folder() as place:
+        source = place / "db" / built.database.name
+        shutil.copytree(built.database.parent, source.parent)
+        (place / "out").mkdir()
+        (place / "out").chmod(0o777)
+        if left == "wal":
+            source.with_name("sagewai.db-shm").unlink()
+        elif left != "wal and shm":
+            settle(source, journal="wal" if left == "nothing" else "delete")
+        if left == "hot journal":
+            leave_hot_journal(source)
+        for path in source.parent.iterdir():
+            path.chmod(0o444)
+        source.parent.chmod(0o555 if locked == "folder" else 0o777)
+        before = state_of(source.parent)
+
+        with unprivileged():
+            copied = copy_database(source, place / "out" / "copy.db", compact=way == "compact")
+
+        assert state_of(source.parent) == before
+        if os.getuid() == 0:
+            assert copied.path.stat().st_uid != 0
+        assert_whole(copied, built)
+
+
+def leave_hot_journal(source: Path) -> None:
+    """Die in the middle of a transaction that has already changed the main file."""
+    dying = """
+import sqlite3
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA cache_size=2")
+connection.execute("BEGIN")
+connection.execute("DELETE FROM cost_records")
+connection.execute("CREATE TABLE junk AS SELECT randomblob(300000) AS x UNION SELECT 1")
+connection.execute("UPDATE junk SET x = zeroblob(400000)")
+pause()
+"""
+    with running(dying, str(source)) as other:
+        other.kill()
+    assert source.with_name(source.name + "-journal").stat().st_size > 512
+
+
+@pytest.mark.parametrize("left", ["wal and shm", "wal", "nothing"])
+def test_database_on_a_read_only_mount_is_copied(
+    left: str, database: Path, target: Path, built: BuiltHome
+) -> None:
+    """A container that mounts the home read-only can take the copy."""
+    if left == "wal":
+        database.with_name("sagewai.db-shm").unlink()
+    elif left == "nothing":
+        settle(database)
+    before = state_of(database.parent)
+
+    with read_only_mount(database.parent):
+        copied = copy_database(database, target)
+
+    assert state_of(database.parent) == before
+    assert_whole(copied, built)
+
+
+@contextlib.contextmanager
+def read_only_mount(folder: Path) -> Iterator[None]:
+    """Mount a folder over itself, read-only; skips where that is not allowed."""
+    place = str(folder)
+    if subprocess.run(["mount", "--bind", place, place], check=False).returncode:
+        pytest.skip("mount is not allowed")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", place], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_unlocked_files_that_keep_changing_are_refused(
+    database: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be locked and does not hold still is not passed off as a copy."""
+    settle(database)
+    pour = blocks.pour
+    monkeypatch.setattr(blocks, "_SETTLED_NS", 0)
+    monkeypatch.setattr(blocks, "_ATTEMPTS", 3)
+
+    def disturb(*arguments: object) -> None:
+        pour(*arguments)  # type: ignore[arg-type]
+        os.utime(database)
+
+    monkeypatch.setattr(blocks, "pour", disturb)
+    database.chmod(0o444)
+    with unprivileged_access(monkeypatch), pytest.raises(LockedError, match="kept changing"):
+        copy_database(database, target)
+
+    assert not target.exists()
+
+
+@contextlib.contextmanager
+def unprivileged_access(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the code believe that it may write files nowhere, but in folders."""
+    access = os.access
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            os,
+            "access",
+            lambda path, mode: access(path, mode) and (mode != os.W_OK or os.path.isdir(path)),
+        )
+        yield
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "name", [b"a?b#c%41 d.db", b"caf\xe9\xff.db", "schön🚀.db".encode(), b"-&mode=rwc.db"]
+)
+def test_any_file_name_is_taken_literally(
+    name: bytes, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names with URI characters or bytes that are no UTF-8 lead to the file that they name."""
+    compact = choose(method, monkeypatch)
+    folder = tmp_path / os.fsdecode(b"in \xfe?x=1#")
+    folder.mkdir()
+    source, target = folder / os.fsdecode(name), folder / os.fsdecode(b"to-" + name)
+    plain = tmp_path / "plain.db"
+    with contextlib.closing(sqlite3.connect(plain)) as connection, connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("CREATE TABLE t AS SELECT 7 AS x")
+    plain.rename(source)
+
+    copy_database(source, target, compact=compact)
+
+    target.rename(plain)
+    assert query(plain, "SELECT x FROM t") == [(7,)]
+    assert [path.name for path in folder.iterdir()] == [source.name]
+
+
+def test_database_behind_a_symlink_is_copied_with_its_wal(
+    database: Path, target: Path, tmp_path: Path, built: BuiltHome
+) -> None:
+    """SQLite keeps the -wal beside the real file, and so do we."""
+    link = tmp_path / "link.db"
+    link.symlink_to(database)
+
+    copied = copy_database(link, target)
+
+    assert_whole(copied, built)
+
+
+@pytest.mark.parametrize("page_size", [512, 65536])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_page_size_is_kept(
+    method: str, page_size: int, tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The smallest and the largest page come through, with a -wal beside them."""
+    compact = choose(method, monkeypatch)
+    source = tmp_path / "paged.db"
+    with contextlib.closing(sqlite3.connect(source, isolation_level=None)) as connection:
+        connection.execute(f"PRAGMA page_size={page_size}")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("CREATE TABLE t AS SELECT randomblob(100000) AS x")
+        shutil.copytree(tmp_path, tmp_path.with_name("killed"))
+
+    copied = copy_database(tmp_path.with_name("killed") / "paged.db", target, compact=compact)
+
+    assert copied.page_size == page_size
+    assert query(target, "SELECT length(x) FROM t") == [(100000,)]
+    shutil.rmtree(tmp_path.with_name("killed"))
+
+
+def test_what_lies_behind_the_last_page_is_left_out(database: Path, target: Path) -> None:
+    """A main file that is longer than its pages gives a copy of whole pages."""
+    settle(database)
+    clean = database.read_bytes()
+    with database.open("ab") as file:
+        file.write(b"left over" * 1000)
+
+    copied = copy_database(database, target)
+
+    assert copied.path.read_bytes() == clean
+
+
+def test_empty_file_is_an_empty_database(tmp_path: Path, target: Path) -> None:
+    """Zero bytes are what SQLite makes before its first commit."""
+    source = tmp_path / "empty.db"
+    source.touch()
+
+    copied = copy_database(source, target)
+
+    assert (copied.method, copied.page_count) == ("empty", 0)
+    assert target.read_bytes() == b""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.db", "out"]
+
+
+def test_empty_file_beside_a_full_wal_is_refused_and_the_wal_kept(
+    database: Path, target: Path
+) -> None:
+    """SQLite would delete such a -wal at the first look, even read-only."""
+    os.truncate(database, 0)
+    before = state_of(database.parent)
+
+    with pytest.raises(DamagedError, match="its -wal holds"):
+        copy_database(database, target)
+
+    assert state_of(database.parent) == before
+
+
+def test_missing_and_odd_sources_are_told_apart(tmp_path: Path, target: Path) -> None:
+    """No file, a folder and a pipe are refused, each with its reason."""
+    os.mkfifo(tmp_path / "pipe")
+
+    with pytest.raises(NotFoundError, match="not found"):
+        copy_database(tmp_path / "no.db", target)
+    with pytest.raises(DamagedError, match="not a regular file"):
+        copy_database(tmp_path, target)
+    with pytest.raises(DamagedError, match="not a regular file"):
+        copy_database(tmp_path / "pipe", target)
+
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("way", ["as it is", "compact"])
+@pytest.mark.parametrize("damage", ["not SQLite", "cut in half", "cut in the header"])
+def test_damaged_database_is_refused(damage: str, way: str, database: Path, target: Path) -> None:
+    """What is no database, or only a part of one, ends as damage and leaves no target."""
+    settle(database)
+    if damage == "not SQLite":
+        database.write_bytes(b"#!/bin/sh\n" * 1000)
+    else:
+        size = database.stat().st_size
+        os.truncate(database, size // 2 // 4096 * 4096 if damage == "cut in half" else 60)
+
+    with pytest.raises(DamagedError, match=r"sagewai\.db: "):
+        copy_database(database, target, compact=way == "compact")
+
+    assert list(target.parent.iterdir()) == []
+
+
+def test_existing_target_is_refused_and_left_alone(database: Path, target: Path) -> None:
+    """Nothing is written over."""
+    target.write_text("mine")
+
+    with pytest.raises(TargetBusyError, match="exists already"):
+        copy_database(database, target)
+
+    assert target.read_text() == "mine"
+
+
+def test_missing_target_folder_is_named(database: Path, tmp_path: Path) -> None:
+    """The message is about the target, not the source."""
+    with pytest.raises(NotFoundError, match=r"nowhere/copy\.db: not found"):
+        copy_database(database, tmp_path / "nowhere" / "copy.db")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, LockedError("stop"), OSError(errno.EIO, "x")])
+@pytest.mark.parametrize("method", METHODS)
+def test_interrupted_copy_leaves_nothing_behind(
+    method: str,
+    error: type[BaseException] | BaseException,
+    database: Path,
+    target: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the progress callback raises ends the copy, removes it, and comes out."""
+    compact = choose(method, monkeypatch)
+    monkeypatch.setattr(copy, "_VACUUM_STEPS", 100)
+    before = state_of(database.parent)
+
+    def interrupt(_stage: str, _done: int, _total: int) -> None:
+        raise error
+
+    with pytest.raises((KeyboardInterrupt, LockedError, DamagedError)):
+        copy_database(database, target, compact=compact, progress=interrupt)
+
+    assert list(target.parent.iterdir()) == []
+    assert state_of(database.parent) == before
+
+
+def test_full_disk_is_told_from_a_damaged_source(
+    database: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ENOSPC is about the target's file system."""
+
+    def full(_descriptor: int, _content: memoryview) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    choose("bytes", monkeypatch)
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(NoSpaceError, match=r"copy\.db: no space left"):
+        copy_database(database, target)
+
+    assert list(target.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_real_full_disk_leaves_nothing_behind(
+    method: str, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system of one megabyte every method ends the same way."""
+    compact = choose(method, monkeypatch)
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)]
+    if subprocess.run(mount, check=False).returncode:
+        pytest.skip("mount is not allowed")
+    try:
+        with pytest.raises(NoSpaceError, match="no space left"):
+            copy_database(database, small / "copy.db", compact=compact)
+        left = list(small.iterdir())
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+    assert left == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_progress_counts_pages_up_to_all(
+    method: str, database: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Progress never goes back or beyond the total, and is in pages."""
+    compact = choose(method, monkeypatch)
+    monkeypatch.setattr(copy, "_VACUUM_STEPS", 20)
+    monkeypatch.setattr(copy, "_STEP_PAGES", 50)
+    monkeypatch.setattr(blocks, "_BLOCK_BYTES", 65536)
+    told: list[tuple[str, int, int]] = []
+
+    copied = copy_database(
+        database, target, compact=compact, progress=lambda *values: told.append(values)
+    )
+
+    done = [values[1] for values in told]
+    assert len(told) > 3
+    assert done == sorted(done)
+    assert all(0 <= values[1] <= values[2] for values in told)
+    assert compact or told[-1][2] == copied.page_count
+    assert {values[0] for values in told} == {"database"}
+
+
+def test_flush_is_paid_for_only_if_asked(
+    database: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A durable copy flushes the file and its folder, the other neither."""
+    flushed: list[str] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        flushed.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+
+    copy_database(database, target.with_name("fleeting.db"), durable=False)
+    assert flushed == []
+
+    copy_database(database, target)
+    assert flushed == ["file", "folder"]
+
+
+def test_pin_outlives_the_bytes_that_are_read_under_it(database: Path) -> None:
+    """Our own descriptor of the main file does not drop SQLite's lock on it while it is open."""
+    prober = """
+import sqlite3
+connection = sqlite3.connect(sys.argv[1], timeout=0)
+pause()
+print(connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0], flush=True)
+"""
+    with blocks.opened(database), pinned(database), running(prober, str(database)) as other:
+        busy = other.next()
+
+    assert busy == "1"

@@ -1,0 +1,44 @@
+"""A stretch of a test that runs without root's powers, and folders that it can reach."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+NOBODY = 65534
+
+
+@contextlib.contextmanager
+def unprivileged() -> Iterator[None]:
+    """Be nobody for the length of the block, if the test runs as root."""
+    if os.getuid():
+        yield
+        return
+    if not hasattr(os, "setresuid"):
+        pytest.skip("root cannot step down and up again here")
+    os.setresgid(NOBODY, NOBODY, 0)
+    os.setresuid(NOBODY, NOBODY, 0)  # the real one too: access(2) asks for that
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+        os.setresgid(0, 0, 0)
+
+
+@contextlib.contextmanager
+def reachable_folder() -> Iterator[Path]:
+    """Make a folder that others may enter and write to; pytest's own are private to root."""
+    folder = Path(tempfile.mkdtemp(prefix="sagewai-ops-test-"))
+    folder.chmod(0o777)
+    try:
+        yield folder
+    finally:
+        for path, _, _ in os.walk(folder):
+            Path(path).chmod(0o700)
+        shutil.rmtree(folder)
