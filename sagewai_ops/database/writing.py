@@ -1,0 +1,75 @@
+"""Change a database that others may have open, in one transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from sagewai_ops.database.source import database_uri, resolve_database, translate
+from sagewai_ops.errors import LockedError
+
+_SLICE_SECONDS = 0.25  # one wait inside SQLite, where no signal is handled
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn what SQLite raises inside the block into an error that names the database."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise translate(error, path) from error
+
+
+@contextmanager
+def writing(path: Path, wait_seconds: float) -> Iterator[sqlite3.Connection]:
+    """Open a database for the block's one transaction, committed when the block ends well.
+
+    Foreign keys are off during it.
+
+    Args:
+        path: The main file, which exists.
+        wait_seconds: For a writer that holds it.
+
+    Raises:
+        LockedError: A writer held it all the time.
+        NotFoundError, DamagedError, NoSpaceError, PermissionDeniedError: Nothing was changed.
+    """
+    resolved = resolve_database(path)
+    uri = database_uri(resolved, mode="rw")
+    with (
+        translated(path),
+        closing(
+            sqlite3.connect(uri, uri=True, timeout=_SLICE_SECONDS, isolation_level=None)
+        ) as connection,
+    ):
+        connection.execute("PRAGMA foreign_keys = OFF")
+        _begin(connection, path, wait_seconds)
+        try:
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+def _begin(connection: sqlite3.Connection, path: Path, wait_seconds: float) -> None:
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            failure = translate(error, path)
+            if not isinstance(failure, LockedError):
+                raise
+            if time.monotonic() >= deadline:
+                raise LockedError(
+                    f"database {path}: a writer held it for {wait_seconds:g} seconds",
+                    hint="sagewai-ops status  # shows who has it open",
+                ) from error
+            time.sleep(0.01)  # some refusals come at once
+        else:
+            return

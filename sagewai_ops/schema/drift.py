@@ -1,0 +1,135 @@
+"""How a home's tables differ from a fresh home's, one finding for each difference."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from sagewai_ops.schema import sqlite_facts
+
+Kind = Literal[
+    "missing-table",
+    "missing-column",
+    "extra-column",
+    "type",
+    "missing-not-null",
+    "extra-not-null",
+    "default",
+    "primary-key",
+    "missing-check",
+    "extra-check",
+    "missing-unique",
+    "extra-unique",
+    "missing-foreign-key",
+    "extra-foreign-key",
+    "missing-index",
+    "different-index",
+]
+MENDED: frozenset[Kind] = frozenset(("missing-table", "missing-column", "missing-index"))
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """One difference.
+
+    Attributes:
+        table: Where it is.
+        name: The column or index that it is about; empty for what belongs to the whole table.
+        kind: What differs.
+        wanted: What a fresh home has, as DDL spells it; empty for nothing.
+        found: What is there.
+    """
+
+    table: str
+    name: str
+    kind: Kind
+    wanted: str = ""
+    found: str = ""
+
+    @property
+    def is_mended(self) -> bool:
+        """Whether `db upgrade` adds it."""
+        return self.kind in MENDED
+
+    @property
+    def shown(self) -> str:
+        """Say it in one line."""
+        place = f"{self.table}.{self.name}" if self.name else self.table
+        said = [f"{place}: {self.kind.replace('-', ' ')}"]
+        if self.wanted:
+            said.append(f"a fresh home has {self.wanted}")
+        if self.found:
+            said.append(f"found {self.found}")
+        return ", ".join(said)
+
+
+def find_drift(connection: sqlite3.Connection) -> tuple[Drift, ...]:
+    """Compare every table that Sagewai has with a fresh home's; the user's own do not count.
+
+    Raises:
+        sqlite3.Error: The database cannot be read.
+    """
+    wanted = sqlite_facts.expected()
+    present = sqlite_facts.read_tables(connection, wanted)
+    return tuple(_drift(wanted, present))
+
+
+def _drift(
+    wanted: Mapping[str, sqlite_facts.Table], present: Mapping[str, sqlite_facts.Table]
+) -> Iterator[Drift]:
+    for table, fresh in wanted.items():
+        if table not in present:
+            yield Drift(table, "", "missing-table")
+            continue
+        yield from _columns(table, fresh, present[table])
+        yield from _constraints(table, fresh, present[table])
+        yield from _indexes(table, fresh, present[table])
+
+
+def _columns(table: str, fresh: sqlite_facts.Table, found: sqlite_facts.Table) -> Iterator[Drift]:
+    for name, column in fresh.columns.items():
+        if name not in found.columns:
+            yield Drift(table, name, "missing-column", column.type)
+            continue
+        there = found.columns[name]
+        if there.type != column.type:
+            yield Drift(table, name, "type", column.type, there.type or "none")
+        if column.not_null and not there.not_null:
+            yield Drift(table, name, "missing-not-null", "NOT NULL")
+        if there.not_null and not column.not_null:
+            yield Drift(table, name, "extra-not-null", "", "NOT NULL")
+        if there.default != column.default:
+            yield Drift(table, name, "default", column.default or "", there.default or "none")
+        if there.key != column.key:
+            places = [f"place {key}" if key else "none" for key in (column.key, there.key)]
+            yield Drift(table, name, "primary-key", *places)
+    for name, column in found.columns.items():
+        if name not in fresh.columns:
+            yield Drift(table, name, "extra-column", "", column.type or "no type")
+
+
+def _constraints(
+    table: str, fresh: sqlite_facts.Table, found: sqlite_facts.Table
+) -> Iterator[Drift]:
+    for check in sorted(fresh.checks - found.checks):
+        yield Drift(table, "", "missing-check", check)
+    for check in sorted(found.checks - fresh.checks):
+        yield Drift(table, "", "extra-check", "", check)
+    for columns in sorted(fresh.uniques - found.uniques):
+        yield Drift(table, "", "missing-unique", ", ".join(columns))
+    for columns in sorted(found.uniques - fresh.uniques):
+        yield Drift(table, "", "extra-unique", "", ", ".join(columns))
+    for key in sorted(fresh.foreign_keys - found.foreign_keys, key=str):
+        yield Drift(table, "", "missing-foreign-key", key.shown)
+    for key in sorted(found.foreign_keys - fresh.foreign_keys, key=str):
+        yield Drift(table, "", "extra-foreign-key", "", key.shown)
+
+
+def _indexes(table: str, fresh: sqlite_facts.Table, found: sqlite_facts.Table) -> Iterator[Drift]:
+    for name, index in fresh.indexes.items():
+        if name not in found.indexes:
+            yield Drift(table, name, "missing-index", index.shown)
+        elif found.indexes[name] != index:
+            yield Drift(table, name, "different-index", index.shown, found.indexes[name].shown)

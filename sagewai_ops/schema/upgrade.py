@@ -1,0 +1,304 @@
+"""Bring a home's SQLite database to what Sagewai's own start would build, and not further.
+
+Tables, columns and indexes that are missing are added, in one transaction; nothing is dropped,
+retyped or filled. A column that SQLite cannot add to a table with rows as it should be (NOT NULL
+without a constant default) is added bare, as Sagewai does. What an addition cannot mend is
+reported: constraints that are missing, NULLs where a fresh home has none. Alembic has no part in
+this, and nothing is written down: the tables themselves are the level.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import sqlite3
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sagewai_ops import atomic, locks
+from sagewai_ops.database.copy import copy_database
+from sagewai_ops.database.integrity import count_rows
+from sagewai_ops.database.source import WAIT_SECONDS, pinned, quoted
+from sagewai_ops.database.writing import translated, writing
+from sagewai_ops.errors import DifferenceError, SchemaAheadError
+from sagewai_ops.home.paths import OWN_PREFIX
+from sagewai_ops.progress import Progress
+from sagewai_ops.schema import ddl
+from sagewai_ops.schema.drift import Drift, find_drift
+from sagewai_ops.schema.level import HEAD, Level, expected, read_level
+
+if TYPE_CHECKING:
+    from sqlalchemy import Column, Table
+
+REHEARSALS = f"{OWN_PREFIX}rehearsal-"
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """One thing to add: a table, a column or an index.
+
+    Attributes:
+        kind: `table`, `column` or `index`.
+        name: `table`, or `table.column`, or `table.index`.
+        statement: That adds it as a fresh home has it.
+        bare: That adds a column where `statement` cannot, without default or NOT NULL.
+    """
+
+    kind: str
+    name: str
+    statement: str
+    bare: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Upgraded:
+    """What an upgrade did, or, as a rehearsal, would do.
+
+    Attributes:
+        added: In the order in which it was added.
+        bare: Columns among them that were added without their default and NOT NULL.
+        failed: What could not be added, with SQLite's reason; an index over rows that break it.
+        remaining: What an addition cannot mend.
+        nulls: `table.column` -> rows that hold NULL where a fresh home allows none.
+        dangling: Rows that refer to rows that are not there, before and after alike.
+        seconds: For the additions alone, without the counts.
+    """
+
+    before: Level
+    after: Level
+    added: tuple[str, ...]
+    bare: tuple[str, ...]
+    failed: Mapping[str, str]
+    remaining: tuple[Drift, ...]
+    nulls: Mapping[str, int]
+    rows_before: Mapping[str, int]
+    rows_after: Mapping[str, int]
+    dangling: int
+    seconds: float
+    rehearsed: bool = False
+
+
+def plan_upgrade(path: Path, *, wait_seconds: float = WAIT_SECONDS) -> tuple[Addition, ...]:
+    """List what an upgrade would add; the database is only read, live or not.
+
+    Raises:
+        SchemaAheadError: See `upgrade_database`.
+        NotFoundError, DamagedError, LockedError, PermissionDeniedError: It cannot be read.
+    """
+    with pinned(path, wait_seconds=wait_seconds) as pin, translated(path):
+        check_level(read_level(pin.connection), path)
+        return _plan(pin.connection)
+
+
+def upgrade_database(
+    path: Path, *, wait_seconds: float = WAIT_SECONDS, progress: Progress | None = None
+) -> Upgraded:
+    """Add what is missing, in one transaction, with foreign keys off during and checked after.
+
+    Args:
+        path: The main file; others may have it open, and wait meanwhile.
+        wait_seconds: For a writer that holds it.
+        progress: Told `additions`, in statements.
+
+    Raises:
+        SchemaAheadError: It has columns of a later Sagewai, or is not a home's at all.
+        LockedError: A writer held it all the time.
+        DifferenceError: Rows would have been lost or added; nothing was changed.
+        NotFoundError, DamagedError, NoSpaceError, PermissionDeniedError: Nothing was changed.
+    """
+    with writing(path, wait_seconds) as connection:
+        before = read_level(connection)
+        check_level(before, path)
+        rows_before = count_rows(connection)
+        dangling_before = _count_dangling(connection)
+        additions = _plan(connection)
+        started = time.perf_counter()
+        bare, failed = _add(connection, additions, progress)
+        seconds = time.perf_counter() - started
+        rows_after = count_rows(connection)
+        dangling = _count_dangling(connection)
+        for table, count in rows_before.items():
+            if rows_after.get(table) != count:
+                raise DifferenceError(
+                    f"database {path}: table {table} held {count} rows before and"
+                    f" {rows_after.get(table, 0)} after, nothing was changed"
+                )
+        if dangling > dangling_before:
+            raise DifferenceError(
+                f"database {path}: {dangling - dangling_before} references would break,"
+                " nothing was changed"
+            )
+        after = read_level(connection)
+        remaining = tuple(item for item in find_drift(connection) if not item.is_mended)
+        return Upgraded(
+            before,
+            after,
+            tuple(item.name for item in additions if item.name not in failed),
+            bare,
+            failed,
+            remaining,
+            _count_nulls(connection, remaining),
+            rows_before,
+            rows_after,
+            dangling,
+            seconds,
+        )
+
+
+def rehearse_upgrade(
+    path: Path,
+    folder: Path,
+    *,
+    wait_seconds: float = WAIT_SECONDS,
+    progress: Progress | None = None,
+) -> Upgraded:
+    """Upgrade a frozen copy and remove it; nothing else changes.
+
+    Args:
+        path: The main file, live or not; only read.
+        folder: Where the copy stands for a while, in a private folder of its own; what an
+            earlier rehearsal that was killed left there is removed.
+        wait_seconds: For a process that holds the database exclusively.
+        progress: Told `database`, in pages, then `additions`, in statements.
+
+    Raises:
+        OpsError: What `upgrade_database` raises, and what a copy does.
+    """
+    for leftover in folder.glob(f"{REHEARSALS}*"):
+        if locks.is_abandoned(leftover):
+            atomic.remove_tree(leftover)
+    staging = folder / f"{REHEARSALS}{secrets.token_hex(4)}"
+    atomic.make_folder(staging)
+    try:
+        with locks.exclusive(staging):
+            copy = staging / path.name
+            copy_database(path, copy, durable=False, wait_seconds=wait_seconds, progress=progress)
+            upgraded = upgrade_database(copy, wait_seconds=wait_seconds, progress=progress)
+    finally:
+        atomic.remove_tree(staging)
+    return dataclasses.replace(upgraded, rehearsed=True)
+
+
+def check_level(level: Level, path: Path) -> None:
+    """Refuse a database that an addition cannot bring to our level.
+
+    Raises:
+        SchemaAheadError: It is ahead, or not a home's.
+    """
+    if level.state == "ahead":
+        raise SchemaAheadError(
+            f"database {path}: has columns later than {HEAD}, {level.extra_columns[0]} is one",
+            hint="pip install --upgrade sagewai-ops",
+        )
+    if level.state == "unknown":
+        strange = (*level.extra_columns, *level.missing)[0]
+        raise SchemaAheadError(
+            f"database {path}: is neither an older nor a newer Sagewai's, see {strange}",
+            hint="sagewai-ops db check",
+        )
+
+
+def _plan(connection: sqlite3.Connection) -> tuple[Addition, ...]:
+    """List the additions: tables first, then columns, then indexes, which need both."""
+    from sagewai_ops.schema.tables import metadata
+
+    drift = [item for item in find_drift(connection) if item.is_mended]
+    missing = {item.table for item in drift if item.kind == "missing-table"}
+    tables, columns, indexes = [], [], []
+    for table in metadata.sorted_tables:
+        if table.name in missing:
+            tables.append(Addition("table", table.name, ddl.create_table(table)))
+            names = {str(index.name) for index in table.indexes}
+        else:
+            mine = [item for item in drift if item.table == table.name]
+            names = {item.name for item in mine if item.kind == "missing-index"}
+            added = {item.name for item in mine if item.kind == "missing-column"}
+            columns += [_column(table, column) for column in table.columns if column.name in added]
+        indexes += [
+            Addition("index", f"{table.name}.{index.name}", ddl.create_index(index))
+            for index in ddl.indexes(table)
+            if str(index.name) in names
+        ]
+    return (*tables, *columns, *indexes)
+
+
+def _column(table: Table, column: Column[object]) -> Addition:
+    from sqlalchemy.dialects import sqlite
+
+    alter = f"ALTER TABLE {quoted(table.name)} ADD COLUMN"
+    kind = column.type.compile(dialect=sqlite.dialect())
+    return Addition(
+        "column",
+        f"{table.name}.{column.name}",
+        f"{alter} {ddl.column_clause(column)}",
+        f"{alter} {quoted(column.name)} {kind}",
+    )
+
+
+def _add(
+    connection: sqlite3.Connection, additions: tuple[Addition, ...], progress: Progress | None
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    bare: list[str] = []
+    failed: dict[str, str] = {}
+    for done, addition in enumerate(additions, 1):
+        reason = _try(connection, addition.statement)
+        if reason and addition.bare:
+            reason = _try(connection, addition.bare)
+            bare.append(addition.name)
+        if reason:
+            failed[addition.name] = reason
+        if progress:
+            progress("additions", done, len(additions))
+    return tuple(bare), failed
+
+
+def _try(connection: sqlite3.Connection, statement: str) -> str:
+    """Run a statement that may be refused for what the rows are; give SQLite's reason if it is."""
+    connection.execute("SAVEPOINT addition")
+    try:
+        connection.execute(statement)
+    except (sqlite3.OperationalError, sqlite3.IntegrityError) as error:
+        if _is_environmental(error):
+            raise
+        connection.execute("ROLLBACK TO addition")
+        connection.execute("RELEASE addition")
+        return str(error)
+    connection.execute("RELEASE addition")
+    return ""
+
+
+def _is_environmental(error: sqlite3.Error) -> bool:
+    """Tell a full disk or a damaged file from a statement that the rows do not allow."""
+    words = ("full", "disk", "readonly", "locked", "malformed", "not a database", "interrupted")
+    return any(word in str(error) for word in words)
+
+
+def _count_dangling(connection: sqlite3.Connection) -> int:
+    """Count the rows of Sagewai's tables that refer to a row that is not there."""
+    total = 0
+    names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    for table in names & expected().keys():
+        try:
+            rows = connection.execute(f"PRAGMA foreign_key_check({quoted(table)})")
+            total += sum(1 for _ in rows)
+        except sqlite3.OperationalError as error:
+            # A reference to columns that are no key: SQLite cannot check it, `drift` names it.
+            if "foreign key mismatch" not in str(error):
+                raise
+    return total
+
+
+def _count_nulls(connection: sqlite3.Connection, remaining: tuple[Drift, ...]) -> dict[str, int]:
+    nulls = {}
+    for item in remaining:
+        if item.kind != "missing-not-null":
+            continue
+        (count,) = connection.execute(
+            f"SELECT count(*) FROM {quoted(item.table)} WHERE {quoted(item.name)} IS NULL"  # noqa: S608
+        ).fetchone()
+        if count:
+            nulls[f"{item.table}.{item.name}"] = count
+    return nulls

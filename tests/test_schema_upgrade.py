@@ -1,0 +1,467 @@
+"""The additive upgrade of a home's SQLite database."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import old_homes
+import real_homes
+import schema_catalogs
+from sagewai_ops.errors import (
+    DamagedError,
+    DifferenceError,
+    LockedError,
+    NoSpaceError,
+    NotFoundError,
+    PermissionDeniedError,
+    SchemaAheadError,
+)
+from sagewai_ops.schema import upgrade
+from sagewai_ops.schema.create import create_database
+from sagewai_ops.schema.level import HEAD, read_level, revisions
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A home's database from before 018, with a worker, a workflow run and a broken reference."""
+    path = tmp_path / "sagewai.db"
+    old_homes.build(path, "001_initial")
+    _execute(
+        path,
+        "INSERT INTO workers (worker_id, labels, metadata, models_supported, models_canonical,"
+        " capabilities) VALUES ('w', '{}', '{}', '[]', '[]', '{}')",
+        "INSERT INTO workflow_runs (id, workflow_name, run_id, data, input)"
+        " VALUES ('default:wf:1', 'wf', '1', '{}', '{}')",
+        "INSERT INTO prompt_logs (log_id, run_id, agent_name) VALUES ('p', 'gone', 'a')",
+        'CREATE TABLE "the user\'s own" (x)',
+        'INSERT INTO "the user\'s own" VALUES (1), (2)',
+    )
+    return path
+
+
+def _execute(path: Path, *statements: str) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def _rows(path: Path, query: str) -> list[tuple[object, ...]]:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return connection.execute(query).fetchall()
+
+
+def _dump(path: Path) -> dict[str, list[tuple[object, ...]]]:
+    """Read the whole schema and every row; `iterdump` stumbles over a name with an apostrophe."""
+    schema = _rows(path, "SELECT name, type, sql FROM sqlite_master ORDER BY name, type")
+    tables = [str(name) for name, kind, _ in schema if kind == "table"]
+    return {"": schema} | {name: _rows(path, f'SELECT * FROM "{name}"') for name in tables}
+
+
+@pytest.mark.parametrize("revision", revisions())
+def test_every_older_home_comes_to_head(tmp_path: Path, revision: str) -> None:
+    """All tables, columns and indexes are there afterwards, and a second run adds nothing."""
+    path = tmp_path / "sagewai.db"
+    old_homes.build(path, revision)
+
+    first = upgrade.upgrade_database(path)
+    second = upgrade.upgrade_database(path)
+
+    assert (first.after.revision, first.after.state) == (HEAD, "current")
+    assert bool(first.added) == (revision != HEAD)
+    assert (first.failed, first.bare, second.added) == ({}, (), ())
+    assert upgrade.plan_upgrade(path) == ()
+
+
+def test_upgrade_of_empty_tables_ends_where_a_fresh_home_begins(tmp_path: Path) -> None:
+    """Without rows every column can be added with its default and NOT NULL."""
+    path = tmp_path / "sagewai.db"
+    old_homes.build(path, "019_fleet_tasks")
+    _execute(path, "DROP TABLE fleet_tasks")
+
+    upgrade.upgrade_database(path)
+
+    fresh = schema_catalogs.sqlite()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        now = schema_catalogs.read_sqlite(connection)
+    assert now["fleet_tasks"] == fresh["fleet_tasks"]
+    assert {t: now[t]["columns"] for t in fresh} == {t: fresh[t]["columns"] for t in fresh}
+    assert {t: now[t]["indexes"] for t in fresh} == {t: fresh[t]["indexes"] for t in fresh}
+
+
+def test_rows_stay_and_what_cannot_be_mended_is_told(old: Path) -> None:
+    """Columns that SQLite cannot add whole are bare, their NULLs are counted."""
+    told: list[tuple[str, int, int]] = []
+
+    done = upgrade.upgrade_database(old, progress=lambda *said: told.append(said))
+
+    assert done.before.state == "behind"
+    assert (done.rows_before["workers"], done.rows_after["workers"]) == (1, 1)
+    assert done.rows_after["the user's own"] == 2
+    assert done.rows_after["fleet_tasks"] == 0
+    assert "workflow_runs.directive_chain" in done.bare
+    assert "workflow_runs.requires_image" not in done.bare
+    assert done.nulls == {
+        "workflow_runs.directive_chain": 1,
+        "workflow_runs.effective_env_keys": 1,
+        "workflow_runs.effective_secret_keys": 1,
+    }
+    kinds = {(item.table, item.name, item.kind) for item in done.remaining}
+    assert ("workflow_runs", "directive_chain", "missing-not-null") in kinds
+    assert ("workers", "project_id", "extra-not-null") in kinds
+    assert ("workers", "project_id", "default") in kinds
+    assert ("prompt_logs", "", "missing-foreign-key") in kinds
+    assert not any(item.is_mended for item in done.remaining)
+    assert told[-1] == ("additions", len(done.added), len(done.added))
+    assert _rows(old, "SELECT requires_image, directive_chain FROM workflow_runs") == [
+        ("ghcr.io/sagewai/sandbox-base:0.0.0-dev", None)
+    ]
+    assert _rows(old, "SELECT count(*) FROM sqlite_master WHERE name LIKE 'alembic%'") == [(0,)]
+
+
+def test_home_of_the_real_sagewai_needs_nothing(tmp_path: Path) -> None:
+    """A home that 1.0.1 wrote, with learnings, stays as it is to the byte."""
+    database = real_homes.unpack("real-small", tmp_path) / "db" / "sagewai.db"
+    before = _rows(database, "SELECT * FROM sqlite_master")
+
+    done = upgrade.upgrade_database(database)
+
+    assert (done.added, done.remaining, done.nulls) == ((), (), {})
+    assert _rows(database, "SELECT * FROM sqlite_master") == before
+
+
+@pytest.mark.parametrize("content", [b"", None])
+def test_empty_database_gets_the_whole_schema(tmp_path: Path, content: bytes | None) -> None:
+    """A file of no bytes, or of no tables, becomes what Sagewai would make of it."""
+    path = tmp_path / "sagewai.db"
+    if content is None:
+        _execute(path, "CREATE TABLE t (x)", "DROP TABLE t")
+    else:
+        path.write_bytes(content)
+
+    done = upgrade.upgrade_database(path)
+
+    assert done.before.state == "empty"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert schema_catalogs.read_sqlite(connection) == schema_catalogs.sqlite()
+
+
+def test_index_that_the_rows_break_is_told_and_the_rest_is_done(old: Path) -> None:
+    """A unique index over duplicates fails alone, with SQLite's reason."""
+    _execute(
+        old,
+        "DROP INDEX idx_workflow_runs_idempotency_key",
+        "UPDATE workflow_runs SET idempotency_key = 'k'",
+        "INSERT INTO workflow_runs (id, workflow_name, run_id, data, input, idempotency_key)"
+        " VALUES ('default:wf:2', 'wf', '2', '{}', '{}', 'k')",
+    )
+
+    done = upgrade.upgrade_database(old)
+
+    assert list(done.failed) == ["workflow_runs.idx_workflow_runs_idempotency_key"]
+    assert "UNIQUE constraint failed" in done.failed[next(iter(done.failed))]
+    assert done.after.state == "current"
+
+
+def test_name_that_another_table_took_is_told(old: Path) -> None:
+    """An index of ours whose name the user gave to his own table is reported."""
+    _execute(
+        old, "DROP INDEX idx_workers_pool", "CREATE INDEX idx_workers_pool ON sessions (summary)"
+    )
+
+    done = upgrade.upgrade_database(old)
+
+    assert "already exists" in done.failed["workers.idx_workers_pool"]
+
+
+def test_plan_is_what_a_run_adds(old: Path) -> None:
+    """The plan reads only, and its statements are those that are run."""
+    before = old.read_bytes()
+
+    plan = upgrade.plan_upgrade(old)
+    untouched = old.read_bytes()
+    done = upgrade.upgrade_database(old)
+
+    assert untouched == before
+    assert tuple(addition.name for addition in plan) == done.added
+    assert {addition.kind for addition in plan} == {"table", "column", "index"}
+
+
+def test_rehearsal_tells_all_and_changes_nothing(old: Path) -> None:
+    """It runs on a frozen copy that is gone afterwards."""
+    before = _dump(old)
+
+    rehearsed = upgrade.rehearse_upgrade(old, old.parent)
+    unchanged, left = _dump(old), sorted(os.listdir(old.parent))
+    real = upgrade.upgrade_database(old)
+
+    assert rehearsed.rehearsed
+    assert (rehearsed.added, rehearsed.bare, rehearsed.nulls) == (real.added, real.bare, real.nulls)
+    assert rehearsed.rows_after == real.rows_after
+    assert (unchanged, left) == (before, ["sagewai.db"])
+
+
+def test_next_rehearsal_removes_what_a_killed_one_left(old: Path) -> None:
+    """A private copy of somebody's data does not lie about for ever."""
+    leftover = old.parent / f"{upgrade.REHEARSALS}dead"
+    leftover.mkdir()
+    (leftover / "sagewai.db").write_bytes(b"secret")
+
+    upgrade.rehearse_upgrade(old, old.parent)
+
+    assert os.listdir(old.parent) == ["sagewai.db"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE workers ADD COLUMN region TEXT",
+        "ALTER TABLE agent_runs DROP COLUMN error",
+    ],
+)
+def test_newer_or_strange_schema_is_refused(tmp_path: Path, change: str) -> None:
+    """Columns of a later Sagewai, with or without others missing, are not ours to add to."""
+    path = tmp_path / "sagewai.db"
+    create_database(path)
+    _execute(path, "ALTER TABLE sessions ADD COLUMN mood TEXT", change)
+    before = _dump(path)
+
+    for attempt in (upgrade.upgrade_database, upgrade.plan_upgrade):
+        with pytest.raises(SchemaAheadError, match=r"sessions\.mood"):
+            attempt(path)
+
+    assert _dump(path) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (None, NotFoundError),
+        (b"no database at all, whatever its name says", DamagedError),
+        (b"SQLite format 3\x00" + b"\x00" * 100, DamagedError),
+    ],
+)
+def test_what_is_no_database_is_refused(
+    tmp_path: Path, content: bytes | None, kind: type[Exception]
+) -> None:
+    """Missing and foreign files are told apart, and none is written."""
+    path = tmp_path / "sagewai.db"
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(kind, match=r"sagewai\.db"):
+        upgrade.upgrade_database(path)
+
+    assert (path.read_bytes() if path.exists() else None) == content
+
+
+def test_truncated_database_is_refused(old: Path) -> None:
+    """A file that was cut is damaged, and stays as it is."""
+    _execute(old, "PRAGMA wal_checkpoint(TRUNCATE)")
+    cut = old.read_bytes()[: 4096 * 5]
+    old.write_bytes(cut)
+
+    with pytest.raises(DamagedError):
+        upgrade.upgrade_database(old)
+
+    assert old.read_bytes() == cut
+
+
+def test_writer_of_some_seconds_is_waited_for(old: Path) -> None:
+    """A lock that ends in time only delays."""
+    holder = sqlite3.connect(old, isolation_level=None, check_same_thread=False)
+    holder.execute("BEGIN IMMEDIATE")
+    holder.execute("DELETE FROM workers")
+    release = threading.Timer(0.6, lambda: holder.execute("COMMIT"))
+    release.start()
+    try:
+        done = upgrade.upgrade_database(old, wait_seconds=20)
+    finally:
+        release.join()
+        holder.close()
+
+    assert done.rows_before["workers"] == 0
+    assert done.after.state == "current"
+
+
+def test_writer_that_does_not_end_is_given_up(old: Path) -> None:
+    """The wait is bounded, and nothing was changed."""
+    with contextlib.closing(sqlite3.connect(old, isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+
+        with pytest.raises(LockedError, match=r"a writer held it for 0\.3 seconds"):
+            upgrade.upgrade_database(old, wait_seconds=0.3)
+
+        holder.execute("ROLLBACK")
+    with contextlib.closing(sqlite3.connect(old)) as connection:
+        assert read_level(connection).state == "behind"
+
+
+def test_two_upgrades_at_once_end_well(old: Path) -> None:
+    """The second waits, and finds nothing left to add."""
+    done: list[upgrade.Upgraded] = []
+    upgrade.plan_upgrade(old)  # imports, once, before there are threads
+    threads = [
+        threading.Thread(target=lambda: done.append(upgrade.upgrade_database(old)))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(bool(one.added) for one in done) == [False, True]
+
+
+def test_live_readers_see_the_old_schema_until_the_commit(old: Path) -> None:
+    """A server that reads meanwhile is not disturbed, and goes on afterwards."""
+    with contextlib.closing(sqlite3.connect(old, isolation_level=None)) as server:
+        server.execute("BEGIN")
+        server.execute("SELECT count(*) FROM workers").fetchone()
+
+        upgrade.upgrade_database(old)
+
+        assert "name" not in [row[1] for row in server.execute("PRAGMA table_info(workers)")]
+        server.execute("COMMIT")
+        assert "name" in [row[1] for row in server.execute("PRAGMA table_info(workers)")]
+
+
+def test_kill_in_the_middle_changes_nothing(old: Path) -> None:
+    """SIGKILL between two additions: the old schema, whole, and the next run succeeds."""
+    before = _dump(old)
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from sagewai_ops.schema import upgrade\n"
+        "def told(stage, done, total):\n"
+        "    if done == total // 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "upgrade.upgrade_database(Path(sys.argv[1]), progress=told)\n"
+    )
+
+    killed = subprocess.run([sys.executable, "-c", code, str(old)], check=False, timeout=60)
+
+    assert killed.returncode == -9
+    assert _dump(old) == before
+    assert upgrade.upgrade_database(old).after.state == "current"
+
+
+class _Small(sqlite3.Connection):
+    """A connection to a disk with no room left."""
+
+    def __init__(self, *arguments: object, **more: object) -> None:
+        super().__init__(*arguments, **more)  # type: ignore[arg-type]
+        pages = self.execute("PRAGMA page_count").fetchone()[0]
+        self.execute(f"PRAGMA max_page_count = {pages + 3}")
+
+
+def test_full_disk_changes_nothing(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No space in the middle rolls back and exits as such."""
+    before = _dump(old)
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda *args, **more: connect(*args, **more, factory=_Small)
+    )
+
+    with pytest.raises(NoSpaceError):
+        upgrade.upgrade_database(old)
+
+    monkeypatch.undo()
+    assert _dump(old) == before
+
+
+@contextlib.contextmanager
+def _as_nobody() -> Iterator[None]:
+    """Give up root's rights for the block: they would open everything."""
+    was_root = os.geteuid() == 0
+    if was_root:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        if was_root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("mode", [0o444, 0o000])
+def test_database_that_may_not_be_written_is_refused(old: Path, mode: int) -> None:
+    """The file's mode is respected and told."""
+    upgrade.plan_upgrade(old)  # imports, while they may be read
+    _execute(old, "PRAGMA journal_mode = DELETE")
+    for folder in (old.parent, *old.parent.parents[:2]):
+        folder.chmod(0o755)
+    old.chmod(mode)
+
+    with _as_nobody(), pytest.raises(PermissionDeniedError):
+        upgrade.upgrade_database(old)
+
+
+def test_lost_row_rolls_back(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A count that changes is a difference, and nothing was changed."""
+    before = _dump(old)
+    add = upgrade._add
+
+    def lossy(connection: sqlite3.Connection, *more: object) -> object:
+        connection.execute("DELETE FROM workers")
+        return add(connection, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(upgrade, "_add", lossy)
+
+    with pytest.raises(DifferenceError, match="table workers held 1 rows before and 0 after"):
+        upgrade.upgrade_database(old)
+
+    assert _dump(old) == before
+
+
+def test_broken_reference_rolls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """References are counted after the additions, and a new break is a difference."""
+    path = tmp_path / "sagewai.db"
+    create_database(path)
+    _execute(path, "INSERT INTO prompt_logs (log_id, run_id, agent_name) VALUES ('p', NULL, 'a')")
+
+    def breaking(connection: sqlite3.Connection, *_more: object) -> object:
+        connection.execute("UPDATE prompt_logs SET run_id = 'gone'")
+        return (), {}
+
+    monkeypatch.setattr(upgrade, "_add", breaking)
+
+    with pytest.raises(DifferenceError, match="1 references would break"):
+        upgrade.upgrade_database(path)
+
+    assert _rows(path, "SELECT run_id FROM prompt_logs") == [(None,)]
+
+
+def test_references_that_were_broken_before_are_told(tmp_path: Path) -> None:
+    """They do not stop an upgrade, which cannot have broken them."""
+    path = tmp_path / "sagewai.db"
+    create_database(path)
+    _execute(
+        path,
+        "INSERT INTO prompt_logs (log_id, run_id, agent_name) VALUES ('p', 'gone', 'a')",
+        "DROP TABLE fleet_tasks",
+    )
+
+    done = upgrade.upgrade_database(path)
+
+    assert (done.dangling, done.after.state) == (1, "current")
+
+
+def test_reference_that_cannot_be_checked_does_not_stop_an_upgrade(tmp_path: Path) -> None:
+    """A parent without its unique key is drift; SQLite cannot check what refers to it."""
+    path = tmp_path / "sagewai.db"
+    create_database(path)
+    _execute(path, "DROP TABLE project", "CREATE TABLE project (id TEXT NOT NULL PRIMARY KEY)")
+
+    done = upgrade.upgrade_database(path)
+
+    assert done.after.state == "current"
+    assert ("project", "missing-unique") in {(item.table, item.kind) for item in done.remaining}
