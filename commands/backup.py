@@ -87,7 +87,7 @@ def backup(
     """Parse, take the snapshot, render."""
     from sagewai_ops.credentials import lock_of
     from sagewai_ops.snapshots.backup import pipe_snapshot, take_snapshot
-    from sagewai_ops.snapshots.taking import BackupOptions
+    from sagewai_ops.snapshots.report import BackupOptions
 
     if output not in (None, "-"):
         raise UsageError(f"--output {output}: only - is known", hint="a folder goes in --to DIR")

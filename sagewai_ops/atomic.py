@@ -8,6 +8,7 @@ make them narrower, so they are set on the descriptor as well.
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -50,6 +51,9 @@ def write_stream(path: Path, *, mode: int = PRIVATE_FILE) -> Iterator[BinaryIO]:
         try:
             with open(descriptor, "wb") as stream:
                 os.fchmod(descriptor, mode)
+                with contextlib.suppress(OSError):  # a file system without locks
+                    # Whoever sweeps what dead runs left sees that this one lives.
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 yield stream
                 stream.flush()
                 os.fsync(descriptor)

@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sagewai_ops import __version__
@@ -28,8 +30,7 @@ def run(words: Sequence[str]) -> int:
     import typer
 
     from sagewai_ops.errors import UsageError
-    from sagewai_ops.invocation import Run, report_error
-    from sagewai_ops.settings import Settings
+    from sagewai_ops.invocation import Run, merged, report_error
     from sagewai_ops.terminal import Terminal
 
     # Click's own base class, wherever this version of Typer keeps Click.
@@ -42,8 +43,12 @@ def run(words: Sequence[str]) -> int:
         path = context.command_path if context is not None else "sagewai-ops"
         message = error.format_message()
         failure = UsageError((message[:1].lower() + message[1:]).rstrip("."), hint=f"{path} --help")
-        settings = Settings(json=is_json)
-        return report_error(Run(path, settings, Terminal(json=is_json)), failure)
+        # The options before the command's name are known; of those after it, what was parsed.
+        known = merged(getattr(context, "obj", None), getattr(context, "params", {}))
+        home = known.home_option or _named(words, "--home")
+        settings = replace(known, json=known.json or is_json, home_option=home)
+        name = path.removeprefix("sagewai-ops").strip()
+        return report_error(Run(name, settings, Terminal(json=settings.json)), failure)
     except (typer.Abort, KeyboardInterrupt):
         return 130
     except BrokenPipeError:
@@ -51,6 +56,16 @@ def run(words: Sequence[str]) -> int:
         sys.stdout = None
         return 141
     return code if isinstance(code, int) else 0
+
+
+def _named(words: Sequence[str], option: str) -> Path | None:
+    """Find an option's value on a command line that could not be parsed."""
+    for word, value in zip(words, [*words[1:], ""], strict=True):
+        if word == option and value:
+            return Path(value)
+        if word.startswith(option + "="):
+            return Path(word[len(option) + 1 :])
+    return None
 
 
 def build_app() -> "typer.Typer":

@@ -145,10 +145,10 @@ def merged(before: Settings | None, given: Mapping[str, Any]) -> Settings:
     base = before or Settings(environment=dict(os.environ))
     return replace(
         base,
-        home_option=given["home"] or base.home_option,
-        json=given["json"] or base.json,
-        quiet=given["quiet"] or base.quiet,
-        verbose=given["verbose"] or base.verbose,
+        home_option=given.get("home") or base.home_option,
+        json=bool(given.get("json")) or base.json,
+        quiet=bool(given.get("quiet")) or base.quiet,
+        verbose=bool(given.get("verbose")) or base.verbose,
     )
 
 

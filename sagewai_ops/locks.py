@@ -12,10 +12,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from sagewai_ops.errors import LockedError
+from sagewai_ops.atomic import refused
+from sagewai_ops.errors import LockedError, OpsError
 from sagewai_ops.processes import Process, describe, lock_holders
 
 _POLL_SECONDS = 0.1
+_GUARD_SECONDS = 5.0
 
 
 @contextlib.contextmanager
@@ -45,14 +47,37 @@ def shared(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
 
 
 def hold_open(descriptor: int) -> None:
-    """Lock a file of this run's own for as long as it is open, so that nobody sweeps it."""
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    """Lock a file or folder of this run's own for as long as it is open, so nobody sweeps it.
+
+    Where the file system has no locks there is nothing to hold: nothing is swept there either.
+    """
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextlib.contextmanager
+def guarded(folder: Path) -> Iterator[None]:
+    """Keep other runs from sweeping a folder while names are made in it, and the reverse.
+
+    Between the making of a file and its lock it looks abandoned. The block lasts moments, so after
+    `_GUARD_SECONDS` somebody else holds the folder for another reason and is not waited for.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + _GUARD_SECONDS
+        with contextlib.suppress(OpsError):
+            _take(folder, descriptor, fcntl.LOCK_EX, deadline)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def is_abandoned(path: Path) -> bool:
     """Tell whether nobody alive holds the file or folder, so that its leftovers can go."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        # Without O_NONBLOCK a pipe of that name would hold us for ever.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(path, flags)
     except OSError:
         return False
     try:
@@ -85,7 +110,7 @@ def _take(path: Path, descriptor: int, operation: int, deadline: float) -> None:
             fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
+                raise refused(error, path) from error
         else:
             return
         if time.monotonic() >= deadline:

@@ -9,6 +9,7 @@ zstd ignores. `zstd -d` passes over both skippable frames.
 Source: RFC 8878 (zstd frames) and the seekable format of zstd's contrib folder, version 0.1.0.
 """
 
+import contextlib
 import hashlib
 import os
 import struct
@@ -17,8 +18,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from sagewai_ops.atomic import naming
 from sagewai_ops.errors import DamagedError
 
 FRAME_BYTES = 4 * 1024 * 1024  # of tar data in a frame; docs/format.md
@@ -86,18 +89,24 @@ class Layout:
 
 
 class HashingSink:
-    """Pass bytes on to a file, counted and hashed."""
+    """Pass bytes on to a file, counted and hashed.
 
-    def __init__(self, stream: BinaryIO) -> None:
+    Args:
+        path: Named in what the system refuses; None for a pipe, whose reader may go away.
+    """
+
+    def __init__(self, stream: BinaryIO, path: Path | None = None) -> None:
         self._stream = stream
+        self._path = path
         self._digest = hashlib.sha256()
         self.size_bytes = 0
 
     def write(self, data: bytes) -> None:
         """Write all of `data`."""
         view = memoryview(data)
-        while view:  # an unbuffered file may take less than it is given
-            view = view[self._stream.write(view) or 0 :]
+        with naming(self._path) if self._path else contextlib.nullcontext():
+            while view:  # an unbuffered file may take less than it is given
+                view = view[self._stream.write(view) or 0 :]
         self._digest.update(data)
         self.size_bytes += len(data)
 

@@ -20,7 +20,8 @@ from sagewai_ops.home.paths import Home, require
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import catalog, swap
 from sagewai_ops.snapshots.collect import Collection
-from sagewai_ops.snapshots.taking import CUSTODIES, BackupOptions, BackupReport, Taking
+from sagewai_ops.snapshots.report import CUSTODIES, BackupOptions, BackupReport
+from sagewai_ops.snapshots.taking import Taking
 
 # Below this share of the content no archive of a home was ever seen; refusing earlier than that
 # would refuse backups that fit.
@@ -47,7 +48,8 @@ def take_snapshot(
     """
     require(home)
     _check(options)
-    if folder == home.root or folder.is_relative_to(home.root):
+    # Resolved, as the home is: a link may lead into it.
+    if Path(os.path.realpath(folder)).is_relative_to(home.root):
         raise UsageError(
             f"snapshot folder {folder}: is inside the home {home.root}",
             hint="a lost home must not take its snapshots along: backup --to DIR",
@@ -55,15 +57,16 @@ def take_snapshot(
     swap.require_settled(home.root)
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
         atomic.make_folder(folder)
-        swept = tuple(catalog.sweep(folder))
+        with locks.guarded(folder):
+            swept = tuple(catalog.sweep(folder))
         taking = Taking.begin(home, options, catalog.next_sequence(folder))
         name = catalog.archive_name(taking.id, is_encrypted=options.lock is not None)
         partial = catalog.partial_path(folder, name)
-        with _staging(catalog.staging_path(folder, taking.id)) as staging:
+        with _staging(folder, taking.id) as staging:
             _check_space(folder, taking.collection)
             with _partial(partial) as stream:
                 lock, unlock = _with_own_key(options.lock)
-                taking.write(stream, lock, staging, progress)
+                taking.write(stream, partial, lock, staging, progress)
                 with atomic.naming(partial):
                     os.fsync(stream.fileno())
                 _verify(partial, unlock, progress)
@@ -88,15 +91,16 @@ def pipe_snapshot(
     require(home)
     _check(options)
     swap.require_settled(home.root)
-    with (
-        locks.exclusive(home.root, wait_seconds=options.wait_seconds),
-        tempfile.TemporaryDirectory(prefix="sagewai-ops-") as staging,
-    ):
+    folder = Path(tempfile.gettempdir())
+    with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
+        with locks.guarded(folder):
+            swept = catalog.sweep(folder)
         taking = Taking.begin(home, options, sequence=0)
-        _check_space(Path(staging), taking.collection, only_copy=True)
-        taking.write(stream, options.lock, Path(staging), progress, check=True)
-        stream.flush()
-        return taking.report(None, ())
+        with _staging(folder, taking.id) as staging:
+            _check_space(staging, taking.collection, only_copy=True)
+            taking.write(stream, None, options.lock, staging, progress)
+            stream.flush()
+    return taking.report(None, swept)
 
 
 def _check(options: BackupOptions) -> None:
@@ -149,27 +153,31 @@ def _check_space(folder: Path, collection: Collection, *, only_copy: bool = Fals
 
 
 @contextlib.contextmanager
-def _staging(path: Path) -> Iterator[Path]:
+def _staging(folder: Path, snapshot_id: str) -> Iterator[Path]:
     """Make a private folder that is locked while this run lives, and removed in any case."""
-    atomic.make_folder(path)
+    path = catalog.staging_path(folder, snapshot_id)
+    with atomic.naming(path), locks.guarded(folder):
+        os.mkdir(path, atomic.PRIVATE_FOLDER)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        locks.hold_open(descriptor)
     try:
-        with locks.exclusive(path):
-            yield path
+        os.fchmod(descriptor, atomic.PRIVATE_FOLDER)
+        yield path
     finally:
         atomic.remove_tree(path)
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
 def _partial(path: Path) -> Iterator[BinaryIO]:
     """Open the archive's file, locked while this run lives, and removed unless it was renamed."""
-    with atomic.naming(path):
-        stream = open(  # noqa: SIM115 - closed below
-            os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb", 0
-        )
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with atomic.naming(path), locks.guarded(path.parent):
+        descriptor = os.open(path, flags, atomic.PRIVATE_FILE)
+        locks.hold_open(descriptor)
     try:
-        with stream:
-            os.fchmod(stream.fileno(), 0o600)
-            locks.hold_open(stream.fileno())
+        with open(descriptor, "wb", 0) as stream:
+            os.fchmod(descriptor, atomic.PRIVATE_FILE)
             yield stream
     finally:
         with contextlib.suppress(FileNotFoundError):

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -24,7 +25,20 @@ _NAME = re.compile(
 )
 _MOMENT = "%Y%m%dT%H%M%SZ"
 # What a run puts into the folder while it works: hidden, locked by the run, swept when it is dead.
-_PARTIAL = re.compile(r"\.sagewai-\d{8}T\d{6}Z-[0-9a-f]{6}(\.tar\.zst(\.age)?\.partial|\.staging)")
+_PARTIAL = re.compile(
+    r"\.sagewai-\d{8}T\d{6}Z-[0-9a-f]{6}"
+    r"(\.staging|\.tar\.zst(\.age)?(\.json\.[0-9a-f]{8})?\.partial)"
+)
+_CARD_FACTS = {  # what the commands rely on; a card may have been written by anybody
+    "sequence": int,
+    "home_id": str,
+    "home": str,
+    "schema_level": str,
+    "key_custody": str,
+    "key_fingerprint": str,
+    "verified_at": str,
+    "complete": bool,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +104,23 @@ def snapshots_in(folder: Path) -> list[Snapshot]:
     does not reorder them, and no file time is looked at.
     """
     found = []
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as scan:
-        for entry in scan:
-            match = _NAME.fullmatch(entry.name)
-            if match is None or not entry.is_file(follow_symlinks=False):
+    names: list[str] = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        names = os.listdir(folder)
+    for name in names:
+        match = _NAME.fullmatch(name)
+        path = folder / name
+        # One that somebody removes meanwhile is no snapshot any more; the others still are.
+        with contextlib.suppress(FileNotFoundError):
+            if match is None or not stat.S_ISREG((status := os.lstat(path)).st_mode):
                 continue
-            path = folder / entry.name
             found.append(
                 Snapshot(
                     id=match["id"],
                     path=path,
                     created_at=_moment(match["moment"]),
                     is_encrypted=match["sealed"] is not None,
-                    size_bytes=entry.stat(follow_symlinks=False).st_size,
+                    size_bytes=status.st_size,
                     card=read_card(path),
                 )
             )
@@ -115,7 +133,13 @@ def read_card(archive: Path) -> Mapping[str, Any]:
         card = json.loads(card_path(archive).read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    return card if isinstance(card, dict) and card.get("archive") == archive.name else {}
+    if not isinstance(card, dict) or card.get("archive") != archive.name:
+        return {}
+    return {
+        name: value
+        for name, value in card.items()
+        if isinstance(value, _CARD_FACTS.get(name, object))
+    }
 
 
 def write_card(archive: Path, card: Mapping[str, Any]) -> None:
@@ -167,8 +191,10 @@ def sweep(folder: Path) -> list[str]:
     for name in sorted(os.listdir(folder)):
         path = folder / name
         if _PARTIAL.fullmatch(name) and locks.is_abandoned(path):
-            atomic.remove_tree(path)
-            removed.append(name)
+            # What another user left there is his to remove.
+            with contextlib.suppress(PermissionError):
+                atomic.remove_tree(path)
+                removed.append(name)
     return removed
 
 

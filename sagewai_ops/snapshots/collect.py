@@ -12,7 +12,6 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
 
 from sagewai_ops.archive.manifest import HEADER_NAME, MANIFEST_NAME, stays_inside
 from sagewai_ops.errors import DamagedError
@@ -114,7 +113,8 @@ def collect(
         key_values: Master keys that must not be found in any file, whatever its name.
         carries_key: Whether key files are carried all the same.
     """
-    walk = _Walk(home, tuple(exclude), tuple(key_values), carries_key, Collection())
+    main = os.path.realpath(home.database)
+    walk = _Walk(home, main, tuple(exclude), tuple(key_values), carries_key, Collection())
     walk.folder(str(home.root), "", "")
     for variable, origin in home.overrides.items():
         if origin != home.cache_dir:
@@ -125,6 +125,7 @@ def collect(
 @dataclass(frozen=True, slots=True)
 class _Walk:
     home: Home
+    main: str  # Sagewai's database, links resolved: SQLite puts the sidecars beside that
     exclude: tuple[str, ...]
     key_values: tuple[bytes, ...] = field(repr=False)
     carries_key: bool
@@ -162,21 +163,26 @@ class _Walk:
         self.collection.external[place] = origin
         try:
             status = os.stat(origin)
+            source = os.path.realpath(origin)
         except OSError as error:
             self._leave(place, Reason.UNREADABLE, f"{origin}: {error.strerror}")
             return
         self._container(EXTERNAL)
         if stat.S_ISDIR(status.st_mode):
-            self._add(Found(place, origin, "folder", Kind.SECRET))
-            self.folder(origin, place, place)
+            self._add(Found(place, source, "folder", Kind.SECRET))
+            self.folder(source, place, place)
+        elif not stat.S_ISREG(status.st_mode):
+            self._leave(place, Reason.SPECIAL, _special(status.st_mode))
         elif variable.endswith("DATABASE_URL"):
-            self._add_database(place, origin, status.st_size)
+            self._add_database(place, source, status.st_size)
+        elif not self.carries_key and self._is_key(source, place, status.st_size):
+            self._leave(place, Reason.KEY)
         else:
-            self._add_file(place, origin, Kind.SECRET, status.st_size)
+            self._add_file(place, source, Kind.SECRET, status.st_size)
 
     def _entry(self, entry: "os.DirEntry[str]", path: str, member: str, names: set[str]) -> None:
         kind = kind_of(path)
-        refusal = self._refusal(kind, path, names)
+        refusal = self._refusal(kind, path, entry.path, names)
         if refusal is not None:
             self._leave(path, refusal)
             return
@@ -194,14 +200,14 @@ class _Walk:
             self.folder(entry.path, path, member)
         elif not stat.S_ISREG(status.st_mode):
             self._leave(path, Reason.SPECIAL, _special(status.st_mode))
-        elif kind is Kind.DATABASE or (entry.name + "-wal" in names and _is_database(entry.path)):
+        elif kind is Kind.DATABASE or self._is_live(entry.path, names):
             self._add_database(member, entry.path, status.st_size)
         elif not self.carries_key and self._is_key(entry.path, path, status.st_size):
             self._leave(path, Reason.KEY)
         else:
             self._add_file(member, entry.path, kind, status.st_size)
 
-    def _refusal(self, kind: Kind, path: str, names: set[str]) -> Reason | None:
+    def _refusal(self, kind: Kind, path: str, source: str, names: set[str]) -> Reason | None:
         by_kind = {
             Kind.OWN: Reason.OWN,
             Kind.LOCK: Reason.LOCK,
@@ -215,12 +221,10 @@ class _Walk:
         if any(fnmatch.fnmatchcase(path, pattern.rstrip("/")) for pattern in self.exclude):
             return Reason.EXCLUDED
         for suffix in SIDECAR_SUFFIXES:
-            name = path.rpartition("/")[2]
-            owner = name.removesuffix(suffix)
-            if owner != name and owner in names and owner + "-wal" in names:
-                folder = path[: len(path) - len(name)]
-                if _is_database(str(self.home.root / (folder + owner))):
-                    return Reason.SIDECAR
+            owner = source.removesuffix(suffix)
+            name = owner.rpartition("/")[2]
+            if owner != source and name in names and self._is_live(owner, names):
+                return Reason.SIDECAR
         return None
 
     def _link(self, entry: "os.DirEntry[str]", path: str, member: str, kind: Kind) -> None:
@@ -253,10 +257,21 @@ class _Walk:
         else:
             self._add_file(path, real, kind, status.st_size)
 
+    def _is_live(self, source: str, names: set[str]) -> bool:
+        """Tell whether a file is a database that must be copied as one: Sagewai's, or with a WAL.
+
+        Args:
+            names: What stands beside it.
+        """
+        if source == self.main:
+            return True
+        return source.rpartition("/")[2] + "-wal" in names and _is_database(source)
+
     def _is_inside(self, source: str) -> bool:
         """Tell whether a link ends inside the home, also by way of other links."""
         real = os.path.realpath(source)
-        roots = (str(self.home.root), *self.collection.followed.values())
+        places = (*self.collection.followed.values(), *self.collection.external.values())
+        roots = (str(self.home.root), *map(os.path.realpath, places))
         return any(real == root or real.startswith(root + "/") for root in roots)
 
     def _is_key(self, source: str, path: str, size_bytes: int) -> bool:
@@ -306,10 +321,9 @@ def main_database(home: Home, collection: Collection) -> Found | None:
     Raises:
         DamagedError: There is something else in its place.
     """
+    main = os.path.realpath(home.database)
     for item in databases(collection):
-        if Path(item.source) == home.database or (
-            item.path == DATABASE and home.database == home.root / DATABASE
-        ):
+        if os.path.realpath(item.source) == main:
             return item
     if home.database.is_dir():
         raise DamagedError(f"database {home.database}: is a folder")

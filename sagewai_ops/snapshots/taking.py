@@ -5,9 +5,12 @@ What is written, and in which order, is here; where to, and what happens to it a
 """
 
 import contextlib
+import errno
 import os
 import platform
 import socket
+import stat
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +20,7 @@ from typing import Any, BinaryIO
 
 from sagewai_ops import __version__
 from sagewai_ops.archive.envelope import Lock, SealedSink, sealing
-from sagewai_ops.archive.frames import DEFAULT_LEVEL, HashingSink
+from sagewai_ops.archive.frames import HashingSink
 from sagewai_ops.archive.manifest import Entry, EntryType, Header
 from sagewai_ops.archive.writer import ArchiveWriter
 from sagewai_ops.database.copy import Copied, copy_database
@@ -39,95 +42,7 @@ from sagewai_ops.snapshots.collect import (
 )
 from sagewai_ops.snapshots.places import EXTERNAL, EXTERNAL_KEY
 from sagewai_ops.snapshots.proof import DatabaseProof, level_of, prove_database
-
-CUSTODIES = ("exclude", "sealed")
-
-
-@dataclass(frozen=True, slots=True)
-class BackupOptions:
-    """What a backup is asked to do.
-
-    Attributes:
-        lock: None writes a clear archive.
-        custody: `exclude` keeps the master key out; `sealed` carries it, encrypted with the rest.
-        exclude: Patterns on paths relative to the home.
-        compact: Rewrite the database without its free pages.
-        level: Of zstd.
-        wait_seconds: For another run on the same home.
-        key_environment: Where keys outside the home are looked for.
-    """
-
-    lock: Lock | None = None
-    custody: str = "exclude"
-    exclude: tuple[str, ...] = ()
-    compact: bool = False
-    level: int = DEFAULT_LEVEL
-    wait_seconds: float = 0.0
-    key_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class BackupReport:
-    """A snapshot that was taken and proved.
-
-    Attributes:
-        path: Of the archive; None if it went into a pipe.
-        unstable: Files that changed at every attempt to read them, carried as last read.
-        archive_bytes: Of the archive as it is stored.
-        content_bytes: Of the files in it.
-    """
-
-    id: str
-    sequence: int
-    path: Path | None
-    created_at: datetime
-    archive_bytes: int
-    archive_sha256: str
-    content_bytes: int
-    files: int
-    custody: str
-    is_encrypted: bool
-    key_fingerprint: str
-    database: DatabaseProof | None
-    keys: SealedReport
-    left_out: tuple[LeftOut, ...]
-    unstable: tuple[str, ...]
-    followed: Mapping[str, str]
-    external: Mapping[str, str]
-    swept: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def losses(self) -> tuple[LeftOut, ...]:
-        """What should have been carried and could not be."""
-        return tuple(item for item in self.left_out if item.reason.is_loss)
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all was carried as it was, and every sealed value has its key."""
-        return not (self.losses or self.unstable or self.keys.unopened)
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether the checks of the database found nothing."""
-        return self.database is None or self.database.is_sound
-
-    def warnings(self) -> Iterator[str]:
-        """Say what is missing or wrong, one line each."""
-        for item in self.losses:
-            yield f"{item.path}: not carried, {item.reason.value} {item.detail}".rstrip()
-        for path in self.unstable:
-            yield f"{path}: changed whenever it was read, carried as last read"
-        for value in self.keys.unopened:
-            yield f"{value.place} {value.where}: sealed, {value.reason}"
-        if self.database:
-            for finding in self.database.integrity:
-                yield f"database: {finding}"
-            if self.database.foreign_key_violations:
-                yield (
-                    f"database: {self.database.foreign_key_violations} rows refer to nothing, in "
-                    + ", ".join(self.database.foreign_key_tables)
-                )
+from sagewai_ops.snapshots.report import BackupOptions, BackupReport
 
 
 def home_ids(home: Home) -> tuple[str, ...]:
@@ -154,6 +69,7 @@ class Taking:
     archive_bytes: int = 0
     archive_sha256: str = ""
     documents: dict[str, bytes] = field(default_factory=dict, repr=False)
+    gone: set[str] = field(default_factory=set)
 
     @classmethod
     def begin(cls, home: Home, options: BackupOptions, sequence: int) -> "Taking":
@@ -187,23 +103,26 @@ class Taking:
     def write(
         self,
         stream: BinaryIO,
+        path: Path | None,
         lock: Lock | None,
         staging: Path,
         progress: Progress | None,
-        *,
-        check: bool = False,
     ) -> None:
-        """Freeze the databases and the documents, check them, and write the archive."""
+        """Freeze the databases and the documents, check them, and write the archive.
+
+        Args:
+            path: Of the stream; None for a pipe. What cannot be read back is checked frame by
+                frame before it is sent.
+        """
         copies = self._freeze(staging, progress)
         main = main_database(self.home, self.collection)
         copy = copies.get(main.path) if main else None
-        with ThreadPoolExecutor(1, thread_name_prefix="examine") as pool:
-            proving = pool.submit(prove_database, copy.path) if copy else None
+        sink = HashingSink(stream, path)
+        with _examining(copy.path if copy else None) as proving:
             self.keys = examine_keys(self.documents, copy.path if copy else None, self.candidates)
-            sink = HashingSink(stream)
             sealed = sealing(sink, lock) if lock else None
             try:
-                self._pack(sealed or sink, copies, proving, copy, progress, check=check)
+                self._pack(sealed or sink, copies, proving, copy, progress, check=path is None)
                 if sealed:
                     sealed.close()
             except BaseException:
@@ -318,28 +237,33 @@ class Taking:
             self.entries = writer.finish(self._facts())
 
     def _add(self, writer: ArchiveWriter, item: Found, copy: Copied | None) -> None:
+        folder = item.path.rpartition("/")[0]
         try:
-            status = os.lstat(item.source)
-            if item.type in ("folder", "link"):
-                kind = EntryType.FOLDER if item.type == "folder" else EntryType.LINK
-                writer.add_folder_or_link(_entry(item.path, kind, status, item.target))
-            elif copy:
-                with open(copy.path, "rb", buffering=0) as stream:
-                    writer.add_copy(_entry(item.path, EntryType.FILE, os.stat(item.source)), stream)
+            if folder in self.gone:
+                # It may be there again by now, but the archive has no folder for this.
+                raise FileNotFoundError
+            status = os.stat(item.source) if copy else os.lstat(item.source)
+            stream = _opened(item, copy)
+        except OSError as error:
+            if item.type == "folder":
+                self.gone.add(item.path)
+            is_gone = isinstance(error, (FileNotFoundError, NotADirectoryError))
+            reason = Reason.GONE if is_gone else Reason.UNREADABLE
+            detail = "" if is_gone else error.strerror or ""
+            self.collection.left_out.append(LeftOut(item.path, reason, detail))
+            return
+        if stream is None:
+            kind = EntryType.FOLDER if item.type == "folder" else EntryType.LINK
+            writer.add_folder_or_link(_entry(item.path, kind, status, item.target))
+            return
+        with stream:
+            entry = _entry(item.path, EntryType.FILE, os.fstat(stream.fileno()))
+            if copy:
+                writer.add_copy(_entry(item.path, EntryType.FILE, status), stream)
             elif item.path in self.documents:
-                entry = _entry(item.path, EntryType.FILE, os.stat(item.source))
                 writer.add_bytes(entry, self.documents[item.path])
-            else:
-                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-                with open(os.open(item.source, flags), "rb", buffering=0) as stream:
-                    carried = writer.add_file(_entry(item.path, EntryType.FILE, status), stream)
-                if not carried.is_stable:
-                    self.unstable.append(item.path)
-        except FileNotFoundError:
-            self.collection.left_out.append(LeftOut(item.path, Reason.GONE))
-        except PermissionError as error:
-            detail = error.strerror or ""
-            self.collection.left_out.append(LeftOut(item.path, Reason.UNREADABLE, detail))
+            elif not writer.add_file(entry, stream).is_stable:
+                self.unstable.append(item.path)
 
     def _add_key(self, writer: ArchiveWriter) -> None:
         """Carry the key that is in use, where the home has no file of it."""
@@ -369,6 +293,49 @@ class Taking:
             "external": self.collection.external,
             "home": _root_facts(self.home),
         }
+
+
+@contextlib.contextmanager
+def _examining(copy: Path | None) -> Iterator["Future[DatabaseProof] | None"]:
+    """Examine a copy in a thread of its own; when the block fails, that stops as well."""
+    if copy is None:
+        yield None
+        return
+    stopping = threading.Event()
+
+    def look(_stage: str, _done: int, _total: int) -> None:
+        if stopping.is_set():
+            raise _StoppedError
+
+    with ThreadPoolExecutor(1, thread_name_prefix="examine") as pool:
+        try:
+            yield pool.submit(prove_database, copy, look)
+        except BaseException:
+            stopping.set()  # a large database takes many seconds, and a signal is not kept waiting
+            raise
+
+
+class _StoppedError(Exception):
+    """The snapshot that the examination is for has failed."""
+
+
+def _opened(item: Found, copy: Copied | None) -> BinaryIO | None:
+    """Open what is carried of a file, or of a database its copy; None for a folder or link.
+
+    Raises:
+        OSError: It is gone, or became something else than it was when the home was walked.
+    """
+    if item.type in ("folder", "link"):
+        return None
+    if copy:
+        return open(copy.path, "rb", buffering=0)
+    # A followed link was resolved by the walk: what is a link now was put there since.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    stream = open(os.open(item.source, flags), "rb", buffering=0)  # noqa: SIM115 - the caller's
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(errno.EINVAL, "no longer a regular file", item.source)
+    return stream
 
 
 def _entry(path: str, kind: EntryType, status: os.stat_result, target: str = "") -> Entry:

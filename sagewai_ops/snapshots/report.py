@@ -1,0 +1,101 @@
+"""What a backup is asked to do, and what it says of the snapshot that it took."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from sagewai_ops.archive.envelope import Lock
+from sagewai_ops.archive.frames import DEFAULT_LEVEL
+from sagewai_ops.keys.sealed import SealedReport
+from sagewai_ops.snapshots.collect import LeftOut
+from sagewai_ops.snapshots.proof import DatabaseProof
+
+CUSTODIES = ("exclude", "sealed")
+
+
+@dataclass(frozen=True, slots=True)
+class BackupOptions:
+    """What a backup is asked to do.
+
+    Attributes:
+        lock: None writes a clear archive.
+        custody: `exclude` keeps the master key out; `sealed` carries it, encrypted with the rest.
+        exclude: Patterns on paths relative to the home.
+        compact: Rewrite the database without its free pages.
+        level: Of zstd.
+        wait_seconds: For another run on the same home.
+        key_environment: Where keys outside the home are looked for.
+    """
+
+    lock: Lock | None = None
+    custody: str = "exclude"
+    exclude: tuple[str, ...] = ()
+    compact: bool = False
+    level: int = DEFAULT_LEVEL
+    wait_seconds: float = 0.0
+    key_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class BackupReport:
+    """A snapshot that was taken and proved.
+
+    Attributes:
+        path: Of the archive; None if it went into a pipe.
+        unstable: Files that changed at every attempt to read them, carried as last read.
+        archive_bytes: Of the archive as it is stored.
+        content_bytes: Of the files in it.
+    """
+
+    id: str
+    sequence: int
+    path: Path | None
+    created_at: datetime
+    archive_bytes: int
+    archive_sha256: str
+    content_bytes: int
+    files: int
+    custody: str
+    is_encrypted: bool
+    key_fingerprint: str
+    database: DatabaseProof | None
+    keys: SealedReport
+    left_out: tuple[LeftOut, ...]
+    unstable: tuple[str, ...]
+    followed: Mapping[str, str]
+    external: Mapping[str, str]
+    swept: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def losses(self) -> tuple[LeftOut, ...]:
+        """What should have been carried and could not be."""
+        return tuple(item for item in self.left_out if item.reason.is_loss)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all was carried as it was, and every sealed value has its key."""
+        return not (self.losses or self.unstable or self.keys.unopened)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the checks of the database found nothing."""
+        return self.database is None or self.database.is_sound
+
+    def warnings(self) -> Iterator[str]:
+        """Say what is missing or wrong, one line each."""
+        for item in self.losses:
+            yield f"{item.path}: not carried, {item.reason.value} {item.detail}".rstrip()
+        for path in self.unstable:
+            yield f"{path}: changed whenever it was read, carried as last read"
+        for value in self.keys.unopened:
+            yield f"{value.place} {value.where}: sealed, {value.reason}"
+        if self.database:
+            for finding in self.database.integrity:
+                yield f"database: {finding}"
+            if self.database.foreign_key_violations:
+                yield (
+                    f"database: {self.database.foreign_key_violations} rows refer to nothing, in "
+                    + ", ".join(self.database.foreign_key_tables)
+                )
