@@ -1,0 +1,207 @@
+"""`make bench`: our backup and restore against the script they replace, restic and borg.
+
+Every contender works on the same homes, on the same disk, in turns; the best of the rounds counts,
+and ratios are within one run. Homes are built by `fixtures/home_builder` with all of the database
+in its `-wal` and no server running. Caches are left as they are. Prints Markdown for the README.
+
+    .venv/bin/python tests/benchmarks/bench_backup.py [--quick] [--only restic] [--work DIR]
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, os.fspath(REPOSITORY / "tests"))  # run as a script, without pytest's paths
+
+from benchmarks.peers import OURS, SCRIPT, Peer, installed, program, run, shell  # noqa: E402
+from benchmarks.stopwatch import Cost, best, machine, measure, tree_bytes, version  # noqa: E402
+
+STARTS = 20  # runs of a program that only starts and ends; the best counts
+LIMITS = (
+    "Asked for: backup at most 1.5 x the script, archive 1.02 x, restore 1.5 x, memory 150 MB; "
+    "--version 100 ms, --help 300 ms."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """A home to be measured on: what to build, and how often to measure."""
+
+    title: str
+    options: tuple[str, ...]
+    rounds: int
+
+
+@dataclass(slots=True)
+class Result:
+    """What a contender took on one home."""
+
+    backups: list[Cost] = field(default_factory=list)
+    restores: list[Cost] = field(default_factory=list)
+    stored_bytes: int = 0
+
+
+HOMES = (
+    Home("300 MB", ("--size", "300M", "--journal", "everything"), 3),
+    Home("2 GB", ("--size", "2G", "--journal", "everything"), 2),
+    Home("100,000 small files", ("--small-files", "100000", "--journal", "everything"), 2),
+)
+
+
+def main() -> int:
+    """Measure, print, and return the exit code."""
+    arguments = _parser().parse_args()
+    peers, missing = installed()
+    if arguments.only:
+        wanted = (OURS, SCRIPT, *arguments.only)
+        peers = [peer for peer in peers if peer.name.startswith(wanted)]
+    homes = HOMES[:1] if arguments.quick else HOMES
+    for line in missing:
+        _say(line)
+    print(f"Measured on {machine(REPOSITORY)}.\n")
+    print(f"Peers: {', '.join(_versions())}.\n")
+    with tempfile.TemporaryDirectory(prefix="sagewai-ops-bench-", dir=arguments.work) as folder:
+        for home in homes:
+            for line in _report(home, peers, Path(folder), arguments.rounds or home.rounds):
+                print(line, flush=True)
+    for line in _starts():
+        print(line)
+    print(f"\n{LIMITS}")
+    return 0
+
+
+def _report(home: Home, peers: Sequence[Peer], folder: Path, rounds: int) -> Iterator[str]:
+    """Build a home, take every contender through it in turns, and give the two tables."""
+    _say(f"{home.title}: building")
+    root = folder / "home"
+    built = _build(root, home.options)
+    results = {peer.name: Result() for peer in peers}
+    for number in range(rounds):
+        for peer in peers:
+            _say(f"{home.title}: round {number + 1} of {rounds}, {peer.name}")
+            _round(peer, root, folder / "work", results[peer.name])
+    shutil.rmtree(root)
+    yield f"#### {home.title}: {_megabytes(built['bytes'])} in {built['files']} files"
+    yield ""
+    yield "| backup | wall | x script | CPU | peak memory | stored | x script | proves |"
+    yield "|---|--:|--:|--:|--:|--:|--:|---|"
+    script = results.get(SCRIPT, Result())
+    for peer in peers:
+        result = results[peer.name]
+        cells = (
+            peer.name,
+            *_cells(result.backups, script.backups),
+            _megabytes(result.stored_bytes),
+            _ratio(result.stored_bytes, script.stored_bytes),
+            peer.proves,
+        )
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+    yield "| restore | wall | x `zstd -dc \\| tar -x` | CPU | peak memory |"
+    yield "|---|--:|--:|--:|--:|"
+    for peer in peers:
+        restored = _cells(results[peer.name].restores, script.restores)
+        yield f"| {' | '.join((peer.name, *restored))} |"
+    yield ""
+
+
+def _round(peer: Peer, home: Path, work: Path, result: Result) -> None:
+    """Back up and restore once, in a folder that is made and removed for it."""
+    shutil.rmtree(work, ignore_errors=True)
+    own, target = work / "own", work / "target"
+    own.mkdir(parents=True)
+    variables = peer.variables(home, own, target)
+    if peer.prepare:
+        run(peer.prepare, variables)
+    result.backups.append(measure(shell(peer.backup), environment=variables))
+    result.stored_bytes = tree_bytes(own / peer.store)
+    result.restores.append(measure(shell(peer.restore), environment=variables))
+    if not any(target.iterdir()):
+        raise RuntimeError(f"{peer.name}: nothing was restored")
+    shutil.rmtree(work)
+
+
+def _build(root: Path, options: Sequence[str]) -> dict[str, int]:
+    done = subprocess.run(
+        [sys.executable, "-m", "home_builder", os.fspath(root), *options],
+        env={**os.environ, "PYTHONPATH": os.fspath(REPOSITORY / "fixtures")},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    report: dict[str, int] = json.loads(done.stdout)
+    return report
+
+
+def _starts() -> Iterator[str]:
+    """Measure how long it takes until the program says something at all."""
+    commands = {
+        "`python -c pass`": [sys.executable, "-c", "pass"],
+        f"`{OURS} --version`": [program(), "--version"],
+        f"`{OURS} --help`": [program(), "--help"],
+        f"`{OURS} backup --help`": [program(), "backup", "--help"],
+    }
+    costs: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(STARTS):
+        for name, command in commands.items():
+            begun = time.perf_counter()
+            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+            costs[name].append(time.perf_counter() - begun)
+    yield "| start | wall |"
+    yield "|---|--:|"
+    for name, seconds in costs.items():
+        yield f"| {name} | {min(seconds) * 1000:.0f} ms |"
+
+
+def _versions() -> list[str]:
+    commands = (
+        ["restic", "version"],
+        ["borg", "--version"],
+        ["zstd", "--version"],
+        ["tar", "--version"],
+        ["sqlite3", "--version"],
+    )
+    return [line[:60].strip("* ") for command in commands if (line := version(command))]
+
+
+def _cells(costs: Sequence[Cost], script: Sequence[Cost]) -> tuple[str, str, str, str]:
+    cost = best(costs)
+    return (
+        f"{cost.wall_seconds:.2f} s",
+        _ratio(cost.wall_seconds, best(script).wall_seconds if script else 0),
+        f"{cost.cpu_seconds:.2f} s",
+        _megabytes(cost.peak_bytes),
+    )
+
+
+def _ratio(value: float, base: float) -> str:
+    return f"{value / base:.2f}" if base else "-"
+
+
+def _megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.0f} MB"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bench_backup", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="only the home of 300 MB")
+    parser.add_argument("--only", action="append", metavar="PEER", help="this peer and the script")
+    parser.add_argument("--rounds", type=int, default=0, help="instead of 3, 2 and 2")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="on the disk to measure on")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
