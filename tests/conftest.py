@@ -3,6 +3,7 @@
 import os
 
 import pytest
+
 from postgres_server import _postgres_session, database, every_postgres, postgres
 
 __all__ = ["_clean_environment", "_postgres_session", "database", "every_postgres", "postgres"]

@@ -72,7 +72,7 @@ def run(
 
 
 @contextlib.contextmanager
-def started(*words: object, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+def started(*words: object, **options: Any) -> Iterator[subprocess.Popen[Any]]:
     """Run the program for the length of the block; what is left of it then is killed."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     with subprocess.Popen([*COMMAND, *map(_word, words)], **streams) as process:

@@ -6,6 +6,7 @@ a backup incomplete is decided by the reason.
 """
 
 import contextlib
+import errno
 import fnmatch
 import os
 import stat
@@ -30,6 +31,7 @@ from sagewai_ops.snapshots.places import EXTERNAL, EXTERNAL_HOME
 
 _RESERVED = (HEADER_NAME, MANIFEST_NAME, EXTERNAL)
 _SQLITE_MAGIC = b"SQLite format 3\0"
+_PATH_BYTES = 4000  # of a member; extraction adds a folder's path, and PATH_MAX is 4096
 _KEY_FILE_BYTES = range(44, 49)  # a key, and what editors add to its end
 # Links at these places that lead out of the home are followed: Sagewai follows them too.
 _FOLLOWED = frozenset((*PARTS, DATABASE, ADMIN_STATE, CONNECTIONS, PROFILES))
@@ -146,7 +148,7 @@ class _Walk:
             self._leave(relative, Reason.GONE)
             return
         except OSError as error:
-            self._leave(relative or ".", Reason.UNREADABLE, error.strerror or "")
+            self._leave(relative or ".", *_refused(error))
             return
         names = {entry.name for entry in entries}
         for entry in entries:
@@ -191,7 +193,11 @@ class _Walk:
         except FileNotFoundError:
             self._leave(path, Reason.GONE)
             return
-        if len(os.fsencode(member)) > 4000:
+        except OSError as error:
+            is_long = error.errno == errno.ENAMETOOLONG
+            self._leave(path, *((Reason.NAME,) if is_long else _refused(error)))
+            return
+        if len(os.fsencode(member)) > _PATH_BYTES:
             self._leave(path, Reason.NAME)
         elif stat.S_ISLNK(status.st_mode):
             self._link(entry, path, member, kind)
@@ -328,6 +334,10 @@ def main_database(home: Home, collection: Collection) -> Found | None:
     if home.database.is_dir():
         raise DamagedError(f"database {home.database}: is a folder")
     return None
+
+
+def _refused(error: OSError) -> tuple[Reason, str]:
+    return Reason.UNREADABLE, error.strerror or ""
 
 
 def _special(mode: int) -> str:

@@ -1,0 +1,346 @@
+"""What a snapshot carries of a home, decided from names and types, and why the rest stays out."""
+
+import base64
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from sagewai_ops.errors import DamagedError
+from sagewai_ops.home.paths import locate
+from sagewai_ops.snapshots.collect import Collection, Reason, collect, main_database
+from small_homes import small
+
+KEY = b"c2FnZXdhaS1vcHMtdGVzdHMtbWFzdGVyLWtleS0wMDE="
+
+
+def _look(
+    root: Path, environment: dict[str, str] | None = None, *, exclude: tuple[str, ...] = ()
+) -> Collection:
+    return collect(locate(root, environment or {}), exclude=exclude, key_values=(KEY,))
+
+
+def _carried(collection: Collection) -> dict[str, str]:
+    return {item.path: item.type for item in collection.found}
+
+
+def _reasons(collection: Collection) -> dict[str, Reason]:
+    return {item.path: item.reason for item in collection.left_out}
+
+
+def _home(tmp_path: Path) -> Path:
+    root = tmp_path / "home"
+    for part in ("config", "db", "data", "secrets"):
+        (root / part).mkdir(parents=True)
+    return root
+
+
+def test_folders_stand_before_what_is_in_them_and_names_are_in_order(tmp_path: Path) -> None:
+    """The order of the archive is that of the walk, the same on every file system."""
+    root = _home(tmp_path)
+    for name in ("b", "a", "C"):
+        (root / "data" / name).mkdir()
+        (root / "data" / name / "file").touch()
+
+    paths = [item.path for item in _look(root).found if item.path.startswith("data")]
+
+    assert paths == [
+        "data",
+        "data/C",
+        "data/C/file",
+        "data/a",
+        "data/a/file",
+        "data/b",
+        "data/b/file",
+    ]
+
+
+def test_a_built_home_leaves_out_only_what_crashes_and_sqlite_left(tmp_path: Path) -> None:
+    """Nothing that the builder did not plant as unfit is left out, and each has its reason."""
+    built = small(tmp_path / "home", artifacts=True, leftovers=True)
+
+    collection = _look(built.root)
+
+    kept_out = _reasons(collection)
+    expected = dict.fromkeys(built.leftovers, Reason.LEFTOVER)
+    expected |= {"db/sagewai.db-wal": Reason.SIDECAR, "db/sagewai.db-shm": Reason.SIDECAR}
+    expected |= {"config/admin-state.json.lock": Reason.LOCK, "secrets/master.key": Reason.KEY}
+    assert kept_out == expected
+    assert not any(reason.is_loss for reason in kept_out.values())
+    every = {os.path.relpath(os.path.join(at, name), built.root) for at, folders, files in
+             os.walk(built.root) for name in (*folders, *files)}  # fmt: skip
+    assert every == {*_carried(collection), *kept_out}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "master.key",
+        "secrets/master.key",
+        "secrets/master.key.bak",
+        "secrets/.env.key~",
+        "data/notes.txt",
+        "config/innocent.json",
+    ],
+)
+@pytest.mark.parametrize("ending", [b"", b"\n", b"\r\n", b"  \n"])
+def test_the_key_is_known_by_its_content_whatever_its_name(
+    tmp_path: Path, name: str, ending: bytes
+) -> None:
+    """A copy of the key under any name, with what editors add, is kept out as the key."""
+    root = _home(tmp_path)
+    (root / name).write_bytes(KEY + ending)
+
+    collection = _look(root)
+
+    assert _reasons(collection) == {name: Reason.KEY}
+    assert name not in _carried(collection)
+
+
+def test_a_hard_link_to_the_key_is_the_key(tmp_path: Path) -> None:
+    """Another name of the same file is kept out too."""
+    root = _home(tmp_path)
+    (root / "secrets/master.key").write_bytes(KEY)
+    (root / "data/other").hardlink_to(root / "secrets/master.key")
+
+    assert _reasons(_look(root))["data/other"] is Reason.KEY
+
+
+def test_an_unknown_key_in_secrets_is_kept_out_and_elsewhere_it_is_data(tmp_path: Path) -> None:
+    """What looks like a key is taken for one where keys lie; elsewhere 44 letters are just that."""
+    root = _home(tmp_path)
+    other = base64.urlsafe_b64encode(bytes(range(32)))
+    (root / "secrets/old.key").write_bytes(other)
+    (root / "data/token").write_bytes(other)
+
+    collection = _look(root)
+
+    assert _reasons(collection) == {"secrets/old.key": Reason.KEY}
+    assert "data/token" in _carried(collection)
+
+
+def test_a_link_that_stays_is_carried_and_one_that_leaves_is_a_loss(tmp_path: Path) -> None:
+    """Relative, absolute and broken links inside are links; out of the home is out."""
+    root = _home(tmp_path)
+    outside = tmp_path / "outside"
+    outside.touch()
+    (root / "data/file").touch()
+    for name, target in {
+        "near": "file",
+        "up": "../config",
+        "absolute": str(root / "config"),
+        "broken": "nothing",
+        "self": "self",
+        "out": "../../outside",
+        "far": "/etc/hostname",
+        "by-way": "out",
+        "climbing": "../../home/data/file",
+    }.items():
+        (root / "data" / name).symlink_to(target)
+
+    collection = _look(root)
+
+    links = {item.path: item.target for item in collection.found if item.type == "link"}
+    assert links == {
+        "data/near": "file",
+        "data/up": "../config",
+        "data/absolute": "../config",
+        "data/broken": "nothing",
+        "data/self": "self",
+    }
+    left = {path for path, reason in _reasons(collection).items() if reason is Reason.LEAVES}
+    assert left == {"data/out", "data/far", "data/by-way", "data/climbing"}
+    assert Reason.LEAVES.is_loss
+
+
+def test_links_that_sagewai_itself_follows_are_followed(tmp_path: Path) -> None:
+    """A part or a document that is a link to elsewhere is carried as what it leads to."""
+    built = small(tmp_path / "home")
+    shutil.move(built.root / "db", tmp_path / "disk")
+    (built.root / "db").symlink_to(tmp_path / "disk")
+    shutil.move(built.admin_state, tmp_path / "state.json")
+    built.admin_state.symlink_to(tmp_path / "state.json")
+
+    collection = _look(built.root)
+
+    carried = _carried(collection)
+    assert carried["db"] == "folder"
+    assert carried["db/sagewai.db"] == "database"
+    assert carried["config/admin-state.json"] == "file"
+    assert _reasons(collection)["db/sagewai.db-wal"] is Reason.SIDECAR
+    assert collection.followed == {
+        "db": str(tmp_path / "disk"),
+        "config/admin-state.json": str(tmp_path / "state.json"),
+    }
+
+
+def test_a_key_behind_a_followed_folder_is_the_key(tmp_path: Path) -> None:
+    """`secrets` may lie elsewhere; its key stays out all the same."""
+    root = _home(tmp_path)
+    (root / "secrets").rmdir()
+    (tmp_path / "vault").mkdir()
+    (tmp_path / "vault/master.key").write_bytes(KEY)
+    (root / "secrets").symlink_to(tmp_path / "vault")
+
+    assert _reasons(_look(root))["secrets/master.key"] is Reason.KEY
+
+
+def test_sockets_and_pipes_are_losses_with_their_kind(tmp_path: Path) -> None:
+    """What is no file, folder or link is named, unless it was excluded."""
+    root = _home(tmp_path)
+    os.mkfifo(root / "data/pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(root / "data/socket"))
+
+    special = {item.path: (item.reason, item.detail) for item in _look(root).left_out}
+    excluded = _reasons(_look(root, exclude=("data/pipe", "data/s*")))
+
+    assert special == {
+        "data/pipe": (Reason.SPECIAL, "FIFO"),
+        "data/socket": (Reason.SPECIAL, "socket"),
+    }
+    assert set(excluded.values()) == {Reason.EXCLUDED}
+
+
+@pytest.mark.parametrize("pattern", ["data/cache", "data/cache/", "*/cache", "d?ta/cache*"])
+def test_an_excluded_folder_takes_its_content_along(tmp_path: Path, pattern: str) -> None:
+    """The folder is named once; what is in it is not looked at."""
+    root = _home(tmp_path)
+    (root / "data/cache/deep").mkdir(parents=True)
+
+    collection = _look(root, exclude=(pattern,))
+
+    assert _reasons(collection) == {"data/cache": Reason.EXCLUDED}
+    assert "data/cache/deep" not in _carried(collection)
+
+
+def test_files_under_the_archives_own_names_are_carried_aside(tmp_path: Path) -> None:
+    """A home may hold `external/`, `snapshot.json` and `manifest.json` of its own."""
+    root = _home(tmp_path)
+    for name in ("snapshot.json", "manifest.json"):
+        (root / name).write_text("{}")
+    (root / "external").mkdir()
+    (root / "external/file").touch()
+    (root / "data/manifest.json").touch()
+
+    carried = _carried(_look(root))
+
+    assert {path for path in carried if "external" in path or "json" in path} == {
+        "external",
+        "external/home",
+        "external/home/external",
+        "external/home/external/file",
+        "external/home/manifest.json",
+        "external/home/snapshot.json",
+        "data/manifest.json",
+    }
+
+
+def test_what_overrides_put_outside_is_carried_by_the_variables_name(tmp_path: Path) -> None:
+    """Documents, the SOPS folder and the database follow; the cache can be made again."""
+    built = small(tmp_path / "home")
+    away = tmp_path / "away"
+    away.mkdir()
+    shutil.move(built.admin_state, away / "state.json")
+    shutil.move(built.root / "secrets/sops", away / "sops")
+    (away / "sops/near").symlink_to("team.enc.yaml")
+    (away / "cache").mkdir()
+    for suffix in ("", "-wal", "-shm"):
+        shutil.move(f"{built.database}{suffix}", f"{away}/other.db{suffix}")
+    (away / "linked.json").symlink_to(away / "state.json")
+    home = locate(
+        built.root,
+        {
+            "SAGEWAI_ADMIN_STATE_FILE": str(away / "linked.json"),
+            "SAGEWAI_SOPS_ROOT": str(away / "sops"),
+            "SAGEWAI_CACHE_DIR": str(away / "cache"),
+            "SAGEWAI_DATABASE_URL": f"sqlite+aiosqlite:///{away}/other.db",
+        },
+    )
+
+    collection = collect(home)
+
+    carried = _carried(collection)
+    assert {path: kind for path, kind in carried.items() if path.startswith("external/")} == {
+        "external/SAGEWAI_ADMIN_STATE_FILE": "file",
+        "external/SAGEWAI_SOPS_ROOT": "folder",
+        "external/SAGEWAI_SOPS_ROOT/near": "link",
+        "external/SAGEWAI_SOPS_ROOT/team.enc.yaml": "file",
+        "external/SAGEWAI_DATABASE_URL": "database",
+    }
+    assert collection.external["external/SAGEWAI_ADMIN_STATE_FILE"] == str(away / "linked.json")
+    main = main_database(home, collection)
+    assert main is not None
+    assert main.path == "external/SAGEWAI_DATABASE_URL"
+
+
+def test_an_override_that_leads_to_nothing_is_a_loss(tmp_path: Path) -> None:
+    """The variable promises a document: if it is not there, the backup is not whole."""
+    root = _home(tmp_path)
+
+    collection = _look(root, {"SAGEWAI_CONNECTIONS_FILE": str(tmp_path / "missing.json")})
+
+    assert _reasons(collection) == {"external/SAGEWAI_CONNECTIONS_FILE": Reason.UNREADABLE}
+
+
+def test_a_database_that_an_override_names_inside_the_home_is_copied_as_one(
+    tmp_path: Path,
+) -> None:
+    """Also when no WAL stands beside it, and also through a link."""
+    built = small(tmp_path / "home", journal="none")
+    other = built.root / "data/live.db"
+    shutil.move(built.database, other)
+    built.database.symlink_to("../data/live.db")
+
+    for environment in ({}, {"SAGEWAI_DATABASE_URL": f"sqlite:///{other}"}):
+        home = locate(built.root, environment)
+        collection = collect(home)
+        main = main_database(home, collection)
+
+        assert main is not None
+        assert (main.path, main.type) == ("data/live.db", "database")
+
+
+def test_another_database_with_a_wal_is_copied_and_its_sidecars_stay_out(tmp_path: Path) -> None:
+    """A user's own SQLite database is torn by a plain copy as well."""
+    built = small(tmp_path / "home")
+    for suffix in ("", "-wal", "-shm"):
+        shutil.copy(f"{built.database}{suffix}", f"{built.root}/data/own.db{suffix}")
+    (built.root / "data/no.db").write_text("not a database")
+    (built.root / "data/no.db-wal").write_text("nor this")
+
+    collection = _look(built.root)
+
+    carried = _carried(collection)
+    assert carried["data/own.db"] == "database"
+    assert carried["data/no.db"] == carried["data/no.db-wal"] == "file"
+    assert _reasons(collection)["data/own.db-wal"] is Reason.SIDECAR
+
+
+def test_a_folder_in_the_databases_place_is_damage(tmp_path: Path) -> None:
+    """There is no way to read a folder as a database, and no reason to pass over it."""
+    root = _home(tmp_path)
+    (root / "db/sagewai.db").mkdir()
+    home = locate(root, {})
+
+    with pytest.raises(DamagedError, match="is a folder"):
+        main_database(home, collect(home))
+
+
+def test_a_name_too_long_for_a_snapshot_is_a_loss(tmp_path: Path) -> None:
+    """Paths beyond 4000 bytes cannot be members; names of 255 bytes can."""
+    root = _home(tmp_path)
+    descriptor = os.open(root / "data", os.O_RDONLY)
+    for _step in range(16):
+        os.mkdir("n" * 255, dir_fd=descriptor)
+        below = os.open("n" * 255, os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = below
+    os.close(descriptor)
+
+    collection = _look(root)
+
+    assert Reason.NAME in _reasons(collection).values()
+    assert sum("n" * 255 in path for path in _carried(collection)) == 15
