@@ -133,9 +133,15 @@ def _database(home: Home) -> DatabaseStatus | None:
 
 def _sizes(root: Path) -> Iterator[tuple[str, int]]:
     """Give the top-level name and the size of every file below a folder; links are not followed."""
-    for folder, names, files in os.walk(root):
-        names.sort()
-        top = os.path.relpath(folder, root).split("/", 1)[0]
-        for name in files:
-            with contextlib.suppress(OSError):
-                yield top, os.lstat(os.path.join(folder, name)).st_size
+    # Not os.walk, which calls itself for each level on older Pythons: folders nest deeper.
+    folders = [("other", os.fspath(root))]
+    while folders:
+        top, folder = folders.pop()
+        with contextlib.suppress(OSError), os.scandir(folder) as scan:
+            for entry in scan:
+                if entry.is_dir(follow_symlinks=False):
+                    name = entry.name if len(folder) == len(os.fspath(root)) else top
+                    folders.append((name, entry.path))
+                    continue
+                with contextlib.suppress(OSError):
+                    yield top, entry.stat(follow_symlinks=False).st_size

@@ -4,6 +4,7 @@ import base64
 import os
 import shutil
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -344,3 +345,17 @@ def test_a_name_too_long_for_a_snapshot_is_a_loss(tmp_path: Path) -> None:
 
     assert Reason.NAME in _reasons(collection).values()
     assert sum("n" * 255 in path for path in _carried(collection)) == 15
+
+
+def test_folders_may_nest_deeper_than_calls(tmp_path: Path) -> None:
+    """A tree of 1500 levels is walked like any other."""
+    root = _home(tmp_path)
+    for depth in range(1, 1501):
+        os.mkdir(root / "data" / "/".join("d" * depth))
+
+    collection = _look(root)
+
+    subprocess.run(["rm", "-r", root], check=True)  # pytest's own clean-up calls itself
+
+    assert sum(item.path.startswith("data/d") for item in collection.found) == 1500
+    assert collection.left_out == []

@@ -132,6 +132,9 @@ class _Walk:
     key_values: tuple[bytes, ...] = field(repr=False)
     carries_key: bool
     collection: Collection
+    inside: list[Iterator[tuple["os.DirEntry[str]", str, str, set[str]]]] = field(
+        default_factory=list
+    )  # the folders that the walk is in, the deepest last
 
     def folder(self, folder: str, relative: str, member: str) -> None:
         """Add what a folder holds, not the folder itself.
@@ -141,6 +144,19 @@ class _Walk:
             relative: Its path in the home; "" for the home itself.
             member: Its path in the archive.
         """
+        # A stack of its own: folders nest deeper than Python's calls may.
+        self.inside.append(self._entries(folder, relative, member))
+        depth = len(self.inside)
+        while len(self.inside) >= depth:
+            step = next(self.inside[-1], None)
+            if step is None:
+                self.inside.pop()
+            else:
+                self._entry(*step)
+
+    def _entries(
+        self, folder: str, relative: str, member: str
+    ) -> Iterator[tuple["os.DirEntry[str]", str, str, set[str]]]:
         try:
             with os.scandir(folder) as scan:
                 entries = sorted(scan, key=lambda entry: entry.name)
@@ -157,7 +173,7 @@ class _Walk:
                 self._container(EXTERNAL)
                 self._container(EXTERNAL_HOME)
                 place = EXTERNAL_HOME + "/"
-            self._entry(entry, above + entry.name, place + entry.name, names)
+            yield entry, above + entry.name, place + entry.name, names
 
     def outside(self, variable: str, origin: str) -> None:
         """Add a document or folder that an override puts outside the home."""
@@ -203,7 +219,7 @@ class _Walk:
             self._link(entry, path, member, kind)
         elif stat.S_ISDIR(status.st_mode):
             self._add(Found(member, entry.path, "folder", kind))
-            self.folder(entry.path, path, member)
+            self.inside.append(self._entries(entry.path, path, member))
         elif not stat.S_ISREG(status.st_mode):
             self._leave(path, Reason.SPECIAL, _special(status.st_mode))
         elif kind is Kind.DATABASE or self._is_live(entry.path, names):
@@ -257,7 +273,7 @@ class _Walk:
         self.collection.followed[path] = real
         if stat.S_ISDIR(status.st_mode):
             self._add(Found(path, real, "folder", kind))
-            self.folder(real, path, path)
+            self.inside.append(self._entries(real, path, path))
         elif kind is Kind.DATABASE:
             self._add_database(path, real, status.st_size)
         else:
