@@ -12,9 +12,8 @@ from sagewai_ops.archive.manifest import (
     Entry,
     EntryType,
     Header,
-    Manifest,
+    ManifestText,
     encode_header,
-    encode_manifest,
 )
 from sagewai_ops.archive.tar import END, header_of, padded
 from sagewai_ops.archive.writer import ArchiveWriter
@@ -74,9 +73,10 @@ def forge(
             frames.write(header_of(complete) + padded(data))
         frames.cut()
         start = frames.position
-        body = manifest(
-            b"".join(encode_manifest(Manifest((first, *listed) if listed else tuple(entries), {})))
-        )
+        text = ManifestText()
+        for entry in (first, *listed) if listed else entries:
+            text.add(entry)
+        body = manifest(b"".join(text.finish({})[1]))
         own = _complete(Entry(MANIFEST_NAME, EntryType.FILE, 0o600, MOMENT_NS), body)
         frames.write(header_of(own) + padded(body) + END)
         frames.finish(start)

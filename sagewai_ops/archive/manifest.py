@@ -4,8 +4,10 @@ The manifest is the allow-list of every reader: what it does not name is not ext
 names must be there, byte for byte. Both are JSON; docs/format.md gives every field.
 """
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -15,6 +17,10 @@ from sagewai_ops.errors import DamagedError, SchemaAheadError
 FORMAT_VERSION = 1
 HEADER_NAME = "snapshot.json"
 MANIFEST_NAME = "manifest.json"
+# The last field of the manifest, with each entry on a line of its own: docs/format.md, section 7.
+_ENTRIES = ' "entries": ['
+_PACKED_LINES = 4096
+_MOST_LINE_BYTES = 1024 * 1024  # an entry has some hundred; a path has at most 4,096 characters
 
 
 class EntryType(str, Enum):
@@ -103,40 +109,85 @@ def decode_header(content: bytes) -> Header:
     return Header(name, version, document)
 
 
-def encode_manifest(manifest: Manifest) -> Iterator[bytes]:
-    """Write `manifest.json` in pieces of at most some thousand entries."""
-    facts = json.dumps({"format": FORMAT_VERSION, **manifest.facts}, indent=1)
-    # The list of entries is written by hand, one a line, so that a long one is never whole in
-    # memory twice.
-    yield facts.removesuffix("\n}").encode() + b',\n "entries": ['
-    lines: list[str] = []
-    for position, entry in enumerate(manifest.entries):
-        lines.append(("\n" if position == 0 else ",\n") + json.dumps(_as_json(entry)))
-        if len(lines) == 4096:
-            yield "".join(lines).encode()
-            lines.clear()
-    yield "".join(lines).encode() + b"\n]}\n"
+class ManifestText:
+    """`manifest.json` while its entries come in, held compressed: a long one is never whole."""
+
+    def __init__(self) -> None:
+        self._packed: list[bytes] = []
+        self._lines: list[bytes] = []
+        self._text_bytes = 0
+
+    def add(self, entry: Entry) -> None:
+        """Add an entry."""
+        is_first = not (self._packed or self._lines)
+        line = (b"\n" if is_first else b",\n") + json.dumps(_as_json(entry)).encode()
+        self._text_bytes += len(line)
+        self._lines.append(line)
+        if len(self._lines) == _PACKED_LINES:
+            self._pack()
+
+    def finish(self, facts: Mapping[str, Any]) -> tuple[int, Iterator[bytes]]:
+        """Give the number of bytes of the whole text, and the text in pieces."""
+        self._pack()
+        head = json.dumps({"format": FORMAT_VERSION, **facts}, indent=1).removesuffix("\n}")
+        start, end = f"{head},\n{_ENTRIES}".encode(), b"\n]}\n"
+        pieces = itertools.chain((start,), map(zlib.decompress, self._packed), (end,))
+        return len(start) + self._text_bytes + len(end), pieces
+
+    def _pack(self) -> None:
+        self._packed.append(zlib.compress(b"".join(self._lines), 1))
+        self._lines.clear()
 
 
-def decode_manifest(content: bytes) -> Manifest:
-    """Read `manifest.json`.
+def decode_manifest(pieces: Iterable[bytes]) -> Manifest:
+    """Read `manifest.json`, entry by entry.
+
+    Args:
+        pieces: Its text, cut anywhere.
 
     Raises:
         SchemaAheadError, DamagedError: As `decode_header`.
     """
-    document = _parsed(content, MANIFEST_NAME, hook=_entry_or_dict)
+    lines = _lines_of(pieces)
+    head = []
+    for line in lines:
+        if line == _ENTRIES.encode():
+            break
+        head.append(line)
+    document = _parsed(b"\n".join(head).rstrip().removesuffix(b",") + b"\n}", MANIFEST_NAME)
     version = document.pop("format", None)
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise SchemaAheadError(
             f"{MANIFEST_NAME}: format {version}, this program reads up to {FORMAT_VERSION}",
             hint="install a newer sagewai-ops: pip install --upgrade sagewai-ops",
         )
-    entries = document.pop("entries", None)
-    if version != FORMAT_VERSION or not isinstance(entries, list):
-        raise DamagedError(f"{MANIFEST_NAME}: no format version or no entries")
-    if not all(isinstance(entry, Entry) for entry in entries):
-        raise DamagedError(f"{MANIFEST_NAME}: an entry is not one")
+    if version != FORMAT_VERSION:
+        raise DamagedError(f"{MANIFEST_NAME}: no format version")
+    entries = []
+    is_open = True
+    for line in lines:
+        if not is_open:
+            break
+        is_open = line.endswith(b",")
+        entries.append(_entry(_parsed(line.removesuffix(b","), MANIFEST_NAME)))
+    if is_open or line != b"]}" or any(lines):
+        raise DamagedError(f"{MANIFEST_NAME}: its entries do not end where they must")
     return Manifest(tuple(entries), document)
+
+
+def _lines_of(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for piece in pieces:
+        first, *others = (rest + piece).split(b"\n")
+        if others:
+            yield first
+            yield from others[:-1]
+            rest = others[-1]
+        else:
+            rest = first
+        if len(rest) > _MOST_LINE_BYTES:
+            raise DamagedError(f"{MANIFEST_NAME}: a line is too long to be one")
+    yield rest
 
 
 def _as_json(entry: Entry) -> dict[str, Any]:
@@ -157,13 +208,7 @@ def _as_json(entry: Entry) -> dict[str, Any]:
     return document
 
 
-def _entry_or_dict(pairs: list[tuple[str, Any]]) -> object:
-    """Turn each entry into its value as soon as it is parsed: a dict of each would fill memory."""
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise DamagedError(f"{MANIFEST_NAME}: a field stands twice")
-    if "path" not in document or "type" not in document:
-        return document
+def _entry(document: Mapping[str, Any]) -> Entry:
     try:
         entry = Entry(
             path=_text(document["path"]),
@@ -173,7 +218,7 @@ def _entry_or_dict(pairs: list[tuple[str, Any]]) -> object:
             uid=_number(document["uid"]),
             gid=_number(document["gid"]),
             size_bytes=_number(document.get("size", 0)),
-            sha256=bytes.fromhex(document.get("sha256", "")),
+            sha256=bytes.fromhex(_text(document.get("sha256", ""))),
             target=_text(document.get("target", "")),
             is_sparse=document.get("sparse") is True,
         )
@@ -221,13 +266,20 @@ def stays_inside(path: str, target: str) -> bool:
     return True
 
 
-def _parsed(content: bytes, name: str, *, hook: Any = None) -> dict[str, Any]:
+def _parsed(content: bytes, name: str) -> dict[str, Any]:
     try:
-        document = json.loads(content, object_pairs_hook=hook)
+        document = json.loads(content, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{name}: not JSON: {error}") from error
     if not isinstance(document, dict):
         raise DamagedError(f"{name}: not a JSON object")
+    return document
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError("a field stands twice")
     return document
 
 

@@ -7,6 +7,7 @@ extracts throws away what it has.
 
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ MOST_HEADER_BYTES = 1024 * 1024
 MOST_MANIFEST_BYTES = 512 * 1024 * 1024
 # A manifest holds a hash for each file, so it never shrinks like this; a bomb does.
 _MOST_MANIFEST_RATIO = 100
+_MOST_AFTER_BYTES = BLOCK_BYTES + len(END)
 
 
 class ArchiveReader:
@@ -120,13 +122,13 @@ class ArchiveReader:
         packed_bytes = sum(frame.size_bytes for frame in last)
         if size_bytes > min(MOST_MANIFEST_BYTES, _MOST_MANIFEST_RATIO * packed_bytes + (1 << 20)):
             raise DamagedError("archive: its manifest is too long to be one")
-        content = b"".join(self._decompress(last))
-        entry = _document_entry(content, MANIFEST_NAME)
-        begin = len(header_of(entry))
-        end = begin + entry.size_bytes
-        if content[end:] != bytes(padding_of(entry.size_bytes)) + END:
+        contents = self._decompress(last)
+        first = next(contents)
+        entry = _document_entry(first, MANIFEST_NAME)
+        text = _Text(itertools.chain((first[len(header_of(entry)) :],), contents), entry.size_bytes)
+        manifest = decode_manifest(text)
+        if text.after() != bytes(padding_of(entry.size_bytes)) + END:
             raise DamagedError("archive: something follows its manifest")
-        manifest = decode_manifest(memoryview(content)[begin:end].tobytes())
         self._check(manifest, entry)
         return manifest
 
@@ -176,6 +178,28 @@ class ArchiveReader:
 
     def _decompress(self, frames: Sequence[containers.Frame]) -> Iterator[bytes]:
         return containers.decompressed(frames, self._source.pieces(_spans(frames), None))
+
+
+class _Text:
+    """The pieces of a content up to its length; what comes after them is kept."""
+
+    def __init__(self, pieces: Iterator[bytes], size_bytes: int) -> None:
+        self._pieces = pieces
+        self._left = size_bytes
+        self._after = bytearray()
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in self._pieces:
+            if self._left:
+                yield piece[: self._left]
+            self._after += piece[self._left :]
+            if len(self._after) > _MOST_AFTER_BYTES:
+                raise DamagedError("archive: something follows its manifest")
+            self._left = max(self._left - len(piece), 0)
+
+    def after(self) -> bytes:
+        """Give what follows the content, once it was gone through."""
+        return bytes(self._after)
 
 
 class _Stream:

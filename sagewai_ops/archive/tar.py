@@ -18,12 +18,49 @@ _TYPE_FLAGS = {
     EntryType.FOLDER: b"5",
 }
 _NAME_BYTES = 100
+# Name, mode, uid, gid, size, mtime, checksum, type, target, magic and version, names of user and
+# group, device numbers, prefix. The checksum counts itself as spaces.
+_BLOCK = b"".join(
+    (
+        b"%b%07o\0%07o\0%07o\0%011o\0%011o\0" + b" " * 8 + b"%b%bustar\x0000",
+        bytes(64),
+        b"0000000\x000000000\0",
+        bytes(167),
+    )
+)
 _OCTAL_11 = 8**11  # size and mtime have eleven octal digits
 _OCTAL_7 = 8**7  # mode, uid and gid have seven
 
 
 def header_of(entry: Entry) -> bytes:
     """Spell the header blocks that stand before an entry's content."""
+    if entry.path.isascii() and _is_plain(entry):
+        name = entry.path.encode("ascii") + (b"/" if entry.type is EntryType.FOLDER else b"")
+        return _block(
+            name,
+            _TYPE_FLAGS[entry.type],
+            entry.mode,
+            entry.uid,
+            entry.gid,
+            entry.size_bytes,
+            entry.mtime_ns // 1_000_000_000,
+            entry.target.encode("ascii"),
+        )
+    return _extended_header(entry)
+
+
+def _is_plain(entry: Entry) -> bool:
+    """Tell whether one block says it all, as it does for nearly every member; paths are ASCII."""
+    return (
+        len(entry.path) < _NAME_BYTES
+        and len(entry.target) <= _NAME_BYTES
+        and entry.target.isascii()
+        and entry.size_bytes < _OCTAL_11
+        and 0 <= entry.mtime_ns < _OCTAL_11 * 1_000_000_000
+    )
+
+
+def _extended_header(entry: Entry) -> bytes:
     name = entry.path.encode("utf-8", "surrogateescape")
     if entry.type is EntryType.FOLDER:
         name += b"/"
@@ -68,28 +105,23 @@ def padded(content: bytes) -> bytes:
 
 def member_bytes(entry: Entry) -> int:
     """Count the bytes of a member in the stream: headers, content and padding."""
-    return len(header_of(entry)) + entry.size_bytes + padding_of(entry.size_bytes)
+    is_short = entry.path.isascii() and _is_plain(entry)
+    header_bytes = BLOCK_BYTES if is_short else len(header_of(entry))
+    return header_bytes + entry.size_bytes + padding_of(entry.size_bytes)
 
 
 def _block(
     name: bytes, flag: bytes, mode: int, uid: int, gid: int, size: int, mtime: int, target: bytes
 ) -> bytes:
-    block = b"".join(
-        (
-            name.ljust(_NAME_BYTES, b"\0"),
-            b"%07o\0" % mode,
-            b"%07o\0" % (uid if uid < _OCTAL_7 else 0),
-            b"%07o\0" % (gid if gid < _OCTAL_7 else 0),
-            b"%011o\0" % (size if size < _OCTAL_11 else 0),
-            b"%011o\0" % (mtime if 0 <= mtime < _OCTAL_11 else 0),
-            b"        ",  # the checksum counts itself as spaces
-            flag,
-            target.ljust(_NAME_BYTES, b"\0"),
-            b"ustar\x0000",
-            bytes(64),
-            b"0000000\x000000000\0",
-            bytes(167),
-        )
+    block = _BLOCK % (
+        name.ljust(_NAME_BYTES, b"\0"),
+        mode,
+        uid if uid < _OCTAL_7 else 0,
+        gid if gid < _OCTAL_7 else 0,
+        size if size < _OCTAL_11 else 0,
+        mtime if 0 <= mtime < _OCTAL_11 else 0,
+        flag,
+        target.ljust(_NAME_BYTES, b"\0"),
     )
     return block[:148] + b"%06o\0 " % sum(block) + block[156:]
 

@@ -14,11 +14,10 @@ from sagewai_ops.archive.manifest import (
     Entry,
     EntryType,
     Header,
-    Manifest,
+    ManifestText,
     encode_header,
-    encode_manifest,
 )
-from sagewai_ops.archive.tar import END, header_of, padding_of
+from sagewai_ops.archive.tar import END, header_of, padded, padding_of
 
 WHOLE_FILE_BYTES = 4 * 1024 * 1024  # files up to this are read whole, so that a retry costs nothing
 _ATTEMPTS = 3
@@ -48,6 +47,10 @@ class ArchiveWriter:
         level: Of zstd.
         on_bytes: Called with the number of bytes of content taken since the last call.
         check: As `FrameWriter` has it.
+
+    Attributes:
+        files: How many were added, `snapshot.json` among them.
+        content_bytes: Of these.
     """
 
     def __init__(
@@ -61,7 +64,9 @@ class ArchiveWriter:
         check: bool = False,
     ) -> None:
         self._frames = FrameWriter(sink, level=level, check=check)
-        self._entries: list[Entry] = []
+        self._manifest = ManifestText()
+        self.files = 0
+        self.content_bytes = 0
         self._mtime_ns = mtime_ns
         self._on_bytes = on_bytes or (lambda _count: None)
         self.add_bytes(_document(HEADER_NAME, mtime_ns), encode_header(header))
@@ -71,15 +76,13 @@ class ArchiveWriter:
     def add_folder_or_link(self, entry: Entry) -> None:
         """Add a member without content."""
         self._frames.write(header_of(entry))
-        self._entries.append(entry)
+        self._manifest.add(entry)
 
     def add_bytes(self, entry: Entry, content: bytes) -> Entry:
         """Add a file whose content is at hand; size and hash are filled in."""
-        complete = replace(entry, size_bytes=len(content), sha256=hashlib.sha256(content).digest())
-        self._frames.write(header_of(complete))
-        self._frames.write(content)
-        self._frames.write(bytes(padding_of(len(content))))
-        self._entries.append(complete)
+        complete = _completed(entry, len(content), hashlib.sha256(content).digest())
+        self._frames.write(header_of(complete) + padded(content))
+        self._count(complete)
         self._on_bytes(len(content))
         return complete
 
@@ -97,7 +100,8 @@ class ArchiveWriter:
         for attempt in range(1, _ATTEMPTS + 1):
             before = os.fstat(stream.fileno())
             described = _described(entry, before)
-            stream.seek(0)
+            if attempt > 1:
+                stream.seek(0)
             is_last = attempt == _ATTEMPTS
             if before.st_size <= WHOLE_FILE_BYTES:
                 content = stream.read(before.st_size)
@@ -108,37 +112,38 @@ class ArchiveWriter:
                 complete, is_whole = self._stream(described, stream)
                 is_stable = is_whole and _is_unchanged(stream, before)
                 if is_stable or is_last:
-                    self._entries.append(complete)
+                    self._count(complete)
                     return Carried(complete, is_stable)
-                self._entries.append(replace(complete, type=EntryType.SUPERSEDED))
+                self._manifest.add(replace(complete, type=EntryType.SUPERSEDED))
         raise AssertionError("the last attempt returns")
 
     def add_copy(self, entry: Entry, stream: BinaryIO) -> Entry:
         """Add a file that nobody else writes to; mode and times are those of `entry`."""
         size_bytes = os.fstat(stream.fileno()).st_size
         complete, _is_whole = self._stream(replace(entry, size_bytes=size_bytes), stream)
-        self._entries.append(complete)
+        self._count(complete)
         return complete
 
-    def finish(self, facts: Mapping[str, Any]) -> tuple[Entry, ...]:
-        """Write the manifest and the end of the archive; give the entries in order."""
+    def finish(self, facts: Mapping[str, Any]) -> None:
+        """Write the manifest and the end of the archive."""
         self._frames.cut()
         manifest_start = self._frames.position
-        size_bytes = 0
-        manifest = Manifest(tuple(self._entries), facts)
-        for piece in encode_manifest(manifest):
-            size_bytes += len(piece)
+        size_bytes, pieces = self._manifest.finish(facts)
         entry = replace(_document(MANIFEST_NAME, self._mtime_ns), size_bytes=size_bytes)
         self._frames.write(header_of(entry))
-        for piece in encode_manifest(manifest):
+        for piece in pieces:
             self._frames.write(piece)
         self._frames.write(bytes(padding_of(size_bytes)) + END)
         self._frames.finish(manifest_start)
-        return manifest.entries
 
     def close(self) -> None:
         """Stop the workers; also after a failure."""
         self._frames.close()
+
+    def _count(self, entry: Entry) -> None:
+        self._manifest.add(entry)
+        self.files += 1
+        self.content_bytes += entry.size_bytes
 
     def _stream(self, entry: Entry, stream: BinaryIO) -> tuple[Entry, bool]:
         """Write header and content; a file that became shorter is filled up with zeros."""
@@ -166,9 +171,25 @@ def _document(name: str, mtime_ns: int) -> Entry:
     return Entry(name, EntryType.FILE, 0o600, mtime_ns)
 
 
+def _completed(entry: Entry, size_bytes: int, sha256: bytes) -> Entry:
+    # dataclasses.replace takes longer than all the rest of a small file.
+    return Entry(
+        path=entry.path,
+        type=entry.type,
+        mode=entry.mode,
+        mtime_ns=entry.mtime_ns,
+        uid=entry.uid,
+        gid=entry.gid,
+        size_bytes=size_bytes,
+        sha256=sha256,
+        is_sparse=entry.is_sparse,
+    )
+
+
 def _described(entry: Entry, status: os.stat_result) -> Entry:
-    return replace(
-        entry,
+    return Entry(
+        path=entry.path,
+        type=entry.type,
         mode=stat.S_IMODE(status.st_mode),
         mtime_ns=status.st_mtime_ns,
         uid=status.st_uid,

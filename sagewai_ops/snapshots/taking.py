@@ -62,7 +62,8 @@ class Taking:
     candidates: tuple[Candidate, ...] = field(repr=False)
     collection: Collection
     key_fingerprint: str
-    entries: tuple[Entry, ...] = ()
+    files: int = 0
+    content_bytes: int = 0
     database: DatabaseProof | None = None
     keys: SealedReport = field(default_factory=SealedReport)
     unstable: list[str] = field(default_factory=list)
@@ -140,8 +141,8 @@ class Taking:
             created_at=self.created_at,
             archive_bytes=self.archive_bytes,
             archive_sha256=self.archive_sha256,
-            content_bytes=sum(entry.size_bytes for entry in self.entries),
-            files=sum(entry.type is EntryType.FILE for entry in self.entries) - 1,
+            content_bytes=self.content_bytes,
+            files=self.files,
             custody=self.options.custody,
             is_encrypted=self.options.lock is not None,
             key_fingerprint=self.key_fingerprint,
@@ -234,7 +235,9 @@ class Taking:
                 self._add_key(writer)
             if proving:
                 self.database = proving.result()
-            self.entries = writer.finish(self._facts())
+            writer.finish(self._facts())
+            self.files = writer.files - 1  # without snapshot.json
+            self.content_bytes = writer.content_bytes
 
     def _add(self, writer: ArchiveWriter, item: Found, copy: Copied | None) -> None:
         folder = item.path.rpartition("/")[0]
