@@ -528,6 +528,31 @@ def test_damaged_database_is_refused(damage: str, way: str, database: Path, targ
     assert list(target.parent.iterdir()) == []
 
 
+@pytest.mark.parametrize("method", ["bytes", "pages"])
+def test_database_with_a_damaged_schema_is_carried(
+    method: str,
+    database: Path,
+    target: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What still can be read is copied, -wal and all; that it is damaged is found later."""
+    choose(method, monkeypatch)
+    killed = tmp_path / "killed"
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.execute("CREATE TABLE late AS SELECT 'in the log' AS x")
+        connection.execute("PRAGMA writable_schema=ON")
+        connection.execute("UPDATE sqlite_master SET sql = 'no SQL' WHERE name = 'late'")
+        shutil.copytree(database.parent, killed)
+
+    copied = copy_database(killed / database.name, target)
+
+    assert copied.method == method
+    assert b"in the log" in target.read_bytes()
+    assert [path.name for path in target.parent.iterdir()] == ["copy.db"]
+
+
 def test_existing_target_is_refused_and_left_alone(database: Path, target: Path) -> None:
     """Nothing is written over."""
     target.write_text("mine")

@@ -39,6 +39,7 @@ from sagewai_ops.database.source import (
     NeedsStagingError,
     Pinned,
     database_uri,
+    is_malformed,
     pinned,
     resolve_database,
     sidecar,
@@ -117,7 +118,7 @@ def copy_database(
             method = "compact"
         else:
             method = _copy(resolved, target, wait_seconds, report)
-        page_size, page_count = _settle(target)
+        page_size, page_count = _settle(resolved, target)
         if durable:
             _flush(target)
     return Copied(
@@ -182,7 +183,6 @@ def _copy_pages(pin: Pinned, target: Path, report: Progress) -> None:
     with _blamed(pin.path, target), closing(_open_copy(target)) as copy:
         copy.execute("PRAGMA journal_mode=OFF")  # a failed copy is removed, not rolled back
         copy.execute("PRAGMA cache_size=-64")  # pages only pass through; larger is slower
-        pin.connection.execute("PRAGMA cache_size=-64")
         pin.connection.backup(copy, pages=_STEP_PAGES, progress=step, sleep=0.0)
 
 
@@ -194,7 +194,7 @@ def _vacuum(source: Path, target: Path, wait_seconds: float, report: Progress) -
         scratch = target.with_name(target.name + ".staged")
         with _created(scratch), opened(source) as main:
             _stage(source, main, scratch, report)
-            _settle(scratch)
+            _settle(source, scratch)
             with pinned(scratch) as pin:
                 _vacuum_into(pin, target, wait_seconds, report)
             scratch.unlink()
@@ -215,21 +215,26 @@ def _vacuum_into(pin: Pinned, target: Path, wait_seconds: float, report: Progres
                 copy.execute("PRAGMA journal_mode=WAL")
 
 
-def _settle(target: Path) -> tuple[int, int]:
+def _settle(source: Path, target: Path) -> tuple[int, int]:
     """Fold in what lies beside the copy, and leave one file of whole pages."""
-    with _blamed(target, target), closing(_open_copy(target)) as copy:
-        copy.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    with _blamed(source, target), closing(_open_copy(target)) as copy:
         page_size = int(copy.execute("PRAGMA page_size").fetchone()[0])
-        page_count = int(copy.execute("PRAGMA page_count").fetchone()[0])
+        copy.execute("PRAGMA schema_version").fetchone()  # rolls a hot journal back
+        page_count = None
+        try:
+            copy.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            page_count = int(copy.execute("PRAGMA page_count").fetchone()[0])
+        except sqlite3.DatabaseError as error:
+            if not is_malformed(error):
+                raise
+            # Both read the schema, which is damaged; closing folds the -wal in without it.
+    if size_of(sidecar(target, "-wal")):
+        raise DamagedError(f"database {source}: its -wal could not be folded in")
     for suffix in SIDECARS:
         sidecar(target, suffix).unlink(missing_ok=True)
-    size_bytes = size_of(target)
-    if size_bytes < page_size * page_count:
-        raise DamagedError(
-            f"database {target}: {size_bytes} bytes for {page_count} pages of {page_size}"
-        )
-    if size_bytes > page_size * page_count:
-        os.truncate(target, page_size * page_count)
+    if page_count is None:
+        return page_size, size_of(target) // page_size
+    os.truncate(target, page_size * page_count)  # a main file may be longer than its pages
     return page_size, page_count
 
 
@@ -238,8 +243,13 @@ def _open_copy(target: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
         database_uri(target, mode="rw"), uri=True, timeout=0.0, isolation_level=None
     )
-    connection.execute("PRAGMA locking_mode=EXCLUSIVE")
-    connection.execute("PRAGMA synchronous=OFF")  # flushed once, at the end
+    try:
+        connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+        with suppress(sqlite3.DatabaseError):  # it reads the schema, which may be damaged
+            connection.execute("PRAGMA synchronous=OFF")  # flushed once, at the end
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

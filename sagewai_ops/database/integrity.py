@@ -6,10 +6,11 @@ no shared memory file. Its bytes stay as they are and nothing is left beside it.
 not needed: what its virtual tables hold is counted in the tables below them.
 """
 
+import os
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +21,15 @@ from sagewai_ops.database.source import (
     translate,
     watched,
 )
+from sagewai_ops.errors import DamagedError
 from sagewai_ops.progress import Progress
 
 STAGE = "integrity"
 
+_MAGIC = b"SQLite format 3\0"
+_HEADER_BYTES = 100
+_DEFAULT_PAGE_BYTES = 4096  # of a database that has no header yet
+_ENCODINGS = {0: "UTF-8", 1: "UTF-8", 2: "UTF-16le", 3: "UTF-16be"}
 _PARTS = 3  # pages, rows and indexes; references; counts
 _FINDINGS = 100  # rows kept of each kind; integrity_check stops by itself at as many
 _CACHE_KIB = 8000  # more buys nothing: index look-ups stay close together
@@ -98,6 +104,15 @@ class Health:
         return not self.integrity
 
 
+@dataclass(frozen=True, slots=True)
+class _Header:
+    page_size: int
+    page_count: int
+    freelist_count: int
+    encoding: str
+    journal_mode: str
+
+
 def examine(path: Path, *, progress: Progress | None = None) -> Health:
     """Check every page, row, index and reference of a database, and count its rows.
 
@@ -117,15 +132,12 @@ def examine(path: Path, *, progress: Progress | None = None) -> Health:
         report(STAGE, done, _PARTS)
 
     resolved = resolve_database(path)
+    header = _header(resolved, path)
     with (
         _translated(path),
         closing(_open(resolved)) as connection,
         watched(connection, look, _STEPS),
     ):
-        page_size, page_count, freelist_count, encoding = (
-            connection.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("page_size", "page_count", "freelist_count", "encoding")
-        )
         look()
         integrity = _integrity(connection)
         done = 1
@@ -137,11 +149,11 @@ def examine(path: Path, *, progress: Progress | None = None) -> Health:
         done = _PARTS
         look()
     return Health(
-        page_size=page_size,
-        page_count=page_count,
-        freelist_count=freelist_count,
-        encoding=encoding,
-        journal_mode=_header_mode(resolved),
+        page_size=header.page_size,
+        page_count=header.page_count,
+        freelist_count=header.freelist_count,
+        encoding=header.encoding,
+        journal_mode=header.journal_mode,
         integrity=integrity + unread,
         foreign_keys=violations,
         foreign_key_total=total,
@@ -165,8 +177,15 @@ def _open(resolved: Path) -> sqlite3.Connection:
         database_uri(resolved, mode="rw"), uri=True, timeout=0.0, isolation_level=None
     )
     connection.text_factory = _text
-    for setting in ("locking_mode=EXCLUSIVE", "query_only=ON", f"cache_size=-{_CACHE_KIB}"):
-        connection.execute(f"PRAGMA {setting}")
+    try:
+        connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+        connection.execute("PRAGMA schema_version").fetchone()  # is it a database at all?
+        with suppress(sqlite3.DatabaseError):  # these read the schema, which may be damaged
+            connection.execute("PRAGMA query_only=ON")
+            connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -201,7 +220,7 @@ def _foreign_keys(
     kept: list[ForeignKeyViolation] = []
     total = 0
     unchecked: list[str] = []
-    for table, _ in _tables(connection):
+    for table, _ in _tables(connection, unchecked):
         try:
             rows = connection.execute(f"PRAGMA foreign_key_check({quoted(table)})")
             for name, rowid, parent, _constraint in rows:
@@ -217,12 +236,12 @@ def _foreign_keys(
 def _counts(
     connection: sqlite3.Connection,
 ) -> tuple[dict[str, int], tuple[str, ...], tuple[str, ...]]:
-    tables = _tables(connection)
+    unread: list[str] = []
+    tables = _tables(connection, unread)
     modules = {name: found[1].lower() for name, sql in tables if (found := _VIRTUAL.match(sql))}
     hidden = [_shadow_pattern(name, module) for name, module in modules.items()]
     counts: dict[str, int] = {}
     uncounted: list[str] = []
-    unread: list[str] = []
     for name, _ in tables:
         if any(pattern.fullmatch(name) for pattern in hidden):
             continue
@@ -241,11 +260,20 @@ def _counts(
     return counts, tuple(uncounted), tuple(unread)
 
 
-def _tables(connection: sqlite3.Connection) -> list[tuple[str, str]]:
-    return connection.execute(
-        "SELECT name, sql FROM sqlite_master"
-        " WHERE type = 'table' AND name NOT LIKE 'sqlite~_%' ESCAPE '~' ORDER BY name"
-    ).fetchall()
+def _tables(connection: sqlite3.Connection, problems: list[str]) -> list[tuple[str, str]]:
+    """List (name, SQL) of each table, as far as the schema can be read."""
+    tables: list[tuple[str, str]] = []
+    try:
+        tables.extend(
+            connection.execute(
+                "SELECT name, sql FROM sqlite_master"
+                " WHERE type = 'table' AND name NOT LIKE 'sqlite~_%' ESCAPE '~' ORDER BY name"
+            )
+        )
+    except sqlite3.DatabaseError as error:
+        _let_interrupt(error)
+        problems.append(f"schema: {error}")
+    return tables
 
 
 def _shadow_pattern(name: str, module: str) -> re.Pattern[str]:
@@ -253,9 +281,24 @@ def _shadow_pattern(name: str, module: str) -> re.Pattern[str]:
     return re.compile(f"{re.escape(name)}_(?:{suffixes})", re.IGNORECASE)
 
 
-def _header_mode(resolved: Path) -> str:
+def _header(resolved: Path, shown: Path) -> _Header:
+    """Read the header (fileformat2.html, section 1.3), which stays readable when pages are not."""
     with resolved.open("rb") as file:
-        return "wal" if file.read(20)[18:20] == b"\x02\x02" else "rollback"
+        header = file.read(_HEADER_BYTES)
+        size_bytes = file.seek(0, os.SEEK_END)
+    if not header:
+        return _Header(_DEFAULT_PAGE_BYTES, 0, 0, "UTF-8", "rollback")
+    if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
+        raise DamagedError(f"database {shown}: file is not a database")
+    page_size = int.from_bytes(header[16:18], "big")
+    page_size = 65536 if page_size == 1 else page_size or _DEFAULT_PAGE_BYTES
+    return _Header(
+        page_size=page_size,
+        page_count=size_bytes // page_size,
+        freelist_count=int.from_bytes(header[36:40], "big"),
+        encoding=_ENCODINGS.get(int.from_bytes(header[56:60], "big"), "unknown"),
+        journal_mode="wal" if header[18:20] == b"\x02\x02" else "rollback",
+    )
 
 
 def _let_interrupt(error: sqlite3.Error) -> None:

@@ -193,6 +193,11 @@ def translate(error: OSError | sqlite3.Error, path: Path) -> OpsError:
     return DamagedError(f"{name}: {text}")
 
 
+def is_malformed(error: sqlite3.Error) -> bool:
+    """Tell damage within a database from a file that is none."""
+    return "malformed" in str(error)
+
+
 def quoted(name: str) -> str:
     """Quote an identifier for an SQL text of SQLite."""
     return '"' + name.replace('"', '""') + '"'
@@ -235,8 +240,15 @@ def _connect(resolved: Path, shown: Path, deadline: float) -> sqlite3.Connection
 def _describe(connection: sqlite3.Connection, resolved: Path, shown: Path) -> Pinned:
     try:
         (page_size,) = connection.execute("PRAGMA page_size").fetchone()
-        (page_count,) = connection.execute("PRAGMA page_count").fetchone()
-        (journal_mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+        try:
+            (page_count,) = connection.execute("PRAGMA page_count").fetchone()
+            (journal_mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+        except sqlite3.DatabaseError as error:
+            page_count = size_of(resolved) // page_size
+            if not is_malformed(error) or not page_count:
+                raise
+            # These two read the schema, which is damaged. The pages can still be copied.
+            journal_mode = "wal" if sidecar(resolved, "-wal").exists() else "delete"
     except sqlite3.Error as error:
         raise translate(error, shown) from error
     return Pinned(connection, resolved, int(page_size), int(page_count), str(journal_mode))

@@ -1,0 +1,174 @@
+"""Looking at a live database without changing it, and what its errors mean."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from other_process import running
+from sagewai_ops.database.source import (
+    NeedsStagingError,
+    database_uri,
+    pinned,
+    quoted,
+    translate,
+    watched,
+)
+from sagewai_ops.errors import (
+    DamagedError,
+    LockedError,
+    NoSpaceError,
+    NotFoundError,
+    OpsError,
+    PermissionDeniedError,
+)
+
+WRITER = """
+import sqlite3
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA journal_mode=WAL")
+connection.execute("CREATE TABLE IF NOT EXISTS t (x)")
+while True:
+    pause()
+    connection.execute("INSERT INTO t VALUES (1)")
+"""
+COUNT = "SELECT count(*) FROM t"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    """A database in WAL mode, closed cleanly."""
+    path = tmp_path / "some.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("CREATE TABLE t (x)")
+    return path
+
+
+def test_pinned_connection_sees_one_moment(database: Path) -> None:
+    """What others commit meanwhile is not seen; the next look sees it."""
+    with running(WRITER, str(database)) as other:
+        with pinned(database) as pin:
+            other.next()
+            (during,) = pin.connection.execute(COUNT).fetchone()
+        with pinned(database) as pin:
+            (after,) = pin.connection.execute(COUNT).fetchone()
+
+    assert (during, after) == (0, 1)
+
+
+def test_pinned_connection_cannot_write(database: Path) -> None:
+    """The connection is read-only."""
+    with pinned(database) as pin, pytest.raises(sqlite3.OperationalError, match="readonly"):
+        pin.connection.execute("INSERT INTO t VALUES (1)")
+
+
+def test_shape_of_the_database_is_told(database: Path) -> None:
+    """Page size, page count and journal mode come with the pin."""
+    with pinned(database) as pin:
+        shape = (pin.page_size, pin.page_count, pin.journal_mode)
+
+    assert shape == (4096, 2, "wal")
+
+
+def test_sidecars_of_others_are_kept(database: Path) -> None:
+    """A process that opens the database while we look keeps its -wal and -shm."""
+    with pinned(database), running(WRITER, str(database)) as other:
+        other.next()
+        names = sorted(path.name for path in database.parent.iterdir())
+
+        assert names == ["some.db", "some.db-shm", "some.db-wal"]
+        assert database.with_name("some.db-wal").stat().st_size > 0
+
+
+def test_wal_that_a_killed_process_left_meanwhile_is_kept(database: Path) -> None:
+    """Only an empty -wal is ours to remove: one with content is somebody's data."""
+    with pinned(database), running(WRITER, str(database)) as other:
+        other.next()
+        other.kill()
+
+    with pinned(database) as pin:
+        assert pin.connection.execute(COUNT).fetchone() == (1,)
+
+
+def test_error_within_the_block_still_removes_the_litter(database: Path) -> None:
+    """The sidecars that our look created go in any case."""
+    with pytest.raises(KeyError), pinned(database):
+        raise KeyError("x")
+
+    assert [path.name for path in database.parent.iterdir()] == ["some.db"]
+
+
+@pytest.mark.parametrize(
+    ("error", "meaning"),
+    [
+        (sqlite3.OperationalError("database is locked"), LockedError),
+        (sqlite3.OperationalError("database table is locked"), LockedError),
+        (sqlite3.OperationalError("locking protocol"), LockedError),
+        (sqlite3.OperationalError("database or disk is full"), NoSpaceError),
+        (sqlite3.OperationalError("unable to open database file"), NeedsStagingError),
+        (sqlite3.OperationalError("attempt to write a readonly database"), NeedsStagingError),
+        (sqlite3.OperationalError("disk I/O error"), DamagedError),
+        (sqlite3.DatabaseError("file is not a database"), DamagedError),
+        (sqlite3.DatabaseError("database disk image is malformed"), DamagedError),
+        (OSError(errno.ENOSPC, "x"), NoSpaceError),
+        (OSError(errno.EDQUOT, "x"), NoSpaceError),
+        (FileNotFoundError(errno.ENOENT, "x"), NotFoundError),
+        (NotADirectoryError(errno.ENOTDIR, "x"), NotFoundError),
+        (PermissionError(errno.EACCES, "x"), PermissionDeniedError),
+        (OSError(errno.EROFS, "x"), PermissionDeniedError),
+        (OSError(errno.EIO, "x"), DamagedError),
+        (OSError(errno.EMFILE, "Too many open files"), OpsError),
+    ],
+)
+def test_every_failure_has_its_exit_code(
+    error: OSError | sqlite3.Error, meaning: type[OpsError]
+) -> None:
+    """Each failure becomes the leaf that scripts can tell apart, and names the database."""
+    failure = translate(error, Path("/h/db/s.db"))
+
+    assert type(failure) is meaning
+    assert failure.message.startswith("database /h/db/s.db: ")
+
+
+def test_uri_quotes_what_a_uri_would_read_otherwise() -> None:
+    """Bytes outside plain ASCII, and the characters that end a URI's path, are percent-encoded."""
+    path = Path(os.fsdecode(b"//srv/a?b#c%d\xff"))
+
+    assert database_uri(path, mode="ro") == "file:////srv/a%3Fb%23c%25d%FF?mode=ro"
+
+
+def test_quoted_identifier_cannot_break_out() -> None:
+    """Quotes within a name are doubled."""
+    assert quoted('a"b') == '"a""b"'
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError("x")])
+def test_watched_statement_ends_with_what_the_callback_raises(
+    error: type[BaseException] | BaseException,
+) -> None:
+    """SQLite would say `interrupted`; what comes out is what was raised."""
+
+    def stop() -> None:
+        raise error
+
+    endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT sum(x) FROM n"
+    with closing(sqlite3.connect(":memory:")) as connection:
+        with pytest.raises((KeyboardInterrupt, ValueError)), watched(connection, stop, 1000):
+            connection.execute(endless)
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_statement_interrupted_from_elsewhere_counts_as_an_interrupt() -> None:
+    """A signal between SQLite's call and ours is not passed off as a database error."""
+    with (
+        closing(sqlite3.connect(":memory:")) as connection,
+        pytest.raises(KeyboardInterrupt),
+        watched(connection, lambda: None, 1000),
+    ):
+        raise sqlite3.OperationalError("interrupted")
