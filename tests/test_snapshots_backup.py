@@ -1,0 +1,753 @@
+"""Taking a snapshot: what is in it, that the home stays as it was, and what goes wrong by name."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import sqlite3
+import stat
+import tarfile
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+
+import home_writer
+import real_homes
+from archives import tar_stream
+from sagewai_ops import locks
+from sagewai_ops.archive import writer as archive_writer
+from sagewai_ops.archive.envelope import Lock, Unlock, temporary_identity
+from sagewai_ops.archive.manifest import EntryType, Manifest
+from sagewai_ops.archive.reader import open_archive
+from sagewai_ops.errors import (
+    DamagedError,
+    KeyMissingError,
+    LockedError,
+    NotFoundError,
+    UsageError,
+)
+from sagewai_ops.home.paths import locate
+from sagewai_ops.snapshots import catalog
+from sagewai_ops.snapshots.backup import take_snapshot
+from sagewai_ops.snapshots.collect import Reason
+from sagewai_ops.snapshots.report import BackupOptions, BackupReport
+from small_homes import everything_of, rows_of, small
+from unprivileged import reachable_folder, unprivileged
+
+SHM = Path("/dev/shm")
+
+
+def _take(
+    root: Path,
+    options: BackupOptions | None = None,
+    *,
+    environment: dict[str, str] | None = None,
+    folder: Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> BackupReport:
+    home = locate(root, environment or {})
+    wanted = dataclasses.replace(options or BackupOptions(), key_environment=environment or {})
+    return take_snapshot(home, folder or home.snapshots, wanted, progress=progress)
+
+
+def _members(report: BackupReport) -> dict[str, bytes]:
+    """Read the content of every file of a clear archive with nothing but zstd and tar."""
+    assert report.path is not None
+    found = {}
+    with tarfile.open(fileobj=tar_stream(report.path), mode="r:") as archive:
+        for member in archive:
+            stream = archive.extractfile(member) if member.isreg() else None
+            if stream:
+                found[member.name] = stream.read()
+    return found
+
+
+def _manifest(report: BackupReport, unlock: Unlock | None = None) -> Manifest:
+    assert report.path is not None
+    with open_archive(report.path, unlock) as reader:
+        return reader.manifest
+
+
+def _database(report: BackupReport, into: Path, member: str = "db/sagewai.db") -> Path:
+    into.write_bytes(_members(report)[member])
+    return into
+
+
+def _left_out(report: BackupReport) -> dict[str, Reason]:
+    return {item.path: item.reason for item in report.left_out}
+
+
+@pytest.mark.parametrize("name", real_homes.NAMES)
+def test_a_home_that_the_real_sagewai_wrote_is_carried_whole(tmp_path: Path, name: str) -> None:
+    """Every file is in the archive with its bytes, mode and time; the home stays as it was."""
+    root = real_homes.unpack(name, tmp_path)
+    before = everything_of(root)
+    keys = [path.read_bytes().strip() for path in root.rglob("master.key")]
+
+    report = _take(root)
+
+    assert everything_of(root) == before
+    assert report.is_complete
+    assert report.is_sound
+    members = _members(report)
+    entries = {entry.path: entry for entry in _manifest(report).entries}
+    left = set(_left_out(report))
+    for path, (mode, moment, content) in before.items():
+        if path in left:
+            continue
+        assert (stat.S_IMODE(mode), moment) == (entries[path].mode, entries[path].mtime_ns)
+        if isinstance(content, bytes) and not path.endswith(".db"):
+            assert members[path] == content
+    assert {*entries} == {"snapshot.json", *before} - left
+    assert keys
+    for key in keys:
+        assert all(key not in content for content in members.values())
+    if (root / "db/sagewai.db").exists():
+        assert rows_of(_database(report, tmp_path / "copy.db")) == rows_of(root / "db/sagewai.db")
+
+
+@pytest.mark.parametrize("journal", ["everything", "tail", "none"])
+def test_the_copy_has_every_row_wherever_it_stands(tmp_path: Path, journal: str) -> None:
+    """All data in the WAL, a part of it, or none: the archive has one whole file, without WAL."""
+    built = small(tmp_path / "home", journal=journal, vectors=5)
+    before = everything_of(built.root)
+
+    report = _take(built.root)
+
+    after = everything_of(built.root)
+    if journal == "none":
+        # To look at a closed WAL database at all, SQLite puts a -shm beside it for the while.
+        assert after.pop("db")[::2] == before.pop("db")[::2]
+    assert after == before
+    copy = _database(report, tmp_path / "copy.db")
+    assert not any("-wal" in name or "-shm" in name for name in _members(report))
+    assert rows_of(copy) == rows_of(built.database)
+    assert report.database is not None
+    assert {table: report.database.counts[table] for table in built.rows} == dict(built.rows)
+
+
+def test_odd_names_holes_and_links_are_carried(tmp_path: Path) -> None:
+    """Newlines, bytes that are not UTF-8, 255 bytes, paths of 2000, sparse files, links."""
+    built = small(
+        tmp_path / "home",
+        artifacts=True,
+        newline_names=True,
+        undecodable_names=True,
+        long_names=True,
+    )
+
+    report = _take(built.root)
+
+    entries = {entry.path: entry for entry in _manifest(report).entries}
+    expected = {*everything_of(built.root)} - set(_left_out(report))
+    assert expected <= {*entries}
+    assert report.is_complete
+    assert any("\n" in path for path in entries)
+    assert any("\udcff" in path or "\udc80" <= max(path) <= "\udcff" for path in entries)
+    assert any(len(os.fsencode(path.rpartition("/")[2])) == 255 for path in entries)
+    assert any(entry.is_sparse for entry in entries.values())
+    assert any(entry.type is EntryType.LINK for entry in entries.values())
+
+
+def test_thousands_of_small_files_are_carried(tmp_path: Path) -> None:
+    """3000 files, each under its own name with its own bytes."""
+    built = small(tmp_path / "home", small_files=3000)
+
+    report = _take(built.root)
+
+    assert report.files > 3000
+    members = _members(report)
+    for path, (_mode, _moment, content) in everything_of(built.root).items():
+        if path.startswith("data/") and isinstance(content, bytes) and content:
+            assert members[path] == content
+
+
+def test_a_writer_at_200_a_second_does_not_stop_it_or_tear_it(tmp_path: Path) -> None:
+    """The copy is one transaction boundary, and each document is whole."""
+    built = small(tmp_path / "home", artifacts=True)
+
+    with home_writer.start(built.root) as writer:
+        reports = [_take(built.root) for _ in range(3)]
+        done = writer.stop()
+
+    assert done.commits
+    counts = []
+    for number, report in enumerate(reports):
+        ledger, spent = home_writer.pairs(_database(report, tmp_path / f"{number}.db"))
+        assert ledger == spent
+        counts.append(ledger)
+        members = _members(report)
+        for name in ("config/admin-state.json", "config/connections.json", "secrets/profiles.json"):
+            json.loads(members[name])
+        assert report.database is not None
+        assert report.database.integrity == ()
+    assert counts == sorted(counts)
+    assert counts[-1] > 0
+
+
+def test_what_a_killed_writer_left_is_carried_to_its_last_commit(tmp_path: Path) -> None:
+    """After SIGKILL the data is in the WAL, where the copy finds all of it."""
+    built = small(tmp_path / "home")
+    with home_writer.start(built.root) as writer:
+        writer.kill()
+    before = everything_of(built.root)
+
+    report = _take(built.root)
+
+    assert everything_of(built.root) == before
+    copied = home_writer.pairs(_database(report, tmp_path / "copy.db"))
+    assert copied == home_writer.pairs(built.database)
+    assert copied[0] > 0
+
+
+def _once(stage: str, act: Callable[[], None]) -> Callable[[str, int, int], None]:
+    """Give a progress callback that acts at the first report of a stage."""
+    left = [act]
+
+    def report(now: str, _done: int, _total: int) -> None:
+        if now == stage and left:
+            left.pop()()
+
+    return report
+
+
+def test_a_long_file_that_changes_once_is_read_again(tmp_path: Path) -> None:
+    """The first attempt stays in the stream as superseded; the last one counts, for tar too."""
+    built = small(tmp_path / "home")
+    large = built.root / "data/large.bin"
+    large.write_bytes(os.urandom(6_000_000))
+
+    def grow() -> None:
+        with large.open("ab") as stream:
+            stream.write(b"more")
+
+    report = _take(built.root, progress=_while_reading(large, grow, times=1))
+
+    kinds = [entry.type for entry in _manifest(report).entries if entry.path == "data/large.bin"]
+    assert kinds == [EntryType.SUPERSEDED, EntryType.FILE]
+    assert report.is_complete
+    assert _members(report)["data/large.bin"] == large.read_bytes()
+
+
+@pytest.mark.parametrize("change", ["grow", "shrink"])
+def test_a_long_file_that_never_holds_still_is_carried_and_named(
+    tmp_path: Path, change: str
+) -> None:
+    """After three attempts it is carried as last read; the report says so."""
+    built = small(tmp_path / "home")
+    large = built.root / "data/large.bin"
+    large.write_bytes(os.urandom(9_000_000))
+
+    def alter() -> None:
+        size = large.stat().st_size
+        os.truncate(large, size + 1000 if change == "grow" else max(size - 1_000_000, 4_200_000))
+
+    report = _take(built.root, progress=_while_reading(large, alter, times=1000))
+
+    kinds = [entry.type for entry in _manifest(report).entries if entry.path == "data/large.bin"]
+    assert kinds == [EntryType.SUPERSEDED, EntryType.SUPERSEDED, EntryType.FILE]
+    assert report.unstable == ("data/large.bin",)
+    assert not report.is_complete
+    assert "data/large.bin: changed whenever it was read, carried as last read" in report.warnings()
+
+
+def _while_reading(
+    path: Path, act: Callable[[], None], *, times: int
+) -> Callable[[str, int, int], None]:
+    """Give a progress callback that acts while this process has the file open, some times."""
+    left = [act] * times
+
+    def report(stage: str, _done: int, _total: int) -> None:
+        if stage == "pack" and left and _is_open(path):
+            left.pop()()
+
+    return report
+
+
+def _is_open(path: Path) -> bool:
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{descriptor}") == str(path):
+                return True
+    return False
+
+
+@pytest.mark.parametrize(("changes", "unstable"), [(1, ()), (5, ("data/log",))])
+def test_a_short_file_that_changes_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: int, unstable: tuple[str, ...]
+) -> None:
+    """Whole files are read again before anything of them is written."""
+    built = small(tmp_path / "home")
+    log = built.root / "data/log"
+    log.write_text("line\n")
+    left = [b"another line\n"] * changes
+    really = archive_writer._is_unchanged
+
+    def changing(stream: object, before: os.stat_result) -> bool:
+        if left and before.st_ino == log.stat().st_ino:
+            with log.open("ab") as file:
+                file.write(left.pop())
+        return really(stream, before)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(archive_writer, "_is_unchanged", changing)
+
+    report = _take(built.root)
+
+    assert report.unstable == unstable
+    carried = _members(report)["data/log"]
+    assert log.read_bytes().startswith(carried)
+    assert (carried == log.read_bytes()) is (not unstable)
+    assert sum(entry.path == "data/log" for entry in _manifest(report).entries) == 1
+
+
+def test_what_vanishes_after_the_walk_is_named_and_no_loss(tmp_path: Path) -> None:
+    """A file and a folder with all in it; one that comes back has no folder to stand in."""
+    built = small(tmp_path / "home")
+    data = built.root / "data"
+    (data / "file").write_text("x")
+    (data / "folder/deep").mkdir(parents=True)
+    (data / "folder/deep/file").write_text("y")
+
+    def vanish() -> None:
+        (data / "file").unlink()
+        (data / "folder").rename(data / "aside")
+
+    report = _take(built.root, progress=_once("database", vanish))
+
+    gone = {path for path, reason in _left_out(report).items() if reason is Reason.GONE}
+    assert gone == {"data/file", "data/folder", "data/folder/deep", "data/folder/deep/file"}
+    assert report.is_complete
+
+
+def test_a_folder_that_comes_back_does_not_make_an_archive_that_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gone when its turn came: what stands in it later is gone too, or the manifest would lie."""
+    built = small(tmp_path / "home")
+    folder = built.root / "data/folder"
+    (folder / "below").mkdir(parents=True)
+    (folder / "below/file").write_text("y")
+    really = os.lstat
+
+    def blinking(path: str, *, dir_fd: int | None = None) -> os.stat_result:
+        if path == str(folder):
+            raise FileNotFoundError(2, "gone for a moment", path)
+        return really(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "lstat", blinking)
+    report = _take(built.root)
+    monkeypatch.undo()
+
+    assert not any(path.startswith("data/folder") for path in _members(report))
+    assert _left_out(report)["data/folder/below/file"] is Reason.GONE
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_file_that_becomes_something_else_is_a_loss_by_name(tmp_path: Path, kind: str) -> None:
+    """A link put in a file's place after the walk is not followed; a pipe does not hold us."""
+    built = small(tmp_path / "home")
+    secret = tmp_path / "outside"
+    secret.write_text("not of this home")
+    file = built.root / "data/file"
+    file.write_text("x")
+
+    def swap() -> None:
+        file.unlink()
+        if kind == "link":
+            file.symlink_to(secret)
+        elif kind == "pipe":
+            os.mkfifo(file)
+        else:
+            file.mkdir()
+
+    report = _take(built.root, progress=_once("database", swap))
+
+    assert _left_out(report)["data/file"] is Reason.UNREADABLE
+    assert not report.is_complete
+    assert b"not of this home" not in b"".join(_members(report).values())
+
+
+def test_a_home_that_is_a_link_is_the_home_that_it_leads_to(tmp_path: Path) -> None:
+    """Its snapshots go beside the real one."""
+    built = small(tmp_path / "disk/home")
+    (tmp_path / "alias").symlink_to(built.root)
+
+    report = _take(tmp_path / "alias")
+
+    assert report.path is not None
+    assert report.path.parent == tmp_path / "disk/home.snapshots"
+
+
+@pytest.mark.parametrize("way", ["home", "home/data", "alias/new", "folder-link"])
+def test_a_snapshot_folder_inside_the_home_is_refused(tmp_path: Path, way: str) -> None:
+    """Also by way of a link, and nothing is made there."""
+    built = small(tmp_path / "home")
+    (tmp_path / "alias").symlink_to(built.root)
+    (tmp_path / "folder-link").symlink_to(built.root / "data")
+    before = everything_of(built.root)
+
+    with pytest.raises(UsageError, match="is inside the home"):
+        _take(built.root, folder=tmp_path / way)
+
+    assert everything_of(built.root) == before
+
+
+@pytest.mark.skipif(
+    not SHM.is_dir() or SHM.stat().st_dev == Path("/tmp").stat().st_dev,
+    reason="/dev/shm is no file system of its own here",
+)
+def test_the_snapshot_folder_may_be_on_another_file_system(tmp_path: Path) -> None:
+    """Staging and the partial stand in the snapshot folder, so the last rename is one."""
+    built = small(tmp_path / "home")
+    folder = SHM / f"sagewai-ops-test-{os.getpid()}"
+    try:
+        report = _take(built.root, folder=folder)
+
+        assert sorted(path.name for path in folder.iterdir()) == sorted(
+            (report.path.name, f"{report.path.name}.json") if report.path else ()
+        )
+    finally:
+        for path in folder.glob("*"):
+            path.unlink()
+        folder.rmdir()
+
+
+def test_a_home_that_may_only_be_read_is_backed_up_and_stays_as_it_was() -> None:
+    """Without the right to write anywhere in it, as another user than root."""
+    with reachable_folder() as folder:
+        built = small(folder / "home", layout="canonical")
+        for path in (*built.root.rglob("*"), built.root):
+            os.chown(path, 65534, 65534, follow_symlinks=False)
+            if not path.is_symlink():
+                path.chmod(0o500 if path.is_dir() else 0o400)
+        before = everything_of(built.root)
+        with unprivileged():
+            report = _take(built.root, folder=folder / "snapshots")
+
+            assert everything_of(built.root) == before
+            assert report.is_complete
+            assert rows_of(_database(report, folder / "copy.db"))["sessions"]
+
+
+def test_a_file_that_may_not_be_read_is_a_loss_by_name() -> None:
+    """The rest is carried; the report says what is missing."""
+    with reachable_folder() as folder:
+        built = small(folder / "home")
+        for path in (*built.root.rglob("*"), built.root):
+            os.chown(path, 65534, 65534, follow_symlinks=False)
+        (built.root / "data/closed").write_text("x")
+        (built.root / "data/closed").chmod(0)
+        (built.root / "data/shut").mkdir(mode=0)
+        with unprivileged():
+            report = _take(built.root, folder=folder / "snapshots")
+
+    assert _left_out(report)["data/closed"] is Reason.UNREADABLE
+    losses = {item.path for item in report.losses}
+    assert losses == ({"data/closed", "data/shut"} if os.getuid() == 0 else losses)
+
+
+def test_what_lives_outside_by_override_is_carried(tmp_path: Path) -> None:
+    """Bytes of documents and rows of the database, under the variables' names."""
+    built = small(tmp_path / "home")
+    state = tmp_path / "state.json"
+    built.admin_state.rename(state)
+    connections = tmp_path / "connections.json"
+    built.connections.rename(connections)
+    for suffix in ("", "-wal", "-shm"):
+        os.rename(f"{built.database}{suffix}", f"{tmp_path}/far.db{suffix}")
+    environment = {
+        "SAGEWAI_ADMIN_STATE_FILE": str(state),
+        "SAGEWAI_CONNECTIONS_FILE": str(connections),
+        "SAGEWAI_DATABASE_URL": f"sqlite:///{tmp_path}/far.db",
+    }
+
+    report = _take(built.root, environment=environment)
+
+    members = _members(report)
+    assert members["external/SAGEWAI_ADMIN_STATE_FILE"] == state.read_bytes()
+    assert members["external/SAGEWAI_CONNECTIONS_FILE"] == connections.read_bytes()
+    copy = _database(report, tmp_path / "copy.db", "external/SAGEWAI_DATABASE_URL")
+    assert rows_of(copy) == rows_of(tmp_path / "far.db")
+    assert report.database is not None
+    assert report.keys.total == len(built.sealed)
+    assert report.is_complete
+
+
+def test_a_database_server_is_noted_because_its_tables_are_not_here(tmp_path: Path) -> None:
+    """The home's files are carried all the same."""
+    built = small(tmp_path / "home")
+
+    report = _take(built.root, environment={"DATABASE_URL": "postgresql://u:p@h/d"})
+
+    assert "DATABASE_URL" in report.notes[0]
+    assert "u:p" not in report.notes[0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"SQLite format 3\0" + b"\xff" * 5000, b"not a database at all" * 300, b"\0" * 8192],
+)
+def test_a_database_that_is_none_is_damage_and_leaves_nothing(
+    tmp_path: Path, content: bytes
+) -> None:
+    """There is no snapshot without its database, and no litter either."""
+    built = small(tmp_path / "home", journal="none")
+    built.database.write_bytes(content)
+
+    with pytest.raises(DamagedError) as raised:
+        _take(built.root)
+
+    assert "sagewai.db" in raised.value.message
+    assert list((tmp_path / "home.snapshots").iterdir()) == []
+
+
+def test_damage_inside_the_database_is_carried_as_a_finding(tmp_path: Path) -> None:
+    """What can still be copied is better kept; the check's sentence is in the report."""
+    built = small(tmp_path / "home", journal="none")
+    with contextlib.closing(sqlite3.connect(built.database)) as connection:
+        (page,) = connection.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'prompt_logs'"
+        ).fetchone()
+    with built.database.open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xa5" * 100)
+
+    report = _take(built.root)
+
+    assert report.path is not None
+    assert not report.is_sound
+    assert report.database is not None
+    assert report.database.integrity
+    assert any(line.startswith("database: ") for line in report.warnings())
+
+
+def test_rows_that_refer_to_nothing_are_a_finding(tmp_path: Path) -> None:
+    """The snapshot is taken; how many rows and in which table is said."""
+    built = small(tmp_path / "home", orphans=3)
+
+    report = _take(built.root)
+
+    assert not report.is_sound
+    assert report.is_complete
+    assert report.database is not None
+    assert report.database.foreign_key_violations == 3
+
+
+def test_a_sealed_value_that_no_key_opens_makes_it_incomplete(tmp_path: Path) -> None:
+    """Which one is said, and never what it is."""
+    built = small(tmp_path / "home", keys=2)
+
+    report = _take(built.root)
+
+    unopened = report.keys.unopened
+    assert unopened
+    assert not report.is_complete
+    lines = "\n".join(report.warnings())
+    assert "sealed" in lines
+    assert not any(value.token in lines for value in built.sealed)
+
+
+def test_the_key_goes_along_only_under_a_lock(tmp_path: Path) -> None:
+    """Clear archives never carry it; sealed ones have it in its place, once."""
+    built = small(tmp_path / "home")
+    recipient, identity = temporary_identity()
+
+    with pytest.raises(UsageError, match="never goes into an archive that is not encrypted"):
+        _take(built.root, BackupOptions(custody="sealed"))
+    assert not (tmp_path / "home.snapshots").exists()
+    report = _take(built.root, BackupOptions(custody="sealed", lock=Lock(recipients=(recipient,))))
+
+    manifest = _manifest(report, Unlock(identities=(identity,)))
+    assert [entry.path for entry in manifest.entries if "master.key" in entry.path] == [
+        "secrets/master.key"
+    ]
+
+
+def test_a_key_from_the_environment_goes_along_under_a_name_of_its_own(tmp_path: Path) -> None:
+    """The home has no file of it, so `external/master.key` is where it stands."""
+    built = small(tmp_path / "home", key_file=False)
+    recipient, identity = temporary_identity()
+    unlock = Unlock(identities=(identity,))
+    environment = {"SAGEWAI_MASTER_KEY": built.master_keys[0].decode()}
+    options = BackupOptions(custody="sealed", lock=Lock(recipients=(recipient,)))
+
+    report = _take(built.root, options, environment=environment)
+
+    assert report.path is not None
+    with open_archive(report.path, unlock) as reader:
+        found = {
+            entry.path: b"".join(map(bytes, content))
+            for entry, content in reader.members(lambda entry: "master.key" in entry.path)
+        }
+    assert found == {"external/master.key": built.master_keys[0]}
+    assert report.keys.unopened == ()
+
+
+def test_sealed_custody_without_any_key_is_refused(tmp_path: Path) -> None:
+    """An archive that promises a key must have one."""
+    built = small(tmp_path / "home", keys=0)
+    recipient, _identity = temporary_identity()
+
+    with pytest.raises(KeyMissingError, match="no master key to carry"):
+        _take(built.root, BackupOptions(custody="sealed", lock=Lock(recipients=(recipient,))))
+
+    assert list((tmp_path / "home.snapshots").iterdir()) == []
+
+
+def test_excluding_the_keys_file_does_not_lose_a_sealed_key(tmp_path: Path) -> None:
+    """`--exclude` speaks of files; what `--key sealed` promises is the key."""
+    built = small(tmp_path / "home")
+    recipient, identity = temporary_identity()
+    options = BackupOptions(
+        custody="sealed", lock=Lock(recipients=(recipient,)), exclude=("secrets/*",)
+    )
+
+    report = _take(built.root, options)
+
+    paths = {entry.path for entry in _manifest(report, Unlock(identities=(identity,))).entries}
+    assert {path for path in paths if "master.key" in path} == {"external/master.key"}
+
+
+def test_an_archive_that_does_not_read_back_never_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bit that flips between writing and reading is noticed, and nothing is left."""
+    built = small(tmp_path / "home")
+    really = os.fsync
+
+    def flipping(descriptor: int) -> None:
+        really(descriptor)
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        if name.endswith(".partial") and ".json." not in name:
+            with open(name, "r+b") as file:
+                file.seek(-5000, os.SEEK_END)
+                byte = file.read(1)
+                file.seek(-1, os.SEEK_CUR)
+                file.write(bytes([byte[0] ^ 1]))
+
+    monkeypatch.setattr(os, "fsync", flipping)
+
+    with pytest.raises(DamagedError):
+        _take(built.root)
+
+    assert list((tmp_path / "home.snapshots").iterdir()) == []
+
+
+def test_leftovers_of_dead_runs_are_swept_and_those_of_live_ones_stay(tmp_path: Path) -> None:
+    """Partials, staging and half-written cards go, unless somebody holds them."""
+    built = small(tmp_path / "home")
+    folder = tmp_path / "home.snapshots"
+    folder.mkdir()
+    stem = ".sagewai-20260101T000000Z-00000"
+    dead = [
+        f"{stem}1.tar.zst.partial",
+        f"{stem}2.tar.zst.age.partial",
+        f"{stem}3.tar.zst.json.0123abcd.partial",
+        f"{stem}4.staging",
+    ]
+    for name in dead[:3]:
+        (folder / name).write_bytes(b"half")
+    (folder / dead[3]).mkdir()
+    (folder / dead[3] / "0.db").write_bytes(b"half")
+    strangers = [".sagewai-notes", "sagewai-20260101T000000Z-000005.tar.zst.partial", "README"]
+    for name in strangers:
+        (folder / name).write_bytes(b"mine")
+    os.mkfifo(folder / f"{stem}6.tar.zst.partial")
+    live = f"{stem}7.tar.zst.partial"
+
+    with (folder / live).open("wb") as stream:
+        locks.hold_open(stream.fileno())
+        report = _take(built.root)
+
+    assert set(report.swept) >= set(dead)
+    names = {path.name for path in folder.iterdir()}
+    assert names.isdisjoint(dead)
+    assert {live, *strangers} <= names
+
+
+def test_the_sequence_counts_up_although_the_clock_goes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Order is by sequence: the clock of the machine is not to be relied upon."""
+    built = small(tmp_path / "home")
+    first = _take(built.root)
+
+    class Earlier(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> "Earlier":  # noqa: ARG003 - datetime's own
+            return cls(2001, 1, 1, tzinfo=timezone.utc)
+
+    monkeypatch.setattr("sagewai_ops.snapshots.taking.datetime", Earlier)
+    second = _take(built.root)
+
+    assert (first.sequence, second.sequence) == (1, 2)
+    assert second.id < first.id
+    listed = [item.id for item in catalog.snapshots_in(tmp_path / "home.snapshots")]
+    assert listed == [first.id, second.id]
+
+
+def test_a_held_home_is_not_backed_up_and_no_folder_is_made(tmp_path: Path) -> None:
+    """One run at a time: who holds it is named."""
+    built = small(tmp_path / "home")
+
+    with (
+        locks.exclusive(built.root),
+        pytest.raises(LockedError, match=f"pid {os.getpid()}"),
+    ):
+        _take(built.root)
+
+    assert not (tmp_path / "home.snapshots").exists()
+
+
+def test_a_home_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    """A mistyped path is an error, not an empty backup."""
+    with pytest.raises(NotFoundError, match="does not exist"):
+        _take(tmp_path / "nothing")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@contextlib.contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o077, 0o777])
+def test_modes_are_private_whatever_the_umask(tmp_path: Path, mask: int) -> None:
+    """Folder 0700, archive and card 0600; those above that had to be made as well."""
+    built = small(tmp_path / "home")
+    folder = tmp_path / "new/snapshots"
+
+    with _umask(mask):
+        report = _take(built.root, folder=folder)
+
+    assert report.path is not None
+    modes = [
+        stat.S_IMODE(path.stat().st_mode)
+        for path in (folder.parent, folder, report.path, catalog.card_path(report.path))
+    ]
+    assert modes == [0o700, 0o700, 0o600, 0o600]
+
+
+def test_a_compact_copy_has_the_same_rows_and_fewer_pages(tmp_path: Path) -> None:
+    """Free pages are left out; nothing else is."""
+    built = small(tmp_path / "home", database_bytes=3_000_000, journal="none")
+    with contextlib.closing(sqlite3.connect(built.database)) as connection:
+        connection.execute("DELETE FROM context_chunks")
+        connection.commit()
+
+    plain, compact = _take(built.root), _take(built.root, BackupOptions(compact=True))
+
+    assert plain.database is not None
+    assert compact.database is not None
+    assert compact.database.page_count < plain.database.page_count
+    copies = [
+        rows_of(_database(report, tmp_path / f"{report.id}.db")) for report in (plain, compact)
+    ]
+    assert copies[0] == copies[1]
