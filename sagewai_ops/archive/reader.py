@@ -8,7 +8,7 @@ extracts throws away what it has.
 import contextlib
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -75,7 +75,10 @@ class ArchiveReader:
         """
         placed = self._placed(wanted)
         digest = hashlib.sha256() if wanted is None else None
-        needed = self._layout.frames if digest else self._needed(placed)
+        needed: Sequence[containers.Frame] = self._layout.frames
+        if digest is None:
+            placed = list(placed)
+            needed = self._needed(placed)
         stream = _Stream(
             needed, self._source.pieces(_spans(needed), digest), on_bytes or (lambda _count: None)
         )
@@ -153,16 +156,14 @@ class ArchiveReader:
                     f"archive: member {path[:200]} is not in a folder of the manifest"
                 )
 
-    def _placed(self, wanted: Callable[[Entry], bool] | None) -> list[tuple[Entry, int]]:
-        placed = []
+    def _placed(self, wanted: Callable[[Entry], bool] | None) -> Iterable[tuple[Entry, int]]:
         start = 0
         for entry in self.manifest.entries:
             if wanted is None or wanted(entry):
-                placed.append((entry, start))
+                yield entry, start
             start += member_bytes(entry)
-        return placed
 
-    def _needed(self, placed: Sequence[tuple[Entry, int]]) -> list[containers.Frame]:
+    def _needed(self, placed: Iterable[tuple[Entry, int]]) -> list[containers.Frame]:
         needed = []
         position = 0
         frames = self._layout.frames

@@ -131,6 +131,7 @@ class Taking:
                     sealed.abandon()
                 raise
         self.archive_bytes, self.archive_sha256 = sink.size_bytes, sink.hexdigest()
+        self.collection.found.clear()  # the archive's own list is next; memory is for one
 
     def report(self, path: Path | None, swept: Sequence[str]) -> BackupReport:
         """Say what was taken."""
