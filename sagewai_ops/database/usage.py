@@ -76,7 +76,7 @@ def _openers(identities: dict[tuple[int, int], Path]) -> Iterator[int]:
     names = {os.fsencode(path.name) for path in identities.values()}
     for folder in _PROC.glob("[0-9]*/fd"):
         with suppress(OSError):  # it ended, or it belongs to somebody else
-            if any(_is_one(entry.path, names, identities) for entry in os.scandir(folder)):
+            if any(_is_one(f"{folder}/{name}", names, identities) for name in os.listdir(folder)):
                 yield int(folder.parent.name)
 
 
