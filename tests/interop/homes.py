@@ -25,6 +25,8 @@ from interop.client import RESOURCES, Client, Resource
 from interop.server import running
 
 DRIVER = Path(__file__).with_name("driver.py")
+# Resources whose rows name the home's path, so that a server does not list them at another one.
+FLEET = frozenset({"workers", "enrollment keys", "tasks"})
 MARKER = "kept"  # of everything that stood in the home before any test touched it
 PROFILE = f"{MARKER}-profile"
 PROFILE_SECRETS = {"TOKEN": f"{MARKER}-sealed", "PASSWORD": "zwei\nZeilen 🔑"}
