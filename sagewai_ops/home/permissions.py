@@ -1,15 +1,14 @@
 """The modes that the files of a home must have, whatever an archive or the umask says.
 
-What holds a secret belongs to its owner alone. The database is among them: it holds credentials in
-clear. Set-user-id, set-group-id and sticky bits are never brought back.
+They follow from the table in `rules`. Set-user-id, set-group-id and sticky bits are never brought
+back.
 """
 
-from sagewai_ops.home.paths import PARTS, Kind
+from sagewai_ops.home.parts import PRIVATE_KINDS, Part, part_of_folder
+from sagewai_ops.home.paths import Kind
+from sagewai_ops.home.rules import PRIVATE_FILE, PRIVATE_FOLDER, WRITE_BY_OTHERS
 
-PRIVATE_FILE = 0o600
-PRIVATE_FOLDER = 0o700
-_PRIVATE_KINDS = (Kind.DATABASE, Kind.SIDECAR, Kind.KEY, Kind.SECRET)
-_WRITE_BY_OTHERS = 0o022
+_PERMISSIONS = 0o777
 
 
 def file_mode(kind: Kind, mode: int) -> int:
@@ -18,14 +17,14 @@ def file_mode(kind: Kind, mode: int) -> int:
     Args:
         mode: The one that it had.
     """
-    return PRIVATE_FILE if kind in _PRIVATE_KINDS else mode & 0o777
+    return PRIVATE_FILE if kind in PRIVATE_KINDS else mode & _PERMISSIONS
 
 
 def folder_mode(path: str, mode: int) -> int:
     """Give the mode of a folder at a path relative to the home; "" is the home itself."""
-    top = path.split("/", 1)[0]
-    if top == "secrets":
+    part = part_of_folder(path)
+    if part in (Part.SECRET_FOLDER, Part.OWN_FOLDER):
         return PRIVATE_FOLDER
-    if path == "" or (path in PARTS and path != "data"):
-        return (mode & 0o777 & ~_WRITE_BY_OTHERS) | PRIVATE_FOLDER
-    return mode & 0o777
+    if part in (Part.HOME, Part.FOLDER):
+        return (mode & _PERMISSIONS & ~WRITE_BY_OTHERS) | PRIVATE_FOLDER
+    return mode & _PERMISSIONS

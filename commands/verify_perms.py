@@ -1,0 +1,236 @@
+"""`verify-perms`: who could read or replace the secrets of a home, and mend it."""
+
+from collections import Counter
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, UsageError
+from sagewai_ops.invocation import Outcome, Run, command
+from sagewai_ops.terminal import Terminal
+
+HELP = """Check who can read or replace the secrets of a home.
+
+Every file and folder of the home, the folders above it and the snapshots are held against a table
+of rules. A master key that Sagewai would refuse, and then overwrite, is the first thing told. With
+--fix modes, owners (as root) and access lists are repaired; a record in the home takes that back.
+Nothing above the home is ever changed, and no link followed.
+
+\b
+Examples:
+  sagewai-ops verify-perms
+  sagewai-ops verify-perms --fix --dry-run
+  sagewai-ops verify-perms --fix
+  sagewai-ops verify-perms --undo ~/.sagewai/.sagewai-ops-permissions-20261123T213436123456Z.json
+  sagewai-ops verify-perms --format sarif > permissions.sarif
+
+\b
+Rules:
+{rules}
+
+\b
+Exit codes: 0 nothing found or all repaired, 4 errors (with --strict warnings too), 10 no home or
+record, 11 another run, 14 permission denied.
+"""
+_SHOWN_OF_A_RULE = 10  # lines for people; --json has all
+
+
+class Format(str, Enum):
+    """What is printed."""
+
+    TABLE = "table"
+    SARIF = "sarif"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    from sagewai_ops.home.rules import RULES
+
+    rules = "\n".join(f"  {rule.id} {rule.severity.value:<7} {rule.name}" for rule in RULES)
+    app.command(
+        "verify-perms", help=HELP.format(rules=rules), short_help="Check who can reach the secrets."
+    )(command("verify-perms")(verify_perms))
+
+
+def verify_perms(
+    run: Run,
+    *,
+    fix: Annotated[bool, typer.Option("--fix", help="Repair what can be repaired.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what --fix would change; change nothing.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 4 on warnings too.")] = False,
+    undo: Annotated[
+        Path | None,
+        typer.Option("--undo", metavar="FILE", help="Take back what a --fix did."),
+    ] = None,
+    output: Annotated[
+        Format, typer.Option("--format", metavar="table|sarif", help="What to print.")
+    ] = Format.TABLE,
+    snapshots: Annotated[
+        Path | None,
+        typer.Option("--snapshots", metavar="DIR", help="The snapshot folder."),
+    ] = None,
+    wait: Annotated[
+        float,
+        typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run on the home."),
+    ] = 0.0,
+) -> Outcome:
+    """Parse, judge, render."""
+    from sagewai_ops import __version__
+    from sagewai_ops.home.rules import Severity
+    from sagewai_ops.home.sarif import as_sarif
+    from sagewai_ops.home.verification import verify
+    from sagewai_ops.snapshots.swap import require_settled
+
+    home = run.home()
+    if output is Format.SARIF and run.settings.json:
+        raise UsageError("--format sarif: is not --json", hint="leave one of the two out")
+    if undo is not None:
+        if fix or dry_run or output is Format.SARIF:
+            raise UsageError("--undo: stands alone", hint="sagewai-ops verify-perms --undo FILE")
+        return _undo(run, undo, wait)
+    if fix and not dry_run:
+        require_settled(home.root)
+    folder = run.snapshots(home, snapshots)
+    with run.terminal.progress() as progress:
+        found = verify(home, folder, fix=fix and not dry_run, wait_seconds=wait, progress=progress)
+    result = as_result(found) | {"dry_run": dry_run}
+    errors, warnings = (found.inspection.count(severity) for severity in Severity)
+    code = EXIT_FINDINGS if errors or (strict and warnings) else EXIT_DONE
+    if output is Format.SARIF:
+        run.terminal.document(as_sarif(found.inspection, __version__))
+        return Outcome(result, lambda _terminal: None, exit_code=code, on_stdout=False)
+    return Outcome(
+        result,
+        lambda terminal: show(terminal, result),
+        exit_code=code,
+        always=bool(errors or warnings or found.changes),
+    )
+
+
+def as_result(found: Any) -> dict[str, Any]:
+    """Give the JSON of a verification; docs/json.md."""
+    from sagewai_ops.home.changes import describe
+    from sagewai_ops.home.rules import Severity
+
+    inspection, repaired = found.inspection, found.repaired
+    return {
+        "home": str(inspection.home),
+        "snapshots": str(inspection.snapshots) if inspection.snapshots else None,
+        "entries": inspection.entries,
+        "errors": inspection.count(Severity.ERROR),
+        "warnings": inspection.count(Severity.WARNING),
+        "findings": [
+            {
+                "rule": finding.rule.id,
+                "severity": finding.rule.severity.value,
+                "path": str(finding.path),
+                "wrong": finding.wrong,
+                "protects": finding.rule.protects,
+                "advice": _advice(finding),
+            }
+            for finding in inspection.findings
+        ],
+        "changes": [
+            {
+                "root": change.root,
+                "path": change.path,
+                "rules": list(change.rules),
+                "change": describe(change.before, change.after),
+            }
+            for change in (repaired.done if repaired else found.changes)
+        ],
+        "repaired": repaired is not None,
+        "left": _left(repaired),
+        "record": str(repaired.record) if repaired and repaired.record else None,
+    }
+
+
+def show(terminal: Terminal, result: dict[str, Any]) -> None:
+    """Render for people: what is wrong, then what was or would be changed."""
+    shown: Counter[str] = Counter()
+    rows = []
+    for finding in result["findings"]:
+        shown[finding["rule"]] += 1
+        if shown[finding["rule"]] <= _SHOWN_OF_A_RULE:
+            rows.append([finding[name] for name in ("severity", "rule", "path", "wrong")])
+    if rows:
+        terminal.table(("severity", "rule", "path", "what is wrong"), rows)
+    for rule, count in shown.items():
+        if count > _SHOWN_OF_A_RULE:
+            terminal.line(f"{rule}: {count - _SHOWN_OF_A_RULE} more, all in --json")
+    for advice in dict.fromkeys(
+        f"{finding['rule']}: {finding['advice']}"
+        for finding in result["findings"]
+        if finding["advice"]
+    ):
+        terminal.line(f"by hand  {advice}")
+    verb = "changed" if result["repaired"] else "would change"
+    is_told = result["repaired"] or result["dry_run"]
+    for change in result["changes"] if is_told else ():
+        place = change["path"] or "."
+        if change["root"] != "home":
+            place = f"{change['root']}/{place}"
+        terminal.line(f"{verb}  {place}: {change['change']} ({', '.join(change['rules'])})")
+    for left in result["left"]:
+        terminal.line(f"left  {left['path'] or '.'}: {left['reason']}", style="yellow")
+    if result["record"]:
+        terminal.line(f"back with: sagewai-ops verify-perms --undo {result['record']}")
+    if result["changes"] and not is_told:
+        terminal.line(f"{len(result['changes'])} to be repaired by: sagewai-ops verify-perms --fix")
+    style = "red" if result["errors"] else "green"
+    terminal.line(
+        f"home {result['home']}: {result['errors']} errors, {result['warnings']} warnings in "
+        f"{result['entries']} entries",
+        style=style,
+    )
+
+
+def _undo(run: Run, record: Path, wait_seconds: float) -> Outcome:
+    from sagewai_ops.home.changes import describe
+    from sagewai_ops.home.repair import undo_repairs
+
+    home = run.home()
+    undone = undo_repairs(home, record.absolute(), wait_seconds=wait_seconds)
+    result: dict[str, Any] = {
+        "home": str(home.root),
+        "changes": [
+            {
+                "root": change.root,
+                "path": change.path,
+                "rules": list(change.rules),
+                "change": describe(change.after, change.before),
+            }
+            for change in undone.done
+        ],
+        "left": _left(undone),
+        "record": str(undone.record) if undone.record else None,
+    }
+
+    def render(terminal: Terminal) -> None:
+        for change in result["changes"]:
+            terminal.line(f"put back  {change['path'] or '.'}: {change['change']}")
+        for left in result["left"]:
+            terminal.line(f"left  {left['path'] or '.'}: {left['reason']}", style="yellow")
+
+    code = EXIT_INCOMPLETE if undone.left else EXIT_DONE
+    return Outcome(result, render, exit_code=code, always=bool(undone.left))
+
+
+def _left(repaired: Any) -> list[dict[str, str]]:
+    return [
+        {"root": change.root, "path": change.path, "reason": reason}
+        for change, reason in (repaired.left if repaired else ())
+    ]
+
+
+def _advice(finding: Any) -> str:
+    """Say what a person must do; "" where --fix does it."""
+    if finding.wanted is not None:
+        return ""
+    if finding.rule.advice:
+        return str(finding.rule.advice)
+    return "outside of the home: `chmod` or `chown` it by hand"

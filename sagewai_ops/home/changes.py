@@ -1,0 +1,170 @@
+"""Changes of owner and mode, and the record that takes them back."""
+
+import json
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sagewai_ops import atomic
+from sagewai_ops.errors import NotFoundError, OpsError, PermissionDeniedError, UsageError
+from sagewai_ops.home.parts import Wanted
+from sagewai_ops.home.paths import OWN_PREFIX, Home
+
+RECORD_SCHEMA = "sagewai-ops-permissions/1"
+_RECORD_PREFIX = f"{OWN_PREFIX}permissions-"
+_MOMENT = "%Y%m%dT%H%M%S%fZ"
+_RECORD_BYTES = 1 << 28  # what 100,000 changes take is a tenth of it
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One entry and the state that it gets.
+
+    Attributes:
+        root: `home` or `snapshots`.
+        path: Relative to that; "" is the root itself.
+        rules: Ids of the rules that ask for it.
+        inode: Of the file that is meant.
+    """
+
+    root: str
+    path: str
+    rules: tuple[str, ...]
+    before: Wanted
+    after: Wanted
+    inode: int
+
+
+def describe(before: Wanted, after: Wanted) -> str:
+    """Say in a phrase what differs between two states."""
+    words = []
+    if before.mode != after.mode:
+        words.append(f"mode {before.mode:04o} -> {after.mode:04o}")
+    if (before.uid, before.gid) != (after.uid, after.gid):
+        words.append(f"owner {before.uid}:{before.gid} -> {after.uid}:{after.gid}")
+    for name, old, new in (
+        ("access list", before.access_list, after.access_list),
+        ("default access list", before.default_list, after.default_list),
+    ):
+        if old != new:
+            words.append(f"{name} {'put back' if new else 'removed'}")
+    return ", ".join(words)
+
+
+def state_as_dict(state: Wanted) -> dict[str, Any]:
+    """Give the JSON of a state."""
+    return {
+        "mode": f"{state.mode:04o}",
+        "uid": state.uid,
+        "gid": state.gid,
+        "access_list": state.access_list and state.access_list.hex(),
+        "default_list": state.default_list and state.default_list.hex(),
+    }
+
+
+def write_record(
+    folder: Path, roots: Mapping[str, Path], moment: datetime, changes: Sequence[Change]
+) -> Path:
+    """Write down what takes changes back.
+
+    Args:
+        folder: Where the record goes.
+        roots: Where `home` and `snapshots` are.
+        moment: UTC.
+
+    Raises:
+        PermissionDeniedError, NoSpaceError: The system refused.
+    """
+    content = {
+        "schema": RECORD_SCHEMA,
+        "created_at": f"{moment:%Y-%m-%dT%H:%M:%SZ}",
+        "roots": {name: os.fspath(path) for name, path in roots.items()},
+        "changes": [
+            {
+                "root": change.root,
+                "path": change.path,
+                "rules": list(change.rules),
+                "before": state_as_dict(change.before),
+                "after": state_as_dict(change.after),
+                "inode": change.inode,
+            }
+            for change in changes
+        ],
+    }
+    record = folder / f"{_RECORD_PREFIX}{moment:{_MOMENT}}.json"
+    atomic.replace(record, json.dumps(content, indent=1).encode("ascii"))
+    return record
+
+
+def read_record(home: Home, record: Path) -> tuple[dict[str, Path], list[Change]]:
+    """Read a record of this home: where its roots are, and its changes.
+
+    Raises:
+        NotFoundError: There is no such record.
+        UsageError: It is none, or that of another home.
+        PermissionDeniedError: Others may have written it.
+    """
+    try:
+        descriptor = os.open(record, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise NotFoundError(
+            f"undo record {record}: does not exist",
+            hint=f"ls -a {home.root}  # its name begins with {_RECORD_PREFIX}",
+        ) from error
+    except OSError as error:
+        raise atomic.refused(error, record) from error
+    with open(descriptor, "rb") as stream:
+        status = os.fstat(descriptor)
+        # Whoever writes the record decides which modes root sets.
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+            raise PermissionDeniedError(
+                f"undo record {record}: others may have written it, "
+                f"uid {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}"
+            )
+        content = stream.read(_RECORD_BYTES)
+    try:
+        parsed = json.loads(content)
+        is_ours = parsed["schema"] == RECORD_SCHEMA
+        roots = {str(name): Path(path) for name, path in parsed["roots"].items()}
+        changes = [_change(entry) for entry in parsed["changes"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"undo record {record}: is none that this program wrote") from error
+    if not is_ours:
+        raise UsageError(f"undo record {record}: of another version, {parsed['schema']}")
+    if roots.get("home") != home.root:
+        raise UsageError(
+            f"undo record {record}: of the home {roots.get('home')}, not of {home.root}",
+            hint=f"sagewai-ops --home {roots.get('home')} verify-perms --undo {record}",
+        )
+    if any(change.root not in roots for change in changes):
+        raise OpsError(f"undo record {record}: names a root that it does not have")
+    return roots, changes
+
+
+def _change(entry: Mapping[str, Any]) -> Change:
+    path = str(entry["path"])
+    if path and any(step in ("", ".", "..") for step in path.split("/")):
+        raise ValueError(path)
+    return Change(
+        root=str(entry["root"]),
+        path=path,
+        rules=tuple(entry["rules"]),
+        before=_state(entry["before"]),
+        after=_state(entry["after"]),
+        inode=int(entry["inode"]),
+    )
+
+
+def _state(entry: Mapping[str, Any]) -> Wanted:
+    access_list, default_list = entry["access_list"], entry["default_list"]
+    return Wanted(
+        mode=int(entry["mode"], 8),
+        uid=int(entry["uid"]),
+        gid=int(entry["gid"]),
+        access_list=bytes.fromhex(access_list) if access_list else None,
+        default_list=bytes.fromhex(default_list) if default_list else None,
+    )

@@ -1,0 +1,402 @@
+"""Look at every entry of a home and at the folders above it, and judge each by the rules.
+
+One `fstatat` for an entry, through the descriptor of its folder, so that no link is followed; of
+all content only the key's length is read. At any moment one folder is open, and what is kept are
+the folders still to be seen and the findings. Sagewai may be running.
+"""
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sagewai_ops.home.entries import access_lists, key_length, list_names, opened, state_of
+from sagewai_ops.home.parts import (
+    SECRET_FILES,
+    SECRET_FOLDERS,
+    Facts,
+    Part,
+    Wanted,
+    part_of_file,
+    part_of_folder,
+)
+from sagewai_ops.home.paths import (
+    DATABASE,
+    LEGACY_PLACES,
+    SIDECAR_SUFFIXES,
+    Home,
+    require,
+)
+from sagewai_ops.home.rules import OTHERS, RULES_BY_PART, Rule, Severity
+from sagewai_ops.progress import Progress
+
+# Access lists of other kinds: NFS version 4, Samba's and Windows' on their file systems.
+_ODD_LIST = re.compile(r"system\.(nfs4_acl|nfs4acl_xdr|richacl|cifs_acl|ntfs_acl)")
+_SNAPSHOT = re.compile(r"\.?sagewai-\d{8}T\d{6}Z-[0-9a-f]{6}\.")
+_SCRATCH = "data/workers"  # sandboxes leave files of the users of their containers there
+_OWN_ROOT = "home"
+_SNAPSHOT_ROOT = "snapshots"
+# What an ordinary file may have without a second look: no write bit for others, nothing odd.
+_SECOND_LOOK = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX | 0o022
+_TYPES = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One rule that does not hold for one entry.
+
+    Attributes:
+        path: Absolute, of the entry.
+        wrong: What is wrong, in a phrase.
+        root: `home` or `snapshots`, below which it can be repaired; "" for what is outside.
+        wanted: The state that mends it; None if it takes a person.
+        inode: Of the entry that was looked at.
+    """
+
+    rule: Rule
+    facts: Facts
+    path: Path
+    wrong: str
+    root: str
+    wanted: Wanted | None
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a look at a home gave.
+
+    Attributes:
+        findings: What concerns the master key first, then errors, then warnings.
+        entries: How many files, folders and links were looked at.
+    """
+
+    home: Path
+    snapshots: Path | None
+    findings: tuple[Finding, ...]
+    entries: int
+
+    def count(self, severity: Severity) -> int:
+        """Count the findings of a severity."""
+        return sum(finding.rule.severity is severity for finding in self.findings)
+
+
+def inspect(
+    home: Home, snapshots: Path | None = None, *, progress: Progress | None = None
+) -> Inspection:
+    """Judge a home, what its overrides name, the folders above it and its snapshots.
+
+    Args:
+        snapshots: Their folder; need not exist.
+        progress: Told of entries; how many there are is not known before.
+
+    Raises:
+        NotFoundError: There is no such home.
+        PermissionDeniedError: The home itself cannot be opened.
+    """
+    require(home)
+    status = os.stat(home.root)
+    # Root looks after the homes of others; anybody else's home should be his own.
+    owner = status.st_uid if os.geteuid() == 0 else os.geteuid()
+    look = _Look(home, owner, status, progress)
+    for parent in home.root.parents:
+        with suppress(FileNotFoundError):
+            above = os.stat(parent)
+            look.judge(Part.PARENT, look.facts_of(Part.PARENT, "", above), parent, "", above)
+    look.tree(home.root)
+    for variable, path in home.overrides.items():
+        look.outside(variable, path)
+    if snapshots is not None and snapshots.is_dir():
+        look.snapshots(Path(os.path.realpath(snapshots)))
+    return Inspection(home.root, snapshots, tuple(sorted(look.findings, key=_order)), look.entries)
+
+
+def _order(finding: Finding) -> tuple[bool, bool, str, str]:
+    is_warning = finding.rule.severity is Severity.WARNING
+    is_key = finding.facts.part is Part.KEY and not is_warning
+    return not is_key, is_warning, finding.rule.id, os.fspath(finding.path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A tree that is walked.
+
+    Attributes:
+        root: Where it is.
+        prefix: The path in the home that its root stands for; not "" where a link led here.
+        label: As `Finding.root`.
+    """
+
+    root: Path
+    prefix: str
+    label: str
+
+    def below(self, path: str) -> str:
+        """Give the path below the root of what has this path in the home."""
+        return path[len(self.prefix) :].lstrip("/")
+
+    def shown(self, path: str) -> Path:
+        """Give the absolute path of it."""
+        return self.root / self.below(path)
+
+
+@dataclass(slots=True)
+class _Look:
+    home: Home
+    owner: int
+    status: os.stat_result  # of the home
+    progress: Progress | None
+    findings: list[Finding] = field(default_factory=list)
+    entries: int = 0
+    placed: dict[str, Part] = field(default_factory=dict)  # documents that a variable moved inside
+
+    def __post_init__(self) -> None:
+        places = {self.home.admin_state: Part.DOCUMENT, self.home.connections: Part.DOCUMENT}
+        for suffix in ("", *SIDECAR_SUFFIXES):
+            places[self.home.database.with_name(self.home.database.name + suffix)] = Part.DATABASE
+        for path, part in places.items():
+            if path.is_relative_to(self.home.root):
+                self.placed[path.relative_to(self.home.root).as_posix()] = part
+
+    def tree(self, root: Path) -> None:
+        """Judge the home and everything in it."""
+        with opened(root, "") as descriptor:
+            facts = self.facts_of(Part.HOME, "", self.status, descriptor)
+            self.judge(Part.HOME, facts, root, _OWN_ROOT, self.status)
+        self.walk(_Place(root, "", _OWN_ROOT))
+
+    def walk(self, place: _Place) -> None:
+        """Judge everything below a root."""
+        careful = {path.rpartition("/")[0] for path in self.placed} | {"", "config", "db", "fleet"}
+        pending = [place.prefix]
+        while pending:
+            folder = pending.pop()
+            try:
+                with (
+                    opened(place.root, place.below(folder)) as descriptor,
+                    os.scandir(descriptor) as entries,
+                ):
+                    if folder in careful or folder.split("/", 1)[0] == "secrets":
+                        self.documents(place, folder, descriptor, entries, pending)
+                    else:
+                        self.ordinary(place, folder, entries, pending)
+            except FileNotFoundError:
+                continue  # Sagewai removed it meanwhile
+            except OSError as error:
+                if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                    continue  # replaced by something else meanwhile
+                self.unread(place, folder, error)
+            if self.progress:
+                self.progress("checking permissions", self.entries, 0)
+
+    def ordinary(
+        self,
+        place: _Place,
+        folder: str,
+        entries: Iterator[os.DirEntry[str]],
+        pending: list[str],
+    ) -> None:
+        """Judge what is in a folder without documents; nearly all of a large home."""
+        owner = self.owner if not f"{folder}/".startswith(_SCRATCH + "/") else -1
+        start, count = folder + "/", 0
+        for entry in entries:
+            count += 1
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            mode = status.st_mode
+            kind = mode & 0o170000
+            if kind == stat.S_IFDIR:
+                pending.append(start + entry.name)
+            elif kind == stat.S_IFLNK:
+                continue
+            if mode & _SECOND_LOOK or status.st_uid != owner:
+                if owner < 0 and not mode & _SECOND_LOOK:
+                    continue
+                path = start + entry.name
+                part = part_of_folder(path) if kind == stat.S_IFDIR else Part.OTHER
+                facts = self.facts_of(part, path, status, owned=owner >= 0)
+                self.judge(part, facts, place.shown(path), place.label, status)
+        self.entries += count
+
+    def documents(
+        self,
+        place: _Place,
+        folder: str,
+        descriptor: int,
+        entries: Iterator[os.DirEntry[str]],
+        pending: list[str],
+    ) -> None:
+        """Judge what is in a folder with secrets."""
+        for entry in entries:
+            self.entries += 1
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            shown = place.shown(path)
+            part = self.part_of(path, is_folder=stat.S_ISDIR(status.st_mode))
+            if stat.S_ISLNK(status.st_mode):
+                self.link(path, shown, place.label, status)
+                continue
+            facts = self.facts_of(part, path, status, descriptor, entry.name)
+            self.judge(part, facts, shown, place.label, status)
+            if stat.S_ISDIR(status.st_mode) and part is not Part.OWN_FOLDER:
+                pending.append(path)
+
+    def part_of(self, path: str, *, is_folder: bool) -> Part:
+        """Tell the part of an entry; a folder in a document's place is that document."""
+        if path in self.placed:
+            return self.placed[path]
+        is_document = path in LEGACY_PLACES or path in (*LEGACY_PLACES.values(), DATABASE)
+        return part_of_folder(path) if is_folder and not is_document else part_of_file(path)
+
+    def link(self, path: str, shown: Path, label: str, status: os.stat_result) -> None:
+        """Judge a link in a folder with secrets by what it leads to."""
+        target = Path(os.path.realpath(shown))
+        try:
+            led_to = os.stat(shown)
+        except OSError:
+            led_to = None
+        is_folder = led_to is not None and stat.S_ISDIR(led_to.st_mode)
+        part = self.part_of(path, is_folder=is_folder)
+        if part not in SECRET_FILES | SECRET_FOLDERS:
+            return
+        problem, length = "", None
+        if led_to is not None:
+            problem = self._problem_of_target(part, target, led_to)
+            if part is Part.KEY and stat.S_ISREG(led_to.st_mode):
+                length = key_length(os.fspath(shown), None)[0]
+        facts = Facts(
+            part=part,
+            path=path,
+            type="link" if led_to else "nothing",
+            state=state_of(status),
+            links=1,
+            owner=self.owner,
+            owner_gid=self.status.st_gid,
+            problem=problem,
+            key_length=length,
+            target=os.fspath(target),
+        )
+        self.judge(part, facts, shown, label, status)
+        if is_folder and not target.is_relative_to(self.home.root):
+            self.walk(_Place(target, path, ""))
+
+    def _problem_of_target(self, part: Part, target: Path, led_to: os.stat_result) -> str:
+        mode = stat.S_IMODE(led_to.st_mode)
+        folder_bits = OTHERS if part in (Part.SECRET_FOLDER, Part.OWN_FOLDER) else 0o022
+        if mode & (folder_bits if stat.S_ISDIR(led_to.st_mode) else OTHERS):
+            return f"mode {mode:04o} lets others in"
+        if led_to.st_uid != self.owner:
+            return f"owned by uid {led_to.st_uid}, not {self.owner}"
+        above = os.stat(target.parent)
+        if above.st_mode & 0o022 and not above.st_mode & stat.S_ISVTX:
+            return f"its folder has mode {stat.S_IMODE(above.st_mode):04o}, others can replace it"
+        return ""
+
+    def outside(self, variable: str, path: Path) -> None:
+        """Judge a document that a variable puts outside the home, and the folder that it is in."""
+        part = Part.DATABASE if variable.endswith("DATABASE_URL") else Part.DOCUMENT
+        if variable in ("SAGEWAI_CACHE_DIR", "SAGEWAI_SOPS_ROOT"):
+            part = Part.FOLDER  # what is in it is a cache, or sealed by SOPS
+        suffixes = ("", *SIDECAR_SUFFIXES) if part is Part.DATABASE else ("",)
+        places = [(part, path.with_name(path.name + suffix)) for suffix in suffixes]
+        for each, place in [*places, (Part.FOLDER, path.parent)]:
+            with suppress(FileNotFoundError):
+                status = os.stat(place)
+                self.entries += 1
+                self.judge(each, self.facts_of(each, "", status), place, "", status)
+
+    def snapshots(self, folder: Path) -> None:
+        """Judge the snapshot folder and the snapshots in it."""
+        with opened(folder, "") as descriptor, os.scandir(descriptor) as entries:
+            status = os.fstat(descriptor)
+            owner = self.owner
+            # Root's snapshots of another user's home are root's.
+            self.owner = status.st_uid if status.st_uid in (0, os.geteuid()) else owner
+            facts = self.facts_of(Part.SNAPSHOTS, "", status, descriptor)
+            self.judge(Part.SNAPSHOTS, facts, folder, _SNAPSHOT_ROOT, status)
+            for entry in entries:
+                self.entries += 1
+                if not _SNAPSHOT.match(entry.name):
+                    continue
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode):
+                    part = Part.SNAPSHOT
+                    facts = self.facts_of(part, entry.name, status, descriptor, entry.name)
+                    self.judge(part, facts, folder / entry.name, _SNAPSHOT_ROOT, status)
+            self.owner = owner
+
+    def facts_of(
+        self,
+        part: Part,
+        path: str,
+        status: os.stat_result,
+        descriptor: int | None = None,
+        name: str = "",
+        *,
+        owned: bool = True,
+    ) -> Facts:
+        """Collect the facts of an entry that is no link.
+
+        Args:
+            descriptor: Of its folder, or of itself if `name` is empty; without it, what only an
+                open folder tells is left out.
+            owned: False where any owner is fine.
+        """
+        problem, odd = "", list[str]()
+        length: int | None = None
+        lists: tuple[bytes | None, bytes | None] = (None, None)
+        if descriptor is not None and part is not Part.OTHER:
+            lists = access_lists(descriptor, name)
+        if part is Part.HOME and descriptor is not None:
+            odd = [one for one in list_names(descriptor, "") if _ODD_LIST.fullmatch(one)]
+        if part is Part.KEY and stat.S_ISREG(status.st_mode):
+            length, problem = key_length(name, descriptor)
+        return Facts(
+            part=part,
+            path=path,
+            type=_TYPES.get(stat.S_IFMT(status.st_mode), "other"),
+            state=state_of(status, *lists),
+            links=status.st_nlink,
+            owner=self.owner if owned else status.st_uid,
+            owner_gid=self.status.st_gid,
+            problem=problem,
+            key_length=length,
+            odd_lists=tuple(odd),
+        )
+
+    def unread(self, place: _Place, folder: str, error: OSError) -> None:
+        """Note a folder that cannot be listed."""
+        shown = place.shown(folder)
+        try:
+            status = os.lstat(shown)
+        except OSError:
+            status = self.status
+        facts = Facts(
+            part=part_of_folder(folder),
+            path=folder,
+            type="folder",
+            state=state_of(status),
+            links=1,
+            owner=status.st_uid,
+            owner_gid=status.st_gid,
+            problem=f"cannot be listed: {(error.strerror or 'refused').lower()}",
+        )
+        self.judge(facts.part, facts, shown, place.label, status)
+
+    def judge(
+        self, part: Part, facts: Facts, path: Path, root: str, status: os.stat_result
+    ) -> None:
+        """Hold an entry against the rules of its part."""
+        for rule in RULES_BY_PART[part]:
+            if wrong := rule.test(facts):
+                wanted = rule.repair(facts) if root else None
+                self.findings.append(Finding(rule, facts, path, wrong, root, wanted, status.st_ino))

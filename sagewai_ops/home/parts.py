@@ -1,0 +1,135 @@
+"""What an entry of a home is to the rules of `rules`, and the facts that they judge.
+
+Nothing here reads a file: a part follows from a path alone, `inspection` collects the facts.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from sagewai_ops.home.paths import DATABASE, LEGACY_PLACES, OWN_PREFIX, PARTS, Kind, kind_of
+
+# The kinds of file that hold a secret; the database holds credentials in clear.
+PRIVATE_KINDS = frozenset({Kind.DATABASE, Kind.SIDECAR, Kind.KEY, Kind.SECRET})
+# Folders with secrets among other files: nobody else may put something there.
+GUARDED_FOLDERS = frozenset({*PARTS, "fleet"} - {"secrets", "data"})
+
+
+class Part(str, Enum):
+    """What an entry is to the rules."""
+
+    KEY = "the master key"
+    DOCUMENT = "a document with secrets"
+    SECRET = "a file below secrets/"  # noqa: S105 - a part, not a password
+    BACKUP = "a backup of a document"
+    LEFTOVER = "what a crash left of a document"
+    WORKER = "the credentials of a fleet worker"
+    DATABASE = "the database or a file beside it"
+    LEGACY = "a document of the older layout"
+    LOCK = "the lock of the state"
+    OWN = "a file of this program"
+    SNAPSHOT = "a snapshot"
+    HOME = "the home"
+    FOLDER = "a folder with documents"
+    SECRET_FOLDER = "the folder of secrets"  # noqa: S105
+    OWN_FOLDER = "a folder of this program"
+    SESSIONS = "the folder of conversations"
+    SNAPSHOTS = "the snapshot folder"
+    PARENT = "a folder above the home"
+    OTHER = "anything else"
+
+
+SECRET_FILES = frozenset({
+    Part.KEY, Part.DOCUMENT, Part.SECRET, Part.BACKUP, Part.LEFTOVER, Part.WORKER, Part.DATABASE,
+    Part.LEGACY, Part.OWN, Part.SNAPSHOT,
+})  # fmt: skip
+SECRET_FOLDERS = frozenset({
+    Part.HOME, Part.FOLDER, Part.SECRET_FOLDER, Part.OWN_FOLDER, Part.SNAPSHOTS,
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The state of an entry that can be set and put back.
+
+    Attributes:
+        mode: Permission bits, 0 to 0o7777.
+        access_list: The extended POSIX access list as the kernel gives it; None if there is none.
+        default_list: The one that new files in the folder inherit.
+    """
+
+    mode: int
+    uid: int
+    gid: int
+    access_list: bytes | None = None
+    default_list: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of one entry.
+
+    Attributes:
+        path: Relative to its root; "" is the root itself.
+        type: `file`, `folder`, `link`, `other` (a socket, pipe or device) or `nothing` (a link
+            that leads nowhere, a folder that cannot be listed).
+        links: Names of the file.
+        owner: The uid that everything here should belong to.
+        owner_gid: The group that goes with it.
+        problem: Of the look itself: what could not be read; "" if all could.
+        key_length: Characters of the key, blanks around it left out; None for all but a key.
+        target: Where a link leads; "" if it is none.
+        odd_lists: Names of access lists that cannot be judged here.
+    """
+
+    part: Part
+    path: str
+    type: str
+    state: Wanted
+    links: int
+    owner: int
+    owner_gid: int
+    problem: str = ""
+    key_length: int | None = None
+    target: str = ""
+    odd_lists: tuple[str, ...] = ()
+
+
+def part_of_file(path: str) -> Part:
+    """Tell what the file at a path relative to its home is to the rules."""
+    folder, _, name = path.rpartition("/")
+    if name.startswith(OWN_PREFIX) or path.startswith(OWN_PREFIX):
+        return Part.OWN
+    kind = kind_of(path)
+    if kind in (Kind.DATABASE, Kind.SIDECAR) or folder == "db":
+        return Part.DATABASE
+    if kind is Kind.SECRET:
+        return _part_of_secret(folder, name)
+    if folder == "" and name.startswith(DATABASE.rpartition("/")[2]):
+        return Part.DATABASE
+    return {Kind.KEY: Part.KEY, Kind.LOCK: Part.LOCK, Kind.LEFTOVER: Part.LEFTOVER}.get(
+        kind, Part.OTHER
+    )
+
+
+def part_of_folder(path: str) -> Part:
+    """Tell what the folder at a path relative to its home is to the rules; "" is the home."""
+    top = path.split("/", 1)[0]
+    if path == "":
+        return Part.HOME
+    if top.startswith(OWN_PREFIX):
+        return Part.OWN_FOLDER
+    if top == "secrets":
+        return Part.SECRET_FOLDER
+    if path in GUARDED_FOLDERS:
+        return Part.FOLDER
+    return Part.SESSIONS if path == "sessions" else Part.OTHER
+
+
+def _part_of_secret(folder: str, name: str) -> Part:
+    if ".bak-" in name:
+        return Part.BACKUP
+    if folder == "fleet":
+        return Part.WORKER
+    if folder == "":
+        return Part.LEGACY
+    return Part.DOCUMENT if name in LEGACY_PLACES or folder == "config" else Part.SECRET
