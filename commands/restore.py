@@ -106,12 +106,13 @@ def restore(
     from sagewai_ops.home.paths import locate
     from sagewai_ops.snapshots import catalog
     from sagewai_ops.snapshots import restore as restoring
+    from sagewai_ops.snapshots.plan import RestoreOptions, plan_restore
     from sagewai_ops.snapshots.taking import home_ids
 
     home = run.home()
     environment = dict(run.settings.environment)
     archive = catalog.choose(run.snapshots(home, snapshots), snapshot or "", home_ids(home))
-    options = restoring.RestoreOptions(
+    options = RestoreOptions(
         unlock=unlock_of(run.terminal, identity or [], passphrase_file),
         replace=replace,
         only=tuple(part for text in only or () for part in text.split(",") if part),
@@ -123,7 +124,7 @@ def restore(
     )
     target = locate(to, environment) if to else home
     if dry_run:
-        plan = restoring.plan_restore(archive, target, options)
+        plan = plan_restore(archive, target, options)
         result = _plan_result(plan)
         return Outcome(
             result,

@@ -5,17 +5,19 @@ links, so nothing that an archive says can lead outside. Modes come from the rul
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops import atomic
 from sagewai_ops.archive.manifest import Entry, EntryType
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import DamagedError
-from sagewai_ops.home.paths import MASTER_KEY, Kind, kind_of
+from sagewai_ops.home.paths import OWN_PREFIX, Kind, kind_of
 from sagewai_ops.home.permissions import file_mode, folder_mode
+from sagewai_ops.snapshots.places import EXTERNAL
 
 _HOLE_BYTES = 64 * 1024  # zeros of at least this length become a hole in a sparse file
 _ZEROS = bytes(_HOLE_BYTES)
@@ -26,14 +28,13 @@ class Extracted:
     """What was written.
 
     Attributes:
-        special: Members that cannot be made here, such as names that this system refuses.
+        size_bytes: Of the files' contents.
     """
 
     files: int = 0
     folders: int = 0
     links: int = 0
     size_bytes: int = 0
-    special: list[str] = field(default_factory=list)
 
 
 def extract(
@@ -64,10 +65,12 @@ def extract(
             path = place(entry)
             if path is None or entry.type is EntryType.SUPERSEDED:
                 continue
-            writing.add(entry, path, content)
+            with _judged(path):
+                writing.add(entry, path, content)
             if on_file and entry.type is EntryType.FILE:
                 on_file(path)
-        writing.settle_folders()
+        with _judged("folders"):
+            writing.settle_folders()
     return writing.extracted
 
 
@@ -84,6 +87,8 @@ class _Writing:
 
     def add(self, entry: Entry, path: str, content: Iterator[memoryview]) -> None:
         """Create one member."""
+        if path.startswith(OWN_PREFIX):
+            raise DamagedError(f"archive: member {path[:200]} has a name of this program's own")
         folder, _, name = path.rpartition("/")
         self._enter(folder)
         if entry.type is EntryType.FOLDER:
@@ -107,7 +112,7 @@ class _Writing:
             self._own(entry, name)
             descriptor = self._open_folder(name, self._descriptor)
             try:
-                os.fchmod(descriptor, folder_mode(path, entry.mode))
+                os.fchmod(descriptor, _folder_mode(path, entry.mode))
                 os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
             finally:
                 os.close(descriptor)
@@ -118,14 +123,11 @@ class _Writing:
         os.close(self._root)
 
     def _write(self, entry: Entry, path: str, name: str, content: Iterator[memoryview]) -> None:
-        kind = Kind.KEY if path == MASTER_KEY else kind_of(path)
+        kind = kind_of(path)
+        if path.startswith(EXTERNAL + "/"):
+            kind = Kind.SECRET  # what an override put outside the home, whatever its mode was there
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            descriptor = os.open(name, flags, 0o600, dir_fd=self._descriptor)
-        except FileExistsError:
-            raise DamagedError(
-                f"archive: member {path[:200]} stands twice on this system"
-            ) from None
+        descriptor = os.open(name, flags, 0o600, dir_fd=self._descriptor)
         try:
             for piece in content:
                 _write_all(descriptor, piece, sparse=entry.is_sparse)
@@ -169,6 +171,26 @@ class _Writing:
     def _date(self, entry: Entry, name: str) -> None:
         times = (entry.mtime_ns, entry.mtime_ns)
         os.utime(name, ns=times, dir_fd=self._descriptor, follow_symlinks=False)
+
+
+@contextlib.contextmanager
+def _judged(path: str) -> Iterator[None]:
+    """Tell what an archive gets wrong from what the system refuses."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTDIR, errno.ELOOP):
+            raise
+        raise DamagedError(f"archive: member {path[:200]} stands twice on this system") from error
+    except (OverflowError, UnicodeEncodeError) as error:
+        raise DamagedError(
+            f"archive: member {path[:200]!r}: a time, an owner or a name that no system has"
+        ) from error
+
+
+def _folder_mode(path: str, mode: int) -> int:
+    is_external = path == EXTERNAL or path.startswith(EXTERNAL + "/")
+    return 0o700 if is_external else folder_mode(path, mode)
 
 
 def _write_all(descriptor: int, piece: memoryview, *, sparse: bool) -> None:

@@ -36,8 +36,11 @@ class Places:
         self._origins: dict[str, str] = {}
         self.aside: dict[str, str] = {}
         present = {entry.path for entry in manifest.entries}
-        if EXTERNAL_KEY in present and MASTER_KEY not in present:
+        self._older_key = False
+        if EXTERNAL_KEY in present:
+            # The key that was in use; a file in its place held another, which is kept aside.
             self._external[EXTERNAL_KEY] = MASTER_KEY
+            self._older_key = MASTER_KEY in present
         external = manifest.facts.get("external")
         for member, origin in external.items() if isinstance(external, dict) else ():
             variable = str(member).removeprefix(EXTERNAL + "/")
@@ -55,6 +58,8 @@ class Places:
         path = entry.path
         if path == HEADER_NAME:
             return None
+        if path == MASTER_KEY and self._older_key:
+            return EXTERNAL_KEY
         if path != EXTERNAL and not path.startswith(EXTERNAL + "/"):
             return path
         if path.startswith(EXTERNAL_HOME + "/"):
@@ -68,6 +73,11 @@ class Places:
 
     def warnings(self, target: Home) -> Iterator[str]:
         """Say what the person who restores must know about files that were outside the home."""
+        if self._older_key:
+            yield (
+                f"{target.root / EXTERNAL_KEY}: was {MASTER_KEY}, while another key was in use, "
+                "which is there now"
+            )
         for member, origin in self.aside.items():
             yield f"{target.root / member}: was {origin}, the home had another file in its place"
         for variable, path in target.overrides.items():

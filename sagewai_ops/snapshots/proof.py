@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sagewai_ops.database.integrity import Health, examine
-from sagewai_ops.database.source import database_uri
+from sagewai_ops.database.source import database_uri, translate
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema.level import Level, read_level
 
@@ -81,11 +81,18 @@ def prove_database(path: Path, progress: Progress | None = None) -> DatabaseProo
 
 
 def level_of(path: Path) -> Level:
-    """Read the schema's level of a database that nobody else uses; its bytes stay as they are."""
+    """Read the schema's level of a database that nobody else uses; its bytes stay as they are.
+
+    Raises:
+        DamagedError: It is none.
+    """
     # Nobody writes to it, so `immutable` is true, and no sidecar files come to be.
     uri = database_uri(path, mode="ro", immutable="1")
-    with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
-        return read_level(connection)
+    try:
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+            return read_level(connection)
+    except sqlite3.Error as error:
+        raise translate(error, path) from error
 
 
 def _proof(level: Level, health: Health) -> DatabaseProof:

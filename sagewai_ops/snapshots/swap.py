@@ -1,33 +1,67 @@
 """Put a restored folder in the place of a home, so that a crash leaves one or the other.
 
 Two ways. *Whole*: the folder was built beside the home and the two names are exchanged in one
-step; where the system has no such step, two renames under a marker. *Entries*: the home is a mount
-point, or its parent is not ours, or only parts are replaced; entries move one by one under a
-journal inside the home.
+step; where the system has no such step, by two renames. *Entries*: the home is a mount point, or
+its parent is not ours, or only parts are replaced; entries are exchanged one by one, inside the
+home. Both go by a journal of moves; `moves` says what holds between two of its steps.
 
-The marker and the journal say what was meant, so `recover` can finish after a crash. What was
-there before is kept: beside the home as `<home>.before-restore-<UTC>`, or inside it.
+What holds here:
+
+1. The *staging* is filled under a mark inside it; names change only once everything in it is
+   durable, and the journal too. The mark goes before the first name changes.
+2. So a staging with its mark is garbage, and one without a mark or a journal may be a home: it is
+   never removed. What is to be removed is first renamed to a name that says so.
+3. A journal whose moves are all undone or all done is cleaned by the next run; one in between is
+   `unfinished`, and everything else refuses until `recover`.
+4. Staging and journal are locked while their run lives: nobody takes them for a dead one's.
+5. What was there is kept, beside the home as `<home>.before-restore-<UTC>` or inside it, and only
+   a person removes it.
 """
 
 import contextlib
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 from sagewai_ops import atomic, locks
+from sagewai_ops.archive.manifest import is_safe
 from sagewai_ops.errors import LockedError, OpsError, TargetBusyError
 from sagewai_ops.home.paths import OWN_PREFIX
+from sagewai_ops.snapshots import moves
+from sagewai_ops.snapshots.mounts import can_swap_whole, refuse_mounts
+from sagewai_ops.snapshots.moves import Move, State
+from sagewai_ops.snapshots.staging import (
+    beside,
+    carry_out,
+    conclude,
+    inside,
+    journals,
+    kept_before,
+    next_moment,
+    own_folder,
+    sweep,
+)
 
-MARKER = f"{OWN_PREFIX}restore.json"
-_BEFORE = "before-restore-"
-_MOMENT = "%Y%m%dT%H%M%S%fZ"
-_WORK = f"{OWN_PREFIX}swap-"
-_JOURNAL = f"{OWN_PREFIX}journal.json"  # no file of a home is called so
-_READY, _FILLING = "ready", "filling"
+__all__ = [
+    "Staged",
+    "can_swap_whole",
+    "entries_of",
+    "kept_before",
+    "recover",
+    "refuse_mounts",
+    "require_settled",
+    "staged",
+    "swap",
+    "sweep",
+    "undo",
+    "unfinished",
+]
+
+_LIST = f"{OWN_PREFIX}paths"  # in what is kept in a home: which parts were exchanged
+_KEPT = f"{OWN_PREFIX}kept"  # in a staging: becomes what is kept
+_SPENT = f"{OWN_PREFIX}spent"  # in a staging: was what is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +70,7 @@ class Staged:
 
     Attributes:
         content: What is to be filled.
-        target: The home it is for.
+        target: The home it is for, no link.
         before: Where what is there goes; None if there is nothing.
         paths: Relative paths to exchange, in entries mode; None exchanges the whole.
     """
@@ -54,32 +88,27 @@ def staged(target: Path, paths: Sequence[str] | None) -> Iterator[Staged]:
     Args:
         target: The home to be replaced; need not exist.
         paths: Only these parts of it; None for all.
+
+    Raises:
+        TargetBusyError: All of it is asked for, and it cannot be exchanged by its name.
+        OpsError: The system refused.
     """
-    in_entries = target.is_dir() and (paths is not None or not can_swap_whole(target))
-    moment = f"{datetime.now(timezone.utc):{_MOMENT}}"
-    is_there = target.is_dir() and bool(os.listdir(target))
-    if in_entries:
-        work = target / f"{_WORK}{moment}"
-        content = work / "new"
-        before = target / f"{OWN_PREFIX}{_BEFORE}{moment}"
-    else:
-        atomic.make_folder(target.parent, mode=0o755)
-        work = content = _beside(target, f"restore-{moment}")
-        before = target.with_name(f"{target.name}.{_BEFORE}{moment}")
-    atomic.make_folder(work)
-    with locks.exclusive(work):
-        try:
-            if not in_entries:
-                _write_marker(work, _FILLING, None)
-            atomic.make_folder(content)
-            yield Staged(
-                content=content,
-                target=target,
-                before=before if is_there else None,
-                paths=tuple(paths or ()) if in_entries else None,
-            )
-        finally:
-            _discard(work)
+    target = Path(os.path.realpath(target))
+    if paths is None and target.is_dir() and not can_swap_whole(target):
+        raise TargetBusyError(f"{target}: cannot be exchanged as a whole any more")
+    in_entries = target.is_dir() and paths is not None
+    room = inside(target) if in_entries else beside(target)
+    moment = next_moment(target)
+    # A part that was not there is something to come back to as well.
+    is_kept = in_entries or (target.is_dir() and bool(os.listdir(target)))
+    content = room.staging(moment)
+    with _parents(target.parent), own_folder(content):
+        yield Staged(
+            content=content,
+            target=target,
+            before=room.before(moment) if is_kept else None,
+            paths=tuple(paths or ()) if in_entries else None,
+        )
 
 
 def swap(stage: Staged) -> None:
@@ -89,20 +118,22 @@ def swap(stage: Staged) -> None:
         TargetBusyError: A part of the home is a file system of its own and cannot be moved.
         OpsError: The system refused; the home is as it was.
     """
+    base = stage.content.parent
     with atomic.naming(stage.target):
         atomic.sync_tree(stage.content)
-        if stage.paths is not None:
-            _swap_entries(stage)
-            return
-        _write_marker(stage.content, _READY, stage.before)
-        atomic.sync_folder(stage.content)
-        _swap_whole(stage.content, stage.target, stage.before)
-        _remove_marker(stage.target)
-
-
-def can_swap_whole(target: Path) -> bool:
-    """Tell whether a home can be exchanged by its name: it is no mount, and its parent is ours."""
-    return os.access(target.parent, os.W_OK | os.X_OK) and not _is_mount(target)
+        if stage.paths is None:
+            planned = [_planned(base, stage.target, stage.content, stage.before)]
+            opening = None
+        else:
+            refuse_mounts(stage.target, stage.paths)
+            assert stage.before is not None
+            before = stage.before
+            planned = [
+                _planned(base, stage.target / path, stage.content / path, before / path)
+                for path in stage.paths
+            ]
+            opening = _prepare_kept(stage.content, before, stage.paths)
+        carry_out(stage.content, tuple(filter(None, planned)), opening=opening)
 
 
 def entries_of(target: Path) -> set[str]:
@@ -115,19 +146,16 @@ def entries_of(target: Path) -> set[str]:
 
 
 def unfinished(target: Path) -> Path | None:
-    """Find the folder of a restore that died after its first move; None if there is none."""
-    with contextlib.suppress(OSError):
-        for name in sorted(os.listdir(target)):
-            path = target / name
-            if name.startswith(_WORK) and (path / _JOURNAL).exists() and locks.is_abandoned(path):
-                return path
-    if (marker := _read_marker(target)) and marker[0] == _READY and locks.is_abandoned(target):
-        return target
-    if not target.exists():
-        for path in [*_leftovers(target), *kept_before(target)]:
-            marker = _read_marker(path)
-            if marker and marker[0] == _READY and marker[1] and marker[1].exists():
-                return path
+    """Find the journal of a restore that died between old and new; None if there is none."""
+    for path in journals(target):
+        if not locks.is_abandoned(path):
+            continue
+        try:
+            state = moves.state_of(moves.read(path))
+        except OpsError:
+            state = State.UNKNOWN
+        if state in (State.BEGUN, State.UNKNOWN):
+            return path
     return None
 
 
@@ -144,25 +172,28 @@ def require_settled(target: Path) -> None:
         )
 
 
-def recover(target: Path, found: Path | None) -> str:
+def recover(target: Path) -> str:
     """Finish a restore that was interrupted, and remove what dead runs left.
-
-    Args:
-        found: What `unfinished` gave, asked before this run locked the home.
 
     Returns:
         `finished`, `rolled back` or `nothing to do`.
 
     Raises:
-        OpsError: The system refused; run it again once that is mended.
+        OpsError: The system refused, or somebody else moved things; run it again once that is
+            mended.
     """
     answer = "nothing to do"
-    with atomic.naming(target):
-        if found is not None and found.name.startswith(_WORK):
-            answer = _recover_entries(target, found)
-        elif found is not None:
-            _recover_whole(target, found)
-            answer = "finished"
+    found = unfinished(target)
+    if found is not None:
+        journal = moves.read(found)
+        with atomic.naming(target):
+            try:
+                moves.forward(journal)
+                answer = "finished"
+            except OSError:
+                moves.back(journal)
+                answer = "rolled back"
+        conclude(journal)
     sweep(target)
     return answer
 
@@ -175,238 +206,85 @@ def undo(target: Path, last: Path) -> tuple[Path, Path | None]:
 
     Returns:
         (what was brought back, where what was there went).
+
+    Raises:
+        OpsError: The system refused, or what is kept is not what was put there; nothing changed.
     """
-    moment = f"{datetime.now(timezone.utc):{_MOMENT}}"
-    with atomic.naming(last):
-        if last.parent == target:
-            return last, _undo_entries(target, last, moment)
-        away = None
-        if target.is_dir():
-            away = target.with_name(f"{target.name}.{_BEFORE}{moment}")
-        _write_marker(last, _READY, away)
-        _swap_whole(last, target, away)
-        _remove_marker(target)
+    moment = next_moment(target)
+    in_entries = last.parent == target
+    room = inside(target) if in_entries else beside(target)
+    away = room.before(moment)
+    staging = room.staging(moment)
+    with atomic.naming(last), own_folder(staging), locks.exclusive(last):
+        if not in_entries:
+            move = _planned(room.folder, target, last, away)
+            carry_out(staging, (move,) if move else ())
+            return last, away if move and move.kept is not None else None
+        paths = _paths_kept(last)
+        refuse_mounts(target, paths)
+        planned = [_planned(target, target / path, last / path, away / path) for path in paths]
+        carry_out(
+            staging,
+            tuple(filter(None, planned)),
+            opening=_prepare_kept(staging, away, paths),
+            closing=(last.name, f"{staging.name}/{_SPENT}"),
+        )
     return last, away
 
 
-def kept_before(target: Path) -> list[Path]:
-    """List what earlier restores put aside, oldest first."""
-    beside = re.compile(re.escape(target.name) + rf"\.{_BEFORE}(\d{{8}}T\d+Z)")
-    inside = re.compile(re.escape(OWN_PREFIX + _BEFORE) + r"(\d{8}T\d+Z)")
-    found: list[tuple[str, Path]] = []
-    for folder, pattern in ((target.parent, beside), (target, inside)):
-        with contextlib.suppress(OSError):
-            found += [
-                (match[1], folder / match[0])
-                for match in map(pattern.fullmatch, os.listdir(folder))
-                if match
-            ]
-    return [path for _moment, path in sorted(found)]
-
-
-def sweep(target: Path) -> list[str]:
-    """Remove what restores that died before their swap left; give the names.
-
-    Only folders that nobody holds are touched, and of those beside the home only such as bear our
-    marker: what bears none may be somebody's home.
-    """
-    removed = []
-    for path in _leftovers(target):
-        if not locks.is_abandoned(path):
-            continue
-        is_ours = (
-            path.name.startswith((_WORK, f".{target.name}.discard-"))
-            or (path / MARKER).exists()
-            or not os.listdir(path)
-        )
-        if is_ours and not (path / _JOURNAL).exists():
-            _discard(path)
-            removed.append(path.name)
-    return removed
-
-
-def _is_mount(path: Path) -> bool:
-    if os.path.ismount(path):
-        return True
-    # A bind mount of the same file system has the device of its parent; only Linux tells.
-    try:
-        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
-    except OSError:
-        return False
-    wanted = os.fspath(path)
-    return any(
-        re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), line.split()[4]) == wanted
-        for line in lines
+def _planned(base: Path, place: Path, fresh: Path, kept: Path | None) -> Move | None:
+    place_name, fresh_name, kept_name = (
+        path.relative_to(base).as_posix() if path is not None else None
+        for path in (place, fresh, kept)
     )
+    assert place_name is not None
+    return moves.planned(base, place_name, fresh_name, kept_name)
 
 
-def _beside(target: Path, rest: str) -> Path:
-    return target.with_name(f".{target.name}.{rest}")
+def _prepare_kept(staging: Path, before: Path, paths: Sequence[str]) -> tuple[str, str]:
+    """Make the folder for what is kept, which says what it is of, ready to get its name."""
+    folder = staging / _KEPT
+    atomic.make_folder(folder)
+    atomic.replace(folder / _LIST, json.dumps(list(paths)).encode())
+    return f"{staging.name}/{_KEPT}", before.name
 
 
-def _write_marker(folder: Path, state: str, before: Path | None) -> None:
-    content = {"state": state, "before": os.fspath(before) if before else None}
-    atomic.replace(folder / MARKER, json.dumps(content).encode())
+def _paths_kept(last: Path) -> list[str]:
+    """Read which parts an earlier restore exchanged.
 
-
-def _read_marker(folder: Path) -> tuple[str, Path | None] | None:
+    Raises:
+        OpsError: It is not known, or something else was put into what is kept.
+    """
     try:
-        content = json.loads((folder / MARKER).read_bytes())
-        before = content["before"]
-        return content["state"], Path(before) if before else None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _remove_marker(folder: Path) -> None:
-    times = os.stat(folder)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(folder / MARKER)
-    os.utime(folder, ns=(times.st_atime_ns, times.st_mtime_ns))
-    atomic.sync_folder(folder)
-
-
-def _swap_whole(content: Path, target: Path, before: Path | None) -> None:
-    if before is None:
-        try:
-            os.rename(content, target)
-        except OSError as error:
-            if not target.is_dir() or not os.listdir(target):
-                raise
-            raise TargetBusyError(
-                f"{target}: something was put there meanwhile", hint="look, then run it again"
-            ) from error
-    elif atomic.exchange(content, target):
-        os.rename(content, before)
-    else:
-        os.rename(target, before)
-        try:
-            os.rename(content, target)
-        except BaseException:
-            os.rename(before, target)
-            raise
-    atomic.sync_folder(target.parent)
-
-
-def _recover_whole(target: Path, found: Path) -> None:
-    marker = _read_marker(found)
-    before = marker[1] if marker else None
-    if found != target:
-        os.rename(found, target)
-    elif before is not None and not before.exists():
-        # The names were exchanged; what was the home still has the name of the staging.
-        for path in _leftovers(target):
-            if path.is_dir() and not (path / MARKER).exists() and os.listdir(path):
-                os.rename(path, before)
-    _remove_marker(target)
-    atomic.sync_folder(target.parent)
-
-
-def _leftovers(target: Path) -> list[Path]:
-    beside = (f".{target.name}.restore-", f".{target.name}.discard-")
-    found = []
-    for folder, prefixes in ((target.parent, beside), (target, (_WORK,))):
-        with contextlib.suppress(OSError):
-            found += [folder / name for name in os.listdir(folder) if name.startswith(prefixes)]
-    return sorted(found)
-
-
-def _discard(path: Path) -> None:
-    """Remove a folder of ours; renamed first, so that a kill leaves a name that says what it is."""
-    if not path.exists() or (path / _JOURNAL).exists():
-        return
-    doomed = path
-    if not path.name.startswith(_WORK) and ".discard-" not in path.name:
-        if (path / MARKER).exists() or not os.listdir(path):
-            doomed = path.with_name(path.name.replace(".restore-", ".discard-"))
-            os.rename(path, doomed)
-        else:
-            return  # the names were exchanged: this is the home that was
-    atomic.remove_tree(doomed)
-
-
-def _swap_entries(stage: Staged) -> None:
-    assert stage.paths is not None
-    work = stage.content.parent
-    for path in stage.paths:
-        if _is_mount(stage.target / path):
-            raise TargetBusyError(
-                f"{stage.target / path}: a file system of its own, it cannot be exchanged",
-                hint="restore to another folder with --to DIR and copy from there",
-            )
-    before = stage.before or stage.target / f"{OWN_PREFIX}{_BEFORE}{work.name[len(_WORK) :]}"
-    fresh = [path for path in stage.paths if os.path.lexists(stage.content / path)]
-    journal = {"paths": list(stage.paths), "new": fresh, "before": before.name}
-    atomic.make_folder(work / "old")
-    atomic.replace(work / _JOURNAL, json.dumps(journal).encode())
-    try:
-        _move_forward(stage.target, work)
-    except OSError:
-        _move_back(stage.target, work)
-        raise
-
-
-def _recover_entries(target: Path, work: Path) -> str:
-    try:
-        _move_forward(target, work)
-    except OSError:
-        _move_back(target, work)
-        return "rolled back"
-    return "finished"
-
-
-def _move_forward(target: Path, work: Path) -> None:
-    """Do what the journal says; every step can be done twice."""
-    journal = json.loads((work / _JOURNAL).read_bytes())
-    before = target / journal["before"]
-    if "from" in journal and (target / journal["from"]).exists():
-        os.rename(target / journal["from"], work / "new")
-    for path in journal["paths"]:
-        new, old, place = work / "new" / path, work / "old" / path, target / path
-        is_waiting = os.path.lexists(new)
-        if os.path.lexists(place) and (is_waiting or path not in journal["new"]):
-            atomic.make_folder(old.parent)
-            os.rename(place, old)
-        if is_waiting:
-            os.rename(new, place)
-    if (work / "old").exists():
-        atomic.replace(work / "old" / _JOURNAL, (work / _JOURNAL).read_bytes())
-        os.rename(work / "old", before)
-    atomic.sync_tree(target)
-    os.unlink(work / _JOURNAL)
-    _discard(work)
-    atomic.sync_folder(target)
-
-
-def _move_back(target: Path, work: Path) -> None:
-    journal = json.loads((work / _JOURNAL).read_bytes())
-    for path in reversed(journal["paths"]):
-        new, old, place = work / "new" / path, work / "old" / path, target / path
-        if path in journal["new"] and not os.path.lexists(new) and os.path.lexists(place):
-            os.rename(place, new)
-        if os.path.lexists(old):
-            os.rename(old, place)
-    if "from" in journal and (work / "new").exists():
-        os.rename(work / "new", target / journal["from"])
-    os.unlink(work / _JOURNAL)
-    atomic.sync_tree(target)
-    _discard(work)
-
-
-def _undo_entries(target: Path, last: Path, moment: str) -> Path:
-    try:
-        paths = json.loads((last / _JOURNAL).read_bytes())["paths"]
-    except (OSError, ValueError, KeyError) as error:
+        paths = json.loads((last / _LIST).read_bytes())
+        if not isinstance(paths, list) or not all(is_safe(path) for path in paths):
+            raise ValueError("not a list of paths")  # noqa: TRY301 - told below, with the rest
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise OpsError(
-            f"{last}: its journal cannot be read", hint=f"ls -la {last}  # and move it by hand"
+            f"{last}: its list of parts cannot be read",
+            hint=f"ls -la {last}  # and move it by hand",
         ) from error
-    work = target / f"{_WORK}{moment}"
-    away = target / f"{OWN_PREFIX}{_BEFORE}{moment}"
-    atomic.make_folder(work)
-    with locks.exclusive(work):
-        fresh = [path for path in paths if os.path.lexists(last / path)]
-        journal = {"paths": paths, "new": fresh, "before": away.name, "from": last.name}
-        atomic.make_folder(work / "old")
-        atomic.replace(work / _JOURNAL, json.dumps(journal).encode())
-        _move_forward(target, work)
-    return away
+    for folder, names, files in os.walk(last):
+        above = Path(folder).relative_to(last)
+        names[:] = [name for name in names if (above / name).as_posix() not in paths]
+        for name in files:
+            path = (above / name).as_posix()
+            if path not in paths and path != _LIST:
+                raise OpsError(
+                    f"{last / path}: was put there by somebody else", hint="move it away first"
+                )
+    return paths
+
+
+@contextlib.contextmanager
+def _parents(folder: Path) -> Iterator[None]:
+    """Make the folders above a home that is not there; they go again if it does not come."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    atomic.make_folder(folder, mode=0o755)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for one in missing:
+                os.rmdir(one)
+        raise

@@ -32,16 +32,18 @@ def undo_restore(target: Home, *, dry_run: bool = False, wait_seconds: float = 0
         TargetBusyError: A process uses the home's database.
         LockedError: Another run holds the home, or a restore was interrupted.
     """
-    swap.require_settled(target.root)
-    kept = swap.kept_before(target.root)
-    if not kept:
-        raise NotFoundError(
-            f"home {target.root}: nothing kept from before a restore, neither beside it nor in it",
-            hint="sagewai-ops restore SNAPSHOT --replace",
-        )
     with contextlib.ExitStack() as stack:
         if target.root.is_dir():
             stack.enter_context(locks.exclusive(target.root, wait_seconds=wait_seconds))
+        swap.require_settled(target.root)
+        if not dry_run:
+            swap.sweep(target.root)
+        kept = swap.kept_before(target.root)
+        if not kept:
+            raise NotFoundError(
+                f"home {target.root}: nothing kept from before a restore, beside it or in it",
+                hint="sagewai-ops restore SNAPSHOT --replace",
+            )
         refuse_holders(target)
         if dry_run:
             return Undone(kept[-1], None)
@@ -55,8 +57,7 @@ def recover_restore(target: Home, *, wait_seconds: float = 0.0) -> str:
         LockedError: Another run holds the home.
         OpsError: The system refused; run it again once that is mended.
     """
-    unfinished = swap.unfinished(target.root)
     with contextlib.ExitStack() as stack:
         if target.root.is_dir():
             stack.enter_context(locks.exclusive(target.root, wait_seconds=wait_seconds))
-        return swap.recover(target.root, unfinished)
+        return swap.recover(target.root)

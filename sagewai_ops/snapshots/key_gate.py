@@ -1,0 +1,179 @@
+"""The gate of the keys: what is sealed in a snapshot must open, and its key must come along.
+
+A home without the key that its values are under is worse than none: Sagewai makes a new key at its
+start, and what is sealed stays closed. So a restore finds the key first, and installs it where the
+home had it.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sagewai_ops import atomic
+from sagewai_ops.archive.reader import ArchiveReader
+from sagewai_ops.errors import KeyMissingError
+from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home
+from sagewai_ops.keys.candidates import KEY_FILE, Candidate, find_candidates, given
+from sagewai_ops.keys.sealed import SealedReport, Unopened, examine_keys
+from sagewai_ops.snapshots.places import EXTERNAL_KEY
+from sagewai_ops.snapshots.plan import RestoreOptions, brings_secrets, mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """Which key the restored home runs on.
+
+    Attributes:
+        key: The one that was asked for, else the one that the home had, else the one that opens
+            the most; None if there is none of these.
+        candidates: All that were tried.
+        keys: What each opens.
+    """
+
+    key: Candidate | None
+    candidates: tuple[Candidate, ...]
+    keys: SealedReport
+
+
+def open_gate(
+    reader: ArchiveReader,
+    documents: Mapping[str, bytes],
+    target: Home,
+    staged: Home,
+    options: RestoreOptions,
+) -> Opening:
+    """Make sure that the sealed values will open.
+
+    Args:
+        documents: Of the staged home.
+        staged: The home as it is in the snapshot, not yet in its place.
+
+    Raises:
+        KeyMissingError: They will not, and `without_key` was not asked for.
+    """
+    candidates = _candidates(target, staged, options)
+    database = staged.database if staged.database.exists() else None
+    keys = examine_keys(documents, database, candidates)
+    wanted = str(reader.header.facts.get("key_fingerprint") or "")
+    if not options.without_key:
+        _refuse_useless_file(candidates, keys, wanted, options)
+        closed = _closed(keys, mapping(reader.manifest.facts.get("keys")))
+        if closed or (keys.total and not keys.opened):
+            tried = ", ".join(
+                f"{one.source} ({one.fingerprint})" for one in candidates if one.value
+            )
+            raise KeyMissingError(
+                f"snapshot {reader.header.id}: {len(closed) or keys.total} of {keys.total} sealed "
+                f"values open with no key at hand, theirs is {wanted or 'unknown'}, "
+                f"tried {tried or 'none'}",
+                hint="name the key: --key-file FILE\n"
+                "or leave them sealed: --without-key  # Sagewai will make a new key at its start",
+            )
+    return Opening(_chosen(candidates, keys, wanted), candidates, keys)
+
+
+def install_keys(
+    opening: Opening, reader: ArchiveReader, target: Home, staged: Home, options: RestoreOptions
+) -> bool:
+    """Put the keys into the restored home that are in files which will not be there.
+
+    Returns:
+        Whether the key that it runs on was among them.
+    """
+    if not brings_secrets(options):
+        return False
+    useful = {one.fingerprint for one in opening.keys.opened_by}
+    useful.add(str(reader.header.facts.get("key_fingerprint") or ""))
+    installed = set()
+    own = find_candidates(target, {})
+    if opening.key and opening.key.source == KEY_FILE:
+        installed.add(_install(opening.key, staged.master_key))
+    for candidate in own:
+        # The target's own files keep their places, as far as the snapshot's values need them.
+        place = staged.root / candidate.source
+        is_asked_for = not options.only or _within(candidate.source, options.only)
+        if candidate.fingerprint in useful and is_asked_for and not os.path.lexists(place):
+            installed.add(_install(candidate, place))
+    key = opening.key
+    if key is None:
+        return False
+    if key.is_file and key.value not in {one.value for one in find_candidates(staged, {})}:
+        installed.add(_install(key, _place(reader, key, staged)))
+    return key.value in installed
+
+
+def _candidates(target: Home, staged: Home, options: RestoreOptions) -> tuple[Candidate, ...]:
+    """Collect the keys that may open the values, the one that is asked for first."""
+    found = list(find_candidates(staged, {}, key_file=options.key_file))
+    older = staged.root / EXTERNAL_KEY
+    if older.is_file():
+        found.append(given(EXTERNAL_KEY, older.read_bytes()))
+    found += find_candidates(target, dict(options.key_environment))
+    if options.key_home and options.key_home.root != target.root:
+        found += find_candidates(options.key_home, {})
+    return tuple(found)
+
+
+def _chosen(candidates: tuple[Candidate, ...], keys: SealedReport, wanted: str) -> Candidate | None:
+    named = [one for one in candidates if one.source == KEY_FILE]
+    had = [one for one in candidates if one.value and one.fingerprint == wanted]
+    return next(iter([*named, *had]), None) or keys.best(candidates)
+
+
+def _refuse_useless_file(
+    candidates: tuple[Candidate, ...], keys: SealedReport, wanted: str, options: RestoreOptions
+) -> None:
+    useful = {wanted, *(one.fingerprint for one in keys.opened_by)}
+    for one in candidates:
+        if one.source == KEY_FILE and keys.total and one.fingerprint not in useful:
+            raise KeyMissingError(
+                f"key file {options.key_file}: {one.fingerprint} opens none of the {keys.total} "
+                f"sealed values, theirs is {wanted or 'unknown'}",
+                hint="name the right one, or leave it away to use the keys at hand",
+            )
+
+
+def _closed(keys: SealedReport, recorded: Mapping[str, Any]) -> list[Unopened]:
+    """List what no key opens, without what none opened when the snapshot was taken."""
+    before = recorded.get("unopened")
+    hopeless = {
+        (str(item.get("place")), str(item.get("where")))
+        for item in (before if isinstance(before, list) else ())
+        if isinstance(item, dict)
+    }
+    return [item for item in keys.unopened if (item.place, item.where) not in hopeless]
+
+
+def _place(reader: ArchiveReader, key: Candidate, staged: Home) -> Path:
+    """Choose where a key goes: to the root only where the home had one there and no other."""
+    left_out = reader.manifest.facts.get("left_out")
+    had = {
+        item.get("path")
+        for item in (left_out if isinstance(left_out, list) else ())
+        if isinstance(item, dict)
+    }
+    is_flat = LEGACY_MASTER_KEY in had and MASTER_KEY not in had
+    if is_flat and key.source != KEY_FILE and not os.path.lexists(staged.legacy_master_key):
+        return staged.legacy_master_key
+    return staged.master_key
+
+
+def _install(key: Candidate, place: Path) -> bytes:
+    """Write a key, as 44 characters that only the owner may read; folder times stay."""
+    if place.exists() and not place.is_symlink() and place.read_bytes() == key.value:
+        return key.value
+    is_new = not place.parent.is_dir()
+    atomic.make_folder(place.parent)
+    times = os.stat(place.parent)
+    atomic.replace(place, key.value)
+    if not is_new:
+        os.utime(place.parent, ns=(times.st_atime_ns, times.st_mtime_ns))
+    if os.geteuid() == 0:
+        os.chown(place, times.st_uid, times.st_gid)
+    return key.value
+
+
+def _within(path: str, only: tuple[str, ...]) -> bool:
+    return any(path == part or path.startswith(part + "/") for part in (o.strip("/") for o in only))

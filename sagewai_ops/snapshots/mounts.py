@@ -1,0 +1,63 @@
+"""Which homes can be exchanged by their names: file systems of their own cannot."""
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sagewai_ops.errors import TargetBusyError
+
+_MOUNT_TABLE = Path("/proc/self/mountinfo")
+_OCTAL = re.compile(r"\\(\d{3})")  # proc(5): blanks and backslashes in a path
+
+
+def is_mount(path: Path) -> bool:
+    """Tell whether a file or folder is a mount point, bind mounts of one file system included."""
+    return os.path.ismount(path) or any(mount == path for mount in _mounts())
+
+
+def mounts_below(path: Path) -> list[Path]:
+    """List the mount points inside a folder, itself left out; empty where the system is silent."""
+    return sorted({mount for mount in _mounts() if mount != path and mount.is_relative_to(path)})
+
+
+def refuse_mounts(target: Path, paths: Sequence[str] | None) -> None:
+    """Make sure that nothing which is to be exchanged is, or holds, a file system of its own.
+
+    Args:
+        paths: Parts of the home; None for the whole.
+
+    Raises:
+        TargetBusyError: Something is; exchanging names would leave it behind.
+    """
+    below = mounts_below(target)
+    for path in paths if paths is not None else [""]:
+        place = target / path
+        mount = next((one for one in below if one.is_relative_to(place)), None)
+        if mount or (path and os.path.ismount(place)):
+            raise TargetBusyError(
+                f"{mount or place}: a file system of its own, it cannot be exchanged",
+                hint="restore to another folder with --to DIR and copy from there",
+            )
+
+
+def can_swap_whole(target: Path) -> bool:
+    """Tell whether a home can be exchanged by its name: no mounts, and the parent lets us."""
+    if not os.access(target.parent, os.W_OK | os.X_OK) or is_mount(target) or mounts_below(target):
+        return False
+    parent = os.stat(target.parent)
+    owners = (0, parent.st_uid, os.stat(target).st_uid)
+    # In a folder such as /tmp only its owner and the home's own may rename the home.
+    return not parent.st_mode & stat.S_ISVTX or os.geteuid() in owners
+
+
+def _mounts() -> Iterator[Path]:
+    # A bind mount has the device of its parent, so `ismount` does not see it; only Linux tells.
+    try:
+        lines = _MOUNT_TABLE.read_bytes().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        name = os.fsdecode(line.split()[4])
+        yield Path(_OCTAL.sub(lambda match: chr(int(match[1], 8)), name))
