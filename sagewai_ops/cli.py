@@ -51,10 +51,6 @@ def run(words: Sequence[str]) -> int:
         return report_error(Run(name, settings, Terminal(json=settings.json)), failure)
     except (typer.Abort, KeyboardInterrupt):
         return 130
-    except BrokenPipeError:
-        # The reader of our results went away (`| head`): its decision, not a failure to report.
-        sys.stdout = None
-        return 141
     return code if isinstance(code, int) else 0
 
 

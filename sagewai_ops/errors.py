@@ -9,6 +9,7 @@ from typing import ClassVar
 EXIT_DONE = 0
 EXIT_INCOMPLETE = 3  # done, but named files or rows were not carried
 EXIT_FINDINGS = 4  # a check found something
+EXIT_READER_GONE = 141  # 128 and SIGPIPE, as a shell reports it
 
 
 class OpsError(Exception):

@@ -26,6 +26,7 @@ from sagewai_ops.errors import (
     EXIT_DONE,
     EXIT_FINDINGS,
     EXIT_INCOMPLETE,
+    EXIT_READER_GONE,
     InterruptedRunError,
     OpsError,
 )
@@ -161,21 +162,43 @@ def perform(name: str, settings: Settings, body: Callable[[Run], Outcome]) -> in
             outcome = body(run)
     except OpsError as error:
         return report_error(run, error)
+    except BrokenPipeError:
+        return _undelivered(run)
     except OSError as error:
         # A system call outside of `atomic.naming`: it still names its file and its reason.
         if error.filename is None:
             raise
         return report_error(run, refused(error, error.filename))
+    try:
+        _render(run, outcome)
+        terminal.flush()
+    except BrokenPipeError:
+        return _undelivered(run)
+    except OSError as error:
+        return _undelivered(run, refused(error, "standard output"))
+    return outcome.exit_code
+
+
+def _render(run: Run, outcome: Outcome) -> None:
+    settings, terminal = run.settings, run.terminal
     if settings.json and outcome.on_stdout:
         terminal.document(
             envelope(run, outcome.exit_code, result=outcome.result, warnings=outcome.warnings)
         )
-        return outcome.exit_code
+        return
     for warning in outcome.warnings:
         terminal.warning(warning)
     if outcome.on_stdout and (outcome.always or terminal.wants_summary):
         outcome.show(terminal)
-    return outcome.exit_code
+
+
+def _undelivered(run: Run, error: OpsError | None = None) -> int:
+    """Give up on stdout; that its reader went away (`| head`) is no failure to report."""
+    run.terminal.abandon()
+    if error is None:
+        return EXIT_READER_GONE
+    run.terminal.error(error.message, error.hint)
+    return error.exit_code
 
 
 def report_error(run: Run, error: OpsError) -> int:

@@ -91,6 +91,16 @@ class Terminal:
         """Write one JSON object to stdout."""
         print(json.dumps(value, ensure_ascii=True, default=str), file=self._out)
 
+    def flush(self) -> None:
+        """Bring to stdout what is buffered, while a failure can still be reported."""
+        if self._out is not None:
+            self._out.flush()
+
+    def abandon(self) -> None:
+        """Write nothing more to stdout: its reader went away."""
+        if self._out is sys.stdout:
+            sys.stdout = None
+
     def note(self, text: str) -> None:
         """Say something on stderr that only somebody who watches wants to know."""
         if self.verbose and not self.quiet:

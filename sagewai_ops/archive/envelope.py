@@ -208,10 +208,12 @@ class _RecipientsSink:
     def _run(self) -> None:
         import pyrage
 
+        written = _Written(self._sink)
         try:
-            pyrage.encrypt_io(self, _Written(self._sink), self._recipients)
+            pyrage.encrypt_io(self, written, self._recipients)
         except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
-            self._failure = error
+            # pyrage keeps nothing but the words of what the sink raised.
+            self._failure = written.failures[0] if written.failures else error
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +224,11 @@ class _Written:
     failures: list[BaseException] = field(default_factory=list)
 
     def write(self, data: bytes) -> int:
-        self.sink.write(bytes(data))
+        try:
+            self.sink.write(bytes(data))
+        except BaseException as error:
+            self.failures.append(error)
+            raise
         return len(data)
 
     def flush(self) -> None:

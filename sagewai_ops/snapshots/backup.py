@@ -54,6 +54,8 @@ def take_snapshot(
             f"snapshot folder {folder}: is inside the home {home.root}",
             hint="a lost home must not take its snapshots along: backup --to DIR",
         )
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UsageError(f"snapshot folder {folder}: is not a folder", hint=f"ls -ld {folder}")
     swap.require_settled(home.root)
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
         atomic.make_folder(folder)
@@ -98,8 +100,13 @@ def pipe_snapshot(
         taking = Taking.begin(home, options, sequence=0)
         with _staging(folder, taking.id) as staging:
             _check_space(staging, taking.collection, only_copy=True)
-            taking.write(stream, None, options.lock, staging, progress)
-            stream.flush()
+            try:
+                taking.write(stream, None, options.lock, staging, progress)
+                stream.flush()
+            except OSError as error:
+                if error.filename is not None or isinstance(error, BrokenPipeError):
+                    raise
+                raise atomic.refused(error, "standard output") from error
     return taking.report(None, swept)
 
 

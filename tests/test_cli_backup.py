@@ -1,0 +1,674 @@
+"""`backup` as people and scripts meet it: streams, exit codes, signals, locks, encryption."""
+
+import base64
+import contextlib
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from home_builder import BuiltHome
+from program import COMMAND, Answer, call, run, started, taken
+from pseudo_terminal import watched
+from small_homes import everything_of, small
+
+PATIENCE_SECONDS = 30
+ENVELOPE = {
+    "schema",
+    "command",
+    "status",
+    "exit_code",
+    "home",
+    "started_at",
+    "seconds",
+    "result",
+    "warnings",
+    "error",
+}
+SEEK_TABLE_END = struct.pack("<I", 0x8F92EAB1)  # the last bytes of a whole clear archive
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> BuiltHome:
+    """A home of 1.4 MB."""
+    return small(tmp_path / "home")
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home of 80 MB, which takes the better part of a second; only read."""
+    folder = tmp_path_factory.mktemp("large")
+    return small(folder / "home", database_bytes=16_000_000, artifact_bytes=40_000_000,
+                 artifacts=True).root  # fmt: skip
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def _error_lines(answer: Answer) -> list[str]:
+    return [line.split(": ")[1] for line in answer.err.splitlines()]
+
+
+def test_success_without_a_terminal_says_nothing(home: BuiltHome) -> None:
+    """Cron sends mail for every word: there is none."""
+    answer = run("--home", home.root, "backup")
+
+    assert answer == Answer(0, "", "")
+    assert len(_names(home.root.with_name("home.snapshots"))) == 2
+
+
+def test_verbose_says_what_was_taken_and_where_the_key_is(home: BuiltHome) -> None:
+    """The summary names the archive and tells that the key is not in it, with its fingerprint."""
+    answer = call("--home", home.root, "backup", "-v")
+
+    assert answer.code == 0
+    assert "taken and verified" in answer.out
+    assert "NOT in the archive" in answer.out
+    assert answer.err == ""
+
+
+@pytest.mark.parametrize("flag", ["-q", "--quiet"])
+def test_quiet_keeps_warnings_back_and_errors_not(home: BuiltHome, flag: str) -> None:
+    """The exit code still tells; what failed is still said."""
+    os.mkfifo(home.root / "data/pipe")
+
+    incomplete = call("--home", home.root, "backup", flag)
+    failed = call("--home", home.root / "missing", "backup", flag)
+
+    assert incomplete == Answer(3, "", "")
+    assert failed.code == 10
+    assert _error_lines(failed) == ["error", "hint"]
+
+
+@pytest.mark.parametrize("place", ["before", "after", "variable", "sagewai"])
+def test_the_home_is_named_before_or_after_or_by_a_variable(
+    home: BuiltHome, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All ways lead to the same home."""
+    words: list[object] = ["backup", "--json"]
+    if place == "before":
+        words = ["--home", home.root, *words]
+    elif place == "after":
+        words = [*words, "--home", home.root]
+    else:
+        name = "SAGEWAI_OPS_HOME" if place == "variable" else "SAGEWAI_HOME"
+        monkeypatch.setenv(name, str(home.root))
+
+    assert call(*words).document["home"] == str(home.root)
+
+
+def test_every_option_has_a_variable(
+    home: BuiltHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder, a pattern, the output form and encryption, all from the environment."""
+    recipients = tmp_path / "recipients"
+    recipients.write_text(f"# the team\n{_identity(tmp_path)[0]}\n")
+    for name, value in {
+        "HOME": home.root,
+        "SNAPSHOTS": tmp_path / "elsewhere",
+        "EXCLUDE": "data/* fleet*",
+        "RECIPIENTS_FILE": recipients,
+        "KEY": "sealed",
+        "JSON": "1",
+    }.items():
+        monkeypatch.setenv(f"SAGEWAI_OPS_{name}", str(value))
+
+    answer = call("backup")
+
+    assert taken(answer).parent == tmp_path / "elsewhere"
+    assert answer.result["encrypted"] is True
+    assert answer.result["key_custody"] == "sealed"
+    assert {"path": "fleet", "reason": "excluded", "detail": ""} in answer.result["left_out"]
+
+
+def test_json_is_one_object_on_success(home: BuiltHome) -> None:
+    """Every field of the envelope is there, and nothing on stderr."""
+    answer = run("backup", "--json", "--home", home.root)
+
+    document = answer.document
+    assert set(document) == ENVELOPE
+    assert (document["schema"], document["command"]) == ("sagewai-ops/1", "backup")
+    assert (document["status"], document["exit_code"], document["error"]) == ("ok", 0, None)
+    assert document["warnings"] == []
+    assert answer.err == ""
+    assert taken(answer).stat().st_size == document["result"]["archive_bytes"]
+    assert document["result"]["files"] > 5
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "name"),
+    [
+        (["--home", "/nowhere/at/all", "backup"], 10, "not-found"),
+        (["backup", "--no-such-option"], 2, "usage"),
+        (["backup", "--level", "high"], 2, "usage"),
+        (["backup", "--wait", "-1"], 2, "usage"),
+        (["backup", "--key", "sealed"], 2, "usage"),
+        (["backup", "--key", "clear"], 2, "usage"),
+        (["backup", "--recipient", "age1nonsense"], 2, "usage"),
+        (["backup", "--recipients-file", "/nowhere"], 10, "not-found"),
+        (["backup", "--passphrase-file", "/nowhere"], 10, "not-found"),
+        (["backup", "--output", "file"], 2, "usage"),
+        (["backup", "--output", "-"], 2, "usage"),
+        (["no-such-command"], 2, "usage"),
+        ([], 2, "usage"),
+    ],
+)
+def test_json_is_one_object_on_failure_too(
+    home: BuiltHome, words: list[str], code: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same envelope, with the error in it; the exit code is the process's."""
+    monkeypatch.setenv("SAGEWAI_HOME", str(home.root))
+
+    answer = call(*words, "--json")
+
+    document = answer.document
+    assert set(document) == ENVELOPE
+    assert (answer.code, document["exit_code"]) == (code, code)
+    assert document["status"] == "error"
+    assert document["result"] is None
+    assert document["error"]["code"] == name
+    assert document["command"] == ("backup" if "backup" in words else "")
+    assert document["home"] == ("/nowhere/at/all" if "--home" in words else str(home.root))
+    assert answer.err == ""
+    assert _names(home.root.with_name("home.snapshots")) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["backup", "--no-such-option"],
+        ["backup", "--level", "99"],
+        ["backup", "--key", "sealed"],
+        ["backup", "surplus"],
+        ["no-such-command"],
+    ],
+)
+def test_usage_errors_are_two_lines_and_exit_2(home: BuiltHome, words: list[str]) -> None:
+    """What is wrong, and what to type next; nothing on stdout."""
+    answer = run("--home", home.root, *words)
+
+    assert answer.code == 2
+    assert answer.out == ""
+    assert _error_lines(answer) == ["error", "hint"]
+
+
+def test_losses_are_named_and_exit_3_unless_excluded(home: BuiltHome) -> None:
+    """A pipe and a link out: one line each; excluded, they are no loss."""
+    os.mkfifo(home.root / "data/pi\npe")
+    (home.root / "data/out").symlink_to("/etc/hostname")
+
+    answer = run("--home", home.root, "backup")
+    excluded = run("--home", home.root, "backup", "--exclude", "data/pi*", "--exclude", "*/out")
+
+    assert answer.code == 3
+    assert answer.out == ""
+    lines = answer.err.splitlines()
+    assert len(lines) == 2
+    assert any("data/out" in line and "/etc/hostname" in line for line in lines)
+    assert any("data/pi\\npe" in line and "FIFO" in line for line in lines)
+    assert excluded == Answer(0, "", "")
+
+
+def test_findings_of_the_database_exit_4_and_the_snapshot_is_taken(tmp_path: Path) -> None:
+    """Rows that refer to nothing are said, and backed up."""
+    built = small(tmp_path / "home", orphans=2)
+
+    answer = call("--home", built.root, "backup", "--json")
+
+    assert answer.code == 4
+    assert answer.document["status"] == "findings"
+    assert "2 rows refer to nothing" in answer.document["warnings"][0]
+    assert taken(answer).exists()
+
+
+def test_an_unopened_sealed_value_exits_3_by_name(tmp_path: Path) -> None:
+    """Of the values under a key that is nowhere, each is said with its place."""
+    built = small(tmp_path / "home", keys=2)
+
+    answer = call("--home", built.root, "backup")
+
+    assert answer.code == 3
+    assert "connections.json" in answer.err
+    for value in (*built.sealed, *built.foreign):
+        assert value.token not in answer.err
+        assert value.plaintext not in answer.err
+
+
+def test_a_database_that_is_none_exits_16_with_a_hint(tmp_path: Path) -> None:
+    """Two lines, and the folder stays empty."""
+    built = small(tmp_path / "home", journal="none")
+    built.database.write_bytes(b"this is no database" * 1000)
+
+    answer = run("--home", built.root, "backup")
+
+    assert answer.code == 16
+    assert "sagewai.db" in answer.err
+    assert _names(tmp_path / "home.snapshots") == []
+
+
+def test_the_key_is_nowhere_in_what_a_clear_backup_gives(tmp_path: Path) -> None:
+    """Not in the archive, the card, the output, verbose or JSON, under whatever name it lay."""
+    built = small(tmp_path / "home")
+    key = built.master_keys[0]
+    for name in ("secrets/master.key.old", "data/copy", "key.txt"):
+        (built.root / name).write_bytes(key + b"\n")
+    environment = {"SAGEWAI_MASTER_KEY": key.decode()}
+
+    answers = [
+        run("--home", built.root, "backup", *words, environment=environment)
+        for words in (["--json"], ["-v"], ["--key", "sealed"], ["--output", "nonsense"])
+    ]
+
+    assert [answer.code for answer in answers] == [0, 0, 2, 2]
+    said = "".join(answer.out + answer.err for answer in answers).encode()
+    folder = tmp_path / "home.snapshots"
+    kept = b"".join(path.read_bytes() for path in folder.glob("*.json"))
+    tar = subprocess.run(["zstd", "-dc", taken(answers[0])], capture_output=True, check=True).stdout
+    for secret in (key, base64.urlsafe_b64decode(key), base64.b64encode(key)):
+        assert secret not in said
+        assert secret not in kept
+        assert secret not in tar
+    assert answers[0].result["key_fingerprint"].encode() in kept
+
+
+def _identity(folder: Path) -> tuple[str, Path]:
+    """Make an age identity file; give its recipient and its path."""
+    import pyrage
+
+    identity = pyrage.x25519.Identity.generate()
+    path = folder / "identity.txt"
+    path.write_text(f"# a test's\n{identity}\n")
+    return str(identity.to_public()), path
+
+
+def _opened(commands: Sequence[Sequence[object]], source: Path) -> list[str]:
+    """Run a pipe of programs on a file and list what tar finds at its end."""
+    data = source.read_bytes()
+    for command in commands:
+        data = subprocess.run(
+            [str(word) for word in command], input=data, capture_output=True, check=True
+        ).stdout
+    return data.decode("utf-8", "replace").splitlines()
+
+
+def test_an_encrypted_snapshot_opens_with_age_zstd_and_tar(tmp_path: Path) -> None:
+    """The documented way out needs nothing of ours."""
+    if not all(map(shutil.which, ("age", "zstd", "tar"))):
+        pytest.skip("age, zstd or tar is not installed")
+    built = small(tmp_path / "home")
+    recipient, identity = _identity(tmp_path)
+    answer = call("--home", built.root, "backup", "--json", "--recipient", recipient,
+                  "--key", "sealed")  # fmt: skip
+
+    listed = _opened([["age", "-d", "-i", identity], ["zstd", "-dc"], ["tar", "-t"]], taken(answer))
+
+    assert {"snapshot.json", "db/sagewai.db", "secrets/master.key", "manifest.json"} <= {*listed}
+    assert taken(answer).read_bytes().startswith(b"age-encryption.org/v1\n")
+    assert built.master_keys[0] not in taken(answer).read_bytes()
+
+
+def test_an_ssh_recipient_opens_it_with_its_private_key(tmp_path: Path) -> None:
+    """Keys that people have anyway will do."""
+    if not all(map(shutil.which, ("ssh-keygen", "age", "zstd", "tar"))):
+        pytest.skip("ssh-keygen, age, zstd or tar is not installed")
+    built = small(tmp_path / "home")
+    private = tmp_path / "id_ed25519"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", private], check=True)
+    public = private.with_suffix(".pub").read_text().strip()
+
+    answer = call("--home", built.root, "backup", "--json", "--recipient", public)
+
+    way: list[list[object]] = [["age", "-d", "-i", private], ["zstd", "-dc"], ["tar", "-t"]]
+    assert "db/sagewai.db" in _opened(way, taken(answer))
+    verified = call("--home", built.root, "snapshots", "verify", "latest", "--identity", private)
+    assert verified.code == 0
+
+
+def test_a_passphrase_comes_from_a_file_or_standard_input(tmp_path: Path) -> None:
+    """Its first line counts; it is never an argument."""
+    built = small(tmp_path / "home")
+    file = tmp_path / "passphrase"
+    file.write_text("correct horse\nsecond line\n")
+
+    answer = run("--home", built.root, "backup", "--json", "--passphrase-file", "-",
+                 stdin="correct horse\n")  # fmt: skip
+
+    assert answer.code == 0
+    words = ["--home", built.root, "snapshots", "verify", "latest"]
+    assert call(*words, "--passphrase-file", file).code == 0
+    assert call(*words).code == 12
+    file.write_text("wrong\n")
+    assert call(*words, "--passphrase-file", file).code == 12
+    both = call("--home", built.root, "backup", "--passphrase-file", file,
+                "--recipient", _identity(tmp_path)[0])  # fmt: skip
+    assert both.code == 2
+
+
+def test_the_archive_goes_through_a_pipe(home: BuiltHome, tmp_path: Path) -> None:
+    """No folder, no card, nothing on stderr, and what comes out is a whole archive."""
+    if not all(map(shutil.which, ("zstd", "tar"))):
+        pytest.skip("zstd or tar is not installed")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    command = " ".join(COMMAND)
+
+    piped = subprocess.run(
+        ["/bin/bash", "-o", "pipefail", "-c",
+         f"{command} --home {home.root} backup --output - | tee copy.tar.zst | zstd -d | tar -t"],
+        cwd=tmp_path, env={**os.environ, "TMPDIR": str(scratch)}, capture_output=True, check=True,
+    )  # fmt: skip
+
+    assert {b"snapshot.json", b"db/sagewai.db", b"manifest.json"} <= {*piped.stdout.splitlines()}
+    assert piped.stderr == b""
+    assert _names(scratch) == []
+    assert not home.root.with_name("home.snapshots").exists()
+    assert call("snapshots", "verify", tmp_path / "copy.tar.zst").code == 0
+
+
+def test_a_pipe_whose_reader_goes_away_ends_quietly(large: Path, tmp_path: Path) -> None:
+    """`| head` is the reader's decision: 141 as a shell reports it, no traceback, no staging."""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with started("--home", large, "backup", "--output", "-", env=environment) as process:
+        assert process.stdout is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.wait(PATIENCE_SECONDS) == 141
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+
+    assert _names(tmp_path) == []
+
+
+def test_an_archive_is_not_written_to_a_terminal(home: BuiltHome) -> None:
+    """Binary on a screen helps nobody."""
+    code, shown = watched([*COMMAND, "--home", str(home.root), "backup", "--output", "-"],
+                          os.environ)  # fmt: skip
+
+    assert code == 2
+    assert "stdout is a terminal" in shown
+
+
+def test_a_terminal_sees_progress_and_the_summary(large: Path, tmp_path: Path) -> None:
+    """Bars while it works, what was taken at the end."""
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    environment.pop("NO_COLOR", None)
+
+    code, shown = watched(
+        [*COMMAND, "--home", str(large), "backup", "--to", str(tmp_path)], environment
+    )
+
+    assert code == 0
+    assert "━" in shown
+    assert "\x1b[" in shown
+    assert "taken and verified" in shown
+
+
+@pytest.mark.parametrize("changed", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["NO_COLOR", "dumb"])
+def test_a_plain_terminal_gets_plain_text(
+    large: Path, tmp_path: Path, changed: dict[str, str]
+) -> None:
+    """No colours, no bars, no control sequences; the summary is there."""
+    environment = {**os.environ, "TERM": "xterm", **changed}
+
+    code, shown = watched(
+        [*COMMAND, "--home", str(large), "backup", "--to", str(tmp_path)], environment
+    )
+
+    assert code == 0
+    assert "\x1b" not in shown
+    assert "━" not in shown
+    assert "taken and verified" in shown
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < end, "what is waited for did not come"
+        time.sleep(0.001)
+
+
+def _size(folder: Path, pattern: str) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return max((path.stat().st_size for path in folder.glob(pattern)), default=-1)
+    return -1
+
+
+def _ends_whole(folder: Path) -> bool:
+    for path in folder.glob(".*.partial"):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            file.seek(-4, os.SEEK_END)
+            return file.read() == SEEK_TABLE_END
+    return False
+
+
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "copying": lambda folder: _size(folder, ".*.staging/*.db") >= 0,
+    "packing": lambda folder: _size(folder, ".*.partial") > 0,
+    "half-way": lambda folder: _size(folder, ".*.partial") > 10_000_000,
+    "verifying": _ends_whole,
+}
+
+
+@contextlib.contextmanager
+def _stopped(
+    large: Path, folder: Path, moment: str, *words: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a backup and halt it at a moment."""
+    with started("--home", large, "backup", "--to", folder, *words) as process:
+        _wait(lambda: MOMENTS[moment](folder))
+        process.send_signal(signal.SIGSTOP)
+        yield process
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_removes_the_partials(
+    large: Path, tmp_path: Path, moment: str, number: signal.Signals, code: int
+) -> None:
+    """Wherever it comes: nothing is left, the exit code is the shell's, one line says it."""
+    with _stopped(large, tmp_path, moment) as process:
+        process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
+        _out, error = process.communicate(timeout=PATIENCE_SECONDS)
+
+    assert process.returncode == code
+    assert _names(tmp_path) == []
+    assert error.decode().splitlines() == [
+        f"sagewai-ops: error: interrupted by signal {number.value}, partial files are removed"
+    ]
+
+
+def test_a_signal_removes_the_partials_of_an_encrypted_run(large: Path, tmp_path: Path) -> None:
+    """Threads that encrypt end with the run; the JSON envelope is still the one object."""
+    recipient, _path = _identity(tmp_path)
+    folder = tmp_path / "snapshots"
+    with _stopped(large, folder, "half-way", "--recipient", recipient, "--json") as process:
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGCONT)
+        out, error = process.communicate(timeout=PATIENCE_SECONDS)
+
+    assert process.returncode == 143
+    document = json.loads(out)
+    assert (document["exit_code"], document["error"]["code"]) == (143, "interrupted")
+    assert error == b""
+    assert _names(folder) == []
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_what_a_kill_left_is_never_listed_and_swept_by_the_next_run(
+    large: Path, home: BuiltHome, tmp_path: Path, moment: str
+) -> None:
+    """No cleaning is possible at SIGKILL; the next backup into the folder does it, and says so."""
+    folder = tmp_path / "snapshots"
+    with _stopped(large, folder, moment) as process:
+        process.kill()
+        process.wait()
+    left = _names(folder)
+
+    listed = call("--home", large, "snapshots", "list", "--snapshots", folder, "--json")
+    answer = call("--home", home.root, "backup", "--to", folder, "--json")
+
+    assert left
+    assert all(name.startswith(".sagewai-") for name in left)
+    assert listed.result["snapshots"] == []
+    assert sorted(answer.result["swept"]) == left
+    assert _names(folder) == [taken(answer).name, f"{taken(answer).name}.json"]
+
+
+def test_what_a_killed_pipe_left_is_swept_by_the_next_pipe(
+    large: Path, home: BuiltHome, tmp_path: Path
+) -> None:
+    """Its copy of the database, which holds secrets, does not stay in the temporary folder."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    with started("--home", large, "backup", "--output", "-", env=environment) as process:
+        _wait(lambda: _size(scratch, ".*.staging/*.db") >= 0)
+        process.kill()
+        process.wait()
+    assert _names(scratch)
+
+    subprocess.run([*COMMAND, "--home", home.root, "backup", "--output", "-"], env=environment,
+                   stdout=subprocess.DEVNULL, check=True)  # fmt: skip
+
+    assert _names(scratch) == []
+
+
+def test_a_second_run_is_refused_at_once_and_told_who_is_first(large: Path, tmp_path: Path) -> None:
+    """Exit 11 names the process and its command; nothing of the first is disturbed."""
+    with _stopped(large, tmp_path / "first", "copying") as process:
+        refused = run("--home", large, "backup", "--to", tmp_path / "second")
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(PATIENCE_SECONDS) == 0
+
+    assert refused.code == 11
+    assert f"pid {process.pid}" in refused.err
+    assert "sagewai_ops" in refused.err
+    assert "--wait" in refused.err
+    assert _names(tmp_path / "second") == []
+
+
+def test_a_second_run_that_waits_gets_its_turn(large: Path, tmp_path: Path) -> None:
+    """`--wait` holds on until the first is done; both snapshots are there."""
+    with (
+        _stopped(large, tmp_path, "copying") as first,
+        started("--home", large, "backup", "--to", tmp_path, "--wait", "60") as second,
+    ):
+        _wait(lambda: _is_waiting(second.pid))
+        assert second.poll() is None
+        first.send_signal(signal.SIGCONT)
+        assert first.wait(PATIENCE_SECONDS) == 0
+        assert second.wait(PATIENCE_SECONDS) == 0
+
+    cards = [json.loads(path.read_bytes()) for path in tmp_path.glob("*.json")]
+    assert sorted(card["sequence"] for card in cards) == [1, 2]
+
+
+def _is_waiting(pid: int) -> bool:
+    """Tell whether a process sleeps after it has set its signal handlers: it polls for the lock."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = int(status.split("SigCgt:")[1].split()[0], 16)
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
+@contextlib.contextmanager
+def _tmpfs(folder: Path, size: str) -> Iterator[Path]:
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system here: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("size", ["1m", "5m"])
+@pytest.mark.parametrize("form", ["clear", "encrypted"])
+def test_a_full_disk_exits_13_and_nothing_is_left(tmp_path: Path, size: str, form: str) -> None:
+    """Refused beforehand where it is plain, and in the middle where only the writing shows it."""
+    built = small(tmp_path / "home")
+    (built.root / "data/noise.bin").write_bytes(os.urandom(8_000_000))
+    words = ["--recipient", _identity(tmp_path)[0]] if form == "encrypted" else []
+
+    with _tmpfs(tmp_path / "disk", size) as folder:
+        answer = run("--home", built.root, "backup", "--to", folder, *words)
+        left = _names(folder)
+
+    assert answer.code == 13
+    assert _error_lines(answer) == ["error", "hint"]
+    assert str(folder) in answer.err
+    assert left == []
+
+
+def test_a_home_mounted_read_only_is_backed_up(tmp_path: Path) -> None:
+    """Not even root can write there; the data in the WAL is carried all the same."""
+    built = small(tmp_path / "home")
+    view = tmp_path / "view"
+    view.mkdir()
+    bound = subprocess.run(["mount", "--bind", built.root, view], capture_output=True)
+    if bound.returncode:
+        pytest.skip(f"cannot bind a folder here: {bound.stderr.decode().strip()}")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", view], check=True)
+        before = everything_of(view)
+
+        answer = run("--home", view, "backup", "--json", "--to", tmp_path / "snapshots")
+        status = run("--home", view, "status", "--json")
+
+        assert everything_of(view) == before
+    finally:
+        subprocess.run(["umount", view], check=True)
+    assert answer.code == 0
+    assert answer.result["database"]["tables"]["sessions"] == 1
+    assert status.code == 0
+
+
+@pytest.mark.parametrize("is_json", ["--json", "-v"])
+def test_a_full_stdout_is_an_error_that_is_said(home: BuiltHome, is_json: str) -> None:
+    """Results that could not be delivered are a failure, as a full disk is."""
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([*COMMAND, "--home", home.root, "backup", is_json], stdout=full,
+                              stderr=subprocess.PIPE, check=False)  # fmt: skip
+
+    assert done.returncode == 13
+    assert done.stderr.decode().startswith("sagewai-ops: error: standard output: no space left")
+
+
+def test_a_snapshot_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+    """A file in its place is a mistake of the caller; a system that refuses is named."""
+    built = small(tmp_path / "home")
+    (tmp_path / "file").touch()
+
+    answer = run("--home", built.root, "backup", "--to", tmp_path / "file")
+    refused = run("--home", built.root, "backup", "--to", "/proc/snapshots")
+
+    assert answer.code == 2
+    assert f"{tmp_path}/file: is not a folder" in answer.err
+    assert refused.code in (1, 14)
+    assert "error: /proc/snapshots: " in refused.err
+
+
+def test_tar_sees_the_same_bytes_as_the_home(home: BuiltHome, tmp_path: Path) -> None:
+    """Unpacked by tar alone, every document is what it was, with its mode and its time."""
+    if not all(map(shutil.which, ("zstd", "tar"))):
+        pytest.skip("zstd or tar is not installed")
+    answer = call("--home", home.root, "backup", "--json")
+    subprocess.run(f"zstd -dc {taken(answer)} | tar -x -C {tmp_path}", shell=True, check=True)
+
+    for path in ("config/admin-state.json", "config/connections.json", "secrets/profiles.json"):
+        assert (tmp_path / path).read_bytes() == (home.root / path).read_bytes()
+        modes = {at.stat().st_mode for at in (tmp_path / path, home.root / path)}
+        assert len(modes) == 1
+    assert tarfile.is_tarfile(taken(answer)) is False
