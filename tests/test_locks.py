@@ -1,0 +1,137 @@
+"""One run at a time: the lock dies with its process, names its holder and leaves nothing."""
+
+import errno
+import fcntl
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from other_process import running
+from sagewai_ops import locks
+from sagewai_ops.errors import LockedError, OpsError
+
+_HOLD = """
+import pathlib
+from sagewai_ops import locks
+with locks.exclusive(pathlib.Path(sys.argv[1])):
+    pause()
+"""
+
+
+def test_a_held_folder_is_refused_and_its_holder_named(tmp_path: Path) -> None:
+    """Process and command of who holds it are in the message; how to wait is in the hint."""
+    with running(_HOLD, str(tmp_path)) as other:
+        with pytest.raises(LockedError) as raised, locks.exclusive(tmp_path):
+            pytest.fail("two runs at once")
+
+        assert f"pid {other.pid}" in raised.value.message
+        assert "python" in raised.value.message
+        assert "--wait" in raised.value.hint
+        assert raised.value.exit_code == 11
+
+
+def test_a_lock_dies_with_its_process_and_leaves_nothing(tmp_path: Path) -> None:
+    """SIGKILL lets go at once; there is no file to remove."""
+    with running(_HOLD, str(tmp_path)) as other:
+        other.kill()
+
+    with locks.exclusive(tmp_path):
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_who_waits_gets_it_when_the_holder_ends(tmp_path: Path) -> None:
+    """The wait ends with the holder, not with the time."""
+    with running(_HOLD, str(tmp_path)) as other:
+        ending = threading.Timer(0.2, other.kill)
+        ending.start()
+
+        with locks.exclusive(tmp_path, wait_seconds=30):
+            pass
+
+        ending.join()
+
+
+def test_readers_share_and_writers_do_not(tmp_path: Path) -> None:
+    """Any number of readers, or one writer."""
+    with (
+        locks.shared(tmp_path),
+        locks.shared(tmp_path),
+        pytest.raises(LockedError),
+        locks.exclusive(tmp_path),
+    ):
+        pytest.fail("a writer among readers")
+    with locks.exclusive(tmp_path), pytest.raises(LockedError), locks.shared(tmp_path):
+        pytest.fail("a reader beside a writer")
+
+
+def test_a_folder_that_was_swapped_meanwhile_is_locked_anew(tmp_path: Path) -> None:
+    """Who waited for a home that a restore exchanged gets the one that stands there now."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    holding = locks.exclusive(folder)
+    holding.__enter__()
+
+    def swap() -> None:
+        folder.rename(tmp_path / "before")
+        folder.mkdir()
+        holding.__exit__(None, None, None)
+
+    swapping = threading.Timer(0.2, swap)
+    swapping.start()
+    with locks.exclusive(folder, wait_seconds=30):
+        swapping.join()
+        with pytest.raises(LockedError), locks.exclusive(folder):
+            pytest.fail("the folder that stands there is not held")
+        with locks.exclusive(tmp_path / "before"):
+            pass
+
+
+def test_a_file_of_a_live_run_is_not_abandoned(tmp_path: Path) -> None:
+    """While it is open it is held; closed, it can go."""
+    path = tmp_path / "partial"
+    with path.open("wb") as stream:
+        locks.hold_open(stream.fileno())
+        assert not locks.is_abandoned(path)
+
+    assert locks.is_abandoned(path)
+
+
+@pytest.mark.parametrize("kind", ["missing", "link", "socketless pipe"])
+def test_what_cannot_be_a_leftover_is_never_waited_for(tmp_path: Path, kind: str) -> None:
+    """A link is not followed, a pipe does not hold us, what is gone is gone."""
+    path = tmp_path / "name"
+    if kind == "link":
+        path.symlink_to("/etc/hostname")
+    elif kind == "socketless pipe":
+        os.mkfifo(path)
+
+    assert locks.is_abandoned(path) is (kind == "socketless pipe")
+
+
+def test_a_guard_is_waited_for_only_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that somebody holds for another reason does not stop a backup into it."""
+    monkeypatch.setattr(locks, "_GUARD_SECONDS", 0.1)
+
+    with locks.exclusive(tmp_path), locks.guarded(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_said_for_a_home_and_passed_over_for_a_guard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs on a home would be a danger; a half-made name is none where nothing is swept."""
+
+    def refuse(_descriptor: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+    with locks.guarded(tmp_path):
+        pass
+    assert not locks.is_abandoned(tmp_path)
+    with pytest.raises(OpsError, match="no locks available"), locks.exclusive(tmp_path):
+        pytest.fail("no lock was held")

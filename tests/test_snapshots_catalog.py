@@ -1,0 +1,209 @@
+"""Which snapshots a folder holds, in which order, and which of them a name means."""
+
+import json
+import os
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sagewai_ops.errors import NotFoundError, UsageError
+from sagewai_ops.snapshots import catalog
+
+
+def _archive(folder: Path, identifier: str, *, sealed: bool = False, **card: Any) -> Path:
+    """Put a file with an archive's name into a folder, with a card if one is given."""
+    path = folder / catalog.archive_name(identifier, is_encrypted=sealed)
+    path.write_bytes(b"archive")
+    if card:
+        catalog.write_card(path, {"archive": path.name, **card})
+    return path
+
+
+def test_an_id_is_the_moment_in_utc_and_chance() -> None:
+    """Names sort by time, whatever the zone of the machine, and two of a second differ."""
+    moment = datetime(2026, 3, 1, 1, 30, tzinfo=timezone(timedelta(hours=2)))
+
+    identifiers = {catalog.new_id(moment) for _ in range(20)}
+
+    assert {identifier.rpartition("-")[0] for identifier in identifiers} == {"20260228T233000Z"}
+    assert len(identifiers) > 15
+
+
+def test_only_archives_are_listed(tmp_path: Path) -> None:
+    """Partials, cards, folders, links and strangers are not snapshots."""
+    path = _archive(tmp_path, "20260101T000000Z-0a1b2c", sequence=1)
+    sealed = _archive(tmp_path, "20260102T000000Z-0a1b2c", sealed=True)
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / ".sagewai-20260101T000000Z-0a1b2d.tar.zst.partial").touch()
+    (tmp_path / "sagewai-20260101T000000Z-0a1b2e.tar.zst").mkdir()
+    (tmp_path / "sagewai-20260101T000000Z-0a1b2f.tar.zst").symlink_to(path)
+    (tmp_path / "sagewai-20260101T000000Z-XYZXYZ.tar.zst").touch()
+    os.mkfifo(tmp_path / "sagewai-20260101T000000Z-aaaaaa.tar.zst")
+
+    found = catalog.snapshots_in(tmp_path)
+
+    assert [item.path for item in found] == [path, sealed]
+    assert [item.is_encrypted for item in found] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["nothing", "file"])
+def test_a_folder_that_is_not_there_has_no_snapshots(tmp_path: Path, name: str) -> None:
+    """Nothing was backed up yet: that is an answer, not an error."""
+    (tmp_path / "file").touch()
+
+    assert catalog.snapshots_in(tmp_path / name) == []
+
+
+def test_the_sequence_orders_and_the_name_does_where_there_is_none(tmp_path: Path) -> None:
+    """A clock that went back does not reorder; one without a card stands by its time."""
+    _archive(tmp_path, "20260105T000000Z-000001", sequence=1)
+    _archive(tmp_path, "20260103T000000Z-000002", sequence=2)
+    _archive(tmp_path, "20260104T000000Z-000003")
+    _archive(tmp_path, "20260101T000000Z-000004", sequence=3)
+
+    found = [item.id[-1] for item in catalog.snapshots_in(tmp_path)]
+
+    assert [digit for digit in found if digit != "3"] == ["1", "2", "4"]
+    assert catalog.next_sequence(tmp_path) == 4
+
+
+def test_digits_that_are_no_date_are_a_snapshot_and_the_oldest(tmp_path: Path) -> None:
+    """A forged name does not stop the list."""
+    _archive(tmp_path, "20260101T000000Z-000001")
+    _archive(tmp_path, "99999999T999999Z-000002")
+
+    assert [item.id[-1] for item in catalog.snapshots_in(tmp_path)] == ["2", "1"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not JSON",
+        b"[]",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"archive": "another.tar.zst", "sequence": 5}',
+    ],
+)
+def test_a_broken_card_is_no_card(tmp_path: Path, content: bytes) -> None:
+    """It never hides the snapshot."""
+    path = _archive(tmp_path, "20260101T000000Z-000001")
+    catalog.card_path(path).write_bytes(content)
+
+    (found,) = catalog.snapshots_in(tmp_path)
+
+    assert found.path == path
+    assert found.card == {}
+    assert found.sequence == 0
+
+
+def test_a_card_of_odd_values_gives_only_what_can_be_used(tmp_path: Path) -> None:
+    """A number where a text belongs is passed over, the rest counts."""
+    path = _archive(tmp_path, "20260101T000000Z-000001")
+    card = {
+        "archive": path.name,
+        "home": 5,
+        "sequence": "7",
+        "home_id": [],
+        "key_custody": "sealed",
+    }
+    catalog.card_path(path).write_text(json.dumps(card))
+
+    (found,) = catalog.snapshots_in(tmp_path)
+
+    assert (found.sequence, found.home_id) == (0, "")
+    assert found.card == {"archive": path.name, "key_custody": "sealed"}
+
+
+def test_a_card_that_is_a_folder_is_no_card(tmp_path: Path) -> None:
+    """Whatever stands in its place, the archive is listed."""
+    path = _archive(tmp_path, "20260101T000000Z-000001")
+    catalog.card_path(path).mkdir()
+
+    assert len(catalog.snapshots_in(tmp_path)) == 1
+
+
+def test_an_archive_that_goes_meanwhile_takes_no_other_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody prunes while the folder is listed."""
+    paths = [_archive(tmp_path, f"2026010{day}T000000Z-000001") for day in (1, 2, 3)]
+    really = os.lstat
+
+    def vanishing(path: Path, *, dir_fd: int | None = None) -> os.stat_result:
+        if path == paths[1]:
+            raise FileNotFoundError(2, "gone", str(path))
+        return really(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "lstat", vanishing)
+    found = catalog.snapshots_in(tmp_path)
+    monkeypatch.undo()
+
+    assert [item.path for item in found] == [paths[0], paths[2]]
+
+
+def test_a_snapshot_is_named_by_id_prefix_or_path(tmp_path: Path) -> None:
+    """The whole id, a beginning that is enough, the file's name, or its path."""
+    path = _archive(tmp_path, "20260101T000000Z-0a1b2c")
+    _archive(tmp_path, "20260102T000000Z-0a1b2c")
+    names = ["20260101T000000Z-0a1b2c", "20260101", path.name, str(path)]
+
+    assert {catalog.choose(tmp_path, name, ()) for name in names} == {path}
+
+
+def test_a_path_need_not_be_in_the_folder_nor_exist(tmp_path: Path) -> None:
+    """Whoever names a path gets it; opening it tells whether it is there."""
+    named = tmp_path / "copy.tar.zst"
+
+    assert catalog.choose(tmp_path / "other", str(named), ()) == named
+
+
+def test_an_ambiguous_beginning_is_refused_with_two_of_the_ids(tmp_path: Path) -> None:
+    """Guessing would restore the wrong one."""
+    for day in (1, 2):
+        _archive(tmp_path, f"2026010{day}T000000Z-0a1b2c")
+
+    with pytest.raises(UsageError, match=r"begins 2 ids, 20260101.*20260102"):
+        catalog.choose(tmp_path, "2026", ())
+    with pytest.raises(NotFoundError, match="none of that id"):
+        catalog.choose(tmp_path, "2025", ())
+
+
+def test_latest_is_the_latest_of_this_home(tmp_path: Path) -> None:
+    """A folder may hold those of several homes."""
+    ours = _archive(tmp_path, "20260101T000000Z-000001", sequence=1, home_id="ours")
+    theirs = _archive(tmp_path, "20260102T000000Z-000002", sequence=2, home_id="theirs")
+
+    assert catalog.choose(tmp_path, "latest", ("other", "ours")) == ours
+    assert catalog.choose(tmp_path, "latest", ("theirs",)) == theirs
+    with pytest.raises(UsageError, match="several homes"):
+        catalog.choose(tmp_path, "latest", ("nobody",))
+
+
+def test_latest_of_another_machine_is_the_latest_of_the_only_home(tmp_path: Path) -> None:
+    """After a loss the id of the place is another: one home's snapshots are still meant."""
+    _archive(tmp_path, "20260101T000000Z-000001", sequence=1, home_id="lost")
+    last = _archive(tmp_path, "20260102T000000Z-000002")
+
+    assert catalog.choose(tmp_path, "latest", ("here",)) == last
+
+
+def test_latest_of_nothing_is_not_found(tmp_path: Path) -> None:
+    """With what to do about it."""
+    with pytest.raises(NotFoundError, match="none in") as raised:
+        catalog.choose(tmp_path, "latest", ())
+
+    assert "sagewai-ops backup" in raised.value.hint
+
+
+def test_a_card_is_private_and_names_its_version(tmp_path: Path) -> None:
+    """Mode 0600, JSON that other programs read."""
+    path = _archive(tmp_path, "20260101T000000Z-000001", sequence=3)
+
+    card = catalog.card_path(path)
+
+    assert card.stat().st_mode & 0o777 == 0o600
+    assert json.loads(card.read_bytes()) == {"card": 1, "archive": path.name, "sequence": 3}
