@@ -10,9 +10,11 @@ from interop import program
 from interop.client import Client
 from interop.homes import (
     FLEET,
+    MARKER,
     PROFILE,
     PROFILE_SECRETS,
     Site,
+    column,
     key_of,
     read_home,
 )
@@ -20,6 +22,7 @@ from interop.server import running
 
 pytestmark = pytest.mark.interop
 
+PAGE_BYTES = 4096  # of the main file while everything else is in the WAL
 PASSPHRASE = "neun Pferde im Regen"
 
 
@@ -50,6 +53,35 @@ def test_home_restored_elsewhere_reads_the_same(
     assert revealed == PROFILE_SECRETS
     assert key_of(target).read_bytes() == key_of(site.home).read_bytes()
     assert read_home(target) == site.reading
+
+
+def test_home_that_stands_in_the_wal_alone_comes_back(tmp_path: Path, log: Path) -> None:
+    """After a kill on the first day the main file is one empty page; the rest is not lost."""
+    home, snapshots, target = (tmp_path / name for name in ("home", "snapshots", "restored"))
+    with running(home, log) as server:
+        client = Client(server.url)
+        client.set_up()
+        client.log_in()
+        client.create_one_of_each(MARKER)
+        listings = client.listings()
+        server.kill()
+    database = home / "db" / "sagewai.db"
+    journal = database.with_name("sagewai.db-wal")
+    before = (database.read_bytes(), journal.read_bytes())
+
+    program.succeed(home, "backup", "--to", snapshots)
+    after = (database.read_bytes(), journal.read_bytes())
+    restore = ("restore", "latest", "--to", target, "--key-file", key_of(home))
+    program.succeed(home, *restore, snapshots=snapshots)
+
+    assert len(before[0]) == PAGE_BYTES
+    assert after == before
+    assert column(target, "SELECT pool FROM fleet_tasks") == [MARKER]
+    with running(target, log) as server:
+        client = Client(server.url)
+        client.log_in()
+        restored = client.listings()
+    assert {name for name in restored if restored[name] != listings[name]} == FLEET
 
 
 def test_home_restored_in_its_place_keeps_its_fleet(
