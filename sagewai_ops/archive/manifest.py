@@ -45,6 +45,7 @@ class Entry:
         sha256: 32 bytes of the content; empty for folders and links.
         target: Of a link, relative to the folder that the link stands in.
         is_sparse: The file had holes, which a reader may make again.
+        is_absolute: The link was written with the home's own path before its target.
     """
 
     path: str
@@ -57,6 +58,7 @@ class Entry:
     sha256: bytes = b""
     target: str = ""
     is_sparse: bool = False
+    is_absolute: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +207,8 @@ def _as_json(entry: Entry) -> dict[str, Any]:
         document["target"] = entry.target
     if entry.is_sparse:
         document["sparse"] = True
+    if entry.is_absolute:
+        document["absolute"] = True
     return document
 
 
@@ -221,6 +225,7 @@ def _entry(document: Mapping[str, Any]) -> Entry:
             sha256=bytes.fromhex(_text(document.get("sha256", ""))),
             target=_text(document.get("target", "")),
             is_sparse=document.get("sparse") is True,
+            is_absolute=document.get("absolute") is True,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"{MANIFEST_NAME}: an entry is not one: {error}") from error

@@ -80,6 +80,7 @@ class Found:
         path: In the archive.
         source: Where it is read.
         target: Of a link, as the archive has it.
+        is_absolute: Whether the link has the home's own path before that.
     """
 
     path: str
@@ -87,6 +88,7 @@ class Found:
     type: str  # "file", "folder", "link", "database"
     kind: Kind
     target: str = ""
+    is_absolute: bool = False
 
 
 @dataclass(slots=True)
@@ -256,12 +258,13 @@ class _Walk:
             self._leave(path, Reason.GONE)
             return
         root = str(self.home.root)
-        if os.path.isabs(target) and (target == root or target.startswith(root + "/")):
+        is_absolute = target == root or target.startswith(root + "/")
+        if is_absolute:
             # Written relative, so that it still leads there when the home stands elsewhere.
             target = os.path.relpath(target, os.path.dirname(entry.path))
         is_inside = stays_inside(path, target) and self._is_inside(entry.path)
         if is_inside:
-            self._add(Found(member, entry.path, "link", kind, target))
+            self._add(Found(member, entry.path, "link", kind, target, is_absolute))
         elif not is_inside and path in _FOLLOWED and os.path.exists(entry.path):
             self._follow(entry.path, path, kind)
         else:

@@ -42,6 +42,7 @@ def extract(
     target: Path,
     place: Callable[[Entry], str | None],
     *,
+    root: Path,
     on_bytes: Callable[[int], None] | None = None,
     on_file: Callable[[str], None] | None = None,
     everything: bool = True,
@@ -50,6 +51,7 @@ def extract(
 
     Args:
         target: A private folder of this run, empty.
+        root: Where `target` will stand in the end: links that name the home are made to name it.
         place: The path, relative to `target`, that a member is written to; None passes over it.
         on_file: Told each placed path once its file is whole.
         everything: Read the whole archive and check its digest; else only what is placed.
@@ -58,7 +60,7 @@ def extract(
         DamagedError: The archive does not hold; what was written so far is worthless.
         NoSpaceError, PermissionDeniedError: The system refused.
     """
-    writing = _Writing(target)
+    writing = _Writing(target, root)
     wanted = None if everything else (lambda entry: place(entry) is not None)
     with contextlib.closing(writing), atomic.naming(target):
         for entry, content in reader.members(wanted, on_bytes=on_bytes):
@@ -77,7 +79,8 @@ def extract(
 class _Writing:
     """The folder that is being filled, with the descriptor of the folder at hand."""
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, root: Path) -> None:
+        self._final = root
         self.extracted = Extracted()
         self._root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         self._folder = ""
@@ -97,12 +100,17 @@ class _Writing:
             self._folders.append((entry, path))
             self.extracted.folders += 1
         elif entry.type is EntryType.LINK:
-            os.symlink(entry.target, name, dir_fd=self._descriptor)
+            os.symlink(self._target_of(entry, folder), name, dir_fd=self._descriptor)
             self._own(entry, name)
             self._date(entry, name)
             self.extracted.links += 1
         else:
             self._write(entry, path, name, content)
+
+    def _target_of(self, entry: Entry, folder: str) -> str:
+        if not entry.is_absolute:
+            return entry.target
+        return os.path.normpath(os.path.join(self._final, folder, entry.target))
 
     def settle_folders(self) -> None:
         """Give the folders their modes and times, the deepest first: filling them changed both."""

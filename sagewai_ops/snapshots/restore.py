@@ -89,7 +89,7 @@ def restore(
         places = Places(reader.manifest)
         plan = plan_with(reader, archive, target, options, places)
         stage = stack.enter_context(swap.staged(target.root, plan.paths))
-        content, database = _fill(reader, stage.content, options, places, progress)
+        content, database = _fill(reader, stage.content, target.root, options, places, progress)
         staged_home = locate(stage.content, {})
         documents = read_together(staged_home)
         opening = open_gate(reader, documents, target, staged_home, options)
@@ -115,6 +115,7 @@ def restore(
 def _fill(
     reader: ArchiveReader,
     folder: Path,
+    root: Path,
     options: RestoreOptions,
     places: Places,
     progress: Progress | None,
@@ -145,7 +146,7 @@ def _fill(
                 started.append(pool.submit(prove_database, folder / path, go_on))
 
         try:
-            extracted = extract(reader, folder, place, on_bytes=count, on_file=examine)
+            extracted = extract(reader, folder, place, root=root, on_bytes=count, on_file=examine)
             proof = _compared(started[0].result(), reader) if started else None
         except BaseException:
             is_over.set()  # the examination of a large database takes minutes

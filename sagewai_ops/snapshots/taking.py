@@ -258,7 +258,7 @@ class Taking:
             return
         if stream is None:
             kind = EntryType.FOLDER if item.type == "folder" else EntryType.LINK
-            writer.add_folder_or_link(_entry(item.path, kind, status, item.target))
+            writer.add_folder_or_link(_entry(item.path, kind, status, item))
             return
         with stream:
             entry = _entry(item.path, EntryType.FILE, os.fstat(stream.fileno()))
@@ -342,7 +342,7 @@ def _opened(item: Found, copy: Copied | None) -> BinaryIO | None:
     return stream
 
 
-def _entry(path: str, kind: EntryType, status: os.stat_result, target: str = "") -> Entry:
+def _entry(path: str, kind: EntryType, status: os.stat_result, link: Found | None = None) -> Entry:
     return Entry(
         path=path,
         type=kind,
@@ -350,7 +350,8 @@ def _entry(path: str, kind: EntryType, status: os.stat_result, target: str = "")
         mtime_ns=status.st_mtime_ns,
         uid=status.st_uid,
         gid=status.st_gid,
-        target=target,
+        target=link.target if link else "",
+        is_absolute=link.is_absolute if link else False,
     )
 
 
