@@ -44,6 +44,7 @@ def init(
         "left": dict(report.left),
         "key_source": report.key_source,
         "key_fingerprint": report.key_fingerprint,
+        "swept": list(report.swept),
     }
 
     def show(terminal: Terminal) -> None:

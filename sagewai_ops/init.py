@@ -4,18 +4,23 @@ What is there is left as it is and named. Done twice, the second changes nothing
 """
 
 import base64
+import contextlib
 import os
+import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops import atomic, locks
 from sagewai_ops.errors import UsageError
-from sagewai_ops.home.paths import LEGACY_PLACES, PARTS, Home, layout_of
+from sagewai_ops.home.paths import DATABASE, LEGACY_PLACES, PARTS, Home, layout_of
 from sagewai_ops.keys.candidates import find_candidates, fingerprint
 from sagewai_ops.schema.create import create_database
 from sagewai_ops.snapshots.swap import require_settled
+
+# How `atomic` and `schema.create` call what they write beside its place.
+_HALF_MADE = r"\.[0-9a-f]{8}\.partial(-wal|-shm|-journal)?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,7 @@ class InitReport:
         made: Paths relative to the home; "." is the home itself.
         left: Path to why it was left.
         key_source: Where the key in use stands; "" if there is none.
+        swept: Half-made files of a run that was killed, removed.
     """
 
     root: Path
@@ -34,6 +40,7 @@ class InitReport:
     key_source: str
     key_fingerprint: str
     warnings: tuple[str, ...]
+    swept: tuple[str, ...] = ()
 
 
 def init_home(
@@ -63,6 +70,7 @@ def init_home(
         atomic.make_folder(home.root)
         made.append(".")
     with locks.exclusive(home.root, wait_seconds=wait_seconds):
+        swept = tuple(_sweep(home))
         for part in PARTS:
             if (home.root / part).is_dir():
                 left[part] = "is there"
@@ -70,14 +78,16 @@ def init_home(
                 atomic.make_folder(home.root / part)
                 made.append(part)
         source, key, warnings = _key(home, environment, made, with_key=with_key)
+        # An override puts the database elsewhere; then its whole path names it.
+        database = DATABASE if home.database == home.root / DATABASE else str(home.database)
         if home.server_url_variable:
-            left["db/sagewai.db"] = f"{home.server_url_variable} names a database server"
+            left[DATABASE] = f"{home.server_url_variable} names a database server"
         elif os.path.lexists(home.database):
-            left["db/sagewai.db"] = "is there"
+            left[database] = "is there"
         else:
             atomic.make_folder(home.database.parent)
             create_database(home.database)
-            made.append("db/sagewai.db")
+            made.append(database)
     if layout_of(home.root) in ("flat", "mixed"):
         names = [name for name in LEGACY_PLACES if (home.root / name).exists()]
         warnings.append(
@@ -90,6 +100,7 @@ def init_home(
         key_source=source,
         key_fingerprint=fingerprint(key) if key else "",
         warnings=tuple(warnings),
+        swept=swept,
     )
 
 
@@ -113,6 +124,16 @@ def _key(
     atomic.replace(home.master_key, key)
     made.append("secrets/master.key")
     return "secrets/master.key", key, warnings
+
+
+def _sweep(home: Home) -> Iterator[str]:
+    """Remove what a run that was killed had half made: nobody else makes these, and we hold it."""
+    for path in (home.master_key, home.database):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for name in sorted(os.listdir(path.parent)):
+                if re.fullmatch(rf"\.{re.escape(path.name)}{_HALF_MADE}", name):
+                    os.unlink(path.parent / name)
+                    yield os.path.relpath(path.parent / name, home.root)
 
 
 def _refuse_files(root: Path, *parts: str) -> None:

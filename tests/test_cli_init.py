@@ -1,0 +1,93 @@
+"""`init` as people meet it."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from program import COMMAND, Answer, call, run
+from small_homes import everything_of
+
+
+def test_a_home_is_made_without_a_word(tmp_path: Path) -> None:
+    """A script gets the exit code; the home is ready for a backup at once."""
+    answer = run("--home", tmp_path / "home", "init")
+
+    assert answer == Answer(0, "", "")
+    assert call("--home", tmp_path / "home", "backup") == Answer(0, "", "")
+
+
+def test_the_default_home_is_in_the_users_folder(tmp_path: Path) -> None:
+    """Without any option it is `~/.sagewai`, and a relative one is below the working folder."""
+    run("init", environment={"HOME": str(tmp_path)})
+
+    assert (tmp_path / ".sagewai/secrets/master.key").exists()
+
+
+def test_json_says_what_was_made(tmp_path: Path) -> None:
+    """And never the key."""
+    answer = run("--home", tmp_path / "home", "init", "--json")
+
+    assert answer.result["made"][0] == "."
+    assert "secrets/master.key" in answer.result["made"]
+    assert answer.result["swept"] == []
+    key = (tmp_path / "home/secrets/master.key").read_text()
+    assert key not in answer.out
+    assert json.loads(answer.out)["command"] == "init"
+
+
+def test_verbose_says_what_was_made_and_to_keep_the_key(tmp_path: Path) -> None:
+    """Each path on a line; the fingerprint, not the key."""
+    answer = call("--home", tmp_path / "home", "init", "-v")
+
+    assert "made  db/sagewai.db" in answer.out
+    assert "keep a copy" in answer.out
+    assert (tmp_path / "home/secrets/master.key").read_text() not in answer.out
+
+
+def test_no_key_makes_none(tmp_path: Path) -> None:
+    """Where the key comes from elsewhere."""
+    call("--home", tmp_path / "home", "init", "--no-key")
+
+    assert list((tmp_path / "home/secrets").iterdir()) == []
+
+
+def test_something_in_the_way_exits_2(tmp_path: Path) -> None:
+    """Two lines name it."""
+    (tmp_path / "home").write_text("a file")
+
+    answer = run("--home", tmp_path / "home", "init")
+
+    assert answer.code == 2
+    assert answer.err.count("\n") == 2
+    assert f"{tmp_path}/home: is not a folder" in answer.err
+
+
+def test_a_system_that_refuses_exits_14_or_says_why(tmp_path: Path) -> None:
+    """/proc takes no folders from anybody."""
+    answer = run("--home", "/proc/home", "init")
+
+    assert answer.code in (1, 14)
+    assert "error: /proc/home: " in answer.err
+
+
+def test_a_killed_run_is_completed_by_the_next(tmp_path: Path) -> None:
+    """SIGKILL at its first sign of life, then again: the home is whole, without litter."""
+    home = tmp_path / "home"
+    with subprocess.Popen([*COMMAND, "--home", home, "init"]) as process:
+        while not home.exists():
+            assert process.poll() is None
+        os.kill(process.pid, signal.SIGKILL)
+
+    answer = run("--home", home, "init")
+
+    assert answer.code == 0
+    assert sorted(everything_of(home)) == [
+        "config",
+        "data",
+        "db",
+        "db/sagewai.db",
+        "secrets",
+        "secrets/master.key",
+    ]
