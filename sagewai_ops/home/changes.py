@@ -11,6 +11,7 @@ from typing import Any
 
 from sagewai_ops import atomic
 from sagewai_ops.errors import NotFoundError, OpsError, PermissionDeniedError, UsageError
+from sagewai_ops.home.entries import sweep_partials
 from sagewai_ops.home.parts import Wanted
 from sagewai_ops.home.paths import OWN_PREFIX, Home
 
@@ -95,6 +96,7 @@ def write_record(
             for change in changes
         ],
     }
+    sweep_partials(folder, _RECORD_PREFIX)
     record = folder / f"{_RECORD_PREFIX}{moment:{_MOMENT}}.json"
     atomic.replace(record, json.dumps(content, indent=1).encode("ascii"))
     return record

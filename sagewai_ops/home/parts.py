@@ -97,7 +97,8 @@ class Facts:
 def part_of_file(path: str) -> Part:
     """Tell what the file at a path relative to its home is to the rules."""
     folder, _, name = path.rpartition("/")
-    if name.startswith(OWN_PREFIX) or path.startswith(OWN_PREFIX):
+    # With a dot before it: what a run that died while it wrote a file left.
+    if name.startswith((OWN_PREFIX, f".{OWN_PREFIX}")):
         return Part.OWN
     kind = kind_of(path)
     if kind in (Kind.DATABASE, Kind.SIDECAR) or folder == "db":

@@ -1,0 +1,116 @@
+"""`migrate-layout`: the flat files of older versions into their folders."""
+
+from typing import Annotated, Any
+
+import typer
+
+from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE
+from sagewai_ops.invocation import Outcome, Run, command
+from sagewai_ops.terminal import Terminal
+
+HELP = """Move the files of the older layout into their folders.
+
+admin-state.json and connections.json go to config/, master.key and profiles.json to secrets/, all
+with mode 0600. Of two different documents the newer stays in place and the other is kept beside it
+as NAME.legacy-<UTC>; of two keys the one that Sagewai uses stays. Links are replaced by what they
+lead to. A run that was killed is finished or taken back by the next one; done twice, the second
+changes nothing.
+
+\b
+Examples:
+  sagewai-ops migrate-layout --dry-run
+  sagewai-ops migrate-layout
+
+\b
+Exit codes: 0 done or nothing to do, 2 config or secrets is no folder, 3 something had to be left at
+the root, 10 no home, 11 another run, 13 no space, 14 permission denied, 15 in use by a process.
+"""
+_WORDS = {
+    "move": "{name} -> {place}",
+    "replace": "{name} -> {place}, what stood there -> {kept}",
+    "keep": "{name} -> {kept}, {place} stays",
+    "remove": "{name}, {place} stays",
+    "managed": "{name} stays",
+    "leave": "{name} stays",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("migrate-layout", help=HELP, short_help="Move the files of the older layout.")(
+        command("migrate-layout")(migrate_layout)
+    )
+
+
+def migrate_layout(
+    run: Run,
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")
+    ] = False,
+    wait: Annotated[
+        float,
+        typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run on the home."),
+    ] = 0.0,
+) -> Outcome:
+    """Parse, move, render."""
+    from sagewai_ops import relayout
+
+    report = relayout.migrate_layout(
+        run.home(), run.settings.environment, dry_run=dry_run, wait_seconds=wait
+    )
+    result = as_result(report) | {"dry_run": dry_run}
+    return Outcome(
+        result,
+        lambda terminal: show(terminal, result),
+        exit_code=EXIT_DONE if report.is_complete else EXIT_INCOMPLETE,
+        warnings=report.warnings,
+        always=dry_run,
+    )
+
+
+def as_result(report: Any) -> dict[str, Any]:
+    """Give the JSON of a migration; docs/json.md."""
+    return {
+        "home": str(report.home),
+        "recovered": report.recovered,
+        "items": [
+            {
+                "name": item.name,
+                "place": item.place,
+                "action": item.action.value,
+                "detail": item.detail,
+                "kept": item.kept or None,
+            }
+            for item in report.plan.items
+        ],
+        "steps": [
+            {
+                "step": step.kind.value,
+                "source": step.source or None,
+                "target": step.target or None,
+                "mode": f"{step.mode:04o}" if step.mode else None,
+            }
+            for step in report.plan.steps
+        ],
+        "left": dict(report.plan.left),
+        "fleet_rows": dict(report.fleet_rows),
+        "complete": report.is_complete,
+    }
+
+
+def show(terminal: Terminal, result: dict[str, Any]) -> None:
+    """Render for people."""
+    if result["recovered"] != "nothing to do":
+        terminal.line(f"an interrupted run was {result['recovered']}")
+    for item in result["items"]:
+        words = _WORDS[item["action"]].format(**item)
+        detail = f" ({item['detail']})" if item["detail"] else ""
+        terminal.line(f"  {item['action']:<8} {words}{detail}")
+    state = "would be in" if result["dry_run"] else "is in"
+    if not result["items"]:
+        terminal.line(f"home {result['home']}: nothing of the older layout")
+    elif result["complete"]:
+        terminal.line(f"home {result['home']}: {state} the layout of today", style="bold green")
+    else:
+        terminal.line(f"home {result['home']}: not all could be moved", style="yellow")

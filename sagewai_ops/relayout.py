@@ -1,0 +1,210 @@
+"""Bring a home of the older, flat layout into that of today.
+
+What a run that died left is finished or taken back first. Nothing is touched while a process has
+the database open, or where something could not be written. Done twice, the second changes nothing.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from sagewai_ops import locks
+from sagewai_ops.database.source import pinned, quoted
+from sagewai_ops.database.usage import holders
+from sagewai_ops.errors import OpsError, PermissionDeniedError, TargetBusyError
+from sagewai_ops.home import layout_journal
+from sagewai_ops.home.layout import Action, Plan, plan_layout
+from sagewai_ops.home.layout_steps import StepKind
+from sagewai_ops.home.paths import ADMIN_STATE, DATABASE, Home, require
+from sagewai_ops.processes import Process, describe
+from sagewai_ops.snapshots.swap import require_settled
+
+_STATE_NAME = "admin-state.json"
+_FLEET_TABLES = ("workers", "enrollment_keys", "fleet_tasks")
+_ORGANISATION_DIGITS = 16
+_BEFORE_SETUP = "default"  # stands for the administrator's id while there is none
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutReport:
+    """What was done, or would be.
+
+    Attributes:
+        recovered: What became of an interrupted run: `finished`, `rolled back`, `nothing to do`.
+        fleet_rows: Table -> rows that Sagewai no longer finds once the state has its new path.
+        warnings: One line each.
+    """
+
+    home: Path
+    plan: Plan
+    recovered: str
+    fleet_rows: Mapping[str, int]
+    warnings: tuple[str, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left at the root that should not be there."""
+        return not self.plan.left
+
+
+def migrate_layout(
+    home: Home,
+    environment: Mapping[str, str],
+    *,
+    dry_run: bool = False,
+    wait_seconds: float = 0.0,
+) -> LayoutReport:
+    """Move the legacy files of a home to their places.
+
+    Args:
+        environment: Where variables say that a document is elsewhere.
+        dry_run: Say what would be done, and change nothing.
+
+    Raises:
+        NotFoundError: There is no such home.
+        LockedError: Another run holds it, or a restore of it was interrupted.
+        TargetBusyError: A process has its database open.
+        PermissionDeniedError: A folder that has to be changed may not be written.
+        UsageError: `config` or `secrets` is no folder.
+        OpsError: The system refused; the home is as it was.
+    """
+    require(home)
+    require_settled(home.root)
+    moment = datetime.now(timezone.utc)
+    if dry_run:
+        plan = plan_layout(home, environment, moment)
+        warnings = [f"in use by {describe(user)}: stop it first" for user in _users(home, plan)]
+        if layout_journal.is_pending(home.root):
+            warnings.append("an interrupted run would be finished or taken back first")
+        return _report(home, plan, "nothing to do", warnings)
+    with locks.exclusive(home.root, wait_seconds=wait_seconds):
+        if layout_journal.is_pending(home.root):
+            _refuse_users(home)
+            _refuse_unwritable([home.root])
+        recovered = layout_journal.recover(home.root)
+        plan = plan_layout(home, environment, moment)
+        report = _report(home, plan, recovered, [])
+        if plan.steps:
+            _refuse_users(home)
+            _refuse_unwritable(_folders(home.root, plan))
+            layout_journal.carry_out(home.root, plan.steps)
+    return report
+
+
+def fleet_organisation(state: Path, administrator: str) -> str:
+    """Give the organisation id that Sagewai gives fleet rows of a home without tenants.
+
+    Args:
+        state: Path of the state file, which is a part of it.
+        administrator: Their id in that file; empty before the set-up.
+    """
+    text = f"{state}:{administrator or _BEFORE_SETUP}"
+    return f"default:{hashlib.sha256(os.fsencode(text)).hexdigest()[:_ORGANISATION_DIGITS]}"
+
+
+def _report(home: Home, plan: Plan, recovered: str, warnings: list[str]) -> LayoutReport:
+    warnings += plan.notes
+    warnings += [f"{home.root / path}: {reason}" for path, reason in plan.left.items()]
+    warnings += [
+        f"{home.root / item.kept}: kept, {item.name} and {item.place} were different"
+        for item in plan.items
+        if item.kept
+    ]
+    rows: Mapping[str, int] = {}
+    if any(
+        item.name == _STATE_NAME and item.action in (Action.MOVE, Action.REPLACE)
+        for item in plan.items
+    ):
+        try:
+            rows = _fleet_rows(home)
+        except OpsError as error:
+            warnings.append(f"fleet rows are not counted, {error.message}")
+    if rows:
+        counts = ", ".join(f"{count} in {table}" for table, count in rows.items())
+        warnings.append(
+            f"fleet rows bound to {home.root / _STATE_NAME} become invisible: {counts}; "
+            "workers must enrol again"
+        )
+    return LayoutReport(home.root, plan, recovered, rows, tuple(warnings))
+
+
+def _fleet_rows(home: Home) -> dict[str, int]:
+    """Count the rows that belong to the legacy path of the state."""
+    administrator = ""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        state = json.loads((home.root / _STATE_NAME).read_bytes())
+        administrator = str((state.get("admin") or {}).get("id") or "")
+    organisations = {
+        fleet_organisation(home.root / _STATE_NAME, one) for one in (administrator, "")
+    } - {fleet_organisation(home.root / ADMIN_STATE, administrator)}
+    if home.server_url_variable or not home.database.exists():
+        return {}
+    counts = {}
+    with pinned(home.database) as source:
+        tables = {
+            str(name)
+            for (name,) in source.connection.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'table'"
+            )
+        }
+        for table in tables.intersection(_FLEET_TABLES):
+            total = sum(
+                int(
+                    source.connection.execute(
+                        f"SELECT count(*) FROM {quoted(table)} WHERE org_id = ?",  # noqa: S608
+                        (organisation,),
+                    ).fetchone()[0]
+                )
+                for organisation in organisations
+            )
+            if total:
+                counts[table] = total
+    return dict(sorted(counts.items()))
+
+
+def _users(home: Home, plan: Plan) -> tuple[Process, ...]:
+    if not plan.steps:
+        return ()
+    return tuple(
+        user
+        for database in dict.fromkeys((home.database, home.root / DATABASE))
+        for user in holders(database)
+    )
+
+
+def _refuse_users(home: Home) -> None:
+    users = [
+        user
+        for database in dict.fromkeys((home.database, home.root / DATABASE))
+        for user in holders(database)
+    ]
+    if users:
+        names = ", ".join(dict.fromkeys(describe(user) for user in users))
+        raise TargetBusyError(
+            f"home {home.root}: in use by {names}",
+            hint="stop it, then run it again: it would write to the old places",
+        )
+
+
+def _folders(root: Path, plan: Plan) -> list[Path]:
+    """List the folders that exist and that the steps change."""
+    names = {""}
+    for step in plan.steps:
+        for path in (step.source if step.kind is StepKind.MOVE else "", step.target):
+            names.add(path.rpartition("/")[0])
+    return [root / name for name in sorted(names) if (root / name).is_dir()]
+
+
+def _refuse_unwritable(folders: list[Path]) -> None:
+    effective = os.access in os.supports_effective_ids
+    for folder in folders:
+        if not os.access(folder, os.W_OK | os.X_OK, effective_ids=effective):
+            raise PermissionDeniedError(
+                f"{folder}: may not be written by uid {os.geteuid()}, nothing was changed",
+                hint=f"ls -ld {folder}  # run as its owner, or mount it writable",
+            )
