@@ -1,0 +1,102 @@
+"""`status` as people and scripts meet it."""
+
+import os
+import subprocess
+from pathlib import Path
+
+from program import COMMAND, call, run
+from pseudo_terminal import watched
+from small_homes import everything_of, small
+
+
+def test_it_is_shown_without_a_terminal_too(tmp_path: Path) -> None:
+    """Who asks gets an answer, in a pipe as well."""
+    built = small(tmp_path / "home")
+    before = everything_of(built.root)
+
+    answer = run("--home", built.root, "status")
+
+    assert answer.code == 0
+    assert answer.err == ""
+    assert answer.out.startswith(f"home {built.root}\n")
+    assert "none in" in answer.out
+    assert everything_of(built.root) == before
+
+
+def test_json_has_every_table_and_the_key_without_its_value(tmp_path: Path) -> None:
+    """One object; the fingerprint names the key."""
+    built = small(tmp_path / "home")
+    backup = call("--home", built.root, "backup", "--json")
+
+    answer = call("--home", built.root, "status", "--json")
+
+    result = answer.result
+    assert result["layout"] == "canonical"
+    assert result["database"]["tables"]["sessions"] == 1
+    assert result["key_fingerprint"] == backup.result["key_fingerprint"]
+    assert result["snapshots"]["newest"]["id"] == backup.result["id"]
+    assert built.master_keys[0].decode() not in answer.out
+
+
+def test_a_key_that_sagewai_would_replace_is_the_first_thing_said(tmp_path: Path) -> None:
+    """A warning on stderr, before anything else can happen to it."""
+    built = small(tmp_path / "home")
+    built.master_key.chmod(0o640)
+
+    answer = call("--home", built.root, "status")
+
+    assert answer.code == 0
+    assert answer.err.startswith("sagewai-ops: warning: ")
+    assert "0640" in answer.err
+    assert "new key" in answer.err
+
+
+def test_documents_that_are_none_are_warned_of(tmp_path: Path) -> None:
+    """What is wrong, and nothing of the content."""
+    built = small(tmp_path / "home")
+    built.connections.write_text('{"secret": "hunter2"')
+
+    answer = call("--home", built.root, "status")
+
+    assert "config/connections.json" in answer.err
+    assert "hunter2" not in answer.out + answer.err
+
+
+def test_no_home_exits_10_with_a_hint(tmp_path: Path) -> None:
+    """How to name one, or to make one."""
+    answer = run("--home", tmp_path / "none", "status")
+
+    assert answer.code == 10
+    assert answer.out == ""
+    assert [line.split(": ")[1] for line in answer.err.splitlines()] == ["error", "hint"]
+
+
+def test_a_terminal_sees_colour_and_a_dumb_one_does_not(tmp_path: Path) -> None:
+    """The same words either way."""
+    built = small(tmp_path / "home")
+    command = [*COMMAND, "--home", str(built.root), "status"]
+    plain = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+
+    _code, coloured = watched(command, {**plain, "TERM": "xterm"})
+    _code, dumb = watched(command, {**plain, "TERM": "dumb"})
+
+    assert "\x1b[" in coloured
+    assert "\x1b[" not in dumb
+    assert f"home {built.root}" in dumb
+
+
+def test_a_reader_that_goes_away_is_no_failure(tmp_path: Path) -> None:
+    """`status | head -0` ends without a word."""
+    built = small(tmp_path / "home")
+    reading, writing = os.pipe()
+    os.close(reading)
+
+    done = subprocess.run(
+        [*COMMAND, "--home", built.root, "status"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writing)
+
+    assert (done.returncode, done.stderr) == (141, b"")

@@ -1,0 +1,146 @@
+"""What a home is at this moment: read while others use it, and never written."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import home_writer
+import real_homes
+from sagewai_ops.errors import NotFoundError
+from sagewai_ops.home.paths import locate
+from sagewai_ops.snapshots.backup import take_snapshot
+from sagewai_ops.snapshots.report import BackupOptions
+from sagewai_ops.status import Status, look
+from small_homes import everything_of, small
+
+
+def _look(root: Path, environment: dict[str, str] | None = None) -> Status:
+    home = locate(root, environment or {})
+    return look(home, home.snapshots, environment or {})
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("real-small", "canonical"), ("legacy-flat", "flat"), ("legacy-both-differ", "mixed")],
+)
+def test_a_home_of_the_real_sagewai_is_described_and_untouched(
+    tmp_path: Path, name: str, layout: str
+) -> None:
+    """Layout, documents and key; every byte and time stays."""
+    root = real_homes.unpack(name, tmp_path)
+    before = everything_of(root)
+
+    found = _look(root)
+
+    assert everything_of(root) == before
+    assert found.layout == layout
+    assert found.key is not None
+    assert found.documents
+    assert not found.interrupted
+    assert found.newest is None
+
+
+@pytest.mark.parametrize("journal", ["everything", "tail"])
+def test_rows_are_counted_where_they_are(tmp_path: Path, journal: str) -> None:
+    """A main file of 4096 bytes is no empty database."""
+    built = small(tmp_path / "home", journal=journal, rows=2)
+    before = everything_of(built.root)
+
+    found = _look(built.root)
+
+    assert everything_of(built.root) == before
+    assert found.database is not None
+    assert {table: found.database.counts[table] for table in built.rows} == dict(built.rows)
+    assert found.database.wal_bytes > 0
+    assert found.database.level is not None
+    assert found.database.level.state == "current"
+
+
+def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
+    """By part; links count as links, what they lead to does not."""
+    built = small(tmp_path / "home", small_files=20)
+    (built.root / "data/far").symlink_to("/usr/bin")
+
+    found = _look(built.root)
+
+    below = [path for path in (built.root / "data").rglob("*") if path.is_symlink() or
+             path.is_file()]  # fmt: skip
+    assert found.sizes["data"] == sum(path.lstat().st_size for path in below)
+    every = everything_of(built.root)
+    assert found.files == sum(not (built.root / path).is_dir() or
+                              (built.root / path).is_symlink() for path in every)  # fmt: skip
+
+
+def test_who_has_the_database_open_is_named(tmp_path: Path) -> None:
+    """Process and command; and nobody once it is gone."""
+    built = small(tmp_path / "home")
+    with home_writer.start(built.root) as writer:
+        during = _look(built.root)
+        writer.stop()
+    after = _look(built.root)
+
+    assert [user.pid for user in during.users] == [writer.process.pid]
+    assert "home_writer" in during.users[0].command
+    assert after.users == ()
+
+
+def test_a_key_that_sagewai_refuses_is_no_key_in_use(tmp_path: Path) -> None:
+    """It is a candidate with a problem."""
+    built = small(tmp_path / "home")
+    built.master_key.chmod(0o644)
+
+    found = _look(built.root)
+
+    assert found.key is None
+    assert [candidate.problem for candidate in found.candidates] == ["mode 0644 lets others in"]
+
+
+def test_the_newest_snapshot_of_this_home_is_told(tmp_path: Path) -> None:
+    """Those of other homes in the same folder do not count."""
+    built = small(tmp_path / "home")
+    other = small(tmp_path / "other")
+    state = json.loads(other.admin_state.read_bytes())
+    state["admin"]["id"] = "another-admin"
+    other.admin_state.write_text(json.dumps(state))
+    home = locate(built.root, {})
+    first = take_snapshot(home, home.snapshots, BackupOptions())
+    take_snapshot(locate(other.root, {}), home.snapshots, BackupOptions())
+
+    found = _look(built.root)
+
+    assert found.newest is not None
+    assert (found.newest.id, found.snapshots) == (first.id, 1)
+
+
+@pytest.mark.parametrize("content", [b"no database", b"SQLite format 3\0" + bytes(50)])
+def test_a_database_that_cannot_be_read_is_a_problem_not_an_error(
+    tmp_path: Path, content: bytes
+) -> None:
+    """The rest of the home is still described."""
+    built = small(tmp_path / "home", journal="none")
+    built.database.write_bytes(content)
+
+    found = _look(built.root)
+
+    assert found.database is not None
+    assert "sagewai.db" in found.database.problem
+    assert found.documents
+
+
+def test_an_empty_home_is_a_home(tmp_path: Path) -> None:
+    """Nothing in it is nothing wrong."""
+    (tmp_path / "home").mkdir()
+
+    found = _look(tmp_path / "home")
+
+    assert (found.layout, found.files, found.database, found.key) == ("empty", 0, None, None)
+
+
+def test_no_home_is_an_error(tmp_path: Path) -> None:
+    """And none is made."""
+    with pytest.raises(NotFoundError):
+        _look(tmp_path / "home")
+
+    assert os.listdir(tmp_path) == []
