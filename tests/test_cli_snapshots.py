@@ -27,9 +27,7 @@ def archive(built: BuiltHome) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sealed(
-    built: BuiltHome, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Path, Path]]:
+def sealed(built: BuiltHome, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """An encrypted one that carries the key, and the file of its identity."""
     import pyrage
 
