@@ -1,0 +1,676 @@
+"""Every rule about permissions: held, violated, repaired, and the repair taken back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from private_home import ACCESS_LIST, DEFAULT_LIST, access_list, make_private_home, tree_of
+from sagewai_ops.errors import (
+    LockedError,
+    NotFoundError,
+    OpsError,
+    PermissionDeniedError,
+    UsageError,
+)
+from sagewai_ops.home import inspection
+from sagewai_ops.home.inspection import Finding, Inspection, inspect
+from sagewai_ops.home.parts import Facts, Part, Wanted, part_of_file, part_of_folder
+from sagewai_ops.home.paths import Home, Kind, locate
+from sagewai_ops.home.permissions import file_mode, folder_mode
+from sagewai_ops.home.repair import apply_repairs, plan_repairs, undo_repairs
+from sagewai_ops.home.rules import RULES, RULES_BY_PART, Severity
+from sagewai_ops.home.verification import verify
+from sagewai_ops.locks import exclusive
+from step_counter import killed_at, until_done
+from unprivileged import NOBODY, reachable_folder, unprivileged
+
+STRANGER = 12345
+is_root = os.geteuid() == 0
+needs_root = pytest.mark.skipif(not is_root, reason="gives files away")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """How a rule is broken.
+
+    Attributes:
+        spoil: Breaks it in a home.
+        path: Where it is then violated, relative to the home.
+        is_mended: Whether --fix repairs it.
+    """
+
+    rule: str
+    path: str
+    spoil: Callable[[Path], object]
+    is_mended: bool = True
+
+
+def chmod(path: str, mode: int) -> Callable[[Path], None]:
+    """Give an entry a mode."""
+    return lambda root: (root / path).chmod(mode)
+
+
+def write(path: str, content: bytes, mode: int = 0o600) -> Callable[[Path], None]:
+    """Write a file."""
+
+    def spoil(root: Path) -> None:
+        (root / path).write_bytes(content)
+        (root / path).chmod(mode)
+
+    return spoil
+
+
+def link(path: str, target: str, mode: int | None = None) -> Callable[[Path], None]:
+    """Replace a file by a link; with a mode, to a file that has it."""
+
+    def spoil(root: Path) -> None:
+        (root / path).unlink()
+        (root / path).symlink_to(target)
+        if mode is not None:
+            ((root / path).parent / target).write_bytes(b"{}")
+            ((root / path).parent / target).chmod(mode)
+
+    return spoil
+
+
+def grant(path: str, attribute: str, permissions: int = 4) -> Callable[[Path], None]:
+    """Let another user in by an access list."""
+
+    def spoil(root: Path) -> None:
+        try:
+            os.setxattr(root / path, attribute, access_list(STRANGER, permissions))
+        except (OSError, AttributeError) as error:
+            pytest.skip(f"no access lists here: {error}")
+
+    return spoil
+
+
+def replace_by_folder(path: str) -> Callable[[Path], None]:
+    """Put a folder in the place of a file."""
+
+    def spoil(root: Path) -> None:
+        (root / path).unlink()
+        (root / path).mkdir(mode=0o700)
+
+    return spoil
+
+
+CASES = (
+    Case("P001", "secrets/master.key", chmod("secrets/master.key", 0o644)),
+    Case("P001", "secrets/master.key", chmod("secrets/master.key", 0o640)),
+    Case("P001", "secrets/master.key", chmod("secrets/master.key", 0o200)),
+    Case("P001", "master.key", write("master.key", b"k" * 44, 0o604)),
+    Case("P002", "secrets/master.key", write("secrets/master.key", b""), is_mended=False),
+    Case("P002", "secrets/master.key", write("secrets/master.key", b"k" * 43), is_mended=False),
+    Case("P002", "secrets/master.key", replace_by_folder("secrets/master.key"), is_mended=False),
+    Case("P002", "secrets/master.key", link("secrets/master.key", "gone"), is_mended=False),
+    Case("P004", "secrets", chmod("secrets", 0o750)),
+    Case("P004", "secrets/sops", chmod("secrets/sops", 0o755)),
+    Case("P005", ".", chmod(".", 0o777)),
+    Case("P005", "config", chmod("config", 0o775)),
+    Case("P005", "db", chmod("db", 0o1777)),
+    Case("P006", "config/connections.json", chmod("config/connections.json", 0o644)),
+    Case("P006", "secrets/profiles.json", chmod("secrets/profiles.json", 0o660)),
+    Case("P006", "secrets/sops/team.enc.yaml", chmod("secrets/sops/team.enc.yaml", 0o644)),
+    Case(
+        "P007",
+        "config/admin-state.json.bak-v0-20260228T235959_123456-a1b2c3",
+        chmod("config/admin-state.json.bak-v0-20260228T235959_123456-a1b2c3", 0o644),
+    ),
+    Case("P008", "config/tmpab12cd_x.tmp", chmod("config/tmpab12cd_x.tmp", 0o644)),
+    Case("P009", "fleet/worker-a.json", chmod("fleet/worker-a.json", 0o644)),
+    Case("P010", "db/sagewai.db", chmod("db/sagewai.db", 0o644)),
+    Case("P010", "db/sagewai.db-wal", chmod("db/sagewai.db-wal", 0o644)),
+    Case("P010", "sagewai.db", write("sagewai.db", b"", 0o644)),
+    Case("P011", "profiles.json", write("profiles.json", b"{}", 0o644)),
+    Case("P012", "profiles.json", write("profiles.json", b"{}"), is_mended=False),
+    Case("P013", "config/admin-state.json", grant("config/admin-state.json", ACCESS_LIST)),
+    Case("P013", "secrets", grant("secrets", ACCESS_LIST, 7)),
+    Case("P014", "config", grant("config", DEFAULT_LIST)),
+    Case(
+        "P016",
+        "secrets/profiles.json",
+        lambda root: os.link(root / "secrets/profiles.json", root / "data/other-name"),
+        is_mended=False,
+    ),
+    Case(
+        "P017",
+        "config/connections.json",
+        link("config/connections.json", "../data/elsewhere.json", 0o644),
+        is_mended=False,
+    ),
+    Case("P018", "config/connections.json", link("config/connections.json", "x"), is_mended=False),
+    Case("P019", "..", chmod("..", 0o777), is_mended=False),
+    Case("P021", "data/artifacts/report.md", chmod("data/artifacts/report.md", 0o666)),
+    Case("P021", "data/artifacts", chmod("data/artifacts", 0o770)),
+    Case("P022", "data/artifacts/report.md", chmod("data/artifacts/report.md", 0o4755)),
+    Case("P023", "../home.snapshots", chmod("../home.snapshots", 0o755)),
+    Case(
+        "P024",
+        "../home.snapshots/sagewai-20261123T213436Z-abc123.tar.zst",
+        chmod("../home.snapshots/sagewai-20261123T213436Z-abc123.tar.zst", 0o640),
+    ),
+    Case(
+        "P025",
+        ".sagewai-ops-permissions-19990101T000000000000Z.json",
+        chmod(".sagewai-ops-permissions-19990101T000000000000Z.json", 0o644),
+    ),
+    Case("P026", "config/admin-state.json.lock", chmod("config/admin-state.json.lock", 0o644)),
+    Case("P027", "sessions", chmod("sessions", 0o755)),
+    Case("P030", "fleet/worker-b.json", lambda root: os.mkfifo(root / "fleet/worker-b.json", 0o600),
+         is_mended=False),
+)  # fmt: skip
+OWNERS = (
+    Case("P003", "config/admin-state.json", lambda root: give(root / "config/admin-state.json")),
+    Case("P003", "secrets", lambda root: give(root / "secrets")),
+    Case("P020", "..", lambda root: give(root.parent), is_mended=False),
+    Case("P028", "data/artifacts/report.md", lambda root: give(root / "data/artifacts/report.md")),
+)
+
+
+def give(path: Path) -> None:
+    """Give a file to a stranger."""
+    os.chown(path, STRANGER, STRANGER)
+
+
+def _name(case: Case) -> str:
+    return f"{case.rule}-{case.path}"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """A private home at `<tmp>/above/home`."""
+    (tmp_path / "above").mkdir(mode=0o755)
+    return locate(make_private_home(tmp_path / "above" / "home"), {})
+
+
+@pytest.fixture
+def nobodys_home() -> Iterator[Home]:
+    """The same, but nobody's where the test runs as root."""
+    with reachable_folder() as folder, unprivileged():
+        (folder / "above").mkdir(mode=0o755)
+        home = locate(make_private_home(folder / "above" / "home"), {})
+        yield home
+        for path, _, _ in os.walk(folder / "above"):
+            Path(path).chmod(0o700)
+
+
+def look(home: Home) -> Inspection:
+    """Inspect a home with the snapshots beside it."""
+    return inspect(home, home.snapshots)
+
+
+def found(seen: Inspection, case: Case) -> list[Finding]:
+    """Select the findings that a case is about."""
+    wanted = os.path.normpath(seen.home / case.path)
+    return [
+        finding
+        for finding in seen.findings
+        if finding.rule.id == case.rule and os.fspath(finding.path) == wanted
+    ]
+
+
+def mend(home: Home) -> Path | None:
+    """Repair a home; return the undo record."""
+    seen = look(home)
+    repaired = apply_repairs(home, seen, plan_repairs(seen))
+    assert repaired.left == ()
+    return repaired.record
+
+
+def ours(seen: Inspection) -> list[str]:
+    """List what was found of the home itself; the folders above it are the machine's."""
+    return [
+        f"{finding.rule.id} {finding.path}"
+        for finding in seen.findings
+        if finding.facts.part is not Part.PARENT
+    ]
+
+
+def test_every_rule_is_tested_here() -> None:
+    """No rule goes without a case; those that need odd file systems have a test of their own."""
+    tested = {case.rule for case in (*CASES, *OWNERS)}
+
+    assert tested | {"P015", "P029"} == {rule.id for rule in RULES}
+    assert len({rule.id for rule in RULES}) == len(RULES)
+
+
+def test_private_home_violates_nothing(home: Home) -> None:
+    """A home with the modes of the table has no finding, and nothing to repair."""
+    seen = look(home)
+
+    assert ours(seen) == []
+    assert plan_repairs(seen) == ()
+    assert seen.entries > len(list(home.root.rglob("*"))) - 1
+
+
+@pytest.mark.parametrize("case", CASES, ids=_name)
+def test_violated_rule_is_found_repaired_and_taken_back(home: Home, case: Case) -> None:
+    """One finding where it is violated, none after the repair, and the old state after the undo."""
+    case.spoil(home.root)
+    before = tree_of(home.root.parent)
+
+    seen = look(home)
+    assert len(found(seen, case)) == 1
+    record = mend(home)
+    assert (found(look(home), case) == []) is case.is_mended
+    if record:
+        assert undo_repairs(home, record).left == ()
+
+    assert tree_of(home.root.parent) == before
+
+
+@pytest.mark.parametrize("case", CASES, ids=_name)
+def test_violated_rule_is_found_and_repaired_without_root(nobodys_home: Home, case: Case) -> None:
+    """A user needs no root's powers for his own home."""
+    case.spoil(nobodys_home.root)
+
+    assert len(found(look(nobodys_home), case)) == 1
+    mend(nobodys_home)
+    assert (found(look(nobodys_home), case) == []) is case.is_mended
+
+
+@needs_root
+@pytest.mark.parametrize("case", OWNERS, ids=_name)
+def test_other_owner_is_found_and_repaired_by_root(home: Home, case: Case) -> None:
+    """What belongs to a stranger is found; root gives it back, but nothing above the home."""
+    case.spoil(home.root)
+    before = tree_of(home.root.parent)
+
+    assert len(found(look(home), case)) == 1
+    record = mend(home)
+    assert (found(look(home), case) == []) is case.is_mended
+    if record:
+        undo_repairs(home, record)
+
+    assert tree_of(home.root.parent) == before
+
+
+@needs_root
+def test_other_owner_is_left_to_root(nobodys_home: Home) -> None:
+    """Without root the owner is found and not touched."""
+    with _as_root():
+        os.chown(nobodys_home.root / "config/admin-state.json", 0, 0)
+
+    case = Case("P003", "config/admin-state.json", lambda _root: None)
+    assert len(found(look(nobodys_home), case)) == 1
+    assert plan_repairs(look(nobodys_home)) == ()
+
+
+@needs_root
+def test_files_of_sandboxes_may_be_anybodys(home: Home) -> None:
+    """Containers leave files of their own users in data/workers; that is no finding."""
+    give(home.root / "data/workers/host:1/runs/a/out.log")
+    give(home.root / "data/workers/host:1")
+
+    assert ours(look(home)) == []
+
+
+@needs_root
+def test_root_judges_a_home_by_its_owner(home: Home) -> None:
+    """Root looks after another user's home: everything should be that user's, not root's."""
+    for path in [home.root, *home.root.rglob("*")]:
+        os.chown(path, STRANGER, STRANGER)
+    os.chown(home.root / "secrets/master.key", 0, 0)
+
+    assert ours(look(home)) == [f"P003 {home.root}/secrets/master.key"]
+
+
+def test_folder_that_cannot_be_listed_is_named(nobodys_home: Home) -> None:
+    """What could not be checked is a finding, and the rest is checked all the same."""
+    (nobodys_home.root / "data").chmod(0o000)
+    (nobodys_home.root / "db/sagewai.db").chmod(0o644)
+
+    seen = look(nobodys_home)
+
+    assert ours(seen) == [
+        f"P010 {nobodys_home.root}/db/sagewai.db",
+        f"P029 {nobodys_home.root}/data",
+    ]
+    assert "cannot be listed" in {one.rule.id: one for one in seen.findings}["P029"].wrong
+
+
+def test_lists_of_other_kinds_are_named(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the file system keeps lists that are not judged here, that is said once."""
+    monkeypatch.setattr(
+        inspection, "list_names", lambda _descriptor, _name: ["user.x", "system.nfs4_acl"]
+    )
+
+    assert ours(look(home)) == [f"P015 {home.root}"]
+
+
+def test_key_that_sagewai_would_overwrite_comes_first(home: Home) -> None:
+    """Trap T1 is the first thing told, whatever else is wrong, with what would happen."""
+    for path in ("config/admin-state.json", "db/sagewai.db", "secrets/master.key"):
+        (home.root / path).chmod(0o644)
+    (home.root / "secrets").chmod(0o755)
+
+    first = look(home).findings[0]
+
+    assert first.rule.id == "P001"
+    assert first.wrong == ("mode 0644 lets others in; Sagewai would write a new key over it")
+
+
+def test_errors_come_before_warnings(home: Home) -> None:
+    """The order is the key, errors, warnings."""
+    (home.root / "sessions").chmod(0o755)
+    (home.root / "db/sagewai.db").chmod(0o644)
+
+    severities = [finding.rule.severity for finding in look(home).findings]
+
+    assert severities == [Severity.ERROR, Severity.WARNING]
+
+
+def test_blanks_around_a_key_do_not_count(home: Home) -> None:
+    """Sagewai strips the file, so a newline that an editor added is no finding."""
+    key = home.root / "secrets/master.key"
+    key.write_bytes(b" " + key.read_bytes() + b"\n")
+
+    assert ours(look(home)) == []
+
+
+def test_link_to_a_private_key_is_fine(home: Home) -> None:
+    """A key may be a link to a private file; what it leads to is judged."""
+    key = home.root / "secrets/master.key"
+    key.rename(home.root / "secrets/real.key")
+    key.symlink_to("real.key")
+
+    assert ours(look(home)) == []
+    (home.root / "secrets/real.key").write_bytes(b"short")
+    assert ours(look(home)) == [f"P002 {key}"]
+
+
+def test_folder_behind_a_link_is_judged_and_not_touched(home: Home) -> None:
+    """Where config/ is a link out of the home, what is there is looked at but not repaired."""
+    outside = home.root.parent / "outside"
+    (home.root / "config").rename(outside)
+    (home.root / "config").symlink_to(outside)
+    (outside / "admin-state.json").chmod(0o644)
+
+    seen = look(home)
+
+    assert ours(seen) == [f"P006 {outside}/admin-state.json"]
+    assert plan_repairs(seen) == ()
+
+
+def test_document_that_a_variable_moves_is_judged(home: Home, tmp_path: Path) -> None:
+    """Overrides lead out of the home: their files and folders are checked, not changed."""
+    outside = tmp_path / "outside"
+    outside.mkdir(mode=0o777)
+    outside.chmod(0o777)
+    for name in ("state.json", "sagewai.db", "sagewai.db-wal"):
+        (outside / name).write_bytes(b"")
+        (outside / name).chmod(0o644)
+    moved = locate(
+        home.root,
+        {
+            "SAGEWAI_ADMIN_STATE_FILE": str(outside / "state.json"),
+            "SAGEWAI_DATABASE_URL": f"sqlite:///{outside}/sagewai.db",
+        },
+    )
+
+    seen = look(moved)
+
+    assert sorted({*ours(seen)}) == [
+        f"P005 {outside}",
+        f"P006 {outside}/state.json",
+        f"P010 {outside}/sagewai.db",
+        f"P010 {outside}/sagewai.db-wal",
+    ]
+    assert plan_repairs(seen) == ()
+
+
+def test_document_that_a_variable_moves_inside_is_judged(home: Home) -> None:
+    """An override may also name another place in the home, where it can be repaired."""
+    (home.root / "data/state").write_bytes(b"{}")
+    (home.root / "data/state").chmod(0o644)
+    moved = locate(home.root, {"SAGEWAI_ADMIN_STATE_FILE": str(home.root / "data/state")})
+
+    assert ours(look(moved)) == [f"P006 {home.root}/data/state"]
+    mend(moved)
+    assert ours(look(moved)) == []
+
+
+def test_sticky_folder_above_is_fine(home: Home) -> None:
+    """In /tmp nobody can rename what is another's."""
+    home.root.parent.chmod(0o1777)
+
+    assert not found(look(home), Case("P019", "..", lambda _root: None))
+
+
+def test_missing_home_is_not_found(tmp_path: Path) -> None:
+    """There is nothing to check."""
+    with pytest.raises(NotFoundError):
+        look(locate(tmp_path / "none", {}))
+
+
+def test_repair_follows_no_link(home: Home) -> None:
+    """A file that became a link between look and repair is left, and what it leads to."""
+    outside = home.root.parent / "outside"
+    outside.write_bytes(b"")
+    outside.chmod(0o644)
+    (home.root / "config/admin-state.json").chmod(0o644)
+    seen = look(home)
+    (home.root / "config/admin-state.json").unlink()
+    (home.root / "config/admin-state.json").symlink_to(outside)
+
+    repaired = apply_repairs(home, seen, plan_repairs(seen))
+
+    assert [(change.path, reason) for change, reason in repaired.left] == [
+        ("config/admin-state.json", "is gone")
+    ]
+    assert outside.stat().st_mode & 0o777 == 0o644
+
+
+def test_repair_leaves_a_folder_that_became_a_link(home: Home) -> None:
+    """A folder on the way that was swapped for a link is not entered."""
+    outside = home.root.parent / "outside"
+    (home.root / "config/admin-state.json").chmod(0o644)
+    seen = look(home)
+    (home.root / "config").rename(outside)
+    (home.root / "config").symlink_to(outside)
+
+    repaired = apply_repairs(home, seen, plan_repairs(seen))
+
+    assert len(repaired.left) == 1
+    assert (outside / "admin-state.json").stat().st_mode & 0o777 == 0o644
+
+
+def test_repair_leaves_a_file_that_was_replaced(home: Home) -> None:
+    """Sagewai replaces its documents: another file of the name is not what was looked at."""
+    path = home.root / "config/admin-state.json"
+    path.chmod(0o644)
+    seen = look(home)
+    path.rename(home.root / "data/kept")  # so that its inode is not used again
+    path.write_bytes(b"{}")
+    path.chmod(0o640)
+
+    repaired = apply_repairs(home, seen, plan_repairs(seen))
+
+    assert repaired.left[0][1] == "is another file by now"
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_undo_leaves_what_was_changed_since(home: Home) -> None:
+    """A mode that somebody set after the repair stays, is named, and the record is kept."""
+    (home.root / "db/sagewai.db").chmod(0o644)
+    (home.root / "sessions").chmod(0o755)
+    record = mend(home)
+    assert record is not None
+    (home.root / "db/sagewai.db").chmod(0o400)
+
+    undone = undo_repairs(home, record)
+
+    assert [(change.path, reason) for change, reason in undone.left] == [
+        ("db/sagewai.db", "was changed meanwhile")
+    ]
+    assert (home.root / "sessions").stat().st_mode & 0o777 == 0o755
+    assert record.exists()
+
+
+def test_record_is_private_and_removed_by_its_undo(home: Home) -> None:
+    """The record has mode 0600 whatever the umask, and nothing is left of it after the undo."""
+    (home.root / "db/sagewai.db").chmod(0o644)
+    before = os.umask(0)
+    try:
+        record = mend(home)
+    finally:
+        os.umask(before)
+    assert record is not None
+
+    assert record.stat().st_mode & 0o777 == 0o600
+    undo_repairs(home, record)
+    assert not record.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"{", UsageError),
+        (b"[]", UsageError),
+        (b'{"schema": "x", "roots": {}, "changes": []}', UsageError),
+        (
+            b'{"schema": "sagewai-ops-permissions/1", "roots": {"home": "/else"}, "changes": []}',
+            UsageError,
+        ),
+    ],
+)
+def test_record_that_is_none_of_ours_is_refused(
+    home: Home, tmp_path: Path, content: bytes, error: type[OpsError]
+) -> None:
+    """Only a record that this program wrote for this home is used."""
+    record = tmp_path / "record.json"
+    record.write_bytes(content)
+    record.chmod(0o600)
+
+    with pytest.raises(error):
+        undo_repairs(home, record)
+
+
+@pytest.mark.parametrize("path", ["../outside", "config/../../outside", "/etc/passwd", "a//b"])
+def test_record_with_a_path_that_leaves_the_home_is_refused(home: Home, path: str) -> None:
+    """A record cannot lead out of the home."""
+    (home.root / "db/sagewai.db").chmod(0o644)
+    record = mend(home)
+    assert record is not None
+    content = json.loads(record.read_bytes())
+    content["changes"][0]["path"] = path
+    record.write_text(json.dumps(content), encoding="ascii")
+
+    with pytest.raises(UsageError):
+        undo_repairs(home, record)
+
+
+def test_record_that_others_may_write_is_refused(home: Home) -> None:
+    """Whoever writes the record would decide which modes are set."""
+    (home.root / "db/sagewai.db").chmod(0o644)
+    record = mend(home)
+    assert record is not None
+    record.chmod(0o620)
+
+    with pytest.raises(PermissionDeniedError):
+        undo_repairs(home, record)
+    with pytest.raises(NotFoundError):
+        undo_repairs(home, record.with_name("none"))
+
+
+def test_repair_waits_for_no_other_run(home: Home) -> None:
+    """While another run holds the home, nothing is changed."""
+    (home.root / "db/sagewai.db").chmod(0o644)
+    seen = look(home)
+
+    with exclusive(home.root), pytest.raises(LockedError):
+        apply_repairs(home, seen, plan_repairs(seen))
+
+    assert (home.root / "db/sagewai.db").stat().st_mode & 0o777 == 0o644
+
+
+def test_home_that_cannot_be_written_is_left_as_it_is(nobodys_home: Home) -> None:
+    """Without a record nothing is repaired."""
+    (nobodys_home.root / "db/sagewai.db").chmod(0o644)
+    nobodys_home.root.chmod(0o500)
+    seen = look(nobodys_home)
+
+    with pytest.raises(PermissionDeniedError):
+        apply_repairs(nobodys_home, seen, plan_repairs(seen))
+
+    assert (nobodys_home.root / "db/sagewai.db").stat().st_mode & 0o777 == 0o644
+
+
+def test_killed_repair_can_be_taken_back(home: Home, tmp_path: Path) -> None:
+    """Killed at any step, the record undoes what was done; the next repair does the rest."""
+    paths = ("config/connections.json", "db/sagewai.db", "sessions")
+    before = {}
+    for path in paths:
+        (home.root / path).chmod(0o755)
+        before[path] = 0o755
+    seen = look(home)
+    changes = plan_repairs(seen)
+
+    def attempt(number: int) -> bool:
+        killed = killed_at(number, lambda: apply_repairs(home, seen, changes))
+        for record in home.root.glob(".sagewai-ops-permissions-2*.json"):
+            assert undo_repairs(home, record).left == ()
+        modes = {path: (home.root / path).stat().st_mode & 0o777 for path in paths}
+        assert modes == before
+        return killed
+
+    assert until_done(attempt) >= len(paths)
+    mend(home)
+    assert ours(look(home)) == []
+    assert list(home.root.glob("*.partial")) == []
+
+
+def test_verification_judges_again_after_the_repair(home: Home) -> None:
+    """What is told at the end is what is left, beside what was done."""
+    (home.root / "db/sagewai.db").chmod(0o644)
+    (home.root / "secrets/master.key").write_bytes(b"")
+
+    seen = verify(home, home.snapshots, fix=True)
+
+    assert ours(seen.before) == [
+        f"P002 {home.root}/secrets/master.key",
+        f"P010 {home.root}/db/sagewai.db",
+    ]
+    assert ours(seen.inspection) == [f"P002 {home.root}/secrets/master.key"]
+    assert seen.repaired is not None
+    assert [change.path for change in seen.repaired.done] == ["db/sagewai.db"]
+
+
+def test_modes_of_a_restore_follow_the_rules(home: Home) -> None:
+    """What restore gives a file or folder violates no rule about modes."""
+    for name, kind in (
+        ("db/sagewai.db", Kind.DATABASE),
+        ("secrets/master.key", Kind.KEY),
+        ("config/connections.json", Kind.SECRET),
+    ):
+        assert _wrong(part_of_file(name), name, "file", file_mode(kind, 0o666)) == []
+    for name in ("", "config", "db", "fleet", "secrets", "secrets/sops"):
+        assert _wrong(part_of_folder(name), name, "folder", folder_mode(name, 0o777)) == []
+    assert file_mode(Kind.OTHER, 0o4755) == 0o755
+    assert folder_mode("data/artifacts", 0o2775) == 0o775
+    assert folder_mode("", 0o755) == 0o755
+
+
+def _wrong(part: Part, path: str, kind: str, mode: int) -> list[str]:
+    owner = home_owner = 1000
+    facts = Facts(part, path, kind, Wanted(mode, owner, owner), 1, home_owner, home_owner)
+    return [rule.id for rule in RULES_BY_PART[part] if rule.test(facts)]
+
+
+class _as_root:  # noqa: N801 - reads as a statement
+    """Be root again for the length of the block, inside `unprivileged`."""
+
+    def __enter__(self) -> None:
+        os.setresuid(0, 0, 0)
+        os.setresgid(0, 0, 0)
+
+    def __exit__(self, *_: object) -> None:
+        os.setresgid(NOBODY, NOBODY, 0)
+        os.setresuid(NOBODY, NOBODY, 0)
