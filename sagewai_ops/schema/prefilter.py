@@ -1,0 +1,153 @@
+"""A cheap filter that clears nearly all values, so that few are judged one by one.
+
+In two halves. In SQL: storage class, range, length, shape of a timestamp, validity of JSON. On
+bytes, for what SQL cannot see: the texts of thousands of rows are joined and looked through at
+once for invalid UTF-8, NUL and the numbers and escapes that `jsonb` does not keep. Law: what both
+halves clear, `values.judge` clears too; tests/test_schema_values.py holds them to it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from sagewai_ops.schema.values import INDEX_BYTES, INTEGER_MAX, INTEGER_MIN, Target
+
+_DIGIT = "[0-9]"
+_SECONDS = f"{_DIGIT * 4}-[01]{_DIGIT}-[0-3]{_DIGIT} [0-2]{_DIGIT}:[0-5]{_DIGIT}:[0-5]{_DIGIT}"
+_MICROSECONDS = f"{_SECONDS}.{_DIGIT * 6}"
+
+# Digits become 0, what may stand before a number becomes a colon, a capital E a small one: then one
+# search finds every number with an exponent. A search by `re` is faster here than one by `in`.
+_SHAPES = bytes.maketrans(b"123456789. \t\r\n,[E", b"0000000000::::::e")
+# An exponent that is not negative makes an integer of a float; one of five digits is out of range.
+# `\\u65e5` is no number: a `u` stands up to four characters before the `e`.
+_EXPONENT = re.compile(rb"0e(?<!u0e)(?<!u00e)(?<!u000e)(?:[0+]|-00000)")
+# With an exponent of four digits, a shorter number stays within numeric's scale of 16,383.
+_DIGITS = b"0" * 6_000
+# `-0` alone is an integer, and no group of a UUID looks like these.
+_NEGATIVE_ZERO = re.compile(rb"-0(?:\.0*(?![0-9.])|[eE]-)")
+_ESCAPE = re.compile(  # of NUL, or of one half of a surrogate pair without the other
+    rb"\\u(?:0000|[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u)[dD][c-fC-F])"
+)
+_LISTS = re.compile(  # of plain strings, one list on each line
+    rb"(?:\[(?:\"[^\"\\\x00-\x1f]*\"(?:, ?\"[^\"\\\x00-\x1f]*\")*)?\]\n|\n)*"
+)
+
+
+def clears(column: str, target: Target) -> str:
+    """Spell the SQL condition that clears a value: true only if its storage and shape are right.
+
+    Args:
+        column: As it stands in SQL, quoted.
+        target: What it is on PostgreSQL.
+    """
+    condition = _condition(column, target)
+    return condition if target.required else f"({column} IS NULL OR {condition})"
+
+
+def is_text(target: Target) -> bool:
+    """Tell whether the bytes of a column's texts are looked through for UTF-8 and NUL."""
+    return target.type in ("text", "character varying", "json")
+
+
+def is_document(target: Target) -> bool:
+    """Tell whether they are looked through for what `jsonb` does not keep, as well."""
+    return target.type == "jsonb"
+
+
+def is_list(target: Target) -> bool:
+    """Tell whether they are lists of strings."""
+    return target.type == "text[]"
+
+
+def clears_text(joined: bytes) -> bool:
+    """Clear many texts at once: all are UTF-8, none holds NUL."""
+    if b"\0" in joined:
+        return False
+    if joined.isascii():
+        return True
+    try:
+        joined.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def clears_documents(joined: bytes) -> bool:
+    """Clear many JSON texts, valid ones, at once: `jsonb` keeps everything in them."""
+    return (
+        clears_text(joined)
+        and not _ESCAPE.search(joined)
+        and not _NEGATIVE_ZERO.search(joined)
+        and not _has_exponent(joined)
+    )
+
+
+def clears_lists(joined: bytes) -> bool:
+    """Clear many lists at once, each on its line: of strings alone, without escapes."""
+    return _LISTS.fullmatch(joined + b"\n") is not None and clears_text(joined)
+
+
+def _has_exponent(joined: bytes) -> bool:
+    """Find a number that may become an integer, or be out of range."""
+    shapes = joined.translate(_SHAPES)
+    if _DIGITS in shapes:
+        return True
+    for match in _EXPONENT.finditer(shapes):
+        # Among the hex digits of a hash, something else than a separator stands before.
+        place = match.start()
+        while place >= 0 and shapes[place] in b"0-":
+            place -= 1
+        if place < 0 or shapes[place] == ord(":"):
+            return True
+    return False
+
+
+def _condition(column: str, target: Target) -> str:
+    kind = target.type
+    if kind in ("text", "character varying"):
+        return _text(column, target)
+    if kind == "timestamp with time zone":
+        return _stamp(column)
+    if kind in ("json", "jsonb"):
+        return (
+            f"(typeof({column}) = 'integer'"
+            f" OR (typeof({column}) = 'text' AND json_valid({column})))"
+        )
+    if kind == "text[]":
+        return f"typeof({column}) = 'text'"
+    return {
+        "integer": f"(typeof({column}) = 'integer'"
+        f" AND {column} BETWEEN {INTEGER_MIN} AND {INTEGER_MAX})",
+        "bigint": f"typeof({column}) = 'integer'",
+        "double precision": f"typeof({column}) IN ('real', 'integer')",
+        "boolean": f"(typeof({column}) = 'integer' AND {column} IN (0, 1))",
+        "uuid": f"(typeof({column}) = 'text' AND {column} GLOB '{_UUID}')",
+    }[kind]
+
+
+def _text(column: str, target: Target) -> str:
+    classes = "'text', 'integer', 'real'" if target.any_number else "'text'"
+    parts = [f"typeof({column}) IN ({classes})"]
+    # `length` counts characters, of at most 4 bytes, and stops at NUL, which the bytes tell.
+    limits = [target.length] if target.length else []
+    if target.indexed:
+        limits.append(INDEX_BYTES // 4)
+    if limits:
+        parts.append(f"length({column}) <= {min(limits)}")
+    return f"({' AND '.join(parts)})"
+
+
+def _stamp(column: str) -> str:
+    """Clear the two forms that Sagewai writes, of days and hours that exist."""
+    return (
+        f"(typeof({column}) = 'text'"
+        f" AND ({column} GLOB '{_MICROSECONDS}' OR {column} GLOB '{_SECONDS}')"
+        # `date` is NULL or another day for what does not exist; it knows a year 0.
+        f" AND date({column}) = substr({column}, 1, 10) AND {column} > '0001')"
+    )
+
+
+_HEX = "[0-9a-f]"
+_UUID = "-".join(_HEX * digits for digits in (8, 4, 4, 4, 12))
