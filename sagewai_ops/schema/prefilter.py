@@ -116,7 +116,8 @@ def _condition(column: str, target: Target) -> str:
             f" OR (typeof({column}) = 'text' AND json_valid({column})))"
         )
     if kind == "text[]":
-        return f"typeof({column}) = 'text'"
+        # On the bytes, an empty text looks like a NULL.
+        return f"(typeof({column}) = 'text' AND {column} <> '')"
     return {
         "integer": f"(typeof({column}) = 'integer'"
         f" AND {column} BETWEEN {INTEGER_MIN} AND {INTEGER_MAX})",
