@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from home_builder import build_home
+from home_builder import vectors as builder
 from sagewai_ops.database.vectors import (
     Column,
     VectorRow,
@@ -22,9 +25,6 @@ from sagewai_ops.database.vectors import (
     vector_tables,
 )
 from sagewai_ops.errors import DamagedError, SchemaAheadError
-
-from home_builder import build_home
-from home_builder import vectors as builder
 
 DIMENSIONS = 5
 EVERYTHING = (
@@ -85,12 +85,15 @@ def test_shadows_give_every_live_row_with_its_vector_and_its_long_texts(
         assert row.vector == builder.embedding(content, 7)
 
 
-def test_a_text_factory_of_bytes_changes_nothing(learnings: sqlite3.Connection) -> None:
+@pytest.mark.parametrize("factory", [bytes, bytearray])
+def test_a_text_factory_of_bytes_changes_nothing(
+    learnings: sqlite3.Connection, factory: type
+) -> None:
     """The exporter reads with a connection that gives bytes, and gets the same rows."""
     tables = vector_tables(learnings)
     expected = list(read_vectors(learnings, tables[0]))
 
-    learnings.text_factory = bytes
+    learnings.text_factory = factory
 
     assert vector_tables(learnings) == tables
     assert list(read_vectors(learnings, tables[0])) == expected

@@ -83,7 +83,7 @@ def vector_tables(connection: sqlite3.Connection) -> tuple[VectorTable, ...]:
 
 def text_of(value: object) -> str | None:
     """Read a name or a definition, whatever the connection's text factory."""
-    if isinstance(value, bytes):
+    if isinstance(value, (bytes, bytearray)):
         return value.decode("utf-8", "surrogateescape")
     return None if value is None else str(value)
 

@@ -161,7 +161,9 @@ def _decode_chunk(
         values = _values(table, chunk, slot, metadata, stored, keys)
         shown = key if table.key_is_text else number
         vector = vectors[slot * width : (slot + 1) * width]
-        yield VectorRow(_unescaped(shown) if isinstance(shown, bytes) else shown, vector, values)
+        yield VectorRow(
+            _unescaped(shown) if isinstance(shown, (bytes, bytearray)) else shown, vector, values
+        )
 
 
 def _values(
@@ -193,7 +195,9 @@ def _values(
         else:
             values.append(next(blobs)[slot >> 3] >> (slot & 7) & 1)
     return tuple(
-        _unescaped(value) if isinstance(value, bytes) and column.kind == "text" else value  # type: ignore[misc]
+        _unescaped(value)
+        if isinstance(value, (bytes, bytearray)) and column.kind == "text"
+        else value  # type: ignore[misc]
         for column, value in zip(table.columns, values, strict=True)
     )
 
@@ -265,5 +269,5 @@ def _damaged(table: VectorTable, chunk: int, what: str) -> DamagedError:
     return DamagedError(f"vectors {table.name}: chunk {chunk}, {what}")
 
 
-def _unescaped(value: bytes) -> str:
+def _unescaped(value: bytes | bytearray) -> str:
     return value.decode("utf-8", "surrogateescape")

@@ -1,0 +1,103 @@
+"""Indexes and foreign keys, set aside while rows come in and put back before the commit.
+
+Building an index over rows that are there takes a third of the time of keeping it while they come.
+Only tables with many rows are worth it. Everything happens in the caller's transaction: until the
+commit nobody sees a table without its indexes, and a rollback puts all of them back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sagewai_ops.database.source import quoted
+
+if TYPE_CHECKING:
+    import asyncpg
+
+# Below, keeping the indexes costs less than dropping and building them; measured, docs/export.md.
+WORTHWHILE_ROWS = 500
+
+# `movable`: nothing hangs on the index that its definition does not say.
+_INDEXES = """
+SELECT c.relname AS owner, x.relname AS name, pg_get_indexdef(i.indexrelid) AS definition,
+       k.contype IS NOT NULL AS is_constraint, pg_get_constraintdef(k.oid) AS constraint_definition,
+       i.indisvalid AND i.indisready AND NOT i.indisclustered AND NOT i.indisreplident
+           AND x.reltablespace = 0 AND coalesce(k.conparentid, 0) = 0
+           AND obj_description(x.oid, 'pg_class') IS NULL
+           AND obj_description(k.oid, 'pg_constraint') IS NULL
+           AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.refobjid IN (x.oid, k.oid)
+               AND d.deptype = 'n' AND d.classid <> 'pg_constraint'::regclass) AS movable
+FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_class x ON x.oid = i.indexrelid
+LEFT JOIN pg_constraint k ON k.conindid = x.oid AND k.contype IN ('p', 'u', 'x')
+WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY($1::text[])
+ORDER BY c.relname, i.indisprimary DESC, x.relname
+"""
+_FOREIGN_KEYS = """
+SELECT c.relname AS owner, k.conname AS name, pg_get_constraintdef(k.oid) AS definition
+FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_class p ON p.oid = k.confrelid
+WHERE k.contype = 'f' AND k.convalidated AND k.conparentid = 0
+  AND obj_description(k.oid, 'pg_constraint') IS NULL
+  AND c.relnamespace = current_schema()::regnamespace AND p.relnamespace = c.relnamespace
+  AND (c.relname = ANY($1::text[]) OR p.relname = ANY($1::text[]))
+ORDER BY c.relname, k.conname
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """What was dropped, as the statements that bring it back.
+
+    Attributes:
+        indexes: By table, primary keys first.
+        foreign_keys: To be run after all tables have their keys.
+    """
+
+    indexes: dict[str, tuple[str, ...]]
+    foreign_keys: tuple[str, ...]
+
+
+async def set_aside(
+    connection: asyncpg.Connection[asyncpg.Record], tables: Collection[str]
+) -> Aside:
+    """Drop the indexes and foreign keys of some tables, inside the open transaction.
+
+    Args:
+        tables: Those that are about to get many rows.
+    """
+    names = sorted(tables)
+    keys = await connection.fetch(_FOREIGN_KEYS, names)
+    found = await connection.fetch(_INDEXES, names)
+    fixed = {row["owner"] for row in found if row["is_constraint"] and not row["movable"]}
+    moving = [row for row in found if row["movable"] and row["owner"] not in fixed]
+    statements = [_drop(row["owner"], row["name"]) for row in keys]
+    statements += [
+        _drop(row["owner"], row["name"])
+        if row["is_constraint"]
+        else f"DROP INDEX {quoted(row['name'])}"
+        for row in moving
+    ]
+    await connection.execute("; ".join(statements))
+    indexes: dict[str, tuple[str, ...]] = {}
+    for row in moving:
+        indexes[row["owner"]] = (*indexes.get(row["owner"], ()), _build(row))
+    return Aside(
+        indexes,
+        tuple(
+            f"ALTER TABLE {quoted(row['owner'])} ADD CONSTRAINT {quoted(row['name'])}"
+            f" {row['definition']}"
+            for row in keys
+        ),
+    )
+
+
+def _drop(table: str, constraint: str) -> str:
+    return f"ALTER TABLE {quoted(table)} DROP CONSTRAINT {quoted(constraint)}"
+
+
+def _build(row: Any) -> str:
+    if row["is_constraint"]:
+        name, definition = quoted(row["name"]), row["constraint_definition"]
+        return f"ALTER TABLE {quoted(row['owner'])} ADD CONSTRAINT {name} {definition}"
+    return str(row["definition"])

@@ -1,0 +1,200 @@
+"""Filling the target inside its transaction: rows, indexes, references, sequences, comparison."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from sagewai_ops.database.source import quoted
+from sagewai_ops.errors import DifferenceError
+from sagewai_ops.progress import Progress
+from sagewai_ops.transfer.aside import WORTHWHILE_ROWS, Aside, set_aside
+from sagewai_ops.transfer.compare import Result
+from sagewai_ops.transfer.copy import Reader, compare_table, send_tables
+from sagewai_ops.transfer.plan import Plan
+from sagewai_ops.transfer.report import Report
+from sagewai_ops.transfer.sequences import set_sequences
+from sagewai_ops.transfer.session import Session
+
+if TYPE_CHECKING:
+    import asyncpg
+
+INDEX_MEMORY = "64MB"  # of the server, for sorting a table's keys while an index is built
+# Classes of SQLSTATE that are about rows: data, integrity, limits; PostgreSQL manual, appendix A.
+_ABOUT_ROWS = ("22", "23", "54")
+
+
+class RefusedByServerError(Exception):
+    """The server did not take a row; its transaction is gone.
+
+    Args:
+        error: Of asyncpg.
+    """
+
+    def __init__(self, error: asyncpg.PostgresError) -> None:
+        self.table = str(error.table_name or "")
+        self.constraint = str(error.constraint_name or error.column_name or "")
+        self.message = str(error.args[0] if error.args else error).splitlines()[0]
+        super().__init__(self.message)
+
+
+async def fill(
+    session: Session,
+    reader: Reader,
+    plan: Plan,
+    report: Report,
+    compare: bool,  # noqa: FBT001
+    progress: Progress | None,
+) -> None:
+    """Send everything and compare it; with findings in the report, the caller rolls back.
+
+    Raises:
+        DifferenceError: The target is not the same as its source.
+        RefusedByServerError: The server refused rows.
+    """
+    import asyncpg
+
+    try:
+        await _fill(session, reader, plan, report, compare, progress)
+    except asyncpg.PostgresError as error:
+        if str(error.sqlstate)[:2] not in _ABOUT_ROWS:
+            raise
+        raise RefusedByServerError(error) from error
+
+
+async def _fill(
+    session: Session,
+    reader: Reader,
+    plan: Plan,
+    report: Report,
+    compare: bool,  # noqa: FBT001
+    progress: Progress | None,
+) -> None:
+    connection = session.connection
+    started = time.monotonic()
+    await connection.execute(f"SET LOCAL maintenance_work_mem = '{INDEX_MEMORY}'")
+    aside = await _make_room(session, plan)
+    renewed = await _truncated(session, plan)
+    sent = await send_tables(connection, reader, plan, aside, renewed, progress=progress)
+    report.findings = (*report.findings, *sent.findings)
+    report.open_findings = tuple(sent.findings)
+    by_name = {table.name: table for table in report.tables}
+    for copied in sent.tables:
+        table = by_name[copied.table]
+        table.size_bytes, table.seconds = copied.size_bytes, copied.seconds
+        table.index_seconds = copied.index_seconds
+    report.stages["send"] = time.monotonic() - started
+    if sent.findings:
+        return
+    started = time.monotonic()
+    for statement in aside.foreign_keys:
+        await connection.execute(statement)
+    report.sequences = await set_sequences(connection, plan, session.tables)
+    report.stages["constraints"] = time.monotonic() - started
+    if compare:
+        started = time.monotonic()
+        results = []
+        for planned in plan.tables:
+            result = await compare_table(connection, reader, planned, progress=progress)
+            by_name[planned.name].compared = result
+            results.append(result)
+        report.stages["compare"] = time.monotonic() - started
+        known = sum(each.count for each in report.findings if each.kind == "audit-hash")
+        check_same(results, known, "nothing was changed")
+    started = time.monotonic()
+    await _analyze(session, plan)
+    report.stages["analyze"] = time.monotonic() - started
+
+
+def check_same(results: list[Result], known_broken: int, outcome: str) -> None:
+    """Refuse a target that is not the same as its source.
+
+    Args:
+        known_broken: Audit events whose hash is known not to survive.
+        outcome: What that means for the target.
+
+    Raises:
+        DifferenceError: With the first table that differs, and its first row.
+    """
+    for result in results:
+        if not result.same:
+            first = result.differences[0]
+            where = f"{first.key}: " if first.key else ""
+            column = f"{first.column} " if first.column else ""
+            raise DifferenceError(
+                f"table {result.table}: {result.count} differences in {result.rows} rows, the"
+                f" first is {where}{column}{first.what}; {outcome}",
+                hint="see the report for the others",
+            )
+        broken = result.audit["broken"] if result.audit else 0
+        if broken > known_broken:
+            raise DifferenceError(
+                f"table {result.table}: {broken} events no longer verify, {result.audit['keys'][0]}"  # type: ignore[index]
+                f" is one; {outcome}"
+            )
+
+
+async def _make_room(session: Session, plan: Plan) -> Aside:
+    """Set indexes aside where that pays; where something hangs on them, leave all in place."""
+    import asyncpg
+
+    large = _large(plan)
+    if not large:
+        return Aside({}, ())
+    trial = session.connection.transaction()
+    await trial.start()
+    try:
+        aside = await set_aside(session.connection, large)
+    except asyncpg.DependentObjectsStillExistError:
+        await trial.rollback()
+        return Aside({}, ())
+    await trial.commit()
+    return aside
+
+
+async def _truncated(session: Session, plan: Plan) -> frozenset[str]:
+    """Give large tables new, empty files, so that rows lie in the order in which they came.
+
+    Only so can they be written as old rows, which spares the server a later pass over all of them.
+    A table that another one refers to can only be truncated together with it.
+
+    Returns:
+        The tables for which that was done; none where the server does not allow it.
+    """
+    import asyncpg
+
+    names = set(_large(plan))
+    while True:
+        referring = {
+            table.name
+            for table in session.tables.values()
+            if any(key.parent in names for key in table.foreign_keys)
+        }
+        if referring <= names:
+            break
+        names |= referring
+    if not names:
+        return frozenset()
+    trial = session.connection.transaction()
+    await trial.start()
+    try:
+        listed = ", ".join(quoted(name) for name in sorted(names))
+        await session.connection.execute(f"TRUNCATE TABLE {listed}")
+    except asyncpg.PostgresError:
+        await trial.rollback()
+        return frozenset()
+    await trial.commit()
+    return frozenset(names)
+
+
+def _large(plan: Plan) -> list[str]:
+    return [table.name for table in plan.tables if table.rows >= WORTHWHILE_ROWS]
+
+
+async def _analyze(session: Session, plan: Plan) -> None:
+    """Tell the planner about the columns that queries select by; autovacuum looks at the rest."""
+    for planned in plan.tables:
+        columns = sorted(session.tables[planned.name].searched)
+        if columns:
+            listed = ", ".join(quoted(name) for name in columns)
+            await session.connection.execute(f"ANALYZE {quoted(planned.name)} ({listed})")

@@ -1,0 +1,335 @@
+"""The move: a frozen copy in, one transaction, everything compared, and then the commit.
+
+`export` is the whole of it. Until the commit nobody sees a row; whatever goes wrong before, or
+differs, leaves the target as it was. The home is never written to, and its database is read once,
+when the copy is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from sagewai_ops.database.copy import copy_database
+from sagewai_ops.database.urls import PostgresUrl
+from sagewai_ops.database.usage import holders
+from sagewai_ops.errors import InterruptedRunError, NotFoundError, OpsError, TargetBusyError
+from sagewai_ops.home.paths import Home, require
+from sagewai_ops.processes import describe
+from sagewai_ops.progress import Progress
+from sagewai_ops.transfer import learnings, overlay
+from sagewai_ops.transfer.copy import reading
+from sagewai_ops.transfer.filling import RefusedByServerError, fill
+from sagewai_ops.transfer.findings import Finding
+from sagewai_ops.transfer.interruption import run_interruptibly
+from sagewai_ops.transfer.plan import Plan, make_plan
+from sagewai_ops.transfer.preflight import FAIL, QUARANTINE, Preflight
+from sagewai_ops.transfer.reading import opened_copy
+from sagewai_ops.transfer.report import (
+    Report,
+    TableReport,
+    cut_over_lines,
+    write_lines,
+    write_report,
+)
+from sagewai_ops.transfer.session import MOVE, PLAN, VERIFY, Session, opened
+from sagewai_ops.transfer.verify import verify
+from sagewai_ops.transfer.workplace import folder_of, workplace
+
+# A whole export takes so many times what a plan takes to look at every value; docs/export.md.
+MOVE_PER_LOOK = 3.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Options:
+    """What an export is asked to do.
+
+    Attributes:
+        purpose: `move`, `plan` (look at everything, touch nothing) or `verify` (compare again).
+        policy: What becomes of values that cannot be carried: fail, repair or quarantine.
+        learnings: keep, facts or pgvector.
+        allow_live: Go on although processes use the home; what they write meanwhile is not moved.
+        report: Where the report goes; None for a name in the folder beside the home, and for none
+            of a plan.
+        compare: False leaves the comparison out. No command does: the benchmarks measure the copy
+            alone with it.
+    """
+
+    purpose: str = MOVE
+    policy: str = FAIL
+    learnings: str = learnings.KEEP
+    allow_live: bool = False
+    report: Path | None = None
+    compare: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Work:
+    """One run, from end to end; the report grows while it goes."""
+
+    home: Home
+    url: PostgresUrl
+    options: Options
+    copy: Path
+    path: Path | None
+    report: Report
+    progress: Progress | None
+
+
+def export(
+    home: Home, url: PostgresUrl, options: Options, *, progress: Progress | None = None
+) -> Report:
+    """Bring a home's database to PostgreSQL, or look whether that can be, or was, done.
+
+    Args:
+        url: With the password in it, where one is needed.
+        progress: Told stages: `database` in pages, `check <table>` and `copy <table>` in rows,
+            `compare <table>` in bytes of an unknown total, `learnings <table>` in rows.
+
+    Returns:
+        What was found and done. With open findings nothing was sent.
+
+    Raises:
+        NotFoundError: No home, no database in it, or no such target.
+        TargetBusyError: The home is in use, or the target is, or it has rows.
+        SchemaBehindError, SchemaAheadError, PermissionDeniedError, UsageError, LockedError:
+            The target is not what it must be; nothing was changed.
+        DifferenceError: The target is not the same as its source; nothing was changed.
+        RemoteError, NoSpaceError, DamagedError, InterruptedRunError, OpsError: As they say;
+            nothing was changed, unless the message says that it is not known.
+    """
+    require(home)
+    if not home.database.is_file():
+        raise NotFoundError(
+            f"home {home.root}: has no database {home.database}", hint="sagewai-ops status"
+        )
+    report = Report(options.purpose, home.database, url.shown, options.policy)
+    if options.purpose == MOVE and not options.allow_live:
+        _check_unused(home)
+    with workplace(home) as place:
+        path = _report_path(home, options, report)
+        work = _Work(home, url, options, place / "copy.db", path, report, progress)
+        try:
+            run_interruptibly(_export(work))
+        except OpsError as error:
+            report.error = error.message
+            raise
+        finally:
+            _finish(report, path)
+    return report
+
+
+async def _export(work: _Work) -> None:
+    report, purpose = work.report, work.options.purpose
+    async with _copying(work.home.database, work.copy, work.progress) as copied:
+        try:
+            async with opened(work.url, purpose) as session:
+                report.server, report.migrated = session.version, session.migrated
+                with _timed(report, "freeze"):
+                    await copied
+                plan = await _plan(work, session)
+                _warn(work, session)
+                if purpose == PLAN:
+                    await _look(work, plan, session)
+                elif purpose == VERIFY:
+                    await _verify(work, plan, session)
+                else:
+                    await _move(work, plan, session)
+                    report.cut_over = _cut_over(work)
+            report.committed = purpose == MOVE and not report.open_findings
+        except RefusedByServerError as error:
+            await _explain(work, error)
+
+
+async def _move(work: _Work, plan: Plan, session: Session) -> None:
+    report, options = work.report, work.options
+    if options.policy == FAIL:
+        # The reader begins to encode while the constraints are looked at.
+        async with reading(work.copy, plan) as reader:
+            report.findings = report.open_findings = await _find(work, plan, session)
+            if not report.open_findings:
+                await fill(session, reader, plan, report, options.compare, work.progress)
+    else:
+        plan = await _settle(work, plan, session)
+        if not report.open_findings:
+            async with reading(work.copy, plan) as reader:
+                await fill(session, reader, plan, report, options.compare, work.progress)
+    if report.open_findings:
+        return
+    with _timed(report, "learnings"):
+        report.learnings = await learnings.carry(
+            work.copy, options.learnings, session.connection, progress=work.progress
+        )
+    if report.learnings.findings and options.policy == FAIL:
+        report.findings = report.open_findings = tuple(report.learnings.findings)
+        return
+    session.keep = True
+
+
+async def _find(work: _Work, plan: Plan, session: Session) -> tuple[Finding, ...]:
+    """Look at what rows are to one another; where something is found, at every value too.
+
+    Values alone are not looked at here: the reading process does that while it encodes them.
+    """
+    with _timed(work.report, "check"), opened_copy(work.copy) as source:
+        preflight = Preflight(
+            source, plan, session.tables, session.connection, progress=work.progress
+        )
+        found = [*plan.findings, *await preflight.relations()]
+        return tuple(await preflight.survey() if found else ())
+
+
+async def _settle(work: _Work, plan: Plan, session: Session) -> Plan:
+    """Repair or refuse, and write down what was: before anything is sent."""
+    report, policy = work.report, work.options.policy
+    with _timed(report, "check"), opened_copy(work.copy, writable=True) as source:
+        preflight = Preflight(
+            source, plan, session.tables, session.connection, progress=work.progress
+        )
+        settled = await preflight.settle(policy)
+        report.findings, report.open_findings = settled.findings, settled.open
+        report.mended, report.refused = overlay.counts(source)
+        report.tables = _tables(settled.plan)
+        if settled.open or work.path is None or report.purpose != MOVE:
+            return settled.plan
+        if report.mended:
+            report.files["changes"] = str(work.path.with_suffix(".changes.jsonl"))
+            write_lines(Path(report.files["changes"]), overlay.changes(source, plan))
+        if policy == QUARANTINE and report.findings:
+            report.files["refused"] = str(work.path.with_suffix(".refused.jsonl"))
+            lines = overlay.everything_refused(source, plan)
+            report.refused = write_lines(Path(report.files["refused"]), lines)
+    return settled.plan
+
+
+async def _look(work: _Work, plan: Plan, session: Session) -> None:
+    report = work.report
+    with _timed(report, "check"), opened_copy(work.copy) as source:
+        preflight = Preflight(
+            source, plan, session.tables, session.connection, progress=work.progress
+        )
+        report.findings = report.open_findings = tuple(await preflight.survey())
+    report.learnings.tables = learnings.look(work.copy)
+    report.estimate_seconds = report.stages["check"] * MOVE_PER_LOOK
+
+
+async def _verify(work: _Work, plan: Plan, session: Session) -> None:
+    report = work.report
+    if work.options.policy != FAIL:
+        # The same repairs and refusals as before, so that the same rows are compared.
+        plan = await _settle(work, plan, session)
+        report.open_findings = ()
+    report.learnings.tables = learnings.look(work.copy)
+    async with reading(work.copy, plan, stream=False) as reader:
+        await verify(session, reader, plan, report, work.progress)
+
+
+async def _explain(work: _Work, refusal: RefusedByServerError) -> None:
+    """Find out which rows the server meant; it names one at most, and some it does not name."""
+    async with opened(work.url, PLAN) as session:
+        plan = await _plan(work, session)
+        await _look(work, plan, session)
+    if not work.report.open_findings:
+        told = Finding(refusal.table, refusal.constraint, "server", refusal.message)
+        work.report.findings = work.report.open_findings = (told,)
+
+
+async def _plan(work: _Work, session: Session) -> Plan:
+    report = work.report
+    with opened_copy(work.copy) as source:
+        source.text_factory = str
+        plan = await make_plan(source, session.tables, session.connection)
+    report.tables, report.empty, report.notes = _tables(plan), plan.empty, list(plan.notes)
+    return plan
+
+
+def _tables(plan: Plan) -> list[TableReport]:
+    return [
+        TableReport(table.name, table.rows, left_to_default=table.left) for table in plan.tables
+    ]
+
+
+@contextmanager
+def _timed(report: Report, stage: str) -> Iterator[None]:
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        report.stages[stage] = report.stages.get(stage, 0.0) + time.monotonic() - started
+
+
+@asynccontextmanager
+async def _copying(
+    database: Path, copy: Path, progress: Progress | None
+) -> AsyncIterator[asyncio.Task[object]]:
+    """Make the frozen copy while the block runs; a block that ends early ends the copy."""
+    stop = threading.Event()
+
+    def told(stage: str, done: int, total: int) -> None:
+        if stop.is_set():
+            raise InterruptedRunError(0)
+        if progress:
+            progress(stage, done, total)
+
+    copying = asyncio.create_task(
+        asyncio.to_thread(copy_database, database, copy, durable=False, progress=told)
+    )
+    try:
+        yield copying
+    finally:
+        stop.set()
+        await asyncio.wait([copying])
+        if not copying.cancelled():
+            copying.exception()  # looked at, whoever else did or did not
+
+
+def _check_unused(home: Home) -> None:
+    used = holders(home.database)
+    if used:
+        names = ", ".join(describe(process) for process in used)
+        raise TargetBusyError(
+            f"home {home.root}: its database is in use by {names}",
+            hint="stop it first, or rehearse with --allow-live",
+        )
+
+
+def _warn(work: _Work, session: Session) -> None:
+    warnings = work.report.warnings
+    if session.others:
+        warnings.append(
+            f"{len(session.others)} other sessions are connected to the target: "
+            + ", ".join(session.others[:3])
+        )
+    if work.options.allow_live:
+        warnings.append("a live home was copied: what it writes from here on is not moved")
+
+
+def _report_path(home: Home, options: Options, report: Report) -> Path | None:
+    if options.report is not None:
+        return options.report.absolute()
+    if options.purpose == PLAN:
+        return None
+    name = f"{options.purpose}-{report.started_at:%Y%m%dT%H%M%SZ}.json"
+    return folder_of(home) / name
+
+
+def _finish(report: Report, path: Path | None) -> None:
+    """Write the report, and take back the files of an export that did not take place."""
+    if report.purpose == MOVE and not report.committed:
+        for file in report.files.values():
+            Path(file).unlink(missing_ok=True)
+        report.files.clear()
+    if path is not None:
+        report.files["report"] = str(path)
+        write_report(report, path)
+
+
+def _cut_over(work: _Work) -> tuple[str, ...]:
+    count = sum(table.rows for table in work.report.learnings.tables)
+    bare = dataclasses.replace(work.url, password=None)
+    return cut_over_lines(work.home.root, bare.spelled(), count)

@@ -1,0 +1,68 @@
+"""The comparison again, of a target that was exported before: nothing is changed on either side."""
+
+from __future__ import annotations
+
+import time
+
+from sagewai_ops.database.source import quoted
+from sagewai_ops.errors import DifferenceError
+from sagewai_ops.progress import Progress
+from sagewai_ops.transfer.compare import Result
+from sagewai_ops.transfer.copy import Reader, compare_table
+from sagewai_ops.transfer.filling import check_same
+from sagewai_ops.transfer.plan import Plan
+from sagewai_ops.transfer.report import Report, TableReport
+from sagewai_ops.transfer.session import Session
+
+OUTCOME = "the target was changed, or the home was"
+
+
+async def verify(
+    session: Session, reader: Reader, plan: Plan, report: Report, progress: Progress | None
+) -> None:
+    """Compare every row of every table, and where the sequences stand.
+
+    Raises:
+        DifferenceError: The two sides are not the same.
+    """
+    started = time.monotonic()
+    results = []
+    by_name = {table.name: table for table in report.tables}
+    for planned in plan.tables:
+        result = await compare_table(session.connection, reader, planned, progress=progress)
+        by_name[planned.name].compared = result
+        results.append(result)
+    carried = {planned.name for planned in plan.tables}
+    for name in sorted(session.tables.keys() - carried):
+        count = await session.connection.fetchval(f"SELECT count(*) FROM {quoted(name)}")
+        if count:
+            result = Result(name, target_rows=count)
+            result.add("", "", "extra")
+            result.count = count
+            report.tables.append(TableReport(name, 0, compared=result))
+            results.append(result)
+    report.stages["compare"] = time.monotonic() - started
+    known = sum(each.count for each in report.findings if each.kind == "audit-hash")
+    check_same(results, known, OUTCOME)
+    await _check_sequences(session, plan)
+
+
+async def _check_sequences(session: Session, plan: Plan) -> None:
+    connection = session.connection
+    for planned in plan.tables:
+        for column in session.tables[planned.name].columns.values():
+            if not column.sequence:
+                continue
+            # Qualified and quoted by the server itself.
+            following = await connection.fetchval(
+                f"SELECT CASE WHEN is_called THEN last_value + 1 ELSE last_value END"
+                f" FROM {column.sequence}"
+            )
+            highest = await connection.fetchval(
+                f"SELECT coalesce(max({quoted(column.name)}), 0) FROM {quoted(planned.name)}"
+            )
+            if following <= highest:
+                raise DifferenceError(
+                    f"table {planned.name}: its sequence gives {following} next, and {highest}"
+                    f" is taken; {OUTCOME}"
+                )

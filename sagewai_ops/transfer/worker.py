@@ -1,0 +1,146 @@
+"""The process that reads: encodes the source for sending, then compares what came back.
+
+It has a processor to itself while the other process talks to the server, and it imports neither
+asyncpg nor anything else that is large. Orders come on stdin, results go to stdout, both as frames:
+kind, length, number of rows, content. It ends when the other end of a pipe goes away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import sagewai_ops
+from sagewai_ops.errors import OpsError
+from sagewai_ops.transfer.compare import Comparison
+from sagewai_ops.transfer.encoders import SIGNATURE, TRAILER, encode
+from sagewai_ops.transfer.findings import Finding, Tally
+from sagewai_ops.transfer.plan import PlannedTable, from_job
+from sagewai_ops.transfer.reading import SizeOf, batches, key_text, opened_copy
+
+HEADER = struct.Struct(">cII")
+FRAME_BYTES = 256 * 1024  # of encoded rows; the sender passes each on in one piece
+
+TABLE = b"t"  # a table begins; content: its name
+ROWS = b"d"  # encoded rows
+END = b"e"  # the table is complete
+FINDINGS = b"f"  # all tables are read; content: the findings, as JSON
+BACK = b"b"  # rows of the target, as COPY spells them in text format
+RESULT = b"r"  # content: what a comparison found, as JSON
+ERROR = b"x"  # content: an error's name, message and hint, as JSON
+
+Send = Callable[[bytes, bytes, int], None]
+
+
+def command() -> list[str]:
+    """Give the command line that starts this module, whatever the current folder holds."""
+    root = str(Path(sagewai_ops.__file__).parents[1])
+    start = f"import sys; sys.path.append({root!r}); from {__name__} import main; main()"
+    return [sys.executable, "-I", "-S", "-c", start]  # it needs the standard library and us
+
+
+def main() -> None:
+    """Do what the other process says, and tell it what goes wrong."""
+    orders, results = sys.stdin.buffer, sys.stdout.buffer.fileno()
+
+    def send(kind: bytes, content: bytes, rows: int) -> None:
+        _write_all(results, HEADER.pack(kind, len(content), rows) + content)
+
+    with suppress(BrokenPipeError, EOFError, KeyboardInterrupt):
+        job = json.loads(read_frame(orders)[1])
+        try:
+            path, tables = Path(job["path"]), from_job(job["tables"])
+            if job["stream"]:
+                stream_tables(path, tables, send)
+            _compare_tables(path, tables, orders, send)
+        except OpsError as error:
+            name = type(error).__name__
+            described = {"type": name, "message": error.message, "hint": error.hint}
+            send(ERROR, json.dumps(described).encode(), 0)
+
+
+def read_frame(stream: BinaryIO) -> tuple[bytes, bytes, int]:
+    """Read one frame: kind, content, rows.
+
+    Raises:
+        EOFError: The other process is gone.
+    """
+    header = stream.read(HEADER.size)
+    if len(header) < HEADER.size:
+        raise EOFError
+    kind, length, rows = HEADER.unpack(header)
+    content = stream.read(length)
+    if len(content) < length:
+        raise EOFError
+    return kind, content, rows
+
+
+def stream_tables(path: Path, tables: tuple[PlannedTable, ...], send: Send) -> None:
+    """Encode every row of every table; after the first refusal, only look at the rest."""
+    tally = Tally()
+    with opened_copy(path) as source:
+        for table in tables:
+            send(TABLE, table.name.encode(), 0)
+            targets = [column.target for column in table.columns]
+            waiting, waiting_bytes, waiting_rows = [SIGNATURE], 0, 0
+            sizes = SizeOf()
+            for columns in batches(source, table.select(), sizes):
+                encoded, refusals = encode(targets, columns[:-1])
+                sizes.last = len(encoded)
+                for refusal in refusals:
+                    rowid = columns[-1][refusal.row]
+                    assert isinstance(rowid, int)
+                    tally.add(
+                        table.name,
+                        table.columns[refusal.column].name,
+                        refusal.kind,
+                        refusal.detail,
+                        key_text(source, table, rowid),
+                    )
+                if tally.is_empty:
+                    waiting.append(encoded)
+                waiting_bytes += len(encoded)
+                waiting_rows += len(columns[0])
+                if waiting_bytes >= FRAME_BYTES:
+                    send(ROWS, b"".join(waiting) if tally.is_empty else b"", waiting_rows)
+                    waiting, waiting_bytes, waiting_rows = [], 0, 0
+            send(ROWS, b"".join([*waiting, TRAILER]) if tally.is_empty else b"", waiting_rows)
+            send(END, b"", 0)
+    send(FINDINGS, json.dumps([finding.as_dict() for finding in tally.findings()]).encode(), 0)
+
+
+def read_findings(content: bytes) -> list[Finding]:
+    """Read the content of a `FINDINGS` frame."""
+    return [Finding(**{**each, "keys": tuple(each["keys"])}) for each in json.loads(content)]
+
+
+def _compare_tables(
+    path: Path, tables: tuple[PlannedTable, ...], orders: BinaryIO, send: Send
+) -> None:
+    """Compare what comes back, table by table as ordered, until nobody orders any more."""
+    by_name = {table.name: table for table in tables}
+    with opened_copy(path) as source:
+        while True:
+            kind, content, _ = read_frame(orders)
+            assert kind == TABLE
+            asked = json.loads(content)
+            comparison = Comparison(source, by_name[asked["name"]], by_key=asked["by_key"])
+            while True:
+                kind, content, _ = read_frame(orders)
+                if kind != BACK:
+                    break
+                comparison.feed(content)
+            result = comparison.finish()
+            send(RESULT, json.dumps(result.as_dict()).encode(), result.rows)
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
