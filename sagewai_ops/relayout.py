@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -92,7 +92,12 @@ def migrate_layout(
         if plan.steps:
             _refuse_users(home)
             _refuse_unwritable(_folders(home.root, plan))
-            layout_journal.carry_out(home.root, plan.steps)
+            try:
+                layout_journal.carry_out(home.root, plan.steps)
+            except layout_journal.OtherFileSystemError:
+                plan = plan_layout(home, environment, moment, is_split=True)
+                report = replace(report, plan=plan)
+                layout_journal.carry_out(home.root, plan.steps)
     return report
 
 

@@ -78,18 +78,21 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def plan_layout(home: Home, environment: Mapping[str, str], moment: datetime) -> Plan:
+def plan_layout(
+    home: Home, environment: Mapping[str, str], moment: datetime, *, is_split: bool = False
+) -> Plan:
     """Look at a home and say what has to be done.
 
     Args:
         environment: Where variables say that a document is elsewhere.
         moment: UTC; names what is kept.
+        is_split: Copy instead of moving: a move between folders was refused.
 
     Raises:
         UsageError: `config` or `secrets` is no folder, so that nothing can be moved there.
     """
     text = f"{moment:{_MOMENT}}"
-    planner = _Planner(home.root, text, Steps(home.root, text), [])
+    planner = _Planner(home.root, text, Steps(home.root, text, is_split=is_split))
     planner.notes += _alias_notes(home.root, environment)
     items: list[Item] = []
     left: dict[str, str] = {}

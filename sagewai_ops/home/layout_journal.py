@@ -7,6 +7,7 @@ on with it, or takes it back where the home was changed meanwhile.
 """
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -26,6 +27,10 @@ _PREPARING, _MOVING, _DONE = "preparing", "moving", "done"
 _CHUNK_BYTES = 1 << 20
 
 
+class OtherFileSystemError(OpsError):
+    """A move led to another mount; everything is as it was, and copies would do."""
+
+
 class _ChangedError(Exception):
     """The home is not what the journal says: somebody worked in it since."""
 
@@ -39,6 +44,7 @@ def carry_out(root: Path, steps: Sequence[Step]) -> None:
     """Do the steps of a plan; the caller holds the home.
 
     Raises:
+        OtherFileSystemError: A plan without moves between folders is needed.
         NoSpaceError, PermissionDeniedError, OpsError: The system refused, or somebody changed the
             home meanwhile; everything is as it was.
     """
@@ -59,6 +65,8 @@ def carry_out(root: Path, steps: Sequence[Step]) -> None:
                     f"{root / str(error)}: changed while it was moved, everything is as it was",
                     hint="stop what writes to the home, then run it again",
                 ) from error
+            if isinstance(error, OSError) and error.errno == errno.EXDEV:
+                raise OtherFileSystemError(f"{root}: a part of it is another mount") from error
             raise
         _finish(root, prepared)
 

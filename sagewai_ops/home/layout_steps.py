@@ -54,10 +54,13 @@ class Steps:
     Args:
         root: The home.
         moment: Names what is temporary.
+        is_split: Whether a rename between two folders failed though the device is the same, as
+            between two mounts of one file system; then everything is copied.
     """
 
-    def __init__(self, root: Path, moment: str) -> None:
+    def __init__(self, root: Path, moment: str, *, is_split: bool = False) -> None:
         self.root = root
+        self._is_split = is_split
         self.all: list[Step] = []
         self._moment = moment
         self._claimed: set[str] = set()
@@ -107,7 +110,7 @@ class Steps:
 
     def _can_move(self, name: str, real: Path, destination: str) -> bool:
         """Tell whether a file is ours to move: in the home, on the file system, nobody's place."""
-        if not real.is_relative_to(self.root):
+        if self._is_split or not real.is_relative_to(self.root):
             return False
         path = real.relative_to(self.root).as_posix()
         folder = (self.root / destination).parent
