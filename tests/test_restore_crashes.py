@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from archives import FOLDER, LINK, STATE, write
+from memory_folder import memory_folder
 from sagewai_ops import atomic
 from sagewai_ops.archive.manifest import Entry, EntryType
 from sagewai_ops.errors import LockedError, NoSpaceError, OpsError
@@ -26,7 +27,6 @@ from sagewai_ops.snapshots.undo import recover_restore, undo_restore
 from small_homes import everything_of
 from step_counter import counting, failing, killed_at, until_done
 
-SHM = Path("/dev/shm")
 MOMENT_NS = 1_700_000_000_000_000_000
 DATA = Entry("data", EntryType.FOLDER, 0o755, MOMENT_NS)
 NOTE = Entry("data/note", EntryType.FILE, 0o644, MOMENT_NS)
@@ -216,9 +216,7 @@ def without_exchange() -> Iterator[None]:
 @contextlib.contextmanager
 def world_of(make: Callable[[Path], World]) -> Iterator[World]:
     """Make a world in memory, where syncing costs nothing."""
-    place = SHM if os.access(SHM, os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=place, prefix="sagewai-ops-test-") as name:
-        folder = Path(os.path.realpath(name))
+    with memory_folder() as folder:
         (folder / "w").mkdir()
         yield make(folder / "w")
 

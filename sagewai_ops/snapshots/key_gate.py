@@ -93,8 +93,11 @@ def install_keys(
     for candidate in own:
         # The target's own files keep their places, as far as the snapshot's values need them.
         place = staged.root / candidate.source
-        is_asked_for = not options.only or _within(candidate.source, options.only)
-        if candidate.fingerprint in useful and is_asked_for and not os.path.lexists(place):
+        if (
+            candidate.fingerprint in useful
+            and _is_exchanged(candidate, options)
+            and not os.path.lexists(place)
+        ):
             installed.add(_install(candidate, place))
     key = opening.key
     if key is None:
@@ -102,6 +105,18 @@ def install_keys(
     if key.is_file and key.value not in {one.value for one in find_candidates(staged, {})}:
         installed.add(_install(key, _place(reader, key, staged)))
     return key.value in installed
+
+
+def keys_left(target: Home, staged: Home, options: RestoreOptions) -> list[Candidate]:
+    """List the keys in the target's own files that do not come along: they open nothing here."""
+    if not brings_secrets(options):
+        return []
+    brought = {one.value for one in find_candidates(staged, {})}
+    return [
+        one
+        for one in find_candidates(target, {})
+        if one.value and one.value not in brought and _is_exchanged(one, options)
+    ]
 
 
 def _candidates(target: Home, staged: Home, options: RestoreOptions) -> tuple[Candidate, ...]:
@@ -172,8 +187,14 @@ def _install(key: Candidate, place: Path) -> bytes:
         os.utime(place.parent, ns=(times.st_atime_ns, times.st_mtime_ns))
     if os.geteuid() == 0:
         os.chown(place, times.st_uid, times.st_gid)
+    if key.path is not None:
+        moment_ns = os.stat(key.path).st_mtime_ns
+        os.utime(place, ns=(moment_ns, moment_ns))
     return key.value
 
 
-def _within(path: str, only: tuple[str, ...]) -> bool:
-    return any(path == part or path.startswith(part + "/") for part in (o.strip("/") for o in only))
+def _is_exchanged(own: Candidate, options: RestoreOptions) -> bool:
+    """Tell whether a key file of the target is in what is exchanged."""
+    parts = [part.strip("/") for part in options.only]
+    path = own.source
+    return not parts or any(path == part or path.startswith(part + "/") for part in parts)

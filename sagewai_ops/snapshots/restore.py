@@ -8,7 +8,7 @@ then the target is untouched, and afterwards what was there is kept.
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,14 @@ from sagewai_ops.errors import DamagedError
 from sagewai_ops.home.documents import read_together
 from sagewai_ops.home.paths import DATABASE, MASTER_KEY, Home, locate
 from sagewai_ops.home.permissions import folder_mode
+from sagewai_ops.keys.candidates import Candidate
 from sagewai_ops.keys.sealed import SealedReport
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import swap
 from sagewai_ops.snapshots.access import Access, count_access
 from sagewai_ops.snapshots.extract import Extracted, extract
 from sagewai_ops.snapshots.gates import refuse_holders
-from sagewai_ops.snapshots.key_gate import Opening, install_keys, open_gate
+from sagewai_ops.snapshots.key_gate import Opening, install_keys, keys_left, open_gate
 from sagewai_ops.snapshots.places import Places
 from sagewai_ops.snapshots.plan import (
     RestoreOptions,
@@ -96,6 +97,7 @@ def restore(
         installed = install_keys(opening, reader, target, staged_home, options)
         if stage.paths is None:
             _settle_root(stage.content, target.root, reader)
+        left = keys_left(target, staged_home, options)
         access = count_access(documents, staged_home.database if database else None)
         refuse_holders(target)
         swap.swap(stage)
@@ -108,7 +110,7 @@ def restore(
             keys=opening.keys,
             database=database,
             access=access,
-            warnings=(*plan.warnings, *_later_warnings(opening, options, access, plan)),
+            warnings=(*plan.warnings, *_later_warnings(opening, left, options, access, plan)),
         )
 
 
@@ -147,11 +149,22 @@ def _fill(
 
         try:
             extracted = extract(reader, folder, place, root=root, on_bytes=count, on_file=examine)
-            proof = _compared(started[0].result(), reader) if started else None
+            proof = None
+            if started:
+                proof = _compared(started[0].result(), reader)
+                _date_database_folder(reader, folder)
         except BaseException:
             is_over.set()  # the examination of a large database takes minutes
             raise
     return extracted, proof
+
+
+def _date_database_folder(reader: ArchiveReader, folder: Path) -> None:
+    """Give the database's folder its time again: SQLite made and removed files in it."""
+    name = DATABASE.rpartition("/")[0]
+    for entry in reader.manifest.entries:
+        if entry.path == name:
+            os.utime(folder / name, ns=(entry.mtime_ns, entry.mtime_ns))
 
 
 def _compared(proof: DatabaseProof, reader: ArchiveReader) -> DatabaseProof:
@@ -187,7 +200,11 @@ def _settle_root(content: Path, target: Path, reader: ArchiveReader) -> None:
 
 
 def _later_warnings(
-    opening: Opening, options: RestoreOptions, access: Access, plan: RestorePlan
+    opening: Opening,
+    left: Sequence[Candidate],
+    options: RestoreOptions,
+    access: Access,
+    plan: RestorePlan,
 ) -> Iterator[str]:
     keys, key = opening.keys, opening.key
     if options.without_key and keys.unopened:
@@ -196,6 +213,12 @@ def _later_warnings(
             f"({plan.key_fingerprint or 'fingerprint unknown'}) into {plan.target / MASTER_KEY} "
             "with mode 0600 before Sagewai starts, or it makes a new one"
         )
+    elif keys.unopened:
+        yield (
+            f"{len(keys.unopened)} sealed values open with no key, as when the snapshot was taken"
+        )
+    for one in left:
+        yield f"{one.path}: key {one.fingerprint} opens nothing here, it is kept with the old home"
     if key is not None and key.problem and not key.is_file:
         yield f"{key.source}: {key.problem}"
     if access.fleet_rows and plan.origin != str(plan.target):

@@ -122,6 +122,11 @@ def swap(stage: Staged) -> None:
     with atomic.naming(stage.target):
         atomic.sync_tree(stage.content)
         if stage.paths is None:
+            if stage.before is None and stage.target.is_dir() and os.listdir(stage.target):
+                raise TargetBusyError(
+                    f"{stage.target}: something was put there meanwhile",
+                    hint=f"look: ls -la {stage.target}\nthen run it again",
+                )
             planned = [_planned(base, stage.target, stage.content, stage.before)]
             opening = None
         else:

@@ -1,0 +1,129 @@
+"""A home through a snapshot and back, and what it must be like afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sagewai_ops.archive.envelope import Lock
+from sagewai_ops.home.paths import DATABASE, Kind, kind_of, locate
+from sagewai_ops.home.permissions import file_mode, folder_mode
+from sagewai_ops.snapshots.backup import take_snapshot
+from sagewai_ops.snapshots.plan import RestoreOptions
+from sagewai_ops.snapshots.report import BackupOptions
+from sagewai_ops.snapshots.restore import RestoreReport, restore
+from small_homes import everything_of, rows_of
+
+_NOT_CARRIED = (Kind.SIDECAR, Kind.LOCK, Kind.LEFTOVER, Kind.OWN)
+
+
+def snapshot_of(
+    root: Path,
+    *,
+    folder: Path | None = None,
+    lock: Lock | None = None,
+    custody: str = "exclude",
+    environment: Mapping[str, str] | None = None,
+) -> Path:
+    """Take a snapshot of a home and give its archive."""
+    home = locate(root, environment or {})
+    wanted = BackupOptions(lock=lock, custody=custody, key_environment=environment or {})
+    report = take_snapshot(home, folder or root.with_name(f"{root.name}.snapshots"), wanted)
+    assert report.path is not None
+    return report.path
+
+
+def bring_back(
+    archive: Path,
+    target: Path,
+    *,
+    key_home: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    **options: Any,
+) -> RestoreReport:
+    """Restore an archive to a folder.
+
+    Args:
+        key_home: Another home whose key may be used.
+        environment: Where keys and overrides come from.
+        options: Further fields of `RestoreOptions`.
+    """
+    variables = environment or {}
+    wanted = RestoreOptions(
+        key_home=locate(key_home, {}) if key_home else None,
+        key_environment=variables,
+        **options,
+    )
+    return restore(archive, locate(target, variables), wanted)
+
+
+def expected_of(
+    source: Path, restored: Path, *left_out: str
+) -> dict[str, tuple[int, int, bytes | str]]:
+    """Say what a restored home must hold: all of its source, with the modes of the rules.
+
+    A link that names its own home leads to the restored one. Of the database only mode and time
+    count here; `assert_same_rows` compares what is in it.
+
+    Args:
+        left_out: Paths that no snapshot carries.
+    """
+    found = {}
+    for path, (mode, moment, content) in everything_of(source).items():
+        if kind_of(path) in _NOT_CARRIED or path in left_out:
+            continue
+        if stat.S_ISREG(mode):
+            mode = stat.S_IFREG | file_mode(kind_of(path), mode)
+        elif stat.S_ISDIR(mode):
+            mode = stat.S_IFDIR | folder_mode(path, mode)
+        elif isinstance(content, str) and content.startswith(f"{source}/"):
+            content = f"{restored}{content[len(str(source)) :]}"
+        found[path] = (mode, moment, b"" if path == DATABASE else content)
+    return found
+
+
+def found_in(restored: Path) -> dict[str, tuple[int, int, bytes | str]]:
+    """Say what a restored home holds, to compare with `expected_of`."""
+    found = everything_of(restored)
+    if DATABASE in found:
+        mode, moment, _content = found[DATABASE]
+        found[DATABASE] = (mode, moment, b"")
+    return found
+
+
+def assert_same_home(source: Path, restored: Path, *left_out: str) -> None:
+    """See that a restored home is its source: files, links, times, empty folders, modes, rows."""
+    found, expected = found_in(restored), expected_of(source, restored, *left_out)
+    differing = {
+        path: (found.get(path), expected.get(path))
+        for path in sorted({*found, *expected})
+        if found.get(path) != expected.get(path)
+    }
+    assert not differing, differing
+    if (source / DATABASE).exists():
+        assert_same_rows(source, restored)
+
+
+def assert_same_rows(source: Path, restored: Path) -> None:
+    """See that two databases hold the same rows, and that the restored one is sound."""
+    with contextlib.closing(sqlite3.connect(f"file:{restored / DATABASE}?immutable=1", uri=True)):
+        assert sorted(os.listdir(restored / "db")) == ["sagewai.db"]
+    assert rows_of(restored / DATABASE) == rows_of(source / DATABASE)
+    with contextlib.closing(sqlite3.connect(restored / DATABASE)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def leftovers_beside(target: Path) -> list[str]:
+    """List what a restore left beside its target and in it, apart from what it keeps."""
+    beside = [name for name in os.listdir(target.parent) if name.startswith(f".{target.name}.")]
+    inside = [
+        name
+        for name in (os.listdir(target) if target.is_dir() else ())
+        if name.startswith(".sagewai-ops-") and "before-restore" not in name
+    ]
+    return beside + inside
