@@ -12,7 +12,16 @@ if TYPE_CHECKING:
     import typer
 
 # The order of `--help`: a home's life.
-COMMANDS = ("init", "status", "verify-perms", "migrate-layout", "backup", "restore", "snapshots")
+COMMANDS = (
+    "init",
+    "status",
+    "verify-perms",
+    "migrate-layout",
+    "backup",
+    "restore",
+    "snapshots",
+    "export-to-postgres",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

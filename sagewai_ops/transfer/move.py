@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -314,7 +315,8 @@ def _report_path(home: Home, options: Options, report: Report) -> Path | None:
         return options.report.absolute()
     if options.purpose == PLAN:
         return None
-    name = f"{options.purpose}-{report.started_at:%Y%m%dT%H%M%SZ}.json"
+    moment = f"{report.started_at:%Y%m%dT%H%M%SZ}"
+    name = f"{options.purpose}-{moment}-{secrets.token_hex(2)}.json"
     return folder_of(home) / name
 
 

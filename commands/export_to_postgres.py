@@ -1,0 +1,199 @@
+"""`export-to-postgres`: move a home's database to PostgreSQL, compared before the commit."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sagewai_ops.errors import EXIT_FINDINGS, UsageError
+from sagewai_ops.invocation import Outcome, Run, command
+from sagewai_ops.terminal import Terminal, size
+
+HELP = """Move a home's database to PostgreSQL.
+
+The target is empty, or at the current schema without rows; else it is refused. A frozen copy of
+the home's database is copied in one transaction, every row is compared with its source by value,
+and then it is committed: whatever goes wrong before leaves the target as it was. The home is only
+read, and Sagewai must be stopped. --plan looks at everything and changes nothing.
+
+The URL may also stand in SAGEWAI_DATABASE_URL or in a file, its password in PGPASSWORD or in the
+password file.
+
+\b
+Examples:
+  sagewai-ops export-to-postgres --plan postgresql://sagewai@db.example.org/sagewai
+  sagewai-ops export-to-postgres postgresql://sagewai@db.example.org/sagewai
+  sagewai-ops export-to-postgres --url-file /run/secrets/url --on-invalid quarantine
+  sagewai-ops export-to-postgres --verify-only
+
+\b
+Exit codes: 0 moved and compared, 3 moved, but named rows are not in the target, 4 findings and
+nothing changed, 10 no home or target, 11 another run, 14 no rights, 15 the home is in use or the
+target is not empty, 17 or 18 the target is at another revision, 19 server or network,
+20 the target differs from the home.
+"""
+_SHOWN_FINDINGS = 40  # for people; --json and the report have all
+
+
+class Policy(str, Enum):
+    """What becomes of values that PostgreSQL would refuse."""
+
+    FAIL = "fail"
+    REPAIR = "repair"
+    QUARANTINE = "quarantine"
+
+
+class Learnings(str, Enum):
+    """What becomes of the learnings."""
+
+    KEEP = "keep"
+    FACTS = "facts"
+    PGVECTOR = "pgvector"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("export-to-postgres", help=HELP, short_help="Move a home to PostgreSQL.")(
+        command("export-to-postgres")(export_to_postgres)
+    )
+
+
+def export_to_postgres(
+    run: Run,
+    *,
+    url: Annotated[
+        str | None,
+        typer.Argument(metavar="[URL]", help="The target; else SAGEWAI_DATABASE_URL."),
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Look at every value, print findings, change nothing.")
+    ] = False,
+    on_invalid: Annotated[
+        Policy,
+        typer.Option("--on-invalid", help="For values that PostgreSQL refuses."),
+    ] = Policy.FAIL,
+    learnings: Annotated[
+        Learnings,
+        typer.Option("--learnings", help="Leave them in the home, or also fill a table."),
+    ] = Learnings.KEEP,
+    verify_only: Annotated[
+        bool, typer.Option("--verify-only", help="Compare again what was exported.")
+    ] = False,
+    allow_live: Annotated[
+        bool, typer.Option("--allow-live", help="Rehearse while Sagewai runs on the home.")
+    ] = False,
+    url_file: Annotated[
+        Path | None,
+        typer.Option("--url-file", metavar="F", help="Read the URL from a file's first line."),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="F", help="Write the report here, not beside the home."),
+    ] = None,
+) -> Outcome:
+    """Parse, move, render."""
+    from sagewai_ops.transfer.move import Options, export
+    from sagewai_ops.transfer.session import MOVE, PLAN, VERIFY
+
+    if plan and verify_only:
+        raise UsageError("--plan and --verify-only: one of the two")
+    home = run.home()
+    options = Options(
+        purpose=PLAN if plan else VERIFY if verify_only else MOVE,
+        policy=on_invalid.value,
+        learnings=learnings.value,
+        allow_live=allow_live,
+        report=report,
+    )
+    target = _target(run, url, url_file)
+    with run.terminal.progress() as progress:
+        done = export(home, target, options, progress=progress)
+    result = done.as_dict()
+    return Outcome(
+        result,
+        lambda terminal: show(terminal, result),
+        exit_code=done.exit_code,
+        warnings=tuple(done.warnings),
+        always=plan or verify_only or done.exit_code == EXIT_FINDINGS,
+    )
+
+
+def _target(run: Run, url: str | None, url_file: Path | None) -> Any:
+    """Find the target's URL: the argument, the file, the environment."""
+    from sagewai_ops.atomic import naming
+    from sagewai_ops.database.urls import SqliteUrl, parse, resolve
+
+    if url and url_file:
+        raise UsageError("--url-file: the URL is given as well", hint="leave one of the two out")
+    if url_file:
+        with naming(url_file):
+            url = url_file.read_text(encoding="utf-8").partition("\n")[0].strip()
+    found = parse(url) if url else resolve(run.settings.environment, run.home().database)
+    if isinstance(found, SqliteUrl):
+        raise UsageError(
+            "export-to-postgres: no URL of a PostgreSQL database is given",
+            hint="sagewai-ops export-to-postgres postgresql://USER@HOST/DATABASE",
+        )
+    return found
+
+
+def show(terminal: Terminal, result: dict[str, Any]) -> None:
+    """Write what was found and done for people."""
+    terminal.line(f"{result['source']} to {result['target']}, PostgreSQL {result['server']}")
+    _show_findings(terminal, result)
+    if result["open_findings"] and result["purpose"] == "move":
+        terminal.line("nothing was sent, the target is as it was", style="red")
+        terminal.line("  --on-invalid repair or quarantine deals with most of these")
+    elif result["purpose"] == "plan":
+        seconds = result["estimate_seconds"]
+        terminal.line(f"{result['rows']} rows to carry, in about {seconds:.0f} s; nothing changed")
+    elif result["purpose"] == "verify":
+        terminal.line(f"{result['rows']} rows compared, all the same", style="green")
+    else:
+        _show_move(terminal, result)
+    for name, path in result["files"].items():
+        terminal.line(f"{name}: {path}")
+
+
+def _show_findings(terminal: Terminal, result: dict[str, Any]) -> None:
+    findings = [*result["findings"], *result["learnings"]["findings"]]
+    if findings:
+        rows = [
+            (
+                ".".join(filter(None, (found["table"], found["column"]))),
+                found["kind"],
+                str(found["count"]),
+                ", ".join(found["keys"][:3]),
+                found["detail"],
+            )
+            for found in findings[:_SHOWN_FINDINGS]
+        ]
+        terminal.table(("where", "kind", "rows", "keys", "what"), rows)
+    if len(findings) > _SHOWN_FINDINGS:
+        terminal.line(f"and {len(findings) - _SHOWN_FINDINGS} more, in the report")
+    for note in result["notes"]:
+        terminal.line(f"note: {note}")
+
+
+def _show_move(terminal: Terminal, result: dict[str, Any]) -> None:
+    seconds = sum(result["stages"].values())
+    sent = sum(table["bytes"] for table in result["tables"])
+    terminal.line(
+        f"{result['rows']} rows, {size(sent)}, in {seconds:.1f} s, every one compared: committed",
+        style="green",
+    )
+    largest = sorted(result["tables"], key=lambda table: -table["bytes"])[:5]
+    for table in largest:
+        rate = table["rows"] / table["seconds"] if table["seconds"] else 0
+        terminal.line(f"  {table['name']}: {table['rows']} rows, {rate:.0f} rows/s")
+    if result["mended"]:
+        terminal.line(f"{result['mended']} values were repaired")
+    if result["refused"]:
+        terminal.line(f"{result['refused']} rows or values are not in the target", style="yellow")
+    for table in result["learnings"]["tables"]:
+        place = f"also in {table['to']}" if table["to"] else "read by Sagewai from there"
+        terminal.line(f"{table['rows']} learnings stay in the home, {place}")
+    terminal.line("next:")
+    for line in result["cut_over"]:
+        terminal.line(f"  {line}")
