@@ -50,6 +50,8 @@ def list_snapshots(run: Run, *, snapshots: FolderOption = None) -> Outcome:
     """List the snapshots of a folder, oldest first.
 
     No archive is opened and no key is needed: names and cards tell.
+
+    Exit codes: 0 listed, also when there are none, 14 the folder may not be read.
     """
     from sagewai_ops.snapshots.catalog import snapshots_in
 
@@ -85,7 +87,11 @@ def show(
     passphrase_file: PassphraseOption = None,
     files: Annotated[bool, typer.Option("--files", help="List every member too.")] = False,
 ) -> Outcome:
-    """Show what is in a snapshot, from its manifest; the rest is not read."""
+    """Show what is in a snapshot, from its manifest; the rest is not read.
+
+    Exit codes: 0 shown, 2 the name means several, 10 no such snapshot, 12 no key opens it,
+    16 it is damaged, 18 its format is newer.
+    """
     from sagewai_ops.archive.reader import open_archive
 
     with open_archive(*_archive(run, snapshot, snapshots, identity, passphrase_file)) as reader:
@@ -128,7 +134,8 @@ def verify(
 ) -> Outcome:
     """Read a whole snapshot and compare every byte with its manifest.
 
-    Exit codes: 0 it holds, 12 no key opens it, 16 it is damaged, 18 its format is newer.
+    Exit codes: 0 it holds, 2 the name means several, 10 no such snapshot, 12 no key opens it,
+    16 it is damaged, 18 its format is newer.
     """
     from sagewai_ops.archive.reader import open_archive
 
@@ -174,6 +181,9 @@ def extract(
     """Take files out of a snapshot, each checked against the manifest.
 
     Only the frames that hold them are read. Secrets come out with mode 0600, whatever the umask.
+
+    Exit codes: 0 taken out, 10 no such snapshot or path, 12 no key opens it, 13 no space,
+    15 the folder is not empty, 16 it is damaged, 18 its format is newer.
     """
     from sagewai_ops.snapshots.taking_out import take_out
 

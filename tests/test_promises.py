@@ -1,0 +1,304 @@
+"""What holds across files: help, exit codes, who imports whom, how light the start is."""
+
+import ast
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from sagewai_ops import cli, errors
+from small_homes import small
+
+ROOT = Path(__file__).parent.parent
+MOST_LINES = 400  # of a module; style: split what is longer
+HEAVY = ("sqlalchemy", "alembic", "asyncpg", "cryptography", "zstandard", "pyrage", "rich")
+# The frame: everything may import it, it imports nothing above itself.
+FRAME = {"__init__", "errors", "atomic", "locks", "processes", "progress", "settings", "terminal"}
+RANKS = {
+    "database": 1,
+    "archive": 2,
+    "home": 2,
+    "keys": 2,
+    "schema": 2,
+    "snapshots": 3,
+    "transfer": 3,
+    "commands": 5,
+    "cli": 6,
+    "__main__": 7,
+}
+MODULES_RANK = 4  # of a module at the top that is not the frame's: one whole command's work
+SPEAKS = {"cli", "terminal", "invocation", "credentials"}  # may know typer, rich and streams
+
+
+def _sources() -> list[Path]:
+    return sorted([*(ROOT / "sagewai_ops").rglob("*.py"), *(ROOT / "commands").glob("*.py")])
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _room(path: Path) -> str:
+    """Name the wing of a source file, or the module itself where it stands at the top."""
+    parts = path.relative_to(ROOT).parts
+    if parts[0] == "commands":
+        return "commands"
+    return parts[1] if len(parts) > 2 else path.stem
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Name every module that a source file imports, also inside its functions."""
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def _rooms_of(path: Path) -> set[str]:
+    """Name the rooms of ours that a source file imports from."""
+    package = ROOT / "sagewai_ops"
+    found = set()
+    for name in _imports(path):
+        parts = name.split(".")
+        if parts[0] == "sagewai_ops" and len(parts) > 1:
+            place = package / parts[1]
+            if place.is_dir() or place.with_suffix(".py").exists():
+                found.add(parts[1])
+    return found
+
+
+def _rank(room: str) -> int:
+    return 0 if room in FRAME else RANKS.get(room, MODULES_RANK)
+
+
+def test_imports_run_downward_only() -> None:
+    """Commands, then snapshots and transfer, then the wings they share, database, the frame."""
+    upward = {
+        (str(path.relative_to(ROOT)), room)
+        for path in _sources()
+        for room in _rooms_of(path)
+        if _rank(room) > _rank(_room(path))
+    }
+
+    assert upward == set()
+
+
+def test_no_wings_import_each_other_in_a_circle() -> None:
+    """Among wings of one rank there is an order too."""
+    edges = {
+        (_room(path), room) for path in _sources() for room in _rooms_of(path) if room in RANKS
+    }
+    known = {(above, below) for above, below in edges if above in RANKS and above != below}
+    while known:
+        # Take away who imports no other, again and again: what stays then is a circle.
+        leaves = {below for _above, below in known} - {above for above, _below in known}
+        assert leaves, sorted(known)
+        known = {(above, below) for above, below in known if below not in leaves}
+
+
+def test_only_who_speaks_to_people_imports_typer_or_rich() -> None:
+    """The library can be used by another program, on any stream."""
+    found = {
+        (str(path.relative_to(ROOT)), name)
+        for path in _sources()
+        for name in _imports(path)
+        if name.split(".")[0] in ("typer", "click", "rich")
+        and _room(path) not in (*SPEAKS, "commands")
+    }
+
+    assert found == set()
+
+
+def test_the_library_neither_prints_nor_exits() -> None:
+    """Only `cli` exits; only `terminal` prints."""
+    found = set()
+    for path in _sources():
+        for node in ast.walk(_tree(path)):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if called in ("print", "input") and _room(path) != "terminal":
+                found.add((str(path.relative_to(ROOT)), called))
+            if called in ("sys.exit", "exit", "os._exit") and _room(path) != "cli":
+                found.add((str(path.relative_to(ROOT)), called))
+
+    # A helper process has nobody above it to exit for it.
+    assert {place for place, _called in found if not place.endswith("worker.py")} == set()
+
+
+def test_migrations_import_only_alembic_and_sqlalchemy() -> None:
+    """What brought a database to its revision must not change with our code."""
+    allowed = {"alembic", "sqlalchemy", "sagewai_ops.migrations", "collections", "typing"}
+    found = {
+        name
+        for path in (ROOT / "migrations/versions").glob("*.py")
+        for name in _imports(path)
+        if name.split(".")[0] not in allowed | {"__future__"}
+        and not name.startswith("sagewai_ops.migrations")
+    }
+
+    assert found == set()
+
+
+@pytest.mark.parametrize("path", _sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_can_be_read_in_one_sitting(path: Path) -> None:
+    """It says what it is for, and is not too long."""
+    text = path.read_text(encoding="utf-8")
+
+    assert text.count("\n") <= MOST_LINES
+    assert path.name == "__main__.py" or ast.get_docstring(_tree(path))
+
+
+def _commands() -> dict[str, Any]:
+    """Give every command by what people type, groups apart."""
+    found = {}
+
+    def walk(name: str, command: Any) -> None:
+        for word, below in getattr(command, "commands", {}).items():
+            walk(f"{name} {word}".strip(), below)
+        if name and not hasattr(command, "commands"):
+            found[name] = command
+
+    walk("", typer.main.get_command(cli.build_app()))
+    return found
+
+
+def _documented() -> dict[str, set[int]]:
+    """Read docs/exit-codes.md: the codes by the JSON name, "" for those without one."""
+    rows = re.findall(
+        r"^\| ([\d, ]+) \| (?:`([\w-]+)`)? *\|",
+        (ROOT / "docs/exit-codes.md").read_text(),
+        re.MULTILINE,
+    )
+    found: dict[str, set[int]] = {}
+    for codes, name in rows:
+        found.setdefault(name, set()).update(int(code) for code in codes.split(","))
+    return found
+
+
+def test_exit_codes_are_unique_and_equal_the_documented_ones() -> None:
+    """Every class of error has a code of its own, and the manual has it, and no other."""
+    classes = [
+        found
+        for _name, found in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(found, errors.OpsError) and found is not errors.InterruptedRunError
+    ]
+    codes = {found.code: {found.exit_code} for found in classes}
+    constants = {
+        value for name, value in vars(errors).items() if name.startswith("EXIT_") and value
+    }
+
+    assert len({found.exit_code for found in classes}) == len(classes)
+    assert {code for one in codes.values() for code in one}.isdisjoint(constants)
+    assert _documented() == {
+        **codes,
+        errors.InterruptedRunError.code: {129, 130, 143},
+        "": {0, *constants},
+    }
+
+
+@pytest.mark.parametrize("name", _commands())
+def test_a_command_has_help_with_its_exit_codes(name: str) -> None:
+    """A short line of at most 60 characters, more in the long help, each option explained."""
+    command = _commands()[name]
+    documented = {code for codes in _documented().values() for code in codes}
+
+    assert 0 < len(command.get_short_help_str(200)) <= 60
+    told = re.search(r"Exit codes: (.*?)\.(?:\s|$)", command.help or "", re.DOTALL)
+    assert told, command.help
+    named = {int(code) for code in re.findall(r"(?:^|, )\s*(\d+) ", told[1])}
+    assert 0 in named
+    assert named <= documented
+    for option in command.params:
+        if option.param_type_name == "option":
+            assert option.help, option.name
+
+
+@pytest.mark.parametrize("name", _commands())
+def test_every_option_has_a_variable_of_its_own(name: str) -> None:
+    """SAGEWAI_OPS_<OPTION>, and no two options of a command the same."""
+    variables: list[str] = []
+    for option in _commands()[name].params:
+        if option.param_type_name == "option" and option.name != "help":
+            names = [option.envvar] if isinstance(option.envvar, str) else list(option.envvar or ())
+            assert names, option.name
+            assert all(variable.startswith("SAGEWAI_OPS_") for variable in names)
+            variables += names
+
+    assert len(set(variables)) == len(variables)
+
+
+@pytest.mark.parametrize("name", _commands())
+def test_a_command_takes_the_global_options(name: str) -> None:
+    """After its name as well as before it."""
+    flags = {flag for option in _commands()[name].params for flag in option.opts}
+
+    assert {"--home", "--json", "--quiet", "-q", "--verbose", "-v"} <= flags
+
+
+_LOADED = """
+import json, sys
+from sagewai_ops.cli import run
+codes = [run(words) for words in json.loads(sys.argv[1])]
+loaded = {name.split(".")[0] for name in sys.modules}
+sys.stderr.write(json.dumps([codes, sorted(loaded)]))
+"""
+
+
+def _loaded(*commands: list[str]) -> tuple[list[int], set[str]]:
+    """Run commands in one fresh process; give their codes and the packages that it imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", _LOADED, json.dumps(commands)],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "PYTHONWARNINGS": "error"},
+    )
+    codes, loaded = json.loads(done.stderr.splitlines()[-1])
+    return codes, set(loaded)
+
+
+def test_help_is_shown_without_anything_heavy() -> None:
+    """Completion and help are typed often; what only work needs is imported by work."""
+    codes, loaded = _loaded(["--help"], ["backup", "--help"], ["snapshots", "--help"])
+
+    assert codes == [0, 0, 0]
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_the_version_is_told_without_typer() -> None:
+    """Scripts ask for it before every run."""
+    code = "import sys\nfrom sagewai_ops.cli import main\ntry: main(['--version'])\n"
+    code += "except SystemExit: sys.exit('typer' in sys.modules)"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
+    assert done.stdout.startswith(b"sagewai-ops ")
+
+
+def test_backup_and_restore_never_load_sqlalchemy(tmp_path: Path) -> None:
+    """A home's life needs SQLite alone; a server's driver has no part in it."""
+    built = small(tmp_path / "home")
+    home = ["--home", str(built.root)]
+
+    codes, loaded = _loaded(
+        [*home, "backup"],
+        [*home, "status"],
+        [*home, "snapshots", "verify", "latest"],
+        [*home, "restore", "latest", "--to", str(tmp_path / "copy"),
+         "--key-file", str(built.master_key)],
+        [*home, "verify-perms"],
+    )  # fmt: skip
+
+    assert codes[:4] == [0, 0, 0, 0]
+    assert (tmp_path / "copy/db/sagewai.db").exists()
+    assert loaded.isdisjoint(("sqlalchemy", "alembic", "asyncpg", "aiosqlite"))
