@@ -1,0 +1,329 @@
+"""What people and scripts see of `restore`: exit codes, JSON, words, signals."""
+
+import os
+import signal
+import sqlite3
+import stat
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from archives import FOLDER, forge
+from archives import small as small_archive
+from other_process import running
+from program import Answer, call, run, taken
+from round_trips import assert_same_home, leftovers_beside
+from sagewai_ops import atomic, locks
+from sagewai_ops.archive.manifest import Header, encode_header
+from sagewai_ops.snapshots import moves
+from sagewai_ops.snapshots import restore as restoring
+from small_homes import everything_of, small
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Build a home and take a snapshot of it."""
+    built = small(tmp_path / "home")
+    taken(call("--home", built.root, "backup", "--json"))
+    return built.root
+
+
+def test_home_comes_back_in_place(home: Path) -> None:
+    """Silent without a terminal, and the home is what it was."""
+    (home / "extra").write_text("x")
+
+    answer = call("--home", home, "restore", "latest", "--replace")
+
+    assert (answer.code, answer.out, answer.err) == (0, "", "")
+    assert not (home / "extra").exists()
+
+
+def test_home_comes_back_elsewhere(home: Path, tmp_path: Path) -> None:
+    """`--to` leaves the home alone and finds the key in it."""
+    answer = call("--home", home, "restore", "latest", "--to", tmp_path / "a/b", "--json")
+
+    assert answer.code == 0
+    assert_same_home(home, tmp_path / "a/b")
+    assert answer.result["target"] == str(tmp_path / "a/b")
+    assert answer.result["key_source"] == "secrets/master.key"
+    assert answer.result["key_installed"] is True
+    assert answer.result["before"] is None
+
+
+def test_report_says_what_came_back(home: Path) -> None:
+    """`-v` shows files, rows, the key, who may come in again, and how to step back."""
+    answer = call("--home", home, "restore", "latest", "--replace", "-v")
+
+    assert answer.code == 0
+    for words in ("all verified", "rows, as in", "sealed", "sessions", "restore --undo"):
+        assert words in answer.out
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_modes_do_not_depend_on_the_umask(home: Path, tmp_path: Path, umask: int) -> None:
+    """Run as a program, with the loosest and the tightest umask."""
+    answer = run("--home", home, "restore", "latest", "--to", tmp_path / "there", umask=umask)
+
+    assert answer.code == 0, answer.err
+    assert_same_home(home, tmp_path / "there")
+    mode = (tmp_path / "there").stat().st_mode
+    assert stat.S_IMODE(mode) == stat.S_IMODE(home.stat().st_mode)
+
+
+def _error(answer: Answer, code: int, name: str) -> str:
+    assert answer.code == code, answer.out
+    error = answer.document["error"]
+    assert error["code"] == name
+    assert isinstance(error["message"], str)
+    return error["message"]
+
+
+def test_folder_that_is_not_empty_is_15(home: Path) -> None:
+    """Two lines for people: what is wrong, and what to paste."""
+    before = everything_of(home)
+
+    answer = call("--home", home, "restore", "latest")
+
+    assert answer.code == 15
+    lines = answer.err.splitlines()
+    assert lines[0] == f"sagewai-ops: error: {home}: not empty"
+    assert "--replace" in lines[1]
+    assert everything_of(home) == before
+
+
+def test_home_in_use_is_15_and_names_the_process(home: Path) -> None:
+    """An idle connection in another process is enough."""
+    hold = (
+        "import sqlite3\nc = sqlite3.connect(sys.argv[1])\n"
+        "c.execute('SELECT count(*) FROM sqlite_master').fetchall()\npause()\npause()\n"
+    )
+    with running(hold, str(home / "db/sagewai.db")) as other:
+        answer = call("--home", home, "restore", "latest", "--replace", "--json")
+
+    assert f"pid {other.pid} " in _error(answer, 15, "target-busy")
+
+
+def test_no_such_snapshot_is_10(home: Path) -> None:
+    """An id that nobody took, and a path that is not there."""
+    for name in ("19990101", "/nowhere/x.tar.zst"):
+        _error(call("--home", home, "restore", name, "--json"), 10, "not-found")
+
+
+def test_no_such_part_is_10(home: Path) -> None:
+    """A part that the snapshot does not hold."""
+    answer = call("--home", home, "restore", "latest", "--only", "config,nothing", "--json")
+
+    assert "nothing" in _error(answer, 10, "not-found")
+
+
+def test_locked_home_is_11(home: Path) -> None:
+    """Another run holds it; this one does not wait."""
+    with locks.exclusive(home):
+        _error(call("--home", home, "restore", "latest", "--replace", "--json"), 11, "locked")
+
+
+def test_missing_key_is_12_and_without_key_is_asked_for(home: Path, tmp_path: Path) -> None:
+    """The hint tells both ways out; the second is a warning."""
+    (home / "secrets/master.key").unlink()
+    words = ("--home", home, "restore", "latest", "--to", tmp_path / "there", "--json")
+
+    refused = call(*words)
+    allowed = call(*words, "--without-key")
+
+    _error(refused, 12, "key-missing")
+    assert any("--without-key" in line for line in refused.document["error"]["hint"])
+    assert allowed.code == 0
+    assert any("before Sagewai starts" in warning for warning in allowed.document["warnings"])
+
+
+def test_missing_key_file_is_10(home: Path, tmp_path: Path) -> None:
+    """A key file that is not there is said as such."""
+    answer = call(
+        "--home", home, "restore", "latest", "--to", tmp_path / "there",
+        "--key-file", tmp_path / "none", "--json",
+    )  # fmt: skip
+
+    _error(answer, 10, "not-found")
+
+
+def test_damaged_archive_is_16(tmp_path: Path) -> None:
+    """The message names the archive; nothing comes to be."""
+    content = small_archive(tmp_path / "a.tar.zst").read_bytes()
+    damaged = tmp_path / "b.tar.zst"
+    middle = len(content) // 2
+    flipped = bytes([content[middle] ^ 1])
+    damaged.write_bytes(content[:middle] + flipped + content[middle + 1 :])
+
+    answer = call("--home", tmp_path / "home", "restore", damaged, "--json")
+
+    assert "b.tar.zst" in _error(answer, 16, "damaged")
+    assert sorted(os.listdir(tmp_path)) == ["a.tar.zst", "b.tar.zst"]
+
+
+def test_newer_format_is_18(tmp_path: Path) -> None:
+    """An archive of a later program is refused with the way to one."""
+    archive = forge(
+        tmp_path / "a.tar.zst", [(FOLDER, b"")], header=encode_header(Header("t", format_version=9))
+    )
+
+    _error(call("--home", tmp_path / "home", "restore", archive, "--json"), 18, "schema-ahead")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("latest", "--undo"),
+        ("--undo", "--recover"),
+        ("--recover", "--dry-run"),
+        ("latest", "--only", "../x"),
+    ],
+    ids=" ".join,
+)
+def test_contradictions_are_2(home: Path, words: tuple[str, ...]) -> None:
+    """What cannot be meant is not guessed."""
+    before = everything_of(home)
+
+    answer = call("--home", home, "restore", *words, "--json")
+
+    _error(answer, 2, "usage")
+    assert everything_of(home) == before
+
+
+def test_dry_run_says_the_plan_and_writes_nothing(home: Path, tmp_path: Path) -> None:
+    """The plan is the one that the run reports."""
+    before = everything_of(tmp_path)
+
+    planned = call("--home", home, "restore", "latest", "--replace", "--dry-run", "--json")
+    assert everything_of(tmp_path) == before
+    shown = call("--home", home, "restore", "latest", "--replace", "--dry-run")
+    done = call("--home", home, "restore", "latest", "--replace", "--json")
+
+    assert "would be restored to" in shown.out
+    for field in ("snapshot", "target", "exchanged", "size_bytes", "files", "sealed_values"):
+        assert planned.result[field] == done.result[field]
+
+
+def test_undo_twice_is_the_identity(home: Path) -> None:
+    """Back to before the restore, and forth again."""
+    (home / "extra").write_text("x")
+    before = everything_of(home)
+    call("--home", home, "restore", "latest", "--replace")
+    after = everything_of(home)
+
+    tried = call("--home", home, "restore", "--undo", "--dry-run")
+    assert "would be what" in tried.out
+    assert everything_of(home) == after
+    for expected in (before, after):
+        answer = call("--home", home, "restore", "--undo", "--json")
+        assert answer.code == 0
+        assert everything_of(home) == expected
+    assert leftovers_beside(home) == []
+
+
+def test_undo_without_a_restore_is_10(home: Path) -> None:
+    """There is nothing to go back to."""
+    _error(call("--home", home, "restore", "--undo", "--json"), 10, "not-found")
+
+
+def test_recover_without_need_says_so(home: Path) -> None:
+    """It can be run at any time."""
+    answer = call("--home", home, "restore", "--recover", "--json")
+
+    assert (answer.code, answer.result["recovery"]) == (0, "nothing to do")
+
+
+def test_interrupted_restore_stops_every_other_command_until_recovered(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Backup, init, restore and undo refuse with 11 and name the way on."""
+    (home / "extra").write_text("x")
+    monkeypatch.setattr(atomic, "exchange", lambda _first, _second: False)
+    child = os.fork()
+    if child == 0:
+        rename = os.rename
+
+        def last(source: Any, target: Any) -> None:
+            rename(source, target)
+            if "before-restore" in os.fspath(target):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        monkeypatch.setattr(os, "rename", last)
+        call("--home", home, "restore", "latest", "--replace")
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+    for words in (("init",), ("restore", "latest"), ("restore", "--undo")):
+        answer = call("--home", home, *words, "--json")
+        _error(answer, 11, "locked")
+        assert any("--recover" in line for line in answer.document["error"]["hint"])
+    assert call("--home", home, "restore", "--recover", "--json").result["recovery"] == "finished"
+
+    assert not (home / "extra").exists()
+    assert sorted(name for name in os.listdir(tmp_path) if "before" not in name) == [
+        "home",
+        "home.snapshots",
+    ]
+
+
+def _signalled(number: int) -> Callable[..., Any]:
+    def step(*_arguments: Any, **_options: Any) -> Any:
+        os.kill(os.getpid(), number)
+
+    return step
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("moment", ["extracting", "moving", "moved"])
+def test_signal_in_the_middle_leaves_the_target_and_nothing_else(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, moment: str
+) -> None:
+    """Whatever was done is taken back; the exit code is the signal's."""
+    before, names = everything_of(home), os.listdir(tmp_path)
+    if moment == "extracting":
+        monkeypatch.setattr(restoring, "count_access", _signalled(number))
+    elif moment == "moving":
+        exchange = atomic.exchange
+
+        def exchange_and_stop(first: Path, second: Path) -> bool:
+            answer = exchange(first, second)
+            monkeypatch.setattr(atomic, "exchange", exchange)
+            os.kill(os.getpid(), number)
+            return answer
+
+        monkeypatch.setattr(atomic, "exchange", exchange_and_stop)
+    else:
+        forward = moves.forward
+
+        def move_and_stop(journal: moves.Journal) -> None:
+            forward(journal)
+            os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(moves, "forward", move_and_stop)
+
+    answer = call("--home", home, "restore", "latest", "--replace", "--json")
+
+    _error(answer, code, "interrupted")
+    assert everything_of(home) == before
+    assert sorted(os.listdir(tmp_path)) == sorted(names)
+
+
+def test_only_takes_several_parts_and_undo_brings_them_back(home: Path) -> None:
+    """Parts are separated by commas or named again."""
+    with closing(sqlite3.connect(home / "db/sagewai.db")) as connection:
+        connection.execute("DELETE FROM prompt_logs")
+        connection.commit()
+    (home / "config/admin-state.json").write_text("{}")
+    (home / "note").write_text("mine")
+
+    answer = call("--home", home, "restore", "latest", "--only", "config,db", "--json")
+    undone = call("--home", home, "restore", "--undo")
+
+    assert answer.code == 0
+    assert answer.result["exchanged"] == ["config", "db"]
+    assert undone.code == 0
+    assert (home / "config/admin-state.json").read_text() == "{}"
+    assert (home / "note").read_text() == "mine"
