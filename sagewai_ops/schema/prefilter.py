@@ -145,8 +145,10 @@ def _stamp(column: str) -> str:
     return (
         f"(typeof({column}) = 'text'"
         f" AND ({column} GLOB '{_MICROSECONDS}' OR {column} GLOB '{_SECONDS}')"
-        # `date` is NULL or another day for what does not exist; it knows a year 0.
-        f" AND date({column}) = substr({column}, 1, 10) AND {column} > '0001')"
+        # `date` is NULL or another day for what does not exist, once it has to count; it knows a
+        # year 0.
+        f" AND date({column}, '+0 days') = substr({column}, 1, 10)"
+        f" AND substr({column}, 1, 4) > '0000')"
     )
 
 
