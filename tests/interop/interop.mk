@@ -6,4 +6,4 @@ INTEROP_VENV ?= .interop/venv
 interop: export INTEROP_VENV := $(INTEROP_VENV)
 interop: setup  ## Test against the real sagewai 1.0.1, which it installs beside.
 	@$(VENV)/bin/python tests/interop/environment.py > /dev/null
-	$(VENV)/bin/pytest -q --interop -m interop tests/interop
+	$(VENV)/bin/pytest -q -n 2 --interop -m interop tests/interop
