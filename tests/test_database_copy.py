@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -651,6 +652,111 @@ def test_progress_counts_pages_up_to_all(
     assert all(0 <= values[1] <= values[2] for values in told)
     assert compact or told[-1][2] == copied.page_count
     assert {values[0] for values in told} == {"database"}
+
+
+def test_path_that_is_too_long_for_sqlite_is_copied(tmp_path: Path, target: Path) -> None:
+    """SQLite opens no path of more than 504 bytes; we do."""
+    folder = tmp_path.joinpath(*["long" * 40] * 4)
+    folder.mkdir(parents=True)
+    with contextlib.closing(sqlite3.connect(tmp_path / "x.db")) as connection, connection:
+        connection.execute("CREATE TABLE t AS SELECT 7 AS x")
+    (tmp_path / "x.db").rename(folder / "x.db")
+
+    copied = copy_database(folder / "x.db", target)
+
+    assert copied.method == "staged"
+    assert query(target, "SELECT x FROM t") == [(7,)]
+
+
+def test_disk_error_of_the_source_names_the_source(
+    database: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failing disk is damage of the home, and says where to look."""
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    choose("bytes", monkeypatch)
+    monkeypatch.setattr(os, "preadv", fail)
+
+    with pytest.raises(DamagedError, match=r"sagewai\.db: input/output error") as caught:
+        copy_database(database, target)
+
+    assert caught.value.hint == "dmesg | tail"
+    assert list(target.parent.iterdir()) == []
+
+
+def test_wal_that_never_holds_still_under_a_pin_is_refused(
+    database: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot happen where locks work; where they do not, no copy is better than a bad one."""
+    choose("bytes", monkeypatch)
+    monkeypatch.setattr(copy, "copy_log", lambda *_: False)
+
+    with pytest.raises(LockedError, match="started over under a read transaction"):
+        copy_database(database, target)
+
+    assert list(target.parent.iterdir()) == []
+
+
+def test_copy_that_changes_hands_before_it_is_settled_is_no_database(
+    database: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was written, what SQLite cannot open is not handed out."""
+
+    def spoil(*_: object) -> str:
+        target.write_bytes(b"no database" * 1000)
+        return "bytes"
+
+    monkeypatch.setattr(copy, "_copy", spoil)
+
+    with pytest.raises(DamagedError, match="file is not a database"):
+        copy_database(database, target)
+
+    assert list(target.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected", "message"),
+    [
+        ("database or disk is full", NoSpaceError, "copy.db: no space left"),
+        ("database disk image is malformed", DamagedError, "its -wal could not be folded in"),
+    ],
+)
+def test_log_that_cannot_be_folded_in_is_no_copy(
+    failure: str,
+    expected: type[Exception],
+    message: str,
+    database: Path,
+    target: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A copy whose -wal had to stay beside it is not handed out without it."""
+
+    class Failing(sqlite3.Connection):
+        def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+            if "wal_checkpoint" in statement:
+                raise sqlite3.OperationalError(failure)
+            return super().execute(statement, *values)
+
+        def close(self) -> None:
+            super().close()
+            target.with_name("copy.db-wal").write_bytes(b"not folded in")
+
+    choose("bytes", monkeypatch)
+    connect = sqlite3.connect
+
+    def connect_failing(name: str, **named: object) -> sqlite3.Connection:
+        if "mode=rw" in name:
+            named["factory"] = Failing
+        return connect(name, **named)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(sqlite3, "connect", connect_failing)
+
+    with pytest.raises(expected, match=message):
+        copy_database(database, target)
+
+    assert list(target.parent.iterdir()) == []
 
 
 def test_flush_is_paid_for_only_if_asked(

@@ -14,7 +14,7 @@ from folder_state import state_of
 from home_builder import BuiltHome, build_home
 from sagewai_ops.database import integrity
 from sagewai_ops.database.copy import copy_database
-from sagewai_ops.database.integrity import ForeignKeyViolation, examine
+from sagewai_ops.database.integrity import ForeignKeyViolation, count_rows, examine
 from sagewai_ops.errors import DamagedError, NotFoundError
 
 
@@ -83,6 +83,14 @@ def test_shape_is_told(frozen: Path) -> None:
     assert health.page_size * health.page_count == frozen.stat().st_size
     assert (health.encoding, health.journal_mode) == ("UTF-8", "wal")
     assert 0 <= health.freelist_count < health.page_count
+
+
+def test_rows_are_counted_alike_within_a_transaction(frozen: Path) -> None:
+    """A connection that is open already gets the same counts."""
+    with closing(sqlite3.connect(f"file://{frozen}?immutable=1", uri=True)) as connection:
+        counts = count_rows(connection)
+
+    assert counts == examine(frozen).counts
 
 
 def test_examined_file_is_left_as_it_was(frozen: Path) -> None:

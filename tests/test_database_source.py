@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,7 @@ from sagewai_ops.errors import (
     OpsError,
     PermissionDeniedError,
 )
+from unprivileged import reachable_folder, unprivileged
 
 WRITER = """
 import sqlite3
@@ -78,12 +79,57 @@ def test_shape_of_the_database_is_told(database: Path) -> None:
 
 def test_sidecars_of_others_are_kept(database: Path) -> None:
     """A process that opens the database while we look keeps its -wal and -shm."""
-    with pinned(database), running(WRITER, str(database)) as other:
-        other.next()
+    with ExitStack() as looking, ExitStack() as working:
+        looking.enter_context(pinned(database))
+        other = working.enter_context(running(WRITER, str(database)))
+        looking.close()
         names = sorted(path.name for path in database.parent.iterdir())
+        other.next()
 
         assert names == ["some.db", "some.db-shm", "some.db-wal"]
-        assert database.with_name("some.db-wal").stat().st_size > 0
+        with pinned(database) as pin:
+            assert pin.connection.execute(COUNT).fetchone() == (1,)
+
+
+def test_second_pin_in_one_process_is_our_own_fault(database: Path) -> None:
+    """Its end would drop the first one's locks, so it is not even begun."""
+    with pinned(database), pytest.raises(RuntimeError, match="pinned twice"), pinned(database):
+        pass
+    with pinned(database):
+        pass
+
+
+def test_interrupt_while_pinning_closes_the_connection(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal between opening and reading leaves nothing open and nothing behind."""
+
+    class Interrupted(sqlite3.Connection):
+        def execute(self, *_: object) -> sqlite3.Cursor:
+            raise KeyboardInterrupt
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda *args, **named: connect(*args, factory=Interrupted, **named)
+    )
+    with pytest.raises(KeyboardInterrupt), pinned(database):
+        pass
+
+    assert [path.name for path in database.parent.iterdir()] == ["some.db"]
+
+
+def test_file_that_may_not_be_read_is_forbidden() -> None:
+    """Exit 14, not 16: nothing is known of its content."""
+    with reachable_folder() as folder:
+        path = folder / "some.db"
+        path.write_bytes(b"x")
+        path.chmod(0)
+        with (
+            unprivileged(),
+            pytest.raises(PermissionDeniedError, match="may not be read by uid"),
+            pinned(path),
+        ):
+            pass
 
 
 def test_wal_that_a_killed_process_left_meanwhile_is_kept(database: Path) -> None:

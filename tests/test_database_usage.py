@@ -196,6 +196,15 @@ def test_holder_in_another_container_is_told_without_a_number(
     assert holder.process.poll() is None
 
 
+def test_system_without_proc_asks_the_kernel_alone(
+    holder: OtherProcess, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS, where F_GETLK is the only witness."""
+    monkeypatch.setattr(usage, "_PROC", tmp_path / "no-proc")
+
+    assert [one.pid for one in holders(database)] == [holder.pid]
+
+
 def test_probe_that_cannot_run_is_passed_over(
     holder: OtherProcess, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

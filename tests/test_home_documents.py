@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -135,6 +136,17 @@ def test_lock_that_is_never_given_up_does_not_stop_a_backup(
 
     assert len(found) == 3
     assert time.monotonic() - began >= 0.1
+
+
+def test_file_system_without_locks_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network file systems refuse flock; that is no reason not to read."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+    assert len(read_together(locate(root, {}))) == 3
 
 
 def test_lock_file_is_not_created(root: Path) -> None:

@@ -139,6 +139,7 @@ def test_keyring_that_is_not_installed_is_not_there(
         (b"\n", 0o644, b"", "empty"),
         (b"!" * 44, 0o600, b"", "not base64 of 32 bytes"),
         (b"\xff" * 44, 0o600, b"", "not base64 of 32 bytes"),
+        (b"A" * 43 + b"!", 0o600, b"", "not base64 of 32 bytes"),
         (b"A" * 44, 0o600, b"", "not base64 of 32 bytes"),
         (b"+/" + KEY[2:], 0o600, b"+/" + KEY[2:], ""),
     ],

@@ -180,7 +180,7 @@ def _copy_pages(pin: Pinned, target: Path, report: Progress) -> None:
     def step(_status: int, remaining: int, total: int) -> None:
         report(STAGE, total - remaining, total)
 
-    with _blamed(pin.path, target), closing(_open_copy(target)) as copy:
+    with _blamed(pin.path, target), _open_copy(target) as copy:
         copy.execute("PRAGMA journal_mode=OFF")  # a failed copy is removed, not rolled back
         copy.execute("PRAGMA cache_size=-64")  # pages only pass through; larger is slower
         pin.connection.backup(copy, pages=_STEP_PAGES, progress=step, sleep=0.0)
@@ -211,13 +211,13 @@ def _vacuum_into(pin: Pinned, target: Path, wait_seconds: float, report: Progres
         with watched(pin.connection, look, _VACUUM_STEPS):
             pin.connection.execute("VACUUM INTO ?", (database_uri(target),))
         if pin.journal_mode == "wal":
-            with closing(_open_copy(target)) as copy:
+            with _open_copy(target) as copy:
                 copy.execute("PRAGMA journal_mode=WAL")
 
 
 def _settle(source: Path, target: Path) -> tuple[int, int]:
     """Fold in what lies beside the copy, and leave one file of whole pages."""
-    with _blamed(source, target), closing(_open_copy(target)) as copy:
+    with _blamed(source, target), _open_copy(target) as copy:
         page_size = int(copy.execute("PRAGMA page_size").fetchone()[0])
         copy.execute("PRAGMA schema_version").fetchone()  # rolls a hot journal back
         page_count = None
@@ -238,19 +238,15 @@ def _settle(source: Path, target: Path) -> tuple[int, int]:
     return page_size, page_count
 
 
-def _open_copy(target: Path) -> sqlite3.Connection:
+@contextmanager
+def _open_copy(target: Path) -> Iterator[sqlite3.Connection]:
     """Open our own copy, where exclusive locking spares the shared memory file."""
-    connection = sqlite3.connect(
-        database_uri(target, mode="rw"), uri=True, timeout=0.0, isolation_level=None
-    )
-    try:
+    uri = database_uri(target, mode="rw")
+    with closing(sqlite3.connect(uri, uri=True, timeout=0.0, isolation_level=None)) as connection:
         connection.execute("PRAGMA locking_mode=EXCLUSIVE")
         with suppress(sqlite3.DatabaseError):  # it reads the schema, which may be damaged
             connection.execute("PRAGMA synchronous=OFF")  # flushed once, at the end
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+        yield connection
 
 
 def _in_pages(report: Progress, page_size: int, total: int) -> Callable[[int], None]:

@@ -135,7 +135,7 @@ def examine(path: Path, *, progress: Progress | None = None) -> Health:
     header = _header(resolved, path)
     with (
         _translated(path),
-        closing(_open(resolved)) as connection,
+        _opened(resolved) as connection,
         watched(connection, look, _STEPS),
     ):
         look()
@@ -172,21 +172,17 @@ def count_rows(connection: sqlite3.Connection) -> dict[str, int]:
     return _counts(connection)[0]
 
 
-def _open(resolved: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        database_uri(resolved, mode="rw"), uri=True, timeout=0.0, isolation_level=None
-    )
-    connection.text_factory = _text
-    try:
+@contextmanager
+def _opened(resolved: Path) -> Iterator[sqlite3.Connection]:
+    uri = database_uri(resolved, mode="rw")
+    with closing(sqlite3.connect(uri, uri=True, timeout=0.0, isolation_level=None)) as connection:
+        connection.text_factory = _text
         connection.execute("PRAGMA locking_mode=EXCLUSIVE")
         connection.execute("PRAGMA schema_version").fetchone()  # is it a database at all?
         with suppress(sqlite3.DatabaseError):  # these read the schema, which may be damaged
             connection.execute("PRAGMA query_only=ON")
             connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+        yield connection
 
 
 def _text(value: bytes) -> str:

@@ -17,7 +17,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -34,12 +34,15 @@ from sagewai_ops.errors import (
 WAIT_SECONDS = 30.0  # for a lock; Sagewai's own writers give up after 5 seconds (busy_timeout)
 SIDECARS = ("-wal", "-shm", "-journal")
 
+_PAUSE_SECONDS = 0.01
 _SLICE_SECONDS = 0.25  # one wait inside SQLite, where no signal is handled
 # Where SQLite keeps its locks in the main file (fileformat2.html, os.h): pending byte, reserved
 # byte, then 510 shared bytes. A write lock on the shared bytes excludes every other connection.
 PENDING_BYTE = 0x40000000
 SHARED_FIRST = PENDING_BYTE + 2
 SHARED_SIZE = 510
+
+_pinned_here: set[Path] = set()  # a second one's end would drop the first one's locks
 
 
 class NeedsStagingError(PermissionDeniedError):
@@ -120,15 +123,19 @@ def pinned(path: Path, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[Pinned
         DamagedError: Not an SQLite database, cut short, or unreadable.
     """
     resolved = resolve_database(path)
+    if resolved in _pinned_here:
+        raise RuntimeError(f"database {path}: pinned twice at once in one process")
     absent = tuple(suffix for suffix in ("-wal", "-shm") if not sidecar(resolved, suffix).exists())
     litters = absent and os.access(resolved.parent, os.W_OK) and _is_wal(resolved)
     if litters and not os.access(resolved, os.W_OK):
         # We could not take the lock under which the litter is removed, so make none.
         raise NeedsStagingError(f"database {path}: may not be written by uid {os.geteuid()}")
+    _pinned_here.add(resolved)
     try:
         with closing(_connect(resolved, path, time.monotonic() + wait_seconds)) as connection:
             yield _describe(connection, resolved, path)
     finally:
+        _pinned_here.discard(resolved)
         if absent:
             _remove_litter(resolved, absent)
 
@@ -212,29 +219,28 @@ def size_of(path: Path) -> int:
 
 
 def _connect(resolved: Path, shown: Path, deadline: float) -> sqlite3.Connection:
-    uri = database_uri(resolved, mode="ro")
     while True:
         try:
-            connection = sqlite3.connect(
-                uri, uri=True, timeout=_SLICE_SECONDS, isolation_level=None
-            )
+            return _begin(resolved)
         except sqlite3.Error as error:
-            raise translate(error, shown) from error
-        try:
-            # Reading the cookie starts the transaction without parsing a schema that this
-            # SQLite may not understand.
-            connection.execute("BEGIN")
-            connection.execute("PRAGMA schema_version").fetchone()
-        except BaseException as error:
-            connection.close()
-            if not isinstance(error, sqlite3.Error):
-                raise
             failure = translate(error, shown)
-            if isinstance(failure, LockedError) and time.monotonic() < deadline:
-                time.sleep(0.01)  # some refusals come at once
-                continue
-            raise failure from error
-        return connection
+            if not isinstance(failure, LockedError) or time.monotonic() >= deadline:
+                raise failure from error
+        time.sleep(_PAUSE_SECONDS)  # some refusals come at once
+
+
+def _begin(resolved: Path) -> sqlite3.Connection:
+    uri = database_uri(resolved, mode="ro")
+    connection = sqlite3.connect(uri, uri=True, timeout=_SLICE_SECONDS, isolation_level=None)
+    try:
+        # Reading the cookie starts the transaction without parsing a schema that this SQLite may
+        # not understand.
+        connection.execute("BEGIN")
+        connection.execute("PRAGMA schema_version").fetchone()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _describe(connection: sqlite3.Connection, resolved: Path, shown: Path) -> Pinned:
@@ -266,17 +272,13 @@ def _remove_litter(resolved: Path, absent: tuple[str, ...]) -> None:
     litter = [sidecar(resolved, suffix) for suffix in absent if sidecar(resolved, suffix).exists()]
     if not litter:
         return
-    try:
+    with suppress(OSError):  # somebody else has it open, or took our rights: theirs now
         descriptor = os.open(resolved, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, SHARED_SIZE, SHARED_FIRST)
-        for path in litter:
-            # A -wal with content belongs to somebody who came and went meanwhile.
-            if path.name.endswith("-shm") or size_of(path) == 0:
-                path.unlink(missing_ok=True)
-    except OSError:
-        return  # somebody else has it open: the files are theirs now
-    finally:
-        os.close(descriptor)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, SHARED_SIZE, SHARED_FIRST)
+            for path in litter:
+                # A -wal with content belongs to somebody who came and went meanwhile.
+                if path.name.endswith("-shm") or size_of(path) == 0:
+                    path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
