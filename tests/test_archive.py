@@ -351,6 +351,7 @@ def test_a_file_that_shrinks_is_filled_and_read_again(tmp_path: Path) -> None:
     with open(path, "wb") as out, open(source, "rb", buffering=0) as stream:
         writer = ArchiveWriter(out, Header("test"), mtime_ns=archives.MOMENT_NS, on_bytes=Cut())
         carried = writer.add_file(file("artifact"), stream)
+        assert carried
         writer.finish({})
 
     assert carried.is_stable

@@ -556,6 +556,25 @@ def test_a_sealed_value_that_no_key_opens_makes_it_incomplete(tmp_path: Path) ->
     assert not any(value.token in lines for value in built.sealed)
 
 
+def test_a_file_in_which_the_key_is_written_stays_out_and_is_a_loss(tmp_path: Path) -> None:
+    """An environment file, a note: no clear archive carries the key in any of them."""
+    built = small(tmp_path / "home")
+    line = b"SAGEWAI_MASTER_KEY=" + built.master_keys[0] + b"\n"
+    (built.root / ".env").write_bytes(b"# ours\n" + line)
+    (built.root / "data/notes.md").write_bytes(b"remember " * 10_000 + line)
+    recipient, identity = temporary_identity()
+
+    report = _take(built.root)
+    sealed = _take(built.root, BackupOptions(custody="sealed", lock=Lock(recipients=(recipient,))))
+
+    assert {item.path for item in report.losses} == {".env", "data/notes.md"}
+    assert _left_out(report)[".env"] is Reason.HOLDS_KEY
+    assert all(built.master_keys[0] not in content for content in _members(report).values())
+    paths = {entry.path for entry in _manifest(sealed, Unlock(identities=(identity,))).entries}
+    assert {".env", "data/notes.md"} <= paths
+    assert sealed.is_complete
+
+
 def test_the_key_goes_along_only_under_a_lock(tmp_path: Path) -> None:
     """Clear archives never carry it; sealed ones have it in its place, once."""
     built = small(tmp_path / "home")

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
@@ -20,6 +20,7 @@ from sagewai_ops.archive.manifest import (
 from sagewai_ops.archive.tar import END, header_of, padded, padding_of
 
 WHOLE_FILE_BYTES = 4 * 1024 * 1024  # files up to this are read whole, so that a retry costs nothing
+SEARCHED_BYTES = 256 * 1024  # settings and notes are shorter; more would cost a backup its time
 _ATTEMPTS = 3
 _ZEROS = bytes(1 << 16)
 
@@ -86,7 +87,9 @@ class ArchiveWriter:
         self._on_bytes(len(content))
         return complete
 
-    def add_file(self, entry: Entry, stream: BinaryIO) -> Carried:
+    def add_file(
+        self, entry: Entry, stream: BinaryIO, *, banned: Sequence[bytes] = ()
+    ) -> Carried | None:
         """Add a file that others may be writing to.
 
         A file that changes while it is read is read again, `_ATTEMPTS` times at the most. The tar
@@ -96,6 +99,10 @@ class ArchiveWriter:
         Args:
             entry: Its path; mode, times and size are taken from the open file.
             stream: Open for reading, unbuffered.
+            banned: What must not stand in a file of at most `SEARCHED_BYTES`.
+
+        Returns:
+            None if something banned stands in it; then nothing was written.
         """
         for attempt in range(1, _ATTEMPTS + 1):
             before = os.fstat(stream.fileno())
@@ -105,6 +112,8 @@ class ArchiveWriter:
             is_last = attempt == _ATTEMPTS
             if before.st_size <= WHOLE_FILE_BYTES:
                 content = stream.read(before.st_size)
+                if len(content) <= SEARCHED_BYTES and any(word in content for word in banned):
+                    return None
                 is_stable = len(content) == before.st_size and _is_unchanged(stream, before)
                 if is_stable or is_last:
                     return Carried(self.add_bytes(described, content), is_stable)

@@ -45,6 +45,7 @@ class Reason(str, Enum):
     LEFTOVER = "left by a crashed writer"
     OWN = "of sagewai-ops itself"
     KEY = "the master key, kept out"
+    HOLDS_KEY = "the master key is written in it"
     EXCLUDED = "excluded by --exclude"
     GONE = "gone before it was read"
     SPECIAL = "neither a file, a folder nor a link"
@@ -55,7 +56,13 @@ class Reason(str, Enum):
     @property
     def is_loss(self) -> bool:
         """Whether a backup without it is incomplete."""
-        return self in (Reason.SPECIAL, Reason.LEAVES, Reason.UNREADABLE, Reason.NAME)
+        return self in (
+            Reason.SPECIAL,
+            Reason.LEAVES,
+            Reason.UNREADABLE,
+            Reason.NAME,
+            Reason.HOLDS_KEY,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -266,8 +266,16 @@ class Taking:
                 writer.add_copy(_entry(item.path, EntryType.FILE, status), stream)
             elif item.path in self.documents:
                 writer.add_bytes(entry, self.documents[item.path])
-            elif not writer.add_file(entry, stream).is_stable:
+            elif (carried := writer.add_file(entry, stream, banned=self._banned())) is None:
+                self.collection.left_out.append(LeftOut(item.path, Reason.HOLDS_KEY))
+            elif not carried.is_stable:
                 self.unstable.append(item.path)
+
+    def _banned(self) -> tuple[bytes, ...]:
+        """Give what must stand in no file of the archive: the keys, unless they go along."""
+        if self.options.custody == "sealed":
+            return ()
+        return tuple(candidate.value for candidate in self.candidates if candidate.value)
 
     def _add_key(self, writer: ArchiveWriter) -> None:
         """Carry the key that is in use, where the home has no file of it."""
