@@ -1,0 +1,373 @@
+"""`db check` of a home: everything that is wrong with it, and nothing written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+import old_homes
+import real_homes
+from sagewai_ops.errors import DamagedError, InterruptedRunError, NotFoundError
+from sagewai_ops.schema import check
+from sagewai_ops.schema.check import check_database
+from sagewai_ops.schema.create import create_database
+from sagewai_ops.schema.findings import Finding, spelled_key
+from sagewai_ops.schema.level import HEAD
+from sagewai_ops.schema.upgrade import upgrade_database
+
+TO_WORKFLOWS = (
+    "references saved_workflows (id) on delete cascade: refers to a row that is not there"
+)
+TO_KEYS = "references harness_keys (id) on delete set null: cannot be checked, no such parent"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A fresh home's database."""
+    path = tmp_path / "sagewai.db"
+    create_database(path)
+    return path
+
+
+def _execute(path: Path, *statements: str) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA ignore_check_constraints = ON")
+        for statement in statements:
+            connection.execute(statement)
+
+
+def _found(path: Path) -> list[tuple[str, str, int]]:
+    """Check, and give kind, place and count of each finding."""
+    return [(one.kind, one.place, one.count) for one in check_database(path).findings]
+
+
+def test_fresh_home_has_no_findings(home: Path) -> None:
+    """Nothing is wrong with what Sagewai would build."""
+    checked = check_database(home)
+
+    assert checked.findings == ()
+    assert (checked.level.revision, checked.level.state) == (HEAD, "current")
+    assert set(checked.rows.values()) == {0}
+    assert checked.pages * checked.page_size == home.stat().st_size
+    assert checked.free_pages == 0
+
+
+def test_home_of_the_real_sagewai_is_read_whole(tmp_path: Path) -> None:
+    """Its rows are counted, its learnings are no unknown tables, and its bytes stay."""
+    database = real_homes.unpack("real-small", tmp_path) / "db" / "sagewai.db"
+    files = [database, Path(f"{database}-wal")]
+    before = [file.read_bytes() for file in files]
+
+    checked = check_database(database)
+
+    assert checked.virtual_tables == ("vec_learnings",)
+    assert checked.unknown_tables == ()
+    assert sum(checked.rows.values()) > 100
+    assert {one.kind for one in checked.findings} <= {"refused", "changed"}
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_every_kind_of_value_is_found_with_keys(home: Path) -> None:
+    """Column, reason, count and the first keys; never the value."""
+    _execute(
+        home,
+        *(
+            f"INSERT INTO workers (worker_id, labels, metadata, models_supported, models_canonical,"
+            f" capabilities, max_concurrent) VALUES ('w{n}', '{{}}', '{{\"pw\": \"\\u0000\"}}',"
+            f" '[]', '[1]', '{{}}', 99999999999)"
+            for n in range(7)
+        ),
+        "INSERT INTO harness_audit (id, timestamp, event_type, details)"
+        " VALUES ('0d4268756d86', '2026-02-30 00:00:00', 'x', 'NaN')",
+        "INSERT INTO users (id, email, display_name, is_active)"
+        " VALUES (CAST(x'ff' AS TEXT), 'e', 'a' || char(0), 'false')",
+    )
+
+    found = {(one.place, one.kind): one for one in check_database(home).findings}
+
+    assert set(found) == {
+        ("workers.max_concurrent", "refused"),
+        ("workers.metadata", "refused"),
+        ("workers.models_canonical", "refused"),
+        ("harness_audit.id", "refused"),
+        ("harness_audit.timestamp", "refused"),
+        ("harness_audit.details", "refused"),
+        ("users.id", "refused"),
+        ("users.display_name", "refused"),
+        ("users.is_active", "changed"),
+    }
+    many = found["workers.metadata", "refused"]
+    assert (many.count, many.examples) == (7, ("w0", "w1", "w2", "w3", "w4"))
+    assert many.shown == (
+        "workers.metadata: holds a NUL character, 7 rows: w0, w1, w2, w3, w4, ..."
+    )
+    assert found["users.id", "refused"].examples == ("\\xff",)
+
+
+def test_references_that_lead_nowhere_are_found(home: Path) -> None:
+    """Simple and composite; one with a NULL in it refers to nothing and is fine."""
+    _execute(
+        home,
+        "INSERT INTO org (id, name, slug, timezone, settings) VALUES ('o', 'O', 'o', 'UTC', '{}')",
+        "INSERT INTO prompt_logs (log_id, run_id, agent_name, is_example) VALUES ('p', '', 'a', 0)",
+        "INSERT INTO audit_event (org_id, project_id, action, metadata, seq, hash)"
+        " VALUES ('o', 'gone', 'x', '{}', 1, 'h'), ('o', NULL, 'x', '{}', 2, 'h')",
+    )
+
+    found = check_database(home).findings
+
+    assert [(one.kind, one.place, one.count, one.examples) for one in found] == [
+        ("foreign-key", "prompt_logs.run_id", 1, ("p",)),
+        ("foreign-key", "audit_event", 1, ("1",)),
+    ]
+
+
+def test_checks_that_only_postgres_has_are_tried(home: Path) -> None:
+    """A workflow run in a mode that PostgreSQL does not know; NULL is no mode."""
+    _execute(
+        home,
+        "INSERT INTO workflow_runs (id, workflow_name, run_id, data, input, effective_env_keys,"
+        " effective_secret_keys, directive_chain, execution_mode, requires_variant,"
+        " input_encrypted, output_encrypted, replay_re_evaluate_directives)"
+        " VALUES ('a', 'w', 'r', '{}', '{}', '[]', '[]', '[]', 'wild', NULL, 0, 0, 0)",
+        "INSERT INTO fleet_tasks (run_id, org_id, labels, payload, status)"
+        " VALUES ('t', 'o', '{}', '{}', 'lost')",
+    )
+
+    found = [one.shown for one in check_database(home).findings]
+
+    assert found == [
+        "fleet_tasks: breaks the CHECK ck_fleet_tasks_status, 1 rows: t",
+        "workflow_runs: breaks the CHECK runs_execution_mode_valid, 1 rows: a",
+    ]
+
+
+def test_duplicates_that_only_postgres_refuses_are_found(home: Path) -> None:
+    """Saved, deleted and saved again: ordinary in a home, refused on PostgreSQL."""
+    _execute(
+        home,
+        "INSERT INTO saved_workflows (id, name, yaml_content, is_active)"
+        " VALUES ('1', 'n', '', 0), ('2', 'n', '', 1)",
+        "INSERT INTO saved_workflow_versions (id, workflow_id, version, yaml_content)"
+        " VALUES ('v1', '1', 1, ''), ('v2', '1', 1, ''), ('v3', '2', 1, '')",
+    )
+
+    found = {one.table: one for one in check_database(home).findings if one.kind == "unique"}
+
+    assert {table: (one.kind, one.count, one.examples) for table, one in found.items()} == {
+        "saved_workflows": ("unique", 2, ("default/n",)),
+        "saved_workflow_versions": ("unique", 2, ("1/1",)),
+    }
+
+
+def test_duplicates_are_looked_for_where_an_index_is_missing(home: Path) -> None:
+    """Partial indexes count for their rows alone, and NULL equals nothing."""
+    _execute(
+        home,
+        "DROP INDEX ux_provider_global_name",
+        "DROP INDEX ux_provider_proj_name",
+        "INSERT INTO provider (id, project_id, provider_name, data) VALUES ('1', NULL, 'x', '{}'),"
+        " ('2', NULL, 'x', '{}'), ('3', 'p', 'x', '{}'), ('4', 'q', 'x', '{}')",
+    )
+
+    found = [one for one in check_database(home).findings if one.kind == "unique"]
+
+    assert [(one.table, one.count, one.examples) for one in found] == [("provider", 2, ("x",))]
+
+
+def test_old_home_is_told_to_be_behind(tmp_path: Path) -> None:
+    """The level, and every table and column that is missing."""
+    path = tmp_path / "sagewai.db"
+    old_homes.build(path, "017_api_tokens")
+
+    found = check_database(path).findings
+
+    assert found[0] == Finding("level", "", "", "is behind, at 017_api_tokens")
+    assert ("drift", "fleet_tasks") in {(one.kind, one.place) for one in found}
+    assert ("drift", "workers.secret_hash") in {(one.kind, one.place) for one in found}
+
+
+def test_nulls_that_an_upgrade_leaves_are_found(tmp_path: Path) -> None:
+    """Columns that were added bare hold NULL where a fresh home has none."""
+    path = tmp_path / "sagewai.db"
+    old_homes.build(path, "001_initial")
+    _execute(
+        path,
+        "INSERT INTO workflow_runs (id, workflow_name, run_id, data, input)"
+        " VALUES ('a', 'w', 'r', '{}', '{}')",
+    )
+    upgrade_database(path)
+
+    nulls = [one.place for one in check_database(path).findings if one.kind == "null"]
+
+    assert nulls == [
+        "workflow_runs.effective_env_keys",
+        "workflow_runs.effective_secret_keys",
+        "workflow_runs.directive_chain",
+    ]
+
+
+def test_missing_parent_and_lost_reference_are_found(home: Path) -> None:
+    """A reference that the table does not declare is tried all the same."""
+    _execute(
+        home,
+        "DROP TABLE saved_workflow_versions",
+        "CREATE TABLE saved_workflow_versions (id TEXT NOT NULL PRIMARY KEY, workflow_id TEXT)",
+        "INSERT INTO saved_workflow_versions VALUES ('v', 'gone')",
+        "DROP TABLE harness_keys",
+    )
+
+    found = {one.shown for one in check_database(home).findings if one.kind == "foreign-key"}
+
+    assert found == {
+        f"saved_workflow_versions.workflow_id: workflow_id {TO_WORKFLOWS}, 1 rows: v",
+        f"harness_spend: key_id {TO_KEYS}",
+    }
+
+
+def test_users_own_tables_are_named_and_no_finding(home: Path) -> None:
+    """They stay in the file; another tool's version table is told."""
+    _execute(home, "CREATE TABLE mine (x)", "INSERT INTO mine VALUES (NULL), (x'00')")
+
+    checked = check_database(home)
+
+    assert (checked.findings, checked.unknown_tables) == ((), ("mine",))
+    assert checked.rows["mine"] == 2
+    _execute(home, "CREATE TABLE alembic_version (version_num TEXT)")
+    assert [(one.kind, one.table) for one in check_database(home).findings] == [
+        ("level", "alembic_version")
+    ]
+
+
+@pytest.mark.parametrize("state", ["ahead", "empty"])
+def test_level_that_is_not_ours_is_a_finding(tmp_path: Path, state: str) -> None:
+    """Ahead and empty are told apart."""
+    path = tmp_path / "sagewai.db"
+    create_database(path)
+    if state == "ahead":
+        _execute(path, "ALTER TABLE workers ADD COLUMN region TEXT")
+    else:
+        path.write_bytes(b"")
+
+    assert check_database(path).findings[0].reason == f"is {state}"
+
+
+def test_damage_is_found_beside_everything_else(home: Path) -> None:
+    """A page overwritten: SQLite's sentences, and the tables that cannot be read to their end."""
+    rows = ", ".join(f"('r{n}', 'a', '{'x' * 200}')" for n in range(200))
+    _execute(
+        home,
+        f"INSERT INTO agent_runs (run_id, agent_name, input_text) VALUES {rows}",
+        "INSERT INTO prompt_logs (log_id, run_id, agent_name) VALUES ('p', 'gone', 'a')",
+        "PRAGMA wal_checkpoint(TRUNCATE)",
+    )
+    with contextlib.closing(sqlite3.connect(home)) as connection:
+        page = connection.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'agent_runs'"
+        ).fetchone()[0]
+    content = bytearray(home.read_bytes())
+    for place in range((page - 1) * 4096, page * 4096):
+        content[place] ^= 0xFF
+    home.write_bytes(content)
+
+    found = check_database(home).findings
+
+    assert {"integrity"} <= {one.kind for one in found}
+    assert ("integrity", "agent_runs") in {(one.kind, one.place) for one in found}
+
+
+def test_table_without_row_ids_is_told(home: Path) -> None:
+    """Its values are not passed over in silence."""
+    _execute(
+        home,
+        "DROP TABLE playground_agents",
+        "CREATE TABLE playground_agents (name VARCHAR(255) PRIMARY KEY) WITHOUT ROWID",
+    )
+
+    found = [one.shown for one in check_database(home).findings]
+
+    assert "playground_agents: is WITHOUT ROWID, so its values were not read" in found
+
+
+@pytest.mark.parametrize(("content", "kind"), [(None, NotFoundError), (b"x" * 5000, DamagedError)])
+def test_what_is_no_database_is_an_error(
+    tmp_path: Path, content: bytes | None, kind: type[Exception]
+) -> None:
+    """There is nothing to check, which is more than a finding."""
+    path = tmp_path / "sagewai.db"
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(kind):
+        check_database(path)
+
+
+def test_live_writer_is_neither_waited_for_nor_stopped(home: Path) -> None:
+    """A server in the middle of a transaction writes on; one moment is checked."""
+    with contextlib.closing(sqlite3.connect(home, isolation_level=None)) as server:
+        server.execute("BEGIN IMMEDIATE")
+        server.execute("INSERT INTO org (id, name, slug, timezone, settings)"
+                       " VALUES ('o', 'O', 'o', 'UTC', 'NaN')")  # fmt: skip
+
+        before = check_database(home)
+        server.execute("COMMIT")
+        after = check_database(home)
+
+    assert (before.rows["org"], before.findings) == (0, ())
+    assert [one.place for one in after.findings] == ["org.settings"]
+
+
+def test_nothing_is_left_beside_the_database(home: Path) -> None:
+    """No file appears, and the database's own does not change."""
+    before = home.read_bytes()
+
+    check_database(home)
+
+    assert os.listdir(home.parent) == ["sagewai.db"]
+    assert home.read_bytes() == before
+
+
+def test_interruption_ends_the_check_at_once(home: Path) -> None:
+    """What the progress callback raises comes out, and the thread beside it ends."""
+    _execute(
+        home,
+        "INSERT INTO org (id, name, slug, timezone, settings) VALUES ('o', 'O', 'o', 'UTC', '{}')",
+    )
+
+    def interrupt(_stage: str, _done: int, _total: int) -> None:
+        raise InterruptedRunError(2)
+
+    with pytest.raises(InterruptedRunError):
+        check_database(home, progress=interrupt)
+
+    assert [thread.name for thread in threading.enumerate() if "integrity" in thread.name] == []
+
+
+def test_progress_counts_the_rows(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends at the number of rows in Sagewai's tables."""
+    _execute(home, *(f"INSERT INTO rate_limits VALUES ('k', {n}, 1)" for n in range(50)))
+    monkeypatch.setattr("sagewai_ops.schema.scan._BATCH_ROWS", 20)
+    told: list[tuple[str, int, int]] = []
+
+    check.check_database(home, progress=lambda *said: told.append(said))
+
+    assert told == [("values", 20, 50), ("values", 40, 50), ("values", 50, 50)]
+
+
+@pytest.mark.parametrize(
+    ("values", "spelled"),
+    [
+        (("a", 5), "a/5"),
+        ((b"\xc3\xa9\xff",), "é\\xff"),
+        (("line\nbreak",), "line\\nbreak"),
+        (("x" * 100,), "x" * 60 + "..."),
+    ],
+)
+def test_keys_are_spelled_on_one_line(values: tuple[object, ...], spelled: str) -> None:
+    """Control characters and broken bytes are escaped, long ones cut."""
+    assert spelled_key(values) == spelled
