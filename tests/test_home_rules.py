@@ -19,7 +19,8 @@ from sagewai_ops.errors import (
     UsageError,
 )
 from sagewai_ops.home import inspection
-from sagewai_ops.home.inspection import Finding, Inspection, inspect
+from sagewai_ops.home.findings import Finding, Inspection
+from sagewai_ops.home.inspection import inspect
 from sagewai_ops.home.parts import Facts, Part, Wanted, part_of_file, part_of_folder
 from sagewai_ops.home.paths import Home, Kind, locate
 from sagewai_ops.home.permissions import file_mode, folder_mode

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sagewai_ops.home.entries import access_lists, key_length, list_names, opened, state_of
+from sagewai_ops.home.findings import Finding, Inspection, order
 from sagewai_ops.home.parts import (
     SECRET_FILES,
     SECRET_FOLDERS,
     Facts,
     Part,
-    Wanted,
     part_of_file,
     part_of_folder,
 )
@@ -31,7 +31,7 @@ from sagewai_ops.home.paths import (
     Home,
     require,
 )
-from sagewai_ops.home.rules import OTHERS, RULES_BY_PART, Rule, Severity
+from sagewai_ops.home.rules import OTHERS, RULES_BY_PART
 from sagewai_ops.progress import Progress
 
 # Access lists of other kinds: NFS version 4, Samba's and Windows' on their file systems.
@@ -43,46 +43,6 @@ _SNAPSHOT_ROOT = "snapshots"
 # What an ordinary file may have without a second look: no write bit for others, nothing odd.
 _SECOND_LOOK = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX | 0o022
 _TYPES = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One rule that does not hold for one entry.
-
-    Attributes:
-        path: Absolute, of the entry.
-        wrong: What is wrong, in a phrase.
-        root: `home` or `snapshots`, below which it can be repaired; "" for what is outside.
-        wanted: The state that mends it; None if it takes a person.
-        inode: Of the entry that was looked at.
-    """
-
-    rule: Rule
-    facts: Facts
-    path: Path
-    wrong: str
-    root: str
-    wanted: Wanted | None
-    inode: int
-
-
-@dataclass(frozen=True, slots=True)
-class Inspection:
-    """What a look at a home gave.
-
-    Attributes:
-        findings: What concerns the master key first, then errors, then warnings.
-        entries: How many files, folders and links were looked at.
-    """
-
-    home: Path
-    snapshots: Path | None
-    findings: tuple[Finding, ...]
-    entries: int
-
-    def count(self, severity: Severity) -> int:
-        """Count the findings of a severity."""
-        return sum(finding.rule.severity is severity for finding in self.findings)
 
 
 def inspect(
@@ -112,13 +72,7 @@ def inspect(
         look.outside(variable, path)
     if snapshots is not None and snapshots.is_dir():
         look.snapshots(Path(os.path.realpath(snapshots)))
-    return Inspection(home.root, snapshots, tuple(sorted(look.findings, key=_order)), look.entries)
-
-
-def _order(finding: Finding) -> tuple[bool, bool, str, str]:
-    is_warning = finding.rule.severity is Severity.WARNING
-    is_key = finding.facts.part is Part.KEY and not is_warning
-    return not is_key, is_warning, finding.rule.id, os.fspath(finding.path)
+    return Inspection(home.root, snapshots, tuple(sorted(look.findings, key=order)), look.entries)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from sagewai_ops import atomic, locks
 from sagewai_ops.home.changes import Change, read_record, write_record
 from sagewai_ops.home.entries import ACCESS_LIST, DEFAULT_LIST, access_lists, opened, state_of
-from sagewai_ops.home.inspection import Finding, Inspection
+from sagewai_ops.home.findings import Finding, Inspection
 from sagewai_ops.home.parts import Wanted
 from sagewai_ops.home.paths import Home
 
