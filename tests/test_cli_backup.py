@@ -8,6 +8,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ import pytest
 from home_builder import BuiltHome
 from program import COMMAND, Answer, call, run, started, taken
 from pseudo_terminal import watched
+from sagewai_ops import locks
 from small_homes import everything_of, small
 
 PATIENCE_SECONDS = 30
@@ -44,9 +46,9 @@ def home(tmp_path: Path) -> BuiltHome:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home of 80 MB, which takes the better part of a second; only read."""
+    """A home of 44 MB, whose backup can be caught at work; only read."""
     folder = tmp_path_factory.mktemp("large")
-    return small(folder / "home", database_bytes=16_000_000, artifact_bytes=40_000_000,
+    return small(folder / "home", database_bytes=12_000_000, artifact_bytes=32_000_000,
                  artifacts=True).root  # fmt: skip
 
 
@@ -353,6 +355,24 @@ def test_a_passphrase_comes_from_a_file_or_standard_input(tmp_path: Path) -> Non
     assert both.code == 2
 
 
+def test_a_passphrase_is_asked_for_on_a_terminal_and_not_shown(home: BuiltHome) -> None:
+    """Twice, because a slip would lock everybody out; two that differ are refused."""
+    command = [*COMMAND, "--home", str(home.root), "backup", "--passphrase-file", "-"]
+
+    code, shown = watched(
+        command, os.environ, answers=[("Passphrase: ", "battery"), ("Again: ", "battery")]
+    )
+    refused, _shown = watched(
+        command, os.environ, answers=[("Passphrase: ", "battery"), ("Again: ", "staple")]
+    )
+
+    assert (code, refused) == (0, 2)
+    assert "battery" not in shown
+    verified = run("--home", home.root, "snapshots", "verify", "latest", "--passphrase-file", "-",
+                   stdin="battery")  # fmt: skip
+    assert verified.code == 0
+
+
 def test_the_archive_goes_through_a_pipe(home: BuiltHome, tmp_path: Path) -> None:
     """No folder, no card, nothing on stderr, and what comes out is a whole archive."""
     if not all(map(shutil.which, ("zstd", "tar"))):
@@ -397,36 +417,49 @@ def test_an_archive_is_not_written_to_a_terminal(home: BuiltHome) -> None:
     assert "stdout is a terminal" in shown
 
 
-def test_a_terminal_sees_progress_and_the_summary(large: Path, tmp_path: Path) -> None:
+# Bars appear once a run turns out to take a while: here, at once.
+_IMPATIENT = """
+from sagewai_ops import cli, terminal
+terminal._BEFORE_PROGRESS_SECONDS = 0
+cli.main()
+"""
+
+
+def test_a_terminal_sees_progress_and_the_summary(home: BuiltHome) -> None:
     """Bars while it works, what was taken at the end."""
     environment = {**os.environ, "TERM": "xterm-256color"}
     environment.pop("NO_COLOR", None)
 
     code, shown = watched(
-        [*COMMAND, "--home", str(large), "backup", "--to", str(tmp_path)], environment
+        [sys.executable, "-c", _IMPATIENT, "--home", str(home.root), "backup"], environment
     )
 
     assert code == 0
     assert "━" in shown
     assert "\x1b[" in shown
+    assert "verify" in shown
     assert "taken and verified" in shown
 
 
-@pytest.mark.parametrize("changed", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=["NO_COLOR", "dumb"])
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [({"NO_COLOR": "1"}, []), ({"TERM": "dumb"}, []), ({"TERM": "xterm"}, ["-q"])],
+    ids=["NO_COLOR", "dumb", "quiet"],
+)
 def test_a_plain_terminal_gets_plain_text(
-    large: Path, tmp_path: Path, changed: dict[str, str]
+    home: BuiltHome, changed: dict[str, str], words: list[str]
 ) -> None:
-    """No colours, no bars, no control sequences; the summary is there."""
+    """No colours, no bars, no control sequences; the summary unless quiet."""
     environment = {**os.environ, "TERM": "xterm", **changed}
 
     code, shown = watched(
-        [*COMMAND, "--home", str(large), "backup", "--to", str(tmp_path)], environment
+        [sys.executable, "-c", _IMPATIENT, "--home", str(home.root), "backup", *words], environment
     )
 
     assert code == 0
     assert "\x1b" not in shown
     assert "━" not in shown
-    assert "taken and verified" in shown
+    assert ("taken and verified" in shown) is (not words)
 
 
 def _wait(condition: Callable[[], bool]) -> None:
@@ -453,7 +486,7 @@ def _ends_whole(folder: Path) -> bool:
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "copying": lambda folder: _size(folder, ".*.staging/*.db") >= 0,
     "packing": lambda folder: _size(folder, ".*.partial") > 0,
-    "half-way": lambda folder: _size(folder, ".*.partial") > 10_000_000,
+    "half-way": lambda folder: _size(folder, ".*.partial") > 5_000_000,
     "verifying": _ends_whole,
 }
 
@@ -469,8 +502,16 @@ def _stopped(
         yield process
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("moment", "number", "code"),
+    [
+        ("copying", signal.SIGTERM, 143),
+        ("packing", signal.SIGINT, 130),
+        ("half-way", signal.SIGTERM, 143),
+        ("half-way", signal.SIGHUP, 129),
+        ("verifying", signal.SIGINT, 130),
+    ],
+)
 def test_a_signal_removes_the_partials(
     large: Path, tmp_path: Path, moment: str, number: signal.Signals, code: int
 ) -> None:
@@ -503,7 +544,7 @@ def test_a_signal_removes_the_partials_of_an_encrypted_run(large: Path, tmp_path
     assert _names(folder) == []
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", ["copying", "half-way", "verifying"])
 def test_what_a_kill_left_is_never_listed_and_swept_by_the_next_run(
     large: Path, home: BuiltHome, tmp_path: Path, moment: str
 ) -> None:
@@ -555,6 +596,19 @@ def test_a_second_run_is_refused_at_once_and_told_who_is_first(large: Path, tmp_
     assert "sagewai_ops" in refused.err
     assert "--wait" in refused.err
     assert _names(tmp_path / "second") == []
+
+
+def test_a_run_that_waits_can_be_stopped(home: BuiltHome, tmp_path: Path) -> None:
+    """SIGTERM does not wait for the lock."""
+    with (
+        locks.exclusive(home.root),
+        started("--home", home.root, "backup", "--to", tmp_path, "--wait", "600") as process,
+    ):
+        _wait(lambda: _is_waiting(process.pid))
+        process.terminate()
+        assert process.wait(PATIENCE_SECONDS) == 143
+
+    assert _names(tmp_path) == ["home"]
 
 
 def test_a_second_run_that_waits_gets_its_turn(large: Path, tmp_path: Path) -> None:
