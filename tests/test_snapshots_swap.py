@@ -1,0 +1,463 @@
+"""Swapping a home for another: what is removed, what is kept, and what is asked of a person."""
+
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from memory_folder import memory_folder
+from sagewai_ops import atomic, locks
+from sagewai_ops.errors import LockedError, OpsError, TargetBusyError
+from sagewai_ops.snapshots import moves, staging, swap
+from sagewai_ops.snapshots.mounts import is_mount, mounts_below
+from sagewai_ops.snapshots.moves import Journal, Move, State
+from small_homes import everything_of
+from step_counter import killed_at
+from unprivileged import reachable_folder, unprivileged
+
+MOMENT = "20240501T101112131415Z"
+EARLIER = "20230501T101112131415Z"
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """Make a home with one file, alone in a folder in memory."""
+    with memory_folder() as folder:
+        root = folder / "home"
+        root.mkdir(mode=0o750)
+        (root / "note").write_text("old")
+        yield root
+
+
+def _exchange(home: Path, *paths: str) -> swap.Staged:
+    with swap.staged(home, paths or None) as stage:
+        (stage.content / "note").write_text("new")
+        swap.swap(stage)
+    return stage
+
+
+def _close_and_fail(content: Path) -> None:
+    """Leave folders that forbid what is in them."""
+    (content / "data/closed").mkdir(parents=True)
+    (content / "data/closed/note").write_text("x")
+    (content / "data/closed").chmod(0o555)
+    (content / "data").chmod(0)
+    raise KeyError
+
+
+def test_whole_home_is_exchanged_and_the_old_one_kept(home: Path) -> None:
+    """The new one has the name, and the old one is beside it."""
+    stage = _exchange(home)
+
+    assert (home / "note").read_text() == "new"
+    assert stage.before is not None
+    assert (stage.before / "note").read_text() == "old"
+    assert swap.kept_before(home) == [stage.before]
+    assert sorted(os.listdir(home.parent)) == sorted(["home", stage.before.name])
+
+
+def test_time_of_the_new_home_s_folder_is_what_it_was_given(home: Path) -> None:
+    """Marks and journals that came and went in it leave no trace."""
+    with swap.staged(home, None) as stage:
+        (stage.content / "note").write_text("new")
+        os.utime(stage.content, ns=(1_000, 1_600_000_000_000_000_007))
+        stage.content.chmod(0o755)
+        swap.swap(stage)
+
+    assert home.stat().st_mtime_ns == 1_600_000_000_000_000_007
+    assert stat.S_IMODE(home.stat().st_mode) == 0o755
+
+
+def test_parts_are_exchanged_inside_the_home(home: Path) -> None:
+    """What else is there stays, with the home's own folder."""
+    inode = home.stat().st_ino
+    (home / "other").write_text("mine")
+
+    stage = _exchange(home, "note")
+
+    assert home.stat().st_ino == inode
+    assert (home / "note").read_text() == "new"
+    assert (home / "other").read_text() == "mine"
+    assert stage.before is not None
+    assert (stage.before / "note").read_text() == "old"
+
+
+def test_block_that_fails_leaves_nothing(home: Path) -> None:
+    """Whatever is raised while the staging is filled, it goes."""
+    before = everything_of(home.parent)
+
+    for paths in (None, ("note",)):
+        with pytest.raises(KeyError), swap.staged(home, paths) as stage:
+            _close_and_fail(stage.content)
+
+    assert everything_of(home.parent).keys() == before.keys()
+
+
+def test_folders_above_a_home_that_did_not_come_go_again(home: Path) -> None:
+    """They were made for it alone."""
+    with pytest.raises(KeyError), swap.staged(home.parent / "a/b/home", None):
+        raise KeyError
+
+    assert os.listdir(home.parent) == ["home"]
+
+
+def test_staging_that_forbids_its_removal_is_removed() -> None:
+    """Who is not root must be able to clean up after folders that he may not write to."""
+    with reachable_folder() as folder, unprivileged():
+        with pytest.raises(KeyError), swap.staged(folder / "home", None) as stage:
+            _close_and_fail(stage.content)
+
+        assert os.listdir(folder) == []
+
+
+def _staging(home: Path) -> Path:
+    return home.with_name(f".home.restore-{MOMENT}")
+
+
+def test_dead_staging_with_its_mark_is_swept(home: Path) -> None:
+    """The mark says that it never was a home."""
+    dead = _staging(home)
+    dead.mkdir()
+    (dead / ".sagewai-ops-staging").touch()
+    (dead / "note").write_text("half")
+
+    assert swap.sweep(home) == [dead.name]
+    assert os.listdir(home.parent) == ["home"]
+
+
+def test_folder_without_mark_or_journal_is_never_swept(home: Path) -> None:
+    """It may be a home, whatever it is called."""
+    unknown = _staging(home)
+    unknown.mkdir()
+    (unknown / "note").write_text("somebody's")
+
+    assert swap.sweep(home) == []
+    assert (unknown / "note").read_text() == "somebody's"
+
+
+@pytest.mark.parametrize("name", [f".home.discard-{MOMENT}", f".home.restore-{MOMENT}"])
+def test_what_was_to_be_removed_and_what_was_just_made_is_swept(home: Path, name: str) -> None:
+    """A folder renamed to say that it goes, and one that a kill left empty."""
+    (home.parent / name).mkdir()
+    if "discard" in name:
+        (home.parent / name / "note").write_text("half")
+
+    assert swap.sweep(home) == [name]
+    assert os.listdir(home.parent) == ["home"]
+
+
+def test_staging_of_a_living_run_is_left_alone(home: Path) -> None:
+    """Its run holds it."""
+    with swap.staged(home, None) as stage:
+        assert swap.sweep(home) == []
+        assert stage.content.exists()
+
+
+@pytest.mark.parametrize("other", ["home2", "xhome", "home.x"])
+def test_stagings_of_other_homes_are_left_alone(home: Path, other: str) -> None:
+    """Each home has its own, told by the name."""
+    dead = home.with_name(f".{other}.restore-{MOMENT}")
+    dead.mkdir()
+
+    assert swap.sweep(home) == []
+    assert dead.exists()
+
+
+def test_link_that_is_called_like_a_staging_is_left_alone(home: Path) -> None:
+    """Nothing is removed through a link."""
+    (home.parent / "precious").mkdir()
+    _staging(home).symlink_to("precious")
+
+    assert swap.sweep(home) == []
+    assert (home.parent / "precious").is_dir()
+
+
+def _killed_between(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Kill a swap after the home got another name and before the new one got its."""
+    monkeypatch.setattr(atomic, "exchange", lambda _first, _second: False)
+    for number in range(1, 60):
+        assert killed_at(number, lambda: _exchange(home))
+        if not home.exists():
+            found = swap.unfinished(home)
+            assert found is not None
+            return found
+        swap.recover(home)
+    raise AssertionError
+
+
+def test_home_that_came_back_by_itself_is_not_overwritten(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sagewai may have made an empty home in the gap: a person must look."""
+    _killed_between(home, monkeypatch)
+    home.mkdir()
+    (home / "fresh").write_text("of Sagewai")
+
+    with pytest.raises(OpsError, match="neither what was there"):
+        swap.recover(home)
+
+    assert (home / "fresh").read_text() == "of Sagewai"
+    with pytest.raises(LockedError):
+        swap.require_settled(home)
+    os.rename(home, home.with_name("aside"))
+    assert swap.recover(home) == "finished"
+    assert (home / "note").read_text() == "new"
+
+
+def test_recovery_that_cannot_go_forward_goes_back(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the system refuses the rest, what was there is there again."""
+    _killed_between(home, monkeypatch)
+    rename = os.rename
+
+    def refuse_new(source: Path, target: Path) -> None:
+        if ".restore-" in os.fspath(source) and os.fspath(target) == os.fspath(home):
+            raise OSError(5, "Input/output error", os.fspath(source))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse_new)
+
+    assert swap.recover(home) == "rolled back"
+    assert (home / "note").read_text() == "old"
+    assert os.listdir(home.parent) == ["home"]
+
+
+def _with_journal(home: Path, content: bytes) -> Path:
+    path = home.with_name(f".home.restore-{MOMENT}.json")
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b'{"version": 2}',
+        b'{"version": 1, "opening": null, "closing": null, "moves": [{"place": "../x"}]}',
+        json.dumps(
+            {
+                "version": 1,
+                "opening": ["../a", "b"],
+                "closing": None,
+                "moves": [],
+            }
+        ).encode(),
+        json.dumps(
+            {
+                "version": 1,
+                "opening": None,
+                "closing": None,
+                "moves": [
+                    {
+                        "place": "home",
+                        "fresh": "/etc",
+                        "kept": None,
+                        "fresh_inode": 1,
+                        "old_inode": 2,
+                    }
+                ],
+            }
+        ).encode(),
+    ],
+)
+def test_journal_that_is_none_of_ours_is_not_followed(home: Path, content: bytes) -> None:
+    """It is named, everything refuses, and nothing is moved or removed."""
+    path = _with_journal(home, content)
+    before = everything_of(home.parent)
+
+    with pytest.raises(LockedError):
+        swap.require_settled(home)
+    with pytest.raises(OpsError, match="cannot be read"):
+        swap.recover(home)
+
+    assert everything_of(home.parent) == before
+    assert path.exists()
+
+
+def test_clock_that_went_back_does_not_reorder_what_is_kept(home: Path) -> None:
+    """The last restore is the last, whatever the clock says."""
+    future = home.with_name("home.before-restore-29990101T000000000000Z")
+    future.mkdir()
+
+    stage = _exchange(home)
+
+    assert swap.kept_before(home) == [future, stage.before]
+
+
+def test_kept_folders_are_told_by_their_names(home: Path) -> None:
+    """Those beside and those inside, the oldest first; files and links of the name are none."""
+    inside = home / f".sagewai-ops-before-restore-{EARLIER}"
+    beside = home.with_name(f"home.before-restore-{MOMENT}")
+    inside.mkdir()
+    beside.mkdir()
+    home.with_name("home.before-restore-2024").mkdir()
+    home.with_name(f"home2.before-restore-{MOMENT}").mkdir()
+    home.with_name("home.before-restore-20250501T101112131415Z").symlink_to("home")
+
+    assert swap.kept_before(home) == [inside, beside]
+
+
+def test_undo_of_parts_refuses_what_somebody_else_put_there(home: Path) -> None:
+    """Nothing is lost with the folder that goes."""
+    stage = _exchange(home, "note")
+    assert stage.before is not None
+    (stage.before / "mine").write_text("x")
+
+    with pytest.raises(OpsError, match="somebody else"):
+        swap.undo(home, stage.before)
+
+    assert (home / "note").read_text() == "new"
+    assert (stage.before / "note").read_text() == "old"
+
+
+@pytest.mark.parametrize("content", [None, b"{", b'["../x"]', b"7"])
+def test_undo_of_parts_needs_their_list(home: Path, content: bytes | None) -> None:
+    """Without it, nobody knows what was exchanged; nothing is moved."""
+    stage = _exchange(home, "note")
+    assert stage.before is not None
+    listed = stage.before / ".sagewai-ops-paths"
+    listed.unlink() if content is None else listed.write_bytes(content)
+
+    with pytest.raises(OpsError, match="list of parts"):
+        swap.undo(home, stage.before)
+
+    assert (home / "note").read_text() == "new"
+
+
+def test_part_that_was_not_there_goes_again_by_undo(home: Path) -> None:
+    """Undo takes away what the restore added, and the next undo brings it back."""
+    (home / "note").unlink()
+    stage = _exchange(home, "note")
+    assert stage.before is not None
+
+    _, away = swap.undo(home, stage.before)
+    assert not (home / "note").exists()
+    assert away is not None
+    swap.undo(home, away)
+
+    assert (home / "note").read_text() == "new"
+
+
+def test_new_home_is_locked_until_the_swap_is_over(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody comes in between the exchange and its end."""
+    seen = []
+    forward = moves.forward
+
+    def forward_and_look(journal: Journal) -> None:
+        forward(journal)
+        seen.append(locks.is_abandoned(home))
+
+    monkeypatch.setattr(moves, "forward", forward_and_look)
+
+    _exchange(home)
+
+    assert seen == [False]
+    assert locks.is_abandoned(home)
+
+
+def test_whole_is_refused_where_only_entries_can_be_exchanged(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A home that became a mount point meanwhile is not half exchanged."""
+    monkeypatch.setattr(swap, "can_swap_whole", lambda _target: False)
+
+    with pytest.raises(TargetBusyError), swap.staged(home, None):
+        pass
+
+
+def test_sticky_folder_of_somebody_else_is_no_place_to_rename_in() -> None:
+    """In a folder such as /tmp nobody may rename the home of somebody else."""
+    with reachable_folder() as folder:
+        folder.chmod(0o1777)
+        (folder / "home").mkdir(mode=0o777)
+        mine = swap.can_swap_whole(folder / "home")
+        with unprivileged():
+            theirs = swap.can_swap_whole(folder / "home")
+
+    assert mine
+    assert theirs == (os.geteuid() != 0)
+
+
+def test_mount_points_are_known() -> None:
+    """The root of all, and what the system mounts below it."""
+    assert is_mount(Path("/"))
+    if Path("/proc/self").exists():
+        assert is_mount(Path("/proc"))
+        assert Path("/proc") in mounts_below(Path("/"))
+    assert mounts_below(Path("/nowhere")) == []
+
+
+def _states(base: Path) -> Callable[[Move], State]:
+    return lambda move: moves.state_of(Journal(base / "j.json", (move,)))
+
+
+def test_move_is_told_by_its_inodes(home: Path) -> None:
+    """Untouched, begun, done, or a question for a person."""
+    base = home.parent
+    (base / "new").mkdir()
+    move = moves.planned(base, "home", "new", "kept")
+    assert move is not None
+    state = _states(base)
+
+    assert state(move) is State.UNTOUCHED
+    os.rename(home, base / "kept")
+    assert state(move) is State.BEGUN
+    os.rename(base / "new", home)
+    assert state(move) is State.DONE
+    os.rename(base / "kept", base / "new")
+    assert state(move) is State.BEGUN
+    os.rename(base / "new", base / "elsewhere")
+    (base / "new").mkdir()
+    assert state(move) is State.UNKNOWN
+
+
+def test_nothing_on_either_side_is_no_move(home: Path) -> None:
+    """A part that neither has needs nothing."""
+    assert moves.planned(home.parent, "home/none", "none", "kept") is None
+    assert moves.state_of(Journal(home.parent / "j.json", ())) is State.DONE
+
+
+def test_place_that_is_taken_is_not_overwritten(home: Path) -> None:
+    """Neither a file nor a folder of the name that something would get."""
+    base = home.parent
+    (base / "new").write_text("new")
+    (base / "kept").write_text("mine")
+    move = moves.planned(base, "home/note", "new", "kept")
+    assert move is not None
+    journal = Journal(base / "j.json", (move,))
+
+    with pytest.raises(TargetBusyError, match="meanwhile"):
+        moves.forward(journal)
+
+    moves.back(journal)
+    assert (base / "kept").read_text() == "mine"
+    assert (home / "note").read_text() == "old"
+    assert (base / "new").read_text() == "new"
+
+
+def test_system_call_that_a_container_forbids_is_done_without(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older ones answer EPERM to what they do not know."""
+
+    def forbid(_first: Path, _second: Path) -> bool:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(atomic, "exchange", forbid)
+
+    _exchange(home)
+
+    assert (home / "note").read_text() == "new"
+
+
+def test_names_of_a_room_are_those_that_are_documented(home: Path) -> None:
+    """What people find beside a home and in it."""
+    assert staging.beside(home).before(MOMENT).name == f"home.before-restore-{MOMENT}"
+    assert staging.inside(home).before(MOMENT).parent == home
