@@ -400,6 +400,54 @@ def test_folder_behind_a_link_is_judged_and_not_touched(home: Home) -> None:
     assert plan_repairs(seen) == ()
 
 
+def test_folder_behind_a_link_inside_is_judged(home: Home) -> None:
+    """A link to another place in the home does not hide what is there."""
+    (home.root / "config").rename(home.root / "data/config")
+    (home.root / "config").symlink_to("data/config")
+    (home.root / "data/config/admin-state.json").chmod(0o644)
+
+    assert ours(look(home)) == [f"P006 {home.root}/data/config/admin-state.json"]
+
+
+def test_links_in_a_circle_come_to_an_end(home: Home) -> None:
+    """Folders of secrets may lead to one another."""
+    outside = home.root.parent / "outside"
+    (home.root / "secrets/sops").rename(outside)
+    (home.root / "secrets/sops").symlink_to(outside)
+    (outside / "again").symlink_to(outside)
+    (outside / "up").symlink_to(home.root / "secrets")
+
+    assert ours(look(home)) == []
+
+
+def test_open_key_behind_a_link_is_told_first(home: Home) -> None:
+    """Sagewai looks at the mode of what the link leads to."""
+    outside = home.root.parent / "outside.key"
+    (home.root / "secrets/master.key").rename(outside)
+    (home.root / "secrets/master.key").symlink_to(outside)
+    outside.chmod(0o644)
+    (home.root / "db/sagewai.db").chmod(0o644)
+
+    first = look(home).findings[0]
+
+    assert (first.rule.id, first.wanted) == ("P017", None)
+    assert first.wrong.endswith("Sagewai would write a new key over it")
+
+
+@needs_root
+def test_record_that_root_leaves_in_a_home_is_no_finding(home: Home) -> None:
+    """Root repairs another user's home, keeps the record to itself, and is then content."""
+    for path in [home.root, *home.root.rglob("*")]:
+        os.chown(path, STRANGER, STRANGER)
+    (home.root / "db/sagewai.db").chmod(0o644)
+
+    record = mend(home)
+
+    assert record is not None
+    assert record.stat().st_uid == 0
+    assert ours(look(home)) == []
+
+
 def test_document_that_a_variable_moves_is_judged(home: Home, tmp_path: Path) -> None:
     """Overrides lead out of the home: their files and folders are checked, not changed."""
     outside = tmp_path / "outside"

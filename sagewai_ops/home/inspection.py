@@ -106,6 +106,7 @@ class _Look:
     progress: Progress | None
     findings: list[Finding] = field(default_factory=list)
     entries: int = 0
+    followed: set[Path] = field(default_factory=set)  # what links to folders of secrets led to
     placed: dict[str, Part] = field(default_factory=dict)  # documents that a variable moved inside
 
     def __post_init__(self) -> None:
@@ -240,7 +241,8 @@ class _Look:
             target=os.fspath(target),
         )
         self.judge(part, facts, shown, label, status)
-        if is_folder and not target.is_relative_to(self.home.root):
+        if is_folder and target not in self.followed:
+            self.followed.add(target)  # links may lead in a circle
             self.walk(_Place(target, path, ""))
 
     def _problem_of_target(self, part: Part, target: Path, led_to: os.stat_result) -> str:
@@ -250,9 +252,10 @@ class _Look:
             return f"mode {mode:04o} lets others in"
         if led_to.st_uid != self.owner:
             return f"owned by uid {led_to.st_uid}, not {self.owner}"
-        above = os.stat(target.parent)
-        if above.st_mode & 0o022 and not above.st_mode & stat.S_ISVTX:
-            return f"its folder has mode {stat.S_IMODE(above.st_mode):04o}, others can replace it"
+        with suppress(OSError):
+            above = stat.S_IMODE(os.stat(target.parent).st_mode)
+            if above & 0o022 and not above & stat.S_ISVTX:
+                return f"its folder has mode {above:04o}, others can replace it"
         return ""
 
     def outside(self, variable: str, path: Path) -> None:
@@ -314,13 +317,15 @@ class _Look:
             odd = [one for one in list_names(descriptor, "") if _ODD_LIST.fullmatch(one)]
         if part is Part.KEY and stat.S_ISREG(status.st_mode):
             length, problem = key_length(name, descriptor)
+        # What root did to another user's home has a record that only root may use.
+        is_roots = part in (Part.OWN, Part.OWN_FOLDER) and status.st_uid == 0
         return Facts(
             part=part,
             path=path,
             type=_TYPES.get(stat.S_IFMT(status.st_mode), "other"),
             state=state_of(status, *lists),
             links=status.st_nlink,
-            owner=self.owner if owned else status.st_uid,
+            owner=self.owner if owned and not is_roots else status.st_uid,
             owner_gid=self.status.st_gid,
             problem=problem,
             key_length=length,

@@ -133,7 +133,10 @@ def _hard_links(facts: Facts) -> str:
 
 
 def _link_lets_in(facts: Facts) -> str:
-    return f"link to {facts.target}: {facts.problem}" if facts.target and facts.problem else ""
+    if not facts.target or not facts.problem:
+        return ""
+    effect = "; Sagewai would write a new key over it" if facts.part is Part.KEY else ""
+    return f"link to {facts.target}: {facts.problem}{effect}"
 
 
 def _link_dangles(facts: Facts) -> str:
