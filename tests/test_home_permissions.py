@@ -1,0 +1,72 @@
+"""The modes of a home: whatever a file had, secrets are their owner's alone."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sagewai_ops.home.paths import Kind, kind_of
+from sagewai_ops.home.permissions import file_mode, folder_mode
+
+MODES = st.integers(0, 0o7777)
+
+
+@given(MODES)
+@pytest.mark.parametrize("kind", [Kind.DATABASE, Kind.SIDECAR, Kind.KEY, Kind.SECRET])
+def test_secret_is_private_whatever_it_was(kind: Kind, mode: int) -> None:
+    """Read and written by the owner, and by nobody else."""
+    assert file_mode(kind, mode) == 0o600
+
+
+@given(MODES)
+def test_other_file_keeps_its_permissions_without_odd_bits(mode: int) -> None:
+    """Set-user-id, set-group-id and sticky bits never come back."""
+    assert file_mode(Kind.OTHER, mode) == mode & 0o777
+
+
+@given(MODES)
+@pytest.mark.parametrize("path", ["secrets", "secrets/sops", "secrets/sops/deep"])
+def test_folder_of_secrets_is_private_at_every_depth(path: str, mode: int) -> None:
+    """Nobody else may even look for names in it."""
+    assert folder_mode(path, mode) == 0o700
+
+
+@given(MODES)
+@pytest.mark.parametrize("path", ["", "config", "db"])
+def test_folder_of_the_home_is_usable_by_its_owner_and_written_by_nobody_else(
+    path: str, mode: int
+) -> None:
+    """Others may read what they could; they cannot put a file of theirs in."""
+    given_back = folder_mode(path, mode)
+
+    assert given_back & 0o700 == 0o700
+    assert given_back & 0o022 == 0
+    assert given_back & 0o055 == mode & 0o055
+
+
+@given(MODES)
+@pytest.mark.parametrize("path", ["data/artifacts", "data/a/b", "own"])
+def test_folder_of_data_keeps_its_permissions(path: str, mode: int) -> None:
+    """What tasks wrote for others stays readable for them."""
+    assert folder_mode(path, mode) == mode & 0o777
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "db/sagewai.db",
+        "db/sagewai.db-wal",
+        "secrets/master.key",
+        "secrets/profiles.json",
+        "secrets/sops/prod.yaml",
+        "config/admin-state.json",
+        "config/admin-state.json.bak-v0-20240101T000000_000000-abcdef",
+        "config/connections.json",
+        "fleet/worker-1.json",
+        "master.key",
+        "admin-state.json",
+        "profiles.json",
+    ],
+)
+def test_every_place_of_secrets_is_known(path: str) -> None:
+    """By its path in the home alone, its mode follows."""
+    assert file_mode(kind_of(path), 0o666) == 0o600

@@ -1,0 +1,190 @@
+"""Writing members of an archive: each in its place, private, and nothing outside."""
+
+import dataclasses
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from archives import FOLDER, LINK, MOMENT_NS, STATE, forge, write
+from sagewai_ops.archive.manifest import Entry, EntryType
+from sagewai_ops.archive.reader import open_archive
+from sagewai_ops.errors import DamagedError
+from sagewai_ops.snapshots.extract import Extracted, extract
+
+MEMBERS = [(FOLDER, b""), (STATE, b"{}"), (LINK, b"")]
+
+
+def _extract(archive: Path, target: Path, *, everything: bool = True, only: str = "") -> Extracted:
+    target.mkdir(exist_ok=True)
+    with open_archive(archive) as reader:
+        return extract(
+            reader,
+            target,
+            lambda entry: (
+                entry.path
+                if entry.path.startswith(only) and entry.path != "snapshot.json"
+                else None
+            ),
+            root=target,
+            everything=everything,
+        )
+
+
+def _entry(path: str, kind: EntryType = EntryType.FILE, **changes: object) -> Entry:
+    entry = Entry(path, kind, 0o755 if kind is EntryType.FOLDER else 0o644, MOMENT_NS)
+    return dataclasses.replace(entry, **changes)  # type: ignore[arg-type]
+
+
+def test_members_come_out_with_their_times(tmp_path: Path) -> None:
+    """Files, folders and links alike, and the counts say how many."""
+    archive = write(tmp_path / "a.tar.zst", MEMBERS)
+
+    done = _extract(archive, tmp_path / "out")
+
+    assert (done.files, done.folders, done.links, done.size_bytes) == (1, 1, 1, 2)
+    for path in ("config", "config/admin-state.json", "config/link"):
+        assert os.lstat(tmp_path / "out" / path).st_mtime_ns == MOMENT_NS
+    assert os.readlink(tmp_path / "out/config/link") == "admin-state.json"
+
+
+def test_folder_that_is_missing_in_between_is_made_private(tmp_path: Path) -> None:
+    """Only the file is wanted; the folder above it lets nobody in."""
+    before = os.umask(0)
+    try:
+        _extract(write(tmp_path / "a.tar.zst", MEMBERS), tmp_path / "out", only="config/admin")
+    finally:
+        os.umask(before)
+
+    assert stat.S_IMODE((tmp_path / "out/config").stat().st_mode) == 0o700
+    assert os.listdir(tmp_path / "out/config") == ["admin-state.json"]
+
+
+def test_newer_reading_of_a_file_counts(tmp_path: Path) -> None:
+    """A file that changed while it was read stands twice; the second is the one."""
+    superseded = _entry("note", EntryType.SUPERSEDED)
+    archive = tmp_path / "a.tar.zst"
+    import hashlib
+
+    content = b"first"
+    first = dataclasses.replace(
+        superseded, size_bytes=len(content), sha256=hashlib.sha256(content).digest()
+    )
+    forge(archive, [(first, content), (_entry("note"), b"second")])
+
+    done = _extract(archive, tmp_path / "out")
+
+    assert (tmp_path / "out/note").read_bytes() == b"second"
+    assert done.files == 1
+
+
+@pytest.mark.parametrize("size_bytes", [1, 65_535, 65_536, 65_537, 200_000])
+def test_sparse_file_is_whole_whatever_its_size(tmp_path: Path, size_bytes: int) -> None:
+    """Holes are made of zeros only, and the length is kept where it ends in one."""
+    content = bytes(size_bytes // 2) + b"x" + bytes(size_bytes - size_bytes // 2 - 1)
+    archive = forge(tmp_path / "a.tar.zst", [(_entry("note", is_sparse=True), content)])
+
+    _extract(archive, tmp_path / "out")
+
+    assert (tmp_path / "out/note").read_bytes() == content
+
+
+def test_nothing_is_read_that_is_not_wanted(tmp_path: Path) -> None:
+    """One file out of many needs only its own frames, and still proves them."""
+    noise = os.urandom(5_000_000)
+    archive = write(tmp_path / "a.tar.zst", [(_entry("noise"), noise), (_entry("zz"), b"x")])
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 3] ^= 1
+    archive.write_bytes(content)
+
+    _extract(archive, tmp_path / "out", everything=False, only="zz")
+    with pytest.raises(DamagedError):
+        _extract(archive, tmp_path / "all")
+
+    assert os.listdir(tmp_path / "out") == ["zz"]
+
+
+@pytest.mark.parametrize(
+    ("path", "mode", "expected"),
+    [
+        ("config/connections.json.bak", 0o666, 0o600),
+        ("db/sagewai.db", 0o644, 0o600),
+        ("secrets/sops/x.yaml", 0o644, 0o600),
+        ("master.key", 0o644, 0o600),
+        ("fleet/worker.json", 0o644, 0o600),
+        ("external/SAGEWAI_ADMIN_STATE_FILE", 0o644, 0o600),
+        ("external/SAGEWAI_SOPS_ROOT/x", 0o644, 0o600),
+        ("data/tool", 0o6755, 0o755),
+        ("data/note", 0o644, 0o644),
+    ],
+)
+def test_modes_are_those_of_the_rules(tmp_path: Path, path: str, mode: int, expected: int) -> None:
+    """Secrets are their owner's alone; the rest keeps its own, without odd bits."""
+    parts = path.split("/")[:-1]
+    folders = ["/".join(parts[: depth + 1]) for depth in range(len(parts))]
+    archive = forge(
+        tmp_path / "a.tar.zst",
+        [
+            *((_entry(folder, EntryType.FOLDER), b"") for folder in folders),
+            (_entry(path, mode=mode), b"x"),
+        ],
+    )
+
+    _extract(archive, tmp_path / "out")
+
+    assert stat.S_IMODE((tmp_path / "out" / path).stat().st_mode) == expected
+    if path.startswith(("secrets/", "external/")):
+        for folder in folders:
+            assert stat.S_IMODE((tmp_path / "out" / folder).stat().st_mode) == 0o700
+
+
+def test_link_in_the_place_of_a_folder_is_not_followed(tmp_path: Path) -> None:
+    """Even one that stands in the staging already, which no archive could have put there."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/config").symlink_to(outside)
+
+    with pytest.raises(DamagedError):
+        _extract(write(tmp_path / "a.tar.zst", MEMBERS), tmp_path / "out")
+
+    assert os.listdir(outside) == []
+
+
+def test_file_that_stands_there_already_is_not_overwritten(tmp_path: Path) -> None:
+    """On a system where two names are one, the second is damage."""
+    (tmp_path / "out/config").mkdir(parents=True)
+    (tmp_path / "out/config/admin-state.json").write_text("mine")
+
+    with pytest.raises(DamagedError, match="stands twice"):
+        _extract(write(tmp_path / "a.tar.zst", MEMBERS), tmp_path / "out")
+
+    assert (tmp_path / "out/config/admin-state.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("changes", [{"mtime_ns": 10**30}, {"mtime_ns": -(10**30)}])
+@pytest.mark.parametrize("kind", [EntryType.FILE, EntryType.FOLDER])
+def test_time_that_no_system_has_is_damage(
+    tmp_path: Path, kind: EntryType, changes: dict[str, int]
+) -> None:
+    """It is refused by name, not by a traceback."""
+    archive = forge(tmp_path / "a.tar.zst", [(_entry("note", kind, **changes), b"")])
+
+    with pytest.raises(DamagedError, match="no system has"):
+        _extract(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize("path", [".sagewai-ops-staging", ".sagewai-ops-x/y"])
+def test_names_of_our_own_are_refused(tmp_path: Path, path: str) -> None:
+    """Nobody plants a mark or a journal by an archive."""
+    folder = path.partition("/")[0]
+    members = [(_entry(path), b"x")]
+    if folder != path:
+        members.insert(0, (_entry(folder, EntryType.FOLDER), b""))
+    archive = forge(tmp_path / "a.tar.zst", members)
+
+    with pytest.raises(DamagedError, match="this program's own"):
+        _extract(archive, tmp_path / "out")
+
+    assert os.listdir(tmp_path / "out") == []
