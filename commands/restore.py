@@ -75,6 +75,14 @@ def restore(
     without_key: Annotated[
         bool, typer.Option("--without-key", help="Restore even if no key opens the secrets.")
     ] = False,
+    revoke_sessions: Annotated[
+        bool,
+        typer.Option("--revoke-sessions", help="End all sessions and API tokens in what comes."),
+    ] = False,
+    rebind_fleet: Annotated[
+        bool,
+        typer.Option("--rebind-fleet", help="Let the fleet's rows belong to the new path."),
+    ] = False,
     snapshots: Annotated[
         Path | None,
         typer.Option("--snapshots", metavar="DIR", help="Where to look for SNAPSHOT."),
@@ -118,6 +126,8 @@ def restore(
         only=tuple(part for text in only or () for part in text.split(",") if part),
         key_file=key_file,
         without_key=without_key,
+        revoke_sessions=revoke_sessions,
+        rebind_fleet=rebind_fleet,
         wait_seconds=wait,
         key_home=home,
         key_environment=environment,
@@ -197,6 +207,7 @@ def _report_result(report: Any) -> dict[str, Any]:
         "sessions": report.access.sessions,
         "api_tokens": report.access.api_tokens,
         "fleet_rows": report.access.fleet_rows,
+        "rebound_rows": report.rebound_rows,
         "warnings": list(report.warnings),
     }
 

@@ -7,8 +7,9 @@ import archives
 from home_builder import build_home
 from sagewai_ops.home.paths import locate
 from sagewai_ops.snapshots.backup import take_snapshot
-from sagewai_ops.snapshots.restore import RestoreOptions, restore
-from sagewai_ops.snapshots.taking import BackupOptions
+from sagewai_ops.snapshots.plan import RestoreOptions
+from sagewai_ops.snapshots.report import BackupOptions
+from sagewai_ops.snapshots.restore import restore
 
 
 def test_an_absolute_link_into_the_home_leads_into_the_restored_one(tmp_path: Path) -> None:

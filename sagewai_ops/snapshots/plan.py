@@ -42,6 +42,8 @@ class RestoreOptions:
         only: Parts of the home or paths in it; empty for all of it.
         key_file: A master key to use, which becomes the restored home's own.
         without_key: Restore even if nothing opens the sealed values.
+        revoke_sessions: End the sessions and API tokens that would be valid again.
+        rebind_fleet: Give the fleet's rows to the organisation id of the target's path.
         key_home: Another home whose key may be used, such as the one the snapshot is of.
     """
 
@@ -50,6 +52,8 @@ class RestoreOptions:
     only: tuple[str, ...] = ()
     key_file: Path | None = None
     without_key: bool = False
+    revoke_sessions: bool = False
+    rebind_fleet: bool = False
     wait_seconds: float = 0.0
     key_home: Home | None = None
     key_environment: Mapping[str, str] = field(default_factory=dict, repr=False)

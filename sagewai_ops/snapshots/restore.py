@@ -25,6 +25,7 @@ from sagewai_ops.keys.sealed import SealedReport
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import swap
 from sagewai_ops.snapshots.access import Access, count_access
+from sagewai_ops.snapshots.amend import rebind_fleet, revoke_access
 from sagewai_ops.snapshots.extract import Extracted, extract
 from sagewai_ops.snapshots.gates import refuse_holders
 from sagewai_ops.snapshots.key_gate import Opening, install_keys, keys_left, open_gate
@@ -61,6 +62,7 @@ class RestoreReport:
     keys: SealedReport
     database: DatabaseProof | None
     access: Access
+    rebound_rows: int
     warnings: tuple[str, ...]
 
 
@@ -98,7 +100,16 @@ def restore(
         if stage.paths is None:
             _settle_root(stage.content, target.root, reader)
         left = keys_left(target, staged_home, options)
-        access = count_access(documents, staged_home.database if database else None)
+        if options.revoke_sessions:
+            revoke_access(documents, staged_home)
+        rebound = 0
+        if options.rebind_fleet:
+            # With --only, the administrator's id may stand in what is not replaced.
+            known = {**read_together(target), **documents}
+            rebound = rebind_fleet(known, staged_home, target)
+        access = count_access(
+            read_together(staged_home), staged_home.database if database else None
+        )
         refuse_holders(target)
         swap.swap(stage)
         return RestoreReport(
@@ -110,6 +121,7 @@ def restore(
             keys=opening.keys,
             database=database,
             access=access,
+            rebound_rows=rebound,
             warnings=(*plan.warnings, *_later_warnings(opening, left, options, access, plan)),
         )
 
@@ -221,7 +233,7 @@ def _later_warnings(
         yield f"{one.path}: key {one.fingerprint} opens nothing here, it is kept with the old home"
     if key is not None and key.problem and not key.is_file:
         yield f"{key.source}: {key.problem}"
-    if access.fleet_rows and plan.origin != str(plan.target):
+    if access.fleet_rows and not options.rebind_fleet and plan.origin != str(plan.target):
         yield (
             f"{access.fleet_rows} fleet rows belong to an organisation id that is made from the "
             f"path of the old home: Sagewai will not show them at {plan.target}"
