@@ -567,6 +567,21 @@ def test_manifest_that_lies_about_the_home_does_no_harm(tmp_path: Path, lie: byt
     assert stat.S_IMODE((tmp_path / "there").stat().st_mode) in (0o700, 0o755)
 
 
+@pytest.mark.parametrize("name", [b'"\\ud800xx"', b'"x\\u0000x"', b"17", b'"config/.."'])
+def test_name_that_is_none_is_damage(tmp_path: Path, name: bytes) -> None:
+    """JSON can spell names that no system has; they are refused, not stumbled over."""
+    archive = forge(
+        tmp_path / "a.tar.zst",
+        [_file("NAMED")],
+        manifest=lambda content: content.replace(b'"NAMED"', name),
+    )
+
+    with pytest.raises(DamagedError):
+        bring_back(archive, tmp_path / "there")
+
+    assert os.listdir(tmp_path) == ["a.tar.zst"]
+
+
 @contextlib.contextmanager
 def mounted(place: Path, *words: str) -> Iterator[None]:
     """Mount something for the length of the block, where root can."""

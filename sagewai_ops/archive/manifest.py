@@ -252,13 +252,14 @@ def is_safe(path: str) -> bool:
     return (
         0 < len(path) < 4096
         and "\0" not in path
+        and _is_spelled(path)
         and all(part not in ("", ".", "..") for part in parts)
     )
 
 
 def stays_inside(path: str, target: str) -> bool:
     """Tell whether a link at `path` to `target` leads, name by name, to a place inside."""
-    if target.startswith("/") or "\0" in target or len(target) > 4095:
+    if target.startswith("/") or "\0" in target or len(target) > 4095 or not _is_spelled(target):
         return False
     depth = path.count("/")
     for part in target.split("/"):
@@ -268,6 +269,15 @@ def stays_inside(path: str, target: str) -> bool:
             depth += 1
         if depth < 0:
             return False
+    return True
+
+
+def _is_spelled(text: str) -> bool:
+    """Tell whether a name has bytes: JSON can spell surrogates that stand for none (PEP 383)."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
     return True
 
 
