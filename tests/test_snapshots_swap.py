@@ -85,6 +85,34 @@ def test_parts_are_exchanged_inside_the_home(home: Path) -> None:
     assert (stage.before / "note").read_text() == "old"
 
 
+def test_what_need_not_be_kept_leaves_nothing_beside_it(home: Path) -> None:
+    """Taking files out into a folder that cannot be renamed puts them there, and nothing else."""
+    (home / "note").unlink()
+
+    with swap.staged(home, ("note",), keeps=False) as stage:
+        (stage.content / "note").write_text("new")
+        swap.swap(stage)
+
+    assert stage.before is None
+    assert os.listdir(home) == ["note"]
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_what_is_not_kept_is_not_overwritten_either(
+    home: Path, monkeypatch: pytest.MonkeyPatch, *, can_exchange: bool
+) -> None:
+    """A file that came to the place meanwhile stays, and the swap is refused."""
+    if not can_exchange:
+        monkeypatch.setattr(atomic, "exchange", lambda _first, _second: False)
+    with swap.staged(home, ("note",), keeps=False) as stage:
+        (stage.content / "note").write_text("new")
+        with pytest.raises(OpsError):
+            swap.swap(stage)
+
+    assert (home / "note").read_text() == "old"
+    assert os.listdir(home) == ["note"]
+
+
 def test_block_that_fails_leaves_nothing(home: Path) -> None:
     """Whatever is raised while the staging is filled, it goes."""
     before = everything_of(home.parent)

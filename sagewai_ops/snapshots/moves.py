@@ -201,17 +201,16 @@ def _advance(base: Path, move: Move) -> None:
     elif is_there is None:
         _put(fresh, place)
     elif is_there != move.old_inode:
-        raise TargetBusyError(
-            f"{place}: something was put there meanwhile",
-            hint=f"look: ls -la {place}\nthen run it again",
-        )
+        raise _taken(place)
     elif _exchange(fresh, place):
         _set_aside(fresh, kept)
     elif kept is not None:
         _put(place, kept)
         _put(fresh, place)
-    else:
+    elif place.is_dir() and not place.is_symlink():
         os.rename(fresh, place)  # over an empty folder, and the system refuses any other
+    else:
+        raise _taken(place)
 
 
 def _retreat(base: Path, move: Move) -> None:
@@ -252,9 +251,7 @@ def _set_aside(old: Path, kept: Path | None) -> None:
 def _put(source: Path, target: Path) -> None:
     """Give a name that is free; what another run put there is never overwritten."""
     if os.path.lexists(target):
-        raise TargetBusyError(
-            f"{target}: something was put there meanwhile", hint=f"look: ls -la {target}"
-        )
+        raise _taken(target)
     if not target.parent.is_dir():
         atomic.make_folder(target.parent)
     os.rename(source, target)
@@ -274,6 +271,13 @@ def _exchange(first: Path, second: Path) -> bool:
 def _carry(base: Path, names: tuple[str, str] | None) -> None:
     if names is not None and os.path.lexists(base / names[0]):
         _put(base / names[0], base / names[1])
+
+
+def _taken(place: Path) -> TargetBusyError:
+    return TargetBusyError(
+        f"{place}: something was put there meanwhile",
+        hint=f"look: ls -la {place}\nthen run it again",
+    )
 
 
 def _unknown(base: Path, move: Move) -> OpsError:

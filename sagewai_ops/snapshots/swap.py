@@ -82,12 +82,13 @@ class Staged:
 
 
 @contextlib.contextmanager
-def staged(target: Path, paths: Sequence[str] | None) -> Iterator[Staged]:
+def staged(target: Path, paths: Sequence[str] | None, *, keeps: bool = True) -> Iterator[Staged]:
     """Make a private folder on the target's file system, removed in any case.
 
     Args:
         target: The home to be replaced; need not exist.
         paths: Only these parts of it; None for all.
+        keeps: Whether what is there is kept; else the places must be free.
 
     Raises:
         TargetBusyError: All of it is asked for, and it cannot be exchanged by its name.
@@ -100,7 +101,7 @@ def staged(target: Path, paths: Sequence[str] | None) -> Iterator[Staged]:
     room = inside(target) if in_entries else beside(target)
     moment = next_moment(target)
     # A part that was not there is something to come back to as well.
-    is_kept = in_entries or (target.is_dir() and bool(os.listdir(target)))
+    is_kept = keeps and (in_entries or (target.is_dir() and bool(os.listdir(target))))
     content = room.staging(moment)
     with _parents(target.parent), own_folder(content):
         yield Staged(
@@ -131,13 +132,12 @@ def swap(stage: Staged) -> None:
             opening = None
         else:
             refuse_mounts(stage.target, stage.paths)
-            assert stage.before is not None
             before = stage.before
             planned = [
-                _planned(base, stage.target / path, stage.content / path, before / path)
+                _planned(base, stage.target / path, stage.content / path, before and before / path)
                 for path in stage.paths
             ]
-            opening = _prepare_kept(stage.content, before, stage.paths)
+            opening = _prepare_kept(stage.content, before, stage.paths) if before else None
         carry_out(stage.content, tuple(filter(None, planned)), opening=opening)
 
 

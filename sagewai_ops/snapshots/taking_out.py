@@ -63,7 +63,7 @@ def take_out(
 
         tops = tuple(sorted({path.split("/", 1)[0] for path in found}))
         whole = not root.is_dir() or can_swap_whole(root)
-        with staged(root, None if whole else tops) as stage:
+        with staged(root, None if whole else tops, keeps=False) as stage:
             taken = extract(
                 reader, stage.content, place, root=root, on_bytes=count, everything=not wanted
             )
