@@ -15,7 +15,8 @@ from typing import Any
 
 from sagewai_ops.cli import run as run_words
 
-COMMAND = (sys.executable, "-m", "sagewai_ops")
+# The installed script: `python -m` would find the checkout first, also where a wheel is tested.
+COMMAND = (os.fspath(Path(sys.executable).with_name("sagewai-ops")),)
 PATIENCE_SECONDS = 60  # before a process counts as stuck
 
 

@@ -431,7 +431,7 @@ def test_a_terminal_sees_progress_and_the_summary(home: BuiltHome) -> None:
     environment.pop("NO_COLOR", None)
 
     code, shown = watched(
-        [sys.executable, "-c", _IMPATIENT, "--home", str(home.root), "backup"], environment
+        [sys.executable, "-I", "-c", _IMPATIENT, "--home", str(home.root), "backup"], environment
     )
 
     assert code == 0
@@ -453,7 +453,8 @@ def test_a_plain_terminal_gets_plain_text(
     environment = {**os.environ, "TERM": "xterm", **changed}
 
     code, shown = watched(
-        [sys.executable, "-c", _IMPATIENT, "--home", str(home.root), "backup", *words], environment
+        [sys.executable, "-I", "-c", _IMPATIENT, "--home", str(home.root), "backup", *words],
+        environment,
     )
 
     assert code == 0
@@ -593,7 +594,7 @@ def test_a_second_run_is_refused_at_once_and_told_who_is_first(large: Path, tmp_
 
     assert refused.code == 11
     assert f"pid {process.pid}" in refused.err
-    assert "sagewai_ops" in refused.err
+    assert "sagewai-ops --home" in refused.err
     assert "--wait" in refused.err
     assert _names(tmp_path / "second") == []
 

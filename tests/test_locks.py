@@ -14,6 +14,7 @@ from sagewai_ops.errors import LockedError, OpsError
 
 _HOLD = """
 import pathlib
+sys.path.remove("")  # the checkout, where the installed package is meant
 from sagewai_ops import locks
 with locks.exclusive(pathlib.Path(sys.argv[1])):
     pause()

@@ -3,7 +3,6 @@
 import ast
 import inspect
 import json
-import os
 import re
 import subprocess
 import sys
@@ -258,10 +257,9 @@ sys.stderr.write(json.dumps([codes, sorted(loaded)]))
 def _loaded(*commands: list[str]) -> tuple[list[int], set[str]]:
     """Run commands in one fresh process; give their codes and the packages that it imported."""
     done = subprocess.run(
-        [sys.executable, "-c", _LOADED, json.dumps(commands)],
+        [sys.executable, "-I", "-W", "error", "-c", _LOADED, json.dumps(commands)],
         capture_output=True,
         check=True,
-        env={**os.environ, "PYTHONWARNINGS": "error"},
     )
     codes, loaded = json.loads(done.stderr.splitlines()[-1])
     return codes, set(loaded)
@@ -280,7 +278,7 @@ def test_the_version_is_told_without_typer() -> None:
     code = "import sys\nfrom sagewai_ops.cli import main\ntry: main(['--version'])\n"
     code += "except SystemExit: sys.exit('typer' in sys.modules)"
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, check=True)
 
     assert done.stdout.startswith(b"sagewai-ops ")
 
