@@ -108,13 +108,25 @@ def killed_at(number: int, run: Callable[[], object]) -> bool:
         if taken == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def counted() -> None:
+        with counting(kill):
+            run()
+
+    return killed(counted)
+
+
+def killed(run: Callable[[], object]) -> bool:
+    """Run code in a child that may kill itself by SIGKILL.
+
+    Returns:
+        False if the code came to its end.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python 3.12 warns of a fork where threads may live
         child = os.fork()
     if child == 0:
         try:
-            with counting(kill):
-                run()
+            run()
             os._exit(_SURVIVED)
         finally:
             os._exit(1)
@@ -122,7 +134,7 @@ def killed_at(number: int, run: Callable[[], object]) -> bool:
     if os.WIFSIGNALED(status):
         assert os.WTERMSIG(status) == signal.SIGKILL
         return True
-    assert os.WEXITSTATUS(status) == _SURVIVED, f"the child failed at step {number}"
+    assert os.WEXITSTATUS(status) == _SURVIVED, "the child failed"
     return False
 
 

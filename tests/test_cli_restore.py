@@ -21,6 +21,7 @@ from sagewai_ops.archive.manifest import Header, encode_header
 from sagewai_ops.snapshots import moves
 from sagewai_ops.snapshots import restore as restoring
 from small_homes import everything_of, small
+from step_counter import killed
 
 
 @pytest.fixture
@@ -242,19 +243,16 @@ def test_interrupted_restore_stops_every_other_command_until_recovered(
     """Backup, init, restore and undo refuse with 11 and name the way on."""
     (home / "extra").write_text("x")
     monkeypatch.setattr(atomic, "exchange", lambda _first, _second: False)
-    child = os.fork()
-    if child == 0:
-        rename = os.rename
+    rename = os.rename
 
-        def last(source: Any, target: Any) -> None:
-            rename(source, target)
-            if "before-restore" in os.fspath(target):
-                os.kill(os.getpid(), signal.SIGKILL)
+    def last(source: Any, target: Any) -> None:
+        rename(source, target)
+        if "before-restore" in os.fspath(target):
+            os.kill(os.getpid(), signal.SIGKILL)
 
-        monkeypatch.setattr(os, "rename", last)
-        call("--home", home, "restore", "latest", "--replace")
-        os._exit(0)
-    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", last)
+        assert killed(lambda: call("--home", home, "restore", "latest", "--replace"))
 
     for words in (("init",), ("restore", "latest"), ("restore", "--undo")):
         answer = call("--home", home, *words, "--json")
