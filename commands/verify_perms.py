@@ -83,7 +83,6 @@ def verify_perms(
     from sagewai_ops.home.rules import Severity
     from sagewai_ops.home.sarif import as_sarif
     from sagewai_ops.home.verification import verify
-    from sagewai_ops.snapshots.swap import require_settled
 
     home = run.home()
     if output is Format.SARIF and run.settings.json:
@@ -93,6 +92,8 @@ def verify_perms(
             raise UsageError("--undo: stands alone", hint="sagewai-ops verify-perms --undo FILE")
         return _undo(run, undo, wait)
     if fix and not dry_run:
+        from sagewai_ops.snapshots.swap import require_settled
+
         require_settled(home.root)
     folder = run.snapshots(home, snapshots)
     with run.terminal.progress() as progress:

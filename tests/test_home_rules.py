@@ -493,6 +493,18 @@ def test_sticky_folder_above_is_fine(home: Home) -> None:
     assert not found(look(home), Case("P019", "..", lambda _root: None))
 
 
+@pytest.mark.parametrize(("mode", "rules"), [(0o755, []), (0o1777, []), (0o775, ["P023"])])
+def test_folder_of_other_things_too_is_not_closed(home: Home, mode: int, rules: list[str]) -> None:
+    """Snapshots may stand in a folder such as /var/backups: only who writes there matters."""
+    (home.snapshots / "other.tar").write_bytes(b"")
+    home.snapshots.chmod(mode)
+
+    seen = look(home)
+
+    assert [one.rule.id for one in seen.findings if one.path == home.snapshots] == rules
+    assert plan_repairs(seen) == ()
+
+
 def test_missing_home_is_not_found(tmp_path: Path) -> None:
     """There is nothing to check."""
     with pytest.raises(NotFoundError):

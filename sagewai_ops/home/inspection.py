@@ -31,12 +31,13 @@ from sagewai_ops.home.paths import (
     Home,
     require,
 )
-from sagewai_ops.home.rules import OTHERS, RULES_BY_PART
+from sagewai_ops.home.rules import OTHERS, RULES_BY_PART, WRITE_BY_OTHERS
 from sagewai_ops.progress import Progress
 
 # Access lists of other kinds: NFS version 4, Samba's and Windows' on their file systems.
 _ODD_LIST = re.compile(r"system\.(nfs4_acl|nfs4acl_xdr|richacl|cifs_acl|ntfs_acl)")
 _SNAPSHOT = re.compile(r"\.?sagewai-\d{8}T\d{6}Z-[0-9a-f]{6}\.")
+_ROOT_MAY_OWN = (Part.OWN, Part.OWN_FOLDER, Part.SNAPSHOT, Part.SNAPSHOTS)
 _SCRATCH = "data/workers"  # sandboxes leave files of the users of their containers there
 _OWN_ROOT = "home"
 _SNAPSHOT_ROOT = "snapshots"
@@ -254,7 +255,7 @@ class _Look:
             return f"owned by uid {led_to.st_uid}, not {self.owner}"
         with suppress(OSError):
             above = stat.S_IMODE(os.stat(target.parent).st_mode)
-            if above & 0o022 and not above & stat.S_ISVTX:
+            if above & WRITE_BY_OTHERS and not above & stat.S_ISVTX:
                 return f"its folder has mode {above:04o}, others can replace it"
         return ""
 
@@ -273,23 +274,23 @@ class _Look:
 
     def snapshots(self, folder: Path) -> None:
         """Judge the snapshot folder and the snapshots in it."""
-        with opened(folder, "") as descriptor, os.scandir(descriptor) as entries:
+        with opened(folder, "") as descriptor:
+            names = os.listdir(descriptor)
             status = os.fstat(descriptor)
-            owner = self.owner
-            # Root's snapshots of another user's home are root's.
-            self.owner = status.st_uid if status.st_uid in (0, os.geteuid()) else owner
-            facts = self.facts_of(Part.SNAPSHOTS, "", status, descriptor)
-            self.judge(Part.SNAPSHOTS, facts, folder, _SNAPSHOT_ROOT, status)
-            for entry in entries:
-                self.entries += 1
-                if not _SNAPSHOT.match(entry.name):
-                    continue
-                status = entry.stat(follow_symlinks=False)
-                if stat.S_ISREG(status.st_mode):
-                    part = Part.SNAPSHOT
-                    facts = self.facts_of(part, entry.name, status, descriptor, entry.name)
-                    self.judge(part, facts, folder / entry.name, _SNAPSHOT_ROOT, status)
-            self.owner = owner
+            is_open = status.st_mode & WRITE_BY_OTHERS and not status.st_mode & stat.S_ISVTX
+            is_shared = not all(_SNAPSHOT.match(name) for name in names)
+            # A folder of other things too is not ours to close; only who writes there matters.
+            if is_open or not is_shared:
+                facts = self.facts_of(Part.SNAPSHOTS, "", status, descriptor)
+                label = "" if is_shared else _SNAPSHOT_ROOT
+                self.judge(Part.SNAPSHOTS, facts, folder, label, status)
+            for name in filter(_SNAPSHOT.match, names):
+                with suppress(FileNotFoundError):
+                    status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                    self.entries += 1
+                    if stat.S_ISREG(status.st_mode):
+                        facts = self.facts_of(Part.SNAPSHOT, name, status, descriptor, name)
+                        self.judge(Part.SNAPSHOT, facts, folder / name, _SNAPSHOT_ROOT, status)
 
     def facts_of(
         self,
@@ -317,8 +318,8 @@ class _Look:
             odd = [one for one in list_names(descriptor, "") if _ODD_LIST.fullmatch(one)]
         if part is Part.KEY and stat.S_ISREG(status.st_mode):
             length, problem = key_length(name, descriptor)
-        # What root did to another user's home has a record that only root may use.
-        is_roots = part in (Part.OWN, Part.OWN_FOLDER) and status.st_uid == 0
+        # What root keeps of another user's home is root's: records and snapshots.
+        is_roots = part in _ROOT_MAY_OWN and status.st_uid == 0
         return Facts(
             part=part,
             path=path,

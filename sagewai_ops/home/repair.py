@@ -8,6 +8,7 @@ that was looked at. Nothing outside of the home and its snapshot folder is chang
 
 import os
 import stat
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +21,10 @@ from sagewai_ops.home.entries import ACCESS_LIST, DEFAULT_LIST, access_lists, op
 from sagewai_ops.home.findings import Finding, Inspection
 from sagewai_ops.home.parts import Wanted
 from sagewai_ops.home.paths import Home
+
+# A descriptor that only refers to a file needs no permission to read it; through Linux's /proc it
+# can be used like any other.
+_ONLY_REFER: int = getattr(os, "O_PATH", 0) if sys.platform == "linux" else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +169,7 @@ def _is_between(found: Wanted, first: Wanted, last: Wanted) -> bool:
 def _entry(root: Path, path: str) -> Iterator[tuple[int, int]]:
     """Open an entry and its folder, following no link; (folder, entry)."""
     above, _, name = path.rpartition("/")
-    # A descriptor that only refers to the file needs no permission to read it.
-    only_refer = getattr(os, "O_PATH", os.O_RDONLY | os.O_NONBLOCK)
-    flags = only_refer | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = (_ONLY_REFER or os.O_RDONLY | os.O_NONBLOCK) | os.O_NOFOLLOW | os.O_CLOEXEC
     with opened(root, above) as folder:
         descriptor = os.open(name or ".", flags, dir_fd=folder)
         try:
@@ -183,7 +186,7 @@ def _reference(folder: int, path: str) -> tuple[int, str]:
 
 def _write(descriptor: int, found: Wanted, state: Wanted) -> None:
     """Set owner, then lists, then mode: each of the first two changes the mode by itself."""
-    name: int | str = f"/proc/self/fd/{descriptor}" if hasattr(os, "O_PATH") else descriptor
+    name: int | str = f"/proc/self/fd/{descriptor}" if _ONLY_REFER else descriptor
     if (found.uid, found.gid) != (state.uid, state.gid):
         os.chown(name, state.uid, state.gid)
     for attribute, old, new in (
