@@ -31,8 +31,8 @@ Rules:
 {rules}
 
 \b
-Exit codes: 0 nothing found or all repaired, 4 errors (with --strict warnings too), 10 no home or
-record, 11 another run, 14 permission denied.
+Exit codes: 0 nothing found or all repaired, 3 an undo had to leave something, 4 errors (with
+--strict warnings too), 10 no home or record, 11 another run, 14 permission denied.
 """
 _SHOWN_OF_A_RULE = 10  # lines for people; --json has all
 
