@@ -78,7 +78,8 @@ def migrate_layout(
     moment = datetime.now(timezone.utc)
     if dry_run:
         plan = plan_layout(home, environment, moment)
-        warnings = [f"in use by {describe(user)}: stop it first" for user in _users(home, plan)]
+        users = _users(home) if plan.steps else ()
+        warnings = [f"in use by {describe(user)}: stop it first" for user in users]
         if layout_journal.is_pending(home.root):
             warnings.append("an interrupted run would be finished or taken back first")
         return _report(home, plan, "nothing to do", warnings)
@@ -172,26 +173,20 @@ def _fleet_rows(home: Home) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _users(home: Home, plan: Plan) -> tuple[Process, ...]:
-    if not plan.steps:
-        return ()
-    return tuple(
-        user
+def _users(home: Home) -> tuple[Process, ...]:
+    """Name the processes that have a database of the home open."""
+    found = {
+        user.pid: user
         for database in dict.fromkeys((home.database, home.root / DATABASE))
         for user in holders(database)
-    )
+    }
+    return tuple(found.values())
 
 
 def _refuse_users(home: Home) -> None:
-    users = [
-        user
-        for database in dict.fromkeys((home.database, home.root / DATABASE))
-        for user in holders(database)
-    ]
-    if users:
-        names = ", ".join(dict.fromkeys(describe(user) for user in users))
+    if users := _users(home):
         raise TargetBusyError(
-            f"home {home.root}: in use by {names}",
+            f"home {home.root}: in use by {', '.join(map(describe, users))}",
             hint="stop it, then run it again: it would write to the old places",
         )
 

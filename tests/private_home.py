@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
 from pathlib import Path
 
@@ -73,10 +75,11 @@ def tree_of(root: Path) -> dict[str, tuple[int, int, int, str | bytes]]:
     for path in [root, *sorted(root.rglob("*"))]:
         status = path.lstat()
         content: str | bytes = b""
-        if path.is_symlink():
-            content = str(path.readlink())
-        elif path.is_file():
+        is_file = stat.S_ISREG(status.st_mode)
+        if stat.S_ISLNK(status.st_mode):
+            content = os.readlink(path)
+        elif is_file:
             content = path.read_bytes()
-        links = status.st_nlink if path.is_file() else 0
+        links = status.st_nlink if is_file else 0
         found[str(path.relative_to(root))] = (status.st_mode, status.st_uid, links, content)
     return found

@@ -624,6 +624,25 @@ def test_home_that_cannot_be_written_is_refused_unchanged(closed: str) -> None:
         assert tree_of(root) == before
 
 
+@pytest.mark.parametrize("closed", ["admin-state.json", "config/admin-state.json"])
+def test_link_into_a_closed_folder_is_refused_unchanged(closed: str) -> None:
+    """What may not be looked at is not taken for missing: it may be the document."""
+    with reachable_folder() as folder, unprivileged():
+        root = folder / "home"
+        put(folder / "closed/state.json", b"state")
+        put(root / "admin-state.json", b"{}")
+        (root / "config").mkdir()
+        (root / closed).unlink(missing_ok=True)
+        (root / closed).symlink_to(folder / "closed/state.json")
+        (folder / "closed").chmod(0o000)
+        before = tree_of(root)
+
+        with pytest.raises(PermissionDeniedError):
+            migrate(root)
+
+        assert tree_of(root) == before
+
+
 def test_user_without_root_can_migrate() -> None:
     """The home's own user needs no more than his rights."""
     with reachable_folder() as folder, unprivileged():

@@ -15,6 +15,7 @@ from datetime import datetime
 from enum import Enum
 from pathlib import Path
 
+from sagewai_ops.atomic import refused
 from sagewai_ops.errors import UsageError
 from sagewai_ops.home.entries import key_length
 from sagewai_ops.home.layout_steps import Step, Steps
@@ -90,6 +91,7 @@ def plan_layout(
 
     Raises:
         UsageError: `config` or `secrets` is no folder, so that nothing can be moved there.
+        PermissionDeniedError: A document may not be looked at.
     """
     text = f"{moment:{_MOMENT}}"
     planner = _Planner(home.root, text, Steps(home.root, text, is_split=is_split))
@@ -240,9 +242,15 @@ def _regular(path: Path) -> tuple[Path | None, str]:
 
     Returns:
         (the file, or None; why it is none).
+
+    Raises:
+        PermissionDeniedError: What it leads to may not be looked at.
     """
     try:
         mode = path.stat().st_mode
+    except PermissionError as error:
+        # It may be all that there is of a document: nothing is planned on a guess.
+        raise refused(error, path) from error
     except OSError:
         return None, f"leads nowhere: {_led_to(path)}"
     if not stat.S_ISREG(mode):
