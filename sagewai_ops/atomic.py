@@ -22,6 +22,7 @@ from sagewai_ops.errors import NoSpaceError, OpsError, PermissionDeniedError
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
 
+_DEEP = ".deep-"  # folders of a tree that is being removed
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -143,9 +144,33 @@ def remove_tree(path: Path) -> None:
     """Remove a file or a folder with all in it, never through a symlink; gone already is fine."""
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.lstat(path).st_mode):
-            shutil.rmtree(path)
+            try:
+                shutil.rmtree(path)
+            except RecursionError:
+                _remove_deep_tree(path)
         else:
             os.unlink(path)
+
+
+def _remove_deep_tree(path: Path) -> None:
+    """Remove a tree that nests deeper than calls may: each folder in it is brought to its top."""
+    waiting = [path]
+    while waiting:
+        folder = waiting.pop()
+        os.chmod(folder, PRIVATE_FOLDER)
+        with os.scandir(folder) as scan:
+            entries = list(scan)  # before any is moved, for the top is one of these folders
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                os.chmod(entry.path, PRIVATE_FOLDER)  # to move a folder is to write to it
+                top = path / f"{_DEEP}{secrets.token_hex(8)}"
+                os.rename(entry.path, top)
+                waiting.append(top)
+            else:
+                os.unlink(entry.path)
+        if folder != path:
+            os.rmdir(folder)
+    os.rmdir(path)
 
 
 @contextlib.contextmanager

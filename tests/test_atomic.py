@@ -178,3 +178,20 @@ def test_a_whole_tree_is_made_durable(tmp_path: Path) -> None:
 
     with pytest.raises(FileNotFoundError):
         atomic.sync_tree(tmp_path / "missing")
+
+
+def test_a_tree_deeper_than_calls_is_removed(tmp_path: Path) -> None:
+    """1500 levels, with files in some and a link at the bottom that is not followed."""
+    keep = tmp_path / "keep"
+    keep.mkdir()
+    tree = tmp_path / "tree"
+    for depth in range(1500):
+        folder = tree / "/".join("d" * depth)
+        folder.mkdir()
+        if depth % 100 == 0:
+            (folder / "file").touch()
+    (folder / "link").symlink_to(keep)
+
+    atomic.remove_tree(tree)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["keep"]

@@ -16,7 +16,7 @@ import pytest
 import home_writer
 import real_homes
 from archives import tar_stream
-from sagewai_ops import locks
+from sagewai_ops import atomic, locks
 from sagewai_ops.archive import writer as archive_writer
 from sagewai_ops.archive.envelope import Lock, Unlock, temporary_identity
 from sagewai_ops.archive.manifest import EntryType, Manifest
@@ -149,6 +149,18 @@ def test_odd_names_holes_and_links_are_carried(tmp_path: Path) -> None:
     assert any(len(os.fsencode(path.rpartition("/")[2])) == 255 for path in entries)
     assert any(entry.is_sparse for entry in entries.values())
     assert any(entry.type is EntryType.LINK for entry in entries.values())
+
+
+def test_folders_that_nest_deeply_are_carried(tmp_path: Path) -> None:
+    """Their manifest shrinks like a bomb's, and is read all the same."""
+    built = small(tmp_path / "home")
+    for depth in range(1, 1201):
+        (built.root / "data" / "/".join("d" * depth)).mkdir()
+
+    report = _take(built.root)
+
+    atomic.remove_tree(built.root)  # pytest's own clean-up calls itself for each level
+    assert sum(entry.path.startswith("data/d") for entry in _manifest(report).entries) == 1200
 
 
 def test_thousands_of_small_files_are_carried(tmp_path: Path) -> None:

@@ -31,8 +31,10 @@ from sagewai_ops.errors import DamagedError, NotFoundError
 
 MOST_HEADER_BYTES = 1024 * 1024
 MOST_MANIFEST_BYTES = 512 * 1024 * 1024
-# A manifest holds a hash for each file, so it never shrinks like this; a bomb does.
+# A manifest holds a hash for each file, so a long one never shrinks like this; a bomb does. One of
+# deeply nested folders has no hashes and long paths that repeat, but stays below the second number.
 _MOST_MANIFEST_RATIO = 100
+_ANY_MANIFEST_BYTES = 16 * 1024 * 1024
 _MOST_AFTER_BYTES = BLOCK_BYTES + len(END)
 
 
@@ -123,7 +125,8 @@ class ArchiveReader:
         ]
         size_bytes = sum(frame.content_bytes for frame in last)
         packed_bytes = sum(frame.size_bytes for frame in last)
-        if size_bytes > min(MOST_MANIFEST_BYTES, _MOST_MANIFEST_RATIO * packed_bytes + (1 << 20)):
+        likely = max(_MOST_MANIFEST_RATIO * packed_bytes, _ANY_MANIFEST_BYTES)
+        if size_bytes > min(MOST_MANIFEST_BYTES, likely):
             raise DamagedError("archive: its manifest is too long to be one")
         contents = self._decompress(last)
         first = next(contents)
