@@ -1,0 +1,226 @@
+"""Check a PostgreSQL database: where its chain stands, and what differs from the head.
+
+It reads, in one read-only transaction, and works under a live server. Types and constraints hold
+for every row there, so the rows themselves are only counted; what can be wrong beside them is the
+schema, an index that was left half done, and a sequence behind its column.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, TypedDict
+
+from sagewai_ops.database import engines
+from sagewai_ops.database.urls import PostgresUrl
+from sagewai_ops.schema import server
+from sagewai_ops.schema.findings import Finding
+from sagewai_ops.schema.level import HEAD
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+_COLUMNS = """
+SELECT c.relname::text, a.attname::text,
+  format_type(a.atttypid, a.atttypmod) || CASE WHEN a.attnotnull THEN ' NOT NULL' ELSE '' END
+    || coalesce(' DEFAULT ' || pg_get_expr(d.adbin, d.adrelid), '')
+FROM pg_attribute a
+JOIN pg_class c ON c.oid = a.attrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+WHERE n.nspname = current_schema() AND c.relkind IN ('r', 'p') AND a.attnum > 0
+  AND NOT a.attisdropped
+"""
+_CONSTRAINTS = """
+SELECT c.relname::text, k.conname::text, pg_get_constraintdef(k.oid), k.convalidated
+FROM pg_constraint k
+JOIN pg_class c ON c.oid = k.conrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = current_schema() AND k.contype IN ('p', 'u', 'f', 'c', 'x')
+"""
+_INDEXES = """
+SELECT t.relname::text, i.relname::text,
+  replace(pg_get_indexdef(x.indexrelid), ' ON ' || quote_ident(n.nspname) || '.', ' ON '),
+  x.indisvalid AND x.indisready
+FROM pg_index x
+JOIN pg_class i ON i.oid = x.indexrelid
+JOIN pg_class t ON t.oid = x.indrelid
+JOIN pg_namespace n ON n.oid = t.relnamespace
+WHERE n.nspname = current_schema()
+  AND NOT EXISTS (SELECT 1 FROM pg_constraint k WHERE k.conindid = x.indexrelid
+    AND k.contype IN ('p', 'u', 'x'))
+"""
+_FUNCTIONS = """
+SELECT p.proname || '(' || oidvectortypes(p.proargtypes) || ')'
+FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+WHERE n.nspname = current_schema()
+"""
+_SEQUENCES = """
+SELECT c.relname::text AS owner, a.attname::text AS name, quote_ident(c.relname) AS quoted,
+  quote_ident(a.attname) AS quoted_name,
+  pg_get_serial_sequence(quote_ident(n.nspname) || '.' || quote_ident(c.relname), a.attname)
+    AS sequence
+FROM pg_attribute a
+JOIN pg_class c ON c.oid = a.attrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = current_schema() AND c.relkind IN ('r', 'p') AND a.attnum > 0
+  AND NOT a.attisdropped
+  AND pg_get_serial_sequence(quote_ident(n.nspname) || '.' || quote_ident(c.relname), a.attname)
+    IS NOT NULL
+ORDER BY c.relname COLLATE "C"
+"""
+
+
+class Table(TypedDict):
+    """A table: what PostgreSQL prints of each column, constraint and index, by name."""
+
+    columns: dict[str, str]
+    constraints: dict[str, str]
+    indexes: dict[str, str]
+
+
+class Head(TypedDict):
+    """What `postgres.json` holds: the schema at HEAD."""
+
+    functions: list[str]
+    tables: dict[str, Table]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedPostgres:
+    """What a check found.
+
+    Attributes:
+        findings: Everything that is wrong; empty if all is well.
+        rows: By table, the user's own among them.
+        unknown_tables: The user's own, in the same schema.
+    """
+
+    database: server.Database
+    findings: tuple[Finding, ...]
+    rows: Mapping[str, int]
+    unknown_tables: tuple[str, ...]
+    seconds: float
+
+
+@functools.cache
+def head() -> Head:
+    """Read the facts: the schema that the last revision leaves."""
+    content = resources.files("sagewai_ops.schema").joinpath("postgres.json").read_text("utf-8")
+    facts: Head = json.loads(content)
+    return facts
+
+
+async def check_postgres(url: PostgresUrl) -> CheckedPostgres:
+    """Check a PostgreSQL database.
+
+    Raises:
+        RemoteError, PermissionDeniedError, NotFoundError, UsageError: It cannot be looked at.
+    """
+    from sqlalchemy import text
+
+    started = time.perf_counter()
+    async with engines.connected(url) as connection, connection.begin():
+        await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+        found = await server.look(connection)
+        rows = await server.count_rows(connection)
+        findings = list(_of_position(found))
+        if found.position.state == "current":
+            present, half_done = await _read(connection)
+            functions = set(await connection.scalars(text(_FUNCTIONS)))
+            findings += [*half_done, *_drift(present, functions)]
+            findings += [finding async for finding in _late_sequences(connection)]
+    unknown = tuple(name for name in rows if name not in head()["tables"])
+    return CheckedPostgres(found, tuple(findings), rows, unknown, time.perf_counter() - started)
+
+
+def _of_position(found: server.Database) -> Iterator[Finding]:
+    state, heads = found.position.state, ", ".join(found.position.heads)
+    reasons = {
+        "behind": f"is behind, at {heads}",
+        "forked": f"is at two revisions, {heads}; an upgrade joins them",
+        "ahead": f"is ahead, at {heads}, later than {HEAD}",
+        "unknown": f"is at {heads}, which is none of ours",
+        "unmanaged": "has tables that no revision made",
+        "empty": "is empty",
+    }
+    if state != "current":
+        yield Finding("level", "", "", reasons[state])
+
+
+async def _read(connection: AsyncConnection) -> tuple[dict[str, Table], list[Finding]]:
+    """Read the schema that is there, and what of it was left half done."""
+    from sqlalchemy import text
+
+    tables: dict[str, Table] = {}
+    half_done = []
+
+    def table(name: str) -> Table:
+        return tables.setdefault(name, {"columns": {}, "constraints": {}, "indexes": {}})
+
+    for owner, name, definition in await connection.execute(text(_COLUMNS)):
+        table(owner)["columns"][name] = definition
+    for owner, name, definition, is_valid in await connection.execute(text(_CONSTRAINTS)):
+        table(owner)["constraints"][name] = definition.removesuffix(" NOT VALID")
+        if not is_valid:
+            half_done.append(Finding("index", owner, "", f"constraint {name} is not validated"))
+    for owner, name, definition, is_valid in await connection.execute(text(_INDEXES)):
+        table(owner)["indexes"][name] = definition
+        if not is_valid:
+            half_done.append(Finding("index", owner, "", f"index {name} is not valid"))
+    return tables, half_done
+
+
+def _drift(present: Mapping[str, Table], functions: set[str]) -> Iterator[Finding]:
+    """Compare with the head; a table, index or function of the user's own is no drift."""
+    for name in head()["functions"]:
+        if name not in functions:
+            yield Finding("drift", "", "", f"function {name} is missing")
+    for table, wanted in head()["tables"].items():
+        if table not in present:
+            yield Finding("drift", table, "", "missing table")
+            continue
+        there = present[table]
+        yield from _differences(table, "column", wanted["columns"], there["columns"], extra=True)
+        constraints = wanted["constraints"], there["constraints"]
+        yield from _differences(table, "constraint", *constraints, extra=True)
+        yield from _differences(table, "index", wanted["indexes"], there["indexes"], extra=False)
+
+
+def _differences(
+    table: str, kind: str, wanted: Mapping[str, str], found: Mapping[str, str], *, extra: bool
+) -> Iterator[Finding]:
+    for name, definition in wanted.items():
+        column = name if kind == "column" else ""
+        what = "" if column else f" {name}"
+        if name not in found:
+            yield Finding(
+                "drift", table, column, f"missing {kind}{what}, the head has {definition}"
+            )
+        elif found[name] != definition:
+            reason = f"different {kind}{what}, the head has {definition}, found {found[name]}"
+            yield Finding("drift", table, column, reason)
+    for name in found.keys() - wanted.keys() if extra else ():
+        column = name if kind == "column" else ""
+        what = "" if column else f" {name}"
+        yield Finding("drift", table, column, f"extra {kind}{what}, found {found[name]}")
+
+
+async def _late_sequences(connection: AsyncConnection) -> AsyncIterator[Finding]:
+    """Find the sequences whose next number a row has already."""
+    from sqlalchemy import text
+
+    for column in (await connection.execute(text(_SEQUENCES))).all():
+        # Names come quoted from the server itself.
+        statement = (
+            f"SELECT (SELECT last_value + is_called::int FROM {column.sequence}) AS following,"  # noqa: S608
+            f" (SELECT max({column.quoted_name}) FROM {column.quoted}) AS highest"
+        )
+        row = (await connection.exec_driver_sql(statement)).one()
+        if row.highest is not None and row.following <= row.highest:
+            reason = f"the sequence gives {row.following} next, and there is a row {row.highest}"
+            yield Finding("sequence", column.owner, column.name, reason)
