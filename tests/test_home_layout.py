@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from home_builder import build_home
 from other_process import running
@@ -776,6 +778,66 @@ def test_failure_anywhere_leaves_the_home_as_it_was(
         return steps.count >= step
 
     until_done(attempt)
+
+
+STATES = (
+    "absent", "file", "newer", "equal", "open", "empty", "link", "dangling", "folder",
+    "link to the root", "link to the place", "link outside",
+)  # fmt: skip
+
+
+def _make(root: Path, path: str, state: str, content: bytes) -> None:
+    """Bring one name of a home into a state; those that lead nowhere at the end are links too."""
+    target = root / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    name = target.name
+    if state in ("file", "newer", "open"):
+        put(target, content, mode=0o644 if state == "open" else 0o600,
+            time=NEW if state == "newer" else OLD)  # fmt: skip
+    elif state in ("equal", "empty"):
+        put(target, b"same" if state == "equal" else b"")
+    elif state == "folder":
+        put(target / "inside", content)
+    elif state in ("link", "link outside"):
+        real = root / f"data/{content.hex()}" if state == "link" else root.parent / content.hex()
+        target.symlink_to(put(real, content))
+    elif state != "absent":
+        places = {"link to the root": root / name, "link to the place": root / PLACE_OF[name]}
+        place = places.get(state, Path("nowhere"))
+        target.symlink_to(place if place != target else "nowhere")
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    states=st.lists(
+        st.tuples(st.sampled_from(STATES), st.sampled_from(STATES)), min_size=4, max_size=4
+    )
+)
+def test_whatever_stands_there_nothing_is_lost(states: list[tuple[str, str]]) -> None:
+    """For every mixture: each content is somewhere, a second run changes nothing, all is private.
+
+    What a link out of the home leads to may stay there; it is in the home as well.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "home"
+        root.mkdir()
+        for name, (at_root, in_place) in zip(LEGACY_PLACES, states, strict=True):
+            _make(root, name, at_root, f"root {name}".encode())
+            _make(root, LEGACY_PLACES[name], in_place, f"place {name}".encode())
+        held = {content for content in files(root.parent).values() if isinstance(content, bytes)}
+
+        report = migrate(root)
+
+        after = files(root.parent)
+        assert held <= {content for content in after.values() if isinstance(content, bytes)}
+        assert not [path for path in after if "sagewai-ops" in path]
+        for item in report.plan.items:
+            if item.action not in (Action.LEAVE, Action.MANAGED):
+                assert not os.path.lexists(root / item.name)
+                assert (root / item.place).is_file()
+            if item.action in (Action.MOVE, Action.REPLACE):
+                assert (root / item.place).lstat().st_mode & 0o777 == 0o600
+        assert unchanged_by_a_second_run(root)
 
 
 def test_interrupted_run_meets_a_new_document(root: Path) -> None:

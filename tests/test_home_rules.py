@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from private_home import ACCESS_LIST, DEFAULT_LIST, access_list, make_private_home, tree_of
 from sagewai_ops.errors import (
@@ -686,6 +690,39 @@ def test_killed_repair_can_be_taken_back(home: Home, tmp_path: Path) -> None:
     mend(home)
     assert ours(look(home)) == []
     assert list(home.root.glob("*.partial")) == []
+
+
+def test_two_repairs_of_one_entry_are_one_change(home: Home) -> None:
+    """A folder with an access list, whose owner is shut out, ends private and open to him."""
+    grant("secrets", ACCESS_LIST, 7)(home.root)
+    (home.root / "secrets").chmod(0o070)
+
+    changes = plan_repairs(look(home))
+
+    assert [(change.path, change.rules) for change in changes] == [("secrets", ("P004", "P013"))]
+    assert changes[0].after.mode == 0o700
+    mend(home)
+    assert ours(look(home)) == []
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(seed=st.randoms(use_true_random=False))
+def test_any_modes_are_repaired_and_taken_back(seed: random.Random) -> None:
+    """Whatever the modes: nothing is found after the repair, and each is back after the undo."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = locate(make_private_home(Path(folder) / "home"), {})
+        # From below, so that a user without root's powers still reaches what is left to do.
+        for path in sorted(home.root.rglob("*"), reverse=True):
+            path.chmod(seed.randrange(0o10000) | (0o700 if path.is_dir() else 0))
+        home.root.chmod(0o700 | seed.randrange(0o100))
+        before = {path: path.stat().st_mode for path in home.root.rglob("*")}
+
+        record = mend(home)
+
+        assert ours(look(home)) == []
+        if record:
+            assert undo_repairs(home, record).left == ()
+        assert {path: path.stat().st_mode for path in home.root.rglob("*")} == before
 
 
 def test_verification_judges_again_after_the_repair(home: Home) -> None:

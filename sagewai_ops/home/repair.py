@@ -21,6 +21,7 @@ from sagewai_ops.home.entries import ACCESS_LIST, DEFAULT_LIST, access_lists, op
 from sagewai_ops.home.findings import Finding, Inspection
 from sagewai_ops.home.parts import Wanted
 from sagewai_ops.home.paths import Home
+from sagewai_ops.home.rules import PRIVATE_FILE, PRIVATE_FOLDER
 
 # A descriptor that only refers to a file needs no permission to read it; through Linux's /proc it
 # can be used like any other.
@@ -111,17 +112,26 @@ def undo_repairs(home: Home, record: Path, *, wait_seconds: float = 0.0) -> Repa
 
 
 def _joined(after: Wanted, finding: Finding) -> Wanted:
-    """Add what one finding wants to what earlier ones want; of modes, the bits that all allow."""
+    """Add what one finding wants to what earlier ones want."""
     wanted, before = finding.wanted, finding.facts.state
     assert wanted is not None
-    mode = after.mode & wanted.mode if after.mode != before.mode else wanted.mode
     if (wanted.uid, wanted.gid) != (before.uid, before.gid) and os.geteuid() == 0:
         after = replace(after, uid=wanted.uid, gid=wanted.gid)
     if wanted.access_list is None:
         after = replace(after, access_list=None)
     if wanted.default_list is None:
         after = replace(after, default_list=None)
-    return replace(after, mode=mode if wanted.mode != before.mode else after.mode)
+    if wanted.mode != before.mode:
+        after = replace(after, mode=_joined_mode(before.mode, after.mode, wanted.mode))
+    return after
+
+
+def _joined_mode(before: int, after: int, wanted: int) -> int:
+    """Join two wanted modes: a private one is whole, others take bits away."""
+    private = (PRIVATE_FILE, PRIVATE_FOLDER)
+    if after == before or wanted in private:
+        return wanted
+    return after if after in private else after & wanted
 
 
 def _roots(home: Home, snapshots: Path | None) -> dict[str, Path]:

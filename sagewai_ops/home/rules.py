@@ -186,6 +186,8 @@ def _not_writable(facts: Facts) -> Wanted | None:
 
 
 def _no_odd_bits(facts: Facts) -> Wanted | None:
+    if facts.part in SECRET_FILES:
+        return _private_file(facts)
     return replace(facts.state, mode=facts.state.mode & 0o777)
 
 
