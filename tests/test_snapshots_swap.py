@@ -15,7 +15,7 @@ from sagewai_ops.snapshots import moves, staging, swap
 from sagewai_ops.snapshots.mounts import is_mount, mounts_below
 from sagewai_ops.snapshots.moves import Journal, Move, State
 from small_homes import everything_of
-from step_counter import killed_at
+from step_counter import counting, killed_at
 from unprivileged import reachable_folder, unprivileged
 
 MOMENT = "20240501T101112131415Z"
@@ -57,6 +57,35 @@ def test_whole_home_is_exchanged_and_the_old_one_kept(home: Path) -> None:
     assert (stage.before / "note").read_text() == "old"
     assert swap.kept_before(home) == [stage.before]
     assert sorted(os.listdir(home.parent)) == sorted(["home", stage.before.name])
+
+
+def test_everything_is_durable_before_the_next_thing_builds_on_it(home: Path) -> None:
+    """Content, then journal, then names, then the journal goes: what a power cut leaves."""
+    steps: list[tuple[str, str]] = []
+
+    def note(_number: int, name: str, path: object) -> None:
+        shown = os.fspath(path) if isinstance(path, (str, os.PathLike)) else ""
+        steps.append((name, str(shown)))
+
+    with swap.staged(home, None) as stage, counting(note):
+        (stage.content / "note").write_text("new")
+        swap.swap(stage)
+    content, journal = str(stage.content), f"{stage.content}.json"
+    order = [
+        ("sync_tree", content),
+        ("fsync", ""),  # the journal, and the folder that it came to be in
+        ("rename", f"{content}/.sagewai-ops-journal"),
+        ("fsync", ""),
+        ("unlink", f"{content}/.sagewai-ops-staging"),
+        ("fsync", ""),
+        ("exchange", content),
+        ("rename", content),
+        ("sync_tree", str(home.parent)),
+        ("unlink", journal),
+    ]
+
+    remaining = iter(steps)
+    assert [wanted for wanted in order if wanted not in remaining] == []
 
 
 def test_time_of_the_new_home_s_folder_is_what_it_was_given(home: Path) -> None:
