@@ -18,6 +18,7 @@ from program import Answer, call, run, taken
 from round_trips import assert_same_home, leftovers_beside
 from sagewai_ops import atomic, locks
 from sagewai_ops.archive.manifest import Header, encode_header
+from sagewai_ops.snapshots import extract as extracting
 from sagewai_ops.snapshots import moves
 from sagewai_ops.snapshots import restore as restoring
 from small_homes import everything_of, small
@@ -275,13 +276,15 @@ def _signalled(number: int) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("moment", ["extracting", "moving", "moved"])
+@pytest.mark.parametrize("moment", ["extracting", "extracted", "moving", "moved"])
 def test_signal_in_the_middle_leaves_the_target_and_nothing_else(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, moment: str
 ) -> None:
     """Whatever was done is taken back; the exit code is the signal's."""
     before, names = everything_of(home), os.listdir(tmp_path)
     if moment == "extracting":
+        monkeypatch.setattr(extracting, "file_mode", _signalled(number))
+    elif moment == "extracted":
         monkeypatch.setattr(restoring, "count_access", _signalled(number))
     elif moment == "moving":
         exchange = atomic.exchange
