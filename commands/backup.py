@@ -93,7 +93,7 @@ def backup(
         raise UsageError(f"--output {output}: only - is known", hint="a folder goes in --to DIR")
     if output and run.settings.json:
         raise UsageError("--output -: stdout cannot carry the archive and --json")
-    if output and sys.stdout.isatty():
+    if output and (sys.stdout is None or sys.stdout.isatty()):
         raise UsageError("--output -: stdout is a terminal", hint="redirect it: > home.tar.zst")
     options = BackupOptions(
         lock=lock_of(run.terminal, recipient or [], recipients_file, passphrase_file),

@@ -1,5 +1,6 @@
 """The program: loads the commands by name, and is the only place that exits."""
 
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,6 +28,10 @@ COMMANDS = (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program and leave with its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name that the locale cannot spell is escaped; it is no reason to fail.
+            stream.reconfigure(errors="backslashreplace")
     if words == ["--version"]:
         # Answered before Typer is imported: scripts ask often.
         sys.stdout.write(f"sagewai-ops {__version__}\n")

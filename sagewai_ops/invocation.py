@@ -123,7 +123,7 @@ def command(name: str) -> Callable[[Callable[..., Outcome]], Callable[..., int]]
             "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
         )
         for parameter in parameters + added:
-            _name_variable(parameter)
+            _complete(parameter)
 
         @functools.wraps(function)
         def called(context: typer.Context, **options: Any) -> int:
@@ -268,15 +268,31 @@ def _signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _name_variable(parameter: inspect.Parameter) -> None:
-    """Give an option the variable that the manual promises, from its longest flag."""
+def _complete(parameter: inspect.Parameter) -> None:
+    """Give an option the variable that the manual promises, from its longest flag.
+
+    A path may not be empty: that is `"$UNSET"` in a script, and would mean the working folder.
+    """
     if get_origin(parameter.annotation) is not Annotated:
         return
     for extra in get_args(parameter.annotation)[1:]:
-        if not isinstance(extra, OptionInfo) or extra.envvar is not None:
+        if not isinstance(extra, OptionInfo):
             continue
+        if _takes_paths(parameter.annotation) and extra.parser is None:
+            extra.parser = _path
         # In an annotation, Typer takes the first flag for the default until it builds the option.
         flags = [extra.default, *(extra.param_decls or ())]
         names = [flag for flag in flags if isinstance(flag, str) and flag.startswith("--")]
-        if names:
+        if names and extra.envvar is None:
             extra.envvar = "SAGEWAI_OPS_" + names[0].lstrip("-").replace("-", "_").upper()
+
+
+def _takes_paths(annotation: Any) -> bool:
+    """Tell whether an option's value, or each of them, is a path."""
+    return annotation is Path or any(map(_takes_paths, get_args(annotation)))
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise typer.BadParameter("is empty")
+    return Path(text)

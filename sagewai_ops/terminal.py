@@ -5,6 +5,7 @@ Names of files come from strangers: control characters and broken bytes are esca
 """
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -45,8 +46,9 @@ class Terminal:
         self.quiet = quiet
         self.verbose = verbose
         self.json = json
-        self._out = out or sys.stdout
-        self._err = err or sys.stderr
+        # A stream that was closed before we began (`>&-`) takes what is said and forgets it.
+        self._out = out or sys.stdout or io.StringIO()
+        self._err = err or sys.stderr or io.StringIO()
 
     @property
     def wants_summary(self) -> bool:
@@ -93,8 +95,7 @@ class Terminal:
 
     def flush(self) -> None:
         """Bring to stdout what is buffered, while a failure can still be reported."""
-        if self._out is not None:
-            self._out.flush()
+        self._out.flush()
 
     def abandon(self) -> None:
         """Write nothing more to stdout: its reader went away."""

@@ -203,6 +203,39 @@ def test_usage_errors_are_two_lines_and_exit_2(home: BuiltHome, words: list[str]
     assert _error_lines(answer) == ["error", "hint"]
 
 
+@pytest.mark.parametrize("option", ["--home", "--to", "--recipients-file"])
+def test_an_empty_path_is_not_the_working_folder(home: BuiltHome, option: str) -> None:
+    """`--to "$UNSET"` in a script is a mistake, and is said."""
+    answer = call("--home", home.root, "backup", f"{option}=")
+
+    assert answer.code == 2
+    assert f"{option}" in answer.err
+    assert "is empty" in answer.err
+
+
+def test_closed_streams_do_not_matter(home: BuiltHome) -> None:
+    """Some schedulers close them; the snapshot is taken all the same."""
+    words = [*COMMAND, "--home", str(home.root), "backup", "-v"]
+
+    done = subprocess.run(["/bin/sh", "-c", '"$@" >&- 2>&- <&-', "sh", *words], check=False)
+
+    assert done.returncode == 0
+    assert len(_names(home.root.with_name("home.snapshots"))) == 2
+
+
+def test_a_name_that_the_locale_cannot_spell_is_escaped(home: BuiltHome) -> None:
+    """Under cron the locale is often plain ASCII."""
+    (home.root / "data/löschen").symlink_to("/etc/hostname")
+    environment = {"PYTHONIOENCODING": "ascii"}
+
+    answer = run("--home", home.root, "backup", environment=environment)
+    shown = run("--home", home.root, "snapshots", "show", "latest", environment=environment)
+
+    assert (answer.code, shown.code) == (3, 0)
+    assert "data/l\\xf6schen" in answer.err
+    assert "data/l\\xf6schen" in shown.out
+
+
 def test_losses_are_named_and_exit_3_unless_excluded(home: BuiltHome) -> None:
     """A pipe and a link out: one line each; excluded, they are no loss."""
     os.mkfifo(home.root / "data/pi\npe")
