@@ -77,8 +77,8 @@ def apply_repairs(
     with locks.exclusive(home.root, wait_seconds=wait_seconds):
         record = write_record(home.root, roots, datetime.now(timezone.utc), changes)
         done, left = [], []
-        # From below, so that a folder that is closed to us at the end was open before.
-        for change in sorted(changes, key=lambda one: (one.root, one.path), reverse=True):
+        # From above: a repaired folder is open to its owner, who could not enter it before.
+        for change in sorted(changes, key=lambda one: (one.root, one.path)):
             if reason := _set(roots[change.root], change, change.before, change.after):
                 left.append((change, reason))
             else:
@@ -99,7 +99,7 @@ def undo_repairs(home: Home, record: Path, *, wait_seconds: float = 0.0) -> Repa
     roots, changes = read_record(home, record)
     done, left = [], []
     with locks.exclusive(home.root, wait_seconds=wait_seconds):
-        for change in sorted(changes, key=lambda one: (one.root, one.path)):
+        for change in sorted(changes, key=lambda one: (one.root, one.path), reverse=True):
             if reason := _set(roots[change.root], change, change.after, change.before):
                 left.append((change, reason))
             else:
