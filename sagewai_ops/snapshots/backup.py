@@ -59,8 +59,9 @@ def take_snapshot(
     swap.require_settled(home.root)
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
         atomic.make_folder(folder)
+        left_by_restores = swap.sweep(home.root)
         with locks.guarded(folder):
-            swept = tuple(catalog.sweep(folder))
+            swept = (*catalog.sweep(folder), *left_by_restores)
         taking = Taking.begin(home, options, catalog.next_sequence(folder))
         name = catalog.archive_name(taking.id, is_encrypted=options.lock is not None)
         partial = catalog.partial_path(folder, name)
