@@ -5,7 +5,6 @@ the database open, or where something could not be written. Done twice, the seco
 """
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from sagewai_ops.database.source import pinned, quoted
 from sagewai_ops.database.usage import holders
 from sagewai_ops.errors import OpsError, PermissionDeniedError, TargetBusyError
 from sagewai_ops.home import layout_journal
+from sagewai_ops.home.fleet import fleet_organisation
 from sagewai_ops.home.layout import Action, Plan, plan_layout
 from sagewai_ops.home.layout_steps import StepKind
 from sagewai_ops.home.paths import ADMIN_STATE, DATABASE, Home, require
@@ -26,8 +26,6 @@ from sagewai_ops.snapshots.swap import require_settled
 
 _STATE_NAME = "admin-state.json"
 _FLEET_TABLES = ("workers", "enrollment_keys", "fleet_tasks")
-_ORGANISATION_DIGITS = 16
-_BEFORE_SETUP = "default"  # stands for the administrator's id while there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +98,6 @@ def migrate_layout(
                 report = replace(report, plan=plan)
                 layout_journal.carry_out(home.root, plan.steps)
     return report
-
-
-def fleet_organisation(state: Path, administrator: str) -> str:
-    """Give the organisation id that Sagewai gives fleet rows of a home without tenants.
-
-    Args:
-        state: Path of the state file, which is a part of it.
-        administrator: Their id in that file; empty before the set-up.
-    """
-    text = f"{state}:{administrator or _BEFORE_SETUP}"
-    return f"default:{hashlib.sha256(os.fsencode(text)).hexdigest()[:_ORGANISATION_DIGITS]}"
 
 
 def _report(home: Home, plan: Plan, recovered: str, warnings: list[str]) -> LayoutReport:

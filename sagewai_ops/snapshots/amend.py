@@ -8,7 +8,6 @@ Both work on the staged copy, where no process is; the swap that follows makes t
 """
 
 import contextlib
-import hashlib
 import json
 import sqlite3
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from sagewai_ops import atomic
 from sagewai_ops.database.source import database_uri, translate
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.home.documents import ADMIN_STATE_NAME, document_name
+from sagewai_ops.home.fleet import fleet_organisation
 from sagewai_ops.home.paths import Home
 
 _REVOKE = (
@@ -30,7 +30,6 @@ _REBIND = (
     "UPDATE enrollment_keys SET org_id = :new WHERE org_id LIKE 'default:%' AND org_id <> :new",
     "UPDATE fleet_tasks SET org_id = :new WHERE org_id LIKE 'default:%' AND org_id <> :new",
 )
-_ORGANISATION_DIGITS = 16
 _STATE_MODE = 0o600
 
 
@@ -67,21 +66,14 @@ def rebind_fleet(documents: Mapping[str, bytes], staged: Home, target: Home) -> 
 
 
 def organisation_id(documents: Mapping[str, bytes], home: Home) -> str:
-    """Give the id that Sagewai makes for the one organisation of a home at its path.
-
-    Source: facts of Sagewai 1.0.1: `default:` and 16 hex digits of the SHA-256 of
-    `<path of the state file>:<id of the administrator>`; `default` before there is one.
-    """
-    administrator = "default"
+    """Give the organisation id that the fleet's rows have in a home with these documents."""
     for path, content in documents.items():
         if document_name(path) == ADMIN_STATE_NAME:
             with contextlib.suppress(DamagedError):
                 admin = _object(path, content).get("admin")
                 if isinstance(admin, dict) and admin.get("id"):
-                    administrator = str(admin["id"])
-                    break
-    digest = hashlib.sha256(f"{home.admin_state}:{administrator}".encode()).hexdigest()
-    return f"default:{digest[:_ORGANISATION_DIGITS]}"
+                    return fleet_organisation(home.admin_state, str(admin["id"]))
+    return fleet_organisation(home.admin_state, "")
 
 
 def _change(database: Path, statements: tuple[str, ...], values: Mapping[str, str]) -> int:
