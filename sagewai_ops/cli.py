@@ -18,6 +18,7 @@ COMMANDS = (
     "status",
     "verify-perms",
     "migrate-layout",
+    "db",
     "backup",
     "restore",
     "snapshots",

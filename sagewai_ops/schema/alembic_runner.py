@@ -58,6 +58,15 @@ def script(start: Collection[str], target: str, *, down: bool = False) -> str:
     return lines.getvalue()
 
 
+def describe() -> dict[str, str]:
+    """Say what each revision does, in the first line of its script."""
+    from alembic.script import ScriptDirectory
+
+    with ExitStack() as stack:
+        scripts = ScriptDirectory.from_config(_config(stack, io.StringIO()))
+        return {script.revision: script.doc.splitlines()[0] for script in scripts.walk_revisions()}
+
+
 def _migrate(connection: Connection, target: str, *, down: bool, applied: Applied | None) -> None:
     from alembic import command
 

@@ -1,0 +1,330 @@
+"""`db`: the schema of a home's database, on SQLite and on PostgreSQL."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, UsageError
+from sagewai_ops.invocation import Outcome, Run, command
+from sagewai_ops.terminal import Terminal, size
+
+UPGRADE = """Bring the database to the current schema.
+
+The database is the one that Sagewai's server would use: SAGEWAI_DATABASE_URL, else DATABASE_URL,
+else the home's SQLite file. On SQLite what Sagewai's own start would add is added, after a
+snapshot; on PostgreSQL the revisions are applied, with Sagewai's ids, so that either program can
+go on from there. Both in one transaction: whatever goes wrong leaves the database as it was.
+
+\b
+Examples:
+  sagewai-ops db upgrade --rehearse
+  sagewai-ops db upgrade
+  sagewai-ops db upgrade 019_fleet_tasks
+  sagewai-ops db upgrade --sql > upgrade.sql
+
+\b
+Exit codes: 0 done, 3 done, but an index could not be added, 10 no home, database or revision,
+11 another run or a writer, 13 no space, 14 no rights, 16 damaged, 17 built without revisions,
+18 newer or unknown, 19 server or network, 20 rows would have changed.
+"""
+DOWNGRADE = """Take revisions of a PostgreSQL database back.
+
+The tables and columns that they made are dropped with all that is in them; the counts of what
+goes are in the report. A home's SQLite file cannot be taken back: restore a snapshot.
+
+\b
+Exit codes: 0 done, 2 not confirmed, or SQLite, 10 no such database or revision, 11 another run,
+14 no rights, 17 built without revisions, 18 newer or unknown, 19 server or network.
+"""
+CURRENT = """Show where the database stands.
+
+\b
+Exit codes: 0 shown, 10 no home or database, 14 no rights, 16 damaged, 19 server or network.
+"""
+HISTORY = """List the revisions, oldest first.
+
+\b
+Exit codes: 0 listed.
+"""
+CHECK = """Check the database: damage, schema, references, and every value.
+
+What PostgreSQL would refuse or change is named with its table, column, count and a few keys. It
+reads and never writes, and works while Sagewai runs.
+
+\b
+Exit codes: 0 nothing found, 4 findings, 10 no home or database, 14 no rights,
+16 it cannot be read at all, 19 server or network.
+"""
+_SHOWN = 40  # findings and additions that people are shown; --json has all
+WaitOption = Annotated[
+    float,
+    typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run, or a writer."),
+]
+SqlOption = Annotated[bool, typer.Option("--sql", help="Print the statements and run nothing.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    group = typer.Typer(
+        name="db",
+        help="Look after the schema of a home's database.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
+    for name, function, text, short in (
+        ("upgrade", upgrade, UPGRADE, "Bring the database to the current schema."),
+        ("downgrade", downgrade, DOWNGRADE, "Take revisions on PostgreSQL back."),
+        ("current", current, CURRENT, "Show where the database stands."),
+        ("history", history, HISTORY, "List the revisions."),
+        ("check", check, CHECK, "Check the database, the schema and every value."),
+    ):
+        group.command(name, help=text, short_help=short)(command(f"db {name}")(function))
+    app.add_typer(group)
+
+
+def upgrade(
+    run: Run,
+    *,
+    target: Annotated[
+        str | None, typer.Argument(metavar="[REVISION]", help="Where to; else the head.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", metavar="R", help="The same, as an option.")
+    ] = None,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="Do it on a copy and tell what would happen.")
+    ] = False,
+    sql: SqlOption = False,
+    no_snapshot: Annotated[
+        bool, typer.Option("--no-snapshot", help="Take no snapshot of the home first.")
+    ] = False,
+    snapshots: Annotated[
+        Path | None,
+        typer.Option("--snapshots", metavar="DIR", help="The folder; else HOME.snapshots."),
+    ] = None,
+    recipient: Annotated[
+        list[str] | None,
+        typer.Option("--recipient", metavar="R", help="Encrypt the snapshot to a public key."),
+    ] = None,
+    recipients_file: Annotated[
+        Path | None,
+        typer.Option("--recipients-file", metavar="F", help="Recipients, one a line."),
+    ] = None,
+    wait: WaitOption = 30.0,
+) -> Outcome:
+    """Parse, take a snapshot, upgrade, render."""
+    from sagewai_ops.credentials import lock_of
+    from sagewai_ops.database.urls import resolve
+    from sagewai_ops.snapshots.report import BackupOptions
+    from sagewai_ops.upgrade import Options, change_schema
+
+    home = run.home()
+    backup = BackupOptions(
+        lock=lock_of(run.terminal, recipient or [], recipients_file, None),
+        wait_seconds=wait,
+        key_environment=run.settings.environment,
+    )
+    options = Options(
+        target=_one(target, revision) or "head",
+        rehearse=rehearse,
+        snapshot=None if no_snapshot else backup,
+        snapshots=run.snapshots(home, snapshots),
+        wait_seconds=wait,
+    )
+    database = resolve(run.settings.environment, home.database)
+    if sql:
+        return _on_paper(database, options)
+    with run.terminal.progress() as progress:
+        report = change_schema(home, database, options, progress=progress)
+    result = report.as_dict()
+    return Outcome(
+        result,
+        lambda terminal: _show_change(terminal, result),
+        exit_code=report.exit_code,
+        warnings=report.warnings,
+        always=rehearse,
+    )
+
+
+def downgrade(
+    run: Run,
+    *,
+    target: Annotated[str, typer.Argument(metavar="REVISION", help="Where to, or base.")],
+    sql: SqlOption = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    wait: WaitOption = 30.0,
+) -> Outcome:
+    """Parse, ask, take back, render."""
+    from sagewai_ops.database.urls import SqliteUrl, resolve
+    from sagewai_ops.schema.chain import find
+    from sagewai_ops.upgrade import Options, change_schema, check_sqlite
+
+    home = run.home()
+    database = resolve(run.settings.environment, home.database)
+    options = Options(target=target, down=True, wait_seconds=wait)
+    if isinstance(database, SqliteUrl):
+        check_sqlite(find(target), down=True)
+    if sql:
+        return _on_paper(database, options)
+    run.terminal.confirm(
+        f"drop from {database.shown} all tables and columns made after {find(target)}?", yes=yes
+    )
+    with run.terminal.progress() as progress:
+        report = change_schema(home, database, options, progress=progress)
+    result = report.as_dict()
+    return Outcome(result, lambda terminal: _show_change(terminal, result))
+
+
+def current(run: Run) -> Outcome:
+    """Look, render."""
+    from sagewai_ops.database.urls import PostgresUrl, resolve
+
+    database = resolve(run.settings.environment, run.home().database)
+    if isinstance(database, PostgresUrl):
+        import asyncio
+
+        from sagewai_ops.schema import documents, revisions
+
+        result = documents.of_position(database, asyncio.run(revisions.current(database)))
+    else:
+        from sagewai_ops.database.source import pinned
+        from sagewai_ops.database.writing import translated
+        from sagewai_ops.schema import documents
+        from sagewai_ops.schema.level import read_level
+
+        with pinned(database.path) as pin, translated(database.path):
+            result = documents.of_level(database, read_level(pin.connection))
+    return Outcome(result, lambda terminal: _show_position(terminal, result), always=True)
+
+
+def history(_run: Run) -> Outcome:
+    """List."""
+    from sagewai_ops.schema.alembic_runner import describe
+    from sagewai_ops.schema.chain import parents
+    from sagewai_ops.schema.level import HEAD, revisions
+
+    texts = describe()
+    listed: list[dict[str, Any]] = [
+        {"revision": name, "after": list(parents()[name]), "does": texts[name]}
+        for name in revisions()
+    ]
+    result = {"head": HEAD, "revisions": listed}
+
+    def show(terminal: Terminal) -> None:
+        columns = ("revision", "does")
+        terminal.table(columns, [[str(one[name]) for name in columns] for one in listed])
+
+    return Outcome(result, show, always=True)
+
+
+def check(run: Run, *, wait: WaitOption = 30.0) -> Outcome:
+    """Check, render."""
+    from sagewai_ops.database.urls import PostgresUrl, resolve
+    from sagewai_ops.schema import documents
+
+    database = resolve(run.settings.environment, run.home().database)
+    if isinstance(database, PostgresUrl):
+        import asyncio
+
+        from sagewai_ops.schema.check_postgres import check_postgres
+
+        result = documents.of_checked_postgres(database, asyncio.run(check_postgres(database)))
+    else:
+        from sagewai_ops.schema.check import check_database
+
+        with run.terminal.progress() as progress:
+            checked = check_database(database.path, wait_seconds=wait, progress=progress)
+        result = documents.of_checked(database, checked)
+    return Outcome(
+        result,
+        lambda terminal: _show_check(terminal, result),
+        exit_code=EXIT_FINDINGS if result["findings"] else EXIT_DONE,
+        always=True,
+    )
+
+
+def _one(target: str | None, revision: str | None) -> str | None:
+    if target and revision and target != revision:
+        raise UsageError(
+            f"--revision {revision}: {target} is asked for as well", hint="leave one of the two out"
+        )
+    return target or revision
+
+
+def _on_paper(database: Any, options: Any) -> Outcome:
+    """Spell what would be run; the statements are the result."""
+    from sagewai_ops.upgrade import spell_sql
+
+    script = spell_sql(database, options)
+    result = {"database": database.shown, "sql": script}
+
+    def show(terminal: Terminal) -> None:
+        for line in script.splitlines():
+            terminal.line(line.expandtabs(4))  # the terminal shows control characters as escapes
+
+    return Outcome(result, show, always=True)
+
+
+def _show_change(terminal: Terminal, result: dict[str, Any]) -> None:
+    """Say what was done."""
+    before = " and ".join(result["before"]) or "nothing"
+    after = " and ".join(result["after"]) or "nothing"
+    steps = result["ran"] if result["engine"] == "postgresql" else result["added"]
+    what = "revisions" if result["engine"] == "postgresql" else "additions"
+    verb = f"would go, rehearsed by {result['rehearsed']}," if result["rehearsed"] else "went"
+    terminal.line(
+        f"{result['database']}: {verb} from {before} to {after}, {len(steps)} {what}"
+        f" in {result['seconds']:.2f} s",
+        style="bold green",
+    )
+    for step in steps[:_SHOWN]:
+        terminal.line(f"  {step}")
+    if len(steps) > _SHOWN:
+        terminal.line(f"  and {len(steps) - _SHOWN} more")
+    for table, rows in result.get("dropped_rows", {}).items():
+        terminal.line(f"  dropped   {table}, {rows} rows", style="yellow")
+    rows = sum(result["rows_after"].values())
+    terminal.line(f"  rows      {rows} in {len(result['rows_after'])} tables, all still there")
+    if result["snapshot"]:
+        terminal.line(f"  snapshot  {result['snapshot']}")
+    remaining = result.get("remaining", [])
+    if remaining:
+        terminal.line(f"  {len(remaining)} differences that an addition cannot mend:")
+        for item in remaining[:_SHOWN]:
+            terminal.line(f"    {item['text']}")
+
+
+def _show_position(terminal: Terminal, result: dict[str, Any]) -> None:
+    """Say where it stands, and what mends it."""
+    at = " and ".join(result["revisions"]) or "no revision"
+    style = "bold green" if result["state"] == "current" else "bold yellow"
+    terminal.line(f"{result['database']}: {result['state']}, at {at}", style=style)
+    for name in result.get("missing", [])[:_SHOWN]:
+        terminal.line(f"  missing  {name}")
+    for name in result.get("extra_columns", []):
+        terminal.line(f"  extra    {name}")
+    for name in result.get("unknown_tables", []):
+        terminal.line(f"  yours    {name}")
+    if result["advice"]:
+        terminal.line(f"  mend it  {result['advice']}")
+
+
+def _show_check(terminal: Terminal, result: dict[str, Any]) -> None:
+    """Say what was found."""
+    findings = result["findings"]
+    rows = sum(result["rows"].values())
+    style = "bold yellow" if findings else "bold green"
+    said = f"{len(findings)} findings" if findings else "nothing found"
+    terminal.line(
+        f"{result['database']}: {said} in {rows} rows of {len(result['rows'])} tables", style=style
+    )
+    for one in findings[:_SHOWN]:
+        terminal.line(f"  {one['kind']:<11}  {one['text']}")
+    if len(findings) > _SHOWN:
+        terminal.line(f"  and {len(findings) - _SHOWN} more")
+    for name in result["unknown_tables"]:
+        terminal.line(f"  yours        {name}, {result['rows'].get(name, 0)} rows")
+    if result.get("free_pages"):
+        free = size(result["free_pages"] * result["page_size"])
+        terminal.line(f"  free         {free}; backup --compact leaves them out")

@@ -1,0 +1,148 @@
+"""What the `db` commands answer, as JSON: docs/json.md, and the schemas under docs/json/."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sagewai_ops.database.urls import PostgresUrl, SqliteUrl
+from sagewai_ops.schema import server
+from sagewai_ops.schema.check import Checked
+from sagewai_ops.schema.check_postgres import CheckedPostgres
+from sagewai_ops.schema.drift import Drift
+from sagewai_ops.schema.findings import Finding
+from sagewai_ops.schema.level import Level
+from sagewai_ops.schema.revisions import Moved
+from sagewai_ops.schema.upgrade import Upgraded
+
+# What mends a state.
+ADVICE = {
+    "behind": "sagewai-ops db upgrade",
+    "forked": "sagewai-ops db upgrade",
+    "empty": "sagewai-ops db upgrade",
+    "ahead": "pip install --upgrade sagewai-ops",
+    "unknown": "sagewai-ops db check",
+    "unmanaged": "sagewai-ops export-to-postgres  # into an empty database",
+}
+
+
+def of_upgraded(done: Upgraded) -> dict[str, Any]:
+    """Give the JSON of an upgrade of a home's SQLite database."""
+    return {
+        "engine": "sqlite",
+        "rehearsed": "copy" if done.rehearsed else None,
+        "seconds": round(done.seconds, 3),
+        "before": _reached(done.before),
+        "after": _reached(done.after),
+        "added": list(done.added),
+        "added_bare": list(done.bare),
+        "failed": dict(done.failed),
+        "remaining": [of_drift(item) for item in done.remaining],
+        "nulls": dict(done.nulls),
+        "dangling": done.dangling,
+        "unknown_tables": list(done.after.unknown_tables),
+        "rows_before": dict(done.rows_before),
+        "rows_after": dict(done.rows_after),
+    }
+
+
+def of_moved(done: Moved) -> dict[str, Any]:
+    """Give the JSON of an upgrade or downgrade of a PostgreSQL database."""
+    gone = done.rows_before.keys() - done.rows_after.keys()
+    return {
+        "engine": "postgresql",
+        "server": done.server,
+        "rehearsed": done.rehearsed or None,
+        "seconds": round(done.seconds, 3),
+        "before": list(done.before),
+        "after": list(done.after),
+        "ran": list(done.ran),
+        "dropped_rows": {table: done.rows_before[table] for table in sorted(gone)},
+        "rows_before": dict(done.rows_before),
+        "rows_after": dict(done.rows_after),
+    }
+
+
+def of_level(database: SqliteUrl, level: Level) -> dict[str, Any]:
+    """Give the JSON of where a home's SQLite database stands."""
+    return {
+        "database": database.shown,
+        "engine": "sqlite",
+        "revisions": _reached(level),
+        "state": level.state,
+        "missing": list(level.missing),
+        "extra_columns": list(level.extra_columns),
+        "unknown_tables": list(level.unknown_tables),
+        "advice": ADVICE.get(level.state),
+    }
+
+
+def of_position(database: PostgresUrl, found: server.Database) -> dict[str, Any]:
+    """Give the JSON of where a PostgreSQL database stands."""
+    return {
+        "database": database.shown,
+        "engine": "postgresql",
+        "server": found.version,
+        "revisions": list(found.position.heads),
+        "state": found.position.state,
+        "advice": ADVICE.get(found.position.state),
+    }
+
+
+def of_checked(database: SqliteUrl, checked: Checked) -> dict[str, Any]:
+    """Give the JSON of a check of a home's SQLite database."""
+    return {
+        "database": database.shown,
+        "engine": "sqlite",
+        "revisions": _reached(checked.level),
+        "state": checked.level.state,
+        "findings": [of_finding(one) for one in checked.findings],
+        "rows": dict(checked.rows),
+        "page_size": checked.page_size,
+        "pages": checked.pages,
+        "free_pages": checked.free_pages,
+        "unknown_tables": list(checked.unknown_tables),
+        "virtual_tables": list(checked.virtual_tables),
+    }
+
+
+def of_checked_postgres(database: PostgresUrl, checked: CheckedPostgres) -> dict[str, Any]:
+    """Give the JSON of a check of a PostgreSQL database."""
+    return {
+        "database": database.shown,
+        "engine": "postgresql",
+        "server": checked.database.version,
+        "revisions": list(checked.database.position.heads),
+        "state": checked.database.position.state,
+        "findings": [of_finding(one) for one in checked.findings],
+        "rows": dict(checked.rows),
+        "unknown_tables": list(checked.unknown_tables),
+    }
+
+
+def of_drift(item: Drift) -> dict[str, Any]:
+    """Give the JSON of one difference from a fresh home."""
+    return {
+        "table": item.table,
+        "name": item.name,
+        "kind": item.kind,
+        "wanted": item.wanted,
+        "found": item.found,
+        "text": item.shown,
+    }
+
+
+def of_finding(one: Finding) -> dict[str, Any]:
+    """Give the JSON of one finding."""
+    return {
+        "kind": one.kind,
+        "table": one.table,
+        "column": one.column,
+        "reason": one.reason,
+        "count": one.count,
+        "examples": list(one.examples),
+        "text": one.shown,
+    }
+
+
+def _reached(level: Level) -> list[str]:
+    return [level.revision] if level.revision else []
