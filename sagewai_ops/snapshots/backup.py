@@ -166,10 +166,10 @@ def _staging(folder: Path, snapshot_id: str) -> Iterator[Path]:
     path = catalog.staging_path(folder, snapshot_id)
     with atomic.naming(path), locks.guarded(folder):
         os.mkdir(path, atomic.PRIVATE_FOLDER)
+        os.chmod(path, atomic.PRIVATE_FOLDER)  # the umask may have shut it even for us
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         locks.hold_open(descriptor)
     try:
-        os.fchmod(descriptor, atomic.PRIVATE_FOLDER)
         yield path
     finally:
         atomic.remove_tree(path)
