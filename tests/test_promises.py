@@ -257,7 +257,7 @@ sys.stderr.write(json.dumps([codes, sorted(loaded)]))
 def _loaded(*commands: list[str]) -> tuple[list[int], set[str]]:
     """Run commands in one fresh process; give their codes and the packages that it imported."""
     done = subprocess.run(
-        [sys.executable, "-I", "-W", "error", "-c", _LOADED, json.dumps(commands)],
+        [sys.executable, "-I", "-c", _LOADED, json.dumps(commands)],
         capture_output=True,
         check=True,
     )
