@@ -8,13 +8,13 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from sagewai_ops.database import engines, urls
-from sagewai_ops.schema import alembic_runner, chain
-from sagewai_ops.schema.level import HEAD, revisions
 from sqlalchemy import create_engine
 
 import schema_catalogs
 from postgres_server import Server
+from sagewai_ops.database import engines, urls
+from sagewai_ops.schema import alembic_runner, chain
+from sagewai_ops.schema.level import HEAD, revisions
 
 TRUNK = [revision for revision in revisions() if not revision.startswith("006_")]
 SCRIPTS = Path(str(resources.files("sagewai_ops.migrations")))

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sagewai_ops.schema import ddl
-from sagewai_ops.schema.level import HEAD, Level, expected, levels, read_level, revisions
-from sagewai_ops.schema.tables import metadata
 
 import old_homes
 import real_homes
 import schema_catalogs
+from sagewai_ops.schema import ddl
+from sagewai_ops.schema.level import HEAD, Level, expected, levels, read_level, revisions
+from sagewai_ops.schema.tables import metadata
 
 NEXT = {  # revisions that bring nothing to SQLite are reached with the one before
     "006_replay_snapshots": "007_merge_006_branches",

@@ -7,12 +7,12 @@ import re
 import sqlite3
 
 import pytest
-from sagewai_ops.schema import ddl
-from sagewai_ops.schema.tables import LAX, metadata
 from sqlalchemy import CheckConstraint, Column, Table, UniqueConstraint
 from sqlalchemy.dialects import postgresql
 
 import schema_catalogs
+from sagewai_ops.schema import ddl
+from sagewai_ops.schema.tables import LAX, metadata
 
 HEAD = schema_catalogs.postgres("020_fleet_task_lease")
 

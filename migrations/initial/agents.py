@@ -1,6 +1,7 @@
 """Agents: their runs, prompts, access tokens and evaluations."""
 
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     BOOLEAN,
     DOUBLE,

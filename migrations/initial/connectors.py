@@ -1,6 +1,7 @@
 """Connectors: credentials, triggers, cursors and the custom ones."""
 
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     BOOLEAN,
     INSTANT,

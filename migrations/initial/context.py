@@ -1,6 +1,7 @@
 """The context engine: documents and their chunks."""
 
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     DOUBLE,
     INSTANT,

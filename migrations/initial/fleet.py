@@ -1,6 +1,7 @@
 """The fleet: workers, the keys with which they enrol, what happened to them."""
 
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     BOOLEAN,
     INSTANT,

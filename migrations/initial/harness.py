@@ -1,6 +1,7 @@
 """The harness: policies, keys, spending and audit."""
 
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     BOOLEAN,
     DOUBLE,

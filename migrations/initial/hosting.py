@@ -1,6 +1,7 @@
 """The hosted product: instances, subscriptions, invoices, preferences. PostgreSQL only."""
 
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     BOOLEAN,
     INSTANT,

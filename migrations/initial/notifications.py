@@ -1,6 +1,7 @@
 """Notifications: channels, triggers and what was sent."""
 
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     BOOLEAN,
     INTEGER,

@@ -2,6 +2,7 @@
 
 import sqlalchemy as sa
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     INSTANT,
     INTEGER,

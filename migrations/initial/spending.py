@@ -1,6 +1,7 @@
 """Costs, budgets and guardrails."""
 
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     BOOLEAN,
     DOUBLE,

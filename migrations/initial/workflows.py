@@ -1,6 +1,7 @@
 """Workflows: runs, their event log, sessions, the playground, saved workflows."""
 
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     BOOLEAN,
     INTEGER,

@@ -1,6 +1,7 @@
 """Users, organisations, workspaces and who is in them."""
 
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     BOOLEAN,
     INSTANT,

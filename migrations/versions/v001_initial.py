@@ -1,6 +1,7 @@
 """Create the 45 tables that everything later builds on."""
 
 from alembic import op
+
 from sagewai_ops.migrations.initial import (
     agents,
     connectors,

@@ -1,6 +1,7 @@
 """Let a workflow run say which sandbox, image and network it needs."""
 
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     TEXT,
     index,

@@ -1,6 +1,7 @@
 """Let a workflow run name its sealed secrets, and keep a log of what was done with them."""
 
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     BIGINT,
     JSONB,

@@ -1,6 +1,7 @@
 """Revoke sealed secrets, and the runs that used them."""
 
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     BIGINT,
     BOOLEAN,

@@ -1,6 +1,7 @@
 """Let a workflow run say how much of the isolation it uses."""
 
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     TEXT,
     one_of,

@@ -1,6 +1,7 @@
 """Let a workflow run say where its artifacts go."""
 
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     JSON,
     optional,

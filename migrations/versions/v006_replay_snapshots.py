@@ -1,6 +1,7 @@
 """Let a workflow run replay another from a step."""
 
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     INTEGER,
     TEXT,

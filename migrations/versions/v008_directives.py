@@ -1,6 +1,7 @@
 """Evaluate directives on runs, and wait for a person where one must decide."""
 
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     BIGINT,
     BOOLEAN,

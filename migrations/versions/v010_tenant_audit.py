@@ -1,6 +1,7 @@
 """Add the audit whose events each hold the hash of the one before."""
 
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     BIGINT,
     JSONB,

@@ -1,6 +1,7 @@
 """Keep model providers for a project, or for everyone."""
 
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     BOOLEAN,
     JSON,

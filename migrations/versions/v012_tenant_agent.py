@@ -1,6 +1,7 @@
 """Keep agent definitions for a project, or for everyone."""
 
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     JSON,
     TEXT,

@@ -1,6 +1,7 @@
 """Keep what an administrator sets up by kind, in one table."""
 
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     JSON,
     TEXT,

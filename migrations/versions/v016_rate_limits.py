@@ -1,6 +1,7 @@
 """Count requests per window, for all processes together."""
 
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     BIGINT,
     INTEGER,

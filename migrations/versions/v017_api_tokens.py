@@ -1,6 +1,7 @@
 """Add API tokens of an organisation or project."""
 
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     INSTANT,
     TEXT,

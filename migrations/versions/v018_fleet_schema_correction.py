@@ -5,6 +5,7 @@ Going back gives workers of no project to the project `default`, where NULL is n
 
 import sqlalchemy as sa
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     INSTANT,
     TEXT,

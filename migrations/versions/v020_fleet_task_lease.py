@@ -1,6 +1,7 @@
 """Give a claimed task an end, after which another worker may have it."""
 
 from alembic import op
+
 from sagewai_ops.migrations.columns import (
     INSTANT,
     INTEGER,
