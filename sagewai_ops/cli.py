@@ -18,6 +18,7 @@ COMMANDS = (
     "status",
     "verify-perms",
     "migrate-layout",
+    "keys",
     "db",
     "backup",
     "restore",

@@ -194,14 +194,14 @@ def _leaves(content: bytes) -> Iterator[tuple[str, _Path | None, str]]:
         path, node = waiting.pop()
         if isinstance(node, str):
             if node.startswith(PREFIX):
-                yield _pointer(path), path, node
+                yield pointer(path), path, node
         elif isinstance(node, dict):
             waiting.extend(((*path, key), value) for key, value in reversed(node.items()))
         elif isinstance(node, list):
             waiting.extend(((*path, at), node[at]) for at in reversed(range(len(node))))
 
 
-def _pointer(path: _Path) -> str:
+def pointer(path: _Path) -> str:
     """Write a JSON pointer (RFC 6901)."""
     return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
 

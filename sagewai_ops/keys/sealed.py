@@ -10,7 +10,7 @@ import binascii
 import hmac
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +49,23 @@ class OpenedBy:
     fingerprint: str
     values: int
     through_projects: int
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A sealed value that opened: which one, as `SealedValue` names it, and with which key.
+
+    Args:
+        source: Where the master key stands.
+        fingerprint: The master key's.
+        through_project: Whether a project's data key is between the two.
+    """
+
+    place: str
+    where: str
+    source: str
+    fingerprint: str
+    through_project: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,17 +147,23 @@ def examine_keys(
     return open_all(values, candidates)
 
 
-def open_all(values: Iterable[SealedValue], candidates: Sequence[Candidate]) -> SealedReport:
+def open_all(
+    values: Iterable[SealedValue],
+    candidates: Sequence[Candidate],
+    *,
+    on_open: Callable[[Opened], None] | None = None,
+) -> SealedReport:
     """Try every key on every sealed value.
 
     Args:
         values: From any number of places of one home.
         candidates: Keys to try, in order; one without a value is passed over.
+        on_open: Told of each value that opened.
     """
     waiting = [*values]
     if not waiting:
         return SealedReport()
-    ring = _Ring([_Key.of(one) for one in candidates if one.value])
+    ring = _Ring([_Key.of(one) for one in candidates if one.value], on_open)
     for value in waiting:
         if value.role is Role.DATA_KEY:
             ring.unwrap(value)
@@ -199,7 +222,10 @@ class _Key:
 class _Ring:
     """The keys at hand and what they opened so far."""
 
-    def __init__(self, masters: Iterable[_Key]) -> None:
+    def __init__(
+        self, masters: Iterable[_Key], on_open: Callable[[Opened], None] | None = None
+    ) -> None:
+        self._on_open = on_open
         # One key in several places counts for the first of them.
         self._masters = list({key.fingerprint: key for key in reversed([*masters])}.values())[::-1]
         self._sources = {key.fingerprint: key.source for key in self._masters}
@@ -220,18 +246,18 @@ class _Ring:
         except (ValueError, binascii.Error):
             self._leave(value, NOT_A_KEY)
             return
-        self._values[master.fingerprint] += 1
+        self._count(self._values, value, master)
 
     def open(self, value: SealedValue) -> None:
         """Open a value and forget what was in it."""
         raw, token = _decoded(value.text)
         data_key = self._projects.get(value.project) if value.project is not None else None
         if raw and data_key and data_key.open(raw, token) is not None:
-            self._through[data_key.fingerprint] += 1
+            self._count(self._through, value, data_key)
             return
         master, _ = self._try(raw, token)
         if master is not None:
-            self._values[master.fingerprint] += 1
+            self._count(self._values, value, master)
         elif value.role is not Role.STRAY:
             lacks_data_key = value.project is not None and data_key is None
             reason = NO_DATA_KEY if lacks_data_key else NO_KEY
@@ -261,6 +287,12 @@ class _Ring:
                     self._masters.insert(0, self._masters.pop(position))
                 return master, plaintext
         return None, b""
+
+    def _count(self, counter: Counter[str], value: SealedValue, key: _Key) -> None:
+        counter[key.fingerprint] += 1
+        if self._on_open:
+            through = counter is self._through
+            self._on_open(Opened(value.place, value.where, key.source, key.fingerprint, through))
 
     def _leave(self, value: SealedValue, reason: str) -> None:
         self._unopened.append(Unopened(value.place, value.where, reason))

@@ -1,0 +1,242 @@
+"""Find secrets that stand in the clear, and tell Sagewai's own habit from an accident.
+
+Sagewai seals some secrets and leaves others readable for good. A secret in a place where it seals
+is an accident: somebody wrote the file by hand, or an import did. A secret where it never seals is
+a fact to know before a file is passed on. Values are looked at and never kept: an answer names the
+place alone. Secrets are recognised by the names of their fields; docs/keys.md lists the places.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from sagewai_ops.database.source import quoted
+from sagewai_ops.home.documents import (
+    ADMIN_STATE_NAME,
+    CONNECTIONS_NAME,
+    PROFILES_NAME,
+    document_name,
+)
+from sagewai_ops.home.paths import LEGACY_PLACES
+from sagewai_ops.keys.places import CHANNEL_KEYS, CHANNEL_KIND, PREFIX, PROVIDER_KEYS, pointer
+
+
+class Habit(str, Enum):
+    """What Sagewai does with a secret at a place."""
+
+    SEALS = "Sagewai seals this"
+    LATER = "Sagewai seals this at the first successful test of the connection"
+    NEVER = "Sagewai keeps this in plaintext"
+
+
+@dataclass(frozen=True, slots=True)
+class Plaintext:
+    """One secret in the clear, by its place alone.
+
+    Args:
+        place: The document's path or `table.column`.
+        where: In it: a JSON pointer, after the row's key if it is a column.
+        habit: Whether Sagewai would have sealed it.
+    """
+
+    place: str
+    where: str
+    habit: Habit
+
+    @property
+    def is_finding(self) -> bool:
+        """Whether it is in plaintext where Sagewai itself would have sealed it."""
+        return self.habit is Habit.SEALS
+
+
+_Path = tuple[str | int, ...]
+
+# By protocol, the fields below `protocol_data` that Sagewai's local backend seals.
+_SEALED_FIELDS: Mapping[str, tuple[_Path, ...]] = {
+    "oauth2": (("client_secret",), ("tokens", "access_token"), ("tokens", "refresh_token")),
+    "mqtt": (("password",),),
+    "opcua": (("password",),),
+    "coap": (("psk_key",),),
+    "websocket": (("auth_header_value",),),
+    "grpc": (("auth_token",),),
+}
+# By protocol, the object below `protocol_data` that holds nothing but secrets it does not seal.
+_OPEN_OBJECTS = {"inference": "secrets", "sdk": "secrets"}
+_TESTED_OBJECT = ("mcp", "credentials")
+# Where admin-state.json can hold secrets; elsewhere it has the words of users.
+_STATE_KEYS = frozenset(
+    (
+        *("providers", "notification_channels", "connectors", "triggers", "csrf_secret"),
+        *("autopilot_identity", "sealed"),
+    )
+)
+_SECRET_ENDINGS = (
+    *("secret", "token", "password", "passphrase", "api_key", "apikey", "private_key"),
+    *("webhook_url", "secret_id", "psk_key", "auth_header_value"),
+)
+_REFERENCES = frozenset(("field_to_env",))  # names of variables, not their values
+_CONNECTOR_KIND = "connector_trigger"
+
+
+def plain_in_documents(documents: Mapping[str, bytes]) -> Iterator[Plaintext]:
+    """Find the secrets in the clear of documents, as `read_together` returned them.
+
+    A document that is no JSON is passed over.
+    """
+    for member, content in documents.items():
+        name = document_name(member)
+        place = member if member.rpartition("/")[2] == name else LEGACY_PLACES.get(name, member)
+        root = _parsed(content)
+        for path, _text in _plain_strings(root):
+            habit = None
+            if name == ADMIN_STATE_NAME:
+                habit = _habit_in_state(path)
+            elif name == CONNECTIONS_NAME and len(path) > 3 and path[0] == "connections":
+                record = _at(root, path[:2])
+                protocol, tested = record.get("protocol"), record.get("last_test_ok")
+                habit = _habit_in_connection(path[2:], protocol, is_tested=tested is True)
+            elif name == PROFILES_NAME and path[::2][:2] == ("profiles", "secrets"):
+                habit = Habit.SEALS
+            if habit:
+                yield Plaintext(place, pointer(path), habit)
+
+
+def plain_in_database(connection: sqlite3.Connection) -> Iterator[Plaintext]:
+    """Find the secrets in the clear of every column that can hold some; absent tables hold none."""
+    for (identity, text), place in _rows(connection, "project", ("id",), "data_key_ref"):
+        if text.strip() and not text.startswith(PREFIX):
+            yield Plaintext(place, identity, Habit.SEALS)
+    for (identity, text), place in _rows(connection, "provider", ("id",), "data"):
+        for path, _text in _plain_strings(_parsed(text)):
+            if habit := _habit_in_provider(path):
+                yield Plaintext(place, identity + pointer(path), habit)
+    keys = ("kind", "resource_id")
+    for (identity, text), place in _rows(connection, "admin_resources", keys, "data"):
+        for path, _text in _plain_strings(_parsed(text)):
+            if habit := _habit_in_resource(identity.partition("/")[0], path):
+                yield Plaintext(place, identity + pointer(path), habit)
+    yield from _in_connections(connection)
+    for column in ("access_token", "refresh_token"):
+        for (identity, text), place in _rows(connection, "connector_credentials", ("id",), column):
+            if text.strip() and not text.startswith(PREFIX):
+                yield Plaintext(place, identity, Habit.NEVER)
+    for table in ("connector_credentials", "notification_channels"):
+        for (identity, text), place in _rows(connection, table, ("id",), "config"):
+            for path, _text in _plain_strings(_parsed(text)):
+                if _is_secret(path):
+                    yield Plaintext(place, identity + pointer(path), Habit.NEVER)
+
+
+def _in_connections(connection: sqlite3.Connection) -> Iterator[Plaintext]:
+    for column in ("protocol_data", "credentials_backend"):
+        keys = ("id", "protocol", "last_test_ok")
+        for (identity, text), place in _rows(connection, "connection", keys, column):
+            # Neither a protocol nor a flag has a slash in it; an id of somebody's own may.
+            row, protocol, tested = identity.rsplit("/", 2)
+            for path, _text in _plain_strings(_parsed(text)):
+                habit = _habit_in_connection((column, *path), protocol, is_tested=tested == "1")
+                if habit:
+                    yield Plaintext(place, row + pointer(path), habit)
+
+
+def _habit_in_state(path: _Path) -> Habit | None:
+    if path[0] not in _STATE_KEYS:
+        return None
+    if path[0] == "providers":
+        return _habit_in_provider(path[2:])
+    named = path[0] == "notification_channels" and len(path) == 3 and path[-1] in CHANNEL_KEYS
+    return Habit.NEVER if named or _is_secret(path) else None
+
+
+def _habit_in_provider(path: _Path) -> Habit | None:
+    if len(path) > 1 and path[0] == "config" and path[-1] in PROVIDER_KEYS:
+        return Habit.SEALS
+    return Habit.NEVER if _is_secret(path) else None
+
+
+def _habit_in_resource(kind: str, path: _Path) -> Habit | None:
+    if kind == CHANNEL_KIND and len(path) == 1 and path[0] in CHANNEL_KEYS:
+        return Habit.SEALS
+    known = kind in (CHANNEL_KIND, _CONNECTOR_KIND)
+    return Habit.NEVER if known and _is_secret(path) else None
+
+
+def _habit_in_connection(path: _Path, protocol: object, *, is_tested: bool) -> Habit | None:
+    """Judge a path of a connection, its first step the column or field of the record."""
+    if path[0] not in ("protocol_data", "credentials_backend") or len(path) < 2:
+        return None
+    if path[0] == "protocol_data" and isinstance(protocol, str):
+        if path[1:] in _SEALED_FIELDS.get(protocol, ()):
+            return Habit.SEALS
+        if (protocol, path[1]) == _TESTED_OBJECT:
+            return Habit.SEALS if is_tested else Habit.LATER
+        if path[1] == _OPEN_OBJECTS.get(protocol):
+            return Habit.NEVER
+    return Habit.NEVER if _is_secret(path) else None
+
+
+def _is_secret(path: _Path) -> bool:
+    """Tell by the name of a field whether it holds a secret; an entry of a list has none."""
+    name = path[-1] if path else ""
+    return isinstance(name, str) and name.lower().endswith(_SECRET_ENDINGS)
+
+
+def _plain_strings(root: object) -> Iterator[tuple[_Path, str]]:
+    """Yield each string leaf that says something and is neither sealed nor a reference."""
+    waiting: list[tuple[_Path, object]] = [((), root)]
+    while waiting:
+        path, node = waiting.pop()
+        if isinstance(node, str):
+            if path and node.strip() and not node.startswith(PREFIX):
+                yield path, node
+        elif isinstance(node, dict):
+            waiting.extend(
+                ((*path, key), value)
+                for key, value in reversed(node.items())
+                # An object with a `$` says where the secret is: in the environment, in a vault.
+                if not key.startswith("$") and key not in _REFERENCES
+            )
+        elif isinstance(node, list):
+            waiting.extend(((*path, at), node[at]) for at in reversed(range(len(node))))
+
+
+def _rows(
+    connection: sqlite3.Connection, table: str, keys: tuple[str, ...], column: str
+) -> Iterator[tuple[tuple[str, str], str]]:
+    """Yield ((the row's key, the column's text), `table.column`); nothing where there is none."""
+    present = {row[1] for row in connection.execute(f"PRAGMA table_info({quoted(table)})")}
+    if not present.issuperset((*keys, column)):
+        return
+    # As bytes: a JSON column may hold any storage class, and text that is not UTF-8.
+    wanted = ", ".join(f"CAST({quoted(name)} AS BLOB)" for name in (column, *keys))
+    statement = (
+        f"SELECT {wanted} FROM {quoted(table)}"  # noqa: S608 (names of ours, quoted)
+        f" WHERE {quoted(column)} IS NOT NULL"
+    )
+    for content, *key in connection.execute(statement):
+        row = "/".join(_text(part) for part in key)
+        yield (row, _text(content)), f"{table}.{column}"
+
+
+def _at(root: object, path: _Path) -> dict[str, object]:
+    """Return the object at a path of a document; an empty one where it is none."""
+    for step in path:
+        if isinstance(root, dict) and isinstance(step, str):
+            root = root.get(step)
+        elif isinstance(root, list) and isinstance(step, int):
+            root = root[step]
+    return root if isinstance(root, dict) else {}
+
+
+def _parsed(content: bytes | str) -> object:
+    try:
+        parsed: object = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return parsed
+
+
+def _text(value: bytes | None) -> str:
+    return "" if value is None else value.decode("utf-8", "replace")

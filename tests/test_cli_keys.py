@@ -1,0 +1,295 @@
+"""`keys` as people and scripts meet it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import tempfile
+from pathlib import Path
+
+import pytest
+
+import home_writer
+from home_builder import BuiltHome
+from program import Answer, call, run
+from sagewai_ops import keycheck
+from sagewai_ops.database.source import NeedsStagingError
+from sagewai_ops.keys.candidates import fingerprint
+from small_homes import everything_of, small
+
+OTHER = b"b3RoZXIgbWFzdGVyIGtleSBvdGhlciBtYXN0ZXIga2U="
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> BuiltHome:
+    """A home whose sealed values are under its own key, without an accident in it."""
+    made = small(tmp_path / "home")
+    content = json.loads(made.connections.read_text())
+    for record in content["connections"]:
+        if record["protocol"] == "mcp" and not record["protocol_data"]["credentials"][
+            "TOKEN"
+        ].startswith("fernet:"):
+            record["last_test_ok"] = None
+    made.connections.write_text(json.dumps(content))
+    return made
+
+
+def silent(answer: Answer, built: BuiltHome, *more: str) -> bool:
+    """Tell whether an answer gives nothing away: no key, no plaintext, no token."""
+    said = answer.out + answer.err
+    secrets = [
+        *(key.decode() for key in (*built.master_keys, *built.data_keys.values())),
+        *(one.plaintext for one in built.sealed),
+        *(one.token for one in built.sealed),
+        *(one.value for one in built.secrets),
+        *more,
+    ]
+    return not any(secret in said for secret in secrets)
+
+
+def test_a_home_in_order_exits_0_and_stays_as_it_is(built: BuiltHome) -> None:
+    """Counts by place and key; notes are no findings."""
+    before = everything_of(built.root)
+
+    answer = run("--home", built.root, "keys", "check")
+
+    assert answer.code == 0, answer.out
+    assert f"sealed values: {len(built.sealed)}, of which {len(built.sealed)} open" in answer.out
+    assert f"provider.data: 3 under {fingerprint(built.master_keys[0])}" in answer.out
+    assert "note     config/admin-state.json /csrf_secret" in answer.out
+    assert "in clear" not in answer.out
+    assert silent(answer, built)
+    assert everything_of(built.root) == before
+
+
+def test_json_lists_each_value_with_its_key(built: BuiltHome) -> None:
+    """Place, pointer, key and whether a project's data key is between."""
+    answer = call("--home", built.root, "keys", "check", "--json")
+
+    values = answer.result["values"]
+    assert len(values) == len(built.sealed)
+    assert {one["fingerprint"] for one in values} == {fingerprint(built.master_keys[0])}
+    assert {one["source"] for one in values} == {"secrets/master.key"}
+    assert answer.result["lost_to_sagewai"] == 0
+    assert silent(answer, built)
+
+
+def test_a_secret_in_the_clear_where_sagewai_seals_is_a_finding(built: BuiltHome) -> None:
+    """Named by place and pointer; the value is not shown."""
+    content = json.loads(built.profiles.read_text())
+    content["profiles"][0]["secrets"]["HAND"] = "hunter2-by-hand"
+    built.profiles.write_text(json.dumps(content))
+
+    answer = call("--home", built.root, "keys", "check")
+
+    assert answer.code == 4
+    assert "in clear secrets/profiles.json /profiles/0/secrets/HAND" in answer.out
+    assert silent(answer, built, "hunter2-by-hand")
+
+
+def test_values_under_a_key_that_is_gone_are_findings(tmp_path: Path) -> None:
+    """With the key named they open, and are still lost to Sagewai."""
+    built = small(tmp_path / "home", keys=2)
+    other = tmp_path / "other.key"
+    other.write_bytes(built.master_keys[1])
+
+    without = call("--home", built.root, "keys", "check", "--json")
+    with_key = call("--home", built.root, "keys", "check", "--json", "--key-file", other)
+
+    assert without.code == with_key.code == 4
+    assert without.result["sealed"]["unopened"]
+    assert with_key.result["sealed"]["unopened"] == []
+    assert with_key.result["lost_to_sagewai"] > 0
+    assert silent(without, built)
+    assert silent(with_key, built)
+
+
+def test_a_key_that_was_set_aside_is_tried(tmp_path: Path) -> None:
+    """What `migrate-layout` leaves beside the key; of pipes and other content no word."""
+    built = small(tmp_path / "home", keys=2)
+    built.master_key.with_name("master.key.legacy-1").write_bytes(built.master_keys[1])
+    built.master_key.with_name("master.key.legacy-2").write_bytes(b"no key")
+    os.mkfifo(built.master_key.with_name("master.key.legacy-3"))
+
+    answer = call("--home", built.root, "keys", "check", "--json")
+
+    sources = {one["source"] for one in answer.result["values"]}
+    assert sources == {"secrets/master.key", "secrets/master.key.legacy-1"}
+    assert answer.result["sealed"]["unopened"] == []
+
+
+def test_no_key_that_opens_any_exits_12(built: BuiltHome) -> None:
+    """The commonest disaster, told before it is needed."""
+    built.master_key.write_bytes(OTHER)
+
+    answer = call("--home", built.root, "keys", "check")
+
+    assert answer.code == 12
+    assert answer.out == ""
+    assert f"{len(built.sealed)} sealed values, none opens with the 1 keys" in answer.err
+    assert silent(answer, built, OTHER.decode())
+
+
+def test_a_key_that_sagewai_would_replace_is_the_first_thing_said(built: BuiltHome) -> None:
+    """It opens everything, and is a finding all the same."""
+    built.master_key.chmod(0o640)
+
+    answer = call("--home", built.root, "keys", "check")
+
+    assert answer.code == 4
+    assert answer.err.startswith(f"sagewai-ops: warning: {built.master_key}: mode 0640 lets others")
+    assert "write a new key" in answer.err.splitlines()[0]
+
+
+def test_it_is_said_too_when_no_key_opens_any(built: BuiltHome) -> None:
+    """Of two troubles, the one that makes the other worse comes first."""
+    built.master_key.write_bytes(b"short")
+
+    answer = call("--home", built.root, "keys", "check")
+
+    assert answer.code == 12
+    assert "5 characters, not 44" in answer.err.splitlines()[1]
+
+
+def test_a_document_that_cannot_be_understood_is_a_finding(built: BuiltHome) -> None:
+    """Secrets may hide in it; nothing of it is shown."""
+    built.connections.write_text('{"password": "hunter2"')
+
+    answer = call("--home", built.root, "keys", "check", "--json")
+
+    assert answer.code == 4
+    assert "not JSON" in answer.result["unread"]["config/connections.json"]
+    assert silent(answer, built, "hunter2")
+
+
+def test_a_home_without_anything_sealed_is_in_order(tmp_path: Path) -> None:
+    """Also without a database and without a key."""
+    (tmp_path / "home/config").mkdir(parents=True)
+
+    answer = call("--home", tmp_path / "home", "keys", "check", "--json")
+
+    assert answer.code == 0
+    assert answer.result["sealed"]["total"] == 0
+    assert answer.result["keys"] == []
+
+
+def test_tables_on_a_server_are_named_as_not_looked_at(
+    built: BuiltHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check that left half of it out does not pass for a whole one."""
+    monkeypatch.setenv("SAGEWAI_DATABASE_URL", "postgresql://u:pw-of-mine@db.example.org/s")
+
+    answer = call("--home", built.root, "keys", "check", "--json")
+
+    assert answer.code == 4
+    assert "SAGEWAI_DATABASE_URL" in answer.result["unread"]
+    assert silent(answer, built, "pw-of-mine")
+
+
+def test_a_damaged_database_exits_16(built: BuiltHome) -> None:
+    """It is no home in order."""
+    built.database.write_bytes(b"not a database, but long enough to be taken for a page" * 100)
+    for suffix in ("-wal", "-shm"):
+        built.database.with_name(built.database.name + suffix).unlink(missing_ok=True)
+
+    assert call("--home", built.root, "keys", "check").code == 16
+
+
+def test_it_works_beside_a_live_writer(tmp_path: Path) -> None:
+    """One moment of the database, while others commit."""
+    built = small(tmp_path / "home")
+
+    with home_writer.start(built.root):
+        answer = call("--home", built.root, "keys", "check", "--json")
+
+    assert answer.code in (0, 4)
+    assert answer.result["sealed"]["unopened"] == []
+    assert len(answer.result["values"]) >= len(built.sealed)
+
+
+def test_columns_under_a_projects_data_key_open_through_it(tmp_path: Path) -> None:
+    """The data key is under the master key, the value under the data key."""
+    built = small(tmp_path / "home", rows=3)
+    through = [one for one in built.sealed if one.key_name.startswith("project:")]
+
+    answer = call("--home", built.root, "keys", "check", "--json")
+
+    assert through
+    told = [one for one in answer.result["values"] if one["through_project"]]
+    assert len(told) == len(through)
+    with contextlib.closing(sqlite3.connect(built.database)) as connection:
+        connection.execute("UPDATE project SET data_key_ref = ?", ("plain",))
+        connection.commit()
+    broken = call("--home", built.root, "keys", "check", "--json")
+    assert broken.code == 4
+    assert len(broken.result["sealed"]["unopened"]) == len(through)
+    assert any(one["place"] == "project.data_key_ref" for one in broken.result["plaintext"])
+
+
+def test_the_fingerprint_is_one_line(built: BuiltHome) -> None:
+    """Of the key that Sagewai would use; for scripts."""
+    answer = run("--home", built.root, "keys", "fingerprint")
+
+    assert answer.code == 0
+    assert answer.out == fingerprint(built.master_keys[0]) + "\n"
+
+
+def test_all_fingerprints_are_a_table(built: BuiltHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment goes before the file, as in Sagewai."""
+    monkeypatch.setenv("SAGEWAI_MASTER_KEY", OTHER.decode())
+
+    one = call("--home", built.root, "keys", "fingerprint")
+    answer = call("--home", built.root, "keys", "fingerprint", "--all")
+
+    assert one.out == fingerprint(OTHER) + "\n"
+    rows = [line.split() for line in answer.out.splitlines()[1:]]
+    assert rows == [
+        ["SAGEWAI_MASTER_KEY", fingerprint(OTHER), "Sagewai's", "own"],
+        ["secrets/master.key", fingerprint(built.master_keys[0])],
+    ]
+    assert silent(answer, built, OTHER.decode())
+
+
+def test_the_fingerprint_of_a_refused_key_needs_all(built: BuiltHome) -> None:
+    """Sagewai would not use it; what would be replaced is still told."""
+    built.master_key.chmod(0o604)
+
+    alone = call("--home", built.root, "keys", "fingerprint")
+    answer = call("--home", built.root, "keys", "fingerprint", "--all")
+
+    assert alone.code == 12
+    assert "mode 0604" in alone.err
+    assert answer.code == 0
+    assert fingerprint(built.master_keys[0]) in answer.out
+    assert "write a new key" in answer.err
+
+
+def test_no_key_and_no_home_have_codes_of_their_own(tmp_path: Path) -> None:
+    """12 and 10."""
+    (tmp_path / "home/config").mkdir(parents=True)
+
+    assert call("--home", tmp_path / "home", "keys", "fingerprint", "--all").code == 12
+    assert call("--home", tmp_path / "none", "keys", "fingerprint").code == 10
+    assert call("--home", tmp_path / "none", "keys", "check").code == 10
+
+
+def test_a_database_that_cannot_be_opened_in_place_is_copied(
+    built: BuiltHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Into a private folder, of which nothing is left."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+
+    def refuse(path: Path) -> None:
+        raise NeedsStagingError(f"database {path}: may not be written")
+
+    monkeypatch.setattr(keycheck, "pinned", refuse)
+
+    answer = call("--home", built.root, "keys", "check", "--json")
+
+    assert answer.code == 0
+    assert len(answer.result["values"]) == len(built.sealed)
+    assert list(scratch.iterdir()) == []
