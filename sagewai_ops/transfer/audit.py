@@ -86,6 +86,13 @@ class AuditTrail:
             else:
                 self.broken_before += 1
 
+    def merge(self, other: dict[str, Any]) -> None:
+        """Count what was found elsewhere of the same table, as `as_dict` gave it."""
+        self.verified += other["verified"]
+        self.broken_before += other["broken_before"]
+        self.broken_count += other["broken"]
+        self.broken = [*self.broken, *other["keys"]][:_KEYS_KEPT]
+
     def as_dict(self) -> dict[str, Any]:
         """Give what was found as JSON."""
         return {
@@ -94,6 +101,11 @@ class AuditTrail:
             "broken": self.broken_count,
             "keys": self.broken,
         }
+
+
+def trail_of(table: PlannedTable) -> AuditTrail | None:
+    """Give what verifies a table's events, if events are what it has."""
+    return AuditTrail(table) if table.name == AUDIT_TABLE else None
 
 
 def suspicious_events(source: sqlite3.Connection) -> Iterator[tuple[str, str]]:

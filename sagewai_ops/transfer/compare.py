@@ -5,9 +5,9 @@ read again. Nothing of `encoders` and `values` is used here, so that a fault in 
 hide by being made twice; what a type makes of a value (jsonb's key order and numbers, trailing
 zeros of a fraction) is undone or ignored on both sides.
 
-Rows are first compared in the order in which they were sent, which is the order in which a table
-that was just filled answers. Where that does not hold, `by_key` compares them ordered by their
-primary key; that alone decides that a table differs.
+Rows are first compared in the order in which they were sent, block by block: it is the order in
+which a table that was just filled answers. Where that does not hold, they are compared ordered by
+their primary key; that alone decides that a table differs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sagewai_ops.database.source import quoted
-from sagewai_ops.transfer.audit import AUDIT_TABLE, AuditTrail
+from sagewai_ops.transfer.audit import AuditTrail
 from sagewai_ops.transfer.canonical import NULL, differing, unescaped
 from sagewai_ops.transfer.encoders import Column
 from sagewai_ops.transfer.plan import PlannedTable
@@ -33,7 +33,7 @@ class Difference:
     """A row that is not the same on both sides.
 
     Attributes:
-        key: Its primary key; "" where the rows were compared in order.
+        key: Its primary key.
         column: That differs; "" where the whole row is on one side only.
         what: `differs`, `missing` in the target, or `extra` there.
     """
@@ -51,7 +51,7 @@ class Result:
         rows: In the source.
         target_rows: In the target.
         count: Of differences, of which `differences` are the first.
-        audit: What became of an audit chain: rows verified, rows that no longer verify.
+        audit: What became of an audit chain; `AuditTrail.as_dict`.
     """
 
     table: str
@@ -109,10 +109,50 @@ def target_query(table: PlannedTable, *, by_key: bool) -> str:
     return f"SELECT {', '.join([*keys, *columns])} FROM ONLY {quoted(table.name)} ORDER BY {order}"
 
 
-def source_query(table: PlannedTable, *, by_key: bool) -> str:
-    """Spell the same for the source."""
-    if not by_key:
-        return table.select()
+def block_query(table: PlannedTable) -> str:
+    """Spell the query for some rows in the order of their rowids, from one rowid on."""
+    glue = "AND" if table.where else "WHERE"
+    wanted = ", ".join(column.expression for column in table.columns)
+    return f"SELECT {wanted} FROM {table.source()} {glue} rowid >= ? ORDER BY rowid LIMIT ?"
+
+
+def same_block(
+    source: sqlite3.Connection,
+    table: PlannedTable,
+    first: int,
+    content: bytes,
+    audit: AuditTrail | None,
+) -> str | None:
+    """Compare some rows in the order in which they were sent.
+
+    Args:
+        source: The frozen copy, from `opened_copy`.
+        first: The rowid of the first of them.
+        content: Whole lines of the server's answer.
+        audit: Told of the rows when they are the same.
+
+    Returns:
+        None when they are the same, else the first column that differs.
+    """
+    lines = content.split(b"\n")
+    lines.pop()  # after the last line's end there is nothing
+    rows = source.execute(block_query(table), (first, len(lines))).fetchall()
+    if len(rows) < len(lines):
+        return ""
+    for start in range(0, len(lines), ROWS_AT_ONCE):
+        sources: list[Column] = list(zip(*rows[start : start + ROWS_AT_ONCE], strict=True))
+        met = [line.split(b"\t") for line in lines[start : start + ROWS_AT_ONCE]]
+        targets = list(zip(*met, strict=True))
+        for planned, expected, spelled in zip(table.columns, sources, targets, strict=True):
+            if differing(planned.target.type, expected, spelled):
+                return planned.name
+        if audit is not None:
+            audit.add(sources, targets)
+    return None
+
+
+def key_query(table: PlannedTable) -> str:
+    """Spell the query for all rows in the order of their keys, as `target_query` has them."""
     keys = []
     for name in table.key:
         column = next(column for column in table.columns if column.name == name)
@@ -125,101 +165,52 @@ def source_query(table: PlannedTable, *, by_key: bool) -> str:
     return f"SELECT {', '.join([*keys, *columns])} FROM {table.source()} ORDER BY {order}"
 
 
-class Comparison:
-    """The comparison of one table, fed with what the server sends; holds a cursor on the source.
+class ComparisonByKey:
+    """The comparison of one table ordered by its key; holds a cursor on the source.
 
     Args:
         source: The frozen copy, from `opened_copy`.
         table: As it was sent.
-        by_key: Which of the two orders; see the module.
     """
 
-    def __init__(self, source: sqlite3.Connection, table: PlannedTable, *, by_key: bool) -> None:
+    def __init__(self, source: sqlite3.Connection, table: PlannedTable) -> None:
         self._table = table
-        self._by_key = by_key
-        self._cursor = source.execute(source_query(table, by_key=by_key))
-        self._lines: list[bytes] = []
+        self._width = len(table.key)
+        self._cursor = source.execute(key_query(table))
         self._rest = b""
         self._result = Result(table.name)
-        self._given_up = False
         self._pending: tuple[Any, ...] | None = None
-        self._audit = AuditTrail(table) if table.name == AUDIT_TABLE and not by_key else None
 
     def feed(self, content: bytes) -> None:
         """Take the next piece of the server's answer, cut anywhere."""
         lines = (self._rest + content).split(b"\n")
         self._rest = lines.pop()
-        self._lines.extend(lines)
-        self._take_lines(len(self._lines) // ROWS_AT_ONCE * ROWS_AT_ONCE)
+        for first in range(0, len(lines), ROWS_AT_ONCE):
+            self._take([line.split(b"\t") for line in lines[first : first + ROWS_AT_ONCE]])
 
     def finish(self) -> Result:
-        """Compare what is left and give the result.
-
-        Returns:
-            In order of sending, a difference ends the comparison: its `count` is 1 then, and only
-            the numbers of rows are whole.
-        """
-        self._take_lines(len(self._lines))
-        if self._by_key:
-            while (row := self._next()) is not None:
-                self._result.add(_shown(row[: len(self._table.key)]), "", "missing")
-        else:
-            for _ in self._cursor:
-                self._result.rows += 1
-        if self._result.rows != self._result.target_rows and not self._result.count:
-            self._result.add("", "", "missing")
-        if self._audit:
-            self._result.audit = self._audit.as_dict()
+        """Give the result, after the server's whole answer was taken."""
+        while (row := self._next()) is not None:
+            self._result.add(_shown(row[: self._width]), "", "missing")
         return self._result
 
-    def _take_lines(self, count: int) -> None:
-        for first in range(0, count, ROWS_AT_ONCE):
-            lines = self._lines[first : min(first + ROWS_AT_ONCE, count)]
-            self._result.target_rows += len(lines)
-            if not self._given_up:
-                self._take([line.split(b"\t") for line in lines])
-        del self._lines[:count]
-
     def _take(self, met: list[list[bytes]]) -> None:
-        count = len(met)
-        if self._by_key:
-            self._take_by_key(met)
-            return
-        rows = self._cursor.fetchmany(count)
-        self._result.rows += len(rows)
-        if len(rows) < count:
-            self._give_up("", "extra")
-            return
-        expected = list(zip(*rows, strict=True))
-        columns = list(zip(*met, strict=True))
-        for planned, sources, targets in zip(self._table.columns, expected, columns, strict=False):
-            if differing(planned.target.type, sources, targets):
-                self._give_up(planned.name, "differs")
-                return
-        if self._audit:
-            self._audit.add(expected[:-1], columns)
-
-    def _give_up(self, column: str, what: str) -> None:
-        """End a comparison in order: what follows would differ for the order alone."""
-        self._result.add("", column, what)
-        self._given_up = True
-
-    def _take_by_key(self, met: list[list[bytes]]) -> None:
-        width = len(self._table.key)
+        self._result.target_rows += len(met)
         pairs: list[tuple[tuple[Any, ...], list[bytes]]] = []
         for line in met:
-            key = [unescaped(value) for value in line[:width]]
-            while (row := self._next()) is not None and _key(row, width) < key:
-                self._result.add(_shown(row[:width]), "", "missing")
-            if row is not None and _key(row, width) == key:
+            key = [unescaped(value) for value in line[: self._width]]
+            while (row := self._next()) is not None and self._key(row) < key:
+                self._result.add(_shown(row[: self._width]), "", "missing")
+            if row is not None and self._key(row) == key:
                 pairs.append((row, line))
             else:
                 self._pending = row
                 self._result.add(b", ".join(key).decode("utf-8", "replace"), "", "extra")
         if pairs:
-            self._compare_pairs(pairs, width)
+            self._compare_pairs(pairs)
 
-    def _compare_pairs(self, pairs: Sequence[tuple[Any, list[bytes]]], width: int) -> None:
+    def _compare_pairs(self, pairs: Sequence[tuple[Any, list[bytes]]]) -> None:
+        width = self._width
         rows: list[Column] = list(zip(*(row[width:] for row, _ in pairs), strict=True))
         lines = list(zip(*(line[width:] for _, line in pairs), strict=True))
         for planned, sources, targets in zip(self._table.columns, rows, lines, strict=True):
@@ -235,9 +226,8 @@ class Comparison:
             self._result.rows += 1
         return following
 
-
-def _key(row: tuple[Any, ...], width: int) -> list[bytes]:
-    return [NULL if value is None else bytes(value) for value in row[:width]]
+    def _key(self, row: tuple[Any, ...]) -> list[bytes]:
+        return [NULL if value is None else bytes(value) for value in row[: self._width]]
 
 
 def _shown(key: Sequence[bytearray | None]) -> str:

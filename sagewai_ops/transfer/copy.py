@@ -7,6 +7,7 @@ the reading goes on while the server builds a table's indexes.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import time
 from collections.abc import AsyncIterator, Collection
@@ -20,13 +21,13 @@ from sagewai_ops.errors import DifferenceError, OpsError
 from sagewai_ops.progress import Progress
 from sagewai_ops.transfer import worker
 from sagewai_ops.transfer.aside import Aside
-from sagewai_ops.transfer.compare import Result, read_result, target_query
 from sagewai_ops.transfer.findings import Finding
 from sagewai_ops.transfer.plan import Plan, PlannedTable, as_job
 
 if TYPE_CHECKING:
     import asyncpg
 
+PIPE_BYTES = 1024 * 1024  # the most that Linux lets anybody ask for, unless told otherwise
 AHEAD_BYTES = 8 * 1024 * 1024  # that the reader may be ahead of the server; asyncio doubles it
 
 
@@ -58,9 +59,11 @@ class Reader:
 
     Args:
         process: Started with `worker.command()`.
+        copy: The frozen database that it reads.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, copy: Path) -> None:
+        self.copy = copy
         self._process = process
         assert process.stdout is not None
         assert process.stdin is not None
@@ -86,12 +89,17 @@ class Reader:
             raise kinds.get(told["type"], errors.OpsError)(told["message"], hint=told["hint"])
         return kind, content, rows
 
-    async def order(self, kind: bytes, content: bytes) -> None:
+    async def order(self, kind: bytes, *contents: bytes) -> None:
         """Send a frame, and wait while the process is behind."""
-        self._orders.write(worker.HEADER.pack(kind, len(content), 0))
-        self._orders.write(content)
+        self._orders.write(worker.HEADER.pack(kind, sum(map(len, contents)), 0))
+        self._orders.writelines(contents)
         with suppress(ConnectionError):  # the next `receive` says why it is gone
             await self._orders.drain()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What was ordered and is not yet taken."""
+        return self._orders.transport.get_write_buffer_size()
 
 
 @asynccontextmanager
@@ -109,7 +117,8 @@ async def reading(copy: Path, plan: Plan, *, stream: bool = True) -> AsyncIterat
         stdout=asyncio.subprocess.PIPE,
         limit=AHEAD_BYTES,
     )
-    reader = Reader(process)
+    reader = Reader(process, copy)
+    _widen(process)
     try:
         job = {"path": str(copy), "tables": as_job(plan), "stream": stream}
         await reader.order(worker.TABLE, json.dumps(job).encode())
@@ -120,6 +129,17 @@ async def reading(copy: Path, plan: Plan, *, stream: bool = True) -> AsyncIterat
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+
+
+def _widen(process: asyncio.subprocess.Process) -> None:
+    """Let more fit into the pipes than the usual 64 KiB: fewer turns of the event loop."""
+    assert process.stdin is not None
+    process.stdin.transport.set_write_buffer_limits(high=AHEAD_BYTES)
+    transport = process._transport  # type: ignore[attr-defined] # noqa: SLF001
+    for number in (0, 1):
+        pipe = transport.get_pipe_transport(number).get_extra_info("pipe")
+        with suppress(AttributeError, OSError):  # Linux alone, within the system's limit
+            fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 async def send_tables(
@@ -163,27 +183,6 @@ async def send_tables(
         sent.tables.append(copied)
 
 
-async def compare_table(
-    connection: asyncpg.Connection[asyncpg.Record],
-    reader: Reader,
-    table: PlannedTable,
-    *,
-    progress: Progress | None = None,
-) -> Result:
-    """Compare a table with its source, row by row.
-
-    Args:
-        progress: Told `compare <table>`, in bytes; their number is not known before.
-    """
-    result = await _compare(connection, reader, table, by_key=False, progress=progress)
-    if not result.same:
-        # Perhaps only the order differs; ordered by key, that cannot be.
-        audit = result.audit
-        result = await _compare(connection, reader, table, by_key=True, progress=progress)
-        result.audit = audit
-    return result
-
-
 async def _send_table(
     connection: asyncpg.Connection[asyncpg.Record],
     reader: Reader,
@@ -221,40 +220,3 @@ async def _send_table(
         raise DifferenceError(
             f"table {table.name}: {table.rows} rows to copy, {copied.rows} sent, {stored} stored"
         )
-
-
-async def _compare(
-    connection: asyncpg.Connection[asyncpg.Record],
-    reader: Reader,
-    table: PlannedTable,
-    *,
-    by_key: bool,
-    progress: Progress | None,
-) -> Result:
-    waiting: list[bytes] = []
-    waiting_bytes = received = 0
-
-    async def back(content: bytes) -> None:
-        nonlocal received, waiting_bytes
-        # Copied: asyncpg's buffer is its own. Frames of their size spare the reader small reads.
-        waiting.append(bytes(content))
-        waiting_bytes += len(content)
-        if waiting_bytes >= worker.FRAME_BYTES:
-            received += waiting_bytes
-            await flush()
-            if progress:
-                progress(f"compare {table.name}", received, 0)
-
-    async def flush() -> None:
-        nonlocal waiting_bytes
-        await reader.order(worker.BACK, b"".join(waiting))
-        waiting.clear()
-        waiting_bytes = 0
-
-    asked = {"name": table.name, "by_key": by_key}
-    await reader.order(worker.TABLE, json.dumps(asked).encode())
-    await connection.copy_from_query(target_query(table, by_key=by_key), output=back, format="text")
-    await flush()
-    await reader.order(worker.END, b"")
-    _, content, _ = await reader.receive()
-    return read_result(json.loads(content))

@@ -16,7 +16,7 @@ import secrets
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Context, Inexact, InvalidOperation, Overflow, Rounded, Subnormal
 from itertools import chain, repeat
 from typing import TypeAlias
@@ -46,6 +46,7 @@ _TRUTHS: dict[object, bytes] = {
     b"true": struct.pack(">ib", 1, 1),
 }
 _EPOCH = datetime(2000, 1, 1)  # noqa: DTZ001 (both sides of the subtraction are UTC)
+_MICROSECOND = timedelta(microseconds=1)
 _DIGITS = b"0123456789"
 _MOMENT_LENGTHS = frozenset((19, 26))  # without and with microseconds
 _CACHED_BYTES = 200  # of a list that is worth remembering
@@ -216,6 +217,8 @@ def _documents(target: Target, column: Column) -> Parts:
         raise IrregularError
     if not binary:
         return _with_lengths(column, has_nulls=has_nulls, heads=_LENGTHS, more=0)
+    if max(map(len, present)) > values.NUMERIC_DIGITS_BEFORE:  # type: ignore[arg-type]
+        raise IrregularError  # only so long a document has room for an integer that is too long
     if b"\\u0000" in joined or b"\\ud" in joined or b"\\uD" in joined:
         for document in present:
             values.check_escapes(document.decode())  # type: ignore[union-attr]
@@ -275,12 +278,9 @@ def _moments(target: Target, column: Column) -> Parts:
         raise IrregularError
     if not _MOMENT_LENGTHS.issuperset(map(len, present)):  # type: ignore[arg-type]
         raise IrregularError
-    fields = []
-    for moment in joined.decode().split("\n"):
-        since = datetime.fromisoformat(moment) - _EPOCH
-        fields.append(
-            _pack_long(8, (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds)
-        )
+    moments = map(datetime.fromisoformat, joined.decode().split("\n"))
+    counted = [(moment - _EPOCH) // _MICROSECOND for moment in moments]
+    fields = list(map(_pack_long, repeat(8), counted))
     return (_spread(column, fields) if has_nulls else fields,)
 
 
@@ -327,5 +327,5 @@ _SCAN = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=len, parse
 _SCAN_NUMBERS = json.JSONDecoder(
     parse_constant=_refuse_constant,
     parse_float=_NARROW.create_decimal,
-    parse_int=_NARROW.create_decimal,
+    parse_int=len,
 )

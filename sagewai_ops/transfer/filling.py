@@ -10,8 +10,10 @@ from sagewai_ops.errors import DifferenceError
 from sagewai_ops.progress import Progress
 from sagewai_ops.transfer.aside import WORTHWHILE_ROWS, Aside, set_aside
 from sagewai_ops.transfer.compare import Result
-from sagewai_ops.transfer.copy import Reader, compare_table, send_tables
+from sagewai_ops.transfer.comparing import compare_table
+from sagewai_ops.transfer.copy import Reader, send_tables
 from sagewai_ops.transfer.plan import Plan
+from sagewai_ops.transfer.reading import opened_copy
 from sagewai_ops.transfer.report import Report
 from sagewai_ops.transfer.sequences import set_sequences
 from sagewai_ops.transfer.session import Session
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     import asyncpg
 
 INDEX_MEMORY = "64MB"  # of the server, for sorting a table's keys while an index is built
+# Of the planner's statistics: 3,000 rows of each table instead of 30,000. Autovacuum, which counts
+# an ANALYZE of some columns as none, makes the full ones soon.
+STATISTICS_TARGET = 10
 # Classes of SQLSTATE that are about rows: data, integrity, limits; PostgreSQL manual, appendix A.
 _ABOUT_ROWS = ("22", "23", "54")
 
@@ -94,10 +99,11 @@ async def _fill(
     if compare:
         started = time.monotonic()
         results = []
-        for planned in plan.tables:
-            result = await compare_table(connection, reader, planned, progress=progress)
-            by_name[planned.name].compared = result
-            results.append(result)
+        with opened_copy(reader.copy) as source:
+            for planned in plan.tables:
+                result = await compare_table(connection, reader, source, planned, progress=progress)
+                by_name[planned.name].compared = result
+                results.append(result)
         report.stages["compare"] = time.monotonic() - started
         known = sum(each.count for each in report.findings if each.kind == "audit-hash")
         check_same(results, known, "nothing was changed")
@@ -193,6 +199,7 @@ def _large(plan: Plan) -> list[str]:
 
 async def _analyze(session: Session, plan: Plan) -> None:
     """Tell the planner about the columns that queries select by; autovacuum looks at the rest."""
+    await session.connection.execute(f"SET LOCAL default_statistics_target = {STATISTICS_TARGET}")
     for planned in plan.tables:
         columns = sorted(session.tables[planned.name].searched)
         if columns:

@@ -88,7 +88,10 @@ def _is_guaranteed(
     by_name = {column.name: column for column in table.columns}
     for name in columns:
         plain = by_name[name].expression == quoted(name)
-        if not plain or by_name[name].target.type.name not in ("text", "integer"):
+        kind = by_name[name].target.type.name
+        if not plain or kind not in ("text", "integer", "uuid"):
+            return False
+        if kind == "uuid" and _has_odd_ids(source, table, name):
             return False
     wanted = {name.encode() for name in columns}
     key = {
@@ -113,6 +116,14 @@ def _is_guaranteed(
         if is_partial and covered == wanted and _condition(source, name) == _words(predicate):
             return True
     return False
+
+
+def _has_odd_ids(source: sqlite3.Connection, table: PlannedTable, name: str) -> bool:
+    """Tell whether not all ids are short ones, which become as many UUIDs."""
+    column = quoted(name)
+    odd = f"length({column}) <> 12 OR {column} GLOB '*[^0-9a-f]*'"
+    query = f"SELECT 1 FROM {quoted(table.name)} WHERE {odd} LIMIT 1"
+    return source.execute(query).fetchone() is not None
 
 
 def _condition(source: sqlite3.Connection, index: bytearray) -> str:

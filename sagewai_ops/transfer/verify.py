@@ -8,9 +8,11 @@ from sagewai_ops.database.source import quoted
 from sagewai_ops.errors import DifferenceError
 from sagewai_ops.progress import Progress
 from sagewai_ops.transfer.compare import Result
-from sagewai_ops.transfer.copy import Reader, compare_table
+from sagewai_ops.transfer.comparing import compare_table
+from sagewai_ops.transfer.copy import Reader
 from sagewai_ops.transfer.filling import check_same
 from sagewai_ops.transfer.plan import Plan
+from sagewai_ops.transfer.reading import opened_copy
 from sagewai_ops.transfer.report import Report, TableReport
 from sagewai_ops.transfer.session import Session
 
@@ -28,13 +30,15 @@ async def verify(
     started = time.monotonic()
     results = []
     by_name = {table.name: table for table in report.tables}
-    for planned in plan.tables:
-        result = await compare_table(session.connection, reader, planned, progress=progress)
-        by_name[planned.name].compared = result
-        results.append(result)
+    connection = session.connection
+    with opened_copy(reader.copy) as source:
+        for planned in plan.tables:
+            result = await compare_table(connection, reader, source, planned, progress=progress)
+            by_name[planned.name].compared = result
+            results.append(result)
     carried = {planned.name for planned in plan.tables}
     for name in sorted(session.tables.keys() - carried):
-        count = await session.connection.fetchval(f"SELECT count(*) FROM {quoted(name)}")
+        count = await connection.fetchval(f"SELECT count(*) FROM {quoted(name)}")
         if count:
             result = Result(name, target_rows=count)
             result.add("", "", "extra")

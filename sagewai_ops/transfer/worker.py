@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import struct
 import sys
 from collections.abc import Callable
@@ -18,20 +19,23 @@ from typing import BinaryIO
 
 import sagewai_ops
 from sagewai_ops.errors import OpsError
-from sagewai_ops.transfer.compare import Comparison
+from sagewai_ops.transfer.audit import trail_of
+from sagewai_ops.transfer.compare import ComparisonByKey, same_block
 from sagewai_ops.transfer.encoders import SIGNATURE, TRAILER, encode
 from sagewai_ops.transfer.findings import Finding, Tally
 from sagewai_ops.transfer.plan import PlannedTable, from_job
 from sagewai_ops.transfer.reading import SizeOf, batches, key_text, opened_copy
 
 HEADER = struct.Struct(">cII")
+ROWID = struct.Struct(">q")
 FRAME_BYTES = 256 * 1024  # of encoded rows; the sender passes each on in one piece
 
 TABLE = b"t"  # a table begins; content: its name
 ROWS = b"d"  # encoded rows
 END = b"e"  # the table is complete
 FINDINGS = b"f"  # all tables are read; content: the findings, as JSON
-BACK = b"b"  # rows of the target, as COPY spells them in text format
+BLOCK = b"k"  # rows of the target, as COPY spells them; before them the rowid of the first
+BACK = b"b"  # a piece of the target's rows, ordered by key, cut anywhere
 RESULT = b"r"  # content: what a comparison found, as JSON
 ERROR = b"x"  # content: an error's name, message and hint, as JSON
 
@@ -130,14 +134,33 @@ def _compare_tables(
             kind, content, _ = read_frame(orders)
             assert kind == TABLE
             asked = json.loads(content)
-            comparison = Comparison(source, by_name[asked["name"]], by_key=asked["by_key"])
-            while True:
-                kind, content, _ = read_frame(orders)
-                if kind != BACK:
-                    break
-                comparison.feed(content)
-            result = comparison.finish()
-            send(RESULT, json.dumps(result.as_dict()).encode(), result.rows)
+            table = by_name[asked["name"]]
+            how = _by_key if asked["by_key"] else _in_order
+            send(RESULT, json.dumps(how(source, table, orders)).encode(), 0)
+
+
+def _in_order(
+    source: sqlite3.Connection, table: PlannedTable, orders: BinaryIO
+) -> dict[str, object]:
+    """Compare the blocks that come, which need not be all of the table; the first difference."""
+    audit = trail_of(table)
+    differs: str | None = None
+    while True:
+        kind, content, _ = read_frame(orders)
+        if kind != BLOCK:
+            return {"differs": differs, "audit": audit.as_dict() if audit else None}
+        if differs is None:
+            (first,) = ROWID.unpack_from(content)
+            differs = same_block(source, table, first, content[ROWID.size :], audit)
+
+
+def _by_key(source: sqlite3.Connection, table: PlannedTable, orders: BinaryIO) -> dict[str, object]:
+    comparison = ComparisonByKey(source, table)
+    while True:
+        kind, content, _ = read_frame(orders)
+        if kind != BACK:
+            return comparison.finish().as_dict()
+        comparison.feed(content)
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

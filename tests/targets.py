@@ -1,0 +1,108 @@
+"""Databases to export to, and what there is to compare of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from catalog_shapes import PostgresCatalog
+from home_builder import build_home
+from postgres_reader import read_postgres
+from postgres_server import Server
+from sagewai_ops.database.urls import PostgresUrl, parse
+from sagewai_ops.home.paths import Home, locate
+from sagewai_ops.schema import revisions
+from sagewai_ops.transfer.move import Options, export
+from sagewai_ops.transfer.report import Report
+
+_templates: dict[Path, str] = {}
+
+
+def at_head(server: Server) -> str:
+    """Make a database at head without rows; the first of a server is migrated, the rest copied."""
+    if server.folder not in _templates:
+        template = server.create(name="template_head")
+        asyncio.run(revisions.upgrade(url_of(server, template)))
+        _templates[server.folder] = template
+    return server.create(template=_templates[server.folder])
+
+
+def url_of(server: Server, database: str, **options: Any) -> PostgresUrl:
+    """Give the URL of a database as the exporter takes it."""
+    url = parse(server.url(database, **options))
+    assert isinstance(url, PostgresUrl)
+    return url
+
+
+def catalog_of(server: Server, database: str) -> PostgresCatalog:
+    """Read the whole catalog of a database."""
+
+    async def read() -> PostgresCatalog:
+        connection = await server.connect(database)
+        try:
+            return await read_postgres(connection)
+        finally:
+            await connection.close()
+
+    return asyncio.run(read())
+
+
+def counts_of(server: Server, database: str) -> dict[str, int]:
+    """Count the rows of the tables that have any; Alembic's own apart."""
+    names = [
+        str(name)
+        for (name,) in server.rows(
+            database,
+            "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+            " AND relkind = 'r' AND relname <> 'alembic_version'",
+        )
+    ]
+    if not names:
+        return {}
+    counted = ", ".join(f'(SELECT count(*) FROM "{name}")' for name in names)
+    (counts,) = server.rows(database, f"SELECT {counted}")
+    return {name: int(str(count)) for name, count in zip(names, counts, strict=True) if count}
+
+
+def state_of(server: Server, database: str) -> object:
+    """Give all that a failed export must leave as it was: catalog, rows, sequences."""
+    sequences = server.rows(
+        database,
+        "SELECT sequencename::text, last_value FROM pg_sequences"
+        " WHERE schemaname = 'public' ORDER BY 1",
+    )
+    return catalog_of(server, database), counts_of(server, database), sequences
+
+
+def copy_of(home: Home, root: Path) -> Home:
+    """Copy a home, which is quicker than building another."""
+    shutil.copytree(home.root, root, symlinks=True)
+    return locate(root, {})
+
+
+def home_with(
+    root: Path, change: Callable[[sqlite3.Connection], object] | None = None, **recipe: Any
+) -> Home:
+    """Build a small home, change its database, and give it."""
+    choices: dict[str, Any] = {
+        "artifacts": False,
+        "leftovers": False,
+        "journal": "none",
+        "vectors": 0,
+    }
+    built = build_home(root, **choices | recipe)
+    if change is not None:
+        with contextlib.closing(sqlite3.connect(built.database)) as connection:
+            change(connection)
+            connection.commit()
+    return locate(built.root, {})
+
+
+def exported(home: Home, server: Server, database: str, **options: Any) -> Report:
+    """Export a home to a database."""
+    return export(home, url_of(server, database), Options(**options))
