@@ -1,4 +1,4 @@
-"""`keys`: which key there is, what it opens, what stands in the clear."""
+"""`keys`: which key there is, what it opens, what stands in the clear, and a copy for bad days."""
 
 from collections import Counter
 from pathlib import Path
@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
     """Add the group."""
     group = typer.Typer(
         name="keys",
-        help="Name the master key and prove what it opens.",
+        help="Name the master key, prove what it opens, put it in escrow.",
         no_args_is_help=True,
         rich_markup_mode=None,
     )
@@ -29,6 +29,9 @@ def register(app: typer.Typer) -> None:
     )
     group.command("check", short_help="Open every sealed value with the keys at hand.")(
         command("keys check")(check)
+    )
+    group.command("escrow", short_help="Encrypt the key to recipients, as a file and on paper.")(
+        command("keys escrow")(escrow)
     )
     app.add_typer(group)
 
@@ -132,6 +135,91 @@ def check(run: Run, *, key_file: KeyFileOption = None) -> Outcome:
         warnings=(*refusals, *(f"{path}: {why}" for path, why in found.unread.items())),
         always=True,
     )
+
+
+def escrow(
+    run: Run,
+    *,
+    recipient: Annotated[
+        list[str] | None,
+        typer.Option("--recipient", metavar="R", help="Encrypt to an age or ssh public key."),
+    ] = None,
+    recipients_file: Annotated[
+        Path | None,
+        typer.Option("--recipients-file", metavar="F", help="Recipients, one a line."),
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to", metavar="F", envvar="SAGEWAI_OPS_ESCROW_TO", help="Write the encrypted key."
+        ),
+    ] = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option("--sheet", metavar="F", help="Write a recovery sheet to be printed."),
+    ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option("--key-file", metavar="F", help="This key, not the home's.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, write nothing.")] = False,
+) -> Outcome:
+    """Encrypt the master key to recipients, as an age file, a sheet of paper, or both.
+
+    The key never leaves in the clear. Each file is private, and gets its name only after it was
+    read back and opened. The sheet is plain text: on paper, with a recipient's identity, it is
+    enough.
+
+    Exit codes: 0 written and proved, 2 no recipient, nothing to write, or a place in the home,
+    10 no home or file, 12 there is no key, 13 no space, 14 the system refused, 15 a file exists
+    already, 16 what was read back is not the key.
+    """
+    from sagewai_ops.archive.envelope import check_recipients
+    from sagewai_ops.credentials import lock_of
+    from sagewai_ops.errors import KeyMissingError, UsageError
+    from sagewai_ops.home.paths import require
+    from sagewai_ops.keycheck import all_candidates
+    from sagewai_ops.keys.candidates import accepted, resolved
+    from sagewai_ops.keys.escrow import check_place, seal_key, write_key, write_sheet
+
+    if to is None and sheet is None:
+        raise UsageError("keys escrow: nothing to write", hint="name --to FILE, --sheet FILE, both")
+    if to and sheet and to.absolute() == sheet.absolute():
+        raise UsageError(f"keys escrow: --to and --sheet name the same file, {to}")
+    lock = lock_of(run.terminal, recipient or [], recipients_file, None)
+    if lock is None:
+        raise UsageError("keys escrow: no recipient", hint="--recipient age1... or ssh-ed25519 ...")
+    check_recipients(lock.recipients)
+    home = run.home()
+    require(home)
+    candidates = all_candidates(home, run.settings.environment, key_file=key_file)
+    key = candidates[0] if key_file else resolved(candidates)
+    if key is None:
+        raise KeyMissingError(f"home {home.root}: there is no key", hint="name it: --key-file FILE")
+    for path in filter(None, (to, sheet)):
+        check_place(path, home, candidates, force=force)
+    result: dict[str, Any] = {
+        "home": str(home.root),
+        **_own(key),
+        "recipients": list(lock.recipients),
+        "to": str(to) if to else None,
+        "sheet": str(sheet) if sheet else None,
+        "dry_run": dry_run,
+    }
+    if not dry_run:
+        sealed = seal_key(key, lock.recipients)
+        if to:
+            write_key(to, sealed)
+        if sheet:
+            write_sheet(sheet, sealed, home, run.started_at)
+    words = "would be written" if dry_run else "written, read back and proved"
+
+    def render(terminal: Terminal) -> None:
+        for path in filter(None, (to, sheet)):
+            terminal.line(f"key {key.fingerprint} from {key.source}: {path} {words}")
+
+    warnings = _refusals(candidates, accepted(candidates))
+    return Outcome(result, render, warnings=warnings, always=dry_run)
 
 
 def _keys(candidates: Any) -> list[dict[str, str]]:

@@ -9,6 +9,7 @@ import sqlite3
 import tempfile
 from pathlib import Path
 
+import pyrage
 import pytest
 
 import home_writer
@@ -17,6 +18,7 @@ from program import Answer, call, run
 from sagewai_ops import keycheck
 from sagewai_ops.database.source import NeedsStagingError
 from sagewai_ops.keys.candidates import fingerprint
+from sagewai_ops.keys.escrow import ciphertext_of
 from small_homes import everything_of, small
 
 OTHER = b"b3RoZXIgbWFzdGVyIGtleSBvdGhlciBtYXN0ZXIga2U="
@@ -293,3 +295,92 @@ def test_a_database_that_cannot_be_opened_in_place_is_copied(
     assert answer.code == 0
     assert len(answer.result["values"]) == len(built.sealed)
     assert list(scratch.iterdir()) == []
+
+
+@pytest.fixture
+def identity() -> pyrage.x25519.Identity:
+    """Of whom the key is given to."""
+    return pyrage.x25519.Identity.generate()
+
+
+def test_escrow_writes_a_file_and_a_sheet_that_open(
+    built: BuiltHome, tmp_path: Path, identity: pyrage.x25519.Identity
+) -> None:
+    """Silent without a terminal, like all that acts; the home stays as it is."""
+    before = everything_of(built.root)
+    file, sheet = tmp_path / "key.age", tmp_path / "sheet.txt"
+
+    answer = run(
+        *("--home", built.root, "keys", "escrow", "--recipient", identity.to_public()),
+        *("--to", file, "--sheet", sheet),
+        umask=0o000,
+    )
+
+    assert (answer.code, answer.out, answer.err) == (0, "", "")
+    assert pyrage.decrypt(file.read_bytes(), [identity]) == built.master_keys[0]
+    assert pyrage.decrypt(ciphertext_of(sheet.read_text()), [identity]) == built.master_keys[0]
+    assert {path.stat().st_mode & 0o777 for path in (file, sheet)} == {0o600}
+    assert silent(Answer(0, sheet.read_text(), file.read_bytes().decode("latin-1")), built)
+    assert everything_of(built.root) == before
+
+
+def test_escrow_tells_json_what_it_wrote(
+    built: BuiltHome, tmp_path: Path, identity: pyrage.x25519.Identity
+) -> None:
+    """Recipients from a file too; a dry run checks all and writes nothing."""
+    names = tmp_path / "team.txt"
+    names.write_text(f"# the team\n{identity.to_public()}\n")
+    words = ("--home", built.root, "keys", "escrow", "--json", "--recipients-file", names)
+    file = tmp_path / "key.age"
+
+    dry = call(*words, "--to", file, "--dry-run")
+    assert not file.exists()
+    answer = call(*words, "--to", file)
+
+    assert dry.result == {**answer.result, "dry_run": True}
+    assert answer.result["key_fingerprint"] == fingerprint(built.master_keys[0])
+    assert answer.result["recipients"] == [str(identity.to_public())]
+    assert (answer.result["to"], answer.result["sheet"]) == (str(file), None)
+    assert silent(answer, built)
+    assert call(*words, "--to", file).code == 15
+    assert call(*words, "--to", file, "--force").code == 0
+
+
+def test_escrow_takes_another_key_and_one_that_sagewai_refuses(
+    built: BuiltHome, tmp_path: Path, identity: pyrage.x25519.Identity
+) -> None:
+    """A key in danger is the one to put aside; the danger is told."""
+    built.master_key.chmod(0o644)
+    other = tmp_path / "other.key"
+    other.write_bytes(OTHER)
+    words = ("--home", built.root, "keys", "escrow", "--recipient", identity.to_public())
+
+    own = call(*words, "--to", tmp_path / "own.age")
+    named = call(*words, "--to", tmp_path / "named.age", "--key-file", other)
+
+    assert own.code == named.code == 0
+    assert "mode 0644" in own.err
+    opened = [
+        pyrage.decrypt((tmp_path / name).read_bytes(), [identity])
+        for name in ("own.age", "named.age")
+    ]
+    assert opened == [built.master_keys[0], OTHER]
+
+
+def test_escrow_refuses_what_makes_no_sense(
+    built: BuiltHome, tmp_path: Path, identity: pyrage.x25519.Identity
+) -> None:
+    """Nothing to write, nobody to write for, one file for both, a place in the home, no key."""
+    words = ("--home", built.root, "keys", "escrow")
+    to_us = ("--recipient", identity.to_public())
+    file = tmp_path / "key.age"
+
+    assert call(*words, *to_us).code == 2
+    assert call(*words, "--to", file).code == 2
+    assert call(*words, "--recipient", "age1nobody", "--to", file).code == 2
+    assert call(*words, *to_us, "--to", file, "--sheet", file).code == 2
+    assert call(*words, *to_us, "--to", built.master_key, "--force").code == 2
+    assert call(*words, *to_us, "--to", tmp_path / "none/key.age").code == 10
+    built.master_key.unlink()
+    assert call(*words, *to_us, "--to", file).code == 12
+    assert not file.exists()

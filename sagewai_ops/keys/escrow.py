@@ -1,0 +1,207 @@
+"""Put the master key aside for the day when the home is gone: as an age file, and on paper.
+
+The key leaves this process encrypted or not at all. Each file is written beside its place, read
+back and opened with an identity that lives for this run alone; only then does it get its name. So
+the ciphertext has one recipient more than was asked for, whose identity nobody has any longer.
+"""
+
+import base64
+import binascii
+import hmac
+import io
+import os
+import secrets
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from sagewai_ops import atomic
+from sagewai_ops.archive.envelope import Lock, Unlock, opened, sealing, temporary_identity
+from sagewai_ops.errors import DamagedError, NotFoundError, OpsError, TargetBusyError, UsageError
+from sagewai_ops.home.paths import Home
+from sagewai_ops.keys.candidates import Candidate
+
+_BEGIN = "-----BEGIN AGE ENCRYPTED FILE-----"
+_END = "-----END AGE ENCRYPTED FILE-----"
+_ARMOR_COLUMNS = 64  # of age's armor, which is strict PEM (RFC 7468)
+
+
+@dataclass(frozen=True, slots=True)
+class Escrow:
+    """A key under encryption, and what proves that it opens.
+
+    Args:
+        key: What is inside.
+        recipients: Who can open it.
+        content: The age file.
+        identity: Opens it too; never written anywhere.
+    """
+
+    key: Candidate
+    recipients: tuple[str, ...]
+    content: bytes = field(repr=False)
+    identity: str = field(repr=False)
+
+
+def seal_key(key: Candidate, recipients: Sequence[str]) -> Escrow:
+    """Encrypt a key to recipients.
+
+    Args:
+        key: With a value.
+        recipients: age or ssh public keys; doubles count once.
+
+    Raises:
+        UsageError: One is no recipient.
+    """
+    everyone = tuple(dict.fromkeys(recipients))
+    own, identity = temporary_identity()
+    buffer = io.BytesIO()
+    sink = sealing(buffer, Lock(recipients=(*everyone, own)))
+    try:
+        sink.write(key.value)
+    except BaseException:
+        sink.abandon()
+        raise
+    sink.close()
+    return Escrow(key, everyone, buffer.getvalue(), identity)
+
+
+def check_place(path: Path, home: Home, keys: Sequence[Candidate], *, force: bool) -> None:
+    """Make sure that a file may be written.
+
+    Args:
+        keys: Whose files are never written over.
+        force: Whether a file that is there may be replaced.
+
+    Raises:
+        UsageError: It lies in the home, or is a key's own file.
+        TargetBusyError: There is something, and `force` is not given or it is a folder.
+        NotFoundError: The folder for it does not exist.
+    """
+    real = Path(os.path.realpath(path))
+    if real.is_relative_to(home.root):
+        raise UsageError(f"escrow {path}: lies in the home, with which it would be lost")
+    if any(one.path and Path(os.path.realpath(one.path)) == real for one in keys):
+        raise UsageError(f"escrow {path}: is a key file itself")
+    if not path.parent.is_dir():
+        raise NotFoundError(f"escrow {path}: its folder does not exist")
+    if path.is_dir():
+        raise TargetBusyError(f"escrow {path}: is a folder")
+    if os.path.lexists(path) and not force:
+        raise TargetBusyError(f"escrow {path}: exists already", hint="use --force to replace it")
+
+
+def write_key(path: Path, escrow: Escrow) -> None:
+    """Write the age file, 0600, proved before it has its name.
+
+    Raises:
+        DamagedError: What was read back does not open to the key; there is no file then.
+        NoSpaceError, PermissionDeniedError, OpsError: The system refused.
+    """
+    _write_proved(path, escrow.content, escrow, lambda content: content)
+
+
+def write_sheet(path: Path, escrow: Escrow, home: Home, moment: datetime) -> None:
+    """Write the recovery sheet, 0600, proved before it has its name.
+
+    Raises:
+        DamagedError, NoSpaceError, PermissionDeniedError, OpsError: As `write_key`.
+    """
+    text = sheet_of(escrow, home, moment)
+    _write_proved(path, text.encode(), escrow, lambda content: ciphertext_of(content.decode()))
+
+
+def sheet_of(escrow: Escrow, home: Home, moment: datetime) -> str:
+    """Say on paper all that it takes to have the key back, given one recipient's identity."""
+    lines = [
+        "RECOVERY SHEET OF A SAGEWAI MASTER KEY",
+        "",
+        f"key fingerprint  {escrow.key.fingerprint}",
+        f"home             {_shown(os.fspath(home.root))}",
+        f"date             {moment:%Y-%m-%d %H:%M} UTC",
+        "recipients       any one of these can open it:",
+        *(f"  {_shown(recipient)}" for recipient in escrow.recipients),
+        "",
+        "The key itself is not on this sheet. The block below is the key, encrypted with age",
+        "(https://age-encryption.org) to the recipients above. To have it back:",
+        "",
+        "1. Scan or type the block into a file key.age, its first and last line included. Each",
+        f"   line between these two has {_ARMOR_COLUMNS} characters, only the last may have fewer.",
+        "2. Decrypt it with the age identity or the ssh private key of a recipient:",
+        "     (umask 077; age -d -i IDENTITY key.age > master.key)",
+        "   It has 44 characters. A mistyped block does not decrypt.",
+        "3. With Sagewai stopped, see that it is the key which opens the home:",
+        "     sagewai-ops keys check --key-file master.key",
+        f"   The fingerprint of --key-file must be {escrow.key.fingerprint}.",
+        "4. Put it in its place, with this mode (with a wider one Sagewai replaces the key):",
+        f"     install -m 0600 master.key {_quoted(home.master_key)}",
+        "   and remove master.key.",
+        "",
+        *_armored(escrow.content),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def ciphertext_of(sheet: str) -> bytes:
+    """Take the age file from a sheet's text.
+
+    Raises:
+        DamagedError: There is no whole block in it.
+    """
+    _before, begin, rest = sheet.partition(f"\n{_BEGIN}\n")
+    block, end, _after = rest.partition(f"\n{_END}\n")
+    if not begin or not end:
+        raise DamagedError("recovery sheet: no whole block in it")
+    try:
+        return base64.b64decode("".join(block.split()), validate=True)
+    except binascii.Error as error:
+        raise DamagedError(f"recovery sheet: its block is not base64: {error}") from error
+
+
+def _armored(content: bytes) -> list[str]:
+    text = base64.b64encode(content).decode("ascii")
+    starts = range(0, len(text), _ARMOR_COLUMNS)
+    return [_BEGIN, *(text[start : start + _ARMOR_COLUMNS] for start in starts), _END]
+
+
+def _write_proved(
+    path: Path, content: bytes, escrow: Escrow, take: Callable[[bytes], bytes]
+) -> None:
+    unproved = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unproved")
+    with atomic.naming(path):
+        try:
+            atomic.replace(unproved, content, mode=atomic.PRIVATE_FILE)
+            _prove(path, take(unproved.read_bytes()), escrow)
+            os.rename(unproved, path)
+        except BaseException:
+            unproved.unlink(missing_ok=True)
+            raise
+        atomic.sync_folder(path.parent)
+
+
+def _prove(path: Path, content: bytes, escrow: Escrow) -> None:
+    """Open what was read back, and compare.
+
+    Raises:
+        DamagedError: It is not the key.
+    """
+    unlock = Unlock(identities=(escrow.identity,))
+    try:
+        value = b"".join(opened(io.BytesIO(content), unlock, path.name))
+    except OpsError as error:
+        raise DamagedError(f"escrow {path}: does not open again after it was written") from error
+    if not hmac.compare_digest(value, escrow.key.value):
+        raise DamagedError(f"escrow {path}: opens to something else than the key")
+
+
+def _shown(text: str) -> str:
+    """Escape what a printer cannot show."""
+    return text if text.isprintable() else ascii(text)
+
+
+def _quoted(path: Path) -> str:
+    text = os.fspath(path)
+    return shlex.quote(text) if text.isprintable() else ascii(text)
