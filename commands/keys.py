@@ -96,7 +96,7 @@ def check(run: Run, *, key_file: KeyFileOption = None) -> Outcome:
     if total and not found.opened:
         tried = sum(bool(one.value) for one in found.candidates)
         raise KeyMissingError(
-            f"home {home.root}: {total} sealed values, none opens with the {tried} keys at hand",
+            f"home {home.root}: {total} sealed values and none opens, keys tried: {tried}",
             hint="\n".join(
                 (*refusals, "sagewai-ops keys check --key-file FILE  # with the key that is meant")
             ),

@@ -13,6 +13,7 @@ import pyrage
 import pytest
 
 import home_writer
+import real_homes
 from home_builder import BuiltHome
 from program import Answer, call, run
 from sagewai_ops import keycheck
@@ -64,6 +65,18 @@ def test_a_home_in_order_exits_0_and_stays_as_it_is(built: BuiltHome) -> None:
     assert "in clear" not in answer.out
     assert silent(answer, built)
     assert everything_of(built.root) == before
+
+
+@pytest.mark.parametrize("name", ["real-small", "legacy-flat", "legacy-both-differ"])
+def test_homes_that_sagewai_itself_wrote_are_in_order(name: str, tmp_path: Path) -> None:
+    """Everything opens, and what it left in the clear by itself is no finding."""
+    home = real_homes.unpack(name, tmp_path)
+
+    answer = call("--home", home, "keys", "check", "--json")
+
+    assert answer.code == 0
+    assert answer.result["sealed"]["opened"] == len(answer.result["values"]) >= 44
+    assert not any(one["finding"] for one in answer.result["plaintext"])
 
 
 def test_json_lists_each_value_with_its_key(built: BuiltHome) -> None:
@@ -130,7 +143,7 @@ def test_no_key_that_opens_any_exits_12(built: BuiltHome) -> None:
 
     assert answer.code == 12
     assert answer.out == ""
-    assert f"{len(built.sealed)} sealed values, none opens with the 1 keys" in answer.err
+    assert f"{len(built.sealed)} sealed values and none opens, keys tried: 1" in answer.err
     assert silent(answer, built, OTHER.decode())
 
 
