@@ -44,8 +44,9 @@ def broken_checks(connection: sqlite3.Connection, table: Table, plan: Plan, tall
     for number, *failed in connection.execute(statement):
         for (name, _), is_broken in zip(checks, failed, strict=True):
             if is_broken:
-                key = functools.partial(key_of, connection, plan, number)
-                tally.add("check", table.name, "", f"breaks the CHECK {name}", key)
+                reason = f"breaks the CHECK {name}"
+                key = functools.partial(key_of, connection, plan)
+                tally.add("check", table.name, "", reason, [number], key)
 
 
 def _columns_of(constraint: object, table: Table) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -65,12 +65,20 @@ class Tally:
     _counts: dict[tuple[Kind, str, str, str], int] = field(default_factory=dict)
     _examples: dict[tuple[Kind, str, str, str], list[str]] = field(default_factory=dict)
 
-    def add(self, kind: Kind, table: str, column: str, reason: str, key: Callable[[], str]) -> None:
-        """Count one row; its key is asked for, and kept, if it is among the first."""
+    def add(
+        self,
+        kind: Kind,
+        table: str,
+        column: str,
+        reason: str,
+        rows: Sequence[int],
+        key: Callable[[int], str],
+    ) -> None:
+        """Count rows, given by their ids; the keys of the first are asked for and kept."""
         which = (kind, table, column, reason)
-        count = self._counts[which] = self._counts.get(which, 0) + 1
-        if count <= EXAMPLES:
-            self._examples.setdefault(which, []).append(key())
+        self._counts[which] = self._counts.get(which, 0) + len(rows)
+        examples = self._examples.setdefault(which, [])
+        examples += [key(number) for number in rows[: EXAMPLES - len(examples)]]
 
     def findings(self) -> tuple[Finding, ...]:
         """Give what was counted, in the order in which it was met first."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from sagewai_ops.database.source import quoted
 from sagewai_ops.schema import prefilter
 from sagewai_ops.schema.findings import Kind, Tally, spelled_key
+from sagewai_ops.schema.json_values import Verdict
 from sagewai_ops.schema.values import Target, Text, judge, target_of
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 BATCH_BYTES = 2 * 1024 * 1024  # of joined texts; larger ones fall out of the processor's cache
 _BATCH_ROWS = 20_000
+_REMEMBERED = 500  # verdicts on texts of one column and batch: few differ where all are wrong
+_UNSEEN = Verdict("refused", "")
 # Row id, mask of the columns that SQL does not clear, and the texts of each group.
 _Row: TypeAlias = tuple[int, int, bytes, bytes, bytes, bytes]
 
@@ -156,12 +159,23 @@ def _judge_column(
         f"SELECT _rowid_, {quoted(name)} FROM {quoted(plan.table)} NOT INDEXED"  # noqa: S608
         " WHERE _rowid_ BETWEEN ? AND ?"
     )
+    memory: dict[bytes, Verdict | None] = {}
+    found: dict[tuple[Kind, str], list[int]] = {}
     for number, value in connection.execute(statement, (batch.first, batch.last)):
-        verdict = judge(target, value)
+        if type(value) is Text:  # equal numbers of two types, or a blob, are other values
+            verdict = memory.get(value, _UNSEEN)
+            if verdict is _UNSEEN:
+                verdict = judge(target, value)
+                if len(memory) < _REMEMBERED:
+                    memory[value] = verdict
+        else:
+            verdict = judge(target, value)
         if verdict is not None:
             kind: Kind = "null" if value is None else verdict.kind
-            key = functools.partial(key_of, connection, plan, number)
-            tally.add(kind, plan.table, name, verdict.reason, key)
+            found.setdefault((kind, verdict.reason), []).append(number)
+    key = functools.partial(key_of, connection, plan)
+    for (kind, reason), rows in found.items():
+        tally.add(kind, plan.table, name, reason, rows, key)
 
 
 def key_of(connection: sqlite3.Connection, plan: Plan, number: int) -> str:
