@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, Protocol
 
 from sagewai_ops.atomic import naming
 from sagewai_ops.errors import DamagedError
+from sagewai_ops.memory import keep_large_blocks
 
 FRAME_BYTES = 4 * 1024 * 1024  # of tar data in a frame; docs/format.md
 DEFAULT_LEVEL = 3
@@ -98,7 +99,7 @@ class HashingSink:
     def __init__(self, stream: BinaryIO, path: Path | None = None) -> None:
         self._stream = stream
         self._path = path
-        self._digest = hashlib.sha256()
+        self.digest = hashlib.sha256()
         self.size_bytes = 0
 
     def write(self, data: bytes) -> None:
@@ -107,12 +108,12 @@ class HashingSink:
         with naming(self._path) if self._path else contextlib.nullcontext():
             while view:  # an unbuffered file may take less than it is given
                 view = view[self._stream.write(view) or 0 :]
-        self._digest.update(data)
+        self.digest.update(data)
         self.size_bytes += len(data)
 
     def hexdigest(self) -> str:
         """Give the SHA-256 of what was written."""
-        return self._digest.hexdigest()
+        return self.digest.hexdigest()
 
 
 class FrameWriter:
@@ -125,10 +126,13 @@ class FrameWriter:
     """
 
     def __init__(self, sink: Sink, *, level: int = DEFAULT_LEVEL, check: bool = False) -> None:
+        keep_large_blocks()
         self._sink = sink
         self._level = level
         self._check = check
-        self._digest = hashlib.sha256()
+        # What goes straight to a hashing sink is hashed there, once; encryption stands between.
+        self._is_hashed = isinstance(sink, HashingSink)
+        self._digest = sink.digest if isinstance(sink, HashingSink) else hashlib.sha256()
         self._table: list[tuple[int, int]] = []
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="compress")
         self._local = threading.local()
@@ -212,7 +216,8 @@ class FrameWriter:
         buffer, count, future = self._pending.popleft()
         frame = future.result()
         self._spare.append(buffer)
-        self._digest.update(frame)
+        if not self._is_hashed:
+            self._digest.update(frame)
         self._sink.write(frame)
         self._table.append((len(frame), count))
 
@@ -291,6 +296,7 @@ def decompressed(
     """
     import zstandard
 
+    keep_large_blocks()
     local = threading.local()
 
     def decompress(frame: Frame, data: bytes) -> bytes:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -35,6 +36,7 @@ MOST_MANIFEST_BYTES = 512 * 1024 * 1024
 # deeply nested folders has no hashes and long paths that repeat, but stays below the second number.
 _MOST_MANIFEST_RATIO = 100
 _ANY_MANIFEST_BYTES = 16 * 1024 * 1024
+_LARGE_BYTES = 256 * 1024  # hashing fewer takes less time than handing them to a thread
 _MOST_AFTER_BYTES = BLOCK_BYTES + len(END)
 
 
@@ -84,11 +86,14 @@ class ArchiveReader:
         stream = _Stream(
             needed, self._source.pieces(_spans(needed), digest), on_bytes or (lambda _count: None)
         )
-        with contextlib.closing(stream):
+        with (
+            contextlib.closing(stream),
+            ThreadPoolExecutor(1, thread_name_prefix="hash") as hasher,
+        ):
             for entry, start in placed:
                 stream.go_to(start)
                 _expect(stream, header_of(entry), entry.path)
-                content = _hashed(stream, entry)
+                content = _hashed(stream, entry, hasher)
                 yield entry, content
                 for _piece in content:
                     pass
@@ -306,13 +311,19 @@ def _expect(stream: _Stream, expected: bytes, path: str) -> None:
         raise DamagedError(f"archive: member {path[:200]}: its tar header is not what it must be")
 
 
-def _hashed(stream: _Stream, entry: Entry) -> Iterator[memoryview]:
+def _hashed(stream: _Stream, entry: Entry, hasher: ThreadPoolExecutor) -> Iterator[memoryview]:
     if not entry.sha256:
         return
     digest = hashlib.sha256()
     for piece in stream.take(entry.size_bytes):
-        digest.update(piece)
+        if len(piece) < _LARGE_BYTES:
+            digest.update(piece)
+            yield piece
+            continue
+        # Hashed while the consumer writes it.
+        hashing = hasher.submit(digest.update, piece)
         yield piece
+        hashing.result()
     if digest.digest() != entry.sha256:
         raise DamagedError(f"archive: member {entry.path[:200]} does not match its checksum")
 

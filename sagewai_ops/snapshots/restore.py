@@ -161,6 +161,9 @@ def _fill(
 
         try:
             extracted = extract(reader, folder, place, root=root, on_bytes=count, on_file=examine)
+            # The disk takes what is pending while the database is examined; `swap` syncs the rest.
+            with atomic.naming(folder):
+                atomic.sync_tree(folder)
             proof = None
             if started:
                 proof = _compared(started[0].result(), reader)

@@ -230,7 +230,7 @@ class Taking:
             check=check,
         )
         with contextlib.closing(writer):
-            for item in self.collection.found:
+            for item in _database_first(self.collection.found, copies):
                 self._add(writer, item, copies.get(item.path))
             if self.options.custody == "sealed":
                 self._add_key(writer)
@@ -377,3 +377,16 @@ def _root_facts(home: Home) -> dict[str, Any]:
         "gid": status.st_gid,
         "mtime_ns": status.st_mtime_ns,
     }
+
+
+def _database_first(found: Sequence[Found], copies: Mapping[str, Copied]) -> Iterator[Found]:
+    """Put the databases, with the folders above them, before everything else.
+
+    A restore examines the database while it writes the rest, so it should have it early.
+    """
+    above = {
+        path[:position] for path in copies for position, letter in enumerate(path) if letter == "/"
+    }
+    above.update(copies)
+    yield from (item for item in found if item.path in above)
+    yield from (item for item in found if item.path not in above)
