@@ -144,7 +144,12 @@ def translated(url: PostgresUrl) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (
+        OSError,
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,
+    ) as error:
         ours = _ours(url, error)
         if ours is None:
             raise
@@ -176,7 +181,8 @@ def _ours(url: PostgresUrl, error: BaseException | None) -> OpsError | None:
         kind = _BY_STATE.get(state) or _BY_STATE.get(state[:2])
         said = str(error.args[0] if error.args else "refused").splitlines()[0]
         return kind(f"{url.shown}: {said}", hint=_hint(kind)) if kind else None
-    if isinstance(error, (OSError, asyncpg.InterfaceError)):
+    # A server that goes away between two messages can leave the driver in the wrong state.
+    if isinstance(error, (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
         said = (getattr(error, "strerror", None) or str(error)).splitlines()[0].lower()
         return RemoteError(f"{url.shown}: {said}", hint=_hint(RemoteError))
     return None
