@@ -128,82 +128,198 @@ def _row(
     project = f"project-{number % 7}"
     run = hashlib.sha256(b"run %d" % (number % counts["agent_runs"])).hexdigest()[:12]
     if table == "org":
-        return {"id": f"org-{number}", "name": "Acme", "slug": f"acme-{number}",
-                "timezone": "UTC", "settings": "{}", "created_at": stamp}  # fmt: skip
+        return {
+            "id": f"org-{number}",
+            "name": "Acme",
+            "slug": f"acme-{number}",
+            "timezone": "UTC",
+            "settings": "{}",
+            "created_at": stamp,
+        }
     if table == "project":
-        return {"id": f"project-{number}", "org_id": "org-0", "slug": f"project-{number}",
-                "name": _text(chance, 3), "environment": "production", "status": "active",
-                "settings": '{"region": "eu"}', "created_at": stamp, "updated_at": stamp}  # fmt: skip
+        return {
+            "id": f"project-{number}",
+            "org_id": "org-0",
+            "slug": f"project-{number}",
+            "name": _text(chance, 3),
+            "environment": "production",
+            "status": "active",
+            "settings": '{"region": "eu"}',
+            "created_at": stamp,
+            "updated_at": stamp,
+        }
     if table == "agent_runs":
-        return {"run_id": run, "project_id": project, "agent_name": f"helper-{number % 23}",
-                "status": chance.choice(("completed", "failed")), "input_text": _text(chance, 30),
-                "output_text": _text(chance, 40), "total_tokens": number, "input_tokens": 11,
-                "output_tokens": 22, "cost_usd": round(chance.random(), 6), "model": "gpt-4o",
-                "duration_ms": chance.randrange(90_000),
-                "tool_calls": json.dumps([{"name": "search", "args": {"q": _text(chance, 4)}}]),
-                "metadata": json.dumps({"k": number, "note": _text(chance, 3)}),
-                "started_at": moment.timestamp(), "completed_at": moment.timestamp() + 1.5,
-                "error": None, "run_type": "standalone", "created_at": stamp[:19]}  # fmt: skip
+        return {
+            "run_id": run,
+            "project_id": project,
+            "agent_name": f"helper-{number % 23}",
+            "status": chance.choice(("completed", "failed")),
+            "input_text": _text(chance, 30),
+            "output_text": _text(chance, 40),
+            "total_tokens": number,
+            "input_tokens": 11,
+            "output_tokens": 22,
+            "cost_usd": round(chance.random(), 6),
+            "model": "gpt-4o",
+            "duration_ms": chance.randrange(90_000),
+            "tool_calls": json.dumps([{"name": "search", "args": {"q": _text(chance, 4)}}]),
+            "metadata": json.dumps({"k": number, "note": _text(chance, 3)}),
+            "started_at": moment.timestamp(),
+            "completed_at": moment.timestamp() + 1.5,
+            "error": None,
+            "run_type": "standalone",
+            "created_at": stamp[:19],
+        }
     if table == "prompt_logs":
-        return {"log_id": f"log-{number:012x}", "project_id": project, "run_id": run,
-                "agent_name": f"helper-{number % 23}", "step_index": number % 5, "model": "gpt-4o",
-                "prompt_messages": _messages(chance, 2), "response_message": _message(chance),
-                "input_tokens": 300, "output_tokens": 50, "cost_usd": 0.00042, "duration_ms": 88,
-                "strategy": "react", "metadata": '{"a": null}', "is_example": number % 2,
-                "tags": "[]", "source": "playground", "input_text": _text(chance, 20),
-                "output_text": _text(chance, 20), "created_at": stamp}  # fmt: skip
+        return {
+            "log_id": f"log-{number:012x}",
+            "project_id": project,
+            "run_id": run,
+            "agent_name": f"helper-{number % 23}",
+            "step_index": number % 5,
+            "model": "gpt-4o",
+            "prompt_messages": _messages(chance, 2),
+            "response_message": _message(chance),
+            "input_tokens": 300,
+            "output_tokens": 50,
+            "cost_usd": 0.00042,
+            "duration_ms": 88,
+            "strategy": "react",
+            "metadata": '{"a": null}',
+            "is_example": number % 2,
+            "tags": "[]",
+            "source": "playground",
+            "input_text": _text(chance, 20),
+            "output_text": _text(chance, 20),
+            "created_at": stamp,
+        }
     if table == "sessions":
-        return {"session_id": f"session-{number:08x}", "project_id": project,
-                "agent_name": f"helper-{number % 23}", "messages": _messages(chance, 8),
-                "summary": _text(chance, 12), "memory_keys": '["mk0"]', "created_at": stamp,
-                "updated_at": stamp}  # fmt: skip
+        return {
+            "session_id": f"session-{number:08x}",
+            "project_id": project,
+            "agent_name": f"helper-{number % 23}",
+            "messages": _messages(chance, 8),
+            "summary": _text(chance, 12),
+            "memory_keys": '["mk0"]',
+            "created_at": stamp,
+            "updated_at": stamp,
+        }
     if table == "workflow_runs":
-        return {"id": f"{project}:nightly:run-{number:08d}", "project_id": project,
-                "workflow_name": "nightly", "run_id": f"run-{number:08d}", "status": "completed",
-                "data": _workflow(chance, number), "input": "{}", "output": '{"ok": true}',
-                "created_at": stamp[:19], "updated_at": stamp, "input_encrypted": 0,
-                "output_encrypted": "false", "effective_env_keys": '["REGION"]',
-                "effective_secret_keys": '["API_KEY", "DB_PASSWORD"]', "directive_chain": "[]",
-                "artifact_destination": "null", "estimated_cost_usd": 0.0125}  # fmt: skip
+        return {
+            "id": f"{project}:nightly:run-{number:08d}",
+            "project_id": project,
+            "workflow_name": "nightly",
+            "run_id": f"run-{number:08d}",
+            "status": "completed",
+            "data": _workflow(chance, number),
+            "input": "{}",
+            "output": '{"ok": true}',
+            "created_at": stamp[:19],
+            "updated_at": stamp,
+            "input_encrypted": 0,
+            "output_encrypted": "false",
+            "effective_env_keys": '["REGION"]',
+            "effective_secret_keys": '["API_KEY", "DB_PASSWORD"]',
+            "directive_chain": "[]",
+            "artifact_destination": "null",
+            "estimated_cost_usd": 0.0125,
+        }
     if table == "cost_records":
-        return {"project_id": project, "agent_name": f"helper-{number % 23}", "model": "gpt-4o",
-                "cost_usd": chance.random(), "tokens": number, "created_at": stamp}  # fmt: skip
+        return {
+            "project_id": project,
+            "agent_name": f"helper-{number % 23}",
+            "model": "gpt-4o",
+            "cost_usd": chance.random(),
+            "tokens": number,
+            "created_at": stamp,
+        }
     if table == "harness_spend":
-        return {"id": hashlib.sha256(f"spend {number}".encode()).hexdigest()[:12],
-                "timestamp": stamp, "user_id": f"u{number % 40}", "org_id": "acme",
-                "model_requested": "gpt-4o", "model_used": "gpt-4o", "input_tokens": 5,
-                "output_tokens": 7, "cost_usd": chance.random(), "latency_ms": 12.75}  # fmt: skip
+        return {
+            "id": hashlib.sha256(f"spend {number}".encode()).hexdigest()[:12],
+            "timestamp": stamp,
+            "user_id": f"u{number % 40}",
+            "org_id": "acme",
+            "model_requested": "gpt-4o",
+            "model_used": "gpt-4o",
+            "input_tokens": 5,
+            "output_tokens": 7,
+            "cost_usd": chance.random(),
+            "latency_ms": 12.75,
+        }
     if table == "guardrail_events":
-        return {"project_id": project, "agent_name": f"helper-{number % 23}",
-                "event_type": "blocked", "entity_type": "email", "action": "redact",
-                "detail": _text(chance, 12), "created_at": stamp}  # fmt: skip
+        return {
+            "project_id": project,
+            "agent_name": f"helper-{number % 23}",
+            "event_type": "blocked",
+            "entity_type": "email",
+            "action": "redact",
+            "detail": _text(chance, 12),
+            "created_at": stamp,
+        }
     if table == "notification_history":
-        return {"project_id": project, "trigger": "budget", "title": _text(chance, 5),
-                "body": _text(chance, 30), "severity": "info", "channel_type": "slack",
-                "delivered": 1, "created_at": stamp}  # fmt: skip
+        return {
+            "project_id": project,
+            "trigger": "budget",
+            "title": _text(chance, 5),
+            "body": _text(chance, 30),
+            "severity": "info",
+            "channel_type": "slack",
+            "delivered": 1,
+            "created_at": stamp,
+        }
     if table == "audit_event":
-        return {"org_id": "org-0", "project_id": "project-0", "actor_user_id": "u1",
-                "action": "provider.update", "target_type": "provider",
-                "target_id": f"p{number % 9}",
-                "metadata": json.dumps({"ip": "10.0.0.9", "note": _text(chance, 4)}),
-                "seq": number + 1, "created_at": stamp}  # fmt: skip
+        return {
+            "org_id": "org-0",
+            "project_id": "project-0",
+            "actor_user_id": "u1",
+            "action": "provider.update",
+            "target_type": "provider",
+            "target_id": f"p{number % 9}",
+            "metadata": json.dumps({"ip": "10.0.0.9", "note": _text(chance, 4)}),
+            "seq": number + 1,
+            "created_at": stamp,
+        }
     if table == "context_documents":
-        return {"id": f"document-{number:08x}", "scope": "project", "scope_id": project,
-                "project_id": project, "title": _text(chance, 6), "source": "upload",
-                "file_size_bytes": 90_000, "chunk_count": 10, "status": "ready", "confidence": 0.5,
-                "metadata": "{}", "tags": '["handbook", "ü"]', "created_at": stamp,
-                "updated_at": stamp}  # fmt: skip
+        return {
+            "id": f"document-{number:08x}",
+            "scope": "project",
+            "scope_id": project,
+            "project_id": project,
+            "title": _text(chance, 6),
+            "source": "upload",
+            "file_size_bytes": 90_000,
+            "chunk_count": 10,
+            "status": "ready",
+            "confidence": 0.5,
+            "metadata": "{}",
+            "tags": '["handbook", "ü"]',
+            "created_at": stamp,
+            "updated_at": stamp,
+        }
     if table == "context_chunks":
-        return {"id": f"chunk-{number:08x}",
-                "document_id": f"document-{number % counts['context_documents']:08x}",
-                "scope": "project", "scope_id": project, "project_id": project,
-                "content": _text(chance, 110), "chunk_index": number % 10, "token_count": 200,
-                "content_hash": hashlib.sha256(str(number).encode()).hexdigest(),
-                "importance": 0.5, "access_count": 0, "metadata": "{}",
-                "created_at": stamp}  # fmt: skip
-    return {"event_type": "evaluated", "run_id": run, "project_id": project,
-            "workflow_name": "nightly", "details": json.dumps({"why": _text(chance, 9)}),
-            "created_at": stamp}  # fmt: skip
+        return {
+            "id": f"chunk-{number:08x}",
+            "document_id": f"document-{number % counts['context_documents']:08x}",
+            "scope": "project",
+            "scope_id": project,
+            "project_id": project,
+            "content": _text(chance, 110),
+            "chunk_index": number % 10,
+            "token_count": 200,
+            "content_hash": hashlib.sha256(str(number).encode()).hexdigest(),
+            "importance": 0.5,
+            "access_count": 0,
+            "metadata": "{}",
+            "created_at": stamp,
+        }
+    return {
+        "event_type": "evaluated",
+        "run_id": run,
+        "project_id": project,
+        "workflow_name": "nightly",
+        "details": json.dumps({"why": _text(chance, 9)}),
+        "created_at": stamp,
+    }
 
 
 def _text(chance: random.Random, words: int) -> str:
@@ -216,21 +332,36 @@ def _message(chance: random.Random) -> str:
 
 def _messages(chance: random.Random, count: int) -> str:
     turns = (("user", "assistant")[turn % 2] for turn in range(count))
-    return json.dumps([
-        {"role": turn, "content": _text(chance, 28) + '\n"quoted"', "tool_calls": None}
-        for turn in turns
-    ])  # fmt: skip
+    return json.dumps(
+        [
+            {"role": turn, "content": _text(chance, 28) + '\n"quoted"', "tool_calls": None}
+            for turn in turns
+        ]
+    )
 
 
 def _workflow(chance: random.Random, number: int) -> str:
-    step = {"status": "completed", "result": {"r": [1, 2.5, None], "text": _text(chance, 6)},
-            "error": None, "attempts": 1, "started_at": 1.0, "completed_at": 2.0}  # fmt: skip
-    return json.dumps({
-        "workflow_name": "nightly", "run_id": f"run-{number:08d}", "status": "completed",
-        "input_data": {"i": number, "none": None, "f": 0.5}, "output_data": {"ok": True},
-        "started_at": 1772353800.123456, "completed_at": None, "code_hash": "c0ffee",
-        "steps": {"a": step, "b": step, "c": step},
-    })  # fmt: skip
+    step = {
+        "status": "completed",
+        "result": {"r": [1, 2.5, None], "text": _text(chance, 6)},
+        "error": None,
+        "attempts": 1,
+        "started_at": 1.0,
+        "completed_at": 2.0,
+    }
+    return json.dumps(
+        {
+            "workflow_name": "nightly",
+            "run_id": f"run-{number:08d}",
+            "status": "completed",
+            "input_data": {"i": number, "none": None, "f": 0.5},
+            "output_data": {"ok": True},
+            "started_at": 1772353800.123456,
+            "completed_at": None,
+            "code_hash": "c0ffee",
+            "steps": {"a": step, "b": step, "c": step},
+        }
+    )
 
 
 def _chain_hash(previous: str, row: dict[str, object]) -> str:
