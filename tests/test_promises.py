@@ -21,7 +21,17 @@ ROOT = Path(__file__).parent.parent
 MOST_LINES = 400  # of a module; style: split what is longer
 HEAVY = ("sqlalchemy", "alembic", "asyncpg", "cryptography", "zstandard", "pyrage", "rich")
 # The frame: everything may import it, it imports nothing above itself.
-FRAME = {"__init__", "errors", "atomic", "locks", "processes", "progress", "settings", "terminal"}
+FRAME = {
+    "__init__",
+    "atomic",
+    "errors",
+    "locks",
+    "memory",
+    "processes",
+    "progress",
+    "settings",
+    "terminal",
+}
 RANKS = {
     "database": 1,
     "archive": 2,
