@@ -53,8 +53,9 @@ demo: setup  ## Back up a home that is being written to, restore it beside, comp
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python fixtures/demo.py
 
 bench: setup  ## Measure against the peers that are installed; prints ratios.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check psutil
 	$(BIN)/python tests/benchmarks/bench_backup.py
+	$(BIN)/python tests/benchmarks/bench_perms.py
+	$(BIN)/python tests/benchmarks/bench_db.py
 
 include tests/interop/interop.mk
 
