@@ -281,6 +281,56 @@ def test_damage_is_found_beside_everything_else(home: Path) -> None:
     assert ("integrity", "agent_runs") in {(one.kind, one.place) for one in found}
 
 
+def test_table_of_another_program_is_read_for_what_it_has(home: Path) -> None:
+    """One that has our name and no column of ours is drift, and no failure."""
+    _execute(home, "DROP TABLE agent", "CREATE TABLE agent (mine TEXT)")
+    _execute(home, "INSERT INTO agent VALUES ('x')")
+
+    checked = check_database(home)
+
+    assert checked.level.state == "unknown"
+    assert ("drift", "agent.id") in {(one.kind, one.place) for one in checked.findings}
+
+
+def test_long_rows_are_read_one_by_one(home: Path) -> None:
+    """A row too long to be joined with others is judged like them, and clear ones stay clear."""
+    long = "x" * 40_000
+    insert = "INSERT INTO sessions (session_id, agent_name, messages, memory_keys) VALUES"
+    _execute(
+        home,
+        f"{insert} ('fine', 'a', '[\"{long}\"]', '[]')",
+        f"{insert} ('nul', 'a', '[\"{long}\\u0000\"]', '[]')",
+        f"{insert} ('bytes', 'a' || CAST(x'ff' AS TEXT), '[\"{long}\"]', '[]')",
+        f"{insert} ('null', 'a', '[\"{long}\"]', '0.5')",
+    )
+
+    found = {one.place: one.examples for one in check_database(home).findings}
+
+    assert found == {
+        "sessions.messages": ("nul/default",),
+        "sessions.agent_name": ("bytes/default",),
+    }
+
+
+def test_rows_far_apart_are_all_read(home: Path) -> None:
+    """Row ids at both ends of what there is, and gaps between."""
+    values = ", ".join(
+        f"({number}, 'a{number}', '', 1, 0, '', '')"
+        for number in (-(2**63), -5, 0, 7, 10**12, 2**63 - 1)
+    )
+    _execute(
+        home,
+        "INSERT INTO budget_limits (id, agent_name, project_id, max_daily_usd, max_monthly_usd,"
+        f" action, fallback_chain) VALUES {values}",
+        "UPDATE budget_limits SET max_daily_usd = 'much'",
+    )
+
+    assert _found(home) == [
+        ("refused", "budget_limits.id", 3),  # beyond 32 bits
+        ("refused", "budget_limits.max_daily_usd", 6),
+    ]
+
+
 def test_table_without_row_ids_is_told(home: Path) -> None:
     """Its values are not passed over in silence."""
     _execute(
@@ -345,13 +395,13 @@ def test_interruption_ends_the_check_at_once(home: Path) -> None:
     with pytest.raises(InterruptedRunError):
         check_database(home, progress=interrupt)
 
-    assert [thread.name for thread in threading.enumerate() if "integrity" in thread.name] == []
+    assert [thread.name for thread in threading.enumerate() if "check" in thread.name] == []
 
 
 def test_progress_counts_the_rows(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends at the number of rows in Sagewai's tables."""
     _execute(home, *(f"INSERT INTO rate_limits VALUES ('k', {n}, 1)" for n in range(50)))
-    monkeypatch.setattr("sagewai_ops.schema.scan._BATCH_ROWS", 20)
+    monkeypatch.setattr("sagewai_ops.schema.scan._ROWS", 20)
     told: list[tuple[str, int, int]] = []
 
     check.check_database(home, progress=lambda *said: told.append(said))

@@ -54,6 +54,11 @@ def _verdict(target: Target, value: object) -> str:
         (Target("integer"), 2**31, "refused"),
         (Target("integer"), -(2**31) - 1, "refused"),
         (Target("integer"), 1.5, "refused"),
+        (Target("integer"), 2.0, ""),
+        (Target("integer"), 1e10, "refused"),
+        (Target("integer"), float("inf"), "refused"),
+        (Target("bigint"), 2.0**62, ""),
+        (Target("bigint"), 2.0**63, "refused"),
         (Target("integer"), "many", "refused"),
         (Target("bigint"), 2**63 - 1, ""),
         (Target("bigint"), b"1", "refused"),
@@ -63,7 +68,8 @@ def _verdict(target: Target, value: object) -> str:
         (Target("boolean"), 0, ""),
         (Target("boolean"), 1, ""),
         (Target("boolean"), 2, "refused"),
-        (Target("boolean"), 1.0, "refused"),
+        (Target("boolean"), 1.0, ""),
+        (Target("boolean"), 0.5, "refused"),
         (Target("boolean"), "false", "changed"),
         (Target("boolean"), "TRUE", "changed"),
         (Target("boolean"), "maybe", "refused"),
@@ -184,9 +190,7 @@ def test_json_verdicts_are_the_servers(every_postgres: Server, kind: str) -> Non
             "refused"
             if answer is None
             else "changed"
-            if len(document) < 400
-            and 'a":1,"a' not in document
-            and _meaning(answer) != _meaning(document)
+            if len(document) < 400 and _meaning(answer) != _meaning(document)
             else ""
         )
         if found != expected:

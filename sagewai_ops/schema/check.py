@@ -1,7 +1,8 @@
 """Check a home's database: its file, its schema, and every value on its way to PostgreSQL.
 
 It reads one moment of the database, live or not, and writes nothing. SQLite's own integrity check
-runs beside the scan of the values, in a thread and on a connection of its own; both hold little.
+and the scans of the tables run side by side, in two threads with connections of their own; each
+holds little.
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.integrity import count_rows
-from sagewai_ops.database.source import WAIT_SECONDS, Pinned, database_uri, pinned
+from sagewai_ops.database.source import WAIT_SECONDS, database_uri, pinned
 from sagewai_ops.database.writing import translated
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema import sqlite_facts
@@ -30,8 +31,9 @@ from sagewai_ops.schema.scan import plan_scan, reading_bytes, scan_table
 if TYPE_CHECKING:
     from sqlalchemy import Table
 
+_THREADS = 2  # SQLite runs outside of Python's lock; more connections hold more memory
 _SENTENCES = 100  # of the integrity check; more of them say nothing new
-_CACHE_KIB = 8000  # for each of the two connections
+_CACHE_KIB = 8000  # for each connection
 _STEPS = 20_000_000  # virtual machine instructions between two looks at whether to stop, some 0.2 s
 _VERSION_TABLE = "alembic_version"
 
@@ -68,7 +70,7 @@ def check_database(
     Args:
         path: The main file; others may have it open and write.
         wait_seconds: For a process that holds it exclusively.
-        progress: Told `values`, in rows.
+        progress: Told `values`, in rows, from several threads.
 
     Raises:
         NotFoundError, DamagedError, LockedError, PermissionDeniedError: It cannot be read at all.
@@ -76,16 +78,16 @@ def check_database(
     started = time.perf_counter()
     with pinned(path, wait_seconds=wait_seconds) as pin, translated(path):
         connection = pin.connection
-        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         level = read_level(connection)
-        with _integrity(pin) as integrity:
-            rows = count_rows(connection)
-            (free_pages,) = connection.execute("PRAGMA freelist_count").fetchone()
-            found = [*_of_schema(connection, level), *_of_rows(connection, rows, progress)]
-            damage = integrity()
+        rows = count_rows(connection)
+        (free_pages,) = connection.execute("PRAGMA freelist_count").fetchone()
+        found = [*_of_schema(connection, level)]
+        present = sqlite_facts.read_tables(connection, sqlite_facts.expected())
+        work = _Work(pin.path, present, rows, progress)
+        found = [*work.damage_and_rows(found)]
     return Checked(
         level,
-        (*damage, *found),
+        tuple(found),
         rows,
         pin.page_size,
         pin.page_count,
@@ -111,36 +113,97 @@ def _of_schema(connection: sqlite3.Connection, level: Level) -> Iterator[Finding
         yield Finding("drift", drift.table, drift.name, reason)
 
 
-def _of_rows(
-    connection: sqlite3.Connection, rows: Mapping[str, int], progress: Progress | None
-) -> Iterator[Finding]:
-    from sagewai_ops.schema.tables import metadata
+class _Work:
+    """The two threads' work on one database, and what stops it.
 
-    present = sqlite_facts.read_tables(connection, metadata.tables)
-    total = sum(rows.get(table, 0) for table in present)
-    done = 0
+    Args:
+        path: The main file, symlinks resolved; pinned while this lives.
+        present: The tables to scan.
+        rows: How many rows each has.
+        progress: Told `values`, in rows.
+    """
 
-    def scanned(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress:
-            progress("values", done, total)
+    def __init__(
+        self,
+        path: Path,
+        present: Mapping[str, sqlite_facts.Table],
+        rows: Mapping[str, int],
+        progress: Progress | None,
+    ) -> None:
+        self._path = path
+        self._present = present
+        self._rows = rows
+        self._progress = progress
+        self._total = sum(rows.get(table, 0) for table in present)
+        self._done = 0
+        self._counting = threading.Lock()
+        self._stop = threading.Event()
 
-    for table in metadata.sorted_tables:
-        if table.name not in present:
-            continue
-        plan = plan_scan(table, tuple(present[table.name].columns))
+    def damage_and_rows(self, schema: list[Finding]) -> Iterator[Finding]:
+        """Give SQLite's own findings, those of the schema, and those of the rows, in that order."""
+        from sagewai_ops.schema.tables import metadata
+
+        tables = [table for table in metadata.sorted_tables if table.name in self._present]
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="check") as pool:
+            try:
+                damage = pool.submit(self._damage)
+                # The largest first, so that the threads end together.
+                scans: dict[str, Future[list[Finding]]] = {
+                    table.name: pool.submit(self._scan, table)
+                    for table in sorted(tables, key=lambda table: -self._rows.get(table.name, 0))
+                }
+                found = [scans[table.name].result() for table in tables]
+                yield from damage.result()
+            finally:
+                self._stop.set()
+                pool.shutdown(cancel_futures=True)
+        yield from schema
+        for findings in found:
+            yield from findings
+
+    def _damage(self) -> list[Finding]:
+        """Run SQLite's integrity check."""
+        said: list[str] = []
+        with self._connection() as connection:
+            connection.text_factory = _legible
+            try:
+                for (sentence,) in connection.execute(f"PRAGMA integrity_check({_SENTENCES})"):
+                    said.append(str(sentence))
+            except sqlite3.DatabaseError as error:
+                said.append(str(error))  # damage that the check itself stumbles over
+        return [Finding("integrity", "", "", sentence) for sentence in said if sentence != "ok"]
+
+    def _scan(self, table: Table) -> list[Finding]:
+        """Judge the values of one table, and try its constraints."""
+        plan = plan_scan(table, tuple(self._present[table.name].columns))
         tally = Tally()
-        try:
-            with _bytes(connection):
-                scan_table(connection, plan, tally, scanned)
-            broken_checks(connection, table, plan, tally)
-            yield from tally.findings()
-            yield from duplicates(connection, table, present)
-            yield from dangling_references(connection, table.name, plan, present)
-        except sqlite3.DatabaseError as error:
-            yield from tally.findings()
-            yield _unread(table, error)
+        found: list[Finding] = []
+        with self._connection() as connection:
+            try:
+                scan_table(reading_bytes(connection), plan, tally, self._scanned)
+                connection.text_factory = str
+                broken_checks(connection, table, plan, tally)
+                found += duplicates(connection, table, self._present)
+                found += dangling_references(connection, table.name, plan, self._present)
+            except sqlite3.DatabaseError as error:
+                found.append(_unread(table, error))
+        return [*tally.findings(), *found]
+
+    def _scanned(self, count: int) -> None:
+        with self._counting:
+            self._done += count
+            if self._progress:
+                self._progress("values", self._done, self._total)
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        # Opened after the pin, and by SQLite alone: it knows of the locks of all connections.
+        uri = database_uri(self._path, mode="ro")
+        with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
+            connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+            connection.set_progress_handler(self._stop.is_set, _STEPS)
+            connection.execute("BEGIN")
+            yield connection
 
 
 def _unread(table: Table, error: sqlite3.DatabaseError) -> Finding:
@@ -150,48 +213,6 @@ def _unread(table: Table, error: sqlite3.DatabaseError) -> Finding:
     if "no such column: _rowid_" in str(error):
         return Finding("drift", table.name, "", "is WITHOUT ROWID, so its values were not read")
     return Finding("integrity", table.name, "", f"cannot be read to its end, {error}")
-
-
-@contextmanager
-def _bytes(connection: sqlite3.Connection) -> Iterator[None]:
-    before = connection.text_factory
-    reading_bytes(connection)
-    try:
-        yield
-    finally:
-        connection.text_factory = before
-
-
-@contextmanager
-def _integrity(pin: Pinned) -> Iterator[Callable[[], tuple[Finding, ...]]]:
-    """Run SQLite's integrity check beside the block; what is given waits for its answer."""
-    uri = database_uri(pin.path, mode="ro")
-    stop = threading.Event()
-    with (
-        # Opened after the pin, and by SQLite alone: it knows of the locks of both connections.
-        closing(
-            sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
-        ) as connection,
-        ThreadPoolExecutor(1, thread_name_prefix="integrity") as pool,
-    ):
-        connection.set_progress_handler(stop.is_set, _STEPS)
-        running = pool.submit(_damage, connection)
-        try:
-            yield running.result
-        finally:
-            stop.set()
-
-
-def _damage(connection: sqlite3.Connection) -> tuple[Finding, ...]:
-    connection.text_factory = _legible
-    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-    found: list[str] = []
-    try:
-        for (sentence,) in connection.execute(f"PRAGMA integrity_check({_SENTENCES})"):
-            found.append(str(sentence))
-    except sqlite3.DatabaseError as error:
-        found.append(str(error))  # damage that the check itself stumbles over
-    return tuple(Finding("integrity", "", "", said) for said in found if said != "ok")
 
 
 def _legible(value: bytes) -> str:

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 # Of PostgreSQL's numeric, which jsonb keeps numbers as: digits before and after the point.
 NUMERIC_DIGITS = 131_072
@@ -35,7 +35,14 @@ class Number:
     spelled: str
 
 
-Tree = None | bool | str | Number | list["Tree"] | dict[str, "Tree"]
+@dataclass(frozen=True, slots=True)
+class Members:
+    """A JSON object; a key may stand in it twice, and PostgreSQL reads both."""
+
+    pairs: list[tuple[str, Tree]]
+
+
+Tree: TypeAlias = "bool | str | Number | list[Tree] | Members | None"
 
 NOT_UTF8 = Verdict("refused", "is not UTF-8")
 NUL = Verdict("refused", "holds a NUL character")
@@ -135,7 +142,11 @@ def parse(text: bytes) -> Tree | Verdict:
         return NUL
     try:
         tree: Tree = json.loads(
-            decoded, parse_float=Number, parse_int=Number, parse_constant=_refuse_constant
+            decoded,
+            parse_float=Number,
+            parse_int=Number,
+            parse_constant=_refuse_constant,
+            object_pairs_hook=Members,
         )
     except _NaNError:
         return NOT_A_NUMBER
@@ -155,9 +166,9 @@ def _leaves(tree: Tree) -> Iterator[str | Number]:
     waiting = [tree]
     while waiting:
         node = waiting.pop()
-        if isinstance(node, dict):
-            yield from node
-            waiting.extend(node.values())
+        if isinstance(node, Members):
+            yield from (name for name, _ in node.pairs)
+            waiting.extend(value for _, value in node.pairs)
         elif isinstance(node, list):
             waiting.extend(node)
         elif isinstance(node, (str, Number)):

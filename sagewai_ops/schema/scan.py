@@ -1,9 +1,9 @@
 """Look at every value of a home's tables once, and judge those that the filter does not clear.
 
-One pass over each table in the order of its rows. Each row answers with a mask of the columns that
-SQL does not clear, and with its texts joined; when some megabytes are together they are looked
-through. Columns that are suspected are read again, for the rows of that batch alone, and judged
-value by value. Memory is bounded by the batch and by twice the largest row.
+SQLite joins the texts of some hundred rows and tells whether it clears everything else of them, in
+one step that needs no Python, so that several tables can be scanned side by side. What is not
+cleared is read again and judged, value by value. Memory is bounded by the rows joined, which are
+few and short: a row that is long is read alone.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import functools
 import operator
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from sagewai_ops.database.source import quoted
 from sagewai_ops.schema import prefilter
@@ -24,12 +24,19 @@ from sagewai_ops.schema.values import Target, Text, judge, target_of
 if TYPE_CHECKING:
     from sqlalchemy import Table
 
-BATCH_BYTES = 2 * 1024 * 1024  # of joined texts; larger ones fall out of the processor's cache
-_BATCH_ROWS = 20_000
-_REMEMBERED = 500  # verdicts on texts of one column and batch: few differ where all are wrong
+_ROWS = 256  # joined at once; more are no faster
+_LONG_BYTES = 16 * 1024  # the joined texts of a row that is read alone, so 4 MiB together
+_REMEMBERED = 500  # verdicts on texts of one column and range: few differ where all are wrong
 _UNSEEN = Verdict("refused", "")
-# Row id, mask of the columns that SQL does not clear, and the texts of each group.
-_Row: TypeAlias = tuple[int, int, bytes, bytes, bytes, bytes]
+_FIRST_ROW, _LAST_ROW = -(2**63), 2**63 - 1
+
+# The columns whose texts are looked through together, and what looks through them.
+_GROUPS: tuple[tuple[Callable[[Target], bool], Callable[[bytes], bool]], ...] = (
+    (prefilter.is_text, prefilter.clears_text),
+    (prefilter.is_document, prefilter.clears_documents),
+    (prefilter.is_list, prefilter.clears_lists),
+    (prefilter.is_stamp, prefilter.clears_stamps),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +44,28 @@ class Plan:
     """How one table is scanned.
 
     Attributes:
-        columns: Those that are there, in the order of the mask's bits.
-        query: Gives row id, mask, texts joined, JSON texts joined.
+        columns: Those that are there, with what they are on PostgreSQL.
+        query: Of a range of rows, leaving out the long ones: how many, whether there is one that
+            SQL does not clear, and for each group the texts joined.
+        query_of_masks: The same with the distinct masks of the columns that SQL does not clear,
+            which costs more; for tables that are full of them.
         key: The columns of the primary key, quoted.
     """
 
     table: str
     columns: tuple[tuple[str, Target], ...]
     query: str
+    query_of_masks: str
     key: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """Rows by their ids, both included, and how many there are."""
+
+    first: int
+    last: int
+    count: int
 
 
 def plan_scan(table: Table, present: Sequence[str]) -> Plan:
@@ -59,24 +79,44 @@ def plan_scan(table: Table, present: Sequence[str]) -> Plan:
         (column.name, target_of(column)) for column in table.columns if column.name in present
     )
     conditions = [prefilter.clears(quoted(name), target) for name, target in columns]
-    bits = [
+    is_doubtful = f"NOT coalesce({' AND '.join(conditions) or '1'}, 0)"
+    mask = " | ".join(
         f"(CASE WHEN {condition} THEN 0 ELSE {1 << place} END)"
         for place, condition in enumerate(conditions)  # 42 at most, and an integer has 63
-    ]
-    # Nearly all rows are cleared by the first half, at a lower price than by the mask.
-    mask = f"CASE WHEN {' AND '.join(conditions) or '1'} THEN 0 ELSE {' | '.join(bits) or '0'} END"
-    joined = [
-        _joined([quoted(name) for name, target in columns if belongs(target)])
-        for belongs, _ in _GROUPS
-    ]
-    query = (
-        f"SELECT _rowid_, {mask}, {', '.join(joined)}"  # noqa: S608
-        f" FROM {quoted(table.name)} NOT INDEXED"
     )
     key = tuple(
         quoted(column.name) for column in table.primary_key.columns if column.name in present
     )
-    return Plan(table.name, columns, query, key or ("_rowid_",))
+    return Plan(
+        table.name,
+        columns,
+        _spelled(table.name, columns, is_doubtful, "max(doubts)"),
+        _spelled(table.name, columns, mask or "0", "group_concat(DISTINCT doubts)"),
+        key or ("_rowid_",),
+    )
+
+
+def _spelled(table: str, columns: Sequence[tuple[str, Target]], doubts: str, summed: str) -> str:
+    """Spell the query for a range; see `Plan`."""
+    groups = [f"{_joined(columns, belongs)} AS g{n}" for n, (belongs, _) in enumerate(_GROUPS)]
+    texts = [
+        # As a blob, because a joined text that is not UTF-8 is cut at no place.
+        f"CAST(coalesce(group_concat(g{place}, char(10)), '') AS BLOB)"
+        for place in range(len(_GROUPS))
+    ]
+    return (
+        f"SELECT count(*), {summed}, {', '.join(texts)} FROM (SELECT"  # noqa: S608
+        f" {doubts} AS doubts, {', '.join(groups)}"
+        f" {_from(table)} LIMIT {_ROWS})"  # the limit keeps it from joining each row twice
+        f" WHERE length(g0) + length(g1) <= {_LONG_BYTES}"  # the other groups hold little
+    )
+
+
+def _joined(columns: Sequence[tuple[str, Target]], belongs: Callable[[Target], bool]) -> str:
+    """Join the texts of a row with line ends between, so that nothing grows together."""
+    names = [quoted(name) for name, target in columns if belongs(target)]
+    texts = " || char(10) || ".join(f"coalesce({name}, '')" for name in names)
+    return f"CAST({texts} AS BLOB)" if names else "x''"
 
 
 def scan_table(
@@ -91,20 +131,44 @@ def scan_table(
         connection: Its texts come as `Text`: see `reading_bytes`.
         plan: From `plan_scan`.
         tally: Counts what is found.
-        scanned: Told how many rows each batch had.
+        scanned: Told how many rows were looked at, again and again.
     """
-    for batch in _batches(connection.execute(plan.query)):
-        suspected = {
-            name for place, (name, _) in enumerate(plan.columns) if batch.mask >> place & 1
-        }
-        for (belongs, clears), joined in zip(_GROUPS, batch.joined, strict=True):
-            if not clears(b"\n".join(joined)):
+    query, places = plan.query, dict(enumerate(name for name, _ in plan.columns))
+    for rows in _ranges(connection, plan):
+        bounds = (rows.first, rows.last)
+        count, doubts, *joined = connection.execute(query, bounds).fetchone()
+        if doubts == 1 and query is plan.query:
+            query = plan.query_of_masks
+            count, doubts, *joined = connection.execute(query, bounds).fetchone()
+        suspected = set()
+        if query is plan.query_of_masks:
+            mask = functools.reduce(operator.or_, map(int, (doubts or b"0").split(b",")))
+            suspected |= {name for place, name in places.items() if mask >> place & 1}
+        if count < rows.count:
+            suspected |= _uncleared_long(connection, plan, rows)
+        for (belongs, clears), texts in zip(_GROUPS, joined, strict=True):
+            if not clears(texts):
                 suspected |= {name for name, target in plan.columns if belongs(target)}
         for name, target in plan.columns:
             if name in suspected:
-                _judge_column(connection, plan, name, target, batch, tally)
+                _judge_column(connection, plan, name, target, rows, tally)
         if scanned:
-            scanned(len(batch.joined[0]))
+            scanned(rows.count)
+
+
+def _ranges(connection: sqlite3.Connection, plan: Plan) -> Iterator[_Range]:
+    """Cut a table into ranges of at most some hundred rows."""
+    statement = (
+        f"SELECT count(*), min(number), max(number) FROM (SELECT _rowid_ AS number FROM"  # noqa: S608
+        f" {quoted(plan.table)} NOT INDEXED WHERE _rowid_ >= ? ORDER BY _rowid_ LIMIT {_ROWS})"
+    )
+    following = _FIRST_ROW
+    while following <= _LAST_ROW:
+        count, first, last = connection.execute(statement, (following,)).fetchone()
+        if not count:
+            return
+        yield _Range(first, last, count)
+        following = last + 1
 
 
 def reading_bytes(connection: sqlite3.Connection) -> sqlite3.Connection:
@@ -113,38 +177,20 @@ def reading_bytes(connection: sqlite3.Connection) -> sqlite3.Connection:
     return connection
 
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Rows that are looked through together."""
-
-    first: int
-    last: int
-    mask: int
-    joined: tuple[Sequence[bytes], ...]
-
-
-def _batches(rows: Iterable[_Row]) -> Iterator[_Batch]:
-    batch: list[_Row] = []
-    size = 0
-    for row in rows:
-        batch.append(row)
-        size += len(row[2]) + len(row[3])  # the other two hold little
-        if size >= BATCH_BYTES or len(batch) >= _BATCH_ROWS:
-            yield _batch(batch)
-            batch, size = [], 0
-    if batch:
-        yield _batch(batch)
-
-
-def _batch(rows: list[_Row]) -> _Batch:
-    mask = functools.reduce(operator.or_, {row[1] for row in rows})
-    joined = (
-        [row[2] for row in rows],
-        [row[3] for row in rows],
-        [row[4] for row in rows],
-        [row[5] for row in rows],
-    )
-    return _Batch(rows[0][0], rows[-1][0], mask, joined)
+def _uncleared_long(connection: sqlite3.Connection, plan: Plan, rows: _Range) -> set[str]:
+    """Name the columns with a value that is not cleared, in these rows, text by text."""
+    suspected = set()
+    for name, target in plan.columns:
+        clears = next((clears for belongs, clears in _GROUPS if belongs(target)), None)
+        statement = (
+            f"SELECT {prefilter.clears(quoted(name), target)}, {quoted(name)} {_from(plan.table)}"
+        )
+        for is_clear, value in connection.execute(statement, (rows.first, rows.last)):
+            is_text = isinstance(value, bytes)
+            if not is_clear or (clears and is_text and not clears(value)):
+                suspected.add(name)
+                break
+    return suspected
 
 
 def _judge_column(
@@ -152,16 +198,13 @@ def _judge_column(
     plan: Plan,
     name: str,
     target: Target,
-    batch: _Batch,
+    rows: _Range,
     tally: Tally,
 ) -> None:
-    statement = (
-        f"SELECT _rowid_, {quoted(name)} FROM {quoted(plan.table)} NOT INDEXED"  # noqa: S608
-        " WHERE _rowid_ BETWEEN ? AND ?"
-    )
+    statement = f"SELECT _rowid_, {quoted(name)} {_from(plan.table)}"
     memory: dict[bytes, Verdict | None] = {}
     found: dict[tuple[Kind, str], list[int]] = {}
-    for number, value in connection.execute(statement, (batch.first, batch.last)):
+    for number, value in connection.execute(statement, (rows.first, rows.last)):
         if type(value) is Text:  # equal numbers of two types, or a blob, are other values
             verdict = memory.get(value, _UNSEEN)
             if verdict is _UNSEEN:
@@ -174,8 +217,12 @@ def _judge_column(
             kind: Kind = "null" if value is None else verdict.kind
             found.setdefault((kind, verdict.reason), []).append(number)
     key = functools.partial(key_of, connection, plan)
-    for (kind, reason), rows in found.items():
-        tally.add(kind, plan.table, name, reason, rows, key)
+    for (kind, reason), numbers in found.items():
+        tally.add(kind, plan.table, name, reason, numbers, key)
+
+
+def _from(table: str) -> str:
+    return f"FROM {quoted(table)} NOT INDEXED WHERE _rowid_ BETWEEN ? AND ?"
 
 
 def key_of(connection: sqlite3.Connection, plan: Plan, number: int) -> str:
@@ -183,21 +230,3 @@ def key_of(connection: sqlite3.Connection, plan: Plan, number: int) -> str:
     statement = f"SELECT {', '.join(plan.key)} FROM {quoted(plan.table)} WHERE _rowid_ = ?"  # noqa: S608
     row = connection.execute(statement, (number,)).fetchone()
     return spelled_key(row) if row else str(number)
-
-
-def _joined(columns: list[str]) -> str:
-    """Join the texts of a row with line ends between, so that nothing grows together."""
-    if not columns:
-        return "x''"
-    parts = [f"coalesce({column}, '')" for column in columns]
-    # As a blob, because a joined text that is not UTF-8 is cut at no place.
-    return f"CAST({(' || char(10) || ').join(parts)} AS BLOB)"
-
-
-# The columns whose texts are looked through together, and what looks through them.
-_GROUPS: tuple[tuple[Callable[[Target], bool], Callable[[bytes], bool]], ...] = (
-    (prefilter.is_text, prefilter.clears_text),
-    (prefilter.is_document, prefilter.clears_documents),
-    (prefilter.is_list, prefilter.clears_lists),
-    (prefilter.is_stamp, prefilter.clears_stamps),
-)

@@ -136,15 +136,17 @@ def _longer(length: int) -> Verdict:
 
 
 def _integer(_target: Target, value: Stored) -> Verdict | None:
-    verdict = _bigint(_target, value)
-    if verdict is None and not INTEGER_MIN <= int(value or 0) <= INTEGER_MAX:
-        return TOO_LARGE
-    return verdict
+    if isinstance(value, float) and not value.is_integer():
+        return NOT_WHOLE
+    if not isinstance(value, (int, float)):
+        return NOT_A_NUMBER
+    return None if INTEGER_MIN <= value <= INTEGER_MAX else TOO_LARGE
 
 
 def _bigint(_target: Target, value: Stored) -> Verdict | None:
     if isinstance(value, float):
-        return NOT_WHOLE
+        # 2.0**63 is the first float beyond.
+        return None if value.is_integer() and -(2.0**63) <= value < 2.0**63 else NOT_WHOLE
     return None if isinstance(value, int) else NOT_A_NUMBER
 
 
@@ -156,7 +158,7 @@ def _boolean(_target: Target, value: Stored) -> Verdict | None:
     if isinstance(value, Text):
         word = value.decode("utf-8", "replace").strip().lower()
         return TEXT_BOOLEAN if word in BOOLEAN_WORDS else NOT_BOOLEAN
-    return None if isinstance(value, int) and value in (0, 1) else NOT_BOOLEAN
+    return None if isinstance(value, (int, float)) and value in (0, 1) else NOT_BOOLEAN
 
 
 def _stamp(_target: Target, value: Stored) -> Verdict | None:
