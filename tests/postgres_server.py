@@ -4,13 +4,15 @@ A server is started when the first test asks for it, one per process (so one per
 dies with that process. It listens on a socket in its own folder and on a port of 127.0.0.1. As root
 it runs as `postgres` or `nobody`, because PostgreSQL refuses root.
 
-`Server.create()` makes an empty database in some 30 ms, `Server.at(revision)` one at a revision.
+`Server.create()` makes an empty database in some 30 ms, `Server.at(revision)` one at a revision in
+some 50.
 Roles made by tests belong to the whole server: give them names of their own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -35,7 +37,9 @@ from sagewai_ops.database import urls
 from sagewai_ops.schema import revisions
 
 DEBIAN = Path("/usr/lib/postgresql")
+PREFIX = "ops-pg-"
 START_SECONDS = 60.0
+ROOM_BYTES = 4 * 1024**3  # for the data of several servers at once
 GUARDED = "guarded"  # connections to a database whose name begins so need the role's password
 
 # Durability is another program's promise; without it a database is made ten times faster.
@@ -101,7 +105,9 @@ class Server:
 
     def __init__(self, installation: Installation) -> None:
         self.installation = installation
-        self.folder = Path(tempfile.mkdtemp(prefix="ops-pg-"))
+        place = _quick_folder()
+        _sweep(Path(place or tempfile.gettempdir()))
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
         self.port = 0
         self.user, self.group = _servant()
         self._templates: set[str] = set()
@@ -262,6 +268,23 @@ async def _migrate(url: str, revision: str) -> None:
     parsed = urls.parse(url)
     assert isinstance(parsed, urls.PostgresUrl)
     await revisions.upgrade(parsed, revision)
+
+
+def _quick_folder() -> str | None:
+    """Prefer memory, where a database is copied ten times as fast; None is the usual folder."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK) or shutil.disk_usage(memory).free < ROOM_BYTES:
+        return None
+    return str(memory)
+
+
+def _sweep(place: Path) -> None:
+    """Remove the folders of servers whose tests were killed: in memory they would stay for good."""
+    for folder in place.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError, ValueError):
+            pid = int((folder / "data" / "postmaster.pid").read_text().split("\n", 1)[0])
+            if not Path(f"/proc/{pid}").exists():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _servant() -> tuple[int | None, int | None]:
