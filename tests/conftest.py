@@ -4,10 +4,15 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from postgres_server import _postgres_session, database, every_postgres, postgres
 
 __all__ = ["_postgres_session", "database", "every_postgres", "postgres"]
+
+# No test asserts on time, not even through Hypothesis: a busy machine is no failure.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session", autouse=True)
