@@ -69,6 +69,8 @@ def list_snapshots(run: Run, *, snapshots: FolderOption = None) -> Outcome:
             "key_custody": item.card.get("key_custody"),
             "key_fingerprint": item.card.get("key_fingerprint"),
             "verified_at": item.card.get("verified_at"),
+            "proved_restorable_at": item.proved_at or None,
+            "drill": item.card.get("drill"),
             "complete": item.card.get("complete"),
             "has_card": bool(item.card),
         }
@@ -93,8 +95,11 @@ def show(
     16 it is damaged, 18 its format is newer.
     """
     from sagewai_ops.archive.reader import open_archive
+    from sagewai_ops.snapshots.catalog import read_card
 
-    with open_archive(*_archive(run, snapshot, snapshots, identity, passphrase_file)) as reader:
+    path, unlock = _archive(run, snapshot, snapshots, identity, passphrase_file)
+    card = read_card(path)
+    with open_archive(path, unlock) as reader:
         facts = dict(reader.manifest.facts)
         entries = reader.manifest.entries
         result = {
@@ -108,6 +113,9 @@ def show(
             "left_out": facts.get("left_out"),
             "unstable": facts.get("unstable"),
             "external": facts.get("external"),
+            "verified_at": card.get("verified_at"),
+            "proved_restorable_at": card.get("proved_restorable_at"),
+            "drill": card.get("drill"),
         }
         if files:
             result["files"] = [
@@ -223,7 +231,7 @@ def _show_list(terminal: Terminal, folder: Path, rows: list[dict[str, Any]]) -> 
         terminal.line(f"no snapshots in {folder}")
         return
     terminal.table(
-        ("id", "taken (UTC)", "size", "level", "key", "verified", "home"),
+        ("id", "taken (UTC)", "size", "level", "key", "verified", "proved", "home"),
         [
             (
                 row["id"],
@@ -232,11 +240,18 @@ def _show_list(terminal: Terminal, folder: Path, rows: list[dict[str, Any]]) -> 
                 row["schema_level"] or "?",
                 f"{row['key_fingerprint'] or '-'} {row['key_custody'] or '?'}",
                 row["verified_at"] or "no card",
+                _proof(row),
                 row["home"] or "?",
             )
             for row in rows
         ],
     )
+
+
+def _proof(row: dict[str, Any]) -> str:
+    """Say when a drill proved a snapshot, or that the last one failed."""
+    failed = (row["drill"] or {}).get("outcome") == "failed"
+    return "drill failed" if failed else row["proved_restorable_at"] or "-"
 
 
 def _show_snapshot(terminal: Terminal, result: dict[str, Any]) -> None:
@@ -252,6 +267,7 @@ def _show_snapshot(terminal: Terminal, result: dict[str, Any]) -> None:
             f"  database  {sum(database['tables'].values())} rows in {len(database['tables'])} "
             f"tables, level {database['schema_level']}, integrity {database['integrity'][0]}"
         )
+    terminal.line(f"  proved    {_proof(result)}")
     for item in result["left_out"] or ():
         terminal.line(f"  left out  {item['path']}: {item['reason']} {item['detail']}".rstrip())
     for row in result.get("files", ()):

@@ -207,3 +207,47 @@ def test_a_card_is_private_and_names_its_version(tmp_path: Path) -> None:
 
     assert card.stat().st_mode & 0o777 == 0o600
     assert json.loads(card.read_bytes()) == {"card": 1, "archive": path.name, "sequence": 3}
+
+
+def test_an_amended_card_keeps_what_it_does_not_know(tmp_path: Path) -> None:
+    """Facts of a later program stay; None takes one away."""
+    path = _archive(tmp_path, "20260101T000000Z-0a1b2c", sequence=3, colour="red", complete=True)
+
+    catalog.amend_card(path, {"proved_restorable_at": "2026-01-02T00:00:00Z", "complete": None}, {})
+
+    assert json.loads(catalog.card_path(path).read_bytes()) == {
+        "card": 1,
+        "archive": path.name,
+        "sequence": 3,
+        "colour": "red",
+        "proved_restorable_at": "2026-01-02T00:00:00Z",
+    }
+    (found,) = catalog.snapshots_in(tmp_path)
+    assert found.proved_at == "2026-01-02T00:00:00Z"
+
+
+@pytest.mark.parametrize("content", [None, b"{", b'{"archive": "another", "sequence": 9}'])
+def test_a_card_that_cannot_be_read_is_amended_from_the_archive(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    """What the archive says of itself stands for it."""
+    path = _archive(tmp_path, "20260101T000000Z-0a1b2c")
+    if content:
+        catalog.card_path(path).write_bytes(content)
+
+    catalog.amend_card(path, {"drill": {"outcome": "failed"}}, {"sequence": 4})
+
+    (found,) = catalog.snapshots_in(tmp_path)
+    assert found.sequence == 4
+    assert found.failed_drill
+    assert found.proved_at == ""
+
+
+def test_no_card_is_made_for_an_archive_that_is_gone(tmp_path: Path) -> None:
+    """Somebody pruned it meanwhile."""
+    path = tmp_path / catalog.archive_name("20260101T000000Z-0a1b2c", is_encrypted=False)
+
+    with pytest.raises(NotFoundError, match="removed meanwhile"):
+        catalog.amend_card(path, {"drill": {}}, {"sequence": 4})
+
+    assert list(tmp_path.iterdir()) == []

@@ -27,7 +27,7 @@ _MOMENT = "%Y%m%dT%H%M%SZ"
 # What a run puts into the folder while it works: hidden, locked by the run, swept when it is dead.
 _PARTIAL = re.compile(
     r"\.sagewai-\d{8}T\d{6}Z-[0-9a-f]{6}"
-    r"(\.staging|\.tar\.zst(\.age)?(\.json\.[0-9a-f]{8})?\.partial)"
+    r"(\.staging|\.drill|\.tar\.zst(\.age)?(\.json\.[0-9a-f]{8})?\.partial)"
 )
 _CARD_FACTS = {  # what the commands rely on; a card may have been written by anybody
     "sequence": int,
@@ -38,7 +38,11 @@ _CARD_FACTS = {  # what the commands rely on; a card may have been written by an
     "key_fingerprint": str,
     "verified_at": str,
     "complete": bool,
+    "proved_restorable_at": str,
+    "drill": dict,
+    "tags": list,
 }
+_CARD_SECONDS = 30.0  # a folder is held for moments when a card is written
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,18 @@ class Snapshot:
         value = self.card.get("home_id")
         return value if isinstance(value, str) else ""
 
+    @property
+    def proved_at(self) -> str:
+        """When a drill last proved that it can be restored, ISO UTC; "" if none did."""
+        value = self.card.get("proved_restorable_at")
+        return value if isinstance(value, str) else ""
+
+    @property
+    def failed_drill(self) -> bool:
+        """Whether the last drill of it failed."""
+        drill = self.card.get("drill")
+        return isinstance(drill, dict) and drill.get("outcome") == "failed"
+
 
 def new_id(moment: datetime) -> str:
     """Make the id of a snapshot that is taken now."""
@@ -85,6 +101,11 @@ def archive_name(snapshot_id: str, *, is_encrypted: bool) -> str:
 def partial_path(folder: Path, name: str) -> Path:
     """Name the file that an archive is written to until it is proved."""
     return folder / f".{name}.partial"
+
+
+def scratch_path(folder: Path, moment: datetime) -> Path:
+    """Name the folder that a run tries something in; two of one moment differ."""
+    return folder / f".sagewai-{new_id(moment)}.drill"
 
 
 def staging_path(folder: Path, snapshot_id: str) -> Path:
@@ -129,15 +150,9 @@ def snapshots_in(folder: Path) -> list[Snapshot]:
 
 def read_card(archive: Path) -> Mapping[str, Any]:
     """Read the card of an archive; {} if there is none, or none that can be read."""
-    try:
-        card = json.loads(card_path(archive).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(card, dict) or card.get("archive") != archive.name:
-        return {}
     return {
         name: value
-        for name, value in card.items()
+        for name, value in _card_as_written(archive).items()
         if isinstance(value, _CARD_FACTS.get(name, object))
     }
 
@@ -146,6 +161,25 @@ def write_card(archive: Path, card: Mapping[str, Any]) -> None:
     """Put the card beside its archive."""
     content = json.dumps({"card": CARD_VERSION, **card}, indent=1).encode() + b"\n"
     atomic.replace(card_path(archive), content)
+
+
+def amend_card(archive: Path, changes: Mapping[str, Any], rebuilt: Mapping[str, Any]) -> None:
+    """Change facts of a card under the folder's lock; all others stay as they are.
+
+    Args:
+        changes: The facts; None takes one away.
+        rebuilt: What the archive says of itself, for a card that is missing or cannot be read.
+
+    Raises:
+        NotFoundError: The archive is gone meanwhile; no card is left without one.
+        LockedError: Another run holds the folder.
+        NoSpaceError, PermissionDeniedError, OpsError: The system refused; the card is as it was.
+    """
+    with locks.exclusive(archive.parent, wait_seconds=_CARD_SECONDS):
+        if not archive.exists():
+            raise NotFoundError(f"snapshot {archive}: was removed meanwhile")
+        card = {**(_card_as_written(archive) or rebuilt), "archive": archive.name, **changes}
+        write_card(archive, {name: value for name, value in card.items() if value is not None})
 
 
 def next_sequence(folder: Path) -> int:
@@ -196,6 +230,14 @@ def sweep(folder: Path) -> list[str]:
                 atomic.remove_tree(path)
                 removed.append(name)
     return removed
+
+
+def _card_as_written(archive: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(card_path(archive).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return card if isinstance(card, dict) and card.get("archive") == archive.name else {}
 
 
 def _latest(folder: Path, known: list[Snapshot], home_ids: set[str]) -> Snapshot:
