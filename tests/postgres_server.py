@@ -12,7 +12,6 @@ Roles made by tests belong to the whole server: give them names of their own.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -107,7 +106,7 @@ class Server:
         self.installation = installation
         place = _quick_folder()
         _sweep(Path(place or tempfile.gettempdir()))
-        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=place))
         self.port = 0
         self.user, self.group = _servant()
         self._templates: set[str] = set()
@@ -279,12 +278,15 @@ def _quick_folder() -> str | None:
 
 
 def _sweep(place: Path) -> None:
-    """Remove the folders of servers whose tests were killed: in memory they would stay for good."""
-    for folder in place.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError, ValueError):
-            pid = int((folder / "data" / "postmaster.pid").read_text().split("\n", 1)[0])
-            if not Path(f"/proc/{pid}").exists():
-                shutil.rmtree(folder, ignore_errors=True)
+    """Remove the folders of servers whose tests were killed: in memory they would stay for good.
+
+    Their names tell the tests' process; a server's own file of its process comes and goes while the
+    cluster is being made.
+    """
+    for folder in place.glob(f"{PREFIX}*-*"):
+        pid = folder.name.removeprefix(PREFIX).partition("-")[0]
+        if not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _servant() -> tuple[int | None, int | None]:
