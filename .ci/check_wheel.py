@@ -1,4 +1,7 @@
-"""Compare a built wheel with the files that git tracks: nothing missing, nothing foreign."""
+"""Compare a built wheel with the files that git tracks: nothing missing, nothing foreign.
+
+The manual pages count: they install into share/man/man1, where man(1) of an environment looks.
+"""
 
 import subprocess
 import sys
@@ -13,15 +16,20 @@ _PACKAGES = {
 }
 
 
+_PAGES = ".data/data/share/man/man1/"
+
+
 def expected() -> set[str]:
     """List the paths that the wheel must hold for the files that git tracks."""
     tracked = subprocess.run(
-        ["git", "ls-files", *_PACKAGES], check=True, capture_output=True, text=True
+        ["git", "ls-files", *_PACKAGES, "man/*.1"], check=True, capture_output=True, text=True
     ).stdout.splitlines()
     paths = set()
     for name in tracked:
         top, _, rest = name.partition("/")
-        if PurePosixPath(name).suffix != ".md":
+        if top == "man":
+            paths.add(rest)
+        elif PurePosixPath(name).suffix != ".md":
             paths.add(f"{_PACKAGES[top]}/{rest}")
     return paths
 
@@ -30,9 +38,9 @@ def main() -> int:
     """Print what differs and give the exit code."""
     (wheel,) = Path(sys.argv[1]).glob("*.whl")
     built = {
-        name
+        name.rpartition(_PAGES)[2]
         for name in zipfile.ZipFile(wheel).namelist()
-        if ".dist-info/" not in name and ".data/" not in name
+        if ".dist-info/" not in name
     }
     missing, foreign = sorted(expected() - built), sorted(built - expected())
     for name in missing:

@@ -1,0 +1,94 @@
+"""The manual pages: current, readable by man's programs, and complete."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import man_pages
+import roff
+from sagewai_ops.home.rules import RULES
+
+PAGES = man_pages.pages()
+FOLDER = Path(man_pages.FOLDER)
+
+
+def test_committed_pages_are_those_of_the_program() -> None:
+    """What people read is what the program does; run `make man` and commit man/."""
+    committed = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.1")}
+
+    stale = {name for name in committed | PAGES if committed.get(name) != PAGES.get(name)}
+    assert not stale, f"run `make man` and commit man/: {', '.join(sorted(stale))}"
+
+
+def test_every_hand_written_section_belongs_to_a_page() -> None:
+    """A command that was renamed takes its FILES with it."""
+    written = {f"{path.stem}.1" for path in man_pages.SECTIONS.glob("*.md")}
+
+    assert written <= PAGES.keys()
+
+
+@pytest.mark.parametrize("words", [words for words, _command in man_pages.commands()])
+def test_a_page_names_every_option_and_exit_code(words: tuple[str, ...]) -> None:
+    """Nothing that `--help` tells is missing in the manual."""
+    command = dict(man_pages.commands())[words]
+    text = PAGES["-".join(("sagewai-ops", *words)) + ".1"].replace("\\-", "-")
+
+    for heading in ("NAME", "SYNOPSIS", "DESCRIPTION", '"SEE ALSO"'):
+        assert f"\n.SH {heading}\n" in text
+    for option in command.params:
+        if option.param_type_name == "option":
+            assert all(f"\\fB{flag}\\fR" in text for flag in option.opts)
+    told = re.search(r"Exit codes: (.*?)\.(?:\s|$)", command.help or "", re.DOTALL)
+    for code in re.findall(r"(?:^|, )\s*(\d+) ", told[1]) if told else ():
+        assert f"\n\\fB{code}\\fR\n" in text
+
+
+def test_page_of_verify_perms_has_every_rule() -> None:
+    """Each with its severity and what goes wrong without it."""
+    text = PAGES["sagewai-ops-verify-perms.1"]
+
+    for rule in RULES:
+        assert f"\\fB{rule.id}\\fR ({rule.severity.value})" in text
+
+
+@pytest.mark.skipif(not shutil.which("groff"), reason="no groff")
+def test_groff_has_no_warnings() -> None:
+    """All of them on, on every page, as Debian's checks have them."""
+    done = subprocess.run(
+        ["groff", "-man", "-Tutf8", "-ww", "-z", *sorted(FOLDER.glob("*.1"))],
+        capture_output=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr.decode()) == (0, "")
+
+
+@pytest.mark.skipif(not shutil.which("mandoc"), reason="no mandoc")
+def test_mandoc_has_no_warnings() -> None:
+    """Where man(1) is mandoc: Alpine, the BSDs, macOS."""
+    done = subprocess.run(
+        ["mandoc", "-T", "lint", "-W", "warning", *sorted(FOLDER.glob("*.1"))],
+        capture_output=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout.decode()) == (0, "")
+
+
+@pytest.mark.skipif(not shutil.which("groff"), reason="no groff")
+@pytest.mark.parametrize(
+    "text", [".hidden is no request", "'quoted' \"words\"", r"C:\new", "a-b ^ ~ ` x", "100 % - 1"]
+)
+def test_text_comes_out_as_it_went_in(text: str) -> None:
+    """What roff takes for its own is escaped."""
+    page = "\n".join([*roff.title("x", "2026-01-01", "1", "m"), ".SH A", *roff.lines(text), ""])
+
+    plain = ["groff", "-man", "-Tascii", "-P-cbou"]
+    shown = subprocess.run(plain, input=page.encode(), capture_output=True, check=True).stdout
+
+    assert text in shown.decode()
