@@ -146,14 +146,17 @@ def remove_tree(path: Path) -> None:
         if stat.S_ISDIR(os.lstat(path).st_mode):
             try:
                 shutil.rmtree(path)
-            except RecursionError:
+            except (RecursionError, PermissionError):
                 _remove_deep_tree(path)
         else:
             os.unlink(path)
 
 
 def _remove_deep_tree(path: Path) -> None:
-    """Remove a tree that nests deeper than calls may: each folder in it is brought to its top."""
+    """Remove a tree that nests deeper than calls may, or whose folders forbid it.
+
+    Each folder in it is opened to its owner and brought to the top.
+    """
     waiting = [path]
     while waiting:
         folder = waiting.pop()

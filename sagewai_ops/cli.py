@@ -23,6 +23,7 @@ COMMANDS = (
     "backup",
     "restore",
     "snapshots",
+    "drill",
     "export-to-postgres",
 )
 

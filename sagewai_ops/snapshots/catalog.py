@@ -98,6 +98,11 @@ def archive_name(snapshot_id: str, *, is_encrypted: bool) -> str:
     return f"sagewai-{snapshot_id}.tar.zst" + (".age" if is_encrypted else "")
 
 
+def is_archive_name(name: str) -> bool:
+    """Tell whether a file of this name is a snapshot, and so may have a card."""
+    return _NAME.fullmatch(name) is not None
+
+
 def partial_path(folder: Path, name: str) -> Path:
     """Name the file that an archive is written to until it is proved."""
     return folder / f".{name}.partial"

@@ -1,0 +1,200 @@
+"""`drill`: prove that a snapshot can be restored, by restoring it."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
+from sagewai_ops.invocation import Outcome, Run, command
+from sagewai_ops.terminal import Terminal, size
+
+HELP = """Prove that a snapshot can be restored, by restoring it.
+
+SNAPSHOT is `latest` (where none is given), an id, the beginning of one, or the path of an archive.
+It is restored into a private scratch folder as `restore` would; its database is checked, compared
+with the manifest and upgraded to the head, every sealed value is opened, and the permissions are
+judged. What was proved, and when, is written into the snapshot's card: `status` and `snapshots
+list` show it. The home is only asked for its keys, and nothing stays behind.
+
+The scratch folder holds the whole home in clear for a while, on the file system of the snapshots
+or of --scratch DIR.
+
+\b
+Examples:
+  sagewai-ops drill
+  sagewai-ops drill latest --identity ~/backup.key --scratch /var/tmp
+  sagewai-ops drill 20261124T013000Z --key-file master.key
+
+\b
+Exit codes: 0 proved, 2 the name means several, 3 proved but the card could not be written,
+4 proved with findings, 10 no such snapshot, 12 wrong or missing key, 13 no space, 14 no rights,
+16 damaged, 18 newer format or schema, 20 the upgrade would change rows.
+"""
+_SHOWN = 20  # findings that people are shown; --json has all
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("drill", help=HELP, short_help="Prove that a snapshot can be restored.")(
+        command("drill")(drill)
+    )
+
+
+def drill(
+    run: Run,
+    *,
+    snapshot: Annotated[
+        str, typer.Argument(metavar="[SNAPSHOT|latest]", show_default=False)
+    ] = "latest",
+    snapshots: Annotated[
+        Path | None,
+        typer.Option("--snapshots", metavar="DIR", help="Where to look for SNAPSHOT."),
+    ] = None,
+    identity: Annotated[
+        list[Path] | None,
+        typer.Option("--identity", metavar="F", help="Decrypt with this age or ssh key file."),
+    ] = None,
+    passphrase_file: Annotated[
+        str | None,
+        typer.Option("--passphrase-file", metavar="F", help="Decrypt with its first line; - asks."),
+    ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option("--key-file", metavar="F", help="The master key, as a restore would get it."),
+    ] = None,
+    without_key: Annotated[
+        bool,
+        typer.Option("--without-key", help="Go on if sealed values stay closed: nothing proved."),
+    ] = False,
+    scratch: Annotated[
+        Path | None,
+        typer.Option("--scratch", metavar="DIR", help="Restore on this folder's file system."),
+    ] = None,
+) -> Outcome:
+    """Parse, drill, render."""
+    from sagewai_ops.credentials import unlock_of
+    from sagewai_ops.snapshots import catalog
+    from sagewai_ops.snapshots import drill as drilling
+    from sagewai_ops.snapshots.taking import home_ids
+
+    home = run.home()
+    archive = catalog.choose(run.snapshots(home, snapshots), snapshot, home_ids(home))
+    options = drilling.DrillOptions(
+        unlock=unlock_of(run.terminal, identity or [], passphrase_file),
+        key_file=key_file,
+        without_key=without_key,
+        key_home=home,
+        key_environment=run.settings.environment,
+        scratch=scratch,
+    )
+    with run.terminal.progress() as progress:
+        report = drilling.drill(archive, options, progress=progress)
+    result = as_result(report)
+    code = EXIT_FINDINGS if report.findings else EXIT_DONE
+    return Outcome(
+        result,
+        lambda terminal: show(terminal, result),
+        exit_code=EXIT_INCOMPLETE if report.not_recorded else code,
+        warnings=tuple(_warnings(report)),
+        always=bool(report.findings),
+    )
+
+
+def as_result(report: Any) -> dict[str, Any]:
+    """Give the JSON of a drill; docs/json/drill.json."""
+    from sagewai_ops.schema.documents import of_upgraded
+    from sagewai_ops.snapshots.drill import PROVED
+
+    restored, inspection = report.restored, report.inspection
+    at = f"{report.at:%Y-%m-%dT%H:%M:%SZ}"
+    return {
+        "snapshot": report.snapshot_id,
+        "archive": str(report.archive),
+        "outcome": report.outcome,
+        "at": at,
+        "proved_restorable_at": at if report.outcome == PROVED else None,
+        "recorded": report.recorded,
+        "seconds": round(report.seconds, 3),
+        "checked": list(report.checked),
+        "files": restored.extracted.files,
+        "folders": restored.extracted.folders,
+        "links": restored.extracted.links,
+        "size_bytes": restored.extracted.size_bytes,
+        "database": restored.database.as_dict() if restored.database else None,
+        "upgrade": of_upgraded(report.upgrade) if report.upgrade else None,
+        "keys": restored.keys.as_dict(),
+        "key_source": restored.key_source,
+        "key_in_snapshot": report.key_in_snapshot,
+        "permissions": {
+            "entries": inspection.entries,
+            "findings": [
+                {
+                    "rule": one.rule.id,
+                    "severity": one.rule.severity.value,
+                    "path": str(one.path.relative_to(inspection.home)),
+                    "wrong": one.wrong,
+                }
+                for one in inspection.findings
+            ],
+        },
+        "findings": [{"check": one.check, "text": one.text} for one in report.findings],
+        "swept": list(report.swept),
+    }
+
+
+def show(terminal: Terminal, result: dict[str, Any]) -> None:
+    """Say what was proved, and what to know about it."""
+    proved = result["outcome"] == "proved"
+    terminal.line(
+        f"snapshot {result['snapshot']}: "
+        + ("proved restorable" if proved else "restorable, but sealed values stay closed"),
+        style="bold green" if proved else "bold yellow",
+    )
+    terminal.line(f"  restored  {result['files']} files, {size(result['size_bytes'])}, and removed")
+    database, upgrade = result["database"], result["upgrade"]
+    if database:
+        rows = sum(database["tables"].values())
+        terminal.line(f"  database  {rows} rows in {len(database['tables'])} tables, undamaged")
+    if upgrade:
+        before = " and ".join(upgrade["before"]) or "no revision"
+        after = " and ".join(upgrade["after"]) or "no revision"
+        terminal.line(f"  upgrade   {before} to {after}, {len(upgrade['added'])} additions")
+    show_keys(terminal, result)
+    entries = result["permissions"]["entries"]
+    terminal.line(f"  modes     {entries} entries held against the rules")
+    for finding in result["findings"][:_SHOWN]:
+        terminal.line(f"  finding   {finding['check']}: {finding['text']}", style="yellow")
+    if len(result["findings"]) > _SHOWN:
+        terminal.line(f"  finding   and {len(result['findings']) - _SHOWN} more: --json lists them")
+    terminal.line(
+        f"  took      {result['seconds']:.1f} s"
+        + (", written into its card" if result["recorded"] else "")
+    )
+
+
+def show_keys(terminal: Terminal, result: dict[str, Any]) -> None:
+    """Say what opened the sealed values, and whether a lost home takes that along."""
+    keys = result["keys"]
+    if not keys["total"]:
+        terminal.line("  sealed    nothing")
+        return
+    opened = f"{keys['opened']} of {keys['total']} values open"
+    source = result["key_source"] or "no key"
+    if result["key_in_snapshot"]:
+        terminal.line(f"  sealed    {opened} with the key in the snapshot")
+    else:
+        terminal.line(
+            f"  sealed    {opened} with {source}, NOT in the snapshot: keep it elsewhere",
+            style="yellow",
+        )
+
+
+def _warnings(report: Any) -> list[str]:
+    warnings = []
+    if report.outcome == "unproved":
+        closed = len(report.restored.keys.unopened)
+        warnings.append(f"not proved: {closed} sealed values open with no key at hand")
+    if report.not_recorded:
+        warnings.append(f"proved, but the card does not say so: {report.not_recorded}")
+    return warnings

@@ -1,0 +1,392 @@
+"""Drill a snapshot: restore it for real into a scratch folder, use what came, and write down that.
+
+It is the restore of `restore`, swap and all, then what nobody does to a home in use: its database
+is upgraded to the head, and its permissions are judged. What was proved, and when, goes into the
+snapshot's card. The scratch folder is private and locked; it is removed at the end, and after a
+kill by the next run.
+"""
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from sagewai_ops import __version__, atomic, locks
+from sagewai_ops.archive.envelope import Unlock
+from sagewai_ops.archive.reader import open_archive
+from sagewai_ops.database.integrity import examine
+from sagewai_ops.errors import (
+    DamagedError,
+    DifferenceError,
+    InterruptedRunError,
+    KeyMissingError,
+    NoSpaceError,
+    NotFoundError,
+    OpsError,
+    PermissionDeniedError,
+    SchemaAheadError,
+    UsageError,
+)
+from sagewai_ops.home.findings import Inspection
+from sagewai_ops.home.inspection import inspect
+from sagewai_ops.home.parts import Part
+from sagewai_ops.home.paths import Home, locate
+from sagewai_ops.home.rules import Severity
+from sagewai_ops.progress import Progress
+from sagewai_ops.schema.upgrade import Upgraded, upgrade_database
+from sagewai_ops.snapshots import catalog
+from sagewai_ops.snapshots.plan import RestoreOptions
+from sagewai_ops.snapshots.restore import RestoreReport, restore
+
+PROVED, UNPROVED, FAILED = "proved", "unproved", "failed"
+_HOME = "home"  # in the scratch folder
+# What these say is about the snapshot; anything else (a full disk, a lock, a signal) is not.
+_VERDICTS = (DamagedError, KeyMissingError, SchemaAheadError, DifferenceError)
+
+
+@dataclass(frozen=True, slots=True)
+class DrillOptions:
+    """What a drill is told.
+
+    Attributes:
+        key_file: A master key to use.
+        without_key: Go on if sealed values open with no key; it is not proved then.
+        key_home: A home whose keys may be used; need not exist.
+        scratch: The folder that the scratch folder is made in; None for the snapshot's own.
+    """
+
+    unlock: Unlock | None = None
+    key_file: Path | None = None
+    without_key: bool = False
+    key_home: Home | None = None
+    key_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    scratch: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DrillFinding:
+    """Something that does not hinder a restore and should be known.
+
+    Attributes:
+        check: `database`, `keys`, `upgrade` or `permissions`.
+    """
+
+    check: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrillReport:
+    """A drill that came to its end.
+
+    Attributes:
+        outcome: `proved`, or `unproved` where sealed values stayed closed, which was asked for.
+        checked: What held, in order.
+        upgrade: None where there is no database.
+        inspection: Without the folders above the scratch folder.
+        recorded: Whether the snapshot's card has it.
+        not_recorded: Why it has not; "" if it has, or if it is no snapshot's name.
+    """
+
+    snapshot_id: str
+    archive: Path
+    at: datetime
+    seconds: float
+    outcome: str
+    checked: tuple[str, ...]
+    restored: RestoreReport
+    upgrade: Upgraded | None
+    inspection: Inspection
+    findings: tuple[DrillFinding, ...]
+    swept: tuple[str, ...]
+    recorded: bool = False
+    not_recorded: str = ""
+
+    @property
+    def key_in_snapshot(self) -> bool:
+        """Whether the key came out of the archive itself."""
+        return self.restored.plan.key_custody == "sealed" and not self.restored.key_installed
+
+
+def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = None) -> DrillReport:
+    """Prove that a snapshot can be restored and used.
+
+    Args:
+        archive: A snapshot file.
+        progress: Told `restore` in bytes, then `additions` in statements.
+
+    Raises:
+        NotFoundError: There is no such archive, or scratch folder.
+        UsageError: The scratch folder would stand in the home.
+        DamagedError, KeyMissingError, SchemaAheadError, DifferenceError: It failed, and its card
+            says so.
+        NoSpaceError, PermissionDeniedError, OpsError: The system refused; the card says what it
+            said before.
+    """
+    archive = Path(os.path.realpath(archive))
+    if not archive.is_file():
+        raise NotFoundError(
+            f"snapshot {archive}: does not exist", hint="sagewai-ops snapshots list"
+        )
+    trial = _Trial(archive)
+    folder = _room(archive, options)
+    with locks.guarded(folder):
+        swept = tuple(catalog.sweep(folder))
+    try:
+        with scratch_in(folder) as scratch, _told_of_the_home(scratch, archive):
+            report = trial.run(scratch / _HOME, options, swept, progress)
+    except InterruptedRunError:
+        raise
+    except _VERDICTS as error:
+        if isinstance(error, KeyMissingError) and _is_closed(archive, options):
+            raise  # nobody tried to open it
+        try:
+            _record(archive, trial.failure(error), {})
+        except OpsError as other:
+            raise type(error)(
+                error.message, hint=f"its card could not be marked: {other.message}\n{error.hint}"
+            ) from error
+        raise
+    try:
+        rebuilt = _card_of(archive, options.unlock)
+        recorded = _record(archive, trial.success(report), rebuilt)
+    except OpsError as error:
+        return dataclasses.replace(report, not_recorded=error.message)
+    return dataclasses.replace(report, recorded=recorded)
+
+
+@contextlib.contextmanager
+def scratch_in(folder: Path) -> Iterator[Path]:
+    """Make a private folder that is locked while this run lives, and removed in any case.
+
+    Args:
+        folder: Where; `catalog.sweep` removes there what a killed run left.
+
+    Raises:
+        PermissionDeniedError, NoSpaceError, OpsError: The system refused.
+    """
+    path = catalog.scratch_path(folder, datetime.now(timezone.utc))
+    with atomic.naming(path), locks.guarded(folder):
+        os.mkdir(path, atomic.PRIVATE_FOLDER)
+        os.chmod(path, atomic.PRIVATE_FOLDER)  # the umask may have shut it even for us
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        locks.hold_open(descriptor)
+    try:
+        yield path
+    finally:
+        try:
+            atomic.remove_tree(path)
+        except InterruptedRunError:
+            atomic.remove_tree(path)  # a signal comes once; the next ones are ignored
+            raise
+        finally:
+            os.close(descriptor)
+
+
+@dataclass(slots=True)
+class _Trial:
+    """What holds so far of the snapshot that is tried."""
+
+    archive: Path
+    at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    started: float = field(default_factory=time.monotonic)
+    checked: list[str] = field(default_factory=list)
+    stage: str = "restore"
+    findings: list[DrillFinding] = field(default_factory=list)
+
+    def run(
+        self, root: Path, options: DrillOptions, swept: tuple[str, ...], progress: Progress | None
+    ) -> DrillReport:
+        """Restore to a folder that is not there yet, and use what came."""
+        restored = restore(
+            self.archive,
+            locate(root, {}),
+            RestoreOptions(
+                unlock=options.unlock,
+                key_file=options.key_file,
+                without_key=options.without_key,
+                key_home=options.key_home,
+                key_environment=options.key_environment,
+            ),
+            progress=progress,
+        )
+        home = locate(root, {})
+        self.held("database")
+        self.database(restored)
+        self.held("keys")
+        for value in restored.keys.unopened:
+            self.found("keys", f"{value.place} {value.where}: {value.reason}")
+        is_open = not (options.without_key and restored.keys.unopened)
+        # Before the upgrade, which leaves the database's own sidecars with the umask's mode.
+        self.held("permissions", keep=is_open)
+        inspection = self.permissions(home)
+        self.held("upgrade")
+        upgraded = self.upgrade(home, restored, progress)
+        self.held("")
+        return DrillReport(
+            snapshot_id=restored.plan.snapshot_id,
+            archive=self.archive,
+            at=self.at,
+            seconds=self.seconds,
+            outcome=PROVED if is_open else UNPROVED,
+            checked=tuple(self.checked),
+            restored=restored,
+            upgrade=upgraded,
+            inspection=inspection,
+            findings=tuple(self.findings),
+            swept=swept,
+        )
+
+    def held(self, following: str, *, keep: bool = True) -> None:
+        """Note that the stage at hand held, and go on to the next."""
+        if keep:
+            self.checked.append(self.stage)
+        self.stage = following
+
+    def found(self, check: str, text: str) -> None:
+        """Note something that should be known."""
+        self.findings.append(DrillFinding(check, text))
+
+    def database(self, restored: RestoreReport) -> None:
+        """Judge the database; that its rows are those of the manifest was seen by the restore."""
+        proof = restored.database
+        if proof is None:
+            return
+        if proof.integrity:
+            raise DamagedError(
+                f"snapshot {restored.plan.snapshot_id}: its database was damaged when it was "
+                f"taken, {proof.integrity[0]:.200}",
+                hint="use another snapshot: sagewai-ops snapshots list",
+            )
+        if proof.foreign_key_violations:
+            self.found(
+                "database",
+                f"{proof.foreign_key_violations} rows of {', '.join(proof.foreign_key_tables)} "
+                "refer to rows that are not there",
+            )
+
+    def upgrade(
+        self, home: Home, restored: RestoreReport, progress: Progress | None
+    ) -> Upgraded | None:
+        """Bring the database to the head, and look at it again if that changed anything."""
+        if restored.database is None:
+            return None
+        done = upgrade_database(home.database, progress=progress)
+        upgraded = dataclasses.replace(done, rehearsed=True)  # nobody keeps it
+        if upgraded.added:
+            health = examine(home.database)
+            if not health.sound:
+                raise DamagedError(
+                    f"snapshot {restored.plan.snapshot_id}: its database is damaged by an upgrade, "
+                    f"{health.integrity[0]:.200}"
+                )
+        for name, reason in upgraded.failed.items():
+            self.found("upgrade", f"{name}: not added, {reason}")
+        return upgraded
+
+    def permissions(self, home: Home) -> Inspection:
+        """Judge the home by the rules; the folders above it are not its own."""
+        seen = inspect(home)
+        own = tuple(one for one in seen.findings if one.facts.part is not Part.PARENT)
+        for one in own:
+            if one.rule.severity is Severity.ERROR:
+                path = os.path.relpath(one.path, home.root)
+                self.found("permissions", f"{one.rule.id} {path}: {one.wrong}")
+        return dataclasses.replace(seen, findings=own)
+
+    @property
+    def seconds(self) -> float:
+        """How long it took so far."""
+        return time.monotonic() - self.started
+
+    def success(self, report: DrillReport) -> dict[str, Any]:
+        """Give what the card says of a drill that came to its end."""
+        facts: dict[str, Any] = {"drill": self._facts(report.outcome)}
+        if report.outcome == PROVED:
+            facts["proved_restorable_at"] = facts["drill"]["at"]
+        return facts
+
+    def failure(self, error: OpsError) -> dict[str, Any]:
+        """Give what the card says of one that failed; nothing of what is in the archive."""
+        stage = "keys" if isinstance(error, KeyMissingError) else self.stage
+        return {
+            "drill": {**self._facts(FAILED), "failed": stage, "code": error.code},
+            "proved_restorable_at": None,
+        }
+
+    def _facts(self, outcome: str) -> dict[str, Any]:
+        return {
+            "at": f"{self.at:%Y-%m-%dT%H:%M:%SZ}",
+            "outcome": outcome,
+            "checked": list(self.checked),
+            "failed": None,
+            "code": None,
+            "findings": len(self.findings),
+            "seconds": round(self.seconds, 3),
+            "tool_version": __version__,
+        }
+
+
+def _room(archive: Path, options: DrillOptions) -> Path:
+    """Choose where the scratch folder is made."""
+    folder = options.scratch or archive.parent
+    if not folder.is_dir():
+        raise NotFoundError(f"scratch {folder}: is no folder", hint=f"mkdir -m 700 {folder}")
+    folder = Path(os.path.realpath(folder))
+    if options.key_home and folder.is_relative_to(os.path.realpath(options.key_home.root)):
+        raise UsageError(
+            f"scratch {folder}: is inside the home {options.key_home.root}",
+            hint="choose another: drill --scratch DIR",
+        )
+    return folder
+
+
+@contextlib.contextmanager
+def _told_of_the_home(scratch: Path, archive: Path) -> Iterator[None]:
+    """Word errors for people who never see the scratch folder: it is gone when they read them."""
+    try:
+        yield
+    except InterruptedRunError:
+        raise
+    except OpsError as error:
+        message = error.message.replace(f"{scratch}/{_HOME}/", "").replace(str(scratch), "scratch")
+        hint = error.hint
+        if isinstance(error, (NoSpaceError, PermissionDeniedError)):
+            message = error.message
+            hint = "drill on another file system: --scratch DIR"
+        if str(scratch) in hint:
+            hint = f"sagewai-ops snapshots verify {archive}"
+        raise type(error)(f"drill: {message}", hint=hint) from error
+
+
+def _is_closed(archive: Path, options: DrillOptions) -> bool:
+    return options.unlock is None and archive.name.endswith(".age")
+
+
+def _record(archive: Path, changes: Mapping[str, Any], rebuilt: Mapping[str, Any]) -> bool:
+    """Put what was found into the card; a file with another name than a snapshot's has none."""
+    if not catalog.is_archive_name(archive.name):
+        return False
+    catalog.amend_card(archive, changes, rebuilt)
+    return True
+
+
+def _card_of(archive: Path, unlock: Unlock | None) -> dict[str, Any]:
+    """Read the facts of a card that is missing from the archive itself, which was just proved."""
+    if catalog.read_card(archive):
+        return {}
+    with open_archive(archive, unlock) as reader:
+        entries = reader.manifest.entries
+        return {
+            **reader.header.facts,
+            "id": reader.header.id,
+            "archive_bytes": archive.stat().st_size,
+            "verified_at": f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
+            "content_bytes": sum(entry.size_bytes for entry in entries),
+            "encrypted": archive.name.endswith(".age"),
+        }
