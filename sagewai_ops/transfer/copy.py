@@ -10,23 +10,25 @@ import asyncio
 import fcntl
 import json
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sagewai_ops import errors
-from sagewai_ops.errors import DifferenceError, OpsError
+from sagewai_ops.errors import DifferenceError, OpsError, RemoteError
 from sagewai_ops.progress import Progress
 from sagewai_ops.transfer import worker
 from sagewai_ops.transfer.aside import Aside
+from sagewai_ops.transfer.encoders import SIGNATURE
 from sagewai_ops.transfer.findings import Finding
 from sagewai_ops.transfer.plan import Plan, PlannedTable, as_job
 
 if TYPE_CHECKING:
     import asyncpg
 
+LAST_WORDS_SECONDS = 0.5
 PIPE_BYTES = 1024 * 1024  # the most that Linux lets anybody ask for, unless told otherwise
 AHEAD_BYTES = 8 * 1024 * 1024  # that the reader may be ahead of the server; asyncio doubles it
 
@@ -162,19 +164,21 @@ async def send_tables(
         DifferenceError: The server counts other rows than were read.
     """
     sent = Sent()
+    given_up = False
     while True:
         kind, content, _ = await reader.receive()
         if kind == worker.FINDINGS:
             sent.findings = worker.read_findings(content)
             return sent
-        if kind != worker.TABLE:
-            continue  # what is left of a table that was given up
+        if kind != worker.TABLE or given_up:
+            continue  # what is left of a table that was given up, and of all others
         table = plan.table(content.decode())
         copied = Copied(table.name)
         try:
             freeze = table.name in renewed
             await _send_table(connection, reader, table, copied, freeze=freeze, progress=progress)
         except _RefusedError:
+            given_up = True
             continue
         started = time.monotonic()
         for statement in aside.indexes.get(table.name, ()):
@@ -194,29 +198,78 @@ async def _send_table(
 ) -> None:
     started = time.monotonic()
 
-    async def rows() -> AsyncIterator[bytes]:
-        while True:
-            kind, content, count = await reader.receive()
-            if kind == worker.END:
-                return
-            if not content:
-                raise _RefusedError
-            copied.rows += count
-            copied.size_bytes += len(content)
-            yield content
-            if progress:
-                progress(f"copy {table.name}", copied.rows, table.rows)
+    failures: list[Exception] = []
 
-    status = await connection.copy_to_table(
-        table.name,
-        source=rows(),
-        columns=[column.name for column in table.columns],
-        format="binary",
-        freeze=freeze,
+    async def rows() -> AsyncIterator[bytes]:
+        # It ends where another would raise: after an exception asyncpg asks the server to cancel
+        # what may have failed already, and then its next statement waits for ever.
+        try:
+            while True:
+                kind, content, count = await reader.receive()
+                if kind == worker.END:
+                    return
+                if not content:
+                    failures.append(_RefusedError())
+                    break
+                copied.rows += count
+                copied.size_bytes += len(content)
+                yield content
+                if progress:
+                    progress(f"copy {table.name}", copied.rows, table.rows)
+        except OpsError as error:
+            failures.append(error)
+        if not copied.size_bytes:
+            yield SIGNATURE  # without it the server has words of its own
+
+    status = await _unless_lost(
+        connection,
+        connection.copy_to_table(
+            table.name,
+            source=rows(),
+            columns=[column.name for column in table.columns],
+            format="binary",
+            freeze=freeze,
+        ),
     )
+    if failures:
+        raise failures[0]
     copied.seconds = time.monotonic() - started
     stored = int(status.rpartition(" ")[2])
     if not stored == copied.rows == table.rows:
         raise DifferenceError(
             f"table {table.name}: {table.rows} rows to copy, {copied.rows} sent, {stored} stored"
         )
+
+
+async def _unless_lost(
+    connection: asyncpg.Connection[asyncpg.Record], copying: Coroutine[Any, Any, str]
+) -> str:
+    """Wait for a COPY, but not longer than its connection lives.
+
+    asyncpg waits for ever for room to write when the server hangs up while there is none.
+
+    Raises:
+        RemoteError: The connection is gone.
+    """
+    lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def hung_up(_connection: object) -> None:
+        if not lost.done():
+            lost.set_result(None)
+
+    connection.add_termination_listener(hung_up)
+    task = asyncio.ensure_future(copying)
+    try:
+        either: set[asyncio.Future[Any]] = {task, lost}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            # It usually notices by itself, and then has the server's own words.
+            await asyncio.wait({task}, timeout=LAST_WORDS_SECONDS)
+        if not task.done():
+            raise RemoteError("the server ended the connection in the middle of a copy")
+        return task.result()
+    finally:
+        connection.remove_termination_listener(hung_up)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=LAST_WORDS_SECONDS)
