@@ -97,16 +97,22 @@ def as_result(found: Any) -> dict[str, Any]:
         "snapshots": {
             "folder": str(found.folder),
             "count": found.snapshots,
-            "newest": newest
-            and {
-                "id": newest.id,
-                "created_at": f"{newest.created_at:%Y-%m-%dT%H:%M:%SZ}",
-                "archive_bytes": newest.size_bytes,
-                "verified_at": newest.card.get("verified_at"),
-            },
+            "newest": newest and _snapshot(newest),
+            "proved": found.proved and _snapshot(found.proved),
         },
         "before_restore": [str(path) for path in found.kept],
         "interrupted_restore": found.interrupted,
+    }
+
+
+def _snapshot(snapshot: Any) -> dict[str, Any]:
+    return {
+        "id": snapshot.id,
+        "created_at": f"{snapshot.created_at:%Y-%m-%dT%H:%M:%SZ}",
+        "archive_bytes": snapshot.size_bytes,
+        "verified_at": snapshot.card.get("verified_at"),
+        "proved_restorable_at": snapshot.proved_at or None,
+        "drill": snapshot.card.get("drill"),
     }
 
 
@@ -130,10 +136,23 @@ def show(terminal: Terminal, result: dict[str, Any]) -> None:
             f"  snapshots  {snapshots['count']} in {snapshots['folder']}, newest {newest['id']}, "
             f"verified {newest['verified_at'] or 'unknown'}"
         )
+        _show_proof(terminal, newest, snapshots["proved"])
     else:
         terminal.line(f"  snapshots  none in {snapshots['folder']}", style="yellow")
     for path in result["before_restore"]:
         terminal.line(f"  kept       {path}")
+
+
+def _show_proof(terminal: Terminal, newest: dict[str, Any], proved: dict[str, Any] | None) -> None:
+    """Say which snapshot was proved restorable, and what became of the newest's drill."""
+    if (newest["drill"] or {}).get("outcome") == "failed":
+        moment = newest["drill"].get("at")
+        terminal.line(f"  drill      of {newest['id']} failed {moment}", style="red")
+    if proved:
+        which = "the newest" if proved["id"] == newest["id"] else proved["id"]
+        terminal.line(f"  proved     {which} restorable {proved['proved_restorable_at']}")
+    else:
+        terminal.line("  proved     none restorable yet: sagewai-ops drill", style="yellow")
 
 
 def _show_database(terminal: Terminal, database: dict[str, Any] | None) -> None:

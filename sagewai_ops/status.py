@@ -55,6 +55,8 @@ class Status:
         free_bytes: On its file system.
         documents: By path in the home.
         key: The key that Sagewai would use; None if it would make a new one.
+        newest: Of the home's own snapshots.
+        proved: The newest of them that a drill proved restorable.
         interrupted: Whether a restore was interrupted and must be recovered.
     """
 
@@ -71,6 +73,7 @@ class Status:
     folder: Path
     snapshots: int
     newest: Snapshot | None
+    proved: Snapshot | None
     kept: tuple[Path, ...]
     interrupted: bool
 
@@ -113,6 +116,7 @@ def look(home: Home, folder: Path, environment: Mapping[str, str]) -> Status:
         folder=folder,
         snapshots=len(own),
         newest=own[-1] if own else None,
+        proved=next((item for item in reversed(own) if item.proved_at), None),
         kept=tuple(swap.kept_before(home.root)),
         interrupted=swap.unfinished(home.root) is not None,
     )

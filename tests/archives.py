@@ -103,3 +103,10 @@ def tar_stream(path: Path) -> io.BytesIO:
     with open(path, "rb") as stream:
         reader = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
         return io.BytesIO(reader.read())
+
+
+def flip(path: Path, bit: int = 1) -> None:
+    """Flip a bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= bit
+    path.write_bytes(content)

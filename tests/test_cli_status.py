@@ -4,7 +4,9 @@ import os
 import subprocess
 from pathlib import Path
 
-from program import COMMAND, call, run
+from archives import flip
+from json_schemas import problems
+from program import COMMAND, call, run, taken
 from pseudo_terminal import watched
 from small_homes import everything_of, small
 
@@ -100,3 +102,40 @@ def test_a_reader_that_goes_away_is_no_failure(tmp_path: Path) -> None:
     os.close(writing)
 
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_the_proof_of_a_drill_is_shown_and_so_is_its_absence(tmp_path: Path) -> None:
+    """First none, then the newest, then an older one and that the newest failed."""
+    built = small(tmp_path / "home")
+    first = call("--home", built.root, "backup", "--json").result["id"]
+    assert "none restorable yet" in call("--home", built.root, "status").out
+
+    moment = call("--home", built.root, "drill", "--json").result["proved_restorable_at"]
+    shown = call("--home", built.root, "status").out
+    assert f"the newest restorable {moment}" in shown
+
+    newer = taken(call("--home", built.root, "backup", "--json"))
+    flip(newer)
+    assert call("--home", built.root, "drill", newer).code == 16
+
+    shown = call("--home", built.root, "status").out
+    snapshots = call("--home", built.root, "status", "--json").result["snapshots"]
+    assert f"{first} restorable {moment}" in shown
+    assert f"drill      of {snapshots['newest']['id']} failed" in shown
+    assert snapshots["proved"]["proved_restorable_at"] == moment
+    assert snapshots["newest"]["proved_restorable_at"] is None
+    assert snapshots["newest"]["drill"]["outcome"] == "failed"
+
+
+def test_json_has_the_documented_shape(tmp_path: Path) -> None:
+    """With everything that can be there, and with next to nothing."""
+    built = small(tmp_path / "home")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    call("--home", built.root, "backup", "-q")
+    call("--home", built.root, "drill", "-q")
+    built.connections.write_text("{")
+
+    answers = [call("--home", root, "status", "--json") for root in (built.root, bare)]
+
+    assert [problems("status", answer.result) for answer in answers] == [[], []]
