@@ -28,7 +28,7 @@ Examples:
 
 \b
 Exit codes: 0 proved, 2 the name means several, 3 proved but the card could not be written,
-4 proved with findings, 10 no such snapshot, 12 wrong or missing key, 13 no space, 14 no rights,
+4 done with findings, 10 no such snapshot, 12 wrong or missing key, 13 no space, 14 no rights,
 16 damaged, 18 newer format or schema, 20 the upgrade would change rows.
 """
 _SHOWN = 20  # findings that people are shown; --json has all

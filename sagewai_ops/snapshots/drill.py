@@ -9,6 +9,7 @@ kill by the next run.
 import contextlib
 import dataclasses
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops import __version__, atomic, locks
+from sagewai_ops import __version__, locks
 from sagewai_ops.archive.envelope import Unlock
 from sagewai_ops.archive.reader import open_archive
 from sagewai_ops.database.integrity import examine
@@ -42,6 +43,7 @@ from sagewai_ops.schema.upgrade import Upgraded, upgrade_database
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.plan import RestoreOptions
 from sagewai_ops.snapshots.restore import RestoreReport, restore
+from sagewai_ops.snapshots.scratch import scratch_in
 
 PROVED, UNPROVED, FAILED = "proved", "unproved", "failed"
 _HOME = "home"  # in the scratch folder
@@ -138,7 +140,7 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
     with locks.guarded(folder):
         swept = tuple(catalog.sweep(folder))
     try:
-        with scratch_in(folder) as scratch, _told_of_the_home(scratch, archive):
+        with _worded(folder, archive), scratch_in(folder) as scratch:
             report = trial.run(scratch / _HOME, options, swept, progress)
     except InterruptedRunError:
         raise
@@ -158,34 +160,6 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
     except OpsError as error:
         return dataclasses.replace(report, not_recorded=error.message)
     return dataclasses.replace(report, recorded=recorded)
-
-
-@contextlib.contextmanager
-def scratch_in(folder: Path) -> Iterator[Path]:
-    """Make a private folder that is locked while this run lives, and removed in any case.
-
-    Args:
-        folder: Where; `catalog.sweep` removes there what a killed run left.
-
-    Raises:
-        PermissionDeniedError, NoSpaceError, OpsError: The system refused.
-    """
-    path = catalog.scratch_path(folder, datetime.now(timezone.utc))
-    with atomic.naming(path), locks.guarded(folder):
-        os.mkdir(path, atomic.PRIVATE_FOLDER)
-        os.chmod(path, atomic.PRIVATE_FOLDER)  # the umask may have shut it even for us
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        locks.hold_open(descriptor)
-    try:
-        yield path
-    finally:
-        try:
-            atomic.remove_tree(path)
-        except InterruptedRunError:
-            atomic.remove_tree(path)  # a signal comes once; the next ones are ignored
-            raise
-        finally:
-            os.close(descriptor)
 
 
 @dataclass(slots=True)
@@ -347,21 +321,21 @@ def _room(archive: Path, options: DrillOptions) -> Path:
 
 
 @contextlib.contextmanager
-def _told_of_the_home(scratch: Path, archive: Path) -> Iterator[None]:
+def _worded(folder: Path, archive: Path) -> Iterator[None]:
     """Word errors for people who never see the scratch folder: it is gone when they read them."""
     try:
         yield
     except InterruptedRunError:
         raise
     except OpsError as error:
-        message = error.message.replace(f"{scratch}/{_HOME}/", "").replace(str(scratch), "scratch")
-        hint = error.hint
         if isinstance(error, (NoSpaceError, PermissionDeniedError)):
-            message = error.message
             hint = "drill on another file system: --scratch DIR"
-        if str(scratch) in hint:
+            raise type(error)(f"drill: {error.message}", hint=hint) from error
+        hidden = re.compile(re.escape(os.fspath(folder)) + r"/\.sagewai-[^/]+\.drill(/home)?/?")
+        hint = error.hint
+        if hidden.search(hint):
             hint = f"sagewai-ops snapshots verify {archive}"
-        raise type(error)(f"drill: {message}", hint=hint) from error
+        raise type(error)(f"drill: {hidden.sub('', error.message)}", hint=hint) from error
 
 
 def _is_closed(archive: Path, options: DrillOptions) -> bool:

@@ -1,0 +1,42 @@
+"""A folder to try things in: private, locked while its run lives, and gone afterwards.
+
+What a killed run leaves has a name that `catalog.sweep` knows.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+from sagewai_ops import atomic, locks
+from sagewai_ops.errors import InterruptedRunError
+from sagewai_ops.snapshots import catalog
+
+
+@contextlib.contextmanager
+def scratch_in(folder: Path) -> Iterator[Path]:
+    """Make a private folder that is locked while this run lives, and removed in any case.
+
+    Args:
+        folder: Where; `catalog.sweep` removes there what a killed run left.
+
+    Raises:
+        PermissionDeniedError, NoSpaceError, OpsError: The system refused.
+    """
+    path = catalog.scratch_path(folder, datetime.now(timezone.utc))
+    with atomic.naming(path), locks.guarded(folder):
+        os.mkdir(path, atomic.PRIVATE_FOLDER)
+        os.chmod(path, atomic.PRIVATE_FOLDER)  # the umask may have shut it even for us
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        locks.hold_open(descriptor)
+    try:
+        yield path
+    finally:
+        try:
+            atomic.remove_tree(path)
+        except InterruptedRunError:
+            atomic.remove_tree(path)  # a signal comes once; the next ones are ignored
+            raise
+        finally:
+            os.close(descriptor)

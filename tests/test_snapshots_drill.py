@@ -1,0 +1,601 @@
+"""A drill uses what comes back, writes down what was proved, and leaves nothing behind."""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import shutil
+import sqlite3
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import real_homes
+from archives import flip, forge
+from home_builder import BuiltHome
+from memory_folder import memory_folder
+from round_trips import snapshot_of
+from sagewai_ops import atomic, locks
+from sagewai_ops.archive.envelope import Lock, Unlock, temporary_identity
+from sagewai_ops.database.integrity import examine
+from sagewai_ops.errors import (
+    DamagedError,
+    KeyMissingError,
+    NoSpaceError,
+    NotFoundError,
+    OpsError,
+    PermissionDeniedError,
+    SchemaAheadError,
+    UsageError,
+)
+from sagewai_ops.home.paths import locate
+from sagewai_ops.schema.upgrade import upgrade_database
+from sagewai_ops.snapshots import catalog
+from sagewai_ops.snapshots import drill as drilling
+from sagewai_ops.snapshots.drill import DrillOptions, DrillReport, drill
+from sagewai_ops.snapshots.restore import restore
+from small_homes import everything_of, small
+from step_counter import failing, killed_at
+from unprivileged import reachable_folder, unprivileged
+
+OTHER_KEY = b"MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """Give a folder in memory: what these tests make durable is much."""
+    with memory_folder() as folder:
+        yield folder
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> BuiltHome:
+    """A small home."""
+    return small(tmp_path / "home")
+
+
+@pytest.fixture
+def archive(built: BuiltHome) -> Path:
+    """A snapshot of it."""
+    return snapshot_of(built.root)
+
+
+def try_it(archive: Path, home: Path | None, **options: Any) -> DrillReport:
+    """Drill with the keys of a home."""
+    return drill(archive, DrillOptions(key_home=locate(home, {}) if home else None, **options))
+
+
+def card_of(archive: Path) -> dict[str, Any]:
+    """Read a card as it is written."""
+    card = json.loads(catalog.card_path(archive).read_bytes())
+    assert isinstance(card, dict)
+    return card
+
+
+def left_beside(archive: Path) -> list[str]:
+    """List what is neither the snapshot nor its card."""
+    return sorted({*os.listdir(archive.parent)} - {archive.name, f"{archive.name}.json"})
+
+
+@pytest.mark.parametrize("name", real_homes.NAMES)
+def test_a_home_that_sagewai_wrote_is_proved_and_neither_it_nor_the_archive_touched(
+    tmp_path: Path, name: str
+) -> None:
+    """Rows, keys and modes hold; beside the card nothing changes."""
+    root = real_homes.unpack(name, tmp_path)
+    archive = snapshot_of(root)
+    before, content = everything_of(root), archive.read_bytes()
+
+    report = try_it(archive, root)
+
+    assert report.outcome == drilling.PROVED
+    assert report.checked == ("restore", "database", "keys", "permissions", "upgrade")
+    assert report.findings == ()
+    assert report.restored.keys.total
+    assert not report.key_in_snapshot
+    assert report.upgrade is not None
+    assert report.upgrade.rows_after == report.restored.database.counts  # type: ignore[union-attr]
+    assert (everything_of(root), archive.read_bytes()) == (before, content)
+    assert left_beside(archive) == []
+
+
+def test_the_card_gets_the_proof_and_keeps_all_else(built: BuiltHome, archive: Path) -> None:
+    """When, with which program, and what was checked; private still."""
+    before = card_of(archive)
+
+    report = try_it(archive, built.root)
+
+    card = card_of(archive)
+    assert {name: card[name] for name in before} == before
+    assert card["proved_restorable_at"] == f"{report.at:%Y-%m-%dT%H:%M:%SZ}"
+    assert set(card) - set(before) == {"proved_restorable_at", "drill"}
+    assert card["drill"] == {
+        "at": card["proved_restorable_at"],
+        "outcome": "proved",
+        "checked": ["restore", "database", "keys", "permissions", "upgrade"],
+        "failed": None,
+        "code": None,
+        "findings": 0,
+        "seconds": card["drill"]["seconds"],
+        "tool_version": before["tool_version"],
+    }
+    assert catalog.card_path(archive).stat().st_mode & 0o777 == 0o600
+    assert report.recorded
+
+
+@pytest.mark.parametrize("content", [None, b"{", b'{"archive": "another"}'])
+def test_a_lost_card_comes_back_with_the_proof(
+    built: BuiltHome, archive: Path, content: bytes | None
+) -> None:
+    """From what the archive says of itself."""
+    before = card_of(archive)
+    catalog.card_path(archive).unlink()
+    if content is not None:
+        catalog.card_path(archive).write_bytes(content)
+
+    try_it(archive, built.root)
+
+    card = card_of(archive)
+    same = {"id", "sequence", "home", "home_id", "key_fingerprint", "schema_level", "created_at",
+            "archive", "archive_bytes", "content_bytes", "key_custody", "encrypted"}  # fmt: skip
+    assert {name: card[name] for name in same} == {name: before[name] for name in same}
+    assert card["proved_restorable_at"]
+    assert card["verified_at"]
+
+
+def test_a_drill_that_fails_takes_an_earlier_proof_away(built: BuiltHome, archive: Path) -> None:
+    """What does not come back does not count as proved, whatever it did before."""
+    try_it(archive, built.root)
+    flip(archive)
+
+    with pytest.raises(DamagedError):
+        try_it(archive, built.root)
+
+    card = card_of(archive)
+    assert "proved_restorable_at" not in card
+    assert (card["drill"]["outcome"], card["drill"]["code"]) == ("failed", "damaged")
+    assert card["drill"]["failed"] == "restore"
+    (found,) = catalog.snapshots_in(archive.parent)
+    assert (found.proved_at, found.failed_drill) == ("", True)
+    assert left_beside(archive) == []
+
+    flip(archive)
+    assert try_it(archive, built.root).outcome == drilling.PROVED
+    assert card_of(archive)["proved_restorable_at"]
+
+
+def test_a_key_that_is_gone_is_a_failed_drill(built: BuiltHome, archive: Path) -> None:
+    """The commonest disaster: the archive is whole, and nothing opens what is sealed in it."""
+    try_it(archive, built.root)
+    shutil.rmtree(built.root)
+
+    with pytest.raises(KeyMissingError, match="sealed values open with no key at hand"):
+        try_it(archive, built.root)
+
+    card = card_of(archive)
+    assert (card["drill"]["failed"], card["drill"]["code"]) == ("keys", "key-missing")
+    assert "proved_restorable_at" not in card
+    assert left_beside(archive) == []
+
+
+def test_without_a_key_the_rest_is_proved_and_not_counted(built: BuiltHome, archive: Path) -> None:
+    """All is tried, the card says that it is no proof, and an earlier one stays."""
+    try_it(archive, built.root)
+    earlier = card_of(archive)["proved_restorable_at"]
+
+    report = try_it(archive, None, without_key=True)
+
+    assert report.outcome == drilling.UNPROVED
+    assert "keys" not in report.checked
+    assert {finding.check for finding in report.findings} == {"keys"}
+    card = card_of(archive)
+    assert (card["drill"]["outcome"], card["proved_restorable_at"]) == ("unproved", earlier)
+
+
+def test_without_key_is_no_hindrance_where_the_key_is_at_hand(
+    built: BuiltHome, archive: Path
+) -> None:
+    """It allows closed values and asks for none."""
+    assert try_it(archive, built.root, without_key=True).outcome == drilling.PROVED
+
+
+def test_a_key_file_opens_what_is_sealed(built: BuiltHome, archive: Path, tmp_path: Path) -> None:
+    """The right one proves, another one fails."""
+    right, wrong = tmp_path / "right", tmp_path / "wrong"
+    shutil.copy(built.master_key, right)
+    wrong.write_bytes(OTHER_KEY)
+
+    with pytest.raises(KeyMissingError, match="opens none"):
+        try_it(archive, None, key_file=wrong)
+    report = try_it(archive, None, key_file=right)
+
+    assert report.outcome == drilling.PROVED
+    assert report.restored.key_source == "--key-file"
+
+
+def test_a_key_in_the_archive_needs_no_home(built: BuiltHome) -> None:
+    """Sealed in, it opens all; the report says that a lost home leaves it."""
+    recipient, identity = temporary_identity()
+    archive = snapshot_of(built.root, lock=Lock(recipients=(recipient,)), custody="sealed")
+    shutil.rmtree(built.root)
+
+    report = try_it(archive, None, unlock=Unlock(identities=(identity,)))
+
+    assert report.key_in_snapshot
+    assert report.outcome == drilling.PROVED
+
+
+def test_an_archive_that_nobody_can_open_is_told_from_one_that_nobody_tried(
+    built: BuiltHome,
+) -> None:
+    """A wrong identity is a failed drill; a forgotten option is none."""
+    recipient, identity = temporary_identity()
+    archive = snapshot_of(built.root, lock=Lock(recipients=(recipient,)))
+    try_it(archive, built.root, unlock=Unlock(identities=(identity,)))
+    proved = card_of(archive)
+
+    with pytest.raises(KeyMissingError):
+        try_it(archive, built.root)
+    assert card_of(archive) == proved
+
+    with pytest.raises(KeyMissingError):
+        try_it(archive, built.root, unlock=Unlock(identities=(temporary_identity()[1],)))
+    card = card_of(archive)
+    assert card["drill"]["outcome"] == "failed"
+    assert "proved_restorable_at" not in card
+
+
+def test_nothing_of_an_encrypted_archive_gets_into_its_card(built: BuiltHome) -> None:
+    """The card is clear, so what was found is counted and not told."""
+    (built.root / "master.key").write_bytes(built.master_key.read_bytes())
+    recipient, identity = temporary_identity()
+    archive = snapshot_of(built.root, lock=Lock(recipients=(recipient,)))
+    with contextlib.closing(sqlite3.connect(built.root / "db/sagewai.db")) as connection:
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master")]
+
+    try_it(archive, built.root, unlock=Unlock(identities=(identity,)))
+
+    text = catalog.card_path(archive).read_text()
+    assert not [table for table in tables if f'"{table}"' in text]
+
+
+def test_a_database_that_was_damaged_when_it_was_taken_is_no_proof(
+    built: BuiltHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes back as it was, and that is not enough."""
+    monkeypatch.setattr(
+        "sagewai_ops.database.integrity._integrity", lambda _connection: ("row 1 missing",)
+    )
+    archive = snapshot_of(built.root)
+
+    with pytest.raises(DamagedError, match="was damaged when it was taken, row 1 missing"):
+        try_it(archive, built.root)
+
+    assert card_of(archive)["drill"]["failed"] == "database"
+    assert card_of(archive)["drill"]["checked"] == ["restore"]
+
+
+def test_references_to_nothing_are_findings_and_no_failure(tmp_path: Path) -> None:
+    """They were there when the snapshot was taken, and come back as they were."""
+    built = small(tmp_path / "home", journal="tail")
+    with contextlib.closing(sqlite3.connect(built.root / "db/sagewai.db")) as connection:
+        connection.execute("PRAGMA foreign_keys = OFF")
+        connection.execute("DELETE FROM user_account")
+        connection.commit()
+        assert connection.execute("PRAGMA foreign_key_check").fetchone()
+    archive = snapshot_of(built.root)
+
+    report = try_it(archive, built.root)
+
+    assert report.outcome == drilling.PROVED
+    assert {finding.check for finding in report.findings} == {"database"}
+    assert "refer to rows that are not there" in report.findings[0].text
+    assert card_of(archive)["drill"]["findings"] == len(report.findings)
+
+
+def test_an_older_database_is_brought_to_the_head_on_the_scratch_copy(tmp_path: Path) -> None:
+    """What an upgrade would add is told; the snapshot stays as it is."""
+    built = small(tmp_path / "home", journal="tail")
+    with contextlib.closing(sqlite3.connect(built.root / "db/sagewai.db")) as connection:
+        connection.execute("DROP TABLE prompt_logs")
+        connection.commit()
+    archive = snapshot_of(built.root)
+    content = archive.read_bytes()
+
+    report = try_it(archive, built.root)
+
+    assert report.upgrade is not None
+    assert "prompt_logs" in report.upgrade.added
+    assert report.upgrade.rehearsed
+    assert archive.read_bytes() == content
+
+
+def test_a_database_that_an_upgrade_damages_is_no_proof(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was added is looked at once more."""
+    built = small(tmp_path / "home", journal="tail")
+    with contextlib.closing(sqlite3.connect(built.root / "db/sagewai.db")) as connection:
+        connection.execute("DROP TABLE prompt_logs")
+        connection.commit()
+    archive = snapshot_of(built.root)
+    monkeypatch.setattr(
+        drilling, "examine", lambda path: dataclasses.replace(examine(path), integrity=("torn",))
+    )
+
+    with pytest.raises(DamagedError, match="torn"):
+        try_it(archive, built.root)
+
+    assert card_of(archive)["drill"]["failed"] == "upgrade"
+
+
+def test_a_database_ahead_of_this_program_is_a_failed_drill(tmp_path: Path) -> None:
+    """Its restore would be refused too: by a column that nobody here knows."""
+    built = small(tmp_path / "home", journal="tail")
+    with contextlib.closing(sqlite3.connect(built.root / "db/sagewai.db")) as connection:
+        connection.execute("ALTER TABLE workers ADD COLUMN of_the_future TEXT")
+        connection.commit()
+    archive = snapshot_of(built.root)
+
+    with pytest.raises(SchemaAheadError):
+        try_it(archive, built.root)
+
+    assert card_of(archive)["drill"]["code"] == "schema-ahead"
+
+
+def test_rules_that_do_not_hold_are_findings(
+    built: BuiltHome, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restore that lost its modes would be noticed here, and nowhere above the home."""
+
+    def careless(source: Path, target: Any, *arguments: Any, **options: Any) -> Any:
+        report = restore(source, target, *arguments, **options)
+        (target.root / "db/sagewai.db").chmod(0o644)
+        target.root.parent.chmod(0o777)
+        return report
+
+    monkeypatch.setattr(drilling, "restore", careless)
+
+    report = try_it(archive, built.root)
+
+    (finding,) = report.findings
+    assert finding.check == "permissions"
+    assert finding.text.startswith("P010 db/sagewai.db: mode 0644")
+
+
+def test_a_home_without_a_database_is_proved_without_one(tmp_path: Path) -> None:
+    """There is nothing to upgrade."""
+    root = tmp_path / "home"
+    (root / "config").mkdir(parents=True)
+    (root / "config/connections.json").write_text('{"version": 2, "connections": {}}')
+    archive = snapshot_of(root)
+
+    report = try_it(archive, root)
+
+    assert (report.outcome, report.upgrade, report.restored.database) == ("proved", None, None)
+
+
+def test_the_scratch_folder_is_private_locked_and_where_it_was_asked_for(
+    built: BuiltHome, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0700 whatever the umask, beside the snapshots or in a chosen folder; none of it stays."""
+    seen: list[tuple[Path, int, bool]] = []
+
+    def watching(source: Path, target: Any, *arguments: Any, **options: Any) -> Any:
+        scratch = target.root.parent
+        mode = stat.S_IMODE(scratch.stat().st_mode)
+        seen.append((scratch, mode, locks.is_abandoned(scratch)))
+        return restore(source, target, *arguments, **options)
+
+    monkeypatch.setattr(drilling, "restore", watching)
+    chosen = tmp_path / "chosen"
+    chosen.mkdir()
+    before = os.umask(0)
+    try:
+        try_it(archive, built.root)
+        try_it(archive, built.root, scratch=chosen)
+    finally:
+        os.umask(before)
+
+    assert [scratch.parent for scratch, _mode, _free in seen] == [archive.parent, chosen]
+    assert {(mode, free) for _scratch, mode, free in seen} == {(0o700, False)}
+    assert list(chosen.iterdir()) == []
+    assert left_beside(archive) == []
+
+
+def test_scratch_must_be_a_folder_outside_of_the_home(
+    built: BuiltHome, archive: Path, tmp_path: Path
+) -> None:
+    """A backup would carry it, and a mistyped path is not made."""
+    with pytest.raises(UsageError, match="inside the home"):
+        try_it(archive, built.root, scratch=built.root / "data")
+    with pytest.raises(NotFoundError, match="is no folder"):
+        try_it(archive, built.root, scratch=tmp_path / "none")
+
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_is_no_snapshot_is_drilled_and_gets_no_card(
+    built: BuiltHome, archive: Path, tmp_path: Path
+) -> None:
+    """A copy of any name, as a download has."""
+    copy = tmp_path / "elsewhere" / "download.bin"
+    copy.parent.mkdir()
+    shutil.copy(archive, copy)
+
+    report = try_it(copy, built.root)
+
+    assert (report.outcome, report.recorded, report.not_recorded) == ("proved", False, "")
+    assert os.listdir(copy.parent) == ["download.bin"]
+
+
+def test_a_link_to_a_snapshot_proves_the_snapshot(
+    built: BuiltHome, archive: Path, tmp_path: Path
+) -> None:
+    """Its card stands beside the archive, not beside the link."""
+    link = tmp_path / "newest.tar.zst"
+    link.symlink_to(archive)
+
+    assert try_it(link, built.root).recorded
+
+    assert card_of(archive)["proved_restorable_at"]
+    assert sorted(os.listdir(tmp_path)) == ["home", "home.snapshots", "newest.tar.zst"]
+
+
+def test_no_archive_is_an_error_that_says_so(tmp_path: Path) -> None:
+    """Not a traceback."""
+    with pytest.raises(NotFoundError, match="does not exist"):
+        try_it(tmp_path / "none.tar.zst", None)
+
+
+def test_hostile_archives_are_refused_and_leave_nothing(tmp_path: Path) -> None:
+    """As by a restore."""
+    path = tmp_path / catalog.archive_name("20260101T000000Z-0a1b2c", is_encrypted=False)
+    forge(path, [], header=b"{}")
+
+    with pytest.raises(OpsError):
+        try_it(path, None)
+
+    assert left_beside(path) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(errno.ENOSPC, NoSpaceError), (errno.EACCES, PermissionDeniedError)]
+)
+def test_what_the_system_refuses_is_no_verdict(
+    built: BuiltHome, archive: Path, code: int, kind: type[OpsError]
+) -> None:
+    """A full disk says nothing of the snapshot: its proof stays."""
+    try_it(archive, built.root)
+    proved = card_of(archive)
+
+    with failing(8, code, for_ever=False), pytest.raises(kind) as caught:
+        try_it(archive, built.root)
+
+    assert "--scratch DIR" in caught.value.hint
+    assert card_of(archive) == proved
+    assert left_beside(archive) == []
+
+
+def test_a_card_that_cannot_be_written_is_told(
+    built: BuiltHome, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proof is one all the same; only nobody will read of it."""
+
+    def refuse(_archive: Path, _card: object) -> None:
+        raise PermissionDeniedError("the card: read-only file system")
+
+    monkeypatch.setattr(catalog, "write_card", refuse)
+
+    report = try_it(archive, built.root)
+    flip(archive)
+    with pytest.raises(DamagedError) as caught:
+        try_it(archive, built.root)
+
+    assert (report.outcome, report.recorded) == ("proved", False)
+    assert "read-only" in report.not_recorded
+    assert "its card could not be marked: the card: read-only" in caught.value.hint
+
+
+def test_a_snapshot_that_is_pruned_meanwhile_gets_no_card(
+    built: BuiltHome, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card without an archive would be litter."""
+
+    def prune(*arguments: Any, **options: Any) -> Any:
+        archive.unlink()
+        return upgrade_database(*arguments, **options)
+
+    monkeypatch.setattr(drilling, "upgrade_database", prune)
+    catalog.card_path(archive).unlink()
+
+    report = try_it(archive, built.root)
+
+    assert not report.recorded
+    assert os.listdir(archive.parent) == []
+
+
+def test_a_kill_at_any_step_leaves_what_the_next_run_sweeps(
+    built: BuiltHome, archive: Path
+) -> None:
+    """The card is the old or the new one; the next drill, or the next backup, cleans up."""
+    card = card_of(archive)
+    numbers = iter((2, 5, 20, 60))
+    left = set()
+
+    for number in numbers:
+        assert killed_at(number, lambda: try_it(archive, built.root))
+        assert card_of(archive) == card
+        left.update(left_beside(archive))
+    report = try_it(archive, built.root)
+
+    assert left
+    assert all(name.startswith(".sagewai-") and name.endswith(".drill") for name in left)
+    assert report.swept
+    assert left_beside(archive) == []
+    assert killed_at(20, lambda: try_it(archive, built.root))
+    assert left_beside(archive) != []
+    snapshot_of(built.root)
+    assert [name for name in os.listdir(archive.parent) if name.startswith(".")] == []
+
+
+def test_the_card_is_changed_in_one_step(built: BuiltHome, archive: Path) -> None:
+    """Killed while it is written: it is the old or the new one, never none."""
+    before = card_of(archive)
+    changes = {"proved_restorable_at": "2026-01-01T00:00:00Z"}
+    cards = []
+
+    for number in range(1, 6):
+        killed_at(number, lambda: catalog.amend_card(archive, changes, {}))
+        cards.append(card_of(archive))
+
+    assert cards[0] == before
+    assert cards[-1] == before | changes
+    assert all(card in (before, before | changes) for card in cards)
+
+
+def test_another_users_reader_of_the_snapshots_is_told_where_to_drill(tmp_path: Path) -> None:
+    """Who may read the snapshots and not write beside them names another folder."""
+    with reachable_folder() as folder:
+        built = small(folder / "home")
+        archive = snapshot_of(built.root)
+        archive.parent.chmod(0o755)
+        for path in archive.parent.iterdir():
+            path.chmod(0o644)
+        key = folder / "key"
+        key.write_bytes(built.master_key.read_bytes())
+        key.chmod(0o644)
+        if os.geteuid():
+            archive.parent.chmod(0o555)
+        with unprivileged():
+            with pytest.raises(PermissionDeniedError) as caught:
+                try_it(archive, None, key_file=key)
+            scratch = folder / "scratch"
+            scratch.mkdir()
+            report = try_it(archive, None, key_file=key, scratch=scratch)
+
+        assert "--scratch DIR" in caught.value.hint
+        assert (report.outcome, report.recorded) == ("proved", False)
+        assert report.not_recorded
+        assert list(scratch.iterdir()) == []
+        archive.parent.chmod(0o755)
+    assert tmp_path.is_dir()
+
+
+def test_folders_that_forbid_it_are_removed_as_well() -> None:
+    """A home may hold folders that its own user may not write to."""
+    with reachable_folder() as folder:
+        with unprivileged():
+            tree = folder / "tree"
+            (tree / "closed/inner").mkdir(parents=True)
+            (tree / "closed/inner/file").touch()
+            (tree / "closed/inner").chmod(0o000)
+            (tree / "closed").chmod(0o500)
+
+            atomic.remove_tree(tree)
+
+        assert list(folder.iterdir()) == []
