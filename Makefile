@@ -56,6 +56,7 @@ bench: setup  ## Measure against the peers that are installed; prints ratios.
 	$(BIN)/python tests/benchmarks/bench_backup.py
 	$(BIN)/python tests/benchmarks/bench_perms.py
 	$(BIN)/python tests/benchmarks/bench_db.py
+	$(BIN)/python tests/benchmarks/bench_drill.py
 
 man: setup  ## Write the manual pages from the commands and man/sections/.
 	$(BIN)/python fixtures/man_pages.py
