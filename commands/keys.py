@@ -9,6 +9,8 @@ import typer
 from sagewai_ops.invocation import Outcome, Run, command
 from sagewai_ops.terminal import Terminal
 
+from .keys_rotate import HELP, rotate  # noqa: TID251 - a neighbour
+
 KeyFileOption = Annotated[
     Path | None,
     typer.Option("--key-file", metavar="F", help="One more key: a file with its 44 characters."),
@@ -20,7 +22,7 @@ def register(app: typer.Typer) -> None:
     """Add the group."""
     group = typer.Typer(
         name="keys",
-        help="Name the master key, prove what it opens, put it in escrow.",
+        help="Name the master key, prove what it opens, put it in escrow, exchange it.",
         no_args_is_help=True,
         rich_markup_mode=None,
     )
@@ -32,6 +34,9 @@ def register(app: typer.Typer) -> None:
     )
     group.command("escrow", short_help="Encrypt the key to recipients, as a file and on paper.")(
         command("keys escrow")(escrow)
+    )
+    group.command("rotate", help=HELP, short_help="Seal everything anew under another key.")(
+        command("keys rotate")(rotate)
     )
     app.add_typer(group)
 

@@ -5,20 +5,14 @@ database within one read transaction. What a value opens to is dropped at once.
 """
 
 import contextlib
-import os
-import sqlite3
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sagewai_ops.database.copy import copy_database
-from sagewai_ops.database.source import NeedsStagingError, database_uri, pinned, translate
-from sagewai_ops.home.documents import document_name, parse_document, read_together
 from sagewai_ops.home.paths import MASTER_KEY, Home, require
 from sagewai_ops.keys.candidates import Candidate, accepted, find_candidates, given
-from sagewai_ops.keys.places import SealedValue, in_database, in_documents
-from sagewai_ops.keys.plaintext import Plaintext, plain_in_database, plain_in_documents
+from sagewai_ops.keys.inventory import take_inventory
+from sagewai_ops.keys.plaintext import Plaintext
 from sagewai_ops.keys.sealed import Opened, SealedReport, open_all
 
 _READ_BYTES = 4096  # of what should be 44
@@ -84,28 +78,16 @@ def check_keys(
     """
     require(home)
     candidates = all_candidates(home, environment, key_file=key_file)
-    documents = read_together(home)
-    unread = _unread(home, documents)
-    values: list[SealedValue] = [*in_documents(documents)]
-    plaintext = [*plain_in_documents(documents)]
-    if home.server_url_variable:
-        unread[home.server_url_variable] = "the tables are on a server, which is not looked at"
-    if os.path.lexists(home.database):
-        with _frozen(home.database) as connection:
-            try:
-                values.extend(in_database(connection))
-                plaintext.extend(plain_in_database(connection))
-            except sqlite3.Error as error:
-                raise translate(error, home.database) from error
+    inventory = take_inventory(home, environment)
     opened: list[Opened] = []
-    report = open_all(values, candidates, on_open=opened.append)
+    report = open_all(inventory.values, candidates, on_open=opened.append)
     return KeyCheck(
         candidates=candidates,
         key=accepted(candidates),
         report=report,
         opened=tuple(opened),
-        plaintext=tuple(plaintext),
-        unread=unread,
+        plaintext=inventory.plaintext,
+        unread=inventory.unread,
     )
 
 
@@ -127,31 +109,3 @@ def all_candidates(
             if kept.value:  # Sagewai never looks at it: what is no key is no problem
                 found.append(kept)
     return tuple(found)
-
-
-@contextlib.contextmanager
-def _frozen(database: Path) -> Iterator[sqlite3.Connection]:
-    """Give one moment of a database that may be live."""
-    with contextlib.ExitStack() as stack:
-        try:
-            connection = stack.enter_context(pinned(database)).connection
-        except NeedsStagingError:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sagewai-ops-keys-"))
-            copy = copy_database(database, Path(folder) / "copy.db", durable=False).path
-            uri = database_uri(copy, mode="ro", immutable="1")
-            connection = sqlite3.connect(uri, uri=True)
-            stack.enter_context(contextlib.closing(connection))
-        yield connection
-
-
-def _unread(home: Home, documents: Mapping[str, bytes]) -> dict[str, str]:
-    """Name the documents that could not be read or understood, where a secret may hide."""
-    unread = {}
-    for member, content in documents.items():
-        document = parse_document(document_name(member), content)
-        if document.content is None:
-            unread[member] = "; ".join(document.problems)
-    for path in (home.admin_state, home.connections, home.profiles):
-        if os.path.lexists(path) and not (path.is_file() and os.access(path, os.R_OK)):
-            unread[str(path)] = "cannot be read"
-    return unread

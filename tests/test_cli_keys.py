@@ -16,9 +16,9 @@ import home_writer
 import real_homes
 from home_builder import BuiltHome
 from program import Answer, call, run
-from sagewai_ops import keycheck
 from sagewai_ops.database.source import NeedsStagingError
 from sagewai_ops.keys.candidates import fingerprint
+from sagewai_ops.keys import inventory
 from sagewai_ops.keys.escrow import ciphertext_of
 from small_homes import everything_of, small
 
@@ -301,7 +301,7 @@ def test_a_database_that_cannot_be_opened_in_place_is_copied(
     def refuse(path: Path) -> None:
         raise NeedsStagingError(f"database {path}: may not be written")
 
-    monkeypatch.setattr(keycheck, "pinned", refuse)
+    monkeypatch.setattr(inventory, "pinned", refuse)
 
     answer = call("--home", built.root, "keys", "check", "--json")
 

@@ -77,7 +77,7 @@ def find_candidates(
     Raises:
         NotFoundError, PermissionDeniedError, KeyMissingError: About `key_file` only.
     """
-    found = [_named_file(key_file)] if key_file else []
+    found = [named_file(key_file)] if key_file else []
     if value := environment.get(ENVIRONMENT):
         found.append(_from_text(ENVIRONMENT, value))
     if environment and (value := _from_keyring()):
@@ -96,6 +96,24 @@ def given(source: str, value: bytes) -> Candidate:
     stripped = value.strip()
     problem = _shape_problem(stripped)
     return Candidate(source, b"" if problem else stripped, problem)
+
+
+def named_file(path: Path) -> Candidate:
+    """Read a key from a file that the caller names.
+
+    Raises:
+        NotFoundError, PermissionDeniedError, KeyMissingError: There is none in it.
+    """
+    try:
+        with path.open("rb") as file:
+            value = file.read(_READ_BYTES).strip()
+    except PermissionError as error:
+        raise PermissionDeniedError(f"key file {path}: {error.strerror}") from error
+    except OSError as error:
+        raise NotFoundError(f"key file {path}: {error.strerror}") from error
+    if problem := _shape_problem(value):
+        raise KeyMissingError(f"key file {path}: not a master key, {problem}")
+    return Candidate(KEY_FILE, value, "", path)
 
 
 def resolved(candidates: Iterable[Candidate]) -> Candidate | None:
@@ -155,19 +173,6 @@ def _from_file(source: str, path: Path) -> Candidate:
     if mode & _OTHERS:
         problem = f"mode {mode:04o} lets others in"
     return Candidate(source, value, problem, path)
-
-
-def _named_file(path: Path) -> Candidate:
-    try:
-        with path.open("rb") as file:
-            value = file.read(_READ_BYTES).strip()
-    except PermissionError as error:
-        raise PermissionDeniedError(f"key file {path}: {error.strerror}") from error
-    except OSError as error:
-        raise NotFoundError(f"key file {path}: {error.strerror}") from error
-    if problem := _shape_problem(value):
-        raise KeyMissingError(f"key file {path}: not a master key, {problem}")
-    return Candidate(KEY_FILE, value, "", path)
 
 
 def _shape_problem(value: bytes) -> str:

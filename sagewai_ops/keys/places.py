@@ -117,6 +117,13 @@ def in_documents(documents: Mapping[str, bytes]) -> Iterator[SealedValue]:
             yield SealedValue(place, where, text, role=role)
 
 
+def in_copy(place: str, content: bytes) -> Iterator[SealedValue]:
+    """Find what may be sealed in an old copy of a document, which Sagewai does not read."""
+    if PREFIX.encode() in content:
+        for where, _path, text in _leaves(content):
+            yield SealedValue(place, where, text, role=Role.STRAY)
+
+
 def in_database(connection: sqlite3.Connection) -> Iterator[SealedValue]:
     """Find the sealed values of every column that holds some; absent tables hold none."""
     for column in COLUMNS:

@@ -152,6 +152,7 @@ def open_all(
     candidates: Sequence[Candidate],
     *,
     on_open: Callable[[Opened], None] | None = None,
+    on_plaintext: Callable[[SealedValue, str, bytes], None] | None = None,
 ) -> SealedReport:
     """Try every key on every sealed value.
 
@@ -159,11 +160,14 @@ def open_all(
         values: From any number of places of one home.
         candidates: Keys to try, in order; one without a value is passed over.
         on_open: Told of each value that opened.
+        on_plaintext: Told of each value that is under a master key itself, wrapped data keys
+            included: the value, that key's fingerprint, and what was in it, not to be kept.
     """
     waiting = [*values]
     if not waiting:
         return SealedReport()
-    ring = _Ring([_Key.of(one) for one in candidates if one.value], on_open)
+    masters = [_Key.of(one) for one in candidates if one.value]
+    ring = _Ring(masters, on_open, on_plaintext)
     for value in waiting:
         if value.role is Role.DATA_KEY:
             ring.unwrap(value)
@@ -223,9 +227,13 @@ class _Ring:
     """The keys at hand and what they opened so far."""
 
     def __init__(
-        self, masters: Iterable[_Key], on_open: Callable[[Opened], None] | None = None
+        self,
+        masters: Iterable[_Key],
+        on_open: Callable[[Opened], None] | None,
+        on_plaintext: Callable[[SealedValue, str, bytes], None] | None,
     ) -> None:
         self._on_open = on_open
+        self._on_plaintext = on_plaintext
         # One key in several places counts for the first of them.
         self._masters = list({key.fingerprint: key for key in reversed([*masters])}.values())[::-1]
         self._sources = {key.fingerprint: key.source for key in self._masters}
@@ -246,7 +254,7 @@ class _Ring:
         except (ValueError, binascii.Error):
             self._leave(value, NOT_A_KEY)
             return
-        self._count(self._values, value, master)
+        self._direct(value, master, data_key)
 
     def open(self, value: SealedValue) -> None:
         """Open a value and forget what was in it."""
@@ -255,9 +263,9 @@ class _Ring:
         if raw and data_key and data_key.open(raw, token) is not None:
             self._count(self._through, value, data_key)
             return
-        master, _ = self._try(raw, token)
+        master, plaintext = self._try(raw, token)
         if master is not None:
-            self._count(self._values, value, master)
+            self._direct(value, master, plaintext)
         elif value.role is not Role.STRAY:
             lacks_data_key = value.project is not None and data_key is None
             reason = NO_DATA_KEY if lacks_data_key else NO_KEY
@@ -287,6 +295,11 @@ class _Ring:
                     self._masters.insert(0, self._masters.pop(position))
                 return master, plaintext
         return None, b""
+
+    def _direct(self, value: SealedValue, master: _Key, plaintext: bytes) -> None:
+        self._count(self._values, value, master)
+        if self._on_plaintext:
+            self._on_plaintext(value, master.fingerprint, plaintext)
 
     def _count(self, counter: Counter[str], value: SealedValue, key: _Key) -> None:
         counter[key.fingerprint] += 1

@@ -29,6 +29,7 @@ from sagewai_ops import atomic, locks
 from sagewai_ops.archive.manifest import is_safe
 from sagewai_ops.errors import LockedError, OpsError, TargetBusyError
 from sagewai_ops.home.paths import OWN_PREFIX
+from sagewai_ops.keys import rotation_journal
 from sagewai_ops.snapshots import moves
 from sagewai_ops.snapshots.mounts import can_swap_whole, refuse_mounts
 from sagewai_ops.snapshots.moves import Move, State
@@ -165,11 +166,12 @@ def unfinished(target: Path) -> Path | None:
 
 
 def require_settled(target: Path) -> None:
-    """Refuse to go on with a home that an interrupted restore left between old and new.
+    """Refuse to go on with a home that an interrupted run left between old and new.
 
     Raises:
-        LockedError: There is such a restore, and its run is dead.
+        LockedError: There is such a restore, or a rotation of the key, and its run is dead.
     """
+    rotation_journal.require_settled(target)
     if unfinished(target) is not None:
         raise LockedError(
             f"home {target}: a restore was interrupted before it ended",

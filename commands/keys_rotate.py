@@ -1,0 +1,211 @@
+"""`keys rotate`: another master key, and everything that is sealed under it."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
+from sagewai_ops.invocation import Outcome, Run
+from sagewai_ops.terminal import Terminal
+
+HELP = """Seal everything anew under another master key.
+
+A snapshot is taken first, encrypted, with the old key in it. Then documents, the database and the
+key change in one journaled step: killed at any moment, the home is brought to one key or the other
+by --recover, and every other command refuses until then. Nothing may have the home open meanwhile.
+Keys are never shown. Where Sagewai gets its key from the environment or a keyring, the new one is
+written to secrets/master.key and what is left to be done there is said.
+
+\b
+Examples:
+  sagewai-ops keys rotate --recipient age1... --dry-run
+  sagewai-ops keys rotate --recipient age1...
+  sagewai-ops keys rotate --passphrase-file F --new-key-file new.key
+  sagewai-ops keys rotate --recover
+
+\b
+Exit codes: 0 done, Sagewai takes the new key, 2 no recipient and no --no-snapshot, or a new key
+that is none, 3 done but Sagewai's environment or keyring still holds the old key, or values were
+left, 10 no home or file, 11 another run, or one that was interrupted, 12 no key, or values that no
+key opens, 13 no space, 14 something may not be read or written, 15 in use, 16 damaged, 19 server,
+20 the proof failed, all is as it was.
+"""
+_SHOWN = 20  # values that people are shown; --json has all
+
+
+def rotate(
+    run: Run,
+    *,
+    new_key_file: Annotated[
+        Path | None,
+        typer.Option("--new-key-file", metavar="F", help="The new key; else one is made."),
+    ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option("--key-file", metavar="F", help="One more key to open values with."),
+    ] = None,
+    leave_unopened: Annotated[
+        bool, typer.Option("--leave-unopened", help="Leave values that no key opens as they are.")
+    ] = False,
+    recipient: Annotated[
+        list[str] | None,
+        typer.Option("--recipient", metavar="R", help="Encrypt the snapshot to a public key."),
+    ] = None,
+    recipients_file: Annotated[
+        Path | None,
+        typer.Option("--recipients-file", metavar="F", help="Recipients, one a line."),
+    ] = None,
+    passphrase_file: Annotated[
+        str | None,
+        typer.Option(
+            "--passphrase-file", metavar="F", help="Encrypt under its first line; - asks or reads."
+        ),
+    ] = None,
+    snapshots: Annotated[
+        Path | None,
+        typer.Option("--snapshots", metavar="DIR", help="The folder; else HOME.snapshots."),
+    ] = None,
+    no_snapshot: Annotated[
+        bool,
+        typer.Option(
+            "--no-snapshot", help="Take none; the old key file is kept beside. Asks, or --yes."
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Open everything, change nothing.")
+    ] = False,
+    recover: Annotated[
+        bool, typer.Option("--recover", help="Finish a rotation that was interrupted.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    wait: Annotated[
+        float,
+        typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run, or a writer."),
+    ] = 5.0,
+) -> Outcome:
+    """Parse, seal anew, render."""
+    from sagewai_ops import rotate as rotating
+    from sagewai_ops.credentials import lock_of
+    from sagewai_ops.snapshots.report import BackupOptions
+
+    home = run.home()
+    environment = run.settings.environment
+    if recover:
+        if dry_run or new_key_file or no_snapshot:
+            raise UsageError(
+                "--recover: goes on with what was begun, and takes no other option",
+                hint="sagewai-ops keys rotate --recover",
+            )
+        return _recovered(rotating.recover(home, environment, wait_seconds=wait), str(home.root))
+    lock = lock_of(run.terminal, recipient or [], recipients_file, passphrase_file)
+    if lock is None and not (no_snapshot or dry_run):
+        raise UsageError(
+            "keys rotate: the snapshot that keeps the old key must be encrypted, to nobody so far",
+            hint="add --recipient age1... or --passphrase-file FILE\n"
+            "or take none: --no-snapshot --yes",
+        )
+    if lock is not None and no_snapshot:
+        raise UsageError("--no-snapshot: takes no recipients and no passphrase")
+    if no_snapshot and not dry_run:
+        run.terminal.confirm(f"Exchange the key of {home.root} without a snapshot?", yes=yes)
+    backup = BackupOptions(
+        lock=lock, custody="sealed", wait_seconds=wait, key_environment=environment
+    )
+    options = rotating.Options(
+        new_key_file=new_key_file,
+        key_file=key_file,
+        snapshot=None if no_snapshot else backup,
+        snapshots=run.snapshots(home, snapshots),
+        leave_unopened=leave_unopened,
+        dry_run=dry_run,
+        wait_seconds=wait,
+    )
+    with run.terminal.progress() as progress:
+        done = rotating.rotate(home, environment, options, progress=progress)
+    result = _as_result(done, str(home.root), is_dry=dry_run)
+    is_complete = dry_run or (done.is_effective and not done.left)
+    return Outcome(
+        result,
+        lambda terminal: _show(terminal, result),
+        exit_code=EXIT_DONE if is_complete else EXIT_INCOMPLETE,
+        warnings=(*_of_values(done.left), *done.steps),
+        always=dry_run,
+    )
+
+
+def _as_result(done: Any, home: str, *, is_dry: bool) -> dict[str, Any]:
+    return {
+        "home": home,
+        "dry_run": is_dry,
+        "old_key": {"source": done.old.source, "fingerprint": done.old.fingerprint},
+        # A dry run makes no key that will ever be used.
+        "new_key": None
+        if is_dry and done.new.path is None
+        else {"source": done.new.source, "fingerprint": done.new.fingerprint},
+        "resealed": dict(done.places),
+        "resealed_by_key": dict(done.by_key),
+        "through_projects": done.through_projects,
+        "left": [
+            {"place": one.place, "where": one.where, "reason": one.reason} for one in done.left
+        ],
+        "installed": str(done.installed) if done.installed else None,
+        "kept_as": str(done.kept_as) if done.kept_as else None,
+        "snapshot": str(done.snapshot.path) if done.snapshot else None,
+        "effective": done.is_effective,
+        "steps": list(done.steps),
+        "notes": list(done.notes),
+    }
+
+
+def _recovered(done: Any, home: str) -> Outcome:
+    result = {
+        "home": home,
+        "recovery": done.answer,
+        "reason": done.reason,
+        "key_fingerprint": done.key_fingerprint,
+        "left": [
+            {"place": one.place, "where": one.where, "reason": one.reason} for one in done.left
+        ],
+        "steps": list(done.steps),
+    }
+
+    def show(terminal: Terminal) -> None:
+        key = f", all is under {done.key_fingerprint}" if done.key_fingerprint else ""
+        terminal.line(f"rotation of {home}: {done.answer}{key}")
+
+    return Outcome(
+        result,
+        show,
+        exit_code=EXIT_INCOMPLETE if done.left or done.steps else EXIT_DONE,
+        warnings=(*filter(None, (done.reason,)), *_of_values(done.left), *done.steps),
+    )
+
+
+def _of_values(left: Any) -> tuple[str, ...]:
+    lines = [f"{one.place} {one.where}: left as it is, {one.reason}" for one in left[:_SHOWN]]
+    if len(left) > _SHOWN:
+        lines.append(f"and {len(left) - _SHOWN} more: --json lists them")
+    return tuple(lines)
+
+
+def _show(terminal: Terminal, result: dict[str, Any]) -> None:
+    total = sum(result["resealed"].values())
+    if result["dry_run"]:
+        terminal.line(f"{total} values would be sealed anew, nothing was changed")
+    else:
+        old, new = result["old_key"]["fingerprint"], result["new_key"]["fingerprint"]
+        terminal.line(f"{total} values sealed anew, from {old} to {new}", style="bold green")
+    for place, count in sorted(result["resealed"].items()):
+        terminal.line(f"  {place}: {count}")
+    if result["through_projects"]:
+        terminal.line(f"  under data keys, which stay: {result['through_projects']}")
+    for name, words in (
+        ("installed", "new key"),
+        ("kept_as", "old key"),
+        ("snapshot", "snapshot, with the old key in it"),
+    ):
+        if result[name]:
+            terminal.line(f"  {words}: {result[name]}")
+    for note in result["notes"]:
+        terminal.line(f"  note      {note}")

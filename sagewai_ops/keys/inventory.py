@@ -1,0 +1,202 @@
+"""Everything of a home that can hold a sealed value, read at one moment.
+
+The documents are read together; a database within one transaction, on a copy where SQLite may not
+read it in its place; the tables of a server through the same eyes, as rows of a database in memory.
+Nothing of the home is changed, and nothing is opened here.
+"""
+
+import contextlib
+import os
+import sqlite3
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from sagewai_ops.database.copy import copy_database
+from sagewai_ops.database.source import NeedsStagingError, database_uri, pinned, translate
+from sagewai_ops.database.urls import PostgresUrl, resolve
+from sagewai_ops.errors import OpsError
+from sagewai_ops.home.documents import (
+    DOCUMENT_NAMES,
+    document_name,
+    parse_document,
+    read_together,
+)
+from sagewai_ops.home.paths import LEGACY_PLACES, Home, Kind, kind_of
+from sagewai_ops.keys import server
+from sagewai_ops.keys.places import SealedValue, in_copy, in_database, in_documents
+from sagewai_ops.keys.plaintext import Plaintext, plain_in_database, plain_in_documents
+
+SERVER = "server:"  # begins `where` and the project of what stands on a database server
+_LOCK_SUFFIX = ".lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What is sealed in a home and what stands in the clear.
+
+    Args:
+        values: Sealed values, of documents, of the home's database and of a server.
+        plaintext: Secrets in the clear.
+        unread: What could not be looked at or understood: path or variable to reason.
+        unreadable: Documents that are there and may not be read.
+    """
+
+    values: tuple[SealedValue, ...] = field(repr=False)
+    plaintext: tuple[Plaintext, ...]
+    unread: Mapping[str, str]
+    unreadable: tuple[str, ...]
+
+
+def take_inventory(
+    home: Home, environment: Mapping[str, str], *, insists: bool = False
+) -> Inventory:
+    """Look through a home, live or not.
+
+    Args:
+        environment: Says which server holds the tables, if one does.
+        insists: A server that does not answer is an error; else it is told in `unread`.
+
+    Raises:
+        DamagedError, LockedError, PermissionDeniedError: The home's database cannot be read.
+        OpsError: The server's cannot, and `insists`.
+    """
+    documents = read_together(home)
+    unread = _not_understood(documents)
+    unreadable = _unreadable(home)
+    unread |= dict.fromkeys(unreadable, "cannot be read")
+    values: list[SealedValue] = [*in_documents(documents)]
+    plaintext = [*plain_in_documents(documents)]
+    if os.path.lexists(home.database):
+        with _frozen(home.database) as connection:
+            try:
+                values.extend(in_database(connection))
+                plaintext.extend(plain_in_database(connection))
+            except sqlite3.Error as error:
+                raise translate(error, home.database) from error
+    if home.server_url_variable:
+        try:
+            url = server_of(home, environment)
+            with contextlib.closing(server.read_tables(url)) as connection:
+                values.extend(map(_on_server, in_database(connection)))
+                plaintext.extend(
+                    replace(one, where=SERVER + one.where) for one in plain_in_database(connection)
+                )
+        except OpsError as error:
+            if insists:
+                raise
+            unread[home.server_url_variable] = error.message
+    return Inventory(
+        values=tuple(values),
+        plaintext=tuple(plaintext),
+        unread=unread,
+        unreadable=unreadable,
+    )
+
+
+def server_of(home: Home, environment: Mapping[str, str]) -> PostgresUrl:
+    """Give the server that holds Sagewai's tables, where `home.server_url_variable` names one.
+
+    Raises:
+        UsageError: The variable holds no URL that can be used.
+    """
+    url = resolve(environment, home.database)
+    assert isinstance(url, PostgresUrl)
+    return url
+
+
+def old_copies(home: Home) -> dict[str, Path]:
+    """Find the copies of documents that Sagewai, its crashes and this program leave beside them.
+
+    Returns:
+        Path relative to the home, or absolute where it is outside, to the file; regular files
+        alone, no links.
+    """
+    found: dict[str, Path] = {}
+    current = _document_paths(home)
+    beside = (path.parent for path in current.values())
+    for folder in dict.fromkeys((*beside, home.root / "config", home.root / "secrets")):
+        # Outside of the home, only what bears the document's own name is a copy of it.
+        inside = folder.is_relative_to(home.root)
+        own = [path.name for path in current.values() if path.parent == folder]
+        names = [*DOCUMENT_NAMES, *own] if inside else own
+        with contextlib.suppress(OSError):
+            for name in sorted(os.listdir(folder)):
+                path = folder / name
+                relative = _relative(home, path)
+                is_leftover = inside and kind_of(relative) is Kind.LEFTOVER
+                if not is_leftover and not any(fnmatchcase(name, f"{one}?*") for one in names):
+                    continue
+                if name.endswith(_LOCK_SUFFIX) or path in current.values():
+                    continue
+                if stat.S_ISREG(os.lstat(path).st_mode):
+                    found[relative] = path
+    return found
+
+
+def copied_values(copies: Mapping[str, Path]) -> Iterator[SealedValue]:
+    """Find what may be sealed in old copies: it counts only if a key opens it.
+
+    Raises:
+        OSError: One cannot be read.
+    """
+    for relative, path in copies.items():
+        yield from in_copy(relative, path.read_bytes())
+
+
+def document_files(home: Home) -> list[Path]:
+    """List the documents that are there, each as the file itself where a link leads to it."""
+    paths = (Path(os.path.realpath(path)) for path in _document_paths(home).values())
+    return [path for path in dict.fromkeys(paths) if path.is_file()]
+
+
+def _document_paths(home: Home) -> dict[str, Path]:
+    legacy = {name: home.root / name for name in LEGACY_PLACES if name in DOCUMENT_NAMES}
+    current = (home.admin_state, home.connections, home.profiles)
+    return {**legacy, **{os.fspath(path): path for path in current}}
+
+
+def _relative(home: Home, path: Path) -> str:
+    return os.path.relpath(path, home.root) if path.is_relative_to(home.root) else os.fspath(path)
+
+
+def _on_server(value: SealedValue) -> SealedValue:
+    """Tell a server's value, and its project, from those of the home's own database."""
+    project = SERVER + value.project if value.project is not None else None
+    return replace(value, where=SERVER + value.where, project=project)
+
+
+@contextlib.contextmanager
+def _frozen(database: Path) -> Iterator[sqlite3.Connection]:
+    """Give one moment of a database that may be live."""
+    with contextlib.ExitStack() as stack:
+        try:
+            connection = stack.enter_context(pinned(database)).connection
+        except NeedsStagingError:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sagewai-ops-keys-"))
+            copy = copy_database(database, Path(folder) / "copy.db", durable=False).path
+            uri = database_uri(copy, mode="ro", immutable="1")
+            connection = sqlite3.connect(uri, uri=True)
+            stack.enter_context(contextlib.closing(connection))
+        yield connection
+
+
+def _not_understood(documents: Mapping[str, bytes]) -> dict[str, str]:
+    """Name the documents that are no JSON, in which a secret may hide."""
+    unread = {}
+    for member, content in documents.items():
+        document = parse_document(document_name(member), content)
+        if document.content is None:
+            unread[member] = "; ".join(document.problems)
+    return unread
+
+
+def _unreadable(home: Home) -> tuple[str, ...]:
+    return tuple(
+        str(path)
+        for path in _document_paths(home).values()
+        if os.path.lexists(path) and not (path.is_file() and os.access(path, os.R_OK))
+    )

@@ -1,0 +1,128 @@
+"""Seal again, under another key, what is under a master key, and exchange the one for the other.
+
+What comes of it is a table of tokens, old to new. A token never occurs twice by chance, so the
+table can be applied to any text that holds some of them, again and again, and backwards too. A
+project's values are under its data key, which is wrapped anew and stays the same: they are not
+touched. A token keeps its time and its length.
+"""
+
+import base64
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sagewai_ops.database.source import quoted
+from sagewai_ops.database.writing import writing
+from sagewai_ops.errors import DifferenceError
+from sagewai_ops.keys.candidates import Candidate
+from sagewai_ops.keys.places import COLUMNS, PREFIX, SealedValue
+from sagewai_ops.keys.sealed import SealedReport, open_all
+
+_TOKEN = re.compile(rb"fernet:[A-Za-z0-9_=-]+")
+_TIME = slice(1, 9)  # of a token's bytes: seconds since 1970, big-endian
+_ROWS = 500  # read at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Resealed:
+    """What is sealed anew.
+
+    Args:
+        tokens: Old to new, each as it stands in a document.
+        places: How many values of each place are exchanged.
+        by_key: How many were under each old key, by fingerprint.
+        report: What opened before, and what did not.
+    """
+
+    tokens: Mapping[bytes, bytes] = field(repr=False)
+    places: Mapping[str, int]
+    by_key: Mapping[str, int]
+    report: SealedReport
+
+
+def reseal(
+    values: Iterable[SealedValue], candidates: Sequence[Candidate], new: Candidate
+) -> Resealed:
+    """Seal every value that is under a master key under another one.
+
+    Args:
+        candidates: Keys to open with; what is under `new` already stays as it is.
+        new: With a value.
+
+    Raises:
+        DifferenceError: What was sealed does not open to the same again.
+    """
+    from cryptography.fernet import Fernet
+
+    fernet = Fernet(new.value)
+    tokens: dict[bytes, bytes] = {}
+    places: Counter[str] = Counter()
+    by_key: Counter[str] = Counter()
+
+    def take(value: SealedValue, fingerprint: str, plaintext: bytes) -> None:
+        old = _TOKEN.match(value.text.encode())
+        if fingerprint == new.fingerprint or old is None:
+            return
+        places[value.place] += 1
+        by_key[fingerprint] += 1
+        if old[0] in tokens:
+            return
+        raw = base64.urlsafe_b64decode(old[0][len(PREFIX) :])
+        token = fernet.encrypt_at_time(plaintext, int.from_bytes(raw[_TIME], "big"))
+        if fernet.decrypt(token) != plaintext:
+            raise DifferenceError(f"{value.place} {value.where}: does not open again when sealed")
+        tokens[old[0]] = PREFIX.encode() + token
+
+    report = open_all(values, [*candidates, new], on_plaintext=take)
+    return Resealed(tokens, dict(places), dict(by_key), report)
+
+
+def substituted(content: bytes, tokens: Mapping[bytes, bytes]) -> bytes:
+    """Exchange the tokens in a text that are in the table; every other byte stays."""
+    return _TOKEN.sub(lambda match: tokens.get(match[0], match[0]), content)
+
+
+def substitute_in_database(
+    path: Path, tokens: Mapping[bytes, bytes], *, wait_seconds: float
+) -> None:
+    """Exchange tokens in every column that holds sealed values, in one transaction.
+
+    What the old ones stood in is overwritten, also where SQLite has no more use for it.
+
+    Raises:
+        OpsError: As `writing` raises; nothing was changed.
+    """
+    with writing(path, wait_seconds) as connection:
+        connection.execute("PRAGMA secure_delete = ON")
+        for column in COLUMNS:
+            _exchange(connection, column.table, column.name, tokens)
+
+
+def _exchange(
+    connection: sqlite3.Connection, table: str, column: str, tokens: Mapping[bytes, bytes]
+) -> None:
+    if column not in {row[1] for row in connection.execute(f"PRAGMA table_info({quoted(table)})")}:
+        return
+    name = quoted(column)
+    last = -(2**63)
+    while True:
+        rows = connection.execute(
+            f"SELECT rowid, CAST({name} AS BLOB), typeof({name}) FROM {quoted(table)}"  # noqa: S608
+            f" WHERE rowid > ? AND instr({name}, ?) ORDER BY rowid LIMIT {_ROWS}",
+            (last, PREFIX),
+        ).fetchall()
+        for rowid, content, kind in rows:
+            other = substituted(content, tokens)
+            if other != content:
+                # A cast takes the bytes as they are: text in SQLite need not be UTF-8.
+                value = "?" if kind == "blob" else "CAST(? AS TEXT)"
+                connection.execute(
+                    f"UPDATE {quoted(table)} SET {name} = {value} WHERE rowid = ?",  # noqa: S608
+                    (other, rowid),
+                )
+        if len(rows) < _ROWS:
+            return
+        last = rows[-1][0]

@@ -1,0 +1,232 @@
+"""Bring a home from one master key to another in one journaled step, or back.
+
+Three stores have to change together: a database, files, and the key. So the table of tokens is made
+durable first; then the database commits, the files are replaced, everything is looked at again, and
+the key comes last. Each of these can be done again and can be taken back, by the table alone: a run
+that finds the journal of a dead one needs no old key, and whatever was written meanwhile stays.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from sagewai_ops import atomic
+from sagewai_ops.database.urls import PostgresUrl
+from sagewai_ops.errors import OpsError
+from sagewai_ops.home.entries import sweep_partials
+from sagewai_ops.home.paths import Home
+from sagewai_ops.keys import rotation_journal
+from sagewai_ops.keys.candidates import fingerprint
+from sagewai_ops.keys.resealing import substitute_in_database, substituted
+from sagewai_ops.keys.rotation_journal import Journal
+from sagewai_ops.keys.server import substitute_on_server
+
+_LOCK_WAIT_SECONDS = 2.0  # Sagewai's writers hold the state's lock for some milliseconds
+_LOCK_POLL_SECONDS = 0.01
+
+
+def carry_out(
+    home: Home,
+    journal: Journal,
+    verify: Callable[[], None],
+    *,
+    server: PostgresUrl | None,
+    wait_seconds: float,
+) -> None:
+    """Go to the new key, proved; the caller holds the home.
+
+    Args:
+        verify: Raises unless all that opened before opens with the new key; the new key is not yet
+            in its place.
+        server: Of `journal.server`.
+
+    Raises:
+        OpsError: The system refused, or the proof failed; everything is as it was. Where even that
+            was refused, the journal stays and the hint says how to go on.
+    """
+    before = read_place(home.root, journal.place)
+    with rotation_journal.written(home.root, journal):
+        try:
+            with atomic.naming(home.root):
+                forward(home, journal, server=server, wait_seconds=wait_seconds)
+                verify()
+                install(home, journal)
+                rotation_journal.forget(home.root)
+        except BaseException as error:
+            try:
+                with atomic.naming(home.root):
+                    _put_back_key(home, journal, before)
+                    back(home, journal, server=server, wait_seconds=wait_seconds)
+                    rotation_journal.forget(home.root)
+            except OpsError as refusal:
+                raise type(refusal)(
+                    f"{home.root}: neither finished nor put back as it was, {refusal.message}",
+                    hint=f"mend that, then: sagewai-ops --home {home.root} keys rotate --recover",
+                ) from error
+            raise
+
+
+def forward(
+    home: Home, journal: Journal, *, server: PostgresUrl | None, wait_seconds: float
+) -> None:
+    """Apply the table of tokens to every place; twice is as once.
+
+    Raises:
+        OSError, OpsError: The system refused.
+    """
+    _apply(home, journal, journal.tokens, server, wait_seconds)
+
+
+def back(home: Home, journal: Journal, *, server: PostgresUrl | None, wait_seconds: float) -> None:
+    """Apply the table backwards.
+
+    Raises:
+        OSError, OpsError: The system refused.
+    """
+    tokens = {new: old for old, new in journal.tokens.items()}
+    _apply(home, journal, tokens, server, wait_seconds)
+
+
+def install(home: Home, journal: Journal) -> None:
+    """Put the new key in its place, 0600; what stands there is kept if the journal says so.
+
+    Raises:
+        OpsError: Something else came to stand there meanwhile.
+        OSError: The system refused.
+    """
+    if not journal.place:
+        return
+    place = home.root / journal.place
+    there = read_place(home.root, journal.place)
+    now = fingerprint(there) if there is not None else ""
+    if now == fingerprint(journal.new.value):
+        _own(place, journal.new.value)  # once more: its mode and owner are right then
+        return
+    if now != journal.replaces:
+        raise OpsError(
+            f"{place}: holds neither the old key nor the new one, somebody put it there meanwhile",
+            hint=f"look: sagewai-ops keys fingerprint --all\nmv {place} {place}.legacy-found"
+            f"  # keeps it\nthen: sagewai-ops --home {home.root} keys rotate --recover",
+        )
+    if journal.kept_as and there is not None:
+        _own(home.root / journal.kept_as, there)
+    _own(place, journal.new.value)
+
+
+def read_place(root: Path, place: str) -> bytes | None:
+    """Read what stands in a key's place; None for nothing.
+
+    Raises:
+        OpsError: It cannot be read.
+    """
+    path = root / place
+    if not place or not os.path.lexists(path):
+        return None
+    with atomic.naming(path):
+        if not os.path.exists(path):  # a link that leads nowhere
+            return b""
+        if not path.is_file():
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return path.read_bytes()
+
+
+def is_installed(home: Home, journal: Journal) -> bool:
+    """Tell whether the new key is in its place already: there is no way back then."""
+    if not journal.place:
+        return False
+    return read_place(home.root, journal.place) == journal.new.value
+
+
+def sweep_halves(home: Home, documents: Iterator[Path] | list[Path]) -> None:
+    """Remove what runs that died had half written beside the documents and the key."""
+    for path in (*documents, home.master_key, home.legacy_master_key):
+        sweep_partials(path.parent, path.name)
+
+
+def _apply(
+    home: Home,
+    journal: Journal,
+    tokens: Mapping[bytes, bytes],
+    server: PostgresUrl | None,
+    wait_seconds: float,
+) -> None:
+    # What is refused most easily comes first: then there is nothing to take back.
+    if journal.database and os.path.lexists(journal.database):
+        substitute_in_database(Path(journal.database), tokens, wait_seconds=wait_seconds)
+    if server is not None:
+        substitute_on_server(server, tokens)
+    with _state_lock(home.admin_state):
+        for name in journal.documents:
+            _substitute_in_file(Path(name), tokens)
+
+
+def _substitute_in_file(path: Path, tokens: Mapping[bytes, bytes]) -> None:
+    """Replace a file by one with other tokens, of the same mode and owner."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return  # a copy that somebody removed meanwhile
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        content = file.read()
+    other = substituted(content, tokens)
+    if other != content:
+        _write(path, other, stat.S_IMODE(status.st_mode), status)
+
+
+def _own(place: Path, value: bytes) -> None:
+    """Write a key for the owner of what stands there, or of the folder."""
+    atomic.make_folder(place.parent)
+    status = os.stat(place if place.exists() else place.parent)
+    _write(place, value, atomic.PRIVATE_FILE, status)
+
+
+def _write(path: Path, content: bytes, mode: int, owner: os.stat_result) -> None:
+    with atomic.write_stream(path, mode=mode) as stream:
+        # Before it has its name: written by root in the home of another, a key that Sagewai cannot
+        # read would be replaced by it.
+        if (owner.st_uid, owner.st_gid) != (os.geteuid(), os.getegid()):
+            os.fchown(stream.fileno(), owner.st_uid, owner.st_gid)
+            os.fchmod(stream.fileno(), mode)
+        stream.write(content)
+
+
+def _put_back_key(home: Home, journal: Journal, before: bytes | None) -> None:
+    if not is_installed(home, journal):
+        return
+    place = home.root / journal.place
+    if before is None:
+        place.unlink()
+        atomic.sync_folder(place.parent)
+    else:
+        _own(place, before)
+    if journal.kept_as:
+        (home.root / journal.kept_as).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _state_lock(state: Path) -> Iterator[None]:
+    """Hold the lock that some writers of the state take, if it is there to be had."""
+    try:
+        descriptor = os.open(f"{state}.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        yield
+        return
+    try:
+        deadline = time.monotonic() + _LOCK_WAIT_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(_LOCK_POLL_SECONDS)
+            except OSError:  # a file system without locks
+                break
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,159 @@
+"""The sealed values of tables on a PostgreSQL server: read them, and exchange their tokens.
+
+What is read comes as a small SQLite database in memory with the same tables, so that one pair of
+eyes looks at both engines. What is written is one transaction, under locks that keep writers out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeAlias
+
+from sagewai_ops.database.engines import APPLICATION_NAME, connect, translated
+from sagewai_ops.database.source import quoted
+from sagewai_ops.database.urls import PostgresUrl
+from sagewai_ops.keys.places import COLUMNS, PREFIX
+from sagewai_ops.keys.resealing import substituted
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    Server: TypeAlias = asyncpg.Connection[asyncpg.Record]
+
+# The tables that can hold a sealed value or a secret, with the columns that are looked at.
+_TABLES: Mapping[str, tuple[str, ...]] = {
+    "project": ("id", "data_key_ref"),
+    "provider": ("id", "project_id", "data"),
+    "admin_resources": ("kind", "resource_id", "project_id", "data"),
+    "connection": ("id", "protocol", "last_test_ok", "protocol_data", "credentials_backend"),
+    "connector_credentials": ("id", "config", "access_token", "refresh_token"),
+    "notification_channels": ("id", "config"),
+}
+_TYPES = """
+SELECT a.attname::text AS name, format_type(a.atttypid, a.atttypmod) AS type
+FROM pg_attribute a
+WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped
+"""
+_SESSIONS = """
+SELECT coalesce(usename, '?') || ' (process ' || pid ||
+       CASE WHEN application_name = '' THEN '' ELSE ', ' || application_name END || ')' AS who
+FROM pg_stat_activity
+WHERE datname = current_database() AND backend_type = 'client backend'
+  AND pid <> pg_backend_pid() AND usename = current_user AND application_name <> $1
+ORDER BY pid
+"""
+
+
+def read_tables(url: PostgresUrl) -> sqlite3.Connection:
+    """Copy what can hold a secret into a database in memory; the caller closes it.
+
+    Raises:
+        OpsError: The server cannot be reached, or refuses.
+    """
+    tables = asyncio.run(_read(url))
+    connection = sqlite3.connect(":memory:")
+    for table, (columns, rows) in tables.items():
+        names = ", ".join(map(quoted, columns))
+        connection.execute(f"CREATE TABLE {quoted(table)} ({names})")
+        marks = ", ".join("?" * len(columns))
+        connection.executemany(f"INSERT INTO {quoted(table)} VALUES ({marks})", rows)  # noqa: S608
+    return connection
+
+
+def substitute_on_server(url: PostgresUrl, tokens: Mapping[bytes, bytes]) -> None:
+    """Exchange tokens in every column that holds sealed values, in one transaction.
+
+    Raises:
+        OpsError: The server cannot be reached, or refuses; whether it committed is then not known,
+            and doing it again does no harm.
+    """
+    asyncio.run(_substitute(url, tokens))
+
+
+def sessions(url: PostgresUrl) -> tuple[str, ...]:
+    """Name the other sessions of our own role on a database, as Sagewai's would be.
+
+    Raises:
+        OpsError: The server cannot be reached, or refuses.
+    """
+    return asyncio.run(_sessions(url))
+
+
+async def _read(
+    url: PostgresUrl,
+) -> dict[str, tuple[list[str], list[tuple[str | None, ...]]]]:
+    server = await connect(url)
+    found = {}
+    try:
+        with translated(url):
+            async with server.transaction(isolation="repeatable_read", readonly=True):
+                for table, wanted in _TABLES.items():
+                    types = await _types(server, table)
+                    columns = [name for name in wanted if name in types]
+                    if not columns:
+                        continue
+                    # SQLite's way with booleans: 1 and 0.
+                    spelled = ", ".join(
+                        f"{quoted(name)}::int::text"
+                        if types[name] == "boolean"
+                        else f"{quoted(name)}::text"
+                        for name in columns
+                    )
+                    query = f"SELECT {spelled} FROM {quoted(table)}"  # noqa: S608
+                    found[table] = (columns, [tuple(row) for row in await server.fetch(query)])
+    finally:
+        await server.close()
+    return found
+
+
+async def _substitute(url: PostgresUrl, tokens: Mapping[bytes, bytes]) -> None:
+    server = await connect(url)
+    try:
+        with translated(url):
+            async with server.transaction():
+                for column in COLUMNS:
+                    types = await _types(server, column.table)
+                    if column.name in types:
+                        await _exchange(
+                            server, column.table, column.name, types[column.name], tokens
+                        )
+    finally:
+        await server.close()
+
+
+async def _exchange(
+    server: Server, table: str, column: str, kind: str, tokens: Mapping[bytes, bytes]
+) -> None:
+    name = quoted(column)
+    await server.execute(f"LOCK TABLE {quoted(table)} IN SHARE ROW EXCLUSIVE MODE")
+    rows = await server.fetch(
+        f"SELECT ctid::text AS place, {name}::text AS content FROM {quoted(table)}"  # noqa: S608
+        f" WHERE strpos({name}::text, $1) > 0",
+        PREFIX,
+    )
+    changed = []
+    for row in rows:
+        content = row["content"].encode()
+        other = substituted(content, tokens)
+        if other != content:
+            changed.append((row["place"], other.decode()))
+    await server.executemany(
+        f"UPDATE {quoted(table)} SET {name} = $2::text::{kind}"  # noqa: S608 (the server's spelling)
+        " WHERE ctid = $1::text::tid",
+        changed,
+    )
+
+
+async def _types(server: Server, table: str) -> dict[str, str]:
+    return {row["name"]: row["type"] for row in await server.fetch(_TYPES, quoted(table))}
+
+
+async def _sessions(url: PostgresUrl) -> tuple[str, ...]:
+    server = await connect(url)
+    try:
+        with translated(url):
+            return tuple(row["who"] for row in await server.fetch(_SESSIONS, APPLICATION_NAME))
+    finally:
+        await server.close()
