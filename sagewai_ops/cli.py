@@ -1,6 +1,7 @@
 """The program: loads the commands by name, and is the only place that exits."""
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +12,8 @@ from sagewai_ops import __version__
 
 if TYPE_CHECKING:
     import typer
+
+    from sagewai_ops.settings import Settings
 
 # The order of `--help`: a home's life.
 COMMANDS = (
@@ -25,7 +28,10 @@ COMMANDS = (
     "snapshots",
     "drill",
     "export-to-postgres",
+    "config",
 )
+_ASKS = {"--help", "-h", "--version", "--install-completion", "--show-completion"}
+_COMPLETION = "_SAGEWAI_OPS_COMPLETE"  # set by the shells' completion scripts
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,15 +52,28 @@ def run(words: Sequence[str]) -> int:
     """Run one command line and give its exit code; never raises for the user's mistakes."""
     import typer
 
-    from sagewai_ops.errors import UsageError
+    from sagewai_ops.errors import OpsError, UsageError
     from sagewai_ops.invocation import Run, merged, report_error
+    from sagewai_ops.settings import Settings
     from sagewai_ops.terminal import Terminal
 
     # Click's own base class, wherever this version of Typer keeps Click.
     click_error: Any = typer.BadParameter.__mro__[2]
     is_json = "--json" in words
+    program = typer.main.get_command(build_app())
     try:
-        code = build_app()(list(words), prog_name="sagewai-ops", standalone_mode=False)
+        settings, defaults = _configured(words, program)
+    except OpsError as error:
+        settings = Settings(json=is_json, environment=dict(os.environ))
+        return report_error(Run("", settings, Terminal(json=is_json)), error)
+    try:
+        code = program(
+            list(words),
+            prog_name="sagewai-ops",
+            standalone_mode=False,
+            obj=settings,
+            default_map=defaults,
+        )
     except click_error as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "sagewai-ops"
@@ -69,6 +88,25 @@ def run(words: Sequence[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return 130
     return code if isinstance(code, int) else 0
+
+
+def _configured(words: Sequence[str], program: Any) -> "tuple[Settings, dict[str, Any]]":
+    """Read the configuration: what all commands are told, and the parser's defaults.
+
+    Raises:
+        UsageError: It cannot be meant.
+    """
+    from sagewai_ops.configuration import Configuration, read
+    from sagewai_ops.settings import Settings
+
+    # Help and completion must work, above all where the configuration does not.
+    is_only_asked = _COMPLETION in os.environ or bool(_ASKS & set(words))
+    found = Configuration()
+    if not is_only_asked:
+        found = read(_named(words, "--config"), os.environ, program)
+    missing = {name: text for name, text in found.environment.items() if not os.environ.get(name)}
+    environment = {**os.environ, **missing}
+    return Settings(environment=environment, configuration_path=found.path), dict(found.defaults)
 
 
 def _named(words: Sequence[str], option: str) -> Path | None:
@@ -88,6 +126,7 @@ def build_app() -> "typer.Typer":
     import typer
 
     from sagewai_ops.invocation import (
+        ConfigOption,
         HomeOption,
         JsonOption,
         QuietOption,
@@ -115,6 +154,7 @@ def build_app() -> "typer.Typer":
         context: typer.Context,
         *,
         home: HomeOption = None,
+        config: ConfigOption = None,  # noqa: ARG001 - read before anything is parsed
         json: JsonOption = False,
         quiet: QuietOption = False,
         verbose: VerboseOption = False,
@@ -126,7 +166,9 @@ def build_app() -> "typer.Typer":
             callback=lambda asked: show_version(asked=asked),
         ),
     ) -> None:
-        context.obj = merged(None, {"home": home, "json": json, "quiet": quiet, "verbose": verbose})
+        context.obj = merged(
+            context.obj, {"home": home, "json": json, "quiet": quiet, "verbose": verbose}
+        )
 
     for name in COMMANDS:
         import_module(f"sagewai_ops.commands.{name.replace('-', '_')}").register(app)

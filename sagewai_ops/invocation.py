@@ -46,6 +46,15 @@ HomeOption = Annotated[
         show_default=False,
     ),
 ]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="The configuration; else ~/.config/sagewai-ops/config.toml.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and nothing else.")]
 VerboseOption = Annotated[
@@ -53,6 +62,7 @@ VerboseOption = Annotated[
 ]
 _GLOBAL_OPTIONS = {
     "home": (HomeOption, None),
+    "config": (ConfigOption, None),
     "json": (JsonOption, False),
     "quiet": (QuietOption, False),
     "verbose": (VerboseOption, False),
@@ -82,11 +92,16 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of a command: what it was told, and where it speaks."""
+    """One run of a command: what it was told, and where it speaks.
+
+    Attributes:
+        context: The parser's, of the command line; None where there was nothing to parse.
+    """
 
     command: str
     settings: Settings
     terminal: Terminal
+    context: Any = None
     started: float = field(default_factory=time.monotonic)
     started_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
 
@@ -129,7 +144,9 @@ def command(name: str) -> Callable[[Callable[..., Outcome]], Callable[..., int]]
         def called(context: typer.Context, **options: Any) -> int:
             given = {key: options.pop(key) for key in _GLOBAL_OPTIONS}
             settings = merged(context.obj, given)
-            return perform(name, settings, lambda run: function(run, **options))
+            terminal = Terminal(quiet=settings.quiet, verbose=settings.verbose, json=settings.json)
+            run = Run(name, settings, terminal, context)
+            return perform(run, lambda run: function(run, **options))
 
         called.__signature__ = inspect.Signature([context, *parameters, *added])  # type: ignore[attr-defined]
         called.__annotations__ = {
@@ -153,10 +170,8 @@ def merged(before: Settings | None, given: Mapping[str, Any]) -> Settings:
     )
 
 
-def perform(name: str, settings: Settings, body: Callable[[Run], Outcome]) -> int:
+def perform(run: Run, body: Callable[[Run], Outcome]) -> int:
     """Run a command's body, render its outcome or its error, and give the exit code."""
-    terminal = Terminal(quiet=settings.quiet, verbose=settings.verbose, json=settings.json)
-    run = Run(name, settings, terminal)
     try:
         with _signals_raise():
             outcome = body(run)
@@ -171,7 +186,7 @@ def perform(name: str, settings: Settings, body: Callable[[Run], Outcome]) -> in
         return report_error(run, refused(error, error.filename))
     try:
         _render(run, outcome)
-        terminal.flush()
+        run.terminal.flush()
     except BrokenPipeError:
         return _undelivered(run)
     except OSError as error:

@@ -13,11 +13,14 @@ class Settings:
 
     Attributes:
         home_option: `--home` or its variable; None leaves the choice to Sagewai's own rules.
-        environment: May hold keys and passwords, so it is never shown.
+        configuration_path: The configuration file that was read; None if there is none.
+        environment: The process's, and below it what the configuration sets for all commands.
+            May hold keys and passwords, so it is never shown.
     """
 
     home_option: Path | None = None
     json: bool = False
     quiet: bool = False
     verbose: bool = False
+    configuration_path: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)

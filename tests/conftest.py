@@ -37,3 +37,4 @@ def _own_user_home(
     """
     if request.node.get_closest_marker("interop") is None:
         monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("user")))
+        monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)

@@ -1,0 +1,107 @@
+"""`config`: what the options are set to, and where that comes from."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from sagewai_ops.errors import NotFoundError
+from sagewai_ops.invocation import Outcome, Run, command
+from sagewai_ops.terminal import Terminal
+
+HELP = """Show what every option is set to.
+
+A flag is stronger than the environment, that than the configuration file, and that than a default.
+COMMAND narrows it down, such as `backup` or `snapshots prune`. What is printed without --origin is
+a configuration file that says the same. Secrets are hidden.
+
+\b
+Examples:
+  sagewai-ops config show
+  sagewai-ops config show --origin backup
+  sagewai-ops --config /etc/sagewai-ops.toml config show
+
+\b
+Exit codes: 0 shown, 2 the configuration cannot be used, 10 no such command.
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    group = typer.Typer(
+        name="config",
+        help="Show the configuration.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
+    group.command("show", help=HELP, short_help="Show what every option is set to.")(
+        command("config show")(show)
+    )
+    app.add_typer(group)
+
+
+def show(
+    run: Run,
+    *,
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[COMMAND]...", help="A command or a group.")
+    ] = None,
+    origin: Annotated[
+        bool, typer.Option("--origin", help="Say of each value where it comes from.")
+    ] = False,
+) -> Outcome:
+    """Collect, render."""
+    from sagewai_ops.configuration import effective
+
+    found = list(effective(run.context, tuple(words or ())))
+    if not found:
+        raise NotFoundError(f"{' '.join(words or ())}: no such command", hint="sagewai-ops --help")
+    path = run.settings.configuration_path
+    result = {
+        "file": str(path) if path else None,
+        "values": [
+            {
+                "table": one.table,
+                "key": one.key,
+                "value": one.value,
+                "source": one.source,
+                "origin": one.origin or None,
+            }
+            for one in found
+        ],
+    }
+    render = _show_origins if origin else _show_file
+    return Outcome(result, lambda terminal: render(terminal, result), always=True)
+
+
+def _show_origins(terminal: Terminal, result: dict[str, Any]) -> None:
+    terminal.table(
+        ("option", "value", "from"),
+        [
+            [
+                f"{one['table']}.{one['key']}".lstrip("."),
+                "-" if one["value"] is None else _toml(one["value"]),
+                one["origin"] or one["source"],
+            ]
+            for one in result["values"]
+        ],
+    )
+
+
+def _show_file(terminal: Terminal, result: dict[str, Any]) -> None:
+    """Write TOML; what is not set stands as a comment, for there is no word for it."""
+    terminal.line(f"# configuration: {result['file'] or 'no file'}")
+    table = ""
+    for one in result["values"]:
+        if one["table"] != table:
+            table = one["table"]
+            terminal.line()
+            terminal.line(f"[{table}]")
+        is_set = one["value"] is not None and one["value"] != "(hidden)"
+        value = _toml(one["value"]) if one["value"] is not None else ""
+        terminal.line(f"{'' if is_set else '# '}{one['key']} = {value}".rstrip())
+
+
+def _toml(value: Any) -> str:
+    """Write a value; JSON's texts, numbers, truths and lists are TOML's too."""
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,317 @@
+"""The configuration file: options of the program and of its commands, as TOML.
+
+Stronger than a default, weaker than the environment and a flag. Keys are the options' names without
+their dashes, tables are the commands: `[backup]`, `[snapshots.prune]`. A key that no command has, a
+value of the wrong kind, a secret, and a file that others can write are refused, whatever the
+command: a typo that is found at night is found too late. docs/configuration.md is for people.
+"""
+
+import difflib
+import os
+import re
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sagewai_ops.errors import UsageError
+from sagewai_ops.settings import SNAPSHOTS_VARIABLE
+
+VARIABLE = "SAGEWAI_OPS_CONFIG"
+SECRET_OPTIONS = ("ping-url",)  # whoever knows it can report in our name; a file may hold it
+_MOST_BYTES = 1 << 20  # far more than options fill: another file was named by mistake
+_FOLDER = "sagewai-ops"
+_NAME = "config.toml"
+_SNAPSHOTS = "snapshot-folder"  # above the tables: the folder of every command
+_PLACES = ("DIR", "F", "FILE")  # how options that take a path call it
+_SECRET = re.compile(r"AGE-SECRET-KEY-|://[^/@\s]*:[^/@\s]+@")
+_SOURCES = {"COMMANDLINE": "flag", "ENVIRONMENT": "environment", "DEFAULT_MAP": "file"}
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What a file says.
+
+    Attributes:
+        path: The file; None if there is none.
+        defaults: As the parser takes it: parameter -> value, command -> the same.
+        environment: Variables that the file stands in for, where they are not set.
+    """
+
+    path: Path | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Effective:
+    """One option as it would be used.
+
+    Attributes:
+        table: The command, with dots; "" for the program.
+        value: Plain: text, number, truth, a list of these, or None.
+        source: `flag`, `environment`, `file` or `default`.
+        origin: The variable's name, the file's path, or "".
+    """
+
+    table: str
+    key: str
+    value: Any
+    source: str
+    origin: str
+
+
+def standard_place(environment: Mapping[str, str]) -> Path | None:
+    """Give where the file is looked for by itself; None where there is no home of a user."""
+    base = environment.get("XDG_CONFIG_HOME", "")
+    if os.path.isabs(base):  # a relative one is to be ignored: XDG Base Directory Specification
+        return Path(base, _FOLDER, _NAME)
+    user = environment.get("HOME") or os.path.expanduser("~")
+    if not os.path.isabs(user):
+        return None
+    if sys.platform == "darwin":
+        return Path(user, "Library/Application Support", _FOLDER, _NAME)
+    return Path(user, ".config", _FOLDER, _NAME)
+
+
+def read(named: Path | None, environment: Mapping[str, str], program: Any) -> Configuration:
+    """Read the file that was named, else the variable's, else the one in the standard place.
+
+    Args:
+        program: The parsed program's root command, which knows every option.
+
+    Raises:
+        UsageError: The file is missing though it was named, cannot be trusted, or says something
+            that cannot be meant.
+    """
+    chosen = named or (Path(environment[VARIABLE]) if environment.get(VARIABLE) else None)
+    if chosen is not None and str(chosen) == os.devnull:
+        return Configuration()
+    path = chosen or standard_place(environment)
+    content = _content(path) if path is not None else None
+    if path is None or content is None:
+        if chosen is not None:
+            raise UsageError(
+                f"{chosen}: no such configuration", hint="name another with --config FILE"
+            )
+        return Configuration()
+    path = path.absolute()
+    values = _parsed(path, content)
+    shared = values.pop(_SNAPSHOTS, None)
+    defaults = _table(_Place(path, ""), values, program, None)
+    if environment.get("SAGEWAI_HOME"):
+        defaults.pop("home", None)  # the environment is stronger, also where it is Sagewai's own
+    if shared is None:
+        return Configuration(path, defaults)
+    if not isinstance(shared, str) or not shared:
+        raise UsageError(f"{path}: {_SNAPSHOTS}: not a folder's path, {shared!r}")
+    return Configuration(path, defaults, {SNAPSHOTS_VARIABLE: _located(path, shared)})
+
+
+def effective(context: Any, words: tuple[str, ...]) -> Iterator[Effective]:
+    """Say what each option would be, and why, for the program and the commands below `words`.
+
+    Args:
+        context: Of the command line that was parsed: the file's values are in it.
+        words: A command or a group; empty for all.
+    """
+    root = context.find_root()
+    if not words:
+        yield from _values(root, "", root)
+        yield _shared_folder(root)
+    yield from _below(root, (), words)
+
+
+def hidden(key: str, value: Any) -> Any:
+    """Give a value as it may be shown."""
+    return "(hidden)" if key in SECRET_OPTIONS and value is not None else value
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where in the file something stands."""
+
+    path: Path
+    table: str
+
+    def wrong(self, key: str, what: str, hint: str = "") -> UsageError:
+        where = f"[{self.table}] {key}" if self.table else key
+        return UsageError(f"{self.path}: {where}: {what}", hint=hint)
+
+
+def _content(path: Path) -> bytes | None:
+    """Read a file that nobody else can write; None if there is none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if not os.access(path.parent, os.X_OK):
+            return None  # HOME is another user's, as under `sudo -u`: nothing of ours is there
+        reason = (error.strerror or "refused").lower()
+        raise UsageError(f"{path}: {reason}", hint=f"ls -l {path}") from error
+    facts = os.fstat(descriptor)
+    if not stat.S_ISREG(facts.st_mode):
+        os.close(descriptor)
+        raise UsageError(f"{path}: is not a file", hint="name another with --config FILE")
+    with open(descriptor, "rb") as stream:
+        if facts.st_uid not in (0, os.geteuid()):
+            raise UsageError(
+                f"{path}: belongs to uid {facts.st_uid}, who could change what is done here",
+                hint=f"chown {os.geteuid()} {path}",
+            )
+        if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise UsageError(
+                f"{path}: mode {stat.S_IMODE(facts.st_mode):04o} lets others write",
+                hint=f"chmod go-w {path}",
+            )
+        content = stream.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise UsageError(f"{path}: over {_MOST_BYTES} bytes, which is no configuration")
+    return content
+
+
+def _parsed(path: Path, content: bytes) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    try:
+        values: dict[str, Any] = tomllib.loads(content.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not TOML, {str(error).lower()}") from error
+    return values
+
+
+def _table(place: _Place, values: Mapping[str, Any], command: Any, above: Any) -> dict[str, Any]:
+    """Check one table, and give it as the parser's defaults."""
+    name = place.table.rpartition(".")[2]
+    # No argument and no environment is asked for: this is only what conversion needs.
+    context = command.make_context(name, [], parent=above, resilient_parsing=True)
+    options = _options(command)
+    commands = getattr(command, "commands", {})
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in commands and isinstance(value, dict):
+            below = _Place(place.path, f"{place.table}.{key}".strip("."))
+            found[key] = _table(below, value, commands[key], context)
+        elif key in SECRET_OPTIONS:
+            raise place.wrong(key, "is a secret, which has no place here", f"use {key}-file")
+        elif key not in options:
+            raise _unknown(place, key, [*options, *commands])
+        else:
+            option = options[key]
+            found[option.name] = _checked(place, key, value, option, context)
+    return found
+
+
+def _options(command: Any) -> dict[str, Any]:
+    """Map what may be set of a command to its option: all that has a variable, but the file."""
+    return {
+        flag[2:]: one
+        for one in command.params
+        if one.param_type_name == "option" and one.envvar and one.name != "config"
+        for flag in one.opts
+        if flag.startswith("--")
+    }
+
+
+def _unknown(place: _Place, key: str, known: list[str]) -> UsageError:
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(known))}"
+    return place.wrong(key, "unknown", hint)
+
+
+def _checked(place: _Place, key: str, value: Any, option: Any, context: Any) -> Any:
+    """Hold a value against its option's type; paths are absolute afterwards."""
+    import typer
+
+    values = value if isinstance(value, list) else [value]
+    if isinstance(value, list) and not option.multiple:
+        raise place.wrong(key, "takes one value, not a list")
+    kind = _kind(option)
+    for one in values:
+        # A truth is a number to Python; not to people.
+        if type(one) not in {"truth": (bool,), "number": (int, float)}.get(kind, (str,)):
+            raise place.wrong(key, f"not a {kind}, {one!r}")
+        if isinstance(one, str) and _SECRET.search(one):
+            raise place.wrong(key, "holds a secret, which has no place here", "name a file")
+    if option.metavar in _PLACES:
+        values = [_located(place.path, one) for one in values]
+    ready = values if option.multiple else values[0]
+    try:
+        option.process_value(context, ready)
+    except typer.BadParameter as error:
+        message = error.message[:1].lower() + error.message[1:].rstrip(".")
+        raise place.wrong(key, message) from error
+    return ready
+
+
+def _kind(option: Any) -> str:
+    """Say what an option takes: `truth`, `number` or `text`.
+
+    Typer's versions keep the type in one of two places.
+    """
+    if option.is_flag:
+        return "truth"
+    if descriptor := getattr(option, "type_descriptor", None):
+        return "number" if re.search(r"\b(int|float)\b", str(descriptor.annotation)) else "text"
+    return "number" if re.match(r"int|float", option.type.name) else "text"
+
+
+def _located(file: Path, text: str) -> str:
+    """Make a path absolute: from the user's home, or from where the file is."""
+    if text in ("", "-"):
+        return text
+    return os.path.join(file.parent, os.path.expanduser(text))
+
+
+def _below(context: Any, at: tuple[str, ...], words: tuple[str, ...]) -> Iterator[Effective]:
+    for word, command in getattr(context.command, "commands", {}).items():
+        here = (*at, word)
+        if words[: len(here)] != here[: len(words)]:
+            continue
+        inner = command.make_context(word, [], parent=context, resilient_parsing=True)
+        if not hasattr(command, "commands"):
+            yield from _values(inner, ".".join(here), context.find_root())
+        yield from _below(inner, here, words)
+
+
+def _shared_folder(root: Any) -> Effective:
+    folder = root.obj.environment.get(SNAPSHOTS_VARIABLE) or None
+    if os.environ.get(SNAPSHOTS_VARIABLE):
+        return Effective("", _SNAPSHOTS, folder, "environment", SNAPSHOTS_VARIABLE)
+    if folder:
+        return Effective("", _SNAPSHOTS, folder, "file", str(root.obj.configuration_path))
+    return Effective("", _SNAPSHOTS, None, "default", "")
+
+
+def _values(context: Any, table: str, root: Any) -> Iterator[Effective]:
+    for key, option in _options(context.command).items():
+        is_global = table and any(option.name == one.name for one in root.command.params)
+        source = getattr(context.get_parameter_source(option.name), "name", "")
+        source = _SOURCES.get(source, "default")
+        # The program's own options are told once, unless a command has one to itself.
+        if is_global and source != "file":
+            continue
+        value = _plain(context.params.get(option.name))
+        yield Effective(table, key, hidden(key, value), source, _origin(option, source, root))
+
+
+def _origin(option: Any, source: str, root: Any) -> str:
+    if source == "environment":
+        names = [option.envvar] if isinstance(option.envvar, str) else option.envvar
+        return next((name for name in names if os.environ.get(name)), "")
+    if source == "file":
+        return str(root.obj.configuration_path)
+    return ""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    value = getattr(value, "value", value)
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
