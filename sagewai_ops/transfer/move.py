@@ -9,17 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import secrets
+import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+from sagewai_ops import atomic
 from sagewai_ops.database.copy import copy_database
 from sagewai_ops.database.urls import PostgresUrl
 from sagewai_ops.database.usage import holders
-from sagewai_ops.errors import InterruptedRunError, NotFoundError, OpsError, TargetBusyError
+from sagewai_ops.errors import (
+    DamagedError,
+    DifferenceError,
+    InterruptedRunError,
+    NotFoundError,
+    OpsError,
+    PermissionDeniedError,
+    TargetBusyError,
+)
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.processes import describe
 from sagewai_ops.progress import Progress
@@ -112,11 +123,14 @@ def export(
     report = Report(options.purpose, home.database, url.shown, options.policy)
     if options.purpose == MOVE and not options.allow_live:
         _check_unused(home)
+    path = _report_path(home, options, report)
     with workplace(home) as place:
-        path = _report_path(home, options, report)
         work = _Work(home, url, options, place / "copy.db", path, report, progress)
         try:
             run_interruptibly(_export(work))
+        except sqlite3.Error as error:
+            report.error = f"database {home.database}: {error}"
+            raise DamagedError(report.error, hint="sagewai-ops db check") from error
         except OpsError as error:
             report.error = error.message
             raise
@@ -144,7 +158,17 @@ async def _export(work: _Work) -> None:
                     report.cut_over = _cut_over(work)
             report.committed = purpose == MOVE and not report.open_findings
         except RefusedByServerError as error:
-            await _explain(work, error)
+            await _explain(work)
+            if not report.open_findings:
+                told = Finding(error.table, error.constraint, "server", error.message)
+                report.findings = report.open_findings = (told,)
+        except DifferenceError:
+            # Perhaps a value that the server takes and cannot give back as it was.
+            if purpose != MOVE or work.options.policy != FAIL:
+                raise
+            await _explain(work)
+            if not report.open_findings:
+                raise
 
 
 async def _move(work: _Work, plan: Plan, session: Session) -> None:
@@ -175,7 +199,7 @@ async def _move(work: _Work, plan: Plan, session: Session) -> None:
 async def _find(work: _Work, plan: Plan, session: Session) -> tuple[Finding, ...]:
     """Look at what rows are to one another; where something is found, at every value too.
 
-    Values alone are not looked at here: the reading process does that while it encodes them.
+    Values alone are not looked at here: the reading process and the server do that on the way.
     """
     with _timed(work.report, "check"), opened_copy(work.copy) as source:
         preflight = Preflight(
@@ -230,14 +254,14 @@ async def _verify(work: _Work, plan: Plan, session: Session) -> None:
         await verify(session, reader, plan, report, work.progress)
 
 
-async def _explain(work: _Work, refusal: RefusedByServerError) -> None:
+async def _explain(work: _Work) -> None:
     """Find out which rows the server meant; it names one at most, and some it does not name."""
+    compared = work.report.tables
     async with opened(work.url, PLAN) as session:
         plan = await _plan(work, session)
         await _look(work, plan, session)
     if not work.report.open_findings:
-        told = Finding(refusal.table, refusal.constraint, "server", refusal.message)
-        work.report.findings = work.report.open_findings = (told,)
+        work.report.tables = compared
 
 
 async def _plan(work: _Work, session: Session) -> Plan:
@@ -311,24 +335,45 @@ def _warn(work: _Work, session: Session) -> None:
 
 
 def _report_path(home: Home, options: Options, report: Report) -> Path | None:
-    if options.report is not None:
-        return options.report.absolute()
-    if options.purpose == PLAN:
+    """Decide where the report goes, and make sure now that it can go there.
+
+    Raises:
+        PermissionDeniedError: It cannot.
+    """
+    if options.report is None and options.purpose == PLAN:
         return None
+    folder = options.report.absolute().parent if options.report else folder_of(home)
+    if not options.report:
+        atomic.make_folder(folder)
+    if not os.access(folder, os.W_OK):
+        raise PermissionDeniedError(
+            f"report: cannot be written in {folder}", hint="name another place with --report FILE"
+        )
+    if options.report:
+        return options.report.absolute()
     moment = f"{report.started_at:%Y%m%dT%H%M%SZ}"
     name = f"{options.purpose}-{moment}-{secrets.token_hex(2)}.json"
-    return folder_of(home) / name
+    return folder / name
 
 
 def _finish(report: Report, path: Path | None) -> None:
-    """Write the report, and take back the files of an export that did not take place."""
+    """Write the report, and take back the files of an export that did not take place.
+
+    What is committed stays done: then a report that cannot be written is a warning.
+    """
     if report.purpose == MOVE and not report.committed:
         for file in report.files.values():
             Path(file).unlink(missing_ok=True)
         report.files.clear()
     if path is not None:
         report.files["report"] = str(path)
-        write_report(report, path)
+        try:
+            write_report(report, path)
+        except OpsError as error:
+            del report.files["report"]
+            if not report.committed:
+                raise
+            report.warnings.append(f"the report could not be written: {error.message}")
 
 
 def _cut_over(work: _Work) -> tuple[str, ...]:

@@ -24,12 +24,17 @@ from sagewai_ops.errors import (
     UsageError,
 )
 from sagewai_ops.schema.level import HEAD
+from sagewai_ops.schema.server import OLDEST
 from sagewai_ops.transfer.target import VERSION_TABLE, TargetTable, read_tables
 
 if TYPE_CHECKING:
     import asyncpg
 
 MOVE, PLAN, VERIFY = "move", "plan", "verify"
+
+COMMIT_SECONDS = 10.0  # for the server's answer to a commit, once a signal asks for the end
+_UNKNOWN = "the connection broke at the commit: whether it took place is not known"
+_ASK = "sagewai-ops export-to-postgres --verify-only"
 
 _ABOUT = """
 SELECT current_setting('server_version_num')::int / 10000 AS major,
@@ -105,7 +110,7 @@ async def opened(url: PostgresUrl, purpose: str) -> AsyncIterator[Session]:
         try:
             about = await connection.fetchrow(_ABOUT)
             _check_encoding(about["encoding"], url)
-            plain = about["major"] >= 14 and not about["read_only"] and about["managed"]
+            plain = about["major"] >= OLDEST and not about["read_only"] and about["managed"]
             if plain:
                 rows = await connection.fetch(f"SELECT version_num FROM {VERSION_TABLE}")
                 plain = [row[0] for row in rows] == [HEAD]
@@ -260,15 +265,27 @@ def _check_empty(state: str, heads: tuple[str, ...], purpose: str, url: Postgres
 
 
 async def _commit(committing: Awaitable[None]) -> None:
+    """Commit, and do not let a signal come between: either it took place or it did not.
+
+    A server that does not answer may keep it waiting for ever; after a signal it waits not so long.
+    """
     import asyncpg
 
+    running = asyncio.ensure_future(committing)
+    limit: float | None = None
+    while not running.done():
+        try:
+            await asyncio.wait({running}, timeout=limit)
+        except asyncio.CancelledError:
+            limit = COMMIT_SECONDS
+        else:
+            if not running.done():
+                running.cancel()
+                raise OpsError(_UNKNOWN, hint=_ASK)
     try:
-        await committing
+        running.result()
     except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
-        raise OpsError(
-            "the connection broke at the commit: whether it took place is not known",
-            hint="sagewai-ops export-to-postgres --verify-only",
-        ) from error
+        raise OpsError(_UNKNOWN, hint=_ASK) from error
 
 
 def _check_encoding(encoding: str, url: PostgresUrl) -> None:

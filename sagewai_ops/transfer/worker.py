@@ -14,11 +14,12 @@ import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import sagewai_ops
-from sagewai_ops.errors import OpsError
+from sagewai_ops.errors import DamagedError, OpsError
 from sagewai_ops.transfer.audit import trail_of
 from sagewai_ops.transfer.compare import ComparisonByKey, same_block
 from sagewai_ops.transfer.encoders import SIGNATURE, TRAILER, encode
@@ -64,9 +65,9 @@ def main() -> None:
                 stream_tables(path, tables, send)
             _compare_tables(path, tables, orders, send)
         except OpsError as error:
-            name = type(error).__name__
-            described = {"type": name, "message": error.message, "hint": error.hint}
-            send(ERROR, json.dumps(described).encode(), 0)
+            _tell(send, error)
+        except sqlite3.Error as error:
+            _tell(send, DamagedError(f"the frozen copy: {error}"))
 
 
 def read_frame(stream: BinaryIO) -> tuple[bytes, bytes, int]:
@@ -86,12 +87,15 @@ def read_frame(stream: BinaryIO) -> tuple[bytes, bytes, int]:
 
 
 def stream_tables(path: Path, tables: tuple[PlannedTable, ...], send: Send) -> None:
-    """Encode every row of every table; after the first refusal, only look at the rest."""
+    """Encode every row of every table; after the first refusal, only look at the rest.
+
+    Texts and documents are left to the server, which looks at them while it stores them.
+    """
     tally = Tally()
     with opened_copy(path) as source:
         for table in tables:
             send(TABLE, table.name.encode(), 0)
-            targets = [column.target for column in table.columns]
+            targets = [replace(column.target, trusting=True) for column in table.columns]
             waiting, waiting_bytes, waiting_rows = [SIGNATURE], 0, 0
             sizes = SizeOf()
             for columns in batches(source, table.select(), sizes):
@@ -122,6 +126,11 @@ def stream_tables(path: Path, tables: tuple[PlannedTable, ...], send: Send) -> N
 def read_findings(content: bytes) -> list[Finding]:
     """Read the content of a `FINDINGS` frame."""
     return [Finding(**{**each, "keys": tuple(each["keys"])}) for each in json.loads(content)]
+
+
+def _tell(send: Send, error: OpsError) -> None:
+    described = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
+    send(ERROR, json.dumps(described).encode(), 0)
 
 
 def _compare_tables(
