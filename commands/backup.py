@@ -1,29 +1,56 @@
 """`backup`: take a verified snapshot of a home that may be in use."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, UsageError
+from sagewai_ops.errors import (
+    EXIT_DONE,
+    EXIT_FINDINGS,
+    EXIT_INCOMPLETE,
+    OpsError,
+    UsageError,
+)
+from sagewai_ops.home.paths import Home
 from sagewai_ops.invocation import Outcome, Run, command
 from sagewai_ops.terminal import Terminal, size
+
+from .retention_options import (  # noqa: TID251 - a neighbour
+    AnyPlace,
+    KeepDaily,
+    KeepHourly,
+    KeepLast,
+    KeepMonthly,
+    KeepTag,
+    KeepWeekly,
+    KeepWithin,
+    KeepYearly,
+    policy_of,
+    warnings_of,
+)
+from .retention_options import as_result as prune_result  # noqa: TID251 - a neighbour
+
+_PRUNE_SECONDS = 30.0  # another run holds the folder for the moments that it renames
 
 HELP = """Take a verified snapshot of a home that may be in use.
 
 The archive gets its name only after it was read back and every byte, the database and the keys
 were checked. Nothing in the home is changed. The master key stays out unless --key sealed is
-given, and it never goes into an archive that is not encrypted.
+given, and it never goes into an archive that is not encrypted. With --keep-* older snapshots are
+pruned once this one stands, as `snapshots prune` does it.
 
 \b
 Examples:
   sagewai-ops backup
   sagewai-ops backup --to /backups --recipient age1... --key sealed
+  sagewai-ops backup --keep-daily 7 --keep-weekly 4 --keep-monthly 12
   sagewai-ops backup --output - --recipients-file team.txt | ssh host 'cat > home.tar.zst.age'
 
 \b
-Exit codes: 0 taken and verified, 3 taken but something could not be carried,
+Exit codes: 0 taken and verified, 3 taken but something could not be carried or pruned,
 4 taken but the database has findings, 10 no home, 11 another run, 12 no key, 13 no space,
 16 damaged.
 """
@@ -32,7 +59,7 @@ Exit codes: 0 taken and verified, 3 taken but something could not be carried,
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command("backup", help=HELP, short_help="Take a verified snapshot of a home.")(
-        command("backup")(backup)
+        command("backup", unattended=True)(backup)
     )
 
 
@@ -79,12 +106,25 @@ def backup(
         str | None,
         typer.Option("--output", metavar="-", help="Write the archive to stdout, and no card."),
     ] = None,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option("--tag", metavar="TAG", help="A word to find it by, and to keep it by."),
+    ] = None,
+    keep_last: KeepLast = 0,
+    keep_hourly: KeepHourly = 0,
+    keep_daily: KeepDaily = 0,
+    keep_weekly: KeepWeekly = 0,
+    keep_monthly: KeepMonthly = 0,
+    keep_yearly: KeepYearly = 0,
+    keep_within: KeepWithin = "",
+    keep_tag: KeepTag = None,
+    any_place: AnyPlace = False,
     wait: Annotated[
         float,
         typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run on the home."),
     ] = 0.0,
 ) -> Outcome:
-    """Parse, take the snapshot, render."""
+    """Parse, take the snapshot, prune the older ones, render."""
     from sagewai_ops.credentials import lock_of
     from sagewai_ops.snapshots.backup import pipe_snapshot, take_snapshot
     from sagewai_ops.snapshots.report import BackupOptions
@@ -93,6 +133,20 @@ def backup(
         raise UsageError(f"--output {output}: only - is known", hint="a folder goes in --to DIR")
     if output and run.settings.json:
         raise UsageError("--output -: stdout cannot carry the archive and --json")
+    policy = policy_of(
+        keep_last,
+        {
+            "hourly": keep_hourly,
+            "daily": keep_daily,
+            "weekly": keep_weekly,
+            "monthly": keep_monthly,
+            "yearly": keep_yearly,
+        },
+        keep_within,
+        keep_tag,
+    )
+    if output and not policy.is_empty:
+        raise UsageError("--output -: goes into no folder where --keep-* could prune")
     if output and (sys.stdout is None or sys.stdout.isatty()):
         raise UsageError("--output -: stdout is a terminal", hint="redirect it: > home.tar.zst")
     options = BackupOptions(
@@ -101,6 +155,7 @@ def backup(
         exclude=tuple(exclude or ()),
         compact=compact,
         level=level,
+        tags=tuple(tag or ()),
         wait_seconds=wait,
         key_environment=run.settings.environment,
     )
@@ -113,13 +168,51 @@ def backup(
             report = take_snapshot(home, folder, options, progress=progress)
     result = as_result(report)
     code = EXIT_DONE if report.is_sound else EXIT_FINDINGS
+    code = code if report.is_complete else EXIT_INCOMPLETE
+    warnings = tuple(report.warnings())
+    if not policy.is_empty:
+        retention = _prune(home, folder, policy, code, any_place=any_place, wait=wait)
+        result["retention"] = retention.result
+        warnings += retention.warnings
+        code = code or retention.exit_code
     return Outcome(
         result,
         lambda terminal: show(terminal, result),
-        exit_code=code if report.is_complete else EXIT_INCOMPLETE,
-        warnings=tuple(report.warnings()),
+        exit_code=code,
+        warnings=warnings,
         on_stdout=output is None,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Retention:
+    """What became of the older snapshots."""
+
+    result: dict[str, Any]
+    warnings: tuple[str, ...]
+    exit_code: int
+
+
+def _prune(
+    home: Home, folder: Path, policy: Any, code: int, *, any_place: bool, wait: float
+) -> _Retention:
+    """Apply the rules once the snapshot stands; whatever happens here, it goes on standing.
+
+    One that lacks something, or of a damaged database, must not push out good ones.
+    """
+    from sagewai_ops.snapshots.prune import prune
+
+    if code != EXIT_DONE:
+        lack = "incomplete" if code == EXIT_INCOMPLETE else "of a database with findings"
+        words = f"retention: not applied, the snapshot is {lack}: sagewai-ops snapshots prune"
+        return _Retention({"applied": False, "problem": words}, (words,), EXIT_DONE)
+    try:
+        wait = max(wait, _PRUNE_SECONDS)
+        pruned = prune_result(prune(home, folder, policy, any_place=any_place, wait_seconds=wait))
+    except OpsError as error:
+        words = f"retention: not applied, {error.message}"
+        return _Retention({"applied": False, "problem": words}, (words,), EXIT_INCOMPLETE)
+    return _Retention({"applied": True, **pruned}, warnings_of(pruned), EXIT_DONE)
 
 
 def as_result(report: Any) -> dict[str, Any]:
@@ -147,6 +240,8 @@ def as_result(report: Any) -> dict[str, Any]:
         "external": dict(report.external),
         "swept": list(report.swept),
         "notes": list(report.notes),
+        "tags": list(report.tags),
+        "retention": None,
     }
 
 
@@ -180,3 +275,8 @@ def show(terminal: Terminal, result: dict[str, Any]) -> None:
         )
     for note in result["notes"]:
         terminal.line(f"  note      {note}")
+    if result["retention"] and result["retention"]["applied"]:
+        terminal.line(
+            f"  removed   {len(result['retention']['removed'])} older ones to .trash, "
+            f"{len(result['retention']['purged'])} that rested there for ever"
+        )

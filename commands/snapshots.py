@@ -8,6 +8,8 @@ import typer
 from sagewai_ops.invocation import Outcome, Run, command
 from sagewai_ops.terminal import Terminal, size
 
+from . import snapshots_prune  # noqa: TID251 - a neighbour
+
 FolderOption = Annotated[
     Path | None,
     typer.Option("--snapshots", metavar="DIR", help="The folder; else HOME.snapshots."),
@@ -38,11 +40,12 @@ def register(app: typer.Typer) -> None:
     )
     group.command("show", short_help="Show what is in a snapshot.")(command("snapshots show")(show))
     group.command("verify", short_help="Read a snapshot and check every byte.")(
-        command("snapshots verify")(verify)
+        command("snapshots verify", unattended=True)(verify)
     )
     group.command("extract", short_help="Take files out of a snapshot.")(
         command("snapshots extract")(extract)
     )
+    snapshots_prune.register(group)
     app.add_typer(group)
 
 

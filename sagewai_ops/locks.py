@@ -1,13 +1,20 @@
 """One run at a time on a folder: an OS lock that dies with its process.
 
 The lock is `flock` on the folder itself: nothing is written, so it works on a read-only home and
-leaves nothing behind after a kill. Who holds it is read from the system, where the system tells.
+leaves nothing behind after a kill or a reboot. Who holds it is read from the system, where the
+system tells; it is always a process of this machine, for on a network file system such a lock
+keeps those of one machine apart.
+
+A home is held by whatever changes it or must see it at rest, a snapshot folder by whatever changes
+the names and cards of finished snapshots. Who reads a home or a snapshot holds neither: archives
+never change, and one that is moved or removed stays readable for who has it open.
 """
 
 import contextlib
 import errno
 import fcntl
 import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,7 +122,8 @@ def _take(path: Path, descriptor: int, operation: int, deadline: float) -> None:
             return
         if time.monotonic() >= deadline:
             raise LockedError(
-                f"{path}: another run holds it, {_names(lock_holders(path))}",
+                f"{path}: another run holds it, on {socket.gethostname()}: "
+                + _names(lock_holders(path)),
                 hint="wait for it to end, or let this run wait: --wait SECONDS",
             )
         time.sleep(_POLL_SECONDS)

@@ -26,6 +26,7 @@ from sagewai_ops.snapshots.taking import Taking
 # Below this share of the content no archive of a home was ever seen; refusing earlier than that
 # would refuse backups that fit.
 _LEAST_ARCHIVE_SHARE = 0.2
+_TAG_CHARACTERS = 100
 
 
 def take_snapshot(
@@ -123,6 +124,12 @@ def _check(options: BackupOptions) -> None:
         )
     if options.lock:
         check_recipients(options.lock.recipients)
+    for tag in options.tags:
+        if not 0 < len(tag) <= _TAG_CHARACTERS or not tag.isprintable() or tag != tag.strip():
+            raise UsageError(
+                f"--tag {tag!r:.120}: not a tag",
+                hint=f"1 to {_TAG_CHARACTERS} printable characters",
+            )
 
 
 def _with_own_key(lock: Lock | None) -> tuple[Lock | None, Unlock | None]:

@@ -24,6 +24,7 @@ class BackupOptions:
         exclude: Patterns on paths relative to the home.
         compact: Rewrite the database without its free pages.
         level: Of zstd.
+        tags: Words that the card and the archive bear.
         wait_seconds: For another run on the same home.
         key_environment: Where keys outside the home are looked for.
     """
@@ -33,6 +34,7 @@ class BackupOptions:
     exclude: tuple[str, ...] = ()
     compact: bool = False
     level: int = DEFAULT_LEVEL
+    tags: tuple[str, ...] = ()
     wait_seconds: float = 0.0
     key_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -67,6 +69,7 @@ class BackupReport:
     external: Mapping[str, str]
     swept: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
 
     @property
     def losses(self) -> tuple[LeftOut, ...]:

@@ -155,6 +155,7 @@ class Taking:
             external=self.collection.external,
             swept=tuple(swept),
             notes=_notes(self.home),
+            tags=self.options.tags,
         )
 
     def card(self, report: BackupReport) -> dict[str, Any]:
@@ -180,11 +181,13 @@ class Taking:
             "created_at": f"{self.created_at:%Y-%m-%dT%H:%M:%SZ}",
             "home": str(self.home.root),
             "home_id": home_ids(self.home)[0],
+            "host": socket.gethostname(),
             "tool_version": __version__,
             "python_version": platform.python_version(),
             "key_custody": self.options.custody,
             "key_fingerprint": self.key_fingerprint,
             "schema_level": level,
+            "tags": list(self.options.tags),
         }
 
     def _freeze(self, staging: Path, progress: Progress | None) -> dict[str, Copied]:

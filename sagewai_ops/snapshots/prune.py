@@ -1,0 +1,138 @@
+"""Carry a retention plan out, in two phases: what goes rests in the trash until the next prune.
+
+First the newly removed are moved, then what rested before is removed for ever; so a run that dies
+in between has removed nothing for ever that no successful run had moved before.
+"""
+
+import contextlib
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+from sagewai_ops import locks
+from sagewai_ops.errors import NotFoundError, UsageError
+from sagewai_ops.home.paths import Home
+from sagewai_ops.snapshots import trash
+from sagewai_ops.snapshots.catalog import Snapshot, snapshots_in
+from sagewai_ops.snapshots.retention import Owner, Plan, Policy, foreign, plan_retention
+from sagewai_ops.snapshots.taking import home_ids
+
+_CLOCK_DRIFT = timedelta(hours=1)  # machines that share a folder differ by less
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What a prune did, or would do.
+
+    Attributes:
+        purged: What rested in the trash and was removed for ever.
+        left: What rests there on, of other homes included.
+        ahead: A snapshot that is dated after now: then nothing is removed for ever, for either
+            the clock is wrong, or it was when the rules were last applied. "" if there is none.
+        dry_run: Whether all this was only planned.
+    """
+
+    folder: Path
+    policy: Policy
+    plan: Plan
+    purged: tuple[Snapshot, ...] = ()
+    left: tuple[Snapshot, ...] = ()
+    ahead: str = ""
+    dry_run: bool = False
+
+
+def owner_of(home: Home, *, any_place: bool = False) -> Owner:
+    """Tell whose snapshots may be removed when this home is at hand."""
+    return Owner(frozenset(home_ids(home)), str(home.root), socket.gethostname(), any_place)
+
+
+def prune(
+    home: Home,
+    folder: Path,
+    policy: Policy,
+    *,
+    any_place: bool = False,
+    dry_run: bool = False,
+    wait_seconds: float = 0.0,
+    now: datetime | None = None,
+) -> Pruned:
+    """Move the snapshots of a home that no rule keeps into the trash, and empty that of older ones.
+
+    Args:
+        folder: Need not exist.
+        any_place: Also those of the same home at another path or on another machine.
+        now: The present, UTC; None for the clock's.
+
+    Raises:
+        UsageError: The policy asks for nothing.
+        LockedError: Another run holds the folder.
+        PermissionDeniedError, OpsError: The system refused; each snapshot is in the folder or in
+            the trash.
+    """
+    with contextlib.ExitStack() as stack:
+        if not dry_run and folder.is_dir():
+            stack.enter_context(locks.exclusive(folder, wait_seconds=wait_seconds))
+            trash.settle(folder)
+        known = snapshots_in(folder)
+        owner = owner_of(home, any_place=any_place)
+        plan = plan_retention(known, policy, owner)
+        rested = trash.resting(folder)
+        ahead = _ahead(known, owner, now or datetime.now(timezone.utc))
+        purged = () if ahead else tuple(one for one in rested if not foreign(one, owner))
+        if not dry_run and folder.is_dir():
+            trash.discard(folder, plan.removed)
+            trash.purge(folder, purged)
+        gone = {one.path for one in purged}
+        left = tuple(one for one in rested if one.path not in gone)
+        return Pruned(folder, policy, plan, purged, left, ahead, dry_run)
+
+
+def untrash(folder: Path, names: Sequence[str], *, wait_seconds: float = 0.0) -> tuple[Path, ...]:
+    """Bring snapshots back from the trash.
+
+    Args:
+        names: Ids or beginnings of ids; empty for all.
+
+    Returns:
+        Where their archives are again.
+
+    Raises:
+        NotFoundError: None of such an id rests there.
+        UsageError: A beginning means several.
+        LockedError: Another run holds the folder.
+        TargetBusyError, OpsError: As `trash.bring_back`.
+    """
+    if not folder.is_dir():
+        raise NotFoundError(f"{folder}: does not exist", hint="name the folder: --snapshots DIR")
+    with locks.exclusive(folder, wait_seconds=wait_seconds):
+        trash.settle(folder)
+        rested = trash.resting(folder)
+        chosen = [_chosen(rested, name, folder) for name in names] if names else rested
+        unique = list(dict.fromkeys(one.path for one in chosen))
+        trash.bring_back(folder, [one for one in rested if one.path in unique])
+        return tuple(folder / path.name for path in unique)
+
+
+def _chosen(rested: Sequence[Snapshot], name: str, folder: Path) -> Snapshot:
+    found = [one for one in rested if one.id.startswith(name) or one.path.name == name]
+    if not found:
+        raise NotFoundError(
+            f"snapshot {name}: none of that id rests in {trash.trash_of(folder)}",
+            hint="sagewai-ops snapshots list",
+        )
+    if len(found) > 1:
+        raise UsageError(
+            f"snapshot {name}: begins {len(found)} ids, {found[0].id} and {found[1].id}",
+            hint="sagewai-ops snapshots list",
+        )
+    return found[0]
+
+
+def _ahead(known: Sequence[Snapshot], owner: Owner, now: datetime) -> str:
+    """Name the first snapshot of the owner's that is dated after now."""
+    for one in known:
+        if one.created_at > now + _CLOCK_DRIFT and not foreign(one, owner):
+            return one.id
+    return ""

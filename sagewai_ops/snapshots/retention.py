@@ -1,0 +1,278 @@
+"""Which snapshots stay, by rules of time and number: a plan from facts alone, touching nothing.
+
+The rules are those of restic and borg, in UTC: `hourly` to `yearly` keep the newest snapshot of
+each of the N newest hours, days, ISO weeks, months or years that have one, and the oldest of all
+as long as N is not reached; a snapshot that any rule keeps stays.
+
+What may be removed at all are the snapshots of one home at one place whose cards tell so. They are
+ordered by the sequence of the catalog. Where the UTC in the names falls from one to the next, a
+clock went back: the snapshots before and after are then held to the rules apart, so that neither
+side pushes out the other.
+"""
+
+import calendar
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+from sagewai_ops.errors import UsageError
+from sagewai_ops.snapshots.catalog import Snapshot
+
+_WITHIN = re.compile("".join(f"(?:([0-9]{{1,5}}){unit})?" for unit in "ymwdh"))
+_NO_DATE = datetime.min.replace(tzinfo=timezone.utc)  # what the catalog makes of a name without one
+
+
+def _week(moment: datetime) -> str:
+    year, week, _day = moment.isocalendar()
+    return f"{year}-W{week:02}"
+
+
+PERIODS: Mapping[str, Callable[[datetime], str]] = {
+    "hourly": lambda moment: f"{moment:%Y-%m-%dT%H}",
+    "daily": lambda moment: f"{moment:%Y-%m-%d}",
+    "weekly": _week,
+    "monthly": lambda moment: f"{moment:%Y-%m}",
+    "yearly": lambda moment: f"{moment:%Y}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What is to stay.
+
+    Attributes:
+        last: So many of the newest.
+        periods: Rule (`hourly` to `yearly`) -> of how many periods the newest one stays.
+        within: All that are at most this much older than the newest, such as `30d`; "" for none.
+        tags: All that bear one of these.
+    """
+
+    last: int = 0
+    periods: Mapping[str, int] = field(default_factory=dict)
+    within: str = ""
+    tags: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.within:
+            _span(self.within)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it asks for nothing."""
+        return not (self.last or any(self.periods.values()) or self.within or self.tags)
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The home whose snapshots may be removed.
+
+    Attributes:
+        ids: By which the home is known.
+        home: Its path.
+        host: The machine that it is on.
+        any_place: Whether snapshots of another path or machine with such an id are its own too.
+    """
+
+    ids: frozenset[str]
+    home: str
+    host: str
+    any_place: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of a snapshot.
+
+    Attributes:
+        reasons: Why it stays, one phrase for each rule; empty if it goes.
+    """
+
+    snapshot: Snapshot
+    reasons: tuple[str, ...]
+
+    @property
+    def stays(self) -> bool:
+        """Whether it is kept."""
+        return bool(self.reasons)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What becomes of each snapshot of a folder.
+
+    Attributes:
+        verdicts: In the order in which the snapshots were given.
+        set_back: Pairs of ids: the second was taken after the first and is dated before it.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    set_back: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def removed(self) -> tuple[Snapshot, ...]:
+        """What goes."""
+        return tuple(verdict.snapshot for verdict in self.verdicts if not verdict.stays)
+
+
+def plan_retention(snapshots: Sequence[Snapshot], policy: Policy, owner: Owner) -> Plan:
+    """Decide which snapshots stay.
+
+    Raises:
+        UsageError: The policy asks for nothing: everything would go.
+    """
+    if policy.is_empty:
+        raise UsageError(
+            "retention: no rule says what is kept", hint="name one, such as --keep-daily 7"
+        )
+    kept = {one.path: refusal for one in snapshots if (refusal := foreign(one, owner))}
+    own = sorted((one for one in snapshots if one.path not in kept), key=_order)
+    always = _protected(own)
+    staying = list(own)
+    reasons: dict[Path, list[str]] = {}
+    # What goes may have stood between snapshots before and after a change of the clock; without it
+    # they may be in order, and are held to the rules together. So a second run finds nothing more.
+    while True:
+        reasons = {one.path: list(always.get(one.path, ())) for one in staying}
+        _apply(staying, policy, reasons)
+        remaining = [one for one in staying if reasons[one.path]]
+        if len(remaining) == len(staying):
+            break
+        staying = remaining
+    return Plan(
+        tuple(
+            Verdict(
+                one, (kept[one.path],) if one.path in kept else tuple(reasons.get(one.path, ()))
+            )
+            for one in snapshots
+        ),
+        tuple((before.id, after.id) for before, after in _falls(own)),
+    )
+
+
+def foreign(snapshot: Snapshot, owner: Owner) -> str:
+    """Say why a snapshot is none of the owner's, so that no rule may touch it; "" if it is."""
+    card = snapshot.card
+    if not snapshot.home_id or not snapshot.sequence or snapshot.created_at == _NO_DATE:
+        return "its card does not tell whose it is"
+    if snapshot.home_id not in owner.ids:
+        return "of another home"
+    if owner.any_place:
+        return ""
+    if card.get("home", owner.home) != owner.home:
+        return f"of the home at {card['home']}"
+    if card.get("host", owner.host) != owner.host:
+        return f"of the home on {card['host']}"
+    return ""
+
+
+def within(moment: datetime, text: str) -> datetime:
+    """Go back from a moment by a span such as `1y6m`, `30d` or `36h`, in calendar months.
+
+    Raises:
+        UsageError: The text is no span.
+    """
+    years, months, weeks, days, hours = _span(text)
+    total = moment.year * 12 + moment.month - 1 - years * 12 - months
+    if total < 12:
+        return _NO_DATE
+    year, month = divmod(total, 12)
+    day = min(moment.day, calendar.monthrange(year, month + 1)[1])
+    try:
+        return moment.replace(year=year, month=month + 1, day=day) - timedelta(
+            weeks=weeks, days=days, hours=hours
+        )
+    except OverflowError:
+        return _NO_DATE
+
+
+def _span(text: str) -> tuple[int, ...]:
+    match = _WITHIN.fullmatch(text)
+    if not text or match is None:
+        raise UsageError(
+            f"--keep-within {text}: not a span of time",
+            hint="years, months, weeks, days, hours in this order: 30d, 1y6m, 2w, 36h",
+        )
+    return tuple(int(number or 0) for number in match.groups())
+
+
+def _order(snapshot: Snapshot) -> tuple[int, datetime, str]:
+    return snapshot.sequence, snapshot.created_at, snapshot.id
+
+
+def _protected(own: Sequence[Snapshot]) -> dict[Path, list[str]]:
+    """Name what stays whatever the rules say."""
+    reasons: dict[Path, list[str]] = {}
+    if own:
+        reasons.setdefault(own[-1].path, []).append("newest")
+    proved = [one for one in own if one.proved_at]
+    if proved:
+        reasons.setdefault(proved[-1].path, []).append("newest proved restorable")
+    # Nightly runs that all lack a file, or find the database damaged, must not use up the good one.
+    sound = [one for one in own if one.card.get("complete") is True and one.card.get("sound", True)]
+    if sound:
+        reasons.setdefault(sound[-1].path, []).append("newest complete")
+    return reasons
+
+
+def _falls(own: Sequence[Snapshot]) -> Iterator[tuple[Snapshot, Snapshot]]:
+    """Give the neighbours between which a clock went back."""
+    for before, after in itertools.pairwise(own):
+        if after.created_at < before.created_at:
+            yield before, after
+
+
+def _stretches(own: Sequence[Snapshot]) -> Iterator[list[Snapshot]]:
+    """Cut what is in the order of the sequence where a clock went back."""
+    stretch: list[Snapshot] = []
+    for one in own:
+        if stretch and one.created_at < stretch[-1].created_at:
+            yield stretch
+            stretch = []
+        stretch.append(one)
+    if stretch:
+        yield stretch
+
+
+def _apply(own: Sequence[Snapshot], policy: Policy, reasons: Mapping[Path, list[str]]) -> None:
+    """Note for each snapshot the rules that keep it."""
+    for number, one in enumerate(reversed(own[-policy.last :] if policy.last else ()), start=1):
+        reasons[one.path].append(f"last {number}")
+    for stretch in _stretches(own):
+        newest_first = stretch[::-1]
+        for rule, count in policy.periods.items():
+            _apply_periods(newest_first, rule, count, reasons)
+        if policy.within:
+            oldest = within(newest_first[0].created_at, policy.within)
+            for one in newest_first:
+                if one.created_at > oldest:
+                    reasons[one.path].append(f"within {policy.within}")
+    for one in own:
+        for tag in _tags(one):
+            if tag in policy.tags:
+                reasons[one.path].append(f"tag {tag}")
+
+
+def _apply_periods(
+    newest_first: Sequence[Snapshot], rule: str, count: int, reasons: Mapping[Path, list[str]]
+) -> None:
+    last = ""
+    for one in newest_first:
+        if not count:
+            return
+        period = PERIODS[rule](one.created_at)
+        if period != last:
+            reasons[one.path].append(f"{rule} {period}")
+        elif one is newest_first[-1]:
+            reasons[one.path].append(f"{rule}, the oldest")
+        else:
+            continue
+        last = period
+        count -= 1
+
+
+def _tags(snapshot: Snapshot) -> Iterable[str]:
+    tags = snapshot.card.get("tags", ())
+    return tuple(tag for tag in tags if isinstance(tag, str))

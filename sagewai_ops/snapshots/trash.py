@@ -1,0 +1,149 @@
+"""The `.trash/` of a snapshot folder: where removed snapshots rest until the next successful prune.
+
+A snapshot is where its archive is: one rename takes it in or out. Its card follows on the way in
+and goes ahead on the way out, so after a crash between the two the card stands in the folder
+without its archive, and `settle` puts it to it. Nothing is ever overwritten.
+
+Whoever calls these holds the folder (`locks.exclusive`).
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from sagewai_ops import atomic
+from sagewai_ops.errors import OpsError, TargetBusyError
+from sagewai_ops.snapshots.catalog import Snapshot, card_path, is_archive_name, snapshots_in
+
+TRASH = ".trash"
+_CARD_SUFFIX = ".json"
+
+
+def trash_of(folder: Path) -> Path:
+    """Name the trash of a snapshot folder."""
+    return folder / TRASH
+
+
+def resting(folder: Path) -> list[Snapshot]:
+    """List the snapshots that rest in the trash, oldest first; what is no folder has none."""
+    return snapshots_in(trash_of(folder)) if _is_there(folder) else []
+
+
+def settle(folder: Path) -> None:
+    """Finish what a run that died left: a card beside its archive, none without one in the trash.
+
+    Raises:
+        OpsError: What has the name of the trash is no folder; the system refused.
+    """
+    if not _is_there(folder):
+        return
+    trash = trash_of(folder)
+    with atomic.naming(trash):
+        names = set(os.listdir(trash))
+        for name in sorted(names):
+            if is_archive_name(name):
+                if not os.path.lexists(folder / name):
+                    _move_card(folder / name, trash / name)
+            elif _archive_of(name) and _archive_of(name) not in names:
+                # Its archive was purged, or somebody moved that back by hand.
+                if os.path.lexists(folder / _archive_of(name)):
+                    _move_card(trash / _archive_of(name), folder / _archive_of(name))
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(trash / name)
+        _sync(folder)
+
+
+def discard(folder: Path, snapshots: Iterable[Snapshot]) -> None:
+    """Move snapshots of a folder into its trash.
+
+    Raises:
+        TargetBusyError: Something of that name rests there already.
+        OpsError: The system refused; each snapshot is in the one place or the other.
+    """
+    trash = trash_of(folder)
+    _require_folder(folder)
+    atomic.make_folder(trash)
+    with atomic.naming(trash):
+        for snapshot in snapshots:
+            _move(snapshot.path, trash / snapshot.path.name)
+            _move_card(snapshot.path, trash / snapshot.path.name)
+        _sync(folder)
+
+
+def bring_back(folder: Path, snapshots: Iterable[Snapshot]) -> None:
+    """Move snapshots from the trash back into their folder.
+
+    Args:
+        snapshots: As `resting` gave them.
+
+    Raises:
+        TargetBusyError: Something of that name is in the folder.
+        OpsError: The system refused; each snapshot is in the one place or the other.
+    """
+    with atomic.naming(folder):
+        for snapshot in snapshots:
+            target = folder / snapshot.path.name
+            if os.path.lexists(target):
+                raise _taken(target)
+            _move_card(snapshot.path, target)
+            _move(snapshot.path, target)
+        _sync(folder)
+
+
+def purge(folder: Path, snapshots: Iterable[Snapshot]) -> None:
+    """Remove snapshots that rest in the trash for ever.
+
+    Raises:
+        OpsError: The system refused.
+    """
+    with atomic.naming(trash_of(folder)):
+        for snapshot in snapshots:
+            for path in (snapshot.path, card_path(snapshot.path)):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+        _sync(folder)
+
+
+def _move(source: Path, target: Path) -> None:
+    if os.path.lexists(target):
+        raise _taken(target)
+    os.rename(source, target)
+
+
+def _move_card(archive: Path, target: Path) -> None:
+    """Move the card of an archive; one that is not there, or would overwrite one, is let be."""
+    if not os.path.lexists(card_path(target)):
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(card_path(archive), card_path(target))
+
+
+def _archive_of(name: str) -> str:
+    """Name the archive that a card is of; "" for what has not the name of a card."""
+    archive = name.removesuffix(_CARD_SUFFIX)
+    return archive if archive != name and is_archive_name(archive) else ""
+
+
+def _is_there(folder: Path) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(trash_of(folder)).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _require_folder(folder: Path) -> None:
+    if os.path.lexists(trash_of(folder)) and not _is_there(folder):
+        raise OpsError(
+            f"{trash_of(folder)}: not a folder", hint=f"look: ls -la {folder}\nand move it away"
+        )
+
+
+def _sync(folder: Path) -> None:
+    if _is_there(folder):
+        atomic.sync_folder(trash_of(folder))
+    atomic.sync_folder(folder)
+
+
+def _taken(path: Path) -> TargetBusyError:
+    return TargetBusyError(f"{path}: is there already", hint=f"compare the two: ls -la {path}")
