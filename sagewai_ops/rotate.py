@@ -39,6 +39,7 @@ from sagewai_ops.keys.inventory import (
     copied_values,
     document_files,
     old_copies,
+    relative,
     server_of,
     take_inventory,
 )
@@ -156,7 +157,7 @@ def recover(home: Home, environment: Mapping[str, str], *, wait_seconds: float =
         with rotation_journal.held(home.root):
             url = _server_for(home, environment, journal)
             _refuse_users(home, url)
-            rotation.sweep_halves(home, [Path(name) for name in journal.documents])
+            rotation.sweep_halves(home, [home.root / name for name in journal.documents])
             try:
                 left = _finish(home, environment, journal, url, wait_seconds)
             except (OSError, OpsError) as error:
@@ -222,8 +223,11 @@ def _plan(home: Home, environment: Mapping[str, str], options: Options, new: Can
         old_fingerprint=old.fingerprint,
         new=new,
         tokens=resealed.tokens,
-        documents=tuple(map(str, (*document_files(home), *old_copies(home).values()))),
-        database=str(home.database) if os.path.lexists(home.database) else "",
+        # A home with a journal may be moved before it is recovered.
+        documents=tuple(
+            relative(home, path) for path in (*document_files(home), *old_copies(home).values())
+        ),
+        database=relative(home, home.database) if os.path.lexists(home.database) else "",
         server=url.shown if url else "",
         place=place,
         replaces=fingerprint(there) if there is not None else "",
@@ -337,7 +341,7 @@ def _refuse_users(home: Home, url: PostgresUrl | None) -> None:
 
 def _refuse_unwritable(home: Home, journal: Journal) -> None:
     files = [*journal.documents, *filter(None, [journal.database])]
-    folders = [home.root, *(Path(name).parent for name in files)]
+    folders = [home.root, *((home.root / name).parent for name in files)]
     if journal.place:
         folders.append((home.root / journal.place).parent)
     for folder in dict.fromkeys(folders):

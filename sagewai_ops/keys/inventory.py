@@ -126,14 +126,14 @@ def old_copies(home: Home) -> dict[str, Path]:
         with contextlib.suppress(OSError):
             for name in sorted(os.listdir(folder)):
                 path = folder / name
-                relative = _relative(home, path)
-                is_leftover = inside and kind_of(relative) is Kind.LEFTOVER
+                place = relative(home, path)
+                is_leftover = inside and kind_of(place) is Kind.LEFTOVER
                 if not is_leftover and not any(fnmatchcase(name, f"{one}?*") for one in names):
                     continue
                 if name.endswith(_LOCK_SUFFIX) or path in current.values():
                     continue
                 if stat.S_ISREG(os.lstat(path).st_mode):
-                    found[relative] = path
+                    found[place] = path
     return found
 
 
@@ -143,8 +143,8 @@ def copied_values(copies: Mapping[str, Path]) -> Iterator[SealedValue]:
     Raises:
         OSError: One cannot be read.
     """
-    for relative, path in copies.items():
-        yield from in_copy(relative, path.read_bytes())
+    for place, path in copies.items():
+        yield from in_copy(place, path.read_bytes())
 
 
 def document_files(home: Home) -> list[Path]:
@@ -153,14 +153,15 @@ def document_files(home: Home) -> list[Path]:
     return [path for path in dict.fromkeys(paths) if path.is_file()]
 
 
+def relative(home: Home, path: Path) -> str:
+    """Spell a path relative to the home, if it is inside."""
+    return os.path.relpath(path, home.root) if path.is_relative_to(home.root) else os.fspath(path)
+
+
 def _document_paths(home: Home) -> dict[str, Path]:
     legacy = {name: home.root / name for name in LEGACY_PLACES if name in DOCUMENT_NAMES}
     current = (home.admin_state, home.connections, home.profiles)
     return {**legacy, **{os.fspath(path): path for path in current}}
-
-
-def _relative(home: Home, path: Path) -> str:
-    return os.path.relpath(path, home.root) if path.is_relative_to(home.root) else os.fspath(path)
 
 
 def _on_server(value: SealedValue) -> SealedValue:

@@ -64,10 +64,7 @@ def carry_out(
                     back(home, journal, server=server, wait_seconds=wait_seconds)
                     rotation_journal.forget(home.root)
             except OpsError as refusal:
-                raise type(refusal)(
-                    f"{home.root}: neither finished nor put back as it was, {refusal.message}",
-                    hint=f"mend that, then: sagewai-ops --home {home.root} keys rotate --recover",
-                ) from error
+                raise rotation_journal.stuck(home.root, refusal) from error
             raise
 
 
@@ -156,13 +153,14 @@ def _apply(
     wait_seconds: float,
 ) -> None:
     # What is refused most easily comes first: then there is nothing to take back.
-    if journal.database and os.path.lexists(journal.database):
-        substitute_in_database(Path(journal.database), tokens, wait_seconds=wait_seconds)
+    if journal.database and os.path.lexists(home.root / journal.database):
+        database = home.root / journal.database
+        substitute_in_database(database, tokens, wait_seconds=wait_seconds)
     if server is not None:
         substitute_on_server(server, tokens)
     with _state_lock(home.admin_state):
         for name in journal.documents:
-            _substitute_in_file(Path(name), tokens)
+            _substitute_in_file(home.root / name, tokens)
 
 
 def _substitute_in_file(path: Path, tokens: Mapping[bytes, bytes]) -> None:

@@ -32,8 +32,8 @@ class Journal:
         old_fingerprint: Of the key that the home ran on.
         new: The key that it is to run on.
         tokens: Old to new.
-        documents: Absolute paths of the files that hold some.
-        database: Absolute path of the home's database; "" if there is none.
+        documents: The files that hold some, relative to the home; absolute where outside.
+        database: The home's database, likewise; "" if there is none.
         server: The database on a server, as messages name it; "" if there is none.
         place: Where the new key goes, relative to the home; "" for nowhere.
         replaces: The fingerprint of what stands in that place, whatever it is; "" for nothing.
@@ -92,7 +92,16 @@ def written(root: Path, journal: Journal) -> Iterator[None]:
             document = asdict(journal)
             del document["new"], document["tokens"]
             document |= {"version": _VERSION, "fingerprint": journal.new.fingerprint}
-            atomic.replace(folder / _JOURNAL, json.dumps(document, indent=1).encode())
+            try:
+                atomic.replace(folder / _JOURNAL, json.dumps(document, indent=1).encode())
+            except BaseException as error:
+                # It may have its name and not be durable; nothing that it speaks of was begun.
+                try:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(folder / _JOURNAL)
+                except OSError as refusal:
+                    raise stuck(root, atomic.refused(refusal, folder)) from error
+                raise
             yield
     finally:
         with contextlib.suppress(OSError):
@@ -109,6 +118,14 @@ def held(root: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def stuck(root: Path, refusal: OpsError) -> OpsError:
+    """Say of a refusal that it leaves the journal behind, and how to go on."""
+    return type(refusal)(
+        f"{root}: neither finished nor put back as it was, {refusal.message}",
+        hint=f"mend that, then: sagewai-ops --home {root} keys rotate --recover",
+    )
 
 
 def add_tokens(root: Path, tokens: Mapping[bytes, bytes]) -> None:
@@ -173,6 +190,8 @@ def sweep(root: Path) -> bool:
     """
     folder = root / NAME
     if not os.path.lexists(folder) or os.path.lexists(folder / _JOURNAL):
+        return False
+    if not locks.is_abandoned(folder):
         return False
     atomic.remove_tree(folder)
     return True

@@ -42,8 +42,8 @@ from sagewai_ops.snapshots.staging import (
     kept_before,
     next_moment,
     own_folder,
-    sweep,
 )
+from sagewai_ops.snapshots.staging import sweep as sweep_restores
 
 __all__ = [
     "Staged",
@@ -177,6 +177,18 @@ def require_settled(target: Path) -> None:
             f"home {target}: a restore was interrupted before it ended",
             hint=f"sagewai-ops --home {target} restore --recover",
         )
+
+
+def sweep(target: Path) -> list[str]:
+    """Remove what runs left that died before or after they changed the home; give the names.
+
+    What cannot be removed is left for another time: nothing of it is in the way.
+    """
+    removed = sweep_restores(target)
+    with contextlib.suppress(OSError):
+        if rotation_journal.sweep(target):
+            removed.append(rotation_journal.NAME)
+    return removed
 
 
 def recover(target: Path) -> str:

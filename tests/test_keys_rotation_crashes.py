@@ -1,0 +1,294 @@
+"""A rotation is killed, or fails, at each of its steps; the home is under one key or the other."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import shutil
+import signal
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from home_builder import BuiltHome
+from memory_folder import memory_folder
+from opened_values import CLOSED, opened
+from sagewai_ops import rotate as rotating
+from sagewai_ops.errors import NoSpaceError, OpsError
+from sagewai_ops.home.paths import OWN_PREFIX, locate
+from sagewai_ops.keys import rotation_journal
+from sagewai_ops.rotate import Options, recover, rotate
+from small_homes import everything_of, small
+from step_counter import failing, killed, killed_at, until_done
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[BuiltHome]:
+    """A home that each try gets a copy of."""
+    with memory_folder() as folder:
+        yield small(folder / "home", journal="none", leftovers=True)
+
+
+@pytest.fixture(autouse=True)
+def _unused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare each try the search for processes, which others test."""
+    monkeypatch.setattr(rotating, "holders", lambda _database: ())
+
+
+def values_of(home: Path, model: BuiltHome) -> list[str]:
+    """Open everything with the key that stands in the home."""
+    if home == model.root:
+        return once(home, model.master_keys[0], *model.data_keys.values())
+    return opened(home, (home / "secrets/master.key").read_bytes(), model.data_keys.values())
+
+
+@functools.cache
+def once(home: Path, key: bytes, *data_keys: bytes) -> list[str]:
+    """Open everything of the model, once for all tests."""
+    return opened(home, key, data_keys)
+
+
+def contents_of(home: Path) -> dict[str, bytes | str]:
+    """Give a home's files without what this program keeps in it, and without times."""
+    return {
+        path: content
+        for path, (_mode, _time, content) in everything_of(home).items()
+        if not path.startswith((OWN_PREFIX, "db/"))
+    }
+
+
+def turn(home: Path) -> None:
+    """Rotate, without a snapshot."""
+    rotate(locate(home, {}), {}, Options())
+
+
+def check_settled(home: Path, model: BuiltHome) -> str:
+    """Recover what is left, and see that all is under one key; give what the recovery answered."""
+    answer = recover(locate(home, {}), {}).answer
+    assert not rotation_journal.is_pending(home)
+    assert values_of(home, model) == values_of(model.root, model)
+    names = set(contents_of(home)) - set(contents_of(model.root))
+    assert not {name for name in names if not name.startswith("secrets/master.key.legacy-")}
+    assert not [name for name in os.listdir(home) if name.startswith(OWN_PREFIX)]
+    return answer
+
+
+def test_the_model_has_every_place(model: BuiltHome) -> None:
+    """Or the tests below would prove little: all places, and one half-written copy."""
+    assert len(model.sealed_per_place) >= 6
+    assert CLOSED in values_of(model.root, model)  # the copy that a crash cut short
+    assert len(values_of(model.root, model)) > len(model.sealed)
+
+
+def test_killed_at_any_step_it_is_under_one_key(model: BuiltHome, tmp_path: Path) -> None:
+    """Finished or taken back by the next run; killed before its journal, it is as it was."""
+    answers = set()
+
+    def attempt(number: int) -> bool:
+        with memory_folder() as folder:
+            home = folder / "home"
+            shutil.copytree(model.root, home, symlinks=True)
+            was_killed = killed_at(number, lambda: turn(home))
+            is_pending = rotation_journal.is_pending(home)
+            if not is_pending:  # without a word from us it must be whole already
+                assert values_of(home, model) == values_of(model.root, model)
+            answer = check_settled(home, model)
+            assert answer == ("finished" if is_pending else "nothing to do")
+            answers.add(answer)
+            return was_killed
+
+    assert until_done(attempt) > 40
+    assert answers == {"finished", "nothing to do"}
+
+
+@pytest.mark.parametrize("statement", ["UPDATE", "COMMIT"])
+def test_killed_within_the_transaction_it_is_under_one_key(
+    statement: str, model: BuiltHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two rows, and as the database commits."""
+    home = tmp_path / "home"
+    shutil.copytree(model.root, home)
+    connect = sqlite3.connect
+
+    def watched(*arguments: object, **options: object) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(*arguments, **options)  # type: ignore[call-overload]
+        seen: list[str] = []
+
+        def trace(text: str) -> None:
+            if text.startswith(statement):
+                seen.append(text)
+                if len(seen) == (3 if statement == "UPDATE" else 1):
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        connection.set_trace_callback(trace)
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", watched)
+    assert killed(lambda: turn(home))
+    monkeypatch.undo()
+
+    assert rotation_journal.is_pending(home)
+    assert check_settled(home, model) == "finished"
+
+
+def test_failing_at_any_step_it_is_as_it_was(model: BuiltHome) -> None:
+    """One call fails and the next ones work: it is taken back by the same run, to the byte."""
+    before = contents_of(model.root)
+
+    def attempt(number: int) -> bool:
+        with memory_folder() as folder:
+            home = folder / "home"
+            shutil.copytree(model.root, home, symlinks=True)
+            failed = True
+            with failing(number, errno.EIO):
+                try:
+                    turn(home)
+                except OpsError:
+                    assert not rotation_journal.is_pending(home)
+                    assert contents_of(home) == before
+                    assert values_of(home, model) == values_of(model.root, model)
+                else:
+                    failed = False
+            answer = check_settled(home, model)
+            assert answer == "nothing to do"
+            return failed or number < 40
+
+    until_done(attempt)
+
+
+def test_on_a_disk_that_stays_full_it_is_as_it_was_or_says_how_to_go_on(model: BuiltHome) -> None:
+    """Every call fails from one on: what could not be taken back is finished by --recover."""
+    hints = set()
+
+    def attempt(number: int) -> bool:
+        with memory_folder() as folder:
+            home = folder / "home"
+            shutil.copytree(model.root, home, symlinks=True)
+            failed = False
+            with failing(number, errno.ENOSPC, for_ever=True):
+                try:
+                    turn(home)
+                except NoSpaceError as error:
+                    failed = True
+                    if rotation_journal.is_pending(home):
+                        hints.add(error.hint.replace(str(home), "HOME"))
+            check_settled(home, model)
+            return failed or number < 40
+
+    until_done(attempt)
+    assert hints == {"mend that, then: sagewai-ops --home HOME keys rotate --recover"}
+
+
+def test_a_recovery_that_is_killed_is_recovered(model: BuiltHome, tmp_path: Path) -> None:
+    """At each of its own steps."""
+    broken = tmp_path / "broken"
+    shutil.copytree(model.root, broken, symlinks=True)
+    killed_in_the_middle(broken)
+
+    def attempt(number: int) -> bool:
+        with memory_folder() as folder:
+            home = folder / "home"
+            shutil.copytree(broken, home, symlinks=True)
+            was_killed = killed_at(number, lambda: recover(locate(home, {}), {}))
+            check_settled(home, model)
+            return was_killed
+
+    assert until_done(attempt) > 15
+
+
+def test_a_recovery_that_cannot_finish_takes_back(model: BuiltHome, tmp_path: Path) -> None:
+    """The documents cannot be written anew once: then nothing of them stays new."""
+    home = tmp_path / "home"
+    shutil.copytree(model.root, home, symlinks=True)
+    killed_in_the_middle(home)
+
+    with failing(3, errno.ENOSPC):
+        recovery = recover(locate(home, {}), {})
+
+    assert recovery.answer == "rolled back"
+    assert "no space" in recovery.reason
+    assert contents_of(home) == contents_of(model.root)
+    assert values_of(home, model) == values_of(model.root, model)
+    assert check_settled(home, model) == "nothing to do"
+
+
+def test_what_was_sealed_with_the_old_key_meanwhile_comes_along(
+    model: BuiltHome, tmp_path: Path
+) -> None:
+    """Somebody started Sagewai between the crash and the recovery."""
+    home = tmp_path / "home"
+    shutil.copytree(model.root, home, symlinks=True)
+    killed_in_the_middle(home)
+    late = model.sealed[0].token  # a value of the state, back under the old key
+    with (home / "config/connections.json").open("a") as file:
+        file.write(f"\n{late}")
+
+    assert recover(locate(home, {}), {}).answer == "finished"
+
+    assert values_of(home, model).count(model.sealed[0].plaintext) == 1 + values_of(
+        model.root, model
+    ).count(model.sealed[0].plaintext)
+
+
+def test_a_strange_key_in_the_place_is_not_overwritten(model: BuiltHome, tmp_path: Path) -> None:
+    """It was put there after the crash; what it opens is unknown."""
+    home = tmp_path / "home"
+    shutil.copytree(model.root, home, symlinks=True)
+    killed_in_the_middle(home)
+    strange = b"b3RoZXIgbWFzdGVyIGtleSBvdGhlciBtYXN0ZXIga2U="
+    (home / "secrets/master.key").write_bytes(strange)
+
+    recovery = recover(locate(home, {}), {})
+
+    assert recovery.answer == "rolled back"
+    assert "neither the old key nor the new one" in recovery.reason
+    assert (home / "secrets/master.key").read_bytes() == strange
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: (folder / "journal.json").write_bytes(b"{"),
+        lambda folder: (folder / "journal.json").write_bytes(b'{"version": 2}'),
+        lambda folder: (folder / "master.key").write_bytes(b"x" * 44),
+        lambda folder: (folder / "tokens.jsonl").write_bytes(b"[1]\n"),
+        lambda folder: (folder / "tokens.jsonl").unlink(),
+        lambda folder: folder.chmod(0o770),
+    ],
+)
+def test_a_journal_that_cannot_be_trusted_is_left_alone(
+    spoil: Callable[[Path], object], model: BuiltHome, tmp_path: Path
+) -> None:
+    """Nothing is changed by a guess, and the folder with the new key stays."""
+    home = tmp_path / "home"
+    shutil.copytree(model.root, home, symlinks=True)
+    killed_in_the_middle(home)
+    spoil(home / rotation_journal.NAME)
+    before = everything_of(home)
+
+    with pytest.raises(OpsError):
+        recover(locate(home, {}), {})
+
+    assert everything_of(home) == before
+
+
+def killed_in_the_middle(home: Path) -> None:
+    """Leave a home with the database and one document under the new key."""
+
+    def run() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+
+            def replace(old: object, new: object) -> None:
+                if str(new).endswith("connections.json"):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                rename(old, new)  # type: ignore[arg-type]
+
+            rename = os.rename
+            patch.setattr(os, "rename", replace)
+            turn(home)
+
+    assert killed(run)
+    assert rotation_journal.is_pending(home)
