@@ -79,7 +79,9 @@ def register(app: typer.Typer) -> None:
         ("history", history, HISTORY, "List the revisions."),
         ("check", check, CHECK, "Check the database, the schema and every value."),
     ):
-        group.command(name, help=text, short_help=short)(command(f"db {name}")(function))
+        group.command(name, help=text, short_help=short)(
+            command(f"db {name}", unattended=name == "check")(function)
+        )
     app.add_typer(group)
 
 

@@ -37,7 +37,7 @@ _SHOWN = 20  # findings that people are shown; --json has all
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command("drill", help=HELP, short_help="Prove that a snapshot can be restored.")(
-        command("drill")(drill)
+        command("drill", unattended=True)(drill)
     )
 
 

@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
         command("keys fingerprint")(show_fingerprint)
     )
     group.command("check", short_help="Open every sealed value with the keys at hand.")(
-        command("keys check")(check)
+        command("keys check", unattended=True)(check)
     )
     group.command("escrow", short_help="Encrypt the key to recipients, as a file and on paper.")(
         command("keys escrow")(escrow)

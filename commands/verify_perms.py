@@ -51,7 +51,7 @@ def register(app: typer.Typer) -> None:
     rules = "\n".join(f"  {rule.id} {rule.severity.value:<7} {rule.name}" for rule in RULES)
     app.command(
         "verify-perms", help=HELP.format(rules=rules), short_help="Check who can reach the secrets."
-    )(command("verify-perms")(verify_perms))
+    )(command("verify-perms", unattended=True)(verify_perms))
 
 
 def verify_perms(

@@ -27,6 +27,7 @@ COMMANDS = (
     "restore",
     "snapshots",
     "drill",
+    "preflight",
     "export-to-postgres",
     "config",
 )
@@ -125,13 +126,13 @@ def build_app() -> "typer.Typer":
 
     import typer
 
-    from sagewai_ops.invocation import (
+    from sagewai_ops.invocation import merged
+    from sagewai_ops.options import (
         ConfigOption,
         HomeOption,
         JsonOption,
         QuietOption,
         VerboseOption,
-        merged,
     )
 
     app = typer.Typer(

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 from typer.models import OptionInfo
@@ -31,42 +31,15 @@ from sagewai_ops.errors import (
     OpsError,
 )
 from sagewai_ops.home.paths import Home, locate
+from sagewai_ops.options import GLOBAL, UNATTENDED
 from sagewai_ops.settings import SNAPSHOTS_VARIABLE, Settings
 from sagewai_ops.terminal import Terminal
 
+if TYPE_CHECKING:
+    from sagewai_ops.watchers import Watchers
+
 SCHEMA = "sagewai-ops/1"
 _STATUS = {EXIT_DONE: "ok", EXIT_INCOMPLETE: "incomplete", EXIT_FINDINGS: "findings"}
-
-HomeOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--home",
-        metavar="DIR",
-        help="The home; else SAGEWAI_HOME, else ~/.sagewai.",
-        show_default=False,
-    ),
-]
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        metavar="FILE",
-        help="The configuration; else ~/.config/sagewai-ops/config.toml.",
-        show_default=False,
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and nothing else.")]
-VerboseOption = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Say more, without a terminal too.")
-]
-_GLOBAL_OPTIONS = {
-    "home": (HomeOption, None),
-    "config": (ConfigOption, None),
-    "json": (JsonOption, False),
-    "quiet": (QuietOption, False),
-    "verbose": (VerboseOption, False),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +92,16 @@ class Run:
         return Path(named).expanduser().absolute() if named else home.snapshots
 
 
-def command(name: str) -> Callable[[Callable[..., Outcome]], Callable[..., int]]:
+def command(
+    name: str, *, unattended: bool = False
+) -> Callable[[Callable[..., Outcome]], Callable[..., int]]:
     """Turn a command's function into what Typer registers.
 
     Args:
         name: As people type it, such as `snapshots list`.
+        unattended: Whether timers run it, so that somebody far away may want to be told.
     """
+    shared = {**(UNATTENDED if unattended else {}), **GLOBAL}
 
     def wrap(function: Callable[..., Outcome]) -> Callable[..., int]:
         parameters = list(inspect.signature(function).parameters.values())[1:]
@@ -132,7 +109,7 @@ def command(name: str) -> Callable[[Callable[..., Outcome]], Callable[..., int]]
             inspect.Parameter(
                 key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
             )
-            for key, (annotation, default) in _GLOBAL_OPTIONS.items()
+            for key, (annotation, default) in shared.items()
         ]
         context = inspect.Parameter(
             "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
@@ -142,11 +119,11 @@ def command(name: str) -> Callable[[Callable[..., Outcome]], Callable[..., int]]
 
         @functools.wraps(function)
         def called(context: typer.Context, **options: Any) -> int:
-            given = {key: options.pop(key) for key in _GLOBAL_OPTIONS}
+            given = {key: options.pop(key) for key in shared}
             settings = merged(context.obj, given)
             terminal = Terminal(quiet=settings.quiet, verbose=settings.verbose, json=settings.json)
             run = Run(name, settings, terminal, context)
-            return perform(run, lambda run: function(run, **options))
+            return perform(run, lambda run: function(run, **options), given)
 
         called.__signature__ = inspect.Signature([context, *parameters, *added])  # type: ignore[attr-defined]
         called.__annotations__ = {
@@ -170,33 +147,79 @@ def merged(before: Settings | None, given: Mapping[str, Any]) -> Settings:
     )
 
 
-def perform(run: Run, body: Callable[[Run], Outcome]) -> int:
-    """Run a command's body, render its outcome or its error, and give the exit code."""
+def perform(run: Run, body: Callable[[Run], Outcome], given: Mapping[str, Any]) -> int:
+    """Run a command's body, tell whoever is to be told, and give the exit code.
+
+    Args:
+        given: The options that commands share, by parameter.
+    """
+    try:
+        watchers = _watchers(run, given)
+    except OpsError as error:
+        return report_error(run, error)
+    if watchers is None:
+        return _performed(run, body)[0]
+    watchers.begin()
+    code, result = OpsError.exit_code, None
+    try:
+        code, result = _performed(run, body)
+    except Exception as error:
+        run.terminal.remember(f"unexpected failure: {type(error).__name__}")
+        raise
+    finally:
+        watchers.end(code, time.monotonic() - run.started, result, run.terminal.said)
+    return code
+
+
+def _watchers(run: Run, given: Mapping[str, Any]) -> "Watchers | None":
+    """Find who is told of the run; None for nobody, which costs nothing.
+
+    Raises:
+        UsageError: The watchdog's URL is none.
+    """
+    if not any(given.get(name) for name in UNATTENDED):
+        return None
+    from sagewai_ops.watchers import Watchers, url_of
+
+    return Watchers(
+        run.command,
+        _home_of(run),
+        warn=run.terminal.warning,
+        say=run.terminal.log,
+        ping_url=url_of(given["ping_url"], given["ping_url_file"]),
+        metrics_file=given["metrics_file"],
+        log_file=given["log_file"] or "",
+    )
+
+
+def _performed(run: Run, body: Callable[[Run], Outcome]) -> tuple[int, Mapping[str, Any] | None]:
+    """Run a command's body and render its outcome or its error; give the code and the result."""
     try:
         with _signals_raise():
             outcome = body(run)
     except OpsError as error:
-        return report_error(run, error)
+        return report_error(run, error), None
     except BrokenPipeError:
-        return _undelivered(run)
+        return _undelivered(run), None
     except OSError as error:
         # A system call outside of `atomic.naming`: it still names its file and its reason.
         if error.filename is None:
             raise
-        return report_error(run, refused(error, error.filename))
+        return report_error(run, refused(error, error.filename)), None
     try:
         _render(run, outcome)
         run.terminal.flush()
     except BrokenPipeError:
-        return _undelivered(run)
+        return _undelivered(run), None
     except OSError as error:
-        return _undelivered(run, refused(error, "standard output"))
-    return outcome.exit_code
+        return _undelivered(run, refused(error, "standard output")), None
+    return outcome.exit_code, outcome.result
 
 
 def _render(run: Run, outcome: Outcome) -> None:
     settings, terminal = run.settings, run.terminal
     if settings.json and outcome.on_stdout:
+        terminal.remember(*outcome.warnings)
         terminal.document(
             envelope(run, outcome.exit_code, result=outcome.result, warnings=outcome.warnings)
         )
@@ -220,6 +243,7 @@ def report_error(run: Run, error: OpsError) -> int:
     """Say what failed, as two lines or as JSON, and give its exit code."""
     code = exit_code_of(error)
     if run.settings.json:
+        run.terminal.remember(f"error: {error.message}")
         details = {"code": error.code, "message": error.message, "hint": error.hint.splitlines()}
         run.terminal.document(envelope(run, code, error=details))
     else:
@@ -243,22 +267,26 @@ def envelope(
     error: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Build the one JSON object that a command prints; docs/json.md."""
-    try:
-        home = str(run.home().root)
-    except OpsError:
-        home = ""
     return {
         "schema": SCHEMA,
         "command": run.command,
         "status": "error" if error else _STATUS.get(exit_code, "error"),
         "exit_code": exit_code,
-        "home": home,
+        "home": _home_of(run),
         "started_at": f"{run.started_at:%Y-%m-%dT%H:%M:%S}Z",
         "seconds": round(time.monotonic() - run.started, 3),
         "result": result,
         "warnings": list(warnings),
         "error": error,
     }
+
+
+def _home_of(run: Run) -> str:
+    """Name the home for whoever reads about the run; "" if none can be found."""
+    try:
+        return str(run.home().root)
+    except OpsError:
+        return ""
 
 
 @contextmanager

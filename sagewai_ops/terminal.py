@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 PROGRAM = "sagewai-ops"
 _BEFORE_PROGRESS_SECONDS = 0.4  # shorter runs show no bar: it would only flicker
 _REFRESH_SECONDS = 0.1
+_REMEMBERED_LINES = 30
 
 
 class Terminal:
@@ -49,6 +51,20 @@ class Terminal:
         # A stream that was closed before we began (`>&-`) takes what is said and forgets it.
         self._out = out or sys.stdout or io.StringIO()
         self._err = err or sys.stderr or io.StringIO()
+        self._said: deque[str] = deque(maxlen=_REMEMBERED_LINES)
+
+    @property
+    def said(self) -> list[str]:
+        """The last warnings and errors, for whoever is told of the run elsewhere."""
+        return list(self._said)
+
+    def remember(self, *lines: str) -> None:
+        """Keep lines that went out in another way, such as inside a JSON object."""
+        self._said.extend(map(printable, lines))
+
+    def log(self, line: str) -> None:
+        """Write a line that was asked for to stderr, quiet or not."""
+        print(line, file=self._err)
 
     @property
     def wants_summary(self) -> bool:
@@ -109,11 +125,13 @@ class Terminal:
 
     def warning(self, text: str) -> None:
         """Say on stderr that something deserves attention."""
+        self.remember(f"warning: {text}")
         if not self.quiet:
             print(f"{PROGRAM}: warning: {printable(text)}", file=self._err)
 
     def error(self, message: str, hint: str) -> None:
         """Say on stderr what failed and what to do next."""
+        self.remember(f"error: {message}", *(f"hint: {line}" for line in hint.splitlines()))
         print(f"{PROGRAM}: error: {printable(message)}", file=self._err)
         for line in hint.splitlines():
             print(f"{PROGRAM}: hint: {printable(line)}", file=self._err)
@@ -207,6 +225,8 @@ class _Bars:
 
 def printable(text: str) -> str:
     """Escape control characters and bytes that are not UTF-8, so that a name stays one line."""
+    if text.isprintable():
+        return text
     return "".join(
         character
         if character.isprintable() or character == "\t"

@@ -45,7 +45,14 @@ RANKS = {
     "__main__": 7,
 }
 MODULES_RANK = 4  # of a module at the top that is not the frame's: one whole command's work
-SPEAKS = {"cli", "terminal", "invocation", "configuration", "credentials"}  # may know typer, rich and streams
+SPEAKS = {
+    "cli",
+    "terminal",
+    "invocation",
+    "configuration",
+    "options",
+    "credentials",
+}  # may know typer, rich and streams
 
 
 def _sources() -> list[Path]:

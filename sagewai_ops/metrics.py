@@ -1,0 +1,161 @@
+"""Numbers of the last run for node_exporter's textfile collector.
+
+One file can serve several commands and homes: a run replaces its own samples and keeps the others,
+and after a failure keeps when the last success was and what it gave. The file is replaced in one
+step, so that a reader sees the old one or the new one.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sagewai_ops import atomic
+from sagewai_ops.errors import EXIT_DONE, UsageError
+
+PREFIX = "sagewai_ops_"
+_MODE = 0o644  # read by node_exporter's user; nothing in it is secret
+_MOST_BYTES = 1 << 20
+_LOCK_SECONDS = 5.0  # another run holds it for milliseconds
+_SAMPLE = re.compile(r"(sagewai_ops_\w+)(\{.*\}) (\S+)")
+_HELP = {
+    "last_run_timestamp_seconds": "When the last run ended, whatever came of it.",
+    "last_run_duration_seconds": "How long it took.",
+    "last_run_exit_code": "Its exit code: docs/exit-codes.md.",
+    "last_success_timestamp_seconds": "When the last run ended with exit code 0.",
+}
+_RESULT_HELP = "From the result of the last run that had one: docs/json.md."
+
+
+def record(
+    path: Path,
+    *,
+    command: str,
+    home: str,
+    exit_code: int,
+    seconds: float,
+    figures: Mapping[str, float],
+    ended_at: float,
+) -> None:
+    """Write down what a run gave.
+
+    Args:
+        figures: Of its result; those of an earlier one stay where this is empty.
+        ended_at: In seconds since 1970.
+
+    Raises:
+        UsageError: The file is something else than metrics of ours; it is left as it is.
+        OpsError: The system refused.
+    """
+    labels = f'{{command="{_label(command)}",home="{_label(home)}"}}'
+    with _alone(path):
+        samples = _read(path)
+        ours = {
+            "last_run_timestamp_seconds": ended_at,
+            "last_run_duration_seconds": seconds,
+            "last_run_exit_code": exit_code,
+        }
+        if exit_code == EXIT_DONE:
+            ours["last_success_timestamp_seconds"] = ended_at
+        if figures:
+            old = [key for key in samples if key[1] == labels and key[0].startswith(_result(""))]
+            for key in old:
+                del samples[key]
+        for name, value in ours.items():
+            samples[PREFIX + name, labels] = _number(value)
+        for name, value in figures.items():
+            samples[_result(name), labels] = _number(value)
+        atomic.replace(path, "".join(_lines(samples)).encode(), mode=_MODE)
+
+
+def figures_of(result: Mapping[str, Any]) -> dict[str, float]:
+    """Take the numbers out of a command's result: its own, how long its lists are, and its rows."""
+    found: dict[str, float] = {}
+    for name, value in result.items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            found[name] = value
+        elif isinstance(value, (list, tuple)):
+            found[f"{name}_count"] = len(value)
+    database = result.get("database")
+    tables = database.get("tables") if isinstance(database, Mapping) else None
+    if isinstance(tables, Mapping):
+        found["rows"] = sum(tables.values())
+    return found
+
+
+def _result(name: str) -> str:
+    return f"{PREFIX}result_{re.sub('[^a-z0-9_]', '_', name.lower())}"
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the file's folder while it is read and replaced, so that no run loses another's."""
+    with atomic.naming(path.parent):
+        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                # Held for longer, or a file system without locks: then samples may get lost.
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.02)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _read(path: Path) -> dict[tuple[str, str], str]:
+    """Read the samples that are there.
+
+    Raises:
+        UsageError: There is something else.
+    """
+    foreign = UsageError(
+        f"{path}: holds something else than metrics of sagewai-ops",
+        hint="give --metrics-file a file of its own",
+    )
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)
+    except FileNotFoundError:
+        return {}
+    if len(content) > _MOST_BYTES:
+        raise foreign
+    samples = {}
+    # Only a line feed ends a line; a label may hold what else Python takes for an end.
+    for line in content.decode("utf-8", "replace").split("\n"):
+        if line.startswith("#") or not line.strip():
+            continue
+        sample = _SAMPLE.fullmatch(line)
+        if not sample:
+            raise foreign
+        samples[sample[1], sample[2]] = sample[3]
+    return samples
+
+
+def _lines(samples: Mapping[tuple[str, str], str]) -> Iterator[str]:
+    above = ""
+    for (name, labels), value in sorted(samples.items()):
+        if name != above:
+            above = name
+            yield f"# HELP {name} {_HELP.get(name.removeprefix(PREFIX), _RESULT_HELP)}\n"
+            yield f"# TYPE {name} gauge\n"
+        yield f"{name}{labels} {value}\n"
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
+def _label(text: str) -> str:
+    """Escape a label's value: Prometheus text format 0.0.4."""
+    clean = text.encode("utf-8", "backslashreplace").decode()
+    return clean.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -1,0 +1,356 @@
+"""A run that is watched: pings, metrics, a log; none of them can fail it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from program import Answer, call, started
+from sagewai_ops import locks, metrics
+from small_homes import small
+from watchdog import Watchdog, watchdog
+
+_LINE = re.compile(r'(\w+)\{command="((?:[^"\\]|\\.)*)",home="((?:[^"\\]|\\.)*)"\} (\S+)')
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask the other side itself, whatever the developer's network needs."""
+    monkeypatch.setenv("NO_PROXY", "*")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A small home."""
+    return small(tmp_path / "home").root
+
+
+def _samples(path: Path, command: str = "backup") -> dict[str, float]:
+    """Read the samples of one command, as Prometheus does."""
+    found = {}
+    typed = set()
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        if line.startswith("# TYPE "):
+            typed.add(line.split()[2])
+        elif line and not line.startswith("#"):
+            sample = _LINE.fullmatch(line)
+            assert sample, line
+            assert sample[1] in typed
+            if sample[2] == command:
+                found[sample[1].removeprefix("sagewai_ops_")] = float(sample[4])
+    return found
+
+
+def _logged(text: str) -> list[dict[str, str]]:
+    """Read a log, as a shell splits it."""
+    words = [shlex.split(line)[2:] for line in text.splitlines()]
+    return [dict(word.split("=", 1) for word in line) for line in words]
+
+
+def _backup(home: Path, dog: Watchdog, *words: object) -> Answer:
+    return call("--home", home, "backup", "--ping-url", dog.url, *words)
+
+
+def test_success_is_told_and_silent(home: Path) -> None:
+    """Start, then the URL itself, with the line of the log as the body."""
+    with watchdog() as dog:
+        answer = _backup(home, dog)
+
+    assert (answer.code, answer.out, answer.err) == (0, "", "")
+    assert dog.paths == ["/secret-uuid/start", "/secret-uuid"]
+    assert "event=end" in dog.told[1][1]
+    assert "exit=0" in dog.told[1][1]
+
+
+@pytest.mark.parametrize("words", [[], ["--json"], ["--quiet"]])
+def test_failure_is_told_with_its_reason(tmp_path: Path, words: list[str]) -> None:
+    """The error, however it was printed, and the exit code."""
+    with watchdog() as dog:
+        answer = _backup(tmp_path / "none", dog, *words)
+
+    assert answer.code == 10
+    assert dog.paths == ["/secret-uuid/start", "/secret-uuid/fail"]
+    assert f"error: home {tmp_path}/none: does not exist" in dog.told[1][1]
+    assert "exit=10" in dog.told[1][1]
+
+
+def test_findings_and_lacks_are_failures(home: Path) -> None:
+    """Who is far away must look: 3 and 4 are not 0."""
+    os.symlink("/nowhere", home / "data" / "away")
+    (home / "secrets/master.key").chmod(0o644)
+    with watchdog() as dog:
+        assert _backup(home, dog).code == 3
+        found = call("--home", home, "verify-perms", "--ping-url", dog.url)
+
+    assert found.code == 4
+    assert dog.paths == ["/secret-uuid/start", "/secret-uuid/fail"] * 2
+    assert "away" in dog.told[1][1]
+
+
+def test_a_watchdog_that_is_ill_fails_nothing(home: Path) -> None:
+    """A warning for each ping, the backup stands, and the URL is not shown."""
+    with watchdog(answer=500) as dog:
+        answer = _backup(home, dog)
+
+    assert (answer.code, answer.out) == (0, "")
+    assert answer.err.splitlines() == [
+        "sagewai-ops: warning: ping of 127.0.0.1 (start): answered 500",
+        "sagewai-ops: warning: ping of 127.0.0.1 (success): answered 500",
+    ]
+
+
+def test_the_url_is_never_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in errors, not in JSON, not by `config show`."""
+    with watchdog(answer=404) as dog:
+        monkeypatch.setenv("SAGEWAI_OPS_PING_URL", dog.url)
+        answers = [
+            call("--home", home, "backup", "--json", "-v"),
+            call("--home", home, "backup", "--level", "99"),
+            call("config", "show", "--origin"),
+            call("config", "show", "--json"),
+            call("--home", home / "none", "verify-perms"),
+        ]
+
+    assert all("secret-uuid" not in answer.out + answer.err for answer in answers)
+    assert "(hidden)" in answers[2].out
+
+
+def test_the_url_from_a_file(home: Path, tmp_path: Path) -> None:
+    """Its first line; with --ping-url as well it is not clear which is meant."""
+    file = tmp_path / "url"
+    with watchdog() as dog:
+        file.write_text(f"{dog.url}\nnot this\n")
+        assert call("--home", home, "backup", "--ping-url-file", file).code == 0
+        both = _backup(home, dog, "--ping-url-file", file)
+
+    assert dog.paths == ["/secret-uuid/start", "/secret-uuid"]
+    assert (both.code, "both are given" in both.err) == (2, True)
+
+
+@pytest.mark.parametrize("content", [None, "", "hunter2\n", "https://h/hunter2 x"])
+def test_a_file_without_a_url_is_refused(home: Path, tmp_path: Path, content: str | None) -> None:
+    """Before anything is done: a watchdog that is never told barks at night."""
+    if content is not None:
+        (tmp_path / "url").write_text(content)
+
+    answer = call("--home", home, "backup", "--ping-url-file", tmp_path / "url")
+
+    assert answer.code == 2
+    assert "hunter2" not in answer.err
+    assert not home.with_name("home.snapshots").exists()
+
+
+def test_the_url_has_no_place_in_the_configuration(home: Path, tmp_path: Path) -> None:
+    """A configuration is shown, copied and committed."""
+    file = tmp_path / "config.toml"
+    file.write_text('[backup]\nping-url = "https://h/hunter2"\n')
+    file.chmod(0o600)
+
+    answer = call("--config", file, "--home", home, "backup")
+
+    assert answer.code == 2
+    assert "ping-url: is a secret" in answer.err
+    assert "hint: use ping-url-file" in answer.err
+    assert "hunter2" not in answer.err
+
+
+def test_an_interrupted_run_is_a_failure(home: Path, tmp_path: Path) -> None:
+    """Exit 143, told as well; the run is held where it reads a passphrase from a pipe."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with watchdog() as dog:
+        words = ("--home", home, "backup", "--ping-url", dog.url, "--passphrase-file", pipe)
+        with started(*words) as process:
+            with open(pipe, "wb"):  # it is inside the command now
+                process.send_signal(signal.SIGTERM)
+                code = process.wait(60)
+            process.communicate()
+
+    assert code == 143
+    assert dog.paths == ["/secret-uuid/start", "/secret-uuid/fail"]
+    assert "interrupted by signal 15" in dog.told[1][1]
+
+
+def test_a_bug_is_told_as_well(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its message, which might hold anything."""
+
+    def broken(*_words: object, **_options: object) -> None:
+        raise RuntimeError("hunter2")
+
+    monkeypatch.setattr("sagewai_ops.snapshots.backup.take_snapshot", broken)
+    with watchdog() as dog, pytest.raises(RuntimeError):
+        _backup(home, dog)
+
+    assert dog.paths == ["/secret-uuid/start", "/secret-uuid/fail"]
+    assert "unexpected failure: RuntimeError" in dog.told[1][1]
+    assert "hunter2" not in dog.told[1][1]
+
+
+def test_metrics_say_what_the_result_says(home: Path, tmp_path: Path) -> None:
+    """Sizes and counts as in --json, readable for the exporter's user."""
+    file = tmp_path / "m.prom"
+
+    result = call("--home", home, "backup", "--metrics-file", file, "--json").result
+
+    found = _samples(file)
+    assert found["result_archive_bytes"] == result["archive_bytes"]
+    assert found["result_files"] == result["files"]
+    assert found["result_rows"] == sum(result["database"]["tables"].values())
+    assert found["last_run_exit_code"] == 0
+    assert found["last_success_timestamp_seconds"] == found["last_run_timestamp_seconds"]
+    assert found["last_run_duration_seconds"] > 0
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+    assert [path.name for path in tmp_path.glob("*m.prom*")] == ["m.prom"]
+
+
+def test_metrics_of_a_failure_keep_the_last_success(home: Path, tmp_path: Path) -> None:
+    """That is what an alarm asks for: how long ago."""
+    file = tmp_path / "m.prom"
+    call("--home", home, "backup", "--metrics-file", file)
+    before = _samples(file)
+
+    with locks.exclusive(home):
+        assert call("--home", home, "backup", "--metrics-file", file).code == 11
+
+    after = _samples(file)
+    assert after["last_run_exit_code"] == 11
+    assert after["last_run_timestamp_seconds"] >= before["last_run_timestamp_seconds"]
+    for name in ("last_success_timestamp_seconds", "result_archive_bytes"):
+        assert after[name] == before[name]
+
+
+def test_metrics_of_several_commands_and_homes_share_a_file(home: Path, tmp_path: Path) -> None:
+    """Each run replaces its own samples alone."""
+    file = tmp_path / "m.prom"
+    call("--home", home, "backup", "--metrics-file", file)
+    call("--home", home, "verify-perms", "--metrics-file", file)
+    call("--home", tmp_path / "none", "backup", "--metrics-file", file)
+
+    assert _samples(file, "verify-perms")["result_entries"] > 0
+    assert file.read_text().count("sagewai_ops_last_run_exit_code{") == 3
+    assert f'sagewai_ops_last_run_exit_code{{command="backup",home="{home}"}} 0' in file.read_text()
+
+
+def test_metrics_of_runs_at_once_are_all_there(tmp_path: Path) -> None:
+    """They take turns at the file."""
+    file = tmp_path / "m.prom"
+
+    def write(number: int) -> None:
+        metrics.record(
+            file, command=f"c{number}", home="/h", exit_code=0, seconds=1.0, figures={}, ended_at=1
+        )
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert all(_samples(file, f"c{number}")["last_run_exit_code"] == 0 for number in range(12))
+
+
+@settings(max_examples=30)
+@given(home=st.text(max_size=20))
+def test_metrics_of_any_home_are_read_again(
+    home: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Quotes, backslashes and line ends in a name stay inside its label."""
+    file = tmp_path_factory.mktemp("metrics") / "m.prom"
+    for exit_code in (0, 3):
+        metrics.record(
+            file,
+            command="backup",
+            home=home,
+            exit_code=exit_code,
+            seconds=1.0,
+            figures={"files": 1},
+            ended_at=5,
+        )
+
+    lines = [line for line in file.read_bytes().split(b"\n") if b"exit_code{" in line]
+    assert len(lines) == 1
+    assert lines[0].endswith(b"} 3")
+
+
+@pytest.mark.parametrize("content", [b"node_load1 0.5\n", b"#!/bin/sh\nrm -rf /\n", b"x" * 2000000])
+def test_a_file_of_somebody_else_is_left_alone(home: Path, tmp_path: Path, content: bytes) -> None:
+    """A wrong path must not cost a file; the backup stands."""
+    file = tmp_path / "m.prom"
+    file.write_bytes(content)
+
+    answer = call("--home", home, "backup", "--metrics-file", file)
+
+    assert (answer.code, file.read_bytes()) == (0, content)
+    assert "metrics not written" in answer.err
+
+
+@pytest.mark.parametrize("option", ["--metrics-file", "--log-file"])
+def test_what_cannot_be_written_is_a_warning(home: Path, option: str) -> None:
+    """A missing folder; the snapshot is there and the exit code 0."""
+    answer = call("--home", home, "backup", option, "/nowhere/at/all")
+
+    assert answer.code == 0
+    assert "not written: /nowhere/at" in answer.err
+    assert list(home.with_name("home.snapshots").glob("*.tar.zst"))
+
+
+def test_the_log_has_a_line_for_start_and_end(home: Path, tmp_path: Path) -> None:
+    """key=value, quoted where a shell would need it, added to what is there, private."""
+    log = tmp_path / "log"
+    call("--home", home, "backup", "--log-file", log)
+    odd = tmp_path / 'a "b\\ c=d\n'
+    call("--home", odd, "backup", "--log-file", log)
+
+    begun, ended, _begun, failed = _logged(log.read_text())
+    assert (begun["event"], ended["event"]) == ("start", "end")
+    assert begun["pid"] == ended["pid"]
+    assert (ended["command"], ended["home"], ended["exit"]) == ("backup", str(home), "0")
+    assert int(ended["archive_bytes"]) > 0
+    assert failed["exit"] == "10"
+    assert failed["home"] == f'{tmp_path}/a "b\\ c=d\\n'
+    assert failed["error"].endswith("does not exist")
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+
+
+def test_the_log_on_stderr_is_there_though_quiet(home: Path) -> None:
+    """It was asked for: journald keeps what stderr gets."""
+    answer = call("--home", home, "backup", "--log-file", "-", "--quiet")
+
+    assert [line["event"] for line in _logged(answer.err)] == ["start", "end"]
+
+
+def test_unwatched_runs_never_load_what_watching_needs(home: Path) -> None:
+    """Nobody pays for who is not told."""
+    code = (
+        "import sys; from sagewai_ops.cli import run\n"
+        f"run(['--home', {str(home)!r}, 'verify-perms'])\n"
+        "sys.exit(bool({'sagewai_ops.watchers', 'urllib.request'} & sys.modules.keys()))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+
+    assert done.returncode == 0
+
+
+def test_every_watched_command_says_so(home: Path, tmp_path: Path) -> None:
+    """Those that timers run: a start and an end for each."""
+    log = tmp_path / "log"
+    call("--home", home, "backup")
+    for words in (["verify-perms"], ["keys", "check"], ["db", "check"], ["drill"],
+                  ["snapshots", "verify", "latest"]):  # fmt: skip
+        call("--home", home, *words, "--log-file", log)
+
+    assert [line["command"] for line in _logged(log.read_text())][::2] == [
+        "verify-perms", "keys check", "db check", "drill", "snapshots verify",
+    ]  # fmt: skip
