@@ -54,7 +54,7 @@ _WaitOption = Annotated[
 def register(group: typer.Typer) -> None:
     """Add the two."""
     group.command("prune", help=PRUNE_HELP, short_help="Remove snapshots that no rule keeps.")(
-        command("snapshots prune")(prune)
+        command("snapshots prune", unattended=True)(prune)
     )
     group.command("untrash", short_help="Bring removed snapshots back.")(
         command("snapshots untrash")(untrash)
