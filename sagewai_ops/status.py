@@ -93,7 +93,7 @@ def look(home: Home, folder: Path, environment: Mapping[str, str]) -> Status:
     users = holders(home.database)
     sizes = dict.fromkeys((*PARTS, "other"), 0)
     files = 0
-    for part, size_bytes in _sizes(home.root):
+    for part, size_bytes in sizes_below(home.root):
         sizes[part if part in sizes else "other"] += size_bytes
         files += 1
     ids = set(identity_of(home, socket.gethostname()))
@@ -135,7 +135,7 @@ def _database(home: Home) -> DatabaseStatus | None:
     return DatabaseStatus(home.database, size_bytes, wal_bytes, level, counts)
 
 
-def _sizes(root: Path) -> Iterator[tuple[str, int]]:
+def sizes_below(root: Path) -> Iterator[tuple[str, int]]:
     """Give the top-level name and the size of every file below a folder; links are not followed."""
     # Not os.walk, which calls itself for each level on older Pythons: folders nest deeper.
     folders = [("other", os.fspath(root))]

@@ -1,0 +1,306 @@
+"""The checks of a preflight that look at a home as it is, and change nothing.
+
+Each gives one `Check`: a verdict, a sentence, what is behind it, and the commands that mend it.
+"""
+
+import asyncio
+import os
+import shlex
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from sagewai_ops.database.source import pinned, size_of
+from sagewai_ops.database.urls import PostgresUrl, SqliteUrl
+from sagewai_ops.database.usage import holders
+from sagewai_ops.database.writing import translated
+from sagewai_ops.errors import (
+    EXIT_DONE,
+    EXIT_FINDINGS,
+    EXIT_INCOMPLETE,
+    DamagedError,
+    KeyMissingError,
+    NoSpaceError,
+    NotFoundError,
+)
+from sagewai_ops.home import layout_journal
+from sagewai_ops.home.paths import SIDECAR_SUFFIXES, Home, layout_of
+from sagewai_ops.home.rules import Severity
+from sagewai_ops.home.verification import verify
+from sagewai_ops.keycheck import check_keys
+from sagewai_ops.processes import describe
+from sagewai_ops.progress import Progress
+from sagewai_ops.relayout import migrate_layout
+from sagewai_ops.schema.check import check_database
+from sagewai_ops.schema.check_postgres import check_postgres
+from sagewai_ops.schema.drift import find_drift
+from sagewai_ops.schema.findings import Finding
+from sagewai_ops.status import sizes_below
+
+# What of `db check` bears on an upgrade; the rest is about values on their way to PostgreSQL.
+_LEAST_ARCHIVE_SHARE = 0.2  # of the content; below that no archive of a home was ever seen
+_BROKEN = ("integrity", "foreign-key", "sequence", "index")
+
+
+class Verdict(str, Enum):
+    """What a check comes to."""
+
+    OK = "ok"
+    WARNING = "warning"  # should be known; a failure with --strict alone
+    FINDING = "finding"  # wrong, and can be mended
+    FAILED = "failed"  # could not be done, with the exit code of its error
+    UNPROVED = "unproved"  # asked for and not possible here
+    SKIPPED = "skipped"  # not asked for, or without sense after what failed before
+
+
+_CODES = {Verdict.FINDING: EXIT_FINDINGS, Verdict.UNPROVED: EXIT_INCOMPLETE}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the table.
+
+    Attributes:
+        name: `use`, `layout`, `permissions`, `keys`, `database`, `space`, `snapshot`, `drill` or
+            `upgrade`.
+        summary: One sentence.
+        details: What is behind it, one line each.
+        mend: Commands, one a line.
+        error_code: The exit code of what failed; 0 where nothing did.
+    """
+
+    name: str
+    verdict: Verdict
+    summary: str
+    details: tuple[str, ...] = ()
+    mend: tuple[str, ...] = ()
+    error_code: int = 0
+    seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code that this line alone would give."""
+        return self.error_code or _CODES.get(self.verdict, EXIT_DONE)
+
+
+def here(home: Home, words: str) -> str:
+    """Spell a command of ours for this home."""
+    return f"sagewai-ops --home {shlex.quote(os.fspath(home.root))} {words}"
+
+
+def check_use(home: Home) -> Check:
+    """Name the processes that have the database open; ask before it is opened here."""
+    if home.server_url_variable:
+        return Check("use", Verdict.OK, f"the tables are on a server, {home.server_url_variable}")
+    users = holders(home.database)
+    if not users:
+        return Check("use", Verdict.OK, "no process has the database open")
+    return Check(
+        "use",
+        Verdict.WARNING,
+        f"{len(users)} processes have the database open, stop them before an upgrade",
+        tuple(describe(user) for user in users),
+        tuple(f"kill {user.pid}  # or stop its service" for user in users if user.pid),
+    )
+
+
+def check_layout(home: Home, environment: Mapping[str, str]) -> Check:
+    """Look for files of the older layout and for runs that were interrupted.
+
+    Raises:
+        LockedError: A restore was interrupted.
+    """
+    report = migrate_layout(home, environment, dry_run=True)
+    plan, mend = report.plan, here(home, "migrate-layout")
+    layout = layout_of(home.root)
+    if layout_journal.is_pending(home.root):
+        text = "a migration of the layout was interrupted"
+        return Check("layout", Verdict.FINDING, text, report.warnings, (mend,))
+    if plan.steps or plan.left:
+        details = [
+            f"{item.name}: {item.action.value} {item.detail}".rstrip() for item in plan.items
+        ]
+        details += [f"{path}: {reason}" for path, reason in plan.left.items()]
+        away = [f"ls -l {shlex.quote(str(home.root / path))}  # look, and move it away"
+                for path in plan.left]  # fmt: skip
+        return Check(
+            "layout",
+            Verdict.FINDING,
+            f"{layout}, {len(plan.items) or len(plan.left)} files of the older layout",
+            tuple(dict.fromkeys((*details, *plan.notes))),
+            (*([mend] if plan.steps else []), *away),
+        )
+    if plan.notes:
+        return Check("layout", Verdict.WARNING, layout, plan.notes)
+    return Check("layout", Verdict.OK, layout)
+
+
+def check_permissions(home: Home, folder: Path, progress: Progress | None) -> Check:
+    """Hold everything against the rules of `verify-perms`."""
+    found = verify(home, folder, progress=progress)
+    errors, warnings = (found.inspection.count(severity) for severity in Severity)
+    summary = f"{errors} errors, {warnings} warnings in {found.inspection.entries} entries"
+    if not found.inspection.findings:
+        return Check("permissions", Verdict.OK, summary)
+    mend = [here(home, "verify-perms --fix")] if found.changes else []
+    for one in found.inspection.findings:
+        if one.rule.id == "P012":
+            mend.append(here(home, "migrate-layout"))
+        elif one.wanted is None:
+            advice = one.rule.advice or "outside of the home: chmod or chown it by hand"
+            mend.append(f"ls -ld {shlex.quote(os.fspath(one.path))}  # {advice}")
+    return Check(
+        "permissions",
+        Verdict.FINDING if errors else Verdict.WARNING,
+        summary,
+        tuple(
+            f"{one.rule.id} {one.rule.severity.value} {one.path}: {one.wrong}"
+            for one in found.inspection.findings
+        ),
+        tuple(dict.fromkeys(mend)),
+    )
+
+
+def check_all_keys(home: Home, environment: Mapping[str, str], key_file: Path | None) -> Check:
+    """Open every sealed value, and look for secrets in the clear.
+
+    Raises:
+        KeyMissingError: There are sealed values, and none opens.
+    """
+    found = check_keys(home, environment, key_file=key_file)
+    report = found.report
+    if report.total and not found.opened:
+        raise KeyMissingError(
+            f"{report.total} sealed values and none opens",
+            hint=here(home, "keys check --key-file FILE"),
+        )
+    summary = f"{report.opened} of {report.total} sealed values open"
+    if found.key:
+        summary += f", Sagewai's key is {found.key.fingerprint} from {found.key.source}"
+    details: list[str] = []
+    mend: list[str] = []
+    if found.would_replace:
+        details += [f"{one.source}: {one.problem}; Sagewai would write a new key"
+                    for one in found.refused]  # fmt: skip
+        mend.append(here(home, "verify-perms --fix"))
+    if report.unopened:
+        details += [f"closed: {one.place} {one.where}, {one.reason}" for one in report.unopened]
+        mend.append(here(home, "keys check --key-file FILE") + "  # with the key that opens it")
+    if found.lost_to_sagewai:
+        details.append(f"{len(found.lost_to_sagewai)} values open with another key than Sagewai's")
+        mend.append(here(home, "keys rotate"))
+    clear = [one for one in found.plaintext if one.is_finding]
+    if clear:
+        details += [f"in clear: {one.place} {one.where}, {one.habit.value}" for one in clear]
+        mend.append(here(home, "keys check") + "  # names them; save each again in Sagewai")
+    details += [f"{path}: {why}" for path, why in found.unread.items()]
+    for path in found.unread:
+        is_server = path == home.server_url_variable
+        mend.append(here(home, "db check") if is_server else f"ls -l {shlex.quote(path)}")
+    if not details:
+        return Check("keys", Verdict.OK, summary)
+    return Check("keys", Verdict.FINDING, summary, tuple(details), tuple(mend))
+
+
+def check_tables(
+    home: Home,
+    database: SqliteUrl | PostgresUrl,
+    wait_seconds: float,
+    progress: Progress | None,
+) -> Check:
+    """Look for damage, broken references, and differences that no upgrade mends.
+
+    Raises:
+        DamagedError: SQLite's integrity check found something.
+        OpsError: It cannot be read.
+    """
+    findings: Iterable[Finding]
+    if isinstance(database, PostgresUrl):
+        server = asyncio.run(check_postgres(database))
+        findings, rows = server.findings, server.rows
+        drift = [one.shown for one in findings if one.kind == "drift"]
+        state = server.database.position.state
+    else:
+        if not os.path.lexists(database.path):
+            raise NotFoundError(
+                f"database {database.path}: does not exist", hint=here(home, "init")
+            )
+        checked = check_database(database.path, wait_seconds=wait_seconds, progress=progress)
+        findings, rows, state = checked.findings, checked.rows, checked.level.state
+        with pinned(database.path, wait_seconds=wait_seconds) as pin, translated(database.path):
+            drift = [one.shown for one in find_drift(pin.connection) if not one.is_mended]
+    broken = [one for one in findings if one.kind in _BROKEN]
+    torn = [one.shown for one in broken if one.kind == "integrity"]
+    if torn:
+        raise DamagedError(
+            f"database {database.shown}: {torn[0]}",
+            hint=here(home, "restore latest --only db --replace"),
+        )
+    summary = f"{sum(rows.values())} rows in {len(rows)} tables, schema {state}"
+    details = (
+        *(f"{one.kind}: {one.shown}" for one in broken),
+        *(f"drift: {one}" for one in drift),
+    )
+    if not details:
+        return Check("database", Verdict.OK, summary + ", undamaged")
+    verdict = Verdict.FINDING if broken else Verdict.WARNING
+    return Check("database", verdict, summary, details, (here(home, "db check"),))
+
+
+def check_space(home: Home, folder: Path, scratch: Path, *, takes_snapshot: bool) -> Check:
+    """Compare what is free with what a snapshot, its drill and a restore take.
+
+    Raises:
+        NoSpaceError: Not even the least that they were ever seen to take is free.
+    """
+    content = sum(size_bytes for _part, size_bytes in sizes_below(home.root))
+    database = sum(size_of(home.database.with_name(home.database.name + suffix))
+                   for suffix in ("", *SIDECAR_SUFFIXES))  # fmt: skip
+    if not home.database.is_relative_to(home.root):
+        content += database
+    least, most = _demands(folder, scratch, content, database, takes_snapshot=takes_snapshot)
+    places = {"snapshots": folder, "scratch": scratch, "home": home.root}
+    details = []
+    is_short = False
+    for name, path in places.items():
+        there = _existing(path)
+        free = shutil.disk_usage(there).free
+        if free < least.get(os.stat(there).st_dev, 0):
+            raise NoSpaceError(
+                f"{path}: {free} bytes free, at least {least[os.stat(there).st_dev]} are needed",
+                hint=f"df -h {shlex.quote(str(there))}  # free some, or name other folders: "
+                "--snapshots DIR, --scratch DIR",
+            )
+        # Beside the home, a restore needs as much as it holds: the way back from a bad upgrade.
+        wanted = most.get(os.stat(there).st_dev, 0) + (content if name == "home" else 0)
+        is_short = is_short or free < wanted
+        details.append(f"{name} {path}: {free} bytes free, up to {wanted} are needed")
+    if is_short:
+        summary = "little: it may not do for a snapshot, its drill and a restore"
+        mend = tuple(f"df -h {shlex.quote(str(_existing(path)))}" for path in places.values())
+        return Check("space", Verdict.WARNING, summary, tuple(details), tuple(dict.fromkeys(mend)))
+    return Check("space", Verdict.OK, f"enough for {content} bytes of content", ())
+
+
+def _demands(
+    folder: Path, scratch: Path, content: int, database: int, *, takes_snapshot: bool
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Give the least and the most bytes that are needed, by file system."""
+    if not takes_snapshot:
+        device = os.stat(_existing(scratch)).st_dev
+        return {device: database}, {device: database}
+    store, room = (os.stat(_existing(path)).st_dev for path in (folder, scratch))
+    share = int(content * _LEAST_ARCHIVE_SHARE)
+    # The copy of the database is gone when the drill begins.
+    if store == room:
+        return {store: share + max(database, content)}, {store: content + max(database, content)}
+    return {store: share + database, room: content}, {store: content + database, room: content}
+
+
+def _existing(path: Path) -> Path:
+    """Give the path or the closest folder above it that is there."""
+    while not path.exists():
+        path = path.parent
+    return path

@@ -1,0 +1,507 @@
+"""A preflight says what is in order and how to mend what is not, and changes nothing."""
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyrage
+import pytest
+
+import real_homes
+from json_schemas import problems
+from memory_folder import memory_folder
+from postgres_server import Server
+from program import Answer, call
+from sagewai_ops import locks, preflight_checks
+from sagewai_ops.home import inspection, layout_journal
+from sagewai_ops.home.parts import Part
+from sagewai_ops.home.paths import locate
+from sagewai_ops.preflight import Preflight
+from sagewai_ops.preflight_checks import Check, Verdict
+from sagewai_ops.snapshots import swap
+from small_homes import everything_of
+
+NAMES = [
+    "use", "layout", "permissions", "keys", "database", "space", "snapshot", "drill", "upgrade",
+]  # fmt: skip
+
+
+class Usage(NamedTuple):
+    """What `shutil.disk_usage` answers."""
+
+    total: int
+    used: int
+    free: int
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """Give a folder in memory, in which others cannot put another home."""
+    with memory_folder() as folder:
+        yield folder
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home that Sagewai wrote, private."""
+    root = real_homes.unpack("real-small", tmp_path)
+    assert call("--home", root, "verify-perms", "--fix", "-q").code in (0, 4)
+    for path in root.glob(".sagewai-ops-permissions-*"):
+        path.unlink()
+    return root
+
+
+@pytest.fixture(autouse=True)
+def no_parents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the folders above the tests' own: they are whose the machine is."""
+    judge = inspection._Look.judge
+
+    def without_parents(self: Any, part: Any, *arguments: Any) -> None:
+        if part is not Part.PARENT:
+            judge(self, part, *arguments)
+
+    monkeypatch.setattr(inspection._Look, "judge", without_parents)
+
+
+def fly(home: Path, *words: object) -> tuple[Answer, dict[str, dict[str, Any]]]:
+    """Run it and give the answer, and its lines by name; its shape is the documented one."""
+    answer = call("--home", home, "preflight", *words, "--json")
+    assert problems("envelope", answer.document) == []
+    assert problems("preflight", answer.result) == []
+    lines = {line["check"]: line for line in answer.result["checks"]}
+    assert list(lines) == NAMES
+    return answer, lines
+
+
+def verdicts(lines: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Give what is not in order, by name."""
+    return {name: line["verdict"] for name, line in lines.items() if line["verdict"] != "ok"}
+
+
+def change(home: Path, *statements: str) -> None:
+    """Run statements on a home's database."""
+    with contextlib.closing(sqlite3.connect(home / "db/sagewai.db")) as connection:
+        for statement in statements:
+            connection.execute(statement)
+        connection.commit()
+
+
+def test_a_home_in_order_is_ready_and_only_gets_a_snapshot(home: Path, tmp_path: Path) -> None:
+    """Taken, proved and written down; nothing else of the home or beside it changes."""
+    before = everything_of(home)
+
+    answer, lines = fly(home)
+
+    assert verdicts(lines) == {}
+    assert (answer.code, answer.result["ready"]) == (0, True)
+    assert answer.result["proved_restorable_at"]
+    assert everything_of(home) == before
+    archive = Path(answer.result["archive"])
+    assert sorted(os.listdir(tmp_path)) == [home.name, f"{home.name}.snapshots"]
+    assert sorted(os.listdir(archive.parent)) == [archive.name, f"{archive.name}.json"]
+
+
+def test_without_a_snapshot_nothing_changes_at_all(home: Path, tmp_path: Path) -> None:
+    """Not even the snapshot folder comes to be."""
+    before = everything_of(tmp_path)
+
+    answer, lines = fly(home, "--no-snapshot")
+
+    assert verdicts(lines) == {"snapshot": "skipped", "drill": "skipped"}
+    assert answer.code == 0
+    assert answer.result["snapshot"] is None
+    assert everything_of(tmp_path) == before
+
+
+def test_people_see_a_table_and_a_verdict(home: Path) -> None:
+    """And what to do about what is not in order."""
+    (home / "db/sagewai.db").chmod(0o644)
+
+    answer = call("--home", home, "preflight", "--no-snapshot")
+
+    assert answer.code == 4
+    assert [line.split()[0] for line in answer.out.splitlines()[1 : 1 + len(NAMES)]] == NAMES
+    assert f"mend it  sagewai-ops --home {home} verify-perms --fix" in answer.out
+    assert answer.out.splitlines()[-1] == f"home {home}: not ready, 1 checks failed"
+    assert answer.err == ""
+
+
+def _open_secret(home: Path) -> None:
+    (home / "db/sagewai.db").chmod(0o644)
+
+
+def _flat(home: Path) -> None:
+    (home / "config/connections.json").rename(home / "connections.json")
+
+
+def _root_database(home: Path) -> None:
+    (home / "sagewai.db").touch(0o600)
+
+
+def _refused_key(home: Path) -> None:
+    (home / "secrets/master.key").chmod(0o640)
+
+
+def _dangling(home: Path) -> None:
+    change(home, "DELETE FROM user_account")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected", "mend"),
+    [
+        (_open_secret, {"permissions": "finding"}, "verify-perms --fix"),
+        (_flat, {"layout": "finding", "permissions": "warning"}, "migrate-layout"),
+        (_root_database, {"layout": "finding"}, "ls -l "),
+        (_refused_key, {"permissions": "finding", "keys": "finding"}, "verify-perms --fix"),
+        (_dangling, {"database": "finding", "snapshot": "finding", "drill": "finding"}, "db check"),
+    ],
+)
+def test_what_can_be_mended_is_a_finding(
+    home: Path, spoil: Callable[[Path], None], expected: dict[str, str], mend: str
+) -> None:
+    """Exit 4, and each line that failed carries the command."""
+    spoil(home)
+
+    answer, lines = fly(home, *([] if "drill" in expected else ["--no-snapshot"]))
+
+    assert {name: verdict for name, verdict in verdicts(lines).items() if verdict != "skipped"} == (
+        expected
+    )
+    assert answer.code == 4
+    for name, verdict in expected.items():
+        if verdict == "finding":
+            assert lines[name]["mend"]
+            assert lines[name]["details"]
+            assert lines[name]["exit_code"] == 4
+    assert any(mend in line for one in lines.values() for line in one["mend"])
+
+
+def test_the_commands_that_it_names_mend_it(home: Path) -> None:
+    """Pasted one after the other, and the home is ready."""
+    _open_secret(home)
+    _flat(home)
+    answer, _lines = fly(home, "--no-snapshot")
+    assert answer.code == 4
+
+    commands = {line for one in answer.result["checks"] for line in one["mend"]}
+    for line in sorted(commands):
+        assert call(*shlex.split(line)[1:], "-q").code in (0, 4)
+    for path in home.glob(".sagewai-ops-permissions-*"):
+        path.unlink()
+
+    assert fly(home, "--no-snapshot")[0].result["ready"]
+
+
+def test_a_lost_key_is_the_hardest_failure_but_damage(home: Path) -> None:
+    """Exit 12; the snapshot is taken all the same."""
+    (home / "secrets/master.key").unlink()
+
+    answer, lines = fly(home)
+
+    assert answer.code == 12
+    assert verdicts(lines) == {"keys": "failed", "snapshot": "unproved", "drill": "failed"}
+    assert "--key-file FILE" in lines["keys"]["mend"][0]
+    assert lines["drill"]["exit_code"] == 12
+
+
+def test_a_key_file_opens_what_the_home_cannot(home: Path, tmp_path: Path) -> None:
+    """The drill proves it; that Sagewai has no such key stays a finding."""
+    shutil.move(home / "secrets/master.key", tmp_path / "kept.key")
+
+    _answer, lines = fly(home, "--key-file", tmp_path / "kept.key")
+
+    assert lines["keys"]["verdict"] == "finding"
+    assert any("keys rotate" in line for line in lines["keys"]["mend"])
+
+
+def test_damage_exits_16(home: Path) -> None:
+    """Whatever else there is; what can still be said is said."""
+    _open_secret(home)
+    database = home / "db/sagewai.db"
+    change(home, "PRAGMA journal_mode = DELETE")
+    content = bytearray(database.read_bytes())
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        (page,) = connection.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'prompt_logs'"
+        ).fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+    content[(page - 1) * size] ^= 0xFF
+    database.write_bytes(content)
+
+    answer, lines = fly(home)
+
+    assert answer.code == 16
+    assert lines["database"]["verdict"] == "failed"
+    assert "restore latest --only db" in lines["database"]["mend"][0]
+    assert lines["permissions"]["verdict"] == "finding"
+
+
+def test_a_schema_ahead_exits_18(home: Path) -> None:
+    """This program must not upgrade it."""
+    change(home, "ALTER TABLE workers ADD COLUMN of_the_future TEXT")
+
+    answer, lines = fly(home)
+
+    assert answer.code == 18
+    assert (lines["upgrade"]["verdict"], lines["upgrade"]["exit_code"]) == ("failed", 18)
+
+
+@pytest.mark.parametrize("words", [(), ("--no-snapshot",)])
+def test_an_upgrade_is_rehearsed_with_a_drill_and_without(
+    home: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """What it would add is told; the home's database stays behind."""
+    change(home, "DROP TABLE prompt_logs")
+    before = (home / "db/sagewai.db").read_bytes()
+
+    answer, lines = fly(home, *words, "--scratch", tmp_path)
+
+    assert lines["upgrade"]["verdict"] == "ok"
+    assert "prompt_logs" in lines["upgrade"]["details"]
+    assert "schema behind" in lines["database"]["summary"]
+    assert answer.code == 0
+    assert (home / "db/sagewai.db").read_bytes() == before
+    assert os.listdir(home / "db") == ["sagewai.db"]
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+
+
+def test_drift_that_no_upgrade_mends_is_a_warning(home: Path) -> None:
+    """Known before, and no reason to stop; --strict makes it one."""
+    change(home, "ALTER TABLE prompt_logs RENAME TO logs_before",
+           "CREATE TABLE prompt_logs AS SELECT * FROM logs_before",
+           "DROP TABLE logs_before")  # fmt: skip
+
+    answer, lines = fly(home, "--no-snapshot")
+    strict, _lines = fly(home, "--no-snapshot", "--strict")
+
+    assert lines["database"]["verdict"] == "warning"
+    assert any(line.startswith("drift: prompt_logs") for line in lines["database"]["details"])
+    assert (answer.code, strict.code, strict.result["ready"]) == (0, 4, False)
+
+
+def test_who_has_it_open_is_named(home: Path) -> None:
+    """It is checked under a live server; it has to end before the upgrade."""
+    code = (
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('BEGIN IMMEDIATE');"
+        "print('open', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, home / "db/sagewai.db"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout
+        other.stdout.readline()
+
+        answer, lines = fly(home)
+        other.kill()
+
+    assert verdicts(lines) == {"use": "warning"}
+    assert any(str(other.pid) in line for line in lines["use"]["details"])
+    assert lines["use"]["mend"] == [f"kill {other.pid}  # or stop its service"]
+    assert answer.code == 0
+
+
+@pytest.mark.parametrize(("free", "verdict"), [(1000, "failed"), (12_000_000, "warning")])
+def test_what_does_not_fit_is_not_tried(
+    home: Path, monkeypatch: pytest.MonkeyPatch, free: int, verdict: str
+) -> None:
+    """Exit 13 where it cannot fit; where it may not, a warning."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: Usage(10**9, 10**9 - free, free))
+
+    answer, lines = fly(home, *(["--no-snapshot"] if verdict == "warning" else []))
+
+    assert lines["space"]["verdict"] == verdict
+    assert "df -h" in lines["space"]["mend"][0]
+    if verdict == "failed":
+        assert answer.code == 13
+        assert (lines["snapshot"]["verdict"], lines["drill"]["verdict"]) == ("skipped", "skipped")
+        assert not (home.parent / f"{home.name}.snapshots").exists()
+    else:
+        assert answer.code == 0
+
+
+@pytest.mark.parametrize("way", ["recipient", "identity", "passphrase"])
+def test_an_encrypted_snapshot_is_drilled_where_it_can_be_opened(
+    home: Path, tmp_path: Path, way: str
+) -> None:
+    """Where the identity is kept elsewhere, that is said, with the command for there: exit 3."""
+    identity = pyrage.x25519.Identity.generate()
+    secret = tmp_path / "secret"
+    secret.write_text("correct horse\n" if way == "passphrase" else str(identity))
+    words: list[object] = ["--recipient", str(identity.to_public()), "--key", "sealed"]
+    if way == "passphrase":
+        words = ["--passphrase-file", secret]
+    if way == "identity":
+        words += ["--identity", secret]
+
+    answer, lines = fly(home, *words)
+
+    assert answer.result["archive"].endswith(".age")
+    if way == "recipient":
+        assert (answer.code, verdicts(lines)) == (3, {"drill": "unproved"})
+        assert "--identity FILE" in lines["drill"]["mend"][0]
+        assert lines["upgrade"]["verdict"] == "ok"
+    else:
+        assert (answer.code, verdicts(lines)) == (0, {})
+
+
+def test_a_key_that_would_go_into_a_clear_archive_is_refused_in_its_line(home: Path) -> None:
+    """As by `backup`; the other lines are there."""
+    answer, lines = fly(home, "--key", "sealed")
+
+    assert answer.code == 2
+    assert verdicts(lines) == {"snapshot": "failed", "drill": "skipped"}
+
+
+def test_another_run_is_waited_for_and_then_told(home: Path) -> None:
+    """Exit 11 names it."""
+    with locks.exclusive(home):
+        answer, lines = fly(home, "--wait", "0")
+
+    assert answer.code == 11
+    assert f"pid {os.getpid()}" in lines["snapshot"]["summary"]
+
+
+def test_an_interrupted_restore_comes_first(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between old and new nothing else can be said."""
+    monkeypatch.setattr(swap, "unfinished", lambda _target: home)
+
+    answer, lines = fly(home)
+
+    assert answer.code == 11
+    assert lines["layout"]["verdict"] == "failed"
+    assert "restore --recover" in lines["layout"]["mend"][0]
+
+
+def test_an_interrupted_migration_is_a_finding(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next run of migrate-layout finishes it."""
+    monkeypatch.setattr(layout_journal, "is_pending", lambda _root: True)
+
+    _answer, lines = fly(home, "--no-snapshot")
+
+    assert lines["layout"]["verdict"] == "finding"
+    assert "migrate-layout" in lines["layout"]["mend"][0]
+
+
+def test_a_home_without_a_database_needs_one(home: Path) -> None:
+    """Exit 10 and how to make it; the rest is checked."""
+    shutil.rmtree(home / "db")
+
+    answer, lines = fly(home)
+
+    assert answer.code == 10
+    assert lines["database"]["verdict"] == "failed"
+    assert lines["database"]["mend"] == [f"sagewai-ops --home {home} init"]
+    assert lines["upgrade"]["verdict"] == "skipped"
+    assert lines["drill"]["verdict"] == "ok"
+
+
+def test_no_home_is_no_table(tmp_path: Path) -> None:
+    """There is nothing to check."""
+    answer = call("--home", tmp_path / "none", "preflight", "--json")
+
+    assert answer.code == 10
+    assert answer.document["result"] is None
+
+
+def test_what_the_system_refuses_is_a_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file is named; the others go on."""
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(home / "config"))
+
+    monkeypatch.setattr(preflight_checks, "verify", refuse)
+
+    answer, lines = fly(home, "--no-snapshot")
+
+    assert answer.code == 14
+    assert lines["permissions"]["verdict"] == "failed"
+    assert str(home / "config") in lines["permissions"]["summary"]
+
+
+def test_a_bug_is_no_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error without a file is ours, and is seen."""
+
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(preflight_checks, "verify", fail)
+
+    with pytest.raises(OSError, match="Input/output"):
+        call("--home", home, "preflight", "--no-snapshot", "--json")
+
+
+@pytest.mark.parametrize("place", ["take_snapshot", "drill", "rehearse_upgrade"])
+def test_a_signal_ends_it_and_leaves_no_partials(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """It is no line of the table; a snapshot that was taken whole stays."""
+    monkeypatch.setattr(
+        f"sagewai_ops.preflight.{place}", lambda *_a, **_o: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    words = ["--no-snapshot", "--scratch", tmp_path] if place == "rehearse_upgrade" else []
+
+    answer = call("--home", home, "preflight", *words, "--json")
+
+    assert (answer.code, answer.document["error"]["code"]) == (143, "interrupted")
+    left = [path.name for path in tmp_path.rglob(".*") if not path.is_relative_to(home)]
+    assert left == []
+
+
+def test_the_hardest_code_of_several_is_told() -> None:
+    """As documented: damage before keys, before space, before findings, before what is open."""
+
+    def told(*codes: int, warning: bool = False, strict: bool = False) -> int:
+        checks = [Check("x", Verdict.FAILED, "", error_code=code) for code in codes]
+        if warning:
+            checks.append(Check("x", Verdict.WARNING, ""))
+        return Preflight(Path(), tuple(checks), None, None, is_strict=strict).exit_code
+
+    assert told(4, 12, 16, 13) == 16
+    assert told(13, 4, 12) == 12
+    assert told(3, 4) == 4
+    assert told(4, 11) == 11
+    assert told(0, 0, warning=True) == 0
+    assert told(0, 3, warning=True, strict=True) == 4
+
+
+def test_a_home_whose_tables_are_on_a_server(
+    home: Path, postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's database is checked and its upgrade rehearsed; the home is drilled."""
+    name = postgres.at("019_fleet_tasks")
+    monkeypatch.setenv("SAGEWAI_DATABASE_URL", postgres.url(name))
+    answer, lines = fly(home)
+    postgres.drop(name)
+    _gone, without = fly(home, "--no-snapshot")
+
+    assert (answer.code, verdicts(lines)) == (0, {})
+    assert lines["upgrade"]["summary"].startswith("1 revisions to 020")
+    assert lines["use"]["summary"] == "the tables are on a server, SAGEWAI_DATABASE_URL"
+    assert lines["snapshot"]["details"] == [
+        "SAGEWAI_DATABASE_URL: the tables of that server are not in this snapshot"
+    ]
+    assert without["database"]["verdict"] == without["upgrade"]["verdict"] == "failed"
+    assert without["keys"]["mend"] == [f"sagewai-ops --home {home} db check"]
+
+
+def test_a_database_outside_of_the_home_counts_for_the_space(home: Path, tmp_path: Path) -> None:
+    """A snapshot carries it as well."""
+    inside = preflight_checks.check_space(locate(home, {}), tmp_path, tmp_path, takes_snapshot=True)
+    elsewhere = tmp_path / "elsewhere.db"
+    shutil.move(home / "db/sagewai.db", elsewhere)
+    moved = locate(home, {"SAGEWAI_DATABASE_URL": f"sqlite:///{elsewhere}"})
+
+    outside = preflight_checks.check_space(moved, tmp_path, tmp_path, takes_snapshot=True)
+
+    assert outside.summary == inside.summary
+    assert outside.verdict is Verdict.OK
