@@ -208,6 +208,20 @@ RESOURCES: Sequence[Resource] = (
 )
 
 
+# What the API tells of rows that it does not create itself: spending, sessions, runs, statistics.
+PAGES: Sequence[str] = (
+    "/admin/runs",
+    "/admin/sessions",
+    "/api/v1/analytics/agents",
+    "/api/v1/analytics/costs",
+    "/api/v1/analytics/models",
+    "/api/v1/analytics/usage",
+    "/api/v1/notifications/history",
+    "/api/v1/training/stats",
+    "/workflows/stats",
+)
+
+
 class RequestError(RuntimeError):
     """The server answered with another status than success; the message holds its answer."""
 
@@ -279,6 +293,10 @@ class Client:
         return {
             resource.name: _steady(self.call("GET", resource.listing)) for resource in RESOURCES
         }
+
+    def pages(self) -> dict[str, object]:
+        """Give what the pages of `PAGES` say, without what changes by itself."""
+        return {page: _steady(self.call("GET", page)) for page in PAGES}
 
     def reveal(self, profile: str, secret: str) -> object:
         """Return the clear value of a sealed profile's secret; 30 of them an hour."""

@@ -2,8 +2,9 @@
 
 `fill MARKER` writes rows into every table, `read` prints all that Sagewai finds, `write MARKER`
 writes without end until SIGTERM and prints a number for every record that is committed, `schema`
-prints the schema before and after Sagewai's own start-up upgraded it. The last line printed is
-the answer, one JSON value.
+prints the schema before and after Sagewai's own start-up upgraded it, `go-on MARKER` reads, fills
+and counts again, `facts` asks Sagewai's PostgreSQL memory for every learning of the home. The last
+line printed is the answer, one JSON value.
 """
 
 from __future__ import annotations
@@ -31,11 +32,23 @@ def main(arguments: list[str]) -> None:
             answer = asyncio.run(reading.read_home())
         case ["write", marker]:
             answer = asyncio.run(_write_until_terminated(marker))
+        case ["go-on", marker]:
+            answer = asyncio.run(_go_on(marker))
+        case ["facts"]:
+            answer = asyncio.run(reading.read_facts())
         case ["schema"]:
             answer = asyncio.run(_schema_before_and_after())
         case _:
             raise SystemExit(f"driver.py: unknown arguments {arguments}")
     print(json.dumps(answer), flush=True)
+
+
+async def _go_on(marker: str) -> dict[str, object]:
+    """Read what is there, write into every table, and count what is there then."""
+    from interop import filling, reading
+
+    found = await reading.read_home()
+    return {"reading": found, "counts": await filling.fill(marker)}
 
 
 async def _write_until_terminated(marker: str) -> int:

@@ -42,12 +42,14 @@ class Site:
         home: Where it stands; each test begins with it as it was.
         frozen: The copy that it is made from again.
         listings: What the HTTP API listed, by resource.
+        pages: What it told of rows that others write, by path.
         reading: What `driver.py read` found.
     """
 
     home: Path
     frozen: Path
     listings: dict[str, object]
+    pages: dict[str, object]
     reading: dict[str, object]
 
 
@@ -68,14 +70,14 @@ def make_site(folder: Path) -> Site:
         client = Client(server.url)
         client.log_in()
         client.create_one_of_each(MARKER)
-        listings = client.listings()
+        listings, pages = client.listings(), client.pages()
         server.kill()
     copy_home(home, frozen)
     scratch = folder / "scratch"
     copy_home(frozen, scratch)
     reading = read_home(scratch)
     shutil.rmtree(scratch)
-    return Site(home, frozen, listings, reading)
+    return Site(home, frozen, listings, pages, reading)
 
 
 def copy_home(source: Path, target: Path) -> None:

@@ -42,17 +42,25 @@ class Ended:
         return str(error["message"])
 
 
-def call(home: Path, *arguments: str | Path, snapshots: Path | None = None) -> Ended:
+def call(
+    home: Path,
+    *arguments: str | Path,
+    snapshots: Path | None = None,
+    url: str | None = None,
+) -> Ended:
     """Run `sagewai-ops --home HOME ARGUMENTS --json` and return how it ended.
 
     Args:
         home: The home.
         arguments: The command and its options.
         snapshots: Folder of the snapshots; without it the default beside the home.
+        url: Of the PostgreSQL database that Sagewai would use, through the environment.
     """
     variables = {"PATH": os.environ.get("PATH", os.defpath), "HOME": "/nonexistent", "TZ": "UTC"}
     if snapshots is not None:
         variables["SAGEWAI_OPS_SNAPSHOTS"] = str(snapshots)
+    if url is not None:
+        variables["SAGEWAI_DATABASE_URL"] = url
     done = subprocess.run(
         [str(EXECUTABLE), "--home", str(home), *(str(word) for word in arguments), "--json"],
         env=variables,
@@ -66,8 +74,13 @@ def call(home: Path, *arguments: str | Path, snapshots: Path | None = None) -> E
     return Ended(done.returncode, json.loads(done.stdout), done.stderr)
 
 
-def succeed(home: Path, *arguments: str | Path, snapshots: Path | None = None) -> Ended:
+def succeed(
+    home: Path,
+    *arguments: str | Path,
+    snapshots: Path | None = None,
+    url: str | None = None,
+) -> Ended:
     """Run a command that must end with exit code 0 and nothing on stderr."""
-    ended = call(home, *arguments, snapshots=snapshots)
+    ended = call(home, *arguments, snapshots=snapshots, url=url)
     assert (ended.code, ended.errors) == (0, ""), (ended.answer, ended.errors)
     return ended

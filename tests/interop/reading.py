@@ -133,6 +133,39 @@ async def _learnings() -> list[object]:
     return _sorted(found)
 
 
+async def read_facts() -> list[object]:
+    """Every learning of the home, and whether Sagewai's PostgreSQL memory finds it by its words.
+
+    Source of the database: SAGEWAI_DATABASE_URL.
+    """
+    import os
+
+    import asyncpg
+    from sagewai.memory.global_memory_backends import PostgresBackend
+    from sagewai.memory.sqlite_vec import SqliteVecMemory
+
+    memory = SqliteVecMemory()
+    query = "SELECT project_id, content FROM vec_learnings"
+    try:
+        rows = memory._connect().execute(query).fetchall()
+    finally:
+        await memory.close()
+    async with asyncpg.create_pool(os.environ["SAGEWAI_DATABASE_URL"], min_size=1) as pool:
+        backend = PostgresBackend(connection_pool=pool)
+        await backend.ensure_schema()  # adds nothing to what an export made
+        found = [
+            {
+                "scope": scope,
+                "content": content,
+                "found": content in await backend.retrieve(scope, content, top_k=len(rows)),
+                "count": await backend.count(scope),
+            }
+            for scope, content in rows
+        ]
+        await backend.add("new", "a fact that came after the move")
+    return _sorted(found)
+
+
 async def _tenants() -> list[object]:
     """Organisations of the database with all that their keys seal, and their audit chains."""
     from sagewai.admin.identity_store import IdentityStore
