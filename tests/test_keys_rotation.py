@@ -1,0 +1,539 @@
+"""A home gets another key: every place, wherever the key comes from, and nothing is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sqlite3
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
+
+import real_homes
+from home_builder import BuiltHome
+from home_builder.recipe import Layout
+from memory_folder import memory_folder
+from opened_values import CLOSED, opened
+from sagewai_ops import rotate as rotating
+from sagewai_ops.archive.envelope import Lock, Unlock, temporary_identity
+from sagewai_ops.archive.reader import open_archive
+from sagewai_ops.errors import (
+    DifferenceError,
+    KeyMissingError,
+    OpsError,
+    PermissionDeniedError,
+    UsageError,
+)
+from sagewai_ops.home.paths import Home, locate
+from sagewai_ops.keycheck import check_keys
+from sagewai_ops.keys import rotation
+from sagewai_ops.keys.candidates import fingerprint
+from sagewai_ops.rotate import Options, rotate
+from sagewai_ops.rotation_report import Rotation
+from sagewai_ops.snapshots import backup
+from sagewai_ops.snapshots.report import BackupOptions
+from small_homes import everything_of, small
+from unprivileged import reachable_folder, unprivileged
+
+OTHER = b"b3RoZXIgbWFzdGVyIGtleSBvdGhlciBtYXN0ZXIga2U="
+
+
+@pytest.fixture(autouse=True)
+def _unused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the search for processes, which the tests of the command make."""
+    monkeypatch.setattr(rotating, "holders", lambda _database: ())
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> BuiltHome:
+    """A home with its own key."""
+    return small(tmp_path / "home")
+
+
+def turn(root: Path, environment: dict[str, str] | None = None, **options: object) -> Rotation:
+    """Rotate without a snapshot unless it is asked for."""
+    named = environment or {}
+    return rotate(locate(root, named), named, Options(**options))  # type: ignore[arg-type]
+
+
+def values_of(built: BuiltHome, key: bytes) -> list[str]:
+    """Open everything in a home with one key."""
+    return opened(built.root, key, built.data_keys.values())
+
+
+def contents_of(root: Path) -> dict[str, tuple[int, bytes | str]]:
+    """Give modes and contents; a look at a database leaves its folder's time another."""
+    return {path: (mode, content) for path, (mode, _time, content) in everything_of(root).items()}
+
+
+@settings(max_examples=8)
+@drawn(
+    st.integers(1, 99), st.integers(1, 3), st.sampled_from(["canonical", "flat"]), st.integers(0, 1)
+)
+def test_rotate_then_open_equals_before(
+    seed: int, keys: int, layout: Layout, leftovers: int
+) -> None:
+    """Whatever the home, its layout, and however many keys its values are under."""
+    with memory_folder() as folder:
+        built = small(
+            folder / "home", seed=seed, keys=keys, layout=layout, leftovers=bool(leftovers), rows=2
+        )
+        (built.root / "secrets").mkdir(exist_ok=True)
+        for number, key in enumerate(built.master_keys[1:]):
+            (built.root / f"secrets/master.key.legacy-{number}").write_bytes(key)
+        before = sorted(one.plaintext for one in built.sealed)
+        closed = sum(text == CLOSED for text in opened(built.root, OTHER, built.data_keys.values()))
+
+        done = turn(built.root)
+
+        after = values_of(built, built.master_key.read_bytes())
+        assert not [text for text in before if text not in after]
+        assert after.count(CLOSED) <= closed - sum(done.places.values())
+        assert done.is_effective
+        assert done.old.fingerprint != done.new.fingerprint
+        assert set(done.by_key) == {fingerprint(key) for key in built.master_keys}
+        found = check_keys(locate(built.root, {}), {})
+        assert not found.lost_to_sagewai
+        assert not found.report.unopened
+
+
+def test_every_place_is_sealed_anew(tmp_path: Path) -> None:
+    """Documents, columns, wrapped data keys, old copies; values under data keys stay."""
+    built = small(tmp_path / "home", rows=3, leftovers=True)
+    shutil.copy(built.profiles, f"{built.profiles}.legacy-20260101T000000Z")
+    shutil.copy(built.admin_state, f"{built.admin_state}.bak-v2-20260101T000000_000000-abcdef")
+    through = [one for one in built.sealed if one.key_name.startswith("project:")]
+
+    done = turn(built.root)
+
+    assert done.places.keys() == {
+        "admin_resources.data",
+        "config/.connections.q7w8e9r0.tmp",
+        "config/admin-state.json",
+        "config/admin-state.json.bak-v2-20260101T000000_000000-abcdef",
+        "config/connections.json",
+        "config/tmpab12cd_x.tmp",
+        "connection.credentials_backend",
+        "connection.protocol_data",
+        "project.data_key_ref",
+        "provider.data",
+        "secrets/.profiles.z1x2c3v4.tmp",
+        "secrets/profiles.json",
+        "secrets/profiles.json.legacy-20260101T000000Z",
+    }
+    assert done.places["project.data_key_ref"] == 3
+    assert done.through_projects == len(through) > 0
+    with contextlib.closing(sqlite3.connect(built.database)) as connection:
+        stored = connection.execute("SELECT group_concat(data) FROM provider").fetchone()[0]
+    assert all(one.token in stored for one in through if one.place == "provider.data")
+
+
+def test_modes_and_the_rest_of_the_home_stay(built: BuiltHome) -> None:
+    """Only files with tokens change, the key is private whatever it was."""
+    built.profiles.chmod(0o640)
+    built.master_key.chmod(0o640)
+    before = everything_of(built.root)
+
+    turn(built.root)
+
+    after = everything_of(built.root)
+    changed = {path for path in before if before[path] != after.get(path)}
+    files = {path for path in changed if (built.root / path).is_file()}
+    assert {path for path in files if not path.startswith("db/")} == {
+        "config/admin-state.json",
+        "config/connections.json",
+        "secrets/master.key",
+        "secrets/profiles.json",
+    }
+    assert after["secrets/profiles.json"][0] & 0o777 == 0o640
+    assert after["secrets/master.key"][0] & 0o777 == 0o600
+
+
+def test_without_a_snapshot_the_old_key_is_kept_beside(built: BuiltHome) -> None:
+    """Older snapshots need it; Sagewai never looks at it."""
+    done = turn(built.root)
+
+    assert done.kept_as is not None
+    assert done.kept_as.read_bytes() == built.master_keys[0]
+    assert done.kept_as.stat().st_mode & 0o777 == 0o600
+    assert done.installed == built.master_key
+
+
+def test_the_snapshot_has_the_old_key_and_the_old_values(built: BuiltHome, tmp_path: Path) -> None:
+    """Encrypted, and taken before anything changed; then nothing is kept beside."""
+    recipient, identity = temporary_identity()
+    state = built.admin_state.read_bytes()
+    sealed = BackupOptions(lock=Lock(recipients=(recipient,)), custody="sealed")
+
+    done = turn(built.root, snapshot=sealed, snapshots=tmp_path / "snapshots")
+
+    assert done.snapshot is not None
+    assert done.snapshot.path is not None
+    assert done.kept_as is None
+    assert not [*built.master_key.parent.glob("master.key.*")]
+    with open_archive(done.snapshot.path, Unlock(identities=(identity,))) as reader:
+        contents = {
+            entry.path: b"".join(chunks)
+            for entry, chunks in reader.members()
+            if entry.path in ("secrets/master.key", "config/admin-state.json")
+        }
+    assert contents["secrets/master.key"] == built.master_keys[0]
+    assert contents["config/admin-state.json"] == state
+
+
+def test_a_key_of_ones_own_is_taken(built: BuiltHome, tmp_path: Path) -> None:
+    """The file stays where it is, and the home has the key as Sagewai wants it."""
+    (tmp_path / "new.key").write_bytes(OTHER + b"\n")
+
+    done = turn(built.root, new_key_file=tmp_path / "new.key")
+
+    assert done.new.fingerprint == fingerprint(OTHER)
+    assert built.master_key.read_bytes() == OTHER
+    assert CLOSED not in values_of(built, OTHER)
+
+
+def test_the_same_key_again_is_refused(built: BuiltHome, tmp_path: Path) -> None:
+    """Nothing would be gained, and nothing is touched; nor by a file that is no key."""
+    (tmp_path / "new.key").write_bytes(built.master_keys[0])
+    (tmp_path / "none.key").write_bytes(b"no key")
+    before = everything_of(built.root)
+
+    with pytest.raises(UsageError):
+        turn(built.root, new_key_file=tmp_path / "new.key")
+    with pytest.raises(KeyMissingError):
+        turn(built.root, new_key_file=tmp_path / "none.key")
+
+    assert everything_of(built.root) == before
+
+
+def test_a_key_of_the_environment_leaves_the_new_one_where_sagewai_finds_it(
+    built: BuiltHome,
+) -> None:
+    """Not effective until the variable goes or changes; either way Sagewai opens everything."""
+    built.master_key.unlink()
+    named = {"SAGEWAI_MASTER_KEY": built.master_keys[0].decode()}
+
+    done = turn(built.root, named)
+
+    assert not done.is_effective
+    assert done.installed == built.master_key
+    assert built.master_key.stat().st_mode & 0o777 == 0o600
+    assert any("set SAGEWAI_MASTER_KEY" in step for step in done.steps)
+    new = built.master_key.read_bytes()
+    assert new.decode() not in " ".join((*done.steps, *done.notes, repr(done)))
+    assert CLOSED not in values_of(built, new)
+    for environment in ({}, {"SAGEWAI_MASTER_KEY": new.decode()}):
+        found = check_keys(locate(built.root, environment), environment)
+        assert found.key is not None
+        assert not found.lost_to_sagewai
+
+
+def test_another_key_in_that_place_is_not_lost(built: BuiltHome) -> None:
+    """The environment hid a file with another key: kept, and its values come along."""
+    named = {"SAGEWAI_MASTER_KEY": OTHER.decode()}
+
+    done = turn(built.root, named)
+
+    assert done.by_key == {fingerprint(built.master_keys[0]): sum(done.places.values())}
+    assert done.kept_as is not None
+    assert done.kept_as.read_bytes() == built.master_keys[0]
+
+
+def test_whose_key_is_kept_elsewhere_gets_none_into_the_home(
+    built: BuiltHome, tmp_path: Path
+) -> None:
+    """From the environment, with a file of one's own: the operator has both."""
+    built.master_key.unlink()
+    (tmp_path / "new.key").write_bytes(OTHER)
+    named = {"SAGEWAI_MASTER_KEY": built.master_keys[0].decode()}
+
+    done = turn(built.root, named, new_key_file=tmp_path / "new.key")
+
+    assert done.installed is None
+    assert not built.master_key.exists()
+    assert any("set SAGEWAI_MASTER_KEY to the new key" in step for step in done.steps)
+    assert CLOSED not in values_of(built, OTHER)
+
+
+def test_a_key_of_the_keyring_says_what_to_do_there(
+    built: BuiltHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keyring is never written to; its two commands are told."""
+    built.master_key.unlink()
+    module = types.ModuleType("keyring")
+    module.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]
+    module.get_password = lambda *_: built.master_keys[0].decode()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "keyring", module)
+
+    done = turn(built.root, {"PATH": "/"})
+
+    assert not done.is_effective
+    assert done.old.source == "keyring"
+    assert f"keyring set sagewai-master-key sealed < {built.master_key}" in done.steps
+    assert any("keyring del" in step for step in done.steps)
+
+
+def test_a_key_at_the_root_is_exchanged_there(tmp_path: Path) -> None:
+    """In a flat home Sagewai reads that file, and no other comes to stand before it."""
+    built = small(tmp_path / "home", layout="flat")
+
+    done = turn(built.root)
+
+    assert done.installed == built.root / "master.key"
+    assert done.is_effective
+    assert not (built.root / "secrets/master.key").exists()
+
+
+def test_a_link_is_followed_to_the_key_itself(built: BuiltHome, tmp_path: Path) -> None:
+    """The link stays; documents behind links as well."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for path in (built.master_key, built.profiles):
+        shutil.move(path, elsewhere / path.name)
+        path.symlink_to(elsewhere / path.name)
+
+    done = turn(built.root)
+
+    assert done.installed == elsewhere / "master.key"
+    assert built.master_key.is_symlink()
+    assert built.profiles.is_symlink()
+    assert CLOSED not in values_of(built, built.master_key.read_bytes())
+
+
+def test_a_link_to_where_one_may_not_write_needs_a_key_of_ones_own() -> None:
+    """Such as a secret that a container is given: it is changed where it comes from."""
+    with reachable_folder() as folder:
+        locked = folder / "locked"
+        with unprivileged():
+            built = small(folder / "home")
+            locked.mkdir()
+            shutil.move(built.master_key, locked / "key")
+            built.master_key.symlink_to(locked / "key")
+            locked.chmod(0o500)
+            (folder / "new.key").write_bytes(OTHER)
+
+            with pytest.raises(UsageError, match="may not be written"):
+                turn(built.root)
+            done = turn(built.root, new_key_file=folder / "new.key")
+
+            assert done.installed is None
+            assert any("put the new key into" in step for step in done.steps)
+            assert CLOSED not in values_of(built, OTHER)
+
+
+def test_documents_outside_of_the_home_come_along(built: BuiltHome, tmp_path: Path) -> None:
+    """Where a variable puts them, with the copies beside them."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    shutil.copy(built.connections, outside / "connections.json")
+    shutil.move(built.admin_state, outside / "state.json")
+    shutil.copy(outside / "state.json", outside / "state.json.bak-v2")
+    named = {
+        "SAGEWAI_ADMIN_STATE_FILE": str(outside / "state.json"),
+        "SAGEWAI_CONNECTIONS_FILE": str(outside / "connections.json"),
+    }
+
+    done = turn(built.root, named)
+
+    new = built.master_key.read_bytes()
+    shutil.rmtree(built.root / "db")
+    shutil.copytree(outside, built.root / "config", dirs_exist_ok=True)
+    assert done.places[str(outside / "state.json.bak-v2")] > 0
+    assert CLOSED not in values_of(built, new)
+
+
+def test_what_no_key_opens_is_refused_or_left(tmp_path: Path) -> None:
+    """Named by its place; left, it is as it was to the byte."""
+    built = small(tmp_path / "home", keys=2)
+    lost = [one for one in built.sealed if one.key == built.master_keys[1]]
+    before = everything_of(built.root)
+
+    with pytest.raises(KeyMissingError) as refusal:
+        turn(built.root)
+    assert everything_of(built.root) == before
+    assert "--leave-unopened" in refusal.value.hint
+    done = turn(built.root, leave_unopened=True)
+
+    assert done.left
+    new = built.master_key.read_bytes()
+    content = b"".join(
+        path.read_bytes() for path in (built.admin_state, built.connections, built.profiles)
+    )
+    places = {"admin-state.json", "connections.json", "profiles.json"}
+    assert all(one.token.encode() in content for one in lost if one.place in places)
+    assert fingerprint(new) == done.new.fingerprint
+
+
+def test_a_key_that_was_found_again_is_named(tmp_path: Path) -> None:
+    """Then nothing has to be left."""
+    built = small(tmp_path / "home", keys=2)
+    (tmp_path / "found.key").write_bytes(built.master_keys[1])
+
+    done = turn(built.root, key_file=tmp_path / "found.key")
+
+    assert done.left == ()
+    assert CLOSED not in values_of(built, built.master_key.read_bytes())
+
+
+def test_a_home_without_a_key_has_nothing_to_exchange(built: BuiltHome) -> None:
+    """12, and a key is not made by the way."""
+    built.master_key.unlink()
+
+    with pytest.raises(KeyMissingError, match="no key that could be exchanged"):
+        turn(built.root)
+
+    assert not built.master_key.exists()
+
+
+def test_a_home_with_nothing_sealed_gets_its_key_all_the_same(tmp_path: Path) -> None:
+    """Also without a database and without documents."""
+    (tmp_path / "home/secrets").mkdir(parents=True)
+    (tmp_path / "home/secrets/master.key").write_bytes(OTHER)
+
+    done = turn(tmp_path / "home")
+
+    assert done.places == {}
+    assert (tmp_path / "home/secrets/master.key").read_bytes() != OTHER
+
+
+def test_an_unreadable_document_is_refused() -> None:
+    """Something in it may be under the old key."""
+    with reachable_folder() as folder, unprivileged():
+        built = small(folder / "home")
+        built.profiles.chmod(0)
+        before = built.master_key.read_bytes()
+
+        with pytest.raises(PermissionDeniedError, match=r"profiles\.json"):
+            turn(built.root)
+
+        assert built.master_key.read_bytes() == before
+
+
+@pytest.mark.parametrize("part", ["", "config", "db", "secrets"])
+def test_a_folder_that_may_not_be_written_is_refused_at_once(part: str) -> None:
+    """Before a snapshot is taken, with nothing changed."""
+    with reachable_folder() as folder, unprivileged():
+        built = small(folder / "home", journal="none")
+        (built.root / part).chmod(0o500)
+        before = contents_of(built.root)
+
+        with pytest.raises(PermissionDeniedError, match="nothing was changed"):
+            turn(built.root)
+
+        assert contents_of(built.root) == before
+
+
+def test_a_value_that_appears_in_between_is_noticed(
+    built: BuiltHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody who was not seen wrote with the old key: all is taken back."""
+    forward = rotation.forward
+
+    def interfere(home: Home, *arguments: object, **options: object) -> None:
+        forward(home, *arguments, **options)  # type: ignore[arg-type]
+        state = json.loads(built.profiles.read_bytes())
+        state["profiles"][0]["secrets"]["LATE"] = built.sealed[0].token
+        built.profiles.write_text(json.dumps(state))
+
+    before = values_of(built, built.master_keys[0])
+    monkeypatch.setattr(rotation, "forward", interfere)
+
+    with pytest.raises(DifferenceError, match="1 values would not be under the new key"):
+        turn(built.root)
+
+    assert built.master_key.read_bytes() == built.master_keys[0]
+    after = values_of(built, built.master_keys[0])
+    assert CLOSED not in after
+    assert len(after) == len(before) + 1
+
+
+def test_a_signal_in_the_middle_takes_everything_back(
+    built: BuiltHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The home is as before, the journal is gone."""
+    before = values_of(built, built.master_keys[0])
+
+    def interrupted(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rotating, "_verify", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        turn(built.root)
+
+    assert values_of(built, built.master_keys[0]) == before
+    assert not [name for name in os.listdir(built.root) if name.startswith(".sagewai-ops")]
+
+
+def test_a_dry_run_tells_the_same_and_touches_nothing(built: BuiltHome) -> None:
+    """Counts and places as the run has them."""
+    before = everything_of(built.root)
+
+    dry = turn(built.root, dry_run=True)
+
+    assert everything_of(built.root) == before
+    done = turn(built.root)
+    assert (dry.places, dry.by_key, dry.through_projects) == (
+        done.places,
+        done.by_key,
+        done.through_projects,
+    )
+
+
+def test_keys_that_are_of_no_use_any_more_are_named(built: BuiltHome) -> None:
+    """A legacy key at the root, and what restores have put aside."""
+    (built.root / "master.key").write_bytes(OTHER)
+    aside = built.root.with_name("home.before-restore-20260101T000000000000Z")
+    aside.mkdir()
+
+    done = turn(built.root)
+
+    assert any(f"{built.root / 'master.key'}: holds the key" in note for note in done.notes)
+    assert any(note.startswith(str(aside)) for note in done.notes)
+    assert any("sessions, API tokens and passwords stay valid" in note for note in done.notes)
+
+
+@pytest.fixture(params=real_homes.NAMES)
+def real(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A home that the real Sagewai wrote."""
+    return real_homes.unpack(request.param, tmp_path)
+
+
+def test_homes_that_sagewai_wrote(real: Path) -> None:
+    """All that opened before opens after, under one key."""
+    home = locate(real, {})
+    before = check_keys(home, {}).report
+
+    done = turn(real)
+
+    after = check_keys(home, {})
+    assert after.report.total == before.total
+    assert after.report.unopened == before.unopened == ()
+    assert {one.fingerprint for one in after.opened} == {done.new.fingerprint}
+
+
+def test_a_restore_in_between_is_noticed(
+    built: BuiltHome, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The key changed between the snapshot and the rotation: the snapshot would not have it."""
+    taking = backup.take_snapshot
+
+    def take(*arguments: object, **options: object) -> object:
+        report = taking(*arguments, **options)  # type: ignore[arg-type]
+        built.master_key.write_bytes(OTHER)
+        return report
+
+    monkeypatch.setattr(rotating, "take_snapshot", take)
+    recipient, _ = temporary_identity()
+    sealed = BackupOptions(lock=Lock(recipients=(recipient,)), custody="sealed")
+
+    with pytest.raises(OpsError):
+        turn(built.root, snapshot=sealed, snapshots=tmp_path / "s")
+
+    assert built.master_key.read_bytes() == OTHER
