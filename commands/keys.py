@@ -88,7 +88,8 @@ def check(run: Run, *, key_file: KeyFileOption = None) -> Outcome:
     fingerprints alone. What counts as a finding and what as a note: docs/keys.md.
 
     Exit codes: 0 all opens with Sagewai's own key and nothing is in the clear where Sagewai seals,
-    4 findings, 10 no home or key file, 11 the database is held exclusively, 12 there are sealed
+    4 findings, 10 no home or key file, 11 the database is held exclusively or a rotation was
+    interrupted, 12 there are sealed
     values and no key opens any, 14 the database may not be read, 16 the database is damaged.
     """
     from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, KeyMissingError
@@ -176,8 +177,8 @@ def escrow(
     enough.
 
     Exit codes: 0 written and proved, 2 no recipient, nothing to write, or a place in the home,
-    10 no home or file, 12 there is no key, 13 no space, 14 the system refused, 15 a file exists
-    already, 16 what was read back is not the key.
+    10 no home or file, 11 a rotation was interrupted, 12 there is no key, 13 no space, 14 the
+    system refused, 15 a file exists already, 16 what was read back is not the key.
     """
     from sagewai_ops.archive.envelope import check_recipients
     from sagewai_ops.credentials import lock_of
@@ -186,6 +187,7 @@ def escrow(
     from sagewai_ops.keycheck import all_candidates
     from sagewai_ops.keys.candidates import accepted, resolved
     from sagewai_ops.keys.escrow import check_place, seal_key, write_key, write_sheet
+    from sagewai_ops.keys.rotation_journal import require_settled
 
     if to is None and sheet is None:
         raise UsageError("keys escrow: nothing to write", hint="name --to FILE, --sheet FILE, both")
@@ -197,6 +199,7 @@ def escrow(
     check_recipients(lock.recipients)
     home = run.home()
     require(home)
+    require_settled(home.root)
     candidates = all_candidates(home, run.settings.environment, key_file=key_file)
     key = candidates[0] if key_file else resolved(candidates)
     if key is None:

@@ -102,6 +102,7 @@ def as_result(found: Any) -> dict[str, Any]:
         },
         "before_restore": [str(path) for path in found.kept],
         "interrupted_restore": found.interrupted,
+        "interrupted_rotation": found.rotation_interrupted,
     }
 
 
@@ -186,4 +187,6 @@ def _warnings(found: Any) -> list[str]:
     ]
     if found.interrupted:
         warnings.append("a restore was interrupted: sagewai-ops restore --recover")
+    if found.rotation_interrupted:
+        warnings.append("a rotation of the key was interrupted: sagewai-ops keys rotate --recover")
     return warnings

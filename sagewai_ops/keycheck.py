@@ -13,6 +13,7 @@ from sagewai_ops.home.paths import MASTER_KEY, Home, require
 from sagewai_ops.keys.candidates import Candidate, accepted, find_candidates, given
 from sagewai_ops.keys.inventory import take_inventory
 from sagewai_ops.keys.plaintext import Plaintext
+from sagewai_ops.keys.rotation_journal import require_settled
 from sagewai_ops.keys.sealed import Opened, SealedReport, open_all
 
 _READ_BYTES = 4096  # of what should be 44
@@ -73,10 +74,12 @@ def check_keys(
 
     Raises:
         NotFoundError: No such home or key file.
+        LockedError: A rotation was interrupted, and values are under two keys.
         DamagedError, LockedError, PermissionDeniedError: The database cannot be read.
         KeyMissingError: `key_file` holds no key.
     """
     require(home)
+    require_settled(home.root)
     candidates = all_candidates(home, environment, key_file=key_file)
     inventory = take_inventory(home, environment)
     opened: list[Opened] = []

@@ -20,6 +20,7 @@ from sagewai_ops.home.documents import (
     read_together,
 )
 from sagewai_ops.home.paths import PARTS, Home, layout_of, require
+from sagewai_ops.keys import rotation_journal
 from sagewai_ops.keys.candidates import Candidate, accepted, find_candidates
 from sagewai_ops.processes import Process
 from sagewai_ops.schema.level import Level, read_level
@@ -58,6 +59,7 @@ class Status:
         newest: Of the home's own snapshots.
         proved: The newest of them that a drill proved restorable.
         interrupted: Whether a restore was interrupted and must be recovered.
+        rotation_interrupted: Whether a rotation of the key was.
     """
 
     home: Home
@@ -76,6 +78,7 @@ class Status:
     proved: Snapshot | None
     kept: tuple[Path, ...]
     interrupted: bool
+    rotation_interrupted: bool
 
 
 def look(home: Home, folder: Path, environment: Mapping[str, str]) -> Status:
@@ -119,6 +122,7 @@ def look(home: Home, folder: Path, environment: Mapping[str, str]) -> Status:
         proved=next((item for item in reversed(own) if item.proved_at), None),
         kept=tuple(swap.kept_before(home.root)),
         interrupted=swap.unfinished(home.root) is not None,
+        rotation_interrupted=rotation_journal.is_pending(home.root),
     )
 
 
