@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.errors import EXIT_FINDINGS, UsageError
+from sagewai_ops.errors import EXIT_FINDINGS, NotFoundError, UsageError
 from sagewai_ops.invocation import Outcome, Run, command
 from sagewai_ops.terminal import Terminal, size
 
@@ -114,7 +114,7 @@ def export_to_postgres(
         result,
         lambda terminal: show(terminal, result),
         exit_code=done.exit_code,
-        warnings=tuple(done.warnings),
+        warnings=(*done.warnings, *_left_out(result)),
         always=plan or verify_only or done.exit_code == EXIT_FINDINGS,
     )
 
@@ -127,8 +127,13 @@ def _target(run: Run, url: str | None, url_file: Path | None) -> Any:
     if url and url_file:
         raise UsageError("--url-file: the URL is given as well", hint="leave one of the two out")
     if url_file:
+        if not url_file.exists():
+            raise NotFoundError(f"--url-file {url_file}: is not there", hint=f"ls -l {url_file}")
         with naming(url_file):
-            url = url_file.read_text(encoding="utf-8").partition("\n")[0].strip()
+            text = url_file.read_text(encoding="utf-8", errors="replace")
+        url = text.partition("\n")[0].strip()
+        if not url:
+            raise UsageError(f"--url-file {url_file}: its first line is empty")
     found = parse(url) if url else resolve(run.settings.environment, run.home().database)
     if isinstance(found, SqliteUrl):
         raise UsageError(
@@ -136,6 +141,19 @@ def _target(run: Run, url: str | None, url_file: Path | None) -> Any:
             hint="sagewai-ops export-to-postgres postgresql://USER@HOST/DATABASE",
         )
     return found
+
+
+def _left_out(result: dict[str, Any]) -> list[str]:
+    """Say what a committed target lacks: also to whoever sees nothing but warnings."""
+    if not result["committed"]:
+        return []
+    lacking = [each for each in result["findings"] if each["kind"].startswith("unknown-")]
+    lacking += result["learnings"]["findings"]
+    said = [f"{each['table']}: {each['detail']}; not in the target" for each in lacking]
+    if result["refused"]:
+        count, place = result["refused"], result["files"]["refused"]
+        said.append(f"{count} rows or values are not in the target, they are in {place}")
+    return said
 
 
 def show(terminal: Terminal, result: dict[str, Any]) -> None:
@@ -189,8 +207,6 @@ def _show_move(terminal: Terminal, result: dict[str, Any]) -> None:
         terminal.line(f"  {table['name']}: {table['rows']} rows, {rate:.0f} rows/s")
     if result["mended"]:
         terminal.line(f"{result['mended']} values were repaired")
-    if result["refused"]:
-        terminal.line(f"{result['refused']} rows or values are not in the target", style="yellow")
     for table in result["learnings"]["tables"]:
         place = f"also in {table['to']}" if table["to"] else "read by Sagewai from there"
         terminal.line(f"{table['rows']} learnings stay in the home, {place}")

@@ -20,16 +20,26 @@ from sagewai_ops.schema import revisions
 from sagewai_ops.transfer.move import Options, export
 from sagewai_ops.transfer.report import Report
 
+KEPT = 12  # databases of one server; no test needs more, and they may lie in memory
+
 _templates: dict[Path, str] = {}
+_made: dict[Path, list[str]] = {}
 
 
 def at_head(server: Server) -> str:
-    """Make a database at head without rows; the first of a server is migrated, the rest copied."""
+    """Make a database at head without rows; the first of a server is migrated, the rest copied.
+
+    Those that tests before this one left are dropped.
+    """
     if server.folder not in _templates:
         template = server.create(name="template_head")
         asyncio.run(revisions.upgrade(url_of(server, template)))
         _templates[server.folder] = template
-    return server.create(template=_templates[server.folder])
+    made = _made.setdefault(server.folder, [])
+    made.append(server.create(template=_templates[server.folder]))
+    if len(made) > KEPT:
+        server.drop(made.pop(0))
+    return made[-1]
 
 
 def url_of(server: Server, database: str, **options: Any) -> PostgresUrl:

@@ -379,4 +379,4 @@ def _finish(report: Report, path: Path | None) -> None:
 def _cut_over(work: _Work) -> tuple[str, ...]:
     count = sum(table.rows for table in work.report.learnings.tables)
     bare = dataclasses.replace(work.url, password=None)
-    return cut_over_lines(work.home.root, bare.spelled(), count)
+    return cut_over_lines(work.home.root, bare.spelled(), work.options.policy, count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -14,6 +15,7 @@ from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
 from sagewai_ops.transfer.compare import Result
 from sagewai_ops.transfer.findings import Finding, total
 from sagewai_ops.transfer.learnings import KEEP, Learnings
+from sagewai_ops.transfer.preflight import FAIL
 from sagewai_ops.transfer.sequences import SetSequence
 
 FORMAT = "sagewai-ops export 1"
@@ -177,20 +179,23 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
-def cut_over_lines(home: Path, url: str, learnings: int) -> tuple[str, ...]:
+def cut_over_lines(home: Path, url: str, policy: str, learnings: int) -> tuple[str, ...]:
     """Spell what to do next, each a line that can be pasted or a remark.
 
     Args:
         home: Whose data was moved.
         url: The target's, without its password.
+        policy: With another one the verification would compare other rows.
         learnings: That stay in the home.
     """
+    verify = ("sagewai-ops", "--home", str(home), "export-to-postgres", "--verify-only")
+    how = () if policy == FAIL else ("--on-invalid", policy)
     return (
         "# stop every Sagewai process that uses this home: server, workers, harness",
         f"export SAGEWAI_DATABASE_URL='{url}'  # add the password, or set PGPASSWORD",
         'export DATABASE_URL="$SAGEWAI_DATABASE_URL"  # the worker commands read this one first',
-        "sagewai-ops export-to-postgres --verify-only  # before the first start",
-        "sagewai admin serve",
+        f"{shlex.join((*verify, *how))}  # before the first start",
+        f"SAGEWAI_HOME={shlex.quote(str(home))} sagewai admin serve",
         f"# keep {home}: config/ and secrets/ are read as before, also with PostgreSQL",
         f"# keep {home}/db/sagewai.db: {learnings} learnings are read from it; it is the way back",
         "# config/admin-state.json stays a file: single-org agents, providers, tokens are in it",

@@ -40,8 +40,8 @@ def workplace(home: Home) -> Iterator[Path]:
         place = folder / f"{PREFIX}{secrets.token_hex(4)}"
         atomic.make_folder(place)
     except PermissionDeniedError:
-        folder, was_there = Path(tempfile.gettempdir()), True
-        place = Path(tempfile.mkdtemp(prefix=PREFIX))
+        folder, was_there = atomic.temporary_folder(), True
+        place = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
     try:
         with exclusive(place):
             _sweep(folder)
