@@ -281,6 +281,21 @@ def test_damage_is_found_beside_everything_else(home: Path) -> None:
     assert ("integrity", "agent_runs") in {(one.kind, one.place) for one in found}
 
 
+def test_cut_database_is_found_out(home: Path) -> None:
+    """A file that lost pages at its end is damaged, wherever it was cut, and never sound."""
+    whole = home.read_bytes()
+    for kept in (len(whole) - 4096, len(whole) // 2, 4096 + 1, 4096, 100):
+        home.write_bytes(whole[:kept])
+
+        try:
+            found = [one.kind for one in check_database(home).findings]
+        except DamagedError:
+            found = ["integrity"]
+
+        assert "integrity" in found
+        assert home.read_bytes() == whole[:kept]
+
+
 def test_table_of_another_program_is_read_for_what_it_has(home: Path) -> None:
     """One that has our name and no column of ours is drift, and no failure."""
     _execute(home, "DROP TABLE agent", "CREATE TABLE agent (mine TEXT)")

@@ -184,6 +184,23 @@ def test_name_that_another_table_took_is_told(old: Path) -> None:
     assert "already exists" in done.failed["workers.idx_workers_pool"]
 
 
+def test_users_own_table_is_kept_and_named(old: Path) -> None:
+    """Rows, index and all; what is nobody's is not touched."""
+    _execute(
+        old,
+        "CREATE TABLE mine (a TEXT UNIQUE, b BLOB)",
+        "INSERT INTO mine VALUES ('one', x'00ff'), ('two', NULL)",
+    )
+    before = _dump(old)["mine"]
+
+    done = upgrade.upgrade_database(old)
+
+    assert done.after.state == "current"
+    assert "mine" in done.after.unknown_tables
+    assert _dump(old)["mine"] == before
+    assert (done.rows_before["mine"], done.rows_after["mine"]) == (2, 2)
+
+
 def test_plan_is_what_a_run_adds(old: Path) -> None:
     """The plan reads only, and its statements are those that are run."""
     before = old.read_bytes()

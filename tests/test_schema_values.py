@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import sqlite3
+from unittest import mock
 
 import asyncpg
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from postgres_server import Server
-from sagewai_ops.schema import ddl, prefilter
+from sagewai_ops.schema import ddl, prefilter, scan
 from sagewai_ops.schema.findings import Tally
 from sagewai_ops.schema.json_values import judge_json, judge_list
 from sagewai_ops.schema.scan import plan_scan, reading_bytes, scan_table
@@ -299,6 +300,7 @@ false|pending|null|[]|["a", "b"]|["ü"]|["a",1]|["a" ]|[1e5]|{"a": 1e-5}|{"a": -
 2026-02-30 10:00:00.000000|2026-02-28 24:00:00|2026-12-31 23:59:59.999999|2026-01-00 00:00:00
 0000-01-01 00:00:00|2026-02-28 23:59:60|2026-02-28T00:00:00|2026-02-28 00:00:00.1
 """
+STAMPED = "2026-02-28 23:59:59"
 cells = st.one_of(
     st.none(),
     st.sampled_from([0, 1, 2, -1, 2**31, -(2**63), 2**63 - 1, 1.5, -0.0, 1e22, float("inf")]),
@@ -307,6 +309,8 @@ cells = st.one_of(
     st.binary(max_size=5),
     st.sampled_from(re.split(r"[|\n]", TEXTS.strip())),
     st.sampled_from(["", UUID, UUID.replace("-", ""), '["a"\n]', "x" * 300, "x" * 3000]),
+    # What a filter that joins texts by lines, or reads up to a NUL, would take for something else.
+    st.sampled_from(["\n", '["a"]\n["b"]', f"{STAMPED}\n{STAMPED}", f"{UUID}\0", "{}\0", "[]\0"]),
     documents,
     st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=8).map(lambda text: f'["{text}"]'),
@@ -320,7 +324,7 @@ def test_scan_finds_what_judging_every_value_finds(table: str, data: st.DataObje
     """The filter clears nothing that the judge would not: the law that makes the scan exact."""
     columns = list(metadata.tables[table].columns)
     rows = data.draw(
-        st.lists(st.tuples(*(cells for _ in columns)), min_size=1, max_size=4), label="rows"
+        st.lists(st.tuples(*(cells for _ in columns)), min_size=1, max_size=6), label="rows"
     )
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         kinds = ", ".join(
@@ -336,7 +340,16 @@ def test_scan_finds_what_judging_every_value_finds(table: str, data: st.DataObje
         )
         reading_bytes(connection)
         found = Tally()
-        scan_table(connection, plan_scan(metadata.tables[table], [c.name for c in columns]), found)
+        plan = plan_scan(
+            metadata.tables[table],
+            [c.name for c in columns],
+            cut_at_nul=data.draw(st.booleans(), label="cut at NUL"),
+        )
+        with (  # so few that several ranges follow each other
+            mock.patch.object(scan, "_ROWS", data.draw(st.integers(1, 3), label="rows at once")),
+            mock.patch.object(scan, "_JUDGED_RANGES", 1),
+        ):
+            scan_table(connection, plan, found)
         expected: dict[tuple[str, str], int] = {}
         for row in connection.execute(f"SELECT * FROM {table}"):
             for column, value in zip(columns, row, strict=True):

@@ -26,7 +26,7 @@ from sagewai_ops.schema.constraints import broken_checks, dangling_references, d
 from sagewai_ops.schema.drift import find_drift
 from sagewai_ops.schema.findings import Finding, Tally
 from sagewai_ops.schema.level import Level, read_level
-from sagewai_ops.schema.scan import plan_scan, reading_bytes, scan_table
+from sagewai_ops.schema.scan import cuts_at_nul, plan_scan, reading_bytes, scan_table
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
@@ -78,13 +78,14 @@ def check_database(
     started = time.perf_counter()
     with pinned(path, wait_seconds=wait_seconds) as pin, translated(path):
         connection = pin.connection
-        level = read_level(connection)
-        rows = count_rows(connection)
-        (free_pages,) = connection.execute("PRAGMA freelist_count").fetchone()
-        found = [*_of_schema(connection, level)]
-        present = sqlite_facts.read_tables(connection, sqlite_facts.expected())
-        work = _Work(pin.path, present, rows, progress)
-        found = [*work.damage_and_rows(found)]
+        with _Work(pin.path, progress) as work:
+            level = read_level(connection)
+            rows = count_rows(connection)
+            (free_pages,) = connection.execute("PRAGMA freelist_count").fetchone()
+            schema = [*_of_schema(connection, level)]
+            present = sqlite_facts.read_tables(connection, sqlite_facts.expected())
+            of_rows = work.scan(present, rows)
+            found = [*work.damage(), *schema, *of_rows]
     return Checked(
         level,
         tuple(found),
@@ -114,52 +115,55 @@ def _of_schema(connection: sqlite3.Connection, level: Level) -> Iterator[Finding
 
 
 class _Work:
-    """The two threads' work on one database, and what stops it.
+    """The two threads' work on one database, and what stops it: the end of the block.
+
+    SQLite's own check begins at once, beside whatever the caller does.
 
     Args:
         path: The main file, symlinks resolved; pinned while this lives.
-        present: The tables to scan.
-        rows: How many rows each has.
         progress: Told `values`, in rows.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        present: Mapping[str, sqlite_facts.Table],
-        rows: Mapping[str, int],
-        progress: Progress | None,
-    ) -> None:
+    def __init__(self, path: Path, progress: Progress | None) -> None:
         self._path = path
-        self._present = present
-        self._rows = rows
         self._progress = progress
-        self._total = sum(rows.get(table, 0) for table in present)
+        self._total = 0
         self._done = 0
         self._counting = threading.Lock()
         self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="check")
 
-    def damage_and_rows(self, schema: list[Finding]) -> Iterator[Finding]:
-        """Give SQLite's own findings, those of the schema, and those of the rows, in that order."""
+    def __enter__(self) -> _Work:  # noqa: PYI034 - typing has no Self before Python 3.11
+        self._damaged = self._pool.submit(self._damage)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stop.set()
+        self._pool.shutdown(cancel_futures=True)
+
+    def damage(self) -> list[Finding]:
+        """Wait for SQLite's own findings."""
+        return self._damaged.result()
+
+    def scan(
+        self, present: Mapping[str, sqlite_facts.Table], rows: Mapping[str, int]
+    ) -> list[Finding]:
+        """Give the findings of the rows, table by table.
+
+        Args:
+            present: The tables.
+            rows: How many rows each has.
+        """
         from sagewai_ops.schema.tables import metadata
 
-        tables = [table for table in metadata.sorted_tables if table.name in self._present]
-        with ThreadPoolExecutor(_THREADS, thread_name_prefix="check") as pool:
-            try:
-                damage = pool.submit(self._damage)
-                # The largest first, so that the threads end together.
-                scans: dict[str, Future[list[Finding]]] = {
-                    table.name: pool.submit(self._scan, table)
-                    for table in sorted(tables, key=lambda table: -self._rows.get(table.name, 0))
-                }
-                found = [scans[table.name].result() for table in tables]
-                yield from damage.result()
-            finally:
-                self._stop.set()
-                pool.shutdown(cancel_futures=True)
-        yield from schema
-        for findings in found:
-            yield from findings
+        self._total = sum(rows.get(table, 0) for table in present)
+        tables = [table for table in metadata.sorted_tables if table.name in present]
+        # The largest first, so that the threads end together.
+        scans: dict[str, Future[list[Finding]]] = {
+            table.name: self._pool.submit(self._scan, table, present)
+            for table in sorted(tables, key=lambda table: -rows.get(table.name, 0))
+        }
+        return [finding for table in tables for finding in scans[table.name].result()]
 
     def _damage(self) -> list[Finding]:
         """Run SQLite's integrity check."""
@@ -173,18 +177,19 @@ class _Work:
                 said.append(str(error))  # damage that the check itself stumbles over
         return [Finding("integrity", "", "", sentence) for sentence in said if sentence != "ok"]
 
-    def _scan(self, table: Table) -> list[Finding]:
+    def _scan(self, table: Table, present: Mapping[str, sqlite_facts.Table]) -> list[Finding]:
         """Judge the values of one table, and try its constraints."""
-        plan = plan_scan(table, tuple(self._present[table.name].columns))
         tally = Tally()
         found: list[Finding] = []
         with self._connection() as connection:
+            columns = tuple(present[table.name].columns)
+            plan = plan_scan(table, columns, cut_at_nul=cuts_at_nul(connection))
             try:
                 scan_table(reading_bytes(connection), plan, tally, self._scanned)
                 connection.text_factory = str
                 broken_checks(connection, table, plan, tally)
-                found += duplicates(connection, table, self._present)
-                found += dangling_references(connection, table.name, plan, self._present)
+                found += duplicates(connection, table, present)
+                found += dangling_references(connection, table.name, plan, present)
             except sqlite3.DatabaseError as error:
                 found.append(_unread(table, error))
         return [*tally.findings(), *found]

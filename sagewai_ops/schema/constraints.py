@@ -27,7 +27,7 @@ def broken_checks(connection: sqlite3.Connection, table: Table, plan: Plan, tall
     """Find the rows that break a CHECK of PostgreSQL or of a fresh home."""
     from sqlalchemy import CheckConstraint
 
-    present = {name for name, _ in plan.columns}
+    present = {column.name for column in plan.columns}
     checks = [
         (str(constraint.name), str(constraint.sqltext))
         for constraint in sorted(table.constraints, key=lambda each: str(each.name))

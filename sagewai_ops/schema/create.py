@@ -55,10 +55,15 @@ def _fill(file: Path, shown: Path) -> None:
             for statement in ddl.create_all():
                 connection.execute(statement)
             connection.execute("COMMIT")
+            # Closing does the same, but keeps to itself that it failed: the tables would be lost
+            # with the -wal.
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     except sqlite3.OperationalError as error:
         if "full" in str(error):
             raise NoSpaceError(f"{shown}: {error}", hint=f"df -h {shown.parent}") from error
         raise OpsError(f"{shown}: cannot be built, {error}") from error
+    if os.path.exists(f"{file}-wal"):
+        raise OpsError(f"{shown}: cannot be built, its write-ahead log could not be taken in")
 
 
 def _name(beside: Path, path: Path) -> None:

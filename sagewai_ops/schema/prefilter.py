@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable
 from datetime import datetime
 
 from sagewai_ops.schema.values import INDEX_BYTES, INTEGER_MAX, INTEGER_MIN, Target
 
-# Timestamps with every digit as 0: NULL, and the two forms that Sagewai writes.
-_STAMPS = {b"", b"0000-00-00 00:00:00", b"0000-00-00 00:00:00.000000"}
+# Timestamps with every digit as 0: the two forms that Sagewai writes.
+_STAMPS = {b"0000-00-00 00:00:00", b"0000-00-00 00:00:00.000000"}
+_STAMP_BYTES = 26  # two of them in one text would be longer
 _DIGITS_TO_0 = bytes.maketrans(b"123456789", b"000000000")
 _LATE_MINUTE = re.compile(rb":[6-9]")
 
@@ -34,7 +36,7 @@ _ESCAPE = re.compile(  # of NUL, or of one half of a surrogate pair without the 
     rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u)[dD][c-fC-F])"
 )
 _LISTS = re.compile(  # of plain strings, one list on each line
-    rb"(?:\[(?:\"[^\"\\\x00-\x1f]*\"(?:, ?\"[^\"\\\x00-\x1f]*\")*)?\]\n|\n)*"
+    rb"(?:\[(?:\"[^\"\\\x00-\x1f]*\"(?:, ?\"[^\"\\\x00-\x1f]*\")*)?\]\n)*"
 )
 
 
@@ -49,23 +51,15 @@ def clears(column: str, target: Target) -> str:
     return condition if target.required else f"({column} IS NULL OR {condition})"
 
 
-def is_text(target: Target) -> bool:
-    """Tell whether the bytes of a column's texts are looked through for UTF-8 and NUL."""
-    return target.type in ("text", "character varying", "json")
+def clears_joined(target: Target) -> Callable[[bytes], bool] | None:
+    """Give what looks through the joined texts of a column; None if `clears` says it all."""
+    return _BY_TYPE.get(target.type)
 
 
-def is_document(target: Target) -> bool:
-    """Tell whether they are looked through for what `jsonb` does not keep, as well."""
-    return target.type == "jsonb"
-
-
-def is_list(target: Target) -> bool:
-    """Tell whether they are lists of strings."""
-    return target.type == "text[]"
-
-
-def is_stamp(target: Target) -> bool:
-    """Tell whether they are timestamps."""
+def is_limited(target: Target) -> bool:
+    """Tell whether `clears` limits the bytes of a text."""
+    if target.type in ("text", "character varying"):
+        return bool(target.length or target.indexed)
     return target.type == "timestamp with time zone"
 
 
@@ -109,9 +103,7 @@ def clears_stamps(joined: bytes) -> bool:
 
 @functools.lru_cache(maxsize=100_000)
 def _is_hour(text: bytes) -> bool:
-    """Tell whether `YYYY-MM-DD HH` exists; nothing at all is a NULL."""
-    if not text:
-        return True
+    """Tell whether `YYYY-MM-DD HH` exists."""
     try:
         datetime(int(text[:4]), int(text[5:7]), int(text[8:10]), int(text[11:]))  # noqa: DTZ001 - only whether it exists
     except ValueError:
@@ -145,25 +137,43 @@ def _condition(column: str, target: Target) -> str:
     return {
         "json": f"(({is_text} AND json_valid({column})) OR typeof({column}) = 'integer')",
         "jsonb": f"(({is_text} AND json_valid({column})) OR typeof({column}) = 'integer')",
-        # On the bytes, an empty text looks like a NULL.
-        "text[]": f"({column} > '' AND {column} < x'')",
-        "timestamp with time zone": f"({column} > '' AND {column} < x'')",
+        # Each stands on its line of those joined, so none may hold two lines.
+        "text[]": f"({is_text} AND instr({column}, char(10)) = 0)",
+        "timestamp with time zone": f"({is_text} AND {_bytes(column)} <= {_STAMP_BYTES})",
         "integer": f"({column} BETWEEN {INTEGER_MIN} AND {INTEGER_MAX}"
         f" AND {column} = CAST({column} AS INTEGER))",
         "bigint": f"({is_number} AND {column} = CAST({column} AS INTEGER))",
         "double precision": f"({is_number})",
         "boolean": f"({column} = 0 OR {column} = 1)",
-        "uuid": f"({is_text} AND {column} GLOB '{_UUID}')",
+        # GLOB sees nothing behind a NUL.
+        "uuid": f"({is_text} AND {column} GLOB '{_UUID}' AND {_bytes(column)} = 36)",
     }[kind]
 
 
 def _limit(column: str, target: Target) -> str:
-    """Limit a text; `length` counts characters of at most 4 bytes, up to a NUL, told by bytes."""
+    """Limit a text by its bytes, of which a character has at least one.
+
+    They are bytes of the database's encoding: two in UTF-16 are up to three in UTF-8.
+    """
     limits = [target.length] if target.length else []
     if target.indexed:
-        limits.append(INDEX_BYTES // 4)
-    return f" AND length({column}) <= {min(limits)}" if limits else ""
+        limits.append(INDEX_BYTES // 2)
+    return f" AND {_bytes(column)} <= {min(limits)}" if limits else ""
+
+
+def _bytes(column: str) -> str:
+    """Spell the length of a text; its characters would be counted, and only up to a NUL."""
+    return f"length(CAST({column} AS BLOB))"
 
 
 _HEX = "[0-9a-f]"
 _UUID = "-".join(_HEX * digits for digits in (8, 4, 4, 4, 12))
+
+_BY_TYPE: dict[str, Callable[[bytes], bool]] = {
+    "text": clears_text,
+    "character varying": clears_text,
+    "json": clears_text,
+    "jsonb": clears_documents,
+    "text[]": clears_lists,
+    "timestamp with time zone": clears_stamps,
+}

@@ -1,15 +1,14 @@
 """Look at every value of a home's tables once, and judge those that the filter does not clear.
 
-SQLite joins the texts of some hundred rows and tells whether it clears everything else of them, in
-one step that needs no Python, so that several tables can be scanned side by side. What is not
-cleared is read again and judged, value by value. Memory is bounded by the rows joined, which are
-few and short: a row that is long is read alone.
+SQLite joins the texts of each column over some hundred rows, and counts the rows of which it clears
+everything else, in one step that needs no Python, so that several tables can be scanned side by
+side. What is not cleared is read again and judged, value by value. Memory is bounded by the rows
+joined, which are few and short: a row that is long is read alone.
 """
 
 from __future__ import annotations
 
 import functools
-import operator
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,37 +24,43 @@ if TYPE_CHECKING:
     from sqlalchemy import Table
 
 _ROWS = 256  # joined at once; more are no faster
-_LONG_BYTES = 16 * 1024  # the joined texts of a row that is read alone, so 4 MiB together
+_LONG_BYTES = 16 * 1024  # texts without a limit of a row that is read alone, so 4 MiB together
 _REMEMBERED = 500  # verdicts on texts of one column and range: few differ where all are wrong
+_JUDGED_RANGES = 32  # for which a column that SQL clears nowhere is not filtered again
 _UNSEEN = Verdict("refused", "")
 _FIRST_ROW, _LAST_ROW = -(2**63), 2**63 - 1
 
-# The columns whose texts are looked through together, and what looks through them.
-_GROUPS: tuple[tuple[Callable[[Target], bool], Callable[[bytes], bool]], ...] = (
-    (prefilter.is_text, prefilter.clears_text),
-    (prefilter.is_document, prefilter.clears_documents),
-    (prefilter.is_list, prefilter.clears_lists),
-    (prefilter.is_stamp, prefilter.clears_stamps),
-)
-
 
 @dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a scan.
+
+    Attributes:
+        name: As the table has it.
+        target: What it is on PostgreSQL.
+        condition: The SQL that clears a value of it.
+        clears: What looks through its texts, joined; None if `condition` says it all.
+        unlimited: A text that `condition` clears can be of any length.
+    """
+
+    name: str
+    target: Target
+    condition: str
+    clears: Callable[[bytes], bool] | None
+    unlimited: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # equal to itself alone, so that it hashes fast
 class Plan:
     """How one table is scanned.
 
     Attributes:
-        columns: Those that are there, with what they are on PostgreSQL.
-        query: Of a range of rows, leaving out the long ones: how many, whether there is one that
-            SQL does not clear, and for each group the texts joined.
-        query_of_masks: The same with the distinct masks of the columns that SQL does not clear,
-            which costs more; for tables that are full of them.
+        columns: Those that are there.
         key: The columns of the primary key, quoted.
     """
 
     table: str
-    columns: tuple[tuple[str, Target], ...]
-    query: str
-    query_of_masks: str
+    columns: tuple[Column, ...]
     key: tuple[str, ...]
 
 
@@ -68,55 +73,37 @@ class _Range:
     count: int
 
 
-def plan_scan(table: Table, present: Sequence[str]) -> Plan:
-    """Spell the query for one table.
+def plan_scan(table: Table, present: Sequence[str], *, cut_at_nul: bool = False) -> Plan:
+    """Plan the scan of one table.
 
     Args:
         table: Of the metadata.
         present: The columns that the home's table has.
+        cut_at_nul: This SQLite cuts joined texts at NUL; see `cuts_at_nul`.
     """
-    columns = tuple(
-        (column.name, target_of(column)) for column in table.columns if column.name in present
-    )
-    conditions = [prefilter.clears(quoted(name), target) for name, target in columns]
-    is_doubtful = f"NOT coalesce({' AND '.join(conditions) or '1'}, 0)"
-    mask = " | ".join(
-        f"(CASE WHEN {condition} THEN 0 ELSE {1 << place} END)"
-        for place, condition in enumerate(conditions)  # 42 at most, and an integer has 63
-    )
+    columns = []
+    for column in table.columns:
+        if column.name not in present:
+            continue
+        target, name = target_of(column), quoted(column.name)
+        clears = prefilter.clears_joined(target)
+        # The plus keeps SQLite from looking up an integer key by this condition, not by row id.
+        condition = prefilter.clears(f"+{name}", target)
+        if cut_at_nul and clears:
+            condition = f"({condition} AND instr(ifnull({name}, ''), char(0)) = 0)"
+        unlimited = clears is not None and not prefilter.is_limited(target)
+        columns.append(Column(column.name, target, condition, clears, unlimited))
     key = tuple(
         quoted(column.name) for column in table.primary_key.columns if column.name in present
     )
-    return Plan(
-        table.name,
-        columns,
-        _spelled(table.name, columns, is_doubtful, "max(doubts)"),
-        _spelled(table.name, columns, mask or "0", "group_concat(DISTINCT doubts)"),
-        key or ("_rowid_",),
-    )
+    return Plan(table.name, tuple(columns), key or ("_rowid_",))
 
 
-def _spelled(table: str, columns: Sequence[tuple[str, Target]], doubts: str, summed: str) -> str:
-    """Spell the query for a range; see `Plan`."""
-    groups = [f"{_joined(columns, belongs)} AS g{n}" for n, (belongs, _) in enumerate(_GROUPS)]
-    texts = [
-        # As a blob, because a joined text that is not UTF-8 is cut at no place.
-        f"CAST(coalesce(group_concat(g{place}, char(10)), '') AS BLOB)"
-        for place in range(len(_GROUPS))
-    ]
-    return (
-        f"SELECT count(*), {summed}, {', '.join(texts)} FROM (SELECT"  # noqa: S608
-        f" {doubts} AS doubts, {', '.join(groups)}"
-        f" {_from(table)} LIMIT {_ROWS})"  # the limit keeps it from joining each row twice
-        f" WHERE length(g0) + length(g1) <= {_LONG_BYTES}"  # the other groups hold little
-    )
-
-
-def _joined(columns: Sequence[tuple[str, Target]], belongs: Callable[[Target], bool]) -> str:
-    """Join the texts of a row with line ends between, so that nothing grows together."""
-    names = [quoted(name) for name, target in columns if belongs(target)]
-    texts = " || char(10) || ".join(f"coalesce({name}, '')" for name in names)
-    return f"CAST({texts} AS BLOB)" if names else "x''"
+def cuts_at_nul(connection: sqlite3.Connection) -> bool:
+    """Tell whether this SQLite cuts joined texts at the first NUL, as those before 3.39 do."""
+    statement = "SELECT length(CAST(group_concat(part, '') AS BLOB)) FROM (SELECT char(0, 65) part)"
+    (length,) = connection.execute(statement).fetchone()
+    return bool(length != 2)
 
 
 def scan_table(
@@ -133,27 +120,71 @@ def scan_table(
         tally: Counts what is found.
         scanned: Told how many rows were looked at, again and again.
     """
-    query, places = plan.query, dict(enumerate(name for name, _ in plan.columns))
+    judged: dict[str, int] = {}  # columns, and for how many more ranges they are not filtered
     for rows in _ranges(connection, plan):
-        bounds = (rows.first, rows.last)
-        count, doubts, *joined = connection.execute(query, bounds).fetchone()
-        if doubts == 1 and query is plan.query:
-            query = plan.query_of_masks
-            count, doubts, *joined = connection.execute(query, bounds).fetchone()
-        suspected = set()
-        if query is plan.query_of_masks:
-            mask = functools.reduce(operator.or_, map(int, (doubts or b"0").split(b",")))
-            suspected |= {name for place, name in places.items() if mask >> place & 1}
-        if count < rows.count:
-            suspected |= _uncleared_long(connection, plan, rows)
-        for (belongs, clears), texts in zip(_GROUPS, joined, strict=True):
-            if not clears(texts):
-                suspected |= {name for name, target in plan.columns if belongs(target)}
-        for name, target in plan.columns:
-            if name in suspected:
-                _judge_column(connection, plan, name, target, rows, tally)
+        cleared, suspected = _look(connection, plan, frozenset(judged), rows)
+        later = {name: left - 1 for name, left in judged.items() if left > 1}
+        if cleared < rows.count:
+            doubts = _doubts(connection, plan, frozenset(judged), rows)
+            later |= {n: _JUDGED_RANGES for n, count in doubts.items() if 2 * count >= rows.count}
+            # Again without them: a row that was not cleared had no text among those joined.
+            unfiltered = frozenset(judged.keys() | doubts.keys())
+            cleared, suspected = _look(connection, plan, unfiltered, rows)
+            if cleared < rows.count:
+                suspected |= _uncleared_long(connection, plan, rows)
+            suspected |= doubts.keys()
+        for column in plan.columns:
+            if column.name in suspected or column.name in judged:
+                _judge_column(connection, plan, column, rows, tally)
+        judged = later
         if scanned:
             scanned(rows.count)
+
+
+def _look(
+    connection: sqlite3.Connection, plan: Plan, unfiltered: frozenset[str], rows: _Range
+) -> tuple[int, set[str]]:
+    """Filter these rows, leaving out some columns.
+
+    Returns:
+        How many rows are cleared but for their texts, and the columns whose texts are not.
+    """
+    query, joined = _query(plan, unfiltered)
+    cleared, *texts = connection.execute(query, (rows.first, rows.last)).fetchone()
+    return cleared, {
+        column.name
+        for column, text in zip(joined, texts, strict=True)
+        if text is not None and column.clears and not column.clears(text)
+    }
+
+
+@functools.lru_cache
+def _query(plan: Plan, unfiltered: frozenset[str]) -> tuple[str, tuple[Column, ...]]:
+    """Spell the query for a range: how many rows are cleared, and their texts by column."""
+    filtered = [column for column in plan.columns if column.name not in unfiltered]
+    joined = tuple(column for column in filtered if column.clears)
+    texts = "".join(f", group_concat({quoted(column.name)}, char(10))" for column in joined)
+    conditions = "".join(f" AND {column.condition}" for column in filtered)
+    # As a blob, its length is known; the characters of a text are counted, and only up to a NUL.
+    lengths = [
+        f"ifnull(length(CAST({quoted(column.name)} AS BLOB)), 0)"
+        for column in joined
+        if column.unlimited
+    ]
+    if lengths:
+        conditions += f" AND {' + '.join(lengths)} <= {_LONG_BYTES}"
+    return f"SELECT count(*){texts} {_from(plan.table)}{conditions}", joined
+
+
+def _doubts(
+    connection: sqlite3.Connection, plan: Plan, unfiltered: frozenset[str], rows: _Range
+) -> dict[str, int]:
+    """Count the values in these rows that SQL does not clear, by column; those with any."""
+    columns = [column for column in plan.columns if column.name not in unfiltered]
+    sums = ", ".join(f"sum(NOT ifnull({column.condition}, 0))" for column in columns)
+    counts = connection.execute(f"SELECT {sums or 0} {_from(plan.table)}", (rows.first, rows.last))
+    named = zip((column.name for column in columns), counts.fetchone(), strict=False)
+    return {name: count for name, count in named if count}
 
 
 def _ranges(connection: sqlite3.Connection, plan: Plan) -> Iterator[_Range]:
@@ -178,17 +209,15 @@ def reading_bytes(connection: sqlite3.Connection) -> sqlite3.Connection:
 
 
 def _uncleared_long(connection: sqlite3.Connection, plan: Plan, rows: _Range) -> set[str]:
-    """Name the columns with a value that is not cleared, in these rows, text by text."""
+    """Name the columns with a text that is not cleared by its bytes, in these rows, one by one."""
     suspected = set()
-    for name, target in plan.columns:
-        clears = next((clears for belongs, clears in _GROUPS if belongs(target)), None)
-        statement = (
-            f"SELECT {prefilter.clears(quoted(name), target)}, {quoted(name)} {_from(plan.table)}"
-        )
-        for is_clear, value in connection.execute(statement, (rows.first, rows.last)):
-            is_text = isinstance(value, bytes)
-            if not is_clear or (clears and is_text and not clears(value)):
-                suspected.add(name)
+    for column in plan.columns:
+        if not column.clears:
+            continue
+        statement = f"SELECT {quoted(column.name)} {_from(plan.table)}"
+        for (value,) in connection.execute(statement, (rows.first, rows.last)):
+            if isinstance(value, bytes) and not column.clears(value):
+                suspected.add(column.name)
                 break
     return suspected
 
@@ -196,29 +225,28 @@ def _uncleared_long(connection: sqlite3.Connection, plan: Plan, rows: _Range) ->
 def _judge_column(
     connection: sqlite3.Connection,
     plan: Plan,
-    name: str,
-    target: Target,
+    column: Column,
     rows: _Range,
     tally: Tally,
 ) -> None:
-    statement = f"SELECT _rowid_, {quoted(name)} {_from(plan.table)}"
+    statement = f"SELECT _rowid_, {quoted(column.name)} {_from(plan.table)}"
     memory: dict[bytes, Verdict | None] = {}
     found: dict[tuple[Kind, str], list[int]] = {}
     for number, value in connection.execute(statement, (rows.first, rows.last)):
         if type(value) is Text:  # equal numbers of two types, or a blob, are other values
             verdict = memory.get(value, _UNSEEN)
             if verdict is _UNSEEN:
-                verdict = judge(target, value)
+                verdict = judge(column.target, value)
                 if len(memory) < _REMEMBERED:
                     memory[value] = verdict
         else:
-            verdict = judge(target, value)
+            verdict = judge(column.target, value)
         if verdict is not None:
             kind: Kind = "null" if value is None else verdict.kind
             found.setdefault((kind, verdict.reason), []).append(number)
     key = functools.partial(key_of, connection, plan)
     for (kind, reason), numbers in found.items():
-        tally.add(kind, plan.table, name, reason, numbers, key)
+        tally.add(kind, plan.table, column.name, reason, numbers, key)
 
 
 def _from(table: str) -> str:
