@@ -10,10 +10,11 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,25 +30,42 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def replace(path: Path, content: bytes, *, mode: int = PRIVATE_FILE) -> None:
+def replace(
+    path: Path,
+    content: bytes,
+    *,
+    mode: int = PRIVATE_FILE,
+    prove: Callable[[Path], None] | None = None,
+) -> None:
     """Put `content` at `path`, whole or not at all, and make it durable.
+
+    Args:
+        prove: Given the file before it has its name; what it raises leaves `path` unchanged.
 
     Raises:
         NoSpaceError, PermissionDeniedError, OpsError: The system refused; `path` is unchanged.
     """
-    with write_stream(path, mode=mode) as stream:
+    with write_stream(path, mode=mode, prove=prove) as stream:
         stream.write(content)
 
 
 @contextlib.contextmanager
-def write_stream(path: Path, *, mode: int = PRIVATE_FILE) -> Iterator[BinaryIO]:
+def write_stream(
+    path: Path, *, mode: int = PRIVATE_FILE, prove: Callable[[Path], None] | None = None
+) -> Iterator[BinaryIO]:
     """Give a binary file that takes the name `path` when the block ends well.
+
+    What runs that were killed left of the same file is removed.
+
+    Args:
+        prove: As for `replace`.
 
     Raises:
         NoSpaceError, PermissionDeniedError, OpsError: The system refused; `path` is unchanged.
     """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     with naming(path):
+        _sweep(path)
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             with open(descriptor, "wb") as stream:
@@ -58,12 +76,44 @@ def write_stream(path: Path, *, mode: int = PRIVATE_FILE) -> Iterator[BinaryIO]:
                 yield stream
                 stream.flush()
                 os.fsync(descriptor)
+                if prove:
+                    prove(beside)
             os.rename(beside, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(beside)
             raise
         sync_folder(path.parent)
+
+
+def _sweep(path: Path) -> None:
+    """Remove the half-written files for `path` whose runs are dead."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.partial")
+    with contextlib.suppress(OSError):
+        for name in os.listdir(path.parent):
+            if not pattern.fullmatch(name):
+                continue
+            left = path.with_name(name)
+            with contextlib.suppress(OSError):
+                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+                descriptor = os.open(left, flags)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(left)
+                finally:
+                    os.close(descriptor)
+
+
+def temporary_folder() -> Path:
+    """Give the folder for temporary files.
+
+    `tempfile` writes into it to see whether it can; a kill leaves what it wrote.
+    """
+    for variable in ("TMPDIR", "TEMP", "TMP"):
+        named = os.environ.get(variable)
+        if named and os.path.isdir(named) and os.access(named, os.W_OK | os.X_OK):
+            return Path(os.path.abspath(named))
+    return Path("/tmp")  # noqa: S108 - what is made in it gets a private mode and a name of its own
 
 
 def make_folder(path: Path, *, mode: int = PRIVATE_FOLDER) -> None:
@@ -187,7 +237,9 @@ def naming(path: Path) -> Iterator[None]:
 
 def refused(error: OSError, path: Path | str) -> OpsError:
     """Say what the system refused, as the error with the right exit code."""
-    name = os.fsdecode(error.filename) if error.filename is not None else str(path)
+    # Of a call on a descriptor, the name is that number, or none.
+    named = isinstance(error.filename, (str, bytes))
+    name = os.fsdecode(error.filename) if named else str(path)
     reason = (error.strerror or "refused").lower()
     if error.errno in _NO_SPACE:
         return NoSpaceError(f"{name}: {reason}", hint="free some space, then run it again")

@@ -6,6 +6,7 @@ its variable `SAGEWAI_OPS_<OPTION>`, the outcome is rendered or printed as JSON,
 becomes two lines and an exit code. Only `cli.main` exits.
 """
 
+import errno
 import functools
 import inspect
 import os
@@ -39,6 +40,11 @@ if TYPE_CHECKING:
     from sagewai_ops.watchers import Watchers
 
 SCHEMA = "sagewai-ops/1"
+# What a machine can refuse at any call; any other failure without a name is a mistake of ours.
+_OF_THE_SYSTEM = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+)
 _STATUS = {EXIT_DONE: "ok", EXIT_INCOMPLETE: "incomplete", EXIT_FINDINGS: "findings"}
 
 
@@ -202,10 +208,10 @@ def _performed(run: Run, body: Callable[[Run], Outcome]) -> tuple[int, Mapping[s
     except BrokenPipeError:
         return _undelivered(run), None
     except OSError as error:
-        # A system call outside of `atomic.naming`: it still names its file and its reason.
-        if error.filename is None:
+        # A system call outside of `atomic.naming`: it still tells its reason, if not its file.
+        if error.filename is None and error.errno not in _OF_THE_SYSTEM:
             raise
-        return report_error(run, refused(error, error.filename)), None
+        return report_error(run, refused(error, error.filename or "the system")), None
     try:
         _render(run, outcome)
         run.terminal.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import pyrage
 import pytest
@@ -125,8 +126,8 @@ def test_what_does_not_open_again_never_gets_its_name(
     flipped = sealed.content[:-1] + bytes([sealed.content[-1] ^ 1])
     written: dict[str, bytes] = {"flip": flipped, "cut": sealed.content[:-9], "empty": b""}
 
-    def replace(path: Path, content: bytes, *, mode: int) -> None:
-        whole(path, written.get(damage, content), mode=mode)
+    def replace(path: Path, content: bytes, **options: Any) -> None:
+        whole(path, written.get(damage, content), **options)
 
     monkeypatch.setattr(atomic, "replace", replace)
     (tmp_path / "key.age").write_bytes(b"before")

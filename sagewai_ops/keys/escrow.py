@@ -10,7 +10,6 @@ import binascii
 import hmac
 import io
 import os
-import secrets
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -170,16 +169,12 @@ def _armored(content: bytes) -> list[str]:
 def _write_proved(
     path: Path, content: bytes, escrow: Escrow, take: Callable[[bytes], bytes]
 ) -> None:
-    unproved = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unproved")
-    with atomic.naming(path):
-        try:
-            atomic.replace(unproved, content, mode=atomic.PRIVATE_FILE)
-            _prove(path, take(unproved.read_bytes()), escrow)
-            os.rename(unproved, path)
-        except BaseException:
-            unproved.unlink(missing_ok=True)
-            raise
-        atomic.sync_folder(path.parent)
+    atomic.replace(
+        path,
+        content,
+        mode=atomic.PRIVATE_FILE,
+        prove=lambda file: _prove(path, take(file.read_bytes()), escrow),
+    )
 
 
 def _prove(path: Path, content: bytes, escrow: Escrow) -> None:

@@ -160,7 +160,10 @@ def _fill(
                 started.append(pool.submit(prove_database, folder / path, go_on))
 
         try:
-            extracted = extract(reader, folder, place, root=root, on_bytes=count, on_file=examine)
+            with atomic.naming(root):
+                extracted = extract(
+                    reader, folder, place, root=root, on_bytes=count, on_file=examine
+                )
             # The disk takes what is pending while the database is examined; `swap` syncs the rest.
             with atomic.naming(folder):
                 atomic.sync_tree(folder)

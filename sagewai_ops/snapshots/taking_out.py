@@ -11,7 +11,7 @@ from sagewai_ops.errors import NotFoundError, TargetBusyError
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots.extract import Extracted, extract
 from sagewai_ops.snapshots.places import Places
-from sagewai_ops.snapshots.swap import can_swap_whole, staged, swap
+from sagewai_ops.snapshots.swap import can_swap_whole, staged, swap, sweep
 
 
 def take_out(
@@ -63,12 +63,12 @@ def take_out(
 
         tops = tuple(sorted({path.split("/", 1)[0] for path in found}))
         whole = not root.is_dir() or can_swap_whole(root)
-        with staged(root, None if whole else tops, keeps=False) as stage:
+        sweep(root)
+        with staged(root, None if whole else tops, keeps=False) as stage, atomic.naming(root):
             taken = extract(
                 reader, stage.content, place, root=root, on_bytes=count, everything=not wanted
             )
-            with atomic.naming(root):
-                swap(stage)
+            swap(stage)
     return taken
 
 

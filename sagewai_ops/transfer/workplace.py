@@ -54,7 +54,8 @@ def workplace(home: Home) -> Iterator[Path]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what exports left that were killed."""
-    for left in folder.glob(f"{PREFIX}*"):
+    """Remove what exports left that were killed: a copy, or half a report."""
+    for left in (*folder.glob(f"{PREFIX}*"), *folder.glob(".move-*.json.*.partial")):
         if is_abandoned(left):
-            shutil.rmtree(left, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                atomic.remove_tree(left)

@@ -1,0 +1,177 @@
+"""What must hold after a run was killed or failed: the promises of design section 1.
+
+Each function gives the sentences that are broken; none if all hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from proof.cases import IDENTITY, Case
+from proof.faults import Ended, Fault, Mode
+from proof.worlds import Mask, State, World, state_of
+from sagewai_ops.archive.envelope import Unlock
+from sagewai_ops.archive.reader import open_archive
+from sagewai_ops.errors import OpsError
+from sagewai_ops.home import layout_journal
+from sagewai_ops.snapshots import catalog, swap
+
+# docs/exit-codes.md; 1 is a failure that the system told of in words of its own, such as EIO.
+_REFUSALS = frozenset({1, 2, 3, 4, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20})
+_LINES = re.compile(r"sagewai-ops: (error|hint|warning): \S.*")
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What undisturbed runs of a case gave.
+
+    Attributes:
+        prepared: What there was before `begin`.
+        snapshots: Name -> hash of the archives that are there before.
+        names: Every name that may be there at the end.
+    """
+
+    prepared: State
+    before: State
+    after: State
+    mask: Mask
+    home_before: State
+    home_after: State
+    snapshots: dict[str, str]
+    names: frozenset[str]
+
+
+def check_ending(case: Case, ended: Ended, fault: Fault | None) -> Iterator[str]:
+    """See that a run ended as its fault asks: killed, done, or with an error in two lines."""
+    if ended.problem:
+        yield ended.problem
+    is_kill = fault is not None and fault.mode in (Mode.KILL_BEFORE, Mode.KILL_AFTER, Mode.TEAR)
+    if ended.code is None:
+        if not is_kill and not ended.problem:
+            yield "was killed by nobody"
+        return
+    if ended.code != case.code and ended.code not in _REFUSALS:
+        yield f"exit code {ended.code} is none of the documented"
+    yield from _said(case, ended)
+
+
+def _said(case: Case, ended: Ended) -> Iterator[str]:
+    lines = ended.err.splitlines()
+    if "Traceback" in ended.err:
+        yield f"a traceback: {lines[-1]}"
+    elif strange := [line for line in lines if not _LINES.fullmatch(line)]:
+        yield f"said on stderr: {strange[0][:200]}"
+    errors = sum(line.startswith("sagewai-ops: error:") for line in lines)
+    if ended.code not in (case.code, 3, 4) and errors != 1:
+        yield f"exit code {ended.code} with {errors} error lines"
+
+
+def check_state(case: Case, world: World, expected: Expected, found: State) -> Iterator[str]:
+    """See that everything is old, or everything is new (or each file, where that is promised)."""
+    if is_old(expected, found) or is_good(case, expected, found):
+        return
+    old = set(expected.mask.unsettled(found, expected.before))
+    new = set(expected.mask.unsettled(found, expected.after))
+    differing = sorted(old & new) if case.in_parts else sorted(new or old)
+    if differing:
+        near = min((old, new), key=len)
+        yield f"neither old nor new: {', '.join(differing[:4])} (nearer: {sorted(near)[:4]})"
+
+
+def is_old(expected: Expected, found: State) -> bool:
+    """Tell whether all is as before."""
+    return not expected.mask.unsettled(found, expected.before)
+
+
+def is_new(expected: Expected, found: State) -> bool:
+    """Tell whether all is as asked."""
+    return not expected.mask.unsettled(found, expected.after)
+
+
+def is_good(case: Case, expected: Expected, found: State) -> bool:
+    """Tell whether all is as asked, or as a run that was to be finished found it."""
+    if case.may_go_back and not expected.mask.unsettled(found, expected.prepared):
+        return True
+    return is_new(expected, found)
+
+
+def is_unsettled(world: World) -> bool:
+    """Tell whether the program itself knows that something is to be finished first."""
+    if swap.unfinished(world.home) is not None:
+        return True
+    return world.home.is_dir() and layout_journal.is_pending(world.home)
+
+
+def check_kept(world: World, expected: Expected) -> Iterator[str]:
+    """See that what restores put aside is a whole home: that from before, or that from after."""
+    for state in world.home_states():
+        if all(
+            expected.mask.differences(in_home(state), in_home(home))
+            for home in (expected.home_before, expected.home_after)
+        ):
+            yield "what a restore kept is no whole home"
+
+
+def check_snapshots(case: Case, world: World, expected: Expected, *, runs: int) -> Iterator[str]:
+    """See that only whole snapshots are listed, that none was lost, and not too many came."""
+    found = {item.path.name: hash_of(item.path) for item in catalog.snapshots_in(world.snapshots)}
+    for name, content in expected.snapshots.items():
+        if found.get(name) != content:
+            yield f"snapshot {name} was lost or changed"
+    added = set(found) - set(expected.snapshots)
+    if len(added) > (runs if case.takes_snapshot else 0):
+        yield f"{len(added)} snapshots came"
+    for name in sorted(added):
+        if (world.snapshots / name).stat().st_mode & 0o77:
+            yield f"snapshot {name} is open to others"
+        try:
+            _verify(world.snapshots / name, found[name])
+        except OpsError as error:
+            yield f"a listed snapshot is not whole: {error}"
+
+
+def check_names(world: World, expected: Expected) -> Iterator[str]:
+    """See that nothing is left that an undisturbed run does not leave."""
+    for name in sorted(world.names() - expected.names):
+        yield f"leftover {name}"
+
+
+def check_private(world: World, expected: Expected) -> Iterator[str]:
+    """See that what was made for the home's owner alone is open to nobody else."""
+    for name in ("secrets/master.key", "db/sagewai.db"):
+        path = world.home / name
+        if f"home/{name}" in expected.before or not path.exists():
+            continue
+        if path.stat().st_mode & 0o77:
+            yield f"{name} is open to others"
+
+
+def hash_of(path: Path) -> str:
+    """Give the hash of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def home_of(world: World) -> State:
+    """Give the state of the home alone."""
+    return state_of(world.home)
+
+
+def in_home(state: State) -> State:
+    """Leave out what this program itself keeps in a home."""
+    return {name: value for name, value in state.items() if ".sagewai-ops-" not in name}
+
+
+_UNLOCK = Unlock(identities=(IDENTITY,))
+_verified: set[str] = set()
+
+
+def _verify(path: Path, content: str) -> None:
+    """Read an archive whole; one of the same bytes was read before."""
+    if content not in _verified:
+        with open_archive(path, _UNLOCK if path.suffix == ".age" else None) as reader:
+            reader.verify()
+        _verified.add(content)

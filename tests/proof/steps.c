@@ -1,0 +1,265 @@
+/* Number the steps that processes take on files and on a database server, and let one be the last.
+ *
+ * Loaded with LD_PRELOAD. A step is a call of libc that changes something below the watched folder,
+ * or sends to a server. The control block is a file that all processes of a run map, so their steps
+ * are numbered together; only the process group that it names is counted. `faults.py` lays it out.
+ *
+ * Not seen: stores into mapped memory (SQLite's -shm, which is scratch) and raw system calls.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+enum { COUNT = 0, KILL_BEFORE = 1, KILL_AFTER = 2, FAIL = 3, TEAR = 4, FAIL_ON = 5 };
+
+struct control {           /* the same layout as faults.Control */
+  int group;               /* the process group whose steps count; 0 for none */
+  int mode;
+  int code;                /* errno of FAIL and FAIL_ON */
+  int fired;               /* how often the fault struck */
+  long target;             /* the step that it strikes, from 1 */
+  long taken;              /* steps so far */
+  long used;               /* bytes of the trace */
+  long room;
+  char folder[512];
+  char struck[1024];       /* the step that it struck */
+  char trace[];            /* lines: call, path */
+};
+
+static struct control *control;
+
+__attribute__((constructor)) static void begin(void) {
+  const char *path = getenv("SAGEWAI_PROOF_CONTROL");
+  if (!path) return;
+  int descriptor = open(path, O_RDWR | O_CLOEXEC);
+  if (descriptor < 0) return;
+  struct stat status;
+  if (fstat(descriptor, &status) == 0) {
+    void *map = mmap(NULL, status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
+    if (map != MAP_FAILED) control = map;
+  }
+  close(descriptor);
+}
+
+static int is_on(void) { return control && control->group && getpgrp() == control->group; }
+
+static int is_watched(const char *path) {
+  size_t length = strlen(control->folder);
+  return strncmp(path, control->folder, length) == 0 && (path[length] == '/' || !path[length]);
+}
+
+static int path_of(int descriptor, char *path) {
+  char link[64];
+  snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
+  ssize_t length = readlink(link, path, PATH_MAX - 1);
+  if (length < 0) return 0;
+  path[length] = 0;
+  return 1;
+}
+
+static int path_at(int folder, const char *name, char *path) {
+  if (!name) return 0;
+  if (name[0] == '/') { snprintf(path, PATH_MAX, "%s", name); return 1; }
+  if (folder == AT_FDCWD) { if (!getcwd(path, PATH_MAX)) return 0; }
+  else if (!path_of(folder, path)) return 0;
+  size_t length = strlen(path);
+  snprintf(path + length, PATH_MAX - length, "/%s", name);
+  return 1;
+}
+
+static int is_server(int descriptor) {
+  struct sockaddr_un peer;
+  socklen_t length = sizeof peer;
+  if (getpeername(descriptor, (struct sockaddr *)&peer, &length) != 0) return 0;
+  if (peer.sun_family == AF_UNIX) /* a socketpair of the program's own has no name */
+    return length > sizeof(sa_family_t) && peer.sun_path[0];
+  return peer.sun_family == AF_INET || peer.sun_family == AF_INET6;
+}
+
+static void die(void) {
+  kill(getpgrp(), SIGKILL); /* the run itself; what it started has to notice */
+  kill(getpid(), SIGKILL);
+  for (;;) pause();
+}
+
+static int grows(const char *call) {
+  static const char *const names[] = {"write", "pwrite", "create", "mkdir", "rename", "symlink",
+                                      "link", "fallocate", "copy", "fsync", "setxattr", NULL};
+  for (int at = 0; names[at]; at++) if (!strcmp(call, names[at])) return 1;
+  return 0;
+}
+
+/* Number a step. Gives 0 where it is none, -1 where it fails with errno, else what `after` takes:
+ * 1 to go on, 2 to be killed after it, 3 to be killed in the middle of it. */
+static int before(const char *call, const char *path) {
+  long number = __atomic_add_fetch(&control->taken, 1, __ATOMIC_SEQ_CST);
+  int is_server_step = !strcmp(call, "send");
+  if (control->mode == COUNT) {
+    long length = strlen(call) + strlen(path) + 2;
+    long at = __atomic_fetch_add(&control->used, length, __ATOMIC_SEQ_CST);
+    if (at + length < control->room) {
+      char *line = control->trace + at;
+      size_t name = strlen(call);
+      memcpy(line, call, name);
+      line[name] = '\t';
+      memcpy(line + name + 1, path, strlen(path));
+      line[length - 1] = '\n';
+    }
+    return 1;
+  }
+  int is_it = number == control->target;
+  if (control->mode == FAIL_ON && number > control->target && (control->code != ENOSPC || grows(call)))
+    is_it = 1;
+  if (!is_it) return 1;
+  if (__atomic_fetch_add(&control->fired, 1, __ATOMIC_SEQ_CST) == 0)
+    snprintf(control->struck, sizeof control->struck, "%s\t%s", call, path);
+  switch (control->mode) {
+    case KILL_BEFORE: die(); return 1;
+    case KILL_AFTER: return 2;
+    case TEAR: return 3;
+    default:
+      errno = is_server_step ? ECONNRESET : control->code;
+      return -1;
+  }
+}
+
+static void after(int what) {
+  if (what >= 2) die();
+}
+
+#define NEXT(name) ({ static __typeof__(&name) found; \
+  if (!found) found = (__typeof__(&name))dlsym(RTLD_NEXT, #name); found; })
+#define ON_PATH(call, folder, name) ({ char full_[PATH_MAX]; \
+  is_on() && path_at(folder, name, full_) && is_watched(full_) ? before(call, full_) : 0; })
+#define ON_FILE(call, descriptor) ({ char full_[PATH_MAX]; \
+  is_on() && path_of(descriptor, full_) && is_watched(full_) ? before(call, full_) : 0; })
+#define ON_ANY(call, descriptor) ({ char full_[PATH_MAX]; int what = 0; \
+  if (is_on() && path_of(descriptor, full_)) { \
+    if (is_watched(full_)) what = before(call, full_); \
+    else if (!strncmp(full_, "socket:", 7) && is_server(descriptor)) what = before("send", "server"); \
+  } what; })
+#define DO(type, what, real) do { int step = (what); if (step < 0) return -1; \
+  type result = (real); after(step); return result; } while (0)
+
+#define OPENED(name, folder) do { \
+  mode_t mode = 0; \
+  if (flags & (O_CREAT | __O_TMPFILE)) { va_list rest; va_start(rest, flags); mode = va_arg(rest, int); va_end(rest); } \
+  int step = 0; \
+  if ((flags & O_ACCMODE) != O_RDONLY || (flags & O_CREAT)) \
+    step = ON_PATH(flags & O_CREAT ? "create" : flags & O_TRUNC ? "truncate" : "open", folder, path_); \
+  if (step < 0) return -1; \
+  int result = name; after(step); return result; } while (0)
+
+int open(const char *path_, int flags, ...) { OPENED(NEXT(open)(path_, flags, mode), AT_FDCWD); }
+int open64(const char *path_, int flags, ...) { OPENED(NEXT(open64)(path_, flags, mode), AT_FDCWD); }
+int openat(int at, const char *path_, int flags, ...) { OPENED(NEXT(openat)(at, path_, flags, mode), at); }
+int openat64(int at, const char *path_, int flags, ...) { OPENED(NEXT(openat64)(at, path_, flags, mode), at); }
+int creat(const char *path, mode_t mode) { DO(int, ON_PATH("create", AT_FDCWD, path), NEXT(creat)(path, mode)); }
+int creat64(const char *path, mode_t mode) { DO(int, ON_PATH("create", AT_FDCWD, path), NEXT(creat64)(path, mode)); }
+
+extern int __open_2(const char *, int);
+extern int __open64_2(const char *, int);
+extern int __openat_2(int, const char *, int);
+extern int __openat64_2(int, const char *, int);
+#define OPENED_2(name, folder) do { int step = 0; \
+  if ((flags & O_ACCMODE) != O_RDONLY) step = ON_PATH("open", folder, path_); \
+  if (step < 0) return -1; \
+  int result = name; after(step); return result; } while (0)
+int __open_2(const char *path_, int flags) { OPENED_2(NEXT(__open_2)(path_, flags), AT_FDCWD); }
+int __open64_2(const char *path_, int flags) { OPENED_2(NEXT(__open64_2)(path_, flags), AT_FDCWD); }
+int __openat_2(int at, const char *path_, int flags) { OPENED_2(NEXT(__openat_2)(at, path_, flags), at); }
+int __openat64_2(int at, const char *path_, int flags) { OPENED_2(NEXT(__openat64_2)(at, path_, flags), at); }
+
+/* A torn write puts down the first half, and then the power goes. */
+#define WRITTEN(what, size, real, half) do { int step = (what); \
+  if (step < 0) return -1; \
+  if (step == 3 && (size) > 1) { if (half) {} die(); } \
+  ssize_t result = (real); after(step); return result; } while (0)
+
+ssize_t write(int fd, const void *bytes, size_t size) {
+  WRITTEN(ON_ANY("write", fd), size, NEXT(write)(fd, bytes, size), NEXT(write)(fd, bytes, size / 2));
+}
+ssize_t pwrite(int fd, const void *bytes, size_t size, off_t at) {
+  WRITTEN(ON_FILE("pwrite", fd), size, NEXT(pwrite)(fd, bytes, size, at), NEXT(pwrite)(fd, bytes, size / 2, at));
+}
+ssize_t pwrite64(int fd, const void *bytes, size_t size, off64_t at) {
+  WRITTEN(ON_FILE("pwrite", fd), size, NEXT(pwrite64)(fd, bytes, size, at), NEXT(pwrite64)(fd, bytes, size / 2, at));
+}
+ssize_t writev(int fd, const struct iovec *parts, int count) { DO(ssize_t, ON_ANY("write", fd), NEXT(writev)(fd, parts, count)); }
+ssize_t pwritev(int fd, const struct iovec *parts, int count, off_t at) { DO(ssize_t, ON_FILE("pwrite", fd), NEXT(pwritev)(fd, parts, count, at)); }
+ssize_t pwritev64(int fd, const struct iovec *parts, int count, off64_t at) { DO(ssize_t, ON_FILE("pwrite", fd), NEXT(pwritev64)(fd, parts, count, at)); }
+
+ssize_t send(int fd, const void *bytes, size_t size, int flags) { DO(ssize_t, ON_ANY("send", fd), NEXT(send)(fd, bytes, size, flags)); }
+ssize_t sendto(int fd, const void *bytes, size_t size, int flags, const struct sockaddr *to, socklen_t length) {
+  DO(ssize_t, ON_ANY("send", fd), NEXT(sendto)(fd, bytes, size, flags, to, length));
+}
+ssize_t sendmsg(int fd, const struct msghdr *message, int flags) { DO(ssize_t, ON_ANY("send", fd), NEXT(sendmsg)(fd, message, flags)); }
+
+ssize_t copy_file_range(int from, off64_t *at, int fd, off64_t *to, size_t size, unsigned flags) {
+  DO(ssize_t, ON_FILE("copy", fd), NEXT(copy_file_range)(from, at, fd, to, size, flags));
+}
+ssize_t sendfile(int fd, int from, off_t *at, size_t size) { DO(ssize_t, ON_FILE("copy", fd), NEXT(sendfile)(fd, from, at, size)); }
+ssize_t sendfile64(int fd, int from, off64_t *at, size_t size) { DO(ssize_t, ON_FILE("copy", fd), NEXT(sendfile64)(fd, from, at, size)); }
+
+int rename(const char *from, const char *to) { DO(int, ON_PATH("rename", AT_FDCWD, to), NEXT(rename)(from, to)); }
+int renameat(int at, const char *from, int to_at, const char *to) { DO(int, ON_PATH("rename", to_at, to), NEXT(renameat)(at, from, to_at, to)); }
+int renameat2(int at, const char *from, int to_at, const char *to, unsigned flags) {
+  DO(int, ON_PATH("rename", to_at, to), NEXT(renameat2)(at, from, to_at, to, flags));
+}
+int unlink(const char *path) { DO(int, ON_PATH("unlink", AT_FDCWD, path), NEXT(unlink)(path)); }
+int unlinkat(int at, const char *path, int flags) { DO(int, ON_PATH("unlink", at, path), NEXT(unlinkat)(at, path, flags)); }
+int rmdir(const char *path) { DO(int, ON_PATH("rmdir", AT_FDCWD, path), NEXT(rmdir)(path)); }
+int mkdir(const char *path, mode_t mode) { DO(int, ON_PATH("mkdir", AT_FDCWD, path), NEXT(mkdir)(path, mode)); }
+int mkdirat(int at, const char *path, mode_t mode) { DO(int, ON_PATH("mkdir", at, path), NEXT(mkdirat)(at, path, mode)); }
+int link(const char *from, const char *to) { DO(int, ON_PATH("link", AT_FDCWD, to), NEXT(link)(from, to)); }
+int linkat(int at, const char *from, int to_at, const char *to, int flags) { DO(int, ON_PATH("link", to_at, to), NEXT(linkat)(at, from, to_at, to, flags)); }
+int symlink(const char *text, const char *path) { DO(int, ON_PATH("symlink", AT_FDCWD, path), NEXT(symlink)(text, path)); }
+int symlinkat(const char *text, int at, const char *path) { DO(int, ON_PATH("symlink", at, path), NEXT(symlinkat)(text, at, path)); }
+int truncate(const char *path, off_t size) { DO(int, ON_PATH("truncate", AT_FDCWD, path), NEXT(truncate)(path, size)); }
+int truncate64(const char *path, off64_t size) { DO(int, ON_PATH("truncate", AT_FDCWD, path), NEXT(truncate64)(path, size)); }
+int ftruncate(int fd, off_t size) { DO(int, ON_FILE("truncate", fd), NEXT(ftruncate)(fd, size)); }
+int ftruncate64(int fd, off64_t size) { DO(int, ON_FILE("truncate", fd), NEXT(ftruncate64)(fd, size)); }
+int fallocate(int fd, int mode, off_t at, off_t size) { DO(int, ON_FILE("fallocate", fd), NEXT(fallocate)(fd, mode, at, size)); }
+int fallocate64(int fd, int mode, off64_t at, off64_t size) { DO(int, ON_FILE("fallocate", fd), NEXT(fallocate64)(fd, mode, at, size)); }
+/* These two give the errno and do not set it. */
+#define ALLOCATED(real) do { int step = ON_FILE("fallocate", fd); if (step < 0) return errno; \
+  int result = real; after(step); return result; } while (0)
+int posix_fallocate(int fd, off_t at, off_t size) { ALLOCATED(NEXT(posix_fallocate)(fd, at, size)); }
+int posix_fallocate64(int fd, off64_t at, off64_t size) { ALLOCATED(NEXT(posix_fallocate64)(fd, at, size)); }
+int fsync(int fd) { DO(int, ON_FILE("fsync", fd), NEXT(fsync)(fd)); }
+int fdatasync(int fd) { DO(int, ON_FILE("fsync", fd), NEXT(fdatasync)(fd)); }
+int syncfs(int fd) { DO(int, ON_FILE("fsync", fd), NEXT(syncfs)(fd)); }
+int chmod(const char *path, mode_t mode) { DO(int, ON_PATH("chmod", AT_FDCWD, path), NEXT(chmod)(path, mode)); }
+int fchmod(int fd, mode_t mode) { DO(int, ON_FILE("chmod", fd), NEXT(fchmod)(fd, mode)); }
+int fchmodat(int at, const char *path, mode_t mode, int flags) { DO(int, ON_PATH("chmod", at, path), NEXT(fchmodat)(at, path, mode, flags)); }
+int chown(const char *path, uid_t user, gid_t group) { DO(int, ON_PATH("chown", AT_FDCWD, path), NEXT(chown)(path, user, group)); }
+int lchown(const char *path, uid_t user, gid_t group) { DO(int, ON_PATH("chown", AT_FDCWD, path), NEXT(lchown)(path, user, group)); }
+int fchown(int fd, uid_t user, gid_t group) { DO(int, ON_FILE("chown", fd), NEXT(fchown)(fd, user, group)); }
+int fchownat(int at, const char *path, uid_t user, gid_t group, int flags) { DO(int, ON_PATH("chown", at, path), NEXT(fchownat)(at, path, user, group, flags)); }
+int utimensat(int at, const char *path, const struct timespec times[2], int flags) {
+  if (!path) DO(int, ON_FILE("utimes", at), NEXT(utimensat)(at, path, times, flags));
+  DO(int, ON_PATH("utimes", at, path), NEXT(utimensat)(at, path, times, flags));
+}
+int futimens(int fd, const struct timespec times[2]) { DO(int, ON_FILE("utimes", fd), NEXT(futimens)(fd, times)); }
+int setxattr(const char *path, const char *name, const void *value, size_t size, int flags) { DO(int, ON_PATH("setxattr", AT_FDCWD, path), NEXT(setxattr)(path, name, value, size, flags)); }
+int lsetxattr(const char *path, const char *name, const void *value, size_t size, int flags) { DO(int, ON_PATH("setxattr", AT_FDCWD, path), NEXT(lsetxattr)(path, name, value, size, flags)); }
+int fsetxattr(int fd, const char *name, const void *value, size_t size, int flags) { DO(int, ON_FILE("setxattr", fd), NEXT(fsetxattr)(fd, name, value, size, flags)); }
+int removexattr(const char *path, const char *name) { DO(int, ON_PATH("setxattr", AT_FDCWD, path), NEXT(removexattr)(path, name)); }
+int lremovexattr(const char *path, const char *name) { DO(int, ON_PATH("setxattr", AT_FDCWD, path), NEXT(lremovexattr)(path, name)); }
+int fremovexattr(int fd, const char *name) { DO(int, ON_FILE("setxattr", fd), NEXT(fremovexattr)(fd, name)); }

@@ -1,0 +1,264 @@
+"""A folder with all that a command can touch, and what there is to compare of it.
+
+A *state* maps names to values: each path below the folder to its mode, time and content, each
+database to what SQLite reads in it, each table of the server to its rows. Names with a moment in
+them become one name, so two runs can be compared; what differs between two undisturbed runs is
+masked by `Mask` and compares equal to anything.
+
+Not in a state: SQLite's sidecars (they are part of what it reads), archives and their cards, and
+what restores keep: those have rules of their own in `laws.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import re
+import shutil
+import sqlite3
+import stat
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from postgres_server import Server
+
+State = dict[str, object]
+
+_MOMENT = re.compile(r"\d{8}T\d{6,12}Z(-[0-9a-f]{4,6}\b)?")
+_SIDECAR = re.compile(r"\.db-(wal|shm|journal)$")
+_ARCHIVE = re.compile(r"^sagewai-<moment>\.tar\.zst(\.age)?(\.json)?$")
+_KEPT = "before-restore-<moment>"
+_APART = ("home.snapshots", "home.exports")  # each run adds to them
+_HIDDEN = re.compile(r"(^|/)\.|^tmp/")
+_TARGET = "target"  # the database on the server
+_TEMPLATE = "prepared"
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The folder of one run, always at the same path, because homes know theirs.
+
+    Attributes:
+        folder: Holds everything below.
+        server: A PostgreSQL, if the command needs one.
+    """
+
+    folder: Path
+    server: Server | None = None
+
+    @property
+    def home(self) -> Path:
+        """The home that commands are about."""
+        return self.folder / "home"
+
+    @property
+    def snapshots(self) -> Path:
+        """Where its snapshots are."""
+        return self.folder / "home.snapshots"
+
+    @property
+    def out(self) -> Path:
+        """Where commands put what they are asked for; there from the beginning."""
+        return self.folder / "out"
+
+    @property
+    def temporary(self) -> Path:
+        """TMPDIR of the runs."""
+        return self.folder / "tmp"
+
+    @property
+    def url(self) -> str:
+        """The URL of the database on the server."""
+        assert self.server is not None
+        return self.server.url(_TARGET)
+
+    @property
+    def database(self) -> str:
+        """The name of the database on the server."""
+        return _TARGET
+
+    def make(self) -> None:
+        """Begin with nothing."""
+        self.drop()
+        for folder in (self.folder, self.out, self.temporary):
+            folder.mkdir()
+
+    def drop(self) -> None:
+        """Remove everything of a run."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def keep_as(self, prepared: Path) -> None:
+        """Keep this world as what each run begins with."""
+        shutil.copytree(self.folder, prepared, symlinks=True)
+        if self.server:
+            self.server.drop(_TEMPLATE)
+            self.server.run("postgres", f'ALTER DATABASE "{_TARGET}" RENAME TO "{_TEMPLATE}"')
+
+    def reset(self, prepared: Path) -> None:
+        """Make this world what it was when it was kept."""
+        self.drop()
+        shutil.copytree(prepared, self.folder, symlinks=True)
+        if self.server:
+            self.server.drop(_TARGET)
+            self.server.run("postgres", f'CREATE DATABASE "{_TARGET}" TEMPLATE "{_TEMPLATE}"')
+
+    def state(self) -> State:
+        """Read the state.
+
+        Raises:
+            sqlite3.Error: A database cannot be read.
+        """
+        found = state_of(self.folder)
+        if self.server:
+            found |= {f"server: {name}": value for name, value in self._tables().items()}
+        return found
+
+    def names(self) -> set[str]:
+        """List every name, sidecars apart."""
+        return {
+            _named(os.path.relpath(os.path.join(above, name), self.folder))
+            for above, folders, files in os.walk(self.folder)
+            for name in (*folders, *files)
+            if not _SIDECAR.search(name)
+        }
+
+    def home_states(self) -> list[State]:
+        """Read the state of each folder that a restore kept from before."""
+        return [
+            state_of(path)
+            for path in self.folder.glob("home.before-restore-*")
+            if path.is_dir() and not path.is_symlink()
+        ]
+
+    def _tables(self) -> dict[str, object]:
+        assert self.server is not None
+        names = [
+            str(name)
+            for (name,) in self.server.rows(
+                _TARGET,
+                "SELECT relname FROM pg_class WHERE relkind IN ('r', 'v')"
+                " AND relnamespace = 'public'::regnamespace ORDER BY 1",
+            )
+        ]
+        if not names:
+            return {}
+        queries = [
+            f"""SELECT '{name}', (SELECT md5(string_agg(attname || ' ' || atttypid || ' '
+                || attnotnull, ',' ORDER BY attnum)) FROM pg_attribute
+                WHERE attrelid = '"{name}"'::regclass AND attnum > 0),
+                (SELECT count(*) FROM "{name}"),
+                (SELECT md5(string_agg(md5(item.*::text), '' ORDER BY md5(item.*::text)))
+                 FROM "{name}" item)"""
+            for name in names
+        ]
+        return {
+            str(name): rest
+            for name, *rest in self.server.rows(_TARGET, " UNION ALL ".join(queries))
+        }
+
+
+def state_of(root: Path) -> State:
+    """Give the state of a folder; see the module."""
+    found: State = {}
+    for above, folders, files in os.walk(root):
+        here = os.path.relpath(above, root)
+        if _KEPT in _named(here):
+            folders.clear()
+            continue
+        for name in (*folders, *files):
+            path = os.path.join(above, name)
+            named = _named(os.path.normpath(os.path.join(here, name)))
+            if named.startswith(_APART):
+                continue
+            if _SIDECAR.search(name) or _ARCHIVE.match(_named(name)) or _KEPT in named:
+                continue
+            status = os.lstat(path)
+            if stat.S_ISLNK(status.st_mode):
+                found[named] = ("link", os.readlink(path))
+            elif stat.S_ISDIR(status.st_mode):
+                found[named] = ("folder", f"{stat.S_IMODE(status.st_mode):o}")
+            elif name.endswith(".db") and status.st_size:
+                found[named] = ("database", f"{stat.S_IMODE(status.st_mode):o}")
+                found |= {
+                    f"{named}: {part}": value for part, value in read_database(Path(path)).items()
+                }
+            else:
+                content = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+                found[named] = ("file", f"{stat.S_IMODE(status.st_mode):o}", content)
+    return found
+
+
+def read_database(path: Path) -> Mapping[str, str]:
+    """Give a hash of what SQLite reads in each table, from a copy: reading recovers."""
+    parts = [path, *(path.with_name(path.name + end) for end in ("-wal", "-journal"))]
+    return _read(tuple((one.name, one.read_bytes()) for one in parts if one.exists()))
+
+
+@functools.lru_cache(64)
+def _read(parts: tuple[tuple[str, bytes], ...]) -> Mapping[str, str]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        for name, content in parts:
+            Path(folder, name).write_bytes(content)
+        with contextlib.closing(sqlite3.connect(Path(folder, parts[0][0]))) as connection:
+            connection.text_factory = bytes
+            (verdict,) = connection.execute("PRAGMA quick_check").fetchone()
+            if verdict != b"ok":
+                raise sqlite3.DatabaseError(f"{parts[0][0]}: {verdict!r}")
+            objects = connection.execute(
+                "SELECT type, name, sql FROM sqlite_master ORDER BY type, name"
+            ).fetchall()
+            found = {"schema": _hash(objects)}
+            for kind, name, sql in objects:
+                if kind == b"table" and not (sql or b"").startswith(b"CREATE VIRTUAL"):
+                    table = name.decode().replace('"', '""')
+                    found[table] = _hash(connection.execute(f'SELECT * FROM "{table}"').fetchall())
+            return found
+
+
+def _hash(rows: list[object]) -> str:
+    return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+
+
+def _named(path: str) -> str:
+    return _MOMENT.sub("<moment>", path)
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """What two undisturbed runs gave differently: random keys, moments in a document."""
+
+    varying: frozenset[str]
+
+    @classmethod
+    def between(cls, first: State, second: State) -> Mask:
+        """Compare two runs."""
+        return cls(
+            frozenset(name for name in first if name in second and first[name] != second[name])
+        )
+
+    def unsettled(self, found: State, expected: State) -> list[str]:
+        """Name what differs, but for what runs leave that died: hidden, or in TMPDIR."""
+        return [
+            name
+            for name in self.differences(found, expected)
+            if name in expected or not _HIDDEN.search(name)
+        ]
+
+    def differences(self, found: State, expected: State) -> list[str]:
+        """Name what differs; of what varies, only whether it is there counts, and its mode."""
+        return sorted(
+            name
+            for name in {*found, *expected}
+            if name not in found
+            or name not in expected
+            or (self._shown(name, found[name]) != self._shown(name, expected[name]))
+        )
+
+    def _shown(self, name: str, value: object) -> object:
+        if name not in self.varying:
+            return value
+        return value[:2] if isinstance(value, tuple) else None
