@@ -7,7 +7,6 @@ afterwards there is a proved one. Nothing in the home is changed.
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -95,7 +94,7 @@ def pipe_snapshot(
     require(home)
     _check(options)
     swap.require_settled(home.root)
-    folder = Path(tempfile.gettempdir())
+    folder = atomic.temporary_folder()
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
         with locks.guarded(folder):
             swept = catalog.sweep(folder)
