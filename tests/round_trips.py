@@ -78,9 +78,9 @@ def expected_of(
         if kind_of(path) in _NOT_CARRIED or path in left_out:
             continue
         if stat.S_ISREG(mode):
-            mode = stat.S_IFREG | file_mode(kind_of(path), mode)
+            mode = stat.S_IFREG | file_mode(path, stat.S_IMODE(mode))
         elif stat.S_ISDIR(mode):
-            mode = stat.S_IFDIR | folder_mode(path, mode)
+            mode = stat.S_IFDIR | folder_mode(path, stat.S_IMODE(mode))
         elif isinstance(content, str) and content.startswith(f"{source}/"):
             content = f"{restored}{content[len(str(source)) :]}"
         found[path] = (mode, moment, b"" if path == DATABASE else content)

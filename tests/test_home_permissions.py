@@ -4,23 +4,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagewai_ops.home.paths import Kind, kind_of
 from sagewai_ops.home.permissions import file_mode, folder_mode
 
 MODES = st.integers(0, 0o7777)
 
 
 @given(MODES)
-@pytest.mark.parametrize("kind", [Kind.DATABASE, Kind.SIDECAR, Kind.KEY, Kind.SECRET])
-def test_secret_is_private_whatever_it_was(kind: Kind, mode: int) -> None:
+@pytest.mark.parametrize("path", ["db/sagewai.db", "db/notes", "secrets/master.key", "sagewai.db"])
+def test_secret_is_private_whatever_it_was(path: str, mode: int) -> None:
     """Read and written by the owner, and by nobody else."""
-    assert file_mode(kind, mode) == 0o600
+    assert file_mode(path, mode) == 0o600
 
 
 @given(MODES)
-def test_other_file_keeps_its_permissions_without_odd_bits(mode: int) -> None:
-    """Set-user-id, set-group-id and sticky bits never come back."""
-    assert file_mode(Kind.OTHER, mode) == mode & 0o777
+def test_other_file_keeps_its_permissions_as_far_as_the_rules_let_it(mode: int) -> None:
+    """Others no longer write, and odd bits never come back."""
+    assert file_mode("data/artifacts/report.md", mode) == mode & 0o755
+
+
+@given(MODES)
+def test_conversations_are_private(mode: int) -> None:
+    """What people said to agents."""
+    assert folder_mode("sessions", mode) & 0o077 == 0
 
 
 @given(MODES)
@@ -45,9 +50,9 @@ def test_folder_of_the_home_is_usable_by_its_owner_and_written_by_nobody_else(
 
 @given(MODES)
 @pytest.mark.parametrize("path", ["data/artifacts", "data/a/b", "own"])
-def test_folder_of_data_keeps_its_permissions(path: str, mode: int) -> None:
-    """What tasks wrote for others stays readable for them."""
-    assert folder_mode(path, mode) == mode & 0o777
+def test_folder_of_data_stays_readable_for_others(path: str, mode: int) -> None:
+    """What tasks wrote for others is theirs to read, and no longer to change."""
+    assert folder_mode(path, mode) == mode & 0o755
 
 
 @pytest.mark.parametrize(
@@ -69,4 +74,4 @@ def test_folder_of_data_keeps_its_permissions(path: str, mode: int) -> None:
 )
 def test_every_place_of_secrets_is_known(path: str) -> None:
     """By its path in the home alone, its mode follows."""
-    assert file_mode(kind_of(path), 0o666) == 0o600
+    assert file_mode(path, 0o666) == 0o600

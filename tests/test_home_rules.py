@@ -26,7 +26,7 @@ from sagewai_ops.home import inspection
 from sagewai_ops.home.findings import Finding, Inspection
 from sagewai_ops.home.inspection import inspect
 from sagewai_ops.home.parts import Facts, Part, Wanted, part_of_file, part_of_folder
-from sagewai_ops.home.paths import Home, Kind, locate
+from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.home.permissions import file_mode, folder_mode
 from sagewai_ops.home.repair import apply_repairs, plan_repairs, undo_repairs
 from sagewai_ops.home.rules import RULES, RULES_BY_PART, Severity
@@ -743,16 +743,12 @@ def test_verification_judges_again_after_the_repair(home: Home) -> None:
 
 def test_modes_of_a_restore_follow_the_rules(home: Home) -> None:
     """What restore gives a file or folder violates no rule about modes."""
-    for name, kind in (
-        ("db/sagewai.db", Kind.DATABASE),
-        ("secrets/master.key", Kind.KEY),
-        ("config/connections.json", Kind.SECRET),
-    ):
-        assert _wrong(part_of_file(name), name, "file", file_mode(kind, 0o666)) == []
-    for name in ("", "config", "db", "fleet", "secrets", "secrets/sops"):
+    for name in ("db/sagewai.db", "secrets/master.key", "config/connections.json", "data/a.txt"):
+        assert _wrong(part_of_file(name), name, "file", file_mode(name, 0o666)) == []
+    for name in ("", "config", "db", "fleet", "secrets", "secrets/sops", "sessions", "data/a"):
         assert _wrong(part_of_folder(name), name, "folder", folder_mode(name, 0o777)) == []
-    assert file_mode(Kind.OTHER, 0o4755) == 0o755
-    assert folder_mode("data/artifacts", 0o2775) == 0o775
+    assert file_mode("data/tool", 0o4755) == 0o755
+    assert folder_mode("data/artifacts", 0o2775) == 0o755
     assert folder_mode("", 0o755) == 0o755
 
 

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from program import call
-from sagewai_ops.home.paths import kind_of
 from sagewai_ops.home.permissions import file_mode, folder_mode
 from small_homes import everything_of, rows_of, small
 
@@ -72,7 +71,7 @@ def _expected(
         if stat.S_ISDIR(mode):
             rule = folder_mode(path, rule)
         elif stat.S_ISREG(mode):
-            rule = file_mode(kind_of(path), rule)
+            rule = file_mode(path, rule)
         elif isinstance(content, str):  # a link with the home's own path names the new home's
             content = content.replace(str(root), str(copy))
         found[path] = (stat.S_IFMT(mode) | rule, moment, content)

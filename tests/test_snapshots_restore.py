@@ -39,6 +39,7 @@ from sagewai_ops.errors import (
     TargetBusyError,
     UsageError,
 )
+from sagewai_ops.home.inspection import inspect
 from sagewai_ops.home.paths import locate
 from sagewai_ops.keys.candidates import fingerprint
 from sagewai_ops.snapshots import restore as restoring
@@ -948,3 +949,28 @@ def test_home_that_comes_while_the_archive_is_extracted_is_not_overwritten(
 
     assert os.listdir(target) == ["note"]
     assert leftovers_beside(target) == []
+
+
+def test_restored_home_violates_no_rule_whatever_its_modes_were(tmp_path: Path) -> None:
+    """What `verify-perms` would repair is right from the beginning."""
+    built = small(tmp_path / "home", artifacts=True)
+    for name, content in (
+        ("sagewai.db", b""),
+        ("db/notes", b"x"),
+        ("secrets/deep/one", b"x"),
+        ("fleet/worker.json", b"{}"),
+        ("fleet/notes", b"x"),
+        ("config/x.json.bak-1", b"{}"),
+        ("connections.json", b"{}"),
+    ):
+        (built.root / name).parent.mkdir(exist_ok=True)
+        (built.root / name).write_bytes(content)
+    for path in (built.root, *built.root.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o7777 if path.is_dir() else 0o6777)
+
+    bring_back(snapshot_of(built.root), tmp_path / "there", key_home=built.root)
+
+    seen = inspect(locate(tmp_path / "there", {}))
+    assert [finding.path for finding in seen.findings if finding.wanted is not None] == []
+    assert (tmp_path / "there/data/artifacts/run.sh").stat().st_mode & 0o7777 == 0o755

@@ -1,30 +1,51 @@
 """The modes that the files of a home must have, whatever an archive or the umask says.
 
-They follow from the table in `rules`. Set-user-id, set-group-id and sticky bits are never brought
-back.
+They are what the table in `rules` leaves of a mode once all its repairs are made. Secrets are
+narrowed to exactly 0600 and 0700, and set-user-id, set-group-id and sticky bits never come back.
 """
 
-from sagewai_ops.home.parts import PRIVATE_KINDS, Part, part_of_folder
-from sagewai_ops.home.paths import Kind
-from sagewai_ops.home.rules import PRIVATE_FILE, PRIVATE_FOLDER, WRITE_BY_OTHERS
+import functools
+from dataclasses import replace
+
+from sagewai_ops.home.parts import (
+    SECRET_FILES,
+    Facts,
+    Part,
+    Wanted,
+    part_of_file,
+    part_of_folder,
+)
+from sagewai_ops.home.rules import KEY_CHARACTERS, PRIVATE_FILE, PRIVATE_FOLDER, RULES_BY_PART
 
 _PERMISSIONS = 0o777
+_PRIVATE_FOLDERS = (Part.SECRET_FOLDER, Part.OWN_FOLDER)
+_USED_BY_OWNER = (Part.HOME, Part.FOLDER)  # Sagewai has to get in
 
 
-def file_mode(kind: Kind, mode: int) -> int:
-    """Give the mode of a file.
+def file_mode(path: str, mode: int) -> int:
+    """Give the mode of a file at a path relative to the home.
 
     Args:
         mode: The one that it had.
     """
-    return PRIVATE_FILE if kind in PRIVATE_KINDS else mode & _PERMISSIONS
+    part = part_of_file(path)
+    return PRIVATE_FILE if part in SECRET_FILES else _repaired(part, "file", mode)
 
 
 def folder_mode(path: str, mode: int) -> int:
     """Give the mode of a folder at a path relative to the home; "" is the home itself."""
     part = part_of_folder(path)
-    if part in (Part.SECRET_FOLDER, Part.OWN_FOLDER):
+    if part in _PRIVATE_FOLDERS:
         return PRIVATE_FOLDER
-    if part in (Part.HOME, Part.FOLDER):
-        return (mode & _PERMISSIONS & ~WRITE_BY_OTHERS) | PRIVATE_FOLDER
-    return mode & _PERMISSIONS
+    return _repaired(part, "folder", mode) | (PRIVATE_FOLDER if part in _USED_BY_OWNER else 0)
+
+
+@functools.lru_cache(maxsize=1024)  # a home of 100,000 files has few modes
+def _repaired(part: Part, kind: str, mode: int) -> int:
+    state = Wanted(mode & _PERMISSIONS, uid=0, gid=0)
+    facts = Facts(part, "", kind, state, links=1, owner=0, owner_gid=0, key_length=KEY_CHARACTERS)
+    for rule in RULES_BY_PART[part]:
+        wanted = rule.repair(facts) if rule.test(facts) else None
+        if wanted is not None:
+            facts = replace(facts, state=wanted)
+    return facts.state.mode & _PERMISSIONS

@@ -15,7 +15,7 @@ from sagewai_ops import atomic
 from sagewai_ops.archive.manifest import Entry, EntryType
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import DamagedError
-from sagewai_ops.home.paths import OWN_PREFIX, Kind, kind_of
+from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.home.permissions import file_mode, folder_mode
 from sagewai_ops.snapshots.places import EXTERNAL
 
@@ -131,9 +131,9 @@ class _Writing:
         os.close(self._root)
 
     def _write(self, entry: Entry, path: str, name: str, content: Iterator[memoryview]) -> None:
-        kind = kind_of(path)
+        mode = file_mode(path, entry.mode)
         if path.startswith(EXTERNAL + "/"):
-            kind = Kind.SECRET  # what an override put outside the home, whatever its mode was there
+            mode = 0o600  # what an override put outside the home, whatever its mode was there
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(name, flags, 0o600, dir_fd=self._descriptor)
         try:
@@ -144,7 +144,7 @@ class _Writing:
                 os.ftruncate(descriptor, entry.size_bytes)
             if self._is_root:
                 os.fchown(descriptor, entry.uid, entry.gid)
-            os.fchmod(descriptor, file_mode(kind, entry.mode))
+            os.fchmod(descriptor, mode)
             os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
         finally:
             os.close(descriptor)
