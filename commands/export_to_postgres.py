@@ -93,12 +93,14 @@ def export_to_postgres(
     ] = None,
 ) -> Outcome:
     """Parse, move, render."""
+    from sagewai_ops.snapshots.swap import require_settled
     from sagewai_ops.transfer.move import Options, export
     from sagewai_ops.transfer.session import MOVE, PLAN, VERIFY
 
     if plan and verify_only:
         raise UsageError("--plan and --verify-only: one of the two")
     home = run.home()
+    require_settled(home.root)
     options = Options(
         purpose=PLAN if plan else VERIFY if verify_only else MOVE,
         policy=on_invalid.value,

@@ -17,8 +17,8 @@ import real_homes
 from home_builder import BuiltHome
 from program import Answer, call, run
 from sagewai_ops.database.source import NeedsStagingError
-from sagewai_ops.keys.candidates import fingerprint
 from sagewai_ops.keys import inventory
+from sagewai_ops.keys.candidates import fingerprint
 from sagewai_ops.keys.escrow import ciphertext_of
 from small_homes import everything_of, small
 

@@ -258,6 +258,7 @@ def test_until_it_is_recovered_every_other_command_refuses(broken: BuiltHome) ->
         ("keys", "check"),
         ("keys", "escrow", "--recipient", identity.to_public(), "--to", broken.root / "../k.age"),
         ("keys", "rotate", *NO_SNAPSHOT),
+        ("export-to-postgres", "--plan", "postgresql://nobody@127.0.0.1:1/none"),
     )
 
     for command in commands:
