@@ -29,6 +29,7 @@ COMMANDS = (
     "drill",
     "preflight",
     "export-to-postgres",
+    "schedule",
     "config",
 )
 _ASKS = {"--help", "-h", "--version", "--install-completion", "--show-completion"}

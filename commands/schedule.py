@@ -1,0 +1,305 @@
+"""`schedule`: print what runs `backup` every night: systemd, cron, Compose, Kubernetes."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sagewai_ops.errors import UsageError
+from sagewai_ops.invocation import Outcome, Run, command
+from sagewai_ops.terminal import Terminal
+
+HELP = """{what}
+
+Nothing is installed: read it, change it, put it where its first lines say. What follows `--` are
+options of `backup`; they are checked. Files with secrets are handed over in the way of the system,
+and no secret stands in what is printed. docs/schedule.md explains each line.
+
+\b
+Examples:
+{examples}
+
+\b
+Exit codes: 0 printed, 2 an option is wrong, 14 --into may not be written,
+15 --into has such a file.
+"""
+KINDS = {
+    "systemd": (
+        "Print a systemd service and its timer.",
+        [
+            "sagewai-ops schedule systemd --user sagewai --home /srv/sagewai",
+            "sagewai-ops schedule systemd --into /etc/systemd/system -- --keep-daily 7",
+            "sagewai-ops schedule systemd -- --ping-url-file /etc/sagewai-ops/ping-url",
+        ],
+    ),
+    "cron": (
+        "Print a line for a crontab.",
+        [
+            "sagewai-ops schedule cron --time 04:15",
+            "sagewai-ops schedule cron --user sagewai --into /etc/cron.d",
+        ],
+    ),
+    "compose": (
+        "Print a Compose service beside Sagewai's own.",
+        [
+            "sagewai-ops schedule compose > sagewai-ops-backup.yaml",
+            "sagewai-ops schedule compose --to /backups -- --keep-daily 7",
+        ],
+    ),
+    "kubernetes": (
+        "Print a Kubernetes CronJob.",
+        ["sagewai-ops schedule kubernetes --image registry.example.org/sagewai-ops:1"],
+    ),
+}
+_PLACES = ("DIR", "F", "FILE")  # how options that take a path call it
+_OURS = {"--to": "--to DIR", "--home": "--home DIR"}  # given to schedule itself
+_MODE = 0o644  # nothing in it is secret
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    group = typer.Typer(
+        name="schedule",
+        help="Print what runs a backup every night.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
+    functions: dict[str, Callable[..., Outcome]] = {
+        "systemd": systemd, "cron": cron, "compose": compose, "kubernetes": kubernetes,
+    }  # fmt: skip
+    for name, (what, examples) in KINDS.items():
+        text = HELP.format(what=what, examples="\n".join(f"  {line}" for line in examples))
+        group.command(name, help=text, short_help=what)(
+            command(f"schedule {name}")(functions[name])
+        )
+    app.add_typer(group)
+
+
+TimeOption = Annotated[
+    str, typer.Option("--time", metavar="HH:MM", help="When; in containers it is UTC.")
+]
+ToOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--to",
+        metavar="DIR",
+        envvar="SAGEWAI_OPS_SNAPSHOTS",
+        help="The snapshot folder; else HOME.snapshots, in containers a volume.",
+        show_default=False,
+    ),
+]
+UserOption = Annotated[
+    str | None, typer.Option("--user", metavar="NAME", help="Who runs it; else root, or you.")
+]
+ContainerUserOption = Annotated[
+    str | None,
+    typer.Option("--user", metavar="UID:GID", help="Who runs it; else 1001:1001, as Sagewai."),
+]
+ProgramOption = Annotated[
+    Path | None,
+    typer.Option("--program", metavar="FILE", help="The program; else this one."),
+]
+ImageOption = Annotated[
+    str | None,
+    typer.Option("--image", metavar="NAME", help="The image; else the Dockerfile's."),
+]
+IntoOption = Annotated[
+    Path | None,
+    typer.Option("--into", metavar="DIR", help="Write files there; one there stays as it is."),
+]
+WordsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[-- OPTION...]", help="Options of backup.", show_default=False),
+]
+
+
+def systemd(
+    run: Run,
+    *,
+    words: WordsArgument = None,
+    time: TimeOption = "03:30",
+    to: ToOption = None,
+    user: UserOption = None,
+    program: ProgramOption = None,
+    into: IntoOption = None,
+) -> Outcome:
+    """Plan, write."""
+    from sagewai_ops.schedule import systemd as units
+
+    plan = _plan(run, words, time, to, user, program)
+    return _outcome(units(plan), into)
+
+
+def cron(
+    run: Run,
+    *,
+    words: WordsArgument = None,
+    time: TimeOption = "03:30",
+    to: ToOption = None,
+    user: UserOption = None,
+    program: ProgramOption = None,
+    into: IntoOption = None,
+) -> Outcome:
+    """Plan, write."""
+    from sagewai_ops.schedule import cron as crontab
+
+    plan = _plan(run, words, time, to, user, program)
+    return _outcome(crontab(plan), into)
+
+
+def compose(
+    run: Run,
+    *,
+    words: WordsArgument = None,
+    time: TimeOption = "03:30",
+    to: ToOption = None,
+    user: ContainerUserOption = None,
+    image: ImageOption = None,
+    into: IntoOption = None,
+) -> Outcome:
+    """Plan, write."""
+    from sagewai_ops.schedule_containers import compose as services
+
+    plan = _plan(run, words, time, to, _ids(user), None)
+    is_named = run.settings.home_option or run.settings.environment.get("SAGEWAI_HOME")
+    files = services(
+        plan,
+        *_image(plan, image),
+        home=str(plan.home) if is_named else "",
+        snapshots=str(to.absolute()) if to else "",
+    )
+    return _outcome(files, into)
+
+
+def kubernetes(
+    run: Run,
+    *,
+    words: WordsArgument = None,
+    time: TimeOption = "03:30",
+    user: ContainerUserOption = None,
+    image: ImageOption = None,
+    into: IntoOption = None,
+) -> Outcome:
+    """Plan, write."""
+    from sagewai_ops.schedule_containers import kubernetes as cron_job
+
+    plan = _plan(run, words, time, None, _ids(user), None)
+    return _outcome(cron_job(plan, *_image(plan, image)), into)
+
+
+def _image(plan: Any, named: str | None) -> tuple[str, list[str]]:
+    """Give the image's name, and how to make it where it is ours."""
+    from sagewai_ops import __version__
+    from sagewai_ops.schedule_containers import image_note
+
+    if named:
+        return named, []
+    name = f"sagewai-ops:{__version__}"
+    return name, image_note(name, __version__, plan.user)
+
+
+def _plan(
+    run: Run,
+    words: list[str] | None,
+    time: str,
+    to: Path | None,
+    user: str | None,
+    program: Path | None,
+) -> Any:
+    from sagewai_ops.schedule import Plan, time_of
+
+    home = run.home()
+    hour, minute = time_of(time)
+    if user is not None and not user.replace("-", "").replace(":", "").isalnum():
+        raise UsageError(f"--user {user}: is no name of a user", hint="such as --user sagewai")
+    return Plan(
+        program=(program or _this_program()).absolute(),
+        home=home.root,
+        snapshots=run.snapshots(home, to),
+        words=_checked(run, words or []),
+        hour=hour,
+        minute=minute,
+        user=user or "",
+    )
+
+
+def _ids(user: str | None) -> str | None:
+    """Check a user of a container, where names mean nothing."""
+    parts = (user or "1:1").split(":")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise UsageError(
+            f"--user {user}: is no UID:GID of a user but root", hint="--user 1001:1001"
+        )
+    return user
+
+
+def _checked(run: Run, words: list[str]) -> tuple[str, ...]:
+    """Parse options as `backup` would, tonight; paths are absolute afterwards.
+
+    Raises:
+        UsageError: One is given to `schedule` itself, holds a secret, or keeps a snapshot from
+            going into the folder.
+    """
+    from sagewai_ops.configuration import SECRET_OPTIONS
+    from sagewai_ops.schedule import pairs
+
+    root = run.context.find_root()
+    backup = root.command.commands["backup"]
+    backup.make_context("backup", list(words), parent=root)  # raises the parser's own error
+    places = {flag for one in backup.params if one.metavar in _PLACES for flag in one.opts}
+    found: list[str] = []
+    for word, value in pairs(words):
+        if word in _OURS:
+            raise UsageError(f"{word}: belongs in front of --", hint=f"schedule ... {_OURS[word]}")
+        if word.removeprefix("--") in SECRET_OPTIONS:
+            raise UsageError(f"{word}: is a secret, which no unit should hold", hint=f"{word}-file")
+        if word == "--output" or value == "-":
+            raise UsageError(f"{word}: has no use at night, where nobody pipes or types")
+        found.append(word)
+        if value is not None:
+            found.append(os.path.abspath(os.path.expanduser(value)) if word in places else value)
+    return tuple(found)
+
+
+def _this_program() -> Path:
+    """Find the installed script: beside Python's own, else on PATH, else how we were called."""
+    beside = Path(sys.executable).with_name("sagewai-ops")
+    return beside if beside.exists() else Path(shutil.which("sagewai-ops") or sys.argv[0])
+
+
+def _outcome(files: list[Any], into: Path | None) -> Outcome:
+    if into is not None:
+        _write(into, files)
+    result = {
+        "files": [{"name": one.name, "text": one.text} for one in files],
+        "into": str(into.absolute()) if into else None,
+    }
+
+    def show(terminal: Terminal) -> None:
+        for number, one in enumerate(files):
+            if into is not None:
+                terminal.line(f"written  {into / one.name}")
+                continue
+            if number:
+                terminal.line()
+            terminal.line(f"# {one.name}")
+            for line in one.text.splitlines():
+                terminal.line(line)
+
+    return Outcome(result, show, always=into is None)
+
+
+def _write(folder: Path, files: list[Any]) -> None:
+    from sagewai_ops import atomic
+    from sagewai_ops.errors import TargetBusyError
+
+    for one in files:
+        path = folder / one.name
+        if path.exists() and path.read_text(encoding="utf-8") != one.text:
+            raise TargetBusyError(f"{path}: is there, and says something else", hint=f"rm {path}")
+    for one in files:
+        atomic.replace(folder / one.name, one.text.encode(), mode=_MODE)

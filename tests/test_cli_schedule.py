@@ -1,0 +1,354 @@
+"""The schedules: each is valid for the system that it is for, and runs what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+import program
+from json_schemas import problems
+from program import Answer, call
+from sagewai_ops.schedule import NAME
+from small_homes import small
+
+SCHEMAS = Path(__file__).parent.parent / "fixtures" / "schemas"
+KINDS = ("systemd", "cron", "compose", "kubernetes")
+ODD_NAMES = ("a b", "100%", "$HOME", "it's", 'say "x"', "back\\slash", "ünï", "-x", "#c;d&e")
+needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd")
+
+
+def _files(kind: str, *words: object) -> dict[str, str]:
+    """Print a schedule; give its files."""
+    result = call("schedule", kind, "--json", *words).result
+    assert problems(f"schedule-{kind}", result) == []
+    return {one["name"]: one["text"] for one in result["files"]}
+
+
+def _document(kind: str, *words: object) -> dict[str, Any]:
+    """Give the one document of a schedule for containers, valid by its schema."""
+    (text,) = _files(kind, *words).values()
+    document = yaml.safe_load(text)
+    assert isinstance(document, dict)
+    name = "compose" if kind == "compose" else "kubernetes-cronjob"
+    schema = json.loads((SCHEMAS / f"{name}.json").read_text(encoding="utf-8"))
+    jsonschema.Draft7Validator(schema).validate(document)
+    return document
+
+
+def _line(text: str) -> str:
+    """Give the one line of a crontab that is no comment, as cron hands it to the shell."""
+    (line,) = [line for line in text.splitlines() if not line.startswith("#")]
+    return line.split(" ", 5)[5].replace("\\%", "%")
+
+
+def _fake(folder: Path, name: str, script: str) -> Path:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+@needs_systemd
+@pytest.mark.parametrize("name", ["home", *ODD_NAMES])
+def test_units_are_good_for_systemd(tmp_path: Path, name: str) -> None:
+    """No complaint about any line, whatever the home is called; the exposure is low."""
+    home = tmp_path / name
+    call("--home", home, "schedule", "systemd", "--into", tmp_path, "--user", "daemon",
+         "--", "--keep-daily", "7", "--ping-url-file", "/etc/ping")  # fmt: skip
+    units = [tmp_path / f"{NAME}.service", tmp_path / f"{NAME}.timer"]
+
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, check=False
+    )
+
+    assert (verified.returncode, verified.stderr.decode()) == (0, "")
+
+
+@needs_systemd
+def test_units_are_hardened(tmp_path: Path) -> None:
+    """By systemd's own measure, of which 10 is the worst."""
+    call("schedule", "systemd", "--into", tmp_path, "--user", "daemon")
+
+    judged = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", tmp_path / f"{NAME}.service"],
+        capture_output=True,
+        check=False,
+    ).stdout.decode()
+
+    exposure = re.search(r"exposure level for \S+: ([\d.]+)", judged)
+    assert exposure, judged
+    assert float(exposure[1]) < 3
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_units_run_the_words_that_were_meant(tmp_path: Path, name: str) -> None:
+    """Unquoted as systemd.service(5) says: `%%`, `$$`, quotes, and credentials by variable."""
+    home = tmp_path / name
+
+    text = _files("systemd", "--home", home, "--", "--ping-url-file", "/p", "--exclude", name
+                  if not name.startswith("-") else "x")[f"{NAME}.service"]  # fmt: skip
+
+    command = next(line for line in text.splitlines() if line.startswith("ExecStart="))
+    words = shlex.split(command.partition("=")[2].replace("%%", "%").replace("$$", "$"))
+    assert words[1:6] == ["--home", str(home), "backup", "--to", f"{home}.snapshots"]
+    assert words[6:8] == ["--ping-url-file", "${CREDENTIALS_DIRECTORY}/ping-url"]
+    assert "LoadCredential=ping-url:/p" in text.splitlines()
+
+
+def test_units_open_what_is_written_and_no_more(tmp_path: Path) -> None:
+    """The home, the snapshots, and the folders of the metrics and the log."""
+    text = _files("systemd", "--home", "/h", "--to", "/s", "--", "--metrics-file", "/m/x.prom",
+                  "--log-file", "/l/x.log")[f"{NAME}.service"]  # fmt: skip
+
+    assert "ReadWritePaths=/h /s /m /l" in text.splitlines()
+    assert "ProtectSystem=strict" in text
+
+
+@pytest.mark.parametrize(("user", "needs"), [([], "CAP_DAC_OVERRIDE"), (["--user", "x"], "")])
+def test_units_give_root_what_it_needs(user: list[str], needs: str) -> None:
+    """Root without capabilities cannot read the home of another user."""
+    text = _files("systemd", *user)[f"{NAME}.service"]
+
+    (line,) = [line for line in text.splitlines() if line.startswith("CapabilityBoundingSet=")]
+    assert line.partition("=")[2].split(" ")[0] == needs
+
+
+def test_timer_has_time_and_jitter() -> None:
+    """And catches up after a night in which the machine was off."""
+    text = _files("systemd", "--time", "4:05")[f"{NAME}.timer"]
+
+    assert "OnCalendar=*-*-* 04:05:00" in text
+    assert "RandomizedDelaySec=15min" in text
+    assert "Persistent=true" in text
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_cron_runs_the_words_that_were_meant(tmp_path: Path, name: str) -> None:
+    """Through cron's percent signs and the shell's quotes."""
+    fake = _fake(tmp_path, "told", 'for word; do printf "%s\\0" "$word"; done')
+
+    (text,) = _files("cron", "--program", fake, "--home", tmp_path / name,
+                     "--", "--keep-last", "3").values()  # fmt: skip
+    told = subprocess.run(["/bin/sh", "-c", _line(text)], capture_output=True, check=True).stdout
+
+    home = str(tmp_path / name)
+    assert told.decode().split("\0")[:-1] == [
+        "--home", home, "backup", "--to", f"{home}.snapshots", "--keep-last", "3",
+    ]  # fmt: skip
+
+
+def test_cron_line_takes_a_snapshot_with_nothing_around_it(tmp_path: Path) -> None:
+    """As cron runs it: an empty environment, no terminal, and nothing to mail."""
+    home = small(tmp_path / "home").root
+    (text,) = _files("cron", "--home", home).values()
+
+    done = subprocess.run(
+        ["/bin/sh", "-c", _line(text)], env={}, cwd="/", capture_output=True, check=False
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert list(tmp_path.glob("home.snapshots/*.tar.zst"))
+
+
+def test_cron_with_a_user_is_for_cron_d() -> None:
+    """There the sixth column is his name."""
+    (text,) = _files("cron", "--user", "sagewai", "--time", "23:59").values()
+
+    line = text.splitlines()[-1].split()
+    assert line[:6] == ["59", "23", "*", "*", "*", "sagewai"]
+
+
+def test_compose_is_valid_beside_sagewais_own_file() -> None:
+    """It gives the home a volume that both services see, and the sidecar nothing else."""
+    document = _document("compose", "--", "--keep-daily", "7")
+
+    sidecar = document["services"][NAME]
+    (home,) = document["services"]["backend"]["volumes"]
+    assert home in sidecar["volumes"]
+    assert set(document["volumes"]) == {"sagewai-home", "sagewai-snapshots"}
+    assert (sidecar["network_mode"], sidecar["read_only"]) == ("none", True)
+    assert sidecar["cap_drop"] == ["ALL"]
+
+
+def test_compose_with_folders_and_secrets() -> None:
+    """Folders of the host instead of volumes; the watchdog needs a network."""
+    document = _document(
+        "compose", "--home", "/h", "--to", "/s", "--", "--ping-url-file", "/etc/ping"
+    )
+
+    sidecar = document["services"][NAME]
+    assert sidecar["volumes"] == ["/h:/home/sagewai/.sagewai", "/s:/snapshots"]
+    assert "volumes" not in document
+    assert "network_mode" not in sidecar
+    assert document["secrets"] == {"ping-url": {"file": "/etc/ping"}}
+    assert "--ping-url-file /run/secrets/ping-url" in sidecar["command"][0]
+
+
+@pytest.mark.parametrize(
+    ("now", "pause"), [(0, 12600), (12599, 1), (12600, 0), (12601, 86399), (1795485486, 5514)]
+)
+def test_compose_waits_for_the_time_and_goes_on_after_a_failure(
+    tmp_path: Path, now: int, pause: int
+) -> None:
+    """03:30 UTC is 12600 seconds after midnight; the shell's own arithmetic says how long."""
+    _fake(tmp_path, "date", f"echo {now}")
+    _fake(tmp_path, "sagewai-ops", 'echo "ran $*"; exit 11')
+    # It sleeps twice: to the time, and a second after the run; the third time ends the loop.
+    _fake(tmp_path, "sleep", 'echo "sleep $1"; echo >> "$0.log"; [ "$(wc -l < "$0.log")" -lt 3 ]')
+    (loop,) = _document("compose")["services"][NAME]["command"]
+    assert "$" not in loop.replace("$$", "")
+
+    done = subprocess.run(
+        ["/bin/sh", "-c", loop.replace("$$", "$")],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        check=False,
+    )
+
+    assert done.stdout.decode().splitlines() == [
+        f"sleep {pause}",
+        "ran --home /home/sagewai/.sagewai backup --to /snapshots",
+        "exit 11",
+        "sleep 1",
+        f"sleep {pause}",
+    ]
+
+
+def test_kubernetes_is_valid_and_careful() -> None:
+    """One job at a time, no rights, no token, on Sagewai's node; and never an fsGroup."""
+    document = _document("kubernetes", "--", "--keep-last", "3", "--passphrase-file", "/p")
+
+    spec = document["spec"]
+    pod = spec["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert spec["concurrencyPolicy"] == "Forbid"
+    assert spec["schedule"] == "30 3 * * *"
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["automountServiceAccountToken"] is False
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert container["command"][-4:] == [
+        "--keep-last", "3", "--passphrase-file", "/run/secrets/passphrase",
+    ]  # fmt: skip
+    # It would give the group rights to the master key, which Sagewai then throws away.
+    assert "fsGroup" not in json.dumps(document)
+
+
+def test_schemas_refuse_what_is_wrong() -> None:
+    """They would notice a misspelt field."""
+    for name, place in (("compose", "services"), ("kubernetes-cronjob", "spec")):
+        kind = name.partition("-")[0]
+        document = _document(kind)
+        document[place]["concurrencyPolici"] = "Forbid"
+        schema = json.loads((SCHEMAS / f"{name}.json").read_text(encoding="utf-8"))
+
+        assert not jsonschema.Draft7Validator(schema).is_valid(document)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_printed_is_the_file(kind: str) -> None:
+    """What is redirected into a file is what --json and --into have."""
+    texts = list(_files(kind).values())
+
+    out = call("schedule", kind).out
+
+    assert all(text in out for text in texts)
+    if len(texts) == 1:
+        assert yaml.safe_load(out.partition("\n")[2]) == yaml.safe_load(texts[0])
+
+
+@pytest.mark.parametrize("kind", ["systemd", "kubernetes"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--levle", "3"], "no such option: --levle"),
+        (["--level", "99"], ""),
+        (["stray"], "unexpected extra argument"),
+        (["--ping-url", "https://h/hunter2"], "--ping-url: is a secret"),
+        (["--ping-url=https://h/hunter2"], "--ping-url: is a secret"),
+        (["--to", "/x"], "--to: belongs in front of --"),
+        (["--home=/x"], "--home: belongs in front of --"),
+        (["--output", "-"], "--output: has no use"),
+        (["--passphrase-file", "-"], "--passphrase-file: has no use"),
+    ],
+)
+def test_what_would_fail_at_night_is_refused_by_day(
+    kind: str, words: list[str], message: str
+) -> None:
+    """Options of backup are parsed before they are written down."""
+    answer = call("schedule", kind, "--", *words)
+
+    assert (answer.code, answer.out) == (2, "")
+    assert message in answer.err
+    assert "hunter2" not in answer.err
+
+
+@pytest.mark.parametrize("time", ["", "3", "24:00", "03:60", "3.30", "03:30:00", "-1:00"])
+def test_time_that_is_none_is_refused(time: str) -> None:
+    """Midnight is 00:00."""
+    assert call("schedule", "cron", f"--time={time}").code == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "user"),
+    [("cron", "a b"), ("systemd", "a\nb"), ("cron", ""), ("compose", "root"), ("compose", "0:0"),
+     ("kubernetes", "1001"), ("kubernetes", "a:b")],
+)  # fmt: skip
+def test_user_that_is_none_is_refused(kind: str, user: str) -> None:
+    """A name for the system, numbers for containers, where names mean nothing."""
+    assert call("schedule", kind, "--user", user).code == 2
+
+
+def test_relative_paths_are_seen_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cron and systemd start in other folders."""
+    monkeypatch.chdir(tmp_path)
+
+    (text,) = _files("cron", "--", "--recipients-file", "team.txt", "--exclude", "a/b").values()
+
+    assert f"--recipients-file {tmp_path}/team.txt --exclude a/b" in text
+
+
+def test_into_writes_and_keeps_what_is_there(tmp_path: Path) -> None:
+    """Silent the first time and the second; what says something else stays."""
+
+    def written() -> Answer:
+        return call("schedule", "systemd", "--into", tmp_path)
+
+    assert (written().code, written().out) == (0, "")
+    timer = tmp_path / f"{NAME}.timer"
+    assert stat.S_IMODE(timer.stat().st_mode) == 0o644
+    timer.write_text("mine")
+
+    answer = written()
+
+    assert (answer.code, timer.read_text()) == (15, "mine")
+    assert "says something else" in answer.err
+
+
+def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+    """No folder is made for it."""
+    assert call("schedule", "cron", "--into", tmp_path / "none").code == 1
+
+
+def test_a_line_end_in_a_path_is_refused() -> None:
+    """It would begin a second line of the unit."""
+    for kind in ("systemd", "cron"):
+        assert call("schedule", kind, "--home", "/a\nb").code == 2
+
+
+def test_the_program_is_the_one_that_runs() -> None:
+    """A crontab has another PATH."""
+    (text,) = _files("cron").values()
+
+    assert f" {program.COMMAND[0]} --home " in text
