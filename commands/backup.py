@@ -101,7 +101,18 @@ def backup(
     compact: Annotated[
         bool, typer.Option("--compact", help="Rewrite the database without its free pages.")
     ] = False,
-    level: Annotated[int, typer.Option("--level", min=1, max=19, help="Compression of zstd.")] = 3,
+    level: Annotated[
+        int | None,
+        typer.Option("--level", min=1, max=19, help="Compression of zstd; 3 if not given."),
+    ] = None,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="archive|directory",
+            help="A file, or the folder `tree` for restic, borg or kopia to store.",
+        ),
+    ] = "archive",
     output: Annotated[
         str | None,
         typer.Option("--output", metavar="-", help="Write the archive to stdout, and no card."),
@@ -125,10 +136,14 @@ def backup(
     ] = 0.0,
 ) -> Outcome:
     """Parse, take the snapshot, prune the older ones, render."""
+    from sagewai_ops.archive.frames import DEFAULT_LEVEL
     from sagewai_ops.credentials import lock_of
     from sagewai_ops.snapshots.backup import pipe_snapshot, take_snapshot
+    from sagewai_ops.snapshots.directory import keep_tree
     from sagewai_ops.snapshots.report import BackupOptions
 
+    if form not in ("archive", "directory"):
+        raise UsageError(f"--format {form}: not a format", hint="use one of archive, directory")
     if output not in (None, "-"):
         raise UsageError(f"--output {output}: only - is known", hint="a folder goes in --to DIR")
     if output and run.settings.json:
@@ -145,6 +160,11 @@ def backup(
         keep_within,
         keep_tag,
     )
+    if form == "directory" and (output or level or not policy.is_empty):
+        given = "--output" if output else "--level" if level else "--keep-*"
+        raise UsageError(
+            f"--format directory: a tree is one, plain and in a folder: {given} is for archives"
+        )
     if output and not policy.is_empty:
         raise UsageError("--output -: goes into no folder where --keep-* could prune")
     if output and (sys.stdout is None or sys.stdout.isatty()):
@@ -154,7 +174,7 @@ def backup(
         custody=key,
         exclude=tuple(exclude or ()),
         compact=compact,
-        level=level,
+        level=level or DEFAULT_LEVEL,
         tags=tuple(tag or ()),
         wait_seconds=wait,
         key_environment=run.settings.environment,
@@ -165,7 +185,8 @@ def backup(
             report = pipe_snapshot(home, sys.stdout.buffer, options, progress=progress)
         else:
             folder = run.snapshots(home, to)
-            report = take_snapshot(home, folder, options, progress=progress)
+            take = keep_tree if form == "directory" else take_snapshot
+            report = take(home, folder, options, progress=progress)
     result = as_result(report)
     code = EXIT_DONE if report.is_sound else EXIT_FINDINGS
     code = code if report.is_complete else EXIT_INCOMPLETE
@@ -219,6 +240,7 @@ def as_result(report: Any) -> dict[str, Any]:
     """Give the JSON of a backup's report; docs/json.md."""
     return {
         "id": report.id,
+        "format": report.format,
         "sequence": report.sequence,
         "archive": str(report.path) if report.path else None,
         "created_at": f"{report.created_at:%Y-%m-%dT%H:%M:%SZ}",
@@ -226,6 +248,7 @@ def as_result(report: Any) -> dict[str, Any]:
         "archive_sha256": report.archive_sha256,
         "content_bytes": report.content_bytes,
         "files": report.files,
+        "kept_files": report.kept_files,
         "encrypted": report.is_encrypted,
         "key_custody": report.custody,
         "key_fingerprint": report.key_fingerprint,
@@ -248,10 +271,12 @@ def as_result(report: Any) -> dict[str, Any]:
 def show(terminal: Terminal, result: dict[str, Any]) -> None:
     """Say what was taken, and where the key is, every time."""
     terminal.line(f"snapshot {result['id']}: taken and verified", style="bold green")
-    terminal.line(f"  archive   {result['archive']}")
+    is_tree = result["format"] == "directory"
+    terminal.line(f"  {'tree   ' if is_tree else 'archive'}   {result['archive']}")
+    how = f"{result['kept_files']} as they were" if is_tree else ""
     terminal.line(
         f"  size      {size(result['content_bytes'])} in {result['files']} files, "
-        f"{size(result['archive_bytes'])} stored"
+        + (how or f"{size(result['archive_bytes'])} stored")
     )
     database = result["database"]
     if database:

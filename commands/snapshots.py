@@ -5,10 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
+from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
 from sagewai_ops.invocation import Outcome, Run, command
 from sagewai_ops.terminal import Terminal, size
 
-from . import snapshots_prune  # noqa: TID251 - a neighbour
+from . import snapshots_diff, snapshots_prune  # noqa: TID251 - a neighbour
 
 FolderOption = Annotated[
     Path | None,
@@ -45,20 +46,45 @@ def register(app: typer.Typer) -> None:
     group.command("extract", short_help="Take files out of a snapshot.")(
         command("snapshots extract")(extract)
     )
+    snapshots_diff.register(group)
     snapshots_prune.register(group)
     app.add_typer(group)
 
 
-def list_snapshots(run: Run, *, snapshots: FolderOption = None) -> Outcome:
+def list_snapshots(
+    run: Run,
+    *,
+    snapshots: FolderOption = None,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option("--tag", metavar="TAG", help="Only those with this tag, or one of these."),
+    ] = None,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="First write each card anew from its archive.")
+    ] = False,
+    identity: IdentityOption = None,
+    passphrase_file: PassphraseOption = None,
+    wait: Annotated[
+        float,
+        typer.Option(
+            "--wait", min=0, metavar="SECONDS", help="With --rebuild: wait for another run."
+        ),
+    ] = 0.0,
+) -> Outcome:
     """List the snapshots of a folder, oldest first.
 
-    No archive is opened and no key is needed: names and cards tell.
+    No archive is opened and no key is needed: names and cards tell. --rebuild reads every archive
+    and writes its card anew; what a drill proved stays on it.
 
-    Exit codes: 0 listed, also when there are none, 14 the folder may not be read.
+    Exit codes: 0 listed, also when there are none, 3 of an encrypted archive only the outside
+    could be read, 4 an archive is damaged, 11 another run, 14 the folder may not be read.
     """
     from sagewai_ops.snapshots.catalog import snapshots_in
+    from sagewai_ops.snapshots.directory import tree_in
+    from sagewai_ops.snapshots.trash import resting
 
     folder = run.snapshots(run.home(), snapshots)
+    rebuilt = _rebuild(run, folder, identity, passphrase_file, wait) if rebuild else None
     rows = [
         {
             "id": item.id,
@@ -68,6 +94,8 @@ def list_snapshots(run: Run, *, snapshots: FolderOption = None) -> Outcome:
             "archive_bytes": item.size_bytes,
             "encrypted": item.is_encrypted,
             "home": item.card.get("home"),
+            "host": item.card.get("host"),
+            "tags": list(item.tags),
             "schema_level": item.card.get("schema_level"),
             "key_custody": item.card.get("key_custody"),
             "key_fingerprint": item.card.get("key_fingerprint"),
@@ -78,9 +106,32 @@ def list_snapshots(run: Run, *, snapshots: FolderOption = None) -> Outcome:
             "has_card": bool(item.card),
         }
         for item in snapshots_in(folder)
+        if not tag or set(tag).intersection(item.tags)
     ]
-    result = {"folder": str(folder), "snapshots": rows}
-    return Outcome(result, lambda terminal: _show_list(terminal, folder, rows), always=True)
+    rested, tree = resting(folder), tree_in(folder)
+    result = {
+        "folder": str(folder),
+        "snapshots": rows,
+        "trash": {
+            "snapshots": [item.id for item in rested],
+            "archive_bytes": sum(item.size_bytes for item in rested),
+        },
+        "tree": tree and {"path": str(tree.path), "id": tree.id, "created_at": tree.created_at},
+        "rebuilt": rebuilt
+        and {
+            "written": rebuilt.written,
+            "limited": rebuilt.limited,
+            "damaged": rebuilt.damaged,
+        },
+    }
+    warnings, code = _rebuild_outcome(rebuilt)
+    return Outcome(
+        result,
+        lambda terminal: _show_list(terminal, result),
+        exit_code=code,
+        warnings=warnings,
+        always=True,
+    )
 
 
 def show(
@@ -229,26 +280,61 @@ def _archive(
     return path, unlock_of(run.terminal, identity or [], passphrase_file)
 
 
-def _show_list(terminal: Terminal, folder: Path, rows: list[dict[str, Any]]) -> None:
-    if not rows:
-        terminal.line(f"no snapshots in {folder}")
-        return
-    terminal.table(
-        ("id", "taken (UTC)", "size", "level", "key", "verified", "proved", "home"),
-        [
-            (
-                row["id"],
-                row["created_at"],
-                size(row["archive_bytes"]) + (" age" if row["encrypted"] else ""),
-                row["schema_level"] or "?",
-                f"{row['key_fingerprint'] or '-'} {row['key_custody'] or '?'}",
-                row["verified_at"] or "no card",
-                _proof(row),
-                row["home"] or "?",
-            )
-            for row in rows
-        ],
-    )
+def _rebuild(
+    run: Run, folder: Path, identity: list[Path] | None, passphrase_file: str | None, wait: float
+) -> Any:
+    from sagewai_ops.credentials import unlock_of
+    from sagewai_ops.snapshots.rebuild import rebuild_cards
+
+    unlock = unlock_of(run.terminal, identity or [], passphrase_file)
+    with run.terminal.progress() as progress:
+        return rebuild_cards(folder, unlock, wait_seconds=wait, progress=progress)
+
+
+def _rebuild_outcome(rebuilt: Any) -> tuple[tuple[str, ...], int]:
+    if rebuilt is None:
+        return (), EXIT_DONE
+    warnings = [
+        f"snapshot {one}: its card is left as it is, {problem}"
+        for one, problem in rebuilt.damaged.items()
+    ]
+    warnings += [
+        f"snapshot {one}: encrypted, and nothing given opens it: --identity or --passphrase-file"
+        for one in rebuilt.limited
+    ]
+    code = EXIT_INCOMPLETE if rebuilt.limited else EXIT_DONE
+    return tuple(warnings), EXIT_FINDINGS if rebuilt.damaged else code
+
+
+def _show_list(terminal: Terminal, result: dict[str, Any]) -> None:
+    rows, rested, tree = result["snapshots"], result["trash"], result["tree"]
+    if rows:
+        terminal.table(
+            ("id", "taken (UTC)", "size", "level", "key", "verified", "proved", "tags", "home"),
+            [
+                (
+                    row["id"],
+                    row["created_at"],
+                    size(row["archive_bytes"]) + (" age" if row["encrypted"] else ""),
+                    row["schema_level"] or "?",
+                    f"{row['key_fingerprint'] or '-'} {row['key_custody'] or '?'}",
+                    row["verified_at"] or ("no" if row["has_card"] else "no card"),
+                    _proof(row),
+                    ",".join(row["tags"]) or "-",
+                    row["home"] or "?",
+                )
+                for row in rows
+            ],
+        )
+    else:
+        terminal.line(f"no snapshots in {result['folder']}")
+    if rested["snapshots"]:
+        terminal.line(
+            f"{len(rested['snapshots'])} more rest in .trash ({size(rested['archive_bytes'])}): "
+            "sagewai-ops snapshots untrash"
+        )
+    if tree:
+        terminal.line(f"tree {tree['path']}, taken {tree['created_at']}")
 
 
 def _proof(row: dict[str, Any]) -> str:

@@ -43,14 +43,17 @@ def exclusive(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def shared(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
+def shared(path: Path, *, wait_seconds: float = 0.0) -> Iterator[int]:
     """Keep writers of a folder away for the length of the block; other readers may come in.
+
+    Returns:
+        A descriptor of the folder, which stays the one that is held if its name is given away.
 
     Raises:
         LockedError: A writer holds it; the message names who.
     """
-    with _hold(path, fcntl.LOCK_SH, wait_seconds):
-        yield
+    with _hold(path, fcntl.LOCK_SH, wait_seconds) as descriptor:
+        yield descriptor
 
 
 def hold_open(descriptor: int) -> None:
@@ -97,14 +100,14 @@ def is_abandoned(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _hold(path: Path, operation: int, wait_seconds: float) -> Iterator[None]:
+def _hold(path: Path, operation: int, wait_seconds: float) -> Iterator[int]:
     deadline = time.monotonic() + wait_seconds
     while True:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             _take(path, descriptor, operation, deadline)
             if _is_still(path, descriptor):
-                yield
+                yield descriptor
                 return
             # The folder was swapped for another while we waited: lock the one that is there.
         finally:

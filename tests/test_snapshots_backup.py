@@ -295,7 +295,7 @@ def test_a_short_file_that_changes_is_read_again(
     log = built.root / "data/log"
     log.write_text("line\n")
     left = [b"another line\n"] * changes
-    really = archive_writer._is_unchanged
+    really = archive_writer.is_unchanged
 
     def changing(stream: object, before: os.stat_result) -> bool:
         if left and before.st_ino == log.stat().st_ino:
@@ -303,7 +303,7 @@ def test_a_short_file_that_changes_is_read_again(
                 file.write(left.pop())
         return really(stream, before)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(archive_writer, "_is_unchanged", changing)
+    monkeypatch.setattr(archive_writer, "is_unchanged", changing)
 
     report = _take(built.root)
 

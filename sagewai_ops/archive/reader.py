@@ -264,7 +264,7 @@ class _Stream:
 
 @contextlib.contextmanager
 def open_archive(path: Path, unlock: Unlock | None = None) -> Iterator[ArchiveReader]:
-    """Open a snapshot file, clear or encrypted.
+    """Open a snapshot: a file, clear or encrypted, or a folder as `tree` knows it.
 
     Raises:
         NotFoundError: There is no such file.
@@ -272,10 +272,14 @@ def open_archive(path: Path, unlock: Unlock | None = None) -> Iterator[ArchiveRe
         SchemaAheadError: Its format is newer than this program.
         DamagedError: It is not a whole snapshot.
     """
+    if path.is_dir():
+        from sagewai_ops.archive.tree import open_tree  # which is made of this module
+
+        with open_tree(path) as tree:
+            yield tree
+        return
     try:
         stream: BinaryIO = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
-    except IsADirectoryError:
-        raise NotFoundError(f"snapshot {path}: is a folder, not a snapshot") from None
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(
             f"snapshot {path}: does not exist", hint="sagewai-ops snapshots list"

@@ -5,7 +5,7 @@ import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from sagewai_ops.archive.frames import DEFAULT_LEVEL, FrameWriter, Sink
 from sagewai_ops.archive.manifest import (
@@ -21,7 +21,7 @@ from sagewai_ops.archive.tar import END, header_of, padded, padding_of
 
 WHOLE_FILE_BYTES = 4 * 1024 * 1024  # files up to this are read whole, so that a retry costs nothing
 SEARCHED_BYTES = 256 * 1024  # settings and notes are shorter; more would cost a backup its time
-_ATTEMPTS = 3
+ATTEMPTS = 3
 _ZEROS = bytes(1 << 16)
 
 
@@ -36,6 +36,33 @@ class Carried:
 
     entry: Entry
     is_stable: bool = True
+
+
+class MemberWriter(Protocol):
+    """Takes the members of a snapshot in their order; `ArchiveWriter` says what each call means."""
+
+    files: int
+    content_bytes: int
+
+    def add_folder_or_link(self, entry: Entry) -> None:
+        """Add a member without content."""
+
+    def add_bytes(self, entry: Entry, content: bytes) -> Entry:
+        """Add a file whose content is at hand."""
+
+    def add_file(
+        self, entry: Entry, stream: BinaryIO, *, banned: Sequence[bytes] = ()
+    ) -> Carried | None:
+        """Add a file that others may be writing to; None if something banned stands in it."""
+
+    def add_copy(self, entry: Entry, stream: BinaryIO) -> Entry:
+        """Add a file that nobody else writes to."""
+
+    def finish(self, facts: Mapping[str, Any]) -> None:
+        """Write the manifest."""
+
+    def close(self) -> None:
+        """Let go of everything; also after a failure."""
 
 
 class ArchiveWriter:
@@ -81,7 +108,7 @@ class ArchiveWriter:
 
     def add_bytes(self, entry: Entry, content: bytes) -> Entry:
         """Add a file whose content is at hand; size and hash are filled in."""
-        complete = _completed(entry, len(content), hashlib.sha256(content).digest())
+        complete = completed(entry, len(content), hashlib.sha256(content).digest())
         self._frames.write(header_of(complete) + padded(content))
         self._count(complete)
         self._on_bytes(len(content))
@@ -92,7 +119,7 @@ class ArchiveWriter:
     ) -> Carried | None:
         """Add a file that others may be writing to.
 
-        A file that changes while it is read is read again, `_ATTEMPTS` times at the most. The tar
+        A file that changes while it is read is read again, `ATTEMPTS` times at the most. The tar
         header stands before the content, so a long file's attempts stay in the stream as
         superseded members; `tar x` lets the last one win, and so do we.
 
@@ -104,22 +131,22 @@ class ArchiveWriter:
         Returns:
             None if something banned stands in it; then nothing was written.
         """
-        for attempt in range(1, _ATTEMPTS + 1):
+        for attempt in range(1, ATTEMPTS + 1):
             before = os.fstat(stream.fileno())
-            described = _described(entry, before)
+            described_entry = described(entry, before)
             if attempt > 1:
                 stream.seek(0)
-            is_last = attempt == _ATTEMPTS
+            is_last = attempt == ATTEMPTS
             if before.st_size <= WHOLE_FILE_BYTES:
                 content = stream.read(before.st_size)
                 if len(content) <= SEARCHED_BYTES and any(word in content for word in banned):
                     return None
-                is_stable = len(content) == before.st_size and _is_unchanged(stream, before)
+                is_stable = len(content) == before.st_size and is_unchanged(stream, before)
                 if is_stable or is_last:
-                    return Carried(self.add_bytes(described, content), is_stable)
+                    return Carried(self.add_bytes(described_entry, content), is_stable)
             else:
-                complete, is_whole = self._stream(described, stream)
-                is_stable = is_whole and _is_unchanged(stream, before)
+                complete, is_whole = self._stream(described_entry, stream)
+                is_stable = is_whole and is_unchanged(stream, before)
                 if is_stable or is_last:
                     self._count(complete)
                     return Carried(complete, is_stable)
@@ -180,7 +207,8 @@ def _document(name: str, mtime_ns: int) -> Entry:
     return Entry(name, EntryType.FILE, 0o600, mtime_ns)
 
 
-def _completed(entry: Entry, size_bytes: int, sha256: bytes) -> Entry:
+def completed(entry: Entry, size_bytes: int, sha256: bytes) -> Entry:
+    """Give the entry of a file with what is known once its content was read."""
     # dataclasses.replace takes longer than all the rest of a small file.
     return Entry(
         path=entry.path,
@@ -195,7 +223,8 @@ def _completed(entry: Entry, size_bytes: int, sha256: bytes) -> Entry:
     )
 
 
-def _described(entry: Entry, status: os.stat_result) -> Entry:
+def described(entry: Entry, status: os.stat_result) -> Entry:
+    """Give the entry of an open file with what the system says of it."""
     return Entry(
         path=entry.path,
         type=entry.type,
@@ -208,6 +237,7 @@ def _described(entry: Entry, status: os.stat_result) -> Entry:
     )
 
 
-def _is_unchanged(stream: BinaryIO, before: os.stat_result) -> bool:
+def is_unchanged(stream: BinaryIO, before: os.stat_result) -> bool:
+    """Tell whether nobody wrote to an open file since it was looked at."""
     after = os.fstat(stream.fileno())
     return (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)

@@ -47,15 +47,8 @@ def take_snapshot(
         DamagedError: The database cannot be read, or the archive does not read back as written.
     """
     require(home)
-    _check(options)
-    # Resolved, as the home is: a link may lead into it.
-    if Path(os.path.realpath(folder)).is_relative_to(home.root):
-        raise UsageError(
-            f"snapshot folder {folder}: is inside the home {home.root}",
-            hint="a lost home must not take its snapshots along: backup --to DIR",
-        )
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise UsageError(f"snapshot folder {folder}: is not a folder", hint=f"ls -ld {folder}")
+    check_options(options)
+    check_folder(home, folder)
     swap.require_settled(home.root)
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
         atomic.make_folder(folder)
@@ -65,8 +58,8 @@ def take_snapshot(
         taking = Taking.begin(home, options, catalog.next_sequence(folder))
         name = catalog.archive_name(taking.id, is_encrypted=options.lock is not None)
         partial = catalog.partial_path(folder, name)
-        with _staging(folder, taking.id) as staging:
-            _check_space(folder, taking.collection)
+        with staging_in(folder, taking.id) as staging:
+            check_space(folder, taking.collection)
             with _partial(partial) as stream:
                 lock, unlock = _with_own_key(options.lock)
                 taking.write(stream, partial, lock, staging, progress)
@@ -92,15 +85,15 @@ def pipe_snapshot(
         As `take_snapshot`.
     """
     require(home)
-    _check(options)
+    check_options(options)
     swap.require_settled(home.root)
     folder = atomic.temporary_folder()
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
         with locks.guarded(folder):
             swept = catalog.sweep(folder)
         taking = Taking.begin(home, options, sequence=0)
-        with _staging(folder, taking.id) as staging:
-            _check_space(staging, taking.collection, only_copy=True)
+        with staging_in(folder, taking.id) as staging:
+            check_space(staging, taking.collection, only_copy=True)
             try:
                 taking.write(stream, None, options.lock, staging, progress)
                 stream.flush()
@@ -111,7 +104,28 @@ def pipe_snapshot(
     return taking.report(None, swept)
 
 
-def _check(options: BackupOptions) -> None:
+def check_folder(home: Home, folder: Path) -> None:
+    """Make sure that a folder can be one of snapshots.
+
+    Raises:
+        UsageError: It is inside the home, or no folder.
+    """
+    # Resolved, as the home is: a link may lead into it.
+    if Path(os.path.realpath(folder)).is_relative_to(home.root):
+        raise UsageError(
+            f"snapshot folder {folder}: is inside the home {home.root}",
+            hint="a lost home must not take its snapshots along: backup --to DIR",
+        )
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UsageError(f"snapshot folder {folder}: is not a folder", hint=f"ls -ld {folder}")
+
+
+def check_options(options: BackupOptions) -> None:
+    """Refuse what contradicts itself, before anything is touched.
+
+    Raises:
+        UsageError: The key would go into a clear archive; a recipient or a tag is not one.
+    """
     if options.custody not in CUSTODIES:
         raise UsageError(
             f"--key {options.custody}: not a custody", hint=f"use one of {', '.join(CUSTODIES)}"
@@ -154,7 +168,12 @@ def _verify(partial: Path, unlock: Unlock | None, progress: Progress | None) -> 
         reader.verify(on_bytes=count)
 
 
-def _check_space(folder: Path, collection: Collection, *, only_copy: bool = False) -> None:
+def check_space(folder: Path, collection: Collection, *, only_copy: bool = False) -> None:
+    """Refuse what would surely not fit.
+
+    Raises:
+        NoSpaceError: The disk has less room than the copy of the database and the archive need.
+    """
     needed = collection.database_bytes
     if not only_copy:
         needed += int(collection.content_bytes * _LEAST_ARCHIVE_SHARE)
@@ -167,7 +186,7 @@ def _check_space(folder: Path, collection: Collection, *, only_copy: bool = Fals
 
 
 @contextlib.contextmanager
-def _staging(folder: Path, snapshot_id: str) -> Iterator[Path]:
+def staging_in(folder: Path, snapshot_id: str) -> Iterator[Path]:
     """Make a private folder that is locked while this run lives, and removed in any case."""
     path = catalog.staging_path(folder, snapshot_id)
     with atomic.naming(path), locks.guarded(folder):

@@ -2,7 +2,9 @@
 
 import contextlib
 import sqlite3
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,30 @@ def prove_database(path: Path, progress: Progress | None = None) -> DatabaseProo
         DamagedError: It cannot be read at all.
     """
     return _proof(level_of(path), examine(path, progress=progress))
+
+
+@contextlib.contextmanager
+def examining(copy: Path | None) -> Iterator["Future[DatabaseProof] | None"]:
+    """Examine a copy in a thread of its own; when the block fails, that stops as well."""
+    if copy is None:
+        yield None
+        return
+    stopping = threading.Event()
+
+    def look(_stage: str, _done: int, _total: int) -> None:
+        if stopping.is_set():
+            raise _StoppedError
+
+    with ThreadPoolExecutor(1, thread_name_prefix="examine") as pool:
+        try:
+            yield pool.submit(prove_database, copy, look)
+        except BaseException:
+            stopping.set()  # a large database takes many seconds, and a signal is not kept waiting
+            raise
+
+
+class _StoppedError(Exception):
+    """The snapshot that the examination is for has failed."""
 
 
 def level_of(path: Path) -> Level:

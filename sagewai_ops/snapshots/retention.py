@@ -13,7 +13,7 @@ side pushes out the other.
 import calendar
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -250,7 +250,7 @@ def _apply(own: Sequence[Snapshot], policy: Policy, reasons: Mapping[Path, list[
                 if one.created_at > oldest:
                     reasons[one.path].append(f"within {policy.within}")
     for one in own:
-        for tag in _tags(one):
+        for tag in one.tags:
             if tag in policy.tags:
                 reasons[one.path].append(f"tag {tag}")
 
@@ -271,8 +271,3 @@ def _apply_periods(
             continue
         last = period
         count -= 1
-
-
-def _tags(snapshot: Snapshot) -> Iterable[str]:
-    tags = snapshot.card.get("tags", ())
-    return tuple(tag for tag in tags if isinstance(tag, str))

@@ -10,19 +10,18 @@ import os
 import platform
 import socket
 import stat
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sagewai_ops import __version__
-from sagewai_ops.archive.envelope import Lock, SealedSink, sealing
+from sagewai_ops.archive.envelope import Lock, sealing
 from sagewai_ops.archive.frames import HashingSink
 from sagewai_ops.archive.manifest import Entry, EntryType, Header
-from sagewai_ops.archive.writer import ArchiveWriter
+from sagewai_ops.archive.writer import ArchiveWriter, MemberWriter
 from sagewai_ops.database.copy import Copied, copy_database
 from sagewai_ops.errors import KeyMissingError
 from sagewai_ops.home.documents import identity_of, read_together
@@ -41,13 +40,25 @@ from sagewai_ops.snapshots.collect import (
     main_database,
 )
 from sagewai_ops.snapshots.places import EXTERNAL, EXTERNAL_KEY
-from sagewai_ops.snapshots.proof import DatabaseProof, level_of, prove_database
+from sagewai_ops.snapshots.proof import DatabaseProof, examining, level_of
 from sagewai_ops.snapshots.report import BackupOptions, BackupReport
 
 
 def home_ids(home: Home) -> tuple[str, ...]:
     """Give the ids that snapshots of this home may carry, the one of a new one first."""
     return identity_of(home, socket.gethostname())
+
+
+WriterMaker = Callable[[Header, Callable[[int], None]], MemberWriter]
+
+
+@dataclass(frozen=True, slots=True)
+class _Frozen:
+    """The copies of the databases, by their place in the home, while Sagewai's own is examined."""
+
+    copies: Mapping[str, Copied]
+    main: Copied | None
+    proving: "Future[DatabaseProof] | None"
 
 
 @dataclass(slots=True)
@@ -71,6 +82,11 @@ class Taking:
     archive_sha256: str = ""
     documents: dict[str, bytes] = field(default_factory=dict, repr=False)
     gone: set[str] = field(default_factory=set)
+
+    @property
+    def moment_ns(self) -> int:
+        """When it was begun, in nanoseconds since 1970, whole seconds."""
+        return int(self.created_at.timestamp()) * 1_000_000_000
 
     @classmethod
     def begin(cls, home: Home, options: BackupOptions, sequence: int) -> "Taking":
@@ -115,15 +131,22 @@ class Taking:
             path: Of the stream; None for a pipe. What cannot be read back is checked frame by
                 frame before it is sent.
         """
-        copies = self._freeze(staging, progress)
-        main = main_database(self.home, self.collection)
-        copy = copies.get(main.path) if main else None
         sink = HashingSink(stream, path)
-        with _examining(copy.path if copy else None) as proving:
-            self.keys = examine_keys(self.documents, copy.path if copy else None, self.candidates)
+
+        def open_writer(header: Header, on_bytes: Callable[[int], None]) -> ArchiveWriter:
+            return ArchiveWriter(
+                sealed or sink,
+                header,
+                mtime_ns=self.moment_ns,
+                level=self.options.level,
+                on_bytes=on_bytes,
+                check=path is None,
+            )
+
+        with self._frozen(staging, progress) as frozen:
             sealed = sealing(sink, lock) if lock else None
             try:
-                self._pack(sealed or sink, copies, proving, copy, progress, check=path is None)
+                self._pack(frozen, open_writer, progress)
                 if sealed:
                     sealed.close()
             except BaseException:
@@ -132,6 +155,13 @@ class Taking:
                 raise
         self.archive_bytes, self.archive_sha256 = sink.size_bytes, sink.hexdigest()
         self.collection.found.clear()  # the archive's own list is next; memory is for one
+
+    def write_with(
+        self, open_writer: WriterMaker, staging: Path, progress: Progress | None
+    ) -> None:
+        """Freeze and check as `write` does, and give the members to a writer of another kind."""
+        with self._frozen(staging, progress) as frozen:
+            self._pack(frozen, open_writer, progress)
 
     def report(self, path: Path | None, swept: Sequence[str]) -> BackupReport:
         """Say what was taken."""
@@ -204,16 +234,16 @@ class Taking:
         self.documents = read_together(self.home)
         return copies
 
-    def _pack(
-        self,
-        sink: SealedSink | HashingSink,
-        copies: Mapping[str, Copied],
-        proving: "Future[DatabaseProof] | None",
-        copy: Copied | None,
-        progress: Progress | None,
-        *,
-        check: bool,
-    ) -> None:
+    @contextlib.contextmanager
+    def _frozen(self, staging: Path, progress: Progress | None) -> Iterator["_Frozen"]:
+        copies = self._freeze(staging, progress)
+        main = main_database(self.home, self.collection)
+        copy = copies.get(main.path) if main else None
+        with examining(copy.path if copy else None) as proving:
+            self.keys = examine_keys(self.documents, copy.path if copy else None, self.candidates)
+            yield _Frozen(copies, copy, proving)
+
+    def _pack(self, frozen: "_Frozen", open_writer: WriterMaker, progress: Progress | None) -> None:
         total = self.collection.content_bytes
         done = 0
 
@@ -223,27 +253,20 @@ class Taking:
             if progress:
                 progress("pack", min(done, total), total)
 
-        level = level_of(copy.path).revision if copy else ""
-        writer = ArchiveWriter(
-            sink,
-            Header(self.id, facts=self._identity(level)),
-            mtime_ns=int(self.created_at.timestamp()) * 1_000_000_000,
-            level=self.options.level,
-            on_bytes=count,
-            check=check,
-        )
+        level = level_of(frozen.main.path).revision if frozen.main else ""
+        writer = open_writer(Header(self.id, facts=self._identity(level)), count)
         with contextlib.closing(writer):
-            for item in _database_first(self.collection.found, copies):
-                self._add(writer, item, copies.get(item.path))
+            for item in _database_first(self.collection.found, frozen.copies):
+                self._add(writer, item, frozen.copies.get(item.path))
             if self.options.custody == "sealed":
                 self._add_key(writer)
-            if proving:
-                self.database = proving.result()
+            if frozen.proving:
+                self.database = frozen.proving.result()
             writer.finish(self._facts())
             self.files = writer.files - 1  # without snapshot.json
             self.content_bytes = writer.content_bytes
 
-    def _add(self, writer: ArchiveWriter, item: Found, copy: Copied | None) -> None:
+    def _add(self, writer: MemberWriter, item: Found, copy: Copied | None) -> None:
         folder = item.path.rpartition("/")[0]
         try:
             if folder in self.gone:
@@ -280,7 +303,7 @@ class Taking:
             return ()
         return tuple(candidate.value for candidate in self.candidates if candidate.value)
 
-    def _add_key(self, writer: ArchiveWriter) -> None:
+    def _add_key(self, writer: MemberWriter) -> None:
         """Carry the key that is in use, where the home has no file of it."""
         key = resolved(self.candidates)
         has_file = any(
@@ -289,7 +312,7 @@ class Taking:
         )
         if key is None or (has_file and key.source in (MASTER_KEY, LEGACY_MASTER_KEY)):
             return
-        moment_ns = int(self.created_at.timestamp()) * 1_000_000_000
+        moment_ns = self.moment_ns
         if not any(item.path == EXTERNAL for item in self.collection.found):
             writer.add_folder_or_link(Entry(EXTERNAL, EntryType.FOLDER, 0o700, moment_ns))
         writer.add_bytes(Entry(EXTERNAL_KEY, EntryType.FILE, 0o600, moment_ns), key.value)
@@ -308,30 +331,6 @@ class Taking:
             "external": self.collection.external,
             "home": _root_facts(self.home),
         }
-
-
-@contextlib.contextmanager
-def _examining(copy: Path | None) -> Iterator["Future[DatabaseProof] | None"]:
-    """Examine a copy in a thread of its own; when the block fails, that stops as well."""
-    if copy is None:
-        yield None
-        return
-    stopping = threading.Event()
-
-    def look(_stage: str, _done: int, _total: int) -> None:
-        if stopping.is_set():
-            raise _StoppedError
-
-    with ThreadPoolExecutor(1, thread_name_prefix="examine") as pool:
-        try:
-            yield pool.submit(prove_database, copy, look)
-        except BaseException:
-            stopping.set()  # a large database takes many seconds, and a signal is not kept waiting
-            raise
-
-
-class _StoppedError(Exception):
-    """The snapshot that the examination is for has failed."""
 
 
 def _opened(item: Found, copy: Copied | None) -> BinaryIO | None:

@@ -1,0 +1,122 @@
+"""`snapshots diff`: what differs between two snapshots."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sagewai_ops.invocation import Outcome, Run, command
+from sagewai_ops.terminal import Terminal, size
+
+HELP = """Show what differs between two snapshots, from their manifests.
+
+Files that came, went or changed, tables whose number of rows differs, the schema's level, and the
+keys that open the sealed values. Times do not count, and no content is read.
+
+\b
+Examples:
+  sagewai-ops snapshots diff 20261120 latest
+  sagewai-ops snapshots diff latest tree --json
+
+\b
+Exit codes: 0 compared, also when they differ, 2 a name means several, 10 no such snapshot,
+12 no key opens one, 16 one is damaged, 18 its format is newer.
+"""
+
+_Name = typer.Argument(help="An id, the beginning of one, latest, tree, or a path.")
+
+
+def register(group: typer.Typer) -> None:
+    """Add it."""
+    group.command("diff", help=HELP, short_help="Show what differs between two snapshots.")(
+        command("snapshots diff")(diff)
+    )
+
+
+def diff(
+    run: Run,
+    *,
+    first: Annotated[str, _Name],
+    second: Annotated[str, _Name],
+    snapshots: Annotated[
+        Path | None,
+        typer.Option("--snapshots", metavar="DIR", help="The folder; else HOME.snapshots."),
+    ] = None,
+    identity: Annotated[
+        list[Path] | None,
+        typer.Option("--identity", metavar="F", help="Decrypt with this age or ssh key file."),
+    ] = None,
+    passphrase_file: Annotated[
+        str | None,
+        typer.Option("--passphrase-file", metavar="F", help="Decrypt with its first line; - asks."),
+    ] = None,
+) -> Outcome:
+    """Parse, compare, render."""
+    from sagewai_ops.credentials import unlock_of
+    from sagewai_ops.snapshots.catalog import choose
+    from sagewai_ops.snapshots.difference import compare_snapshots
+    from sagewai_ops.snapshots.taking import home_ids
+
+    home = run.home()
+    folder = run.snapshots(home, snapshots)
+    ids = home_ids(home)
+    unlock = unlock_of(run.terminal, identity or [], passphrase_file)
+    found = compare_snapshots(choose(folder, first, ids), choose(folder, second, ids), unlock)
+    result = _as_result(found)
+    return Outcome(result, lambda terminal: _show(terminal, result), always=True)
+
+
+def _as_result(found: Any) -> dict[str, Any]:
+    return {
+        "first": found.first,
+        "second": found.second,
+        "same": found.is_empty,
+        "added": dict(found.added),
+        "removed": dict(found.removed),
+        "changed": [
+            {
+                "path": change.path,
+                "what": list(change.what),
+                "bytes_before": change.sizes[0],
+                "bytes_after": change.sizes[1],
+            }
+            for change in found.changed
+        ],
+        "unchanged": found.unchanged,
+        "tables": [
+            {"table": change.table, "rows_before": change.before, "rows_after": change.after}
+            for change in found.tables
+        ],
+        "facts": {
+            name: {"before": before, "after": after}
+            for name, (before, after) in found.facts.items()
+        },
+        "keys": {
+            fingerprint: {"values_before": before, "values_after": after}
+            for fingerprint, (before, after) in found.keys.items()
+        },
+    }
+
+
+def _show(terminal: Terminal, result: dict[str, Any]) -> None:
+    terminal.line(f"{result['first']} -> {result['second']}", style="bold")
+    for sign, name in (("+", "added"), ("-", "removed")):
+        for path, size_bytes in result[name].items():
+            terminal.line(f"  {sign} {path}  {size(size_bytes)}")
+    for change in result["changed"]:
+        before, after = change["bytes_before"], change["bytes_after"]
+        sizes = f"{size(before)} -> {size(after)}" if before != after else size(after)
+        terminal.line(f"  ~ {change['path']}  {', '.join(change['what'])}  {sizes}")
+    for row in result["tables"]:
+        before, after = row["rows_before"], row["rows_after"]
+        delta = f" ({after - before:+})" if before is not None and after is not None else ""
+        counts = ["no table" if count is None else str(count) for count in (before, after)]
+        terminal.line(f"  rows {row['table']}  {counts[0]} -> {counts[1]}{delta}")
+    for name, pair in result["facts"].items():
+        terminal.line(f"  {name}  {pair['before'] or '-'} -> {pair['after'] or '-'}")
+    for fingerprint, pair in result["keys"].items():
+        terminal.line(
+            f"  key {fingerprint} opens  {pair['values_before']} -> {pair['values_after']} values"
+        )
+    words = "the same" if result["same"] else f"{result['unchanged']} files and folders the same"
+    terminal.line(f"  {words}")

@@ -1,0 +1,248 @@
+"""A snapshot as a tree of plain files at a path that stays: a source for restic, borg or kopia.
+
+The tree is what unpacking an archive gives. The database keeps every page in its place, and a file
+that did not change is the same file (a hard link to the one of the tree before), with the same
+time, so a store that deduplicates finds almost everything again.
+
+A new tree is built and proved beside the old one, and the two are exchanged in one step; what is
+left over of a run that dies is swept by the next. Where the system cannot exchange two folders, the
+old one is set aside for a moment, and put back by the next run if this one dies in it.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from sagewai_ops import atomic, locks
+from sagewai_ops.archive.manifest import Entry, EntryType, Header
+from sagewai_ops.archive.tree import TreeReader, open_tree, read_header
+from sagewai_ops.errors import DamagedError, NotFoundError, TargetBusyError, UsageError
+from sagewai_ops.home.paths import Home, require
+from sagewai_ops.progress import Progress
+from sagewai_ops.snapshots import catalog, swap
+from sagewai_ops.snapshots.backup import check_folder, check_options, check_space, staging_in
+from sagewai_ops.snapshots.catalog import TREE
+from sagewai_ops.snapshots.report import BackupOptions, BackupReport
+from sagewai_ops.snapshots.taking import Taking, home_ids
+from sagewai_ops.snapshots.tree_writer import TreeWriter
+
+_ASIDE = ".sagewai-ops-tree-before"  # the old tree, for the moment between two renames
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """The tree of a snapshot folder.
+
+    Attributes:
+        created_at: UTC, as its header has it.
+    """
+
+    path: Path
+    id: str
+    created_at: str
+
+
+def tree_in(folder: Path) -> Tree | None:
+    """Tell which tree a snapshot folder has; nothing but its header is read."""
+    header = read_header(folder / TREE)
+    if header is None:
+        return None
+    return Tree(folder / TREE, header.id, str(header.facts.get("created_at", "")))
+
+
+def keep_tree(
+    home: Home, folder: Path, options: BackupOptions, *, progress: Progress | None = None
+) -> BackupReport:
+    """Bring the tree of a snapshot folder up to a home that may be in use.
+
+    Args:
+        folder: Made with mode 0700 if it is not there; the tree is `tree` in it.
+        progress: As for `backup.take_snapshot`.
+
+    Raises:
+        UsageError: Options that a tree cannot have: it is neither encrypted nor compressed.
+        TargetBusyError: What stands there is no tree, or of another home.
+        NotFoundError, LockedError, NoSpaceError, DamagedError: As for `backup.take_snapshot`; the
+            tree is the one that it was.
+    """
+    require(home)
+    _check(options)
+    check_options(options)
+    check_folder(home, folder)
+    swap.require_settled(home.root)
+    place = folder / TREE
+    with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
+        atomic.make_folder(folder)
+        left_by_restores = swap.sweep(home.root)
+        with locks.guarded(folder):
+            _put_back(folder)
+            swept = (*catalog.sweep(folder), *left_by_restores)
+        before = _tree_of(place, home)
+        taking = Taking.begin(home, options, _next_sequence(before))
+        fresh = catalog.staging_path(folder, catalog.new_id(datetime.now(timezone.utc)))
+        with staging_in(folder, taking.id) as staging:
+            check_space(folder, taking.collection)
+            with _fresh_tree(fresh) as descriptor, _opened(place) as old:
+                writer = _write(taking, fresh, place, old, staging, progress)
+                with atomic.naming(fresh):
+                    atomic.sync_tree(fresh)
+                _prove(descriptor, writer, progress)
+                taking.archive_bytes, taking.archive_sha256 = writer.stored_bytes, writer.sha256
+                report = replace(
+                    taking.report(place, swept), format="directory", kept_files=writer.kept_files
+                )
+                with atomic.naming(place):
+                    _exchange(fresh, place)
+        _discard(fresh)
+    return report
+
+
+def _check(options: BackupOptions) -> None:
+    if options.custody == "sealed" or options.lock is not None:
+        raise UsageError(
+            "--format directory: a tree is not encrypted, and never holds the master key",
+            hint="let the store encrypt it, and keep the key elsewhere: sagewai-ops keys escrow",
+        )
+    if options.compact:
+        raise UsageError(
+            "--format directory: --compact moves every page, so that nothing is found again"
+        )
+
+
+def _tree_of(place: Path, home: Home) -> Header | None:
+    """Give the header of the tree that is there, which must be this home's; None if none is."""
+    if not os.path.lexists(place):
+        return None
+    header = read_header(place) if place.is_dir() and not place.is_symlink() else None
+    if header is None:
+        raise TargetBusyError(
+            f"{place}: no tree of this program",
+            hint=f"look: ls -la {place}\nand move it away, or use another folder: --to DIR",
+        )
+    if header.facts.get("home_id") not in home_ids(home):
+        raise TargetBusyError(
+            f"{place}: the tree of another home, {header.facts.get('home')}",
+            hint="give each home a folder of its own: --to DIR",
+        )
+    return header
+
+
+def _next_sequence(before: Header | None) -> int:
+    number = before.facts.get("sequence") if before else 0
+    return number + 1 if isinstance(number, int) else 1
+
+
+@contextlib.contextmanager
+def _fresh_tree(path: Path) -> Iterator[int]:
+    """Make the folder that a tree is built in, locked by this run; after a failure it is gone."""
+    with atomic.naming(path), locks.guarded(path.parent):
+        os.mkdir(path, atomic.PRIVATE_FOLDER)
+        os.chmod(path, atomic.PRIVATE_FOLDER)  # the umask may have shut it even for us
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        locks.hold_open(descriptor)
+    try:
+        yield descriptor
+    except BaseException:
+        atomic.remove_tree(path)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _opened(place: Path) -> Iterator[TreeReader | None]:
+    """Open the tree that is there; None if there is none, or it is damaged: then all is new."""
+    with contextlib.ExitStack() as stack:
+        reader = None
+        with contextlib.suppress(NotFoundError, DamagedError):
+            reader = stack.enter_context(open_tree(place))
+        yield reader
+
+
+def _write(
+    taking: Taking,
+    fresh: Path,
+    place: Path,
+    old: TreeReader | None,
+    staging: Path,
+    progress: Progress | None,
+) -> TreeWriter:
+    made: list[TreeWriter] = []
+
+    def open_writer(header: Header, on_bytes: Callable[[int], None]) -> TreeWriter:
+        entries = {
+            entry.path: entry
+            for entry in (old.manifest.entries if old else ())
+            if entry.type is EntryType.FILE
+        }
+        writer = TreeWriter(
+            fresh, header, mtime_ns=taking.moment_ns, old=(place, entries), on_bytes=on_bytes
+        )
+        made.append(writer)
+        return writer
+
+    taking.write_with(open_writer, staging, progress)
+    return made[0]
+
+
+def _prove(descriptor: int, writer: TreeWriter, progress: Progress | None) -> None:
+    """Read back what was written; what was kept of the old tree was read when it was kept."""
+    done = 0
+
+    def count(size_bytes: int) -> None:
+        nonlocal done
+        done += size_bytes
+        if progress:
+            progress("verify", done, writer.stored_bytes)
+
+    def is_new(entry: Entry) -> bool:
+        return entry.path not in writer.kept
+
+    with contextlib.closing(TreeReader(descriptor)) as reader:
+        for _entry, _content in reader.members(is_new, on_bytes=count):
+            pass
+
+
+def _exchange(fresh: Path, place: Path) -> None:
+    """Give the new tree the name of the old one; what was there has the new one's name then."""
+    aside = place.with_name(_ASIDE)
+    if not os.path.lexists(place):
+        os.rename(fresh, place)
+    elif not _exchanged(fresh, place):
+        os.rename(place, aside)
+        try:
+            os.rename(fresh, place)
+        except OSError:
+            os.rename(aside, place)
+            raise
+        os.rename(aside, fresh)
+    atomic.sync_folder(place.parent)
+
+
+def _exchanged(fresh: Path, place: Path) -> bool:
+    try:
+        return atomic.exchange(fresh, place)
+    except PermissionError:
+        return False  # the answer of older containers to a system call that they do not know
+
+
+def _put_back(folder: Path) -> None:
+    """Finish what a run that died between two renames left."""
+    aside, place = folder / _ASIDE, folder / TREE
+    if os.path.lexists(aside):
+        with atomic.naming(aside):
+            if os.path.lexists(place):
+                atomic.remove_tree(aside)
+            else:
+                os.rename(aside, place)
+                atomic.sync_folder(folder)
+
+
+def _discard(old: Path) -> None:
+    """Remove the old tree, unless somebody reads it: then the next run sweeps it."""
+    if os.path.lexists(old) and locks.is_abandoned(old):
+        with contextlib.suppress(OSError):
+            atomic.remove_tree(old)

@@ -1,0 +1,160 @@
+"""Write the cards of a folder anew from its archives.
+
+What only a card knows (drills, tags that were changed) is kept where the old one can be read. An
+archive whose card is lost is read whole before it gets one, so a card always says what was proved;
+one that is not what its card says is left as it is and named.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from sagewai_ops import locks
+from sagewai_ops.archive.envelope import Unlock
+from sagewai_ops.archive.manifest import HEADER_NAME, EntryType
+from sagewai_ops.archive.reader import ArchiveReader, open_archive
+from sagewai_ops.errors import DamagedError, KeyMissingError, NotFoundError, SchemaAheadError
+from sagewai_ops.progress import Progress
+from sagewai_ops.snapshots import catalog
+from sagewai_ops.snapshots.catalog import Snapshot
+from sagewai_ops.snapshots.collect import Reason
+
+_BLOCK_BYTES = 1024 * 1024
+_CARDS_OWN = ("drill", "proved_restorable_at", "tags")
+_LOSSES = {reason.name.lower() for reason in Reason if reason.is_loss}
+
+
+@dataclass(slots=True)
+class Rebuilt:
+    """What became of the cards.
+
+    Attributes:
+        written: Ids of archives whose card says all again.
+        limited: Ids of those that nothing at hand decrypts: their card says what the file shows.
+        damaged: Id -> what is wrong with the archive; its card was left as it is.
+    """
+
+    written: list[str] = field(default_factory=list)
+    limited: list[str] = field(default_factory=list)
+    damaged: dict[str, str] = field(default_factory=dict)
+
+
+def rebuild_cards(
+    folder: Path,
+    unlock: Unlock | None,
+    *,
+    wait_seconds: float = 0.0,
+    progress: Progress | None = None,
+) -> Rebuilt:
+    """Write the card of every archive of a folder anew.
+
+    Args:
+        unlock: Decrypts what is encrypted; None for nothing.
+        progress: Told `rebuild` in archives.
+
+    Raises:
+        LockedError: Another run holds the folder.
+        PermissionDeniedError, NoSpaceError, OpsError: The system refused; cards are old or new.
+    """
+    rebuilt = Rebuilt()
+    known = catalog.snapshots_in(folder)
+    for number, snapshot in enumerate(known):
+        if progress:
+            progress("rebuild", number, len(known))
+        with contextlib.suppress(FileNotFoundError, NotFoundError):  # removed meanwhile
+            _rebuild(folder, snapshot, unlock, wait_seconds, rebuilt)
+    return rebuilt
+
+
+def facts_of(reader: ArchiveReader, archive: Path) -> dict[str, Any]:
+    """Read what the card of an open archive says of it, but for its hash and what was proved."""
+    found = reader.manifest.facts
+    database = found.get("database")
+    keys = found.get("keys")
+    left_out = found.get("left_out")
+    losses = [
+        item
+        for item in (left_out if isinstance(left_out, list) else ())
+        if isinstance(item, dict) and item.get("reason") in _LOSSES
+    ]
+    unopened = keys.get("unopened") if isinstance(keys, dict) else ()
+    is_sound = not isinstance(database, dict) or (
+        database.get("integrity") == ["ok"] and not database.get("foreign_key_violations")
+    )
+    files = [
+        entry
+        for entry in reader.manifest.entries
+        if entry.type is EntryType.FILE and entry.path != HEADER_NAME
+    ]
+    return {
+        "archive": archive.name,
+        "id": reader.header.id,
+        **reader.header.facts,
+        "archive_bytes": archive.stat().st_size,
+        "content_bytes": sum(entry.size_bytes for entry in files),
+        "files": len(files),
+        "encrypted": archive.name.endswith(".age"),
+        "complete": not (losses or found.get("unstable") or unopened),
+        "sound": is_sound,
+    }
+
+
+def _rebuild(
+    folder: Path, snapshot: Snapshot, unlock: Unlock | None, wait_seconds: float, rebuilt: Rebuilt
+) -> None:
+    try:
+        facts, is_limited = _facts_of_archive(snapshot, unlock)
+    except (DamagedError, SchemaAheadError) as error:
+        rebuilt.damaged[snapshot.id] = error.message
+        return
+    _write(folder, snapshot.path, facts, wait_seconds)
+    (rebuilt.limited if is_limited else rebuilt.written).append(snapshot.id)
+
+
+def _facts_of_archive(snapshot: Snapshot, unlock: Unlock | None) -> tuple[dict[str, Any], bool]:
+    """Read what the card of an archive is to say, and whether that is all that can be known."""
+    recorded, proved = (snapshot.card.get(name) for name in ("archive_sha256", "verified_at"))
+    sha256 = _sha256(snapshot.path)
+    if recorded not in (None, sha256):
+        raise DamagedError(f"{snapshot.path}: its checksum is not what its card says")
+    try:
+        with open_archive(snapshot.path, unlock) as reader:
+            facts = facts_of(reader, snapshot.path)
+            if recorded is None or proved is None:
+                reader.verify()
+                proved = f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
+    except KeyMissingError:
+        return {**_facts_outside(snapshot), "archive_sha256": sha256}, True
+    return {**facts, "archive_sha256": sha256, "verified_at": proved}, False
+
+
+def _write(folder: Path, archive: Path, facts: Mapping[str, Any], wait_seconds: float) -> None:
+    with locks.exclusive(folder, wait_seconds=wait_seconds):
+        archive.stat()
+        # Read again: a drill may have written to it meanwhile.
+        old = catalog.read_card(archive)
+        kept = {name: old[name] for name in _CARDS_OWN if name in old}
+        catalog.write_card(archive, {**facts, **kept})
+
+
+def _facts_outside(snapshot: Snapshot) -> dict[str, Any]:
+    """Give what is known of an archive that stays shut: what its card says, else its name."""
+    return dict(snapshot.card) or {
+        "archive": snapshot.path.name,
+        "id": snapshot.id,
+        "created_at": f"{snapshot.created_at:%Y-%m-%dT%H:%M:%SZ}",
+        "archive_bytes": snapshot.size_bytes,
+        "encrypted": snapshot.is_encrypted,
+    }
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as stream:
+        while piece := stream.read(_BLOCK_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,268 @@
+"""Write the members of a snapshot as plain files, keeping those of an older tree that are the same.
+
+The folder is a private one of this run, so nobody puts links in the way. Modes follow the rules of
+a home, as when a snapshot is restored; the manifest has the ones that the files had.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sagewai_ops import atomic
+from sagewai_ops.archive.manifest import (
+    HEADER_NAME,
+    MANIFEST_NAME,
+    Entry,
+    EntryType,
+    Header,
+    ManifestText,
+    encode_header,
+)
+from sagewai_ops.archive.tree import SUM_NAME
+from sagewai_ops.archive.writer import (
+    ATTEMPTS,
+    SEARCHED_BYTES,
+    Carried,
+    completed,
+    described,
+    is_unchanged,
+)
+from sagewai_ops.home.paths import Kind, kind_of
+from sagewai_ops.home.permissions import file_mode, folder_mode
+from sagewai_ops.snapshots.places import EXTERNAL
+
+_BLOCK_BYTES = 1024 * 1024
+
+
+class TreeWriter:
+    """Write one tree; a `MemberWriter`.
+
+    Args:
+        root: An empty private folder.
+        mtime_ns: Of `snapshot.json`, `manifest.json`, and of what changed without a new time.
+        old: The tree before, and its files by path; none of them for a first one.
+        on_bytes: Called with the number of bytes of content taken since the last call.
+
+    Attributes:
+        files: How many were added, `snapshot.json` among them.
+        content_bytes: Of these.
+        stored_bytes: Of everything in the tree.
+        kept: Members that are the files of the old tree, each read and found whole.
+        sha256: Of the manifest, once that is written.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        header: Header,
+        *,
+        mtime_ns: int,
+        old: tuple[Path, Mapping[str, Entry]],
+        on_bytes: Callable[[int], None],
+    ) -> None:
+        self._root = root
+        self._mtime_ns = mtime_ns
+        self._old_root, self._old = old
+        self._on_bytes = on_bytes
+        self._manifest = ManifestText()
+        self._folders: list[Entry] = []
+        self._is_root = os.geteuid() == 0
+        self.files = self.content_bytes = self.stored_bytes = 0
+        self.kept: set[str] = set()
+        self.sha256 = ""
+        self.add_bytes(Entry(HEADER_NAME, EntryType.FILE, 0o600, mtime_ns), encode_header(header))
+
+    @property
+    def kept_files(self) -> int:
+        """How many files are those of the old tree."""
+        return len(self.kept)
+
+    def add_folder_or_link(self, entry: Entry) -> None:
+        """Add a member without content."""
+        path = self._root / entry.path
+        with atomic.naming(path):
+            if entry.type is EntryType.LINK:
+                os.symlink(entry.target, path)
+                os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=False)
+                self._own(entry, path)
+            else:
+                os.mkdir(path, atomic.PRIVATE_FOLDER)
+                os.chmod(path, atomic.PRIVATE_FOLDER)
+                self._folders.append(entry)
+        self._manifest.add(entry)
+
+    def add_bytes(self, entry: Entry, content: bytes) -> Entry:
+        """Add a file whose content is at hand."""
+        complete = completed(entry, len(content), hashlib.sha256(content).digest())
+        if not self._keep(complete):
+            with self._created(entry.path) as stream:
+                stream.write(content)
+            self._settle(complete)
+        self._count(complete)
+        self._on_bytes(len(content))
+        return complete
+
+    def add_file(
+        self, entry: Entry, stream: BinaryIO, *, banned: Sequence[bytes] = ()
+    ) -> Carried | None:
+        """Add a file that others may be writing to; one that changes meanwhile is read again."""
+        for attempt in range(1, ATTEMPTS + 1):
+            before = os.fstat(stream.fileno())
+            stream.seek(0)
+            source = stream
+            if before.st_size <= SEARCHED_BYTES:
+                content = stream.read(before.st_size)
+                if any(word in content for word in banned):
+                    return None
+                source = io.BytesIO(content)
+            complete = self._copy(described(entry, before), source)
+            is_stable = complete.size_bytes == before.st_size and is_unchanged(stream, before)
+            if is_stable or attempt == ATTEMPTS:
+                break
+        if self._keep(complete):
+            (self._root / _partial(entry.path)).unlink()
+        else:
+            os.rename(self._root / _partial(entry.path), self._root / entry.path)
+            self._settle(complete)
+        self._count(complete)
+        return Carried(complete, is_stable)
+
+    def add_copy(self, entry: Entry, stream: BinaryIO) -> Entry:
+        """Add a database's copy, which stands on the same file system and is this run's own.
+
+        Its time is that of the run unless its bytes are the old ones: what Sagewai wrote may still
+        be in the `-wal`, and then the file itself has an old time.
+        """
+        digest, size_bytes = hashlib.sha256(), 0
+        while piece := stream.read(_BLOCK_BYTES):
+            digest.update(piece)
+            size_bytes += len(piece)
+            self._on_bytes(len(piece))
+        complete = completed(entry, size_bytes, digest.digest())
+        if not self._keep(complete, any_time=True):
+            with atomic.naming(self._root / entry.path):
+                os.link(stream.name, self._root / entry.path)
+            self._settle(replace(complete, mtime_ns=self._mtime_ns))
+        self._count(complete)
+        return complete
+
+    def finish(self, facts: Mapping[str, Any]) -> None:
+        """Write the manifest and its hash, and give the folders their modes and times."""
+        digest = hashlib.sha256()
+        size_bytes, pieces = self._manifest.finish(facts)
+        with self._created(MANIFEST_NAME) as stream:
+            for piece in pieces:
+                digest.update(piece)
+                stream.write(piece)
+        self.sha256 = digest.hexdigest()
+        with self._created(SUM_NAME) as stream:
+            stream.write(f"{self.sha256}  {MANIFEST_NAME}\n".encode())
+        self.stored_bytes += size_bytes
+        for name in (MANIFEST_NAME, SUM_NAME):
+            os.utime(self._root / name, ns=(self._mtime_ns, self._mtime_ns))
+        for entry in reversed(self._folders):
+            path = self._root / entry.path
+            with atomic.naming(path):
+                self._own(entry, path)
+                os.chmod(path, _folder_mode(entry))
+                os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _copy(self, entry: Entry, stream: BinaryIO) -> Entry:
+        """Copy what a file held when it was looked at; what is added meanwhile is left."""
+        digest, left = hashlib.sha256(), entry.size_bytes
+        with self._created(_partial(entry.path)) as target:
+            while piece := stream.read(min(left, _BLOCK_BYTES)):
+                digest.update(piece)
+                left -= len(piece)
+                target.write(piece)
+                self._on_bytes(len(piece))
+        return completed(entry, entry.size_bytes - left, digest.digest())
+
+    @contextlib.contextmanager
+    def _created(self, path: str) -> Iterator[BinaryIO]:
+        full = self._root / path
+        with atomic.naming(full):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(full, flags, atomic.PRIVATE_FILE)
+            with open(descriptor, "wb") as stream:
+                os.fchmod(descriptor, atomic.PRIVATE_FILE)
+                yield stream
+
+    def _keep(self, entry: Entry, *, any_time: bool = False) -> bool:
+        """Take a file of the old tree for a member, if it is the same and still whole."""
+        before = self._old.get(entry.path)
+        if before is None or before.sha256 != entry.sha256:
+            return False
+        old = self._old_root / entry.path
+        with contextlib.suppress(OSError):
+            status = os.lstat(old)
+            is_same = (
+                stat.S_ISREG(status.st_mode)
+                and stat.S_IMODE(status.st_mode) == _file_mode(entry)
+                and (any_time or status.st_mtime_ns == entry.mtime_ns)
+                and (not self._is_root or (status.st_uid, status.st_gid) == (entry.uid, entry.gid))
+                and _hash_of(old) == entry.sha256
+            )
+            if is_same:
+                os.link(old, self._root / entry.path)
+                self.kept.add(entry.path)
+                return True
+        return False
+
+    def _settle(self, entry: Entry) -> None:
+        """Give a new file its owner, mode and time; a time that tells no change is not taken."""
+        path = self._root / entry.path
+        moment = entry.mtime_ns
+        before = self._old.get(entry.path)
+        if before is not None and before.sha256 != entry.sha256:
+            with contextlib.suppress(OSError):
+                if os.lstat(self._old_root / entry.path).st_mtime_ns == moment:
+                    moment = self._mtime_ns
+        with atomic.naming(path):
+            self._own(entry, path)
+            os.chmod(path, _file_mode(entry))
+            os.utime(path, ns=(moment, moment))
+
+    def _own(self, entry: Entry, path: Path) -> None:
+        if self._is_root:
+            os.chown(path, entry.uid, entry.gid, follow_symlinks=False)
+
+    def _count(self, entry: Entry) -> None:
+        self._manifest.add(entry)
+        self.files += 1
+        self.content_bytes += entry.size_bytes
+        self.stored_bytes += entry.size_bytes
+
+
+def _partial(path: str) -> str:
+    """Name the file that one is read into before it is known whether it is the old one."""
+    folder, slash, _name = path.rpartition("/")
+    return f"{folder}{slash}.sagewai-ops-partial"
+
+
+def _file_mode(entry: Entry) -> int:
+    is_external = entry.path.startswith(EXTERNAL + "/")
+    return file_mode(Kind.SECRET if is_external else kind_of(entry.path), entry.mode)
+
+
+def _folder_mode(entry: Entry) -> int:
+    is_external = entry.path == EXTERNAL or entry.path.startswith(EXTERNAL + "/")
+    mode = 0o700 if is_external else folder_mode(entry.path, entry.mode)
+    return mode | atomic.PRIVATE_FOLDER  # the next run goes through it
+
+
+def _hash_of(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as stream:
+        while piece := stream.read(_BLOCK_BYTES):
+            digest.update(piece)
+    return digest.digest()
