@@ -33,7 +33,6 @@ from sagewai_ops.archive.writer import (
     described,
     is_unchanged,
 )
-from sagewai_ops.home.paths import Kind, kind_of
 from sagewai_ops.home.permissions import file_mode, folder_mode
 from sagewai_ops.snapshots.places import EXTERNAL
 
@@ -251,7 +250,7 @@ def _partial(path: str) -> str:
 
 def _file_mode(entry: Entry) -> int:
     is_external = entry.path.startswith(EXTERNAL + "/")
-    return file_mode(Kind.SECRET if is_external else kind_of(entry.path), entry.mode)
+    return atomic.PRIVATE_FILE if is_external else file_mode(entry.path, entry.mode)
 
 
 def _folder_mode(entry: Entry) -> int:
