@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from sagewai_ops.archive.facts import check_header, check_manifest, is_text
 from sagewai_ops.errors import DamagedError, SchemaAheadError
 
 FORMAT_VERSION = 1
@@ -101,13 +102,19 @@ def decode_header(content: bytes) -> Header:
     """
     document = _parsed(content, HEADER_NAME)
     version, name = document.pop("format", None), document.pop("id", None)
-    if not isinstance(version, int) or not isinstance(name, str) or version < 1:
+    if (
+        not isinstance(version, int)
+        or version < 1
+        or not isinstance(name, str)
+        or not is_text(name)
+    ):
         raise DamagedError(f"{HEADER_NAME}: no format version or no id")
     if version > FORMAT_VERSION:
         raise SchemaAheadError(
             f"snapshot {name}: format {version}, this program reads up to {FORMAT_VERSION}",
             hint="install a newer sagewai-ops: pip install --upgrade sagewai-ops",
         )
+    check_header(document, HEADER_NAME)
     return Header(name, version, document)
 
 
@@ -174,6 +181,7 @@ def decode_manifest(pieces: Iterable[bytes]) -> Manifest:
         entries.append(_entry(_parsed(line.removesuffix(b","), MANIFEST_NAME)))
     if is_open or line != b"]}" or any(lines):
         raise DamagedError(f"{MANIFEST_NAME}: its entries do not end where they must")
+    check_manifest(document, MANIFEST_NAME)
     return Manifest(tuple(entries), document)
 
 

@@ -1,0 +1,129 @@
+"""The shapes of what `snapshot.json` and `manifest.json` tell besides the members.
+
+An archive may have been written by anybody, with every checksum right. A field that is there has
+the shape that docs/format.md gives it, or the archive is refused, so that nothing that reads a
+field later has to doubt it. Fields that are missing or unknown are no fault: formats grow.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sagewai_ops.errors import DamagedError
+
+Shape = Callable[[object], bool]
+
+
+def is_text(value: object) -> bool:
+    """Tell whether a value is a text that can be printed and stored."""
+    return isinstance(value, str) and _has_bytes(value)
+
+
+def _has_bytes(value: str) -> bool:
+    """Tell whether a text can be printed: JSON can spell surrogates that stand for no byte."""
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def _list_of(shape: Shape, *, least: int = 0) -> Shape:
+    def judge(value: object) -> bool:
+        return isinstance(value, list) and len(value) >= least and all(map(shape, value))
+
+    return judge
+
+
+def _map_of(shape: Shape) -> Shape:
+    def judge(value: object) -> bool:
+        return isinstance(value, dict) and all(
+            is_text(name) and shape(item) for name, item in value.items()
+        )
+
+    return judge
+
+
+def _record(*, nullable: bool = False, **fields: Shape) -> Shape:
+    """Describe an object that has all of these fields, and may have others."""
+
+    def judge(value: object) -> bool:
+        if value is None:
+            return nullable
+        return isinstance(value, dict) and all(
+            name in value and shape(value[name]) for name, shape in fields.items()
+        )
+
+    return judge
+
+
+_HEADER: Mapping[str, Shape] = {
+    "sequence": _is_count,
+    "created_at": is_text,
+    "home": is_text,
+    "home_id": is_text,
+    "host": is_text,
+    "tool_version": is_text,
+    "python_version": is_text,
+    "key_custody": lambda value: value in ("exclude", "sealed"),
+    "key_fingerprint": is_text,
+    "schema_level": is_text,
+    "tags": _list_of(is_text),
+}
+_MANIFEST: Mapping[str, Shape] = {
+    "id": is_text,
+    "database": _record(
+        nullable=True,
+        page_size=_is_count,
+        page_count=_is_count,
+        schema_level=is_text,
+        schema_state=is_text,
+        unknown_tables=_list_of(is_text),
+        integrity=_list_of(is_text, least=1),
+        foreign_key_violations=_is_count,
+        foreign_key_tables=_list_of(is_text),
+        tables=_map_of(_is_count),
+    ),
+    "keys": _record(
+        total=_is_count,
+        opened=_is_count,
+        by_key=_list_of(_record(source=is_text, fingerprint=is_text, values=_is_count)),
+        unopened=_list_of(_record(place=is_text, where=is_text, reason=is_text)),
+    ),
+    "left_out": _list_of(_record(path=is_text, reason=is_text, detail=is_text)),
+    "unstable": _list_of(is_text),
+    "followed": _map_of(is_text),
+    "external": _map_of(is_text),
+    "home": _record(mode=is_text, uid=_is_count, gid=_is_count, mtime_ns=_is_number),
+}
+
+
+def check_header(facts: Mapping[str, Any], name: str) -> None:
+    """Look at the fields of `snapshot.json`.
+
+    Raises:
+        DamagedError: One has another shape.
+    """
+    _check(_HEADER, facts, name)
+
+
+def check_manifest(facts: Mapping[str, Any], name: str) -> None:
+    """Look at the fields of `manifest.json`, its entries apart.
+
+    Raises:
+        DamagedError: One has another shape.
+    """
+    _check(_MANIFEST, facts, name)
+
+
+def _check(shapes: Mapping[str, Shape], facts: Mapping[str, Any], name: str) -> None:
+    for field, shape in shapes.items():
+        if field in facts and not shape(facts[field]):
+            raise DamagedError(f"{name}: field {field} is not what it must be")
