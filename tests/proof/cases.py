@@ -6,6 +6,7 @@ A command added here goes through every fault of `crash`, and nothing else has t
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import sqlite3
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from home_builder import build_home
 from home_builder.recipe import Layout
 from proof.faults import Ended, Fault, Mode, Step
 from proof.worlds import World
-from sagewai_ops.errors import EXIT_DONE
+from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS
 from sagewai_ops.snapshots import swap
 
 IDENTITY = "AGE-SECRET-KEY-1N3RS2HE94SR2EY7Z5X6C554RNCKUH3GXPG2L89CE54DWULQ8YQCQTQXFZM"
@@ -60,6 +61,9 @@ class Case:
         recover: What is to be run where it was interrupted between old and new.
         on_server: It needs a database on a server.
         takes_snapshot: A snapshot more may be there after each run.
+        has_verdicts: It tells what fails in its table, and its exit code comes from there.
+        moves_snapshots: Snapshots may leave the list; then they rest in the trash.
+        probe: A question whose answer is the same before, after and whatever happened.
     """
 
     name: str
@@ -75,7 +79,9 @@ class Case:
     recover: Words = ()
     on_server: bool = False
     takes_snapshot: bool = False
-    sweep: Words = ()
+    has_verdicts: bool = False
+    moves_snapshots: bool = False
+    probe: Callable[[World, Bench], object] = field(default=lambda _world, _bench: None)
 
 
 def _small(world: World, _bench: Bench) -> None:
@@ -159,6 +165,25 @@ def _interrupt(world: World, bench: Bench) -> None:
     # The last rename dooms the staging; before it three parts are exchanged, in two steps each.
     bench.run(words, world, Fault(Mode.KILL_BEFORE, renames[-4]))
     assert swap.unfinished(world.home) is not None
+
+
+def _several(world: World, bench: Bench) -> None:
+    _build(world)
+    for turn in range(3):
+        (world.home / "data/turn").write_text(str(turn))
+        bench.run(("backup",), world)
+
+
+def _pruned(world: World, bench: Bench) -> None:
+    _several(world, bench)
+    bench.run(("snapshots", "prune", "--keep-last", "1"), world)
+
+
+def _opened(world: World, bench: Bench) -> object:
+    """Tell how many sealed values open, and with how many keys that are not Sagewai's."""
+    ended = bench.run(("keys", "check", "--json"), world)
+    result = json.loads(ended.out)["result"] or {}
+    return ended.code, len(result.get("values", ())), result.get("lost_to_sagewai")
 
 
 def _at(revision: str) -> Callable[[World, Bench], None]:
@@ -274,6 +299,36 @@ CASES = (
             *("--to", world.out / "key.age", "--sheet", world.out / "sheet.txt"),
         ),
         in_parts=True,
+    ),
+    Case(
+        "keys rotate",
+        _small,
+        lambda _world: ("keys", "rotate", "--recipient", _recipient()),
+        codes_done=None,
+        recover=("keys", "rotate", "--recover"),
+        takes_snapshot=True,
+        probe=_opened,
+    ),
+    Case("drill", _with_snapshot, _always("drill")),
+    Case(
+        "preflight",
+        _small,
+        _always("preflight"),
+        code=EXIT_FINDINGS,
+        takes_snapshot=True,
+        has_verdicts=True,
+    ),
+    Case(
+        "snapshots prune",
+        _several,
+        _always("snapshots", "prune", "--keep-last", "1"),
+        moves_snapshots=True,
+    ),
+    Case(
+        "snapshots untrash",
+        _pruned,
+        _always("snapshots", "untrash", "--all"),
+        moves_snapshots=True,
     ),
     Case(
         "export-to-postgres",
