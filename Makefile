@@ -62,6 +62,7 @@ man: setup  ## Write the manual pages from the commands and man/sections/.
 	$(BIN)/python fixtures/man_pages.py
 
 include tests/interop/interop.mk
+include tests/proof/proof.mk
 
 clean:  ## Remove what the targets made.
 	rm -rf $(VENV) .interop dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

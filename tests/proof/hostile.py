@@ -93,7 +93,7 @@ def main() -> int:
 def break_in(
     folder: Path, most: int, seed: int, only: str | tuple[str, ...], runner: Runner
 ) -> list[Family]:
-    """Try about `most` mutants of each family of which the name begins with `only`, or one of them."""
+    """Try about `most` mutants of each family whose name begins with `only`, or with one of it."""
     place = _Place(folder, runner)
     place.prepare()
     families = []

@@ -21,6 +21,7 @@ import zstandard
 
 from sagewai_ops.archive.manifest import Entry, EntryType, decode_manifest
 from sagewai_ops.archive.tar import END, header_of, member_bytes, padded
+from sagewai_ops.errors import DamagedError, SchemaAheadError
 
 HUGE = 2**32 - 1
 FRAME_BYTES = 4 * 1024 * 1024
@@ -358,12 +359,36 @@ def _places(value: object, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[A
         yield from _places(child, (*path, name))
 
 
+def retold(entry: Entry, body: bytes) -> Entry:
+    """Give an entry the length and the hash of other content."""
+    return dataclasses.replace(entry, size_bytes=len(body), sha256=hashlib.sha256(body).digest())
+
+
+def line_of(entry: Entry) -> bytes:
+    """Write a file's entry as a manifest does."""
+    told = {"path": entry.path, "type": "file", "mode": f"{entry.mode:04o}", "uid": 0, "gid": 0}
+    sums = {"size": entry.size_bytes, "sha256": entry.sha256.hex()}
+    return json.dumps({**told, "mtime_ns": entry.mtime_ns, **sums}).encode()
+
+
+def build_from_text(text: bytes, filling: bytes, anatomy: Anatomy) -> bytes | None:
+    """Write the archive that a manifest describes, if it describes any; contents are `filling`."""
+    try:
+        entries = decode_manifest([text]).entries
+        members = [(entries[0], anatomy.members[0][1])]
+        for entry in entries[1:]:
+            if entry.size_bytes > len(filling):
+                return None
+            members.append((entry, filling[: entry.size_bytes]))
+        return build(members, text, anatomy.own)
+    except (DamagedError, SchemaAheadError, IndexError):
+        return None
+
+
 def _with_header(anatomy: Anatomy, body: bytes) -> bytes:
-    entry = anatomy.members[0][0]
-    digest = hashlib.sha256(body).digest()
-    first = dataclasses.replace(entry, size_bytes=len(body), sha256=digest)
+    first = retold(anatomy.members[0][0], body)
     document = dict(anatomy.document)
-    told = {**document["entries"][0], "size": len(body), "sha256": digest.hex()}
+    told = {**document["entries"][0], "size": len(body), "sha256": first.sha256.hex()}
     document["entries"] = [told, *document["entries"][1:]]
     return build([(first, body), *anatomy.members[1:]], spelled(document), anatomy.own)
 
