@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -106,6 +107,8 @@ def replace_by_folder(path: str) -> Callable[[Path], None]:
     return spoil
 
 
+# CAP_NET_BIND_SERVICE, permitted and effective: `struct vfs_cap_data`, revision 2.
+CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
 CASES = (
     Case("P001", "secrets/master.key", chmod("secrets/master.key", 0o644)),
     Case("P001", "secrets/master.key", chmod("secrets/master.key", 0o640)),
@@ -242,7 +245,7 @@ def test_every_rule_is_tested_here() -> None:
     """No rule goes without a case; those that need odd file systems have a test of their own."""
     tested = {case.rule for case in (*CASES, *OWNERS)}
 
-    assert tested | {"P015", "P029"} == {rule.id for rule in RULES}
+    assert tested | {"P015", "P029", "P031"} == {rule.id for rule in RULES}
     assert len({rule.id for rule in RULES}) == len(RULES)
 
 
@@ -339,6 +342,24 @@ def test_folder_that_cannot_be_listed_is_named(nobodys_home: Home) -> None:
         f"P029 {nobodys_home.root}/data",
     ]
     assert "cannot be listed" in {one.rule.id: one for one in seen.findings}["P029"].wrong
+
+
+@needs_root
+@pytest.mark.parametrize("path", ["data/artifacts/report.md", "data/workers/tool", "secrets/x"])
+def test_programs_with_capabilities_are_named(home: Home, path: str) -> None:
+    """Also in a sandbox's folder; without an x bit nobody can run it."""
+    program = home.root / path
+    program.parent.mkdir(exist_ok=True)
+    program.write_bytes(b"#!/bin/sh\n")
+    program.chmod(0o700)
+    try:
+        os.setxattr(program, "security.capability", CAPABILITY)
+    except (OSError, AttributeError) as error:
+        pytest.skip(f"no capabilities here: {error}")
+
+    assert [line for line in ours(look(home)) if "P031" in line] == [f"P031 {program}"]
+    program.chmod(0o600)
+    assert [line for line in ours(look(home)) if "P031" in line] == []
 
 
 def test_lists_of_other_kinds_are_named(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from sagewai_ops.home.parts import Wanted
 
 ACCESS_LIST = "system.posix_acl_access"
 DEFAULT_LIST = "system.posix_acl_default"
+_CAPABILITY = "security.capability"
 _KEY_READ_BYTES = 4096  # of what should be 44: enough to tell how long it is
 
 
@@ -58,6 +59,11 @@ def list_names(descriptor: int, name: str) -> list[str]:
     with suppress(OSError, AttributeError):  # only Linux has the calls
         return os.listxattr(*_reference(descriptor, name))
     return []
+
+
+def is_capable(descriptor: int, name: str) -> bool:
+    """Tell whether a program in an open folder has file capabilities."""
+    return _CAPABILITY in list_names(descriptor, name)
 
 
 def _reference(descriptor: int, name: str) -> tuple[int | str]:

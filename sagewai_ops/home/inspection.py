@@ -14,7 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sagewai_ops.home.entries import access_lists, key_length, list_names, opened, state_of
+from sagewai_ops.home.entries import (
+    access_lists,
+    is_capable,
+    key_length,
+    list_names,
+    opened,
+    state_of,
+)
 from sagewai_ops.home.findings import Finding, Inspection, order
 from sagewai_ops.home.parts import (
     SECRET_FILES,
@@ -43,6 +50,7 @@ _OWN_ROOT = "home"
 _SNAPSHOT_ROOT = "snapshots"
 # What an ordinary file may have without a second look: no write bit for others, nothing odd.
 _SECOND_LOOK = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX | 0o022
+_SECOND_LOOK_AT_FILE = _SECOND_LOOK | 0o111  # capabilities are a program's alone
 _TYPES = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
 
 
@@ -139,7 +147,7 @@ class _Look:
                     if folder in careful or folder.split("/", 1)[0] == "secrets":
                         self.documents(place, folder, descriptor, entries, pending)
                     else:
-                        self.ordinary(place, folder, entries, pending)
+                        self.ordinary(place, folder, descriptor, entries, pending)
             except FileNotFoundError:
                 continue  # Sagewai removed it meanwhile
             except OSError as error:
@@ -153,6 +161,7 @@ class _Look:
         self,
         place: _Place,
         folder: str,
+        descriptor: int,
         entries: Iterator[os.DirEntry[str]],
         pending: list[str],
     ) -> None:
@@ -169,14 +178,17 @@ class _Look:
             kind = mode & 0o170000
             if kind == stat.S_IFDIR:
                 pending.append(start + entry.name)
+                doubtful = mode & _SECOND_LOOK
             elif kind == stat.S_IFLNK:
                 continue
-            if mode & _SECOND_LOOK or status.st_uid != owner:
-                if owner < 0 and not mode & _SECOND_LOOK:
+            else:
+                doubtful = mode & _SECOND_LOOK_AT_FILE
+            if doubtful or status.st_uid != owner:
+                if owner < 0 and not doubtful:
                     continue
                 path = start + entry.name
                 part = part_of_folder(path) if kind == stat.S_IFDIR else Part.OTHER
-                facts = self.facts_of(part, path, status, owned=owner >= 0)
+                facts = self.facts_of(part, path, status, descriptor, entry.name, owned=owner >= 0)
                 self.judge(part, facts, place.shown(path), place.label, status)
         self.entries += count
 
@@ -318,6 +330,7 @@ class _Look:
             odd = [one for one in list_names(descriptor, "") if _ODD_LIST.fullmatch(one)]
         if part is Part.KEY and stat.S_ISREG(status.st_mode):
             length, problem = key_length(name, descriptor)
+        is_program = stat.S_ISREG(status.st_mode) and status.st_mode & 0o111
         # What root keeps of another user's home is root's: records and snapshots.
         is_roots = part in _ROOT_MAY_OWN and status.st_uid == 0
         return Facts(
@@ -331,6 +344,7 @@ class _Look:
             problem=problem,
             key_length=length,
             odd_lists=tuple(odd),
+            is_capable=bool(is_program and descriptor is not None and is_capable(descriptor, name)),
         )
 
     def unread(self, place: _Place, folder: str, error: OSError) -> None:

@@ -79,6 +79,7 @@ class Facts:
         key_length: Characters of the key, blanks around it left out; None for all but a key.
         target: Where a link leads; "" if it is none.
         odd_lists: Names of access lists that cannot be judged here.
+        is_capable: Whether a program has file capabilities, as `setcap` gives them.
     """
 
     part: Part
@@ -92,6 +93,7 @@ class Facts:
     key_length: int | None = None
     target: str = ""
     odd_lists: tuple[str, ...] = ()
+    is_capable: bool = False
 
 
 def part_of_file(path: str) -> Part:

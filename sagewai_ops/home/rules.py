@@ -295,6 +295,10 @@ RULES = (
     Rule("P030", "documents are regular files", _W, SECRET_FILES - {Part.KEY},
          "Sagewai fails or starts empty where something else stands", _not_a_file, _by_hand,
          "look what it is and move it away"),
+    Rule("P031", "no program has capabilities", _W, SECRET_FILES | {Part.OTHER},
+         "who runs it has powers of root, which no mode shows",
+         lambda facts: "has file capabilities" if facts.is_capable else "",
+         _by_hand, "`getcap -r` the home, then `setcap -r` the file"),
 )  # fmt: skip
 RULES_BY_PART: dict[Part, tuple[Rule, ...]] = {
     part: tuple(rule for rule in RULES if part in rule.parts) for part in Part
