@@ -185,8 +185,10 @@ def backup(
             report = pipe_snapshot(home, sys.stdout.buffer, options, progress=progress)
         else:
             folder = run.snapshots(home, to)
-            take = keep_tree if form == "directory" else take_snapshot
-            report = take(home, folder, options, progress=progress)
+            if form == "directory":
+                report = keep_tree(home, folder, options, any_place=any_place, progress=progress)
+            else:
+                report = take_snapshot(home, folder, options, progress=progress)
     result = as_result(report)
     code = EXIT_DONE if report.is_sound else EXIT_FINDINGS
     code = code if report.is_complete else EXIT_INCOMPLETE

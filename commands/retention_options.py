@@ -29,7 +29,8 @@ KeepTag = Annotated[
 AnyPlace = Annotated[
     bool,
     typer.Option(
-        "--any-place", help="Prune what this home left at other paths and on other machines too."
+        "--any-place",
+        help="Take what this home left at other paths and on other machines for its own.",
     ),
 ]
 

@@ -131,7 +131,7 @@ def test_an_empty_policy_removes_nothing(home: Home, folder: Path) -> None:
 def test_what_is_not_of_this_home_stays_also_in_the_trash(home: Home, folder: Path) -> None:
     """Another home's, one without a card, one of a clone on another machine."""
     put(folder, home, 10, days=1, home_id="them")
-    put(folder, home, 11, days=1, host="elsewhere")
+    put(folder, home, 11, days=1, home="/elsewhere")
     blank = put(folder, home, 12, days=1)
     catalog.card_path(blank).write_text("{")
     (folder / "notes.txt").touch()
@@ -146,6 +146,25 @@ def test_what_is_not_of_this_home_stays_also_in_the_trash(home: Home, folder: Pa
     assert blank.exists()
     assert (folder / "notes.txt").exists()
     assert {4, 5, 10, 11} <= set(numbers(folder))
+
+
+def test_machines_that_take_turns_keep_each_their_own(home: Home, folder: Path) -> None:
+    """Two clones of a home write into one folder."""
+    put(folder, home, 6, host="elsewhere")
+    put(folder, home, 7)
+
+    result = pruned(home, folder, Policy(last=1))
+
+    assert [item.sequence for item in result.plan.removed] == [1, 2, 3, 4, 5]
+    assert result.plan.verdicts[5].reasons == ("of the home on elsewhere",)
+
+
+def test_a_machine_of_another_name_each_time_prunes_all(home: Home, folder: Path) -> None:
+    """A container has another name in each run; the home is the same."""
+    put(folder, home, 6, host="pod-1")
+    put(folder, home, 7, host="pod-2")
+
+    assert len(pruned(home, folder, Policy(last=1)).plan.removed) == 6
 
 
 def test_a_clone_elsewhere_is_pruned_when_that_is_asked_for(home: Home, folder: Path) -> None:

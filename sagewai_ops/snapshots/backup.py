@@ -197,8 +197,10 @@ def staging_in(folder: Path, snapshot_id: str) -> Iterator[Path]:
     try:
         yield path
     finally:
-        atomic.remove_tree(path)
-        os.close(descriptor)
+        try:
+            atomic.remove_tree(path)
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -25,8 +25,10 @@ from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import catalog, swap
 from sagewai_ops.snapshots.backup import check_folder, check_options, check_space, staging_in
 from sagewai_ops.snapshots.catalog import TREE
+from sagewai_ops.snapshots.prune import owner_of
 from sagewai_ops.snapshots.report import BackupOptions, BackupReport
-from sagewai_ops.snapshots.taking import Taking, home_ids
+from sagewai_ops.snapshots.retention import Owner, whose
+from sagewai_ops.snapshots.taking import Taking
 from sagewai_ops.snapshots.tree_writer import TreeWriter
 
 _ASIDE = ".sagewai-ops-tree-before"  # the old tree, for the moment between two renames
@@ -54,12 +56,18 @@ def tree_in(folder: Path) -> Tree | None:
 
 
 def keep_tree(
-    home: Home, folder: Path, options: BackupOptions, *, progress: Progress | None = None
+    home: Home,
+    folder: Path,
+    options: BackupOptions,
+    *,
+    any_place: bool = False,
+    progress: Progress | None = None,
 ) -> BackupReport:
     """Bring the tree of a snapshot folder up to a home that may be in use.
 
     Args:
         folder: Made with mode 0700 if it is not there; the tree is `tree` in it.
+        any_place: Go on with a tree that this home left at another path.
         progress: As for `backup.take_snapshot`.
 
     Raises:
@@ -80,7 +88,7 @@ def keep_tree(
         with locks.guarded(folder):
             _put_back(folder)
             swept = (*catalog.sweep(folder), *left_by_restores)
-        before = _tree_of(place, home)
+        before = _tree_of(place, replace(owner_of(home, any_place=any_place), host=""))
         taking = Taking.begin(home, options, _next_sequence(before))
         fresh = catalog.staging_path(folder, catalog.new_id(datetime.now(timezone.utc)))
         with staging_in(folder, taking.id) as staging:
@@ -112,7 +120,7 @@ def _check(options: BackupOptions) -> None:
         )
 
 
-def _tree_of(place: Path, home: Home) -> Header | None:
+def _tree_of(place: Path, owner: Owner) -> Header | None:
     """Give the header of the tree that is there, which must be this home's; None if none is."""
     if not os.path.lexists(place):
         return None
@@ -122,10 +130,12 @@ def _tree_of(place: Path, home: Home) -> Header | None:
             f"{place}: no tree of this program",
             hint=f"look: ls -la {place}\nand move it away, or use another folder: --to DIR",
         )
-    if header.facts.get("home_id") not in home_ids(home):
+    other = whose(header.facts, owner)
+    if other:
         raise TargetBusyError(
-            f"{place}: the tree of another home, {header.facts.get('home')}",
-            hint="give each home a folder of its own: --to DIR",
+            f"{place}: the tree {other}",
+            hint="give each home a folder of its own: --to DIR\n"
+            "or, if this home was moved, go on with it: --any-place",
         )
     return header
 
@@ -146,7 +156,8 @@ def _fresh_tree(path: Path) -> Iterator[int]:
     try:
         yield descriptor
     except BaseException:
-        atomic.remove_tree(path)
+        with contextlib.suppress(OSError):  # the next run sweeps it; why we are here matters more
+            atomic.remove_tree(path)
         raise
     finally:
         os.close(descriptor)

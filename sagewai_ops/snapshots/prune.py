@@ -5,9 +5,10 @@ in between has removed nothing for ever that no successful run had moved before.
 """
 
 import contextlib
+import itertools
 import socket
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.home.paths import Home
 from sagewai_ops.snapshots import trash
 from sagewai_ops.snapshots.catalog import Snapshot, snapshots_in
-from sagewai_ops.snapshots.retention import Owner, Plan, Policy, foreign, plan_retention
+from sagewai_ops.snapshots.retention import Owner, Plan, Policy, foreign, plan_retention, whose
 from sagewai_ops.snapshots.taking import home_ids
 
 _CLOCK_DRIFT = timedelta(hours=1)  # machines that share a folder differ by less
@@ -48,6 +49,22 @@ def owner_of(home: Home, *, any_place: bool = False) -> Owner:
     return Owner(frozenset(home_ids(home)), str(home.root), socket.gethostname(), any_place)
 
 
+def told_apart(owner: Owner, snapshots: Iterable[Snapshot]) -> Owner:
+    """Decide whether the machine's name tells whose a snapshot is.
+
+    Containers get a new name each time, so another one alone means nothing. But where names take
+    turns, one home was cloned onto several machines that share the folder, and each prunes its own.
+
+    Returns:
+        The owner, without a machine unless it counts.
+    """
+    anywhere = replace(owner, host="")
+    own = [one for one in snapshots if one.sequence and not whose(one.card, anywhere)]
+    names = [one.card.get("host", "") for one in sorted(own, key=lambda one: one.sequence)]
+    turns = [name for name, _group in itertools.groupby(filter(None, names))]
+    return owner if len(turns) > len(set(turns)) else anywhere
+
+
 def prune(
     home: Home,
     folder: Path,
@@ -76,9 +93,9 @@ def prune(
             stack.enter_context(locks.exclusive(folder, wait_seconds=wait_seconds))
             trash.settle(folder)
         known = snapshots_in(folder)
-        owner = owner_of(home, any_place=any_place)
-        plan = plan_retention(known, policy, owner)
         rested = trash.resting(folder)
+        owner = told_apart(owner_of(home, any_place=any_place), (*known, *rested))
+        plan = plan_retention(known, policy, owner)
         ahead = _ahead(known, owner, now or datetime.now(timezone.utc))
         purged = () if ahead else tuple(one for one in rested if not foreign(one, owner))
         if not dry_run and folder.is_dir():

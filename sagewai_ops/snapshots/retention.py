@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 from sagewai_ops.errors import UsageError
 from sagewai_ops.snapshots.catalog import Snapshot
@@ -72,7 +73,7 @@ class Owner:
     Attributes:
         ids: By which the home is known.
         home: Its path.
-        host: The machine that it is on.
+        host: The machine that it is on; "" where that does not tell homes apart.
         any_place: Whether snapshots of another path or machine with such an id are its own too.
     """
 
@@ -154,17 +155,23 @@ def plan_retention(snapshots: Sequence[Snapshot], policy: Policy, owner: Owner) 
 
 def foreign(snapshot: Snapshot, owner: Owner) -> str:
     """Say why a snapshot is none of the owner's, so that no rule may touch it; "" if it is."""
-    card = snapshot.card
-    if not snapshot.home_id or not snapshot.sequence or snapshot.created_at == _NO_DATE:
+    if not snapshot.sequence or snapshot.created_at == _NO_DATE:
         return "its card does not tell whose it is"
-    if snapshot.home_id not in owner.ids:
+    return whose(snapshot.card, owner)
+
+
+def whose(facts: Mapping[str, Any], owner: Owner) -> str:
+    """Say whose home a snapshot with these facts is of, if it is none of the owner's; else ""."""
+    if not facts.get("home_id"):
+        return "its card does not tell whose it is"
+    if facts["home_id"] not in owner.ids:
         return "of another home"
     if owner.any_place:
         return ""
-    if card.get("home", owner.home) != owner.home:
-        return f"of the home at {card['home']}"
-    if card.get("host", owner.host) != owner.host:
-        return f"of the home on {card['host']}"
+    if facts.get("home", owner.home) != owner.home:
+        return f"of the home at {facts['home']}"
+    if owner.host and facts.get("host", owner.host) != owner.host:
+        return f"of the home on {facts['host']}"
     return ""
 
 

@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +45,7 @@ class TreeWriter:
 
     Args:
         root: An empty private folder.
-        mtime_ns: Of `snapshot.json`, `manifest.json`, and of what changed without a new time.
+        mtime_ns: Of `snapshot.json` and `manifest.json`.
         old: The tree before, and its files by path; none of them for a first one.
         on_bytes: Called with the number of bytes of content taken since the last call.
 
@@ -67,6 +68,7 @@ class TreeWriter:
     ) -> None:
         self._root = root
         self._mtime_ns = mtime_ns
+        self._now_ns = time.time_ns()  # of what changed without a new time
         self._old_root, self._old = old
         self._on_bytes = on_bytes
         self._manifest = ManifestText()
@@ -147,7 +149,7 @@ class TreeWriter:
         if not self._keep(complete, any_time=True):
             with atomic.naming(self._root / entry.path):
                 os.link(stream.name, self._root / entry.path)
-            self._settle(replace(complete, mtime_ns=self._mtime_ns))
+            self._settle(replace(complete, mtime_ns=self._now_ns))
         self._count(complete)
         return complete
 
@@ -225,7 +227,7 @@ class TreeWriter:
         if before is not None and before.sha256 != entry.sha256:
             with contextlib.suppress(OSError):
                 if os.lstat(self._old_root / entry.path).st_mtime_ns == moment:
-                    moment = self._mtime_ns
+                    moment = self._now_ns
         with atomic.naming(path):
             self._own(entry, path)
             os.chmod(path, _file_mode(entry))
