@@ -49,6 +49,8 @@ def status(
 
 def as_result(found: Any) -> dict[str, Any]:
     """Give the JSON of a home's status; docs/json.md."""
+    import sqlite3
+
     database, newest = found.database, found.newest
     return {
         "home": str(found.home.root),
@@ -67,7 +69,10 @@ def as_result(found: Any) -> dict[str, Any]:
             "unknown_tables": list(database.level.unknown_tables) if database.level else [],
             "tables": dict(database.counts),
             "problem": database.problem,
+            "journal_mode": database.journal_mode,
         },
+        "sqlite_version": sqlite3.sqlite_version,
+        "notes": _notes(database),
         "documents": {
             path: {
                 "version": document.version,
@@ -106,6 +111,16 @@ def as_result(found: Any) -> dict[str, Any]:
     }
 
 
+def _notes(database: Any) -> list[str]:
+    """Say what is worth knowing and nothing to act on at once."""
+    import sqlite3
+
+    from sagewai_ops.database.library import note_on
+
+    said = database and note_on(sqlite3.sqlite_version_info, database.journal_mode)
+    return [said] if said else []
+
+
 def _snapshot(snapshot: Any) -> dict[str, Any]:
     return {
         "id": snapshot.id,
@@ -142,6 +157,8 @@ def show(terminal: Terminal, result: dict[str, Any]) -> None:
         terminal.line(f"  snapshots  none in {snapshots['folder']}", style="yellow")
     for path in result["before_restore"]:
         terminal.line(f"  kept       {path}")
+    for note in result["notes"]:
+        terminal.line(f"  note       {note}")
 
 
 def _show_proof(terminal: Terminal, newest: dict[str, Any], proved: dict[str, Any] | None) -> None:

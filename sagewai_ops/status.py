@@ -36,6 +36,7 @@ class DatabaseStatus:
         size_bytes: Of the main file; most of the data may be in the `wal_bytes` beside it.
         counts: Rows of each table.
         problem: Why it could not be read; "" if it could.
+        journal_mode: `wal`, or the rollback mode in use; "" if it could not be read.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class DatabaseStatus:
     level: Level | None
     counts: Mapping[str, int]
     problem: str = ""
+    journal_mode: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +136,12 @@ def _database(home: Home) -> DatabaseStatus | None:
     try:
         with pinned(home.database) as pin:
             level, counts = read_level(pin.connection), count_rows(pin.connection)
+            journal_mode = pin.journal_mode
     except OpsError as error:
         return DatabaseStatus(home.database, size_bytes, wal_bytes, None, {}, error.message)
-    return DatabaseStatus(home.database, size_bytes, wal_bytes, level, counts)
+    return DatabaseStatus(
+        home.database, size_bytes, wal_bytes, level, counts, journal_mode=journal_mode
+    )
 
 
 def sizes_below(root: Path) -> Iterator[tuple[str, int]]:
