@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from postgres_server import Server
@@ -215,6 +216,27 @@ def test_a_signal_at_the_commit_waits_for_it(home: Home, postgres: Server) -> No
 
     assert report.committed
     assert counts_of(postgres, database)
+
+
+def test_a_signal_behind_the_commit_comes_too_late(
+    home: Home, postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the connection is being closed: the move is done, and is told as done."""
+
+    async def late(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            connection.terminate()
+
+    monkeypatch.setattr(session, "_close", late)
+
+    report = exported(home, postgres, at_head(postgres), report=home.root.parent / "report.json")
+
+    assert report.committed
+    assert report.error == ""
+    assert '"committed": true' in (home.root.parent / "report.json").read_text()
 
 
 def test_a_signal_ends_the_wait_for_a_commit_that_nobody_answers(
@@ -565,6 +587,7 @@ def cutting(
         with contextlib.suppress(OSError):
             while content := source.recv(65536):
                 target.sendall(content)
+            target.shutdown(socket.SHUT_RDWR)
 
     thread = threading.Thread(target=serve)
     thread.start()

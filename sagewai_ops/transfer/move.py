@@ -131,6 +131,10 @@ def export(
         except sqlite3.Error as error:
             report.error = f"database {home.database}: {error}"
             raise DamagedError(report.error, hint="sagewai-ops db check") from error
+        except InterruptedRunError as error:
+            if not report.committed:  # else it came too late, and what was asked for is done
+                report.error = error.message
+                raise
         except OpsError as error:
             report.error = error.message
             raise
@@ -141,6 +145,7 @@ def export(
 
 async def _export(work: _Work) -> None:
     report, purpose = work.report, work.options.purpose
+    session: Session | None = None
     async with _copying(work.home.database, work.copy, work.progress) as copied:
         try:
             async with opened(work.url, purpose) as session:
@@ -155,8 +160,7 @@ async def _export(work: _Work) -> None:
                     await _verify(work, plan, session)
                 else:
                     await _move(work, plan, session)
-                    report.cut_over = _cut_over(work)
-            report.committed = purpose == MOVE and not report.open_findings
+                    report.cut_over = _cut_over(work) if session.keep else ()
         except RefusedByServerError as error:
             await _explain(work)
             if not report.open_findings:
@@ -169,6 +173,8 @@ async def _export(work: _Work) -> None:
             await _explain(work)
             if not report.open_findings:
                 raise
+        finally:
+            report.committed = session is not None and session.committed
 
 
 async def _move(work: _Work, plan: Plan, session: Session) -> None:

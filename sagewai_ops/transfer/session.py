@@ -79,6 +79,7 @@ class Session:
         tables: The catalog.
         others: Who else is connected to the database.
         keep: Set it to have the transaction committed at the end of the block.
+        committed: The server said that it is.
     """
 
     connection: asyncpg.Connection[asyncpg.Record]
@@ -87,6 +88,7 @@ class Session:
     tables: Mapping[str, TargetTable] = field(default_factory=dict)
     others: tuple[str, ...] = ()
     keep: bool = False
+    committed: bool = False
 
 
 @asynccontextmanager
@@ -150,7 +152,7 @@ async def _transaction(
             await transaction.rollback()  # a broken connection is rolled back already
         raise
     if session.keep:
-        await _commit(transaction.commit())
+        await _commit(session, transaction.commit())
     else:
         await transaction.rollback()
 
@@ -190,7 +192,7 @@ async def _migrated(url: PostgresUrl, purpose: str) -> AsyncIterator[Session]:
                 await transaction.rollback()
             raise
         if session.keep:
-            await _commit(transaction.commit())
+            await _commit(session, transaction.commit())
         else:
             await transaction.rollback()
 
@@ -264,7 +266,7 @@ def _check_empty(state: str, heads: tuple[str, ...], purpose: str, url: Postgres
         )
 
 
-async def _commit(committing: Awaitable[None]) -> None:
+async def _commit(session: Session, committing: Awaitable[None]) -> None:
     """Commit, and do not let a signal come between: either it took place or it did not.
 
     A server that does not answer may keep it waiting for ever; after a signal it waits not so long.
@@ -278,12 +280,16 @@ async def _commit(committing: Awaitable[None]) -> None:
             await asyncio.wait({running}, timeout=limit)
         except asyncio.CancelledError:
             limit = COMMIT_SECONDS
+            # From 3.11 on a task counts its cancellations, and later timeouts look at the count.
+            getattr(asyncio.current_task(), "uncancel", int)()
         else:
             if not running.done():
+                session.connection.terminate()
                 running.cancel()
                 raise OpsError(_UNKNOWN, hint=_ASK)
     try:
         running.result()
+        session.committed = True
     except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
         raise OpsError(_UNKNOWN, hint=_ASK) from error
 
@@ -303,3 +309,6 @@ async def _close(connection: asyncpg.Connection[asyncpg.Record]) -> None:
         await connection.close(timeout=engines.CLOSE_SECONDS)
     except (OSError, asyncio.TimeoutError, TimeoutError):
         connection.terminate()
+    except asyncio.CancelledError:
+        connection.terminate()
+        raise
