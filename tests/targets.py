@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -29,17 +30,19 @@ _made: dict[Path, list[str]] = {}
 def at_head(server: Server) -> str:
     """Make a database at head without rows; the first of a server is migrated, the rest copied.
 
-    Those that tests before this one left are dropped.
+    Those that tests before this one left are dropped, but none that a fixture made.
     """
     if server.folder not in _templates:
         template = server.create(name="template_head")
         asyncio.run(revisions.upgrade(url_of(server, template)))
         _templates[server.folder] = template
-    made = _made.setdefault(server.folder, [])
-    made.append(server.create(template=_templates[server.folder]))
-    if len(made) > KEPT:
-        server.drop(made.pop(0))
-    return made[-1]
+    database = server.create(template=_templates[server.folder])
+    if "(call)" in os.environ.get("PYTEST_CURRENT_TEST", ""):
+        made = _made.setdefault(server.folder, [])
+        made.append(database)
+        if len(made) > KEPT:
+            server.drop(made.pop(0))
+    return database
 
 
 def url_of(server: Server, database: str, **options: Any) -> PostgresUrl:
