@@ -15,7 +15,7 @@ from typing import Any
 
 from sagewai_ops import locks
 from sagewai_ops.archive.envelope import Unlock
-from sagewai_ops.archive.manifest import HEADER_NAME, EntryType
+from sagewai_ops.archive.manifest import EntryType
 from sagewai_ops.archive.reader import ArchiveReader, open_archive
 from sagewai_ops.errors import DamagedError, KeyMissingError, NotFoundError, SchemaAheadError
 from sagewai_ops.progress import Progress
@@ -85,18 +85,14 @@ def facts_of(reader: ArchiveReader, archive: Path) -> dict[str, Any]:
     is_sound = not isinstance(database, dict) or (
         database.get("integrity") == ["ok"] and not database.get("foreign_key_violations")
     )
-    files = [
-        entry
-        for entry in reader.manifest.entries
-        if entry.type is EntryType.FILE and entry.path != HEADER_NAME
-    ]
+    files = [entry for entry in reader.manifest.entries if entry.type is EntryType.FILE]
     return {
         "archive": archive.name,
         "id": reader.header.id,
         **reader.header.facts,
         "archive_bytes": archive.stat().st_size,
         "content_bytes": sum(entry.size_bytes for entry in files),
-        "files": len(files),
+        "files": len(files) - 1,  # without snapshot.json
         "encrypted": archive.name.endswith(".age"),
         "complete": not (losses or found.get("unstable") or unopened),
         "sound": is_sound,

@@ -1,0 +1,251 @@
+"""What differs between two snapshots, and cards that are written anew from archives."""
+
+import json
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from home_builder import BuiltHome
+from program import Answer, call, run, taken
+from sagewai_ops.snapshots import catalog
+from small_homes import small
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[BuiltHome, Path, Path]:
+    """A home and two snapshots of it, with changes in between."""
+    built = small(tmp_path_factory.mktemp("difference") / "home")
+    data = built.root / "data"
+    data.mkdir(exist_ok=True)
+    for name in ("stays", "touched", "goes", "changes", "opened", "turns"):
+        (data / name).write_bytes(name.encode())
+    first = taken(call("--home", built.root, "backup", "--json", "--tag", "before", "--tag", "a b"))
+    (data / "goes").unlink()
+    (data / "came").write_bytes(b"came")
+    (data / "changes").write_bytes(b"changed")
+    (data / "opened").chmod(0o640)
+    os.utime(data / "touched")
+    (data / "turns").unlink()
+    (data / "turns").symlink_to("stays")
+    with sqlite3.connect(built.database) as connection:
+        connection.execute("CREATE TABLE own (number)")
+        connection.execute("INSERT INTO own VALUES (1), (2)")
+        connection.execute("DELETE FROM workflow_runs")
+    connection.close()
+    second = taken(call("--home", built.root, "backup", "--json"))
+    return built, first, second
+
+
+def _diff(built: BuiltHome, *words: object) -> Answer:
+    return call("--home", built.root, "snapshots", "diff", *words)
+
+
+def test_files_and_tables_that_differ_are_named(world: tuple[BuiltHome, Path, Path]) -> None:
+    """Added, removed, changed and how; rows by table; what was only touched is the same."""
+    built, first, _second = world
+
+    result = _diff(built, first, "latest", "--json").result
+
+    assert result["added"] == {"data/came": 4}
+    assert result["removed"] == {"data/goes": 4}
+    changed = {row["path"]: row["what"] for row in result["changed"]}
+    assert changed == {
+        "data/changes": ["content"],
+        "data/opened": ["mode"],
+        "data/turns": ["type"],
+        "db/sagewai.db": ["content"],
+    }
+    assert {row["table"]: (row["rows_before"], row["rows_after"]) for row in result["tables"]} == {
+        "own": (None, 2),
+        "workflow_runs": (1, 0),
+    }
+    assert result["facts"] == {}
+    assert result["keys"] == {}
+    assert not result["same"]
+
+
+def test_the_difference_is_shown_in_lines(world: tuple[BuiltHome, Path, Path]) -> None:
+    """One for each file, table and fact, also without a terminal: it was asked for."""
+    built, first, second = world
+    name = first.name[len("sagewai-") : -len(".tar.zst")]
+
+    out = run("--home", built.root, "snapshots", "diff", name, second).out
+
+    assert "  + data/came  4 B\n" in out
+    assert "  - data/goes  4 B\n" in out
+    assert "  ~ data/changes  content  7 B\n" in out
+    assert "  rows workflow_runs  1 -> 0 (-1)\n" in out
+    assert "  rows own  no table -> 2\n" in out
+    assert _diff(built, "latest", "latest").out.splitlines()[1:] == ["  the same"]
+
+
+def test_level_key_and_place_that_differ_are_facts(
+    world: tuple[BuiltHome, Path, Path], tmp_path: Path
+) -> None:
+    """Of another home, with a key of its own."""
+    built, first, _second = world
+    other = small(tmp_path / "other", seed=3, revision="018_fleet_schema_correction", rows=2)
+    archive = taken(call("--home", other.root, "backup", "--json"))
+
+    result = _diff(built, first, archive, "--json").result
+
+    assert result["facts"]["home"] == {"before": str(built.root), "after": str(other.root)}
+    assert "schema_level" in result["facts"]
+    assert "key_fingerprint" in result["facts"]
+    assert len(result["keys"]) == 2
+
+
+def test_what_cannot_be_compared_is_an_error(
+    world: tuple[BuiltHome, Path, Path], tmp_path: Path
+) -> None:
+    """An unknown one, one of several, a damaged one."""
+    built, first, _second = world
+    (tmp_path / "broken.tar.zst").write_bytes(first.read_bytes()[:-3])
+
+    assert _diff(built, "1999", "latest").code == 10
+    assert _diff(built, "2", "latest").code == 2
+    assert _diff(built, tmp_path / "broken.tar.zst", "latest").code == 16
+
+
+def _list(folder: Path, *words: object) -> Answer:
+    return call("snapshots", "list", "--snapshots", folder, "--json", *words)
+
+
+def _copied(world: tuple[BuiltHome, Path, Path], folder: Path) -> list[Path]:
+    """Copy the two snapshots with their cards into a folder of a test's own."""
+    found = []
+    for archive in world[1:]:
+        (folder / archive.name).write_bytes(archive.read_bytes())
+        catalog.card_path(folder / archive.name).write_bytes(
+            catalog.card_path(archive).read_bytes()
+        )
+        found.append(folder / archive.name)
+    return found
+
+
+def test_tags_are_listed_and_found_by(world: tuple[BuiltHome, Path, Path]) -> None:
+    """One of several is enough; they stand in the archive too."""
+    built, first, second = world
+    folder = first.parent
+
+    rows = _list(folder).result["snapshots"]
+    found = _list(folder, "--tag", "a b", "--tag", "none").result["snapshots"]
+
+    assert [row["tags"] for row in rows] == [["before", "a b"], []]
+    assert [row["archive"] for row in found] == [str(first)]
+    assert "before,a b" in call("snapshots", "list", "--snapshots", folder).out
+    shown = call("--home", built.root, "snapshots", "show", second, "--json")
+    assert shown.result["tags"] == []
+
+
+@pytest.mark.parametrize("tag", ["", " a", "a\n", "x" * 101])
+def test_what_is_no_tag_is_refused(
+    world: tuple[BuiltHome, Path, Path], tag: str, tmp_path: Path
+) -> None:
+    """Before anything is taken."""
+    answer = call("--home", world[0].root, "backup", "--to", tmp_path / "b", "--tag", tag)
+
+    assert answer.code == 2
+    assert not (tmp_path / "b").exists()
+
+
+def _facts(card: Path) -> dict[str, Any]:
+    found = json.loads(card.read_bytes())
+    assert isinstance(found, dict)
+    return found
+
+
+def test_lost_and_broken_cards_are_written_anew(
+    world: tuple[BuiltHome, Path, Path], tmp_path: Path
+) -> None:
+    """Equal to what was there, but for the moment of the proof."""
+    first, second = _copied(world, tmp_path)
+    before = [_facts(catalog.card_path(path)) for path in (first, second)]
+    catalog.card_path(first).unlink()
+    catalog.card_path(second).write_text("{")
+    (tmp_path / "notes.txt").touch()
+
+    answer = _list(tmp_path, "--rebuild")
+
+    assert answer.code == 0
+    after = [_facts(catalog.card_path(path)) for path in (first, second)]
+    for old, new in zip(before, after, strict=True):
+        assert {**old, "verified_at": ""} == {**new, "verified_at": ""}
+        assert new["verified_at"] >= old["verified_at"]
+    assert [row["has_card"] for row in answer.result["snapshots"]] == [True, True]
+    assert len(answer.result["rebuilt"]["written"]) == 2
+
+
+def test_what_only_the_card_knows_stays_on_it(
+    world: tuple[BuiltHome, Path, Path], tmp_path: Path
+) -> None:
+    """What a drill proved, tags that were changed, when it was verified."""
+    first, _second = _copied(world, tmp_path)
+    card = catalog.card_path(first)
+    proof = {"drill": {"outcome": "passed"}, "proved_restorable_at": "2026-01-01T00:00:00Z"}
+    old = {**_facts(card), **proof, "tags": ["mine"], "schema_level": "wrong"}
+    card.write_text(json.dumps(old))
+
+    assert _list(tmp_path, "--rebuild").code == 0
+
+    new = _facts(card)
+    assert {name: new[name] for name in (*proof, "tags", "verified_at")} == {
+        name: old[name] for name in (*proof, "tags", "verified_at")
+    }
+    assert new["schema_level"] != "wrong"
+
+
+@pytest.mark.parametrize("with_card", [True, False])
+def test_a_damaged_archive_gets_no_card_that_says_it_holds(
+    world: tuple[BuiltHome, Path, Path], tmp_path: Path, *, with_card: bool
+) -> None:
+    """Exit 4, it is named, and the others are done."""
+    first, second = _copied(world, tmp_path)
+    content = bytearray(first.read_bytes())
+    content[len(content) // 2] ^= 1
+    first.write_bytes(content)
+    if not with_card:
+        catalog.card_path(first).unlink()
+
+    answer = _list(tmp_path, "--rebuild")
+
+    assert answer.code == 4
+    assert len(answer.result["rebuilt"]["damaged"]) == 1
+    assert len(answer.result["rebuilt"]["written"]) == 1
+    assert catalog.card_path(first).exists() is with_card
+    assert first.name[8:30] in answer.document["warnings"][0]
+    assert _facts(catalog.card_path(second))["complete"] is True
+
+
+def test_an_encrypted_archive_needs_its_identity(
+    world: tuple[BuiltHome, Path, Path], tmp_path: Path
+) -> None:
+    """Without it the card has what the file shows, and exit is 3; with it, everything."""
+    import pyrage
+
+    identity = pyrage.x25519.Identity.generate()
+    (tmp_path / "identity.txt").write_text(str(identity))
+    folder = tmp_path / "sealed"
+    archive = taken(call("--home", world[0].root, "backup", "--json", "--to", folder,
+                         "--recipient", identity.to_public()))  # fmt: skip
+    before = _facts(catalog.card_path(archive))
+
+    assert _list(folder, "--rebuild").code == 3
+    assert _facts(catalog.card_path(archive)) == before
+    catalog.card_path(archive).unlink()
+    answer = _list(folder, "--rebuild")
+    limited = _facts(catalog.card_path(archive))
+    whole = _list(folder, "--rebuild", "--identity", tmp_path / "identity.txt")
+
+    assert answer.code == 3
+    assert "--identity" in answer.document["warnings"][0]
+    assert limited["archive_sha256"] == before["archive_sha256"]
+    assert "home" not in limited
+    assert whole.code == 0
+    assert {**_facts(catalog.card_path(archive)), "verified_at": ""} == {
+        **before,
+        "verified_at": "",
+    }
