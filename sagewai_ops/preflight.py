@@ -138,7 +138,8 @@ class _Flight:
     def look(self) -> None:
         """Run the checks that only look."""
         home, options = self.home, self.options
-        scratch = options.scratch or options.snapshots
+        takes = options.backup is not None
+        scratch = (options.scratch or options.snapshots) if takes else self.room()
         self.add("use", lambda: check_use(home))
         self.add("layout", lambda: check_layout(home, options.environment))
         self.add("permissions", lambda: check_permissions(home, options.snapshots, self.progress))
@@ -147,7 +148,6 @@ class _Flight:
             "database",
             lambda: check_tables(home, self.database, options.wait_seconds, self.progress),
         )
-        takes = options.backup is not None
         self.add(
             "space", lambda: check_space(home, options.snapshots, scratch, takes_snapshot=takes)
         )
@@ -255,10 +255,14 @@ class _Flight:
         done = self.drilled.upgrade if self.drilled else None
         return self.judged(done or self.upgrade_copy(self.database.path))
 
+    def room(self) -> Path:
+        """Choose where a scratch folder can be made."""
+        chosen = self.options.scratch or self.options.snapshots
+        return chosen if os.access(chosen, os.W_OK) else Path(tempfile.gettempdir())
+
     def upgrade_copy(self, database: Path) -> Upgraded:
         """Upgrade a copy in a scratch folder."""
-        chosen = self.options.scratch or self.options.snapshots
-        folder = chosen if os.access(chosen, os.W_OK) else Path(tempfile.gettempdir())
+        folder = self.room()
         with locks.guarded(folder):
             catalog.sweep(folder)
         with scratch_in(folder) as scratch:
