@@ -182,7 +182,9 @@ def translate(error: OSError | sqlite3.Error, path: Path) -> OpsError:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             return NoSpaceError(f"{name}: no space left on its file system")
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            return NotFoundError(f"{name}: not found")
+            return NotFoundError(
+                f"{name}: not found", hint="name the home with --home DIR: sagewai-ops status"
+            )
         if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
             return PermissionDeniedError(f"{name}: {error.strerror}")
         if error.errno == errno.EIO:
