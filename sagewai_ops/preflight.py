@@ -178,9 +178,7 @@ class _Flight:
         except OpsError as error:
             done = _failed(name, error)
         except OSError as error:
-            if error.filename is None:
-                raise
-            done = _failed(name, refused(error, error.filename))
+            done = _failed(name, refused(error, error.filename or "the system"))
         self.checks.append(replace(done, seconds=time.monotonic() - started))
 
     def skip(self, name: str, reason: str) -> None:
