@@ -42,6 +42,7 @@ from sagewai_ops.progress import Progress
 from sagewai_ops.schema.upgrade import Upgraded, upgrade_database
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.plan import RestoreOptions
+from sagewai_ops.snapshots.rebuild import facts_of
 from sagewai_ops.snapshots.restore import RestoreReport, restore
 from sagewai_ops.snapshots.scratch import scratch_in
 
@@ -355,12 +356,5 @@ def _card_of(archive: Path, unlock: Unlock | None) -> dict[str, Any]:
     if catalog.read_card(archive):
         return {}
     with open_archive(archive, unlock) as reader:
-        entries = reader.manifest.entries
-        return {
-            **reader.header.facts,
-            "id": reader.header.id,
-            "archive_bytes": archive.stat().st_size,
-            "verified_at": f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
-            "content_bytes": sum(entry.size_bytes for entry in entries),
-            "encrypted": archive.name.endswith(".age"),
-        }
+        moment = f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
+        return {**facts_of(reader, archive), "verified_at": moment}
