@@ -1,0 +1,228 @@
+"""`snapshots prune|untrash` and `backup --keep-*` as people and scripts meet them; their JSON."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from home_builder import BuiltHome
+from json_schemas import problems
+from memory_folder import memory_folder
+from other_process import running
+from program import Answer, call, run, started, taken
+from sagewai_ops.snapshots import catalog
+from sagewai_ops.snapshots.trash import resting
+from small_homes import small
+
+HOLD = """
+import pathlib
+sys.path.remove("")
+from sagewai_ops import locks
+with locks.exclusive(pathlib.Path(sys.argv[1])):
+    pause()
+"""
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """Give a folder in memory: many snapshots are made durable."""
+    with memory_folder() as folder:
+        yield folder
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> BuiltHome:
+    """A small home."""
+    return small(tmp_path / "home")
+
+
+def backup(built: BuiltHome, *words: object) -> Answer:
+    """Take a snapshot, answered in JSON that has its schema's shape."""
+    answer = call("--home", built.root, "backup", "--json", *words)
+    if answer.document["result"] is not None:
+        assert problems("backup", answer.result) == []
+    return answer
+
+
+def prune(built: BuiltHome, *words: object) -> Answer:
+    """Prune, answered in JSON that has its schema's shape."""
+    answer = call("--home", built.root, "snapshots", "prune", "--json", *words)
+    if answer.document["result"] is not None:
+        assert problems("snapshots-prune", answer.result) == []
+    return answer
+
+
+def folder_of(built: BuiltHome) -> Path:
+    """Name the snapshot folder of a home."""
+    return built.root.with_name("home.snapshots")
+
+
+def count(built: BuiltHome) -> tuple[int, int]:
+    """Count the snapshots in the folder and in its trash."""
+    return len(catalog.snapshots_in(folder_of(built))), len(resting(folder_of(built)))
+
+
+def test_a_dry_run_says_why_each_stays_or_goes(built: BuiltHome) -> None:
+    """In words and in JSON, the same; nothing is touched."""
+    first, *_others = [taken(backup(built, "--tag", f"t{number}")) for number in range(3)]
+
+    answer = prune(built, "--keep-last", 1, "--keep-tag", "t1", "--dry-run")
+    shown = run("--home", built.root, "snapshots", "prune", "--keep-last", "1", "--dry-run").out
+
+    assert [row["reasons"] for row in answer.result["snapshots"]] == [
+        [],
+        ["tag t1"],
+        ["newest", "newest complete", "last 1"],
+    ]
+    assert answer.result["removed"] == [first.name[8:-8]]
+    assert answer.result["dry_run"] is True
+    assert "no rule keeps it" in shown
+    assert "newest, newest complete, last 1" in shown
+    assert "2 of 3 would be removed" in shown
+    assert count(built) == (3, 0)
+
+
+def test_a_prune_is_silent_and_untrash_takes_it_back(built: BuiltHome) -> None:
+    """Without a terminal a success says nothing; the list says how many rest."""
+    for _number in range(3):
+        backup(built)
+
+    assert run("--home", built.root, "snapshots", "prune", "--keep-last", "1") == Answer(0, "", "")
+    listed = call("--home", built.root, "snapshots", "list")
+    back = call("--home", built.root, "snapshots", "untrash", "--all", "--json")
+
+    assert "2 more rest in .trash" in listed.out
+    assert problems("snapshots-untrash", back.result) == []
+    assert len(back.result["brought_back"]) == 2
+    assert count(built) == (3, 0)
+    assert "removed to" in call("--home", built.root, "snapshots", "prune", "--keep-last", 1,
+                                "-v").out  # fmt: skip
+    identifier = resting(folder_of(built))[0].id
+    assert "1 snapshots brought back" in call("--home", built.root, "snapshots", "untrash",
+                                              identifier, "-v").out  # fmt: skip
+    assert count(built) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["prune"],
+        ["prune", "--keep-last", "0"],
+        ["prune", "--keep-within", "soon"],
+        ["prune", "--keep-last", "-1"],
+        ["untrash"],
+        ["untrash", "--all", "2026"],
+    ],
+)
+def test_what_asks_for_nothing_or_for_nonsense_exits_2(built: BuiltHome, words: list[str]) -> None:
+    """Nothing is removed."""
+    backup(built)
+
+    assert call("--home", built.root, "snapshots", *words).code == 2
+    assert count(built) == (1, 0)
+
+
+def test_a_backup_prunes_once_its_snapshot_stands(built: BuiltHome) -> None:
+    """The exit code is that of the backup; the result tells of both."""
+    for _number in range(3):
+        backup(built)
+
+    answer = backup(built, "--keep-last", 2)
+    assert taken(answer).exists()
+    shown = call("--home", built.root, "backup", "--keep-daily", 1, "-v").out
+
+    assert answer.code == 0
+    assert answer.result["retention"]["applied"] is True
+    assert len(answer.result["retention"]["removed"]) == 2
+    assert "removed   2 older ones to .trash, 2 that rested there for ever" in shown
+    assert count(built) == (1, 2)
+
+
+def test_a_backup_that_lacks_something_prunes_nothing(built: BuiltHome) -> None:
+    """It keeps its own exit code, and says that the rules were not applied."""
+    for _number in range(2):
+        backup(built)
+    os.mkfifo(built.root / "data-pipe")
+
+    answer = backup(built, "--keep-last", 1)
+
+    assert answer.code == 3
+    assert answer.result["retention"]["applied"] is False
+    assert any(line.startswith("retention: not applied") for line in answer.document["warnings"])
+    assert count(built) == (3, 0)
+
+
+def test_a_backup_stands_when_its_prune_fails(built: BuiltHome) -> None:
+    """Exit 3 with the reason; the snapshot is whole."""
+    backup(built)
+    (folder_of(built) / ".trash").touch()
+
+    answer = backup(built, "--keep-last", 1)
+
+    assert answer.code == 3
+    assert "not a folder" in answer.result["retention"]["problem"]
+    assert taken(answer).exists()
+    assert call("--home", built.root, "snapshots", "verify", "latest").code == 0
+
+
+def test_a_pipe_has_no_folder_to_prune(built: BuiltHome) -> None:
+    """Exit 2, before anything is taken."""
+    answer = run("--home", built.root, "backup", "--output", "-", "--keep-last", "1")
+
+    assert answer.code == 2
+    assert answer.out == ""
+
+
+def test_two_homes_in_one_folder_prune_their_own(built: BuiltHome, tmp_path: Path) -> None:
+    """Each run of each home removes none of the other's."""
+    other = small(tmp_path / "other", seed=5)
+    other.admin_state.unlink()
+    folder = tmp_path / "shared"
+    for _number in range(2):
+        for home in (built, other):
+            assert backup(home, "--to", folder, "--keep-last", 1).code in (0, 3)
+
+    counts: dict[str, int] = {}
+    for item in catalog.snapshots_in(folder):
+        counts[str(item.card["home"])] = counts.get(str(item.card["home"]), 0) + 1
+    assert counts == {str(built.root): 1, str(other.root): 1}
+
+
+def test_a_held_folder_exits_11_and_names_the_holder(built: BuiltHome) -> None:
+    """Process, machine, command and start; `--wait` waits, readers do not."""
+    for _number in range(2):
+        backup(built)
+    with running(HOLD, str(folder_of(built))) as other:
+        answer = call("--home", built.root, "snapshots", "prune", "--keep-last", 1)
+
+        assert answer.code == 11
+        assert f"on {os.uname().nodename}: pid {other.pid}" in answer.err
+        assert "since 20" in answer.err
+        for words in (["list"], ["verify", "latest"], ["diff", "latest", "latest"]):
+            assert call("--home", built.root, "snapshots", *words).code == 0
+        with started("--home", built.root, "snapshots", "prune", "--keep-last", "1",
+                     "--wait", "60") as waiting:  # fmt: skip
+            other.kill()
+            assert waiting.wait(60) == 0
+
+    assert count(built) == (1, 1)
+
+
+def test_the_results_of_the_others_have_their_schemas(built: BuiltHome, tmp_path: Path) -> None:
+    """`list`, `show`, `verify`, `extract` and `diff`, of an archive and of a tree."""
+    backup(built, "--tag", "first")
+    backup(built, "--format", "directory")
+    prefix = ("--home", built.root, "snapshots")
+
+    for name, words in (
+        ("list", ["--rebuild"]),
+        ("show", ["latest", "--files"]),
+        ("show", ["tree"]),
+        ("verify", ["latest"]),
+        ("diff", ["latest", "tree"]),
+        ("extract", ["latest", "--to", tmp_path / "out"]),
+    ):
+        answer = call(*prefix, name, *words, "--json")
+        assert problems("envelope", answer.document) == []
+        assert problems(f"snapshots-{name}", answer.result) == [], name
