@@ -33,6 +33,7 @@ _SIDECAR = re.compile(r"\.db-(wal|shm|journal)$")
 _ARCHIVE = re.compile(r"^sagewai-<moment>\.tar\.zst(\.age)?(\.json)?$")
 _KEPT = "before-restore-<moment>"
 _APART = ("home.snapshots", "home.exports")  # each run adds to them
+_DRAWN = re.compile(r"(?<![0-9a-z])[0-9a-f]{8}(?![0-9a-z])")
 _HIDDEN = re.compile(r"(^|/)\.|^tmp/")
 _TARGET = "target"  # the database on the server
 _TEMPLATE = "prepared"
@@ -125,6 +126,17 @@ class World:
             for name in (*folders, *files)
             if not _SIDECAR.search(name)
         }
+
+    def prints(self) -> frozenset[tuple[str, int]]:
+        """Give every name and size, drawn names made alike, sidecars included."""
+        found = set()
+        for above, folders, files in os.walk(self.folder):
+            for name in (*folders, *files):
+                path = os.path.join(above, name)
+                shown = _DRAWN.sub("<drawn>", _named(os.path.relpath(path, self.folder)))
+                is_file = name in files
+                found.add((shown, os.lstat(path).st_size if is_file else -1))
+        return frozenset(found)
 
     def home_states(self) -> list[State]:
         """Read the state of each folder that a restore kept from before."""

@@ -1,0 +1,107 @@
+"""A sample of what `make proof` does in full: every command is killed and fails at its steps."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proof import crash, faults
+from proof.cases import CASES
+from proof.faults import Fault, Mode, Step
+from sagewai_ops.cli import build_app
+
+CRASH = Path(crash.__file__)
+# What changes neither a home nor snapshots nor a database; every other command is a case.
+CHANGES_NOTHING = {
+    *("status", "config show", "keys check", "keys fingerprint"),
+    *("schedule compose", "schedule cron", "schedule kubernetes", "schedule systemd"),
+    *("db current", "db history", "db check"),
+    *("snapshots list", "snapshots show", "snapshots verify", "snapshots diff"),
+}
+GROUPS = (
+    ("init", "migrate-layout", "verify-perms", "db"),
+    ("backup", "drill", "preflight", "keys"),
+    ("restore", "snapshots"),
+    ("export-to-postgres",),
+)
+
+needs_steps = pytest.mark.skipif(
+    not faults.is_possible(), reason="steps are numbered on Linux, with a C compiler"
+)
+
+
+def _prove(report: Path, *words: str) -> tuple[int, dict[str, Any], str]:
+    done = subprocess.run(
+        [sys.executable, CRASH, "--jobs", "1", "--json", str(report), *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    document = json.loads(report.read_text()) if report.exists() else {}
+    return done.returncode, document, done.stdout + done.stderr
+
+
+@needs_steps
+@pytest.mark.parametrize("group", GROUPS, ids=" ".join)
+def test_a_command_whose_step_goes_wrong_keeps_its_promises(
+    group: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Killed or refused at steps drawn with a fixed seed, it leaves old or new and goes on."""
+    only = [word for name in group for word in ("--only", name)]
+
+    code, document, said = _prove(tmp_path / "report", "--sample", "2", "--seed", "7", *only)
+
+    assert (code, document["violations"]) == (0, 0), said
+    assert document["commands"] == sum(case.name.startswith(group) for case in CASES)
+    assert all(case["struck"] for case in document["cases"])
+
+
+@needs_steps
+def test_a_write_that_is_not_atomic_is_noticed(tmp_path: Path) -> None:
+    """The harness finds what is broken on purpose, and its exit code says so."""
+    words = ("--planted", "--only", "keys escrow", "--fault", "kill after at 1")
+
+    code, document, said = _prove(tmp_path / "report", *words)
+
+    assert code == 1, said
+    assert "neither old nor new: out/key.age" in document["cases"][0]["violations"][0]
+
+
+def test_every_case_is_in_a_group_and_every_command_is_a_case() -> None:
+    """A command that is added goes through the faults, or is said to change nothing."""
+    import typer.main
+
+    together = tuple(name for group in GROUPS for name in group)
+    assert all(case.name.startswith(together) for case in CASES)
+    top = typer.main.get_command(build_app())
+    names = set()
+    for name, command in top.commands.items():  # type: ignore[attr-defined]
+        below = getattr(command, "commands", None)
+        names |= {f"{name} {one}" for one in below} if below else {name}
+    missing = {
+        name
+        for name in names - CHANGES_NOTHING
+        if not any(case.name.startswith(name) for case in CASES)
+    }
+    assert not missing
+
+
+def test_of_alike_steps_the_ends_and_some_between_are_taken() -> None:
+    """A file written in a hundred pieces is killed at a few of them, other steps at each."""
+    steps = [Step("create", "a"), *[Step("write", "a")] * 100, Step("rename", "a")]
+
+    chosen = crash.thinned(steps, 7)
+
+    assert {1, 2, 3, 100, 101, 102} < set(chosen)
+    assert len(chosen) == 10
+
+
+def test_a_fault_is_read_as_it_is_shown() -> None:
+    """What a violation names can be pasted after --fault."""
+    for fault in (Fault(Mode.KILL_BEFORE, 12), Fault(Mode.FAIL_ON, 3, 28), Fault(Mode.TEAR, 1)):
+        assert crash.parsed(str(fault)) == fault
