@@ -14,18 +14,16 @@ from pathlib import Path
 
 from sagewai_ops import locks
 from sagewai_ops.database.urls import PostgresUrl
-from sagewai_ops.database.usage import holders
 from sagewai_ops.errors import (
     DifferenceError,
     KeyMissingError,
     OpsError,
     PermissionDeniedError,
-    TargetBusyError,
     UsageError,
 )
-from sagewai_ops.home.paths import DATABASE, LEGACY_MASTER_KEY, MASTER_KEY, Home, require
+from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home, require
 from sagewai_ops.keycheck import all_candidates
-from sagewai_ops.keys import rotation, rotation_journal, server
+from sagewai_ops.keys import rotation, rotation_journal
 from sagewai_ops.keys.candidates import (
     ENVIRONMENT,
     KEYRING,
@@ -35,6 +33,7 @@ from sagewai_ops.keys.candidates import (
     named_file,
     resolved,
 )
+from sagewai_ops.keys.gates import may_write, refuse_unwritable, refuse_users
 from sagewai_ops.keys.inventory import (
     copied_values,
     document_files,
@@ -47,7 +46,6 @@ from sagewai_ops.keys.places import SealedValue
 from sagewai_ops.keys.resealing import Resealed, reseal
 from sagewai_ops.keys.rotation_journal import NEW_KEY, Journal
 from sagewai_ops.keys.sealed import Unopened, open_all
-from sagewai_ops.processes import describe
 from sagewai_ops.progress import Progress
 from sagewai_ops.rotation_report import Recovery, Rotation, notes_on, outlook
 from sagewai_ops.snapshots import swap
@@ -112,24 +110,29 @@ def rotate(
     require(home)
     swap.require_settled(home.root)
     new = _new_key(options)
-    plan = _plan(home, environment, options, new)
-    if options.dry_run:
-        return _report(home, environment, plan, options, None)
-    _refuse_users(home, plan.server)
-    _refuse_unwritable(home, plan.journal)
     snapshot = None
-    if options.snapshot:
+    if options.dry_run or options.snapshot:
+        # Before the time of a snapshot is spent: what would be refused after it.
+        plan = _plan(home, environment, options, new, only_counts=True)
+        if options.dry_run:
+            return _report(home, environment, plan, options, None)
+        refuse_users(home, plan.server)
+        refuse_unwritable(home, plan.journal)
+        assert options.snapshot is not None
         snapshot = take_snapshot(home, options.snapshots, options.snapshot, progress=progress)
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
         swap.require_settled(home.root)
         rotation_journal.sweep(home.root)
+        url = server_of(home, environment) if home.server_url_variable else None
+        refuse_users(home, url)
         plan = _plan(home, environment, options, new)
+        refuse_unwritable(home, plan.journal)
         if snapshot and snapshot.key_fingerprint != plan.old.fingerprint:
             raise OpsError(
                 f"home {home.root}: its key changed while the snapshot was taken",
                 hint="stop what writes to the home, then run it again",
             )
-        _refuse_users(home, plan.server)
+        refuse_users(home, url)  # once more: to open everything takes a while
         rotation.sweep_halves(home, document_files(home))
         rotation.carry_out(
             home,
@@ -156,7 +159,7 @@ def recover(home: Home, environment: Mapping[str, str], *, wait_seconds: float =
         journal = rotation_journal.read(home.root)
         with rotation_journal.held(home.root):
             url = _server_for(home, environment, journal)
-            _refuse_users(home, url)
+            refuse_users(home, url)
             rotation.sweep_halves(home, [home.root / name for name in journal.documents])
             try:
                 left = _finish(home, environment, journal, url, wait_seconds)
@@ -194,7 +197,14 @@ def _finish(
     return late.report.unopened
 
 
-def _plan(home: Home, environment: Mapping[str, str], options: Options, new: Candidate) -> _Plan:
+def _plan(
+    home: Home,
+    environment: Mapping[str, str],
+    options: Options,
+    new: Candidate,
+    *,
+    only_counts: bool = False,
+) -> _Plan:
     candidates = all_candidates(home, environment, key_file=options.key_file)
     old = resolved(candidates)
     if old is None:
@@ -205,7 +215,7 @@ def _plan(home: Home, environment: Mapping[str, str], options: Options, new: Can
         )
     if new.value == old.value:
         raise UsageError(f"key file {options.new_key_file}: holds the key that the home runs on")
-    resealed = reseal(_values(home, environment), candidates, new)
+    resealed = reseal(_values(home, environment), candidates, new, only_counts=only_counts)
     closed = resealed.report.unopened
     if closed and not options.leave_unopened:
         raise KeyMissingError(
@@ -254,7 +264,7 @@ def _place(home: Home, old: Candidate, options: Options) -> str:
     if not path.is_symlink():
         return place
     real = Path(os.path.realpath(path))
-    if _may_write(real.parent):
+    if may_write(real.parent):
         return os.fspath(real)
     if options.new_key_file:
         return ""
@@ -271,7 +281,7 @@ def _values(home: Home, environment: Mapping[str, str]) -> tuple[SealedValue, ..
         PermissionDeniedError: A document or copy cannot be read.
         OpsError: A database cannot be read, or its server does not answer.
     """
-    inventory = take_inventory(home, environment, insists=True)
+    inventory = take_inventory(home, environment, insists=True, only_sealed=True)
     if inventory.unreadable:
         raise PermissionDeniedError(
             f"{inventory.unreadable[0]}: cannot be read, and nothing may stay under the old key",
@@ -318,43 +328,6 @@ def _server_for(home: Home, environment: Mapping[str, str], journal: Journal) ->
             hint="export SAGEWAI_DATABASE_URL=...  # as when it was begun",
         )
     return url
-
-
-def _refuse_users(home: Home, url: PostgresUrl | None) -> None:
-    """Make sure that nobody has the home open, who would go on with the old key.
-
-    Raises:
-        TargetBusyError: Somebody has; the message says who.
-    """
-    users = {
-        user.pid: describe(user)
-        for database in dict.fromkeys((home.database, home.root / DATABASE))
-        for user in holders(database)
-    }
-    who = [*users.values(), *(server.sessions(url) if url else ())]
-    if who:
-        raise TargetBusyError(
-            f"home {home.root}: in use by {', '.join(who)}",
-            hint="stop it, then run it again: it would go on to seal with the old key",
-        )
-
-
-def _refuse_unwritable(home: Home, journal: Journal) -> None:
-    files = [*journal.documents, *filter(None, [journal.database])]
-    folders = [home.root, *((home.root / name).parent for name in files)]
-    if journal.place:
-        folders.append((home.root / journal.place).parent)
-    for folder in dict.fromkeys(folders):
-        if folder.is_dir() and not _may_write(folder):
-            raise PermissionDeniedError(
-                f"{folder}: may not be written by uid {os.geteuid()}, nothing was changed",
-                hint=f"ls -ld {folder}  # run as its owner, or mount it writable",
-            )
-
-
-def _may_write(folder: Path) -> bool:
-    effective = os.access in os.supports_effective_ids
-    return os.access(folder, os.W_OK | os.X_OK, effective_ids=effective)
 
 
 def _report(

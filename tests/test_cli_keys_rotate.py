@@ -17,9 +17,8 @@ from opened_values import CLOSED, opened
 from other_process import running
 from program import COMMAND, Answer, call, run
 from pseudo_terminal import watched
-from sagewai_ops import rotate as rotating
 from sagewai_ops.home.paths import locate
-from sagewai_ops.keys import rotation_journal
+from sagewai_ops.keys import gates, rotation_journal
 from sagewai_ops.keys.candidates import fingerprint
 from sagewai_ops.rotate import Options, rotate
 from small_homes import everything_of, small
@@ -50,7 +49,7 @@ def broken(built: BuiltHome) -> BuiltHome:
                 rename(old, new)
 
             patch.setattr(os, "rename", renamed)
-            patch.setattr(rotating, "holders", lambda _database: ())
+            patch.setattr(gates, "holders", lambda _database: ())
             rotate(locate(built.root, {}), {}, Options())
 
     assert killed(die)

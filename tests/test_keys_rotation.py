@@ -33,7 +33,7 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.keycheck import check_keys
-from sagewai_ops.keys import rotation
+from sagewai_ops.keys import gates, rotation
 from sagewai_ops.keys.candidates import fingerprint
 from sagewai_ops.rotate import Options, rotate
 from sagewai_ops.rotation_report import Rotation
@@ -48,7 +48,7 @@ OTHER = b"b3RoZXIgbWFzdGVyIGtleSBvdGhlciBtYXN0ZXIga2U="
 @pytest.fixture(autouse=True)
 def _unused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare the search for processes, which the tests of the command make."""
-    monkeypatch.setattr(rotating, "holders", lambda _database: ())
+    monkeypatch.setattr(gates, "holders", lambda _database: ())
 
 
 @pytest.fixture

@@ -52,13 +52,18 @@ class Inventory:
 
 
 def take_inventory(
-    home: Home, environment: Mapping[str, str], *, insists: bool = False
+    home: Home,
+    environment: Mapping[str, str],
+    *,
+    insists: bool = False,
+    only_sealed: bool = False,
 ) -> Inventory:
     """Look through a home, live or not.
 
     Args:
         environment: Says which server holds the tables, if one does.
         insists: A server that does not answer is an error; else it is told in `unread`.
+        only_sealed: Look for nothing that stands in the clear.
 
     Raises:
         DamagedError, LockedError, PermissionDeniedError: The home's database cannot be read.
@@ -69,12 +74,13 @@ def take_inventory(
     unreadable = _unreadable(home)
     unread |= dict.fromkeys(unreadable, "cannot be read")
     values: list[SealedValue] = [*in_documents(documents)]
-    plaintext = [*plain_in_documents(documents)]
+    plaintext = [] if only_sealed else [*plain_in_documents(documents)]
     if os.path.lexists(home.database):
         with _frozen(home.database) as connection:
             try:
                 values.extend(in_database(connection))
-                plaintext.extend(plain_in_database(connection))
+                if not only_sealed:
+                    plaintext.extend(plain_in_database(connection))
             except sqlite3.Error as error:
                 raise translate(error, home.database) from error
     if home.server_url_variable:
@@ -82,9 +88,8 @@ def take_inventory(
             url = server_of(home, environment)
             with contextlib.closing(server.read_tables(url)) as connection:
                 values.extend(map(_on_server, in_database(connection)))
-                plaintext.extend(
-                    replace(one, where=SERVER + one.where) for one in plain_in_database(connection)
-                )
+                clear = () if only_sealed else plain_in_database(connection)
+                plaintext.extend(replace(one, where=SERVER + one.where) for one in clear)
         except OpsError as error:
             if insists:
                 raise

@@ -44,13 +44,18 @@ class Resealed:
 
 
 def reseal(
-    values: Iterable[SealedValue], candidates: Sequence[Candidate], new: Candidate
+    values: Iterable[SealedValue],
+    candidates: Sequence[Candidate],
+    new: Candidate,
+    *,
+    only_counts: bool = False,
 ) -> Resealed:
     """Seal every value that is under a master key under another one.
 
     Args:
         candidates: Keys to open with; what is under `new` already stays as it is.
         new: With a value.
+        only_counts: Make no tokens.
 
     Raises:
         DifferenceError: What was sealed does not open to the same again.
@@ -68,7 +73,7 @@ def reseal(
             return
         places[value.place] += 1
         by_key[fingerprint] += 1
-        if old[0] in tokens:
+        if only_counts or old[0] in tokens:
             return
         raw = base64.urlsafe_b64decode(old[0][len(PREFIX) :])
         token = fernet.encrypt_at_time(plaintext, int.from_bytes(raw[_TIME], "big"))
