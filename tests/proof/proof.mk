@@ -1,11 +1,15 @@
 # Breaking the promises on purpose: docs/proof.md. Included by the Makefile.
-SECONDS ?= 60
-
-.PHONY: fuzz
-fuzz: setup  ## Fuzz the reader for SECONDS with atheris, then try every hostile archive.
+.PHONY: fuzz live leaks
+fuzz: setup  ## Fuzz the reader for SECONDS (60) with atheris, then try every hostile archive.
 	@# Where atheris has no wheel for this Python, the second half alone is run.
 	@if $(BIN)/python -m pip install --quiet --only-binary :all: atheris; then \
-	  mkdir -p .fuzz && $(BIN)/python tests/proof/reader_fuzz.py -max_total_time=$(SECONDS) \
+	  mkdir -p .fuzz && $(BIN)/python tests/proof/reader_fuzz.py -max_total_time=$(or $(SECONDS),60) \
 	    -max_len=20000 -print_final_stats=1 -verbosity=0 .fuzz; \
 	else echo "no atheris for this Python"; fi
 	$(BIN)/python tests/proof/hostile.py $(or $(MUTANTS),--every)
+
+live: setup  ## Run each command for SECONDS (30) on a home that others write to.
+	$(BIN)/python tests/proof/live.py --seconds $(or $(SECONDS),30)
+
+leaks: setup  ## Plant secrets, run every command in every way, search all that comes out.
+	$(BIN)/python tests/proof/leaks.py
