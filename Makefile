@@ -11,7 +11,7 @@ EXTENDING := $(shell for one in /usr/bin/python3 $(PYTHON); do \
   && echo $$one && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools test test-extensions lint types build demo bench interop man clean
+.PHONY: help setup tools test test-extensions lint types build demo bench interop man pictures clean
 
 help:  ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,12 @@ test-extensions:  ## Run them again where sqlite-vec can be loaded.
 	@if [ -n "$(EXTENDING)" ]; then \
 	  $(MAKE) --no-print-directory test PYTHON=$(EXTENDING) VENV=.venv-extending; \
 	else echo "no Python here can load SQLite extensions"; fi
+
+matrix: setup  ## Run the tests on every Python, dependency, user and umask; an hour.
+	$(BIN)/python .ci/matrix.py
+
+matrix-ci: setup  ## Run the part of it that CI takes.
+	$(BIN)/python .ci/matrix.py --ci
 
 tools:  ## Install the programs that the tests compare with, as root on Debian.
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
@@ -58,6 +64,9 @@ bench: setup  ## Measure against the peers that are installed; prints ratios.
 	$(BIN)/python tests/benchmarks/bench_db.py
 	$(BIN)/python tests/benchmarks/bench_drill.py
 
+pictures: setup  ## Draw what a terminal shows, into docs/pictures/.
+	$(BIN)/python fixtures/pictures.py
+
 man: setup  ## Write the manual pages from the commands and man/sections/.
 	$(BIN)/python fixtures/man_pages.py
 
@@ -65,4 +74,4 @@ include tests/interop/interop.mk
 include tests/proof/proof.mk
 
 clean:  ## Remove what the targets made.
-	rm -rf $(VENV) .interop dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .interop .matrix dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
