@@ -263,7 +263,7 @@ class _Flight:
         folder = self.room()
         with locks.guarded(folder):
             catalog.sweep(folder)
-        with scratch_in(folder) as scratch:
+        with scratch_in(folder, self.options.snapshots) as scratch:
             return rehearse_upgrade(
                 database,
                 scratch,

@@ -544,6 +544,43 @@ def test_a_kill_at_any_step_leaves_what_the_next_run_sweeps(
     assert [name for name in os.listdir(archive.parent) if name.startswith(".")] == []
 
 
+def test_what_a_kill_left_elsewhere_is_swept_as_well(
+    built: BuiltHome, archive: Path, tmp_path: Path
+) -> None:
+    """A link beside the snapshots says where; the next run of any kind follows it."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for clean in (lambda: try_it(archive, built.root), lambda: snapshot_of(built.root)):
+        assert killed_at(60, lambda: try_it(archive, built.root, scratch=elsewhere))
+        assert len(list(elsewhere.iterdir())) == 1
+        assert len([name for name in os.listdir(archive.parent) if name.startswith(".")]) == 1
+
+        clean()
+
+        assert list(elsewhere.iterdir()) == []
+        assert [name for name in os.listdir(archive.parent) if name.startswith(".")] == []
+
+
+def test_a_link_that_no_drill_made_is_not_followed(archive: Path, tmp_path: Path) -> None:
+    """What is removed bears the name of a scratch folder, and is nobody's any more."""
+    precious = tmp_path / "precious"
+    name = ".sagewai-20260101T000000Z-0a1b2c.drill"
+    live = tmp_path / name
+    for folder in (precious, live):
+        folder.mkdir()
+    (archive.parent / ".sagewai-20260101T000000Z-0a1b2d.staging").symlink_to(precious)
+
+    with locks.exclusive(live):
+        (archive.parent / name).symlink_to(live)
+        assert catalog.sweep(archive.parent) == []
+    (archive.parent / name).unlink()
+    (archive.parent / name).symlink_to(precious)
+    assert catalog.sweep(archive.parent) == []
+
+    assert precious.is_dir()
+    assert live.is_dir()
+
+
 def test_the_card_is_changed_in_one_step(built: BuiltHome, archive: Path) -> None:
     """Killed while it is written: it is the old or the new one, never none."""
     before = card_of(archive)

@@ -242,16 +242,31 @@ def choose(folder: Path, name: str, home_ids: Iterable[str]) -> Path:
 
 
 def sweep(folder: Path) -> list[str]:
-    """Remove what runs that died left in a folder; give the names."""
+    """Remove what runs that died left in a folder, or where a link in it says; give the names."""
     removed = []
     for name in sorted(os.listdir(folder)):
         path = folder / name
-        if _PARTIAL.fullmatch(name) and locks.is_abandoned(path):
-            # What another user left there is his to remove.
-            with contextlib.suppress(PermissionError):
+        if not _PARTIAL.fullmatch(name):
+            continue
+        # What another user left there is his to remove.
+        with contextlib.suppress(PermissionError):
+            if path.is_symlink():
+                elsewhere = Path(os.readlink(path))
+                if elsewhere.name == name and _is_dead(elsewhere):
+                    atomic.remove_tree(elsewhere)
+                    path.unlink()
+                    removed.append(name)
+            elif locks.is_abandoned(path):
                 atomic.remove_tree(path)
                 removed.append(name)
     return removed
+
+
+def _is_dead(scratch: Path) -> bool:
+    """Tell whether a scratch folder that a link names is gone, or nobody's any more."""
+    if not scratch.name.endswith(".drill"):
+        return False
+    return not os.path.lexists(scratch) or locks.is_abandoned(scratch)
 
 
 def _card_as_written(archive: Path) -> dict[str, Any]:

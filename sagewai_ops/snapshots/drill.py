@@ -138,10 +138,12 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
         )
     trial = _Trial(archive)
     folder = _room(archive, options)
-    with locks.guarded(folder):
-        swept = tuple(catalog.sweep(folder))
+    swept: tuple[str, ...] = ()
+    for place in dict.fromkeys((folder, archive.parent)):
+        with locks.guarded(place):
+            swept += tuple(catalog.sweep(place))
     try:
-        with _worded(folder, archive), scratch_in(folder) as scratch:
+        with _worded(folder, archive), scratch_in(folder, archive.parent) as scratch:
             report = trial.run(scratch / _HOME, options, swept, progress)
     except InterruptedRunError:
         raise
