@@ -124,8 +124,9 @@ def _repair(world: World, bench: Bench) -> None:
 
 
 def _undo_words(world: World) -> Words:
-    (record,) = world.home.glob(".sagewai-ops-permissions-*.json")
-    return ("verify-perms", "--undo", record)
+    for record in world.home.glob(".sagewai-ops-permissions-*.json"):
+        return ("verify-perms", "--undo", record)
+    return ("verify-perms", "--dry-run")
 
 
 def _old(world: World, _bench: Bench) -> None:
@@ -179,7 +180,7 @@ def _pruned(world: World, bench: Bench) -> None:
     bench.run(("snapshots", "prune", "--keep-last", "1"), world)
 
 
-def _opened(world: World, bench: Bench) -> object:
+def opened(world: World, bench: Bench) -> object:
     """Tell how many sealed values open, and with how many keys that are not Sagewai's."""
     ended = bench.run(("keys", "check", "--json"), world)
     result = json.loads(ended.out)["result"] or {}
@@ -226,7 +227,7 @@ CASES = (
         _undo_words,
         begin=_repair,
         in_parts=True,
-        codes_done=None,
+        codes_done=(EXIT_DONE, EXIT_FINDINGS),
     ),
     Case("db upgrade, SQLite", _old, _always("db", "upgrade"), takes_snapshot=True),
     Case(
@@ -307,7 +308,7 @@ CASES = (
         codes_done=None,
         recover=("keys", "rotate", "--recover"),
         takes_snapshot=True,
-        probe=_opened,
+        probe=opened,
     ),
     Case("drill", _with_snapshot, _always("drill")),
     Case(

@@ -138,7 +138,7 @@ def check_snapshots(case: Case, world: World, expected: Expected, *, runs: int) 
         if (world.snapshots / name).stat().st_mode & 0o77:
             yield f"snapshot {name} is open to others"
         try:
-            _verify(world.snapshots / name, found[name])
+            verify(world.snapshots / name)
         except OpsError as error:
             yield f"a listed snapshot is not whole: {error}"
 
@@ -178,8 +178,13 @@ _UNLOCK = Unlock(identities=(IDENTITY,))
 _verified: set[str] = set()
 
 
-def _verify(path: Path, content: str) -> None:
-    """Read an archive whole; one of the same bytes was read before."""
+def verify(path: Path) -> None:
+    """Read an archive whole; one of the same bytes was read before.
+
+    Raises:
+        OpsError: It is not whole.
+    """
+    content = hash_of(path)
     if content not in _verified:
         with open_archive(path, _UNLOCK if path.suffix == ".age" else None) as reader:
             reader.verify()

@@ -168,7 +168,7 @@ class World:
             for name in names
         ]
         return {
-            str(name): rest
+            str(name): tuple(rest)
             for name, *rest in self.server.rows(_TARGET, " UNION ALL ".join(queries))
         }
 
