@@ -4,14 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := sagewai_ops commands fixtures tests .ci $(wildcard migrations)
 # Programs that the tests and benchmarks meet us with, where Debian's packages can be had.
-TOOLS := age zstd sqlite3 restic borgbackup openssh-client mandoc zsh fish
+TOOLS := age zstd sqlite3 restic borgbackup pgloader openssh-client mandoc zsh fish
 # A Python whose sqlite3 can load extensions; many cannot, and both kinds must work.
 EXTENDING := $(shell for one in /usr/bin/python3 $(PYTHON); do \
   $$one -c 'import sqlite3, venv, ensurepip; sqlite3.Connection.enable_load_extension' 2>/dev/null \
   && echo $$one && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools test test-extensions lint types build demo bench interop man pictures clean
+.PHONY: help setup tools test test-extensions lint types build demo bench interop man pictures matrix matrix-ci clean
 
 help:  ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,8 @@ bench: setup  ## Measure against the peers that are installed; prints ratios.
 	$(BIN)/python tests/benchmarks/bench_perms.py
 	$(BIN)/python tests/benchmarks/bench_db.py
 	$(BIN)/python tests/benchmarks/bench_drill.py
+	$(BIN)/python tests/benchmarks/bench_keys.py
+	$(BIN)/python tests/benchmarks/bench_export.py
 
 pictures: setup  ## Draw what a terminal shows, into docs/pictures/.
 	$(BIN)/python fixtures/pictures.py
