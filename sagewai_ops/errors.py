@@ -17,16 +17,25 @@ class OpsError(Exception):
 
     Args:
         message: `<thing>: <what is wrong>, <value met>`; lower case, no full stop.
-        hint: What to do next, one command or sentence per line; may be empty.
+        hint: What to do next, one command or sentence per line; where it is empty, `advice` holds.
+
+    Attributes:
+        advice: What helps against errors of this class where nothing more is known.
     """
 
     exit_code: ClassVar[int] = 1
     code: ClassVar[str] = "failed"
+    advice: ClassVar[str] = "look at what is there: sagewai-ops status"
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    @property
+    def next_step(self) -> str:
+        """What to do next; empty only after an interruption."""
+        return self.hint or self.advice
 
 
 class UsageError(OpsError):
@@ -34,6 +43,7 @@ class UsageError(OpsError):
 
     exit_code: ClassVar[int] = 2
     code: ClassVar[str] = "usage"
+    advice: ClassVar[str] = "sagewai-ops --help"
 
 
 class NotFoundError(OpsError):
@@ -48,6 +58,7 @@ class LockedError(OpsError):
 
     exit_code: ClassVar[int] = 11
     code: ClassVar[str] = "locked"
+    advice: ClassVar[str] = "wait for it: --wait SECONDS"
 
 
 class KeyMissingError(OpsError):
@@ -55,6 +66,7 @@ class KeyMissingError(OpsError):
 
     exit_code: ClassVar[int] = 12
     code: ClassVar[str] = "key-missing"
+    advice: ClassVar[str] = "sagewai-ops keys check"
 
 
 class NoSpaceError(OpsError):
@@ -62,6 +74,7 @@ class NoSpaceError(OpsError):
 
     exit_code: ClassVar[int] = 13
     code: ClassVar[str] = "no-space"
+    advice: ClassVar[str] = "free some space, then run it again"
 
 
 class PermissionDeniedError(OpsError):
@@ -69,6 +82,7 @@ class PermissionDeniedError(OpsError):
 
     exit_code: ClassVar[int] = 14
     code: ClassVar[str] = "permission-denied"
+    advice: ClassVar[str] = "run it as the user whom it belongs to"
 
 
 class TargetBusyError(OpsError):
@@ -76,6 +90,7 @@ class TargetBusyError(OpsError):
 
     exit_code: ClassVar[int] = 15
     code: ClassVar[str] = "target-busy"
+    advice: ClassVar[str] = "stop what uses it, or name another target"
 
 
 class DamagedError(OpsError):
@@ -83,6 +98,7 @@ class DamagedError(OpsError):
 
     exit_code: ClassVar[int] = 16
     code: ClassVar[str] = "damaged"
+    advice: ClassVar[str] = "an older snapshot may be whole: sagewai-ops snapshots list"
 
 
 class SchemaBehindError(OpsError):
@@ -90,6 +106,7 @@ class SchemaBehindError(OpsError):
 
     exit_code: ClassVar[int] = 17
     code: ClassVar[str] = "schema-behind"
+    advice: ClassVar[str] = "sagewai-ops db upgrade"
 
 
 class SchemaAheadError(OpsError):
@@ -97,6 +114,7 @@ class SchemaAheadError(OpsError):
 
     exit_code: ClassVar[int] = 18
     code: ClassVar[str] = "schema-ahead"
+    advice: ClassVar[str] = "use a newer sagewai-ops"
 
 
 class RemoteError(OpsError):
@@ -104,6 +122,7 @@ class RemoteError(OpsError):
 
     exit_code: ClassVar[int] = 19
     code: ClassVar[str] = "remote"
+    advice: ClassVar[str] = "look after the server, then run it again"
 
 
 class DifferenceError(OpsError):
@@ -111,6 +130,7 @@ class DifferenceError(OpsError):
 
     exit_code: ClassVar[int] = 20
     code: ClassVar[str] = "difference"
+    advice: ClassVar[str] = "sagewai-ops db check"
 
 
 class InterruptedRunError(OpsError):
@@ -121,6 +141,7 @@ class InterruptedRunError(OpsError):
     """
 
     code: ClassVar[str] = "interrupted"
+    advice: ClassVar[str] = ""  # who stopped it knows what is next
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"interrupted by signal {signal_number}, partial files are removed")

@@ -241,7 +241,7 @@ def _undelivered(run: Run, error: OpsError | None = None) -> int:
     run.terminal.abandon()
     if error is None:
         return EXIT_READER_GONE
-    run.terminal.error(error.message, error.hint)
+    run.terminal.error(error.message, error.next_step)
     return error.exit_code
 
 
@@ -250,10 +250,11 @@ def report_error(run: Run, error: OpsError) -> int:
     code = exit_code_of(error)
     if run.settings.json:
         run.terminal.remember(f"error: {error.message}")
-        details = {"code": error.code, "message": error.message, "hint": error.hint.splitlines()}
+        hint = error.next_step.splitlines()
+        details = {"code": error.code, "message": error.message, "hint": hint}
         run.terminal.document(envelope(run, code, error=details))
     else:
-        run.terminal.error(error.message, error.hint)
+        run.terminal.error(error.message, error.next_step)
     return code
 
 
