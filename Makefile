@@ -1,17 +1,18 @@
 # Everything a developer runs. Needs CPython, git, make and a package registry; the rest is set up.
 PYTHON ?= python3
+SECONDS ?= 120
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := sagewai_ops commands fixtures tests .ci $(wildcard migrations)
 # Programs that the tests and benchmarks meet us with, where Debian's packages can be had.
-TOOLS := age zstd sqlite3 restic borgbackup pgloader openssh-client mandoc zsh fish
+TOOLS := age zstd sqlite3 restic borgbackup pgloader openssh-client gcc libc6-dev mandoc zsh fish
 # A Python whose sqlite3 can load extensions; many cannot, and both kinds must work.
 EXTENDING := $(shell for one in /usr/bin/python3 $(PYTHON); do \
   $$one -c 'import sqlite3, venv, ensurepip; sqlite3.Connection.enable_load_extension' 2>/dev/null \
   && echo $$one && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools test test-extensions lint types build demo bench interop man pictures matrix matrix-ci clean
+.PHONY: help setup tools test test-extensions lint types build demo bench proof soak interop man pictures matrix matrix-ci clean
 
 help:  ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +72,12 @@ pictures: setup  ## Draw what a terminal shows, into docs/pictures/.
 
 man: setup  ## Write the manual pages from the commands and man/sections/.
 	$(BIN)/python fixtures/man_pages.py
+
+proof: setup  ## Kill every command at every step and let every step fail; ONLY="restore".
+	$(BIN)/python tests/proof/crash.py $(or $(FAULTS),--every) $(if $(ONLY),--only "$(ONLY)") --json proof.json
+
+soak: setup  ## Live random lives of a home, with kills; SECONDS=120 SEED=...
+	$(BIN)/python tests/proof/soak.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 include tests/interop/interop.mk
 include tests/proof/proof.mk
