@@ -6,6 +6,8 @@ One home holds a value for every fact, one export carries them all, and each tes
 from __future__ import annotations
 
 import ast
+import hashlib
+import json
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -223,6 +225,28 @@ def test_null_without_a_default_is_found_and_can_only_be_set_apart(
     assert repaired.open_findings == refused.open_findings
     assert apart.committed
     assert apart.refused == 1
+
+
+def test_a_list_whose_element_is_too_large_for_its_index_is_found(
+    tmp_path: Path, postgres: Server
+) -> None:
+    """Also by a plan, though only the server can tell; set apart, the rest arrives."""
+    noise = "".join(hashlib.sha256(b"%d" % number).hexdigest() for number in range(150))
+
+    def change(connection: sqlite3.Connection) -> None:
+        tags = json.dumps(["short", noise])
+        connection.execute("UPDATE context_documents SET tags = ? WHERE rowid = 1", (tags,))
+
+    home = home_with(tmp_path / "home", change)
+    database = at_head(postgres)
+
+    planned = exported(home, postgres, database, purpose="plan")
+    apart = exported(home, postgres, database, policy="quarantine")
+
+    (finding,) = planned.open_findings
+    assert (finding.table, finding.kind, finding.count) == ("context_documents", "index-row", 1)
+    assert apart.committed
+    assert apart.refused >= 1
 
 
 # Where the kind stands among the arguments of the calls that name one.

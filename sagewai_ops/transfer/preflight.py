@@ -235,8 +235,8 @@ class Preflight:
         indexed = [
             number
             for number, column in enumerate(table.columns)
-            if column.name in self._targets[table.name].indexed
-            and column.target.type.name == "text"
+            if column.name in self._targets[table.name].searched
+            and column.target.type.name in ("text", "text[]")
         ]
         sizes = SizeOf()
         done = 0

@@ -22,7 +22,8 @@ from sagewai_ops.transfer.relations import Trouble
 if TYPE_CHECKING:
     import asyncpg
 
-# A B-tree row has at most 2,704 bytes on a page of 8 KiB; three columns share an index at most.
+# A B-tree row has at most 2,704 bytes on a page of 8 KiB, an element in a GIN index some more;
+# three columns share an index at most.
 SUSPICIOUS_BYTES = 800
 PROBE = "sagewai_ops_probe"
 _ASKED_AT_ONCE = 500

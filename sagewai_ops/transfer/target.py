@@ -49,14 +49,13 @@ WHERE c.relnamespace = current_schema()::regnamespace AND k.contype IN ('p', 'u'
 ORDER BY c.relname, k.conname
 """
 _INDEXES = """
-SELECT c.relname, x.relname AS index_name, i.indisunique, i.indisprimary, m.amname AS method,
+SELECT c.relname, x.relname AS index_name, i.indisunique, i.indisprimary,
        i.indexprs IS NOT NULL AS computed, pg_get_expr(i.indpred, i.indrelid) AS predicate,
        ARRAY(SELECT a.attname::text
              FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS u(number, place)
              JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = u.number
              WHERE u.place <= i.indnkeyatts ORDER BY u.place) AS columns
 FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_class x ON x.oid = i.indexrelid
-JOIN pg_am m ON m.oid = x.relam
 WHERE c.relnamespace = current_schema()::regnamespace
 ORDER BY c.relname, x.relname
 """
@@ -121,8 +120,7 @@ class TargetTable:
     Attributes:
         columns: By name, in the table's order.
         key: The primary key's columns, empty without one.
-        indexed: Columns of B-tree indexes, whose rows cannot be larger than a third of a page.
-        searched: Columns of any index: those that queries select by.
+        searched: Columns of any index: those that queries select by, and whose values are limited.
         owner: The role that it belongs to.
         owned: Whether our role may act as that role.
     """
@@ -133,7 +131,6 @@ class TargetTable:
     uniques: tuple[Unique, ...]
     checks: tuple[Check, ...]
     foreign_keys: tuple[ForeignKey, ...]
-    indexed: frozenset[str]
     searched: frozenset[str]
     owner: str
     owned: bool
@@ -172,12 +169,6 @@ async def read_tables(
                 )
                 for row in _of(constraints, name)
                 if row["kind"] == "f"
-            ),
-            indexed=frozenset(
-                column
-                for row in _of(indexes, name)
-                if row["method"] == "btree"
-                for column in row["columns"]
             ),
             searched=frozenset(column for row in _of(indexes, name) for column in row["columns"]),
             owner=owners[name][0],
