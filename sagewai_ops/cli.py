@@ -1,16 +1,19 @@
-"""The program: loads the commands by name, and is the only place that exits."""
+"""The program: loads the commands by name, and is the only place that exits.
+
+Even `pathlib` and `dataclasses` are imported late: `--version` is asked before every run of scripts.
+"""
 
 import io
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sagewai_ops import __version__
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import typer
 
     from sagewai_ops.settings import Settings
@@ -52,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(words: Sequence[str]) -> int:
     """Run one command line and give its exit code; never raises for the user's mistakes."""
+    from dataclasses import replace
+
     import typer
 
     from sagewai_ops.errors import OpsError, UsageError
@@ -111,8 +116,10 @@ def _configured(words: Sequence[str], program: Any) -> "tuple[Settings, dict[str
     return Settings(environment=environment, configuration_path=found.path), dict(found.defaults)
 
 
-def _named(words: Sequence[str], option: str) -> Path | None:
+def _named(words: Sequence[str], option: str) -> "Path | None":
     """Find an option's value on a command line that could not be parsed."""
+    from pathlib import Path
+
     for word, value in zip(words, [*words[1:], ""], strict=True):
         if word == option and value:
             return Path(value)
