@@ -1,6 +1,6 @@
 """The program: loads the commands by name, and is the only place that exits.
 
-Even `pathlib` and `dataclasses` are imported late: `--version` is asked before every run of scripts.
+Even `pathlib` and `dataclasses` are imported late: scripts ask for the version before every run.
 """
 
 import io
