@@ -66,6 +66,7 @@ bench: setup  ## Measure against the peers that are installed; prints ratios.
 	$(BIN)/python tests/benchmarks/bench_drill.py
 	$(BIN)/python tests/benchmarks/bench_keys.py
 	$(BIN)/python tests/benchmarks/bench_export.py
+	$(BIN)/python tests/benchmarks/bench_cli.py
 
 pictures: setup  ## Draw what a terminal shows, into docs/pictures/.
 	$(BIN)/python fixtures/pictures.py

@@ -1,0 +1,146 @@
+"""What is typed often: the version, the status of a large home, a long list, a plan over it.
+
+The version is held against `python -c pass` of the same interpreter, the others against the figures
+that were asked for. Cards and home are made by the fixtures. Rounds take turns; the best counts.
+
+    .venv/bin/python tests/benchmarks/bench_cli.py [--bytes 1000000000] [--cards 10000] [--home DIR]
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path[:0] = [os.fspath(REPOSITORY / "tests"), os.fspath(REPOSITORY / "fixtures")]
+
+from benchmarks.stopwatch import Cost, best, machine, measure  # noqa: E402
+from home_builder import build_home  # noqa: E402
+from sagewai_ops.home.paths import locate  # noqa: E402
+from sagewai_ops.snapshots.catalog import archive_name  # noqa: E402
+from sagewai_ops.snapshots.prune import owner_of  # noqa: E402
+
+ROUNDS = 7
+VERSION_RATIO = 4.0  # most, of `python -c pass`
+STATUS_CPU_SECONDS = 0.5
+LIST_SECONDS = 1.0
+PLAN_SECONDS = 2.0
+ARTIFACT_SHARE = 0.15  # of the home; the rest is the database
+START = datetime(2025, 1, 1, tzinfo=timezone.utc)
+RULES = ("--keep-daily", "7", "--keep-weekly", "4", "--keep-monthly", "12", "--keep-yearly", "3")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One thing that is measured.
+
+    Attributes:
+        limit: In the unit of `value`, which is a ratio, or seconds.
+    """
+
+    name: str
+    value: float
+    limit: float
+    unit: str
+
+
+def main() -> int:
+    """Measure, print, and return the exit code: 0 also where a figure is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bytes", type=int, default=1_000_000_000, help="of the home")
+    parser.add_argument("--cards", type=int, default=10_000)
+    parser.add_argument("--home", type=Path, help="a home that is there already")
+    parser.add_argument("--work", type=Path, help="where homes and cards are made")
+    arguments = parser.parse_args()
+    print(f"Measured on {machine(REPOSITORY)}.\n")
+    with tempfile.TemporaryDirectory(prefix="sagewai-ops-bench-", dir=arguments.work) as work:
+        home = arguments.home or Path(work, "home")
+        if not arguments.home:
+            artifacts = int(arguments.bytes * ARTIFACT_SHARE)
+            build_home(home, database_bytes=arguments.bytes - artifacts, artifact_bytes=artifacts)
+        folder = Path(work, "cards")
+        make_cards(folder, home, arguments.cards)
+        rows = _measured(home, folder, arguments.cards)
+    print("| | best | asked for | |")
+    print("|---|--:|--:|---|")
+    for row in rows:
+        verdict = "" if row.value <= row.limit else "missed"
+        print(f"| {row.name} | {row.value:.2f} {row.unit} | {row.limit:g} | {verdict} |")
+    return 0
+
+
+def make_cards(folder: Path, home: Path, count: int) -> None:
+    """Make as many snapshots of a home, one an hour, as far as a list looks at them."""
+    owner = owner_of(locate(home, {}))
+    folder.mkdir()
+    for number in range(1, count + 1):
+        moment = START + timedelta(hours=number)
+        identifier = f"{moment:%Y%m%dT%H%M%SZ}-{number:06x}"
+        name = archive_name(identifier, is_encrypted=False)
+        card = {
+            "card": 1,
+            "archive": name,
+            "id": identifier,
+            "sequence": number,
+            "created_at": f"{moment:%Y-%m-%dT%H:%M:%SZ}",
+            "home": owner.home,
+            "home_id": min(owner.ids),
+            "host": owner.host,
+            "key_custody": "exclude",
+            "key_fingerprint": "0123456789abcdef",
+            "schema_level": "020_fleet_task_lease",
+            "tags": [],
+            "archive_bytes": 1,
+            "archive_sha256": "0" * 64,
+            "complete": True,
+            "sound": True,
+            "verified_at": f"{moment:%Y-%m-%dT%H:%M:%SZ}",
+        }
+        (folder / name).touch()
+        (folder / f"{name}.json").write_text(json.dumps(card, indent=1))
+
+
+def _measured(home: Path, folder: Path, cards: int) -> list[Row]:
+    ours = [os.fspath(Path(sys.executable).with_name("sagewai-ops"))]
+    at_home = [*ours, "--home", os.fspath(home)]
+    listing = [*at_home, "snapshots", "list", "--snapshots", os.fspath(folder)]
+    planning = [*at_home, "snapshots", "prune", "--snapshots", os.fspath(folder), "--dry-run"]
+    cost = _costs({
+        "pass": [sys.executable, "-c", "pass"],
+        "version": [*ours, "--version"],
+        "status": [*at_home, "status"],
+        "list": listing,
+        "list --json": [*listing, "--json"],
+        "plan": [*planning, *RULES],
+    })  # fmt: skip
+    ratio = cost["version"].wall_seconds / cost["pass"].wall_seconds
+    size = sum(path.lstat().st_size for path in home.rglob("*") if path.is_file())
+    return [
+        Row("`--version` / `python -c pass`", ratio, VERSION_RATIO, "x"),
+        Row(
+            f"`status`, {size / 1e9:.1f} GB, CPU",
+            cost["status"].cpu_seconds,
+            STATUS_CPU_SECONDS,
+            "s",
+        ),
+        Row(f"`snapshots list`, {cards} cards", cost["list"].wall_seconds, LIST_SECONDS, "s"),
+        Row("the same, `--json`", cost["list --json"].wall_seconds, LIST_SECONDS, "s"),
+        Row(f"prune plan, {cards} cards", cost["plan"].wall_seconds, PLAN_SECONDS, "s"),
+    ]
+
+
+def _costs(commands: dict[str, Sequence[str]]) -> dict[str, Cost]:
+    found: dict[str, list[Cost]] = {name: [] for name in commands}
+    for _ in range(ROUNDS):
+        for name, command in commands.items():
+            found[name].append(measure(command))
+    return {name: best(costs) for name, costs in found.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
