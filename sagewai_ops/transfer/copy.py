@@ -221,7 +221,7 @@ async def _send_table(
         if not copied.size_bytes:
             yield SIGNATURE  # without it the server has words of its own
 
-    status = await _unless_lost(
+    status = await unless_lost(
         connection,
         connection.copy_to_table(
             table.name,
@@ -241,7 +241,7 @@ async def _send_table(
         )
 
 
-async def _unless_lost(
+async def unless_lost(
     connection: asyncpg.Connection[asyncpg.Record], copying: Coroutine[Any, Any, str]
 ) -> str:
     """Wait for a COPY, but not longer than its connection lives.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.vectors import VectorRow, VectorTable
 from sagewai_ops.errors import TargetBusyError
 from sagewai_ops.progress import Progress
+from sagewai_ops.transfer.copy import unless_lost
 from sagewai_ops.transfer.learned import COMPARED_AT_ONCE, Carried, Rows, compare
 
 if TYPE_CHECKING:
@@ -79,9 +81,15 @@ async def carry(
                 progress(f"learnings {carried.table}", number, carried.rows)
 
     before = await server.fetchval(f"SELECT coalesce(max(id), 0) FROM {FACTS_TABLE}")
-    await server.copy_records_to_table(FACTS_TABLE, records=counted(), columns=["scope", "content"])
+    started = time.monotonic()
+    names = ["scope", "content"]
+    copying = server.copy_records_to_table(FACTS_TABLE, records=counted(), columns=names)
+    await unless_lost(server, copying)
+    carried.copy_seconds = time.monotonic() - started
+    started = time.monotonic()
     query = f"SELECT scope, content FROM {FACTS_TABLE} WHERE id > $1 ORDER BY id"
     await compare(server, query, [before], facts(), carried)
+    carried.compare_seconds = time.monotonic() - started
     carried.to = FACTS_TABLE
 
 

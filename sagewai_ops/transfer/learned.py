@@ -26,6 +26,7 @@ class Carried:
         rows: In the home.
         sent: In the target.
         neighbours: Searches whose answers were compared.
+        seconds: Of everything; the others are parts of it.
     """
 
     table: str
@@ -35,10 +36,16 @@ class Carried:
     sent: int = 0
     neighbours: int = 0
     seconds: float = 0.0
+    copy_seconds: float = 0.0
+    compare_seconds: float = 0.0
+    index_seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Give it as JSON."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return {
+            name: round(value, 3) if isinstance(value := getattr(self, name), float) else value
+            for name in self.__slots__
+        }
 
 
 class Rows:
@@ -57,6 +64,11 @@ class Rows:
         self.has_extension = has_extension
         self._tally = tally
         self._refused: set[str | int] = set()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every row of the table is carried, as far as they were looked at."""
+        return not self._refused
 
     def refuse(self, key: str | int, kind: str, column: str, detail: str) -> None:
         """Leave a row out."""

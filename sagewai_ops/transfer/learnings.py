@@ -84,6 +84,6 @@ async def carry(
             how = facts.carry if choice == FACTS else pgvector.carry
             started = time.monotonic()
             await how(server, rows, carried, progress)
-            carried.seconds = round(time.monotonic() - started, 3)
+            carried.seconds = time.monotonic() - started
         done.findings = tally.findings()
     return done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from array import array
 from collections.abc import AsyncIterator, Iterator
 from math import isfinite
@@ -13,6 +14,7 @@ from sagewai_ops.database.vectors import FLOAT_BYTES
 from sagewai_ops.errors import TargetBusyError, UsageError
 from sagewai_ops.progress import Progress
 from sagewai_ops.transfer import neighbours
+from sagewai_ops.transfer.copy import unless_lost
 from sagewai_ops.transfer.encoders import NULL, SIGNATURE, TRAILER
 from sagewai_ops.transfer.learned import Carried, Rows, compare
 
@@ -80,22 +82,30 @@ async def carry(
         f" {quoted(table.vector)} vector({table.dimensions}) NOT NULL{columns})"
     )
     names = [table.key, table.vector, *(column.name for column in table.columns)]
-    await server.copy_to_table(
+    started = time.monotonic()
+    copying = server.copy_to_table(
         table.name, source=_encoded(rows, carried, progress), columns=names, format="binary"
     )
+    await unless_lost(server, copying)
+    carried.copy_seconds = time.monotonic() - started
+    started = time.monotonic()
     listed = ", ".join(
         f"vector_send({quoted(name)})" if name == table.vector else quoted(name) for name in names
     )
     query = f"SELECT {listed} FROM {quoted(table.name)} ORDER BY ctid"
     await compare(server, query, [], _expected(rows), carried)
+    # sqlite-vec searches the whole table; where rows were left out, their neighbours differ.
     carried.neighbours = await neighbours.compare(
-        server, rows.source, table, rows.carried, has_extension=rows.has_extension
+        server, rows.source, table, rows.carried, has_extension=rows.has_extension and rows.is_whole
     )
+    carried.compare_seconds = time.monotonic() - started
+    started = time.monotonic()
     operators = _OPERATORS.get(table.metric)
     if operators and table.dimensions <= LARGEST_INDEXED:
         await server.execute(
             f"CREATE INDEX ON {quoted(table.name)} USING hnsw ({quoted(table.vector)} {operators})"
         )
+    carried.index_seconds = time.monotonic() - started
     carried.to = table.name
 
 

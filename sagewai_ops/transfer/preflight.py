@@ -21,7 +21,7 @@ from sagewai_ops.transfer.findings import Finding, Tally
 from sagewai_ops.transfer.mends import mend
 from sagewai_ops.transfer.plan import Plan, PlannedTable
 from sagewai_ops.transfer.reading import SizeOf, batches, key_text
-from sagewai_ops.transfer.relations import Trouble, orphans, refused_by_checks
+from sagewai_ops.transfer.relations import Trouble, last_numbers, orphans, refused_by_checks
 from sagewai_ops.transfer.target import TargetTable
 from sagewai_ops.transfer.uniques import duplicates
 from sagewai_ops.transfer.values import RefusedError
@@ -222,10 +222,13 @@ class Preflight:
         async def doubles(_plan: Plan, table: PlannedTable) -> list[Trouble]:
             return list(duplicates(self._copy, table, self._targets[table.name]))
 
+        async def last(_plan: Plan, table: PlannedTable) -> list[Trouble]:
+            return list(last_numbers(self._copy, table, self._targets[table.name]))
+
         async def lost(plan: Plan, table: PlannedTable) -> list[Trouble]:
             return list(orphans(self._copy, plan, table, self._targets[table.name]))
 
-        return checks, doubles, lost
+        return checks, last, doubles, lost
 
     def _refusals(
         self, table: PlannedTable, wide: dict[str, list[int]]

@@ -1,4 +1,4 @@
-"""What the target's constraints would refuse: references that lead nowhere, and CHECKs.
+"""What the target's constraints would refuse: references that lead nowhere, CHECKs, last numbers.
 
 SQLite lacked some constraints, and did not enforce others; here their offenders are looked for in
 the source, so that all of them are named before anything is sent. `uniques` does the same for keys
@@ -90,6 +90,23 @@ async def refused_by_checks(
             if refused:
                 found.append(_checked(source, table, check, refused))
     return found
+
+
+def last_numbers(
+    source: sqlite3.Connection, table: PlannedTable, target: TargetTable
+) -> Iterator[Trouble]:
+    """Look for rows that have the last number of a sequence: no insert could follow them."""
+    for column in target.columns.values():
+        if not column.sequence or column.type is None or not table.carries((column.name,)):
+            continue
+        last = (1 << (column.type.size * 8 - 1)) - 1
+        rows = f"SELECT row FROM {rows_of(table, (column.name,))} WHERE k0 = {last}"
+        count, shown = count_and_keys(source, table, rows)
+        if count:
+            detail = f"{last} is the last number that its sequence can give"
+            yield Trouble(
+                Finding(table.name, column.name, "last-number", detail, count, shown), rows
+            )
 
 
 def count_and_keys(
