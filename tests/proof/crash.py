@@ -300,9 +300,12 @@ def thinned(steps: Sequence[Step], seed: int) -> list[int]:
     draw = random.Random(seed)
     chosen: list[int] = []
     number = 1
-    for _step, alike in itertools.groupby(steps):
+    for step, alike in itertools.groupby(steps):
         numbers = list(range(number, number + sum(1 for _ in alike)))
         number += len(numbers)
+        if step.path == "server":  # each is another statement
+            chosen += numbers
+            continue
         inner = numbers[_EDGE:-_EDGE]
         chosen += sorted(
             {
