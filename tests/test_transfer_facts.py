@@ -227,6 +227,28 @@ def test_null_without_a_default_is_found_and_can_only_be_set_apart(
     assert apart.refused == 1
 
 
+@pytest.mark.parametrize(
+    ("table", "last"), [("guardrail_events", 2**31 - 1), ("audit_event", 2**63 - 1)]
+)
+def test_a_row_with_the_last_number_of_a_sequence_is_found(
+    tmp_path: Path, postgres: Server, table: str, last: int
+) -> None:
+    """No insert could follow it; set apart, the sequence goes on behind the others."""
+    home = home_with(
+        tmp_path / "home", lambda c: c.execute(f"UPDATE {table} SET id = {last} WHERE id = 1")
+    )
+    database = at_head(postgres)
+
+    refused = exported(home, postgres, database)
+    apart = exported(home, postgres, database, policy="quarantine")
+
+    (finding,) = refused.open_findings
+    assert (finding.table, finding.kind, finding.keys) == (table, "last-number", (str(last),))
+    assert (apart.committed, apart.refused) == (True, 1)
+    ((following,),) = [(each.next,) for each in apart.sequences if each.table == table]
+    assert postgres.rows(database, f"SELECT max(id) + 1 FROM {table}") == [(following,)]
+
+
 def test_a_list_whose_element_is_too_large_for_its_index_is_found(
     tmp_path: Path, postgres: Server
 ) -> None:
