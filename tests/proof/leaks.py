@@ -159,15 +159,19 @@ class Search:
     def through(self, case: Case, ways: tuple[str, ...] = WAYS) -> None:
         """Run one case in several ways."""
         world = World(self._folder / "w", self._started() if case.on_server else None)
-        for way in ways:
-            self._built.clear()
-            world.make()
-            with mock.patch("proof.cases.build_home", self._build):
-                case.prepare(world, _Bench())
+        prepared = self._folder / "prepared"
+        shutil.rmtree(prepared, ignore_errors=True)
+        self._built.clear()
+        world.make()
+        with mock.patch("proof.cases.build_home", self._build):
+            case.prepare(world, _Bench())
+            world.keep_as(prepared)
+            for way in ways:
+                world.reset(prepared)
                 with contextlib.suppress(LookupError):
                     case.begin(world, _Bench())
-            self._once(case, world, way)
-            world.drop()
+                self._once(case, world, way)
+        world.drop()
 
     def _build(self, root: Path, **recipe: Any) -> BuiltHome:
         built = build_home(root, **recipe)
