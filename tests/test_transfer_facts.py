@@ -17,6 +17,7 @@ import pytest
 
 import sagewai_ops.transfer
 from dirty_homes import faults
+from json_schemas import FOLDER
 from postgres_server import Server, installations, running
 from sagewai_ops.schema.level import HEAD
 from sagewai_ops.transfer.move import Options, export
@@ -300,3 +301,18 @@ def test_every_kind_of_finding_is_documented() -> None:
     assert len(tables) == 2
     assert {fault.kind for fault in faults().values()} <= said
     assert said - {"extra", "missing", "differs"} == documented
+
+
+def test_every_field_of_the_report_is_documented() -> None:
+    """Whoever checks a move by its report finds each field on the page, and a schema of it."""
+    schema = json.loads((FOLDER / "export-to-postgres.json").read_text(encoding="utf-8"))
+    text = DOCUMENTATION.read_text(encoding="utf-8")
+    learnings = schema["properties"]["learnings"]["properties"]
+    fields = {
+        *schema["properties"],
+        *schema["properties"]["tables"]["items"]["properties"],
+        *learnings,
+        *learnings["tables"]["items"]["properties"],
+    }
+
+    assert {name for name in fields if f"`{name}`" not in text} == set()
