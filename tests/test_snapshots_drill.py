@@ -24,6 +24,7 @@ from sagewai_ops.archive.envelope import Lock, Unlock, temporary_identity
 from sagewai_ops.database.integrity import examine
 from sagewai_ops.errors import (
     DamagedError,
+    InterruptedRunError,
     KeyMissingError,
     NoSpaceError,
     NotFoundError,
@@ -480,6 +481,34 @@ def test_what_the_system_refuses_is_no_verdict(
     assert "--scratch DIR" in caught.value.hint
     assert card_of(archive) == proved
     assert left_beside(archive) == []
+
+
+def test_what_cannot_be_read_any_more_is_a_failed_drill(built: BuiltHome, archive: Path) -> None:
+    """A disk that gives errors does not bring the home back."""
+    try_it(archive, built.root)
+
+    with failing(8, errno.EIO), pytest.raises(OpsError):
+        try_it(archive, built.root)
+
+    assert card_of(archive)["drill"]["code"] == "failed"
+    assert "proved_restorable_at" not in card_of(archive)
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_a_signal_while_the_card_is_written_is_a_signal(
+    built: BuiltHome, archive: Path, monkeypatch: pytest.MonkeyPatch, *, is_damaged: bool
+) -> None:
+    """It is not taken for a card that cannot be written."""
+
+    def interrupt(*_arguments: object) -> None:
+        raise InterruptedRunError(15)
+
+    monkeypatch.setattr(catalog, "amend_card", interrupt)
+    if is_damaged:
+        flip(archive)
+
+    with pytest.raises(InterruptedRunError):
+        try_it(archive, built.root)
 
 
 def test_a_card_that_cannot_be_written_is_told(

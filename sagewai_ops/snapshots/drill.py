@@ -23,14 +23,14 @@ from sagewai_ops.archive.reader import open_archive
 from sagewai_ops.database.integrity import examine
 from sagewai_ops.errors import (
     DamagedError,
-    DifferenceError,
     InterruptedRunError,
     KeyMissingError,
+    LockedError,
     NoSpaceError,
     NotFoundError,
     OpsError,
     PermissionDeniedError,
-    SchemaAheadError,
+    TargetBusyError,
     UsageError,
 )
 from sagewai_ops.home.findings import Inspection
@@ -48,8 +48,16 @@ from sagewai_ops.snapshots.scratch import scratch_in
 
 PROVED, UNPROVED, FAILED = "proved", "unproved", "failed"
 _HOME = "home"  # in the scratch folder
-# What these say is about the snapshot; anything else (a full disk, a lock, a signal) is not.
-_VERDICTS = (DamagedError, KeyMissingError, SchemaAheadError, DifferenceError)
+# What these say is about this moment, not about the snapshot; any other failure is its own.
+_NO_VERDICT = (
+    InterruptedRunError,
+    LockedError,
+    NoSpaceError,
+    NotFoundError,
+    PermissionDeniedError,
+    TargetBusyError,
+    UsageError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +134,10 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
     Raises:
         NotFoundError: There is no such archive, or scratch folder.
         UsageError: The scratch folder would stand in the home.
-        DamagedError, KeyMissingError, SchemaAheadError, DifferenceError: It failed, and its card
-            says so.
-        NoSpaceError, PermissionDeniedError, OpsError: The system refused; the card says what it
+        NoSpaceError, PermissionDeniedError, LockedError: The system refused; the card says what it
             said before.
+        DamagedError, KeyMissingError, SchemaAheadError, DifferenceError, OpsError: It failed, and
+            its card says so.
     """
     archive = Path(os.path.realpath(archive))
     if not archive.is_file():
@@ -145,13 +153,15 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
     try:
         with _worded(folder, archive), scratch_in(folder, archive.parent) as scratch:
             report = trial.run(scratch / _HOME, options, swept, progress)
-    except InterruptedRunError:
+    except _NO_VERDICT:
         raise
-    except _VERDICTS as error:
+    except OpsError as error:
         if isinstance(error, KeyMissingError) and _is_closed(archive, options):
             raise  # nobody tried to open it
         try:
             _record(archive, trial.failure(error), {})
+        except InterruptedRunError:
+            raise
         except OpsError as other:
             raise type(error)(
                 error.message, hint=f"its card could not be marked: {other.message}\n{error.hint}"
@@ -160,6 +170,8 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
     try:
         rebuilt = _card_of(archive, options.unlock)
         recorded = _record(archive, trial.success(report), rebuilt)
+    except InterruptedRunError:
+        raise
     except OpsError as error:
         return dataclasses.replace(report, not_recorded=error.message)
     return dataclasses.replace(report, recorded=recorded)
