@@ -168,6 +168,23 @@ def _interrupt(world: World, bench: Bench) -> None:
     assert swap.unfinished(world.home) is not None
 
 
+def _with_tree(world: World, bench: Bench) -> None:
+    """Put a tree beside the home, then let the home go on."""
+    _build(world)
+    bench.run(("backup", "--format", "directory"), world)
+    (world.home / "data/later").write_bytes(b"later")
+    (world.home / "config/connections.json").write_bytes(b"[]")
+
+
+def _tree_verdict(world: World, bench: Bench) -> object:
+    """Read every byte of the tree."""
+    shutil.rmtree(world.out / "verdict", ignore_errors=True)
+    words = ("restore", world.snapshots / "tree", "--to", world.out / "verdict")
+    ended = bench.run(words, world)
+    shutil.rmtree(world.out / "verdict", ignore_errors=True)
+    return ended.code
+
+
 def _several(world: World, bench: Bench) -> None:
     _build(world)
     for turn in range(3):
@@ -252,6 +269,12 @@ CASES = (
         lambda _world: ("backup", "--key", "sealed", "--recipient", _recipient()),
         takes_snapshot=True,
     ),
+    Case(
+        "backup --format directory",
+        _with_tree,
+        _always("backup", "--format", "directory"),
+        probe=_tree_verdict,
+    ),
     Case("backup --output", _small, _always("backup", "--output", "-")),
     Case(
         "restore to a new place",
@@ -319,6 +342,7 @@ CASES = (
         takes_snapshot=True,
         has_verdicts=True,
     ),
+    Case("snapshots list --rebuild", _several, _always("snapshots", "list", "--rebuild")),
     Case(
         "snapshots prune",
         _several,

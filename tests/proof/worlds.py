@@ -252,6 +252,13 @@ class Mask:
             frozenset(name for name in first if name in second and first[name] != second[name])
         )
 
+    def below(self, folder: str) -> Mask:
+        """Give the part about one folder, with names relative to it."""
+        begin = f"{folder}/"
+        return Mask(
+            frozenset(name.removeprefix(begin) for name in self.varying if name.startswith(begin))
+        )
+
     def unsettled(self, found: State, expected: State) -> list[str]:
         """Name what differs, but for what runs leave that died: hidden, or in TMPDIR."""
         return [
