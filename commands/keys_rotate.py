@@ -9,6 +9,15 @@ from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
 from sagewai_ops.invocation import Outcome, Run
 from sagewai_ops.terminal import Terminal
 
+from .shared_options import (  # noqa: TID251 - a neighbour
+    RecipientOption,
+    RecipientsFileOption,
+    SealingPassphraseOption,
+    SnapshotsOption,
+    WriterWaitOption,
+    YesOption,
+)
+
 HELP = """Seal everything anew under another master key.
 
 A snapshot is taken first, encrypted, with the old key in it. Then documents, the database and the
@@ -48,24 +57,10 @@ def rotate(
     leave_unopened: Annotated[
         bool, typer.Option("--leave-unopened", help="Leave values that no key opens as they are.")
     ] = False,
-    recipient: Annotated[
-        list[str] | None,
-        typer.Option("--recipient", metavar="R", help="Encrypt the snapshot to a public key."),
-    ] = None,
-    recipients_file: Annotated[
-        Path | None,
-        typer.Option("--recipients-file", metavar="F", help="Recipients, one a line."),
-    ] = None,
-    passphrase_file: Annotated[
-        str | None,
-        typer.Option(
-            "--passphrase-file", metavar="F", help="Encrypt under its first line; - asks or reads."
-        ),
-    ] = None,
-    snapshots: Annotated[
-        Path | None,
-        typer.Option("--snapshots", metavar="DIR", help="The folder; else HOME.snapshots."),
-    ] = None,
+    recipient: RecipientOption = None,
+    recipients_file: RecipientsFileOption = None,
+    passphrase_file: SealingPassphraseOption = None,
+    snapshots: SnapshotsOption = None,
     no_snapshot: Annotated[
         bool,
         typer.Option(
@@ -78,11 +73,8 @@ def rotate(
     recover: Annotated[
         bool, typer.Option("--recover", help="Finish a rotation that was interrupted.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    wait: Annotated[
-        float,
-        typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run, or a writer."),
-    ] = 5.0,
+    yes: YesOption = False,
+    wait: WriterWaitOption = 5.0,
 ) -> Outcome:
     """Parse, seal anew, render."""
     from sagewai_ops import rotate as rotating
@@ -129,7 +121,7 @@ def rotate(
         result,
         lambda terminal: _show(terminal, result),
         exit_code=EXIT_DONE if is_complete else EXIT_INCOMPLETE,
-        warnings=(*_of_values(done.left), *done.steps),
+        warnings=(*_of_file(new_key_file), *_of_values(done.left), *done.steps),
         always=dry_run,
     )
 
@@ -180,6 +172,13 @@ def _recovered(done: Any, home: str) -> Outcome:
         exit_code=EXIT_INCOMPLETE if done.left or done.steps else EXIT_DONE,
         warnings=(*filter(None, (done.reason,)), *_of_values(done.left), *done.steps),
     )
+
+
+def _of_file(new_key_file: Path | None) -> tuple[str, ...]:
+    mode = new_key_file.stat().st_mode & 0o777 if new_key_file else 0
+    if not mode & 0o066:
+        return ()
+    return (f"{new_key_file}: mode {mode:04o}, others can read or replace the new key there",)
 
 
 def _of_values(left: Any) -> tuple[str, ...]:

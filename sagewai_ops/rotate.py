@@ -45,7 +45,7 @@ from sagewai_ops.keys.inventory import (
 from sagewai_ops.keys.places import SealedValue
 from sagewai_ops.keys.resealing import Resealed, reseal
 from sagewai_ops.keys.rotation_journal import NEW_KEY, Journal
-from sagewai_ops.keys.sealed import Unopened, open_all
+from sagewai_ops.keys.sealed import NOT_A_KEY, SealedReport, Unopened, open_all
 from sagewai_ops.progress import Progress
 from sagewai_ops.rotation_report import Recovery, Rotation, notes_on, outlook
 from sagewai_ops.snapshots import swap
@@ -150,13 +150,15 @@ def recover(home: Home, environment: Mapping[str, str], *, wait_seconds: float =
     Raises:
         TargetBusyError: Somebody has the home or its database open.
         UsageError: It concerned a database on a server, which the environment does not name.
-        OpsError: The system refused both; run it again once that is mended.
+        OpsError: The system refused both, or a strange key stands in the place of the new one; run
+            it again once that is mended.
     """
     require(home)
     with locks.exclusive(home.root, wait_seconds=wait_seconds):
         if rotation_journal.sweep(home.root) or not rotation_journal.is_pending(home.root):
             return Recovery("nothing to do")
         journal = rotation_journal.read(home.root)
+        rotation.refuse_strangers(home, journal)
         with rotation_journal.held(home.root):
             url = _server_for(home, environment, journal)
             refuse_users(home, url)
@@ -164,8 +166,8 @@ def recover(home: Home, environment: Mapping[str, str], *, wait_seconds: float =
             try:
                 left = _finish(home, environment, journal, url, wait_seconds)
             except (OSError, OpsError) as error:
-                if rotation.is_installed(home, journal):
-                    raise
+                if rotation.standing(home, journal) is not rotation.Standing.OLD:
+                    raise  # there may be no other key than the new one
                 rotation.back(home, journal, server=url, wait_seconds=wait_seconds)
                 rotation_journal.forget(home.root)
                 answer = Recovery("rolled back", str(error), journal.old_fingerprint)
@@ -194,7 +196,7 @@ def _finish(
         rotation.forward(home, journal, server=url, wait_seconds=wait_seconds)
     rotation.install(home, journal)
     rotation_journal.forget(home.root)
-    return late.report.unopened
+    return _closed(late.report)
 
 
 def _plan(
@@ -216,7 +218,7 @@ def _plan(
     if new.value == old.value:
         raise UsageError(f"key file {options.new_key_file}: holds the key that the home runs on")
     resealed = reseal(_values(home, environment), candidates, new, only_counts=only_counts)
-    closed = resealed.report.unopened
+    closed = _closed(resealed.report)
     if closed and not options.leave_unopened:
         raise KeyMissingError(
             f"home {home.root}: {len(closed)} of {resealed.report.total} sealed values open with no"
@@ -228,7 +230,7 @@ def _plan(
     place = _place(home, old, options)
     there = rotation.read_place(home.root, place)
     keeps = there is not None and options.snapshot is None
-    moment = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}"
+    moment = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S%fZ}"
     journal = Journal(
         old_fingerprint=old.fingerprint,
         new=new,
@@ -245,6 +247,11 @@ def _plan(
         left=len(closed),
     )
     return _Plan(old, candidates, resealed, journal, url)
+
+
+def _closed(report: SealedReport) -> tuple[Unopened, ...]:
+    """Give what no key opens; what opens and is no data key is sealed anew like the rest."""
+    return tuple(one for one in report.unopened if one.reason != NOT_A_KEY)
 
 
 def _new_key(options: Options) -> Candidate:
@@ -347,7 +354,7 @@ def _report(
         places=plan.resealed.places,
         by_key=plan.resealed.by_key,
         through_projects=sum(one.through_projects for one in report.opened_by),
-        left=report.unopened,
+        left=_closed(report),
         installed=home.root / journal.place if journal.place else None,
         kept_as=home.root / journal.kept_as if journal.kept_as else None,
         snapshot=snapshot,

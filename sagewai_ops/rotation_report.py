@@ -115,6 +115,7 @@ def notes_on(
     sealed = f", which is sealed in {snapshot}" if snapshot else ""
     return (
         "sessions, API tokens and passwords stay valid: none is made from the master key",
+        "the new key is in no escrow yet: sagewai-ops keys escrow",
         f"snapshots and exports made before need the key {old.fingerprint}{sealed}",
         *(f"{path}: under the key {old.fingerprint}" for path in kept_before(home.root)),
         *(

@@ -157,6 +157,18 @@ def test_without_recipients_it_is_refused(built: BuiltHome, tmp_path: Path) -> N
     assert everything_of(built.root) == before
 
 
+def test_a_new_key_that_others_can_read_is_told(built: BuiltHome, tmp_path: Path) -> None:
+    """The copy in the home is private; the file that it came from is not."""
+    (tmp_path / "new.key").write_bytes(OTHER)
+    (tmp_path / "new.key").chmod(0o644)
+
+    answer = call(*words(built, *NO_SNAPSHOT, "--new-key-file", tmp_path / "new.key"))
+
+    assert answer.code == 0
+    assert "mode 0644, others can read or replace the new key" in answer.err
+    assert silent(answer, built, OTHER)
+
+
 def test_a_person_can_say_no(built: BuiltHome) -> None:
     """Asked once, on the terminal."""
     before = built.master_key.read_bytes()

@@ -17,7 +17,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 import real_homes
-from home_builder import BuiltHome
+from home_builder import BuiltHome, sealing
 from home_builder.recipe import Layout
 from memory_folder import memory_folder
 from opened_values import CLOSED, opened
@@ -369,6 +369,24 @@ def test_what_no_key_opens_is_refused_or_left(tmp_path: Path) -> None:
     places = {"admin-state.json", "connections.json", "profiles.json"}
     assert all(one.token.encode() in content for one in lost if one.place in places)
     assert fingerprint(new) == done.new.fingerprint
+
+
+def test_a_data_key_that_is_none_is_sealed_anew_all_the_same(tmp_path: Path) -> None:
+    """It opens, so it is nothing to refuse; under the old key it would be lost."""
+    built = small(tmp_path / "home")
+    token = sealing.token(built.master_keys[0], b"no key", b"v" * 16)
+    with contextlib.closing(sqlite3.connect(built.database)) as connection:
+        connection.execute(
+            "INSERT INTO project SELECT 'odd', org_id, 'odd', name, environment,"
+            " status, settings, ?, created_at, updated_at FROM project LIMIT 1",
+            (f"fernet:{token}",),
+        )
+        connection.commit()
+
+    done = turn(built.root)
+
+    assert done.left == ()
+    assert "no key" in values_of(built, built.master_key.read_bytes())
 
 
 def test_a_key_that_was_found_again_is_named(tmp_path: Path) -> None:

@@ -240,11 +240,27 @@ def test_a_strange_key_in_the_place_is_not_overwritten(model: BuiltHome, tmp_pat
     strange = b"b3RoZXIgbWFzdGVyIGtleSBvdGhlciBtYXN0ZXIga2U="
     (home / "secrets/master.key").write_bytes(strange)
 
-    recovery = recover(locate(home, {}), {})
+    before = everything_of(home)
+    with pytest.raises(OpsError, match="neither the old key nor the new one"):
+        recover(locate(home, {}), {})
+    assert everything_of(home) == before
 
-    assert recovery.answer == "rolled back"
-    assert "neither the old key nor the new one" in recovery.reason
-    assert (home / "secrets/master.key").read_bytes() == strange
+    (home / "secrets/master.key").rename(home / "secrets/master.key.legacy-found")
+    assert recover(locate(home, {}), {}).answer == "finished"
+    assert values_of(home, model) == values_of(model.root, model)
+
+
+def test_where_the_old_key_is_gone_there_is_no_way_back(model: BuiltHome, tmp_path: Path) -> None:
+    """Somebody took it away after the crash; the new one is the only key there is."""
+    home = tmp_path / "home"
+    shutil.copytree(model.root, home, symlinks=True)
+    killed_in_the_middle(home)
+    (home / "secrets/master.key").unlink()
+
+    with failing(3, errno.ENOSPC), pytest.raises(NoSpaceError):
+        recover(locate(home, {}), {})
+
+    assert check_settled(home, model) == "finished"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
 from pathlib import Path
 
 from sagewai_ops import atomic
@@ -28,6 +29,15 @@ from sagewai_ops.keys.server import substitute_on_server
 
 _LOCK_WAIT_SECONDS = 2.0  # Sagewai's writers hold the state's lock for some milliseconds
 _LOCK_POLL_SECONDS = 0.01
+
+
+class Standing(Enum):
+    """What stands in the place that a journal gives to the new key."""
+
+    OLD = "what stood there before, or nothing as before"
+    NEW = "the new key"
+    GONE = "nothing, where something was"
+    STRANGE = "something else"
 
 
 def carry_out(
@@ -96,23 +106,47 @@ def install(home: Home, journal: Journal) -> None:
         OpsError: Something else came to stand there meanwhile.
         OSError: The system refused.
     """
+    refuse_strangers(home, journal)
     if not journal.place:
         return
-    place = home.root / journal.place
+    there = read_place(home.root, journal.place)
+    if there is not None and journal.kept_as and there != journal.new.value:
+        _own(home.root / journal.kept_as, there)
+    # Once more where it is there already: its mode and owner are right then.
+    _own(home.root / journal.place, journal.new.value)
+
+
+def standing(home: Home, journal: Journal) -> Standing:
+    """Tell what stands in the place of the new key.
+
+    Raises:
+        OpsError: It cannot be read.
+    """
     there = read_place(home.root, journal.place)
     now = fingerprint(there) if there is not None else ""
-    if now == fingerprint(journal.new.value):
-        _own(place, journal.new.value)  # once more: its mode and owner are right then
-        return
-    if now != journal.replaces:
+    if journal.place and there == journal.new.value:
+        return Standing.NEW
+    if now == journal.replaces:
+        return Standing.OLD
+    return Standing.STRANGE if now else Standing.GONE
+
+
+def refuse_strangers(home: Home, journal: Journal) -> None:
+    """Make sure that no key would be written over that somebody put there since.
+
+    Neither way would be right then: what it opens is not known, and with it the old key may be
+    gone.
+
+    Raises:
+        OpsError: There is one.
+    """
+    if standing(home, journal) is Standing.STRANGE:
+        place = home.root / journal.place
         raise OpsError(
             f"{place}: holds neither the old key nor the new one, somebody put it there meanwhile",
-            hint=f"look: sagewai-ops keys fingerprint --all\nmv {place} {place}.legacy-found"
-            f"  # keeps it\nthen: sagewai-ops --home {home.root} keys rotate --recover",
+            hint=f"mv {place} {place}.legacy-found  # keeps it\n"
+            f"sagewai-ops --home {home.root} keys rotate --recover",
         )
-    if journal.kept_as and there is not None:
-        _own(home.root / journal.kept_as, there)
-    _own(place, journal.new.value)
 
 
 def read_place(root: Path, place: str) -> bytes | None:
@@ -130,13 +164,6 @@ def read_place(root: Path, place: str) -> bytes | None:
         if not path.is_file():
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         return path.read_bytes()
-
-
-def is_installed(home: Home, journal: Journal) -> bool:
-    """Tell whether the new key is in its place already: there is no way back then."""
-    if not journal.place:
-        return False
-    return read_place(home.root, journal.place) == journal.new.value
 
 
 def sweep_halves(home: Home, documents: Iterator[Path] | list[Path]) -> None:
@@ -195,7 +222,7 @@ def _write(path: Path, content: bytes, mode: int, owner: os.stat_result) -> None
 
 
 def _put_back_key(home: Home, journal: Journal, before: bytes | None) -> None:
-    if not is_installed(home, journal):
+    if standing(home, journal) is not Standing.NEW:
         return
     place = home.root / journal.place
     if before is None:

@@ -253,6 +253,8 @@ class _Ring:
             self._projects[value.where] = master.wrapping(data_key)
         except (ValueError, binascii.Error):
             self._leave(value, NOT_A_KEY)
+            if self._on_plaintext:
+                self._on_plaintext(value, master.fingerprint, data_key)
             return
         self._direct(value, master, data_key)
 

@@ -17,7 +17,7 @@ from postgres_server import Server
 from sagewai_ops.archive.envelope import temporary_identity
 from targets import at_head
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(900)]  # Sagewai is imported up to 3 times
 
 NO_SNAPSHOT = ("--no-snapshot", "--yes")
 
