@@ -36,7 +36,7 @@ ATTEMPTS = 3  # at what needs the registry, which falters now and then
 UNPRIVILEGED = "nobody"
 PACKAGES = ("sagewai_ops", "commands", "migrations")  # what the wheel stands for
 # Tests that meet every command line, every dependency, modes, owners and sqlite-vec.
-CORE = (
+CORE: tuple[str, ...] = (
     "test_atomic",
     "test_cli_backup",
     "test_cli_db",
@@ -51,6 +51,13 @@ CORE = (
     "test_man_pages",
     "test_migrations",
     "test_schema_create",
+)
+# And where sqlite-vec can be loaded, those that then take another way.
+OF_VECTORS = (
+    "test_database_integrity",
+    "test_home_builder",
+    "test_transfer_learn*",
+    "test_transfer_move",
 )
 OF_SOURCES = ("test_promises",)  # read the sources, which are not there beside a wheel
 PROBE = """
@@ -384,7 +391,11 @@ class Workshop:
 
 def _tests(cell: Cell, tree: Path) -> Iterator[str]:
     """List the files that a cell runs."""
-    patterns = ("test_*",) if cell.whole else CORE
+    patterns = CORE
+    if cell.python and cell.python.loads:
+        patterns += OF_VECTORS
+    if cell.whole:
+        patterns = ("test_*",)
     for path in sorted({path for name in patterns for path in tree.glob(f"tests/{name}.py")}):
         if not (cell.wheel and path.stem in OF_SOURCES):
             yield os.fspath(path.relative_to(tree))
