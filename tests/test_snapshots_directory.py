@@ -195,6 +195,41 @@ def test_a_damaged_old_tree_is_replaced_whole(built: BuiltHome) -> None:
     assert verified(tree_of(built.root)) == report.id
 
 
+def test_a_file_system_without_hard_links_gets_everything_anew(
+    built: BuiltHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dearer, and as whole."""
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for _run in range(2):
+        report = kept(built.root)
+
+        assert report.kept_files == 0
+        assert verified(tree_of(built.root)) == report.id
+
+
+def test_what_lives_outside_the_home_is_in_the_tree(built: BuiltHome, tmp_path: Path) -> None:
+    """Private, under `external/`; it comes back to where Sagewai looks without the override."""
+    outside = tmp_path / "elsewhere.json"
+    built.admin_state.rename(outside)
+    outside.chmod(0o644)
+    variables = {"SAGEWAI_ADMIN_STATE_FILE": str(outside)}
+    options = BackupOptions(key_environment=variables)
+    for _run in range(2):
+        report = keep_tree(locate(built.root, variables), tmp_path / "backups", options)
+
+    external = tree_of(built.root) / "external"
+    assert stat.S_IMODE((external / "SAGEWAI_ADMIN_STATE_FILE").stat().st_mode) == 0o600
+    assert stat.S_IMODE(external.stat().st_mode) == 0o700
+    assert report.kept_files == report.files
+    key = {"SAGEWAI_MASTER_KEY": built.master_key.read_text()}
+    bring_back(tree_of(built.root), tmp_path / "back", environment=key)
+    assert (tmp_path / "back/config/admin-state.json").read_bytes() == outside.read_bytes()
+
+
 def test_the_sequence_goes_on_and_the_list_tells_of_the_tree(built: BuiltHome) -> None:
     """It is no snapshot of the list, and is named below it."""
     kept(built.root)

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import io
 import os
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -147,11 +148,19 @@ class TreeWriter:
             self._on_bytes(len(piece))
         complete = completed(entry, size_bytes, digest.digest())
         if not self._keep(complete, any_time=True):
-            with atomic.naming(self._root / entry.path):
-                os.link(stream.name, self._root / entry.path)
+            self._take(stream, entry.path)
             self._settle(replace(complete, mtime_ns=self._now_ns))
         self._count(complete)
         return complete
+
+    def _take(self, stream: BinaryIO, path: str) -> None:
+        """Give a copy its name in the tree too; where files have one name only, copy its bytes."""
+        try:
+            os.link(stream.name, self._root / path)
+        except OSError:
+            stream.seek(0)
+            with self._created(path) as target:
+                shutil.copyfileobj(stream, target, _BLOCK_BYTES)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Write the manifest and its hash, and give the folders their modes and times."""
