@@ -32,6 +32,12 @@ from .retention_options import (  # noqa: TID251 - a neighbour
     warnings_of,
 )
 from .retention_options import as_result as prune_result  # noqa: TID251 - a neighbour
+from .shared_options import (  # noqa: TID251 - a neighbour
+    HomeWaitOption,
+    RecipientOption,
+    RecipientsFileOption,
+    SealingPassphraseOption,
+)
 
 _PRUNE_SECONDS = 30.0  # another run holds the folder for the moments that it renames
 
@@ -76,20 +82,9 @@ def backup(
             show_default=False,
         ),
     ] = None,
-    recipient: Annotated[
-        list[str] | None,
-        typer.Option("--recipient", metavar="R", help="Encrypt to an age or ssh public key."),
-    ] = None,
-    recipients_file: Annotated[
-        Path | None,
-        typer.Option("--recipients-file", metavar="F", help="Recipients, one a line."),
-    ] = None,
-    passphrase_file: Annotated[
-        str | None,
-        typer.Option(
-            "--passphrase-file", metavar="F", help="Encrypt under its first line; - asks or reads."
-        ),
-    ] = None,
+    recipient: RecipientOption = None,
+    recipients_file: RecipientsFileOption = None,
+    passphrase_file: SealingPassphraseOption = None,
     key: Annotated[
         str,
         typer.Option("--key", metavar="exclude|sealed", help="What becomes of the master key."),
@@ -130,10 +125,7 @@ def backup(
     keep_within: KeepWithin = "",
     keep_tag: KeepTag = None,
     any_place: AnyPlace = False,
-    wait: Annotated[
-        float,
-        typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run on the home."),
-    ] = 0.0,
+    wait: HomeWaitOption = 0.0,
 ) -> Outcome:
     """Parse, take the snapshot, prune the older ones, render."""
     from sagewai_ops.archive.frames import DEFAULT_LEVEL

@@ -1,6 +1,5 @@
 """`db`: the schema of a home's database, on SQLite and on PostgreSQL."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -8,6 +7,14 @@ import typer
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, UsageError
 from sagewai_ops.invocation import Outcome, Run, command
 from sagewai_ops.terminal import Terminal, size
+
+from .shared_options import (  # noqa: TID251 - a neighbour
+    RecipientOption,
+    RecipientsFileOption,
+    SnapshotsOption,
+    WriterWaitOption,
+    YesOption,
+)
 
 UPGRADE = """Bring the database to the current schema.
 
@@ -57,10 +64,6 @@ Exit codes: 0 nothing found, 4 findings, 10 no home or database, 14 no rights,
 16 it cannot be read at all, 19 server or network.
 """
 _SHOWN = 40  # findings and additions that people are shown; --json has all
-WaitOption = Annotated[
-    float,
-    typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run, or a writer."),
-]
 SqlOption = Annotated[bool, typer.Option("--sql", help="Print the statements and run nothing.")]
 
 
@@ -101,19 +104,10 @@ def upgrade(
     no_snapshot: Annotated[
         bool, typer.Option("--no-snapshot", help="Take no snapshot of the home first.")
     ] = False,
-    snapshots: Annotated[
-        Path | None,
-        typer.Option("--snapshots", metavar="DIR", help="The folder; else HOME.snapshots."),
-    ] = None,
-    recipient: Annotated[
-        list[str] | None,
-        typer.Option("--recipient", metavar="R", help="Encrypt the snapshot to a public key."),
-    ] = None,
-    recipients_file: Annotated[
-        Path | None,
-        typer.Option("--recipients-file", metavar="F", help="Recipients, one a line."),
-    ] = None,
-    wait: WaitOption = 30.0,
+    snapshots: SnapshotsOption = None,
+    recipient: RecipientOption = None,
+    recipients_file: RecipientsFileOption = None,
+    wait: WriterWaitOption = 30.0,
 ) -> Outcome:
     """Parse, take a snapshot, upgrade, render."""
     from sagewai_ops.credentials import lock_of
@@ -154,8 +148,8 @@ def downgrade(
     *,
     target: Annotated[str, typer.Argument(metavar="REVISION", help="Where to, or base.")],
     sql: SqlOption = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    wait: WaitOption = 30.0,
+    yes: YesOption = False,
+    wait: WriterWaitOption = 30.0,
 ) -> Outcome:
     """Parse, ask, take back, render."""
     from sagewai_ops.database.urls import SqliteUrl, resolve
@@ -220,7 +214,7 @@ def history(_run: Run) -> Outcome:
     return Outcome(result, show, always=True)
 
 
-def check(run: Run, *, wait: WaitOption = 30.0) -> Outcome:
+def check(run: Run, *, wait: WriterWaitOption = 30.0) -> Outcome:
     """Check, render."""
     from sagewai_ops.database.urls import PostgresUrl, resolve
     from sagewai_ops.schema import documents

@@ -9,6 +9,12 @@ from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
 from sagewai_ops.invocation import Outcome, Run, command
 from sagewai_ops.terminal import Terminal, size
 
+from .shared_options import (  # noqa: TID251 - a neighbour
+    IdentityOption,
+    OpeningPassphraseOption,
+    SnapshotsOption,
+)
+
 HELP = """Prove that a snapshot can be restored, by restoring it.
 
 SNAPSHOT is `latest` (where none is given), an id, the beginning of one, or the path of an archive.
@@ -47,18 +53,9 @@ def drill(
     snapshot: Annotated[
         str, typer.Argument(metavar="[SNAPSHOT|latest]", show_default=False)
     ] = "latest",
-    snapshots: Annotated[
-        Path | None,
-        typer.Option("--snapshots", metavar="DIR", help="Where to look for SNAPSHOT."),
-    ] = None,
-    identity: Annotated[
-        list[Path] | None,
-        typer.Option("--identity", metavar="F", help="Decrypt with this age or ssh key file."),
-    ] = None,
-    passphrase_file: Annotated[
-        str | None,
-        typer.Option("--passphrase-file", metavar="F", help="Decrypt with its first line; - asks."),
-    ] = None,
+    snapshots: SnapshotsOption = None,
+    identity: IdentityOption = None,
+    passphrase_file: OpeningPassphraseOption = None,
     key_file: Annotated[
         Path | None,
         typer.Option("--key-file", metavar="F", help="The master key, as a restore would get it."),

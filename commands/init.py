@@ -7,6 +7,8 @@ import typer
 from sagewai_ops.invocation import Outcome, Run, command
 from sagewai_ops.terminal import Terminal
 
+from .shared_options import HomeWaitOption  # noqa: TID251 - a neighbour
+
 HELP = """Make a home, or add what one lacks.
 
 Folders and files are private from the moment that they exist. What is there is left as it is; done
@@ -29,10 +31,7 @@ def init(
     run: Run,
     *,
     no_key: Annotated[bool, typer.Option("--no-key", help="Make no master key.")] = False,
-    wait: Annotated[
-        float,
-        typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run on the home."),
-    ] = 0.0,
+    wait: HomeWaitOption = 0.0,
 ) -> Outcome:
     """Parse, make, render."""
     from sagewai_ops.init import init_home

@@ -10,6 +10,7 @@ from sagewai_ops.invocation import Outcome, Run, command
 from sagewai_ops.terminal import Terminal
 
 from .keys_rotate import HELP, rotate  # noqa: TID251 - a neighbour
+from .shared_options import RecipientOption, RecipientsFileOption  # noqa: TID251 - a neighbour
 
 KeyFileOption = Annotated[
     Path | None,
@@ -146,14 +147,8 @@ def check(run: Run, *, key_file: KeyFileOption = None) -> Outcome:
 def escrow(
     run: Run,
     *,
-    recipient: Annotated[
-        list[str] | None,
-        typer.Option("--recipient", metavar="R", help="Encrypt to an age or ssh public key."),
-    ] = None,
-    recipients_file: Annotated[
-        Path | None,
-        typer.Option("--recipients-file", metavar="F", help="Recipients, one a line."),
-    ] = None,
+    recipient: RecipientOption = None,
+    recipients_file: RecipientsFileOption = None,
     to: Annotated[
         Path | None,
         typer.Option(

@@ -8,6 +8,8 @@ from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE
 from sagewai_ops.invocation import Outcome, Run, command
 from sagewai_ops.terminal import Terminal
 
+from .shared_options import HomeWaitOption  # noqa: TID251 - a neighbour
+
 HELP = """Move the files of the older layout into their folders.
 
 admin-state.json and connections.json go to config/, master.key and profiles.json to secrets/, all
@@ -48,10 +50,7 @@ def migrate_layout(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")
     ] = False,
-    wait: Annotated[
-        float,
-        typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run on the home."),
-    ] = 0.0,
+    wait: HomeWaitOption = 0.0,
 ) -> Outcome:
     """Parse, move, render."""
     from sagewai_ops import relayout

@@ -8,6 +8,14 @@ import typer
 from sagewai_ops.invocation import Outcome, Run, command
 from sagewai_ops.terminal import Terminal
 
+from .shared_options import (  # noqa: TID251 - a neighbour
+    RecipientOption,
+    RecipientsFileOption,
+    SealingPassphraseOption,
+    SnapshotsOption,
+    WriterWaitOption,
+)
+
 HELP = """Check all of a home before an upgrade.
 
 Who uses it, its layout, permissions, keys, database and space are looked at; a snapshot is taken
@@ -43,22 +51,10 @@ def preflight(
     no_snapshot: Annotated[
         bool, typer.Option("--no-snapshot", help="Take none, and so drill none.")
     ] = False,
-    snapshots: Annotated[
-        Path | None,
-        typer.Option("--snapshots", metavar="DIR", help="The folder; else HOME.snapshots."),
-    ] = None,
-    recipient: Annotated[
-        list[str] | None,
-        typer.Option("--recipient", metavar="R", help="Encrypt to an age or ssh public key."),
-    ] = None,
-    recipients_file: Annotated[
-        Path | None,
-        typer.Option("--recipients-file", metavar="F", help="Recipients, one a line."),
-    ] = None,
-    passphrase_file: Annotated[
-        str | None,
-        typer.Option("--passphrase-file", metavar="F", help="Encrypt under its first line."),
-    ] = None,
+    snapshots: SnapshotsOption = None,
+    recipient: RecipientOption = None,
+    recipients_file: RecipientsFileOption = None,
+    passphrase_file: SealingPassphraseOption = None,
     key: Annotated[
         str,
         typer.Option("--key", metavar="exclude|sealed", help="What becomes of the master key."),
@@ -77,10 +73,7 @@ def preflight(
         typer.Option("--scratch", metavar="DIR", help="Try things on this folder's file system."),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 4 on warnings too.")] = False,
-    wait: Annotated[
-        float,
-        typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run, or a writer."),
-    ] = 30.0,
+    wait: WriterWaitOption = 30.0,
 ) -> Outcome:
     """Parse, check, render."""
     from sagewai_ops.archive.envelope import Unlock

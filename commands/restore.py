@@ -9,6 +9,13 @@ from sagewai_ops.errors import UsageError
 from sagewai_ops.invocation import Outcome, Run, command
 from sagewai_ops.terminal import Terminal, size
 
+from .shared_options import (  # noqa: TID251 - a neighbour
+    HomeWaitOption,
+    IdentityOption,
+    OpeningPassphraseOption,
+    SnapshotsOption,
+)
+
 HELP = """Bring a home back from a snapshot.
 
 SNAPSHOT is `latest`, an id, the beginning of one, or the path of an archive. The archive is proved
@@ -60,14 +67,8 @@ def restore(
             "--only", metavar="config,db,data,secrets,PATH", help="Bring back only these parts."
         ),
     ] = None,
-    identity: Annotated[
-        list[Path] | None,
-        typer.Option("--identity", metavar="F", help="Decrypt with this age or ssh key file."),
-    ] = None,
-    passphrase_file: Annotated[
-        str | None,
-        typer.Option("--passphrase-file", metavar="F", help="Decrypt with its first line."),
-    ] = None,
+    identity: IdentityOption = None,
+    passphrase_file: OpeningPassphraseOption = None,
     key_file: Annotated[
         Path | None,
         typer.Option("--key-file", metavar="F", help="The master key; installed in the home."),
@@ -83,14 +84,8 @@ def restore(
         bool,
         typer.Option("--rebind-fleet", help="Let the fleet's rows belong to the new path."),
     ] = False,
-    snapshots: Annotated[
-        Path | None,
-        typer.Option("--snapshots", metavar="DIR", help="Where to look for SNAPSHOT."),
-    ] = None,
-    wait: Annotated[
-        float,
-        typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run on the home."),
-    ] = 0.0,
+    snapshots: SnapshotsOption = None,
+    wait: HomeWaitOption = 0.0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")
     ] = False,

@@ -10,21 +10,14 @@ from sagewai_ops.invocation import Outcome, Run, command
 from sagewai_ops.terminal import Terminal, size
 
 from . import snapshots_diff, snapshots_prune  # noqa: TID251 - a neighbour
+from .shared_options import (  # noqa: TID251 - a neighbour
+    IdentityOption,
+    OpeningPassphraseOption,
+    SnapshotsOption,
+)
 
-FolderOption = Annotated[
-    Path | None,
-    typer.Option("--snapshots", metavar="DIR", help="The folder; else HOME.snapshots."),
-]
 SnapshotArgument = Annotated[
     str, typer.Argument(metavar="SNAPSHOT|latest", help="An id, the beginning of one, or a path.")
-]
-IdentityOption = Annotated[
-    list[Path] | None,
-    typer.Option("--identity", metavar="F", help="Decrypt with this age or ssh key file."),
-]
-PassphraseOption = Annotated[
-    str | None,
-    typer.Option("--passphrase-file", metavar="F", help="Decrypt with its first line; - asks."),
 ]
 
 
@@ -54,7 +47,7 @@ def register(app: typer.Typer) -> None:
 def list_snapshots(
     run: Run,
     *,
-    snapshots: FolderOption = None,
+    snapshots: SnapshotsOption = None,
     tag: Annotated[
         list[str] | None,
         typer.Option("--tag", metavar="TAG", help="Only those with this tag, or one of these."),
@@ -63,7 +56,7 @@ def list_snapshots(
         bool, typer.Option("--rebuild", help="First write each card anew from its archive.")
     ] = False,
     identity: IdentityOption = None,
-    passphrase_file: PassphraseOption = None,
+    passphrase_file: OpeningPassphraseOption = None,
     wait: Annotated[
         float,
         typer.Option(
@@ -138,9 +131,9 @@ def show(
     run: Run,
     *,
     snapshot: SnapshotArgument,
-    snapshots: FolderOption = None,
+    snapshots: SnapshotsOption = None,
     identity: IdentityOption = None,
-    passphrase_file: PassphraseOption = None,
+    passphrase_file: OpeningPassphraseOption = None,
     files: Annotated[bool, typer.Option("--files", help="List every member too.")] = False,
 ) -> Outcome:
     """Show what is in a snapshot, from its manifest; the rest is not read.
@@ -190,9 +183,9 @@ def verify(
     run: Run,
     *,
     snapshot: SnapshotArgument,
-    snapshots: FolderOption = None,
+    snapshots: SnapshotsOption = None,
     identity: IdentityOption = None,
-    passphrase_file: PassphraseOption = None,
+    passphrase_file: OpeningPassphraseOption = None,
 ) -> Outcome:
     """Read a whole snapshot and compare every byte with its manifest.
 
@@ -236,9 +229,9 @@ def extract(
             "--to", metavar="DIR", envvar="SAGEWAI_OPS_EXTRACT_TO", help="An empty or new folder."
         ),
     ],
-    snapshots: FolderOption = None,
+    snapshots: SnapshotsOption = None,
     identity: IdentityOption = None,
-    passphrase_file: PassphraseOption = None,
+    passphrase_file: OpeningPassphraseOption = None,
 ) -> Outcome:
     """Take files out of a snapshot, each checked against the manifest.
 

@@ -1,12 +1,17 @@
 """`snapshots diff`: what differs between two snapshots."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sagewai_ops.invocation import Outcome, Run, command
 from sagewai_ops.terminal import Terminal, size
+
+from .shared_options import (  # noqa: TID251 - a neighbour
+    IdentityOption,
+    OpeningPassphraseOption,
+    SnapshotsOption,
+)
 
 HELP = """Show what differs between two snapshots, from their manifests.
 
@@ -38,18 +43,9 @@ def diff(
     *,
     first: Annotated[str, _Name],
     second: Annotated[str, _Name],
-    snapshots: Annotated[
-        Path | None,
-        typer.Option("--snapshots", metavar="DIR", help="The folder; else HOME.snapshots."),
-    ] = None,
-    identity: Annotated[
-        list[Path] | None,
-        typer.Option("--identity", metavar="F", help="Decrypt with this age or ssh key file."),
-    ] = None,
-    passphrase_file: Annotated[
-        str | None,
-        typer.Option("--passphrase-file", metavar="F", help="Decrypt with its first line; - asks."),
-    ] = None,
+    snapshots: SnapshotsOption = None,
+    identity: IdentityOption = None,
+    passphrase_file: OpeningPassphraseOption = None,
 ) -> Outcome:
     """Parse, compare, render."""
     from sagewai_ops.credentials import unlock_of

@@ -1,6 +1,5 @@
 """`snapshots prune` and `untrash`: remove by rules, and take that back."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,6 +22,7 @@ from .retention_options import (  # noqa: TID251 - a neighbour
     show,
     warnings_of,
 )
+from .shared_options import SnapshotsOption  # noqa: TID251 - a neighbour
 
 PRUNE_HELP = """Remove the snapshots of this home that no rule keeps.
 
@@ -41,10 +41,6 @@ Exit codes: 0 done, also when nothing had to go, 2 no rule is given, 11 another 
 14 the folder may not be changed.
 """
 
-_FolderOption = Annotated[
-    Path | None,
-    typer.Option("--snapshots", metavar="DIR", help="The folder; else HOME.snapshots."),
-]
 _WaitOption = Annotated[
     float,
     typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run on the folder."),
@@ -64,7 +60,7 @@ def register(group: typer.Typer) -> None:
 def prune(
     run: Run,
     *,
-    snapshots: _FolderOption = None,
+    snapshots: SnapshotsOption = None,
     keep_last: KeepLast = 0,
     keep_hourly: KeepHourly = 0,
     keep_daily: KeepDaily = 0,
@@ -115,7 +111,7 @@ def untrash(
         typer.Argument(metavar="[SNAPSHOT]...", help="Ids, or the beginnings of ids."),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All that rest there.")] = False,
-    snapshots: _FolderOption = None,
+    snapshots: SnapshotsOption = None,
     wait: _WaitOption = 0.0,
 ) -> Outcome:
     """Bring snapshots that a prune removed back from .trash.

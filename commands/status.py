@@ -1,12 +1,13 @@
 """`status`: what is here."""
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from sagewai_ops.invocation import Outcome, Run, command
 from sagewai_ops.terminal import Terminal, size
+
+from .shared_options import SnapshotsOption  # noqa: TID251 - a neighbour
 
 HELP = """Show a home: layout, sizes, database, key, who uses it, newest snapshot.
 
@@ -28,10 +29,7 @@ def register(app: typer.Typer) -> None:
 def status(
     run: Run,
     *,
-    snapshots: Annotated[
-        Path | None,
-        typer.Option("--snapshots", metavar="DIR", help="The snapshot folder."),
-    ] = None,
+    snapshots: SnapshotsOption = None,
 ) -> Outcome:
     """Parse, look, render."""
     from sagewai_ops.status import look

@@ -11,6 +11,8 @@ from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, UsageE
 from sagewai_ops.invocation import Outcome, Run, command
 from sagewai_ops.terminal import Terminal
 
+from .shared_options import HomeWaitOption, SnapshotsOption  # noqa: TID251 - a neighbour
+
 HELP = """Check who can read or replace the secrets of a home.
 
 Every file and folder of the home, the folders above it and the snapshots are held against a table
@@ -69,14 +71,8 @@ def verify_perms(
     output: Annotated[
         Format, typer.Option("--format", metavar="table|sarif", help="What to print.")
     ] = Format.TABLE,
-    snapshots: Annotated[
-        Path | None,
-        typer.Option("--snapshots", metavar="DIR", help="The snapshot folder."),
-    ] = None,
-    wait: Annotated[
-        float,
-        typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run on the home."),
-    ] = 0.0,
+    snapshots: SnapshotsOption = None,
+    wait: HomeWaitOption = 0.0,
 ) -> Outcome:
     """Parse, judge, render."""
     from sagewai_ops import __version__
