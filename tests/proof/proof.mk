@@ -11,5 +11,5 @@ fuzz: setup  ## Fuzz the reader for SECONDS (60) with atheris, then try every ho
 live: setup  ## Run each command for SECONDS (30) on a home that others write to.
 	$(BIN)/python tests/proof/live.py --seconds $(or $(SECONDS),30)
 
-leaks: setup  ## Plant secrets, run every command in every way, search all that comes out.
-	$(BIN)/python tests/proof/leaks.py
+leaks: setup  ## Plant secrets, run every command in all WAYS, search all that comes out.
+	$(BIN)/python tests/proof/leaks.py $(if $(WAYS),--ways "$(WAYS)")
