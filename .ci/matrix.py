@@ -10,8 +10,6 @@ machine cannot run (no such Python, not root) is named in the table and is no fa
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 import pwd
 import re
@@ -26,14 +24,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+
+from environments import (
+    UNPRIVILEGED,
+    BuildError,
+    Dependencies,
+    Environments,
+    Kind,
+    Python,
+    find_pythons,
+    reaches,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SAGEWAI = "sagewai[postgres]==1.0.1"
-OLDEST = (3, 10)
 TIMEOUT_SECONDS = 3600  # of one cell, on a slow machine
-ATTEMPTS = 3  # at what needs the registry, which falters now and then
-UNPRIVILEGED = "nobody"
 PACKAGES = ("sagewai_ops", "commands", "migrations")  # what the wheel stands for
 # Tests that meet every command line, every dependency, modes, owners and sqlite-vec.
 CORE: tuple[str, ...] = (
@@ -60,29 +64,7 @@ OF_VECTORS = (
     "test_transfer_move",
 )
 OF_SOURCES = ("test_promises",)  # read the sources, which are not there beside a wheel
-PROBE = """
-import json, sqlite3, sys
-loads = hasattr(sqlite3.Connection, "enable_load_extension")
-print(json.dumps([list(sys.version_info[:3]), loads, sqlite3.sqlite_version]))
-"""
 SUMMARY = re.compile(r"(\d+) (passed|failed|skipped|errors?|deselected|xfailed)")
-
-Dependencies = Literal["lowest", "highest", "sagewai"]
-
-
-@dataclass(frozen=True, slots=True)
-class Python:
-    """An interpreter of this machine."""
-
-    path: Path
-    version: tuple[int, ...]
-    loads: bool
-    sqlite: str
-
-    @property
-    def shown(self) -> str:
-        """Its version."""
-        return ".".join(map(str, self.version))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +88,6 @@ class Cell:
     whole: bool = False
     ci: bool = False
 
-    @property
-    def environment(self) -> str:
-        """Name the environment, which several cells may share."""
-        assert self.python
-        kind = "extending" if self.python.loads else "plain"
-        source = "wheel" if self.wheel else "checkout"
-        return f"{self.python.shown}-{kind}-{self.dependencies}-{source}"
-
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -124,10 +98,6 @@ class Result:
     seconds: float
     failed: bool = False
     skipped: str = ""
-
-
-class BuildError(RuntimeError):
-    """An environment cannot be made."""
 
 
 def main() -> int:
@@ -167,7 +137,7 @@ def plan(pythons: Sequence[Python]) -> list[Cell]:
         pythons: From `find_pythons`.
     """
     extending = next((python for python in reversed(pythons) if python.loads), None)
-    reachable = next((p for p in reversed(pythons) if _reaches(p.path)), None)
+    reachable = next((p for p in reversed(pythons) if reaches(p.path)), None)
     minors = {python.version[:2]: python for python in pythons}
     oldest, *_, newest = [*minors.values()] * 2
     cells: list[Cell] = []
@@ -195,36 +165,6 @@ def plan(pythons: Sequence[Python]) -> list[Cell]:
     ]
 
 
-def find_pythons() -> list[Python]:
-    """Find the interpreters of this machine, by version; of two alike the first found."""
-    roots = [Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser() / "versions"]
-    roots += [Path("~/.local/share/uv/python").expanduser()]
-    found: dict[tuple[tuple[int, ...], bool], Python] = {}
-    places = [Path(place) for place in os.get_exec_path()]
-    places += [Path("/usr/bin"), Path("/usr/local/bin")]
-    places += [version / "bin" for root in roots for version in sorted(root.glob("*"))]
-    for place in places:
-        for path in sorted(place.glob("python3*")):
-            if re.fullmatch(r"python3(\.\d+)?", path.name):
-                python = _probe(path)
-                if python:
-                    found.setdefault((python.version, python.loads), python)
-    return sorted(found.values(), key=lambda python: (python.version, python.loads))
-
-
-def _probe(path: Path) -> Python | None:
-    try:
-        done = subprocess.run(
-            [path, "-I", "-c", PROBE], capture_output=True, check=True, timeout=60
-        )
-        version, loads, sqlite = json.loads(done.stdout)
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None  # a shim of pyenv, or no sqlite3
-    if tuple(version) < OLDEST:
-        return None
-    return Python(path, tuple(version), loads, sqlite)
-
-
 class Workshop:
     """The folder that everything is made in: environments, the copy of HEAD, the wheel, logs.
 
@@ -234,23 +174,21 @@ class Workshop:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._uv: Path | None = None
-        self._wheel: Path | None = None
         self._tree = folder / "checkout"
         self._bare = folder / "beside-wheel"  # the same without the packages
-        self._ready: set[str] = set()
         _export(self._tree, self._bare)
+        self._environments = Environments(folder, self._tree)
 
     def run(self, cell: Cell) -> Result:
         """Run one cell."""
         skipped = self._why_not(cell)
-        if skipped:
+        if skipped or cell.python is None:
             return Result(cell, {}, 0.0, skipped=skipped)
         started = time.perf_counter()
         log = self._folder / "logs" / f"{cell.name}.log"
         log.parent.mkdir(exist_ok=True)
         try:
-            environment = self._environment(cell)
+            environment = self._environments.make(Kind(cell.python, cell.dependencies, cell.wheel))
         except BuildError as error:
             log.write_text(str(error))
             print(error, file=sys.stderr)
@@ -270,7 +208,7 @@ class Workshop:
     def _why_not(self, cell: Cell) -> str:
         if cell.python is None:
             return "no such Python here"
-        if cell.user and os.getuid() == 0 and not _reaches(cell.python.path, self._folder):
+        if cell.user and os.getuid() == 0 and not reaches(cell.python.path, self._folder):
             return f"{cell.user} cannot reach {cell.python.path} or {self._folder}"
         return ""
 
@@ -309,85 +247,6 @@ class Workshop:
                     if process.poll() is None:
                         os.killpg(process.pid, signal.SIGKILL)
 
-    def _environment(self, cell: Cell) -> Path:
-        """Make the environment of a cell, or bring the one that is kept up to HEAD."""
-        assert cell.python
-        place = self._folder / "environments" / cell.environment
-        python = place / "bin" / "python"
-        if cell.environment in self._ready:
-            return place
-        stamp = place / "made-for"
-        asked = self._asked(cell)
-        if not stamp.is_file() or stamp.read_text() != asked:
-            shutil.rmtree(place, ignore_errors=True)
-            self._do("venv", "--quiet", "--python", cell.python.path, place)
-            self._do("pip", "install", "--python", python, *self._requirements(cell))
-        ours: list[object] = [self._built()] if cell.wheel else ["--editable", self._tree]
-        self._do("pip", "install", "--python", python, "--no-deps", "--reinstall", *ours)
-        stamp.write_text(asked)
-        self._ready.add(cell.environment)
-        return place
-
-    def _asked(self, cell: Cell) -> str:
-        """Spell what an environment depends on; the highest are those of the day."""
-        asked = hashlib.sha256((self._tree / "pyproject.toml").read_bytes()).hexdigest()
-        day = "" if cell.dependencies == "lowest" else time.strftime("%F")
-        return f"{asked} {day}".strip()
-
-    def _requirements(self, cell: Cell) -> list[object]:
-        project = self._tree / "pyproject.toml"
-        requirements: list[object] = ["--compile-bytecode", "--group", f"{project}:dev"]
-        if cell.dependencies == "lowest":
-            assert cell.python
-            lowest = self._folder / f"lowest-{cell.python.shown}.txt"
-            options = ["--quiet", "--resolution", "lowest-direct", "--python", cell.python.path]
-            self._do("pip", "compile", *options, "--output-file", lowest, project)
-            return [*requirements, "--requirements", lowest]
-        also = [SAGEWAI] if cell.dependencies == "sagewai" else []
-        return [*requirements, "--requirements", project, *also]
-
-    def _built(self) -> Path:
-        if self._wheel is None:
-            folder = self._folder / "wheels"
-            shutil.rmtree(folder, ignore_errors=True)
-            self._do("build", "--wheel", "--quiet", "--out-dir", folder, self._tree)
-            (self._wheel,) = folder.glob("*.whl")
-        return self._wheel
-
-    def _do(self, *words: object) -> None:
-        """Run uv.
-
-        Raises:
-            BuildError: With what it said, after several attempts.
-        """
-        command = [os.fspath(word) if isinstance(word, Path) else str(word) for word in words]
-        variables = {**os.environ, **_registry(), "UV_CACHE_DIR": f"{self._folder}/cache"}
-        variables |= {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
-        said = ""
-        for attempt in range(ATTEMPTS):
-            time.sleep(5 * attempt)
-            done = subprocess.run(
-                [self._tool(), *command], env=variables, capture_output=True, text=True, check=False
-            )
-            if done.returncode == 0:
-                return
-            said = done.stderr
-        raise BuildError(f"uv {' '.join(command)}: {said}")
-
-    def _tool(self) -> Path:
-        """Find uv, or install it from the registry."""
-        if self._uv is None:
-            installed = shutil.which("uv")
-            if installed is None:
-                tools = self._folder / "tools"
-                installed = str(tools / "bin" / "uv")
-                if not Path(installed).exists():
-                    subprocess.run([sys.executable, "-m", "venv", tools], check=True)
-                    pip = [f"{tools}/bin/python", "-m", "pip", "install", "--quiet", "uv>=0.7"]
-                    subprocess.run(pip, check=True)
-            self._uv = Path(installed)
-        return self._uv
-
 
 def _tests(cell: Cell, tree: Path) -> Iterator[str]:
     """List the files that a cell runs."""
@@ -416,57 +275,11 @@ def _export(tree: Path, bare: Path) -> None:
         shutil.rmtree(bare / package)
 
 
-def _registry() -> dict[str, str]:
-    """Tell uv, which reads no settings of pip, where pip would look."""
-    listed = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
-    ).stdout
-    settings = dict(re.findall(r"^[\w:]+\.([\w-]+)='(.*)'$", listed, re.MULTILINE))
-    names = {
-        "index-url": "UV_DEFAULT_INDEX",
-        "extra-index-url": "UV_INDEX",
-        "find-links": "UV_FIND_LINKS",
-        "cert": "SSL_CERT_FILE",
-    }
-    there = {names[name]: _present(value) for name, value in settings.items() if name in names}
-    found = {name: value for name, value in there.items() if value and name not in os.environ}
-    return {"UV_INDEX_STRATEGY": "unsafe-best-match", **found}
-
-
-def _present(value: str) -> str:
-    """Leave out the folders that are not there, which pip passes over and uv does not."""
-    return " ".join(
-        word
-        for word in value.split()
-        if not word.startswith(("file://", "/")) or Path(word.removeprefix("file://")).exists()
-    )
-
-
-def _reaches(python: Path, folder: Path | None = None) -> bool:
-    """Tell whether the unprivileged user can run a Python, and enter a folder."""
-    if os.getuid():
-        return True
-    account = pwd.getpwnam(UNPRIVILEGED)
-    try:
-        subprocess.run(
-            [python, "-c", ""],
-            cwd=folder or "/",
-            user=account.pw_uid,
-            group=account.pw_gid,
-            extra_groups=[],
-            check=True,
-            capture_output=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return False
-    return True
-
-
 def _folder() -> Path:
     """Name the folder that is used unless another is given: one that others can enter."""
     usual = REPOSITORY / ".matrix"
     usual.mkdir(exist_ok=True)
-    if _reaches(Path("/bin/sh"), usual):
+    if reaches(Path("/bin/sh"), usual):
         return usual
     return Path("/var/tmp") / f"sagewai-ops-matrix-{os.getuid()}"  # noqa: S108 - kept between runs
 

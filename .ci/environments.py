@@ -1,0 +1,236 @@
+"""The Pythons of this machine, and environments in them, made by uv and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+OLDEST = (3, 10)
+SAGEWAI = "sagewai[postgres]==1.0.1"
+ATTEMPTS = 3  # at what needs the registry, which falters now and then
+UNPRIVILEGED = "nobody"
+PROBE = """
+import json, sqlite3, sys
+loads = hasattr(sqlite3.Connection, "enable_load_extension")
+print(json.dumps([list(sys.version_info[:3]), loads, sqlite3.sqlite_version]))
+"""
+
+Dependencies = Literal["lowest", "highest", "sagewai"]
+
+
+@dataclass(frozen=True, slots=True)
+class Python:
+    """An interpreter of this machine."""
+
+    path: Path
+    version: tuple[int, ...]
+    loads: bool
+    sqlite: str
+
+    @property
+    def shown(self) -> str:
+        """Its version."""
+        return ".".join(map(str, self.version))
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What is in an environment; several cells may share one."""
+
+    python: Python
+    dependencies: Dependencies
+    wheel: bool
+
+    @property
+    def name(self) -> str:
+        """Name its folder."""
+        extending = "extending" if self.python.loads else "plain"
+        source = "wheel" if self.wheel else "checkout"
+        return f"{self.python.shown}-{extending}-{self.dependencies}-{source}"
+
+
+class BuildError(RuntimeError):
+    """An environment cannot be made."""
+
+
+def find_pythons() -> list[Python]:
+    """Find the interpreters of this machine, by version; of two alike the first found."""
+    roots = [Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser() / "versions"]
+    roots += [Path("~/.local/share/uv/python").expanduser()]
+    found: dict[tuple[tuple[int, ...], bool], Python] = {}
+    places = [Path(place) for place in os.get_exec_path()]
+    places += [Path("/usr/bin"), Path("/usr/local/bin")]
+    places += [version / "bin" for root in roots for version in sorted(root.glob("*"))]
+    for place in places:
+        for path in sorted(place.glob("python3*")):
+            if re.fullmatch(r"python3(\.\d+)?", path.name):
+                python = _probe(path)
+                if python:
+                    found.setdefault((python.version, python.loads), python)
+    return sorted(found.values(), key=lambda python: (python.version, python.loads))
+
+
+def _probe(path: Path) -> Python | None:
+    try:
+        done = subprocess.run(
+            [path, "-I", "-c", PROBE], capture_output=True, check=True, timeout=60
+        )
+        version, loads, sqlite = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None  # a shim of pyenv, or no sqlite3
+    if tuple(version) < OLDEST:
+        return None
+    return Python(path, tuple(version), loads, sqlite)
+
+
+def reaches(python: Path, folder: Path | None = None) -> bool:
+    """Tell whether the unprivileged user can run a Python, and enter a folder."""
+    if os.getuid():
+        return True
+    account = pwd.getpwnam(UNPRIVILEGED)
+    try:
+        subprocess.run(
+            [python, "-c", ""],
+            cwd=folder or "/",
+            user=account.pw_uid,
+            group=account.pw_gid,
+            extra_groups=[],
+            check=True,
+            capture_output=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return True
+
+
+class Environments:
+    """The folder of the environments.
+
+    Args:
+        folder: Which exists; another user must be able to enter it.
+        tree: What is installed, and built into the wheel.
+    """
+
+    def __init__(self, folder: Path, tree: Path) -> None:
+        self._folder = folder
+        self._tree = tree
+        self._uv: Path | None = None
+        self._wheel: Path | None = None
+        self._ready: set[str] = set()
+
+    def make(self, kind: Kind) -> Path:
+        """Make an environment, or bring the one that is kept up to HEAD.
+
+        Raises:
+            BuildError: It cannot be made.
+        """
+        place = self._folder / "environments" / kind.name
+        python = place / "bin" / "python"
+        if kind.name in self._ready:
+            return place
+        stamp = place / "made-for"
+        asked = self._asked(kind)
+        if not stamp.is_file() or stamp.read_text() != asked:
+            shutil.rmtree(place, ignore_errors=True)
+            self._do("venv", "--quiet", "--python", kind.python.path, place)
+            self._do("pip", "install", "--python", python, *self._requirements(kind))
+        ours: list[object] = [self._built()] if kind.wheel else ["--editable", self._tree]
+        self._do("pip", "install", "--python", python, "--no-deps", "--reinstall", *ours)
+        stamp.write_text(asked)
+        self._ready.add(kind.name)
+        return place
+
+    def _asked(self, kind: Kind) -> str:
+        """Spell what an environment depends on; the highest are those of the day."""
+        asked = hashlib.sha256((self._tree / "pyproject.toml").read_bytes()).hexdigest()
+        day = "" if kind.dependencies == "lowest" else time.strftime("%F")
+        return f"{asked} {day}".strip()
+
+    def _requirements(self, kind: Kind) -> list[object]:
+        project = self._tree / "pyproject.toml"
+        requirements: list[object] = ["--compile-bytecode", "--group", f"{project}:dev"]
+        if kind.dependencies == "lowest":
+            lowest = self._folder / f"lowest-{kind.python.shown}.txt"
+            options = ["--quiet", "--resolution", "lowest-direct", "--python", kind.python.path]
+            self._do("pip", "compile", *options, "--output-file", lowest, project)
+            return [*requirements, "--requirements", lowest]
+        also = [SAGEWAI] if kind.dependencies == "sagewai" else []
+        return [*requirements, "--requirements", project, *also]
+
+    def _built(self) -> Path:
+        if self._wheel is None:
+            folder = self._folder / "wheels"
+            shutil.rmtree(folder, ignore_errors=True)
+            self._do("build", "--wheel", "--quiet", "--out-dir", folder, self._tree)
+            (self._wheel,) = folder.glob("*.whl")
+        return self._wheel
+
+    def _do(self, *words: object) -> None:
+        """Run uv.
+
+        Raises:
+            BuildError: With what it said, after several attempts.
+        """
+        command = [os.fspath(word) if isinstance(word, Path) else str(word) for word in words]
+        variables = {**os.environ, **_registry(), "UV_CACHE_DIR": f"{self._folder}/cache"}
+        variables |= {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
+        said = ""
+        for attempt in range(ATTEMPTS):
+            time.sleep(5 * attempt)
+            done = subprocess.run(
+                [self._tool(), *command], env=variables, capture_output=True, text=True, check=False
+            )
+            if done.returncode == 0:
+                return
+            said = done.stderr
+        raise BuildError(f"uv {' '.join(command)}: {said}")
+
+    def _tool(self) -> Path:
+        """Find uv, or install it from the registry."""
+        if self._uv is None:
+            installed = shutil.which("uv")
+            if installed is None:
+                tools = self._folder / "tools"
+                installed = str(tools / "bin" / "uv")
+                if not Path(installed).exists():
+                    subprocess.run([sys.executable, "-m", "venv", tools], check=True)
+                    pip = [f"{tools}/bin/python", "-m", "pip", "install", "--quiet", "uv>=0.7"]
+                    subprocess.run(pip, check=True)
+            self._uv = Path(installed)
+        return self._uv
+
+
+def _registry() -> dict[str, str]:
+    """Tell uv, which reads no settings of pip, where pip would look."""
+    listed = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+    ).stdout
+    settings = dict(re.findall(r"^[\w:]+\.([\w-]+)='(.*)'$", listed, re.MULTILINE))
+    names = {
+        "index-url": "UV_DEFAULT_INDEX",
+        "extra-index-url": "UV_INDEX",
+        "find-links": "UV_FIND_LINKS",
+        "cert": "SSL_CERT_FILE",
+    }
+    there = {names[name]: _present(value) for name, value in settings.items() if name in names}
+    found = {name: value for name, value in there.items() if value and name not in os.environ}
+    return {"UV_INDEX_STRATEGY": "unsafe-best-match", **found}
+
+
+def _present(value: str) -> str:
+    """Leave out the folders that are not there, which pip passes over and uv does not."""
+    return " ".join(
+        word
+        for word in value.split()
+        if not word.startswith(("file://", "/")) or Path(word.removeprefix("file://")).exists()
+    )
