@@ -1,6 +1,5 @@
 # Everything a developer runs. Needs CPython, git, make and a package registry; the rest is set up.
 PYTHON ?= python3
-SECONDS ?= 120
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := sagewai_ops commands fixtures tests .ci $(wildcard migrations)
@@ -78,7 +77,7 @@ proof: setup  ## Kill every command at every step and let every step fail; ONLY=
 	$(BIN)/python tests/proof/crash.py $(or $(FAULTS),--every) $(if $(ONLY),--only "$(ONLY)") --json proof.json
 
 soak: setup  ## Live random lives of a home, with kills; SECONDS=120 SEED=...
-	$(BIN)/python tests/proof/soak.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python tests/proof/soak.py --seconds $(or $(SECONDS),120) $(if $(SEED),--seed $(SEED))
 
 include tests/interop/interop.mk
 include tests/proof/proof.mk

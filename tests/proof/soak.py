@@ -198,9 +198,8 @@ class Soak:
     def _upgrade(self) -> None:
         self._command(("db", "upgrade"), self._home, is_new_schema=True)
         if self._draw.random() < 0.5:
-            once = self._look()
-            self._command(("db", "upgrade"), once, is_sound=True)
-            self._require(once)
+            self._command(("db", "upgrade"), self._home, is_new_schema=True, is_sound=True)
+            self._command(("db", "upgrade"), self._home, is_sound=True)
 
     def _init(self) -> None:
         self._command(("init",), self._home)
