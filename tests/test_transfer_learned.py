@@ -6,6 +6,7 @@ import sqlite3
 import struct
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,8 @@ from home_builder import vectors as builder
 from postgres_server import Server, installations, running
 from sagewai_ops.database.vectors import load_extension
 from sagewai_ops.errors import DifferenceError, TargetBusyError, UsageError
+from sagewai_ops.home.paths import Home
+from sagewai_ops.schema.level import expected
 from sagewai_ops.transfer import facts, learnings, neighbours
 from targets import at_head, counts_of, exported, home_with, state_of
 
@@ -40,6 +43,16 @@ def vector_server(postgres: Server) -> Server:
     return postgres
 
 
+def _home(folder: Path, **vectors: Any) -> Home:
+    """Build a home with learnings and nothing else in its database: the rest has its own tests."""
+
+    def empty(connection: sqlite3.Connection) -> None:
+        for table in expected():
+            connection.execute(f"DELETE FROM {table}")
+
+    return home_with(folder / "home", empty, rows=1, **vectors)
+
+
 def _has_pgvector(server: Server) -> bool:
     query = "SELECT 1 FROM pg_available_extensions WHERE name = 'vector'"
     return bool(server.rows("postgres", query))
@@ -51,7 +64,7 @@ def test_vectors_of_any_name_and_dimension_arrive_bit_by_bit(
 ) -> None:
     """With the extension and without: each is what its text gives, and its index is there."""
     tables = {"own_memory": (1030, 7), "wide": (3, WIDE), "none": (0, 4)}
-    home = home_with(tmp_path / "home", vectors=28, more_vectors=tables)
+    home = _home(tmp_path, vectors=28, more_vectors=tables)
     database = at_head(vector_server)
 
     report = exported(home, vector_server, database, learnings="pgvector")
@@ -67,8 +80,8 @@ def test_vectors_of_any_name_and_dimension_arrive_bit_by_bit(
         assert len(rows) == count
         for content, spelled in rows:
             floats = [float(word) for word in str(spelled).strip("[]").split(",")]
-            expected = builder.embedding(str(content), dimension)
-            assert struct.pack(f"<{dimension}f", *floats) == expected
+            computed = builder.embedding(str(content), dimension)
+            assert struct.pack(f"<{dimension}f", *floats) == computed
     indexed = vector_server.rows(
         database, "SELECT tablename::text FROM pg_indexes WHERE indexdef LIKE '%hnsw%'"
     )
@@ -78,7 +91,7 @@ def test_vectors_of_any_name_and_dimension_arrive_bit_by_bit(
 @pytest.mark.usefixtures("_reading")
 def test_learnings_become_facts_in_their_order(tmp_path: Path, postgres: Server) -> None:
     """Short and long texts, in any script; search finds them."""
-    home = home_with(tmp_path / "home", vectors=28)
+    home = _home(tmp_path, vectors=28)
     with closing(sqlite3.connect(home.database)) as connection:
         _say(connection, 1, "Fledermäuse hören 🦇 at night")
     database = at_head(postgres)
@@ -105,7 +118,7 @@ def test_texts_that_postgresql_refuses_are_findings(
     tmp_path: Path, vector_server: Server, choice: str, text: bytes, kind: str
 ) -> None:
     """By default nothing is committed; else the others arrive, and the exit code says it."""
-    home = home_with(tmp_path / "home", vectors=12)
+    home = _home(tmp_path, vectors=12)
     with closing(sqlite3.connect(home.database)) as connection:
         key = _say(connection, 3, text)
     database = at_head(vector_server)
@@ -127,7 +140,7 @@ def test_a_text_beyond_the_limit_of_a_search_index_is_a_finding(
     tmp_path: Path, postgres: Server
 ) -> None:
     """PostgreSQL's own words are in it."""
-    home = home_with(tmp_path / "home", vectors=3)
+    home = _home(tmp_path, vectors=3)
     words = " ".join(f"w{number}x" for number in range(160_000))
     with closing(sqlite3.connect(home.database)) as connection:
         _say(connection, 2, words)
@@ -141,7 +154,7 @@ def test_a_text_beyond_the_limit_of_a_search_index_is_a_finding(
 
 def test_a_vector_that_is_not_finite_is_a_finding(tmp_path: Path, vector_server: Server) -> None:
     """For pgvector there are no infinities; a fact needs no vector."""
-    home = home_with(tmp_path / "home", vectors=3)
+    home = _home(tmp_path, vectors=3)
     with closing(sqlite3.connect(home.database)) as connection:
         ((chunks,),) = connection.execute("SELECT vectors FROM vec_learnings_vector_chunks00")
         _, offset = _place(connection, 1)
@@ -163,7 +176,7 @@ def test_vectors_without_scope_and_content_make_no_facts(
 ) -> None:
     """They are named, not made up."""
     monkeypatch.setattr(facts, "CONTENT", "another")
-    home = home_with(tmp_path / "home", vectors=3)
+    home = _home(tmp_path, vectors=3)
     database = at_head(postgres)
 
     refused = exported(home, postgres, database, learnings="facts")
@@ -185,7 +198,7 @@ def test_a_table_that_is_in_use_is_never_added_to(
     tmp_path: Path, vector_server: Server, choice: str, table: str, words: str
 ) -> None:
     """It may lie in another schema of the path, where the look at the target does not reach."""
-    home = home_with(tmp_path / "home", vectors=3)
+    home = _home(tmp_path, vectors=3)
     database = at_head(vector_server)
     vector_server.run(
         database,
@@ -210,7 +223,7 @@ def test_a_server_without_pgvector_is_refused(tmp_path: Path) -> None:
     lacking = [server for server in map(running, packaged) if not _has_pgvector(server)]
     if not lacking:
         pytest.skip("no PostgreSQL without pgvector here")
-    home = home_with(tmp_path / "home", vectors=3)
+    home = _home(tmp_path, vectors=3)
     database = at_head(lacking[0])
 
     with pytest.raises(UsageError, match="no extension vector"):
@@ -224,7 +237,7 @@ def test_neighbours_that_differ_are_rolled_back(
 ) -> None:
     """The tables too: it is one transaction."""
     monkeypatch.setattr(neighbours, "agree", lambda *_: False)
-    home = home_with(tmp_path / "home", vectors=3)
+    home = _home(tmp_path, vectors=3)
     database = at_head(vector_server)
     before = state_of(vector_server, database)
 
@@ -236,7 +249,7 @@ def test_neighbours_that_differ_are_rolled_back(
 
 def test_a_home_without_learnings_needs_nothing(tmp_path: Path, postgres: Server) -> None:
     """Neither a table nor an extension is made for none."""
-    home = home_with(tmp_path / "home")
+    home = _home(tmp_path)
     for choice in CHOICES:
         database = at_head(postgres)
 
