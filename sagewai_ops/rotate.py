@@ -266,7 +266,7 @@ def _place(home: Home, old: Candidate, options: Options) -> str:
         # Not under another name: without the variable Sagewai would find no key, and make one.
         return "" if options.new_key_file else MASTER_KEY
     # Sagewai takes the first file that is there, whatever is in it.
-    place = MASTER_KEY if os.path.lexists(home.master_key) else LEGACY_MASTER_KEY
+    place = MASTER_KEY if os.path.exists(home.master_key) else LEGACY_MASTER_KEY
     path = home.root / place
     if not path.is_symlink():
         return place

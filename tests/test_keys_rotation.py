@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -33,14 +34,14 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.keycheck import check_keys
-from sagewai_ops.keys import gates, rotation
+from sagewai_ops.keys import gates, rotation, rotation_journal
 from sagewai_ops.keys.candidates import fingerprint
 from sagewai_ops.rotate import Options, rotate
 from sagewai_ops.rotation_report import Rotation
 from sagewai_ops.snapshots import backup
 from sagewai_ops.snapshots.report import BackupOptions
 from small_homes import everything_of, small
-from unprivileged import reachable_folder, unprivileged
+from unprivileged import NOBODY, reachable_folder, unprivileged
 
 OTHER = b"b3RoZXIgbWFzdGVyIGtleSBvdGhlciBtYXN0ZXIga2U="
 
@@ -555,3 +556,100 @@ def test_a_restore_in_between_is_noticed(
         turn(built.root, snapshot=sealed, snapshots=tmp_path / "s")
 
     assert built.master_key.read_bytes() == OTHER
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can work in the home of another")
+def test_root_leaves_what_it_writes_to_the_owner(built: BuiltHome) -> None:
+    """A key of root's own, which Sagewai cannot read, would be replaced by Sagewai."""
+    for path in (built.root, *built.root.rglob("*")):
+        os.lchown(path, NOBODY, NOBODY)
+    built.master_key.unlink()
+    named = {"SAGEWAI_MASTER_KEY": built.master_keys[0].decode()}
+
+    turn(built.root, named)
+    turn(built.root)
+
+    files = [path for path in built.root.rglob("*") if not path.name.endswith(("-wal", "-shm"))]
+    assert {(path.lstat().st_uid, path.lstat().st_gid) for path in files} == {(NOBODY, NOBODY)}
+    assert built.master_key.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_link_that_leads_nowhere_is_no_key(tmp_path: Path) -> None:
+    """Sagewai passes over it to the key at the root: that one is exchanged."""
+    built = small(tmp_path / "home", layout="flat")
+    (built.root / "secrets/master.key").symlink_to("nowhere")
+
+    done = turn(built.root)
+
+    assert done.installed == built.root / "master.key"
+    assert done.is_effective
+
+
+def test_a_link_that_leads_nowhere_makes_room(built: BuiltHome) -> None:
+    """For the new key of a home whose key is in the environment."""
+    built.master_key.unlink()
+    built.master_key.symlink_to("nowhere")
+    named = {"SAGEWAI_MASTER_KEY": built.master_keys[0].decode()}
+
+    done = turn(built.root, named)
+
+    assert done.installed == built.master_key
+    assert CLOSED not in values_of(built, built.master_key.read_bytes())
+
+
+def test_a_folder_in_the_place_of_the_key_is_refused(built: BuiltHome) -> None:
+    """Nothing is changed."""
+    built.master_key.unlink()
+    built.master_key.mkdir()
+    named = {"SAGEWAI_MASTER_KEY": built.master_keys[0].decode()}
+    before = everything_of(built.root)
+
+    with pytest.raises(OpsError, match="not a regular file"):
+        turn(built.root, named)
+
+    assert everything_of(built.root) == before
+
+
+def test_a_copy_that_is_removed_in_between_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is gone holds nothing under the old key."""
+    built = small(tmp_path / "home")
+    copy = Path(f"{built.profiles}.bak-v1")
+    shutil.copy(built.profiles, copy)
+    forward = rotation.forward
+
+    def remove_first(*arguments: object, **options: object) -> None:
+        copy.unlink()
+        forward(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rotation, "forward", remove_first)
+    monkeypatch.setattr(rotating, "_verify", lambda *_: None)
+
+    turn(built.root)
+
+    assert CLOSED not in values_of(built, built.master_key.read_bytes())
+
+
+def test_the_lock_of_sagewais_writers_is_held_and_waited_for(
+    built: BuiltHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that keeps it does not stop the rotation for ever."""
+    monkeypatch.setattr(rotation, "_LOCK_WAIT_SECONDS", 0.05)
+    with open(f"{built.admin_state}.lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        turn(built.root)
+
+    assert CLOSED not in values_of(built, built.master_key.read_bytes())
+
+
+def test_a_journal_of_another_user_counts_as_one() -> None:
+    """Who may not look into it cannot know that the home is settled."""
+    with reachable_folder() as folder:
+        journal = folder / rotation_journal.NAME
+        with unprivileged():
+            journal.mkdir(0o000)
+
+            assert rotation_journal.is_pending(folder)
+            journal.chmod(0o700)
+            assert not rotation_journal.is_pending(folder)
