@@ -25,6 +25,7 @@ from decimal import Context, Inexact, InvalidOperation, Overflow, Rounded, Subno
 from itertools import chain, repeat
 from typing import TypeAlias
 
+from sagewai_ops.schema.json_values import NUMERIC_DIGITS
 from sagewai_ops.transfer import values
 from sagewai_ops.transfer.values import RefusedError, Stored
 
@@ -235,7 +236,7 @@ def _scan_documents(present: Column, *, binary: bool) -> None:
         raise IrregularError
     if not binary:
         return
-    if max(map(len, present)) > values.NUMERIC_DIGITS_BEFORE:  # type: ignore[arg-type]
+    if max(map(len, present)) > NUMERIC_DIGITS:  # type: ignore[arg-type]
         raise IrregularError  # only so long a document has room for an integer that is too long
     if b"\\u0000" in joined or b"\\ud" in joined or b"\\uD" in joined:
         for document in present:

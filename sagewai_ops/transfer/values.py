@@ -17,13 +17,13 @@ from datetime import date
 from decimal import Decimal, InvalidOperation
 from typing import TypeAlias
 
+from sagewai_ops.schema.json_values import NUMERIC_DIGITS, NUMERIC_SCALE
+
 Stored: TypeAlias = bytearray | bytes | int | float
 
 TEXT_OID = 25  # pg_type.dat
 LARGEST_JSONB_TEXT = 0x0FFFFFFF  # bytes of one string inside jsonb; jsonb.h, JENTRY_OFFLENMASK
 LARGEST_FIELD = 0x3FFFFFFF - 64  # bytes; MaxAllocSize of memutils.h, less a header
-NUMERIC_DIGITS_BEFORE = 131_072  # the decimal point; numeric.h: weight and scale of a numeric
-NUMERIC_DIGITS_AFTER = 16_383
 # Ids that are not UUIDs are hashed under this name, so that references stay references.
 ID_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://sagewai-ops.invalid/ids-that-are-no-uuids")
 
@@ -255,9 +255,9 @@ def is_numeric(number: str) -> bool:
     except InvalidOperation:
         return False
     exponent = value.as_tuple().exponent
-    if not isinstance(exponent, int) or -exponent > NUMERIC_DIGITS_AFTER:
+    if not isinstance(exponent, int) or -exponent > NUMERIC_SCALE:
         return False
-    return value.is_zero() or value.adjusted() < NUMERIC_DIGITS_BEFORE
+    return value.is_zero() or value.adjusted() < NUMERIC_DIGITS
 
 
 def _checked(number: str) -> int:
