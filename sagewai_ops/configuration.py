@@ -6,7 +6,6 @@ value of the wrong kind, a secret, and a file that others can write are refused,
 command: a typo that is found at night is found too late. docs/configuration.md is for people.
 """
 
-import difflib
 import os
 import re
 import stat
@@ -220,6 +219,8 @@ def _options(command: Any) -> dict[str, Any]:
 
 
 def _unknown(place: _Place, key: str, known: list[str]) -> UsageError:
+    import difflib
+
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(known))}"
     return place.wrong(key, "unknown", hint)
