@@ -22,8 +22,9 @@ _PROMPTS = {
         "set -g fish_autosuggestion_enabled 0; function fish_prompt; echo -n 'READY> '; end",
     ),
 }
-# A shell wants to be the terminal's own; then it becomes the shell.
-_OWN = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+# A shell wants to be the terminal's own; then it becomes the shell. zsh would ask about functions
+# that others may write to.
+_OWN = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.umask(0o022); "
 _OWN += "os.execvp(sys.argv[1], sys.argv[1:])"
 # zsh reads what was installed at the first tab, and only then knows it.
 _FIRST_TAB = {"bash": "\t", "zsh": "\t\t", "fish": "\t"}
@@ -46,7 +47,7 @@ def test_completion_finds_commands_and_options(shell: str, tmp_path: Path) -> No
         "LANG": "C.UTF-8",
     }
     # What follows keeps the shell from becoming the program, which asks who its parent is.
-    install = f"{Path(COMMAND[0]).name} --install-completion; exit"
+    install = f"umask 022; {Path(COMMAND[0]).name} --install-completion; exit"
     code, shown = watched([shell, "-c", install], environment)
     assert (code, "completion installed" in shown) == (0, True), shown
     file, prompt = _PROMPTS[shell]
