@@ -294,7 +294,8 @@ def _watched(
     ended = threading.Event()
     process = subprocess.Popen(
         command,
-        env=environment,
+        # A module's bytecode that is cut at the limit would break every later run.
+        env={**environment, "PYTHONDONTWRITEBYTECODE": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
