@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pyrage
 import pytest
 
+import home_writer
 import real_homes
 from json_schemas import problems
 from memory_folder import memory_folder
@@ -308,6 +309,15 @@ def test_who_has_it_open_is_named(home: Path) -> None:
     assert any(str(other.pid) in line for line in lines["use"]["details"])
     assert lines["use"]["mend"] == [f"kill {other.pid}  # or stop its service"]
     assert answer.code == 0
+
+
+def test_it_works_under_a_live_writer(home: Path) -> None:
+    """Rows come all the while; the snapshot is of one moment and is proved."""
+    with home_writer.start(home, seconds=60, files=False):
+        answer, lines = fly(home)
+
+    assert verdicts(lines) == {"use": "warning"}
+    assert answer.result["proved_restorable_at"]
 
 
 @pytest.mark.parametrize(("free", "verdict"), [(1000, "failed"), (12_000_000, "warning")])
