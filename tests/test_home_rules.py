@@ -345,6 +345,21 @@ def test_folder_that_cannot_be_listed_is_named(nobodys_home: Home) -> None:
 
 
 @needs_root
+def test_snapshots_that_cannot_be_listed_are_named(nobodys_home: Home) -> None:
+    """They are somebody else's; the home is judged all the same."""
+    with _as_root():
+        os.chown(nobodys_home.snapshots, 0, 0)
+    (nobodys_home.root / "db/sagewai.db").chmod(0o644)
+
+    seen = look(nobodys_home)
+
+    assert ours(seen) == [
+        f"P010 {nobodys_home.root}/db/sagewai.db",
+        f"P029 {nobodys_home.snapshots}",
+    ]
+
+
+@needs_root
 @pytest.mark.parametrize("path", ["data/artifacts/report.md", "data/workers/tool", "secrets/x"])
 def test_programs_with_capabilities_are_named(home: Home, path: str) -> None:
     """Also in a sandbox's folder; without an x bit nobody can run it."""

@@ -80,7 +80,11 @@ def inspect(
     for variable, path in home.overrides.items():
         look.outside(variable, path)
     if snapshots is not None and snapshots.is_dir():
-        look.snapshots(Path(os.path.realpath(snapshots)))
+        folder = Path(os.path.realpath(snapshots))
+        try:
+            look.snapshots(folder)
+        except PermissionError as error:
+            look.unread_folder(Part.SNAPSHOTS, "", folder, "", error)
     return Inspection(home.root, snapshots, tuple(sorted(look.findings, key=order)), look.entries)
 
 
@@ -348,15 +352,19 @@ class _Look:
         )
 
     def unread(self, place: _Place, folder: str, error: OSError) -> None:
+        """Note a folder of a tree that cannot be listed."""
+        part = part_of_folder(folder)
+        self.unread_folder(part, folder, place.shown(folder), place.label, error)
+
+    def unread_folder(self, part: Part, path: str, shown: Path, label: str, error: OSError) -> None:
         """Note a folder that cannot be listed."""
-        shown = place.shown(folder)
         try:
             status = os.lstat(shown)
         except OSError:
             status = self.status
         facts = Facts(
-            part=part_of_folder(folder),
-            path=folder,
+            part=part,
+            path=path,
             type="folder",
             state=state_of(status),
             links=1,
@@ -364,7 +372,7 @@ class _Look:
             owner_gid=status.st_gid,
             problem=f"cannot be listed: {(error.strerror or 'refused').lower()}",
         )
-        self.judge(facts.part, facts, shown, place.label, status)
+        self.judge(part, facts, shown, label, status)
 
     def judge(
         self, part: Part, facts: Facts, path: Path, root: str, status: os.stat_result
