@@ -66,10 +66,11 @@ def run(words: Sequence[str]) -> int:
 
     # Click's own base class, wherever this version of Typer keeps Click.
     click_error: Any = typer.BadParameter.__mro__[2]
-    is_json = "--json" in words
+    ours = list(words[: words.index("--")] if "--" in words else words)
+    is_json = "--json" in ours
     program = typer.main.get_command(build_app())
     try:
-        settings, defaults = _configured(words, program)
+        settings, defaults = _configured(ours, program)
     except OpsError as error:
         settings = Settings(json=is_json, environment=dict(os.environ))
         return report_error(Run("", settings, Terminal(json=is_json)), error)
@@ -88,7 +89,7 @@ def run(words: Sequence[str]) -> int:
         failure = UsageError((message[:1].lower() + message[1:]).rstrip("."), hint=f"{path} --help")
         # The options before the command's name are known; of those after it, what was parsed.
         known = merged(getattr(context, "obj", None), getattr(context, "params", {}))
-        home = known.home_option or _named(words, "--home")
+        home = known.home_option or _named(ours, "--home")
         settings = replace(known, json=known.json or is_json, home_option=home)
         name = path.removeprefix("sagewai-ops").strip()
         return report_error(Run(name, settings, Terminal(json=settings.json)), failure)

@@ -319,6 +319,15 @@ def test_relative_paths_are_seen_from_here(tmp_path: Path, monkeypatch: pytest.M
     assert f"--recipients-file {tmp_path}/team.txt --exclude a/b" in text
 
 
+def test_options_of_the_night_are_not_those_of_today(tmp_path: Path) -> None:
+    """A configuration behind -- is for backup, and need not be on this machine."""
+    (text,) = _files("cron", "--", "--config", tmp_path / "night.toml").values()
+    loud = call("schedule", "cron", "--", "--levle", "--json")
+
+    assert text.rstrip().endswith(f"--config {tmp_path}/night.toml")
+    assert (loud.code, loud.out) == (2, "")
+
+
 def test_into_writes_and_keeps_what_is_there(tmp_path: Path) -> None:
     """Silent the first time and the second; what says something else stays."""
 
