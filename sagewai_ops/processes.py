@@ -14,6 +14,8 @@ from pathlib import Path
 
 _PROC = Path("/proc")
 _COMMAND_CHARACTERS = 200
+_NEEDED = ("PATH", "TMPDIR", "SQLITE_TMPDIR", "TZ", "LANG")
+_NEEDED_BEGINNINGS = ("LC_", "LD_", "DYLD_", "PYTHON")  # words and where libraries are
 _PS_SECONDS = 10.0
 _URL_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^@\s]*@")
 _SECRET_OPTION = re.compile(
@@ -83,6 +85,18 @@ def _locks() -> Iterator[tuple[str, int, str]]:
             yield fields[1], max(int(fields[4]), 0), fields[5]
 
 
+def bare_environment() -> dict[str, str]:
+    """Give what a process that we start needs of our environment: nothing that may be a secret.
+
+    A key, a password or a token in a variable would be one in each of its children too.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _NEEDED or name.startswith(_NEEDED_BEGINNINGS)
+    }
+
+
 def _command(pid: int) -> str:
     if not pid:
         return ""
@@ -103,6 +117,7 @@ def _command_of_ps(pid: int) -> str:
             capture_output=True,
             timeout=_PS_SECONDS,
             check=True,
+            env=bare_environment(),
         )
         return _presentable(os.fsdecode(answer.stdout).split())
     return ""

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sagewai_ops.database.source import PENDING_BYTE, SHARED_FIRST, SHARED_SIZE, sidecar
-from sagewai_ops.processes import Process, look_up
+from sagewai_ops.processes import Process, bare_environment, look_up
 
 _PROC = Path("/proc")
 _PROBE_SECONDS = 10.0  # an interpreter that starts takes 0.02; a network file system may hang
@@ -123,6 +123,7 @@ def _in_the_way(resolved: Path) -> Iterator[int]:
             capture_output=True,
             timeout=_PROBE_SECONDS,
             check=True,
+            env=bare_environment(),
         )
     except (OSError, subprocess.SubprocessError):
         return

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sagewai_ops import errors
 from sagewai_ops.errors import DifferenceError, OpsError, RemoteError
+from sagewai_ops.processes import bare_environment
 from sagewai_ops.progress import Progress
 from sagewai_ops.transfer import worker
 from sagewai_ops.transfer.aside import Aside
@@ -118,6 +119,7 @@ async def reading(copy: Path, plan: Plan, *, stream: bool = True) -> AsyncIterat
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=AHEAD_BYTES,
+        env=bare_environment(),
     )
     reader = Reader(process, copy)
     _widen(process)

@@ -143,6 +143,7 @@ class Proof:
             for path in world.snapshots.rglob("*.tar.zst*")
             if path.suffix != ".json"
         }
+        names_before = frozenset(world.names())
         newest = [item.path.name for item in catalog.snapshots_in(world.snapshots)][-1:]
         probe = case.probe(world, self)
         for _turn in range(2):
@@ -170,6 +171,7 @@ class Proof:
             newest=next(iter(newest), ""),
             probe=probe,
             names=frozenset(names),
+            names_before=names_before,
         )
         return expected, steps
 
@@ -197,9 +199,10 @@ class Proof:
     ) -> Iterator[str]:
         """Look at what the fault left, then let the next runs go over it."""
         found = world.state()
+        yield from laws.check_removed(world, expected, ended)
         if laws.is_unsettled(world):
             is_between = not laws.is_old(expected, found) and not laws.is_new(expected, found)
-            if fault.mode == Mode.FAIL and ended.code is not None and is_between:
+            if fault.mode in (Mode.FAIL, Mode.INTERRUPT) and ended.code is not None and is_between:
                 yield "a failure left it between old and new"
             if case.recover:
                 again = self._command(case.recover, world, {}, None)
@@ -265,8 +268,7 @@ class Proof:
 
         def body() -> int:
             for name in [one for one in os.environ if one.startswith("SAGEWAI")]:
-                if name != "SAGEWAI_PROOF_CONTROL":
-                    del os.environ[name]
+                del os.environ[name]
             os.environ |= {"TMPDIR": str(world.temporary), "HOME": str(world.folder), **variables}
             os.umask(0o022)
             with self._planted():
@@ -327,7 +329,9 @@ def plan(steps: Sequence[Step], numbers: Sequence[int]) -> list[Fault]:
     planned = []
     for number in numbers:
         step = steps[number - 1]
-        planned += [Fault(Mode.KILL_BEFORE, number), Fault(Mode.KILL_AFTER, number)]
+        planned += [
+            Fault(mode, number) for mode in (Mode.KILL_BEFORE, Mode.KILL_AFTER, Mode.INTERRUPT)
+        ]
         if step.call in ("write", "pwrite"):
             planned.append(Fault(Mode.TEAR, number))
         if step.path == "server":

@@ -26,7 +26,7 @@ from enum import IntEnum
 from pathlib import Path
 
 _SOURCE = Path(__file__).with_name("steps.c")
-_VARIABLE = "SAGEWAI_PROOF_CONTROL"
+_VARIABLE = "LD_PROOF_CONTROL"
 _ROOM_BYTES = 8 * 1024 * 1024  # of the trace, some 60 bytes for a step
 _PATIENCE_SECONDS = 120.0  # before a run counts as stuck
 _ORPHANS_SECONDS = 10.0  # for what a killed run had started to end by itself
@@ -41,6 +41,7 @@ class Mode(IntEnum):
     FAIL = 3
     TEAR = 4  # half of a write is done, then the kill
     FAIL_ON = 5  # this one fails, and all that follow (with ENOSPC: all that need space)
+    INTERRUPT = 6  # SIGTERM before it
 
 
 KILLS = (Mode.KILL_BEFORE, Mode.KILL_AFTER, Mode.TEAR)

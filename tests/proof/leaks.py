@@ -52,6 +52,7 @@ _GLANCE_SECONDS = 0.002
 _PATIENCE_SECONDS = 120
 _FULL_BYTES = 4096  # a file may grow no longer than this where a disk is said to be full
 _SHOWN = 200
+_COPIES = ("copy", "taken", "tree")  # of a home, as the cases ask for them
 
 
 def _with_snapshot(world: World, bench: cases.Bench) -> None:
@@ -368,11 +369,13 @@ def _places(folder: Path, secrets: tuple[Secret, ...]) -> dict[str, set[str]]:
 def _in_home(relative: str) -> str:
     """Give the name within a home, a copy or an archive; sidecars count as their database."""
     inner = relative.partition("!" if "!" in relative else "/")[2]
-    for start in ("copy/", "taken/", "tree/"):
-        inner = inner.removeprefix(start)
+    first, _, rest = inner.partition("/")
+    if first in _COPIES or first.startswith(".sagewai-ops-before-restore-"):
+        inner = rest
     for end in ("-wal", "-shm", "-journal"):
         inner = inner.removesuffix(end)
-    return inner
+    # Documents stand at the root of an older home.
+    return inner.removeprefix("config/").removeprefix("secrets/")
 
 
 def _may(relative: str, secret: Secret, before: Mapping[str, set[str]]) -> bool:

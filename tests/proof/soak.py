@@ -380,7 +380,7 @@ def main() -> int:
     if not faults.is_possible():
         print("no step can be numbered here: it needs Linux and a C compiler")
         return 0
-    if "SAGEWAI_PROOF_CONTROL" in os.environ:
+    if "LD_PROOF_CONTROL" in os.environ:
         return _live(options)
     with tempfile.TemporaryDirectory(prefix="sagewai-ops-soak-", dir=crash.memory()) as name:
         folder = Path(name)

@@ -26,7 +26,7 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
-enum { COUNT = 0, KILL_BEFORE = 1, KILL_AFTER = 2, FAIL = 3, TEAR = 4, FAIL_ON = 5 };
+enum { COUNT = 0, KILL_BEFORE = 1, KILL_AFTER = 2, FAIL = 3, TEAR = 4, FAIL_ON = 5, INTERRUPT = 6 };
 
 struct control {           /* the same layout as faults.Control */
   int group;               /* the process group whose steps count; 0 for none */
@@ -45,7 +45,7 @@ struct control {           /* the same layout as faults.Control */
 static struct control *control;
 
 __attribute__((constructor)) static void begin(void) {
-  const char *path = getenv("SAGEWAI_PROOF_CONTROL");
+  const char *path = getenv("LD_PROOF_CONTROL");
   if (!path) return;
   int descriptor = open(path, O_RDWR | O_CLOEXEC);
   if (descriptor < 0) return;
@@ -132,6 +132,7 @@ static int before(const char *call, const char *path) {
   switch (control->mode) {
     case KILL_BEFORE: die(); return 1;
     case KILL_AFTER: return 2;
+    case INTERRUPT: kill(getpgrp(), SIGTERM); return 1;
     case TEAR: return 3;
     default:
       errno = is_server_step ? ECONNRESET : control->code;
