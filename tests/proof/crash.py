@@ -380,7 +380,9 @@ def main() -> int:
             codes = [process.wait() for process in processes]
         except BaseException:
             for process in processes:
-                os.killpg(process.pid, signal.SIGTERM)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM)
+                process.wait()
             raise
         if any(codes):
             print(f"a part of the harness failed: {codes}")

@@ -23,6 +23,7 @@ from sagewai_ops.snapshots import catalog, swap
 
 # docs/exit-codes.md; 1 is a failure that the system told of in words of its own, such as EIO.
 _REFUSALS = frozenset({1, 2, 3, 4, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20})
+_TERMINATED = 143
 _LINES = re.compile(r"sagewai-ops: (error|hint|warning): \S.*")
 
 
@@ -35,6 +36,7 @@ class Expected:
         newest: The name of the latest of them.
         snapshots: Name -> hash of the archives that are there before.
         names: Every name that may be there at the end.
+        names_before: Every name that is there before.
     """
 
     prepared: State
@@ -47,6 +49,7 @@ class Expected:
     newest: str
     probe: object
     names: frozenset[str]
+    names_before: frozenset[str]
 
 
 def check_ending(case: Case, ended: Ended, fault: Fault | None) -> Iterator[str]:
@@ -58,7 +61,8 @@ def check_ending(case: Case, ended: Ended, fault: Fault | None) -> Iterator[str]
         if not is_kill and not ended.problem:
             yield "was killed by nobody"
         return
-    if ended.code != case.code and ended.code not in _REFUSALS:
+    is_asked = fault is not None and fault.mode is Mode.INTERRUPT and ended.code == _TERMINATED
+    if ended.code != case.code and ended.code not in _REFUSALS and not is_asked:
         yield f"exit code {ended.code} is none of the documented"
     yield from _said(case, ended)
 
@@ -149,6 +153,13 @@ def check_names(world: World, expected: Expected) -> Iterator[str]:
     """See that nothing is left that an undisturbed run does not leave."""
     for name in sorted(world.names() - expected.names):
         yield f"leftover {name}"
+
+
+def check_removed(world: World, expected: Expected, ended: Ended) -> Iterator[str]:
+    """See that a run that was asked to stop has cleaned up by itself."""
+    if ended.code == _TERMINATED:
+        for name in sorted(world.names() - expected.names - expected.names_before):
+            yield f"interrupted, and left {name}"
 
 
 def check_private(world: World, expected: Expected) -> Iterator[str]:

@@ -193,7 +193,7 @@ def state_of(root: Path) -> State:
                 found[named] = ("link", os.readlink(path))
             elif stat.S_ISDIR(status.st_mode):
                 found[named] = ("folder", f"{stat.S_IMODE(status.st_mode):o}")
-            elif name.endswith(".db") and status.st_size:
+            elif name.endswith(".db") and status.st_size and not _HIDDEN.search(named):
                 found[named] = ("database", f"{stat.S_IMODE(status.st_mode):o}")
                 found |= {
                     f"{named}: {part}": value for part, value in read_database(Path(path)).items()
