@@ -25,7 +25,8 @@ _NAME = re.compile(
     r"sagewai-(?P<id>(?P<moment>\d{8}T\d{6}Z)-[0-9a-f]{6})\.tar\.zst(?P<sealed>\.age)?"
 )
 _MOMENT = "%Y%m%dT%H%M%SZ"
-_MOST_CARD_BYTES = 1024 * 1024  # one has some hundred
+_CARD_BYTES = 16 * 1024  # one has some hundred; a buffer of many costs more than its content
+_MOST_CARD_BYTES = 1024 * 1024
 _DIGITS = ((0, 4), (4, 6), (6, 8), (9, 11), (11, 13), (13, 15))  # year to second of a moment
 # What a run puts into the folder while it works: hidden, locked by the run, swept when it is dead.
 _PARTIAL = re.compile(
@@ -170,11 +171,11 @@ def snapshots_in(folder: Path) -> list[Snapshot]:
 
 def read_card(archive: Path) -> Mapping[str, Any]:
     """Read the card of an archive; {} if there is none, or none that can be read."""
-    return {
-        name: value
-        for name, value in _card_as_written(archive).items()
-        if isinstance(value, _CARD_FACTS.get(name, object))
-    }
+    card = _card_as_written(archive)
+    for name, kind in _CARD_FACTS.items():
+        if name in card and not isinstance(card[name], kind):
+            del card[name]
+    return card
 
 
 def write_card(archive: Path, card: Mapping[str, Any]) -> None:
@@ -274,7 +275,10 @@ def _card_as_written(archive: Path) -> dict[str, Any]:
     try:
         descriptor = os.open(f"{archive}.json", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            card = json.loads(os.read(descriptor, _MOST_CARD_BYTES))
+            content = os.read(descriptor, _CARD_BYTES)
+            if len(content) == _CARD_BYTES:
+                content += os.read(descriptor, _MOST_CARD_BYTES)
+            card = json.loads(content)
         finally:
             os.close(descriptor)
     except (OSError, ValueError, RecursionError):
