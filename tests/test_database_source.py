@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import sqlite3
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from sagewai_ops.errors import (
     OpsError,
     PermissionDeniedError,
 )
+from small_homes import small
 from unprivileged import reachable_folder, unprivileged
 
 WRITER = """
@@ -218,3 +220,23 @@ def test_statement_interrupted_from_elsewhere_counts_as_an_interrupt() -> None:
         watched(connection, lambda: None, 1000),
     ):
         raise sqlite3.OperationalError("interrupted")
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not the C library of GNU")
+def test_a_recovered_wal_leaves_nothing_of_our_memory_in_a_file(tmp_path: Path) -> None:
+    """SQLite builds the `-shm` in memory that it does not clear; a key may have stood there."""
+    root = small(tmp_path / "home").root
+    database = root / "db/sagewai.db"
+    for path in database.parent.iterdir():
+        with path.open("r+b") as file:
+            file.seek(100)
+            file.write(b"\xff" * 4000)
+    secret = b"planted in memory that is given back "
+    for size in (4096, 16384, 32768, 36864, 40960, 65536):
+        kept = [bytearray(secret * (size // len(secret))) for _ in range(20)]
+        kept.clear()
+
+    with suppress(OpsError), pinned(database):
+        pass
+
+    assert secret not in database.with_name("sagewai.db-shm").read_bytes()

@@ -30,6 +30,7 @@ from sagewai_ops.errors import (
     OpsError,
     PermissionDeniedError,
 )
+from sagewai_ops.memory import blank_blocks
 
 WAIT_SECONDS = 30.0  # for a lock; Sagewai's own writers give up after 5 seconds (busy_timeout)
 SIDECARS = ("-wal", "-shm", "-journal")
@@ -237,8 +238,9 @@ def _begin(resolved: Path) -> sqlite3.Connection:
     try:
         # Reading the cookie starts the transaction without parsing a schema that this SQLite may
         # not understand.
-        connection.execute("BEGIN")
-        connection.execute("PRAGMA schema_version").fetchone()
+        with blank_blocks():
+            connection.execute("BEGIN")
+            connection.execute("PRAGMA schema_version").fetchone()
     except BaseException:
         connection.close()
         raise

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sagewai_ops.database.source import database_uri, resolve_database, translate
 from sagewai_ops.errors import LockedError
+from sagewai_ops.memory import blank_blocks
 
 _SLICE_SECONDS = 0.25  # one wait inside SQLite, where no signal is handled
 
@@ -45,8 +46,9 @@ def writing(path: Path, wait_seconds: float) -> Iterator[sqlite3.Connection]:
             sqlite3.connect(uri, uri=True, timeout=_SLICE_SECONDS, isolation_level=None)
         ) as connection,
     ):
-        connection.execute("PRAGMA foreign_keys = OFF")
-        _begin(connection, path, wait_seconds)
+        with blank_blocks():
+            connection.execute("PRAGMA foreign_keys = OFF")
+            _begin(connection, path, wait_seconds)
         try:
             yield connection
             connection.execute("COMMIT")
