@@ -66,8 +66,9 @@ def write_stream(
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     with naming(path):
         _sweep(path)
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
+            # Inside the block: a signal may come before this gives the descriptor.
+            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
             with open(descriptor, "wb") as stream:
                 os.fchmod(descriptor, mode)
                 with contextlib.suppress(OSError):  # a file system without locks

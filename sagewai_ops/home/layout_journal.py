@@ -58,7 +58,11 @@ def carry_out(root: Path, steps: Sequence[Step]) -> None:
             raise
         try:
             _move_forward(root, prepared)
+            _write(root, _DONE, prepared)
         except BaseException as error:
+            if _read(root)[0] == _DONE:  # it has its name: only to be synced
+                _clear(root, prepared)
+                raise
             _move_back(root, prepared)
             if isinstance(error, _ChangedError):
                 raise OpsError(
@@ -68,7 +72,12 @@ def carry_out(root: Path, steps: Sequence[Step]) -> None:
             if isinstance(error, OSError) and error.errno == errno.EXDEV:
                 raise OtherFileSystemError(f"{root}: a part of it is another mount") from error
             raise
-        _finish(root, prepared)
+        try:
+            _clear(root, prepared)
+        except BaseException:
+            with contextlib.suppress(OSError, OpsError):
+                _clear(root, prepared)  # what interrupted it comes once
+            raise
 
 
 def recover(root: Path) -> str:
@@ -192,8 +201,13 @@ def _inode(path: Path) -> int | None:
 
 
 def _finish(root: Path, steps: Sequence[Step]) -> None:
-    """Remove what was put away, then the journal."""
+    """Say that all is moved, and clean up."""
     _write(root, _DONE, steps)
+    _clear(root, steps)
+
+
+def _clear(root: Path, steps: Sequence[Step]) -> None:
+    """Remove what was put away, then the journal; twice is as once."""
     for step in steps:
         if step.removes and _inode(root / step.target) == step.inode:
             os.unlink(root / step.target)

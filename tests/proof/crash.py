@@ -76,8 +76,16 @@ class Count:
 class Proof:
     """One process's bench: a world, a server when it is needed, and the runner."""
 
-    def __init__(self, folder: Path, stack: ExitStack, *, is_planted: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stack: ExitStack,
+        *,
+        is_planted: bool = False,
+        with_signals: bool = False,
+    ) -> None:
         self._is_planted = is_planted
+        self._with_signals = with_signals
         self._met: set[int] = set()
         self._folder = folder
         self._stack = stack
@@ -112,7 +120,7 @@ class Proof:
         if choose is None or isinstance(choose, int):
             kept = thinned(steps, seed) if choose != 0 else list(range(1, len(steps) + 1))
             count.alike = len(steps) - len(kept)
-            planned = plan(steps, kept)
+            planned = plan(steps, kept, with_signals=self._with_signals)
             if choose:
                 planned = random.Random(f"{seed} {case.name}").sample(
                     planned, min(choose, len(planned))
@@ -324,14 +332,17 @@ def thinned(steps: Sequence[Step], seed: int) -> list[int]:
     return chosen
 
 
-def plan(steps: Sequence[Step], numbers: Sequence[int]) -> list[Fault]:
-    """List every fault at these steps."""
+def plan(
+    steps: Sequence[Step], numbers: Sequence[int], *, with_signals: bool = False
+) -> list[Fault]:
+    """List every fault at these steps; or, instead, a SIGTERM at each."""
     planned = []
     for number in numbers:
         step = steps[number - 1]
-        planned += [
-            Fault(mode, number) for mode in (Mode.KILL_BEFORE, Mode.KILL_AFTER, Mode.INTERRUPT)
-        ]
+        if with_signals:
+            planned.append(Fault(Mode.INTERRUPT, number))
+            continue
+        planned += [Fault(Mode.KILL_BEFORE, number), Fault(Mode.KILL_AFTER, number)]
         if step.call in ("write", "pwrite"):
             planned.append(Fault(Mode.TEAR, number))
         if step.path == "server":
@@ -417,7 +428,7 @@ def _part(options: argparse.Namespace) -> int:
     choose: list[Fault] | int | None = [parsed(text) for text in options.fault] or options.sample
     counts = []
     with ExitStack() as stack:
-        proof = Proof(folder, stack, is_planted=options.planted)
+        proof = Proof(folder, stack, is_planted=options.planted, with_signals=options.signals)
         for case in cases:
             if case.on_server and not installations():
                 continue
@@ -479,6 +490,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--signals", action="store_true", help="SIGTERM at the steps instead")
     parser.add_argument("--planted", action="store_true", help="break a promise on purpose")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     return parser.parse_args()
