@@ -1,0 +1,54 @@
+"""Snapshots of every version of the format, as they were written then: they open for ever."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from program import call
+
+GOLDEN = Path(__file__).parents[1] / "fixtures/snapshots"
+VERSIONS = sorted(path.stem for path in GOLDEN.glob("version-*.json"))
+
+
+def contents_of(root: Path) -> dict[str, str]:
+    """Map each path below a folder to what it is."""
+    return {
+        str(path.relative_to(root)): f"link {os.readlink(path)}"
+        if path.is_symlink()
+        else "folder"
+        if path.is_dir()
+        else hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in root.rglob("*")
+    }
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_clear_snapshot_of_every_version_comes_back(tmp_path: Path, version: str) -> None:
+    """File by file what it was when it was taken."""
+    archive = shutil.copy(GOLDEN / f"{version}.tar.zst", tmp_path)
+
+    verified = call("snapshots", "verify", archive)
+    restored = call("restore", archive, "--to", tmp_path / "home", "--without-key")
+
+    assert (verified.code, restored.code) == (0, 0), verified.err + restored.err
+    assert contents_of(tmp_path / "home") == json.loads((GOLDEN / f"{version}.json").read_bytes())
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_encrypted_snapshot_of_every_version_comes_back(tmp_path: Path, version: str) -> None:
+    """With the key that was sealed into it, which opens what is in the home."""
+    archive = shutil.copy(GOLDEN / f"{version}.tar.zst.age", tmp_path)
+    identity = shutil.copy(GOLDEN / "identity.txt", tmp_path)
+    os.chmod(identity, 0o600)
+
+    restored = call("restore", archive, "--to", tmp_path / "home", "--identity", identity)
+
+    assert restored.code == 0, restored.err
+    expected = json.loads((GOLDEN / f"{version}.json").read_bytes())
+    found = contents_of(tmp_path / "home")
+    assert found.pop("secrets/master.key")
+    assert found == expected
