@@ -150,6 +150,11 @@ class Server:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
+    def pid(self) -> int:
+        """The number of its first process; 0 before the start."""
+        return self._process.pid if self._process else 0
+
+    @property
     def sockets(self) -> Path:
         """The folder of the server's socket."""
         return self.folder

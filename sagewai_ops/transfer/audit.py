@@ -35,7 +35,7 @@ COVERED = (
 _KEYS_KEPT = 100
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?(?:\+00(?::?00)?|Z)?")
 # Documents whose numbers jsonb may spell in another way; more than those match, none of them less.
-_SUSPICIOUS = "metadata GLOB '*[0-9][eE]*' OR metadata GLOB '*-0*'"
+_SUSPICIOUS = "metadata GLOB '*[0-9][eE][-+0-9]*' OR metadata GLOB '*-0*'"
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 
