@@ -22,13 +22,14 @@ with locks.exclusive(pathlib.Path(sys.argv[1])):
 
 
 def test_a_held_folder_is_refused_and_its_holder_named(tmp_path: Path) -> None:
-    """Process and command of who holds it are in the message; how to wait is in the hint."""
+    """Machine, process, command and start are in the message; how to wait is in the hint."""
     with running(_HOLD, str(tmp_path)) as other:
         with pytest.raises(LockedError) as raised, locks.exclusive(tmp_path):
             pytest.fail("two runs at once")
 
-        assert f"pid {other.pid}" in raised.value.message
+        assert f"on {os.uname().nodename}: pid {other.pid} " in raised.value.message
         assert "python" in raised.value.message
+        assert ", since 20" in raised.value.message
         assert "--wait" in raised.value.hint
         assert raised.value.exit_code == 11
 
