@@ -262,7 +262,11 @@ def test_private_home_violates_nothing(home: Home) -> None:
 def test_violated_rule_is_found_repaired_and_taken_back(home: Home, case: Case) -> None:
     """One finding where it is violated, none after the repair, and the old state after the undo."""
     case.spoil(home.root)
-    before = tree_of(home.root.parent)
+    try:
+        before = tree_of(home.root.parent)
+    except PermissionError:
+        assert os.getuid()
+        pytest.skip("only root can compare what its owner may not read")
 
     seen = look(home)
     assert len(found(seen, case)) == 1

@@ -39,6 +39,8 @@ def reachable_folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        for path, _, _ in os.walk(folder):
-            Path(path).chmod(0o700)
+        for path, names, _ in os.walk(folder):
+            for below in (Path(path, name) for name in names):
+                if not below.is_symlink():
+                    below.chmod(0o700)  # before the walk goes there
         shutil.rmtree(folder)

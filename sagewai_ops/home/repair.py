@@ -58,7 +58,9 @@ def plan_repairs(inspection: Inspection) -> tuple[Change, ...]:
             finding.root, finding.facts.path, (), before, before, finding.inode
         )
         after = _joined(known.after, finding)
-        changes[place] = replace(known, rules=(*known.rules, finding.rule.id), after=after)
+        # One rule can be violated twice, by a mode and by what could not be looked into.
+        rules = tuple(dict.fromkeys((*known.rules, finding.rule.id)))
+        changes[place] = replace(known, rules=rules, after=after)
     return tuple(change for change in changes.values() if change.before != change.after)
 
 
