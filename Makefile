@@ -83,4 +83,5 @@ include tests/interop/interop.mk
 include tests/proof/proof.mk
 
 clean:  ## Remove what the targets made.
+	rm -rf "/var/tmp/sagewai-ops-matrix-$$(id -u)"
 	rm -rf $(VENV) .interop .matrix dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -10,6 +10,7 @@ machine cannot run (no such Python, not root) is named in the table and is no fa
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import pwd
 import re
@@ -120,12 +121,14 @@ def main() -> int:
         return 0
     folder = arguments.folder or _folder()
     folder.mkdir(parents=True, exist_ok=True)
-    workshop = Workshop(folder.resolve())
     results = []
-    for cell in cells:
-        result = workshop.run(cell)
-        results.append(result)
-        print(f"matrix: {cell.name}: {_outcome(result)}", file=sys.stderr, flush=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another run replaces the copy of HEAD
+        workshop = Workshop(folder.resolve())
+        for cell in cells:
+            result = workshop.run(cell)
+            results.append(result)
+            print(f"matrix: {cell.name}: {_outcome(result)}", file=sys.stderr, flush=True)
     _print_table(results)
     return 1 if any(result.failed for result in results) else 0
 
