@@ -349,7 +349,8 @@ async def _fill_rest(marker: str, before: dict[str, int]) -> None:
 
 def _numbers_itself(column: Any, dialect: Any) -> bool:
     """Tell whether this is a key that the database numbers: by sequence, or SQLite's rowid."""
-    if not (column.primary_key and column.type.python_type is int):
+    # Not each number in a key: the limiter's moment is one, and it deletes rows that have expired.
+    if column is not column.table.autoincrement_column:
         return False
     return dialect.name == "postgresql" or bool(column.type.compile(dialect=dialect) == "INTEGER")
 
