@@ -303,16 +303,22 @@ def _signals_raise() -> Iterator[None]:
     def interrupt(number: int, _frame: object) -> None:
         for other in handled:
             signal.signal(other, signal.SIG_IGN)  # cleaning up is not interrupted again
+        came.append(number)
         raise InterruptedRunError(number)
 
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {}
+    came: list[int] = []
     try:
         for number in handled:
             # A run under nohup ignores SIGHUP on purpose.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, interrupt)
         yield
+    except KeyboardInterrupt:
+        if came:  # what was raised got lost inside SQLite; `database.source.watched`
+            raise InterruptedRunError(came[0]) from None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

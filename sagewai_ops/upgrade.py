@@ -23,6 +23,7 @@ from sagewai_ops.schema.level import HEAD
 from sagewai_ops.snapshots import swap
 from sagewai_ops.snapshots.backup import take_snapshot
 from sagewai_ops.snapshots.report import BackupOptions, BackupReport
+from sagewai_ops.transfer.interruption import run_interruptibly
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,4 +167,4 @@ def _postgres(
         if target == chain.BASE:
             raise UsageError("base: an upgrade leads to a revision", hint="sagewai-ops db history")
         work = revisions.upgrade(url, target, wait_seconds=options.wait_seconds, progress=progress)
-    return asyncio.run(work)
+    return run_interruptibly(work)

@@ -34,6 +34,7 @@ def take_out(
         DamagedError, KeyMissingError, SchemaAheadError: About the snapshot; nothing was written.
     """
     root = Path(os.path.abspath(target))
+    sweep(root)
     if os.path.lexists(root) and (not root.is_dir() or os.listdir(root)):
         raise TargetBusyError(f"{root}: not an empty folder", hint="name a new one: --to DIR")
     wanted = tuple(path.strip("/") for path in paths)
@@ -63,7 +64,6 @@ def take_out(
 
         tops = tuple(sorted({path.split("/", 1)[0] for path in found}))
         whole = not root.is_dir() or can_swap_whole(root)
-        sweep(root)
         with staged(root, None if whole else tops, keeps=False) as stage, atomic.naming(root):
             taken = extract(
                 reader, stage.content, place, root=root, on_bytes=count, everything=not wanted
