@@ -280,7 +280,7 @@ def _only_for(card: Path) -> object:
     """Give an `atomic.replace` that may not write one file."""
     replace = atomic.replace
 
-    def refuse(path: Path, content: bytes, **options: int) -> None:
+    def refuse(path: Path, content: bytes, **options: Any) -> None:
         if path == card:
             raise PermissionDeniedError(f"{path}: permission denied")
         replace(path, content, **options)
