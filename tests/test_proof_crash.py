@@ -47,6 +47,7 @@ def _prove(report: Path, *words: str) -> tuple[int, dict[str, Any], str]:
 
 
 @needs_steps
+@pytest.mark.timeout(1200)  # a minute on a machine of its own; it may be one of many
 @pytest.mark.parametrize("group", GROUPS, ids=" ".join)
 def test_a_command_whose_step_goes_wrong_keeps_its_promises(
     group: tuple[str, ...], tmp_path: Path

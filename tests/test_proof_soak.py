@@ -9,9 +9,12 @@ import pytest
 
 from proof import faults, soak
 
-pytestmark = pytest.mark.skipif(
-    not faults.is_possible(), reason="steps are numbered on Linux, with a C compiler"
-)
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        not faults.is_possible(), reason="steps are numbered on Linux, with a C compiler"
+    ),
+]
 
 
 def test_a_home_lives_through_kills_as_its_model_does() -> None:
