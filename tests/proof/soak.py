@@ -219,13 +219,14 @@ class Soak:
         (folder / "sagewai.db").chmod(0o600)
         self._home = self._look()
 
-    def _export(self) -> None:
+    def _export(self, *, is_sound: bool = False) -> None:
         world = self._world
         assert world.server is not None
         world.server.drop(world.database)
         world.server.run("postgres", f'CREATE DATABASE "{world.database}" TEMPLATE template0')
         before = world.state()
-        ended = self._command(("export-to-postgres", world.url), self._home, codes=(0, 4, 17))
+        words = ("export-to-postgres", world.url)
+        ended = self._command(words, self._home, codes=(0, 4, 17), is_sound=is_sound)
         rows = {name for name in world.state() if name.startswith("server:")}
         if ended.code != 0 and rows - set(before):
             tables = world.server.rows(world.database, "SELECT count(*) FROM pg_stat_user_tables")
@@ -318,6 +319,8 @@ class Soak:
             ended = self._bench.run(words, self._world)
             if ended.code != 0:
                 raise BrokenError(f"at the end, {words[0]}: exit {ended.code}: {ended.err}")
+        if self._world.server:
+            self._export(is_sound=True)  # what exports leave is theirs to remove
         left = [
             name
             for name in self._world.names()
