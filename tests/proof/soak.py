@@ -315,10 +315,17 @@ class Soak:
 
     def _end(self) -> None:
         """Let sound runs go over everything: nothing is left, and all can still be brought back."""
-        for words in (("init",), RECOVER, ("snapshots", "prune", "--keep-last", "9"), ("backup",)):
+        for words in (
+            ("init",),
+            RECOVER,
+            ("db", "upgrade"),
+            ("snapshots", "prune", "--keep-last", "9"),
+            ("backup",),
+        ):
             ended = self._bench.run(words, self._world)
             if ended.code != 0:
                 raise BrokenError(f"at the end, {words[0]}: exit {ended.code}: {ended.err}")
+        self._home = self._look()
         if self._world.server:
             self._export(is_sound=True)  # what exports leave is theirs to remove
         left = [
