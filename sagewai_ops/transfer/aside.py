@@ -16,7 +16,7 @@ from sagewai_ops.database.source import quoted
 if TYPE_CHECKING:
     import asyncpg
 
-# Below, keeping the indexes costs less than dropping and building them; measured, docs/export.md.
+# Below, dropping and building them costs about what it saves; the border is not sharp.
 WORTHWHILE_ROWS = 500
 
 # `movable`: nothing hangs on the index that its definition does not say.
