@@ -120,6 +120,7 @@ def upgrade(
         lock=lock_of(run.terminal, recipient or [], recipients_file, None),
         wait_seconds=wait,
         key_environment=run.settings.environment,
+        tags=("before-upgrade",),
     )
     options = Options(
         target=_one(target, revision) or "head",

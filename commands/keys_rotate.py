@@ -102,7 +102,11 @@ def rotate(
     if no_snapshot and not dry_run:
         run.terminal.confirm(f"Exchange the key of {home.root} without a snapshot?", yes=yes)
     backup = BackupOptions(
-        lock=lock, custody="sealed", wait_seconds=wait, key_environment=environment
+        lock=lock,
+        custody="sealed",
+        wait_seconds=wait,
+        key_environment=environment,
+        tags=("before-rotate",),
     )
     options = rotating.Options(
         new_key_file=new_key_file,

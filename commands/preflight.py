@@ -87,7 +87,11 @@ def preflight(
     if lock and lock.passphrase:
         unlock = Unlock(passphrase=lock.passphrase)
     backup = BackupOptions(
-        lock=lock, custody=key, wait_seconds=wait, key_environment=run.settings.environment
+        lock=lock,
+        custody=key,
+        wait_seconds=wait,
+        key_environment=run.settings.environment,
+        tags=("preflight",),
     )
     options = PreflightOptions(
         environment=run.settings.environment,

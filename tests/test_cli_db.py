@@ -62,6 +62,7 @@ def test_upgrade_takes_a_snapshot_and_says_nothing_under_cron(old: Path) -> None
     assert (answer.code, answer.out, answer.err) == (0, "", "")
     (archive,) = (old.parent / "home.snapshots").glob("*.tar.zst")
     shown = call("--home", old, "snapshots", "show", archive, "--json").result
+    assert shown["tags"] == ["before-upgrade"]
     assert shown["database"]["schema_level"] == "018_fleet_schema_correction"
     assert call("--home", old, "db", "current", "--json").result["state"] == "current"
 
