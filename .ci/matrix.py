@@ -221,13 +221,14 @@ class Workshop:
         tests = list(_tests(cell, tree))
         as_root = os.getuid() == 0
         account = pwd.getpwnam(cell.user) if cell.user and as_root else pwd.getpwuid(os.getuid())
-        with tempfile.TemporaryDirectory(prefix="sagewai-ops-matrix-") as home:
+        with tempfile.TemporaryDirectory(prefix="ops-", ignore_cleanup_errors=True) as home:
             os.chown(home, account.pw_uid, account.pw_gid)
             variables = {
                 **os.environ,
                 "HOME": home,
                 "USER": account.pw_name,
                 "LOGNAME": account.pw_name,
+                "PYTEST_DEBUG_TEMPROOT": home,  # another run of this user clears the usual one
                 "HYPOTHESIS_STORAGE_DIRECTORY": f"{home}/hypothesis",
                 "PATH": f"{environment / 'bin'}:{os.environ['PATH']}",
             }
