@@ -63,6 +63,7 @@ class Case:
         takes_snapshot: A snapshot more may be there after each run.
         has_verdicts: It tells what fails in its table, and its exit code comes from there.
         moves_snapshots: Snapshots may leave the list; then they rest in the trash.
+        by_the_second: It writes moments that are cut to seconds, which two runs may share.
         probe: A question whose answer is the same before, after and whatever happened.
     """
 
@@ -81,6 +82,7 @@ class Case:
     takes_snapshot: bool = False
     has_verdicts: bool = False
     moves_snapshots: bool = False
+    by_the_second: bool = False
     probe: Callable[[World, Bench], object] = field(default=lambda _world, _bench: None)
 
 
@@ -286,6 +288,7 @@ CASES = (
         "restore --replace",
         _with_snapshot,
         _always("restore", "latest", "--replace", "--revoke-sessions"),
+        by_the_second=True,
         recover=RECOVER,
     ),
     Case(

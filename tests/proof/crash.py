@@ -154,7 +154,9 @@ class Proof:
         names_before = frozenset(world.names())
         newest = [item.path.name for item in catalog.snapshots_in(world.snapshots)][-1:]
         probe = case.probe(world, self)
-        for _turn in range(2):
+        for turn in range(2):
+            if turn and case.by_the_second:
+                time.sleep(1.0 - time.time() % 1.0)
             world.reset(prepared)
             case.begin(world, self)
             ended = self._command(case.words(world), world, case.variables(world), None)
