@@ -179,11 +179,10 @@ def current(run: Run) -> Outcome:
 
     database = resolve(run.settings.environment, run.home().database)
     if isinstance(database, PostgresUrl):
-        import asyncio
-
+        from sagewai_ops.interruption import run_interruptibly
         from sagewai_ops.schema import documents, revisions
 
-        result = documents.of_position(database, asyncio.run(revisions.current(database)))
+        result = documents.of_position(database, run_interruptibly(revisions.current(database)))
     else:
         from sagewai_ops.database.source import pinned
         from sagewai_ops.database.writing import translated
@@ -222,11 +221,12 @@ def check(run: Run, *, wait: WriterWaitOption = 30.0) -> Outcome:
 
     database = resolve(run.settings.environment, run.home().database)
     if isinstance(database, PostgresUrl):
-        import asyncio
-
+        from sagewai_ops.interruption import run_interruptibly
         from sagewai_ops.schema.check_postgres import check_postgres
 
-        result = documents.of_checked_postgres(database, asyncio.run(check_postgres(database)))
+        result = documents.of_checked_postgres(
+            database, run_interruptibly(check_postgres(database))
+        )
     else:
         from sagewai_ops.schema.check import check_database
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sagewai_ops.errors import NoSpaceError, OpsError, PermissionDeniedError
+from sagewai_ops.interruption import uninterrupted
 
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
@@ -191,8 +192,12 @@ def exchange(first: Path, second: Path) -> bool:
     raise OSError(number, os.strerror(number), os.fspath(first), None, os.fspath(second))
 
 
+@uninterrupted()
 def remove_tree(path: Path) -> None:
-    """Remove a file or a folder with all in it, never through a symlink; gone already is fine."""
+    """Remove a file or a folder with all in it, never through a symlink; gone already is fine.
+
+    A signal waits until it is done.
+    """
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.lstat(path).st_mode):
             try:

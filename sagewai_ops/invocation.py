@@ -32,6 +32,7 @@ from sagewai_ops.errors import (
     OpsError,
 )
 from sagewai_ops.home.paths import Home, locate
+from sagewai_ops.interruption import arrived
 from sagewai_ops.options import GLOBAL, UNATTENDED
 from sagewai_ops.settings import SNAPSHOTS_VARIABLE, Settings
 from sagewai_ops.terminal import Terminal
@@ -304,7 +305,7 @@ def _signals_raise() -> Iterator[None]:
         for other in handled:
             signal.signal(other, signal.SIG_IGN)  # cleaning up is not interrupted again
         came.append(number)
-        raise InterruptedRunError(number)
+        arrived(number)
 
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {}

@@ -5,21 +5,20 @@ mends it. Nothing is changed but that a snapshot is taken; what is tried, is tri
 folder. `preflight_checks` has the checks that only look.
 """
 
-import asyncio
 import os
 import shlex
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sagewai_ops import locks
+from sagewai_ops import atomic, locks
 from sagewai_ops.archive.envelope import Unlock
 from sagewai_ops.atomic import refused
 from sagewai_ops.database.urls import PostgresUrl, SqliteUrl, resolve
 from sagewai_ops.errors import EXIT_FINDINGS, EXIT_INCOMPLETE, InterruptedRunError, OpsError
 from sagewai_ops.home.paths import Home, require
+from sagewai_ops.interruption import run_interruptibly
 from sagewai_ops.preflight_checks import (
     Check,
     Verdict,
@@ -244,7 +243,7 @@ class _Flight:
             work = rehearsal.rehearse(
                 self.database, wait_seconds=self.options.wait_seconds, progress=self.progress
             )
-            moved = asyncio.run(work)
+            moved = run_interruptibly(work)
             after = " and ".join(moved.after)
             text = f"{len(moved.ran)} revisions to {after}, {moved.seconds:.1f} s"
             return Check("upgrade", Verdict.OK, text if moved.ran else f"is at {after} already")
@@ -256,7 +255,7 @@ class _Flight:
     def room(self) -> Path:
         """Choose where a scratch folder can be made."""
         chosen = self.options.scratch or self.options.snapshots
-        return chosen if os.access(chosen, os.W_OK) else Path(tempfile.gettempdir())
+        return chosen if os.access(chosen, os.W_OK) else atomic.temporary_folder()
 
     def upgrade_copy(self, database: Path) -> Upgraded:
         """Upgrade a copy in a scratch folder."""

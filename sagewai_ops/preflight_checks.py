@@ -3,7 +3,6 @@
 Each gives one `Check`: a verdict, a sentence, what is behind it, and the commands that mend it.
 """
 
-import asyncio
 import os
 import shlex
 import shutil
@@ -29,6 +28,7 @@ from sagewai_ops.home import layout_journal
 from sagewai_ops.home.paths import SIDECAR_SUFFIXES, Home, layout_of
 from sagewai_ops.home.rules import Severity
 from sagewai_ops.home.verification import verify
+from sagewai_ops.interruption import run_interruptibly
 from sagewai_ops.keycheck import check_keys
 from sagewai_ops.processes import describe
 from sagewai_ops.progress import Progress
@@ -218,7 +218,7 @@ def check_tables(
     """
     findings: Iterable[Finding]
     if isinstance(database, PostgresUrl):
-        server = asyncio.run(check_postgres(database))
+        server = run_interruptibly(check_postgres(database))
         findings, rows = server.findings, server.rows
         drift = [one.shown for one in findings if one.kind == "drift"]
         state = server.database.position.state

@@ -7,7 +7,6 @@ transaction, and the server's own backups, stand for it.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from sagewai_ops import locks
 from sagewai_ops.database.urls import PostgresUrl, SqliteUrl
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
 from sagewai_ops.home.paths import Home, require
+from sagewai_ops.interruption import run_interruptibly
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema import chain, rehearsal, revisions, upgrade
 from sagewai_ops.schema.documents import of_moved, of_upgraded
@@ -23,7 +23,6 @@ from sagewai_ops.schema.level import HEAD
 from sagewai_ops.snapshots import swap
 from sagewai_ops.snapshots.backup import take_snapshot
 from sagewai_ops.snapshots.report import BackupOptions, BackupReport
-from sagewai_ops.transfer.interruption import run_interruptibly
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +125,7 @@ def spell_sql(database: SqliteUrl | PostgresUrl, options: Options) -> str:
     """
     target = chain.find(options.target)
     if isinstance(database, PostgresUrl):
-        return asyncio.run(revisions.plan_sql(database, target, down=options.down))
+        return run_interruptibly(revisions.plan_sql(database, target, down=options.down))
     check_sqlite(target, down=options.down)
     plan = upgrade.plan_upgrade(database.path, wait_seconds=options.wait_seconds)
     if not plan:

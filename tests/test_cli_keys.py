@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import sqlite3
-import tempfile
 from pathlib import Path
 
 import pyrage
@@ -293,10 +292,10 @@ def test_no_key_and_no_home_have_codes_of_their_own(tmp_path: Path) -> None:
 def test_a_database_that_cannot_be_opened_in_place_is_copied(
     built: BuiltHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Into a private folder, of which nothing is left."""
+    """Into a private folder, of which nothing is left, nor of one that a killed run made."""
     scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    (scratch / ".sagewai-ops-keys-0dead000").mkdir(parents=True)
+    monkeypatch.setenv("TMPDIR", str(scratch))
 
     def refuse(path: Path) -> None:
         raise NeedsStagingError(f"database {path}: may not be written")

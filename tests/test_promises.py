@@ -25,12 +25,14 @@ FRAME = {
     "__init__",
     "atomic",
     "errors",
+    "interruption",
     "locks",
     "memory",
     "processes",
     "progress",
     "settings",
     "terminal",
+    "working_folder",
 }
 RANKS = {
     "database": 1,

@@ -63,6 +63,18 @@ def test_a_command_whose_step_goes_wrong_keeps_its_promises(
 
 
 @needs_steps
+@pytest.mark.timeout(600)
+def test_a_signal_ends_a_command_with_nothing_left_over(tmp_path: Path) -> None:
+    """SIGTERM at each step, those of cleaning up among them."""
+    only = ("--only", "restore --undo", "--only", "keys escrow", "--only", "restore --recover")
+
+    code, document, said = _prove(tmp_path / "report", "--every", "--signals", *only)
+
+    assert (code, document["violations"]) == (0, 0), said
+    assert document["struck"] >= 30
+
+
+@needs_steps
 def test_a_write_that_is_not_atomic_is_noticed(tmp_path: Path) -> None:
     """The harness finds what is broken on purpose, and its exit code says so."""
     words = ("--planted", "--only", "keys escrow", "--fault", "kill after at 1")

@@ -69,6 +69,19 @@ def test_the_sequence_orders_and_the_name_does_where_there_is_none(tmp_path: Pat
     assert catalog.next_sequence(tmp_path) == 4
 
 
+def test_of_one_second_the_order_of_what_stays_is_the_same_when_one_goes(tmp_path: Path) -> None:
+    """Two that are numbered against the order of their ids, and one whose backup was killed."""
+    _archive(tmp_path, "20260101T000000Z-00000a", sequence=9)
+    _archive(tmp_path, "20260101T000000Z-00000b")
+    goes = _archive(tmp_path, "20260101T000000Z-00000c", sequence=8)
+    before = [item.id[-1] for item in catalog.snapshots_in(tmp_path)]
+
+    goes.unlink()
+
+    assert before == ["b", "c", "a"]
+    assert [item.id[-1] for item in catalog.snapshots_in(tmp_path)] == ["b", "a"]
+
+
 def test_digits_that_are_no_date_are_a_snapshot_and_the_oldest(tmp_path: Path) -> None:
     """A forged name does not stop the list."""
     _archive(tmp_path, "20260101T000000Z-000001")

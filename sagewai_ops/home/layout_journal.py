@@ -21,6 +21,7 @@ from sagewai_ops.home.entries import sweep_partials
 from sagewai_ops.home.layout_steps import PREFIX, Step, StepKind
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.home.rules import PRIVATE_FILE, PRIVATE_FOLDER
+from sagewai_ops.interruption import uninterrupted
 
 JOURNAL = f"{OWN_PREFIX}layout.json"
 _PREPARING, _MOVING, _DONE = "preparing", "moving", "done"
@@ -49,7 +50,13 @@ def carry_out(root: Path, steps: Sequence[Step]) -> None:
             home meanwhile; everything is as it was.
     """
     with atomic.naming(root):
-        _write(root, _PREPARING, steps)
+        try:
+            _write(root, _PREPARING, steps)
+        except BaseException:
+            # It may have its name already; nothing that it speaks of was begun.
+            with contextlib.suppress(OSError, OpsError):
+                _forget(root)
+            raise
         try:
             prepared = _prepare(root, steps)
             _write(root, _MOVING, prepared)
@@ -72,12 +79,7 @@ def carry_out(root: Path, steps: Sequence[Step]) -> None:
             if isinstance(error, OSError) and error.errno == errno.EXDEV:
                 raise OtherFileSystemError(f"{root}: a part of it is another mount") from error
             raise
-        try:
-            _clear(root, prepared)
-        except BaseException:
-            with contextlib.suppress(OSError, OpsError):
-                _clear(root, prepared)  # what interrupted it comes once
-            raise
+        _clear(root, prepared)
 
 
 def recover(root: Path) -> str:
@@ -206,6 +208,7 @@ def _finish(root: Path, steps: Sequence[Step]) -> None:
     _clear(root, steps)
 
 
+@uninterrupted()
 def _clear(root: Path, steps: Sequence[Step]) -> None:
     """Remove what was put away, then the journal; twice is as once."""
     for step in steps:
@@ -215,6 +218,7 @@ def _clear(root: Path, steps: Sequence[Step]) -> None:
     _forget(root)
 
 
+@uninterrupted()
 def _take_back_preparations(root: Path, steps: Sequence[Step]) -> None:
     """Remove copies and the folders that were made, where nothing is in them."""
     for step in steps:

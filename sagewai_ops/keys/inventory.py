@@ -9,12 +9,12 @@ import contextlib
 import os
 import sqlite3
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from sagewai_ops import atomic
 from sagewai_ops.database.copy import copy_database
 from sagewai_ops.database.source import NeedsStagingError, database_uri, pinned, translate
 from sagewai_ops.database.urls import PostgresUrl, resolve
@@ -25,10 +25,11 @@ from sagewai_ops.home.documents import (
     parse_document,
     read_together,
 )
-from sagewai_ops.home.paths import LEGACY_PLACES, Home, Kind, kind_of
+from sagewai_ops.home.paths import LEGACY_PLACES, OWN_PREFIX, Home, Kind, kind_of
 from sagewai_ops.keys import server
 from sagewai_ops.keys.places import SealedValue, in_copy, in_database, in_documents
 from sagewai_ops.keys.plaintext import Plaintext, plain_in_database, plain_in_documents
+from sagewai_ops.working_folder import working_folder
 
 SERVER = "server:"  # begins `where` and the project of what stands on a database server
 _LOCK_SUFFIX = ".lock"
@@ -182,8 +183,9 @@ def _frozen(database: Path) -> Iterator[sqlite3.Connection]:
         try:
             connection = stack.enter_context(pinned(database)).connection
         except NeedsStagingError:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sagewai-ops-keys-"))
-            copy = copy_database(database, Path(folder) / "copy.db", durable=False).path
+            parent = atomic.temporary_folder()
+            folder = stack.enter_context(working_folder(parent, f"{OWN_PREFIX}keys-"))
+            copy = copy_database(database, folder / "copy.db", durable=False).path
             uri = database_uri(copy, mode="ro", immutable="1")
             connection = sqlite3.connect(uri, uri=True)
             stack.enter_context(contextlib.closing(connection))

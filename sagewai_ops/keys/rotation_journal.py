@@ -16,6 +16,7 @@ from pathlib import Path
 from sagewai_ops import atomic, locks
 from sagewai_ops.errors import LockedError, OpsError
 from sagewai_ops.home.paths import OWN_PREFIX
+from sagewai_ops.interruption import uninterrupted
 from sagewai_ops.keys.candidates import Candidate, given
 
 NAME = f"{OWN_PREFIX}rotation"
@@ -182,6 +183,7 @@ def forget(root: Path) -> None:
     atomic.sync_folder(root / NAME)
 
 
+@uninterrupted()
 def sweep(root: Path) -> bool:
     """Remove the folder unless there is a journal in it; tell whether there was one to remove.
 

@@ -6,7 +6,6 @@ eyes looks at both engines. What is written is one transaction, under locks that
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from sagewai_ops.database.engines import APPLICATION_NAME, connect, translated
 from sagewai_ops.database.source import quoted
 from sagewai_ops.database.urls import PostgresUrl
+from sagewai_ops.interruption import run_interruptibly
 from sagewai_ops.keys.places import COLUMNS, PREFIX
 from sagewai_ops.keys.resealing import substituted
 
@@ -52,7 +52,7 @@ def read_tables(url: PostgresUrl) -> sqlite3.Connection:
     Raises:
         OpsError: The server cannot be reached, or refuses.
     """
-    tables = asyncio.run(_read(url))
+    tables = run_interruptibly(_read(url))
     connection = sqlite3.connect(":memory:")
     for table, (columns, rows) in tables.items():
         names = ", ".join(map(quoted, columns))
@@ -69,7 +69,7 @@ def substitute_on_server(url: PostgresUrl, tokens: Mapping[bytes, bytes]) -> Non
         OpsError: The server cannot be reached, or refuses; whether it committed is then not known,
             and doing it again does no harm.
     """
-    asyncio.run(_substitute(url, tokens))
+    run_interruptibly(_substitute(url, tokens))
 
 
 def sessions(url: PostgresUrl) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ def sessions(url: PostgresUrl) -> tuple[str, ...]:
     Raises:
         OpsError: The server cannot be reached, or refuses.
     """
-    return asyncio.run(_sessions(url))
+    return run_interruptibly(_sessions(url))
 
 
 async def _read(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sagewai_ops import atomic
 from sagewai_ops.errors import NoSpaceError, OpsError, TargetBusyError
+from sagewai_ops.interruption import uninterrupted
 from sagewai_ops.schema import ddl
 
 # Where there are no hard links (FAT, some network shares), the file is renamed into place.
@@ -33,17 +34,17 @@ def create_database(path: Path) -> None:
     with atomic.naming(path):
         if os.path.lexists(path):
             raise _taken(path)
-        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
+        with contextlib.ExitStack() as stack:
+            with uninterrupted():
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                descriptor = os.open(beside, flags, atomic.PRIVATE_FILE)
+                for suffix in ("", "-wal", "-shm"):
+                    stack.callback(atomic.remove_tree, Path(f"{beside}{suffix}"))
+                stack.callback(os.close, descriptor)
             os.fchmod(descriptor, atomic.PRIVATE_FILE)
             _fill(beside, path)
             os.fsync(descriptor)
             _name(beside, path)
-        finally:
-            os.close(descriptor)
-            for leftover in (beside, *(Path(f"{beside}{suffix}") for suffix in ("-wal", "-shm"))):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(leftover)
         atomic.sync_folder(path.parent)
 
 

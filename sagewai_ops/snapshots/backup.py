@@ -16,11 +16,13 @@ from sagewai_ops.archive.envelope import Lock, Unlock, check_recipients, tempora
 from sagewai_ops.archive.reader import open_archive
 from sagewai_ops.errors import NoSpaceError, UsageError
 from sagewai_ops.home.paths import Home, require
+from sagewai_ops.interruption import uninterrupted
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import catalog, swap
 from sagewai_ops.snapshots.collect import Collection
 from sagewai_ops.snapshots.report import CUSTODIES, BackupOptions, BackupReport
 from sagewai_ops.snapshots.taking import Taking
+from sagewai_ops.working_folder import locked_folder
 
 # Below this share of the content no archive of a home was ever seen; refusing earlier than that
 # would refuse backups that fit.
@@ -189,31 +191,19 @@ def check_space(folder: Path, collection: Collection, *, only_copy: bool = False
 def staging_in(folder: Path, snapshot_id: str) -> Iterator[Path]:
     """Make a private folder that is locked while this run lives, and removed in any case."""
     path = catalog.staging_path(folder, snapshot_id)
-    with atomic.naming(path), locks.guarded(folder):
-        os.mkdir(path, atomic.PRIVATE_FOLDER)
-        os.chmod(path, atomic.PRIVATE_FOLDER)  # the umask may have shut it even for us
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        locks.hold_open(descriptor)
-    try:
+    with locked_folder(path):
         yield path
-    finally:
-        try:
-            atomic.remove_tree(path)
-        finally:
-            os.close(descriptor)
 
 
 @contextlib.contextmanager
 def _partial(path: Path) -> Iterator[BinaryIO]:
     """Open the archive's file, locked while this run lives, and removed unless it was renamed."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    with atomic.naming(path), locks.guarded(path.parent):
-        descriptor = os.open(path, flags, atomic.PRIVATE_FILE)
-        locks.hold_open(descriptor)
-    try:
-        with open(descriptor, "wb", 0) as stream:
-            os.fchmod(descriptor, atomic.PRIVATE_FILE)
-            yield stream
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+    with contextlib.ExitStack() as stack:
+        with uninterrupted(), atomic.naming(path), locks.guarded(path.parent):
+            descriptor = os.open(path, flags, atomic.PRIVATE_FILE)
+            stack.callback(atomic.remove_tree, path)
+            stream = stack.enter_context(open(descriptor, "wb", 0))
+            locks.hold_open(descriptor)
+        os.fchmod(descriptor, atomic.PRIVATE_FILE)
+        yield stream

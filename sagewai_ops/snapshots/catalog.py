@@ -314,8 +314,11 @@ def _moment(text: str) -> datetime:
 
 
 def _ordered(found: list[Snapshot]) -> list[Snapshot]:
-    """Sort by sequence; one without a number stands where the UTC of its name puts it."""
-    found.sort(key=lambda snapshot: (snapshot.created_at, snapshot.id))
+    """Sort by sequence; one without a number stands where the UTC of its name puts it.
+
+    Within its second that is before the numbered ones, so that none moves when another goes.
+    """
+    found.sort(key=lambda snapshot: (snapshot.created_at, snapshot.sequence, snapshot.id))
     numbered = iter(
         sorted((snapshot for snapshot in found if snapshot.sequence), key=lambda one: one.sequence)
     )

@@ -30,6 +30,7 @@ from sagewai_ops.snapshots.report import BackupOptions, BackupReport
 from sagewai_ops.snapshots.retention import Owner, whose
 from sagewai_ops.snapshots.taking import Taking
 from sagewai_ops.snapshots.tree_writer import TreeWriter
+from sagewai_ops.working_folder import locked_folder
 
 _ASIDE = ".sagewai-ops-tree-before"  # the old tree, for the moment between two renames
 
@@ -93,7 +94,7 @@ def keep_tree(
         fresh = catalog.staging_path(folder, catalog.new_id(datetime.now(timezone.utc)))
         with staging_in(folder, taking.id) as staging:
             check_space(folder, taking.collection)
-            with _fresh_tree(fresh) as descriptor, _opened(place) as old:
+            with locked_folder(fresh, stays=True) as descriptor, _opened(place) as old:
                 writer = _write(taking, fresh, place, old, staging, progress)
                 with atomic.naming(fresh):
                     atomic.sync_tree(fresh)
@@ -143,24 +144,6 @@ def _tree_of(place: Path, owner: Owner) -> Header | None:
 def _next_sequence(before: Header | None) -> int:
     number = before.facts.get("sequence") if before else 0
     return number + 1 if isinstance(number, int) else 1
-
-
-@contextlib.contextmanager
-def _fresh_tree(path: Path) -> Iterator[int]:
-    """Make the folder that a tree is built in, locked by this run; after a failure it is gone."""
-    with atomic.naming(path), locks.guarded(path.parent):
-        os.mkdir(path, atomic.PRIVATE_FOLDER)
-        os.chmod(path, atomic.PRIVATE_FOLDER)  # the umask may have shut it even for us
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        locks.hold_open(descriptor)
-    try:
-        yield descriptor
-    except BaseException:
-        with contextlib.suppress(OSError):  # the next run sweeps it; why we are here matters more
-            atomic.remove_tree(path)
-        raise
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

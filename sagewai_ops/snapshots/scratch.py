@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
-from sagewai_ops import atomic, locks
-from sagewai_ops.errors import InterruptedRunError
+from sagewai_ops import locks
+from sagewai_ops.interruption import uninterrupted
 from sagewai_ops.snapshots import catalog
+from sagewai_ops.working_folder import locked_folder
 
 
 @contextlib.contextmanager
@@ -30,30 +31,20 @@ def scratch_in(folder: Path, noted_in: Path | None = None) -> Iterator[Path]:
     note = None
     if noted_in and noted_in != folder and os.access(noted_in, os.R_OK | os.W_OK):
         note = noted_in / path.name
-    try:
-        with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        with uninterrupted(), contextlib.ExitStack() as making:
             if note:
                 # Until the folder is there and locked, the link looks like a dead run's.
-                stack.enter_context(locks.guarded(note.parent))
+                making.enter_context(locks.guarded(note.parent))
+                stack.callback(_forget, note, path)
                 with contextlib.suppress(OSError):  # a file system without links
                     note.symlink_to(path)
-            stack.enter_context(atomic.naming(path))
-            stack.enter_context(locks.guarded(folder))
-            os.mkdir(path, atomic.PRIVATE_FOLDER)
-            os.chmod(path, atomic.PRIVATE_FOLDER)  # the umask may have shut it even for us
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            locks.hold_open(descriptor)
-        try:
-            yield path
-        finally:
-            try:
-                atomic.remove_tree(path)
-            except InterruptedRunError:
-                atomic.remove_tree(path)  # a signal comes once; the next ones are ignored
-                raise
-            finally:
-                os.close(descriptor)
-    finally:
-        if note and not os.path.lexists(path):
-            with contextlib.suppress(OSError):
-                note.unlink()
+            stack.enter_context(locked_folder(path))
+        yield path
+
+
+def _forget(note: Path, path: Path) -> None:
+    """Remove the link, unless it leads to what could not be removed."""
+    if not os.path.lexists(path):
+        with contextlib.suppress(OSError):
+            note.unlink()

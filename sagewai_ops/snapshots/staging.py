@@ -19,6 +19,7 @@ from pathlib import Path
 from sagewai_ops import atomic, locks
 from sagewai_ops.errors import OpsError
 from sagewai_ops.home.paths import OWN_PREFIX
+from sagewai_ops.interruption import uninterrupted
 from sagewai_ops.snapshots import moves
 from sagewai_ops.snapshots.moves import Journal, Move, State
 
@@ -150,6 +151,7 @@ def carry_out(
         conclude(journal)
 
 
+@uninterrupted()
 def conclude(journal: Journal) -> bool:
     """Remove what a settled journal leaves, itself included; what refuses is left to `sweep`."""
     staging = journal.path.with_suffix("")
@@ -203,6 +205,7 @@ def _journal_of(staging: Path) -> Path:
     return staging.with_name(staging.name + ".json")
 
 
+@uninterrupted()
 def _settle(path: Path) -> bool:
     """Clean up after a journal whose moves are all undone or all done; else leave it."""
     journal = moves.read(path)
@@ -223,6 +226,7 @@ def _is_garbage(path: Path) -> bool:
     return _DISCARD in path.name or (path / _MARK).exists() or not os.listdir(path)
 
 
+@uninterrupted()
 def _discard(path: Path) -> None:
     _remove(path if _DISCARD in path.name else _doomed(path))
 

@@ -32,13 +32,13 @@ from sagewai_ops.errors import (
     TargetBusyError,
 )
 from sagewai_ops.home.paths import Home, require
+from sagewai_ops.interruption import run_interruptibly
 from sagewai_ops.processes import describe
 from sagewai_ops.progress import Progress
 from sagewai_ops.transfer import learnings, overlay
 from sagewai_ops.transfer.copy import reading
 from sagewai_ops.transfer.filling import RefusedByServerError, fill
 from sagewai_ops.transfer.findings import Finding
-from sagewai_ops.transfer.interruption import run_interruptibly
 from sagewai_ops.transfer.plan import Plan, make_plan
 from sagewai_ops.transfer.preflight import FAIL, QUARANTINE, Preflight
 from sagewai_ops.transfer.reading import opened_copy

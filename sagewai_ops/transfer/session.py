@@ -166,6 +166,10 @@ async def _migrated(url: PostgresUrl, purpose: str) -> AsyncIterator[Session]:
 
     async with engines.connected(url) as outer:
         transaction = await outer.begin()
+        # Now: of a connection that a cancelled statement has broken, SQLAlchemy gives nothing.
+        raw = await outer.get_raw_connection()
+        connection: asyncpg.Connection[asyncpg.Record] | None = raw.driver_connection
+        assert connection is not None
         try:
             await outer.execute(text("SELECT 1"))
             found = await server.look(outer)
@@ -174,18 +178,13 @@ async def _migrated(url: PostgresUrl, purpose: str) -> AsyncIterator[Session]:
             heads = revisions.check_position(found, HEAD, down=False)
             _check_empty(found.position.state, heads, purpose, url)
             await alembic_runner.migrate(outer, HEAD)
-            raw = await outer.get_raw_connection()
-            connection: asyncpg.Connection[asyncpg.Record] | None = raw.driver_connection
-            assert connection is not None
             await connection.execute(_SETTINGS)
             session = Session(connection, found.version, migrated=True)
             session.tables = await read_tables(connection)
             await _occupy(session, purpose, url)
             yield session
         except asyncio.CancelledError:
-            driver = (await outer.get_raw_connection()).driver_connection
-            if driver is not None:
-                driver.terminate()
+            connection.terminate()
             raise
         except BaseException:
             with suppress(Exception):  # a broken connection is rolled back already

@@ -5,16 +5,14 @@ at the end, and by the next export when a crash left it.
 """
 
 import contextlib
-import secrets
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from sagewai_ops import atomic
 from sagewai_ops.errors import PermissionDeniedError
 from sagewai_ops.home.paths import OWN_PREFIX, Home
-from sagewai_ops.locks import exclusive, is_abandoned
+from sagewai_ops.locks import is_abandoned
+from sagewai_ops.working_folder import working_folder
 
 PREFIX = f"{OWN_PREFIX}export-"
 
@@ -35,27 +33,26 @@ def workplace(home: Home) -> Iterator[Path]:
     """
     folder = folder_of(home)
     was_there = folder.is_dir()
-    try:
-        atomic.make_folder(folder)
-        place = folder / f"{PREFIX}{secrets.token_hex(4)}"
-        atomic.make_folder(place)
-    except PermissionDeniedError:
-        folder, was_there = atomic.temporary_folder(), True
-        place = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
-    try:
-        with exclusive(place):
-            _sweep(folder)
+    with contextlib.ExitStack() as stack:
+        try:
+            atomic.make_folder(folder)
+            place = stack.enter_context(working_folder(folder, PREFIX))
+        except PermissionDeniedError:
+            folder, was_there = atomic.temporary_folder(), True
+            place = stack.enter_context(working_folder(folder, PREFIX))
+        try:
+            _sweep_reports(folder)
             yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-        if not was_there:
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # a plan leaves nothing; reports keep it
+        finally:
+            stack.close()
+            if not was_there:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()  # a plan leaves nothing; reports keep it
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what exports left that were killed: a copy, or half a report."""
-    for left in (*folder.glob(f"{PREFIX}*"), *folder.glob(".move-*.json.*.partial")):
+def _sweep_reports(folder: Path) -> None:
+    """Remove the halves of reports that exports left which were killed."""
+    for left in folder.glob(".move-*.json.*.partial"):
         if is_abandoned(left):
             with contextlib.suppress(OSError):
                 atomic.remove_tree(left)

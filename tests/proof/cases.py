@@ -199,11 +199,28 @@ def _pruned(world: World, bench: Bench) -> None:
     bench.run(("snapshots", "prune", "--keep-last", "1"), world)
 
 
-def opened(world: World, bench: Bench) -> object:
-    """Tell how many sealed values open, and with how many keys that are not Sagewai's."""
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What `keys check` counts: values that open, those that Sagewai would lose, bare ones."""
+
+    code: int | None
+    values: int
+    lost: int
+    plaintext: int
+
+
+def opened(world: World, bench: Bench) -> Opened:
+    """Tell how many sealed values open, and how many of them only with a key that Sagewai ignores.
+
+    Raises:
+        ValueError: `keys check` printed no result.
+    """
     ended = bench.run(("keys", "check", "--json"), world)
-    result = json.loads(ended.out)["result"] or {}
-    return ended.code, len(result.get("values", ())), result.get("lost_to_sagewai")
+    result = json.loads(ended.out)["result"]
+    if result is None:
+        raise ValueError(f"keys check, exit {ended.code}: {ended.err}")
+    plaintext = len(result["plaintext"])
+    return Opened(ended.code, len(result["values"]), result["lost_to_sagewai"], plaintext)
 
 
 def _at(revision: str) -> Callable[[World, Bench], None]:

@@ -1,22 +1,67 @@
-"""Signals while asyncio runs: they end the work at its next pause, and then the program.
+"""Signals: where they must wait for a moment, and what they do while asyncio runs.
+
+A signal ends the run by an exception, wherever the main thread is. What makes or removes something
+that must not be left behind lets it wait for the moment that this takes.
 
 Under asyncio an exception that a signal handler raises may land inside a callback of the event
 loop, which logs it and goes on. So for as long as the loop runs, a signal cancels the task, whose
 clean-up then takes its ordinary way; afterwards the signal is what the caller hears of.
 """
 
-import asyncio
+from __future__ import annotations
+
 import contextlib
 import signal
 import threading
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sagewai_ops.errors import InterruptedRunError
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
 
 Answer = TypeVar("Answer")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _Waiting(threading.local):
+    """Of each thread, for only the main one is told of signals."""
+
+    depth = 0
+    signal_number: int | None = None
+
+
+_waiting = _Waiting()
+
+
+def arrived(number: int) -> None:
+    """Let a signal end what runs, now or when the block that makes it wait has ended.
+
+    Raises:
+        InterruptedRunError: Now.
+    """
+    if _waiting.depth:
+        _waiting.signal_number = number
+    else:
+        raise InterruptedRunError(number)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let signals wait until the block has ended, well or not.
+
+    Raises:
+        InterruptedRunError: One came meanwhile.
+    """
+    _waiting.depth += 1
+    try:
+        yield
+    finally:
+        _waiting.depth -= 1
+        if not _waiting.depth and _waiting.signal_number is not None:
+            number, _waiting.signal_number = _waiting.signal_number, None
+            raise InterruptedRunError(number)
 
 
 def run_interruptibly(work: Coroutine[Any, Any, Answer]) -> Answer:
@@ -25,6 +70,8 @@ def run_interruptibly(work: Coroutine[Any, Any, Answer]) -> Answer:
     Raises:
         InterruptedRunError: A signal came; the coroutine was cancelled and has cleaned up.
     """
+    import asyncio
+
     if threading.current_thread() is not threading.main_thread():
         return asyncio.run(work)  # only the main thread is told of signals
     came: list[int] = []
