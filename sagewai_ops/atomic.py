@@ -36,30 +36,36 @@ def replace(
     content: bytes,
     *,
     mode: int = PRIVATE_FILE,
+    owner: os.stat_result | None = None,
     prove: Callable[[Path], None] | None = None,
 ) -> None:
     """Put `content` at `path`, whole or not at all, and make it durable.
 
     Args:
+        owner: Whose the file is to be, as of what it replaces; None for who runs this.
         prove: Given the file before it has its name; what it raises leaves `path` unchanged.
 
     Raises:
         NoSpaceError, PermissionDeniedError, OpsError: The system refused; `path` is unchanged.
     """
-    with write_stream(path, mode=mode, prove=prove) as stream:
+    with write_stream(path, mode=mode, owner=owner, prove=prove) as stream:
         stream.write(content)
 
 
 @contextlib.contextmanager
 def write_stream(
-    path: Path, *, mode: int = PRIVATE_FILE, prove: Callable[[Path], None] | None = None
+    path: Path,
+    *,
+    mode: int = PRIVATE_FILE,
+    owner: os.stat_result | None = None,
+    prove: Callable[[Path], None] | None = None,
 ) -> Iterator[BinaryIO]:
     """Give a binary file that takes the name `path` when the block ends well.
 
     What runs that were killed left of the same file is removed.
 
     Args:
-        prove: As for `replace`.
+        owner, prove: As for `replace`.
 
     Raises:
         NoSpaceError, PermissionDeniedError, OpsError: The system refused; `path` is unchanged.
@@ -71,6 +77,8 @@ def write_stream(
             # Inside the block: a signal may come before this gives the descriptor.
             descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
             with open(descriptor, "wb") as stream:
+                if owner:
+                    _give(descriptor, owner)
                 os.fchmod(descriptor, mode)
                 with contextlib.suppress(OSError):  # a file system without locks
                     # Whoever sweeps what dead runs left sees that this one lives.
@@ -86,6 +94,16 @@ def write_stream(
                 os.unlink(beside)
             raise
         sync_folder(path.parent)
+
+
+def _give(entry: int | Path, owner: os.stat_result) -> None:
+    """Give an entry, or an open file, to its owner: what is root's is out of Sagewai's reach."""
+    own = os.stat(entry)
+    if own.st_uid != owner.st_uid:
+        os.chown(entry, owner.st_uid, owner.st_gid)
+    elif own.st_gid != owner.st_gid:
+        with contextlib.suppress(PermissionError):  # a group that its owner has left
+            os.chown(entry, -1, owner.st_gid)
 
 
 def _sweep(path: Path) -> None:
@@ -118,8 +136,13 @@ def temporary_folder() -> Path:
     return Path("/tmp")  # noqa: S108 - what is made in it gets a private mode and a name of its own
 
 
-def make_folder(path: Path, *, mode: int = PRIVATE_FOLDER) -> None:
+def make_folder(
+    path: Path, *, mode: int = PRIVATE_FOLDER, owner: os.stat_result | None = None
+) -> None:
     """Make a folder, and the missing ones above it, with exactly this mode; one there is left.
+
+    Args:
+        owner: As for `replace`.
 
     Raises:
         NoSpaceError, PermissionDeniedError, OpsError: The system refused.
@@ -127,9 +150,11 @@ def make_folder(path: Path, *, mode: int = PRIVATE_FOLDER) -> None:
     if path.is_dir():
         return
     if not path.parent.is_dir():
-        make_folder(path.parent, mode=mode)
+        make_folder(path.parent, mode=mode, owner=owner)
     with naming(path), contextlib.suppress(FileExistsError):
         os.mkdir(path, mode)
+        if owner:
+            _give(path, owner)
         os.chmod(path, mode)
         sync_folder(path.parent)
 

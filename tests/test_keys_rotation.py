@@ -563,7 +563,7 @@ def test_root_leaves_what_it_writes_to_the_owner(built: BuiltHome) -> None:
     """A key of root's own, which Sagewai cannot read, would be replaced by Sagewai."""
     for path in (built.root, *built.root.rglob("*")):
         os.lchown(path, NOBODY, NOBODY)
-    built.master_key.unlink()
+    shutil.rmtree(built.master_key.parent)
     named = {"SAGEWAI_MASTER_KEY": built.master_keys[0].decode()}
 
     turn(built.root, named)

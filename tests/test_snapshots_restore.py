@@ -618,16 +618,25 @@ def test_disk_that_is_too_small_is_left_empty(
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root gives files away")
-def test_owner_comes_back_for_root(tmp_path: Path) -> None:
-    """Files belong to whom they belonged to, the key beside them too."""
-    root = small(tmp_path / "home").root
+@pytest.mark.parametrize("layout", ["canonical", "flat"])
+def test_owner_comes_back_for_root(tmp_path: Path, layout: str) -> None:
+    """Files belong to whom they belonged to, also what a restore itself writes or makes."""
+    root = small(tmp_path / "home", layout=layout).root
+    key = tmp_path / "key"
+    shutil.copy(next(root.rglob("master.key")), key)
     for path in [root, *root.rglob("*")]:
         os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    archive, homes = snapshot_of(root), (root, tmp_path / "there")
 
-    bring_back(snapshot_of(root), tmp_path / "there", key_home=root)
+    for home in homes:
+        bring_back(
+            archive, home, key_file=key, replace=True, revoke_sessions=True, rebind_fleet=True
+        )
 
-    restored = [tmp_path / "there", *(tmp_path / "there").rglob("*")]
-    assert {(path.lstat().st_uid, path.lstat().st_gid) for path in restored} == {(NOBODY, NOBODY)}
+    for home in homes:
+        restored = [home, *home.rglob("*")]
+        owners = {(path.lstat().st_uid, path.lstat().st_gid) for path in restored}
+        assert owners == {(NOBODY, NOBODY)}
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="the archive must hold files of somebody else")

@@ -201,24 +201,14 @@ def _substitute_in_file(path: Path, tokens: Mapping[bytes, bytes]) -> None:
         content = file.read()
     other = substituted(content, tokens)
     if other != content:
-        _write(path, other, stat.S_IMODE(status.st_mode), status)
+        atomic.replace(path, other, mode=stat.S_IMODE(status.st_mode), owner=status)
 
 
 def _own(place: Path, value: bytes) -> None:
     """Write a key for the owner of what stands there, or of the folder."""
-    atomic.make_folder(place.parent)
-    status = os.stat(place if place.exists() else place.parent)
-    _write(place, value, atomic.PRIVATE_FILE, status)
-
-
-def _write(path: Path, content: bytes, mode: int, owner: os.stat_result) -> None:
-    with atomic.write_stream(path, mode=mode) as stream:
-        # Before it has its name: written by root in the home of another, a key that Sagewai cannot
-        # read would be replaced by it.
-        if (owner.st_uid, owner.st_gid) != (os.geteuid(), os.getegid()):
-            os.fchown(stream.fileno(), owner.st_uid, owner.st_gid)
-            os.fchmod(stream.fileno(), mode)
-        stream.write(content)
+    above = place.parent if place.parent.is_dir() else place.parent.parent
+    atomic.make_folder(place.parent, owner=os.stat(above))
+    atomic.replace(place, value, owner=os.stat(place if place.exists() else place.parent))
 
 
 def _put_back_key(home: Home, journal: Journal, before: bytes | None) -> None:

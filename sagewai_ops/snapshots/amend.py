@@ -9,6 +9,7 @@ Both work on the staged copy, where no process is; the swap that follows makes t
 
 import contextlib
 import json
+import os
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +31,6 @@ _REBIND = (
     "UPDATE enrollment_keys SET org_id = :new WHERE org_id LIKE 'default:%' AND org_id <> :new",
     "UPDATE fleet_tasks SET org_id = :new WHERE org_id LIKE 'default:%' AND org_id <> :new",
 )
-_STATE_MODE = 0o600
 
 
 def revoke_access(documents: Mapping[str, bytes], staged: Home) -> None:
@@ -50,8 +50,8 @@ def revoke_access(documents: Mapping[str, bytes], staged: Home) -> None:
             for token in state.get("api_tokens") or ():
                 if isinstance(token, dict):
                     token["revoked"] = True
-            text = json.dumps(state, indent=2)
-            atomic.replace(staged.root / path, text.encode(), mode=_STATE_MODE)
+            text, place = json.dumps(state, indent=2), staged.root / path
+            atomic.replace(place, text.encode(), owner=os.stat(place))
     _change(staged.database, _REVOKE, {})
 
 

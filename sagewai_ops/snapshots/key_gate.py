@@ -88,8 +88,11 @@ def install_keys(
     useful.add(str(reader.header.facts.get("key_fingerprint") or ""))
     installed = set()
     own = find_candidates(target, {})
+    # Without root all of it is ours anyway.
+    is_theirs = os.geteuid() == 0 and target.root.is_dir()
+    home = os.stat(target.root if is_theirs else staged.root)
     if opening.key and opening.key.source == KEY_FILE:
-        installed.add(_install(opening.key, staged.master_key))
+        installed.add(_install(opening.key, staged.master_key, home))
     for candidate in own:
         # The target's own files keep their places, as far as the snapshot's values need them.
         place = staged.root / candidate.source
@@ -98,12 +101,12 @@ def install_keys(
             and _is_exchanged(candidate, options)
             and not os.path.lexists(place)
         ):
-            installed.add(_install(candidate, place))
+            installed.add(_install(candidate, place, home))
     key = opening.key
     if key is None:
         return False
     if key.is_file and key.value not in {one.value for one in find_candidates(staged, {})}:
-        installed.add(_install(key, _place(reader, key, staged)))
+        installed.add(_install(key, _place(reader, key, staged), home))
     return key.value in installed
 
 
@@ -175,18 +178,20 @@ def _place(reader: ArchiveReader, key: Candidate, staged: Home) -> Path:
     return staged.master_key
 
 
-def _install(key: Candidate, place: Path) -> bytes:
-    """Write a key, as 44 characters that only the owner may read; folder times stay."""
+def _install(key: Candidate, place: Path, home: os.stat_result) -> bytes:
+    """Write a key, as 44 characters that only the owner may read; folder times stay.
+
+    Args:
+        home: The folder of the home, whose owner gets a folder that has to be made.
+    """
     if place.exists() and not place.is_symlink() and place.read_bytes() == key.value:
         return key.value
-    is_new = not place.parent.is_dir()
-    atomic.make_folder(place.parent)
-    times = os.stat(place.parent)
-    atomic.replace(place, key.value)
-    if not is_new:
-        os.utime(place.parent, ns=(times.st_atime_ns, times.st_mtime_ns))
-    if os.geteuid() == 0:
-        os.chown(place, times.st_uid, times.st_gid)
+    above = place.parent if place.parent.is_dir() else place.parent.parent
+    times = os.stat(above)
+    owner = times if above == place.parent else home
+    atomic.make_folder(place.parent, owner=owner)
+    atomic.replace(place, key.value, owner=owner)
+    os.utime(above, ns=(times.st_atime_ns, times.st_mtime_ns))
     if key.path is not None:
         moment_ns = os.stat(key.path).st_mtime_ns
         os.utime(place, ns=(moment_ns, moment_ns))

@@ -96,9 +96,9 @@ def restore(
         staged_home = locate(stage.content, {})
         documents = read_together(staged_home)
         opening = open_gate(reader, documents, target, staged_home, options)
-        installed = install_keys(opening, reader, target, staged_home, options)
         if stage.paths is None:
             _settle_root(stage.content, target.root, reader)
+        installed = install_keys(opening, reader, target, staged_home, options)
         left = keys_left(target, staged_home, options)
         if options.revoke_sessions:
             revoke_access(documents, staged_home)
