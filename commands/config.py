@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.errors import NotFoundError
-from sagewai_ops.invocation import Outcome, Run, command
+from sagewai_ops.invocation import Outcome, Run, command, command_group
 from sagewai_ops.terminal import Terminal
 
 HELP = """Show what every option is set to.
@@ -28,12 +28,7 @@ Exit codes: 0 shown, 2 the configuration cannot be used, 10 no such command.
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
-    group = typer.Typer(
-        name="config",
-        help="Show the configuration.",
-        no_args_is_help=True,
-        rich_markup_mode=None,
-    )
+    group = command_group("config", "Show the configuration.")
     group.command("show", help=HELP, short_help="Show what every option is set to.")(
         command("config show")(show)
     )

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, UsageError
-from sagewai_ops.invocation import Outcome, Run, command
+from sagewai_ops.invocation import Outcome, Run, command, command_group
 from sagewai_ops.terminal import Terminal, size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
@@ -69,12 +69,7 @@ SqlOption = Annotated[bool, typer.Option("--sql", help="Print the statements and
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
-    group = typer.Typer(
-        name="db",
-        help="Look after the schema of a home's database.",
-        no_args_is_help=True,
-        rich_markup_mode=None,
-    )
+    group = command_group("db", "Look after the schema of a home's database.")
     for name, function, text, short in (
         ("upgrade", upgrade, UPGRADE, "Bring the database to the current schema."),
         ("downgrade", downgrade, DOWNGRADE, "Take revisions on PostgreSQL back."),

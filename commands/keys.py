@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.invocation import Outcome, Run, command
+from sagewai_ops.invocation import Outcome, Run, command, command_group
 from sagewai_ops.terminal import Terminal
 
 from .keys_rotate import HELP, rotate  # noqa: TID251 - a neighbour
@@ -21,11 +21,8 @@ _SHOWN = 20  # lines of one kind that people are shown; --json has all
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
-    group = typer.Typer(
-        name="keys",
-        help="Name the master key, prove what it opens, put it in escrow, exchange it.",
-        no_args_is_help=True,
-        rich_markup_mode=None,
+    group = command_group(
+        "keys", "Name the master key, prove what it opens, put it in escrow, exchange it."
     )
     group.command("fingerprint", short_help="Name the key without giving it away.")(
         command("keys fingerprint")(show_fingerprint)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.errors import UsageError
-from sagewai_ops.invocation import Outcome, Run, command
+from sagewai_ops.invocation import Outcome, Run, command, command_group
 from sagewai_ops.terminal import Terminal
 
 HELP = """{what}
@@ -62,12 +62,7 @@ _MODE = 0o644  # nothing in it is secret
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
-    group = typer.Typer(
-        name="schedule",
-        help="Print what runs a backup every night.",
-        no_args_is_help=True,
-        rich_markup_mode=None,
-    )
+    group = command_group("schedule", "Print what runs a backup every night.")
     functions: dict[str, Callable[..., Outcome]] = {
         "systemd": systemd, "cron": cron, "compose": compose, "kubernetes": kubernetes,
     }  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
-from sagewai_ops.invocation import Outcome, Run, command
+from sagewai_ops.invocation import Outcome, Run, command, command_group
 from sagewai_ops.terminal import Terminal, size
 
 from . import snapshots_diff, snapshots_prune  # noqa: TID251 - a neighbour
@@ -23,12 +23,7 @@ SnapshotArgument = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
-    group = typer.Typer(
-        name="snapshots",
-        help="List, show, verify and open snapshots.",
-        no_args_is_help=True,
-        rich_markup_mode=None,
-    )
+    group = command_group("snapshots", "List, show, verify and open snapshots.")
     group.command("list", short_help="List the snapshots of a folder.")(
         command("snapshots list")(list_snapshots)
     )

@@ -60,7 +60,7 @@ def run(words: Sequence[str]) -> int:
     import typer
 
     from sagewai_ops.errors import OpsError, UsageError
-    from sagewai_ops.invocation import Run, merged, report_error
+    from sagewai_ops.invocation import Run, report_error, told
     from sagewai_ops.settings import Settings
     from sagewai_ops.terminal import Terminal
 
@@ -85,11 +85,10 @@ def run(words: Sequence[str]) -> int:
     except click_error as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "sagewai-ops"
-        message = error.format_message()
-        failure = UsageError((message[:1].lower() + message[1:]).rstrip("."), hint=f"{path} --help")
-        # The options before the command's name are known; of those after it, what was parsed.
-        known = merged(getattr(context, "obj", None), getattr(context, "params", {}))
-        home = known.home_option or _named(ours, "--home")
+        failure = UsageError(_message(error, context, path), hint=f"{path} --help")
+        # What was parsed until then is known.
+        known = settings if context is None else told(context)
+        home = _named(ours, "--home") or known.home_option
         settings = replace(known, json=known.json or is_json, home_option=home)
         name = path.removeprefix("sagewai-ops").strip()
         return report_error(Run(name, settings, Terminal(json=settings.json)), failure)
@@ -117,16 +116,27 @@ def _configured(words: Sequence[str], program: Any) -> "tuple[Settings, dict[str
     return Settings(environment=environment, configuration_path=found.path), dict(found.defaults)
 
 
+def _message(error: Any, context: Any, path: str) -> str:
+    """Say in one line what is wrong with a command line."""
+    # This one's own message is the whole help.
+    if type(error).__name__ == "NoArgsIsHelpError" and context is not None:
+        known = ", ".join(context.command.list_commands(context))
+        return f"{path}: no command is given, known are {known}"
+    message: str = error.format_message()
+    return (message[:1].lower() + message[1:]).rstrip(".")
+
+
 def _named(words: Sequence[str], option: str) -> "Path | None":
-    """Find an option's value on a command line that could not be parsed."""
+    """Find an option's last value on a command line that is not parsed, or could not be."""
     from pathlib import Path
 
-    for word, value in zip(words, [*words[1:], ""], strict=True):
+    found = None
+    for word, value in zip(words, [*words[1:], ""], strict=False):
         if word == option and value:
-            return Path(value)
+            found = Path(value)
         if word.startswith(option + "="):
-            return Path(word[len(option) + 1 :])
-    return None
+            found = Path(word[len(option) + 1 :])
+    return found
 
 
 def build_app() -> "typer.Typer":
@@ -135,7 +145,6 @@ def build_app() -> "typer.Typer":
 
     import typer
 
-    from sagewai_ops.invocation import merged
     from sagewai_ops.options import (
         ConfigOption,
         HomeOption,
@@ -161,14 +170,13 @@ def build_app() -> "typer.Typer":
 
     @app.callback()
     def _globals(
-        context: typer.Context,
         *,
         home: HomeOption = None,
-        config: ConfigOption = None,  # noqa: ARG001 - read before anything is parsed
+        config: ConfigOption = None,
         json: JsonOption = False,
         quiet: QuietOption = False,
         verbose: VerboseOption = False,
-        version: bool = typer.Option(  # noqa: ARG001 - eager, done by its callback
+        version: bool = typer.Option(
             False,
             "--version",
             help="Print the version.",
@@ -176,9 +184,7 @@ def build_app() -> "typer.Typer":
             callback=lambda asked: show_version(asked=asked),
         ),
     ) -> None:
-        context.obj = merged(
-            context.obj, {"home": home, "json": json, "quiet": quiet, "verbose": verbose}
-        )
+        """Leave them to the command: `invocation.told`; --config was read before."""
 
     for name in COMMANDS:
         import_module(f"sagewai_ops.commands.{name.replace('-', '_')}").register(app)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sagewai_ops.errors import UsageError
+from sagewai_ops.options import strongest
 from sagewai_ops.settings import SNAPSHOTS_VARIABLE
 
 VARIABLE = "SAGEWAI_OPS_CONFIG"
@@ -101,7 +102,7 @@ def read(named: Path | None, environment: Mapping[str, str], program: Any) -> Co
     shared = values.pop(_SNAPSHOTS, None)
     defaults = _table(_Place(path, ""), values, program, None)
     if environment.get("SAGEWAI_HOME"):
-        defaults.pop("home", None)  # the environment is stronger, also where it is Sagewai's own
+        _drop(defaults, "home")  # the environment is stronger, also where it is Sagewai's own
     if shared is None:
         return Configuration(path, defaults)
     if not isinstance(shared, str) or not shared:
@@ -118,7 +119,7 @@ def effective(context: Any, words: tuple[str, ...]) -> Iterator[Effective]:
     """
     root = context.find_root()
     if not words:
-        yield from _values(root, "", root)
+        yield from _values(root, "", root, context)
         yield _shared_folder(root)
     yield from _below(root, (), words)
 
@@ -207,6 +208,14 @@ def _table(place: _Place, values: Mapping[str, Any], command: Any, above: Any) -
     return found
 
 
+def _drop(defaults: dict[str, Any], name: str) -> None:
+    """Take a parameter out of a table and of those below it."""
+    defaults.pop(name, None)
+    for below in defaults.values():
+        if isinstance(below, dict):
+            _drop(below, name)
+
+
 def _options(command: Any) -> dict[str, Any]:
     """Map what may be set of a command to its option: all that has a variable, but the file."""
     return {
@@ -290,16 +299,23 @@ def _shared_folder(root: Any) -> Effective:
     return Effective("", _SNAPSHOTS, None, "default", "")
 
 
-def _values(context: Any, table: str, root: Any) -> Iterator[Effective]:
+def _values(context: Any, table: str, root: Any, line: Any = None) -> Iterator[Effective]:
+    """Say what the options of one command are.
+
+    Args:
+        line: Of the whole command line, where the program's own options may stand anywhere.
+    """
     for key, option in _options(context.command).items():
         is_global = table and any(option.name == one.name for one in root.command.params)
-        source = getattr(context.get_parameter_source(option.name), "name", "")
-        source = _SOURCES.get(source, "default")
+        value, found = context.params.get(option.name), context.get_parameter_source(option.name)
+        if line is not None:
+            value, found = strongest(line, option.name)
+        source = _SOURCES.get(getattr(found, "name", found), "default")
         # The program's own options are told once, unless a command has one to itself.
         if is_global and source != "file":
             continue
-        value = _plain(context.params.get(option.name))
-        yield Effective(table, key, hidden(key, value), source, _origin(option, source, root))
+        shown = hidden(key, _plain(value))
+        yield Effective(table, key, shown, source, _origin(option, source, root))
 
 
 def _origin(option: Any, source: str, root: Any) -> str:

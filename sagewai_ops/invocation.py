@@ -6,6 +6,7 @@ its variable `SAGEWAI_OPS_<OPTION>`, the outcome is rendered or printed as JSON,
 becomes two lines and an exit code. Only `cli.main` exits.
 """
 
+import copy
 import errno
 import functools
 import inspect
@@ -33,7 +34,7 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.interruption import arrived
-from sagewai_ops.options import GLOBAL, UNATTENDED
+from sagewai_ops.options import GLOBAL, UNATTENDED, strongest
 from sagewai_ops.settings import SNAPSHOTS_VARIABLE, Settings
 from sagewai_ops.terminal import Terminal
 
@@ -127,7 +128,7 @@ def command(
         @functools.wraps(function)
         def called(context: typer.Context, **options: Any) -> int:
             given = {key: options.pop(key) for key in shared}
-            settings = merged(context.obj, given)
+            settings = told(context)
             terminal = Terminal(quiet=settings.quiet, verbose=settings.verbose, json=settings.json)
             run = Run(name, settings, terminal, context)
             return perform(run, lambda run: function(run, **options), given)
@@ -142,15 +143,45 @@ def command(
     return wrap
 
 
-def merged(before: Settings | None, given: Mapping[str, Any]) -> Settings:
-    """Join the global options given before the command's name with those given after it."""
-    base = before or Settings(environment=dict(os.environ))
+def command_group(name: str, text: str) -> typer.Typer:
+    """Make a group of commands; between its name and theirs stand the global options too.
+
+    Args:
+        text: Its help.
+    """
+    made = typer.Typer(name=name, help=text, no_args_is_help=True, rich_markup_mode=None)
+    context = inspect.Parameter(
+        "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+    )
+    options = [
+        inspect.Parameter(
+            key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_bare(annotation)
+        )
+        for key, (annotation, default) in GLOBAL.items()
+    ]
+
+    def called(context: typer.Context, **given: Any) -> None:
+        """Leave them to the command: `told`."""
+
+    called.__signature__ = inspect.Signature([context, *options])  # type: ignore[attr-defined]
+    called.__annotations__ = {one.name: one.annotation for one in [context, *options]}
+    made.callback(help=text)(called)
+    return made
+
+
+def told(context: Any) -> Settings:
+    """Read the global options wherever they stand in a command line, or in what was parsed of it.
+
+    Args:
+        context: The parser's.
+    """
+    base = context.obj or Settings(environment=dict(os.environ))
     return replace(
         base,
-        home_option=given.get("home") or base.home_option,
-        json=bool(given.get("json")) or base.json,
-        quiet=bool(given.get("quiet")) or base.quiet,
-        verbose=bool(given.get("verbose")) or base.verbose,
+        home_option=strongest(context, "home")[0],
+        json=bool(strongest(context, "json")[0]),
+        quiet=bool(strongest(context, "quiet")[0]),
+        verbose=bool(strongest(context, "verbose")[0]),
     )
 
 
@@ -342,6 +373,16 @@ def _complete(parameter: inspect.Parameter) -> None:
         names = [flag for flag in flags if isinstance(flag, str) and flag.startswith("--")]
         if names and extra.envvar is None:
             extra.envvar = "SAGEWAI_OPS_" + names[0].lstrip("-").replace("-", "_").upper()
+
+
+def _bare(annotation: Any) -> Any:
+    """Give a global option without its variable, which the program itself has read already."""
+    kind, option = get_args(annotation)
+    option = copy.copy(option)
+    if _takes_paths(annotation):
+        option.parser = _path
+    option.envvar = None
+    return Annotated[kind, option]
 
 
 def _takes_paths(annotation: Any) -> bool:

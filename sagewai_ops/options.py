@@ -1,4 +1,8 @@
-"""The options that every command has, and those of commands that run unattended."""
+"""The options that every command has, and those of commands that run unattended.
+
+The first stand before a command's name, between the names of a group and of a command in it, and
+after both; whatever stands where, a flag is stronger than a variable, and that than the file.
+"""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,3 +66,25 @@ UNATTENDED: dict[str, tuple[Any, Any]] = {
     "metrics_file": (MetricsOption, None),
     "log_file": (LogOption, None),
 }
+_STRENGTH = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")  # the parser's sources
+
+
+def strongest(context: Any, name: str) -> tuple[Any, str]:
+    """Find what a command line says of an option that its commands share.
+
+    Args:
+        context: Of the command, or of as much of the line as could be parsed.
+        name: The parameter's.
+
+    Returns:
+        The value and its source: `DEFAULT`, `DEFAULT_MAP`, `ENVIRONMENT` or `COMMANDLINE`; of two
+        that are as strong, the one nearer to the end of the line.
+    """
+    value, source = None, _STRENGTH[0]
+    while context is not None:
+        found = getattr(context.get_parameter_source(name), "name", "")
+        is_told = name in context.params and found in _STRENGTH
+        if is_told and _STRENGTH.index(found) > _STRENGTH.index(source):
+            value, source = context.params[name], found
+        context = context.parent
+    return value, source

@@ -279,8 +279,3 @@ def test_a_damaged_archive_gives_nothing(archive: Path, tmp_path: Path) -> None:
 
     assert answer.code == 16
     assert os.listdir(tmp_path) == [archive.name]
-
-
-def test_a_group_without_a_command_shows_its_help_and_exits_2() -> None:
-    """So does the program itself."""
-    assert run("snapshots").code == 2

@@ -1,0 +1,110 @@
+"""The command line: where the global options may stand, which of them wins, and lines without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import program
+
+PLACES = {
+    "before": ["--home", "/flag", "snapshots", "list"],
+    "between": ["snapshots", "--home", "/flag", "list"],
+    "after": ["snapshots", "list", "--home", "/flag"],
+    "joined": ["--home=/flag", "snapshots", "list"],
+    "last": ["--home", "/first", "snapshots", "--home", "/second", "list", "--home", "/flag"],
+}
+
+
+def _home(*words: object) -> str:
+    return str(program.call(*words, "--json").document["home"])
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_home_of_the_line_is_stronger_wherever_it_stands(
+    place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever a variable and the file say: another home would be restored, or pruned."""
+    file = tmp_path / "config.toml"
+    file.write_text('home = "/file"\n[snapshots.list]\nhome = "/table"\n')
+    file.chmod(0o600)
+    monkeypatch.setenv("SAGEWAI_OPS_CONFIG", str(file))
+    words = PLACES[place]
+    without = [word for word in words if word in ("snapshots", "list")]
+
+    assert (_home(*words), _home(*without)) == ("/flag", "/table")
+    monkeypatch.setenv("SAGEWAI_OPS_HOME", "/variable")
+    assert (_home(*words), _home(*without)) == ("/flag", "/variable")
+    assert _home(*words, "--bogus") == "/flag"
+
+
+def test_sagewais_variable_is_stronger_than_every_table(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The file is the weaker one, above the tables and in them."""
+    file = tmp_path / "config.toml"
+    file.write_text('home = "/file"\n[snapshots.list]\nhome = "/table"\n')
+    file.chmod(0o600)
+    monkeypatch.setenv("SAGEWAI_HOME", "/sagewai")
+
+    assert _home("--config", file, "snapshots", "list") == "/sagewai"
+    assert _home("--config", file, "status") == "/sagewai"
+
+
+def test_show_tells_the_home_of_its_own_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it stands does not matter there either."""
+    monkeypatch.setenv("SAGEWAI_OPS_HOME", "/variable")
+
+    for words in (["--home", "/flag", "config", "show"], ["config", "show", "--home", "/flag"]):
+        answer = program.call(*words, "--origin")
+        assert answer.out.splitlines()[1].split() == ["home", '"/flag"', "flag"]
+
+
+@pytest.mark.parametrize("switch", ["--json", "--quiet", "--verbose"])
+def test_a_switch_holds_in_every_place(switch: str, tmp_path: Path) -> None:
+    """Before, between and after the same is said."""
+    home = ["--home", tmp_path / "home"]
+
+    answers = {
+        program.call(*home, *words).code
+        for words in (
+            [switch, "snapshots", "list"],
+            ["snapshots", switch, "list"],
+            ["snapshots", "list", switch],
+        )
+    }
+
+    assert answers == {0}
+    assert program.call(*home, "snapshots", "--json", "list").document["status"] == "ok"
+
+
+def test_a_home_that_is_empty_text_is_refused_in_every_place() -> None:
+    """It is `"$UNSET"` in a script, and would mean the working folder."""
+    for words in (
+        ["--home", "", "snapshots", "list"],
+        ["snapshots", "--home", "", "list"],
+        ["snapshots", "list", "--home", ""],
+    ):
+        answer = program.call(*words)
+        assert (answer.code, "--home" in answer.err) == (2, True), words
+
+
+@pytest.mark.parametrize("words", [[], ["snapshots"], ["keys", "--quiet"], ["db"]], ids=str)
+def test_a_line_without_a_command_says_which_there_are(words: list[str]) -> None:
+    """Two lines, exit code 2; the same as JSON."""
+    answer = program.call(*words)
+    as_json = program.call(*words, "--json")
+
+    error, hint = answer.err.splitlines()
+    assert (answer.code, answer.out) == (2, "")
+    assert error.startswith("sagewai-ops: error: ")
+    assert "command" in error
+    assert hint.split() == ["sagewai-ops:", "hint:", "sagewai-ops", *words[:1], "--help"]
+    assert as_json.document["error"]["code"] == "usage"
+
+
+def test_commands_of_a_group_are_named_where_none_is_given() -> None:
+    """Who forgot what it is called need not ask again."""
+    assert "known are list, show, verify, extract, diff, prune" in program.call("snapshots").err
+    assert "init, status" in program.call().err
