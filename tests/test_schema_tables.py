@@ -31,12 +31,14 @@ def test_metadata_builds_what_a_fresh_home_has() -> None:
         for statement in ddl.create_all():
             connection.execute(statement)
         built = schema_catalogs.read_sqlite(connection)
+        digests = schema_catalogs.read_digests(connection)
 
     reference = schema_catalogs.sqlite()
     assert built == reference
     assert {table: list(built[table]["columns"]) for table in built} == {
         table: list(reference[table]["columns"]) for table in reference
     }
+    assert digests == schema_catalogs.sqlite_digests()
 
 
 @pytest.mark.parametrize(("table", "column"), COLUMNS)

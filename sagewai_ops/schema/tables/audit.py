@@ -30,8 +30,8 @@ audit_event = Table(
     optional("prev_hash", TEXT),
     required("hash", TEXT),
     stamp("created_at"),
-    ForeignKeyConstraint(["org_id"], ["org.id"]),
     ForeignKeyConstraint(["org_id", "project_id"], ["project.org_id", "project.id"]),
+    ForeignKeyConstraint(["org_id"], ["org.id"]),
     partial("ux_audit_seq_org", "org_id", "seq", where="project_id IS NULL", unique=True),
     partial(
         "ux_audit_seq_proj",
@@ -52,8 +52,8 @@ audit_chain_head = Table(
     required("seq", BIGINT),
     required("hash", TEXT),
     stamp("updated_at"),
-    ForeignKeyConstraint(["org_id"], ["org.id"]),
     ForeignKeyConstraint(["org_id", "project_id"], ["project.org_id", "project.id"]),
+    ForeignKeyConstraint(["org_id"], ["org.id"]),
     partial("ux_audit_head_org", "org_id", where="project_id IS NULL", unique=True),
     partial(
         "ux_audit_head_proj", "org_id", "project_id", where="project_id IS NOT NULL", unique=True

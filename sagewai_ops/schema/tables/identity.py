@@ -83,10 +83,10 @@ membership = Table(
     required("role", TEXT),
     stamp("created_at"),
     ForeignKeyConstraint(
-        ["org_id", "project_id"], ["project.org_id", "project.id"], ondelete="CASCADE"
+        ["org_id", "user_id"], ["user_account.org_id", "user_account.id"], ondelete="CASCADE"
     ),
     ForeignKeyConstraint(
-        ["org_id", "user_id"], ["user_account.org_id", "user_account.id"], ondelete="CASCADE"
+        ["org_id", "project_id"], ["project.org_id", "project.id"], ondelete="CASCADE"
     ),
     CheckConstraint(
         ROLE_SCOPE,
@@ -134,10 +134,10 @@ user_session = Table(
     stamp("created_at"),
     required("expires_at", INSTANT),
     optional("last_used_at", INSTANT),
-    UniqueConstraint("token_hash"),
     ForeignKeyConstraint(
         ["org_id", "user_id"], ["user_account.org_id", "user_account.id"], ondelete="CASCADE"
     ),
+    UniqueConstraint("token_hash"),
 )
 
 api_token = Table(
