@@ -13,6 +13,7 @@ if context.is_offline_mode():
         dialect_name="postgresql",
         literal_binds=True,
         output_buffer=context.config.output_buffer,
+        starting_rev=context.config.attributes["start"],
     )
 elif connection is None or connection.dialect.name != "postgresql":
     raise RuntimeError("these revisions run on a PostgreSQL connection given in the attributes")

@@ -127,12 +127,11 @@ def spell_sql(database: SqliteUrl | PostgresUrl, options: Options) -> str:
     if isinstance(database, PostgresUrl):
         return run_interruptibly(revisions.plan_sql(database, target, down=options.down))
     check_sqlite(target, down=options.down)
-    plan = upgrade.plan_upgrade(database.path, wait_seconds=options.wait_seconds)
-    if not plan:
+    statements = upgrade.spell_upgrade(database.path, wait_seconds=options.wait_seconds)
+    if not statements:
         return ""
-    lines = ["PRAGMA foreign_keys = OFF", "BEGIN IMMEDIATE"]
-    lines += [addition.statement for addition in plan]
-    return "".join(f"{line};\n" for line in [*lines, "COMMIT"])
+    lines = ["PRAGMA foreign_keys = OFF", "BEGIN IMMEDIATE", *statements, "COMMIT"]
+    return "".join(f"{line};\n" for line in lines)
 
 
 def check_sqlite(target: str, *, down: bool) -> None:

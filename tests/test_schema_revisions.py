@@ -481,13 +481,35 @@ def test_plan_on_paper_runs_nothing(at: At, postgres: Server) -> None:
     assert _catalog(url) == schema_catalogs.postgres(MIDDLE)
 
 
-def test_plan_on_paper_needs_one_start(url: urls.PostgresUrl) -> None:
-    """From both 006 there is no script, and the message says what to run."""
+@pytest.mark.parametrize(
+    ("target", "down"), [(HEAD, False), ("005_execution_mode", True), ("base", True)]
+)
+def test_plan_on_paper_starts_at_a_fork(
+    url: urls.PostgresUrl,
+    postgres: Server,
+    target: str,
+    down: bool,  # noqa: FBT001
+) -> None:
+    """From both 006 there is a way on and a way back."""
     asyncio.run(revisions.upgrade(url, "006_replay_snapshots"))
     asyncio.run(revisions.upgrade(url, "006_artifact_destination"))
 
-    with pytest.raises(UsageError, match="two revisions"):
-        asyncio.run(revisions.plan_sql(url, HEAD))
+    postgres.run(str(url.database), asyncio.run(revisions.plan_sql(url, target, down=down)))
+
+    if target == "base":
+        assert _state(url) == "empty"
+    else:
+        assert _catalog(url) == schema_catalogs.postgres(target)
+
+
+def test_plan_on_paper_fills_what_a_way_back_left(url: urls.PostgresUrl, postgres: Server) -> None:
+    """After a downgrade to the base, `alembic_version` is there, without rows."""
+    asyncio.run(revisions.upgrade(url, "002_sandbox_requirements"))
+    asyncio.run(revisions.downgrade(url, "base"))
+
+    postgres.run(str(url.database), asyncio.run(revisions.plan_sql(url, HEAD)))
+
+    assert _catalog(url) == schema_catalogs.postgres(HEAD)
 
 
 def test_every_server_can_be_upgraded_and_rehearsed(every_postgres: Server) -> None:

@@ -99,6 +99,22 @@ def test_upgrade_of_empty_tables_ends_where_a_fresh_home_begins(tmp_path: Path) 
     assert {t: now[t]["indexes"] for t in fresh} == {t: fresh[t]["indexes"] for t in fresh}
 
 
+def test_spelled_upgrade_ends_where_the_upgrade_does(old: Path, tmp_path: Path) -> None:
+    """Run by another program on the same rows, no statement fails, and no column differs."""
+    by_hand = tmp_path / "by-hand.db"
+    by_hand.write_bytes(old.read_bytes())
+    before = _dump(old)
+
+    statements = upgrade.spell_upgrade(old)
+    spelled = _dump(old)
+    _execute(by_hand, *statements)
+    done = upgrade.upgrade_database(old)
+
+    assert spelled == before
+    assert done.bare
+    assert _dump(by_hand) == _dump(old)
+
+
 def test_rows_stay_and_what_cannot_be_mended_is_told(old: Path) -> None:
     """Columns that SQLite cannot add whole are bare, their NULLs are counted."""
     told: list[tuple[str, int, int]] = []

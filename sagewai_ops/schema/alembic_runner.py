@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+_CREATE = "CREATE TABLE alembic_version"
 Applied = Callable[[str], None]  # told the id of each revision that was applied or taken back
 
 
@@ -41,21 +42,23 @@ def script(start: Collection[str], target: str, *, down: bool = False) -> str:
     """Spell the SQL that leads from one revision to another, transaction included.
 
     Args:
-        start: Where the database stands: no revision, or one.
+        start: Where the database stands: no revision, one, or both 006.
         target: A revision, or `base`.
         down: The target lies before the start.
     """
     from alembic import command
 
-    lines = io.StringIO()
-    origin = next(iter(start), chain.BASE)
+    lines, origin = io.StringIO(), tuple(start) or (chain.BASE,)
+    span = f"{origin[0]}:{target}"  # Alembic takes one start at most here; env.py tells it all
     with ExitStack() as stack:
         config = _config(stack, lines)
+        config.attributes["start"] = origin
         if down:
-            command.downgrade(config, f"{origin}:{target}", sql=True)
+            command.downgrade(config, span, sql=True)
         else:
-            command.upgrade(config, f"{origin}:{target}", sql=True)
-    return lines.getvalue()
+            command.upgrade(config, span, sql=True)
+    # A way back to the base leaves the table, without rows.
+    return lines.getvalue().replace(_CREATE, "CREATE TABLE IF NOT EXISTS alembic_version", 1)
 
 
 def describe() -> dict[str, str]:

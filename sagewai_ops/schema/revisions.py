@@ -129,11 +129,6 @@ async def plan_sql(url: PostgresUrl, target: str, *, down: bool = False) -> str:
     """
     found = await current(url)
     start = check_position(found, target, down=down)
-    if len(start) > 1:
-        raise UsageError(
-            f"database {found.name}: is at two revisions, which has no start on paper",
-            hint="sagewai-ops db upgrade",
-        )
     return alembic_runner.script(start, target, down=down)
 
 

@@ -9,6 +9,7 @@ this, and nothing is written down: the tables themselves are the level.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import secrets
 import sqlite3
@@ -91,6 +92,17 @@ def plan_upgrade(path: Path, *, wait_seconds: float = WAIT_SECONDS) -> tuple[Add
     with pinned(path, wait_seconds=wait_seconds) as pin, translated(path):
         check_level(read_level(pin.connection), path)
         return _plan(pin.connection)
+
+
+def spell_upgrade(path: Path, *, wait_seconds: float = WAIT_SECONDS) -> tuple[str, ...]:
+    """Spell the statements that an upgrade would run on these rows; the database is only read.
+
+    Raises:
+        OpsError: What `plan_upgrade` raises.
+    """
+    with pinned(path, wait_seconds=wait_seconds) as pin, translated(path):
+        check_level(read_level(pin.connection), path)
+        return tuple(_spelled(pin.connection, addition) for addition in _plan(pin.connection))
 
 
 def upgrade_database(
@@ -236,6 +248,21 @@ def _column(table: Table, column: Column[object]) -> Addition:
         f"{alter} {ddl.column_clause(column)}",
         f"{alter} {quoted(column.name)} {kind}",
     )
+
+
+def _spelled(connection: sqlite3.Connection, addition: Addition) -> str:
+    """Choose between the statement and its bare form as `_add` would, on one row elsewhere."""
+    table = quoted(addition.name.partition(".")[0])
+    if not addition.bare or not connection.execute(f"SELECT 1 FROM {table}").fetchone():  # noqa: S608
+        return addition.statement
+    with contextlib.closing(sqlite3.connect(":memory:")) as trial:
+        trial.execute(f"CREATE TABLE {table} (filled)")
+        trial.execute(f"INSERT INTO {table} VALUES (1)")  # noqa: S608
+        try:
+            trial.execute(addition.statement)
+        except sqlite3.OperationalError:
+            return addition.bare
+    return addition.statement
 
 
 def _add(
