@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import shutil
 import socket
+import ssl
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -164,12 +168,87 @@ def test_silent_server_is_given_up() -> None:
             asyncio.run(_ask(url))
 
 
-def test_contradicting_options_are_a_usage_error() -> None:
-    """A word that is no TLS mode is told before anything is sent."""
-    url = urls.PostgresUrl((("127.0.0.1", 1),), "u", None, "d", tls={"sslmode": "perhaps"})
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"sslmode": "perhaps"}, "sslmode is none of disable, allow,"),
+        ({"sslmode": "verify-full"}, r"sslrootcert .*/\.postgresql/root\.crt: cannot be read"),
+        ({"sslmode": "require", "sslrootcert": "/none.crt"}, "sslrootcert /none.crt: cannot be"),
+        ({"sslcert": "/none.crt", "sslpassword": "hushed"}, "sslcert /none.crt: cannot be read"),
+        ({"sslkey": "/none.key"}, "sslkey /none.key: cannot be read"),
+    ],
+)
+def test_wrong_tls_option_is_named_before_anything_is_sent(
+    options: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A word that is no mode, or a file that is not there: not a failure of the network."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    url = urls.PostgresUrl((("127.0.0.1", 1),), "u", None, "d", tls=options)
+
+    with pytest.raises(UsageError, match=words) as caught:
+        asyncio.run(_ask(url))
+
+    assert "hushed" not in caught.value.message
+
+
+def test_contradicting_options_are_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ports for one host are told before anything is sent."""
+    monkeypatch.setenv("PGPORT", "1,2")
+    url = urls.PostgresUrl((("127.0.0.1", None),), "u", None, "d")
 
     with pytest.raises(UsageError, match="do not make a connection"):
         asyncio.run(_ask(url))
+
+
+class _Tls:
+    """A server that takes TLS as PostgreSQL does, with the certificate of another name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.certificate, self._key = folder / "server.crt", folder / "server.key"
+        subprocess.run(
+            [
+                *("openssl", "req", "-new", "-x509", "-nodes", "-subj", "/CN=elsewhere"),
+                *("-out", self.certificate, "-keyout", self._key),
+            ],
+            check=True,
+            capture_output=True,
+        )
+
+    async def ask(self, **options: str) -> object:
+        """Connect to it with these options."""
+        server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
+        async with server:
+            host = ("127.0.0.1", server.sockets[0].getsockname()[1])
+            return await _ask(urls.PostgresUrl((host,), "u", "hushed", "d", tls=options))
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(8)  # SSLRequest
+        writer.write(b"S")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.certificate, self._key)
+        transport = writer.transport
+        with contextlib.suppress(OSError):
+            await asyncio.get_running_loop().start_tls(
+                transport, transport.get_protocol(), context, server_side=True
+            )
+        transport.close()
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl makes the certificate")
+@pytest.mark.parametrize(
+    ("root", "words"),
+    [("mine", "not trusted, .*127.0.0.1"), ("system", "not trusted, self"), ("junk", "TLS: no ")],
+)
+def test_server_that_is_not_trusted_is_remote(tmp_path: Path, root: str, words: str) -> None:
+    """Neither the server's name nor its authority is taken on trust, and the reason is told."""
+    server = _Tls(tmp_path)
+    (tmp_path / "junk").write_text("junk")
+    named = {"mine": str(server.certificate), "junk": str(tmp_path / "junk")}
+
+    with pytest.raises(RemoteError, match=words) as caught:
+        asyncio.run(server.ask(sslmode="verify-full", sslrootcert=named.get(root, root)))
+
+    assert "hushed" not in caught.value.message
 
 
 def test_refusal_inside_the_block_is_told(postgres: Server, database: str) -> None:

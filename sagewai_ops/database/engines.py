@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from sagewai_ops.database import passwords
+from sagewai_ops.database import passwords, tls
 from sagewai_ops.database.urls import DEFAULT_PORT, PostgresUrl
 from sagewai_ops.errors import (
     DamagedError,
@@ -64,12 +65,12 @@ async def connect(url: PostgresUrl) -> asyncpg.Connection[asyncpg.Record]:
     """
     import asyncpg
 
-    tls = {key: value for key, value in url.tls.items() if key != "passfile"}
+    options = tls.options(url, os.environ)
     password = passwords.find(url, os.environ)
     with translated(url):
         try:
             connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
-                dsn=f"postgresql://?{urlencode(tls)}" if tls else None,
+                dsn=f"postgresql://?{urlencode(options)}" if options else None,
                 host=[host for host, _ in url.hosts] or None,
                 port=_ports(url),
                 user=url.user,
@@ -87,6 +88,18 @@ async def connect(url: PostgresUrl) -> asyncpg.Connection[asyncpg.Record]:
             raise RemoteError(
                 f"{url.shown}: does not answer within {url.timeout_seconds:g} seconds",
                 hint="add ?connect_timeout=SECONDS to the URL to wait longer",
+            ) from error
+        except ssl.SSLCertVerificationError as error:  # which is a ValueError too
+            raise RemoteError(
+                f"{url.shown}: the server's certificate is not trusted,"
+                f" {error.verify_message.rstrip('.')}",
+                hint="name the certificate of its authority with &sslrootcert=FILE in the URL",
+            ) from error
+        except ssl.SSLError as error:
+            said = (error.reason or "a certificate or its key cannot be read").replace("_", " ")
+            raise RemoteError(
+                f"{url.shown}: TLS: {said.lower()}",
+                hint="openssl x509 -noout -subject -in FILE  # those of sslrootcert and sslcert",
             ) from error
         except (ValueError, asyncpg.InterfaceError) as error:
             # Settings that contradict each other. Their text can quote the URL's parts.
