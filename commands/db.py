@@ -33,7 +33,8 @@ Examples:
 \b
 Exit codes: 0 done, 3 done, but an index could not be added, 10 no home, database or revision,
 11 another run or a writer, 13 no space, 14 no rights, 16 damaged, 17 built without revisions,
-18 newer or unknown, 19 server or network, 20 rows would have changed.
+18 newer or unknown, 19 server or network, 20 rows would have changed, or the database is not what
+its revision leaves.
 """
 DOWNGRADE = """Take revisions of a PostgreSQL database back.
 
@@ -42,12 +43,14 @@ goes are in the report. A home's SQLite file cannot be taken back: restore a sna
 
 \b
 Exit codes: 0 done, 2 not confirmed, or SQLite, 10 no such database or revision, 11 another run,
-14 no rights, 17 built without revisions, 18 newer or unknown, 19 server or network.
+14 no rights, 17 built without revisions, 18 newer or unknown, 19 server or network, 20 the
+database is not what its revision leaves, or something of yours needs what goes.
 """
 CURRENT = """Show where the database stands.
 
 \b
-Exit codes: 0 shown, 10 no home or database, 14 no rights, 16 damaged, 19 server or network.
+Exit codes: 0 shown, 10 no home or database, 11 another process holds it, 14 no rights, 16 damaged,
+19 server or network.
 """
 HISTORY = """List the revisions, oldest first.
 
@@ -60,8 +63,8 @@ What PostgreSQL would refuse or change is named with its table, column, count an
 reads and never writes, and works while Sagewai runs.
 
 \b
-Exit codes: 0 nothing found, 4 findings, 10 no home or database, 14 no rights,
-16 it cannot be read at all, 19 server or network.
+Exit codes: 0 nothing found, 4 findings, 10 no home or database, 11 another process holds it,
+14 no rights, 16 it cannot be read at all, 19 server or network.
 """
 _SHOWN = 40  # findings and additions that people are shown; --json has all
 SqlOption = Annotated[bool, typer.Option("--sql", help="Print the statements and run nothing.")]
@@ -220,7 +223,7 @@ def check(run: Run, *, wait: WriterWaitOption = 30.0) -> Outcome:
         from sagewai_ops.schema.check_postgres import check_postgres
 
         result = documents.of_checked_postgres(
-            database, run_interruptibly(check_postgres(database))
+            database, run_interruptibly(check_postgres(database, wait_seconds=wait))
         )
     else:
         from sagewai_ops.schema.check import check_database

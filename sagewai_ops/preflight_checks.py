@@ -218,7 +218,7 @@ def check_tables(
     """
     findings: Iterable[Finding]
     if isinstance(database, PostgresUrl):
-        server = run_interruptibly(check_postgres(database))
+        server = run_interruptibly(check_postgres(database, wait_seconds=wait_seconds))
         findings, rows = server.findings, server.rows
         drift = [one.shown for one in findings if one.kind == "drift"]
         state = server.database.position.state

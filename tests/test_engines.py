@@ -113,6 +113,29 @@ def test_session_is_in_utc_and_says_who_it_is(postgres: Server, database: str) -
     assert asyncio.run(_ask(url, "SHOW application_name")) == "sagewai-ops"
 
 
+def test_limits_of_the_role_do_not_hold(every_postgres: Server) -> None:
+    """They are meant for a server's statements; a migration takes its time. The URL's are ours."""
+    database = every_postgres.create()
+    limits = ["statement_timeout", "idle_in_transaction_session_timeout"]
+    if every_postgres.installation.major >= 17:
+        limits.append("transaction_timeout")
+    role = "ALTER ROLE hasty SET"
+    every_postgres.run(
+        database,
+        "DROP ROLE IF EXISTS hasty",
+        "CREATE ROLE hasty LOGIN",
+        *(f"{role} {limit} = '9min'" for limit in limits),
+    )
+    url = every_postgres.url(database, user="hasty")
+
+    met = [asyncio.run(_ask(_parsed(url), f"SHOW {limit}")) for limit in limits]
+    asked = asyncio.run(_ask(_parsed(url + "&statement_timeout=5000"), "SHOW statement_timeout"))
+    every_postgres.drop(database)
+
+    assert met == ["0"] * len(limits)
+    assert asked == "5s"
+
+
 def test_search_path_of_the_url_is_used(postgres: Server, database: str) -> None:
     """Anything else after the question mark is told to the server."""
     postgres.run(database, "CREATE SCHEMA other")

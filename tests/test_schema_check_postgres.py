@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import Callable, Iterator
 
 import pytest
+from sqlalchemy import text
 
 import schema_catalogs
 from postgres_server import Server
-from sagewai_ops.database import urls
+from sagewai_ops.database import engines, urls
+from sagewai_ops.errors import LockedError
 from sagewai_ops.schema.check_postgres import CheckedPostgres, check_postgres, head
 from sagewai_ops.schema.level import HEAD
 
@@ -148,6 +150,22 @@ def test_position_is_the_first_finding(
 
     assert [one.kind for one in findings] == ["level"]
     assert findings[0].reason.startswith(reason)
+
+
+def test_table_that_is_locked_is_given_up_in_time(postgres: Server) -> None:
+    """A change of the schema under way bounds the check, too."""
+    name = postgres.at(HEAD)
+    url = urls.parse(postgres.url(name))
+    assert isinstance(url, urls.PostgresUrl)
+
+    async def beside() -> None:
+        async with engines.connected(url) as holder:
+            await holder.execute(text("LOCK TABLE agent"))
+            await check_postgres(url, wait_seconds=0.2)
+
+    with pytest.raises(LockedError, match="lock timeout"):
+        asyncio.run(beside())
+    postgres.drop(name)
 
 
 def test_nothing_is_written(check: Check, postgres: Server) -> None:

@@ -465,6 +465,68 @@ def test_rehearsal_finds_a_table_that_was_dropped(at: At, postgres: Server) -> N
         asyncio.run(rehearsal.rehearse(url))
 
 
+@pytest.mark.parametrize(
+    ("statement", "upgraded", "rehearsed"),
+    [
+        ("CREATE TABLE fleet_tasks (x int)",
+         'relation "fleet_tasks" already exists', "has fleet_tasks already"),
+        ("ALTER TABLE workers ADD approved_by int",
+         'column "approved_by" of relation "workers" already exists',
+         "has workers.approved_by already"),
+        ("ALTER TABLE workers DROP COLUMN project_id",
+         'column "project_id" of relation "workers" does not exist',
+         'column "project_id" does not exist'),
+        ("ALTER TABLE workers ALTER pool DROP NOT NULL; UPDATE workers SET pool = NULL",
+         "", 'null value in column "pool"'),
+    ],
+)  # fmt: skip
+def test_schema_changed_by_hand_is_told(
+    at: At, postgres: Server, statement: str, upgraded: str, rehearsed: str
+) -> None:
+    """A name that is taken, or missing, or rows: told on trial as in earnest, nothing changed."""
+    url = at(MIDDLE)
+    insert = "INSERT INTO workers (worker_id) VALUES ('secret-worker')"
+    postgres.run(str(url.database), insert, *statement.split("; "))
+    before = _catalog(url)
+
+    with pytest.raises(DifferenceError) as trial:
+        asyncio.run(rehearsal.rehearse(url))
+
+    assert rehearsed in trial.value.message
+    assert "secret-worker" not in trial.value.message
+    if upgraded:
+        with pytest.raises(DifferenceError, match=f"is not what revision {MIDDLE} leaves") as real:
+            asyncio.run(revisions.upgrade(url))
+        assert upgraded in real.value.message
+    assert _catalog(url) == before
+
+
+def test_downgrade_of_what_a_view_needs_is_told(at: At, postgres: Server) -> None:
+    """A view of the user's own is not dropped with the table that it shows."""
+    url = at(HEAD)
+    postgres.run(str(url.database), "CREATE VIEW mine AS SELECT * FROM provider")
+
+    with pytest.raises(DifferenceError, match="cannot drop table provider because other objects"):
+        asyncio.run(revisions.downgrade(url, "010_tenant_audit"))
+
+    assert _state(url) == "current"
+
+
+def test_role_without_usage_is_told(postgres: Server, database: str) -> None:
+    """A schema that the role may not use is not one that does not exist."""
+    postgres.run(
+        database,
+        "DROP ROLE IF EXISTS stranger",
+        "CREATE ROLE stranger LOGIN",
+        "REVOKE ALL ON SCHEMA public FROM public",
+    )
+
+    with pytest.raises(PermissionDeniedError, match="stranger may not use schema public") as caught:
+        asyncio.run(revisions.current(_url(postgres, database, user="stranger")))
+
+    assert caught.value.hint == "GRANT CREATE, USAGE ON SCHEMA public TO stranger;"
+
+
 def test_plan_on_paper_runs_nothing(at: At, postgres: Server) -> None:
     """The statements are spelled from where the database stands, and work."""
     url = at(MIDDLE)

@@ -36,6 +36,14 @@ APPLICATION_NAME = "sagewai-ops"  # as pg_stat_activity shows us
 _NO_FILE = f"{os.devnull}/none"  # cannot exist: `passwords` has read the password file already
 CLOSE_SECONDS = 5.0  # for the server's farewell; then the socket is simply closed
 
+# A role's limits are meant for a server's short statements. `transaction_timeout` came with 17. Not
+# among the settings of the start, where a pooler refuses those that it does not know.
+_UNLIMITED = """
+SELECT set_config(name, '0', false) FROM pg_settings
+WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')
+  AND NOT name = ANY ($1)
+"""
+
 # The classes of SQLSTATE that a person can act on; the rest is an unexpected failure.
 # Source: PostgreSQL manual, appendix A.
 _BY_STATE: dict[str, type[OpsError]] = {
@@ -53,12 +61,17 @@ _BY_STATE: dict[str, type[OpsError]] = {
     "XX001": DamagedError,
     "XX002": DamagedError,
 }
+_HINTS = {
+    "42501": "GRANT SELECT ON ALL TABLES IN SCHEMA public TO ROLE;  # or the right that is named",
+    "25006": "give the URL of the primary server",
+}
 
 
 async def connect(url: PostgresUrl) -> asyncpg.Connection[asyncpg.Record]:
     """Open a connection of asyncpg; the caller closes it.
 
-    The session's time zone is UTC, because a home's timestamps are.
+    The session's time zone is UTC, because a home's timestamps are. What limits a role's statements
+    and transactions does not hold, unless the URL says it.
 
     Raises:
         RemoteError, PermissionDeniedError, NotFoundError, UsageError: It cannot be opened.
@@ -107,6 +120,11 @@ async def connect(url: PostgresUrl) -> asyncpg.Connection[asyncpg.Record]:
                 f"{url.shown}: the URL and the PG* variables do not make a connection",
                 hint="compare them with the URL: env | grep ^PG",
             ) from error
+        try:
+            await connection.execute(_UNLIMITED, list(url.settings))
+        except BaseException:
+            connection.terminate()
+            raise
     return connection
 
 
@@ -174,6 +192,19 @@ def translated(url: PostgresUrl) -> Iterator[None]:
         raise ours from error
 
 
+def refusal_of(error: Exception) -> asyncpg.PostgresError | None:
+    """Give what the server said, bare or inside one of SQLAlchemy's errors; None for any other."""
+    import asyncpg
+
+    said = error if isinstance(error, asyncpg.PostgresError) else _wrapped(error)
+    return said if isinstance(said, asyncpg.PostgresError) else None
+
+
+def in_one_line(refusal: asyncpg.PostgresError) -> str:
+    """Give the server's words, without its details: those hold values of rows."""
+    return str(refusal.args[0] if refusal.args else "refused").splitlines()[0]
+
+
 def _wrapped(error: Exception) -> BaseException | None:
     """Give the driver's error inside one of SQLAlchemy's; None for any other.
 
@@ -192,8 +223,8 @@ def _ours(url: PostgresUrl, error: BaseException | None) -> OpsError | None:
     if isinstance(error, asyncpg.PostgresError):
         state = str(error.sqlstate or "")
         kind = _BY_STATE.get(state) or _BY_STATE.get(state[:2])
-        said = str(error.args[0] if error.args else "refused").splitlines()[0]
-        return kind(f"{url.shown}: {said}", hint=_hint(kind)) if kind else None
+        hint = _HINTS.get(state) or (_hint(kind) if kind else "")
+        return kind(f"{url.shown}: {in_one_line(error)}", hint=hint) if kind else None
     # A server that goes away between two messages can leave the driver in the wrong state.
     if isinstance(error, (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
         said = (getattr(error, "strerror", None) or str(error)).splitlines()[0].lower()

@@ -20,6 +20,7 @@ from sagewai_ops.database.urls import PostgresUrl
 from sagewai_ops.schema import server
 from sagewai_ops.schema.findings import Finding
 from sagewai_ops.schema.level import HEAD
+from sagewai_ops.schema.revisions import WAIT_SECONDS
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -115,10 +116,17 @@ def head() -> Head:
     return facts
 
 
-async def check_postgres(url: PostgresUrl) -> CheckedPostgres:
+async def check_postgres(
+    url: PostgresUrl, *, wait_seconds: float = WAIT_SECONDS
+) -> CheckedPostgres:
     """Check a PostgreSQL database.
 
+    Args:
+        url: The database.
+        wait_seconds: For each lock that another session has on a table, a change of the schema.
+
     Raises:
+        LockedError: A table was locked all the time.
         RemoteError, PermissionDeniedError, NotFoundError, UsageError: It cannot be looked at.
     """
     from sqlalchemy import text
@@ -126,6 +134,7 @@ async def check_postgres(url: PostgresUrl) -> CheckedPostgres:
     started = time.perf_counter()
     async with engines.connected(url) as connection, connection.begin():
         await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+        await connection.execute(text(f"SET LOCAL {server.lock_timeout(wait_seconds)}"))
         found = await server.look(connection)
         rows = await server.count_rows(connection)
         findings = list(_of_position(found))

@@ -32,6 +32,15 @@ WHERE n.nspname = :schema AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a
   AND a.attgenerated = ''
 ORDER BY c.relname, a.attnum
 """
+_NAMES = """
+SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE quote_ident(n.nspname) = :schema
+UNION ALL
+SELECT c.relname || '.' || a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE quote_ident(n.nspname) = :schema AND c.relkind IN ('r', 'p') AND a.attnum > 0
+  AND NOT a.attisdropped
+"""
 _REFERENCES = """
 SELECT c.relname::text, t.relname::text
 FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_class t ON t.oid = k.confrelid
@@ -61,31 +70,29 @@ async def rehearse(
     from sqlalchemy import text
 
     async with engines.connected(url) as connection, connection.begin() as transaction:
-        await connection.execute(
-            text(f"SET LOCAL lock_timeout = {max(1, int(wait_seconds * 1e3))}")
-        )
-        await connection.execute(text("SET LOCAL statement_timeout = 0"))
+        await connection.execute(text(f"SET LOCAL {server.lock_timeout(wait_seconds)}"))
         found = await server.look(connection)
         before = revisions.check_position(found, target, down=False)
         scratch = found.may_create_schemas and not found.read_only
         if scratch:
-            await _copy(connection, found, before, progress)
+            taken = await _names(connection, found.schema)
+            schema = await _build(connection, before)
+            there = await _names(connection, schema)
+            with revisions.differing(found, before):
+                await _fill(connection, found, schema, before, progress)
         else:
             server.check_rights(found)
         moved = await revisions.run(
             connection, found, before, target, down=False, progress=progress
         )
+        if scratch:
+            _refuse_taken(found, taken & (await _names(connection, schema) - there))
         await transaction.rollback()
         return dataclasses.replace(moved, rehearsed="scratch" if scratch else "rollback")
 
 
-async def _copy(
-    connection: AsyncConnection,
-    found: server.Database,
-    heads: tuple[str, ...],
-    progress: Progress | None,
-) -> None:
-    """Build the scratch schema to the same revisions and fill it; leave it current."""
+async def _build(connection: AsyncConnection, heads: tuple[str, ...]) -> str:
+    """Build the scratch schema to the same revisions, and leave it current."""
     from sqlalchemy import text
 
     scratch = PREFIX + secrets.token_hex(4)
@@ -93,6 +100,35 @@ async def _copy(
     await connection.execute(text(f"SET LOCAL search_path TO {scratch}"))
     for head in heads:
         await alembic_runner.migrate(connection, head)
+    return scratch
+
+
+async def _names(connection: AsyncConnection, schema: str) -> set[str]:
+    """Name everything in a schema, given as the server quotes it, that a revision could make."""
+    from sqlalchemy import text
+
+    return set(await connection.scalars(text(_NAMES), {"schema": schema}))
+
+
+def _refuse_taken(found: server.Database, taken: set[str]) -> None:
+    """Refuse what went well on the copy and cannot on the originals."""
+    if taken:
+        raise DifferenceError(
+            f"database {found.name}: has {min(taken)} already, which a later revision makes",
+            hint="rename or move it, then run it again",
+        )
+
+
+async def _fill(
+    connection: AsyncConnection,
+    found: server.Database,
+    scratch: str,
+    heads: tuple[str, ...],
+    progress: Progress | None,
+) -> None:
+    """Copy the rows into the scratch schema."""
+    from sqlalchemy import text
+
     names = {"schema": scratch}
     columns: dict[str, list[str]] = {}
     for owner, quoted in await connection.execute(text(_COLUMNS), names):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 LOCK = 0x5A6E_0A15_0001  # our advisory lock; any number that nobody else uses
 WAIT_SECONDS = 30.0  # for the lock, and for each table that another session holds
 _POLL_SECONDS = 0.1
+
+# Names taken, missing or needed by others, and rows that break a constraint.
+# Source: PostgreSQL manual, appendix A.
+_DIFFERING = frozenset(
+    ("42P07", "42701", "42710", "42723", "42P01", "42703", "42704", "42883", "42804", "2B", "23")
+)
 
 _HOLDER = """
 SELECT a.pid, a.usename::text, a.application_name
@@ -99,7 +105,8 @@ async def upgrade(
         UsageError: It is past the target.
         LockedError: Another run, or a session that holds a table, did not end in time.
         PermissionDeniedError: Rights are missing; nothing was tried.
-        DifferenceError: Rows would have been lost or added; nothing was changed.
+        DifferenceError: Rows would have been lost or added, or somebody changed the schema by hand;
+            nothing was changed.
         OpsError: The server refused; nothing was changed.
     """
     async with _locked(url, wait_seconds) as connection, connection.begin():
@@ -194,7 +201,8 @@ async def run(
     """Run the revisions between two row counts, inside the transaction that is open.
 
     Raises:
-        DifferenceError: A table that stands before and after does not hold the same number of rows.
+        DifferenceError: A table that stands before and after does not hold the same number of rows,
+            or the database is not what its revision says.
     """
     total = len(_between(before, target, down=down))
     ran: list[str] = []
@@ -206,7 +214,8 @@ async def run(
 
     rows_before = await server.count_rows(connection)
     started = time.perf_counter()
-    await alembic_runner.migrate(connection, target, down=down, applied=applied)
+    with differing(found, before):
+        await alembic_runner.migrate(connection, target, down=down, applied=applied)
     seconds = time.perf_counter() - started
     rows_after = await server.count_rows(connection)
     changed = [t for t, rows in rows_before.items() if rows_after.get(t, rows) != rows]
@@ -218,6 +227,28 @@ async def run(
         )
     after = (await server.look(connection)).position.heads
     return Moved(before, after, tuple(ran), rows_before, rows_after, seconds, server=found.version)
+
+
+@contextmanager
+def differing(found: server.Database, heads: tuple[str, ...]) -> Iterator[None]:
+    """Tell a database that was changed by hand from a mistake of ours.
+
+    Raises:
+        DifferenceError: A name is taken or missing, something depends on what goes, or rows break
+            what the revisions demand.
+    """
+    try:
+        yield
+    except Exception as error:
+        refusal = engines.refusal_of(error)
+        state = str(refusal.sqlstate) if refusal else ""
+        if refusal is None or (state not in _DIFFERING and state[:2] not in _DIFFERING):
+            raise
+        raise DifferenceError(
+            f"database {found.name}: is not what revision {', '.join(heads) or chain.BASE} leaves,"
+            f" {engines.in_one_line(refusal)}; nothing was changed",
+            hint="rename what is in the way, or bring back what is missing; then run it again",
+        ) from error
 
 
 def _between(before: tuple[str, ...], target: str, *, down: bool) -> list[str]:
@@ -236,13 +267,7 @@ async def _locked(url: PostgresUrl, wait_seconds: float) -> AsyncIterator[AsyncC
     from sqlalchemy import text
 
     async with engines.connected(url) as connection:
-        milliseconds = max(1, int(wait_seconds * 1000))
-        for setting in (
-            f"lock_timeout = {milliseconds}",
-            "statement_timeout = 0",
-            "idle_in_transaction_session_timeout = 0",
-        ):
-            await connection.execute(text(f"SET SESSION {setting}"))
+        await connection.execute(text(f"SET SESSION {server.lock_timeout(wait_seconds)}"))
         deadline = time.monotonic() + wait_seconds
         query = text("SELECT pg_try_advisory_lock(:lock)")
         while not (await connection.execute(query, {"lock": LOCK})).scalar_one():

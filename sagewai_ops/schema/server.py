@@ -31,6 +31,14 @@ SELECT current_setting('server_version_num')::int AS version,
   (SELECT relnamespace::regnamespace::text FROM pg_class
     WHERE oid = to_regclass('alembic_version')) AS versions_in
 """
+# The first schema of the search_path that is there, when we may use none of them.
+_CLOSED = """
+SELECT quote_ident(n.nspname) FROM pg_namespace n
+JOIN regexp_split_to_table(current_setting('search_path'), ', *')
+  WITH ORDINALITY AS path(name, place)
+  ON quote_ident(n.nspname) = path.name OR path.name = '"$user"' AND n.nspname = current_user
+ORDER BY path.place LIMIT 1
+"""
 _TABLES = """
 SELECT c.relname::text AS name, quote_ident(c.relname) AS quoted,
   pg_has_role(c.relowner, 'USAGE') AS owned, pg_get_userbyid(c.relowner)::text AS owner
@@ -85,6 +93,7 @@ async def look(connection: AsyncConnection) -> Database:
     Raises:
         UsageError: The server is older than PostgreSQL 14, or the search_path does not lead to one
             schema.
+        PermissionDeniedError: We may not use the schema that it leads to.
     """
     from sqlalchemy import text
 
@@ -96,6 +105,12 @@ async def look(connection: AsyncConnection) -> Database:
             hint="pg_upgrade the server first",
         )
     if about.schema is None:
+        closed = (await connection.execute(text(_CLOSED))).scalar()
+        if closed:
+            raise PermissionDeniedError(
+                f"database {about.database}: the role {about.role} may not use schema {closed}",
+                hint=f"GRANT CREATE, USAGE ON SCHEMA {closed} TO {about.role};",
+            )
         raise UsageError(
             f"database {about.database}: no schema of the search_path exists",
             hint="CREATE SCHEMA public;  # or correct the role's search_path",
@@ -151,6 +166,11 @@ def check_rights(database: Database) -> None:
             f" {foreign[0].name} is one",
             hint=f"GRANT {owner} TO {database.role};  # or run it as {owner}",
         )
+
+
+def lock_timeout(seconds: float) -> str:
+    """Spell the setting that bounds the wait for each lock of a table; never 0, which is no end."""
+    return f"lock_timeout = {max(1, int(seconds * 1000))}"
 
 
 async def count_rows(connection: AsyncConnection) -> dict[str, int]:
