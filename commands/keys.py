@@ -94,7 +94,8 @@ def check(run: Run, *, key_file: KeyFileOption = None) -> Outcome:
     from sagewai_ops.keycheck import check_keys
 
     home = run.home()
-    found = check_keys(home, run.settings.environment, key_file=key_file)
+    with run.terminal.progress() as progress:
+        found = check_keys(home, run.settings.environment, key_file=key_file, progress=progress)
     refusals = _refusals(found.candidates, found.key)
     total = found.report.total
     if total and not found.opened:
@@ -149,7 +150,10 @@ def escrow(
     to: Annotated[
         Path | None,
         typer.Option(
-            "--to", metavar="F", envvar="SAGEWAI_OPS_ESCROW_TO", help="Write the encrypted key."
+            "--to",
+            metavar="F",
+            envvar=["SAGEWAI_OPS_ESCROW_TO", "SAGEWAI_OPS_TO"],
+            help="Write the encrypted key.",
         ),
     ] = None,
     sheet: Annotated[

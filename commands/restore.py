@@ -53,7 +53,7 @@ def restore(
         typer.Option(
             "--to",
             metavar="DIR",
-            envvar="SAGEWAI_OPS_RESTORE_TO",
+            envvar=["SAGEWAI_OPS_RESTORE_TO", "SAGEWAI_OPS_TO"],
             help="Restore to this folder instead of the home.",
             show_default=False,
         ),

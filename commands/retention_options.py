@@ -64,7 +64,7 @@ def as_result(pruned: Any) -> dict[str, Any]:
             {
                 "id": verdict.snapshot.id,
                 "archive": str(verdict.snapshot.path),
-                "created_at": f"{verdict.snapshot.created_at:%Y-%m-%dT%H:%M:%SZ}",
+                "created_at": verdict.snapshot.moment,
                 "sequence": verdict.snapshot.sequence,
                 "archive_bytes": verdict.snapshot.size_bytes,
                 "stays": verdict.stays,

@@ -82,7 +82,7 @@ ToOption = Annotated[
     typer.Option(
         "--to",
         metavar="DIR",
-        envvar="SAGEWAI_OPS_SNAPSHOTS",
+        envvar=["SAGEWAI_OPS_SNAPSHOTS", "SAGEWAI_OPS_TO"],
         help="The snapshot folder; else HOME.snapshots, in containers a volume.",
         show_default=False,
     ),

@@ -77,7 +77,7 @@ def list_snapshots(
         {
             "id": item.id,
             "archive": str(item.path),
-            "created_at": f"{item.created_at:%Y-%m-%dT%H:%M:%SZ}",
+            "created_at": item.moment,
             "sequence": item.sequence,
             "archive_bytes": item.size_bytes,
             "encrypted": item.is_encrypted,
@@ -91,6 +91,7 @@ def list_snapshots(
             "proved_restorable_at": item.proved_at or None,
             "drill": item.card.get("drill"),
             "complete": item.card.get("complete"),
+            "cut": item.is_cut,
             "has_card": bool(item.card),
         }
         for item in snapshots_in(folder)
@@ -221,7 +222,10 @@ def extract(
     to: Annotated[
         Path,
         typer.Option(
-            "--to", metavar="DIR", envvar="SAGEWAI_OPS_EXTRACT_TO", help="An empty or new folder."
+            "--to",
+            metavar="DIR",
+            envvar=["SAGEWAI_OPS_EXTRACT_TO", "SAGEWAI_OPS_TO"],
+            help="An empty or new folder.",
         ),
     ],
     snapshots: SnapshotsOption = None,
@@ -306,7 +310,7 @@ def _show_list(terminal: Terminal, result: dict[str, Any]) -> None:
                     size(row["archive_bytes"]) + (" age" if row["encrypted"] else ""),
                     row["schema_level"] or "?",
                     f"{row['key_fingerprint'] or '-'} {row['key_custody'] or '?'}",
-                    row["verified_at"] or ("no" if row["has_card"] else "no card"),
+                    _verified(row),
                     _proof(row),
                     ",".join(row["tags"]) or "-",
                     row["home"] or "?",
@@ -323,6 +327,13 @@ def _show_list(terminal: Terminal, result: dict[str, Any]) -> None:
         )
     if tree:
         terminal.line(f"tree {tree['path']}, taken {tree['created_at']}")
+
+
+def _verified(row: dict[str, Any]) -> str:
+    """Say when a snapshot was read back, or that it is no longer what was."""
+    if row["cut"]:
+        return "wrong size"
+    return row["verified_at"] or ("no" if row["has_card"] else "no card")
 
 
 def _proof(row: dict[str, Any]) -> str:

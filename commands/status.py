@@ -122,7 +122,7 @@ def _notes(database: Any) -> list[str]:
 def _snapshot(snapshot: Any) -> dict[str, Any]:
     return {
         "id": snapshot.id,
-        "created_at": f"{snapshot.created_at:%Y-%m-%dT%H:%M:%SZ}",
+        "created_at": snapshot.moment,
         "archive_bytes": snapshot.size_bytes,
         "verified_at": snapshot.card.get("verified_at"),
         "proved_restorable_at": snapshot.proved_at or None,
@@ -200,6 +200,11 @@ def _warnings(found: Any) -> list[str]:
         for path, document in found.documents.items()
         for problem in document.problems
     ]
+    if found.newest and found.newest.is_cut:
+        warnings.append(
+            f"{found.newest.path}: not of the size that its card says: "
+            f"sagewai-ops snapshots verify {found.newest.id}"
+        )
     if found.interrupted:
         warnings.append("a restore was interrupted: sagewai-ops restore --recover")
     if found.rotation_interrupted:

@@ -27,6 +27,7 @@ _NAME = "config.toml"
 _SNAPSHOTS = "snapshot-folder"  # above the tables: the folder of every command
 _PLACES = ("DIR", "F", "FILE")  # how options that take a path call it
 _SECRET = re.compile(r"AGE-SECRET-KEY-|://[^/@\s]*:[^/@\s]+@")
+_EVERY_KEY = f"sagewai-ops --config {os.devnull} config show  # every key, with its default"
 _SOURCES = {"COMMANDLINE": "flag", "ENVIRONMENT": "environment", "DEFAULT_MAP": "file"}
 
 
@@ -138,7 +139,7 @@ class _Place:
 
     def wrong(self, key: str, what: str, hint: str = "") -> UsageError:
         where = f"[{self.table}] {key}" if self.table else key
-        return UsageError(f"{self.path}: {where}: {what}", hint=hint)
+        return UsageError(f"{self.path}: {where}: {what}", hint=hint or _EVERY_KEY)
 
 
 def _content(path: Path) -> bytes | None:
@@ -246,7 +247,8 @@ def _checked(place: _Place, key: str, value: Any, option: Any, context: Any) -> 
     for one in values:
         # A truth is a number to Python; not to people.
         if type(one) not in {"truth": (bool,), "number": (int, float)}.get(kind, (str,)):
-            raise place.wrong(key, f"not a {kind}, {one!r}")
+            wanted = "true or false" if kind == "truth" else f"a {kind}"
+            raise place.wrong(key, f"not {wanted}, {one!r}")
         if isinstance(one, str) and _SECRET.search(one):
             raise place.wrong(key, "holds a secret, which has no place here", "name a file")
     if option.metavar in _PLACES:

@@ -15,6 +15,7 @@ from sagewai_ops.keys.inventory import take_inventory
 from sagewai_ops.keys.plaintext import Plaintext
 from sagewai_ops.keys.rotation_journal import require_settled
 from sagewai_ops.keys.sealed import Opened, SealedReport, open_all
+from sagewai_ops.progress import Progress
 
 _READ_BYTES = 4096  # of what should be 44
 
@@ -64,13 +65,18 @@ class KeyCheck:
 
 
 def check_keys(
-    home: Home, environment: Mapping[str, str], *, key_file: Path | None = None
+    home: Home,
+    environment: Mapping[str, str],
+    *,
+    key_file: Path | None = None,
+    progress: Progress | None = None,
 ) -> KeyCheck:
     """Open every sealed value of a home with every key at hand.
 
     Args:
         environment: Where a master key may come from.
         key_file: One more key to try.
+        progress: Told `keys` in values.
 
     Raises:
         NotFoundError: No such home or key file.
@@ -83,7 +89,7 @@ def check_keys(
     candidates = all_candidates(home, environment, key_file=key_file)
     inventory = take_inventory(home, environment)
     opened: list[Opened] = []
-    report = open_all(inventory.values, candidates, on_open=opened.append)
+    report = open_all(inventory.values, candidates, on_open=opened.append, progress=progress)
     return KeyCheck(
         candidates=candidates,
         key=accepted(candidates),

@@ -97,7 +97,7 @@ def rotate(
 
     Args:
         environment: Where a master key, and the database's URL, may come from.
-        progress: Told the stages of the snapshot.
+        progress: Told the stages of the snapshot, `reseal` and `check keys` in values.
 
     Raises:
         NotFoundError: No such home or key file.
@@ -125,7 +125,7 @@ def rotate(
         rotation_journal.sweep(home.root)
         url = server_of(home, environment) if home.server_url_variable else None
         refuse_users(home, url)
-        plan = _plan(home, environment, options, new)
+        plan = _plan(home, environment, options, new, progress=progress)
         refuse_unwritable(home, plan.journal)
         if snapshot and snapshot.key_fingerprint != plan.old.fingerprint:
             raise OpsError(
@@ -137,7 +137,7 @@ def rotate(
         rotation.carry_out(
             home,
             plan.journal,
-            lambda: _verify(home, environment, plan),
+            lambda: _verify(home, environment, plan, progress),
             server=plan.server,
             wait_seconds=options.wait_seconds,
         )
@@ -206,6 +206,7 @@ def _plan(
     new: Candidate,
     *,
     only_counts: bool = False,
+    progress: Progress | None = None,
 ) -> _Plan:
     candidates = all_candidates(home, environment, key_file=options.key_file)
     old = resolved(candidates)
@@ -217,7 +218,8 @@ def _plan(
         )
     if new.value == old.value:
         raise UsageError(f"key file {options.new_key_file}: holds the key that the home runs on")
-    resealed = reseal(_values(home, environment), candidates, new, only_counts=only_counts)
+    values = _values(home, environment)
+    resealed = reseal(values, candidates, new, only_counts=only_counts, progress=progress)
     closed = _closed(resealed.report)
     if closed and not options.leave_unopened:
         raise KeyMissingError(
@@ -297,14 +299,17 @@ def _values(home: Home, environment: Mapping[str, str]) -> tuple[SealedValue, ..
     return (*inventory.values, *copied_values(old_copies(home)))
 
 
-def _verify(home: Home, environment: Mapping[str, str], plan: _Plan) -> None:
+def _verify(
+    home: Home, environment: Mapping[str, str], plan: _Plan, progress: Progress | None
+) -> None:
     """Look at everything again: what opened before must open with the new key, and with no other.
 
     Raises:
         DifferenceError: It does not.
     """
     new, before = plan.journal.new, plan.resealed.report
-    after = open_all(_values(home, environment), (new, *plan.candidates))
+    keys = (new, *plan.candidates)
+    after = open_all(_values(home, environment), keys, progress=progress, stage="check keys")
     others = [one for one in after.opened_by if one.fingerprint != new.fingerprint]
     lost = {_name(one) for one in after.unopened} - {_name(one) for one in before.unopened}
     if others or lost or after.total != before.total:

@@ -16,6 +16,8 @@ import real_homes
 from home_builder import BuiltHome
 from program import Answer, call, run
 from sagewai_ops.database.source import NeedsStagingError
+from sagewai_ops.home.paths import locate
+from sagewai_ops.keycheck import check_keys
 from sagewai_ops.keys import inventory
 from sagewai_ops.keys.candidates import fingerprint
 from sagewai_ops.keys.escrow import ciphertext_of
@@ -76,6 +78,17 @@ def test_homes_that_sagewai_itself_wrote_are_in_order(name: str, tmp_path: Path)
     assert answer.code == 0
     assert answer.result["sealed"]["opened"] == len(answer.result["values"]) >= 44
     assert not any(one["finding"] for one in answer.result["plaintext"])
+
+
+def test_a_check_tells_how_far_it_is(built: BuiltHome) -> None:
+    """In values, the last of them last; those that no key opens count too."""
+    told: list[tuple[str, int, int]] = []
+
+    found = check_keys(locate(built.root, {}), {}, progress=lambda *what: told.append(what))
+
+    total = found.report.total
+    assert total > 10
+    assert told == [("keys", count, total) for count in range(1, total + 1)]
 
 
 def test_json_lists_each_value_with_its_key(built: BuiltHome) -> None:

@@ -96,6 +96,19 @@ def test_folder_that_is_not_empty_is_15(home: Path) -> None:
     assert everything_of(home) == before
 
 
+def test_a_folder_of_snapshots_is_no_target(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable that tells `backup` where to is that of every --to."""
+    folder = home.with_name("home.snapshots")
+    before = everything_of(folder)
+    monkeypatch.setenv("SAGEWAI_OPS_TO", str(folder))
+
+    answer = call("--home", home, "restore", "latest", "--replace")
+
+    assert answer.code == 15
+    assert answer.err.startswith(f"sagewai-ops: error: {folder}: holds snapshots and no home\n")
+    assert everything_of(folder) == before
+
+
 def test_home_in_use_is_15_and_names_the_process(home: Path) -> None:
     """An idle connection in another process is enough."""
     hold = (

@@ -83,6 +83,26 @@ def test_a_dry_run_says_why_each_stays_or_goes(built: BuiltHome) -> None:
     assert count(built) == (3, 0)
 
 
+def test_a_newest_that_was_cut_leaves_the_whole_one(built: BuiltHome) -> None:
+    """`list`, `status` and the plan say so; what is restored of the other is all there."""
+    for _ in range(3):
+        newest = taken(backup(built))
+    os.truncate(newest, newest.stat().st_size // 2)
+
+    answer = prune(built, "--keep-last", 1)
+    listed = call("--home", built.root, "snapshots", "list")
+
+    assert [row["reasons"] for row in answer.result["snapshots"]] == [
+        [],
+        ["newest of the right size", "newest complete of the right size"],
+        ["newest", "newest complete", "last 1"],
+    ]
+    assert ["wrong size" in line for line in listed.out.splitlines()[1:3]] == [False, True]
+    assert f"{newest}: not of the size" in call("--home", built.root, "status").err
+    left = answer.result["snapshots"][1]["id"]
+    assert call("--home", built.root, "snapshots", "verify", left).code == 0
+
+
 def test_a_prune_is_silent_and_untrash_takes_it_back(built: BuiltHome) -> None:
     """Without a terminal a success says nothing; the list says how many rest."""
     for _number in range(3):

@@ -64,6 +64,19 @@ def turn(root: Path, environment: dict[str, str] | None = None, **options: objec
     return rotate(locate(root, named), named, Options(**options))  # type: ignore[arg-type]
 
 
+def test_a_rotation_tells_how_far_it_is(built: BuiltHome) -> None:
+    """What is sealed anew and what is opened afterwards, in values."""
+    told: dict[str, list[int]] = {}
+
+    home = locate(built.root, {})
+    rotate(home, {}, Options(), progress=lambda stage, done, total: told.setdefault(
+        stage, [total]).append(done))  # fmt: skip
+
+    assert set(told) == {"reseal", "check keys"}
+    for total, *done in told.values():
+        assert done == [*range(1, total + 1)]
+
+
 def values_of(built: BuiltHome, key: bytes) -> list[str]:
     """Open everything in a home with one key."""
     return opened(built.root, key, built.data_keys.values())

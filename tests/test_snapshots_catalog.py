@@ -87,7 +87,9 @@ def test_digits_that_are_no_date_are_a_snapshot_and_the_oldest(tmp_path: Path) -
     _archive(tmp_path, "20260101T000000Z-000001")
     _archive(tmp_path, "99999999T999999Z-000002")
 
-    assert [item.id[-1] for item in catalog.snapshots_in(tmp_path)] == ["2", "1"]
+    oldest, newest = catalog.snapshots_in(tmp_path)
+    assert [oldest.id[-1], newest.id[-1]] == ["2", "1"]
+    assert [oldest.moment, newest.moment] == ["0001-01-01T00:00:00Z", "2026-01-01T00:00:00Z"]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +131,16 @@ def test_a_card_of_odd_values_gives_only_what_can_be_used(tmp_path: Path) -> Non
 
     assert (found.sequence, found.home_id) == (0, "")
     assert found.card == {"archive": path.name, "key_custody": "sealed"}
+
+
+def test_an_archive_that_was_cut_is_noticed_by_its_size(tmp_path: Path) -> None:
+    """Where the card tells one; without a card nothing is known of it."""
+    _archive(tmp_path, "20260101T000000Z-000001", archive_bytes=7)
+    _archive(tmp_path, "20260102T000000Z-000002", archive_bytes=8)
+    _archive(tmp_path, "20260103T000000Z-000003", archive_bytes="8")
+    _archive(tmp_path, "20260104T000000Z-000004")
+
+    assert [item.is_cut for item in catalog.snapshots_in(tmp_path)] == [False, True, False, False]
 
 
 def test_a_card_that_is_a_folder_is_no_card(tmp_path: Path) -> None:

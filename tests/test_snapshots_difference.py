@@ -11,6 +11,7 @@ import pytest
 from home_builder import BuiltHome
 from program import Answer, call, run, taken
 from sagewai_ops.snapshots import catalog
+from sagewai_ops.snapshots.rebuild import rebuild_cards
 from small_homes import small
 
 
@@ -177,6 +178,26 @@ def test_lost_and_broken_cards_are_written_anew(
         assert new["verified_at"] >= old["verified_at"]
     assert [row["has_card"] for row in answer.result["snapshots"]] == [True, True]
     assert len(answer.result["rebuilt"]["written"]) == 2
+
+
+@pytest.mark.parametrize("with_card", [True, False])
+def test_a_rebuild_tells_how_far_it_is(
+    world: tuple[BuiltHome, Path, Path], tmp_path: Path, *, with_card: bool
+) -> None:
+    """In bytes of the archives, from the first to the last, also within one."""
+    paths = _copied(world, tmp_path)
+    total = sum(path.stat().st_size for path in paths)
+    if not with_card:
+        catalog.card_path(paths[0]).unlink()
+    told: list[tuple[str, int, int]] = []
+
+    rebuild_cards(tmp_path, None, progress=lambda *what: told.append(what))
+
+    done = [count for _stage, count, _total in told]
+    assert {(stage, of) for stage, _count, of in told} == {("rebuild", total)}
+    assert done == sorted(done)
+    assert (len(set(done)) > len(paths)) is not with_card
+    assert done[-1] == total
 
 
 def test_what_only_the_card_knows_stays_on_it(

@@ -143,6 +143,19 @@ def test_an_empty_policy_is_refused(policy: Policy) -> None:
         plan_retention(dated(*FOUR), policy, OURS)
 
 
+@pytest.mark.parametrize("text", ["0d", "0y0h"])
+def test_a_span_of_no_time_is_refused(text: str) -> None:
+    """It would remove all but the newest; who means that says --keep-last 1."""
+    with pytest.raises(UsageError, match="no time at all"):
+        Policy(within=text)
+
+
+def test_a_tag_of_nothing_is_refused() -> None:
+    """It is `--keep-tag "$UNSET"` in a script, and no snapshot bears it: everything would go."""
+    with pytest.raises(UsageError, match="not a tag"):
+        Policy(tags=frozenset({"nightly", ""}))
+
+
 @pytest.mark.parametrize("text", ["30", "d", "-3d", "3d1y", "1.5d", "30 d", "٣d", "1y1y"])
 def test_what_is_no_span_is_refused(text: str) -> None:
     """Before anything else is looked at."""
@@ -184,6 +197,34 @@ def test_the_newest_the_newest_proved_and_the_newest_complete_stay() -> None:
         (5,),
         (6,),
         (7, "newest"),
+    ]
+
+
+def test_what_was_cut_pushes_out_no_whole_one() -> None:
+    """Of newest, newest proved and newest complete, the newest of its card's size stays as well."""
+    start = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    proved = {"proved_restorable_at": "2026-01-09T00:00:00Z"}
+    facts: list[dict[str, Any]] = [
+        {**proved, "archive_bytes": 1},
+        {"complete": True, "archive_bytes": 1},
+        {"archive_bytes": 1},
+        {"archive_bytes": 1},
+        {**proved, "complete": True, "archive_bytes": 2},
+        {"archive_bytes": 9},
+    ]
+    known = [
+        made(number, start + timedelta(days=number), **card) for number, card in enumerate(facts, 1)
+    ]
+
+    plan = plan_retention(known, Policy(tags=frozenset({"none"})), OURS)
+
+    assert [(verdict.snapshot.sequence, *verdict.reasons) for verdict in plan.verdicts] == [
+        (1, "newest proved restorable of the right size"),
+        (2, "newest complete of the right size"),
+        (3,),
+        (4, "newest of the right size"),
+        (5, "newest proved restorable", "newest complete"),
+        (6, "newest"),
     ]
 
 

@@ -20,6 +20,7 @@ from sagewai_ops.errors import DifferenceError
 from sagewai_ops.keys.candidates import Candidate
 from sagewai_ops.keys.places import COLUMNS, PREFIX, SealedValue
 from sagewai_ops.keys.sealed import SealedReport, open_all
+from sagewai_ops.progress import Progress
 
 _TOKEN = re.compile(rb"fernet:[A-Za-z0-9_=-]+")
 _TIME = slice(1, 9)  # of a token's bytes: seconds since 1970, big-endian
@@ -49,6 +50,7 @@ def reseal(
     new: Candidate,
     *,
     only_counts: bool = False,
+    progress: Progress | None = None,
 ) -> Resealed:
     """Seal every value that is under a master key under another one.
 
@@ -56,6 +58,7 @@ def reseal(
         candidates: Keys to open with; what is under `new` already stays as it is.
         new: With a value.
         only_counts: Make no tokens.
+        progress: Told `reseal` in values.
 
     Raises:
         DifferenceError: What was sealed does not open to the same again.
@@ -81,7 +84,9 @@ def reseal(
             raise DifferenceError(f"{value.place} {value.where}: does not open again when sealed")
         tokens[old[0]] = PREFIX.encode() + token
 
-    report = open_all(values, [*candidates, new], on_plaintext=take)
+    report = open_all(
+        values, [*candidates, new], on_plaintext=take, progress=progress, stage="reseal"
+    )
     return Resealed(tokens, dict(places), dict(by_key), report)
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from sagewai_ops.database.source import database_uri, translate
 from sagewai_ops.keys.candidates import Candidate
 from sagewai_ops.keys.places import PREFIX, Role, SealedValue, in_database, in_documents
+from sagewai_ops.progress import Progress
 
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
@@ -153,6 +154,8 @@ def open_all(
     *,
     on_open: Callable[[Opened], None] | None = None,
     on_plaintext: Callable[[SealedValue, str, bytes], None] | None = None,
+    progress: Progress | None = None,
+    stage: str = "keys",
 ) -> SealedReport:
     """Try every key on every sealed value.
 
@@ -162,18 +165,22 @@ def open_all(
         on_open: Told of each value that opened.
         on_plaintext: Told of each value that is under a master key itself, wrapped data keys
             included: the value, that key's fingerprint, and what was in it, not to be kept.
+        progress: Told `stage` in values.
     """
     waiting = [*values]
     if not waiting:
         return SealedReport()
     masters = [_Key.of(one) for one in candidates if one.value]
     ring = _Ring(masters, on_open, on_plaintext)
-    for value in waiting:
-        if value.role is Role.DATA_KEY:
-            ring.unwrap(value)
-    for value in waiting:
-        if value.role is not Role.DATA_KEY:
-            ring.open(value)
+    wrapped = [value for value in waiting if value.role is Role.DATA_KEY]
+    others = [value for value in waiting if value.role is not Role.DATA_KEY]
+    done = 0
+    for open_one, ones in ((ring.unwrap, wrapped), (ring.open, others)):
+        for value in ones:
+            open_one(value)
+            done += 1
+            if progress:
+                progress(stage, done, len(waiting))
     return ring.report()
 
 

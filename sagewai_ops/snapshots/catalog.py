@@ -38,6 +38,7 @@ _CARD_FACTS = {  # what the commands rely on; a card may have been written by an
     "home_id": str,
     "home": str,
     "host": str,
+    "archive_bytes": int,
     "schema_level": str,
     "key_custody": str,
     "key_fingerprint": str,
@@ -74,6 +75,17 @@ class Snapshot:
         """Its number among the snapshots of the folder; 0 if the card does not tell."""
         number = self.card.get("sequence")
         return number if isinstance(number, int) else 0
+
+    @property
+    def moment(self) -> str:
+        """When it was taken, ISO UTC; year 1 where the digits of its name are no date."""
+        return self.created_at.isoformat().replace("+00:00", "Z")
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the archive is not as long as its card says: damaged, or still being copied."""
+        recorded = self.card.get("archive_bytes", self.size_bytes)
+        return bool(recorded != self.size_bytes)
 
     @property
     def home_id(self) -> str:

@@ -22,9 +22,18 @@ from sagewai_ops.errors import (
     TargetBusyError,
     UsageError,
 )
-from sagewai_ops.home.paths import DATABASE, MASTER_KEY, SIDECAR_SUFFIXES, Home, Kind, kind_of
+from sagewai_ops.home.paths import (
+    DATABASE,
+    MASTER_KEY,
+    SIDECAR_SUFFIXES,
+    Home,
+    Kind,
+    kind_of,
+    layout_of,
+)
 from sagewai_ops.schema.level import revisions
 from sagewai_ops.snapshots import swap
+from sagewai_ops.snapshots.catalog import is_archive_name
 from sagewai_ops.snapshots.gates import refuse_holders
 from sagewai_ops.snapshots.places import Places
 
@@ -127,6 +136,7 @@ def plan_with(
             f"{target.root}: not empty",
             hint="put it aside and restore in its place: --replace\nor restore beside it: --to DIR",
         )
+    _refuse_snapshots(target.root, state)
     refuse_holders(target)
     exchanged = _exchanged(target.root, [path for path, _entry in wanted], parts)
     swap.refuse_mounts(target.root, exchanged)
@@ -223,6 +233,16 @@ def _state(root: Path) -> str:
     if not root.is_dir():
         raise TargetBusyError(f"{root}: not a folder", hint="restore elsewhere: --to DIR")
     return "not empty" if os.listdir(root) else "empty"
+
+
+def _refuse_snapshots(root: Path, state: str) -> None:
+    """Refuse a folder of snapshots: `--to` of a backup was meant, or its variable is set."""
+    if state != "not empty" or layout_of(root) != "empty":
+        return
+    if any(map(is_archive_name, os.listdir(root))):
+        raise TargetBusyError(
+            f"{root}: holds snapshots and no home", hint="name the home: --to DIR"
+        )
 
 
 def _exchanged(root: Path, wanted: list[str], parts: tuple[str, ...]) -> tuple[str, ...] | None:

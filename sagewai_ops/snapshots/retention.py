@@ -57,8 +57,13 @@ class Policy:
     tags: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        if self.within:
-            _span(self.within)
+        if self.within and not any(_span(self.within)):
+            raise UsageError(
+                f"--keep-within {self.within}: no time at all, which would keep nothing",
+                hint="keep the newest alone: --keep-last 1",
+            )
+        if "" in self.tags:
+            raise UsageError("--keep-tag '': not a tag", hint="sagewai-ops snapshots list")
 
     @property
     def is_empty(self) -> bool:
@@ -212,16 +217,23 @@ def _order(snapshot: Snapshot) -> tuple[int, datetime, str]:
 def _protected(own: Sequence[Snapshot]) -> dict[Path, list[str]]:
     """Name what stays whatever the rules say."""
     reasons: dict[Path, list[str]] = {}
-    if own:
-        reasons.setdefault(own[-1].path, []).append("newest")
-    proved = [one for one in own if one.proved_at]
-    if proved:
-        reasons.setdefault(proved[-1].path, []).append("newest proved restorable")
-    # Nightly runs that all lack a file, or find the database damaged, must not use up the good one.
-    sound = [one for one in own if one.card.get("complete") is True and one.card.get("sound", True)]
-    if sound:
-        reasons.setdefault(sound[-1].path, []).append("newest complete")
+    for name, ones in (
+        ("newest", own),
+        ("newest proved restorable", [one for one in own if one.proved_at]),
+        # Nightly runs that all lack a file, or find the database damaged, must not use up the good.
+        ("newest complete", [one for one in own if _is_sound(one)]),
+    ):
+        if ones:
+            reasons.setdefault(ones[-1].path, []).append(name)
+        # One that was cut since is of no use: then the newest of those that were not stays too.
+        whole = [one for one in ones if not one.is_cut]
+        if whole and ones[-1].is_cut:
+            reasons.setdefault(whole[-1].path, []).append(f"{name} of the right size")
     return reasons
+
+
+def _is_sound(snapshot: Snapshot) -> bool:
+    return snapshot.card.get("complete") is True and snapshot.card.get("sound", True) is True
 
 
 def _falls(own: Sequence[Snapshot]) -> Iterator[tuple[Snapshot, Snapshot]]:
