@@ -176,9 +176,10 @@ def _show_database(terminal: Terminal, database: dict[str, Any] | None) -> None:
         terminal.line("  database   none", style="yellow")
         return
     rows = sum(database["tables"].values())
+    level = f"level {database['schema_level'] or 'unknown'} ({database['schema_state']})"
     terminal.line(
         f"  database   {size(database['size_bytes'])} and {size(database['wal_bytes'])} of WAL, "
-        f"level {database['schema_level'] or 'unknown'} ({database['schema_state']}), {rows} rows"
+        f"{'cannot be read' if database['problem'] else f'{level}, {rows} rows'}"
     )
     largest = sorted(database["tables"].items(), key=lambda item: -item[1])[:_LARGEST]
     if rows:

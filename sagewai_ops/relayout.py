@@ -15,6 +15,7 @@ from pathlib import Path
 from sagewai_ops import locks
 from sagewai_ops.database.source import pinned, quoted
 from sagewai_ops.database.usage import holders
+from sagewai_ops.database.writing import translated
 from sagewai_ops.errors import OpsError, PermissionDeniedError, TargetBusyError
 from sagewai_ops.home import layout_journal
 from sagewai_ops.home.fleet import fleet_organisation
@@ -138,7 +139,7 @@ def _fleet_rows(home: Home) -> dict[str, int]:
     if home.server_url_variable or not home.database.exists():
         return {}
     counts = {}
-    with pinned(home.database) as source:
+    with pinned(home.database) as source, translated(home.database):
         tables = {
             str(name)
             for (name,) in source.connection.execute(

@@ -11,6 +11,7 @@ from pathlib import Path
 from sagewai_ops.database.integrity import count_rows
 from sagewai_ops.database.source import pinned, sidecar, size_of
 from sagewai_ops.database.usage import holders
+from sagewai_ops.database.writing import translated
 from sagewai_ops.errors import OpsError
 from sagewai_ops.home.documents import (
     Document,
@@ -134,7 +135,7 @@ def _database(home: Home) -> DatabaseStatus | None:
     size_bytes = size_of(home.database)
     wal_bytes = size_of(sidecar(home.database, "-wal"))
     try:
-        with pinned(home.database) as pin:
+        with pinned(home.database) as pin, translated(home.database):
             level, counts = read_level(pin.connection), count_rows(pin.connection)
             journal_mode = pin.journal_mode
     except OpsError as error:

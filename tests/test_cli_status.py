@@ -64,6 +64,23 @@ def test_documents_that_are_none_are_warned_of(tmp_path: Path) -> None:
     assert "hunter2" not in answer.out + answer.err
 
 
+def test_a_database_whose_schema_is_damaged_is_said_to_be(tmp_path: Path) -> None:
+    """It opens, and breaks at the first question; all else is still told."""
+    built = small(tmp_path / "home", journal="none")
+    with built.database.open("r+b") as file:
+        file.seek(100)  # behind the header: the root of the schema
+        file.write(b"\xff" * 400)
+
+    answer = call("--home", built.root, "status")
+    as_json = call("--home", built.root, "status", "--json")
+
+    assert (answer.code, as_json.code) == (0, 0)
+    assert "malformed" in answer.err
+    assert "cannot be read" in answer.out
+    assert "malformed" in as_json.result["database"]["problem"]
+    assert as_json.result["documents"]
+
+
 def test_no_home_exits_10_with_a_hint(tmp_path: Path) -> None:
     """How to name one, or to make one."""
     answer = run("--home", tmp_path / "none", "status")
