@@ -359,3 +359,35 @@ def test_folders_may_nest_deeper_than_calls(tmp_path: Path) -> None:
 
     assert sum(item.path.startswith("data/d") for item in collection.found) == 1500
     assert collection.left_out == []
+
+
+def test_a_wal_without_its_database_is_a_loss(tmp_path: Path) -> None:
+    """It may hold everything, and no copy of a database has it."""
+    root = _home(tmp_path)
+    (root / "db/sagewai.db-wal").write_bytes(b"pages")
+    (root / "db/sagewai.db-shm").write_bytes(b"scratch")
+
+    reasons = _reasons(_look(root))
+
+    assert reasons["db/sagewai.db-wal"] is Reason.UNREADABLE
+    assert Reason.UNREADABLE.is_loss
+    assert reasons["db/sagewai.db-shm"] is Reason.SIDECAR
+    (root / "db/sagewai.db-wal").write_bytes(b"")
+    assert _reasons(_look(root))["db/sagewai.db-wal"] is Reason.SIDECAR
+
+
+@pytest.mark.parametrize("path", ["db/sagewai.db", "config/admin-state.json", "data"])
+def test_a_link_to_nothing_in_place_of_what_sagewai_needs_is_a_loss(
+    path: str, tmp_path: Path
+) -> None:
+    """A volume that is not mounted must not look like a home without a database."""
+    root = _home(tmp_path)
+    (root / "data").rmdir()
+    (root / path).symlink_to("gone")
+
+    collection = _look(root)
+    (lost,) = [item for item in collection.left_out if item.path == path]
+
+    assert lost.reason is Reason.UNREADABLE
+    assert "gone" in lost.detail
+    assert path not in _carried(collection)

@@ -56,13 +56,8 @@ class Reason(str, Enum):
     @property
     def is_loss(self) -> bool:
         """Whether a backup without it is incomplete."""
-        return self in (
-            Reason.SPECIAL,
-            Reason.LEAVES,
-            Reason.UNREADABLE,
-            Reason.NAME,
-            Reason.HOLDS_KEY,
-        )
+        names = "SPECIAL", "LEAVES", "UNREADABLE", "NAME", "HOLDS_KEY"
+        return self.name in names
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +205,9 @@ class _Walk:
     def _entry(self, entry: "os.DirEntry[str]", path: str, member: str, names: set[str]) -> None:
         kind = kind_of(path)
         refusal = self._refusal(kind, path, entry.path, names)
+        if refusal is Reason.SIDECAR and _is_orphan(entry, names):
+            self._leave(path, Reason.UNREADABLE, "its database is gone")
+            return
         if refusal is not None:
             self._leave(path, refusal)
             return
@@ -270,7 +268,10 @@ class _Walk:
             # Written relative, so that it still leads there when the home stands elsewhere.
             target = os.path.relpath(target, os.path.dirname(entry.path))
         is_inside = stays_inside(path, target) and self._is_inside(entry.path)
-        if is_inside:
+        if path in _FOLLOWED and is_inside and not os.path.exists(entry.path):
+            # Sagewai would begin anew there: what it led to is lost, or not mounted.
+            self._leave(path, Reason.UNREADABLE, f"a link to {target}, where nothing is")
+        elif is_inside:
             self._add(Found(member, entry.path, "link", kind, target, is_absolute))
         elif not is_inside and path in _FOLLOWED and os.path.exists(entry.path):
             self._follow(entry.path, path, kind)
@@ -364,6 +365,14 @@ def main_database(home: Home, collection: Collection) -> Found | None:
 
 def _refused(error: OSError) -> tuple[Reason, str]:
     return Reason.UNREADABLE, error.strerror or ""
+
+
+def _is_orphan(entry: "os.DirEntry[str]", names: set[str]) -> bool:
+    """Tell whether a `-wal` with content stands without its database."""
+    owner = entry.name.removesuffix("-wal")
+    with contextlib.suppress(OSError):
+        return entry.name != owner not in names and entry.stat(follow_symlinks=False).st_size > 0
+    return False
 
 
 def _special(mode: int) -> str:

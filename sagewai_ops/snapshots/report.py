@@ -94,7 +94,8 @@ class BackupReport:
     def warnings(self) -> Iterator[str]:
         """Say what is missing or wrong, one line each."""
         for item in self.losses:
-            yield f"{item.path}: not carried, {item.reason.value} {item.detail}".rstrip()
+            detail = f": {item.detail}" if item.detail else ""
+            yield f"{item.path}: not carried, {item.reason.value}{detail}"
         for path in self.unstable:
             yield f"{path}: changed whenever it was read, carried as last read"
         for value in self.keys.unopened:
