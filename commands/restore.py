@@ -118,7 +118,7 @@ def restore(
     options = RestoreOptions(
         unlock=unlock_of(run.terminal, identity or [], passphrase_file),
         replace=replace,
-        only=tuple(part for text in only or () for part in text.split(",") if part),
+        only=_parts(only or []),
         key_file=key_file,
         without_key=without_key,
         revoke_sessions=revoke_sessions,
@@ -141,6 +141,14 @@ def restore(
         report = restoring.restore(archive, target, options, progress=progress)
     done = _report_result(report)
     return Outcome(done, lambda terminal: _show(terminal, done), warnings=report.warnings)
+
+
+def _parts(only: list[str]) -> tuple[str, ...]:
+    """Take `--only a,b`; one without a name is `"$UNSET"` in a script, and not the whole home."""
+    parts = tuple(part.strip() for text in only for part in text.split(","))
+    if "" in parts:
+        raise UsageError("--only: a part has no name", hint="name it: --only config,db")
+    return parts
 
 
 def _step_back(

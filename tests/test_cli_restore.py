@@ -195,6 +195,8 @@ def test_newer_format_is_18(tmp_path: Path) -> None:
         ("--undo", "--recover"),
         ("--recover", "--dry-run"),
         ("latest", "--only", "../x"),
+        ("latest", "--only", "", "--replace"),
+        ("latest", "--only", "config,,db"),
     ],
     ids=" ".join,
 )
