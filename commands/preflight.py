@@ -107,7 +107,11 @@ def preflight(
         done = run_preflight(home, options, progress=progress)
     result = as_result(done)
     return Outcome(
-        result, lambda terminal: show(terminal, result), exit_code=done.exit_code, always=True
+        result,
+        lambda terminal: show(terminal, result),
+        exit_code=done.exit_code,
+        always=True,
+        error=done.error,
     )
 
 

@@ -50,7 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Answered before Typer is imported: scripts ask often.
         sys.stdout.write(f"sagewai-ops {__version__}\n")
         sys.exit(0)
-    sys.exit(run(words))
+    try:
+        code = run(words)
+    except KeyboardInterrupt:  # while it loaded: nothing was begun
+        code = _interrupted(words)
+    sys.exit(code)
 
 
 def run(words: Sequence[str]) -> int:
@@ -68,6 +72,8 @@ def run(words: Sequence[str]) -> int:
     click_error: Any = typer.BadParameter.__mro__[2]
     ours = list(words[: words.index("--")] if "--" in words else words)
     is_json = "--json" in ours
+    if "--version" in ours:  # wherever it stands, and whatever else does
+        return _tell_version(is_json=is_json)
     program = typer.main.get_command(build_app())
     try:
         settings, defaults = _configured(ours, program)
@@ -93,8 +99,36 @@ def run(words: Sequence[str]) -> int:
         name = path.removeprefix("sagewai-ops").strip()
         return report_error(Run(name, settings, Terminal(json=settings.json)), failure)
     except (typer.Abort, KeyboardInterrupt):
-        return 130
+        return _interrupted(words)
     return code if isinstance(code, int) else 0
+
+
+def _tell_version(*, is_json: bool) -> int:
+    """Print the version; as JSON in the envelope of every command."""
+    from sagewai_ops.invocation import Run, envelope
+    from sagewai_ops.settings import Settings
+    from sagewai_ops.terminal import Terminal
+
+    if is_json:
+        run = Run("", Settings(json=True, environment=dict(os.environ)), Terminal(json=True))
+        run.terminal.document(envelope(run, 0, result={"version": __version__}))
+    else:
+        sys.stdout.write(f"sagewai-ops {__version__}\n")
+    return 0
+
+
+def _interrupted(words: Sequence[str]) -> int:
+    """Say so where no command was running that would."""
+    import signal
+
+    from sagewai_ops.errors import InterruptedRunError
+    from sagewai_ops.invocation import Run, report_error
+    from sagewai_ops.settings import Settings
+    from sagewai_ops.terminal import Terminal
+
+    settings = Settings(json="--json" in words, environment=dict(os.environ))
+    run = Run("", settings, Terminal(json=settings.json))
+    return report_error(run, InterruptedRunError(signal.SIGINT))
 
 
 def _configured(words: Sequence[str], program: Any) -> "tuple[Settings, dict[str, Any]]":

@@ -146,3 +146,9 @@ class InterruptedRunError(OpsError):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"interrupted by signal {signal_number}, partial files are removed")
         self.signal_number = signal_number
+
+
+def kind_with(exit_code: int) -> type[OpsError]:
+    """Find the class of errors that ends a run with an exit code."""
+    kinds = (kind for kind in OpsError.__subclasses__() if kind is not InterruptedRunError)
+    return next((kind for kind in kinds if kind.exit_code == exit_code), OpsError)

@@ -48,6 +48,33 @@ def arrived(number: int) -> None:
 
 
 @contextlib.contextmanager
+def signals_raise() -> Iterator[None]:
+    """Turn SIGINT, SIGTERM and SIGHUP into an exception, once, so that partials are removed."""
+
+    def interrupt(number: int, _frame: object) -> None:
+        for other in _SIGNALS:
+            signal.signal(other, signal.SIG_IGN)  # cleaning up is not interrupted again
+        came.append(number)
+        arrived(number)
+
+    before = {}
+    came: list[int] = []
+    try:
+        for number in _SIGNALS:
+            # A run under nohup ignores SIGHUP on purpose.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, interrupt)
+        yield
+    except KeyboardInterrupt:
+        if came:  # what was raised got lost inside SQLite; `database.source.watched`
+            raise InterruptedRunError(came[0]) from None
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Let signals wait until the block has ended, well or not.
 

@@ -11,10 +11,8 @@ import errno
 import functools
 import inspect
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -33,7 +31,7 @@ from sagewai_ops.errors import (
     OpsError,
 )
 from sagewai_ops.home.paths import Home, locate
-from sagewai_ops.interruption import arrived
+from sagewai_ops.interruption import signals_raise
 from sagewai_ops.options import GLOBAL, UNATTENDED, strongest
 from sagewai_ops.settings import SNAPSHOTS_VARIABLE, Settings
 from sagewai_ops.terminal import Terminal
@@ -61,6 +59,7 @@ class Outcome:
         warnings: One line each.
         always: Whether it is shown without a terminal too: a question was asked.
         on_stdout: False when stdout carries something else (an archive in a pipe).
+        error: What decided an exit code other than 0, 3 and 4, where there is a result as well.
     """
 
     result: Mapping[str, Any]
@@ -69,6 +68,7 @@ class Outcome:
     warnings: tuple[str, ...] = ()
     always: bool = False
     on_stdout: bool = True
+    error: OpsError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +233,7 @@ def _watchers(run: Run, given: Mapping[str, Any]) -> "Watchers | None":
 def _performed(run: Run, body: Callable[[Run], Outcome]) -> tuple[int, Mapping[str, Any] | None]:
     """Run a command's body and render its outcome or its error; give the code and the result."""
     try:
-        with _signals_raise():
+        with signals_raise():
             outcome = body(run)
     except OpsError as error:
         return report_error(run, error), None
@@ -242,8 +242,12 @@ def _performed(run: Run, body: Callable[[Run], Outcome]) -> tuple[int, Mapping[s
     except OSError as error:
         # A system call outside of `atomic.naming`: it still tells its reason, if not its file.
         if error.filename is None and error.errno not in _OF_THE_SYSTEM:
+            _confess(run, error)
             raise
         return report_error(run, refused(error, error.filename or "the system")), None
+    except Exception as error:
+        _confess(run, error)
+        raise
     try:
         _render(run, outcome)
         run.terminal.flush()
@@ -254,12 +258,26 @@ def _performed(run: Run, body: Callable[[Run], Outcome]) -> tuple[int, Mapping[s
     return outcome.exit_code, outcome.result
 
 
+def _confess(run: Run, error: Exception) -> None:
+    """Give a script its object also where the mistake is ours; the traceback goes to stderr."""
+    if run.settings.json:
+        hint = "it is a mistake in sagewai-ops: report what stands on stderr"
+        report_error(run, OpsError(f"unexpected failure: {type(error).__name__}", hint=hint))
+        run.terminal.flush()
+
+
 def _render(run: Run, outcome: Outcome) -> None:
     settings, terminal = run.settings, run.terminal
     if settings.json and outcome.on_stdout:
         terminal.remember(*outcome.warnings)
         terminal.document(
-            envelope(run, outcome.exit_code, result=outcome.result, warnings=outcome.warnings)
+            envelope(
+                run,
+                outcome.exit_code,
+                result=outcome.result,
+                warnings=outcome.warnings,
+                error=_details(outcome.error) if outcome.error else None,
+            )
         )
         return
     for warning in outcome.warnings:
@@ -282,12 +300,15 @@ def report_error(run: Run, error: OpsError) -> int:
     code = exit_code_of(error)
     if run.settings.json:
         run.terminal.remember(f"error: {error.message}")
-        hint = error.next_step.splitlines()
-        details = {"code": error.code, "message": error.message, "hint": hint}
-        run.terminal.document(envelope(run, code, error=details))
+        run.terminal.document(envelope(run, code, error=_details(error)))
     else:
         run.terminal.error(error.message, error.next_step)
     return code
+
+
+def _details(error: OpsError) -> dict[str, Any]:
+    hint = error.next_step.splitlines()
+    return {"code": error.code, "message": error.message, "hint": hint}
 
 
 def exit_code_of(error: OpsError) -> int:
@@ -326,34 +347,6 @@ def _home_of(run: Run) -> str:
         return str(run.home().root)
     except OpsError:
         return ""
-
-
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Turn SIGINT, SIGTERM and SIGHUP into an exception, once, so that partials are removed."""
-
-    def interrupt(number: int, _frame: object) -> None:
-        for other in handled:
-            signal.signal(other, signal.SIG_IGN)  # cleaning up is not interrupted again
-        came.append(number)
-        arrived(number)
-
-    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {}
-    came: list[int] = []
-    try:
-        for number in handled:
-            # A run under nohup ignores SIGHUP on purpose.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, interrupt)
-        yield
-    except KeyboardInterrupt:
-        if came:  # what was raised got lost inside SQLite; `database.source.watched`
-            raise InterruptedRunError(came[0]) from None
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _complete(parameter: inspect.Parameter) -> None:

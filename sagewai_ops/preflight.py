@@ -16,7 +16,13 @@ from sagewai_ops import atomic, locks
 from sagewai_ops.archive.envelope import Unlock
 from sagewai_ops.atomic import refused
 from sagewai_ops.database.urls import PostgresUrl, SqliteUrl, resolve
-from sagewai_ops.errors import EXIT_FINDINGS, EXIT_INCOMPLETE, InterruptedRunError, OpsError
+from sagewai_ops.errors import (
+    EXIT_FINDINGS,
+    EXIT_INCOMPLETE,
+    InterruptedRunError,
+    OpsError,
+    kind_with,
+)
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.interruption import run_interruptibly
 from sagewai_ops.preflight_checks import (
@@ -92,6 +98,17 @@ class Preflight:
         if self.is_strict and any(check.verdict is Verdict.WARNING for check in self.checks):
             codes.add(EXIT_FINDINGS)
         return next((code for code in _HARDEST if code in codes), max(codes))
+
+    @property
+    def error(self) -> OpsError | None:
+        """What decided the exit code; None where nothing failed or was only found."""
+        code = self.exit_code
+        for check in self.checks:
+            if code not in (0, EXIT_INCOMPLETE, EXIT_FINDINGS) and check.exit_code == code:
+                name = f"{check.name}: "
+                message = name + check.summary.removeprefix(name)
+                return kind_with(code)(message, hint="\n".join(check.mend))
+        return None
 
     @property
     def is_ready(self) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 import program
+from sagewai_ops import __version__, cli
+from small_homes import small
 
 PLACES = {
     "before": ["--home", "/flag", "snapshots", "list"],
@@ -108,3 +111,54 @@ def test_commands_of_a_group_are_named_where_none_is_given() -> None:
     """Who forgot what it is called need not ask again."""
     assert "known are list, show, verify, extract, diff, prune" in program.call("snapshots").err
     assert "init, status" in program.call().err
+
+
+@pytest.mark.parametrize("words", ["backup --version", "--json db --version", "db check --version"])
+def test_the_version_is_told_wherever_it_is_asked_for(words: str) -> None:
+    """Before and after a command's name, and as JSON in every command's envelope."""
+    answer = program.call(*words.split())
+
+    if "--json" in words:
+        assert answer.document["result"] == {"version": __version__}
+        assert (answer.code, answer.document["status"], answer.err) == (0, "ok", "")
+    else:
+        assert (answer.code, answer.out, answer.err) == (0, f"sagewai-ops {__version__}\n", "")
+
+
+def test_a_mistake_of_ours_is_an_object_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A script that parses stdout finds exit code 1 there; what the message was, it does not."""
+    small(tmp_path / "home")
+
+    def broken(*_words: object, **_options: object) -> None:
+        raise ZeroDivisionError("hunter2")
+
+    monkeypatch.setattr("sagewai_ops.status.look", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli.run(["--home", str(tmp_path / "home"), "status", "--json"])
+    (line,) = capsys.readouterr().out.splitlines()
+
+    assert (json.loads(line)["exit_code"], json.loads(line)["error"]["code"]) == (1, "failed")
+    assert "hunter2" not in line
+
+
+@pytest.mark.parametrize("words", [["status"], ["status", "--json"]], ids=str)
+def test_an_interruption_while_it_loads_is_no_traceback(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half a second goes into imports, and Ctrl-C may come in each of them."""
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sagewai_ops.cli.build_app", interrupted)
+    with pytest.raises(SystemExit) as left:
+        cli.main(words)
+    said = capsys.readouterr()
+
+    assert left.value.code == 130
+    if "--json" in words:
+        assert json.loads(said.out)["error"]["code"] == "interrupted"
+    else:
+        assert said.err.startswith("sagewai-ops: error: interrupted")

@@ -253,6 +253,10 @@ def test_a_schema_ahead_exits_18(home: Path) -> None:
 
     assert answer.code == 18
     assert (lines["upgrade"]["verdict"], lines["upgrade"]["exit_code"]) == ("failed", 18)
+    error = answer.document["error"]
+    assert (error["code"], error["hint"]) == ("schema-ahead", lines["drill"]["mend"])
+    assert error["message"] == lines["drill"]["summary"]
+    assert error["message"].startswith("drill: database")
 
 
 @pytest.mark.parametrize("words", [(), ("--no-snapshot",)])
