@@ -151,20 +151,24 @@ def _noise(length: int) -> str:
 
 def break_audit_hash(connection: sqlite3.Connection) -> None:
     """Give an event metadata that jsonb spells in another way, with the hash that it has then."""
-    connection.row_factory = sqlite3.Row
-    row = dict(connection.execute("SELECT * FROM audit_event ORDER BY id LIMIT 1").fetchone())
-    connection.row_factory = None
-    metadata = '{"big": 1e22, "small": 1.5}'
-    event = {
-        name: row[name]
-        for name in ("org_id", "project_id", "actor_user_id", "action", "target_type",
-                     "target_id", "seq")
-    }  # fmt: skip
-    event["metadata"] = json.loads(metadata)
-    moment = str(row["created_at"]).replace(" ", "T")
-    event["created_at"] = moment.removesuffix(".000000") + "+00:00"
-    text = json.dumps(event, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    digest = hashlib.sha256(((row["prev_hash"] or "") + text).encode()).hexdigest()
     connection.execute(
-        "UPDATE audit_event SET metadata = ?, hash = ? WHERE id = ?", (metadata, digest, row["id"])
+        "UPDATE audit_event SET metadata = ? WHERE id = (SELECT min(id) FROM audit_event)",
+        ('{"big": 1e22, "small": 1.5}',),
     )
+    ((event,),) = connection.execute("SELECT min(id) FROM audit_event")
+    hash_anew(connection, event)
+
+
+def hash_anew(connection: sqlite3.Connection, event: int) -> None:
+    """Give an event that was changed the hash that Sagewai would have given it."""
+    names = ("org_id", "project_id", "actor_user_id", "action", "target_type", "target_id", "seq")
+    row = connection.execute(
+        f"SELECT metadata, created_at, prev_hash, {', '.join(names)} FROM audit_event WHERE id = ?",
+        (event,),
+    ).fetchone()
+    covered = dict(zip(names, row[3:], strict=True))
+    covered["metadata"] = json.loads(row[0])
+    covered["created_at"] = str(row[1]).replace(" ", "T").removesuffix(".000000") + "+00:00"
+    text = json.dumps(covered, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    digest = hashlib.sha256(((row[2] or "") + text).encode()).hexdigest()
+    connection.execute("UPDATE audit_event SET hash = ? WHERE id = ?", (digest, event))

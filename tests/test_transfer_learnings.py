@@ -199,6 +199,51 @@ def test_a_table_that_is_there_already_is_not_touched(
     assert catalog_of(postgres, database) == before
 
 
+@pytest.mark.parametrize(
+    ("choice", "table", "change"),
+    [
+        ("facts", "global_memory_facts", "content = content || ' '"),
+        ("pgvector", "wide", "{vector} = {vector} + {vector}"),
+    ],
+)
+def test_a_verification_compares_learnings_where_it_is_told_to(
+    home: Home, postgres: Server, choice: str, table: str, change: str
+) -> None:
+    """In any order; without the choice it says that it did not, and with it every change is met."""
+    database = at_head(postgres)
+    exported(home, postgres, database, learnings=choice)
+    ((vector,),) = postgres.rows(
+        database,
+        "SELECT attname::text FROM pg_attribute WHERE attrelid = $1::regclass AND attnum = 2",
+        table,
+    )
+    postgres.run(database, f"UPDATE {table} SET {vector} = {vector} WHERE ctid = '(0,1)'")
+
+    same = exported(home, postgres, database, learnings=choice, purpose="verify")
+    without = exported(home, postgres, database, purpose="verify")
+
+    assert (same.exit_code, same.notes) == (0, [])
+    assert [each.sent for each in same.learnings.tables] == [
+        each.rows for each in same.learnings.tables
+    ]
+    assert without.exit_code == 0
+    assert any(f"table {table}" in note and "--learnings" in note for note in without.notes)
+    row = f"WHERE ctid = (SELECT max(ctid) FROM {table})"
+    postgres.run(database, f"UPDATE {table} SET {change.format(vector=vector)} {row}")
+    with pytest.raises(DifferenceError, match=f"{table}: 1 rows of the home are not there, 1 are"):
+        exported(home, postgres, database, learnings=choice, purpose="verify")
+    postgres.run(database, f"DROP TABLE {table}")
+    with pytest.raises(DifferenceError, match=f"table {table}: is not there"):
+        exported(home, postgres, database, learnings=choice, purpose="verify")
+
+
+def test_the_lines_of_the_cut_over_verify_what_was_moved(home: Home, postgres: Server) -> None:
+    """With the same choice for learnings."""
+    report = exported(home, postgres, at_head(postgres), learnings="facts")
+
+    assert any("--verify-only --learnings facts" in line for line in report.cut_over)
+
+
 def test_a_server_without_pgvector_is_told(home: Home) -> None:
     """With what to do instead."""
     bare = [found for found in installations() if found.name.startswith("debian")]

@@ -251,16 +251,19 @@ def test_a_table_of_the_users_own_is_never_dropped_in_silence(
     assert counts_of(postgres, database)["agent_runs"] == len(labels)
 
 
-def test_a_virtual_table_of_another_module_is_named(tmp_path: Path, postgres: Server) -> None:
-    """Its rows can be read by its own module alone."""
+@pytest.mark.parametrize("name", ["notes", "vec0_notes"])
+def test_a_virtual_table_of_another_module_is_named(
+    tmp_path: Path, postgres: Server, name: str
+) -> None:
+    """Its rows can be read by its own module alone, whatever it is called."""
     home = home_with(
         tmp_path / "home",
-        lambda connection: connection.execute("CREATE VIRTUAL TABLE notes USING fts5(body)"),
+        lambda connection: connection.execute(f"CREATE VIRTUAL TABLE {name} USING fts5(body)"),
     )
 
     report = exported(home, postgres, at_head(postgres))
 
-    assert only_finding(report).table == "notes"
+    assert only_finding(report).table == name
 
 
 def test_an_audit_event_that_cannot_verify_is_told_before_and_counted_after(

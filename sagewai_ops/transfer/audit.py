@@ -17,7 +17,6 @@ from typing import Any
 
 from sagewai_ops.database.source import quoted
 from sagewai_ops.transfer.canonical import NULL, unescaped
-from sagewai_ops.transfer.encoders import Column
 from sagewai_ops.transfer.plan import PlannedTable
 
 AUDIT_TABLE = "audit_event"
@@ -32,6 +31,8 @@ COVERED = (
     "metadata",
     "created_at",
 )
+READ = (*COVERED, "prev_hash", "hash", "id")
+_COLUMNS = ", ".join(map(quoted, READ))
 _KEYS_KEPT = 100
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?(?:\+00(?::?00)?|Z)?")
 # Documents whose numbers jsonb may spell in another way; more than those match, none of them less.
@@ -53,33 +54,34 @@ def event_hash(previous: str | None, event: dict[str, Any]) -> str:
 class AuditTrail:
     """Verifies the events of the target as they come back, and names those that broke on the way.
 
-    An event that does not verify in the source either was broken before; it is counted apart.
+    An event that does not verify in the home either was broken before; it is counted apart.
 
     Args:
+        source: The frozen copy, whose rows are as they were in the home, whatever was repaired.
         table: As it was sent; without one of the columns that the hash covers, nothing is verified.
     """
 
-    def __init__(self, table: PlannedTable) -> None:
+    def __init__(self, source: sqlite3.Connection, table: PlannedTable) -> None:
         places = {column.name: place for place, column in enumerate(table.columns)}
-        wanted = (*COVERED, "prev_hash", "hash", "id")
-        self._places = [places[name] for name in wanted] if places.keys() >= set(wanted) else []
+        self._source = source
+        self._places = [places[name] for name in READ] if places.keys() >= set(READ) else []
         self.verified = 0
         self.broken_before = 0
         self.broken: list[str] = []
         self.broken_count = 0
 
-    def add(self, sources: Sequence[Column], targets: Sequence[Sequence[bytes]]) -> None:
-        """Verify a batch of events, the same rows on both sides, as columns."""
+    def add(self, targets: Sequence[Sequence[bytes]]) -> None:
+        """Verify a batch of events, as columns."""
         if not self._places:
             return
         spelled = [
             [None if value == NULL else unescaped(value).decode() for value in targets[place]]
             for place in self._places
         ]
-        for number, event in enumerate(zip(*spelled, strict=True)):
+        for event in zip(*spelled, strict=True):
             if _verifies(event):
                 self.verified += 1
-            elif _verifies([_text(sources[place][number]) for place in self._places]):
+            elif verified_before(self._source, "id", event[-1]):
                 self.broken_count += 1
                 if len(self.broken) < _KEYS_KEPT:
                     self.broken.append(event[-1] or "")
@@ -103,15 +105,25 @@ class AuditTrail:
         }
 
 
-def trail_of(table: PlannedTable) -> AuditTrail | None:
+def trail_of(source: sqlite3.Connection, table: PlannedTable) -> AuditTrail | None:
     """Give what verifies a table's events, if events are what it has."""
-    return AuditTrail(table) if table.name == AUDIT_TABLE else None
+    return AuditTrail(source, table) if table.name == AUDIT_TABLE else None
+
+
+def verified_before(source: sqlite3.Connection, column: str, key: object) -> bool:
+    """Tell whether an event verifies as it stands in the home.
+
+    Args:
+        column: `id` or `rowid`, which `key` is of.
+    """
+    query = f"SELECT {_COLUMNS} FROM {quoted(AUDIT_TABLE)} WHERE {column} = ?"
+    row = source.execute(query, (key,)).fetchone()
+    return row is not None and _verifies([_text(value) for value in row])
 
 
 def suspicious_events(source: sqlite3.Connection) -> Iterator[tuple[str, str]]:
     """Yield key and metadata of the events whose hash jsonb might break, and which verify."""
-    names = ", ".join(quoted(name) for name in (*COVERED, "prev_hash", "hash", "id"))
-    query = f"SELECT {names} FROM {quoted(AUDIT_TABLE)} WHERE {_SUSPICIOUS}"
+    query = f"SELECT {_COLUMNS} FROM {quoted(AUDIT_TABLE)} WHERE {_SUSPICIOUS}"
     for row in source.execute(query):
         texts = [_text(value) for value in row]
         if _verifies(texts):
@@ -120,11 +132,14 @@ def suspicious_events(source: sqlite3.Connection) -> Iterator[tuple[str, str]]:
 
 def reads_alike(metadata: str, spelled: str) -> bool:
     """Tell whether a document hashes to the same, as it is and as the server spells it."""
-    return _canonical(json.loads(metadata)) == _canonical(json.loads(spelled))
+    try:
+        return _canonical(json.loads(metadata)) == _canonical(json.loads(spelled))
+    except ValueError:
+        return False  # 1e5000 is spelled with more digits than Python reads
 
 
 def _verifies(texts: Sequence[str | None]) -> bool:
-    """Tell whether an event's hash is its own; `texts` are COVERED, prev_hash, hash, id."""
+    """Tell whether an event's hash is its own; `texts` are `READ`."""
     event: dict[str, Any] = dict(zip(COVERED, texts, strict=False))
     try:
         event["seq"] = int(event["seq"])

@@ -35,9 +35,15 @@ _ZONE = re.compile(r"\s*(?:(Z)|([+-]\d\d):?(\d\d)?:?(\d\d)?)$", re.IGNORECASE)
 _NO_UUIDS = uuid.uuid5(uuid.NAMESPACE_URL, "https://sagewai-ops.invalid/ids-that-are-no-uuids")
 _TRUE = (1, b"true", b"t", b"1")
 
+
+def _number(spelled: str) -> tuple[Decimal]:
+    return (Decimal(spelled),)
+
+
 # Numbers as the bytes that spell them: nothing else in a document is bytes, so 1 is not true.
 _literal = json.JSONDecoder(parse_int=str.encode, parse_float=str.encode).decode
-_exact = json.JSONDecoder(parse_int=Decimal, parse_float=Decimal).decode
+# Here as tuples, for the same reason: 1e2 is 100, and neither is true.
+_exact = json.JSONDecoder(parse_int=_number, parse_float=_number).decode
 
 
 def differing(kind: Type, sources: Column, targets: Sequence[bytes]) -> list[int]:
@@ -176,19 +182,9 @@ def _same_document(source: Any, target: bytes) -> bool:
     text = source.decode() if isinstance(source, bytearray) else repr(source)
     spelled = unescaped(target).decode()
     try:
-        return _same(_exact(text), _exact(spelled))
+        return bool(_exact(text) == _exact(spelled))
     except RecursionError:
         return bool(text == spelled)  # too deep to be read; then only the same text is the same
-
-
-def _same(left: object, right: object) -> bool:
-    if type(left) is not type(right):
-        return False
-    if isinstance(left, dict) and isinstance(right, dict):
-        return left.keys() == right.keys() and all(_same(left[key], right[key]) for key in left)
-    if isinstance(left, list) and isinstance(right, list):
-        return len(left) == len(right) and all(map(_same, left, right))
-    return left == right
 
 
 def _same_list(source: Any, target: bytes) -> bool:

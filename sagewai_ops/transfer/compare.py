@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sagewai_ops.database.source import quoted
-from sagewai_ops.transfer.audit import AuditTrail
+from sagewai_ops.transfer.audit import AuditTrail, trail_of
 from sagewai_ops.transfer.canonical import NULL, differing, unescaped
 from sagewai_ops.transfer.encoders import Column
 from sagewai_ops.transfer.plan import PlannedTable
@@ -147,7 +147,7 @@ def same_block(
             if differing(planned.target.type, expected, spelled):
                 return planned.name
         if audit is not None:
-            audit.add(sources, targets)
+            audit.add(targets)
     return None
 
 
@@ -179,6 +179,7 @@ class ComparisonByKey:
         self._cursor = source.execute(key_query(table))
         self._rest = b""
         self._result = Result(table.name)
+        self._audit = trail_of(source, table)
         self._pending: tuple[Any, ...] | None = None
 
     def feed(self, content: bytes) -> None:
@@ -192,6 +193,7 @@ class ComparisonByKey:
         """Give the result, after the server's whole answer was taken."""
         while (row := self._next()) is not None:
             self._result.add(_shown(row[: self._width]), "", "missing")
+        self._result.audit = self._audit.as_dict() if self._audit else None
         return self._result
 
     def _take(self, met: list[list[bytes]]) -> None:
@@ -216,6 +218,8 @@ class ComparisonByKey:
         for planned, sources, targets in zip(self._table.columns, rows, lines, strict=True):
             for place in differing(planned.target.type, sources, targets):
                 self._result.add(_shown(pairs[place][0][:width]), planned.name, "differs")
+        if self._audit:
+            self._audit.add(lines)
 
     def _next(self) -> tuple[Any, ...] | None:
         if self._pending is not None:

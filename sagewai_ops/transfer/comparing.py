@@ -48,7 +48,6 @@ async def compare_table(
     if result is None:
         # Perhaps only the order differs; ordered by key, that cannot be.
         result = await _compare_by_key(connection, reader, table, progress)
-        result.audit = blocks.audit
     return result
 
 
@@ -74,12 +73,7 @@ class _Blocks:
         self._has_row = False
         self._rows = 0
         self._differs = False
-        self._trail = trail_of(table)
-
-    @property
-    def audit(self) -> dict[str, object] | None:
-        """What became of an audit chain, here and there."""
-        return self._trail.as_dict() if self._trail else None
+        self._trail = trail_of(source, table)
 
     async def feed(self, content: bytes) -> None:
         """Take the next piece of the server's answer, cut anywhere."""
@@ -103,7 +97,8 @@ class _Blocks:
             self._trail.merge(there["audit"])
         if self._differs or there["differs"] is not None or self._rowids.fetchone() is not None:
             return None
-        return Result(self._table.name, self._rows, self._rows, audit=self.audit)
+        audit = self._trail.as_dict() if self._trail else None
+        return Result(self._table.name, self._rows, self._rows, audit=audit)
 
     async def _cut(self) -> None:
         joined, self._has_row = b"".join(self._waiting), False

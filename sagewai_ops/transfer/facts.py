@@ -10,7 +10,13 @@ from sagewai_ops.database.vectors import VectorRow, VectorTable
 from sagewai_ops.errors import TargetBusyError
 from sagewai_ops.progress import Progress
 from sagewai_ops.transfer.copy import unless_lost
-from sagewai_ops.transfer.learned import COMPARED_AT_ONCE, Carried, Rows, compare
+from sagewai_ops.transfer.learned import (
+    COMPARED_AT_ONCE,
+    Carried,
+    Rows,
+    compare,
+    compare_any_order,
+)
 
 if TYPE_CHECKING:
     import asyncpg
@@ -64,17 +70,10 @@ async def carry(
     Raises:
         DifferenceError: What arrived is not what was sent.
     """
-    names = [column.name for column in rows.table.columns]
-    scope, content = names.index(SCOPE), names.index(CONTENT)
-    for row in rows.every_row():
-        if not rows.refuse_texts(row, {SCOPE, CONTENT}):
-            await _refuse_large(server, rows, row, str(row.values[content]))
-
-    def facts() -> Iterator[tuple[str, str]]:
-        return ((str(row.values[scope]), str(row.values[content])) for row in rows.carried())
+    await _sift(server, rows)
 
     def counted() -> Iterator[tuple[str, str]]:
-        for number, fact in enumerate(facts(), 1):
+        for number, fact in enumerate(_facts(rows), 1):
             yield fact
             carried.sent = number
             if progress and number % COMPARED_AT_ONCE == 0:
@@ -88,9 +87,49 @@ async def carry(
     carried.copy_seconds = time.monotonic() - started
     started = time.monotonic()
     query = f"SELECT scope, content FROM {FACTS_TABLE} WHERE id > $1 ORDER BY id"
-    await compare(server, query, [before], facts(), carried)
+    await compare(server, query, [before], _facts(rows), carried)
     carried.compare_seconds = time.monotonic() - started
     carried.to = FACTS_TABLE
+
+
+async def verify(
+    server: asyncpg.Connection[asyncpg.Record], tables: list[tuple[Rows, Carried]]
+) -> None:
+    """Compare the facts of all tables again, and that there are no others.
+
+    Raises:
+        DifferenceError: They are not the same.
+    """
+
+    def every_fact() -> Iterator[tuple[str, str]]:
+        for rows, carried in tables:
+            for fact in _facts(rows):
+                carried.sent += 1
+                yield fact
+
+    for rows, carried in tables:
+        await _sift(server, rows)
+        carried.to = FACTS_TABLE
+    query = f"SELECT scope, content FROM {FACTS_TABLE}"
+    await compare_any_order(server, query, every_fact(), FACTS_TABLE)
+
+
+def _facts(rows: Rows) -> Iterator[tuple[str, str]]:
+    names = [column.name for column in rows.table.columns]
+    scope, content = names.index(SCOPE), names.index(CONTENT)
+    return ((str(row.values[scope]), str(row.values[content])) for row in rows.carried())
+
+
+async def _sift(server: asyncpg.Connection[asyncpg.Record], rows: Rows) -> None:
+    """Leave out the rows that cannot become facts."""
+    names = [column.name for column in rows.table.columns]
+    for row in rows.every_row():
+        values = dict(zip(names, row.values, strict=True))
+        lacking = next((name for name in (SCOPE, CONTENT) if values[name] is None), None)
+        if lacking:
+            rows.refuse(row.key, "null", lacking, "is NULL where a fact needs a text")
+        elif not rows.refuse_texts(row, {SCOPE, CONTENT}):
+            await _refuse_large(server, rows, row, str(values[CONTENT]))
 
 
 async def _refuse_large(

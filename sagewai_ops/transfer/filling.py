@@ -27,6 +27,7 @@ INDEX_MEMORY = "64MB"  # of the server, for sorting a table's keys while an inde
 STATISTICS_TARGET = 10
 # Classes of SQLSTATE that are about rows: data, integrity, limits; PostgreSQL manual, appendix A.
 _ABOUT_ROWS = ("22", "23", "54")
+_DOUBLED = "23505"  # unique_violation
 
 
 class RefusedByServerError(Exception):
@@ -40,6 +41,8 @@ class RefusedByServerError(Exception):
         self.table = str(error.table_name or "")
         self.constraint = str(error.constraint_name or error.column_name or "")
         self.message = str(error.args[0] if error.args else error).splitlines()[0]
+        if error.sqlstate == _DOUBLED and error.detail:
+            self.message += f": {error.detail}"  # which key; of other rows it would be all columns
         super().__init__(self.message)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sagewai_ops.database.source import quoted
 from sagewai_ops.database.vectors import VectorRow, VectorTable, read_vectors
 from sagewai_ops.errors import DifferenceError
 from sagewai_ops.transfer.findings import Tally
@@ -128,6 +131,41 @@ async def compare(
         met += 1
     if met != carried.sent or next(expected, None) is not None:
         raise DifferenceError(f"learnings {carried.table}: {carried.sent} rows sent, {met} stored")
+
+
+async def compare_any_order(
+    server: asyncpg.Connection[asyncpg.Record],
+    query: str,
+    expected: Iterator[tuple[object, ...]],
+    name: str,
+) -> None:
+    """Compare rows with what a query answers, in whatever order either side has them.
+
+    Both are kept as digests: the table may have been rewritten since, and a Python that loads
+    sqlite-vec reads the home in another order than one that does not.
+
+    Args:
+        name: The table's, in the target.
+
+    Raises:
+        DifferenceError: They differ, or the table is not there.
+    """
+    if await server.fetchval("SELECT to_regclass($1) IS NULL", quoted(name)):
+        raise DifferenceError(f"table {name}: is not there")
+    balance = Counter(map(_digest, expected))
+    async for record in server.cursor(query, prefetch=COMPARED_AT_ONCE):
+        balance[_digest(tuple(record))] -= 1
+    missing = sum(count for count in balance.values() if count > 0)
+    extra = -sum(count for count in balance.values() if count < 0)
+    if missing or extra:
+        raise DifferenceError(
+            f"learnings in {name}: {missing} rows of the home are not there,"
+            f" {extra} are there that the home does not have"
+        )
+
+
+def _digest(row: tuple[object, ...]) -> bytes:
+    return hashlib.blake2b(repr(row).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _is_broken(text: str) -> bool:

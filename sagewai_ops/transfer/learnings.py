@@ -7,7 +7,9 @@ vectors for other programs, in the shape that each had. Both are compared before
 
 from __future__ import annotations
 
+import sqlite3
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,18 +74,46 @@ async def carry(
         elif any(facts.makes_facts(table) for table in vector_tables(source)):
             await facts.make_table(server)
         tally = Tally()
-        for table, carried in zip(vector_tables(source), done.tables, strict=True):
-            if table.obstacle:
-                tally.add(table.name, "", "unreadable-vectors", table.obstacle, "")
-                continue
-            if choice == FACTS and not facts.makes_facts(table):
-                detail = f"has no texts {facts.SCOPE} and {facts.CONTENT} to make facts of"
-                tally.add(table.name, "", "no-facts", detail, "")
-                continue
-            rows = Rows(source, table, tally, has_extension=has_extension)
+        for rows, carried in _fitting(source, done, tally, has_extension=has_extension):
             how = facts.carry if choice == FACTS else pgvector.carry
             started = time.monotonic()
             await how(server, rows, carried, progress)
             carried.seconds = time.monotonic() - started
         done.findings = tally.findings()
     return done
+
+
+async def verify(copy: Path, choice: str, server: asyncpg.Connection[asyncpg.Record]) -> Learnings:
+    """Compare again what `carry` brought there, in whatever order the rows lie by now.
+
+    Raises:
+        DifferenceError: It is not the same, or not there.
+    """
+    done = Learnings(choice, look(copy))
+    if choice == KEEP:
+        return done
+    with opened_copy(copy) as source:
+        has_extension = load_extension(source)
+        tally = Tally()
+        fitting = list(_fitting(source, done, tally, has_extension=has_extension))
+        if choice == PGVECTOR:
+            for rows, carried in fitting:
+                await pgvector.verify(server, rows, carried)
+        elif fitting:
+            await facts.verify(server, fitting)
+        done.findings = tally.findings()
+    return done
+
+
+def _fitting(
+    source: sqlite3.Connection, done: Learnings, tally: Tally, *, has_extension: bool
+) -> Iterator[tuple[Rows, Carried]]:
+    """Yield the tables whose rows can go where they were chosen to; count the others."""
+    for table, carried in zip(vector_tables(source), done.tables, strict=True):
+        if table.obstacle:
+            tally.add(table.name, "", "unreadable-vectors", table.obstacle, "")
+        elif done.choice == FACTS and not facts.makes_facts(table):
+            detail = f"has no texts {facts.SCOPE} and {facts.CONTENT} to make facts of"
+            tally.add(table.name, "", "no-facts", detail, "")
+        else:
+            yield Rows(source, table, tally, has_extension=has_extension), carried

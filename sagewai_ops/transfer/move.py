@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
-import secrets
 import sqlite3
 import threading
 import time
@@ -18,7 +16,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from sagewai_ops import atomic
 from sagewai_ops.database.copy import copy_database
 from sagewai_ops.database.urls import PostgresUrl
 from sagewai_ops.database.usage import holders
@@ -28,7 +25,6 @@ from sagewai_ops.errors import (
     InterruptedRunError,
     NotFoundError,
     OpsError,
-    PermissionDeniedError,
     TargetBusyError,
 )
 from sagewai_ops.home.paths import Home, require
@@ -36,6 +32,7 @@ from sagewai_ops.interruption import run_interruptibly
 from sagewai_ops.processes import describe
 from sagewai_ops.progress import Progress
 from sagewai_ops.transfer import learnings, overlay
+from sagewai_ops.transfer.audit import AUDIT_TABLE
 from sagewai_ops.transfer.copy import reading
 from sagewai_ops.transfer.filling import RefusedByServerError, fill
 from sagewai_ops.transfer.findings import Finding
@@ -46,8 +43,9 @@ from sagewai_ops.transfer.report import (
     Report,
     TableReport,
     cut_over_lines,
+    finish,
+    report_path,
     write_lines,
-    write_report,
 )
 from sagewai_ops.transfer.session import MOVE, PLAN, VERIFY, Session, opened
 from sagewai_ops.transfer.verify import verify
@@ -123,7 +121,7 @@ def export(
     report = Report(options.purpose, home.database, url.shown, options.policy)
     if options.purpose == MOVE and not options.allow_live:
         _check_unused(home)
-    path = _report_path(home, options, report)
+    path = report_path(report, folder_of(home), options.report)
     with workplace(home) as place:
         work = _Work(home, url, options, place / "copy.db", path, report, progress)
         try:
@@ -139,13 +137,14 @@ def export(
             report.error = error.message
             raise
         finally:
-            _finish(report, path)
+            finish(report, path)
     return report
 
 
 async def _export(work: _Work) -> None:
     report, purpose = work.report, work.options.purpose
     session: Session | None = None
+    whole = True
     async with _copying(work.home.database, work.copy, work.progress) as copied:
         try:
             async with opened(work.url, purpose) as session:
@@ -159,13 +158,16 @@ async def _export(work: _Work) -> None:
                 elif purpose == VERIFY:
                     await _verify(work, plan, session)
                 else:
-                    await _move(work, plan, session)
+                    whole = await _move(work, plan, session)
                     report.cut_over = _cut_over(work) if session.keep else ()
+            if not whole:
+                await _explain(work)
         except RefusedByServerError as error:
-            await _explain(work)
+            if work.options.policy == FAIL:
+                await _explain(work)
             if not report.open_findings:
-                told = Finding(error.table, error.constraint, "server", error.message)
-                report.findings = report.open_findings = (told,)
+                told = Finding(error.table, error.constraint, "server", error.message, 1)
+                report.findings, report.open_findings = (*report.findings, told), (told,)
         except DifferenceError:
             # Perhaps a value that the server takes and cannot give back as it was.
             if purpose != MOVE or work.options.policy != FAIL:
@@ -177,7 +179,12 @@ async def _export(work: _Work) -> None:
             report.committed = session is not None and session.committed
 
 
-async def _move(work: _Work, plan: Plan, session: Session) -> None:
+async def _move(work: _Work, plan: Plan, session: Session) -> bool:
+    """Send everything, or nothing.
+
+    Returns:
+        False where it ended at a value, so that there may be more to find than is in the report.
+    """
     report, options = work.report, work.options
     if options.policy == FAIL:
         # The reader begins to encode while the constraints are looked at.
@@ -185,21 +192,24 @@ async def _move(work: _Work, plan: Plan, session: Session) -> None:
             report.findings = report.open_findings = await _find(work, plan, session)
             if not report.open_findings:
                 await fill(session, reader, plan, report, options.compare, work.progress)
+                if report.open_findings:
+                    return False
     else:
         plan = await _settle(work, plan, session)
         if not report.open_findings:
             async with reading(work.copy, plan) as reader:
                 await fill(session, reader, plan, report, options.compare, work.progress)
     if report.open_findings:
-        return
+        return True
     with _timed(report, "learnings"):
         report.learnings = await learnings.carry(
             work.copy, options.learnings, session.connection, progress=work.progress
         )
     if report.learnings.findings and options.policy == FAIL:
         report.findings = report.open_findings = tuple(report.learnings.findings)
-        return
+        return True
     session.keep = True
+    return True
 
 
 async def _find(work: _Work, plan: Plan, session: Session) -> tuple[Finding, ...]:
@@ -226,6 +236,11 @@ async def _settle(work: _Work, plan: Plan, session: Session) -> Plan:
         report.findings, report.open_findings = settled.findings, settled.open
         report.mended, report.refused = overlay.counts(source)
         report.tables = _tables(settled.plan)
+        if count := overlay.refused_rows(source, AUDIT_TABLE):
+            report.notes.append(
+                f"table {AUDIT_TABLE}: {count} events are left out, and a chain that lacks one no"
+                " longer verifies as a whole"
+            )
         if settled.open or work.path is None or report.purpose != MOVE:
             return settled.plan
         if report.mended:
@@ -251,11 +266,13 @@ async def _look(work: _Work, plan: Plan, session: Session) -> None:
 
 async def _verify(work: _Work, plan: Plan, session: Session) -> None:
     report = work.report
+    report.findings = plan.findings
     if work.options.policy != FAIL:
         # The same repairs and refusals as before, so that the same rows are compared.
         plan = await _settle(work, plan, session)
         report.open_findings = ()
-    report.learnings.tables = learnings.look(work.copy)
+    choice = work.options.learnings
+    report.learnings = await learnings.verify(work.copy, choice, session.connection)
     async with reading(work.copy, plan, stream=False) as reader:
         await verify(session, reader, plan, report, work.progress)
 
@@ -340,49 +357,7 @@ def _warn(work: _Work, session: Session) -> None:
         warnings.append("a live home was copied: what it writes from here on is not moved")
 
 
-def _report_path(home: Home, options: Options, report: Report) -> Path | None:
-    """Decide where the report goes, and make sure now that it can go there.
-
-    Raises:
-        PermissionDeniedError: It cannot.
-    """
-    if options.report is None and options.purpose == PLAN:
-        return None
-    folder = options.report.absolute().parent if options.report else folder_of(home)
-    if not options.report:
-        atomic.make_folder(folder)
-    if not os.access(folder, os.W_OK):
-        raise PermissionDeniedError(
-            f"report: cannot be written in {folder}", hint="name another place with --report FILE"
-        )
-    if options.report:
-        return options.report.absolute()
-    moment = f"{report.started_at:%Y%m%dT%H%M%SZ}"
-    name = f"{options.purpose}-{moment}-{secrets.token_hex(2)}.json"
-    return folder / name
-
-
-def _finish(report: Report, path: Path | None) -> None:
-    """Write the report, and take back the files of an export that did not take place.
-
-    What is committed stays done: then a report that cannot be written is a warning.
-    """
-    if report.purpose == MOVE and not report.committed:
-        for file in report.files.values():
-            Path(file).unlink(missing_ok=True)
-        report.files.clear()
-    if path is not None:
-        report.files["report"] = str(path)
-        try:
-            write_report(report, path)
-        except OpsError as error:
-            del report.files["report"]
-            if not report.committed:
-                raise
-            report.warnings.append(f"the report could not be written: {error.message}")
-
-
 def _cut_over(work: _Work) -> tuple[str, ...]:
     count = sum(table.rows for table in work.report.learnings.tables)
     bare = dataclasses.replace(work.url, password=None)
-    return cut_over_lines(work.home.root, bare.spelled(), work.options.policy, count)
+    return cut_over_lines(work.home.root, bare.spelled(), work.report, count)

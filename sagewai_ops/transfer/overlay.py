@@ -92,6 +92,19 @@ def counts(copy: sqlite3.Connection) -> tuple[int, int]:
     return int(mended), int(refused)
 
 
+def mended_values(copy: sqlite3.Connection, table: str) -> list[tuple[int, str]]:
+    """List the repaired values of a table: rowid and column."""
+    query = f"SELECT row, name FROM {MENDED} WHERE owner = ? ORDER BY row, name"
+    return [(row, name.decode()) for row, name in copy.execute(query, (table,))]
+
+
+def refused_rows(copy: sqlite3.Connection, table: str) -> int:
+    """Count the refused rows of a table."""
+    query = f"SELECT count(*) FROM {REFUSED} WHERE owner = ?"
+    (count,) = copy.execute(query, (table,)).fetchone()
+    return int(count)
+
+
 def changes(copy: sqlite3.Connection, plan: Plan) -> Iterator[dict[str, Any]]:
     """Yield every repaired value: where it is, why, before and after.
 

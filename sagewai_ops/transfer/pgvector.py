@@ -10,13 +10,13 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.source import quoted
-from sagewai_ops.database.vectors import FLOAT_BYTES
+from sagewai_ops.database.vectors import FLOAT_BYTES, VectorRow
 from sagewai_ops.errors import TargetBusyError, UsageError
 from sagewai_ops.progress import Progress
 from sagewai_ops.transfer import neighbours
 from sagewai_ops.transfer.copy import unless_lost
 from sagewai_ops.transfer.encoders import NULL, SIGNATURE, TRAILER
-from sagewai_ops.transfer.learned import Carried, Rows, compare
+from sagewai_ops.transfer.learned import Carried, Rows, compare, compare_any_order
 
 if TYPE_CHECKING:
     import asyncpg
@@ -89,11 +89,7 @@ async def carry(
     await unless_lost(server, copying)
     carried.copy_seconds = time.monotonic() - started
     started = time.monotonic()
-    listed = ", ".join(
-        f"vector_send({quoted(name)})" if name == table.vector else quoted(name) for name in names
-    )
-    query = f"SELECT {listed} FROM {quoted(table.name)} ORDER BY ctid"
-    await compare(server, query, [], _expected(rows), carried)
+    await compare(server, f"{_query(rows)} ORDER BY ctid", [], _expected(rows), carried)
     # sqlite-vec searches the whole table; where rows were left out, their neighbours differ.
     carried.neighbours = await neighbours.compare(
         server, rows.source, table, rows.carried, has_extension=rows.has_extension and rows.is_whole
@@ -109,6 +105,18 @@ async def carry(
     carried.to = table.name
 
 
+async def verify(server: asyncpg.Connection[asyncpg.Record], rows: Rows, carried: Carried) -> None:
+    """Compare a table's rows again; its index answers for neighbours only nearly.
+
+    Raises:
+        DifferenceError: They are not the same.
+    """
+    for row in rows.every_row():
+        carried.sent += _fitting(rows, row) is not None
+    await compare_any_order(server, _query(rows), _expected(rows), rows.table.name)
+    carried.to = rows.table.name
+
+
 async def _encoded(rows: Rows, carried: Carried, progress: Progress | None) -> AsyncIterator[bytes]:
     """Encode rows for binary COPY, and leave out what pgvector cannot hold.
 
@@ -122,12 +130,8 @@ async def _encoded(rows: Rows, carried: Carried, progress: Progress | None) -> A
     parts: list[bytes] = [SIGNATURE]
     waiting = 0
     for number, row in enumerate(rows.every_row(), 1):
-        if rows.refuse_texts(row):
-            continue
-        floats = array("f", row.vector)
-        if not isfinite(sum(floats)):
-            detail = "has an infinity in it, or something that is no number"
-            rows.refuse(row.key, "not-finite", table.vector, detail)
+        floats = _fitting(rows, row)
+        if floats is None:
             continue
         floats.byteswap()
         parts += (header, _field("text" if table.key_is_text else "bigint", row.key), head)
@@ -141,6 +145,18 @@ async def _encoded(rows: Rows, carried: Carried, progress: Progress | None) -> A
             if progress:
                 progress(f"learnings {carried.table}", number, carried.rows)
     yield b"".join([*parts, TRAILER])
+
+
+def _fitting(rows: Rows, row: VectorRow) -> array[float] | None:
+    """Give a row's vector, or leave the row out."""
+    if rows.refuse_texts(row):
+        return None
+    floats = array("f", row.vector)
+    if not isfinite(sum(floats)):
+        detail = "has an infinity in it, or something that is no number"
+        rows.refuse(row.key, "not-finite", rows.table.vector, detail)
+        return None
+    return floats
 
 
 def _field(kind: str, value: str | float | bytes | None) -> bytes:
@@ -157,6 +173,13 @@ def _field(kind: str, value: str | float | bytes | None) -> bytes:
     else:
         raw = struct.pack(">d", value)
     return struct.pack(">i", len(raw)) + raw
+
+
+def _query(rows: Rows) -> str:
+    table = rows.table
+    others = "".join(f", {quoted(column.name)}" for column in table.columns)
+    wanted = f"{quoted(table.key)}, vector_send({quoted(table.vector)}){others}"
+    return f"SELECT {wanted} FROM {quoted(table.name)}"
 
 
 def _expected(rows: Rows) -> Iterator[tuple[object, ...]]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sagewai_ops.database.source import quoted
+from sagewai_ops.database.vec0 import vector_tables
 from sagewai_ops.schema.level import expected, read_level
 from sagewai_ops.transfer.encoders import Target, Type
 from sagewai_ops.transfer.findings import Finding
@@ -145,8 +146,9 @@ async def make_plan(
             draft.empty.append(name)
         else:
             await _add_table(draft, source, target[name], server, rows)
+    vectors = {table.name for table in vector_tables(source)}
     for name in level.virtual_tables:
-        if "vec0" not in _definition(source, name):
+        if name not in vectors:
             detail = "a virtual table, whose rows only its own module can read"
             draft.findings.append(Finding(name, "", "unknown-table", detail))
     order = graphlib.TopologicalSorter(
@@ -216,12 +218,6 @@ def _literal(kind: Type, default: str) -> str:
 def _exists(source: sqlite3.Connection, name: str) -> bool:
     query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
     return source.execute(query, (name,)).fetchone() is not None
-
-
-def _definition(source: sqlite3.Connection, name: str) -> str:
-    query = "SELECT lower(sql) FROM sqlite_master WHERE type = 'table' AND name = ?"
-    (definition,) = source.execute(query, (name,)).fetchone()
-    return str(definition)
 
 
 def _count(source: sqlite3.Connection, name: str) -> int:

@@ -118,7 +118,7 @@ class Preflight:
         for table, trouble in await self._wide_rows(plan, wide):
             self._settle_trouble(policy, table, trouble, found, left)
         await self._settle_relations(policy, found, left)
-        found += await self._audit_events()  # carried as they are, and named
+        found += await self._audit_events(repaired=True)  # carried, and named
         return Settled(overlay.applied(self._copy, self._plan), tuple(found), tuple(left))
 
     def _settle_values(
@@ -269,9 +269,15 @@ class Preflight:
                 found += [(table, trouble) for trouble in troubles]
         return found
 
-    async def _audit_events(self) -> list[Finding]:
-        """Ask what jsonb makes of the metadata of suspicious events, and whether they verify."""
-        if not any(table.name == audit.AUDIT_TABLE for table in self._plan.tables):
+    async def _audit_events(self, *, repaired: bool = False) -> list[Finding]:
+        """Name the events that verify in the home and will not in the target.
+
+        Args:
+            repaired: Look also at those that a repair changed.
+        """
+        try:
+            table = self._plan.table(audit.AUDIT_TABLE)
+        except StopIteration:
             return []
         tally = Tally()
         for key, metadata, spelled in await probes.as_jsonb(
@@ -279,7 +285,12 @@ class Preflight:
         ):
             if not audit.reads_alike(metadata, spelled):
                 detail = "jsonb spells a number of it in another way, and its hash covers it"
-                tally.add(audit.AUDIT_TABLE, "metadata", "audit-hash", detail, key)
+                tally.add(table.name, "metadata", "audit-hash", detail, key)
+        for row, column in overlay.mended_values(self._copy, table.name) if repaired else ():
+            if column in audit.READ and audit.verified_before(self._copy, "rowid", row):
+                detail = "its repair changes what its hash covers"
+                key = key_text(self._copy, table, row)
+                tally.add(table.name, column, "audit-hash", detail, key)
         return tally.findings()
 
 

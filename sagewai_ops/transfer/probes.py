@@ -17,7 +17,7 @@ from sagewai_ops.transfer.encoders import SIGNATURE, TRAILER, encode
 from sagewai_ops.transfer.findings import KEYS_KEPT, Finding
 from sagewai_ops.transfer.plan import PlannedTable
 from sagewai_ops.transfer.reading import key_text
-from sagewai_ops.transfer.relations import Trouble
+from sagewai_ops.transfer.relations import Trouble, listed
 
 if TYPE_CHECKING:
     import asyncpg
@@ -45,8 +45,9 @@ async def refused_by_indexes(
 
     refused: list[int] = []
     said = ""
-    definition = f"LIKE {quoted(table.name)} INCLUDING INDEXES INCLUDING STORAGE"
-    await server.execute(f"CREATE TEMPORARY TABLE {PROBE} ({definition}) ON COMMIT DROP")
+    # With the defaults: a column that only the target has may be one that must not be NULL.
+    like = f"LIKE {quoted(table.name)} INCLUDING DEFAULTS INCLUDING INDEXES INCLUDING STORAGE"
+    await server.execute(f"CREATE TEMPORARY TABLE {PROBE} ({like}) ON COMMIT DROP")
     for row in rows:
         encoded = _encoded(source, table, row)
         if encoded is None:
@@ -72,8 +73,7 @@ async def refused_by_indexes(
         return []
     keys = tuple(key_text(source, table, row) for row in islice(refused, KEYS_KEPT))
     finding = Finding(table.name, "", "index-row", said, len(refused), keys)
-    listed = ", ".join(f"({row})" for row in refused)
-    return [Trouble(finding, f"SELECT column1 AS row FROM (VALUES {listed})")]
+    return [Trouble(finding, listed(refused))]
 
 
 async def as_jsonb(

@@ -9,7 +9,7 @@ as queries on the frozen copy.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -109,6 +109,11 @@ def last_numbers(
             )
 
 
+def listed(rows: Iterable[int]) -> str:
+    """Spell a query for rowids that are known."""
+    return f"SELECT column1 AS row FROM (VALUES {', '.join(f'({row})' for row in rows)})"
+
+
 def count_and_keys(
     source: sqlite3.Connection, table: PlannedTable, rows: str
 ) -> tuple[int, tuple[str, ...]]:
@@ -185,13 +190,13 @@ def _checked(
     check: Check,
     refused: list[tuple[object, ...]],
 ) -> Trouble:
-    alternatives = " OR ".join(
-        "("
-        + " AND ".join(f"k{number} IS {_literal(value)}" for number, value in enumerate(values))
-        + ")"
-        for values in refused
+    # Any number of them: as a condition of SQLite they would have to be few.
+    wrong = {tuple(map(_plain, values)) for values in refused}
+    rows = listed(
+        row
+        for row, *values in source.execute(f"SELECT * FROM {rows_of(table, check.columns)}")
+        if tuple(map(_plain, values)) in wrong
     )
-    rows = f"SELECT row FROM {rows_of(table, check.columns)} WHERE {alternatives}"
     count, shown = count_and_keys(source, table, rows)
     met = ", ".join(_text(value) or "NULL" for value in refused[0])
     detail = f"the target's {check.name} does not allow {met}"
@@ -205,9 +210,6 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _literal(value: object) -> str:
-    if isinstance(value, bytearray):
-        return f"CAST(x'{value.hex()}' AS TEXT)"
-    if isinstance(value, bytes):
-        return f"x'{value.hex()}'"
-    return "NULL" if value is None else repr(value)
+def _plain(value: object) -> object:
+    """Give a stored value as one that can be an element of a set, texts and blobs apart."""
+    return (bytes(value),) if isinstance(value, bytearray) else value

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import secrets
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,12 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from sagewai_ops import __version__, atomic
-from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
+from sagewai_ops.errors import (
+    EXIT_DONE,
+    EXIT_FINDINGS,
+    EXIT_INCOMPLETE,
+    OpsError,
+    PermissionDeniedError,
+)
 from sagewai_ops.transfer.compare import Result
 from sagewai_ops.transfer.findings import Finding, total
 from sagewai_ops.transfer.learnings import KEEP, Learnings
 from sagewai_ops.transfer.preflight import FAIL
 from sagewai_ops.transfer.sequences import SetSequence
+from sagewai_ops.transfer.session import MOVE, PLAN
 
 FORMAT = "sagewai-ops export 1"
 
@@ -154,6 +163,55 @@ class Report:
         }
 
 
+def report_path(report: Report, folder: Path, chosen: Path | None) -> Path | None:
+    """Decide where the report goes, and make sure now that it can go there.
+
+    Args:
+        folder: Beside the home, for reports that nobody chose a place for.
+        chosen: A file; None for a name of our own, and for no report of a plan.
+
+    Raises:
+        PermissionDeniedError: It cannot.
+    """
+    if chosen is None and report.purpose == PLAN:
+        return None
+    if chosen is None:
+        atomic.make_folder(folder)
+        moment = f"{report.started_at:%Y%m%dT%H%M%SZ}"
+        path = folder / f"{report.purpose}-{moment}-{secrets.token_hex(2)}.json"
+    else:
+        path = chosen.absolute()
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionDeniedError(
+            f"report: cannot be written in {path.parent}",
+            hint="name another place with --report FILE",
+        )
+    return path
+
+
+def finish(report: Report, path: Path | None) -> None:
+    """Write the report, and take back the files of an export that did not take place.
+
+    What is committed stays done: then a report that cannot be written is a warning.
+
+    Raises:
+        NoSpaceError, PermissionDeniedError, OpsError: The system refused.
+    """
+    if report.purpose == MOVE and not report.committed:
+        for file in report.files.values():
+            Path(file).unlink(missing_ok=True)
+        report.files.clear()
+    if path is not None:
+        report.files["report"] = str(path)
+        try:
+            write_report(report, path)
+        except OpsError as error:
+            del report.files["report"]
+            if not report.committed:
+                raise
+            report.warnings.append(f"the report could not be written: {error.message}")
+
+
 def write_report(report: Report, path: Path) -> None:
     """Write the report, whole or not at all.
 
@@ -179,22 +237,25 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
-def cut_over_lines(home: Path, url: str, policy: str, learnings: int) -> tuple[str, ...]:
+def cut_over_lines(home: Path, url: str, report: Report, learnings: int) -> tuple[str, ...]:
     """Spell what to do next, each a line that can be pasted or a remark.
 
     Args:
         home: Whose data was moved.
         url: The target's, without its password.
-        policy: With another one the verification would compare other rows.
+        report: Of the move; the verification must be asked for the same.
         learnings: That stay in the home.
     """
-    verify = ("sagewai-ops", "--home", str(home), "export-to-postgres", "--verify-only")
-    how = () if policy == FAIL else ("--on-invalid", policy)
+    verify = ["sagewai-ops", "--home", str(home), "export-to-postgres", "--verify-only"]
+    if report.policy != FAIL:
+        verify += ["--on-invalid", report.policy]
+    if report.learnings.choice != KEEP:
+        verify += ["--learnings", report.learnings.choice]
     return (
         "# stop every Sagewai process that uses this home: server, workers, harness",
         f"export SAGEWAI_DATABASE_URL='{url}'  # add the password, or set PGPASSWORD",
         'export DATABASE_URL="$SAGEWAI_DATABASE_URL"  # the worker commands read this one first',
-        f"{shlex.join((*verify, *how))}  # before the first start",
+        f"{shlex.join(verify)}  # before the first start",
         f"SAGEWAI_HOME={shlex.quote(str(home))} sagewai admin serve",
         f"# keep {home}: config/ and secrets/ are read as before, also with PostgreSQL",
         f"# keep {home}/db/sagewai.db: {learnings} learnings are read from it; it is the way back",

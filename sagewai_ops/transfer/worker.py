@@ -152,7 +152,7 @@ def _in_order(
     source: sqlite3.Connection, table: PlannedTable, orders: BinaryIO
 ) -> dict[str, object]:
     """Compare the blocks that come, which need not be all of the table; the first difference."""
-    audit = trail_of(table)
+    audit = trail_of(source, table)
     differs: str | None = None
     while True:
         kind, content, _ = read_frame(orders)

@@ -1,0 +1,202 @@
+"""What a run finds: as much as a plan does, never too much, and what it means for audit chains."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dirty_homes import hash_anew
+from postgres_server import Server
+from sagewai_ops.home.paths import Home
+from sagewai_ops.transfer.report import Report, TableReport
+from targets import at_head, copy_of, counts_of, exported, home_with
+
+MANY = 1500  # more than SQLite lets a condition be deep
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """A home with a little in every table."""
+    return home_with(tmp_path_factory.mktemp("original") / "home", rows=5)
+
+
+@pytest.fixture
+def changed(original: Home, tmp_path: Path) -> Callable[..., Home]:
+    """Copy it and run statements on its database, each with its values.
+
+    `hashed` is an audit event that gets the hash that it has after them.
+    """
+
+    def change(*statements: str | tuple[str, tuple[object, ...]], hashed: int = 0) -> Home:
+        home = copy_of(original, tmp_path / "home")
+        connection = sqlite3.connect(home.database)
+        for statement in statements:
+            connection.execute(*((statement,) if isinstance(statement, str) else statement))
+        if hashed:
+            hash_anew(connection, hashed)
+        connection.commit()
+        connection.close()
+        return home
+
+    return change
+
+
+def places(report: Report) -> list[tuple[str, str, str, int]]:
+    """Give the findings, in an order of their own."""
+    return sorted((each.table, each.column, each.kind, each.count) for each in report.findings)
+
+
+def audit_of(report: Report) -> dict[str, object]:
+    """Give what became of the audit events."""
+    table: TableReport = next(each for each in report.tables if each.name == "audit_event")
+    assert table.compared is not None
+    assert table.compared.audit is not None
+    return table.compared.audit
+
+
+def test_a_move_that_ends_at_a_value_names_all_that_a_plan_names(
+    changed: Callable[..., Home], postgres: Server
+) -> None:
+    """The first is met here, others would be met by the server: who mends one must know of all."""
+    home = changed(
+        "UPDATE workflow_runs SET steps_completed = 5000000000 WHERE rowid = 1",
+        "UPDATE agent_runs SET output_text = 'a' || char(0) WHERE rowid = 1",
+        "UPDATE workflow_runs SET data = '[1' WHERE rowid = 2",
+    )
+    database = at_head(postgres)
+
+    planned = exported(home, postgres, database, purpose="plan")
+    moved = exported(home, postgres, database)
+
+    assert places(moved) == places(planned) == [
+        ("agent_runs", "output_text", "nul", 1),
+        ("workflow_runs", "data", "not-json", 1),
+        ("workflow_runs", "steps_completed", "out-of-range", 1),
+    ]  # fmt: skip
+    assert moved.exit_code == 4
+    assert counts_of(postgres, database) == {}
+
+
+def test_a_long_text_in_an_index_may_stand_beside_a_column_that_only_the_target_has(
+    changed: Callable[..., Home], postgres: Server
+) -> None:
+    """255 characters of four bytes fit; the server is asked, with its defaults in place."""
+    home = changed(("UPDATE eval_datasets SET name = ? WHERE rowid = 1", ("😀" * 255,)))
+    database = at_head(postgres)
+
+    planned = exported(home, postgres, database, purpose="plan")
+    repaired = exported(home, postgres, database, policy="repair")
+
+    assert (planned.exit_code, repaired.exit_code) == (0, 0)
+    assert repaired.committed
+
+
+def test_a_check_that_many_values_break_names_all_rows(tmp_path: Path, postgres: Server) -> None:
+    """Each of them another value."""
+    home = home_with(
+        tmp_path / "home",
+        lambda c: c.execute("UPDATE workflow_runs SET execution_mode = 'mode ' || rowid"),
+        rows_in={"workflow_runs": MANY},
+    )
+    database = at_head(postgres)
+
+    planned = exported(home, postgres, database, purpose="plan")
+    apart = exported(home, postgres, database, policy="quarantine")
+
+    assert places(planned) == [("workflow_runs", "execution_mode", "check", MANY)]
+    assert (apart.committed, apart.refused) == (True, MANY)
+
+
+def test_what_only_the_server_can_tell_is_the_one_finding_more(
+    changed: Callable[..., Home], postgres: Server
+) -> None:
+    """An index of somebody's own: refused with the key, and nothing made up about other tables."""
+    home = changed(
+        "UPDATE org SET slug = 'Same' WHERE rowid = 1",
+        "UPDATE org SET slug = 'same' WHERE rowid = 2",
+        "UPDATE sessions SET summary = 'a' || char(0) WHERE rowid = 1",
+    )
+    database = at_head(postgres)
+    postgres.run(database, "CREATE UNIQUE INDEX own ON org (lower(slug))")
+
+    apart = exported(home, postgres, database, policy="quarantine")
+
+    assert places(apart) == [("org", "own", "server", 1), ("sessions", "summary", "nul", 1)]
+    (told,) = apart.open_findings
+    assert "(lower(slug))=(same)" in told.detail
+    assert apart.exit_code == 4
+    assert counts_of(postgres, database) == {}
+
+
+def test_a_verification_names_what_it_could_not_compare(
+    changed: Callable[..., Home], postgres: Server
+) -> None:
+    """A table of the user's own is in no target, whatever choice the move was made with."""
+    home = changed("CREATE TABLE notes (note TEXT)", "INSERT INTO notes VALUES ('n')")
+    database = at_head(postgres)
+    exported(home, postgres, database, policy="quarantine")
+
+    verified = exported(home, postgres, database, purpose="verify")
+
+    assert places(verified) == [("notes", "", "unknown-table", 1)]
+    assert verified.exit_code == 3
+
+
+def test_an_audit_event_that_a_repair_breaks_is_told(
+    changed: Callable[..., Home], postgres: Server
+) -> None:
+    """It verified in the home, and it is the repair that it no longer does."""
+    home = changed("UPDATE audit_event SET target_id = target_id || char(0) WHERE id = 2", hashed=2)
+    database = at_head(postgres)
+
+    report = exported(home, postgres, database, policy="repair")
+
+    assert report.committed
+    assert places(report) == [
+        ("audit_event", "target_id", "audit-hash", 1),
+        ("audit_event", "target_id", "nul", 1),
+    ]
+    assert audit_of(report) == {
+        "verified": 19, "broken_before": 0, "broken": 1, "keys": ["2"]
+    }  # fmt: skip
+    again = exported(home, postgres, database, purpose="verify", policy="repair")
+    assert audit_of(again) == audit_of(report)
+
+
+def test_a_chain_that_lacks_an_event_is_told(
+    changed: Callable[..., Home], postgres: Server
+) -> None:
+    """The events that follow it still verify, each by itself."""
+    home = changed("UPDATE audit_event SET target_id = target_id || char(0) WHERE id = 2")
+
+    report = exported(home, postgres, at_head(postgres), policy="quarantine")
+
+    assert any("audit_event: 1 events are left out" in note for note in report.notes)
+    assert audit_of(report)["verified"] == 19
+
+
+def test_events_are_verified_in_any_order(changed: Callable[..., Home], postgres: Server) -> None:
+    """A rewritten table is compared by its keys, and its chains are looked at all the same."""
+    home = changed()
+    database = at_head(postgres)
+    before = audit_of(exported(home, postgres, database))
+    postgres.run(database, "UPDATE audit_event SET action = action WHERE id < 4")
+
+    report = exported(home, postgres, database, purpose="verify")
+
+    assert audit_of(report) == before
+    assert before["verified"] == 20
+
+
+def test_an_event_whose_number_python_does_not_read_is_a_finding(
+    changed: Callable[..., Home], postgres: Server
+) -> None:
+    """To Python 1e5000 is infinite, and jsonb spells it with 5,001 digits."""
+    home = changed("UPDATE audit_event SET metadata = '{\"n\": 1e5000}' WHERE id = 1", hashed=1)
+
+    report = exported(home, postgres, at_head(postgres), purpose="plan")
+
+    assert places(report) == [("audit_event", "metadata", "audit-hash", 1)]
