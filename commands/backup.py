@@ -266,7 +266,7 @@ def show(terminal: Terminal, result: dict[str, Any]) -> None:
     """Say what was taken, and where the key is, every time."""
     terminal.line(f"snapshot {result['id']}: taken and verified", style="bold green")
     is_tree = result["format"] == "directory"
-    terminal.line(f"  {'tree   ' if is_tree else 'archive'}   {result['archive']}")
+    terminal.line(f"  {'tree   ' if is_tree else 'archive'}   {result['archive'] or 'on stdout'}")
     how = f"{result['kept_files']} as they were" if is_tree else ""
     terminal.line(
         f"  size      {size(result['content_bytes'])} in {result['files']} files, "

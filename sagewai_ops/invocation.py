@@ -282,8 +282,9 @@ def _render(run: Run, outcome: Outcome) -> None:
         return
     for warning in outcome.warnings:
         terminal.warning(warning)
-    if outcome.on_stdout and (outcome.always or terminal.wants_summary):
-        outcome.show(terminal)
+    shown = terminal if outcome.on_stdout else terminal.beside
+    if shown.wants_summary or (outcome.always and outcome.on_stdout):
+        outcome.show(shown)
 
 
 def _undelivered(run: Run, error: OpsError | None = None) -> int:

@@ -67,6 +67,11 @@ class Terminal:
         print(line, file=self._err)
 
     @property
+    def beside(self) -> "Terminal":
+        """What shows results on stderr, where stdout carries something else."""
+        return Terminal(quiet=self.quiet, verbose=self.verbose, out=self._err, err=self._err)
+
+    @property
     def wants_summary(self) -> bool:
         """Whether a command that acted says what it did: silent under cron, unless asked."""
         return not self.quiet and (self.verbose or self._out.isatty())

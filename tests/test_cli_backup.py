@@ -427,6 +427,23 @@ def test_the_archive_goes_through_a_pipe(home: BuiltHome, tmp_path: Path) -> Non
     assert call("snapshots", "verify", tmp_path / "copy.tar.zst").code == 0
 
 
+def test_the_summary_of_an_archive_in_a_pipe_goes_to_stderr(home: BuiltHome) -> None:
+    """Where the key is, is said there too; without -v and a terminal nothing is."""
+    told = [
+        subprocess.run(
+            [*COMMAND, "--home", home.root, "backup", "--output", "-", *flags],
+            capture_output=True,
+            check=True,
+        )
+        for flags in ([], ["-v"])
+    ]
+
+    assert told[0].stderr == b""
+    assert b"NOT in the archive" in told[1].stderr
+    assert b"archive   on stdout" in told[1].stderr
+    assert {one.stdout[:4] for one in told} == {b"\x28\xb5\x2f\xfd"}  # zstd's magic
+
+
 def test_a_pipe_whose_reader_goes_away_ends_quietly(large: Path, tmp_path: Path) -> None:
     """`| head` is the reader's decision: 141 as a shell reports it, no traceback, no staging."""
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
@@ -740,11 +757,14 @@ def test_a_snapshot_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     answer = run("--home", built.root, "backup", "--to", tmp_path / "file")
+    below = run("--home", built.root, "backup", "--to", tmp_path / "file/below")
     refused = run("--home", built.root, "backup", "--to", "/proc/snapshots")
 
+    assert below.code == 2
+    assert f"{tmp_path}/file/below: not a directory" in below.err
     assert answer.code == 2
     assert f"{tmp_path}/file: is not a folder" in answer.err
-    assert refused.code in (1, 14)
+    assert refused.code in (10, 14)
     assert "error: /proc/snapshots: " in refused.err
 
 

@@ -112,7 +112,10 @@ def opened(stream: BinaryIO, passphrase: str, name: str) -> Iterator[bytes]:
     try:
         file_key = wrapping.decrypt(bytes(12), _decode(match[3]), None)
     except InvalidTag:
-        raise KeyMissingError(f"snapshot {name}: the passphrase does not open it") from None
+        raise KeyMissingError(
+            f"snapshot {name}: the passphrase does not open it",
+            hint="name a file with the right one: --passphrase-file FILE",
+        ) from None
     # The texts are compared, not what they decode to: base64 has bits that say nothing.
     if not hmac.compare_digest(_encode(_header_mac(file_key, head[: match.start(4)])), match[5]):
         raise DamagedError(f"snapshot {name}: its age header was changed")
