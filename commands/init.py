@@ -16,7 +16,8 @@ twice, the second run changes nothing. The key in secrets/master.key is the only
 values: keep a copy of it away from the snapshots.
 
 \b
-Exit codes: 0 done, 2 something is in the way, 11 another run, 13 no space, 14 permission denied.
+Exit codes: 0 done, 2 something is in the way, 10 no place for it, 11 another run, 13 no space,
+14 permission denied.
 """
 
 

@@ -24,8 +24,8 @@ Examples:
 {examples}
 
 \b
-Exit codes: 0 printed, 2 an option is wrong, 14 --into may not be written,
-15 --into has such a file.
+Exit codes: 0 printed, 2 an option is wrong, 10 no folder --into, 14 it may not be written,
+15 it has such a file that says something else.
 """
 KINDS = {
     "systemd": (

@@ -70,7 +70,7 @@ def as_result(found: Any) -> dict[str, Any]:
             "journal_mode": database.journal_mode,
         },
         "sqlite_version": sqlite3.sqlite_version,
-        "notes": _notes(database),
+        "notes": _notes(found.home, database),
         "documents": {
             path: {
                 "version": document.version,
@@ -109,14 +109,16 @@ def as_result(found: Any) -> dict[str, Any]:
     }
 
 
-def _notes(database: Any) -> list[str]:
+def _notes(home: Any, database: Any) -> list[str]:
     """Say what is worth knowing and nothing to act on at once."""
     import sqlite3
 
     from sagewai_ops.database.library import note_on
 
+    server = home.server_url_variable
+    elsewhere = f"{server}: Sagewai's tables are on that server, not in this database"
     said = database and note_on(sqlite3.sqlite_version_info, database.journal_mode)
-    return [said] if said else []
+    return [note for note in (server and elsewhere, said) if note]
 
 
 def _snapshot(snapshot: Any) -> dict[str, Any]:

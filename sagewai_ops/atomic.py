@@ -18,7 +18,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from sagewai_ops.errors import NoSpaceError, OpsError, PermissionDeniedError
+from sagewai_ops.errors import (
+    NoSpaceError,
+    NotFoundError,
+    OpsError,
+    PermissionDeniedError,
+    UsageError,
+)
 from sagewai_ops.interruption import uninterrupted
 
 PRIVATE_FILE = 0o600
@@ -29,6 +35,7 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_SUCH_PLACE = (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def replace(
@@ -278,4 +285,8 @@ def refused(error: OSError, path: Path | str) -> OpsError:
         return PermissionDeniedError(
             f"{name}: {reason}", hint=f"ls -ld {name}  # run as a user who may write it"
         )
+    if error.errno in _NO_SUCH_PLACE:
+        return UsageError(f"{name}: {reason}", hint=f"ls -ld {os.path.dirname(name) or name}")
+    if error.errno == errno.ENOENT:
+        return NotFoundError(f"{name}: {reason}")
     return OpsError(f"{name}: {reason}", hint="")

@@ -64,11 +64,11 @@ def test_something_in_the_way_exits_2(tmp_path: Path) -> None:
     assert f"{tmp_path}/home: is not a folder" in answer.err
 
 
-def test_a_system_that_refuses_exits_14_or_says_why(tmp_path: Path) -> None:
+def test_a_place_that_takes_no_folder_exits_10_or_14(tmp_path: Path) -> None:
     """/proc takes no folders from anybody."""
     answer = run("--home", "/proc/home", "init")
 
-    assert answer.code in (1, 14)
+    assert answer.code in (10, 14)
     assert "error: /proc/home: " in answer.err
 
 

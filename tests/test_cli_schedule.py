@@ -347,7 +347,7 @@ def test_into_writes_and_keeps_what_is_there(tmp_path: Path) -> None:
 
 def test_a_missing_folder_is_told(tmp_path: Path) -> None:
     """No folder is made for it."""
-    assert call("schedule", "cron", "--into", tmp_path / "none").code == 1
+    assert call("schedule", "cron", "--into", tmp_path / "none").code == 10
 
 
 def test_a_line_end_in_a_path_is_refused() -> None:

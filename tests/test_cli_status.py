@@ -4,6 +4,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from archives import flip
 from json_schemas import problems
 from program import COMMAND, call, run, taken
@@ -79,6 +81,19 @@ def test_a_database_whose_schema_is_damaged_is_said_to_be(tmp_path: Path) -> Non
     assert "cannot be read" in answer.out
     assert "malformed" in as_json.result["database"]["problem"]
     assert as_json.result["documents"]
+
+
+def test_tables_on_a_server_are_said_to_be_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is counted here is not what Sagewai works with; the URL is not shown."""
+    built = small(tmp_path / "home")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://sagewai:hunter2@db.example.org/sagewai")
+
+    answer = call("--home", built.root, "status")
+
+    assert "DATABASE_URL: Sagewai's tables are on that server" in answer.out
+    assert "hunter2" not in answer.out + answer.err
 
 
 def test_no_home_exits_10_with_a_hint(tmp_path: Path) -> None:
