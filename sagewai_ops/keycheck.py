@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.home.paths import MASTER_KEY, Home, require
-from sagewai_ops.keys.candidates import Candidate, accepted, find_candidates, given
+from sagewai_ops.keys.candidates import Candidate, accepted, find_candidates, given, replaced
 from sagewai_ops.keys.inventory import take_inventory
 from sagewai_ops.keys.plaintext import Plaintext
 from sagewai_ops.keys.rotation_journal import require_settled
@@ -41,14 +41,9 @@ class KeyCheck:
     unread: Mapping[str, str]
 
     @property
-    def refused(self) -> tuple[Candidate, ...]:
-        """The keys that Sagewai would not take, of which it may make the first one anew."""
-        return tuple(one for one in self.candidates if one.problem)
-
-    @property
-    def would_replace(self) -> bool:
-        """Whether Sagewai would make a new key though something stands in a key's place."""
-        return self.key is None and bool(self.refused)
+    def replaced(self) -> Candidate | None:
+        """What makes Sagewai write a new key though something stands in a key's place."""
+        return replaced(self.candidates)
 
     @property
     def lost_to_sagewai(self) -> tuple[Opened, ...]:
@@ -60,7 +55,7 @@ class KeyCheck:
     def has_findings(self) -> bool:
         """Whether there is anything to mend."""
         exposed = any(one.is_finding for one in self.plaintext)
-        troubled = self.would_replace or self.report.unopened or self.lost_to_sagewai
+        troubled = self.replaced or self.report.unopened or self.lost_to_sagewai
         return bool(troubled or exposed or self.unread)
 
 

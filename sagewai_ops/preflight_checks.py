@@ -30,6 +30,7 @@ from sagewai_ops.home.rules import Severity
 from sagewai_ops.home.verification import verify
 from sagewai_ops.interruption import run_interruptibly
 from sagewai_ops.keycheck import check_keys
+from sagewai_ops.keys.candidates import ENVIRONMENT, Candidate
 from sagewai_ops.processes import describe
 from sagewai_ops.progress import Progress
 from sagewai_ops.relayout import migrate_layout
@@ -172,25 +173,33 @@ def check_all_keys(home: Home, environment: Mapping[str, str], key_file: Path | 
     found = check_keys(home, environment, key_file=key_file)
     report = found.report
     if report.total and not found.opened:
+        mended = (
+            _mended_key(home, found.replaced) if found.replaced else _right_key(home.master_key)
+        )
         raise KeyMissingError(
             f"{report.total} sealed values and none opens",
-            hint=here(home, "keys check --key-file FILE"),
+            hint=here(home, "keys check --key-file FILE") + f"\n{mended}",
         )
+    key_option = f" --key-file {shlex.quote(os.fspath(key_file))}" if key_file else ""
     summary = f"{report.opened} of {report.total} sealed values open"
     if found.key:
         summary += f", Sagewai's key is {found.key.fingerprint} from {found.key.source}"
     details: list[str] = []
     mend: list[str] = []
-    if found.would_replace:
-        details += [f"{one.source}: {one.problem}; Sagewai would write a new key"
-                    for one in found.refused]  # fmt: skip
-        mend.append(here(home, "verify-perms --fix"))
+    if found.replaced:
+        details.append(f"{found.replaced.source}: {found.replaced.problem}; Sagewai would write"
+                       f" a new key over {home.master_key}")  # fmt: skip
+        mend.append(_mended_key(home, found.replaced))
     if report.unopened:
         details += [f"closed: {one.place} {one.where}, {one.reason}" for one in report.unopened]
         mend.append(here(home, "keys check --key-file FILE") + "  # with the key that opens it")
-    if found.lost_to_sagewai:
+    if found.key and found.lost_to_sagewai:
         details.append(f"{len(found.lost_to_sagewai)} values open with another key than Sagewai's")
-        mend.append(here(home, "keys rotate"))
+        words = f"keys rotate --recipient age1...{key_option}"
+        mend.append(here(home, words) + "  # or --passphrase-file FILE; brings all under one key")
+    elif found.lost_to_sagewai and not found.replaced:
+        details.append(f"{home.master_key}: is not there, Sagewai would write a new key")
+        mend.append(_right_key(home.master_key, key_file))
     clear = [one for one in found.plaintext if one.is_finding]
     if clear:
         details += [f"in clear: {one.place} {one.where}, {one.habit.value}" for one in clear]
@@ -198,10 +207,31 @@ def check_all_keys(home: Home, environment: Mapping[str, str], key_file: Path | 
     details += [f"{path}: {why}" for path, why in found.unread.items()]
     for path in found.unread:
         is_server = path == home.server_url_variable
-        mend.append(here(home, "db check") if is_server else f"ls -l {shlex.quote(path)}")
+        place = home.overrides.get(path.rpartition("/")[2], home.root / path)
+        mend.append(
+            here(home, "db check") if is_server else f"ls -l {shlex.quote(os.fspath(place))}"
+        )
     if not details:
         return Check("keys", Verdict.OK, summary)
     return Check("keys", Verdict.FINDING, summary, tuple(details), tuple(mend))
+
+
+def _mended_key(home: Home, key: Candidate) -> str:
+    """Give the command that makes Sagewai take a key again."""
+    if key.source == ENVIRONMENT:
+        return f"unset {ENVIRONMENT}  # where Sagewai's service gets it from, or set the right key"
+    if key.path is None:
+        return "keyring del sagewai-master-key sealed  # or set the right key there"
+    if not key.value:
+        return _right_key(key.path)
+    if key.path.is_symlink():
+        return f"chmod 600 {shlex.quote(os.path.realpath(key.path))}"
+    return here(home, "verify-perms --fix")
+
+
+def _right_key(place: Path, file: Path | None = None) -> str:
+    words = shlex.join(["install", "-m", "0600", os.fspath(file or "FILE"), os.fspath(place)])
+    return words if file else f"{words}  # with the right key in FILE"
 
 
 def check_tables(

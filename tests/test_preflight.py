@@ -1,5 +1,6 @@
 """A preflight says what is in order and how to mend what is not, and changes nothing."""
 
+import base64
 import contextlib
 import os
 import shlex
@@ -201,6 +202,73 @@ def test_the_commands_that_it_names_mend_it(home: Path) -> None:
     assert fly(home, "--no-snapshot")[0].result["ready"]
 
 
+def _short_key(home: Path) -> None:
+    (home / "secrets/master.key").write_bytes(b"x")
+
+
+def _open_key_behind_a_link(home: Path) -> None:
+    key = home / "secrets/master.key"
+    key.chmod(0o640)
+    key.rename(home / "data/key")
+    key.symlink_to("../data/key")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "variable", "is_mended"),
+    [
+        (_refused_key, None, "verify-perms --fix"),
+        (_open_key_behind_a_link, None, "chmod 600 {home}/data/key"),
+        (_short_key, None, "install -m 0600 FILE {home}/secrets/master.key"),
+        (lambda _home: None, "x" * 43, "unset SAGEWAI_MASTER_KEY"),
+    ],
+    ids=["open", "link", "short", "variable"],
+)
+def test_a_key_that_sagewai_would_replace_is_mended_where_it_comes_from(
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Path], None],
+    variable: str | None,
+    is_mended: str,
+) -> None:
+    """No mode mends a variable; and no rotation is advised where the right key is at hand."""
+    spoil(home)
+    if variable:
+        monkeypatch.setenv("SAGEWAI_MASTER_KEY", variable)
+
+    _answer, lines = fly(home, "--no-snapshot")
+
+    mend = lines["keys"]["mend"]
+    assert lines["keys"]["verdict"] in ("finding", "failed")
+    assert any(is_mended.format(home=home) in line for line in mend), mend
+    assert not any("keys rotate" in line for line in mend)
+
+
+def test_values_of_another_key_are_brought_under_sagewais_by_the_command_named(
+    home: Path, tmp_path: Path
+) -> None:
+    """It names a recipient to be filled in, and the key that opens them."""
+    found = tmp_path / "found.key"
+    found.write_bytes((home / "secrets/master.key").read_bytes())
+    (home / "secrets/master.key").write_bytes(base64.urlsafe_b64encode(bytes(32)))
+
+    _answer, lines = fly(home, "--no-snapshot", "--key-file", found)
+
+    (line,) = (one for one in lines["keys"]["mend"] if "keys rotate" in one)
+    recipient = str(pyrage.x25519.Identity.generate().to_public())
+    words = shlex.split(line.replace("age1...", recipient), comments=True)
+    assert call(*words[1:]).code == 0
+    assert fly(home, "--no-snapshot")[1]["keys"]["verdict"] == "ok"
+
+
+def test_a_document_that_is_no_json_is_named_by_its_path(home: Path) -> None:
+    """The command to look at it can be pasted anywhere."""
+    (home / "config/connections.json").write_text("{")
+
+    _answer, lines = fly(home, "--no-snapshot")
+
+    assert lines["keys"]["mend"] == [f"ls -l {home}/config/connections.json"]
+
+
 def test_a_lost_key_is_the_hardest_failure_but_damage(home: Path) -> None:
     """Exit 12; the snapshot is taken all the same."""
     (home / "secrets/master.key").unlink()
@@ -220,7 +288,9 @@ def test_a_key_file_opens_what_the_home_cannot(home: Path, tmp_path: Path) -> No
     _answer, lines = fly(home, "--key-file", tmp_path / "kept.key")
 
     assert lines["keys"]["verdict"] == "finding"
-    assert any("keys rotate" in line for line in lines["keys"]["mend"])
+    (line,) = lines["keys"]["mend"]
+    subprocess.run(shlex.split(line), check=True)
+    assert fly(home, "--no-snapshot")[1]["keys"]["verdict"] == "ok"
 
 
 def test_damage_exits_16(home: Path) -> None:

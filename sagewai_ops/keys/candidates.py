@@ -131,6 +131,12 @@ def accepted(candidates: Iterable[Candidate]) -> Candidate | None:
     return first if first and not first.problem else None
 
 
+def replaced(candidates: Iterable[Candidate]) -> Candidate | None:
+    """Return what stands where Sagewai looks first, and makes it write a new key; else None."""
+    first = next(_in_sagewai(candidates), None)
+    return first if first and first.problem else None
+
+
 def fingerprint(key: bytes) -> str:
     """Name a key without giving it away: 16 hex digits of an HMAC-SHA256 under it.
 
