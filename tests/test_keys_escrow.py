@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import subprocess
+import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -12,8 +16,8 @@ import pytest
 
 from sagewai_ops import atomic
 from sagewai_ops.errors import DamagedError, NotFoundError, TargetBusyError, UsageError
-from sagewai_ops.home.paths import Home, locate
-from sagewai_ops.keys.candidates import Candidate, find_candidates
+from sagewai_ops.home.paths import MASTER_KEY, Home, locate
+from sagewai_ops.keys.candidates import ENVIRONMENT, Candidate, find_candidates
 from sagewai_ops.keys.escrow import (
     Escrow,
     check_place,
@@ -23,6 +27,7 @@ from sagewai_ops.keys.escrow import (
     write_key,
     write_sheet,
 )
+from small_homes import small
 
 KEY = b"b3RoZXIgbWFzdGVyIGtleSBvdGhlciBtYXN0ZXIga2U="
 MOMENT = datetime(2026, 5, 4, 3, 2, 1, tzinfo=timezone.utc)
@@ -105,6 +110,51 @@ def test_the_sheet_alone_gives_the_key_back(
         assert told in text
     assert KEY.decode() not in text
     assert "AGE-SECRET" not in text
+
+
+@pytest.mark.skipif(not shutil.which("age"), reason="no age")
+def test_the_instructions_of_a_sheet_can_be_followed_to_the_letter(
+    identity: pyrage.x25519.Identity, tmp_path: Path
+) -> None:
+    """Wherever the home is, also if its secrets are gone: every command on it does what it says."""
+    built = small(tmp_path / "a home's")
+    home = locate(built.root, {})
+    sealed = seal_key(find_candidates(home, {})[0], [str(identity.to_public())])
+    write_sheet(tmp_path / "sheet.txt", sealed, home, MOMENT)
+    shutil.rmtree(built.root / "secrets")
+    text = (tmp_path / "sheet.txt").read_text()
+    (tmp_path / "key.age").write_text(text[text.index("-----BEGIN") :])
+    (tmp_path / "identity").write_text(str(identity))
+    program = tmp_path / "sagewai-ops"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m sagewai_ops "$@"\n')
+    program.chmod(0o700)
+    steps = text.partition("If the home is gone")[0].replace("IDENTITY", "identity")
+    commands = [line.strip() for line in steps.splitlines() if line.startswith("     ")]
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    said = [
+        subprocess.run(
+            ["sh", "-c", line], cwd=tmp_path, env=path, capture_output=True, text=True, check=False
+        )
+        for line in commands
+    ]
+
+    assert [one.returncode for one in said] == [0, 4, 0, 0], said  # what it opens is not lost yet
+    assert re.search(rf"--key-file +{sealed.key.fingerprint}", said[1].stdout)
+    assert built.master_key.read_bytes() == built.master_keys[0]
+    assert built.master_key.stat().st_mode & 0o777 == 0o600
+    assert built.master_key.parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(("source", "is_told"), [(ENVIRONMENT, True), (MASTER_KEY, False)])
+def test_a_sheet_says_where_sagewai_looks_first(home: Home, source: str, *, is_told: bool) -> None:
+    """A file beside a variable would be of no use."""
+    key = Candidate(source, KEY)
+    recipient = str(pyrage.x25519.Identity.generate().to_public())
+
+    text = sheet_of(seal_key(key, [recipient]), home, MOMENT)
+
+    assert (f"It came from {source}" in text) is is_told
 
 
 def test_a_sheet_is_plain_text_of_a_pages_width(sealed: Escrow, tmp_path: Path) -> None:

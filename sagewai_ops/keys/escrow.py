@@ -20,7 +20,7 @@ from sagewai_ops import atomic
 from sagewai_ops.archive.envelope import Lock, Unlock, opened, sealing, temporary_identity
 from sagewai_ops.errors import DamagedError, NotFoundError, OpsError, TargetBusyError, UsageError
 from sagewai_ops.home.paths import Home
-from sagewai_ops.keys.candidates import Candidate
+from sagewai_ops.keys.candidates import ENVIRONMENT, KEYRING, Candidate
 
 _BEGIN = "-----BEGIN AGE ENCRYPTED FILE-----"
 _END = "-----END AGE ENCRYPTED FILE-----"
@@ -114,6 +114,7 @@ def write_sheet(path: Path, escrow: Escrow, home: Home, moment: datetime) -> Non
 
 def sheet_of(escrow: Escrow, home: Home, moment: datetime) -> str:
     """Say on paper all that it takes to have the key back, given one recipient's identity."""
+    own = f"sagewai-ops --home {_quoted(home.root)}"
     lines = [
         "RECOVERY SHEET OF A SAGEWAI MASTER KEY",
         "",
@@ -132,11 +133,17 @@ def sheet_of(escrow: Escrow, home: Home, moment: datetime) -> str:
         "     (umask 077; age -d -i IDENTITY key.age > master.key)",
         "   It has 44 characters. A mistyped block does not decrypt.",
         "3. With Sagewai stopped, see that it is the key which opens the home:",
-        "     sagewai-ops keys check --key-file master.key",
+        f"     {own} keys check --key-file master.key",
         f"   The fingerprint of --key-file must be {escrow.key.fingerprint}.",
-        "4. Put it in its place, with this mode (with a wider one Sagewai replaces the key):",
+        "4. Put it in its place, as the user whom Sagewai runs as, with these modes (with a wider",
+        "   one Sagewai replaces the key). If a key is there already, keep it, something may be",
+        "   under it: move it to a name that begins with master.key.legacy- first.",
+        f"     install -d -m 0700 {_quoted(home.master_key.parent)}",
         f"     install -m 0600 master.key {_quoted(home.master_key)}",
+        *_elsewhere(escrow.key),
         "   and remove master.key.",
+        "If the home is gone as well, do this instead of 3 and 4:",
+        f"     {own} restore latest --key-file master.key",
         "",
         *_armored(escrow.content),
         "",
@@ -190,6 +197,13 @@ def _prove(path: Path, content: bytes, escrow: Escrow) -> None:
         raise DamagedError(f"escrow {path}: does not open again after it was written") from error
     if not hmac.compare_digest(value, escrow.key.value):
         raise DamagedError(f"escrow {path}: opens to something else than the key")
+
+
+def _elsewhere(key: Candidate) -> list[str]:
+    """Say it where Sagewai would not look at the file."""
+    if key.source not in (ENVIRONMENT, KEYRING):
+        return []
+    return [f"   It came from {key.source}, which is stronger than that file: set it there too,"]
 
 
 def _shown(text: str) -> str:
