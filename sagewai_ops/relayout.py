@@ -122,7 +122,8 @@ def _report(home: Home, plan: Plan, recovered: str, warnings: list[str]) -> Layo
         counts = ", ".join(f"{count} in {table}" for table, count in rows.items())
         warnings.append(
             f"fleet rows bound to {home.root / _STATE_NAME} become invisible: {counts}; "
-            "workers must enrol again"
+            "workers must enrol again, or take them along: sagewai-ops backup, then "
+            "sagewai-ops restore latest --replace --rebind-fleet"
         )
     return LayoutReport(home.root, plan, recovered, rows, tuple(warnings))
 

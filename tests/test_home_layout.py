@@ -491,6 +491,19 @@ def test_document_that_a_variable_names_is_left(root: Path, variable: str, name:
     assert files(root) == contents
 
 
+@pytest.mark.parametrize("variable", ["SAGEWAI_ADMIN_STATE_FILE", "SAGEWAI_CONNECTIONS_FILE"])
+def test_variable_that_names_nothing_is_told(root: Path, variable: str) -> None:
+    """Sagewai would start without the document that lies at the root."""
+    flat(root)
+    (root.parent / "there.json").touch()
+
+    missing = migrate(root, {variable: str(root.parent / "gone.json")})
+    there = migrate(root, {variable: str(root.parent / "there.json")})
+
+    assert any("gone.json, which does not exist" in warning for warning in missing.warnings)
+    assert there.warnings == ()
+
+
 @pytest.mark.parametrize("variable", ["SAGEWAI_MASTER_KEY", "SAGEWAI_SOPS_ROOT", "DATABASE_URL"])
 def test_other_variables_do_not_keep_anything(root: Path, variable: str) -> None:
     """A key in the environment does not stop the file from being moved."""
@@ -532,7 +545,8 @@ def test_fleet_rows_that_become_invisible_are_counted(tmp_path: Path) -> None:
     report = migrate(built.root)
 
     assert dict(report.fleet_rows) == {"enrollment_keys": 3, "fleet_tasks": 3, "workers": 3}
-    assert any("become invisible" in warning for warning in report.warnings)
+    (warning,) = (one for one in report.warnings if "become invisible" in one)
+    assert "restore latest --replace --rebind-fleet" in warning
 
 
 def test_fleet_rows_of_todays_path_stay_visible(tmp_path: Path) -> None:

@@ -19,7 +19,13 @@ from sagewai_ops.atomic import refused
 from sagewai_ops.errors import UsageError
 from sagewai_ops.home.entries import key_length
 from sagewai_ops.home.layout_steps import Step, Steps
-from sagewai_ops.home.paths import LEGACY_MASTER_KEY, LEGACY_PLACES, SIDECAR_SUFFIXES, Home
+from sagewai_ops.home.paths import (
+    ADMIN_STATE,
+    LEGACY_MASTER_KEY,
+    LEGACY_PLACES,
+    SIDECAR_SUFFIXES,
+    Home,
+)
 from sagewai_ops.home.rules import KEY_CHARACTERS
 
 # Variables that, when not empty, make Sagewai leave a legacy file where it is.
@@ -104,6 +110,12 @@ def plan_layout(
         variable = next((one for one in MANAGED_BY.get(name, ()) if environment.get(one)), "")
         if variable:
             items.append(Item(name, place, Action.MANAGED, f"{variable} is set"))
+            read = home.admin_state if place == ADMIN_STATE else home.connections
+            if variable != _ALIAS and not os.path.exists(read):
+                planner.notes.append(
+                    f"{variable} names {read}, which does not exist, so Sagewai starts without it;"
+                    f" {name} stays where it is"
+                )
             continue
         item = planner.item(name, place)
         items.append(item)
