@@ -191,6 +191,8 @@ def _plan_result(plan: Any) -> dict[str, Any]:
         "key_custody": plan.key_custody,
         "key_fingerprint": plan.key_fingerprint,
         "sealed_values": plan.sealed,
+        "revokes_sessions": plan.revokes_sessions,
+        "rebinds_fleet": plan.rebinds_fleet,
         "warnings": list(plan.warnings),
     }
 
@@ -225,6 +227,10 @@ def _show_plan(terminal: Terminal, result: dict[str, Any]) -> None:
         f"  key       {result['key_fingerprint'] or 'none'}, {result['key_custody']}, "
         f"{result['sealed_values']} sealed values"
     )
+    if result["revokes_sessions"]:
+        terminal.line("  revokes   every session and API token in it")
+    if result["rebinds_fleet"]:
+        terminal.line(f"  rebinds   the fleet's rows to {result['target']}")
 
 
 def _show(terminal: Terminal, result: dict[str, Any]) -> None:
@@ -246,5 +252,7 @@ def _show(terminal: Terminal, result: dict[str, Any]) -> None:
         f"  access    {result['sessions']} sessions and {result['api_tokens']} API tokens "
         "are valid again"
     )
+    if result["rebinds_fleet"]:
+        terminal.line(f"  fleet     {result['rebound_rows']} rows rebound")
     if result["before"]:
         terminal.line(f"  before    kept in {result['before']}; back with: restore --undo")

@@ -214,14 +214,28 @@ def test_dry_run_says_the_plan_and_writes_nothing(home: Path, tmp_path: Path) ->
     """The plan is the one that the run reports."""
     before = everything_of(tmp_path)
 
-    planned = call("--home", home, "restore", "latest", "--replace", "--dry-run", "--json")
-    assert everything_of(tmp_path) == before
-    shown = call("--home", home, "restore", "latest", "--replace", "--dry-run")
-    done = call("--home", home, "restore", "latest", "--replace", "--json")
+    words = (
+        "--home",
+        home,
+        "restore",
+        "latest",
+        "--replace",
+        "--revoke-sessions",
+        "--rebind-fleet",
+    )
 
-    assert "would be restored to" in shown.out
-    for field in ("snapshot", "target", "exchanged", "size_bytes", "files", "sealed_values"):
-        assert planned.result[field] == done.result[field]
+    planned = call(*words, "--dry-run", "--json")
+    assert everything_of(tmp_path) == before
+    shown = call(*words, "--dry-run")
+    done = call(*words, "--json")
+
+    for told in ("would be restored to", "revokes   every session", f"rows to {home}"):
+        assert told in shown.out
+    assert planned.result["revokes_sessions"]
+    assert planned.result["rebinds_fleet"]
+    changed = {"target_state", "warnings"}
+    for field in planned.result.keys() - changed:
+        assert planned.result[field] == done.result[field], field
 
 
 def test_undo_twice_is_the_identity(home: Path) -> None:

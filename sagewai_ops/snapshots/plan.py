@@ -78,6 +78,8 @@ class RestorePlan:
         paths: What is exchanged in it; None for the whole.
         sealed: How many sealed values the snapshot holds.
         origin: The path of the home that it was taken of.
+        revokes_sessions: Whether sessions and API tokens end.
+        rebinds_fleet: Whether the fleet's rows get the organisation id of the target's path.
     """
 
     snapshot_id: str
@@ -92,6 +94,8 @@ class RestorePlan:
     key_fingerprint: str
     sealed: int
     origin: str
+    revokes_sessions: bool
+    rebinds_fleet: bool
     warnings: tuple[str, ...]
 
 
@@ -154,6 +158,8 @@ def plan_with(
         key_fingerprint=str(header.facts.get("key_fingerprint", "")),
         sealed=number(mapping(facts.get("keys")).get("total"), 0),
         origin=str(header.facts.get("home", "")),
+        revokes_sessions=options.revoke_sessions,
+        rebinds_fleet=options.rebind_fleet,
         warnings=tuple(places.warnings(target)),
     )
 
