@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 
 from sagewai_ops.database.source import pinned
 from sagewai_ops.home.documents import read_together
@@ -17,6 +18,7 @@ from sagewai_ops.home.paths import locate
 from sagewai_ops.keys.plaintext import (
     Habit,
     Plaintext,
+    plain_in_copies,
     plain_in_database,
     plain_in_documents,
 )
@@ -161,6 +163,58 @@ def test_documents_of_any_shape_are_looked_at(content: bytes) -> None:
     names = ("config/admin-state.json", "config/connections.json", "secrets/profiles.json")
 
     assert [*plain_in_documents(dict.fromkeys(names, content))] == []
+
+
+def test_old_copies_are_notes_for_what_sagewai_seals_or_hashes_today() -> None:
+    """Tokens of before the first version among them; not what it never seals."""
+    old = {
+        "active_token": "a",
+        "active_tokens": ["b", {"hash": "c"}],
+        "api_tokens": [{"token": "d", "token_hash": "e", "prefix": "sw_"}],
+        "providers": [{"config": {"api_key": "f", "token": "fernet:g", "region": "h"}}],
+        "csrf_secret": "i",
+    }
+    profiles = {"profiles": [{"secrets": {"K": "j"}, "env": {"E": "k"}}]}
+    connection = {"protocol": "mqtt", "protocol_data": {"password": "l", "host": "m"}}
+    state, leftover = "config/admin-state.json.bak-v0-x", "config/tmpab12cd_x.tmp"
+
+    copies = plain_in_copies(
+        {
+            state: json.dumps(old).encode(),
+            leftover: json.dumps({"active_token": "n"}).encode(),
+            "config/.connections.ab12cd_x.tmp": json.dumps({"connections": [connection]}).encode(),
+            "secrets/profiles.json.legacy-x": json.dumps(profiles).encode(),
+            "config/connections.json.bak": b"{",
+        }
+    )
+
+    found = [*copies]
+    assert sorted((one.place, one.where) for one in found if one.habit is Habit.COPY) == [
+        ("config/.connections.ab12cd_x.tmp", "/connections/0/protocol_data/password"),
+        (state, "/active_token"),
+        (state, "/active_tokens/0"),
+        (state, "/api_tokens/0/token"),
+        (state, "/providers/0/config/api_key"),
+        (leftover, "/active_token"),
+        ("secrets/profiles.json.legacy-x", "/profiles/0/secrets/K"),
+    ]
+    assert not any(one.is_finding for one in found)
+
+
+def test_token_under_a_key_of_somebodys_own_is_no_plaintext(
+    connection: sqlite3.Connection,
+) -> None:
+    """It has no prefix; Sagewai keeps its key nowhere."""
+    token = Fernet(Fernet.generate_key()).encrypt(b"").decode()
+    connection.execute("CREATE TABLE notification_channels (id TEXT, config JSON)")
+    connection.execute(
+        "INSERT INTO notification_channels VALUES ('a', ?), ('b', ?)",
+        (json.dumps({"smtp_password": token}), json.dumps({"smtp_password": token[:50]})),
+    )
+
+    found = [*plain_in_database(connection)]
+
+    assert [one.where for one in found] == ["b/smtp_password"]
 
 
 def test_columns_are_judged_like_documents(connection: sqlite3.Connection) -> None:

@@ -28,7 +28,12 @@ from sagewai_ops.home.documents import (
 from sagewai_ops.home.paths import LEGACY_PLACES, OWN_PREFIX, Home, Kind, kind_of
 from sagewai_ops.keys import server
 from sagewai_ops.keys.places import SealedValue, in_copy, in_database, in_documents
-from sagewai_ops.keys.plaintext import Plaintext, plain_in_database, plain_in_documents
+from sagewai_ops.keys.plaintext import (
+    Plaintext,
+    plain_in_copies,
+    plain_in_database,
+    plain_in_documents,
+)
 from sagewai_ops.working_folder import working_folder
 
 SERVER = "server:"  # begins `where` and the project of what stands on a database server
@@ -75,7 +80,9 @@ def take_inventory(
     unreadable = _unreadable(home)
     unread |= dict.fromkeys(unreadable, "cannot be read")
     values: list[SealedValue] = [*in_documents(documents)]
-    plaintext = [] if only_sealed else [*plain_in_documents(documents)]
+    plaintext = []
+    if not only_sealed:
+        plaintext += [*plain_in_documents(documents), *plain_in_copies(_contents(home))]
     if os.path.lexists(home.database):
         with _frozen(home.database) as connection:
             try:
@@ -151,6 +158,15 @@ def copied_values(copies: Mapping[str, Path]) -> Iterator[SealedValue]:
     """
     for place, path in copies.items():
         yield from in_copy(place, path.read_bytes())
+
+
+def _contents(home: Home) -> dict[str, bytes]:
+    """Read the old copies, as far as they can be read."""
+    contents = {}
+    for place, path in old_copies(home).items():
+        with contextlib.suppress(OSError):
+            contents[place] = path.read_bytes()
+    return contents
 
 
 def document_files(home: Home) -> list[Path]:

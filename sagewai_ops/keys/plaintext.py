@@ -7,6 +7,7 @@ place alone. Secrets are recognised by the names of their fields; docs/keys.md l
 """
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class Habit(str, Enum):
     SEALS = "Sagewai seals this"
     LATER = "Sagewai seals this at the first successful test of the connection"
     NEVER = "Sagewai keeps this in plaintext"
+    COPY = "an old copy keeps this in plaintext"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,9 @@ _SECRET_ENDINGS = (
 )
 _REFERENCES = frozenset(("field_to_env",))  # names of variables, not their values
 _CONNECTOR_KIND = "connector_trigger"
+# Sealed under a key that a program handed to Sagewai, without the prefix: 73 bytes at least, which
+# begin with 0x80 and the seconds since 1970.
+_BARE_TOKEN = re.compile(r"gAAAAA[A-Za-z0-9_-]{92,}={0,2}")
 
 
 def plain_in_documents(documents: Mapping[str, bytes]) -> Iterator[Plaintext]:
@@ -103,6 +108,21 @@ def plain_in_documents(documents: Mapping[str, bytes]) -> Iterator[Plaintext]:
                 yield Plaintext(place, pointer(path), habit)
 
 
+def plain_in_copies(copies: Mapping[str, bytes]) -> Iterator[Plaintext]:
+    """Find what Sagewai seals or hashes today in old copies of documents, by their places."""
+    for place, content in copies.items():
+        file = place.rpartition("/")[2]
+        # A crash leaves a state under a name that does not say so.
+        names = (CONNECTIONS_NAME, PROFILES_NAME)
+        name = next((one for one in names if one.partition(".")[0] in file), ADMIN_STATE_NAME)
+        for one in plain_in_documents({name: content}):
+            if one.is_finding:
+                yield Plaintext(place, one.where, Habit.COPY)
+        for path, _text in _plain_strings(_parsed(content)) if name == ADMIN_STATE_NAME else ():
+            if _is_bearer(path):
+                yield Plaintext(place, pointer(path), Habit.COPY)
+
+
 def plain_in_database(connection: sqlite3.Connection) -> Iterator[Plaintext]:
     """Find the secrets in the clear of every column that can hold some; absent tables hold none."""
     for (identity, text), place in _rows(connection, "project", ("id",), "data_key_ref"):
@@ -124,8 +144,8 @@ def plain_in_database(connection: sqlite3.Connection) -> Iterator[Plaintext]:
                 yield Plaintext(place, identity, Habit.NEVER)
     for table in ("connector_credentials", "notification_channels"):
         for (identity, text), place in _rows(connection, table, ("id",), "config"):
-            for path, _text in _plain_strings(_parsed(text)):
-                if _is_secret(path):
+            for path, content in _plain_strings(_parsed(text)):
+                if _is_secret(path) and not _BARE_TOKEN.fullmatch(content):
                     yield Plaintext(place, identity + pointer(path), Habit.NEVER)
 
 
@@ -175,6 +195,13 @@ def _habit_in_connection(path: _Path, protocol: object, *, is_tested: bool) -> H
         if path[1] == _OPEN_OBJECTS.get(protocol):
             return Habit.NEVER
     return Habit.NEVER if _is_secret(path) else None
+
+
+def _is_bearer(path: _Path) -> bool:
+    """Tell whether a state of before its first version has a session's or an API token there."""
+    if path[0] == "api_tokens":
+        return _is_secret(path)
+    return path == ("active_token",) or (path[0] == "active_tokens" and len(path) == 2)
 
 
 def _is_secret(path: _Path) -> bool:
