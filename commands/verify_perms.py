@@ -1,5 +1,6 @@
 """`verify-perms`: who could read or replace the secrets of a home, and mend it."""
 
+import shlex
 from collections import Counter
 from enum import Enum
 from pathlib import Path
@@ -79,6 +80,7 @@ def verify_perms(
     from sagewai_ops.home.rules import Severity
     from sagewai_ops.home.sarif import as_sarif
     from sagewai_ops.home.verification import verify
+    from sagewai_ops.keys.candidates import refused_elsewhere
 
     home = run.home()
     if output is Format.SARIF and run.settings.json:
@@ -93,7 +95,14 @@ def verify_perms(
         require_settled(home.root)
     folder = run.snapshots(home, snapshots)
     with run.terminal.progress() as progress:
-        found = verify(home, folder, fix=fix and not dry_run, wait_seconds=wait, progress=progress)
+        found = verify(
+            home,
+            folder,
+            refused_key=refused_elsewhere(run.settings.environment),
+            fix=fix and not dry_run,
+            wait_seconds=wait,
+            progress=progress,
+        )
     result = as_result(found) | {"dry_run": dry_run}
     errors, warnings = (found.inspection.count(severity) for severity in Severity)
     code = EXIT_FINDINGS if errors or (strict and warnings) else EXIT_DONE
@@ -175,7 +184,8 @@ def show(terminal: Terminal, result: dict[str, Any]) -> None:
     for left in result["left"]:
         terminal.line(f"left  {left['path'] or '.'}: {left['reason']}", style="yellow")
     if result["record"]:
-        terminal.line(f"back with: sagewai-ops verify-perms --undo {result['record']}")
+        home, record = shlex.quote(result["home"]), shlex.quote(result["record"])
+        terminal.line(f"back with: sagewai-ops --home {home} verify-perms --undo {record}")
     if result["changes"] and not is_told:
         terminal.line(f"{len(result['changes'])} to be repaired by: sagewai-ops verify-perms --fix")
     style = "red" if result["errors"] else "green"
@@ -230,4 +240,4 @@ def _advice(finding: Any) -> str:
         return ""
     if finding.rule.advice:
         return str(finding.rule.advice)
-    return "outside of the home: `chmod` or `chown` it by hand"
+    return "outside of the home: `chmod`, `chown` or `setfacl -b` it by hand"

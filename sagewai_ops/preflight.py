@@ -158,7 +158,10 @@ class _Flight:
         scratch = (options.scratch or options.snapshots) if takes else self.room()
         self.add("use", lambda: check_use(home))
         self.add("layout", lambda: check_layout(home, options.environment))
-        self.add("permissions", lambda: check_permissions(home, options.snapshots, self.progress))
+        self.add(
+            "permissions",
+            lambda: check_permissions(home, options.snapshots, options.environment, self.progress),
+        )
         self.add("keys", lambda: check_all_keys(home, options.environment, options.key_file))
         self.add(
             "database",

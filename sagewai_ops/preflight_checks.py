@@ -30,7 +30,7 @@ from sagewai_ops.home.rules import Severity
 from sagewai_ops.home.verification import verify
 from sagewai_ops.interruption import run_interruptibly
 from sagewai_ops.keycheck import check_keys
-from sagewai_ops.keys.candidates import ENVIRONMENT, Candidate
+from sagewai_ops.keys.candidates import ENVIRONMENT, Candidate, refused_elsewhere
 from sagewai_ops.processes import describe
 from sagewai_ops.progress import Progress
 from sagewai_ops.relayout import migrate_layout
@@ -138,9 +138,11 @@ def check_layout(home: Home, environment: Mapping[str, str]) -> Check:
     return Check("layout", Verdict.OK, layout)
 
 
-def check_permissions(home: Home, folder: Path, progress: Progress | None) -> Check:
+def check_permissions(
+    home: Home, folder: Path, environment: Mapping[str, str], progress: Progress | None
+) -> Check:
     """Hold everything against the rules of `verify-perms`."""
-    found = verify(home, folder, progress=progress)
+    found = verify(home, folder, refused_key=refused_elsewhere(environment), progress=progress)
     errors, warnings = (found.inspection.count(severity) for severity in Severity)
     summary = f"{errors} errors, {warnings} warnings in {found.inspection.entries} entries"
     if not found.inspection.findings:
@@ -150,7 +152,7 @@ def check_permissions(home: Home, folder: Path, progress: Progress | None) -> Ch
         if one.rule.id == "P012":
             mend.append(here(home, "migrate-layout"))
         elif one.wanted is None:
-            advice = one.rule.advice or "outside of the home: chmod or chown it by hand"
+            advice = one.rule.advice or "outside of the home: chmod, chown or setfacl -b it by hand"
             mend.append(f"ls -ld {shlex.quote(os.fspath(one.path))}  # {advice}")
     return Check(
         "permissions",

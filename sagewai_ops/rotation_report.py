@@ -1,5 +1,6 @@
 """What a rotation of a home's key did, what is left for people to do, and what else to know."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,8 @@ def outlook(
         if place:
             steps.append(f"or take {ENVIRONMENT} away there: Sagewai then uses that file")
     elif KEYRING in sources:
-        source = f" < {home.root / place}" if place else "  # and give it the new key"
+        file = shlex.quote(str(home.root / place))
+        source = f" < {file}" if place else "  # and give it the new key"
         steps.append(f"keyring set sagewai-master-key sealed{source}")
         if place:
             steps.append("or: keyring del sagewai-master-key sealed  # Sagewai then uses that file")

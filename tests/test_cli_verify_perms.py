@@ -13,7 +13,7 @@ import pytest
 
 import program
 from home_builder import build_home
-from private_home import make_private_home, tree_of
+from private_home import KEY, make_private_home, tree_of
 from sagewai_ops.home.rules import RULES
 from unprivileged import NOBODY, reachable_folder, unprivileged
 
@@ -242,6 +242,21 @@ def test_key_that_would_be_overwritten_is_told_first(home: Path) -> None:
 
     assert first.startswith("error     P001")
     assert first.endswith("Sagewai would write a new key over it")
+
+
+def test_refused_key_of_a_variable_is_told_first(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though all modes are right: at its next start Sagewai would write over the file."""
+    monkeypatch.setenv("SAGEWAI_MASTER_KEY", f"{KEY.decode()}\n")
+
+    answer = verify(home, "--fix")
+
+    assert answer.code == 4
+    assert "P032" in answer.out.splitlines()[1]
+    assert "blanks around the key" in answer.out
+    assert KEY.decode() not in answer.out
+    assert (home / "secrets/master.key").read_bytes() == KEY
 
 
 def test_short_key_is_left_to_a_person(home: Path) -> None:

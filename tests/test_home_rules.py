@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from private_home import ACCESS_LIST, DEFAULT_LIST, access_list, make_private_home, tree_of
+from private_home import ACCESS_LIST, DEFAULT_LIST, KEY, access_list, make_private_home, tree_of
 from sagewai_ops.errors import (
     LockedError,
     NotFoundError,
@@ -23,7 +23,7 @@ from sagewai_ops.errors import (
     PermissionDeniedError,
     UsageError,
 )
-from sagewai_ops.home import inspection
+from sagewai_ops.home import look as look_module
 from sagewai_ops.home.findings import Finding, Inspection
 from sagewai_ops.home.inspection import inspect
 from sagewai_ops.home.parts import Facts, Part, Wanted, part_of_file, part_of_folder
@@ -245,7 +245,7 @@ def test_every_rule_is_tested_here() -> None:
     """No rule goes without a case; those that need odd file systems have a test of their own."""
     tested = {case.rule for case in (*CASES, *OWNERS)}
 
-    assert tested | {"P015", "P029", "P031"} == {rule.id for rule in RULES}
+    assert tested | {"P015", "P029", "P031", "P032"} == {rule.id for rule in RULES}
     assert len({rule.id for rule in RULES}) == len(RULES)
 
 
@@ -384,7 +384,7 @@ def test_programs_with_capabilities_are_named(home: Home, path: str) -> None:
 def test_lists_of_other_kinds_are_named(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the file system keeps lists that are not judged here, that is said once."""
     monkeypatch.setattr(
-        inspection, "list_names", lambda _descriptor, _name: ["user.x", "system.nfs4_acl"]
+        look_module, "list_names", lambda _descriptor, _name: ["user.x", "system.nfs4_acl"]
     )
 
     assert ours(look(home)) == [f"P015 {home.root}"]
@@ -528,6 +528,136 @@ def test_document_that_a_variable_moves_inside_is_judged(home: Home) -> None:
     assert ours(look(moved)) == [f"P006 {home.root}/data/state"]
     mend(moved)
     assert ours(look(moved)) == []
+
+
+def test_copies_beside_a_document_that_a_variable_moves_are_judged(
+    home: Home, tmp_path: Path
+) -> None:
+    """They bear its name; what else lies in that folder is not the home's."""
+    outside = tmp_path / "outside"
+    outside.mkdir(mode=0o700)
+    for name in ("s.json", "s.json.lock", "s.json.bak-v0-x", ".s.json.ab12cd34.partial", "others"):
+        (outside / name).write_bytes(b"{}")
+        (outside / name).chmod(0o644)
+    (outside / "s.json.bak-v1-x").symlink_to("nowhere")
+    moved = locate(home.root, {"SAGEWAI_ADMIN_STATE_FILE": str(outside / "s.json")})
+
+    assert sorted(ours(look(moved))) == [
+        f"P006 {outside}/s.json",
+        f"P007 {outside}/s.json.bak-v0-x",
+        f"P008 {outside}/.s.json.ab12cd34.partial",
+        f"P026 {outside}/s.json.lock",
+    ]
+
+
+def test_folders_above_a_document_that_a_variable_moves_are_judged(
+    home: Home, tmp_path: Path
+) -> None:
+    """Who writes to one of them can put another document in place."""
+    outside = tmp_path / "open/outside"
+    outside.mkdir(parents=True, mode=0o700)
+    outside.parent.chmod(0o777)
+    (outside / "s.json").touch(0o600)
+    moved = locate(
+        home.root,
+        {
+            "SAGEWAI_ADMIN_STATE_FILE": str(outside / "s.json"),
+            "SAGEWAI_CONNECTIONS_FILE": str(outside / "c.json"),
+        },
+    )
+
+    found = [f"{one.rule.id} {one.path}" for one in look(moved).findings]
+
+    assert found.count(f"P019 {outside.parent}") == 1
+
+
+@needs_root
+def test_folder_of_moved_documents_that_cannot_be_listed_is_named() -> None:
+    """Nothing is known of what is in it."""
+    with reachable_folder() as folder:
+        (folder / "closed").mkdir()
+        (folder / "closed/s.json").touch()
+        (folder / "closed").chmod(0o300)
+        root = make_private_home(folder / "home")
+        for path in folder.rglob("*"):
+            os.chown(path, NOBODY, NOBODY)
+        moved = locate(root, {"SAGEWAI_ADMIN_STATE_FILE": str(folder / "closed/s.json")})
+        with unprivileged():
+            found = ours(look(moved))
+        (folder / "closed").chmod(0o700)
+
+    assert found == [f"P029 {folder / 'closed'}"]
+
+
+@pytest.mark.parametrize("target", ["../real", "{parent}/real"])
+def test_way_to_the_home_is_judged_through_its_links(
+    home: Home, tmp_path: Path, target: str
+) -> None:
+    """Who may replace a link that leads to the home can put another home in its place."""
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "open/link").symlink_to(target.format(parent=tmp_path))
+    home.root.rename(tmp_path / "real/home")
+
+    found = look(locate(tmp_path / "open/link/home", {})).findings
+
+    assert f"P019 {tmp_path / 'open'}" in [f"{one.rule.id} {one.path}" for one in found]
+
+
+@needs_root
+def test_link_of_another_user_on_the_way_to_the_home_is_named(home: Home, tmp_path: Path) -> None:
+    """Also in a sticky folder its owner may replace it."""
+    link = tmp_path / "link"
+    link.symlink_to(home.root)
+    os.chown(link, STRANGER, STRANGER, follow_symlinks=False)
+
+    found = look(locate(link, {})).findings
+
+    assert f"P020 {link}" in [f"{one.rule.id} {one.path}" for one in found]
+
+
+def test_way_behind_a_link_to_secrets_is_judged(home: Home, tmp_path: Path) -> None:
+    """Not only the folder that it leads to: every one on the way there."""
+    (tmp_path / "open/b").mkdir(parents=True, mode=0o700)
+    (home.root / "secrets").rename(tmp_path / "open/b/secrets")
+    (home.root / "secrets").symlink_to(tmp_path / "open/b/secrets")
+    assert ours(look(home)) == []
+    (tmp_path / "open").chmod(0o777)
+
+    seen = look(home)
+
+    assert ours(seen) == [f"P017 {home.root}/secrets"]
+    assert f"{tmp_path}/open has mode 0777, others can replace it" in seen.findings[0].wrong
+
+
+def test_key_of_a_variable_that_sagewai_refuses_comes_first(home: Home) -> None:
+    """It does not fall back to the file, but writes over it: that is where the finding points."""
+    (home.root / "db/sagewai.db").chmod(0o644)
+
+    seen = inspect(home, refused_key="SAGEWAI_MASTER_KEY: 43 characters, not 44")
+
+    assert ours(seen) == [f"P032 {home.master_key}", f"P010 {home.database}"]
+    assert "43 characters, not 44" in seen.findings[0].wrong
+    assert seen.findings[0].wanted is None
+
+
+@pytest.mark.parametrize(
+    ("path", "mode", "wrong"),
+    [
+        ("secrets/master.key", 0o604, "mode 0604 lets others in; Sagewai would write a new key"),
+        ("secrets/master.key", 0o611, "mode 0611 lets others in"),
+        ("master.key", 0o604, "mode 0604 lets others in; Sagewai would take it for none"),
+    ],
+)
+def test_what_becomes_of_an_open_key_is_said(home: Home, path: str, mode: int, wrong: str) -> None:
+    """Sagewai looks at reading and writing alone, and writes only to the place of today."""
+    (home.root / path).write_bytes(KEY)
+    (home.root / path).chmod(mode)
+
+    first = look(home).findings[0]
+
+    assert (first.rule.id, first.wrong.partition(" over it")[0]) == ("P001", wrong)
 
 
 def test_sticky_folder_above_is_fine(home: Home) -> None:

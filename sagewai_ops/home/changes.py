@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -140,7 +141,8 @@ def read_record(home: Home, record: Path) -> tuple[dict[str, Path], list[Change]
     if roots.get("home") != home.root:
         raise UsageError(
             f"undo record {record}: of the home {roots.get('home')}, not of {home.root}",
-            hint=f"sagewai-ops --home {roots.get('home')} verify-perms --undo {record}",
+            hint=f"sagewai-ops --home {shlex.quote(str(roots.get('home')))}"
+            f" verify-perms --undo {shlex.quote(str(record))}",
         )
     if any(change.root not in roots for change in changes):
         raise OpsError(f"undo record {record}: names a root that it does not have")

@@ -11,23 +11,22 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sagewai_ops.home.entries import (
-    access_lists,
-    is_capable,
     key_length,
-    list_names,
     opened,
     state_of,
 )
-from sagewai_ops.home.findings import Finding, Inspection, order
+from sagewai_ops.home.findings import Inspection, order
+from sagewai_ops.home.look import Look
 from sagewai_ops.home.parts import (
     SECRET_FILES,
     SECRET_FOLDERS,
     Facts,
     Part,
+    part_beside,
     part_of_file,
     part_of_folder,
 )
@@ -38,29 +37,32 @@ from sagewai_ops.home.paths import (
     Home,
     require,
 )
-from sagewai_ops.home.rules import OTHERS, RULES_BY_PART, WRITE_BY_OTHERS
+from sagewai_ops.home.rules import OTHERS, WRITE_BY_OTHERS
+from sagewai_ops.home.way import way_to, weak_spot
 from sagewai_ops.progress import Progress
 
-# Access lists of other kinds: NFS version 4, Samba's and Windows' on their file systems.
-_ODD_LIST = re.compile(r"system\.(nfs4_acl|nfs4acl_xdr|richacl|cifs_acl|ntfs_acl)")
 _SNAPSHOT = re.compile(r"\.?sagewai-\d{8}T\d{6}Z-[0-9a-f]{6}\.")
-_ROOT_MAY_OWN = (Part.OWN, Part.OWN_FOLDER, Part.SNAPSHOT, Part.SNAPSHOTS)
+_FOLDER_VARIABLES = ("SAGEWAI_CACHE_DIR", "SAGEWAI_SOPS_ROOT")  # a cache; sealed by SOPS
 _SCRATCH = "data/workers"  # sandboxes leave files of the users of their containers there
 _OWN_ROOT = "home"
 _SNAPSHOT_ROOT = "snapshots"
 # What an ordinary file may have without a second look: no write bit for others, nothing odd.
 _SECOND_LOOK = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX | 0o022
 _SECOND_LOOK_AT_FILE = _SECOND_LOOK | 0o111  # capabilities are a program's alone
-_TYPES = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
 
 
 def inspect(
-    home: Home, snapshots: Path | None = None, *, progress: Progress | None = None
+    home: Home,
+    snapshots: Path | None = None,
+    *,
+    refused_key: str = "",
+    progress: Progress | None = None,
 ) -> Inspection:
     """Judge a home, what its overrides name, the folders above it and its snapshots.
 
     Args:
         snapshots: Their folder; need not exist.
+        refused_key: What Sagewai refuses of a key that comes before the file; "" for nothing.
         progress: Told of entries; how many there are is not known before.
 
     Raises:
@@ -71,12 +73,14 @@ def inspect(
     status = os.stat(home.root)
     # Root looks after the homes of others; anybody else's home should be his own.
     owner = status.st_uid if os.geteuid() == 0 else os.geteuid()
-    look = _Look(home, owner, status, progress)
-    for parent in home.root.parents:
-        with suppress(FileNotFoundError):
-            above = os.stat(parent)
-            look.judge(Part.PARENT, look.facts_of(Part.PARENT, "", above), parent, "", above)
+    look = _Look(home, owner, status, progress=progress)
+    for passed in way_to(home.named):
+        look.above(passed)
     look.tree(home.root)
+    if refused_key:
+        facts = look.facts_of(Part.OTHER_KEY, "", status)
+        facts = replace(facts, problem=refused_key)
+        look.judge(Part.OTHER_KEY, facts, home.master_key, "", status)
     for variable, path in home.overrides.items():
         look.outside(variable, path)
     if snapshots is not None and snapshots.is_dir():
@@ -112,13 +116,8 @@ class _Place:
 
 
 @dataclass(slots=True)
-class _Look:
-    home: Home
-    owner: int
-    status: os.stat_result  # of the home
-    progress: Progress | None
-    findings: list[Finding] = field(default_factory=list)
-    entries: int = 0
+class _Look(Look):
+    progress: Progress | None = None
     followed: set[Path] = field(default_factory=set)  # what links to folders of secrets led to
     placed: dict[str, Part] = field(default_factory=dict)  # documents that a variable moved inside
 
@@ -242,7 +241,7 @@ class _Look:
             return
         problem, length = "", None
         if led_to is not None:
-            problem = self._problem_of_target(part, target, led_to)
+            problem = self._problem_of_target(part, shown, led_to)
             if part is Part.KEY and stat.S_ISREG(led_to.st_mode):
                 length = key_length(os.fspath(shown), None)[0]
         facts = Facts(
@@ -262,31 +261,55 @@ class _Look:
             self.followed.add(target)  # links may lead in a circle
             self.walk(_Place(target, path, ""))
 
-    def _problem_of_target(self, part: Part, target: Path, led_to: os.stat_result) -> str:
+    def _problem_of_target(self, part: Part, link: Path, led_to: os.stat_result) -> str:
         mode = stat.S_IMODE(led_to.st_mode)
         folder_bits = OTHERS if part in (Part.SECRET_FOLDER, Part.OWN_FOLDER) else 0o022
         if mode & (folder_bits if stat.S_ISDIR(led_to.st_mode) else OTHERS):
             return f"mode {mode:04o} lets others in"
         if led_to.st_uid != self.owner:
             return f"owned by uid {led_to.st_uid}, not {self.owner}"
-        with suppress(OSError):
-            above = stat.S_IMODE(os.stat(target.parent).st_mode)
-            if above & WRITE_BY_OTHERS and not above & stat.S_ISVTX:
-                return f"its folder has mode {above:04o}, others can replace it"
-        return ""
+        return weak_spot(link, self.owner, {*self.passed, self.home.root, link.parent})
 
     def outside(self, variable: str, path: Path) -> None:
-        """Judge a document that a variable puts outside the home, and the folder that it is in."""
-        part = Part.DATABASE if variable.endswith("DATABASE_URL") else Part.DOCUMENT
-        if variable in ("SAGEWAI_CACHE_DIR", "SAGEWAI_SOPS_ROOT"):
-            part = Part.FOLDER  # what is in it is a cache, or sealed by SOPS
-        suffixes = ("", *SIDECAR_SUFFIXES) if part is Part.DATABASE else ("",)
-        places = [(part, path.with_name(path.name + suffix)) for suffix in suffixes]
-        for each, place in [*places, (Part.FOLDER, path.parent)]:
-            with suppress(FileNotFoundError):
-                status = os.stat(place)
+        """Judge what a variable puts outside the home, its copies, and the folders above it."""
+        folder = Path(os.path.realpath(path.parent))
+        is_folder = variable in _FOLDER_VARIABLES
+        for passed in way_to(path):
+            if passed != folder or is_folder:
+                self.above(passed)
+        try:
+            if is_folder:
+                self.place(Part.FOLDER, Path(os.path.realpath(path)), path)
+            else:
+                self.place(Part.FOLDER, folder, path.parent)
+                self.beside(Part.DATABASE if "DATABASE" in variable else Part.DOCUMENT, path)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except PermissionError as error:
+            self.unread_folder(Part.FOLDER, "", folder, "", error)
+
+    def beside(self, own: Part, path: Path) -> None:
+        """Judge a document outside the home, and what beside it bears its name."""
+        with opened(Path(os.path.realpath(path.parent)), "") as descriptor:
+            for name in sorted(os.listdir(descriptor)):
+                part = part_beside(own, path.name, name)
+                if part is None:
+                    continue
                 self.entries += 1
-                self.judge(each, self.facts_of(each, "", status), place, "", status)
+                with suppress(FileNotFoundError):  # a link that leads nowhere
+                    status = os.stat(name, dir_fd=descriptor)
+                    facts = self.facts_of(part, "", status, descriptor, name)
+                    self.judge(part, facts, path.with_name(name), "", status)
+
+    def place(self, part: Part, folder: Path, shown: Path) -> None:
+        """Judge a folder outside the home, once, and not what is in it."""
+        if folder in self.passed:
+            return
+        self.passed.add(folder)
+        self.entries += 1
+        with opened(folder, "") as descriptor:
+            status = os.fstat(descriptor)
+            self.judge(part, self.facts_of(part, "", status, descriptor), shown, "", status)
 
     def snapshots(self, folder: Path) -> None:
         """Judge the snapshot folder and the snapshots in it."""
@@ -308,77 +331,7 @@ class _Look:
                         facts = self.facts_of(Part.SNAPSHOT, name, status, descriptor, name)
                         self.judge(Part.SNAPSHOT, facts, folder / name, _SNAPSHOT_ROOT, status)
 
-    def facts_of(
-        self,
-        part: Part,
-        path: str,
-        status: os.stat_result,
-        descriptor: int | None = None,
-        name: str = "",
-        *,
-        owned: bool = True,
-    ) -> Facts:
-        """Collect the facts of an entry that is no link.
-
-        Args:
-            descriptor: Of its folder, or of itself if `name` is empty; without it, what only an
-                open folder tells is left out.
-            owned: False where any owner is fine.
-        """
-        problem, odd = "", list[str]()
-        length: int | None = None
-        lists: tuple[bytes | None, bytes | None] = (None, None)
-        if descriptor is not None and part is not Part.OTHER:
-            lists = access_lists(descriptor, name)
-        if part is Part.HOME and descriptor is not None:
-            odd = [one for one in list_names(descriptor, "") if _ODD_LIST.fullmatch(one)]
-        if part is Part.KEY and stat.S_ISREG(status.st_mode):
-            length, problem = key_length(name, descriptor)
-        is_program = stat.S_ISREG(status.st_mode) and status.st_mode & 0o111
-        # What root keeps of another user's home is root's: records and snapshots.
-        is_roots = part in _ROOT_MAY_OWN and status.st_uid == 0
-        return Facts(
-            part=part,
-            path=path,
-            type=_TYPES.get(stat.S_IFMT(status.st_mode), "other"),
-            state=state_of(status, *lists),
-            links=status.st_nlink,
-            owner=self.owner if owned and not is_roots else status.st_uid,
-            owner_gid=self.status.st_gid,
-            problem=problem,
-            key_length=length,
-            odd_lists=tuple(odd),
-            is_capable=bool(is_program and descriptor is not None and is_capable(descriptor, name)),
-        )
-
     def unread(self, place: _Place, folder: str, error: OSError) -> None:
         """Note a folder of a tree that cannot be listed."""
         part = part_of_folder(folder)
         self.unread_folder(part, folder, place.shown(folder), place.label, error)
-
-    def unread_folder(self, part: Part, path: str, shown: Path, label: str, error: OSError) -> None:
-        """Note a folder that cannot be listed."""
-        try:
-            status = os.lstat(shown)
-        except OSError:
-            status = self.status
-        facts = Facts(
-            part=part,
-            path=path,
-            type="folder",
-            state=state_of(status),
-            links=1,
-            owner=status.st_uid,
-            owner_gid=status.st_gid,
-            problem=f"cannot be listed: {(error.strerror or 'refused').lower()}",
-        )
-        self.judge(part, facts, shown, label, status)
-
-    def judge(
-        self, part: Part, facts: Facts, path: Path, root: str, status: os.stat_result
-    ) -> None:
-        """Hold an entry against the rules of its part."""
-        for rule in RULES_BY_PART[part]:
-            if wrong := rule.test(facts):
-                wanted = rule.repair(facts) if root else None
-                self.findings.append(Finding(rule, facts, path, wrong, root, wanted, status.st_ino))

@@ -6,7 +6,15 @@ Nothing here reads a file: a part follows from a path alone, `inspection` collec
 from dataclasses import dataclass
 from enum import Enum
 
-from sagewai_ops.home.paths import DATABASE, LEGACY_PLACES, OWN_PREFIX, PARTS, Kind, kind_of
+from sagewai_ops.home.paths import (
+    DATABASE,
+    LEGACY_PLACES,
+    OWN_PREFIX,
+    PARTS,
+    SIDECAR_SUFFIXES,
+    Kind,
+    kind_of,
+)
 
 # The kinds of file that hold a secret; the database holds credentials in clear.
 PRIVATE_KINDS = frozenset({Kind.DATABASE, Kind.SIDECAR, Kind.KEY, Kind.SECRET})
@@ -35,6 +43,7 @@ class Part(str, Enum):
     SESSIONS = "the folder of conversations"
     SNAPSHOTS = "the snapshot folder"
     PARENT = "a folder above the home"
+    OTHER_KEY = "a master key that is in no file"
     OTHER = "anything else"
 
 
@@ -112,6 +121,24 @@ def part_of_file(path: str) -> Part:
     return {Kind.KEY: Part.KEY, Kind.LOCK: Part.LOCK, Kind.LEFTOVER: Part.LEFTOVER}.get(
         kind, Part.OTHER
     )
+
+
+def part_beside(own: Part, document: str, name: str) -> Part | None:
+    """Tell what a file in the folder of a document outside the home is; None for others' files.
+
+    Args:
+        own: What the document is.
+        document: Its name. Where others keep files too, only what bears it belongs to it.
+    """
+    if name == document:
+        return own
+    if own is Part.DATABASE:
+        return own if name in [document + suffix for suffix in SIDECAR_SUFFIXES] else None
+    if name == f"{document}.lock":
+        return Part.LOCK
+    if name.startswith(f"{document}.bak-"):
+        return Part.BACKUP
+    return Part.LEFTOVER if name.startswith((f"{document}.", f".{document}.")) else None
 
 
 def part_of_folder(path: str) -> Part:

@@ -68,6 +68,7 @@ class Home:
         root: Absolute and resolved; need not exist.
         overrides: Variable -> path, for each document that lives outside `root` because of it.
         server_url_variable: The variable that moves Sagewai's tables to a database server, or "".
+        named: As it was asked for, absolute; leads to `root`, perhaps through links.
     """
 
     root: Path
@@ -80,7 +81,8 @@ class Home:
     sops_root: Path
     cache_dir: Path
     overrides: Mapping[str, Path]
-    server_url_variable: str = ""
+    server_url_variable: str
+    named: Path
 
     @property
     def snapshots(self) -> Path:
@@ -99,7 +101,8 @@ def locate(home: Path | None, environment: Mapping[str, str]) -> Home:
         NotFoundError: Neither a home, nor HOME to expand `~` with, is known.
     """
     chosen = str(home) if home is not None else environment.get("SAGEWAI_HOME") or "~/.sagewai"
-    root = Path(os.path.realpath(_expanded(chosen, environment)))
+    named = Path(_expanded(chosen, environment)).absolute()
+    root = Path(os.path.realpath(named))
     overrides: dict[str, Path] = {}
 
     def effective(variable: str, standard: str, *, expand: bool) -> Path:
@@ -138,6 +141,7 @@ def locate(home: Path | None, environment: Mapping[str, str]) -> Home:
         cache_dir=cache_dir,
         overrides=overrides,
         server_url_variable=server_variable,
+        named=named,
     )
 
 

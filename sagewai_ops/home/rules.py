@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from sagewai_ops.home.parts import SECRET_FILES, SECRET_FOLDERS, Facts, Part, Wanted
-from sagewai_ops.home.paths import LEGACY_PLACES
+from sagewai_ops.home.paths import LEGACY_MASTER_KEY, LEGACY_PLACES
 
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
 KEY_CHARACTERS = 44  # URL-safe base64, with padding, of 32 bytes
 OTHERS = 0o077
 WRITE_BY_OTHERS = 0o022
-_LOCK_BITS = 0o066  # an open file is enough for flock(2), reading or writing
+_READ_OR_WRITE = 0o066  # an open file is enough for flock(2); of a key Sagewai looks at no others
 _ODD_BITS = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 _ACL_USER, _ACL_GROUP = 0x02, 0x08  # linux/posix_acl.h
 
@@ -62,11 +62,9 @@ def _key_mode(facts: Facts) -> str:
     if facts.type != "file":
         return ""
     if facts.state.mode & OTHERS:
-        return f"{_lets_in(facts)}; Sagewai would write a new key over it"
+        return _lets_in(facts) + (_replaced(facts) if facts.state.mode & _READ_OR_WRITE else "")
     if not facts.state.mode & stat.S_IRUSR:
-        return (
-            f"mode {facts.state.mode:04o}, its owner cannot read it; Sagewai would write a new key"
-        )
+        return f"mode {facts.state.mode:04o}, its owner cannot read it{_replaced(facts)}"
     return ""
 
 
@@ -80,9 +78,16 @@ def _key_shape(facts: Facts) -> str:
     elif facts.key_length in (KEY_CHARACTERS, None):
         return ""
     else:
-        found = f"{facts.key_length} characters" if facts.key_length else "empty"
-        wrong = f"{found}, not {KEY_CHARACTERS}"
-    return f"{wrong}; Sagewai would write a new key over it"
+        count = facts.key_length
+        wrong = f"{count} characters, not {KEY_CHARACTERS}" if count else "empty"
+    return wrong + _replaced(facts)
+
+
+def _replaced(facts: Facts) -> str:
+    """Say what Sagewai does with a key that it refuses."""
+    if facts.path == LEGACY_MASTER_KEY:
+        return "; Sagewai would take it for none"
+    return "; Sagewai would write a new key over it"
 
 
 def _lets_in(facts: Facts) -> str:
@@ -135,7 +140,7 @@ def _hard_links(facts: Facts) -> str:
 def _link_lets_in(facts: Facts) -> str:
     if not facts.target or not facts.problem:
         return ""
-    effect = "; Sagewai would write a new key over it" if facts.part is Part.KEY else ""
+    effect = _replaced(facts) if facts.part is Part.KEY else ""
     return f"link to {facts.target}: {facts.problem}{effect}"
 
 
@@ -149,7 +154,7 @@ def _odd_bits(facts: Facts) -> str:
 
 
 def _lock_mode(facts: Facts) -> str:
-    is_open = facts.type == "file" and facts.state.mode & _LOCK_BITS
+    is_open = facts.type == "file" and facts.state.mode & _READ_OR_WRITE
     return f"mode {facts.state.mode:04o} lets others hold it" if is_open else ""
 
 
@@ -289,7 +294,7 @@ RULES = (
     Rule("P028", "everything belongs to the home's user", _W,
          frozenset({Part.OTHER, Part.LOCK, Part.SESSIONS}),
          "Sagewai may be unable to change it, and its owner can", _owner, _own),
-    Rule("P029", "everything can be checked", _E, frozenset(Part) - {Part.KEY},
+    Rule("P029", "everything can be checked", _E, frozenset(Part) - {Part.KEY, Part.OTHER_KEY},
          "nothing is known of what is in it", _is_unread, _by_hand,
          "run it as the home's user or as root"),
     Rule("P030", "documents are regular files", _W, SECRET_FILES - {Part.KEY},
@@ -299,6 +304,10 @@ RULES = (
          "who runs it has powers of root, which no mode shows",
          lambda facts: "has file capabilities" if facts.is_capable else "",
          _by_hand, "`getcap -r` the home, then `setcap -r` the file"),
+    Rule("P032", "a key that comes before the file is a key", _E, frozenset({Part.OTHER_KEY}),
+         "every sealed value: Sagewai takes it for none, and does not fall back to the file",
+         lambda facts: f"{facts.problem}; Sagewai would write a new key over this one",
+         _by_hand, "put the right key into the variable or the keyring, or take it away there"),
 )  # fmt: skip
 RULES_BY_PART: dict[Part, tuple[Rule, ...]] = {
     part: tuple(rule for rule in RULES if part in rule.parts) for part in Part

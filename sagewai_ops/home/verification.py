@@ -32,6 +32,7 @@ def verify(
     home: Home,
     snapshots: Path | None = None,
     *,
+    refused_key: str = "",
     fix: bool = False,
     wait_seconds: float = 0.0,
     progress: Progress | None = None,
@@ -40,6 +41,7 @@ def verify(
 
     Args:
         snapshots: The snapshot folder; need not exist.
+        refused_key: As `inspect` takes it.
         fix: Repair what can be repaired, and judge it again.
         progress: Told of entries looked at, of an unknown total.
 
@@ -48,10 +50,12 @@ def verify(
         LockedError: Another run holds the home that should be repaired.
         PermissionDeniedError: The home cannot be opened, or nothing may be written to it.
     """
-    before = inspect(home, snapshots, progress=progress)
+    before = inspect(home, snapshots, refused_key=refused_key, progress=progress)
     changes = plan_repairs(before)
     if not fix:
         return Verification(before, before, changes, None)
     repaired = apply_repairs(home, before, changes, wait_seconds=wait_seconds)
-    after = inspect(home, snapshots, progress=progress) if changes else before
+    if not changes:
+        return Verification(before, before, changes, repaired)
+    after = inspect(home, snapshots, refused_key=refused_key, progress=progress)
     return Verification(after, before, changes, repaired)

@@ -78,10 +78,7 @@ def find_candidates(
         NotFoundError, PermissionDeniedError, KeyMissingError: About `key_file` only.
     """
     found = [named_file(key_file)] if key_file else []
-    if value := environment.get(ENVIRONMENT):
-        found.append(_from_text(ENVIRONMENT, value))
-    if environment and (value := _from_keyring()):
-        found.append(_from_text(KEYRING, value))
+    found += elsewhere(environment)
     for source, path in (
         (MASTER_KEY, home.master_key),
         (LEGACY_MASTER_KEY, home.legacy_master_key),
@@ -89,6 +86,22 @@ def find_candidates(
         if os.path.exists(path):
             found.append(_from_file(source, path))
     return tuple(found)
+
+
+def elsewhere(environment: Mapping[str, str]) -> tuple[Candidate, ...]:
+    """Collect the keys that are in no file, where Sagewai looks first."""
+    found = []
+    if value := environment.get(ENVIRONMENT):
+        found.append(_from_text(ENVIRONMENT, value))
+    if environment and (value := _from_keyring()):
+        found.append(_from_text(KEYRING, value))
+    return tuple(found)
+
+
+def refused_elsewhere(environment: Mapping[str, str]) -> str:
+    """Say what makes Sagewai refuse a key that is in no file; "" for nothing."""
+    key = replaced(elsewhere(environment))
+    return f"{key.source}: {key.problem}" if key else ""
 
 
 def given(source: str, value: bytes) -> Candidate:

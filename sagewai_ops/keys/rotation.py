@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shlex
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -144,8 +145,8 @@ def refuse_strangers(home: Home, journal: Journal) -> None:
         place = home.root / journal.place
         raise OpsError(
             f"{place}: holds neither the old key nor the new one, somebody put it there meanwhile",
-            hint=f"mv {place} {place}.legacy-found  # keeps it\n"
-            f"sagewai-ops --home {home.root} keys rotate --recover",
+            hint=f"{shlex.join(['mv', str(place), f'{place}.legacy-found'])}  # keeps it\n"
+            f"sagewai-ops --home {shlex.quote(str(home.root))} keys rotate --recover",
         )
 
 

@@ -9,6 +9,7 @@ or backwards to all. No plaintext is in it, and no key but the new one.
 import contextlib
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -73,7 +74,7 @@ def require_settled(root: Path) -> None:
     if is_pending(root):
         raise LockedError(
             f"home {root}: a rotation of its key was interrupted before it ended",
-            hint=f"sagewai-ops --home {root} keys rotate --recover",
+            hint=f"sagewai-ops --home {shlex.quote(str(root))} keys rotate --recover",
         )
 
 
@@ -125,7 +126,7 @@ def stuck(root: Path, refusal: OpsError) -> OpsError:
     """Say of a refusal that it leaves the journal behind, and how to go on."""
     return type(refusal)(
         f"{root}: neither finished nor put back as it was, {refusal.message}",
-        hint=f"mend that, then: sagewai-ops --home {root} keys rotate --recover",
+        hint=f"mend that, then: sagewai-ops --home {shlex.quote(str(root))} keys rotate --recover",
     )
 
 
