@@ -44,7 +44,7 @@ class Repaired:
 
 
 def plan_repairs(inspection: Inspection) -> tuple[Change, ...]:
-    """Join the wanted states of each entry into one change.
+    """Join the wanted states of each entry into one change, in the order of their paths.
 
     A change of owner is planned for root alone: nobody else may give files away.
     """
@@ -61,13 +61,18 @@ def plan_repairs(inspection: Inspection) -> tuple[Change, ...]:
         # One rule can be violated twice, by a mode and by what could not be looked into.
         rules = tuple(dict.fromkeys((*known.rules, finding.rule.id)))
         changes[place] = replace(known, rules=rules, after=after)
-    return tuple(change for change in changes.values() if change.before != change.after)
+    # From above: a repaired folder is open to its owner, who could not enter it before.
+    ordered = sorted(changes.values(), key=lambda one: (one.root, one.path))
+    return tuple(change for change in ordered if change.before != change.after)
 
 
 def apply_repairs(
     home: Home, inspection: Inspection, changes: Sequence[Change], *, wait_seconds: float = 0.0
 ) -> Repaired:
     """Make the changes, after writing down how to take them back.
+
+    Args:
+        changes: As `plan_repairs` ordered them.
 
     Raises:
         LockedError: Another run holds the home.
@@ -79,8 +84,7 @@ def apply_repairs(
     with locks.exclusive(home.root, wait_seconds=wait_seconds):
         record = write_record(home.root, roots, datetime.now(timezone.utc), changes)
         done, left = [], []
-        # From above: a repaired folder is open to its owner, who could not enter it before.
-        for change in sorted(changes, key=lambda one: (one.root, one.path)):
+        for change in changes:
             if reason := _set(roots[change.root], change, change.before, change.after):
                 left.append((change, reason))
             else:
