@@ -19,7 +19,9 @@ from sagewai_ops.database.urls import PostgresUrl, SqliteUrl, resolve
 from sagewai_ops.errors import (
     EXIT_FINDINGS,
     EXIT_INCOMPLETE,
+    DamagedError,
     InterruptedRunError,
+    KeyMissingError,
     OpsError,
     kind_with,
 )
@@ -48,6 +50,19 @@ from sagewai_ops.snapshots.scratch import scratch_in
 # Of several exit codes, the one that is told: damage and lost keys before what can be freed,
 # granted or waited for, then findings, then what could not be proved (docs/preflight.md).
 _HARDEST = (1, 16, 12, 18, 20, 13, 14, 11, 15, 19, 17, 10, 2, EXIT_FINDINGS, EXIT_INCOMPLETE)
+_RESTORE_DATABASE = "restore latest --only db --replace"
+# What to run for an error that names no remedy of its own.
+_TELLS_MORE = {
+    "use": "status",
+    "layout": "migrate-layout --dry-run",
+    "permissions": "verify-perms",
+    "keys": "keys check",
+    "database": "db check",
+    "space": "status",
+    "snapshot": "backup",
+    "drill": "drill latest",
+    "upgrade": "db upgrade --rehearse",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +210,22 @@ class _Flight:
         except InterruptedRunError:
             raise
         except OpsError as error:
-            done = _failed(name, error)
+            done = self.failed(name, error)
         except OSError as error:
-            done = _failed(name, refused(error, error.filename or "the system"))
+            done = self.failed(name, refused(error, error.filename or "the system"))
         self.checks.append(replace(done, seconds=time.monotonic() - started))
+
+    def failed(self, name: str, error: OpsError) -> Check:
+        """Make a line of what a check raised; it names a command, whatever that was."""
+        mend = tuple(error.hint.splitlines())
+        if isinstance(error, KeyMissingError) and self.snapshot and name == "drill":
+            words = f"drill {self.snapshot.id} --key-file FILE"
+            mend = (here(self.home, words) + "  # with the key that is meant",)
+        elif isinstance(error, DamagedError) and not mend:
+            mend = (here(self.home, _RESTORE_DATABASE),)
+        if not mend:
+            mend = (here(self.home, _TELLS_MORE[name]) + "  # says more",)
+        return Check(name, Verdict.FAILED, error.message, mend=mend, error_code=error.exit_code)
 
     def skip(self, name: str, reason: str) -> None:
         """Note that something was not done."""
@@ -302,13 +329,3 @@ class _Flight:
                 "upgrade", Verdict.FINDING, summary, details, (here(self.home, "db check"),)
             )
         return Check("upgrade", Verdict.OK, summary, done.added)
-
-
-def _failed(name: str, error: OpsError) -> Check:
-    return Check(
-        name,
-        Verdict.FAILED,
-        error.message,
-        mend=tuple(error.hint.splitlines()),
-        error_code=error.exit_code,
-    )

@@ -74,12 +74,16 @@ def no_parents(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fly(home: Path, *words: object) -> tuple[Answer, dict[str, dict[str, Any]]]:
-    """Run it and give the answer, and its lines by name; its shape is the documented one."""
+    """Run it and give the answer, and its lines by name.
+
+    Its shape is the documented one, and no line fails without saying how to go on.
+    """
     answer = call("--home", home, "preflight", *words, "--json")
     assert problems("envelope", answer.document) == []
     assert problems("preflight", answer.result) == []
     lines = {line["check"]: line for line in answer.result["checks"]}
     assert list(lines) == NAMES
+    assert all(line["mend"] for line in lines.values() if line["exit_code"])
     return answer, lines
 
 
@@ -279,6 +283,8 @@ def test_a_lost_key_is_the_hardest_failure_but_damage(home: Path) -> None:
     assert verdicts(lines) == {"keys": "failed", "snapshot": "unproved", "drill": "failed"}
     assert "--key-file FILE" in lines["keys"]["mend"][0]
     assert lines["drill"]["exit_code"] == 12
+    (line,) = lines["drill"]["mend"]
+    assert shlex.split(line, comments=True)[:4] == ["sagewai-ops", "--home", str(home), "drill"]
 
 
 def test_a_key_file_opens_what_the_home_cannot(home: Path, tmp_path: Path) -> None:
@@ -313,6 +319,26 @@ def test_damage_exits_16(home: Path) -> None:
     assert lines["database"]["verdict"] == "failed"
     assert "restore latest --only db" in lines["database"]["mend"][0]
     assert lines["permissions"]["verdict"] == "finding"
+
+
+def test_a_database_that_is_none_any_more_is_brought_back_by_the_command_named(home: Path) -> None:
+    """Each line that meets it names the way back, and that leads there."""
+    assert fly(home)[0].code == 0
+    database = home / "db/sagewai.db"
+    change(home, "PRAGMA journal_mode = DELETE")
+    content = bytearray(database.read_bytes())
+    content[0] ^= 1
+    database.write_bytes(content)
+
+    answer, lines = fly(home)
+
+    assert answer.code == 16
+    failed = {name for name, line in lines.items() if line["exit_code"] == 16}
+    assert failed == {"keys", "database", "snapshot", "upgrade"}
+    for name in failed:
+        assert any("restore latest --only db" in line for line in lines[name]["mend"])
+    assert call(*shlex.split(lines["keys"]["mend"][0])[1:]).code == 0
+    assert fly(home, "--no-snapshot")[0].result["ready"]
 
 
 def test_a_schema_ahead_exits_18(home: Path) -> None:
