@@ -631,6 +631,19 @@ def test_way_behind_a_link_to_secrets_is_judged(home: Home, tmp_path: Path) -> N
     assert f"{tmp_path}/open has mode 0777, others can replace it" in seen.findings[0].wrong
 
 
+def test_key_that_others_may_replace_is_not_said_to_be_refused(home: Home, tmp_path: Path) -> None:
+    """Sagewai asks for the mode of what a link leads to, and for nothing else."""
+    (tmp_path / "open").mkdir()
+    home.master_key.rename(tmp_path / "open/key")
+    home.master_key.symlink_to(tmp_path / "open/key")
+    (tmp_path / "open").chmod(0o777)
+
+    (found,) = (one for one in look(home).findings if one.path == home.master_key)
+
+    assert found.rule.id == "P017"
+    assert found.wrong.endswith("others can replace it")
+
+
 def test_key_of_a_variable_that_sagewai_refuses_comes_first(home: Home) -> None:
     """It does not fall back to the file, but writes over it: that is where the finding points."""
     (home.root / "db/sagewai.db").chmod(0o644)

@@ -37,7 +37,7 @@ from sagewai_ops.home.paths import (
     Home,
     require,
 )
-from sagewai_ops.home.rules import OTHERS, WRITE_BY_OTHERS
+from sagewai_ops.home.rules import LETS_IN, OTHERS, WRITE_BY_OTHERS
 from sagewai_ops.home.way import way_to, weak_spot
 from sagewai_ops.progress import Progress
 
@@ -265,7 +265,7 @@ class _Look(Look):
         mode = stat.S_IMODE(led_to.st_mode)
         folder_bits = OTHERS if part in (Part.SECRET_FOLDER, Part.OWN_FOLDER) else 0o022
         if mode & (folder_bits if stat.S_ISDIR(led_to.st_mode) else OTHERS):
-            return f"mode {mode:04o} lets others in"
+            return f"mode {mode:04o} {LETS_IN}"
         if led_to.st_uid != self.owner:
             return f"owned by uid {led_to.st_uid}, not {self.owner}"
         return weak_spot(link, self.owner, {*self.passed, self.home.root, link.parent})

@@ -22,6 +22,7 @@ PRIVATE_FOLDER = 0o700
 KEY_CHARACTERS = 44  # URL-safe base64, with padding, of 32 bytes
 OTHERS = 0o077
 WRITE_BY_OTHERS = 0o022
+LETS_IN = "lets others in"  # ends what is said of a mode
 _READ_OR_WRITE = 0o066  # an open file is enough for flock(2); of a key Sagewai looks at no others
 _ODD_BITS = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 _ACL_USER, _ACL_GROUP = 0x02, 0x08  # linux/posix_acl.h
@@ -93,7 +94,7 @@ def _replaced(facts: Facts) -> str:
 def _lets_in(facts: Facts) -> str:
     if facts.type in ("link", "nothing") or not facts.state.mode & OTHERS:
         return ""
-    return f"mode {facts.state.mode:04o} lets others in"
+    return f"mode {facts.state.mode:04o} {LETS_IN}"
 
 
 def _lets_write(facts: Facts) -> str:
@@ -140,7 +141,9 @@ def _hard_links(facts: Facts) -> str:
 def _link_lets_in(facts: Facts) -> str:
     if not facts.target or not facts.problem:
         return ""
-    effect = _replaced(facts) if facts.part is Part.KEY else ""
+    # Who else owns it, or may replace it, Sagewai does not ask.
+    is_refused = facts.part is Part.KEY and facts.problem.endswith(LETS_IN)
+    effect = _replaced(facts) if is_refused else ""
     return f"link to {facts.target}: {facts.problem}{effect}"
 
 
