@@ -70,6 +70,11 @@ def test_folder_of_data_stays_readable_for_others(path: str, mode: int) -> None:
         "master.key",
         "admin-state.json",
         "profiles.json",
+        "config.old/connections.json",
+        "config/before/admin-state.json",
+        "kept/master.key",
+        "db/copies/sagewai.db",
+        "sagewai.db",
     ],
 )
 def test_every_place_of_secrets_is_known(path: str) -> None:

@@ -41,6 +41,16 @@ is_root = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not is_root, reason="gives files away")
 
 
+def copy_to(folder: str, name: str) -> Callable[[Path], None]:
+    """Leave a copy that others can read, as an operator does before he changes something."""
+
+    def spoil(root: Path) -> None:
+        (root / folder).mkdir(mode=0o700)
+        write(f"{folder}/{name}", b"{}", 0o644)(root)
+
+    return spoil
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """How a rule is broken.
@@ -126,6 +136,9 @@ CASES = (
     Case("P006", "config/connections.json", chmod("config/connections.json", 0o644)),
     Case("P006", "secrets/profiles.json", chmod("secrets/profiles.json", 0o660)),
     Case("P006", "secrets/sops/team.enc.yaml", chmod("secrets/sops/team.enc.yaml", 0o644)),
+    Case("P007", "kept/master.key", copy_to("kept", "master.key")),
+    Case("P007", "config/old/profiles.json", copy_to("config/old", "profiles.json")),
+    Case("P007", "db/copies/sagewai.db", copy_to("db/copies", "sagewai.db")),
     Case(
         "P007",
         "config/admin-state.json.bak-v0-20260228T235959_123456-a1b2c3",
@@ -316,6 +329,13 @@ def test_other_owner_is_left_to_root(nobodys_home: Home) -> None:
 
 
 @needs_root
+def test_names_in_artifacts_say_nothing(home: Home) -> None:
+    """What an agent made may have a document's name."""
+    copy_to("data/run", "profiles.json")(home.root)
+
+    assert ours(look(home)) == []
+
+
 def test_files_of_sandboxes_may_be_anybodys(home: Home) -> None:
     """Containers leave files of their own users in data/workers; that is no finding."""
     give(home.root / "data/workers/host:1/runs/a/out.log")

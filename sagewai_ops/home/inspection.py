@@ -22,6 +22,8 @@ from sagewai_ops.home.entries import (
 from sagewai_ops.home.findings import Inspection, order
 from sagewai_ops.home.look import Look
 from sagewai_ops.home.parts import (
+    COPIED_NAMES,
+    NEVER_COPIES,
     SECRET_FILES,
     SECRET_FOLDERS,
     Facts,
@@ -170,6 +172,7 @@ class _Look(Look):
     ) -> None:
         """Judge what is in a folder without documents; nearly all of a large home."""
         owner = self.owner if not f"{folder}/".startswith(_SCRATCH + "/") else -1
+        copies = COPIED_NAMES if folder.split("/", 1)[0] != NEVER_COPIES else frozenset[str]()
         start, count = folder + "/", 0
         for entry in entries:
             count += 1
@@ -185,12 +188,14 @@ class _Look(Look):
             elif kind == stat.S_IFLNK:
                 continue
             else:
-                doubtful = mode & _SECOND_LOOK_AT_FILE
+                doubtful = mode & _SECOND_LOOK_AT_FILE or entry.name in copies
             if doubtful or status.st_uid != owner:
                 if owner < 0 and not doubtful:
                     continue
                 path = start + entry.name
-                part = part_of_folder(path) if kind == stat.S_IFDIR else Part.OTHER
+                part = Part.BACKUP if entry.name in copies else Part.OTHER
+                if kind == stat.S_IFDIR:
+                    part = part_of_folder(path)
                 facts = self.facts_of(part, path, status, descriptor, entry.name, owned=owner >= 0)
                 self.judge(part, facts, place.shown(path), place.label, status)
         self.entries += count

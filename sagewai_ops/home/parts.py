@@ -20,6 +20,11 @@ from sagewai_ops.home.paths import (
 PRIVATE_KINDS = frozenset({Kind.DATABASE, Kind.SIDECAR, Kind.KEY, Kind.SECRET})
 # Folders with secrets among other files: nobody else may put something there.
 GUARDED_FOLDERS = frozenset({*PARTS, "fleet"} - {"secrets", "data"})
+# Copies that somebody made by hand, such as of all of `config/`, keep these names. Below `data/`
+# they may be anybody's.
+_DATABASE_NAME = DATABASE.rpartition("/")[2]
+COPIED_NAMES = frozenset((*LEGACY_PLACES, _DATABASE_NAME, f"{_DATABASE_NAME}-wal"))
+NEVER_COPIES = "data"
 
 
 class Part(str, Enum):
@@ -116,8 +121,10 @@ def part_of_file(path: str) -> Part:
         return Part.DATABASE
     if kind is Kind.SECRET:
         return _part_of_secret(folder, name)
-    if folder == "" and name.startswith(DATABASE.rpartition("/")[2]):
+    if folder == "" and name.startswith(_DATABASE_NAME):
         return Part.DATABASE
+    if kind is Kind.OTHER and name in COPIED_NAMES and path.split("/", 1)[0] != NEVER_COPIES:
+        return Part.BACKUP
     return {Kind.KEY: Part.KEY, Kind.LOCK: Part.LOCK, Kind.LEFTOVER: Part.LEFTOVER}.get(
         kind, Part.OTHER
     )
