@@ -3,6 +3,7 @@
     python tests/proof/crash.py --every                  all of it, as `make proof`
     python tests/proof/crash.py --sample 8 --seed 7      8 faults of each command
     python tests/proof/crash.py --every --only "restore" the cases whose names begin so
+    python tests/proof/crash.py --distinct --share 2/5   the second fifth of each command's faults
 
 Prints a table; exits 1 if a promise was broken. A violation names the fault, and
 `--only CASE --fault "kill before:12"` repeats it.
@@ -83,8 +84,10 @@ class Proof:
         *,
         is_planted: bool = False,
         with_signals: bool = False,
+        share: tuple[int, int] = (1, 1),
     ) -> None:
         self._is_planted = is_planted
+        self._share = share
         self._with_signals = with_signals
         self._met: set[int] = set()
         self._folder = folder
@@ -127,7 +130,8 @@ class Proof:
                 )
         else:
             planned = list(choose)
-        for fault in planned:
+        number, shares = self._share
+        for fault in planned[number - 1 :: shares]:
             world.reset(prepared)
             case.begin(world, self)
             self._one(case, world, expected, fault, count)
@@ -430,7 +434,13 @@ def _part(options: argparse.Namespace) -> int:
     choose: list[Fault] | int | None = [parsed(text) for text in options.fault] or options.sample
     counts = []
     with ExitStack() as stack:
-        proof = Proof(folder, stack, is_planted=options.planted, with_signals=options.signals)
+        proof = Proof(
+            folder,
+            stack,
+            is_planted=options.planted,
+            with_signals=options.signals,
+            share=options.share,
+        )
         for case in cases:
             if case.on_server and not installations():
                 continue
@@ -487,6 +497,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--distinct", dest="sample", action="store_const", const=None)
     parser.add_argument("--sample", type=int, metavar="N", help="faults of each command")
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument(
+        "--share", type=_share, default=(1, 1), metavar="K/N", help="the K-th of N parts of it"
+    )
     parser.add_argument("--only", action="append", default=[], metavar="CASE")
     parser.add_argument("--fault", action="append", default=[])
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
@@ -496,6 +509,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--planted", action="store_true", help="break a promise on purpose")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, _, shares = text.partition("/")
+    if not 1 <= int(number) <= int(shares):
+        raise ValueError(text)
+    return int(number), int(shares)
 
 
 def memory() -> str | None:
