@@ -3,8 +3,10 @@
 None of them can fail the run: what goes wrong with them is a warning.
 """
 
+import contextlib
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -126,9 +128,24 @@ def _append(path: str, line: str) -> None:
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
     descriptor = os.open(path, flags, 0o600)
     try:
-        os.write(descriptor, f"{line}\n".encode())
+        content = f"{line}\n".encode()
+        if _is_torn(descriptor, path):
+            content = b"\n" + content
+        if rest := content[os.write(descriptor, content) :]:
+            os.write(descriptor, rest)  # of a full disk, this tells why
     finally:
         os.close(descriptor)
+
+
+def _is_torn(descriptor: int, path: str) -> bool:
+    """Tell whether a log ends in half a line: the run was killed, or the disk was full."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
+        return False
+    with contextlib.suppress(OSError), open(path, "rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1) != b"\n"
+    return False  # one may be allowed to write to it and not to read it
 
 
 def _line(event: str, facts: Mapping[str, object]) -> str:

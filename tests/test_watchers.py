@@ -323,6 +323,22 @@ def test_the_log_has_a_line_for_start_and_end(home: Path, tmp_path: Path) -> Non
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
 
 
+def test_half_a_line_of_a_run_that_was_killed_takes_no_other_along(
+    home: Path, tmp_path: Path
+) -> None:
+    """The next begins a line of its own."""
+    log = tmp_path / "log"
+    call("--home", home, "backup", "--log-file", log)
+    whole = log.read_bytes()
+    log.write_bytes(whole[:-30])
+
+    call("--home", home, "backup", "--log-file", log)
+
+    lines = log.read_bytes().removeprefix(whole[:-30]).decode()
+    assert lines[0] == "\n"
+    assert [line["event"] for line in _logged(lines[1:])] == ["start", "end"]
+
+
 def test_the_log_on_stderr_is_there_though_quiet(home: Path) -> None:
     """It was asked for: journald keeps what stderr gets."""
     answer = call("--home", home, "backup", "--log-file", "-", "--quiet")
