@@ -117,6 +117,18 @@ def test_a_plan_is_shown_and_changes_nothing(home: Home, postgres: Server) -> No
     assert not home.root.with_name("home.exports").exists()
 
 
+def test_what_a_killed_run_left_goes_with_its_folder(home: Home, postgres: Server) -> None:
+    """A plan leaves nothing, also where it found the folder of reports."""
+    left = home.root.with_name("home.exports") / ".sagewai-ops-export-0badcafe"
+    left.mkdir(parents=True)
+    (left / "copy.db").write_bytes(b"half of a copy")
+
+    answer = export(home, postgres.url(at_head(postgres)), "--plan")
+
+    assert answer.code == 0
+    assert not left.parent.exists()
+
+
 def test_findings_are_named_and_nothing_is_sent(tmp_path: Path, postgres: Server) -> None:
     """Exit 4 with table, column, kind and key; the way out is named."""
     home = spoiled(tmp_path, [FAULTS["nul"]])

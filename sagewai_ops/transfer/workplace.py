@@ -31,23 +31,23 @@ def workplace(home: Home) -> Iterator[Path]:
     Raises:
         NoSpaceError, PermissionDeniedError, OpsError: The system refused.
     """
-    folder = folder_of(home)
-    was_there = folder.is_dir()
+    folder = ours = folder_of(home)
     with contextlib.ExitStack() as stack:
         try:
             atomic.make_folder(folder)
             place = stack.enter_context(working_folder(folder, PREFIX))
         except PermissionDeniedError:
-            folder, was_there = atomic.temporary_folder(), True
+            folder = atomic.temporary_folder()
             place = stack.enter_context(working_folder(folder, PREFIX))
         try:
             _sweep_reports(folder)
             yield place
         finally:
             stack.close()
-            if not was_there:
+            # A plan leaves nothing; reports keep it. A run that was killed may have made it.
+            if folder == ours:
                 with contextlib.suppress(OSError):
-                    folder.rmdir()  # a plan leaves nothing; reports keep it
+                    folder.rmdir()
 
 
 def _sweep_reports(folder: Path) -> None:
