@@ -18,6 +18,7 @@ from typing import Literal
 OLDEST = (3, 10)
 SAGEWAI = "sagewai[postgres]==1.0.1"
 ATTEMPTS = 3  # at what needs the registry, which falters now and then
+BRING_SECONDS = 300  # for uv to download a Python
 UNPRIVILEGED = "nobody"
 PROBE = """
 import json, sqlite3, sys
@@ -78,6 +79,12 @@ def find_pythons() -> list[Python]:
                 if python:
                     found.setdefault((python.version, python.loads), python)
     return sorted(found.values(), key=lambda python: (python.version, python.loads))
+
+
+def claimed_pythons(project: Path) -> list[tuple[int, ...]]:
+    """List the versions that a project says it works with."""
+    found = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', project.read_text())
+    return [tuple(map(int, version.split("."))) for version in found]
 
 
 def _probe(path: Path) -> Python | None:
@@ -149,6 +156,19 @@ class Environments:
         stamp.write_text(asked)
         self._ready.add(kind.name)
         return place
+
+    def bring(self, version: str) -> None:
+        """Let uv install a Python; whether it is there then, `find_pythons` tells."""
+        command: list[str | Path] = [self._tool(), "python", "install", version]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=BRING_SECONDS
+            )
+            problem = done.stderr.strip() if done.returncode else ""
+        except subprocess.TimeoutExpired:
+            problem = f"no answer in {BRING_SECONDS} s"
+        if problem:
+            print(f"matrix: uv cannot bring Python {version}: {problem}", file=sys.stderr)
 
     def _asked(self, kind: Kind) -> str:
         """Spell what an environment depends on; the highest are those of the day."""

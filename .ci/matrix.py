@@ -3,8 +3,9 @@
     .ci/matrix.py [--ci] [--list] [--cell NAME]... [--folder DIR]
 
 Each cell is one environment and one run of pytest in it, on what git holds at HEAD. Environments
-are made by uv and kept below `.matrix/`. Prints a table; exit 1 if a cell failed. A cell that this
-machine cannot run (no such Python, not root) is named in the table and is no failure.
+are made by uv and kept below `.matrix/`. Prints a table; exit 1 if a cell failed. A Python that
+pyproject.toml claims and this machine lacks is asked of uv, but not for CI; a cell that cannot be
+run all the same (no such Python, not root) is named in the table and is no failure.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -33,6 +34,7 @@ from environments import (
     Environments,
     Kind,
     Python,
+    claimed_pythons,
     find_pythons,
     reaches,
 )
@@ -65,6 +67,7 @@ OF_VECTORS = (
     "test_transfer_move",
 )
 OF_SOURCES = ("test_promises",)  # read the sources, which are not there beside a wheel
+ABSENT = "no such Python here"
 SUMMARY = re.compile(r"(\d+) (passed|failed|skipped|errors?|deselected|xfailed)")
 
 
@@ -111,13 +114,12 @@ def main() -> int:
     arguments = parser.parse_args()
     os.umask(0o022)  # what is made here is read by another user
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    cells = [
-        cell
-        for cell in plan(find_pythons())
-        if (cell.ci or not arguments.ci) and (cell.name in arguments.cell or not arguments.cell)
-    ]
+    claimed = claimed_pythons(REPOSITORY / "pyproject.toml")
     if arguments.list:
-        _print_table([Result(cell, {}, 0.0, skipped="not run") for cell in cells])
+        cells = _chosen(plan(find_pythons(), claimed), arguments)
+        _print_table(
+            [Result(cell, {}, 0.0, skipped="not run" if cell.python else ABSENT) for cell in cells]
+        )
         return 0
     folder = arguments.folder or _folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +127,9 @@ def main() -> int:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another run replaces the copy of HEAD
         workshop = Workshop(folder.resolve())
-        for cell in cells:
+        if not arguments.ci:
+            workshop.bring(set(claimed) - {python.version[:2] for python in find_pythons()})
+        for cell in _chosen(plan(find_pythons(), claimed), arguments):
             result = workshop.run(cell)
             results.append(result)
             print(f"matrix: {cell.name}: {_outcome(result)}", file=sys.stderr, flush=True)
@@ -133,27 +137,37 @@ def main() -> int:
     return 1 if any(result.failed for result in results) else 0
 
 
-def plan(pythons: Sequence[Python]) -> list[Cell]:
+def _chosen(cells: Sequence[Cell], arguments: argparse.Namespace) -> list[Cell]:
+    return [
+        cell
+        for cell in cells
+        if (cell.ci or not arguments.ci) and (cell.name in arguments.cell or not arguments.cell)
+    ]
+
+
+def plan(pythons: Sequence[Python], claimed: Collection[tuple[int, ...]]) -> list[Cell]:
     """Choose the cells: every Python at both ends, and each other difference at least twice.
 
     Args:
         pythons: From `find_pythons`.
+        claimed: Versions that are to work; those that are not here have cells too.
     """
     extending = next((python for python in reversed(pythons) if python.loads), None)
     reachable = next((p for p in reversed(pythons) if reaches(p.path)), None)
     minors = {python.version[:2]: python for python in pythons}
     oldest, *_, newest = [*minors.values()] * 2
     cells: list[Cell] = []
-    for minor, python in minors.items():
+    for minor in sorted({*minors, *claimed}):
+        python = minors.get(minor)
         name = ".".join(map(str, minor))
         cells += [
-            Cell(f"{name}-lowest", python, "lowest", ci=python is oldest),
+            Cell(f"{name}-lowest", python, "lowest", ci=python in (oldest, None)),
             Cell(
                 f"{name}-wheel",
                 python,
                 wheel=True,
                 umask=0o077 if len(cells) % 4 else 0,
-                ci=python is newest,
+                ci=python in (newest, None),  # what is not here takes no time, and is told
             ),
         ]
     return [
@@ -181,6 +195,11 @@ class Workshop:
         self._bare = folder / "beside-wheel"  # the same without the packages
         _export(self._tree, self._bare)
         self._environments = Environments(folder, self._tree)
+
+    def bring(self, versions: Collection[tuple[int, ...]]) -> None:
+        """Let uv install these Pythons, where it can."""
+        for version in sorted(versions):
+            self._environments.bring(".".join(map(str, version)))
 
     def run(self, cell: Cell) -> Result:
         """Run one cell."""
@@ -210,7 +229,7 @@ class Workshop:
 
     def _why_not(self, cell: Cell) -> str:
         if cell.python is None:
-            return "no such Python here"
+            return ABSENT
         if cell.user and os.getuid() == 0 and not reaches(cell.python.path, self._folder):
             return f"{cell.user} cannot reach {cell.python.path} or {self._folder}"
         return ""
