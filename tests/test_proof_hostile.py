@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-from proof.hostile import Runner, break_in
+from proof.hostile import MOST_BYTES, Runner, break_in
 
-FAMILIES = ("flipped", "truncated", "rearranged", "seek table", "edited")
+FAMILIES = (
+    *("flipped", "truncated", "rearranged", "spliced", "bombs", "seek table", "edited", "texts"),
+)
 
 
 def test_no_archive_makes_the_program_break_a_promise(tmp_path: Path) -> None:
@@ -18,3 +20,4 @@ def test_no_archive_makes_the_program_break_a_promise(tmp_path: Path) -> None:
     assert [family.name for family in tried] == list(FAMILIES)
     assert [family.violations for family in tried] == [[]] * len(FAMILIES)
     assert all(family.refused for family in tried)
+    assert 0 < runner.peak_bytes <= MOST_BYTES

@@ -25,6 +25,7 @@ from sagewai_ops.errors import DamagedError, SchemaAheadError
 
 HUGE = 2**32 - 1
 FRAME_BYTES = 4 * 1024 * 1024
+BOMB_BYTES = 1024 * 1024 * 1024
 _TRAILER = struct.Struct("<II8sQ32s")
 _HEAD = struct.Struct("<II")
 _PAIR = struct.Struct("<II")
@@ -121,15 +122,21 @@ def dissect(content: bytes) -> Anatomy:
     return Anatomy(content, tuple(frames), manifest_start, tuple(members), document, own)
 
 
-def assemble(frames: Sequence[bytes], manifest_start: int) -> bytes:
-    """Put frames together with a trailer and a seek table that are right."""
+def assemble(
+    frames: Sequence[bytes], manifest_start: int, sizes: Sequence[int] | None = None
+) -> bytes:
+    """Put frames together with a trailer and a seek table that are right.
+
+    Args:
+        sizes: What the table says that the frames unpack to; the truth if None.
+    """
+    if sizes is None:
+        sizes = [max(zstandard.frame_content_size(frame), 0) for frame in frames]
     data = b"".join(frames)
     digest = hashlib.sha256(data).digest()
     trailer = _TRAILER.pack(0x184D2A5D, _TRAILER.size - 8, b"sgwiops1", manifest_start, digest)
-    pairs = [
-        *((len(frame), max(zstandard.frame_content_size(frame), 0)) for frame in frames),
-        (len(trailer), 0),
-    ]
+    pairs = [*((len(frame), size) for frame, size in zip(frames, sizes, strict=True))]
+    pairs.append((len(trailer), 0))
     entries = b"".join(_PAIR.pack(size, min(plain, HUGE)) for size, plain in pairs)
     foot = _FOOT.pack(len(pairs), 0, 0x8F92EAB1)
     return data + trailer + _HEAD.pack(0x184D2A5E, len(entries) + len(foot)) + entries + foot
@@ -177,11 +184,11 @@ def rearranged(anatomy: Anatomy, most: int, seed: int) -> Iterator[Mutant]:
     members = list(anatomy.members)
     text = spelled(anatomy.document)
     pairs = list(itertools.combinations(range(len(members)), 2))
-    for first, second in _some(pairs, most, seed):
+    for first, second in some(pairs, most, seed):
         changed = list(members)
         changed[first], changed[second] = changed[second], changed[first]
         yield Mutant(f"members {first} and {second} swapped", build(changed, text, anatomy.own))
-    for index in _some(range(len(members)), most, seed):
+    for index in some(range(len(members)), most, seed):
         doubled = [*members[: index + 1], *members[index:]]
         yield Mutant(f"member {index} twice", build(doubled, text, anatomy.own))
         dropped = [*members[:index], *members[index + 1 :]]
@@ -207,6 +214,32 @@ def spliced(anatomy: Anatomy, other: Anatomy) -> Iterator[Mutant]:
     yield Mutant("frames without sizes", assemble(bare, anatomy.manifest_start))
 
 
+def bombs(anatomy: Anatomy) -> Iterator[Mutant]:
+    """Put a frame that unpacks to a gibibyte in the place of each; the table says so, or not."""
+    sizes = list(map(zstandard.frame_content_size, anatomy.frames))
+    start = sum(sizes[:-1])
+    for way, has_size in (("with its size", True), ("without a size", False)):
+        bomb = _bomb(has_size=has_size)
+        for index in range(len(sizes)):
+            frames = [*anatomy.frames[:index], bomb, *anatomy.frames[index + 1 :]]
+            for told in (sizes[index], FRAME_BYTES, BOMB_BYTES):
+                listed = [*sizes[:index], told, *sizes[index + 1 :]]
+                for offset in {start, start - sizes[index] + told}:
+                    yield Mutant(
+                        f"frame {index} is a gibibyte {way}, the table says {told}, {offset}",
+                        assemble(frames, offset, listed),
+                    )
+
+
+def _bomb(*, has_size: bool) -> bytes:
+    piece = bytes(FRAME_BYTES)
+    compressor = zstandard.ZstdCompressor(write_checksum=True).compressobj(
+        BOMB_BYTES if has_size else -1
+    )
+    packed = [compressor.compress(piece) for _ in range(BOMB_BYTES // FRAME_BYTES)]
+    return b"".join([*packed, compressor.flush()])
+
+
 def tabled(anatomy: Anatomy) -> Iterator[Mutant]:
     """Set every number of the trailer and of the seek table to others."""
     whole = anatomy.content
@@ -230,12 +263,12 @@ def tabled(anatomy: Anatomy) -> Iterator[Mutant]:
 
 def edited(anatomy: Anatomy, most: int, seed: int) -> Iterator[Mutant]:
     """Set every value of both documents to others, in headers too, with every sum right."""
-    yield from _some(list(_edited_entries(anatomy)), most, seed)
-    for way, changed in _some(list(_documents(anatomy.document)), most, seed):
+    yield from some(list(_edited_entries(anatomy)), most, seed)
+    for way, changed in some(list(_documents(anatomy.document)), most, seed):
         content = build(anatomy.members, spelled(changed), anatomy.own)
         yield Mutant(f"manifest: {way}", content, is_consistent=True)
     header = json.loads(anatomy.members[0][1])
-    for way, changed in _some(list(_documents(header)), most, seed):
+    for way, changed in some(list(_documents(header)), most, seed):
         body = json.dumps(changed).encode()
         yield Mutant(f"header: {way}", _with_header(anatomy, body), is_consistent=True)
 
@@ -256,7 +289,7 @@ def spoiled_texts(anatomy: Anatomy) -> Iterator[Mutant]:
         "no end": lambda body: body.rstrip()[:-1],
         "zeros behind": lambda body: body + bytes(32 << 20),
         "many folders": lambda body: body.replace(
-            b"\n]}", b"".join(b",\n" + _folder_line(number) for number in range(60_000)) + b"\n]}"
+            b"\n]}", b"".join(b",\n" + _folder_line(number) for number in range(100_000)) + b"\n]}"
         ),
         "a long line": lambda body: body.replace(b'"', b'"' + b"x" * (2 << 20), 1),
     }
@@ -402,7 +435,7 @@ def _unpacked(frame: bytes) -> bytes:
     return zstandard.ZstdDecompressor().decompress(frame)
 
 
-def _some(choices: Sequence[Any], most: int, seed: int) -> Sequence[Any]:
+def some(choices: Sequence[Any], most: int, seed: int) -> Sequence[Any]:
     """Keep `most` of them, or all when there are no more; the same ones for the same seed."""
     if len(choices) <= most:
         return choices
