@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from proof.cases import IDENTITY, Case
+from proof.beginnings import IDENTITY
+from proof.cases import Case
 from proof.faults import Ended, Fault, Mode
 from proof.worlds import Mask, State, World, state_of
 from sagewai_ops.archive.envelope import Unlock
@@ -37,6 +38,7 @@ class Expected:
         snapshots: Name -> hash of the archives that are there before.
         names: Every name that may be there at the end.
         names_before: Every name that is there before.
+        beside: Files that are each old or new on their own.
     """
 
     prepared: State
@@ -50,6 +52,16 @@ class Expected:
     probe: object
     names: frozenset[str]
     names_before: frozenset[str]
+    beside: frozenset[str] = frozenset()
+
+    def differing(self, found: State, aim: State) -> list[str]:
+        """Name what differs from the state before or after; of what is beside, what is neither."""
+        names = self.mask.unsettled(found, aim)
+        if not self.beside:
+            return names
+        other = self.before if aim is self.after else self.after
+        neither = set(self.mask.unsettled(found, other))
+        return [name for name in names if name not in self.beside or name in neither]
 
 
 def check_ending(case: Case, ended: Ended, fault: Fault | None) -> Iterator[str]:
@@ -82,8 +94,8 @@ def check_state(case: Case, world: World, expected: Expected, found: State) -> I
     """See that everything is old, or everything is new (or each file, where that is promised)."""
     if is_old(expected, found) or is_good(case, expected, found):
         return
-    old = set(expected.mask.unsettled(found, expected.before))
-    new = set(expected.mask.unsettled(found, expected.after))
+    old = set(expected.differing(found, expected.before))
+    new = set(expected.differing(found, expected.after))
     differing = sorted(old & new) if case.in_parts else sorted(new or old)
     if differing:
         near = min((old, new), key=len)
@@ -92,12 +104,12 @@ def check_state(case: Case, world: World, expected: Expected, found: State) -> I
 
 def is_old(expected: Expected, found: State) -> bool:
     """Tell whether all is as before."""
-    return not expected.mask.unsettled(found, expected.before)
+    return not expected.differing(found, expected.before)
 
 
 def is_new(expected: Expected, found: State) -> bool:
     """Tell whether all is as asked."""
-    return not expected.mask.unsettled(found, expected.after)
+    return not expected.differing(found, expected.after)
 
 
 def is_good(case: Case, expected: Expected, found: State) -> bool:
@@ -105,6 +117,13 @@ def is_good(case: Case, expected: Expected, found: State) -> bool:
     if case.may_go_back and not expected.mask.unsettled(found, expected.prepared):
         return True
     return is_new(expected, found)
+
+
+def check_beside(expected: Expected, found: State, ended: Ended) -> Iterator[str]:
+    """See that a file beside the promise that was not written is warned of."""
+    if "sagewai-ops: warning:" not in ended.err:
+        for name in expected.beside & set(expected.mask.unsettled(found, expected.after)):
+            yield f"{name} is not written, and no warning says so"
 
 
 def is_unsettled(world: World) -> bool:

@@ -37,8 +37,10 @@ import pyrage  # noqa: E402 - the path first
 import old_homes  # noqa: E402
 from home_builder import build_home  # noqa: E402
 from postgres_server import installations  # noqa: E402
-from proof import crash, faults, laws  # noqa: E402
-from proof.cases import IDENTITY, RECOVER, Words, opened  # noqa: E402
+from proof import faults, laws  # noqa: E402
+from proof.beginnings import IDENTITY, Words, opened  # noqa: E402
+from proof.bench import Proof, import_everything, memory  # noqa: E402
+from proof.cases import RECOVER  # noqa: E402
 from proof.faults import Ended, Fault, Mode  # noqa: E402
 from proof.worlds import State, World, state_of  # noqa: E402
 from sagewai_ops.home import layout_journal  # noqa: E402
@@ -69,7 +71,7 @@ class Known:
 class Soak:
     """One life."""
 
-    def __init__(self, bench: crash.Proof, world: World, seed: int) -> None:
+    def __init__(self, bench: Proof, world: World, seed: int) -> None:
         self._bench = bench
         self._world = world
         self._draw = random.Random(seed)
@@ -394,7 +396,7 @@ def main() -> int:
         return 0
     if "LD_PROOF_CONTROL" in os.environ:
         return _live(options)
-    with tempfile.TemporaryDirectory(prefix="sagewai-ops-soak-", dir=crash.memory()) as name:
+    with tempfile.TemporaryDirectory(prefix="sagewai-ops-soak-", dir=memory()) as name:
         folder = Path(name)
         seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
         variables = faults.environment(faults.build(folder), folder / "control")
@@ -407,12 +409,12 @@ def main() -> int:
 
 
 def _live(options: argparse.Namespace) -> int:
-    crash.import_everything()
+    import_everything()
     folder = Path(os.environ["SAGEWAI_PROOF_FOLDER"])
     started = time.monotonic()
     print(f"seed: {options.seed}", flush=True)
     with ExitStack() as stack:
-        bench = crash.Proof(folder, stack)
+        bench = Proof(folder, stack)
         server = bench.started() if installations() else None
         soak = Soak(bench, World(folder / "w", server), options.seed)
         try:

@@ -1,0 +1,265 @@
+"""What the commands of `cases` begin with, and what is asked of their worlds before and after."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyrage
+
+import old_homes
+from home_builder import build_home
+from home_builder.recipe import Layout
+from proof.faults import Ended, Fault, Mode, Step
+from proof.worlds import World
+from sagewai_ops.snapshots import swap
+
+IDENTITY = "AGE-SECRET-KEY-1N3RS2HE94SR2EY7Z5X6C554RNCKUH3GXPG2L89CE54DWULQ8YQCQTQXFZM"
+OLD = "018_fleet_schema_correction"
+_OTHERS_METRIC = 'sagewai_ops_last_run_exit_code{command="drill",home="/other"} 0'
+_OTHERS_LINE = "2026-01-02T03:04:05Z sagewai-ops event=end pid=1 command=drill exit=0"
+
+Words = tuple[object, ...]
+
+
+class Bench(Protocol):
+    """What a preparation may use."""
+
+    def run(
+        self,
+        words: Words,
+        world: World,
+        fault: Fault | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> Ended:
+        """Run a command as it is run for proof."""
+
+    def steps(self) -> list[Step]:
+        """Give the steps of the last run without a fault."""
+
+
+def nothing(_world: World, _bench: Bench) -> None:
+    """Begin without a home."""
+
+
+def small(world: World, _bench: Bench) -> None:
+    """Make a home."""
+    build(world)
+
+
+def build(world: World, *, seed: int = 1, layout: Layout = "canonical") -> None:
+    """Make a home that is small, because each run begins with a copy of it."""
+    build_home(
+        world.home,
+        seed=seed,
+        layout=layout,
+        rows=1,
+        vectors=0,
+        artifacts=False,
+        leftovers=False,
+        journal="tail",
+    )
+
+
+def half(world: World, _bench: Bench) -> None:
+    """Make a home that lacks parts."""
+    build(world)
+    shutil.rmtree(world.home / "db")
+    shutil.rmtree(world.home / "fleet")
+
+
+def flat(world: World, _bench: Bench) -> None:
+    """Make a home of the older layout, with a document in both places and one behind a link."""
+    build(world, layout="flat")
+    (world.home / "secrets").mkdir(exist_ok=True)
+    (world.home / "secrets/profiles.json").write_bytes(b'{"version": 1, "profiles": []}')
+    connections = world.home / "connections.json"
+    away = connections.rename(world.out / "connections.json")
+    connections.symlink_to(away)
+
+
+def open_to_all(world: World, _bench: Bench) -> None:
+    """Make a home whose modes let everybody in."""
+    build(world)
+    for path in world.home.rglob("*"):
+        path.chmod(0o777 if path.is_dir() else 0o666)
+
+
+def repair(world: World, bench: Bench) -> None:
+    """Let `verify-perms` repair it."""
+    bench.run(("verify-perms", "--fix"), world)
+
+
+def undo_words(world: World) -> Words:
+    """Take that repair back."""
+    for record in world.home.glob(".sagewai-ops-permissions-*.json"):
+        return ("verify-perms", "--undo", record)
+    return ("verify-perms", "--dry-run")
+
+
+def old(world: World, _bench: Bench) -> None:
+    """Make a home whose database is of an older version."""
+    build(world)
+    for path in (world.home / "db").iterdir():
+        path.unlink()
+    database = world.home / "db/sagewai.db"
+    old_homes.build(database, OLD)
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("INSERT INTO agent_runs (run_id, agent_name) VALUES ('r', 'a')")
+        connection.commit()
+    database.chmod(0o600)
+
+
+def with_snapshot(world: World, bench: Bench) -> None:
+    """Take a snapshot, then let the home go on."""
+    build(world)
+    bench.run(("backup",), world)
+    (world.home / "config/connections.json").write_bytes(b"[]")
+    (world.home / "data/later").write_bytes(b"later")
+    with contextlib.closing(sqlite3.connect(world.home / "db/sagewai.db")) as connection:
+        connection.execute("DELETE FROM agent_runs")
+        connection.commit()
+
+
+def without_key(world: World, bench: Bench) -> None:
+    """Take a snapshot, then lose the home, but for its key."""
+    with_snapshot(world, bench)
+    shutil.move(world.home / "secrets/master.key", world.out / "key")
+    shutil.rmtree(world.home)
+
+
+def restored(world: World, bench: Bench) -> None:
+    """Bring a home back from a snapshot."""
+    with_snapshot(world, bench)
+    bench.run(("restore", "latest", "--replace"), world)
+
+
+def interrupt(world: World, bench: Bench) -> None:
+    """Kill a restore of parts between its moves."""
+    words = ("restore", "latest", "--only", "config,data,fleet")
+    bench.run(words, world)
+    renames = [number for number, step in enumerate(bench.steps(), 1) if step.call == "rename"]
+    world.reset(world.folder.with_name("prepared"))
+    # The last rename dooms the staging; before it three parts are exchanged, in two steps each.
+    bench.run(words, world, Fault(Mode.KILL_BEFORE, renames[-4]))
+    assert swap.unfinished(world.home) is not None
+
+
+def with_tree(world: World, bench: Bench) -> None:
+    """Put a tree beside the home, then let the home go on."""
+    build(world)
+    bench.run(("backup", "--format", "directory"), world)
+    (world.home / "data/later").write_bytes(b"later")
+    (world.home / "config/connections.json").write_bytes(b"[]")
+
+
+def tree_verdict(world: World, bench: Bench) -> object:
+    """Read every byte of the tree."""
+    shutil.rmtree(world.out / "verdict", ignore_errors=True)
+    words = ("restore", world.snapshots / "tree", "--to", world.out / "verdict")
+    ended = bench.run(words, world)
+    shutil.rmtree(world.out / "verdict", ignore_errors=True)
+    return ended.code
+
+
+def several(world: World, bench: Bench) -> None:
+    """Take three snapshots."""
+    build(world)
+    for turn in range(3):
+        (world.home / "data/turn").write_text(str(turn))
+        bench.run(("backup",), world)
+
+
+def pruned(world: World, bench: Bench) -> None:
+    """Let two of three snapshots rest in the trash."""
+    several(world, bench)
+    bench.run(("snapshots", "prune", "--keep-last", "1"), world)
+
+
+def watched(world: World, bench: Bench) -> None:
+    """Have a log and a file of metrics to which others write too."""
+    several(world, bench)
+    (world.out / "run.log").write_text(_OTHERS_LINE + "\n")
+    (world.out / "run.prom").write_text(_OTHERS_METRIC + "\n")
+
+
+def watched_verdict(world: World, _bench: Bench) -> object:
+    """See that no line of the log has two events, and that what others wrote is there."""
+    lines = (world.out / "run.log").read_text().splitlines()
+    metrics = (world.out / "run.prom").read_text()
+    mixed = [line for line in lines if line.count(" event=") > 1]
+    return (lines[0] == _OTHERS_LINE, _OTHERS_METRIC in metrics, metrics[-1:] == "\n", mixed)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What `keys check` counts: values that open, those that Sagewai would lose, bare ones."""
+
+    code: int | None
+    values: int
+    lost: int
+    plaintext: int
+
+
+def opened(world: World, bench: Bench, variables: Mapping[str, str] | None = None) -> Opened:
+    """Tell how many sealed values open, and how many of them only with a key that Sagewai ignores.
+
+    Raises:
+        ValueError: `keys check` printed no result.
+    """
+    ended = bench.run(("keys", "check", "--json"), world, variables=variables)
+    result = json.loads(ended.out)["result"]
+    if result is None:
+        raise ValueError(f"keys check, exit {ended.code}: {ended.err}")
+    plaintext = len(result["plaintext"])
+    return Opened(ended.code, len(result["values"]), result["lost_to_sagewai"], plaintext)
+
+
+def opened_on_server(world: World, bench: Bench) -> Opened:
+    """Tell the same of a home whose tables are on the server."""
+    return opened(world, bench, server_url(world))
+
+
+def at(revision: str) -> Callable[[World, Bench], None]:
+    """Make a home, and a database on the server at a revision, or empty."""
+
+    def prepare(world: World, _bench: Bench) -> None:
+        build(world)
+        assert world.server is not None
+        world.server.drop(world.database)
+        made = world.server.at(revision) if revision else world.server.create()
+        world.server.run("postgres", f'ALTER DATABASE "{made}" RENAME TO "{world.database}"')
+
+    return prepare
+
+
+def exported(world: World, bench: Bench) -> None:
+    """Move a home to the server."""
+    at("")(world, bench)
+    bench.run(("export-to-postgres", world.url), world)
+    shutil.rmtree(world.home.with_name("home.exports"))
+
+
+def refused(world: World, bench: Bench) -> None:
+    """Have a row in the home that a server refuses, and an empty database on the server."""
+    at("")(world, bench)
+    with contextlib.closing(sqlite3.connect(world.home / "db/sagewai.db")) as connection:
+        connection.execute(
+            "INSERT INTO agent_runs (run_id, agent_name) VALUES ('r', 'a' || char(0))"
+        )
+        connection.commit()
+
+
+def server_url(world: World) -> Mapping[str, str]:
+    """Name the database on the server, as a person does."""
+    return {"SAGEWAI_DATABASE_URL": world.url}
+
+
+def recipient() -> str:
+    """Give the public half of `IDENTITY`."""
+    return str(pyrage.x25519.Identity.from_str(IDENTITY).to_public())
