@@ -203,6 +203,7 @@ def _warnings(found: Any) -> list[str]:
         for path, document in found.documents.items()
         for problem in document.problems
     ]
+    warnings += [f"{path}: may not be read, nothing is told of it" for path in found.closed]
     if found.newest and found.newest.is_cut:
         warnings.append(
             f"{found.newest.path}: not of the size that its card says: "

@@ -63,6 +63,7 @@ class Status:
         proved: The newest of them that a drill proved restorable.
         interrupted: Whether a restore was interrupted and must be recovered.
         rotation_interrupted: Whether a rotation of the key was.
+        closed: Documents and folders that this user may not look into.
     """
 
     home: Home
@@ -82,6 +83,7 @@ class Status:
     kept: tuple[Path, ...]
     interrupted: bool
     rotation_interrupted: bool
+    closed: tuple[Path, ...]
 
 
 def look(home: Home, folder: Path, environment: Mapping[str, str]) -> Status:
@@ -126,7 +128,18 @@ def look(home: Home, folder: Path, environment: Mapping[str, str]) -> Status:
         kept=tuple(swap.kept_before(home.root)),
         interrupted=swap.unfinished(home.root) is not None,
         rotation_interrupted=rotation_journal.is_pending(home.root),
+        closed=tuple(_closed(home)),
     )
+
+
+def _closed(home: Home) -> Iterator[Path]:
+    """Find the documents that may not be read, and the folders that may not be entered."""
+    for part in (home.root / name for name in PARTS):
+        if part.is_dir() and not os.access(part, os.R_OK | os.X_OK):
+            yield part
+    for path in (home.admin_state, home.connections, home.profiles):
+        if os.access(path.parent, os.X_OK) and path.exists() and not os.access(path, os.R_OK):
+            yield path
 
 
 def _database(home: Home) -> DatabaseStatus | None:

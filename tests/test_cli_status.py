@@ -11,6 +11,7 @@ from json_schemas import problems
 from program import COMMAND, call, run, taken
 from pseudo_terminal import watched
 from small_homes import everything_of, small
+from unprivileged import reachable_folder, unprivileged
 
 
 def test_it_is_shown_without_a_terminal_too(tmp_path: Path) -> None:
@@ -94,6 +95,27 @@ def test_tables_on_a_server_are_said_to_be_elsewhere(
 
     assert "DATABASE_URL: Sagewai's tables are on that server" in answer.out
     assert "hunter2" not in answer.out + answer.err
+
+
+def test_what_may_not_be_read_is_not_passed_over() -> None:
+    """Else a stranger is told that a home has no documents and no key."""
+    with reachable_folder() as folder:
+        built = small(folder / "home")
+        built.root.chmod(0o755)
+        for part in ("config", "db", "data"):
+            (built.root / part).chmod(0o755)
+        for path in (built.connections, built.root / "config/admin-state.json"):
+            path.chmod(0o644)
+        built.connections.chmod(0)
+        (built.root / "secrets").chmod(0)
+        with unprivileged():
+            answer = call("--home", built.root, "status")
+        (built.root / "secrets").chmod(0o700)
+
+    assert answer.code == 0
+    assert f"{built.root}/secrets: may not be read" in answer.err
+    assert f"{built.connections}: may not be read" in answer.err
+    assert "admin-state.json: may" not in answer.err
 
 
 def test_no_home_exits_10_with_a_hint(tmp_path: Path) -> None:

@@ -473,6 +473,19 @@ def test_a_file_that_may_not_be_read_is_a_loss_by_name() -> None:
     assert {item.path for item in report.losses} == {"data/closed", "data/shut"}
 
 
+def test_a_cache_outside_is_named_and_not_carried(tmp_path: Path) -> None:
+    """Sagewai fills it again; that it stays out is said all the same."""
+    built = small(tmp_path / "home")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+
+    report = _take(built.root, environment={"SAGEWAI_CACHE_DIR": str(cache)})
+
+    (note,) = report.notes
+    assert note.startswith(f"SAGEWAI_CACHE_DIR: {cache} is not in it")
+    assert report.is_complete
+
+
 def test_what_lives_outside_by_override_is_carried(tmp_path: Path) -> None:
     """Bytes of documents and rows of the database, under the variables' names."""
     built = small(tmp_path / "home")

@@ -184,7 +184,7 @@ class Taking:
             followed=self.collection.followed,
             external=self.collection.external,
             swept=tuple(swept),
-            notes=_notes(self.home),
+            notes=tuple(_notes(self.home)),
             tags=self.options.tags,
         )
 
@@ -365,10 +365,11 @@ def _entry(path: str, kind: EntryType, status: os.stat_result, link: Found | Non
     )
 
 
-def _notes(home: Home) -> tuple[str, ...]:
+def _notes(home: Home) -> Iterator[str]:
     if home.server_url_variable:
-        return (f"{home.server_url_variable}: the tables of that server are not in this snapshot",)
-    return ()
+        yield f"{home.server_url_variable}: the tables of that server are not in this snapshot"
+    if "SAGEWAI_CACHE_DIR" in home.overrides:
+        yield f"SAGEWAI_CACHE_DIR: {home.cache_dir} is not in it, Sagewai fills it again"
 
 
 def _root_facts(home: Home) -> dict[str, Any]:
