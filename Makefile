@@ -16,7 +16,10 @@ EXTENDING := $(shell for one in /usr/bin/python3 $(PYTHON); do \
 help:  ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# Compiled here as pip compiles what it installs: where Python may not write its bytecode, every start
+# of the program would compile it anew, and a benchmark would measure that.
 setup: $(VENV)/.ready  ## Make the environment.
+	@$(BIN)/python -m compileall -q sagewai_ops commands migrations fixtures tests
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

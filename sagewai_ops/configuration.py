@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,11 +77,13 @@ def standard_place(environment: Mapping[str, str]) -> Path | None:
     return Path(user, ".config", _FOLDER, _NAME)
 
 
-def read(named: Path | None, environment: Mapping[str, str], program: Any) -> Configuration:
+def read(
+    named: Path | None, environment: Mapping[str, str], program: Callable[[], Any]
+) -> Configuration:
     """Read the file that was named, else the variable's, else the one in the standard place.
 
     Args:
-        program: The parsed program's root command, which knows every option.
+        program: Gives the root command with every option; called only if there is a file.
 
     Raises:
         UsageError: The file is missing though it was named, cannot be trusted, or says something
@@ -101,7 +103,7 @@ def read(named: Path | None, environment: Mapping[str, str], program: Any) -> Co
     path = path.absolute()
     values = _parsed(path, content)
     shared = values.pop(_SNAPSHOTS, None)
-    defaults = _table(_Place(path, ""), values, program, None)
+    defaults = _table(_Place(path, ""), values, program(), None)
     if environment.get("SAGEWAI_HOME"):
         _drop(defaults, "home")  # the environment is stronger, also where it is Sagewai's own
     if shared is None:

@@ -207,7 +207,9 @@ def test_home_of_another_user_has_no_configuration_for_us() -> None:
         file.write_text("x = 1")
         file.chmod(0o600)
         with unprivileged():
-            assert configuration.read(None, {"XDG_CONFIG_HOME": str(file)}, None).path is None
+            assert (
+                configuration.read(None, {"XDG_CONFIG_HOME": str(file)}, lambda: None).path is None
+            )
             assert "no such" in call("--config", file, "db", "history").err
         file.parent.chmod(0o755)
         with unprivileged():

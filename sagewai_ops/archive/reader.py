@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -319,14 +319,18 @@ def _hashed(stream: _Stream, entry: Entry, hasher: ThreadPoolExecutor) -> Iterat
     if not entry.sha256:
         return
     digest = hashlib.sha256()
+    hashing: Future[None] | None = None
     for piece in stream.take(entry.size_bytes):
+        if hashing:
+            hashing.result()
+            hashing = None
         if len(piece) < _LARGE_BYTES:
             digest.update(piece)
-            yield piece
-            continue
-        # Hashed while the consumer writes it.
-        hashing = hasher.submit(digest.update, piece)
+        else:
+            # Hashed while the consumer writes it and the next one is fetched.
+            hashing = hasher.submit(digest.update, piece)
         yield piece
+    if hashing:
         hashing.result()
     if digest.digest() != entry.sha256:
         raise DamagedError(f"archive: member {entry.path[:200]} does not match its checksum")

@@ -8,6 +8,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -65,9 +66,8 @@ def take_snapshot(
             with _partial(partial) as stream:
                 lock, unlock = _with_own_key(options.lock)
                 taking.write(stream, partial, lock, staging, progress)
-                with atomic.naming(partial):
-                    os.fsync(stream.fileno())
-                _verify(partial, unlock, progress)
+                with _settling(stream, partial, staging):
+                    _verify(partial, unlock, progress)
                 report = taking.report(folder / name, swept)
                 with atomic.naming(folder / name):
                     os.rename(partial, folder / name)
@@ -155,6 +155,23 @@ def _with_own_key(lock: Lock | None) -> tuple[Lock | None, Unlock | None]:
         return lock, Unlock(passphrase=lock.passphrase)
     recipient, identity = temporary_identity()
     return Lock(recipients=(*lock.recipients, recipient)), Unlock(identities=(identity,))
+
+
+@contextlib.contextmanager
+def _settling(stream: BinaryIO, partial: Path, staging: Path) -> Iterator[None]:
+    """Let the disk take the archive, and let go of the copies, while the block runs."""
+
+    def settle() -> None:
+        os.fsync(stream.fileno())
+        with contextlib.suppress(OSError):  # whoever made the folder removes it in any case
+            for copy in staging.iterdir():
+                copy.unlink()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="settle") as pool:
+        settled = pool.submit(settle)
+        yield
+        with atomic.naming(partial):
+            settled.result()
 
 
 def _verify(partial: Path, unlock: Unlock | None, progress: Progress | None) -> None:
