@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -292,6 +292,25 @@ def test_help_is_shown_without_anything_heavy() -> None:
 
     assert codes == [0, 0, 0]
     assert loaded.isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        (["backup", "--to", "status"], ["backup"]),
+        (["--home", "restore", "-v", "--json", "status"], ["status"]),
+        (["--config", "drill", "--home=backup", "db", "check"], ["db"]),
+        (["schedule", "cron"], cli.COMMANDS),
+        (["config", "show"], cli.COMMANDS),
+        (["--help", "backup"], cli.COMMANDS),
+        (["bakup"], cli.COMMANDS),
+        (["--home", "backup"], cli.COMMANDS),
+        ([], cli.COMMANDS),
+    ],
+)
+def test_only_the_command_that_is_named_is_loaded(words: list[str], needed: Sequence[str]) -> None:
+    """The value of an option is no command; who asks for help, or misspells one, needs all."""
+    assert list(cli._needed(words)) == list(needed)
 
 
 def test_the_version_is_told_without_typer() -> None:
