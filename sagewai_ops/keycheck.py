@@ -6,7 +6,7 @@ database within one read transaction. What a value opens to is dropped at once.
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sagewai_ops.home.paths import MASTER_KEY, Home, require
@@ -111,5 +111,5 @@ def all_candidates(
             name = MASTER_KEY.rpartition("/")[0] + "/" + path.name
             kept = given(name, file.read(_READ_BYTES))
             if kept.value:  # Sagewai never looks at it: what is no key is no problem
-                found.append(kept)
+                found.append(replace(kept, path=path))
     return tuple(found)

@@ -519,14 +519,17 @@ def test_a_dry_run_tells_the_same_and_touches_nothing(built: BuiltHome) -> None:
 
 
 def test_keys_that_are_of_no_use_any_more_are_named(built: BuiltHome) -> None:
-    """A legacy key at the root, and what restores have put aside."""
-    (built.root / "master.key").write_bytes(OTHER)
+    """A legacy key at the root or set aside, and what restores have put aside."""
+    keys = [built.root / "master.key", built.root / "secrets/master.key.legacy-found"]
+    for key in keys:
+        key.write_bytes(OTHER)
     aside = built.root.with_name("home.before-restore-20260101T000000000000Z")
     aside.mkdir()
 
     done = turn(built.root)
 
-    assert any(f"{built.root / 'master.key'}: holds the key" in note for note in done.notes)
+    for key in keys:
+        assert any(f"{key}: holds the key" in note for note in done.notes)
     assert any(note.startswith(str(aside)) for note in done.notes)
     assert any("sessions, API tokens and passwords stay valid" in note for note in done.notes)
 
