@@ -238,6 +238,18 @@ def test_dry_run_says_the_plan_and_writes_nothing(home: Path, tmp_path: Path) ->
         assert planned.result[field] == done.result[field], field
 
 
+def test_a_variable_that_would_cost_the_restored_key_is_told(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sagewai refuses it, does not fall back to the file, and writes a new key there."""
+    monkeypatch.setenv("SAGEWAI_MASTER_KEY", "x" * 43)
+
+    answer = call("--home", home, "restore", "latest", "--replace")
+
+    assert answer.code == 0
+    assert f"Sagewai would write a new key over {home / 'secrets/master.key'}" in answer.err
+
+
 def test_undo_twice_is_the_identity(home: Path) -> None:
     """Back to before the restore, and forth again."""
     (home / "extra").write_text("x")

@@ -20,7 +20,7 @@ from sagewai_ops.errors import DamagedError
 from sagewai_ops.home.documents import read_together
 from sagewai_ops.home.paths import DATABASE, MASTER_KEY, Home, locate
 from sagewai_ops.home.permissions import folder_mode
-from sagewai_ops.keys.candidates import Candidate
+from sagewai_ops.keys.candidates import Candidate, refused_elsewhere
 from sagewai_ops.keys.sealed import SealedReport
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import swap
@@ -224,7 +224,7 @@ def _later_warnings(
     access: Access,
     plan: RestorePlan,
 ) -> Iterator[str]:
-    keys, key = opening.keys, opening.key
+    keys = opening.keys
     if options.without_key and keys.unopened:
         yield (
             f"{len(keys.unopened)} sealed values open with no key: put theirs "
@@ -237,8 +237,8 @@ def _later_warnings(
         )
     for one in left:
         yield f"{one.path}: key {one.fingerprint} opens nothing here, it is kept with the old home"
-    if key is not None and key.problem and not key.is_file:
-        yield f"{key.source}: {key.problem}"
+    if problem := refused_elsewhere(options.key_environment):
+        yield f"{problem}; Sagewai would write a new key over {plan.target / MASTER_KEY}"
     if access.fleet_rows and not options.rebind_fleet and plan.origin != str(plan.target):
         yield (
             f"{access.fleet_rows} fleet rows belong to an organisation id that is made from the "
