@@ -301,23 +301,29 @@ def _rebuild_outcome(rebuilt: Any) -> tuple[tuple[str, ...], int]:
 def _show_list(terminal: Terminal, result: dict[str, Any]) -> None:
     rows, rested, tree = result["snapshots"], result["trash"], result["tree"]
     if rows:
-        terminal.table(
-            ("id", "taken (UTC)", "size", "level", "key", "verified", "proved", "tags", "home"),
-            [
-                (
-                    row["id"],
-                    row["created_at"],
-                    size(row["archive_bytes"]) + (" age" if row["encrypted"] else ""),
-                    row["schema_level"] or "?",
-                    f"{row['key_fingerprint'] or '-'} {row['key_custody'] or '?'}",
-                    _verified(row),
-                    _proof(row),
-                    ",".join(row["tags"]) or "-",
-                    row["home"] or "?",
-                )
-                for row in rows
-            ],
-        )
+        names = ("id", "taken (UTC)", "size", "level", "key", "verified", "proved", "tags", "home")
+        table = [
+            (
+                row["id"],
+                row["created_at"],
+                size(row["archive_bytes"]) + (" age" if row["encrypted"] else ""),
+                row["schema_level"] or "?",
+                f"{row['key_fingerprint'] or '-'} {row['key_custody'] or '?'}",
+                _verified(row),
+                _proof(row),
+                ",".join(row["tags"]) or "-",
+                row["home"] or "?",
+            )
+            for row in rows
+        ]
+        # A column that says nothing, or the same home of all, only makes the others hard to read.
+        shown = [
+            (name, *cells)
+            for name, *cells in zip(names, *table, strict=True)
+            if set(cells) != {"-"} and (name != "home" or len(set(cells)) > 1)
+        ]
+        head, *body = zip(*shown, strict=True)
+        terminal.table(head, body)
     else:
         terminal.line(f"no snapshots in {result['folder']}")
     if rested["snapshots"]:

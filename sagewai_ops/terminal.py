@@ -25,6 +25,7 @@ PROGRAM = "sagewai-ops"
 _BEFORE_PROGRESS_SECONDS = 0.4  # shorter runs show no bar: it would only flicker
 _REFRESH_SECONDS = 0.1
 _REMEMBERED_LINES = 30
+_BETWEEN_COLUMNS = 2  # blanks
 
 
 class Terminal:
@@ -89,17 +90,31 @@ class Terminal:
             print(printable(text), file=self._out)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Write a table to stdout; without a terminal, columns padded with spaces."""
+        """Write a table to stdout; without a terminal, columns padded with spaces.
+
+        No word is cut: an id or a path is there to be copied. Where the terminal is too narrow for
+        the longest words of all columns, it breaks the lines itself.
+        """
         clean = [[printable(cell) for cell in row] for row in rows]
         if _is_rich(self._out):
+            from rich.cells import cell_len
             from rich.console import Console
             from rich.table import Table
             from rich.text import Text
 
-            grid = Table(*columns, header_style="bold", box=None, pad_edge=False)
+            console = Console(file=self._out, highlight=False)
+            cells = list(zip(columns, *clean, strict=True))
+            whole = [max(map(cell_len, column)) for column in cells]
+            words = [max(map(cell_len, " ".join(column).split()), default=0) for column in cells]
+            gaps = _BETWEEN_COLUMNS * (len(columns) - 1)
+            widths = _shared(whole, words, console.width - gaps)
+            console.width = max(console.width, sum(widths) + gaps)
+            grid = Table(header_style="bold", box=None, pad_edge=False)
+            for name, width in zip(columns, widths, strict=True):
+                grid.add_column(name, width=width)
             for row in clean:
                 grid.add_row(*(Text(cell) for cell in row))
-            Console(file=self._out, highlight=False).print(grid)
+            console.print(grid)
             return
         widths = [max(len(cell) for cell in column) for column in zip(columns, *clean, strict=True)]
         for row in [list(columns), *clean]:
@@ -251,6 +266,18 @@ def size(size_bytes: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def _shared(whole: Sequence[int], words: Sequence[int], room: int) -> list[int]:
+    """Narrow the columns that hold several words, the widest first, until all fit; if they can."""
+    widths = list(whole)
+    if sum(words) > room:
+        return widths
+    for _cell in range(max(sum(whole) - room, 0)):
+        wide = [column for column, width in enumerate(widths) if width > words[column]]
+        if wide:
+            widths[max(wide, key=widths.__getitem__)] -= 1
+    return widths
 
 
 def _is_rich(stream: TextIO) -> bool:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from home_builder import BuiltHome
-from program import Answer, call, run, taken
+from program import COMMAND, Answer, call, run, taken
+from pseudo_terminal import watched
 from small_homes import rows_of, small
 
 COMMANDS = ("show", "verify")
@@ -279,3 +280,19 @@ def test_a_damaged_archive_gives_nothing(archive: Path, tmp_path: Path) -> None:
 
     assert answer.code == 16
     assert os.listdir(tmp_path) == [archive.name]
+
+
+@pytest.mark.usefixtures("archive")
+def test_no_word_of_a_table_is_cut_on_a_narrow_terminal(built: BuiltHome) -> None:
+    """An id is there to be copied; a table too wide for the terminal is broken by it."""
+    environment = {"PATH": os.environ["PATH"], "TERM": "xterm", "COLUMNS": "60"}
+    command = [*COMMAND, "--home", os.fspath(built.root), "snapshots", "list"]
+    listed = call("--home", built.root, "snapshots", "list", "--json").result["snapshots"]
+
+    code, shown = watched(command, environment)
+
+    assert code == 0
+    assert all(one["id"] in shown for one in listed)
+    assert "020_fleet_task_lease" in shown
+    assert "…" not in shown
+    assert "tags" not in shown
