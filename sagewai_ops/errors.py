@@ -138,13 +138,14 @@ class InterruptedRunError(OpsError):
 
     Args:
         signal_number: The signal met; the exit code is 128 more, as a shell reports it.
+        words: What is to be known of it, where that is more than that nothing is left.
     """
 
     code: ClassVar[str] = "interrupted"
     advice: ClassVar[str] = ""  # who stopped it knows what is next
 
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(f"interrupted by signal {signal_number}, partial files are removed")
+    def __init__(self, signal_number: int, words: str = "partial files are removed") -> None:
+        super().__init__(f"interrupted by signal {signal_number}, {words}")
         self.signal_number = signal_number
 
 

@@ -1,7 +1,9 @@
-"""Signals: where they must wait for a moment, and what they do while asyncio runs.
+"""Signals: how they end a run, where they must wait, and what they do while asyncio runs.
 
 A signal ends the run by an exception, wherever the main thread is. What makes or removes something
-that must not be left behind lets it wait for the moment that this takes.
+that must not be left behind lets it wait for the moment that this takes. One that comes while the
+program starts waits until there is a run that can say what became of it; one that comes when the
+work is done is too late: who reads `interrupted` must be able to trust that nothing was changed.
 
 Under asyncio an exception that a signal handler raises may land inside a callback of the event
 loop, which logs it and goes on. So for as long as the loop runs, a signal cancels the task, whose
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sagewai_ops.errors import InterruptedRunError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Coroutine, Iterator, Sequence
 
 Answer = TypeVar("Answer")
 
@@ -30,9 +32,67 @@ class _Waiting(threading.local):
 
     depth = 0
     signal_number: int | None = None
+    is_late = False
 
 
 _waiting = _Waiting()
+_held: list[int] = []
+
+
+def hold() -> None:
+    """Let the first signal wait for a run to begin, or come to nothing if one has ended.
+
+    A second one ends the program at once: there is nothing to take back, but output may block.
+    """
+
+    def wait(number: int, _frame: object) -> None:
+        _held.append(number)
+        _set(_SIGNALS, signal.SIG_DFL)
+
+    _set(_SIGNALS, wait)
+
+
+def ignore() -> None:
+    """Let signals do nothing any more: the program is only leaving."""
+    _set(_SIGNALS, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def signals_raise() -> Iterator[None]:
+    """Turn SIGINT, SIGTERM and SIGHUP into an exception, once, so that partials are removed.
+
+    Raises:
+        InterruptedRunError: One came, or had come before the block.
+    """
+    came: list[int] = []
+
+    def interrupt(number: int, _frame: object) -> None:
+        _set(_SIGNALS, signal.SIG_IGN)  # cleaning up is not interrupted again
+        if not _waiting.is_late:
+            came.append(number)
+            arrived(number)
+
+    _waiting.is_late = False
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        _set(_SIGNALS, interrupt)
+        if _held:
+            interrupt(_held.pop(), None)
+        yield
+    except KeyboardInterrupt:
+        if came:  # what was raised got lost inside SQLite; `database.source.watched`
+            raise InterruptedRunError(came[0]) from None
+        raise
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # of another language than Python's, which stays lost
+                signal.signal(number, handler)
+
+
+def too_late() -> None:
+    """Let no signal end this run any more: what was asked for is done, and is to be told."""
+    _waiting.is_late = True
+    _waiting.signal_number = None
 
 
 def arrived(number: int) -> None:
@@ -45,33 +105,6 @@ def arrived(number: int) -> None:
         _waiting.signal_number = number
     else:
         raise InterruptedRunError(number)
-
-
-@contextlib.contextmanager
-def signals_raise() -> Iterator[None]:
-    """Turn SIGINT, SIGTERM and SIGHUP into an exception, once, so that partials are removed."""
-
-    def interrupt(number: int, _frame: object) -> None:
-        for other in _SIGNALS:
-            signal.signal(other, signal.SIG_IGN)  # cleaning up is not interrupted again
-        came.append(number)
-        arrived(number)
-
-    before = {}
-    came: list[int] = []
-    try:
-        for number in _SIGNALS:
-            # A run under nohup ignores SIGHUP on purpose.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, interrupt)
-        yield
-    except KeyboardInterrupt:
-        if came:  # what was raised got lost inside SQLite; `database.source.watched`
-            raise InterruptedRunError(came[0]) from None
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -135,3 +168,10 @@ def run_interruptibly(work: Coroutine[Any, Any, Answer]) -> Answer:
         for number, handler in before.items():
             with contextlib.suppress(TypeError):  # a handler that is not Python's stays lost
                 signal.signal(number, handler)
+
+
+def _set(numbers: Sequence[int], handler: Any) -> None:
+    for number in numbers:
+        # A run under nohup ignores SIGHUP on purpose.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)

@@ -1,6 +1,7 @@
 """What every test gets: an empty environment, a user's home of its own, PostgreSQL on request."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -38,3 +39,16 @@ def _own_user_home(
     if request.node.get_closest_marker("interop") is None:
         monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("user")))
         monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _own_signals() -> Iterator[None]:
+    """Take back what a program that ran in this process did with signals."""
+    before = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)

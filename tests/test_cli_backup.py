@@ -593,6 +593,27 @@ def test_a_signal_removes_the_partials(
     ]
 
 
+def test_a_signal_after_the_name_waits_for_the_card_and_says_that_the_snapshot_stands(
+    home: BuiltHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads `interrupted` must not think that there is none."""
+    rename = os.rename
+
+    def rename_and_stop(source: Path, target: Path) -> None:
+        rename(source, target)
+        if target.suffix == ".zst":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(os, "rename", rename_and_stop)
+
+    answer = call("--home", home.root, "backup", "--json")
+
+    (listed,) = call("--home", home.root, "snapshots", "list", "--json").result["snapshots"]
+    assert answer.code == 143
+    assert answer.document["error"]["message"].endswith(f"snapshot {listed['id']} was taken before")
+    assert listed["has_card"]
+
+
 def test_a_signal_removes_the_partials_of_an_encrypted_run(large: Path, tmp_path: Path) -> None:
     """Threads that encrypt end with the run; the JSON envelope is still the one object."""
     recipient, _path = _identity(tmp_path)

@@ -19,7 +19,7 @@ from round_trips import assert_same_home, leftovers_beside
 from sagewai_ops import atomic, locks
 from sagewai_ops.archive.manifest import Header, encode_header
 from sagewai_ops.snapshots import extract as extracting
-from sagewai_ops.snapshots import moves
+from sagewai_ops.snapshots import moves, staging
 from sagewai_ops.snapshots import restore as restoring
 from small_homes import everything_of, small
 from step_counter import killed
@@ -351,6 +351,59 @@ def test_signal_in_the_middle_leaves_the_target_and_nothing_else(
     _error(answer, code, "interrupted")
     assert everything_of(home) == before
     assert sorted(os.listdir(tmp_path)) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    "words", [("latest", "--replace"), ("latest", "--only", "config"), ("--undo",)]
+)
+def test_signal_after_the_exchange_is_too_late(
+    home: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    """The home is the other one by then, and the answer says so."""
+    (home / "config/extra").write_text("x")
+    if words == ("--undo",):
+        call("--home", home, "restore", "latest", "--replace")
+    conclude = staging.conclude
+
+    def stop_and_conclude(journal: moves.Journal) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return conclude(journal)
+
+    monkeypatch.setattr(staging, "conclude", stop_and_conclude)
+
+    answer = call("--home", home, "restore", *words, "--json")
+
+    assert answer.code == 0
+    assert answer.result["before"]
+    assert (home / "config/extra").exists() == (words == ("--undo",))
+
+
+def test_recovery_is_not_left_between_by_a_signal(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes moments, and what it mends is worse than waiting for it."""
+    (home / "extra").write_text("x")
+    monkeypatch.setattr(atomic, "exchange", lambda _first, _second: False)
+    rename = os.rename
+
+    def stopping(number: int) -> Callable[[Any, Any], None]:
+        def step(source: Any, target: Any) -> None:
+            rename(source, target)
+            if "before-restore" in os.fspath(target) or os.fspath(target) == os.fspath(home):
+                os.kill(os.getpid(), number)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", stopping(signal.SIGKILL))
+        assert killed(lambda: call("--home", home, "restore", "latest", "--replace"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", stopping(signal.SIGTERM))
+        answer = call("--home", home, "restore", "--recover", "--json")
+
+    assert answer.code == 0
+    assert answer.result["recovery"] == "finished"
+    assert not (home / "extra").exists()
 
 
 def test_only_takes_several_parts_and_undo_brings_them_back(home: Path) -> None:

@@ -149,7 +149,7 @@ def test_an_interruption_while_it_loads_is_no_traceback(
 ) -> None:
     """Half a second goes into imports, and Ctrl-C may come in each of them."""
 
-    def interrupted() -> None:
+    def interrupted(*_names: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sagewai_ops.cli.build_app", interrupted)

@@ -15,7 +15,7 @@ from typing import BinaryIO
 from sagewai_ops import atomic, locks
 from sagewai_ops.archive.envelope import Lock, Unlock, check_recipients, temporary_identity
 from sagewai_ops.archive.reader import open_archive
-from sagewai_ops.errors import NoSpaceError, UsageError
+from sagewai_ops.errors import InterruptedRunError, NoSpaceError, UsageError
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.interruption import uninterrupted
 from sagewai_ops.progress import Progress
@@ -61,18 +61,20 @@ def take_snapshot(
         taking = Taking.begin(home, options, catalog.next_sequence(folder))
         name = catalog.archive_name(taking.id, is_encrypted=options.lock is not None)
         partial = catalog.partial_path(folder, name)
-        with staging_in(folder, taking.id) as staging:
-            check_space(folder, taking.collection)
-            with _partial(partial) as stream:
-                lock, unlock = _with_own_key(options.lock)
-                taking.write(stream, partial, lock, staging, progress)
-                with _settling(stream, partial, staging):
-                    _verify(partial, unlock, progress)
-                report = taking.report(folder / name, swept)
-                with atomic.naming(folder / name):
-                    os.rename(partial, folder / name)
-                    atomic.sync_folder(folder)
-        catalog.write_card(folder / name, taking.card(report))
+        with contextlib.ExitStack() as last_steps:
+            with staging_in(folder, taking.id) as staging:
+                check_space(folder, taking.collection)
+                with _partial(partial) as stream:
+                    lock, unlock = _with_own_key(options.lock)
+                    taking.write(stream, partial, lock, staging, progress)
+                    with _settling(stream, partial, staging):
+                        _verify(partial, unlock, progress)
+                    report = taking.report(folder / name, swept)
+                    last_steps.enter_context(_told(folder / name, taking.id))
+                    with atomic.naming(folder / name):
+                        os.rename(partial, folder / name)
+                        atomic.sync_folder(folder)
+            catalog.write_card(folder / name, taking.card(report))
     return report
 
 
@@ -172,6 +174,19 @@ def _settling(stream: BinaryIO, partial: Path, staging: Path) -> Iterator[None]:
         yield
         with atomic.naming(partial):
             settled.result()
+
+
+@contextlib.contextmanager
+def _told(path: Path, snapshot_id: str) -> Iterator[None]:
+    """Let a signal wait until the snapshot has its name and its card; then say that it has."""
+    try:
+        with uninterrupted():
+            yield
+    except InterruptedRunError as error:
+        if not path.exists():
+            raise
+        words = f"snapshot {snapshot_id} was taken before"
+        raise InterruptedRunError(error.signal_number, words) from error
 
 
 def _verify(partial: Path, unlock: Unlock | None, progress: Progress | None) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from sagewai_ops import atomic, locks
 from sagewai_ops.errors import OpsError
 from sagewai_ops.home.paths import OWN_PREFIX
-from sagewai_ops.interruption import uninterrupted
+from sagewai_ops.interruption import too_late, uninterrupted
 from sagewai_ops.snapshots import moves
 from sagewai_ops.snapshots.moves import Journal, Move, State
 
@@ -145,6 +145,7 @@ def carry_out(
         atomic.sync_folder(staging)
         try:
             moves.forward(journal)
+            too_late()
         except BaseException as error:
             _take_back(journal, error)
             raise

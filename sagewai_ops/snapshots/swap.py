@@ -29,6 +29,7 @@ from sagewai_ops import atomic, locks
 from sagewai_ops.archive.manifest import is_safe
 from sagewai_ops.errors import LockedError, OpsError, TargetBusyError
 from sagewai_ops.home.paths import OWN_PREFIX
+from sagewai_ops.interruption import too_late
 from sagewai_ops.keys import rotation_journal
 from sagewai_ops.snapshots import moves
 from sagewai_ops.snapshots.mounts import can_swap_whole, refuse_mounts
@@ -205,6 +206,7 @@ def recover(target: Path) -> str:
     found = unfinished(target)
     if found is not None:
         journal = moves.read(found)
+        too_late()  # one way or the other, but not between; it takes moments
         with atomic.naming(target):
             try:
                 moves.forward(journal)
