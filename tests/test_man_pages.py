@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 import man_pages
 import roff
+from sagewai_ops import cli
 from sagewai_ops.home.rules import RULES
 
 PAGES = man_pages.pages()
 FOLDER = Path(man_pages.FOLDER)
+PROGRAM: Any = typer.main.get_command(cli.build_app())
 
 
 def test_committed_pages_are_those_of_the_program() -> None:
@@ -46,6 +52,47 @@ def test_a_page_names_every_option_and_exit_code(words: tuple[str, ...]) -> None
     told = re.search(r"Exit codes: (.*?)\.(?:\s|$)", command.help or "", re.DOTALL)
     for code in re.findall(r"(?:^|, )\s*(\d+) ", told[1]) if told else ():
         assert f"\n\\fB{code}\\fR\n" in text
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_a_page_has_examples_files_and_what_its_exit_says(page: str) -> None:
+    """Written by hand, for every command and group; of the codes, what they mean for the data."""
+    written = man_pages.hand_written(page.removesuffix(".1"))
+
+    assert {"EXAMPLES", "FILES", "EXIT STATUS"} <= written.keys()
+    assert any("sagewai-ops" in line.replace("\\", "") for line in written["EXAMPLES"])
+
+
+@pytest.mark.parametrize(
+    "path", sorted(man_pages.SECTIONS.glob("*.md")), ids=lambda path: path.stem
+)
+def test_examples_are_lines_that_the_program_takes(path: Path) -> None:
+    """Each command and option in them exists, and takes what it is given."""
+    for words in _typed(path.read_text(encoding="utf-8")):
+        command, name = PROGRAM, "sagewai-ops"
+        while hasattr(command, "commands"):
+            context = command.make_context(name, words)
+            words = [*context._protected_args, *context.args]
+            name = words.pop(0)
+            assert name in command.commands, (path.name, name)
+            command = command.commands[name]
+        command.make_context(name, words)
+
+
+def _typed(text: str) -> Iterator[list[str]]:
+    """Give the words of each call of the program in the indented lines of a text."""
+    for line in re.findall(r"^    (.*sagewai-ops .*)$", text, re.MULTILINE):
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for word in [*lexer, ";"]:
+            if set(word) <= set("|&;>"):
+                words = [one for one in words if not re.match("[A-Z_]+=", one)]
+                if words[:1] == ["sagewai-ops"]:
+                    yield words[1:]
+                words = []
+            else:
+                words.append(word)
 
 
 def test_page_of_verify_perms_has_every_rule() -> None:
