@@ -228,8 +228,9 @@ class _Bars:
 
         if self._progress is None:
             bars = Progress(
-                TextColumn("{task.description:<24}"),
-                BarColumn(),
+                TextColumn("{task.description:<10}"),
+                # Not rich's own colours: a red bar looks like a failure.
+                BarColumn(complete_style="cyan", finished_style="green"),
                 TextColumn("{task.percentage:>3.0f}%"),
                 TimeRemainingColumn(),
                 console=Console(file=self._stream),
