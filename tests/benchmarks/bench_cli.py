@@ -1,4 +1,4 @@
-"""What is typed often: the version, the status of a large home, a long list, a plan over it.
+"""What is typed often: version, help, the status of a large home, a long list, a plan over it.
 
 The version is held against `python -c pass` of the same interpreter, the others against the figures
 that were asked for. Cards and home are made by the fixtures. Rounds take turns; the best counts.
@@ -27,6 +27,7 @@ from sagewai_ops.snapshots.prune import owner_of  # noqa: E402
 
 ROUNDS = 7
 VERSION_RATIO = 4.0  # most, of `python -c pass`
+HELP_SECONDS = 0.3
 STATUS_CPU_SECONDS = 0.5
 LIST_SECONDS = 1.0
 PLAN_SECONDS = 2.0
@@ -98,7 +99,7 @@ def make_cards(folder: Path, home: Path, count: int) -> None:
             "key_fingerprint": "0123456789abcdef",
             "schema_level": "020_fleet_task_lease",
             "tags": [],
-            "archive_bytes": 1,
+            "archive_bytes": 0,
             "archive_sha256": "0" * 64,
             "complete": True,
             "sound": True,
@@ -116,6 +117,7 @@ def _measured(home: Path, folder: Path, cards: int) -> list[Row]:
     cost = _costs({
         "pass": [sys.executable, "-c", "pass"],
         "version": [*ours, "--version"],
+        "help": [*ours, "--help"],
         "status": [*at_home, "status"],
         "list": listing,
         "list --json": [*listing, "--json"],
@@ -124,6 +126,7 @@ def _measured(home: Path, folder: Path, cards: int) -> list[Row]:
     ratio = cost["version"].wall_seconds / cost["pass"].wall_seconds
     size = sum(path.lstat().st_size for path in home.rglob("*") if path.is_file())
     rows = (
+        ("`--help`", "help", HELP_SECONDS),
         (f"`status`, {size / 1e9:.1f} GB, CPU", "status", STATUS_CPU_SECONDS),
         (f"`snapshots list`, {cards} cards", "list", LIST_SECONDS),
         ("the same, `--json`", "list --json", LIST_SECONDS),
