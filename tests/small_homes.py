@@ -57,3 +57,15 @@ def rows_of(database: Path) -> dict[str, list[tuple[Any, ...]]]:
             name.decode(): connection.execute(f'SELECT * FROM "{name.decode()}"').fetchall()
             for (name,) in names
         }
+
+
+def recode(database: Path, encoding: str) -> None:
+    """Give a database another encoding, which SQLite does for an empty one only; no vec0 in it."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        script = "\n".join(connection.iterdump())
+    for suffix in ("", "-wal", "-shm"):
+        database.with_name(database.name + suffix).unlink(missing_ok=True)
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute(f"PRAGMA encoding = '{encoding}'")
+        connection.executescript(script)
+    database.chmod(0o600)

@@ -18,6 +18,7 @@ from postgres_server import GUARDED, Server
 from program import COMMAND, Answer, call, run
 from pseudo_terminal import watched
 from sagewai_ops.home.paths import Home
+from small_homes import recode
 from targets import at_head, copy_of, counts_of, home_with, state_of
 
 PASSWORD = "s3cr3t @:/ Wort"
@@ -443,3 +444,17 @@ def test_a_table_of_the_users_own_makes_the_move_incomplete(home: Home, postgres
     assert answer.code == 3
     assert "my_notes" in [each["table"] for each in answer.result["findings"]]
     assert result["committed"] is True
+
+
+def test_a_home_in_utf_16_is_moved(postgres: Server, tmp_path: Path) -> None:
+    """Names and texts are the same, whatever encoding the database began with."""
+    home = home_with(tmp_path / "home")
+    name = postgres.create()
+    url = postgres.url(name)
+    recode(home.database, "UTF-16be")
+
+    moved = export(home, url, "--json")
+
+    assert moved.code == 0, moved
+    assert export(home, "--verify-only", url).code == 0
+    assert moved.result["rows"] > 55

@@ -21,7 +21,7 @@ from sagewai_ops.keycheck import check_keys
 from sagewai_ops.keys import inventory
 from sagewai_ops.keys.candidates import fingerprint
 from sagewai_ops.keys.escrow import ciphertext_of
-from small_homes import everything_of, small
+from small_homes import everything_of, recode, small
 
 OTHER = b"b3RoZXIgbWFzdGVyIGtleSBvdGhlciBtYXN0ZXIga2U="
 
@@ -409,3 +409,20 @@ def test_escrow_refuses_what_makes_no_sense(
     built.master_key.unlink()
     assert call(*words, *to_us, "--to", file).code == 12
     assert not file.exists()
+
+
+def test_values_of_a_database_in_utf_16_are_found_opened_and_sealed_anew(built: BuiltHome) -> None:
+    """SQLite keeps text in the encoding that a database began with."""
+    before = call("--home", built.root, "keys", "check", "--json").result
+    recode(built.database, "UTF-16le")
+
+    found = call("--home", built.root, "keys", "check", "--json").result
+    rotated = call("--home", built.root, "keys", "rotate", "--no-snapshot", "--yes", "--json")
+    again = call("--home", built.root, "keys", "check", "--json").result
+
+    assert found["sealed"] == before["sealed"]
+    assert found["plaintext"] == before["plaintext"]
+    assert rotated.code == 0, rotated
+    assert again["sealed"]["opened"] == before["sealed"]["total"]
+    assert again["key_fingerprint"] != before["key_fingerprint"]
+    assert [one["where"] for one in again["values"]] == [one["where"] for one in found["values"]]

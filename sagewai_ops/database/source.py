@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from sagewai_ops.errors import (
@@ -36,6 +37,7 @@ WAIT_SECONDS = 30.0  # for a lock; Sagewai's own writers give up after 5 seconds
 SIDECARS = ("-wal", "-shm", "-journal")
 
 _PAUSE_SECONDS = 0.01
+_ROWS = 256  # fetched at a time
 _SLICE_SECONDS = 0.25  # one wait inside SQLite, where no signal is handled
 # Where SQLite keeps its locks in the main file (fileformat2.html, os.h): pending byte, reserved
 # byte, then 510 shared bytes. A write lock on the shared bytes excludes every other connection.
@@ -211,6 +213,30 @@ def is_malformed(error: sqlite3.Error) -> bool:
 def quoted(name: str) -> str:
     """Quote an identifier for an SQL text of SQLite."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def in_utf8(column: str) -> str:
+    """Spell a value for `utf8_rows`: texts and numbers in UTF-8, a blob's bytes as they are."""
+    return f"CASE typeof({column}) WHEN 'blob' THEN {column} ELSE CAST({column} AS TEXT) END"
+
+
+def utf8_rows(
+    connection: sqlite3.Connection, statement: str, parameters: tuple[object, ...] = ()
+) -> Iterator[tuple[Any, ...]]:
+    """Yield a query's rows with texts as bytes of UTF-8, valid or not.
+
+    A cast to a blob would give those of the database's own encoding, which may be UTF-16.
+    """
+    cursor: sqlite3.Cursor | None = None
+    rows: list[tuple[Any, ...]] = []
+    while cursor is None or rows:
+        before, connection.text_factory = connection.text_factory, bytes
+        try:
+            cursor = cursor or connection.execute(statement, parameters)
+            rows = cursor.fetchmany(_ROWS)
+        finally:
+            connection.text_factory = before
+        yield from rows
 
 
 def size_of(path: Path) -> int:

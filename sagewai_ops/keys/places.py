@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from sagewai_ops.database.source import quoted
+from sagewai_ops.database.source import in_utf8, quoted, utf8_rows
 from sagewai_ops.home.documents import (
     ADMIN_STATE_NAME,
     CONNECTIONS_NAME,
@@ -137,14 +137,13 @@ def _in_column(connection: sqlite3.Connection, column: Column) -> Iterator[Seale
     project = "project_id" if column.of_project and "project_id" in present else None
     # As bytes: a JSON column may hold any storage class, and text that is not UTF-8.
     wanted = ", ".join(
-        f"CAST({quoted(name)} AS BLOB)" if name else "NULL"
-        for name in (column.name, project, *column.keys)
+        in_utf8(quoted(name)) if name else "NULL" for name in (column.name, project, *column.keys)
     )
     statement = (
         f"SELECT {wanted} FROM {quoted(column.table)}"  # noqa: S608 (names above, quoted)
         f" WHERE instr({quoted(column.name)}, ?)"
     )
-    for content, owner, *key in connection.execute(statement, (PREFIX,)):
+    for content, owner, *key in utf8_rows(connection, statement, (PREFIX,)):
         row = "/".join(_text(part) for part in key)
         if column.role is Role.DATA_KEY:
             yield SealedValue(column.place, row, _text(content), role=column.role)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from sagewai_ops.database.source import quoted
+from sagewai_ops.database.source import in_utf8, quoted, utf8_rows
 from sagewai_ops.home.documents import (
     ADMIN_STATE_NAME,
     CONNECTIONS_NAME,
@@ -237,12 +237,12 @@ def _rows(
     if not present.issuperset((*keys, column)):
         return
     # As bytes: a JSON column may hold any storage class, and text that is not UTF-8.
-    wanted = ", ".join(f"CAST({quoted(name)} AS BLOB)" for name in (column, *keys))
+    wanted = ", ".join(in_utf8(quoted(name)) for name in (column, *keys))
     statement = (
         f"SELECT {wanted} FROM {quoted(table)}"  # noqa: S608 (names of ours, quoted)
         f" WHERE {quoted(column)} IS NOT NULL"
     )
-    for content, *key in connection.execute(statement):
+    for content, *key in utf8_rows(connection, statement):
         row = "/".join(_text(part) for part in key)
         yield (row, _text(content)), f"{table}.{column}"
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sagewai_ops.database.source import quoted
+from sagewai_ops.database.source import in_utf8, quoted, utf8_rows
 from sagewai_ops.database.writing import writing
 from sagewai_ops.errors import DifferenceError
 from sagewai_ops.keys.candidates import Candidate
@@ -117,21 +117,27 @@ def _exchange(
     if column not in {row[1] for row in connection.execute(f"PRAGMA table_info({quoted(table)})")}:
         return
     name = quoted(column)
+    is_utf8 = connection.execute("PRAGMA encoding").fetchone() == ("UTF-8",)
     last = -(2**63)
     while True:
-        rows = connection.execute(
-            f"SELECT rowid, CAST({name} AS BLOB), typeof({name}) FROM {quoted(table)}"  # noqa: S608
-            f" WHERE rowid > ? AND instr({name}, ?) ORDER BY rowid LIMIT {_ROWS}",
-            (last, PREFIX),
-        ).fetchall()
+        rows = list(
+            utf8_rows(
+                connection,
+                f"SELECT rowid, {in_utf8(name)}, typeof({name}) FROM {quoted(table)}"  # noqa: S608
+                f" WHERE rowid > ? AND instr({name}, ?) ORDER BY rowid LIMIT {_ROWS}",
+                (last, PREFIX),
+            )
+        )
         for rowid, content, kind in rows:
             other = substituted(content, tokens)
             if other != content:
-                # A cast takes the bytes as they are: text in SQLite need not be UTF-8.
-                value = "?" if kind == "blob" else "CAST(? AS TEXT)"
+                # A cast takes the bytes as they are: text in SQLite need not be valid UTF-8.
+                is_cast = kind != b"blob" and is_utf8
+                value = other if is_cast or kind == b"blob" else other.decode("utf-8", "replace")
                 connection.execute(
-                    f"UPDATE {quoted(table)} SET {name} = {value} WHERE rowid = ?",  # noqa: S608
-                    (other, rowid),
+                    f"UPDATE {quoted(table)} SET {name} ="  # noqa: S608
+                    f" {'CAST(? AS TEXT)' if is_cast else '?'} WHERE rowid = ?",
+                    (value, rowid),
                 )
         if len(rows) < _ROWS:
             return

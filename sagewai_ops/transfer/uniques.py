@@ -128,7 +128,7 @@ def _has_odd_ids(source: sqlite3.Connection, table: PlannedTable, name: str) -> 
 
 def _condition(source: sqlite3.Connection, index: bytearray) -> str:
     (definition,) = source.execute(
-        "SELECT sql FROM sqlite_master WHERE type = 'index' AND name = CAST(? AS TEXT)", (index,)
+        "SELECT sql FROM sqlite_master WHERE type = 'index' AND name = ?", (index.decode(),)
     ).fetchone()
     return _words(definition.decode().upper().partition(" WHERE ")[2])
 
