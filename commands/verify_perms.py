@@ -80,7 +80,7 @@ def verify_perms(
     from sagewai_ops.home.rules import Severity
     from sagewai_ops.home.sarif import as_sarif
     from sagewai_ops.home.verification import verify
-    from sagewai_ops.keys.candidates import refused_elsewhere
+    from sagewai_ops.keys.candidates import refused_variable
 
     home = run.home()
     if output is Format.SARIF and run.settings.json:
@@ -98,7 +98,7 @@ def verify_perms(
         found = verify(
             home,
             folder,
-            refused_key=refused_elsewhere(run.settings.environment),
+            refused_key=refused_variable(run.settings.environment),
             fix=fix and not dry_run,
             wait_seconds=wait,
             progress=progress,

@@ -30,7 +30,7 @@ from sagewai_ops.home.rules import Severity
 from sagewai_ops.home.verification import verify
 from sagewai_ops.interruption import run_interruptibly
 from sagewai_ops.keycheck import check_keys
-from sagewai_ops.keys.candidates import ENVIRONMENT, Candidate, refused_elsewhere
+from sagewai_ops.keys.candidates import ENVIRONMENT, Candidate, refused_variable
 from sagewai_ops.processes import describe
 from sagewai_ops.progress import Progress
 from sagewai_ops.relayout import migrate_layout
@@ -142,7 +142,7 @@ def check_permissions(
     home: Home, folder: Path, environment: Mapping[str, str], progress: Progress | None
 ) -> Check:
     """Hold everything against the rules of `verify-perms`."""
-    found = verify(home, folder, refused_key=refused_elsewhere(environment), progress=progress)
+    found = verify(home, folder, refused_key=refused_variable(environment), progress=progress)
     errors, warnings = (found.inspection.count(severity) for severity in Severity)
     summary = f"{errors} errors, {warnings} warnings in {found.inspection.entries} entries"
     if not found.inspection.findings:

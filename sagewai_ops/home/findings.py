@@ -51,5 +51,5 @@ class Inspection:
 def order(finding: Finding) -> tuple[bool, bool, str, str]:
     """Sort what concerns the master key first, then errors, then warnings."""
     is_warning = finding.rule.severity is Severity.WARNING
-    is_key = finding.facts.part in (Part.KEY, Part.OTHER_KEY) and not is_warning
+    is_key = finding.facts.part in (Part.KEY, Part.VARIABLE) and not is_warning
     return not is_key, is_warning, finding.rule.id, os.fspath(finding.path)

@@ -64,7 +64,7 @@ def inspect(
 
     Args:
         snapshots: Their folder; need not exist.
-        refused_key: What Sagewai refuses of a key that comes before the file; "" for nothing.
+        refused_key: What Sagewai refuses of the key of the environment; "" for nothing.
         progress: Told of entries; how many there are is not known before.
 
     Raises:
@@ -80,9 +80,9 @@ def inspect(
         look.above(passed)
     look.tree(home.root)
     if refused_key:
-        facts = look.facts_of(Part.OTHER_KEY, "", status)
+        facts = look.facts_of(Part.VARIABLE, "", status)
         facts = replace(facts, problem=refused_key)
-        look.judge(Part.OTHER_KEY, facts, home.master_key, "", status)
+        look.judge(Part.VARIABLE, facts, home.master_key, "", status)
     for variable, path in home.overrides.items():
         look.outside(variable, path)
     if snapshots is not None and snapshots.is_dir():

@@ -48,7 +48,7 @@ class Part(str, Enum):
     SESSIONS = "the folder of conversations"
     SNAPSHOTS = "the snapshot folder"
     PARENT = "a folder above the home"
-    OTHER_KEY = "a master key that is in no file"
+    VARIABLE = "the master key of the environment"
     OTHER = "anything else"
 
 

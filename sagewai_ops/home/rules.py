@@ -297,7 +297,7 @@ RULES = (
     Rule("P028", "everything belongs to the home's user", _W,
          frozenset({Part.OTHER, Part.LOCK, Part.SESSIONS}),
          "Sagewai may be unable to change it, and its owner can", _owner, _own),
-    Rule("P029", "everything can be checked", _E, frozenset(Part) - {Part.KEY, Part.OTHER_KEY},
+    Rule("P029", "everything can be checked", _E, frozenset(Part) - {Part.KEY, Part.VARIABLE},
          "nothing is known of what is in it", _is_unread, _by_hand,
          "run it as the home's user or as root"),
     Rule("P030", "documents are regular files", _W, SECRET_FILES - {Part.KEY},
@@ -307,10 +307,10 @@ RULES = (
          "who runs it has powers of root, which no mode shows",
          lambda facts: "has file capabilities" if facts.is_capable else "",
          _by_hand, "`getcap -r` the home, then `setcap -r` the file"),
-    Rule("P032", "a key that comes before the file is a key", _E, frozenset({Part.OTHER_KEY}),
+    Rule("P032", "a key of the environment is a key", _E, frozenset({Part.VARIABLE}),
          "every sealed value: Sagewai takes it for none, and does not fall back to the file",
          lambda facts: f"{facts.problem}; Sagewai would write a new key over this one",
-         _by_hand, "put the right key into the variable or the keyring, or take it away there"),
+         _by_hand, "put the right key into the variable, or take the variable away"),
 )  # fmt: skip
 RULES_BY_PART: dict[Part, tuple[Rule, ...]] = {
     part: tuple(rule for rule in RULES if part in rule.parts) for part in Part

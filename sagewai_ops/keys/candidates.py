@@ -78,7 +78,10 @@ def find_candidates(
         NotFoundError, PermissionDeniedError, KeyMissingError: About `key_file` only.
     """
     found = [named_file(key_file)] if key_file else []
-    found += elsewhere(environment)
+    if value := environment.get(ENVIRONMENT):
+        found.append(_from_text(ENVIRONMENT, value))
+    if environment and (value := _from_keyring()):
+        found.append(_from_text(KEYRING, value))
     for source, path in (
         (MASTER_KEY, home.master_key),
         (LEGACY_MASTER_KEY, home.legacy_master_key),
@@ -88,20 +91,11 @@ def find_candidates(
     return tuple(found)
 
 
-def elsewhere(environment: Mapping[str, str]) -> tuple[Candidate, ...]:
-    """Collect the keys that are in no file, where Sagewai looks first."""
-    found = []
-    if value := environment.get(ENVIRONMENT):
-        found.append(_from_text(ENVIRONMENT, value))
-    if environment and (value := _from_keyring()):
-        found.append(_from_text(KEYRING, value))
-    return tuple(found)
-
-
-def refused_elsewhere(environment: Mapping[str, str]) -> str:
-    """Say what makes Sagewai refuse a key that is in no file; "" for nothing."""
-    key = replaced(elsewhere(environment))
-    return f"{key.source}: {key.problem}" if key else ""
+def refused_variable(environment: Mapping[str, str]) -> str:
+    """Say why Sagewai refuses the key of the environment; "" if it takes it, or there is none."""
+    value = environment.get(ENVIRONMENT)
+    problem = _from_text(ENVIRONMENT, value).problem if value else ""
+    return f"{ENVIRONMENT}: {problem}" if problem else ""
 
 
 def given(source: str, value: bytes) -> Candidate:

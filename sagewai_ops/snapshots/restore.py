@@ -20,7 +20,7 @@ from sagewai_ops.errors import DamagedError
 from sagewai_ops.home.documents import read_together
 from sagewai_ops.home.paths import DATABASE, MASTER_KEY, Home, locate
 from sagewai_ops.home.permissions import folder_mode
-from sagewai_ops.keys.candidates import Candidate, refused_elsewhere
+from sagewai_ops.keys.candidates import Candidate, replaced
 from sagewai_ops.keys.sealed import SealedReport
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import swap
@@ -237,8 +237,10 @@ def _later_warnings(
         )
     for one in left:
         yield f"{one.path}: key {one.fingerprint} opens nothing here, it is kept with the old home"
-    if problem := refused_elsewhere(options.key_environment):
-        yield f"{problem}; Sagewai would write a new key over {plan.target / MASTER_KEY}"
+    first = replaced(one for one in opening.candidates if not one.is_file)
+    if first:
+        place = plan.target / MASTER_KEY
+        yield f"{first.source}: {first.problem}; Sagewai would write a new key over {place}"
     if access.fleet_rows and not options.rebind_fleet and plan.origin != str(plan.target):
         yield (
             f"{access.fleet_rows} fleet rows belong to an organisation id that is made from the "
