@@ -10,6 +10,7 @@ import pytest
 
 from sagewai_ops import atomic
 from sagewai_ops.errors import NoSpaceError, OpsError, PermissionDeniedError
+from unprivileged import NOBODY, reachable_folder, unprivileged
 
 
 def _mode(path: Path) -> int:
@@ -70,6 +71,30 @@ def test_a_replaced_file_is_another_file(tmp_path: Path) -> None:
 
     assert path.read_bytes() == b"new"
     assert (tmp_path / "link").read_bytes() == b"old"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+def test_a_file_keeps_its_owner_or_its_name_is_not_touched() -> None:
+    """A group that the owner has left is given up; another's file is not made one's own."""
+    with reachable_folder() as folder:
+        for name, owner in (("own", NOBODY), ("roots", 0)):
+            (folder / name).write_bytes(b"old")
+            os.chown(folder / name, owner, 0)
+        theirs = os.stat(folder / "own")
+
+        atomic.replace(folder / "by root", b"new", owner=theirs)
+        atomic.make_folder(folder / "made/below", owner=theirs)
+        with unprivileged():
+            atomic.replace(folder / "own", b"new", owner=theirs)
+            with pytest.raises(PermissionDeniedError):
+                atomic.replace(folder / "roots", b"new", owner=os.stat(folder / "roots"))
+
+        for name in ("by root", "made", "made/below"):
+            status = os.stat(folder / name)
+            assert (status.st_uid, status.st_gid) == (NOBODY, 0)
+        assert ((folder / "own").stat().st_uid, (folder / "own").read_bytes()) == (NOBODY, b"new")
+        assert ((folder / "roots").stat().st_uid, (folder / "roots").read_bytes()) == (0, b"old")
+        assert sorted(os.listdir(folder)) == ["by root", "made", "own", "roots"]
 
 
 def test_content_is_on_the_disk_before_the_name(
