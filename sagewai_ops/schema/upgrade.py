@@ -179,6 +179,7 @@ def rehearse_upgrade(
     Raises:
         OpsError: What `upgrade_database` raises, and what a copy does.
     """
+    plan_upgrade(path, wait_seconds=wait_seconds)  # refuses by the name of the original
     for leftover in folder.glob(f"{REHEARSALS}*"):
         if locks.is_abandoned(leftover):
             atomic.remove_tree(leftover)
