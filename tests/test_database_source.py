@@ -8,6 +8,7 @@ import os
 import sqlite3
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -182,6 +183,26 @@ def test_every_failure_has_its_exit_code(
 
     assert type(failure) is meaning
     assert failure.message.startswith("database /h/db/s.db: ")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "free", "meaning"),
+    [(100, 0, NoSpaceError), (100, 7, NoSpaceError), (100, 8, DamagedError), (0, 0, DamagedError)],
+)
+def test_input_error_on_a_full_disk_is_told_as_such(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    blocks: int,
+    free: int,
+    meaning: type[OpsError],
+) -> None:
+    """SQLite cannot lengthen its -shm by 32 KiB then, and calls that an I/O error."""
+    system = SimpleNamespace(f_blocks=blocks, f_bavail=free, f_frsize=4096)
+    monkeypatch.setattr(os, "statvfs", lambda _path: system)
+
+    failure = translate(sqlite3.OperationalError("disk I/O error"), tmp_path / "s.db")
+
+    assert type(failure) is meaning
 
 
 def test_uri_quotes_what_a_uri_would_read_otherwise() -> None:

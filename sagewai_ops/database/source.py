@@ -36,6 +36,7 @@ from sagewai_ops.memory import blank_blocks
 WAIT_SECONDS = 30.0  # for a lock; Sagewai's own writers give up after 5 seconds (busy_timeout)
 SIDECARS = ("-wal", "-shm", "-journal")
 
+_SHM_BYTES = 32 * 1024  # by which SQLite lengthens a -shm
 _PAUSE_SECONDS = 0.01
 _ROWS = 256  # fetched at a time
 _SLICE_SECONDS = 0.25  # one wait inside SQLite, where no signal is handled
@@ -201,8 +202,18 @@ def translate(error: OSError | sqlite3.Error, path: Path) -> OpsError:
     if "unable to open" in text or "readonly" in text:
         return NeedsStagingError(f"{name}: {text}")
     if "disk I/O error" in text:
+        if _is_full(path):  # SQLite says so when it cannot lengthen a -shm
+            return NoSpaceError(f"{name}: no space left on its file system")
         return DamagedError(f"{name}: input/output error", hint="dmesg | tail")
     return DamagedError(f"{name}: {text}")
+
+
+def _is_full(path: Path) -> bool:
+    try:
+        system = os.statvfs(os.path.dirname(os.path.realpath(path)))
+    except OSError:
+        return False
+    return system.f_blocks > 0 and system.f_bavail * system.f_frsize < _SHM_BYTES
 
 
 def is_malformed(error: sqlite3.Error) -> bool:
