@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import sqlite3
+import string
 import threading
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 import old_homes
 import real_homes
+from postgres_server import Server
 from sagewai_ops.errors import DamagedError, InterruptedRunError, NotFoundError
 from sagewai_ops.schema import check
 from sagewai_ops.schema.check import check_database
@@ -107,6 +111,63 @@ def test_every_kind_of_value_is_found_with_keys(home: Path) -> None:
         "workers.metadata: holds a NUL character, 7 rows: w0, w1, w2, w3, w4, ..."
     )
     assert found["users.id", "refused"].examples == ("\\xff",)
+
+
+def _noise(length: int) -> str:
+    """Make a text that PostgreSQL cannot compress."""
+    return "".join(random.Random(length).choices(string.ascii_letters + string.digits, k=length))
+
+
+_AGENT = (
+    "INSERT INTO agent (id, project_id, name, spec)"
+    f" VALUES ('k', '{_noise(2000)}', '{_noise(2001)}', '{{}}')"
+)
+_RUN = (
+    "INSERT INTO workflow_runs (id, workflow_name, run_id, data, input, effective_env_keys,"
+    " effective_secret_keys, directive_chain, target_pool)"
+    f" VALUES ('d:w:1', 'w', '1', '{{}}', '{{}}', '$', '$', '[]', '{_noise(3000)}')"
+)
+_WORKER = (
+    "INSERT INTO workers (worker_id, labels, metadata, models_supported, capabilities,"
+    f" models_canonical) VALUES ('k', '{{}}', '{{}}', '$', '{{}}', '%\"a\", \"{_noise(3000)}\"%')"
+)
+
+
+@pytest.mark.parametrize(
+    ("place", "reason", "insert"),
+    [
+        ("agent", "project_id and name are indexed together and longer than 2600 bytes", _AGENT),
+        ("workflow_runs.target_pool", "is indexed and longer than 2600 bytes", _RUN),
+        ("workers.models_canonical", "is indexed and longer than 2600 bytes", _WORKER),
+    ],
+)
+def test_rows_that_an_index_of_postgres_refuses_are_found(
+    home: Path, postgres: Server, place: str, reason: str, insert: str
+) -> None:
+    """Also by an index that a home lacks, of an array, and by several texts of which none does."""
+    _execute(home, insert.replace("$", "[]").replace("%", "[", 1).replace("%", "]"))
+    database = postgres.at(HEAD)
+
+    found = [one for one in check_database(home).findings if one.kind == "refused"]
+
+    assert [(one.place, one.reason, one.count) for one in found] == [(place, reason, 1)]
+    with pytest.raises(asyncpg.PostgresError, match="index row size"):
+        postgres.run(database, insert.replace("$", "{}").replace("%", "{", 1).replace("%", "}"))
+    postgres.drop(database)
+
+
+def test_long_texts_that_no_index_holds_together_are_fine(home: Path) -> None:
+    """Neither two of 1300 bytes, nor a list of many, nor long ones without an index."""
+    many = ", ".join(f'"{_noise(2000)}"' for _ in range(9))
+    _execute(
+        home,
+        f"INSERT INTO agent (id, project_id, name, spec) VALUES ('{_noise(2600)}',"
+        f" '{_noise(1300)}', '{_noise(1300)}', '\"{_noise(9000)}\"')",
+        "INSERT INTO workers (worker_id, labels, metadata, models_supported, capabilities,"
+        f" models_canonical) VALUES ('k', '{{}}', '{{}}', '[]', '{{}}', '[{many}]')",
+    )
+
+    assert check_database(home).findings == ()
 
 
 def test_references_that_lead_nowhere_are_found(home: Path) -> None:

@@ -12,7 +12,8 @@ import schema_catalogs
 from postgres_server import Server
 from sagewai_ops.database import engines, urls
 from sagewai_ops.errors import LockedError
-from sagewai_ops.schema.check_postgres import CheckedPostgres, check_postgres, head
+from sagewai_ops.schema.check_postgres import CheckedPostgres, check_postgres
+from sagewai_ops.schema.head import head, index_entries
 from sagewai_ops.schema.level import HEAD
 
 INDEX = "ux_agent_global_name"
@@ -69,6 +70,19 @@ def test_facts_are_the_references() -> None:
             spelled = facts["type"] + (" NOT NULL" if facts["not_null"] else "")
             spelled += f" DEFAULT {facts['default']}" if "default" in facts else ""
             assert head()["tables"][name]["columns"][column] == spelled
+
+
+def test_every_index_gives_its_columns() -> None:
+    """Also one that only PostgreSQL has, one of an array, and one that counts downwards."""
+    entries = index_entries()
+
+    assert ("target_pool",) in entries["workflow_runs"]
+    assert ("models_canonical",) in entries["workers"]
+    assert ("profile_id", "secret_key") in entries["sealed_revocations"]
+    for table, facts in head()["tables"].items():
+        assert {name for entry in entries[table] for name in entry} <= facts["columns"].keys()
+        kept = [one for one in facts["constraints"].values() if one.startswith(("PRIM", "UNIQ"))]
+        assert bool(entries[table]) == bool(kept or facts["indexes"])
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,16 @@ schema, an index that was left half done, and a sequence behind its column.
 
 from __future__ import annotations
 
-import functools
-import json
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import resources
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from sagewai_ops.database import engines
 from sagewai_ops.database.urls import PostgresUrl
 from sagewai_ops.schema import server
 from sagewai_ops.schema.findings import Finding
+from sagewai_ops.schema.head import Table, head
 from sagewai_ops.schema.level import HEAD
 from sagewai_ops.schema.revisions import WAIT_SECONDS
 
@@ -76,21 +74,6 @@ ORDER BY c.relname COLLATE "C"
 """
 
 
-class Table(TypedDict):
-    """A table: what PostgreSQL prints of each column, constraint and index, by name."""
-
-    columns: dict[str, str]
-    constraints: dict[str, str]
-    indexes: dict[str, str]
-
-
-class Head(TypedDict):
-    """What `postgres.json` holds: the schema at HEAD."""
-
-    functions: list[str]
-    tables: dict[str, Table]
-
-
 @dataclass(frozen=True, slots=True)
 class CheckedPostgres:
     """What a check found.
@@ -106,14 +89,6 @@ class CheckedPostgres:
     rows: Mapping[str, int]
     unknown_tables: tuple[str, ...]
     seconds: float
-
-
-@functools.cache
-def head() -> Head:
-    """Read the facts: the schema that the last revision leaves."""
-    content = resources.files("sagewai_ops.schema").joinpath("postgres.json").read_text("utf-8")
-    facts: Head = json.loads(content)
-    return facts
 
 
 async def check_postgres(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from sagewai_ops.schema.values import INDEX_BYTES, INTEGER_MAX, INTEGER_MIN, Target
@@ -54,6 +54,12 @@ def clears(column: str, target: Target) -> str:
 def clears_joined(target: Target) -> Callable[[bytes], bool] | None:
     """Give what looks through the joined texts of a column; None if `clears` says it all."""
     return _BY_TYPE.get(target.type)
+
+
+def weighs_little(columns: Sequence[str]) -> str:
+    """Spell the SQL condition that an entry of an index holds these columns, or any of them."""
+    weight = " + ".join(f"ifnull({_bytes(column)}, 0)" for column in columns)
+    return f"{weight} <= {INDEX_BYTES // 2}"
 
 
 def is_limited(target: Target) -> bool:
@@ -138,7 +144,7 @@ def _condition(column: str, target: Target) -> str:
         "json": f"(({is_text} AND json_valid({column})) OR typeof({column}) = 'integer')",
         "jsonb": f"(({is_text} AND json_valid({column})) OR typeof({column}) = 'integer')",
         # Each stands on its line of those joined, so none may hold two lines.
-        "text[]": f"({is_text} AND instr({column}, char(10)) = 0)",
+        "text[]": f"({is_text} AND instr({column}, char(10)) = 0{_limit(column, target)})",
         "timestamp with time zone": f"({is_text} AND {_bytes(column)} <= {_STAMP_BYTES})",
         "integer": f"({column} BETWEEN {INTEGER_MIN} AND {INTEGER_MAX}"
         f" AND {column} = CAST({column} AS INTEGER))",

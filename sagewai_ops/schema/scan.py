@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from sagewai_ops.database.source import quoted
 from sagewai_ops.schema import prefilter
 from sagewai_ops.schema.findings import Kind, Tally, spelled_key
+from sagewai_ops.schema.head import index_entries
 from sagewai_ops.schema.json_values import Verdict
-from sagewai_ops.schema.values import Target, Text, judge, target_of
+from sagewai_ops.schema.values import INDEX_BYTES, Target, Text, judge, target_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
@@ -57,11 +58,15 @@ class Plan:
     Attributes:
         columns: Those that are there.
         key: The columns of the primary key, quoted.
+        entries: The texts that stand in an index together, for each such index.
+        condition: The SQL that clears all entries of a row; empty where there are none.
     """
 
     table: str
     columns: tuple[Column, ...]
     key: tuple[str, ...]
+    entries: tuple[tuple[str, ...], ...]
+    condition: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,16 @@ def plan_scan(table: Table, present: Sequence[str], *, cut_at_nul: bool = False)
     key = tuple(
         quoted(column.name) for column in table.primary_key.columns if column.name in present
     )
-    return Plan(table.name, tuple(columns), key or ("_rowid_",))
+    entries = _entries(table.name, columns)
+    together = sorted({quoted(name) for entry in entries for name in entry})
+    condition = prefilter.weighs_little(together) if together else ""
+    return Plan(table.name, tuple(columns), key or ("_rowid_",), entries, condition)
+
+
+def _entries(table: str, columns: Sequence[Column]) -> tuple[tuple[str, ...], ...]:
+    texts = [one.name for one in columns if one.target.type in ("text", "character varying")]
+    found = (tuple(name for name in entry if name in texts) for entry in index_entries()[table])
+    return tuple(sorted({entry for entry in found if len(entry) > 1}))
 
 
 def cuts_at_nul(connection: sqlite3.Connection) -> bool:
@@ -132,6 +146,7 @@ def scan_table(
             cleared, suspected = _look(connection, plan, unfiltered, rows)
             if cleared < rows.count:
                 suspected |= _uncleared_long(connection, plan, rows)
+                _judge_entries(connection, plan, rows, tally)
             suspected |= doubts.keys()
         for column in plan.columns:
             if column.name in suspected or column.name in judged:
@@ -173,6 +188,8 @@ def _query(plan: Plan, unfiltered: frozenset[str]) -> tuple[str, tuple[Column, .
     ]
     if lengths:
         conditions += f" AND {' + '.join(lengths)} <= {_LONG_BYTES}"
+    if plan.condition:
+        conditions += f" AND {plan.condition}"
     return f"SELECT count(*){texts} {_from(plan.table)}{conditions}", joined
 
 
@@ -247,6 +264,24 @@ def _judge_column(
     key = functools.partial(key_of, connection, plan)
     for (kind, reason), numbers in found.items():
         tally.add(kind, plan.table, column.name, reason, numbers, key)
+
+
+def _judge_entries(connection: sqlite3.Connection, plan: Plan, rows: _Range, tally: Tally) -> None:
+    """Find the rows whose texts are too long for an index together, though none is alone."""
+    key = functools.partial(key_of, connection, plan)
+    for entry in plan.entries:
+        names = ", ".join(quoted(name) for name in entry)
+        statement = f"SELECT _rowid_, {names} {_from(plan.table)} AND NOT ({plan.condition})"
+        found = []
+        for number, *values in connection.execute(statement, (rows.first, rows.last)):
+            lengths = [len(value) for value in values if isinstance(value, bytes)]
+            if lengths and max(lengths) <= INDEX_BYTES < sum(lengths):
+                found.append(number)
+        if found:
+            reason = (
+                f"{' and '.join(entry)} are indexed together and longer than {INDEX_BYTES} bytes"
+            )
+            tally.add("refused", plan.table, "", reason, found, key)
 
 
 def _from(table: str) -> str:

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from sagewai_ops.schema.head import index_entries
 from sagewai_ops.schema.json_values import (
     NOT_UTF8,
     NUL,
     Verdict,
     judge_json,
     judge_list,
+    parse,
 )
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ class Target:
         type: In PostgreSQL's words, without a length.
         length: Of a `character varying`, in characters; 0 without a limit.
         required: NULL is no value for it, there or in a fresh home.
-        indexed: It stands in a btree index there.
+        indexed: It stands in an index there; of a list, each element does.
         any_number: SQLite's affinity may have made a number of the text; that is no fault.
     """
 
@@ -91,11 +93,7 @@ def target_of(column: Column[object]) -> Target:
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
     spelled = column.type.compile(dialect=dialect).lower()
     match = re.fullmatch(r"varchar\((\d+)\)", spelled)
-    indexed = column.primary_key or any(
-        column.name in group.columns
-        for group in (*column.table.indexes, *column.table.constraints)
-        if hasattr(group, "columns")
-    )
+    indexed = any(column.name in entry for entry in index_entries()[column.table.name])
     return Target(
         "character varying" if match else spelled.replace("float", "double precision"),
         int(match[1]) if match else 0,
@@ -201,8 +199,17 @@ def _jsonb(_target: Target, value: Stored) -> Verdict | None:
     return judge_json(_as_text(value), binary=True) if _is_json(value) else BLOB
 
 
-def _list(_target: Target, value: Stored) -> Verdict | None:
-    return judge_list(_as_text(value)) if _is_json(value) else BLOB
+def _list(target: Target, value: Stored) -> Verdict | None:
+    if not _is_json(value):
+        return BLOB
+    verdict = judge_list(_as_text(value))
+    if verdict is None and target.indexed and len(_as_text(value)) > INDEX_BYTES:
+        elements = parse(_as_text(value))
+        if isinstance(elements, list) and any(
+            len(str(element).encode()) > INDEX_BYTES for element in elements
+        ):
+            return INDEXED_LONG
+    return verdict
 
 
 def _is_json(value: Stored) -> bool:
