@@ -99,6 +99,16 @@ def test_upgrade_of_empty_tables_ends_where_a_fresh_home_begins(tmp_path: Path) 
     assert {t: now[t]["indexes"] for t in fresh} == {t: fresh[t]["indexes"] for t in fresh}
 
 
+def test_rehearsal_refuses_by_the_name_of_the_original(old: Path) -> None:
+    """Before it is copied; the copy, which is gone by then, is nothing to look at."""
+    _execute(old, "ALTER TABLE agent_runs ADD COLUMN later TEXT")
+
+    with pytest.raises(SchemaAheadError) as caught:
+        upgrade.rehearse_upgrade(old, old.parent)
+
+    assert caught.value.message.startswith(f"database {old}: ")
+
+
 def test_spelled_upgrade_ends_where_the_upgrade_does(old: Path, tmp_path: Path) -> None:
     """Run by another program on the same rows, no statement fails, and no column differs."""
     by_hand = tmp_path / "by-hand.db"
