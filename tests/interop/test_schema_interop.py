@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import sqlite3
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from sagewai_ops.database import engines, urls
 from sagewai_ops.schema import revisions
 from sagewai_ops.schema.check_postgres import check_postgres
 from sagewai_ops.schema.level import HEAD
+from sagewai_ops.schema.level import revisions as all_revisions
 from sagewai_ops.schema.upgrade import upgrade_database
 
 pytestmark = pytest.mark.interop
@@ -103,6 +106,41 @@ def test_sagewai_goes_on_where_we_stopped(postgres: Server) -> None:
         assert _postgres(postgres, database) == schema_catalogs.postgres("004_sealed_revocations")
         postgres.drop(database)
     postgres.drop(name)
+
+
+def test_either_goes_on_from_every_revision(postgres: Server) -> None:
+    """At each of the 21, up to the head and back to the base, neither leaves a difference."""
+    theirs = {revision: postgres.create() for revision in all_revisions()}
+    ours = {revision: postgres.at(revision) for revision in all_revisions()}
+
+    _chain((postgres.url(name), "upgrade", revision) for revision, name in theirs.items())
+    reached = {name: _orders(postgres, name) for name in (*theirs.values(), *ours.values())}
+    for name in theirs.values():
+        asyncio.run(revisions.upgrade(_parsed(postgres.url(name))))
+    _chain((postgres.url(name), "upgrade", "head") for name in ours.values())
+
+    for revision in all_revisions():
+        mine, yours = ours[revision], theirs[revision]
+        assert reached[mine] == reached[yours]
+        assert _postgres(postgres, yours) == schema_catalogs.postgres(HEAD)
+        assert _orders(postgres, mine) == _orders(postgres, yours)
+
+    _chain((postgres.url(name), "downgrade", revision) for revision, name in theirs.items())
+    for revision, name in ours.items():
+        asyncio.run(revisions.downgrade(_parsed(postgres.url(name)), revision))
+        assert _postgres(postgres, name) == _postgres(postgres, theirs[revision])
+    _chain((postgres.url(name), "downgrade", "base") for name in ours.values())
+    for revision, name in theirs.items():
+        asyncio.run(revisions.downgrade(_parsed(postgres.url(name)), "base"))
+        assert _postgres(postgres, name) == _postgres(postgres, ours[revision])
+        assert list(_orders(postgres, name)) == ["alembic_version"]
+        for database in (name, ours[revision]):
+            postgres.drop(database)
+
+
+def _chain(moves: Iterable[tuple[str, str, str]]) -> None:
+    """Have the real Sagewai move databases along its chain."""
+    environment.run_in_sagewai(Path(__file__).with_name("chain.py"), json.dumps(list(moves)))
 
 
 def _sagewai(url: str, command: str, revision: str) -> None:
