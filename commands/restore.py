@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.errors import UsageError
+from sagewai_ops.home.paths import Home
 from sagewai_ops.invocation import Outcome, Run, command
 from sagewai_ops.terminal import Terminal, size
 
@@ -130,17 +131,23 @@ def restore(
     target = locate(to, environment) if to else home
     if dry_run:
         plan = plan_restore(archive, target, options)
-        result = _plan_result(plan)
+        warnings = (*_elsewhere(plan, home, snapshot), *plan.warnings)
+        result = _plan_result(plan) | {"warnings": list(warnings)}
         return Outcome(
-            result,
-            lambda terminal: _show_plan(terminal, result),
-            warnings=plan.warnings,
-            always=True,
+            result, lambda terminal: _show_plan(terminal, result), warnings=warnings, always=True
         )
     with run.terminal.progress() as progress:
         report = restoring.restore(archive, target, options, progress=progress)
-    done = _report_result(report)
-    return Outcome(done, lambda terminal: _show(terminal, done), warnings=report.warnings)
+    warnings = (*_elsewhere(report.plan, home, snapshot), *report.warnings)
+    done = _report_result(report) | {"warnings": list(warnings)}
+    return Outcome(done, lambda terminal: _show(terminal, done), warnings=warnings)
+
+
+def _elsewhere(plan: Any, home: Home, snapshot: str | None) -> tuple[str, ...]:
+    """Say that `latest` is of another place: a copy of the home may share its snapshot folder."""
+    if snapshot != "latest" or plan.origin in ("", str(home.root)):
+        return ()
+    return (f"snapshot {plan.snapshot_id}: taken of {plan.origin}, not of {home.root}",)
 
 
 def _parts(only: list[str]) -> tuple[str, ...]:

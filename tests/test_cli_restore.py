@@ -1,6 +1,7 @@
 """What people and scripts see of `restore`: exit codes, JSON, words, signals."""
 
 import os
+import shutil
 import signal
 import sqlite3
 import stat
@@ -422,3 +423,22 @@ def test_only_takes_several_parts_and_undo_brings_them_back(home: Path) -> None:
     assert undone.code == 0
     assert (home / "config/admin-state.json").read_text() == "{}"
     assert (home / "note").read_text() == "mine"
+
+
+def test_latest_of_another_place_is_said_to_be(home: Path, tmp_path: Path) -> None:
+    """A copy of a home has its administrator, and may share its folder: it is the same home."""
+    copy = tmp_path / "copy"
+    shutil.copytree(home, copy)
+    folder = f"{home}.snapshots"
+    taken(call("--home", copy, "backup", "--to", folder, "--json"))
+
+    words = ("--home", home, "restore", "latest", "--replace", "--snapshots", folder)
+    planned = call(*words, "--dry-run", "--json")
+    done = call(*words)
+    own = call("--home", copy, "restore", "latest", "--replace", "--snapshots", folder)
+
+    warning = f"taken of {copy}, not of {home}"
+    assert warning in planned.document["warnings"][0]
+    assert planned.result["warnings"] == planned.document["warnings"]
+    assert warning in done.err
+    assert warning not in own.err
