@@ -484,6 +484,19 @@ def test_newer_schema_is_refused(tmp_path: Path) -> None:
         bring_back(archive, tmp_path / "there")
 
 
+def test_columns_that_nobody_knows_come_back_and_are_told(tmp_path: Path) -> None:
+    """A column of the user's own is no reason to keep him from his home."""
+    built = small(tmp_path / "home", journal="none")
+    with contextlib.closing(sqlite3.connect(built.database)) as connection:
+        connection.execute("ALTER TABLE workers ADD COLUMN of_the_user TEXT DEFAULT 'kept'")
+        connection.commit()
+
+    report = bring_back(snapshot_of(built.root), tmp_path / "there", key_home=built.root)
+
+    assert "columns that this program does not know" in report.warnings[0]
+    assert_same_rows(built.root, tmp_path / "there")
+
+
 def _file(path: str, **changes: object) -> tuple[Entry, bytes]:
     entry = Entry(path, EntryType.FILE, 0o600, MOMENT_NS)
     return dataclasses.replace(entry, **changes), b"hostile"  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ what the run would refuse. Nothing is written.
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,7 @@ def plan_with(
         origin=str(header.facts.get("home", "")),
         revokes_sessions=options.revoke_sessions,
         rebinds_fleet=options.rebind_fleet,
-        warnings=tuple(places.warnings(target)),
+        warnings=(*places.warnings(target), *_schema_warnings(facts)),
     )
 
 
@@ -221,6 +221,15 @@ def _refuse_schema(header: Mapping[str, Any]) -> None:
         raise SchemaAheadError(
             f"snapshot: its database is at {level:.80}, newer than this program",
             hint="install a newer sagewai-ops, or take files out: sagewai-ops snapshots extract",
+        )
+
+
+def _schema_warnings(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Say what a database has that this program does not know, and that it took all the same."""
+    if mapping(facts.get("database")).get("schema_state") in ("ahead", "unknown"):
+        yield (
+            "its database has columns that this program does not know, of a later Sagewai or of "
+            "your own: they come back as they are, and nobody looked into them"
         )
 
 
