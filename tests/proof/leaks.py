@@ -18,6 +18,7 @@ import argparse
 import base64
 import contextlib
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -53,6 +54,8 @@ _GLANCE_SECONDS = 0.002
 _PATIENCE_SECONDS = 120
 _FULL_BYTES = 4096  # a file may grow no longer than this where a disk is said to be full
 _SHOWN = 200
+_KEY_PLACE = "home/secrets/master.key"
+_LEGACY = re.compile(r"\.legacy-[0-9TZ]+$")
 _COPIES = ("copy", "taken", "tree")  # of a home, as the cases ask for them
 
 
@@ -361,6 +364,7 @@ def _in_home(relative: str) -> str:
         inner = rest
     for end in ("-wal", "-shm", "-journal"):
         inner = inner.removesuffix(end)
+    inner = _LEGACY.sub("", inner)  # an old key that is kept beside stands where the key does
     # Documents stand at the root of an older home.
     return inner.removeprefix("config/").removeprefix("secrets/")
 
@@ -368,6 +372,8 @@ def _in_home(relative: str) -> str:
 def _may(relative: str, secret: Secret, before: Mapping[str, set[str]]) -> bool:
     names = before.get(secret.name, set())
     if relative in names:
+        return True
+    if secret.is_key and relative == _KEY_PLACE:  # where --key-file puts it
         return True
     if not secret.is_of_home or (secret.is_key and ("!" in relative or ".snapshots" in relative)):
         return False
