@@ -227,6 +227,8 @@ class Proof:
                 if not laws.is_good(case, expected, found):
                     yield f"exit {ended.code}, and not all was done"
                 yield from laws.check_beside(expected, found, ended)
+        if case.streams and ended.code == case.code:
+            yield from laws.check_whole(self._runner.out)
         if (answer := case.probe(world, self)) != expected.probe:
             yield f"the probe answers {answer}, not {expected.probe}"
         yield from laws.check_kept(world, expected)
@@ -254,6 +256,8 @@ class Proof:
         if ended.code not in codes:
             yield f"the next run: exit {ended.code}: {ended.err.strip()[:300]}"
             return
+        if case.streams:
+            yield from laws.check_whole(self._runner.out)
         if not laws.is_good(case, expected, found := world.state()):
             differing = expected.mask.unsettled(found, expected.after)
             yield f"the next run: not as asked: {', '.join(differing[:4])}"

@@ -47,6 +47,7 @@ class Case:
         takes_snapshot: A snapshot more may be there after each run.
         has_verdicts: It tells what fails in its table, and its exit code comes from there.
         moves_snapshots: Snapshots may leave the list; then they rest in the trash.
+        streams: It writes an archive to stdout.
         by_the_second: It writes moments that are cut to seconds, which two runs may share.
         probe: A question whose answer is the same before, after and whatever happened.
     """
@@ -69,6 +70,7 @@ class Case:
     takes_snapshot: bool = False
     has_verdicts: bool = False
     moves_snapshots: bool = False
+    streams: bool = False
     by_the_second: bool = False
     probe: Callable[[World, Bench], object] = field(default=lambda _world, _bench: None)
 
@@ -171,7 +173,7 @@ CASES = (
         _always("backup", "--format", "directory"),
         probe=beginnings.tree_verdict,
     ),
-    Case("backup --output", beginnings.small, _always("backup", "--output", "-")),
+    Case("backup --output", beginnings.small, _always("backup", "--output", "-"), streams=True),
     Case(
         "restore to a new place",
         beginnings.with_snapshot,

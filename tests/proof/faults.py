@@ -155,6 +155,11 @@ class Runner:
         self._control.room = _ROOM_BYTES
         self._outside = outside
 
+    @property
+    def out(self) -> Path:
+        """Where the output of the last run is."""
+        return self._outside / "out"
+
     def steps(self) -> list[Step]:
         """Give the steps of the last run without a fault."""
         size = ctypes.sizeof(Control)

@@ -162,10 +162,15 @@ def check_snapshots(case: Case, world: World, expected: Expected, *, runs: int) 
     for name in sorted(added):
         if (world.snapshots / name).stat().st_mode & 0o77:
             yield f"snapshot {name} is open to others"
-        try:
-            verify(world.snapshots / name)
-        except OpsError as error:
-            yield f"a listed snapshot is not whole: {error}"
+        yield from check_whole(world.snapshots / name)
+
+
+def check_whole(path: Path) -> Iterator[str]:
+    """See that an archive that was said to be there can be read to its end."""
+    try:
+        verify(path)
+    except OpsError as error:
+        yield f"an archive is not whole: {error}"
 
 
 def check_names(world: World, expected: Expected) -> Iterator[str]:
