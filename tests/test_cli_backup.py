@@ -534,6 +534,26 @@ def _ends_whole(folder: Path) -> bool:
     return False
 
 
+def test_a_damaged_database_is_named_where_it_stands(tmp_path: Path) -> None:
+    """Its copy is gone by then; nothing is left, and the hint saves the rest of the home."""
+    home = small(tmp_path / "home", journal="none").root
+    database = home / "db" / "sagewai.db"
+    content = bytearray(database.read_bytes())
+    content[100:4096] = bytes(3996)  # the root of the schema
+    database.write_bytes(content)
+    folder = tmp_path / "snapshots"
+
+    refused = run("--home", home, "backup", "--to", folder)
+    rest = run("--home", home, "backup", "--to", folder, "--exclude", "db/*", "--json")
+
+    assert refused.code == 16
+    assert str(database) in refused.err
+    assert ".staging" not in refused.err
+    assert "--exclude 'db/*'" in refused.err
+    assert rest.code == 0
+    assert _names(folder) == [taken(rest).name, f"{taken(rest).name}.json"]
+
+
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "copying": lambda folder: _size(folder, ".*.staging/*.db") >= 0,
     "packing": lambda folder: _size(folder, ".*.partial") > 0,

@@ -130,6 +130,23 @@ def copy_database(
     )
 
 
+@contextmanager
+def named_after(source: Path, copy: Path | None, *, hint: str = "") -> Iterator[None]:
+    """Let damage that is met in a copy be told of its source: the copy is gone when it is read.
+
+    Args:
+        copy: None where there is none.
+        hint: Where the damage has none of its own.
+    """
+    try:
+        yield
+    except DamagedError as error:
+        if copy is None:
+            raise
+        message = error.message.replace(str(copy), str(source))
+        raise DamagedError(message, hint=error.hint or hint) from error
+
+
 def _copy(source: Path, target: Path, wait_seconds: float, report: Progress) -> str:
     # SQLite's own locks on the source die with any descriptor of it that this process closes, so
     # ours is opened before the pin and closed after it.

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sagewai_ops import atomic, locks
-from sagewai_ops.database.copy import copy_database
+from sagewai_ops.database.copy import copy_database, named_after
 from sagewai_ops.database.integrity import count_rows
 from sagewai_ops.database.source import WAIT_SECONDS, pinned, quoted
 from sagewai_ops.database.writing import translated, writing
@@ -189,7 +189,8 @@ def rehearse_upgrade(
         with locks.exclusive(staging):
             copy = staging / path.name
             copy_database(path, copy, durable=False, wait_seconds=wait_seconds, progress=progress)
-            upgraded = upgrade_database(copy, wait_seconds=wait_seconds, progress=progress)
+            with named_after(path, copy):
+                upgraded = upgrade_database(copy, wait_seconds=wait_seconds, progress=progress)
     finally:
         atomic.remove_tree(staging)
     return dataclasses.replace(upgraded, rehearsed=True)

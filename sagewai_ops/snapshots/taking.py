@@ -22,8 +22,8 @@ from sagewai_ops.archive.envelope import Lock, sealing
 from sagewai_ops.archive.frames import HashingSink
 from sagewai_ops.archive.manifest import Entry, EntryType, Header
 from sagewai_ops.archive.writer import ArchiveWriter, MemberWriter
-from sagewai_ops.database.copy import Copied, copy_database
-from sagewai_ops.errors import KeyMissingError
+from sagewai_ops.database.copy import Copied, copy_database, named_after
+from sagewai_ops.errors import DamagedError, KeyMissingError
 from sagewai_ops.home.documents import identity_of, read_together
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home, Kind
 from sagewai_ops.keys.candidates import Candidate, find_candidates, fingerprint, resolved
@@ -42,6 +42,9 @@ from sagewai_ops.snapshots.collect import (
 from sagewai_ops.snapshots.places import EXTERNAL, EXTERNAL_KEY
 from sagewai_ops.snapshots.proof import DatabaseProof, examining, level_of
 from sagewai_ops.snapshots.report import BackupOptions, BackupReport
+
+# A night without the documents and the key would be worse than one without the database.
+_DAMAGED = f"{DamagedError.advice}\nthe rest alone: sagewai-ops backup --exclude 'db/*'"
 
 
 def home_ids(home: Home) -> tuple[str, ...]:
@@ -239,8 +242,9 @@ class Taking:
         copies = self._freeze(staging, progress)
         main = main_database(self.home, self.collection)
         copy = copies.get(main.path) if main else None
-        with examining(copy.path if copy else None) as proving:
-            self.keys = examine_keys(self.documents, copy.path if copy else None, self.candidates)
+        path = copy.path if copy else None
+        with named_after(self.home.database, path, hint=_DAMAGED), examining(path) as proving:
+            self.keys = examine_keys(self.documents, path, self.candidates)
             yield _Frozen(copies, copy, proving)
 
     def _pack(self, frozen: "_Frozen", open_writer: WriterMaker, progress: Progress | None) -> None:
