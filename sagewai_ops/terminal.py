@@ -285,5 +285,5 @@ def _is_rich(stream: TextIO) -> bool:
     return (
         stream.isatty()
         and os.environ.get("TERM", "") not in ("", "dumb")
-        and "NO_COLOR" not in os.environ
+        and not os.environ.get("NO_COLOR")  # empty is not set: no-color.org
     )

@@ -134,9 +134,11 @@ def test_a_terminal_sees_colour_and_a_dumb_one_does_not(tmp_path: Path) -> None:
     plain = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
 
     _code, coloured = watched(command, {**plain, "TERM": "xterm"})
+    _code, unset = watched(command, {**plain, "TERM": "xterm", "NO_COLOR": ""})
     _code, dumb = watched(command, {**plain, "TERM": "dumb"})
 
     assert "\x1b[" in coloured
+    assert unset == coloured
     assert "\x1b[" not in dumb
     assert f"home {built.root}" in dumb
 
