@@ -164,5 +164,5 @@ def show(terminal: Terminal, result: dict[str, Any]) -> None:
     if result["ready"]:
         terminal.line(f"home {result['home']}: ready", style="bold green")
     else:
-        what = f"{failed} checks failed" if failed else "there are warnings"
+        what = f"{failed} check{'s' * (failed > 1)} failed" if failed else "there are warnings"
         terminal.line(f"home {result['home']}: not ready, {what}", style="bold red")

@@ -136,7 +136,7 @@ def test_people_see_a_table_and_a_verdict(home: Path) -> None:
     assert answer.code == 4
     assert [line.split()[0] for line in answer.out.splitlines()[1 : 1 + len(NAMES)]] == NAMES
     assert f"mend it  sagewai-ops --home {home} verify-perms --fix" in answer.out
-    assert answer.out.splitlines()[-1] == f"home {home}: not ready, 1 checks failed"
+    assert answer.out.splitlines()[-1] == f"home {home}: not ready, 1 check failed"
     assert answer.err == ""
 
 
