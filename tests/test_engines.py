@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from postgres_server import GUARDED, Server
-from sagewai_ops.database import engines, urls
+from sagewai_ops.database import engines, tls, urls
 from sagewai_ops.errors import (
     LockedError,
     NotFoundError,
@@ -223,6 +223,24 @@ def test_contradicting_options_are_a_usage_error(monkeypatch: pytest.MonkeyPatch
         asyncio.run(_ask(url))
 
 
+def test_authorities_of_the_system_are_found_where_python_looks_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Python that was built for another system names a file that is not there."""
+    bundle = tmp_path / "bundle.crt"
+    bundle.touch()
+    elsewhere = ssl.get_default_verify_paths()._replace(cafile="")
+    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: elsewhere)
+    monkeypatch.setattr(tls, "_BUNDLES", ("/none.crt", str(bundle)))
+    url = urls.PostgresUrl(tls={"sslmode": "verify-full", "sslrootcert": "system"})
+
+    assert tls.options(url, {})["sslrootcert"] == str(bundle)
+
+    bundle.unlink()
+    with pytest.raises(UsageError, match="sslrootcert system: cannot be read"):
+        tls.options(url, {})
+
+
 class _Tls:
     """A server that takes TLS as PostgreSQL does, with the certificate of another name."""
 
@@ -264,6 +282,8 @@ class _Tls:
 )
 def test_server_that_is_not_trusted_is_remote(tmp_path: Path, root: str, words: str) -> None:
     """Neither the server's name nor its authority is taken on trust, and the reason is told."""
+    if root == "system" and not tls.system_authorities():
+        pytest.skip("this system has no authorities")
     server = _Tls(tmp_path)
     (tmp_path / "junk").write_text("junk")
     named = {"mine": str(server.certificate), "junk": str(tmp_path / "junk")}
