@@ -1,0 +1,170 @@
+"""A second reader of snapshots, written from docs/format.md alone: nothing of the program is used.
+
+What this needs to know and the document does not say is a fault of the document.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+AGE = b"age-encryption.org/v1\n"
+BLOCK = 512
+MOST_OCTAL = 8**11
+TYPES = {"file": b"0", "superseded": b"0", "link": b"2", "folder": b"5"}
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a snapshot says of itself, and the contents of its files by path."""
+
+    header: dict[str, Any]
+    manifest: dict[str, Any]
+    contents: dict[str, bytes]
+
+
+def read(path: Path, identity: str = "") -> Snapshot:
+    """Read a snapshot and check it as the document says; an AssertionError tells what differs."""
+    archive = path.read_bytes()
+    if archive.startswith(AGE):
+        import pyrage
+
+        archive = pyrage.decrypt(archive, [pyrage.x25519.Identity.from_str(identity)])
+    frames, manifest_start = _table(archive)  # section 4
+    stream = b"".join(
+        _decompressed(archive[offset:][:size], count) for offset, size, count in frames
+    )
+    starts = [sum(count for _, _, count in frames[:number]) for number in range(len(frames))]
+    assert manifest_start in starts
+
+    # Section 5, of the manifest's own header; section 7.
+    size, seconds = (int(stream[manifest_start + at :][:11], 8) for at in (124, 136))
+    own = {"path": "manifest.json", "type": "file", "mode": "0600", "uid": 0, "gid": 0}
+    header = _spelled({**own, "size": size, "mtime_ns": seconds * 10**9})
+    text = stream[manifest_start + BLOCK :][:size]
+    assert stream[manifest_start:] == header + text + bytes(-size % BLOCK) + bytes(2 * BLOCK)
+    lines = text.split(b"\n")
+    begin = lines.index(b' "entries": [') + 1
+    manifest: dict[str, Any] = json.loads(text)
+    assert lines[-2:] == [b"]}", b""]
+    assert [json.loads(line.rstrip(b",")) for line in lines[begin:-2]] == manifest["entries"]
+
+    contents: dict[str, bytes] = {}
+    folders, names, at = {""}, set(), 0
+    for entry in manifest["entries"]:
+        header = _spelled(entry)
+        assert stream[at:][: len(header)] == header, entry
+        at += len(header)
+        content = stream[at:][: entry.get("size", 0)]
+        at += len(content)
+        assert stream[at:][: -len(content) % BLOCK] == bytes(-len(content) % BLOCK)
+        at += -len(content) % BLOCK
+        if "sha256" in entry:
+            assert hashlib.sha256(content).hexdigest() == entry["sha256"], entry
+            contents[entry["path"]] = content
+        assert entry["path"].rpartition("/")[0] in folders
+        if entry["type"] == "folder":
+            folders.add(entry["path"])
+        if entry["type"] != "superseded":
+            assert entry["path"] not in names
+            names.add(entry["path"])
+        if entry is manifest["entries"][0]:
+            assert (entry["path"], at) == ("snapshot.json", frames[0][2])
+    assert at == manifest_start
+    return Snapshot(json.loads(contents["snapshot.json"]), manifest, contents)
+
+
+def _table(archive: bytes) -> tuple[list[tuple[int, int, int]], int]:
+    """Give offset, size and content size of each frame, and where the manifest begins."""
+    number, descriptor, magic = struct.unpack("<IBI", archive[-9:])
+    assert (descriptor, magic) == (0, 0x8F92EAB1)
+    length = 8 * number + 9
+    assert struct.unpack("<II", archive[-length - 8 : -length]) == (0x184D2A5E, length)
+    sizes = list(struct.iter_unpack("<II", archive[-length:-9]))
+    assert sizes.pop() == (56, 0)
+    frames, offset = [], 0
+    for size, count in sizes:
+        assert 1 <= count <= 4_194_304
+        frames.append((offset, size, count))
+        offset += size
+    assert offset + 56 + 8 + length == len(archive)
+    begin, rest, mark, start, digest = struct.unpack("<II8sQ32s", archive[offset:][:56])
+    assert (begin, rest, mark) == (0x184D2A5D, 48, b"sgwiops1")
+    assert hashlib.sha256(archive[:offset]).digest() == digest
+    return frames, start
+
+
+def _decompressed(frame: bytes, count: int) -> bytes:
+    parameters = zstandard.get_frame_parameters(frame)
+    assert (parameters.content_size, parameters.has_checksum) == (count, True)
+    return zstandard.ZstdDecompressor().decompress(frame)
+
+
+def _spelled(entry: dict[str, Any]) -> bytes:
+    """Spell the header of an entry; section 5."""
+    name, target = (
+        entry.get(field, "").encode("utf-8", "surrogateescape") for field in ("path", "target")
+    )
+    name += b"/" if entry["type"] == "folder" else b""
+    size, seconds = entry.get("size", 0), entry["mtime_ns"] // 10**9
+    records = b""
+    if not (_is_utf8(name) and _is_utf8(target)):
+        records += _record(b"hdrcharset", b"BINARY")
+    if not _fits(name):
+        records += _record(b"path", name)
+    if not _fits(target):
+        records += _record(b"linkpath", target)
+    if size >= MOST_OCTAL:
+        records += _record(b"size", b"%d" % size)
+    if not 0 <= seconds < MOST_OCTAL:
+        records += _record(b"mtime", b"%d" % seconds)
+    extended = b""
+    if records:
+        extended = _block(b"././@PaxHeader", 0o644, 0, 0, len(records), 0, b"x", b"")
+        extended += records + bytes(-len(records) % BLOCK)
+    mode, kind = int(entry["mode"], 8), TYPES[entry["type"]]
+    short = (_shortened(name), mode, entry["uid"], entry["gid"], size, seconds, kind)
+    return extended + _block(*short, _shortened(target))
+
+
+def _block(
+    name: bytes, mode: int, uid: int, gid: int, size: int, mtime: int, kind: bytes, target: bytes
+) -> bytes:
+    block = name.ljust(100, b"\0")
+    for number in (mode, uid, gid):
+        block += b"%07o\0" % (number if number < 8**7 else 0)
+    for number in (size, mtime):
+        block += b"%011o\0" % (number if 0 <= number < MOST_OCTAL else 0)
+    block += b" " * 8 + kind + target.ljust(100, b"\0") + b"ustar\x0000" + bytes(64)
+    block += b"0000000\0" * 2 + bytes(167)
+    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+def _record(key: bytes, value: bytes) -> bytes:
+    rest = b" " + key + b"=" + value + b"\n"
+    length = len(rest) + 1
+    while length != len(rest) + len(b"%d" % length):
+        length += 1
+    return b"%d" % length + rest
+
+
+def _fits(name: bytes) -> bool:
+    return len(name) <= 100 and name.isascii()
+
+
+def _shortened(name: bytes) -> bytes:
+    return bytes(byte if byte < 128 else ord("?") for byte in name[:100])
+
+
+def _is_utf8(name: bytes) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
