@@ -6,6 +6,7 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+import pyrage
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -172,8 +173,6 @@ class TestPassphrase:
         """Another implementation of age reads every length, chunk borders among them."""
         import io
 
-        import pyrage
-
         from sagewai_ops.archive.passphrase import PassphraseSink
 
         content = bytes(range(256)) * (size_bytes // 256 + 1)
@@ -314,6 +313,39 @@ def test_a_newer_format_is_told_apart_from_damage(tmp_path: Path) -> None:
     with pytest.raises(SchemaAheadError, match="format 2") as caught:
         contents_of(path)
     assert caught.value.exit_code == 18
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+@pytest.mark.parametrize("rest", [b"", b"of a container that nobody knows" * 9])
+def test_a_newer_format_is_known_by_its_front_alone(
+    tmp_path: Path, rest: bytes, *, encrypted: bool
+) -> None:
+    """All else may be another in a newer one; such a snapshot is not called damaged."""
+    newer = encode_header(Header("later", format_version=2))
+    path = archives.forge(tmp_path / "a", [(file("x"), b"abc")], header=newer)
+    identity = pyrage.x25519.Identity.generate()
+    archive = path.read_bytes()[:-9] + rest
+    path.write_bytes(pyrage.encrypt(archive, [identity.to_public()]) if encrypted else archive)
+
+    with (
+        pytest.raises(SchemaAheadError, match="format 2"),
+        open_archive(path, Unlock(identities=(str(identity),))),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("position", [0, 30, 60, -9, -1])
+def test_a_damaged_front_says_nothing_of_a_version(tmp_path: Path, position: int) -> None:
+    """Neither does one of this format whose end is damaged."""
+    version = 2 if position in range(61) else 1
+    header = encode_header(Header("later", format_version=version))
+    path = archives.forge(tmp_path / "a", [(file("x"), b"abc")], header=header)
+    content = bytearray(path.read_bytes()[:-20] if version == 2 else path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+    with pytest.raises(DamagedError):
+        contents_of(path)
 
 
 def test_no_archive_at_all(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ passphrase mode holds the whole message in memory, so passphrases go through `pa
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -126,7 +126,7 @@ def sealing(sink: Sink, lock: Lock) -> SealedSink:
     return _RecipientsSink(sink, lock.recipients)
 
 
-def opened(stream: BinaryIO, unlock: Unlock, name: str) -> Iterator[bytes]:
+def opened(stream: BinaryIO, unlock: Unlock, name: str) -> Generator[bytes, None, None]:
     """Decrypt an age stream from its beginning, in pieces.
 
     Args:

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from sagewai_ops.archive import frames as containers
 from sagewai_ops.archive.envelope import AGE_MAGIC, Unlock
+from sagewai_ops.archive.front import refuse_newer
 from sagewai_ops.archive.manifest import (
     HEADER_NAME,
     MANIFEST_NAME,
@@ -50,7 +51,11 @@ class ArchiveReader:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._layout = source.layout()
+        try:
+            self._layout = source.layout()
+        except DamagedError:
+            refuse_newer(source.front())
+            raise
         self.header = self._read_header()
         self.manifest = self._read_manifest()
 

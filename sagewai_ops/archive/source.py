@@ -6,7 +6,7 @@ That costs only decryption: nothing clear is ever put on a disk, and memory stay
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, BinaryIO, Protocol
 
 from sagewai_ops.archive.envelope import Unlock, opened
@@ -15,6 +15,7 @@ from sagewai_ops.errors import DamagedError
 
 # What is kept of the end while a sealed archive is measured: the seek table of 4 TiB of content.
 _KEPT_TAIL_BYTES = 8 * 1024 * 1024 + 4096
+_FRONT_BYTES = 64 * 1024
 
 
 class Source(Protocol):
@@ -34,6 +35,10 @@ class Source(Protocol):
         Args:
             digest: A hash that takes them as well, or None.
         """
+        ...
+
+    def front(self) -> Generator[bytes, None, None]:
+        """Give the bytes from the beginning, as far as they are asked for."""
         ...
 
     def close(self) -> None:
@@ -61,6 +66,13 @@ class ClearSource:
             if digest is not None:
                 digest.update(piece)
             yield piece
+
+    def front(self) -> Generator[bytes, None, None]:
+        """Give the bytes from the beginning."""
+        offset = 0
+        while piece := os.pread(self._stream.fileno(), _FRONT_BYTES, offset):
+            yield piece
+            offset += len(piece)
 
     def close(self) -> None:
         """Nothing runs in the background."""
@@ -119,7 +131,11 @@ class SealedSource:
                     digest.update(found)
                 yield found
         finally:
-            stream.close()  # type: ignore[attr-defined]
+            stream.close()
+
+    def front(self) -> Generator[bytes, None, None]:
+        """Give the bytes from the beginning."""
+        return opened(self._stream, self._unlock, self._name)
 
     def close(self) -> None:
         """Every pass stops with its own generator."""
