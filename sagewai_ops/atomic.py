@@ -152,10 +152,13 @@ def make_folder(
         owner: As for `replace`.
 
     Raises:
+        UsageError: Something that is no folder stands there, or above.
         NoSpaceError, PermissionDeniedError, OpsError: The system refused.
     """
     if path.is_dir():
         return
+    if os.path.lexists(path):
+        raise UsageError(f"{path}: is not a folder", hint=f"ls -ld {path}")
     if not path.parent.is_dir():
         make_folder(path.parent, mode=mode, owner=owner)
     with naming(path), contextlib.suppress(FileExistsError):

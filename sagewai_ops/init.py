@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops import atomic, locks
-from sagewai_ops.errors import UsageError
+from sagewai_ops.database.source import MAGIC, resolve_database
+from sagewai_ops.errors import OpsError, UsageError
 from sagewai_ops.home.paths import DATABASE, LEGACY_PLACES, PARTS, Home, layout_of
 from sagewai_ops.keys.candidates import find_candidates, fingerprint
 from sagewai_ops.schema.create import create_database
@@ -84,6 +85,7 @@ def init_home(
             left[DATABASE] = f"{home.server_url_variable} names a database server"
         elif os.path.lexists(home.database):
             left[database] = "is there"
+            warnings.extend(_problems(home.database))
         else:
             atomic.make_folder(home.database.parent)
             create_database(home.database)
@@ -124,6 +126,21 @@ def _key(
     atomic.replace(home.master_key, key)
     made.append("secrets/master.key")
     return "secrets/master.key", key, warnings
+
+
+def _problems(database: Path) -> Iterator[str]:
+    """Say why what stands in the place of the database is none, from its first bytes alone.
+
+    SQLite is not asked: it would make and remove files beside it.
+    """
+    try:
+        with atomic.naming(database), open(resolve_database(database), "rb") as stream:
+            begin = stream.read(len(MAGIC))
+    except OpsError as error:
+        yield f"{error.message}; left as it is"
+    else:
+        if begin not in (b"", MAGIC):
+            yield f"database {database}: is none; left as it is"
 
 
 def _sweep(home: Home) -> Iterator[str]:

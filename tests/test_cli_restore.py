@@ -122,6 +122,16 @@ def test_home_in_use_is_15_and_names_the_process(home: Path) -> None:
     assert f"pid {other.pid} " in _error(answer, 15, "target-busy")
 
 
+def test_file_above_the_target_is_2(home: Path, tmp_path: Path) -> None:
+    """It is named, and not a folder of ours that could not be made below it."""
+    (tmp_path / "file").touch()
+
+    answer = call("--home", home, "restore", "latest", "--to", tmp_path / "file/copy", "--json")
+
+    _error(answer, 2, "usage")
+    assert answer.document["error"]["message"] == f"{tmp_path}/file: is not a folder"
+
+
 def test_no_such_snapshot_is_10(home: Path) -> None:
     """An id that nobody took, and a path that is not there."""
     for name in ("19990101", "/nowhere/x.tar.zst"):

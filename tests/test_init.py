@@ -126,6 +126,27 @@ def test_a_dangling_link_in_the_keys_place_is_left(tmp_path: Path) -> None:
     assert report.key_source == ""
 
 
+@pytest.mark.parametrize("what", ["text", "folder", "link to nothing"])
+def test_something_that_is_no_database_is_left_and_named(tmp_path: Path, what: str) -> None:
+    """A home is not called ready without a word while Sagewai could not start in it."""
+    root = tmp_path / "home"
+    database = root / "db/sagewai.db"
+    database.parent.mkdir(parents=True)
+    if what == "text":
+        database.write_text("not a database, but perhaps all that is left of one")
+    elif what == "folder":
+        database.mkdir()
+    else:
+        database.symlink_to("/mnt/away/sagewai.db")
+
+    report = _init(root)
+
+    (warning,) = report.warnings
+    assert str(database) in warning
+    assert report.left["db/sagewai.db"] == "is there"
+    assert database.is_symlink() or database.exists()
+
+
 def test_a_key_in_the_environment_is_enough(tmp_path: Path) -> None:
     """No file is made beside it; nor with `--no-key`."""
     key = "c2FnZXdhaS1vcHMtdGVzdHMtbWFzdGVyLWtleS0wMDE="

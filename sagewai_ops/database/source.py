@@ -33,6 +33,7 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.memory import blank_blocks
 
+MAGIC = b"SQLite format 3\0"  # how every database of at least one page begins
 WAIT_SECONDS = 30.0  # for a lock; Sagewai's own writers give up after 5 seconds (busy_timeout)
 SIDECARS = ("-wal", "-shm", "-journal")
 

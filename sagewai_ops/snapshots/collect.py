@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from sagewai_ops.archive.manifest import HEADER_NAME, MANIFEST_NAME, stays_inside
+from sagewai_ops.database.source import MAGIC
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.home.paths import (
     ADMIN_STATE,
@@ -30,7 +31,6 @@ from sagewai_ops.home.paths import (
 from sagewai_ops.snapshots.places import EXTERNAL, EXTERNAL_HOME
 
 _RESERVED = (HEADER_NAME, MANIFEST_NAME, EXTERNAL)
-_SQLITE_MAGIC = b"SQLite format 3\0"
 _PATH_BYTES = 4000  # of a member; extraction adds a folder's path, and PATH_MAX is 4096
 _KEY_FILE_BYTES = range(44, 49)  # a key, and what editors add to its end
 # Links at these places that lead out of the home are followed: Sagewai follows them too.
@@ -383,7 +383,7 @@ def _special(mode: int) -> str:
 def _is_database(path: str) -> bool:
     try:
         with open(path, "rb") as stream:
-            return stream.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC
+            return stream.read(len(MAGIC)) == MAGIC
     except OSError:
         return False
 
