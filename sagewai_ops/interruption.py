@@ -33,6 +33,7 @@ class _Waiting(threading.local):
     depth = 0
     signal_number: int | None = None
     is_late = False
+    is_part = False
 
 
 _waiting = _Waiting()
@@ -91,8 +92,19 @@ def signals_raise() -> Iterator[None]:
 
 def too_late() -> None:
     """Let no signal end this run any more: what was asked for is done, and is to be told."""
-    _waiting.is_late = True
-    _waiting.signal_number = None
+    if not _waiting.is_part:
+        _waiting.is_late = True
+        _waiting.signal_number = None
+
+
+@contextlib.contextmanager
+def only_a_part() -> Iterator[None]:
+    """Let it never be too late in the block: when it is done, what was asked for is not."""
+    before, _waiting.is_part = _waiting.is_part, True
+    try:
+        yield
+    finally:
+        _waiting.is_part = before
 
 
 def arrived(number: int) -> None:

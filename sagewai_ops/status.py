@@ -28,6 +28,8 @@ from sagewai_ops.schema.level import Level, read_level
 from sagewai_ops.snapshots import swap
 from sagewai_ops.snapshots.catalog import Snapshot, snapshots_in
 
+_WAIT_SECONDS = 5.0  # for whoever holds the database exclusively: as long as Sagewai itself waits
+
 
 @dataclass(frozen=True, slots=True)
 class DatabaseStatus:
@@ -148,7 +150,10 @@ def _database(home: Home) -> DatabaseStatus | None:
     size_bytes = size_of(home.database)
     wal_bytes = size_of(sidecar(home.database, "-wal"))
     try:
-        with pinned(home.database) as pin, translated(home.database):
+        with (
+            pinned(home.database, wait_seconds=_WAIT_SECONDS) as pin,
+            translated(home.database),
+        ):
             level, counts = read_level(pin.connection), count_rows(pin.connection)
             journal_mode = pin.journal_mode
     except OpsError as error:

@@ -286,3 +286,15 @@ def _only_for(card: Path) -> object:
         replace(path, content, **options)
 
     return refuse
+
+
+def test_a_tree_is_told_to_have_no_card(tmp_path: Path) -> None:
+    """It is there, and a restore proves it; what a drill proved could be written nowhere."""
+    built = small(tmp_path / "home")
+    call("--home", built.root, "backup", "--format", "directory")
+
+    answer = call("--home", built.root, "drill", "tree")
+
+    assert answer.code == 2
+    assert "is a tree, which has no card" in answer.err
+    assert f"restore {built.root}.snapshots/tree" in answer.err

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,30 @@ def test_what_may_not_be_read_is_not_passed_over() -> None:
     assert f"{built.root}/secrets: may not be read" in answer.err
     assert f"{built.connections}: may not be read" in answer.err
     assert "admin-state.json: may" not in answer.err
+
+
+def test_a_database_that_is_held_is_told_after_a_short_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All else is shown; who asks how things are does not wait as long as a backup does."""
+    built = small(tmp_path / "home", journal="none")
+    monkeypatch.setattr("sagewai_ops.status._WAIT_SECONDS", 0.0)
+    code = (
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None);"
+        "c.execute('PRAGMA locking_mode=EXCLUSIVE'); c.execute('BEGIN EXCLUSIVE');"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, built.database], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        answer = call("--home", built.root, "status", "--json")
+        holder.kill()
+
+    assert answer.code == 0
+    assert "held exclusively" in answer.document["warnings"][0]
+    assert answer.result["used_by"][0]["pid"] == holder.pid
 
 
 def test_no_home_exits_10_with_a_hint(tmp_path: Path) -> None:

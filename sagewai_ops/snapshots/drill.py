@@ -38,6 +38,7 @@ from sagewai_ops.home.inspection import inspect
 from sagewai_ops.home.parts import Part
 from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.home.rules import Severity
+from sagewai_ops.interruption import only_a_part
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema.upgrade import Upgraded, upgrade_database
 from sagewai_ops.snapshots import catalog
@@ -140,6 +141,11 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
             its card says so.
     """
     archive = Path(os.path.realpath(archive))
+    if archive.is_dir():
+        raise UsageError(
+            f"snapshot {archive}: is a tree, which has no card for what a drill proves",
+            hint=f"sagewai-ops restore {archive} --to NEW_FOLDER  # checks every byte of it",
+        )
     if not archive.is_file():
         raise NotFoundError(
             f"snapshot {archive}: does not exist", hint="sagewai-ops snapshots list"
@@ -192,18 +198,19 @@ class _Trial:
         self, root: Path, options: DrillOptions, swept: tuple[str, ...], progress: Progress | None
     ) -> DrillReport:
         """Restore to a folder that is not there yet, and use what came."""
-        restored = restore(
-            self.archive,
-            locate(root, {}),
-            RestoreOptions(
-                unlock=options.unlock,
-                key_file=options.key_file,
-                without_key=options.without_key,
-                key_home=options.key_home,
-                key_environment=options.key_environment,
-            ),
-            progress=progress,
-        )
+        with only_a_part():
+            restored = restore(
+                self.archive,
+                locate(root, {}),
+                RestoreOptions(
+                    unlock=options.unlock,
+                    key_file=options.key_file,
+                    without_key=options.without_key,
+                    key_home=options.key_home,
+                    key_environment=options.key_environment,
+                ),
+                progress=progress,
+            )
         home = locate(root, {})
         self.held("database")
         self.database(restored)
