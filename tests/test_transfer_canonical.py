@@ -17,6 +17,7 @@ DIFFERENT = [
     (Type("text"), b"a\\b", b"a\\b"),
     (Type("json"), b'{"a": 1}', b'{"a":1}'),
     (Type("jsonb"), b"1", b"true"),
+    (Type("jsonb"), b'"\\\\n"', b'"\\\\n"'),  # a backslash and n; COPY's is a line's end
     (Type("jsonb"), b'{"a": 1}', b'{"a": true}'),
     (Type("jsonb"), b'{"a": 0}', b'{"a": false}'),
     (Type("jsonb"), b'["1"]', b"[1]"),
@@ -43,6 +44,7 @@ DIFFERENT = [
 ]
 SAME = [
     (Type("text"), b"a\\b\n", b"a\\\\b\\n"),
+    (Type("text"), b"a\tb", b"a\\tb"),
     (Type("json"), 1.5, b"1.5"),
     (Type("jsonb"), b'{"b": 1, "aa": 2}', b'{"b": 1, "aa": 2}'),
     (Type("jsonb"), b'{"aa": 1e2, "b": [true, null]}', b'{"b": [true, null], "aa": 100}'),
@@ -92,6 +94,16 @@ def test_the_same_value_in_another_spelling_is_the_same(
 def test_a_null_on_one_side_alone_is_a_difference(kind: Type) -> None:
     """SQL NULL is no value, on either side."""
     assert differing(kind, [None, None], [b"\\N", b""]) == [1]
+
+
+def test_a_document_that_differs_is_noticed_among_many() -> None:
+    """Documents that are spelled in another way are read some at a time."""
+    sources = [bytearray(b'{"b": %d, "aa": [1]}' % number) for number in range(60)]
+    targets = [b'{"aa": [1], "b": %d}' % number for number in range(60)]
+    assert differing(Type("jsonb"), sources, targets) == []
+    targets[57] = b'{"aa": [1], "b": 58}'
+
+    assert differing(Type("jsonb"), sources, targets) == [57]
 
 
 @given(st.binary())

@@ -462,6 +462,26 @@ def test_a_difference_is_rolled_back(
     assert counts_of(postgres, database) == {}
 
 
+def test_a_trigger_that_changes_a_table_filled_before_is_noticed(
+    home: Home, postgres: Server
+) -> None:
+    """Where a later table's trigger may reach back, all is compared when all is there."""
+    database = at_head(postgres)
+    order = [table.name for table in exported(home, postgres, at_head(postgres)).tables]
+    first, last = sorted(("agent_runs", "prompt_logs"), key=order.index)
+    postgres.run(
+        database,
+        "CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS"
+        f" 'BEGIN UPDATE {first} SET model = upper(model); RETURN NULL; END'",
+        f"CREATE TRIGGER meddle AFTER INSERT ON {last} EXECUTE FUNCTION meddle()",
+    )
+
+    with pytest.raises(DifferenceError, match=rf"{first}: .* model differs; nothing was changed"):
+        exported(home, postgres, database)
+
+    assert counts_of(postgres, database) == {}
+
+
 def test_a_row_that_the_server_loses_is_noticed(home: Home, postgres: Server) -> None:
     """Its own count is compared with ours."""
     database = at_head(postgres)
@@ -517,6 +537,23 @@ def test_blocks_are_compared_here_when_the_other_process_is_busy(
     )
     with pytest.raises(DifferenceError, match=r"prompt_logs: .*model differs"):
         exported(home, postgres, database, purpose="verify")
+
+
+def test_rows_in_another_order_are_the_same_rows(home: Home, postgres: Server) -> None:
+    """Then they are compared by key; and the hashes of all events, too."""
+    database = at_head(postgres)
+    events = next(
+        table for table in exported(home, postgres, database).tables if table.name == "audit_event"
+    )
+    postgres.run(database, "UPDATE audit_event SET action = action WHERE seq = 1")
+
+    again = exported(home, postgres, database, purpose="verify")
+
+    (compared,) = [table.compared for table in again.tables if table.name == "audit_event"]
+    assert compared is not None
+    assert events.compared is not None
+    assert compared.same
+    assert compared.audit == events.compared.audit
 
 
 def test_large_and_small_tables_take_their_own_ways_to_the_same_end(

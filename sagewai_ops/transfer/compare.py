@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sagewai_ops.database.source import quoted
-from sagewai_ops.transfer.audit import AuditTrail, trail_of
+from sagewai_ops.transfer.audit import trail_of
 from sagewai_ops.transfer.canonical import NULL, differing, unescaped
 from sagewai_ops.transfer.encoders import Column
 from sagewai_ops.transfer.plan import PlannedTable
@@ -26,6 +26,7 @@ from sagewai_ops.transfer.reading import UUID_FUNCTION
 
 ROWS_AT_ONCE = 200
 DIFFERENCES_KEPT = 100
+_LOWEST_ROWID = -(2**63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,45 +111,80 @@ def target_query(table: PlannedTable, *, by_key: bool) -> str:
 
 
 def block_query(table: PlannedTable) -> str:
-    """Spell the query for some rows in the order of their rowids, from one rowid on."""
+    """Spell the query for some rows, their rowids last, in the order of these, from one on."""
     glue = "AND" if table.where else "WHERE"
     wanted = ", ".join(column.expression for column in table.columns)
-    return f"SELECT {wanted} FROM {table.source()} {glue} rowid >= ? ORDER BY rowid LIMIT ?"
+    return (
+        f"SELECT {wanted}, rowid FROM {table.source()} {glue} rowid >= ?"
+        " ORDER BY rowid LIMIT ? OFFSET ?"
+    )
 
 
-def same_block(
-    source: sqlite3.Connection,
-    table: PlannedTable,
-    first: int,
-    content: bytes,
-    audit: AuditTrail | None,
-) -> str | None:
-    """Compare some rows in the order in which they were sent.
+class ComparisonInOrder:
+    """The comparison of one table in the order in which its rows were sent, block by block.
+
+    Two of them can share a table, each with some of its blocks; what lies between is stepped over.
 
     Args:
         source: The frozen copy, from `opened_copy`.
-        first: The rowid of the first of them.
-        content: Whole lines of the server's answer.
-        audit: Told of the rows when they are the same.
+        table: As it was sent.
 
-    Returns:
-        None when they are the same, else the first column that differs.
+    Attributes:
+        differs: The first column that does; None while there is no difference.
     """
-    lines = content.split(b"\n")
-    lines.pop()  # after the last line's end there is nothing
-    rows = source.execute(block_query(table), (first, len(lines))).fetchall()
-    if len(rows) < len(lines):
-        return ""
-    for start in range(0, len(lines), ROWS_AT_ONCE):
-        sources: list[Column] = list(zip(*rows[start : start + ROWS_AT_ONCE], strict=True))
-        met = [line.split(b"\t") for line in lines[start : start + ROWS_AT_ONCE]]
-        targets = list(zip(*met, strict=True))
-        for planned, expected, spelled in zip(table.columns, sources, targets, strict=True):
-            if differing(planned.target.type, expected, spelled):
-                return planned.name
-        if audit is not None:
-            audit.add(targets)
-    return None
+
+    def __init__(self, source: sqlite3.Connection, table: PlannedTable) -> None:
+        self._source = source
+        self._table = table
+        self._query = block_query(table)
+        self._rowid, self._place = _LOWEST_ROWID, 0  # a row, or what is before all, and where it is
+        self._audit = trail_of(source, table)
+        self.differs: str | None = None
+
+    def merge(self, described: dict[str, Any]) -> None:
+        """Count what the other one found in its blocks, as its `as_dict` gave it."""
+        self.differs = described["differs"] if self.differs is None else self.differs
+        if self._audit and described["audit"]:
+            self._audit.merge(described["audit"])
+
+    @property
+    def audit(self) -> dict[str, Any] | None:
+        """What became of an audit chain; `AuditTrail.as_dict`."""
+        return self._audit.as_dict() if self._audit else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give `differs` and `audit` as JSON."""
+        return {"differs": self.differs, "audit": self.audit}
+
+    def feed(self, first: int, content: bytes) -> None:
+        """Compare some rows; behind a difference, nothing is looked at any more.
+
+        Args:
+            first: How many rows of the table come before; blocks come in their order.
+            content: Whole lines of the server's answer.
+        """
+        if self.differs is None:
+            self.differs = self._compare(first, content)
+
+    def _compare(self, first: int, content: bytes) -> str | None:
+        count = content.count(b"\n")
+        limits = (self._rowid, count, first - self._place)
+        rows = self._source.execute(self._query, limits).fetchall()
+        width = len(self._table.columns)
+        fields = content[:-1].replace(b"\n", b"\t").split(b"\t")
+        if len(rows) < count or len(fields) != count * width:
+            return ""
+        self._rowid, self._place = rows[-1][-1], first + count - 1
+        for start in range(0, count, ROWS_AT_ONCE):
+            sources: list[Column] = list(zip(*rows[start : start + ROWS_AT_ONCE], strict=True))
+            end = (start + ROWS_AT_ONCE) * width
+            targets = [fields[start * width + number : end : width] for number in range(width)]
+            for planned, expected, spelled in zip(self._table.columns, sources, targets):  # noqa: B905 (the rowid is one more)
+                if differing(planned.target.type, expected, spelled):
+                    return planned.name
+            if self._audit is not None:
+                self._audit.add(targets)
+        return None
 
 
 def key_query(table: PlannedTable) -> str:

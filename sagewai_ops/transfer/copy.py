@@ -1,7 +1,7 @@
 """The sending half of the copy: what the reading process encoded goes to the server as it comes.
 
 Two processes work at once, one reads and encodes, this one sends; between them a buffer, so that
-the reading goes on while the server builds a table's indexes.
+the reading goes on while the server builds a table's indexes. A third compares: `comparing`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import asyncio
 import fcntl
 import json
 import time
-from collections.abc import AsyncIterator, Collection, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 LAST_WORDS_SECONDS = 0.5
 PIPE_BYTES = 1024 * 1024  # the most that Linux lets anybody ask for, unless told otherwise
-AHEAD_BYTES = 8 * 1024 * 1024  # that the reader may be ahead of the server; asyncio doubles it
+AHEAD_BYTES = 4 * 1024 * 1024  # that the reader may be ahead of the server; asyncio doubles it
 
 
 @dataclass(slots=True)
@@ -58,7 +58,7 @@ class _RefusedError(Exception):
 
 
 class Reader:
-    """The reading process, from this side.
+    """A process that reads, from this side; it waits for `begin`.
 
     Args:
         process: Started with `worker.command()`.
@@ -72,6 +72,15 @@ class Reader:
         assert process.stdin is not None
         self._results = process.stdout
         self._orders = process.stdin
+
+    async def begin(self, plan: Plan, *, stream: bool) -> None:
+        """Have it encode the tables of a plan at once, or compare what it gets of them.
+
+        Args:
+            stream: False for a process that compares.
+        """
+        job = {"path": str(self.copy), "tables": as_job(plan), "stream": stream}
+        await self.order(worker.JOB, json.dumps(job).encode())
 
     async def receive(self) -> tuple[bytes, bytes, int]:
         """Wait for the next frame: kind, content, rows.
@@ -99,21 +108,21 @@ class Reader:
         with suppress(ConnectionError):  # the next `receive` says why it is gone
             await self._orders.drain()
 
-    @property
-    def waiting_bytes(self) -> int:
-        """What was ordered and is not yet taken."""
-        return self._orders.transport.get_write_buffer_size()
+
+@asynccontextmanager
+async def reading(copy: Path, count: int) -> AsyncIterator[tuple[Reader, ...]]:
+    """Run reading processes for the block; they start while this one still connects.
+
+    Args:
+        copy: The frozen database; it need not be there before a process gets its job.
+        count: One that encodes, one that compares, or both.
+    """
+    async with AsyncExitStack() as stack:
+        yield tuple([await stack.enter_async_context(_reading(copy)) for _ in range(count)])
 
 
 @asynccontextmanager
-async def reading(copy: Path, plan: Plan, *, stream: bool = True) -> AsyncIterator[Reader]:
-    """Run the reading process for the block; it begins to encode at once.
-
-    Args:
-        copy: The frozen database.
-        plan: Whose tables it reads.
-        stream: False for a process that only compares.
-    """
+async def _reading(copy: Path) -> AsyncIterator[Reader]:
     process = await asyncio.create_subprocess_exec(
         *worker.command(),
         stdin=asyncio.subprocess.PIPE,
@@ -121,12 +130,9 @@ async def reading(copy: Path, plan: Plan, *, stream: bool = True) -> AsyncIterat
         limit=AHEAD_BYTES,
         env=bare_environment(),
     )
-    reader = Reader(process, copy)
     _widen(process)
     try:
-        job = {"path": str(copy), "tables": as_job(plan), "stream": stream}
-        await reader.order(worker.TABLE, json.dumps(job).encode())
-        yield reader
+        yield Reader(process, copy)
     finally:
         if process.stdin is not None:
             process.stdin.close()
@@ -137,8 +143,6 @@ async def reading(copy: Path, plan: Plan, *, stream: bool = True) -> AsyncIterat
 
 def _widen(process: asyncio.subprocess.Process) -> None:
     """Let more fit into the pipes than the usual 64 KiB: fewer turns of the event loop."""
-    assert process.stdin is not None
-    process.stdin.transport.set_write_buffer_limits(high=AHEAD_BYTES)
     transport = process._transport  # type: ignore[attr-defined] # noqa: SLF001
     for number in (0, 1):
         pipe = transport.get_pipe_transport(number).get_extra_info("pipe")
@@ -153,11 +157,13 @@ async def send_tables(
     aside: Aside,
     renewed: Collection[str],
     *,
+    stored: Callable[[PlannedTable], Awaitable[None]] | None = None,
     progress: Progress | None = None,
 ) -> Sent:
     """Copy every table, and build its indexes while the reader goes on to the next.
 
     Args:
+        stored: Called with each table when its rows are there, and its indexes not yet.
         renewed: Tables that were truncated in this transaction: their rows can be written as old
             ones.
         progress: Told `copy <table>`, in rows.
@@ -182,6 +188,8 @@ async def send_tables(
         except _RefusedError:
             given_up = True
             continue
+        if stored is not None:
+            await stored(table)
         started = time.monotonic()
         for statement in aside.indexes.get(table.name, ()):
             await connection.execute(statement)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,9 @@ from sagewai_ops.errors import DifferenceError
 from sagewai_ops.progress import Progress
 from sagewai_ops.transfer.aside import WORTHWHILE_ROWS, Aside, set_aside
 from sagewai_ops.transfer.compare import Result
-from sagewai_ops.transfer.comparing import compare_table
+from sagewai_ops.transfer.comparing import Comparison, comparing
 from sagewai_ops.transfer.copy import Reader, send_tables
 from sagewai_ops.transfer.plan import Plan
-from sagewai_ops.transfer.reading import opened_copy
 from sagewai_ops.transfer.report import Report
 from sagewai_ops.transfer.sequences import set_sequences
 from sagewai_ops.transfer.session import Session
@@ -28,6 +28,12 @@ STATISTICS_TARGET = 10
 # Classes of SQLSTATE that are about rows: data, integrity, limits; PostgreSQL manual, appendix A.
 _ABOUT_ROWS = ("22", "23", "54")
 _DOUBLED = "23505"  # unique_violation
+# Whether nothing can change rows of a table that is filled already while the next ones are.
+_STAYS = """
+SELECT NOT EXISTS (SELECT 1 FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+                   WHERE NOT t.tgisinternal AND c.relnamespace = current_schema()::regnamespace)
+   AND NOT EXISTS (SELECT 1 FROM pg_event_trigger WHERE evtenabled <> 'D')
+"""
 
 
 class RefusedByServerError(Exception):
@@ -49,12 +55,16 @@ class RefusedByServerError(Exception):
 async def fill(
     session: Session,
     reader: Reader,
+    comparer: Reader | None,
     plan: Plan,
     report: Report,
-    compare: bool,  # noqa: FBT001
     progress: Progress | None,
 ) -> None:
     """Send everything and compare it; with findings in the report, the caller rolls back.
+
+    Args:
+        reader: Encodes the tables of the plan.
+        comparer: Compares them; None to leave the comparison out.
 
     Raises:
         DifferenceError: The target is not the same as its source.
@@ -63,7 +73,13 @@ async def fill(
     import asyncpg
 
     try:
-        await _fill(session, reader, plan, report, compare, progress)
+        if comparer is None:
+            await _fill(session, reader, None, plan, report, progress)
+        else:
+            async with comparing(
+                session.connection, comparer, plan, progress=progress
+            ) as comparison:
+                await _fill(session, reader, comparison, plan, report, progress)
     except asyncpg.PostgresError as error:
         if str(error.sqlstate)[:2] not in _ABOUT_ROWS:
             raise
@@ -73,9 +89,9 @@ async def fill(
 async def _fill(
     session: Session,
     reader: Reader,
+    comparison: Comparison | None,
     plan: Plan,
     report: Report,
-    compare: bool,  # noqa: FBT001
     progress: Progress | None,
 ) -> None:
     connection = session.connection
@@ -83,7 +99,17 @@ async def _fill(
     await connection.execute(f"SET LOCAL maintenance_work_mem = '{INDEX_MEMORY}'")
     aside = await _make_room(session, plan)
     renewed = await _truncated(session, plan)
-    sent = await send_tables(connection, reader, plan, aside, renewed, progress=progress)
+    # A trigger may change what was compared already: then all comes back when all is there.
+    at_once = comparison is not None and await connection.fetchval(_STAYS)
+    sent = await send_tables(
+        connection,
+        reader,
+        plan,
+        aside,
+        renewed,
+        stored=comparison.read_back if comparison and at_once else None,
+        progress=progress,
+    )
     report.findings = (*report.findings, *sent.findings)
     report.open_findings = tuple(sent.findings)
     by_name = {table.name: table for table in report.tables}
@@ -99,20 +125,21 @@ async def _fill(
         await connection.execute(statement)
     report.sequences = await set_sequences(connection, plan, session.tables)
     report.stages["constraints"] = time.monotonic() - started
-    if compare:
-        started = time.monotonic()
-        results = []
-        with opened_copy(reader.copy) as source:
+    started = time.monotonic()
+    if comparison is not None:
+        if not at_once:
             for planned in plan.tables:
-                result = await compare_table(connection, reader, source, planned, progress=progress)
-                by_name[planned.name].compared = result
-                results.append(result)
-        report.stages["compare"] = time.monotonic() - started
+                await comparison.read_back(planned)
+        # The server has nothing to do with what is left to compare.
+        await asyncio.gather(comparison.settle(), _analyze(session, plan))
+        results = await comparison.results()
+        for result in results:
+            by_name[result.table].compared = result
         known = sum(each.count for each in report.findings if each.kind == "audit-hash")
         check_same(results, known, "nothing was changed")
-    started = time.monotonic()
-    await _analyze(session, plan)
-    report.stages["analyze"] = time.monotonic() - started
+    else:
+        await _analyze(session, plan)
+    report.stages["compare"] = time.monotonic() - started
 
 
 def check_same(results: list[Result], known_broken: int, outcome: str) -> None:
@@ -202,9 +229,12 @@ def _large(plan: Plan) -> list[str]:
 
 async def _analyze(session: Session, plan: Plan) -> None:
     """Tell the planner about the columns that queries select by; autovacuum looks at the rest."""
-    await session.connection.execute(f"SET LOCAL default_statistics_target = {STATISTICS_TARGET}")
-    for planned in plan.tables:
-        columns = sorted(session.tables[planned.name].searched)
-        if columns:
-            listed = ", ".join(quoted(name) for name in columns)
-            await session.connection.execute(f"ANALYZE {quoted(planned.name)} ({listed})")
+    searched = {
+        table.name: ", ".join(map(quoted, sorted(session.tables[table.name].searched)))
+        for table in plan.tables
+    }
+    listed = ", ".join(f"{quoted(name)} ({names})" for name, names in searched.items() if names)
+    if listed:
+        await session.connection.execute(
+            f"SET LOCAL default_statistics_target = {STATISTICS_TARGET}; ANALYZE {listed}"
+        )

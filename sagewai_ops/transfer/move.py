@@ -33,7 +33,7 @@ from sagewai_ops.processes import describe
 from sagewai_ops.progress import Progress
 from sagewai_ops.transfer import learnings, overlay
 from sagewai_ops.transfer.audit import AUDIT_TABLE
-from sagewai_ops.transfer.copy import reading
+from sagewai_ops.transfer.copy import Reader, reading
 from sagewai_ops.transfer.filling import RefusedByServerError, fill
 from sagewai_ops.transfer.findings import Finding
 from sagewai_ops.transfer.plan import Plan, make_plan
@@ -143,9 +143,13 @@ def export(
 
 async def _export(work: _Work) -> None:
     report, purpose = work.report, work.options.purpose
+    helpers = {PLAN: 0, VERIFY: 1}.get(purpose, 1 + work.options.compare)
     session: Session | None = None
     whole = True
-    async with _copying(work.home.database, work.copy, work.progress) as copied:
+    async with (
+        _copying(work.home.database, work.copy, work.progress) as copied,
+        reading(work.copy, helpers) as hands,
+    ):
         try:
             async with opened(work.url, purpose) as session:
                 report.server, report.migrated = session.version, session.migrated
@@ -156,9 +160,9 @@ async def _export(work: _Work) -> None:
                 if purpose == PLAN:
                     await _look(work, plan, session)
                 elif purpose == VERIFY:
-                    await _verify(work, plan, session)
+                    await _verify(work, plan, session, hands)
                 else:
-                    whole = await _move(work, plan, session)
+                    whole = await _move(work, plan, session, hands)
                     report.cut_over = _cut_over(work) if session.keep else ()
             if not whole:
                 await _explain(work)
@@ -179,28 +183,29 @@ async def _export(work: _Work) -> None:
             report.committed = session is not None and session.committed
 
 
-async def _move(work: _Work, plan: Plan, session: Session) -> bool:
+async def _move(work: _Work, plan: Plan, session: Session, hands: tuple[Reader, ...]) -> bool:
     """Send everything, or nothing.
 
     Returns:
         False where it ended at a value, so that there may be more to find than is in the report.
     """
     report, options = work.report, work.options
-    if options.policy == FAIL:
-        # The reader begins to encode while the constraints are looked at.
-        async with reading(work.copy, plan) as reader:
-            report.findings = report.open_findings = await _find(work, plan, session)
-            if not report.open_findings:
-                await fill(session, reader, plan, report, options.compare, work.progress)
-                if report.open_findings:
-                    return False
-    else:
+    reader, comparer = hands[0], hands[1] if options.compare else None
+    if options.policy != FAIL:
         plan = await _settle(work, plan, session)
-        if not report.open_findings:
-            async with reading(work.copy, plan) as reader:
-                await fill(session, reader, plan, report, options.compare, work.progress)
+        if report.open_findings:
+            return True
+    await reader.begin(plan, stream=True)
+    if comparer:
+        await comparer.begin(plan, stream=False)
+    if options.policy == FAIL:
+        # The reader encodes already while the constraints are looked at.
+        report.findings = report.open_findings = await _find(work, plan, session)
+        if report.open_findings:
+            return True
+    await fill(session, reader, comparer, plan, report, work.progress)
     if report.open_findings:
-        return True
+        return options.policy != FAIL
     with _timed(report, "learnings"):
         report.learnings = await learnings.carry(
             work.copy, options.learnings, session.connection, progress=work.progress
@@ -264,7 +269,7 @@ async def _look(work: _Work, plan: Plan, session: Session) -> None:
     report.estimate_seconds = report.stages["check"] * MOVE_PER_LOOK
 
 
-async def _verify(work: _Work, plan: Plan, session: Session) -> None:
+async def _verify(work: _Work, plan: Plan, session: Session, hands: tuple[Reader, ...]) -> None:
     report = work.report
     report.findings = plan.findings
     if work.options.policy != FAIL:
@@ -273,8 +278,9 @@ async def _verify(work: _Work, plan: Plan, session: Session) -> None:
         report.open_findings = ()
     choice = work.options.learnings
     report.learnings = await learnings.verify(work.copy, choice, session.connection)
-    async with reading(work.copy, plan, stream=False) as reader:
-        await verify(session, reader, plan, report, work.progress)
+    (comparer,) = hands
+    await comparer.begin(plan, stream=False)
+    await verify(session, comparer, plan, report, work.progress)
 
 
 async def _explain(work: _Work) -> None:

@@ -6,6 +6,7 @@ Only the current schema is looked at, because Sagewai names its tables without o
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -145,19 +146,20 @@ async def read_tables(
     for row in await connection.fetch(_COLUMNS):
         columns.setdefault(row["relname"], {})[row["attname"]] = _column(row)
         owners[row["relname"]] = (row["owner"], row["owned"])
-    constraints = await connection.fetch(_CONSTRAINTS)
-    indexes = await connection.fetch(_INDEXES)
+    constraints = _by_table(await connection.fetch(_CONSTRAINTS))
+    indexes = _by_table(await connection.fetch(_INDEXES))
     return {
         name: TargetTable(
             name,
             columns[name],
             key=next(
-                (tuple(row["columns"]) for row in _of(constraints, name) if row["kind"] == "p"), ()
+                (tuple(row["columns"]) for row in constraints[name] if row["kind"] == "p"),
+                (),
             ),
-            uniques=tuple(_unique(row) for row in _of(indexes, name) if row["indisunique"]),
+            uniques=tuple(_unique(row) for row in indexes[name] if row["indisunique"]),
             checks=tuple(
                 Check(row["conname"], tuple(row["columns"]), row["expression"])
-                for row in _of(constraints, name)
+                for row in constraints[name]
                 if row["kind"] == "c"
             ),
             foreign_keys=tuple(
@@ -167,10 +169,10 @@ async def read_tables(
                     row["parent"],
                     tuple(row["parent_columns"]),
                 )
-                for row in _of(constraints, name)
+                for row in constraints[name]
                 if row["kind"] == "f"
             ),
-            searched=frozenset(column for row in _of(indexes, name) for column in row["columns"]),
+            searched=frozenset(column for row in indexes[name] for column in row["columns"]),
             owner=owners[name][0],
             owned=owners[name][1],
         )
@@ -195,8 +197,11 @@ async def read_defaults(
     return dict(zip(columns, row or (), strict=True))
 
 
-def _of(rows: list[Any], table: str) -> list[Any]:
-    return [row for row in rows if row["relname"] == table]
+def _by_table(rows: list[Any]) -> dict[str, list[Any]]:
+    found = defaultdict(list)
+    for row in rows:
+        found[row["relname"]].append(row)
+    return found
 
 
 def _column(row: Any) -> TargetColumn:

@@ -8,12 +8,11 @@ from sagewai_ops.database.source import quoted
 from sagewai_ops.errors import DifferenceError
 from sagewai_ops.progress import Progress
 from sagewai_ops.transfer.compare import Result
-from sagewai_ops.transfer.comparing import compare_table
+from sagewai_ops.transfer.comparing import comparing
 from sagewai_ops.transfer.copy import Reader
 from sagewai_ops.transfer.facts import FACTS_TABLE
 from sagewai_ops.transfer.filling import check_same
 from sagewai_ops.transfer.plan import Plan
-from sagewai_ops.transfer.reading import opened_copy
 from sagewai_ops.transfer.report import Report, TableReport
 from sagewai_ops.transfer.session import Session
 
@@ -21,7 +20,7 @@ OUTCOME = "the target was changed, or the home was"
 
 
 async def verify(
-    session: Session, reader: Reader, plan: Plan, report: Report, progress: Progress | None
+    session: Session, comparer: Reader, plan: Plan, report: Report, progress: Progress | None
 ) -> None:
     """Compare every row of every table, and where the sequences stand.
 
@@ -31,14 +30,15 @@ async def verify(
         DifferenceError: The two sides are not the same.
     """
     started = time.monotonic()
-    results = []
-    by_name = {table.name: table for table in report.tables}
     connection = session.connection
-    with opened_copy(reader.copy) as source:
+    async with comparing(connection, comparer, plan, progress=progress) as comparison:
         for planned in plan.tables:
-            result = await compare_table(connection, reader, source, planned, progress=progress)
-            by_name[planned.name].compared = result
-            results.append(result)
+            await comparison.read_back(planned)
+        await comparison.settle()
+        results = await comparison.results()
+    by_name = {table.name: table for table in report.tables}
+    for result in results:
+        by_name[result.table].compared = result
     carried = {planned.name for planned in plan.tables}
     learned = {FACTS_TABLE, *(table.table for table in report.learnings.tables)}
     compared = {table.to for table in report.learnings.tables}
