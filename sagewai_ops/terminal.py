@@ -240,6 +240,8 @@ class _Bars:
             self._progress = bars
         bars = self._progress  # type: ignore[assignment]
         if stage not in self._tasks:
+            for earlier in bars.tasks:  # its total was a guess, or its last word came too soon
+                bars.update(earlier.id, completed=earlier.total)
             self._tasks[stage] = bars.add_task(stage, total=total or None)
         bars.update(self._tasks[stage], completed=done, total=total or None)
 
