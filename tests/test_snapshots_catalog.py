@@ -186,6 +186,15 @@ def test_a_path_need_not_be_in_the_folder_nor_exist(tmp_path: Path) -> None:
     assert catalog.choose(tmp_path / "other", str(named), ()) == named
 
 
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    """Nobody writes into it, and an archive is read from its end."""
+    os.mkfifo(tmp_path / "pipe")
+
+    for path in (f"{tmp_path}/pipe", "/dev/null"):
+        with pytest.raises(UsageError, match="neither a file nor a folder"):
+            catalog.choose(tmp_path, path, ())
+
+
 def test_an_ambiguous_beginning_is_refused_with_two_of_the_ids(tmp_path: Path) -> None:
     """Guessing would restore the wrong one."""
     for day in (1, 2):

@@ -230,12 +230,19 @@ def choose(folder: Path, name: str, home_ids: Iterable[str]) -> Path:
 
     Raises:
         NotFoundError: There is none.
-        UsageError: The name means several.
+        UsageError: The name means several, or a pipe or device.
     """
     if "/" in name or name.endswith((".zst", ".age")):
         path = Path(name).expanduser()
         beside = folder / name
-        return beside if not path.exists() and beside.exists() else path
+        path = beside if not path.exists() and beside.exists() else path
+        if path.exists() and not path.is_file() and not path.is_dir():
+            # Its end is read first, and a pipe without a writer would be waited for, for ever.
+            raise UsageError(
+                f"snapshot {path}: is neither a file nor a folder",
+                hint="put what comes through a pipe into a file first: cat > home.tar.zst",
+            )
+        return path
     if name == TREE and (folder / TREE).is_dir():
         return folder / TREE
     known = snapshots_in(folder)
