@@ -45,6 +45,8 @@ _OF_THE_SYSTEM = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
 )
+# Click's own base class, wherever this version of Typer keeps Click.
+_OF_THE_PARSER: Any = (typer.BadParameter.__mro__[2], typer.Exit, typer.Abort)
 _STATUS = {EXIT_DONE: "ok", EXIT_INCOMPLETE: "incomplete", EXIT_FINDINGS: "findings"}
 
 
@@ -245,6 +247,8 @@ def _performed(run: Run, body: Callable[[Run], Outcome]) -> tuple[int, Mapping[s
             _confess(run, error)
             raise
         return report_error(run, refused(error, error.filename or "the system")), None
+    except _OF_THE_PARSER:
+        raise  # `schedule` parses what a backup would be told; `cli` reports it
     except Exception as error:
         _confess(run, error)
         raise

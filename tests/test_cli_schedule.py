@@ -288,10 +288,12 @@ def test_what_would_fail_at_night_is_refused_by_day(
 ) -> None:
     """Options of backup are parsed before they are written down."""
     answer = call("schedule", kind, "--", *words)
+    as_json = call("schedule", kind, "--json", "--", *words)
 
     assert (answer.code, answer.out) == (2, "")
     assert message in answer.err
     assert "hunter2" not in answer.err
+    assert as_json.document["error"]["code"] == "usage"
 
 
 @pytest.mark.parametrize("time", ["", "3", "24:00", "03:60", "3.30", "03:30:00", "-1:00"])

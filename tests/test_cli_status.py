@@ -136,8 +136,11 @@ def test_a_database_that_is_held_is_told_after_a_short_wait(
         assert holder.stdout is not None
         holder.stdout.readline()
         answer = call("--home", built.root, "status", "--json")
+        check = call("--home", built.root, "db", "check", "--wait", "0")
         holder.kill()
 
+    assert check.code == 11
+    assert "hint: see which: sagewai-ops status" in check.err
     assert answer.code == 0
     assert "held exclusively" in answer.document["warnings"][0]
     assert answer.result["used_by"][0]["pid"] == holder.pid

@@ -197,7 +197,10 @@ def translate(error: OSError | sqlite3.Error, path: Path) -> OpsError:
         return OpsError(f"{name}: {error.strerror or text}")
     # By message: Python 3.10 does not give SQLite's code. The texts are those of sqlite3ErrStr.
     if "locked" in text or "locking protocol" in text:
-        return LockedError(f"{name}: held exclusively by another process")
+        return LockedError(
+            f"{name}: held exclusively by another process",
+            hint="see which: sagewai-ops status  # then run this again",
+        )
     if "is full" in text:
         return NoSpaceError(f"{name}: no space left on its file system")
     if "unable to open" in text or "readonly" in text:
