@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyrage
 import pytest
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -332,6 +333,20 @@ def test_a_newer_format_is_known_by_its_front_alone(
         open_archive(path, Unlock(identities=(str(identity),))),
     ):
         pass
+
+
+def test_a_front_that_asks_for_much_memory_is_damage(tmp_path: Path) -> None:
+    """A frame's header may claim a window of 128 MiB, which a reader would set aside at once."""
+    newer = encode_header(Header("later", format_version=2))
+    first = archives.forge(tmp_path / "a", [], header=newer).read_bytes()
+    content = zstandard.ZstdDecompressor().decompressobj().decompress(first)
+    wide = zstandard.ZstdCompressionParameters(window_log=27)
+    compressor = zstandard.ZstdCompressor(compression_params=wide).compressobj()
+    path = tmp_path / "wide"
+    path.write_bytes(compressor.compress(content) + compressor.flush())
+
+    with pytest.raises(DamagedError):
+        contents_of(path)
 
 
 @pytest.mark.parametrize("position", [0, 30, 60, -9, -1])

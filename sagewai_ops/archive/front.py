@@ -14,6 +14,7 @@ from sagewai_ops.archive.tar import BLOCK_BYTES
 from sagewai_ops.errors import DamagedError
 
 _MOST_BYTES = 1024 * 1024  # of the frame, and of what is in it
+_WINDOW_BYTES = 8 * 1024 * 1024  # that of zstd's level 19; a frame may ask for much more memory
 
 
 def refuse_newer(pieces: Generator[bytes, None, None]) -> None:
@@ -35,7 +36,8 @@ def refuse_newer(pieces: Generator[bytes, None, None]) -> None:
                 if len(front) >= _MOST_BYTES:
                     break
         # Of the first frame alone, whose checksum speaks for it, and no more of a bomb than this.
-        with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(front)) as frame:
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES)
+        with decompressor.stream_reader(io.BytesIO(front)) as frame:
             content = frame.read(_MOST_BYTES)
         if content[:100].rstrip(b"\0") == HEADER_NAME.encode():
             size_bytes = int(content[124:135], 8)
