@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dirty_homes import hash_anew
 from postgres_server import Server
 from sagewai_ops.home.paths import Home
+from sagewai_ops.transfer import probes
+from sagewai_ops.transfer.move import Options, export
 from sagewai_ops.transfer.report import Report, TableReport
-from targets import at_head, copy_of, counts_of, exported, home_with
+from targets import at_head, copy_of, counts_of, exported, home_with, url_of
 
 MANY = 1500  # more than SQLite lets a condition be deep
 
@@ -30,7 +34,7 @@ def changed(original: Home, tmp_path: Path) -> Callable[..., Home]:
     `hashed` is an audit event that gets the hash that it has after them.
     """
 
-    def change(*statements: str | tuple[str, tuple[object, ...]], hashed: int = 0) -> Home:
+    def change(*statements: str | tuple[str, Any], hashed: int = 0) -> Home:
         home = copy_of(original, tmp_path / "home")
         connection = sqlite3.connect(home.database)
         for statement in statements:
@@ -94,6 +98,32 @@ def test_a_long_text_in_an_index_may_stand_beside_a_column_that_only_the_target_
     assert repaired.committed
 
 
+def test_texts_that_only_together_are_too_large_for_an_index_are_found(
+    changed: Callable[..., Home], postgres: Server
+) -> None:
+    """Four columns share one; none of them alone is suspiciously long."""
+    noise = "".join(hashlib.sha256(b"%d" % number).hexdigest() for number in range(12))[:740]
+    columns = "org_id = :n, team_id = :n, project_id = :n, user_id = :n"
+    home = changed((f"UPDATE harness_policies SET {columns} WHERE rowid = 1", {"n": noise}))
+
+    planned = exported(home, postgres, at_head(postgres), purpose="plan")
+
+    assert places(planned) == [("harness_policies", "", "index-row", 1)]
+
+
+def test_no_index_has_more_columns_of_text_than_the_suspicion_allows_for(postgres: Server) -> None:
+    """What is less than suspicious in each of them fits together."""
+    ((most,),) = postgres.rows(
+        at_head(postgres),
+        "SELECT max((SELECT count(*) FROM unnest(i.indkey::int2[]) AS u(number)"
+        " JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = u.number"
+        " WHERE a.attlen = -1)) FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid"
+        " WHERE c.relnamespace = 'public'::regnamespace",
+    )
+
+    assert int(str(most)) * (probes.SUSPICIOUS_BYTES + 4) < 2704 - 64
+
+
 def test_a_check_that_many_values_break_names_all_rows(tmp_path: Path, postgres: Server) -> None:
     """Each of them another value."""
     home = home_with(
@@ -131,6 +161,44 @@ def test_what_only_the_server_can_tell_is_the_one_finding_more(
     assert counts_of(postgres, database) == {}
 
 
+def test_a_trigger_that_refuses_a_row_is_a_finding(
+    changed: Callable[..., Home], postgres: Server
+) -> None:
+    """Of the table, in the trigger's own words; a plan cannot know."""
+    database = at_head(postgres)
+    postgres.run(
+        database,
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql"
+        " AS 'BEGIN RAISE EXCEPTION ''not here''; END'",
+        "CREATE TRIGGER own BEFORE INSERT ON sessions FOR EACH ROW EXECUTE FUNCTION refuse()",
+    )
+
+    report = exported(changed(), postgres, database)
+
+    assert places(report) == [("sessions", "", "server", 1)]
+    assert report.findings[0].detail == "not here"
+    assert counts_of(postgres, database) == {}
+
+
+def test_a_check_over_numbers_is_asked_about_numbers_alone(
+    changed: Callable[..., Home], postgres: Server
+) -> None:
+    """What is none is a finding of its own, and does not hide the others."""
+    home = changed(
+        "UPDATE cost_records SET tokens = 'much' WHERE rowid = 1",
+        "UPDATE cost_records SET tokens = 2000000 WHERE rowid = 2",
+    )
+    database = at_head(postgres)
+    postgres.run(database, "ALTER TABLE cost_records ADD CHECK (tokens < 1000000)")
+
+    report = exported(home, postgres, database, purpose="plan")
+
+    assert places(report) == [
+        ("cost_records", "tokens", "check", 1),
+        ("cost_records", "tokens", "storage-class", 1),
+    ]
+
+
 def test_a_verification_names_what_it_could_not_compare(
     changed: Callable[..., Home], postgres: Server
 ) -> None:
@@ -143,6 +211,27 @@ def test_a_verification_names_what_it_could_not_compare(
 
     assert places(verified) == [("notes", "", "unknown-table", 1)]
     assert verified.exit_code == 3
+
+
+def test_a_second_person_who_may_only_read_can_verify(
+    changed: Callable[..., Home], postgres: Server
+) -> None:
+    """With a role that owns nothing, in a database that takes no writes."""
+    home = changed()
+    database = at_head(postgres)
+    exported(home, postgres, database)
+    postgres.run(
+        "postgres",
+        "DROP ROLE IF EXISTS auditor",
+        "CREATE ROLE auditor LOGIN IN ROLE pg_read_all_data",
+        f"ALTER DATABASE {database} SET default_transaction_read_only = on",
+    )
+
+    url = url_of(postgres, database, user="auditor")
+    report = export(home, url, Options(purpose="verify"))
+
+    assert report.exit_code == 0
+    assert all(table.compared is not None and table.compared.same for table in report.tables)
 
 
 def test_an_audit_event_that_a_repair_breaks_is_told(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 import struct
+from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 
 from home_builder import vectors as builder
 from postgres_server import Server, installations, running
-from sagewai_ops.database.vectors import load_extension
+from sagewai_ops.database.vectors import VectorRow, load_extension, read_vectors
 from sagewai_ops.errors import DifferenceError, TargetBusyError, UsageError
 from sagewai_ops.home.paths import Home
 from sagewai_ops.schema.level import expected
@@ -108,6 +110,28 @@ def test_learnings_become_facts_in_their_order(tmp_path: Path, postgres: Server)
     assert postgres.rows(
         database, "SELECT min(id), max(id), count(DISTINCT scope) > 1 FROM global_memory_facts"
     ) == [(1, 28, True)]
+
+
+def test_a_null_makes_no_fact(
+    tmp_path: Path, postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An auxiliary column of vec0 may hold one; the row is named, and no text is made up for it."""
+
+    def without_content(*arguments: Any, **options: Any) -> Iterator[VectorRow]:
+        for number, row in enumerate(read_vectors(*arguments, **options)):
+            yield row if number else replace(row, values=(row.values[0], None))
+
+    monkeypatch.setattr("sagewai_ops.transfer.learned.read_vectors", without_content)
+    home = _home(tmp_path, vectors=12)
+    database = at_head(postgres)
+
+    refused = exported(home, postgres, database, learnings="facts")
+    apart = exported(home, postgres, database, learnings="facts", policy="quarantine")
+
+    (finding,) = refused.open_findings
+    assert (finding.table, finding.column, finding.kind) == ("vec_learnings", "content", "null")
+    assert apart.exit_code == 3
+    assert counts_of(postgres, database) == {"global_memory_facts": 11}
 
 
 @pytest.mark.parametrize("choice", CHOICES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,9 @@ INDEX_MEMORY = "64MB"  # of the server, for sorting a table's keys while an inde
 # Of the planner's statistics: 3,000 rows of each table instead of 30,000. Autovacuum, which counts
 # an ANALYZE of some columns as none, makes the full ones soon.
 STATISTICS_TARGET = 10
-# Classes of SQLSTATE that are about rows: data, integrity, limits; PostgreSQL manual, appendix A.
-_ABOUT_ROWS = ("22", "23", "54")
+# Classes of SQLSTATE that are about rows: data, integrity, limits, a trigger of somebody's own that
+# refuses them; PostgreSQL manual, appendix A.
+_ABOUT_ROWS = ("22", "23", "54", "P0")
 _DOUBLED = "23505"  # unique_violation
 # Whether nothing can change rows of a table that is filled already while the next ones are.
 _STAYS = """
@@ -34,6 +36,7 @@ SELECT NOT EXISTS (SELECT 1 FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrel
                    WHERE NOT t.tgisinternal AND c.relnamespace = current_schema()::regnamespace)
    AND NOT EXISTS (SELECT 1 FROM pg_event_trigger WHERE evtenabled <> 'D')
 """
+_COPYING = re.compile(r"^COPY (\w+), line ", re.MULTILINE)
 
 
 class RefusedByServerError(Exception):
@@ -44,7 +47,8 @@ class RefusedByServerError(Exception):
     """
 
     def __init__(self, error: asyncpg.PostgresError) -> None:
-        self.table = str(error.table_name or "")
+        copying = _COPYING.search(str(error.context or ""))
+        self.table = str(error.table_name or (copying[1] if copying else ""))
         self.constraint = str(error.constraint_name or error.column_name or "")
         self.message = str(error.args[0] if error.args else error).splitlines()[0]
         if error.sqlstate == _DOUBLED and error.detail:

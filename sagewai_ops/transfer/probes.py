@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import asyncpg
 
 # A B-tree row has at most 2,704 bytes on a page of 8 KiB, an element in a GIN index some more;
-# three columns share an index at most.
-SUSPICIOUS_BYTES = 800
+# four columns of text share an index at most.
+SUSPICIOUS_BYTES = 600
 PROBE = "sagewai_ops_probe"
 _ASKED_AT_ONCE = 500
 _TOO_LARGE = "54000"  # program_limit_exceeded; PostgreSQL manual, appendix A

@@ -178,10 +178,31 @@ async def _refused_combinations(
     )
     refused = []
     while combinations := cursor.fetchmany(COMBINATIONS_AT_ONCE):
-        spelled = [[_text(value) for value in column] for column in zip(*combinations, strict=True)]
-        records = await server.fetch(query, *spelled)
-        refused += [combinations[record["n"] - 1] for record in records]
+        refused += await _refused_of(combinations, query, server)
     return refused
+
+
+async def _refused_of(
+    combinations: list[tuple[object, ...]],
+    query: str,
+    server: asyncpg.Connection[asyncpg.Record],
+) -> list[tuple[object, ...]]:
+    """Ask about some combinations; a value that is none of its column's type is left out."""
+    import asyncpg
+
+    spelled = [[_text(value) for value in column] for column in zip(*combinations, strict=True)]
+    trial = server.transaction()
+    await trial.start()
+    try:
+        records = await server.fetch(query, *spelled)
+    except asyncpg.DataError:
+        if len(combinations) == 1:
+            return []  # it is a finding of its own
+    else:
+        return [combinations[record["n"] - 1] for record in records]
+    finally:
+        await trial.rollback()
+    return [each for one in combinations for each in await _refused_of([one], query, server)]
 
 
 def _checked(

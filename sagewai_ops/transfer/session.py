@@ -112,7 +112,8 @@ async def opened(url: PostgresUrl, purpose: str) -> AsyncIterator[Session]:
         try:
             about = await connection.fetchrow(_ABOUT)
             _check_encoding(about["encoding"], url)
-            plain = about["major"] >= OLDEST and not about["read_only"] and about["managed"]
+            usable = purpose == VERIFY or not about["read_only"]
+            plain = about["major"] >= OLDEST and usable and about["managed"]
             if plain:
                 rows = await connection.fetch(f"SELECT version_num FROM {VERSION_TABLE}")
                 plain = [row[0] for row in rows] == [HEAD]
