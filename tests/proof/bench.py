@@ -213,7 +213,8 @@ class Proof:
         yield from laws.check_removed(world, expected, ended)
         if laws.is_unsettled(world):
             is_between = not laws.is_old(expected, found) and not laws.is_new(expected, found)
-            if fault.mode in (Mode.FAIL, Mode.INTERRUPT) and ended.code is not None and is_between:
+            is_lone = fault.mode in (Mode.FAIL, Mode.INTERRUPT) and not case.has_failure
+            if is_lone and ended.code is not None and is_between:
                 yield "a failure left it between old and new"
             if case.recover:
                 again = self.run(case.recover, world, variables=case.variables(world))

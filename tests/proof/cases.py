@@ -37,6 +37,8 @@ class Case:
         again: The command line of the run after a fault; the same if None.
         codes_done: What that run may answer where the disturbed one had done all; None if it is
             not to be given again then, because it would do another thing.
+        has_failure: A failure is among its circumstances: one more, of a step that takes back what
+            that one left half done, may leave the rest to the next run.
         is_idle: It takes no step, so nothing can go wrong at one.
         in_parts: Its promise is for each file alone: some may be old and some new.
         beside: Files that are each old or new on their own; one that could not be written is a
@@ -61,6 +63,7 @@ class Case:
     within: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
     again: Callable[[World], Words] | None = None
     codes_done: tuple[int, ...] | None = (EXIT_DONE,)
+    has_failure: bool = False
     is_idle: bool = False
     in_parts: bool = False
     beside: tuple[str, ...] = ()
@@ -111,6 +114,7 @@ CASES = (
         beginnings.flat,
         _always("migrate-layout"),
         within=_split,
+        has_failure=True,
     ),
     _idle("migrate-layout", "--dry-run"),
     _idle("verify-perms", code=EXIT_FINDINGS),
