@@ -145,13 +145,14 @@ def assemble(
 def build(members: Sequence[tuple[Entry, bytes]], text: bytes, own: Entry) -> bytes:
     """Write members and the text of a manifest as an archive whose sums are right."""
     parts = [header_of(entry) + padded(content) for entry, content in members]
-    stream = b"".join(parts[1:])
     own = dataclasses.replace(own, size_bytes=len(text))
+    streams = (b"".join(parts[1:]), header_of(own) + padded(text) + END)
     frames = [_packed(parts[0])] if parts else []
     frames += [
-        _packed(stream[start : start + FRAME_BYTES]) for start in range(0, len(stream), FRAME_BYTES)
+        _packed(stream[start : start + FRAME_BYTES])
+        for stream in streams
+        for start in range(0, len(stream), FRAME_BYTES)
     ]
-    frames.append(_packed(header_of(own) + padded(text) + END))
     return assemble(frames, sum(map(len, parts)))
 
 
