@@ -251,14 +251,17 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        character
-        if character.isprintable() or character == "\t"
-        else character.encode("utf-8", "surrogateescape")
-        .decode("latin-1")
-        .encode("unicode_escape")
-        .decode("ascii")
+        character if character.isprintable() or character == "\t" else _escaped(character)
         for character in text
     )
+
+
+def _escaped(character: str) -> str:
+    try:
+        text = character.encode("utf-8", "surrogateescape").decode("latin-1")
+    except UnicodeEncodeError:
+        text = character  # half a pair, which JSON can spell and no file name has
+    return text.encode("unicode_escape").decode("ascii")
 
 
 def size(size_bytes: int) -> str:

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import archives
+from program import call
+from proof import mutants
 from proof.hostile import MOST_BYTES, Runner, break_in
 
 FAMILIES = (
@@ -21,3 +24,17 @@ def test_no_archive_makes_the_program_break_a_promise(tmp_path: Path) -> None:
     assert [family.violations for family in tried] == [[]] * len(FAMILIES)
     assert all(family.refused for family in tried)
     assert 0 < runner.peak_bytes <= MOST_BYTES
+
+
+def test_a_path_with_half_a_pair_is_told_in_ascii(tmp_path: Path) -> None:
+    """JSON can spell what no encoding of text can; the error is shown all the same."""
+    sound = mutants.dissect(archives.small(tmp_path / "sound.tar.zst").read_bytes())
+    first, second, *rest = sound.document["entries"]
+    document = {**sound.document, "entries": [first, {**second, "path": "\ud800"}, *rest]}
+    path = tmp_path / "a.tar.zst"
+    path.write_bytes(mutants.build(sound.members, mutants.spelled(document), sound.own))
+
+    answer = call("snapshots", "verify", path)
+
+    assert answer.code == 16
+    assert f"{path}: manifest.json: entry \\ud800: not allowed" in answer.err
