@@ -10,6 +10,7 @@ and of the server's sessions together. Prints Markdown; needs Linux.
 """
 
 import argparse
+import compileall
 import contextlib
 import json
 import os
@@ -81,6 +82,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--skip-large", action="store_true")
     arguments = parser.parse_args()
+    for folder in ("sagewai_ops", "commands"):  # as an installer leaves them
+        compileall.compile_dir(REPOSITORY / folder, quiet=1)
     server = Server(max(installations(), key=lambda found: found.major))
     server.start()
     try:
