@@ -62,13 +62,9 @@ demo: setup  ## Back up a home that is being written to, restore it beside, comp
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python fixtures/demo.py
 
 bench: setup  ## Measure against the peers that are installed; prints ratios.
-	$(BIN)/python tests/benchmarks/bench_backup.py
-	$(BIN)/python tests/benchmarks/bench_perms.py
-	$(BIN)/python tests/benchmarks/bench_db.py
-	$(BIN)/python tests/benchmarks/bench_drill.py
-	$(BIN)/python tests/benchmarks/bench_keys.py
-	$(BIN)/python tests/benchmarks/bench_export.py
-	$(BIN)/python tests/benchmarks/bench_cli.py
+	@# All of them, whatever one says; it is a failure if one misses what is asked for.
+	@status=0; for one in backup perms db drill keys export cli; do \
+	  $(BIN)/python tests/benchmarks/bench_$$one.py || status=1; done; exit $$status
 
 pictures: setup  ## Draw what a terminal shows, into docs/pictures/.
 	$(BIN)/python fixtures/pictures.py
