@@ -129,23 +129,28 @@ def restore(
         key_environment=environment,
     )
     target = locate(to, environment) if to else home
+    risked = home if to is None and home.root.is_dir() else None
     if dry_run:
         plan = plan_restore(archive, target, options)
-        warnings = (*_elsewhere(plan, home, snapshot), *plan.warnings)
+        warnings = (*_elsewhere(plan, risked, snapshot), *plan.warnings)
         result = _plan_result(plan) | {"warnings": list(warnings)}
         return Outcome(
             result, lambda terminal: _show_plan(terminal, result), warnings=warnings, always=True
         )
     with run.terminal.progress() as progress:
         report = restoring.restore(archive, target, options, progress=progress)
-    warnings = (*_elsewhere(report.plan, home, snapshot), *report.warnings)
+    warnings = (*_elsewhere(report.plan, risked, snapshot), *report.warnings)
     done = _report_result(report) | {"warnings": list(warnings)}
     return Outcome(done, lambda terminal: _show(terminal, done), warnings=warnings)
 
 
-def _elsewhere(plan: Any, home: Home, snapshot: str | None) -> tuple[str, ...]:
-    """Say that `latest` is of another place: a copy of the home may share its snapshot folder."""
-    if snapshot != "latest" or plan.origin in ("", str(home.root)):
+def _elsewhere(plan: Any, home: Home | None, snapshot: str | None) -> tuple[str, ...]:
+    """Say that `latest` is of another place: a copy of the home may share its snapshot folder.
+
+    Args:
+        home: What would be replaced by it; None where there is nothing, or where it goes beside.
+    """
+    if home is None or snapshot != "latest" or plan.origin in ("", str(home.root)):
         return ()
     return (f"snapshot {plan.snapshot_id}: taken of {plan.origin}, not of {home.root}",)
 

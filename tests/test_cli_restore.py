@@ -446,9 +446,11 @@ def test_latest_of_another_place_is_said_to_be(home: Path, tmp_path: Path) -> No
     planned = call(*words, "--dry-run", "--json")
     done = call(*words)
     own = call("--home", copy, "restore", "latest", "--replace", "--snapshots", folder)
+    beside = call(*words[:4], "--snapshots", folder, "--to", tmp_path / "beside")
 
     warning = f"taken of {copy}, not of {home}"
     assert warning in planned.document["warnings"][0]
     assert planned.result["warnings"] == planned.document["warnings"]
     assert warning in done.err
     assert warning not in own.err
+    assert warning not in beside.err  # nothing is at risk there
