@@ -15,10 +15,8 @@ FAMILIES = (
 def test_no_archive_makes_the_program_break_a_promise(tmp_path: Path) -> None:
     """Refused with an error and a hint, nothing left, nothing outside; some of each family."""
     runner = Runner()
-    try:
-        tried = break_in(tmp_path, 12, 3, FAMILIES, runner)
-    finally:
-        runner.close()
+
+    tried = break_in(tmp_path, 12, 3, FAMILIES, runner)
 
     assert [family.name for family in tried] == list(FAMILIES)
     assert [family.violations for family in tried] == [[]] * len(FAMILIES)

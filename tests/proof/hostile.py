@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -83,7 +82,6 @@ def main() -> int:
             Path(folder), 10**9 if chosen.every else chosen.sample, chosen.seed, chosen.only, runner
         )
     peak_bytes = runner.peak_bytes
-    runner.close()
     if chosen.json:
         print(json.dumps({"families": [*map(asdict, families)], "peak_bytes": peak_bytes}))
     else:
@@ -252,47 +250,42 @@ def _loose(target: Path) -> Iterator[str]:
                 yield f"{path} has mode {mode:o}"
 
 
-class Runner:
-    """Runs the program in processes of its own and says what memory each took.
+# Linux counts what a parent had at the fork among a child's memory, and whoever makes the archives,
+# or runs the suite, is large. So a small process stands between, and tells what its child took.
+_BETWEEN = """
+import os, resource, sys
+child = os.posix_spawn(sys.argv[2], sys.argv[2:], os.environ)
+_, status = os.waitpid(child, 0)
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+os.write(int(sys.argv[1]), str(peak).encode())
+os._exit(os.waitstatus_to_exitcode(status) & 255)
+"""
 
-    They are children of a small process that was forked early: Linux counts what a parent had at
-    the fork among a child's memory, and this one grows with the archives that it makes.
-    """
+
+class Runner:
+    """Runs the program in processes of its own and says what memory each took."""
 
     def __init__(self) -> None:
         self.peak_bytes = 0
-        self._pipe, theirs = multiprocessing.get_context("fork").Pipe()
-        self._process = multiprocessing.get_context("fork").Process(
-            target=_run_for_ever, args=(theirs,), daemon=True
-        )
-        self._process.start()
 
     def run(self, *words: object) -> tuple[Answer, int]:
         """Run it; give its answer and its peak memory in bytes."""
-        self._pipe.send([*program.COMMAND, *map(str, words)])
-        code, out, err, peak_bytes = self._pipe.recv()
+        told, teller = os.pipe()
+        between = [sys.executable, "-I", "-S", "-c", _BETWEEN, str(teller)]
+        try:
+            done = subprocess.run(
+                [*between, *program.COMMAND, *map(str, words)],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                pass_fds=(teller,),
+                check=False,
+            )
+        finally:
+            os.close(teller)
+            with open(told, "rb") as stream:
+                peak_bytes = int(stream.read() or 0) * 1024
         self.peak_bytes = max(self.peak_bytes, peak_bytes)
-        return Answer(code, out, err), peak_bytes
-
-    def close(self) -> None:
-        """End the small process."""
-        self._pipe.close()
-        self._process.kill()
-        self._process.join()
-
-
-def _run_for_ever(pipe: Any) -> None:
-    while True:
-        words = pipe.recv()
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-            _, status, usage = os.wait4(child.pid, 0)
-            child.returncode = os.waitstatus_to_exitcode(status)
-            said = []
-            for stream in (out, err):
-                stream.seek(0)
-                said.append(stream.read().decode())
-        pipe.send((child.returncode, *said, usage.ru_maxrss * 1024))
+        return Answer(done.returncode, done.stdout.decode(), done.stderr.decode()), peak_bytes
 
 
 def _call(*words: object) -> Answer:
