@@ -53,6 +53,7 @@ class Result:
 HOMES = (
     Home("300 MB", ("--size", "300M", "--journal", "everything"), 3),
     Home("2 GB", ("--size", "2G", "--journal", "everything"), 2),
+    Home("2 GB, its -wal folded in", ("--size", "2G", "--journal", "tail"), 2),
     Home("100,000 small files", ("--small-files", "100000", "--journal", "everything"), 2),
 )
 
@@ -198,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench_backup", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="only the home of 300 MB")
     parser.add_argument("--only", action="append", metavar="PEER", help="this peer and the script")
-    parser.add_argument("--rounds", type=int, default=0, help="instead of 3, 2 and 2")
+    parser.add_argument("--rounds", type=int, default=0, help="instead of 3, 2, 2 and 2")
     parser.add_argument("--work", type=Path, metavar="DIR", help="on the disk to measure on")
     return parser
 

@@ -26,7 +26,6 @@ import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 _HERE = Path(__file__).resolve().parent
 for _folder in (_HERE.parent, _HERE.parent.parent / "fixtures"):
