@@ -8,14 +8,16 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-_SHARED_MEMORY = Path("/dev/shm")
+
+def in_memory() -> str | None:
+    """Name the place where such folders are made; None, the usual one, where there is none."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 @contextlib.contextmanager
 def memory_folder() -> Iterator[Path]:
     """Make one for the length of the block; an ordinary one where there is no such place."""
-    place = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None
     with tempfile.TemporaryDirectory(
-        dir=place, prefix="sagewai-ops-test-", ignore_cleanup_errors=True
+        dir=in_memory(), prefix="sagewai-ops-test-", ignore_cleanup_errors=True
     ) as name:
         yield Path(os.path.realpath(name))

@@ -312,8 +312,3 @@ def import_everything() -> None:
     # Typer, too, imports when it first parses.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         cli.run(["--home", "/nonexistent", "status"])
-
-
-def memory() -> str | None:
-    """Name a folder in memory, where syncing costs nothing; None is the usual folder."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

@@ -29,9 +29,10 @@ for _folder in (_HERE.parent, _HERE.parent.parent / "fixtures"):
     if str(_folder) not in sys.path:
         sys.path.insert(0, str(_folder))
 
+from memory_folder import in_memory  # noqa: E402
 from postgres_server import installations  # noqa: E402 - the path first
 from proof import faults  # noqa: E402
-from proof.bench import Count, Proof, import_everything, memory  # noqa: E402
+from proof.bench import Count, Proof, import_everything  # noqa: E402
 from proof.cases import CASES  # noqa: E402
 from proof.faults import Fault  # noqa: E402
 from proof.plans import parsed  # noqa: E402
@@ -48,7 +49,7 @@ def main() -> int:
         return 0
     if options.part:
         return _part(options)
-    with tempfile.TemporaryDirectory(prefix="sagewai-ops-proof-", dir=memory()) as name:
+    with tempfile.TemporaryDirectory(prefix="sagewai-ops-proof-", dir=in_memory()) as name:
         folder = Path(name)
         library = faults.build(folder)
         started = time.monotonic()

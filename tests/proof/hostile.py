@@ -33,6 +33,7 @@ for _folder in (_HERE.parent, _HERE.parent.parent / "fixtures"):
         sys.path.insert(0, str(_folder))
 
 import program  # noqa: E402 - the path first
+from memory_folder import in_memory  # noqa: E402
 from program import Answer, call  # noqa: E402 - the path first
 from proof import mutants  # noqa: E402
 from proof.mutants import Mutant  # noqa: E402
@@ -76,7 +77,7 @@ def main() -> int:
     chosen = parser.parse_args()
     begun = time.monotonic()
     runner = Runner()
-    with tempfile.TemporaryDirectory(prefix="ops-hostile-", dir=_quick_folder()) as folder:
+    with tempfile.TemporaryDirectory(prefix="ops-hostile-", dir=in_memory()) as folder:
         families = break_in(
             Path(folder), 10**9 if chosen.every else chosen.sample, chosen.seed, chosen.only, runner
         )
@@ -302,11 +303,6 @@ def _must(answer: Answer) -> Answer:
 
 def _take(answer: Answer, path: Path) -> None:
     shutil.move(_must(answer).result["archive"], path)
-
-
-def _quick_folder() -> str | None:
-    memory = "/dev/shm"
-    return memory if os.access(memory, os.W_OK) else None
 
 
 def _show(families: list[Family], peak_bytes: int, seconds: float, seed: int) -> None:

@@ -27,6 +27,7 @@ with atheris.instrument_imports(include=["sagewai_ops.archive", "sagewai_ops.sna
     from sagewai_ops.snapshots.extract import extract
 
 import archives  # noqa: E402 - the path first
+from memory_folder import in_memory  # noqa: E402
 from proof import mutants  # noqa: E402
 from sagewai_ops.errors import DamagedError, KeyMissingError, SchemaAheadError  # noqa: E402
 
@@ -36,7 +37,7 @@ _MOST_LEFT = 2  # entries of the scratch folder: the archive and the target
 
 def main() -> None:
     """Prepare a place and seeds, then fuzz until libFuzzer ends."""
-    with tempfile.TemporaryDirectory(prefix="ops-fuzz-", dir=_quick_folder()) as folder:
+    with tempfile.TemporaryDirectory(prefix="ops-fuzz-", dir=in_memory()) as folder:
         scratch = Path(folder) / "scratch"
         scratch.mkdir()
         seeds = Path(folder) / "seeds"
@@ -88,11 +89,6 @@ def _try(scratch: Path, content: bytes) -> None:
             raise AssertionError(f"{os.listdir(scratch)}: written outside of the target")
     finally:
         shutil.rmtree(target)
-
-
-def _quick_folder() -> str | None:
-    memory = "/dev/shm"
-    return memory if os.access(memory, os.W_OK) else None
 
 
 if __name__ == "__main__":

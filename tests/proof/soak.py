@@ -36,10 +36,11 @@ import pyrage  # noqa: E402 - the path first
 
 import old_homes  # noqa: E402
 from home_builder import build_home  # noqa: E402
+from memory_folder import in_memory  # noqa: E402
 from postgres_server import installations  # noqa: E402
 from proof import faults, laws  # noqa: E402
 from proof.beginnings import IDENTITY, Words, opened  # noqa: E402
-from proof.bench import Proof, import_everything, memory  # noqa: E402
+from proof.bench import Proof, import_everything  # noqa: E402
 from proof.cases import RECOVER  # noqa: E402
 from proof.faults import Ended, Fault, Mode  # noqa: E402
 from proof.worlds import State, World, state_of  # noqa: E402
@@ -396,7 +397,7 @@ def main() -> int:
         return 0
     if "LD_PROOF_CONTROL" in os.environ:
         return _live(options)
-    with tempfile.TemporaryDirectory(prefix="sagewai-ops-soak-", dir=memory()) as name:
+    with tempfile.TemporaryDirectory(prefix="sagewai-ops-soak-", dir=in_memory()) as name:
         folder = Path(name)
         seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
         variables = faults.environment(faults.build(folder), folder / "control")
