@@ -77,6 +77,18 @@ def test_a_signal_ends_a_command_with_nothing_left_over(tmp_path: Path) -> None:
 
 
 @needs_steps
+@pytest.mark.timeout(600)
+def test_a_shm_that_cannot_be_made_costs_nothing(tmp_path: Path) -> None:
+    """SQLite 3.40.1 would remove a -wal with content as it closes the connection that writes."""
+    words = ("--every", "--at", "truncate ", "--only", "keys rotate, PostgreSQL")
+
+    code, document, said = _prove(tmp_path / "report", *words)
+
+    assert (code, document["violations"]) == (0, 0), said
+    assert document["struck"] >= 32
+
+
+@needs_steps
 def test_a_write_that_is_not_atomic_is_noticed(tmp_path: Path) -> None:
     """The harness finds what is broken on purpose, and its exit code says so."""
     words = ("--planted", "--only", "keys escrow", "--fault", "kill after at 1")

@@ -137,12 +137,33 @@ def pinned(path: Path, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[Pinned
         raise NeedsStagingError(f"database {path}: may not be written by uid {os.geteuid()}")
     _pinned_here.add(resolved)
     try:
-        with closing(_connect(resolved, path, time.monotonic() + wait_seconds)) as connection:
+        with closing(open_reader(resolved, path, time.monotonic() + wait_seconds)) as connection:
             yield _describe(connection, resolved, path)
     finally:
         _pinned_here.discard(resolved)
         if absent:
             _remove_litter(resolved, absent)
+
+
+def open_reader(resolved: Path, shown: Path, deadline: float) -> sqlite3.Connection:
+    """Open a database read-only, in a read transaction; closing it never removes a `-wal`.
+
+    Args:
+        resolved: The main file, as `resolve_database` gives it.
+        shown: Its name in errors.
+        deadline: Of `time.monotonic`, for another process that holds it exclusively.
+
+    Raises:
+        LockedError, NeedsStagingError, NoSpaceError, DamagedError: As `pinned` raises them.
+    """
+    while True:
+        try:
+            return _begin(resolved)
+        except sqlite3.Error as error:
+            failure = translate(error, shown)
+            if not isinstance(failure, LockedError) or time.monotonic() >= deadline:
+                raise failure from error
+        time.sleep(_PAUSE_SECONDS)  # some refusals come at once
 
 
 @contextmanager
@@ -260,17 +281,6 @@ def size_of(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _connect(resolved: Path, shown: Path, deadline: float) -> sqlite3.Connection:
-    while True:
-        try:
-            return _begin(resolved)
-        except sqlite3.Error as error:
-            failure = translate(error, shown)
-            if not isinstance(failure, LockedError) or time.monotonic() >= deadline:
-                raise failure from error
-        time.sleep(_PAUSE_SECONDS)  # some refusals come at once
 
 
 def _begin(resolved: Path) -> sqlite3.Connection:

@@ -5,10 +5,17 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from sagewai_ops.database.source import database_uri, resolve_database, translate
+from sagewai_ops.database.source import (
+    database_uri,
+    open_reader,
+    resolve_database,
+    sidecar,
+    size_of,
+    translate,
+)
 from sagewai_ops.errors import LockedError
 from sagewai_ops.memory import blank_blocks
 
@@ -40,26 +47,32 @@ def writing(path: Path, wait_seconds: float) -> Iterator[sqlite3.Connection]:
     """
     resolved = resolve_database(path)
     uri = database_uri(resolved, mode="rw")
-    with (
-        translated(path),
-        closing(
-            sqlite3.connect(uri, uri=True, timeout=_SLICE_SECONDS, isolation_level=None)
-        ) as connection,
-    ):
-        with blank_blocks():
-            connection.execute("PRAGMA foreign_keys = OFF")
-            _begin(connection, path, wait_seconds)
-        try:
-            yield connection
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
-
-
-def _begin(connection: sqlite3.Connection, path: Path, wait_seconds: float) -> None:
     deadline = time.monotonic() + wait_seconds
+    with translated(path), ExitStack() as reader:
+        if size_of(sidecar(resolved, "-wal")):
+            # Where the -shm cannot be made, closing a connection that writes may remove the -wal
+            # with all that stands in it (SQLite 3.40.1). One that only reads makes the -shm first
+            # and keeps the file from being closed by the last one until it is known to work.
+            reader.enter_context(closing(open_reader(resolved, path, deadline)))
+        with closing(
+            sqlite3.connect(uri, uri=True, timeout=_SLICE_SECONDS, isolation_level=None)
+        ) as connection:
+            with blank_blocks():
+                connection.execute("PRAGMA foreign_keys = OFF")
+                _begin(connection, path, wait_seconds, deadline)
+            reader.close()  # so that the last close folds the -wal in, as Sagewai's does
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+
+def _begin(
+    connection: sqlite3.Connection, path: Path, wait_seconds: float, deadline: float
+) -> None:
     while True:
         try:
             connection.execute("BEGIN IMMEDIATE")

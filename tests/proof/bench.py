@@ -60,9 +60,11 @@ class Proof:
         is_planted: bool = False,
         with_signals: bool = False,
         share: tuple[int, int] = (1, 1),
+        at: str = "",
     ) -> None:
         self._is_planted = is_planted
         self._share = share
+        self._at = at
         self._with_signals = with_signals
         self._met: set[int] = set()
         self._within: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
@@ -119,6 +121,7 @@ class Proof:
         if choose is None or isinstance(choose, int):
             kept = thinned(steps, seed) if choose != 0 else list(range(1, len(steps) + 1))
             count.alike = len(steps) - len(kept)
+            kept = [number for number in kept if self._at in str(steps[number - 1])]
             planned = plan(steps, kept, with_signals=self._with_signals)
             if choose:
                 planned = random.Random(f"{seed} {case.name}").sample(
@@ -202,7 +205,7 @@ class Proof:
             ]
         except (OSError, sqlite3.Error) as error:
             broken = [f"cannot be looked at: {error!r}"]
-        where = f"{ended.struck.call} {ended.struck.path}" if ended.struck else "no step"
+        where = ended.struck or "no step"
         count.violations += [f"{case.name}: {fault} ({where}): {text}" for text in broken]
 
     def _aftermath(

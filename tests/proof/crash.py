@@ -4,6 +4,7 @@
     python tests/proof/crash.py --sample 8 --seed 7      8 faults of each command
     python tests/proof/crash.py --every --only "restore" the cases whose names begin so
     python tests/proof/crash.py --distinct --share 2/5   the second fifth of each command's faults
+    python tests/proof/crash.py --every --at "db-shm"    the steps whose call or path holds this
 
 Prints a table; exits 1 if a promise was broken. A violation names the fault, and
 `--only CASE --fault "kill before:12"` repeats it.
@@ -100,6 +101,7 @@ def _part(options: argparse.Namespace) -> int:
             is_planted=options.planted,
             with_signals=options.signals,
             share=options.share,
+            at=options.at,
         )
         for case in cases:
             if case.on_server and not installations():
@@ -160,6 +162,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--share", type=_share, default=(1, 1), metavar="K/N", help="the K-th of N parts of it"
     )
+    parser.add_argument("--at", default="", metavar="TEXT", help="the call or path of a step")
     parser.add_argument("--only", action="append", default=[], metavar="CASE")
     parser.add_argument("--fault", action="append", default=[])
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)

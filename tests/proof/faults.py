@@ -81,6 +81,9 @@ class Step:
     call: str
     path: str
 
+    def __str__(self) -> str:
+        return f"{self.call} {self.path}"
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
