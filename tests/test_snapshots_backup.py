@@ -20,7 +20,7 @@ from sagewai_ops import atomic, locks
 from sagewai_ops.archive import writer as archive_writer
 from sagewai_ops.archive.envelope import Lock, Unlock, temporary_identity
 from sagewai_ops.archive.manifest import EntryType, Manifest
-from sagewai_ops.archive.reader import open_archive
+from sagewai_ops.archive.reader import ArchiveReader, open_archive
 from sagewai_ops.errors import (
     DamagedError,
     KeyMissingError,
@@ -29,7 +29,7 @@ from sagewai_ops.errors import (
     UsageError,
 )
 from sagewai_ops.home.paths import locate
-from sagewai_ops.snapshots import catalog
+from sagewai_ops.snapshots import backup, catalog
 from sagewai_ops.snapshots.backup import take_snapshot
 from sagewai_ops.snapshots.collect import Reason
 from sagewai_ops.snapshots.report import BackupOptions, BackupReport
@@ -672,19 +672,18 @@ def test_an_archive_that_does_not_read_back_never_gets_its_name(
 ) -> None:
     """A bit that flips between writing and reading is noticed, and nothing is left."""
     built = small(tmp_path / "home")
-    really = os.fsync
 
-    def flipping(descriptor: int) -> None:
-        really(descriptor)
-        name = os.readlink(f"/proc/self/fd/{descriptor}")
-        if name.endswith(".partial") and ".json." not in name:
-            with open(name, "r+b") as file:
-                file.seek(-5000, os.SEEK_END)
-                byte = file.read(1)
-                file.seek(-1, os.SEEK_CUR)
-                file.write(bytes([byte[0] ^ 1]))
+    def flipping(
+        path: Path, unlock: Unlock | None
+    ) -> contextlib.AbstractContextManager[ArchiveReader]:
+        with path.open("r+b") as file:
+            file.seek(-5000, os.SEEK_END)
+            byte = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte[0] ^ 1]))
+        return open_archive(path, unlock)
 
-    monkeypatch.setattr(os, "fsync", flipping)
+    monkeypatch.setattr(backup, "open_archive", flipping)
 
     with pytest.raises(DamagedError):
         _take(built.root)
