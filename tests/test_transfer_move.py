@@ -184,6 +184,27 @@ def test_inserts_go_on_behind_the_highest_number(tmp_path: Path, postgres: Serve
         assert following == each.next == int(str(highest)) + 1
 
 
+def test_columns_that_always_number_themselves_take_the_rows(
+    tmp_path: Path, postgres: Server
+) -> None:
+    """Identity instead of serial, and one more beside it, by whoever keeps the server."""
+    home = home_with(tmp_path / "home")
+    database = at_head(postgres)
+    postgres.run(
+        database,
+        "ALTER TABLE cost_records ALTER id DROP DEFAULT",
+        "DROP SEQUENCE cost_records_id_seq",
+        "ALTER TABLE cost_records ALTER id ADD GENERATED ALWAYS AS IDENTITY",
+        "ALTER TABLE cost_records ADD ticket integer GENERATED ALWAYS AS IDENTITY",
+    )
+
+    report = exported(home, postgres, database)
+
+    ((highest,),) = postgres.rows(database, "SELECT max(id) FROM cost_records")
+    ((following,),) = [(each.next,) for each in report.sequences if each.table == "cost_records"]
+    assert following == int(str(highest)) + 1
+
+
 def test_text_booleans_and_moments_mean_the_same(tmp_path: Path, postgres: Server) -> None:
     """The text false is false, and a moment without an offset is UTC, wherever the server is."""
 

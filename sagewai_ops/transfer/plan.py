@@ -200,7 +200,7 @@ async def _add_table(
     left = [name for name, column in target.columns.items() if name not in stored]
     for name in left:
         column = target.columns[name]
-        if column.not_null and not column.default:
+        if column.not_null and not column.default and not column.numbered:
             detail = "the target needs a value, and the source has no such column"
             draft.findings.append(Finding(target.name, name, "missing-column", detail, rows))
     draft.tables[target.name] = PlannedTable(

@@ -100,7 +100,7 @@ async def _insert(
     listed = ", ".join(others)
     table = quoted(target.name)
     await server.execute(
-        f"INSERT INTO {table} ({listed}) SELECT {listed} FROM {table}"
+        f"INSERT INTO {table} ({listed}) OVERRIDING SYSTEM VALUE SELECT {listed} FROM {table}"
         f" ORDER BY {quoted(column.name)} DESC LIMIT 1 ON CONFLICT DO NOTHING"
     )
     given = await server.fetchval("SELECT currval($1)", column.sequence)
