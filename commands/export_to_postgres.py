@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.errors import EXIT_FINDINGS, NotFoundError, UsageError
+from sagewai_ops.errors import EXIT_FINDINGS, NotFoundError, UsageError, shell_word
 from sagewai_ops.invocation import Outcome, Run, command
 from sagewai_ops.terminal import Terminal, size
 
@@ -130,7 +130,9 @@ def _target(run: Run, url: str | None, url_file: Path | None) -> Any:
         raise UsageError("--url-file: the URL is given as well", hint="leave one of the two out")
     if url_file:
         if not url_file.exists():
-            raise NotFoundError(f"--url-file {url_file}: is not there", hint=f"ls -l {url_file}")
+            raise NotFoundError(
+                f"--url-file {url_file}: is not there", hint=f"ls -l {shell_word(url_file)}"
+            )
         with naming(url_file):
             text = url_file.read_text(encoding="utf-8", errors="replace")
         url = text.partition("\n")[0].strip()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.errors import UsageError
+from sagewai_ops.errors import UsageError, shell_word
 from sagewai_ops.invocation import Outcome, Run, command, command_group
 from sagewai_ops.terminal import Terminal
 
@@ -295,6 +295,8 @@ def _write(folder: Path, files: list[Any]) -> None:
     for one in files:
         path = folder / one.name
         if path.exists() and path.read_text(encoding="utf-8") != one.text:
-            raise TargetBusyError(f"{path}: is there, and says something else", hint=f"rm {path}")
+            raise TargetBusyError(
+                f"{path}: is there, and says something else", hint=f"rm {shell_word(path)}"
+            )
     for one in files:
         atomic.replace(folder / one.name, one.text.encode(), mode=_MODE)

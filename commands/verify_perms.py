@@ -1,6 +1,5 @@
 """`verify-perms`: who could read or replace the secrets of a home, and mend it."""
 
-import shlex
 from collections import Counter
 from enum import Enum
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, UsageError
+from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, UsageError, shell_word
 from sagewai_ops.invocation import Outcome, Run, command
 from sagewai_ops.terminal import Terminal
 
@@ -184,8 +183,11 @@ def show(terminal: Terminal, result: dict[str, Any]) -> None:
     for left in result["left"]:
         terminal.line(f"left  {left['path'] or '.'}: {left['reason']}", style="yellow")
     if result["record"]:
-        home, record = shlex.quote(result["home"]), shlex.quote(result["record"])
-        terminal.line(f"back with: sagewai-ops --home {home} verify-perms --undo {record}")
+        home, record = result["home"], result["record"]
+        terminal.line(
+            f"back with: sagewai-ops --home {shell_word(home)}"
+            f" verify-perms --undo {shell_word(record)}"
+        )
     if result["changes"] and not is_told:
         terminal.line(f"{len(result['changes'])} to be repaired by: sagewai-ops verify-perms --fix")
     style = "red" if result["errors"] else "green"

@@ -24,6 +24,7 @@ from sagewai_ops.errors import (
     OpsError,
     PermissionDeniedError,
     UsageError,
+    shell_word,
 )
 from sagewai_ops.interruption import uninterrupted
 
@@ -158,7 +159,7 @@ def make_folder(
     if path.is_dir():
         return
     if os.path.lexists(path):
-        raise UsageError(f"{path}: is not a folder", hint=f"ls -ld {path}")
+        raise UsageError(f"{path}: is not a folder", hint=f"ls -ld {shell_word(path)}")
     if not path.parent.is_dir():
         make_folder(path.parent, mode=mode, owner=owner)
     with naming(path), contextlib.suppress(FileExistsError):
@@ -286,10 +287,12 @@ def refused(error: OSError, path: Path | str) -> OpsError:
         return NoSpaceError(f"{name}: {reason}", hint="free some space, then run it again")
     if error.errno in _DENIED:
         return PermissionDeniedError(
-            f"{name}: {reason}", hint=f"ls -ld {name}  # run as a user who may write it"
+            f"{name}: {reason}", hint=f"ls -ld {shell_word(name)}  # run as a user who may write it"
         )
     if error.errno in _NO_SUCH_PLACE:
-        return UsageError(f"{name}: {reason}", hint=f"ls -ld {os.path.dirname(name) or name}")
+        return UsageError(
+            f"{name}: {reason}", hint=f"ls -ld {shell_word(os.path.dirname(name) or name)}"
+        )
     if error.errno == errno.ENOENT:
         return NotFoundError(f"{name}: {reason}")
     return OpsError(f"{name}: {reason}", hint="")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.errors import UsageError
+from sagewai_ops.errors import UsageError, shell_word
 from sagewai_ops.options import strongest
 from sagewai_ops.settings import SNAPSHOTS_VARIABLE
 
@@ -154,7 +154,7 @@ def _content(path: Path) -> bytes | None:
         if not os.access(path.parent, os.X_OK):
             return None  # HOME is another user's, as under `sudo -u`: nothing of ours is there
         reason = (error.strerror or "refused").lower()
-        raise UsageError(f"{path}: {reason}", hint=f"ls -l {path}") from error
+        raise UsageError(f"{path}: {reason}", hint=f"ls -l {shell_word(path)}") from error
     facts = os.fstat(descriptor)
     if not stat.S_ISREG(facts.st_mode):
         os.close(descriptor)
@@ -163,12 +163,12 @@ def _content(path: Path) -> bytes | None:
         if facts.st_uid not in (0, os.geteuid()):
             raise UsageError(
                 f"{path}: belongs to uid {facts.st_uid}, who could change what is done here",
-                hint=f"chown {os.geteuid()} {path}",
+                hint=f"chown {os.geteuid()} {shell_word(path)}",
             )
         if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise UsageError(
                 f"{path}: mode {stat.S_IMODE(facts.st_mode):04o} lets others write",
-                hint=f"chmod go-w {path}",
+                hint=f"chmod go-w {shell_word(path)}",
             )
         content = stream.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:

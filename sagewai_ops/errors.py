@@ -4,6 +4,9 @@ The library raises these and nothing else on purpose; `cli` alone turns them int
 exit. A message names the thing, what is wrong with it and the value met; never a secret.
 """
 
+import os
+import shlex
+from pathlib import Path
 from typing import ClassVar
 
 EXIT_DONE = 0
@@ -153,3 +156,8 @@ def kind_with(exit_code: int) -> type[OpsError]:
     """Find the class of errors that ends a run with an exit code."""
     kinds = (kind for kind in OpsError.__subclasses__() if kind is not InterruptedRunError)
     return next((kind for kind in kinds if kind.exit_code == exit_code), OpsError)
+
+
+def shell_word(path: Path | str) -> str:
+    """Spell a path as one word of a command that a hint gives."""
+    return shlex.quote(os.fspath(path))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sagewai_ops import atomic, locks
 from sagewai_ops.database.source import MAGIC, resolve_database
-from sagewai_ops.errors import OpsError, UsageError
+from sagewai_ops.errors import OpsError, UsageError, shell_word
 from sagewai_ops.home.paths import DATABASE, LEGACY_PLACES, PARTS, Home, layout_of
 from sagewai_ops.keys.candidates import find_candidates, fingerprint
 from sagewai_ops.schema.create import create_database
@@ -157,4 +157,6 @@ def _refuse_files(root: Path, *parts: str) -> None:
     for part in parts:
         path = root / part if part else root
         if os.path.lexists(path) and not path.is_dir():
-            raise UsageError(f"{path}: is not a folder", hint=f"ls -l {path}  # and move it away")
+            raise UsageError(
+                f"{path}: is not a folder", hint=f"ls -l {shell_word(path)}  # and move it away"
+            )

@@ -6,7 +6,6 @@ folder. `preflight_checks` has the checks that only look.
 """
 
 import os
-import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from sagewai_ops.errors import (
     KeyMissingError,
     OpsError,
     kind_with,
+    shell_word,
 )
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.interruption import run_interruptibly
@@ -254,7 +254,7 @@ class _Flight:
         assert self.snapshot.path is not None
         options = self.options
         if self.snapshot.is_encrypted and options.unlock is None:
-            words = f"drill {shlex.quote(os.fspath(self.snapshot.path))} --identity FILE"
+            words = f"drill {shell_word(self.snapshot.path)} --identity FILE"
             return Check(
                 "drill",
                 Verdict.UNPROVED,

@@ -23,6 +23,7 @@ from sagewai_ops.errors import (
     KeyMissingError,
     NoSpaceError,
     NotFoundError,
+    shell_word,
 )
 from sagewai_ops.home import layout_journal
 from sagewai_ops.home.paths import SIDECAR_SUFFIXES, Home, layout_of
@@ -88,7 +89,7 @@ class Check:
 
 def here(home: Home, words: str) -> str:
     """Spell a command of ours for this home."""
-    return f"sagewai-ops --home {shlex.quote(os.fspath(home.root))} {words}"
+    return f"sagewai-ops --home {shell_word(home.root)} {words}"
 
 
 def check_use(home: Home) -> Check:
@@ -124,7 +125,7 @@ def check_layout(home: Home, environment: Mapping[str, str]) -> Check:
             f"{item.name}: {item.action.value} {item.detail}".rstrip() for item in plan.items
         ]
         details += [f"{path}: {reason}" for path, reason in plan.left.items()]
-        away = [f"ls -l {shlex.quote(str(home.root / path))}  # look, and move it away"
+        away = [f"ls -l {shell_word(home.root / path)}  # look, and move it away"
                 for path in plan.left]  # fmt: skip
         return Check(
             "layout",
@@ -153,7 +154,7 @@ def check_permissions(
             mend.append(here(home, "migrate-layout"))
         elif one.wanted is None:
             advice = one.rule.advice or "outside of the home: chmod, chown or setfacl -b it by hand"
-            mend.append(f"ls -ld {shlex.quote(os.fspath(one.path))}  # {advice}")
+            mend.append(f"ls -ld {shell_word(one.path)}  # {advice}")
     return Check(
         "permissions",
         Verdict.FINDING if errors else Verdict.WARNING,
@@ -182,7 +183,7 @@ def check_all_keys(home: Home, environment: Mapping[str, str], key_file: Path | 
             f"{report.total} sealed values and none opens",
             hint=here(home, "keys check --key-file FILE") + f"\n{mended}",
         )
-    key_option = f" --key-file {shlex.quote(os.fspath(key_file))}" if key_file else ""
+    key_option = f" --key-file {shell_word(key_file)}" if key_file else ""
     summary = f"{report.opened} of {report.total} sealed values open"
     if found.key:
         summary += f", Sagewai's key is {found.key.fingerprint} from {found.key.source}"
@@ -210,9 +211,7 @@ def check_all_keys(home: Home, environment: Mapping[str, str], key_file: Path | 
     for path in found.unread:
         is_server = path == home.server_url_variable
         place = home.overrides.get(path.rpartition("/")[2], home.root / path)
-        mend.append(
-            here(home, "db check") if is_server else f"ls -l {shlex.quote(os.fspath(place))}"
-        )
+        mend.append(here(home, "db check") if is_server else f"ls -l {shell_word(place)}")
     if not details:
         return Check("keys", Verdict.OK, summary)
     return Check("keys", Verdict.FINDING, summary, tuple(details), tuple(mend))
@@ -227,7 +226,7 @@ def _mended_key(home: Home, key: Candidate) -> str:
     if not key.value:
         return _right_key(key.path)
     if key.path.is_symlink():
-        return f"chmod 600 {shlex.quote(os.path.realpath(key.path))}"
+        return f"chmod 600 {shell_word(os.path.realpath(key.path))}"
     return here(home, "verify-perms --fix")
 
 
@@ -302,7 +301,7 @@ def check_space(home: Home, folder: Path, scratch: Path, *, takes_snapshot: bool
         if free < least.get(os.stat(there).st_dev, 0):
             raise NoSpaceError(
                 f"{path}: {free} bytes free, at least {least[os.stat(there).st_dev]} are needed",
-                hint=f"df -h {shlex.quote(str(there))}  # free some, or name other folders: "
+                hint=f"df -h {shell_word(there)}  # free some, or name other folders: "
                 "--snapshots DIR, --scratch DIR",
             )
         # Beside the home, a restore needs as much as it holds: the way back from a bad upgrade.
@@ -311,7 +310,7 @@ def check_space(home: Home, folder: Path, scratch: Path, *, takes_snapshot: bool
         details.append(f"{name} {path}: {free} bytes free, up to {wanted} are needed")
     if is_short:
         summary = "little: it may not do for a snapshot, its drill and a restore"
-        mend = tuple(f"df -h {shlex.quote(str(_existing(path)))}" for path in places.values())
+        mend = tuple(f"df -h {shell_word(_existing(path))}" for path in places.values())
         return Check("space", Verdict.WARNING, summary, tuple(details), tuple(dict.fromkeys(mend)))
     return Check("space", Verdict.OK, f"enough for {content} bytes of content", ())
 

@@ -16,7 +16,7 @@ from sagewai_ops import locks
 from sagewai_ops.database.source import pinned, quoted
 from sagewai_ops.database.usage import holders
 from sagewai_ops.database.writing import translated
-from sagewai_ops.errors import OpsError, PermissionDeniedError, TargetBusyError
+from sagewai_ops.errors import OpsError, PermissionDeniedError, TargetBusyError, shell_word
 from sagewai_ops.home import layout_journal
 from sagewai_ops.home.fleet import fleet_organisation
 from sagewai_ops.home.layout import Action, Plan, plan_layout
@@ -195,5 +195,5 @@ def _refuse_unwritable(folders: list[Path]) -> None:
         if not os.access(folder, os.W_OK | os.X_OK, effective_ids=effective):
             raise PermissionDeniedError(
                 f"{folder}: may not be written by uid {os.geteuid()}, nothing was changed",
-                hint=f"ls -ld {folder}  # run as its owner, or mount it writable",
+                hint=f"ls -ld {shell_word(folder)}  # run as its owner, or mount it writable",
             )

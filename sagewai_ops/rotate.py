@@ -20,6 +20,7 @@ from sagewai_ops.errors import (
     OpsError,
     PermissionDeniedError,
     UsageError,
+    shell_word,
 )
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home, require
 from sagewai_ops.keycheck import all_candidates
@@ -294,7 +295,7 @@ def _values(home: Home, environment: Mapping[str, str]) -> tuple[SealedValue, ..
     if inventory.unreadable:
         raise PermissionDeniedError(
             f"{inventory.unreadable[0]}: cannot be read, and nothing may stay under the old key",
-            hint=f"ls -la {inventory.unreadable[0]}  # run as its owner",
+            hint=f"ls -la {shell_word(inventory.unreadable[0])}  # run as its owner",
         )
     return (*inventory.values, *copied_values(old_copies(home)))
 

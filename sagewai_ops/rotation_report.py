@@ -1,10 +1,10 @@
 """What a rotation of a home's key did, what is left for people to do, and what else to know."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sagewai_ops.errors import shell_word
 from sagewai_ops.home.paths import Home
 from sagewai_ops.keys.candidates import (
     ENVIRONMENT,
@@ -89,7 +89,7 @@ def outlook(
         if place:
             steps.append(f"or take {ENVIRONMENT} away there: Sagewai then uses that file")
     elif KEYRING in sources:
-        file = shlex.quote(str(home.root / place))
+        file = shell_word(home.root / place)
         source = f" < {file}" if place else "  # and give it the new key"
         steps.append(f"keyring set sagewai-master-key sealed{source}")
         if place:

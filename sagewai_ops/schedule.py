@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sagewai_ops.errors import UsageError
+from sagewai_ops.errors import UsageError, shell_word
 
 NAME = "sagewai-ops-backup"
 # Options of `backup` whose file holds a secret, and what the secret is called elsewhere.
@@ -207,7 +207,7 @@ def _install_note(plan: Plan, kind: str) -> list[str]:
             f"# This goes to /etc/cron.d/{NAME}" if plan.user else "# This goes into: crontab -e",
         ],
     }
-    folder = shlex.quote(str(plan.snapshots))
+    folder = shell_word(plan.snapshots)
     return [*places[kind], f"# The folder must be there first: install -d -m 0700{owner} {folder}"]
 
 

@@ -6,6 +6,7 @@ All of them run one after the other in one process, which has none of this test'
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -158,3 +159,17 @@ def test_every_error_names_the_thing_and_the_next_step(tmp_path: Path) -> None:
         assert hints, (name, loud)
         assert all(hint.startswith("sagewai-ops: hint: ") for hint in hints), (name, loud)
         assert quiet == loud, name
+
+
+def test_a_command_in_a_hint_runs_whatever_the_path_is_called(tmp_path: Path) -> None:
+    """A home with a blank in its name is one word there, and no hint is written another way."""
+    (tmp_path / "my home").touch()
+
+    (spoken,) = _under_cron(["--home", tmp_path / "my home", "init"])
+
+    assert f"hint: ls -l '{tmp_path}/my home'" in spoken.err
+    command = re.compile(r"(ls -\w+|df -h|rm|cat|mkdir|chmod|mv|--home) \{(?!shell_word|_quoted)")
+    root = Path(cli.__file__).parent
+    sources = [*root.rglob("*.py"), *(root.parent / "commands").rglob("*.py")]
+    assert len(sources) > 100
+    assert not [path for path in sources if command.search(path.read_text())]

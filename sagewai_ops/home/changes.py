@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from sagewai_ops import atomic
-from sagewai_ops.errors import NotFoundError, OpsError, PermissionDeniedError, UsageError
+from sagewai_ops.errors import (
+    NotFoundError,
+    OpsError,
+    PermissionDeniedError,
+    UsageError,
+    shell_word,
+)
 from sagewai_ops.home.entries import sweep_partials
 from sagewai_ops.home.parts import Wanted
 from sagewai_ops.home.paths import OWN_PREFIX, Home
@@ -116,7 +121,7 @@ def read_record(home: Home, record: Path) -> tuple[dict[str, Path], list[Change]
     except FileNotFoundError as error:
         raise NotFoundError(
             f"undo record {record}: does not exist",
-            hint=f"ls -a {home.root}  # its name begins with {_RECORD_PREFIX}",
+            hint=f"ls -a {shell_word(home.root)}  # its name begins with {_RECORD_PREFIX}",
         ) from error
     except OSError as error:
         raise atomic.refused(error, record) from error
@@ -141,8 +146,8 @@ def read_record(home: Home, record: Path) -> tuple[dict[str, Path], list[Change]
     if roots.get("home") != home.root:
         raise UsageError(
             f"undo record {record}: of the home {roots.get('home')}, not of {home.root}",
-            hint=f"sagewai-ops --home {shlex.quote(str(roots.get('home')))}"
-            f" verify-perms --undo {shlex.quote(str(record))}",
+            hint=f"sagewai-ops --home {shell_word(str(roots.get('home')))}"
+            f" verify-perms --undo {shell_word(record)}",
         )
     if any(change.root not in roots for change in changes):
         raise OpsError(f"undo record {record}: names a root that it does not have")

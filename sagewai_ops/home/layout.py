@@ -16,7 +16,7 @@ from enum import Enum
 from pathlib import Path
 
 from sagewai_ops.atomic import refused
-from sagewai_ops.errors import UsageError
+from sagewai_ops.errors import UsageError, shell_word
 from sagewai_ops.home.entries import key_length
 from sagewai_ops.home.layout_steps import Step, Steps
 from sagewai_ops.home.paths import (
@@ -244,7 +244,8 @@ class _Planner:
         if os.path.lexists(folder):
             reason = "leads nowhere" if folder.is_symlink() else "is not a folder"
             raise UsageError(
-                f"{folder}: {reason}", hint=f"ls -l {folder}  # and move it away, or mount it"
+                f"{folder}: {reason}",
+                hint=f"ls -l {shell_word(folder)}  # and move it away, or mount it",
             )
         self.steps.folder(folder.relative_to(self.root).as_posix())
 

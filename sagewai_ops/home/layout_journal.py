@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sagewai_ops import atomic
-from sagewai_ops.errors import OpsError
+from sagewai_ops.errors import OpsError, shell_word
 from sagewai_ops.home.entries import sweep_partials
 from sagewai_ops.home.layout_steps import PREFIX, Step, StepKind
 from sagewai_ops.home.paths import OWN_PREFIX
@@ -272,7 +272,8 @@ def _read(root: Path) -> tuple[str, list[Step]]:
         raise atomic.refused(error, path) from error
     except (ValueError, KeyError, TypeError) as error:
         raise OpsError(
-            f"journal {path}: cannot be used", hint=f"cat {path}  # and finish it by hand"
+            f"journal {path}: cannot be used",
+            hint=f"cat {shell_word(path)}  # and finish it by hand",
         ) from error
     return state, steps
 

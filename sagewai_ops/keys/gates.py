@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sagewai_ops.database.urls import PostgresUrl
 from sagewai_ops.database.usage import holders
-from sagewai_ops.errors import PermissionDeniedError, TargetBusyError
+from sagewai_ops.errors import PermissionDeniedError, TargetBusyError, shell_word
 from sagewai_ops.home.paths import DATABASE, Home
 from sagewai_ops.keys import server
 from sagewai_ops.keys.rotation_journal import Journal
@@ -45,7 +45,7 @@ def refuse_unwritable(home: Home, journal: Journal) -> None:
         if folder.is_dir() and not may_write(folder):
             raise PermissionDeniedError(
                 f"{folder}: may not be written by uid {os.geteuid()}, nothing was changed",
-                hint=f"ls -ld {folder}  # run as its owner, or mount it writable",
+                hint=f"ls -ld {shell_word(folder)}  # run as its owner, or mount it writable",
             )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sagewai_ops import atomic
 from sagewai_ops.database.urls import PostgresUrl
-from sagewai_ops.errors import OpsError
+from sagewai_ops.errors import OpsError, shell_word
 from sagewai_ops.home.entries import sweep_partials
 from sagewai_ops.home.paths import Home
 from sagewai_ops.keys import rotation_journal
@@ -146,7 +146,7 @@ def refuse_strangers(home: Home, journal: Journal) -> None:
         raise OpsError(
             f"{place}: holds neither the old key nor the new one, somebody put it there meanwhile",
             hint=f"{shlex.join(['mv', str(place), f'{place}.legacy-found'])}  # keeps it\n"
-            f"sagewai-ops --home {shlex.quote(str(home.root))} keys rotate --recover",
+            f"sagewai-ops --home {shell_word(home.root)} keys rotate --recover",
         )
 
 

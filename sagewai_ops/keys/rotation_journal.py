@@ -9,13 +9,12 @@ or backwards to all. No plaintext is in it, and no key but the new one.
 import contextlib
 import json
 import os
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sagewai_ops import atomic, locks
-from sagewai_ops.errors import LockedError, OpsError
+from sagewai_ops.errors import LockedError, OpsError, shell_word
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.interruption import uninterrupted
 from sagewai_ops.keys.candidates import Candidate, given
@@ -74,7 +73,7 @@ def require_settled(root: Path) -> None:
     if is_pending(root):
         raise LockedError(
             f"home {root}: a rotation of its key was interrupted before it ended",
-            hint=f"sagewai-ops --home {shlex.quote(str(root))} keys rotate --recover",
+            hint=f"sagewai-ops --home {shell_word(root)} keys rotate --recover",
         )
 
 
@@ -126,7 +125,7 @@ def stuck(root: Path, refusal: OpsError) -> OpsError:
     """Say of a refusal that it leaves the journal behind, and how to go on."""
     return type(refusal)(
         f"{root}: neither finished nor put back as it was, {refusal.message}",
-        hint=f"mend that, then: sagewai-ops --home {shlex.quote(str(root))} keys rotate --recover",
+        hint=f"mend that, then: sagewai-ops --home {shell_word(root)} keys rotate --recover",
     )
 
 
@@ -169,7 +168,7 @@ def read(root: Path) -> Journal:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise OpsError(
             f"{folder}: the journal of a rotation that was interrupted cannot be used, {error}",
-            hint=f"ls -la {folder}  # nothing in it was removed; docs/keys.md",
+            hint=f"ls -la {shell_word(folder)}  # nothing in it was removed; docs/keys.md",
         ) from error
 
 

@@ -10,7 +10,7 @@ import sqlite3
 from pathlib import Path
 
 from sagewai_ops import atomic
-from sagewai_ops.errors import NoSpaceError, OpsError, TargetBusyError
+from sagewai_ops.errors import NoSpaceError, OpsError, TargetBusyError, shell_word
 from sagewai_ops.interruption import uninterrupted
 from sagewai_ops.schema import ddl
 
@@ -61,7 +61,9 @@ def _fill(file: Path, shown: Path) -> None:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     except sqlite3.OperationalError as error:
         if "full" in str(error):
-            raise NoSpaceError(f"{shown}: {error}", hint=f"df -h {shown.parent}") from error
+            raise NoSpaceError(
+                f"{shown}: {error}", hint=f"df -h {shell_word(shown.parent)}"
+            ) from error
         raise OpsError(f"{shown}: cannot be built, {error}") from error
     if os.path.exists(f"{file}-wal"):
         raise OpsError(f"{shown}: cannot be built, its write-ahead log could not be taken in")
@@ -83,5 +85,6 @@ def _name(beside: Path, path: Path) -> None:
 
 def _taken(path: Path) -> TargetBusyError:
     return TargetBusyError(
-        f"{path}: exists already", hint=f"sagewai-ops --home {path.parent.parent} db current"
+        f"{path}: exists already",
+        hint=f"sagewai-ops --home {shell_word(path.parent.parent)} db current",
     )

@@ -15,7 +15,7 @@ from typing import BinaryIO
 from sagewai_ops import atomic, locks
 from sagewai_ops.archive.envelope import Lock, Unlock, check_recipients, temporary_identity
 from sagewai_ops.archive.reader import open_archive
-from sagewai_ops.errors import InterruptedRunError, NoSpaceError, UsageError
+from sagewai_ops.errors import InterruptedRunError, NoSpaceError, UsageError, shell_word
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.interruption import uninterrupted
 from sagewai_ops.progress import Progress
@@ -121,7 +121,9 @@ def check_folder(home: Home, folder: Path) -> None:
             hint="a lost home must not take its snapshots along: backup --to DIR",
         )
     if os.path.lexists(folder) and not folder.is_dir():
-        raise UsageError(f"snapshot folder {folder}: is not a folder", hint=f"ls -ld {folder}")
+        raise UsageError(
+            f"snapshot folder {folder}: is not a folder", hint=f"ls -ld {shell_word(folder)}"
+        )
 
 
 def check_options(options: BackupOptions) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from sagewai_ops import atomic, locks
 from sagewai_ops.archive.manifest import Entry, EntryType, Header
 from sagewai_ops.archive.tree import TreeReader, open_tree, read_header
-from sagewai_ops.errors import DamagedError, NotFoundError, TargetBusyError, UsageError
+from sagewai_ops.errors import DamagedError, NotFoundError, TargetBusyError, UsageError, shell_word
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import catalog, swap
@@ -129,7 +129,8 @@ def _tree_of(place: Path, owner: Owner) -> Header | None:
     if header is None:
         raise TargetBusyError(
             f"{place}: no tree of this program",
-            hint=f"look: ls -la {place}\nand move it away, or use another folder: --to DIR",
+            hint=f"look: ls -la {shell_word(place)}\n"
+            "and move it away, or use another folder: --to DIR",
         )
     other = whose(header.facts, owner)
     if other:

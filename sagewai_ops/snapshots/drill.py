@@ -32,6 +32,7 @@ from sagewai_ops.errors import (
     PermissionDeniedError,
     TargetBusyError,
     UsageError,
+    shell_word,
 )
 from sagewai_ops.home.findings import Inspection
 from sagewai_ops.home.inspection import inspect
@@ -144,7 +145,8 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
     if archive.is_dir():
         raise UsageError(
             f"snapshot {archive}: is a tree, which has no card for what a drill proves",
-            hint=f"sagewai-ops restore {archive} --to NEW_FOLDER  # checks every byte of it",
+            hint=f"sagewai-ops restore {shell_word(archive)} --to NEW_FOLDER"
+            "  # checks every byte of it",
         )
     if not archive.is_file():
         raise NotFoundError(
@@ -332,7 +334,9 @@ def _room(archive: Path, options: DrillOptions) -> Path:
     """Choose where the scratch folder is made."""
     folder = options.scratch or archive.parent
     if not folder.is_dir():
-        raise NotFoundError(f"scratch {folder}: is no folder", hint=f"mkdir -m 700 {folder}")
+        raise NotFoundError(
+            f"scratch {folder}: is no folder", hint=f"mkdir -m 700 {shell_word(folder)}"
+        )
     folder = Path(os.path.realpath(folder))
     if options.key_home and folder.is_relative_to(os.path.realpath(options.key_home.root)):
         raise UsageError(
@@ -356,7 +360,7 @@ def _worded(folder: Path, archive: Path) -> Iterator[None]:
         hidden = re.compile(re.escape(os.fspath(folder)) + r"/\.sagewai-[^/]+\.drill(/home)?/?")
         hint = error.hint
         if hidden.search(hint):
-            hint = f"sagewai-ops snapshots verify {archive}"
+            hint = f"sagewai-ops snapshots verify {shell_word(archive)}"
         raise type(error)(f"drill: {hidden.sub('', error.message)}", hint=hint) from error
 
 

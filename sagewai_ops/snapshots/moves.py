@@ -26,7 +26,7 @@ from typing import Any
 
 from sagewai_ops import atomic
 from sagewai_ops.archive.manifest import is_safe
-from sagewai_ops.errors import OpsError, TargetBusyError
+from sagewai_ops.errors import OpsError, TargetBusyError, shell_word
 
 _VERSION = 1
 
@@ -120,7 +120,7 @@ def read(path: Path) -> Journal:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise OpsError(
             f"{path}: the journal of a restore that was interrupted cannot be read, {error}",
-            hint=f"ls -la {path.parent}  # nothing in it was removed",
+            hint=f"ls -la {shell_word(path.parent)}  # nothing in it was removed",
         ) from error
     return Journal(path, moves, *carriers)
 
@@ -276,7 +276,7 @@ def _carry(base: Path, names: tuple[str, str] | None) -> None:
 def _taken(place: Path) -> TargetBusyError:
     return TargetBusyError(
         f"{place}: something was put there meanwhile",
-        hint=f"look: ls -la {place}\nthen run it again",
+        hint=f"look: ls -la {shell_word(place)}\nthen run it again",
     )
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from sagewai_ops import atomic, locks
 from sagewai_ops.archive.manifest import is_safe
-from sagewai_ops.errors import LockedError, OpsError, TargetBusyError
+from sagewai_ops.errors import LockedError, OpsError, TargetBusyError, shell_word
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.interruption import too_late
 from sagewai_ops.keys import rotation_journal
@@ -128,7 +128,7 @@ def swap(stage: Staged) -> None:
             if stage.before is None and stage.target.is_dir() and os.listdir(stage.target):
                 raise TargetBusyError(
                     f"{stage.target}: something was put there meanwhile",
-                    hint=f"look: ls -la {stage.target}\nthen run it again",
+                    hint=f"look: ls -la {shell_word(stage.target)}\nthen run it again",
                 )
             planned = [_planned(base, stage.target, stage.content, stage.before)]
             opening = None
@@ -176,7 +176,7 @@ def require_settled(target: Path) -> None:
     if unfinished(target) is not None:
         raise LockedError(
             f"home {target}: a restore was interrupted before it ended",
-            hint=f"sagewai-ops --home {target} restore --recover",
+            hint=f"sagewai-ops --home {shell_word(target)} restore --recover",
         )
 
 
@@ -283,7 +283,7 @@ def _paths_kept(last: Path) -> list[str]:
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise OpsError(
             f"{last}: its list of parts cannot be read",
-            hint=f"ls -la {last}  # and move it by hand",
+            hint=f"ls -la {shell_word(last)}  # and move it by hand",
         ) from error
     for folder, names, files in os.walk(last):
         above = Path(folder).relative_to(last)

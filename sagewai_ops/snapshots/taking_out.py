@@ -7,7 +7,7 @@ from sagewai_ops import atomic
 from sagewai_ops.archive.envelope import Unlock
 from sagewai_ops.archive.manifest import Entry
 from sagewai_ops.archive.reader import open_archive
-from sagewai_ops.errors import NotFoundError, TargetBusyError
+from sagewai_ops.errors import NotFoundError, TargetBusyError, shell_word
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots.extract import Extracted, extract
 from sagewai_ops.snapshots.places import Places
@@ -52,7 +52,7 @@ def take_out(
             if not any(_covers(name, path) for path in found):
                 raise NotFoundError(
                     f"snapshot {reader.header.id}: {name} is not in it",
-                    hint=f"sagewai-ops snapshots show {archive} --files",
+                    hint=f"sagewai-ops snapshots show {shell_word(archive)} --files",
                 )
         done = 0
 

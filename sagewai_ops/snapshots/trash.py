@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sagewai_ops import atomic
-from sagewai_ops.errors import OpsError, TargetBusyError
+from sagewai_ops.errors import OpsError, TargetBusyError, shell_word
 from sagewai_ops.snapshots.catalog import Snapshot, card_path, is_archive_name, snapshots_in
 
 TRASH = ".trash"
@@ -135,7 +135,8 @@ def _is_there(folder: Path) -> bool:
 def _require_folder(folder: Path) -> None:
     if os.path.lexists(trash_of(folder)) and not _is_there(folder):
         raise OpsError(
-            f"{trash_of(folder)}: not a folder", hint=f"look: ls -la {folder}\nand move it away"
+            f"{trash_of(folder)}: not a folder",
+            hint=f"look: ls -la {shell_word(folder)}\nand move it away",
         )
 
 
@@ -146,4 +147,6 @@ def _sync(folder: Path) -> None:
 
 
 def _taken(path: Path) -> TargetBusyError:
-    return TargetBusyError(f"{path}: is there already", hint=f"compare the two: ls -la {path}")
+    return TargetBusyError(
+        f"{path}: is there already", hint=f"compare the two: ls -la {shell_word(path)}"
+    )

@@ -19,6 +19,7 @@ from sagewai_ops.errors import (
     EXIT_INCOMPLETE,
     OpsError,
     PermissionDeniedError,
+    shell_word,
 )
 from sagewai_ops.transfer.compare import Result
 from sagewai_ops.transfer.findings import Finding, total
@@ -256,7 +257,7 @@ def cut_over_lines(home: Path, url: str, report: Report, learnings: int) -> tupl
         f"export SAGEWAI_DATABASE_URL='{url}'  # add the password, or set PGPASSWORD",
         'export DATABASE_URL="$SAGEWAI_DATABASE_URL"  # the worker commands read this one first',
         f"{shlex.join(verify)}  # before the first start",
-        f"SAGEWAI_HOME={shlex.quote(str(home))} sagewai admin serve",
+        f"SAGEWAI_HOME={shell_word(home)} sagewai admin serve",
         f"# keep {home}: config/ and secrets/ are read as before, also with PostgreSQL",
         f"# keep {home}/db/sagewai.db: {learnings} learnings are read from it; it is the way back",
         "# config/admin-state.json stays a file: single-org agents, providers, tokens are in it",
