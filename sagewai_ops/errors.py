@@ -5,7 +5,6 @@ exit. A message names the thing, what is wrong with it and the value met; never 
 """
 
 import os
-import shlex
 from pathlib import Path
 from typing import ClassVar
 
@@ -160,4 +159,6 @@ def kind_with(exit_code: int) -> type[OpsError]:
 
 def shell_word(path: Path | str) -> str:
     """Spell a path as one word of a command that a hint gives."""
+    import shlex  # every start would pay for it
+
     return shlex.quote(os.fspath(path))
