@@ -17,6 +17,13 @@ from typing import Literal
 
 OLDEST = (3, 10)
 SAGEWAI = "sagewai[postgres]==1.0.1"
+# With every extra that it has; these pin packages that pin others. 3.11 is the newest Python for
+# which there are wheels of them all.
+SAGEWAI_WHOLE = (
+    "sagewai[all,coap,fastapi,grpc,intelligence,intelligence-full,keychain,kubernetes,memory,"
+    "modbus,mqtt,multimodal,opcua,postgres,prometheus,sandbox,storage,vault,websocket]==1.0.1"
+)
+PYTHON_OF_WHOLE = "3.11"
 ATTEMPTS = 3  # at what needs the registry, which falters now and then
 BRING_SECONDS = 300  # for uv to download a Python
 UNPRIVILEGED = "nobody"
@@ -184,8 +191,18 @@ class Environments:
             options = ["--quiet", "--resolution", "lowest-direct", "--python", kind.python.path]
             self._do("pip", "compile", *options, "--output-file", lowest, project)
             return [*requirements, "--requirements", lowest]
-        also = [SAGEWAI] if kind.dependencies == "sagewai" else []
-        return [*requirements, "--requirements", project, *also]
+        if kind.dependencies == "highest":
+            return [*requirements, "--requirements", project]
+        self._resolve_beside_all_of_sagewai(project)
+        return [*requirements, "--requirements", project, SAGEWAI]
+
+    def _resolve_beside_all_of_sagewai(self, project: Path) -> None:
+        """See that some versions suit all; they are gigabytes, and not installed."""
+        whole = self._folder / "sagewai.in"
+        whole.write_text(f"{SAGEWAI_WHOLE}\n")
+        options = ["--quiet", "--python-version", PYTHON_OF_WHOLE, "--only-binary", ":all:"]
+        found = self._folder / "sagewai.txt"
+        self._do("pip", "compile", *options, "--output-file", found, project, whole)
 
     def _built(self) -> Path:
         if self._wheel is None:

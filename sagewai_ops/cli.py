@@ -186,6 +186,9 @@ def _message(error: Any, context: Any, path: str) -> str:
     if type(error).__name__ == "NoArgsIsHelpError" and context is not None:
         known = ", ".join(context.command.list_commands(context))
         return f"{path}: no command is given, known are {known}"
+    if type(error).__name__ == "NoSuchOption":  # each version of Click words it in another way
+        near = " or ".join(sorted(error.possibilities or ()))
+        return f"no such option: {error.option_name}" + (f", did you mean {near}" if near else "")
     message: str = error.format_message()
     return (message[:1].lower() + message[1:]).rstrip(".")
 
