@@ -78,6 +78,28 @@ def test_a_signal_ends_a_command_with_nothing_left_over(tmp_path: Path) -> None:
 
 @needs_steps
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("case", "step"),
+    [
+        ("backup --format", "rmdir "),  # of the old tree, when the new one has its place
+        ("db upgrade --rehearse", "mkdir "),
+        ("migrate-layout, over", "chmod "),  # in taking back what cannot be moved
+    ],
+)
+def test_a_signal_while_it_makes_or_removes_leaves_nothing(
+    case: str, step: str, tmp_path: Path
+) -> None:
+    """Where a signal once left a folder or a journal behind."""
+    words = ("--every", "--signals", "--only", case, "--at", step)
+
+    code, document, said = _prove(tmp_path / "report", *words)
+
+    assert (code, document["violations"]) == (0, 0), said
+    assert document["struck"]
+
+
+@needs_steps
+@pytest.mark.timeout(600)
 def test_a_shm_that_cannot_be_made_costs_nothing(tmp_path: Path) -> None:
     """SQLite 3.40.1 would remove a -wal with content as it closes the connection that writes."""
     words = ("--every", "--at", "truncate ", "--only", "keys rotate, PostgreSQL")

@@ -165,6 +165,7 @@ def _move_forward(root: Path, steps: Sequence[Step]) -> None:
     _sync(root, steps)
 
 
+@uninterrupted()
 def _move_back(root: Path, steps: Sequence[Step]) -> None:
     """Take back what was done, in the other direction; what somebody changed since is left."""
     for step in reversed(steps):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import secrets
 import sqlite3
 import time
 from collections.abc import Mapping
@@ -19,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sagewai_ops import atomic, locks
 from sagewai_ops.database.copy import copy_database, named_after
 from sagewai_ops.database.integrity import count_rows
 from sagewai_ops.database.source import WAIT_SECONDS, pinned, quoted
@@ -30,6 +28,7 @@ from sagewai_ops.progress import Progress
 from sagewai_ops.schema import ddl
 from sagewai_ops.schema.drift import Drift, find_drift
 from sagewai_ops.schema.level import HEAD, Level, expected, read_level
+from sagewai_ops.working_folder import working_folder
 
 if TYPE_CHECKING:
     from sqlalchemy import Column, Table
@@ -180,19 +179,11 @@ def rehearse_upgrade(
         OpsError: What `upgrade_database` raises, and what a copy does.
     """
     plan_upgrade(path, wait_seconds=wait_seconds)  # refuses by the name of the original
-    for leftover in folder.glob(f"{REHEARSALS}*"):
-        if locks.is_abandoned(leftover):
-            atomic.remove_tree(leftover)
-    staging = folder / f"{REHEARSALS}{secrets.token_hex(4)}"
-    atomic.make_folder(staging)
-    try:
-        with locks.exclusive(staging):
-            copy = staging / path.name
-            copy_database(path, copy, durable=False, wait_seconds=wait_seconds, progress=progress)
-            with named_after(path, copy):
-                upgraded = upgrade_database(copy, wait_seconds=wait_seconds, progress=progress)
-    finally:
-        atomic.remove_tree(staging)
+    with working_folder(folder, REHEARSALS) as staging:
+        copy = staging / path.name
+        copy_database(path, copy, durable=False, wait_seconds=wait_seconds, progress=progress)
+        with named_after(path, copy):
+            upgraded = upgrade_database(copy, wait_seconds=wait_seconds, progress=progress)
     return dataclasses.replace(upgraded, rehearsed=True)
 
 

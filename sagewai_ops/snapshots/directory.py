@@ -21,6 +21,7 @@ from sagewai_ops.archive.manifest import Entry, EntryType, Header
 from sagewai_ops.archive.tree import TreeReader, open_tree, read_header
 from sagewai_ops.errors import DamagedError, NotFoundError, TargetBusyError, UsageError, shell_word
 from sagewai_ops.home.paths import Home, require
+from sagewai_ops.interruption import too_late, uninterrupted
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import catalog, swap
 from sagewai_ops.snapshots.backup import check_folder, check_options, check_space, staging_in
@@ -103,8 +104,9 @@ def keep_tree(
                 report = replace(
                     taking.report(place, swept), format="directory", kept_files=writer.kept_files
                 )
-                with atomic.naming(place):
+                with atomic.naming(place), uninterrupted():
                     _exchange(fresh, place)
+                    too_late()  # the tree is the new one, and the old one is to be removed
         _discard(fresh)
     return report
 
