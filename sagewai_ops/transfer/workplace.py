@@ -11,6 +11,7 @@ from pathlib import Path
 from sagewai_ops import atomic
 from sagewai_ops.errors import PermissionDeniedError
 from sagewai_ops.home.paths import OWN_PREFIX, Home
+from sagewai_ops.interruption import uninterrupted
 from sagewai_ops.locks import is_abandoned
 from sagewai_ops.working_folder import working_folder
 
@@ -31,23 +32,24 @@ def workplace(home: Home) -> Iterator[Path]:
     Raises:
         NoSpaceError, PermissionDeniedError, OpsError: The system refused.
     """
-    folder = ours = folder_of(home)
+    folder = folder_of(home)
     with contextlib.ExitStack() as stack:
         try:
-            atomic.make_folder(folder)
+            with uninterrupted():
+                atomic.make_folder(folder)
+                stack.callback(_remove_empty, folder)
             place = stack.enter_context(working_folder(folder, PREFIX))
         except PermissionDeniedError:
             folder = atomic.temporary_folder()
             place = stack.enter_context(working_folder(folder, PREFIX))
-        try:
-            _sweep_reports(folder)
-            yield place
-        finally:
-            stack.close()
-            # A plan leaves nothing; reports keep it. A run that was killed may have made it.
-            if folder == ours:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
+        _sweep_reports(folder)
+        yield place
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove the folder for reports: a plan leaves nothing, and a run that was killed made it."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _sweep_reports(folder: Path) -> None:
