@@ -39,7 +39,7 @@ from sagewai_ops.errors import (
 from sagewai_ops.home.paths import Home
 from sagewai_ops.schema import revisions
 from sagewai_ops.schema import server as schema_server
-from sagewai_ops.transfer import comparing, filling, session
+from sagewai_ops.transfer import comparing, copy, filling, session, worker
 from sagewai_ops.transfer.move import Options, export
 from sagewai_ops.transfer.workplace import folder_of
 from targets import at_head, copy_of, counts_of, exported, home_with, state_of, url_of
@@ -273,6 +273,25 @@ def test_a_reading_process_that_dies_is_noticed(home: Home, postgres: Server) ->
         export(home, url_of(postgres, database), Options(), progress=kill)
 
     assert counts_of(postgres, database) == {}
+
+
+def test_orders_for_a_process_that_is_gone_are_dropped_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It told why, and is heard at the next turn; asyncio would complain on stderr meanwhile."""
+
+    async def order_on() -> None:
+        async with copy.reading(tmp_path / "none.db", 1) as (reader,):
+            await reader.order(worker.JOB, b"no job at all")
+            with pytest.raises(OpsError):
+                while True:
+                    await reader.receive()
+            for _ in range(20):
+                await reader.order(worker.JOB, b"more")
+
+    asyncio.run(order_on())
+
+    assert caplog.messages == []
 
 
 def test_a_full_disk_on_the_server_is_told_as_one(

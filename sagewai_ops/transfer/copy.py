@@ -103,9 +103,11 @@ class Reader:
 
     async def order(self, kind: bytes, *contents: bytes) -> None:
         """Send a frame, and wait while the process is behind."""
+        if self._orders.is_closing():
+            return  # the next `receive` says why it is gone; asyncio would complain on stderr
         self._orders.write(worker.HEADER.pack(kind, sum(map(len, contents)), 0))
         self._orders.writelines(contents)
-        with suppress(ConnectionError):  # the next `receive` says why it is gone
+        with suppress(ConnectionError):
             await self._orders.drain()
 
 
