@@ -51,8 +51,8 @@ def writing(path: Path, wait_seconds: float) -> Iterator[sqlite3.Connection]:
     with translated(path), ExitStack() as reader:
         if size_of(sidecar(resolved, "-wal")):
             # Where the -shm cannot be made, closing a connection that writes may remove the -wal
-            # with all that stands in it (SQLite 3.40.1). One that only reads makes the -shm first
-            # and keeps the file from being closed by the last one until it is known to work.
+            # with all that stands in it (SQLite 3.40.1). One that only reads makes the -shm first,
+            # and while it is open the other one is not the last to close.
             reader.enter_context(closing(open_reader(resolved, path, deadline)))
         with closing(
             sqlite3.connect(uri, uri=True, timeout=_SLICE_SECONDS, isolation_level=None)
