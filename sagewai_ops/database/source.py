@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from sagewai_ops.errors import (
@@ -33,6 +33,8 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.memory import blank_blocks
 
+Answer = TypeVar("Answer")
+
 MAGIC = b"SQLite format 3\0"  # how every database of at least one page begins
 WAIT_SECONDS = 30.0  # for a lock; Sagewai's own writers give up after 5 seconds (busy_timeout)
 SIDECARS = ("-wal", "-shm", "-journal")
@@ -40,7 +42,7 @@ SIDECARS = ("-wal", "-shm", "-journal")
 _SHM_BYTES = 32 * 1024  # by which SQLite lengthens a -shm
 _PAUSE_SECONDS = 0.01
 _ROWS = 256  # fetched at a time
-_SLICE_SECONDS = 0.25  # one wait inside SQLite, where no signal is handled
+SLICE_SECONDS = 0.25  # one wait inside SQLite, where no signal is handled
 # Where SQLite keeps its locks in the main file (fileformat2.html, os.h): pending byte, reserved
 # byte, then 510 shared bytes. A write lock on the shared bytes excludes every other connection.
 PENDING_BYTE = 0x40000000
@@ -156,9 +158,24 @@ def open_reader(resolved: Path, shown: Path, deadline: float) -> sqlite3.Connect
     Raises:
         LockedError, NeedsStagingError, NoSpaceError, DamagedError: As `pinned` raises them.
     """
+    return when_free(lambda: _begin(resolved), shown, deadline)
+
+
+def when_free(attempt: Callable[[], Answer], shown: Path, deadline: float) -> Answer:
+    """Do what SQLite refuses while another process holds the database, as soon as it does not.
+
+    Args:
+        attempt: Waits at most a slice of a second itself.
+        shown: The database's name in errors.
+        deadline: Of `time.monotonic`.
+
+    Raises:
+        LockedError: It was held all the time.
+        OpsError: SQLite refused for another reason, as `translate` tells it.
+    """
     while True:
         try:
-            return _begin(resolved)
+            return attempt()
         except sqlite3.Error as error:
             failure = translate(error, shown)
             if not isinstance(failure, LockedError) or time.monotonic() >= deadline:
@@ -285,7 +302,7 @@ def size_of(path: Path) -> int:
 
 def _begin(resolved: Path) -> sqlite3.Connection:
     uri = database_uri(resolved, mode="ro")
-    connection = sqlite3.connect(uri, uri=True, timeout=_SLICE_SECONDS, isolation_level=None)
+    connection = sqlite3.connect(uri, uri=True, timeout=SLICE_SECONDS, isolation_level=None)
     try:
         # Reading the cookie starts the transaction without parsing a schema that this SQLite may
         # not understand.

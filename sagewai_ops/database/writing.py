@@ -9,17 +9,17 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from sagewai_ops.database.source import (
+    SLICE_SECONDS,
     database_uri,
     open_reader,
     resolve_database,
     sidecar,
     size_of,
     translate,
+    when_free,
 )
 from sagewai_ops.errors import LockedError
 from sagewai_ops.memory import blank_blocks
-
-_SLICE_SECONDS = 0.25  # one wait inside SQLite, where no signal is handled
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def writing(path: Path, wait_seconds: float) -> Iterator[sqlite3.Connection]:
             # and while it is open the other one is not the last to close.
             reader.enter_context(closing(open_reader(resolved, path, deadline)))
         with closing(
-            sqlite3.connect(uri, uri=True, timeout=_SLICE_SECONDS, isolation_level=None)
+            sqlite3.connect(uri, uri=True, timeout=SLICE_SECONDS, isolation_level=None)
         ) as connection:
             with blank_blocks():
                 connection.execute("PRAGMA foreign_keys = OFF")
@@ -73,18 +73,10 @@ def writing(path: Path, wait_seconds: float) -> Iterator[sqlite3.Connection]:
 def _begin(
     connection: sqlite3.Connection, path: Path, wait_seconds: float, deadline: float
 ) -> None:
-    while True:
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:
-            failure = translate(error, path)
-            if not isinstance(failure, LockedError):
-                raise
-            if time.monotonic() >= deadline:
-                raise LockedError(
-                    f"database {path}: a writer held it for {wait_seconds:g} seconds",
-                    hint="sagewai-ops status  # shows who has it open",
-                ) from error
-            time.sleep(0.01)  # some refusals come at once
-        else:
-            return
+    try:
+        when_free(lambda: connection.execute("BEGIN IMMEDIATE"), path, deadline)
+    except LockedError as error:
+        raise LockedError(
+            f"database {path}: a writer held it for {wait_seconds:g} seconds",
+            hint="sagewai-ops status  # shows who has it open",
+        ) from error
