@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -266,6 +266,26 @@ def _remove_deep_tree(path: Path) -> None:
         if folder != path:
             os.rmdir(folder)
     os.rmdir(path)
+
+
+def may_write(folder: Path) -> bool:
+    """Tell whether files of a folder can be replaced."""
+    effective = os.access in os.supports_effective_ids
+    return os.access(folder, os.W_OK | os.X_OK, effective_ids=effective)
+
+
+def require_writable(folders: Iterable[Path]) -> None:
+    """Make sure, before anything is touched, that files of these folders can be replaced.
+
+    Raises:
+        PermissionDeniedError: Those of one cannot.
+    """
+    for folder in folders:
+        if not may_write(folder):
+            raise PermissionDeniedError(
+                f"{folder}: may not be written by uid {os.geteuid()}, nothing was changed",
+                hint=f"ls -ld {shell_word(folder)}  # run as its owner, or mount it writable",
+            )
 
 
 @contextlib.contextmanager

@@ -6,17 +6,16 @@ the database open, or where something could not be written. Done twice, the seco
 
 import contextlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from sagewai_ops import locks
+from sagewai_ops import atomic, locks
 from sagewai_ops.database.source import pinned, quoted
 from sagewai_ops.database.usage import holders
 from sagewai_ops.database.writing import translated
-from sagewai_ops.errors import OpsError, PermissionDeniedError, TargetBusyError, shell_word
+from sagewai_ops.errors import OpsError, TargetBusyError
 from sagewai_ops.home import layout_journal
 from sagewai_ops.home.fleet import fleet_organisation
 from sagewai_ops.home.layout import Action, Plan, plan_layout
@@ -85,13 +84,13 @@ def migrate_layout(
     with locks.exclusive(home.root, wait_seconds=wait_seconds):
         if layout_journal.is_pending(home.root):
             _refuse_users(home)
-            _refuse_unwritable([home.root])
+            atomic.require_writable([home.root])
         recovered = layout_journal.recover(home.root)
         plan = plan_layout(home, environment, moment)
         report = _report(home, plan, recovered, [])
         if plan.steps:
             _refuse_users(home)
-            _refuse_unwritable(_folders(home.root, plan))
+            atomic.require_writable(_folders(home.root, plan))
             try:
                 layout_journal.carry_out(home.root, plan.steps)
             except layout_journal.OtherFileSystemError:
@@ -187,13 +186,3 @@ def _folders(root: Path, plan: Plan) -> list[Path]:
         for path in (step.source if step.kind is StepKind.MOVE else "", step.target):
             names.add(path.rpartition("/")[0])
     return [root / name for name in sorted(names) if (root / name).is_dir()]
-
-
-def _refuse_unwritable(folders: list[Path]) -> None:
-    effective = os.access in os.supports_effective_ids
-    for folder in folders:
-        if not os.access(folder, os.W_OK | os.X_OK, effective_ids=effective):
-            raise PermissionDeniedError(
-                f"{folder}: may not be written by uid {os.geteuid()}, nothing was changed",
-                hint=f"ls -ld {shell_word(folder)}  # run as its owner, or mount it writable",
-            )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from sagewai_ops import locks
+from sagewai_ops import atomic, locks
 from sagewai_ops.database.urls import PostgresUrl
 from sagewai_ops.errors import (
     DifferenceError,
@@ -34,7 +34,7 @@ from sagewai_ops.keys.candidates import (
     named_file,
     resolved,
 )
-from sagewai_ops.keys.gates import may_write, refuse_unwritable, refuse_users
+from sagewai_ops.keys.gates import refuse_unwritable, refuse_users
 from sagewai_ops.keys.inventory import (
     copied_values,
     document_files,
@@ -274,7 +274,7 @@ def _place(home: Home, old: Candidate, options: Options) -> str:
     if not path.is_symlink():
         return place
     real = Path(os.path.realpath(path))
-    if may_write(real.parent):
+    if atomic.may_write(real.parent):
         return os.fspath(real)
     if options.new_key_file:
         return ""

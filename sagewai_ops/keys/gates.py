@@ -1,11 +1,9 @@
 """What must hold before a home's key is exchanged."""
 
-import os
-from pathlib import Path
-
+from sagewai_ops import atomic
 from sagewai_ops.database.urls import PostgresUrl
 from sagewai_ops.database.usage import holders
-from sagewai_ops.errors import PermissionDeniedError, TargetBusyError, shell_word
+from sagewai_ops.errors import TargetBusyError
 from sagewai_ops.home.paths import DATABASE, Home
 from sagewai_ops.keys import server
 from sagewai_ops.keys.rotation_journal import Journal
@@ -41,15 +39,4 @@ def refuse_unwritable(home: Home, journal: Journal) -> None:
     folders = [home.root, *((home.root / name).parent for name in files)]
     if journal.place:
         folders.append((home.root / journal.place).parent)
-    for folder in dict.fromkeys(folders):
-        if folder.is_dir() and not may_write(folder):
-            raise PermissionDeniedError(
-                f"{folder}: may not be written by uid {os.geteuid()}, nothing was changed",
-                hint=f"ls -ld {shell_word(folder)}  # run as its owner, or mount it writable",
-            )
-
-
-def may_write(folder: Path) -> bool:
-    """Tell whether files of a folder can be replaced."""
-    effective = os.access in os.supports_effective_ids
-    return os.access(folder, os.W_OK | os.X_OK, effective_ids=effective)
+    atomic.require_writable(folder for folder in dict.fromkeys(folders) if folder.is_dir())
