@@ -66,8 +66,13 @@ def working_folder(parent: Path, prefix: str) -> Iterator[Path]:
     place = parent / f"{prefix}{secrets.token_hex(4)}"
     with locked_folder(place):
         with locks.guarded(parent):
-            for left in parent.glob(f"{prefix}*"):
-                if locks.is_abandoned(left):
-                    with contextlib.suppress(OSError):
-                        atomic.remove_tree(left)
+            sweep_abandoned(parent, f"{prefix}*")
         yield place
+
+
+def sweep_abandoned(folder: Path, pattern: str) -> None:
+    """Remove what dead runs left in a folder under names of a pattern; what stays is no failure."""
+    for left in folder.glob(pattern):
+        if locks.is_abandoned(left):
+            with contextlib.suppress(OSError):
+                atomic.remove_tree(left)

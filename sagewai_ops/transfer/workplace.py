@@ -12,8 +12,7 @@ from sagewai_ops import atomic
 from sagewai_ops.errors import PermissionDeniedError
 from sagewai_ops.home.paths import OWN_PREFIX, Home
 from sagewai_ops.interruption import uninterrupted
-from sagewai_ops.locks import is_abandoned
-from sagewai_ops.working_folder import working_folder
+from sagewai_ops.working_folder import sweep_abandoned, working_folder
 
 PREFIX = f"{OWN_PREFIX}export-"
 
@@ -42,7 +41,7 @@ def workplace(home: Home) -> Iterator[Path]:
         except PermissionDeniedError:
             folder = atomic.temporary_folder()
             place = stack.enter_context(working_folder(folder, PREFIX))
-        _sweep_reports(folder)
+        sweep_abandoned(folder, ".move-*.json.*.partial")  # halves of reports
         yield place
 
 
@@ -50,11 +49,3 @@ def _remove_empty(folder: Path) -> None:
     """Remove the folder for reports: a plan leaves nothing, and a run that was killed made it."""
     with contextlib.suppress(OSError):
         folder.rmdir()
-
-
-def _sweep_reports(folder: Path) -> None:
-    """Remove the halves of reports that exports left which were killed."""
-    for left in folder.glob(".move-*.json.*.partial"):
-        if is_abandoned(left):
-            with contextlib.suppress(OSError):
-                atomic.remove_tree(left)
