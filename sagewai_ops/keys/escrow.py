@@ -10,7 +10,6 @@ import binascii
 import hmac
 import io
 import os
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,7 +17,14 @@ from pathlib import Path
 
 from sagewai_ops import atomic
 from sagewai_ops.archive.envelope import Lock, Unlock, opened, sealing, temporary_identity
-from sagewai_ops.errors import DamagedError, NotFoundError, OpsError, TargetBusyError, UsageError
+from sagewai_ops.errors import (
+    DamagedError,
+    NotFoundError,
+    OpsError,
+    TargetBusyError,
+    UsageError,
+    shell_word,
+)
 from sagewai_ops.home.paths import Home
 from sagewai_ops.keys.candidates import ENVIRONMENT, KEYRING, Candidate
 
@@ -213,4 +219,4 @@ def _shown(text: str) -> str:
 
 def _quoted(path: Path) -> str:
     text = os.fspath(path)
-    return shlex.quote(text) if text.isprintable() else ascii(text)
+    return shell_word(text) if text.isprintable() else ascii(text)
