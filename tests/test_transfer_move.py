@@ -349,10 +349,13 @@ def test_what_a_killed_export_left_is_swept(tmp_path: Path, postgres: Server) ->
     left = folder_of(home) / ".sagewai-ops-export-dead"
     left.mkdir(parents=True)
     (left / "copy.db").write_bytes(b"secrets")
+    halves = [left.with_name(f".{word}-1.json.0123abcd.partial") for word in ("move", "verify")]
+    for half in halves:
+        half.touch()
 
     exported(home, postgres, at_head(postgres), purpose="plan")
 
-    assert not left.exists()
+    assert not any(path.exists() for path in (left, *halves))
 
 
 def test_rows_of_every_size_pass_through_bounded_batches(tmp_path: Path, postgres: Server) -> None:

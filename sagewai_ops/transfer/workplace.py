@@ -12,6 +12,7 @@ from sagewai_ops import atomic
 from sagewai_ops.errors import PermissionDeniedError
 from sagewai_ops.home.paths import OWN_PREFIX, Home
 from sagewai_ops.interruption import uninterrupted
+from sagewai_ops.transfer.session import MOVE, VERIFY
 from sagewai_ops.working_folder import sweep_abandoned, working_folder
 
 PREFIX = f"{OWN_PREFIX}export-"
@@ -41,7 +42,8 @@ def workplace(home: Home) -> Iterator[Path]:
         except PermissionDeniedError:
             folder = atomic.temporary_folder()
             place = stack.enter_context(working_folder(folder, PREFIX))
-        sweep_abandoned(folder, ".move-*.json.*.partial")  # halves of reports
+        for purpose in (MOVE, VERIFY):  # halves of reports
+            sweep_abandoned(folder, f".{purpose}-*.json.*.partial")
         yield place
 
 
