@@ -136,10 +136,12 @@ async def _reading(copy: Path) -> AsyncIterator[Reader]:
     try:
         yield Reader(process, copy)
     finally:
-        if process.stdin is not None:
-            process.stdin.close()
+        # First, for at the end of its orders it ends, and asyncio complains on stderr of a process
+        # whose end the killing itself has noticed.
         with suppress(ProcessLookupError):
             process.kill()
+        if process.stdin is not None:
+            process.stdin.close()
         await process.wait()
 
 
