@@ -177,7 +177,7 @@ def current(run: Run) -> Outcome:
 
     database = resolve(run.settings.environment, run.home().database)
     if isinstance(database, PostgresUrl):
-        from sagewai_ops.interruption import run_interruptibly
+        from sagewai_ops.process.signals import run_interruptibly
         from sagewai_ops.schema import documents, revisions
 
         result = documents.of_position(database, run_interruptibly(revisions.current(database)))
@@ -219,7 +219,7 @@ def check(run: Run, *, wait: WriterWaitOption = 30.0) -> Outcome:
 
     database = resolve(run.settings.environment, run.home().database)
     if isinstance(database, PostgresUrl):
-        from sagewai_ops.interruption import run_interruptibly
+        from sagewai_ops.process.signals import run_interruptibly
         from sagewai_ops.schema.check_postgres import check_postgres
 
         result = documents.of_checked_postgres(

@@ -26,7 +26,7 @@ from sagewai_ops.errors import (
     UsageError,
     shell_word,
 )
-from sagewai_ops.interruption import uninterrupted
+from sagewai_ops.process.signals import uninterrupted
 
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700

@@ -52,14 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Answered before Typer is imported: scripts ask often.
         sys.stdout.write(f"sagewai-ops {__version__}\n")
         sys.exit(0)
-    from sagewai_ops import interruption
+    from sagewai_ops.process import signals
 
-    interruption.hold()
+    signals.hold()
     try:
         code = run(words)
     except KeyboardInterrupt:  # while it loaded: nothing was begun
         code = _interrupted(words)
-    interruption.ignore()
+    signals.ignore()
     sys.exit(code)
 
 

@@ -31,8 +31,8 @@ from sagewai_ops.errors import (
     OpsError,
 )
 from sagewai_ops.home.paths import Home, locate
-from sagewai_ops.interruption import signals_raise
 from sagewai_ops.options import GLOBAL, UNATTENDED, strongest
+from sagewai_ops.process.signals import signals_raise
 from sagewai_ops.settings import SNAPSHOTS_VARIABLE, Settings
 from sagewai_ops.terminal import Terminal
 

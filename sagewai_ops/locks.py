@@ -21,7 +21,7 @@ from pathlib import Path
 
 from sagewai_ops.atomic import refused
 from sagewai_ops.errors import LockedError, OpsError
-from sagewai_ops.processes import Process, describe, lock_holders
+from sagewai_ops.process.procfs import Process, describe, lock_holders
 
 _POLL_SECONDS = 0.1
 _GUARD_SECONDS = 5.0

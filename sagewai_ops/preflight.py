@@ -26,7 +26,6 @@ from sagewai_ops.errors import (
     shell_word,
 )
 from sagewai_ops.home.paths import Home, require
-from sagewai_ops.interruption import run_interruptibly
 from sagewai_ops.preflight_checks import (
     Check,
     Verdict,
@@ -38,6 +37,7 @@ from sagewai_ops.preflight_checks import (
     check_use,
     here,
 )
+from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema import rehearsal
 from sagewai_ops.schema.upgrade import Upgraded, rehearse_upgrade

@@ -21,7 +21,7 @@ from sagewai_ops.home.fleet import fleet_organisation
 from sagewai_ops.home.layout import Action, Plan, plan_layout
 from sagewai_ops.home.layout_steps import StepKind
 from sagewai_ops.home.paths import ADMIN_STATE, DATABASE, Home, require
-from sagewai_ops.processes import Process, describe
+from sagewai_ops.process.procfs import Process, describe
 from sagewai_ops.snapshots.swap import require_settled
 
 _STATE_NAME = "admin-state.json"

@@ -15,7 +15,7 @@ from sagewai_ops import locks
 from sagewai_ops.database.urls import PostgresUrl, SqliteUrl
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
 from sagewai_ops.home.paths import Home, require
-from sagewai_ops.interruption import run_interruptibly
+from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema import chain, rehearsal, revisions, upgrade
 from sagewai_ops.schema.documents import of_moved, of_upgraded

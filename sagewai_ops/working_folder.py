@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sagewai_ops import atomic, locks
 from sagewai_ops.errors import OpsError
-from sagewai_ops.interruption import uninterrupted
+from sagewai_ops.process.signals import uninterrupted
 
 
 @contextlib.contextmanager

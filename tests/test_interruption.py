@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sagewai_ops.errors import InterruptedRunError
-from sagewai_ops.interruption import arrived, hold, signals_raise, too_late, uninterrupted
+from sagewai_ops.process.signals import arrived, hold, signals_raise, too_late, uninterrupted
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sagewai_ops.processes import bare_environment
+from sagewai_ops.process.procfs import bare_environment
 
 
 def test_what_we_start_is_given_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Protocol
 
 from sagewai_ops.atomic import naming
 from sagewai_ops.errors import DamagedError
-from sagewai_ops.memory import keep_large_blocks
+from sagewai_ops.process.malloc import keep_large_blocks
 
 FRAME_BYTES = 4 * 1024 * 1024  # of tar data in a frame; docs/format.md
 DEFAULT_LEVEL = 3

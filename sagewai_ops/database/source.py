@@ -31,7 +31,7 @@ from sagewai_ops.errors import (
     OpsError,
     PermissionDeniedError,
 )
-from sagewai_ops.memory import blank_blocks
+from sagewai_ops.process.malloc import blank_blocks
 
 Answer = TypeVar("Answer")
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sagewai_ops.database.source import PENDING_BYTE, SHARED_FIRST, SHARED_SIZE, sidecar
-from sagewai_ops.processes import Process, bare_environment, look_up
+from sagewai_ops.process.procfs import Process, bare_environment, look_up
 
 _PROC = Path("/proc")
 _PROBE_SECONDS = 10.0  # an interpreter that starts takes 0.02; a network file system may hang

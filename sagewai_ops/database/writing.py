@@ -19,7 +19,7 @@ from sagewai_ops.database.source import (
     when_free,
 )
 from sagewai_ops.errors import LockedError
-from sagewai_ops.memory import blank_blocks
+from sagewai_ops.process.malloc import blank_blocks
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from sagewai_ops.home.entries import sweep_partials
 from sagewai_ops.home.layout_steps import PREFIX, Step, StepKind
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.home.rules import PRIVATE_FILE, PRIVATE_FOLDER
-from sagewai_ops.interruption import uninterrupted
+from sagewai_ops.process.signals import uninterrupted
 
 JOURNAL = f"{OWN_PREFIX}layout.json"
 _PREPARING, _MOVING, _DONE = "preparing", "moving", "done"

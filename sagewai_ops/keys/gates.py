@@ -7,7 +7,7 @@ from sagewai_ops.errors import TargetBusyError
 from sagewai_ops.home.paths import DATABASE, Home
 from sagewai_ops.keys import server
 from sagewai_ops.keys.rotation_journal import Journal
-from sagewai_ops.processes import describe
+from sagewai_ops.process.procfs import describe
 
 
 def refuse_users(home: Home, url: PostgresUrl | None) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from sagewai_ops import atomic, locks
 from sagewai_ops.errors import LockedError, OpsError, shell_word
 from sagewai_ops.home.paths import OWN_PREFIX
-from sagewai_ops.interruption import uninterrupted
 from sagewai_ops.keys.candidates import Candidate, given
+from sagewai_ops.process.signals import uninterrupted
 
 NAME = f"{OWN_PREFIX}rotation"
 NEW_KEY = "the new key"  # as a candidate's source

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from sagewai_ops.database.engines import APPLICATION_NAME, connect, translated
 from sagewai_ops.database.source import quoted
 from sagewai_ops.database.urls import PostgresUrl
-from sagewai_ops.interruption import run_interruptibly
 from sagewai_ops.keys.places import COLUMNS, PREFIX
 from sagewai_ops.keys.resealing import substituted
+from sagewai_ops.process.signals import run_interruptibly
 
 if TYPE_CHECKING:
     import asyncpg

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sagewai_ops import atomic
 from sagewai_ops.errors import NoSpaceError, OpsError, TargetBusyError, shell_word
-from sagewai_ops.interruption import uninterrupted
+from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.schema import ddl
 
 # Where there are no hard links (FAT, some network shares), the file is renamed into place.

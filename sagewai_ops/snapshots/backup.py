@@ -17,7 +17,7 @@ from sagewai_ops.archive.envelope import Lock, Unlock, check_recipients, tempora
 from sagewai_ops.archive.reader import open_archive
 from sagewai_ops.errors import InterruptedRunError, NoSpaceError, UsageError, shell_word
 from sagewai_ops.home.paths import Home, require
-from sagewai_ops.interruption import uninterrupted
+from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import catalog, swap
 from sagewai_ops.snapshots.collect import Collection

@@ -21,7 +21,7 @@ from sagewai_ops.archive.manifest import Entry, EntryType, Header
 from sagewai_ops.archive.tree import TreeReader, open_tree, read_header
 from sagewai_ops.errors import DamagedError, NotFoundError, TargetBusyError, UsageError, shell_word
 from sagewai_ops.home.paths import Home, require
-from sagewai_ops.interruption import too_late, uninterrupted
+from sagewai_ops.process.signals import too_late, uninterrupted
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import catalog, swap
 from sagewai_ops.snapshots.backup import check_folder, check_options, check_space, staging_in

@@ -39,7 +39,7 @@ from sagewai_ops.home.inspection import inspect
 from sagewai_ops.home.parts import Part
 from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.home.rules import Severity
-from sagewai_ops.interruption import only_a_part
+from sagewai_ops.process.signals import only_a_part
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema.upgrade import Upgraded, upgrade_database
 from sagewai_ops.snapshots import catalog

@@ -3,7 +3,7 @@
 from sagewai_ops.database.usage import holders
 from sagewai_ops.errors import TargetBusyError
 from sagewai_ops.home.paths import DATABASE, Home
-from sagewai_ops.processes import describe
+from sagewai_ops.process.procfs import describe
 
 
 def refuse_holders(target: Home) -> None:

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from sagewai_ops import locks
-from sagewai_ops.interruption import uninterrupted
+from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.working_folder import locked_folder
 

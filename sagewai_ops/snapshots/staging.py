@@ -19,7 +19,7 @@ from pathlib import Path
 from sagewai_ops import atomic, locks
 from sagewai_ops.errors import OpsError
 from sagewai_ops.home.paths import OWN_PREFIX
-from sagewai_ops.interruption import too_late, uninterrupted
+from sagewai_ops.process.signals import too_late, uninterrupted
 from sagewai_ops.snapshots import moves
 from sagewai_ops.snapshots.moves import Journal, Move, State
 

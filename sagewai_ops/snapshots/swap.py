@@ -29,8 +29,8 @@ from sagewai_ops import atomic, locks
 from sagewai_ops.archive.manifest import is_safe
 from sagewai_ops.errors import LockedError, OpsError, TargetBusyError, shell_word
 from sagewai_ops.home.paths import OWN_PREFIX
-from sagewai_ops.interruption import too_late
 from sagewai_ops.keys import rotation_journal
+from sagewai_ops.process.signals import too_late
 from sagewai_ops.snapshots import moves
 from sagewai_ops.snapshots.mounts import can_swap_whole, refuse_mounts
 from sagewai_ops.snapshots.moves import Move, State

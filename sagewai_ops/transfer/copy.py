@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sagewai_ops import errors
 from sagewai_ops.errors import DifferenceError, OpsError, RemoteError
-from sagewai_ops.processes import bare_environment
+from sagewai_ops.process.procfs import bare_environment
 from sagewai_ops.progress import Progress
 from sagewai_ops.transfer import worker
 from sagewai_ops.transfer.aside import Aside

@@ -28,8 +28,8 @@ from sagewai_ops.errors import (
     TargetBusyError,
 )
 from sagewai_ops.home.paths import Home, require
-from sagewai_ops.interruption import run_interruptibly
-from sagewai_ops.processes import describe
+from sagewai_ops.process.procfs import describe
+from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
 from sagewai_ops.transfer import learnings, overlay
 from sagewai_ops.transfer.audit import AUDIT_TABLE

@@ -25,7 +25,8 @@ from proof.cases import Case
 from proof.faults import Ended, Fault, Mode, Runner, Step
 from proof.plans import plan, thinned
 from proof.worlds import Mask, World
-from sagewai_ops import atomic, cli, interruption
+from sagewai_ops import atomic, cli
+from sagewai_ops.process import signals
 from sagewai_ops.snapshots import catalog
 
 _SETTLE_SECONDS = 10.0  # for a server to notice that a client is gone
@@ -88,7 +89,7 @@ class Proof:
             os.environ |= {"TMPDIR": str(world.temporary), "HOME": str(world.folder)}
             os.environ |= variables or {}
             os.umask(0o022)
-            interruption.hold()  # as `cli.main` does
+            signals.hold()  # as `cli.main` does
             with self._planted(), self._within():
                 return cli.run([str(word) for word in ("--home", world.home, *words)])
 

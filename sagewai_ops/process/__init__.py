@@ -1,0 +1,1 @@
+"""Signals, other processes and memory of the operating system."""
