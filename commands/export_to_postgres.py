@@ -123,8 +123,8 @@ def export_to_postgres(
 
 def _target(run: Run, url: str | None, url_file: Path | None) -> Any:
     """Find the target's URL: the argument, the file, the environment."""
-    from sagewai_ops.atomic import naming
     from sagewai_ops.database.urls import SqliteUrl, parse, resolve
+    from sagewai_ops.fs.atomic import naming
 
     if url and url_file:
         raise UsageError("--url-file: the URL is given as well", hint="leave one of the two out")

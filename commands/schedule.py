@@ -289,8 +289,8 @@ def _outcome(files: list[Any], into: Path | None) -> Outcome:
 
 
 def _write(folder: Path, files: list[Any]) -> None:
-    from sagewai_ops import atomic
     from sagewai_ops.errors import TargetBusyError
+    from sagewai_ops.fs import atomic
 
     for one in files:
         path = folder / one.name

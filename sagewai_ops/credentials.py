@@ -15,8 +15,8 @@ from sagewai_ops.archive.envelope import (
     read_passphrase,
     read_recipients,
 )
-from sagewai_ops.atomic import naming
 from sagewai_ops.errors import NotFoundError, UsageError
+from sagewai_ops.fs.atomic import naming
 from sagewai_ops.terminal import Terminal
 
 

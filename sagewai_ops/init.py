@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sagewai_ops import atomic, locks
 from sagewai_ops.database.source import MAGIC, resolve_database
 from sagewai_ops.errors import OpsError, UsageError, shell_word
+from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import DATABASE, LEGACY_PLACES, PARTS, Home, layout_of
 from sagewai_ops.keys.candidates import find_candidates, fingerprint
 from sagewai_ops.schema.create import create_database

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 import typer
 from typer.models import OptionInfo
 
-from sagewai_ops.atomic import refused
 from sagewai_ops.errors import (
     EXIT_DONE,
     EXIT_FINDINGS,
@@ -30,6 +29,7 @@ from sagewai_ops.errors import (
     InterruptedRunError,
     OpsError,
 )
+from sagewai_ops.fs.atomic import refused
 from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.options import GLOBAL, UNATTENDED, strongest
 from sagewai_ops.process.signals import signals_raise

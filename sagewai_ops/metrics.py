@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops import atomic
 from sagewai_ops.errors import EXIT_DONE, UsageError
+from sagewai_ops.fs import atomic
 
 PREFIX = "sagewai_ops_"
 _MODE = 0o644  # read by node_exporter's user; nothing in it is secret

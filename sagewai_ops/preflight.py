@@ -11,9 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sagewai_ops import atomic, locks
 from sagewai_ops.archive.envelope import Unlock
-from sagewai_ops.atomic import refused
 from sagewai_ops.database.urls import PostgresUrl, SqliteUrl, resolve
 from sagewai_ops.errors import (
     EXIT_FINDINGS,
@@ -25,6 +23,8 @@ from sagewai_ops.errors import (
     kind_with,
     shell_word,
 )
+from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs.atomic import refused
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.preflight_checks import (
     Check,

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from sagewai_ops import atomic, locks
 from sagewai_ops.database.source import pinned, quoted
 from sagewai_ops.database.usage import holders
 from sagewai_ops.database.writing import translated
 from sagewai_ops.errors import OpsError, TargetBusyError
+from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home import layout_journal
 from sagewai_ops.home.fleet import fleet_organisation
 from sagewai_ops.home.layout import Action, Plan, plan_layout

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from sagewai_ops import atomic, locks
 from sagewai_ops.database.urls import PostgresUrl
 from sagewai_ops.errors import (
     DifferenceError,
@@ -22,6 +21,7 @@ from sagewai_ops.errors import (
     UsageError,
     shell_word,
 )
+from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home, require
 from sagewai_ops.keycheck import all_candidates
 from sagewai_ops.keys import rotation, rotation_journal

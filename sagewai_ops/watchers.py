@@ -14,8 +14,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops import atomic
 from sagewai_ops.errors import OpsError, UsageError
+from sagewai_ops.fs import atomic
 from sagewai_ops.metrics import figures_of, record
 from sagewai_ops.pings import Event, checked, ping, shown
 from sagewai_ops.terminal import printable

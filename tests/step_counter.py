@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from sagewai_ops import atomic
+from sagewai_ops.fs import atomic
 
 _OF_OS = ("rename", "unlink", "rmdir", "mkdir", "symlink", "fsync", "chmod", "fchmod", "utime")
 _OF_ATOMIC = ("exchange", "sync_tree")

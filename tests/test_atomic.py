@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sagewai_ops import atomic
 from sagewai_ops.errors import NoSpaceError, OpsError, PermissionDeniedError
+from sagewai_ops.fs import atomic
 from unprivileged import NOBODY, reachable_folder, unprivileged
 
 

@@ -19,7 +19,7 @@ import pytest
 from home_builder import BuiltHome
 from program import COMMAND, Answer, call, run, started, taken
 from pseudo_terminal import watched
-from sagewai_ops import locks
+from sagewai_ops.fs import locks
 from small_homes import everything_of, small
 
 PATIENCE_SECONDS = 30

@@ -175,7 +175,7 @@ def test_newer_home_is_refused(home: Path) -> None:
 
 def test_other_run_on_the_home_is_named(old: Path) -> None:
     """Two at once: the second exits 11 when the first does not end in time."""
-    from sagewai_ops import locks
+    from sagewai_ops.fs import locks
 
     with locks.exclusive(old):
         answer = run("--home", old, "db", "upgrade", "--no-snapshot", "--wait", "0.1")

@@ -17,8 +17,8 @@ from home_builder import BuiltHome
 from json_schemas import problems
 from memory_folder import memory_folder
 from program import Answer, call, run, taken
-from sagewai_ops import atomic
 from sagewai_ops.errors import PermissionDeniedError
+from sagewai_ops.fs import atomic
 from sagewai_ops.home.inspection import inspect
 from sagewai_ops.snapshots import catalog
 from small_homes import everything_of, small
@@ -183,7 +183,7 @@ def test_a_proof_that_cannot_be_written_down_exits_3(
     home: BuiltHome, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A script that looks at cards must know."""
-    monkeypatch.setattr("sagewai_ops.atomic.replace", _only_for(catalog.card_path(archive)))
+    monkeypatch.setattr("sagewai_ops.fs.atomic.replace", _only_for(catalog.card_path(archive)))
 
     answer = call("--home", home.root, "drill")
 

@@ -17,8 +17,8 @@ from archives import small as small_archive
 from other_process import running
 from program import Answer, call, run, taken
 from round_trips import assert_same_home, leftovers_beside
-from sagewai_ops import atomic, locks
 from sagewai_ops.archive.manifest import Header, encode_header
+from sagewai_ops.fs import atomic, locks
 from sagewai_ops.snapshots import extract as extracting
 from sagewai_ops.snapshots import moves, staging
 from sagewai_ops.snapshots import restore as restoring

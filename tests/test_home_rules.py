@@ -23,6 +23,7 @@ from sagewai_ops.errors import (
     PermissionDeniedError,
     UsageError,
 )
+from sagewai_ops.fs.locks import exclusive
 from sagewai_ops.home import look as look_module
 from sagewai_ops.home.findings import Finding, Inspection
 from sagewai_ops.home.inspection import inspect
@@ -32,7 +33,6 @@ from sagewai_ops.home.permissions import file_mode, folder_mode
 from sagewai_ops.home.repair import apply_repairs, plan_repairs, undo_repairs
 from sagewai_ops.home.rules import RULES, RULES_BY_PART, Severity
 from sagewai_ops.home.verification import verify
-from sagewai_ops.locks import exclusive
 from step_counter import killed_at, until_done
 from unprivileged import NOBODY, reachable_folder, unprivileged
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import real_homes
-from sagewai_ops import locks
 from sagewai_ops.errors import LockedError, UsageError
+from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import locate
 from sagewai_ops.init import InitReport, init_home
 from sagewai_ops.schema.level import read_level

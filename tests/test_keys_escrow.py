@@ -14,8 +14,8 @@ from typing import Any
 import pyrage
 import pytest
 
-from sagewai_ops import atomic
 from sagewai_ops.errors import DamagedError, NotFoundError, TargetBusyError, UsageError
+from sagewai_ops.fs import atomic
 from sagewai_ops.home.paths import MASTER_KEY, Home, locate
 from sagewai_ops.keys.candidates import ENVIRONMENT, Candidate, find_candidates
 from sagewai_ops.keys.escrow import (

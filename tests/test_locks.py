@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from other_process import running
-from sagewai_ops import locks
 from sagewai_ops.errors import LockedError, OpsError
+from sagewai_ops.fs import locks
 
 _HOLD = """
 import pathlib

@@ -22,7 +22,8 @@ from json_schemas import problems
 from memory_folder import memory_folder
 from postgres_server import Server
 from program import Answer, call
-from sagewai_ops import locks, preflight_checks
+from sagewai_ops import preflight_checks
+from sagewai_ops.fs import locks
 from sagewai_ops.home import inspection, layout_journal
 from sagewai_ops.home.parts import Part
 from sagewai_ops.home.paths import locate

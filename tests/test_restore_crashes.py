@@ -16,9 +16,9 @@ import pytest
 
 from archives import FOLDER, LINK, STATE, write
 from memory_folder import memory_folder
-from sagewai_ops import atomic
 from sagewai_ops.archive.manifest import Entry, EntryType
 from sagewai_ops.errors import LockedError, NoSpaceError, OpsError
+from sagewai_ops.fs import atomic
 from sagewai_ops.home.paths import OWN_PREFIX, locate
 from sagewai_ops.snapshots import swap
 from sagewai_ops.snapshots.plan import RestoreOptions

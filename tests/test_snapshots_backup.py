@@ -16,7 +16,6 @@ import pytest
 import home_writer
 import real_homes
 from archives import tar_stream
-from sagewai_ops import atomic, locks
 from sagewai_ops.archive import writer as archive_writer
 from sagewai_ops.archive.envelope import Lock, Unlock, temporary_identity
 from sagewai_ops.archive.manifest import EntryType, Manifest
@@ -28,6 +27,7 @@ from sagewai_ops.errors import (
     NotFoundError,
     UsageError,
 )
+from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import locate
 from sagewai_ops.snapshots import backup, catalog
 from sagewai_ops.snapshots.backup import take_snapshot

@@ -17,7 +17,6 @@ from home_builder import BuiltHome
 from memory_folder import memory_folder
 from program import call
 from round_trips import assert_same_home, bring_back
-from sagewai_ops import atomic, locks
 from sagewai_ops.archive.envelope import Lock
 from sagewai_ops.archive.reader import open_archive
 from sagewai_ops.archive.tree import SUM_NAME
@@ -29,6 +28,7 @@ from sagewai_ops.errors import (
     TargetBusyError,
     UsageError,
 )
+from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import DATABASE, locate
 from sagewai_ops.snapshots import directory
 from sagewai_ops.snapshots.directory import keep_tree, tree_in

@@ -19,7 +19,6 @@ from archives import flip, forge
 from home_builder import BuiltHome
 from memory_folder import memory_folder
 from round_trips import snapshot_of
-from sagewai_ops import atomic, locks
 from sagewai_ops.archive.envelope import Lock, Unlock, temporary_identity
 from sagewai_ops.database.integrity import examine
 from sagewai_ops.errors import (
@@ -33,6 +32,7 @@ from sagewai_ops.errors import (
     SchemaAheadError,
     UsageError,
 )
+from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import locate
 from sagewai_ops.schema.upgrade import upgrade_database
 from sagewai_ops.snapshots import catalog

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from other_process import running
-from sagewai_ops import locks
 from sagewai_ops.errors import (
     LockedError,
     NotFoundError,
@@ -18,6 +17,7 @@ from sagewai_ops.errors import (
     TargetBusyError,
     UsageError,
 )
+from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.snapshots import catalog, trash
 from sagewai_ops.snapshots.prune import Pruned, owner_of, prune, untrash

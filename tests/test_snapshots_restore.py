@@ -26,7 +26,6 @@ from round_trips import (
     leftovers_beside,
     snapshot_of,
 )
-from sagewai_ops import locks
 from sagewai_ops.archive.envelope import Lock, Unlock, temporary_identity
 from sagewai_ops.archive.manifest import Entry, EntryType, Header, encode_header
 from sagewai_ops.errors import (
@@ -39,6 +38,7 @@ from sagewai_ops.errors import (
     TargetBusyError,
     UsageError,
 )
+from sagewai_ops.fs import locks
 from sagewai_ops.home.inspection import inspect
 from sagewai_ops.home.paths import locate
 from sagewai_ops.keys.candidates import fingerprint

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from memory_folder import memory_folder
-from sagewai_ops import atomic, locks
 from sagewai_ops.errors import LockedError, OpsError, TargetBusyError
+from sagewai_ops.fs import atomic, locks
 from sagewai_ops.snapshots import moves, staging, swap
 from sagewai_ops.snapshots.mounts import is_mount, mounts_below
 from sagewai_ops.snapshots.moves import Journal, Move, State

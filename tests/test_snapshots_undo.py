@@ -10,8 +10,8 @@ from archives import small as small_archive
 from memory_folder import memory_folder
 from other_process import running
 from round_trips import bring_back, leftovers_beside, snapshot_of
-from sagewai_ops import atomic, locks
 from sagewai_ops.errors import LockedError, NotFoundError, TargetBusyError
+from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import locate
 from sagewai_ops.snapshots import swap
 from sagewai_ops.snapshots.undo import recover_restore, undo_restore

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from program import Answer, call, started
-from sagewai_ops import locks, metrics
+from sagewai_ops import metrics
+from sagewai_ops.fs import locks
 from small_homes import small
 from watchdog import Watchdog, watchdog
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sagewai_ops.errors import OpsError
-from sagewai_ops.working_folder import working_folder
+from sagewai_ops.fs.tempdirs import working_folder
 
 
 def test_it_is_private_and_gone_afterwards_however_the_block_ends(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from sagewai_ops.atomic import naming
 from sagewai_ops.errors import DamagedError
+from sagewai_ops.fs.atomic import naming
 from sagewai_ops.process.malloc import keep_large_blocks
 
 FRAME_BYTES = 4 * 1024 * 1024  # of tar data in a frame; docs/format.md

@@ -13,7 +13,6 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sagewai_ops import locks
 from sagewai_ops.archive.manifest import (
     HEADER_NAME,
     MANIFEST_NAME,
@@ -25,6 +24,7 @@ from sagewai_ops.archive.manifest import (
 )
 from sagewai_ops.archive.reader import MOST_HEADER_BYTES, MOST_MANIFEST_BYTES, ArchiveReader
 from sagewai_ops.errors import DamagedError, LockedError, NotFoundError, OpsError
+from sagewai_ops.fs import locks
 
 # As `sha256sum` writes it; no file of a home that is carried has such a name.
 SUM_NAME = ".sagewai-ops-manifest.sha256"

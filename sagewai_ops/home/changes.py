@@ -9,7 +9,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops import atomic
 from sagewai_ops.errors import (
     NotFoundError,
     OpsError,
@@ -17,6 +16,7 @@ from sagewai_ops.errors import (
     UsageError,
     shell_word,
 )
+from sagewai_ops.fs import atomic
 from sagewai_ops.home.entries import sweep_partials
 from sagewai_ops.home.parts import Wanted
 from sagewai_ops.home.paths import OWN_PREFIX, Home

@@ -15,8 +15,8 @@ from datetime import datetime
 from enum import Enum
 from pathlib import Path
 
-from sagewai_ops.atomic import refused
 from sagewai_ops.errors import UsageError, shell_word
+from sagewai_ops.fs.atomic import refused
 from sagewai_ops.home.entries import key_length
 from sagewai_ops.home.layout_steps import Step, Steps
 from sagewai_ops.home.paths import (

@@ -15,8 +15,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops import atomic
 from sagewai_ops.errors import OpsError, shell_word
+from sagewai_ops.fs import atomic
 from sagewai_ops.home.entries import sweep_partials
 from sagewai_ops.home.layout_steps import PREFIX, Step, StepKind
 from sagewai_ops.home.paths import OWN_PREFIX

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from sagewai_ops import atomic, locks
+from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.changes import Change, read_record, write_record
 from sagewai_ops.home.entries import ACCESS_LIST, DEFAULT_LIST, access_lists, opened, state_of
 from sagewai_ops.home.findings import Finding, Inspection

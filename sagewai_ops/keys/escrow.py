@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from sagewai_ops import atomic
 from sagewai_ops.archive.envelope import Lock, Unlock, opened, sealing, temporary_identity
 from sagewai_ops.errors import (
     DamagedError,
@@ -25,6 +24,7 @@ from sagewai_ops.errors import (
     UsageError,
     shell_word,
 )
+from sagewai_ops.fs import atomic
 from sagewai_ops.home.paths import Home
 from sagewai_ops.keys.candidates import ENVIRONMENT, KEYRING, Candidate
 

@@ -1,9 +1,9 @@
 """What must hold before a home's key is exchanged."""
 
-from sagewai_ops import atomic
 from sagewai_ops.database.urls import PostgresUrl
 from sagewai_ops.database.usage import holders
 from sagewai_ops.errors import TargetBusyError
+from sagewai_ops.fs import atomic
 from sagewai_ops.home.paths import DATABASE, Home
 from sagewai_ops.keys import server
 from sagewai_ops.keys.rotation_journal import Journal

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from sagewai_ops import atomic
 from sagewai_ops.database.copy import copy_database
 from sagewai_ops.database.source import NeedsStagingError, database_uri, pinned, translate
 from sagewai_ops.database.urls import PostgresUrl, resolve
 from sagewai_ops.errors import OpsError
+from sagewai_ops.fs import atomic
+from sagewai_ops.fs.tempdirs import working_folder
 from sagewai_ops.home.documents import (
     DOCUMENT_NAMES,
     document_name,
@@ -34,7 +35,6 @@ from sagewai_ops.keys.plaintext import (
     plain_in_database,
     plain_in_documents,
 )
-from sagewai_ops.working_folder import working_folder
 
 SERVER = "server:"  # begins `where` and the project of what stands on a database server
 _LOCK_SUFFIX = ".lock"

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 
-from sagewai_ops import atomic
 from sagewai_ops.database.urls import PostgresUrl
 from sagewai_ops.errors import OpsError, shell_word
+from sagewai_ops.fs import atomic
 from sagewai_ops.home.entries import sweep_partials
 from sagewai_ops.home.paths import Home
 from sagewai_ops.keys import rotation_journal

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from sagewai_ops import atomic, locks
 from sagewai_ops.errors import LockedError, OpsError, shell_word
+from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.keys.candidates import Candidate, given
 from sagewai_ops.process.signals import uninterrupted

@@ -9,8 +9,8 @@ import secrets
 import sqlite3
 from pathlib import Path
 
-from sagewai_ops import atomic
 from sagewai_ops.errors import NoSpaceError, OpsError, TargetBusyError, shell_word
+from sagewai_ops.fs import atomic
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.schema import ddl
 

@@ -23,12 +23,12 @@ from sagewai_ops.database.integrity import count_rows
 from sagewai_ops.database.source import WAIT_SECONDS, pinned, quoted
 from sagewai_ops.database.writing import translated, writing
 from sagewai_ops.errors import DifferenceError, SchemaAheadError
+from sagewai_ops.fs.tempdirs import working_folder
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema import ddl
 from sagewai_ops.schema.drift import Drift, find_drift
 from sagewai_ops.schema.level import HEAD, Level, expected, read_level
-from sagewai_ops.working_folder import working_folder
 
 if TYPE_CHECKING:
     from sqlalchemy import Column, Table

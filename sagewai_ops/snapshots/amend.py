@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops import atomic
 from sagewai_ops.database.source import database_uri, translate
 from sagewai_ops.errors import DamagedError
+from sagewai_ops.fs import atomic
 from sagewai_ops.home.documents import ADMIN_STATE_NAME, document_name
 from sagewai_ops.home.fleet import fleet_organisation
 from sagewai_ops.home.paths import Home

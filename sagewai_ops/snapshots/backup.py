@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-from sagewai_ops import atomic, locks
 from sagewai_ops.archive.envelope import Lock, Unlock, check_recipients, temporary_identity
 from sagewai_ops.archive.reader import open_archive
 from sagewai_ops.errors import InterruptedRunError, NoSpaceError, UsageError, shell_word
+from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs.tempdirs import locked_folder
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.progress import Progress
@@ -23,7 +24,6 @@ from sagewai_ops.snapshots import catalog, swap
 from sagewai_ops.snapshots.collect import Collection
 from sagewai_ops.snapshots.report import CUSTODIES, BackupOptions, BackupReport
 from sagewai_ops.snapshots.taking import Taking
-from sagewai_ops.working_folder import locked_folder
 
 # Below this share of the content no archive of a home was ever seen; refusing earlier than that
 # would refuse backups that fit.

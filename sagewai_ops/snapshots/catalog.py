@@ -16,8 +16,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops import atomic, locks
 from sagewai_ops.errors import NotFoundError, UsageError
+from sagewai_ops.fs import atomic, locks
 
 CARD_VERSION = 1
 TREE = "tree"  # where a folder keeps the one that is no archive: `directory`

@@ -16,10 +16,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from sagewai_ops import atomic, locks
 from sagewai_ops.archive.manifest import Entry, EntryType, Header
 from sagewai_ops.archive.tree import TreeReader, open_tree, read_header
 from sagewai_ops.errors import DamagedError, NotFoundError, TargetBusyError, UsageError, shell_word
+from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs.tempdirs import locked_folder
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.signals import too_late, uninterrupted
 from sagewai_ops.progress import Progress
@@ -31,7 +32,6 @@ from sagewai_ops.snapshots.report import BackupOptions, BackupReport
 from sagewai_ops.snapshots.retention import Owner, whose
 from sagewai_ops.snapshots.taking import Taking
 from sagewai_ops.snapshots.tree_writer import TreeWriter
-from sagewai_ops.working_folder import locked_folder
 
 _ASIDE = ".sagewai-ops-tree-before"  # the old tree, for the moment between two renames
 

@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops import __version__, locks
+from sagewai_ops import __version__
 from sagewai_ops.archive.envelope import Unlock
 from sagewai_ops.archive.reader import open_archive
 from sagewai_ops.database.integrity import examine
@@ -34,6 +34,7 @@ from sagewai_ops.errors import (
     UsageError,
     shell_word,
 )
+from sagewai_ops.fs import locks
 from sagewai_ops.home.findings import Inspection
 from sagewai_ops.home.inspection import inspect
 from sagewai_ops.home.parts import Part

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sagewai_ops import atomic
 from sagewai_ops.archive.manifest import Entry, EntryType
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import DamagedError
+from sagewai_ops.fs import atomic
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.home.permissions import file_mode, folder_mode
 from sagewai_ops.snapshots.places import EXTERNAL

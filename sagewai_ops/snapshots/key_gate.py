@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops import atomic
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import KeyMissingError
+from sagewai_ops.fs import atomic
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home
 from sagewai_ops.keys.candidates import KEY_FILE, Candidate, find_candidates, given
 from sagewai_ops.keys.sealed import SealedReport, Unopened, examine_keys

@@ -24,9 +24,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops import atomic
 from sagewai_ops.archive.manifest import is_safe
 from sagewai_ops.errors import OpsError, TargetBusyError, shell_word
+from sagewai_ops.fs import atomic
 
 _VERSION = 1
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from sagewai_ops import locks
 from sagewai_ops.errors import NotFoundError, UsageError
+from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import Home
 from sagewai_ops.snapshots import trash
 from sagewai_ops.snapshots.catalog import Snapshot, snapshots_in

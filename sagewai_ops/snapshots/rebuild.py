@@ -13,11 +13,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops import locks
 from sagewai_ops.archive.envelope import Unlock
 from sagewai_ops.archive.manifest import EntryType
 from sagewai_ops.archive.reader import ArchiveReader, open_archive
 from sagewai_ops.errors import DamagedError, KeyMissingError, NotFoundError, SchemaAheadError
+from sagewai_ops.fs import locks
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.catalog import Snapshot

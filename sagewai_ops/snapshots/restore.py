@@ -13,10 +13,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from sagewai_ops import atomic, locks
 from sagewai_ops.archive.manifest import Entry
 from sagewai_ops.archive.reader import ArchiveReader, open_archive
 from sagewai_ops.errors import DamagedError
+from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.documents import read_together
 from sagewai_ops.home.paths import DATABASE, MASTER_KEY, Home, locate
 from sagewai_ops.home.permissions import folder_mode

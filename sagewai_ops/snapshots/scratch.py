@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
-from sagewai_ops import locks
+from sagewai_ops.fs import locks
+from sagewai_ops.fs.tempdirs import locked_folder
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.snapshots import catalog
-from sagewai_ops.working_folder import locked_folder
 
 
 @contextlib.contextmanager

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from sagewai_ops import atomic, locks
 from sagewai_ops.errors import OpsError
+from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.process.signals import too_late, uninterrupted
 from sagewai_ops.snapshots import moves

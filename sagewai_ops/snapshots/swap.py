@@ -25,9 +25,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sagewai_ops import atomic, locks
 from sagewai_ops.archive.manifest import is_safe
 from sagewai_ops.errors import LockedError, OpsError, TargetBusyError, shell_word
+from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.keys import rotation_journal
 from sagewai_ops.process.signals import too_late

@@ -3,11 +3,11 @@
 import os
 from pathlib import Path
 
-from sagewai_ops import atomic
 from sagewai_ops.archive.envelope import Unlock
 from sagewai_ops.archive.manifest import Entry
 from sagewai_ops.archive.reader import open_archive
 from sagewai_ops.errors import NotFoundError, TargetBusyError, shell_word
+from sagewai_ops.fs import atomic
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots.extract import Extracted, extract
 from sagewai_ops.snapshots.places import Places

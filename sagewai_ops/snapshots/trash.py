@@ -13,8 +13,8 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from sagewai_ops import atomic
 from sagewai_ops.errors import OpsError, TargetBusyError, shell_word
+from sagewai_ops.fs import atomic
 from sagewai_ops.snapshots.catalog import Snapshot, card_path, is_archive_name, snapshots_in
 
 TRASH = ".trash"

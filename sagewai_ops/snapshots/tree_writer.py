@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sagewai_ops import atomic
 from sagewai_ops.archive.manifest import (
     HEADER_NAME,
     MANIFEST_NAME,
@@ -35,6 +34,7 @@ from sagewai_ops.archive.writer import (
     described,
     is_unchanged,
 )
+from sagewai_ops.fs import atomic
 from sagewai_ops.home.permissions import file_mode, folder_mode
 from sagewai_ops.snapshots.places import EXTERNAL
 

@@ -4,8 +4,8 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from sagewai_ops import locks
 from sagewai_ops.errors import NotFoundError
+from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import Home
 from sagewai_ops.snapshots import swap
 from sagewai_ops.snapshots.gates import refuse_holders

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops import __version__, atomic
+from sagewai_ops import __version__
 from sagewai_ops.errors import (
     EXIT_DONE,
     EXIT_FINDINGS,
@@ -21,6 +21,7 @@ from sagewai_ops.errors import (
     PermissionDeniedError,
     shell_word,
 )
+from sagewai_ops.fs import atomic
 from sagewai_ops.transfer.compare import Result
 from sagewai_ops.transfer.findings import Finding, total
 from sagewai_ops.transfer.learnings import KEEP, Learnings

@@ -8,12 +8,12 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from sagewai_ops import atomic
 from sagewai_ops.errors import PermissionDeniedError
+from sagewai_ops.fs import atomic
+from sagewai_ops.fs.tempdirs import sweep_abandoned, working_folder
 from sagewai_ops.home.paths import OWN_PREFIX, Home
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.transfer.session import MOVE, VERIFY
-from sagewai_ops.working_folder import sweep_abandoned, working_folder
 
 PREFIX = f"{OWN_PREFIX}export-"
 

@@ -25,7 +25,8 @@ from proof.cases import Case
 from proof.faults import Ended, Fault, Mode, Runner, Step
 from proof.plans import plan, thinned
 from proof.worlds import Mask, World
-from sagewai_ops import atomic, cli
+from sagewai_ops import cli
+from sagewai_ops.fs import atomic
 from sagewai_ops.process import signals
 from sagewai_ops.snapshots import catalog
 

@@ -19,8 +19,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from sagewai_ops.atomic import refused
 from sagewai_ops.errors import LockedError, OpsError
+from sagewai_ops.fs.atomic import refused
 from sagewai_ops.process.procfs import Process, describe, lock_holders
 
 _POLL_SECONDS = 0.1

@@ -6,8 +6,8 @@ import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sagewai_ops import atomic, locks
 from sagewai_ops.errors import OpsError
+from sagewai_ops.fs import atomic, locks
 from sagewai_ops.process.signals import uninterrupted
 
 
