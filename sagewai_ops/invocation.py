@@ -37,7 +37,7 @@ from sagewai_ops.settings import SNAPSHOTS_VARIABLE, Settings
 from sagewai_ops.terminal import Terminal
 
 if TYPE_CHECKING:
-    from sagewai_ops.watchers import Watchers
+    from sagewai_ops.notify.reporter import Watchers
 
 SCHEMA = "sagewai-ops/1"
 # What a machine can refuse at any call; any other failure without a name is a mistake of ours.
@@ -219,7 +219,7 @@ def _watchers(run: Run, given: Mapping[str, Any]) -> "Watchers | None":
     """
     if not any(given.get(name) for name in UNATTENDED):
         return None
-    from sagewai_ops.watchers import Watchers, url_of
+    from sagewai_ops.notify.reporter import Watchers, url_of
 
     return Watchers(
         run.command,

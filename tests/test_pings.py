@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sagewai_ops.errors import UsageError
-from sagewai_ops.pings import Event, checked, ping, shown
+from sagewai_ops.notify.healthcheck import Event, checked, ping, shown
 from watchdog import impostor, watchdog
 
 SHORT_SECONDS = 0.3  # how long a test waits for who never answers

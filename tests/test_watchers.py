@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from program import Answer, call, started
-from sagewai_ops import metrics
 from sagewai_ops.fs import locks
+from sagewai_ops.notify import prometheus
 from small_homes import small
 from watchdog import Watchdog, watchdog
 
@@ -248,7 +248,7 @@ def test_metrics_of_runs_at_once_are_all_there(tmp_path: Path) -> None:
     file = tmp_path / "m.prom"
 
     def write(number: int) -> None:
-        metrics.record(
+        prometheus.record(
             file, command=f"c{number}", home="/h", exit_code=0, seconds=1.0, figures={}, ended_at=1
         )
 
@@ -269,7 +269,7 @@ def test_metrics_of_any_home_are_read_again(
     """Quotes, backslashes and line ends in a name stay inside its label."""
     file = tmp_path_factory.mktemp("metrics") / "m.prom"
     for exit_code in (0, 3):
-        metrics.record(
+        prometheus.record(
             file,
             command="backup",
             home=home,
@@ -352,7 +352,7 @@ def test_unwatched_runs_never_load_what_watching_needs(home: Path) -> None:
     code = (
         "import sys; from sagewai_ops.cli import run\n"
         f"run(['--home', {str(home)!r}, 'verify-perms'])\n"
-        "sys.exit(bool({'sagewai_ops.watchers', 'urllib.request'} & sys.modules.keys()))"
+        "sys.exit(bool({'sagewai_ops.notify.reporter', 'urllib.request'} & sys.modules.keys()))"
     )
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)

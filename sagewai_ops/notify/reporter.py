@@ -16,8 +16,8 @@ from typing import Any
 
 from sagewai_ops.errors import OpsError, UsageError
 from sagewai_ops.fs import atomic
-from sagewai_ops.metrics import figures_of, record
-from sagewai_ops.pings import Event, checked, ping, shown
+from sagewai_ops.notify.healthcheck import Event, checked, ping, shown
+from sagewai_ops.notify.prometheus import figures_of, record
 from sagewai_ops.terminal import printable
 
 _MOST_URL_BYTES = 4096

@@ -1,0 +1,1 @@
+"""Report runs to health checks, to Prometheus and to a log file."""
