@@ -123,7 +123,7 @@ def systemd(
     into: IntoOption = None,
 ) -> Outcome:
     """Plan, write."""
-    from sagewai_ops.schedule import systemd as units
+    from sagewai_ops.schedule.host import systemd as units
 
     plan = _plan(run, words, time, to, user, program)
     return _outcome(units(plan), into)
@@ -140,7 +140,7 @@ def cron(
     into: IntoOption = None,
 ) -> Outcome:
     """Plan, write."""
-    from sagewai_ops.schedule import cron as crontab
+    from sagewai_ops.schedule.host import cron as crontab
 
     plan = _plan(run, words, time, to, user, program)
     return _outcome(crontab(plan), into)
@@ -157,7 +157,7 @@ def compose(
     into: IntoOption = None,
 ) -> Outcome:
     """Plan, write."""
-    from sagewai_ops.schedule_containers import compose as services
+    from sagewai_ops.schedule.containers import compose as services
 
     plan = _plan(run, words, time, to, _ids(user), None)
     is_named = run.settings.home_option or run.settings.environment.get("SAGEWAI_HOME")
@@ -180,7 +180,7 @@ def kubernetes(
     into: IntoOption = None,
 ) -> Outcome:
     """Plan, write."""
-    from sagewai_ops.schedule_containers import kubernetes as cron_job
+    from sagewai_ops.schedule.containers import kubernetes as cron_job
 
     plan = _plan(run, words, time, None, _ids(user), None)
     return _outcome(cron_job(plan, *_image(plan, image)), into)
@@ -189,7 +189,7 @@ def kubernetes(
 def _image(plan: Any, named: str | None) -> tuple[str, list[str]]:
     """Give the image's name, and how to make it where it is ours."""
     from sagewai_ops import __version__
-    from sagewai_ops.schedule_containers import image_note
+    from sagewai_ops.schedule.containers import image_note
 
     if named:
         return named, []
@@ -205,7 +205,7 @@ def _plan(
     user: str | None,
     program: Path | None,
 ) -> Any:
-    from sagewai_ops.schedule import Plan, time_of
+    from sagewai_ops.schedule.host import Plan, time_of
 
     home = run.home()
     hour, minute = time_of(time)
@@ -240,7 +240,7 @@ def _checked(run: Run, words: list[str]) -> tuple[str, ...]:
             going into the folder.
     """
     from sagewai_ops.configuration import SECRET_OPTIONS
-    from sagewai_ops.schedule import pairs
+    from sagewai_ops.schedule.host import pairs
 
     root = run.context.find_root()
     backup = root.command.commands["backup"]

@@ -19,7 +19,7 @@ import yaml
 import program
 from json_schemas import problems
 from program import Answer, call
-from sagewai_ops.schedule import NAME
+from sagewai_ops.schedule.host import NAME
 from small_homes import small
 
 SCHEMAS = Path(__file__).parent.parent / "fixtures" / "schemas"

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from sagewai_ops.schedule import NAME, File, Plan
+from sagewai_ops.schedule.host import NAME, File, Plan
 
 HOME = "/home/sagewai/.sagewai"
 SNAPSHOTS = "/snapshots"

@@ -1,0 +1,1 @@
+"""Schedules for nightly backups: systemd, cron, Compose, Kubernetes."""
