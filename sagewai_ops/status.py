@@ -13,14 +13,14 @@ from sagewai_ops.database.source import pinned, sidecar, size_of
 from sagewai_ops.database.usage import holders
 from sagewai_ops.database.writing import translated
 from sagewai_ops.errors import OpsError
-from sagewai_ops.home.documents import (
+from sagewai_ops.home.paths import PARTS, Home, layout_of, require
+from sagewai_ops.home.state_files import (
     Document,
     document_name,
     identity_of,
     parse_document,
     read_together,
 )
-from sagewai_ops.home.paths import PARTS, Home, layout_of, require
 from sagewai_ops.keys import rotation_journal
 from sagewai_ops.keys.candidates import Candidate, accepted, find_candidates
 from sagewai_ops.process.procfs import Process

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from folder_state import state_of
 from home_builder import BuiltHome, build_home
-from sagewai_ops.home import documents
-from sagewai_ops.home.documents import (
+from sagewai_ops.home import state_files
+from sagewai_ops.home.paths import locate
+from sagewai_ops.home.state_files import (
     ADMIN_STATE_NAME,
     CONNECTIONS_NAME,
     DOCUMENT_NAMES,
@@ -29,7 +30,6 @@ from sagewai_ops.home.documents import (
     parse_document,
     read_together,
 )
-from sagewai_ops.home.paths import locate
 
 NOW = datetime(2026, 6, 1, 12, 0, tzinfo=timezone.utc)
 
@@ -105,7 +105,7 @@ def test_what_cannot_be_read_is_left_out(root: Path) -> None:
 
 def test_lock_of_the_writers_is_waited_for(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a writer holds the lock, the documents are not read."""
-    monkeypatch.setattr(documents, "_LOCK_WAIT_SECONDS", 30.0)
+    monkeypatch.setattr(state_files, "_LOCK_WAIT_SECONDS", 30.0)
     order: list[str] = []
     lock = (root / "config/admin-state.json.lock").open("w")
 
@@ -127,7 +127,7 @@ def test_lock_that_is_never_given_up_does_not_stop_a_backup(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Most writers ignore the lock, so it is not worth more than a moment."""
-    monkeypatch.setattr(documents, "_LOCK_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(state_files, "_LOCK_WAIT_SECONDS", 0.1)
     began = time.monotonic()
 
     with (root / "config/admin-state.json.lock").open("w") as lock:

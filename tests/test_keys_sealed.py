@@ -14,8 +14,8 @@ from home_builder import BuiltHome, build_home
 from home_builder.sealing import token as seal
 from sagewai_ops.database.copy import copy_database
 from sagewai_ops.errors import DamagedError
-from sagewai_ops.home.documents import read_together
 from sagewai_ops.home.paths import locate
+from sagewai_ops.home.state_files import read_together
 from sagewai_ops.keys import candidates
 from sagewai_ops.keys.candidates import Candidate, find_candidates, fingerprint
 from sagewai_ops.keys.places import Role, SealedValue

@@ -1,1 +1,1 @@
-"""Where a Sagewai home keeps what, and what its documents say."""
+"""A Sagewai home: its paths, overrides and state files."""

@@ -20,13 +20,13 @@ from sagewai_ops.database.urls import PostgresUrl, resolve
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic
 from sagewai_ops.fs.tempdirs import working_folder
-from sagewai_ops.home.documents import (
+from sagewai_ops.home.paths import LEGACY_PLACES, OWN_PREFIX, Home, Kind, kind_of
+from sagewai_ops.home.state_files import (
     DOCUMENT_NAMES,
     document_name,
     parse_document,
     read_together,
 )
-from sagewai_ops.home.paths import LEGACY_PLACES, OWN_PREFIX, Home, Kind, kind_of
 from sagewai_ops.keys import server
 from sagewai_ops.keys.places import SealedValue, in_copy, in_database, in_documents
 from sagewai_ops.keys.plaintext import (

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from sagewai_ops.database.source import in_utf8, quoted, utf8_rows
-from sagewai_ops.home.documents import (
+from sagewai_ops.home.paths import LEGACY_PLACES
+from sagewai_ops.home.state_files import (
     ADMIN_STATE_NAME,
     CONNECTIONS_NAME,
     PROFILES_NAME,
     document_name,
 )
-from sagewai_ops.home.paths import LEGACY_PLACES
 
 PREFIX = "fernet:"
 

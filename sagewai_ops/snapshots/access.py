@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from sagewai_ops.database.source import database_uri
-from sagewai_ops.home.documents import ADMIN_STATE_NAME, document_name, parse_document
+from sagewai_ops.home.state_files import ADMIN_STATE_NAME, document_name, parse_document
 
 _FLEET_ROWS = (
     "SELECT count(*) FROM workers WHERE org_id LIKE ?",

@@ -18,9 +18,9 @@ from typing import Any
 from sagewai_ops.database.source import database_uri, translate
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.fs import atomic
-from sagewai_ops.home.documents import ADMIN_STATE_NAME, document_name
 from sagewai_ops.home.fleet import fleet_organisation
 from sagewai_ops.home.paths import Home
+from sagewai_ops.home.state_files import ADMIN_STATE_NAME, document_name
 
 _REVOKE = (
     "DELETE FROM user_session",

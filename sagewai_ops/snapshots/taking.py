@@ -24,8 +24,8 @@ from sagewai_ops.archive.manifest import Entry, EntryType, Header
 from sagewai_ops.archive.writer import ArchiveWriter, MemberWriter
 from sagewai_ops.database.copy import Copied, copy_database, named_after
 from sagewai_ops.errors import DamagedError, KeyMissingError
-from sagewai_ops.home.documents import identity_of, read_together
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home, Kind
+from sagewai_ops.home.state_files import identity_of, read_together
 from sagewai_ops.keys.candidates import Candidate, find_candidates, fingerprint, resolved
 from sagewai_ops.keys.sealed import SealedReport, examine_keys
 from sagewai_ops.progress import Progress
