@@ -48,7 +48,7 @@ class Format(str, Enum):
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    from sagewai_ops.home.rules import RULES
+    from sagewai_ops.permissions.rules import RULES
 
     rules = "\n".join(f"  {rule.id} {rule.severity.value:<7} {rule.name}" for rule in RULES)
     app.command(
@@ -76,10 +76,10 @@ def verify_perms(
 ) -> Outcome:
     """Parse, judge, render."""
     from sagewai_ops import __version__
-    from sagewai_ops.home.rules import Severity
-    from sagewai_ops.home.sarif import as_sarif
-    from sagewai_ops.home.verification import verify
     from sagewai_ops.keys.candidates import refused_variable
+    from sagewai_ops.permissions.rules import Severity
+    from sagewai_ops.permissions.sarif import as_sarif
+    from sagewai_ops.permissions.verify import verify
 
     home = run.home()
     if output is Format.SARIF and run.settings.json:
@@ -118,8 +118,8 @@ def verify_perms(
 
 def as_result(found: Any) -> dict[str, Any]:
     """Give the JSON of a verification; docs/json.md."""
-    from sagewai_ops.home.changes import describe
-    from sagewai_ops.home.rules import Severity
+    from sagewai_ops.permissions.rules import Severity
+    from sagewai_ops.permissions.undo_record import describe
 
     inspection, repaired = found.inspection, found.repaired
     return {
@@ -199,8 +199,8 @@ def show(terminal: Terminal, result: dict[str, Any]) -> None:
 
 
 def _undo(run: Run, record: Path, wait_seconds: float) -> Outcome:
-    from sagewai_ops.home.changes import describe
-    from sagewai_ops.home.repair import undo_repairs
+    from sagewai_ops.permissions.repair import undo_repairs
+    from sagewai_ops.permissions.undo_record import describe
 
     home = run.home()
     undone = undo_repairs(home, record.absolute(), wait_seconds=wait_seconds)

@@ -27,10 +27,10 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.home import layout_journal
 from sagewai_ops.home.paths import SIDECAR_SUFFIXES, Home, layout_of
-from sagewai_ops.home.rules import Severity
-from sagewai_ops.home.verification import verify
 from sagewai_ops.keycheck import check_keys
 from sagewai_ops.keys.candidates import ENVIRONMENT, Candidate, refused_variable
+from sagewai_ops.permissions.rules import Severity
+from sagewai_ops.permissions.verify import verify
 from sagewai_ops.process.procfs import describe
 from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress

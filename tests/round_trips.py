@@ -12,7 +12,7 @@ from typing import Any
 
 from sagewai_ops.archive.envelope import Lock
 from sagewai_ops.home.paths import DATABASE, Kind, kind_of, locate
-from sagewai_ops.home.permissions import file_mode, folder_mode
+from sagewai_ops.permissions.modes import file_mode, folder_mode
 from sagewai_ops.snapshots.backup import take_snapshot
 from sagewai_ops.snapshots.plan import RestoreOptions
 from sagewai_ops.snapshots.report import BackupOptions

@@ -19,7 +19,7 @@ from memory_folder import memory_folder
 from program import Answer, call, run, taken
 from sagewai_ops.errors import PermissionDeniedError
 from sagewai_ops.fs import atomic
-from sagewai_ops.home.inspection import inspect
+from sagewai_ops.permissions.scan import inspect
 from sagewai_ops.snapshots import catalog
 from small_homes import everything_of, small
 from step_counter import killed

@@ -14,7 +14,7 @@ import pytest
 import program
 from home_builder import build_home
 from private_home import KEY, make_private_home, tree_of
-from sagewai_ops.home.rules import RULES
+from sagewai_ops.permissions.rules import RULES
 from unprivileged import NOBODY, reachable_folder, unprivileged
 
 DATABASE = "db/sagewai.db"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagewai_ops.home.permissions import file_mode, folder_mode
+from sagewai_ops.permissions.modes import file_mode, folder_mode
 
 MODES = st.integers(0, 0o7777)
 

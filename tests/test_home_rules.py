@@ -24,15 +24,15 @@ from sagewai_ops.errors import (
     UsageError,
 )
 from sagewai_ops.fs.locks import exclusive
-from sagewai_ops.home import look as look_module
-from sagewai_ops.home.findings import Finding, Inspection
-from sagewai_ops.home.inspection import inspect
-from sagewai_ops.home.parts import Facts, Part, Wanted, part_of_file, part_of_folder
 from sagewai_ops.home.paths import Home, locate
-from sagewai_ops.home.permissions import file_mode, folder_mode
-from sagewai_ops.home.repair import apply_repairs, plan_repairs, undo_repairs
-from sagewai_ops.home.rules import RULES, RULES_BY_PART, Severity
-from sagewai_ops.home.verification import verify
+from sagewai_ops.permissions import evaluator as look_module
+from sagewai_ops.permissions.entry_kinds import Facts, Part, Wanted, part_of_file, part_of_folder
+from sagewai_ops.permissions.findings import Finding, Inspection
+from sagewai_ops.permissions.modes import file_mode, folder_mode
+from sagewai_ops.permissions.repair import apply_repairs, plan_repairs, undo_repairs
+from sagewai_ops.permissions.rules import RULES, RULES_BY_PART, Severity
+from sagewai_ops.permissions.scan import inspect
+from sagewai_ops.permissions.verify import verify
 from step_counter import killed_at, until_done
 from unprivileged import NOBODY, reachable_folder, unprivileged
 

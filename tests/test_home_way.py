@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sagewai_ops.home.way import way_to, weak_spot
+from sagewai_ops.permissions.path_walk import way_to, weak_spot
 
 
 def below(root: Path, path: Path) -> list[str]:

@@ -16,7 +16,7 @@ import typer
 import man_pages
 import roff
 from sagewai_ops import cli
-from sagewai_ops.home.rules import RULES
+from sagewai_ops.permissions.rules import RULES
 
 PAGES = man_pages.pages()
 FOLDER = Path(man_pages.FOLDER)

@@ -24,9 +24,10 @@ from postgres_server import Server
 from program import Answer, call
 from sagewai_ops import preflight_checks
 from sagewai_ops.fs import locks
-from sagewai_ops.home import inspection, layout_journal
-from sagewai_ops.home.parts import Part
+from sagewai_ops.home import layout_journal
 from sagewai_ops.home.paths import locate
+from sagewai_ops.permissions import scan
+from sagewai_ops.permissions.entry_kinds import Part
 from sagewai_ops.preflight import Preflight
 from sagewai_ops.preflight_checks import Check, Verdict
 from sagewai_ops.snapshots import swap
@@ -65,13 +66,13 @@ def home(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def no_parents(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the folders above the tests' own: they are whose the machine is."""
-    judge = inspection._Look.judge
+    judge = scan._Look.judge
 
     def without_parents(self: Any, part: Any, *arguments: Any) -> None:
         if part is not Part.PARENT:
             judge(self, part, *arguments)
 
-    monkeypatch.setattr(inspection._Look, "judge", without_parents)
+    monkeypatch.setattr(scan._Look, "judge", without_parents)
 
 
 def fly(home: Path, *words: object) -> tuple[Answer, dict[str, dict[str, Any]]]:

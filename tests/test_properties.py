@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from program import call
-from sagewai_ops.home.permissions import file_mode, folder_mode
+from sagewai_ops.permissions.modes import file_mode, folder_mode
 from small_homes import everything_of, rows_of, small
 
 _PASSPHRASE = "a passphrase of the tests"

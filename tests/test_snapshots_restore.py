@@ -39,9 +39,9 @@ from sagewai_ops.errors import (
     UsageError,
 )
 from sagewai_ops.fs import locks
-from sagewai_ops.home.inspection import inspect
 from sagewai_ops.home.paths import locate
 from sagewai_ops.keys.candidates import fingerprint
+from sagewai_ops.permissions.scan import inspect
 from sagewai_ops.snapshots import restore as restoring
 from sagewai_ops.snapshots.access import count_access
 from sagewai_ops.snapshots.plan import RestoreOptions, plan_restore

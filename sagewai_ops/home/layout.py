@@ -17,7 +17,6 @@ from pathlib import Path
 
 from sagewai_ops.errors import UsageError, shell_word
 from sagewai_ops.fs.atomic import refused
-from sagewai_ops.home.entries import key_length
 from sagewai_ops.home.layout_steps import Step, Steps
 from sagewai_ops.home.paths import (
     ADMIN_STATE,
@@ -26,7 +25,8 @@ from sagewai_ops.home.paths import (
     SIDECAR_SUFFIXES,
     Home,
 )
-from sagewai_ops.home.rules import KEY_CHARACTERS
+from sagewai_ops.permissions.attributes import key_length
+from sagewai_ops.permissions.rules import KEY_CHARACTERS
 
 # Variables that, when not empty, make Sagewai leave a legacy file where it is.
 MANAGED_BY = {

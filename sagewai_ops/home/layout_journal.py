@@ -17,10 +17,10 @@ from typing import Any
 
 from sagewai_ops.errors import OpsError, shell_word
 from sagewai_ops.fs import atomic
-from sagewai_ops.home.entries import sweep_partials
 from sagewai_ops.home.layout_steps import PREFIX, Step, StepKind
 from sagewai_ops.home.paths import OWN_PREFIX
-from sagewai_ops.home.rules import PRIVATE_FILE, PRIVATE_FOLDER
+from sagewai_ops.permissions.attributes import sweep_partials
+from sagewai_ops.permissions.rules import PRIVATE_FILE, PRIVATE_FOLDER
 from sagewai_ops.process.signals import uninterrupted
 
 JOURNAL = f"{OWN_PREFIX}layout.json"

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 
 from sagewai_ops.home.paths import LEGACY_PLACES, OWN_PREFIX
-from sagewai_ops.home.rules import OTHERS, PRIVATE_FILE
+from sagewai_ops.permissions.rules import OTHERS, PRIVATE_FILE
 
 PREFIX = f"{OWN_PREFIX}layout-"
 

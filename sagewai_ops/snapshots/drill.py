@@ -35,11 +35,11 @@ from sagewai_ops.errors import (
     shell_word,
 )
 from sagewai_ops.fs import locks
-from sagewai_ops.home.findings import Inspection
-from sagewai_ops.home.inspection import inspect
-from sagewai_ops.home.parts import Part
 from sagewai_ops.home.paths import Home, locate
-from sagewai_ops.home.rules import Severity
+from sagewai_ops.permissions.entry_kinds import Part
+from sagewai_ops.permissions.findings import Inspection
+from sagewai_ops.permissions.rules import Severity
+from sagewai_ops.permissions.scan import inspect
 from sagewai_ops.process.signals import only_a_part
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema.upgrade import Upgraded, upgrade_database

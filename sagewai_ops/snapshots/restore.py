@@ -18,10 +18,10 @@ from sagewai_ops.archive.reader import ArchiveReader, open_archive
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import DATABASE, MASTER_KEY, Home, locate
-from sagewai_ops.home.permissions import folder_mode
 from sagewai_ops.home.state_files import read_together
 from sagewai_ops.keys.candidates import Candidate, replaced
 from sagewai_ops.keys.sealed import SealedReport
+from sagewai_ops.permissions.modes import folder_mode
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import swap
 from sagewai_ops.snapshots.access import Access, count_access

@@ -35,7 +35,7 @@ from sagewai_ops.archive.writer import (
     is_unchanged,
 )
 from sagewai_ops.fs import atomic
-from sagewai_ops.home.permissions import file_mode, folder_mode
+from sagewai_ops.permissions.modes import file_mode, folder_mode
 from sagewai_ops.snapshots.places import EXTERNAL
 
 _BLOCK_BYTES = 1024 * 1024

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sagewai_ops.home.changes import Change
-from sagewai_ops.home.findings import Inspection
-from sagewai_ops.home.inspection import inspect
 from sagewai_ops.home.paths import Home
-from sagewai_ops.home.repair import Repaired, apply_repairs, plan_repairs
+from sagewai_ops.permissions.findings import Inspection
+from sagewai_ops.permissions.repair import Repaired, apply_repairs, plan_repairs
+from sagewai_ops.permissions.scan import inspect
+from sagewai_ops.permissions.undo_record import Change
 from sagewai_ops.progress import Progress
 
 

@@ -16,12 +16,18 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from sagewai_ops.fs import atomic, locks
-from sagewai_ops.home.changes import Change, read_record, write_record
-from sagewai_ops.home.entries import ACCESS_LIST, DEFAULT_LIST, access_lists, opened, state_of
-from sagewai_ops.home.findings import Finding, Inspection
-from sagewai_ops.home.parts import Wanted
 from sagewai_ops.home.paths import Home
-from sagewai_ops.home.rules import PRIVATE_FILE, PRIVATE_FOLDER
+from sagewai_ops.permissions.attributes import (
+    ACCESS_LIST,
+    DEFAULT_LIST,
+    access_lists,
+    opened,
+    state_of,
+)
+from sagewai_ops.permissions.entry_kinds import Wanted
+from sagewai_ops.permissions.findings import Finding, Inspection
+from sagewai_ops.permissions.rules import PRIVATE_FILE, PRIVATE_FOLDER
+from sagewai_ops.permissions.undo_record import Change, read_record, write_record
 
 # A descriptor that only refers to a file needs no permission to read it; through Linux's /proc it
 # can be used like any other.

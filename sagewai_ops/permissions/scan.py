@@ -14,14 +14,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sagewai_ops.home.entries import (
-    key_length,
-    opened,
-    state_of,
+from sagewai_ops.home.paths import (
+    DATABASE,
+    LEGACY_PLACES,
+    SIDECAR_SUFFIXES,
+    Home,
+    require,
 )
-from sagewai_ops.home.findings import Inspection, order
-from sagewai_ops.home.look import Look
-from sagewai_ops.home.parts import (
+from sagewai_ops.permissions.attributes import key_length, opened, state_of
+from sagewai_ops.permissions.entry_kinds import (
     COPIED_NAMES,
     NEVER_COPIES,
     SECRET_FILES,
@@ -32,15 +33,10 @@ from sagewai_ops.home.parts import (
     part_of_file,
     part_of_folder,
 )
-from sagewai_ops.home.paths import (
-    DATABASE,
-    LEGACY_PLACES,
-    SIDECAR_SUFFIXES,
-    Home,
-    require,
-)
-from sagewai_ops.home.rules import LETS_IN, OTHERS, WRITE_BY_OTHERS
-from sagewai_ops.home.way import way_to, weak_spot
+from sagewai_ops.permissions.evaluator import Look
+from sagewai_ops.permissions.findings import Inspection, order
+from sagewai_ops.permissions.path_walk import way_to, weak_spot
+from sagewai_ops.permissions.rules import LETS_IN, OTHERS, WRITE_BY_OTHERS
 from sagewai_ops.progress import Progress
 
 _SNAPSHOT = re.compile(r"\.?sagewai-\d{8}T\d{6}Z-[0-9a-f]{6}\.")

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from sagewai_ops.home.parts import SECRET_FILES, SECRET_FOLDERS, Facts, Part, Wanted
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, LEGACY_PLACES
+from sagewai_ops.permissions.entry_kinds import SECRET_FILES, SECRET_FOLDERS, Facts, Part, Wanted
 
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700

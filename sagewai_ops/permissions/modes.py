@@ -7,7 +7,7 @@ narrowed to exactly 0600 and 0700, and set-user-id, set-group-id and sticky bits
 import functools
 from dataclasses import replace
 
-from sagewai_ops.home.parts import (
+from sagewai_ops.permissions.entry_kinds import (
     SECRET_FILES,
     Facts,
     Part,
@@ -15,7 +15,12 @@ from sagewai_ops.home.parts import (
     part_of_file,
     part_of_folder,
 )
-from sagewai_ops.home.rules import KEY_CHARACTERS, PRIVATE_FILE, PRIVATE_FOLDER, RULES_BY_PART
+from sagewai_ops.permissions.rules import (
+    KEY_CHARACTERS,
+    PRIVATE_FILE,
+    PRIVATE_FOLDER,
+    RULES_BY_PART,
+)
 
 _PERMISSIONS = 0o777
 _PRIVATE_FOLDERS = (Part.SECRET_FOLDER, Part.OWN_FOLDER)

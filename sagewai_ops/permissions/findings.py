@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from sagewai_ops.home.parts import Facts, Part, Wanted
-from sagewai_ops.home.rules import Rule, Severity
+from sagewai_ops.permissions.entry_kinds import Facts, Part, Wanted
+from sagewai_ops.permissions.rules import Rule, Severity
 
 
 @dataclass(frozen=True, slots=True)

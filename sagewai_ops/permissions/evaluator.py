@@ -7,11 +7,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sagewai_ops.home.entries import access_lists, is_capable, key_length, list_names, state_of
-from sagewai_ops.home.findings import Finding
-from sagewai_ops.home.parts import Facts, Part
 from sagewai_ops.home.paths import Home
-from sagewai_ops.home.rules import RULES_BY_PART
+from sagewai_ops.permissions.attributes import (
+    access_lists,
+    is_capable,
+    key_length,
+    list_names,
+    state_of,
+)
+from sagewai_ops.permissions.entry_kinds import Facts, Part
+from sagewai_ops.permissions.findings import Finding
+from sagewai_ops.permissions.rules import RULES_BY_PART
 
 # Access lists of other kinds: NFS version 4, Samba's and Windows' on their file systems.
 _ODD_LIST = re.compile(r"system\.(nfs4_acl|nfs4acl_xdr|richacl|cifs_acl|ntfs_acl)")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sagewai_ops.home.findings import Finding, Inspection
-from sagewai_ops.home.rules import RULES, Rule
+from sagewai_ops.permissions.findings import Finding, Inspection
+from sagewai_ops.permissions.rules import RULES, Rule
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 VERSION = "2.1.0"

@@ -17,9 +17,9 @@ from sagewai_ops.errors import (
     shell_word,
 )
 from sagewai_ops.fs import atomic
-from sagewai_ops.home.entries import sweep_partials
-from sagewai_ops.home.parts import Wanted
 from sagewai_ops.home.paths import OWN_PREFIX, Home
+from sagewai_ops.permissions.attributes import sweep_partials
+from sagewai_ops.permissions.entry_kinds import Wanted
 
 RECORD_SCHEMA = "sagewai-ops-permissions/1"
 _RECORD_PREFIX = f"{OWN_PREFIX}permissions-"

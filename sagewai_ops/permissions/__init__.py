@@ -1,0 +1,1 @@
+"""The permission rules of a home: scan, findings, repair, undo."""
