@@ -25,10 +25,10 @@ from sagewai_ops.errors import (
     NotFoundError,
     shell_word,
 )
-from sagewai_ops.home import layout_journal
 from sagewai_ops.home.paths import SIDECAR_SUFFIXES, Home, layout_of
 from sagewai_ops.keycheck import check_keys
 from sagewai_ops.keys.candidates import ENVIRONMENT, Candidate, refused_variable
+from sagewai_ops.layout import journal
 from sagewai_ops.permissions.rules import Severity
 from sagewai_ops.permissions.verify import verify
 from sagewai_ops.process.procfs import describe
@@ -117,7 +117,7 @@ def check_layout(home: Home, environment: Mapping[str, str]) -> Check:
     report = migrate_layout(home, environment, dry_run=True)
     plan, mend = report.plan, here(home, "migrate-layout")
     layout = layout_of(home.root)
-    if layout_journal.is_pending(home.root):
+    if journal.is_pending(home.root):
         text = "a migration of the layout was interrupted"
         return Check("layout", Verdict.FINDING, text, report.warnings, (mend,))
     if plan.steps or plan.left:

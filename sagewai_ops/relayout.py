@@ -16,11 +16,11 @@ from sagewai_ops.database.usage import holders
 from sagewai_ops.database.writing import translated
 from sagewai_ops.errors import OpsError, TargetBusyError
 from sagewai_ops.fs import atomic, locks
-from sagewai_ops.home import layout_journal
 from sagewai_ops.home.fleet import fleet_organisation
-from sagewai_ops.home.layout import Action, Plan, plan_layout
-from sagewai_ops.home.layout_steps import StepKind
 from sagewai_ops.home.paths import ADMIN_STATE, DATABASE, Home, require
+from sagewai_ops.layout import journal
+from sagewai_ops.layout.plan import Action, Plan, plan_layout
+from sagewai_ops.layout.steps import StepKind
 from sagewai_ops.process.procfs import Process, describe
 from sagewai_ops.snapshots.swap import require_settled
 
@@ -78,25 +78,25 @@ def migrate_layout(
         plan = plan_layout(home, environment, moment)
         users = _users(home) if plan.steps else ()
         warnings = [f"in use by {describe(user)}: stop it first" for user in users]
-        if layout_journal.is_pending(home.root):
+        if journal.is_pending(home.root):
             warnings.append("an interrupted run would be finished or taken back first")
         return _report(home, plan, "nothing to do", warnings)
     with locks.exclusive(home.root, wait_seconds=wait_seconds):
-        if layout_journal.is_pending(home.root):
+        if journal.is_pending(home.root):
             _refuse_users(home)
             atomic.require_writable([home.root])
-        recovered = layout_journal.recover(home.root)
+        recovered = journal.recover(home.root)
         plan = plan_layout(home, environment, moment)
         report = _report(home, plan, recovered, [])
         if plan.steps:
             _refuse_users(home)
             atomic.require_writable(_folders(home.root, plan))
             try:
-                layout_journal.carry_out(home.root, plan.steps)
-            except layout_journal.OtherFileSystemError:
+                journal.carry_out(home.root, plan.steps)
+            except journal.OtherFileSystemError:
                 plan = plan_layout(home, environment, moment, is_split=True)
                 report = replace(report, plan=plan)
-                layout_journal.carry_out(home.root, plan.steps)
+                journal.carry_out(home.root, plan.steps)
     return report
 
 

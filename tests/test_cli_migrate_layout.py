@@ -13,8 +13,8 @@ from other_process import running
 from private_home import KEY, tree_of
 from sagewai_ops import relayout
 from sagewai_ops.errors import LockedError
-from sagewai_ops.home.layout_journal import JOURNAL
 from sagewai_ops.home.paths import LEGACY_PLACES, locate
+from sagewai_ops.layout.journal import JOURNAL
 from sagewai_ops.relayout import migrate_layout
 from sagewai_ops.snapshots import swap
 from step_counter import killed_at

@@ -28,9 +28,9 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.fs.locks import exclusive
 from sagewai_ops.home.fleet import fleet_organisation
-from sagewai_ops.home.layout import Action
-from sagewai_ops.home.layout_journal import JOURNAL, recover
 from sagewai_ops.home.paths import LEGACY_PLACES, locate
+from sagewai_ops.layout.journal import JOURNAL, recover
+from sagewai_ops.layout.plan import Action
 from sagewai_ops.relayout import LayoutReport, migrate_layout
 from step_counter import counting, failing, killed_at, until_done
 from unprivileged import reachable_folder, unprivileged

@@ -24,8 +24,8 @@ from postgres_server import Server
 from program import Answer, call
 from sagewai_ops import preflight_checks
 from sagewai_ops.fs import locks
-from sagewai_ops.home import layout_journal
 from sagewai_ops.home.paths import locate
+from sagewai_ops.layout import journal
 from sagewai_ops.permissions import scan
 from sagewai_ops.permissions.entry_kinds import Part
 from sagewai_ops.preflight import Preflight
@@ -496,7 +496,7 @@ def test_an_interrupted_restore_comes_first(home: Path, monkeypatch: pytest.Monk
 
 def test_an_interrupted_migration_is_a_finding(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next run of migrate-layout finishes it."""
-    monkeypatch.setattr(layout_journal, "is_pending", lambda _root: True)
+    monkeypatch.setattr(journal, "is_pending", lambda _root: True)
 
     _answer, lines = fly(home, "--no-snapshot")
 

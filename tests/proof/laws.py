@@ -18,8 +18,8 @@ from proof.worlds import Mask, State, World, state_of
 from sagewai_ops.archive.envelope import Unlock
 from sagewai_ops.archive.reader import open_archive
 from sagewai_ops.errors import OpsError
-from sagewai_ops.home import layout_journal
 from sagewai_ops.keys import rotation_journal
+from sagewai_ops.layout import journal
 from sagewai_ops.snapshots import catalog, swap
 
 # docs/exit-codes.md; 1 is a failure that the system told of in words of its own, such as EIO.
@@ -131,7 +131,7 @@ def is_unsettled(world: World) -> bool:
     if swap.unfinished(world.home) is not None:
         return True
     return world.home.is_dir() and (
-        layout_journal.is_pending(world.home) or rotation_journal.is_pending(world.home)
+        journal.is_pending(world.home) or rotation_journal.is_pending(world.home)
     )
 
 

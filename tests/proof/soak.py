@@ -44,8 +44,8 @@ from proof.bench import Proof, import_everything  # noqa: E402
 from proof.cases import RECOVER  # noqa: E402
 from proof.faults import Ended, Fault, Mode  # noqa: E402
 from proof.worlds import State, World, state_of  # noqa: E402
-from sagewai_ops.home import layout_journal  # noqa: E402
 from sagewai_ops.keys import rotation_journal  # noqa: E402
+from sagewai_ops.layout import journal  # noqa: E402
 from sagewai_ops.snapshots import catalog, swap  # noqa: E402
 
 _STRUCK = 0.4  # share of the commands that something goes wrong in
@@ -296,7 +296,7 @@ class Soak:
         for words, is_between in (
             (RECOVER, swap.unfinished(world.home) is not None),
             (("keys", "rotate", "--recover"), rotation_journal.is_pending(world.home)),
-            (("migrate-layout",), layout_journal.is_pending(world.home)),
+            (("migrate-layout",), journal.is_pending(world.home)),
         ):
             if not is_between:
                 continue

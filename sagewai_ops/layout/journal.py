@@ -17,8 +17,8 @@ from typing import Any
 
 from sagewai_ops.errors import OpsError, shell_word
 from sagewai_ops.fs import atomic
-from sagewai_ops.home.layout_steps import PREFIX, Step, StepKind
 from sagewai_ops.home.paths import OWN_PREFIX
+from sagewai_ops.layout.steps import PREFIX, Step, StepKind
 from sagewai_ops.permissions.attributes import sweep_partials
 from sagewai_ops.permissions.rules import PRIVATE_FILE, PRIVATE_FOLDER
 from sagewai_ops.process.signals import uninterrupted

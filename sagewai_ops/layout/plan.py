@@ -17,7 +17,6 @@ from pathlib import Path
 
 from sagewai_ops.errors import UsageError, shell_word
 from sagewai_ops.fs.atomic import refused
-from sagewai_ops.home.layout_steps import Step, Steps
 from sagewai_ops.home.paths import (
     ADMIN_STATE,
     LEGACY_MASTER_KEY,
@@ -25,6 +24,7 @@ from sagewai_ops.home.paths import (
     SIDECAR_SUFFIXES,
     Home,
 )
+from sagewai_ops.layout.steps import Step, Steps
 from sagewai_ops.permissions.attributes import key_length
 from sagewai_ops.permissions.rules import KEY_CHARACTERS
 

@@ -1,0 +1,1 @@
+"""Move the flat files of older Sagewai versions into the current layout."""
