@@ -109,7 +109,7 @@ def upgrade(
 ) -> Outcome:
     """Parse, take a snapshot, upgrade, render."""
     from sagewai_ops.credentials import lock_of
-    from sagewai_ops.database.urls import resolve
+    from sagewai_ops.database.url import resolve
     from sagewai_ops.snapshots.report import BackupOptions
     from sagewai_ops.upgrade import Options, change_schema
 
@@ -151,7 +151,7 @@ def downgrade(
     wait: WriterWaitOption = 30.0,
 ) -> Outcome:
     """Parse, ask, take back, render."""
-    from sagewai_ops.database.urls import SqliteUrl, resolve
+    from sagewai_ops.database.url import SqliteUrl, resolve
     from sagewai_ops.schema.chain import find
     from sagewai_ops.upgrade import Options, change_schema, check_sqlite
 
@@ -173,7 +173,7 @@ def downgrade(
 
 def current(run: Run) -> Outcome:
     """Look, render."""
-    from sagewai_ops.database.urls import PostgresUrl, resolve
+    from sagewai_ops.database.url import PostgresUrl, resolve
 
     database = resolve(run.settings.environment, run.home().database)
     if isinstance(database, PostgresUrl):
@@ -182,8 +182,8 @@ def current(run: Run) -> Outcome:
 
         result = documents.of_position(database, run_interruptibly(revisions.current(database)))
     else:
-        from sagewai_ops.database.source import pinned
-        from sagewai_ops.database.writing import translated
+        from sagewai_ops.database.sqlite.read_transaction import pinned
+        from sagewai_ops.database.sqlite.write_transaction import translated
         from sagewai_ops.schema import documents
         from sagewai_ops.schema.level import read_level
 
@@ -214,7 +214,7 @@ def history(_run: Run) -> Outcome:
 
 def check(run: Run, *, wait: WriterWaitOption = 30.0) -> Outcome:
     """Check, render."""
-    from sagewai_ops.database.urls import PostgresUrl, resolve
+    from sagewai_ops.database.url import PostgresUrl, resolve
     from sagewai_ops.schema import documents
 
     database = resolve(run.settings.environment, run.home().database)

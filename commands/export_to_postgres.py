@@ -123,7 +123,7 @@ def export_to_postgres(
 
 def _target(run: Run, url: str | None, url_file: Path | None) -> Any:
     """Find the target's URL: the argument, the file, the environment."""
-    from sagewai_ops.database.urls import SqliteUrl, parse, resolve
+    from sagewai_ops.database.url import SqliteUrl, parse, resolve
     from sagewai_ops.fs.atomic import naming
 
     if url and url_file:

@@ -113,7 +113,7 @@ def _notes(home: Any, database: Any) -> list[str]:
     """Say what is worth knowing and nothing to act on at once."""
     import sqlite3
 
-    from sagewai_ops.database.library import note_on
+    from sagewai_ops.database.sqlite.version_notes import note_on
 
     server = home.server_url_variable
     elsewhere = f"{server}: Sagewai's tables are on that server, not in this database"

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sagewai_ops.database.source import MAGIC, resolve_database
+from sagewai_ops.database.sqlite.read_transaction import MAGIC, resolve_database
 from sagewai_ops.errors import OpsError, UsageError, shell_word
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import DATABASE, LEGACY_PLACES, PARTS, Home, layout_of

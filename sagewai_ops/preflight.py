@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sagewai_ops.archive.envelope import Unlock
-from sagewai_ops.database.urls import PostgresUrl, SqliteUrl, resolve
+from sagewai_ops.database.url import PostgresUrl, SqliteUrl, resolve
 from sagewai_ops.errors import (
     EXIT_FINDINGS,
     EXIT_INCOMPLETE,

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from sagewai_ops.database.source import pinned, size_of
-from sagewai_ops.database.urls import PostgresUrl, SqliteUrl
-from sagewai_ops.database.usage import holders
-from sagewai_ops.database.writing import translated
+from sagewai_ops.database.sqlite.in_use import holders
+from sagewai_ops.database.sqlite.read_transaction import pinned, size_of
+from sagewai_ops.database.sqlite.write_transaction import translated
+from sagewai_ops.database.url import PostgresUrl, SqliteUrl
 from sagewai_ops.errors import (
     EXIT_DONE,
     EXIT_FINDINGS,

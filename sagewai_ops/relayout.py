@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from sagewai_ops.database.source import pinned, quoted
-from sagewai_ops.database.usage import holders
-from sagewai_ops.database.writing import translated
+from sagewai_ops.database.sqlite.in_use import holders
+from sagewai_ops.database.sqlite.read_transaction import pinned, quoted
+from sagewai_ops.database.sqlite.write_transaction import translated
 from sagewai_ops.errors import OpsError, TargetBusyError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.fleet import fleet_organisation

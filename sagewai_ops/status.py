@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sagewai_ops.database.integrity import count_rows
-from sagewai_ops.database.source import pinned, sidecar, size_of
-from sagewai_ops.database.usage import holders
-from sagewai_ops.database.writing import translated
+from sagewai_ops.database.sqlite.in_use import holders
+from sagewai_ops.database.sqlite.integrity import count_rows
+from sagewai_ops.database.sqlite.read_transaction import pinned, sidecar, size_of
+from sagewai_ops.database.sqlite.write_transaction import translated
 from sagewai_ops.errors import OpsError
 from sagewai_ops.home.paths import PARTS, Home, layout_of, require
 from sagewai_ops.home.state_files import (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.database.urls import PostgresUrl, SqliteUrl
+from sagewai_ops.database.url import PostgresUrl, SqliteUrl
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
 from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import Home, require

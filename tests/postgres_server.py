@@ -32,7 +32,7 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
-from sagewai_ops.database import urls
+from sagewai_ops.database import url as database_url
 from sagewai_ops.schema import revisions
 
 DEBIAN = Path("/usr/lib/postgresql")
@@ -269,8 +269,8 @@ class Server:
 
 
 async def _migrate(url: str, revision: str) -> None:
-    parsed = urls.parse(url)
-    assert isinstance(parsed, urls.PostgresUrl)
+    parsed = database_url.parse(url)
+    assert isinstance(parsed, database_url.PostgresUrl)
     await revisions.upgrade(parsed, revision)
 
 

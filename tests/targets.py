@@ -15,7 +15,7 @@ from catalog_shapes import PostgresCatalog
 from home_builder import build_home
 from postgres_reader import read_postgres
 from postgres_server import Server
-from sagewai_ops.database.urls import PostgresUrl, parse
+from sagewai_ops.database.url import PostgresUrl, parse
 from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.schema import revisions
 from sagewai_ops.transfer.move import Options, export

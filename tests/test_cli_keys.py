@@ -15,7 +15,7 @@ import home_writer
 import real_homes
 from home_builder import BuiltHome
 from program import Answer, call, run
-from sagewai_ops.database.source import NeedsStagingError
+from sagewai_ops.database.sqlite.read_transaction import NeedsStagingError
 from sagewai_ops.home.paths import locate
 from sagewai_ops.keycheck import check_keys
 from sagewai_ops.keys import inventory

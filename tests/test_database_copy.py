@@ -21,9 +21,9 @@ import home_writer
 from folder_state import state_of
 from home_builder import BuiltHome, build_home
 from other_process import running
-from sagewai_ops.database import blocks, copy
-from sagewai_ops.database.copy import Copied, copy_database
-from sagewai_ops.database.source import pinned
+from sagewai_ops.database.sqlite import online_copy, raw_copy
+from sagewai_ops.database.sqlite.online_copy import Copied, copy_database
+from sagewai_ops.database.sqlite.read_transaction import pinned
 from sagewai_ops.errors import (
     DamagedError,
     LockedError,
@@ -60,7 +60,7 @@ def target(tmp_path: Path) -> Path:
 
 def choose(method: str, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Force one of the methods; the answer is `compact`'s."""
-    monkeypatch.setattr(copy, "_bytes_are_safe", lambda pin: method == "bytes")  # noqa: ARG005
+    monkeypatch.setattr(online_copy, "_bytes_are_safe", lambda pin: method == "bytes")  # noqa: ARG005
     return method == "compact"
 
 
@@ -166,9 +166,9 @@ def test_copy_under_a_writer_is_a_transaction_boundary(
 ) -> None:
     """With 200 commits a second all the while, the paired rows of two tables agree in the copy."""
     compact = choose(method, monkeypatch)
-    monkeypatch.setattr(copy, "_STEP_PAGES", 20)
-    monkeypatch.setattr(copy, "_VACUUM_STEPS", 20)
-    monkeypatch.setattr(blocks, "_BLOCK_BYTES", 65536)
+    monkeypatch.setattr(online_copy, "_STEP_PAGES", 20)
+    monkeypatch.setattr(online_copy, "_VACUUM_STEPS", 20)
+    monkeypatch.setattr(raw_copy, "_BLOCK_BYTES", 65536)
     home = tmp_path / "home"
     shutil.copytree(built.root, home)
     log = home / "db" / "sagewai.db-wal"
@@ -217,10 +217,10 @@ pause()
 connection.execute("UPDATE t SET generation = 3")
 pause()
 """
-    monkeypatch.setattr(blocks, "_BLOCK_BYTES", 32 + 110 * (24 + 4096))  # the first update, whole
+    monkeypatch.setattr(raw_copy, "_BLOCK_BYTES", 32 + 110 * (24 + 4096))  # the first update, whole
     read = os.preadv
     results: list[bool] = []
-    copy_log = blocks.copy_log
+    copy_log = raw_copy.copy_log
 
     with running(writer, str(source)) as other:
 
@@ -237,8 +237,8 @@ pause()
 
         if os.path.isdir("/proc/self/fd"):
             monkeypatch.setattr(os, "preadv", read_and_disturb)
-        monkeypatch.setattr(copy, "copy_log", logged)
-        monkeypatch.setattr(copy, "_bytes_are_safe", lambda pin: True)  # noqa: ARG005
+        monkeypatch.setattr(online_copy, "copy_log", logged)
+        monkeypatch.setattr(online_copy, "_bytes_are_safe", lambda pin: True)  # noqa: ARG005
         copy_database(source, target)
 
     generations = query(target, "SELECT DISTINCT generation FROM t")
@@ -374,15 +374,15 @@ def test_unlocked_files_that_keep_changing_are_refused(
 ) -> None:
     """What cannot be locked and does not hold still is not passed off as a copy."""
     settle(database)
-    pour = blocks.pour
-    monkeypatch.setattr(blocks, "_SETTLED_NS", 0)
-    monkeypatch.setattr(blocks, "_ATTEMPTS", 3)
+    pour = raw_copy.pour
+    monkeypatch.setattr(raw_copy, "_SETTLED_NS", 0)
+    monkeypatch.setattr(raw_copy, "_ATTEMPTS", 3)
 
     def disturb(*arguments: object) -> None:
         pour(*arguments)  # type: ignore[arg-type]
         os.utime(database)
 
-    monkeypatch.setattr(blocks, "pour", disturb)
+    monkeypatch.setattr(raw_copy, "pour", disturb)
     database.chmod(0o444)
     with unprivileged_access(monkeypatch), pytest.raises(LockedError, match="kept changing"):
         copy_database(database, target)
@@ -581,7 +581,7 @@ def test_interrupted_copy_leaves_nothing_behind(
 ) -> None:
     """What the progress callback raises ends the copy, removes it, and comes out."""
     compact = choose(method, monkeypatch)
-    monkeypatch.setattr(copy, "_VACUUM_STEPS", 100)
+    monkeypatch.setattr(online_copy, "_VACUUM_STEPS", 100)
     before = state_of(database.parent)
 
     def interrupt(_stage: str, _done: int, _total: int) -> None:
@@ -637,9 +637,9 @@ def test_progress_counts_pages_up_to_all(
 ) -> None:
     """Progress never goes back or beyond the total, and is in pages."""
     compact = choose(method, monkeypatch)
-    monkeypatch.setattr(copy, "_VACUUM_STEPS", 20)
-    monkeypatch.setattr(copy, "_STEP_PAGES", 50)
-    monkeypatch.setattr(blocks, "_BLOCK_BYTES", 65536)
+    monkeypatch.setattr(online_copy, "_VACUUM_STEPS", 20)
+    monkeypatch.setattr(online_copy, "_STEP_PAGES", 50)
+    monkeypatch.setattr(raw_copy, "_BLOCK_BYTES", 65536)
     told: list[tuple[str, int, int]] = []
 
     copied = copy_database(
@@ -691,7 +691,7 @@ def test_wal_that_never_holds_still_under_a_pin_is_refused(
 ) -> None:
     """It cannot happen where locks work; where they do not, no copy is better than a bad one."""
     choose("bytes", monkeypatch)
-    monkeypatch.setattr(copy, "copy_log", lambda *_: False)
+    monkeypatch.setattr(online_copy, "copy_log", lambda *_: False)
 
     with pytest.raises(LockedError, match="started over under a read transaction"):
         copy_database(database, target)
@@ -708,7 +708,7 @@ def test_copy_that_changes_hands_before_it_is_settled_is_no_database(
         target.write_bytes(b"no database" * 1000)
         return "bytes"
 
-    monkeypatch.setattr(copy, "_copy", spoil)
+    monkeypatch.setattr(online_copy, "_copy", spoil)
 
     with pytest.raises(DamagedError, match="file is not a database"):
         copy_database(database, target)
@@ -787,7 +787,7 @@ connection = sqlite3.connect(sys.argv[1], timeout=0)
 pause()
 print(connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0], flush=True)
 """
-    with blocks.opened(database), pinned(database), running(prober, str(database)) as other:
+    with raw_copy.opened(database), pinned(database), running(prober, str(database)) as other:
         busy = other.next()
 
     assert busy == "1"

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from folder_state import state_of
 from home_builder import BuiltHome, build_home
-from sagewai_ops.database import integrity
-from sagewai_ops.database.copy import copy_database
-from sagewai_ops.database.integrity import ForeignKeyViolation, count_rows, examine
+from sagewai_ops.database.sqlite import integrity
+from sagewai_ops.database.sqlite.integrity import ForeignKeyViolation, count_rows, examine
+from sagewai_ops.database.sqlite.online_copy import copy_database
 from sagewai_ops.errors import DamagedError, NotFoundError
 
 

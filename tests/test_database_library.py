@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from program import call
-from sagewai_ops.database.library import Version, has_wal_reset_fault, note_on
+from sagewai_ops.database.sqlite.version_notes import Version, has_wal_reset_fault, note_on
 from small_homes import small
 
 FAULTY = [(3, 7, 0), (3, 40, 1), (3, 44, 5), (3, 45, 0), (3, 50, 6), (3, 51, 0), (3, 51, 2)]

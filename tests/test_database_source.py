@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from other_process import running
-from sagewai_ops.database.source import (
+from sagewai_ops.database.sqlite.read_transaction import (
     NeedsStagingError,
     database_uri,
     pinned,

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from other_process import OtherProcess, running
-from sagewai_ops.database import usage
-from sagewai_ops.database.usage import holders
+from sagewai_ops.database.sqlite import in_use
+from sagewai_ops.database.sqlite.in_use import holders
 from unprivileged import reachable_folder, unprivileged
 
 HOLDER = """
@@ -87,7 +87,7 @@ def test_each_witness_alone_is_enough(
     """Every one of the three finds an idle holder without the others."""
     for other in WITNESSES:
         if other != witness:
-            monkeypatch.setattr(usage, other, lambda _: ())
+            monkeypatch.setattr(in_use, other, lambda _: ())
 
     assert [one.pid for one in holders(database)] == [holder.pid]
 
@@ -183,7 +183,7 @@ def test_holder_in_another_container_is_told_without_a_number(
     code = "\n".join(
         (
             "from pathlib import Path",
-            "from sagewai_ops.database.usage import holders",
+            "from sagewai_ops.database.sqlite.in_use import holders",
             f"print([(one.pid, one.command) for one in holders(Path({str(database)!r}))])",
         )
     )
@@ -200,7 +200,7 @@ def test_system_without_proc_asks_the_kernel_alone(
     holder: OtherProcess, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on macOS, where F_GETLK is the only witness."""
-    monkeypatch.setattr(usage, "_PROC", tmp_path / "no-proc")
+    monkeypatch.setattr(in_use, "_PROC", tmp_path / "no-proc")
 
     assert [one.pid for one in holders(database)] == [holder.pid]
 

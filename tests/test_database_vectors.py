@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from home_builder import build_home
 from home_builder import vectors as builder
-from sagewai_ops.database.vectors import (
+from sagewai_ops.database.sqlite.vectors import (
     Column,
     VectorRow,
     VectorTable,

@@ -14,7 +14,9 @@ import pytest
 from sqlalchemy import text
 
 from postgres_server import GUARDED, Server
-from sagewai_ops.database import engines, tls, urls
+from sagewai_ops.database import url as database_url
+from sagewai_ops.database.postgres import connection as postgres_connection
+from sagewai_ops.database.postgres import tls
 from sagewai_ops.errors import (
     LockedError,
     NotFoundError,
@@ -27,14 +29,14 @@ from sagewai_ops.errors import (
 PASSWORD = "p@ss:w/ord%20é"
 
 
-def _parsed(url: str) -> urls.PostgresUrl:
-    parsed = urls.parse(url)
-    assert isinstance(parsed, urls.PostgresUrl)
+def _parsed(url: str) -> database_url.PostgresUrl:
+    parsed = database_url.parse(url)
+    assert isinstance(parsed, database_url.PostgresUrl)
     return parsed
 
 
-async def _ask(url: urls.PostgresUrl, query: str = "SELECT current_user::text") -> object:
-    async with engines.connected(url) as connection:
+async def _ask(url: database_url.PostgresUrl, query: str = "SELECT current_user::text") -> object:
+    async with postgres_connection.connected(url) as connection:
         return (await connection.execute(text(query))).scalar_one()
 
 
@@ -159,7 +161,7 @@ def test_refused_connection_is_told(
 ) -> None:
     """Each refusal has its exit code, names the database and shows no password."""
     fields: dict[str, object] = {"user": "ann", "password": PASSWORD, "database": guarded}
-    url = urls.PostgresUrl((("127.0.0.1", postgres.port),), **{**fields, **change})  # type: ignore[arg-type]
+    url = database_url.PostgresUrl((("127.0.0.1", postgres.port),), **{**fields, **change})  # type: ignore[arg-type]
 
     with pytest.raises(kind) as caught:
         asyncio.run(_ask(url))
@@ -173,7 +175,7 @@ def test_nobody_listening_is_remote() -> None:
     """A port without a server exits as a network failure."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        url = urls.PostgresUrl((("127.0.0.1", unused.getsockname()[1]),), "u", None, "d")
+        url = database_url.PostgresUrl((("127.0.0.1", unused.getsockname()[1]),), "u", None, "d")
 
         with pytest.raises(RemoteError, match="connect call failed"):
             asyncio.run(_ask(url))
@@ -185,7 +187,7 @@ def test_silent_server_is_given_up() -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         host = ("127.0.0.1", silent.getsockname()[1])
-        url = urls.PostgresUrl((host,), "u", None, "d", timeout_seconds=0.2)
+        url = database_url.PostgresUrl((host,), "u", None, "d", timeout_seconds=0.2)
 
         with pytest.raises(RemoteError, match=r"does not answer within 0\.2 seconds"):
             asyncio.run(_ask(url))
@@ -206,7 +208,7 @@ def test_wrong_tls_option_is_named_before_anything_is_sent(
 ) -> None:
     """A word that is no mode, or a file that is not there: not a failure of the network."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    url = urls.PostgresUrl((("127.0.0.1", 1),), "u", None, "d", tls=options)
+    url = database_url.PostgresUrl((("127.0.0.1", 1),), "u", None, "d", tls=options)
 
     with pytest.raises(UsageError, match=words) as caught:
         asyncio.run(_ask(url))
@@ -217,7 +219,7 @@ def test_wrong_tls_option_is_named_before_anything_is_sent(
 def test_contradicting_options_are_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two ports for one host are told before anything is sent."""
     monkeypatch.setenv("PGPORT", "1,2")
-    url = urls.PostgresUrl((("127.0.0.1", None),), "u", None, "d")
+    url = database_url.PostgresUrl((("127.0.0.1", None),), "u", None, "d")
 
     with pytest.raises(UsageError, match="do not make a connection"):
         asyncio.run(_ask(url))
@@ -232,7 +234,7 @@ def test_authorities_of_the_system_are_found_where_python_looks_elsewhere(
     elsewhere = ssl.get_default_verify_paths()._replace(cafile="")
     monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: elsewhere)
     monkeypatch.setattr(tls, "_BUNDLES", ("/none.crt", str(bundle)))
-    url = urls.PostgresUrl(tls={"sslmode": "verify-full", "sslrootcert": "system"})
+    url = database_url.PostgresUrl(tls={"sslmode": "verify-full", "sslrootcert": "system"})
 
     assert tls.options(url, {})["sslrootcert"] == str(bundle)
 
@@ -260,7 +262,7 @@ class _Tls:
         server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
         async with server:
             host = ("127.0.0.1", server.sockets[0].getsockname()[1])
-            return await _ask(urls.PostgresUrl((host,), "u", "hushed", "d", tls=options))
+            return await _ask(database_url.PostgresUrl((host,), "u", "hushed", "d", tls=options))
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(8)  # SSLRequest
@@ -309,12 +311,12 @@ def test_refusal_inside_the_block_is_told(postgres: Server, database: str) -> No
         asyncio.run(_wait_for_a_table(url))
 
 
-async def _wait_for_a_table(url: urls.PostgresUrl) -> None:
-    async with engines.connected(url) as holder:
+async def _wait_for_a_table(url: database_url.PostgresUrl) -> None:
+    async with postgres_connection.connected(url) as holder:
         await holder.execute(text("CREATE TABLE held ()"))
         await holder.commit()
         await holder.execute(text("LOCK TABLE held"))
-        async with engines.connected(url) as other:
+        async with postgres_connection.connected(url) as other:
             await other.execute(text("SET lock_timeout = 50"))
             await other.execute(text("SELECT * FROM held"))
 
@@ -332,7 +334,7 @@ def test_connection_lost_in_the_middle_is_remote(postgres: Server, database: str
     url = _parsed(postgres.url(database))
 
     async def lose() -> None:
-        async with engines.connected(url) as connection:
+        async with postgres_connection.connected(url) as connection:
             pid = (await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one()
             killer = await postgres.connect("postgres")
             await killer.execute("SELECT pg_terminate_backend($1)", pid)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from cryptography.fernet import Fernet
 
-from sagewai_ops.database.source import pinned
+from sagewai_ops.database.sqlite.read_transaction import pinned
 from sagewai_ops.home.paths import locate
 from sagewai_ops.home.state_files import read_together
 from sagewai_ops.keys.plaintext import (

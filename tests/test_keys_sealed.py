@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from home_builder import BuiltHome, build_home
 from home_builder.sealing import token as seal
-from sagewai_ops.database.copy import copy_database
+from sagewai_ops.database.sqlite.online_copy import copy_database
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.home.paths import locate
 from sagewai_ops.home.state_files import read_together

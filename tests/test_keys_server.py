@@ -17,8 +17,8 @@ from opened_values import CLOSED, opened
 from other_process import running
 from postgres_server import Server
 from program import call
-from sagewai_ops.database.engines import connect
-from sagewai_ops.database.urls import PostgresUrl
+from sagewai_ops.database.postgres.connection import connect
+from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import RemoteError
 from sagewai_ops.home.paths import locate
 from sagewai_ops.keys import rotation, rotation_journal, server

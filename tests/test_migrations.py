@@ -12,7 +12,8 @@ from sqlalchemy import create_engine
 
 import schema_catalogs
 from postgres_server import Server
-from sagewai_ops.database import engines, urls
+from sagewai_ops.database import url as database_url
+from sagewai_ops.database.postgres import connection as postgres_connection
 from sagewai_ops.schema import alembic_runner, chain
 from sagewai_ops.schema.level import HEAD, revisions
 
@@ -32,25 +33,25 @@ EMPTY: schema_catalogs.PostgresCatalog = {
 }
 
 
-async def _move(url: urls.PostgresUrl, target: str, *, down: bool = False) -> list[str]:
+async def _move(url: database_url.PostgresUrl, target: str, *, down: bool = False) -> list[str]:
     """Move to a revision and return those that were run, in order."""
     ran: list[str] = []
-    async with engines.connected(url) as connection, connection.begin():
+    async with postgres_connection.connected(url) as connection, connection.begin():
         await alembic_runner.migrate(connection, target, down=down, applied=ran.append)
     return ran
 
 
-async def _catalog(url: urls.PostgresUrl) -> schema_catalogs.PostgresCatalog:
-    connection = await engines.connect(url)
+async def _catalog(url: database_url.PostgresUrl) -> schema_catalogs.PostgresCatalog:
+    connection = await postgres_connection.connect(url)
     try:
         return await schema_catalogs.read_postgres(connection)
     finally:
         await connection.close()
 
 
-def _url(server: Server, database: str) -> urls.PostgresUrl:
-    url = urls.parse(server.url(database))
-    assert isinstance(url, urls.PostgresUrl)
+def _url(server: Server, database: str) -> database_url.PostgresUrl:
+    url = database_url.parse(server.url(database))
+    assert isinstance(url, database_url.PostgresUrl)
     return url
 
 

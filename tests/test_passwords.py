@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sagewai_ops.database import passwords
-from sagewai_ops.database.urls import PostgresUrl
+from sagewai_ops.database.postgres import pgpass
+from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import PermissionDeniedError
 
 URL = PostgresUrl((("db.example", 5433),), "ann", None, "sagewai")
@@ -33,44 +33,44 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def test_first_matching_line_wins(environment: dict[str, str]) -> None:
     """Stars match anything, and escapes are undone."""
-    assert passwords.find(URL, environment) == r"a:b\c#d"
+    assert pgpass.find(URL, environment) == r"a:b\c#d"
 
 
 def test_sockets_stand_under_localhost(environment: dict[str, str]) -> None:
     """A socket's folder is looked for by the name that the manual says."""
     url = PostgresUrl((("/run/pg", None),), "bob", None, "x")
 
-    assert passwords.find(url, environment) == "by socket"
+    assert pgpass.find(url, environment) == "by socket"
 
 
 def test_what_the_url_leaves_out_comes_from_the_variables(environment: dict[str, str]) -> None:
     """Host, port, user and database have their variables."""
     named = {"PGHOST": "x", "PGPORT": "5433", "PGUSER": "ann", "PGDATABASE": "sagewai"}
 
-    assert passwords.find(PostgresUrl(), environment | named) == r"a:b\c#d"
+    assert pgpass.find(PostgresUrl(), environment | named) == r"a:b\c#d"
 
 
 def test_url_then_variable_come_before_the_file(environment: dict[str, str]) -> None:
     """The nearest wins."""
     given = environment | {"PGPASSWORD": "variable"}
 
-    assert passwords.find(PostgresUrl(password="url"), given) == "url"
-    assert passwords.find(URL, given) == "variable"
+    assert pgpass.find(PostgresUrl(password="url"), given) == "url"
+    assert pgpass.find(URL, given) == "variable"
 
 
 def test_no_line_is_no_password(environment: dict[str, str], tmp_path: Path) -> None:
     """Without a match, and without a file, the server decides."""
     stranger = PostgresUrl((("nowhere", 1),), "eve", None, "x")
 
-    assert passwords.find(stranger, environment) is None
-    assert passwords.find(URL, {"PGPASSFILE": str(tmp_path / "none")}) is None
+    assert pgpass.find(stranger, environment) is None
+    assert pgpass.find(URL, {"PGPASSFILE": str(tmp_path / "none")}) is None
 
 
 def test_url_may_name_the_file(environment: dict[str, str]) -> None:
     """The option passfile stands before the variable."""
     url = PostgresUrl(URL.hosts, "ann", None, "sagewai", {"passfile": environment["PGPASSFILE"]})
 
-    assert passwords.find(url, {"PGPASSFILE": "/none"}) == r"a:b\c#d"
+    assert pgpass.find(url, {"PGPASSFILE": "/none"}) == r"a:b\c#d"
 
 
 def test_file_open_to_others_is_refused(environment: dict[str, str]) -> None:
@@ -78,4 +78,4 @@ def test_file_open_to_others_is_refused(environment: dict[str, str]) -> None:
     Path(environment["PGPASSFILE"]).chmod(0o640)
 
     with pytest.raises(PermissionDeniedError, match="others may read it"):
-        passwords.find(URL, environment)
+        pgpass.find(URL, environment)

@@ -10,7 +10,8 @@ from sqlalchemy import text
 
 import schema_catalogs
 from postgres_server import Server
-from sagewai_ops.database import engines, urls
+from sagewai_ops.database import url as database_url
+from sagewai_ops.database.postgres import connection
 from sagewai_ops.errors import LockedError
 from sagewai_ops.schema.check_postgres import CheckedPostgres, check_postgres
 from sagewai_ops.schema.head import head, index_entries
@@ -30,8 +31,8 @@ def check(postgres: Server) -> Iterator[Check]:
     def run(*statements: str, revision: str = HEAD) -> CheckedPostgres:
         made.append(postgres.at(revision) if revision else postgres.create())
         postgres.run(made[-1], *statements)
-        url = urls.parse(postgres.url(made[-1]))
-        assert isinstance(url, urls.PostgresUrl)
+        url = database_url.parse(postgres.url(made[-1]))
+        assert isinstance(url, database_url.PostgresUrl)
         return asyncio.run(check_postgres(url))
 
     yield run
@@ -42,8 +43,8 @@ def check(postgres: Server) -> Iterator[Check]:
 def test_database_at_head_has_no_findings(every_postgres: Server) -> None:
     """What our chain leaves is what the facts say, on every server."""
     name = every_postgres.at(HEAD)
-    url = urls.parse(every_postgres.url(name))
-    assert isinstance(url, urls.PostgresUrl)
+    url = database_url.parse(every_postgres.url(name))
+    assert isinstance(url, database_url.PostgresUrl)
 
     checked = asyncio.run(check_postgres(url))
     every_postgres.drop(name)
@@ -169,11 +170,11 @@ def test_position_is_the_first_finding(
 def test_table_that_is_locked_is_given_up_in_time(postgres: Server) -> None:
     """A change of the schema under way bounds the check, too."""
     name = postgres.at(HEAD)
-    url = urls.parse(postgres.url(name))
-    assert isinstance(url, urls.PostgresUrl)
+    url = database_url.parse(postgres.url(name))
+    assert isinstance(url, database_url.PostgresUrl)
 
     async def beside() -> None:
-        async with engines.connected(url) as holder:
+        async with connection.connected(url) as holder:
             await holder.execute(text("LOCK TABLE agent"))
             await check_postgres(url, wait_seconds=0.2)
 
@@ -185,8 +186,8 @@ def test_table_that_is_locked_is_given_up_in_time(postgres: Server) -> None:
 def test_nothing_is_written(check: Check, postgres: Server) -> None:
     """A database that may not be written to is checked like any other."""
     name = postgres.at(HEAD)
-    url = urls.parse(postgres.url(name) + "&default_transaction_read_only=on")
-    assert isinstance(url, urls.PostgresUrl)
+    url = database_url.parse(postgres.url(name) + "&default_transaction_read_only=on")
+    assert isinstance(url, database_url.PostgresUrl)
 
     assert asyncio.run(check_postgres(url)).findings == ()
     postgres.drop(name)

@@ -14,7 +14,8 @@ from sqlalchemy import text
 
 import schema_catalogs
 from postgres_server import Server
-from sagewai_ops.database import engines, urls
+from sagewai_ops.database import url as database_url
+from sagewai_ops.database.postgres import connection as postgres_connection
 from sagewai_ops.errors import (
     DifferenceError,
     LockedError,
@@ -28,12 +29,12 @@ from sagewai_ops.schema import alembic_runner, rehearsal, revisions, server
 from sagewai_ops.schema.level import HEAD
 from sagewai_ops.schema.level import revisions as all_revisions
 
-At = Callable[[str], urls.PostgresUrl]
+At = Callable[[str], database_url.PostgresUrl]
 MIDDLE = "012_tenant_agent"
 
 
 @pytest.fixture
-def url(postgres: Server, database: str) -> urls.PostgresUrl:
+def url(postgres: Server, database: str) -> database_url.PostgresUrl:
     """The URL of the test's database, which is empty."""
     return _url(postgres, database)
 
@@ -43,7 +44,7 @@ def at(postgres: Server) -> Iterator[At]:
     """Give databases that stand at a revision already."""
     made = []
 
-    def make(revision: str) -> urls.PostgresUrl:
+    def make(revision: str) -> database_url.PostgresUrl:
         made.append(postgres.at(revision))
         return _url(postgres, made[-1])
 
@@ -52,15 +53,15 @@ def at(postgres: Server) -> Iterator[At]:
         postgres.drop(name)
 
 
-def _url(postgres: Server, database: str, **more: str) -> urls.PostgresUrl:
-    parsed = urls.parse(postgres.url(database, **more))
-    assert isinstance(parsed, urls.PostgresUrl)
+def _url(postgres: Server, database: str, **more: str) -> database_url.PostgresUrl:
+    parsed = database_url.parse(postgres.url(database, **more))
+    assert isinstance(parsed, database_url.PostgresUrl)
     return parsed
 
 
-def _catalog(url: urls.PostgresUrl) -> schema_catalogs.PostgresCatalog:
+def _catalog(url: database_url.PostgresUrl) -> schema_catalogs.PostgresCatalog:
     async def read() -> schema_catalogs.PostgresCatalog:
-        connection = await engines.connect(url)
+        connection = await postgres_connection.connect(url)
         try:
             return await schema_catalogs.read_postgres(connection)
         finally:
@@ -69,11 +70,11 @@ def _catalog(url: urls.PostgresUrl) -> schema_catalogs.PostgresCatalog:
     return asyncio.run(read())
 
 
-def _state(url: urls.PostgresUrl) -> str:
+def _state(url: database_url.PostgresUrl) -> str:
     return asyncio.run(revisions.current(url)).position.state
 
 
-def test_empty_database_comes_to_head(url: urls.PostgresUrl) -> None:
+def test_empty_database_comes_to_head(url: database_url.PostgresUrl) -> None:
     """Every revision is run once, in order, and reported as it ends."""
     told: list[tuple[str, int, int]] = []
 
@@ -121,7 +122,7 @@ def test_rows_survive_the_way_up_and_down(at: At, postgres: Server) -> None:
     assert sorted(down.ran) == sorted(up.ran)
 
 
-def test_forked_database_goes_on(url: urls.PostgresUrl) -> None:
+def test_forked_database_goes_on(url: database_url.PostgresUrl) -> None:
     """Both 006 at once is a state that Alembic leaves, and head is ahead of it."""
     asyncio.run(revisions.upgrade(url, "006_replay_snapshots"))
     asyncio.run(revisions.upgrade(url, "006_artifact_destination"))
@@ -202,7 +203,7 @@ def test_wrong_direction_is_refused(
     ],
 )
 def test_database_off_the_chain_is_refused(
-    url: urls.PostgresUrl,
+    url: database_url.PostgresUrl,
     postgres: Server,
     database: str,
     statements: list[str],
@@ -222,7 +223,7 @@ def test_database_off_the_chain_is_refused(
     assert _catalog(url) == before
 
 
-def test_second_upgrade_waits_for_the_first(url: urls.PostgresUrl) -> None:
+def test_second_upgrade_waits_for_the_first(url: database_url.PostgresUrl) -> None:
     """Two at once end well, and each revision is run by one of them."""
 
     async def both() -> tuple[revisions.Moved, revisions.Moved]:
@@ -233,11 +234,11 @@ def test_second_upgrade_waits_for_the_first(url: urls.PostgresUrl) -> None:
     assert sorted([len(first.ran), len(second.ran)]) == [0, 21]
 
 
-def test_held_lock_is_given_up_in_time(url: urls.PostgresUrl) -> None:
+def test_held_lock_is_given_up_in_time(url: database_url.PostgresUrl) -> None:
     """Another run that does not end is named."""
 
     async def wait() -> None:
-        async with engines.connected(url) as holder:
+        async with postgres_connection.connected(url) as holder:
             await holder.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": revisions.LOCK})
             await revisions.upgrade(url, wait_seconds=0.2)
 
@@ -251,7 +252,7 @@ def test_table_in_use_is_given_up_in_time(at: At) -> None:
     url = at("019_fleet_tasks")
 
     async def wait() -> None:
-        async with engines.connected(url) as holder:
+        async with postgres_connection.connected(url) as holder:
             await holder.execute(text("SELECT * FROM fleet_tasks"))
             await revisions.upgrade(url, wait_seconds=0.2)
 
@@ -284,7 +285,7 @@ def test_killed_upgrade_changes_nothing(at: At, postgres: Server) -> None:
 
 
 def test_role_without_create_is_refused_before_anything(
-    postgres: Server, database: str, url: urls.PostgresUrl
+    postgres: Server, database: str, url: database_url.PostgresUrl
 ) -> None:
     """The grant that is missing is the hint."""
     postgres.run(
@@ -320,14 +321,16 @@ def test_tables_of_another_role_are_refused_before_anything(postgres: Server, at
 
 def test_read_only_database_is_refused(postgres: Server, database: str) -> None:
     """A standby, or a role that may only read."""
-    url = urls.parse(postgres.url(database) + "&default_transaction_read_only=on")
-    assert isinstance(url, urls.PostgresUrl)
+    url = database_url.parse(postgres.url(database) + "&default_transaction_read_only=on")
+    assert isinstance(url, database_url.PostgresUrl)
 
     with pytest.raises(PermissionDeniedError, match="is read-only"):
         asyncio.run(revisions.upgrade(url))
 
 
-def test_old_server_is_refused(url: urls.PostgresUrl, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_server_is_refused(
+    url: database_url.PostgresUrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A version below the oldest supported is told with the version."""
     monkeypatch.setattr(server, "OLDEST", 99)
 
@@ -337,8 +340,8 @@ def test_old_server_is_refused(url: urls.PostgresUrl, monkeypatch: pytest.Monkey
 
 def test_schema_that_is_not_there_is_refused(postgres: Server, database: str) -> None:
     """A search_path that leads nowhere is told, not filled."""
-    url = urls.parse(postgres.url(database) + "&search_path=nowhere")
-    assert isinstance(url, urls.PostgresUrl)
+    url = database_url.parse(postgres.url(database) + "&search_path=nowhere")
+    assert isinstance(url, database_url.PostgresUrl)
 
     with pytest.raises(UsageError, match="no schema of the search_path exists"):
         asyncio.run(revisions.current(url))
@@ -348,8 +351,8 @@ def test_versions_in_another_schema_are_refused(postgres: Server, database: str)
     """Alembic would read the one schema and fill the other."""
     asyncio.run(revisions.upgrade(_url(postgres, database), "001_initial"))
     postgres.run(database, 'CREATE SCHEMA "my own"')
-    url = urls.parse(postgres.url(database) + "&search_path=%22my%20own%22,public")
-    assert isinstance(url, urls.PostgresUrl)
+    url = database_url.parse(postgres.url(database) + "&search_path=%22my%20own%22,public")
+    assert isinstance(url, database_url.PostgresUrl)
 
     with pytest.raises(UsageError, match="alembic_version is in schema public"):
         asyncio.run(revisions.upgrade(url))
@@ -358,8 +361,8 @@ def test_versions_in_another_schema_are_refused(postgres: Server, database: str)
 def test_another_schema_can_be_filled(postgres: Server, database: str) -> None:
     """The first schema of the search_path is Sagewai's, whatever its name."""
     postgres.run(database, 'CREATE SCHEMA "my own"')
-    url = urls.parse(postgres.url(database) + "&search_path=%22my%20own%22")
-    assert isinstance(url, urls.PostgresUrl)
+    url = database_url.parse(postgres.url(database) + "&search_path=%22my%20own%22")
+    assert isinstance(url, database_url.PostgresUrl)
 
     asyncio.run(revisions.upgrade(url, MIDDLE))
     moved = asyncio.run(rehearsal.rehearse(url))
@@ -416,7 +419,7 @@ def test_rehearsal_changes_nothing_and_tells_what_would_happen(
     assert (untouched, schemas) == (before, [])
 
 
-def test_rehearsal_of_an_empty_database_is_the_whole_chain(url: urls.PostgresUrl) -> None:
+def test_rehearsal_of_an_empty_database_is_the_whole_chain(url: database_url.PostgresUrl) -> None:
     """There is nothing to copy, and 21 revisions to run."""
     moved = asyncio.run(rehearsal.rehearse(url))
 
@@ -447,7 +450,7 @@ def test_rehearsal_beside_a_live_server_locks_nobody_out(at: At) -> None:
     url = at(MIDDLE)
 
     async def beside() -> revisions.Moved:
-        async with engines.connected(url) as writer:
+        async with postgres_connection.connected(url) as writer:
             await writer.execute(
                 text("INSERT INTO agent_runs (run_id, agent_name) VALUES ('x', 'a')")
             )
@@ -547,7 +550,7 @@ def test_plan_on_paper_runs_nothing(at: At, postgres: Server) -> None:
     ("target", "down"), [(HEAD, False), ("005_execution_mode", True), ("base", True)]
 )
 def test_plan_on_paper_starts_at_a_fork(
-    url: urls.PostgresUrl,
+    url: database_url.PostgresUrl,
     postgres: Server,
     target: str,
     down: bool,  # noqa: FBT001
@@ -564,7 +567,9 @@ def test_plan_on_paper_starts_at_a_fork(
         assert _catalog(url) == schema_catalogs.postgres(target)
 
 
-def test_plan_on_paper_fills_what_a_way_back_left(url: urls.PostgresUrl, postgres: Server) -> None:
+def test_plan_on_paper_fills_what_a_way_back_left(
+    url: database_url.PostgresUrl, postgres: Server
+) -> None:
     """After a downgrade to the base, `alembic_version` is there, without rows."""
     asyncio.run(revisions.upgrade(url, "002_sandbox_requirements"))
     asyncio.run(revisions.downgrade(url, "base"))

@@ -20,7 +20,7 @@ from home_builder import BuiltHome
 from memory_folder import memory_folder
 from round_trips import snapshot_of
 from sagewai_ops.archive.envelope import Lock, Unlock, temporary_identity
-from sagewai_ops.database.integrity import examine
+from sagewai_ops.database.sqlite.integrity import examine
 from sagewai_ops.errors import (
     DamagedError,
     InterruptedRunError,
@@ -270,7 +270,7 @@ def test_a_database_that_was_damaged_when_it_was_taken_is_no_proof(
 ) -> None:
     """It comes back as it was, and that is not enough."""
     monkeypatch.setattr(
-        "sagewai_ops.database.integrity._integrity", lambda _connection: ("row 1 missing",)
+        "sagewai_ops.database.sqlite.integrity._integrity", lambda _connection: ("row 1 missing",)
     )
     archive = snapshot_of(built.root)
 

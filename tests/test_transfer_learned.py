@@ -14,7 +14,7 @@ import pytest
 
 from home_builder import vectors as builder
 from postgres_server import Server, installations, running
-from sagewai_ops.database.vectors import VectorRow, load_extension, read_vectors
+from sagewai_ops.database.sqlite.vectors import VectorRow, load_extension, read_vectors
 from sagewai_ops.errors import DifferenceError, TargetBusyError, UsageError
 from sagewai_ops.home.paths import Home
 from sagewai_ops.schema.level import expected

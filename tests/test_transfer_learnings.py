@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from postgres_server import Server, installations, running
-from sagewai_ops.database.vectors import load_extension, read_vectors, vector_tables
+from sagewai_ops.database.sqlite.vectors import load_extension, read_vectors, vector_tables
 from sagewai_ops.errors import DifferenceError, TargetBusyError, UsageError
 from sagewai_ops.home.paths import Home
 from sagewai_ops.transfer import learnings, neighbours

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagewai_ops.database.urls import PostgresUrl, SqliteUrl, parse, resolve
+from sagewai_ops.database.url import PostgresUrl, SqliteUrl, parse, resolve
 from sagewai_ops.errors import UsageError
 
 TEXT = st.text(st.characters(min_codepoint=33, exclude_categories=["Cs"]), min_size=1)

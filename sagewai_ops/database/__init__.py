@@ -1,1 +1,1 @@
-"""The home's SQLite database as a file: its copy, its health, its users."""
+"""The two database engines that a home can use."""

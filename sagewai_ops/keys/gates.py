@@ -1,7 +1,7 @@
 """What must hold before a home's key is exchanged."""
 
-from sagewai_ops.database.urls import PostgresUrl
-from sagewai_ops.database.usage import holders
+from sagewai_ops.database.sqlite.in_use import holders
+from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import TargetBusyError
 from sagewai_ops.fs import atomic
 from sagewai_ops.home.paths import DATABASE, Home

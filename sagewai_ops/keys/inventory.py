@@ -14,9 +14,14 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from sagewai_ops.database.copy import copy_database
-from sagewai_ops.database.source import NeedsStagingError, database_uri, pinned, translate
-from sagewai_ops.database.urls import PostgresUrl, resolve
+from sagewai_ops.database.sqlite.online_copy import copy_database
+from sagewai_ops.database.sqlite.read_transaction import (
+    NeedsStagingError,
+    database_uri,
+    pinned,
+    translate,
+)
+from sagewai_ops.database.url import PostgresUrl, resolve
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic
 from sagewai_ops.fs.tempdirs import working_folder

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from sagewai_ops.database.source import in_utf8, quoted, utf8_rows
+from sagewai_ops.database.sqlite.read_transaction import in_utf8, quoted, utf8_rows
 from sagewai_ops.home.paths import LEGACY_PLACES
 from sagewai_ops.home.state_files import (
     ADMIN_STATE_NAME,

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sagewai_ops.database.source import in_utf8, quoted, utf8_rows
-from sagewai_ops.database.writing import writing
+from sagewai_ops.database.sqlite.read_transaction import in_utf8, quoted, utf8_rows
+from sagewai_ops.database.sqlite.write_transaction import writing
 from sagewai_ops.errors import DifferenceError
 from sagewai_ops.keys.candidates import Candidate
 from sagewai_ops.keys.places import COLUMNS, PREFIX, SealedValue

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 
-from sagewai_ops.database.urls import PostgresUrl
+from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import OpsError, shell_word
 from sagewai_ops.fs import atomic
 from sagewai_ops.home.paths import Home

@@ -10,9 +10,9 @@ import sqlite3
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
-from sagewai_ops.database.engines import APPLICATION_NAME, connect, translated
-from sagewai_ops.database.source import quoted
-from sagewai_ops.database.urls import PostgresUrl
+from sagewai_ops.database.postgres.connection import APPLICATION_NAME, connect, translated
+from sagewai_ops.database.sqlite.read_transaction import quoted
+from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.keys.places import COLUMNS, PREFIX
 from sagewai_ops.keys.resealing import substituted
 from sagewai_ops.process.signals import run_interruptibly

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sagewai_ops.database.integrity import count_rows
-from sagewai_ops.database.source import WAIT_SECONDS, database_uri, pinned
-from sagewai_ops.database.writing import translated
+from sagewai_ops.database.sqlite.integrity import count_rows
+from sagewai_ops.database.sqlite.read_transaction import WAIT_SECONDS, database_uri, pinned
+from sagewai_ops.database.sqlite.write_transaction import translated
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema import sqlite_facts
 from sagewai_ops.schema.constraints import broken_checks, dangling_references, duplicates

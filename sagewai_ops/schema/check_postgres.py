@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sagewai_ops.database import engines
-from sagewai_ops.database.urls import PostgresUrl
+from sagewai_ops.database.postgres import connection as postgres_connection
+from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.schema import server
 from sagewai_ops.schema.findings import Finding
 from sagewai_ops.schema.head import Table, head
@@ -107,7 +107,7 @@ async def check_postgres(
     from sqlalchemy import text
 
     started = time.perf_counter()
-    async with engines.connected(url) as connection, connection.begin():
+    async with postgres_connection.connected(url) as connection, connection.begin():
         await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
         await connection.execute(text(f"SET LOCAL {server.lock_timeout(wait_seconds)}"))
         found = await server.look(connection)

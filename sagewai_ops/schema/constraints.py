@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sagewai_ops.database.source import quoted
+from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.schema import sqlite_facts
 from sagewai_ops.schema.findings import EXAMPLES, Finding, Tally, spelled_key
 from sagewai_ops.schema.scan import Plan, key_of

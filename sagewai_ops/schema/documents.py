@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sagewai_ops.database.urls import PostgresUrl, SqliteUrl
+from sagewai_ops.database.url import PostgresUrl, SqliteUrl
 from sagewai_ops.schema import server
 from sagewai_ops.schema.check import Checked
 from sagewai_ops.schema.check_postgres import CheckedPostgres

@@ -12,8 +12,8 @@ import graphlib
 import secrets
 from typing import TYPE_CHECKING
 
-from sagewai_ops.database import engines
-from sagewai_ops.database.urls import PostgresUrl
+from sagewai_ops.database.postgres import connection as postgres_connection
+from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import DifferenceError
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema import alembic_runner, revisions, server
@@ -69,7 +69,7 @@ async def rehearse(
     """
     from sqlalchemy import text
 
-    async with engines.connected(url) as connection, connection.begin() as transaction:
+    async with postgres_connection.connected(url) as connection, connection.begin() as transaction:
         await connection.execute(text(f"SET LOCAL {server.lock_timeout(wait_seconds)}"))
         found = await server.look(connection)
         before = revisions.check_position(found, target, down=False)

@@ -14,8 +14,8 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sagewai_ops.database import engines
-from sagewai_ops.database.urls import PostgresUrl
+from sagewai_ops.database.postgres import connection as postgres_connection
+from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import (
     DifferenceError,
     LockedError,
@@ -80,7 +80,7 @@ async def current(url: PostgresUrl) -> server.Database:
     Raises:
         RemoteError, PermissionDeniedError, NotFoundError, UsageError: It cannot be looked at.
     """
-    async with engines.connected(url) as connection:
+    async with postgres_connection.connected(url) as connection:
         return await server.look(connection)
 
 
@@ -240,13 +240,13 @@ def differing(found: server.Database, heads: tuple[str, ...]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        refusal = engines.refusal_of(error)
+        refusal = postgres_connection.refusal_of(error)
         state = str(refusal.sqlstate) if refusal else ""
         if refusal is None or (state not in _DIFFERING and state[:2] not in _DIFFERING):
             raise
         raise DifferenceError(
             f"database {found.name}: is not what revision {', '.join(heads) or chain.BASE} leaves,"
-            f" {engines.in_one_line(refusal)}; nothing was changed",
+            f" {postgres_connection.in_one_line(refusal)}; nothing was changed",
             hint="rename what is in the way, or bring back what is missing; then run it again",
         ) from error
 
@@ -266,7 +266,7 @@ async def _locked(url: PostgresUrl, wait_seconds: float) -> AsyncIterator[AsyncC
     """Open a connection that holds our advisory lock; the server lets go when it closes."""
     from sqlalchemy import text
 
-    async with engines.connected(url) as connection:
+    async with postgres_connection.connected(url) as connection:
         await connection.execute(text(f"SET SESSION {server.lock_timeout(wait_seconds)}"))
         deadline = time.monotonic() + wait_seconds
         query = text("SELECT pg_try_advisory_lock(:lock)")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sagewai_ops.database.source import quoted
+from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.schema import prefilter
 from sagewai_ops.schema.findings import Kind, Tally, spelled_key
 from sagewai_ops.schema.head import index_entries

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sagewai_ops.database.copy import copy_database, named_after
-from sagewai_ops.database.integrity import count_rows
-from sagewai_ops.database.source import WAIT_SECONDS, pinned, quoted
-from sagewai_ops.database.writing import translated, writing
+from sagewai_ops.database.sqlite.integrity import count_rows
+from sagewai_ops.database.sqlite.online_copy import copy_database, named_after
+from sagewai_ops.database.sqlite.read_transaction import WAIT_SECONDS, pinned, quoted
+from sagewai_ops.database.sqlite.write_transaction import translated, writing
 from sagewai_ops.errors import DifferenceError, SchemaAheadError
 from sagewai_ops.fs.tempdirs import working_folder
 from sagewai_ops.home.paths import OWN_PREFIX

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from sagewai_ops.database.source import database_uri
+from sagewai_ops.database.sqlite.read_transaction import database_uri
 from sagewai_ops.home.state_files import ADMIN_STATE_NAME, document_name, parse_document
 
 _FLEET_ROWS = (

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.database.source import database_uri, translate
+from sagewai_ops.database.sqlite.read_transaction import database_uri, translate
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.fs import atomic
 from sagewai_ops.home.fleet import fleet_organisation

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from sagewai_ops.archive.manifest import HEADER_NAME, MANIFEST_NAME, stays_inside
-from sagewai_ops.database.source import MAGIC
+from sagewai_ops.database.sqlite.read_transaction import MAGIC
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.home.paths import (
     ADMIN_STATE,

@@ -1,6 +1,6 @@
 """What must hold before a home is touched."""
 
-from sagewai_ops.database.usage import holders
+from sagewai_ops.database.sqlite.in_use import holders
 from sagewai_ops.errors import TargetBusyError
 from sagewai_ops.home.paths import DATABASE, Home
 from sagewai_ops.process.procfs import describe

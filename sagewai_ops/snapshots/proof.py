@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.database.integrity import Health, examine
-from sagewai_ops.database.source import database_uri, translate
+from sagewai_ops.database.sqlite.integrity import Health, examine
+from sagewai_ops.database.sqlite.read_transaction import database_uri, translate
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema.level import Level, read_level
 

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sagewai_ops.database.source import quoted
+from sagewai_ops.database.sqlite.read_transaction import quoted
 
 if TYPE_CHECKING:
     import asyncpg

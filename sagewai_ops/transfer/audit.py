@@ -15,7 +15,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sagewai_ops.database.source import quoted
+from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.transfer.canonical import NULL, unescaped
 from sagewai_ops.transfer.plan import PlannedTable
 

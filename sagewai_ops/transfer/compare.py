@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sagewai_ops.database.source import quoted
+from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.transfer.audit import trail_of
 from sagewai_ops.transfer.canonical import NULL, differing, unescaped
 from sagewai_ops.transfer.encoders import Column

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from sagewai_ops.database.vectors import VectorRow, VectorTable
+from sagewai_ops.database.sqlite.vectors import VectorRow, VectorTable
 from sagewai_ops.errors import TargetBusyError
 from sagewai_ops.progress import Progress
 from sagewai_ops.transfer.copy import unless_lost

@@ -7,7 +7,7 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-from sagewai_ops.database.source import quoted
+from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.errors import DifferenceError
 from sagewai_ops.progress import Progress
 from sagewai_ops.transfer.aside import WORTHWHILE_ROWS, Aside, set_aside

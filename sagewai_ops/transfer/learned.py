@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sagewai_ops.database.source import quoted
-from sagewai_ops.database.vectors import VectorRow, VectorTable, read_vectors
+from sagewai_ops.database.sqlite.read_transaction import quoted
+from sagewai_ops.database.sqlite.vectors import VectorRow, VectorTable, read_vectors
 from sagewai_ops.errors import DifferenceError
 from sagewai_ops.transfer.findings import Tally
 

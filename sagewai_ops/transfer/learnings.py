@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sagewai_ops.database.vectors import count_vectors, load_extension, vector_tables
+from sagewai_ops.database.sqlite.vectors import count_vectors, load_extension, vector_tables
 from sagewai_ops.progress import Progress
 from sagewai_ops.transfer import facts, pgvector
 from sagewai_ops.transfer.findings import Finding, Tally

@@ -16,9 +16,9 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from sagewai_ops.database.copy import copy_database
-from sagewai_ops.database.urls import PostgresUrl
-from sagewai_ops.database.usage import holders
+from sagewai_ops.database.sqlite.in_use import holders
+from sagewai_ops.database.sqlite.online_copy import copy_database
+from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import (
     DamagedError,
     DifferenceError,

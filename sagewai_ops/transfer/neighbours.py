@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from operator import mul, sub
 from typing import TYPE_CHECKING
 
-from sagewai_ops.database.source import quoted
-from sagewai_ops.database.vectors import VectorRow, VectorTable
+from sagewai_ops.database.sqlite.read_transaction import quoted
+from sagewai_ops.database.sqlite.vectors import VectorRow, VectorTable
 from sagewai_ops.errors import DifferenceError
 
 if TYPE_CHECKING:

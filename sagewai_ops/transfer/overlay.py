@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
-from sagewai_ops.database.source import quoted
+from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.transfer.plan import Plan, PlannedTable
 from sagewai_ops.transfer.reading import key_of
 from sagewai_ops.transfer.values import Stored

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from sagewai_ops.database.source import quoted
-from sagewai_ops.database.vectors import FLOAT_BYTES, VectorRow
+from sagewai_ops.database.sqlite.read_transaction import quoted
+from sagewai_ops.database.sqlite.vectors import FLOAT_BYTES, VectorRow
 from sagewai_ops.errors import TargetBusyError, UsageError
 from sagewai_ops.progress import Progress
 from sagewai_ops.transfer import neighbours

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sagewai_ops.database.source import quoted
-from sagewai_ops.database.vec0 import vector_tables
+from sagewai_ops.database.sqlite.read_transaction import quoted
+from sagewai_ops.database.sqlite.vec0 import vector_tables
 from sagewai_ops.schema.level import expected, read_level
 from sagewai_ops.transfer.encoders import Target, Type
 from sagewai_ops.transfer.findings import Finding

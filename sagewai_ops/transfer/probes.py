@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from sagewai_ops.database.source import quoted
+from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.transfer.encoders import SIGNATURE, TRAILER, encode
 from sagewai_ops.transfer.findings import KEYS_KEPT, Finding
 from sagewai_ops.transfer.plan import PlannedTable

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.database.source import database_uri, quoted
+from sagewai_ops.database.sqlite.read_transaction import database_uri, quoted
 from sagewai_ops.transfer.encoders import Column
 from sagewai_ops.transfer.findings import shown
 from sagewai_ops.transfer.plan import PlannedTable

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from sagewai_ops.database.source import quoted
+from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.transfer.findings import KEYS_KEPT, Finding
 from sagewai_ops.transfer.plan import Plan, PlannedTable
 from sagewai_ops.transfer.reading import UUID_FUNCTION, key_text

@@ -13,9 +13,9 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sagewai_ops.database import engines
-from sagewai_ops.database.source import quoted
-from sagewai_ops.database.urls import PostgresUrl
+from sagewai_ops.database.postgres import connection as postgres_connection
+from sagewai_ops.database.sqlite.read_transaction import quoted
+from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import (
     LockedError,
     OpsError,
@@ -107,8 +107,8 @@ async def opened(url: PostgresUrl, purpose: str) -> AsyncIterator[Session]:
         LockedError: Another export or upgrade runs.
         RemoteError, NotFoundError: It cannot be reached.
     """
-    with engines.translated(url):
-        connection = await engines.connect(url)
+    with postgres_connection.translated(url):
+        connection = await postgres_connection.connect(url)
         try:
             about = await connection.fetchrow(_ABOUT)
             _check_encoding(about["encoding"], url)
@@ -165,7 +165,7 @@ async def _migrated(url: PostgresUrl, purpose: str) -> AsyncIterator[Session]:
 
     from sagewai_ops.schema import alembic_runner, revisions, server
 
-    async with engines.connected(url) as outer:
+    async with postgres_connection.connected(url) as outer:
         transaction = await outer.begin()
         # Now: of a connection that a cancelled statement has broken, SQLAlchemy gives nothing.
         raw = await outer.get_raw_connection()
@@ -306,7 +306,7 @@ async def _close(connection: asyncpg.Connection[asyncpg.Record]) -> None:
     if connection.is_closed():
         return
     try:
-        await connection.close(timeout=engines.CLOSE_SECONDS)
+        await connection.close(timeout=postgres_connection.CLOSE_SECONDS)
     except (OSError, asyncio.TimeoutError, TimeoutError):
         connection.terminate()
     except asyncio.CancelledError:

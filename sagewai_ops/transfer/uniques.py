@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 
-from sagewai_ops.database.source import quoted
+from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.transfer.findings import Finding
 from sagewai_ops.transfer.plan import REWRITTEN, PlannedTable
 from sagewai_ops.transfer.relations import Trouble, count_and_keys, rows_of

@@ -23,7 +23,8 @@ from benchmarks import large_home  # noqa: E402
 from benchmarks.stopwatch import Cost, best, machine, measure  # noqa: E402
 from interop.environment import InteropError, run_in_sagewai  # noqa: E402
 from postgres_server import Server, installations  # noqa: E402
-from sagewai_ops.database import engines, urls  # noqa: E402
+from sagewai_ops.database import url as database_url  # noqa: E402
+from sagewai_ops.database.postgres import connection as postgres_connection  # noqa: E402
 from sagewai_ops.schema import alembic_runner, revisions  # noqa: E402
 from sagewai_ops.schema.create import create_database  # noqa: E402
 from sagewai_ops.schema.level import HEAD  # noqa: E402
@@ -89,17 +90,17 @@ def _upgrade(rounds: int) -> bool:
     return ratio <= LIMIT_UPGRADE
 
 
-async def _migrate(url: urls.PostgresUrl) -> float:
+async def _migrate(url: database_url.PostgresUrl) -> float:
     """Time the migrations alone, as Sagewai's are: connection, chain, commit."""
     started = time.perf_counter()
-    async with engines.connected(url) as connection, connection.begin():
+    async with postgres_connection.connected(url) as connection, connection.begin():
         await alembic_runner.migrate(connection, HEAD)
     return time.perf_counter() - started
 
 
-def _url(server: Server) -> urls.PostgresUrl:
-    parsed = urls.parse(server.url(server.create()))
-    assert isinstance(parsed, urls.PostgresUrl)
+def _url(server: Server) -> database_url.PostgresUrl:
+    parsed = database_url.parse(server.url(server.create()))
+    assert isinstance(parsed, database_url.PostgresUrl)
     return parsed
 
 

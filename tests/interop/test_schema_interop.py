@@ -17,7 +17,8 @@ import schema_catalogs
 from interop import environment
 from interop.homes import ask_driver, copy_home
 from postgres_server import Server
-from sagewai_ops.database import engines, urls
+from sagewai_ops.database import url as database_url
+from sagewai_ops.database.postgres import connection as postgres_connection
 from sagewai_ops.schema import revisions
 from sagewai_ops.schema.check_postgres import check_postgres
 from sagewai_ops.schema.level import HEAD
@@ -157,15 +158,15 @@ def _sagewai(url: str, command: str, revision: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def _parsed(url: str) -> urls.PostgresUrl:
-    parsed = urls.parse(url)
-    assert isinstance(parsed, urls.PostgresUrl)
+def _parsed(url: str) -> database_url.PostgresUrl:
+    parsed = database_url.parse(url)
+    assert isinstance(parsed, database_url.PostgresUrl)
     return parsed
 
 
 def _postgres(server: Server, database: str) -> schema_catalogs.PostgresCatalog:
     async def read() -> schema_catalogs.PostgresCatalog:
-        connection = await engines.connect(_parsed(server.url(database)))
+        connection = await postgres_connection.connect(_parsed(server.url(database)))
         try:
             return await schema_catalogs.read_postgres(connection)
         finally:

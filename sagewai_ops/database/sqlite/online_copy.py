@@ -25,7 +25,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sagewai_ops.database.blocks import (
+from sagewai_ops.database.sqlite.raw_copy import (
     copy_log,
     header_page_size,
     opened,
@@ -33,7 +33,7 @@ from sagewai_ops.database.blocks import (
     private_file,
     stage,
 )
-from sagewai_ops.database.source import (
+from sagewai_ops.database.sqlite.read_transaction import (
     SIDECARS,
     WAIT_SECONDS,
     NeedsStagingError,

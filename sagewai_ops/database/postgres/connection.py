@@ -15,8 +15,8 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from sagewai_ops.database import passwords, tls
-from sagewai_ops.database.urls import DEFAULT_PORT, PostgresUrl
+from sagewai_ops.database.postgres import pgpass, tls
+from sagewai_ops.database.url import DEFAULT_PORT, PostgresUrl
 from sagewai_ops.errors import (
     DamagedError,
     LockedError,
@@ -79,7 +79,7 @@ async def connect(url: PostgresUrl) -> asyncpg.Connection[asyncpg.Record]:
     import asyncpg
 
     options = tls.options(url, os.environ)
-    password = passwords.find(url, os.environ)
+    password = pgpass.find(url, os.environ)
     with translated(url):
         try:
             connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(

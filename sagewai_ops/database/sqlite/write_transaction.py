@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from sagewai_ops.database.source import (
+from sagewai_ops.database.sqlite.read_transaction import (
     SLICE_SECONDS,
     database_uri,
     open_reader,

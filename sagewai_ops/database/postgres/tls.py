@@ -6,7 +6,7 @@ import os
 import ssl
 from collections.abc import Mapping
 
-from sagewai_ops.database.urls import PostgresUrl
+from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import UsageError
 
 _MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")

@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sagewai_ops.database.source import (
+from sagewai_ops.database.sqlite.read_transaction import (
     database_uri,
     quoted,
     resolve_database,

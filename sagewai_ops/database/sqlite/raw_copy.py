@@ -12,7 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sagewai_ops.database.source import SHARED_FIRST, SHARED_SIZE, sidecar, translate
+from sagewai_ops.database.sqlite.read_transaction import (
+    SHARED_FIRST,
+    SHARED_SIZE,
+    sidecar,
+    translate,
+)
 from sagewai_ops.errors import LockedError, NotFoundError
 
 _BLOCK_BYTES = 1024 * 1024  # larger is not faster: measured from 64 KiB to 4 MiB

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from sagewai_ops.database.urls import DEFAULT_PORT, PostgresUrl
+from sagewai_ops.database.url import DEFAULT_PORT, PostgresUrl
 from sagewai_ops.errors import PermissionDeniedError
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO

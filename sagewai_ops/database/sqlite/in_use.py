@@ -18,7 +18,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from sagewai_ops.database.source import PENDING_BYTE, SHARED_FIRST, SHARED_SIZE, sidecar
+from sagewai_ops.database.sqlite.read_transaction import (
+    PENDING_BYTE,
+    SHARED_FIRST,
+    SHARED_SIZE,
+    sidecar,
+)
 from sagewai_ops.process.procfs import Process, bare_environment, look_up
 
 _PROC = Path("/proc")

@@ -14,8 +14,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sagewai_ops.database.source import quoted
-from sagewai_ops.database.vec0 import Column, VectorTable, text_of, vector_tables
+from sagewai_ops.database.sqlite.read_transaction import quoted
+from sagewai_ops.database.sqlite.vec0 import Column, VectorTable, text_of, vector_tables
 from sagewai_ops.errors import DamagedError, SchemaAheadError
 
 __all__ = [

@@ -1,0 +1,1 @@
+"""The SQLite file: reading, copying, checking, writing."""
