@@ -128,7 +128,7 @@ def backup(
     wait: HomeWaitOption = 0.0,
 ) -> Outcome:
     """Parse, take the snapshot, prune the older ones, render."""
-    from sagewai_ops.archive.frames import DEFAULT_LEVEL
+    from sagewai_ops.archive.zstd_frames import DEFAULT_LEVEL
     from sagewai_ops.credentials import lock_of
     from sagewai_ops.snapshots.backup import pipe_snapshot, take_snapshot
     from sagewai_ops.snapshots.directory import keep_tree

@@ -176,7 +176,7 @@ def escrow(
     10 no home or file, 11 a rotation was interrupted, 12 there is no key, 13 no space, 14 the
     system refused, 15 a file exists already, 16 what was read back is not the key.
     """
-    from sagewai_ops.archive.envelope import check_recipients
+    from sagewai_ops.archive.age import check_recipients
     from sagewai_ops.credentials import lock_of
     from sagewai_ops.errors import KeyMissingError, UsageError
     from sagewai_ops.home.paths import require

@@ -76,7 +76,7 @@ def preflight(
     wait: WriterWaitOption = 30.0,
 ) -> Outcome:
     """Parse, check, render."""
-    from sagewai_ops.archive.envelope import Unlock
+    from sagewai_ops.archive.age import Unlock
     from sagewai_ops.credentials import lock_of, unlock_of
     from sagewai_ops.preflight import PreflightOptions, run_preflight
     from sagewai_ops.snapshots.report import BackupOptions

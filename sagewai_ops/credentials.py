@@ -8,13 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sagewai_ops.archive.envelope import (
-    Lock,
-    Unlock,
-    read_identity,
-    read_passphrase,
-    read_recipients,
-)
+from sagewai_ops.archive.age import Lock, Unlock, read_identity, read_passphrase, read_recipients
 from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.fs.atomic import naming
 from sagewai_ops.terminal import Terminal

@@ -4,8 +4,7 @@ import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sagewai_ops.archive.envelope import Lock, sealing
-from sagewai_ops.archive.frames import FrameWriter
+from sagewai_ops.archive.age import Lock, sealing
 from sagewai_ops.archive.manifest import (
     HEADER_NAME,
     MANIFEST_NAME,
@@ -17,6 +16,7 @@ from sagewai_ops.archive.manifest import (
 )
 from sagewai_ops.archive.tar import END, header_of, padded
 from sagewai_ops.archive.writer import ArchiveWriter
+from sagewai_ops.archive.zstd_frames import FrameWriter
 
 MOMENT_NS = 1_700_000_000_000_000_000
 FOLDER = Entry("config", EntryType.FOLDER, 0o755, MOMENT_NS)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.archive.envelope import Lock
+from sagewai_ops.archive.age import Lock
 from sagewai_ops.home.paths import DATABASE, Kind, kind_of, locate
 from sagewai_ops.permissions.modes import file_mode, folder_mode
 from sagewai_ops.snapshots.backup import take_snapshot

@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import archives
-from sagewai_ops.archive.envelope import Lock, Unlock, temporary_identity
-from sagewai_ops.archive.frames import FRAME_BYTES
+from sagewai_ops.archive.age import Lock, Unlock, temporary_identity
 from sagewai_ops.archive.manifest import Entry, EntryType, Header, encode_header
 from sagewai_ops.archive.reader import open_archive
 from sagewai_ops.archive.tar import header_of
 from sagewai_ops.archive.writer import ArchiveWriter
+from sagewai_ops.archive.zstd_frames import FRAME_BYTES
 from sagewai_ops.errors import (
     DamagedError,
     KeyMissingError,
@@ -174,7 +174,7 @@ class TestPassphrase:
         """Another implementation of age reads every length, chunk borders among them."""
         import io
 
-        from sagewai_ops.archive.passphrase import PassphraseSink
+        from sagewai_ops.archive.age_passphrase import PassphraseSink
 
         content = bytes(range(256)) * (size_bytes // 256 + 1)
         out = io.BytesIO()
@@ -189,21 +189,21 @@ class TestPassphrase:
         """A stream decrypts to what went in, and each flipped bit is refused."""
         import io
 
-        from sagewai_ops.archive import passphrase
+        from sagewai_ops.archive import age_passphrase
 
         content = b"learned" * 20_000
         out = io.BytesIO()
-        sink = passphrase.PassphraseSink(out, "p", work_factor_log2=2)
+        sink = age_passphrase.PassphraseSink(out, "p", work_factor_log2=2)
         sink.write(content)
         sink.close()
         sealed = out.getvalue()
 
-        assert b"".join(passphrase.opened(io.BytesIO(sealed), "p", "x")) == content
+        assert b"".join(age_passphrase.opened(io.BytesIO(sealed), "p", "x")) == content
         for position in [*range(22, 200), *range(200, len(sealed), 997)]:
             flipped = bytearray(sealed)
             flipped[position] ^= 1
             with pytest.raises((DamagedError, KeyMissingError)):
-                list(passphrase.opened(io.BytesIO(flipped), "p", "x"))
+                list(age_passphrase.opened(io.BytesIO(flipped), "p", "x"))
 
 
 def test_another_identity_does_not_open_it(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_another_identity_does_not_open_it(tmp_path: Path) -> None:
 
 def test_a_recipient_that_is_none_is_refused() -> None:
     """A typing error in a public key is found before any work."""
-    from sagewai_ops.archive.envelope import check_recipients
+    from sagewai_ops.archive.age import check_recipients
 
     with pytest.raises(UsageError, match="age1nonsense"):
         check_recipients(["age1nonsense"])

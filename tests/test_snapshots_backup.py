@@ -17,7 +17,7 @@ import home_writer
 import real_homes
 from archives import tar_stream
 from sagewai_ops.archive import writer as archive_writer
-from sagewai_ops.archive.envelope import Lock, Unlock, temporary_identity
+from sagewai_ops.archive.age import Lock, Unlock, temporary_identity
 from sagewai_ops.archive.manifest import EntryType, Manifest
 from sagewai_ops.archive.reader import ArchiveReader, open_archive
 from sagewai_ops.errors import (

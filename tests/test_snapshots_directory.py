@@ -17,9 +17,9 @@ from home_builder import BuiltHome
 from memory_folder import memory_folder
 from program import call
 from round_trips import assert_same_home, bring_back
-from sagewai_ops.archive.envelope import Lock
+from sagewai_ops.archive.age import Lock
+from sagewai_ops.archive.directory_reader import SUM_NAME
 from sagewai_ops.archive.reader import open_archive
-from sagewai_ops.archive.tree import SUM_NAME
 from sagewai_ops.errors import (
     DamagedError,
     LockedError,

@@ -19,7 +19,7 @@ from archives import flip, forge
 from home_builder import BuiltHome
 from memory_folder import memory_folder
 from round_trips import snapshot_of
-from sagewai_ops.archive.envelope import Lock, Unlock, temporary_identity
+from sagewai_ops.archive.age import Lock, Unlock, temporary_identity
 from sagewai_ops.database.sqlite.integrity import examine
 from sagewai_ops.errors import (
     DamagedError,

@@ -26,7 +26,7 @@ from round_trips import (
     leftovers_beside,
     snapshot_of,
 )
-from sagewai_ops.archive.envelope import Lock, Unlock, temporary_identity
+from sagewai_ops.archive.age import Lock, Unlock, temporary_identity
 from sagewai_ops.archive.manifest import Entry, EntryType, Header, encode_header
 from sagewai_ops.errors import (
     DamagedError,

@@ -1,1 +1,1 @@
-"""The snapshot container alone: frames, header, manifest, envelope; it knows no home."""
+"""The container of a snapshot: tar members, zstd frames, manifest, encryption. It knows no home."""

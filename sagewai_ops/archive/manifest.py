@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from sagewai_ops.archive.facts import check_header, check_manifest, is_text
+from sagewai_ops.archive.validation import check_header, check_manifest, is_text
 from sagewai_ops.errors import DamagedError, SchemaAheadError
 
 FORMAT_VERSION = 1

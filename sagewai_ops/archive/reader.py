@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from sagewai_ops.archive import frames as containers
-from sagewai_ops.archive.envelope import AGE_MAGIC, Unlock
+from sagewai_ops.archive import zstd_frames as containers
+from sagewai_ops.archive.age import AGE_MAGIC, Unlock
 from sagewai_ops.archive.front import refuse_newer
+from sagewai_ops.archive.input import ClearSource, SealedSource, Source
 from sagewai_ops.archive.manifest import (
     HEADER_NAME,
     MANIFEST_NAME,
@@ -27,7 +28,6 @@ from sagewai_ops.archive.manifest import (
     decode_header,
     decode_manifest,
 )
-from sagewai_ops.archive.source import ClearSource, SealedSource, Source
 from sagewai_ops.archive.tar import BLOCK_BYTES, END, header_of, member_bytes, padding_of
 from sagewai_ops.errors import DamagedError, NotFoundError
 
@@ -278,7 +278,7 @@ def open_archive(path: Path, unlock: Unlock | None = None) -> Iterator[ArchiveRe
         DamagedError: It is not a whole snapshot.
     """
     if path.is_dir():
-        from sagewai_ops.archive.tree import open_tree  # which is made of this module
+        from sagewai_ops.archive.directory_reader import open_tree  # which is made of this module
 
         with open_tree(path) as tree:
             yield tree

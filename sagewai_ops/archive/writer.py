@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Protocol
 
-from sagewai_ops.archive.frames import DEFAULT_LEVEL, FrameWriter, Sink
 from sagewai_ops.archive.manifest import (
     HEADER_NAME,
     MANIFEST_NAME,
@@ -18,6 +17,7 @@ from sagewai_ops.archive.manifest import (
     encode_header,
 )
 from sagewai_ops.archive.tar import END, header_of, padded, padding_of
+from sagewai_ops.archive.zstd_frames import DEFAULT_LEVEL, FrameWriter, Sink
 
 WHOLE_FILE_BYTES = 4 * 1024 * 1024  # files up to this are read whole, so that a retry costs nothing
 SEARCHED_BYTES = 256 * 1024  # settings and notes are shorter; more would cost a backup its time

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from sagewai_ops.archive.envelope import Lock, Unlock, opened, sealing, temporary_identity
+from sagewai_ops.archive.age import Lock, Unlock, opened, sealing, temporary_identity
 from sagewai_ops.errors import (
     DamagedError,
     NotFoundError,

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-from sagewai_ops.archive.envelope import Lock, Unlock, check_recipients, temporary_identity
+from sagewai_ops.archive.age import Lock, Unlock, check_recipients, temporary_identity
 from sagewai_ops.archive.reader import open_archive
 from sagewai_ops.errors import InterruptedRunError, NoSpaceError, UsageError, shell_word
 from sagewai_ops.fs import atomic, locks

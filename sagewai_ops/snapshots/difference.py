@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.archive.envelope import Unlock
+from sagewai_ops.archive.age import Unlock
 from sagewai_ops.archive.manifest import HEADER_NAME, Entry, EntryType
 from sagewai_ops.archive.reader import ArchiveReader, open_archive
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+from sagewai_ops.archive.directory_reader import TreeReader, open_tree, read_header
 from sagewai_ops.archive.manifest import Entry, EntryType, Header
-from sagewai_ops.archive.tree import TreeReader, open_tree, read_header
 from sagewai_ops.errors import DamagedError, NotFoundError, TargetBusyError, UsageError, shell_word
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.fs.tempdirs import locked_folder

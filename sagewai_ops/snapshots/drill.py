@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sagewai_ops import __version__
-from sagewai_ops.archive.envelope import Unlock
+from sagewai_ops.archive.age import Unlock
 from sagewai_ops.archive.reader import open_archive
 from sagewai_ops.database.sqlite.integrity import examine
 from sagewai_ops.errors import (

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.archive.envelope import Unlock
+from sagewai_ops.archive.age import Unlock
 from sagewai_ops.archive.manifest import Entry, EntryType, is_safe
 from sagewai_ops.archive.reader import ArchiveReader, open_archive
 from sagewai_ops.errors import (

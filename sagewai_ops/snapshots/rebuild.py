@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.archive.envelope import Unlock
+from sagewai_ops.archive.age import Unlock
 from sagewai_ops.archive.manifest import EntryType
 from sagewai_ops.archive.reader import ArchiveReader, open_archive
 from sagewai_ops.errors import DamagedError, KeyMissingError, NotFoundError, SchemaAheadError

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sagewai_ops import __version__
-from sagewai_ops.archive.envelope import Lock, sealing
-from sagewai_ops.archive.frames import HashingSink
+from sagewai_ops.archive.age import Lock, sealing
 from sagewai_ops.archive.manifest import Entry, EntryType, Header
 from sagewai_ops.archive.writer import ArchiveWriter, MemberWriter
+from sagewai_ops.archive.zstd_frames import HashingSink
 from sagewai_ops.database.sqlite.online_copy import Copied, copy_database, named_after
 from sagewai_ops.errors import DamagedError, KeyMissingError
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home, Kind

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from sagewai_ops.archive.envelope import Unlock
+from sagewai_ops.archive.age import Unlock
 from sagewai_ops.archive.manifest import Entry
 from sagewai_ops.archive.reader import open_archive
 from sagewai_ops.errors import NotFoundError, TargetBusyError, shell_word

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sagewai_ops.archive.directory_reader import SUM_NAME
 from sagewai_ops.archive.manifest import (
     HEADER_NAME,
     MANIFEST_NAME,
@@ -25,7 +26,6 @@ from sagewai_ops.archive.manifest import (
     ManifestText,
     encode_header,
 )
-from sagewai_ops.archive.tree import SUM_NAME
 from sagewai_ops.archive.writer import (
     ATTEMPTS,
     SEARCHED_BYTES,

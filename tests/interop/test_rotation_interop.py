@@ -14,7 +14,7 @@ from interop.client import Client
 from interop.homes import Site, ask_driver, key_of, lacking, read_home
 from interop.server import running
 from postgres_server import Server
-from sagewai_ops.archive.envelope import temporary_identity
+from sagewai_ops.archive.age import temporary_identity
 from targets import at_head
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(900)]  # Sagewai is imported up to 3 times

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from sagewai_ops.archive.frames import Sink
+from sagewai_ops.archive.zstd_frames import Sink
 from sagewai_ops.errors import DamagedError, KeyMissingError
 
 # scrypt takes 2**(LOG2_N + 10) bytes of memory: 64 MiB, a quarter of what the age program takes,

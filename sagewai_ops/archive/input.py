@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, BinaryIO, Protocol
 
-from sagewai_ops.archive.envelope import Unlock, opened
-from sagewai_ops.archive.frames import TABLE_FOOT_BYTES, Layout, parse_layout, table_bytes
+from sagewai_ops.archive.age import Unlock, opened
+from sagewai_ops.archive.zstd_frames import TABLE_FOOT_BYTES, Layout, parse_layout, table_bytes
 from sagewai_ops.errors import DamagedError
 
 # What is kept of the end while a sealed archive is measured: the seek table of 4 TiB of content.

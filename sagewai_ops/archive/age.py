@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from sagewai_ops.archive import passphrase as passphrases
-from sagewai_ops.archive.frames import Sink
+from sagewai_ops.archive import age_passphrase as passphrases
+from sagewai_ops.archive.zstd_frames import Sink
 from sagewai_ops.errors import DamagedError, KeyMissingError, NotFoundError, OpsError, UsageError
 
 AGE_MAGIC = b"age-encryption.org/v1\n"
