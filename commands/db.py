@@ -152,7 +152,7 @@ def downgrade(
 ) -> Outcome:
     """Parse, ask, take back, render."""
     from sagewai_ops.database.url import SqliteUrl, resolve
-    from sagewai_ops.schema.chain import find
+    from sagewai_ops.schema.revision_graph import find
     from sagewai_ops.upgrade import Options, change_schema, check_sqlite
 
     home = run.home()
@@ -178,30 +178,32 @@ def current(run: Run) -> Outcome:
     database = resolve(run.settings.environment, run.home().database)
     if isinstance(database, PostgresUrl):
         from sagewai_ops.process.signals import run_interruptibly
-        from sagewai_ops.schema import documents, revisions
+        from sagewai_ops.schema import as_json, migrate_postgres
 
-        result = documents.of_position(database, run_interruptibly(revisions.current(database)))
+        result = as_json.of_position(
+            database, run_interruptibly(migrate_postgres.current(database))
+        )
     else:
         from sagewai_ops.database.sqlite.read_transaction import pinned
         from sagewai_ops.database.sqlite.write_transaction import translated
-        from sagewai_ops.schema import documents
-        from sagewai_ops.schema.level import read_level
+        from sagewai_ops.schema import as_json
+        from sagewai_ops.schema.sqlite_revision import read_level
 
         with pinned(database.path) as pin, translated(database.path):
-            result = documents.of_level(database, read_level(pin.connection))
+            result = as_json.of_level(database, read_level(pin.connection))
     return Outcome(result, lambda terminal: _show_position(terminal, result), always=True)
 
 
 def history(_run: Run) -> Outcome:
     """List."""
     from sagewai_ops.schema.alembic_runner import describe
-    from sagewai_ops.schema.chain import parents
-    from sagewai_ops.schema.level import HEAD, revisions
+    from sagewai_ops.schema.revision_graph import parents
+    from sagewai_ops.schema.sqlite_revision import HEAD, revisions
 
     texts = describe()
     listed: list[dict[str, Any]] = [
         {"revision": name, "after": list(parents()[name]), "does": texts[name]}
-        for name in revisions()
+        for name in migrate_postgres()
     ]
     result = {"head": HEAD, "revisions": listed}
 
@@ -215,22 +217,22 @@ def history(_run: Run) -> Outcome:
 def check(run: Run, *, wait: WriterWaitOption = 30.0) -> Outcome:
     """Check, render."""
     from sagewai_ops.database.url import PostgresUrl, resolve
-    from sagewai_ops.schema import documents
+    from sagewai_ops.schema import as_json
 
     database = resolve(run.settings.environment, run.home().database)
     if isinstance(database, PostgresUrl):
         from sagewai_ops.process.signals import run_interruptibly
         from sagewai_ops.schema.check_postgres import check_postgres
 
-        result = documents.of_checked_postgres(
+        result = as_json.of_checked_postgres(
             database, run_interruptibly(check_postgres(database, wait_seconds=wait))
         )
     else:
-        from sagewai_ops.schema.check import check_database
+        from sagewai_ops.schema.check_sqlite import check_database
 
         with run.terminal.progress() as progress:
             checked = check_database(database.path, wait_seconds=wait, progress=progress)
-        result = documents.of_checked(database, checked)
+        result = as_json.of_checked(database, checked)
     return Outcome(
         result,
         lambda terminal: _show_check(terminal, result),

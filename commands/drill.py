@@ -100,7 +100,7 @@ def drill(
 
 def as_result(report: Any) -> dict[str, Any]:
     """Give the JSON of a drill; docs/json/drill.json."""
-    from sagewai_ops.schema.documents import of_upgraded
+    from sagewai_ops.schema.as_json import of_upgraded
     from sagewai_ops.snapshots.drill import PROVED
 
     restored, inspection = report.restored, report.inspection

@@ -1,6 +1,6 @@
 """Run the revisions on a connection that the caller opened, or spell them as SQL.
 
-`sagewai_ops.schema.revisions` puts the connection into the configuration's `attributes`, holds the
+`sagewai_ops.schema.migrate_postgres` puts the connection into the configuration's `attributes`, holds the
 transaction and the lock around this, and decides alone whether to commit.
 """
 

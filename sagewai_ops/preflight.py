@@ -39,8 +39,8 @@ from sagewai_ops.preflight_checks import (
 )
 from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
-from sagewai_ops.schema import rehearsal
-from sagewai_ops.schema.upgrade import Upgraded, rehearse_upgrade
+from sagewai_ops.schema import rehearse_postgres
+from sagewai_ops.schema.upgrade_sqlite import Upgraded, rehearse_upgrade
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.backup import take_snapshot
 from sagewai_ops.snapshots.drill import PROVED, DrillOptions, DrillReport, drill
@@ -287,7 +287,7 @@ class _Flight:
     def rehearse(self) -> Check:
         """Upgrade a copy, unless the drill did."""
         if isinstance(self.database, PostgresUrl):
-            work = rehearsal.rehearse(
+            work = rehearse_postgres.rehearse(
                 self.database, wait_seconds=self.options.wait_seconds, progress=self.progress
             )
             moved = run_interruptibly(work)

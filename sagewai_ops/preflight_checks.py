@@ -35,8 +35,8 @@ from sagewai_ops.process.procfs import describe
 from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
 from sagewai_ops.relayout import migrate_layout
-from sagewai_ops.schema.check import check_database
 from sagewai_ops.schema.check_postgres import check_postgres
+from sagewai_ops.schema.check_sqlite import check_database
 from sagewai_ops.schema.drift import find_drift
 from sagewai_ops.schema.findings import Finding
 from sagewai_ops.status import sizes_below

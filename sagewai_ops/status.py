@@ -24,7 +24,7 @@ from sagewai_ops.home.state_files import (
 from sagewai_ops.keys import rotation_journal
 from sagewai_ops.keys.candidates import Candidate, accepted, find_candidates
 from sagewai_ops.process.procfs import Process
-from sagewai_ops.schema.level import Level, read_level
+from sagewai_ops.schema.sqlite_revision import Level, read_level
 from sagewai_ops.snapshots import swap
 from sagewai_ops.snapshots.catalog import Snapshot, snapshots_in
 

@@ -17,9 +17,9 @@ from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
-from sagewai_ops.schema import chain, rehearsal, revisions, upgrade
-from sagewai_ops.schema.documents import of_moved, of_upgraded
-from sagewai_ops.schema.level import HEAD
+from sagewai_ops.schema import migrate_postgres, rehearse_postgres, revision_graph, upgrade_sqlite
+from sagewai_ops.schema.as_json import of_moved, of_upgraded
+from sagewai_ops.schema.sqlite_revision import HEAD
 from sagewai_ops.snapshots import swap
 from sagewai_ops.snapshots.backup import take_snapshot
 from sagewai_ops.snapshots.report import BackupOptions, BackupReport
@@ -43,7 +43,7 @@ class Options:
     rehearse: bool = False
     snapshot: BackupOptions | None = None
     snapshots: Path = Path()
-    wait_seconds: float = revisions.WAIT_SECONDS
+    wait_seconds: float = migrate_postgres.WAIT_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ class Report:
     """What was done; one of `sqlite` and `postgres` is there."""
 
     database: SqliteUrl | PostgresUrl
-    sqlite: upgrade.Upgraded | None = None
-    postgres: revisions.Moved | None = None
+    sqlite: upgrade_sqlite.Upgraded | None = None
+    postgres: migrate_postgres.Moved | None = None
     snapshot: BackupReport | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def change_schema(
         UsageError: A home's file has no revisions to go back to.
         OpsError: What the snapshot or the upgrade raises; the schema was not changed.
     """
-    target = chain.find(options.target)
+    target = revision_graph.find(options.target)
     if isinstance(database, PostgresUrl):
         return Report(database, postgres=_postgres(database, target, options, progress))
     check_sqlite(target, down=options.down)
@@ -107,13 +107,15 @@ def change_schema(
     swap.require_settled(home.root)
     path, wait = database.path, options.wait_seconds
     if options.rehearse:
-        rehearsed = upgrade.rehearse_upgrade(path, home.root, wait_seconds=wait, progress=progress)
+        rehearsed = upgrade_sqlite.rehearse_upgrade(
+            path, home.root, wait_seconds=wait, progress=progress
+        )
         return Report(database, sqlite=rehearsed)
     snapshot = None
-    if options.snapshot and upgrade.plan_upgrade(path, wait_seconds=wait):
+    if options.snapshot and upgrade_sqlite.plan_upgrade(path, wait_seconds=wait):
         snapshot = take_snapshot(home, options.snapshots, options.snapshot, progress=progress)
     with locks.exclusive(home.root, wait_seconds=wait):
-        done = upgrade.upgrade_database(path, wait_seconds=wait, progress=progress)
+        done = upgrade_sqlite.upgrade_database(path, wait_seconds=wait, progress=progress)
     return Report(database, sqlite=done, snapshot=snapshot)
 
 
@@ -123,11 +125,11 @@ def spell_sql(database: SqliteUrl | PostgresUrl, options: Options) -> str:
     Raises:
         OpsError: What a run raises before it touches anything.
     """
-    target = chain.find(options.target)
+    target = revision_graph.find(options.target)
     if isinstance(database, PostgresUrl):
-        return run_interruptibly(revisions.plan_sql(database, target, down=options.down))
+        return run_interruptibly(migrate_postgres.plan_sql(database, target, down=options.down))
     check_sqlite(target, down=options.down)
-    statements = upgrade.spell_upgrade(database.path, wait_seconds=options.wait_seconds)
+    statements = upgrade_sqlite.spell_upgrade(database.path, wait_seconds=options.wait_seconds)
     if not statements:
         return ""
     lines = ["PRAGMA foreign_keys = OFF", "BEGIN IMMEDIATE", *statements, "COMMIT"]
@@ -154,15 +156,19 @@ def check_sqlite(target: str, *, down: bool) -> None:
 
 def _postgres(
     url: PostgresUrl, target: str, options: Options, progress: Progress | None
-) -> revisions.Moved:
+) -> migrate_postgres.Moved:
     if options.rehearse:
-        work = rehearsal.rehearse(url, target, wait_seconds=options.wait_seconds, progress=progress)
+        work = rehearse_postgres.rehearse(
+            url, target, wait_seconds=options.wait_seconds, progress=progress
+        )
     elif options.down:
-        work = revisions.downgrade(
+        work = migrate_postgres.downgrade(
             url, target, wait_seconds=options.wait_seconds, progress=progress
         )
     else:
-        if target == chain.BASE:
+        if target == revision_graph.BASE:
             raise UsageError("base: an upgrade leads to a revision", hint="sagewai-ops db history")
-        work = revisions.upgrade(url, target, wait_seconds=options.wait_seconds, progress=progress)
+        work = migrate_postgres.upgrade(
+            url, target, wait_seconds=options.wait_seconds, progress=progress
+        )
     return run_interruptibly(work)

@@ -33,7 +33,7 @@ import asyncpg
 import pytest
 
 from sagewai_ops.database import url as database_url
-from sagewai_ops.schema import revisions
+from sagewai_ops.schema import migrate_postgres
 
 DEBIAN = Path("/usr/lib/postgresql")
 PREFIX = "ops-pg-"
@@ -271,7 +271,7 @@ class Server:
 async def _migrate(url: str, revision: str) -> None:
     parsed = database_url.parse(url)
     assert isinstance(parsed, database_url.PostgresUrl)
-    await revisions.upgrade(parsed, revision)
+    await migrate_postgres.upgrade(parsed, revision)
 
 
 def _quick_folder() -> str | None:

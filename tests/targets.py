@@ -17,7 +17,7 @@ from postgres_reader import read_postgres
 from postgres_server import Server
 from sagewai_ops.database.url import PostgresUrl, parse
 from sagewai_ops.home.paths import Home, locate
-from sagewai_ops.schema import revisions
+from sagewai_ops.schema import migrate_postgres
 from sagewai_ops.transfer.move import Options, export
 from sagewai_ops.transfer.report import Report
 
@@ -34,7 +34,7 @@ def at_head(server: Server) -> str:
     """
     if server.folder not in _templates:
         template = server.create(name="template_head")
-        asyncio.run(revisions.upgrade(url_of(server, template)))
+        asyncio.run(migrate_postgres.upgrade(url_of(server, template)))
         _templates[server.folder] = template
     database = server.create(template=_templates[server.folder])
     if "(call)" in os.environ.get("PYTEST_CURRENT_TEST", ""):

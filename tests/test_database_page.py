@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from sagewai_ops.schema import chain, documents, findings, level, revisions
+from sagewai_ops.schema import as_json, findings, migrate_postgres, revision_graph, sqlite_revision
 
 PAGE = (Path(__file__).parents[1] / "docs" / "database.md").read_text(encoding="utf-8")
 
@@ -25,8 +25,8 @@ def test_every_state_is_documented_with_what_mends_it() -> None:
     """The advice of `db current` stands beside the state."""
     rows = {row[0].strip("`"): row[-1] for row in _table("state")}
 
-    assert rows.keys() == {*get_args(chain.State), *get_args(level.State)}
-    for state, advice in documents.ADVICE.items():
+    assert rows.keys() == {*get_args(revision_graph.State), *get_args(sqlite_revision.State)}
+    for state, advice in as_json.ADVICE.items():
         assert advice.removeprefix("sagewai-ops ").partition("  #")[0] in rows[state]
 
 
@@ -38,7 +38,8 @@ def test_every_kind_of_finding_is_documented() -> None:
 
 
 @pytest.mark.parametrize(
-    "fact", [str(revisions.LOCK), level.HEAD, f"({revisions.WAIT_SECONDS:.0f})"]
+    "fact",
+    [str(migrate_postgres.LOCK), sqlite_revision.HEAD, f"({migrate_postgres.WAIT_SECONDS:.0f})"],
 )
 def test_numbers_and_names_are_those_of_the_code(fact: str) -> None:
     """Somebody looks for them in pg_locks, or in alembic_version."""

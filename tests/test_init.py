@@ -14,7 +14,7 @@ from sagewai_ops.errors import LockedError, UsageError
 from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import locate
 from sagewai_ops.init import InitReport, init_home
-from sagewai_ops.schema.level import read_level
+from sagewai_ops.schema.sqlite_revision import read_level
 from small_homes import everything_of, small
 
 EVERYTHING = (".", "config", "db", "data", "secrets", "secrets/master.key", "db/sagewai.db")

@@ -14,8 +14,8 @@ import schema_catalogs
 from postgres_server import Server
 from sagewai_ops.database import url as database_url
 from sagewai_ops.database.postgres import connection as postgres_connection
-from sagewai_ops.schema import alembic_runner, chain
-from sagewai_ops.schema.level import HEAD, revisions
+from sagewai_ops.schema import alembic_runner, revision_graph
+from sagewai_ops.schema.sqlite_revision import HEAD, revisions
 
 TRUNK = [revision for revision in revisions() if not revision.startswith("006_")]
 SCRIPTS = Path(str(resources.files("sagewai_ops.migrations")))
@@ -143,7 +143,9 @@ def test_graph_is_sagewais() -> None:
     }
 
     assert graph == {step["revision"]: sorted(step["down"]) for step in schema_catalogs.revisions()}
-    assert graph == {revision: sorted(after) for revision, after in chain.parents().items()}
+    assert graph == {
+        revision: sorted(after) for revision, after in revision_graph.parents().items()
+    }
 
 
 def test_migrations_import_sqlalchemy_and_alembic_only() -> None:
@@ -193,7 +195,7 @@ def test_sql_on_paper_builds_the_same_schema(postgres: Server, database: str) ->
 
     assert asyncio.run(_catalog(url)) == schema_catalogs.postgres(HEAD)
 
-    postgres.run(database, alembic_runner.script((HEAD,), chain.BASE, down=True))
+    postgres.run(database, alembic_runner.script((HEAD,), revision_graph.BASE, down=True))
     tables = postgres.rows(database, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
 
     assert tables in ([], [("alembic_version",)])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sagewai_ops.errors import NotFoundError
-from sagewai_ops.schema import chain
-from sagewai_ops.schema.level import HEAD, revisions
+from sagewai_ops.schema import revision_graph
+from sagewai_ops.schema.sqlite_revision import HEAD, revisions
 
 ARTIFACTS, REPLAY = "006_artifact_destination", "006_replay_snapshots"
 
@@ -31,16 +31,16 @@ ARTIFACTS, REPLAY = "006_artifact_destination", "006_replay_snapshots"
 )
 def test_rows_have_one_meaning(heads: list[str], tables: bool, state: str) -> None:  # noqa: FBT001
     """Behind, ahead, forked, unknown, empty and unmanaged are told apart."""
-    position = chain.position(heads, tables=tables)
+    position = revision_graph.position(heads, tables=tables)
 
     assert (position.state, position.heads) == (state, tuple(sorted(heads)))
 
 
 def test_applied_counts_both_branches() -> None:
     """A database at the merge has run both 006."""
-    assert chain.applied(["007_merge_006_branches"]) == set(revisions()[:8])
-    assert chain.applied([ARTIFACTS]) == {*revisions()[:5], ARTIFACTS}
-    assert chain.applied([]) == frozenset()
+    assert revision_graph.applied(["007_merge_006_branches"]) == set(revisions()[:8])
+    assert revision_graph.applied([ARTIFACTS]) == {*revisions()[:5], ARTIFACTS}
+    assert revision_graph.applied([]) == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -56,13 +56,13 @@ def test_applied_counts_both_branches() -> None:
 )
 def test_revision_is_found_by_what_people_type(name: str, revision: str) -> None:
     """The whole id, an unmistakable beginning, or a word."""
-    assert chain.find(name) == revision
+    assert revision_graph.find(name) == revision
 
 
 @pytest.mark.parametrize("name", ["", "00", "006", "021", "nonsense"])
 def test_unclear_revision_is_not_found(name: str) -> None:
     """Several, or none, are refused with where to look."""
     with pytest.raises(NotFoundError, match=f"revision {name}: ") as caught:
-        chain.find(name)
+        revision_graph.find(name)
 
     assert caught.value.hint == "sagewai-ops db history"

@@ -17,12 +17,12 @@ import old_homes
 import real_homes
 from postgres_server import Server
 from sagewai_ops.errors import DamagedError, InterruptedRunError, NotFoundError
-from sagewai_ops.schema import check
-from sagewai_ops.schema.check import check_database
+from sagewai_ops.schema import check_sqlite
+from sagewai_ops.schema.check_sqlite import check_database
 from sagewai_ops.schema.create import create_database
 from sagewai_ops.schema.findings import Finding, spelled_key
-from sagewai_ops.schema.level import HEAD
-from sagewai_ops.schema.upgrade import upgrade_database
+from sagewai_ops.schema.sqlite_revision import HEAD
+from sagewai_ops.schema.upgrade_sqlite import upgrade_database
 
 TO_WORKFLOWS = (
     "references saved_workflows (id) on delete cascade: refers to a row that is not there"
@@ -480,7 +480,7 @@ def test_progress_counts_the_rows(home: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("sagewai_ops.schema.scan._ROWS", 20)
     told: list[tuple[str, int, int]] = []
 
-    check.check_database(home, progress=lambda *said: told.append(said))
+    check_sqlite.check_database(home, progress=lambda *said: told.append(said))
 
     assert told == [("values", 20, 50), ("values", 40, 50), ("values", 50, 50)]
 

@@ -14,8 +14,8 @@ from sagewai_ops.database import url as database_url
 from sagewai_ops.database.postgres import connection
 from sagewai_ops.errors import LockedError
 from sagewai_ops.schema.check_postgres import CheckedPostgres, check_postgres
-from sagewai_ops.schema.head import head, index_entries
-from sagewai_ops.schema.level import HEAD
+from sagewai_ops.schema.postgres_head import head, index_entries
+from sagewai_ops.schema.sqlite_revision import HEAD
 
 INDEX = "ux_agent_global_name"
 COSTS = "agent_name, model, cost_usd, tokens"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sagewai_ops.schema import ddl, sqlite_facts
+from sagewai_ops.schema import ddl, sqlite_catalog
 from sagewai_ops.schema.drift import find_drift
 from sagewai_ops.schema.tables import metadata
 
@@ -123,7 +123,7 @@ def test_order_of_columns_and_the_users_own_indexes_are_no_drift(
 )
 def test_expressions_are_compared_without_their_spelling(left: str, right: str) -> None:
     """Blanks, quotes, comments and the case of words do not matter."""
-    assert sqlite_facts.normalised(left) == sqlite_facts.normalised(right)
+    assert sqlite_catalog.normalised(left) == sqlite_catalog.normalised(right)
 
 
 @pytest.mark.parametrize(
@@ -131,4 +131,4 @@ def test_expressions_are_compared_without_their_spelling(left: str, right: str) 
 )
 def test_different_expressions_stay_different(left: str, right: str) -> None:
     """Strings keep their case, and names that need their quotes keep them."""
-    assert sqlite_facts.normalised(left) != sqlite_facts.normalised(right)
+    assert sqlite_catalog.normalised(left) != sqlite_catalog.normalised(right)

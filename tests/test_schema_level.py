@@ -15,7 +15,7 @@ import old_homes
 import real_homes
 import schema_catalogs
 from sagewai_ops.schema import ddl
-from sagewai_ops.schema.level import HEAD, Level, expected, levels, read_level, revisions
+from sagewai_ops.schema.sqlite_revision import HEAD, Level, expected, levels, read_level, revisions
 from sagewai_ops.schema.tables import metadata
 
 NEXT = {  # revisions that bring nothing to SQLite are reached with the one before
@@ -184,6 +184,6 @@ def test_facts_agree_with_the_reference() -> None:
 
 def test_reading_a_level_loads_no_sqlalchemy() -> None:
     """Backup and status stay light."""
-    code = "import sys, sagewai_ops.schema.level; sys.exit('sqlalchemy' in sys.modules)"
+    code = "import sys, sagewai_ops.schema.sqlite_revision; sys.exit('sqlalchemy' in sys.modules)"
 
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -25,9 +25,9 @@ from sagewai_ops.errors import (
     SchemaBehindError,
     UsageError,
 )
-from sagewai_ops.schema import alembic_runner, rehearsal, revisions, server
-from sagewai_ops.schema.level import HEAD
-from sagewai_ops.schema.level import revisions as all_revisions
+from sagewai_ops.schema import alembic_runner, migrate_postgres, postgres_server, rehearse_postgres
+from sagewai_ops.schema.sqlite_revision import HEAD
+from sagewai_ops.schema.sqlite_revision import revisions as all_revisions
 
 At = Callable[[str], database_url.PostgresUrl]
 MIDDLE = "012_tenant_agent"
@@ -71,14 +71,14 @@ def _catalog(url: database_url.PostgresUrl) -> schema_catalogs.PostgresCatalog:
 
 
 def _state(url: database_url.PostgresUrl) -> str:
-    return asyncio.run(revisions.current(url)).position.state
+    return asyncio.run(migrate_postgres.current(url)).position.state
 
 
 def test_empty_database_comes_to_head(url: database_url.PostgresUrl) -> None:
     """Every revision is run once, in order, and reported as it ends."""
     told: list[tuple[str, int, int]] = []
 
-    moved = asyncio.run(revisions.upgrade(url, progress=lambda *said: told.append(said)))
+    moved = asyncio.run(migrate_postgres.upgrade(url, progress=lambda *said: told.append(said)))
 
     assert (moved.before, moved.after) == ((), (HEAD,))
     assert sorted(moved.ran) == sorted(all_revisions())
@@ -93,7 +93,7 @@ def test_second_upgrade_changes_nothing(at: At) -> None:
     """Twice is once."""
     url = at(HEAD)
 
-    again = asyncio.run(revisions.upgrade(url))
+    again = asyncio.run(migrate_postgres.upgrade(url))
 
     assert again.ran == ()
     assert again.before == again.after == (HEAD,)
@@ -109,9 +109,9 @@ def test_rows_survive_the_way_up_and_down(at: At, postgres: Server) -> None:
         'INSERT INTO "the user:s own" VALUES (1)',
     )
 
-    up = asyncio.run(revisions.upgrade(url))
+    up = asyncio.run(migrate_postgres.upgrade(url))
     postgres.run(str(url.database), "INSERT INTO fleet_tasks (run_id, org_id) VALUES ('t', 'o')")
-    down = asyncio.run(revisions.downgrade(url, MIDDLE))
+    down = asyncio.run(migrate_postgres.downgrade(url, MIDDLE))
 
     assert up.rows_before["agent_runs"] == up.rows_after["agent_runs"] == 7
     assert up.rows_after["the user:s own"] == 1
@@ -124,12 +124,12 @@ def test_rows_survive_the_way_up_and_down(at: At, postgres: Server) -> None:
 
 def test_forked_database_goes_on(url: database_url.PostgresUrl) -> None:
     """Both 006 at once is a state that Alembic leaves, and head is ahead of it."""
-    asyncio.run(revisions.upgrade(url, "006_replay_snapshots"))
-    asyncio.run(revisions.upgrade(url, "006_artifact_destination"))
+    asyncio.run(migrate_postgres.upgrade(url, "006_replay_snapshots"))
+    asyncio.run(migrate_postgres.upgrade(url, "006_artifact_destination"))
 
     assert _state(url) == "forked"
 
-    moved = asyncio.run(revisions.upgrade(url))
+    moved = asyncio.run(migrate_postgres.upgrade(url))
 
     assert moved.before == ("006_artifact_destination", "006_replay_snapshots")
     assert moved.ran[0] == "007_merge_006_branches"
@@ -140,7 +140,7 @@ def test_downgrade_to_base_leaves_nothing(at: At) -> None:
     """All tables are gone but Alembic's own, which is empty."""
     url = at(HEAD)
 
-    moved = asyncio.run(revisions.downgrade(url, "base"))
+    moved = asyncio.run(migrate_postgres.downgrade(url, "base"))
 
     assert moved.after == ()
     assert moved.rows_after == {}
@@ -164,7 +164,7 @@ def test_wrong_direction_is_refused(
 ) -> None:
     """The message says which command goes the other way."""
     url = at(start)
-    move = revisions.downgrade if down else revisions.upgrade
+    move = migrate_postgres.downgrade if down else migrate_postgres.upgrade
 
     with pytest.raises(UsageError) as caught:
         asyncio.run(move(url, target))
@@ -215,9 +215,9 @@ def test_database_off_the_chain_is_refused(
     before = _catalog(url)
 
     with pytest.raises(kind, match=words) as caught:
-        asyncio.run(revisions.upgrade(url))
+        asyncio.run(migrate_postgres.upgrade(url))
     with pytest.raises(kind):
-        asyncio.run(rehearsal.rehearse(url))
+        asyncio.run(rehearse_postgres.rehearse(url))
 
     assert caught.value.hint
     assert _catalog(url) == before
@@ -226,8 +226,8 @@ def test_database_off_the_chain_is_refused(
 def test_second_upgrade_waits_for_the_first(url: database_url.PostgresUrl) -> None:
     """Two at once end well, and each revision is run by one of them."""
 
-    async def both() -> tuple[revisions.Moved, revisions.Moved]:
-        return await asyncio.gather(revisions.upgrade(url), revisions.upgrade(url))
+    async def both() -> tuple[migrate_postgres.Moved, migrate_postgres.Moved]:
+        return await asyncio.gather(migrate_postgres.upgrade(url), migrate_postgres.upgrade(url))
 
     first, second = asyncio.run(both())
 
@@ -239,8 +239,10 @@ def test_held_lock_is_given_up_in_time(url: database_url.PostgresUrl) -> None:
 
     async def wait() -> None:
         async with postgres_connection.connected(url) as holder:
-            await holder.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": revisions.LOCK})
-            await revisions.upgrade(url, wait_seconds=0.2)
+            await holder.execute(
+                text("SELECT pg_advisory_lock(:lock)"), {"lock": migrate_postgres.LOCK}
+            )
+            await migrate_postgres.upgrade(url, wait_seconds=0.2)
 
     with pytest.raises(LockedError, match=r"postgres \(process \d+, sagewai-ops\) is changing"):
         asyncio.run(wait())
@@ -254,7 +256,7 @@ def test_table_in_use_is_given_up_in_time(at: At) -> None:
     async def wait() -> None:
         async with postgres_connection.connected(url) as holder:
             await holder.execute(text("SELECT * FROM fleet_tasks"))
-            await revisions.upgrade(url, wait_seconds=0.2)
+            await migrate_postgres.upgrade(url, wait_seconds=0.2)
 
     with pytest.raises(LockedError, match="lock timeout"):
         asyncio.run(wait())
@@ -281,7 +283,7 @@ def test_killed_upgrade_changes_nothing(at: At, postgres: Server) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert _catalog(url) == schema_catalogs.postgres("002_sandbox_requirements")
-    assert asyncio.run(revisions.upgrade(url)).after == (HEAD,)
+    assert asyncio.run(migrate_postgres.upgrade(url)).after == (HEAD,)
 
 
 def test_role_without_create_is_refused_before_anything(
@@ -296,7 +298,7 @@ def test_role_without_create_is_refused_before_anything(
     )
 
     with pytest.raises(PermissionDeniedError, match="may not create tables in schema public") as it:
-        asyncio.run(revisions.upgrade(_url(postgres, database, user="clerk")))
+        asyncio.run(migrate_postgres.upgrade(_url(postgres, database, user="clerk")))
 
     assert it.value.hint == "GRANT CREATE, USAGE ON SCHEMA public TO clerk;"
     assert _state(url) == "empty"
@@ -314,7 +316,7 @@ def test_tables_of_another_role_are_refused_before_anything(postgres: Server, at
     )
 
     with pytest.raises(PermissionDeniedError, match="tables belong to postgres, not to guest"):
-        asyncio.run(revisions.upgrade(_url(postgres, str(url.database), user="guest")))
+        asyncio.run(migrate_postgres.upgrade(_url(postgres, str(url.database), user="guest")))
     postgres.drop(str(url.database))
     postgres.run("postgres", "DROP ROLE guest")
 
@@ -325,17 +327,17 @@ def test_read_only_database_is_refused(postgres: Server, database: str) -> None:
     assert isinstance(url, database_url.PostgresUrl)
 
     with pytest.raises(PermissionDeniedError, match="is read-only"):
-        asyncio.run(revisions.upgrade(url))
+        asyncio.run(migrate_postgres.upgrade(url))
 
 
 def test_old_server_is_refused(
     url: database_url.PostgresUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A version below the oldest supported is told with the version."""
-    monkeypatch.setattr(server, "OLDEST", 99)
+    monkeypatch.setattr(postgres_server, "OLDEST", 99)
 
     with pytest.raises(UsageError, match=r"PostgreSQL \d+\.\d+.*: too old"):
-        asyncio.run(revisions.upgrade(url))
+        asyncio.run(migrate_postgres.upgrade(url))
 
 
 def test_schema_that_is_not_there_is_refused(postgres: Server, database: str) -> None:
@@ -344,18 +346,18 @@ def test_schema_that_is_not_there_is_refused(postgres: Server, database: str) ->
     assert isinstance(url, database_url.PostgresUrl)
 
     with pytest.raises(UsageError, match="no schema of the search_path exists"):
-        asyncio.run(revisions.current(url))
+        asyncio.run(migrate_postgres.current(url))
 
 
 def test_versions_in_another_schema_are_refused(postgres: Server, database: str) -> None:
     """Alembic would read the one schema and fill the other."""
-    asyncio.run(revisions.upgrade(_url(postgres, database), "001_initial"))
+    asyncio.run(migrate_postgres.upgrade(_url(postgres, database), "001_initial"))
     postgres.run(database, 'CREATE SCHEMA "my own"')
     url = database_url.parse(postgres.url(database) + "&search_path=%22my%20own%22,public")
     assert isinstance(url, database_url.PostgresUrl)
 
     with pytest.raises(UsageError, match="alembic_version is in schema public"):
-        asyncio.run(revisions.upgrade(url))
+        asyncio.run(migrate_postgres.upgrade(url))
 
 
 def test_another_schema_can_be_filled(postgres: Server, database: str) -> None:
@@ -364,8 +366,8 @@ def test_another_schema_can_be_filled(postgres: Server, database: str) -> None:
     url = database_url.parse(postgres.url(database) + "&search_path=%22my%20own%22")
     assert isinstance(url, database_url.PostgresUrl)
 
-    asyncio.run(revisions.upgrade(url, MIDDLE))
-    moved = asyncio.run(rehearsal.rehearse(url))
+    asyncio.run(migrate_postgres.upgrade(url, MIDDLE))
+    moved = asyncio.run(rehearse_postgres.rehearse(url))
 
     assert moved.rehearsed == "scratch"
     schemas = postgres.rows(
@@ -387,7 +389,7 @@ def test_lost_row_rolls_back(at: At, postgres: Server, monkeypatch: pytest.Monke
     monkeypatch.setattr(alembic_runner, "migrate", lossy)
 
     with pytest.raises(DifferenceError, match="fleet_tasks: held 1 rows before and 0 after"):
-        asyncio.run(revisions.upgrade(url))
+        asyncio.run(migrate_postgres.upgrade(url))
 
     assert postgres.rows(str(url.database), "SELECT count(*) FROM fleet_tasks") == [(1,)]
     assert _catalog(url) == schema_catalogs.postgres("019_fleet_tasks")
@@ -406,12 +408,12 @@ def test_rehearsal_changes_nothing_and_tells_what_would_happen(
     )
     before = _catalog(url)
 
-    rehearsed = asyncio.run(rehearsal.rehearse(url))
+    rehearsed = asyncio.run(rehearse_postgres.rehearse(url))
     schemas = postgres.rows(
         str(url.database), "SELECT nspname::text FROM pg_namespace WHERE nspname LIKE 'sagewai%'"
     )
     untouched = _catalog(url)
-    real = asyncio.run(revisions.upgrade(url))
+    real = asyncio.run(migrate_postgres.upgrade(url))
 
     assert (rehearsed.rehearsed, rehearsed.after) == ("scratch", (HEAD,))
     assert rehearsed.rows_before["agent_runs"] == 7
@@ -421,7 +423,7 @@ def test_rehearsal_changes_nothing_and_tells_what_would_happen(
 
 def test_rehearsal_of_an_empty_database_is_the_whole_chain(url: database_url.PostgresUrl) -> None:
     """There is nothing to copy, and 21 revisions to run."""
-    moved = asyncio.run(rehearsal.rehearse(url))
+    moved = asyncio.run(rehearse_postgres.rehearse(url))
 
     assert (moved.rehearsed, len(moved.ran)) == ("scratch", 21)
     assert _state(url) == "empty"
@@ -434,10 +436,10 @@ def test_rehearsal_without_the_right_to_make_schemas_rolls_back(
     postgres.run("postgres", "DROP ROLE IF EXISTS owner_only", "CREATE ROLE owner_only LOGIN")
     postgres.run(database, "GRANT ALL ON SCHEMA public TO owner_only")
     url = _url(postgres, database, user="owner_only")
-    asyncio.run(revisions.upgrade(url, MIDDLE))
+    asyncio.run(migrate_postgres.upgrade(url, MIDDLE))
     before = _catalog(url)
 
-    moved = asyncio.run(rehearsal.rehearse(url))
+    moved = asyncio.run(rehearse_postgres.rehearse(url))
 
     assert (moved.rehearsed, moved.before, moved.after) == ("rollback", (MIDDLE,), (HEAD,))
     assert _catalog(url) == before
@@ -449,12 +451,12 @@ def test_rehearsal_beside_a_live_server_locks_nobody_out(at: At) -> None:
     """On a copy, a session that holds every table does not matter."""
     url = at(MIDDLE)
 
-    async def beside() -> revisions.Moved:
+    async def beside() -> migrate_postgres.Moved:
         async with postgres_connection.connected(url) as writer:
             await writer.execute(
                 text("INSERT INTO agent_runs (run_id, agent_name) VALUES ('x', 'a')")
             )
-            return await rehearsal.rehearse(url, wait_seconds=0.2)
+            return await rehearse_postgres.rehearse(url, wait_seconds=0.2)
 
     assert asyncio.run(beside()).after == (HEAD,)
 
@@ -465,7 +467,7 @@ def test_rehearsal_finds_a_table_that_was_dropped(at: At, postgres: Server) -> N
     postgres.run(str(url.database), "DROP TABLE provider")
 
     with pytest.raises(DifferenceError, match="has no table provider"):
-        asyncio.run(rehearsal.rehearse(url))
+        asyncio.run(rehearse_postgres.rehearse(url))
 
 
 @pytest.mark.parametrize(
@@ -493,13 +495,13 @@ def test_schema_changed_by_hand_is_told(
     before = _catalog(url)
 
     with pytest.raises(DifferenceError) as trial:
-        asyncio.run(rehearsal.rehearse(url))
+        asyncio.run(rehearse_postgres.rehearse(url))
 
     assert rehearsed in trial.value.message
     assert "secret-worker" not in trial.value.message
     if upgraded:
         with pytest.raises(DifferenceError, match=f"is not what revision {MIDDLE} leaves") as real:
-            asyncio.run(revisions.upgrade(url))
+            asyncio.run(migrate_postgres.upgrade(url))
         assert upgraded in real.value.message
     assert _catalog(url) == before
 
@@ -510,7 +512,7 @@ def test_downgrade_of_what_a_view_needs_is_told(at: At, postgres: Server) -> Non
     postgres.run(str(url.database), "CREATE VIEW mine AS SELECT * FROM provider")
 
     with pytest.raises(DifferenceError, match="cannot drop table provider because other objects"):
-        asyncio.run(revisions.downgrade(url, "010_tenant_audit"))
+        asyncio.run(migrate_postgres.downgrade(url, "010_tenant_audit"))
 
     assert _state(url) == "current"
 
@@ -525,7 +527,7 @@ def test_role_without_usage_is_told(postgres: Server, database: str) -> None:
     )
 
     with pytest.raises(PermissionDeniedError, match="stranger may not use schema public") as caught:
-        asyncio.run(revisions.current(_url(postgres, database, user="stranger")))
+        asyncio.run(migrate_postgres.current(_url(postgres, database, user="stranger")))
 
     assert caught.value.hint == "GRANT CREATE, USAGE ON SCHEMA public TO stranger;"
 
@@ -534,14 +536,14 @@ def test_plan_on_paper_runs_nothing(at: At, postgres: Server) -> None:
     """The statements are spelled from where the database stands, and work."""
     url = at(MIDDLE)
 
-    script = asyncio.run(revisions.plan_sql(url, HEAD))
+    script = asyncio.run(migrate_postgres.plan_sql(url, HEAD))
 
     assert "fleet_tasks" in script
     assert "harness_keys" not in script
     assert _catalog(url) == schema_catalogs.postgres(MIDDLE)
     postgres.run(str(url.database), script)
     assert _catalog(url) == schema_catalogs.postgres(HEAD)
-    back = asyncio.run(revisions.plan_sql(url, MIDDLE, down=True))
+    back = asyncio.run(migrate_postgres.plan_sql(url, MIDDLE, down=True))
     postgres.run(str(url.database), back)
     assert _catalog(url) == schema_catalogs.postgres(MIDDLE)
 
@@ -556,10 +558,10 @@ def test_plan_on_paper_starts_at_a_fork(
     down: bool,  # noqa: FBT001
 ) -> None:
     """From both 006 there is a way on and a way back."""
-    asyncio.run(revisions.upgrade(url, "006_replay_snapshots"))
-    asyncio.run(revisions.upgrade(url, "006_artifact_destination"))
+    asyncio.run(migrate_postgres.upgrade(url, "006_replay_snapshots"))
+    asyncio.run(migrate_postgres.upgrade(url, "006_artifact_destination"))
 
-    postgres.run(str(url.database), asyncio.run(revisions.plan_sql(url, target, down=down)))
+    postgres.run(str(url.database), asyncio.run(migrate_postgres.plan_sql(url, target, down=down)))
 
     if target == "base":
         assert _state(url) == "empty"
@@ -571,10 +573,10 @@ def test_plan_on_paper_fills_what_a_way_back_left(
     url: database_url.PostgresUrl, postgres: Server
 ) -> None:
     """After a downgrade to the base, `alembic_version` is there, without rows."""
-    asyncio.run(revisions.upgrade(url, "002_sandbox_requirements"))
-    asyncio.run(revisions.downgrade(url, "base"))
+    asyncio.run(migrate_postgres.upgrade(url, "002_sandbox_requirements"))
+    asyncio.run(migrate_postgres.downgrade(url, "base"))
 
-    postgres.run(str(url.database), asyncio.run(revisions.plan_sql(url, HEAD)))
+    postgres.run(str(url.database), asyncio.run(migrate_postgres.plan_sql(url, HEAD)))
 
     assert _catalog(url) == schema_catalogs.postgres(HEAD)
 
@@ -584,9 +586,9 @@ def test_every_server_can_be_upgraded_and_rehearsed(every_postgres: Server) -> N
     name = every_postgres.create()
     url = _url(every_postgres, name)
 
-    asyncio.run(revisions.upgrade(url, MIDDLE))
-    rehearsed = asyncio.run(rehearsal.rehearse(url))
-    moved = asyncio.run(revisions.upgrade(url))
+    asyncio.run(migrate_postgres.upgrade(url, MIDDLE))
+    rehearsed = asyncio.run(rehearse_postgres.rehearse(url))
+    moved = asyncio.run(migrate_postgres.upgrade(url))
     every_postgres.drop(name)
 
     assert rehearsed.ran == moved.ran

@@ -25,9 +25,9 @@ from sagewai_ops.errors import (
     PermissionDeniedError,
     SchemaAheadError,
 )
-from sagewai_ops.schema import upgrade
+from sagewai_ops.schema import upgrade_sqlite
 from sagewai_ops.schema.create import create_database
-from sagewai_ops.schema.level import HEAD, read_level, revisions
+from sagewai_ops.schema.sqlite_revision import HEAD, read_level, revisions
 
 NOBODY = 65534
 
@@ -74,13 +74,13 @@ def test_every_older_home_comes_to_head(tmp_path: Path, revision: str) -> None:
     path = tmp_path / "sagewai.db"
     old_homes.build(path, revision)
 
-    first = upgrade.upgrade_database(path)
-    second = upgrade.upgrade_database(path)
+    first = upgrade_sqlite.upgrade_database(path)
+    second = upgrade_sqlite.upgrade_database(path)
 
     assert (first.after.revision, first.after.state) == (HEAD, "current")
     assert bool(first.added) == (revision != HEAD)
     assert (first.failed, first.bare, second.added) == ({}, (), ())
-    assert upgrade.plan_upgrade(path) == ()
+    assert upgrade_sqlite.plan_upgrade(path) == ()
 
 
 def test_upgrade_of_empty_tables_ends_where_a_fresh_home_begins(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_upgrade_of_empty_tables_ends_where_a_fresh_home_begins(tmp_path: Path) 
     old_homes.build(path, "019_fleet_tasks")
     _execute(path, "DROP TABLE fleet_tasks")
 
-    upgrade.upgrade_database(path)
+    upgrade_sqlite.upgrade_database(path)
 
     fresh = schema_catalogs.sqlite()
     with contextlib.closing(sqlite3.connect(path)) as connection:
@@ -104,7 +104,7 @@ def test_rehearsal_refuses_by_the_name_of_the_original(old: Path) -> None:
     _execute(old, "ALTER TABLE agent_runs ADD COLUMN later TEXT")
 
     with pytest.raises(SchemaAheadError) as caught:
-        upgrade.rehearse_upgrade(old, old.parent)
+        upgrade_sqlite.rehearse_upgrade(old, old.parent)
 
     assert caught.value.message.startswith(f"database {old}: ")
 
@@ -115,10 +115,10 @@ def test_spelled_upgrade_ends_where_the_upgrade_does(old: Path, tmp_path: Path) 
     by_hand.write_bytes(old.read_bytes())
     before = _dump(old)
 
-    statements = upgrade.spell_upgrade(old)
+    statements = upgrade_sqlite.spell_upgrade(old)
     spelled = _dump(old)
     _execute(by_hand, *statements)
-    done = upgrade.upgrade_database(old)
+    done = upgrade_sqlite.upgrade_database(old)
 
     assert spelled == before
     assert done.bare
@@ -129,7 +129,7 @@ def test_rows_stay_and_what_cannot_be_mended_is_told(old: Path) -> None:
     """Columns that SQLite cannot add whole are bare, their NULLs are counted."""
     told: list[tuple[str, int, int]] = []
 
-    done = upgrade.upgrade_database(old, progress=lambda *said: told.append(said))
+    done = upgrade_sqlite.upgrade_database(old, progress=lambda *said: told.append(said))
 
     assert done.before.state == "behind"
     assert (done.rows_before["workers"], done.rows_after["workers"]) == (1, 1)
@@ -160,7 +160,7 @@ def test_home_of_the_real_sagewai_needs_nothing(tmp_path: Path) -> None:
     database = real_homes.unpack("real-small", tmp_path) / "db" / "sagewai.db"
     before = _rows(database, "SELECT * FROM sqlite_master")
 
-    done = upgrade.upgrade_database(database)
+    done = upgrade_sqlite.upgrade_database(database)
 
     assert (done.added, done.remaining, done.nulls) == ((), (), {})
     assert _rows(database, "SELECT * FROM sqlite_master") == before
@@ -175,7 +175,7 @@ def test_empty_database_gets_the_whole_schema(tmp_path: Path, content: bytes | N
     else:
         path.write_bytes(content)
 
-    done = upgrade.upgrade_database(path)
+    done = upgrade_sqlite.upgrade_database(path)
 
     assert done.before.state == "empty"
     with contextlib.closing(sqlite3.connect(path)) as connection:
@@ -192,7 +192,7 @@ def test_index_that_the_rows_break_is_told_and_the_rest_is_done(old: Path) -> No
         " VALUES ('default:wf:2', 'wf', '2', '{}', '{}', 'k')",
     )
 
-    done = upgrade.upgrade_database(old)
+    done = upgrade_sqlite.upgrade_database(old)
 
     assert list(done.failed) == ["workflow_runs.idx_workflow_runs_idempotency_key"]
     assert "UNIQUE constraint failed" in done.failed[next(iter(done.failed))]
@@ -205,7 +205,7 @@ def test_name_that_another_table_took_is_told(old: Path) -> None:
         old, "DROP INDEX idx_workers_pool", "CREATE INDEX idx_workers_pool ON sessions (summary)"
     )
 
-    done = upgrade.upgrade_database(old)
+    done = upgrade_sqlite.upgrade_database(old)
 
     assert "already exists" in done.failed["workers.idx_workers_pool"]
 
@@ -219,7 +219,7 @@ def test_users_own_table_is_kept_and_named(old: Path) -> None:
     )
     before = _dump(old)["mine"]
 
-    done = upgrade.upgrade_database(old)
+    done = upgrade_sqlite.upgrade_database(old)
 
     assert done.after.state == "current"
     assert "mine" in done.after.unknown_tables
@@ -231,9 +231,9 @@ def test_plan_is_what_a_run_adds(old: Path) -> None:
     """The plan reads only, and its statements are those that are run."""
     before = old.read_bytes()
 
-    plan = upgrade.plan_upgrade(old)
+    plan = upgrade_sqlite.plan_upgrade(old)
     untouched = old.read_bytes()
-    done = upgrade.upgrade_database(old)
+    done = upgrade_sqlite.upgrade_database(old)
 
     assert untouched == before
     assert tuple(addition.name for addition in plan) == done.added
@@ -244,9 +244,9 @@ def test_rehearsal_tells_all_and_changes_nothing(old: Path) -> None:
     """It runs on a frozen copy that is gone afterwards."""
     before = _dump(old)
 
-    rehearsed = upgrade.rehearse_upgrade(old, old.parent)
+    rehearsed = upgrade_sqlite.rehearse_upgrade(old, old.parent)
     unchanged, left = _dump(old), sorted(os.listdir(old.parent))
-    real = upgrade.upgrade_database(old)
+    real = upgrade_sqlite.upgrade_database(old)
 
     assert rehearsed.rehearsed
     assert (rehearsed.added, rehearsed.bare, rehearsed.nulls) == (real.added, real.bare, real.nulls)
@@ -256,11 +256,11 @@ def test_rehearsal_tells_all_and_changes_nothing(old: Path) -> None:
 
 def test_next_rehearsal_removes_what_a_killed_one_left(old: Path) -> None:
     """A private copy of somebody's data does not lie about for ever."""
-    leftover = old.parent / f"{upgrade.REHEARSALS}dead"
+    leftover = old.parent / f"{upgrade_sqlite.REHEARSALS}dead"
     leftover.mkdir()
     (leftover / "sagewai.db").write_bytes(b"secret")
 
-    upgrade.rehearse_upgrade(old, old.parent)
+    upgrade_sqlite.rehearse_upgrade(old, old.parent)
 
     assert os.listdir(old.parent) == ["sagewai.db"]
 
@@ -279,7 +279,7 @@ def test_newer_or_strange_schema_is_refused(tmp_path: Path, change: str) -> None
     _execute(path, "ALTER TABLE sessions ADD COLUMN mood TEXT", change)
     before = _dump(path)
 
-    for attempt in (upgrade.upgrade_database, upgrade.plan_upgrade):
+    for attempt in (upgrade_sqlite.upgrade_database, upgrade_sqlite.plan_upgrade):
         with pytest.raises(SchemaAheadError, match=r"sessions\.mood"):
             attempt(path)
 
@@ -303,7 +303,7 @@ def test_what_is_no_database_is_refused(
         path.write_bytes(content)
 
     with pytest.raises(kind, match=r"sagewai\.db"):
-        upgrade.upgrade_database(path)
+        upgrade_sqlite.upgrade_database(path)
 
     assert (path.read_bytes() if path.exists() else None) == content
 
@@ -315,7 +315,7 @@ def test_truncated_database_is_refused(old: Path) -> None:
     old.write_bytes(cut)
 
     with pytest.raises(DamagedError):
-        upgrade.upgrade_database(old)
+        upgrade_sqlite.upgrade_database(old)
 
     assert old.read_bytes() == cut
 
@@ -328,7 +328,7 @@ def test_writer_of_some_seconds_is_waited_for(old: Path) -> None:
     release = threading.Timer(0.6, lambda: holder.execute("COMMIT"))
     release.start()
     try:
-        done = upgrade.upgrade_database(old, wait_seconds=20)
+        done = upgrade_sqlite.upgrade_database(old, wait_seconds=20)
     finally:
         release.join()
         holder.close()
@@ -343,7 +343,7 @@ def test_writer_that_does_not_end_is_given_up(old: Path) -> None:
         holder.execute("BEGIN IMMEDIATE")
 
         with pytest.raises(LockedError, match=r"a writer held it for 0\.3 seconds"):
-            upgrade.upgrade_database(old, wait_seconds=0.3)
+            upgrade_sqlite.upgrade_database(old, wait_seconds=0.3)
 
         holder.execute("ROLLBACK")
     with contextlib.closing(sqlite3.connect(old)) as connection:
@@ -352,10 +352,10 @@ def test_writer_that_does_not_end_is_given_up(old: Path) -> None:
 
 def test_two_upgrades_at_once_end_well(old: Path) -> None:
     """The second waits, and finds nothing left to add."""
-    done: list[upgrade.Upgraded] = []
-    upgrade.plan_upgrade(old)  # imports, once, before there are threads
+    done: list[upgrade_sqlite.Upgraded] = []
+    upgrade_sqlite.plan_upgrade(old)  # imports, once, before there are threads
     threads = [
-        threading.Thread(target=lambda: done.append(upgrade.upgrade_database(old)))
+        threading.Thread(target=lambda: done.append(upgrade_sqlite.upgrade_database(old)))
         for _ in range(2)
     ]
     for thread in threads:
@@ -372,7 +372,7 @@ def test_live_readers_see_the_old_schema_until_the_commit(old: Path) -> None:
         server.execute("BEGIN")
         server.execute("SELECT count(*) FROM workers").fetchone()
 
-        upgrade.upgrade_database(old)
+        upgrade_sqlite.upgrade_database(old)
 
         assert "name" not in [row[1] for row in server.execute("PRAGMA table_info(workers)")]
         server.execute("COMMIT")
@@ -395,7 +395,7 @@ def test_kill_in_the_middle_changes_nothing(old: Path) -> None:
 
     assert killed.returncode == -9
     assert _dump(old) == before
-    assert upgrade.upgrade_database(old).after.state == "current"
+    assert upgrade_sqlite.upgrade_database(old).after.state == "current"
 
 
 class _Small(sqlite3.Connection):
@@ -416,7 +416,7 @@ def test_full_disk_changes_nothing(old: Path, monkeypatch: pytest.MonkeyPatch) -
     )
 
     with pytest.raises(NoSpaceError):
-        upgrade.upgrade_database(old)
+        upgrade_sqlite.upgrade_database(old)
 
     monkeypatch.undo()
     assert _dump(old) == before
@@ -438,29 +438,29 @@ def _as_nobody() -> Iterator[None]:
 @pytest.mark.parametrize("mode", [0o444, 0o000])
 def test_database_that_may_not_be_written_is_refused(old: Path, mode: int) -> None:
     """The file's mode is respected and told."""
-    upgrade.plan_upgrade(old)  # imports, while they may be read
+    upgrade_sqlite.plan_upgrade(old)  # imports, while they may be read
     _execute(old, "PRAGMA journal_mode = DELETE")
     for folder in (old.parent, *old.parent.parents[:2]):
         folder.chmod(0o755)
     old.chmod(mode)
 
     with _as_nobody(), pytest.raises(PermissionDeniedError):
-        upgrade.upgrade_database(old)
+        upgrade_sqlite.upgrade_database(old)
 
 
 def test_lost_row_rolls_back(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A count that changes is a difference, and nothing was changed."""
     before = _dump(old)
-    add = upgrade._add
+    add = upgrade_sqlite._add
 
     def lossy(connection: sqlite3.Connection, *more: object) -> object:
         connection.execute("DELETE FROM workers")
         return add(connection, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(upgrade, "_add", lossy)
+    monkeypatch.setattr(upgrade_sqlite, "_add", lossy)
 
     with pytest.raises(DifferenceError, match="table workers held 1 rows before and 0 after"):
-        upgrade.upgrade_database(old)
+        upgrade_sqlite.upgrade_database(old)
 
     assert _dump(old) == before
 
@@ -475,10 +475,10 @@ def test_broken_reference_rolls_back(tmp_path: Path, monkeypatch: pytest.MonkeyP
         connection.execute("UPDATE prompt_logs SET run_id = 'gone'")
         return (), {}
 
-    monkeypatch.setattr(upgrade, "_add", breaking)
+    monkeypatch.setattr(upgrade_sqlite, "_add", breaking)
 
     with pytest.raises(DifferenceError, match="1 references would break"):
-        upgrade.upgrade_database(path)
+        upgrade_sqlite.upgrade_database(path)
 
     assert _rows(path, "SELECT run_id FROM prompt_logs") == [(None,)]
 
@@ -493,7 +493,7 @@ def test_references_that_were_broken_before_are_told(tmp_path: Path) -> None:
         "DROP TABLE fleet_tasks",
     )
 
-    done = upgrade.upgrade_database(path)
+    done = upgrade_sqlite.upgrade_database(path)
 
     assert (done.dangling, done.after.state) == (1, "current")
 
@@ -504,7 +504,7 @@ def test_reference_that_cannot_be_checked_does_not_stop_an_upgrade(tmp_path: Pat
     create_database(path)
     _execute(path, "DROP TABLE project", "CREATE TABLE project (id TEXT NOT NULL PRIMARY KEY)")
 
-    done = upgrade.upgrade_database(path)
+    done = upgrade_sqlite.upgrade_database(path)
 
     assert done.after.state == "current"
     assert ("project", "missing-unique") in {(item.table, item.kind) for item in done.remaining}

@@ -34,7 +34,7 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import locate
-from sagewai_ops.schema.upgrade import upgrade_database
+from sagewai_ops.schema.upgrade_sqlite import upgrade_database
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots import drill as drilling
 from sagewai_ops.snapshots.drill import DrillOptions, DrillReport, drill

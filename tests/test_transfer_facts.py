@@ -19,7 +19,7 @@ import sagewai_ops.transfer
 from dirty_homes import faults
 from json_schemas import FOLDER
 from postgres_server import Server, installations, running
-from sagewai_ops.schema.level import HEAD
+from sagewai_ops.schema.sqlite_revision import HEAD
 from sagewai_ops.transfer.move import Options, export
 from sagewai_ops.transfer.report import Report
 from targets import at_head, counts_of, exported, home_with, url_of

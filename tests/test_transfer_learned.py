@@ -17,7 +17,7 @@ from postgres_server import Server, installations, running
 from sagewai_ops.database.sqlite.vectors import VectorRow, load_extension, read_vectors
 from sagewai_ops.errors import DifferenceError, TargetBusyError, UsageError
 from sagewai_ops.home.paths import Home
-from sagewai_ops.schema.level import expected
+from sagewai_ops.schema.sqlite_revision import expected
 from sagewai_ops.transfer import facts, learnings, neighbours
 from targets import at_head, counts_of, exported, home_with, state_of
 

@@ -37,8 +37,8 @@ from sagewai_ops.errors import (
     UsageError,
 )
 from sagewai_ops.home.paths import Home
-from sagewai_ops.schema import revisions
-from sagewai_ops.schema import server as schema_server
+from sagewai_ops.schema import migrate_postgres
+from sagewai_ops.schema import postgres_server as schema_server
 from sagewai_ops.transfer import comparing, copy, filling, session, worker
 from sagewai_ops.transfer.move import Options, export
 from sagewai_ops.transfer.workplace import folder_of
@@ -381,7 +381,7 @@ def test_a_target_with_a_row_anywhere_is_refused(home: Home, postgres: Server) -
 def test_a_target_at_another_revision_is_refused(home: Home, postgres: Server) -> None:
     """Behind, ahead, unknown, and made by nobody: each in its own words."""
     behind, ahead, unknown, strange = (at_head(postgres) for _ in range(4))
-    asyncio.run(revisions.downgrade(url_of(postgres, behind), "019_fleet_tasks"))
+    asyncio.run(migrate_postgres.downgrade(url_of(postgres, behind), "019_fleet_tasks"))
     postgres.run(ahead, "UPDATE alembic_version SET version_num = '099_later'")
     postgres.run(unknown, "UPDATE alembic_version SET version_num = 'abc'")
     postgres.run(strange, "DROP TABLE alembic_version")
@@ -418,7 +418,7 @@ def test_a_target_that_is_being_written_is_refused(home: Home, postgres: Server)
         return refused.value
 
     written = asyncio.run(meanwhile("INSERT INTO projects (slug, name) VALUES ('s', 'n')"))
-    locked = asyncio.run(meanwhile(f"SELECT pg_advisory_xact_lock({revisions.LOCK})"))
+    locked = asyncio.run(meanwhile(f"SELECT pg_advisory_xact_lock({migrate_postgres.LOCK})"))
 
     assert isinstance(written, TargetBusyError)
     assert "postgres (process" in written.message

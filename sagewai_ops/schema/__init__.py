@@ -1,1 +1,1 @@
-"""The schema that Sagewai's data lives in."""
+"""The schema of Sagewai on both engines: revisions, upgrade, checks."""

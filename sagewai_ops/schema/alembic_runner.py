@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from sagewai_ops.schema import chain
+from sagewai_ops.schema import revision_graph
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -48,7 +48,7 @@ def script(start: Collection[str], target: str, *, down: bool = False) -> str:
     """
     from alembic import command
 
-    lines, origin = io.StringIO(), tuple(start) or (chain.BASE,)
+    lines, origin = io.StringIO(), tuple(start) or (revision_graph.BASE,)
     span = f"{origin[0]}:{target}"  # Alembic takes one start at most here; env.py tells it all
     with ExitStack() as stack:
         config = _config(stack, lines)

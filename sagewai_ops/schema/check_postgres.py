@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from sagewai_ops.database.postgres import connection as postgres_connection
 from sagewai_ops.database.url import PostgresUrl
-from sagewai_ops.schema import server
+from sagewai_ops.schema import postgres_server
 from sagewai_ops.schema.findings import Finding
-from sagewai_ops.schema.head import Table, head
-from sagewai_ops.schema.level import HEAD
-from sagewai_ops.schema.revisions import WAIT_SECONDS
+from sagewai_ops.schema.migrate_postgres import WAIT_SECONDS
+from sagewai_ops.schema.postgres_head import Table, head
+from sagewai_ops.schema.sqlite_revision import HEAD
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -84,7 +84,7 @@ class CheckedPostgres:
         unknown_tables: The user's own, in the same schema.
     """
 
-    database: server.Database
+    database: postgres_server.Database
     findings: tuple[Finding, ...]
     rows: Mapping[str, int]
     unknown_tables: tuple[str, ...]
@@ -109,9 +109,9 @@ async def check_postgres(
     started = time.perf_counter()
     async with postgres_connection.connected(url) as connection, connection.begin():
         await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
-        await connection.execute(text(f"SET LOCAL {server.lock_timeout(wait_seconds)}"))
-        found = await server.look(connection)
-        rows = await server.count_rows(connection)
+        await connection.execute(text(f"SET LOCAL {postgres_server.lock_timeout(wait_seconds)}"))
+        found = await postgres_server.look(connection)
+        rows = await postgres_server.count_rows(connection)
         findings = list(_of_position(found))
         if found.position.state == "current":
             present, half_done = await _read(connection)
@@ -122,7 +122,7 @@ async def check_postgres(
     return CheckedPostgres(found, tuple(findings), rows, unknown, time.perf_counter() - started)
 
 
-def _of_position(found: server.Database) -> Iterator[Finding]:
+def _of_position(found: postgres_server.Database) -> Iterator[Finding]:
     state, heads = found.position.state, ", ".join(found.position.heads)
     reasons = {
         "behind": f"is behind, at {heads}",

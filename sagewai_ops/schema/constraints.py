@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.sqlite.read_transaction import quoted
-from sagewai_ops.schema import sqlite_facts
+from sagewai_ops.schema import sqlite_catalog
 from sagewai_ops.schema.findings import EXAMPLES, Finding, Tally, spelled_key
 from sagewai_ops.schema.scan import Plan, key_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
 
-Facts = Mapping[str, sqlite_facts.Table]
+Facts = Mapping[str, sqlite_catalog.Table]
 
 
 def broken_checks(connection: sqlite3.Connection, table: Table, plan: Plan, tally: Tally) -> None:
@@ -51,7 +51,7 @@ def broken_checks(connection: sqlite3.Connection, table: Table, plan: Plan, tall
 
 def _columns_of(constraint: object, table: Table) -> set[str]:
     """Name the columns that a condition is about, by the words in it."""
-    words = set(sqlite_facts.normalised(str(getattr(constraint, "sqltext", ""))).split())
+    words = set(sqlite_catalog.normalised(str(getattr(constraint, "sqltext", ""))).split())
     return words & set(table.columns.keys())
 
 
@@ -99,7 +99,7 @@ def _uniques(table: Table) -> Iterator[_Unique]:
     for index in table.indexes:
         if index.unique:
             where = index.dialect_options["sqlite"].get("where")
-            condition = sqlite_facts.normalised(str(where)) if where is not None else ""
+            condition = sqlite_catalog.normalised(str(where)) if where is not None else ""
             yield _Unique(tuple(column.name for column in index.columns), condition)
 
 
@@ -110,7 +110,7 @@ def dangling_references(
 
     Whether this table declares the reference does not matter.
     """
-    fresh, there = sqlite_facts.expected()[table], present[table]
+    fresh, there = sqlite_catalog.expected()[table], present[table]
     for reference in sorted(fresh.foreign_keys | there.foreign_keys, key=str):
         parent = present.get(reference.table)
         targets = reference.targets

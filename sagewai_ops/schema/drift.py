@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from sagewai_ops.schema import sqlite_facts
+from sagewai_ops.schema import sqlite_catalog
 
 Kind = Literal[
     "missing-table",
@@ -71,13 +71,13 @@ def find_drift(connection: sqlite3.Connection) -> tuple[Drift, ...]:
     Raises:
         sqlite3.Error: The database cannot be read.
     """
-    wanted = sqlite_facts.expected()
-    present = sqlite_facts.read_tables(connection, wanted)
+    wanted = sqlite_catalog.expected()
+    present = sqlite_catalog.read_tables(connection, wanted)
     return tuple(_drift(wanted, present))
 
 
 def _drift(
-    wanted: Mapping[str, sqlite_facts.Table], present: Mapping[str, sqlite_facts.Table]
+    wanted: Mapping[str, sqlite_catalog.Table], present: Mapping[str, sqlite_catalog.Table]
 ) -> Iterator[Drift]:
     for table, fresh in wanted.items():
         if table not in present:
@@ -88,7 +88,9 @@ def _drift(
         yield from _indexes(table, fresh, present[table])
 
 
-def _columns(table: str, fresh: sqlite_facts.Table, found: sqlite_facts.Table) -> Iterator[Drift]:
+def _columns(
+    table: str, fresh: sqlite_catalog.Table, found: sqlite_catalog.Table
+) -> Iterator[Drift]:
     for name, column in fresh.columns.items():
         if name not in found.columns:
             yield Drift(table, name, "missing-column", column.type)
@@ -111,7 +113,7 @@ def _columns(table: str, fresh: sqlite_facts.Table, found: sqlite_facts.Table) -
 
 
 def _constraints(
-    table: str, fresh: sqlite_facts.Table, found: sqlite_facts.Table
+    table: str, fresh: sqlite_catalog.Table, found: sqlite_catalog.Table
 ) -> Iterator[Drift]:
     for check in sorted(fresh.checks - found.checks):
         yield Drift(table, "", "missing-check", check)
@@ -127,7 +129,9 @@ def _constraints(
         yield Drift(table, "", "extra-foreign-key", "", key.shown)
 
 
-def _indexes(table: str, fresh: sqlite_facts.Table, found: sqlite_facts.Table) -> Iterator[Drift]:
+def _indexes(
+    table: str, fresh: sqlite_catalog.Table, found: sqlite_catalog.Table
+) -> Iterator[Drift]:
     for name, index in fresh.indexes.items():
         if name not in found.indexes:
             yield Drift(table, name, "missing-index", index.shown)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.schema import prefilter
 from sagewai_ops.schema.findings import Kind, Tally, spelled_key
-from sagewai_ops.schema.head import index_entries
 from sagewai_ops.schema.json_values import Verdict
+from sagewai_ops.schema.postgres_head import index_entries
 from sagewai_ops.schema.values import INDEX_BYTES, Target, Text, judge, target_of
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from sagewai_ops.schema.head import index_entries
 from sagewai_ops.schema.json_values import (
     NOT_UTF8,
     NUL,
@@ -23,6 +22,7 @@ from sagewai_ops.schema.json_values import (
     judge_list,
     parse,
 )
+from sagewai_ops.schema.postgres_head import index_entries
 
 if TYPE_CHECKING:
     from sqlalchemy import Column

@@ -42,7 +42,7 @@ from sagewai_ops.permissions.rules import Severity
 from sagewai_ops.permissions.scan import inspect
 from sagewai_ops.process.signals import only_a_part
 from sagewai_ops.progress import Progress
-from sagewai_ops.schema.upgrade import Upgraded, upgrade_database
+from sagewai_ops.schema.upgrade_sqlite import Upgraded, upgrade_database
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.plan import RestoreOptions
 from sagewai_ops.snapshots.rebuild import facts_of

@@ -31,7 +31,7 @@ from sagewai_ops.home.paths import (
     kind_of,
     layout_of,
 )
-from sagewai_ops.schema.level import revisions
+from sagewai_ops.schema.sqlite_revision import revisions
 from sagewai_ops.snapshots import swap
 from sagewai_ops.snapshots.catalog import is_archive_name
 from sagewai_ops.snapshots.gates import refuse_holders

@@ -12,7 +12,7 @@ from typing import Any
 from sagewai_ops.database.sqlite.integrity import Health, examine
 from sagewai_ops.database.sqlite.read_transaction import database_uri, translate
 from sagewai_ops.progress import Progress
-from sagewai_ops.schema.level import Level, read_level
+from sagewai_ops.schema.sqlite_revision import Level, read_level
 
 _SHOWN = 20  # violations and findings that a manifest lists
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.sqlite.vec0 import vector_tables
-from sagewai_ops.schema.level import expected, read_level
+from sagewai_ops.schema.sqlite_revision import expected, read_level
 from sagewai_ops.transfer.encoders import Target, Type
 from sagewai_ops.transfer.findings import Finding
 from sagewai_ops.transfer.target import VERSION_TABLE, TargetTable, read_defaults

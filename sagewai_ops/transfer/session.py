@@ -23,8 +23,8 @@ from sagewai_ops.errors import (
     TargetBusyError,
     UsageError,
 )
-from sagewai_ops.schema.level import HEAD
-from sagewai_ops.schema.server import OLDEST
+from sagewai_ops.schema.postgres_server import OLDEST
+from sagewai_ops.schema.sqlite_revision import HEAD
 from sagewai_ops.transfer.target import VERSION_TABLE, TargetTable, read_tables
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ async def _migrated(url: PostgresUrl, purpose: str) -> AsyncIterator[Session]:
     """Take the long way: say what is wrong, or bring an empty database to head first."""
     from sqlalchemy import text
 
-    from sagewai_ops.schema import alembic_runner, revisions, server
+    from sagewai_ops.schema import alembic_runner, migrate_postgres, postgres_server
 
     async with postgres_connection.connected(url) as outer:
         transaction = await outer.begin()
@@ -173,10 +173,10 @@ async def _migrated(url: PostgresUrl, purpose: str) -> AsyncIterator[Session]:
         assert connection is not None
         try:
             await outer.execute(text("SELECT 1"))
-            found = await server.look(outer)
+            found = await postgres_server.look(outer)
             if purpose != VERIFY:
-                server.check_rights(found)
-            heads = revisions.check_position(found, HEAD, down=False)
+                postgres_server.check_rights(found)
+            heads = migrate_postgres.check_position(found, HEAD, down=False)
             _check_empty(found.position.state, heads, purpose, url)
             await alembic_runner.migrate(outer, HEAD)
             await connection.execute(_SETTINGS)
@@ -201,7 +201,7 @@ async def _occupy(session: Session, purpose: str, url: PostgresUrl) -> None:
     """Make sure that nobody else writes, and that there is nothing to overwrite."""
     import asyncpg
 
-    from sagewai_ops.schema.revisions import LOCK
+    from sagewai_ops.schema.migrate_postgres import LOCK
 
     connection = session.connection
     session.others = tuple(row["who"] for row in await connection.fetch(_OTHERS))

@@ -25,9 +25,9 @@ from interop.environment import InteropError, run_in_sagewai  # noqa: E402
 from postgres_server import Server, installations  # noqa: E402
 from sagewai_ops.database import url as database_url  # noqa: E402
 from sagewai_ops.database.postgres import connection as postgres_connection  # noqa: E402
-from sagewai_ops.schema import alembic_runner, revisions  # noqa: E402
+from sagewai_ops.schema import alembic_runner, migrate_postgres  # noqa: E402
 from sagewai_ops.schema.create import create_database  # noqa: E402
-from sagewai_ops.schema.level import HEAD  # noqa: E402
+from sagewai_ops.schema.sqlite_revision import HEAD  # noqa: E402
 
 GIGABYTE_ROWS = 1_000_000  # of `large_home`, on which a home holds 1.03 GB
 # Sagewai's migrations against ours; checks against SQLite's; bytes.
@@ -77,7 +77,7 @@ def _upgrade(rounds: int) -> bool:
             for _ in range(2):
                 ours.append(asyncio.run(_migrate(_url(server))))
                 started = time.perf_counter()
-                asyncio.run(revisions.upgrade(_url(server)))
+                asyncio.run(migrate_postgres.upgrade(_url(server)))
                 whole.append(time.perf_counter() - started)
     finally:
         server.stop()

@@ -19,11 +19,11 @@ from interop.homes import ask_driver, copy_home
 from postgres_server import Server
 from sagewai_ops.database import url as database_url
 from sagewai_ops.database.postgres import connection as postgres_connection
-from sagewai_ops.schema import revisions
+from sagewai_ops.schema import migrate_postgres
 from sagewai_ops.schema.check_postgres import check_postgres
-from sagewai_ops.schema.level import HEAD
-from sagewai_ops.schema.level import revisions as all_revisions
-from sagewai_ops.schema.upgrade import upgrade_database
+from sagewai_ops.schema.sqlite_revision import HEAD
+from sagewai_ops.schema.sqlite_revision import revisions as all_revisions
+from sagewai_ops.schema.upgrade_sqlite import upgrade_database
 
 pytestmark = pytest.mark.interop
 
@@ -79,9 +79,9 @@ def test_we_go_on_where_sagewai_stopped(every_postgres: Server) -> None:
     name, whole = every_postgres.create(), every_postgres.create()
     _sagewai(every_postgres.url(name), "upgrade", "006_artifact_destination")
 
-    moved = asyncio.run(revisions.upgrade(_parsed(every_postgres.url(name))))
+    moved = asyncio.run(migrate_postgres.upgrade(_parsed(every_postgres.url(name))))
     _sagewai(every_postgres.url(whole), "upgrade", "head")
-    asyncio.run(revisions.upgrade(_parsed(every_postgres.url(whole))))
+    asyncio.run(migrate_postgres.upgrade(_parsed(every_postgres.url(whole))))
 
     assert moved.before == ("006_artifact_destination",)
     for database in (name, whole):
@@ -101,7 +101,7 @@ def test_sagewai_goes_on_where_we_stopped(postgres: Server) -> None:
     assert _orders(postgres, ours) == _orders(postgres, theirs)
 
     _sagewai(postgres.url(ours), "downgrade", "004_sealed_revocations")
-    asyncio.run(revisions.downgrade(_parsed(postgres.url(theirs)), "004_sealed_revocations"))
+    asyncio.run(migrate_postgres.downgrade(_parsed(postgres.url(theirs)), "004_sealed_revocations"))
 
     for database in (ours, theirs):
         assert _postgres(postgres, database) == schema_catalogs.postgres("004_sealed_revocations")
@@ -117,7 +117,7 @@ def test_either_goes_on_from_every_revision(postgres: Server) -> None:
     _chain((postgres.url(name), "upgrade", revision) for revision, name in theirs.items())
     reached = {name: _orders(postgres, name) for name in (*theirs.values(), *ours.values())}
     for name in theirs.values():
-        asyncio.run(revisions.upgrade(_parsed(postgres.url(name))))
+        asyncio.run(migrate_postgres.upgrade(_parsed(postgres.url(name))))
     _chain((postgres.url(name), "upgrade", "head") for name in ours.values())
 
     for revision in all_revisions():
@@ -128,11 +128,11 @@ def test_either_goes_on_from_every_revision(postgres: Server) -> None:
 
     _chain((postgres.url(name), "downgrade", revision) for revision, name in theirs.items())
     for revision, name in ours.items():
-        asyncio.run(revisions.downgrade(_parsed(postgres.url(name)), revision))
+        asyncio.run(migrate_postgres.downgrade(_parsed(postgres.url(name)), revision))
         assert _postgres(postgres, name) == _postgres(postgres, theirs[revision])
     _chain((postgres.url(name), "downgrade", "base") for name in ours.values())
     for revision, name in theirs.items():
-        asyncio.run(revisions.downgrade(_parsed(postgres.url(name)), "base"))
+        asyncio.run(migrate_postgres.downgrade(_parsed(postgres.url(name)), "base"))
         assert _postgres(postgres, name) == _postgres(postgres, ours[revision])
         assert list(_orders(postgres, name)) == ["alembic_version"]
         for database in (name, ours[revision]):

@@ -16,8 +16,8 @@ from sagewai_ops.database.postgres import connection as postgres_connection
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import DifferenceError
 from sagewai_ops.progress import Progress
-from sagewai_ops.schema import alembic_runner, revisions, server
-from sagewai_ops.schema.level import HEAD
+from sagewai_ops.schema import alembic_runner, migrate_postgres, postgres_server
+from sagewai_ops.schema.sqlite_revision import HEAD
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -53,9 +53,9 @@ async def rehearse(
     url: PostgresUrl,
     target: str = HEAD,
     *,
-    wait_seconds: float = revisions.WAIT_SECONDS,
+    wait_seconds: float = migrate_postgres.WAIT_SECONDS,
     progress: Progress | None = None,
-) -> revisions.Moved:
+) -> migrate_postgres.Moved:
     """Run an upgrade and roll it back.
 
     Args:
@@ -70,19 +70,19 @@ async def rehearse(
     from sqlalchemy import text
 
     async with postgres_connection.connected(url) as connection, connection.begin() as transaction:
-        await connection.execute(text(f"SET LOCAL {server.lock_timeout(wait_seconds)}"))
-        found = await server.look(connection)
-        before = revisions.check_position(found, target, down=False)
+        await connection.execute(text(f"SET LOCAL {postgres_server.lock_timeout(wait_seconds)}"))
+        found = await postgres_server.look(connection)
+        before = migrate_postgres.check_position(found, target, down=False)
         scratch = found.may_create_schemas and not found.read_only
         if scratch:
             taken = await _names(connection, found.schema)
             schema = await _build(connection, before)
             there = await _names(connection, schema)
-            with revisions.differing(found, before):
+            with migrate_postgres.differing(found, before):
                 await _fill(connection, found, schema, before, progress)
         else:
-            server.check_rights(found)
-        moved = await revisions.run(
+            postgres_server.check_rights(found)
+        moved = await migrate_postgres.run(
             connection, found, before, target, down=False, progress=progress
         )
         if scratch:
@@ -110,7 +110,7 @@ async def _names(connection: AsyncConnection, schema: str) -> set[str]:
     return set(await connection.scalars(text(_NAMES), {"schema": schema}))
 
 
-def _refuse_taken(found: server.Database, taken: set[str]) -> None:
+def _refuse_taken(found: postgres_server.Database, taken: set[str]) -> None:
     """Refuse what went well on the copy and cannot on the originals."""
     if taken:
         raise DifferenceError(
@@ -121,7 +121,7 @@ def _refuse_taken(found: server.Database, taken: set[str]) -> None:
 
 async def _fill(
     connection: AsyncConnection,
-    found: server.Database,
+    found: postgres_server.Database,
     scratch: str,
     heads: tuple[str, ...],
     progress: Progress | None,
@@ -136,7 +136,7 @@ async def _fill(
     order: graphlib.TopologicalSorter[str] = graphlib.TopologicalSorter()
     originals = {table.name: table for table in found.tables}
     for name in columns:
-        if name != server.VERSION_TABLE:
+        if name != postgres_server.VERSION_TABLE:
             order.add(name)
     for owner, target in await connection.execute(text(_REFERENCES), names):
         order.add(owner, target)

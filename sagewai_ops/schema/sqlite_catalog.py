@@ -81,7 +81,7 @@ class Table:
 def expected() -> Mapping[str, Table]:
     """Read the tables of a fresh home, built in memory."""
     from sagewai_ops.schema import ddl
-    from sagewai_ops.schema.level import expected as names
+    from sagewai_ops.schema.sqlite_revision import expected as names
 
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         for statement in ddl.create_all():

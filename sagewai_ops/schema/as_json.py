@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from sagewai_ops.database.url import PostgresUrl, SqliteUrl
-from sagewai_ops.schema import server
-from sagewai_ops.schema.check import Checked
+from sagewai_ops.schema import postgres_server
 from sagewai_ops.schema.check_postgres import CheckedPostgres
+from sagewai_ops.schema.check_sqlite import Checked
 from sagewai_ops.schema.drift import Drift
 from sagewai_ops.schema.findings import Finding
-from sagewai_ops.schema.level import Level
-from sagewai_ops.schema.revisions import Moved
-from sagewai_ops.schema.upgrade import Upgraded
+from sagewai_ops.schema.migrate_postgres import Moved
+from sagewai_ops.schema.sqlite_revision import Level
+from sagewai_ops.schema.upgrade_sqlite import Upgraded
 
 # What mends a state.
 ADVICE = {
@@ -76,7 +76,7 @@ def of_level(database: SqliteUrl, level: Level) -> dict[str, Any]:
     }
 
 
-def of_position(database: PostgresUrl, found: server.Database) -> dict[str, Any]:
+def of_position(database: PostgresUrl, found: postgres_server.Database) -> dict[str, Any]:
     """Give the JSON of where a PostgreSQL database stands."""
     return {
         "database": database.shown,

@@ -24,8 +24,8 @@ from sagewai_ops.errors import (
     UsageError,
 )
 from sagewai_ops.progress import Progress
-from sagewai_ops.schema import alembic_runner, chain, server
-from sagewai_ops.schema.level import HEAD, revisions
+from sagewai_ops.schema import alembic_runner, postgres_server, revision_graph
+from sagewai_ops.schema.sqlite_revision import HEAD, revisions
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -71,17 +71,17 @@ class Moved:
     rows_after: Mapping[str, int]
     seconds: float
     rehearsed: str = ""
-    server: str = ""
+    postgres_server: str = ""
 
 
-async def current(url: PostgresUrl) -> server.Database:
+async def current(url: PostgresUrl) -> postgres_server.Database:
     """Look at a database: its server, our rights, where its chain stands.
 
     Raises:
         RemoteError, PermissionDeniedError, NotFoundError, UsageError: It cannot be looked at.
     """
     async with postgres_connection.connected(url) as connection:
-        return await server.look(connection)
+        return await postgres_server.look(connection)
 
 
 async def upgrade(
@@ -139,7 +139,7 @@ async def plan_sql(url: PostgresUrl, target: str, *, down: bool = False) -> str:
     return alembic_runner.script(start, target, down=down)
 
 
-def check_position(found: server.Database, target: str, *, down: bool) -> tuple[str, ...]:
+def check_position(found: postgres_server.Database, target: str, *, down: bool) -> tuple[str, ...]:
     """Refuse to move a database that is not on our chain, or that is past the target.
 
     Returns:
@@ -150,7 +150,9 @@ def check_position(found: server.Database, target: str, *, down: bool) -> tuple[
     """
     place, heads = f"database {found.name}", found.position.heads
     if found.position.state == "unmanaged":
-        table = next(table.name for table in found.tables if table.name != server.VERSION_TABLE)
+        table = next(
+            table.name for table in found.tables if table.name != postgres_server.VERSION_TABLE
+        )
         raise SchemaBehindError(
             f"{place}: has tables ({table} is one) and no revision, so no revision made them",
             hint="create an empty database and run: sagewai-ops export-to-postgres",
@@ -165,13 +167,13 @@ def check_position(found: server.Database, target: str, *, down: bool) -> tuple[
             f"{place}: is at revision {', '.join(heads)}, which this program does not know",
             hint="sagewai-ops db history",
         )
-    done = chain.applied(heads)
-    if down and target != chain.BASE and target not in done:
+    done = revision_graph.applied(heads)
+    if down and target != revision_graph.BASE and target not in done:
         raise UsageError(
-            f"{place}: is before {target}, at {', '.join(heads) or chain.BASE}",
+            f"{place}: is before {target}, at {', '.join(heads) or revision_graph.BASE}",
             hint=f"sagewai-ops db upgrade {target}",
         )
-    if not down and done - chain.ancestors(target) and target in done:
+    if not down and done - revision_graph.ancestors(target) and target in done:
         raise UsageError(
             f"{place}: is past {target}, at {', '.join(heads)}",
             hint=f"sagewai-ops db downgrade {target}",
@@ -183,15 +185,15 @@ async def _move(
     connection: AsyncConnection, target: str, *, down: bool, progress: Progress | None
 ) -> Moved:
     """Check, count, run, count again, inside the transaction that is open."""
-    found = await server.look(connection)
-    server.check_rights(found)
+    found = await postgres_server.look(connection)
+    postgres_server.check_rights(found)
     before = check_position(found, target, down=down)
     return await run(connection, found, before, target, down=down, progress=progress)
 
 
 async def run(
     connection: AsyncConnection,
-    found: server.Database,
+    found: postgres_server.Database,
     before: tuple[str, ...],
     target: str,
     *,
@@ -212,12 +214,12 @@ async def run(
         if progress:
             progress("revisions", len(ran), total)
 
-    rows_before = await server.count_rows(connection)
+    rows_before = await postgres_server.count_rows(connection)
     started = time.perf_counter()
     with differing(found, before):
         await alembic_runner.migrate(connection, target, down=down, applied=applied)
     seconds = time.perf_counter() - started
-    rows_after = await server.count_rows(connection)
+    rows_after = await postgres_server.count_rows(connection)
     changed = [t for t, rows in rows_before.items() if rows_after.get(t, rows) != rows]
     if changed:
         table = changed[0]
@@ -225,12 +227,12 @@ async def run(
             f"table {table}: held {rows_before[table]} rows before and {rows_after[table]} after,"
             " nothing was changed"
         )
-    after = (await server.look(connection)).position.heads
+    after = (await postgres_server.look(connection)).position.heads
     return Moved(before, after, tuple(ran), rows_before, rows_after, seconds, server=found.version)
 
 
 @contextmanager
-def differing(found: server.Database, heads: tuple[str, ...]) -> Iterator[None]:
+def differing(found: postgres_server.Database, heads: tuple[str, ...]) -> Iterator[None]:
     """Tell a database that was changed by hand from a mistake of ours.
 
     Raises:
@@ -245,7 +247,7 @@ def differing(found: server.Database, heads: tuple[str, ...]) -> Iterator[None]:
         if refusal is None or (state not in _DIFFERING and state[:2] not in _DIFFERING):
             raise
         raise DifferenceError(
-            f"database {found.name}: is not what revision {', '.join(heads) or chain.BASE} leaves,"
+            f"database {found.name}: is not what revision {', '.join(heads) or revision_graph.BASE} leaves,"
             f" {postgres_connection.in_one_line(refusal)}; nothing was changed",
             hint="rename what is in the way, or bring back what is missing; then run it again",
         ) from error
@@ -253,12 +255,16 @@ def differing(found: server.Database, heads: tuple[str, ...]) -> Iterator[None]:
 
 def _between(before: tuple[str, ...], target: str, *, down: bool) -> list[str]:
     """List the revisions that lie between, in the order of the chain."""
-    done, wanted = chain.applied(before), chain.ancestors(target)
+    done, wanted = revision_graph.applied(before), revision_graph.ancestors(target)
     if not down:
         return [revision for revision in revisions() if revision in wanted - done]
-    if target == chain.BASE:
+    if target == revision_graph.BASE:
         return [revision for revision in revisions() if revision in done]
-    return [r for r in revisions() if r in done and r != target and target in chain.ancestors(r)]
+    return [
+        r
+        for r in revisions()
+        if r in done and r != target and target in revision_graph.ancestors(r)
+    ]
 
 
 @asynccontextmanager
@@ -267,7 +273,7 @@ async def _locked(url: PostgresUrl, wait_seconds: float) -> AsyncIterator[AsyncC
     from sqlalchemy import text
 
     async with postgres_connection.connected(url) as connection:
-        await connection.execute(text(f"SET SESSION {server.lock_timeout(wait_seconds)}"))
+        await connection.execute(text(f"SET SESSION {postgres_server.lock_timeout(wait_seconds)}"))
         deadline = time.monotonic() + wait_seconds
         query = text("SELECT pg_try_advisory_lock(:lock)")
         while not (await connection.execute(query, {"lock": LOCK})).scalar_one():

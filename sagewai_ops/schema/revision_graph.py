@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sagewai_ops.errors import NotFoundError
-from sagewai_ops.schema.level import HEAD, levels, revisions
+from sagewai_ops.schema.sqlite_revision import HEAD, levels, revisions
 
 BASE = "base"
 _NUMBER = re.compile(r"(\d{3,})_")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sagewai_ops.errors import PermissionDeniedError, UsageError
-from sagewai_ops.schema import chain
+from sagewai_ops.schema import revision_graph
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -84,7 +84,7 @@ class Database:
     may_create: bool
     may_create_schemas: bool
     tables: tuple[Table, ...]
-    position: chain.Position
+    position: revision_graph.Position
 
 
 async def look(connection: AsyncConnection) -> Database:
@@ -137,7 +137,7 @@ async def look(connection: AsyncConnection) -> Database:
         about.may_create,
         about.may_create_schemas,
         tables,
-        chain.position(rows, tables=any(table.name != VERSION_TABLE for table in tables)),
+        revision_graph.position(rows, tables=any(table.name != VERSION_TABLE for table in tables)),
     )
 
 

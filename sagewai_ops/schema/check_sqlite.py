@@ -21,12 +21,12 @@ from sagewai_ops.database.sqlite.integrity import count_rows
 from sagewai_ops.database.sqlite.read_transaction import WAIT_SECONDS, database_uri, pinned
 from sagewai_ops.database.sqlite.write_transaction import translated
 from sagewai_ops.progress import Progress
-from sagewai_ops.schema import sqlite_facts
+from sagewai_ops.schema import sqlite_catalog
 from sagewai_ops.schema.constraints import broken_checks, dangling_references, duplicates
 from sagewai_ops.schema.drift import find_drift
 from sagewai_ops.schema.findings import Finding, Tally
-from sagewai_ops.schema.level import Level, read_level
 from sagewai_ops.schema.scan import cuts_at_nul, plan_scan, reading_bytes, scan_table
+from sagewai_ops.schema.sqlite_revision import Level, read_level
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
@@ -83,7 +83,7 @@ def check_database(
             rows = count_rows(connection)
             (free_pages,) = connection.execute("PRAGMA freelist_count").fetchone()
             schema = [*_of_schema(connection, level)]
-            present = sqlite_facts.read_tables(connection, sqlite_facts.expected())
+            present = sqlite_catalog.read_tables(connection, sqlite_catalog.expected())
             of_rows = work.scan(present, rows)
             found = [*work.damage(), *schema, *of_rows]
     return Checked(
@@ -146,7 +146,7 @@ class _Work:
         return self._damaged.result()
 
     def scan(
-        self, present: Mapping[str, sqlite_facts.Table], rows: Mapping[str, int]
+        self, present: Mapping[str, sqlite_catalog.Table], rows: Mapping[str, int]
     ) -> list[Finding]:
         """Give the findings of the rows, table by table.
 
@@ -177,7 +177,7 @@ class _Work:
                 said.append(str(error))  # damage that the check itself stumbles over
         return [Finding("integrity", "", "", sentence) for sentence in said if sentence != "ok"]
 
-    def _scan(self, table: Table, present: Mapping[str, sqlite_facts.Table]) -> list[Finding]:
+    def _scan(self, table: Table, present: Mapping[str, sqlite_catalog.Table]) -> list[Finding]:
         """Judge the values of one table, and try its constraints."""
         tally = Tally()
         found: list[Finding] = []
