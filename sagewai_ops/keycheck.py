@@ -12,9 +12,9 @@ from pathlib import Path
 from sagewai_ops.home.paths import MASTER_KEY, Home, require
 from sagewai_ops.keys.candidates import Candidate, accepted, find_candidates, given, replaced
 from sagewai_ops.keys.inventory import take_inventory
-from sagewai_ops.keys.plaintext import Plaintext
+from sagewai_ops.keys.plaintext_secrets import Plaintext
 from sagewai_ops.keys.rotation_journal import require_settled
-from sagewai_ops.keys.sealed import Opened, SealedReport, open_all
+from sagewai_ops.keys.trial_decryption import Opened, SealedReport, open_all
 from sagewai_ops.progress import Progress
 
 _READ_BYTES = 4096  # of what should be 44

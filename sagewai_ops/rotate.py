@@ -43,10 +43,10 @@ from sagewai_ops.keys.inventory import (
     server_of,
     take_inventory,
 )
-from sagewai_ops.keys.places import SealedValue
-from sagewai_ops.keys.resealing import Resealed, reseal
+from sagewai_ops.keys.locations import SealedValue
+from sagewai_ops.keys.reencrypt import Resealed, reseal
 from sagewai_ops.keys.rotation_journal import NEW_KEY, Journal
-from sagewai_ops.keys.sealed import NOT_A_KEY, SealedReport, Unopened, open_all
+from sagewai_ops.keys.trial_decryption import NOT_A_KEY, SealedReport, Unopened, open_all
 from sagewai_ops.progress import Progress
 from sagewai_ops.rotation_report import Recovery, Rotation, notes_on, outlook
 from sagewai_ops.snapshots import swap

@@ -13,7 +13,7 @@ from sagewai_ops.keys.candidates import (
     accepted,
     find_candidates,
 )
-from sagewai_ops.keys.sealed import Unopened
+from sagewai_ops.keys.trial_decryption import Unopened
 from sagewai_ops.snapshots.report import BackupReport
 from sagewai_ops.snapshots.swap import kept_before
 

@@ -14,7 +14,7 @@ from home_builder import BuiltHome, build_home
 from sagewai_ops.database.sqlite.online_copy import copy_database
 from sagewai_ops.home.paths import locate
 from sagewai_ops.home.state_files import read_together
-from sagewai_ops.keys.places import Role, SealedValue, in_database, in_documents
+from sagewai_ops.keys.locations import Role, SealedValue, in_database, in_documents
 
 TOKEN = "fernet:gAAAAAabc_-="
 

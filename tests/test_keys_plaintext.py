@@ -15,7 +15,7 @@ from cryptography.fernet import Fernet
 from sagewai_ops.database.sqlite.read_transaction import pinned
 from sagewai_ops.home.paths import locate
 from sagewai_ops.home.state_files import read_together
-from sagewai_ops.keys.plaintext import (
+from sagewai_ops.keys.plaintext_secrets import (
     Habit,
     Plaintext,
     plain_in_copies,

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from home_builder import sealing
 from sagewai_ops.errors import LockedError
 from sagewai_ops.keys.candidates import Candidate, given
-from sagewai_ops.keys.places import SealedValue, in_copy, in_documents
-from sagewai_ops.keys.resealing import reseal, substitute_in_database, substituted
+from sagewai_ops.keys.locations import SealedValue, in_copy, in_documents
+from sagewai_ops.keys.reencrypt import reseal, substitute_in_database, substituted
 
 MASTERS = tuple(base64.urlsafe_b64encode(bytes([number]) * 32) for number in range(1, 4))
 NEW = given("the new key", base64.urlsafe_b64encode(b"\xff" * 32))

@@ -18,8 +18,8 @@ from sagewai_ops.home.paths import locate
 from sagewai_ops.home.state_files import read_together
 from sagewai_ops.keys import candidates
 from sagewai_ops.keys.candidates import Candidate, find_candidates, fingerprint
-from sagewai_ops.keys.places import Role, SealedValue
-from sagewai_ops.keys.sealed import (
+from sagewai_ops.keys.locations import Role, SealedValue
+from sagewai_ops.keys.trial_decryption import (
     NO_DATA_KEY,
     NO_KEY,
     NOT_A_KEY,

@@ -21,7 +21,8 @@ from sagewai_ops.database.postgres.connection import connect
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import RemoteError
 from sagewai_ops.home.paths import locate
-from sagewai_ops.keys import rotation, rotation_journal, server
+from sagewai_ops.keys import postgres as keys_postgres
+from sagewai_ops.keys import rotation, rotation_journal
 from sagewai_ops.keys.candidates import fingerprint
 from sagewai_ops.rotate import Options, rotate
 from small_homes import small
@@ -214,7 +215,7 @@ def test_killed_after_the_servers_commit_it_is_finished(
     url = os.environ["SAGEWAI_DATABASE_URL"]
 
     def die() -> None:
-        substitute = server.substitute_on_server
+        substitute = keys_postgres.substitute_on_server
 
         def and_die(*arguments: object) -> None:
             substitute(*arguments)  # type: ignore[arg-type]
@@ -256,17 +257,17 @@ def test_a_server_that_goes_away_takes_nothing_along(
         calls.append(url)
         raise RemoteError(f"{url.shown}: connection refused")
 
-    substitute = server.substitute_on_server
+    substitute = keys_postgres.substitute_on_server
 
     def broken(*arguments: object) -> None:
-        monkeypatch.setattr(server, "connect", refuse)
+        monkeypatch.setattr(keys_postgres, "connect", refuse)
         substitute(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(rotation, "substitute_on_server", broken)
     failed = call("--home", home, "keys", "rotate", *NO_SNAPSHOT)
     monkeypatch.setattr(rotation, "substitute_on_server", substitute)
     still = call("--home", home, "keys", "rotate", "--recover")
-    monkeypatch.setattr(server, "connect", connect)
+    monkeypatch.setattr(keys_postgres, "connect", connect)
     answer = call("--home", home, "keys", "rotate", "--recover", "--json")
 
     assert (failed.code, still.code, answer.code) == (19, 19, 0)

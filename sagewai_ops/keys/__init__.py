@@ -1,1 +1,1 @@
-"""The master key: where it may stand, what it opens, and every place that holds ciphertext."""
+"""Master keys: where they are, what they open, re-encryption, escrow."""

@@ -5,7 +5,7 @@ from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import TargetBusyError
 from sagewai_ops.fs import atomic
 from sagewai_ops.home.paths import DATABASE, Home
-from sagewai_ops.keys import server
+from sagewai_ops.keys import postgres
 from sagewai_ops.keys.rotation_journal import Journal
 from sagewai_ops.process.procfs import describe
 
@@ -21,7 +21,7 @@ def refuse_users(home: Home, url: PostgresUrl | None) -> None:
         for database in dict.fromkeys((home.database, home.root / DATABASE))
         for user in holders(database)
     }
-    who = [*users.values(), *(server.sessions(url) if url else ())]
+    who = [*users.values(), *(postgres.sessions(url) if url else ())]
     if who:
         raise TargetBusyError(
             f"home {home.root}: in use by {', '.join(who)}",

@@ -32,9 +32,9 @@ from sagewai_ops.home.state_files import (
     parse_document,
     read_together,
 )
-from sagewai_ops.keys import server
-from sagewai_ops.keys.places import SealedValue, in_copy, in_database, in_documents
-from sagewai_ops.keys.plaintext import (
+from sagewai_ops.keys import postgres
+from sagewai_ops.keys.locations import SealedValue, in_copy, in_database, in_documents
+from sagewai_ops.keys.plaintext_secrets import (
     Plaintext,
     plain_in_copies,
     plain_in_database,
@@ -99,7 +99,7 @@ def take_inventory(
     if home.server_url_variable:
         try:
             url = server_of(home, environment)
-            with contextlib.closing(server.read_tables(url)) as connection:
+            with contextlib.closing(postgres.read_tables(url)) as connection:
                 values.extend(map(_on_server, in_database(connection)))
                 clear = () if only_sealed else plain_in_database(connection)
                 plaintext.extend(replace(one, where=SERVER + one.where) for one in clear)

@@ -23,9 +23,9 @@ from sagewai_ops.fs import atomic
 from sagewai_ops.home.paths import Home
 from sagewai_ops.keys import rotation_journal
 from sagewai_ops.keys.candidates import fingerprint
-from sagewai_ops.keys.resealing import substitute_in_database, substituted
+from sagewai_ops.keys.postgres import substitute_on_server
+from sagewai_ops.keys.reencrypt import substitute_in_database, substituted
 from sagewai_ops.keys.rotation_journal import Journal
-from sagewai_ops.keys.server import substitute_on_server
 from sagewai_ops.permissions.attributes import sweep_partials
 
 _LOCK_WAIT_SECONDS = 2.0  # Sagewai's writers hold the state's lock for some milliseconds

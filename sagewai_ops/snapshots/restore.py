@@ -20,7 +20,7 @@ from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import DATABASE, MASTER_KEY, Home, locate
 from sagewai_ops.home.state_files import read_together
 from sagewai_ops.keys.candidates import Candidate, replaced
-from sagewai_ops.keys.sealed import SealedReport
+from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.permissions.modes import folder_mode
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import swap

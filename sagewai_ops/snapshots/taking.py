@@ -27,7 +27,7 @@ from sagewai_ops.errors import DamagedError, KeyMissingError
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home, Kind
 from sagewai_ops.home.state_files import identity_of, read_together
 from sagewai_ops.keys.candidates import Candidate, find_candidates, fingerprint, resolved
-from sagewai_ops.keys.sealed import SealedReport, examine_keys
+from sagewai_ops.keys.trial_decryption import SealedReport, examine_keys
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.collect import (

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from sagewai_ops.database.sqlite.read_transaction import database_uri, translate
 from sagewai_ops.keys.candidates import Candidate
-from sagewai_ops.keys.places import PREFIX, Role, SealedValue, in_database, in_documents
+from sagewai_ops.keys.locations import PREFIX, Role, SealedValue, in_database, in_documents
 from sagewai_ops.progress import Progress
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from sagewai_ops.database.sqlite.read_transaction import in_utf8, quoted, utf8_r
 from sagewai_ops.database.sqlite.write_transaction import writing
 from sagewai_ops.errors import DifferenceError
 from sagewai_ops.keys.candidates import Candidate
-from sagewai_ops.keys.places import COLUMNS, PREFIX, SealedValue
-from sagewai_ops.keys.sealed import SealedReport, open_all
+from sagewai_ops.keys.locations import COLUMNS, PREFIX, SealedValue
+from sagewai_ops.keys.trial_decryption import SealedReport, open_all
 from sagewai_ops.progress import Progress
 
 _TOKEN = re.compile(rb"fernet:[A-Za-z0-9_=-]+")

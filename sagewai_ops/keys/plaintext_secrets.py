@@ -21,7 +21,7 @@ from sagewai_ops.home.state_files import (
     PROFILES_NAME,
     document_name,
 )
-from sagewai_ops.keys.places import CHANNEL_KEYS, CHANNEL_KIND, PREFIX, PROVIDER_KEYS, pointer
+from sagewai_ops.keys.locations import CHANNEL_KEYS, CHANNEL_KIND, PREFIX, PROVIDER_KEYS, pointer
 
 
 class Habit(str, Enum):

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from sagewai_ops.database.postgres.connection import APPLICATION_NAME, connect, translated
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.url import PostgresUrl
-from sagewai_ops.keys.places import COLUMNS, PREFIX
-from sagewai_ops.keys.resealing import substituted
+from sagewai_ops.keys.locations import COLUMNS, PREFIX
+from sagewai_ops.keys.reencrypt import substituted
 from sagewai_ops.process.signals import run_interruptibly
 
 if TYPE_CHECKING:
