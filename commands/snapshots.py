@@ -276,7 +276,7 @@ def _rebuild(
     run: Run, folder: Path, identity: list[Path] | None, passphrase_file: str | None, wait: float
 ) -> Any:
     from sagewai_ops.credentials import unlock_of
-    from sagewai_ops.snapshots.rebuild import rebuild_cards
+    from sagewai_ops.snapshots.rebuild_cards import rebuild_cards
 
     unlock = unlock_of(run.terminal, identity or [], passphrase_file)
     with run.terminal.progress() as progress:

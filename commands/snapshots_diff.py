@@ -50,7 +50,7 @@ def diff(
     """Parse, compare, render."""
     from sagewai_ops.credentials import unlock_of
     from sagewai_ops.snapshots.catalog import choose
-    from sagewai_ops.snapshots.difference import compare_snapshots
+    from sagewai_ops.snapshots.diff import compare_snapshots
     from sagewai_ops.snapshots.taking import home_ids
 
     home = run.home()

@@ -11,7 +11,7 @@ import pytest
 from home_builder import BuiltHome
 from program import Answer, call, run, taken
 from sagewai_ops.snapshots import catalog
-from sagewai_ops.snapshots.rebuild import rebuild_cards
+from sagewai_ops.snapshots.rebuild_cards import rebuild_cards
 from small_homes import small
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from sagewai_ops.archive.manifest import Entry, EntryType, Manifest
 from sagewai_ops.home.paths import locate
-from sagewai_ops.snapshots.places import Places
+from sagewai_ops.snapshots.member_paths import Places
 
 
 def _places(*paths: str, external: object = None) -> tuple[Places, dict[str, str | None]]:

@@ -1,1 +1,1 @@
-"""Snapshots of homes: taking them, listing them, bringing them back."""
+"""The snapshot directory: catalog, metadata files, retention, pruning."""

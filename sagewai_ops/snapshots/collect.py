@@ -28,7 +28,7 @@ from sagewai_ops.home.paths import (
     Kind,
     kind_of,
 )
-from sagewai_ops.snapshots.places import EXTERNAL, EXTERNAL_HOME
+from sagewai_ops.snapshots.member_paths import EXTERNAL, EXTERNAL_HOME
 
 _RESERVED = (HEADER_NAME, MANIFEST_NAME, EXTERNAL)
 _PATH_BYTES = 4000  # of a member; extraction adds a folder's path, and PATH_MAX is 4096

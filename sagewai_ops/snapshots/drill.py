@@ -45,7 +45,7 @@ from sagewai_ops.progress import Progress
 from sagewai_ops.schema.upgrade_sqlite import Upgraded, upgrade_database
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.plan import RestoreOptions
-from sagewai_ops.snapshots.rebuild import facts_of
+from sagewai_ops.snapshots.rebuild_cards import facts_of
 from sagewai_ops.snapshots.restore import RestoreReport, restore
 from sagewai_ops.snapshots.scratch import scratch_in
 

@@ -17,7 +17,7 @@ from sagewai_ops.errors import DamagedError
 from sagewai_ops.fs import atomic
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.permissions.modes import file_mode, folder_mode
-from sagewai_ops.snapshots.places import EXTERNAL
+from sagewai_ops.snapshots.member_paths import EXTERNAL
 
 _HOLE_BYTES = 64 * 1024  # zeros of at least this length become a hole in a sparse file
 _ZEROS = bytes(_HOLE_BYTES)

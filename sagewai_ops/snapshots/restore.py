@@ -26,10 +26,11 @@ from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import swap
 from sagewai_ops.snapshots.access import Access, count_access
 from sagewai_ops.snapshots.amend import rebind_fleet, revoke_access
+from sagewai_ops.snapshots.database_check import DatabaseProof, prove_database
 from sagewai_ops.snapshots.extract import Extracted, extract
 from sagewai_ops.snapshots.gates import refuse_holders
 from sagewai_ops.snapshots.key_gate import Opening, install_keys, keys_left, open_gate
-from sagewai_ops.snapshots.places import Places
+from sagewai_ops.snapshots.member_paths import Places
 from sagewai_ops.snapshots.plan import (
     RestoreOptions,
     RestorePlan,
@@ -39,7 +40,6 @@ from sagewai_ops.snapshots.plan import (
     plan_with,
     wanted_place,
 )
-from sagewai_ops.snapshots.proof import DatabaseProof, prove_database
 
 _MOST_ID = 2**32 - 2  # of users and groups; one more means none
 

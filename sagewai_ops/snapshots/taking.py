@@ -39,8 +39,8 @@ from sagewai_ops.snapshots.collect import (
     databases,
     main_database,
 )
-from sagewai_ops.snapshots.places import EXTERNAL, EXTERNAL_KEY
-from sagewai_ops.snapshots.proof import DatabaseProof, examining, level_of
+from sagewai_ops.snapshots.database_check import DatabaseProof, examining, level_of
+from sagewai_ops.snapshots.member_paths import EXTERNAL, EXTERNAL_KEY
 from sagewai_ops.snapshots.report import BackupOptions, BackupReport
 
 # A night without the documents and the key would be worse than one without the database.

@@ -10,7 +10,7 @@ from sagewai_ops.errors import NotFoundError, TargetBusyError, shell_word
 from sagewai_ops.fs import atomic
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots.extract import Extracted, extract
-from sagewai_ops.snapshots.places import Places
+from sagewai_ops.snapshots.member_paths import Places
 from sagewai_ops.snapshots.swap import can_swap_whole, staged, swap, sweep
 
 

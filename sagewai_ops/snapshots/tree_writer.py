@@ -36,7 +36,7 @@ from sagewai_ops.archive.writer import (
 )
 from sagewai_ops.fs import atomic
 from sagewai_ops.permissions.modes import file_mode, folder_mode
-from sagewai_ops.snapshots.places import EXTERNAL
+from sagewai_ops.snapshots.member_paths import EXTERNAL
 
 _BLOCK_BYTES = 1024 * 1024
 
