@@ -93,7 +93,7 @@ def export_to_postgres(
     ] = None,
 ) -> Outcome:
     """Parse, move, render."""
-    from sagewai_ops.snapshots.swap import require_settled
+    from sagewai_ops.swap.swap import require_settled
     from sagewai_ops.transfer.move import Options, export
     from sagewai_ops.transfer.session import MOVE, PLAN, VERIFY
 

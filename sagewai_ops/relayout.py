@@ -22,7 +22,7 @@ from sagewai_ops.layout import journal
 from sagewai_ops.layout.plan import Action, Plan, plan_layout
 from sagewai_ops.layout.steps import StepKind
 from sagewai_ops.process.procfs import Process, describe
-from sagewai_ops.snapshots.swap import require_settled
+from sagewai_ops.swap.swap import require_settled
 
 _STATE_NAME = "admin-state.json"
 _FLEET_TABLES = ("workers", "enrollment_keys", "fleet_tasks")

@@ -49,9 +49,9 @@ from sagewai_ops.keys.rotation_journal import NEW_KEY, Journal
 from sagewai_ops.keys.trial_decryption import NOT_A_KEY, SealedReport, Unopened, open_all
 from sagewai_ops.progress import Progress
 from sagewai_ops.rotation_report import Recovery, Rotation, notes_on, outlook
-from sagewai_ops.snapshots import swap
 from sagewai_ops.snapshots.backup import take_snapshot
 from sagewai_ops.snapshots.report import BackupOptions, BackupReport
+from sagewai_ops.swap import swap
 
 
 @dataclass(frozen=True, slots=True)

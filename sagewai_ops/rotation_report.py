@@ -15,7 +15,7 @@ from sagewai_ops.keys.candidates import (
 )
 from sagewai_ops.keys.trial_decryption import Unopened
 from sagewai_ops.snapshots.report import BackupReport
-from sagewai_ops.snapshots.swap import kept_before
+from sagewai_ops.swap.swap import kept_before
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ from sagewai_ops.keys import rotation_journal
 from sagewai_ops.keys.candidates import Candidate, accepted, find_candidates
 from sagewai_ops.process.procfs import Process
 from sagewai_ops.schema.sqlite_revision import Level, read_level
-from sagewai_ops.snapshots import swap
 from sagewai_ops.snapshots.catalog import Snapshot, snapshots_in
+from sagewai_ops.swap import swap
 
 _WAIT_SECONDS = 5.0  # for whoever holds the database exclusively: as long as Sagewai itself waits
 

@@ -20,9 +20,9 @@ from sagewai_ops.progress import Progress
 from sagewai_ops.schema import migrate_postgres, rehearse_postgres, revision_graph, upgrade_sqlite
 from sagewai_ops.schema.as_json import of_moved, of_upgraded
 from sagewai_ops.schema.sqlite_revision import HEAD
-from sagewai_ops.snapshots import swap
 from sagewai_ops.snapshots.backup import take_snapshot
 from sagewai_ops.snapshots.report import BackupOptions, BackupReport
+from sagewai_ops.swap import swap
 
 
 @dataclass(frozen=True, slots=True)

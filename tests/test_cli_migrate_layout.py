@@ -16,7 +16,7 @@ from sagewai_ops.errors import LockedError
 from sagewai_ops.home.paths import LEGACY_PLACES, locate
 from sagewai_ops.layout.journal import JOURNAL
 from sagewai_ops.relayout import migrate_layout
-from sagewai_ops.snapshots import swap
+from sagewai_ops.swap import swap
 from step_counter import killed_at
 
 

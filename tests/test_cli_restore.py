@@ -20,8 +20,9 @@ from round_trips import assert_same_home, leftovers_beside
 from sagewai_ops.archive.manifest import Header, encode_header
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.snapshots import extract as extracting
-from sagewai_ops.snapshots import moves, staging
 from sagewai_ops.snapshots import restore as restoring
+from sagewai_ops.swap import journal as swap_journal
+from sagewai_ops.swap import staging
 from small_homes import everything_of, small
 from step_counter import killed
 
@@ -349,13 +350,13 @@ def test_signal_in_the_middle_leaves_the_target_and_nothing_else(
 
         monkeypatch.setattr(atomic, "exchange", exchange_and_stop)
     else:
-        forward = moves.forward
+        forward = swap_journal.forward
 
-        def move_and_stop(journal: moves.Journal) -> None:
+        def move_and_stop(journal: swap_journal.Journal) -> None:
             forward(journal)
             os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(moves, "forward", move_and_stop)
+        monkeypatch.setattr(swap_journal, "forward", move_and_stop)
 
     answer = call("--home", home, "restore", "latest", "--replace", "--json")
 
@@ -376,7 +377,7 @@ def test_signal_after_the_exchange_is_too_late(
         call("--home", home, "restore", "latest", "--replace")
     conclude = staging.conclude
 
-    def stop_and_conclude(journal: moves.Journal) -> bool:
+    def stop_and_conclude(journal: swap_journal.Journal) -> bool:
         os.kill(os.getpid(), signal.SIGTERM)
         return conclude(journal)
 

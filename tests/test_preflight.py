@@ -30,7 +30,7 @@ from sagewai_ops.permissions import scan
 from sagewai_ops.permissions.entry_kinds import Part
 from sagewai_ops.preflight import Preflight
 from sagewai_ops.preflight_checks import Check, Verdict
-from sagewai_ops.snapshots import swap
+from sagewai_ops.swap import swap
 from small_homes import everything_of
 
 NAMES = [

@@ -11,9 +11,10 @@ import pytest
 from memory_folder import memory_folder
 from sagewai_ops.errors import LockedError, OpsError, TargetBusyError
 from sagewai_ops.fs import atomic, locks
-from sagewai_ops.snapshots import moves, staging, swap
-from sagewai_ops.snapshots.mounts import is_mount, mounts_below
-from sagewai_ops.snapshots.moves import Journal, Move, State
+from sagewai_ops.swap import journal as swap_journal
+from sagewai_ops.swap import staging, swap
+from sagewai_ops.swap.journal import Journal, Move, State
+from sagewai_ops.swap.mounts import is_mount, mounts_below
 from small_homes import everything_of
 from step_counter import counting, killed_at
 from unprivileged import reachable_folder, unprivileged
@@ -405,13 +406,13 @@ def test_new_home_is_locked_until_the_swap_is_over(
 ) -> None:
     """Nobody comes in between the exchange and its end."""
     seen = []
-    forward = moves.forward
+    forward = swap_journal.forward
 
     def forward_and_look(journal: Journal) -> None:
         forward(journal)
         seen.append(locks.is_abandoned(home))
 
-    monkeypatch.setattr(moves, "forward", forward_and_look)
+    monkeypatch.setattr(swap_journal, "forward", forward_and_look)
 
     _exchange(home)
 
@@ -452,14 +453,14 @@ def test_mount_points_are_known() -> None:
 
 
 def _states(base: Path) -> Callable[[Move], State]:
-    return lambda move: moves.state_of(Journal(base / "j.json", (move,)))
+    return lambda move: swap_journal.state_of(Journal(base / "j.json", (move,)))
 
 
 def test_move_is_told_by_its_inodes(home: Path) -> None:
     """Untouched, begun, done, or a question for a person."""
     base = home.parent
     (base / "new").mkdir()
-    move = moves.planned(base, "home", "new", "kept")
+    move = swap_journal.planned(base, "home", "new", "kept")
     assert move is not None
     state = _states(base)
 
@@ -477,8 +478,8 @@ def test_move_is_told_by_its_inodes(home: Path) -> None:
 
 def test_nothing_on_either_side_is_no_move(home: Path) -> None:
     """A part that neither has needs nothing."""
-    assert moves.planned(home.parent, "home/none", "none", "kept") is None
-    assert moves.state_of(Journal(home.parent / "j.json", ())) is State.DONE
+    assert swap_journal.planned(home.parent, "home/none", "none", "kept") is None
+    assert swap_journal.state_of(Journal(home.parent / "j.json", ())) is State.DONE
 
 
 def test_place_that_is_taken_is_not_overwritten(home: Path) -> None:
@@ -486,14 +487,14 @@ def test_place_that_is_taken_is_not_overwritten(home: Path) -> None:
     base = home.parent
     (base / "new").write_text("new")
     (base / "kept").write_text("mine")
-    move = moves.planned(base, "home/note", "new", "kept")
+    move = swap_journal.planned(base, "home/note", "new", "kept")
     assert move is not None
     journal = Journal(base / "j.json", (move,))
 
     with pytest.raises(TargetBusyError, match="meanwhile"):
-        moves.forward(journal)
+        swap_journal.forward(journal)
 
-    moves.back(journal)
+    swap_journal.back(journal)
     assert (base / "kept").read_text() == "mine"
     assert (home / "note").read_text() == "old"
     assert (base / "new").read_text() == "new"

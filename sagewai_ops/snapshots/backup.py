@@ -20,10 +20,11 @@ from sagewai_ops.fs.tempdirs import locked_folder
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.progress import Progress
-from sagewai_ops.snapshots import catalog, swap
+from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.collect import Collection
 from sagewai_ops.snapshots.report import CUSTODIES, BackupOptions, BackupReport
 from sagewai_ops.snapshots.taking import Taking
+from sagewai_ops.swap import swap
 
 # Below this share of the content no archive of a home was ever seen; refusing earlier than that
 # would refuse backups that fit.

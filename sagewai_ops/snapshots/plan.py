@@ -32,10 +32,10 @@ from sagewai_ops.home.paths import (
     layout_of,
 )
 from sagewai_ops.schema.sqlite_revision import revisions
-from sagewai_ops.snapshots import swap
 from sagewai_ops.snapshots.catalog import is_archive_name
-from sagewai_ops.snapshots.gates import refuse_holders
 from sagewai_ops.snapshots.member_paths import Places
+from sagewai_ops.swap import swap
+from sagewai_ops.swap.gates import refuse_holders
 
 # What no snapshot carries; in one that does, it would be played into the restored database or
 # taken for this program's own.

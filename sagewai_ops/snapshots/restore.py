@@ -23,12 +23,10 @@ from sagewai_ops.keys.candidates import Candidate, replaced
 from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.permissions.modes import folder_mode
 from sagewai_ops.progress import Progress
-from sagewai_ops.snapshots import swap
 from sagewai_ops.snapshots.access import Access, count_access
 from sagewai_ops.snapshots.amend import rebind_fleet, revoke_access
 from sagewai_ops.snapshots.database_check import DatabaseProof, prove_database
 from sagewai_ops.snapshots.extract import Extracted, extract
-from sagewai_ops.snapshots.gates import refuse_holders
 from sagewai_ops.snapshots.key_gate import Opening, install_keys, keys_left, open_gate
 from sagewai_ops.snapshots.member_paths import Places
 from sagewai_ops.snapshots.plan import (
@@ -40,6 +38,8 @@ from sagewai_ops.snapshots.plan import (
     plan_with,
     wanted_place,
 )
+from sagewai_ops.swap import swap
+from sagewai_ops.swap.gates import refuse_holders
 
 _MOST_ID = 2**32 - 2  # of users and groups; one more means none
 

@@ -11,7 +11,7 @@ from sagewai_ops.fs import atomic
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots.extract import Extracted, extract
 from sagewai_ops.snapshots.member_paths import Places
-from sagewai_ops.snapshots.swap import can_swap_whole, staged, swap, sweep
+from sagewai_ops.swap.swap import can_swap_whole, staged, swap, sweep
 
 
 def take_out(

@@ -7,8 +7,8 @@ from pathlib import Path
 from sagewai_ops.errors import NotFoundError
 from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import Home
-from sagewai_ops.snapshots import swap
-from sagewai_ops.snapshots.gates import refuse_holders
+from sagewai_ops.swap import swap
+from sagewai_ops.swap.gates import refuse_holders
 
 
 @dataclass(frozen=True, slots=True)

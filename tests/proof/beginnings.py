@@ -17,7 +17,7 @@ from home_builder import build_home
 from home_builder.recipe import Layout
 from proof.faults import Ended, Fault, Mode, Step
 from proof.worlds import World
-from sagewai_ops.snapshots import swap
+from sagewai_ops.swap import swap
 
 IDENTITY = "AGE-SECRET-KEY-1N3RS2HE94SR2EY7Z5X6C554RNCKUH3GXPG2L89CE54DWULQ8YQCQTQXFZM"
 OLD = "018_fleet_schema_correction"

@@ -17,7 +17,7 @@ from proof import beginnings
 from proof.beginnings import Bench, Words, opened, recipient, server_url
 from proof.worlds import World
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
-from sagewai_ops.snapshots import mounts
+from sagewai_ops.swap import mounts
 
 OCCUPIED = 15  # what a second run says where the first has done it all
 RECOVER: Words = ("restore", "--recover")

@@ -20,7 +20,8 @@ from sagewai_ops.archive.reader import open_archive
 from sagewai_ops.errors import OpsError
 from sagewai_ops.keys import rotation_journal
 from sagewai_ops.layout import journal
-from sagewai_ops.snapshots import catalog, swap
+from sagewai_ops.snapshots import catalog
+from sagewai_ops.swap import swap
 
 # docs/exit-codes.md; 1 is a failure that the system told of in words of its own, such as EIO.
 _REFUSALS = frozenset({1, 2, 3, 4, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20})

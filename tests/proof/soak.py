@@ -46,7 +46,8 @@ from proof.faults import Ended, Fault, Mode  # noqa: E402
 from proof.worlds import State, World, state_of  # noqa: E402
 from sagewai_ops.keys import rotation_journal  # noqa: E402
 from sagewai_ops.layout import journal  # noqa: E402
-from sagewai_ops.snapshots import catalog, swap  # noqa: E402
+from sagewai_ops.snapshots import catalog  # noqa: E402
+from sagewai_ops.swap import swap  # noqa: E402
 
 _STRUCK = 0.4  # share of the commands that something goes wrong in
 _MODES = (Mode.KILL_BEFORE, Mode.KILL_AFTER, Mode.TEAR, Mode.FAIL, Mode.FAIL_ON)

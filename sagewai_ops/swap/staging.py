@@ -20,8 +20,8 @@ from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.process.signals import too_late, uninterrupted
-from sagewai_ops.snapshots import moves
-from sagewai_ops.snapshots.moves import Journal, Move, State
+from sagewai_ops.swap import journal as swap_journal
+from sagewai_ops.swap.journal import Journal, Move, State
 
 _MARK = f"{OWN_PREFIX}staging"
 _JOURNAL = f"{OWN_PREFIX}journal"  # in a staging: becomes the journal beside it
@@ -133,7 +133,7 @@ def carry_out(
     journal = Journal(_journal_of(staging), planned, opening, closing)
     times = os.stat(staging)
     hidden = staging / _JOURNAL
-    atomic.replace(hidden, moves.encode(journal))
+    atomic.replace(hidden, swap_journal.encode(journal))
     with contextlib.ExitStack() as stack:
         descriptor = os.open(hidden, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, descriptor)
@@ -144,7 +144,7 @@ def carry_out(
         os.utime(staging, ns=(times.st_atime_ns, times.st_mtime_ns))
         atomic.sync_folder(staging)
         try:
-            moves.forward(journal)
+            swap_journal.forward(journal)
             too_late()
         except BaseException as error:
             _take_back(journal, error)
@@ -157,7 +157,7 @@ def conclude(journal: Journal) -> bool:
     """Remove what a settled journal leaves, itself included; what refuses is left to `sweep`."""
     staging = journal.path.with_suffix("")
     with contextlib.suppress(OSError):
-        if moves.state_of(journal) not in (State.UNTOUCHED, State.DONE):
+        if swap_journal.state_of(journal) not in (State.UNTOUCHED, State.DONE):
             return False
         # Renamed while the journal is there: without one, an unmarked staging may be a home.
         doomed = _doomed(staging) if os.path.lexists(staging) else None
@@ -189,7 +189,7 @@ def sweep(target: Path) -> list[str]:
 
 def _take_back(journal: Journal, reason: BaseException) -> None:
     try:
-        moves.back(journal)
+        swap_journal.back(journal)
     except (OSError, OpsError) as error:
         raise OpsError(
             f"{journal.base}: could not be put back as it was, {error}",
@@ -209,12 +209,12 @@ def _journal_of(staging: Path) -> Path:
 @uninterrupted()
 def _settle(path: Path) -> bool:
     """Clean up after a journal whose moves are all undone or all done; else leave it."""
-    journal = moves.read(path)
-    state = moves.state_of(journal)
+    journal = swap_journal.read(path)
+    state = swap_journal.state_of(journal)
     if state is State.UNTOUCHED:
-        moves.back(journal)
+        swap_journal.back(journal)
     elif state is State.DONE:
-        moves.forward(journal)
+        swap_journal.forward(journal)
     else:
         return False
     return conclude(journal)

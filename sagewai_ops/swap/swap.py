@@ -31,10 +31,10 @@ from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.keys import rotation_journal
 from sagewai_ops.process.signals import too_late
-from sagewai_ops.snapshots import moves
-from sagewai_ops.snapshots.mounts import can_swap_whole, refuse_mounts
-from sagewai_ops.snapshots.moves import Move, State
-from sagewai_ops.snapshots.staging import (
+from sagewai_ops.swap import journal as swap_journal
+from sagewai_ops.swap.journal import Move, State
+from sagewai_ops.swap.mounts import can_swap_whole, refuse_mounts
+from sagewai_ops.swap.staging import (
     beside,
     carry_out,
     conclude,
@@ -44,7 +44,7 @@ from sagewai_ops.snapshots.staging import (
     next_moment,
     own_folder,
 )
-from sagewai_ops.snapshots.staging import sweep as sweep_restores
+from sagewai_ops.swap.staging import sweep as sweep_restores
 
 __all__ = [
     "Staged",
@@ -158,7 +158,7 @@ def unfinished(target: Path) -> Path | None:
         if not locks.is_abandoned(path):
             continue
         try:
-            state = moves.state_of(moves.read(path))
+            state = swap_journal.state_of(swap_journal.read(path))
         except OpsError:
             state = State.UNKNOWN
         if state in (State.BEGUN, State.UNKNOWN):
@@ -205,14 +205,14 @@ def recover(target: Path) -> str:
     answer = "nothing to do"
     found = unfinished(target)
     if found is not None:
-        journal = moves.read(found)
+        journal = swap_journal.read(found)
         too_late()  # one way or the other, but not between; it takes moments
         with atomic.naming(target):
             try:
-                moves.forward(journal)
+                swap_journal.forward(journal)
                 answer = "finished"
             except OSError:
-                moves.back(journal)
+                swap_journal.back(journal)
                 answer = "rolled back"
         conclude(journal)
     sweep(target)
@@ -259,7 +259,7 @@ def _planned(base: Path, place: Path, fresh: Path, kept: Path | None) -> Move | 
         for path in (place, fresh, kept)
     )
     assert place_name is not None
-    return moves.planned(base, place_name, fresh_name, kept_name)
+    return swap_journal.planned(base, place_name, fresh_name, kept_name)
 
 
 def _prepare_kept(staging: Path, before: Path, paths: Sequence[str]) -> tuple[str, str]:
