@@ -129,10 +129,10 @@ def backup(
 ) -> Outcome:
     """Parse, take the snapshot, prune the older ones, render."""
     from sagewai_ops.archive.zstd_frames import DEFAULT_LEVEL
+    from sagewai_ops.backup.create import pipe_snapshot, take_snapshot
+    from sagewai_ops.backup.mirror import keep_tree
+    from sagewai_ops.backup.report import BackupOptions
     from sagewai_ops.credentials import lock_of
-    from sagewai_ops.snapshots.backup import pipe_snapshot, take_snapshot
-    from sagewai_ops.snapshots.directory import keep_tree
-    from sagewai_ops.snapshots.report import BackupOptions
 
     if form not in ("archive", "directory"):
         raise UsageError(f"--format {form}: not a format", hint="use one of archive, directory")

@@ -108,9 +108,9 @@ def upgrade(
     wait: WriterWaitOption = 30.0,
 ) -> Outcome:
     """Parse, take a snapshot, upgrade, render."""
+    from sagewai_ops.backup.report import BackupOptions
     from sagewai_ops.credentials import lock_of
     from sagewai_ops.database.url import resolve
-    from sagewai_ops.snapshots.report import BackupOptions
     from sagewai_ops.upgrade import Options, change_schema
 
     home = run.home()

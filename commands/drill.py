@@ -70,10 +70,10 @@ def drill(
     ] = None,
 ) -> Outcome:
     """Parse, drill, render."""
+    from sagewai_ops.backup.run import home_ids
     from sagewai_ops.credentials import unlock_of
     from sagewai_ops.snapshots import catalog
     from sagewai_ops.snapshots import drill as drilling
-    from sagewai_ops.snapshots.taking import home_ids
 
     home = run.home()
     archive = catalog.choose(run.snapshots(home, snapshots), snapshot, home_ids(home))

@@ -78,8 +78,8 @@ def rotate(
 ) -> Outcome:
     """Parse, seal anew, render."""
     from sagewai_ops import rotate as rotating
+    from sagewai_ops.backup.report import BackupOptions
     from sagewai_ops.credentials import lock_of
-    from sagewai_ops.snapshots.report import BackupOptions
 
     home = run.home()
     environment = run.settings.environment

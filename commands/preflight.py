@@ -77,9 +77,9 @@ def preflight(
 ) -> Outcome:
     """Parse, check, render."""
     from sagewai_ops.archive.age import Unlock
+    from sagewai_ops.backup.report import BackupOptions
     from sagewai_ops.credentials import lock_of, unlock_of
     from sagewai_ops.preflight import PreflightOptions, run_preflight
-    from sagewai_ops.snapshots.report import BackupOptions
 
     home = run.home()
     lock = lock_of(run.terminal, recipient or [], recipients_file, passphrase_file)

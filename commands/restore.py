@@ -106,12 +106,12 @@ def restore(
     if undo or recover:
         return _step_back(run, to, undo=undo, dry_run=dry_run, wait_seconds=wait)
 
+    from sagewai_ops.backup.run import home_ids
     from sagewai_ops.credentials import unlock_of
     from sagewai_ops.home.paths import locate
     from sagewai_ops.snapshots import catalog
     from sagewai_ops.snapshots import restore as restoring
     from sagewai_ops.snapshots.plan import RestoreOptions, plan_restore
-    from sagewai_ops.snapshots.taking import home_ids
 
     home = run.home()
     environment = dict(run.settings.environment)

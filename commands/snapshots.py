@@ -67,8 +67,8 @@ def list_snapshots(
     Exit codes: 0 listed, also when there are none, 3 of an encrypted archive only the outside
     could be read, 4 an archive is damaged, 11 another run, 14 the folder may not be read.
     """
+    from sagewai_ops.backup.mirror import tree_in
     from sagewai_ops.snapshots.catalog import snapshots_in
-    from sagewai_ops.snapshots.directory import tree_in
     from sagewai_ops.snapshots.trash import resting
 
     folder = run.snapshots(run.home(), snapshots)
@@ -263,9 +263,9 @@ def _archive(
     identity: list[Path] | None,
     passphrase_file: str | None,
 ) -> tuple[Path, Any]:
+    from sagewai_ops.backup.run import home_ids
     from sagewai_ops.credentials import unlock_of
     from sagewai_ops.snapshots import catalog
-    from sagewai_ops.snapshots.taking import home_ids
 
     home = run.home()
     path = catalog.choose(run.snapshots(home, snapshots), snapshot, home_ids(home))

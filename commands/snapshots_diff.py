@@ -48,10 +48,10 @@ def diff(
     passphrase_file: OpeningPassphraseOption = None,
 ) -> Outcome:
     """Parse, compare, render."""
+    from sagewai_ops.backup.run import home_ids
     from sagewai_ops.credentials import unlock_of
     from sagewai_ops.snapshots.catalog import choose
     from sagewai_ops.snapshots.diff import compare_snapshots
-    from sagewai_ops.snapshots.taking import home_ids
 
     home = run.home()
     folder = run.snapshots(home, snapshots)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sagewai_ops.archive.age import Unlock
+from sagewai_ops.backup.create import take_snapshot
+from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.database.url import PostgresUrl, SqliteUrl, resolve
 from sagewai_ops.errors import (
     EXIT_FINDINGS,
@@ -42,9 +44,7 @@ from sagewai_ops.progress import Progress
 from sagewai_ops.schema import rehearse_postgres
 from sagewai_ops.schema.upgrade_sqlite import Upgraded, rehearse_upgrade
 from sagewai_ops.snapshots import catalog
-from sagewai_ops.snapshots.backup import take_snapshot
 from sagewai_ops.snapshots.drill import PROVED, DrillOptions, DrillReport, drill
-from sagewai_ops.snapshots.report import BackupOptions, BackupReport
 from sagewai_ops.snapshots.scratch import scratch_in
 
 # Of several exit codes, the one that is told: damage and lost keys before what can be freed,

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
+from sagewai_ops.backup.create import take_snapshot
+from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import (
     DifferenceError,
@@ -49,8 +51,6 @@ from sagewai_ops.keys.rotation_journal import NEW_KEY, Journal
 from sagewai_ops.keys.trial_decryption import NOT_A_KEY, SealedReport, Unopened, open_all
 from sagewai_ops.progress import Progress
 from sagewai_ops.rotation_report import Recovery, Rotation, notes_on, outlook
-from sagewai_ops.snapshots.backup import take_snapshot
-from sagewai_ops.snapshots.report import BackupOptions, BackupReport
 from sagewai_ops.swap import swap
 
 

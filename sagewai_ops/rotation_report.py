@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sagewai_ops.backup.report import BackupReport
 from sagewai_ops.errors import shell_word
 from sagewai_ops.home.paths import Home
 from sagewai_ops.keys.candidates import (
@@ -14,7 +15,6 @@ from sagewai_ops.keys.candidates import (
     find_candidates,
 )
 from sagewai_ops.keys.trial_decryption import Unopened
-from sagewai_ops.snapshots.report import BackupReport
 from sagewai_ops.swap.swap import kept_before
 
 

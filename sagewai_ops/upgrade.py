@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sagewai_ops.backup.create import take_snapshot
+from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.database.url import PostgresUrl, SqliteUrl
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
 from sagewai_ops.fs import locks
@@ -20,8 +22,6 @@ from sagewai_ops.progress import Progress
 from sagewai_ops.schema import migrate_postgres, rehearse_postgres, revision_graph, upgrade_sqlite
 from sagewai_ops.schema.as_json import of_moved, of_upgraded
 from sagewai_ops.schema.sqlite_revision import HEAD
-from sagewai_ops.snapshots.backup import take_snapshot
-from sagewai_ops.snapshots.report import BackupOptions, BackupReport
 from sagewai_ops.swap import swap
 
 

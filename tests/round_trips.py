@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sagewai_ops.archive.age import Lock
+from sagewai_ops.backup.create import take_snapshot
+from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.home.paths import DATABASE, Kind, kind_of, locate
 from sagewai_ops.permissions.modes import file_mode, folder_mode
-from sagewai_ops.snapshots.backup import take_snapshot
 from sagewai_ops.snapshots.plan import RestoreOptions
-from sagewai_ops.snapshots.report import BackupOptions
 from sagewai_ops.snapshots.restore import RestoreReport, restore
 from small_homes import everything_of, rows_of
 

@@ -25,6 +25,8 @@ from opened_values import CLOSED, opened
 from sagewai_ops import rotate as rotating
 from sagewai_ops.archive.age import Lock, Unlock, temporary_identity
 from sagewai_ops.archive.reader import open_archive
+from sagewai_ops.backup import create
+from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.errors import (
     DifferenceError,
     KeyMissingError,
@@ -38,8 +40,6 @@ from sagewai_ops.keys import gates, rotation, rotation_journal
 from sagewai_ops.keys.candidates import fingerprint
 from sagewai_ops.rotate import Options, rotate
 from sagewai_ops.rotation_report import Rotation
-from sagewai_ops.snapshots import backup
-from sagewai_ops.snapshots.report import BackupOptions
 from small_homes import everything_of, small
 from unprivileged import NOBODY, reachable_folder, unprivileged
 
@@ -557,7 +557,7 @@ def test_a_restore_in_between_is_noticed(
     built: BuiltHome, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The key changed between the snapshot and the rotation: the snapshot would not have it."""
-    taking = backup.take_snapshot
+    taking = create.take_snapshot
 
     def take(*arguments: object, **options: object) -> object:
         report = taking(*arguments, **options)  # type: ignore[arg-type]

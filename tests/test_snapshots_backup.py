@@ -20,6 +20,10 @@ from sagewai_ops.archive import writer as archive_writer
 from sagewai_ops.archive.age import Lock, Unlock, temporary_identity
 from sagewai_ops.archive.manifest import EntryType, Manifest
 from sagewai_ops.archive.reader import ArchiveReader, open_archive
+from sagewai_ops.backup import create
+from sagewai_ops.backup.create import take_snapshot
+from sagewai_ops.backup.report import BackupOptions, BackupReport
+from sagewai_ops.backup.scanner import Reason
 from sagewai_ops.errors import (
     DamagedError,
     KeyMissingError,
@@ -29,10 +33,7 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import locate
-from sagewai_ops.snapshots import backup, catalog
-from sagewai_ops.snapshots.backup import take_snapshot
-from sagewai_ops.snapshots.collect import Reason
-from sagewai_ops.snapshots.report import BackupOptions, BackupReport
+from sagewai_ops.snapshots import catalog
 from small_homes import everything_of, rows_of, small
 from unprivileged import NOBODY, reachable_folder, unprivileged
 
@@ -683,7 +684,7 @@ def test_an_archive_that_does_not_read_back_never_gets_its_name(
             file.write(bytes([byte[0] ^ 1]))
         return open_archive(path, unlock)
 
-    monkeypatch.setattr(backup, "open_archive", flipping)
+    monkeypatch.setattr(create, "open_archive", flipping)
 
     with pytest.raises(DamagedError):
         _take(built.root)
@@ -735,7 +736,7 @@ def test_the_sequence_counts_up_although_the_clock_goes_back(
         def now(cls, tz: object = None) -> "Earlier":  # noqa: ARG003 - datetime's own
             return cls(2001, 1, 1, tzinfo=timezone.utc)
 
-    monkeypatch.setattr("sagewai_ops.snapshots.taking.datetime", Earlier)
+    monkeypatch.setattr("sagewai_ops.backup.run.datetime", Earlier)
     second = _take(built.root)
 
     assert (first.sequence, second.sequence) == (1, 2)

@@ -15,9 +15,9 @@ import pytest
 from home_builder import BuiltHome, build_home
 from memory_folder import memory_folder
 from round_trips import assert_same_home, bring_back
+from sagewai_ops.backup.mirror import keep_tree
+from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.home.paths import DATABASE, locate
-from sagewai_ops.snapshots.directory import keep_tree
-from sagewai_ops.snapshots.report import BackupOptions
 
 DATABASE_BYTES = 24_000_000
 # The tables that grow with use, and the text in them that the home's builder made long.

@@ -20,6 +20,9 @@ from round_trips import assert_same_home, bring_back
 from sagewai_ops.archive.age import Lock
 from sagewai_ops.archive.directory_reader import SUM_NAME
 from sagewai_ops.archive.reader import open_archive
+from sagewai_ops.backup import mirror
+from sagewai_ops.backup.mirror import keep_tree, tree_in
+from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.errors import (
     DamagedError,
     LockedError,
@@ -30,9 +33,6 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import DATABASE, locate
-from sagewai_ops.snapshots import directory
-from sagewai_ops.snapshots.directory import keep_tree, tree_in
-from sagewai_ops.snapshots.report import BackupOptions, BackupReport
 from small_homes import everything_of, small
 from step_counter import counting, failing, killed_at, until_done
 
@@ -258,11 +258,11 @@ def test_a_file_that_keeps_changing_is_carried_as_last_read(
     built: BuiltHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And named."""
-    from sagewai_ops.snapshots import tree_writer
+    from sagewai_ops.backup import mirror_writer
 
     (built.root / "data/log").write_bytes(b"line\n" * 100_000)
     monkeypatch.setattr(
-        tree_writer,
+        mirror_writer,
         "is_unchanged",
         lambda stream, _before: os.fstat(stream.fileno()).st_size != 500_000,
     )
@@ -514,10 +514,10 @@ def test_the_folder_between_two_renames_is_put_back(
     """Where two folders cannot be exchanged, a run may die while there is no tree."""
     first = kept(built.root)
     tree = tree_of(built.root)
-    tree.rename(tree.with_name(directory._ASIDE))
+    tree.rename(tree.with_name(mirror._ASIDE))
     (built.root / NOTE).write_bytes(b"second")
 
-    monkeypatch.setattr(directory, "_prove", _stop)
+    monkeypatch.setattr(mirror, "_prove", _stop)
     with pytest.raises(DamagedError, match="stop here"):
         kept(built.root)
 

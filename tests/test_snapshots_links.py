@@ -5,10 +5,10 @@ from pathlib import Path
 
 import archives
 from home_builder import build_home
+from sagewai_ops.backup.create import take_snapshot
+from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.home.paths import locate
-from sagewai_ops.snapshots.backup import take_snapshot
 from sagewai_ops.snapshots.plan import RestoreOptions
-from sagewai_ops.snapshots.report import BackupOptions
 from sagewai_ops.snapshots.restore import restore
 
 

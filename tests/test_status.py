@@ -8,10 +8,10 @@ import pytest
 
 import home_writer
 import real_homes
+from sagewai_ops.backup.create import take_snapshot
+from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.errors import NotFoundError
 from sagewai_ops.home.paths import locate
-from sagewai_ops.snapshots.backup import take_snapshot
-from sagewai_ops.snapshots.report import BackupOptions
 from sagewai_ops.status import Status, look
 from small_homes import everything_of, small
 

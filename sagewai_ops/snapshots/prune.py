@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+from sagewai_ops.backup.run import home_ids
 from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import Home
 from sagewai_ops.snapshots import trash
 from sagewai_ops.snapshots.catalog import Snapshot, snapshots_in
 from sagewai_ops.snapshots.retention import Owner, Plan, Policy, foreign, plan_retention, whose
-from sagewai_ops.snapshots.taking import home_ids
 
 _CLOCK_DRIFT = timedelta(hours=1)  # machines that share a folder differ by less
 

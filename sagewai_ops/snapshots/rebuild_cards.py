@@ -16,12 +16,12 @@ from typing import Any
 from sagewai_ops.archive.age import Unlock
 from sagewai_ops.archive.manifest import EntryType
 from sagewai_ops.archive.reader import ArchiveReader, open_archive
+from sagewai_ops.backup.scanner import Reason
 from sagewai_ops.errors import DamagedError, KeyMissingError, NotFoundError, SchemaAheadError
 from sagewai_ops.fs import locks
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.catalog import Snapshot
-from sagewai_ops.snapshots.collect import Reason
 
 _BLOCK_BYTES = 1024 * 1024
 _CARDS_OWN = ("drill", "proved_restorable_at", "tags")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from sagewai_ops.archive.age import Lock
 from sagewai_ops.archive.zstd_frames import DEFAULT_LEVEL
+from sagewai_ops.backup.scanner import LeftOut
 from sagewai_ops.keys.trial_decryption import SealedReport
-from sagewai_ops.snapshots.collect import LeftOut
 from sagewai_ops.snapshots.database_check import DatabaseProof
 
 CUSTODIES = ("exclude", "sealed")

@@ -14,6 +14,9 @@ from typing import BinaryIO
 
 from sagewai_ops.archive.age import Lock, Unlock, check_recipients, temporary_identity
 from sagewai_ops.archive.reader import open_archive
+from sagewai_ops.backup.report import CUSTODIES, BackupOptions, BackupReport
+from sagewai_ops.backup.run import Taking
+from sagewai_ops.backup.scanner import Collection
 from sagewai_ops.errors import InterruptedRunError, NoSpaceError, UsageError, shell_word
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.fs.tempdirs import locked_folder
@@ -21,9 +24,6 @@ from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import catalog
-from sagewai_ops.snapshots.collect import Collection
-from sagewai_ops.snapshots.report import CUSTODIES, BackupOptions, BackupReport
-from sagewai_ops.snapshots.taking import Taking
 from sagewai_ops.swap import swap
 
 # Below this share of the content no archive of a home was ever seen; refusing earlier than that

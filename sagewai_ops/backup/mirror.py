@@ -18,6 +18,10 @@ from pathlib import Path
 
 from sagewai_ops.archive.directory_reader import TreeReader, open_tree, read_header
 from sagewai_ops.archive.manifest import Entry, EntryType, Header
+from sagewai_ops.backup.create import check_folder, check_options, check_space, staging_in
+from sagewai_ops.backup.mirror_writer import TreeWriter
+from sagewai_ops.backup.report import BackupOptions, BackupReport
+from sagewai_ops.backup.run import Taking
 from sagewai_ops.errors import DamagedError, NotFoundError, TargetBusyError, UsageError, shell_word
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.fs.tempdirs import locked_folder
@@ -25,13 +29,9 @@ from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.signals import too_late, uninterrupted
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import catalog
-from sagewai_ops.snapshots.backup import check_folder, check_options, check_space, staging_in
 from sagewai_ops.snapshots.catalog import TREE
 from sagewai_ops.snapshots.prune import owner_of
-from sagewai_ops.snapshots.report import BackupOptions, BackupReport
 from sagewai_ops.snapshots.retention import Owner, whose
-from sagewai_ops.snapshots.taking import Taking
-from sagewai_ops.snapshots.tree_writer import TreeWriter
 from sagewai_ops.swap import swap
 
 _ASIDE = ".sagewai-ops-tree-before"  # the old tree, for the moment between two renames
