@@ -109,9 +109,9 @@ def restore(
     from sagewai_ops.backup.run import home_ids
     from sagewai_ops.credentials import unlock_of
     from sagewai_ops.home.paths import locate
+    from sagewai_ops.restore import restore as restoring
+    from sagewai_ops.restore.plan import RestoreOptions, plan_restore
     from sagewai_ops.snapshots import catalog
-    from sagewai_ops.snapshots import restore as restoring
-    from sagewai_ops.snapshots.plan import RestoreOptions, plan_restore
 
     home = run.home()
     environment = dict(run.settings.environment)
@@ -167,7 +167,7 @@ def _step_back(
     run: Run, to: Path | None, *, undo: bool, dry_run: bool, wait_seconds: float
 ) -> Outcome:
     from sagewai_ops.home.paths import locate
-    from sagewai_ops.snapshots import undo as undoing
+    from sagewai_ops.restore import undo as undoing
 
     target = locate(to, run.settings.environment) if to else run.home()
     if undo:

@@ -239,7 +239,7 @@ def extract(
     Exit codes: 0 taken out, 10 no such snapshot or path, 12 no key opens it, 13 no space,
     15 the folder is not empty, 16 it is damaged, 18 its format is newer.
     """
-    from sagewai_ops.snapshots.taking_out import take_out
+    from sagewai_ops.restore.extract_files import take_out
 
     path, unlock = _archive(run, snapshot, snapshots, identity, passphrase_file)
     with run.terminal.progress() as progress:

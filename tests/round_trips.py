@@ -15,8 +15,8 @@ from sagewai_ops.backup.create import take_snapshot
 from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.home.paths import DATABASE, Kind, kind_of, locate
 from sagewai_ops.permissions.modes import file_mode, folder_mode
-from sagewai_ops.snapshots.plan import RestoreOptions
-from sagewai_ops.snapshots.restore import RestoreReport, restore
+from sagewai_ops.restore.plan import RestoreOptions
+from sagewai_ops.restore.restore import RestoreReport, restore
 from small_homes import everything_of, rows_of
 
 _NOT_CARRIED = (Kind.SIDECAR, Kind.LOCK, Kind.LEFTOVER, Kind.OWN)

@@ -205,7 +205,7 @@ def test_a_signal_removes_the_scratch_folder(
 ) -> None:
     """While it restores, and while it already cleans up; the card stays as it was."""
     card = catalog.read_card(archive)
-    for place in ("sagewai_ops.snapshots.restore.open_gate", "sagewai_ops.snapshots.drill.inspect"):
+    for place in ("sagewai_ops.restore.restore.open_gate", "sagewai_ops.snapshots.drill.inspect"):
         with monkeypatch.context() as patch:
             patch.setattr(place, lambda *_a, **_o: os.kill(os.getpid(), number))
 

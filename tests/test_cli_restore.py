@@ -19,8 +19,8 @@ from program import Answer, call, run, taken
 from round_trips import assert_same_home, leftovers_beside
 from sagewai_ops.archive.manifest import Header, encode_header
 from sagewai_ops.fs import atomic, locks
-from sagewai_ops.snapshots import extract as extracting
-from sagewai_ops.snapshots import restore as restoring
+from sagewai_ops.restore import extractor as extracting
+from sagewai_ops.restore import restore as restoring
 from sagewai_ops.swap import journal as swap_journal
 from sagewai_ops.swap import staging
 from small_homes import everything_of, small

@@ -20,9 +20,9 @@ from sagewai_ops.archive.manifest import Entry, EntryType
 from sagewai_ops.errors import LockedError, NoSpaceError, OpsError
 from sagewai_ops.fs import atomic
 from sagewai_ops.home.paths import OWN_PREFIX, locate
-from sagewai_ops.snapshots.plan import RestoreOptions
-from sagewai_ops.snapshots.restore import restore
-from sagewai_ops.snapshots.undo import recover_restore, undo_restore
+from sagewai_ops.restore.plan import RestoreOptions
+from sagewai_ops.restore.restore import restore
+from sagewai_ops.restore.undo import recover_restore, undo_restore
 from sagewai_ops.swap import swap
 from small_homes import everything_of
 from step_counter import counting, failing, killed_at, until_done

@@ -9,9 +9,9 @@ from home_builder import build_home
 from sagewai_ops.backup.create import take_snapshot
 from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.home.paths import locate
-from sagewai_ops.snapshots.amend import organisation_id
-from sagewai_ops.snapshots.plan import RestoreOptions
-from sagewai_ops.snapshots.restore import RestoreReport, restore
+from sagewai_ops.restore.amend import organisation_id
+from sagewai_ops.restore.plan import RestoreOptions
+from sagewai_ops.restore.restore import RestoreReport, restore
 
 
 def restored(tmp_path: Path, options: RestoreOptions) -> tuple[RestoreReport, Path]:

@@ -11,7 +11,7 @@ from archives import FOLDER, LINK, MOMENT_NS, STATE, forge, write
 from sagewai_ops.archive.manifest import Entry, EntryType
 from sagewai_ops.archive.reader import open_archive
 from sagewai_ops.errors import DamagedError
-from sagewai_ops.snapshots.extract import Extracted, extract
+from sagewai_ops.restore.extractor import Extracted, extract
 
 MEMBERS = [(FOLDER, b""), (STATE, b"{}"), (LINK, b"")]
 

@@ -8,8 +8,8 @@ from home_builder import build_home
 from sagewai_ops.backup.create import take_snapshot
 from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.home.paths import locate
-from sagewai_ops.snapshots.plan import RestoreOptions
-from sagewai_ops.snapshots.restore import restore
+from sagewai_ops.restore.plan import RestoreOptions
+from sagewai_ops.restore.restore import restore
 
 
 def test_an_absolute_link_into_the_home_leads_into_the_restored_one(tmp_path: Path) -> None:

@@ -42,10 +42,10 @@ from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import locate
 from sagewai_ops.keys.candidates import fingerprint
 from sagewai_ops.permissions.scan import inspect
-from sagewai_ops.snapshots import restore as restoring
-from sagewai_ops.snapshots.access import count_access
-from sagewai_ops.snapshots.plan import RestoreOptions, plan_restore
-from sagewai_ops.snapshots.undo import undo_restore
+from sagewai_ops.restore import restore as restoring
+from sagewai_ops.restore.access import count_access
+from sagewai_ops.restore.plan import RestoreOptions, plan_restore
+from sagewai_ops.restore.undo import undo_restore
 from small_homes import everything_of, small
 from unprivileged import NOBODY, reachable_folder, unprivileged
 

@@ -13,7 +13,7 @@ from round_trips import bring_back, leftovers_beside, snapshot_of
 from sagewai_ops.errors import LockedError, NotFoundError, TargetBusyError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import locate
-from sagewai_ops.snapshots.undo import recover_restore, undo_restore
+from sagewai_ops.restore.undo import recover_restore, undo_restore
 from sagewai_ops.swap import swap
 from small_homes import everything_of, small
 from step_counter import killed_at

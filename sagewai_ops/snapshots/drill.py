@@ -42,11 +42,11 @@ from sagewai_ops.permissions.rules import Severity
 from sagewai_ops.permissions.scan import inspect
 from sagewai_ops.process.signals import only_a_part
 from sagewai_ops.progress import Progress
+from sagewai_ops.restore.plan import RestoreOptions
+from sagewai_ops.restore.restore import RestoreReport, restore
 from sagewai_ops.schema.upgrade_sqlite import Upgraded, upgrade_database
 from sagewai_ops.snapshots import catalog
-from sagewai_ops.snapshots.plan import RestoreOptions
 from sagewai_ops.snapshots.rebuild_cards import facts_of
-from sagewai_ops.snapshots.restore import RestoreReport, restore
 from sagewai_ops.snapshots.scratch import scratch_in
 
 PROVED, UNPROVED, FAILED = "proved", "unproved", "failed"

@@ -22,9 +22,9 @@ import atheris
 _HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(_HERE.parent), str(_HERE.parent.parent / "fixtures")]
 
-with atheris.instrument_imports(include=["sagewai_ops.archive", "sagewai_ops.snapshots.extract"]):
+with atheris.instrument_imports(include=["sagewai_ops.archive", "sagewai_ops.restore.extractor"]):
     from sagewai_ops.archive.reader import open_archive
-    from sagewai_ops.snapshots.extract import extract
+    from sagewai_ops.restore.extractor import extract
 
 import archives  # noqa: E402 - the path first
 from memory_folder import in_memory  # noqa: E402

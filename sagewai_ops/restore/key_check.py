@@ -17,8 +17,8 @@ from sagewai_ops.fs import atomic
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home
 from sagewai_ops.keys.candidates import KEY_FILE, Candidate, find_candidates, given
 from sagewai_ops.keys.trial_decryption import SealedReport, Unopened, examine_keys
+from sagewai_ops.restore.plan import RestoreOptions, brings_secrets, mapping
 from sagewai_ops.snapshots.member_paths import EXTERNAL_KEY
-from sagewai_ops.snapshots.plan import RestoreOptions, brings_secrets, mapping
 
 
 @dataclass(frozen=True, slots=True)

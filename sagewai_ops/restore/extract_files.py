@@ -9,7 +9,7 @@ from sagewai_ops.archive.reader import open_archive
 from sagewai_ops.errors import NotFoundError, TargetBusyError, shell_word
 from sagewai_ops.fs import atomic
 from sagewai_ops.progress import Progress
-from sagewai_ops.snapshots.extract import Extracted, extract
+from sagewai_ops.restore.extractor import Extracted, extract
 from sagewai_ops.snapshots.member_paths import Places
 from sagewai_ops.swap.swap import can_swap_whole, staged, swap, sweep
 

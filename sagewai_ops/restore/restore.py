@@ -23,13 +23,11 @@ from sagewai_ops.keys.candidates import Candidate, replaced
 from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.permissions.modes import folder_mode
 from sagewai_ops.progress import Progress
-from sagewai_ops.snapshots.access import Access, count_access
-from sagewai_ops.snapshots.amend import rebind_fleet, revoke_access
-from sagewai_ops.snapshots.database_check import DatabaseProof, prove_database
-from sagewai_ops.snapshots.extract import Extracted, extract
-from sagewai_ops.snapshots.key_gate import Opening, install_keys, keys_left, open_gate
-from sagewai_ops.snapshots.member_paths import Places
-from sagewai_ops.snapshots.plan import (
+from sagewai_ops.restore.access import Access, count_access
+from sagewai_ops.restore.amend import rebind_fleet, revoke_access
+from sagewai_ops.restore.extractor import Extracted, extract
+from sagewai_ops.restore.key_check import Opening, install_keys, keys_left, open_gate
+from sagewai_ops.restore.plan import (
     RestoreOptions,
     RestorePlan,
     mapping,
@@ -38,6 +36,8 @@ from sagewai_ops.snapshots.plan import (
     plan_with,
     wanted_place,
 )
+from sagewai_ops.snapshots.database_check import DatabaseProof, prove_database
+from sagewai_ops.snapshots.member_paths import Places
 from sagewai_ops.swap import swap
 from sagewai_ops.swap.gates import refuse_holders
 

@@ -1,0 +1,1 @@
+"""Restore a home, or parts of one, from a snapshot."""
