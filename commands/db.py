@@ -111,7 +111,7 @@ def upgrade(
     from sagewai_ops.backup.report import BackupOptions
     from sagewai_ops.credentials import lock_of
     from sagewai_ops.database.url import resolve
-    from sagewai_ops.upgrade import Options, change_schema
+    from sagewai_ops.operations.change_schema import Options, change_schema
 
     home = run.home()
     backup = BackupOptions(
@@ -152,8 +152,8 @@ def downgrade(
 ) -> Outcome:
     """Parse, ask, take back, render."""
     from sagewai_ops.database.url import SqliteUrl, resolve
+    from sagewai_ops.operations.change_schema import Options, change_schema, check_sqlite
     from sagewai_ops.schema.revision_graph import find
-    from sagewai_ops.upgrade import Options, change_schema, check_sqlite
 
     home = run.home()
     database = resolve(run.settings.environment, home.database)
@@ -251,7 +251,7 @@ def _one(target: str | None, revision: str | None) -> str | None:
 
 def _on_paper(database: Any, options: Any) -> Outcome:
     """Spell what would be run; the statements are the result."""
-    from sagewai_ops.upgrade import spell_sql
+    from sagewai_ops.operations.change_schema import spell_sql
 
     script = spell_sql(database, options)
     result = {"database": database.shown, "sql": script}

@@ -72,8 +72,8 @@ def drill(
     """Parse, drill, render."""
     from sagewai_ops.backup.run import home_ids
     from sagewai_ops.credentials import unlock_of
+    from sagewai_ops.operations import drill as drilling
     from sagewai_ops.snapshots import catalog
-    from sagewai_ops.snapshots import drill as drilling
 
     home = run.home()
     archive = catalog.choose(run.snapshots(home, snapshots), snapshot, home_ids(home))
@@ -100,8 +100,8 @@ def drill(
 
 def as_result(report: Any) -> dict[str, Any]:
     """Give the JSON of a drill; docs/json/drill.json."""
+    from sagewai_ops.operations.drill import PROVED
     from sagewai_ops.schema.as_json import of_upgraded
-    from sagewai_ops.snapshots.drill import PROVED
 
     restored, inspection = report.restored, report.inspection
     at = f"{report.at:%Y-%m-%dT%H:%M:%SZ}"

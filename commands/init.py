@@ -35,7 +35,7 @@ def init(
     wait: HomeWaitOption = 0.0,
 ) -> Outcome:
     """Parse, make, render."""
-    from sagewai_ops.init import init_home
+    from sagewai_ops.operations.init import init_home
 
     report = init_home(run.home(), run.settings.environment, with_key=not no_key, wait_seconds=wait)
     result = {

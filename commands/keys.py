@@ -55,8 +55,8 @@ def show_fingerprint(
     """
     from sagewai_ops.errors import KeyMissingError
     from sagewai_ops.home.paths import require
-    from sagewai_ops.keycheck import all_candidates
     from sagewai_ops.keys.candidates import accepted
+    from sagewai_ops.operations.check_keys import all_candidates
 
     home = run.home()
     require(home)
@@ -91,7 +91,7 @@ def check(run: Run, *, key_file: KeyFileOption = None) -> Outcome:
     values and no key opens any, 14 the database may not be read, 16 the database is damaged.
     """
     from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, KeyMissingError
-    from sagewai_ops.keycheck import check_keys
+    from sagewai_ops.operations.check_keys import check_keys
 
     home = run.home()
     with run.terminal.progress() as progress:
@@ -180,10 +180,10 @@ def escrow(
     from sagewai_ops.credentials import lock_of
     from sagewai_ops.errors import KeyMissingError, UsageError
     from sagewai_ops.home.paths import require
-    from sagewai_ops.keycheck import all_candidates
     from sagewai_ops.keys.candidates import accepted, resolved
     from sagewai_ops.keys.escrow import check_place, seal_key, write_key, write_sheet
     from sagewai_ops.keys.rotation_journal import require_settled
+    from sagewai_ops.operations.check_keys import all_candidates
 
     if to is None and sheet is None:
         raise UsageError("keys escrow: nothing to write", hint="name --to FILE, --sheet FILE, both")

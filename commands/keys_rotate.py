@@ -77,9 +77,9 @@ def rotate(
     wait: WriterWaitOption = 5.0,
 ) -> Outcome:
     """Parse, seal anew, render."""
-    from sagewai_ops import rotate as rotating
     from sagewai_ops.backup.report import BackupOptions
     from sagewai_ops.credentials import lock_of
+    from sagewai_ops.operations import rotate_keys as rotating
 
     home = run.home()
     environment = run.settings.environment

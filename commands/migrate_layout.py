@@ -53,9 +53,9 @@ def migrate_layout(
     wait: HomeWaitOption = 0.0,
 ) -> Outcome:
     """Parse, move, render."""
-    from sagewai_ops import relayout
+    from sagewai_ops.operations import migrate_layout as operations_migrate_layout
 
-    report = relayout.migrate_layout(
+    report = operations_migrate_layout.migrate_layout(
         run.home(), run.settings.environment, dry_run=dry_run, wait_seconds=wait
     )
     result = as_result(report) | {"dry_run": dry_run}

@@ -79,7 +79,7 @@ def preflight(
     from sagewai_ops.archive.age import Unlock
     from sagewai_ops.backup.report import BackupOptions
     from sagewai_ops.credentials import lock_of, unlock_of
-    from sagewai_ops.preflight import PreflightOptions, run_preflight
+    from sagewai_ops.operations.preflight import PreflightOptions, run_preflight
 
     home = run.home()
     lock = lock_of(run.terminal, recipient or [], recipients_file, passphrase_file)

@@ -32,7 +32,7 @@ def status(
     snapshots: SnapshotsOption = None,
 ) -> Outcome:
     """Parse, look, render."""
-    from sagewai_ops.status import look
+    from sagewai_ops.operations.status import look
 
     home = run.home()
     found = look(home, run.snapshots(home, snapshots), run.settings.environment)

@@ -205,7 +205,7 @@ def test_a_signal_removes_the_scratch_folder(
 ) -> None:
     """While it restores, and while it already cleans up; the card stays as it was."""
     card = catalog.read_card(archive)
-    for place in ("sagewai_ops.restore.restore.open_gate", "sagewai_ops.snapshots.drill.inspect"):
+    for place in ("sagewai_ops.restore.restore.open_gate", "sagewai_ops.operations.drill.inspect"):
         with monkeypatch.context() as patch:
             patch.setattr(place, lambda *_a, **_o: os.kill(os.getpid(), number))
 
@@ -242,7 +242,7 @@ def test_what_a_kill_left_is_swept_by_the_next_run(
     """The lock dies with the process."""
     with monkeypatch.context() as patch:
         patch.setattr(
-            "sagewai_ops.snapshots.drill.inspect",
+            "sagewai_ops.operations.drill.inspect",
             lambda *_arguments: os.kill(os.getpid(), signal.SIGKILL),
         )
         assert killed(lambda: call("--home", home.root, "drill"))
@@ -260,7 +260,7 @@ def test_two_drills_at_a_time_leave_each_other_alone(
 ) -> None:
     """Neither takes the other's folder for a dead one's."""
     answers: list[Answer] = []
-    place = "sagewai_ops.snapshots.drill.inspect"
+    place = "sagewai_ops.operations.drill.inspect"
 
     def drill_too(*arguments: Any, **options: Any) -> Any:
         monkeypatch.setattr(place, inspect)

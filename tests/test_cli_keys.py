@@ -17,10 +17,10 @@ from home_builder import BuiltHome
 from program import Answer, call, run
 from sagewai_ops.database.sqlite.read_transaction import NeedsStagingError
 from sagewai_ops.home.paths import locate
-from sagewai_ops.keycheck import check_keys
 from sagewai_ops.keys import inventory
 from sagewai_ops.keys.candidates import fingerprint
 from sagewai_ops.keys.escrow import ciphertext_of
+from sagewai_ops.operations.check_keys import check_keys
 from small_homes import everything_of, recode, small
 
 OTHER = b"b3RoZXIgbWFzdGVyIGtleSBvdGhlciBtYXN0ZXIga2U="

@@ -20,7 +20,7 @@ from pseudo_terminal import watched
 from sagewai_ops.home.paths import locate
 from sagewai_ops.keys import gates, rotation_journal
 from sagewai_ops.keys.candidates import fingerprint
-from sagewai_ops.rotate import Options, rotate
+from sagewai_ops.operations.rotate_keys import Options, rotate
 from small_homes import everything_of, small
 from step_counter import killed
 from unprivileged import reachable_folder, unprivileged

@@ -11,11 +11,11 @@ import program
 from home_builder import build_home
 from other_process import running
 from private_home import KEY, tree_of
-from sagewai_ops import relayout
 from sagewai_ops.errors import LockedError
 from sagewai_ops.home.paths import LEGACY_PLACES, locate
 from sagewai_ops.layout.journal import JOURNAL
-from sagewai_ops.relayout import migrate_layout
+from sagewai_ops.operations import migrate_layout as operations_migrate_layout
+from sagewai_ops.operations.migrate_layout import migrate_layout
 from sagewai_ops.swap import swap
 from step_counter import killed_at
 
@@ -151,7 +151,7 @@ def test_interrupted_restore_comes_first(
     def refuse(target: Path) -> None:
         raise LockedError(f"home {target}: a restore was interrupted before it ended")
 
-    monkeypatch.setattr(relayout, "require_settled", refuse)
+    monkeypatch.setattr(operations_migrate_layout, "require_settled", refuse)
     monkeypatch.setattr(swap, "require_settled", refuse)
     before = tree_of(home)
 

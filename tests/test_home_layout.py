@@ -31,7 +31,7 @@ from sagewai_ops.home.fleet import fleet_organisation
 from sagewai_ops.home.paths import LEGACY_PLACES, locate
 from sagewai_ops.layout.journal import JOURNAL, recover
 from sagewai_ops.layout.plan import Action
-from sagewai_ops.relayout import LayoutReport, migrate_layout
+from sagewai_ops.operations.migrate_layout import LayoutReport, migrate_layout
 from step_counter import counting, failing, killed_at, until_done
 from unprivileged import reachable_folder, unprivileged
 

@@ -13,7 +13,7 @@ import real_homes
 from sagewai_ops.errors import LockedError, UsageError
 from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import locate
-from sagewai_ops.init import InitReport, init_home
+from sagewai_ops.operations.init import InitReport, init_home
 from sagewai_ops.schema.sqlite_revision import read_level
 from small_homes import everything_of, small
 

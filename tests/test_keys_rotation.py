@@ -22,7 +22,6 @@ from home_builder import BuiltHome, sealing
 from home_builder.recipe import Layout
 from memory_folder import memory_folder
 from opened_values import CLOSED, opened
-from sagewai_ops import rotate as rotating
 from sagewai_ops.archive.age import Lock, Unlock, temporary_identity
 from sagewai_ops.archive.reader import open_archive
 from sagewai_ops.backup import create
@@ -35,11 +34,12 @@ from sagewai_ops.errors import (
     UsageError,
 )
 from sagewai_ops.home.paths import Home, locate
-from sagewai_ops.keycheck import check_keys
 from sagewai_ops.keys import gates, rotation, rotation_journal
 from sagewai_ops.keys.candidates import fingerprint
-from sagewai_ops.rotate import Options, rotate
-from sagewai_ops.rotation_report import Rotation
+from sagewai_ops.operations import rotate_keys as rotating
+from sagewai_ops.operations.check_keys import check_keys
+from sagewai_ops.operations.rotate_keys import Options, rotate
+from sagewai_ops.operations.rotation_report import Rotation
 from small_homes import everything_of, small
 from unprivileged import NOBODY, reachable_folder, unprivileged
 

@@ -19,7 +19,7 @@ from opened_values import CLOSED, opened
 from sagewai_ops.errors import NoSpaceError, OpsError
 from sagewai_ops.home.paths import OWN_PREFIX, locate
 from sagewai_ops.keys import gates, rotation_journal
-from sagewai_ops.rotate import Options, recover, rotate
+from sagewai_ops.operations.rotate_keys import Options, recover, rotate
 from small_homes import everything_of, small
 from step_counter import failing, killed, killed_at, until_done
 

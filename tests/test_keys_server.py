@@ -24,7 +24,7 @@ from sagewai_ops.home.paths import locate
 from sagewai_ops.keys import postgres as keys_postgres
 from sagewai_ops.keys import rotation, rotation_journal
 from sagewai_ops.keys.candidates import fingerprint
-from sagewai_ops.rotate import Options, rotate
+from sagewai_ops.operations.rotate_keys import Options, rotate
 from small_homes import small
 from step_counter import killed
 from targets import at_head, exported

@@ -22,14 +22,14 @@ from json_schemas import problems
 from memory_folder import memory_folder
 from postgres_server import Server
 from program import Answer, call
-from sagewai_ops import preflight_checks
 from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import locate
 from sagewai_ops.layout import journal
+from sagewai_ops.operations import preflight_checks
+from sagewai_ops.operations.preflight import Preflight
+from sagewai_ops.operations.preflight_checks import Check, Verdict
 from sagewai_ops.permissions import scan
 from sagewai_ops.permissions.entry_kinds import Part
-from sagewai_ops.preflight import Preflight
-from sagewai_ops.preflight_checks import Check, Verdict
 from sagewai_ops.swap import swap
 from small_homes import everything_of
 
@@ -558,7 +558,8 @@ def test_a_signal_ends_it_and_leaves_no_partials(
 ) -> None:
     """It is no line of the table; a snapshot that was taken whole stays."""
     monkeypatch.setattr(
-        f"sagewai_ops.preflight.{place}", lambda *_a, **_o: os.kill(os.getpid(), signal.SIGTERM)
+        f"sagewai_ops.operations.preflight.{place}",
+        lambda *_a, **_o: os.kill(os.getpid(), signal.SIGTERM),
     )
     words = ["--no-snapshot", "--scratch", tmp_path] if place == "rehearse_upgrade" else []
 

@@ -34,11 +34,11 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import locate
+from sagewai_ops.operations import drill as drilling
+from sagewai_ops.operations.drill import DrillOptions, DrillReport, drill
 from sagewai_ops.restore.restore import restore
 from sagewai_ops.schema.upgrade_sqlite import upgrade_database
 from sagewai_ops.snapshots import catalog
-from sagewai_ops.snapshots import drill as drilling
-from sagewai_ops.snapshots.drill import DrillOptions, DrillReport, drill
 from small_homes import everything_of, small
 from step_counter import counting, failing, killed_at, until_done
 from unprivileged import reachable_folder, unprivileged

@@ -12,7 +12,7 @@ from sagewai_ops.backup.create import take_snapshot
 from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.errors import NotFoundError
 from sagewai_ops.home.paths import locate
-from sagewai_ops.status import Status, look
+from sagewai_ops.operations.status import Status, look
 from small_homes import everything_of, small
 
 

@@ -97,7 +97,7 @@ def test_variables_keep_what_they_keep_for_sagewai(
 ) -> None:
     """A document that a variable names stays, in both."""
     from sagewai_ops.home.paths import locate
-    from sagewai_ops.relayout import migrate_layout
+    from sagewai_ops.operations.migrate_layout import migrate_layout
 
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     flat(ours)

@@ -25,7 +25,6 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home, require
-from sagewai_ops.keycheck import all_candidates
 from sagewai_ops.keys import rotation, rotation_journal
 from sagewai_ops.keys.candidates import (
     ENVIRONMENT,
@@ -49,8 +48,9 @@ from sagewai_ops.keys.locations import SealedValue
 from sagewai_ops.keys.reencrypt import Resealed, reseal
 from sagewai_ops.keys.rotation_journal import NEW_KEY, Journal
 from sagewai_ops.keys.trial_decryption import NOT_A_KEY, SealedReport, Unopened, open_all
+from sagewai_ops.operations.check_keys import all_candidates
+from sagewai_ops.operations.rotation_report import Recovery, Rotation, notes_on, outlook
 from sagewai_ops.progress import Progress
-from sagewai_ops.rotation_report import Recovery, Rotation, notes_on, outlook
 from sagewai_ops.swap import swap
 
 

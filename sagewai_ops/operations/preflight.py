@@ -28,7 +28,8 @@ from sagewai_ops.errors import (
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.fs.atomic import refused
 from sagewai_ops.home.paths import Home, require
-from sagewai_ops.preflight_checks import (
+from sagewai_ops.operations.drill import PROVED, DrillOptions, DrillReport, drill
+from sagewai_ops.operations.preflight_checks import (
     Check,
     Verdict,
     check_all_keys,
@@ -44,7 +45,6 @@ from sagewai_ops.progress import Progress
 from sagewai_ops.schema import rehearse_postgres
 from sagewai_ops.schema.upgrade_sqlite import Upgraded, rehearse_upgrade
 from sagewai_ops.snapshots import catalog
-from sagewai_ops.snapshots.drill import PROVED, DrillOptions, DrillReport, drill
 from sagewai_ops.snapshots.scratch import scratch_in
 
 # Of several exit codes, the one that is told: damage and lost keys before what can be freed,

@@ -26,20 +26,20 @@ from sagewai_ops.errors import (
     shell_word,
 )
 from sagewai_ops.home.paths import SIDECAR_SUFFIXES, Home, layout_of
-from sagewai_ops.keycheck import check_keys
 from sagewai_ops.keys.candidates import ENVIRONMENT, Candidate, refused_variable
 from sagewai_ops.layout import journal
+from sagewai_ops.operations.check_keys import check_keys
+from sagewai_ops.operations.migrate_layout import migrate_layout
+from sagewai_ops.operations.status import sizes_below
 from sagewai_ops.permissions.rules import Severity
 from sagewai_ops.permissions.verify import verify
 from sagewai_ops.process.procfs import describe
 from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
-from sagewai_ops.relayout import migrate_layout
 from sagewai_ops.schema.check_postgres import check_postgres
 from sagewai_ops.schema.check_sqlite import check_database
 from sagewai_ops.schema.drift import find_drift
 from sagewai_ops.schema.findings import Finding
-from sagewai_ops.status import sizes_below
 
 # What of `db check` bears on an upgrade; the rest is about values on their way to PostgreSQL.
 _LEAST_ARCHIVE_SHARE = 0.2  # of the content; below that no archive of a home was ever seen

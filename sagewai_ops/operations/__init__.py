@@ -1,0 +1,1 @@
+"""Commands whose work spans several packages."""
