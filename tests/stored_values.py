@@ -7,8 +7,8 @@ from datetime import datetime
 
 from hypothesis import strategies as st
 
-from sagewai_ops.transfer.encoders import Type
-from sagewai_ops.transfer.values import Stored
+from sagewai_ops.export.convert.batch import Type
+from sagewai_ops.export.convert.value import Stored
 
 TYPES = (
     Type("text"),

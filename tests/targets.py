@@ -16,10 +16,10 @@ from home_builder import build_home
 from postgres_reader import read_postgres
 from postgres_server import Server
 from sagewai_ops.database.url import PostgresUrl, parse
+from sagewai_ops.export.export import Options, export
+from sagewai_ops.export.report import Report
 from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.schema import migrate_postgres
-from sagewai_ops.transfer.move import Options, export
-from sagewai_ops.transfer.report import Report
 
 KEPT = 12  # databases of one server; no test needs more, and they may lie in memory
 

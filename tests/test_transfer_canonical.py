@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagewai_ops.transfer.canonical import differing, escaped, unescaped
-from sagewai_ops.transfer.encoders import Type
+from sagewai_ops.export.compare.normalise import differing, escaped, unescaped
+from sagewai_ops.export.convert.batch import Type
 
 DIFFERENT = [
     (Type("text"), b"a", b"b"),

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from postgres_server import Server
-from sagewai_ops.transfer import encoders
-from sagewai_ops.transfer.canonical import differing
-from sagewai_ops.transfer.encoders import SIGNATURE, TRAILER, Target, Type, encode, field
-from sagewai_ops.transfer.values import RefusedError, Stored
+from sagewai_ops.export.compare.normalise import differing
+from sagewai_ops.export.convert import batch
+from sagewai_ops.export.convert.batch import SIGNATURE, TRAILER, Target, Type, encode, field
+from sagewai_ops.export.convert.value import RefusedError, Stored
 from stored_values import NAMES, TYPES, anything, good
 
 Rows = list[tuple[Stored | None, ...]]
@@ -81,12 +81,12 @@ def test_documents_cannot_pretend_to_be_several() -> None:
 
 def test_long_lists_are_not_remembered() -> None:
     """Short ones come in every row; long ones would fill the memory."""
-    before = encoders._array_field.cache_info().currsize
+    before = batch._array_field.cache_info().currsize
     column = [bytearray(b'["' + b"x" * 1000 + b"%d" % number + b'"]') for number in range(9)]
 
     encode([Target(Type("text[]"), nullable=False)], [column])
 
-    assert encoders._array_field.cache_info().currsize == before
+    assert batch._array_field.cache_info().currsize == before
 
 
 @settings(

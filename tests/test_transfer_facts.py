@@ -19,9 +19,9 @@ import sagewai_ops.transfer
 from dirty_homes import faults
 from json_schemas import FOLDER
 from postgres_server import Server, installations, running
+from sagewai_ops.export.export import Options, export
+from sagewai_ops.export.report import Report
 from sagewai_ops.schema.sqlite_revision import HEAD
-from sagewai_ops.transfer.move import Options, export
-from sagewai_ops.transfer.report import Report
 from targets import at_head, counts_of, exported, home_with, url_of
 
 DOCUMENTATION = Path(__file__).parents[1] / "docs" / "export.md"

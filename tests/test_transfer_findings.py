@@ -12,10 +12,10 @@ import pytest
 
 from dirty_homes import hash_anew
 from postgres_server import Server
+from sagewai_ops.export.export import Options, export
+from sagewai_ops.export.report import Report, TableReport
+from sagewai_ops.export.validate import server_probes
 from sagewai_ops.home.paths import Home
-from sagewai_ops.transfer import probes
-from sagewai_ops.transfer.move import Options, export
-from sagewai_ops.transfer.report import Report, TableReport
 from targets import at_head, copy_of, counts_of, exported, home_with, url_of
 
 MANY = 1500  # more than SQLite lets a condition be deep
@@ -121,7 +121,7 @@ def test_no_index_has_more_columns_of_text_than_the_suspicion_allows_for(postgre
         " WHERE c.relnamespace = 'public'::regnamespace",
     )
 
-    assert int(str(most)) * (probes.SUSPICIOUS_BYTES + 4) < 2704 - 64
+    assert int(str(most)) * (server_probes.SUSPICIOUS_BYTES + 4) < 2704 - 64
 
 
 def test_a_check_that_many_values_break_names_all_rows(tmp_path: Path, postgres: Server) -> None:

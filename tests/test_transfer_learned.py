@@ -16,9 +16,10 @@ from home_builder import vectors as builder
 from postgres_server import Server, installations, running
 from sagewai_ops.database.sqlite.vectors import VectorRow, load_extension, read_vectors
 from sagewai_ops.errors import DifferenceError, TargetBusyError, UsageError
+from sagewai_ops.export import neighbours
+from sagewai_ops.export.learnings import learnings, memory_facts
 from sagewai_ops.home.paths import Home
 from sagewai_ops.schema.sqlite_revision import expected
-from sagewai_ops.transfer import facts, learnings, neighbours
 from targets import at_head, counts_of, exported, home_with, state_of
 
 SLOT = struct.Struct("<I12s")  # a text of vec0: its length in bytes, and its beginning
@@ -121,7 +122,7 @@ def test_a_null_makes_no_fact(
         for number, row in enumerate(read_vectors(*arguments, **options)):
             yield row if number else replace(row, values=(row.values[0], None))
 
-    monkeypatch.setattr("sagewai_ops.transfer.learned.read_vectors", without_content)
+    monkeypatch.setattr("sagewai_ops.export.learnings.vector_rows.read_vectors", without_content)
     home = _home(tmp_path, vectors=12)
     database = at_head(postgres)
 
@@ -199,7 +200,7 @@ def test_vectors_without_scope_and_content_make_no_facts(
     tmp_path: Path, postgres: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are named, not made up."""
-    monkeypatch.setattr(facts, "CONTENT", "another")
+    monkeypatch.setattr(memory_facts, "CONTENT", "another")
     home = _home(tmp_path, vectors=3)
     database = at_head(postgres)
 
@@ -214,7 +215,7 @@ def test_vectors_without_scope_and_content_make_no_facts(
 @pytest.mark.parametrize(
     ("choice", "table", "words"),
     [
-        ("facts", facts.FACTS_TABLE, "has rows"),
+        ("facts", memory_facts.FACTS_TABLE, "has rows"),
         ("pgvector", "vec_learnings", "is there already"),
     ],
 )

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sagewai_ops.transfer.encoders import Target, Type, field
-from sagewai_ops.transfer.mends import mend
-from sagewai_ops.transfer.values import RefusedError, Stored
+from sagewai_ops.export.convert.batch import Target, Type, field
+from sagewai_ops.export.convert.repair import mend
+from sagewai_ops.export.convert.value import RefusedError, Stored
 from stored_values import TYPES, anything
 
 REPAIRED = [

@@ -15,10 +15,10 @@ from home_builder import build_home
 from postgres_server import Server
 from real_homes import unpack
 from sagewai_ops.errors import DifferenceError, NotFoundError, TargetBusyError
+from sagewai_ops.export.export import Options, export
+from sagewai_ops.export.workdir import folder_of
 from sagewai_ops.home.paths import locate
 from sagewai_ops.schema.create import create_database
-from sagewai_ops.transfer.move import Options, export
-from sagewai_ops.transfer.workplace import folder_of
 from small_homes import everything_of
 from targets import at_head, catalog_of, counts_of, exported, home_with, state_of, url_of
 

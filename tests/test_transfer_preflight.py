@@ -13,9 +13,9 @@ import pytest
 
 from dirty_homes import ROWS, Fault, break_audit_hash, faults, spoil
 from postgres_server import Server, installations, running
+from sagewai_ops.export.mapping.findings import Finding
+from sagewai_ops.export.report import Report
 from sagewai_ops.home.paths import Home
-from sagewai_ops.transfer.findings import Finding
-from sagewai_ops.transfer.report import Report
 from targets import at_head, copy_of, counts_of, exported, home_with, state_of
 
 FAULTS = faults()

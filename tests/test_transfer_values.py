@@ -12,8 +12,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sagewai_ops.transfer import values
-from sagewai_ops.transfer.values import RefusedError
+from sagewai_ops.export.convert import value as convert_value
+from sagewai_ops.export.convert.value import RefusedError
 
 EPOCH = datetime(2000, 1, 1, tzinfo=timezone.utc)
 DOCUMENTS = st.recursive(
@@ -42,7 +42,7 @@ def kind_of(conversion: object, *arguments: object, **options: object) -> str:
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
 def test_text_comes_out_as_it_went_in(text: str) -> None:
     """Every text without NUL is carried byte for byte."""
-    assert values.text(stored(text)).decode() == text
+    assert convert_value.text(stored(text)).decode() == text
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
@@ -51,26 +51,26 @@ def test_varchar_counts_characters_and_cuts_nothing(text: str) -> None:
     limit = 5
 
     if len(text) <= limit:
-        assert values.text(stored(text), limit).decode() == text
+        assert convert_value.text(stored(text), limit).decode() == text
     else:
-        assert kind_of(values.text, stored(text), limit) == "too-long"
+        assert kind_of(convert_value.text, stored(text), limit) == "too-long"
 
 
 def test_numbers_in_text_columns_become_their_shortest_spelling() -> None:
     """JSON columns have numeric affinity: the document 1.5 is stored as a number."""
-    assert values.text(0) == b"0"
-    assert values.text(1.5) == b"1.5"
-    assert values.json_text(1e22) == b"1e+22"
-    assert values.jsonb(-3) == b"\x01-3"
+    assert convert_value.text(0) == b"0"
+    assert convert_value.text(1.5) == b"1.5"
+    assert convert_value.json_text(1e22) == b"1e+22"
+    assert convert_value.jsonb(-3) == b"\x01-3"
 
 
 def test_blobs_and_broken_texts_are_refused_by_their_kind() -> None:
     """Nothing is decoded by guessing."""
-    assert kind_of(values.text, b"blob") == "storage-class"
-    assert kind_of(values.jsonb, b"{}") == "storage-class"
-    assert kind_of(values.uuid_bytes, b"blob") == "storage-class"
-    assert kind_of(values.text, bytearray(b"\xed\xa0\x80")) == "invalid-utf8"
-    assert kind_of(values.text, bytearray(b"a\0b")) == "nul"
+    assert kind_of(convert_value.text, b"blob") == "storage-class"
+    assert kind_of(convert_value.jsonb, b"{}") == "storage-class"
+    assert kind_of(convert_value.uuid_bytes, b"blob") == "storage-class"
+    assert kind_of(convert_value.text, bytearray(b"\xed\xa0\x80")) == "invalid-utf8"
+    assert kind_of(convert_value.text, bytearray(b"a\0b")) == "nul"
 
 
 @given(DOCUMENTS)
@@ -79,8 +79,8 @@ def test_documents_are_carried_as_they_are_written(document: object) -> None:
     text = json.dumps(document)
     assume(all(abs(number) < 1e300 for number in _numbers(document)))
 
-    assert values.json_text(stored(text)).decode() == text
-    assert values.jsonb(stored(text)) == b"\x01" + text.encode()
+    assert convert_value.json_text(stored(text)).decode() == text
+    assert convert_value.jsonb(stored(text)) == b"\x01" + text.encode()
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,8 @@ def test_documents_are_carried_as_they_are_written(document: object) -> None:
 )
 def test_what_is_no_json_is_refused_for_both_types(document: str, kind: str) -> None:
     """Python writes NaN and Infinity, PostgreSQL reads neither."""
-    assert kind_of(values.json_text, stored(document)) == kind
-    assert kind_of(values.jsonb, stored(document)) == kind
+    assert kind_of(convert_value.json_text, stored(document)) == kind
+    assert kind_of(convert_value.jsonb, stored(document)) == kind
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ def test_what_is_no_json_is_refused_for_both_types(document: str, kind: str) -> 
 )
 def test_what_only_jsonb_refuses_is_carried_as_json(document: str, kind: str) -> None:
     """A column of type json keeps the text, whatever it says."""
-    assert kind_of(values.jsonb, stored(document)) == kind
-    assert values.json_text(stored(document)).decode() == document
+    assert kind_of(convert_value.jsonb, stored(document)) == kind
+    assert convert_value.json_text(stored(document)).decode() == document
 
 
 @pytest.mark.parametrize(
@@ -144,13 +144,13 @@ def test_what_only_jsonb_refuses_is_carried_as_json(document: str, kind: str) ->
 )
 def test_what_only_looks_like_trouble_is_carried(document: str) -> None:
     """Pairs, escaped backslashes and numbers at the limit are good."""
-    assert values.jsonb(stored(document)) == b"\x01" + document.encode()
+    assert convert_value.jsonb(stored(document)) == b"\x01" + document.encode()
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))))
 def test_lists_come_out_as_arrays_of_the_same_elements(elements: list[str]) -> None:
     """Read back by PostgreSQL's own layout."""
-    field = values.text_array(stored(json.dumps(elements)))
+    field = convert_value.text_array(stored(json.dumps(elements)))
 
     assert field is not None
     assert _read_array(field) == elements
@@ -158,8 +158,8 @@ def test_lists_come_out_as_arrays_of_the_same_elements(elements: list[str]) -> N
 
 def test_a_list_that_is_null_is_no_list() -> None:
     """SQL NULL where the column allows it, else no elements."""
-    assert values.text_array(stored("null"), nullable=True) is None
-    assert _read_array(values.text_array(stored(" null "))) == []  # type: ignore[arg-type]
+    assert convert_value.text_array(stored("null"), nullable=True) is None
+    assert _read_array(convert_value.text_array(stored(" null "))) == []  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -177,14 +177,14 @@ def test_a_list_that_is_null_is_no_list() -> None:
 )
 def test_lists_that_are_none_are_refused(document: str, kind: str) -> None:
     """Elements are texts; nothing is turned into one."""
-    assert kind_of(values.text_array, stored(document)) == kind
+    assert kind_of(convert_value.text_array, stored(document)) == kind
 
 
 @given(st.uuids())
 def test_uuids_are_themselves_in_any_case(identifier: uuid.UUID) -> None:
     """A UUID's text is that UUID."""
-    assert values.uuid_bytes(stored(str(identifier))) == identifier.bytes
-    assert values.uuid_bytes(stored(str(identifier).upper())) == identifier.bytes
+    assert convert_value.uuid_bytes(stored(str(identifier))) == identifier.bytes
+    assert convert_value.uuid_bytes(stored(str(identifier).upper())) == identifier.bytes
 
 
 @given(st.lists(st.text(max_size=14), unique=True), st.from_regex(r"[0-9a-f]{12}", fullmatch=True))
@@ -194,18 +194,18 @@ def test_other_ids_are_mapped_one_to_one_and_always_the_same(
     """The same id gives the same UUID, another id another."""
     texts = [text for text in identifiers if text.isascii()]
 
-    mapped = [values.uuid_of(text) for text in texts]
+    mapped = [convert_value.uuid_of(text) for text in texts]
 
     assert len(set(mapped)) == len(texts)
-    assert mapped == [values.uuid_of(text) for text in texts]
-    assert str(values.uuid_of(short)) == f"00000000-0000-0000-0000-{short}"
+    assert mapped == [convert_value.uuid_of(text) for text in texts]
+    assert str(convert_value.uuid_of(short)) == f"00000000-0000-0000-0000-{short}"
 
 
 @given(st.datetimes(), st.sampled_from([" ", "T"]))
 def test_moments_without_an_offset_are_utc(moment: datetime, separator: str) -> None:
     """Both of Sagewai's spellings and ISO's, to the microsecond."""
     for text in {moment.isoformat(separator), moment.isoformat(separator, "microseconds")}:
-        field = values.timestamp(stored(text))
+        field = convert_value.timestamp(stored(text))
 
         since = moment.replace(tzinfo=timezone.utc) - EPOCH
         assert struct.unpack(">q", field)[0] == since // timedelta(microseconds=1)
@@ -226,16 +226,16 @@ def test_moments_with_an_offset_are_that_instant(moment: datetime, minutes: int)
         spellings.append(f"{sign}{hours:02}")
 
     for spelling in spellings:
-        assert values.microseconds(moment.isoformat(" ") + spelling) == expected
+        assert convert_value.microseconds(moment.isoformat(" ") + spelling) == expected
 
 
 def test_dates_alone_and_the_letter_z_are_read() -> None:
     """What others write, and Sagewai reads."""
-    day = values.microseconds("2026-03-01")
+    day = convert_value.microseconds("2026-03-01")
 
-    assert day == values.microseconds("2026-03-01T00:00Z")
-    assert day == values.microseconds("2026-03-01 00:00:00.000000000 z")
-    assert day == values.microseconds("2026-03-01 00:00:00,000")
+    assert day == convert_value.microseconds("2026-03-01T00:00Z")
+    assert day == convert_value.microseconds("2026-03-01 00:00:00.000000000 z")
+    assert day == convert_value.microseconds("2026-03-01 00:00:00,000")
 
 
 @pytest.mark.parametrize(
@@ -255,51 +255,54 @@ def test_dates_alone_and_the_letter_z_are_read() -> None:
 )
 def test_what_is_no_moment_is_refused(text: str, kind: str) -> None:
     """Nothing is rounded, and no day is invented."""
-    assert kind_of(values.timestamp, stored(text)) == kind
+    assert kind_of(convert_value.timestamp, stored(text)) == kind
 
 
 def test_numbers_where_a_moment_should_be_are_refused() -> None:
     """They may be seconds of several epochs."""
-    assert kind_of(values.timestamp, 1_700_000_000) == "storage-class"
+    assert kind_of(convert_value.timestamp, 1_700_000_000) == "storage-class"
 
 
 @pytest.mark.parametrize("truth", [1, "true", "TRUE", "t", "1"])
 def test_truths(truth: int | str) -> None:
     """Column defaults leave the word, everything else the number."""
-    assert values.boolean(truth if isinstance(truth, int) else stored(truth)) == b"\x01"
+    assert convert_value.boolean(truth if isinstance(truth, int) else stored(truth)) == b"\x01"
 
 
 @pytest.mark.parametrize("falsehood", [0, "false", "False", "f", "0"])
 def test_falsehoods(falsehood: int | str) -> None:
     """The text false is false, though Python holds it for true."""
-    assert values.boolean(falsehood if isinstance(falsehood, int) else stored(falsehood)) == b"\0"
+    assert (
+        convert_value.boolean(falsehood if isinstance(falsehood, int) else stored(falsehood))
+        == b"\0"
+    )
 
 
 @pytest.mark.parametrize("neither", [2, -1, 0.0, 1.0, bytearray(b"yes"), bytearray(b""), b"1"])
-def test_what_is_neither_true_nor_false_is_refused(neither: values.Stored) -> None:
+def test_what_is_neither_true_nor_false_is_refused(neither: convert_value.Stored) -> None:
     """Nothing is guessed from a number or a word."""
-    assert kind_of(values.boolean, neither) == "not-a-boolean"
+    assert kind_of(convert_value.boolean, neither) == "not-a-boolean"
 
 
 @given(st.integers(-(2**63), 2**63 - 1), st.sampled_from([2, 4, 8]))
 def test_integers_keep_their_value_or_are_refused(number: int, size: int) -> None:
     """PostgreSQL's integer has 32 bits, SQLite's 64."""
     if -(2 ** (size * 8 - 1)) <= number < 2 ** (size * 8 - 1):
-        assert int.from_bytes(values.integer(number, size), "big", signed=True) == number
+        assert int.from_bytes(convert_value.integer(number, size), "big", signed=True) == number
     else:
-        assert kind_of(values.integer, number, size) == "out-of-range"
+        assert kind_of(convert_value.integer, number, size) == "out-of-range"
 
 
 @pytest.mark.parametrize("other", [1.0, bytearray(b"1"), b"\1"])
-def test_integers_of_another_class_are_refused(other: values.Stored) -> None:
+def test_integers_of_another_class_are_refused(other: convert_value.Stored) -> None:
     """SQLite stores any class in any column."""
-    assert kind_of(values.integer, other, 4) == "storage-class"
+    assert kind_of(convert_value.integer, other, 4) == "storage-class"
 
 
 @given(st.floats(allow_nan=False))
 def test_doubles_keep_every_bit(number: float) -> None:
     """Infinities and both zeros too."""
-    (back,) = struct.unpack(">d", values.double(number))
+    (back,) = struct.unpack(">d", convert_value.double(number))
 
     assert back == number
     assert math.copysign(1, back) == math.copysign(1, number)
@@ -309,14 +312,14 @@ def test_doubles_keep_every_bit(number: float) -> None:
 def test_integers_become_doubles_only_when_nothing_is_lost(number: int) -> None:
     """Beyond 53 bits a double rounds."""
     if int(float(number)) == number:
-        assert struct.unpack(">d", values.double(number))[0] == number
+        assert struct.unpack(">d", convert_value.double(number))[0] == number
     else:
-        assert kind_of(values.double, number) == "out-of-range"
+        assert kind_of(convert_value.double, number) == "out-of-range"
 
 
 def test_texts_are_no_numbers() -> None:
     """A number's spelling in a real column is another class."""
-    assert kind_of(values.double, bytearray(b"1.5")) == "storage-class"
+    assert kind_of(convert_value.double, bytearray(b"1.5")) == "storage-class"
 
 
 def _numbers(document: object) -> list[float]:

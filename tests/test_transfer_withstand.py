@@ -36,12 +36,13 @@ from sagewai_ops.errors import (
     TargetBusyError,
     UsageError,
 )
+from sagewai_ops.export import load, target_session
+from sagewai_ops.export.export import Options, export
+from sagewai_ops.export.pipeline import comparer, sender, worker
+from sagewai_ops.export.workdir import folder_of
 from sagewai_ops.home.paths import Home
 from sagewai_ops.schema import migrate_postgres
 from sagewai_ops.schema import postgres_server as schema_server
-from sagewai_ops.transfer import comparing, copy, filling, session, worker
-from sagewai_ops.transfer.move import Options, export
-from sagewai_ops.transfer.workplace import folder_of
 from targets import at_head, copy_of, counts_of, exported, home_with, state_of, url_of
 
 KILLS = 20
@@ -230,7 +231,7 @@ def test_a_signal_behind_the_commit_comes_too_late(
         finally:
             connection.terminate()
 
-    monkeypatch.setattr(session, "_close", late)
+    monkeypatch.setattr(target_session, "_close", late)
 
     report = exported(home, postgres, at_head(postgres), report=home.root.parent / "report.json")
 
@@ -243,7 +244,7 @@ def test_a_signal_ends_the_wait_for_a_commit_that_nobody_answers(
     home: Home, postgres: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a while, with the same message as when the connection breaks."""
-    monkeypatch.setattr(session, "COMMIT_SECONDS", 0.2)
+    monkeypatch.setattr(target_session, "COMMIT_SECONDS", 0.2)
     url = url_of(postgres, at_head(postgres))
     over = threading.Event()
 
@@ -281,7 +282,7 @@ def test_orders_for_a_process_that_is_gone_are_dropped_in_silence(
     """It told why, and is heard at the next turn; asyncio would complain on stderr meanwhile."""
 
     async def order_on() -> None:
-        async with copy.reading(tmp_path / "none.db", 1) as (reader,):
+        async with sender.reading(tmp_path / "none.db", 1) as (reader,):
             await reader.order(worker.JOB, b"no job at all")
             with pytest.raises(OpsError):
                 await reader.receive()
@@ -359,7 +360,7 @@ def test_a_server_that_is_too_old_is_refused(
 ) -> None:
     """With the versions that are supported."""
     monkeypatch.setattr(schema_server, "OLDEST", 99)
-    monkeypatch.setattr(session, "OLDEST", 99)
+    monkeypatch.setattr(target_session, "OLDEST", 99)
 
     with pytest.raises(UsageError, match="too old"):
         exported(home, postgres, at_head(postgres))
@@ -543,8 +544,8 @@ def test_blocks_are_compared_here_when_the_other_process_is_busy(
     home: Home, postgres: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both see the same; a difference is found by either."""
-    monkeypatch.setattr(comparing, "BLOCK_BYTES", 4096)
-    monkeypatch.setattr(comparing, "WAITING_BYTES", 0)
+    monkeypatch.setattr(comparer, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr(comparer, "WAITING_BYTES", 0)
     database = at_head(postgres)
 
     assert exported(home, postgres, database).committed
@@ -579,7 +580,7 @@ def test_large_and_small_tables_take_their_own_ways_to_the_same_end(
 ) -> None:
     """With all indexes in place, and with all of them set aside."""
     for rows in (1, 10**9):
-        monkeypatch.setattr(filling, "WORTHWHILE_ROWS", rows)
+        monkeypatch.setattr(load, "WORTHWHILE_ROWS", rows)
         database = at_head(postgres)
 
         assert exported(home, postgres, database).committed

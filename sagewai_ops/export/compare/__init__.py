@@ -1,0 +1,1 @@
+"""Compare target rows with their source by value."""

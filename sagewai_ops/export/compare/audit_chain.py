@@ -1,0 +1,165 @@
+"""Audit chains: every event carries the hash of itself and of the event before it.
+
+The hash is SHA-256 over the hash before it and a canonical JSON text of the event. It covers
+`metadata` as Python reads it, and jsonb spells some numbers in another way (1e22, 1e16, -0.0): an
+event that holds one verifies on SQLite and no longer on PostgreSQL. That is so for events that
+Sagewai itself writes there; here it is found, named, and never passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sqlite3
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sagewai_ops.database.sqlite.read_transaction import quoted
+from sagewai_ops.export.compare.normalise import NULL, unescaped
+from sagewai_ops.export.mapping.plan import PlannedTable
+
+AUDIT_TABLE = "audit_event"
+COVERED = (
+    "org_id",
+    "project_id",
+    "actor_user_id",
+    "action",
+    "target_type",
+    "target_id",
+    "seq",
+    "metadata",
+    "created_at",
+)
+READ = (*COVERED, "prev_hash", "hash", "id")
+_COLUMNS = ", ".join(map(quoted, READ))
+_KEYS_KEPT = 100
+_MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?(?:\+00(?::?00)?|Z)?")
+# Documents whose numbers jsonb may spell in another way; more than those match, none of them less.
+_SUSPICIOUS = "metadata GLOB '*[0-9][eE][-+0-9]*' OR metadata GLOB '*-0*'"
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
+
+
+def event_hash(previous: str | None, event: dict[str, Any]) -> str:
+    """Compute an event's hash.
+
+    Args:
+        previous: The hash of the event before it in its chain; None for the first.
+        event: The columns of `COVERED`, `metadata` parsed, `created_at` with +00:00.
+    """
+    text = (previous or "") + _canonical(event)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class AuditTrail:
+    """Verifies the events of the target as they come back, and names those that broke on the way.
+
+    An event that does not verify in the home either was broken before; it is counted apart.
+
+    Args:
+        source: The frozen copy, whose rows are as they were in the home, whatever was repaired.
+        table: As it was sent; without one of the columns that the hash covers, nothing is verified.
+    """
+
+    def __init__(self, source: sqlite3.Connection, table: PlannedTable) -> None:
+        places = {column.name: place for place, column in enumerate(table.columns)}
+        self._source = source
+        self._places = [places[name] for name in READ] if places.keys() >= set(READ) else []
+        self.verified = 0
+        self.broken_before = 0
+        self.broken: list[str] = []
+        self.broken_count = 0
+
+    def add(self, targets: Sequence[Sequence[bytes]]) -> None:
+        """Verify a batch of events, as columns."""
+        if not self._places:
+            return
+        spelled = [
+            [None if value == NULL else unescaped(value).decode() for value in targets[place]]
+            for place in self._places
+        ]
+        for event in zip(*spelled, strict=True):
+            if _verifies(event):
+                self.verified += 1
+            elif verified_before(self._source, "id", event[-1]):
+                self.broken_count += 1
+                if len(self.broken) < _KEYS_KEPT:
+                    self.broken.append(event[-1] or "")
+            else:
+                self.broken_before += 1
+
+    def merge(self, other: dict[str, Any]) -> None:
+        """Count what was found elsewhere of the same table, as `as_dict` gave it."""
+        self.verified += other["verified"]
+        self.broken_before += other["broken_before"]
+        self.broken_count += other["broken"]
+        self.broken = [*self.broken, *other["keys"]][:_KEYS_KEPT]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give what was found as JSON."""
+        return {
+            "verified": self.verified,
+            "broken_before": self.broken_before,
+            "broken": self.broken_count,
+            "keys": self.broken,
+        }
+
+
+def trail_of(source: sqlite3.Connection, table: PlannedTable) -> AuditTrail | None:
+    """Give what verifies a table's events, if events are what it has."""
+    return AuditTrail(source, table) if table.name == AUDIT_TABLE else None
+
+
+def verified_before(source: sqlite3.Connection, column: str, key: object) -> bool:
+    """Tell whether an event verifies as it stands in the home.
+
+    Args:
+        column: `id` or `rowid`, which `key` is of.
+    """
+    query = f"SELECT {_COLUMNS} FROM {quoted(AUDIT_TABLE)} WHERE {column} = ?"
+    row = source.execute(query, (key,)).fetchone()
+    return row is not None and _verifies([_text(value) for value in row])
+
+
+def suspicious_events(source: sqlite3.Connection) -> Iterator[tuple[str, str]]:
+    """Yield key and metadata of the events whose hash jsonb might break, and which verify."""
+    query = f"SELECT {_COLUMNS} FROM {quoted(AUDIT_TABLE)} WHERE {_SUSPICIOUS}"
+    for row in source.execute(query):
+        texts = [_text(value) for value in row]
+        if _verifies(texts):
+            yield texts[-1] or "", texts[COVERED.index("metadata")] or ""
+
+
+def reads_alike(metadata: str, spelled: str) -> bool:
+    """Tell whether a document hashes to the same, as it is and as the server spells it."""
+    try:
+        return _canonical(json.loads(metadata)) == _canonical(json.loads(spelled))
+    except ValueError:
+        return False  # 1e5000 is spelled with more digits than Python reads
+
+
+def _verifies(texts: Sequence[str | None]) -> bool:
+    """Tell whether an event's hash is its own; `texts` are `READ`."""
+    event: dict[str, Any] = dict(zip(COVERED, texts, strict=False))
+    try:
+        event["seq"] = int(event["seq"])
+        event["metadata"] = json.loads(event["metadata"])
+        event["created_at"] = _isoformat(event["created_at"])
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return event_hash(texts[-3], event) == texts[-2]
+
+
+def _isoformat(moment: str) -> str:
+    match = _MOMENT.fullmatch(moment)
+    if not match:
+        raise ValueError(moment)
+    fraction = (match[3] or "").ljust(6, "0")
+    tail = "" if fraction == "000000" else f".{fraction}"
+    return f"{match[1]}T{match[2]}{tail}+00:00"
+
+
+def _text(value: object) -> str | None:
+    if isinstance(value, (bytes, bytearray)):
+        return value.decode("utf-8", "surrogateescape")
+    return None if value is None else str(value)

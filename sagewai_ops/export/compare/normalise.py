@@ -1,0 +1,262 @@
+"""Whether a stored value and what the server spells are the same value, a column at a time.
+
+`differing` first compares whole columns by operations that run in C; only a column that is not
+plainly equal is looked at value by value.
+
+Source: PostgreSQL's manual, COPY, Text Format; the output functions of the types, with the time
+zone UTC, DateStyle ISO and extra_float_digits 1.
+"""
+
+import json
+import re
+import struct
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from decimal import Decimal
+from typing import Any
+
+from sagewai_ops.export.convert.batch import Column, Type
+
+NULL = b"\\N"
+_DOCUMENTS_AT_ONCE = 25  # of those that are spelled in another way; more leave the cache
+_SPECIAL = b"\\\b\f\n\r\t\v"
+_ESCAPES = {
+    b"\\": b"\\\\",
+    b"\b": b"\\b",
+    b"\f": b"\\f",
+    b"\n": b"\\n",
+    b"\r": b"\\r",
+    b"\t": b"\\t",
+    b"\v": b"\\v",
+}
+_PLAIN = {escape: character for character, escape in _ESCAPES.items()}
+_ESCAPED = re.compile(rb"\\[\\bfnrtv]")
+_ZONE = re.compile(r"\s*(?:(Z)|([+-]\d\d):?(\d\d)?:?(\d\d)?)$", re.IGNORECASE)
+_NO_UUIDS = uuid.uuid5(uuid.NAMESPACE_URL, "https://sagewai-ops.invalid/ids-that-are-no-uuids")
+_TRUE = (1, b"true", b"t", b"1")
+
+
+def _number(spelled: str) -> tuple[Decimal]:
+    return (Decimal(spelled),)
+
+
+# Numbers as the bytes that spell them: nothing else in a document is bytes, so 1 is not true.
+_literal = json.JSONDecoder(parse_int=str.encode, parse_float=str.encode).decode
+# Here as tuples, for the same reason: 1e2 is 100, and neither is true.
+_exact = json.JSONDecoder(parse_int=_number, parse_float=_number).decode
+
+
+def differing(kind: Type, sources: Column, targets: Sequence[bytes]) -> list[int]:
+    """Find the rows in which a column differs.
+
+    Args:
+        kind: The target's type.
+        sources: As stored.
+        targets: As COPY spells them, NULL and escapes included.
+
+    Returns:
+        The places of the rows that differ, empty when the columns are equal.
+    """
+    kinds = set(map(type, sources))
+    if type(None) not in kinds:
+        return _differing(kind, sources, targets, None)
+    if kinds == {type(None)} and targets.count(NULL) == len(targets):
+        return []
+    places = []
+    found = []
+    for place, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        if source is not None and target != NULL:
+            places.append(place)
+        elif source is not None or target != NULL:
+            found.append(place)
+    if places:
+        present = [sources[place] for place in places]
+        found += _differing(kind, present, [targets[place] for place in places], places)
+    found = [place for place in found if not _is_no_list(kind, sources[place], targets[place])]
+    return sorted(found)
+
+
+def unescaped(value: bytes) -> bytes:
+    """Undo the escapes of COPY."""
+    if b"\\" not in value:
+        return value
+    return _ESCAPED.sub(lambda match: _PLAIN[match[0]], value)
+
+
+def escaped(value: bytes | bytearray) -> bytes:
+    """Escape a text as COPY does."""
+    if len(value.translate(None, _SPECIAL)) == len(value):
+        return bytes(value)
+    for character, escape in _ESCAPES.items():
+        value = value.replace(character, escape)
+    return bytes(value)
+
+
+def _differing(
+    kind: Type, sources: Column, targets: Sequence[bytes], places: list[int] | None
+) -> list[int]:
+    try:
+        if _COLUMNS[kind.name](sources, targets):
+            return []
+    except (KeyError, RecursionError, TypeError, ValueError, struct.error):
+        pass  # something unusual, which the value by value comparison judges
+    same = _VALUES[kind.name]
+    return [
+        places[place] if places else place
+        for place, (source, target) in enumerate(zip(sources, targets, strict=True))
+        if not (_is_no_list(kind, source, target) if target == NULL else same(source, target))
+    ]
+
+
+def _is_no_list(kind: Type, source: object, target: bytes) -> bool:
+    """Tell whether a list is the JSON null, which text[] has as NULL."""
+    is_null = isinstance(source, bytearray) and source.strip() == b"null"
+    return kind.name == "text[]" and is_null and target == NULL
+
+
+# Whole columns: True when they are plainly equal.
+
+
+def _texts_equal(sources: Column, targets: Sequence[bytes]) -> bool:
+    joined = b"\t".join(sources)  # type: ignore[arg-type]
+    if len(joined.translate(None, _SPECIAL)) == len(joined) - (len(sources) - 1):
+        return joined == b"\t".join(targets)  # no tab but those between
+    return list(map(escaped, sources)) == list(targets)  # type: ignore[arg-type]
+
+
+def _documents_equal(sources: Column, targets: Sequence[bytes]) -> bool:
+    pairs = [
+        (source, target)
+        for source, target in zip(sources, targets, strict=True)
+        if source != target or b"\\" in target  # a backslash is spelled as two
+    ]
+    for first in range(0, len(pairs), _DOCUMENTS_AT_ONCE):
+        met, expected = zip(*pairs[first : first + _DOCUMENTS_AT_ONCE], strict=True)
+        left = b",".join(met)
+        right = b",".join(expected).replace(b"\\\\", b"\\")
+        if left != right and _literal(f"[{left.decode()}]") != _literal(f"[{right.decode()}]"):
+            return False
+    return True
+
+
+def _integers_equal(sources: Column, targets: Sequence[bytes]) -> bool:
+    return list(map(int, targets)) == list(sources)
+
+
+def _doubles_equal(sources: Column, targets: Sequence[bytes]) -> bool:
+    # As bits: 0.0 is not -0.0 here.
+    layout = f"<{len(sources)}d"
+    return struct.pack(layout, *sources) == struct.pack(layout, *map(float, targets))
+
+
+def _booleans_equal(sources: Column, targets: Sequence[bytes]) -> bool:
+    spelled = {0: b"f", 1: b"t", b"false": b"f", b"true": b"t"}
+    return [
+        spelled[source if type(source) is int else bytes(source)]  # type: ignore[arg-type]
+        for source in sources
+    ] == list(targets)
+
+
+def _moments_equal(sources: Column, targets: Sequence[bytes]) -> bool:
+    joined = b"\n".join(sources).decode()  # type: ignore[arg-type]
+    if not {len(source) for source in sources} <= {19, 26}:  # type: ignore[arg-type]
+        return False
+    spelled = [
+        (moment if len(moment) == 19 else moment.rstrip("0").rstrip(".")) + "+00"
+        for moment in joined.split("\n")
+    ]
+    return spelled == b"\n".join(targets).decode().split("\n")
+
+
+def _uuids_equal(sources: Column, targets: Sequence[bytes]) -> bool:
+    return all(map(_same_uuid, sources, targets))
+
+
+# Single values, neither of them NULL.
+
+
+def _same_text(source: Any, target: bytes) -> bool:
+    if isinstance(source, (int, float)):
+        return repr(source).encode() == unescaped(target)
+    return isinstance(source, bytearray) and source == unescaped(target)
+
+
+def _same_document(source: Any, target: bytes) -> bool:
+    text = source.decode() if isinstance(source, bytearray) else repr(source)
+    spelled = unescaped(target).decode()
+    try:
+        return bool(_exact(text) == _exact(spelled))
+    except RecursionError:
+        return bool(text == spelled)  # too deep to be read; then only the same text is the same
+
+
+def _same_list(source: Any, target: bytes) -> bool:
+    expected = json.loads(source.decode())
+    return bool((expected or []) == json.loads(unescaped(target)))
+
+
+def _same_uuid(source: Any, target: bytes) -> bool:
+    name = source.decode()
+    if len(name) == 12 and not name.strip("0123456789abcdef"):
+        return f"00000000-0000-0000-0000-{name}".encode() == target
+    if re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", name, re.IGNORECASE):
+        return bool(name.lower().encode() == target)
+    return str(uuid.uuid5(_NO_UUIDS, name)).encode() == target
+
+
+def _same_moment(source: Any, target: bytes) -> bool:
+    return _moment(source.decode()) == _moment(target.decode())
+
+
+def _moment(text: str) -> datetime:
+    zone = "+00:00"
+    if match := (_ZONE.search(text) if len(text) > 10 else None):
+        text = text[: match.start()]
+        if match[2]:
+            zone = f"{match[2]}:{match[3] or '00'}:{match[4] or '00'}"
+    text = text.upper().replace("T", " ").replace(",", ".")
+    day, _, time = text.partition(" ")
+    clock, _, fraction = (time or "00:00:00").partition(".")
+    if clock.count(":") == 1:
+        clock += ":00"
+    moment = datetime.fromisoformat(f"{day}T{clock}.{fraction[:6].ljust(6, '0')}{zone}")
+    return moment.astimezone(timezone.utc)
+
+
+def _same_truth(source: Any, target: bytes) -> bool:
+    if isinstance(source, bytearray):
+        source = bytes(source).lower()
+    return target == (b"t" if source in _TRUE else b"f")
+
+
+def _same_integer(source: Any, target: bytes) -> bool:
+    return isinstance(source, int) and int(target) == source
+
+
+def _same_double(source: Any, target: bytes) -> bool:
+    return struct.pack("<d", source) == struct.pack("<d", float(target))
+
+
+_COLUMNS: dict[str, Callable[[Column, Sequence[bytes]], bool]] = {
+    "text": _texts_equal,
+    "json": _texts_equal,
+    "jsonb": _documents_equal,
+    "text[]": _documents_equal,
+    "uuid": _uuids_equal,
+    "timestamptz": _moments_equal,
+    "boolean": _booleans_equal,
+    "integer": _integers_equal,
+    "double": _doubles_equal,
+}
+_VALUES: dict[str, Callable[[Any, bytes], bool]] = {
+    "text": _same_text,
+    "json": _same_text,
+    "jsonb": _same_document,
+    "text[]": _same_list,
+    "uuid": _same_uuid,
+    "timestamptz": _same_moment,
+    "boolean": _same_truth,
+    "integer": _same_integer,
+    "double": _same_double,
+}

@@ -1,0 +1,274 @@
+"""The comparison: every row of the target against its source, by value, in bounded memory.
+
+The two sides meet as texts: what the server spells (COPY, text format) and what the source holds,
+read again. Nothing of `encoders` and `values` is used here, so that a fault in a conversion cannot
+hide by being made twice; what a type makes of a value (jsonb's key order and numbers, trailing
+zeros of a fraction) is undone or ignored on both sides.
+
+Rows are first compared in the order in which they were sent, block by block: it is the order in
+which a table that was just filled answers. Where that does not hold, they are compared ordered by
+their primary key; that alone decides that a table differs.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sagewai_ops.database.sqlite.read_transaction import quoted
+from sagewai_ops.export.compare.audit_chain import trail_of
+from sagewai_ops.export.compare.normalise import NULL, differing, unescaped
+from sagewai_ops.export.convert.batch import Column
+from sagewai_ops.export.mapping.plan import PlannedTable
+from sagewai_ops.export.mapping.source_rows import UUID_FUNCTION
+
+ROWS_AT_ONCE = 200
+DIFFERENCES_KEPT = 100
+_LOWEST_ROWID = -(2**63)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A row that is not the same on both sides.
+
+    Attributes:
+        key: Its primary key.
+        column: That differs; "" where the whole row is on one side only.
+        what: `differs`, `missing` in the target, or `extra` there.
+    """
+
+    key: str
+    column: str
+    what: str
+
+
+@dataclass(slots=True)
+class Result:
+    """What the comparison of a table found.
+
+    Attributes:
+        rows: In the source.
+        target_rows: In the target.
+        count: Of differences, of which `differences` are the first.
+        audit: What became of an audit chain; `AuditTrail.as_dict`.
+    """
+
+    table: str
+    rows: int = 0
+    target_rows: int = 0
+    count: int = 0
+    differences: list[Difference] = field(default_factory=list)
+    audit: dict[str, Any] | None = None
+
+    @property
+    def same(self) -> bool:
+        """Whether both sides hold the same rows."""
+        return not self.count and self.rows == self.target_rows
+
+    def add(self, key: str, column: str, what: str) -> None:
+        """Count a difference."""
+        self.count += 1
+        if len(self.differences) < DIFFERENCES_KEPT:
+            self.differences.append(Difference(key, column, what))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give it as JSON."""
+        return {
+            "table": self.table,
+            "rows": self.rows,
+            "target_rows": self.target_rows,
+            "count": self.count,
+            "differences": [[each.key, each.column, each.what] for each in self.differences],
+            "audit": self.audit,
+        }
+
+
+def read_result(described: dict[str, Any]) -> Result:
+    """Read what `Result.as_dict` gave."""
+    differences = [Difference(*each) for each in described["differences"]]
+    return Result(**{**described, "differences": differences})
+
+
+def target_query(table: PlannedTable, *, by_key: bool) -> str:
+    """Spell what the server is asked for: the carried columns, spelled as texts.
+
+    Args:
+        by_key: Put the key first, as texts, and order by it as bytes.
+    """
+    columns = [
+        f"array_to_json({quoted(column.name)})"
+        if column.target.type.name == "text[]"
+        else quoted(column.name)
+        for column in table.columns
+    ]
+    if not by_key:
+        return f"SELECT {', '.join(columns)} FROM ONLY {quoted(table.name)}"
+    keys = [f'{quoted(name)}::text COLLATE "C"' for name in table.key]
+    order = ", ".join(str(place + 1) for place in range(len(keys)))
+    return f"SELECT {', '.join([*keys, *columns])} FROM ONLY {quoted(table.name)} ORDER BY {order}"
+
+
+def block_query(table: PlannedTable) -> str:
+    """Spell the query for some rows, their rowids last, in the order of these, from one on."""
+    glue = "AND" if table.where else "WHERE"
+    wanted = ", ".join(column.expression for column in table.columns)
+    return (
+        f"SELECT {wanted}, rowid FROM {table.source()} {glue} rowid >= ?"
+        " ORDER BY rowid LIMIT ? OFFSET ?"
+    )
+
+
+class ComparisonInOrder:
+    """The comparison of one table in the order in which its rows were sent, block by block.
+
+    Two of them can share a table, each with some of its blocks; what lies between is stepped over.
+
+    Args:
+        source: The frozen copy, from `opened_copy`.
+        table: As it was sent.
+
+    Attributes:
+        differs: The first column that does; None while there is no difference.
+    """
+
+    def __init__(self, source: sqlite3.Connection, table: PlannedTable) -> None:
+        self._source = source
+        self._table = table
+        self._query = block_query(table)
+        self._rowid, self._place = _LOWEST_ROWID, 0  # a row, or what is before all, and where it is
+        self._audit = trail_of(source, table)
+        self.differs: str | None = None
+
+    def merge(self, described: dict[str, Any]) -> None:
+        """Count what the other one found in its blocks, as its `as_dict` gave it."""
+        self.differs = described["differs"] if self.differs is None else self.differs
+        if self._audit and described["audit"]:
+            self._audit.merge(described["audit"])
+
+    @property
+    def audit(self) -> dict[str, Any] | None:
+        """What became of an audit chain; `AuditTrail.as_dict`."""
+        return self._audit.as_dict() if self._audit else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give `differs` and `audit` as JSON."""
+        return {"differs": self.differs, "audit": self.audit}
+
+    def feed(self, first: int, content: bytes) -> None:
+        """Compare some rows; behind a difference, nothing is looked at any more.
+
+        Args:
+            first: How many rows of the table come before; blocks come in their order.
+            content: Whole lines of the server's answer.
+        """
+        if self.differs is None:
+            self.differs = self._compare(first, content)
+
+    def _compare(self, first: int, content: bytes) -> str | None:
+        count = content.count(b"\n")
+        limits = (self._rowid, count, first - self._place)
+        rows = self._source.execute(self._query, limits).fetchall()
+        width = len(self._table.columns)
+        fields = content[:-1].replace(b"\n", b"\t").split(b"\t")
+        if len(rows) < count or len(fields) != count * width:
+            return ""
+        self._rowid, self._place = rows[-1][-1], first + count - 1
+        for start in range(0, count, ROWS_AT_ONCE):
+            sources: list[Column] = list(zip(*rows[start : start + ROWS_AT_ONCE], strict=True))
+            end = (start + ROWS_AT_ONCE) * width
+            targets = [fields[start * width + number : end : width] for number in range(width)]
+            for planned, expected, spelled in zip(self._table.columns, sources, targets):  # noqa: B905 (the rowid is one more)
+                if differing(planned.target.type, expected, spelled):
+                    return planned.name
+            if self._audit is not None:
+                self._audit.add(targets)
+        return None
+
+
+def key_query(table: PlannedTable) -> str:
+    """Spell the query for all rows in the order of their keys, as `target_query` has them."""
+    keys = []
+    for name in table.key:
+        column = next(column for column in table.columns if column.name == name)
+        if column.target.type.name == "uuid":
+            keys.append(f"CAST({UUID_FUNCTION}({column.expression}) AS TEXT)")
+        else:
+            keys.append(f"CAST({column.expression} AS TEXT)")
+    columns = [column.expression for column in table.columns]
+    order = ", ".join(str(place + 1) for place in range(len(keys)))
+    return f"SELECT {', '.join([*keys, *columns])} FROM {table.source()} ORDER BY {order}"
+
+
+class ComparisonByKey:
+    """The comparison of one table ordered by its key; holds a cursor on the source.
+
+    Args:
+        source: The frozen copy, from `opened_copy`.
+        table: As it was sent.
+    """
+
+    def __init__(self, source: sqlite3.Connection, table: PlannedTable) -> None:
+        self._table = table
+        self._width = len(table.key)
+        self._cursor = source.execute(key_query(table))
+        self._rest = b""
+        self._result = Result(table.name)
+        self._audit = trail_of(source, table)
+        self._pending: tuple[Any, ...] | None = None
+
+    def feed(self, content: bytes) -> None:
+        """Take the next piece of the server's answer, cut anywhere."""
+        lines = (self._rest + content).split(b"\n")
+        self._rest = lines.pop()
+        for first in range(0, len(lines), ROWS_AT_ONCE):
+            self._take([line.split(b"\t") for line in lines[first : first + ROWS_AT_ONCE]])
+
+    def finish(self) -> Result:
+        """Give the result, after the server's whole answer was taken."""
+        while (row := self._next()) is not None:
+            self._result.add(_shown(row[: self._width]), "", "missing")
+        self._result.audit = self._audit.as_dict() if self._audit else None
+        return self._result
+
+    def _take(self, met: list[list[bytes]]) -> None:
+        self._result.target_rows += len(met)
+        pairs: list[tuple[tuple[Any, ...], list[bytes]]] = []
+        for line in met:
+            key = [unescaped(value) for value in line[: self._width]]
+            while (row := self._next()) is not None and self._key(row) < key:
+                self._result.add(_shown(row[: self._width]), "", "missing")
+            if row is not None and self._key(row) == key:
+                pairs.append((row, line))
+            else:
+                self._pending = row
+                self._result.add(b", ".join(key).decode("utf-8", "replace"), "", "extra")
+        if pairs:
+            self._compare_pairs(pairs)
+
+    def _compare_pairs(self, pairs: Sequence[tuple[Any, list[bytes]]]) -> None:
+        width = self._width
+        rows: list[Column] = list(zip(*(row[width:] for row, _ in pairs), strict=True))
+        lines = list(zip(*(line[width:] for _, line in pairs), strict=True))
+        for planned, sources, targets in zip(self._table.columns, rows, lines, strict=True):
+            for place in differing(planned.target.type, sources, targets):
+                self._result.add(_shown(pairs[place][0][:width]), planned.name, "differs")
+        if self._audit:
+            self._audit.add(lines)
+
+    def _next(self) -> tuple[Any, ...] | None:
+        if self._pending is not None:
+            row, self._pending = self._pending, None
+            return row
+        following: tuple[Any, ...] | None = self._cursor.fetchone()
+        if following is not None:
+            self._result.rows += 1
+        return following
+
+    def _key(self, row: tuple[Any, ...]) -> list[bytes]:
+        return [NULL if value is None else bytes(value) for value in row[: self._width]]
+
+
+def _shown(key: Sequence[bytearray | None]) -> str:
+    return ", ".join("NULL" if value is None else value.decode("utf-8", "replace") for value in key)

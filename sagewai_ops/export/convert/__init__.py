@@ -1,0 +1,1 @@
+"""Convert SQLite values to the types of the PostgreSQL columns."""

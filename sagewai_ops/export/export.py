@@ -1,0 +1,370 @@
+"""The move: a frozen copy in, one transaction, everything compared, and then the commit.
+
+`export` is the whole of it. Until the commit nobody sees a row; whatever goes wrong before, or
+differs, leaves the target as it was. The home is never written to, and its database is read once,
+when the copy is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import sqlite3
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from sagewai_ops.database.sqlite.in_use import holders
+from sagewai_ops.database.sqlite.online_copy import copy_database
+from sagewai_ops.database.url import PostgresUrl
+from sagewai_ops.errors import (
+    DamagedError,
+    DifferenceError,
+    InterruptedRunError,
+    NotFoundError,
+    OpsError,
+    TargetBusyError,
+)
+from sagewai_ops.export.compare.audit_chain import AUDIT_TABLE
+from sagewai_ops.export.learnings import learnings
+from sagewai_ops.export.load import RefusedByServerError, fill
+from sagewai_ops.export.mapping.findings import Finding
+from sagewai_ops.export.mapping.plan import Plan, make_plan
+from sagewai_ops.export.mapping.source_rows import opened_copy
+from sagewai_ops.export.pipeline.sender import Reader, reading
+from sagewai_ops.export.report import (
+    Report,
+    TableReport,
+    cut_over_lines,
+    finish,
+    report_path,
+    write_lines,
+)
+from sagewai_ops.export.target_session import MOVE, PLAN, VERIFY, Session, opened
+from sagewai_ops.export.validate import repair_overlay
+from sagewai_ops.export.validate.validator import FAIL, QUARANTINE, Preflight
+from sagewai_ops.export.verify import verify
+from sagewai_ops.export.workdir import folder_of, workplace
+from sagewai_ops.home.paths import Home, require
+from sagewai_ops.process.procfs import describe
+from sagewai_ops.process.signals import run_interruptibly
+from sagewai_ops.progress import Progress
+
+# A whole export takes so many times what a plan takes to look at every value; docs/export.md.
+MOVE_PER_LOOK = 3.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Options:
+    """What an export is asked to do.
+
+    Attributes:
+        purpose: `move`, `plan` (look at everything, touch nothing) or `verify` (compare again).
+        policy: What becomes of values that cannot be carried: fail, repair or quarantine.
+        learnings: keep, facts or pgvector.
+        allow_live: Go on although processes use the home; what they write meanwhile is not moved.
+        report: Where the report goes; None for a name in the folder beside the home, and for none
+            of a plan.
+        compare: False leaves the comparison out. No command does: the benchmarks measure the copy
+            alone with it.
+    """
+
+    purpose: str = MOVE
+    policy: str = FAIL
+    learnings: str = learnings.KEEP
+    allow_live: bool = False
+    report: Path | None = None
+    compare: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Work:
+    """One run, from end to end; the report grows while it goes."""
+
+    home: Home
+    url: PostgresUrl
+    options: Options
+    copy: Path
+    path: Path | None
+    report: Report
+    progress: Progress | None
+
+
+def export(
+    home: Home, url: PostgresUrl, options: Options, *, progress: Progress | None = None
+) -> Report:
+    """Bring a home's database to PostgreSQL, or look whether that can be, or was, done.
+
+    Args:
+        url: With the password in it, where one is needed.
+        progress: Told stages: `database` in pages, `check <table>` and `copy <table>` in rows,
+            `compare <table>` in bytes of an unknown total, `learnings <table>` in rows.
+
+    Returns:
+        What was found and done. With open findings nothing was sent.
+
+    Raises:
+        NotFoundError: No home, no database in it, or no such target.
+        TargetBusyError: The home is in use, or the target is, or it has rows.
+        SchemaBehindError, SchemaAheadError, PermissionDeniedError, UsageError, LockedError:
+            The target is not what it must be; nothing was changed.
+        DifferenceError: The target is not the same as its source; nothing was changed.
+        RemoteError, NoSpaceError, DamagedError, InterruptedRunError, OpsError: As they say;
+            nothing was changed, unless the message says that it is not known.
+    """
+    require(home)
+    if not home.database.is_file():
+        raise NotFoundError(
+            f"home {home.root}: has no database {home.database}", hint="sagewai-ops status"
+        )
+    report = Report(options.purpose, home.database, url.shown, options.policy)
+    if options.purpose == MOVE and not options.allow_live:
+        _check_unused(home)
+    path = report_path(report, folder_of(home), options.report)
+    with workplace(home) as place:
+        work = _Work(home, url, options, place / "copy.db", path, report, progress)
+        try:
+            run_interruptibly(_export(work))
+        except sqlite3.Error as error:
+            report.error = f"database {home.database}: {error}"
+            raise DamagedError(report.error, hint="sagewai-ops db check") from error
+        except InterruptedRunError as error:
+            if not report.committed:  # else it came too late, and what was asked for is done
+                report.error = error.message
+                raise
+        except OpsError as error:
+            report.error = error.message
+            raise
+        finally:
+            finish(report, path)
+    return report
+
+
+async def _export(work: _Work) -> None:
+    report, purpose = work.report, work.options.purpose
+    helpers = {PLAN: 0, VERIFY: 1}.get(purpose, 1 + work.options.compare)
+    session: Session | None = None
+    whole = True
+    async with (
+        _copying(work.home.database, work.copy, work.progress) as copied,
+        reading(work.copy, helpers) as hands,
+    ):
+        try:
+            async with opened(work.url, purpose) as session:
+                report.server, report.migrated = session.version, session.migrated
+                with _timed(report, "freeze"):
+                    await copied
+                plan = await _plan(work, session)
+                _warn(work, session)
+                if purpose == PLAN:
+                    await _look(work, plan, session)
+                elif purpose == VERIFY:
+                    await _verify(work, plan, session, hands)
+                else:
+                    whole = await _move(work, plan, session, hands)
+                    report.cut_over = _cut_over(work) if session.keep else ()
+            if not whole:
+                await _explain(work)
+        except RefusedByServerError as error:
+            if work.options.policy == FAIL:
+                await _explain(work)
+            if not report.open_findings:
+                told = Finding(error.table, error.constraint, "server", error.message, 1)
+                report.findings, report.open_findings = (*report.findings, told), (told,)
+        except DifferenceError:
+            # Perhaps a value that the server takes and cannot give back as it was.
+            if purpose != MOVE or work.options.policy != FAIL:
+                raise
+            await _explain(work)
+            if not report.open_findings:
+                raise
+        finally:
+            report.committed = session is not None and session.committed
+
+
+async def _move(work: _Work, plan: Plan, session: Session, hands: tuple[Reader, ...]) -> bool:
+    """Send everything, or nothing.
+
+    Returns:
+        False where it ended at a value, so that there may be more to find than is in the report.
+    """
+    report, options = work.report, work.options
+    reader, comparer = hands[0], hands[1] if options.compare else None
+    if options.policy != FAIL:
+        plan = await _settle(work, plan, session)
+        if report.open_findings:
+            return True
+    await reader.begin(plan, stream=True)
+    if comparer:
+        await comparer.begin(plan, stream=False)
+    if options.policy == FAIL:
+        # The reader encodes already while the constraints are looked at.
+        report.findings = report.open_findings = await _find(work, plan, session)
+        if report.open_findings:
+            return True
+    await fill(session, reader, comparer, plan, report, work.progress)
+    if report.open_findings:
+        return options.policy != FAIL
+    with _timed(report, "learnings"):
+        report.learnings = await learnings.carry(
+            work.copy, options.learnings, session.connection, progress=work.progress
+        )
+    if report.learnings.findings and options.policy == FAIL:
+        report.findings = report.open_findings = tuple(report.learnings.findings)
+        return True
+    session.keep = True
+    return True
+
+
+async def _find(work: _Work, plan: Plan, session: Session) -> tuple[Finding, ...]:
+    """Look at what rows are to one another; where something is found, at every value too.
+
+    Values alone are not looked at here: the reading process and the server do that on the way.
+    """
+    with _timed(work.report, "check"), opened_copy(work.copy) as source:
+        preflight = Preflight(
+            source, plan, session.tables, session.connection, progress=work.progress
+        )
+        found = [*plan.findings, *await preflight.relations()]
+        return tuple(await preflight.survey() if found else ())
+
+
+async def _settle(work: _Work, plan: Plan, session: Session) -> Plan:
+    """Repair or refuse, and write down what was: before anything is sent."""
+    report, policy = work.report, work.options.policy
+    with _timed(report, "check"), opened_copy(work.copy, writable=True) as source:
+        preflight = Preflight(
+            source, plan, session.tables, session.connection, progress=work.progress
+        )
+        settled = await preflight.settle(policy)
+        report.findings, report.open_findings = settled.findings, settled.open
+        report.mended, report.refused = repair_overlay.counts(source)
+        report.tables = _tables(settled.plan)
+        if count := repair_overlay.refused_rows(source, AUDIT_TABLE):
+            report.notes.append(
+                f"table {AUDIT_TABLE}: {count} events are left out, and a chain that lacks one no"
+                " longer verifies as a whole"
+            )
+        if settled.open or work.path is None or report.purpose != MOVE:
+            return settled.plan
+        if report.mended:
+            report.files["changes"] = str(work.path.with_suffix(".changes.jsonl"))
+            write_lines(Path(report.files["changes"]), repair_overlay.changes(source, plan))
+        if policy == QUARANTINE and report.findings:
+            report.files["refused"] = str(work.path.with_suffix(".refused.jsonl"))
+            lines = repair_overlay.everything_refused(source, plan)
+            report.refused = write_lines(Path(report.files["refused"]), lines)
+    return settled.plan
+
+
+async def _look(work: _Work, plan: Plan, session: Session) -> None:
+    report = work.report
+    with _timed(report, "check"), opened_copy(work.copy) as source:
+        preflight = Preflight(
+            source, plan, session.tables, session.connection, progress=work.progress
+        )
+        report.findings = report.open_findings = tuple(await preflight.survey())
+    report.learnings.tables = learnings.look(work.copy)
+    report.estimate_seconds = report.stages["check"] * MOVE_PER_LOOK
+
+
+async def _verify(work: _Work, plan: Plan, session: Session, hands: tuple[Reader, ...]) -> None:
+    report = work.report
+    report.findings = plan.findings
+    if work.options.policy != FAIL:
+        # The same repairs and refusals as before, so that the same rows are compared.
+        plan = await _settle(work, plan, session)
+        report.open_findings = ()
+    choice = work.options.learnings
+    report.learnings = await learnings.verify(work.copy, choice, session.connection)
+    (comparer,) = hands
+    await comparer.begin(plan, stream=False)
+    await verify(session, comparer, plan, report, work.progress)
+
+
+async def _explain(work: _Work) -> None:
+    """Find out which rows the server meant; it names one at most, and some it does not name."""
+    compared = work.report.tables
+    async with opened(work.url, PLAN) as session:
+        plan = await _plan(work, session)
+        await _look(work, plan, session)
+    if not work.report.open_findings:
+        work.report.tables = compared
+
+
+async def _plan(work: _Work, session: Session) -> Plan:
+    report = work.report
+    with opened_copy(work.copy) as source:
+        source.text_factory = str
+        plan = await make_plan(source, session.tables, session.connection)
+    report.tables, report.empty, report.notes = _tables(plan), plan.empty, list(plan.notes)
+    return plan
+
+
+def _tables(plan: Plan) -> list[TableReport]:
+    return [
+        TableReport(table.name, table.rows, left_to_default=table.left) for table in plan.tables
+    ]
+
+
+@contextmanager
+def _timed(report: Report, stage: str) -> Iterator[None]:
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        report.stages[stage] = report.stages.get(stage, 0.0) + time.monotonic() - started
+
+
+@asynccontextmanager
+async def _copying(
+    database: Path, copy: Path, progress: Progress | None
+) -> AsyncIterator[asyncio.Task[object]]:
+    """Make the frozen copy while the block runs; a block that ends early ends the copy."""
+    stop = threading.Event()
+
+    def told(stage: str, done: int, total: int) -> None:
+        if stop.is_set():
+            raise InterruptedRunError(0)
+        if progress:
+            progress(stage, done, total)
+
+    copying = asyncio.create_task(
+        asyncio.to_thread(copy_database, database, copy, durable=False, progress=told)
+    )
+    try:
+        yield copying
+    finally:
+        stop.set()
+        await asyncio.wait([copying])
+        if not copying.cancelled():
+            copying.exception()  # looked at, whoever else did or did not
+
+
+def _check_unused(home: Home) -> None:
+    used = holders(home.database)
+    if used:
+        names = ", ".join(describe(process) for process in used)
+        raise TargetBusyError(
+            f"home {home.root}: its database is in use by {names}",
+            hint="stop it first, or rehearse with --allow-live",
+        )
+
+
+def _warn(work: _Work, session: Session) -> None:
+    warnings = work.report.warnings
+    if session.others:
+        warnings.append(
+            f"{len(session.others)} other sessions are connected to the target: "
+            + ", ".join(session.others[:3])
+        )
+    if work.options.allow_live:
+        warnings.append("a live home was copied: what it writes from here on is not moved")
+
+
+def _cut_over(work: _Work) -> tuple[str, ...]:
+    count = sum(table.rows for table in work.report.learnings.tables)
+    bare = dataclasses.replace(work.url, password=None)
+    return cut_over_lines(work.home.root, bare.spelled(), work.report, count)

@@ -1,0 +1,1 @@
+"""Copy learnings into tables on the server."""

@@ -1,0 +1,150 @@
+"""Learnings as facts: rows of the table that Sagewai's PostgreSQL memory reads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from sagewai_ops.database.sqlite.vectors import VectorRow, VectorTable
+from sagewai_ops.errors import TargetBusyError
+from sagewai_ops.export.learnings.vector_rows import (
+    COMPARED_AT_ONCE,
+    Carried,
+    Rows,
+    compare,
+    compare_any_order,
+)
+from sagewai_ops.export.pipeline.sender import unless_lost
+from sagewai_ops.progress import Progress
+
+if TYPE_CHECKING:
+    import asyncpg
+
+FACTS_TABLE = "global_memory_facts"
+# Sagewai's names for the columns that make a fact.
+SCOPE, CONTENT = "project_id", "content"
+SUSPICIOUS_CHARACTERS = 200_000  # of a text whose tsvector may exceed its limit of 1,048,575 bytes
+
+_FACTS = (
+    (
+        f"CREATE TABLE {FACTS_TABLE} (id bigserial PRIMARY KEY, scope text NOT NULL,"
+        " content text NOT NULL, metadata jsonb DEFAULT '{}', created_at timestamptz DEFAULT now(),"
+        " content_tsv tsvector GENERATED ALWAYS AS (to_tsvector('english', content)) STORED)"
+    ),
+    f"CREATE INDEX idx_gm_scope ON {FACTS_TABLE} (scope)",
+    f"CREATE INDEX idx_gm_content_tsv ON {FACTS_TABLE} USING gin (content_tsv)",
+)
+
+
+def makes_facts(table: VectorTable) -> bool:
+    """Tell whether a table's rows have what a fact has."""
+    texts = {column.name for column in table.columns if column.kind == "text"}
+    return not table.obstacle and {SCOPE, CONTENT} <= texts
+
+
+async def make_table(server: asyncpg.Connection[asyncpg.Record]) -> None:
+    """Make the table as Sagewai makes it, unless it is there and empty.
+
+    Raises:
+        TargetBusyError: It has rows.
+    """
+    if await server.fetchval("SELECT to_regclass($1) IS NULL", FACTS_TABLE):
+        for statement in _FACTS:
+            await server.execute(statement)
+    elif await server.fetchval(f"SELECT EXISTS (SELECT 1 FROM {FACTS_TABLE})"):
+        raise TargetBusyError(f"table {FACTS_TABLE}: has rows", hint="export with --learnings keep")
+
+
+async def carry(
+    server: asyncpg.Connection[asyncpg.Record],
+    rows: Rows,
+    carried: Carried,
+    progress: Progress | None,
+) -> None:
+    """Copy a table's rows as facts and compare them.
+
+    Args:
+        progress: Told `learnings <table>`, in rows.
+
+    Raises:
+        DifferenceError: What arrived is not what was sent.
+    """
+    await _sift(server, rows)
+
+    def counted() -> Iterator[tuple[str, str]]:
+        for number, fact in enumerate(_facts(rows), 1):
+            yield fact
+            carried.sent = number
+            if progress and number % COMPARED_AT_ONCE == 0:
+                progress(f"learnings {carried.table}", number, carried.rows)
+
+    before = await server.fetchval(f"SELECT coalesce(max(id), 0) FROM {FACTS_TABLE}")
+    started = time.monotonic()
+    names = ["scope", "content"]
+    copying = server.copy_records_to_table(FACTS_TABLE, records=counted(), columns=names)
+    await unless_lost(server, copying)
+    carried.copy_seconds = time.monotonic() - started
+    started = time.monotonic()
+    query = f"SELECT scope, content FROM {FACTS_TABLE} WHERE id > $1 ORDER BY id"
+    await compare(server, query, [before], _facts(rows), carried)
+    carried.compare_seconds = time.monotonic() - started
+    carried.to = FACTS_TABLE
+
+
+async def verify(
+    server: asyncpg.Connection[asyncpg.Record], tables: list[tuple[Rows, Carried]]
+) -> None:
+    """Compare the facts of all tables again, and that there are no others.
+
+    Raises:
+        DifferenceError: They are not the same.
+    """
+
+    def every_fact() -> Iterator[tuple[str, str]]:
+        for rows, carried in tables:
+            for fact in _facts(rows):
+                carried.sent += 1
+                yield fact
+
+    for rows, carried in tables:
+        await _sift(server, rows)
+        carried.to = FACTS_TABLE
+    query = f"SELECT scope, content FROM {FACTS_TABLE}"
+    await compare_any_order(server, query, every_fact(), FACTS_TABLE)
+
+
+def _facts(rows: Rows) -> Iterator[tuple[str, str]]:
+    names = [column.name for column in rows.table.columns]
+    scope, content = names.index(SCOPE), names.index(CONTENT)
+    return ((str(row.values[scope]), str(row.values[content])) for row in rows.carried())
+
+
+async def _sift(server: asyncpg.Connection[asyncpg.Record], rows: Rows) -> None:
+    """Leave out the rows that cannot become facts."""
+    names = [column.name for column in rows.table.columns]
+    for row in rows.every_row():
+        values = dict(zip(names, row.values, strict=True))
+        lacking = next((name for name in (SCOPE, CONTENT) if values[name] is None), None)
+        if lacking:
+            rows.refuse(row.key, "null", lacking, "is NULL where a fact needs a text")
+        elif not rows.refuse_texts(row, {SCOPE, CONTENT}):
+            await _refuse_large(server, rows, row, str(values[CONTENT]))
+
+
+async def _refuse_large(
+    server: asyncpg.Connection[asyncpg.Record], rows: Rows, row: VectorRow, content: str
+) -> None:
+    """Ask the server whether it can index a long text."""
+    import asyncpg
+
+    if len(content) < SUSPICIOUS_CHARACTERS:
+        return
+    trial = server.transaction()
+    await trial.start()
+    try:
+        await server.fetchval("SELECT to_tsvector('english', $1::text) IS NULL", content)
+    except asyncpg.PostgresError as error:
+        rows.refuse(row.key, "too-large", CONTENT, str(error.args[0]).splitlines()[0])
+    finally:
+        await trial.rollback()

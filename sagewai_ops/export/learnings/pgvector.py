@@ -1,0 +1,195 @@
+"""Learnings as vectors of pgvector, in a table like the one that they come from."""
+
+from __future__ import annotations
+
+import struct
+import time
+from array import array
+from collections.abc import AsyncIterator, Iterator
+from math import isfinite
+from typing import TYPE_CHECKING
+
+from sagewai_ops.database.sqlite.read_transaction import quoted
+from sagewai_ops.database.sqlite.vectors import FLOAT_BYTES, VectorRow
+from sagewai_ops.errors import TargetBusyError, UsageError
+from sagewai_ops.export import neighbours
+from sagewai_ops.export.convert.batch import NULL, SIGNATURE, TRAILER
+from sagewai_ops.export.learnings.vector_rows import Carried, Rows, compare, compare_any_order
+from sagewai_ops.export.pipeline.sender import unless_lost
+from sagewai_ops.progress import Progress
+
+if TYPE_CHECKING:
+    import asyncpg
+
+SEND_BYTES = 256 * 1024
+LARGEST_INDEXED = 2000  # dimensions of pgvector's HNSW index over `vector`
+_OPERATORS = {"l2": "vector_l2_ops", "cosine": "vector_cosine_ops", "l1": "vector_l1_ops"}
+_TYPES = {
+    "text": "text",
+    "integer": "bigint",
+    "int": "bigint",
+    "float": "double precision",
+    "real": "double precision",
+    "double": "double precision",
+    "boolean": "boolean",
+    "blob": "bytea",
+}
+
+
+async def make_extension(server: asyncpg.Connection[asyncpg.Record]) -> None:
+    """Make sure that the database has pgvector.
+
+    Raises:
+        UsageError: The server has none.
+    """
+    query = "SELECT installed_version FROM pg_available_extensions WHERE name = 'vector'"
+    row = await server.fetchrow(query)
+    if row is None:
+        raise UsageError(
+            "--learnings pgvector: the server has no extension vector",
+            hint="install pgvector on the server, or use --learnings facts",
+        )
+    if row["installed_version"] is None:
+        await server.execute("CREATE EXTENSION vector")
+
+
+async def carry(
+    server: asyncpg.Connection[asyncpg.Record],
+    rows: Rows,
+    carried: Carried,
+    progress: Progress | None,
+) -> None:
+    """Copy a table's rows, compare them and their neighbours, and build the index.
+
+    Args:
+        progress: Told `learnings <table>`, in rows.
+
+    Raises:
+        TargetBusyError: The target has a table of that name.
+        DifferenceError: What arrived is not what was sent.
+    """
+    table = rows.table
+    if not await server.fetchval("SELECT to_regclass($1) IS NULL", quoted(table.name)):
+        raise TargetBusyError(
+            f"table {table.name}: is there already", hint="export with --learnings keep"
+        )
+    key_type = "text" if table.key_is_text else "bigint"
+    columns = "".join(
+        f", {quoted(column.name)} {_TYPES.get(column.kind, 'text')}" for column in table.columns
+    )
+    await server.execute(
+        f"CREATE TABLE {quoted(table.name)} ({quoted(table.key)} {key_type} PRIMARY KEY,"
+        f" {quoted(table.vector)} vector({table.dimensions}) NOT NULL{columns})"
+    )
+    names = [table.key, table.vector, *(column.name for column in table.columns)]
+    started = time.monotonic()
+    copying = server.copy_to_table(
+        table.name, source=_encoded(rows, carried, progress), columns=names, format="binary"
+    )
+    await unless_lost(server, copying)
+    carried.copy_seconds = time.monotonic() - started
+    started = time.monotonic()
+    await compare(server, f"{_query(rows)} ORDER BY ctid", [], _expected(rows), carried)
+    # sqlite-vec searches the whole table; where rows were left out, their neighbours differ.
+    carried.neighbours = await neighbours.compare(
+        server, rows.source, table, rows.carried, has_extension=rows.has_extension and rows.is_whole
+    )
+    carried.compare_seconds = time.monotonic() - started
+    started = time.monotonic()
+    operators = _OPERATORS.get(table.metric)
+    if operators and table.dimensions <= LARGEST_INDEXED:
+        await server.execute(
+            f"CREATE INDEX ON {quoted(table.name)} USING hnsw ({quoted(table.vector)} {operators})"
+        )
+    carried.index_seconds = time.monotonic() - started
+    carried.to = table.name
+
+
+async def verify(server: asyncpg.Connection[asyncpg.Record], rows: Rows, carried: Carried) -> None:
+    """Compare a table's rows again; its index answers for neighbours only nearly.
+
+    Raises:
+        DifferenceError: They are not the same.
+    """
+    for row in rows.every_row():
+        carried.sent += _fitting(rows, row) is not None
+    await compare_any_order(server, _query(rows), _expected(rows), rows.table.name)
+    carried.to = rows.table.name
+
+
+async def _encoded(rows: Rows, carried: Carried, progress: Progress | None) -> AsyncIterator[bytes]:
+    """Encode rows for binary COPY, and leave out what pgvector cannot hold.
+
+    Source: vector_recv in pgvector's vector.c.
+    """
+    table = rows.table
+    header = struct.pack(">h", 2 + len(table.columns))
+    size = 4 + table.dimensions * FLOAT_BYTES
+    head = struct.pack(">iHH", size, table.dimensions, 0)
+    kinds = [_TYPES.get(column.kind, "text") for column in table.columns]
+    parts: list[bytes] = [SIGNATURE]
+    waiting = 0
+    for number, row in enumerate(rows.every_row(), 1):
+        floats = _fitting(rows, row)
+        if floats is None:
+            continue
+        floats.byteswap()
+        parts += (header, _field("text" if table.key_is_text else "bigint", row.key), head)
+        parts.append(floats.tobytes())
+        parts += map(_field, kinds, row.values)
+        waiting += size + 200
+        carried.sent += 1
+        if waiting >= SEND_BYTES:
+            yield b"".join(parts)
+            parts, waiting = [], 0
+            if progress:
+                progress(f"learnings {carried.table}", number, carried.rows)
+    yield b"".join([*parts, TRAILER])
+
+
+def _fitting(rows: Rows, row: VectorRow) -> array[float] | None:
+    """Give a row's vector, or leave the row out."""
+    if rows.refuse_texts(row):
+        return None
+    floats = array("f", row.vector)
+    if not isfinite(sum(floats)):
+        detail = "has an infinity in it, or something that is no number"
+        rows.refuse(row.key, "not-finite", rows.table.vector, detail)
+        return None
+    return floats
+
+
+def _field(kind: str, value: str | float | bytes | None) -> bytes:
+    if value is None:
+        return NULL
+    if isinstance(value, str):
+        raw = value.encode()
+    elif isinstance(value, bytes):
+        raw = value
+    elif kind == "boolean":
+        raw = b"\1" if value else b"\0"
+    elif kind == "bigint":
+        raw = struct.pack(">q", value)
+    else:
+        raw = struct.pack(">d", value)
+    return struct.pack(">i", len(raw)) + raw
+
+
+def _query(rows: Rows) -> str:
+    table = rows.table
+    others = "".join(f", {quoted(column.name)}" for column in table.columns)
+    wanted = f"{quoted(table.key)}, vector_send({quoted(table.vector)}){others}"
+    return f"SELECT {wanted} FROM {quoted(table.name)}"
+
+
+def _expected(rows: Rows) -> Iterator[tuple[object, ...]]:
+    """Give the rows as the server should: spelled in another way than they were sent."""
+    count = rows.table.dimensions
+    kinds = [column.kind for column in rows.table.columns]
+    for row in rows.carried():
+        vector = struct.pack(f">HH{count}f", count, 0, *struct.unpack(f"<{count}f", row.vector))
+        values = (
+            bool(value) if kind == "boolean" else value
+            for kind, value in zip(kinds, row.values, strict=True)
+        )
+        yield (row.key, vector, *values)

@@ -1,0 +1,176 @@
+"""One table of vectors on its way: its rows, those that cannot be carried, and the comparison."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sagewai_ops.database.sqlite.read_transaction import quoted
+from sagewai_ops.database.sqlite.vectors import VectorRow, VectorTable, read_vectors
+from sagewai_ops.errors import DifferenceError
+from sagewai_ops.export.mapping.findings import Tally
+
+if TYPE_CHECKING:
+    import asyncpg
+
+COMPARED_AT_ONCE = 200
+
+
+@dataclass(slots=True)
+class Carried:
+    """What became of one table of vectors.
+
+    Attributes:
+        to: The table in the target, "" when it stays in the home alone.
+        rows: In the home.
+        sent: In the target.
+        neighbours: Searches whose answers were compared.
+        seconds: Of everything; the others are parts of it.
+    """
+
+    table: str
+    dimensions: int
+    rows: int
+    to: str = ""
+    sent: int = 0
+    neighbours: int = 0
+    seconds: float = 0.0
+    copy_seconds: float = 0.0
+    compare_seconds: float = 0.0
+    index_seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give it as JSON."""
+        return {
+            name: round(value, 3) if isinstance(value := getattr(self, name), float) else value
+            for name in self.__slots__
+        }
+
+
+class Rows:
+    """The rows of one table that can be carried; those that cannot are counted, once.
+
+    Args:
+        tally: Counts what is left out.
+        has_extension: sqlite-vec is loaded into the source's connection.
+    """
+
+    def __init__(
+        self, source: sqlite3.Connection, table: VectorTable, tally: Tally, *, has_extension: bool
+    ) -> None:
+        self.source = source
+        self.table = table
+        self.has_extension = has_extension
+        self._tally = tally
+        self._refused: set[str | int] = set()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every row of the table is carried, as far as they were looked at."""
+        return not self._refused
+
+    def refuse(self, key: str | int, kind: str, column: str, detail: str) -> None:
+        """Leave a row out."""
+        if key not in self._refused:
+            self._tally.add(self.table.name, column, kind, detail, str(key))
+            self._refused.add(key)
+
+    def refuse_texts(self, row: VectorRow, columns: set[str] | None = None) -> bool:
+        """Leave a row out whose texts the target cannot hold, and say whether that was so.
+
+        Args:
+            columns: Look at these; None for all, and the key.
+        """
+        for name, text in self._texts(row):
+            if columns is not None and name not in columns:
+                continue
+            if "\0" in text:
+                self.refuse(row.key, "nul", name, "holds a NUL character")
+                return True
+            if not text.isascii() and _is_broken(text):
+                self.refuse(row.key, "invalid-utf8", name, "is not UTF-8")
+                return True
+        return False
+
+    def every_row(self) -> Iterator[VectorRow]:
+        """Yield all rows of the table."""
+        return read_vectors(self.source, self.table, extension=self.has_extension)
+
+    def carried(self) -> Iterator[VectorRow]:
+        """Yield the rows that were not left out, in the same order every time."""
+        return (row for row in self.every_row() if row.key not in self._refused)
+
+    def _texts(self, row: VectorRow) -> Iterator[tuple[str, str]]:
+        if isinstance(row.key, str):
+            yield self.table.key, row.key
+        for column, value in zip(self.table.columns, row.values, strict=True):
+            if isinstance(value, str):
+                yield column.name, value
+
+
+async def compare(
+    server: asyncpg.Connection[asyncpg.Record],
+    query: str,
+    arguments: list[object],
+    expected: Iterator[tuple[object, ...]],
+    carried: Carried,
+) -> None:
+    """Compare rows with what a query of the server answers, one by one and in order.
+
+    Raises:
+        DifferenceError: They differ.
+    """
+    met = 0
+    async for record in server.cursor(query, *arguments, prefetch=COMPARED_AT_ONCE):
+        if tuple(record) != next(expected, None):
+            raise DifferenceError(f"learnings {carried.table}: row {met} of the target differs")
+        met += 1
+    if met != carried.sent or next(expected, None) is not None:
+        raise DifferenceError(f"learnings {carried.table}: {carried.sent} rows sent, {met} stored")
+
+
+async def compare_any_order(
+    server: asyncpg.Connection[asyncpg.Record],
+    query: str,
+    expected: Iterator[tuple[object, ...]],
+    name: str,
+) -> None:
+    """Compare rows with what a query answers, in whatever order either side has them.
+
+    Both are kept as digests: the table may have been rewritten since, and a Python that loads
+    sqlite-vec reads the home in another order than one that does not.
+
+    Args:
+        name: The table's, in the target.
+
+    Raises:
+        DifferenceError: They differ, or the table is not there.
+    """
+    if await server.fetchval("SELECT to_regclass($1) IS NULL", quoted(name)):
+        raise DifferenceError(f"table {name}: is not there")
+    balance = Counter(map(_digest, expected))
+    async for record in server.cursor(query, prefetch=COMPARED_AT_ONCE):
+        balance[_digest(tuple(record))] -= 1
+    missing = sum(count for count in balance.values() if count > 0)
+    extra = -sum(count for count in balance.values() if count < 0)
+    if missing or extra:
+        raise DifferenceError(
+            f"learnings in {name}: {missing} rows of the home are not there,"
+            f" {extra} are there that the home does not have"
+        )
+
+
+def _digest(row: tuple[object, ...]) -> bytes:
+    return hashlib.blake2b(repr(row).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _is_broken(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

@@ -1,0 +1,1 @@
+"""Map source tables and columns to those of the target."""

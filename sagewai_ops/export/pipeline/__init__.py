@@ -1,0 +1,1 @@
+"""Send batches of rows to the server and compare them, in processes."""

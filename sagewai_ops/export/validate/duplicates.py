@@ -1,0 +1,210 @@
+"""Keys that occur twice where the target allows them once.
+
+SQLite homes lack some of the target's unique indexes, and a key that is built in another way can
+meet one that was there. What an index of the source already guarantees is not looked at again.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+
+from sagewai_ops.database.sqlite.read_transaction import quoted
+from sagewai_ops.export.mapping.findings import Finding
+from sagewai_ops.export.mapping.plan import REWRITTEN, PlannedTable
+from sagewai_ops.export.mapping.target_catalog import TargetTable, Unique
+from sagewai_ops.export.validate.constraints import Trouble, count_and_keys, rows_of
+
+# Of rows with one key, the one that keeps it: the row in use, then the latest. Where they exist.
+_RANK = (("is_active", "DESC"), ("updated_at", "DESC"), ("created_at", "DESC"))
+
+
+def duplicates(
+    source: sqlite3.Connection, table: PlannedTable, target: TargetTable
+) -> Iterator[Trouble]:
+    """Look for rows that a unique index of the target would refuse; all but one of each group."""
+    for unique in target.uniques:
+        columns = _own_columns(table, target, unique)
+        if columns is None or _is_guaranteed(source, table, columns, unique.predicate):
+            continue
+        present = " AND ".join(f"k{number} IS NOT NULL" for number in range(len(columns)))
+        keys = ", ".join(f"k{number}" for number in range(len(columns)))
+        predicate = _predicate(source, table, unique)
+        if predicate is None:
+            continue
+        inner = _restricted(table, columns, predicate)
+        groups = f"SELECT 1 FROM {inner} WHERE {present} GROUP BY {keys} HAVING count(*) > 1"
+        if source.execute(f"{groups} LIMIT 1").fetchone() is None:
+            continue
+        yield _duplicate(source, table, target, unique, columns, inner, present, keys)
+
+
+def _own_columns(
+    table: PlannedTable, target: TargetTable, unique: Unique
+) -> tuple[str, ...] | None:
+    """Give the columns that tell rows apart; those left to a default are the same in every row.
+
+    Returns:
+        None where rows cannot collide, or where the server alone can tell.
+    """
+    if not unique.columns:
+        return None
+    carried = {column.name for column in table.columns}
+    left = [name for name in unique.columns if name not in carried]
+    if any(not target.columns[name].default or target.columns[name].numbered for name in left):
+        return None
+    return tuple(name for name in unique.columns if name in carried)
+
+
+def _predicate(source: sqlite3.Connection, table: PlannedTable, unique: Unique) -> str | None:
+    """Give the rows that an index covers, if SQLite understands the server's words for it."""
+    if not unique.predicate:
+        return ""
+    try:
+        source.execute(f"SELECT 1 FROM {quoted(table.name)} WHERE {unique.predicate} LIMIT 0")
+    except sqlite3.Error:
+        return None
+    return unique.predicate
+
+
+def _restricted(table: PlannedTable, columns: tuple[str, ...], predicate: str) -> str:
+    names = {column.name for column in table.columns}
+    rank = "".join(f", {quoted(name)}" for name, _ in _RANK if name in names)
+    inner = rows_of(table, columns, extra=rank)
+    if not predicate:
+        return inner
+    glue = " AND " if table.where else " WHERE "
+    return f"{inner[:-1]}{glue}({predicate}))"
+
+
+def _is_guaranteed(
+    source: sqlite3.Connection, table: PlannedTable, columns: tuple[str, ...], predicate: str
+) -> bool:
+    """Tell whether an index of the source already keeps these columns apart, as they are carried.
+
+    A number and a text are different to SQLite even where the target sees the same text; columns of
+    text affinity hold no numbers, so their indexes can be trusted.
+    """
+    by_name = {column.name: column for column in table.columns}
+    for name in columns:
+        plain = by_name[name].expression == quoted(name)
+        kind = by_name[name].target.type.name
+        if not plain or kind not in ("text", "integer", "uuid"):
+            return False
+        if kind == "uuid" and _has_odd_ids(source, table, name):
+            return False
+    wanted = {name.encode() for name in columns}
+    key = {
+        bytes(row[1])
+        for row in source.execute(f"PRAGMA table_info({quoted(table.name)})")
+        if row[5]
+    }
+    if key and key <= wanted:
+        return True
+    for _, name, is_unique, _, is_partial in source.execute(
+        f"PRAGMA index_list({quoted(table.name)})"
+    ):
+        if not is_unique:
+            continue
+        index = quoted(name.decode())
+        parts = [row for row in source.execute(f"PRAGMA index_xinfo({index})") if row[5]]
+        if any(row[2] is None or row[4] != b"BINARY" for row in parts):
+            continue
+        covered = {bytes(row[2]) for row in parts}
+        if not is_partial and covered <= wanted:
+            return True
+        if is_partial and covered == wanted and _condition(source, name) == _words(predicate):
+            return True
+    return False
+
+
+def _has_odd_ids(source: sqlite3.Connection, table: PlannedTable, name: str) -> bool:
+    """Tell whether not all ids are short ones, which become as many UUIDs."""
+    column = quoted(name)
+    odd = f"length({column}) <> 12 OR {column} GLOB '*[^0-9a-f]*'"
+    query = f"SELECT 1 FROM {quoted(table.name)} WHERE {odd} LIMIT 1"
+    return source.execute(query).fetchone() is not None
+
+
+def _condition(source: sqlite3.Connection, index: bytearray) -> str:
+    (definition,) = source.execute(
+        "SELECT sql FROM sqlite_master WHERE type = 'index' AND name = ?", (index.decode(),)
+    ).fetchone()
+    return _words(definition.decode().upper().partition(" WHERE ")[2])
+
+
+def _words(condition: str) -> str:
+    return " ".join(condition.replace("(", " ").replace(")", " ").replace('"', "").upper().split())
+
+
+def _duplicate(
+    source: sqlite3.Connection,
+    table: PlannedTable,
+    target: TargetTable,
+    unique: Unique,
+    columns: tuple[str, ...],
+    inner: str,
+    present: str,
+    keys: str,
+) -> Trouble:
+    names = {column.name for column in table.columns}
+    rank = [f"{quoted(name)} {direction}" for name, direction in _RANK if name in names]
+    order = ", ".join([*rank, "row"])
+    placed = (
+        f"SELECT *, row_number() OVER (PARTITION BY {keys} ORDER BY {order}) AS place"
+        f" FROM {inner} WHERE {present}"
+    )
+    rows = f"SELECT row FROM ({placed}) WHERE place > 1"
+    count, shown = count_and_keys(source, table, rows)
+    finding = Finding(
+        table.name,
+        ", ".join(columns),
+        "duplicate",
+        f"the target's {unique.name} allows each of them once",
+        count,
+        shown,
+    )
+    column = _distinguished(table, target, unique, columns)
+    if not column:
+        return Trouble(finding, rows)
+    return Trouble(finding, rows, column, _distinction(table, columns, column, placed))
+
+
+def _distinguished(
+    table: PlannedTable, target: TargetTable, unique: Unique, columns: tuple[str, ...]
+) -> str:
+    """Choose the column that a repair may change: the last that nothing else refers to."""
+    if any((table.name, name) in REWRITTEN for name in columns):
+        return next(name for name in columns if (table.name, name) in REWRITTEN)
+    if unique.primary:
+        return ""
+    bound = {name for key in target.foreign_keys for name in key.columns} | set(target.key)
+    free = [name for name in reversed(columns) if name not in bound]
+    kinds = {column.name: column.target.type for column in table.columns}
+    return next((name for name in free if kinds[name].name in ("text", "integer")), "")
+
+
+def _distinction(table: PlannedTable, columns: tuple[str, ...], column: str, placed: str) -> str:
+    """Spell what makes a doubled row's key its own again."""
+    place = f"k{columns.index(column)}"
+    if (table.name, column) in REWRITTEN:
+        # The key that the row has on SQLite: longer, and as unique as it was there.
+        value = f"(SELECT t.{quoted(column)} FROM {quoted(table.name)} t WHERE t.rowid = row)"
+    elif next(each for each in table.columns if each.name == column).target.type.name == "text":
+        key = " || ',' || ".join(
+            f"(SELECT t.{quoted(name)} FROM {quoted(table.name)} t WHERE t.rowid = row)"
+            for name in table.key
+        )
+        value = f"{place} || ' (' || {key} || ')'"
+    else:
+        others = ", ".join(f"k{number}" for number in range(len(columns)) if f"k{number}" != place)
+        highest = (
+            f"max({place}) OVER (PARTITION BY {others})" if others else f"max({place}) OVER ()"
+        )
+        numbered = f"SELECT *, {highest} AS highest FROM ({placed})"
+        by = f"PARTITION BY {others} " if others else ""
+        return (
+            f"SELECT row, highest + row_number() OVER ({by}ORDER BY {place}, row) AS value"
+            f" FROM ({numbered}) WHERE place > 1"
+        )
+    return f"SELECT row, {value} AS value FROM ({placed}) WHERE place > 1"
