@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.terminal import Terminal, size
 from sagewai_ops.errors import (
     EXIT_DONE,
     EXIT_FINDINGS,
@@ -15,8 +17,6 @@ from sagewai_ops.errors import (
     UsageError,
 )
 from sagewai_ops.home.paths import Home
-from sagewai_ops.invocation import Outcome, Run, command
-from sagewai_ops.terminal import Terminal, size
 
 from .retention_options import (  # noqa: TID251 - a neighbour
     AnyPlace,
@@ -132,7 +132,7 @@ def backup(
     from sagewai_ops.backup.create import pipe_snapshot, take_snapshot
     from sagewai_ops.backup.mirror import keep_tree
     from sagewai_ops.backup.report import BackupOptions
-    from sagewai_ops.credentials import lock_of
+    from sagewai_ops.cli.credentials import lock_of
 
     if form not in ("archive", "directory"):
         raise UsageError(f"--format {form}: not a format", hint="use one of archive, directory")

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
+from sagewai_ops.cli.command import Outcome, Run, command, command_group
+from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import NotFoundError
-from sagewai_ops.invocation import Outcome, Run, command, command_group
-from sagewai_ops.terminal import Terminal
 
 HELP = """Show what every option is set to.
 
@@ -46,7 +46,7 @@ def show(
     ] = False,
 ) -> Outcome:
     """Collect, render."""
-    from sagewai_ops.configuration import effective
+    from sagewai_ops.cli.config_file import effective
 
     found = list(effective(run.context, tuple(words or ())))
     if not found:

@@ -4,9 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
+from sagewai_ops.cli.command import Outcome, Run, command, command_group
+from sagewai_ops.cli.terminal import Terminal, size
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, UsageError
-from sagewai_ops.invocation import Outcome, Run, command, command_group
-from sagewai_ops.terminal import Terminal, size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     RecipientOption,
@@ -109,7 +109,7 @@ def upgrade(
 ) -> Outcome:
     """Parse, take a snapshot, upgrade, render."""
     from sagewai_ops.backup.report import BackupOptions
-    from sagewai_ops.credentials import lock_of
+    from sagewai_ops.cli.credentials import lock_of
     from sagewai_ops.database.url import resolve
     from sagewai_ops.operations.change_schema import Options, change_schema
 

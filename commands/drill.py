@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
+from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.terminal import Terminal, size
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
-from sagewai_ops.invocation import Outcome, Run, command
-from sagewai_ops.terminal import Terminal, size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     IdentityOption,
@@ -71,7 +71,7 @@ def drill(
 ) -> Outcome:
     """Parse, drill, render."""
     from sagewai_ops.backup.run import home_ids
-    from sagewai_ops.credentials import unlock_of
+    from sagewai_ops.cli.credentials import unlock_of
     from sagewai_ops.operations import drill as drilling
     from sagewai_ops.snapshots import catalog
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.terminal import Terminal, size
 from sagewai_ops.errors import EXIT_FINDINGS, NotFoundError, UsageError, shell_word
-from sagewai_ops.invocation import Outcome, Run, command
-from sagewai_ops.terminal import Terminal, size
 
 HELP = """Move a home's database to PostgreSQL.
 

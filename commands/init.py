@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from sagewai_ops.invocation import Outcome, Run, command
-from sagewai_ops.terminal import Terminal
+from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.terminal import Terminal
 
 from .shared_options import HomeWaitOption  # noqa: TID251 - a neighbour
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.invocation import Outcome, Run, command, command_group
-from sagewai_ops.terminal import Terminal
+from sagewai_ops.cli.command import Outcome, Run, command, command_group
+from sagewai_ops.cli.terminal import Terminal
 
 from .keys_rotate import HELP, rotate  # noqa: TID251 - a neighbour
 from .shared_options import RecipientOption, RecipientsFileOption  # noqa: TID251 - a neighbour
@@ -177,7 +177,7 @@ def escrow(
     system refused, 15 a file exists already, 16 what was read back is not the key.
     """
     from sagewai_ops.archive.age import check_recipients
-    from sagewai_ops.credentials import lock_of
+    from sagewai_ops.cli.credentials import lock_of
     from sagewai_ops.errors import KeyMissingError, UsageError
     from sagewai_ops.home.paths import require
     from sagewai_ops.keys.candidates import accepted, resolved

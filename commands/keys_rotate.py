@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
+from sagewai_ops.cli.command import Outcome, Run
+from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
-from sagewai_ops.invocation import Outcome, Run
-from sagewai_ops.terminal import Terminal
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     RecipientOption,
@@ -78,7 +78,7 @@ def rotate(
 ) -> Outcome:
     """Parse, seal anew, render."""
     from sagewai_ops.backup.report import BackupOptions
-    from sagewai_ops.credentials import lock_of
+    from sagewai_ops.cli.credentials import lock_of
     from sagewai_ops.operations import rotate_keys as rotating
 
     home = run.home()

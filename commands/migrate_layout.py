@@ -4,9 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
+from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE
-from sagewai_ops.invocation import Outcome, Run, command
-from sagewai_ops.terminal import Terminal
 
 from .shared_options import HomeWaitOption  # noqa: TID251 - a neighbour
 

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.invocation import Outcome, Run, command
-from sagewai_ops.terminal import Terminal
+from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.terminal import Terminal
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     RecipientOption,
@@ -78,7 +78,7 @@ def preflight(
     """Parse, check, render."""
     from sagewai_ops.archive.age import Unlock
     from sagewai_ops.backup.report import BackupOptions
-    from sagewai_ops.credentials import lock_of, unlock_of
+    from sagewai_ops.cli.credentials import lock_of, unlock_of
     from sagewai_ops.operations.preflight import PreflightOptions, run_preflight
 
     home = run.home()

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.terminal import Terminal, size
+from sagewai_ops.cli.terminal import Terminal, size
 
 _Count = int
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from sagewai_ops.cli.command import Outcome, Run, command, command_group
+from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import UsageError, shell_word
-from sagewai_ops.invocation import Outcome, Run, command, command_group
-from sagewai_ops.terminal import Terminal
 
 HELP = """{what}
 
@@ -239,7 +239,7 @@ def _checked(run: Run, words: list[str]) -> tuple[str, ...]:
         UsageError: One is given to `schedule` itself, holds a secret, or keeps a snapshot from
             going into the folder.
     """
-    from sagewai_ops.configuration import SECRET_OPTIONS
+    from sagewai_ops.cli.config_file import SECRET_OPTIONS
     from sagewai_ops.schedule.host import pairs
 
     root = run.context.find_root()

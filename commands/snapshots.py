@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
+from sagewai_ops.cli.command import Outcome, Run, command, command_group
+from sagewai_ops.cli.terminal import Terminal, size
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
-from sagewai_ops.invocation import Outcome, Run, command, command_group
-from sagewai_ops.terminal import Terminal, size
 
 from . import snapshots_diff, snapshots_prune  # noqa: TID251 - a neighbour
 from .shared_options import (  # noqa: TID251 - a neighbour
@@ -264,7 +264,7 @@ def _archive(
     passphrase_file: str | None,
 ) -> tuple[Path, Any]:
     from sagewai_ops.backup.run import home_ids
-    from sagewai_ops.credentials import unlock_of
+    from sagewai_ops.cli.credentials import unlock_of
     from sagewai_ops.snapshots import catalog
 
     home = run.home()
@@ -275,7 +275,7 @@ def _archive(
 def _rebuild(
     run: Run, folder: Path, identity: list[Path] | None, passphrase_file: str | None, wait: float
 ) -> Any:
-    from sagewai_ops.credentials import unlock_of
+    from sagewai_ops.cli.credentials import unlock_of
     from sagewai_ops.snapshots.rebuild_cards import rebuild_cards
 
     unlock = unlock_of(run.terminal, identity or [], passphrase_file)

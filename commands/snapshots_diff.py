@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.invocation import Outcome, Run, command
-from sagewai_ops.terminal import Terminal, size
+from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.terminal import Terminal, size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     IdentityOption,
@@ -49,7 +49,7 @@ def diff(
 ) -> Outcome:
     """Parse, compare, render."""
     from sagewai_ops.backup.run import home_ids
-    from sagewai_ops.credentials import unlock_of
+    from sagewai_ops.cli.credentials import unlock_of
     from sagewai_ops.snapshots.catalog import choose
     from sagewai_ops.snapshots.diff import compare_snapshots
 

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.errors import UsageError
-from sagewai_ops.invocation import Outcome, Run, command
 
 from .retention_options import (  # noqa: TID251 - a neighbour
     AnyPlace,

@@ -4,8 +4,8 @@ from typing import Any
 
 import typer
 
-from sagewai_ops.invocation import Outcome, Run, command
-from sagewai_ops.terminal import Terminal, size
+from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.terminal import Terminal, size
 
 from .shared_options import SnapshotsOption  # noqa: TID251 - a neighbour
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, UsageError, shell_word
-from sagewai_ops.invocation import Outcome, Run, command
-from sagewai_ops.terminal import Terminal
 
 from .shared_options import HomeWaitOption, SnapshotsOption  # noqa: TID251 - a neighbour
 

@@ -1,5 +1,5 @@
 """Run the program as `python -m sagewai_ops`."""
 
-from sagewai_ops.cli import main
+from sagewai_ops.cli.main import main
 
 main()

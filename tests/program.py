@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.cli import run as run_words
+from sagewai_ops.cli.main import run as run_words
 
 # The installed script: `python -m` would find the checkout first, also where a wheel is tested.
 COMMAND = (os.fspath(Path(sys.executable).with_name("sagewai-ops")),)

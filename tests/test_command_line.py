@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import program
-from sagewai_ops import __version__, cli
+from sagewai_ops import __version__
+from sagewai_ops.cli import main
 from small_homes import small
 
 PLACES = {
@@ -136,7 +137,7 @@ def test_a_mistake_of_ours_is_an_object_too(
 
     monkeypatch.setattr("sagewai_ops.operations.status.look", broken)
     with pytest.raises(ZeroDivisionError):
-        cli.run(["--home", str(tmp_path / "home"), "status", "--json"])
+        main.run(["--home", str(tmp_path / "home"), "status", "--json"])
     (line,) = capsys.readouterr().out.splitlines()
 
     assert (json.loads(line)["exit_code"], json.loads(line)["error"]["code"]) == (1, "failed")
@@ -152,9 +153,9 @@ def test_an_interruption_while_it_loads_is_no_traceback(
     def interrupted(*_names: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sagewai_ops.cli.build_app", interrupted)
+    monkeypatch.setattr("sagewai_ops.cli.main.build_app", interrupted)
     with pytest.raises(SystemExit) as left:
-        cli.main(words)
+        main.main(words)
     said = capsys.readouterr()
 
     assert left.value.code == 130

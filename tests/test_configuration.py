@@ -12,7 +12,7 @@ import pytest
 
 from json_schemas import problems
 from program import Answer, call, run
-from sagewai_ops import configuration
+from sagewai_ops.cli import config_file
 from unprivileged import reachable_folder, unprivileged
 
 Write = Callable[[str], Path]
@@ -207,9 +207,7 @@ def test_home_of_another_user_has_no_configuration_for_us() -> None:
         file.write_text("x = 1")
         file.chmod(0o600)
         with unprivileged():
-            assert (
-                configuration.read(None, {"XDG_CONFIG_HOME": str(file)}, lambda: None).path is None
-            )
+            assert config_file.read(None, {"XDG_CONFIG_HOME": str(file)}, lambda: None).path is None
             assert "no such" in call("--config", file, "db", "history").err
         file.parent.chmod(0o755)
         with unprivileged():
@@ -283,8 +281,8 @@ def test_a_user_without_a_home_has_no_standard_place(monkeypatch: pytest.MonkeyP
     """Nothing is looked for in the working folder."""
     monkeypatch.setattr("os.path.expanduser", lambda text: text)
 
-    assert configuration.standard_place({}) is None
-    assert configuration.standard_place({"XDG_CONFIG_HOME": "relative"}) is None
+    assert config_file.standard_place({}) is None
+    assert config_file.standard_place({"XDG_CONFIG_HOME": "relative"}) is None
 
 
 def test_the_platform_chooses_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +290,7 @@ def test_the_platform_chooses_the_place(monkeypatch: pytest.MonkeyPatch) -> None
     for platform, place in (("darwin", "Library/Application Support"), ("linux", ".config")):
         monkeypatch.setattr("sys.platform", platform)
 
-        found = configuration.standard_place({"HOME": "/u"})
+        found = config_file.standard_place({"HOME": "/u"})
 
         assert found == Path("/u", place, "sagewai-ops/config.toml")
 
@@ -300,7 +298,7 @@ def test_the_platform_chooses_the_place(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_file_costs_nothing_where_there_is_none() -> None:
     """Its reader is imported only when there is something to read."""
     code = (
-        "import sys; from sagewai_ops.cli import run; run(['snapshots', 'list'])\n"
+        "import sys; from sagewai_ops.cli.main import run; run(['snapshots', 'list'])\n"
         "sys.exit(bool({'tomllib', 'tomli'} & sys.modules.keys()))"
     )
 

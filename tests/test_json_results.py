@@ -9,7 +9,7 @@ import typer
 
 from json_schemas import FOLDER, problems
 from program import Answer, call
-from sagewai_ops import cli
+from sagewai_ops.cli import main
 from small_homes import small
 
 ENVELOPE = "envelope"
@@ -24,7 +24,7 @@ def _commands() -> set[str]:
             return {name}
         return {one for word in below for one in walk(f"{name}-{word}".strip("-"), below[word])}
 
-    return walk("", typer.main.get_command(cli.build_app()))
+    return walk("", typer.main.get_command(main.build_app()))
 
 
 def _held(name: str, answer: Answer) -> dict[str, object]:

@@ -15,12 +15,12 @@ import typer
 
 import man_pages
 import roff
-from sagewai_ops import cli
+from sagewai_ops.cli import main
 from sagewai_ops.permissions.rules import RULES
 
 PAGES = man_pages.pages()
 FOLDER = Path(man_pages.FOLDER)
-PROGRAM: Any = typer.main.get_command(cli.build_app())
+PROGRAM: Any = typer.main.get_command(main.build_app())
 
 
 def test_committed_pages_are_those_of_the_program() -> None:

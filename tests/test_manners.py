@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from sagewai_ops import cli
+from sagewai_ops.cli import main
 from small_homes import small
 
 READ_ONLY = "/proc"  # also for root
@@ -60,7 +60,7 @@ def _commands() -> Iterator[str]:
         for word in below:
             yield from walk(f"{name} {word}".strip(), below[word])
 
-    yield from walk("", typer.main.get_command(cli.build_app()))
+    yield from walk("", typer.main.get_command(main.build_app()))
 
 
 def _under_cron(*lines: list[object]) -> list[Told]:
@@ -169,7 +169,7 @@ def test_a_command_in_a_hint_runs_whatever_the_path_is_called(tmp_path: Path) ->
 
     assert f"hint: ls -l '{tmp_path}/my home'" in spoken.err
     command = re.compile(r"(ls -\w+|df -h|rm|cat|mkdir|chmod|mv|--home) \{(?!shell_word|_quoted)")
-    root = Path(cli.__file__).parent
+    root = Path(main.__file__).parent
     sources = [*root.rglob("*.py"), *(root.parent / "commands").rglob("*.py")]
     assert len(sources) > 100
     assert not [path for path in sources if command.search(path.read_text())]

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import typer
 
-from sagewai_ops import cli, errors
+from sagewai_ops import errors
+from sagewai_ops.cli import main
 from small_homes import small
 
 ROOT = Path(__file__).parent.parent
@@ -187,7 +188,7 @@ def _commands() -> dict[str, Any]:
         if name and not hasattr(command, "commands"):
             found[name] = command
 
-    walk("", typer.main.get_command(cli.build_app()))
+    walk("", typer.main.get_command(main.build_app()))
     return found
 
 
@@ -300,22 +301,22 @@ def test_help_is_shown_without_anything_heavy() -> None:
         (["backup", "--to", "status"], ["backup"]),
         (["--home", "restore", "-v", "--json", "status"], ["status"]),
         (["--config", "drill", "--home=backup", "db", "check"], ["db"]),
-        (["schedule", "cron"], cli.COMMANDS),
-        (["config", "show"], cli.COMMANDS),
-        (["--help", "backup"], cli.COMMANDS),
-        (["bakup"], cli.COMMANDS),
-        (["--home", "backup"], cli.COMMANDS),
-        ([], cli.COMMANDS),
+        (["schedule", "cron"], main.COMMANDS),
+        (["config", "show"], main.COMMANDS),
+        (["--help", "backup"], main.COMMANDS),
+        (["bakup"], main.COMMANDS),
+        (["--home", "backup"], main.COMMANDS),
+        ([], main.COMMANDS),
     ],
 )
 def test_only_the_command_that_is_named_is_loaded(words: list[str], needed: Sequence[str]) -> None:
     """The value of an option is no command; who asks for help, or misspells one, needs all."""
-    assert list(cli._needed(words)) == list(needed)
+    assert list(main._needed(words)) == list(needed)
 
 
 def test_the_version_is_told_without_typer() -> None:
     """Scripts ask for it before every run."""
-    code = "import sys\nfrom sagewai_ops.cli import main\ntry: main(['--version'])\n"
+    code = "import sys\nfrom sagewai_ops.cli.main import main\ntry: main(['--version'])\n"
     code += "except SystemExit: sys.exit('typer' in sys.modules)"
 
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, check=True)

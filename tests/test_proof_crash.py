@@ -16,7 +16,7 @@ from proof import crash, faults, plans
 from proof.cases import CASES
 from proof.faults import Fault, Mode, Step
 from proof.worlds import World
-from sagewai_ops.cli import build_app
+from sagewai_ops.cli.main import build_app
 
 CRASH = Path(crash.__file__)
 GROUPS = (

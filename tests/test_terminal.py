@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from sagewai_ops import terminal
-from sagewai_ops.terminal import Terminal
+from sagewai_ops.cli import terminal
+from sagewai_ops.cli.terminal import Terminal
 
 
 class Screen(io.StringIO):

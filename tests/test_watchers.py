@@ -350,7 +350,7 @@ def test_the_log_on_stderr_is_there_though_quiet(home: Path) -> None:
 def test_unwatched_runs_never_load_what_watching_needs(home: Path) -> None:
     """Nobody pays for who is not told."""
     code = (
-        "import sys; from sagewai_ops.cli import run\n"
+        "import sys; from sagewai_ops.cli.main import run\n"
         f"run(['--home', {str(home)!r}, 'verify-perms'])\n"
         "sys.exit(bool({'sagewai_ops.notify.reporter', 'urllib.request'} & sys.modules.keys()))"
     )

@@ -25,7 +25,7 @@ from proof.cases import Case
 from proof.faults import Ended, Fault, Mode, Runner, Step
 from proof.plans import plan, thinned
 from proof.worlds import Mask, World
-from sagewai_ops import cli
+from sagewai_ops.cli import main
 from sagewai_ops.fs import atomic
 from sagewai_ops.process import signals
 from sagewai_ops.snapshots import catalog
@@ -92,7 +92,7 @@ class Proof:
             os.umask(0o022)
             signals.hold()  # as `cli.main` does
             with self._planted(), self._within():
-                return cli.run([str(word) for word in ("--home", world.home, *words)])
+                return main.run([str(word) for word in ("--home", world.home, *words)])
 
         ended = self._runner.run(body, fault)
         if world.server:
@@ -317,4 +317,4 @@ def import_everything() -> None:
             importlib.import_module(module.name)
     # Typer, too, imports when it first parses.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        cli.run(["--home", "/nonexistent", "status"])
+        main.run(["--home", "/nonexistent", "status"])

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sagewai_ops.archive.age import Lock, Unlock, read_identity, read_passphrase, read_recipients
+from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.fs.atomic import naming
-from sagewai_ops.terminal import Terminal
 
 
 def lock_of(

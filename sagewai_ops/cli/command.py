@@ -21,6 +21,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 import typer
 from typer.models import OptionInfo
 
+from sagewai_ops.cli.options import GLOBAL, UNATTENDED, strongest
+from sagewai_ops.cli.settings import SNAPSHOTS_VARIABLE, Settings
+from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import (
     EXIT_DONE,
     EXIT_FINDINGS,
@@ -31,10 +34,7 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.fs.atomic import refused
 from sagewai_ops.home.paths import Home, locate
-from sagewai_ops.options import GLOBAL, UNATTENDED, strongest
 from sagewai_ops.process.signals import signals_raise
-from sagewai_ops.settings import SNAPSHOTS_VARIABLE, Settings
-from sagewai_ops.terminal import Terminal
 
 if TYPE_CHECKING:
     from sagewai_ops.notify.reporter import Watchers

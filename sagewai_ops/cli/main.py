@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import typer
 
-    from sagewai_ops.settings import Settings
+    from sagewai_ops.cli.settings import Settings
 
 # The order of `--help`: a home's life.
 COMMANDS = (
@@ -69,10 +69,10 @@ def run(words: Sequence[str]) -> int:
 
     import typer
 
+    from sagewai_ops.cli.command import Run, report_error, told
+    from sagewai_ops.cli.settings import Settings
+    from sagewai_ops.cli.terminal import Terminal
     from sagewai_ops.errors import OpsError, UsageError
-    from sagewai_ops.invocation import Run, report_error, told
-    from sagewai_ops.settings import Settings
-    from sagewai_ops.terminal import Terminal
 
     # Click's own base class, wherever this version of Typer keeps Click.
     click_error: Any = typer.BadParameter.__mro__[2]
@@ -111,9 +111,9 @@ def run(words: Sequence[str]) -> int:
 
 def _tell_version(*, is_json: bool) -> int:
     """Print the version; as JSON in the envelope of every command."""
-    from sagewai_ops.invocation import Run, envelope
-    from sagewai_ops.settings import Settings
-    from sagewai_ops.terminal import Terminal
+    from sagewai_ops.cli.command import Run, envelope
+    from sagewai_ops.cli.settings import Settings
+    from sagewai_ops.cli.terminal import Terminal
 
     if is_json:
         run = Run("", Settings(json=True, environment=dict(os.environ)), Terminal(json=True))
@@ -127,10 +127,10 @@ def _interrupted(words: Sequence[str]) -> int:
     """Say so where no command was running that would."""
     import signal
 
+    from sagewai_ops.cli.command import Run, report_error
+    from sagewai_ops.cli.settings import Settings
+    from sagewai_ops.cli.terminal import Terminal
     from sagewai_ops.errors import InterruptedRunError
-    from sagewai_ops.invocation import Run, report_error
-    from sagewai_ops.settings import Settings
-    from sagewai_ops.terminal import Terminal
 
     settings = Settings(json="--json" in words, environment=dict(os.environ))
     run = Run("", settings, Terminal(json=settings.json))
@@ -163,8 +163,8 @@ def _configured(words: Sequence[str]) -> "tuple[Settings, dict[str, Any]]":
     """
     import typer
 
-    from sagewai_ops.configuration import Configuration, read
-    from sagewai_ops.settings import Settings
+    from sagewai_ops.cli.config_file import Configuration, read
+    from sagewai_ops.cli.settings import Settings
 
     # Help and completion must work, above all where the configuration does not.
     is_only_asked = _COMPLETION in os.environ or bool(_ASKS & set(words))
@@ -212,7 +212,7 @@ def build_app(names: Sequence[str] = COMMANDS) -> "typer.Typer":
 
     import typer
 
-    from sagewai_ops.options import (
+    from sagewai_ops.cli.options import (
         ConfigOption,
         HomeOption,
         JsonOption,

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sagewai_ops.cli.options import strongest
+from sagewai_ops.cli.settings import SNAPSHOTS_VARIABLE
 from sagewai_ops.errors import UsageError, shell_word
-from sagewai_ops.options import strongest
-from sagewai_ops.settings import SNAPSHOTS_VARIABLE
 
 VARIABLE = "SAGEWAI_OPS_CONFIG"
 SECRET_OPTIONS = ("ping-url",)  # whoever knows it can report in our name; a file may hold it
