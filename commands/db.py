@@ -203,7 +203,7 @@ def history(_run: Run) -> Outcome:
     texts = describe()
     listed: list[dict[str, Any]] = [
         {"revision": name, "after": list(parents()[name]), "does": texts[name]}
-        for name in migrate_postgres()
+        for name in revisions()
     ]
     result = {"head": HEAD, "revisions": listed}
 

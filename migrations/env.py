@@ -1,7 +1,7 @@
 """Run the revisions on a connection that the caller opened, or spell them as SQL.
 
-`sagewai_ops.schema.migrate_postgres` puts the connection into the configuration's `attributes`, holds the
-transaction and the lock around this, and decides alone whether to commit.
+`sagewai_ops.schema.migrate_postgres` puts the connection into the configuration's `attributes`,
+holds the transaction and the lock around this, and decides alone whether to commit.
 """
 
 from alembic import context

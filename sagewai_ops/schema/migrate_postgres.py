@@ -71,7 +71,7 @@ class Moved:
     rows_after: Mapping[str, int]
     seconds: float
     rehearsed: str = ""
-    postgres_server: str = ""
+    server: str = ""
 
 
 async def current(url: PostgresUrl) -> postgres_server.Database:
@@ -247,8 +247,8 @@ def differing(found: postgres_server.Database, heads: tuple[str, ...]) -> Iterat
         if refusal is None or (state not in _DIFFERING and state[:2] not in _DIFFERING):
             raise
         raise DifferenceError(
-            f"database {found.name}: is not what revision {', '.join(heads) or revision_graph.BASE} leaves,"
-            f" {postgres_connection.in_one_line(refusal)}; nothing was changed",
+            f"database {found.name}: is not what revision {', '.join(heads) or revision_graph.BASE}"
+            f" leaves, {postgres_connection.in_one_line(refusal)}; nothing was changed",
             hint="rename what is in the way, or bring back what is missing; then run it again",
         ) from error
 

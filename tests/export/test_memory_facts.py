@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-import sagewai_ops.transfer
+import sagewai_ops.export
 from dirty_homes import faults
 from json_schemas import FOLDER
 from postgres_server import Server, installations, running
@@ -24,7 +24,7 @@ from sagewai_ops.export.report import Report
 from sagewai_ops.schema.sqlite_revision import HEAD
 from targets import at_head, counts_of, exported, home_with, url_of
 
-DOCUMENTATION = Path(__file__).parents[1] / "docs" / "export.md"
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "export.md"
 
 # Table, column, what SQLite is given, what PostgreSQL answers when it is asked for a text.
 VALUES = {
@@ -291,7 +291,7 @@ def _kinds_in(path: Path) -> Iterator[str]:
 
 def test_every_kind_of_finding_is_documented() -> None:
     """The words that scripts may rely on stand in docs/export.md, and no others do."""
-    folder = Path(sagewai_ops.transfer.__path__[0])
+    folder = Path(sagewai_ops.export.__path__[0])
     said = {kind for path in folder.glob("*.py") for kind in _kinds_in(path)}
     text = DOCUMENTATION.read_text(encoding="utf-8")
     tables = re.findall(r"^\| kind \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)

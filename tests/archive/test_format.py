@@ -10,7 +10,7 @@ import format_reader
 from program import call, taken
 from small_homes import everything_of, rows_of, small
 
-GOLDEN = Path(__file__).parents[1] / "fixtures/snapshots"
+GOLDEN = Path(__file__).parents[2] / "fixtures/snapshots"
 SPARSE_BYTES = 9_000_000  # frames hold 4 MiB
 FIRST_MOMENT_NS = -1_500_000_000  # one and a half seconds before 1970
 LAST_SECONDS = 8**11  # the first that no header can hold

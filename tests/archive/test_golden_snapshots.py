@@ -10,7 +10,7 @@ import pytest
 
 from program import call
 
-GOLDEN = Path(__file__).parents[1] / "fixtures/snapshots"
+GOLDEN = Path(__file__).parents[2] / "fixtures/snapshots"
 VERSIONS = sorted(path.stem for path in GOLDEN.glob("version-*.json"))
 
 

@@ -22,7 +22,7 @@ from program import Answer, call
 from sagewai_ops.schedule.host import NAME
 from small_homes import small
 
-SCHEMAS = Path(__file__).parent.parent / "fixtures" / "schemas"
+SCHEMAS = Path(__file__).parents[2] / "fixtures" / "schemas"
 KINDS = ("systemd", "cron", "compose", "kubernetes")
 ODD_NAMES = ("a b", "100%", "$HOME", "it's", 'say "x"', "back\\slash", "ünï", "-x", "#c;d&e")
 needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd")

@@ -22,7 +22,7 @@ from small_homes import small
 READ_ONLY = "/proc"  # also for root
 _RUNNER = """
 import contextlib, io, json, os, sys
-from sagewai_ops.cli import run
+from sagewai_ops.cli.main import run
 assert not os.environ.keys() - {"LC_CTYPE"}, os.environ  # Python sets this one itself
 told = []
 for words in json.loads(sys.argv[1]):

@@ -10,7 +10,7 @@ import pytest
 
 from sagewai_ops.schema import as_json, findings, migrate_postgres, revision_graph, sqlite_revision
 
-PAGE = (Path(__file__).parents[1] / "docs" / "database.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "database.md").read_text(encoding="utf-8")
 
 
 def _table(header: str) -> list[list[str]]:
