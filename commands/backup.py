@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, command
-from sagewai_ops.cli.terminal import Terminal, size
+from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import (
     EXIT_DONE,
     EXIT_FINDINGS,
@@ -17,6 +17,7 @@ from sagewai_ops.errors import (
     UsageError,
 )
 from sagewai_ops.home.paths import Home
+from sagewai_ops.text import size
 
 from .retention_options import (  # noqa: TID251 - a neighbour
     AnyPlace,

@@ -5,8 +5,9 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, command, command_group
-from sagewai_ops.cli.terminal import Terminal, size
+from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, UsageError
+from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     RecipientOption,

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, command
-from sagewai_ops.cli.terminal import Terminal, size
+from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
+from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     IdentityOption,
@@ -70,10 +71,10 @@ def drill(
     ] = None,
 ) -> Outcome:
     """Parse, drill, render."""
-    from sagewai_ops.backup.run import home_ids
     from sagewai_ops.cli.credentials import unlock_of
     from sagewai_ops.operations import drill as drilling
     from sagewai_ops.snapshots import catalog
+    from sagewai_ops.snapshots.ownership import home_ids
 
     home = run.home()
     archive = catalog.choose(run.snapshots(home, snapshots), snapshot, home_ids(home))

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, command
-from sagewai_ops.cli.terminal import Terminal, size
-from sagewai_ops.errors import EXIT_FINDINGS, NotFoundError, UsageError, shell_word
+from sagewai_ops.cli.terminal import Terminal
+from sagewai_ops.errors import EXIT_FINDINGS, NotFoundError, UsageError
+from sagewai_ops.text import shell_word, size
 
 HELP = """Move a home's database to PostgreSQL.
 

@@ -6,9 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, command
-from sagewai_ops.cli.terminal import Terminal, size
+from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import UsageError
 from sagewai_ops.home.paths import Home
+from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     HomeWaitOption,
@@ -106,12 +107,12 @@ def restore(
     if undo or recover:
         return _step_back(run, to, undo=undo, dry_run=dry_run, wait_seconds=wait)
 
-    from sagewai_ops.backup.run import home_ids
     from sagewai_ops.cli.credentials import unlock_of
     from sagewai_ops.home.paths import locate
     from sagewai_ops.restore import restore as restoring
     from sagewai_ops.restore.plan import RestoreOptions, plan_restore
     from sagewai_ops.snapshots import catalog
+    from sagewai_ops.snapshots.ownership import home_ids
 
     home = run.home()
     environment = dict(run.settings.environment)

@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.cli.terminal import Terminal, size
+from sagewai_ops.cli.terminal import Terminal
+from sagewai_ops.text import size
 
 _Count = int
 

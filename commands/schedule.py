@@ -11,7 +11,8 @@ import typer
 
 from sagewai_ops.cli.command import Outcome, Run, command, command_group
 from sagewai_ops.cli.terminal import Terminal
-from sagewai_ops.errors import UsageError, shell_word
+from sagewai_ops.errors import UsageError
+from sagewai_ops.text import shell_word
 
 HELP = """{what}
 

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, command, command_group
-from sagewai_ops.cli.terminal import Terminal, size
+from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
+from sagewai_ops.text import size
 
 from . import snapshots_diff, snapshots_prune  # noqa: TID251 - a neighbour
 from .shared_options import (  # noqa: TID251 - a neighbour
@@ -137,8 +138,8 @@ def show(
     Exit codes: 0 shown, 2 the name means several, 10 no such snapshot, 12 no key opens it,
     16 it is damaged, 18 its format is newer.
     """
-    from sagewai_ops.archive.reader import open_archive
-    from sagewai_ops.snapshots.catalog import read_card
+    from sagewai_ops.archive.open import open_archive
+    from sagewai_ops.snapshots.cards import read_card
 
     path, unlock = _archive(run, snapshot, snapshots, identity, passphrase_file)
     card = read_card(path)
@@ -188,7 +189,7 @@ def verify(
     Exit codes: 0 it holds, 2 the name means several, 10 no such snapshot, 12 no key opens it,
     16 it is damaged, 18 its format is newer.
     """
-    from sagewai_ops.archive.reader import open_archive
+    from sagewai_ops.archive.open import open_archive
 
     path, unlock = _archive(run, snapshot, snapshots, identity, passphrase_file)
     with run.terminal.progress() as progress, open_archive(path, unlock) as reader:
@@ -263,9 +264,9 @@ def _archive(
     identity: list[Path] | None,
     passphrase_file: str | None,
 ) -> tuple[Path, Any]:
-    from sagewai_ops.backup.run import home_ids
     from sagewai_ops.cli.credentials import unlock_of
     from sagewai_ops.snapshots import catalog
+    from sagewai_ops.snapshots.ownership import home_ids
 
     home = run.home()
     path = catalog.choose(run.snapshots(home, snapshots), snapshot, home_ids(home))

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, command
-from sagewai_ops.cli.terminal import Terminal, size
+from sagewai_ops.cli.terminal import Terminal
+from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     IdentityOption,
@@ -48,10 +49,10 @@ def diff(
     passphrase_file: OpeningPassphraseOption = None,
 ) -> Outcome:
     """Parse, compare, render."""
-    from sagewai_ops.backup.run import home_ids
     from sagewai_ops.cli.credentials import unlock_of
     from sagewai_ops.snapshots.catalog import choose
     from sagewai_ops.snapshots.diff import compare_snapshots
+    from sagewai_ops.snapshots.ownership import home_ids
 
     home = run.home()
     folder = run.snapshots(home, snapshots)

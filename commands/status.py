@@ -5,7 +5,8 @@ from typing import Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, command
-from sagewai_ops.cli.terminal import Terminal, size
+from sagewai_ops.cli.terminal import Terminal
+from sagewai_ops.text import size
 
 from .shared_options import SnapshotsOption  # noqa: TID251 - a neighbour
 

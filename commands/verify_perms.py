@@ -9,7 +9,8 @@ import typer
 
 from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.terminal import Terminal
-from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, UsageError, shell_word
+from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, UsageError
+from sagewai_ops.text import shell_word
 
 from .shared_options import HomeWaitOption, SnapshotsOption  # noqa: TID251 - a neighbour
 

@@ -4,8 +4,6 @@ The library raises these and nothing else on purpose; `cli` alone turns them int
 exit. A message names the thing, what is wrong with it and the value met; never a secret.
 """
 
-import os
-from pathlib import Path
 from typing import ClassVar
 
 EXIT_DONE = 0
@@ -155,10 +153,3 @@ def kind_with(exit_code: int) -> type[OpsError]:
     """Find the class of errors that ends a run with an exit code."""
     kinds = (kind for kind in OpsError.__subclasses__() if kind is not InterruptedRunError)
     return next((kind for kind in kinds if kind.exit_code == exit_code), OpsError)
-
-
-def shell_word(path: Path | str) -> str:
-    """Spell a path as one word of a command that a hint gives."""
-    import shlex  # every start would pay for it
-
-    return shlex.quote(os.fspath(path))

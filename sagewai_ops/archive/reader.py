@@ -11,13 +11,10 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
-from typing import BinaryIO
 
 from sagewai_ops.archive import zstd_frames as containers
-from sagewai_ops.archive.age import AGE_MAGIC, Unlock
 from sagewai_ops.archive.front import refuse_newer
-from sagewai_ops.archive.input import ClearSource, SealedSource, Source
+from sagewai_ops.archive.input import Source
 from sagewai_ops.archive.manifest import (
     HEADER_NAME,
     MANIFEST_NAME,
@@ -29,7 +26,7 @@ from sagewai_ops.archive.manifest import (
     decode_manifest,
 )
 from sagewai_ops.archive.tar import BLOCK_BYTES, END, header_of, member_bytes, padding_of
-from sagewai_ops.errors import DamagedError, NotFoundError
+from sagewai_ops.errors import DamagedError
 
 MOST_HEADER_BYTES = 1024 * 1024
 MOST_MANIFEST_BYTES = 512 * 1024 * 1024
@@ -265,50 +262,6 @@ class _Stream:
         self._position = next(self._frames).start
         self._view = memoryview(content)
         self._on_bytes(len(content))
-
-
-@contextlib.contextmanager
-def open_archive(path: Path, unlock: Unlock | None = None) -> Iterator[ArchiveReader]:
-    """Open a snapshot: a file, clear or encrypted, or a folder as `tree` knows it.
-
-    Raises:
-        NotFoundError: There is no such file.
-        KeyMissingError: It is encrypted, and `unlock` does not open it.
-        SchemaAheadError: Its format is newer than this program.
-        DamagedError: It is not a whole snapshot.
-    """
-    if path.is_dir():
-        from sagewai_ops.archive.directory_reader import open_tree  # which is made of this module
-
-        with open_tree(path) as tree:
-            yield tree
-        return
-    try:
-        stream: BinaryIO = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
-    except (FileNotFoundError, NotADirectoryError):
-        raise NotFoundError(
-            f"snapshot {path}: does not exist", hint="sagewai-ops snapshots list"
-        ) from None
-    with stream:
-        source = source_of(stream, path.name, unlock)
-        try:
-            yield ArchiveReader(source)
-        except DamagedError as error:
-            raise DamagedError(
-                f"{path}: {error.message}",
-                hint="use another snapshot: sagewai-ops snapshots list",
-            ) from error
-        finally:
-            source.close()
-
-
-def source_of(stream: BinaryIO, name: str, unlock: Unlock | None) -> Source:
-    """Give the bytes of an archive, decrypted if need be."""
-    head = stream.read(len(AGE_MAGIC))
-    stream.seek(0)
-    if head == AGE_MAGIC:
-        return SealedSource(stream, name, unlock or Unlock())
-    return ClearSource(stream)
 
 
 def _spans(frames: Sequence[containers.Frame]) -> list[tuple[int, int]]:

@@ -13,18 +13,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sagewai_ops.archive.age import Lock, Unlock, check_recipients, temporary_identity
-from sagewai_ops.archive.reader import open_archive
+from sagewai_ops.archive.open import open_archive
 from sagewai_ops.backup.report import CUSTODIES, BackupOptions, BackupReport
 from sagewai_ops.backup.run import Taking
 from sagewai_ops.backup.scanner import Collection
-from sagewai_ops.errors import InterruptedRunError, NoSpaceError, UsageError, shell_word
+from sagewai_ops.errors import InterruptedRunError, NoSpaceError, UsageError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.fs.tempdirs import locked_folder
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.progress import Progress
-from sagewai_ops.snapshots import catalog
+from sagewai_ops.snapshots import cards, catalog
 from sagewai_ops.swap import swap
+from sagewai_ops.text import shell_word
 
 # Below this share of the content no archive of a home was ever seen; refusing earlier than that
 # would refuse backups that fit.
@@ -75,7 +76,7 @@ def take_snapshot(
                     with atomic.naming(folder / name):
                         os.rename(partial, folder / name)
                         atomic.sync_folder(folder)
-            catalog.write_card(folder / name, taking.card(report))
+            cards.write_card(folder / name, taking.card(report))
     return report
 
 

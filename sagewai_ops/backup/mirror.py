@@ -22,7 +22,7 @@ from sagewai_ops.backup.create import check_folder, check_options, check_space, 
 from sagewai_ops.backup.mirror_writer import TreeWriter
 from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.backup.run import Taking
-from sagewai_ops.errors import DamagedError, NotFoundError, TargetBusyError, UsageError, shell_word
+from sagewai_ops.errors import DamagedError, NotFoundError, TargetBusyError, UsageError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.fs.tempdirs import locked_folder
 from sagewai_ops.home.paths import Home, require
@@ -30,9 +30,9 @@ from sagewai_ops.process.signals import too_late, uninterrupted
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.catalog import TREE
-from sagewai_ops.snapshots.prune import owner_of
-from sagewai_ops.snapshots.retention import Owner, whose
+from sagewai_ops.snapshots.ownership import Owner, owner_of, whose
 from sagewai_ops.swap import swap
+from sagewai_ops.text import shell_word
 
 _ASIDE = ".sagewai-ops-tree-before"  # the old tree, for the moment between two renames
 

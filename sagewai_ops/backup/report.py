@@ -7,9 +7,9 @@ from pathlib import Path
 
 from sagewai_ops.archive.age import Lock
 from sagewai_ops.archive.zstd_frames import DEFAULT_LEVEL
-from sagewai_ops.backup.scanner import LeftOut
 from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.snapshots.database_check import DatabaseProof
+from sagewai_ops.snapshots.omissions import LeftOut
 
 CUSTODIES = ("exclude", "sealed")
 

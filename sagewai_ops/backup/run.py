@@ -23,33 +23,22 @@ from sagewai_ops.archive.manifest import Entry, EntryType, Header
 from sagewai_ops.archive.writer import ArchiveWriter, MemberWriter
 from sagewai_ops.archive.zstd_frames import HashingSink
 from sagewai_ops.backup.report import BackupOptions, BackupReport
-from sagewai_ops.backup.scanner import (
-    Collection,
-    Found,
-    LeftOut,
-    Reason,
-    collect,
-    databases,
-    main_database,
-)
+from sagewai_ops.backup.scanner import Collection, Found, collect, databases, main_database
 from sagewai_ops.database.sqlite.online_copy import Copied, copy_database, named_after
 from sagewai_ops.errors import DamagedError, KeyMissingError
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home, Kind
-from sagewai_ops.home.state_files import identity_of, read_together
+from sagewai_ops.home.state_files import read_together
 from sagewai_ops.keys.candidates import Candidate, find_candidates, fingerprint, resolved
 from sagewai_ops.keys.trial_decryption import SealedReport, examine_keys
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.database_check import DatabaseProof, examining, level_of
 from sagewai_ops.snapshots.member_paths import EXTERNAL, EXTERNAL_KEY
+from sagewai_ops.snapshots.omissions import LeftOut, Reason
+from sagewai_ops.snapshots.ownership import home_ids
 
 # A night without the documents and the key would be worse than one without the database.
 _DAMAGED = f"{DamagedError.advice}\nthe rest alone: sagewai-ops backup --exclude 'db/*'"
-
-
-def home_ids(home: Home) -> tuple[str, ...]:
-    """Give the ids that snapshots of this home may carry, the one of a new one first."""
-    return identity_of(home, socket.gethostname())
 
 
 WriterMaker = Callable[[Header, Callable[[int], None]], MemberWriter]

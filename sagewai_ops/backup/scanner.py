@@ -12,7 +12,6 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 
 from sagewai_ops.archive.manifest import HEADER_NAME, MANIFEST_NAME, stays_inside
 from sagewai_ops.database.sqlite.read_transaction import MAGIC
@@ -29,49 +28,13 @@ from sagewai_ops.home.paths import (
     kind_of,
 )
 from sagewai_ops.snapshots.member_paths import EXTERNAL, EXTERNAL_HOME
+from sagewai_ops.snapshots.omissions import LeftOut, Reason
 
 _RESERVED = (HEADER_NAME, MANIFEST_NAME, EXTERNAL)
 _PATH_BYTES = 4000  # of a member; extraction adds a folder's path, and PATH_MAX is 4096
 _KEY_FILE_BYTES = range(44, 49)  # a key, and what editors add to its end
 # Links at these places that lead out of the home are followed: Sagewai follows them too.
 _FOLLOWED = frozenset((*PARTS, DATABASE, ADMIN_STATE, CONNECTIONS, PROFILES))
-
-
-class Reason(str, Enum):
-    """Why something is not in a snapshot."""
-
-    SIDECAR = "the copy of its database has everything that it holds"
-    LOCK = "a lock file, empty"
-    LEFTOVER = "left by a crashed writer"
-    OWN = "of sagewai-ops itself"
-    KEY = "the master key, kept out"
-    HOLDS_KEY = "the master key is written in it"
-    EXCLUDED = "excluded by --exclude"
-    GONE = "gone before it was read"
-    SPECIAL = "neither a file, a folder nor a link"
-    LEAVES = "a link that leads out of the home"
-    UNREADABLE = "could not be read"
-    NAME = "its path is too long for a snapshot"
-
-    @property
-    def is_loss(self) -> bool:
-        """Whether a backup without it is incomplete."""
-        names = "SPECIAL", "LEAVES", "UNREADABLE", "NAME", "HOLDS_KEY"
-        return self.name in names
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """Something that is not carried.
-
-    Attributes:
-        path: Relative to the home.
-        detail: What more there is to say, such as where a link leads.
-    """
-
-    path: str
-    reason: Reason
-    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

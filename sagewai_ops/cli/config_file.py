@@ -17,7 +17,8 @@ from typing import Any
 
 from sagewai_ops.cli.options import strongest
 from sagewai_ops.cli.settings import SNAPSHOTS_VARIABLE
-from sagewai_ops.errors import UsageError, shell_word
+from sagewai_ops.errors import UsageError
+from sagewai_ops.text import shell_word
 
 VARIABLE = "SAGEWAI_OPS_CONFIG"
 SECRET_OPTIONS = ("ping-url",)  # whoever knows it can report in our name; a file may hold it

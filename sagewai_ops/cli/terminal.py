@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from sagewai_ops.errors import UsageError
 from sagewai_ops.progress import Progress
+from sagewai_ops.text import printable
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -244,34 +245,6 @@ class _Bars:
                 bars.update(earlier.id, completed=earlier.total)
             self._tasks[stage] = bars.add_task(stage, total=total or None)
         bars.update(self._tasks[stage], completed=done, total=total or None)
-
-
-def printable(text: str) -> str:
-    """Escape control characters and bytes that are not UTF-8, so that a name stays one line."""
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() or character == "\t" else _escaped(character)
-        for character in text
-    )
-
-
-def _escaped(character: str) -> str:
-    try:
-        text = character.encode("utf-8", "surrogateescape").decode("latin-1")
-    except UnicodeEncodeError:
-        text = character  # half a pair, which JSON can spell and no file name has
-    return text.encode("unicode_escape").decode("ascii")
-
-
-def size(size_bytes: int) -> str:
-    """Write a number of bytes as people read it, in powers of 1000."""
-    value = float(size_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
 
 
 def _shared(whole: Sequence[int], words: Sequence[int], room: int) -> list[int]:

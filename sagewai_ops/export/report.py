@@ -19,7 +19,6 @@ from sagewai_ops.errors import (
     EXIT_INCOMPLETE,
     OpsError,
     PermissionDeniedError,
-    shell_word,
 )
 from sagewai_ops.export.compare.rows import Result
 from sagewai_ops.export.learnings.learnings import KEEP, Learnings
@@ -28,6 +27,7 @@ from sagewai_ops.export.sequences import SetSequence
 from sagewai_ops.export.target_session import MOVE, PLAN
 from sagewai_ops.export.validate.validator import FAIL
 from sagewai_ops.fs import atomic
+from sagewai_ops.text import shell_word
 
 FORMAT = "sagewai-ops export 1"
 

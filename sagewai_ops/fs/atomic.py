@@ -24,9 +24,9 @@ from sagewai_ops.errors import (
     OpsError,
     PermissionDeniedError,
     UsageError,
-    shell_word,
 )
 from sagewai_ops.process.signals import uninterrupted
+from sagewai_ops.text import shell_word
 
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700

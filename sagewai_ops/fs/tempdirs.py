@@ -4,6 +4,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from sagewai_ops.errors import OpsError
@@ -76,3 +77,15 @@ def sweep_abandoned(folder: Path, pattern: str) -> None:
         if locks.is_abandoned(left):
             with contextlib.suppress(OSError):
                 atomic.remove_tree(left)
+
+
+def sweep_partials(folder: Path, beginning: str) -> None:
+    """Remove what a run that died while it wrote a file of its own left beside it.
+
+    Args:
+        beginning: Of the file's name; `atomic` puts a dot before it and a suffix behind.
+    """
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            if name.startswith(f".{beginning}") and name.endswith(".partial"):
+                os.unlink(folder / name)

@@ -16,17 +16,11 @@ from datetime import datetime
 from pathlib import Path
 
 from sagewai_ops.archive.age import Lock, Unlock, opened, sealing, temporary_identity
-from sagewai_ops.errors import (
-    DamagedError,
-    NotFoundError,
-    OpsError,
-    TargetBusyError,
-    UsageError,
-    shell_word,
-)
+from sagewai_ops.errors import DamagedError, NotFoundError, OpsError, TargetBusyError, UsageError
 from sagewai_ops.fs import atomic
 from sagewai_ops.home.paths import Home
 from sagewai_ops.keys.candidates import ENVIRONMENT, KEYRING, Candidate
+from sagewai_ops.text import shell_word
 
 _BEGIN = "-----BEGIN AGE ENCRYPTED FILE-----"
 _END = "-----END AGE ENCRYPTED FILE-----"

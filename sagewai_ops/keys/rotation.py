@@ -18,15 +18,16 @@ from enum import Enum
 from pathlib import Path
 
 from sagewai_ops.database.url import PostgresUrl
-from sagewai_ops.errors import OpsError, shell_word
+from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic
+from sagewai_ops.fs.tempdirs import sweep_partials
 from sagewai_ops.home.paths import Home
 from sagewai_ops.keys import rotation_journal
 from sagewai_ops.keys.candidates import fingerprint
 from sagewai_ops.keys.postgres import substitute_on_server
 from sagewai_ops.keys.reencrypt import substitute_in_database, substituted
 from sagewai_ops.keys.rotation_journal import Journal
-from sagewai_ops.permissions.attributes import sweep_partials
+from sagewai_ops.text import shell_word
 
 _LOCK_WAIT_SECONDS = 2.0  # Sagewai's writers hold the state's lock for some milliseconds
 _LOCK_POLL_SECONDS = 0.01

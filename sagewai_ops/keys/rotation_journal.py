@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from sagewai_ops.errors import LockedError, OpsError, shell_word
+from sagewai_ops.errors import LockedError, OpsError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.keys.candidates import Candidate, given
 from sagewai_ops.process.signals import uninterrupted
+from sagewai_ops.text import shell_word
 
 NAME = f"{OWN_PREFIX}rotation"
 NEW_KEY = "the new key"  # as a candidate's source

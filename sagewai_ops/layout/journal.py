@@ -15,13 +15,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.errors import OpsError, shell_word
+from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic
+from sagewai_ops.fs.tempdirs import sweep_partials
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.layout.steps import PREFIX, Step, StepKind
-from sagewai_ops.permissions.attributes import sweep_partials
 from sagewai_ops.permissions.rules import PRIVATE_FILE, PRIVATE_FOLDER
 from sagewai_ops.process.signals import uninterrupted
+from sagewai_ops.text import shell_word
 
 JOURNAL = f"{OWN_PREFIX}layout.json"
 _PREPARING, _MOVING, _DONE = "preparing", "moving", "done"

@@ -15,7 +15,7 @@ from datetime import datetime
 from enum import Enum
 from pathlib import Path
 
-from sagewai_ops.errors import UsageError, shell_word
+from sagewai_ops.errors import UsageError
 from sagewai_ops.fs.atomic import refused
 from sagewai_ops.home.paths import (
     ADMIN_STATE,
@@ -27,6 +27,7 @@ from sagewai_ops.home.paths import (
 from sagewai_ops.layout.steps import Step, Steps
 from sagewai_ops.permissions.attributes import key_length
 from sagewai_ops.permissions.rules import KEY_CHARACTERS
+from sagewai_ops.text import shell_word
 
 # Variables that, when not empty, make Sagewai leave a legacy file where it is.
 MANAGED_BY = {

@@ -14,11 +14,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.cli.terminal import printable
 from sagewai_ops.errors import OpsError, UsageError
 from sagewai_ops.fs import atomic
 from sagewai_ops.notify.healthcheck import Event, checked, ping, shown
 from sagewai_ops.notify.prometheus import figures_of, record
+from sagewai_ops.text import printable
 
 _MOST_URL_BYTES = 4096
 _ERROR = "error: "  # how a terminal begins such a line

@@ -19,7 +19,7 @@ from typing import Any
 
 from sagewai_ops import __version__
 from sagewai_ops.archive.age import Unlock
-from sagewai_ops.archive.reader import open_archive
+from sagewai_ops.archive.open import open_archive
 from sagewai_ops.database.sqlite.integrity import examine
 from sagewai_ops.errors import (
     DamagedError,
@@ -32,7 +32,6 @@ from sagewai_ops.errors import (
     PermissionDeniedError,
     TargetBusyError,
     UsageError,
-    shell_word,
 )
 from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import Home, locate
@@ -45,9 +44,10 @@ from sagewai_ops.progress import Progress
 from sagewai_ops.restore.plan import RestoreOptions
 from sagewai_ops.restore.restore import RestoreReport, restore
 from sagewai_ops.schema.upgrade_sqlite import Upgraded, upgrade_database
-from sagewai_ops.snapshots import catalog
+from sagewai_ops.snapshots import cards, catalog
 from sagewai_ops.snapshots.rebuild_cards import facts_of
 from sagewai_ops.snapshots.scratch import scratch_in
+from sagewai_ops.text import shell_word
 
 PROVED, UNPROVED, FAILED = "proved", "unproved", "failed"
 _HOME = "home"  # in the scratch folder
@@ -373,13 +373,13 @@ def _record(archive: Path, changes: Mapping[str, Any], rebuilt: Mapping[str, Any
     """Put what was found into the card; a file with another name than a snapshot's has none."""
     if not catalog.is_archive_name(archive.name):
         return False
-    catalog.amend_card(archive, changes, rebuilt)
+    cards.amend_card(archive, changes, rebuilt)
     return True
 
 
 def _card_of(archive: Path, unlock: Unlock | None) -> dict[str, Any]:
     """Read the facts of a card that is missing from the archive itself, which was just proved."""
-    if catalog.read_card(archive):
+    if cards.read_card(archive):
         return {}
     with open_archive(archive, unlock) as reader:
         moment = f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"

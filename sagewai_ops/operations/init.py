@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.database.sqlite.read_transaction import MAGIC, resolve_database
-from sagewai_ops.errors import OpsError, UsageError, shell_word
+from sagewai_ops.errors import OpsError, UsageError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import DATABASE, LEGACY_PLACES, PARTS, Home, layout_of
 from sagewai_ops.keys.candidates import find_candidates, fingerprint
 from sagewai_ops.schema.create import create_database
 from sagewai_ops.swap.swap import require_settled
+from sagewai_ops.text import shell_word
 
 # How `atomic` and `schema.create` call what they write beside its place.
 _HALF_MADE = r"\.[0-9a-f]{8}\.partial(-wal|-shm|-journal)?"

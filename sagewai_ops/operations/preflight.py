@@ -23,7 +23,6 @@ from sagewai_ops.errors import (
     KeyMissingError,
     OpsError,
     kind_with,
-    shell_word,
 )
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.fs.atomic import refused
@@ -46,6 +45,7 @@ from sagewai_ops.schema import rehearse_postgres
 from sagewai_ops.schema.upgrade_sqlite import Upgraded, rehearse_upgrade
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.scratch import scratch_in
+from sagewai_ops.text import shell_word
 
 # Of several exit codes, the one that is told: damage and lost keys before what can be freed,
 # granted or waited for, then findings, then what could not be proved (docs/preflight.md).

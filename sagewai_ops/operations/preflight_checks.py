@@ -23,7 +23,6 @@ from sagewai_ops.errors import (
     KeyMissingError,
     NoSpaceError,
     NotFoundError,
-    shell_word,
 )
 from sagewai_ops.home.paths import SIDECAR_SUFFIXES, Home, layout_of
 from sagewai_ops.keys.candidates import ENVIRONMENT, Candidate, refused_variable
@@ -40,6 +39,7 @@ from sagewai_ops.schema.check_postgres import check_postgres
 from sagewai_ops.schema.check_sqlite import check_database
 from sagewai_ops.schema.drift import find_drift
 from sagewai_ops.schema.findings import Finding
+from sagewai_ops.text import shell_word
 
 # What of `db check` bears on an upgrade; the rest is about values on their way to PostgreSQL.
 _LEAST_ARCHIVE_SHARE = 0.2  # of the content; below that no archive of a home was ever seen

@@ -21,7 +21,6 @@ from sagewai_ops.errors import (
     OpsError,
     PermissionDeniedError,
     UsageError,
-    shell_word,
 )
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home, require
@@ -52,6 +51,7 @@ from sagewai_ops.operations.check_keys import all_candidates
 from sagewai_ops.operations.rotation_report import Recovery, Rotation, notes_on, outlook
 from sagewai_ops.progress import Progress
 from sagewai_ops.swap import swap
+from sagewai_ops.text import shell_word
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.backup.report import BackupReport
-from sagewai_ops.errors import shell_word
 from sagewai_ops.home.paths import Home
 from sagewai_ops.keys.candidates import (
     ENVIRONMENT,
@@ -16,6 +15,7 @@ from sagewai_ops.keys.candidates import (
 )
 from sagewai_ops.keys.trial_decryption import Unopened
 from sagewai_ops.swap.swap import kept_before
+from sagewai_ops.text import shell_word
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,15 +96,3 @@ def key_length(name: str, descriptor: int | None) -> tuple[int | None, str]:
         return len(os.read(opened_file, _KEY_READ_BYTES).strip()), ""
     finally:
         os.close(opened_file)
-
-
-def sweep_partials(folder: Path, beginning: str) -> None:
-    """Remove what a run that died while it wrote a file of its own left beside it.
-
-    Args:
-        beginning: Of the file's name; `atomic` puts a dot before it and a suffix behind.
-    """
-    with suppress(OSError):
-        for name in os.listdir(folder):
-            if name.startswith(f".{beginning}") and name.endswith(".partial"):
-                os.unlink(folder / name)

@@ -9,17 +9,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.errors import (
-    NotFoundError,
-    OpsError,
-    PermissionDeniedError,
-    UsageError,
-    shell_word,
-)
+from sagewai_ops.errors import NotFoundError, OpsError, PermissionDeniedError, UsageError
 from sagewai_ops.fs import atomic
+from sagewai_ops.fs.tempdirs import sweep_partials
 from sagewai_ops.home.paths import OWN_PREFIX, Home
-from sagewai_ops.permissions.attributes import sweep_partials
 from sagewai_ops.permissions.entry_kinds import Wanted
+from sagewai_ops.text import shell_word
 
 RECORD_SCHEMA = "sagewai-ops-permissions/1"
 _RECORD_PREFIX = f"{OWN_PREFIX}permissions-"

@@ -5,13 +5,14 @@ from pathlib import Path
 
 from sagewai_ops.archive.age import Unlock
 from sagewai_ops.archive.manifest import Entry
-from sagewai_ops.archive.reader import open_archive
-from sagewai_ops.errors import NotFoundError, TargetBusyError, shell_word
+from sagewai_ops.archive.open import open_archive
+from sagewai_ops.errors import NotFoundError, TargetBusyError
 from sagewai_ops.fs import atomic
 from sagewai_ops.progress import Progress
 from sagewai_ops.restore.extractor import Extracted, extract
 from sagewai_ops.snapshots.member_paths import Places
 from sagewai_ops.swap.swap import can_swap_whole, staged, swap, sweep
+from sagewai_ops.text import shell_word
 
 
 def take_out(

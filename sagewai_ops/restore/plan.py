@@ -13,7 +13,8 @@ from typing import Any
 
 from sagewai_ops.archive.age import Unlock
 from sagewai_ops.archive.manifest import Entry, EntryType, is_safe
-from sagewai_ops.archive.reader import ArchiveReader, open_archive
+from sagewai_ops.archive.open import open_archive
+from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import (
     DamagedError,
     NoSpaceError,

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.archive.manifest import Entry
-from sagewai_ops.archive.reader import ArchiveReader, open_archive
+from sagewai_ops.archive.open import open_archive
+from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import DATABASE, MASTER_KEY, Home, locate

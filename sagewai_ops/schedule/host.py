@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sagewai_ops.errors import UsageError, shell_word
+from sagewai_ops.errors import UsageError
+from sagewai_ops.text import shell_word
 
 NAME = "sagewai-ops-backup"
 # Options of `backup` whose file holds a secret, and what the secret is called elsewhere.

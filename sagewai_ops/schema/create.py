@@ -9,10 +9,11 @@ import secrets
 import sqlite3
 from pathlib import Path
 
-from sagewai_ops.errors import NoSpaceError, OpsError, TargetBusyError, shell_word
+from sagewai_ops.errors import NoSpaceError, OpsError, TargetBusyError
 from sagewai_ops.fs import atomic
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.schema import ddl
+from sagewai_ops.text import shell_word
 
 # Where there are no hard links (FAT, some network shares), the file is renamed into place.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)

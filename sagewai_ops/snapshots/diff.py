@@ -7,7 +7,8 @@ from typing import Any
 
 from sagewai_ops.archive.age import Unlock
 from sagewai_ops.archive.manifest import HEADER_NAME, Entry, EntryType
-from sagewai_ops.archive.reader import ArchiveReader, open_archive
+from sagewai_ops.archive.open import open_archive
+from sagewai_ops.archive.reader import ArchiveReader
 
 # What a manifest or a header says once for the whole snapshot, and how it is called here.
 _HEADER_FACTS = ("home", "home_id", "host", "key_custody", "key_fingerprint", "schema_level")

@@ -5,20 +5,18 @@ in between has removed nothing for ever that no successful run had moved before.
 """
 
 import contextlib
-import itertools
-import socket
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from sagewai_ops.backup.run import home_ids
 from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import Home
 from sagewai_ops.snapshots import trash
 from sagewai_ops.snapshots.catalog import Snapshot, snapshots_in
-from sagewai_ops.snapshots.retention import Owner, Plan, Policy, foreign, plan_retention, whose
+from sagewai_ops.snapshots.ownership import Owner, foreign, owner_of, told_apart
+from sagewai_ops.snapshots.retention import Plan, Policy, plan_retention
 
 _CLOCK_DRIFT = timedelta(hours=1)  # machines that share a folder differ by less
 
@@ -42,27 +40,6 @@ class Pruned:
     left: tuple[Snapshot, ...] = ()
     ahead: str = ""
     dry_run: bool = False
-
-
-def owner_of(home: Home, *, any_place: bool = False) -> Owner:
-    """Tell whose snapshots may be removed when this home is at hand."""
-    return Owner(frozenset(home_ids(home)), str(home.root), socket.gethostname(), any_place)
-
-
-def told_apart(owner: Owner, snapshots: Iterable[Snapshot]) -> Owner:
-    """Decide whether the machine's name tells whose a snapshot is.
-
-    Containers get a new name each time, so another one alone means nothing. But where names take
-    turns, one home was cloned onto several machines that share the folder, and each prunes its own.
-
-    Returns:
-        The owner, without a machine unless it counts.
-    """
-    anywhere = replace(owner, host="")
-    own = [one for one in snapshots if one.sequence and not whose(one.card, anywhere)]
-    names = [one.card.get("host", "") for one in sorted(own, key=lambda one: one.sequence)]
-    turns = [name for name, _group in itertools.groupby(filter(None, names))]
-    return owner if len(turns) > len(set(turns)) else anywhere
 
 
 def prune(

@@ -15,13 +15,14 @@ from typing import Any
 
 from sagewai_ops.archive.age import Unlock
 from sagewai_ops.archive.manifest import EntryType
-from sagewai_ops.archive.reader import ArchiveReader, open_archive
-from sagewai_ops.backup.scanner import Reason
+from sagewai_ops.archive.open import open_archive
+from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import DamagedError, KeyMissingError, NotFoundError, SchemaAheadError
 from sagewai_ops.fs import locks
 from sagewai_ops.progress import Progress
-from sagewai_ops.snapshots import catalog
+from sagewai_ops.snapshots import cards, catalog
 from sagewai_ops.snapshots.catalog import Snapshot
+from sagewai_ops.snapshots.omissions import Reason
 
 _BLOCK_BYTES = 1024 * 1024
 _CARDS_OWN = ("drill", "proved_restorable_at", "tags")
@@ -151,9 +152,9 @@ def _write(folder: Path, archive: Path, facts: Mapping[str, Any], wait_seconds: 
     with locks.exclusive(folder, wait_seconds=wait_seconds):
         archive.stat()
         # Read again: a drill may have written to it meanwhile.
-        old = catalog.read_card(archive)
+        old = cards.read_card(archive)
         kept = {name: old[name] for name in _CARDS_OWN if name in old}
-        catalog.write_card(archive, {**facts, **kept})
+        cards.write_card(archive, {**facts, **kept})
 
 
 def _facts_outside(snapshot: Snapshot) -> dict[str, Any]:

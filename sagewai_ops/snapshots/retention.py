@@ -15,15 +15,14 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from sagewai_ops.errors import UsageError
 from sagewai_ops.snapshots.catalog import Snapshot
+from sagewai_ops.snapshots.ownership import _NO_DATE, Owner, foreign
 
 _WITHIN = re.compile("".join(f"(?:([0-9]{{1,5}}){unit})?" for unit in "ymwdh"))
-_NO_DATE = datetime.min.replace(tzinfo=timezone.utc)  # what the catalog makes of a name without one
 
 
 def _week(moment: datetime) -> str:
@@ -69,23 +68,6 @@ class Policy:
     def is_empty(self) -> bool:
         """Whether it asks for nothing."""
         return not (self.last or any(self.periods.values()) or self.within or self.tags)
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """The home whose snapshots may be removed.
-
-    Attributes:
-        ids: By which the home is known.
-        home: Its path.
-        host: The machine that it is on; "" where that does not tell homes apart.
-        any_place: Whether snapshots of another path or machine with such an id are its own too.
-    """
-
-    ids: frozenset[str]
-    home: str
-    host: str
-    any_place: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,28 +138,6 @@ def plan_retention(snapshots: Sequence[Snapshot], policy: Policy, owner: Owner) 
         ),
         tuple((before.id, after.id) for before, after in _falls(own)),
     )
-
-
-def foreign(snapshot: Snapshot, owner: Owner) -> str:
-    """Say why a snapshot is none of the owner's, so that no rule may touch it; "" if it is."""
-    if not snapshot.sequence or snapshot.created_at == _NO_DATE:
-        return "its card does not tell whose it is"
-    return whose(snapshot.card, owner)
-
-
-def whose(facts: Mapping[str, Any], owner: Owner) -> str:
-    """Say whose home a snapshot with these facts is of, if it is none of the owner's; else ""."""
-    if not facts.get("home_id"):
-        return "its card does not tell whose it is"
-    if facts["home_id"] not in owner.ids:
-        return "of another home"
-    if owner.any_place:
-        return ""
-    if facts.get("home", owner.home) != owner.home:
-        return f"of the home at {facts['home']}"
-    if owner.host and facts.get("host", owner.host) != owner.host:
-        return f"of the home on {facts['host']}"
-    return ""
 
 
 def within(moment: datetime, text: str) -> datetime:

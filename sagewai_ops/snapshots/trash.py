@@ -13,9 +13,11 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from sagewai_ops.errors import OpsError, TargetBusyError, shell_word
+from sagewai_ops.errors import OpsError, TargetBusyError
 from sagewai_ops.fs import atomic
-from sagewai_ops.snapshots.catalog import Snapshot, card_path, is_archive_name, snapshots_in
+from sagewai_ops.snapshots.cards import card_path
+from sagewai_ops.snapshots.catalog import Snapshot, is_archive_name, snapshots_in
+from sagewai_ops.text import shell_word
 
 TRASH = ".trash"
 _CARD_SUFFIX = ".json"

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from sagewai_ops.archive.manifest import is_safe
-from sagewai_ops.errors import OpsError, TargetBusyError, shell_word
+from sagewai_ops.errors import OpsError, TargetBusyError
 from sagewai_ops.fs import atomic
+from sagewai_ops.text import shell_word
 
 _VERSION = 1
 

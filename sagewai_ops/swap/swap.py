@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.archive.manifest import is_safe
-from sagewai_ops.errors import LockedError, OpsError, TargetBusyError, shell_word
+from sagewai_ops.errors import LockedError, OpsError, TargetBusyError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.keys import rotation_journal
@@ -45,6 +45,7 @@ from sagewai_ops.swap.staging import (
     own_folder,
 )
 from sagewai_ops.swap.staging import sweep as sweep_restores
+from sagewai_ops.text import shell_word
 
 __all__ = [
     "Staged",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import archives
 from sagewai_ops.archive.age import Lock, Unlock, temporary_identity
 from sagewai_ops.archive.manifest import Entry, EntryType, Header, encode_header
-from sagewai_ops.archive.reader import open_archive
+from sagewai_ops.archive.open import open_archive
 from sagewai_ops.archive.tar import header_of
 from sagewai_ops.archive.writer import ArchiveWriter
 from sagewai_ops.archive.zstd_frames import FRAME_BYTES

@@ -19,11 +19,11 @@ from archives import tar_stream
 from sagewai_ops.archive import writer as archive_writer
 from sagewai_ops.archive.age import Lock, Unlock, temporary_identity
 from sagewai_ops.archive.manifest import EntryType, Manifest
-from sagewai_ops.archive.reader import ArchiveReader, open_archive
+from sagewai_ops.archive.open import open_archive
+from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.backup import create
 from sagewai_ops.backup.create import take_snapshot
 from sagewai_ops.backup.report import BackupOptions, BackupReport
-from sagewai_ops.backup.scanner import Reason
 from sagewai_ops.errors import (
     DamagedError,
     KeyMissingError,
@@ -33,7 +33,8 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import locate
-from sagewai_ops.snapshots import catalog
+from sagewai_ops.snapshots import cards, catalog
+from sagewai_ops.snapshots.omissions import Reason
 from small_homes import everything_of, rows_of, small
 from unprivileged import NOBODY, reachable_folder, unprivileged
 
@@ -787,7 +788,7 @@ def test_modes_are_private_whatever_the_umask(tmp_path: Path, mask: int) -> None
     assert report.path is not None
     modes = [
         stat.S_IMODE(path.stat().st_mode)
-        for path in (folder.parent, folder, report.path, catalog.card_path(report.path))
+        for path in (folder.parent, folder, report.path, cards.card_path(report.path))
     ]
     assert modes == [0o700, 0o700, 0o600, 0o600]
 

@@ -19,7 +19,7 @@ from program import call
 from round_trips import assert_same_home, bring_back
 from sagewai_ops.archive.age import Lock
 from sagewai_ops.archive.directory_reader import SUM_NAME
-from sagewai_ops.archive.reader import open_archive
+from sagewai_ops.archive.open import open_archive
 from sagewai_ops.backup import mirror
 from sagewai_ops.backup.mirror import keep_tree, tree_in
 from sagewai_ops.backup.report import BackupOptions, BackupReport

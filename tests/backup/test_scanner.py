@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from sagewai_ops.backup.scanner import Collection, Reason, collect, main_database
+from sagewai_ops.backup.scanner import Collection, collect, main_database
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.home.paths import locate
+from sagewai_ops.snapshots.omissions import Reason
 from small_homes import small
 
 KEY = b"c2FnZXdhaS1vcHMtdGVzdHMtbWFzdGVyLWtleS0wMDE="

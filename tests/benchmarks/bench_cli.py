@@ -23,7 +23,7 @@ from benchmarks.stopwatch import Cost, best, machine, measure  # noqa: E402
 from home_builder import build_home  # noqa: E402
 from sagewai_ops.home.paths import locate  # noqa: E402
 from sagewai_ops.snapshots.catalog import archive_name  # noqa: E402
-from sagewai_ops.snapshots.prune import owner_of  # noqa: E402
+from sagewai_ops.snapshots.ownership import owner_of  # noqa: E402
 
 ROUNDS = 7
 VERSION_RATIO = 4.0  # most, of `python -c pass`

@@ -20,7 +20,7 @@ from program import Answer, call, run, taken
 from sagewai_ops.errors import PermissionDeniedError
 from sagewai_ops.fs import atomic
 from sagewai_ops.permissions.scan import inspect
-from sagewai_ops.snapshots import catalog
+from sagewai_ops.snapshots import cards, catalog
 from small_homes import everything_of, small
 from step_counter import killed
 
@@ -53,7 +53,7 @@ def test_success_is_silent_in_a_pipe_and_leaves_nothing(home: BuiltHome, archive
     assert (answer.code, answer.out, answer.err) == (0, "", "")
     assert everything_of(home.root) == before
     assert sorted(os.listdir(archive.parent)) == [archive.name, f"{archive.name}.json"]
-    assert catalog.read_card(archive)["proved_restorable_at"]
+    assert cards.read_card(archive)["proved_restorable_at"]
 
 
 @pytest.mark.usefixtures("archive")
@@ -183,7 +183,7 @@ def test_a_proof_that_cannot_be_written_down_exits_3(
     home: BuiltHome, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A script that looks at cards must know."""
-    monkeypatch.setattr("sagewai_ops.fs.atomic.replace", _only_for(catalog.card_path(archive)))
+    monkeypatch.setattr("sagewai_ops.fs.atomic.replace", _only_for(cards.card_path(archive)))
 
     answer = call("--home", home.root, "drill")
 
@@ -204,7 +204,7 @@ def test_a_signal_removes_the_scratch_folder(
     home: BuiltHome, archive: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
 ) -> None:
     """While it restores, and while it already cleans up; the card stays as it was."""
-    card = catalog.read_card(archive)
+    card = cards.read_card(archive)
     for place in ("sagewai_ops.restore.restore.open_gate", "sagewai_ops.operations.drill.inspect"):
         with monkeypatch.context() as patch:
             patch.setattr(place, lambda *_a, **_o: os.kill(os.getpid(), number))
@@ -214,7 +214,7 @@ def test_a_signal_removes_the_scratch_folder(
         assert answer.document["error"]["code"] == "interrupted"
         assert answer.code == code
         assert sorted(os.listdir(archive.parent)) == [archive.name, f"{archive.name}.json"]
-        assert catalog.read_card(archive) == card
+        assert cards.read_card(archive) == card
 
 
 def test_a_signal_while_it_cleans_up_does_not_stop_that(
@@ -273,7 +273,7 @@ def test_two_drills_at_a_time_leave_each_other_alone(
 
     assert len(answers) == 2
     assert [answer.result["swept"] for answer in answers] == [[], []]
-    assert catalog.read_card(archive)["proved_restorable_at"]
+    assert cards.read_card(archive)["proved_restorable_at"]
 
 
 def _only_for(card: Path) -> object:

@@ -292,7 +292,7 @@ def _kinds_in(path: Path) -> Iterator[str]:
 def test_every_kind_of_finding_is_documented() -> None:
     """The words that scripts may rely on stand in docs/export.md, and no others do."""
     folder = Path(sagewai_ops.export.__path__[0])
-    said = {kind for path in folder.glob("*.py") for kind in _kinds_in(path)}
+    said = {kind for path in folder.rglob("*.py") for kind in _kinds_in(path)}
     text = DOCUMENTATION.read_text(encoding="utf-8")
     tables = re.findall(r"^\| kind \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
 

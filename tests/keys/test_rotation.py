@@ -23,7 +23,7 @@ from home_builder.recipe import Layout
 from memory_folder import memory_folder
 from opened_values import CLOSED, opened
 from sagewai_ops.archive.age import Lock, Unlock, temporary_identity
-from sagewai_ops.archive.reader import open_archive
+from sagewai_ops.archive.open import open_archive
 from sagewai_ops.backup import create
 from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.errors import (

@@ -38,7 +38,7 @@ from sagewai_ops.operations import drill as drilling
 from sagewai_ops.operations.drill import DrillOptions, DrillReport, drill
 from sagewai_ops.restore.restore import restore
 from sagewai_ops.schema.upgrade_sqlite import upgrade_database
-from sagewai_ops.snapshots import catalog
+from sagewai_ops.snapshots import cards, catalog
 from small_homes import everything_of, small
 from step_counter import counting, failing, killed_at, until_done
 from unprivileged import reachable_folder, unprivileged
@@ -72,7 +72,7 @@ def try_it(archive: Path, home: Path | None, **options: Any) -> DrillReport:
 
 def card_of(archive: Path) -> dict[str, Any]:
     """Read a card as it is written."""
-    card = json.loads(catalog.card_path(archive).read_bytes())
+    card = json.loads(cards.card_path(archive).read_bytes())
     assert isinstance(card, dict)
     return card
 
@@ -124,7 +124,7 @@ def test_the_card_gets_the_proof_and_keeps_all_else(built: BuiltHome, archive: P
         "seconds": card["drill"]["seconds"],
         "tool_version": before["tool_version"],
     }
-    assert catalog.card_path(archive).stat().st_mode & 0o777 == 0o600
+    assert cards.card_path(archive).stat().st_mode & 0o777 == 0o600
     assert report.recorded
 
 
@@ -134,9 +134,9 @@ def test_a_lost_card_comes_back_with_the_proof(
 ) -> None:
     """From what the archive says of itself."""
     before = card_of(archive)
-    catalog.card_path(archive).unlink()
+    cards.card_path(archive).unlink()
     if content is not None:
-        catalog.card_path(archive).write_bytes(content)
+        cards.card_path(archive).write_bytes(content)
 
     try_it(archive, built.root)
 
@@ -261,7 +261,7 @@ def test_nothing_of_an_encrypted_archive_gets_into_its_card(built: BuiltHome) ->
 
     try_it(archive, built.root, unlock=Unlock(identities=(identity,)))
 
-    text = catalog.card_path(archive).read_text()
+    text = cards.card_path(archive).read_text()
     assert not [table for table in tables if f'"{table}"' in text]
 
 
@@ -541,7 +541,7 @@ def test_a_snapshot_that_is_pruned_meanwhile_gets_no_card(
         return upgrade_database(*arguments, **options)
 
     monkeypatch.setattr(drilling, "upgrade_database", prune)
-    catalog.card_path(archive).unlink()
+    cards.card_path(archive).unlink()
 
     report = try_it(archive, built.root)
 
@@ -615,18 +615,18 @@ def test_the_card_is_changed_in_one_step(built: BuiltHome, archive: Path) -> Non
     """Killed while it is written: it is the old or the new one, never none."""
     before = card_of(archive)
     changes = {"proved_restorable_at": "2026-01-01T00:00:00Z"}
-    cards = []
+    found = []
 
     def attempt(number: int) -> bool:
-        was_killed = killed_at(number, lambda: catalog.amend_card(archive, changes, {}))
-        cards.append(card_of(archive))
+        was_killed = killed_at(number, lambda: cards.amend_card(archive, changes, {}))
+        found.append(card_of(archive))
         return was_killed
 
     until_done(attempt)
 
     assert cards[0] == before
     assert cards[-1] == before | changes
-    assert all(card in (before, before | changes) for card in cards)
+    assert all(card in (before, before | changes) for card in found)
 
 
 def test_another_users_reader_of_the_snapshots_is_told_where_to_drill(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from proof.cases import Case
 from proof.faults import Ended, Fault, Mode
 from proof.worlds import Mask, State, World, state_of
 from sagewai_ops.archive.age import Unlock
-from sagewai_ops.archive.reader import open_archive
+from sagewai_ops.archive.open import open_archive
 from sagewai_ops.errors import OpsError
 from sagewai_ops.keys import rotation_journal
 from sagewai_ops.layout import journal

@@ -23,7 +23,7 @@ _HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(_HERE.parent), str(_HERE.parent.parent / "fixtures")]
 
 with atheris.instrument_imports(include=["sagewai_ops.archive", "sagewai_ops.restore.extractor"]):
-    from sagewai_ops.archive.reader import open_archive
+    from sagewai_ops.archive.open import open_archive
     from sagewai_ops.restore.extractor import extract
 
 import archives  # noqa: E402 - the path first

@@ -9,7 +9,7 @@ import pytest
 
 from archives import FOLDER, LINK, MOMENT_NS, STATE, forge, write
 from sagewai_ops.archive.manifest import Entry, EntryType
-from sagewai_ops.archive.reader import open_archive
+from sagewai_ops.archive.open import open_archive
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.restore.extractor import Extracted, extract
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sagewai_ops.errors import NotFoundError, UsageError
-from sagewai_ops.snapshots import catalog
+from sagewai_ops.snapshots import cards, catalog
 
 
 def _archive(folder: Path, identifier: str, *, sealed: bool = False, **card: Any) -> Path:
@@ -17,7 +17,7 @@ def _archive(folder: Path, identifier: str, *, sealed: bool = False, **card: Any
     path = folder / catalog.archive_name(identifier, is_encrypted=sealed)
     path.write_bytes(b"archive")
     if card:
-        catalog.write_card(path, {"archive": path.name, **card})
+        cards.write_card(path, {"archive": path.name, **card})
     return path
 
 
@@ -106,7 +106,7 @@ def test_digits_that_are_no_date_are_a_snapshot_and_the_oldest(tmp_path: Path) -
 def test_a_broken_card_is_no_card(tmp_path: Path, content: bytes) -> None:
     """It never hides the snapshot."""
     path = _archive(tmp_path, "20260101T000000Z-000001")
-    catalog.card_path(path).write_bytes(content)
+    cards.card_path(path).write_bytes(content)
 
     (found,) = catalog.snapshots_in(tmp_path)
 
@@ -125,7 +125,7 @@ def test_a_card_of_odd_values_gives_only_what_can_be_used(tmp_path: Path) -> Non
         "home_id": [],
         "key_custody": "sealed",
     }
-    catalog.card_path(path).write_text(json.dumps(card))
+    cards.card_path(path).write_text(json.dumps(card))
 
     (found,) = catalog.snapshots_in(tmp_path)
 
@@ -146,7 +146,7 @@ def test_an_archive_that_was_cut_is_noticed_by_its_size(tmp_path: Path) -> None:
 def test_a_card_that_is_a_folder_is_no_card(tmp_path: Path) -> None:
     """Whatever stands in its place, the archive is listed."""
     path = _archive(tmp_path, "20260101T000000Z-000001")
-    catalog.card_path(path).mkdir()
+    cards.card_path(path).mkdir()
 
     assert len(catalog.snapshots_in(tmp_path)) == 1
 
@@ -237,7 +237,7 @@ def test_a_card_is_private_and_names_its_version(tmp_path: Path) -> None:
     """Mode 0600, JSON that other programs read."""
     path = _archive(tmp_path, "20260101T000000Z-000001", sequence=3)
 
-    card = catalog.card_path(path)
+    card = cards.card_path(path)
 
     assert card.stat().st_mode & 0o777 == 0o600
     assert json.loads(card.read_bytes()) == {"card": 1, "archive": path.name, "sequence": 3}
@@ -247,9 +247,9 @@ def test_an_amended_card_keeps_what_it_does_not_know(tmp_path: Path) -> None:
     """Facts of a later program stay; None takes one away."""
     path = _archive(tmp_path, "20260101T000000Z-0a1b2c", sequence=3, colour="red", complete=True)
 
-    catalog.amend_card(path, {"proved_restorable_at": "2026-01-02T00:00:00Z", "complete": None}, {})
+    cards.amend_card(path, {"proved_restorable_at": "2026-01-02T00:00:00Z", "complete": None}, {})
 
-    assert json.loads(catalog.card_path(path).read_bytes()) == {
+    assert json.loads(cards.card_path(path).read_bytes()) == {
         "card": 1,
         "archive": path.name,
         "sequence": 3,
@@ -267,9 +267,9 @@ def test_a_card_that_cannot_be_read_is_amended_from_the_archive(
     """What the archive says of itself stands for it."""
     path = _archive(tmp_path, "20260101T000000Z-0a1b2c")
     if content:
-        catalog.card_path(path).write_bytes(content)
+        cards.card_path(path).write_bytes(content)
 
-    catalog.amend_card(path, {"drill": {"outcome": "failed"}}, {"sequence": 4})
+    cards.amend_card(path, {"drill": {"outcome": "failed"}}, {"sequence": 4})
 
     (found,) = catalog.snapshots_in(tmp_path)
     assert found.sequence == 4
@@ -282,6 +282,6 @@ def test_no_card_is_made_for_an_archive_that_is_gone(tmp_path: Path) -> None:
     path = tmp_path / catalog.archive_name("20260101T000000Z-0a1b2c", is_encrypted=False)
 
     with pytest.raises(NotFoundError, match="removed meanwhile"):
-        catalog.amend_card(path, {"drill": {}}, {"sequence": 4})
+        cards.amend_card(path, {"drill": {}}, {"sequence": 4})
 
     assert list(tmp_path.iterdir()) == []

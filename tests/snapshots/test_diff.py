@@ -10,7 +10,7 @@ import pytest
 
 from home_builder import BuiltHome
 from program import Answer, call, run, taken
-from sagewai_ops.snapshots import catalog
+from sagewai_ops.snapshots import cards
 from sagewai_ops.snapshots.rebuild_cards import rebuild_cards
 from small_homes import small
 
@@ -120,9 +120,7 @@ def _copied(world: tuple[BuiltHome, Path, Path], folder: Path) -> list[Path]:
     found = []
     for archive in world[1:]:
         (folder / archive.name).write_bytes(archive.read_bytes())
-        catalog.card_path(folder / archive.name).write_bytes(
-            catalog.card_path(archive).read_bytes()
-        )
+        cards.card_path(folder / archive.name).write_bytes(cards.card_path(archive).read_bytes())
         found.append(folder / archive.name)
     return found
 
@@ -164,15 +162,15 @@ def test_lost_and_broken_cards_are_written_anew(
 ) -> None:
     """Equal to what was there, but for the moment of the proof."""
     first, second = _copied(world, tmp_path)
-    before = [_facts(catalog.card_path(path)) for path in (first, second)]
-    catalog.card_path(first).unlink()
-    catalog.card_path(second).write_text("{")
+    before = [_facts(cards.card_path(path)) for path in (first, second)]
+    cards.card_path(first).unlink()
+    cards.card_path(second).write_text("{")
     (tmp_path / "notes.txt").touch()
 
     answer = _list(tmp_path, "--rebuild")
 
     assert answer.code == 0
-    after = [_facts(catalog.card_path(path)) for path in (first, second)]
+    after = [_facts(cards.card_path(path)) for path in (first, second)]
     for old, new in zip(before, after, strict=True):
         assert {**old, "verified_at": ""} == {**new, "verified_at": ""}
         assert new["verified_at"] >= old["verified_at"]
@@ -188,7 +186,7 @@ def test_a_rebuild_tells_how_far_it_is(
     paths = _copied(world, tmp_path)
     total = sum(path.stat().st_size for path in paths)
     if not with_card:
-        catalog.card_path(paths[0]).unlink()
+        cards.card_path(paths[0]).unlink()
     told: list[tuple[str, int, int]] = []
 
     rebuild_cards(tmp_path, None, progress=lambda *what: told.append(what))
@@ -205,7 +203,7 @@ def test_what_only_the_card_knows_stays_on_it(
 ) -> None:
     """What a drill proved, tags that were changed, when it was verified."""
     first, _second = _copied(world, tmp_path)
-    card = catalog.card_path(first)
+    card = cards.card_path(first)
     proof = {"drill": {"outcome": "passed"}, "proved_restorable_at": "2026-01-01T00:00:00Z"}
     old = {**_facts(card), **proof, "tags": ["mine"], "schema_level": "wrong"}
     card.write_text(json.dumps(old))
@@ -229,16 +227,16 @@ def test_a_damaged_archive_gets_no_card_that_says_it_holds(
     content[len(content) // 2] ^= 1
     first.write_bytes(content)
     if not with_card:
-        catalog.card_path(first).unlink()
+        cards.card_path(first).unlink()
 
     answer = _list(tmp_path, "--rebuild")
 
     assert answer.code == 4
     assert len(answer.result["rebuilt"]["damaged"]) == 1
     assert len(answer.result["rebuilt"]["written"]) == 1
-    assert catalog.card_path(first).exists() is with_card
+    assert cards.card_path(first).exists() is with_card
     assert first.name[8:30] in answer.document["warnings"][0]
-    assert _facts(catalog.card_path(second))["complete"] is True
+    assert _facts(cards.card_path(second))["complete"] is True
 
 
 def test_an_encrypted_archive_needs_its_identity(
@@ -252,13 +250,13 @@ def test_an_encrypted_archive_needs_its_identity(
     folder = tmp_path / "sealed"
     archive = taken(call("--home", world[0].root, "backup", "--json", "--to", folder,
                          "--recipient", identity.to_public()))  # fmt: skip
-    before = _facts(catalog.card_path(archive))
+    before = _facts(cards.card_path(archive))
 
     assert _list(folder, "--rebuild").code == 3
-    assert _facts(catalog.card_path(archive)) == before
-    catalog.card_path(archive).unlink()
+    assert _facts(cards.card_path(archive)) == before
+    cards.card_path(archive).unlink()
     answer = _list(folder, "--rebuild")
-    limited = _facts(catalog.card_path(archive))
+    limited = _facts(cards.card_path(archive))
     whole = _list(folder, "--rebuild", "--identity", tmp_path / "identity.txt")
 
     assert answer.code == 3
@@ -266,7 +264,7 @@ def test_an_encrypted_archive_needs_its_identity(
     assert limited["archive_sha256"] == before["archive_sha256"]
     assert "home" not in limited
     assert whole.code == 0
-    assert {**_facts(catalog.card_path(archive)), "verified_at": ""} == {
+    assert {**_facts(cards.card_path(archive)), "verified_at": ""} == {
         **before,
         "verified_at": "",
     }

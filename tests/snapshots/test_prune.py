@@ -19,8 +19,9 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import Home, locate
-from sagewai_ops.snapshots import catalog, trash
-from sagewai_ops.snapshots.prune import Pruned, owner_of, prune, untrash
+from sagewai_ops.snapshots import cards, catalog, trash
+from sagewai_ops.snapshots.ownership import owner_of
+from sagewai_ops.snapshots.prune import Pruned, prune, untrash
 from sagewai_ops.snapshots.retention import Policy
 from step_counter import counting, failing, killed_at, until_done
 
@@ -44,7 +45,7 @@ def put(
     folder.mkdir(exist_ok=True)
     path.write_bytes(b"archive %d" % sequence)
     facts = {"home_id": next(iter(owner.ids)), "home": owner.home, "host": owner.host}
-    catalog.write_card(path, {"archive": path.name, "sequence": sequence, **facts, **card})
+    cards.write_card(path, {"archive": path.name, "sequence": sequence, **facts, **card})
     return path
 
 
@@ -133,7 +134,7 @@ def test_what_is_not_of_this_home_stays_also_in_the_trash(home: Home, folder: Pa
     put(folder, home, 10, days=1, home_id="them")
     put(folder, home, 11, days=1, home="/elsewhere")
     blank = put(folder, home, 12, days=1)
-    catalog.card_path(blank).write_text("{")
+    cards.card_path(blank).write_text("{")
     (folder / "notes.txt").touch()
     theirs = put(folder / ".trash", home, 13, days=1, home_id="them")
 

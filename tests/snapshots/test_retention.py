@@ -11,15 +11,8 @@ from hypothesis import strategies as st
 
 from sagewai_ops.errors import UsageError
 from sagewai_ops.snapshots.catalog import Snapshot
-from sagewai_ops.snapshots.retention import (
-    PERIODS,
-    Owner,
-    Plan,
-    Policy,
-    foreign,
-    plan_retention,
-    within,
-)
+from sagewai_ops.snapshots.ownership import Owner, foreign
+from sagewai_ops.snapshots.retention import PERIODS, Plan, Policy, plan_retention, within
 
 OURS = Owner(frozenset({"us"}), "/srv/home", "here")
 CARD = {"home_id": "us", "home": "/srv/home", "host": "here"}
