@@ -624,8 +624,8 @@ def test_the_card_is_changed_in_one_step(built: BuiltHome, archive: Path) -> Non
 
     until_done(attempt)
 
-    assert cards[0] == before
-    assert cards[-1] == before | changes
+    assert found[0] == before
+    assert found[-1] == before | changes
     assert all(card in (before, before | changes) for card in found)
 
 
