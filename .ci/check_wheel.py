@@ -8,7 +8,7 @@ import sys
 import zipfile
 from pathlib import Path, PurePosixPath
 
-# Folder in git -> package in the wheel; the folder mapping of pyproject.toml.
+# Directory in git -> package in the wheel; the directory mapping of pyproject.toml.
 _PACKAGES = {
     "sagewai_ops": "sagewai_ops",
     "commands": "sagewai_ops/commands",

@@ -61,7 +61,7 @@ class Kind:
 
     @property
     def name(self) -> str:
-        """Name its folder."""
+        """Name its directory."""
         extending = "extending" if self.python.loads else "plain"
         source = "wheel" if self.wheel else "checkout"
         return f"{self.python.shown}-{extending}-{self.dependencies}-{source}"
@@ -107,15 +107,15 @@ def _probe(path: Path) -> Python | None:
     return Python(path, tuple(version), loads, sqlite)
 
 
-def reaches(python: Path, folder: Path | None = None) -> bool:
-    """Tell whether the unprivileged user can run a Python, and enter a folder."""
+def reaches(python: Path, directory: Path | None = None) -> bool:
+    """Tell whether the unprivileged user can run a Python, and enter a directory."""
     if os.getuid():
         return True
     account = pwd.getpwnam(UNPRIVILEGED)
     try:
         subprocess.run(
             [python, "-c", ""],
-            cwd=folder or "/",
+            cwd=directory or "/",
             user=account.pw_uid,
             group=account.pw_gid,
             extra_groups=[],
@@ -128,15 +128,15 @@ def reaches(python: Path, folder: Path | None = None) -> bool:
 
 
 class Environments:
-    """The folder of the environments.
+    """The directory of the environments.
 
     Args:
-        folder: Which exists; another user must be able to enter it.
+        directory: Which exists; another user must be able to enter it.
         tree: What is installed, and built into the wheel.
     """
 
-    def __init__(self, folder: Path, tree: Path) -> None:
-        self._folder = folder
+    def __init__(self, directory: Path, tree: Path) -> None:
+        self._directory = directory
         self._tree = tree
         self._uv: Path | None = None
         self._wheel: Path | None = None
@@ -148,7 +148,7 @@ class Environments:
         Raises:
             BuildError: It cannot be made.
         """
-        place = self._folder / "environments" / kind.name
+        place = self._directory / "environments" / kind.name
         python = place / "bin" / "python"
         if kind.name in self._ready:
             return place
@@ -187,7 +187,7 @@ class Environments:
         project = self._tree / "pyproject.toml"
         requirements: list[object] = ["--compile-bytecode", "--group", f"{project}:dev"]
         if kind.dependencies == "lowest":
-            lowest = self._folder / f"lowest-{kind.python.shown}.txt"
+            lowest = self._directory / f"lowest-{kind.python.shown}.txt"
             options = ["--quiet", "--resolution", "lowest-direct", "--python", kind.python.path]
             self._do("pip", "compile", *options, "--output-file", lowest, project)
             return [*requirements, "--requirements", lowest]
@@ -198,18 +198,18 @@ class Environments:
 
     def _resolve_beside_all_of_sagewai(self, project: Path) -> None:
         """See that some versions suit all; they are gigabytes, and not installed."""
-        whole = self._folder / "sagewai.in"
+        whole = self._directory / "sagewai.in"
         whole.write_text(f"{SAGEWAI_WHOLE}\n")
         options = ["--quiet", "--python-version", PYTHON_OF_WHOLE, "--only-binary", ":all:"]
-        found = self._folder / "sagewai.txt"
+        found = self._directory / "sagewai.txt"
         self._do("pip", "compile", *options, "--output-file", found, project, whole)
 
     def _built(self) -> Path:
         if self._wheel is None:
-            folder = self._folder / "wheels"
-            shutil.rmtree(folder, ignore_errors=True)
-            self._do("build", "--wheel", "--quiet", "--out-dir", folder, self._tree)
-            (self._wheel,) = folder.glob("*.whl")
+            directory = self._directory / "wheels"
+            shutil.rmtree(directory, ignore_errors=True)
+            self._do("build", "--wheel", "--quiet", "--out-dir", directory, self._tree)
+            (self._wheel,) = directory.glob("*.whl")
         return self._wheel
 
     def _do(self, *words: object) -> None:
@@ -219,7 +219,7 @@ class Environments:
             BuildError: With what it said, after several attempts.
         """
         command = [os.fspath(word) if isinstance(word, Path) else str(word) for word in words]
-        variables = {**os.environ, **_registry(), "UV_CACHE_DIR": f"{self._folder}/cache"}
+        variables = {**os.environ, **_registry(), "UV_CACHE_DIR": f"{self._directory}/cache"}
         variables |= {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
         said = ""
         for attempt in range(ATTEMPTS):
@@ -237,7 +237,7 @@ class Environments:
         if self._uv is None:
             installed = shutil.which("uv")
             if installed is None:
-                tools = self._folder / "tools"
+                tools = self._directory / "tools"
                 installed = str(tools / "bin" / "uv")
                 if not Path(installed).exists():
                     subprocess.run([sys.executable, "-m", "venv", tools], check=True)
@@ -265,7 +265,7 @@ def _registry() -> dict[str, str]:
 
 
 def _present(value: str) -> str:
-    """Leave out the folders that are not there, which pip passes over and uv does not."""
+    """Leave out the directories that are not there, which pip passes over and uv does not."""
     return " ".join(
         word
         for word in value.split()

@@ -1,6 +1,6 @@
 """Run the tests wherever users run the program: Pythons, dependencies, users, umasks, wheel.
 
-    .ci/matrix.py [--ci] [--list] [--cell NAME]... [--folder DIR]
+    .ci/matrix.py [--ci] [--list] [--cell NAME]... [--directory DIR]
 
 Each cell is one environment and one run of pytest in it, on what git holds at HEAD. Environments
 are made by uv and kept below `.matrix/`. Prints a table; exit 1 if a cell failed. A Python that
@@ -112,7 +112,7 @@ def main() -> int:
     parser.add_argument("--ci", action="store_true", help="only the part that CI takes")
     parser.add_argument("--list", action="store_true", help="print the cells and run none")
     parser.add_argument("--cell", action="append", default=[], help="only this one; repeatable")
-    parser.add_argument("--folder", type=Path, help="for environments and logs")
+    parser.add_argument("--directory", type=Path, help="for environments and logs")
     arguments = parser.parse_args()
     os.umask(0o022)  # what is made here is read by another user
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
@@ -123,12 +123,12 @@ def main() -> int:
             [Result(cell, {}, 0.0, skipped="not run" if cell.python else ABSENT) for cell in cells]
         )
         return 0
-    folder = arguments.folder or _folder()
-    folder.mkdir(parents=True, exist_ok=True)
+    directory = arguments.directory or _directory()
+    directory.mkdir(parents=True, exist_ok=True)
     results = []
-    with (folder / "lock").open("w") as lock:
+    with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another run replaces the copy of HEAD
-        workshop = Workshop(folder.resolve())
+        workshop = Workshop(directory.resolve())
         if not arguments.ci:
             workshop.bring(set(claimed) - {python.version[:2] for python in find_pythons()})
         for cell in _chosen(plan(find_pythons(), claimed), arguments):
@@ -185,18 +185,18 @@ def plan(pythons: Sequence[Python], claimed: Collection[tuple[int, ...]]) -> lis
 
 
 class Workshop:
-    """The folder that everything is made in: environments, the copy of HEAD, the wheel, logs.
+    """The directory that everything is made in: environments, the copy of HEAD, the wheel, logs.
 
     Args:
-        folder: Which exists; another user must be able to enter it.
+        directory: Which exists; another user must be able to enter it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._tree = folder / "checkout"
-        self._bare = folder / "beside-wheel"  # the same without the packages
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._tree = directory / "checkout"
+        self._bare = directory / "beside-wheel"  # the same without the packages
         _export(self._tree, self._bare)
-        self._environments = Environments(folder, self._tree)
+        self._environments = Environments(directory, self._tree)
 
     def bring(self, versions: Collection[tuple[int, ...]]) -> None:
         """Let uv install these Pythons, where it can."""
@@ -209,7 +209,7 @@ class Workshop:
         if skipped or cell.python is None:
             return Result(cell, {}, 0.0, skipped=skipped)
         started = time.perf_counter()
-        log = self._folder / "logs" / f"{cell.name}.log"
+        log = self._directory / "logs" / f"{cell.name}.log"
         log.parent.mkdir(exist_ok=True)
         try:
             environment = self._environments.make(Kind(cell.python, cell.dependencies, cell.wheel))
@@ -232,8 +232,8 @@ class Workshop:
     def _why_not(self, cell: Cell) -> str:
         if cell.python is None:
             return ABSENT
-        if cell.user and os.getuid() == 0 and not reaches(cell.python.path, self._folder):
-            return f"{cell.user} cannot reach {cell.python.path} or {self._folder}"
+        if cell.user and os.getuid() == 0 and not reaches(cell.python.path, self._directory):
+            return f"{cell.user} cannot reach {cell.python.path} or {self._directory}"
         return ""
 
     def _test(self, cell: Cell, environment: Path, output: int) -> int:
@@ -300,8 +300,8 @@ def _export(tree: Path, bare: Path) -> None:
         shutil.rmtree(bare / package)
 
 
-def _folder() -> Path:
-    """Name the folder that is used unless another is given: one that others can enter."""
+def _directory() -> Path:
+    """Name the directory that is used unless another is given: one that others can enter."""
     usual = REPOSITORY / ".matrix"
     usual.mkdir(exist_ok=True)
     if reaches(Path("/bin/sh"), usual):

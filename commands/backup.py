@@ -40,7 +40,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     SealingPassphraseOption,
 )
 
-_PRUNE_SECONDS = 30.0  # another run holds the folder for the moments that it renames
+_PRUNE_SECONDS = 30.0  # another run holds the directory for the moments that it renames
 
 HELP = """Take a verified snapshot of a home that may be in use.
 
@@ -79,7 +79,7 @@ def backup(
             "--to",
             metavar="DIR",
             envvar=["SAGEWAI_OPS_SNAPSHOTS", "SAGEWAI_OPS_TO"],
-            help="The snapshot folder; else HOME.snapshots beside the home.",
+            help="The snapshot directory; else HOME.snapshots beside the home.",
             show_default=False,
         ),
     ] = None,
@@ -106,7 +106,7 @@ def backup(
         typer.Option(
             "--format",
             metavar="archive|directory",
-            help="A file, or the folder `tree` for restic, borg or kopia to store.",
+            help="A file, or the directory `tree` for restic, borg or kopia to store.",
         ),
     ] = "archive",
     output: Annotated[
@@ -138,7 +138,7 @@ def backup(
     if form not in ("archive", "directory"):
         raise UsageError(f"--format {form}: not a format", hint="use one of archive, directory")
     if output not in (None, "-"):
-        raise UsageError(f"--output {output}: only - is known", hint="a folder goes in --to DIR")
+        raise UsageError(f"--output {output}: only - is known", hint="a directory goes in --to DIR")
     if output and run.settings.json:
         raise UsageError("--output -: stdout cannot carry the archive and --json")
     policy = policy_of(
@@ -156,10 +156,10 @@ def backup(
     if form == "directory" and (output or level or not policy.is_empty):
         given = "--output" if output else "--level" if level else "--keep-*"
         raise UsageError(
-            f"--format directory: a tree is one, plain and in a folder: {given} is for archives"
+            f"--format directory: a tree is one, plain and in a directory: {given} is for archives"
         )
     if output and not policy.is_empty:
-        raise UsageError("--output -: goes into no folder where --keep-* could prune")
+        raise UsageError("--output -: goes into no directory where --keep-* could prune")
     if output and (sys.stdout is None or sys.stdout.isatty()):
         raise UsageError("--output -: stdout is a terminal", hint="redirect it: > home.tar.zst")
     options = BackupOptions(
@@ -177,17 +177,17 @@ def backup(
         if output:
             report = pipe_snapshot(home, sys.stdout.buffer, options, progress=progress)
         else:
-            folder = run.snapshots(home, to)
+            directory = run.snapshots(home, to)
             if form == "directory":
-                report = keep_tree(home, folder, options, any_place=any_place, progress=progress)
+                report = keep_tree(home, directory, options, any_place=any_place, progress=progress)
             else:
-                report = take_snapshot(home, folder, options, progress=progress)
+                report = take_snapshot(home, directory, options, progress=progress)
     result = as_result(report)
     code = EXIT_DONE if report.is_sound else EXIT_FINDINGS
     code = code if report.is_complete else EXIT_INCOMPLETE
     warnings = tuple(report.warnings())
     if not policy.is_empty:
-        retention = _prune(home, folder, policy, code, any_place=any_place, wait=wait)
+        retention = _prune(home, directory, policy, code, any_place=any_place, wait=wait)
         result["retention"] = retention.result
         warnings += retention.warnings
         code = code or retention.exit_code
@@ -210,7 +210,7 @@ class _Retention:
 
 
 def _prune(
-    home: Home, folder: Path, policy: Any, code: int, *, any_place: bool, wait: float
+    home: Home, directory: Path, policy: Any, code: int, *, any_place: bool, wait: float
 ) -> _Retention:
     """Apply the rules once the snapshot stands; whatever happens here, it goes on standing.
 
@@ -224,7 +224,9 @@ def _prune(
         return _Retention({"applied": False, "problem": words}, (words,), EXIT_DONE)
     try:
         wait = max(wait, _PRUNE_SECONDS)
-        pruned = prune_result(prune(home, folder, policy, any_place=any_place, wait_seconds=wait))
+        pruned = prune_result(
+            prune(home, directory, policy, any_place=any_place, wait_seconds=wait)
+        )
     except OpsError as error:
         words = f"retention: not applied, {error.message}"
         return _Retention({"applied": False, "problem": words}, (words,), EXIT_INCOMPLETE)

@@ -19,12 +19,12 @@ from .shared_options import (  # noqa: TID251 - a neighbour
 HELP = """Prove that a snapshot can be restored, by restoring it.
 
 SNAPSHOT is `latest` (where none is given), an id, the beginning of one, or the path of an archive.
-It is restored into a private scratch folder as `restore` would; its database is checked, compared
-with the manifest and upgraded to the head, every sealed value is opened, and the permissions are
-judged. What was proved, and when, is written into the snapshot's card: `status` and `snapshots
-list` show it. The home is only asked for its keys, and nothing stays behind.
+It is restored into a private scratch directory as `restore` would; its database is checked,
+compared with the manifest and upgraded to the head, every sealed value is opened, and the
+permissions are judged. What was proved, and when, is written into the snapshot's card: `status` and
+`snapshots list` show it. The home is only asked for its keys, and nothing stays behind.
 
-The scratch folder holds the whole home in clear for a while, on the file system of the snapshots
+The scratch directory holds the whole home in clear for a while, on the file system of the snapshots
 or of --scratch DIR.
 
 \b
@@ -67,7 +67,7 @@ def drill(
     ] = False,
     scratch: Annotated[
         Path | None,
-        typer.Option("--scratch", metavar="DIR", help="Restore on this folder's file system."),
+        typer.Option("--scratch", metavar="DIR", help="Restore on this directory's file system."),
     ] = None,
 ) -> Outcome:
     """Parse, drill, render."""
@@ -116,7 +116,7 @@ def as_result(report: Any) -> dict[str, Any]:
         "seconds": round(report.seconds, 3),
         "checked": list(report.checked),
         "files": restored.extracted.files,
-        "folders": restored.extracted.folders,
+        "folders": restored.extracted.directories,
         "links": restored.extracted.links,
         "size_bytes": restored.extracted.size_bytes,
         "database": restored.database.as_dict() if restored.database else None,

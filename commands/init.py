@@ -11,8 +11,9 @@ from .shared_options import HomeWaitOption  # noqa: TID251 - a neighbour
 
 HELP = """Make a home, or add what one lacks.
 
-Folders and files are private from the moment that they exist. What is there is left as it is; done
-twice, the second run changes nothing. The key in secrets/master.key is the only way to the sealed
+Directories and files are private from the moment that they exist. What is there is left as it is;
+done twice, the second run changes nothing. The key in secrets/master.key is the only way to the
+sealed
 values: keep a copy of it away from the snapshots.
 
 \b

@@ -1,4 +1,4 @@
-"""`migrate-layout`: the flat files of older versions into their folders."""
+"""`migrate-layout`: the flat files of older versions into their directories."""
 
 from typing import Annotated, Any
 
@@ -10,7 +10,7 @@ from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE
 
 from .shared_options import HomeWaitOption  # noqa: TID251 - a neighbour
 
-HELP = """Move the files of the older layout into their folders.
+HELP = """Move the files of the older layout into their directories.
 
 admin-state.json and connections.json go to config/, master.key and profiles.json to secrets/, all
 with mode 0600. Of two different documents the newer stays in place and the other is kept beside it
@@ -24,8 +24,8 @@ Examples:
   sagewai-ops migrate-layout
 
 \b
-Exit codes: 0 done or nothing to do, 2 config or secrets is no folder, 3 something had to be left at
-the root, 10 no home, 11 another run, 13 no space, 14 permission denied, 15 in use by a process.
+Exit codes: 0 done or nothing to do, 2 config or secrets is no directory, 3 something had to be left
+at the root, 10 no home, 11 another run, 13 no space, 14 permission denied, 15 in use by a process.
 """
 _WORDS = {
     "move": "{name} -> {place}",

@@ -70,7 +70,9 @@ def preflight(
     ] = None,
     scratch: Annotated[
         Path | None,
-        typer.Option("--scratch", metavar="DIR", help="Try things on this folder's file system."),
+        typer.Option(
+            "--scratch", metavar="DIR", help="Try things on this directory's file system."
+        ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 4 on warnings too.")] = False,
     wait: WriterWaitOption = 30.0,

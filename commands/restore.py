@@ -56,7 +56,7 @@ def restore(
             "--to",
             metavar="DIR",
             envvar=["SAGEWAI_OPS_RESTORE_TO", "SAGEWAI_OPS_TO"],
-            help="Restore to this folder instead of the home.",
+            help="Restore to this directory instead of the home.",
             show_default=False,
         ),
     ] = None,
@@ -146,7 +146,7 @@ def restore(
 
 
 def _elsewhere(plan: Any, home: Home | None, snapshot: str | None) -> tuple[str, ...]:
-    """Say that `latest` is of another place: a copy of the home may share its snapshot folder.
+    """Say that `latest` is of another place: a copy of the home may share its snapshot directory.
 
     Args:
         home: What would be replaced by it; None where there is nothing, or where it goes beside.
@@ -215,7 +215,7 @@ def _report_result(report: Any) -> dict[str, Any]:
         **_plan_result(report.plan),
         "before": str(report.before) if report.before else None,
         "files": report.extracted.files,
-        "folders": report.extracted.folders,
+        "folders": report.extracted.directories,
         "links": report.extracted.links,
         "size_bytes": report.extracted.size_bytes,
         "key_source": report.key_source,

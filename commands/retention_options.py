@@ -54,7 +54,7 @@ def as_result(pruned: Any) -> dict[str, Any]:
     """Give the JSON of a prune; docs/json.md."""
     policy = pruned.policy
     return {
-        "folder": str(pruned.folder),
+        "folder": str(pruned.directory),
         "policy": {
             "last": policy.last,
             **{rule: policy.periods.get(rule, 0) for rule in _PERIODS},
@@ -121,8 +121,9 @@ def show(terminal: Terminal, result: dict[str, Any], *, everything: bool) -> Non
             "the rules hold before and after it apart"
         )
     terminal.line(
-        f"{len(result['removed'])} of {len(result['snapshots'])} {would}removed to "
-        f"{result['folder']}/.trash, {len(result['purged'])} that rested there {would}gone for ever"
+        f"{len(result['removed'])} of {len(result['snapshots'])} {would}moved to "
+        f"{result['folder']}/.trash, "
+        f"{len(result['purged'])} in it {would}permanently removed"
     )
 
 

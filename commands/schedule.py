@@ -25,7 +25,7 @@ Examples:
 {examples}
 
 \b
-Exit codes: 0 printed, 2 an option is wrong, 10 no folder --into, 14 it may not be written,
+Exit codes: 0 printed, 2 an option is wrong, 10 no directory --into, 14 it may not be written,
 15 it has such a file that says something else.
 """
 KINDS = {
@@ -84,7 +84,7 @@ ToOption = Annotated[
         "--to",
         metavar="DIR",
         envvar=["SAGEWAI_OPS_SNAPSHOTS", "SAGEWAI_OPS_TO"],
-        help="The snapshot folder; else HOME.snapshots, in containers a volume.",
+        help="The snapshot directory; else HOME.snapshots, in containers a volume.",
         show_default=False,
     ),
 ]
@@ -238,7 +238,7 @@ def _checked(run: Run, words: list[str]) -> tuple[str, ...]:
 
     Raises:
         UsageError: One is given to `schedule` itself, holds a secret, or keeps a snapshot from
-            going into the folder.
+            going into the directory.
     """
     from sagewai_ops.cli.config_file import SECRET_OPTIONS
     from sagewai_ops.schedule.host import pairs
@@ -289,15 +289,15 @@ def _outcome(files: list[Any], into: Path | None) -> Outcome:
     return Outcome(result, show, always=into is None)
 
 
-def _write(folder: Path, files: list[Any]) -> None:
+def _write(directory: Path, files: list[Any]) -> None:
     from sagewai_ops.errors import TargetBusyError
     from sagewai_ops.fs import atomic
 
     for one in files:
-        path = folder / one.name
+        path = directory / one.name
         if path.exists() and path.read_text(encoding="utf-8") != one.text:
             raise TargetBusyError(
                 f"{path}: is there, and says something else", hint=f"rm {shell_word(path)}"
             )
     for one in files:
-        atomic.replace(folder / one.name, one.text.encode(), mode=_MODE)
+        atomic.replace(directory / one.name, one.text.encode(), mode=_MODE)

@@ -7,7 +7,7 @@ import typer
 
 SnapshotsOption = Annotated[
     Path | None,
-    typer.Option("--snapshots", metavar="DIR", help="The folder; else HOME.snapshots."),
+    typer.Option("--snapshots", metavar="DIR", help="The directory; else HOME.snapshots."),
 ]
 RecipientOption = Annotated[
     list[str] | None,

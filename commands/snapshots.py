@@ -1,4 +1,4 @@
-"""`snapshots`: what is in the snapshot folder, and what is in a snapshot."""
+"""`snapshots`: what is in the snapshot directory, and what is in a snapshot."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +25,7 @@ SnapshotArgument = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the group."""
     group = command_group("snapshots", "List, show, verify and open snapshots.")
-    group.command("list", short_help="List the snapshots of a folder.")(
+    group.command("list", short_help="List the snapshots of a directory.")(
         command("snapshots list")(list_snapshots)
     )
     group.command("show", short_help="Show what is in a snapshot.")(command("snapshots show")(show))
@@ -60,20 +60,20 @@ def list_snapshots(
         ),
     ] = 0.0,
 ) -> Outcome:
-    """List the snapshots of a folder, oldest first.
+    """List the snapshots of a directory, oldest first.
 
     No archive is opened and no key is needed: names and cards tell. --rebuild reads every archive
     and writes its card anew; what a drill proved stays on it.
 
     Exit codes: 0 listed, also when there are none, 3 of an encrypted archive only the outside
-    could be read, 4 an archive is damaged, 11 another run, 14 the folder may not be read.
+    could be read, 4 an archive is damaged, 11 another run, 14 the directory may not be read.
     """
     from sagewai_ops.backup.mirror import tree_in
     from sagewai_ops.snapshots.catalog import snapshots_in
     from sagewai_ops.snapshots.trash import resting
 
-    folder = run.snapshots(run.home(), snapshots)
-    rebuilt = _rebuild(run, folder, identity, passphrase_file, wait) if rebuild else None
+    directory = run.snapshots(run.home(), snapshots)
+    rebuilt = _rebuild(run, directory, identity, passphrase_file, wait) if rebuild else None
     rows = [
         {
             "id": item.id,
@@ -95,12 +95,12 @@ def list_snapshots(
             "cut": item.is_cut,
             "has_card": bool(item.card),
         }
-        for item in snapshots_in(folder)
+        for item in snapshots_in(directory)
         if not tag or set(tag).intersection(item.tags)
     ]
-    rested, tree = resting(folder), tree_in(folder)
+    rested, tree = resting(directory), tree_in(directory)
     result = {
-        "folder": str(folder),
+        "folder": str(directory),
         "snapshots": rows,
         "trash": {
             "snapshots": [item.id for item in rested],
@@ -218,7 +218,7 @@ def extract(
     snapshot: SnapshotArgument,
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PATH]...", help="Files or folders in the home; all if none."),
+        typer.Argument(metavar="[PATH]...", help="Files or directories in the home; all if none."),
     ] = None,
     to: Annotated[
         Path,
@@ -226,7 +226,7 @@ def extract(
             "--to",
             metavar="DIR",
             envvar=["SAGEWAI_OPS_EXTRACT_TO", "SAGEWAI_OPS_TO"],
-            help="An empty or new folder.",
+            help="An empty or new directory.",
         ),
     ],
     snapshots: SnapshotsOption = None,
@@ -238,7 +238,7 @@ def extract(
     Only the frames that hold them are read. Secrets come out with mode 0600, whatever the umask.
 
     Exit codes: 0 taken out, 10 no such snapshot or path, 12 no key opens it, 13 no space,
-    15 the folder is not empty, 16 it is damaged, 18 its format is newer.
+    15 the directory is not empty, 16 it is damaged, 18 its format is newer.
     """
     from sagewai_ops.restore.extract_files import take_out
 
@@ -249,7 +249,7 @@ def extract(
         "archive": str(path),
         "to": str(to),
         "files": taken.files,
-        "folders": taken.folders,
+        "folders": taken.directories,
         "links": taken.links,
         "size_bytes": taken.size_bytes,
     }
@@ -274,14 +274,14 @@ def _archive(
 
 
 def _rebuild(
-    run: Run, folder: Path, identity: list[Path] | None, passphrase_file: str | None, wait: float
+    run: Run, directory: Path, identity: list[Path] | None, passphrase_file: str | None, wait: float
 ) -> Any:
     from sagewai_ops.cli.credentials import unlock_of
     from sagewai_ops.snapshots.rebuild_cards import rebuild_cards
 
     unlock = unlock_of(run.terminal, identity or [], passphrase_file)
     with run.terminal.progress() as progress:
-        return rebuild_cards(folder, unlock, wait_seconds=wait, progress=progress)
+        return rebuild_cards(directory, unlock, wait_seconds=wait, progress=progress)
 
 
 def _rebuild_outcome(rebuilt: Any) -> tuple[tuple[str, ...], int]:

@@ -55,10 +55,10 @@ def diff(
     from sagewai_ops.snapshots.ownership import home_ids
 
     home = run.home()
-    folder = run.snapshots(home, snapshots)
+    directory = run.snapshots(home, snapshots)
     ids = home_ids(home)
     unlock = unlock_of(run.terminal, identity or [], passphrase_file)
-    found = compare_snapshots(choose(folder, first, ids), choose(folder, second, ids), unlock)
+    found = compare_snapshots(choose(directory, first, ids), choose(directory, second, ids), unlock)
     result = _as_result(found)
     return Outcome(result, lambda terminal: _show(terminal, result), always=True)
 
@@ -115,5 +115,7 @@ def _show(terminal: Terminal, result: dict[str, Any]) -> None:
         terminal.line(
             f"  key {fingerprint} opens  {pair['values_before']} -> {pair['values_after']} values"
         )
-    words = "the same" if result["same"] else f"{result['unchanged']} files and folders the same"
+    words = (
+        "the same" if result["same"] else f"{result['unchanged']} files and directories the same"
+    )
     terminal.line(f"  {words}")

@@ -28,7 +28,7 @@ PRUNE_HELP = """Remove the snapshots of this home that no rule keeps.
 
 A snapshot stays if any rule keeps it. The newest always stays, so do the newest that a drill
 proved restorable and the newest complete one, and whatever is of another home or has no card
-that can be read. What goes rests in .trash of the folder until the next prune;
+that can be read. What goes rests in .trash of the directory until the next prune;
 `snapshots untrash` brings it back.
 
 \b
@@ -38,12 +38,12 @@ Examples:
 
 \b
 Exit codes: 0 done, also when nothing had to go, 2 no rule is given, 11 another run,
-14 the folder may not be changed.
+14 the directory may not be changed.
 """
 
 _WaitOption = Annotated[
     float,
-    typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run on the folder."),
+    typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run on the directory."),
 ]
 
 
@@ -91,9 +91,9 @@ def prune(
         keep_tag,
     )
     home = run.home()
-    folder = run.snapshots(home, snapshots)
+    directory = run.snapshots(home, snapshots)
     result = as_result(
-        carry_out(home, folder, policy, any_place=any_place, dry_run=dry_run, wait_seconds=wait)
+        carry_out(home, directory, policy, any_place=any_place, dry_run=dry_run, wait_seconds=wait)
     )
     return Outcome(
         result,
@@ -119,7 +119,7 @@ def untrash(
     The same rules would remove them again: change those, or move the archive elsewhere.
 
     Exit codes: 0 they are back, 2 none is named or a name means several, 10 none of that id rests
-    there, 11 another run, 14 the folder may not be changed, 15 one of that name is there.
+    there, 11 another run, 14 the directory may not be changed, 15 one of that name is there.
     """
     from sagewai_ops.snapshots.prune import untrash as bring_back
 
@@ -127,8 +127,8 @@ def untrash(
         raise UsageError(
             "snapshots untrash: name snapshots, or say --all", hint="sagewai-ops snapshots list"
         )
-    folder = run.snapshots(run.home(), snapshots)
-    paths = bring_back(folder, names or (), wait_seconds=wait)
-    result = {"folder": str(folder), "brought_back": [str(path) for path in paths]}
-    words = f"{len(paths)} snapshots brought back to {folder}"
+    directory = run.snapshots(run.home(), snapshots)
+    paths = bring_back(directory, names or (), wait_seconds=wait)
+    result = {"folder": str(directory), "brought_back": [str(path) for path in paths]}
+    words = f"{len(paths)} snapshots brought back to {directory}"
     return Outcome(result, lambda terminal: terminal.line(words))

@@ -99,7 +99,7 @@ def as_result(found: Any) -> dict[str, Any]:
             for user in found.users
         ],
         "snapshots": {
-            "folder": str(found.folder),
+            "folder": str(found.directory),
             "count": found.snapshots,
             "newest": newest and _snapshot(newest),
             "proved": found.proved and _snapshot(found.proved),

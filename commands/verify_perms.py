@@ -16,10 +16,10 @@ from .shared_options import HomeWaitOption, SnapshotsOption  # noqa: TID251 - a 
 
 HELP = """Check who can read or replace the secrets of a home.
 
-Every file and folder of the home, the folders above it and the snapshots are held against a table
-of rules. A master key that Sagewai would refuse, and then overwrite, is the first thing told. With
---fix modes, owners (as root) and access lists are repaired; a record in the home takes that back.
-Nothing above the home is ever changed, and no link followed.
+Every file and directory of the home, the directories above it and the snapshots are held against a
+table of rules. A master key that Sagewai would refuse, and then overwrite, is the first thing told.
+With --fix modes, owners (as root) and access lists are repaired; a record in the home takes that
+back. Nothing above the home is ever changed, and no link followed.
 
 \b
 Examples:
@@ -93,11 +93,11 @@ def verify_perms(
         from sagewai_ops.swap.swap import require_settled
 
         require_settled(home.root)
-    folder = run.snapshots(home, snapshots)
+    directory = run.snapshots(home, snapshots)
     with run.terminal.progress() as progress:
         found = verify(
             home,
-            folder,
+            directory,
             refused_key=refused_variable(run.settings.environment),
             fix=fix and not dry_run,
             wait_seconds=wait,

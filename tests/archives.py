@@ -19,7 +19,7 @@ from sagewai_ops.archive.writer import ArchiveWriter
 from sagewai_ops.archive.zstd_frames import FrameWriter
 
 MOMENT_NS = 1_700_000_000_000_000_000
-FOLDER = Entry("config", EntryType.FOLDER, 0o755, MOMENT_NS)
+DIRECTORY = Entry("config", EntryType.DIRECTORY, 0o755, MOMENT_NS)
 STATE = Entry("config/admin-state.json", EntryType.FILE, 0o600, MOMENT_NS)
 LINK = Entry("config/link", EntryType.LINK, 0o777, MOMENT_NS, target="admin-state.json")
 
@@ -33,7 +33,7 @@ def write(path: Path, contents: Sequence[tuple[Entry, bytes]], lock: Lock | None
             if entry.type is EntryType.FILE:
                 writer.add_bytes(entry, content)
             else:
-                writer.add_folder_or_link(entry)
+                writer.add_directory_or_link(entry)
         writer.finish({"id": "test"})
         if lock:
             sink.close()
@@ -41,8 +41,10 @@ def write(path: Path, contents: Sequence[tuple[Entry, bytes]], lock: Lock | None
 
 
 def small(path: Path, lock: Lock | None = None) -> Path:
-    """Write an archive of a folder, a file and a link."""
-    return write(path, [(FOLDER, b""), (STATE, b'{"schema_version": 3}' * 50), (LINK, b"")], lock)
+    """Write an archive of a directory, a file and a link."""
+    return write(
+        path, [(DIRECTORY, b""), (STATE, b'{"schema_version": 3}' * 50), (LINK, b"")], lock
+    )
 
 
 def forge(

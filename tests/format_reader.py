@@ -56,7 +56,7 @@ def read(path: Path, identity: str = "") -> Snapshot:
     assert [json.loads(line.rstrip(b",")) for line in lines[begin:-2]] == manifest["entries"]
 
     contents: dict[str, bytes] = {}
-    folders, names, at = {""}, set(), 0
+    directories, names, at = {""}, set(), 0
     for entry in manifest["entries"]:
         header = _spelled(entry)
         assert stream[at:][: len(header)] == header, entry
@@ -68,9 +68,9 @@ def read(path: Path, identity: str = "") -> Snapshot:
         if "sha256" in entry:
             assert hashlib.sha256(content).hexdigest() == entry["sha256"], entry
             contents[entry["path"]] = content
-        assert entry["path"].rpartition("/")[0] in folders
+        assert entry["path"].rpartition("/")[0] in directories
         if entry["type"] == "folder":
-            folders.add(entry["path"])
+            directories.add(entry["path"])
         if entry["type"] != "superseded":
             assert entry["path"] not in names
             names.add(entry["path"])

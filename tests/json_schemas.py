@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parent.parent / "docs" / "json"
+DIRECTORY = Path(__file__).parent.parent / "docs" / "json"
 _KNOWN = {
     *("$schema", "title", "type", "enum", "anyOf", "items", "minimum"),
     *("required", "properties", "additionalProperties"),
@@ -29,7 +29,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 def problems(name: str, value: object) -> list[str]:
     """List where a value breaks the schema `docs/json/<name>.json`."""
-    schema = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    schema = json.loads((DIRECTORY / f"{name}.json").read_text(encoding="utf-8"))
     return list(_problems(schema, value, "$"))
 
 

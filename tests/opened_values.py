@@ -16,7 +16,7 @@ from cryptography.fernet import Fernet, InvalidToken
 
 CLOSED = "closed"
 _TOKEN = re.compile(rb"fernet:[A-Za-z0-9_=-]+")
-_FOLDERS = ("", "config", "secrets")
+_DIRECTORIES = ("", "config", "secrets")
 
 
 def opened(root: Path, key: bytes, data_keys: Iterable[bytes] = ()) -> list[str]:
@@ -34,8 +34,8 @@ def opened(root: Path, key: bytes, data_keys: Iterable[bytes] = ()) -> list[str]
 
 def tokens(root: Path) -> Iterator[bytes]:
     """Yield every token of a home, as often as it stands there."""
-    for folder in _FOLDERS:
-        for path in sorted((root / folder).iterdir()) if (root / folder).is_dir() else ():
+    for directory in _DIRECTORIES:
+        for path in sorted((root / directory).iterdir()) if (root / directory).is_dir() else ():
             if path.is_file():
                 yield from _TOKEN.findall(path.read_bytes())
     database = root / "db/sagewai.db"

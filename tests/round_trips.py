@@ -14,7 +14,7 @@ from sagewai_ops.archive.age import Lock
 from sagewai_ops.backup.create import take_snapshot
 from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.home.paths import DATABASE, Kind, kind_of, locate
-from sagewai_ops.permissions.modes import file_mode, folder_mode
+from sagewai_ops.permissions.modes import directory_mode, file_mode
 from sagewai_ops.restore.plan import RestoreOptions
 from sagewai_ops.restore.restore import RestoreReport, restore
 from small_homes import everything_of, rows_of
@@ -25,7 +25,7 @@ _NOT_CARRIED = (Kind.SIDECAR, Kind.LOCK, Kind.LEFTOVER, Kind.OWN)
 def snapshot_of(
     root: Path,
     *,
-    folder: Path | None = None,
+    directory: Path | None = None,
     lock: Lock | None = None,
     custody: str = "exclude",
     environment: Mapping[str, str] | None = None,
@@ -33,7 +33,7 @@ def snapshot_of(
     """Take a snapshot of a home and give its archive."""
     home = locate(root, environment or {})
     wanted = BackupOptions(lock=lock, custody=custody, key_environment=environment or {})
-    report = take_snapshot(home, folder or root.with_name(f"{root.name}.snapshots"), wanted)
+    report = take_snapshot(home, directory or root.with_name(f"{root.name}.snapshots"), wanted)
     assert report.path is not None
     return report.path
 
@@ -46,7 +46,7 @@ def bring_back(
     environment: Mapping[str, str] | None = None,
     **options: Any,
 ) -> RestoreReport:
-    """Restore an archive to a folder.
+    """Restore an archive to a directory.
 
     Args:
         key_home: Another home whose key may be used.
@@ -80,7 +80,7 @@ def expected_of(
         if stat.S_ISREG(mode):
             mode = stat.S_IFREG | file_mode(path, stat.S_IMODE(mode))
         elif stat.S_ISDIR(mode):
-            mode = stat.S_IFDIR | folder_mode(path, stat.S_IMODE(mode))
+            mode = stat.S_IFDIR | directory_mode(path, stat.S_IMODE(mode))
         elif isinstance(content, str) and content.startswith(f"{source}/"):
             content = f"{restored}{content[len(str(source)) :]}"
         found[path] = (mode, moment, b"" if path == DATABASE else content)
@@ -97,7 +97,7 @@ def found_in(restored: Path) -> dict[str, tuple[int, int, bytes | str]]:
 
 
 def assert_same_home(source: Path, restored: Path, *left_out: str) -> None:
-    """See that a restored home is its source: files, links, times, empty folders, modes, rows."""
+    """Check that a restored home equals its source: files, links, times, modes, rows."""
     found, expected = found_in(restored), expected_of(source, restored, *left_out)
     differing = {
         path: (found.get(path), expected.get(path))

@@ -22,14 +22,14 @@ def small(root: Path, **recipe: Any) -> BuiltHome:
 
 
 def everything_of(root: Path) -> dict[str, tuple[int, int, bytes | str]]:
-    """Map each path below a folder to its mode, time in ns, and content or link target.
+    """Map each path below a directory to its mode, time in ns, and content or link target.
 
     Of a `-shm` only the name counts: it is scratch memory, which SQLite may rewrite at any look.
     """
     found: dict[str, tuple[int, int, bytes | str]] = {}
-    for folder, folders, files in os.walk(root):
-        for name in (*folders, *files):
-            path = os.path.join(folder, name)
+    for directory, directories, files in os.walk(root):
+        for name in (*directories, *files):
+            path = os.path.join(directory, name)
             relative = os.path.relpath(path, root)
             status = os.lstat(path)
             content: bytes | str = ""

@@ -32,13 +32,13 @@ def at_head(server: Server) -> str:
 
     Those that tests before this one left are dropped, but none that a fixture made.
     """
-    if server.folder not in _templates:
+    if server.directory not in _templates:
         template = server.create(name="template_head")
         asyncio.run(migrate_postgres.upgrade(url_of(server, template)))
-        _templates[server.folder] = template
-    database = server.create(template=_templates[server.folder])
+        _templates[server.directory] = template
+    database = server.create(template=_templates[server.directory])
     if "(call)" in os.environ.get("PYTEST_CURRENT_TEST", ""):
-        made = _made.setdefault(server.folder, [])
+        made = _made.setdefault(server.directory, [])
         made.append(database)
         if len(made) > KEPT:
             server.drop(made.pop(0))

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from program import call
-from sagewai_ops.permissions.modes import file_mode, folder_mode
+from sagewai_ops.permissions.modes import directory_mode, file_mode
 from small_homes import everything_of, rows_of, small
 
 _PASSPHRASE = "a passphrase of the tests"
@@ -53,7 +53,7 @@ TREES = st.recursive(
 
 
 @contextmanager
-def _folder() -> Iterator[Path]:
+def _directory() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="sagewai-ops-test-") as name:
         yield Path(name)
 
@@ -69,7 +69,7 @@ def _expected(
             continue
         rule = stat.S_IMODE(mode)
         if stat.S_ISDIR(mode):
-            rule = folder_mode(path, rule)
+            rule = directory_mode(path, rule)
         elif stat.S_ISREG(mode):
             rule = file_mode(path, rule)
         elif isinstance(content, str):  # a link with the home's own path names the new home's
@@ -88,21 +88,28 @@ def test_a_restored_home_is_the_home_that_was_backed_up(
     recipe: Mapping[str, Any], custody: str, words: tuple[object, ...]
 ) -> None:
     """restore(backup(home)) == home: files, bytes, links, times, every row, and the key."""
-    with _folder() as folder:
-        built = small(folder / "home", **recipe)
+    with _directory() as directory:
+        built = small(directory / "home", **recipe)
         opening: list[object] = ["--key-file", built.master_key]
         if custody == "sealed":
-            (folder / "passphrase").write_text(_PASSPHRASE)
-            opening = ["--passphrase-file", folder / "passphrase"]
+            (directory / "passphrase").write_text(_PASSPHRASE)
+            opening = ["--passphrase-file", directory / "passphrase"]
             words = (*words, "--key", "sealed", *opening)
 
         taken = call("--home", built.root, "backup", "--json", *words)
         restored = call(
-            "--home", built.root, "restore", "latest", "--to", folder / "copy", "--json", *opening
+            "--home",
+            built.root,
+            "restore",
+            "latest",
+            "--to",
+            directory / "copy",
+            "--json",
+            *opening,
         )
 
         assert (taken.code, restored.code) == (0, 0), taken.out + restored.out
-        copy = folder / "copy"
+        copy = directory / "copy"
         assert rows_of(copy / "db/sagewai.db") == rows_of(built.database)
         expected = _expected(built.root, copy, taken.result["left_out"])
         came = {path: kept for path, kept in everything_of(copy).items() if ".db" not in path}
@@ -111,7 +118,7 @@ def test_a_restored_home_is_the_home_that_was_backed_up(
         for path in keys:
             expected.pop(path, None)
             came.pop(path, None)
-        # Folders that SQLite or the key's installation wrote to have another time.
+        # Directories that SQLite or the key's installation wrote to have another time.
         for path in ("db", "secrets"):
             expected.pop(path, None)
             came.pop(path, None)
@@ -122,23 +129,23 @@ def test_a_restored_home_is_the_home_that_was_backed_up(
 @given(tree=st.dictionaries(NAMES, TREES, max_size=6))
 def test_any_names_and_contents_come_out_as_they_went_in(tree: Mapping[bytes, Any]) -> None:
     """extract(backup(home)) == home for whatever bytes names and files are made of."""
-    with _folder() as folder:
-        root = folder / "home"
+    with _directory() as directory:
+        root = directory / "home"
         (root / "data").mkdir(parents=True)
         _write(os.fsencode(root / "data"), tree)
         before = everything_of(root)
 
         taken = call("--home", root, "backup", "--json")
-        call("--home", root, "snapshots", "extract", "latest", "--to", folder / "out")
+        call("--home", root, "snapshots", "extract", "latest", "--to", directory / "out")
 
         assert taken.code == 0, taken.out
-        assert everything_of(folder / "out") == before
+        assert everything_of(directory / "out") == before
 
 
-def _write(folder: bytes, tree: Mapping[bytes, Any]) -> None:
-    """Write bytes as files, numbers as sparse files of that size, and the rest as folders."""
+def _write(directory: bytes, tree: Mapping[bytes, Any]) -> None:
+    """Write bytes as files, numbers as sparse files of that size, and the rest as directories."""
     for name, content in tree.items():
-        path = os.path.join(folder, name)
+        path = os.path.join(directory, name)
         if isinstance(content, bytes):
             with open(path, "wb") as file:
                 file.write(content)
@@ -157,8 +164,8 @@ def test_any_flipped_bit_of_a_snapshot_is_refused(data: st.DataObject) -> None:
     content = bytearray(_ARCHIVE.content())
     position = data.draw(st.integers(0, len(content) - 1))
     content[position] ^= 1 << data.draw(st.integers(0, 7))
-    with _folder() as folder:
-        damaged = folder / "sagewai-20260101T000000Z-0a1b2c.tar.zst"
+    with _directory() as directory:
+        damaged = directory / "sagewai-20260101T000000Z-0a1b2c.tar.zst"
         damaged.write_bytes(content)
 
         assert call("snapshots", "verify", damaged).code in (12, 16, 18)
@@ -172,8 +179,8 @@ class _Archive:
 
     def content(self) -> bytes:
         if not self._content:
-            with _folder() as folder:
-                built = small(folder / "home")
+            with _directory() as directory:
+                built = small(directory / "home")
                 taken = call("--home", built.root, "backup", "--json")
                 self._content = Path(taken.result["archive"]).read_bytes()
         return self._content

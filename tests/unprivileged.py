@@ -1,4 +1,4 @@
-"""A stretch of a test that runs without root's powers, and folders that it can reach."""
+"""A stretch of a test that runs without root's powers, and directories that it can reach."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def unprivileged() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reachable_folder() -> Iterator[Path]:
-    """Make a folder that others may enter and write to; pytest's own are private to root."""
-    folder = Path(tempfile.mkdtemp(prefix="sagewai-ops-test-"))
-    folder.chmod(0o777)
+def reachable_directory() -> Iterator[Path]:
+    """Make a directory that others may enter and write to; pytest's own are private to root."""
+    directory = Path(tempfile.mkdtemp(prefix="sagewai-ops-test-"))
+    directory.chmod(0o777)
     try:
-        yield folder
+        yield directory
     finally:
-        for path, names, _ in os.walk(folder):
+        for path, names, _ in os.walk(directory):
             for below in (Path(path, name) for name in names):
                 if not below.is_symlink():
                     below.chmod(0o700)  # before the walk goes there
-        shutil.rmtree(folder)
+        shutil.rmtree(directory)

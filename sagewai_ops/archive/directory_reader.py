@@ -1,8 +1,8 @@
-"""A snapshot that is no file but a folder: its members as files, read under the same proof.
+"""A snapshot that is no file but a directory: its members as files, read under the same proof.
 
 The manifest is the allow-list, its own hash stands beside it, and every content is hashed. Names
-are opened from folder to folder and links are never followed. A tree that is exchanged for another
-while it is read stays whole for its reader: the lock keeps its files from being removed.
+are opened from directory to directory and links are never followed. A tree that is exchanged for
+another while it is read stays whole for its reader: the lock keeps its files from being removed.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from sagewai_ops.fs import locks
 SUM_NAME = ".sagewai-ops-manifest.sha256"
 _BLOCK_BYTES = 1024 * 1024
 _LOCK_SECONDS = 30.0  # who exchanges a tree holds it for moments
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -38,7 +38,7 @@ class TreeReader(ArchiveReader):
     """One tree, open for reading; use `open_tree`.
 
     Args:
-        descriptor: Of its folder.
+        descriptor: Of its directory.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -75,7 +75,7 @@ class TreeReader(ArchiveReader):
                     pass
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Let go of the directory."""
         os.close(self._root)
 
     def _manifest_text(self) -> bytes:
@@ -102,12 +102,12 @@ class TreeReader(ArchiveReader):
 
     def _pieces(self, path: str, most_bytes: int) -> Iterator[bytes]:
         """Read a file to its end; more than it may have is damage."""
-        folder, name = self._folder_of(path)
+        directory, name = self._directory_of(path)
         try:
             with _judged(path):
-                descriptor = os.open(name, _FILE, dir_fd=folder)
+                descriptor = os.open(name, _FILE, dir_fd=directory)
         finally:
-            os.close(folder)
+            os.close(directory)
         with open(descriptor, "rb", buffering=0) as stream:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise DamagedError(f"tree: member {path[:200]} is no regular file")
@@ -118,29 +118,29 @@ class TreeReader(ArchiveReader):
                 yield piece
 
     def _look(self, entry: Entry) -> None:
-        """Make sure that a folder or link is one, and the link the same."""
-        folder, name = self._folder_of(entry.path)
+        """Make sure that a directory or link is one, and the link the same."""
+        directory, name = self._directory_of(entry.path)
         try:
             with _judged(entry.path):
-                mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+                mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
                 is_same = (
                     stat.S_ISDIR(mode)
-                    if entry.type is EntryType.FOLDER
-                    else stat.S_ISLNK(mode) and os.readlink(name, dir_fd=folder) == entry.target
+                    if entry.type is EntryType.DIRECTORY
+                    else stat.S_ISLNK(mode) and os.readlink(name, dir_fd=directory) == entry.target
                 )
         finally:
-            os.close(folder)
+            os.close(directory)
         if not is_same:
             raise DamagedError(f"tree: member {entry.path[:200]} is not what it must be")
 
-    def _folder_of(self, path: str) -> tuple[int, str]:
-        """Open the folder that a member stands in, never through a link."""
+    def _directory_of(self, path: str) -> tuple[int, str]:
+        """Open the directory that a member stands in, never through a link."""
         above, _, name = path.rpartition("/")
         descriptor = os.dup(self._root)
         try:
             with _judged(path):
                 for part in above.split("/") if above else ():
-                    below = os.open(part, _FOLDER, dir_fd=descriptor)
+                    below = os.open(part, _DIRECTORY, dir_fd=descriptor)
                     os.close(descriptor)
                     descriptor = below
         except BaseException:
@@ -160,7 +160,7 @@ def open_tree(root: Path) -> Iterator[TreeReader]:
     """
     if not is_tree(root):
         raise NotFoundError(
-            f"snapshot {root}: is a folder, and no tree of backup --format directory",
+            f"snapshot {root}: is a directory, and no tree of backup --format directory",
             hint="sagewai-ops snapshots list",
         )
     with _held(root) as descriptor:
@@ -188,7 +188,7 @@ def _held(root: Path) -> Iterator[int]:
 
 
 def is_tree(root: Path) -> bool:
-    """Tell whether a folder has what a tree has."""
+    """Tell whether a directory has what a tree has."""
     return all((root / name).is_file() for name in (HEADER_NAME, MANIFEST_NAME, SUM_NAME))
 
 
@@ -213,8 +213,8 @@ def _check(entries: tuple[Entry, ...]) -> None:
         kinds[entry.path] = entry.type
     for path in kinds:
         parent = path.rpartition("/")[0]
-        if parent and kinds.get(parent) is not EntryType.FOLDER:
-            raise DamagedError(f"tree: member {path[:200]} is not in a folder of the manifest")
+        if parent and kinds.get(parent) is not EntryType.DIRECTORY:
+            raise DamagedError(f"tree: member {path[:200]} is not in a directory of the manifest")
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ class EntryType(str, Enum):
     """What a member is."""
 
     FILE = "file"
-    FOLDER = "folder"
+    DIRECTORY = "folder"
     LINK = "link"
     # A file that changed while it was read; the same path follows once more, and that one counts.
     SUPERSEDED = "superseded"
@@ -42,9 +42,9 @@ class Entry:
         path: Relative, separated by `/`; bytes that are not UTF-8 are surrogates (PEP 383).
         mode: Permission bits, at most 0o7777.
         mtime_ns: Nanoseconds since 1970, UTC.
-        size_bytes: Of the content; 0 for folders and links.
-        sha256: 32 bytes of the content; empty for folders and links.
-        target: Of a link, relative to the folder that the link stands in.
+        size_bytes: Of the content; 0 for directories and links.
+        sha256: 32 bytes of the content; empty for directories and links.
+        target: Of a link, relative to the directory that the link stands in.
         is_sparse: The file had holes, which a reader may make again.
         is_absolute: The link was written with the home's own path before its target.
     """

@@ -13,7 +13,7 @@ from sagewai_ops.errors import DamagedError, NotFoundError
 
 @contextlib.contextmanager
 def open_archive(path: Path, unlock: Unlock | None = None) -> Iterator[ArchiveReader]:
-    """Open a snapshot: a file, clear or encrypted, or a folder as `tree` knows it.
+    """Open a snapshot: a file, clear or encrypted, or a directory as `tree` knows it.
 
     Raises:
         NotFoundError: There is no such file.

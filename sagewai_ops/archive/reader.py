@@ -31,7 +31,8 @@ from sagewai_ops.errors import DamagedError
 MOST_HEADER_BYTES = 1024 * 1024
 MOST_MANIFEST_BYTES = 512 * 1024 * 1024
 # A manifest holds a hash for each file, so a long one never shrinks like this; a bomb does. One of
-# deeply nested folders has no hashes and long paths that repeat, but stays below the second number.
+# deeply nested directories has no hashes and long paths that repeat, but stays below the second
+# number.
 _MOST_MANIFEST_RATIO = 100
 _ANY_MANIFEST_BYTES = 16 * 1024 * 1024
 _LARGE_BYTES = 256 * 1024  # hashing fewer takes less time than handing them to a thread
@@ -161,9 +162,9 @@ class ArchiveReader:
         for path in kinds:
             # A link may only be a leaf: nothing is ever written through one.
             parent = path.rpartition("/")[0]
-            if parent and kinds.get(parent) is not EntryType.FOLDER:
+            if parent and kinds.get(parent) is not EntryType.DIRECTORY:
                 raise DamagedError(
-                    f"archive: member {path[:200]} is not in a folder of the manifest"
+                    f"archive: member {path[:200]} is not in a directory of the manifest"
                 )
 
     def _placed(self, wanted: Callable[[Entry], bool] | None) -> Iterable[tuple[Entry, int]]:

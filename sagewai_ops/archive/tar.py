@@ -15,7 +15,7 @@ _TYPE_FLAGS = {
     EntryType.FILE: b"0",
     EntryType.SUPERSEDED: b"0",
     EntryType.LINK: b"2",
-    EntryType.FOLDER: b"5",
+    EntryType.DIRECTORY: b"5",
 }
 _NAME_BYTES = 100
 # Name, mode, uid, gid, size, mtime, checksum, type, target, magic and version, names of user and
@@ -35,7 +35,7 @@ _OCTAL_7 = 8**7  # mode, uid and gid have seven
 def header_of(entry: Entry) -> bytes:
     """Spell the header blocks that stand before an entry's content."""
     if entry.path.isascii() and _is_plain(entry):
-        name = entry.path.encode("ascii") + (b"/" if entry.type is EntryType.FOLDER else b"")
+        name = entry.path.encode("ascii") + (b"/" if entry.type is EntryType.DIRECTORY else b"")
         return _block(
             name,
             _TYPE_FLAGS[entry.type],
@@ -62,7 +62,7 @@ def _is_plain(entry: Entry) -> bool:
 
 def _extended_header(entry: Entry) -> bytes:
     name = entry.path.encode("utf-8", "surrogateescape")
-    if entry.type is EntryType.FOLDER:
+    if entry.type is EntryType.DIRECTORY:
         name += b"/"
     target = entry.target.encode("utf-8", "surrogateescape")
     seconds = entry.mtime_ns // 1_000_000_000

@@ -44,7 +44,7 @@ class MemberWriter(Protocol):
     files: int
     content_bytes: int
 
-    def add_folder_or_link(self, entry: Entry) -> None:
+    def add_directory_or_link(self, entry: Entry) -> None:
         """Add a member without content."""
 
     def add_bytes(self, entry: Entry, content: bytes) -> Entry:
@@ -101,7 +101,7 @@ class ArchiveWriter:
         # In a frame of its own: who wants to know what this is reads only that.
         self._frames.cut()
 
-    def add_folder_or_link(self, entry: Entry) -> None:
+    def add_directory_or_link(self, entry: Entry) -> None:
         """Add a member without content."""
         self._frames.write(header_of(entry))
         self._manifest.add(entry)

@@ -6,7 +6,7 @@ Every data frame carries its content size and checksum. The trailer says where t
 and the SHA-256 of every byte before it, so that no flipped bit goes unnoticed, not even one that
 zstd ignores. `zstd -d` passes over both skippable frames.
 
-Source: RFC 8878 (zstd frames) and the seekable format of zstd's contrib folder, version 0.1.0.
+Source: RFC 8878 (zstd frames) and the seekable format of zstd's contrib directory, version 0.1.0.
 """
 
 import contextlib

@@ -19,7 +19,7 @@ from sagewai_ops.backup.run import Taking
 from sagewai_ops.backup.scanner import Collection
 from sagewai_ops.errors import InterruptedRunError, NoSpaceError, UsageError
 from sagewai_ops.fs import atomic, locks
-from sagewai_ops.fs.tempdirs import locked_folder
+from sagewai_ops.fs.tempdirs import locked_directory
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.progress import Progress
@@ -34,13 +34,13 @@ _TAG_CHARACTERS = 100
 
 
 def take_snapshot(
-    home: Home, folder: Path, options: BackupOptions, *, progress: Progress | None = None
+    home: Home, directory: Path, options: BackupOptions, *, progress: Progress | None = None
 ) -> BackupReport:
-    """Take a snapshot of a home into a folder.
+    """Take a snapshot of a home into a directory.
 
     Args:
         home: May be in use by Sagewai all the while.
-        folder: Made with mode 0700 if it is not there.
+        directory: Made with mode 0700 if it is not there.
         progress: Told `copy` in pages, `pack` and `verify` in bytes.
 
     Raises:
@@ -53,37 +53,37 @@ def take_snapshot(
     """
     require(home)
     check_options(options)
-    check_folder(home, folder)
+    check_directory(home, directory)
     swap.require_settled(home.root)
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
-        atomic.make_folder(folder)
+        atomic.make_directory(directory)
         left_by_restores = swap.sweep(home.root)
-        with locks.guarded(folder):
-            swept = (*catalog.sweep(folder), *left_by_restores)
-        taking = Taking.begin(home, options, catalog.next_sequence(folder))
+        with locks.guarded(directory):
+            swept = (*catalog.sweep(directory), *left_by_restores)
+        taking = Taking.begin(home, options, catalog.next_sequence(directory))
         name = catalog.archive_name(taking.id, is_encrypted=options.lock is not None)
-        partial = catalog.partial_path(folder, name)
+        partial = catalog.partial_path(directory, name)
         with contextlib.ExitStack() as last_steps:
-            with staging_in(folder, taking.id) as staging:
-                check_space(folder, taking.collection)
+            with staging_in(directory, taking.id) as staging:
+                check_space(directory, taking.collection)
                 with _partial(partial) as stream:
                     lock, unlock = _with_own_key(options.lock)
                     taking.write(stream, partial, lock, staging, progress)
                     with _settling(stream, partial, staging):
                         _verify(partial, unlock, progress)
-                    report = taking.report(folder / name, swept)
-                    last_steps.enter_context(_told(folder / name, taking.id))
-                    with atomic.naming(folder / name):
-                        os.rename(partial, folder / name)
-                        atomic.sync_folder(folder)
-            cards.write_card(folder / name, taking.card(report))
+                    report = taking.report(directory / name, swept)
+                    last_steps.enter_context(_told(directory / name, taking.id))
+                    with atomic.naming(directory / name):
+                        os.rename(partial, directory / name)
+                        atomic.sync_directory(directory)
+            cards.write_card(directory / name, taking.card(report))
     return report
 
 
 def pipe_snapshot(
     home: Home, stream: BinaryIO, options: BackupOptions, *, progress: Progress | None = None
 ) -> BackupReport:
-    """Write a snapshot into a pipe; it is in no folder and has no card.
+    """Write a snapshot into a pipe; it is in no directory and has no card.
 
     It cannot be read back, so every frame is decompressed again and compared before it is sent.
 
@@ -93,12 +93,12 @@ def pipe_snapshot(
     require(home)
     check_options(options)
     swap.require_settled(home.root)
-    folder = atomic.temporary_folder()
+    directory = atomic.temporary_directory()
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
-        with locks.guarded(folder):
-            swept = catalog.sweep(folder)
+        with locks.guarded(directory):
+            swept = catalog.sweep(directory)
         taking = Taking.begin(home, options, sequence=0)
-        with staging_in(folder, taking.id) as staging:
+        with staging_in(directory, taking.id) as staging:
             check_space(staging, taking.collection, only_copy=True)
             try:
                 taking.write(stream, None, options.lock, staging, progress)
@@ -110,21 +110,22 @@ def pipe_snapshot(
     return taking.report(None, swept)
 
 
-def check_folder(home: Home, folder: Path) -> None:
-    """Make sure that a folder can be one of snapshots.
+def check_directory(home: Home, directory: Path) -> None:
+    """Make sure that a directory can be one of snapshots.
 
     Raises:
-        UsageError: It is inside the home, or no folder.
+        UsageError: It is inside the home, or no directory.
     """
     # Resolved, as the home is: a link may lead into it.
-    if Path(os.path.realpath(folder)).is_relative_to(home.root):
+    if Path(os.path.realpath(directory)).is_relative_to(home.root):
         raise UsageError(
-            f"snapshot folder {folder}: is inside the home {home.root}",
+            f"snapshot directory {directory}: is inside the home {home.root}",
             hint="a lost home must not take its snapshots along: backup --to DIR",
         )
-    if os.path.lexists(folder) and not folder.is_dir():
+    if os.path.lexists(directory) and not directory.is_dir():
         raise UsageError(
-            f"snapshot folder {folder}: is not a folder", hint=f"ls -ld {shell_word(folder)}"
+            f"snapshot directory {directory}: is not a directory",
+            hint=f"ls -ld {shell_word(directory)}",
         )
 
 
@@ -169,7 +170,7 @@ def _settling(stream: BinaryIO, partial: Path, staging: Path) -> Iterator[None]:
 
     def settle() -> None:
         os.fsync(stream.fileno())
-        with contextlib.suppress(OSError):  # whoever made the folder removes it in any case
+        with contextlib.suppress(OSError):  # whoever made the directory removes it in any case
             for copy in staging.iterdir():
                 copy.unlink()
 
@@ -206,7 +207,7 @@ def _verify(partial: Path, unlock: Unlock | None, progress: Progress | None) -> 
         reader.verify(on_bytes=count)
 
 
-def check_space(folder: Path, collection: Collection, *, only_copy: bool = False) -> None:
+def check_space(directory: Path, collection: Collection, *, only_copy: bool = False) -> None:
     """Refuse what would surely not fit.
 
     Raises:
@@ -215,19 +216,19 @@ def check_space(folder: Path, collection: Collection, *, only_copy: bool = False
     needed = collection.database_bytes
     if not only_copy:
         needed += int(collection.content_bytes * _LEAST_ARCHIVE_SHARE)
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(directory).free
     if free < needed:
         raise NoSpaceError(
-            f"{folder}: {free} bytes free, a snapshot needs at least {needed}",
-            hint="free some space, or use another folder: backup --to DIR",
+            f"{directory}: {free} bytes free, a snapshot needs at least {needed}",
+            hint="free some space, or use another directory: backup --to DIR",
         )
 
 
 @contextlib.contextmanager
-def staging_in(folder: Path, snapshot_id: str) -> Iterator[Path]:
-    """Make a private folder that is locked while this run lives, and removed in any case."""
-    path = catalog.staging_path(folder, snapshot_id)
-    with locked_folder(path):
+def staging_in(directory: Path, snapshot_id: str) -> Iterator[Path]:
+    """Make a private directory that is locked while this run lives, and removed in any case."""
+    path = catalog.staging_path(directory, snapshot_id)
+    with locked_directory(path):
         yield path
 
 

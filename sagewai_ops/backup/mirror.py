@@ -5,8 +5,8 @@ that did not change is the same file (a hard link to the one of the tree before)
 time, so a store that deduplicates finds almost everything again.
 
 A new tree is built and proved beside the old one, and the two are exchanged in one step; what is
-left over of a run that dies is swept by the next. Where the system cannot exchange two folders, the
-old one is set aside for a moment, and put back by the next run if this one dies in it.
+left over of a run that dies is swept by the next. Where the system cannot exchange two directories,
+the old one is set aside for a moment, and put back by the next run if this one dies in it.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ from pathlib import Path
 
 from sagewai_ops.archive.directory_reader import TreeReader, open_tree, read_header
 from sagewai_ops.archive.manifest import Entry, EntryType, Header
-from sagewai_ops.backup.create import check_folder, check_options, check_space, staging_in
+from sagewai_ops.backup.create import check_directory, check_options, check_space, staging_in
 from sagewai_ops.backup.mirror_writer import TreeWriter
 from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.backup.run import Taking
 from sagewai_ops.errors import DamagedError, NotFoundError, TargetBusyError, UsageError
 from sagewai_ops.fs import atomic, locks
-from sagewai_ops.fs.tempdirs import locked_folder
+from sagewai_ops.fs.tempdirs import locked_directory
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.signals import too_late, uninterrupted
 from sagewai_ops.progress import Progress
@@ -39,7 +39,7 @@ _ASIDE = ".sagewai-ops-tree-before"  # the old tree, for the moment between two 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """The tree of a snapshot folder.
+    """The tree of a snapshot directory.
 
     Attributes:
         created_at: UTC, as its header has it.
@@ -50,26 +50,26 @@ class Tree:
     created_at: str
 
 
-def tree_in(folder: Path) -> Tree | None:
-    """Tell which tree a snapshot folder has; nothing but its header is read."""
-    header = read_header(folder / TREE)
+def tree_in(directory: Path) -> Tree | None:
+    """Tell which tree a snapshot directory has; nothing but its header is read."""
+    header = read_header(directory / TREE)
     if header is None:
         return None
-    return Tree(folder / TREE, header.id, str(header.facts.get("created_at", "")))
+    return Tree(directory / TREE, header.id, str(header.facts.get("created_at", "")))
 
 
 def keep_tree(
     home: Home,
-    folder: Path,
+    directory: Path,
     options: BackupOptions,
     *,
     any_place: bool = False,
     progress: Progress | None = None,
 ) -> BackupReport:
-    """Bring the tree of a snapshot folder up to a home that may be in use.
+    """Bring the tree of a snapshot directory up to a home that may be in use.
 
     Args:
-        folder: Made with mode 0700 if it is not there; the tree is `tree` in it.
+        directory: Made with mode 0700 if it is not there; the tree is `tree` in it.
         any_place: Go on with a tree that this home left at another path.
         progress: As for `backup.take_snapshot`.
 
@@ -82,21 +82,21 @@ def keep_tree(
     require(home)
     _check(options)
     check_options(options)
-    check_folder(home, folder)
+    check_directory(home, directory)
     swap.require_settled(home.root)
-    place = folder / TREE
+    place = directory / TREE
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
-        atomic.make_folder(folder)
+        atomic.make_directory(directory)
         left_by_restores = swap.sweep(home.root)
-        with locks.guarded(folder):
-            _put_back(folder)
-            swept = (*catalog.sweep(folder), *left_by_restores)
+        with locks.guarded(directory):
+            _put_back(directory)
+            swept = (*catalog.sweep(directory), *left_by_restores)
         before = _tree_of(place, replace(owner_of(home, any_place=any_place), host=""))
         taking = Taking.begin(home, options, _next_sequence(before))
-        fresh = catalog.staging_path(folder, catalog.new_id(datetime.now(timezone.utc)))
-        with staging_in(folder, taking.id) as staging:
-            check_space(folder, taking.collection)
-            with locked_folder(fresh, stays=True) as descriptor, _opened(place) as old:
+        fresh = catalog.staging_path(directory, catalog.new_id(datetime.now(timezone.utc)))
+        with staging_in(directory, taking.id) as staging:
+            check_space(directory, taking.collection)
+            with locked_directory(fresh, stays=True) as descriptor, _opened(place) as old:
                 writer = _write(taking, fresh, place, old, staging, progress)
                 with atomic.naming(fresh):
                     atomic.sync_tree(fresh)
@@ -133,13 +133,13 @@ def _tree_of(place: Path, owner: Owner) -> Header | None:
         raise TargetBusyError(
             f"{place}: no tree of this program",
             hint=f"look: ls -la {shell_word(place)}\n"
-            "and move it away, or use another folder: --to DIR",
+            "and move it away, or use another directory: --to DIR",
         )
     other = whose(header.facts, owner)
     if other:
         raise TargetBusyError(
             f"{place}: the tree {other}",
-            hint="give each home a folder of its own: --to DIR\n"
+            hint="give each home a directory of its own: --to DIR\n"
             "or, if this home was moved, go on with it: --any-place",
         )
     return header
@@ -217,7 +217,7 @@ def _exchange(fresh: Path, place: Path) -> None:
             os.rename(aside, place)
             raise
         os.rename(aside, fresh)
-    atomic.sync_folder(place.parent)
+    atomic.sync_directory(place.parent)
 
 
 def _exchanged(fresh: Path, place: Path) -> bool:
@@ -227,16 +227,16 @@ def _exchanged(fresh: Path, place: Path) -> bool:
         return False  # the answer of older containers to a system call that they do not know
 
 
-def _put_back(folder: Path) -> None:
+def _put_back(directory: Path) -> None:
     """Finish what a run that died between two renames left."""
-    aside, place = folder / _ASIDE, folder / TREE
+    aside, place = directory / _ASIDE, directory / TREE
     if os.path.lexists(aside):
         with atomic.naming(aside):
             if os.path.lexists(place):
                 atomic.remove_tree(aside)
             else:
                 os.rename(aside, place)
-                atomic.sync_folder(folder)
+                atomic.sync_directory(directory)
 
 
 def _discard(old: Path) -> None:

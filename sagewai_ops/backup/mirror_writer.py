@@ -1,7 +1,7 @@
 """Write the members of a snapshot as plain files, keeping those of an older tree that are the same.
 
-The folder is a private one of this run, so nobody puts links in the way. Modes follow the rules of
-a home, as when a snapshot is restored; the manifest has the ones that the files had.
+The directory is a private one of this run, so nobody puts links in the way. Modes follow the rules
+of a home, as when a snapshot is restored; the manifest has the ones that the files had.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from sagewai_ops.archive.writer import (
     is_unchanged,
 )
 from sagewai_ops.fs import atomic
-from sagewai_ops.permissions.modes import file_mode, folder_mode
+from sagewai_ops.permissions.modes import directory_mode, file_mode
 from sagewai_ops.snapshots.member_paths import EXTERNAL
 
 _BLOCK_BYTES = 1024 * 1024
@@ -45,7 +45,7 @@ class TreeWriter:
     """Write one tree; a `MemberWriter`.
 
     Args:
-        root: An empty private folder.
+        root: An empty private directory.
         mtime_ns: Of `snapshot.json` and `manifest.json`.
         old: The tree before, and its files by path; none of them for a first one.
         on_bytes: Called with the number of bytes of content taken since the last call.
@@ -73,7 +73,7 @@ class TreeWriter:
         self._old_root, self._old = old
         self._on_bytes = on_bytes
         self._manifest = ManifestText()
-        self._folders: list[Entry] = []
+        self._directories: list[Entry] = []
         self._is_root = os.geteuid() == 0
         self.files = self.content_bytes = self.stored_bytes = 0
         self.kept: set[str] = set()
@@ -85,7 +85,7 @@ class TreeWriter:
         """How many files are those of the old tree."""
         return len(self.kept)
 
-    def add_folder_or_link(self, entry: Entry) -> None:
+    def add_directory_or_link(self, entry: Entry) -> None:
         """Add a member without content."""
         path = self._root / entry.path
         with atomic.naming(path):
@@ -94,9 +94,9 @@ class TreeWriter:
                 os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=False)
                 self._own(entry, path)
             else:
-                os.mkdir(path, atomic.PRIVATE_FOLDER)
-                os.chmod(path, atomic.PRIVATE_FOLDER)
-                self._folders.append(entry)
+                os.mkdir(path, atomic.PRIVATE_DIRECTORY)
+                os.chmod(path, atomic.PRIVATE_DIRECTORY)
+                self._directories.append(entry)
         self._manifest.add(entry)
 
     def add_bytes(self, entry: Entry, content: bytes) -> Entry:
@@ -163,7 +163,7 @@ class TreeWriter:
                 shutil.copyfileobj(stream, target, _BLOCK_BYTES)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
-        """Write the manifest and its hash, and give the folders their modes and times."""
+        """Write the manifest and its hash, and give the directories their modes and times."""
         digest = hashlib.sha256()
         size_bytes, pieces = self._manifest.finish(facts)
         with self._created(MANIFEST_NAME) as stream:
@@ -176,11 +176,11 @@ class TreeWriter:
         self.stored_bytes += size_bytes
         for name in (MANIFEST_NAME, SUM_NAME):
             os.utime(self._root / name, ns=(self._mtime_ns, self._mtime_ns))
-        for entry in reversed(self._folders):
+        for entry in reversed(self._directories):
             path = self._root / entry.path
             with atomic.naming(path):
                 self._own(entry, path)
-                os.chmod(path, _folder_mode(entry))
+                os.chmod(path, _directory_mode(entry))
                 os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns))
 
     def close(self) -> None:
@@ -255,8 +255,8 @@ class TreeWriter:
 
 def _partial(path: str) -> str:
     """Name the file that one is read into before it is known whether it is the old one."""
-    folder, slash, _name = path.rpartition("/")
-    return f"{folder}{slash}.sagewai-ops-partial"
+    directory, slash, _name = path.rpartition("/")
+    return f"{directory}{slash}.sagewai-ops-partial"
 
 
 def _file_mode(entry: Entry) -> int:
@@ -264,10 +264,10 @@ def _file_mode(entry: Entry) -> int:
     return atomic.PRIVATE_FILE if is_external else file_mode(entry.path, entry.mode)
 
 
-def _folder_mode(entry: Entry) -> int:
+def _directory_mode(entry: Entry) -> int:
     is_external = entry.path == EXTERNAL or entry.path.startswith(EXTERNAL + "/")
-    mode = 0o700 if is_external else folder_mode(entry.path, entry.mode)
-    return mode | atomic.PRIVATE_FOLDER  # the next run goes through it
+    mode = 0o700 if is_external else directory_mode(entry.path, entry.mode)
+    return mode | atomic.PRIVATE_DIRECTORY  # the next run goes through it
 
 
 def _hash_of(path: Path) -> bytes:

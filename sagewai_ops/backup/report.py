@@ -48,8 +48,8 @@ class BackupReport:
         unstable: Files that changed at every attempt to read them, carried as last read.
         archive_bytes: Of the archive as it is stored.
         content_bytes: Of the files in it.
-        format: `archive`, or `directory` for a tree; of that, `path` is the folder, `archive_bytes`
-            all that is in it, and `archive_sha256` the hash of its manifest.
+        format: `archive`, or `directory` for a tree; of that, `path` is the directory,
+            `archive_bytes` all that is in it, and `archive_sha256` the hash of its manifest.
         kept_files: Of a tree, the files that are those of the tree before.
     """
 

@@ -260,10 +260,10 @@ class Taking:
             self.content_bytes = writer.content_bytes
 
     def _add(self, writer: MemberWriter, item: Found, copy: Copied | None) -> None:
-        folder = item.path.rpartition("/")[0]
+        directory = item.path.rpartition("/")[0]
         try:
-            if folder in self.gone:
-                # It may be there again by now, but the archive has no folder for this.
+            if directory in self.gone:
+                # It may be there again by now, but the archive has no directory for this.
                 raise FileNotFoundError
             status = os.stat(item.source) if copy else os.lstat(item.source)
             stream = _opened(item, copy)
@@ -276,8 +276,8 @@ class Taking:
             self.collection.left_out.append(LeftOut(item.path, reason, detail))
             return
         if stream is None:
-            kind = EntryType.FOLDER if item.type == "folder" else EntryType.LINK
-            writer.add_folder_or_link(_entry(item.path, kind, status, item))
+            kind = EntryType.DIRECTORY if item.type == "folder" else EntryType.LINK
+            writer.add_directory_or_link(_entry(item.path, kind, status, item))
             return
         with stream:
             entry = _entry(item.path, EntryType.FILE, os.fstat(stream.fileno()))
@@ -307,7 +307,7 @@ class Taking:
             return
         moment_ns = self.moment_ns
         if not any(item.path == EXTERNAL for item in self.collection.found):
-            writer.add_folder_or_link(Entry(EXTERNAL, EntryType.FOLDER, 0o700, moment_ns))
+            writer.add_directory_or_link(Entry(EXTERNAL, EntryType.DIRECTORY, 0o700, moment_ns))
         writer.add_bytes(Entry(EXTERNAL_KEY, EntryType.FILE, 0o600, moment_ns), key.value)
 
     def _facts(self) -> dict[str, Any]:
@@ -327,7 +327,7 @@ class Taking:
 
 
 def _opened(item: Found, copy: Copied | None) -> BinaryIO | None:
-    """Open what is carried of a file, or of a database its copy; None for a folder or link.
+    """Open what is carried of a file, or of a database its copy; None for a directory or link.
 
     Raises:
         OSError: It is gone, or became something else than it was when the home was walked.
@@ -376,7 +376,7 @@ def _root_facts(home: Home) -> dict[str, Any]:
 
 
 def _database_first(found: Sequence[Found], copies: Mapping[str, Copied]) -> Iterator[Found]:
-    """Put the databases, with the folders above them, before everything else.
+    """Put the databases, with the directories above them, before everything else.
 
     A restore examines the database while it writes the rest, so it should have it early.
     """

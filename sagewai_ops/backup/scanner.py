@@ -31,7 +31,7 @@ from sagewai_ops.snapshots.member_paths import EXTERNAL, EXTERNAL_HOME
 from sagewai_ops.snapshots.omissions import LeftOut, Reason
 
 _RESERVED = (HEADER_NAME, MANIFEST_NAME, EXTERNAL)
-_PATH_BYTES = 4000  # of a member; extraction adds a folder's path, and PATH_MAX is 4096
+_PATH_BYTES = 4000  # of a member; extraction adds a directory's path, and PATH_MAX is 4096
 _KEY_FILE_BYTES = range(44, 49)  # a key, and what editors add to its end
 # Links at these places that lead out of the home are followed: Sagewai follows them too.
 _FOLLOWED = frozenset((*PARTS, DATABASE, ADMIN_STATE, CONNECTIONS, PROFILES))
@@ -58,7 +58,7 @@ class Found:
 
 @dataclass(slots=True)
 class Collection:
-    """What a walk found, in the order of the archive: folders before what is in them."""
+    """What a walk found, in the order of the archive: directories before what is in them."""
 
     found: list[Found] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
@@ -84,7 +84,7 @@ def collect(
     """
     main = os.path.realpath(home.database)
     walk = _Walk(home, main, tuple(exclude), tuple(key_values), carries_key, Collection())
-    walk.folder(str(home.root), "", "")
+    walk.directory(str(home.root), "", "")
     for variable, origin in home.overrides.items():
         if origin != home.cache_dir:
             walk.outside(variable, str(origin))
@@ -101,18 +101,18 @@ class _Walk:
     collection: Collection
     inside: list[Iterator[tuple["os.DirEntry[str]", str, str, set[str]]]] = field(
         default_factory=list
-    )  # the folders that the walk is in, the deepest last
+    )  # the directories that the walk is in, the deepest last
 
-    def folder(self, folder: str, relative: str, member: str) -> None:
-        """Add what a folder holds, not the folder itself.
+    def directory(self, directory: str, relative: str, member: str) -> None:
+        """Add what a directory holds, not the directory itself.
 
         Args:
-            folder: Where it is read.
+            directory: Where it is read.
             relative: Its path in the home; "" for the home itself.
             member: Its path in the archive.
         """
-        # A stack of its own: folders nest deeper than Python's calls may.
-        self.inside.append(self._entries(folder, relative, member))
+        # A stack of its own: directories nest deeper than Python's calls may.
+        self.inside.append(self._entries(directory, relative, member))
         depth = len(self.inside)
         while len(self.inside) >= depth:
             step = next(self.inside[-1], None)
@@ -122,10 +122,10 @@ class _Walk:
                 self._entry(*step)
 
     def _entries(
-        self, folder: str, relative: str, member: str
+        self, directory: str, relative: str, member: str
     ) -> Iterator[tuple["os.DirEntry[str]", str, str, set[str]]]:
         try:
-            with os.scandir(folder) as scan:
+            with os.scandir(directory) as scan:
                 entries = sorted(scan, key=lambda entry: entry.name)
         except FileNotFoundError:
             self._leave(relative, Reason.GONE)
@@ -143,7 +143,7 @@ class _Walk:
             yield entry, above + entry.name, place + entry.name, names
 
     def outside(self, variable: str, origin: str) -> None:
-        """Add a document or folder that an override puts outside the home."""
+        """Add a document or directory that an override puts outside the home."""
         place = f"{EXTERNAL}/{variable}"
         self.collection.external[place] = origin
         try:
@@ -155,7 +155,7 @@ class _Walk:
         self._container(EXTERNAL)
         if stat.S_ISDIR(status.st_mode):
             self._add(Found(place, source, "folder", Kind.SECRET))
-            self.folder(source, place, place)
+            self.directory(source, place, place)
         elif not stat.S_ISREG(status.st_mode):
             self._leave(place, Reason.SPECIAL, _special(status.st_mode))
         elif variable.endswith("DATABASE_URL"):
@@ -283,7 +283,7 @@ class _Walk:
         )
 
     def _container(self, path: str) -> None:
-        """Add a folder of the archive's own, once."""
+        """Add a directory of the archive's own, once."""
         if not any(found.path == path for found in self.collection.found):
             self._add(Found(path, str(self.home.root), "folder", Kind.OTHER))
 
@@ -322,7 +322,7 @@ def main_database(home: Home, collection: Collection) -> Found | None:
         if os.path.realpath(item.source) == main:
             return item
     if home.database.is_dir():
-        raise DamagedError(f"database {home.database}: is a folder")
+        raise DamagedError(f"database {home.database}: is a directory")
     return None
 
 

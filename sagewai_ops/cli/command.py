@@ -97,7 +97,7 @@ class Run:
         return locate(self.settings.home_option, self.settings.environment)
 
     def snapshots(self, home: Home, option: Path | None = None) -> Path:
-        """Find the snapshot folder: the option, else the environment's, else beside the home."""
+        """Find the snapshot directory: the option, else the environment's, else beside the home."""
         named = option or self.settings.environment.get(SNAPSHOTS_VARIABLE)
         return Path(named).expanduser().absolute() if named else home.snapshots
 
@@ -357,7 +357,7 @@ def _home_of(run: Run) -> str:
 def _complete(parameter: inspect.Parameter) -> None:
     """Give an option the variable that the manual promises, from its longest flag.
 
-    A path may not be empty: that is `"$UNSET"` in a script, and would mean the working folder.
+    A path may not be empty: that is `"$UNSET"` in a script, and would mean the working directory.
     """
     if get_origin(parameter.annotation) is not Annotated:
         return

@@ -23,9 +23,9 @@ from sagewai_ops.text import shell_word
 VARIABLE = "SAGEWAI_OPS_CONFIG"
 SECRET_OPTIONS = ("ping-url",)  # whoever knows it can report in our name; a file may hold it
 _MOST_BYTES = 1 << 20  # far more than options fill: another file was named by mistake
-_FOLDER = "sagewai-ops"
+_DIRECTORY = "sagewai-ops"
 _NAME = "config.toml"
-_SNAPSHOTS = "snapshot-folder"  # above the tables: the folder of every command
+_SNAPSHOTS = "snapshot-directory"  # above the tables: the directory of every command
 _PLACES = ("DIR", "F", "FILE")  # how options that take a path call it
 _SECRET = re.compile(r"AGE-SECRET-KEY-|://[^/@\s]*:[^/@\s]+@")
 _EVERY_KEY = f"sagewai-ops --config {os.devnull} config show  # every key, with its default"
@@ -69,13 +69,13 @@ def standard_place(environment: Mapping[str, str]) -> Path | None:
     """Give where the file is looked for by itself; None where there is no home of a user."""
     base = environment.get("XDG_CONFIG_HOME", "")
     if os.path.isabs(base):  # a relative one is to be ignored: XDG Base Directory Specification
-        return Path(base, _FOLDER, _NAME)
+        return Path(base, _DIRECTORY, _NAME)
     user = environment.get("HOME") or os.path.expanduser("~")
     if not os.path.isabs(user):
         return None
     if sys.platform == "darwin":
-        return Path(user, "Library/Application Support", _FOLDER, _NAME)
-    return Path(user, ".config", _FOLDER, _NAME)
+        return Path(user, "Library/Application Support", _DIRECTORY, _NAME)
+    return Path(user, ".config", _DIRECTORY, _NAME)
 
 
 def read(
@@ -110,7 +110,7 @@ def read(
     if shared is None:
         return Configuration(path, defaults)
     if not isinstance(shared, str) or not shared:
-        raise UsageError(f"{path}: {_SNAPSHOTS}: not a folder's path, {shared!r}")
+        raise UsageError(f"{path}: {_SNAPSHOTS}: not a directory's path, {shared!r}")
     return Configuration(path, defaults, {SNAPSHOTS_VARIABLE: _located(path, shared)})
 
 
@@ -124,7 +124,7 @@ def effective(context: Any, words: tuple[str, ...]) -> Iterator[Effective]:
     root = context.find_root()
     if not words:
         yield from _values(root, "", root, context)
-        yield _shared_folder(root)
+        yield _shared_directory(root)
     yield from _below(root, (), words)
 
 
@@ -295,12 +295,12 @@ def _below(context: Any, at: tuple[str, ...], words: tuple[str, ...]) -> Iterato
         yield from _below(inner, here, words)
 
 
-def _shared_folder(root: Any) -> Effective:
-    folder = root.obj.environment.get(SNAPSHOTS_VARIABLE) or None
+def _shared_directory(root: Any) -> Effective:
+    directory = root.obj.environment.get(SNAPSHOTS_VARIABLE) or None
     if os.environ.get(SNAPSHOTS_VARIABLE):
-        return Effective("", _SNAPSHOTS, folder, "environment", SNAPSHOTS_VARIABLE)
-    if folder:
-        return Effective("", _SNAPSHOTS, folder, "file", str(root.obj.configuration_path))
+        return Effective("", _SNAPSHOTS, directory, "environment", SNAPSHOTS_VARIABLE)
+    if directory:
+        return Effective("", _SNAPSHOTS, directory, "file", str(root.obj.configuration_path))
     return Effective("", _SNAPSHOTS, None, "default", "")
 
 

@@ -1,9 +1,9 @@
 """Database URLs in every form that people use, without ever showing a password.
 
-`postgres://`, `postgresql://` and `postgresql+<driver>://` are the same thing here; socket folders,
-several hosts, TLS options and percent-encoding are read as libpq reads them. A password with a bare
-`@` or `:` in it works as well. What the URL leaves out, the PG* variables and the password file say
-(asyncpg reads them when it connects). This module opens nothing.
+`postgres://`, `postgresql://` and `postgresql+<driver>://` are the same thing here; socket
+directories, several hosts, TLS options and percent-encoding are read as libpq reads them. A
+password with a bare `@` or `:` in it works as well. What the URL leaves out, the PG* variables and
+the password file say (asyncpg reads them when it connects). This module opens nothing.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ _ENCODE = "percent-encode : / ? # [ ] and @ in its user and password, as in p%40
 
 @dataclass(frozen=True, slots=True)
 class SqliteUrl:
-    """A SQLite file; relative paths are relative to the working folder, as in Sagewai."""
+    """A SQLite file; relative paths are relative to the working directory, as in Sagewai."""
 
     path: Path
 
@@ -84,8 +84,8 @@ class PostgresUrl:
     """A PostgreSQL database and the way to it.
 
     Attributes:
-        hosts: Names, addresses or socket folders with their ports (None: the default), in the order
-            in which they are tried; empty leaves it to PGHOST and the usual sockets.
+        hosts: Names, addresses or socket directories with their ports (None: the default), in the
+            order in which they are tried; empty leaves it to PGHOST and the usual sockets.
         user: None leaves it to PGUSER, else the name of the system's user.
         password: Never shown. None leaves it to PGPASSWORD and the password file.
         database: None leaves it to PGDATABASE, else the user's name.
@@ -113,7 +113,7 @@ class PostgresUrl:
         options = {**self.tls, **self.settings}
         where = self._where()
         if any(host.startswith("/") for host, _ in self.hosts):
-            # A socket's folder does not fit into the place of a host's name everywhere.
+            # A socket's directory does not fit into the place of a host's name everywhere.
             options["host"] = ",".join(host for host, _ in self.hosts)
             if any(port for _, port in self.hosts):
                 options["port"] = ",".join(str(port or DEFAULT_PORT) for _, port in self.hosts)

@@ -46,7 +46,7 @@ from sagewai_ops.export.target_session import MOVE, PLAN, VERIFY, Session, opene
 from sagewai_ops.export.validate import repair_overlay
 from sagewai_ops.export.validate.validator import FAIL, QUARANTINE, Preflight
 from sagewai_ops.export.verify import verify
-from sagewai_ops.export.workdir import folder_of, workplace
+from sagewai_ops.export.workdir import directory_of, workplace
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.procfs import describe
 from sagewai_ops.process.signals import run_interruptibly
@@ -65,8 +65,8 @@ class Options:
         policy: What becomes of values that cannot be carried: fail, repair or quarantine.
         learnings: keep, facts or pgvector.
         allow_live: Go on although processes use the home; what they write meanwhile is not moved.
-        report: Where the report goes; None for a name in the folder beside the home, and for none
-            of a plan.
+        report: Where the report goes; None for a name in the directory beside the home, and for
+            none of a plan.
         compare: False leaves the comparison out. No command does: the benchmarks measure the copy
             alone with it.
     """
@@ -122,7 +122,7 @@ def export(
     report = Report(options.purpose, home.database, url.shown, options.policy)
     if options.purpose == MOVE and not options.allow_live:
         _check_unused(home)
-    path = report_path(report, folder_of(home), options.report)
+    path = report_path(report, directory_of(home), options.report)
     with workplace(home) as place:
         work = _Work(home, url, options, place / "copy.db", path, report, progress)
         try:

@@ -165,11 +165,11 @@ class Report:
         }
 
 
-def report_path(report: Report, folder: Path, chosen: Path | None) -> Path | None:
+def report_path(report: Report, directory: Path, chosen: Path | None) -> Path | None:
     """Decide where the report goes, and make sure now that it can go there.
 
     Args:
-        folder: Beside the home, for reports that nobody chose a place for.
+        directory: Beside the home, for reports that nobody chose a place for.
         chosen: A file; None for a name of our own, and for no report of a plan.
 
     Raises:
@@ -178,9 +178,9 @@ def report_path(report: Report, folder: Path, chosen: Path | None) -> Path | Non
     if chosen is None and report.purpose == PLAN:
         return None
     if chosen is None:
-        atomic.make_folder(folder)
+        atomic.make_directory(directory)
         moment = f"{report.started_at:%Y%m%dT%H%M%SZ}"
-        path = folder / f"{report.purpose}-{moment}-{secrets.token_hex(2)}.json"
+        path = directory / f"{report.purpose}-{moment}-{secrets.token_hex(2)}.json"
     else:
         path = chosen.absolute()
     if not os.access(path.parent, os.W_OK):

@@ -1,7 +1,7 @@
-"""Where an export works: a private folder beside the home for the frozen copy, and its reports.
+"""Where an export works: a private directory beside the home for the frozen copy, and its reports.
 
-The copy holds what the home's database holds, secrets included: mode 0600 in a folder 0700, removed
-at the end, and by the next export when a crash left it.
+The copy holds what the home's database holds, secrets included: mode 0600 in a directory 0700,
+removed at the end, and by the next export when a crash left it.
 """
 
 import contextlib
@@ -11,43 +11,43 @@ from pathlib import Path
 from sagewai_ops.errors import PermissionDeniedError
 from sagewai_ops.export.target_session import MOVE, VERIFY
 from sagewai_ops.fs import atomic
-from sagewai_ops.fs.tempdirs import sweep_abandoned, working_folder
+from sagewai_ops.fs.tempdirs import sweep_abandoned, working_directory
 from sagewai_ops.home.paths import OWN_PREFIX, Home
 from sagewai_ops.process.signals import uninterrupted
 
 PREFIX = f"{OWN_PREFIX}export-"
 
 
-def folder_of(home: Home) -> Path:
-    """Give the folder for reports: beside the home, as the snapshots are."""
+def directory_of(home: Home) -> Path:
+    """Give the directory for reports: beside the home, as the snapshots are."""
     return home.root.with_name(home.root.name + ".exports")
 
 
 @contextlib.contextmanager
 def workplace(home: Home) -> Iterator[Path]:
-    """Make a private folder for the block and remove it afterwards.
+    """Make a private directory for the block and remove it afterwards.
 
-    Where nothing can be made beside the home, the system's folder for temporary files is used.
+    Where nothing can be made beside the home, the system's directory for temporary files is used.
 
     Raises:
         NoSpaceError, PermissionDeniedError, OpsError: The system refused.
     """
-    folder = folder_of(home)
+    directory = directory_of(home)
     with contextlib.ExitStack() as stack:
         try:
             with uninterrupted():
-                atomic.make_folder(folder)
-                stack.callback(_remove_empty, folder)
-            place = stack.enter_context(working_folder(folder, PREFIX))
+                atomic.make_directory(directory)
+                stack.callback(_remove_empty, directory)
+            place = stack.enter_context(working_directory(directory, PREFIX))
         except PermissionDeniedError:
-            folder = atomic.temporary_folder()
-            place = stack.enter_context(working_folder(folder, PREFIX))
+            directory = atomic.temporary_directory()
+            place = stack.enter_context(working_directory(directory, PREFIX))
         for purpose in (MOVE, VERIFY):  # halves of reports
-            sweep_abandoned(folder, f".{purpose}-*.json.*.partial")
+            sweep_abandoned(directory, f".{purpose}-*.json.*.partial")
         yield place
 
 
-def _remove_empty(folder: Path) -> None:
-    """Remove the folder for reports: a plan leaves nothing, and a run that was killed made it."""
+def _remove_empty(directory: Path) -> None:
+    """Remove the directory for reports if it is empty: a plan leaves nothing."""
     with contextlib.suppress(OSError):
-        folder.rmdir()
+        directory.rmdir()

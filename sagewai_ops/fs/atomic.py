@@ -1,8 +1,8 @@
-"""Write files and folders so that a crash leaves the old or the new, never a mixture.
+"""Write files and directories so that a crash leaves the old or the new, never a mixture.
 
 Every write of this program goes through here: written beside the target under a name of its own,
-flushed, fsynced, renamed, and the folder fsynced. Modes are given at creation; the umask can only
-make them narrower, so they are set on the descriptor as well.
+flushed, fsynced, renamed, and the directory fsynced. Modes are given at creation; the umask can
+only make them narrower, so they are set on the descriptor as well.
 """
 
 import contextlib
@@ -29,9 +29,9 @@ from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.text import shell_word
 
 PRIVATE_FILE = 0o600
-PRIVATE_FOLDER = 0o700
+PRIVATE_DIRECTORY = 0o700
 
-_DEEP = ".deep-"  # folders of a tree that is being removed
+_DEEP = ".deep-"  # directories of a tree that is being removed
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -101,7 +101,7 @@ def write_stream(
             with contextlib.suppress(OSError):
                 os.unlink(beside)
             raise
-        sync_folder(path.parent)
+        sync_directory(path.parent)
 
 
 def _give(entry: int | Path, owner: os.stat_result) -> None:
@@ -132,8 +132,8 @@ def _sweep(path: Path) -> None:
                     os.close(descriptor)
 
 
-def temporary_folder() -> Path:
-    """Give the folder for temporary files.
+def temporary_directory() -> Path:
+    """Give the directory for temporary files.
 
     `tempfile` writes into it to see whether it can; a kill leaves what it wrote.
     """
@@ -144,39 +144,39 @@ def temporary_folder() -> Path:
     return Path("/tmp")  # noqa: S108 - what is made in it gets a private mode and a name of its own
 
 
-def make_folder(
-    path: Path, *, mode: int = PRIVATE_FOLDER, owner: os.stat_result | None = None
+def make_directory(
+    path: Path, *, mode: int = PRIVATE_DIRECTORY, owner: os.stat_result | None = None
 ) -> None:
-    """Make a folder, and the missing ones above it, with exactly this mode; one there is left.
+    """Make a directory, and the missing ones above it, with exactly this mode; one there is left.
 
     Args:
         owner: As for `replace`.
 
     Raises:
-        UsageError: Something that is no folder stands there, or above.
+        UsageError: Something that is no directory stands there, or above.
         NoSpaceError, PermissionDeniedError, OpsError: The system refused.
     """
     if path.is_dir():
         return
     if os.path.lexists(path):
-        raise UsageError(f"{path}: is not a folder", hint=f"ls -ld {shell_word(path)}")
+        raise UsageError(f"{path}: is not a directory", hint=f"ls -ld {shell_word(path)}")
     if not path.parent.is_dir():
-        make_folder(path.parent, mode=mode, owner=owner)
+        make_directory(path.parent, mode=mode, owner=owner)
     with naming(path), contextlib.suppress(FileExistsError):
         os.mkdir(path, mode)
         if owner:
             _give(path, owner)
         os.chmod(path, mode)
-        sync_folder(path.parent)
+        sync_directory(path.parent)
 
 
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems cannot sync a folder; their renames are synchronous.
+        # Some network file systems cannot sync a directory; their renames are synchronous.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -230,7 +230,7 @@ def exchange(first: Path, second: Path) -> bool:
 
 @uninterrupted()
 def remove_tree(path: Path) -> None:
-    """Remove a file or a folder with all in it, never through a symlink; gone already is fine.
+    """Remove a file or a directory with all in it, never through a symlink; gone already is fine.
 
     A signal waits until it is done.
     """
@@ -245,46 +245,46 @@ def remove_tree(path: Path) -> None:
 
 
 def _remove_deep_tree(path: Path) -> None:
-    """Remove a tree that nests deeper than calls may, or whose folders forbid it.
+    """Remove a tree that nests deeper than calls may, or whose directories forbid it.
 
-    Each folder in it is opened to its owner and brought to the top.
+    Each directory in it is opened to its owner and brought to the top.
     """
     waiting = [path]
     while waiting:
-        folder = waiting.pop()
-        os.chmod(folder, PRIVATE_FOLDER)
-        with os.scandir(folder) as scan:
-            entries = list(scan)  # before any is moved, for the top is one of these folders
+        directory = waiting.pop()
+        os.chmod(directory, PRIVATE_DIRECTORY)
+        with os.scandir(directory) as scan:
+            entries = list(scan)  # before any is moved, for the top is one of these directories
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                os.chmod(entry.path, PRIVATE_FOLDER)  # to move a folder is to write to it
+                os.chmod(entry.path, PRIVATE_DIRECTORY)  # to move a directory is to write to it
                 top = path / f"{_DEEP}{secrets.token_hex(8)}"
                 os.rename(entry.path, top)
                 waiting.append(top)
             else:
                 os.unlink(entry.path)
-        if folder != path:
-            os.rmdir(folder)
+        if directory != path:
+            os.rmdir(directory)
     os.rmdir(path)
 
 
-def may_write(folder: Path) -> bool:
-    """Tell whether files of a folder can be replaced."""
+def may_write(directory: Path) -> bool:
+    """Tell whether files of a directory can be replaced."""
     effective = os.access in os.supports_effective_ids
-    return os.access(folder, os.W_OK | os.X_OK, effective_ids=effective)
+    return os.access(directory, os.W_OK | os.X_OK, effective_ids=effective)
 
 
-def require_writable(folders: Iterable[Path]) -> None:
-    """Make sure, before anything is touched, that files of these folders can be replaced.
+def require_writable(directories: Iterable[Path]) -> None:
+    """Make sure, before anything is touched, that files of these directories can be replaced.
 
     Raises:
         PermissionDeniedError: Those of one cannot.
     """
-    for folder in folders:
-        if not may_write(folder):
+    for directory in directories:
+        if not may_write(directory):
             raise PermissionDeniedError(
-                f"{folder}: may not be written by uid {os.geteuid()}, nothing was changed",
-                hint=f"ls -ld {shell_word(folder)}  # run as its owner, or mount it writable",
+                f"{directory}: may not be written by uid {os.geteuid()}, nothing was changed",
+                hint=f"ls -ld {shell_word(directory)}  # run as its owner, or mount it writable",
             )
 
 

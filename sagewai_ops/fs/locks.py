@@ -1,13 +1,13 @@
-"""One run at a time on a folder: an OS lock that dies with its process.
+"""One run at a time on a directory: an OS lock that dies with its process.
 
-The lock is `flock` on the folder itself: nothing is written, so it works on a read-only home and
+The lock is `flock` on the directory itself: nothing is written, so it works on a read-only home and
 leaves nothing behind after a kill or a reboot. Who holds it is read from the system, where the
 system tells; it is always a process of this machine, for on a network file system such a lock
 keeps those of one machine apart.
 
-A home is held by whatever changes it or must see it at rest, a snapshot folder by whatever changes
-the names and cards of finished snapshots. Who reads a home or a snapshot holds neither: archives
-never change, and one that is moved or removed stays readable for who has it open.
+A home is held by whatever changes it or must see it at rest, a snapshot directory by whatever
+changes the names and cards of finished snapshots. Who reads a home or a snapshot holds neither:
+archives never change, and one that is moved or removed stays readable for who has it open.
 """
 
 import contextlib
@@ -29,10 +29,10 @@ _GUARD_SECONDS = 5.0
 
 @contextlib.contextmanager
 def exclusive(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
-    """Hold a folder for the length of the block.
+    """Hold a directory for the length of the block.
 
     Args:
-        path: A folder that exists.
+        path: A directory that exists.
         wait_seconds: How long to wait for another holder; 0 refuses at once.
 
     Raises:
@@ -44,10 +44,10 @@ def exclusive(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
 
 @contextlib.contextmanager
 def shared(path: Path, *, wait_seconds: float = 0.0) -> Iterator[int]:
-    """Keep writers of a folder away for the length of the block; other readers may come in.
+    """Keep writers of a directory away for the length of the block; other readers may come in.
 
     Returns:
-        A descriptor of the folder, which stays the one that is held if its name is given away.
+        A descriptor of the directory, which stays the one that is held if its name is given away.
 
     Raises:
         LockedError: A writer holds it; the message names who.
@@ -57,7 +57,7 @@ def shared(path: Path, *, wait_seconds: float = 0.0) -> Iterator[int]:
 
 
 def hold_open(descriptor: int) -> None:
-    """Lock a file or folder of this run's own for as long as it is open, so nobody sweeps it.
+    """Lock a file or directory of this run's own for as long as it is open, so nobody sweeps it.
 
     Where the file system has no locks there is nothing to hold: nothing is swept there either.
     """
@@ -66,24 +66,24 @@ def hold_open(descriptor: int) -> None:
 
 
 @contextlib.contextmanager
-def guarded(folder: Path) -> Iterator[None]:
-    """Keep other runs from sweeping a folder while names are made in it, and the reverse.
+def guarded(directory: Path) -> Iterator[None]:
+    """Keep other runs from sweeping a directory while names are made in it, and the reverse.
 
     Between the making of a file and its lock it looks abandoned. The block lasts moments, so after
-    `_GUARD_SECONDS` somebody else holds the folder for another reason and is not waited for.
+    `_GUARD_SECONDS` somebody else holds the directory for another reason and is not waited for.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         deadline = time.monotonic() + _GUARD_SECONDS
         with contextlib.suppress(OpsError):
-            _take(folder, descriptor, fcntl.LOCK_EX, deadline)
+            _take(directory, descriptor, fcntl.LOCK_EX, deadline)
         yield
     finally:
         os.close(descriptor)
 
 
 def is_abandoned(path: Path) -> bool:
-    """Tell whether nobody alive holds the file or folder, so that its leftovers can go."""
+    """Tell whether nobody alive holds the file or directory, so that its leftovers can go."""
     try:
         # Without O_NONBLOCK a pipe of that name would hold us for ever.
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -109,7 +109,7 @@ def _hold(path: Path, operation: int, wait_seconds: float) -> Iterator[int]:
             if _is_still(path, descriptor):
                 yield descriptor
                 return
-            # The folder was swapped for another while we waited: lock the one that is there.
+            # The directory was swapped for another while we waited: lock the one that is there.
         finally:
             os.close(descriptor)
 

@@ -1,4 +1,4 @@
-"""Private folders to work in, which a later run removes where a crash left them."""
+"""Private directories to work in, which a later run removes where a crash left them."""
 
 import contextlib
 import os
@@ -13,15 +13,15 @@ from sagewai_ops.process.signals import uninterrupted
 
 
 @contextlib.contextmanager
-def locked_folder(path: Path, *, stays: bool = False) -> Iterator[int]:
-    """Make a folder with mode 0700 that is locked while this run lives.
+def locked_directory(path: Path, *, stays: bool = False) -> Iterator[int]:
+    """Make a directory with mode 0700 that is locked while this run lives.
 
     Args:
         path: Must not exist.
         stays: It is only removed after a failure.
 
     Returns:
-        A descriptor of the folder, which stays its own if its name is given away.
+        A descriptor of the directory, which stays its own if its name is given away.
 
     Raises:
         NoSpaceError, PermissionDeniedError, OpsError: The system refused.
@@ -30,9 +30,9 @@ def locked_folder(path: Path, *, stays: bool = False) -> Iterator[int]:
         holding = stack.enter_context(contextlib.ExitStack())  # until after its removal
         removal = stack.enter_context(contextlib.ExitStack())
         with uninterrupted(), atomic.naming(path), locks.guarded(path.parent):
-            os.mkdir(path, atomic.PRIVATE_FOLDER)
+            os.mkdir(path, atomic.PRIVATE_DIRECTORY)
             removal.push(_remover(path))
-            os.chmod(path, atomic.PRIVATE_FOLDER)  # the umask may have shut it even for us
+            os.chmod(path, atomic.PRIVATE_DIRECTORY)  # the umask may have shut it even for us
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             holding.callback(os.close, descriptor)
             locks.hold_open(descriptor)
@@ -54,8 +54,8 @@ def _remover(path: Path) -> Callable[..., None]:
 
 
 @contextlib.contextmanager
-def working_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """Make such a folder for the block, after removing what dead runs left.
+def working_directory(parent: Path, prefix: str) -> Iterator[Path]:
+    """Make such a directory for the block, after removing what dead runs left.
 
     Args:
         parent: Where; what nobody holds there under `prefix` is removed first.
@@ -65,27 +65,27 @@ def working_folder(parent: Path, prefix: str) -> Iterator[Path]:
         NoSpaceError, PermissionDeniedError, OpsError: The system refused.
     """
     place = parent / f"{prefix}{secrets.token_hex(4)}"
-    with locked_folder(place):
+    with locked_directory(place):
         with locks.guarded(parent):
             sweep_abandoned(parent, f"{prefix}*")
         yield place
 
 
-def sweep_abandoned(folder: Path, pattern: str) -> None:
-    """Remove what dead runs left in a folder under names of a pattern; what stays is no failure."""
-    for left in folder.glob(pattern):
+def sweep_abandoned(directory: Path, pattern: str) -> None:
+    """Remove the leftovers of dead runs that match a pattern; a failed removal is no error."""
+    for left in directory.glob(pattern):
         if locks.is_abandoned(left):
             with contextlib.suppress(OSError):
                 atomic.remove_tree(left)
 
 
-def sweep_partials(folder: Path, beginning: str) -> None:
+def sweep_partials(directory: Path, beginning: str) -> None:
     """Remove what a run that died while it wrote a file of its own left beside it.
 
     Args:
         beginning: Of the file's name; `atomic` puts a dot before it and a suffix behind.
     """
     with suppress(OSError):
-        for name in os.listdir(folder):
+        for name in os.listdir(directory):
             if name.startswith(f".{beginning}") and name.endswith(".partial"):
-                os.unlink(folder / name)
+                os.unlink(directory / name)

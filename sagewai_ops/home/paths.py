@@ -43,7 +43,7 @@ _LEFTOVERS = (
     ".connections.????????.tmp",
     ".profiles.????????.tmp",
 )
-_LEFTOVER_FOLDERS = ("", "config", "secrets")
+_LEFTOVER_DIRECTORIES = ("", "config", "secrets")
 _SQLITE_SCHEMES = ("sqlite", "sqlite+aiosqlite", "sqlite+pysqlite")
 
 
@@ -86,7 +86,7 @@ class Home:
 
     @property
     def snapshots(self) -> Path:
-        """The default snapshot folder: beside the home, so that losing one leaves the other."""
+        """The default snapshot directory: beside the home, so that losing one leaves the other."""
         return self.root.with_name(self.root.name + ".snapshots")
 
 
@@ -149,10 +149,10 @@ def require(home: Home) -> None:
     """Make sure that the home is there.
 
     Raises:
-        NotFoundError: It does not exist or is not a folder.
+        NotFoundError: It does not exist or is not a directory.
     """
     if not home.root.is_dir():
-        state = "is not a folder" if home.root.exists() else "does not exist"
+        state = "is not a directory" if home.root.exists() else "does not exist"
         raise NotFoundError(
             f"home {home.root}: {state}",
             hint="name it with --home DIR or SAGEWAI_HOME, or make one: sagewai-ops init",
@@ -161,7 +161,7 @@ def require(home: Home) -> None:
 
 def kind_of(relative: str) -> Kind:
     """Tell what the file at a path relative to its home is, from its name alone."""
-    folder, _, name = relative.rpartition("/")
+    directory, _, name = relative.rpartition("/")
     if relative.split("/", 1)[0].startswith(OWN_PREFIX):
         return Kind.OWN
     if relative == DATABASE:
@@ -170,13 +170,13 @@ def kind_of(relative: str) -> Kind:
         return Kind.SIDECAR
     if relative in (MASTER_KEY, LEGACY_MASTER_KEY):
         return Kind.KEY
-    if name == "admin-state.json.lock" and folder in ("", "config"):
+    if name == "admin-state.json.lock" and directory in ("", "config"):
         return Kind.LOCK
-    if folder in _LEFTOVER_FOLDERS and any(
+    if directory in _LEFTOVER_DIRECTORIES and any(
         fnmatch.fnmatchcase(name, pattern) for pattern in _LEFTOVERS
     ):
         return Kind.LEFTOVER
-    return Kind.SECRET if _holds_secrets(folder, name) else Kind.OTHER
+    return Kind.SECRET if _holds_secrets(directory, name) else Kind.OTHER
 
 
 def layout_of(root: Path) -> str:
@@ -190,13 +190,13 @@ def layout_of(root: Path) -> str:
     return "canonical" if canonical or (root / "db").is_dir() else "empty"
 
 
-def _holds_secrets(folder: str, name: str) -> bool:
-    top = folder.split("/", 1)[0]
+def _holds_secrets(directory: str, name: str) -> bool:
+    top = directory.split("/", 1)[0]
     if top == "secrets":
         return True
-    if folder in ("config", "fleet"):
+    if directory in ("config", "fleet"):
         return ".json" in name
-    return folder == "" and any(
+    return directory == "" and any(
         name == legacy or name.startswith(legacy + ".bak-") for legacy in LEGACY_PLACES
     )
 

@@ -76,8 +76,8 @@ def check_place(path: Path, home: Home, keys: Sequence[Candidate], *, force: boo
 
     Raises:
         UsageError: It lies in the home, or is a key's own file.
-        TargetBusyError: There is something, and `force` is not given or it is a folder.
-        NotFoundError: The folder for it does not exist.
+        TargetBusyError: There is something, and `force` is not given or it is a directory.
+        NotFoundError: The directory for it does not exist.
     """
     real = Path(os.path.realpath(path))
     if real.is_relative_to(home.root):
@@ -85,9 +85,9 @@ def check_place(path: Path, home: Home, keys: Sequence[Candidate], *, force: boo
     if any(one.path and Path(os.path.realpath(one.path)) == real for one in keys):
         raise UsageError(f"escrow {path}: is a key file itself")
     if not path.parent.is_dir():
-        raise NotFoundError(f"escrow {path}: its folder does not exist")
+        raise NotFoundError(f"escrow {path}: its directory does not exist")
     if path.is_dir():
-        raise TargetBusyError(f"escrow {path}: is a folder")
+        raise TargetBusyError(f"escrow {path}: is a directory")
     if os.path.lexists(path) and not force:
         raise TargetBusyError(f"escrow {path}: exists already", hint="use --force to replace it")
 

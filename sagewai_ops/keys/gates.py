@@ -30,13 +30,15 @@ def refuse_users(home: Home, url: PostgresUrl | None) -> None:
 
 
 def refuse_unwritable(home: Home, journal: Journal) -> None:
-    """Make sure that every folder may be written in which something is to be replaced.
+    """Make sure that every directory may be written in which something is to be replaced.
 
     Raises:
         PermissionDeniedError: One may not.
     """
     files = [*journal.documents, *filter(None, [journal.database])]
-    folders = [home.root, *((home.root / name).parent for name in files)]
+    directories = [home.root, *((home.root / name).parent for name in files)]
     if journal.place:
-        folders.append((home.root / journal.place).parent)
-    atomic.require_writable(folder for folder in dict.fromkeys(folders) if folder.is_dir())
+        directories.append((home.root / journal.place).parent)
+    atomic.require_writable(
+        directory for directory in dict.fromkeys(directories) if directory.is_dir()
+    )

@@ -24,7 +24,7 @@ from sagewai_ops.database.sqlite.read_transaction import (
 from sagewai_ops.database.url import PostgresUrl, resolve
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic
-from sagewai_ops.fs.tempdirs import working_folder
+from sagewai_ops.fs.tempdirs import working_directory
 from sagewai_ops.home.paths import LEGACY_PLACES, OWN_PREFIX, Home, Kind, kind_of
 from sagewai_ops.home.state_files import (
     DOCUMENT_NAMES,
@@ -136,14 +136,14 @@ def old_copies(home: Home) -> dict[str, Path]:
     found: dict[str, Path] = {}
     current = _document_paths(home)
     beside = (path.parent for path in current.values())
-    for folder in dict.fromkeys((*beside, home.root / "config", home.root / "secrets")):
+    for directory in dict.fromkeys((*beside, home.root / "config", home.root / "secrets")):
         # Outside of the home, only what bears the document's own name is a copy of it.
-        inside = folder.is_relative_to(home.root)
-        own = [path.name for path in current.values() if path.parent == folder]
+        inside = directory.is_relative_to(home.root)
+        own = [path.name for path in current.values() if path.parent == directory]
         names = [*DOCUMENT_NAMES, *own] if inside else own
         with contextlib.suppress(OSError):
-            for name in sorted(os.listdir(folder)):
-                path = folder / name
+            for name in sorted(os.listdir(directory)):
+                path = directory / name
                 place = relative(home, path)
                 is_leftover = inside and kind_of(place) is Kind.LEFTOVER
                 if not is_leftover and not any(fnmatchcase(name, f"{one}?*") for one in names):
@@ -204,9 +204,9 @@ def _frozen(database: Path) -> Iterator[sqlite3.Connection]:
         try:
             connection = stack.enter_context(pinned(database)).connection
         except NeedsStagingError:
-            parent = atomic.temporary_folder()
-            folder = stack.enter_context(working_folder(parent, f"{OWN_PREFIX}keys-"))
-            copy = copy_database(database, folder / "copy.db", durable=False).path
+            parent = atomic.temporary_directory()
+            directory = stack.enter_context(working_directory(parent, f"{OWN_PREFIX}keys-"))
+            copy = copy_database(database, directory / "copy.db", durable=False).path
             uri = database_uri(copy, mode="ro", immutable="1")
             connection = sqlite3.connect(uri, uri=True)
             stack.enter_context(contextlib.closing(connection))

@@ -207,9 +207,9 @@ def _substitute_in_file(path: Path, tokens: Mapping[bytes, bytes]) -> None:
 
 
 def _own(place: Path, value: bytes) -> None:
-    """Write a key for the owner of what stands there, or of the folder."""
+    """Write a key for the owner of what stands there, or of the directory."""
     above = place.parent if place.parent.is_dir() else place.parent.parent
-    atomic.make_folder(place.parent, owner=os.stat(above))
+    atomic.make_directory(place.parent, owner=os.stat(above))
     atomic.replace(place, value, owner=os.stat(place if place.exists() else place.parent))
 
 
@@ -219,7 +219,7 @@ def _put_back_key(home: Home, journal: Journal, before: bytes | None) -> None:
     place = home.root / journal.place
     if before is None:
         place.unlink()
-        atomic.sync_folder(place.parent)
+        atomic.sync_directory(place.parent)
     else:
         _own(place, before)
     if journal.kept_as:

@@ -1,9 +1,9 @@
 """What a rotation under way writes down, so that a run that dies can be finished or taken back.
 
-A private folder at the top of the home holds the new key, the table of tokens, and last of all the
-journal. Without a journal nothing of the home was changed, and the folder is garbage. With one, the
-values may be under either key: everything else refuses until the table was applied to all places,
-or backwards to all. No plaintext is in it, and no key but the new one.
+A private directory at the top of the home holds the new key, the table of tokens, and last of all
+the journal. Without a journal nothing of the home was changed, and the directory is garbage. With
+one, the values may be under either key: everything else refuses until the table was applied to all
+places, or backwards to all. No plaintext is in it, and no key but the new one.
 """
 
 import contextlib
@@ -57,12 +57,12 @@ class Journal:
 
 def is_pending(root: Path) -> bool:
     """Tell whether a rotation of a home died between one key and the other."""
-    folder = root / NAME
-    if not os.path.lexists(folder):
+    directory = root / NAME
+    if not os.path.lexists(directory):
         return False
-    if not os.access(folder, os.R_OK | os.X_OK):
+    if not os.access(directory, os.R_OK | os.X_OK):
         return True  # another user's, who alone can tell
-    return os.path.lexists(folder / _JOURNAL) and locks.is_abandoned(folder)
+    return os.path.lexists(directory / _JOURNAL) and locks.is_abandoned(directory)
 
 
 def require_settled(root: Path) -> None:
@@ -85,24 +85,24 @@ def written(root: Path, journal: Journal) -> Iterator[None]:
     Raises:
         NoSpaceError, PermissionDeniedError, OpsError: The system refused; there is no journal.
     """
-    folder = root / NAME
+    directory = root / NAME
     try:
-        atomic.make_folder(folder)
+        atomic.make_directory(directory)
         with held(root):
-            atomic.replace(folder / _KEY, journal.new.value)
+            atomic.replace(directory / _KEY, journal.new.value)
             add_tokens(root, journal.tokens)
             document = asdict(journal)
             del document["new"], document["tokens"]
             document |= {"version": _VERSION, "fingerprint": journal.new.fingerprint}
             try:
-                atomic.replace(folder / _JOURNAL, json.dumps(document, indent=1).encode())
+                atomic.replace(directory / _JOURNAL, json.dumps(document, indent=1).encode())
             except BaseException as error:
                 # It may have its name and not be durable; nothing that it speaks of was begun.
                 try:
                     with contextlib.suppress(FileNotFoundError):
-                        os.unlink(folder / _JOURNAL)
+                        os.unlink(directory / _JOURNAL)
                 except OSError as refusal:
-                    raise stuck(root, atomic.refused(refusal, folder)) from error
+                    raise stuck(root, atomic.refused(refusal, directory)) from error
                 raise
             yield
     finally:
@@ -147,29 +147,29 @@ def read(root: Path) -> Journal:
     Raises:
         OpsError: It cannot be read, or somebody else may have written it.
     """
-    folder = root / NAME
+    directory = root / NAME
     try:
-        status = os.lstat(folder)
+        status = os.lstat(directory)
         # Whoever writes it decides under which key everything comes.
         if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
-            raise ValueError("its folder is not ours alone")  # noqa: TRY301 - told below
-        document = json.loads((folder / _JOURNAL).read_bytes())
+            raise ValueError("its directory is not ours alone")  # noqa: TRY301 - told below
+        document = json.loads((directory / _JOURNAL).read_bytes())
         if document.pop("version") != _VERSION:
             raise ValueError("it is of another version")  # noqa: TRY301
-        new = given(NEW_KEY, (folder / _KEY).read_bytes())
+        new = given(NEW_KEY, (directory / _KEY).read_bytes())
         if not new.value or new.fingerprint != document.pop("fingerprint"):
             raise ValueError("its key is another")  # noqa: TRY301
-        with open(folder / _TOKENS, "rb") as lines:
+        with open(directory / _TOKENS, "rb") as lines:
             pairs = [json.loads(line) for line in lines]
         tokens = {old.encode(): other.encode() for old, other in pairs}
         documents = tuple(document.pop("documents"))
         return Journal(new=new, tokens=tokens, documents=documents, **document)
     except OSError as error:
-        raise atomic.refused(error, folder) from error
+        raise atomic.refused(error, directory) from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise OpsError(
-            f"{folder}: the journal of a rotation that was interrupted cannot be used, {error}",
-            hint=f"ls -la {shell_word(folder)}  # nothing in it was removed; docs/keys.md",
+            f"{directory}: the journal of a rotation that was interrupted cannot be used, {error}",
+            hint=f"ls -la {shell_word(directory)}  # nothing in it was removed; docs/keys.md",
         ) from error
 
 
@@ -181,20 +181,20 @@ def forget(root: Path) -> None:
     """
     with contextlib.suppress(FileNotFoundError):
         os.unlink(root / NAME / _JOURNAL)
-    atomic.sync_folder(root / NAME)
+    atomic.sync_directory(root / NAME)
 
 
 @uninterrupted()
 def sweep(root: Path) -> bool:
-    """Remove the folder unless there is a journal in it; tell whether there was one to remove.
+    """Remove the directory unless there is a journal in it; tell whether there was one to remove.
 
     Raises:
         OSError: The system refused.
     """
-    folder = root / NAME
-    if not os.path.lexists(folder) or os.path.lexists(folder / _JOURNAL):
+    directory = root / NAME
+    if not os.path.lexists(directory) or os.path.lexists(directory / _JOURNAL):
         return False
-    if not locks.is_abandoned(folder):
+    if not locks.is_abandoned(directory):
         return False
-    atomic.remove_tree(folder)
+    atomic.remove_tree(directory)
     return True

@@ -1,6 +1,6 @@
 """Carry out a plan of `layout` so that a kill at any moment leaves something to finish or undo.
 
-Copies and folders are made first: they change nothing that Sagewai sees. Then the journal says
+Copies and directories are made first: they change nothing that Sagewai sees. Then the journal says
 `moving`, and every step from there can be done again and can be taken back. What is removed at the
 end was only moved to a name of our own until then. A run that finds the journal of a dead one goes
 on with it, or takes it back where the home was changed meanwhile.
@@ -20,7 +20,7 @@ from sagewai_ops.fs import atomic
 from sagewai_ops.fs.tempdirs import sweep_partials
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.layout.steps import PREFIX, Step, StepKind
-from sagewai_ops.permissions.rules import PRIVATE_FILE, PRIVATE_FOLDER
+from sagewai_ops.permissions.rules import PRIVATE_DIRECTORY, PRIVATE_FILE
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.text import shell_word
 
@@ -46,7 +46,7 @@ def carry_out(root: Path, steps: Sequence[Step]) -> None:
     """Do the steps of a plan; the caller holds the home.
 
     Raises:
-        OtherFileSystemError: A plan without moves between folders is needed.
+        OtherFileSystemError: A plan without moves between directories is needed.
         NoSpaceError, PermissionDeniedError, OpsError: The system refused, or somebody changed the
             home meanwhile; everything is as it was.
     """
@@ -111,13 +111,13 @@ def recover(root: Path) -> str:
 
 
 def _prepare(root: Path, steps: Sequence[Step]) -> list[Step]:
-    """Make folders and copies, and note the inodes that the moves will meet."""
+    """Make directories and copies, and note the inodes that the moves will meet."""
     inodes: dict[str, int] = {}
     owner = root.stat()
     for step in steps:
-        if step.kind is StepKind.FOLDER:
-            os.mkdir(root / step.target, PRIVATE_FOLDER)
-            os.chmod(root / step.target, PRIVATE_FOLDER)
+        if step.kind is StepKind.DIRECTORY:
+            os.mkdir(root / step.target, PRIVATE_DIRECTORY)
+            os.chmod(root / step.target, PRIVATE_DIRECTORY)
             _give(root / step.target, owner)
         elif step.kind is StepKind.COPY:
             inodes[step.target] = _copy(root / step.source, root / step.target)
@@ -222,13 +222,13 @@ def _clear(root: Path, steps: Sequence[Step]) -> None:
 
 @uninterrupted()
 def _take_back_preparations(root: Path, steps: Sequence[Step]) -> None:
-    """Remove copies and the folders that were made, where nothing is in them."""
+    """Remove copies and the directories that were made, where nothing is in them."""
     for step in steps:
         if step.kind is StepKind.COPY:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 os.unlink(root / step.target)
     for step in steps:
-        if step.kind is StepKind.FOLDER:
+        if step.kind is StepKind.DIRECTORY:
             with contextlib.suppress(OSError):  # somebody put something there
                 os.rmdir(root / step.target)
     _sync(root, steps)
@@ -236,16 +236,16 @@ def _take_back_preparations(root: Path, steps: Sequence[Step]) -> None:
 
 
 def _sync(root: Path, steps: Sequence[Step]) -> None:
-    """Make the names in every folder durable that a step touches."""
-    folders = {root}
+    """Make the names in every directory durable that a step touches."""
+    directories = {root}
     for step in steps:
         if step.kind in (StepKind.COPY, StepKind.MOVE):
-            folders.add((root / step.target).parent)
+            directories.add((root / step.target).parent)
         if step.kind is StepKind.MOVE:
-            folders.add((root / step.source).parent)
-    for folder in sorted(folders):
-        if folder.is_dir():
-            atomic.sync_folder(folder)
+            directories.add((root / step.source).parent)
+    for directory in sorted(directories):
+        if directory.is_dir():
+            atomic.sync_directory(directory)
 
 
 def _write(root: Path, state: str, steps: Sequence[Step]) -> None:
@@ -256,7 +256,7 @@ def _write(root: Path, state: str, steps: Sequence[Step]) -> None:
 def _forget(root: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(root / JOURNAL)
-    atomic.sync_folder(root)
+    atomic.sync_directory(root)
 
 
 def _read(root: Path) -> tuple[str, list[Step]]:

@@ -94,10 +94,10 @@ def plan_layout(
     Args:
         environment: Where variables say that a document is elsewhere.
         moment: UTC; names what is kept.
-        is_split: Copy instead of moving: a move between folders was refused.
+        is_split: Copy instead of moving: a move between directories was refused.
 
     Raises:
-        UsageError: `config` or `secrets` is no folder, so that nothing can be moved there.
+        UsageError: `config` or `secrets` is no directory, so that nothing can be moved there.
         PermissionDeniedError: A document may not be looked at.
     """
     text = f"{moment:{_MOMENT}}"
@@ -156,7 +156,7 @@ class _Planner:
         real, reason = _regular(legacy)
         if real is None:
             return Item(name, place, Action.LEAVE, reason)
-        self._require_folder(target.parent)
+        self._require_directory(target.parent)
         if not os.path.lexists(target):
             self._bring(name, real, place)
             return Item(name, place, Action.MOVE, self._detail(name, real))
@@ -239,16 +239,16 @@ class _Planner:
             return not _is_key(there) and _is_key(real)
         return real.stat().st_mtime_ns > there.stat().st_mtime_ns
 
-    def _require_folder(self, folder: Path) -> None:
-        if folder.is_dir():
+    def _require_directory(self, directory: Path) -> None:
+        if directory.is_dir():
             return
-        if os.path.lexists(folder):
-            reason = "leads nowhere" if folder.is_symlink() else "is not a folder"
+        if os.path.lexists(directory):
+            reason = "leads nowhere" if directory.is_symlink() else "is not a directory"
             raise UsageError(
-                f"{folder}: {reason}",
-                hint=f"ls -l {shell_word(folder)}  # and move it away, or mount it",
+                f"{directory}: {reason}",
+                hint=f"ls -l {shell_word(directory)}  # and move it away, or mount it",
             )
-        self.steps.folder(folder.relative_to(self.root).as_posix())
+        self.steps.directory(directory.relative_to(self.root).as_posix())
 
 
 def _regular(path: Path) -> tuple[Path | None, str]:
@@ -268,7 +268,7 @@ def _regular(path: Path) -> tuple[Path | None, str]:
     except OSError:
         return None, f"leads nowhere: {_led_to(path)}"
     if not stat.S_ISREG(mode):
-        return None, "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
+        return None, "is a directory" if stat.S_ISDIR(mode) else "is not a regular file"
     return Path(os.path.realpath(path)) if path.is_symlink() else path, ""
 
 

@@ -1,6 +1,6 @@
 """The steps that a migration of the layout consists of, each of which can be taken back.
 
-Paths are relative to the home. A copy and a folder are made before anything else; what then
+Paths are relative to the home. A copy and a directory are made before anything else; what then
 changes the home are moves within one file system and changes of mode. What is to be removed is
 moved to a name of our own first, and removed when everything else is done.
 """
@@ -20,7 +20,7 @@ PREFIX = f"{OWN_PREFIX}layout-"
 class StepKind(str, Enum):
     """What a step does."""
 
-    FOLDER = "folder"  # make it
+    DIRECTORY = "folder"  # make it
     COPY = "copy"  # to a name of our own; the source may be outside of the home
     MODE = "mode"
     MOVE = "move"
@@ -32,7 +32,7 @@ class Step:
 
     Attributes:
         source: Of a copy outside of the home, absolute; else relative.
-        target: The folder, the copy, the new name; empty for a mode.
+        target: The directory, the copy, the new name; empty for a mode.
         inode: Of the source; 0 for what does not exist yet.
         before: The mode that there was.
         mode: The mode that is set.
@@ -54,7 +54,7 @@ class Steps:
     Args:
         root: The home.
         moment: Names what is temporary.
-        is_split: Whether a rename between two folders failed though the device is the same, as
+        is_split: Whether a rename between two directories failed though the device is the same, as
             between two mounts of one file system; then everything is copied.
     """
 
@@ -65,9 +65,9 @@ class Steps:
         self._moment = moment
         self._claimed: set[str] = set()
 
-    def folder(self, path: str) -> None:
-        """Make a folder, once."""
-        step = Step(StepKind.FOLDER, target=path)
+    def directory(self, path: str) -> None:
+        """Make a directory, once."""
+        step = Step(StepKind.DIRECTORY, target=path)
         if step not in self.all:
             self.all.append(step)
 
@@ -113,8 +113,8 @@ class Steps:
         if self._is_split or not real.is_relative_to(self.root):
             return False
         path = real.relative_to(self.root).as_posix()
-        folder = (self.root / destination).parent
-        device = (folder if folder.exists() else self.root).stat().st_dev
+        directory = (self.root / destination).parent
+        device = (directory if directory.exists() else self.root).stat().st_dev
         return (
             real.lstat().st_dev == device
             and path not in self._claimed
@@ -122,6 +122,6 @@ class Steps:
         )
 
     def _own_name(self, path: str) -> str:
-        folder, _, _name = path.rpartition("/")
+        directory, _, _name = path.rpartition("/")
         name = f"{PREFIX}{self._moment}-{len(self.all)}"
-        return f"{folder}/{name}" if folder else name
+        return f"{directory}/{name}" if directory else name

@@ -93,7 +93,7 @@ def _result(name: str) -> str:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Hold the file's folder while it is read and replaced, so that no run loses another's."""
+    """Hold the file's directory while it is read and replaced, so that no run loses another's."""
     with atomic.naming(path.parent):
         descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

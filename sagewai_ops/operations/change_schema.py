@@ -34,7 +34,7 @@ class Options:
         down: Take revisions back.
         rehearse: On a copy, or in a transaction that is rolled back.
         snapshot: None for no snapshot.
-        snapshots: The folder that it goes to.
+        snapshots: The directory that it goes to.
         wait_seconds: For another run, and for a writer.
     """
 

@@ -1,8 +1,8 @@
-"""Drill a snapshot: restore it for real into a scratch folder, use what came, and write down that.
+"""Drill a snapshot: restore it into a scratch directory, use the result, record the outcome.
 
 It is the restore of `restore`, swap and all, then what nobody does to a home in use: its database
 is upgraded to the head, and its permissions are judged. What was proved, and when, goes into the
-snapshot's card. The scratch folder is private and locked; it is removed at the end, and after a
+snapshot's card. The scratch directory is private and locked; it is removed at the end, and after a
 kill by the next run.
 """
 
@@ -50,7 +50,7 @@ from sagewai_ops.snapshots.scratch import scratch_in
 from sagewai_ops.text import shell_word
 
 PROVED, UNPROVED, FAILED = "proved", "unproved", "failed"
-_HOME = "home"  # in the scratch folder
+_HOME = "home"  # in the scratch directory
 # What these say is about this moment, not about the snapshot; any other failure is its own.
 _NO_VERDICT = (
     InterruptedRunError,
@@ -71,7 +71,7 @@ class DrillOptions:
         key_file: A master key to use.
         without_key: Go on if sealed values open with no key; it is not proved then.
         key_home: A home whose keys may be used; need not exist.
-        scratch: The folder that the scratch folder is made in; None for the snapshot's own.
+        scratch: The directory that the scratch directory is made in; None for the snapshot's own.
     """
 
     unlock: Unlock | None = None
@@ -102,7 +102,7 @@ class DrillReport:
         outcome: `proved`, or `unproved` where sealed values stayed closed, which was asked for.
         checked: What held, in order.
         upgrade: None where there is no database.
-        inspection: Without the folders above the scratch folder.
+        inspection: Without the directories above the scratch directory.
         recorded: Whether the snapshot's card has it.
         not_recorded: Why it has not; "" if it has, or if it is no snapshot's name.
     """
@@ -135,8 +135,8 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
         progress: Told `restore` in bytes, then `additions` in statements.
 
     Raises:
-        NotFoundError: There is no such archive, or scratch folder.
-        UsageError: The scratch folder would stand in the home.
+        NotFoundError: There is no such archive, or scratch directory.
+        UsageError: The scratch directory would stand in the home.
         NoSpaceError, PermissionDeniedError, LockedError: The system refused; the card says what it
             said before.
         DamagedError, KeyMissingError, SchemaAheadError, DifferenceError, OpsError: It failed, and
@@ -146,7 +146,7 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
     if archive.is_dir():
         raise UsageError(
             f"snapshot {archive}: is a tree, which has no card for what a drill proves",
-            hint=f"sagewai-ops restore {shell_word(archive)} --to NEW_FOLDER"
+            hint=f"sagewai-ops restore {shell_word(archive)} --to NEW_DIRECTORY"
             "  # checks every byte of it",
         )
     if not archive.is_file():
@@ -154,13 +154,13 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
             f"snapshot {archive}: does not exist", hint="sagewai-ops snapshots list"
         )
     trial = _Trial(archive)
-    folder = _room(archive, options)
+    directory = _room(archive, options)
     swept: tuple[str, ...] = ()
-    for place in dict.fromkeys((folder, archive.parent)):
+    for place in dict.fromkeys((directory, archive.parent)):
         with locks.guarded(place):
             swept += tuple(catalog.sweep(place))
     try:
-        with _worded(folder, archive), scratch_in(folder, archive.parent) as scratch:
+        with _worded(directory, archive), scratch_in(directory, archive.parent) as scratch:
             report = trial.run(scratch / _HOME, options, swept, progress)
     except _NO_VERDICT:
         raise
@@ -200,7 +200,7 @@ class _Trial:
     def run(
         self, root: Path, options: DrillOptions, swept: tuple[str, ...], progress: Progress | None
     ) -> DrillReport:
-        """Restore to a folder that is not there yet, and use what came."""
+        """Restore to a directory that is not there yet, and use what came."""
         with only_a_part():
             restored = restore(
                 self.archive,
@@ -289,7 +289,7 @@ class _Trial:
         return upgraded
 
     def permissions(self, home: Home) -> Inspection:
-        """Judge the home by the rules; the folders above it are not its own."""
+        """Judge the home by the rules; the directories above it are not its own."""
         seen = inspect(home)
         own = tuple(one for one in seen.findings if one.facts.part is not Part.PARENT)
         for one in own:
@@ -332,24 +332,24 @@ class _Trial:
 
 
 def _room(archive: Path, options: DrillOptions) -> Path:
-    """Choose where the scratch folder is made."""
-    folder = options.scratch or archive.parent
-    if not folder.is_dir():
+    """Choose where the scratch directory is made."""
+    directory = options.scratch or archive.parent
+    if not directory.is_dir():
         raise NotFoundError(
-            f"scratch {folder}: is no folder", hint=f"mkdir -m 700 {shell_word(folder)}"
+            f"scratch {directory}: is no directory", hint=f"mkdir -m 700 {shell_word(directory)}"
         )
-    folder = Path(os.path.realpath(folder))
-    if options.key_home and folder.is_relative_to(os.path.realpath(options.key_home.root)):
+    directory = Path(os.path.realpath(directory))
+    if options.key_home and directory.is_relative_to(os.path.realpath(options.key_home.root)):
         raise UsageError(
-            f"scratch {folder}: is inside the home {options.key_home.root}",
+            f"scratch {directory}: is inside the home {options.key_home.root}",
             hint="choose another: drill --scratch DIR",
         )
-    return folder
+    return directory
 
 
 @contextlib.contextmanager
-def _worded(folder: Path, archive: Path) -> Iterator[None]:
-    """Word errors for people who never see the scratch folder: it is gone when they read them."""
+def _worded(directory: Path, archive: Path) -> Iterator[None]:
+    """Reword errors that name the scratch directory, which no longer exists when they are read."""
     try:
         yield
     except InterruptedRunError:
@@ -358,7 +358,7 @@ def _worded(folder: Path, archive: Path) -> Iterator[None]:
         if isinstance(error, (NoSpaceError, PermissionDeniedError)):
             hint = "drill on another file system: --scratch DIR"
             raise type(error)(f"drill: {error.message}", hint=hint) from error
-        hidden = re.compile(re.escape(os.fspath(folder)) + r"/\.sagewai-[^/]+\.drill(/home)?/?")
+        hidden = re.compile(re.escape(os.fspath(directory)) + r"/\.sagewai-[^/]+\.drill(/home)?/?")
         hint = error.hint
         if hidden.search(hint):
             hint = f"sagewai-ops snapshots verify {shell_word(archive)}"

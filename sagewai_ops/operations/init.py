@@ -59,7 +59,7 @@ def init_home(
         with_key: Make a key if none is at hand.
 
     Raises:
-        UsageError: Something that is not a folder stands in the way.
+        UsageError: Something that is not a directory stands in the way.
         LockedError: Another run holds the home.
         NoSpaceError, PermissionDeniedError: The system refused; what was made is whole.
     """
@@ -68,8 +68,8 @@ def init_home(
     made: list[str] = []
     left: dict[str, str] = {}
     if not home.root.is_dir():
-        atomic.make_folder(home.root.parent, mode=0o755)
-        atomic.make_folder(home.root)
+        atomic.make_directory(home.root.parent, mode=0o755)
+        atomic.make_directory(home.root)
         made.append(".")
     with locks.exclusive(home.root, wait_seconds=wait_seconds):
         swept = tuple(_sweep(home))
@@ -77,7 +77,7 @@ def init_home(
             if (home.root / part).is_dir():
                 left[part] = "is there"
             else:
-                atomic.make_folder(home.root / part)
+                atomic.make_directory(home.root / part)
                 made.append(part)
         source, key, warnings = _key(home, environment, made, with_key=with_key)
         # An override puts the database elsewhere; then its whole path names it.
@@ -88,7 +88,7 @@ def init_home(
             left[database] = "is there"
             warnings.extend(_problems(home.database))
         else:
-            atomic.make_folder(home.database.parent)
+            atomic.make_directory(home.database.parent)
             create_database(home.database)
             made.append(database)
     if layout_of(home.root) in ("flat", "mixed"):
@@ -159,5 +159,5 @@ def _refuse_files(root: Path, *parts: str) -> None:
         path = root / part if part else root
         if os.path.lexists(path) and not path.is_dir():
             raise UsageError(
-                f"{path}: is not a folder", hint=f"ls -l {shell_word(path)}  # and move it away"
+                f"{path}: is not a directory", hint=f"ls -l {shell_word(path)}  # and move it away"
             )

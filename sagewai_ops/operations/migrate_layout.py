@@ -67,8 +67,8 @@ def migrate_layout(
         NotFoundError: There is no such home.
         LockedError: Another run holds it, or a restore of it was interrupted.
         TargetBusyError: A process has its database open.
-        PermissionDeniedError: A folder that has to be changed may not be written.
-        UsageError: `config` or `secrets` is no folder.
+        PermissionDeniedError: A directory that has to be changed may not be written.
+        UsageError: `config` or `secrets` is no directory.
         OpsError: The system refused; the home is as it was.
     """
     require(home)
@@ -90,7 +90,7 @@ def migrate_layout(
         report = _report(home, plan, recovered, [])
         if plan.steps:
             _refuse_users(home)
-            atomic.require_writable(_folders(home.root, plan))
+            atomic.require_writable(_directories(home.root, plan))
             try:
                 journal.carry_out(home.root, plan.steps)
             except journal.OtherFileSystemError:
@@ -179,8 +179,8 @@ def _refuse_users(home: Home) -> None:
         )
 
 
-def _folders(root: Path, plan: Plan) -> list[Path]:
-    """List the folders that exist and that the steps change."""
+def _directories(root: Path, plan: Plan) -> list[Path]:
+    """List the directories that exist and that the steps change."""
     names = {""}
     for step in plan.steps:
         for path in (step.source if step.kind is StepKind.MOVE else "", step.target):

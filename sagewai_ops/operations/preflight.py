@@ -2,7 +2,7 @@
 
 Each check answers with a line, none stops the others, and what failed carries the command that
 mends it. Nothing is changed but that a snapshot is taken; what is tried, is tried in a scratch
-folder. `preflight_checks` has the checks that only look.
+directory. `preflight_checks` has the checks that only look.
 """
 
 import os
@@ -71,11 +71,11 @@ class PreflightOptions:
 
     Attributes:
         environment: Where keys, overrides and the URL of a database come from.
-        snapshots: The folder for the snapshot; made with it if it is not there.
+        snapshots: The directory for the snapshot; made with it if it is not there.
         backup: How the snapshot is taken; None takes none.
         unlock: Opens what `backup` encrypts; None where it does not, or nobody here can.
         key_file: One more master key.
-        scratch: The folder that things are tried in; None for the snapshots' own.
+        scratch: The directory that things are tried in; None for the snapshots' own.
         is_strict: Warnings count as findings.
         wait_seconds: For another run, and for a process that holds the database.
     """
@@ -300,16 +300,16 @@ class _Flight:
         return self.judged(done or self.upgrade_copy(self.database.path))
 
     def room(self) -> Path:
-        """Choose where a scratch folder can be made."""
+        """Choose where a scratch directory can be made."""
         chosen = self.options.scratch or self.options.snapshots
-        return chosen if os.access(chosen, os.W_OK) else atomic.temporary_folder()
+        return chosen if os.access(chosen, os.W_OK) else atomic.temporary_directory()
 
     def upgrade_copy(self, database: Path) -> Upgraded:
-        """Upgrade a copy in a scratch folder."""
-        folder = self.room()
-        with locks.guarded(folder):
-            catalog.sweep(folder)
-        with scratch_in(folder, self.options.snapshots) as scratch:
+        """Upgrade a copy in a scratch directory."""
+        directory = self.room()
+        with locks.guarded(directory):
+            catalog.sweep(directory)
+        with scratch_in(directory, self.options.snapshots) as scratch:
             return rehearse_upgrade(
                 database,
                 scratch,

@@ -140,10 +140,10 @@ def check_layout(home: Home, environment: Mapping[str, str]) -> Check:
 
 
 def check_permissions(
-    home: Home, folder: Path, environment: Mapping[str, str], progress: Progress | None
+    home: Home, directory: Path, environment: Mapping[str, str], progress: Progress | None
 ) -> Check:
     """Hold everything against the rules of `verify-perms`."""
-    found = verify(home, folder, refused_key=refused_variable(environment), progress=progress)
+    found = verify(home, directory, refused_key=refused_variable(environment), progress=progress)
     errors, warnings = (found.inspection.count(severity) for severity in Severity)
     summary = f"{errors} errors, {warnings} warnings in {found.inspection.entries} entries"
     if not found.inspection.findings:
@@ -280,7 +280,7 @@ def check_tables(
     return Check("database", verdict, summary, details, (here(home, "db check"),))
 
 
-def check_space(home: Home, folder: Path, scratch: Path, *, takes_snapshot: bool) -> Check:
+def check_space(home: Home, directory: Path, scratch: Path, *, takes_snapshot: bool) -> Check:
     """Compare what is free with what a snapshot, its drill and a restore take.
 
     Raises:
@@ -291,8 +291,8 @@ def check_space(home: Home, folder: Path, scratch: Path, *, takes_snapshot: bool
                    for suffix in ("", *SIDECAR_SUFFIXES))  # fmt: skip
     if not home.database.is_relative_to(home.root):
         content += database
-    least, most = _demands(folder, scratch, content, database, takes_snapshot=takes_snapshot)
-    places = {"snapshots": folder, "scratch": scratch, "home": home.root}
+    least, most = _demands(directory, scratch, content, database, takes_snapshot=takes_snapshot)
+    places = {"snapshots": directory, "scratch": scratch, "home": home.root}
     details = []
     is_short = False
     for name, path in places.items():
@@ -301,7 +301,7 @@ def check_space(home: Home, folder: Path, scratch: Path, *, takes_snapshot: bool
         if free < least.get(os.stat(there).st_dev, 0):
             raise NoSpaceError(
                 f"{path}: {free} bytes free, at least {least[os.stat(there).st_dev]} are needed",
-                hint=f"df -h {shell_word(there)}  # free some, or name other folders: "
+                hint=f"df -h {shell_word(there)}  # free some, or name other directories: "
                 "--snapshots DIR, --scratch DIR",
             )
         # Beside the home, a restore needs as much as it holds: the way back from a bad upgrade.
@@ -316,13 +316,13 @@ def check_space(home: Home, folder: Path, scratch: Path, *, takes_snapshot: bool
 
 
 def _demands(
-    folder: Path, scratch: Path, content: int, database: int, *, takes_snapshot: bool
+    directory: Path, scratch: Path, content: int, database: int, *, takes_snapshot: bool
 ) -> tuple[dict[int, int], dict[int, int]]:
     """Give the least and the most bytes that are needed, by file system."""
     if not takes_snapshot:
         device = os.stat(_existing(scratch)).st_dev
         return {device: database}, {device: database}
-    store, room = (os.stat(_existing(path)).st_dev for path in (folder, scratch))
+    store, room = (os.stat(_existing(path)).st_dev for path in (directory, scratch))
     share = int(content * _LEAST_ARCHIVE_SHARE)
     # The copy of the database is gone when the drill begins.
     if store == room:
@@ -331,7 +331,7 @@ def _demands(
 
 
 def _existing(path: Path) -> Path:
-    """Give the path or the closest folder above it that is there."""
+    """Give the path or the closest directory above it that is there."""
     while not path.exists():
         path = path.parent
     return path

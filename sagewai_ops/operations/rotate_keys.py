@@ -62,7 +62,7 @@ class Options:
         new_key_file: Holds the new key; None makes one.
         key_file: One more key to open values with.
         snapshot: None for no snapshot; else its custody is `sealed`.
-        snapshots: The folder that it goes to.
+        snapshots: The directory that it goes to.
         leave_unopened: Leave what no key opens as it is.
         wait_seconds: For another run, and for a writer.
     """

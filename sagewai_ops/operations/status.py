@@ -65,7 +65,7 @@ class Status:
         proved: The newest of them that a drill proved restorable.
         interrupted: Whether a restore was interrupted and must be recovered.
         rotation_interrupted: Whether a rotation of the key was.
-        closed: Documents and folders that this user may not look into.
+        closed: Documents and directories that this user may not look into.
     """
 
     home: Home
@@ -78,7 +78,7 @@ class Status:
     candidates: tuple[Candidate, ...]
     key: Candidate | None
     users: tuple[Process, ...]
-    folder: Path
+    directory: Path
     snapshots: int
     newest: Snapshot | None
     proved: Snapshot | None
@@ -88,11 +88,11 @@ class Status:
     closed: tuple[Path, ...]
 
 
-def look(home: Home, folder: Path, environment: Mapping[str, str]) -> Status:
+def look(home: Home, directory: Path, environment: Mapping[str, str]) -> Status:
     """Look at a home and at its snapshots.
 
     Args:
-        folder: Of the snapshots; need not exist.
+        directory: Of the snapshots; need not exist.
         environment: Where a master key may come from.
 
     Raises:
@@ -107,7 +107,7 @@ def look(home: Home, folder: Path, environment: Mapping[str, str]) -> Status:
         sizes[part if part in sizes else "other"] += size_bytes
         files += 1
     ids = set(identity_of(home, socket.gethostname()))
-    own = [item for item in snapshots_in(folder) if not item.home_id or item.home_id in ids]
+    own = [item for item in snapshots_in(directory) if not item.home_id or item.home_id in ids]
     candidates = find_candidates(home, environment)
     return Status(
         home=home,
@@ -123,7 +123,7 @@ def look(home: Home, folder: Path, environment: Mapping[str, str]) -> Status:
         candidates=candidates,
         key=accepted(candidates),
         users=users,
-        folder=folder,
+        directory=directory,
         snapshots=len(own),
         newest=own[-1] if own else None,
         proved=next((item for item in reversed(own) if item.proved_at), None),
@@ -135,7 +135,7 @@ def look(home: Home, folder: Path, environment: Mapping[str, str]) -> Status:
 
 
 def _closed(home: Home) -> Iterator[Path]:
-    """Find the documents that may not be read, and the folders that may not be entered."""
+    """Find the documents that may not be read, and the directories that may not be entered."""
     for part in (home.root / name for name in PARTS):
         if part.is_dir() and not os.access(part, os.R_OK | os.X_OK):
             yield part
@@ -164,16 +164,16 @@ def _database(home: Home) -> DatabaseStatus | None:
 
 
 def sizes_below(root: Path) -> Iterator[tuple[str, int]]:
-    """Give the top-level name and the size of every file below a folder; links are not followed."""
-    # Not os.walk, which calls itself for each level on older Pythons: folders nest deeper.
-    folders = [("other", os.fspath(root))]
-    while folders:
-        top, folder = folders.pop()
-        with contextlib.suppress(OSError), os.scandir(folder) as scan:
+    """Yield the top-level name and size of each file below a directory; links are not followed."""
+    # Not os.walk, which calls itself for each level on older Pythons: directories nest deeper.
+    directories = [("other", os.fspath(root))]
+    while directories:
+        top, directory = directories.pop()
+        with contextlib.suppress(OSError), os.scandir(directory) as scan:
             for entry in scan:
                 if entry.is_dir(follow_symlinks=False):
-                    name = entry.name if len(folder) == len(os.fspath(root)) else top
-                    folders.append((name, entry.path))
+                    name = entry.name if len(directory) == len(os.fspath(root)) else top
+                    directories.append((name, entry.path))
                     continue
                 with contextlib.suppress(OSError):
                     yield top, entry.stat(follow_symlinks=False).st_size

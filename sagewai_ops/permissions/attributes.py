@@ -1,4 +1,4 @@
-"""Entries of a folder, looked at through descriptors so that no link is ever followed."""
+"""Entries of a directory, looked at through descriptors so that no link is ever followed."""
 
 import os
 import stat
@@ -16,7 +16,7 @@ _KEY_READ_BYTES = 4096  # of what should be 44: enough to tell how long it is
 
 @contextmanager
 def opened(root: Path, relative: str) -> Iterator[int]:
-    """Open a folder below a root step by step, following no link, for the length of the block.
+    """Open a directory below a root step by step, following no link, for the length of the block.
 
     Raises:
         OSError: A step is missing, is a link or may not be entered.
@@ -37,10 +37,10 @@ def access_lists(descriptor: int, name: str) -> tuple[bytes | None, bytes | None
     """Read the POSIX access lists of an entry that is no link.
 
     Args:
-        descriptor: Of its folder; or of itself, with an empty name.
+        descriptor: Of its directory; or of itself, with an empty name.
 
     Returns:
-        (the extended list, the default list of a folder); None where there is none, or where the
+        (the extended list, the default list of a directory); None where there is none, or where the
         system keeps none.
     """
     found = set(list_names(descriptor, name))
@@ -62,12 +62,12 @@ def list_names(descriptor: int, name: str) -> list[str]:
 
 
 def is_capable(descriptor: int, name: str) -> bool:
-    """Tell whether a program in an open folder has file capabilities."""
+    """Tell whether a program in an open directory has file capabilities."""
     return _CAPABILITY in list_names(descriptor, name)
 
 
 def _reference(descriptor: int, name: str) -> tuple[int | str]:
-    """Name an entry for the calls that know no folder descriptors."""
+    """Name an entry for the calls that know no directory descriptors."""
     return (f"/proc/self/fd/{descriptor}/{name}",) if name else (descriptor,)
 
 

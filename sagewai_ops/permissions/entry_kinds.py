@@ -18,8 +18,8 @@ from sagewai_ops.home.paths import (
 
 # The kinds of file that hold a secret; the database holds credentials in clear.
 PRIVATE_KINDS = frozenset({Kind.DATABASE, Kind.SIDECAR, Kind.KEY, Kind.SECRET})
-# Folders with secrets among other files: nobody else may put something there.
-GUARDED_FOLDERS = frozenset({*PARTS, "fleet"} - {"secrets", "data"})
+# Directories with secrets among other files: nobody else may put something there.
+GUARDED_DIRECTORIES = frozenset({*PARTS, "fleet"} - {"secrets", "data"})
 # Copies that somebody made by hand, such as of all of `config/`, keep these names. Below `data/`
 # they may be anybody's.
 _DATABASE_NAME = DATABASE.rpartition("/")[2]
@@ -42,12 +42,12 @@ class Part(str, Enum):
     OWN = "a file of this program"
     SNAPSHOT = "a snapshot"
     HOME = "the home"
-    FOLDER = "a folder with documents"
-    SECRET_FOLDER = "the folder of secrets"  # noqa: S105
-    OWN_FOLDER = "a folder of this program"
-    SESSIONS = "the folder of conversations"
-    SNAPSHOTS = "the snapshot folder"
-    PARENT = "a folder above the home"
+    DIRECTORY = "a directory with documents"
+    SECRET_DIRECTORY = "the directory of secrets"  # noqa: S105
+    OWN_DIRECTORY = "a directory of this program"
+    SESSIONS = "the directory of conversations"
+    SNAPSHOTS = "the snapshot directory"
+    PARENT = "a directory above the home"
     VARIABLE = "the master key of the environment"
     OTHER = "anything else"
 
@@ -56,8 +56,8 @@ SECRET_FILES = frozenset({
     Part.KEY, Part.DOCUMENT, Part.SECRET, Part.BACKUP, Part.LEFTOVER, Part.WORKER, Part.DATABASE,
     Part.LEGACY, Part.OWN, Part.SNAPSHOT,
 })  # fmt: skip
-SECRET_FOLDERS = frozenset({
-    Part.HOME, Part.FOLDER, Part.SECRET_FOLDER, Part.OWN_FOLDER, Part.SNAPSHOTS,
+SECRET_DIRECTORIES = frozenset({
+    Part.HOME, Part.DIRECTORY, Part.SECRET_DIRECTORY, Part.OWN_DIRECTORY, Part.SNAPSHOTS,
 })  # fmt: skip
 
 
@@ -68,7 +68,7 @@ class Wanted:
     Attributes:
         mode: Permission bits, 0 to 0o7777.
         access_list: The extended POSIX access list as the kernel gives it; None if there is none.
-        default_list: The one that new files in the folder inherit.
+        default_list: The one that new files in the directory inherit.
     """
 
     mode: int
@@ -84,8 +84,8 @@ class Facts:
 
     Attributes:
         path: Relative to its root; "" is the root itself.
-        type: `file`, `folder`, `link`, `other` (a socket, pipe or device) or `nothing` (a link
-            that leads nowhere, a folder that cannot be listed).
+        type: `file`, `directory`, `link`, `other` (a socket, pipe or device) or `nothing` (a link
+            that leads nowhere, a directory that cannot be listed).
         links: Names of the file.
         owner: The uid that everything here should belong to.
         owner_gid: The group that goes with it.
@@ -112,16 +112,16 @@ class Facts:
 
 def part_of_file(path: str) -> Part:
     """Tell what the file at a path relative to its home is to the rules."""
-    folder, _, name = path.rpartition("/")
+    directory, _, name = path.rpartition("/")
     # With a dot before it: what a run that died while it wrote a file left.
     if name.startswith((OWN_PREFIX, f".{OWN_PREFIX}")):
         return Part.OWN
     kind = kind_of(path)
-    if kind in (Kind.DATABASE, Kind.SIDECAR) or folder == "db":
+    if kind in (Kind.DATABASE, Kind.SIDECAR) or directory == "db":
         return Part.DATABASE
     if kind is Kind.SECRET:
-        return _part_of_secret(folder, name)
-    if folder == "" and name.startswith(_DATABASE_NAME):
+        return _part_of_secret(directory, name)
+    if directory == "" and name.startswith(_DATABASE_NAME):
         return Part.DATABASE
     if kind is Kind.OTHER and name in COPIED_NAMES and path.split("/", 1)[0] != NEVER_COPIES:
         return Part.BACKUP
@@ -131,7 +131,7 @@ def part_of_file(path: str) -> Part:
 
 
 def part_beside(own: Part, document: str, name: str) -> Part | None:
-    """Tell what a file in the folder of a document outside the home is; None for others' files.
+    """Tell what a file in the directory of a document outside the home is; None for others' files.
 
     Args:
         own: What the document is.
@@ -148,25 +148,25 @@ def part_beside(own: Part, document: str, name: str) -> Part | None:
     return Part.LEFTOVER if name.startswith((f"{document}.", f".{document}.")) else None
 
 
-def part_of_folder(path: str) -> Part:
-    """Tell what the folder at a path relative to its home is to the rules; "" is the home."""
+def part_of_directory(path: str) -> Part:
+    """Tell what the directory at a path relative to its home is to the rules; "" is the home."""
     top = path.split("/", 1)[0]
     if path == "":
         return Part.HOME
     if top.startswith(OWN_PREFIX):
-        return Part.OWN_FOLDER
+        return Part.OWN_DIRECTORY
     if top == "secrets":
-        return Part.SECRET_FOLDER
-    if path in GUARDED_FOLDERS:
-        return Part.FOLDER
+        return Part.SECRET_DIRECTORY
+    if path in GUARDED_DIRECTORIES:
+        return Part.DIRECTORY
     return Part.SESSIONS if path == "sessions" else Part.OTHER
 
 
-def _part_of_secret(folder: str, name: str) -> Part:
+def _part_of_secret(directory: str, name: str) -> Part:
     if ".bak-" in name:
         return Part.BACKUP
-    if folder == "fleet":
+    if directory == "fleet":
         return Part.WORKER
-    if folder == "":
+    if directory == "":
         return Part.LEGACY
-    return Part.DOCUMENT if name in LEGACY_PLACES or folder == "config" else Part.SECRET
+    return Part.DOCUMENT if name in LEGACY_PLACES or directory == "config" else Part.SECRET

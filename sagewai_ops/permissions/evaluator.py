@@ -21,7 +21,7 @@ from sagewai_ops.permissions.rules import RULES_BY_PART
 
 # Access lists of other kinds: NFS version 4, Samba's and Windows' on their file systems.
 _ODD_LIST = re.compile(r"system\.(nfs4_acl|nfs4acl_xdr|richacl|cifs_acl|ntfs_acl)")
-_ROOT_MAY_OWN = (Part.OWN, Part.OWN_FOLDER, Part.SNAPSHOT, Part.SNAPSHOTS)
+_ROOT_MAY_OWN = (Part.OWN, Part.OWN_DIRECTORY, Part.SNAPSHOT, Part.SNAPSHOTS)
 _TYPES = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
 
 
@@ -33,7 +33,7 @@ class Look:
         owner: The uid that everything should belong to.
         status: Of the home.
         entries: How many were looked at.
-        passed: Folders and links on the way to the home and to what is outside.
+        passed: Directories and links on the way to the home and to what is outside.
     """
 
     home: Home
@@ -44,7 +44,7 @@ class Look:
     passed: set[Path] = field(default_factory=set)
 
     def above(self, passed: Path) -> None:
-        """Judge a folder or a link on the way to something, once."""
+        """Judge a directory or a link on the way to something, once."""
         if passed not in self.passed:
             self.passed.add(passed)
             with suppress(FileNotFoundError):
@@ -65,8 +65,8 @@ class Look:
         """Collect the facts of an entry that is no link.
 
         Args:
-            descriptor: Of its folder, or of itself if `name` is empty; without it, what only an
-                open folder tells is left out.
+            descriptor: Of its directory, or of itself if `name` is empty; without it, what only an
+                open directory tells is left out.
             owned: False where any owner is fine.
         """
         problem, odd = "", list[str]()
@@ -95,8 +95,10 @@ class Look:
             is_capable=bool(is_program and descriptor is not None and is_capable(descriptor, name)),
         )
 
-    def unread_folder(self, part: Part, path: str, shown: Path, label: str, error: OSError) -> None:
-        """Note a folder that cannot be listed."""
+    def unread_directory(
+        self, part: Part, path: str, shown: Path, label: str, error: OSError
+    ) -> None:
+        """Note a directory that cannot be listed."""
         try:
             status = os.lstat(shown)
         except OSError:

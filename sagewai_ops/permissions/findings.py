@@ -35,7 +35,7 @@ class Inspection:
 
     Attributes:
         findings: What concerns the master key first, then errors, then warnings.
-        entries: How many files, folders and links were looked at.
+        entries: How many files, directories and links were looked at.
     """
 
     home: Path

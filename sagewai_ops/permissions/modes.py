@@ -12,19 +12,19 @@ from sagewai_ops.permissions.entry_kinds import (
     Facts,
     Part,
     Wanted,
+    part_of_directory,
     part_of_file,
-    part_of_folder,
 )
 from sagewai_ops.permissions.rules import (
     KEY_CHARACTERS,
+    PRIVATE_DIRECTORY,
     PRIVATE_FILE,
-    PRIVATE_FOLDER,
     RULES_BY_PART,
 )
 
 _PERMISSIONS = 0o777
-_PRIVATE_FOLDERS = (Part.SECRET_FOLDER, Part.OWN_FOLDER)
-_USED_BY_OWNER = (Part.HOME, Part.FOLDER)  # Sagewai has to get in
+_PRIVATE_DIRECTORIES = (Part.SECRET_DIRECTORY, Part.OWN_DIRECTORY)
+_USED_BY_OWNER = (Part.HOME, Part.DIRECTORY)  # Sagewai has to get in
 
 
 def file_mode(path: str, mode: int) -> int:
@@ -37,12 +37,12 @@ def file_mode(path: str, mode: int) -> int:
     return PRIVATE_FILE if part in SECRET_FILES else _repaired(part, "file", mode)
 
 
-def folder_mode(path: str, mode: int) -> int:
-    """Give the mode of a folder at a path relative to the home; "" is the home itself."""
-    part = part_of_folder(path)
-    if part in _PRIVATE_FOLDERS:
-        return PRIVATE_FOLDER
-    return _repaired(part, "folder", mode) | (PRIVATE_FOLDER if part in _USED_BY_OWNER else 0)
+def directory_mode(path: str, mode: int) -> int:
+    """Give the mode of a directory at a path relative to the home; "" is the home itself."""
+    part = part_of_directory(path)
+    if part in _PRIVATE_DIRECTORIES:
+        return PRIVATE_DIRECTORY
+    return _repaired(part, "folder", mode) | (PRIVATE_DIRECTORY if part in _USED_BY_OWNER else 0)
 
 
 @functools.lru_cache(maxsize=1024)  # a home of 100,000 files has few modes

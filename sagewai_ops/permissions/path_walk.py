@@ -10,7 +10,7 @@ _MOST_LINKS = 40  # the kernel's own bound, path_resolution(7)
 
 
 def way_to(path: Path) -> tuple[Path, ...]:
-    """List each folder in which a name is looked up, and each link that is followed.
+    """List each directory in which a name is looked up, and each link that is followed.
 
     Args:
         path: Need not exist; it leads as far as it goes.
@@ -47,7 +47,7 @@ def weak_spot(path: Path, owner: int, known: Container[Path]) -> str:
 
     Args:
         owner: The uid that may, besides root.
-        known: Folders and links that are judged already.
+        known: Directories and links that are judged already.
     """
     for passed in way_to(path):
         if passed in known:
@@ -55,7 +55,7 @@ def weak_spot(path: Path, owner: int, known: Container[Path]) -> str:
         with suppress(OSError):
             status = os.lstat(passed)
             mode = stat.S_IMODE(status.st_mode)
-            # In a sticky folder only the owner of an entry may rename or remove it.
+            # In a sticky directory only the owner of an entry may rename or remove it.
             if stat.S_ISDIR(status.st_mode) and mode & 0o022 and not mode & stat.S_ISVTX:
                 return f"{passed} has mode {mode:04o}, others can replace it"
             if status.st_uid not in (0, owner):

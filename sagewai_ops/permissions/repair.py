@@ -2,8 +2,8 @@
 
 Every change is written down with the state before and after it, durably, before the first one is
 made: a run that dies leaves a record that undoes as much as was done. An entry is reached through
-the descriptors of its folders, no link is followed, and it is only touched while it is the file
-that was looked at. Nothing outside of the home and its snapshot folder is changed.
+the descriptors of its directories, no link is followed, and it is only touched while it is the file
+that was looked at. Nothing outside of the home and its snapshot directory is changed.
 """
 
 import os
@@ -26,7 +26,7 @@ from sagewai_ops.permissions.attributes import (
 )
 from sagewai_ops.permissions.entry_kinds import Wanted
 from sagewai_ops.permissions.findings import Finding, Inspection
-from sagewai_ops.permissions.rules import PRIVATE_FILE, PRIVATE_FOLDER
+from sagewai_ops.permissions.rules import PRIVATE_DIRECTORY, PRIVATE_FILE
 from sagewai_ops.permissions.undo_record import Change, read_record, write_record
 
 # A descriptor that only refers to a file needs no permission to read it; through Linux's /proc it
@@ -67,7 +67,7 @@ def plan_repairs(inspection: Inspection) -> tuple[Change, ...]:
         # One rule can be violated twice, by a mode and by what could not be looked into.
         rules = tuple(dict.fromkeys((*known.rules, finding.rule.id)))
         changes[place] = replace(known, rules=rules, after=after)
-    # From above: a repaired folder is open to its owner, who could not enter it before.
+    # From above: a repaired directory is open to its owner, who could not enter it before.
     ordered = sorted(changes.values(), key=lambda one: (one.root, one.path))
     return tuple(change for change in ordered if change.before != change.after)
 
@@ -119,7 +119,7 @@ def undo_repairs(home: Home, record: Path, *, wait_seconds: float = 0.0) -> Repa
         if not left:
             with atomic.naming(record):
                 os.unlink(record)
-                atomic.sync_folder(record.parent)
+                atomic.sync_directory(record.parent)
     return Repaired(tuple(done), tuple(left), None if not left else record)
 
 
@@ -140,7 +140,7 @@ def _joined(after: Wanted, finding: Finding) -> Wanted:
 
 def _joined_mode(before: int, after: int, wanted: int) -> int:
     """Join two wanted modes: a private one is whole, others take bits away."""
-    private = (PRIVATE_FILE, PRIVATE_FOLDER)
+    private = (PRIVATE_FILE, PRIVATE_DIRECTORY)
     if after == before or wanted in private:
         return wanted
     return after if after in private else after & wanted
@@ -160,11 +160,11 @@ def _set(root: Path, change: Change, expected: Wanted, state: Wanted) -> str:
         Why it was left alone; "" if it has the state at the end.
     """
     try:
-        with _entry(root, change.path) as (folder, descriptor):
+        with _entry(root, change.path) as (directory, descriptor):
             status = os.fstat(descriptor)
             if status.st_ino != change.inode:
                 return "is another file by now"
-            found = state_of(status, *access_lists(*_reference(folder, change.path)))
+            found = state_of(status, *access_lists(*_reference(directory, change.path)))
             if found == state:
                 return ""
             if not _is_between(found, expected, state):
@@ -189,21 +189,21 @@ def _is_between(found: Wanted, first: Wanted, last: Wanted) -> bool:
 
 @contextmanager
 def _entry(root: Path, path: str) -> Iterator[tuple[int, int]]:
-    """Open an entry and its folder, following no link; (folder, entry)."""
+    """Open an entry and its directory, following no link; (directory, entry)."""
     above, _, name = path.rpartition("/")
     flags = (_ONLY_REFER or os.O_RDONLY | os.O_NONBLOCK) | os.O_NOFOLLOW | os.O_CLOEXEC
-    with opened(root, above) as folder:
-        descriptor = os.open(name or ".", flags, dir_fd=folder)
+    with opened(root, above) as directory:
+        descriptor = os.open(name or ".", flags, dir_fd=directory)
         try:
             if stat.S_ISLNK(os.fstat(descriptor).st_mode):
                 raise FileNotFoundError(path)
-            yield folder, descriptor
+            yield directory, descriptor
         finally:
             os.close(descriptor)
 
 
-def _reference(folder: int, path: str) -> tuple[int, str]:
-    return folder, path.rpartition("/")[2]
+def _reference(directory: int, path: str) -> tuple[int, str]:
+    return directory, path.rpartition("/")[2]
 
 
 def _write(descriptor: int, found: Wanted, state: Wanted) -> None:

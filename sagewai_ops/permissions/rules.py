@@ -15,10 +15,16 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, LEGACY_PLACES
-from sagewai_ops.permissions.entry_kinds import SECRET_FILES, SECRET_FOLDERS, Facts, Part, Wanted
+from sagewai_ops.permissions.entry_kinds import (
+    SECRET_DIRECTORIES,
+    SECRET_FILES,
+    Facts,
+    Part,
+    Wanted,
+)
 
 PRIVATE_FILE = 0o600
-PRIVATE_FOLDER = 0o700
+PRIVATE_DIRECTORY = 0o700
 KEY_CHARACTERS = 44  # URL-safe base64, with padding, of 32 bytes
 OTHERS = 0o077
 WRITE_BY_OTHERS = 0o022
@@ -104,7 +110,7 @@ def _lets_write(facts: Facts) -> str:
 
 
 def _parent_writable(facts: Facts) -> str:
-    # In a sticky folder only the owner of an entry may rename or remove it.
+    # In a sticky directory only the owner of an entry may rename or remove it.
     return "" if facts.state.mode & stat.S_ISVTX else _lets_write(facts)
 
 
@@ -166,7 +172,7 @@ def _is_unread(facts: Facts) -> str:
 
 
 def _not_a_file(facts: Facts) -> str:
-    kind = "a folder" if facts.type == "folder" else "a socket, pipe or device"
+    kind = "a directory" if facts.type == "folder" else "a socket, pipe or device"
     return f"is {kind}" if facts.type in ("folder", "other") else ""
 
 
@@ -185,8 +191,8 @@ def _private_file(facts: Facts) -> Wanted | None:
     return replace(facts.state, mode=PRIVATE_FILE)
 
 
-def _private_folder(facts: Facts) -> Wanted | None:
-    return replace(facts.state, mode=PRIVATE_FOLDER)
+def _private_directory(facts: Facts) -> Wanted | None:
+    return replace(facts.state, mode=PRIVATE_DIRECTORY)
 
 
 def _not_writable(facts: Facts) -> Wanted | None:
@@ -218,7 +224,7 @@ def _by_hand(_facts: Facts) -> Wanted | None:
 
 
 _E, _W = Severity.ERROR, Severity.WARNING
-_ANY_FOLDER = SECRET_FOLDERS | {Part.SESSIONS}
+_ANY_DIRECTORY = SECRET_DIRECTORIES | {Part.SESSIONS}
 _READS = "who reads it has the credentials in it"
 
 RULES = (
@@ -229,14 +235,14 @@ RULES = (
          "every sealed value: Sagewai takes a key of another length for none, and replaces it",
          _key_shape, _by_hand,
          "put the right key there, from where its copy is kept, before Sagewai starts"),
-    Rule("P003", "secrets belong to the home's user", _E, SECRET_FILES | SECRET_FOLDERS,
+    Rule("P003", "secrets belong to the home's user", _E, SECRET_FILES | SECRET_DIRECTORIES,
          "its owner can read and replace it, and Sagewai may not be able to", _owner, _own),
-    Rule("P004", "secrets/ is private", _E, frozenset({Part.SECRET_FOLDER}),
+    Rule("P004", "secrets/ is private", _E, frozenset({Part.SECRET_DIRECTORY}),
          "Sagewai creates the key with the umask's mode and narrows it later", _lets_in,
-         _private_folder),
-    Rule("P005", "folders with secrets are not writable by others", _E,
-         frozenset({Part.HOME, Part.FOLDER}),
-         "who writes to the folder can put his own documents in place", _lets_write,
+         _private_directory),
+    Rule("P005", "directories with secrets are not writable by others", _E,
+         frozenset({Part.HOME, Part.DIRECTORY}),
+         "who writes to the directory can put his own documents in place", _lets_write,
          _not_writable),
     Rule("P006", "documents are private", _E, frozenset({Part.DOCUMENT, Part.SECRET}), _READS,
          _lets_in, _private_file),
@@ -255,9 +261,9 @@ RULES = (
          "a copy that Sagewai no longer reads keeps its secrets",
          lambda facts: "is of the older layout" if facts.path in LEGACY_PLACES else "",
          _by_hand, "`sagewai-ops migrate-layout`"),
-    Rule("P013", "no access list lets others in", _E, SECRET_FILES | SECRET_FOLDERS,
+    Rule("P013", "no access list lets others in", _E, SECRET_FILES | SECRET_DIRECTORIES,
          "an access list names others who may read or write", _access_list, _no_access_list),
-    Rule("P014", "no access list is inherited", _E, _ANY_FOLDER,
+    Rule("P014", "no access list is inherited", _E, _ANY_DIRECTORY,
          "Sagewai's new files get the list, whatever the umask says", _default_list,
          _no_default_list),
     Rule("P015", "access lists can be judged", _W, frozenset({Part.HOME}),
@@ -266,34 +272,38 @@ RULES = (
     Rule("P016", "secrets have one name", _W, SECRET_FILES,
          "another name of the file may be where others reach it, and outlives its removal here",
          _hard_links, _by_hand, "find the other names: `find / -xdev -samefile FILE`"),
-    Rule("P017", "links to secrets lead to private files", _E, SECRET_FILES | SECRET_FOLDERS,
+    Rule("P017", "links to secrets lead to private files", _E, SECRET_FILES | SECRET_DIRECTORIES,
          _READS, _link_lets_in, _by_hand, "`chmod` what it leads to; links are not followed here"),
     Rule("P018", "links to secrets lead somewhere", _W,
-         (SECRET_FILES | SECRET_FOLDERS) - {Part.KEY},
+         (SECRET_FILES | SECRET_DIRECTORIES) - {Part.KEY},
          "Sagewai takes it for missing, and starts empty", _link_dangles, _by_hand,
          "mount or restore what it leads to, or remove the link"),
-    Rule("P019", "folders above the home are not writable by others", _E, frozenset({Part.PARENT}),
+    Rule("P019", "directories above the home are not writable by others", _E,
+         frozenset({Part.PARENT}),
          "who writes there can put another home in its place", _parent_writable, _by_hand,
          "`chmod go-w` it, if it is yours; nothing above the home is changed here"),
-    Rule("P020", "folders above the home belong to its user or to root", _E,
+    Rule("P020", "directories above the home belong to its user or to root", _E,
          frozenset({Part.PARENT}), "its owner can put another home in its place", _parent_owner,
-         _by_hand, "move the home, or `chown` the folder; nothing above it is changed here"),
+         _by_hand, "move the home, or `chown` the directory; nothing above it is changed here"),
     Rule("P021", "nothing is writable by others", _W, frozenset({Part.OTHER, Part.SESSIONS}),
          "others can change artifacts and what agents read", _lets_write, _not_writable),
     Rule("P022", "no set-id or sticky bits on files", _W, SECRET_FILES | {Part.OTHER, Part.LOCK},
          "a program there would run with its owner's rights", _odd_bits, _no_odd_bits),
-    Rule("P023", "the snapshot folder is private", _E, frozenset({Part.SNAPSHOTS}),
-         "snapshots hold the whole home", _lets_in, _private_folder),
+    Rule("P023", "the snapshot directory is private", _E, frozenset({Part.SNAPSHOTS}),
+         "snapshots hold the whole home", _lets_in, _private_directory),
     Rule("P024", "snapshots are private", _E, frozenset({Part.SNAPSHOT}),
          "a snapshot holds everything but the key", _lets_in, _private_file),
-    Rule("P025", "what this program keeps is private", _E, frozenset({Part.OWN, Part.OWN_FOLDER}),
+    Rule("P025", "what this program keeps is private", _E,
+         frozenset({Part.OWN, Part.OWN_DIRECTORY}),
          "it may hold what a restore put aside", _lets_in,
-         lambda facts: _private_folder(facts) if facts.type == "folder" else _private_file(facts)),
+         lambda facts: (
+             _private_directory(facts) if facts.type == "folder" else _private_file(facts)
+         )),
     Rule("P026", "the lock is the home's own", _W, frozenset({Part.LOCK}),
          "who can open the lock can hold it, and Sagewai waits for ever", _lock_mode,
          _private_file),
     Rule("P027", "conversations are private", _W, frozenset({Part.SESSIONS}),
-         "they hold what people said to agents", _lets_in, _private_folder),
+         "they hold what people said to agents", _lets_in, _private_directory),
     Rule("P028", "everything belongs to the home's user", _W,
          frozenset({Part.OTHER, Part.LOCK, Part.SESSIONS}),
          "Sagewai may be unable to change it, and its owner can", _owner, _own),

@@ -1,8 +1,8 @@
-"""Look at every entry of a home and at the folders above it, and judge each by the rules.
+"""Look at every entry of a home and at the directories above it, and judge each by the rules.
 
-One `fstatat` for an entry, through the descriptor of its folder, so that no link is followed; of
-all content only the key's length is read. At any moment one folder is open, and what is kept are
-the folders still to be seen and the findings. Sagewai may be running.
+One `fstatat` for an entry, through the descriptor of its directory, so that no link is followed; of
+all content only the key's length is read. At any moment one directory is open, and what is kept are
+the directories still to be seen and the findings. Sagewai may be running.
 """
 
 import errno
@@ -25,13 +25,13 @@ from sagewai_ops.permissions.attributes import key_length, opened, state_of
 from sagewai_ops.permissions.entry_kinds import (
     COPIED_NAMES,
     NEVER_COPIES,
+    SECRET_DIRECTORIES,
     SECRET_FILES,
-    SECRET_FOLDERS,
     Facts,
     Part,
     part_beside,
+    part_of_directory,
     part_of_file,
-    part_of_folder,
 )
 from sagewai_ops.permissions.evaluator import Look
 from sagewai_ops.permissions.findings import Inspection, order
@@ -40,7 +40,7 @@ from sagewai_ops.permissions.rules import LETS_IN, OTHERS, WRITE_BY_OTHERS
 from sagewai_ops.progress import Progress
 
 _SNAPSHOT = re.compile(r"\.?sagewai-\d{8}T\d{6}Z-[0-9a-f]{6}\.")
-_FOLDER_VARIABLES = ("SAGEWAI_CACHE_DIR", "SAGEWAI_SOPS_ROOT")  # a cache; sealed by SOPS
+_DIRECTORY_VARIABLES = ("SAGEWAI_CACHE_DIR", "SAGEWAI_SOPS_ROOT")  # a cache; sealed by SOPS
 _SCRATCH = "data/workers"  # sandboxes leave files of the users of their containers there
 _OWN_ROOT = "home"
 _SNAPSHOT_ROOT = "snapshots"
@@ -56,10 +56,10 @@ def inspect(
     refused_key: str = "",
     progress: Progress | None = None,
 ) -> Inspection:
-    """Judge a home, what its overrides name, the folders above it and its snapshots.
+    """Judge a home, what its overrides name, the directories above it and its snapshots.
 
     Args:
-        snapshots: Their folder; need not exist.
+        snapshots: Their directory; need not exist.
         refused_key: What Sagewai refuses of the key of the environment; "" for nothing.
         progress: Told of entries; how many there are is not known before.
 
@@ -82,11 +82,11 @@ def inspect(
     for variable, path in home.overrides.items():
         look.outside(variable, path)
     if snapshots is not None and snapshots.is_dir():
-        folder = Path(os.path.realpath(snapshots))
+        directory = Path(os.path.realpath(snapshots))
         try:
-            look.snapshots(folder)
+            look.snapshots(directory)
         except PermissionError as error:
-            look.unread_folder(Part.SNAPSHOTS, "", folder, "", error)
+            look.unread_directory(Part.SNAPSHOTS, "", directory, "", error)
     return Inspection(home.root, snapshots, tuple(sorted(look.findings, key=order)), look.entries)
 
 
@@ -116,7 +116,7 @@ class _Place:
 @dataclass(slots=True)
 class _Look(Look):
     progress: Progress | None = None
-    followed: set[Path] = field(default_factory=set)  # what links to folders of secrets led to
+    followed: set[Path] = field(default_factory=set)  # what links to directories of secrets led to
     placed: dict[str, Part] = field(default_factory=dict)  # documents that a variable moved inside
 
     def __post_init__(self) -> None:
@@ -139,37 +139,37 @@ class _Look(Look):
         careful = {path.rpartition("/")[0] for path in self.placed} | {"", "config", "db", "fleet"}
         pending = [place.prefix]
         while pending:
-            folder = pending.pop()
+            directory = pending.pop()
             try:
                 with (
-                    opened(place.root, place.below(folder)) as descriptor,
+                    opened(place.root, place.below(directory)) as descriptor,
                     os.scandir(descriptor) as entries,
                 ):
-                    if folder in careful or folder.split("/", 1)[0] == "secrets":
-                        self.documents(place, folder, descriptor, entries, pending)
+                    if directory in careful or directory.split("/", 1)[0] == "secrets":
+                        self.documents(place, directory, descriptor, entries, pending)
                     else:
-                        self.ordinary(place, folder, descriptor, entries, pending)
+                        self.ordinary(place, directory, descriptor, entries, pending)
             except FileNotFoundError:
                 continue  # Sagewai removed it meanwhile
             except OSError as error:
                 if error.errno in (errno.ELOOP, errno.ENOTDIR):
                     continue  # replaced by something else meanwhile
-                self.unread(place, folder, error)
+                self.unread(place, directory, error)
             if self.progress:
                 self.progress("checking permissions", self.entries, 0)
 
     def ordinary(
         self,
         place: _Place,
-        folder: str,
+        directory: str,
         descriptor: int,
         entries: Iterator[os.DirEntry[str]],
         pending: list[str],
     ) -> None:
-        """Judge what is in a folder without documents; nearly all of a large home."""
-        owner = self.owner if not f"{folder}/".startswith(_SCRATCH + "/") else -1
-        copies = COPIED_NAMES if folder.split("/", 1)[0] != NEVER_COPIES else frozenset[str]()
-        start, count = folder + "/", 0
+        """Judge what is in a directory without documents; nearly all of a large home."""
+        owner = self.owner if not f"{directory}/".startswith(_SCRATCH + "/") else -1
+        copies = COPIED_NAMES if directory.split("/", 1)[0] != NEVER_COPIES else frozenset[str]()
+        start, count = directory + "/", 0
         for entry in entries:
             count += 1
             try:
@@ -191,7 +191,7 @@ class _Look(Look):
                 path = start + entry.name
                 part = Part.BACKUP if entry.name in copies else Part.OTHER
                 if kind == stat.S_IFDIR:
-                    part = part_of_folder(path)
+                    part = part_of_directory(path)
                 facts = self.facts_of(part, path, status, descriptor, entry.name, owned=owner >= 0)
                 self.judge(part, facts, place.shown(path), place.label, status)
         self.entries += count
@@ -199,46 +199,46 @@ class _Look(Look):
     def documents(
         self,
         place: _Place,
-        folder: str,
+        directory: str,
         descriptor: int,
         entries: Iterator[os.DirEntry[str]],
         pending: list[str],
     ) -> None:
-        """Judge what is in a folder with secrets."""
+        """Judge what is in a directory with secrets."""
         for entry in entries:
             self.entries += 1
-            path = f"{folder}/{entry.name}" if folder else entry.name
+            path = f"{directory}/{entry.name}" if directory else entry.name
             try:
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue
             shown = place.shown(path)
-            part = self.part_of(path, is_folder=stat.S_ISDIR(status.st_mode))
+            part = self.part_of(path, is_directory=stat.S_ISDIR(status.st_mode))
             if stat.S_ISLNK(status.st_mode):
                 self.link(path, shown, place.label, status)
                 continue
             facts = self.facts_of(part, path, status, descriptor, entry.name)
             self.judge(part, facts, shown, place.label, status)
-            if stat.S_ISDIR(status.st_mode) and part is not Part.OWN_FOLDER:
+            if stat.S_ISDIR(status.st_mode) and part is not Part.OWN_DIRECTORY:
                 pending.append(path)
 
-    def part_of(self, path: str, *, is_folder: bool) -> Part:
-        """Tell the part of an entry; a folder in a document's place is that document."""
+    def part_of(self, path: str, *, is_directory: bool) -> Part:
+        """Tell the part of an entry; a directory in a document's place is that document."""
         if path in self.placed:
             return self.placed[path]
         is_document = path in LEGACY_PLACES or path in (*LEGACY_PLACES.values(), DATABASE)
-        return part_of_folder(path) if is_folder and not is_document else part_of_file(path)
+        return part_of_directory(path) if is_directory and not is_document else part_of_file(path)
 
     def link(self, path: str, shown: Path, label: str, status: os.stat_result) -> None:
-        """Judge a link in a folder with secrets by what it leads to."""
+        """Judge a link in a directory with secrets by what it leads to."""
         target = Path(os.path.realpath(shown))
         try:
             led_to = os.stat(shown)
         except OSError:
             led_to = None
-        is_folder = led_to is not None and stat.S_ISDIR(led_to.st_mode)
-        part = self.part_of(path, is_folder=is_folder)
-        if part not in SECRET_FILES | SECRET_FOLDERS:
+        is_directory = led_to is not None and stat.S_ISDIR(led_to.st_mode)
+        part = self.part_of(path, is_directory=is_directory)
+        if part not in SECRET_FILES | SECRET_DIRECTORIES:
             return
         problem, length = "", None
         if led_to is not None:
@@ -258,36 +258,36 @@ class _Look(Look):
             target=os.fspath(target),
         )
         self.judge(part, facts, shown, label, status)
-        if is_folder and target not in self.followed:
+        if is_directory and target not in self.followed:
             self.followed.add(target)  # links may lead in a circle
             self.walk(_Place(target, path, ""))
 
     def _problem_of_target(self, part: Part, link: Path, led_to: os.stat_result) -> str:
         mode = stat.S_IMODE(led_to.st_mode)
-        folder_bits = OTHERS if part in (Part.SECRET_FOLDER, Part.OWN_FOLDER) else 0o022
-        if mode & (folder_bits if stat.S_ISDIR(led_to.st_mode) else OTHERS):
+        directory_bits = OTHERS if part in (Part.SECRET_DIRECTORY, Part.OWN_DIRECTORY) else 0o022
+        if mode & (directory_bits if stat.S_ISDIR(led_to.st_mode) else OTHERS):
             return f"mode {mode:04o} {LETS_IN}"
         if led_to.st_uid != self.owner:
             return f"owned by uid {led_to.st_uid}, not {self.owner}"
         return weak_spot(link, self.owner, {*self.passed, self.home.root, link.parent})
 
     def outside(self, variable: str, path: Path) -> None:
-        """Judge what a variable puts outside the home, its copies, and the folders above it."""
-        folder = Path(os.path.realpath(path.parent))
-        is_folder = variable in _FOLDER_VARIABLES
+        """Judge what a variable puts outside the home, its copies, and the directories above it."""
+        directory = Path(os.path.realpath(path.parent))
+        is_directory = variable in _DIRECTORY_VARIABLES
         for passed in way_to(path):
-            if passed != folder or is_folder:
+            if passed != directory or is_directory:
                 self.above(passed)
         try:
-            if is_folder:
-                self.place(Part.FOLDER, Path(os.path.realpath(path)), path)
+            if is_directory:
+                self.place(Part.DIRECTORY, Path(os.path.realpath(path)), path)
             else:
-                self.place(Part.FOLDER, folder, path.parent)
+                self.place(Part.DIRECTORY, directory, path.parent)
                 self.beside(Part.DATABASE if "DATABASE" in variable else Part.DOCUMENT, path)
         except (FileNotFoundError, NotADirectoryError):
             pass
         except PermissionError as error:
-            self.unread_folder(Part.FOLDER, "", folder, "", error)
+            self.unread_directory(Part.DIRECTORY, "", directory, "", error)
 
     def beside(self, own: Part, path: Path) -> None:
         """Judge a document outside the home, and what beside it bears its name."""
@@ -302,37 +302,37 @@ class _Look(Look):
                     facts = self.facts_of(part, "", status, descriptor, name)
                     self.judge(part, facts, path.with_name(name), "", status)
 
-    def place(self, part: Part, folder: Path, shown: Path) -> None:
-        """Judge a folder outside the home, once, and not what is in it."""
-        if folder in self.passed:
+    def place(self, part: Part, directory: Path, shown: Path) -> None:
+        """Judge a directory outside the home, once, and not what is in it."""
+        if directory in self.passed:
             return
-        self.passed.add(folder)
+        self.passed.add(directory)
         self.entries += 1
-        with opened(folder, "") as descriptor:
+        with opened(directory, "") as descriptor:
             status = os.fstat(descriptor)
             self.judge(part, self.facts_of(part, "", status, descriptor), shown, "", status)
 
-    def snapshots(self, folder: Path) -> None:
-        """Judge the snapshot folder and the snapshots in it."""
-        with opened(folder, "") as descriptor:
+    def snapshots(self, directory: Path) -> None:
+        """Judge the snapshot directory and the snapshots in it."""
+        with opened(directory, "") as descriptor:
             names = os.listdir(descriptor)
             status = os.fstat(descriptor)
             is_open = status.st_mode & WRITE_BY_OTHERS and not status.st_mode & stat.S_ISVTX
             is_shared = not all(_SNAPSHOT.match(name) for name in names)
-            # A folder of other things too is not ours to close; only who writes there matters.
+            # A directory of other things too is not ours to close; only who writes there matters.
             if is_open or not is_shared:
                 facts = self.facts_of(Part.SNAPSHOTS, "", status, descriptor)
                 label = "" if is_shared else _SNAPSHOT_ROOT
-                self.judge(Part.SNAPSHOTS, facts, folder, label, status)
+                self.judge(Part.SNAPSHOTS, facts, directory, label, status)
             for name in filter(_SNAPSHOT.match, names):
                 with suppress(FileNotFoundError):
                     status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
                     self.entries += 1
                     if stat.S_ISREG(status.st_mode):
                         facts = self.facts_of(Part.SNAPSHOT, name, status, descriptor, name)
-                        self.judge(Part.SNAPSHOT, facts, folder / name, _SNAPSHOT_ROOT, status)
+                        self.judge(Part.SNAPSHOT, facts, directory / name, _SNAPSHOT_ROOT, status)
 
-    def unread(self, place: _Place, folder: str, error: OSError) -> None:
-        """Note a folder of a tree that cannot be listed."""
-        part = part_of_folder(folder)
-        self.unread_folder(part, folder, place.shown(folder), place.label, error)
+    def unread(self, place: _Place, directory: str, error: OSError) -> None:
+        """Note a directory of a tree that cannot be listed."""
+        part = part_of_directory(directory)
+        self.unread_directory(part, directory, place.shown(directory), place.label, error)

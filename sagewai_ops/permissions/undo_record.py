@@ -69,12 +69,12 @@ def state_as_dict(state: Wanted) -> dict[str, Any]:
 
 
 def write_record(
-    folder: Path, roots: Mapping[str, Path], moment: datetime, changes: Sequence[Change]
+    directory: Path, roots: Mapping[str, Path], moment: datetime, changes: Sequence[Change]
 ) -> Path:
     """Write down what takes changes back.
 
     Args:
-        folder: Where the record goes.
+        directory: Where the record goes.
         roots: Where `home` and `snapshots` are.
         moment: UTC.
 
@@ -97,8 +97,8 @@ def write_record(
             for change in changes
         ],
     }
-    sweep_partials(folder, _RECORD_PREFIX)
-    record = folder / f"{_RECORD_PREFIX}{moment:{_MOMENT}}.json"
+    sweep_partials(directory, _RECORD_PREFIX)
+    record = directory / f"{_RECORD_PREFIX}{moment:{_MOMENT}}.json"
     atomic.replace(record, json.dumps(content, indent=1).encode("ascii"))
     return record
 

@@ -40,7 +40,7 @@ def verify(
     """Judge a home by the rules.
 
     Args:
-        snapshots: The snapshot folder; need not exist.
+        snapshots: The snapshot directory; need not exist.
         refused_key: As `inspect` takes it.
         fix: Repair what can be repaired, and judge it again.
         progress: Told of entries looked at, of an unknown total.

@@ -61,7 +61,7 @@ def describe(process: Process) -> str:
 
 
 def lock_holders(path: Path, kind: str = "FLOCK") -> tuple[Process, ...]:
-    """Name the processes that hold a lock of a kind (FLOCK, POSIX, OFDLCK) on a file or folder."""
+    """Return the processes with a lock of a kind (FLOCK, POSIX, OFDLCK) on a file or directory."""
     try:
         status = os.stat(path)
     except OSError:

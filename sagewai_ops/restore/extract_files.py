@@ -1,4 +1,4 @@
-"""Take single files or all of them out of a snapshot, into a folder of their own."""
+"""Take single files or all of them out of a snapshot, into a directory of their own."""
 
 import os
 from pathlib import Path
@@ -23,21 +23,21 @@ def take_out(
     *,
     progress: Progress | None = None,
 ) -> Extracted:
-    """Write files of a snapshot below a folder that is new or empty.
+    """Write files of a snapshot below a directory that is new or empty.
 
     Args:
-        paths: Files or folders by their place in the home; empty for everything.
+        paths: Files or directories by their place in the home; empty for everything.
         progress: Told `extract` in bytes of what is read.
 
     Raises:
         NotFoundError: The snapshot does not exist, or a path is not in it.
-        TargetBusyError: The folder is not empty.
+        TargetBusyError: The directory is not empty.
         DamagedError, KeyMissingError, SchemaAheadError: About the snapshot; nothing was written.
     """
     root = Path(os.path.abspath(target))
     sweep(root)
     if os.path.lexists(root) and (not root.is_dir() or os.listdir(root)):
-        raise TargetBusyError(f"{root}: not an empty folder", hint="name a new one: --to DIR")
+        raise TargetBusyError(f"{root}: not an empty directory", hint="name a new one: --to DIR")
     wanted = tuple(path.strip("/") for path in paths)
     with open_archive(archive, unlock) as reader:
         places = Places(reader.manifest)

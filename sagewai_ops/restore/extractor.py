@@ -1,6 +1,6 @@
-"""Write members of an archive into a fresh private folder, by the manifest and nothing else.
+"""Write members of an archive into a fresh private directory, by the manifest and nothing else.
 
-Every name is created through the descriptor of its folder, exclusively and without following
+Every name is created through the descriptor of its directory, exclusively and without following
 links, so nothing that an archive says can lead outside. Modes come from the rules of a home.
 """
 
@@ -16,7 +16,7 @@ from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.fs import atomic
 from sagewai_ops.home.paths import OWN_PREFIX
-from sagewai_ops.permissions.modes import file_mode, folder_mode
+from sagewai_ops.permissions.modes import directory_mode, file_mode
 from sagewai_ops.snapshots.member_paths import EXTERNAL
 
 _HOLE_BYTES = 64 * 1024  # zeros of at least this length become a hole in a sparse file
@@ -32,7 +32,7 @@ class Extracted:
     """
 
     files: int = 0
-    folders: int = 0
+    directories: int = 0
     links: int = 0
     size_bytes: int = 0
 
@@ -50,7 +50,7 @@ def extract(
     """Write what `place` gives a path for, and prove all that is read.
 
     Args:
-        target: A private folder of this run, empty.
+        target: A private directory of this run, empty.
         root: Where `target` will stand in the end: links that name the home are made to name it.
         place: The path, relative to `target`, that a member is written to; None passes over it.
         on_file: Told each placed path once its file is whole.
@@ -72,55 +72,55 @@ def extract(
             if on_file and entry.type is EntryType.FILE:
                 on_file(path)
         with _judged("folders"):
-            writing.settle_folders()
+            writing.settle_directories()
     return writing.extracted
 
 
 class _Writing:
-    """The folder that is being filled, with the descriptor of the folder at hand."""
+    """The directory that is being filled, with the descriptor of the directory at hand."""
 
     def __init__(self, target: Path, root: Path) -> None:
         self._final = root
         self.extracted = Extracted()
         self._root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        self._folder = ""
+        self._directory = ""
         self._descriptor = os.dup(self._root)
-        self._folders: list[tuple[Entry, str]] = []
+        self._directories: list[tuple[Entry, str]] = []
         self._is_root = os.geteuid() == 0
 
     def add(self, entry: Entry, path: str, content: Iterator[memoryview]) -> None:
         """Create one member."""
         if path.startswith(OWN_PREFIX):
             raise DamagedError(f"archive: member {path[:200]} has a name of this program's own")
-        folder, _, name = path.rpartition("/")
-        self._enter(folder)
-        if entry.type is EntryType.FOLDER:
+        directory, _, name = path.rpartition("/")
+        self._enter(directory)
+        if entry.type is EntryType.DIRECTORY:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=self._descriptor)
-            self._folders.append((entry, path))
-            self.extracted.folders += 1
+            self._directories.append((entry, path))
+            self.extracted.directories += 1
         elif entry.type is EntryType.LINK:
-            os.symlink(self._target_of(entry, folder), name, dir_fd=self._descriptor)
+            os.symlink(self._target_of(entry, directory), name, dir_fd=self._descriptor)
             self._own(entry, name)
             self._date(entry, name)
             self.extracted.links += 1
         else:
             self._write(entry, path, name, content)
 
-    def _target_of(self, entry: Entry, folder: str) -> str:
+    def _target_of(self, entry: Entry, directory: str) -> str:
         if not entry.is_absolute:
             return entry.target
-        return os.path.normpath(os.path.join(self._final, folder, entry.target))
+        return os.path.normpath(os.path.join(self._final, directory, entry.target))
 
-    def settle_folders(self) -> None:
-        """Give the folders their modes and times, the deepest first: filling them changed both."""
-        for entry, path in reversed(self._folders):
-            folder, _, name = path.rpartition("/")
-            self._enter(folder)
+    def settle_directories(self) -> None:
+        """Set modes and times of the directories, the deepest first: filling them changed both."""
+        for entry, path in reversed(self._directories):
+            directory, _, name = path.rpartition("/")
+            self._enter(directory)
             self._own(entry, name)
-            descriptor = self._open_folder(name, self._descriptor)
+            descriptor = self._open_directory(name, self._descriptor)
             try:
-                os.fchmod(descriptor, _folder_mode(path, entry.mode))
+                os.fchmod(descriptor, _directory_mode(path, entry.mode))
                 os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
             finally:
                 os.close(descriptor)
@@ -150,25 +150,25 @@ class _Writing:
             os.close(descriptor)
         self.extracted.files += 1
 
-    def _enter(self, folder: str) -> None:
-        """Make `folder` the one at hand; what is missing of it is made, private."""
-        if folder == self._folder:
+    def _enter(self, directory: str) -> None:
+        """Make `directory` the one at hand; what is missing of it is made, private."""
+        if directory == self._directory:
             return
         descriptor = os.dup(self._root)
         try:
-            for part in folder.split("/") if folder else ():
+            for part in directory.split("/") if directory else ():
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(part, 0o700, dir_fd=descriptor)
-                below = self._open_folder(part, descriptor)
+                below = self._open_directory(part, descriptor)
                 os.close(descriptor)
                 descriptor = below
         except BaseException:
             os.close(descriptor)
             raise
         os.close(self._descriptor)
-        self._descriptor, self._folder = descriptor, folder
+        self._descriptor, self._directory = descriptor, directory
 
-    def _open_folder(self, name: str, above: int) -> int:
+    def _open_directory(self, name: str, above: int) -> int:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(name, flags, dir_fd=above)
 
@@ -196,9 +196,9 @@ def _judged(path: str) -> Iterator[None]:
         ) from error
 
 
-def _folder_mode(path: str, mode: int) -> int:
+def _directory_mode(path: str, mode: int) -> int:
     is_external = path == EXTERNAL or path.startswith(EXTERNAL + "/")
-    return 0o700 if is_external else folder_mode(path, mode)
+    return 0o700 if is_external else directory_mode(path, mode)
 
 
 def _write_all(descriptor: int, piece: memoryview, *, sparse: bool) -> None:

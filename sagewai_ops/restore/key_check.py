@@ -179,17 +179,17 @@ def _place(reader: ArchiveReader, key: Candidate, staged: Home) -> Path:
 
 
 def _install(key: Candidate, place: Path, home: os.stat_result) -> bytes:
-    """Write a key, as 44 characters that only the owner may read; folder times stay.
+    """Write a key, as 44 characters that only the owner may read; directory times stay.
 
     Args:
-        home: The folder of the home, whose owner gets a folder that has to be made.
+        home: The directory of the home, whose owner gets a directory that has to be made.
     """
     if place.exists() and not place.is_symlink() and place.read_bytes() == key.value:
         return key.value
     above = place.parent if place.parent.is_dir() else place.parent.parent
     times = os.stat(above)
     owner = times if above == place.parent else home
-    atomic.make_folder(place.parent, owner=owner)
+    atomic.make_directory(place.parent, owner=owner)
     atomic.replace(place, key.value, owner=owner)
     os.utime(above, ns=(times.st_atime_ns, times.st_mtime_ns))
     if key.path is not None:

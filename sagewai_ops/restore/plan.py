@@ -169,14 +169,15 @@ def wanted_place(entry: Entry, places: Places, parts: tuple[str, ...]) -> str | 
     """Give the path in the home of a member that is to be restored; None for any other.
 
     Args:
-        parts: Paths that are asked for; the folders above them come along. Empty for everything.
+        parts: Paths that are asked for; the directories above them come along. Empty for
+            everything.
     """
     path = places.of(entry)
     if path is None or entry.type is EntryType.SUPERSEDED:
         return None
     if not parts or any(_is_within(path, part) for part in parts):
         return path
-    is_above = entry.type is EntryType.FOLDER and any(_is_within(part, path) for part in parts)
+    is_above = entry.type is EntryType.DIRECTORY and any(_is_within(part, path) for part in parts)
     return path if is_above else None
 
 
@@ -197,7 +198,7 @@ def parts_of(options: RestoreOptions) -> tuple[str, ...]:
 
 
 def brings_secrets(options: RestoreOptions) -> bool:
-    """Tell whether what is asked for includes the folder of the key."""
+    """Tell whether what is asked for includes the directory of the key."""
     parts = [part.strip("/").split("/", 1)[0] for part in options.only]
     return not parts or MASTER_KEY.split("/", 1)[0] in parts
 
@@ -247,12 +248,12 @@ def _state(root: Path) -> str:
     if not os.path.lexists(root):
         return "absent"
     if not root.is_dir():
-        raise TargetBusyError(f"{root}: not a folder", hint="restore elsewhere: --to DIR")
+        raise TargetBusyError(f"{root}: not a directory", hint="restore elsewhere: --to DIR")
     return "not empty" if os.listdir(root) else "empty"
 
 
 def _refuse_snapshots(root: Path, state: str) -> None:
-    """Refuse a folder of snapshots: `--to` of a backup was meant, or its variable is set."""
+    """Refuse a directory of snapshots: `--to` of a backup was meant, or its variable is set."""
     if state != "not empty" or layout_of(root) != "empty":
         return
     if any(map(is_archive_name, os.listdir(root))):
@@ -282,12 +283,12 @@ def _exchanged(root: Path, wanted: list[str], parts: tuple[str, ...]) -> tuple[s
 def _exchanged_for(root: Path, part: str) -> list[str]:
     if part != DATABASE:
         return [_highest_missing(root, part)]
-    folder, _, name = DATABASE.rpartition("/")
+    directory, _, name = DATABASE.rpartition("/")
     own = {name, *(name + suffix for suffix in SIDECAR_SUFFIXES)}
-    if not (root / folder).is_dir() or own.issuperset(os.listdir(root / folder)):
-        # Its folder holds nothing else: exchanged in one step, the database is never seen beside
+    if not (root / directory).is_dir() or own.issuperset(os.listdir(root / directory)):
+        # Its directory holds nothing else: exchanged in one step, the database is never seen beside
         # the sidecars of the other, which SQLite would play into it.
-        return [folder]
+        return [directory]
     return [*(DATABASE + suffix for suffix in SIDECAR_SUFFIXES), DATABASE]
 
 
@@ -301,14 +302,14 @@ def _highest_missing(root: Path, part: str) -> str:
 
 
 def _check_space(target: Path, wanted: list[Entry]) -> None:
-    folder = target if target.is_dir() else target.parent
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    directory = target if target.is_dir() else target.parent
+    while not directory.exists():
+        directory = directory.parent
+    free = shutil.disk_usage(directory).free
     # How much of a sparse file is holes is not known before it is written.
     needed = sum(entry.size_bytes for entry in wanted if not entry.is_sparse)
     if free < needed:
         raise NoSpaceError(
-            f"{folder}: {free} bytes free, the restore needs {needed}",
+            f"{directory}: {free} bytes free, the restore needs {needed}",
             hint="free some space, or restore elsewhere: --to DIR",
         )

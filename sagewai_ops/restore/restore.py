@@ -22,7 +22,7 @@ from sagewai_ops.home.paths import DATABASE, MASTER_KEY, Home, locate
 from sagewai_ops.home.state_files import read_together
 from sagewai_ops.keys.candidates import Candidate, replaced
 from sagewai_ops.keys.trial_decryption import SealedReport
-from sagewai_ops.permissions.modes import folder_mode
+from sagewai_ops.permissions.modes import directory_mode
 from sagewai_ops.progress import Progress
 from sagewai_ops.restore.access import Access, count_access
 from sagewai_ops.restore.amend import rebind_fleet, revoke_access
@@ -129,7 +129,7 @@ def restore(
 
 def _fill(
     reader: ArchiveReader,
-    folder: Path,
+    directory: Path,
     root: Path,
     options: RestoreOptions,
     places: Places,
@@ -158,32 +158,32 @@ def _fill(
 
         def examine(path: str) -> None:
             if path == DATABASE:
-                started.append(pool.submit(prove_database, folder / path, go_on))
+                started.append(pool.submit(prove_database, directory / path, go_on))
 
         try:
             with atomic.naming(root):
                 extracted = extract(
-                    reader, folder, place, root=root, on_bytes=count, on_file=examine
+                    reader, directory, place, root=root, on_bytes=count, on_file=examine
                 )
             # The disk takes what is pending while the database is examined; `swap` syncs the rest.
-            with atomic.naming(folder):
-                atomic.sync_tree(folder)
+            with atomic.naming(directory):
+                atomic.sync_tree(directory)
             proof = None
             if started:
                 proof = _compared(started[0].result(), reader)
-                _date_database_folder(reader, folder)
+                _date_database_directory(reader, directory)
         except BaseException:
             is_over.set()  # the examination of a large database takes minutes
             raise
     return extracted, proof
 
 
-def _date_database_folder(reader: ArchiveReader, folder: Path) -> None:
-    """Give the database's folder its time again: SQLite made and removed files in it."""
+def _date_database_directory(reader: ArchiveReader, directory: Path) -> None:
+    """Give the database's directory its time again: SQLite made and removed files in it."""
     name = DATABASE.rpartition("/")[0]
     for entry in reader.manifest.entries:
         if entry.path == name:
-            os.utime(folder / name, ns=(entry.mtime_ns, entry.mtime_ns))
+            os.utime(directory / name, ns=(entry.mtime_ns, entry.mtime_ns))
 
 
 def _compared(proof: DatabaseProof, reader: ArchiveReader) -> DatabaseProof:
@@ -200,7 +200,7 @@ def _compared(proof: DatabaseProof, reader: ArchiveReader) -> DatabaseProof:
 
 
 def _settle_root(content: Path, target: Path, reader: ArchiveReader) -> None:
-    """Give the home's own folder its mode, owner and time: the target's, else the snapshot's."""
+    """Give the home's own directory its mode, owner and time: the target's, else the snapshot's."""
     facts = mapping(reader.manifest.facts.get("home"))
     uid, gid = (min(number(facts.get(name), -1), _MOST_ID) for name in ("uid", "gid"))
     mode = 0o700
@@ -212,7 +212,7 @@ def _settle_root(content: Path, target: Path, reader: ArchiveReader) -> None:
     with atomic.naming(content):
         if os.geteuid() == 0:
             os.chown(content, max(uid, -1), max(gid, -1))
-        os.chmod(content, folder_mode("", mode))
+        os.chmod(content, directory_mode("", mode))
         with contextlib.suppress(OverflowError):
             if "mtime_ns" in facts:
                 os.utime(content, ns=(number(facts["mtime_ns"], 0),) * 2)

@@ -44,7 +44,7 @@ def compose(
 
     Args:
         note: Comments that it begins with.
-        home: The home's folder on the host; "" for a named volume.
+        home: The home's directory on the host; "" for a named volume.
         snapshots: The same for the snapshots.
     """
     moment = plan.hour * 3600 + plan.minute * 60

@@ -37,7 +37,7 @@ class Plan:
     Attributes:
         program: The absolute path of sagewai-ops.
         home: As the schedule's user sees it.
-        snapshots: The folder that a backup goes into.
+        snapshots: The directory that a backup goes into.
         words: Further options of `backup`, checked.
         hour, minute: In the time zone of the system; of containers in UTC.
         user: Who runs it; "" for whoever it is installed for.
@@ -73,7 +73,7 @@ class Plan:
         return found
 
     def written(self) -> list[str]:
-        """Name the folders besides home and snapshots that a run writes to."""
+        """Name the directories besides home and snapshots that a run writes to."""
         return [
             str(Path(value).parent)
             for word, value in pairs(self.words)
@@ -208,8 +208,11 @@ def _install_note(plan: Plan, kind: str) -> list[str]:
             f"# This goes to /etc/cron.d/{NAME}" if plan.user else "# This goes into: crontab -e",
         ],
     }
-    folder = shell_word(plan.snapshots)
-    return [*places[kind], f"# The folder must be there first: install -d -m 0700{owner} {folder}"]
+    directory = shell_word(plan.snapshots)
+    return [
+        *places[kind],
+        f"# The directory must be there first: install -d -m 0700{owner} {directory}",
+    ]
 
 
 def _systemd_word(word: str) -> str:

@@ -90,8 +90,8 @@ def _migrate(connection: Connection, target: str, *, down: bool, applied: Applie
 def _config(stack: ExitStack, output: io.StringIO) -> Config:
     from alembic.config import Config
 
-    folder = stack.enter_context(resources.as_file(resources.files("sagewai_ops.migrations")))
+    directory = stack.enter_context(resources.as_file(resources.files("sagewai_ops.migrations")))
     config = Config(output_buffer=output, stdout=output)
     # Alembic's configuration interpolates: a bare % in the path would be an error.
-    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("script_location", str(directory).replace("%", "%%"))
     return config

@@ -25,7 +25,7 @@ def create_database(path: Path) -> None:
     It is built beside its place and named last: a crash leaves no half of it. Mode 0600.
 
     Args:
-        path: Must not exist; its folder must.
+        path: Must not exist; its directory must.
 
     Raises:
         TargetBusyError: Something has that name already.
@@ -46,7 +46,7 @@ def create_database(path: Path) -> None:
             _fill(beside, path)
             os.fsync(descriptor)
             _name(beside, path)
-        atomic.sync_folder(path.parent)
+        atomic.sync_directory(path.parent)
 
 
 def _fill(file: Path, shown: Path) -> None:

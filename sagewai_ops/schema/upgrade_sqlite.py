@@ -23,7 +23,7 @@ from sagewai_ops.database.sqlite.online_copy import copy_database, named_after
 from sagewai_ops.database.sqlite.read_transaction import WAIT_SECONDS, pinned, quoted
 from sagewai_ops.database.sqlite.write_transaction import translated, writing
 from sagewai_ops.errors import DifferenceError, SchemaAheadError
-from sagewai_ops.fs.tempdirs import working_folder
+from sagewai_ops.fs.tempdirs import working_directory
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema import ddl
@@ -161,7 +161,7 @@ def upgrade_database(
 
 def rehearse_upgrade(
     path: Path,
-    folder: Path,
+    directory: Path,
     *,
     wait_seconds: float = WAIT_SECONDS,
     progress: Progress | None = None,
@@ -170,7 +170,7 @@ def rehearse_upgrade(
 
     Args:
         path: The main file, live or not; only read.
-        folder: Where the copy stands for a while, in a private folder of its own; what an
+        directory: Where the copy stands for a while, in a private directory of its own; what an
             earlier rehearsal that was killed left there is removed.
         wait_seconds: For a process that holds the database exclusively.
         progress: Told `database`, in pages, then `additions`, in statements.
@@ -179,7 +179,7 @@ def rehearse_upgrade(
         OpsError: What `upgrade_database` raises, and what a copy does.
     """
     plan_upgrade(path, wait_seconds=wait_seconds)  # refuses by the name of the original
-    with working_folder(folder, REHEARSALS) as staging:
+    with working_directory(directory, REHEARSALS) as staging:
         copy = staging / path.name
         copy_database(path, copy, durable=False, wait_seconds=wait_seconds, progress=progress)
         with named_after(path, copy):

@@ -32,7 +32,7 @@ _CARD_FACTS = {  # what the commands rely on; a card may have been written by an
     "tags": list,
 }
 
-_CARD_SECONDS = 30.0  # a folder is held for moments when a card is written
+_CARD_SECONDS = 30.0  # a directory is held for moments when a card is written
 
 
 def card_path(archive: Path) -> Path:
@@ -56,7 +56,7 @@ def write_card(archive: Path, card: Mapping[str, Any]) -> None:
 
 
 def amend_card(archive: Path, changes: Mapping[str, Any], rebuilt: Mapping[str, Any]) -> None:
-    """Change facts of a card under the folder's lock; all others stay as they are.
+    """Change facts of a card under the directory's lock; all others stay as they are.
 
     Args:
         changes: The facts; None takes one away.
@@ -64,7 +64,7 @@ def amend_card(archive: Path, changes: Mapping[str, Any], rebuilt: Mapping[str, 
 
     Raises:
         NotFoundError: The archive is gone meanwhile; no card is left without one.
-        LockedError: Another run holds the folder.
+        LockedError: Another run holds the directory.
         NoSpaceError, PermissionDeniedError, OpsError: The system refused; the card is as it was.
     """
     with locks.exclusive(archive.parent, wait_seconds=_CARD_SECONDS):
@@ -75,7 +75,7 @@ def amend_card(archive: Path, changes: Mapping[str, Any], rebuilt: Mapping[str, 
 
 
 def _card_as_written(archive: Path) -> dict[str, Any]:
-    # A folder holds thousands of them: `Path.read_bytes` takes three times as long.
+    # A directory holds thousands of them: `Path.read_bytes` takes three times as long.
     try:
         descriptor = os.open(f"{archive}.json", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:

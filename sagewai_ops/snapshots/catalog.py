@@ -1,4 +1,4 @@
-"""The snapshots of a folder: their names, their cards, and which of them is meant.
+"""The snapshots of a directory: their names, their cards, and which of them is meant.
 
 A card is the clear JSON file beside an archive. It is advisory: everything in it can be read from
 the archive again, and a missing or broken card never hides a snapshot.
@@ -19,13 +19,14 @@ from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.snapshots.cards import read_card
 
-TREE = "tree"  # where a folder keeps the one that is no archive: `directory`
+TREE = "tree"  # where a directory keeps the one that is no archive: `directory`
 _NAME = re.compile(
     r"sagewai-(?P<id>(?P<moment>\d{8}T\d{6}Z)-[0-9a-f]{6})\.tar\.zst(?P<sealed>\.age)?"
 )
 _MOMENT = "%Y%m%dT%H%M%SZ"
 _DIGITS = ((0, 4), (4, 6), (6, 8), (9, 11), (11, 13), (13, 15))  # year to second of a moment
-# What a run puts into the folder while it works: hidden, locked by the run, swept when it is dead.
+# What a run puts into the directory while it works: hidden, locked by the run, swept when it is
+# dead.
 _PARTIAL = re.compile(
     r"\.sagewai-\d{8}T\d{6}Z-[0-9a-f]{6}"
     r"(\.staging|\.drill|\.tar\.zst(\.age)?(\.json\.[0-9a-f]{8})?\.partial)"
@@ -34,7 +35,7 @@ _PARTIAL = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A snapshot in a folder.
+    """A snapshot in a directory.
 
     Attributes:
         id: `<UTC>-<6 hex>`, unique.
@@ -52,7 +53,7 @@ class Snapshot:
 
     @property
     def sequence(self) -> int:
-        """Its number among the snapshots of the folder; 0 if the card does not tell."""
+        """Its number among the snapshots of the directory; 0 if the card does not tell."""
         number = self.card.get("sequence")
         return number if isinstance(number, int) else 0
 
@@ -108,23 +109,23 @@ def is_archive_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def partial_path(folder: Path, name: str) -> Path:
+def partial_path(directory: Path, name: str) -> Path:
     """Name the file that an archive is written to until it is proved."""
-    return folder / f".{name}.partial"
+    return directory / f".{name}.partial"
 
 
-def scratch_path(folder: Path, moment: datetime) -> Path:
-    """Name the folder that a run tries something in; two of one moment differ."""
-    return folder / f".sagewai-{new_id(moment)}.drill"
+def scratch_path(directory: Path, moment: datetime) -> Path:
+    """Name the directory that a run tries something in; two of one moment differ."""
+    return directory / f".sagewai-{new_id(moment)}.drill"
 
 
-def staging_path(folder: Path, snapshot_id: str) -> Path:
-    """Name the folder that a run keeps its database copies in."""
-    return folder / f".sagewai-{snapshot_id}.staging"
+def staging_path(directory: Path, snapshot_id: str) -> Path:
+    """Name the directory that a run keeps its database copies in."""
+    return directory / f".sagewai-{snapshot_id}.staging"
 
 
-def snapshots_in(folder: Path) -> list[Snapshot]:
-    """List the snapshots of a folder, oldest first; a folder that is not there has none.
+def snapshots_in(directory: Path) -> list[Snapshot]:
+    """List the snapshots of a directory, oldest first; a directory that is not there has none.
 
     The order is that of the sequence numbers, then of the UTC in the names: a clock that went back
     does not reorder them, and no file time is looked at.
@@ -132,12 +133,12 @@ def snapshots_in(folder: Path) -> list[Snapshot]:
     found = []
     names: list[str] = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        names = os.listdir(folder)
+        names = os.listdir(directory)
     for name in names:
         match = _NAME.fullmatch(name)
         if match is None:
             continue
-        path = folder / name
+        path = directory / name
         try:
             status = os.lstat(path)
         except FileNotFoundError:
@@ -156,12 +157,12 @@ def snapshots_in(folder: Path) -> list[Snapshot]:
     return _ordered(found)
 
 
-def next_sequence(folder: Path) -> int:
-    """Give the number of the snapshot that comes next in a folder."""
-    return max((snapshot.sequence for snapshot in snapshots_in(folder)), default=0) + 1
+def next_sequence(directory: Path) -> int:
+    """Give the number of the snapshot that comes next in a directory."""
+    return max((snapshot.sequence for snapshot in snapshots_in(directory)), default=0) + 1
 
 
-def choose(folder: Path, name: str, home_ids: Iterable[str]) -> Path:
+def choose(directory: Path, name: str, home_ids: Iterable[str]) -> Path:
     """Find what `latest`, an id, the beginning of an id, `tree` or a path means.
 
     Args:
@@ -175,20 +176,20 @@ def choose(folder: Path, name: str, home_ids: Iterable[str]) -> Path:
     """
     if "/" in name or name.endswith((".zst", ".age")):
         path = Path(name).expanduser()
-        beside = folder / name
+        beside = directory / name
         path = beside if not path.exists() and beside.exists() else path
         if path.exists() and not path.is_file() and not path.is_dir():
             # Its end is read first, and a pipe without a writer would be waited for, for ever.
             raise UsageError(
-                f"snapshot {path}: is neither a file nor a folder",
+                f"snapshot {path}: is neither a file nor a directory",
                 hint="put what comes through a pipe into a file first: cat > home.tar.zst",
             )
         return path
-    if name == TREE and (folder / TREE).is_dir():
-        return folder / TREE
-    known = snapshots_in(folder)
+    if name == TREE and (directory / TREE).is_dir():
+        return directory / TREE
+    known = snapshots_in(directory)
     if name == "latest":
-        return _latest(folder, known, set(home_ids)).path
+        return _latest(directory, known, set(home_ids)).path
     matching = [snapshot for snapshot in known if snapshot.id.startswith(name)]
     if len(matching) == 1:
         return matching[0].path
@@ -198,15 +199,15 @@ def choose(folder: Path, name: str, home_ids: Iterable[str]) -> Path:
             hint="sagewai-ops snapshots list",
         )
     raise NotFoundError(
-        f"snapshot {name}: none of that id in {folder}", hint="sagewai-ops snapshots list"
+        f"snapshot {name}: none of that id in {directory}", hint="sagewai-ops snapshots list"
     )
 
 
-def sweep(folder: Path) -> list[str]:
-    """Remove what runs that died left in a folder, or where a link in it says; give the names."""
+def sweep(directory: Path) -> list[str]:
+    """Remove the leftovers of dead runs, also behind links of ours; return their names."""
     removed = []
-    for name in sorted(os.listdir(folder)):
-        path = folder / name
+    for name in sorted(os.listdir(directory)):
+        path = directory / name
         if not _PARTIAL.fullmatch(name):
             continue
         # What another user left there is his to remove.
@@ -224,24 +225,24 @@ def sweep(folder: Path) -> list[str]:
 
 
 def _is_dead(scratch: Path) -> bool:
-    """Tell whether a scratch folder that a link names is gone, or nobody's any more."""
+    """Tell whether a scratch directory that a link names is gone, or nobody's any more."""
     if not scratch.name.endswith(".drill"):
         return False
     return not os.path.lexists(scratch) or locks.is_abandoned(scratch)
 
 
-def _latest(folder: Path, known: list[Snapshot], home_ids: set[str]) -> Snapshot:
+def _latest(directory: Path, known: list[Snapshot], home_ids: set[str]) -> Snapshot:
     own = [snapshot for snapshot in known if snapshot.home_id in home_ids]
     if own:
         return own[-1]
     if not known:
         raise NotFoundError(
-            f"snapshot latest: none in {folder}",
-            hint="take one: sagewai-ops backup\nor name the folder: --snapshots DIR",
+            f"snapshot latest: none in {directory}",
+            hint="take one: sagewai-ops backup\nor name the directory: --snapshots DIR",
         )
     if len({snapshot.home_id for snapshot in known if snapshot.home_id}) > 1:
         raise UsageError(
-            f"snapshot latest: {folder} holds those of several homes, and none of this one",
+            f"snapshot latest: {directory} holds those of several homes, and none of this one",
             hint="name one by its id: sagewai-ops snapshots list",
         )
     return known[-1]

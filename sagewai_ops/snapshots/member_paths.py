@@ -28,7 +28,7 @@ class Places:
     """The places of one archive's members.
 
     Attributes:
-        aside: Member folder or file -> origin, for what has no place of its own.
+        aside: Member directory or file -> origin, for what has no place of its own.
     """
 
     def __init__(self, manifest: Manifest) -> None:

@@ -15,7 +15,7 @@ class Reason(str, Enum):
     HOLDS_KEY = "the master key is written in it"
     EXCLUDED = "excluded by --exclude"
     GONE = "gone before it was read"
-    SPECIAL = "neither a file, a folder nor a link"
+    SPECIAL = "neither a file, a directory nor a link"
     LEAVES = "a link that leads out of the home"
     UNREADABLE = "could not be read"
     NAME = "its path is too long for a snapshot"

@@ -68,7 +68,8 @@ def told_apart(owner: Owner, snapshots: Iterable[Snapshot]) -> Owner:
     """Decide whether the machine's name tells whose a snapshot is.
 
     Containers get a new name each time, so another one alone means nothing. But where names take
-    turns, one home was cloned onto several machines that share the folder, and each prunes its own.
+    turns, one home was cloned onto several machines that share the directory, and each prunes its
+    own.
 
     Returns:
         The owner, without a machine unless it counts.

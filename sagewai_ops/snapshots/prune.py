@@ -18,7 +18,7 @@ from sagewai_ops.snapshots.catalog import Snapshot, snapshots_in
 from sagewai_ops.snapshots.ownership import Owner, foreign, owner_of, told_apart
 from sagewai_ops.snapshots.retention import Plan, Policy, plan_retention
 
-_CLOCK_DRIFT = timedelta(hours=1)  # machines that share a folder differ by less
+_CLOCK_DRIFT = timedelta(hours=1)  # machines that share a directory differ by less
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Pruned:
         dry_run: Whether all this was only planned.
     """
 
-    folder: Path
+    directory: Path
     policy: Policy
     plan: Plan
     purged: tuple[Snapshot, ...] = ()
@@ -44,7 +44,7 @@ class Pruned:
 
 def prune(
     home: Home,
-    folder: Path,
+    directory: Path,
     policy: Policy,
     *,
     any_place: bool = False,
@@ -55,35 +55,37 @@ def prune(
     """Move the snapshots of a home that no rule keeps into the trash, and empty that of older ones.
 
     Args:
-        folder: Need not exist.
+        directory: Need not exist.
         any_place: Also those of the same home at another path or on another machine.
         now: The present, UTC; None for the clock's.
 
     Raises:
         UsageError: The policy asks for nothing.
-        LockedError: Another run holds the folder.
-        PermissionDeniedError, OpsError: The system refused; each snapshot is in the folder or in
+        LockedError: Another run holds the directory.
+        PermissionDeniedError, OpsError: The system refused; each snapshot is in the directory or in
             the trash.
     """
     with contextlib.ExitStack() as stack:
-        if not dry_run and folder.is_dir():
-            stack.enter_context(locks.exclusive(folder, wait_seconds=wait_seconds))
-            trash.settle(folder)
-        known = snapshots_in(folder)
-        rested = trash.resting(folder)
+        if not dry_run and directory.is_dir():
+            stack.enter_context(locks.exclusive(directory, wait_seconds=wait_seconds))
+            trash.settle(directory)
+        known = snapshots_in(directory)
+        rested = trash.resting(directory)
         owner = told_apart(owner_of(home, any_place=any_place), (*known, *rested))
         plan = plan_retention(known, policy, owner)
         ahead = _ahead(known, owner, now or datetime.now(timezone.utc))
         purged = () if ahead else tuple(one for one in rested if not foreign(one, owner))
-        if not dry_run and folder.is_dir():
-            trash.discard(folder, plan.removed)
-            trash.purge(folder, purged)
+        if not dry_run and directory.is_dir():
+            trash.discard(directory, plan.removed)
+            trash.purge(directory, purged)
         gone = {one.path for one in purged}
         left = tuple(one for one in rested if one.path not in gone)
-        return Pruned(folder, policy, plan, purged, left, ahead, dry_run)
+        return Pruned(directory, policy, plan, purged, left, ahead, dry_run)
 
 
-def untrash(folder: Path, names: Sequence[str], *, wait_seconds: float = 0.0) -> tuple[Path, ...]:
+def untrash(
+    directory: Path, names: Sequence[str], *, wait_seconds: float = 0.0
+) -> tuple[Path, ...]:
     """Bring snapshots back from the trash.
 
     Args:
@@ -95,25 +97,27 @@ def untrash(folder: Path, names: Sequence[str], *, wait_seconds: float = 0.0) ->
     Raises:
         NotFoundError: None of such an id rests there.
         UsageError: A beginning means several.
-        LockedError: Another run holds the folder.
+        LockedError: Another run holds the directory.
         TargetBusyError, OpsError: As `trash.bring_back`.
     """
-    if not folder.is_dir():
-        raise NotFoundError(f"{folder}: does not exist", hint="name the folder: --snapshots DIR")
-    with locks.exclusive(folder, wait_seconds=wait_seconds):
-        trash.settle(folder)
-        rested = trash.resting(folder)
-        chosen = [_chosen(rested, name, folder) for name in names] if names else rested
+    if not directory.is_dir():
+        raise NotFoundError(
+            f"{directory}: does not exist", hint="name the directory: --snapshots DIR"
+        )
+    with locks.exclusive(directory, wait_seconds=wait_seconds):
+        trash.settle(directory)
+        rested = trash.resting(directory)
+        chosen = [_chosen(rested, name, directory) for name in names] if names else rested
         unique = list(dict.fromkeys(one.path for one in chosen))
-        trash.bring_back(folder, [one for one in rested if one.path in unique])
-        return tuple(folder / path.name for path in unique)
+        trash.bring_back(directory, [one for one in rested if one.path in unique])
+        return tuple(directory / path.name for path in unique)
 
 
-def _chosen(rested: Sequence[Snapshot], name: str, folder: Path) -> Snapshot:
+def _chosen(rested: Sequence[Snapshot], name: str, directory: Path) -> Snapshot:
     found = [one for one in rested if one.id.startswith(name) or one.path.name == name]
     if not found:
         raise NotFoundError(
-            f"snapshot {name}: none of that id rests in {trash.trash_of(folder)}",
+            f"snapshot {name}: none of that id rests in {trash.trash_of(directory)}",
             hint="sagewai-ops snapshots list",
         )
     if len(found) > 1:

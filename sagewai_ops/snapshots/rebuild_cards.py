@@ -1,4 +1,4 @@
-"""Write the cards of a folder anew from its archives.
+"""Write the cards of a directory anew from its archives.
 
 What only a card knows (drills, tags that were changed) is kept where the old one can be read. An
 archive whose card is lost is read whole before it gets one, so a card always says what was proved;
@@ -45,24 +45,24 @@ class Rebuilt:
 
 
 def rebuild_cards(
-    folder: Path,
+    directory: Path,
     unlock: Unlock | None,
     *,
     wait_seconds: float = 0.0,
     progress: Progress | None = None,
 ) -> Rebuilt:
-    """Write the card of every archive of a folder anew.
+    """Write the card of every archive of a directory anew.
 
     Args:
         unlock: Decrypts what is encrypted; None for nothing.
         progress: Told `rebuild` in bytes of archives.
 
     Raises:
-        LockedError: Another run holds the folder.
+        LockedError: Another run holds the directory.
         PermissionDeniedError, NoSpaceError, OpsError: The system refused; cards are old or new.
     """
     rebuilt = Rebuilt()
-    known = catalog.snapshots_in(folder)
+    known = catalog.snapshots_in(directory)
     total = sum(snapshot.size_bytes for snapshot in known)
     before = 0
 
@@ -72,7 +72,7 @@ def rebuild_cards(
 
     for snapshot in known:
         with contextlib.suppress(FileNotFoundError, NotFoundError):  # removed meanwhile
-            _rebuild(folder, snapshot, unlock, wait_seconds, rebuilt, count)
+            _rebuild(directory, snapshot, unlock, wait_seconds, rebuilt, count)
         before += snapshot.size_bytes
     return rebuilt
 
@@ -107,7 +107,7 @@ def facts_of(reader: ArchiveReader, archive: Path) -> dict[str, Any]:
 
 
 def _rebuild(
-    folder: Path,
+    directory: Path,
     snapshot: Snapshot,
     unlock: Unlock | None,
     wait_seconds: float,
@@ -119,7 +119,7 @@ def _rebuild(
     except (DamagedError, SchemaAheadError) as error:
         rebuilt.damaged[snapshot.id] = error.message
         return
-    _write(folder, snapshot.path, facts, wait_seconds)
+    _write(directory, snapshot.path, facts, wait_seconds)
     (rebuilt.limited if is_limited else rebuilt.written).append(snapshot.id)
 
 
@@ -148,8 +148,8 @@ def _facts_of_archive(
     return {**facts, "archive_sha256": sha256, "verified_at": proved}, False
 
 
-def _write(folder: Path, archive: Path, facts: Mapping[str, Any], wait_seconds: float) -> None:
-    with locks.exclusive(folder, wait_seconds=wait_seconds):
+def _write(directory: Path, archive: Path, facts: Mapping[str, Any], wait_seconds: float) -> None:
+    with locks.exclusive(directory, wait_seconds=wait_seconds):
         archive.stat()
         # Read again: a drill may have written to it meanwhile.
         old = cards.read_card(archive)

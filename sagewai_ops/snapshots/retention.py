@@ -89,7 +89,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What becomes of each snapshot of a folder.
+    """What becomes of each snapshot of a directory.
 
     Attributes:
         verdicts: In the order in which the snapshots were given.

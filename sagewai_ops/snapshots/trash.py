@@ -1,10 +1,10 @@
-"""The `.trash/` of a snapshot folder: where removed snapshots rest until the next successful prune.
+"""The `.trash/` of a snapshot directory: keeps removed snapshots until the next successful prune.
 
 A snapshot is where its archive is: one rename takes it in or out. Its card follows on the way in
-and goes ahead on the way out, so after a crash between the two the card stands in the folder
+and goes ahead on the way out, so after a crash between the two the card stands in the directory
 without its archive, and `settle` puts it to it. Nothing is ever overwritten.
 
-Whoever calls these holds the folder (`locks.exclusive`).
+Whoever calls these holds the directory (`locks.exclusive`).
 """
 
 import contextlib
@@ -23,89 +23,89 @@ TRASH = ".trash"
 _CARD_SUFFIX = ".json"
 
 
-def trash_of(folder: Path) -> Path:
-    """Name the trash of a snapshot folder."""
-    return folder / TRASH
+def trash_of(directory: Path) -> Path:
+    """Name the trash of a snapshot directory."""
+    return directory / TRASH
 
 
-def resting(folder: Path) -> list[Snapshot]:
-    """List the snapshots that rest in the trash, oldest first; what is no folder has none."""
-    return snapshots_in(trash_of(folder)) if _is_there(folder) else []
+def resting(directory: Path) -> list[Snapshot]:
+    """List the snapshots that rest in the trash, oldest first; what is no directory has none."""
+    return snapshots_in(trash_of(directory)) if _is_there(directory) else []
 
 
-def settle(folder: Path) -> None:
+def settle(directory: Path) -> None:
     """Finish what a run that died left: a card beside its archive, none without one in the trash.
 
     Raises:
-        OpsError: What has the name of the trash is no folder; the system refused.
+        OpsError: What has the name of the trash is no directory; the system refused.
     """
-    if not _is_there(folder):
+    if not _is_there(directory):
         return
-    trash = trash_of(folder)
+    trash = trash_of(directory)
     with atomic.naming(trash):
         names = set(os.listdir(trash))
         for name in sorted(names):
             if is_archive_name(name):
-                if not os.path.lexists(folder / name):
-                    _move_card(folder / name, trash / name)
+                if not os.path.lexists(directory / name):
+                    _move_card(directory / name, trash / name)
             elif _archive_of(name) and _archive_of(name) not in names:
                 # Its archive was purged, or somebody moved that back by hand.
-                if os.path.lexists(folder / _archive_of(name)):
-                    _move_card(trash / _archive_of(name), folder / _archive_of(name))
+                if os.path.lexists(directory / _archive_of(name)):
+                    _move_card(trash / _archive_of(name), directory / _archive_of(name))
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(trash / name)
-        _sync(folder)
+        _sync(directory)
 
 
-def discard(folder: Path, snapshots: Iterable[Snapshot]) -> None:
-    """Move snapshots of a folder into its trash.
+def discard(directory: Path, snapshots: Iterable[Snapshot]) -> None:
+    """Move snapshots of a directory into its trash.
 
     Raises:
         TargetBusyError: Something of that name rests there already.
         OpsError: The system refused; each snapshot is in the one place or the other.
     """
-    trash = trash_of(folder)
-    _require_folder(folder)
-    atomic.make_folder(trash)
+    trash = trash_of(directory)
+    _require_directory(directory)
+    atomic.make_directory(trash)
     with atomic.naming(trash):
         for snapshot in snapshots:
             _move(snapshot.path, trash / snapshot.path.name)
             _move_card(snapshot.path, trash / snapshot.path.name)
-        _sync(folder)
+        _sync(directory)
 
 
-def bring_back(folder: Path, snapshots: Iterable[Snapshot]) -> None:
-    """Move snapshots from the trash back into their folder.
+def bring_back(directory: Path, snapshots: Iterable[Snapshot]) -> None:
+    """Move snapshots from the trash back into their directory.
 
     Args:
         snapshots: As `resting` gave them.
 
     Raises:
-        TargetBusyError: Something of that name is in the folder.
+        TargetBusyError: Something of that name is in the directory.
         OpsError: The system refused; each snapshot is in the one place or the other.
     """
-    with atomic.naming(folder):
+    with atomic.naming(directory):
         for snapshot in snapshots:
-            target = folder / snapshot.path.name
+            target = directory / snapshot.path.name
             if os.path.lexists(target):
                 raise _taken(target)
             _move_card(snapshot.path, target)
             _move(snapshot.path, target)
-        _sync(folder)
+        _sync(directory)
 
 
-def purge(folder: Path, snapshots: Iterable[Snapshot]) -> None:
+def purge(directory: Path, snapshots: Iterable[Snapshot]) -> None:
     """Remove snapshots that rest in the trash for ever.
 
     Raises:
         OpsError: The system refused.
     """
-    with atomic.naming(trash_of(folder)):
+    with atomic.naming(trash_of(directory)):
         for snapshot in snapshots:
             for path in (snapshot.path, card_path(snapshot.path)):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
-        _sync(folder)
+        _sync(directory)
 
 
 def _move(source: Path, target: Path) -> None:
@@ -127,25 +127,25 @@ def _archive_of(name: str) -> str:
     return archive if archive != name and is_archive_name(archive) else ""
 
 
-def _is_there(folder: Path) -> bool:
+def _is_there(directory: Path) -> bool:
     try:
-        return stat.S_ISDIR(os.lstat(trash_of(folder)).st_mode)
+        return stat.S_ISDIR(os.lstat(trash_of(directory)).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
 
 
-def _require_folder(folder: Path) -> None:
-    if os.path.lexists(trash_of(folder)) and not _is_there(folder):
+def _require_directory(directory: Path) -> None:
+    if os.path.lexists(trash_of(directory)) and not _is_there(directory):
         raise OpsError(
-            f"{trash_of(folder)}: not a folder",
-            hint=f"look: ls -la {shell_word(folder)}\nand move it away",
+            f"{trash_of(directory)}: not a directory",
+            hint=f"look: ls -la {shell_word(directory)}\nand move it away",
         )
 
 
-def _sync(folder: Path) -> None:
-    if _is_there(folder):
-        atomic.sync_folder(trash_of(folder))
-    atomic.sync_folder(folder)
+def _sync(directory: Path) -> None:
+    if _is_there(directory):
+        atomic.sync_directory(trash_of(directory))
+    atomic.sync_directory(directory)
 
 
 def _taken(path: Path) -> TargetBusyError:

@@ -7,11 +7,11 @@ between any two system calls:
 2. It holds the inode of everything that moves. By them each move is untouched, half done or done;
    an inode that is nowhere where it can be is a question for a person, and nothing is touched.
 3. Every step is one exchange, or one rename to a name that is free: nothing is overwritten.
-   Nothing is removed here but an empty folder that a home came to stand in.
+   Nothing is removed here but an empty directory that a home came to stand in.
 4. `forward` and `back` go on from any state, so both can be killed and run again, and a step that
    fails can be taken back.
 
-A journal stands beside the staging of its run, in its *base* folder, and all its paths are
+A journal stands beside the staging of its run, in its *base* directory, and all its paths are
 relative to that.
 """
 
@@ -47,7 +47,7 @@ class Move:
 
     Attributes:
         fresh: What comes to `place`; None if nothing does.
-        kept: Where what was at `place` goes; None if that is nothing, or an empty folder.
+        kept: Where what was at `place` goes; None if that is nothing, or an empty directory.
         fresh_inode: Of what is fresh.
         old_inode: Of what was at `place`; None if there was nothing.
     """
@@ -61,12 +61,12 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """The moves of one run, and the folder that their `kept` lie in.
+    """The moves of one run, and the directory that their `kept` lie in.
 
     Attributes:
         path: Of the journal's file.
-        carriers: (from, to) of folders that change their name around the moves: the prepared one
-            for what is kept before them, the spent one of an undo after them.
+        carriers: (from, to) of directories that change their name around the moves: the prepared
+            one for what is kept before them, the spent one of an undo after them.
     """
 
     path: Path
@@ -76,7 +76,7 @@ class Journal:
 
     @property
     def base(self) -> Path:
-        """The folder that all paths are relative to."""
+        """The directory that all paths are relative to."""
         return self.path.parent
 
 
@@ -209,7 +209,7 @@ def _advance(base: Path, move: Move) -> None:
         _put(place, kept)
         _put(fresh, place)
     elif place.is_dir() and not place.is_symlink():
-        os.rename(fresh, place)  # over an empty folder, and the system refuses any other
+        os.rename(fresh, place)  # over an empty directory, and the system refuses any other
     else:
         raise _taken(place)
 
@@ -236,7 +236,7 @@ def _retreat(base: Path, move: Move) -> None:
             return
         _put(place, fresh)
         if kept is None and move.old_inode is not None:
-            os.mkdir(place, 0o700)  # the empty folder that was overwritten
+            os.mkdir(place, 0o700)  # the empty directory that was overwritten
             return
     if kept is not None and move.old_inode is not None:
         _put(kept, place)
@@ -254,7 +254,7 @@ def _put(source: Path, target: Path) -> None:
     if os.path.lexists(target):
         raise _taken(target)
     if not target.parent.is_dir():
-        atomic.make_folder(target.parent)
+        atomic.make_directory(target.parent)
     os.rename(source, target)
 
 
@@ -299,7 +299,7 @@ def _inode(path: Path) -> int | None:
 def _move(item: dict[str, Any]) -> Move:
     names = [item[name] for name in ("place", "fresh", "kept")]
     inodes = [item[name] for name in ("fresh_inode", "old_inode")]
-    # The journal stands in a folder that others may write to: nothing leads out of the base.
+    # The journal stands in a directory that others may write to: nothing leads out of the base.
     if not all(name is None or is_safe(name) for name in names) or names[0] is None:
         raise ValueError("a path leads out")
     if not all(inode is None or isinstance(inode, int) for inode in inodes):

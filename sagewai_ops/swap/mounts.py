@@ -13,12 +13,12 @@ _OCTAL = re.compile(r"\\(\d{3})")  # proc(5): blanks and backslashes in a path
 
 
 def is_mount(path: Path) -> bool:
-    """Tell whether a file or folder is a mount point, bind mounts of one file system included."""
+    """Return whether a path is a mount point, bind mounts of one file system included."""
     return os.path.ismount(path) or any(mount == path for mount in _mounts())
 
 
 def mounts_below(path: Path) -> list[Path]:
-    """List the mount points inside a folder, itself left out; empty where the system is silent."""
+    """Return the mount points inside a directory, itself excluded; empty without /proc."""
     return sorted({mount for mount in _mounts() if mount != path and mount.is_relative_to(path)})
 
 
@@ -38,7 +38,7 @@ def refuse_mounts(target: Path, paths: Sequence[str] | None) -> None:
         if mount or (path and os.path.ismount(place)):
             raise TargetBusyError(
                 f"{mount or place}: a file system of its own, it cannot be exchanged",
-                hint="restore to another folder with --to DIR and copy from there",
+                hint="restore to another directory with --to DIR and copy from there",
             )
 
 
@@ -48,7 +48,7 @@ def can_swap_whole(target: Path) -> bool:
         return False
     parent = os.stat(target.parent)
     owners = (0, parent.st_uid, os.stat(target).st_uid)
-    # In a folder such as /tmp only its owner and the home's own may rename the home.
+    # In a directory such as /tmp only its owner and the home's own may rename the home.
     return not parent.st_mode & stat.S_ISVTX or os.geteuid() in owners
 
 

@@ -1,4 +1,4 @@
-"""The folders and journals that a restore leaves on its way: their names, and what becomes of them.
+"""The working directories and journals of a restore: their names, their recovery.
 
 A *staging* is filled under a mark inside it, and is garbage as long as it bears that. A staging
 without a mark may be a home, and only its journal knows: without one it is never removed. What is
@@ -33,32 +33,32 @@ _TAIL = r"(\d{8}T\d{12}Z)"
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Where a target's stagings, journals and kept folders stand, and how they are called.
+    """Where a target's stagings, journals and kept directories stand, and how they are called.
 
     Attributes:
         hidden: Begins the names of stagings and journals.
         kept: Begins the names of what is kept.
     """
 
-    folder: Path
+    directory: Path
     hidden: str
     kept: str
 
     def staging(self, moment: str) -> Path:
         """Name a staging."""
-        return self.folder / f"{self.hidden}{_STAGING}{moment}"
+        return self.directory / f"{self.hidden}{_STAGING}{moment}"
 
     def before(self, moment: str) -> Path:
         """Name what is kept from before a restore."""
-        return self.folder / f"{self.kept}{_BEFORE}{moment}"
+        return self.directory / f"{self.kept}{_BEFORE}{moment}"
 
     def named(self, begin: str, end: str = "") -> Iterator[Path]:
         """Find the paths whose names are a moment between these two, the oldest first."""
         pattern = re.compile(re.escape(begin) + _TAIL + re.escape(end))
         with contextlib.suppress(OSError):
-            for name in sorted(os.listdir(self.folder)):
+            for name in sorted(os.listdir(self.directory)):
                 if pattern.fullmatch(name):
-                    yield self.folder / name
+                    yield self.directory / name
 
 
 def beside(target: Path) -> Room:
@@ -98,16 +98,16 @@ def kept_before(target: Path) -> list[Path]:
         path
         for room in (beside(target), inside(target))
         for path in room.named(f"{room.kept}{_BEFORE}")
-        if _is_folder(path)
+        if _is_directory(path)
     ]
     return sorted(found, key=_moment_of)
 
 
 @contextlib.contextmanager
-def own_folder(staging: Path) -> Iterator[None]:
+def own_directory(staging: Path) -> Iterator[None]:
     """Make a staging, marked and locked; removed at the end unless it became a home."""
     try:
-        atomic.make_folder(staging)
+        atomic.make_directory(staging)
         with locks.exclusive(staging):
             with atomic.naming(staging):
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -139,10 +139,10 @@ def carry_out(
         stack.callback(os.close, descriptor)
         locks.hold_open(descriptor)
         os.rename(hidden, journal.path)
-        atomic.sync_folder(journal.base)
+        atomic.sync_directory(journal.base)
         os.unlink(staging / _MARK)
         os.utime(staging, ns=(times.st_atime_ns, times.st_mtime_ns))
-        atomic.sync_folder(staging)
+        atomic.sync_directory(staging)
         try:
             swap_journal.forward(journal)
             too_late()
@@ -221,8 +221,8 @@ def _settle(path: Path) -> bool:
 
 
 def _is_garbage(path: Path) -> bool:
-    """Tell whether a folder with the name of a staging is one, without a journal."""
-    if _journal_of(path).exists() or not _is_folder(path):
+    """Tell whether a directory with the name of a staging is one, without a journal."""
+    if _journal_of(path).exists() or not _is_directory(path):
         return False
     return _DISCARD in path.name or (path / _MARK).exists() or not os.listdir(path)
 
@@ -240,19 +240,19 @@ def _doomed(staging: Path) -> Path:
     return doomed
 
 
-def _remove(folder: Path) -> None:
-    """Remove a folder of ours with all in it, folders that forbid it included."""
+def _remove(directory: Path) -> None:
+    """Remove a directory of ours with all in it, directories that forbid it included."""
     if os.geteuid() != 0:
-        os.chmod(folder, 0o700)
-        for above, names, _files in os.walk(folder):
+        os.chmod(directory, 0o700)
+        for above, names, _files in os.walk(directory):
             for name in names:
-                if _is_folder(Path(above, name)):
+                if _is_directory(Path(above, name)):
                     os.chmod(os.path.join(above, name), 0o700)
-    shutil.rmtree(folder)
+    shutil.rmtree(directory)
 
 
-def _is_folder(path: Path) -> bool:
-    """Tell whether a path is a folder itself, not a link to one."""
+def _is_directory(path: Path) -> bool:
+    """Tell whether a path is a directory itself, not a link to one."""
     try:
         return stat.S_ISDIR(os.lstat(path).st_mode)
     except OSError:

@@ -1,6 +1,6 @@
-"""Put a restored folder in the place of a home, so that a crash leaves one or the other.
+"""Put a restored directory in the place of a home, so that a crash leaves one or the other.
 
-Two ways. *Whole*: the folder was built beside the home and the two names are exchanged in one
+Two ways. *Whole*: the directory was built beside the home and the two names are exchanged in one
 step; where the system has no such step, by two renames. *Entries*: the home is a mount point, or
 its parent is not ours, or only parts are replaced; entries are exchanged one by one, inside the
 home. Both go by a journal of moves; `moves` says what holds between two of its steps.
@@ -42,7 +42,7 @@ from sagewai_ops.swap.staging import (
     journals,
     kept_before,
     next_moment,
-    own_folder,
+    own_directory,
 )
 from sagewai_ops.swap.staging import sweep as sweep_restores
 from sagewai_ops.text import shell_word
@@ -69,7 +69,7 @@ _SPENT = f"{OWN_PREFIX}spent"  # in a staging: was what is kept
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A folder of this run, to be filled and then put in place.
+    """A directory of this run, to be filled and then put in place.
 
     Attributes:
         content: What is to be filled.
@@ -86,7 +86,7 @@ class Staged:
 
 @contextlib.contextmanager
 def staged(target: Path, paths: Sequence[str] | None, *, keeps: bool = True) -> Iterator[Staged]:
-    """Make a private folder on the target's file system, removed in any case.
+    """Make a private directory on the target's file system, removed in any case.
 
     Args:
         target: The home to be replaced; need not exist.
@@ -106,7 +106,7 @@ def staged(target: Path, paths: Sequence[str] | None, *, keeps: bool = True) -> 
     # A part that was not there is something to come back to as well.
     is_kept = keeps and (in_entries or (target.is_dir() and bool(os.listdir(target))))
     content = room.staging(moment)
-    with _parents(target.parent), own_folder(content):
+    with _parents(target.parent), own_directory(content):
         yield Staged(
             content=content,
             target=target,
@@ -237,9 +237,9 @@ def undo(target: Path, last: Path) -> tuple[Path, Path | None]:
     room = inside(target) if in_entries else beside(target)
     away = room.before(moment)
     staging = room.staging(moment)
-    with atomic.naming(last), own_folder(staging), locks.exclusive(last):
+    with atomic.naming(last), own_directory(staging), locks.exclusive(last):
         if not in_entries:
-            move = _planned(room.folder, target, last, away)
+            move = _planned(room.directory, target, last, away)
             carry_out(staging, (move,) if move else ())
             return last, away if move and move.kept is not None else None
         paths = _paths_kept(last)
@@ -264,10 +264,10 @@ def _planned(base: Path, place: Path, fresh: Path, kept: Path | None) -> Move | 
 
 
 def _prepare_kept(staging: Path, before: Path, paths: Sequence[str]) -> tuple[str, str]:
-    """Make the folder for what is kept, which says what it is of, ready to get its name."""
-    folder = staging / _KEPT
-    atomic.make_folder(folder)
-    atomic.replace(folder / _LIST, json.dumps(list(paths)).encode())
+    """Make the directory for what is kept, which says what it is of, ready to get its name."""
+    directory = staging / _KEPT
+    atomic.make_directory(directory)
+    atomic.replace(directory / _LIST, json.dumps(list(paths)).encode())
     return f"{staging.name}/{_KEPT}", before.name
 
 
@@ -286,8 +286,8 @@ def _paths_kept(last: Path) -> list[str]:
             f"{last}: its list of parts cannot be read",
             hint=f"ls -la {shell_word(last)}  # and move it by hand",
         ) from error
-    for folder, names, files in os.walk(last):
-        above = Path(folder).relative_to(last)
+    for directory, names, files in os.walk(last):
+        above = Path(directory).relative_to(last)
         names[:] = [name for name in names if (above / name).as_posix() not in paths]
         for name in files:
             path = (above / name).as_posix()
@@ -299,10 +299,10 @@ def _paths_kept(last: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _parents(folder: Path) -> Iterator[None]:
-    """Make the folders above a home that is not there; they go again if it does not come."""
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
-    atomic.make_folder(folder, mode=0o755)
+def _parents(directory: Path) -> Iterator[None]:
+    """Make the directories above a home that is not there; they go again if it does not come."""
+    missing = [one for one in (directory, *directory.parents) if not one.exists()]
+    atomic.make_directory(directory, mode=0o755)
     try:
         yield
     except BaseException:

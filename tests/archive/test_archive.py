@@ -87,7 +87,7 @@ def test_a_content_may_span_frames(tmp_path: Path) -> None:
     content = hashlib.sha256(b"x").digest() * (FRAME_BYTES // 32 * 2 + 5)
     big = Entry("big", EntryType.FILE, 0o600, archives.MOMENT_NS)
     path = archives.write(
-        tmp_path / "a.tar.zst", [(archives.FOLDER, b""), (archives.STATE, b"{}"), (big, content)]
+        tmp_path / "a.tar.zst", [(archives.DIRECTORY, b""), (archives.STATE, b"{}"), (big, content)]
     )
 
     assert contents_of(path)["big"] == content
@@ -238,17 +238,17 @@ def link(path: str, target: str) -> Entry:
 
 HOSTILE = {
     "absolute path": [(file("/etc/cron.d/x"), b"x")],
-    "parent folder": [(file("../x"), b"x")],
-    "parent folder inside": [(archives.FOLDER, b""), (file("config/../../x"), b"x")],
+    "parent directory": [(file("../x"), b"x")],
+    "parent directory inside": [(archives.DIRECTORY, b""), (file("config/../../x"), b"x")],
     "dot": [(file("./x"), b"x")],
-    "empty part": [(archives.FOLDER, b""), (file("config//x"), b"x")],
+    "empty part": [(archives.DIRECTORY, b""), (file("config//x"), b"x")],
     "NUL in a name": [(file("a\0b"), b"x")],
     "absolute link": [(link("l", "/etc/passwd"), b"")],
     "link that climbs out": [(link("l", "../x"), b"")],
     "link that climbs out later": [(link("l", "a/../../x"), b"")],
-    "below a link": [(link("l", "config"), b""), (archives.FOLDER, b""), (file("l/x"), b"x")],
+    "below a link": [(link("l", "config"), b""), (archives.DIRECTORY, b""), (file("l/x"), b"x")],
     "below a file": [(file("f"), b"x"), (file("f/x"), b"x")],
-    "no folder above": [(file("nowhere/x"), b"x")],
+    "no directory above": [(file("nowhere/x"), b"x")],
     "the same path twice": [(file("x"), b"1"), (file("x"), b"2")],
     "a second manifest": [(file("manifest.json"), b"{}")],
     "a second header": [(file("snapshot.json"), b"{}")],
@@ -364,7 +364,7 @@ def test_a_damaged_front_says_nothing_of_a_version(tmp_path: Path, position: int
 
 
 def test_no_archive_at_all(tmp_path: Path) -> None:
-    """A missing file, a folder, an empty file and another file are errors that name the path."""
+    """A missing file, a directory, an empty file and another file are errors that name the path."""
     (tmp_path / "empty").touch()
     (tmp_path / "text").write_text("not a snapshot\n" * 100)
 

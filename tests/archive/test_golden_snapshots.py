@@ -15,7 +15,7 @@ VERSIONS = sorted(path.stem for path in GOLDEN.glob("version-*.json"))
 
 
 def contents_of(root: Path) -> dict[str, str]:
-    """Map each path below a folder to what it is."""
+    """Map each path below a directory to what it is."""
     return {
         str(path.relative_to(root)): f"link {os.readlink(path)}"
         if path.is_symlink()

@@ -36,7 +36,7 @@ from sagewai_ops.home.paths import locate
 from sagewai_ops.snapshots import cards, catalog
 from sagewai_ops.snapshots.omissions import Reason
 from small_homes import everything_of, rows_of, small
-from unprivileged import NOBODY, reachable_folder, unprivileged
+from unprivileged import NOBODY, reachable_directory, unprivileged
 
 SHM = Path("/dev/shm")
 
@@ -46,12 +46,12 @@ def _take(
     options: BackupOptions | None = None,
     *,
     environment: dict[str, str] | None = None,
-    folder: Path | None = None,
+    directory: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> BackupReport:
     home = locate(root, environment or {})
     wanted = dataclasses.replace(options or BackupOptions(), key_environment=environment or {})
-    return take_snapshot(home, folder or home.snapshots, wanted, progress=progress)
+    return take_snapshot(home, directory or home.snapshots, wanted, progress=progress)
 
 
 def _members(report: BackupReport) -> dict[str, bytes]:
@@ -153,7 +153,7 @@ def test_odd_names_holes_and_links_are_carried(tmp_path: Path) -> None:
     assert any(entry.type is EntryType.LINK for entry in entries.values())
 
 
-def test_folders_that_nest_deeply_are_carried(tmp_path: Path) -> None:
+def test_directories_that_nest_deeply_are_carried(tmp_path: Path) -> None:
     """Their manifest shrinks like a bomb's, and is read all the same."""
     built = small(tmp_path / "home")
     for depth in range(1, 1201):
@@ -317,12 +317,12 @@ def test_a_short_file_that_changes_is_read_again(
 
 
 def test_what_vanishes_after_the_walk_is_named_and_no_loss(tmp_path: Path) -> None:
-    """A file and a folder with all in it; one that comes back has no folder to stand in."""
+    """A file and a directory with all in it; one that comes back has no directory to stand in."""
     built = small(tmp_path / "home")
     data = built.root / "data"
     (data / "file").write_text("x")
-    (data / "folder/deep").mkdir(parents=True)
-    (data / "folder/deep/file").write_text("y")
+    (data / "directory/deep").mkdir(parents=True)
+    (data / "directory/deep/file").write_text("y")
 
     def vanish() -> None:
         (data / "file").unlink()
@@ -331,22 +331,27 @@ def test_what_vanishes_after_the_walk_is_named_and_no_loss(tmp_path: Path) -> No
     report = _take(built.root, progress=_once("database", vanish))
 
     gone = {path for path, reason in _left_out(report).items() if reason is Reason.GONE}
-    assert gone == {"data/file", "data/folder", "data/folder/deep", "data/folder/deep/file"}
+    assert gone == {
+        "data/file",
+        "data/directory",
+        "data/directory/deep",
+        "data/directory/deep/file",
+    }
     assert report.is_complete
 
 
-def test_a_folder_that_comes_back_does_not_make_an_archive_that_is_refused(
+def test_a_directory_that_comes_back_does_not_make_an_archive_that_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gone when its turn came: what stands in it later is gone too, or the manifest would lie."""
     built = small(tmp_path / "home")
-    folder = built.root / "data/folder"
-    (folder / "below").mkdir(parents=True)
-    (folder / "below/file").write_text("y")
+    directory = built.root / "data/directory"
+    (directory / "below").mkdir(parents=True)
+    (directory / "below/file").write_text("y")
     really = os.lstat
 
     def blinking(path: str, *, dir_fd: int | None = None) -> os.stat_result:
-        if path == str(folder):
+        if path == str(directory):
             raise FileNotFoundError(2, "gone for a moment", path)
         return really(path, dir_fd=dir_fd)
 
@@ -354,8 +359,8 @@ def test_a_folder_that_comes_back_does_not_make_an_archive_that_is_refused(
     report = _take(built.root)
     monkeypatch.undo()
 
-    assert not any(path.startswith("data/folder") for path in _members(report))
-    assert _left_out(report)["data/folder/below/file"] is Reason.GONE
+    assert not any(path.startswith("data/directory") for path in _members(report))
+    assert _left_out(report)["data/directory/below/file"] is Reason.GONE
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
@@ -394,16 +399,16 @@ def test_a_home_that_is_a_link_is_the_home_that_it_leads_to(tmp_path: Path) -> N
     assert report.path.parent == tmp_path / "disk/home.snapshots"
 
 
-@pytest.mark.parametrize("way", ["home", "home/data", "alias/new", "folder-link"])
-def test_a_snapshot_folder_inside_the_home_is_refused(tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize("way", ["home", "home/data", "alias/new", "directory-link"])
+def test_a_snapshot_directory_inside_the_home_is_refused(tmp_path: Path, way: str) -> None:
     """Also by way of a link, and nothing is made there."""
     built = small(tmp_path / "home")
     (tmp_path / "alias").symlink_to(built.root)
-    (tmp_path / "folder-link").symlink_to(built.root / "data")
+    (tmp_path / "directory-link").symlink_to(built.root / "data")
     before = everything_of(built.root)
 
     with pytest.raises(UsageError, match="is inside the home"):
-        _take(built.root, folder=tmp_path / way)
+        _take(built.root, directory=tmp_path / way)
 
     assert everything_of(built.root) == before
 
@@ -412,20 +417,20 @@ def test_a_snapshot_folder_inside_the_home_is_refused(tmp_path: Path, way: str) 
     not SHM.is_dir() or SHM.stat().st_dev == Path("/tmp").stat().st_dev,
     reason="/dev/shm is no file system of its own here",
 )
-def test_the_snapshot_folder_may_be_on_another_file_system(tmp_path: Path) -> None:
-    """Staging and the partial stand in the snapshot folder, so the last rename is one."""
+def test_the_snapshot_directory_may_be_on_another_file_system(tmp_path: Path) -> None:
+    """Staging and the partial stand in the snapshot directory, so the last rename is one."""
     built = small(tmp_path / "home")
-    folder = SHM / f"sagewai-ops-test-{os.getpid()}"
+    directory = SHM / f"sagewai-ops-test-{os.getpid()}"
     try:
-        report = _take(built.root, folder=folder)
+        report = _take(built.root, directory=directory)
 
-        assert sorted(path.name for path in folder.iterdir()) == sorted(
+        assert sorted(path.name for path in directory.iterdir()) == sorted(
             (report.path.name, f"{report.path.name}.json") if report.path else ()
         )
     finally:
-        for path in folder.glob("*"):
+        for path in directory.glob("*"):
             path.unlink()
-        folder.rmdir()
+        directory.rmdir()
 
 
 def _give_away(root: Path) -> None:
@@ -435,40 +440,40 @@ def _give_away(root: Path) -> None:
             os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
 
 
-def _import_all(folder: Path) -> None:
+def _import_all(directory: Path) -> None:
     """Import what a backup imports late: the interpreter may lie where only root can read."""
-    _take(small(folder / "first").root)
+    _take(small(directory / "first").root)
 
 
 def test_a_home_that_may_only_be_read_is_backed_up_and_stays_as_it_was() -> None:
     """Without the right to write anywhere in it, as another user than root."""
-    with reachable_folder() as folder:
-        built = small(folder / "home", layout="canonical")
+    with reachable_directory() as directory:
+        built = small(directory / "home", layout="canonical")
         _give_away(built.root)
         for path in (*built.root.rglob("*"), built.root):
             if not path.is_symlink():
                 path.chmod(0o500 if path.is_dir() else 0o400)
         before = everything_of(built.root)
-        _import_all(folder)
+        _import_all(directory)
         with unprivileged():
-            report = _take(built.root, folder=folder / "snapshots")
+            report = _take(built.root, directory=directory / "snapshots")
 
             assert everything_of(built.root) == before
             assert report.is_complete
-            assert rows_of(_database(report, folder / "copy.db"))["sessions"]
+            assert rows_of(_database(report, directory / "copy.db"))["sessions"]
 
 
 def test_a_file_that_may_not_be_read_is_a_loss_by_name() -> None:
     """The rest is carried; the report says what is missing."""
-    with reachable_folder() as folder:
-        built = small(folder / "home")
+    with reachable_directory() as directory:
+        built = small(directory / "home")
         _give_away(built.root)
         (built.root / "data/closed").write_text("x")
         (built.root / "data/closed").chmod(0)
         (built.root / "data/shut").mkdir(mode=0)
-        _import_all(folder)
+        _import_all(directory)
         with unprivileged():
-            report = _take(built.root, folder=folder / "snapshots")
+            report = _take(built.root, directory=directory / "snapshots")
         (built.root / "data/shut").chmod(0o700)  # or nobody could remove it
 
     assert _left_out(report)["data/closed"] is Reason.UNREADABLE
@@ -696,8 +701,8 @@ def test_an_archive_that_does_not_read_back_never_gets_its_name(
 def test_leftovers_of_dead_runs_are_swept_and_those_of_live_ones_stay(tmp_path: Path) -> None:
     """Partials, staging and half-written cards go, unless somebody holds them."""
     built = small(tmp_path / "home")
-    folder = tmp_path / "home.snapshots"
-    folder.mkdir()
+    directory = tmp_path / "home.snapshots"
+    directory.mkdir()
     stem = ".sagewai-20260101T000000Z-00000"
     dead = [
         f"{stem}1.tar.zst.partial",
@@ -706,21 +711,21 @@ def test_leftovers_of_dead_runs_are_swept_and_those_of_live_ones_stay(tmp_path: 
         f"{stem}4.staging",
     ]
     for name in dead[:3]:
-        (folder / name).write_bytes(b"half")
-    (folder / dead[3]).mkdir()
-    (folder / dead[3] / "0.db").write_bytes(b"half")
+        (directory / name).write_bytes(b"half")
+    (directory / dead[3]).mkdir()
+    (directory / dead[3] / "0.db").write_bytes(b"half")
     strangers = [".sagewai-notes", "sagewai-20260101T000000Z-000005.tar.zst.partial", "README"]
     for name in strangers:
-        (folder / name).write_bytes(b"mine")
-    os.mkfifo(folder / f"{stem}6.tar.zst.partial")
+        (directory / name).write_bytes(b"mine")
+    os.mkfifo(directory / f"{stem}6.tar.zst.partial")
     live = f"{stem}7.tar.zst.partial"
 
-    with (folder / live).open("wb") as stream:
+    with (directory / live).open("wb") as stream:
         locks.hold_open(stream.fileno())
         report = _take(built.root)
 
     assert set(report.swept) >= set(dead)
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in directory.iterdir()}
     assert names.isdisjoint(dead)
     assert {live, *strangers} <= names
 
@@ -746,7 +751,7 @@ def test_the_sequence_counts_up_although_the_clock_goes_back(
     assert listed == [first.id, second.id]
 
 
-def test_a_held_home_is_not_backed_up_and_no_folder_is_made(tmp_path: Path) -> None:
+def test_a_held_home_is_not_backed_up_and_no_directory_is_made(tmp_path: Path) -> None:
     """One run at a time: who holds it is named."""
     built = small(tmp_path / "home")
 
@@ -778,17 +783,17 @@ def _umask(mask: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("mask", [0o000, 0o077, 0o777])
 def test_modes_are_private_whatever_the_umask(tmp_path: Path, mask: int) -> None:
-    """Folder 0700, archive and card 0600; those above that had to be made as well."""
+    """Directory 0700, archive and card 0600; those above that had to be made as well."""
     built = small(tmp_path / "home")
-    folder = tmp_path / "new/snapshots"
+    directory = tmp_path / "new/snapshots"
 
     with _umask(mask):
-        report = _take(built.root, folder=folder)
+        report = _take(built.root, directory=directory)
 
     assert report.path is not None
     modes = [
         stat.S_IMODE(path.stat().st_mode)
-        for path in (folder.parent, folder, report.path, cards.card_path(report.path))
+        for path in (directory.parent, directory, report.path, cards.card_path(report.path))
     ]
     assert modes == [0o700, 0o700, 0o600, 0o600]
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from home_builder import BuiltHome, build_home
-from memory_folder import memory_folder
+from memory_directory import memory_directory
 from round_trips import assert_same_home, bring_back
 from sagewai_ops.backup.mirror import keep_tree
 from sagewai_ops.backup.report import BackupOptions
@@ -33,9 +33,9 @@ pytestmark = pytest.mark.skipif(shutil.which("restic") is None, reason="restic i
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """Give a folder in memory: the repository is made durable at each step."""
-    with memory_folder() as folder:
-        yield folder
+    """Give a directory in memory: the repository is made durable at each step."""
+    with memory_directory() as directory:
+        yield directory
 
 
 def restic(repository: Path, *words: object) -> list[dict[str, Any]]:
@@ -80,22 +80,26 @@ def test_restic_stores_little_anew_when_few_rows_changed(tmp_path: Path) -> None
         artifacts=False,
         leftovers=False,
     )
-    home, folder, repository = locate(built.root, {}), tmp_path / "backups", tmp_path / "repository"
+    home, directory, repository = (
+        locate(built.root, {}),
+        tmp_path / "backups",
+        tmp_path / "repository",
+    )
     restic(repository, "init")
-    keep_tree(home, folder, BackupOptions())
-    first = restic(repository, "backup", folder / "tree")[-1]
+    keep_tree(home, directory, BackupOptions())
+    first = restic(repository, "backup", directory / "tree")[-1]
 
     changed, rows = change_newest(built)
-    keep_tree(home, folder, BackupOptions())
-    second = restic(repository, "backup", folder / "tree")[-1]
+    keep_tree(home, directory, BackupOptions())
+    second = restic(repository, "backup", directory / "tree")[-1]
 
-    size_bytes = (folder / "tree" / DATABASE).stat().st_size
+    size_bytes = (directory / "tree" / DATABASE).stat().st_size
     assert 0.01 * rows <= changed < 0.02 * rows
     assert first["data_added"] > 0.9 * size_bytes
     assert 0 < second["data_added"] < 0.15 * size_bytes
 
     restic(repository, "restore", "latest", "--target", tmp_path / "out")
-    found = tmp_path / "out" / (folder / "tree").relative_to("/")
+    found = tmp_path / "out" / (directory / "tree").relative_to("/")
     key = {"SAGEWAI_MASTER_KEY": built.master_key.read_text()}
     bring_back(found, tmp_path / "back", environment=key)
     assert_same_home(built.root, tmp_path / "back", "secrets/master.key")

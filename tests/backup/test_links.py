@@ -16,11 +16,11 @@ def test_an_absolute_link_into_the_home_leads_into_the_restored_one(tmp_path: Pa
     """The link names the new home, and in the tar stream it is relative."""
     build_home(tmp_path / "home", artifacts=False)
     home = locate(tmp_path / "home", {})
-    folder = home.root / "data" / "a"
-    folder.mkdir(parents=True)
-    (folder / "file").write_text("content")
-    (folder / "absolute").symlink_to(folder / "file")
-    (folder / "relative").symlink_to("../a/file")
+    directory = home.root / "data" / "a"
+    directory.mkdir(parents=True)
+    (directory / "file").write_text("content")
+    (directory / "absolute").symlink_to(directory / "file")
+    (directory / "relative").symlink_to("../a/file")
 
     report = take_snapshot(home, tmp_path / "snapshots", BackupOptions())
     assert report.path is not None

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from home_builder import BuiltHome
-from memory_folder import memory_folder
+from memory_directory import memory_directory
 from program import call
 from round_trips import assert_same_home, bring_back
 from sagewai_ops.archive.age import Lock
@@ -41,9 +41,9 @@ NOTE = "data/note"
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """Give a folder in memory: what these tests make durable is much."""
-    with memory_folder() as folder:
-        yield folder
+    """Give a directory in memory: what these tests make durable is much."""
+    with memory_directory() as directory:
+        yield directory
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ def test_what_a_tree_cannot_be_is_refused(
 
 
 def test_another_home_or_a_stranger_is_never_replaced(built: BuiltHome, tmp_path: Path) -> None:
-    """Neither a tree of another home, nor a folder or link that somebody put there."""
+    """Neither a tree of another home, nor a directory or link that somebody put there."""
     kept(built.root)
     other = small(tmp_path / "other", seed=2)
 
@@ -319,7 +319,8 @@ def test_another_home_or_a_stranger_is_never_replaced(built: BuiltHome, tmp_path
 
 
 @pytest.mark.parametrize(
-    "damage", ["flip", "cut", "longer", "missing", "link", "folder link", "manifest", "sum", "gone"]
+    "damage",
+    ["flip", "cut", "longer", "missing", "link", "directory link", "manifest", "sum", "gone"],
 )
 def test_a_damaged_tree_is_refused(built: BuiltHome, tmp_path: Path, damage: str) -> None:
     """By verify and by restore, which leaves the target untouched."""
@@ -338,7 +339,7 @@ def test_a_damaged_tree_is_refused(built: BuiltHome, tmp_path: Path, damage: str
     elif damage == "link":
         note.unlink()
         note.symlink_to(tmp_path / "elsewhere/note")
-    elif damage == "folder link":
+    elif damage == "directory link":
         shutil.rmtree(tree / "data")
         (tree / "data").symlink_to(tmp_path / "elsewhere")
     elif damage == "manifest":
@@ -476,8 +477,8 @@ def test_options_of_archives_are_refused(built: BuiltHome, words: list[str]) -> 
     assert call("--home", built.root, "backup", "--format", "zip").code == 2
 
 
-def test_the_command_keeps_a_tree_below_the_snapshot_folder(built: BuiltHome) -> None:
-    """`--to` names that folder; `tree` names it for the commands that read."""
+def test_the_command_keeps_a_tree_below_the_snapshot_directory(built: BuiltHome) -> None:
+    """`--to` names that directory; `tree` names it for the commands that read."""
     answer = call("--home", built.root, "backup", "--format", "directory", "--json")
 
     tree = built.root.with_name("home.snapshots") / "tree"
@@ -508,10 +509,10 @@ def test_a_copied_tree_opens_without_us(built: BuiltHome, tmp_path: Path) -> Non
     assert {entry["path"] for entry in entries} <= found.keys()
 
 
-def test_the_folder_between_two_renames_is_put_back(
+def test_the_directory_between_two_renames_is_put_back(
     built: BuiltHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where two folders cannot be exchanged, a run may die while there is no tree."""
+    """Where two directories cannot be exchanged, a run may die while there is no tree."""
     first = kept(built.root)
     tree = tree_of(built.root)
     tree.rename(tree.with_name(mirror._ASIDE))

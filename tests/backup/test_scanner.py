@@ -39,7 +39,7 @@ def _home(tmp_path: Path) -> Path:
     return root
 
 
-def test_folders_stand_before_what_is_in_them_and_names_are_in_order(tmp_path: Path) -> None:
+def test_directories_stand_before_what_is_in_them_and_names_are_in_order(tmp_path: Path) -> None:
     """The order of the archive is that of the walk, the same on every file system."""
     root = _home(tmp_path)
     for name in ("b", "a", "C"):
@@ -71,8 +71,8 @@ def test_a_built_home_leaves_out_only_what_crashes_and_sqlite_left(tmp_path: Pat
     expected |= {"config/admin-state.json.lock": Reason.LOCK, "secrets/master.key": Reason.KEY}
     assert kept_out == expected
     assert not any(reason.is_loss for reason in kept_out.values())
-    every = {os.path.relpath(os.path.join(at, name), built.root) for at, folders, files in
-             os.walk(built.root) for name in (*folders, *files)}  # fmt: skip
+    every = {os.path.relpath(os.path.join(at, name), built.root) for at, directories, files in
+             os.walk(built.root) for name in (*directories, *files)}  # fmt: skip
     assert every == {*_carried(collection), *kept_out}
 
 
@@ -178,7 +178,7 @@ def test_links_that_sagewai_itself_follows_are_followed(tmp_path: Path) -> None:
     }
 
 
-def test_a_key_behind_a_followed_folder_is_the_key(tmp_path: Path) -> None:
+def test_a_key_behind_a_followed_directory_is_the_key(tmp_path: Path) -> None:
     """`secrets` may lie elsewhere; its key stays out all the same."""
     root = _home(tmp_path)
     (root / "secrets").rmdir()
@@ -190,7 +190,7 @@ def test_a_key_behind_a_followed_folder_is_the_key(tmp_path: Path) -> None:
 
 
 def test_sockets_and_pipes_are_losses_with_their_kind(tmp_path: Path) -> None:
-    """What is no file, folder or link is named, unless it was excluded."""
+    """What is no file, directory or link is named, unless it was excluded."""
     root = _home(tmp_path)
     os.mkfifo(root / "data/pipe")
     with socket.socket(socket.AF_UNIX) as listener:
@@ -207,8 +207,8 @@ def test_sockets_and_pipes_are_losses_with_their_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["data/cache", "data/cache/", "*/cache", "d?ta/cache*"])
-def test_an_excluded_folder_takes_its_content_along(tmp_path: Path, pattern: str) -> None:
-    """The folder is named once; what is in it is not looked at."""
+def test_an_excluded_directory_takes_its_content_along(tmp_path: Path, pattern: str) -> None:
+    """The directory is named once; what is in it is not looked at."""
     root = _home(tmp_path)
     (root / "data/cache/deep").mkdir(parents=True)
 
@@ -241,7 +241,7 @@ def test_files_under_the_archives_own_names_are_carried_aside(tmp_path: Path) ->
 
 
 def test_what_overrides_put_outside_is_carried_by_the_variables_name(tmp_path: Path) -> None:
-    """Documents, the SOPS folder and the database follow; the cache can be made again."""
+    """Documents, the SOPS directory and the database follow; the cache can be made again."""
     built = small(tmp_path / "home")
     away = tmp_path / "away"
     away.mkdir()
@@ -321,13 +321,13 @@ def test_another_database_with_a_wal_is_copied_and_its_sidecars_stay_out(tmp_pat
     assert _reasons(collection)["data/own.db-wal"] is Reason.SIDECAR
 
 
-def test_a_folder_in_the_databases_place_is_damage(tmp_path: Path) -> None:
-    """There is no way to read a folder as a database, and no reason to pass over it."""
+def test_a_directory_in_the_databases_place_is_damage(tmp_path: Path) -> None:
+    """There is no way to read a directory as a database, and no reason to pass over it."""
     root = _home(tmp_path)
     (root / "db/sagewai.db").mkdir()
     home = locate(root, {})
 
-    with pytest.raises(DamagedError, match="is a folder"):
+    with pytest.raises(DamagedError, match="is a directory"):
         main_database(home, collect(home))
 
 
@@ -348,7 +348,7 @@ def test_a_name_too_long_for_a_snapshot_is_a_loss(tmp_path: Path) -> None:
     assert sum("n" * 255 in path for path in _carried(collection)) == 15
 
 
-def test_folders_may_nest_deeper_than_calls(tmp_path: Path) -> None:
+def test_directories_may_nest_deeper_than_calls(tmp_path: Path) -> None:
     """A tree of 1500 levels is walked like any other."""
     root = _home(tmp_path)
     for depth in range(1, 1501):

@@ -70,9 +70,9 @@ def main() -> int:
         _say(line)
     print(f"Measured on {machine(REPOSITORY)}.\n")
     print(f"Peers: {', '.join(_versions())}.\n")
-    with tempfile.TemporaryDirectory(prefix="sagewai-ops-bench-", dir=arguments.work) as folder:
+    with tempfile.TemporaryDirectory(prefix="sagewai-ops-bench-", dir=arguments.work) as directory:
         for home in homes:
-            for line in _report(home, peers, Path(folder), arguments.rounds or home.rounds):
+            for line in _report(home, peers, Path(directory), arguments.rounds or home.rounds):
                 print(line, flush=True)
     for line in _starts():
         print(line)
@@ -80,16 +80,16 @@ def main() -> int:
     return 0
 
 
-def _report(home: Home, peers: Sequence[Peer], folder: Path, rounds: int) -> Iterator[str]:
+def _report(home: Home, peers: Sequence[Peer], directory: Path, rounds: int) -> Iterator[str]:
     """Build a home, take every contender through it in turns, and give the two tables."""
     _say(f"{home.title}: building")
-    root = folder / "home"
+    root = directory / "home"
     built = _build(root, home.options)
     results = {peer.name: Result() for peer in peers}
     for number in range(rounds):
         for peer in peers:
             _say(f"{home.title}: round {number + 1} of {rounds}, {peer.name}")
-            _round(peer, root, folder / "work", results[peer.name])
+            _round(peer, root, directory / "work", results[peer.name])
     shutil.rmtree(root)
     yield f"#### {home.title}: {_megabytes(built['bytes'])} in {built['files']} files"
     yield ""
@@ -116,7 +116,7 @@ def _report(home: Home, peers: Sequence[Peer], folder: Path, rounds: int) -> Ite
 
 
 def _round(peer: Peer, home: Path, work: Path, result: Result) -> None:
-    """Back up and restore once, in a folder that is made and removed for it."""
+    """Back up and restore once, in a directory that is made and removed for it."""
     shutil.rmtree(work, ignore_errors=True)
     own, target = work / "own", work / "target"
     own.mkdir(parents=True)

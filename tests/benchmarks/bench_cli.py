@@ -66,9 +66,9 @@ def main() -> int:
         if not arguments.home:
             artifacts = int(arguments.bytes * ARTIFACT_SHARE)
             build_home(home, database_bytes=arguments.bytes - artifacts, artifact_bytes=artifacts)
-        folder = Path(work, "cards")
-        make_cards(folder, home, arguments.cards)
-        rows = _measured(home, folder, arguments.cards)
+        directory = Path(work, "cards")
+        make_cards(directory, home, arguments.cards)
+        rows = _measured(home, directory, arguments.cards)
     print("| | best | asked for | CPU | |")
     print("|---|--:|--:|--:|---|")
     for row in rows:
@@ -78,10 +78,10 @@ def main() -> int:
     return 0
 
 
-def make_cards(folder: Path, home: Path, count: int) -> None:
+def make_cards(directory: Path, home: Path, count: int) -> None:
     """Make as many snapshots of a home, one an hour, as far as a list looks at them."""
     owner = owner_of(locate(home, {}))
-    folder.mkdir()
+    directory.mkdir()
     for number in range(1, count + 1):
         moment = START + timedelta(hours=number)
         identifier = f"{moment:%Y%m%dT%H%M%SZ}-{number:06x}"
@@ -105,15 +105,15 @@ def make_cards(folder: Path, home: Path, count: int) -> None:
             "sound": True,
             "verified_at": f"{moment:%Y-%m-%dT%H:%M:%SZ}",
         }
-        (folder / name).touch()
-        (folder / f"{name}.json").write_text(json.dumps(card, indent=1))
+        (directory / name).touch()
+        (directory / f"{name}.json").write_text(json.dumps(card, indent=1))
 
 
-def _measured(home: Path, folder: Path, cards: int) -> list[Row]:
+def _measured(home: Path, directory: Path, cards: int) -> list[Row]:
     ours = [os.fspath(Path(sys.executable).with_name("sagewai-ops"))]
     at_home = [*ours, "--home", os.fspath(home)]
-    listing = [*at_home, "snapshots", "list", "--snapshots", os.fspath(folder)]
-    planning = [*at_home, "snapshots", "prune", "--snapshots", os.fspath(folder), "--dry-run"]
+    listing = [*at_home, "snapshots", "list", "--snapshots", os.fspath(directory)]
+    planning = [*at_home, "snapshots", "prune", "--snapshots", os.fspath(directory), "--dry-run"]
     cost = _costs({
         "pass": [sys.executable, "-c", "pass"],
         "version": [*ours, "--version"],

@@ -106,8 +106,8 @@ def _url(server: Server) -> database_url.PostgresUrl:
 
 def _check(rows: int, rounds: int) -> bool:
     """Compare a check with SQLite's own, in turns, on one home."""
-    with tempfile.TemporaryDirectory(prefix="sagewai-ops-bench-") as folder:
-        home = Path(folder) / "home"
+    with tempfile.TemporaryDirectory(prefix="sagewai-ops-bench-") as directory:
+        home = Path(directory) / "home"
         database = home / "db" / "sagewai.db"
         database.parent.mkdir(parents=True)
         create_database(database)

@@ -38,14 +38,14 @@ def main() -> int:
     parser.add_argument("--work", type=Path, metavar="DIR", help="on the disk to measure on")
     arguments = parser.parse_args()
     print(f"Measured on {machine(REPOSITORY)}.\n")
-    with tempfile.TemporaryDirectory(prefix="sagewai-ops-bench-", dir=arguments.work) as folder:
-        _compare(Path(folder), arguments.size)
+    with tempfile.TemporaryDirectory(prefix="sagewai-ops-bench-", dir=arguments.work) as directory:
+        _compare(Path(directory), arguments.size)
     print(f"\n{LIMIT}")
     return 0
 
 
-def _compare(folder: Path, size: str) -> None:
-    home, target = folder / "home", folder / "target"
+def _compare(directory: Path, size: str) -> None:
+    home, target = directory / "home", directory / "target"
     built = subprocess.run(
         [sys.executable, "-m", "home_builder", os.fspath(home), "--size", size],
         env={**os.environ, "PYTHONPATH": os.fspath(REPOSITORY / "fixtures")},

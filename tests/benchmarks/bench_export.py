@@ -62,7 +62,7 @@ pgloader --root-dir "$0/pgloader" --load-lisp-file pgloader.lisp pgloader.load >
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What is measured on: a home, a server, and a folder for files."""
+    """What is measured on: a home, a server, and a directory for files."""
 
     home: Path
     server: Server
@@ -82,8 +82,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--skip-large", action="store_true")
     arguments = parser.parse_args()
-    for folder in ("sagewai_ops", "commands"):  # as an installer leaves them
-        compileall.compile_dir(REPOSITORY / folder, quiet=1)
+    for directory in ("sagewai_ops", "commands"):  # as an installer leaves them
+        compileall.compile_dir(REPOSITORY / directory, quiet=1)
     server = Server(max(installations(), key=lambda found: found.major))
     server.start()
     try:
@@ -106,8 +106,8 @@ def _measure(server: Server, rows: int, vectors: int, rounds: int, *, slow: bool
     Args:
         slow: Also those that take many times as long as the others.
     """
-    with tempfile.TemporaryDirectory(prefix="sagewai-ops-bench-") as folder:
-        site = Site(Path(folder) / "home", server, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="sagewai-ops-bench-") as directory:
+        site = Site(Path(directory) / "home", server, Path(directory))
         rows = _build(site, rows, vectors)
         ways = _ways(site, slow=slow)
         costs: dict[str, list[Cost]] = {name: [] for name in ways}

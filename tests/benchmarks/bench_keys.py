@@ -44,10 +44,10 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="where the home is built")
     arguments = parser.parse_args()
     print(f"Measured on {machine(REPOSITORY)}.\n")
-    with tempfile.TemporaryDirectory(prefix="sagewai-ops-bench-", dir=arguments.work) as folder:
-        built = build_home(Path(folder, "home"), rows=1, vectors=0, artifacts=False)
+    with tempfile.TemporaryDirectory(prefix="sagewai-ops-bench-", dir=arguments.work) as directory:
+        built = build_home(Path(directory, "home"), rows=1, vectors=0, artifacts=False)
         tokens = _fill(built, arguments.values)
-        _compare(built, tokens, Path(folder))
+        _compare(built, tokens, Path(directory))
     print(f"\n{LIMIT}")
     return 0
 
@@ -88,16 +88,16 @@ def _fill(built: BuiltHome, values: int) -> list[bytes]:
     return made
 
 
-def _compare(built: BuiltHome, tokens: list[bytes], folder: Path) -> None:
+def _compare(built: BuiltHome, tokens: list[bytes], directory: Path) -> None:
     # Findings of plaintext, which the builder plants, are no failure here.
     check = _command(built.root, "keys", "check", "-q")
-    rotate = _command(folder / "copy", "keys", "rotate", "--no-snapshot", "--yes")
+    rotate = _command(directory / "copy", "keys", "rotate", "--no-snapshot", "--yes")
     checks, rotations, floors = [], [], []
     for _ in range(ROUNDS):
         floors.append(_floor(built, tokens))
         checks.append(measure(check))
-        shutil.rmtree(folder / "copy", ignore_errors=True)
-        shutil.copytree(built.root, folder / "copy")
+        shutil.rmtree(directory / "copy", ignore_errors=True)
+        shutil.copytree(built.root, directory / "copy")
         rotations.append(measure(rotate))
     opened, sealed = (min(costs) for costs in zip(*floors, strict=True))
     checked, rotated = best(checks), best(rotations)

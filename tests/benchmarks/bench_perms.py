@@ -45,8 +45,8 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="where the home is built")
     arguments = parser.parse_args()
     print(f"Measured on {machine(REPOSITORY)}.\n")
-    with tempfile.TemporaryDirectory(prefix="sagewai-ops-bench-", dir=arguments.work) as folder:
-        home = Path(folder, "home")
+    with tempfile.TemporaryDirectory(prefix="sagewai-ops-bench-", dir=arguments.work) as directory:
+        home = Path(directory, "home")
         build_home(home, small_files=arguments.files)
         # Nothing to report, so that both only look.
         ours = [sys.executable, "-m", "sagewai_ops", "--home", os.fspath(home), "verify-perms"]
@@ -58,7 +58,7 @@ def main() -> int:
 
 def _compare(home: Path, files: int, ours: list[str]) -> None:
     find = ["find", os.fspath(home), "-printf", FACTS]
-    # A finding above the home, such as an open folder of the work place, is no failure here.
+    # A finding above the home, such as an open directory of the work place, is no failure here.
     command = ["sh", "-c", '"$@" || [ $? -eq 4 ]', "sh", *ours]
     costs: dict[str, list[Cost]] = {"find": [], "ours": []}
     looks = []

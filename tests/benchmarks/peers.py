@@ -1,7 +1,7 @@
 """The programs that a backup is compared with, each as the commands that a user would run.
 
-All work in folders of their own below one folder, so on the same disk. Caches and configuration are
-put there too. A peer whose programs are not installed is left out by `installed`.
+All work in directories of their own below one directory, so on the same disk. Caches and
+configuration are put there too. A peer whose programs are not installed is left out by `installed`.
 """
 
 import os
@@ -34,9 +34,9 @@ class Peer:
 
     Attributes:
         name: In the table.
-        backup: A shell script; `$home` is the home, `$work` a folder of the peer's own.
+        backup: A shell script; `$home` is the home, `$work` a directory of the peer's own.
         restore: Another, which fills `$target`.
-        store: What the backup leaves in `$work`: a file, or a folder.
+        store: What the backup leaves in `$work`: a file, or a directory.
         prepare: Run before a backup and not measured, in an empty `$work`.
         programs: What must be installed.
         environment: For all three.

@@ -3,8 +3,8 @@
 For the benchmarks only. It converts what it must to have the rows accepted (lists to arrays, short
 ids to uuids) and checks nothing.
 
-    python sqlite_to_postgres.py csv DATABASE FOLDER URL  # writes FOLDER/load.sql for psql too
-    python sqlite_to_postgres.py insert DATABASE URL
+    python sqlite_to_postgres.py csv DATABASE DIRECTORY URL  # writes DIRECTORY/load.sql for psql
+    too python sqlite_to_postgres.py insert DATABASE URL
 """
 
 import asyncio
@@ -49,14 +49,14 @@ async def main() -> None:
         source.close()
 
 
-async def write_files(source: sqlite3.Connection, target: Any, folder: Path) -> None:
+async def write_files(source: sqlite3.Connection, target: Any, directory: Path) -> None:
     """Write a file for each table with rows, and the script that loads them."""
-    folder.mkdir(exist_ok=True)
-    with (folder / "load.sql").open("w") as script:
+    directory.mkdir(exist_ok=True)
+    with (directory / "load.sql").open("w") as script:
         script.write("SET timezone = 'UTC';\n")
         for table, types in await tables(source, target):
             names = ", ".join(f'"{name}"' for name in types)
-            path = folder / f"{table}.csv"
+            path = directory / f"{table}.csv"
             with path.open("w", newline="") as file:
                 csv.writer(file).writerows(rows(source, table, types))
             script.write(f"\\copy \"{table}\" ({names}) FROM '{path}' WITH (FORMAT csv)\n")

@@ -39,7 +39,7 @@ def measure(
     command: Sequence[str],
     *,
     environment: Mapping[str, str] | None = None,
-    folder: Path | None = None,
+    directory: Path | None = None,
 ) -> Cost:
     """Run a command and say what it took.
 
@@ -47,7 +47,7 @@ def measure(
 
     Args:
         environment: Added to ours.
-        folder: To run in.
+        directory: To run in.
 
     Raises:
         RuntimeError: It ended with another code than 0; the message has what it said.
@@ -56,7 +56,7 @@ def measure(
     with subprocess.Popen(
         command,
         env={**os.environ, **(environment or {})},
-        cwd=folder,
+        cwd=directory,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -91,7 +91,7 @@ def best(costs: Sequence[Cost]) -> Cost:
 
 
 def tree_bytes(path: Path) -> int:
-    """Sum the sizes of a file, or of all files below a folder."""
+    """Sum the sizes of a file, or of all files below a directory."""
     if path.is_file():
         return path.stat().st_size
     return sum(item.lstat().st_size for item in path.rglob("*") if not item.is_dir())

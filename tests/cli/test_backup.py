@@ -47,13 +47,13 @@ def home(tmp_path: Path) -> BuiltHome:
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home of 44 MB, whose backup can be caught at work; only read."""
-    folder = tmp_path_factory.mktemp("large")
-    return small(folder / "home", database_bytes=12_000_000, artifact_bytes=32_000_000,
+    directory = tmp_path_factory.mktemp("large")
+    return small(directory / "home", database_bytes=12_000_000, artifact_bytes=32_000_000,
                  artifacts=True).root  # fmt: skip
 
 
-def _names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+def _names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir()) if directory.exists() else []
 
 
 def _error_lines(answer: Answer) -> list[str]:
@@ -111,7 +111,7 @@ def test_the_home_is_named_before_or_after_or_by_a_variable(
 def test_every_option_has_a_variable(
     home: BuiltHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder, a pattern, the output form and encryption, all from the environment."""
+    """The directory, a pattern, the output form and encryption, all from the environment."""
     recipients = tmp_path / "recipients"
     recipients.write_text(f"# the team\n{_identity(tmp_path)[0]}\n")
     for name, value in {
@@ -204,7 +204,7 @@ def test_usage_errors_are_two_lines_and_exit_2(home: BuiltHome, words: list[str]
 
 
 @pytest.mark.parametrize("option", ["--home", "--to", "--recipients-file"])
-def test_an_empty_path_is_not_the_working_folder(home: BuiltHome, option: str) -> None:
+def test_an_empty_path_is_not_the_working_directory(home: BuiltHome, option: str) -> None:
     """`--to "$UNSET"` in a script is a mistake, and is said."""
     answer = call("--home", home.root, "backup", f"{option}=")
 
@@ -279,7 +279,7 @@ def test_an_unopened_sealed_value_exits_3_by_name(tmp_path: Path) -> None:
 
 
 def test_a_database_that_is_none_exits_16_with_a_hint(tmp_path: Path) -> None:
-    """Two lines, and the folder stays empty."""
+    """Two lines, and the directory stays empty."""
     built = small(tmp_path / "home", journal="none")
     built.database.write_bytes(b"this is no database" * 1000)
 
@@ -305,8 +305,8 @@ def test_the_key_is_nowhere_in_what_a_clear_backup_gives(tmp_path: Path) -> None
 
     assert [answer.code for answer in answers] == [0, 0, 2, 2]
     said = "".join(answer.out + answer.err for answer in answers).encode()
-    folder = tmp_path / "home.snapshots"
-    kept = b"".join(path.read_bytes() for path in folder.glob("*.json"))
+    directory = tmp_path / "home.snapshots"
+    kept = b"".join(path.read_bytes() for path in directory.glob("*.json"))
     tar = subprocess.run(["zstd", "-dc", taken(answers[0])], capture_output=True, check=True).stdout
     for secret in (key, base64.urlsafe_b64decode(key), base64.b64encode(key)):
         assert secret not in said
@@ -315,12 +315,12 @@ def test_the_key_is_nowhere_in_what_a_clear_backup_gives(tmp_path: Path) -> None
     assert answers[0].result["key_fingerprint"].encode() in kept
 
 
-def _identity(folder: Path) -> tuple[str, Path]:
+def _identity(directory: Path) -> tuple[str, Path]:
     """Make an age identity file; give its recipient and its path."""
     import pyrage
 
     identity = pyrage.x25519.Identity.generate()
-    path = folder / "identity.txt"
+    path = directory / "identity.txt"
     path.write_text(f"# a test's\n{identity}\n")
     return str(identity.to_public()), path
 
@@ -407,7 +407,7 @@ def test_a_passphrase_is_asked_for_on_a_terminal_and_not_shown(home: BuiltHome) 
 
 
 def test_the_archive_goes_through_a_pipe(home: BuiltHome, tmp_path: Path) -> None:
-    """No folder, no card, nothing on stderr, and what comes out is a whole archive."""
+    """No directory, no card, nothing on stderr, and what comes out is a whole archive."""
     if not all(map(shutil.which, ("zstd", "tar"))):
         pytest.skip("zstd or tar is not installed")
     scratch = tmp_path / "scratch"
@@ -520,14 +520,14 @@ def _wait(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def _size(folder: Path, pattern: str) -> int:
+def _size(directory: Path, pattern: str) -> int:
     with contextlib.suppress(FileNotFoundError):
-        return max((path.stat().st_size for path in folder.glob(pattern)), default=-1)
+        return max((path.stat().st_size for path in directory.glob(pattern)), default=-1)
     return -1
 
 
-def _ends_whole(folder: Path) -> bool:
-    for path in folder.glob(".*.partial"):
+def _ends_whole(directory: Path) -> bool:
+    for path in directory.glob(".*.partial"):
         with contextlib.suppress(OSError), path.open("rb") as file:
             file.seek(-4, os.SEEK_END)
             return file.read() == SEEK_TABLE_END
@@ -541,41 +541,41 @@ def test_a_damaged_database_is_named_where_it_stands(tmp_path: Path) -> None:
     content = bytearray(database.read_bytes())
     content[100:4096] = bytes(3996)  # the root of the schema
     database.write_bytes(content)
-    folder = tmp_path / "snapshots"
+    directory = tmp_path / "snapshots"
 
-    refused = run("--home", home, "backup", "--to", folder)
-    rest = run("--home", home, "backup", "--to", folder, "--exclude", "db/*", "--json")
+    refused = run("--home", home, "backup", "--to", directory)
+    rest = run("--home", home, "backup", "--to", directory, "--exclude", "db/*", "--json")
 
     assert refused.code == 16
     assert str(database) in refused.err
     assert ".staging" not in refused.err
     assert "--exclude 'db/*'" in refused.err
     assert rest.code == 0
-    assert _names(folder) == [taken(rest).name, f"{taken(rest).name}.json"]
+    assert _names(directory) == [taken(rest).name, f"{taken(rest).name}.json"]
 
 
 MOMENTS: dict[str, Callable[[Path], bool]] = {
-    "copying": lambda folder: _size(folder, ".*.staging/*.db") >= 0,
-    "packing": lambda folder: _size(folder, ".*.partial") > 0,
-    "half-way": lambda folder: _size(folder, ".*.partial") > 5_000_000,
+    "copying": lambda directory: _size(directory, ".*.staging/*.db") >= 0,
+    "packing": lambda directory: _size(directory, ".*.partial") > 0,
+    "half-way": lambda directory: _size(directory, ".*.partial") > 5_000_000,
     "verifying": _ends_whole,
 }
 
 
 @contextlib.contextmanager
 def _stopped(
-    large: Path, folder: Path, moment: str, *words: str
+    large: Path, directory: Path, moment: str, *words: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a backup and halt it at a moment; again, where it was too fast to be caught there."""
     while True:
-        with started("--home", large, "backup", "--to", folder, *words) as process:
-            _wait(lambda: MOMENTS[moment](folder) or process.poll() is not None)
+        with started("--home", large, "backup", "--to", directory, *words) as process:
+            _wait(lambda: MOMENTS[moment](directory) or process.poll() is not None)
             process.send_signal(signal.SIGSTOP)
-            if _is_halted(process) and MOMENTS[moment](folder):
+            if _is_halted(process) and MOMENTS[moment](directory):
                 yield process
                 return
         process.wait()
-        for left in folder.glob("*sagewai-*"):
+        for left in directory.glob("*sagewai-*"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
@@ -637,8 +637,8 @@ def test_a_signal_after_the_name_waits_for_the_card_and_says_that_the_snapshot_s
 def test_a_signal_removes_the_partials_of_an_encrypted_run(large: Path, tmp_path: Path) -> None:
     """Threads that encrypt end with the run; the JSON envelope is still the one object."""
     recipient, _path = _identity(tmp_path)
-    folder = tmp_path / "snapshots"
-    with _stopped(large, folder, "half-way", "--recipient", recipient, "--json") as process:
+    directory = tmp_path / "snapshots"
+    with _stopped(large, directory, "half-way", "--recipient", recipient, "--json") as process:
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGCONT)
         out, error = process.communicate(timeout=PATIENCE_SECONDS)
@@ -647,34 +647,34 @@ def test_a_signal_removes_the_partials_of_an_encrypted_run(large: Path, tmp_path
     document = json.loads(out)
     assert (document["exit_code"], document["error"]["code"]) == (143, "interrupted")
     assert error == b""
-    assert _names(folder) == []
+    assert _names(directory) == []
 
 
 @pytest.mark.parametrize("moment", ["copying", "half-way", "verifying"])
 def test_what_a_kill_left_is_never_listed_and_swept_by_the_next_run(
     large: Path, home: BuiltHome, tmp_path: Path, moment: str
 ) -> None:
-    """No cleaning is possible at SIGKILL; the next backup into the folder does it, and says so."""
-    folder = tmp_path / "snapshots"
-    with _stopped(large, folder, moment) as process:
+    """A killed run cannot clean up; the next backup into the directory does, and reports it."""
+    directory = tmp_path / "snapshots"
+    with _stopped(large, directory, moment) as process:
         process.kill()
         process.wait()
-    left = _names(folder)
+    left = _names(directory)
 
-    listed = call("--home", large, "snapshots", "list", "--snapshots", folder, "--json")
-    answer = call("--home", home.root, "backup", "--to", folder, "--json")
+    listed = call("--home", large, "snapshots", "list", "--snapshots", directory, "--json")
+    answer = call("--home", home.root, "backup", "--to", directory, "--json")
 
     assert left
     assert all(name.startswith(".sagewai-") for name in left)
     assert listed.result["snapshots"] == []
     assert sorted(answer.result["swept"]) == left
-    assert _names(folder) == [taken(answer).name, f"{taken(answer).name}.json"]
+    assert _names(directory) == [taken(answer).name, f"{taken(answer).name}.json"]
 
 
 def test_what_a_killed_pipe_left_is_swept_by_the_next_pipe(
     large: Path, home: BuiltHome, tmp_path: Path
 ) -> None:
-    """Its copy of the database, which holds secrets, does not stay in the temporary folder."""
+    """Its copy of the database, which holds secrets, does not stay in the temporary directory."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     environment = {**os.environ, "TMPDIR": str(scratch)}
@@ -741,17 +741,17 @@ def _is_waiting(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def _tmpfs(folder: Path, size: str) -> Iterator[Path]:
-    folder.mkdir()
+def _tmpfs(directory: Path, size: str) -> Iterator[Path]:
+    directory.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", directory], capture_output=True
     )
     if mounted.returncode:
         pytest.skip(f"cannot mount a small file system here: {mounted.stderr.decode().strip()}")
     try:
-        yield folder
+        yield directory
     finally:
-        subprocess.run(["umount", folder], check=True)
+        subprocess.run(["umount", directory], check=True)
 
 
 @pytest.mark.parametrize("size", ["1m", "5m"])
@@ -762,13 +762,13 @@ def test_a_full_disk_exits_13_and_nothing_is_left(tmp_path: Path, size: str, for
     (built.root / "data/noise.bin").write_bytes(os.urandom(8_000_000))
     words = ["--recipient", _identity(tmp_path)[0]] if form == "encrypted" else []
 
-    with _tmpfs(tmp_path / "disk", size) as folder:
-        answer = run("--home", built.root, "backup", "--to", folder, *words)
-        left = _names(folder)
+    with _tmpfs(tmp_path / "disk", size) as directory:
+        answer = run("--home", built.root, "backup", "--to", directory, *words)
+        left = _names(directory)
 
     assert answer.code == 13
     assert _error_lines(answer) == ["error", "hint"]
-    assert str(folder) in answer.err
+    assert str(directory) in answer.err
     assert left == []
 
 
@@ -779,7 +779,7 @@ def test_a_home_mounted_read_only_is_backed_up(tmp_path: Path) -> None:
     view.mkdir()
     bound = subprocess.run(["mount", "--bind", built.root, view], capture_output=True)
     if bound.returncode:
-        pytest.skip(f"cannot bind a folder here: {bound.stderr.decode().strip()}")
+        pytest.skip(f"cannot bind a directory here: {bound.stderr.decode().strip()}")
     try:
         subprocess.run(["mount", "-o", "remount,ro,bind", view], check=True)
         before = everything_of(view)
@@ -806,7 +806,7 @@ def test_a_full_stdout_is_an_error_that_is_said(home: BuiltHome, is_json: str) -
     assert done.stderr.decode().startswith("sagewai-ops: error: standard output: no space left")
 
 
-def test_a_snapshot_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_snapshot_directory_that_is_none_is_refused(tmp_path: Path) -> None:
     """A file in its place is a mistake of the caller; a system that refuses is named."""
     built = small(tmp_path / "home")
     (tmp_path / "file").touch()
@@ -816,9 +816,9 @@ def test_a_snapshot_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     refused = run("--home", built.root, "backup", "--to", "/proc/snapshots")
 
     assert below.code == 2
-    assert f"error: {tmp_path}/file: is not a folder" in below.err
+    assert f"error: {tmp_path}/file: is not a directory" in below.err
     assert answer.code == 2
-    assert f"{tmp_path}/file: is not a folder" in answer.err
+    assert f"{tmp_path}/file: is not a directory" in answer.err
     assert refused.code in (10, 14)
     assert "error: /proc/snapshots: " in refused.err
 

@@ -84,7 +84,7 @@ def test_a_switch_holds_in_every_place(switch: str, tmp_path: Path) -> None:
 
 
 def test_a_home_that_is_empty_text_is_refused_in_every_place() -> None:
-    """It is `"$UNSET"` in a script, and would mean the working folder."""
+    """It is `"$UNSET"` in a script, and would mean the working directory."""
     for words in (
         ["--home", "", "snapshots", "list"],
         ["snapshots", "--home", "", "list"],

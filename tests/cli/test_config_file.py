@@ -13,7 +13,7 @@ import pytest
 from json_schemas import problems
 from program import Answer, call, run
 from sagewai_ops.cli import config_file
-from unprivileged import reachable_folder, unprivileged
+from unprivileged import reachable_directory, unprivileged
 
 Write = Callable[[str], Path]
 
@@ -47,7 +47,7 @@ def _values(answer: Answer) -> dict[str, tuple[object, str, str | None]]:
     }
 
 
-def _folder(home: Path, *words: object) -> str:
+def _directory(home: Path, *words: object) -> str:
     return str(call("--home", home, "snapshots", "list", "--json", *words).result["folder"])
 
 
@@ -55,17 +55,17 @@ def test_a_flag_beats_the_environment_and_that_the_file(
     home: Path, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each in turn is taken away, and the next one holds."""
-    file = write('snapshot-folder = "/all"\n[snapshots.list]\nsnapshots = "/file"\n')
+    file = write('snapshot-directory = "/all"\n[snapshots.list]\nsnapshots = "/file"\n')
     named = ("--config", file)
     monkeypatch.setenv("SAGEWAI_OPS_SNAPSHOTS", "/environment")
 
-    assert _folder(home, *named, "--snapshots", "/flag") == "/flag"
-    assert _folder(home, *named) == "/environment"
+    assert _directory(home, *named, "--snapshots", "/flag") == "/flag"
+    assert _directory(home, *named) == "/environment"
     monkeypatch.delenv("SAGEWAI_OPS_SNAPSHOTS")
-    assert _folder(home, *named) == "/file"
-    write('snapshot-folder = "/all"\n')
-    assert _folder(home, *named) == "/all"
-    assert _folder(home) == f"{home}.snapshots"
+    assert _directory(home, *named) == "/file"
+    write('snapshot-directory = "/all"\n')
+    assert _directory(home, *named) == "/all"
+    assert _directory(home) == f"{home}.snapshots"
 
 
 @pytest.mark.parametrize("place", ["--config", "variable", "XDG_CONFIG_HOME", "HOME"])
@@ -74,7 +74,7 @@ def test_the_file_is_found(
 ) -> None:
     """Named by an option, by a variable, or in the two standard places."""
     monkeypatch.setattr("sys.platform", "linux")
-    file = write('snapshot-folder = "/found"\n')
+    file = write('snapshot-directory = "/found"\n')
     words: list[object] = []
     if place == "--config":
         words = ["--config", file]
@@ -86,7 +86,7 @@ def test_the_file_is_found(
         (base / "sagewai-ops").mkdir(parents=True)
         file.rename(base / "sagewai-ops" / "config.toml")
 
-    assert _folder(home, *words) == "/found"
+    assert _directory(home, *words) == "/found"
 
 
 def test_sagewais_own_variable_is_of_the_environment(
@@ -105,13 +105,13 @@ def test_no_file_is_read_from_the_null_device(
     home: Path, monkeypatch: pytest.MonkeyPatch, write: Write
 ) -> None:
     """For a script that wants the defaults, whatever its user has configured."""
-    monkeypatch.setenv("SAGEWAI_OPS_CONFIG", str(write('snapshot-folder = "/x"\n')))
+    monkeypatch.setenv("SAGEWAI_OPS_CONFIG", str(write('snapshot-directory = "/x"\n')))
 
-    assert _folder(home, "--config", os.devnull) == f"{home}.snapshots"
+    assert _directory(home, "--config", os.devnull) == f"{home}.snapshots"
 
 
 def test_paths_are_seen_from_the_file(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cron's working folder is nobody's choice; ~ is the user's home."""
+    """Cron's working directory is nobody's choice; ~ is the user's home."""
     monkeypatch.setenv("HOME", "/u")
     file = write(
         '[backup]\nrecipients-file = "team.txt"\npassphrase-file = "-"\nto = "~/b"\n'
@@ -145,7 +145,7 @@ def test_paths_are_seen_from_the_file(write: Write, monkeypatch: pytest.MonkeyPa
         ("[backup]\nto = 2026-11-24", "[backup] to: not a text", ""),
         ("[backup]\nto = ''", "[backup] to: is empty", ""),
         ("[verify-perms]\nformat = 'yaml'", "[verify-perms] format: ", ""),
-        ("snapshot-folder = 3", "snapshot-folder: not a folder's path, 3", ""),
+        ("snapshot-directory = 3", "snapshot-directory: not a directory's path, 3", ""),
         ("config = 'x'", "config: unknown", ""),
         ("[backup]\nrecipient = ['AGE-SECRET-KEY-1QQ']", "holds a secret", "name a file"),
         ("[backup]\nto = 'postgresql://u:hunter2@h/d'", "holds a secret", "name a file"),
@@ -201,8 +201,8 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 def test_home_of_another_user_has_no_configuration_for_us() -> None:
     """As under `sudo -u` with HOME kept: it cannot be looked into; a file in sight must be read."""
-    with reachable_folder() as folder:
-        file = folder / "user/config.toml"
+    with reachable_directory() as directory:
+        file = directory / "user/config.toml"
         file.parent.mkdir(mode=0o700)
         file.write_text("x = 1")
         file.chmod(0o600)
@@ -260,7 +260,7 @@ def test_show_names_each_origin(write: Write, monkeypatch: pytest.MonkeyPatch) -
 def test_what_show_prints_is_a_configuration(write: Write) -> None:
     """Read again it says the same."""
     file = write(
-        'home = "/h"\nsnapshot-folder = "/s"\n[backup]\nlevel = 7\nexclude = ["a b", "ü\\"x"]\n'
+        'home = "/h"\nsnapshot-directory = "/s"\n[backup]\nlevel = 7\nexclude = ["a b", "ü\\"x"]\n'
     )
     before = _values(call("--config", file, "config", "show", "--json"))
 
@@ -278,7 +278,7 @@ def test_show_of_an_unknown_command_is_not_found() -> None:
 
 
 def test_a_user_without_a_home_has_no_standard_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is looked for in the working folder."""
+    """Nothing is looked for in the working directory."""
     monkeypatch.setattr("os.path.expanduser", lambda text: text)
 
     assert config_file.standard_place({}) is None
@@ -286,7 +286,7 @@ def test_a_user_without_a_home_has_no_standard_place(monkeypatch: pytest.MonkeyP
 
 
 def test_the_platform_chooses_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On macOS it has a folder of its own for this."""
+    """On macOS it has a directory of its own for this."""
     for platform, place in (("darwin", "Library/Application Support"), ("linux", ".config")):
         monkeypatch.setattr("sys.platform", platform)
 

@@ -15,7 +15,7 @@ import pytest
 from archives import flip
 from home_builder import BuiltHome
 from json_schemas import problems
-from memory_folder import memory_folder
+from memory_directory import memory_directory
 from program import Answer, call, run, taken
 from sagewai_ops.errors import PermissionDeniedError
 from sagewai_ops.fs import atomic
@@ -27,9 +27,9 @@ from step_counter import killed
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """Give a folder in memory: what these tests make durable is much."""
-    with memory_folder() as folder:
-        yield folder
+    """Give a directory in memory: what these tests make durable is much."""
+    with memory_directory() as directory:
+        yield directory
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_lists_show_the_proof_and_the_failure(home: BuiltHome, archive: Path) ->
 
 
 def test_a_damaged_archive_exits_16_and_says_what_failed(home: BuiltHome, archive: Path) -> None:
-    """Two lines, without the scratch folder's name, which nobody can look into any more."""
+    """Two lines, without the scratch directory's name, which nobody can look into any more."""
     flip(archive)
 
     answer = call("--home", home.root, "drill")
@@ -200,7 +200,7 @@ def test_no_snapshot_exits_10(home: BuiltHome) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_removes_the_scratch_folder(
+def test_a_signal_removes_the_scratch_directory(
     home: BuiltHome, archive: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
 ) -> None:
     """While it restores, and while it already cleans up; the card stays as it was."""
@@ -220,7 +220,7 @@ def test_a_signal_removes_the_scratch_folder(
 def test_a_signal_while_it_cleans_up_does_not_stop_that(
     home: BuiltHome, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a scratch folder would be one too many."""
+    """Half a scratch directory would be one too many."""
     remove = shutil.rmtree
 
     def remove_and_stop(path: Path, *arguments: object) -> None:
@@ -258,7 +258,7 @@ def test_what_a_kill_left_is_swept_by_the_next_run(
 def test_two_drills_at_a_time_leave_each_other_alone(
     home: BuiltHome, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither takes the other's folder for a dead one's."""
+    """Neither takes the other's directory for a dead one's."""
     answers: list[Answer] = []
     place = "sagewai_ops.operations.drill.inspect"
 

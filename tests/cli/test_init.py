@@ -18,8 +18,8 @@ def test_a_home_is_made_without_a_word(tmp_path: Path) -> None:
     assert call("--home", tmp_path / "home", "backup") == Answer(0, "", "")
 
 
-def test_the_default_home_is_in_the_users_folder(tmp_path: Path) -> None:
-    """Without any option it is `~/.sagewai`, and a relative one is below the working folder."""
+def test_the_default_home_is_in_the_users_directory(tmp_path: Path) -> None:
+    """Without any option it is `~/.sagewai`, and a relative one is below the working directory."""
     run("init", environment={"HOME": str(tmp_path)})
 
     assert (tmp_path / ".sagewai/secrets/master.key").exists()
@@ -61,11 +61,11 @@ def test_something_in_the_way_exits_2(tmp_path: Path) -> None:
 
     assert answer.code == 2
     assert answer.err.count("\n") == 2
-    assert f"{tmp_path}/home: is not a folder" in answer.err
+    assert f"{tmp_path}/home: is not a directory" in answer.err
 
 
-def test_a_place_that_takes_no_folder_exits_10_or_14(tmp_path: Path) -> None:
-    """/proc takes no folders from anybody."""
+def test_a_place_that_takes_no_directory_exits_10_or_14(tmp_path: Path) -> None:
+    """/proc takes no directories from anybody."""
     answer = run("--home", "/proc/home", "init")
 
     assert answer.code in (10, 14)

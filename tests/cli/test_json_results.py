@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from json_schemas import FOLDER, problems
+from json_schemas import DIRECTORY, problems
 from program import Answer, call
 from sagewai_ops.cli import main
 from small_homes import small
@@ -36,7 +36,7 @@ def _held(name: str, answer: Answer) -> dict[str, object]:
 
 def test_every_command_has_a_schema() -> None:
     """And no schema describes a command that is gone."""
-    assert {path.stem for path in FOLDER.glob("*.json")} - {ENVELOPE} == _commands()
+    assert {path.stem for path in DIRECTORY.glob("*.json")} - {ENVELOPE} == _commands()
 
 
 def test_a_failure_is_an_envelope_too(tmp_path: Path) -> None:

@@ -305,7 +305,7 @@ def test_no_key_and_no_home_have_codes_of_their_own(tmp_path: Path) -> None:
 def test_a_database_that_cannot_be_opened_in_place_is_copied(
     built: BuiltHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Into a private folder, of which nothing is left, nor of one that a killed run made."""
+    """Into a private directory, of which nothing is left, nor of one that a killed run made."""
     scratch = tmp_path / "scratch"
     (scratch / ".sagewai-ops-keys-0dead000").mkdir(parents=True)
     monkeypatch.setenv("TMPDIR", str(scratch))

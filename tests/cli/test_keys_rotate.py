@@ -23,7 +23,7 @@ from sagewai_ops.keys.candidates import fingerprint
 from sagewai_ops.operations.rotate_keys import Options, rotate
 from small_homes import everything_of, small
 from step_counter import killed
-from unprivileged import reachable_folder, unprivileged
+from unprivileged import reachable_directory, unprivileged
 
 OTHER = b"b3RoZXIgbWFzdGVyIGtleSBvdGhlciBtYXN0ZXIga2U="
 NO_SNAPSHOT = ("--no-snapshot", "--yes")
@@ -73,9 +73,9 @@ def silent(answer: Answer, built: BuiltHome, *more: bytes) -> bool:
 def test_a_rotation_with_its_snapshot(built: BuiltHome, tmp_path: Path) -> None:
     """Silent like all that acts; the snapshot opens to the old home, the home with the new key."""
     identity = pyrage.x25519.Identity.generate()
-    folder = tmp_path / "snapshots"
+    directory = tmp_path / "snapshots"
 
-    answer = run(*words(built, "--recipient", identity.to_public(), "--snapshots", folder))
+    answer = run(*words(built, "--recipient", identity.to_public(), "--snapshots", directory))
 
     assert (answer.code, answer.out, answer.err) == (0, "", "")
     new = built.master_key.read_bytes()
@@ -87,8 +87,8 @@ def test_a_rotation_with_its_snapshot(built: BuiltHome, tmp_path: Path) -> None:
         *("--home", built.root, "restore", "latest", "--to", tmp_path / "old", "--json"),
         *("--identity", tmp_path / "id"),
     )
-    assert restored.code == 10  # the default folder has none: it went where it was told
-    archive = next(folder.glob("*.age"))
+    assert restored.code == 10  # the default directory has none: it went where it was told
+    archive = next(directory.glob("*.age"))
     words_of_restore = ("restore", archive, "--to", tmp_path / "old", "--identity", tmp_path / "id")
     assert call("--home", built.root, *words_of_restore).code == 0
     assert (tmp_path / "old/secrets/master.key").read_bytes() == built.master_keys[0]
@@ -246,8 +246,8 @@ def test_two_at_once_are_one_and_a_refusal(built: BuiltHome) -> None:
 
 def test_a_read_only_home_is_refused() -> None:
     """14, and nothing is left behind."""
-    with reachable_folder() as folder, unprivileged():
-        built = small(folder / "home", journal="none")
+    with reachable_directory() as directory, unprivileged():
+        built = small(directory / "home", journal="none")
         for path in (built.root, *(path for path in built.root.rglob("*") if path.is_dir())):
             path.chmod(0o500)
 

@@ -1,4 +1,4 @@
-"""Every command as cron runs it: no environment, no terminal, a working folder that is read-only.
+"""Every command as cron runs it: no environment, no terminal, a read-only working directory.
 
 All of them run one after the other in one process, which has none of this test's own environment.
 """
@@ -82,19 +82,20 @@ def _under_cron(*lines: list[object]) -> list[Told]:
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
     """Run every command on a home that is well."""
-    folder = tmp_path_factory.mktemp("cron")
-    folder.chmod(0o700)
-    home = small(folder / "home").root
+    directory = tmp_path_factory.mktemp("cron")
+    directory.chmod(0o700)
+    home = small(directory / "home").root
     own: dict[str, list[object]] = {
-        "init": ["--home", folder / "new", "init"],
-        "restore": ["restore", "latest", "--to", folder / "copy",
+        "init": ["--home", directory / "new", "init"],
+        "restore": ["restore", "latest", "--to", directory / "copy",
                     "--key-file", home / "secrets/master.key", "--rebind-fleet"],
-        "keys escrow": ["keys", "escrow", "--recipient", _recipient(), "--to", folder / "key.age"],
+        "keys escrow": ["keys", "escrow", "--recipient", _recipient(),
+                        "--to", directory / "key.age"],
         "keys rotate": ["keys", "rotate", "--yes", "--no-snapshot"],
         "db upgrade": ["db", "upgrade"],
         "snapshots show": ["snapshots", "show", "latest"],
         "snapshots verify": ["snapshots", "verify", "latest"],
-        "snapshots extract": ["snapshots", "extract", "latest", "--to", folder / "out"],
+        "snapshots extract": ["snapshots", "extract", "latest", "--to", directory / "out"],
         "snapshots diff": ["snapshots", "diff", "latest", "latest"],
         "snapshots prune": ["snapshots", "prune", "--keep-last", "9"],
         "snapshots untrash": ["snapshots", "untrash", "--all"],

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from archives import FOLDER, forge
+from archives import DIRECTORY, forge
 from archives import small as small_archive
 from other_process import running
 from program import Answer, call, run, taken
@@ -85,7 +85,7 @@ def _error(answer: Answer, code: int, name: str) -> str:
     return error["message"]
 
 
-def test_folder_that_is_not_empty_is_15(home: Path) -> None:
+def test_directory_that_is_not_empty_is_15(home: Path) -> None:
     """Two lines for people: what is wrong, and what to paste."""
     before = everything_of(home)
 
@@ -98,17 +98,17 @@ def test_folder_that_is_not_empty_is_15(home: Path) -> None:
     assert everything_of(home) == before
 
 
-def test_a_folder_of_snapshots_is_no_target(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_of_snapshots_is_no_target(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The variable that tells `backup` where to is that of every --to."""
-    folder = home.with_name("home.snapshots")
-    before = everything_of(folder)
-    monkeypatch.setenv("SAGEWAI_OPS_TO", str(folder))
+    directory = home.with_name("home.snapshots")
+    before = everything_of(directory)
+    monkeypatch.setenv("SAGEWAI_OPS_TO", str(directory))
 
     answer = call("--home", home, "restore", "latest", "--replace")
 
     assert answer.code == 15
-    assert answer.err.startswith(f"sagewai-ops: error: {folder}: holds snapshots and no home\n")
-    assert everything_of(folder) == before
+    assert answer.err.startswith(f"sagewai-ops: error: {directory}: holds snapshots and no home\n")
+    assert everything_of(directory) == before
 
 
 def test_home_in_use_is_15_and_names_the_process(home: Path) -> None:
@@ -124,13 +124,13 @@ def test_home_in_use_is_15_and_names_the_process(home: Path) -> None:
 
 
 def test_file_above_the_target_is_2(home: Path, tmp_path: Path) -> None:
-    """It is named, and not a folder of ours that could not be made below it."""
+    """It is named, and not a directory of ours that could not be made below it."""
     (tmp_path / "file").touch()
 
     answer = call("--home", home, "restore", "latest", "--to", tmp_path / "file/copy", "--json")
 
     _error(answer, 2, "usage")
-    assert answer.document["error"]["message"] == f"{tmp_path}/file: is not a folder"
+    assert answer.document["error"]["message"] == f"{tmp_path}/file: is not a directory"
 
 
 def test_no_such_snapshot_is_10(home: Path) -> None:
@@ -193,7 +193,9 @@ def test_damaged_archive_is_16(tmp_path: Path) -> None:
 def test_newer_format_is_18(tmp_path: Path) -> None:
     """An archive of a later program is refused with the way to one."""
     archive = forge(
-        tmp_path / "a.tar.zst", [(FOLDER, b"")], header=encode_header(Header("t", format_version=9))
+        tmp_path / "a.tar.zst",
+        [(DIRECTORY, b"")],
+        header=encode_header(Header("t", format_version=9)),
     )
 
     _error(call("--home", tmp_path / "home", "restore", archive, "--json"), 18, "schema-ahead")
@@ -437,17 +439,17 @@ def test_only_takes_several_parts_and_undo_brings_them_back(home: Path) -> None:
 
 
 def test_latest_of_another_place_is_said_to_be(home: Path, tmp_path: Path) -> None:
-    """A copy of a home has its administrator, and may share its folder: it is the same home."""
+    """A copy of a home has its administrator, and may share its directory: it is the same home."""
     copy = tmp_path / "copy"
     shutil.copytree(home, copy)
-    folder = f"{home}.snapshots"
-    taken(call("--home", copy, "backup", "--to", folder, "--json"))
+    directory = f"{home}.snapshots"
+    taken(call("--home", copy, "backup", "--to", directory, "--json"))
 
-    words = ("--home", home, "restore", "latest", "--replace", "--snapshots", folder)
+    words = ("--home", home, "restore", "latest", "--replace", "--snapshots", directory)
     planned = call(*words, "--dry-run", "--json")
     done = call(*words)
-    own = call("--home", copy, "restore", "latest", "--replace", "--snapshots", folder)
-    beside = call(*words[:4], "--snapshots", folder, "--to", tmp_path / "beside")
+    own = call("--home", copy, "restore", "latest", "--replace", "--snapshots", directory)
+    beside = call(*words[:4], "--snapshots", directory, "--to", tmp_path / "beside")
 
     warning = f"taken of {copy}, not of {home}"
     assert warning in planned.document["warnings"][0]

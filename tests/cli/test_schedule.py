@@ -52,8 +52,8 @@ def _line(text: str) -> str:
     return line.split(" ", 5)[5].replace("\\%", "%")
 
 
-def _fake(folder: Path, name: str, script: str) -> Path:
-    path = folder / name
+def _fake(directory: Path, name: str, script: str) -> Path:
+    path = directory / name
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
     return path
@@ -107,7 +107,7 @@ def test_units_run_the_words_that_were_meant(tmp_path: Path, name: str) -> None:
 
 
 def test_units_open_what_is_written_and_no_more(tmp_path: Path) -> None:
-    """The home, the snapshots, and the folders of the metrics and the log."""
+    """The home, the snapshots, and the directories of the metrics and the log."""
     text = _files("systemd", "--home", "/h", "--to", "/s", "--", "--metrics-file", "/m/x.prom",
                   "--log-file", "/l/x.log")[f"{NAME}.service"]  # fmt: skip
 
@@ -181,8 +181,8 @@ def test_compose_is_valid_beside_sagewais_own_file() -> None:
     assert sidecar["cap_drop"] == ["ALL"]
 
 
-def test_compose_with_folders_and_secrets() -> None:
-    """Folders of the host instead of volumes; the watchdog needs a network."""
+def test_compose_with_directories_and_secrets() -> None:
+    """Directories of the host instead of volumes; the watchdog needs a network."""
     document = _document(
         "compose", "--home", "/h", "--to", "/s", "--", "--ping-url-file", "/etc/ping"
     )
@@ -313,7 +313,7 @@ def test_user_that_is_none_is_refused(kind: str, user: str) -> None:
 
 
 def test_relative_paths_are_seen_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cron and systemd start in other folders."""
+    """Cron and systemd start in other directories."""
     monkeypatch.chdir(tmp_path)
 
     (text,) = _files("cron", "--", "--recipients-file", "team.txt", "--exclude", "a/b").values()
@@ -347,8 +347,8 @@ def test_into_writes_and_keeps_what_is_there(tmp_path: Path) -> None:
     assert "says something else" in answer.err
 
 
-def test_a_missing_folder_is_told(tmp_path: Path) -> None:
-    """No folder is made for it."""
+def test_a_missing_directory_is_told(tmp_path: Path) -> None:
+    """No directory is made for it."""
     assert call("schedule", "cron", "--into", tmp_path / "none").code == 10
 
 

@@ -33,11 +33,11 @@ def sealed(built: BuiltHome, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     import pyrage
 
     identity = pyrage.x25519.Identity.generate()
-    folder = tmp_path_factory.mktemp("sealed")
-    (folder / "identity.txt").write_text(str(identity))
-    answer = call("--home", built.root, "backup", "--json", "--to", folder / "snapshots",
+    directory = tmp_path_factory.mktemp("sealed")
+    (directory / "identity.txt").write_text(str(identity))
+    answer = call("--home", built.root, "backup", "--json", "--to", directory / "snapshots",
                   "--key", "sealed", "--recipient", str(identity.to_public()))  # fmt: skip
-    return taken(answer), folder / "identity.txt"
+    return taken(answer), directory / "identity.txt"
 
 
 def test_list_shows_each_with_what_its_card_says(built: BuiltHome, archive: Path) -> None:
@@ -57,7 +57,7 @@ def test_list_shows_each_with_what_its_card_says(built: BuiltHome, archive: Path
 
 
 def test_list_of_nothing_is_an_answer(tmp_path: Path) -> None:
-    """Exit 0; the home need not exist to look into a folder."""
+    """Exit 0; the home need not exist to look into a directory."""
     answer = call("--home", tmp_path / "lost", "snapshots", "list", "--snapshots", tmp_path)
 
     assert answer == Answer(0, f"no snapshots in {tmp_path}\n", "")
@@ -217,7 +217,7 @@ def test_one_file_is_taken_out(
     assert stat.S_IMODE(found[0].stat().st_mode) == 0o600
 
 
-def test_a_folder_is_taken_out_with_all_in_it(
+def test_a_directory_is_taken_out_with_all_in_it(
     built: BuiltHome, archive: Path, tmp_path: Path
 ) -> None:
     """Links as links, and an end of `/` changes nothing."""
@@ -244,7 +244,7 @@ def test_everything_is_taken_out_if_no_path_is_given(
     assert rows_of(tmp_path / "out/db/sagewai.db") == rows_of(built.database)
 
 
-@pytest.mark.parametrize("kind", ["full folder", "file"])
+@pytest.mark.parametrize("kind", ["full directory", "file"])
 def test_a_target_that_is_not_empty_exits_15(archive: Path, tmp_path: Path, kind: str) -> None:
     """Nothing in it is touched."""
     target = tmp_path / "target"

@@ -8,7 +8,7 @@ import pytest
 
 from home_builder import BuiltHome
 from json_schemas import problems
-from memory_folder import memory_folder
+from memory_directory import memory_directory
 from other_process import running
 from program import Answer, call, run, started, taken
 from sagewai_ops.snapshots import catalog
@@ -26,9 +26,9 @@ with locks.exclusive(pathlib.Path(sys.argv[1])):
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """Give a folder in memory: many snapshots are made durable."""
-    with memory_folder() as folder:
-        yield folder
+    """Give a directory in memory: many snapshots are made durable."""
+    with memory_directory() as directory:
+        yield directory
 
 
 @pytest.fixture
@@ -53,14 +53,14 @@ def prune(built: BuiltHome, *words: object) -> Answer:
     return answer
 
 
-def folder_of(built: BuiltHome) -> Path:
-    """Name the snapshot folder of a home."""
+def directory_of(built: BuiltHome) -> Path:
+    """Name the snapshot directory of a home."""
     return built.root.with_name("home.snapshots")
 
 
 def count(built: BuiltHome) -> tuple[int, int]:
-    """Count the snapshots in the folder and in its trash."""
-    return len(catalog.snapshots_in(folder_of(built))), len(resting(folder_of(built)))
+    """Count the snapshots in the directory and in its trash."""
+    return len(catalog.snapshots_in(directory_of(built))), len(resting(directory_of(built)))
 
 
 def test_a_dry_run_says_why_each_stays_or_goes(built: BuiltHome) -> None:
@@ -118,7 +118,7 @@ def test_a_prune_is_silent_and_untrash_takes_it_back(built: BuiltHome) -> None:
     assert count(built) == (3, 0)
     assert "removed to" in call("--home", built.root, "snapshots", "prune", "--keep-last", 1,
                                 "-v").out  # fmt: skip
-    identifier = resting(folder_of(built))[0].id
+    identifier = resting(directory_of(built))[0].id
     assert "1 snapshots brought back" in call("--home", built.root, "snapshots", "untrash",
                                               identifier, "-v").out  # fmt: skip
     assert count(built) == (2, 1)
@@ -176,17 +176,17 @@ def test_a_backup_that_lacks_something_prunes_nothing(built: BuiltHome) -> None:
 def test_a_backup_stands_when_its_prune_fails(built: BuiltHome) -> None:
     """Exit 3 with the reason; the snapshot is whole."""
     backup(built)
-    (folder_of(built) / ".trash").touch()
+    (directory_of(built) / ".trash").touch()
 
     answer = backup(built, "--keep-last", 1)
 
     assert answer.code == 3
-    assert "not a folder" in answer.result["retention"]["problem"]
+    assert "not a directory" in answer.result["retention"]["problem"]
     assert taken(answer).exists()
     assert call("--home", built.root, "snapshots", "verify", "latest").code == 0
 
 
-def test_a_pipe_has_no_folder_to_prune(built: BuiltHome) -> None:
+def test_a_pipe_has_no_directory_to_prune(built: BuiltHome) -> None:
     """Exit 2, before anything is taken."""
     answer = run("--home", built.root, "backup", "--output", "-", "--keep-last", "1")
 
@@ -194,26 +194,26 @@ def test_a_pipe_has_no_folder_to_prune(built: BuiltHome) -> None:
     assert answer.out == ""
 
 
-def test_two_homes_in_one_folder_prune_their_own(built: BuiltHome, tmp_path: Path) -> None:
+def test_two_homes_in_one_directory_prune_their_own(built: BuiltHome, tmp_path: Path) -> None:
     """Each run of each home removes none of the other's."""
     other = small(tmp_path / "other", seed=5)
     other.admin_state.unlink()
-    folder = tmp_path / "shared"
+    directory = tmp_path / "shared"
     for _number in range(2):
         for home in (built, other):
-            assert backup(home, "--to", folder, "--keep-last", 1).code in (0, 3)
+            assert backup(home, "--to", directory, "--keep-last", 1).code in (0, 3)
 
     counts: dict[str, int] = {}
-    for item in catalog.snapshots_in(folder):
+    for item in catalog.snapshots_in(directory):
         counts[str(item.card["home"])] = counts.get(str(item.card["home"]), 0) + 1
     assert counts == {str(built.root): 1, str(other.root): 1}
 
 
-def test_a_held_folder_exits_11_and_names_the_holder(built: BuiltHome) -> None:
+def test_a_held_directory_exits_11_and_names_the_holder(built: BuiltHome) -> None:
     """Process, machine, command and start; `--wait` waits, readers do not."""
     for _number in range(2):
         backup(built)
-    with running(HOLD, str(folder_of(built))) as other:
+    with running(HOLD, str(directory_of(built))) as other:
         answer = call("--home", built.root, "snapshots", "prune", "--keep-last", 1)
 
         assert answer.code == 11

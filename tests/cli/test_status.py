@@ -12,7 +12,7 @@ from json_schemas import problems
 from program import COMMAND, call, run, taken
 from pseudo_terminal import watched
 from small_homes import everything_of, small
-from unprivileged import reachable_folder, unprivileged
+from unprivileged import reachable_directory, unprivileged
 
 
 def test_it_is_shown_without_a_terminal_too(tmp_path: Path) -> None:
@@ -100,8 +100,8 @@ def test_tables_on_a_server_are_said_to_be_elsewhere(
 
 def test_what_may_not_be_read_is_not_passed_over() -> None:
     """Else a stranger is told that a home has no documents and no key."""
-    with reachable_folder() as folder:
-        built = small(folder / "home")
+    with reachable_directory() as directory:
+        built = small(directory / "home")
         built.root.chmod(0o755)
         for part in ("config", "db", "data"):
             (built.root / part).chmod(0o755)

@@ -15,14 +15,14 @@ import program
 from home_builder import build_home
 from private_home import KEY, make_private_home, tree_of
 from sagewai_ops.permissions.rules import RULES
-from unprivileged import NOBODY, reachable_folder, unprivileged
+from unprivileged import NOBODY, reachable_directory, unprivileged
 
 DATABASE = "db/sagewai.db"
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A private home under private folders."""
+    """A private home under private directories."""
     (tmp_path / "above").mkdir(mode=0o755)
     return make_private_home(tmp_path / "above" / "home")
 
@@ -191,7 +191,7 @@ def test_sarif_follows_the_standard(home: Path) -> None:
 
 
 def test_sarif_names_what_is_outside_by_its_whole_path(home: Path) -> None:
-    """The snapshot folder is not below the home."""
+    """The snapshot directory is not below the home."""
     home.with_name("home.snapshots").chmod(0o755)
 
     log = json.loads(verify(home, "--format", "sarif").out)
@@ -286,13 +286,13 @@ def test_home_that_sagewai_wrote_is_repaired(tmp_path: Path) -> None:
 @pytest.mark.parametrize("is_root", [True, False])
 def test_fix_works_for_any_user_and_umask(umask: int, *, is_root: bool) -> None:
     """As root and as nobody, the record is private and everything is mended."""
-    with reachable_folder() as folder:
-        folder.chmod(0o755)
-        home = make_private_home(folder / "home")
+    with reachable_directory() as directory:
+        directory.chmod(0o755)
+        home = make_private_home(directory / "home")
         verify(home)  # loads what nobody may not load
         (home / "secrets/master.key").chmod(0o644)
         if not is_root:
-            give_to_nobody(folder)
+            give_to_nobody(directory)
         before = os.umask(umask)
         try:
             with contextlib.nullcontext() if is_root else unprivileged():
@@ -308,13 +308,13 @@ def test_fix_works_for_any_user_and_umask(umask: int, *, is_root: bool) -> None:
 
 def test_home_that_cannot_be_written_is_judged_and_not_fixed() -> None:
     """A read-only home can be verified; --fix says that it may not write, and exits 14."""
-    with reachable_folder() as folder:
-        folder.chmod(0o755)
-        home = make_private_home(folder / "home")
+    with reachable_directory() as directory:
+        directory.chmod(0o755)
+        home = make_private_home(directory / "home")
         verify(home)
         (home / DATABASE).chmod(0o644)
         home.chmod(0o500)
-        give_to_nobody(folder)
+        give_to_nobody(directory)
 
         with unprivileged():
             looked, fixed = verify(home), verify(home, "--fix")
@@ -323,10 +323,10 @@ def test_home_that_cannot_be_written_is_judged_and_not_fixed() -> None:
         assert mode(home / DATABASE) == 0o644
 
 
-def give_to_nobody(folder: Path) -> None:
-    """Let everything in a folder be nobody's, if the test runs as root."""
+def give_to_nobody(directory: Path) -> None:
+    """Let everything in a directory be nobody's, if the test runs as root."""
     if not os.getuid():
-        for path in folder.rglob("*"):
+        for path in directory.rglob("*"):
             os.chown(path, NOBODY, NOBODY)
 
 
@@ -338,8 +338,8 @@ def test_missing_home_is_not_found(tmp_path: Path) -> None:
     assert answer.err.startswith("sagewai-ops: error: home ")
 
 
-def test_snapshot_folder_can_be_named(home: Path, tmp_path: Path) -> None:
-    """--snapshots judges that folder instead of the one beside the home."""
+def test_snapshot_directory_can_be_named(home: Path, tmp_path: Path) -> None:
+    """--snapshots judges that directory instead of the one beside the home."""
     other = tmp_path / "other"
     shutil.copytree(home.with_name("home.snapshots"), other)
     other.chmod(0o750)

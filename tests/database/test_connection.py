@@ -246,8 +246,8 @@ def test_authorities_of_the_system_are_found_where_python_looks_elsewhere(
 class _Tls:
     """A server that takes TLS as PostgreSQL does, with the certificate of another name."""
 
-    def __init__(self, folder: Path) -> None:
-        self.certificate, self._key = folder / "server.crt", folder / "server.key"
+    def __init__(self, directory: Path) -> None:
+        self.certificate, self._key = directory / "server.crt", directory / "server.key"
         subprocess.run(
             [
                 *("openssl", "req", "-new", "-x509", "-nodes", "-subj", "/CN=elsewhere"),

@@ -17,7 +17,7 @@ import pytest
 from other_process import OtherProcess, running
 from sagewai_ops.database.sqlite import in_use
 from sagewai_ops.database.sqlite.in_use import holders
-from unprivileged import reachable_folder, unprivileged
+from unprivileged import reachable_directory, unprivileged
 
 HOLDER = """
 import sqlite3
@@ -163,10 +163,10 @@ else:
 @linux
 def test_holder_of_another_user_is_named() -> None:
     """Without rights on the other's open files, its locks still tell."""
-    with reachable_folder() as folder, ExitStack() as stack:
-        database = folder / "used.db"
+    with reachable_directory() as directory, ExitStack() as stack:
+        database = directory / "used.db"
         other = stack.enter_context(running(HOLDER, str(database), "wal"))
-        for path in folder.iterdir():
+        for path in directory.iterdir():
             path.chmod(0o644)
 
         with unprivileged():

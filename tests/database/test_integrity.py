@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from folder_state import state_of
+from directory_state import state_of
 from home_builder import BuiltHome, build_home
 from sagewai_ops.database.sqlite import integrity
 from sagewai_ops.database.sqlite.integrity import ForeignKeyViolation, count_rows, examine

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import home_writer
-from folder_state import state_of
+from directory_state import state_of
 from home_builder import BuiltHome, build_home
 from other_process import running
 from sagewai_ops.database.sqlite import online_copy, raw_copy
@@ -31,7 +31,7 @@ from sagewai_ops.errors import (
     NotFoundError,
     TargetBusyError,
 )
-from unprivileged import reachable_folder, unprivileged
+from unprivileged import reachable_directory, unprivileged
 
 METHODS = ("bytes", "pages", "compact")
 
@@ -45,17 +45,17 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> BuiltHome:
 @pytest.fixture
 def database(built: BuiltHome, tmp_path: Path) -> Path:
     """A copy of that home's database with its sidecars, as a killed server leaves them."""
-    folder = tmp_path / "db"
-    shutil.copytree(built.database.parent, folder)
-    return folder / built.database.name
+    directory = tmp_path / "db"
+    shutil.copytree(built.database.parent, directory)
+    return directory / built.database.name
 
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
-    """The copy to be, in a folder of its own."""
-    folder = tmp_path / "out"
-    folder.mkdir(mode=0o700)
-    return folder / "copy.db"
+    """The copy to be, in a directory of its own."""
+    directory = tmp_path / "out"
+    directory.mkdir(mode=0o700)
+    return directory / "copy.db"
 
 
 def choose(method: str, monkeypatch: pytest.MonkeyPatch) -> bool:
@@ -296,7 +296,7 @@ def test_home_that_may_not_be_written_is_copied(
     locked: str, left: str, way: str, built: BuiltHome
 ) -> None:
     """Whatever SQLite finds beside a database that it may not write, the copy is whole."""
-    with reachable_folder() as place:
+    with reachable_directory() as place:
         source = place / "db" / built.database.name
         shutil.copytree(built.database.parent, source.parent)
         (place / "out").mkdir()
@@ -357,9 +357,9 @@ def test_database_on_a_read_only_mount_is_copied(
 
 
 @contextlib.contextmanager
-def read_only_mount(folder: Path) -> Iterator[None]:
-    """Mount a folder over itself, read-only; skips where that is not allowed."""
-    place = str(folder)
+def read_only_mount(directory: Path) -> Iterator[None]:
+    """Mount a directory over itself, read-only; skips where that is not allowed."""
+    place = str(directory)
     if subprocess.run(["mount", "--bind", place, place], check=False).returncode:
         pytest.skip("mount is not allowed")
     try:
@@ -392,7 +392,7 @@ def test_unlocked_files_that_keep_changing_are_refused(
 
 @contextlib.contextmanager
 def unprivileged_access(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let the code believe that it may write files nowhere, but in folders."""
+    """Let the code believe that it may write files nowhere, but in directories."""
     access = os.access
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -412,9 +412,9 @@ def test_any_file_name_is_taken_literally(
 ) -> None:
     """Names with URI characters or bytes that are no UTF-8 lead to the file that they name."""
     compact = choose(method, monkeypatch)
-    folder = tmp_path / os.fsdecode(b"in \xfe?x=1#")
-    folder.mkdir()
-    source, target = folder / os.fsdecode(name), folder / os.fsdecode(b"to-" + name)
+    directory = tmp_path / os.fsdecode(b"in \xfe?x=1#")
+    directory.mkdir()
+    source, target = directory / os.fsdecode(name), directory / os.fsdecode(b"to-" + name)
     plain = tmp_path / "plain.db"
     with contextlib.closing(sqlite3.connect(plain)) as connection, connection:
         connection.execute("PRAGMA journal_mode=WAL")
@@ -425,7 +425,7 @@ def test_any_file_name_is_taken_literally(
 
     target.rename(plain)
     assert query(plain, "SELECT x FROM t") == [(7,)]
-    assert [path.name for path in folder.iterdir()] == [source.name]
+    assert [path.name for path in directory.iterdir()] == [source.name]
 
 
 def test_database_behind_a_symlink_is_copied_with_its_wal(
@@ -499,7 +499,7 @@ def test_empty_file_beside_a_full_wal_is_refused_and_the_wal_kept(
 
 
 def test_missing_and_odd_sources_are_told_apart(tmp_path: Path, target: Path) -> None:
-    """No file, a folder and a pipe are refused, each with its reason."""
+    """No file, a directory and a pipe are refused, each with its reason."""
     os.mkfifo(tmp_path / "pipe")
 
     with pytest.raises(NotFoundError, match="not found"):
@@ -564,7 +564,7 @@ def test_existing_target_is_refused_and_left_alone(database: Path, target: Path)
     assert target.read_text() == "mine"
 
 
-def test_missing_target_folder_is_named(database: Path, tmp_path: Path) -> None:
+def test_missing_target_directory_is_named(database: Path, tmp_path: Path) -> None:
     """The message is about the target, not the source."""
     with pytest.raises(NotFoundError, match=r"nowhere/copy\.db: not found"):
         copy_database(database, tmp_path / "nowhere" / "copy.db")
@@ -656,13 +656,13 @@ def test_progress_counts_pages_up_to_all(
 
 def test_path_that_is_too_long_for_sqlite_is_copied(tmp_path: Path, target: Path) -> None:
     """SQLite opens no path of more than 504 bytes; we do."""
-    folder = tmp_path.joinpath(*["long" * 40] * 4)
-    folder.mkdir(parents=True)
+    directory = tmp_path.joinpath(*["long" * 40] * 4)
+    directory.mkdir(parents=True)
     with contextlib.closing(sqlite3.connect(tmp_path / "x.db")) as connection, connection:
         connection.execute("CREATE TABLE t AS SELECT 7 AS x")
-    (tmp_path / "x.db").rename(folder / "x.db")
+    (tmp_path / "x.db").rename(directory / "x.db")
 
-    copied = copy_database(folder / "x.db", target)
+    copied = copy_database(directory / "x.db", target)
 
     assert copied.method == "staged"
     assert query(target, "SELECT x FROM t") == [(7,)]
@@ -762,7 +762,7 @@ def test_log_that_cannot_be_folded_in_is_no_copy(
 def test_flush_is_paid_for_only_if_asked(
     database: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A durable copy flushes the file and its folder, the other neither."""
+    """A durable copy flushes the file and its directory, the other neither."""
     flushed: list[str] = []
     fsync = os.fsync
 

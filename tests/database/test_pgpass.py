@@ -37,7 +37,7 @@ def test_first_matching_line_wins(environment: dict[str, str]) -> None:
 
 
 def test_sockets_stand_under_localhost(environment: dict[str, str]) -> None:
-    """A socket's folder is looked for by the name that the manual says."""
+    """A socket's directory is looked for by the name that the manual says."""
     url = PostgresUrl((("/run/pg", None),), "bob", None, "x")
 
     assert pgpass.find(url, environment) == "by socket"

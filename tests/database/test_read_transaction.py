@@ -30,7 +30,7 @@ from sagewai_ops.errors import (
     PermissionDeniedError,
 )
 from small_homes import small
-from unprivileged import reachable_folder, unprivileged
+from unprivileged import reachable_directory, unprivileged
 
 WRITER = """
 import sqlite3
@@ -123,8 +123,8 @@ def test_interrupt_while_pinning_closes_the_connection(
 
 def test_file_that_may_not_be_read_is_forbidden() -> None:
     """Exit 14, not 16: nothing is known of its content."""
-    with reachable_folder() as folder:
-        path = folder / "some.db"
+    with reachable_directory() as directory:
+        path = directory / "some.db"
         path.write_bytes(b"x")
         path.chmod(0)
         with (

@@ -19,13 +19,13 @@ from sagewai_ops.cli import main
 from sagewai_ops.permissions.rules import RULES
 
 PAGES = man_pages.pages()
-FOLDER = Path(man_pages.FOLDER)
+DIRECTORY = Path(man_pages.DIRECTORY)
 PROGRAM: Any = typer.main.get_command(main.build_app())
 
 
 def test_committed_pages_are_those_of_the_program() -> None:
     """What people read is what the program does; run `make man` and commit man/."""
-    committed = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.1")}
+    committed = {path.name: path.read_text(encoding="utf-8") for path in DIRECTORY.glob("*.1")}
 
     stale = {name for name in committed | PAGES if committed.get(name) != PAGES.get(name)}
     assert not stale, f"run `make man` and commit man/: {', '.join(sorted(stale))}"
@@ -107,7 +107,7 @@ def test_page_of_verify_perms_has_every_rule() -> None:
 def test_groff_has_no_warnings() -> None:
     """All of them on, on every page, as Debian's checks have them."""
     done = subprocess.run(
-        ["groff", "-man", "-Tutf8", "-ww", "-z", *sorted(FOLDER.glob("*.1"))],
+        ["groff", "-man", "-Tutf8", "-ww", "-z", *sorted(DIRECTORY.glob("*.1"))],
         capture_output=True,
         check=False,
     )
@@ -119,7 +119,7 @@ def test_groff_has_no_warnings() -> None:
 def test_mandoc_has_no_warnings() -> None:
     """Where man(1) is mandoc: Alpine, the BSDs, macOS."""
     done = subprocess.run(
-        ["mandoc", "-T", "lint", "-W", "warning", *sorted(FOLDER.glob("*.1"))],
+        ["mandoc", "-T", "lint", "-W", "warning", *sorted(DIRECTORY.glob("*.1"))],
         capture_output=True,
         check=False,
     )

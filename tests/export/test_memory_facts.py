@@ -17,7 +17,7 @@ import pytest
 
 import sagewai_ops.export
 from dirty_homes import faults
-from json_schemas import FOLDER
+from json_schemas import DIRECTORY
 from postgres_server import Server, installations, running
 from sagewai_ops.export.export import Options, export
 from sagewai_ops.export.report import Report
@@ -291,8 +291,8 @@ def _kinds_in(path: Path) -> Iterator[str]:
 
 def test_every_kind_of_finding_is_documented() -> None:
     """The words that scripts may rely on stand in docs/export.md, and no others do."""
-    folder = Path(sagewai_ops.export.__path__[0])
-    said = {kind for path in folder.rglob("*.py") for kind in _kinds_in(path)}
+    directory = Path(sagewai_ops.export.__path__[0])
+    said = {kind for path in directory.rglob("*.py") for kind in _kinds_in(path)}
     text = DOCUMENTATION.read_text(encoding="utf-8")
     tables = re.findall(r"^\| kind \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
 
@@ -305,7 +305,7 @@ def test_every_kind_of_finding_is_documented() -> None:
 
 def test_every_field_of_the_report_is_documented() -> None:
     """Whoever checks a move by its report finds each field on the page, and a schema of it."""
-    schema = json.loads((FOLDER / "export-to-postgres.json").read_text(encoding="utf-8"))
+    schema = json.loads((DIRECTORY / "export-to-postgres.json").read_text(encoding="utf-8"))
     text = DOCUMENTATION.read_text(encoding="utf-8")
     learnings = schema["properties"]["learnings"]["properties"]
     fields = {

@@ -39,7 +39,7 @@ from sagewai_ops.errors import (
 from sagewai_ops.export import load, target_session
 from sagewai_ops.export.export import Options, export
 from sagewai_ops.export.pipeline import comparer, sender, worker
-from sagewai_ops.export.workdir import folder_of
+from sagewai_ops.export.workdir import directory_of
 from sagewai_ops.home.paths import Home
 from sagewai_ops.schema import migrate_postgres
 from sagewai_ops.schema import postgres_server as schema_server
@@ -116,7 +116,7 @@ def test_killed_at_any_moment_it_leaves_the_target_empty(home: Home, postgres: S
 
     assert state_of(postgres, database) == before
     assert exported(home, postgres, database).committed
-    assert not list(folder_of(home).glob(".*"))
+    assert not list(directory_of(home).glob(".*"))
 
 
 def test_killed_between_any_two_tables_it_leaves_the_target_empty(
@@ -157,7 +157,7 @@ def test_a_signal_ends_it_and_nothing_is_left(home: Home, postgres: Server) -> N
     assert process.returncode == 143, said
     quiet(postgres, database)
     assert state_of(postgres, database) == before
-    assert not list(folder_of(home).glob(".*"))
+    assert not list(directory_of(home).glob(".*"))
 
 
 def test_a_session_that_the_server_ends_is_a_remote_error(home: Home, postgres: Server) -> None:
@@ -661,9 +661,9 @@ def signal_self() -> None:
 
 
 @contextlib.contextmanager
-def small_tablespace(server: Server, folder: Path, size: str) -> Iterator[str]:
+def small_tablespace(server: Server, directory: Path, size: str) -> Iterator[str]:
     """Give the server a tablespace in a file system of a few megabytes."""
-    place = server.folder / "small"
+    place = server.directory / "small"
     place.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place],

@@ -42,15 +42,15 @@ def found(findings: tuple[Finding, ...]) -> Counter[Place]:
 @pytest.fixture(scope="module")
 def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """A home with every fault."""
-    folder = tmp_path_factory.mktemp("spoiled")
-    return home_with(folder / "home", lambda c: spoil(c, list(FAULTS.values())), rows=ROWS)
+    directory = tmp_path_factory.mktemp("spoiled")
+    return home_with(directory / "home", lambda c: spoil(c, list(FAULTS.values())), rows=ROWS)
 
 
 @pytest.fixture(scope="module")
 def mendable(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """A home with every fault that has a repair."""
-    folder = tmp_path_factory.mktemp("mendable")
-    return home_with(folder / "home", lambda c: spoil(c, MENDABLE), rows=ROWS)
+    directory = tmp_path_factory.mktemp("mendable")
+    return home_with(directory / "home", lambda c: spoil(c, MENDABLE), rows=ROWS)
 
 
 def only_finding(report: Report) -> Finding:

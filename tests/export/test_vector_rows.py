@@ -46,14 +46,14 @@ def vector_server(postgres: Server) -> Server:
     return postgres
 
 
-def _home(folder: Path, **vectors: Any) -> Home:
+def _home(directory: Path, **vectors: Any) -> Home:
     """Build a home with learnings and nothing else in its database: the rest has its own tests."""
 
     def empty(connection: sqlite3.Connection) -> None:
         for table in expected():
             connection.execute(f"DELETE FROM {table}")
 
-    return home_with(folder / "home", empty, rows=1, **vectors)
+    return home_with(directory / "home", empty, rows=1, **vectors)
 
 
 def _has_pgvector(server: Server) -> bool:

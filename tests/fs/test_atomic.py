@@ -10,7 +10,7 @@ import pytest
 
 from sagewai_ops.errors import NoSpaceError, OpsError, PermissionDeniedError
 from sagewai_ops.fs import atomic
-from unprivileged import NOBODY, reachable_folder, unprivileged
+from unprivileged import NOBODY, reachable_directory, unprivileged
 
 
 def _mode(path: Path) -> int:
@@ -24,13 +24,13 @@ def test_a_file_has_its_mode_whatever_the_umask(tmp_path: Path, mask: int) -> No
     try:
         atomic.replace(tmp_path / "private", b"x")
         atomic.replace(tmp_path / "public", b"x", mode=0o644)
-        atomic.make_folder(tmp_path / "folder/below")
+        atomic.make_directory(tmp_path / "directory/below")
     finally:
         os.umask(before)
 
     assert _mode(tmp_path / "private") == 0o600
     assert _mode(tmp_path / "public") == 0o644
-    assert _mode(tmp_path / "folder") == _mode(tmp_path / "folder/below") == 0o700
+    assert _mode(tmp_path / "folder") == _mode(tmp_path / "directory/below") == 0o700
 
 
 def test_a_file_is_private_while_it_is_written(tmp_path: Path) -> None:
@@ -76,31 +76,37 @@ def test_a_replaced_file_is_another_file(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
 def test_a_file_keeps_its_owner_or_its_name_is_not_touched() -> None:
     """A group that the owner has left is given up; another's file is not made one's own."""
-    with reachable_folder() as folder:
+    with reachable_directory() as directory:
         for name, owner in (("own", NOBODY), ("roots", 0)):
-            (folder / name).write_bytes(b"old")
-            os.chown(folder / name, owner, 0)
-        theirs = os.stat(folder / "own")
+            (directory / name).write_bytes(b"old")
+            os.chown(directory / name, owner, 0)
+        theirs = os.stat(directory / "own")
 
-        atomic.replace(folder / "by root", b"new", owner=theirs)
-        atomic.make_folder(folder / "made/below", owner=theirs)
+        atomic.replace(directory / "by root", b"new", owner=theirs)
+        atomic.make_directory(directory / "made/below", owner=theirs)
         with unprivileged():
-            atomic.replace(folder / "own", b"new", owner=theirs)
+            atomic.replace(directory / "own", b"new", owner=theirs)
             with pytest.raises(PermissionDeniedError):
-                atomic.replace(folder / "roots", b"new", owner=os.stat(folder / "roots"))
+                atomic.replace(directory / "roots", b"new", owner=os.stat(directory / "roots"))
 
         for name in ("by root", "made", "made/below"):
-            status = os.stat(folder / name)
+            status = os.stat(directory / name)
             assert (status.st_uid, status.st_gid) == (NOBODY, 0)
-        assert ((folder / "own").stat().st_uid, (folder / "own").read_bytes()) == (NOBODY, b"new")
-        assert ((folder / "roots").stat().st_uid, (folder / "roots").read_bytes()) == (0, b"old")
-        assert sorted(os.listdir(folder)) == ["by root", "made", "own", "roots"]
+        assert ((directory / "own").stat().st_uid, (directory / "own").read_bytes()) == (
+            NOBODY,
+            b"new",
+        )
+        assert ((directory / "roots").stat().st_uid, (directory / "roots").read_bytes()) == (
+            0,
+            b"old",
+        )
+        assert sorted(os.listdir(directory)) == ["by root", "made", "own", "roots"]
 
 
 def test_content_is_on_the_disk_before_the_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file is synced, then renamed, then its folder is synced: a power cut leaves one whole."""
+    """The file is synced, then renamed, then its directory is synced."""
     steps: list[str] = []
     sync, rename = os.fsync, os.rename
 
@@ -153,12 +159,12 @@ def test_what_the_system_refuses_is_named_with_its_exit_code(
     assert nameless.value.message == f"{tmp_path}: {os.strerror(number).lower()}"
 
 
-def test_a_folder_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_directory_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
     """Its mode is its owner's decision."""
     (tmp_path / "folder").mkdir(mode=0o755)
     (tmp_path / "folder").chmod(0o755)
 
-    atomic.make_folder(tmp_path / "folder")
+    atomic.make_directory(tmp_path / "folder")
 
     assert _mode(tmp_path / "folder") == 0o755
 
@@ -211,11 +217,11 @@ def test_a_tree_deeper_than_calls_is_removed(tmp_path: Path) -> None:
     keep.mkdir()
     tree = tmp_path / "tree"
     for depth in range(1500):
-        folder = tree / "/".join("d" * depth)
-        folder.mkdir()
+        directory = tree / "/".join("d" * depth)
+        directory.mkdir()
         if depth % 100 == 0:
-            (folder / "file").touch()
-    (folder / "link").symlink_to(keep)
+            (directory / "file").touch()
+    (directory / "link").symlink_to(keep)
 
     atomic.remove_tree(tree)
 

@@ -21,7 +21,7 @@ with locks.exclusive(pathlib.Path(sys.argv[1])):
 """
 
 
-def test_a_held_folder_is_refused_and_its_holder_named(tmp_path: Path) -> None:
+def test_a_held_directory_is_refused_and_its_holder_named(tmp_path: Path) -> None:
     """Machine, process, command and start are in the message; how to wait is in the hint."""
     with running(_HOLD, str(tmp_path)) as other:
         with pytest.raises(LockedError) as raised, locks.exclusive(tmp_path):
@@ -68,24 +68,24 @@ def test_readers_share_and_writers_do_not(tmp_path: Path) -> None:
         pytest.fail("a reader beside a writer")
 
 
-def test_a_folder_that_was_swapped_meanwhile_is_locked_anew(tmp_path: Path) -> None:
+def test_a_directory_that_was_swapped_meanwhile_is_locked_anew(tmp_path: Path) -> None:
     """Who waited for a home that a restore exchanged gets the one that stands there now."""
-    folder = tmp_path / "home"
-    folder.mkdir()
-    holding = locks.exclusive(folder)
+    directory = tmp_path / "home"
+    directory.mkdir()
+    holding = locks.exclusive(directory)
     holding.__enter__()
 
     def swap() -> None:
-        folder.rename(tmp_path / "before")
-        folder.mkdir()
+        directory.rename(tmp_path / "before")
+        directory.mkdir()
         holding.__exit__(None, None, None)
 
     swapping = threading.Timer(0.2, swap)
     swapping.start()
-    with locks.exclusive(folder, wait_seconds=30):
+    with locks.exclusive(directory, wait_seconds=30):
         swapping.join()
-        with pytest.raises(LockedError), locks.exclusive(folder):
-            pytest.fail("the folder that stands there is not held")
+        with pytest.raises(LockedError), locks.exclusive(directory):
+            pytest.fail("the directory that stands there is not held")
         with locks.exclusive(tmp_path / "before"):
             pass
 
@@ -115,7 +115,7 @@ def test_what_cannot_be_a_leftover_is_never_waited_for(tmp_path: Path, kind: str
 def test_a_guard_is_waited_for_only_a_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder that somebody holds for another reason does not stop a backup into it."""
+    """A directory that somebody holds for another reason does not stop a backup into it."""
     monkeypatch.setattr(locks, "_GUARD_SECONDS", 0.1)
 
     with locks.exclusive(tmp_path), locks.guarded(tmp_path):

@@ -28,10 +28,10 @@ def test_tilde_is_expanded_and_links_are_followed(tmp_path: Path) -> None:
     assert not (tmp_path / "real/x").exists()
 
 
-def test_relative_home_is_of_the_current_folder(
+def test_relative_home_is_of_the_current_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It means another home in another folder, as it does to Sagewai."""
+    """It means another home in another directory, as it does to Sagewai."""
     monkeypatch.chdir(tmp_path)
 
     assert locate(None, {"SAGEWAI_HOME": "here"}).root == tmp_path / "here"
@@ -105,12 +105,12 @@ def test_first_of_the_two_urls_counts(tmp_path: Path) -> None:
 
 
 def test_home_that_is_not_there_is_named(tmp_path: Path) -> None:
-    """Missing and not a folder are told apart."""
+    """Missing and not a directory are told apart."""
     (tmp_path / "file").touch()
 
     with pytest.raises(NotFoundError, match="does not exist"):
         require(locate(tmp_path / "none", {}))
-    with pytest.raises(NotFoundError, match="is not a folder"):
+    with pytest.raises(NotFoundError, match="is not a directory"):
         require(locate(tmp_path / "file", {}))
     require(locate(tmp_path, {}))
 
@@ -147,7 +147,7 @@ def test_kind_follows_from_the_path(path: str, kind: Kind) -> None:
 
 
 def test_layouts_are_told_apart(tmp_path: Path) -> None:
-    """Flat files at the root, the folders of today, both, or nothing."""
+    """Flat files at the root, the directories of today, both, or nothing."""
     assert layout_of(tmp_path) == "empty"
     (tmp_path / "master.key").symlink_to("nowhere")
     assert layout_of(tmp_path) == "flat"

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from folder_state import state_of
+from directory_state import state_of
 from home_builder import BuiltHome, build_home
 from sagewai_ops.home import state_files
 from sagewai_ops.home.paths import locate
@@ -93,7 +93,7 @@ def test_document_outside_the_home_is_named_by_its_variable(root: Path, tmp_path
 
 
 def test_what_cannot_be_read_is_left_out(root: Path) -> None:
-    """A missing document, a folder and a pipe in its place are passed over, not waited for."""
+    """A missing document, a directory and a pipe in its place are passed over, not waited for."""
     (root / "config/connections.json").unlink()
     (root / "config/admin-state.json").unlink()
     (root / "config/admin-state.json").mkdir()

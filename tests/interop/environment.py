@@ -70,8 +70,8 @@ class InteropError(RuntimeError):
     """The environment cannot be made, or a script in it ended badly."""
 
 
-def folder() -> Path:
-    """Name the folder of the environment, whether or not it exists.
+def directory() -> Path:
+    """Name the directory of the environment, whether or not it exists.
 
     Returns:
         INTEROP_VENV, relative to the repository, else `.interop/venv` in the repository.
@@ -87,7 +87,7 @@ def python_of_sagewai() -> Path:
     Raises:
         InteropError: No interpreter of this machine can make it, or the registry does not answer.
     """
-    place = folder()
+    place = directory()
     python = place / "bin" / "python"
     if not _is_ready(place):
         with _building(place):

@@ -53,16 +53,16 @@ class Site:
     reading: dict[str, object]
 
 
-def make_site(folder: Path) -> Site:
+def make_site(directory: Path) -> Site:
     """Let the real Sagewai make and fill a home, through its stores and over HTTP, and kill it.
 
     The data is committed and stands in the WAL, as after a power cut.
     """
-    home = folder / "site" / "home"
-    frozen = folder / "frozen"
+    home = directory / "site" / "home"
+    frozen = directory / "frozen"
     home.parent.mkdir()
     ask_driver(home, "fill", MARKER)
-    with running(home, folder / "site" / "server.log") as server:
+    with running(home, directory / "site" / "server.log") as server:
         Client(server.url).set_up()
         # The fleet's organisation is computed at the start, from the administrator's id.
         server.stop()
@@ -73,7 +73,7 @@ def make_site(folder: Path) -> Site:
         listings, pages = client.listings(), client.pages()
         server.kill()
     copy_home(home, frozen)
-    scratch = folder / "scratch"
+    scratch = directory / "scratch"
     copy_home(frozen, scratch)
     reading = read_home(scratch)
     shutil.rmtree(scratch)

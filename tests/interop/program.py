@@ -53,7 +53,7 @@ def call(
     Args:
         home: The home.
         arguments: The command and its options.
-        snapshots: Folder of the snapshots; without it the default beside the home.
+        snapshots: Directory of the snapshots; without it the default beside the home.
         url: Of the PostgreSQL database that Sagewai would use, through the environment.
     """
     variables = {"PATH": os.environ.get("PATH", os.defpath), "HOME": "/nonexistent", "TZ": "UTC"}

@@ -53,7 +53,7 @@ def put(path: Path, content: bytes) -> None:
 
 
 def tree(home: Path) -> dict[str, tuple[int, int, bytes]]:
-    """Map each file to mode, time and content, and each folder below the home to nothing."""
+    """Map each file to mode, time and content, and each directory below the home to nothing."""
     found = {}
     for path in sorted(home.rglob("*")):
         status = path.stat()
@@ -64,9 +64,9 @@ def tree(home: Path) -> dict[str, tuple[int, int, bytes]]:
     return found
 
 
-def run_script(folder: Path, code: str, home: Path, variables: Mapping[str, str]) -> None:
+def run_script(directory: Path, code: str, home: Path, variables: Mapping[str, str]) -> None:
     """Run lines of code with the real Sagewai."""
-    script = folder / "script.py"
+    script = directory / "script.py"
     script.write_text(code, encoding="utf-8")
     run_in_sagewai(script, env={**variables, "SAGEWAI_HOME": str(home)})
 

@@ -20,10 +20,10 @@ pytestmark = pytest.mark.interop
 
 @pytest.fixture
 def snapshots(site: Site, tmp_path: Path) -> Path:
-    """A folder with one snapshot of the killed home, without its key."""
-    folder = tmp_path / "snapshots"
-    program.succeed(site.home, "backup", "--to", folder)
-    return folder
+    """A directory with one snapshot of the killed home, without its key."""
+    directory = tmp_path / "snapshots"
+    program.succeed(site.home, "backup", "--to", directory)
+    return directory
 
 
 def test_rebound_fleet_is_seen_elsewhere(

@@ -169,7 +169,7 @@ def test_mode_is_that_of_a_links_target(home: Home, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["folder", "pipe"])
 def test_what_is_no_file_is_named_and_not_waited_for(kind: str, home: Home) -> None:
-    """A folder or a pipe where the key should be is a problem, not an exception."""
+    """A directory or a pipe where the key should be is a problem, not an exception."""
     if kind == "folder":
         home.master_key.mkdir()
     else:

@@ -206,7 +206,7 @@ def test_a_sheet_without_a_whole_block_is_refused(text: str) -> None:
 def test_places_that_would_be_lost_or_would_lose_something_are_refused(
     home: Home, tmp_path: Path
 ) -> None:
-    """In the home, through a link too; on a key; on what is there; in no folder."""
+    """In the home, through a link too; on a key; on what is there; in no directory."""
     (tmp_path / "link").symlink_to(home.root)
     kept = tmp_path / "kept.key"
     kept.write_bytes(KEY)

@@ -44,13 +44,13 @@ _MOVED: dict[Path, tuple[BuiltHome, str]] = {}  # by server: made once for all t
 @pytest.fixture
 def moved(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[BuiltHome, str]:
     """A home that was exported to a server, and the template that it went to."""
-    if postgres.folder not in _MOVED:
+    if postgres.directory not in _MOVED:
         root = tmp_path_factory.mktemp("moved") / "home"
         built = small(root, rows=2, journal="none", remote_backends=False)
         template = at_head(postgres)
         exported(locate(built.root, {}), postgres, template)
-        _MOVED[postgres.folder] = (built, template)
-    return _MOVED[postgres.folder]
+        _MOVED[postgres.directory] = (built, template)
+    return _MOVED[postgres.directory]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import real_homes
 from home_builder import BuiltHome, sealing
 from home_builder.recipe import Layout
-from memory_folder import memory_folder
+from memory_directory import memory_directory
 from opened_values import CLOSED, opened
 from sagewai_ops.archive.age import Lock, Unlock, temporary_identity
 from sagewai_ops.archive.open import open_archive
@@ -41,7 +41,7 @@ from sagewai_ops.operations.check_keys import check_keys
 from sagewai_ops.operations.rotate_keys import Options, rotate
 from sagewai_ops.operations.rotation_report import Rotation
 from small_homes import everything_of, small
-from unprivileged import NOBODY, reachable_folder, unprivileged
+from unprivileged import NOBODY, reachable_directory, unprivileged
 
 OTHER = b"b3RoZXIgbWFzdGVyIGtleSBvdGhlciBtYXN0ZXIga2U="
 
@@ -83,7 +83,7 @@ def values_of(built: BuiltHome, key: bytes) -> list[str]:
 
 
 def contents_of(root: Path) -> dict[str, tuple[int, bytes | str]]:
-    """Give modes and contents; a look at a database leaves its folder's time another."""
+    """Give modes and contents; a look at a database leaves its directory's time another."""
     return {path: (mode, content) for path, (mode, _time, content) in everything_of(root).items()}
 
 
@@ -95,9 +95,14 @@ def test_rotate_then_open_equals_before(
     seed: int, keys: int, layout: Layout, leftovers: int
 ) -> None:
     """Whatever the home, its layout, and however many keys its values are under."""
-    with memory_folder() as folder:
+    with memory_directory() as directory:
         built = small(
-            folder / "home", seed=seed, keys=keys, layout=layout, leftovers=bool(leftovers), rows=2
+            directory / "home",
+            seed=seed,
+            keys=keys,
+            layout=layout,
+            leftovers=bool(leftovers),
+            rows=2,
         )
         (built.root / "secrets").mkdir(exist_ok=True)
         for number, key in enumerate(built.master_keys[1:]):
@@ -323,19 +328,19 @@ def test_a_link_is_followed_to_the_key_itself(built: BuiltHome, tmp_path: Path) 
 
 def test_a_link_to_where_one_may_not_write_needs_a_key_of_ones_own() -> None:
     """Such as a secret that a container is given: it is changed where it comes from."""
-    with reachable_folder() as folder:
-        locked = folder / "locked"
+    with reachable_directory() as directory:
+        locked = directory / "locked"
         with unprivileged():
-            built = small(folder / "home")
+            built = small(directory / "home")
             locked.mkdir()
             shutil.move(built.master_key, locked / "key")
             built.master_key.symlink_to(locked / "key")
             locked.chmod(0o500)
-            (folder / "new.key").write_bytes(OTHER)
+            (directory / "new.key").write_bytes(OTHER)
 
             with pytest.raises(UsageError, match="may not be written"):
                 turn(built.root)
-            done = turn(built.root, new_key_file=folder / "new.key")
+            done = turn(built.root, new_key_file=directory / "new.key")
 
             assert done.installed is None
             assert any("put the new key into" in step for step in done.steps)
@@ -437,8 +442,8 @@ def test_a_home_with_nothing_sealed_gets_its_key_all_the_same(tmp_path: Path) ->
 
 def test_an_unreadable_document_is_refused() -> None:
     """Something in it may be under the old key."""
-    with reachable_folder() as folder, unprivileged():
-        built = small(folder / "home")
+    with reachable_directory() as directory, unprivileged():
+        built = small(directory / "home")
         built.profiles.chmod(0)
         before = built.master_key.read_bytes()
 
@@ -449,10 +454,10 @@ def test_an_unreadable_document_is_refused() -> None:
 
 
 @pytest.mark.parametrize("part", ["", "config", "db", "secrets"])
-def test_a_folder_that_may_not_be_written_is_refused_at_once(part: str) -> None:
+def test_a_directory_that_may_not_be_written_is_refused_at_once(part: str) -> None:
     """Before a snapshot is taken, with nothing changed."""
-    with reachable_folder() as folder, unprivileged():
-        built = small(folder / "home", journal="none")
+    with reachable_directory() as directory, unprivileged():
+        built = small(directory / "home", journal="none")
         (built.root / part).chmod(0o500)
         before = contents_of(built.root)
 
@@ -613,7 +618,7 @@ def test_a_link_that_leads_nowhere_makes_room(built: BuiltHome) -> None:
     assert CLOSED not in values_of(built, built.master_key.read_bytes())
 
 
-def test_a_folder_in_the_place_of_the_key_is_refused(built: BuiltHome) -> None:
+def test_a_directory_in_the_place_of_the_key_is_refused(built: BuiltHome) -> None:
     """Nothing is changed."""
     built.master_key.unlink()
     built.master_key.mkdir()
@@ -661,11 +666,11 @@ def test_the_lock_of_sagewais_writers_is_held_and_waited_for(
 
 def test_a_journal_of_another_user_counts_as_one() -> None:
     """Who may not look into it cannot know that the home is settled."""
-    with reachable_folder() as folder:
-        journal = folder / rotation_journal.NAME
+    with reachable_directory() as directory:
+        journal = directory / rotation_journal.NAME
         with unprivileged():
             journal.mkdir(0o000)
 
-            assert rotation_journal.is_pending(folder)
+            assert rotation_journal.is_pending(directory)
             journal.chmod(0o700)
-            assert not rotation_journal.is_pending(folder)
+            assert not rotation_journal.is_pending(directory)

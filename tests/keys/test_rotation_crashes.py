@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from home_builder import BuiltHome
-from memory_folder import memory_folder
+from memory_directory import memory_directory
 from opened_values import CLOSED, opened
 from sagewai_ops.errors import NoSpaceError, OpsError
 from sagewai_ops.home.paths import OWN_PREFIX, locate
@@ -27,8 +27,8 @@ from step_counter import failing, killed, killed_at, until_done
 @pytest.fixture(scope="module")
 def model() -> Iterator[BuiltHome]:
     """A home that each try gets a copy of."""
-    with memory_folder() as folder:
-        yield small(folder / "home", journal="none", leftovers=True)
+    with memory_directory() as directory:
+        yield small(directory / "home", journal="none", leftovers=True)
 
 
 @pytest.fixture(autouse=True)
@@ -87,8 +87,8 @@ def test_killed_at_any_step_it_is_under_one_key(model: BuiltHome, tmp_path: Path
     answers = set()
 
     def attempt(number: int) -> bool:
-        with memory_folder() as folder:
-            home = folder / "home"
+        with memory_directory() as directory:
+            home = directory / "home"
             shutil.copytree(model.root, home, symlinks=True)
             was_killed = killed_at(number, lambda: turn(home))
             is_pending = rotation_journal.is_pending(home)
@@ -138,8 +138,8 @@ def test_failing_at_any_step_it_is_as_it_was(model: BuiltHome) -> None:
     before = contents_of(model.root)
 
     def attempt(number: int) -> bool:
-        with memory_folder() as folder:
-            home = folder / "home"
+        with memory_directory() as directory:
+            home = directory / "home"
             shutil.copytree(model.root, home, symlinks=True)
             failed = True
             with failing(number, errno.EIO):
@@ -163,8 +163,8 @@ def test_on_a_disk_that_stays_full_it_is_as_it_was_or_says_how_to_go_on(model: B
     hints = set()
 
     def attempt(number: int) -> bool:
-        with memory_folder() as folder:
-            home = folder / "home"
+        with memory_directory() as directory:
+            home = directory / "home"
             shutil.copytree(model.root, home, symlinks=True)
             failed = False
             with failing(number, errno.ENOSPC, for_ever=True):
@@ -188,8 +188,8 @@ def test_a_recovery_that_is_killed_is_recovered(model: BuiltHome, tmp_path: Path
     killed_in_the_middle(broken)
 
     def attempt(number: int) -> bool:
-        with memory_folder() as folder:
-            home = folder / "home"
+        with memory_directory() as directory:
+            home = directory / "home"
             shutil.copytree(broken, home, symlinks=True)
             was_killed = killed_at(number, lambda: recover(locate(home, {}), {}))
             check_settled(home, model)
@@ -266,18 +266,18 @@ def test_where_the_old_key_is_gone_there_is_no_way_back(model: BuiltHome, tmp_pa
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda folder: (folder / "journal.json").write_bytes(b"{"),
-        lambda folder: (folder / "journal.json").write_bytes(b'{"version": 2}'),
-        lambda folder: (folder / "master.key").write_bytes(b"x" * 44),
-        lambda folder: (folder / "tokens.jsonl").write_bytes(b"[1]\n"),
-        lambda folder: (folder / "tokens.jsonl").unlink(),
-        lambda folder: folder.chmod(0o770),
+        lambda directory: (directory / "journal.json").write_bytes(b"{"),
+        lambda directory: (directory / "journal.json").write_bytes(b'{"version": 2}'),
+        lambda directory: (directory / "master.key").write_bytes(b"x" * 44),
+        lambda directory: (directory / "tokens.jsonl").write_bytes(b"[1]\n"),
+        lambda directory: (directory / "tokens.jsonl").unlink(),
+        lambda directory: directory.chmod(0o770),
     ],
 )
 def test_a_journal_that_cannot_be_trusted_is_left_alone(
     spoil: Callable[[Path], object], model: BuiltHome, tmp_path: Path
 ) -> None:
-    """Nothing is changed by a guess, and the folder with the new key stays."""
+    """Nothing is changed by a guess, and the directory with the new key stays."""
     home = tmp_path / "home"
     shutil.copytree(model.root, home, symlinks=True)
     killed_in_the_middle(home)

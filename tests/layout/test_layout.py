@@ -33,7 +33,7 @@ from sagewai_ops.layout.journal import JOURNAL, recover
 from sagewai_ops.layout.plan import Action
 from sagewai_ops.operations.migrate_layout import LayoutReport, migrate_layout
 from step_counter import counting, failing, killed_at, until_done
-from unprivileged import reachable_folder, unprivileged
+from unprivileged import reachable_directory, unprivileged
 
 OLD, NEW = 1_700_000_000, 1_800_000_000  # mtimes, in seconds
 OTHER_KEY = b"OTg3NjU0MzIxMDk4NzY1NDMyMTA5ODc2NTQzMjEwOTg="
@@ -49,7 +49,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def put(path: Path, content: bytes, *, mode: int = 0o600, time: int = OLD) -> Path:
-    """Write a file with a mode and a time, and the folders above it."""
+    """Write a file with a mode and a time, and the directories above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     path.chmod(mode)
@@ -113,7 +113,7 @@ def test_flat_home_gets_the_layout_of_today(root: Path) -> None:
 
 
 def test_home_without_legacy_files_is_not_touched(root: Path) -> None:
-    """No folders are made, and no lock or journal is left."""
+    """No directories are made, and no lock or journal is left."""
     before = root.stat().st_mtime_ns
 
     report = migrate(root)
@@ -162,7 +162,7 @@ def test_wrong_modes_are_repaired(root: Path, mode: int) -> None:
 
 
 def test_modes_do_not_depend_on_the_umask(root: Path) -> None:
-    """New folders are private under any umask."""
+    """New directories are private under any umask."""
     flat(root)
     before = os.umask(0o000)
     try:
@@ -367,29 +367,29 @@ def test_link_to_itself_is_left(root: Path, target: str) -> None:
     assert migrate(root).plan.left.keys() == {"connections.json"}
 
 
-def test_folder_at_the_root_is_left_and_named(root: Path) -> None:
-    """A container that binds a missing file leaves a folder of its name."""
+def test_directory_at_the_root_is_left_and_named(root: Path) -> None:
+    """A container that binds a missing file leaves a directory of its name."""
     (root / "admin-state.json").mkdir()
     os.mkfifo(root / "profiles.json")
 
     report = migrate(root)
 
     assert report.plan.left == {
-        "admin-state.json": "is a folder",
+        "admin-state.json": "is a directory",
         "profiles.json": "is not a regular file",
     }
     assert sorted(path.name for path in root.iterdir()) == ["admin-state.json", "profiles.json"]
 
 
-def test_folder_in_the_place_is_kept_beside(root: Path) -> None:
-    """Sagewai would crash; here the folder makes room, with all that is in it."""
+def test_directory_in_the_place_is_kept_beside(root: Path) -> None:
+    """Sagewai would crash; here the directory makes room, with all that is in it."""
     put(root / "connections.json", b"{}")
     put(root / "config/connections.json/inside", b"kept")
 
     report = migrate(root)
 
-    folder = kept(report, "connections.json")
-    assert files(root) == {"config/connections.json": b"{}", f"{folder}/inside": b"kept"}
+    directory = kept(report, "connections.json")
+    assert files(root) == {"config/connections.json": b"{}", f"{directory}/inside": b"kept"}
 
 
 def test_dangling_link_in_the_place_is_kept_beside(root: Path) -> None:
@@ -407,7 +407,7 @@ def test_dangling_link_in_the_place_is_kept_beside(root: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"a file", None])
-def test_part_that_is_no_folder_is_refused(root: Path, content: bytes | None) -> None:
+def test_part_that_is_no_directory_is_refused(root: Path, content: bytes | None) -> None:
     """Where config is a file, or a link to nowhere, nothing at all is done."""
     flat(root)
     if content is None:
@@ -626,9 +626,9 @@ def test_missing_home_is_not_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("closed", [".", "config", "secrets"])
 def test_home_that_cannot_be_written_is_refused_unchanged(closed: str) -> None:
-    """The folder is named, and nothing was begun."""
-    with reachable_folder() as folder, unprivileged():
-        root = folder / "home"
+    """The directory is named, and nothing was begun."""
+    with reachable_directory() as directory, unprivileged():
+        root = directory / "home"
         flat(root)
         for part in ("config", "secrets"):
             (root / part).mkdir()
@@ -642,16 +642,16 @@ def test_home_that_cannot_be_written_is_refused_unchanged(closed: str) -> None:
 
 
 @pytest.mark.parametrize("closed", ["admin-state.json", "config/admin-state.json"])
-def test_link_into_a_closed_folder_is_refused_unchanged(closed: str) -> None:
+def test_link_into_a_closed_directory_is_refused_unchanged(closed: str) -> None:
     """What may not be looked at is not taken for missing: it may be the document."""
-    with reachable_folder() as folder, unprivileged():
-        root = folder / "home"
-        put(folder / "closed/state.json", b"state")
+    with reachable_directory() as directory, unprivileged():
+        root = directory / "home"
+        put(directory / "closed/state.json", b"state")
         put(root / "admin-state.json", b"{}")
         (root / "config").mkdir()
         (root / closed).unlink(missing_ok=True)
-        (root / closed).symlink_to(folder / "closed/state.json")
-        (folder / "closed").chmod(0o000)
+        (root / closed).symlink_to(directory / "closed/state.json")
+        (directory / "closed").chmod(0o000)
         before = tree_of(root)
 
         with pytest.raises(PermissionDeniedError):
@@ -662,17 +662,17 @@ def test_link_into_a_closed_folder_is_refused_unchanged(closed: str) -> None:
 
 def test_user_without_root_can_migrate() -> None:
     """The home's own user needs no more than his rights."""
-    with reachable_folder() as folder, unprivileged():
-        contents = flat(folder / "home")
+    with reachable_directory() as directory, unprivileged():
+        contents = flat(directory / "home")
 
-        migrate(folder / "home")
+        migrate(directory / "home")
 
-        assert files(folder / "home") == contents
+        assert files(directory / "home") == contents
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
 def test_root_leaves_the_home_to_its_owner(root: Path) -> None:
-    """Folders and copies that root makes belong to the home's user, who must read them."""
+    """Directories and copies that root makes belong to the home's user, who must read them."""
     flat(root)
     real = put(root.parent / "real.json", b"{}")
     (root / "profiles.json").unlink()
@@ -710,7 +710,7 @@ def _link_outside(root: Path) -> None:
     (root / "master.key").symlink_to(root.parent / "outside.key")
 
 
-def _folder_in_place(root: Path) -> None:
+def _directory_in_place(root: Path) -> None:
     put(root / "profiles.json", b"{}")
     put(root / "secrets/profiles.json/inside", b"")
 
@@ -722,22 +722,22 @@ SHAPES: dict[str, Callable[[Path], object]] = {
     "equal": _equal,
     "link inside": _link_inside,
     "link outside": _link_outside,
-    "folder in place": _folder_in_place,
+    "directory in place": _directory_in_place,
 }
 
 
 @pytest.fixture
 def quick_path(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: hundreds of runs, each with a dozen fsyncs."""
+    """A directory in memory where there is one: hundreds of runs, each with a dozen fsyncs."""
     base = Path("/dev/shm")
     if not os.access(base, os.W_OK):
         yield tmp_path
         return
-    folder = Path(tempfile.mkdtemp(dir=base))
+    directory = Path(tempfile.mkdtemp(dir=base))
     try:
-        yield folder
+        yield directory
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(directory)
 
 
 @pytest.mark.parametrize("shape", list(SHAPES))
@@ -833,8 +833,8 @@ def test_whatever_stands_there_nothing_is_lost(states: list[tuple[str, str]]) ->
 
     What a link out of the home leads to may stay there; it is in the home as well.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "home"
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory) / "home"
         root.mkdir()
         for name, (at_root, in_place) in zip(LEGACY_PLACES, states, strict=True):
             _make(root, name, at_root, f"root {name}".encode())
@@ -913,11 +913,11 @@ def test_journal_that_others_may_write_is_refused(root: Path) -> None:
         migrate(root)
 
 
-def _migrated(folder: Path, shape: Callable[[Path], object]) -> dict[str, object]:
-    (folder / "home").mkdir(parents=True)
-    shape(folder / "home")
-    migrate(folder / "home")
-    return _shape_of(folder / "home")
+def _migrated(directory: Path, shape: Callable[[Path], object]) -> dict[str, object]:
+    (directory / "home").mkdir(parents=True)
+    shape(directory / "home")
+    migrate(directory / "home")
+    return _shape_of(directory / "home")
 
 
 def _shape_of(root: Path) -> dict[str, object]:
@@ -947,12 +947,12 @@ def _step_of_the_first_move(root: Path) -> int:
 
 @contextlib.contextmanager
 def _other_file_system(root: Path) -> Iterator[Path]:
-    """Give a folder on another device than the home's."""
+    """Give a directory on another device than the home's."""
     base = Path("/dev/shm")
     if not base.is_dir() or base.stat().st_dev == root.stat().st_dev:
         pytest.skip("only one file system here")
-    folder = Path(tempfile.mkdtemp(dir=base))
+    directory = Path(tempfile.mkdtemp(dir=base))
     try:
-        yield folder
+        yield directory
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(directory)

@@ -298,7 +298,7 @@ def test_a_file_of_somebody_else_is_left_alone(home: Path, tmp_path: Path, conte
 
 @pytest.mark.parametrize("option", ["--metrics-file", "--log-file"])
 def test_what_cannot_be_written_is_a_warning(home: Path, option: str) -> None:
-    """A missing folder; the snapshot is there and the exit code 0."""
+    """A missing directory; the snapshot is there and the exit code 0."""
     answer = call("--home", home, "backup", option, "/nowhere/at/all")
 
     assert answer.code == 0

@@ -17,7 +17,7 @@ import pytest
 import real_homes
 from archives import flip, forge
 from home_builder import BuiltHome
-from memory_folder import memory_folder
+from memory_directory import memory_directory
 from round_trips import snapshot_of
 from sagewai_ops.archive.age import Lock, Unlock, temporary_identity
 from sagewai_ops.database.sqlite.integrity import examine
@@ -41,16 +41,16 @@ from sagewai_ops.schema.upgrade_sqlite import upgrade_database
 from sagewai_ops.snapshots import cards, catalog
 from small_homes import everything_of, small
 from step_counter import counting, failing, killed_at, until_done
-from unprivileged import reachable_folder, unprivileged
+from unprivileged import reachable_directory, unprivileged
 
 OTHER_KEY = b"MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """Give a folder in memory: what these tests make durable is much."""
-    with memory_folder() as folder:
-        yield folder
+    """Give a directory in memory: what these tests make durable is much."""
+    with memory_directory() as directory:
+        yield directory
 
 
 @pytest.fixture
@@ -381,10 +381,10 @@ def test_a_home_without_a_database_is_proved_without_one(tmp_path: Path) -> None
     assert (report.outcome, report.upgrade, report.restored.database) == ("proved", None, None)
 
 
-def test_the_scratch_folder_is_private_locked_and_where_it_was_asked_for(
+def test_the_scratch_directory_is_private_locked_and_where_it_was_asked_for(
     built: BuiltHome, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """0700 whatever the umask, beside the snapshots or in a chosen folder; none of it stays."""
+    """0700 whatever the umask, beside the snapshots or in a chosen directory; none of it stays."""
     seen: list[tuple[Path, int, bool]] = []
 
     def watching(source: Path, target: Any, *arguments: Any, **options: Any) -> Any:
@@ -409,13 +409,13 @@ def test_the_scratch_folder_is_private_locked_and_where_it_was_asked_for(
     assert left_beside(archive) == []
 
 
-def test_scratch_must_be_a_folder_outside_of_the_home(
+def test_scratch_must_be_a_directory_outside_of_the_home(
     built: BuiltHome, archive: Path, tmp_path: Path
 ) -> None:
     """A backup would carry it, and a mistyped path is not made."""
     with pytest.raises(UsageError, match="inside the home"):
         try_it(archive, built.root, scratch=built.root / "data")
-    with pytest.raises(NotFoundError, match="is no folder"):
+    with pytest.raises(NotFoundError, match="is no directory"):
         try_it(archive, built.root, scratch=tmp_path / "none")
 
     assert not (tmp_path / "none").exists()
@@ -592,12 +592,12 @@ def test_what_a_kill_left_elsewhere_is_swept_as_well(
 
 
 def test_a_link_that_no_drill_made_is_not_followed(archive: Path, tmp_path: Path) -> None:
-    """What is removed bears the name of a scratch folder, and is nobody's any more."""
+    """What is removed bears the name of a scratch directory, and is nobody's any more."""
     precious = tmp_path / "precious"
     name = ".sagewai-20260101T000000Z-0a1b2c.drill"
     live = tmp_path / name
-    for folder in (precious, live):
-        folder.mkdir()
+    for directory in (precious, live):
+        directory.mkdir()
     (archive.parent / ".sagewai-20260101T000000Z-0a1b2d.staging").symlink_to(precious)
 
     with locks.exclusive(live):
@@ -630,14 +630,14 @@ def test_the_card_is_changed_in_one_step(built: BuiltHome, archive: Path) -> Non
 
 
 def test_another_users_reader_of_the_snapshots_is_told_where_to_drill(tmp_path: Path) -> None:
-    """Who may read the snapshots and not write beside them names another folder."""
-    with reachable_folder() as folder:
-        built = small(folder / "home")
+    """Who may read the snapshots and not write beside them names another directory."""
+    with reachable_directory() as directory:
+        built = small(directory / "home")
         archive = snapshot_of(built.root)
         archive.parent.chmod(0o755)
         for path in archive.parent.iterdir():
             path.chmod(0o644)
-        key = folder / "key"
+        key = directory / "key"
         key.write_bytes(built.master_key.read_bytes())
         key.chmod(0o644)
         if os.geteuid():
@@ -645,7 +645,7 @@ def test_another_users_reader_of_the_snapshots_is_told_where_to_drill(tmp_path: 
         with unprivileged():
             with pytest.raises(PermissionDeniedError) as caught:
                 try_it(archive, None, key_file=key)
-            scratch = folder / "scratch"
+            scratch = directory / "scratch"
             scratch.mkdir()
             report = try_it(archive, None, key_file=key, scratch=scratch)
 
@@ -657,11 +657,11 @@ def test_another_users_reader_of_the_snapshots_is_told_where_to_drill(tmp_path: 
     assert tmp_path.is_dir()
 
 
-def test_folders_that_forbid_it_are_removed_as_well() -> None:
-    """A home may hold folders that its own user may not write to."""
-    with reachable_folder() as folder:
+def test_directories_that_forbid_it_are_removed_as_well() -> None:
+    """A home may hold directories that its own user may not write to."""
+    with reachable_directory() as directory:
         with unprivileged():
-            tree = folder / "tree"
+            tree = directory / "tree"
             (tree / "closed/inner").mkdir(parents=True)
             (tree / "closed/inner/file").touch()
             (tree / "closed/inner").chmod(0o000)
@@ -669,4 +669,4 @@ def test_folders_that_forbid_it_are_removed_as_well() -> None:
 
             atomic.remove_tree(tree)
 
-        assert list(folder.iterdir()) == []
+        assert list(directory.iterdir()) == []

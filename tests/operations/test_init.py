@@ -29,7 +29,7 @@ def _init(
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o777])
 def test_a_new_home_is_whole_and_private(tmp_path: Path, mask: int) -> None:
-    """Folders 0700, key and database 0600, a key of 44 characters without a newline."""
+    """Directories 0700, key and database 0600, a key of 44 characters without a newline."""
     root = tmp_path / "home"
     before = os.umask(mask)
     try:
@@ -176,7 +176,7 @@ def test_overrides_of_the_database_are_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "config", "secrets"])
-def test_a_file_in_a_folders_place_is_refused_before_anything_is_made(
+def test_a_file_in_a_directories_place_is_refused_before_anything_is_made(
     tmp_path: Path, name: str
 ) -> None:
     """Nothing is half made, and the file is named."""
@@ -184,7 +184,7 @@ def test_a_file_in_a_folders_place_is_refused_before_anything_is_made(
     path.parent.mkdir(exist_ok=True)
     path.write_text("in the way")
 
-    with pytest.raises(UsageError, match="is not a folder"):
+    with pytest.raises(UsageError, match="is not a directory"):
         _init(tmp_path / "home")
 
     assert path.read_text() == "in the way"

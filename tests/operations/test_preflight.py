@@ -19,7 +19,7 @@ import pytest
 import home_writer
 import real_homes
 from json_schemas import problems
-from memory_folder import memory_folder
+from memory_directory import memory_directory
 from postgres_server import Server
 from program import Answer, call
 from sagewai_ops.fs import locks
@@ -48,9 +48,9 @@ class Usage(NamedTuple):
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """Give a folder in memory, in which others cannot put another home."""
-    with memory_folder() as folder:
-        yield folder
+    """Give a directory in memory, in which others cannot put another home."""
+    with memory_directory() as directory:
+        yield directory
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_parents(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the folders above the tests' own: they are whose the machine is."""
+    """Leave out the directories above the tests' own: they are whose the machine is."""
     judge = scan._Look.judge
 
     def without_parents(self: Any, part: Any, *arguments: Any) -> None:
@@ -118,7 +118,7 @@ def test_a_home_in_order_is_ready_and_only_gets_a_snapshot(home: Path, tmp_path:
 
 
 def test_without_a_snapshot_nothing_changes_at_all(home: Path, tmp_path: Path) -> None:
-    """Not even the snapshot folder comes to be."""
+    """Not even the snapshot directory comes to be."""
     before = everything_of(tmp_path)
 
     answer, lines = fly(home, "--no-snapshot")

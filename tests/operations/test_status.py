@@ -98,7 +98,7 @@ def test_a_key_that_sagewai_refuses_is_no_key_in_use(tmp_path: Path) -> None:
 
 
 def test_the_newest_snapshot_of_this_home_is_told(tmp_path: Path) -> None:
-    """Those of other homes in the same folder do not count."""
+    """Those of other homes in the same directory do not count."""
     built = small(tmp_path / "home")
     other = small(tmp_path / "other")
     state = json.loads(other.admin_state.read_bytes())

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sagewai_ops.permissions.modes import file_mode, folder_mode
+from sagewai_ops.permissions.modes import directory_mode, file_mode
 
 MODES = st.integers(0, 0o7777)
 
@@ -25,23 +25,23 @@ def test_other_file_keeps_its_permissions_as_far_as_the_rules_let_it(mode: int) 
 @given(MODES)
 def test_conversations_are_private(mode: int) -> None:
     """What people said to agents."""
-    assert folder_mode("sessions", mode) & 0o077 == 0
+    assert directory_mode("sessions", mode) & 0o077 == 0
 
 
 @given(MODES)
 @pytest.mark.parametrize("path", ["secrets", "secrets/sops", "secrets/sops/deep"])
-def test_folder_of_secrets_is_private_at_every_depth(path: str, mode: int) -> None:
+def test_directory_of_secrets_is_private_at_every_depth(path: str, mode: int) -> None:
     """Nobody else may even look for names in it."""
-    assert folder_mode(path, mode) == 0o700
+    assert directory_mode(path, mode) == 0o700
 
 
 @given(MODES)
 @pytest.mark.parametrize("path", ["", "config", "db"])
-def test_folder_of_the_home_is_usable_by_its_owner_and_written_by_nobody_else(
+def test_directory_of_the_home_is_usable_by_its_owner_and_written_by_nobody_else(
     path: str, mode: int
 ) -> None:
     """Others may read what they could; they cannot put a file of theirs in."""
-    given_back = folder_mode(path, mode)
+    given_back = directory_mode(path, mode)
 
     assert given_back & 0o700 == 0o700
     assert given_back & 0o022 == 0
@@ -50,9 +50,9 @@ def test_folder_of_the_home_is_usable_by_its_owner_and_written_by_nobody_else(
 
 @given(MODES)
 @pytest.mark.parametrize("path", ["data/artifacts", "data/a/b", "own"])
-def test_folder_of_data_stays_readable_for_others(path: str, mode: int) -> None:
+def test_directory_of_data_stays_readable_for_others(path: str, mode: int) -> None:
     """What tasks wrote for others is theirs to read, and no longer to change."""
-    assert folder_mode(path, mode) == mode & 0o755
+    assert directory_mode(path, mode) == mode & 0o755
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The way to a path: each folder in which a name is looked up, and each link."""
+"""The way to a path: each directory in which a name is looked up, and each link."""
 
 import os
 from pathlib import Path
@@ -9,11 +9,11 @@ from sagewai_ops.permissions.path_walk import way_to, weak_spot
 
 
 def below(root: Path, path: Path) -> list[str]:
-    """Give what is passed below a folder, relative to it."""
+    """Give what is passed below a directory, relative to it."""
     return [str(one.relative_to(root)) for one in way_to(path) if one.is_relative_to(root)]
 
 
-def test_way_without_links_is_the_folders_above(tmp_path: Path) -> None:
+def test_way_without_links_is_the_directories_above(tmp_path: Path) -> None:
     """From the root on; what it leads to is not among them, nor need it exist."""
     assert way_to(tmp_path / "a/b") == (*reversed(tmp_path.parents), tmp_path, tmp_path / "a")
 
@@ -59,7 +59,7 @@ def test_links_in_a_circle_come_to_an_end(tmp_path: Path) -> None:
 
 
 def test_weak_spot_is_where_others_may_write(tmp_path: Path) -> None:
-    """A sticky folder is none, and what is known already is left out."""
+    """A sticky directory is none, and what is known already is left out."""
     (tmp_path / "open/deep").mkdir(parents=True)
     way, known = tmp_path / "open/deep/file", [*tmp_path.parents, tmp_path]
     assert weak_spot(way, os.geteuid(), known) == ""
@@ -73,7 +73,7 @@ def test_weak_spot_is_where_others_may_write(tmp_path: Path) -> None:
 
 
 def test_weak_spot_is_what_belongs_to_another(tmp_path: Path) -> None:
-    """Who owns a folder can open it to himself."""
+    """Who owns a directory can open it to himself."""
     (tmp_path / "open").mkdir()
     known = [*tmp_path.parents, tmp_path]
     stranger = 4242

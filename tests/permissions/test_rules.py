@@ -26,27 +26,27 @@ from sagewai_ops.errors import (
 from sagewai_ops.fs.locks import exclusive
 from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.permissions import evaluator as look_module
-from sagewai_ops.permissions.entry_kinds import Facts, Part, Wanted, part_of_file, part_of_folder
+from sagewai_ops.permissions.entry_kinds import Facts, Part, Wanted, part_of_directory, part_of_file
 from sagewai_ops.permissions.findings import Finding, Inspection
-from sagewai_ops.permissions.modes import file_mode, folder_mode
+from sagewai_ops.permissions.modes import directory_mode, file_mode
 from sagewai_ops.permissions.repair import apply_repairs, plan_repairs, undo_repairs
 from sagewai_ops.permissions.rules import RULES, RULES_BY_PART, Severity
 from sagewai_ops.permissions.scan import inspect
 from sagewai_ops.permissions.verify import verify
 from step_counter import killed_at, until_done
-from unprivileged import NOBODY, reachable_folder, unprivileged
+from unprivileged import NOBODY, reachable_directory, unprivileged
 
 STRANGER = 12345
 is_root = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not is_root, reason="gives files away")
 
 
-def copy_to(folder: str, name: str) -> Callable[[Path], None]:
+def copy_to(directory: str, name: str) -> Callable[[Path], None]:
     """Leave a copy that others can read, as an operator does before he changes something."""
 
     def spoil(root: Path) -> None:
-        (root / folder).mkdir(mode=0o700)
-        write(f"{folder}/{name}", b"{}", 0o644)(root)
+        (root / directory).mkdir(mode=0o700)
+        write(f"{directory}/{name}", b"{}", 0o644)(root)
 
     return spoil
 
@@ -107,8 +107,8 @@ def grant(path: str, attribute: str, permissions: int = 4) -> Callable[[Path], N
     return spoil
 
 
-def replace_by_folder(path: str) -> Callable[[Path], None]:
-    """Put a folder in the place of a file."""
+def replace_by_directory(path: str) -> Callable[[Path], None]:
+    """Put a directory in the place of a file."""
 
     def spoil(root: Path) -> None:
         (root / path).unlink()
@@ -126,7 +126,7 @@ CASES = (
     Case("P001", "master.key", write("master.key", b"k" * 44, 0o604)),
     Case("P002", "secrets/master.key", write("secrets/master.key", b""), is_mended=False),
     Case("P002", "secrets/master.key", write("secrets/master.key", b"k" * 43), is_mended=False),
-    Case("P002", "secrets/master.key", replace_by_folder("secrets/master.key"), is_mended=False),
+    Case("P002", "secrets/master.key", replace_by_directory("secrets/master.key"), is_mended=False),
     Case("P002", "secrets/master.key", link("secrets/master.key", "gone"), is_mended=False),
     Case("P004", "secrets", chmod("secrets", 0o750)),
     Case("P004", "secrets/sops", chmod("secrets/sops", 0o755)),
@@ -214,11 +214,11 @@ def home(tmp_path: Path) -> Home:
 @pytest.fixture
 def nobodys_home() -> Iterator[Home]:
     """The same, but nobody's where the test runs as root."""
-    with reachable_folder() as folder, unprivileged():
-        (folder / "above").mkdir(mode=0o755)
-        home = locate(make_private_home(folder / "above" / "home"), {})
+    with reachable_directory() as directory, unprivileged():
+        (directory / "above").mkdir(mode=0o755)
+        home = locate(make_private_home(directory / "above" / "home"), {})
         yield home
-        for path, _, _ in os.walk(folder / "above"):
+        for path, _, _ in os.walk(directory / "above"):
             Path(path).chmod(0o700)
 
 
@@ -246,7 +246,7 @@ def mend(home: Home) -> Path | None:
 
 
 def ours(seen: Inspection) -> list[str]:
-    """List what was found of the home itself; the folders above it are the machine's."""
+    """List what was found of the home itself; the directories above it are the machine's."""
     return [
         f"{finding.rule.id} {finding.path}"
         for finding in seen.findings
@@ -354,7 +354,7 @@ def test_root_judges_a_home_by_its_owner(home: Home) -> None:
     assert ours(look(home)) == [f"P003 {home.root}/secrets/master.key"]
 
 
-def test_folder_that_cannot_be_listed_is_named(nobodys_home: Home) -> None:
+def test_directory_that_cannot_be_listed_is_named(nobodys_home: Home) -> None:
     """What could not be checked is a finding, and the rest is checked all the same."""
     (nobodys_home.root / "data").chmod(0o000)
     (nobodys_home.root / "db/sagewai.db").chmod(0o644)
@@ -386,7 +386,7 @@ def test_snapshots_that_cannot_be_listed_are_named(nobodys_home: Home) -> None:
 @needs_root
 @pytest.mark.parametrize("path", ["data/artifacts/report.md", "data/workers/tool", "secrets/x"])
 def test_programs_with_capabilities_are_named(home: Home, path: str) -> None:
-    """Also in a sandbox's folder; without an x bit nobody can run it."""
+    """Also in a sandbox's directory; without an x bit nobody can run it."""
     program = home.root / path
     program.parent.mkdir(exist_ok=True)
     program.write_bytes(b"#!/bin/sh\n")
@@ -451,7 +451,7 @@ def test_link_to_a_private_key_is_fine(home: Home) -> None:
     assert ours(look(home)) == [f"P002 {key}"]
 
 
-def test_folder_behind_a_link_is_judged_and_not_touched(home: Home) -> None:
+def test_directory_behind_a_link_is_judged_and_not_touched(home: Home) -> None:
     """Where config/ is a link out of the home, what is there is looked at but not repaired."""
     outside = home.root.parent / "outside"
     (home.root / "config").rename(outside)
@@ -464,7 +464,7 @@ def test_folder_behind_a_link_is_judged_and_not_touched(home: Home) -> None:
     assert plan_repairs(seen) == ()
 
 
-def test_folder_behind_a_link_inside_is_judged(home: Home) -> None:
+def test_directory_behind_a_link_inside_is_judged(home: Home) -> None:
     """A link to another place in the home does not hide what is there."""
     (home.root / "config").rename(home.root / "data/config")
     (home.root / "config").symlink_to("data/config")
@@ -474,7 +474,7 @@ def test_folder_behind_a_link_inside_is_judged(home: Home) -> None:
 
 
 def test_links_in_a_circle_come_to_an_end(home: Home) -> None:
-    """Folders of secrets may lead to one another."""
+    """Directories of secrets may lead to one another."""
     outside = home.root.parent / "outside"
     (home.root / "secrets/sops").rename(outside)
     (home.root / "secrets/sops").symlink_to(outside)
@@ -513,7 +513,7 @@ def test_record_that_root_leaves_in_a_home_is_no_finding(home: Home) -> None:
 
 
 def test_document_that_a_variable_moves_is_judged(home: Home, tmp_path: Path) -> None:
-    """Overrides lead out of the home: their files and folders are checked, not changed."""
+    """Overrides lead out of the home: their files and directories are checked, not changed."""
     outside = tmp_path / "outside"
     outside.mkdir(mode=0o777)
     outside.chmod(0o777)
@@ -553,7 +553,7 @@ def test_document_that_a_variable_moves_inside_is_judged(home: Home) -> None:
 def test_copies_beside_a_document_that_a_variable_moves_are_judged(
     home: Home, tmp_path: Path
 ) -> None:
-    """They bear its name; what else lies in that folder is not the home's."""
+    """They bear its name; what else lies in that directory is not the home's."""
     outside = tmp_path / "outside"
     outside.mkdir(mode=0o700)
     for name in ("s.json", "s.json.lock", "s.json.bak-v0-x", ".s.json.ab12cd34.partial", "others"):
@@ -570,7 +570,7 @@ def test_copies_beside_a_document_that_a_variable_moves_are_judged(
     ]
 
 
-def test_folders_above_a_document_that_a_variable_moves_are_judged(
+def test_directories_above_a_document_that_a_variable_moves_are_judged(
     home: Home, tmp_path: Path
 ) -> None:
     """Who writes to one of them can put another document in place."""
@@ -592,21 +592,21 @@ def test_folders_above_a_document_that_a_variable_moves_are_judged(
 
 
 @needs_root
-def test_folder_of_moved_documents_that_cannot_be_listed_is_named() -> None:
+def test_directory_of_moved_documents_that_cannot_be_listed_is_named() -> None:
     """Nothing is known of what is in it."""
-    with reachable_folder() as folder:
-        (folder / "closed").mkdir()
-        (folder / "closed/s.json").touch()
-        (folder / "closed").chmod(0o300)
-        root = make_private_home(folder / "home")
-        for path in folder.rglob("*"):
+    with reachable_directory() as directory:
+        (directory / "closed").mkdir()
+        (directory / "closed/s.json").touch()
+        (directory / "closed").chmod(0o300)
+        root = make_private_home(directory / "home")
+        for path in directory.rglob("*"):
             os.chown(path, NOBODY, NOBODY)
-        moved = locate(root, {"SAGEWAI_ADMIN_STATE_FILE": str(folder / "closed/s.json")})
+        moved = locate(root, {"SAGEWAI_ADMIN_STATE_FILE": str(directory / "closed/s.json")})
         with unprivileged():
             found = ours(look(moved))
-        (folder / "closed").chmod(0o700)
+        (directory / "closed").chmod(0o700)
 
-    assert found == [f"P029 {folder / 'closed'}"]
+    assert found == [f"P029 {directory / 'closed'}"]
 
 
 @pytest.mark.parametrize("target", ["../real", "{parent}/real"])
@@ -627,7 +627,7 @@ def test_way_to_the_home_is_judged_through_its_links(
 
 @needs_root
 def test_link_of_another_user_on_the_way_to_the_home_is_named(home: Home, tmp_path: Path) -> None:
-    """Also in a sticky folder its owner may replace it."""
+    """Also in a sticky directory its owner may replace it."""
     link = tmp_path / "link"
     link.symlink_to(home.root)
     os.chown(link, STRANGER, STRANGER, follow_symlinks=False)
@@ -638,7 +638,7 @@ def test_link_of_another_user_on_the_way_to_the_home_is_named(home: Home, tmp_pa
 
 
 def test_way_behind_a_link_to_secrets_is_judged(home: Home, tmp_path: Path) -> None:
-    """Not only the folder that it leads to: every one on the way there."""
+    """Not only the directory that it leads to: every one on the way there."""
     (tmp_path / "open/b").mkdir(parents=True, mode=0o700)
     (home.root / "secrets").rename(tmp_path / "open/b/secrets")
     (home.root / "secrets").symlink_to(tmp_path / "open/b/secrets")
@@ -693,7 +693,7 @@ def test_what_becomes_of_an_open_key_is_said(home: Home, path: str, mode: int, w
     assert (first.rule.id, first.wrong.partition(" over it")[0]) == ("P001", wrong)
 
 
-def test_sticky_folder_above_is_fine(home: Home) -> None:
+def test_sticky_directory_above_is_fine(home: Home) -> None:
     """In /tmp nobody can rename what is another's."""
     home.root.parent.chmod(0o1777)
 
@@ -701,8 +701,10 @@ def test_sticky_folder_above_is_fine(home: Home) -> None:
 
 
 @pytest.mark.parametrize(("mode", "rules"), [(0o755, []), (0o1777, []), (0o775, ["P023"])])
-def test_folder_of_other_things_too_is_not_closed(home: Home, mode: int, rules: list[str]) -> None:
-    """Snapshots may stand in a folder such as /var/backups: only who writes there matters."""
+def test_directory_of_other_things_too_is_not_closed(
+    home: Home, mode: int, rules: list[str]
+) -> None:
+    """Snapshots may stand in a directory such as /var/backups: only who writes there matters."""
     (home.snapshots / "other.tar").write_bytes(b"")
     home.snapshots.chmod(mode)
 
@@ -736,8 +738,8 @@ def test_repair_follows_no_link(home: Home) -> None:
     assert outside.stat().st_mode & 0o777 == 0o644
 
 
-def test_repair_leaves_a_folder_that_became_a_link(home: Home) -> None:
-    """A folder on the way that was swapped for a link is not entered."""
+def test_repair_leaves_a_directory_that_became_a_link(home: Home) -> None:
+    """A directory on the way that was swapped for a link is not entered."""
     outside = home.root.parent / "outside"
     (home.root / "config/admin-state.json").chmod(0o644)
     seen = look(home)
@@ -896,7 +898,7 @@ def test_killed_repair_can_be_taken_back(home: Home, tmp_path: Path) -> None:
 
 
 def test_two_repairs_of_one_entry_are_one_change(home: Home) -> None:
-    """A folder with an access list, whose owner is shut out, ends private and open to him."""
+    """A directory with an access list, whose owner is shut out, ends private and open to him."""
     grant("secrets", ACCESS_LIST, 7)(home.root)
     (home.root / "secrets").chmod(0o070)
 
@@ -912,8 +914,8 @@ def test_two_repairs_of_one_entry_are_one_change(home: Home) -> None:
 @given(seed=st.randoms(use_true_random=False))
 def test_any_modes_are_repaired_and_taken_back(seed: random.Random) -> None:
     """Whatever the modes: nothing is found after the repair, and each is back after the undo."""
-    with tempfile.TemporaryDirectory() as folder:
-        home = locate(make_private_home(Path(folder) / "home"), {})
+    with tempfile.TemporaryDirectory() as directory:
+        home = locate(make_private_home(Path(directory) / "home"), {})
         # From below, so that a user without root's powers still reaches what is left to do.
         for path in sorted(home.root.rglob("*"), reverse=True):
             path.chmod(seed.randrange(0o10000) | (0o700 if path.is_dir() else 0))
@@ -945,14 +947,14 @@ def test_verification_judges_again_after_the_repair(home: Home) -> None:
 
 
 def test_modes_of_a_restore_follow_the_rules(home: Home) -> None:
-    """What restore gives a file or folder violates no rule about modes."""
+    """What restore gives a file or directory violates no rule about modes."""
     for name in ("db/sagewai.db", "secrets/master.key", "config/connections.json", "data/a.txt"):
         assert _wrong(part_of_file(name), name, "file", file_mode(name, 0o666)) == []
     for name in ("", "config", "db", "fleet", "secrets", "secrets/sops", "sessions", "data/a"):
-        assert _wrong(part_of_folder(name), name, "folder", folder_mode(name, 0o777)) == []
+        assert _wrong(part_of_directory(name), name, "folder", directory_mode(name, 0o777)) == []
     assert file_mode("data/tool", 0o4755) == 0o755
-    assert folder_mode("data/artifacts", 0o2775) == 0o755
-    assert folder_mode("", 0o755) == 0o755
+    assert directory_mode("data/artifacts", 0o2775) == 0o755
+    assert directory_mode("", 0o755) == 0o755
 
 
 def _wrong(part: Part, path: str, kind: str, mode: int) -> list[str]:

@@ -144,7 +144,7 @@ def interrupt(world: World, bench: Bench) -> None:
     words = ("restore", "latest", "--only", "config,data,fleet")
     bench.run(words, world)
     renames = [number for number, step in enumerate(bench.steps(), 1) if step.call == "rename"]
-    world.reset(world.folder.with_name("prepared"))
+    world.reset(world.directory.with_name("prepared"))
     # The last rename dooms the staging; before it three parts are exchanged, in two steps each.
     bench.run(words, world, Fault(Mode.KILL_BEFORE, renames[-4]))
     assert swap.unfinished(world.home) is not None

@@ -56,7 +56,7 @@ class Proof:
 
     def __init__(
         self,
-        folder: Path,
+        directory: Path,
         stack: ExitStack,
         *,
         is_planted: bool = False,
@@ -70,10 +70,10 @@ class Proof:
         self._with_signals = with_signals
         self._met: set[int] = set()
         self._within: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
-        self._folder = folder
+        self._directory = directory
         self._stack = stack
         self._server: Server | None = None
-        self._runner = Runner(folder / "w", folder)
+        self._runner = Runner(directory / "w", directory)
 
     def run(
         self,
@@ -87,7 +87,7 @@ class Proof:
         def body() -> int:
             for name in [one for one in os.environ if one.startswith("SAGEWAI")]:
                 del os.environ[name]
-            os.environ |= {"TMPDIR": str(world.temporary), "HOME": str(world.folder)}
+            os.environ |= {"TMPDIR": str(world.temporary), "HOME": str(world.directory)}
             os.environ |= variables or {}
             os.umask(0o022)
             signals.hold()  # as `cli.main` does
@@ -111,8 +111,8 @@ class Proof:
         """
         started = time.monotonic()
         count = Count(case.name)
-        world = World(self._folder / "w", self.started() if case.on_server else None)
-        prepared = self._folder / "prepared"
+        world = World(self._directory / "w", self.started() if case.on_server else None)
+        prepared = self._directory / "prepared"
         shutil.rmtree(prepared, ignore_errors=True)
         world.make()
         self._within = case.within

@@ -89,7 +89,7 @@ def _idle(*words: object, code: int = EXIT_DONE) -> Case:
 
 
 def _split() -> contextlib.AbstractContextManager[object]:
-    """Let no name move from one folder to another, as between two file systems."""
+    """Let no name move from one directory to another, as between two file systems."""
     rename = os.rename
 
     def refuse(source: os.PathLike[str], target: os.PathLike[str]) -> None:

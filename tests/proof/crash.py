@@ -26,11 +26,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
-for _folder in (_HERE.parent, _HERE.parent.parent / "fixtures"):
-    if str(_folder) not in sys.path:
-        sys.path.insert(0, str(_folder))
+for _directory in (_HERE.parent, _HERE.parent.parent / "fixtures"):
+    if str(_directory) not in sys.path:
+        sys.path.insert(0, str(_directory))
 
-from memory_folder import in_memory  # noqa: E402
+from memory_directory import in_memory  # noqa: E402
 from postgres_server import installations  # noqa: E402 - the path first
 from proof import faults  # noqa: E402
 from proof.bench import Count, Proof, import_everything  # noqa: E402
@@ -51,12 +51,12 @@ def main() -> int:
     if options.part:
         return _part(options)
     with tempfile.TemporaryDirectory(prefix="sagewai-ops-proof-", dir=in_memory()) as name:
-        folder = Path(name)
-        library = faults.build(folder)
+        directory = Path(name)
+        library = faults.build(directory)
         started = time.monotonic()
         processes = []
         for job in range(options.jobs):
-            own = folder / str(job)
+            own = directory / str(job)
             own.mkdir()
             variables = faults.environment(library, own / "control")
             processes.append(
@@ -80,7 +80,7 @@ def main() -> int:
         counts = [
             Count(**item)
             for job in range(options.jobs)
-            for item in json.loads((folder / str(job) / "counts.json").read_text())
+            for item in json.loads((directory / str(job) / "counts.json").read_text())
         ]
     return _report(counts, time.monotonic() - started, options)
 
@@ -88,15 +88,15 @@ def main() -> int:
 def _part(options: argparse.Namespace) -> int:
     """Prove this process's share of the cases."""
     import_everything()
-    folder = Path(options.part)
-    queue = folder.parent
+    directory = Path(options.part)
+    queue = directory.parent
     names = tuple(options.only) or ("",)
     cases = [case for case in CASES if case.name.startswith(names)]
     choose: list[Fault] | int | None = [parsed(text) for text in options.fault] or options.sample
     counts = []
     with ExitStack() as stack:
         proof = Proof(
-            folder,
+            directory,
             stack,
             is_planted=options.planted,
             with_signals=options.signals,
@@ -113,7 +113,7 @@ def _part(options: argparse.Namespace) -> int:
             counts.append(proof.prove(case, choose, options.seed))
             if options.verbose:
                 _tell(counts[-1])
-    (folder / "counts.json").write_text(json.dumps([asdict(count) for count in counts]))
+    (directory / "counts.json").write_text(json.dumps([asdict(count) for count in counts]))
     return 0
 
 

@@ -70,7 +70,7 @@ class Control(ctypes.Structure):
     taken: int
     used: int
     room: int
-    folder: bytes
+    directory: bytes
     struck: bytes
 
 
@@ -121,11 +121,11 @@ def is_possible() -> bool:
     return sys.platform == "linux" and _compiler() is not None
 
 
-def build(folder: Path) -> Path:
-    """Compile the shim into a folder and give it."""
+def build(directory: Path) -> Path:
+    """Compile the shim into a directory and give it."""
     compiler = _compiler()
     assert compiler is not None
-    library = folder / "steps.so"
+    library = directory / "steps.so"
     subprocess.run(
         [compiler, "-O1", "-shared", "-fPIC", "-o", library, _SOURCE, "-ldl"],
         check=True,
@@ -145,16 +145,16 @@ class Runner:
     """Forks the runs; for a process that was started with `environment`.
 
     Args:
-        folder: Only steps below it count, and those towards servers.
-        outside: Where the runs' output goes; not below `folder`.
+        directory: Only steps below it count, and those towards servers.
+        outside: Where the runs' output goes; not below `directory`.
     """
 
-    def __init__(self, folder: Path, outside: Path) -> None:
+    def __init__(self, directory: Path, outside: Path) -> None:
         self._preload = os.environ.pop("LD_PRELOAD")  # servers that we start go without it
         with open(os.environ[_VARIABLE], "r+b") as file:
             self._block = mmap.mmap(file.fileno(), 0)
         self._control = Control.from_buffer(self._block)
-        self._control.folder = os.fsencode(folder)
+        self._control.directory = os.fsencode(directory)
         self._control.room = _ROOM_BYTES
         self._outside = outside
 

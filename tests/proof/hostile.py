@@ -28,12 +28,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
-for _folder in (_HERE.parent, _HERE.parent.parent / "fixtures"):
-    if str(_folder) not in sys.path:
-        sys.path.insert(0, str(_folder))
+for _directory in (_HERE.parent, _HERE.parent.parent / "fixtures"):
+    if str(_directory) not in sys.path:
+        sys.path.insert(0, str(_directory))
 
 import program  # noqa: E402 - the path first
-from memory_folder import in_memory  # noqa: E402
+from memory_directory import in_memory  # noqa: E402
 from program import Answer, call  # noqa: E402 - the path first
 from proof import mutants  # noqa: E402
 from proof.mutants import Mutant  # noqa: E402
@@ -77,9 +77,13 @@ def main() -> int:
     chosen = parser.parse_args()
     begun = time.monotonic()
     runner = Runner()
-    with tempfile.TemporaryDirectory(prefix="ops-hostile-", dir=in_memory()) as folder:
+    with tempfile.TemporaryDirectory(prefix="ops-hostile-", dir=in_memory()) as directory:
         families = break_in(
-            Path(folder), 10**9 if chosen.every else chosen.sample, chosen.seed, chosen.only, runner
+            Path(directory),
+            10**9 if chosen.every else chosen.sample,
+            chosen.seed,
+            chosen.only,
+            runner,
         )
     peak_bytes = runner.peak_bytes
     if chosen.json:
@@ -90,10 +94,10 @@ def main() -> int:
 
 
 def break_in(
-    folder: Path, most: int, seed: int, only: str | tuple[str, ...], runner: Runner
+    directory: Path, most: int, seed: int, only: str | tuple[str, ...], runner: Runner
 ) -> list[Family]:
     """Try about `most` mutants of each family whose name begins with `only`, or with one of it."""
-    place = _Place(folder, runner)
+    place = _Place(directory, runner)
     place.prepare()
     families = []
     for name, made in _families(place, most, seed):
@@ -125,22 +129,22 @@ def _families(place: _Place, most: int, seed: int) -> Iterator[tuple[str, Iterab
 class _Place:
     """Where the archives are tried; everything in it is looked at after each."""
 
-    def __init__(self, folder: Path, runner: Runner) -> None:
-        self._folder = folder
+    def __init__(self, directory: Path, runner: Runner) -> None:
+        self._directory = directory
         self._runner = runner
-        self._target = folder / "asked" / "home"
-        self._identity = folder / "identity"
+        self._target = directory / "asked" / "home"
+        self._identity = directory / "identity"
         self._before: dict[str, tuple[int, int, int]] = {}
 
     @property
     def sound(self) -> tuple[Path, Path]:
         """Two sound archives, of different homes."""
-        return self._folder / "one.tar.zst", self._folder / "two.tar.zst"
+        return self._directory / "one.tar.zst", self._directory / "two.tar.zst"
 
     @property
     def sealed(self) -> Path:
         """A sound encrypted archive."""
-        return self._folder / "sealed.tar.zst.age"
+        return self._directory / "sealed.tar.zst.age"
 
     def prepare(self) -> None:
         """Make two homes and three archives."""
@@ -150,25 +154,25 @@ class _Place:
         self._identity.write_text(f"{identity}\n")
         self._identity.chmod(0o600)
         for number, path in enumerate(self.sound):
-            home = self._folder / f"home{number}"
+            home = self._directory / f"home{number}"
             _must(call("--home", home, "init"))
             (home / "data").mkdir(exist_ok=True)
             (home / "data" / "note.txt").write_text(f"a note of home {number}\n")
             (home / "data" / "link").symlink_to("note.txt")
-            _take(call("--home", home, "--json", "backup", "--to", self._folder / "taken"), path)
+            _take(call("--home", home, "--json", "backup", "--to", self._directory / "taken"), path)
         recipient = identity.to_public()
         _take(call("--home", home, "--json", "backup", "--recipient", recipient), self.sealed)
         for name in ("home0", "home1", "home1.snapshots", "taken"):
-            shutil.rmtree(self._folder / name, ignore_errors=True)
+            shutil.rmtree(self._directory / name, ignore_errors=True)
         self._target.parent.mkdir()
         for name in ("mutant.tar.zst", "mutant.tar.zst.age"):
-            (self._folder / name).touch(mode=0o600)
+            (self._directory / name).touch(mode=0o600)
         self._before = self._seen()
 
     def judge(self, mutant: Mutant, family: Family) -> None:
         """Try one mutant; what it breaks goes into the family."""
         is_sealed = family.name.startswith("encrypted")
-        path = self._folder / ("mutant.tar.zst.age" if is_sealed else "mutant.tar.zst")
+        path = self._directory / ("mutant.tar.zst.age" if is_sealed else "mutant.tar.zst")
         path.write_bytes(mutant.content)
         family.mutants += 1
         opened = ("--identity", self._identity) if is_sealed else ()
@@ -204,7 +208,7 @@ class _Place:
         now = self._seen()
         for path in now.keys() ^ self._before.keys():
             yield f"{path}: is left or gone"
-            stray = self._folder / path
+            stray = self._directory / path
             if stray.is_dir():
                 shutil.rmtree(stray)
             else:
@@ -215,10 +219,10 @@ class _Place:
 
     def _seen(self) -> dict[str, tuple[int, int, int]]:
         seen = {}
-        for folder, folders, files in os.walk(self._folder):
-            for name in (*folders, *files):
-                status = os.lstat(os.path.join(folder, name))
-                relative = os.path.relpath(os.path.join(folder, name), self._folder)
+        for directory, directories, files in os.walk(self._directory):
+            for name in (*directories, *files):
+                status = os.lstat(os.path.join(directory, name))
+                relative = os.path.relpath(os.path.join(directory, name), self._directory)
                 is_mutant = name.startswith("mutant.") or relative == "asked"
                 size = 0 if is_mutant else status.st_size
                 moment = 0 if is_mutant else status.st_mtime_ns
@@ -238,9 +242,9 @@ def _problems(answer: Answer, allowed: tuple[int, ...]) -> Iterator[str]:
 def _loose(target: Path) -> Iterator[str]:
     """Tell what of a restored home runs as its owner, and which links lead out."""
     root = os.path.realpath(target)
-    for folder, folders, files in os.walk(target):
-        for name in (*folders, *files):
-            path = os.path.join(folder, name)
+    for directory, directories, files in os.walk(target):
+        for name in (*directories, *files):
+            path = os.path.join(directory, name)
             mode = os.lstat(path).st_mode
             if os.path.islink(path):
                 leads = os.path.realpath(path)

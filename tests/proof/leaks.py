@@ -33,9 +33,9 @@ from typing import Any
 from unittest import mock
 
 _HERE = Path(__file__).resolve().parent
-for _folder in (_HERE.parent, _HERE.parent.parent / "fixtures"):
-    if str(_folder) not in sys.path:
-        sys.path.insert(0, str(_folder))
+for _directory in (_HERE.parent, _HERE.parent.parent / "fixtures"):
+    if str(_directory) not in sys.path:
+        sys.path.insert(0, str(_directory))
 
 from home_builder import BuiltHome, build_home  # noqa: E402 - the path first
 from postgres_server import Server, installations  # noqa: E402
@@ -135,11 +135,11 @@ class Search:
     """Goes through commands; `violations` is what it found.
 
     Args:
-        folder: Of its own.
+        directory: Of its own.
     """
 
-    def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
-        self._folder = folder
+    def __init__(self, directory: Path, stack: contextlib.ExitStack) -> None:
+        self._directory = directory
         self._stack = stack
         self._server: Server | None = None
         self._built: list[BuiltHome] = []
@@ -149,8 +149,8 @@ class Search:
 
     def through(self, case: Case, ways: tuple[str, ...] = WAYS) -> None:
         """Run one case in several ways."""
-        world = World(self._folder / "w", self._started() if case.on_server else None)
-        prepared = self._folder / "prepared"
+        world = World(self._directory / "w", self._started() if case.on_server else None)
+        prepared = self._directory / "prepared"
         shutil.rmtree(prepared, ignore_errors=True)
         self._built.clear()
         world.make()
@@ -175,7 +175,7 @@ class Search:
         for private in world.out.iterdir():
             private.chmod(0o600)
         secrets = self._secrets()
-        before = _places(world.folder, secrets)
+        before = _places(world.directory, secrets)
         words = [str(word) for word in case.words(world)]
         environment = self._environment(case, world)
         if world.server:
@@ -189,8 +189,8 @@ class Search:
         self._look(f"{told}: output", out, secrets)
         for where, content in seen.items():
             self._look(f"{told}: {where}", content, secrets)
-        for path, content in _contents(world.folder):
-            relative = os.path.relpath(path, world.folder)
+        for path, content in _contents(world.directory):
+            relative = os.path.relpath(path, world.directory)
             for secret in self._found(content, secrets):
                 if not _may(relative, secret, before):
                     self.violations.append(f"{told}: {secret.name} is in {relative}")
@@ -237,7 +237,7 @@ class Search:
     def _environment(self, case: Case, world: World) -> dict[str, str]:
         environment = {
             "PATH": os.environ["PATH"],
-            "HOME": str(world.folder),
+            "HOME": str(world.directory),
             "TMPDIR": str(world.temporary),
             "SAGEWAI_OPS_PING_URL": f"http://127.0.0.1:9/{PING_TOKEN}",
             "PGPASSWORD": PG_PASSWORD,
@@ -327,9 +327,9 @@ def _is_fork(first: int, line: bytes) -> bool:
     return False
 
 
-def _contents(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Read every file below a folder; of a clear archive each member, as `archive!member`."""
-    for above, _folders, files in os.walk(folder):
+def _contents(directory: Path) -> Iterator[tuple[str, bytes]]:
+    """Read every file below a directory; of a clear archive each member, as `archive!member`."""
+    for above, _directories, files in os.walk(directory):
         for name in files:
             path = os.path.join(above, name)
             if os.path.islink(path) or not os.path.isfile(path):
@@ -343,11 +343,11 @@ def _contents(folder: Path) -> Iterator[tuple[str, bytes]]:
                     yield f"{path}!{entry.path}", body
 
 
-def _places(folder: Path, secrets: tuple[Secret, ...]) -> dict[str, set[str]]:
+def _places(directory: Path, secrets: tuple[Secret, ...]) -> dict[str, set[str]]:
     """Map each secret to where it stands: the path, and the name in the home, if it is there."""
     places: dict[str, set[str]] = {}
-    for path, content in _contents(folder):
-        relative = os.path.relpath(path, folder)
+    for path, content in _contents(directory):
+        relative = os.path.relpath(path, directory)
         for secret in secrets:
             if any(form in content for form in secret.forms):
                 names = places.setdefault(secret.name, set())
@@ -388,9 +388,9 @@ def main() -> int:
     chosen = parser.parse_args()
     begun = time.monotonic()
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ops-leaks-"))
-        os.chmod(folder, 0o711)  # noqa: S103 - a server of another user has its socket there
-        search = Search(Path(folder), stack)
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="ops-leaks-"))
+        os.chmod(directory, 0o711)  # noqa: S103 - a server of another user has its socket there
+        search = Search(Path(directory), stack)
         for case in (*CASES, *MORE):
             if case.name.startswith(chosen.only):
                 search.through(case, tuple(chosen.ways.split(",")))

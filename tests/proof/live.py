@@ -28,9 +28,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
-for _folder in (_HERE.parent, _HERE.parent.parent / "fixtures"):
-    if str(_folder) not in sys.path:
-        sys.path.insert(0, str(_folder))
+for _directory in (_HERE.parent, _HERE.parent.parent / "fixtures"):
+    if str(_directory) not in sys.path:
+        sys.path.insert(0, str(_directory))
 
 import home_writer  # noqa: E402 - the path first
 from home_builder import build_home  # noqa: E402
@@ -60,13 +60,13 @@ class Tally:
 class Scene:
     """Where it takes place."""
 
-    folder: Path
+    directory: Path
     server: Server
 
     @property
     def home(self) -> Path:
         """The home that is written to."""
-        return self.folder / "home"
+        return self.directory / "home"
 
     @property
     def database(self) -> Path:
@@ -76,7 +76,7 @@ class Scene:
     @property
     def copy(self) -> Path:
         """Where a snapshot is restored to."""
-        return self.folder / "copy"
+        return self.directory / "copy"
 
 
 def main() -> int:
@@ -89,8 +89,8 @@ def main() -> int:
     if chosen.accounts:
         _move_amounts(chosen.accounts)
         return 0
-    with tempfile.TemporaryDirectory(prefix="ops-live-") as folder, _served() as server:
-        tallies = through(Scene(Path(folder), server), chosen.seconds, chosen.only)
+    with tempfile.TemporaryDirectory(prefix="ops-live-") as directory, _served() as server:
+        tallies = through(Scene(Path(directory), server), chosen.seconds, chosen.only)
     for tally in tallies:
         print(f"{tally.name:20} {tally.runs:5} runs in {tally.seconds:4.0f} s", end=", ")
         print(f"{len(tally.violations)} violations")
@@ -149,7 +149,7 @@ def _backup(scene: Scene, committed: int) -> Iterator[str]:
 
 
 def _tree(scene: Scene, committed: int) -> Iterator[str]:
-    place = scene.folder / "trees"
+    place = scene.directory / "trees"
     answer = run("--home", scene.home, "--json", "backup", "--format", "directory", "--to", place)
     if answer.code:
         yield _told(answer)

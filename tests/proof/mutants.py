@@ -289,8 +289,9 @@ def spoiled_texts(anatomy: Anatomy) -> Iterator[Mutant]:
         "twice": lambda body: body + body,
         "no end": lambda body: body.rstrip()[:-1],
         "zeros behind": lambda body: body + bytes(32 << 20),
-        "many folders": lambda body: body.replace(
-            b"\n]}", b"".join(b",\n" + _folder_line(number) for number in range(100_000)) + b"\n]}"
+        "many directories": lambda body: body.replace(
+            b"\n]}",
+            b"".join(b",\n" + _directory_line(number) for number in range(100_000)) + b"\n]}",
         ),
         "a long line": lambda body: body.replace(b'"', b'"' + b"x" * (2 << 20), 1),
     }
@@ -301,7 +302,7 @@ def spoiled_texts(anatomy: Anatomy) -> Iterator[Mutant]:
         yield Mutant(f"header: {way}", _with_header(anatomy, body), is_consistent=True)
 
 
-def _folder_line(number: int) -> bytes:
+def _directory_line(number: int) -> bytes:
     place = {"path": f"d{number}", "type": "folder", "mode": "0700", "uid": 0, "gid": 0}
     return json.dumps({**place, "mtime_ns": number}).encode()
 

@@ -1,11 +1,12 @@
 """Let a coverage-guided fuzzer (atheris, libFuzzer) look for what the reader stumbles over.
 
-    python tests/proof/reader_fuzz.py -max_total_time=60 FOLDER
+    python tests/proof/reader_fuzz.py -max_total_time=60 DIRECTORY
 
-Other arguments are libFuzzer's; FOLDER keeps what it found new. The first byte of an input chooses
-what the rest is: an archive as it is; the bytes of both documents; the entries of a manifest and
-the stream, with every sum right, so that chance gets past the checksums. Anything but a refusal by
-its own error, and anything outside of the folder that was asked for, ends the run with the input.
+Other arguments are libFuzzer's; DIRECTORY keeps what it found new. The first byte of an input
+chooses what the rest is: an archive as it is; the bytes of both documents; the entries of a
+manifest and the stream, with every sum right, so that chance gets past the checksums. Anything but
+a refusal by its own error, and anything outside of the directory that was asked for, ends the run
+with the input.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ with atheris.instrument_imports(include=["sagewai_ops.archive", "sagewai_ops.res
     from sagewai_ops.restore.extractor import extract
 
 import archives  # noqa: E402 - the path first
-from memory_folder import in_memory  # noqa: E402
+from memory_directory import in_memory  # noqa: E402
 from proof import mutants  # noqa: E402
 from sagewai_ops.errors import DamagedError, KeyMissingError, SchemaAheadError  # noqa: E402
 
 _CUT = b"\x1d\x1e"  # between the parts of an input
-_MOST_LEFT = 2  # entries of the scratch folder: the archive and the target
+_MOST_LEFT = 2  # entries of the scratch directory: the archive and the target
 
 
 def main() -> None:
     """Prepare a place and seeds, then fuzz until libFuzzer ends."""
-    with tempfile.TemporaryDirectory(prefix="ops-fuzz-", dir=in_memory()) as folder:
-        scratch = Path(folder) / "scratch"
+    with tempfile.TemporaryDirectory(prefix="ops-fuzz-", dir=in_memory()) as directory:
+        scratch = Path(directory) / "scratch"
         scratch.mkdir()
-        seeds = Path(folder) / "seeds"
+        seeds = Path(directory) / "seeds"
         seeds.mkdir()
-        sound = archives.small(Path(folder) / "sound.tar.zst").read_bytes()
+        sound = archives.small(Path(directory) / "sound.tar.zst").read_bytes()
         anatomy = mutants.dissect(sound)
         text = mutants.spelled(anatomy.document)
         header = anatomy.members[0][1]

@@ -28,15 +28,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
-for _folder in (_HERE.parent, _HERE.parent.parent / "fixtures"):
-    if str(_folder) not in sys.path:
-        sys.path.insert(0, str(_folder))
+for _directory in (_HERE.parent, _HERE.parent.parent / "fixtures"):
+    if str(_directory) not in sys.path:
+        sys.path.insert(0, str(_directory))
 
 import pyrage  # noqa: E402 - the path first
 
 import old_homes  # noqa: E402
 from home_builder import build_home  # noqa: E402
-from memory_folder import in_memory  # noqa: E402
+from memory_directory import in_memory  # noqa: E402
 from postgres_server import installations  # noqa: E402
 from proof import faults, laws  # noqa: E402
 from proof.beginnings import IDENTITY, Words, opened  # noqa: E402
@@ -218,11 +218,11 @@ class Soak:
 
     def _age(self) -> None:
         """Give the home a database from an older version."""
-        folder = self._world.home / "db"
-        for path in folder.glob("sagewai.db*"):
+        directory = self._world.home / "db"
+        for path in directory.glob("sagewai.db*"):
             path.unlink()
-        old_homes.build(folder / "sagewai.db", "018_fleet_schema_correction")
-        (folder / "sagewai.db").chmod(0o600)
+        old_homes.build(directory / "sagewai.db", "018_fleet_schema_correction")
+        (directory / "sagewai.db").chmod(0o600)
         self._home = self._look()
 
     def _export(self, *, is_sound: bool = False) -> None:
@@ -399,26 +399,26 @@ def main() -> int:
     if "LD_PROOF_CONTROL" in os.environ:
         return _live(options)
     with tempfile.TemporaryDirectory(prefix="sagewai-ops-soak-", dir=in_memory()) as name:
-        folder = Path(name)
+        directory = Path(name)
         seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
-        variables = faults.environment(faults.build(folder), folder / "control")
+        variables = faults.environment(faults.build(directory), directory / "control")
         words = ["--seconds", options.seconds, "--actions", options.actions, "--seed", seed]
         return subprocess.run(
             [sys.executable, __file__, *map(str, words)],
-            env={**os.environ, **variables, "SAGEWAI_PROOF_FOLDER": name},
+            env={**os.environ, **variables, "SAGEWAI_PROOF_DIRECTORY": name},
             check=False,
         ).returncode
 
 
 def _live(options: argparse.Namespace) -> int:
     import_everything()
-    folder = Path(os.environ["SAGEWAI_PROOF_FOLDER"])
+    directory = Path(os.environ["SAGEWAI_PROOF_DIRECTORY"])
     started = time.monotonic()
     print(f"seed: {options.seed}", flush=True)
     with ExitStack() as stack:
-        bench = Proof(folder, stack)
+        bench = Proof(directory, stack)
         server = bench.started() if installations() else None
-        soak = Soak(bench, World(folder / "w", server), options.seed)
+        soak = Soak(bench, World(directory / "w", server), options.seed)
         try:
             soak.live(options.seconds, options.actions)
         except BrokenError as error:

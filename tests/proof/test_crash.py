@@ -25,7 +25,7 @@ GROUPS = (
     ("restore", "snapshots", "status", "config"),
     ("export-to-postgres",),
 )
-# Options that name a file or a folder that is only read.
+# Options that name a file or a directory that is only read.
 READ = {
     *("--home", "--config", "--snapshots", "--recipients-file", "--passphrase-file", "--identity"),
     *("--key-file", "--new-key-file", "--url-file", "--ping-url-file", "--undo", "--program"),
@@ -90,7 +90,7 @@ def test_a_signal_ends_a_command_with_nothing_left_over(tmp_path: Path) -> None:
 def test_a_signal_while_it_makes_or_removes_leaves_nothing(
     case: str, step: str, tmp_path: Path
 ) -> None:
-    """Where a signal once left a folder or a journal behind."""
+    """Where a signal once left a directory or a journal behind."""
     words = ("--every", "--signals", "--only", case, "--at", step)
 
     code, document, said = _prove(tmp_path / "report", *words)

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from home_builder.recipe import HEAD
-from memory_folder import memory_folder
+from memory_directory import memory_directory
 from program import call, taken
 from proof.worlds import read_database
 from sagewai_ops.schema.sqlite_revision import revisions
@@ -50,12 +50,12 @@ def test_any_truncation_of_a_snapshot_is_refused(data: st.DataObject) -> None:
     """However much is missing at the end, clear or encrypted, it is no snapshot any more."""
     snapshot, content = data.draw(st.sampled_from(_SNAPSHOTS.contents()))
     size = data.draw(st.integers(0, len(content) - 1))
-    with memory_folder() as folder:
-        (folder / "identity").write_text(str(_SNAPSHOTS.identity))
-        cut = folder / snapshot
+    with memory_directory() as directory:
+        (directory / "identity").write_text(str(_SNAPSHOTS.identity))
+        cut = directory / snapshot
         cut.write_bytes(content[:size])
 
-        answer = call("snapshots", "verify", cut, "--identity", folder / "identity")
+        answer = call("snapshots", "verify", cut, "--identity", directory / "identity")
 
     assert answer.code in (12, 16, 18), (size, answer.err)
 
@@ -66,8 +66,8 @@ def test_an_upgrade_done_twice_is_an_upgrade_done_once(
     recipe: Mapping[str, Any], revision: str
 ) -> None:
     """The second changes nothing at all, and the first kept every value of every row."""
-    with memory_folder() as folder:
-        built = small(folder / "home", revision=revision, **recipe)
+    with memory_directory() as directory:
+        built = small(directory / "home", revision=revision, **recipe)
         before = rows_of(built.database)
         words = ("--home", built.root, "db", "upgrade", "--no-snapshot", "--json")
 
@@ -94,16 +94,16 @@ def test_what_a_new_key_opens_is_what_the_old_ones_opened(
     recipe: Mapping[str, Any], keys: int, layout: str
 ) -> None:
     """Every plaintext is the same, nothing is left under an old key, and nothing else changed."""
-    with memory_folder() as folder:
-        built = small(folder / "home", keys=keys, layout=layout, **recipe)
+    with memory_directory() as directory:
+        built = small(directory / "home", keys=keys, layout=layout, **recipe)
         new = Fernet.generate_key()
-        (folder / "new.key").write_bytes(new)
-        (folder / "other.key").write_bytes(built.master_keys[-1])
+        (directory / "new.key").write_bytes(new)
+        (directory / "other.key").write_bytes(built.master_keys[-1])
         before = _opened(_tokens(built.root), built.master_keys)
 
         answer = call(
             *("--home", built.root, "keys", "rotate", "--no-snapshot", "--yes", "--json"),
-            *("--new-key-file", folder / "new.key", "--key-file", folder / "other.key"),
+            *("--new-key-file", directory / "new.key", "--key-file", directory / "other.key"),
         )
 
         assert answer.code == 0, answer.out

@@ -1,6 +1,6 @@
-"""A folder with all that a command can touch, and what there is to compare of it.
+"""A directory with all that a command can touch, and what there is to compare of it.
 
-A *state* maps names to values: each path below the folder to its mode, time and content, each
+A *state* maps names to values: each path below the directory to its mode, time and content, each
 database to what SQLite reads in it, each table of the server to its rows. Names with a moment in
 them become one name, so two runs can be compared; what differs between two undisturbed runs is
 masked by `Mask` and compares equal to anything.
@@ -41,35 +41,35 @@ _TEMPLATE = "prepared"
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The folder of one run, always at the same path, because homes know theirs.
+    """The directory of one run, always at the same path, because homes know theirs.
 
     Attributes:
-        folder: Holds everything below.
+        directory: Holds everything below.
         server: A PostgreSQL, if the command needs one.
     """
 
-    folder: Path
+    directory: Path
     server: Server | None = None
 
     @property
     def home(self) -> Path:
         """The home that commands are about."""
-        return self.folder / "home"
+        return self.directory / "home"
 
     @property
     def snapshots(self) -> Path:
         """Where its snapshots are."""
-        return self.folder / "home.snapshots"
+        return self.directory / "home.snapshots"
 
     @property
     def out(self) -> Path:
         """Where commands put what they are asked for; there from the beginning."""
-        return self.folder / "out"
+        return self.directory / "out"
 
     @property
     def temporary(self) -> Path:
         """TMPDIR of the runs."""
-        return self.folder / "tmp"
+        return self.directory / "tmp"
 
     @property
     def url(self) -> str:
@@ -85,16 +85,16 @@ class World:
     def make(self) -> None:
         """Begin with nothing."""
         self.drop()
-        for folder in (self.folder, self.out, self.temporary):
-            folder.mkdir()
+        for directory in (self.directory, self.out, self.temporary):
+            directory.mkdir()
 
     def drop(self) -> None:
         """Remove everything of a run."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def keep_as(self, prepared: Path) -> None:
         """Keep this world as what each run begins with."""
-        shutil.copytree(self.folder, prepared, symlinks=True)
+        shutil.copytree(self.directory, prepared, symlinks=True)
         if self.server:
             self.server.drop(_TEMPLATE)
             self.server.run("postgres", f'ALTER DATABASE "{_TARGET}" RENAME TO "{_TEMPLATE}"')
@@ -102,7 +102,7 @@ class World:
     def reset(self, prepared: Path) -> None:
         """Make this world what it was when it was kept."""
         self.drop()
-        shutil.copytree(prepared, self.folder, symlinks=True)
+        shutil.copytree(prepared, self.directory, symlinks=True)
         if self.server:
             self.server.drop(_TARGET)
             self.server.run("postgres", f'CREATE DATABASE "{_TARGET}" TEMPLATE "{_TEMPLATE}"')
@@ -113,7 +113,7 @@ class World:
         Raises:
             sqlite3.Error: A database cannot be read.
         """
-        found = state_of(self.folder)
+        found = state_of(self.directory)
         if self.server:
             found |= {f"server: {name}": value for name, value in self._tables().items()}
         return found
@@ -121,28 +121,28 @@ class World:
     def names(self) -> set[str]:
         """List every name, sidecars apart."""
         return {
-            _named(os.path.relpath(os.path.join(above, name), self.folder))
-            for above, folders, files in os.walk(self.folder)
-            for name in (*folders, *files)
+            _named(os.path.relpath(os.path.join(above, name), self.directory))
+            for above, directories, files in os.walk(self.directory)
+            for name in (*directories, *files)
             if not _SIDECAR.search(name)
         }
 
     def prints(self) -> frozenset[tuple[str, int]]:
         """Give every name and size, drawn names made alike, sidecars included."""
         found = set()
-        for above, folders, files in os.walk(self.folder):
-            for name in (*folders, *files):
+        for above, directories, files in os.walk(self.directory):
+            for name in (*directories, *files):
                 path = os.path.join(above, name)
-                shown = _DRAWN.sub("<drawn>", _named(os.path.relpath(path, self.folder)))
+                shown = _DRAWN.sub("<drawn>", _named(os.path.relpath(path, self.directory)))
                 is_file = name in files
                 found.add((shown, os.lstat(path).st_size if is_file else -1))
         return frozenset(found)
 
     def home_states(self) -> list[State]:
-        """Read the state of each folder that a restore kept from before."""
+        """Read the state of each directory that a restore kept from before."""
         return [
             state_of(path)
-            for path in self.folder.glob("home.before-restore-*")
+            for path in self.directory.glob("home.before-restore-*")
             if path.is_dir() and not path.is_symlink()
         ]
 
@@ -174,14 +174,14 @@ class World:
 
 
 def state_of(root: Path) -> State:
-    """Give the state of a folder; see the module."""
+    """Give the state of a directory; see the module."""
     found: State = {}
-    for above, folders, files in os.walk(root):
+    for above, directories, files in os.walk(root):
         here = os.path.relpath(above, root)
         if _KEPT in _named(here):
-            folders.clear()
+            directories.clear()
             continue
-        for name in (*folders, *files):
+        for name in (*directories, *files):
             path = os.path.join(above, name)
             named = _named(os.path.normpath(os.path.join(here, name)))
             if named.startswith(_APART):
@@ -212,10 +212,10 @@ def read_database(path: Path) -> Mapping[str, str]:
 
 @functools.lru_cache(64)
 def _read(parts: tuple[tuple[str, bytes], ...]) -> Mapping[str, str]:
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         for name, content in parts:
-            Path(folder, name).write_bytes(content)
-        with contextlib.closing(sqlite3.connect(Path(folder, parts[0][0]))) as connection:
+            Path(directory, name).write_bytes(content)
+        with contextlib.closing(sqlite3.connect(Path(directory, parts[0][0]))) as connection:
             connection.text_factory = bytes
             (verdict,) = connection.execute("PRAGMA quick_check").fetchone()
             if verdict != b"ok":
@@ -252,9 +252,9 @@ class Mask:
             frozenset(name for name in first if name in second and first[name] != second[name])
         )
 
-    def below(self, folder: str) -> Mask:
-        """Give the part about one folder, with names relative to it."""
-        begin = f"{folder}/"
+    def below(self, directory: str) -> Mask:
+        """Give the part about one directory, with names relative to it."""
+        begin = f"{directory}/"
         return Mask(
             frozenset(name.removeprefix(begin) for name in self.varying if name.startswith(begin))
         )

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from archives import FOLDER, LINK, STATE, write
-from memory_folder import memory_folder
+from archives import DIRECTORY, LINK, STATE, write
+from memory_directory import memory_directory
 from sagewai_ops.archive.manifest import Entry, EntryType
 from sagewai_ops.errors import LockedError, NoSpaceError, OpsError
 from sagewai_ops.fs import atomic
@@ -28,7 +28,7 @@ from small_homes import everything_of
 from step_counter import counting, failing, killed_at, until_done
 
 MOMENT_NS = 1_700_000_000_000_000_000
-DATA = Entry("data", EntryType.FOLDER, 0o755, MOMENT_NS)
+DATA = Entry("data", EntryType.DIRECTORY, 0o755, MOMENT_NS)
 NOTE = Entry("data/note", EntryType.FILE, 0o644, MOMENT_NS)
 
 Tree = dict[str, tuple[int, int, bytes | str]]
@@ -49,7 +49,7 @@ class World:
         again: Whether the command can be given again and gives the same.
     """
 
-    folder: Path
+    directory: Path
     run: Callable[[], object]
     before: Tree | None
     after: Tree | None
@@ -59,7 +59,7 @@ class World:
     @property
     def home(self) -> Path:
         """The home."""
-        return self.folder / "home"
+        return self.directory / "home"
 
     @property
     def tree(self) -> Tree | None:
@@ -70,7 +70,7 @@ class World:
 def tree_of(home: Path) -> Tree | None:
     """Give a home's content without what this program keeps in it; None if it is not there.
 
-    The time of a folder is left out: it is that of the last change in it.
+    The time of a directory is left out: it is that of the last change in it.
     """
     if not home.exists():
         return None
@@ -81,14 +81,14 @@ def tree_of(home: Path) -> Tree | None:
     }
 
 
-def leftovers(folder: Path) -> list[str]:
+def leftovers(directory: Path) -> list[str]:
     """List what is neither the home, nor kept, nor the snapshot."""
     beside = [
         name
-        for name in os.listdir(folder)
+        for name in os.listdir(directory)
         if name not in ("home", "a.tar.zst") and not name.startswith("home.before-restore-")
     ]
-    home = folder / "home"
+    home = directory / "home"
     inside = [
         name
         for name in (os.listdir(home) if home.exists() else ())
@@ -115,71 +115,71 @@ def options(*only: str) -> RestoreOptions:
     return RestoreOptions(replace=True, only=only)
 
 
-def whole(folder: Path) -> World:
+def whole(directory: Path) -> World:
     """Restore over a home."""
-    make_old(folder / "home")
-    return _restoring(folder, options(), keeps=True)
+    make_old(directory / "home")
+    return _restoring(directory, options(), keeps=True)
 
 
-def absent(folder: Path) -> World:
+def absent(directory: Path) -> World:
     """Restore to where nothing is."""
-    return _restoring(folder, options(), keeps=False)
+    return _restoring(directory, options(), keeps=False)
 
 
-def empty(folder: Path) -> World:
-    """Restore into an empty folder."""
-    (folder / "home").mkdir(0o750)
-    return _restoring(folder, options(), keeps=False)
+def empty(directory: Path) -> World:
+    """Restore into an empty directory."""
+    (directory / "home").mkdir(0o750)
+    return _restoring(directory, options(), keeps=False)
 
 
-def only(folder: Path) -> World:
-    """Restore a folder, and a file whose folder is missing."""
-    make_old(folder / "home")
-    return _restoring(folder, options("config", "data/note"), keeps=True)
+def only(directory: Path) -> World:
+    """Restore a directory, and a file whose directory is missing."""
+    make_old(directory / "home")
+    return _restoring(directory, options("config", "data/note"), keeps=True)
 
 
-def entries(folder: Path) -> World:
+def entries(directory: Path) -> World:
     """Restore over a home whose name cannot be exchanged."""
-    make_old(folder / "home")
-    return _restoring(folder, options(), keeps=True)
+    make_old(directory / "home")
+    return _restoring(directory, options(), keeps=True)
 
 
-def undone(folder: Path) -> World:
+def undone(directory: Path) -> World:
     """Take a restore back."""
-    return _undoing(whole(folder))
+    return _undoing(whole(directory))
 
 
-def only_undone(folder: Path) -> World:
+def only_undone(directory: Path) -> World:
     """Take a restore of parts back."""
-    return _undoing(only(folder))
+    return _undoing(only(directory))
 
 
-def _restoring(folder: Path, wanted: RestoreOptions, *, keeps: bool) -> World:
-    archive = folder / "a.tar.zst"
+def _restoring(directory: Path, wanted: RestoreOptions, *, keeps: bool) -> World:
+    archive = directory / "a.tar.zst"
     if not _ARCHIVE:
-        members = [(FOLDER, b""), (STATE, b"{}"), (LINK, b""), (DATA, b""), (NOTE, b"new")]
+        members = [(DIRECTORY, b""), (STATE, b"{}"), (LINK, b""), (DATA, b""), (NOTE, b"new")]
         _ARCHIVE.append(write(archive, members).read_bytes())
     archive.write_bytes(_ARCHIVE[0])
-    target = locate(folder / "home", {})
+    target = locate(directory / "home", {})
 
     def run() -> object:
         return restore(archive, target, wanted)
 
-    before = tree_of(folder / "home")
-    after = _what_it_gives(folder, wanted)
-    return World(folder, run, before, after, keeps)
+    before = tree_of(directory / "home")
+    after = _what_it_gives(directory, wanted)
+    return World(directory, run, before, after, keeps)
 
 
-def _what_it_gives(folder: Path, wanted: RestoreOptions) -> Tree | None:
+def _what_it_gives(directory: Path, wanted: RestoreOptions) -> Tree | None:
     """Restore a copy of the home once, undisturbed."""
-    key = (wanted.only, (folder / "home/config").exists())
+    key = (wanted.only, (directory / "home/config").exists())
     if key in _GIVEN:
         return _GIVEN[key]
-    with tempfile.TemporaryDirectory(dir=folder) as aside:
+    with tempfile.TemporaryDirectory(dir=directory) as aside:
         copy = Path(aside, "home")
-        if (folder / "home").exists():
-            shutil.copytree(folder / "home", copy, symlinks=True)
-        restore(folder / "a.tar.zst", locate(copy, {}), wanted)
+        if (directory / "home").exists():
+            shutil.copytree(directory / "home", copy, symlinks=True)
+        restore(directory / "a.tar.zst", locate(copy, {}), wanted)
         _GIVEN[key] = tree_of(copy)
         return _GIVEN[key]
 
@@ -188,7 +188,7 @@ def _undoing(world: World) -> World:
     world.run()
     target = locate(world.home, {})
     return World(
-        world.folder,
+        world.directory,
         lambda: undo_restore(target),
         before=world.after,
         after=world.before,
@@ -216,9 +216,9 @@ def without_exchange() -> Iterator[None]:
 @contextlib.contextmanager
 def world_of(make: Callable[[Path], World]) -> Iterator[World]:
     """Make a world in memory, where syncing costs nothing."""
-    with memory_folder() as folder:
-        (folder / "w").mkdir()
-        yield make(folder / "w")
+    with memory_directory() as directory:
+        (directory / "w").mkdir()
+        yield make(directory / "w")
 
 
 WORLDS = [
@@ -249,7 +249,7 @@ def check_settled(world: World) -> None:
 
     assert swap.unfinished(world.home) is None
     assert world.tree in (world.before, world.after)
-    assert leftovers(world.folder) == []
+    assert leftovers(world.directory) == []
     assert recover_restore(locate(world.home, {})) == "nothing to do"
     if world.tree == world.after and world.keeps and world.after != world.before:
         check_kept(world)
@@ -261,7 +261,7 @@ def check_kept(world: World) -> None:
     for expected in (world.before, world.after):
         undo_restore(target)
         assert world.tree == expected
-    assert leftovers(world.folder) == []
+    assert leftovers(world.directory) == []
 
 
 def check_again(world: World) -> None:
@@ -269,7 +269,7 @@ def check_again(world: World) -> None:
     if world.again or world.tree == world.before:
         world.run()
     assert world.tree == world.after
-    assert leftovers(world.folder) == []
+    assert leftovers(world.directory) == []
 
 
 @pytest.mark.parametrize(("make", "setting"), WORLDS)

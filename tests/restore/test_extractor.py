@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from archives import FOLDER, LINK, MOMENT_NS, STATE, forge, write
+from archives import DIRECTORY, LINK, MOMENT_NS, STATE, forge, write
 from sagewai_ops.archive.manifest import Entry, EntryType
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.restore.extractor import Extracted, extract
 
-MEMBERS = [(FOLDER, b""), (STATE, b"{}"), (LINK, b"")]
+MEMBERS = [(DIRECTORY, b""), (STATE, b"{}"), (LINK, b"")]
 
 
 def _extract(archive: Path, target: Path, *, everything: bool = True, only: str = "") -> Extracted:
@@ -33,24 +33,24 @@ def _extract(archive: Path, target: Path, *, everything: bool = True, only: str 
 
 
 def _entry(path: str, kind: EntryType = EntryType.FILE, **changes: object) -> Entry:
-    entry = Entry(path, kind, 0o755 if kind is EntryType.FOLDER else 0o644, MOMENT_NS)
+    entry = Entry(path, kind, 0o755 if kind is EntryType.DIRECTORY else 0o644, MOMENT_NS)
     return dataclasses.replace(entry, **changes)  # type: ignore[arg-type]
 
 
 def test_members_come_out_with_their_times(tmp_path: Path) -> None:
-    """Files, folders and links alike, and the counts say how many."""
+    """Files, directories and links alike, and the counts say how many."""
     archive = write(tmp_path / "a.tar.zst", MEMBERS)
 
     done = _extract(archive, tmp_path / "out")
 
-    assert (done.files, done.folders, done.links, done.size_bytes) == (1, 1, 1, 2)
+    assert (done.files, done.directories, done.links, done.size_bytes) == (1, 1, 1, 2)
     for path in ("config", "config/admin-state.json", "config/link"):
         assert os.lstat(tmp_path / "out" / path).st_mtime_ns == MOMENT_NS
     assert os.readlink(tmp_path / "out/config/link") == "admin-state.json"
 
 
-def test_folder_that_is_missing_in_between_is_made_private(tmp_path: Path) -> None:
-    """Only the file is wanted; the folder above it lets nobody in."""
+def test_directory_that_is_missing_in_between_is_made_private(tmp_path: Path) -> None:
+    """Only the file is wanted; the directory above it lets nobody in."""
     before = os.umask(0)
     try:
         _extract(write(tmp_path / "a.tar.zst", MEMBERS), tmp_path / "out", only="config/admin")
@@ -122,11 +122,11 @@ def test_nothing_is_read_that_is_not_wanted(tmp_path: Path) -> None:
 def test_modes_are_those_of_the_rules(tmp_path: Path, path: str, mode: int, expected: int) -> None:
     """Secrets are their owner's alone; the rest keeps its own, without odd bits."""
     parts = path.split("/")[:-1]
-    folders = ["/".join(parts[: depth + 1]) for depth in range(len(parts))]
+    directories = ["/".join(parts[: depth + 1]) for depth in range(len(parts))]
     archive = forge(
         tmp_path / "a.tar.zst",
         [
-            *((_entry(folder, EntryType.FOLDER), b"") for folder in folders),
+            *((_entry(directory, EntryType.DIRECTORY), b"") for directory in directories),
             (_entry(path, mode=mode), b"x"),
         ],
     )
@@ -135,11 +135,11 @@ def test_modes_are_those_of_the_rules(tmp_path: Path, path: str, mode: int, expe
 
     assert stat.S_IMODE((tmp_path / "out" / path).stat().st_mode) == expected
     if path.startswith(("secrets/", "external/")):
-        for folder in folders:
-            assert stat.S_IMODE((tmp_path / "out" / folder).stat().st_mode) == 0o700
+        for directory in directories:
+            assert stat.S_IMODE((tmp_path / "out" / directory).stat().st_mode) == 0o700
 
 
-def test_link_in_the_place_of_a_folder_is_not_followed(tmp_path: Path) -> None:
+def test_link_in_the_place_of_a_directory_is_not_followed(tmp_path: Path) -> None:
     """Even one that stands in the staging already, which no archive could have put there."""
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -164,7 +164,7 @@ def test_file_that_stands_there_already_is_not_overwritten(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("changes", [{"mtime_ns": 10**30}, {"mtime_ns": -(10**30)}])
-@pytest.mark.parametrize("kind", [EntryType.FILE, EntryType.FOLDER])
+@pytest.mark.parametrize("kind", [EntryType.FILE, EntryType.DIRECTORY])
 def test_time_that_no_system_has_is_damage(
     tmp_path: Path, kind: EntryType, changes: dict[str, int]
 ) -> None:
@@ -178,10 +178,10 @@ def test_time_that_no_system_has_is_damage(
 @pytest.mark.parametrize("path", [".sagewai-ops-staging", ".sagewai-ops-x/y"])
 def test_names_of_our_own_are_refused(tmp_path: Path, path: str) -> None:
     """Nobody plants a mark or a journal by an archive."""
-    folder = path.partition("/")[0]
+    directory = path.partition("/")[0]
     members = [(_entry(path), b"x")]
-    if folder != path:
-        members.insert(0, (_entry(folder, EntryType.FOLDER), b""))
+    if directory != path:
+        members.insert(0, (_entry(directory, EntryType.DIRECTORY), b""))
     archive = forge(tmp_path / "a.tar.zst", members)
 
     with pytest.raises(DamagedError, match="this program's own"):

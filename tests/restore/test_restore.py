@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import real_homes
-from archives import FOLDER, MOMENT_NS, STATE, forge, write
+from archives import DIRECTORY, MOMENT_NS, STATE, forge, write
 from archives import small as small_archive
-from memory_folder import memory_folder
+from memory_directory import memory_directory
 from other_process import running
 from round_trips import (
     assert_same_home,
@@ -47,7 +47,7 @@ from sagewai_ops.restore.access import count_access
 from sagewai_ops.restore.plan import RestoreOptions, plan_restore
 from sagewai_ops.restore.undo import undo_restore
 from small_homes import everything_of, small
-from unprivileged import NOBODY, reachable_folder, unprivileged
+from unprivileged import NOBODY, reachable_directory, unprivileged
 
 IS_ROOT = os.geteuid() == 0
 OTHER_KEY = b"MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
@@ -55,9 +55,9 @@ OTHER_KEY = b"MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """Give a folder in memory: what these tests make durable is much."""
-    with memory_folder() as folder:
-        yield folder
+    """Give a directory in memory: what these tests make durable is much."""
+    with memory_directory() as directory:
+        yield directory
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.mark.parametrize("name", real_homes.NAMES)
 @pytest.mark.usefixtures("umask")
 def test_home_that_sagewai_wrote_comes_back(tmp_path: Path, name: str) -> None:
-    """Content, links, times, empty folders and rows are the source's; modes are the rules'."""
+    """Content, links, times, empty directories and rows are the source's; modes are the rules'."""
     source = real_homes.unpack(name, tmp_path)
 
     report = bring_back(snapshot_of(source), tmp_path / "there", key_home=source)
@@ -127,8 +127,8 @@ def test_built_home_comes_back(tmp_path: Path, recipe: dict[str, object]) -> Non
     assert_same_home(built.root, tmp_path / "there", *built.left_out)
 
 
-def test_holes_and_empty_folders_come_back(tmp_path: Path) -> None:
-    """A sparse file takes no more room than it did, and a folder with nothing in it is there."""
+def test_holes_and_empty_directories_come_back(tmp_path: Path) -> None:
+    """A sparse file takes no more room than it did, and a directory with nothing in it is there."""
     root = small(tmp_path / "home").root
     (root / "data/nothing").mkdir(parents=True)
     with open(root / "data/sparse", "wb") as stream:
@@ -144,11 +144,11 @@ def test_holes_and_empty_folders_come_back(tmp_path: Path) -> None:
 
 def test_open_modes_of_an_archive_do_not_come_back(tmp_path: Path) -> None:
     """A hostile mode lets nobody in: secrets are private, and no set-user-id bit survives."""
-    secrets = Entry("secrets", EntryType.FOLDER, 0o777, MOMENT_NS)
+    secrets = Entry("secrets", EntryType.DIRECTORY, 0o777, MOMENT_NS)
     profiles = Entry("secrets/profiles.json", EntryType.FILE, 0o666, MOMENT_NS)
-    data = Entry("data", EntryType.FOLDER, 0o3777, MOMENT_NS)
+    data = Entry("data", EntryType.DIRECTORY, 0o3777, MOMENT_NS)
     tool = Entry("data/tool", EntryType.FILE, 0o6755, MOMENT_NS)
-    config = dataclasses.replace(FOLDER, mode=0o777)
+    config = dataclasses.replace(DIRECTORY, mode=0o777)
     state = dataclasses.replace(STATE, mode=0o666)
     archive = forge(
         tmp_path / "a.tar.zst",
@@ -204,7 +204,7 @@ def test_process_that_comes_while_the_archive_is_extracted_is_met_at_the_gate(
     assert leftovers_beside(root) == []
 
 
-def test_folder_that_is_not_empty_needs_replace(tmp_path: Path) -> None:
+def test_directory_that_is_not_empty_needs_replace(tmp_path: Path) -> None:
     """Without `replace` it is refused and stays as it is."""
     target = tmp_path / "there"
     target.mkdir()
@@ -218,10 +218,10 @@ def test_folder_that_is_not_empty_needs_replace(tmp_path: Path) -> None:
 
 
 def test_file_in_the_target_s_place_is_refused(tmp_path: Path) -> None:
-    """A home is a folder; a file there is nobody's to put aside."""
+    """A home is a directory; a file there is nobody's to put aside."""
     (tmp_path / "there").write_text("mine")
 
-    with pytest.raises(TargetBusyError, match="not a folder"):
+    with pytest.raises(TargetBusyError, match="not a directory"):
         bring_back(small_archive(tmp_path / "a.tar.zst"), tmp_path / "there", replace=True)
 
 
@@ -254,7 +254,7 @@ def test_wrong_key_file_is_refused_even_if_another_key_would_do(tmp_path: Path) 
 @pytest.mark.parametrize("umask", [0o000, 0o077], indirect=True)
 @pytest.mark.usefixtures("umask")
 def test_key_file_becomes_the_home_s_own(tmp_path: Path) -> None:
-    """It is installed as 44 characters with mode 0600, in a folder with mode 0700."""
+    """It is installed as 44 characters with mode 0600, in a directory with mode 0700."""
     built = small(tmp_path / "home")
     (tmp_path / "named").write_bytes(built.master_keys[0] + b"\n")
 
@@ -397,7 +397,7 @@ def test_home_runs_on_its_own_key_though_another_opens_more(tmp_path: Path) -> N
 
 
 def test_archive_damaged_anywhere_is_refused(tmp_path: Path) -> None:
-    """A flipped bit, wherever it is, leaves target and folder as they were."""
+    """A flipped bit, wherever it is, leaves target and directory as they were."""
     whole = small_archive(tmp_path / "a.tar.zst").read_bytes()
     damaged = tmp_path / "b.tar.zst"
     target = tmp_path / "there"
@@ -426,9 +426,9 @@ def test_archive_cut_anywhere_is_refused(tmp_path: Path) -> None:
 
 def test_database_that_is_none_is_damage(tmp_path: Path) -> None:
     """A file that is no database in the place of one is not put into a home."""
-    folder = Entry("db", EntryType.FOLDER, 0o755, MOMENT_NS)
+    directory = Entry("db", EntryType.DIRECTORY, 0o755, MOMENT_NS)
     database = Entry("db/sagewai.db", EntryType.FILE, 0o600, MOMENT_NS)
-    archive = forge(tmp_path / "a.tar.zst", [(folder, b""), (database, b"no database" * 500)])
+    archive = forge(tmp_path / "a.tar.zst", [(directory, b""), (database, b"no database" * 500)])
 
     with pytest.raises(DamagedError):
         bring_back(archive, tmp_path / "there")
@@ -440,11 +440,11 @@ def test_database_that_is_not_what_its_manifest_says_is_damage(tmp_path: Path) -
     """Row counts are compared with those that were recorded when the snapshot was taken."""
     root = small(tmp_path / "home").root
     bring_back(snapshot_of(root), tmp_path / "clean", key_home=root)
-    folder = Entry("db", EntryType.FOLDER, 0o755, MOMENT_NS)
+    directory = Entry("db", EntryType.DIRECTORY, 0o755, MOMENT_NS)
     database = Entry("db/sagewai.db", EntryType.FILE, 0o600, MOMENT_NS)
     archive = forge(
         tmp_path / "a.tar.zst",
-        [(folder, b""), (database, (tmp_path / "clean/db/sagewai.db").read_bytes())],
+        [(directory, b""), (database, (tmp_path / "clean/db/sagewai.db").read_bytes())],
         manifest=lambda content: content.replace(
             b'\n "entries"',
             b'\n "database": {"tables": {"org": 99}, "integrity": ["ok"], "page_size": 4096,'
@@ -464,7 +464,7 @@ def test_newer_format_is_refused(tmp_path: Path) -> None:
     """A format that this program does not know is not guessed at."""
     archive = forge(
         tmp_path / "a.tar.zst",
-        [(FOLDER, b"")],
+        [(DIRECTORY, b"")],
         header=encode_header(Header("test", format_version=2)),
     )
 
@@ -476,7 +476,7 @@ def test_newer_schema_is_refused(tmp_path: Path) -> None:
     """A database ahead of this program is not put into a home."""
     archive = forge(
         tmp_path / "a.tar.zst",
-        [(FOLDER, b"")],
+        [(DIRECTORY, b"")],
         header=encode_header(Header("test", facts={"schema_level": "099_future"})),
     )
 
@@ -506,38 +506,38 @@ def _link(path: str, target: str) -> tuple[Entry, bytes]:
     return Entry(path, EntryType.LINK, 0o777, MOMENT_NS, target=target), b""
 
 
-def _folder(path: str) -> tuple[Entry, bytes]:
-    return Entry(path, EntryType.FOLDER, 0o755, MOMENT_NS), b""
+def _directory(path: str) -> tuple[Entry, bytes]:
+    return Entry(path, EntryType.DIRECTORY, 0o755, MOMENT_NS), b""
 
 
 HOSTILE = {
     "absolute": [_file("/tmp/sagewai-ops-hostile")],
     "up": [_file("../hostile")],
-    "up inside": [_folder("config"), _file("config/../../hostile")],
+    "up inside": [_directory("config"), _file("config/../../hostile")],
     "link out": [_link("config", "/etc")],
     "link up": [_link("config", "../outside")],
-    "through a link": [_link("config", "data"), _folder("data"), _file("config/hostile")],
+    "through a link": [_link("config", "data"), _directory("data"), _file("config/hostile")],
     "twice": [_file("note"), _file("note")],
-    "file as a folder": [_file("config"), _file("config/hostile")],
-    "no folder": [_file("config/hostile")],
-    "sidecar": [_folder("db"), _file("db/sagewai.db-wal")],
-    "lock": [_folder("config"), _file("config/admin-state.json.lock")],
+    "file as a directory": [_file("config"), _file("config/hostile")],
+    "no directory": [_file("config/hostile")],
+    "sidecar": [_directory("db"), _file("db/sagewai.db-wal")],
+    "lock": [_directory("config"), _file("config/admin-state.json.lock")],
     "our own name": [_file(".sagewai-ops-staging")],
-    "our own folder": [_folder(".sagewai-ops-before-restore-20200101T000000000000Z")],
+    "our own directory": [_directory(".sagewai-ops-before-restore-20200101T000000000000Z")],
     "time": [_file("note", mtime_ns=10**30)],
     "owner": [_file("note", uid=2**40)] if IS_ROOT else [_file("../note")],
     "one place by two ways": [
-        _folder("external"),
-        _folder("external/home"),
+        _directory("external"),
+        _directory("external/home"),
         _file("external/home/note"),
         _file("note"),
     ],
     "link by another way": [
-        _folder("external"),
-        _folder("external/home"),
+        _directory("external"),
+        _directory("external/home"),
         _link("external/home/config", "data"),
-        _folder("data"),
-        _folder("config"),
+        _directory("data"),
+        _directory("config"),
         _file("config/hostile"),
     ],
 }
@@ -573,7 +573,7 @@ def test_manifest_whose_facts_have_no_right_shape_is_damage(tmp_path: Path, lie:
     """What it tells besides the members is refused too, not stumbled over later."""
     archive = forge(
         tmp_path / "a.tar.zst",
-        [(FOLDER, b""), (STATE, b"{}")],
+        [(DIRECTORY, b""), (STATE, b"{}")],
         manifest=lambda content: content.replace(b'\n "entries"', lie + b'\n "entries"', 1),
     )
 
@@ -616,7 +616,7 @@ def test_disk_that_is_too_small_is_left_empty(
 ) -> None:
     """Whether it is seen at once or met in the middle, nothing is left on it."""
     noise = Entry("data/noise", EntryType.FILE, 0o644, MOMENT_NS)
-    archive = write(tmp_path / "a.tar.zst", [_folder("data"), (noise, os.urandom(3_000_000))])
+    archive = write(tmp_path / "a.tar.zst", [_directory("data"), (noise, os.urandom(3_000_000))])
     if not is_known_before:
         usage = shutil.disk_usage(tmp_path)
         monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
@@ -654,29 +654,29 @@ def test_owner_comes_back_for_root(tmp_path: Path, layout: str) -> None:
 
 @pytest.mark.skipif(not IS_ROOT, reason="the archive must hold files of somebody else")
 def test_somebody_who_is_not_root_gets_files_of_his_own() -> None:
-    """Owners that he cannot give are not tried; folders that forbid writing come back too."""
-    with reachable_folder() as folder:
-        root = small(folder / "home").root
+    """Owners that he cannot give are not tried; directories that forbid writing come back too."""
+    with reachable_directory() as directory:
+        root = small(directory / "home").root
         (root / "data/closed").mkdir(parents=True)
         (root / "data/closed/note").write_text("x")
         (root / "data/closed").chmod(0o555)
         archive = snapshot_of(root)
-        shutil.copy(root / "secrets/master.key", folder / "key")
-        for path in (archive.parent, archive, folder / "key"):
+        shutil.copy(root / "secrets/master.key", directory / "key")
+        for path in (archive.parent, archive, directory / "key"):
             os.chown(path, NOBODY, NOBODY)
         with unprivileged():
             with pytest.raises(KeyMissingError):
-                bring_back(archive, folder / "refused")
-            assert leftovers_beside(folder / "refused") == []
+                bring_back(archive, directory / "refused")
+            assert leftovers_beside(directory / "refused") == []
 
-            bring_back(archive, folder / "there", key_file=folder / "key")
+            bring_back(archive, directory / "there", key_file=directory / "key")
 
             # Looked at as nobody too: root would find nothing closed.
-            assert stat.S_IMODE((folder / "there/data/closed").stat().st_mode) == 0o555
+            assert stat.S_IMODE((directory / "there/data/closed").stat().st_mode) == 0o555
 
-        restored = [folder / "there", *(folder / "there").rglob("*")]
+        restored = [directory / "there", *(directory / "there").rglob("*")]
         assert {path.lstat().st_uid for path in restored} == {NOBODY}
-        assert (folder / "there/data/closed/note").read_text() == "x"
+        assert (directory / "there/data/closed/note").read_text() == "x"
 
 
 def test_home_that_is_a_link_is_replaced_behind_it(tmp_path: Path) -> None:
@@ -728,11 +728,11 @@ def test_home_that_is_a_mount_point_is_restored_entry_by_entry(tmp_path: Path) -
 
 def test_home_whose_parent_is_not_ours_is_restored_entry_by_entry() -> None:
     """Who may not rename the home itself still gets it back, and back again."""
-    with reachable_folder() as folder:
-        parent = folder / "parent"
+    with reachable_directory() as directory:
+        parent = directory / "parent"
         parent.mkdir()
         root = small(parent / "home", journal="none").root
-        archive = snapshot_of(root, folder=folder / "snapshots")
+        archive = snapshot_of(root, directory=directory / "snapshots")
         for path in [root, *root.rglob("*"), archive.parent, archive]:
             if IS_ROOT:
                 os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
@@ -805,8 +805,8 @@ def test_only_the_database_takes_its_sidecars_away(
     assert (built.root / "db/own.txt").exists() == has_others
 
 
-def test_only_one_file_comes_with_the_folders_above_it(tmp_path: Path) -> None:
-    """Folders that are missing come back with their modes and times."""
+def test_only_one_file_comes_with_the_directories_above_it(tmp_path: Path) -> None:
+    """Directories that are missing come back with their modes and times."""
     root = small(tmp_path / "home").root
     (root / "data/a/b").mkdir(parents=True)
     (root / "data/a/b/note").write_text("x")
@@ -857,7 +857,7 @@ def test_key_file_without_secrets_is_a_contradiction(tmp_path: Path) -> None:
 
 
 def test_only_secrets_keeps_the_key(tmp_path: Path) -> None:
-    """The folder of secrets is exchanged, and the key that the archive does not carry stays."""
+    """The directory of secrets is exchanged, and the key that the archive does not carry stays."""
     built = small(tmp_path / "home")
     archive = snapshot_of(built.root)
     (built.root / "secrets/profiles.json").write_text("{}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from archives import small as small_archive
-from memory_folder import memory_folder
+from memory_directory import memory_directory
 from other_process import running
 from round_trips import bring_back, leftovers_beside, snapshot_of
 from sagewai_ops.errors import LockedError, NotFoundError, TargetBusyError
@@ -20,24 +20,24 @@ from step_counter import killed_at
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    """Make a folder in memory."""
-    with memory_folder() as path:
+def directory() -> Iterator[Path]:
+    """Make a directory in memory."""
+    with memory_directory() as path:
         yield path
 
 
-def _restored(folder: Path) -> Path:
+def _restored(directory: Path) -> Path:
     """Make a home that was restored over another one."""
-    home = folder / "home"
+    home = directory / "home"
     home.mkdir()
     (home / "note").write_text("old")
-    bring_back(small_archive(folder / "a.tar.zst"), home, replace=True)
+    bring_back(small_archive(directory / "a.tar.zst"), home, replace=True)
     return home
 
 
-def test_undo_brings_back_what_was_there(folder: Path) -> None:
+def test_undo_brings_back_what_was_there(directory: Path) -> None:
     """It says what came back and where the other went."""
-    home = _restored(folder)
+    home = _restored(directory)
     (kept,) = swap.kept_before(home)
 
     undone = undo_restore(locate(home, {}))
@@ -49,22 +49,22 @@ def test_undo_brings_back_what_was_there(folder: Path) -> None:
     assert not kept.exists()
 
 
-def test_dry_run_changes_nothing(folder: Path) -> None:
+def test_dry_run_changes_nothing(directory: Path) -> None:
     """It names what would come back."""
-    home = _restored(folder)
-    before = everything_of(folder)
+    home = _restored(directory)
+    before = everything_of(directory)
 
     undone = undo_restore(locate(home, {}), dry_run=True)
 
     assert (undone.brought_back, undone.before) == (swap.kept_before(home)[-1], None)
-    assert everything_of(folder) == before
+    assert everything_of(directory) == before
 
 
-def test_the_last_restore_is_undone_first(folder: Path) -> None:
+def test_the_last_restore_is_undone_first(directory: Path) -> None:
     """Of several that are kept, the newest comes back."""
-    home = _restored(folder)
+    home = _restored(directory)
     (home / "second").write_text("x")
-    bring_back(folder / "a.tar.zst", home, replace=True)
+    bring_back(directory / "a.tar.zst", home, replace=True)
 
     undo_restore(locate(home, {}))
 
@@ -72,10 +72,10 @@ def test_the_last_restore_is_undone_first(folder: Path) -> None:
     assert len(swap.kept_before(home)) == 2
 
 
-def test_home_that_is_gone_comes_back(folder: Path) -> None:
+def test_home_that_is_gone_comes_back(directory: Path) -> None:
     """A home that was removed since the restore is no hindrance."""
-    home = _restored(folder)
-    os.rename(home, folder / "elsewhere")
+    home = _restored(directory)
+    os.rename(home, directory / "elsewhere")
 
     undone = undo_restore(locate(home, {}))
 
@@ -83,17 +83,17 @@ def test_home_that_is_gone_comes_back(folder: Path) -> None:
     assert undone.before is None
 
 
-def test_nothing_kept_is_not_found(folder: Path) -> None:
+def test_nothing_kept_is_not_found(directory: Path) -> None:
     """A restore into an empty place keeps nothing, so there is nothing to undo."""
-    bring_back(small_archive(folder / "a.tar.zst"), folder / "home")
+    bring_back(small_archive(directory / "a.tar.zst"), directory / "home")
 
     with pytest.raises(NotFoundError, match="nothing kept"):
-        undo_restore(locate(folder / "home", {}))
+        undo_restore(locate(directory / "home", {}))
 
 
-def test_home_in_use_is_not_undone(folder: Path) -> None:
+def test_home_in_use_is_not_undone(directory: Path) -> None:
     """The same gate as for a restore: the process is named."""
-    root = small(folder / "home").root
+    root = small(directory / "home").root
     bring_back(snapshot_of(root), root, replace=True)
     hold = (
         "import sqlite3\nc = sqlite3.connect(sys.argv[1])\n"
@@ -108,9 +108,9 @@ def test_home_in_use_is_not_undone(folder: Path) -> None:
     assert len(swap.kept_before(root)) == 1
 
 
-def test_home_that_another_run_holds_is_left_alone(folder: Path) -> None:
+def test_home_that_another_run_holds_is_left_alone(directory: Path) -> None:
     """Neither undone nor recovered."""
-    home = _restored(folder)
+    home = _restored(directory)
 
     with locks.exclusive(home):
         for step in (undo_restore, recover_restore):
@@ -119,11 +119,11 @@ def test_home_that_another_run_holds_is_left_alone(folder: Path) -> None:
 
 
 def test_interrupted_restore_is_recovered_before_it_is_undone(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Undo refuses between old and new; recover ends it and is not needed twice."""
     monkeypatch.setattr(atomic, "exchange", lambda _first, _second: False)
-    home = _restored(folder)
+    home = _restored(directory)
     target = locate(home, {})
     for number in range(1, 99):
         killed_at(number, lambda: undo_restore(target))
@@ -139,11 +139,11 @@ def test_interrupted_restore_is_recovered_before_it_is_undone(
     assert leftovers_beside(home) == []
 
 
-def test_recover_sweeps_what_a_kill_left(folder: Path) -> None:
+def test_recover_sweeps_what_a_kill_left(directory: Path) -> None:
     """A restore that died while it extracted leaves garbage, not a question."""
-    archive = small_archive(folder / "a.tar.zst")
+    archive = small_archive(directory / "a.tar.zst")
     for number in (3, 9):
-        assert killed_at(number, lambda: bring_back(archive, folder / "home"))
+        assert killed_at(number, lambda: bring_back(archive, directory / "home"))
 
-    assert recover_restore(locate(folder / "home", {})) == "nothing to do"
-    assert os.listdir(folder) == ["a.tar.zst"]
+    assert recover_restore(locate(directory / "home", {})) == "nothing to do"
+    assert os.listdir(directory) == ["a.tar.zst"]

@@ -45,7 +45,7 @@ def test_new_database_is_private_under_any_umask(tmp_path: Path, umask: int) -> 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
 def test_existing_name_is_never_replaced(tmp_path: Path, kind: str) -> None:
-    """Whatever has the name stays, and nothing else is left in the folder."""
+    """Whatever has the name stays, and nothing else is left in the directory."""
     path = tmp_path / "sagewai.db"
     if kind == "file":
         path.write_bytes(b"")
@@ -96,7 +96,7 @@ def test_file_system_without_hard_links_is_served(
 
 
 def test_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A statement that fails names the database and leaves the folder empty."""
+    """A statement that fails names the database and leaves the directory empty."""
     monkeypatch.setattr(
         ddl, "create_all", lambda: ("CREATE TABLE org (id)", "CREATE TABLE org (id)")
     )
@@ -107,7 +107,7 @@ def test_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert os.listdir(tmp_path) == []
 
 
-def test_missing_folder_is_named(tmp_path: Path) -> None:
-    """The folder is the caller's; without it the error names what is missing."""
+def test_missing_directory_is_named(tmp_path: Path) -> None:
+    """The directory is the caller's; without it the error names what is missing."""
     with pytest.raises(OpsError, match="no such file or directory"):
         create_database(tmp_path / "db" / "sagewai.db")

@@ -440,8 +440,8 @@ def test_database_that_may_not_be_written_is_refused(old: Path, mode: int) -> No
     """The file's mode is respected and told."""
     upgrade_sqlite.plan_upgrade(old)  # imports, while they may be read
     _execute(old, "PRAGMA journal_mode = DELETE")
-    for folder in (old.parent, *old.parent.parents[:2]):
-        folder.chmod(0o755)
+    for directory in (old.parent, *old.parent.parents[:2]):
+        directory.chmod(0o755)
     old.chmod(mode)
 
     with _as_nobody(), pytest.raises(PermissionDeniedError):

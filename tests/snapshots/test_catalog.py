@@ -1,4 +1,4 @@
-"""Which snapshots a folder holds, in which order, and which of them a name means."""
+"""Which snapshots a directory holds, in which order, and which of them a name means."""
 
 import json
 import os
@@ -12,9 +12,9 @@ from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.snapshots import cards, catalog
 
 
-def _archive(folder: Path, identifier: str, *, sealed: bool = False, **card: Any) -> Path:
-    """Put a file with an archive's name into a folder, with a card if one is given."""
-    path = folder / catalog.archive_name(identifier, is_encrypted=sealed)
+def _archive(directory: Path, identifier: str, *, sealed: bool = False, **card: Any) -> Path:
+    """Put a file with an archive's name into a directory, with a card if one is given."""
+    path = directory / catalog.archive_name(identifier, is_encrypted=sealed)
     path.write_bytes(b"archive")
     if card:
         cards.write_card(path, {"archive": path.name, **card})
@@ -32,7 +32,7 @@ def test_an_id_is_the_moment_in_utc_and_chance() -> None:
 
 
 def test_only_archives_are_listed(tmp_path: Path) -> None:
-    """Partials, cards, folders, links and strangers are not snapshots."""
+    """Partials, cards, directories, links and strangers are not snapshots."""
     path = _archive(tmp_path, "20260101T000000Z-0a1b2c", sequence=1)
     sealed = _archive(tmp_path, "20260102T000000Z-0a1b2c", sealed=True)
     (tmp_path / "notes.txt").touch()
@@ -49,7 +49,7 @@ def test_only_archives_are_listed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing", "file"])
-def test_a_folder_that_is_not_there_has_no_snapshots(tmp_path: Path, name: str) -> None:
+def test_a_directory_that_is_not_there_has_no_snapshots(tmp_path: Path, name: str) -> None:
     """Nothing was backed up yet: that is an answer, not an error."""
     (tmp_path / "file").touch()
 
@@ -143,7 +143,7 @@ def test_an_archive_that_was_cut_is_noticed_by_its_size(tmp_path: Path) -> None:
     assert [item.is_cut for item in catalog.snapshots_in(tmp_path)] == [False, True, False, False]
 
 
-def test_a_card_that_is_a_folder_is_no_card(tmp_path: Path) -> None:
+def test_a_card_that_is_a_directory_is_no_card(tmp_path: Path) -> None:
     """Whatever stands in its place, the archive is listed."""
     path = _archive(tmp_path, "20260101T000000Z-000001")
     cards.card_path(path).mkdir()
@@ -154,7 +154,7 @@ def test_a_card_that_is_a_folder_is_no_card(tmp_path: Path) -> None:
 def test_an_archive_that_goes_meanwhile_takes_no_other_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody prunes while the folder is listed."""
+    """Somebody prunes while the directory is listed."""
     paths = [_archive(tmp_path, f"2026010{day}T000000Z-000001") for day in (1, 2, 3)]
     really = os.lstat
 
@@ -179,7 +179,7 @@ def test_a_snapshot_is_named_by_id_prefix_or_path(tmp_path: Path) -> None:
     assert {catalog.choose(tmp_path, name, ()) for name in names} == {path}
 
 
-def test_a_path_need_not_be_in_the_folder_nor_exist(tmp_path: Path) -> None:
+def test_a_path_need_not_be_in_the_directory_nor_exist(tmp_path: Path) -> None:
     """Whoever names a path gets it; opening it tells whether it is there."""
     named = tmp_path / "copy.tar.zst"
 
@@ -191,7 +191,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
 
     for path in (f"{tmp_path}/pipe", "/dev/null"):
-        with pytest.raises(UsageError, match="neither a file nor a folder"):
+        with pytest.raises(UsageError, match="neither a file nor a directory"):
             catalog.choose(tmp_path, path, ())
 
 
@@ -207,7 +207,7 @@ def test_an_ambiguous_beginning_is_refused_with_two_of_the_ids(tmp_path: Path) -
 
 
 def test_latest_is_the_latest_of_this_home(tmp_path: Path) -> None:
-    """A folder may hold those of several homes."""
+    """A directory may hold those of several homes."""
     ours = _archive(tmp_path, "20260101T000000Z-000001", sequence=1, home_id="ours")
     theirs = _archive(tmp_path, "20260102T000000Z-000002", sequence=2, home_id="theirs")
 

@@ -111,31 +111,31 @@ def test_what_cannot_be_compared_is_an_error(
     assert _diff(built, tmp_path / "broken.tar.zst", "latest").code == 16
 
 
-def _list(folder: Path, *words: object) -> Answer:
-    return call("snapshots", "list", "--snapshots", folder, "--json", *words)
+def _list(directory: Path, *words: object) -> Answer:
+    return call("snapshots", "list", "--snapshots", directory, "--json", *words)
 
 
-def _copied(world: tuple[BuiltHome, Path, Path], folder: Path) -> list[Path]:
-    """Copy the two snapshots with their cards into a folder of a test's own."""
+def _copied(world: tuple[BuiltHome, Path, Path], directory: Path) -> list[Path]:
+    """Copy the two snapshots with their cards into a directory of a test's own."""
     found = []
     for archive in world[1:]:
-        (folder / archive.name).write_bytes(archive.read_bytes())
-        cards.card_path(folder / archive.name).write_bytes(cards.card_path(archive).read_bytes())
-        found.append(folder / archive.name)
+        (directory / archive.name).write_bytes(archive.read_bytes())
+        cards.card_path(directory / archive.name).write_bytes(cards.card_path(archive).read_bytes())
+        found.append(directory / archive.name)
     return found
 
 
 def test_tags_are_listed_and_found_by(world: tuple[BuiltHome, Path, Path]) -> None:
     """One of several is enough; they stand in the archive too."""
     built, first, second = world
-    folder = first.parent
+    directory = first.parent
 
-    rows = _list(folder).result["snapshots"]
-    found = _list(folder, "--tag", "a b", "--tag", "none").result["snapshots"]
+    rows = _list(directory).result["snapshots"]
+    found = _list(directory, "--tag", "a b", "--tag", "none").result["snapshots"]
 
     assert [row["tags"] for row in rows] == [["before", "a b"], []]
     assert [row["archive"] for row in found] == [str(first)]
-    assert "before,a b" in call("snapshots", "list", "--snapshots", folder).out
+    assert "before,a b" in call("snapshots", "list", "--snapshots", directory).out
     shown = call("--home", built.root, "snapshots", "show", second, "--json")
     assert shown.result["tags"] == []
 
@@ -247,17 +247,17 @@ def test_an_encrypted_archive_needs_its_identity(
 
     identity = pyrage.x25519.Identity.generate()
     (tmp_path / "identity.txt").write_text(str(identity))
-    folder = tmp_path / "sealed"
-    archive = taken(call("--home", world[0].root, "backup", "--json", "--to", folder,
+    directory = tmp_path / "sealed"
+    archive = taken(call("--home", world[0].root, "backup", "--json", "--to", directory,
                          "--recipient", identity.to_public()))  # fmt: skip
     before = _facts(cards.card_path(archive))
 
-    assert _list(folder, "--rebuild").code == 3
+    assert _list(directory, "--rebuild").code == 3
     assert _facts(cards.card_path(archive)) == before
     cards.card_path(archive).unlink()
-    answer = _list(folder, "--rebuild")
+    answer = _list(directory, "--rebuild")
     limited = _facts(cards.card_path(archive))
-    whole = _list(folder, "--rebuild", "--identity", tmp_path / "identity.txt")
+    whole = _list(directory, "--rebuild", "--identity", tmp_path / "identity.txt")
 
     assert answer.code == 3
     assert "--identity" in answer.document["warnings"][0]

@@ -46,7 +46,7 @@ def test_document_from_outside_goes_to_its_standard_place(variable: str, place: 
     assert places.aside == {}
 
 
-def test_folder_from_outside_goes_with_all_in_it() -> None:
+def test_directory_from_outside_goes_with_all_in_it() -> None:
     """The files below it keep their places below."""
     root = "external/SAGEWAI_SOPS_ROOT"
 

@@ -1,4 +1,4 @@
-"""Pruning a folder: two phases, a way back, and every snapshot in one place after any crash."""
+"""Pruning a directory: two phases, a way back, and every snapshot in one place after any crash."""
 
 import errno
 import json
@@ -36,13 +36,13 @@ def home(tmp_path: Path) -> Home:
 
 
 def put(
-    folder: Path, home: Home, sequence: int, /, *, days: int | None = None, **card: Any
+    directory: Path, home: Home, sequence: int, /, *, days: int | None = None, **card: Any
 ) -> Path:
-    """Put a snapshot of a home into a folder, with its card."""
+    """Put a snapshot of a home into a directory, with its card."""
     owner = owner_of(home)
     moment = NOW - timedelta(days=60 - (sequence if days is None else days))
-    path = folder / f"sagewai-{moment:%Y%m%dT%H%M%SZ}-{sequence:06x}.tar.zst"
-    folder.mkdir(exist_ok=True)
+    path = directory / f"sagewai-{moment:%Y%m%dT%H%M%SZ}-{sequence:06x}.tar.zst"
+    directory.mkdir(exist_ok=True)
     path.write_bytes(b"archive %d" % sequence)
     facts = {"home_id": next(iter(owner.ids)), "home": owner.home, "host": owner.host}
     cards.write_card(path, {"archive": path.name, "sequence": sequence, **facts, **card})
@@ -50,22 +50,22 @@ def put(
 
 
 @pytest.fixture
-def folder(tmp_path: Path, home: Home) -> Path:
-    """A folder of five snapshots, one a day."""
+def directory(tmp_path: Path, home: Home) -> Path:
+    """A directory of five snapshots, one a day."""
     for sequence in range(1, 6):
         put(tmp_path / "backups", home, sequence)
     return tmp_path / "backups"
 
 
-def pruned(home: Home, folder: Path, policy: Policy = LAST_TWO, **options: Any) -> Pruned:
+def pruned(home: Home, directory: Path, policy: Policy = LAST_TWO, **options: Any) -> Pruned:
     """Prune at the moment that the tests call now."""
-    return prune(home, folder, policy, now=NOW, **options)
+    return prune(home, directory, policy, now=NOW, **options)
 
 
-def places(folder: Path) -> dict[str, str]:
+def places(directory: Path) -> dict[str, str]:
     """Map the number of each archive and card to the place that it is in."""
     found = {}
-    for place, path in (("folder", folder), ("trash", folder / ".trash")):
+    for place, path in (("folder", directory), ("trash", directory / ".trash")):
         for name in os.listdir(path) if path.is_dir() else ():
             if name.startswith("sagewai-"):
                 kind = "card" if name.endswith(".json") else "archive"
@@ -75,197 +75,199 @@ def places(folder: Path) -> dict[str, str]:
     return found
 
 
-def numbers(folder: Path) -> list[int]:
-    """Give the sequence numbers of the snapshots of a folder."""
-    return [item.sequence for item in catalog.snapshots_in(folder)]
+def numbers(directory: Path) -> list[int]:
+    """Give the sequence numbers of the snapshots of a directory."""
+    return [item.sequence for item in catalog.snapshots_in(directory)]
 
 
-def test_what_goes_rests_in_the_trash_until_the_next_prune(home: Home, folder: Path) -> None:
+def test_what_goes_rests_in_the_trash_until_the_next_prune(home: Home, directory: Path) -> None:
     """Archive and card, private; the next successful prune removes them for ever."""
-    first = pruned(home, folder)
+    first = pruned(home, directory)
 
     assert [item.sequence for item in first.plan.removed] == [1, 2, 3]
     assert first.purged == ()
-    assert (folder / ".trash").stat().st_mode & 0o777 == 0o700
-    assert numbers(folder) == [4, 5]
-    assert [item.sequence for item in trash.resting(folder)] == [1, 2, 3]
+    assert (directory / ".trash").stat().st_mode & 0o777 == 0o700
+    assert numbers(directory) == [4, 5]
+    assert [item.sequence for item in trash.resting(directory)] == [1, 2, 3]
 
-    put(folder, home, 6)
-    second = pruned(home, folder)
+    put(directory, home, 6)
+    second = pruned(home, directory)
 
     assert [item.sequence for item in second.purged] == [1, 2, 3]
-    assert numbers(folder) == [5, 6]
-    assert places(folder) == {
+    assert numbers(directory) == [5, 6]
+    assert places(directory) == {
         **dict.fromkeys(("archive 5", "card 5", "archive 6", "card 6"), "folder"),
         **dict.fromkeys(("archive 4", "card 4"), "trash"),
     }
 
 
-def test_a_dry_run_touches_nothing_and_plans_the_same(home: Home, folder: Path) -> None:
+def test_a_dry_run_touches_nothing_and_plans_the_same(home: Home, directory: Path) -> None:
     """Not even the trash comes to be."""
-    before = sorted(os.listdir(folder))
+    before = sorted(os.listdir(directory))
 
-    planned = pruned(home, folder, dry_run=True)
+    planned = pruned(home, directory, dry_run=True)
 
-    assert sorted(os.listdir(folder)) == before
-    assert planned.plan == pruned(home, folder).plan
-    assert [item.sequence for item in pruned(home, folder, dry_run=True).purged] == [1, 2, 3]
+    assert sorted(os.listdir(directory)) == before
+    assert planned.plan == pruned(home, directory).plan
+    assert [item.sequence for item in pruned(home, directory, dry_run=True).purged] == [1, 2, 3]
 
 
-def test_a_folder_that_is_not_there_has_nothing_to_prune(home: Home, tmp_path: Path) -> None:
+def test_a_directory_that_is_not_there_has_nothing_to_prune(home: Home, tmp_path: Path) -> None:
     """And does not come to be."""
     assert pruned(home, tmp_path / "none").plan.verdicts == ()
     assert not (tmp_path / "none").exists()
 
 
-def test_an_empty_policy_removes_nothing(home: Home, folder: Path) -> None:
-    """Neither from the folder nor from the trash."""
-    pruned(home, folder)
+def test_an_empty_policy_removes_nothing(home: Home, directory: Path) -> None:
+    """Neither from the directory nor from the trash."""
+    pruned(home, directory)
 
     with pytest.raises(UsageError):
-        pruned(home, folder, Policy())
+        pruned(home, directory, Policy())
 
-    assert len(trash.resting(folder)) == 3
-    assert numbers(folder) == [4, 5]
+    assert len(trash.resting(directory)) == 3
+    assert numbers(directory) == [4, 5]
 
 
-def test_what_is_not_of_this_home_stays_also_in_the_trash(home: Home, folder: Path) -> None:
+def test_what_is_not_of_this_home_stays_also_in_the_trash(home: Home, directory: Path) -> None:
     """Another home's, one without a card, one of a clone on another machine."""
-    put(folder, home, 10, days=1, home_id="them")
-    put(folder, home, 11, days=1, home="/elsewhere")
-    blank = put(folder, home, 12, days=1)
+    put(directory, home, 10, days=1, home_id="them")
+    put(directory, home, 11, days=1, home="/elsewhere")
+    blank = put(directory, home, 12, days=1)
     cards.card_path(blank).write_text("{")
-    (folder / "notes.txt").touch()
-    theirs = put(folder / ".trash", home, 13, days=1, home_id="them")
+    (directory / "notes.txt").touch()
+    theirs = put(directory / ".trash", home, 13, days=1, home_id="them")
 
-    result = pruned(home, folder)
-    again = pruned(home, folder)
+    result = pruned(home, directory)
+    again = pruned(home, directory)
 
     assert [item.sequence for item in result.plan.removed] == [1, 2, 3]
     assert [item.path for item in again.left] == [theirs]
     assert theirs.exists()
     assert blank.exists()
-    assert (folder / "notes.txt").exists()
-    assert {4, 5, 10, 11} <= set(numbers(folder))
+    assert (directory / "notes.txt").exists()
+    assert {4, 5, 10, 11} <= set(numbers(directory))
 
 
-def test_machines_that_take_turns_keep_each_their_own(home: Home, folder: Path) -> None:
-    """Two clones of a home write into one folder."""
-    put(folder, home, 6, host="elsewhere")
-    put(folder, home, 7)
+def test_machines_that_take_turns_keep_each_their_own(home: Home, directory: Path) -> None:
+    """Two clones of a home write into one directory."""
+    put(directory, home, 6, host="elsewhere")
+    put(directory, home, 7)
 
-    result = pruned(home, folder, Policy(last=1))
+    result = pruned(home, directory, Policy(last=1))
 
     assert [item.sequence for item in result.plan.removed] == [1, 2, 3, 4, 5]
     assert result.plan.verdicts[5].reasons == ("of the home on elsewhere",)
 
 
-def test_a_machine_of_another_name_each_time_prunes_all(home: Home, folder: Path) -> None:
+def test_a_machine_of_another_name_each_time_prunes_all(home: Home, directory: Path) -> None:
     """A container has another name in each run; the home is the same."""
-    put(folder, home, 6, host="pod-1")
-    put(folder, home, 7, host="pod-2")
+    put(directory, home, 6, host="pod-1")
+    put(directory, home, 7, host="pod-2")
 
-    assert len(pruned(home, folder, Policy(last=1)).plan.removed) == 6
+    assert len(pruned(home, directory, Policy(last=1)).plan.removed) == 6
 
 
-def test_a_clone_elsewhere_is_pruned_when_that_is_asked_for(home: Home, folder: Path) -> None:
+def test_a_clone_elsewhere_is_pruned_when_that_is_asked_for(home: Home, directory: Path) -> None:
     """A home that moved leaves its snapshots behind otherwise."""
-    put(folder, home, 6, host="elsewhere", home="/old")
+    put(directory, home, 6, host="elsewhere", home="/old")
 
-    result = pruned(home, folder, any_place=True)
+    result = pruned(home, directory, any_place=True)
 
     assert [item.sequence for item in result.plan.removed] == [1, 2, 3, 4]
 
 
-def test_nothing_goes_for_ever_while_a_snapshot_is_dated_ahead(home: Home, folder: Path) -> None:
+def test_nothing_goes_for_ever_while_a_snapshot_is_dated_ahead(home: Home, directory: Path) -> None:
     """The clock was ahead when the rules were applied, or is behind now: all can come back."""
-    ahead = put(folder, home, 6, days=4000)
-    first = pruned(home, folder, Policy(within="30d"))
+    ahead = put(directory, home, 6, days=4000)
+    first = pruned(home, directory, Policy(within="30d"))
     assert [item.sequence for item in first.plan.removed] == [1, 2, 3, 4, 5]
 
-    put(folder, home, 7, days=59)
-    second = pruned(home, folder, Policy(within="30d"))
+    put(directory, home, 7, days=59)
+    second = pruned(home, directory, Policy(within="30d"))
 
     assert second.ahead == ahead.name[len("sagewai-") : -len(".tar.zst")]
     assert second.purged == ()
     assert second.plan.set_back != ()
-    assert len(untrash(folder, ())) == 5
-    assert numbers(folder) == [1, 2, 3, 4, 5, 6, 7]
+    assert len(untrash(directory, ())) == 5
+    assert numbers(directory) == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_removed_snapshots_come_back_whole(home: Home, folder: Path) -> None:
+def test_removed_snapshots_come_back_whole(home: Home, directory: Path) -> None:
     """By the beginnings of their ids, or all of them."""
-    pruned(home, folder)
-    first = trash.resting(folder)[0]
+    pruned(home, directory)
+    first = trash.resting(directory)[0]
 
-    assert untrash(folder, [first.id[:-2]]) == (folder / first.path.name,)
-    assert numbers(folder) == [1, 4, 5]
-    assert len(untrash(folder, ())) == 2
-    assert numbers(folder) == [1, 2, 3, 4, 5]
-    assert set(places(folder).values()) == {"folder"}
-    assert untrash(folder, ()) == ()
+    assert untrash(directory, [first.id[:-2]]) == (directory / first.path.name,)
+    assert numbers(directory) == [1, 4, 5]
+    assert len(untrash(directory, ())) == 2
+    assert numbers(directory) == [1, 2, 3, 4, 5]
+    assert set(places(directory).values()) == {"folder"}
+    assert untrash(directory, ()) == ()
 
 
-def test_what_does_not_rest_there_does_not_come_back(home: Home, folder: Path) -> None:
+def test_what_does_not_rest_there_does_not_come_back(home: Home, directory: Path) -> None:
     """Nor is one of several guessed, nor anything overwritten."""
     with pytest.raises(NotFoundError, match="does not exist"):
-        untrash(folder / "none", ())
-    pruned(home, folder)
-    first = trash.resting(folder)[0]
+        untrash(directory / "none", ())
+    pruned(home, directory)
+    first = trash.resting(directory)[0]
 
     with pytest.raises(NotFoundError, match="none of that id rests"):
-        untrash(folder, ["1999"])
+        untrash(directory, ["1999"])
     with pytest.raises(UsageError, match="begins 3 ids"):
-        untrash(folder, ["20"])
-    (folder / first.path.name).write_bytes(b"another")
+        untrash(directory, ["20"])
+    (directory / first.path.name).write_bytes(b"another")
     with pytest.raises(TargetBusyError, match="is there already"):
-        untrash(folder, [first.id])
+        untrash(directory, [first.id])
 
-    assert (folder / first.path.name).read_bytes() == b"another"
+    assert (directory / first.path.name).read_bytes() == b"another"
     assert first.path.read_bytes() == b"archive 1"
 
 
-def test_one_of_that_name_that_rests_already_is_not_overwritten(home: Home, folder: Path) -> None:
+def test_one_of_that_name_that_rests_already_is_not_overwritten(
+    home: Home, directory: Path
+) -> None:
     """Somebody copied it back by hand."""
-    pruned(home, folder)
-    first = trash.resting(folder)[0]
-    put(folder, home, 1)
+    pruned(home, directory)
+    first = trash.resting(directory)[0]
+    put(directory, home, 1)
 
     with pytest.raises(TargetBusyError, match="is there already"):
-        pruned(home, folder)
+        pruned(home, directory)
 
     assert first.path.exists()
-    assert (folder / first.path.name).exists()
+    assert (directory / first.path.name).exists()
 
 
-def test_what_a_hand_moved_back_gets_its_card_again(home: Home, folder: Path) -> None:
+def test_what_a_hand_moved_back_gets_its_card_again(home: Home, directory: Path) -> None:
     """The archive is the snapshot; its card follows it."""
-    pruned(home, folder)
-    first = trash.resting(folder)[0]
-    first.path.rename(folder / first.path.name)
+    pruned(home, directory)
+    first = trash.resting(directory)[0]
+    first.path.rename(directory / first.path.name)
 
-    pruned(home, folder, Policy(last=9))
+    pruned(home, directory, Policy(last=9))
 
-    assert places(folder)["card 1"] == "folder"
-    assert numbers(folder) == [1, 4, 5]
+    assert places(directory)["card 1"] == "folder"
+    assert numbers(directory) == [1, 4, 5]
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])
-def test_a_trash_that_is_no_folder_is_refused(home: Home, folder: Path, kind: str) -> None:
+def test_a_trash_that_is_no_directory_is_refused(home: Home, directory: Path, kind: str) -> None:
     """Nothing is moved to where a link leads."""
     if kind == "file":
-        (folder / ".trash").touch()
+        (directory / ".trash").touch()
     else:
-        (folder.parent / "elsewhere").mkdir()
-        (folder / ".trash").symlink_to(folder.parent / "elsewhere")
+        (directory.parent / "elsewhere").mkdir()
+        (directory / ".trash").symlink_to(directory.parent / "elsewhere")
 
-    with pytest.raises(OpsError, match="not a folder"):
-        pruned(home, folder)
+    with pytest.raises(OpsError, match="not a directory"):
+        pruned(home, directory)
 
-    assert numbers(folder) == [1, 2, 3, 4, 5]
+    assert numbers(directory) == [1, 2, 3, 4, 5]
 
 
-def test_a_held_folder_is_refused_or_waited_for(home: Home, folder: Path) -> None:
+def test_a_held_directory_is_refused_or_waited_for(home: Home, directory: Path) -> None:
     """By a process of its own, which is named with its machine, command and start."""
     code = """
 import pathlib
@@ -274,56 +276,56 @@ from sagewai_ops import locks
 with locks.exclusive(pathlib.Path(sys.argv[1])):
     pause()
 """
-    with running(code, str(folder)) as other:
+    with running(code, str(directory)) as other:
         with pytest.raises(LockedError) as raised:
-            pruned(home, folder)
+            pruned(home, directory)
         with pytest.raises(LockedError):
-            untrash(folder, ())
+            untrash(directory, ())
 
         for word in (os.uname().nodename, f"pid {other.pid}", "python", "since 20"):
             assert word in raised.value.message
-        assert catalog.snapshots_in(folder)  # who only reads is not held up
-        assert pruned(home, folder, dry_run=True).plan.removed
+        assert catalog.snapshots_in(directory)  # who only reads is not held up
+        assert pruned(home, directory, dry_run=True).plan.removed
         other.kill()
 
-    assert pruned(home, folder, wait_seconds=30).plan.removed
+    assert pruned(home, directory, wait_seconds=30).plan.removed
 
 
-def test_who_reads_a_home_or_a_folder_keeps_no_other_reader_away(folder: Path) -> None:
+def test_who_reads_a_home_or_a_directory_keeps_no_other_reader_away(directory: Path) -> None:
     """Shared locks go together."""
-    with locks.shared(folder), locks.shared(folder):
+    with locks.shared(directory), locks.shared(directory):
         pass
 
 
-def _act(home: Home, folder: Path) -> None:
-    pruned(home, folder)
-    untrash(folder, [trash.resting(folder)[0].id])
+def _act(home: Home, directory: Path) -> None:
+    pruned(home, directory)
+    untrash(directory, [trash.resting(directory)[0].id])
 
 
-def _is_whole(folder: Path) -> None:
+def _is_whole(directory: Path) -> None:
     """Each archive is once, and after another run so is its card, beside it."""
-    known = {path.name: path for path in folder.rglob("sagewai-*.zst")}
-    assert len(known) == len(list(folder.rglob("sagewai-*.zst")))
-    assert {"archive 4", "archive 5"} <= set(places(folder))
-    trash.settle(folder)
-    for item in [*catalog.snapshots_in(folder), *trash.resting(folder)]:
+    known = {path.name: path for path in directory.rglob("sagewai-*.zst")}
+    assert len(known) == len(list(directory.rglob("sagewai-*.zst")))
+    assert {"archive 4", "archive 5"} <= set(places(directory))
+    trash.settle(directory)
+    for item in [*catalog.snapshots_in(directory), *trash.resting(directory)]:
         assert item.sequence, item
-    cards = list(folder.rglob("sagewai-*.json"))
+    cards = list(directory.rglob("sagewai-*.json"))
     assert all(path.with_suffix("").exists() for path in cards)
 
 
 def test_a_kill_at_any_step_leaves_each_snapshot_in_one_place(home: Home, tmp_path: Path) -> None:
-    """In the folder or in the trash, with its card after the next run."""
+    """In the directory or in the trash, with its card after the next run."""
 
     def attempt(number: int) -> bool:
-        folder = tmp_path / f"backups-{number}"
+        directory = tmp_path / f"backups-{number}"
         for sequence in range(1, 6):
-            put(folder, home, sequence)
-        pruned(home, folder, Policy(last=4))
-        put(folder, home, 6)
-        was_killed = killed_at(number, lambda: _act(home, folder))
-        _is_whole(folder)
-        after = pruned(home, folder, Policy(last=9))
+            put(directory, home, sequence)
+        pruned(home, directory, Policy(last=4))
+        put(directory, home, 6)
+        was_killed = killed_at(number, lambda: _act(home, directory))
+        _is_whole(directory)
+        after = pruned(home, directory, Policy(last=9))
         assert after.plan.removed == ()
         return was_killed
 
@@ -335,24 +337,24 @@ def test_a_failure_at_any_step_leaves_each_snapshot_in_one_place(
     home: Home, tmp_path: Path, code: int
 ) -> None:
     """It is reported, and the next run goes on."""
-    folder = tmp_path / "counted"
+    directory = tmp_path / "counted"
     for sequence in range(1, 6):
-        put(folder, home, sequence)
+        put(directory, home, sequence)
     with counting() as steps:
-        pruned(home, folder)
+        pruned(home, directory)
     for number in range(1, steps.count + 1):
-        folder = tmp_path / f"backups-{number}"
+        directory = tmp_path / f"backups-{number}"
         for sequence in range(1, 6):
-            put(folder, home, sequence)
+            put(directory, home, sequence)
         with failing(number, code), pytest.raises(OpsError):
-            pruned(home, folder)
-        _is_whole(folder)
-        pruned(home, folder)
-        assert numbers(folder) == [4, 5]
+            pruned(home, directory)
+        _is_whole(directory)
+        pruned(home, directory)
+        assert numbers(directory) == [4, 5]
 
 
-def test_a_card_names_machine_home_and_tags(folder: Path) -> None:
+def test_a_card_names_machine_home_and_tags(directory: Path) -> None:
     """What the rules rely on is in it; odd values are passed over."""
-    card = json.loads(next(folder.glob("*.json")).read_text())
+    card = json.loads(next(directory.glob("*.json")).read_text())
 
     assert {"host", "home", "home_id", "sequence"} <= card.keys()

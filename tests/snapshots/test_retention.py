@@ -300,7 +300,7 @@ _START = datetime(2024, 1, 1, tzinfo=timezone.utc)
 
 
 @st.composite
-def folders(draw: st.DrawFn) -> list[Snapshot]:
+def directories(draw: st.DrawFn) -> list[Snapshot]:
     """Snapshots of several homes, some without a card, by a clock that may go back."""
     found = []
     moment = _START
@@ -342,7 +342,7 @@ def _kept(known: Sequence[Snapshot], policy: Policy) -> set[str]:
 
 
 @settings(max_examples=50)
-@given(folders(), _POLICIES, st.data())
+@given(directories(), _POLICIES, st.data())
 def test_asking_for_more_never_removes_more(
     known: list[Snapshot], policy: Policy, data: st.DataObject
 ) -> None:
@@ -358,7 +358,7 @@ def test_asking_for_more_never_removes_more(
 
 
 @settings(max_examples=50)
-@given(folders(), _POLICIES)
+@given(directories(), _POLICIES)
 def test_a_second_plan_removes_nothing(known: list[Snapshot], policy: Policy) -> None:
     """What stays, stays under the same rules."""
     kept = _kept(known, policy)
@@ -368,7 +368,7 @@ def test_a_second_plan_removes_nothing(known: list[Snapshot], policy: Policy) ->
 
 
 @settings(max_examples=50)
-@given(folders(), _POLICIES)
+@given(directories(), _POLICIES)
 def test_what_is_protected_is_never_removed(known: list[Snapshot], policy: Policy) -> None:
     """The newest, the newest proved, and all that is not surely of this home."""
     kept = _kept(known, policy)
@@ -380,8 +380,8 @@ def test_what_is_protected_is_never_removed(known: list[Snapshot], policy: Polic
 
 
 @settings(max_examples=50)
-@given(folders(), _POLICIES, st.randoms())
-def test_the_order_in_which_a_folder_is_listed_decides_nothing(
+@given(directories(), _POLICIES, st.randoms())
+def test_the_order_in_which_a_directory_is_listed_decides_nothing(
     known: list[Snapshot], policy: Policy, random: Any
 ) -> None:
     """Only the sequence and the dates do."""

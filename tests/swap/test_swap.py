@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from memory_folder import memory_folder
+from memory_directory import memory_directory
 from sagewai_ops.errors import LockedError, OpsError, TargetBusyError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.swap import journal as swap_journal
@@ -17,7 +17,7 @@ from sagewai_ops.swap.journal import Journal, Move, State
 from sagewai_ops.swap.mounts import is_mount, mounts_below
 from small_homes import everything_of
 from step_counter import counting, killed_at
-from unprivileged import reachable_folder, unprivileged
+from unprivileged import reachable_directory, unprivileged
 
 MOMENT = "20240501T101112131415Z"
 EARLIER = "20230501T101112131415Z"
@@ -25,9 +25,9 @@ EARLIER = "20230501T101112131415Z"
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """Make a home with one file, alone in a folder in memory."""
-    with memory_folder() as folder:
-        root = folder / "home"
+    """Make a home with one file, alone in a directory in memory."""
+    with memory_directory() as directory:
+        root = directory / "home"
         root.mkdir(mode=0o750)
         (root / "note").write_text("old")
         yield root
@@ -41,7 +41,7 @@ def _exchange(home: Path, *paths: str) -> swap.Staged:
 
 
 def _close_and_fail(content: Path) -> None:
-    """Leave folders that forbid what is in them."""
+    """Leave directories that forbid what is in them."""
     (content / "data/closed").mkdir(parents=True)
     (content / "data/closed/note").write_text("x")
     (content / "data/closed").chmod(0o555)
@@ -74,7 +74,7 @@ def test_everything_is_durable_before_the_next_thing_builds_on_it(home: Path) ->
     content, journal = str(stage.content), f"{stage.content}.json"
     order = [
         ("sync_tree", content),
-        ("fsync", ""),  # the journal, and the folder that it came to be in
+        ("fsync", ""),  # the journal, and the directory that it came to be in
         ("rename", f"{content}/.sagewai-ops-journal"),
         ("fsync", ""),
         ("unlink", f"{content}/.sagewai-ops-staging"),
@@ -89,7 +89,7 @@ def test_everything_is_durable_before_the_next_thing_builds_on_it(home: Path) ->
     assert [wanted for wanted in order if wanted not in remaining] == []
 
 
-def test_time_of_the_new_home_s_folder_is_what_it_was_given(home: Path) -> None:
+def test_time_of_the_new_home_s_directory_is_what_it_was_given(home: Path) -> None:
     """Marks and journals that came and went in it leave no trace."""
     with swap.staged(home, None) as stage:
         (stage.content / "note").write_text("new")
@@ -102,7 +102,7 @@ def test_time_of_the_new_home_s_folder_is_what_it_was_given(home: Path) -> None:
 
 
 def test_parts_are_exchanged_inside_the_home(home: Path) -> None:
-    """What else is there stays, with the home's own folder."""
+    """What else is there stays, with the home's own directory."""
     inode = home.stat().st_ino
     (home / "other").write_text("mine")
 
@@ -116,7 +116,7 @@ def test_parts_are_exchanged_inside_the_home(home: Path) -> None:
 
 
 def test_what_need_not_be_kept_leaves_nothing_beside_it(home: Path) -> None:
-    """Taking files out into a folder that cannot be renamed puts them there, and nothing else."""
+    """Extracting into a directory that cannot be renamed adds the files and nothing else."""
     (home / "note").unlink()
 
     with swap.staged(home, ("note",), keeps=False) as stage:
@@ -154,7 +154,7 @@ def test_block_that_fails_leaves_nothing(home: Path) -> None:
     assert everything_of(home.parent).keys() == before.keys()
 
 
-def test_folders_above_a_home_that_did_not_come_go_again(home: Path) -> None:
+def test_directories_above_a_home_that_did_not_come_go_again(home: Path) -> None:
     """They were made for it alone."""
     with pytest.raises(KeyError), swap.staged(home.parent / "a/b/home", None):
         raise KeyError
@@ -163,12 +163,12 @@ def test_folders_above_a_home_that_did_not_come_go_again(home: Path) -> None:
 
 
 def test_staging_that_forbids_its_removal_is_removed() -> None:
-    """Who is not root must be able to clean up after folders that he may not write to."""
-    with reachable_folder() as folder, unprivileged():
-        with pytest.raises(KeyError), swap.staged(folder / "home", None) as stage:
+    """Who is not root must be able to clean up after directories that he may not write to."""
+    with reachable_directory() as directory, unprivileged():
+        with pytest.raises(KeyError), swap.staged(directory / "home", None) as stage:
             _close_and_fail(stage.content)
 
-        assert os.listdir(folder) == []
+        assert os.listdir(directory) == []
 
 
 def _staging(home: Path) -> Path:
@@ -186,7 +186,7 @@ def test_dead_staging_with_its_mark_is_swept(home: Path) -> None:
     assert os.listdir(home.parent) == ["home"]
 
 
-def test_folder_without_mark_or_journal_is_never_swept(home: Path) -> None:
+def test_directory_without_mark_or_journal_is_never_swept(home: Path) -> None:
     """It may be a home, whatever it is called."""
     unknown = _staging(home)
     unknown.mkdir()
@@ -198,7 +198,7 @@ def test_folder_without_mark_or_journal_is_never_swept(home: Path) -> None:
 
 @pytest.mark.parametrize("name", [f".home.discard-{MOMENT}", f".home.restore-{MOMENT}"])
 def test_what_was_to_be_removed_and_what_was_just_made_is_swept(home: Path, name: str) -> None:
-    """A folder renamed to say that it goes, and one that a kill left empty."""
+    """A directory renamed to say that it goes, and one that a kill left empty."""
     (home.parent / name).mkdir()
     if "discard" in name:
         (home.parent / name / "note").write_text("half")
@@ -347,7 +347,7 @@ def test_clock_that_went_back_does_not_reorder_what_is_kept(home: Path) -> None:
     assert swap.kept_before(home) == [future, stage.before]
 
 
-def test_kept_folders_are_told_by_their_names(home: Path) -> None:
+def test_kept_directories_are_told_by_their_names(home: Path) -> None:
     """Those beside and those inside, the oldest first; files and links of the name are none."""
     inside = home / f".sagewai-ops-before-restore-{EARLIER}"
     beside = home.with_name(f"home.before-restore-{MOMENT}")
@@ -361,7 +361,7 @@ def test_kept_folders_are_told_by_their_names(home: Path) -> None:
 
 
 def test_undo_of_parts_refuses_what_somebody_else_put_there(home: Path) -> None:
-    """Nothing is lost with the folder that goes."""
+    """Nothing is lost with the directory that goes."""
     stage = _exchange(home, "note")
     assert stage.before is not None
     (stage.before / "mine").write_text("x")
@@ -430,14 +430,14 @@ def test_whole_is_refused_where_only_entries_can_be_exchanged(
         pass
 
 
-def test_sticky_folder_of_somebody_else_is_no_place_to_rename_in() -> None:
-    """In a folder such as /tmp nobody may rename the home of somebody else."""
-    with reachable_folder() as folder:
-        folder.chmod(0o1777)
-        (folder / "home").mkdir(mode=0o777)
-        mine = swap.can_swap_whole(folder / "home")
+def test_sticky_directory_of_somebody_else_is_no_place_to_rename_in() -> None:
+    """In a directory such as /tmp nobody may rename the home of somebody else."""
+    with reachable_directory() as directory:
+        directory.chmod(0o1777)
+        (directory / "home").mkdir(mode=0o777)
+        mine = swap.can_swap_whole(directory / "home")
         with unprivileged():
-            theirs = swap.can_swap_whole(folder / "home")
+            theirs = swap.can_swap_whole(directory / "home")
 
     assert mine
     assert theirs == (os.geteuid() != 0)
@@ -483,7 +483,7 @@ def test_nothing_on_either_side_is_no_move(home: Path) -> None:
 
 
 def test_place_that_is_taken_is_not_overwritten(home: Path) -> None:
-    """Neither a file nor a folder of the name that something would get."""
+    """Neither a file nor a directory of the name that something would get."""
     base = home.parent
     (base / "new").write_text("new")
     (base / "kept").write_text("mine")

@@ -79,10 +79,12 @@ def _existing(files: list[Path]) -> Iterator[tuple[Path, os.stat_result]]:
 def _openers(identities: dict[tuple[int, int], Path]) -> Iterator[int]:
     """Look through the open files of every process that we may inspect."""
     names = {os.fsencode(path.name) for path in identities.values()}
-    for folder in _PROC.glob("[0-9]*/fd"):
+    for directory in _PROC.glob("[0-9]*/fd"):
         with suppress(OSError):  # it ended, or it belongs to somebody else
-            if any(_is_one(f"{folder}/{name}", names, identities) for name in os.listdir(folder)):
-                yield int(folder.parent.name)
+            if any(
+                _is_one(f"{directory}/{name}", names, identities) for name in os.listdir(directory)
+            ):
+                yield int(directory.parent.name)
 
 
 def _is_one(link: str, names: set[bytes], identities: dict[tuple[int, int], Path]) -> bool:

@@ -12,7 +12,7 @@ Four ways, all ending in one plain file that nobody else has open:
   shared memory cannot be had.
 - `compact`: `VACUUM INTO`, which rewrites every page.
 - `staged`: where SQLite may not write beside the source (a read-only home), the files are read
-  until none of them changed meanwhile, and opened in the target's folder.
+  until none of them changed meanwhile, and opened in the target's directory.
 
 The first two and the last keep every page where it is, so that stores which deduplicate blocks
 find them again. Nothing here needs sqlite-vec. The copy keeps WAL in its header.
@@ -93,8 +93,8 @@ def copy_database(
     """Copy one committed state of a database, live or not, into a new file.
 
     Args:
-        source: The main file; it, its folder's names and its `-wal` stay as they are.
-        target: Must not exist; created with mode 0600, and removed on any failure. Its folder
+        source: The main file; it, its directory's names and its `-wal` stay as they are.
+        target: Must not exist; created with mode 0600, and removed on any failure. Its directory
             needs room for the copy and the `-wal`.
         compact: Rewrite every page and leave the free ones out.
         durable: Flush the copy and its name to the disk. A copy that a crash may lose, because
@@ -103,7 +103,7 @@ def copy_database(
         progress: Told `database` and pages; an exception that it raises ends the copy.
 
     Raises:
-        NotFoundError: The source, or the target's folder.
+        NotFoundError: The source, or the target's directory.
         TargetBusyError: The target exists.
         LockedError, DamagedError, PermissionDeniedError, NoSpaceError: As they say.
     """

@@ -5,7 +5,7 @@ sees, however many others commit. It is opened with `mode=ro`, because a read-wr
 happens to close last moves the `-wal` into the main file; a read-only one never does, but leaves
 an empty `-wal` and a `-shm` behind where there were none, so those are removed again, under the
 lock that SQLite itself takes before it removes them. An existing `-shm` may be rewritten: it is
-scratch memory that SQLite rebuilds. Nothing else of the home changes, but its folder's mtime.
+scratch memory that SQLite rebuilds. Nothing else of the home changes, but its directory's mtime.
 
 Closing any descriptor of a database drops this process's POSIX locks on it: while a database is
 pinned, nothing else in the process may open and close that file.
@@ -55,7 +55,7 @@ _pinned_here: set[Path] = set()  # a second one's end would drop the first one's
 class NeedsStagingError(PermissionDeniedError):
     """SQLite cannot read this database where it lies: it may not write beside it.
 
-    The way out is to copy the files to a folder of one's own and to open those.
+    The way out is to copy the files to a directory of one's own and to open those.
     """
 
 

@@ -45,7 +45,7 @@ Send = Callable[[bytes, bytes, int], None]
 
 
 def command() -> list[str]:
-    """Give the command line that starts this module, whatever the current folder holds."""
+    """Give the command line that starts this module, whatever the current directory holds."""
     root = str(Path(sagewai_ops.__file__).parents[1])
     start = f"import sys; sys.path.append({root!r}); from {__name__} import main; main()"
     return [sys.executable, "-I", "-S", "-c", start]  # it needs the standard library and us

@@ -1,4 +1,4 @@
-"""A folder in memory, where making things durable costs nothing."""
+"""A directory in memory, where making things durable costs nothing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 
 def in_memory() -> str | None:
-    """Name the place where such folders are made; None, the usual one, where there is none."""
+    """Name the place where such directories are made; None, the usual one, where there is none."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 @contextlib.contextmanager
-def memory_folder() -> Iterator[Path]:
+def memory_directory() -> Iterator[Path]:
     """Make one for the length of the block; an ordinary one where there is no such place."""
     with tempfile.TemporaryDirectory(
         dir=in_memory(), prefix="sagewai-ops-test-", ignore_cleanup_errors=True

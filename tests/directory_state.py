@@ -1,17 +1,17 @@
-"""What a folder holds, to see whether anything in it changed."""
+"""What a directory holds, to see whether anything in it changed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 
-def state_of(folder: Path) -> dict[str, tuple[int, int, bytes]]:
+def state_of(directory: Path) -> dict[str, tuple[int, int, bytes]]:
     """Map each file to its mode, modification time and content.
 
     A `-shm` is named alone: it is scratch memory, which SQLite may rewrite at any look.
     """
     state = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(directory.iterdir()):
         status = path.stat()
         scratch = path.name.endswith("-shm")
         state[path.name] = (
