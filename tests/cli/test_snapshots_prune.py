@@ -116,7 +116,7 @@ def test_a_prune_is_silent_and_untrash_takes_it_back(built: BuiltHome) -> None:
     assert problems("snapshots-untrash", back.result) == []
     assert len(back.result["brought_back"]) == 2
     assert count(built) == (3, 0)
-    assert "removed to" in call("--home", built.root, "snapshots", "prune", "--keep-last", 1,
+    assert "moved to" in call("--home", built.root, "snapshots", "prune", "--keep-last", 1,
                                 "-v").out  # fmt: skip
     identifier = resting(directory_of(built))[0].id
     assert "1 snapshots brought back" in call("--home", built.root, "snapshots", "untrash",
