@@ -44,31 +44,33 @@ TIMEOUT_SECONDS = 3600  # of one cell, on a slow machine
 PACKAGES = ("sagewai_ops", "commands", "migrations")  # what the wheel stands for
 # Tests that meet every command line, every dependency, modes, owners and sqlite-vec.
 CORE: tuple[str, ...] = (
-    "test_atomic",
-    "test_cli_backup",
-    "test_cli_db",
-    "test_cli_export_to_postgres",
-    "test_cli_init",
-    "test_cli_restore",
-    "test_cli_verify_perms",
-    "test_command_line",
-    "test_completion",
-    "test_configuration",
-    "test_database_vectors",
-    "test_init",
-    "test_keys_escrow",
-    "test_man_pages",
-    "test_migrations",
-    "test_schema_create",
+    "cli/test_backup",
+    "cli/test_command_line",
+    "cli/test_completion",
+    "cli/test_config_file",
+    "cli/test_db",
+    "cli/test_export_to_postgres",
+    "cli/test_init",
+    "cli/test_restore",
+    "cli/test_verify_perms",
+    "database/test_vectors",
+    "docs/test_man_pages",
+    "fs/test_atomic",
+    "keys/test_escrow",
+    "operations/test_init",
+    "schema/test_create",
+    "schema/test_migrations",
 )
-# And where sqlite-vec can be loaded, those that then take another way.
+# And where sqlite-vec can be loaded, those that then take another path.
 OF_VECTORS = (
-    "test_database_integrity",
-    "test_home_builder",
-    "test_transfer_learn*",
-    "test_transfer_move",
+    "database/test_integrity",
+    "export/test_export",
+    "export/test_*learnings",
+    "export/test_vector_rows",
+    "fixtures/test_home_builder",
 )
-OF_SOURCES = ("test_promises",)  # read the sources, which are not there beside a wheel
+# Those that read the sources, which a wheel does not have.
+OF_SOURCES = ("test_promises.py", "test_words.py")
 ABSENT = "no such Python here"
 SUMMARY = re.compile(r"(\d+) (passed|failed|skipped|errors?|deselected|xfailed)")
 
@@ -279,9 +281,9 @@ def _tests(cell: Cell, tree: Path) -> Iterator[str]:
     if cell.python and cell.python.loads:
         patterns += OF_VECTORS
     if cell.whole:
-        patterns = ("test_*",)
+        patterns = ("**/test_*",)
     for path in sorted({path for name in patterns for path in tree.glob(f"tests/{name}.py")}):
-        if not (cell.wheel and path.stem in OF_SOURCES):
+        if "interop" not in path.parts and not (cell.wheel and path.name in OF_SOURCES):
             yield os.fspath(path.relative_to(tree))
 
 
