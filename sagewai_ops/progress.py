@@ -1,4 +1,4 @@
-"""How the library says how far it is, to whoever asked."""
+"""The callback through which the library reports progress."""
 
 from collections.abc import Callable
 from typing import TypeAlias

@@ -27,7 +27,7 @@ WORDS = {
     r"nobody|somebody|whoever": "no user, another user, the process that ...",
     r"told|tells?|say(s|ing)?|said": "report, name, state",
     r"gives?|gave|giving|spell(s|ed|t|ing)?": "return, write",
-    r"stands?|stood|standing|lies|lay|rests?(?= (in|until|there|here))|rested": "is, exists, remains",
+    r"stands?|stood|standing|lies|lay|rested|rests": "is, exists, remains",
     r"carr(y|ies|ied|ying)": "copy, include, contain",
     r"is none|are none": "is not a ...",
     r"what (comes|goes|came|went|was there)": "name the thing",
