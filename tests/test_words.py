@@ -38,48 +38,12 @@ WORDS = {
     r"under way": "in progress, pending",
 }
 # Words that are not names in code: metaphors and participles.
-NAMES = frozenset(
-    [
-        "told",
-        "tell",
-        "say",
-        "said",
-        "give",
-        "gives",
-        "spell",
-        "spelled",
-        "spelt",
-        "look",
-        "looked",
-        "way",
-        "gate",
-        "gates",
-        "half",
-        "halves",
-        "hands",
-        "flight",
-        "taking",
-        "standing",
-        "stand",
-        "lie",
-        "room",
-        "rooms",
-        "mend",
-        "mends",
-        "mended",
-        "anew",
-        "somebody",
-        "nobody",
-        "whoever",
-        "folder",
-        "folders",
-        "one",
-        "judge",
-        "judged",
-        "carried",
-        "carry",
-    ]
-)
+_NAMES = """
+told tell say said give gives spell spelled spelt look looked way gate gates half halves hands flight
+taking standing stand lie room rooms mend mends mended anew somebody nobody whoever folder folders
+one judge judged carried carry
+"""
+NAMES = frozenset(_NAMES.split())
 _WORD = re.compile(rf"\b(?:{'|'.join(WORDS)})\b", re.IGNORECASE)
 _VERBS = re.compile(r"(Give|Tell|Say|Let|Spell|Name|Hold|Look|Take|Make sure)s?\b")
 # Where a word is what another program, a file format or a JSON field calls a thing.
