@@ -40,8 +40,8 @@ WORDS = {
 # Words that are not names in code: metaphors and participles.
 _NAMES = """
 told tell say said give gives spell spelled spelt look looked way gate gates half halves hands
-flight taking standing stand lie room rooms mend mends mended anew somebody nobody whoever folder folders
-one judge judged carried carry
+flight taking standing stand lie room rooms mend mends mended anew somebody nobody whoever folder
+folders one judge judged carried carry
 """
 NAMES = frozenset(_NAMES.split())
 _WORD = re.compile(rf"\b(?:{'|'.join(WORDS)})\b", re.IGNORECASE)
