@@ -12,8 +12,7 @@ import pytest
 from postgres_server import Server, installations, running
 from sagewai_ops.database.sqlite.vectors import load_extension, read_vectors, vector_tables
 from sagewai_ops.errors import DifferenceError, TargetBusyError, UsageError
-from sagewai_ops.export import neighbours
-from sagewai_ops.export.learnings import learnings
+from sagewai_ops.export.learnings import learnings, neighbours
 from sagewai_ops.export.mapping.source_rows import opened_copy
 from sagewai_ops.home.paths import Home
 from targets import at_head, catalog_of, copy_of, counts_of, exported, home_with

@@ -16,8 +16,7 @@ from home_builder import vectors as builder
 from postgres_server import Server, installations, running
 from sagewai_ops.database.sqlite.vectors import VectorRow, load_extension, read_vectors
 from sagewai_ops.errors import DifferenceError, TargetBusyError, UsageError
-from sagewai_ops.export import neighbours
-from sagewai_ops.export.learnings import learnings, memory_facts
+from sagewai_ops.export.learnings import learnings, memory_facts, neighbours
 from sagewai_ops.home.paths import Home
 from sagewai_ops.schema.sqlite_revision import expected
 from targets import at_head, counts_of, exported, home_with, state_of

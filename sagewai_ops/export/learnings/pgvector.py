@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.sqlite.vectors import FLOAT_BYTES, VectorRow
 from sagewai_ops.errors import TargetBusyError, UsageError
-from sagewai_ops.export import neighbours
 from sagewai_ops.export.convert.batch import NULL, SIGNATURE, TRAILER
+from sagewai_ops.export.learnings import neighbours
 from sagewai_ops.export.learnings.vector_rows import Carried, Rows, compare, compare_any_order
 from sagewai_ops.export.pipeline.sender import unless_lost
 from sagewai_ops.progress import Progress
