@@ -35,6 +35,10 @@ HomeWaitOption = Annotated[
     float,
     typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run on the home."),
 ]
+DirectoryWaitOption = Annotated[
+    float,
+    typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run on the directory."),
+]
 WriterWaitOption = Annotated[
     float,
     typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run, or a writer."),

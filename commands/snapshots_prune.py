@@ -1,11 +1,10 @@
-"""`snapshots prune` and `untrash`: remove by rules, and take that back."""
+"""`snapshots prune`: remove the snapshots that no rule keeps."""
 
 from typing import Annotated
 
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, command
-from sagewai_ops.errors import UsageError
 
 from .retention_options import (  # noqa: TID251 - a neighbour
     AnyPlace,
@@ -22,7 +21,7 @@ from .retention_options import (  # noqa: TID251 - a neighbour
     show,
     warnings_of,
 )
-from .shared_options import SnapshotsOption  # noqa: TID251 - a neighbour
+from .shared_options import DirectoryWaitOption, SnapshotsOption  # noqa: TID251 - a neighbour
 
 PRUNE_HELP = """Remove the snapshots of this home that no rule keeps.
 
@@ -41,19 +40,11 @@ Exit codes: 0 done, also when nothing had to go, 2 no rule is given, 11 another 
 14 the directory may not be changed.
 """
 
-_WaitOption = Annotated[
-    float,
-    typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run on the directory."),
-]
-
 
 def register(group: typer.Typer) -> None:
-    """Add the two."""
+    """Add it."""
     group.command("prune", help=PRUNE_HELP, short_help="Remove snapshots that no rule keeps.")(
         command("snapshots prune", unattended=True)(prune)
-    )
-    group.command("untrash", short_help="Bring removed snapshots back.")(
-        command("snapshots untrash")(untrash)
     )
 
 
@@ -73,7 +64,7 @@ def prune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would go and why the rest stays.")
     ] = False,
-    wait: _WaitOption = 0.0,
+    wait: DirectoryWaitOption = 0.0,
 ) -> Outcome:
     """Parse, prune, render."""
     from sagewai_ops.snapshots.prune import prune as carry_out
@@ -101,34 +92,3 @@ def prune(
         warnings=warnings_of(result),
         always=dry_run,
     )
-
-
-def untrash(
-    run: Run,
-    *,
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[SNAPSHOT]...", help="Ids, or the beginnings of ids."),
-    ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All that rest there.")] = False,
-    snapshots: SnapshotsOption = None,
-    wait: _WaitOption = 0.0,
-) -> Outcome:
-    """Bring snapshots that a prune removed back from .trash.
-
-    The same rules would remove them again: change those, or move the archive elsewhere.
-
-    Exit codes: 0 they are back, 2 none is named or a name means several, 10 none of that id rests
-    there, 11 another run, 14 the directory may not be changed, 15 one of that name is there.
-    """
-    from sagewai_ops.snapshots.prune import untrash as bring_back
-
-    if bool(names) == everything:
-        raise UsageError(
-            "snapshots untrash: name snapshots, or say --all", hint="sagewai-ops snapshots list"
-        )
-    directory = run.snapshots(run.home(), snapshots)
-    paths = bring_back(directory, names or (), wait_seconds=wait)
-    result = {"folder": str(directory), "brought_back": [str(path) for path in paths]}
-    words = f"{len(paths)} snapshots brought back to {directory}"
-    return Outcome(result, lambda terminal: terminal.line(words))

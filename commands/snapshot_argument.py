@@ -1,0 +1,29 @@
+"""The argument that names a snapshot, and the archive that it names."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sagewai_ops.cli.command import Run
+
+SnapshotArgument = Annotated[
+    str, typer.Argument(metavar="SNAPSHOT|latest", help="An id, the beginning of one, or a path.")
+]
+
+
+def find_archive(
+    run: Run,
+    snapshot: str,
+    snapshots: Path | None,
+    identity: list[Path] | None,
+    passphrase_file: str | None,
+) -> tuple[Path, Any]:
+    """Return the path of the archive, and what opens it."""
+    from sagewai_ops.cli.credentials import unlock_of
+    from sagewai_ops.snapshots import catalog
+    from sagewai_ops.snapshots.ownership import home_ids
+
+    home = run.home()
+    path = catalog.choose(run.snapshots(home, snapshots), snapshot, home_ids(home))
+    return path, unlock_of(run.terminal, identity or [], passphrase_file)

@@ -1,0 +1,71 @@
+"""`snapshots extract`: take files out of a snapshot."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.text import size
+
+from .shared_options import (  # noqa: TID251 - a neighbour
+    IdentityOption,
+    OpeningPassphraseOption,
+    SnapshotsOption,
+)
+from .snapshot_argument import (  # noqa: TID251 - a neighbour
+    SnapshotArgument,
+    find_archive,
+)
+
+
+def register(group: typer.Typer) -> None:
+    """Add it."""
+    group.command("extract", short_help="Take files out of a snapshot.")(
+        command("snapshots extract")(extract)
+    )
+
+
+def extract(
+    run: Run,
+    *,
+    snapshot: SnapshotArgument,
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATH]...", help="Files or directories in the home; all if none."),
+    ] = None,
+    to: Annotated[
+        Path,
+        typer.Option(
+            "--to",
+            metavar="DIR",
+            envvar=["SAGEWAI_OPS_EXTRACT_TO", "SAGEWAI_OPS_TO"],
+            help="An empty or new directory.",
+        ),
+    ],
+    snapshots: SnapshotsOption = None,
+    identity: IdentityOption = None,
+    passphrase_file: OpeningPassphraseOption = None,
+) -> Outcome:
+    """Take files out of a snapshot, each checked against the manifest.
+
+    Only the frames that hold them are read. Secrets come out with mode 0600, whatever the umask.
+
+    Exit codes: 0 taken out, 10 no such snapshot or path, 12 no key opens it, 13 no space,
+    15 the directory is not empty, 16 it is damaged, 18 its format is newer.
+    """
+    from sagewai_ops.restore.extract_files import take_out
+
+    path, unlock = find_archive(run, snapshot, snapshots, identity, passphrase_file)
+    with run.terminal.progress() as progress:
+        taken = take_out(path, unlock, tuple(paths or ()), to, progress=progress)
+    result = {
+        "archive": str(path),
+        "to": str(to),
+        "files": taken.files,
+        "folders": taken.directories,
+        "links": taken.links,
+        "size_bytes": taken.size_bytes,
+    }
+    words = f"{taken.files} files, {size(taken.size_bytes)}, taken out to {to}"
+    return Outcome(result, lambda terminal: terminal.line(words))

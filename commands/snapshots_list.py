@@ -1,0 +1,184 @@
+"""`snapshots list`: the snapshots of a directory."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.terminal import Terminal
+from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
+from sagewai_ops.text import size
+
+from .shared_options import (  # noqa: TID251 - a neighbour
+    IdentityOption,
+    OpeningPassphraseOption,
+    SnapshotsOption,
+)
+
+
+def register(group: typer.Typer) -> None:
+    """Add it."""
+    group.command("list", short_help="List the snapshots of a directory.")(
+        command("snapshots list")(list_snapshots)
+    )
+
+
+def list_snapshots(
+    run: Run,
+    *,
+    snapshots: SnapshotsOption = None,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option("--tag", metavar="TAG", help="Only those with this tag, or one of these."),
+    ] = None,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="First write each card anew from its archive.")
+    ] = False,
+    identity: IdentityOption = None,
+    passphrase_file: OpeningPassphraseOption = None,
+    wait: Annotated[
+        float,
+        typer.Option(
+            "--wait", min=0, metavar="SECONDS", help="With --rebuild: wait for another run."
+        ),
+    ] = 0.0,
+) -> Outcome:
+    """List the snapshots of a directory, oldest first.
+
+    No archive is opened and no key is needed: names and cards tell. --rebuild reads every archive
+    and writes its card anew; what a drill proved stays on it.
+
+    Exit codes: 0 listed, also when there are none, 3 of an encrypted archive only the outside
+    could be read, 4 an archive is damaged, 11 another run, 14 the directory may not be read.
+    """
+    from sagewai_ops.backup.mirror import tree_in
+    from sagewai_ops.snapshots.catalog import snapshots_in
+    from sagewai_ops.snapshots.trash import resting
+
+    directory = run.snapshots(run.home(), snapshots)
+    rebuilt = _rebuild(run, directory, identity, passphrase_file, wait) if rebuild else None
+    rows = [
+        {
+            "id": item.id,
+            "archive": str(item.path),
+            "created_at": item.moment,
+            "sequence": item.sequence,
+            "archive_bytes": item.size_bytes,
+            "encrypted": item.is_encrypted,
+            "home": item.card.get("home"),
+            "host": item.card.get("host"),
+            "tags": list(item.tags),
+            "schema_level": item.card.get("schema_level"),
+            "key_custody": item.card.get("key_custody"),
+            "key_fingerprint": item.card.get("key_fingerprint"),
+            "verified_at": item.card.get("verified_at"),
+            "proved_restorable_at": item.proved_at or None,
+            "drill": item.card.get("drill"),
+            "complete": item.card.get("complete"),
+            "cut": item.is_cut,
+            "has_card": bool(item.card),
+        }
+        for item in snapshots_in(directory)
+        if not tag or set(tag).intersection(item.tags)
+    ]
+    rested, tree = resting(directory), tree_in(directory)
+    result = {
+        "folder": str(directory),
+        "snapshots": rows,
+        "trash": {
+            "snapshots": [item.id for item in rested],
+            "archive_bytes": sum(item.size_bytes for item in rested),
+        },
+        "tree": tree and {"path": str(tree.path), "id": tree.id, "created_at": tree.created_at},
+        "rebuilt": rebuilt
+        and {
+            "written": rebuilt.written,
+            "limited": rebuilt.limited,
+            "damaged": rebuilt.damaged,
+        },
+    }
+    warnings, code = _rebuild_outcome(rebuilt)
+    return Outcome(
+        result,
+        lambda terminal: _show(terminal, result),
+        exit_code=code,
+        warnings=warnings,
+        always=True,
+    )
+
+
+def _rebuild(
+    run: Run, directory: Path, identity: list[Path] | None, passphrase_file: str | None, wait: float
+) -> Any:
+    from sagewai_ops.cli.credentials import unlock_of
+    from sagewai_ops.snapshots.rebuild_cards import rebuild_cards
+
+    unlock = unlock_of(run.terminal, identity or [], passphrase_file)
+    with run.terminal.progress() as progress:
+        return rebuild_cards(directory, unlock, wait_seconds=wait, progress=progress)
+
+
+def _rebuild_outcome(rebuilt: Any) -> tuple[tuple[str, ...], int]:
+    if rebuilt is None:
+        return (), EXIT_DONE
+    warnings = [
+        f"snapshot {one}: its card is left as it is, {problem}"
+        for one, problem in rebuilt.damaged.items()
+    ]
+    warnings += [
+        f"snapshot {one}: encrypted, and nothing given opens it: --identity or --passphrase-file"
+        for one in rebuilt.limited
+    ]
+    code = EXIT_INCOMPLETE if rebuilt.limited else EXIT_DONE
+    return tuple(warnings), EXIT_FINDINGS if rebuilt.damaged else code
+
+
+def _show(terminal: Terminal, result: dict[str, Any]) -> None:
+    rows, rested, tree = result["snapshots"], result["trash"], result["tree"]
+    if rows:
+        names = ("id", "taken (UTC)", "size", "level", "key", "verified", "proved", "tags", "home")
+        table = [
+            (
+                row["id"],
+                row["created_at"],
+                size(row["archive_bytes"]) + (" age" if row["encrypted"] else ""),
+                row["schema_level"] or "?",
+                f"{row['key_fingerprint'] or '-'} {row['key_custody'] or '?'}",
+                _verified(row),
+                drill_result(row),
+                ",".join(row["tags"]) or "-",
+                row["home"] or "?",
+            )
+            for row in rows
+        ]
+        # A column that says nothing, or the same home of all, only makes the others hard to read.
+        shown = [
+            (name, *cells)
+            for name, *cells in zip(names, *table, strict=True)
+            if set(cells) != {"-"} and (name != "home" or len(set(cells)) > 1)
+        ]
+        head, *body = zip(*shown, strict=True)
+        terminal.table(head, body)
+    else:
+        terminal.line(f"no snapshots in {result['folder']}")
+    if rested["snapshots"]:
+        terminal.line(
+            f"{len(rested['snapshots'])} more rest in .trash ({size(rested['archive_bytes'])}): "
+            "sagewai-ops snapshots untrash"
+        )
+    if tree:
+        terminal.line(f"tree {tree['path']}, taken {tree['created_at']}")
+
+
+def _verified(row: dict[str, Any]) -> str:
+    """Say when a snapshot was read back, or that it is no longer what was."""
+    if row["cut"]:
+        return "wrong size"
+    return row["verified_at"] or ("no" if row["has_card"] else "no card")
+
+
+def drill_result(row: dict[str, Any]) -> str:
+    """Say when a drill proved a snapshot, or that the last one failed."""
+    failed = (row["drill"] or {}).get("outcome") == "failed"
+    return "drill failed" if failed else row["proved_restorable_at"] or "-"

@@ -1,0 +1,97 @@
+"""`snapshots show`: the content of a snapshot, from its manifest."""
+
+from typing import Annotated, Any
+
+import typer
+
+from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.terminal import Terminal
+from sagewai_ops.text import size
+
+from .shared_options import (  # noqa: TID251 - a neighbour
+    IdentityOption,
+    OpeningPassphraseOption,
+    SnapshotsOption,
+)
+from .snapshot_argument import (  # noqa: TID251 - a neighbour
+    SnapshotArgument,
+    find_archive,
+)
+from .snapshots_list import drill_result  # noqa: TID251 - a neighbour
+
+
+def register(group: typer.Typer) -> None:
+    """Add it."""
+    group.command("show", short_help="Show what is in a snapshot.")(command("snapshots show")(show))
+
+
+def show(
+    run: Run,
+    *,
+    snapshot: SnapshotArgument,
+    snapshots: SnapshotsOption = None,
+    identity: IdentityOption = None,
+    passphrase_file: OpeningPassphraseOption = None,
+    files: Annotated[bool, typer.Option("--files", help="List every member too.")] = False,
+) -> Outcome:
+    """Show what is in a snapshot, from its manifest; the rest is not read.
+
+    Exit codes: 0 shown, 2 the name means several, 10 no such snapshot, 12 no key opens it,
+    16 it is damaged, 18 its format is newer.
+    """
+    from sagewai_ops.archive.open import open_archive
+    from sagewai_ops.snapshots.cards import read_card
+
+    path, unlock = find_archive(run, snapshot, snapshots, identity, passphrase_file)
+    card = read_card(path)
+    with open_archive(path, unlock) as reader:
+        facts = dict(reader.manifest.facts)
+        entries = reader.manifest.entries
+        result = {
+            **reader.header.facts,
+            "id": reader.header.id,
+            "format": reader.header.format_version,
+            "members": len(entries),
+            "content_bytes": sum(entry.size_bytes for entry in entries),
+            "database": facts.get("database"),
+            "keys": facts.get("keys"),
+            "left_out": facts.get("left_out"),
+            "unstable": facts.get("unstable"),
+            "external": facts.get("external"),
+            "verified_at": card.get("verified_at"),
+            "proved_restorable_at": card.get("proved_restorable_at"),
+            "drill": card.get("drill"),
+        }
+        if files:
+            result["files"] = [
+                {
+                    "path": entry.path,
+                    "type": entry.type.value,
+                    "mode": f"{entry.mode:04o}",
+                    "size": entry.size_bytes,
+                    "sha256": entry.sha256.hex() or None,
+                    "target": entry.target or None,
+                }
+                for entry in entries
+            ]
+    return Outcome(result, lambda terminal: _show_snapshot(terminal, result), always=True)
+
+
+def _show_snapshot(terminal: Terminal, result: dict[str, Any]) -> None:
+    terminal.line(f"snapshot {result['id']} of {result.get('home')}", style="bold")
+    terminal.line(f"  taken     {result.get('created_at')} by {result.get('tool_version')}")
+    terminal.line(f"  content   {result['members']} members, {size(result['content_bytes'])}")
+    terminal.line(
+        f"  key       {result.get('key_fingerprint') or 'none'}, {result.get('key_custody')}"
+    )
+    database = result["database"]
+    if database:
+        terminal.line(
+            f"  database  {sum(database['tables'].values())} rows in {len(database['tables'])} "
+            f"tables, level {database['schema_level']}, integrity {database['integrity'][0]}"
+        )
+    terminal.line(f"  proved    {drill_result(result)}")
+    for item in result["left_out"] or ():
+        terminal.line(f"  left out  {item['path']}: {item['reason']} {item['detail']}".rstrip())
+    for row in result.get("files", ()):
+        terminal.line(f"  {row['mode']} {row['size']:>12} {row['type']:<7} {row['path']}")

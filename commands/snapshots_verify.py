@@ -1,0 +1,58 @@
+"""`snapshots verify`: read a snapshot and check every byte."""
+
+import typer
+
+from sagewai_ops.cli.command import Outcome, Run, command
+
+from .shared_options import (  # noqa: TID251 - a neighbour
+    IdentityOption,
+    OpeningPassphraseOption,
+    SnapshotsOption,
+)
+from .snapshot_argument import (  # noqa: TID251 - a neighbour
+    SnapshotArgument,
+    find_archive,
+)
+
+
+def register(group: typer.Typer) -> None:
+    """Add it."""
+    group.command("verify", short_help="Read a snapshot and check every byte.")(
+        command("snapshots verify", unattended=True)(verify)
+    )
+
+
+def verify(
+    run: Run,
+    *,
+    snapshot: SnapshotArgument,
+    snapshots: SnapshotsOption = None,
+    identity: IdentityOption = None,
+    passphrase_file: OpeningPassphraseOption = None,
+) -> Outcome:
+    """Read a whole snapshot and compare every byte with its manifest.
+
+    Exit codes: 0 it holds, 2 the name means several, 10 no such snapshot, 12 no key opens it,
+    16 it is damaged, 18 its format is newer.
+    """
+    from sagewai_ops.archive.open import open_archive
+
+    path, unlock = find_archive(run, snapshot, snapshots, identity, passphrase_file)
+    with run.terminal.progress() as progress, open_archive(path, unlock) as reader:
+        done = 0
+
+        def count(size_bytes: int) -> None:
+            nonlocal done
+            done += size_bytes
+            if progress:
+                progress("verify", done, reader.content_bytes)
+
+        reader.verify(on_bytes=count)
+        result = {
+            "id": reader.header.id,
+            "archive": str(path),
+            "members": len(reader.manifest.entries),
+            "content_bytes": sum(entry.size_bytes for entry in reader.manifest.entries),
+        }
+    words = f"snapshot {result['id']}: holds, {result['members']} members, every byte checked"
+    return Outcome(result, lambda terminal: terminal.line(words, style="green"))
