@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from sagewai_ops.database.sqlite.in_use import holders
+from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.database.sqlite.online_copy import copy_database
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import (
@@ -25,7 +25,6 @@ from sagewai_ops.errors import (
     InterruptedRunError,
     NotFoundError,
     OpsError,
-    TargetBusyError,
 )
 from sagewai_ops.export.compare.audit_chain import AUDIT_TABLE
 from sagewai_ops.export.learnings import learnings
@@ -48,7 +47,6 @@ from sagewai_ops.export.validate.validator import FAIL, QUARANTINE, Preflight
 from sagewai_ops.export.verify import verify
 from sagewai_ops.export.workdir import directory_of, workplace
 from sagewai_ops.home.paths import Home, require
-from sagewai_ops.process.procfs import describe
 from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
 
@@ -121,7 +119,7 @@ def export(
         )
     report = Report(options.purpose, home.database, url.shown, options.policy)
     if options.purpose == MOVE and not options.allow_live:
-        _check_unused(home)
+        require_unused(home.root, home.database)
     path = report_path(report, directory_of(home), options.report)
     with workplace(home) as place:
         work = _Work(home, url, options, place / "copy.db", path, report, progress)
@@ -341,16 +339,6 @@ async def _copying(
         await asyncio.wait([copying])
         if not copying.cancelled():
             copying.exception()  # looked at, whoever else did or did not
-
-
-def _check_unused(home: Home) -> None:
-    used = holders(home.database)
-    if used:
-        names = ", ".join(describe(process) for process in used)
-        raise TargetBusyError(
-            f"home {home.root}: its database is in use by {names}",
-            hint="stop it first, or rehearse with --allow-live",
-        )
 
 
 def _warn(work: _Work, session: Session) -> None:

@@ -85,6 +85,11 @@ class Home:
     named: Path
 
     @property
+    def databases(self) -> tuple[Path, ...]:
+        """The database that Sagewai uses, and the one in the home where that is another."""
+        return tuple(dict.fromkeys((self.database, self.root / DATABASE)))
+
+    @property
     def snapshots(self) -> Path:
         """The default snapshot directory: beside the home, so that losing one leaves the other."""
         return self.root.with_name(self.root.name + ".snapshots")

@@ -42,6 +42,21 @@ class Standing(Enum):
     STRANGE = "something else"
 
 
+def require_writable(home: Home, journal: Journal) -> None:
+    """Check that every directory may be written in which something is to be replaced.
+
+    Raises:
+        PermissionDeniedError: One may not.
+    """
+    files = [*journal.documents, *filter(None, [journal.database])]
+    directories = [home.root, *((home.root / name).parent for name in files)]
+    if journal.place:
+        directories.append((home.root / journal.place).parent)
+    atomic.require_writable(
+        directory for directory in dict.fromkeys(directories) if directory.is_dir()
+    )
+
+
 def carry_out(
     home: Home,
     journal: Journal,

@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from sagewai_ops.database.sqlite.in_use import holders
+from sagewai_ops.database.sqlite.in_use import find_users, require_unused
 from sagewai_ops.database.sqlite.read_transaction import pinned, quoted
 from sagewai_ops.database.sqlite.write_transaction import translated
-from sagewai_ops.errors import OpsError, TargetBusyError
+from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.fleet import fleet_organisation
-from sagewai_ops.home.paths import ADMIN_STATE, DATABASE, Home, require
+from sagewai_ops.home.paths import ADMIN_STATE, Home, require
 from sagewai_ops.layout import journal
 from sagewai_ops.layout.plan import Action, Plan, plan_layout
 from sagewai_ops.layout.steps import StepKind
-from sagewai_ops.process.procfs import Process, describe
+from sagewai_ops.process.procfs import describe
 from sagewai_ops.swap.swap import require_settled
 
 _STATE_NAME = "admin-state.json"
@@ -76,20 +76,20 @@ def migrate_layout(
     moment = datetime.now(timezone.utc)
     if dry_run:
         plan = plan_layout(home, environment, moment)
-        users = _users(home) if plan.steps else ()
+        users = find_users(*home.databases) if plan.steps else ()
         warnings = [f"in use by {describe(user)}: stop it first" for user in users]
         if journal.is_pending(home.root):
             warnings.append("an interrupted run would be finished or taken back first")
         return _report(home, plan, "nothing to do", warnings)
     with locks.exclusive(home.root, wait_seconds=wait_seconds):
         if journal.is_pending(home.root):
-            _refuse_users(home)
+            require_unused(home.root, *home.databases)
             atomic.require_writable([home.root])
         recovered = journal.recover(home.root)
         plan = plan_layout(home, environment, moment)
         report = _report(home, plan, recovered, [])
         if plan.steps:
-            _refuse_users(home)
+            require_unused(home.root, *home.databases)
             atomic.require_writable(_directories(home.root, plan))
             try:
                 journal.carry_out(home.root, plan.steps)
@@ -159,24 +159,6 @@ def _fleet_rows(home: Home) -> dict[str, int]:
             if total:
                 counts[table] = total
     return dict(sorted(counts.items()))
-
-
-def _users(home: Home) -> tuple[Process, ...]:
-    """Name the processes that have a database of the home open."""
-    found = {
-        user.pid: user
-        for database in dict.fromkeys((home.database, home.root / DATABASE))
-        for user in holders(database)
-    }
-    return tuple(found.values())
-
-
-def _refuse_users(home: Home) -> None:
-    if users := _users(home):
-        raise TargetBusyError(
-            f"home {home.root}: in use by {', '.join(map(describe, users))}",
-            hint="stop it, then run it again: it would write to the old places",
-        )
 
 
 def _directories(root: Path, plan: Plan) -> list[Path]:

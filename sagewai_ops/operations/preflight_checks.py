@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from sagewai_ops.database.sqlite.in_use import holders
+from sagewai_ops.database.sqlite.in_use import find_users, stop_command
 from sagewai_ops.database.sqlite.read_transaction import pinned, size_of
 from sagewai_ops.database.sqlite.write_transaction import translated
 from sagewai_ops.database.url import PostgresUrl, SqliteUrl
@@ -96,7 +96,7 @@ def check_use(home: Home) -> Check:
     """Name the processes that have the database open; ask before it is opened here."""
     if home.server_url_variable:
         return Check("use", Verdict.OK, f"the tables are on a server, {home.server_url_variable}")
-    users = holders(home.database)
+    users = find_users(home.database)
     if not users:
         return Check("use", Verdict.OK, "no process has the database open")
     return Check(
@@ -104,7 +104,7 @@ def check_use(home: Home) -> Check:
         Verdict.WARNING,
         f"{len(users)} processes have the database open, stop them before an upgrade",
         tuple(describe(user) for user in users),
-        tuple(f"kill {user.pid}  # or stop its service" for user in users if user.pid),
+        tuple(filter(None, [stop_command(users)])),
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sagewai_ops.backup.create import take_snapshot
 from sagewai_ops.backup.report import BackupOptions, BackupReport
+from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import (
     DifferenceError,
@@ -24,7 +25,7 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home, require
-from sagewai_ops.keys import rotation, rotation_journal
+from sagewai_ops.keys import postgres, rotation, rotation_journal
 from sagewai_ops.keys.candidates import (
     ENVIRONMENT,
     KEYRING,
@@ -34,7 +35,6 @@ from sagewai_ops.keys.candidates import (
     named_file,
     resolved,
 )
-from sagewai_ops.keys.gates import refuse_unwritable, refuse_users
 from sagewai_ops.keys.inventory import (
     copied_values,
     document_files,
@@ -117,23 +117,23 @@ def rotate(
         plan = _plan(home, environment, options, new, only_counts=True)
         if options.dry_run:
             return _report(home, environment, plan, options, None)
-        refuse_users(home, plan.server)
-        refuse_unwritable(home, plan.journal)
+        _require_unused(home, plan.server)
+        rotation.require_writable(home, plan.journal)
         assert options.snapshot is not None
         snapshot = take_snapshot(home, options.snapshots, options.snapshot, progress=progress)
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
         swap.require_settled(home.root)
         rotation_journal.sweep(home.root)
         url = server_of(home, environment) if home.server_url_variable else None
-        refuse_users(home, url)
+        _require_unused(home, url)
         plan = _plan(home, environment, options, new, progress=progress)
-        refuse_unwritable(home, plan.journal)
+        rotation.require_writable(home, plan.journal)
         if snapshot and snapshot.key_fingerprint != plan.old.fingerprint:
             raise OpsError(
                 f"home {home.root}: its key changed while the snapshot was taken",
                 hint="stop what writes to the home, then run it again",
             )
-        refuse_users(home, url)  # once more: to open everything takes a while
+        _require_unused(home, url)  # once more: to open everything takes a while
         rotation.sweep_halves(home, document_files(home))
         rotation.carry_out(
             home,
@@ -162,7 +162,7 @@ def recover(home: Home, environment: Mapping[str, str], *, wait_seconds: float =
         rotation.refuse_strangers(home, journal)
         with rotation_journal.held(home.root):
             url = _server_for(home, environment, journal)
-            refuse_users(home, url)
+            _require_unused(home, url)
             rotation.sweep_halves(home, [home.root / name for name in journal.documents])
             try:
                 left = _finish(home, environment, journal, url, wait_seconds)
@@ -198,6 +198,12 @@ def _finish(
     rotation.install(home, journal)
     rotation_journal.forget(home.root)
     return _closed(late.report)
+
+
+def _require_unused(home: Home, url: PostgresUrl | None) -> None:
+    """Check that no process has the home or its tables on a server open."""
+    sessions = postgres.sessions(url) if url else ()
+    require_unused(home.root, *home.databases, sessions=sessions)
 
 
 def _plan(

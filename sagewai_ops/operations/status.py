@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sagewai_ops.database.sqlite.in_use import holders
+from sagewai_ops.database.sqlite.in_use import find_users
 from sagewai_ops.database.sqlite.integrity import count_rows
 from sagewai_ops.database.sqlite.read_transaction import pinned, sidecar, size_of
 from sagewai_ops.database.sqlite.write_transaction import translated
@@ -100,7 +100,7 @@ def look(home: Home, directory: Path, environment: Mapping[str, str]) -> Status:
     """
     require(home)
     # Asked before the database is opened here: our own handles would be in the answer's way.
-    users = holders(home.database)
+    users = find_users(home.database)
     sizes = dict.fromkeys((*PARTS, "other"), 0)
     files = 0
     for part, size_bytes in sizes_below(home.root):

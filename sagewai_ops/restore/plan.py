@@ -15,6 +15,7 @@ from sagewai_ops.archive.age import Unlock
 from sagewai_ops.archive.manifest import Entry, EntryType, is_safe
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.archive.reader import ArchiveReader
+from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.errors import (
     DamagedError,
     NoSpaceError,
@@ -36,7 +37,6 @@ from sagewai_ops.schema.sqlite_revision import revisions
 from sagewai_ops.snapshots.catalog import is_archive_name
 from sagewai_ops.snapshots.member_paths import Places
 from sagewai_ops.swap import swap
-from sagewai_ops.swap.gates import refuse_holders
 
 # What no snapshot carries; in one that does, it would be played into the restored database or
 # taken for this program's own.
@@ -142,7 +142,7 @@ def plan_with(
             hint="put it aside and restore in its place: --replace\nor restore beside it: --to DIR",
         )
     _refuse_snapshots(target.root, state)
-    refuse_holders(target)
+    require_unused(target.root, target.root / DATABASE)
     exchanged = _exchanged(target.root, [path for path, _entry in wanted], parts)
     swap.refuse_mounts(target.root, exchanged)
     _check_space(target.root, [entry for _path, entry in wanted])

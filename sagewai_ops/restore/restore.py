@@ -16,6 +16,7 @@ from pathlib import Path
 from sagewai_ops.archive.manifest import Entry
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.archive.reader import ArchiveReader
+from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import DATABASE, MASTER_KEY, Home, locate
@@ -40,7 +41,6 @@ from sagewai_ops.restore.plan import (
 from sagewai_ops.snapshots.database_check import DatabaseProof, prove_database
 from sagewai_ops.snapshots.member_paths import Places
 from sagewai_ops.swap import swap
-from sagewai_ops.swap.gates import refuse_holders
 
 _MOST_ID = 2**32 - 2  # of users and groups; one more means none
 
@@ -111,7 +111,7 @@ def restore(
         access = count_access(
             read_together(staged_home), staged_home.database if database else None
         )
-        refuse_holders(target)
+        require_unused(target.root, target.root / DATABASE)
         swap.swap(stage)
         return RestoreReport(
             plan=plan,

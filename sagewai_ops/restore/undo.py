@@ -4,11 +4,11 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.errors import NotFoundError
 from sagewai_ops.fs import locks
-from sagewai_ops.home.paths import Home
+from sagewai_ops.home.paths import DATABASE, Home
 from sagewai_ops.swap import swap
-from sagewai_ops.swap.gates import refuse_holders
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def undo_restore(target: Home, *, dry_run: bool = False, wait_seconds: float = 0
                 f"home {target.root}: nothing kept from before a restore, beside it or in it",
                 hint="sagewai-ops restore SNAPSHOT --replace",
             )
-        refuse_holders(target)
+        require_unused(target.root, target.root / DATABASE)
         if dry_run:
             return Undone(kept[-1], None)
         return Undone(*swap.undo(target.root, kept[-1]))

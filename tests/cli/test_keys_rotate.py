@@ -17,8 +17,9 @@ from opened_values import CLOSED, opened
 from other_process import running
 from program import COMMAND, Answer, call, run
 from pseudo_terminal import watched
+from sagewai_ops.database.sqlite import in_use
 from sagewai_ops.home.paths import locate
-from sagewai_ops.keys import gates, rotation_journal
+from sagewai_ops.keys import rotation_journal
 from sagewai_ops.keys.candidates import fingerprint
 from sagewai_ops.operations.rotate_keys import Options, rotate
 from small_homes import everything_of, small
@@ -49,7 +50,7 @@ def broken(built: BuiltHome) -> BuiltHome:
                 rename(old, new)
 
             patch.setattr(os, "rename", renamed)
-            patch.setattr(gates, "holders", lambda _database: ())
+            patch.setattr(in_use, "find_users", lambda *_databases: ())
             rotate(locate(built.root, {}), {}, Options())
 
     assert killed(die)

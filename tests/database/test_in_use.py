@@ -16,7 +16,8 @@ import pytest
 
 from other_process import OtherProcess, running
 from sagewai_ops.database.sqlite import in_use
-from sagewai_ops.database.sqlite.in_use import holders
+from sagewai_ops.database.sqlite.in_use import find_users, require_unused
+from sagewai_ops.errors import TargetBusyError
 from unprivileged import reachable_directory, unprivileged
 
 HOLDER = """
@@ -26,7 +27,7 @@ connection.execute("PRAGMA journal_mode=" + sys.argv[2])
 connection.execute("CREATE TABLE IF NOT EXISTS t (x)")
 pause()
 """
-WITNESSES = ("_openers", "_lock_owners", "_in_the_way")
+WITNESSES = ("_openers", "_lock_owners", "_blockers")
 # What only Linux tells.
 linux = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
 
@@ -44,9 +45,9 @@ def holder(database: Path) -> Iterator[OtherProcess]:
         yield other
 
 
-def test_idle_holder_is_named(holder: OtherProcess, database: Path) -> None:
+def test_idle_user_is_named(holder: OtherProcess, database: Path) -> None:
     """Number, command line and start of a process that just has it open."""
-    (found,) = holders(database)
+    (found,) = find_users(database)
 
     assert found.pid == holder.pid
     assert Path(sys.executable).name in found.command
@@ -55,28 +56,28 @@ def test_idle_holder_is_named(holder: OtherProcess, database: Path) -> None:
     assert timedelta(seconds=-5) < age < timedelta(minutes=5)
 
 
-def test_every_holder_is_named_once(holder: OtherProcess, database: Path) -> None:
+def test_every_user_is_named_once(holder: OtherProcess, database: Path) -> None:
     """Two processes are two answers, in the order of their numbers."""
     with running(HOLDER, str(database), "wal") as second:
-        found = holders(database)
+        found = find_users(database)
 
-    assert [one.pid for one in found] == sorted([holder.pid, second.pid])
+    assert [user.pid for user in found] == sorted([holder.pid, second.pid])
 
 
-def test_killed_holder_leaves_nothing(holder: OtherProcess, database: Path) -> None:
+def test_killed_user_leaves_nothing(holder: OtherProcess, database: Path) -> None:
     """The -wal and -shm that it left are not taken for use."""
     holder.kill()
 
     assert database.with_name("used.db-shm").exists()
-    assert holders(database) == ()
+    assert find_users(database) == ()
 
 
-def test_closed_database_has_no_holder(database: Path) -> None:
+def test_closed_database_has_no_user(database: Path) -> None:
     """Having had it open is not having it open."""
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("CREATE TABLE t (x)")
 
-    assert holders(database) == ()
+    assert find_users(database) == ()
 
 
 @pytest.mark.parametrize("witness", WITNESSES)
@@ -89,25 +90,25 @@ def test_each_witness_alone_is_enough(
         if other != witness:
             monkeypatch.setattr(in_use, other, lambda _: ())
 
-    assert [one.pid for one in holders(database)] == [holder.pid]
+    assert [user.pid for user in find_users(database)] == [holder.pid]
 
 
 @linux
-def test_idle_holder_in_rollback_mode_is_named(database: Path) -> None:
+def test_idle_user_in_rollback_mode_is_named(database: Path) -> None:
     """It holds no lock at all, but its open file gives it away."""
     with running(HOLDER, str(database), "delete") as other:
-        found = holders(database)
+        found = find_users(database)
 
-        assert [one.pid for one in found] == [other.pid]
+        assert [user.pid for user in found] == [other.pid]
 
 
 @linux
-def test_holder_by_way_of_a_symlink_is_named(holder: OtherProcess, database: Path) -> None:
+def test_user_through_a_symlink_is_named(holder: OtherProcess, database: Path) -> None:
     """The file counts, not the name that it was asked for by."""
     link = database.with_name("link.db")
     link.symlink_to(database)
 
-    assert [one.pid for one in holders(link)] == [holder.pid]
+    assert [user.pid for user in find_users(link)] == [holder.pid]
 
 
 def test_database_of_the_same_name_elsewhere_does_not_count(
@@ -118,12 +119,12 @@ def test_database_of_the_same_name_elsewhere_does_not_count(
     other.parent.mkdir()
     shutil.copy(database, other)
 
-    assert holders(other) == ()
+    assert find_users(other) == ()
 
 
-def test_missing_database_has_no_holder(database: Path) -> None:
+def test_missing_database_has_no_user(database: Path) -> None:
     """There is nothing to hold."""
-    assert holders(database) == ()
+    assert find_users(database) == ()
 
 
 @linux
@@ -133,8 +134,8 @@ def test_own_process_is_named_only_on_request(database: Path) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("CREATE TABLE t (x)")
 
-        assert holders(database) == ()
-        assert [one.pid for one in holders(database, include_self=True)] == [os.getpid()]
+        assert find_users(database) == ()
+        assert [user.pid for user in find_users(database, include_self=True)] == [os.getpid()]
 
 
 def test_own_locks_survive_the_question(database: Path) -> None:
@@ -154,14 +155,14 @@ else:
         connection.execute("CREATE TABLE t (x)")
         connection.execute("BEGIN IMMEDIATE")
         with running(prober, str(database)) as other:
-            holders(database)
+            find_users(database)
             answer = other.next()
 
     assert answer == "database is locked"
 
 
 @linux
-def test_holder_of_another_user_is_named() -> None:
+def test_user_of_another_user_is_named() -> None:
     """Without rights on the other's open files, its locks still tell."""
     with reachable_directory() as directory, ExitStack() as stack:
         database = directory / "used.db"
@@ -170,21 +171,21 @@ def test_holder_of_another_user_is_named() -> None:
             path.chmod(0o644)
 
         with unprivileged():
-            found = holders(database)
+            found = find_users(database)
 
-    assert [one.pid for one in found] == [other.pid]
+    assert [user.pid for user in found] == [other.pid]
 
 
 @linux
-def test_holder_in_another_container_is_told_without_a_number(
+def test_user_in_another_container_is_named_without_a_number(
     holder: OtherProcess, database: Path
 ) -> None:
     """From within another process namespace the kernel still says that somebody is there."""
     code = "\n".join(
         (
             "from pathlib import Path",
-            "from sagewai_ops.database.sqlite.in_use import holders",
-            f"print([(one.pid, one.command) for one in holders(Path({str(database)!r}))])",
+            "from sagewai_ops.database.sqlite.in_use import find_users",
+            f"print([(user.pid, user.command) for user in find_users(Path({str(database)!r}))])",
         )
     )
     unshare = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code]
@@ -202,7 +203,7 @@ def test_system_without_proc_asks_the_kernel_alone(
     """As on macOS, where F_GETLK is the only witness."""
     monkeypatch.setattr(in_use, "_PROC", tmp_path / "no-proc")
 
-    assert [one.pid for one in holders(database)] == [holder.pid]
+    assert [user.pid for user in find_users(database)] == [holder.pid]
 
 
 def test_probe_that_cannot_run_is_passed_over(
@@ -210,8 +211,33 @@ def test_probe_that_cannot_run_is_passed_over(
 ) -> None:
     """An embedded interpreter has no program to start; the other witnesses remain."""
     monkeypatch.setattr(sys, "executable", "")
-    without = [one.pid for one in holders(database)]
+    without = [user.pid for user in find_users(database)]
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    broken = [one.pid for one in holders(database)]
+    broken = [user.pid for user in find_users(database)]
 
     assert without == broken == ([holder.pid] if os.path.isdir("/proc/self/fd") else [])
+
+
+def test_used_database_is_refused_with_the_process_and_its_stop(
+    holder: OtherProcess, database: Path
+) -> None:
+    """The error names home and process, the hint stops the process."""
+    with pytest.raises(TargetBusyError) as caught:
+        require_unused(database.parent, database.with_name("other.db"), database)
+
+    assert caught.value.message.startswith(f"home {database.parent}: in use by pid {holder.pid} ")
+    assert caught.value.hint == f"kill {holder.pid}  # or stop its service"
+
+
+def test_session_on_a_server_is_refused_too(database: Path) -> None:
+    """What a server reports counts like a process; the hint is to list what uses the home."""
+    with pytest.raises(TargetBusyError) as caught:
+        require_unused(database.parent, database, sessions=["session 7 of sagewai"])
+
+    assert caught.value.message == f"home {database.parent}: in use by session 7 of sagewai"
+    assert caught.value.hint == f"sagewai-ops --home {database.parent} status"
+
+
+def test_unused_database_passes(database: Path) -> None:
+    """A database without a user raises nothing."""
+    require_unused(database.parent, database)

@@ -26,6 +26,7 @@ from sagewai_ops.archive.age import Lock, Unlock, temporary_identity
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.backup import create
 from sagewai_ops.backup.report import BackupOptions
+from sagewai_ops.database.sqlite import in_use
 from sagewai_ops.errors import (
     DifferenceError,
     KeyMissingError,
@@ -34,7 +35,7 @@ from sagewai_ops.errors import (
     UsageError,
 )
 from sagewai_ops.home.paths import Home, locate
-from sagewai_ops.keys import gates, rotation, rotation_journal
+from sagewai_ops.keys import rotation, rotation_journal
 from sagewai_ops.keys.candidates import fingerprint
 from sagewai_ops.operations import rotate_keys as rotating
 from sagewai_ops.operations.check_keys import check_keys
@@ -49,7 +50,7 @@ OTHER = b"b3RoZXIgbWFzdGVyIGtleSBvdGhlciBtYXN0ZXIga2U="
 @pytest.fixture(autouse=True)
 def _unused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare the search for processes, which the tests of the command make."""
-    monkeypatch.setattr(gates, "holders", lambda _database: ())
+    monkeypatch.setattr(in_use, "find_users", lambda *_databases: ())
 
 
 @pytest.fixture

@@ -16,9 +16,10 @@ import pytest
 from home_builder import BuiltHome
 from memory_directory import memory_directory
 from opened_values import CLOSED, opened
+from sagewai_ops.database.sqlite import in_use
 from sagewai_ops.errors import NoSpaceError, OpsError
 from sagewai_ops.home.paths import OWN_PREFIX, locate
-from sagewai_ops.keys import gates, rotation_journal
+from sagewai_ops.keys import rotation_journal
 from sagewai_ops.operations.rotate_keys import Options, recover, rotate
 from small_homes import everything_of, small
 from step_counter import failing, killed, killed_at, until_done
@@ -34,7 +35,7 @@ def model() -> Iterator[BuiltHome]:
 @pytest.fixture(autouse=True)
 def _unused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare each try the search for processes, which others test."""
-    monkeypatch.setattr(gates, "holders", lambda _database: ())
+    monkeypatch.setattr(in_use, "find_users", lambda *_databases: ())
 
 
 def values_of(home: Path, model: BuiltHome) -> list[str]:

@@ -192,10 +192,10 @@ def test_process_that_comes_while_the_archive_is_extracted_is_met_at_the_gate(
     archive = snapshot_of(root)
     before = everything_of(root)
 
-    def refuse(_target: object) -> None:
+    def refuse(*_arguments: object) -> None:
         raise TargetBusyError("database: in use by pid 1")
 
-    monkeypatch.setattr(restoring, "refuse_holders", refuse)
+    monkeypatch.setattr(restoring, "require_unused", refuse)
 
     with pytest.raises(TargetBusyError):
         bring_back(archive, root, replace=True)

@@ -14,7 +14,7 @@ child. What runs on another machine, over a network file system, is not seen.
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,7 +24,9 @@ from sagewai_ops.database.sqlite.read_transaction import (
     SHARED_SIZE,
     sidecar,
 )
-from sagewai_ops.process.procfs import Process, bare_environment, look_up
+from sagewai_ops.errors import TargetBusyError
+from sagewai_ops.process.procfs import Process, bare_environment, describe, look_up
+from sagewai_ops.text import shell_word
 
 _PROC = Path("/proc")
 _PROBE_SECONDS = 10.0  # an interpreter that starts takes 0.02; a network file system may hang
@@ -52,22 +54,48 @@ for path, first, size in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3]):
 """
 
 
-def holders(database: Path, *, include_self: bool = False) -> tuple[Process, ...]:
-    """Return the processes that have a database open, by number.
+def find_users(*databases: Path, include_self: bool = False) -> tuple[Process, ...]:
+    """Return the processes that have one of the databases open, by number.
 
     Args:
-        database: The main file; need not exist.
-        include_self: Name this process too, if it is one of them.
+        databases: The main files; need not exist.
+        include_self: Include this process, if it is one of them.
     """
-    resolved = Path(os.path.realpath(database))
-    files = [resolved, *(sidecar(resolved, suffix) for suffix in ("-wal", "-shm"))]
-    identities = {(status.st_dev, status.st_ino): path for path, status in _existing(files)}
-    if not identities:
-        return ()
-    pids = {*_lock_owners(set(identities)), *_openers(identities), *_in_the_way(resolved)}
+    pids: set[int] = set()
+    for database in dict.fromkeys(Path(os.path.realpath(database)) for database in databases):
+        files = [database, *(sidecar(database, suffix) for suffix in ("-wal", "-shm"))]
+        identities = {(status.st_dev, status.st_ino): path for path, status in _existing(files)}
+        if identities:
+            pids |= {*_lock_owners(set(identities)), *_openers(identities), *_blockers(database)}
     if not include_self:
         pids.discard(os.getpid())
     return tuple(look_up(pid) for pid in sorted(pids))
+
+
+def require_unused(root: Path, *databases: Path, sessions: Iterable[str] = ()) -> None:
+    """Check that no process has a database of a home open.
+
+    Args:
+        root: The home, for the message.
+        databases: The main files; need not exist.
+        sessions: What a server reports of its own: others that are connected to the database.
+
+    Raises:
+        TargetBusyError: Some process has; the message names each.
+    """
+    users = find_users(*databases)
+    names = [*map(describe, users), *sessions]
+    if names:
+        raise TargetBusyError(
+            f"home {root}: in use by {', '.join(names)}",
+            hint=stop_command(users) or f"sagewai-ops --home {shell_word(root)} status",
+        )
+
+
+def stop_command(users: Iterable[Process]) -> str:
+    """Return the command that stops processes; "" if none has a number that is visible here."""
+    pids = [str(user.pid) for user in users if user.pid]
+    return f"kill {' '.join(pids)}  # or stop its service" if pids else ""
 
 
 def _existing(files: list[Path]) -> Iterator[tuple[Path, os.stat_result]]:
@@ -114,7 +142,7 @@ def _lock_owners(identities: set[tuple[int, int]]) -> Iterator[int]:
                 yield pid
 
 
-def _in_the_way(resolved: Path) -> Iterator[int]:
+def _blockers(resolved: Path) -> Iterator[int]:
     """Ask the kernel, from a child that has nothing of the database open."""
     if not sys.executable:
         return
