@@ -164,7 +164,7 @@ def downgrade(
     if sql:
         return _on_paper(database, options)
     run.terminal.confirm(
-        f"drop from {database.shown} all tables and columns made after {find(target)}?", yes=yes
+        f"drop from {database.display} all tables and columns made after {find(target)}?", yes=yes
     )
     with run.terminal.progress() as progress:
         report = change_schema(home, database, options, progress=progress)
@@ -185,12 +185,11 @@ def current(run: Run) -> Outcome:
             database, run_interruptibly(migrate_postgres.current(database))
         )
     else:
-        from sagewai_ops.database.sqlite.read_transaction import pinned
-        from sagewai_ops.database.sqlite.write_transaction import translated
+        from sagewai_ops.database.sqlite.read_transaction import open_read_transaction
         from sagewai_ops.schema import as_json
         from sagewai_ops.schema.sqlite_revision import read_level
 
-        with pinned(database.path) as pin, translated(database.path):
+        with open_read_transaction(database.path) as pin:
             result = as_json.of_level(database, read_level(pin.connection))
     return Outcome(result, lambda terminal: _show_position(terminal, result), always=True)
 
@@ -255,7 +254,7 @@ def _on_paper(database: Any, options: Any) -> Outcome:
     from sagewai_ops.operations.change_schema import spell_sql
 
     script = spell_sql(database, options)
-    result = {"database": database.shown, "sql": script}
+    result = {"database": database.display, "sql": script}
 
     def show(terminal: Terminal) -> None:
         for line in script.splitlines():

@@ -114,11 +114,11 @@ def _notes(home: Any, database: Any) -> list[str]:
     """Say what is worth knowing and nothing to act on at once."""
     import sqlite3
 
-    from sagewai_ops.database.sqlite.version_notes import note_on
+    from sagewai_ops.database.sqlite.version_notes import version_note
 
     server = home.server_url_variable
     elsewhere = f"{server}: Sagewai's tables are on that server, not in this database"
-    said = database and note_on(sqlite3.sqlite_version_info, database.journal_mode)
+    said = database and version_note(sqlite3.sqlite_version_info, database.journal_mode)
     return [note for note in (server and elsewhere, said) if note]
 
 

@@ -24,7 +24,7 @@ from sagewai_ops.archive.writer import ArchiveWriter, MemberWriter
 from sagewai_ops.archive.zstd_frames import HashingSink
 from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.backup.scanner import Collection, Found, collect, databases, main_database
-from sagewai_ops.database.sqlite.online_copy import Copied, copy_database, named_after
+from sagewai_ops.database.sqlite.online_copy import DatabaseCopy, attribute_damage, copy_database
 from sagewai_ops.errors import DamagedError, KeyMissingError
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home, Kind
 from sagewai_ops.home.state_files import read_together
@@ -48,8 +48,8 @@ WriterMaker = Callable[[Header, Callable[[int], None]], MemberWriter]
 class _Frozen:
     """The copies of the databases, by their place in the home, while Sagewai's own is examined."""
 
-    copies: Mapping[str, Copied]
-    main: Copied | None
+    copies: Mapping[str, DatabaseCopy]
+    main: DatabaseCopy | None
     proving: "Future[DatabaseProof] | None"
 
 
@@ -212,7 +212,7 @@ class Taking:
             "tags": list(self.options.tags),
         }
 
-    def _freeze(self, staging: Path, progress: Progress | None) -> dict[str, Copied]:
+    def _freeze(self, staging: Path, progress: Progress | None) -> dict[str, DatabaseCopy]:
         """Copy every database, then read the documents: both within the same moments."""
         copies = {}
         for number, item in enumerate(databases(self.collection)):
@@ -232,7 +232,7 @@ class Taking:
         main = main_database(self.home, self.collection)
         copy = copies.get(main.path) if main else None
         path = copy.path if copy else None
-        with named_after(self.home.database, path, hint=_DAMAGED), examining(path) as proving:
+        with attribute_damage(self.home.database, path, hint=_DAMAGED), examining(path) as proving:
             self.keys = examine_keys(self.documents, path, self.candidates)
             yield _Frozen(copies, copy, proving)
 
@@ -259,7 +259,7 @@ class Taking:
             self.files = writer.files - 1  # without snapshot.json
             self.content_bytes = writer.content_bytes
 
-    def _add(self, writer: MemberWriter, item: Found, copy: Copied | None) -> None:
+    def _add(self, writer: MemberWriter, item: Found, copy: DatabaseCopy | None) -> None:
         directory = item.path.rpartition("/")[0]
         try:
             if directory in self.gone:
@@ -326,7 +326,7 @@ class Taking:
         }
 
 
-def _opened(item: Found, copy: Copied | None) -> BinaryIO | None:
+def _opened(item: Found, copy: DatabaseCopy | None) -> BinaryIO | None:
     """Open what is carried of a file, or of a database its copy; None for a directory or link.
 
     Raises:
@@ -375,7 +375,7 @@ def _root_facts(home: Home) -> dict[str, Any]:
     }
 
 
-def _database_first(found: Sequence[Found], copies: Mapping[str, Copied]) -> Iterator[Found]:
+def _database_first(found: Sequence[Found], copies: Mapping[str, DatabaseCopy]) -> Iterator[Found]:
     """Put the databases, with the directories above them, before everything else.
 
     A restore examines the database while it writes the rest, so it should have it early.

@@ -74,7 +74,7 @@ class SqliteUrl:
     path: Path
 
     @property
-    def shown(self) -> str:
+    def display(self) -> str:
         """How messages name it."""
         return str(self.path)
 
@@ -103,11 +103,11 @@ class PostgresUrl:
     timeout_seconds: float = CONNECT_SECONDS
 
     @property
-    def shown(self) -> str:
+    def display(self) -> str:
         """How messages name it: no password, no options."""
         return f"postgresql://{self._who('')}{self._where()}"
 
-    def spelled(self) -> str:
+    def to_string(self) -> str:
         """Spell it as Sagewai's server takes it; the password is in it."""
         password = "" if self.password is None else f":{quote(self.password, safe='')}"
         options = {**self.tls, **self.settings}

@@ -117,7 +117,7 @@ def export(
         raise NotFoundError(
             f"home {home.root}: has no database {home.database}", hint="sagewai-ops status"
         )
-    report = Report(options.purpose, home.database, url.shown, options.policy)
+    report = Report(options.purpose, home.database, url.display, options.policy)
     if options.purpose == MOVE and not options.allow_live:
         require_unused(home.root, home.database)
     path = report_path(report, directory_of(home), options.report)
@@ -355,4 +355,4 @@ def _warn(work: _Work, session: Session) -> None:
 def _cut_over(work: _Work) -> tuple[str, ...]:
     count = sum(table.rows for table in work.report.learnings.tables)
     bare = dataclasses.replace(work.url, password=None)
-    return cut_over_lines(work.home.root, bare.spelled(), work.report, count)
+    return cut_over_lines(work.home.root, bare.to_string(), work.report, count)

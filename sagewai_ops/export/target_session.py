@@ -107,7 +107,7 @@ async def opened(url: PostgresUrl, purpose: str) -> AsyncIterator[Session]:
         LockedError: Another export or upgrade runs.
         RemoteError, NotFoundError: It cannot be reached.
     """
-    with postgres_connection.translated(url):
+    with postgres_connection.translate_errors(url):
         connection = await postgres_connection.connect(url)
         try:
             about = await connection.fetchrow(_ABOUT)
@@ -165,7 +165,7 @@ async def _migrated(url: PostgresUrl, purpose: str) -> AsyncIterator[Session]:
 
     from sagewai_ops.schema import alembic_runner, migrate_postgres, postgres_server
 
-    async with postgres_connection.connected(url) as outer:
+    async with postgres_connection.connect_sqlalchemy(url) as outer:
         transaction = await outer.begin()
         # Now: of a connection that a cancelled statement has broken, SQLAlchemy gives nothing.
         raw = await outer.get_raw_connection()
@@ -209,7 +209,7 @@ async def _occupy(session: Session, purpose: str, url: PostgresUrl) -> None:
         return
     if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", LOCK):
         raise LockedError(
-            f"{url.shown}: another export or upgrade is running",
+            f"{url.display}: another export or upgrade is running",
             hint="run it again when that is done",
         )
     if purpose == MOVE and not session.migrated:
@@ -225,7 +225,7 @@ async def _occupy(session: Session, purpose: str, url: PostgresUrl) -> None:
     full = await _tables_with_rows(connection, session.tables)
     if full:
         raise TargetBusyError(
-            f"{url.shown}: has rows in {len(full)} tables, {full[0]} is one",
+            f"{url.display}: has rows in {len(full)} tables, {full[0]} is one",
             hint="give the URL of an empty database: createdb",
         )
 
@@ -249,19 +249,19 @@ async def _busy(connection: asyncpg.Connection[asyncpg.Record], url: PostgresUrl
         who = f"{holder['role']} (process {holder['pid']}{application})"
     table = f"table {holder['relation']}" if holder else "its tables"
     return TargetBusyError(
-        f"{url.shown}: {who} is working on {table}", hint="stop whoever uses the database"
+        f"{url.display}: {who} is working on {table}", hint="stop whoever uses the database"
     )
 
 
 def _check_empty(state: str, heads: tuple[str, ...], purpose: str, url: PostgresUrl) -> None:
     if state != "empty":
         raise SchemaBehindError(
-            f"{url.shown}: is at revision {', '.join(heads)}, not at {HEAD}",
+            f"{url.display}: is at revision {', '.join(heads)}, not at {HEAD}",
             hint="sagewai-ops db upgrade  # with the URL in SAGEWAI_DATABASE_URL",
         )
     if purpose == VERIFY:
         raise SchemaBehindError(
-            f"{url.shown}: is empty, nothing was exported to it",
+            f"{url.display}: is empty, nothing was exported to it",
             hint="sagewai-ops export-to-postgres",
         )
 
@@ -297,7 +297,7 @@ async def _commit(session: Session, committing: Awaitable[None]) -> None:
 def _check_encoding(encoding: str, url: PostgresUrl) -> None:
     if encoding != "UTF8":
         raise UsageError(
-            f"{url.shown}: its encoding is {encoding}, which cannot hold every text of a home",
+            f"{url.display}: its encoding is {encoding}, which cannot hold every text of a home",
             hint="createdb --encoding UTF8 --template template0",
         )
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from sagewai_ops.database.sqlite.online_copy import copy_database
 from sagewai_ops.database.sqlite.read_transaction import (
     NeedsStagingError,
-    database_uri,
-    pinned,
-    translate,
+    from_database_error,
+    open_frozen,
+    open_read_transaction,
 )
 from sagewai_ops.database.url import PostgresUrl, resolve
 from sagewai_ops.errors import OpsError
@@ -95,7 +95,7 @@ def take_inventory(
                 if not only_sealed:
                     plaintext.extend(plain_in_database(connection))
             except sqlite3.Error as error:
-                raise translate(error, home.database) from error
+                raise from_database_error(error, home.database) from error
     if home.server_url_variable:
         try:
             url = server_of(home, environment)
@@ -202,14 +202,12 @@ def _frozen(database: Path) -> Iterator[sqlite3.Connection]:
     """Give one moment of a database that may be live."""
     with contextlib.ExitStack() as stack:
         try:
-            connection = stack.enter_context(pinned(database)).connection
+            connection = stack.enter_context(open_read_transaction(database)).connection
         except NeedsStagingError:
             parent = atomic.temporary_directory()
             directory = stack.enter_context(working_directory(parent, f"{OWN_PREFIX}keys-"))
             copy = copy_database(database, directory / "copy.db", durable=False).path
-            uri = database_uri(copy, mode="ro", immutable="1")
-            connection = sqlite3.connect(uri, uri=True)
-            stack.enter_context(contextlib.closing(connection))
+            connection = stack.enter_context(open_frozen(copy))
         yield connection
 
 

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
-from sagewai_ops.database.postgres.connection import APPLICATION_NAME, connect, translated
+from sagewai_ops.database.postgres.connection import APPLICATION_NAME, connect, translate_errors
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.keys.locations import COLUMNS, PREFIX
@@ -87,7 +87,7 @@ async def _read(
     server = await connect(url)
     found = {}
     try:
-        with translated(url):
+        with translate_errors(url):
             async with server.transaction(isolation="repeatable_read", readonly=True):
                 for table, wanted in _TABLES.items():
                     types = await _types(server, table)
@@ -111,7 +111,7 @@ async def _read(
 async def _substitute(url: PostgresUrl, tokens: Mapping[bytes, bytes]) -> None:
     server = await connect(url)
     try:
-        with translated(url):
+        with translate_errors(url):
             async with server.transaction():
                 for column in COLUMNS:
                     types = await _types(server, column.table)
@@ -153,7 +153,7 @@ async def _types(server: Server, table: str) -> dict[str, str]:
 async def _sessions(url: PostgresUrl) -> tuple[str, ...]:
     server = await connect(url)
     try:
-        with translated(url):
+        with translate_errors(url):
             return tuple(row["who"] for row in await server.fetch(_SESSIONS, APPLICATION_NAME))
     finally:
         await server.close()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sagewai_ops.database.sqlite.read_transaction import in_utf8, quoted, utf8_rows
-from sagewai_ops.database.sqlite.write_transaction import writing
+from sagewai_ops.database.sqlite.write_transaction import open_write_transaction
 from sagewai_ops.errors import DifferenceError
 from sagewai_ops.keys.candidates import Candidate
 from sagewai_ops.keys.locations import COLUMNS, PREFIX, SealedValue
@@ -103,9 +103,9 @@ def substitute_in_database(
     What the old ones stood in is overwritten, also where SQLite has no more use for it.
 
     Raises:
-        OpsError: As `writing` raises; nothing was changed.
+        OpsError: As `open_write_transaction` raises; nothing was changed.
     """
-    with writing(path, wait_seconds) as connection:
+    with open_write_transaction(path, wait_seconds) as connection:
         connection.execute("PRAGMA secure_delete = ON")
         for column in COLUMNS:
             _exchange(connection, column.table, column.name, tokens)

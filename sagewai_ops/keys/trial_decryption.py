@@ -8,15 +8,13 @@ the value before first.
 import base64
 import binascii
 import hmac
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sagewai_ops.database.sqlite.read_transaction import database_uri, translate
+from sagewai_ops.database.sqlite.read_transaction import open_frozen
 from sagewai_ops.keys.candidates import Candidate
 from sagewai_ops.keys.locations import PREFIX, Role, SealedValue, in_database, in_documents
 from sagewai_ops.progress import Progress
@@ -138,13 +136,8 @@ def examine_keys(
     """
     values = [*in_documents(documents)]
     if database is not None:
-        # Nobody writes to it, so `immutable` is true, and no sidecar files come to be.
-        uri = database_uri(database, mode="ro", immutable="1")
-        try:
-            with closing(sqlite3.connect(uri, uri=True)) as connection:
-                values.extend(in_database(connection))
-        except sqlite3.Error as error:
-            raise translate(error, database) from error
+        with open_frozen(database) as connection:
+            values.extend(in_database(connection))
     return open_all(values, candidates)
 
 

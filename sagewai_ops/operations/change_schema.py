@@ -61,7 +61,7 @@ class Report:
         if self.postgres:
             done = of_moved(self.postgres)
         snapshot = str(self.snapshot.path) if self.snapshot else None
-        return {"database": self.database.shown, "snapshot": snapshot, **done}
+        return {"database": self.database.display, "snapshot": snapshot, **done}
 
     @property
     def exit_code(self) -> int:

@@ -12,8 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from sagewai_ops.database.sqlite.in_use import find_users, require_unused
-from sagewai_ops.database.sqlite.read_transaction import pinned, quoted
-from sagewai_ops.database.sqlite.write_transaction import translated
+from sagewai_ops.database.sqlite.read_transaction import open_read_transaction, quoted
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.fleet import fleet_organisation
@@ -139,7 +138,7 @@ def _fleet_rows(home: Home) -> dict[str, int]:
     if home.server_url_variable or not home.database.exists():
         return {}
     counts = {}
-    with pinned(home.database) as source, translated(home.database):
+    with open_read_transaction(home.database) as source:
         tables = {
             str(name)
             for (name,) in source.connection.execute(

@@ -12,8 +12,7 @@ from enum import Enum
 from pathlib import Path
 
 from sagewai_ops.database.sqlite.in_use import find_users, stop_command
-from sagewai_ops.database.sqlite.read_transaction import pinned, size_of
-from sagewai_ops.database.sqlite.write_transaction import translated
+from sagewai_ops.database.sqlite.read_transaction import open_read_transaction, size_of
 from sagewai_ops.database.url import PostgresUrl, SqliteUrl
 from sagewai_ops.errors import (
     EXIT_DONE,
@@ -260,13 +259,13 @@ def check_tables(
             )
         checked = check_database(database.path, wait_seconds=wait_seconds, progress=progress)
         findings, rows, state = checked.findings, checked.rows, checked.level.state
-        with pinned(database.path, wait_seconds=wait_seconds) as pin, translated(database.path):
+        with open_read_transaction(database.path, wait_seconds=wait_seconds) as pin:
             drift = [one.shown for one in find_drift(pin.connection) if not one.is_mended]
     broken = [one for one in findings if one.kind in _BROKEN]
     torn = [one.shown for one in broken if one.kind == "integrity"]
     if torn:
         raise DamagedError(
-            f"database {database.shown}: {torn[0]}",
+            f"database {database.display}: {torn[0]}",
             hint=here(home, "restore latest --only db --replace"),
         )
     summary = f"{sum(rows.values())} rows in {len(rows)} tables, schema {state}"

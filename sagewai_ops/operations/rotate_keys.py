@@ -249,7 +249,7 @@ def _plan(
             relative(home, path) for path in (*document_files(home), *old_copies(home).values())
         ),
         database=relative(home, home.database) if os.path.lexists(home.database) else "",
-        server=url.shown if url else "",
+        server=url.display if url else "",
         place=place,
         replaces=fingerprint(there) if there is not None else "",
         kept_as=f"{MASTER_KEY}.legacy-{moment}" if keeps else "",
@@ -339,7 +339,7 @@ def _server_for(home: Home, environment: Mapping[str, str], journal: Journal) ->
         UsageError: The environment names another, or none.
     """
     url = server_of(home, environment) if home.server_url_variable else None
-    shown = url.shown if url else ""
+    shown = url.display if url else ""
     if shown != journal.server:
         raise UsageError(
             f"home {home.root}: the rotation was of the tables on {journal.server or 'no server'},"

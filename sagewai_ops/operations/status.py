@@ -10,8 +10,7 @@ from pathlib import Path
 
 from sagewai_ops.database.sqlite.in_use import find_users
 from sagewai_ops.database.sqlite.integrity import count_rows
-from sagewai_ops.database.sqlite.read_transaction import pinned, sidecar, size_of
-from sagewai_ops.database.sqlite.write_transaction import translated
+from sagewai_ops.database.sqlite.read_transaction import open_read_transaction, sidecar, size_of
 from sagewai_ops.errors import OpsError
 from sagewai_ops.home.paths import PARTS, Home, layout_of, require
 from sagewai_ops.home.state_files import (
@@ -150,10 +149,7 @@ def _database(home: Home) -> DatabaseStatus | None:
     size_bytes = size_of(home.database)
     wal_bytes = size_of(sidecar(home.database, "-wal"))
     try:
-        with (
-            pinned(home.database, wait_seconds=_WAIT_SECONDS) as pin,
-            translated(home.database),
-        ):
+        with open_read_transaction(home.database, wait_seconds=_WAIT_SECONDS) as pin:
             level, counts = read_level(pin.connection), count_rows(pin.connection)
             journal_mode = pin.journal_mode
     except OpsError as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from sagewai_ops.database.sqlite.read_transaction import database_uri
+from sagewai_ops.database.sqlite.read_transaction import open_frozen
 from sagewai_ops.home.state_files import ADMIN_STATE_NAME, document_name, parse_document
 
 _FLEET_ROWS = (
@@ -45,8 +45,7 @@ def count_access(documents: Mapping[str, bytes], database: Path | None) -> Acces
             sessions += counts.get("sessions", 0)
             tokens += counts.get("api_tokens", 0)
     if database is not None:
-        uri = database_uri(database, mode="ro", immutable="1")
-        with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+        with open_frozen(database) as connection:
             moment = f"{now:{_MOMENT}}"
             sessions += _count(
                 connection, "SELECT count(*) FROM user_session WHERE expires_at > ?", moment

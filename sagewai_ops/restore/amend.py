@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.database.sqlite.read_transaction import database_uri, translate
+from sagewai_ops.database.sqlite.read_transaction import database_uri, from_database_error
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.fs import atomic
 from sagewai_ops.home.fleet import fleet_organisation
@@ -91,7 +91,7 @@ def _change(database: Path, statements: tuple[str, ...], values: Mapping[str, st
             connection.execute("COMMIT")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     except sqlite3.Error as error:
-        raise translate(error, database) from error
+        raise from_database_error(error, database) from error
     return changed
 
 

@@ -65,7 +65,7 @@ def of_moved(done: Moved) -> dict[str, Any]:
 def of_level(database: SqliteUrl, level: Level) -> dict[str, Any]:
     """Give the JSON of where a home's SQLite database stands."""
     return {
-        "database": database.shown,
+        "database": database.display,
         "engine": "sqlite",
         "revisions": _reached(level),
         "state": level.state,
@@ -79,7 +79,7 @@ def of_level(database: SqliteUrl, level: Level) -> dict[str, Any]:
 def of_position(database: PostgresUrl, found: postgres_server.Database) -> dict[str, Any]:
     """Give the JSON of where a PostgreSQL database stands."""
     return {
-        "database": database.shown,
+        "database": database.display,
         "engine": "postgresql",
         "server": found.version,
         "revisions": list(found.position.heads),
@@ -91,7 +91,7 @@ def of_position(database: PostgresUrl, found: postgres_server.Database) -> dict[
 def of_checked(database: SqliteUrl, checked: Checked) -> dict[str, Any]:
     """Give the JSON of a check of a home's SQLite database."""
     return {
-        "database": database.shown,
+        "database": database.display,
         "engine": "sqlite",
         "revisions": _reached(checked.level),
         "state": checked.level.state,
@@ -108,7 +108,7 @@ def of_checked(database: SqliteUrl, checked: Checked) -> dict[str, Any]:
 def of_checked_postgres(database: PostgresUrl, checked: CheckedPostgres) -> dict[str, Any]:
     """Give the JSON of a check of a PostgreSQL database."""
     return {
-        "database": database.shown,
+        "database": database.display,
         "engine": "postgresql",
         "server": checked.database.version,
         "revisions": list(checked.database.position.heads),

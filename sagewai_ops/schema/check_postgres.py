@@ -107,7 +107,7 @@ async def check_postgres(
     from sqlalchemy import text
 
     started = time.perf_counter()
-    async with postgres_connection.connected(url) as connection, connection.begin():
+    async with postgres_connection.connect_sqlalchemy(url) as connection, connection.begin():
         await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
         await connection.execute(text(f"SET LOCAL {postgres_server.lock_timeout(wait_seconds)}"))
         found = await postgres_server.look(connection)

@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.sqlite.integrity import count_rows
-from sagewai_ops.database.sqlite.read_transaction import WAIT_SECONDS, database_uri, pinned
-from sagewai_ops.database.sqlite.write_transaction import translated
+from sagewai_ops.database.sqlite.read_transaction import (
+    WAIT_SECONDS,
+    database_uri,
+    open_read_transaction,
+)
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema import sqlite_catalog
 from sagewai_ops.schema.constraints import broken_checks, dangling_references, duplicates
@@ -76,7 +79,7 @@ def check_database(
         NotFoundError, DamagedError, LockedError, PermissionDeniedError: It cannot be read at all.
     """
     started = time.perf_counter()
-    with pinned(path, wait_seconds=wait_seconds) as pin, translated(path):
+    with open_read_transaction(path, wait_seconds=wait_seconds) as pin:
         connection = pin.connection
         with _Work(pin.path, progress) as work:
             level = read_level(connection)

@@ -80,7 +80,7 @@ async def current(url: PostgresUrl) -> postgres_server.Database:
     Raises:
         RemoteError, PermissionDeniedError, NotFoundError, UsageError: It cannot be looked at.
     """
-    async with postgres_connection.connected(url) as connection:
+    async with postgres_connection.connect_sqlalchemy(url) as connection:
         return await postgres_server.look(connection)
 
 
@@ -242,13 +242,13 @@ def differing(found: postgres_server.Database, heads: tuple[str, ...]) -> Iterat
     try:
         yield
     except Exception as error:
-        refusal = postgres_connection.refusal_of(error)
+        refusal = postgres_connection.find_server_error(error)
         state = str(refusal.sqlstate) if refusal else ""
         if refusal is None or (state not in _DIFFERING and state[:2] not in _DIFFERING):
             raise
         raise DifferenceError(
             f"database {found.name}: is not what revision {', '.join(heads) or revision_graph.BASE}"
-            f" leaves, {postgres_connection.in_one_line(refusal)}; nothing was changed",
+            f" leaves, {postgres_connection.first_line(refusal)}; nothing was changed",
             hint="rename what is in the way, or bring back what is missing; then run it again",
         ) from error
 
@@ -272,7 +272,7 @@ async def _locked(url: PostgresUrl, wait_seconds: float) -> AsyncIterator[AsyncC
     """Open a connection that holds our advisory lock; the server lets go when it closes."""
     from sqlalchemy import text
 
-    async with postgres_connection.connected(url) as connection:
+    async with postgres_connection.connect_sqlalchemy(url) as connection:
         await connection.execute(text(f"SET SESSION {postgres_server.lock_timeout(wait_seconds)}"))
         deadline = time.monotonic() + wait_seconds
         query = text("SELECT pg_try_advisory_lock(:lock)")
@@ -281,7 +281,7 @@ async def _locked(url: PostgresUrl, wait_seconds: float) -> AsyncIterator[AsyncC
                 holder = (await connection.execute(text(_HOLDER), {"lock": LOCK})).first()
                 who = f"{holder[1]} (process {holder[0]}, {holder[2]})" if holder else "another run"
                 raise LockedError(
-                    f"{url.shown}: {who} is changing the schema",
+                    f"{url.display}: {who} is changing the schema",
                     hint="run it again when that is done, or with a longer --wait",
                 )
             await connection.commit()

@@ -69,7 +69,10 @@ async def rehearse(
     """
     from sqlalchemy import text
 
-    async with postgres_connection.connected(url) as connection, connection.begin() as transaction:
+    async with (
+        postgres_connection.connect_sqlalchemy(url) as connection,
+        connection.begin() as transaction,
+    ):
         await connection.execute(text(f"SET LOCAL {postgres_server.lock_timeout(wait_seconds)}"))
         found = await postgres_server.look(connection)
         before = migrate_postgres.check_position(found, target, down=False)

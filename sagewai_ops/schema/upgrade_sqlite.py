@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.sqlite.integrity import count_rows
-from sagewai_ops.database.sqlite.online_copy import copy_database, named_after
-from sagewai_ops.database.sqlite.read_transaction import WAIT_SECONDS, pinned, quoted
-from sagewai_ops.database.sqlite.write_transaction import translated, writing
+from sagewai_ops.database.sqlite.online_copy import attribute_damage, copy_database
+from sagewai_ops.database.sqlite.read_transaction import WAIT_SECONDS, open_read_transaction, quoted
+from sagewai_ops.database.sqlite.write_transaction import open_write_transaction
 from sagewai_ops.errors import DifferenceError, SchemaAheadError
 from sagewai_ops.fs.tempdirs import working_directory
 from sagewai_ops.home.paths import OWN_PREFIX
@@ -88,7 +88,7 @@ def plan_upgrade(path: Path, *, wait_seconds: float = WAIT_SECONDS) -> tuple[Add
         SchemaAheadError: See `upgrade_database`.
         NotFoundError, DamagedError, LockedError, PermissionDeniedError: It cannot be read.
     """
-    with pinned(path, wait_seconds=wait_seconds) as pin, translated(path):
+    with open_read_transaction(path, wait_seconds=wait_seconds) as pin:
         check_level(read_level(pin.connection), path)
         return _plan(pin.connection)
 
@@ -99,7 +99,7 @@ def spell_upgrade(path: Path, *, wait_seconds: float = WAIT_SECONDS) -> tuple[st
     Raises:
         OpsError: What `plan_upgrade` raises.
     """
-    with pinned(path, wait_seconds=wait_seconds) as pin, translated(path):
+    with open_read_transaction(path, wait_seconds=wait_seconds) as pin:
         check_level(read_level(pin.connection), path)
         return tuple(_spelled(pin.connection, addition) for addition in _plan(pin.connection))
 
@@ -120,7 +120,7 @@ def upgrade_database(
         DifferenceError: Rows would have been lost or added; nothing was changed.
         NotFoundError, DamagedError, NoSpaceError, PermissionDeniedError: Nothing was changed.
     """
-    with writing(path, wait_seconds) as connection:
+    with open_write_transaction(path, wait_seconds) as connection:
         before = read_level(connection)
         check_level(before, path)
         rows_before = count_rows(connection)
@@ -182,7 +182,7 @@ def rehearse_upgrade(
     with working_directory(directory, REHEARSALS) as staging:
         copy = staging / path.name
         copy_database(path, copy, durable=False, wait_seconds=wait_seconds, progress=progress)
-        with named_after(path, copy):
+        with attribute_damage(path, copy):
             upgraded = upgrade_database(copy, wait_seconds=wait_seconds, progress=progress)
     return dataclasses.replace(upgraded, rehearsed=True)
 

@@ -1,7 +1,6 @@
 """What is proved of a snapshot's data, and how a manifest records it."""
 
 import contextlib
-import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sagewai_ops.database.sqlite.integrity import Health, examine
-from sagewai_ops.database.sqlite.read_transaction import database_uri, translate
+from sagewai_ops.database.sqlite.read_transaction import open_frozen
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema.sqlite_revision import Level, read_level
 
@@ -112,13 +111,8 @@ def level_of(path: Path) -> Level:
     Raises:
         DamagedError: It is none.
     """
-    # Nobody writes to it, so `immutable` is true, and no sidecar files come to be.
-    uri = database_uri(path, mode="ro", immutable="1")
-    try:
-        with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
-            return read_level(connection)
-    except sqlite3.Error as error:
-        raise translate(error, path) from error
+    with open_frozen(path) as connection:
+        return read_level(connection)
 
 
 def _proof(level: Level, health: Health) -> DatabaseProof:

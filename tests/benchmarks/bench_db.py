@@ -93,7 +93,7 @@ def _upgrade(rounds: int) -> bool:
 async def _migrate(url: database_url.PostgresUrl) -> float:
     """Time the migrations alone, as Sagewai's are: connection, chain, commit."""
     started = time.perf_counter()
-    async with postgres_connection.connected(url) as connection, connection.begin():
+    async with postgres_connection.connect_sqlalchemy(url) as connection, connection.begin():
         await alembic_runner.migrate(connection, HEAD)
     return time.perf_counter() - started
 

@@ -313,7 +313,7 @@ def test_a_database_that_cannot_be_opened_in_place_is_copied(
     def refuse(path: Path) -> None:
         raise NeedsStagingError(f"database {path}: may not be written")
 
-    monkeypatch.setattr(inventory, "pinned", refuse)
+    monkeypatch.setattr(inventory, "open_read_transaction", refuse)
 
     answer = call("--home", built.root, "keys", "check", "--json")
 

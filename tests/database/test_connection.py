@@ -36,7 +36,7 @@ def _parsed(url: str) -> database_url.PostgresUrl:
 
 
 async def _ask(url: database_url.PostgresUrl, query: str = "SELECT current_user::text") -> object:
-    async with postgres_connection.connected(url) as connection:
+    async with postgres_connection.connect_sqlalchemy(url) as connection:
         return (await connection.execute(text(query))).scalar_one()
 
 
@@ -166,7 +166,7 @@ def test_refused_connection_is_told(
     with pytest.raises(kind) as caught:
         asyncio.run(_ask(url))
 
-    assert caught.value.message.startswith(url.shown)
+    assert caught.value.message.startswith(url.display)
     assert words in caught.value.message.lower()
     assert PASSWORD not in caught.value.message + caught.value.hint
 
@@ -312,11 +312,11 @@ def test_refusal_inside_the_block_is_told(postgres: Server, database: str) -> No
 
 
 async def _wait_for_a_table(url: database_url.PostgresUrl) -> None:
-    async with postgres_connection.connected(url) as holder:
+    async with postgres_connection.connect_sqlalchemy(url) as holder:
         await holder.execute(text("CREATE TABLE held ()"))
         await holder.commit()
         await holder.execute(text("LOCK TABLE held"))
-        async with postgres_connection.connected(url) as other:
+        async with postgres_connection.connect_sqlalchemy(url) as other:
             await other.execute(text("SET lock_timeout = 50"))
             await other.execute(text("SELECT * FROM held"))
 
@@ -334,7 +334,7 @@ def test_connection_lost_in_the_middle_is_remote(postgres: Server, database: str
     url = _parsed(postgres.url(database))
 
     async def lose() -> None:
-        async with postgres_connection.connected(url) as connection:
+        async with postgres_connection.connect_sqlalchemy(url) as connection:
             pid = (await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one()
             killer = await postgres.connect("postgres")
             await killer.execute("SELECT pg_terminate_backend($1)", pid)

@@ -22,8 +22,8 @@ from directory_state import state_of
 from home_builder import BuiltHome, build_home
 from other_process import running
 from sagewai_ops.database.sqlite import online_copy, raw_copy
-from sagewai_ops.database.sqlite.online_copy import Copied, copy_database
-from sagewai_ops.database.sqlite.read_transaction import pinned
+from sagewai_ops.database.sqlite.online_copy import DatabaseCopy, copy_database
+from sagewai_ops.database.sqlite.read_transaction import open_read_transaction
 from sagewai_ops.errors import (
     DamagedError,
     LockedError,
@@ -80,7 +80,7 @@ def query(database: Path, statement: str) -> list[tuple[object, ...]]:
         return connection.execute(statement).fetchall()
 
 
-def assert_whole(copied: Copied, built: BuiltHome) -> None:
+def assert_whole(copied: DatabaseCopy, built: BuiltHome) -> None:
     """Check a copy of the built home's database: all rows, sound, alone, private."""
     assert query(copied.path, "PRAGMA integrity_check") == [("ok",)]
     for table, count in built.rows.items():
@@ -260,7 +260,7 @@ pause()
 """
     with running(holder, str(source)):
         began = time.monotonic()
-        with pytest.raises(LockedError, match=r"held\.db: held exclusively"):
+        with pytest.raises(LockedError, match=r"held\.db: locked by another process"):
             copy_database(source, target, wait_seconds=0.6)
         waited = time.monotonic() - began
 
@@ -492,7 +492,7 @@ def test_empty_file_beside_a_full_wal_is_refused_and_the_wal_kept(
     os.truncate(database, 0)
     before = state_of(database.parent)
 
-    with pytest.raises(DamagedError, match="its -wal holds"):
+    with pytest.raises(DamagedError, match="its -wal has"):
         copy_database(database, target)
 
     assert state_of(database.parent) == before
@@ -787,7 +787,11 @@ connection = sqlite3.connect(sys.argv[1], timeout=0)
 pause()
 print(connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0], flush=True)
 """
-    with raw_copy.opened(database), pinned(database), running(prober, str(database)) as other:
+    with (
+        raw_copy.opened(database),
+        open_read_transaction(database),
+        running(prober, str(database)) as other,
+    ):
         busy = other.next()
 
     assert busy == "1"

@@ -15,11 +15,11 @@ import pytest
 from other_process import running
 from sagewai_ops.database.sqlite.read_transaction import (
     NeedsStagingError,
+    call_while_running,
     database_uri,
-    pinned,
+    from_database_error,
+    open_read_transaction,
     quoted,
-    translate,
-    watched,
 )
 from sagewai_ops.errors import (
     DamagedError,
@@ -57,10 +57,10 @@ def database(tmp_path: Path) -> Path:
 def test_pinned_connection_sees_one_moment(database: Path) -> None:
     """What others commit meanwhile is not seen; the next look sees it."""
     with running(WRITER, str(database)) as other:
-        with pinned(database) as pin:
+        with open_read_transaction(database) as pin:
             other.next()
             (during,) = pin.connection.execute(COUNT).fetchone()
-        with pinned(database) as pin:
+        with open_read_transaction(database) as pin:
             (after,) = pin.connection.execute(COUNT).fetchone()
 
     assert (during, after) == (0, 1)
@@ -68,13 +68,16 @@ def test_pinned_connection_sees_one_moment(database: Path) -> None:
 
 def test_pinned_connection_cannot_write(database: Path) -> None:
     """The connection is read-only."""
-    with pinned(database) as pin, pytest.raises(sqlite3.OperationalError, match="readonly"):
+    with (
+        open_read_transaction(database) as pin,
+        pytest.raises(sqlite3.OperationalError, match="readonly"),
+    ):
         pin.connection.execute("INSERT INTO t VALUES (1)")
 
 
 def test_shape_of_the_database_is_told(database: Path) -> None:
     """Page size, page count and journal mode come with the pin."""
-    with pinned(database) as pin:
+    with open_read_transaction(database) as pin:
         shape = (pin.page_size, pin.page_count, pin.journal_mode)
 
     assert shape == (4096, 2, "wal")
@@ -83,22 +86,26 @@ def test_shape_of_the_database_is_told(database: Path) -> None:
 def test_sidecars_of_others_are_kept(database: Path) -> None:
     """A process that opens the database while we look keeps its -wal and -shm."""
     with ExitStack() as looking, ExitStack() as working:
-        looking.enter_context(pinned(database))
+        looking.enter_context(open_read_transaction(database))
         other = working.enter_context(running(WRITER, str(database)))
         looking.close()
         names = sorted(path.name for path in database.parent.iterdir())
         other.next()
 
         assert names == ["some.db", "some.db-shm", "some.db-wal"]
-        with pinned(database) as pin:
+        with open_read_transaction(database) as pin:
             assert pin.connection.execute(COUNT).fetchone() == (1,)
 
 
 def test_second_pin_in_one_process_is_our_own_fault(database: Path) -> None:
     """Its end would drop the first one's locks, so it is not even begun."""
-    with pinned(database), pytest.raises(RuntimeError, match="pinned twice"), pinned(database):
+    with (
+        open_read_transaction(database),
+        pytest.raises(RuntimeError, match="second read transaction"),
+        open_read_transaction(database),
+    ):
         pass
-    with pinned(database):
+    with open_read_transaction(database):
         pass
 
 
@@ -115,7 +122,7 @@ def test_interrupt_while_pinning_closes_the_connection(
     monkeypatch.setattr(
         sqlite3, "connect", lambda *args, **named: connect(*args, factory=Interrupted, **named)
     )
-    with pytest.raises(KeyboardInterrupt), pinned(database):
+    with pytest.raises(KeyboardInterrupt), open_read_transaction(database):
         pass
 
     assert [path.name for path in database.parent.iterdir()] == ["some.db"]
@@ -129,25 +136,25 @@ def test_file_that_may_not_be_read_is_forbidden() -> None:
         path.chmod(0)
         with (
             unprivileged(),
-            pytest.raises(PermissionDeniedError, match="may not be read by uid"),
-            pinned(path),
+            pytest.raises(PermissionDeniedError, match="not readable by uid"),
+            open_read_transaction(path),
         ):
             pass
 
 
 def test_wal_that_a_killed_process_left_meanwhile_is_kept(database: Path) -> None:
     """Only an empty -wal is ours to remove: one with content is somebody's data."""
-    with pinned(database), running(WRITER, str(database)) as other:
+    with open_read_transaction(database), running(WRITER, str(database)) as other:
         other.next()
         other.kill()
 
-    with pinned(database) as pin:
+    with open_read_transaction(database) as pin:
         assert pin.connection.execute(COUNT).fetchone() == (1,)
 
 
 def test_error_within_the_block_still_removes_the_litter(database: Path) -> None:
     """The sidecars that our look created go in any case."""
-    with pytest.raises(KeyError), pinned(database):
+    with pytest.raises(KeyError), open_read_transaction(database):
         raise KeyError("x")
 
     assert [path.name for path in database.parent.iterdir()] == ["some.db"]
@@ -179,7 +186,7 @@ def test_every_failure_has_its_exit_code(
     error: OSError | sqlite3.Error, meaning: type[OpsError]
 ) -> None:
     """Each failure becomes the leaf that scripts can tell apart, and names the database."""
-    failure = translate(error, Path("/h/db/s.db"))
+    failure = from_database_error(error, Path("/h/db/s.db"))
 
     assert type(failure) is meaning
     assert failure.message.startswith("database /h/db/s.db: ")
@@ -200,7 +207,7 @@ def test_input_error_on_a_full_disk_is_told_as_such(
     system = SimpleNamespace(f_blocks=blocks, f_bavail=free, f_frsize=4096)
     monkeypatch.setattr(os, "statvfs", lambda _path: system)
 
-    failure = translate(sqlite3.OperationalError("disk I/O error"), tmp_path / "s.db")
+    failure = from_database_error(sqlite3.OperationalError("disk I/O error"), tmp_path / "s.db")
 
     assert type(failure) is meaning
 
@@ -228,7 +235,10 @@ def test_watched_statement_ends_with_what_the_callback_raises(
 
     endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT sum(x) FROM n"
     with closing(sqlite3.connect(":memory:")) as connection:
-        with pytest.raises((KeyboardInterrupt, ValueError)), watched(connection, stop, 1000):
+        with (
+            pytest.raises((KeyboardInterrupt, ValueError)),
+            call_while_running(connection, stop, 1000),
+        ):
             connection.execute(endless)
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
@@ -238,7 +248,7 @@ def test_statement_interrupted_from_elsewhere_counts_as_an_interrupt() -> None:
     with (
         closing(sqlite3.connect(":memory:")) as connection,
         pytest.raises(KeyboardInterrupt),
-        watched(connection, lambda: None, 1000),
+        call_while_running(connection, lambda: None, 1000),
     ):
         raise sqlite3.OperationalError("interrupted")
 
@@ -257,7 +267,7 @@ def test_a_recovered_wal_leaves_nothing_of_our_memory_in_a_file(tmp_path: Path) 
         kept = [bytearray(secret * (size // len(secret))) for _ in range(20)]
         kept.clear()
 
-    with suppress(OpsError), pinned(database):
+    with suppress(OpsError), open_read_transaction(database):
         pass
 
     assert secret not in database.with_name("sagewai.db-shm").read_bytes()

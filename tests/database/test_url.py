@@ -128,17 +128,17 @@ def test_what_was_parsed_can_be_spelled_and_parsed_again(
     url = PostgresUrl((("h", 5433), ("::1", None)), user, password, database)
     sockets = PostgresUrl((("/run/p g", 5433),), user, password, database, tls={"sslmode": "allow"})
 
-    assert parse(url.spelled()) == url
-    assert parse(sockets.spelled()) == sockets
-    assert parse(url.shown) == PostgresUrl(url.hosts, user, None, database)
+    assert parse(url.to_string()) == url
+    assert parse(sockets.to_string()) == sockets
+    assert parse(url.display) == PostgresUrl(url.hosts, user, None, database)
 
 
 def test_password_is_in_no_representation() -> None:
     """Neither `repr` nor the name for messages holds it."""
     url = parse("postgresql://ann:hunter2@h/d?sslpassword=hunter2")
 
-    assert "hunter2" not in repr(url) + url.shown
-    assert url.shown == "postgresql://ann@h/d"
+    assert "hunter2" not in repr(url) + url.display
+    assert url.display == "postgresql://ann@h/d"
 
 
 @pytest.mark.parametrize(

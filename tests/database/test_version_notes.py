@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from program import call
-from sagewai_ops.database.sqlite.version_notes import Version, has_wal_reset_fault, note_on
+from sagewai_ops.database.sqlite.version_notes import Version, has_wal_reset_bug, version_note
 from small_homes import small
 
 FAULTY = [(3, 7, 0), (3, 40, 1), (3, 44, 5), (3, 45, 0), (3, 50, 6), (3, 51, 0), (3, 51, 2)]
@@ -27,9 +27,9 @@ SOUND = [
 @pytest.mark.parametrize("version", FAULTY)
 def test_a_faulty_version_is_noted_for_a_wal_database(version: Version) -> None:
     """With its number, and where to read on."""
-    said = note_on(version, "wal")
+    said = version_note(version, "wal")
 
-    assert has_wal_reset_fault(version)
+    assert has_wal_reset_bug(version)
     assert f"SQLite {version[0]}.{version[1]}.{version[2]} " in said
     assert said.endswith("docs/database.md")
 
@@ -37,14 +37,14 @@ def test_a_faulty_version_is_noted_for_a_wal_database(version: Version) -> None:
 @pytest.mark.parametrize("version", SOUND)
 def test_a_mended_version_is_no_note(version: Version) -> None:
     """Fixed upstream, in a branch, or older than WAL itself."""
-    assert not has_wal_reset_fault(version)
-    assert note_on(version, "wal") == ""
+    assert not has_wal_reset_bug(version)
+    assert version_note(version, "wal") == ""
 
 
 @pytest.mark.parametrize("journal_mode", ["delete", "truncate", ""])
 def test_without_wal_there_is_nothing_to_note(journal_mode: str) -> None:
     """The fault is in the WAL alone."""
-    assert note_on((3, 40, 1), journal_mode) == ""
+    assert version_note((3, 40, 1), journal_mode) == ""
 
 
 @pytest.mark.parametrize(("version", "count"), [((3, 40, 1), 1), ((3, 51, 3), 0)])

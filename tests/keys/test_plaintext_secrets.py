@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from cryptography.fernet import Fernet
 
-from sagewai_ops.database.sqlite.read_transaction import pinned
+from sagewai_ops.database.sqlite.read_transaction import open_read_transaction
 from sagewai_ops.home.paths import locate
 from sagewai_ops.home.state_files import read_together
 from sagewai_ops.keys.plaintext_secrets import (
@@ -260,7 +260,7 @@ def test_a_built_homes_secrets_are_found_where_they_were_planted(tmp_path: Path)
     ]
 
     found = [*plain_in_documents(read_together(locate(built.root, {})))]
-    with pinned(built.database) as pin:
+    with open_read_transaction(built.database) as pin:
         found += plain_in_database(pin.connection)
 
     places = sorted(one.place.rpartition("/")[2] for one in found)

@@ -255,7 +255,7 @@ def test_a_server_that_goes_away_takes_nothing_along(
 
     async def refuse(url: PostgresUrl) -> object:
         calls.append(url)
-        raise RemoteError(f"{url.shown}: connection refused")
+        raise RemoteError(f"{url.display}: connection refused")
 
     substitute = keys_postgres.substitute_on_server
 

@@ -174,7 +174,7 @@ def test_table_that_is_locked_is_given_up_in_time(postgres: Server) -> None:
     assert isinstance(url, database_url.PostgresUrl)
 
     async def beside() -> None:
-        async with connection.connected(url) as holder:
+        async with connection.connect_sqlalchemy(url) as holder:
             await holder.execute(text("LOCK TABLE agent"))
             await check_postgres(url, wait_seconds=0.2)
 

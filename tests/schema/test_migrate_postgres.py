@@ -238,7 +238,7 @@ def test_held_lock_is_given_up_in_time(url: database_url.PostgresUrl) -> None:
     """Another run that does not end is named."""
 
     async def wait() -> None:
-        async with postgres_connection.connected(url) as holder:
+        async with postgres_connection.connect_sqlalchemy(url) as holder:
             await holder.execute(
                 text("SELECT pg_advisory_lock(:lock)"), {"lock": migrate_postgres.LOCK}
             )
@@ -254,7 +254,7 @@ def test_table_in_use_is_given_up_in_time(at: At) -> None:
     url = at("019_fleet_tasks")
 
     async def wait() -> None:
-        async with postgres_connection.connected(url) as holder:
+        async with postgres_connection.connect_sqlalchemy(url) as holder:
             await holder.execute(text("SELECT * FROM fleet_tasks"))
             await migrate_postgres.upgrade(url, wait_seconds=0.2)
 
@@ -275,7 +275,7 @@ def test_killed_upgrade_changes_nothing(at: At, postgres: Server) -> None:
         "asyncio.run(revisions.upgrade(urls.parse(sys.argv[1]), progress=told))\n"
     )
 
-    killed = subprocess.run([sys.executable, "-c", code, url.spelled()], check=False, timeout=60)
+    killed = subprocess.run([sys.executable, "-c", code, url.to_string()], check=False, timeout=60)
 
     assert killed.returncode == -signal.SIGKILL
     deadline = time.monotonic() + 30
@@ -452,7 +452,7 @@ def test_rehearsal_beside_a_live_server_locks_nobody_out(at: At) -> None:
     url = at(MIDDLE)
 
     async def beside() -> migrate_postgres.Moved:
-        async with postgres_connection.connected(url) as writer:
+        async with postgres_connection.connect_sqlalchemy(url) as writer:
             await writer.execute(
                 text("INSERT INTO agent_runs (run_id, agent_name) VALUES ('x', 'a')")
             )

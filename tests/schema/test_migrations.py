@@ -36,7 +36,7 @@ EMPTY: schema_catalogs.PostgresCatalog = {
 async def _move(url: database_url.PostgresUrl, target: str, *, down: bool = False) -> list[str]:
     """Move to a revision and return those that were run, in order."""
     ran: list[str] = []
-    async with postgres_connection.connected(url) as connection, connection.begin():
+    async with postgres_connection.connect_sqlalchemy(url) as connection, connection.begin():
         await alembic_runner.migrate(connection, target, down=down, applied=ran.append)
     return ran
 

@@ -342,7 +342,7 @@ def test_writer_that_does_not_end_is_given_up(old: Path) -> None:
     with contextlib.closing(sqlite3.connect(old, isolation_level=None)) as holder:
         holder.execute("BEGIN IMMEDIATE")
 
-        with pytest.raises(LockedError, match=r"a writer held it for 0\.3 seconds"):
+        with pytest.raises(LockedError, match=r"locked by a writer for 0\.3 seconds"):
             upgrade_sqlite.upgrade_database(old, wait_seconds=0.3)
 
         holder.execute("ROLLBACK")

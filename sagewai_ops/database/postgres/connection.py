@@ -80,7 +80,7 @@ async def connect(url: PostgresUrl) -> asyncpg.Connection[asyncpg.Record]:
 
     options = tls.options(url, os.environ)
     password = pgpass.find(url, os.environ)
-    with translated(url):
+    with translate_errors(url):
         try:
             connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
                 dsn=f"postgresql://?{urlencode(options)}" if options else None,
@@ -99,25 +99,25 @@ async def connect(url: PostgresUrl) -> asyncpg.Connection[asyncpg.Record]:
             )
         except (asyncio.TimeoutError, TimeoutError) as error:
             raise RemoteError(
-                f"{url.shown}: does not answer within {url.timeout_seconds:g} seconds",
+                f"{url.display}: does not answer within {url.timeout_seconds:g} seconds",
                 hint="add ?connect_timeout=SECONDS to the URL to wait longer",
             ) from error
         except ssl.SSLCertVerificationError as error:  # which is a ValueError too
             raise RemoteError(
-                f"{url.shown}: the server's certificate is not trusted,"
+                f"{url.display}: the server's certificate is not trusted,"
                 f" {error.verify_message.rstrip('.')}",
                 hint="name the certificate of its authority with &sslrootcert=FILE in the URL",
             ) from error
         except ssl.SSLError as error:
             said = (error.reason or "a certificate or its key cannot be read").replace("_", " ")
             raise RemoteError(
-                f"{url.shown}: TLS: {said.lower()}",
+                f"{url.display}: TLS: {said.lower()}",
                 hint="openssl x509 -noout -subject -in FILE  # those of sslrootcert and sslcert",
             ) from error
         except (ValueError, asyncpg.InterfaceError) as error:
             # Settings that contradict each other. Their text can quote the URL's parts.
             raise UsageError(
-                f"{url.shown}: the URL and the PG* variables do not make a connection",
+                f"{url.display}: the URL and the PG* variables do not make a connection",
                 hint="compare them with the URL: env | grep ^PG",
             ) from error
         try:
@@ -136,7 +136,7 @@ def _ports(url: PostgresUrl) -> list[int] | None:
 
 
 @asynccontextmanager
-async def connected(url: PostgresUrl) -> AsyncIterator[AsyncConnection]:
+async def connect_sqlalchemy(url: PostgresUrl) -> AsyncIterator[AsyncConnection]:
     """Open a connection of SQLAlchemy for the block, outside of a transaction.
 
     Raises:
@@ -152,7 +152,7 @@ async def connected(url: PostgresUrl) -> AsyncIterator[AsyncConnection]:
 
     engine = create_async_engine("postgresql+asyncpg://", async_creator=opened, poolclass=NullPool)
     try:
-        with translated(url):
+        with translate_errors(url):
             async with engine.connect() as connection:
                 yield connection
     finally:
@@ -169,7 +169,7 @@ async def _close(driver: asyncpg.Connection[asyncpg.Record]) -> None:
 
 
 @contextmanager
-def translated(url: PostgresUrl) -> Iterator[None]:
+def translate_errors(url: PostgresUrl) -> Iterator[None]:
     """Turn what the driver raises inside the block into errors that name the database."""
     import asyncpg
 
@@ -192,7 +192,7 @@ def translated(url: PostgresUrl) -> Iterator[None]:
         raise ours from error
 
 
-def refusal_of(error: Exception) -> asyncpg.PostgresError | None:
+def find_server_error(error: Exception) -> asyncpg.PostgresError | None:
     """Give what the server said, bare or inside one of SQLAlchemy's errors; None for any other."""
     import asyncpg
 
@@ -200,7 +200,7 @@ def refusal_of(error: Exception) -> asyncpg.PostgresError | None:
     return said if isinstance(said, asyncpg.PostgresError) else None
 
 
-def in_one_line(refusal: asyncpg.PostgresError) -> str:
+def first_line(refusal: asyncpg.PostgresError) -> str:
     """Give the server's words, without its details: those hold values of rows."""
     return str(refusal.args[0] if refusal.args else "refused").splitlines()[0]
 
@@ -224,11 +224,11 @@ def _ours(url: PostgresUrl, error: BaseException | None) -> OpsError | None:
         state = str(error.sqlstate or "")
         kind = _BY_STATE.get(state) or _BY_STATE.get(state[:2])
         hint = _HINTS.get(state) or (_hint(kind) if kind else "")
-        return kind(f"{url.shown}: {in_one_line(error)}", hint=hint) if kind else None
+        return kind(f"{url.display}: {first_line(error)}", hint=hint) if kind else None
     # A server that goes away between two messages can leave the driver in the wrong state.
     if isinstance(error, (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
         said = (getattr(error, "strerror", None) or str(error)).splitlines()[0].lower()
-        return RemoteError(f"{url.shown}: {said}", hint=_hint(RemoteError))
+        return RemoteError(f"{url.display}: {said}", hint=_hint(RemoteError))
     return None
 
 

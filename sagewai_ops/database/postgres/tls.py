@@ -36,7 +36,7 @@ def options(url: PostgresUrl, environment: Mapping[str, str]) -> dict[str, str]:
     given = {name: value for name, value in url.tls.items() if name != "passfile"}
     mode = given.get("sslmode") or environment.get("PGSSLMODE") or "prefer"
     if mode not in _MODES:
-        raise UsageError(f"{url.shown}: sslmode is none of {', '.join(_MODES)}", hint=_HINT)
+        raise UsageError(f"{url.display}: sslmode is none of {', '.join(_MODES)}", hint=_HINT)
     if given.get("sslrootcert") == "system":  # as libpq 16 has it
         given["sslrootcert"] = system_authorities() or "system"
     files = {name: given.get(name) or environment.get(variable) for name, variable in _FILES}
@@ -45,7 +45,7 @@ def options(url: PostgresUrl, environment: Mapping[str, str]) -> dict[str, str]:
     for name, path in files.items():
         if path and not os.access(path, os.R_OK):
             raise UsageError(
-                f"{url.shown}: {name} {path}: cannot be read",
+                f"{url.display}: {name} {path}: cannot be read",
                 hint=f"name it in the URL: &{name}=FILE" + _SYSTEM * (name == "sslrootcert"),
             )
     return given

@@ -10,17 +10,17 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.database.sqlite.read_transaction import (
-    database_uri,
+    call_while_running,
     quoted,
     resolve_database,
-    translate,
-    watched,
+    translate_errors,
 )
+from sagewai_ops.database.sqlite.write_transaction import open_exclusive
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.progress import Progress
 
@@ -134,9 +134,9 @@ def examine(path: Path, *, progress: Progress | None = None) -> Health:
     resolved = resolve_database(path)
     header = _header(resolved, path)
     with (
-        _translated(path),
+        translate_errors(path),
         _opened(resolved) as connection,
-        watched(connection, look, _STEPS),
+        call_while_running(connection, look, _STEPS),
     ):
         look()
         integrity = _integrity(connection)
@@ -174,10 +174,8 @@ def count_rows(connection: sqlite3.Connection) -> dict[str, int]:
 
 @contextmanager
 def _opened(resolved: Path) -> Iterator[sqlite3.Connection]:
-    uri = database_uri(resolved, mode="rw")
-    with closing(sqlite3.connect(uri, uri=True, timeout=0.0, isolation_level=None)) as connection:
+    with open_exclusive(resolved) as connection:
         connection.text_factory = _text
-        connection.execute("PRAGMA locking_mode=EXCLUSIVE")
         connection.execute("PRAGMA schema_version").fetchone()  # is it a database at all?
         with suppress(sqlite3.DatabaseError):  # these read the schema, which may be damaged
             connection.execute("PRAGMA query_only=ON")
@@ -188,14 +186,6 @@ def _opened(resolved: Path) -> Iterator[sqlite3.Connection]:
 def _text(value: bytes) -> str:
     """Decode what a damaged database calls text."""
     return value.decode("utf-8", "replace")
-
-
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise translate(error, path) from error
 
 
 def _integrity(connection: sqlite3.Connection) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ find them again. Nothing here needs sqlite-vec. The copy keeps WAL in its header
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,16 +37,17 @@ from sagewai_ops.database.sqlite.read_transaction import (
     SIDECARS,
     WAIT_SECONDS,
     NeedsStagingError,
-    Pinned,
+    ReadTransaction,
+    call_while_running,
     database_uri,
+    from_database_error,
     is_malformed,
-    pinned,
+    open_read_transaction,
     resolve_database,
     sidecar,
     size_of,
-    translate,
-    watched,
 )
+from sagewai_ops.database.sqlite.write_transaction import open_exclusive
 from sagewai_ops.errors import (
     DamagedError,
     LockedError,
@@ -63,7 +64,7 @@ _VACUUM_STEPS = 1000  # virtual machine instructions between two looks, counted 
 
 
 @dataclass(frozen=True, slots=True)
-class Copied:
+class DatabaseCopy:
     """A finished copy.
 
     Args:
@@ -89,7 +90,7 @@ def copy_database(
     durable: bool = True,
     wait_seconds: float = WAIT_SECONDS,
     progress: Progress | None = None,
-) -> Copied:
+) -> DatabaseCopy:
     """Copy one committed state of a database, live or not, into a new file.
 
     Args:
@@ -121,7 +122,7 @@ def copy_database(
         page_size, page_count = _settle(resolved, target)
         if durable:
             _flush(target)
-    return Copied(
+    return DatabaseCopy(
         path=target,
         page_size=page_size,
         page_count=page_count,
@@ -131,7 +132,7 @@ def copy_database(
 
 
 @contextmanager
-def named_after(source: Path, copy: Path | None, *, hint: str = "") -> Iterator[None]:
+def attribute_damage(source: Path, copy: Path | None, *, hint: str = "") -> Iterator[None]:
     """Let damage that is met in a copy be told of its source: the copy is gone when it is read.
 
     Args:
@@ -152,7 +153,7 @@ def _copy(source: Path, target: Path, wait_seconds: float, report: Progress) -> 
     # ours is opened before the pin and closed after it.
     with opened(source) as main:
         try:
-            with pinned(source, wait_seconds=wait_seconds) as pin:
+            with open_read_transaction(source, wait_seconds=wait_seconds) as pin:
                 if _bytes_are_safe(pin):
                     _copy_bytes(pin, main, target, report)
                     return "bytes"
@@ -168,14 +169,14 @@ def _stage(source: Path, main: int, target: Path, report: Progress) -> None:
     stage(source, main, target, _in_pages(report, size, os.fstat(main).st_size // size))
 
 
-def _bytes_are_safe(pin: Pinned) -> bool:
+def _bytes_are_safe(pin: ReadTransaction) -> bool:
     if size_of(sidecar(pin.path, "-wal")) * _WAL_SHARE > pin.page_size * pin.page_count:
         return False
     # Over shared memory that it may only read, SQLite can be reading without a lock.
     return pin.journal_mode != "wal" or os.access(sidecar(pin.path, "-shm"), os.W_OK)
 
 
-def _copy_bytes(pin: Pinned, main: int, target: Path, report: Progress) -> None:
+def _copy_bytes(pin: ReadTransaction, main: int, target: Path, report: Progress) -> None:
     """Read the main file and then the `-wal` under the pin.
 
     The `-wal` may grow meanwhile; a half-written frame fails its checksum and ends the log at a
@@ -193,7 +194,7 @@ def _copy_bytes(pin: Pinned, main: int, target: Path, report: Progress) -> None:
     raise LockedError(f"database {pin.path}: its -wal was started over under a read transaction")
 
 
-def _copy_pages(pin: Pinned, target: Path, report: Progress) -> None:
+def _copy_pages(pin: ReadTransaction, target: Path, report: Progress) -> None:
     def step(_status: int, remaining: int, total: int) -> None:
         report(STAGE, total - remaining, total)
 
@@ -205,19 +206,19 @@ def _copy_pages(pin: Pinned, target: Path, report: Progress) -> None:
 
 def _vacuum(source: Path, target: Path, wait_seconds: float, report: Progress) -> None:
     try:
-        with pinned(source, wait_seconds=wait_seconds) as pin:
+        with open_read_transaction(source, wait_seconds=wait_seconds) as pin:
             _vacuum_into(pin, target, wait_seconds, report)
     except NeedsStagingError:
         scratch = target.with_name(target.name + ".staged")
         with _created(scratch), opened(source) as main:
             _stage(source, main, scratch, report)
             _settle(source, scratch)
-            with pinned(scratch) as pin:
+            with open_read_transaction(scratch) as pin:
                 _vacuum_into(pin, target, wait_seconds, report)
             scratch.unlink()
 
 
-def _vacuum_into(pin: Pinned, target: Path, wait_seconds: float, report: Progress) -> None:
+def _vacuum_into(pin: ReadTransaction, target: Path, wait_seconds: float, report: Progress) -> None:
     def look() -> None:
         report(STAGE, min(size_of(target) // pin.page_size, pin.page_count), pin.page_count)
 
@@ -225,7 +226,7 @@ def _vacuum_into(pin: Pinned, target: Path, wait_seconds: float, report: Progres
         pin.connection.execute("COMMIT")  # VACUUM opens a read transaction of its own
         pin.connection.execute(f"PRAGMA busy_timeout={int(wait_seconds * 1000)}")
         pin.connection.execute("PRAGMA synchronous=OFF")  # `durable` decides; the target inherits
-        with watched(pin.connection, look, _VACUUM_STEPS):
+        with call_while_running(pin.connection, look, _VACUUM_STEPS):
             pin.connection.execute("VACUUM INTO ?", (database_uri(target),))
         if pin.journal_mode == "wal":
             with _open_copy(target) as copy:
@@ -258,9 +259,7 @@ def _settle(source: Path, target: Path) -> tuple[int, int]:
 @contextmanager
 def _open_copy(target: Path) -> Iterator[sqlite3.Connection]:
     """Open our own copy, where exclusive locking spares the shared memory file."""
-    uri = database_uri(target, mode="rw")
-    with closing(sqlite3.connect(uri, uri=True, timeout=0.0, isolation_level=None)) as connection:
-        connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+    with open_exclusive(target) as connection:
         with suppress(sqlite3.DatabaseError):  # it reads the schema, which may be damaged
             connection.execute("PRAGMA synchronous=OFF")  # flushed once, at the end
         yield connection
@@ -286,7 +285,7 @@ def _created(target: Path) -> Iterator[None]:
     except FileExistsError as error:
         raise TargetBusyError(f"copy {target}: exists already") from error
     except OSError as error:
-        raise translate(error, target) from error
+        raise from_database_error(error, target) from error
     try:
         yield
     except BaseException as error:
@@ -294,7 +293,7 @@ def _created(target: Path) -> Iterator[None]:
             with suppress(OSError):
                 sidecar(target, suffix).unlink()
         if isinstance(error, OSError):
-            raise translate(error, target) from error
+            raise from_database_error(error, target) from error
         raise
 
 
@@ -304,8 +303,10 @@ def _blamed(source: Path, target: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        failure = translate(error, source)
-        raise translate(error, target) if isinstance(failure, NoSpaceError) else failure from error
+        failure = from_database_error(error, source)
+        raise (
+            from_database_error(error, target) if isinstance(failure, NoSpaceError) else failure
+        ) from error
 
 
 def _flush(target: Path) -> None:

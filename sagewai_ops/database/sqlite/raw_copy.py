@@ -15,8 +15,8 @@ from pathlib import Path
 from sagewai_ops.database.sqlite.read_transaction import (
     SHARED_FIRST,
     SHARED_SIZE,
+    from_database_error,
     sidecar,
-    translate,
 )
 from sagewai_ops.errors import LockedError, NotFoundError
 
@@ -69,7 +69,7 @@ def pour(source: int, target: int, name: Path, told: Callable[[int], None]) -> N
         try:
             size = os.preadv(source, [block], offset)
         except OSError as error:
-            raise translate(error, name) from error
+            raise from_database_error(error, name) from error
         if not size:
             return
         written = 0
@@ -91,7 +91,7 @@ def opened(path: Path) -> Iterator[int]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise translate(error, path) from error
+        raise from_database_error(error, path) from error
     try:
         yield descriptor
     finally:

@@ -1,14 +1,14 @@
-"""Open a database that may be live, without changing a byte of it, and hold one moment of it.
+"""Read a database that may be live at one moment, without changing a byte of it.
 
-A *pinned* connection holds a read transaction: SQLite lets nobody fold newer pages over what it
-sees, however many others commit. It is opened with `mode=ro`, because a read-write handle that
-happens to close last moves the `-wal` into the main file; a read-only one never does, but leaves
-an empty `-wal` and a `-shm` behind where there were none, so those are removed again, under the
-lock that SQLite itself takes before it removes them. An existing `-shm` may be rewritten: it is
-scratch memory that SQLite rebuilds. Nothing else of the home changes, but its directory's mtime.
+`open_read_transaction` holds a read transaction: SQLite then lets no process overwrite the pages
+that it reads, however many others commit. The connection has `mode=ro`, because a read-write one
+that happens to be the last to close moves the `-wal` into the main file. A read-only one never
+does, but leaves an empty `-wal` and a `-shm` where there were none, so these are removed, under the
+lock that SQLite itself takes to remove them. An existing `-shm` may be rewritten: it is scratch
+memory that SQLite rebuilds. Nothing else in the home changes but the mtime of its directory.
 
-Closing any descriptor of a database drops this process's POSIX locks on it: while a database is
-pinned, nothing else in the process may open and close that file.
+Closing any descriptor of a database drops this process's POSIX locks on it: during a read
+transaction nothing else in the process may open and close that file.
 """
 
 import errno
@@ -32,10 +32,11 @@ from sagewai_ops.errors import (
     PermissionDeniedError,
 )
 from sagewai_ops.process.malloc import blank_blocks
+from sagewai_ops.text import shell_word
 
 Answer = TypeVar("Answer")
 
-MAGIC = b"SQLite format 3\0"  # how every database of at least one page begins
+MAGIC = b"SQLite format 3\0"  # the first bytes of every database with at least one page
 WAIT_SECONDS = 30.0  # for a lock; Sagewai's own writers give up after 5 seconds (busy_timeout)
 SIDECARS = ("-wal", "-shm", "-journal")
 
@@ -49,23 +50,23 @@ PENDING_BYTE = 0x40000000
 SHARED_FIRST = PENDING_BYTE + 2
 SHARED_SIZE = 510
 
-_pinned_here: set[Path] = set()  # a second one's end would drop the first one's locks
+_open_here: set[Path] = set()  # the end of a second transaction would drop the locks of the first
 
 
 class NeedsStagingError(PermissionDeniedError):
-    """SQLite cannot read this database where it lies: it may not write beside it.
+    """SQLite cannot read this database in place, because it may not write to its directory.
 
-    The way out is to copy the files to a directory of one's own and to open those.
+    Copy the files to a private directory and open them there.
     """
 
 
 @dataclass(frozen=True, slots=True)
-class Pinned:
-    """A database held at one moment.
+class ReadTransaction:
+    """An open read transaction on a database.
 
     Args:
         connection: In a read transaction, read-only; no other statement may end it.
-        path: The main file, symlinks resolved: SQLite looks for the sidecars beside this.
+        path: The main file, symlinks resolved: SQLite looks for the sidecars in its directory.
         page_size: Bytes.
         page_count: Pages at this moment; 0 for an empty database.
         journal_mode: `wal`, or the rollback mode in use.
@@ -79,126 +80,149 @@ class Pinned:
 
 
 def database_uri(path: Path, **parameters: str) -> str:
-    """Name a file for `sqlite3.connect(..., uri=True)`, whatever bytes its path is made of."""
+    """Return the URI of a file for `sqlite3.connect(..., uri=True)`, whatever its bytes."""
     absolute = os.fsencode(os.path.abspath(path))
     query = "&".join(f"{name}={value}" for name, value in parameters.items())
     return f"file://{quote(absolute)}" + (f"?{query}" if query else "")
 
 
 def sidecar(path: Path, suffix: str) -> Path:
-    """Name the file beside a database whose name ends in `-wal`, `-shm` or `-journal`."""
+    """Return the path of a database's `-wal`, `-shm` or `-journal` file."""
     return path.with_name(path.name + suffix)
 
 
 def resolve_database(path: Path) -> Path:
-    """Follow symlinks to a database's main file and refuse what SQLite must not be shown.
+    """Resolve symlinks to a database's main file, and refuse files that SQLite must not open.
 
     Raises:
         NotFoundError: There is no such file.
-        DamagedError: It is not a regular file; or it is empty beside a `-wal` with content, which
-            SQLite would delete at the first look, even read-only.
-        PermissionDeniedError: It may not be read.
+        DamagedError: It is not a regular file; or it is empty and its `-wal` is not, which SQLite
+            would delete on opening the database, even read-only.
+        PermissionDeniedError: It is not readable.
     """
     resolved = Path(os.path.realpath(path))
     try:
         size_bytes = resolved.stat().st_size
     except OSError as error:
-        raise translate(error, path) from error
+        raise from_database_error(error, path) from error
     if not resolved.is_file():
         raise DamagedError(f"database {path}: not a regular file")
     if not os.access(resolved, os.R_OK):
-        raise PermissionDeniedError(f"database {path}: may not be read by uid {os.geteuid()}")
+        raise PermissionDeniedError(f"database {path}: not readable by uid {os.geteuid()}")
     if size_bytes == 0 and (wal_bytes := size_of(sidecar(resolved, "-wal"))):
+        wal = sidecar(resolved, "-wal")
         raise DamagedError(
-            f"database {path}: empty, but its -wal holds {wal_bytes} bytes",
-            hint=f"copy {resolved}-wal away first: SQLite deletes it when it opens the database",
+            f"database {path}: empty, but its -wal has {wal_bytes} bytes, which SQLite deletes"
+            " when it opens the database",
+            hint=f"cp {shell_word(wal)} {shell_word(wal)}.copy",
         )
     return resolved
 
 
 @contextmanager
-def pinned(path: Path, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[Pinned]:
-    """Hold one moment of a database, live or not, for as long as the block runs.
+def open_read_transaction(
+    path: Path, *, wait_seconds: float = WAIT_SECONDS
+) -> Iterator[ReadTransaction]:
+    """Open a database, live or not, in a read transaction that lasts as long as the block.
+
+    Errors of SQLite inside the block become errors that name the database.
 
     Args:
         path: The main file.
-        wait_seconds: How long another process may hold it exclusively before we give up.
+        wait_seconds: For another process that has it locked exclusively.
 
     Raises:
-        NotFoundError, PermissionDeniedError, LockedError: As they say.
-        NeedsStagingError: SQLite would have to write beside the file and may not.
-        DamagedError: Not an SQLite database, cut short, or unreadable.
+        NotFoundError, PermissionDeniedError, LockedError: The database cannot be opened.
+        NeedsStagingError: SQLite would have to write to its directory and may not.
+        DamagedError: Not an SQLite database, truncated, or unreadable.
     """
     resolved = resolve_database(path)
-    if resolved in _pinned_here:
-        raise RuntimeError(f"database {path}: pinned twice at once in one process")
+    if resolved in _open_here:
+        raise RuntimeError(f"database {path}: a second read transaction in one process")
     absent = tuple(suffix for suffix in ("-wal", "-shm") if not sidecar(resolved, suffix).exists())
-    litters = absent and os.access(resolved.parent, os.W_OK) and _is_wal(resolved)
-    if litters and not os.access(resolved, os.W_OK):
-        # We could not take the lock under which the litter is removed, so make none.
-        raise NeedsStagingError(f"database {path}: may not be written by uid {os.geteuid()}")
-    _pinned_here.add(resolved)
+    creates = absent and os.access(resolved.parent, os.W_OK) and _is_wal(resolved)
+    if creates and not os.access(resolved, os.W_OK):
+        # We could not take the lock under which the sidecars are removed, so create none.
+        raise NeedsStagingError(f"database {path}: not writable by uid {os.geteuid()}")
+    _open_here.add(resolved)
     try:
-        with closing(open_reader(resolved, path, time.monotonic() + wait_seconds)) as connection:
-            yield _describe(connection, resolved, path)
+        with (
+            translate_errors(path),
+            closing(open_reader(resolved, path, time.monotonic() + wait_seconds)) as connection,
+        ):
+            yield _describe(connection, resolved)
     finally:
-        _pinned_here.discard(resolved)
+        _open_here.discard(resolved)
         if absent:
-            _remove_litter(resolved, absent)
+            _remove_sidecars(resolved, absent)
 
 
-def open_reader(resolved: Path, shown: Path, deadline: float) -> sqlite3.Connection:
+@contextmanager
+def open_frozen(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a database that no process writes to, read-only and without sidecar files.
+
+    Raises:
+        OpsError: SQLite cannot open or read it.
+    """
+    uri = database_uri(path, mode="ro", immutable="1")
+    with translate_errors(path), closing(sqlite3.connect(uri, uri=True)) as connection:
+        yield connection
+
+
+def open_reader(resolved: Path, name: Path, deadline: float) -> sqlite3.Connection:
     """Open a database read-only, in a read transaction; closing it never removes a `-wal`.
 
     Args:
-        resolved: The main file, as `resolve_database` gives it.
-        shown: Its name in errors.
-        deadline: Of `time.monotonic`, for another process that holds it exclusively.
+        resolved: The main file, from `resolve_database`.
+        name: Of the database in errors.
+        deadline: Of `time.monotonic`, for another process that has it locked exclusively.
 
     Raises:
-        LockedError, NeedsStagingError, NoSpaceError, DamagedError: As `pinned` raises them.
+        LockedError, NeedsStagingError, NoSpaceError, DamagedError: See `open_read_transaction`.
     """
-    return when_free(lambda: _begin(resolved), shown, deadline)
+    return retry_while_locked(lambda: _begin(resolved), name, deadline)
 
 
-def when_free(attempt: Callable[[], Answer], shown: Path, deadline: float) -> Answer:
-    """Do what SQLite refuses while another process holds the database, as soon as it does not.
+def retry_while_locked(attempt: Callable[[], Answer], name: Path, deadline: float) -> Answer:
+    """Repeat an attempt until no other process has the database locked.
 
     Args:
         attempt: Waits at most a slice of a second itself.
-        shown: The database's name in errors.
+        name: Of the database in errors.
         deadline: Of `time.monotonic`.
 
     Raises:
-        LockedError: It was held all the time.
-        OpsError: SQLite refused for another reason, as `translate` tells it.
+        LockedError: It was locked until the deadline.
+        OpsError: SQLite failed for another reason, see `from_database_error`.
     """
     while True:
         try:
             return attempt()
         except sqlite3.Error as error:
-            failure = translate(error, shown)
+            failure = from_database_error(error, name)
             if not isinstance(failure, LockedError) or time.monotonic() >= deadline:
                 raise failure from error
-        time.sleep(_PAUSE_SECONDS)  # some refusals come at once
+        time.sleep(_PAUSE_SECONDS)  # some failures come at once
 
 
 @contextmanager
-def watched(connection: sqlite3.Connection, look: Callable[[], None], steps: int) -> Iterator[None]:
-    """Call `look` while statements run; what it raises ends the statement and comes out here.
+def call_while_running(
+    connection: sqlite3.Connection, callback: Callable[[], None], steps: int
+) -> Iterator[None]:
+    """Call a function while statements run; what it raises interrupts them and is raised here.
 
     Without this a signal is handled only after the statement, which may take minutes.
 
     Args:
         connection: Runs the statements of the block.
-        look: Cheap.
+        callback: Cheap.
         steps: Virtual machine instructions between two calls; a million take some 10 ms.
     """
     raised: list[BaseException] = []
 
     def handler() -> bool:
         try:
-            look()
+            callback()
         except BaseException as error:  # noqa: BLE001 (SQLite would swallow it)
             raised.append(error)
         return bool(raised)
@@ -217,34 +241,38 @@ def watched(connection: sqlite3.Connection, look: Callable[[], None], steps: int
         raise raised[0]
 
 
-def translate(error: OSError | sqlite3.Error, path: Path) -> OpsError:
-    """Say what a failure on a database's file means to the person who ran the command."""
+@contextmanager
+def translate_errors(path: Path) -> Iterator[None]:
+    """Turn errors of SQLite inside the block into errors that name the database."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise from_database_error(error, path) from error
+
+
+def from_database_error(error: OSError | sqlite3.Error, path: Path) -> OpsError:
+    """Return the error of ours for a failure on a database's file."""
     text = str(error)
     name = f"database {path}"
     if isinstance(error, OSError):
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             return NoSpaceError(f"{name}: no space left on its file system")
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            return NotFoundError(
-                f"{name}: not found", hint="name the home with --home DIR: sagewai-ops status"
-            )
+            return NotFoundError(f"{name}: not found", hint="sagewai-ops --home DIR status")
         if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
             return PermissionDeniedError(f"{name}: {error.strerror}")
         if error.errno == errno.EIO:
             return DamagedError(f"{name}: input/output error", hint="dmesg | tail")
         return OpsError(f"{name}: {error.strerror or text}")
-    # By message: Python 3.10 does not give SQLite's code. The texts are those of sqlite3ErrStr.
+    # By message: Python 3.10 does not report SQLite's code. The texts are those of sqlite3ErrStr.
     if "locked" in text or "locking protocol" in text:
-        return LockedError(
-            f"{name}: held exclusively by another process",
-            hint="see which: sagewai-ops status  # then run this again",
-        )
+        return LockedError(f"{name}: locked by another process", hint="sagewai-ops status")
     if "is full" in text:
         return NoSpaceError(f"{name}: no space left on its file system")
     if "unable to open" in text or "readonly" in text:
         return NeedsStagingError(f"{name}: {text}")
     if "disk I/O error" in text:
-        if _is_full(path):  # SQLite says so when it cannot lengthen a -shm
+        if _is_full(path):  # SQLite reports this when it cannot lengthen a -shm
             return NoSpaceError(f"{name}: no space left on its file system")
         return DamagedError(f"{name}: input/output error", hint="dmesg | tail")
     return DamagedError(f"{name}: {text}")
@@ -259,26 +287,26 @@ def _is_full(path: Path) -> bool:
 
 
 def is_malformed(error: sqlite3.Error) -> bool:
-    """Tell damage within a database from a file that is none."""
+    """Tell damage within a database from a file that is not a database."""
     return "malformed" in str(error)
 
 
 def quoted(name: str) -> str:
-    """Quote an identifier for an SQL text of SQLite."""
+    """Quote an identifier for SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def in_utf8(column: str) -> str:
-    """Spell a value for `utf8_rows`: texts and numbers in UTF-8, a blob's bytes as they are."""
+    """Return the SQL of a value for `utf8_rows`: texts and numbers in UTF-8, blobs unchanged."""
     return f"CASE typeof({column}) WHEN 'blob' THEN {column} ELSE CAST({column} AS TEXT) END"
 
 
 def utf8_rows(
     connection: sqlite3.Connection, statement: str, parameters: tuple[object, ...] = ()
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield a query's rows with texts as bytes of UTF-8, valid or not.
+    """Yield the rows of a query with texts as bytes of UTF-8, valid or not.
 
-    A cast to a blob would give those of the database's own encoding, which may be UTF-16.
+    A cast to a blob would return the database's own encoding, which may be UTF-16.
     """
     cursor: sqlite3.Cursor | None = None
     rows: list[tuple[Any, ...]] = []
@@ -315,21 +343,18 @@ def _begin(resolved: Path) -> sqlite3.Connection:
     return connection
 
 
-def _describe(connection: sqlite3.Connection, resolved: Path, shown: Path) -> Pinned:
+def _describe(connection: sqlite3.Connection, resolved: Path) -> ReadTransaction:
+    (page_size,) = connection.execute("PRAGMA page_size").fetchone()
     try:
-        (page_size,) = connection.execute("PRAGMA page_size").fetchone()
-        try:
-            (page_count,) = connection.execute("PRAGMA page_count").fetchone()
-            (journal_mode,) = connection.execute("PRAGMA journal_mode").fetchone()
-        except sqlite3.DatabaseError as error:
-            page_count = size_of(resolved) // page_size
-            if not is_malformed(error) or not page_count:
-                raise
-            # These two read the schema, which is damaged. The pages can still be copied.
-            journal_mode = "wal" if sidecar(resolved, "-wal").exists() else "delete"
-    except sqlite3.Error as error:
-        raise translate(error, shown) from error
-    return Pinned(connection, resolved, int(page_size), int(page_count), str(journal_mode))
+        (page_count,) = connection.execute("PRAGMA page_count").fetchone()
+        (journal_mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+    except sqlite3.DatabaseError as error:
+        page_count = size_of(resolved) // page_size
+        if not is_malformed(error) or not page_count:
+            raise
+        # These two read the schema, which is damaged. The pages can still be copied.
+        journal_mode = "wal" if sidecar(resolved, "-wal").exists() else "delete"
+    return ReadTransaction(connection, resolved, int(page_size), int(page_count), str(journal_mode))
 
 
 def _is_wal(resolved: Path) -> bool:
@@ -339,17 +364,17 @@ def _is_wal(resolved: Path) -> bool:
     return header[18:20] == b"\x02\x02"
 
 
-def _remove_litter(resolved: Path, absent: tuple[str, ...]) -> None:
-    """Remove the sidecars that our own look created, if nobody uses them by now."""
-    litter = [sidecar(resolved, suffix) for suffix in absent if sidecar(resolved, suffix).exists()]
-    if not litter:
+def _remove_sidecars(resolved: Path, absent: tuple[str, ...]) -> None:
+    """Remove the sidecars that our own connection created, unless another process uses them."""
+    created = [sidecar(resolved, suffix) for suffix in absent if sidecar(resolved, suffix).exists()]
+    if not created:
         return
-    with suppress(OSError):  # somebody else has it open, or took our rights: theirs now
+    with suppress(OSError):  # locked by another process, or no longer writable: leave them
         descriptor = os.open(resolved, os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, SHARED_SIZE, SHARED_FIRST)
-            for path in litter:
-                # A -wal with content belongs to somebody who came and went meanwhile.
+            for path in created:
+                # A -wal that is not empty was written by a process that has ended since.
                 if path.name.endswith("-shm") or size_of(path) == 0:
                     path.unlink(missing_ok=True)
         finally:

@@ -13,7 +13,7 @@ WAL_RESET_FIXED = ((3, 44, 6), (3, 50, 7), (3, 51, 3))  # the first two for thei
 Version = tuple[int, int, int]
 
 
-def has_wal_reset_fault(version: Version) -> bool:
+def has_wal_reset_bug(version: Version) -> bool:
     """Tell whether a version of SQLite can damage a WAL database under two writers."""
     *branches, fixed = WAL_RESET_FIXED
     if not FIRST_WITH_WAL <= version < fixed:
@@ -21,14 +21,14 @@ def has_wal_reset_fault(version: Version) -> bool:
     return not any(version[:2] == branch[:2] and version >= branch for branch in branches)
 
 
-def note_on(version: Version, journal_mode: str) -> str:
+def version_note(version: Version, journal_mode: str) -> str:
     """Say what a person should know of a library and a database together; "" if nothing.
 
     Args:
         version: As `sqlite3.sqlite_version_info` has it.
         journal_mode: Of the database, as `PRAGMA journal_mode` names it.
     """
-    if journal_mode != "wal" or not has_wal_reset_fault(version):
+    if journal_mode != "wal" or not has_wal_reset_bug(version):
         return ""
     spelled = ".".join(map(str, version))
     return (

@@ -1,4 +1,4 @@
-"""Change a database that others may have open, in one transaction."""
+"""Change a database: a live one in one transaction, or a private copy with exclusive locking."""
 
 from __future__ import annotations
 
@@ -13,46 +13,37 @@ from sagewai_ops.database.sqlite.read_transaction import (
     database_uri,
     open_reader,
     resolve_database,
+    retry_while_locked,
     sidecar,
     size_of,
-    translate,
-    when_free,
+    translate_errors,
 )
 from sagewai_ops.errors import LockedError
 from sagewai_ops.process.malloc import blank_blocks
 
 
 @contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Turn what SQLite raises inside the block into an error that names the database."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise translate(error, path) from error
-
-
-@contextmanager
-def writing(path: Path, wait_seconds: float) -> Iterator[sqlite3.Connection]:
-    """Open a database for the block's one transaction, committed when the block ends well.
+def open_write_transaction(path: Path, wait_seconds: float) -> Iterator[sqlite3.Connection]:
+    """Open a database for the block's one transaction, committed if the block succeeds.
 
     Foreign keys are off during it.
 
     Args:
         path: The main file, which exists.
-        wait_seconds: For a writer that holds it.
+        wait_seconds: For a writer that has it locked.
 
     Raises:
-        LockedError: A writer held it all the time.
+        LockedError: A writer had it locked all the time.
         NotFoundError, DamagedError, NoSpaceError, PermissionDeniedError: Nothing was changed.
     """
     resolved = resolve_database(path)
     uri = database_uri(resolved, mode="rw")
     deadline = time.monotonic() + wait_seconds
-    with translated(path), ExitStack() as reader:
+    with translate_errors(path), ExitStack() as reader:
         if size_of(sidecar(resolved, "-wal")):
-            # Where the -shm cannot be made, closing a connection that writes may remove the -wal
-            # with all that stands in it (SQLite 3.40.1). One that only reads makes the -shm first,
-            # and while it is open the other one is not the last to close.
+            # Where the -shm cannot be created, closing a connection that writes may remove the -wal
+            # with all its content (SQLite 3.40.1). A connection that only reads creates the -shm
+            # first, and while it is open the other one is not the last to close.
             reader.enter_context(closing(open_reader(resolved, path, deadline)))
         with closing(
             sqlite3.connect(uri, uri=True, timeout=SLICE_SECONDS, isolation_level=None)
@@ -60,7 +51,7 @@ def writing(path: Path, wait_seconds: float) -> Iterator[sqlite3.Connection]:
             with blank_blocks():
                 connection.execute("PRAGMA foreign_keys = OFF")
                 _begin(connection, path, wait_seconds, deadline)
-            reader.close()  # so that the last close folds the -wal in, as Sagewai's does
+            reader.close()  # so that the last close checkpoints the -wal, as Sagewai's does
             try:
                 yield connection
                 connection.execute("COMMIT")
@@ -70,13 +61,22 @@ def writing(path: Path, wait_seconds: float) -> Iterator[sqlite3.Connection]:
                 raise
 
 
+@contextmanager
+def open_exclusive(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a copy that no other process uses; exclusive locking needs no shared memory file."""
+    uri = database_uri(path, mode="rw")
+    with closing(sqlite3.connect(uri, uri=True, timeout=0.0, isolation_level=None)) as connection:
+        connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+        yield connection
+
+
 def _begin(
     connection: sqlite3.Connection, path: Path, wait_seconds: float, deadline: float
 ) -> None:
     try:
-        when_free(lambda: connection.execute("BEGIN IMMEDIATE"), path, deadline)
+        retry_while_locked(lambda: connection.execute("BEGIN IMMEDIATE"), path, deadline)
     except LockedError as error:
         raise LockedError(
-            f"database {path}: a writer held it for {wait_seconds:g} seconds",
-            hint="sagewai-ops status  # shows who has it open",
+            f"database {path}: locked by a writer for {wait_seconds:g} seconds",
+            hint="sagewai-ops status  # shows which processes have it open",
         ) from error
