@@ -130,8 +130,8 @@ def backup(
 ) -> Outcome:
     """Parse, take the snapshot, prune the older ones, render."""
     from sagewai_ops.archive.zstd_frames import DEFAULT_LEVEL
-    from sagewai_ops.backup.create import pipe_snapshot, take_snapshot
-    from sagewai_ops.backup.mirror import keep_tree
+    from sagewai_ops.backup.create import create_snapshot, stream_snapshot
+    from sagewai_ops.backup.mirror import update_mirror
     from sagewai_ops.backup.report import BackupOptions
     from sagewai_ops.cli.credentials import lock_of
 
@@ -163,7 +163,7 @@ def backup(
     if output and (sys.stdout is None or sys.stdout.isatty()):
         raise UsageError("--output -: stdout is a terminal", hint="redirect it: > home.tar.zst")
     options = BackupOptions(
-        lock=lock_of(run.terminal, recipient or [], recipients_file, passphrase_file),
+        encryption=lock_of(run.terminal, recipient or [], recipients_file, passphrase_file),
         custody=key,
         exclude=tuple(exclude or ()),
         compact=compact,
@@ -175,13 +175,15 @@ def backup(
     home = run.home()
     with run.terminal.progress() as progress:
         if output:
-            report = pipe_snapshot(home, sys.stdout.buffer, options, progress=progress)
+            report = stream_snapshot(home, sys.stdout.buffer, options, progress=progress)
         else:
             directory = run.snapshots(home, to)
             if form == "directory":
-                report = keep_tree(home, directory, options, any_place=any_place, progress=progress)
+                report = update_mirror(
+                    home, directory, options, any_place=any_place, progress=progress
+                )
             else:
-                report = take_snapshot(home, directory, options, progress=progress)
+                report = create_snapshot(home, directory, options, progress=progress)
     result = as_result(report)
     code = EXIT_DONE if report.is_sound else EXIT_FINDINGS
     code = code if report.is_complete else EXIT_INCOMPLETE
@@ -253,7 +255,7 @@ def as_result(report: Any) -> dict[str, Any]:
         "keys": report.keys.as_dict(),
         "left_out": [
             {"path": item.path, "reason": item.reason.name.lower(), "detail": item.detail}
-            for item in report.left_out
+            for item in report.omissions
         ],
         "unstable": list(report.unstable),
         "followed": dict(report.followed),

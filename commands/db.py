@@ -116,7 +116,7 @@ def upgrade(
 
     home = run.home()
     backup = BackupOptions(
-        lock=lock_of(run.terminal, recipient or [], recipients_file, None),
+        encryption=lock_of(run.terminal, recipient or [], recipients_file, None),
         wait_seconds=wait,
         key_environment=run.settings.environment,
         tags=("before-upgrade",),

@@ -79,7 +79,7 @@ def drill(
     home = run.home()
     archive = catalog.choose(run.snapshots(home, snapshots), snapshot, home_ids(home))
     options = drilling.DrillOptions(
-        unlock=unlock_of(run.terminal, identity or [], passphrase_file),
+        decryption=unlock_of(run.terminal, identity or [], passphrase_file),
         key_file=key_file,
         without_key=without_key,
         key_home=home,

@@ -189,10 +189,10 @@ def escrow(
         raise UsageError("keys escrow: nothing to write", hint="name --to FILE, --sheet FILE, both")
     if to and sheet and to.absolute() == sheet.absolute():
         raise UsageError(f"keys escrow: --to and --sheet name the same file, {to}")
-    lock = lock_of(run.terminal, recipient or [], recipients_file, None)
-    if lock is None:
+    encryption = lock_of(run.terminal, recipient or [], recipients_file, None)
+    if encryption is None:
         raise UsageError("keys escrow: no recipient", hint="--recipient age1... or ssh-ed25519 ...")
-    check_recipients(lock.recipients)
+    check_recipients(encryption.recipients)
     home = run.home()
     require(home)
     require_settled(home.root)
@@ -205,13 +205,13 @@ def escrow(
     result: dict[str, Any] = {
         "home": str(home.root),
         **_own(key),
-        "recipients": list(lock.recipients),
+        "recipients": list(encryption.recipients),
         "to": str(to) if to else None,
         "sheet": str(sheet) if sheet else None,
         "dry_run": dry_run,
     }
     if not dry_run:
-        sealed = seal_key(key, lock.recipients)
+        sealed = seal_key(key, encryption.recipients)
         if to:
             write_key(to, sealed)
         if sheet:

@@ -90,19 +90,19 @@ def rotate(
                 hint="sagewai-ops keys rotate --recover",
             )
         return _recovered(rotating.recover(home, environment, wait_seconds=wait), str(home.root))
-    lock = lock_of(run.terminal, recipient or [], recipients_file, passphrase_file)
-    if lock is None and not (no_snapshot or dry_run):
+    encryption = lock_of(run.terminal, recipient or [], recipients_file, passphrase_file)
+    if encryption is None and not (no_snapshot or dry_run):
         raise UsageError(
             "keys rotate: the snapshot that keeps the old key must be encrypted, to nobody so far",
             hint="add --recipient age1... or --passphrase-file FILE\n"
             "or take none: --no-snapshot --yes",
         )
-    if lock is not None and no_snapshot:
+    if encryption is not None and no_snapshot:
         raise UsageError("--no-snapshot: takes no recipients and no passphrase")
     if no_snapshot and not dry_run:
         run.terminal.confirm(f"Exchange the key of {home.root} without a snapshot?", yes=yes)
     backup = BackupOptions(
-        lock=lock,
+        encryption=encryption,
         custody="sealed",
         wait_seconds=wait,
         key_environment=environment,

@@ -78,18 +78,18 @@ def preflight(
     wait: WriterWaitOption = 30.0,
 ) -> Outcome:
     """Parse, check, render."""
-    from sagewai_ops.archive.age import Unlock
+    from sagewai_ops.archive.age import Decryption
     from sagewai_ops.backup.report import BackupOptions
     from sagewai_ops.cli.credentials import lock_of, unlock_of
     from sagewai_ops.operations.preflight import PreflightOptions, run_preflight
 
     home = run.home()
-    lock = lock_of(run.terminal, recipient or [], recipients_file, passphrase_file)
-    unlock = unlock_of(run.terminal, identity or [], None)
-    if lock and lock.passphrase:
-        unlock = Unlock(passphrase=lock.passphrase)
+    encryption = lock_of(run.terminal, recipient or [], recipients_file, passphrase_file)
+    decryption = unlock_of(run.terminal, identity or [], None)
+    if encryption and encryption.passphrase:
+        decryption = Decryption(passphrase=encryption.passphrase)
     backup = BackupOptions(
-        lock=lock,
+        encryption=encryption,
         custody=key,
         wait_seconds=wait,
         key_environment=run.settings.environment,
@@ -99,7 +99,7 @@ def preflight(
         environment=run.settings.environment,
         snapshots=run.snapshots(home, snapshots),
         backup=None if no_snapshot else backup,
-        unlock=unlock,
+        decryption=decryption,
         key_file=key_file,
         scratch=scratch,
         is_strict=strict,

@@ -118,7 +118,7 @@ def restore(
     environment = dict(run.settings.environment)
     archive = catalog.choose(run.snapshots(home, snapshots), snapshot or "", home_ids(home))
     options = RestoreOptions(
-        unlock=unlock_of(run.terminal, identity or [], passphrase_file),
+        decryption=unlock_of(run.terminal, identity or [], passphrase_file),
         replace=replace,
         only=_parts(only or []),
         key_file=key_file,

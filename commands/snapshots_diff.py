@@ -57,8 +57,10 @@ def diff(
     home = run.home()
     directory = run.snapshots(home, snapshots)
     ids = home_ids(home)
-    unlock = unlock_of(run.terminal, identity or [], passphrase_file)
-    found = compare_snapshots(choose(directory, first, ids), choose(directory, second, ids), unlock)
+    decryption = unlock_of(run.terminal, identity or [], passphrase_file)
+    found = compare_snapshots(
+        choose(directory, first, ids), choose(directory, second, ids), decryption
+    )
     result = _as_result(found)
     return Outcome(result, lambda terminal: _show(terminal, result), always=True)
 

@@ -56,9 +56,9 @@ def extract(
     """
     from sagewai_ops.restore.extract_files import take_out
 
-    path, unlock = find_archive(run, snapshot, snapshots, identity, passphrase_file)
+    path, decryption = find_archive(run, snapshot, snapshots, identity, passphrase_file)
     with run.terminal.progress() as progress:
-        taken = take_out(path, unlock, tuple(paths or ()), to, progress=progress)
+        taken = take_out(path, decryption, tuple(paths or ()), to, progress=progress)
     result = {
         "archive": str(path),
         "to": str(to),

@@ -52,7 +52,7 @@ def list_snapshots(
     Exit codes: 0 listed, also when there are none, 3 of an encrypted archive only the outside
     could be read, 4 an archive is damaged, 11 another run, 14 the directory may not be read.
     """
-    from sagewai_ops.backup.mirror import tree_in
+    from sagewai_ops.backup.mirror import find_mirror
     from sagewai_ops.snapshots.catalog import snapshots_in
     from sagewai_ops.snapshots.trash import resting
 
@@ -82,7 +82,7 @@ def list_snapshots(
         for item in snapshots_in(directory)
         if not tag or set(tag).intersection(item.tags)
     ]
-    rested, tree = resting(directory), tree_in(directory)
+    rested, tree = resting(directory), find_mirror(directory)
     result = {
         "folder": str(directory),
         "snapshots": rows,
@@ -114,9 +114,9 @@ def _rebuild(
     from sagewai_ops.cli.credentials import unlock_of
     from sagewai_ops.snapshots.rebuild_cards import rebuild_cards
 
-    unlock = unlock_of(run.terminal, identity or [], passphrase_file)
+    decryption = unlock_of(run.terminal, identity or [], passphrase_file)
     with run.terminal.progress() as progress:
-        return rebuild_cards(directory, unlock, wait_seconds=wait, progress=progress)
+        return rebuild_cards(directory, decryption, wait_seconds=wait, progress=progress)
 
 
 def _rebuild_outcome(rebuilt: Any) -> tuple[tuple[str, ...], int]:

@@ -42,9 +42,9 @@ def show(
     from sagewai_ops.archive.open import open_archive
     from sagewai_ops.snapshots.cards import read_card
 
-    path, unlock = find_archive(run, snapshot, snapshots, identity, passphrase_file)
+    path, decryption = find_archive(run, snapshot, snapshots, identity, passphrase_file)
     card = read_card(path)
-    with open_archive(path, unlock) as reader:
+    with open_archive(path, decryption) as reader:
         facts = dict(reader.manifest.facts)
         entries = reader.manifest.entries
         result = {

@@ -37,8 +37,8 @@ def verify(
     """
     from sagewai_ops.archive.open import open_archive
 
-    path, unlock = find_archive(run, snapshot, snapshots, identity, passphrase_file)
-    with run.terminal.progress() as progress, open_archive(path, unlock) as reader:
+    path, decryption = find_archive(run, snapshot, snapshots, identity, passphrase_file)
+    with run.terminal.progress() as progress, open_archive(path, decryption) as reader:
         done = 0
 
         def count(size_bytes: int) -> None:

@@ -4,17 +4,17 @@ import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sagewai_ops.archive.age import Lock, sealing
+from sagewai_ops.archive.age import Encryption, open_encrypted_sink
 from sagewai_ops.archive.manifest import (
     HEADER_NAME,
     MANIFEST_NAME,
     Entry,
     EntryType,
     Header,
-    ManifestText,
+    ManifestBuilder,
     encode_header,
 )
-from sagewai_ops.archive.tar import END, header_of, padded
+from sagewai_ops.archive.tar import END, member_header, pad
 from sagewai_ops.archive.writer import ArchiveWriter
 from sagewai_ops.archive.zstd_frames import FrameWriter
 
@@ -24,10 +24,12 @@ STATE = Entry("config/admin-state.json", EntryType.FILE, 0o600, MOMENT_NS)
 LINK = Entry("config/link", EntryType.LINK, 0o777, MOMENT_NS, target="admin-state.json")
 
 
-def write(path: Path, contents: Sequence[tuple[Entry, bytes]], lock: Lock | None = None) -> Path:
+def write(
+    path: Path, contents: Sequence[tuple[Entry, bytes]], encryption: Encryption | None = None
+) -> Path:
     """Write an archive of these members with the real writer."""
     with open(path, "wb") as stream:
-        sink = sealing(stream, lock) if lock else stream
+        sink = open_encrypted_sink(stream, encryption) if encryption else stream
         writer = ArchiveWriter(sink, Header("test"), mtime_ns=MOMENT_NS)
         for entry, content in contents:
             if entry.type is EntryType.FILE:
@@ -35,15 +37,15 @@ def write(path: Path, contents: Sequence[tuple[Entry, bytes]], lock: Lock | None
             else:
                 writer.add_directory_or_link(entry)
         writer.finish({"id": "test"})
-        if lock:
+        if encryption:
             sink.close()
     return path
 
 
-def small(path: Path, lock: Lock | None = None) -> Path:
+def small(path: Path, encryption: Encryption | None = None) -> Path:
     """Write an archive of a directory, a file and a link."""
     return write(
-        path, [(DIRECTORY, b""), (STATE, b'{"schema_version": 3}' * 50), (LINK, b"")], lock
+        path, [(DIRECTORY, b""), (STATE, b'{"schema_version": 3}' * 50), (LINK, b"")], encryption
     )
 
 
@@ -66,21 +68,21 @@ def forge(
         frames = FrameWriter(stream)
         content = header if header is not None else encode_header(Header("test"))
         first = _complete(Entry(HEADER_NAME, EntryType.FILE, 0o600, MOMENT_NS), content)
-        frames.write(header_of(first) + padded(content))
+        frames.write(member_header(first) + pad(content))
         frames.cut()
         entries = [first]
         for entry, data in members:
             complete = _complete(entry, data)
             entries.append(complete)
-            frames.write(header_of(complete) + padded(data))
+            frames.write(member_header(complete) + pad(data))
         frames.cut()
         start = frames.position
-        text = ManifestText()
+        text = ManifestBuilder()
         for entry in (first, *listed) if listed else entries:
             text.add(entry)
         body = manifest(b"".join(text.finish({})[1]))
         own = _complete(Entry(MANIFEST_NAME, EntryType.FILE, 0o600, MOMENT_NS), body)
-        frames.write(header_of(own) + padded(body) + END)
+        frames.write(member_header(own) + pad(body) + END)
         frames.finish(start)
     return path
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.archive.age import Lock
-from sagewai_ops.backup.create import take_snapshot
+from sagewai_ops.archive.age import Encryption
+from sagewai_ops.backup.create import create_snapshot
 from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.home.paths import DATABASE, Kind, kind_of, locate
 from sagewai_ops.permissions.modes import directory_mode, file_mode
@@ -26,14 +26,16 @@ def snapshot_of(
     root: Path,
     *,
     directory: Path | None = None,
-    lock: Lock | None = None,
+    encryption: Encryption | None = None,
     custody: str = "exclude",
     environment: Mapping[str, str] | None = None,
 ) -> Path:
     """Take a snapshot of a home and give its archive."""
     home = locate(root, environment or {})
-    wanted = BackupOptions(lock=lock, custody=custody, key_environment=environment or {})
-    report = take_snapshot(home, directory or root.with_name(f"{root.name}.snapshots"), wanted)
+    wanted = BackupOptions(
+        encryption=encryption, custody=custody, key_environment=environment or {}
+    )
+    report = create_snapshot(home, directory or root.with_name(f"{root.name}.snapshots"), wanted)
     assert report.path is not None
     return report.path
 

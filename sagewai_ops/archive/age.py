@@ -21,7 +21,7 @@ _QUEUED_PIECES = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Lock:
+class Encryption:
     """How to encrypt: to recipients, or under a passphrase, never both (age forbids it)."""
 
     recipients: tuple[str, ...] = ()
@@ -29,14 +29,14 @@ class Lock:
 
 
 @dataclass(frozen=True, slots=True)
-class Unlock:
+class Decryption:
     """How to decrypt: with any of the identities, or with a passphrase."""
 
     identities: tuple[str, ...] = field(default=(), repr=False)
     passphrase: str = field(default="", repr=False)
 
 
-class SealedSink(Protocol):
+class EncryptedSink(Protocol):
     """A sink whose content is complete once it is closed."""
 
     def write(self, data: bytes, /) -> Any:
@@ -119,14 +119,16 @@ def check_recipients(recipients: Sequence[str]) -> None:
         _recipient(recipient)
 
 
-def sealing(sink: Sink, lock: Lock) -> SealedSink:
+def open_encrypted_sink(sink: Sink, encryption: Encryption) -> EncryptedSink:
     """Give a sink that encrypts into `sink`."""
-    if lock.passphrase:
-        return passphrases.PassphraseSink(sink, lock.passphrase)
-    return _RecipientsSink(sink, lock.recipients)
+    if encryption.passphrase:
+        return passphrases.PassphraseSink(sink, encryption.passphrase)
+    return _RecipientsSink(sink, encryption.recipients)
 
 
-def opened(stream: BinaryIO, unlock: Unlock, name: str) -> Generator[bytes, None, None]:
+def decrypt_stream(
+    stream: BinaryIO, decryption: Decryption, name: str
+) -> Generator[bytes, None, None]:
     """Decrypt an age stream from its beginning, in pieces.
 
     Args:
@@ -138,19 +140,19 @@ def opened(stream: BinaryIO, unlock: Unlock, name: str) -> Generator[bytes, None
     """
     stream.seek(0)
     if passphrases.is_passphrase_stream(stream):
-        if not unlock.passphrase:
+        if not decryption.passphrase:
             raise KeyMissingError(
                 f"snapshot {name}: encrypted with a passphrase, none was given",
                 hint="use --passphrase-file FILE",
             )
-        yield from passphrases.opened(stream, unlock.passphrase, name)
+        yield from passphrases.decrypt_stream(stream, decryption.passphrase, name)
         return
-    if not unlock.identities:
+    if not decryption.identities:
         raise KeyMissingError(
             f"snapshot {name}: encrypted to a recipient, no identity was given",
             hint="use --identity FILE",
         )
-    yield from _decrypted(stream, unlock.identities, name)
+    yield from _decrypted(stream, decryption.identities, name)
 
 
 class _RecipientsSink:

@@ -94,7 +94,7 @@ def is_passphrase_stream(stream: BinaryIO) -> bool:
     return head.startswith(_VERSION + b"-> scrypt ")
 
 
-def opened(stream: BinaryIO, passphrase: str, name: str) -> Iterator[bytes]:
+def decrypt_stream(stream: BinaryIO, passphrase: str, name: str) -> Iterator[bytes]:
     """Decrypt a stream from its beginning, in chunks of at most 64 KiB.
 
     Raises:

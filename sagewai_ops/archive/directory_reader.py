@@ -34,8 +34,8 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
-class TreeReader(ArchiveReader):
-    """One tree, open for reading; use `open_tree`.
+class DirectoryReader(ArchiveReader):
+    """One tree, open for reading; use `open_mirror`.
 
     Args:
         descriptor: Of its directory.
@@ -150,7 +150,7 @@ class TreeReader(ArchiveReader):
 
 
 @contextlib.contextmanager
-def open_tree(root: Path) -> Iterator[TreeReader]:
+def open_mirror(root: Path) -> Iterator[DirectoryReader]:
     """Open a tree; while it is open, whoever exchanges it leaves these files.
 
     Raises:
@@ -158,14 +158,14 @@ def open_tree(root: Path) -> Iterator[TreeReader]:
         DamagedError: It is not whole.
         SchemaAheadError: Its format is newer than this program.
     """
-    if not is_tree(root):
+    if not is_mirror(root):
         raise NotFoundError(
             f"snapshot {root}: is a directory, and no tree of backup --format directory",
             hint="sagewai-ops snapshots list",
         )
     with _held(root) as descriptor:
         try:
-            with contextlib.closing(TreeReader(descriptor)) as reader:
+            with contextlib.closing(DirectoryReader(descriptor)) as reader:
                 yield reader
         except DamagedError as error:
             raise DamagedError(
@@ -187,7 +187,7 @@ def _held(root: Path) -> Iterator[int]:
         yield descriptor
 
 
-def is_tree(root: Path) -> bool:
+def is_mirror(root: Path) -> bool:
     """Tell whether a directory has what a tree has."""
     return all((root / name).is_file() for name in (HEADER_NAME, MANIFEST_NAME, SUM_NAME))
 

@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, BinaryIO, Protocol
 
-from sagewai_ops.archive.age import Unlock, opened
-from sagewai_ops.archive.zstd_frames import TABLE_FOOT_BYTES, Layout, parse_layout, table_bytes
+from sagewai_ops.archive.age import Decryption, decrypt_stream
+from sagewai_ops.archive.zstd_frames import TABLE_FOOT_BYTES, Layout, parse_layout, tail_bytes
 from sagewai_ops.errors import DamagedError
 
 # What is kept of the end while a sealed archive is measured: the seek table of 4 TiB of content.
@@ -46,7 +46,7 @@ class Source(Protocol):
         ...
 
 
-class ClearSource:
+class PlainInput:
     """A file that is the archive itself."""
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -56,7 +56,7 @@ class ClearSource:
         """Read the end of the archive."""
         total = os.fstat(self._stream.fileno()).st_size
         foot = self._read(max(total - TABLE_FOOT_BYTES, 0), min(TABLE_FOOT_BYTES, total))
-        length = table_bytes(foot, total)
+        length = tail_bytes(foot, total)
         return parse_layout(self._read(total - length, length), total)
 
     def pieces(self, spans: Sequence[tuple[int, int]], digest: Any) -> Iterator[bytes]:
@@ -84,33 +84,33 @@ class ClearSource:
         return piece
 
 
-class SealedSource:
+class EncryptedInput:
     """A file that is an age stream of the archive."""
 
-    def __init__(self, stream: BinaryIO, name: str, unlock: Unlock) -> None:
+    def __init__(self, stream: BinaryIO, name: str, decryption: Decryption) -> None:
         self._stream = stream
         self._name = name
-        self._unlock = unlock
+        self._decryption = decryption
 
     def layout(self) -> Layout:
         """Decrypt once to the end, which also proves every byte, and keep the tail."""
         kept: deque[bytes] = deque()
         kept_bytes = total = 0
-        for piece in opened(self._stream, self._unlock, self._name):
+        for piece in decrypt_stream(self._stream, self._decryption, self._name):
             kept.append(piece)
             kept_bytes += len(piece)
             total += len(piece)
             while kept_bytes - len(kept[0]) >= _KEPT_TAIL_BYTES:
                 kept_bytes -= len(kept.popleft())
         tail = b"".join(kept)
-        length = table_bytes(tail[-TABLE_FOOT_BYTES:], total)
+        length = tail_bytes(tail[-TABLE_FOOT_BYTES:], total)
         if length > len(tail):
             raise DamagedError("archive: its seek table is too long")
         return parse_layout(tail[-length:], total)
 
     def pieces(self, spans: Sequence[tuple[int, int]], digest: Any) -> Iterator[bytes]:
         """Give the bytes of each span."""
-        stream = opened(self._stream, self._unlock, self._name)
+        stream = decrypt_stream(self._stream, self._decryption, self._name)
         kept = bytearray()
         position = 0  # of kept[0] in the archive
         try:
@@ -135,7 +135,7 @@ class SealedSource:
 
     def front(self) -> Generator[bytes, None, None]:
         """Give the bytes from the beginning."""
-        return opened(self._stream, self._unlock, self._name)
+        return decrypt_stream(self._stream, self._decryption, self._name)
 
     def close(self) -> None:
         """Every pass stops with its own generator."""

@@ -118,7 +118,7 @@ def decode_header(content: bytes) -> Header:
     return Header(name, version, document)
 
 
-class ManifestText:
+class ManifestBuilder:
     """`manifest.json` while its entries come in, held compressed: a long one is never whole."""
 
     def __init__(self) -> None:
@@ -244,17 +244,17 @@ def _entry(document: Mapping[str, Any]) -> Entry:
 def _check(entry: Entry) -> None:
     has_content = entry.type in (EntryType.FILE, EntryType.SUPERSEDED)
     if (
-        not is_safe(entry.path)
+        not is_safe_path(entry.path)
         or not 0 <= entry.mode <= 0o7777
         or len(entry.sha256) != (32 if has_content else 0)
         or (entry.size_bytes and not has_content)
         or (entry.type is EntryType.LINK) != bool(entry.target)
-        or (entry.type is EntryType.LINK and not stays_inside(entry.path, entry.target))
+        or (entry.type is EntryType.LINK and not is_link_inside(entry.path, entry.target))
     ):
         raise DamagedError(f"{MANIFEST_NAME}: entry {entry.path[:200]}: not allowed in a snapshot")
 
 
-def is_safe(path: str) -> bool:
+def is_safe_path(path: str) -> bool:
     """Tell whether a member path is relative and stays where it is put."""
     parts = path.split("/")
     return (
@@ -265,7 +265,7 @@ def is_safe(path: str) -> bool:
     )
 
 
-def stays_inside(path: str, target: str) -> bool:
+def is_link_inside(path: str, target: str) -> bool:
     """Tell whether a link at `path` to `target` leads, name by name, to a place inside."""
     if target.startswith("/") or "\0" in target or len(target) > 4095 or not _is_spelled(target):
         return False

@@ -5,26 +5,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from sagewai_ops.archive.age import AGE_MAGIC, Unlock
-from sagewai_ops.archive.input import ClearSource, SealedSource, Source
+from sagewai_ops.archive.age import AGE_MAGIC, Decryption
+from sagewai_ops.archive.input import EncryptedInput, PlainInput, Source
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import DamagedError, NotFoundError
 
 
 @contextlib.contextmanager
-def open_archive(path: Path, unlock: Unlock | None = None) -> Iterator[ArchiveReader]:
+def open_archive(path: Path, decryption: Decryption | None = None) -> Iterator[ArchiveReader]:
     """Open a snapshot: a file, clear or encrypted, or a directory as `tree` knows it.
 
     Raises:
         NotFoundError: There is no such file.
-        KeyMissingError: It is encrypted, and `unlock` does not open it.
+        KeyMissingError: It is encrypted, and `decryption` does not open it.
         SchemaAheadError: Its format is newer than this program.
         DamagedError: It is not a whole snapshot.
     """
     if path.is_dir():
-        from sagewai_ops.archive.directory_reader import open_tree  # which is made of this module
+        from sagewai_ops.archive.directory_reader import open_mirror  # which is made of this module
 
-        with open_tree(path) as tree:
+        with open_mirror(path) as tree:
             yield tree
         return
     try:
@@ -34,7 +34,7 @@ def open_archive(path: Path, unlock: Unlock | None = None) -> Iterator[ArchiveRe
             f"snapshot {path}: does not exist", hint="sagewai-ops snapshots list"
         ) from None
     with stream:
-        source = source_of(stream, path.name, unlock)
+        source = open_input(stream, path.name, decryption)
         try:
             yield ArchiveReader(source)
         except DamagedError as error:
@@ -46,10 +46,10 @@ def open_archive(path: Path, unlock: Unlock | None = None) -> Iterator[ArchiveRe
             source.close()
 
 
-def source_of(stream: BinaryIO, name: str, unlock: Unlock | None) -> Source:
+def open_input(stream: BinaryIO, name: str, decryption: Decryption | None) -> Source:
     """Give the bytes of an archive, decrypted if need be."""
     head = stream.read(len(AGE_MAGIC))
     stream.seek(0)
     if head == AGE_MAGIC:
-        return SealedSource(stream, name, unlock or Unlock())
-    return ClearSource(stream)
+        return EncryptedInput(stream, name, decryption or Decryption())
+    return PlainInput(stream)

@@ -25,7 +25,7 @@ from sagewai_ops.archive.manifest import (
     decode_header,
     decode_manifest,
 )
-from sagewai_ops.archive.tar import BLOCK_BYTES, END, header_of, member_bytes, padding_of
+from sagewai_ops.archive.tar import BLOCK_BYTES, END, member_bytes, member_header, padding_bytes
 from sagewai_ops.errors import DamagedError
 
 MOST_HEADER_BYTES = 1024 * 1024
@@ -95,12 +95,12 @@ class ArchiveReader:
         ):
             for entry, start in placed:
                 stream.go_to(start)
-                _expect(stream, header_of(entry), entry.path)
+                _expect(stream, member_header(entry), entry.path)
                 content = _hashed(stream, entry, hasher)
                 yield entry, content
                 for _piece in content:
                     pass
-                _expect(stream, bytes(padding_of(entry.size_bytes)), entry.path)
+                _expect(stream, bytes(padding_bytes(entry.size_bytes)), entry.path)
             if digest:
                 stream.drain()
                 if digest.digest() != self._layout.sha256:
@@ -125,7 +125,7 @@ class ArchiveReader:
             raise DamagedError("archive: its first frame is too long to be a header")
         content = b"".join(self._decompress([first]))
         entry = _document_entry(content, HEADER_NAME)
-        return decode_header(content[len(header_of(entry)) :][: entry.size_bytes])
+        return decode_header(content[len(member_header(entry)) :][: entry.size_bytes])
 
     def _read_manifest(self) -> Manifest:
         last = [
@@ -139,9 +139,11 @@ class ArchiveReader:
         contents = self._decompress(last)
         first = next(contents)
         entry = _document_entry(first, MANIFEST_NAME)
-        text = _Text(itertools.chain((first[len(header_of(entry)) :],), contents), entry.size_bytes)
+        text = _Text(
+            itertools.chain((first[len(member_header(entry)) :],), contents), entry.size_bytes
+        )
         manifest = decode_manifest(text)
-        if text.after() != bytes(padding_of(entry.size_bytes)) + END:
+        if text.after() != bytes(padding_bytes(entry.size_bytes)) + END:
             raise DamagedError("archive: something follows its manifest")
         self._check(manifest, entry)
         return manifest
@@ -189,7 +191,7 @@ class ArchiveReader:
         return list(dict.fromkeys(needed))
 
     def _decompress(self, frames: Sequence[containers.Frame]) -> Iterator[bytes]:
-        return containers.decompressed(frames, self._source.pieces(_spans(frames), None))
+        return containers.decompress_frames(frames, self._source.pieces(_spans(frames), None))
 
 
 class _Text:
@@ -224,7 +226,7 @@ class _Stream:
         on_bytes: Callable[[int], None],
     ) -> None:
         self._frames = iter(frames)
-        self._contents = containers.decompressed(frames, compressed)
+        self._contents = containers.decompress_frames(frames, compressed)
         self._on_bytes = on_bytes
         self._view = memoryview(b"")
         self._position = 0
@@ -303,6 +305,6 @@ def _document_entry(content: bytes, name: str) -> Entry:
         size_bytes = seconds = -1
     plain = Entry(name, EntryType.FILE, 0o600, seconds * 1_000_000_000)
     entry = replace(plain, size_bytes=max(size_bytes, 0))
-    if size_bytes < 0 or seconds < 0 or content[:BLOCK_BYTES] != header_of(entry):
+    if size_bytes < 0 or seconds < 0 or content[:BLOCK_BYTES] != member_header(entry):
         raise DamagedError(f"archive: {name} is not where it must be")
     return entry

@@ -32,7 +32,7 @@ _OCTAL_11 = 8**11  # size and mtime have eleven octal digits
 _OCTAL_7 = 8**7  # mode, uid and gid have seven
 
 
-def header_of(entry: Entry) -> bytes:
+def member_header(entry: Entry) -> bytes:
     """Spell the header blocks that stand before an entry's content."""
     if entry.path.isascii() and _is_plain(entry):
         name = entry.path.encode("ascii") + (b"/" if entry.type is EntryType.DIRECTORY else b"")
@@ -80,7 +80,7 @@ def _extended_header(entry: Entry) -> bytes:
     extended = b""
     if records:
         body = b"".join(_record(key, value) for key, value in records)
-        extended = _block(b"././@PaxHeader", b"x", 0o644, 0, 0, len(body), 0, b"") + padded(body)
+        extended = _block(b"././@PaxHeader", b"x", 0o644, 0, 0, len(body), 0, b"") + pad(body)
     return extended + _block(
         name if _fits(name) else _ascii(name),
         _TYPE_FLAGS[entry.type],
@@ -93,21 +93,21 @@ def _extended_header(entry: Entry) -> bytes:
     )
 
 
-def padding_of(size_bytes: int) -> int:
+def padding_bytes(size_bytes: int) -> int:
     """Count the zero bytes that fill the last block of a content."""
     return -size_bytes % BLOCK_BYTES
 
 
-def padded(content: bytes) -> bytes:
+def pad(content: bytes) -> bytes:
     """Fill the last block of a content with zeros."""
-    return content + bytes(padding_of(len(content)))
+    return content + bytes(padding_bytes(len(content)))
 
 
 def member_bytes(entry: Entry) -> int:
     """Count the bytes of a member in the stream: headers, content and padding."""
     is_short = entry.path.isascii() and _is_plain(entry)
-    header_bytes = BLOCK_BYTES if is_short else len(header_of(entry))
-    return header_bytes + entry.size_bytes + padding_of(entry.size_bytes)
+    header_bytes = BLOCK_BYTES if is_short else len(member_header(entry))
+    return header_bytes + entry.size_bytes + padding_bytes(entry.size_bytes)
 
 
 def _block(

@@ -13,10 +13,10 @@ from sagewai_ops.archive.manifest import (
     Entry,
     EntryType,
     Header,
-    ManifestText,
+    ManifestBuilder,
     encode_header,
 )
-from sagewai_ops.archive.tar import END, header_of, padded, padding_of
+from sagewai_ops.archive.tar import END, member_header, pad, padding_bytes
 from sagewai_ops.archive.zstd_frames import DEFAULT_LEVEL, FrameWriter, Sink
 
 WHOLE_FILE_BYTES = 4 * 1024 * 1024  # files up to this are read whole, so that a retry costs nothing
@@ -26,7 +26,7 @@ _ZEROS = bytes(1 << 16)
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
+class AddedFile:
     """What became of a file.
 
     Attributes:
@@ -52,7 +52,7 @@ class MemberWriter(Protocol):
 
     def add_file(
         self, entry: Entry, stream: BinaryIO, *, banned: Sequence[bytes] = ()
-    ) -> Carried | None:
+    ) -> AddedFile | None:
         """Add a file that others may be writing to; None if something banned stands in it."""
 
     def add_copy(self, entry: Entry, stream: BinaryIO) -> Entry:
@@ -92,7 +92,7 @@ class ArchiveWriter:
         check: bool = False,
     ) -> None:
         self._frames = FrameWriter(sink, level=level, check=check)
-        self._manifest = ManifestText()
+        self._manifest = ManifestBuilder()
         self.files = 0
         self.content_bytes = 0
         self._mtime_ns = mtime_ns
@@ -103,20 +103,20 @@ class ArchiveWriter:
 
     def add_directory_or_link(self, entry: Entry) -> None:
         """Add a member without content."""
-        self._frames.write(header_of(entry))
+        self._frames.write(member_header(entry))
         self._manifest.add(entry)
 
     def add_bytes(self, entry: Entry, content: bytes) -> Entry:
         """Add a file whose content is at hand; size and hash are filled in."""
-        complete = completed(entry, len(content), hashlib.sha256(content).digest())
-        self._frames.write(header_of(complete) + padded(content))
+        complete = with_content(entry, len(content), hashlib.sha256(content).digest())
+        self._frames.write(member_header(complete) + pad(content))
         self._count(complete)
         self._on_bytes(len(content))
         return complete
 
     def add_file(
         self, entry: Entry, stream: BinaryIO, *, banned: Sequence[bytes] = ()
-    ) -> Carried | None:
+    ) -> AddedFile | None:
         """Add a file that others may be writing to.
 
         A file that changes while it is read is read again, `ATTEMPTS` times at the most. The tar
@@ -133,7 +133,7 @@ class ArchiveWriter:
         """
         for attempt in range(1, ATTEMPTS + 1):
             before = os.fstat(stream.fileno())
-            described_entry = described(entry, before)
+            described_entry = with_status(entry, before)
             if attempt > 1:
                 stream.seek(0)
             is_last = attempt == ATTEMPTS
@@ -143,13 +143,13 @@ class ArchiveWriter:
                     return None
                 is_stable = len(content) == before.st_size and is_unchanged(stream, before)
                 if is_stable or is_last:
-                    return Carried(self.add_bytes(described_entry, content), is_stable)
+                    return AddedFile(self.add_bytes(described_entry, content), is_stable)
             else:
                 complete, is_whole = self._stream(described_entry, stream)
                 is_stable = is_whole and is_unchanged(stream, before)
                 if is_stable or is_last:
                     self._count(complete)
-                    return Carried(complete, is_stable)
+                    return AddedFile(complete, is_stable)
                 self._manifest.add(replace(complete, type=EntryType.SUPERSEDED))
         raise AssertionError("the last attempt returns")
 
@@ -166,10 +166,10 @@ class ArchiveWriter:
         manifest_start = self._frames.position
         size_bytes, pieces = self._manifest.finish(facts)
         entry = replace(_document(MANIFEST_NAME, self._mtime_ns), size_bytes=size_bytes)
-        self._frames.write(header_of(entry))
+        self._frames.write(member_header(entry))
         for piece in pieces:
             self._frames.write(piece)
-        self._frames.write(bytes(padding_of(size_bytes)) + END)
+        self._frames.write(bytes(padding_bytes(size_bytes)) + END)
         self._frames.finish(manifest_start)
 
     def close(self) -> None:
@@ -183,7 +183,7 @@ class ArchiveWriter:
 
     def _stream(self, entry: Entry, stream: BinaryIO) -> tuple[Entry, bool]:
         """Write header and content; a file that became shorter is filled up with zeros."""
-        self._frames.write(header_of(entry))
+        self._frames.write(member_header(entry))
         digest = hashlib.sha256()
         left = entry.size_bytes
         is_whole = True
@@ -199,7 +199,7 @@ class ArchiveWriter:
             self._frames.advance(count)
             self._on_bytes(count)
             left -= count
-        self._frames.write(bytes(padding_of(entry.size_bytes)))
+        self._frames.write(bytes(padding_bytes(entry.size_bytes)))
         return replace(entry, sha256=digest.digest()), is_whole
 
 
@@ -207,7 +207,7 @@ def _document(name: str, mtime_ns: int) -> Entry:
     return Entry(name, EntryType.FILE, 0o600, mtime_ns)
 
 
-def completed(entry: Entry, size_bytes: int, sha256: bytes) -> Entry:
+def with_content(entry: Entry, size_bytes: int, sha256: bytes) -> Entry:
     """Give the entry of a file with what is known once its content was read."""
     # dataclasses.replace takes longer than all the rest of a small file.
     return Entry(
@@ -223,7 +223,7 @@ def completed(entry: Entry, size_bytes: int, sha256: bytes) -> Entry:
     )
 
 
-def described(entry: Entry, status: os.stat_result) -> Entry:
+def with_status(entry: Entry, status: os.stat_result) -> Entry:
     """Give the entry of an open file with what the system says of it."""
     return Entry(
         path=entry.path,

@@ -229,7 +229,7 @@ def _compare(compressed: bytes, content: memoryview) -> None:
         raise DamagedError("archive: a frame does not decompress to what went into it")
 
 
-def table_bytes(foot: bytes, archive_bytes: int) -> int:
+def tail_bytes(foot: bytes, archive_bytes: int) -> int:
     """Tell from the last bytes how long the trailer and the seek table are together.
 
     Args:
@@ -251,7 +251,7 @@ def parse_layout(tail: bytes, archive_bytes: int) -> Layout:
     """Read trailer and seek table.
 
     Args:
-        tail: The last `table_bytes` bytes of the archive.
+        tail: The last `tail_bytes` bytes of the archive.
 
     Raises:
         DamagedError: They contradict each other, the archive's size or the format.
@@ -281,7 +281,7 @@ def parse_layout(tail: bytes, archive_bytes: int) -> Layout:
     return Layout(tuple(frames), offset, manifest_start, digest)
 
 
-def decompressed(
+def decompress_frames(
     frames: Sequence[Frame],
     compressed: Iterator[bytes],
 ) -> Iterator[bytes]:

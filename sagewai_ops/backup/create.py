@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-from sagewai_ops.archive.age import Lock, Unlock, check_recipients, temporary_identity
+from sagewai_ops.archive.age import Decryption, Encryption, check_recipients, temporary_identity
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.backup.report import CUSTODIES, BackupOptions, BackupReport
-from sagewai_ops.backup.run import Taking
-from sagewai_ops.backup.scanner import Collection
+from sagewai_ops.backup.run import BackupRun
+from sagewai_ops.backup.scanner import HomeScan
 from sagewai_ops.errors import InterruptedRunError, NoSpaceError, UsageError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.fs.tempdirs import locked_directory
@@ -33,7 +33,7 @@ _LEAST_ARCHIVE_SHARE = 0.2
 _TAG_CHARACTERS = 100
 
 
-def take_snapshot(
+def create_snapshot(
     home: Home, directory: Path, options: BackupOptions, *, progress: Progress | None = None
 ) -> BackupReport:
     """Take a snapshot of a home into a directory.
@@ -60,27 +60,27 @@ def take_snapshot(
         left_by_restores = swap.sweep(home.root)
         with locks.guarded(directory):
             swept = (*catalog.sweep(directory), *left_by_restores)
-        taking = Taking.begin(home, options, catalog.next_sequence(directory))
-        name = catalog.archive_name(taking.id, is_encrypted=options.lock is not None)
+        run = BackupRun.begin(home, options, catalog.next_sequence(directory))
+        name = catalog.archive_name(run.id, is_encrypted=options.encryption is not None)
         partial = catalog.partial_path(directory, name)
         with contextlib.ExitStack() as last_steps:
-            with staging_in(directory, taking.id) as staging:
-                check_space(directory, taking.collection)
+            with staging_in(directory, run.id) as staging:
+                check_space(directory, run.scan)
                 with _partial(partial) as stream:
-                    lock, unlock = _with_own_key(options.lock)
-                    taking.write(stream, partial, lock, staging, progress)
+                    encryption, decryption = _with_own_key(options.encryption)
+                    run.write(stream, partial, encryption, staging, progress)
                     with _settling(stream, partial, staging):
-                        _verify(partial, unlock, progress)
-                    report = taking.report(directory / name, swept)
-                    last_steps.enter_context(_told(directory / name, taking.id))
+                        _verify(partial, decryption, progress)
+                    report = run.report(directory / name, swept)
+                    last_steps.enter_context(_told(directory / name, run.id))
                     with atomic.naming(directory / name):
                         os.rename(partial, directory / name)
                         atomic.sync_directory(directory)
-            cards.write_card(directory / name, taking.card(report))
+            cards.write_card(directory / name, run.card(report))
     return report
 
 
-def pipe_snapshot(
+def stream_snapshot(
     home: Home, stream: BinaryIO, options: BackupOptions, *, progress: Progress | None = None
 ) -> BackupReport:
     """Write a snapshot into a pipe; it is in no directory and has no card.
@@ -88,7 +88,7 @@ def pipe_snapshot(
     It cannot be read back, so every frame is decompressed again and compared before it is sent.
 
     Raises:
-        As `take_snapshot`.
+        As `create_snapshot`.
     """
     require(home)
     check_options(options)
@@ -97,17 +97,17 @@ def pipe_snapshot(
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
         with locks.guarded(directory):
             swept = catalog.sweep(directory)
-        taking = Taking.begin(home, options, sequence=0)
-        with staging_in(directory, taking.id) as staging:
-            check_space(staging, taking.collection, only_copy=True)
+        run = BackupRun.begin(home, options, sequence=0)
+        with staging_in(directory, run.id) as staging:
+            check_space(staging, run.scan, only_copy=True)
             try:
-                taking.write(stream, None, options.lock, staging, progress)
+                run.write(stream, None, options.encryption, staging, progress)
                 stream.flush()
             except OSError as error:
                 if error.filename is not None or isinstance(error, BrokenPipeError):
                     raise
                 raise atomic.refused(error, "standard output") from error
-    return taking.report(None, swept)
+    return run.report(None, swept)
 
 
 def check_directory(home: Home, directory: Path) -> None:
@@ -139,13 +139,13 @@ def check_options(options: BackupOptions) -> None:
         raise UsageError(
             f"--key {options.custody}: not a custody", hint=f"use one of {', '.join(CUSTODIES)}"
         )
-    if options.custody == "sealed" and options.lock is None:
+    if options.custody == "sealed" and options.encryption is None:
         raise UsageError(
             "--key sealed: the master key never goes into an archive that is not encrypted",
             hint="add --recipient age1... or --passphrase-file FILE",
         )
-    if options.lock:
-        check_recipients(options.lock.recipients)
+    if options.encryption:
+        check_recipients(options.encryption.recipients)
     for tag in options.tags:
         if not 0 < len(tag) <= _TAG_CHARACTERS or not tag.isprintable() or tag != tag.strip():
             raise UsageError(
@@ -154,14 +154,16 @@ def check_options(options: BackupOptions) -> None:
             )
 
 
-def _with_own_key(lock: Lock | None) -> tuple[Lock | None, Unlock | None]:
+def _with_own_key(encryption: Encryption | None) -> tuple[Encryption | None, Decryption | None]:
     """Make sure that this run can read back what it encrypts."""
-    if lock is None:
+    if encryption is None:
         return None, None
-    if lock.passphrase:
-        return lock, Unlock(passphrase=lock.passphrase)
+    if encryption.passphrase:
+        return encryption, Decryption(passphrase=encryption.passphrase)
     recipient, identity = temporary_identity()
-    return Lock(recipients=(*lock.recipients, recipient)), Unlock(identities=(identity,))
+    return Encryption(recipients=(*encryption.recipients, recipient)), Decryption(
+        identities=(identity,)
+    )
 
 
 @contextlib.contextmanager
@@ -194,8 +196,8 @@ def _told(path: Path, snapshot_id: str) -> Iterator[None]:
         raise InterruptedRunError(error.signal_number, words) from error
 
 
-def _verify(partial: Path, unlock: Unlock | None, progress: Progress | None) -> None:
-    with open_archive(partial, unlock) as reader:
+def _verify(partial: Path, decryption: Decryption | None, progress: Progress | None) -> None:
+    with open_archive(partial, decryption) as reader:
         done = 0
 
         def count(size_bytes: int) -> None:
@@ -207,15 +209,15 @@ def _verify(partial: Path, unlock: Unlock | None, progress: Progress | None) -> 
         reader.verify(on_bytes=count)
 
 
-def check_space(directory: Path, collection: Collection, *, only_copy: bool = False) -> None:
+def check_space(directory: Path, scan: HomeScan, *, only_copy: bool = False) -> None:
     """Refuse what would surely not fit.
 
     Raises:
         NoSpaceError: The disk has less room than the copy of the database and the archive need.
     """
-    needed = collection.database_bytes
+    needed = scan.database_bytes
     if not only_copy:
-        needed += int(collection.content_bytes * _LEAST_ARCHIVE_SHARE)
+        needed += int(scan.content_bytes * _LEAST_ARCHIVE_SHARE)
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise NoSpaceError(

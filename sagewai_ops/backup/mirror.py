@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from sagewai_ops.archive.directory_reader import TreeReader, open_tree, read_header
+from sagewai_ops.archive.directory_reader import DirectoryReader, open_mirror, read_header
 from sagewai_ops.archive.manifest import Entry, EntryType, Header
 from sagewai_ops.backup.create import check_directory, check_options, check_space, staging_in
-from sagewai_ops.backup.mirror_writer import TreeWriter
+from sagewai_ops.backup.mirror_writer import MirrorWriter
 from sagewai_ops.backup.report import BackupOptions, BackupReport
-from sagewai_ops.backup.run import Taking
+from sagewai_ops.backup.run import BackupRun
 from sagewai_ops.errors import DamagedError, NotFoundError, TargetBusyError, UsageError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.fs.tempdirs import locked_directory
@@ -50,7 +50,7 @@ class Tree:
     created_at: str
 
 
-def tree_in(directory: Path) -> Tree | None:
+def find_mirror(directory: Path) -> Tree | None:
     """Tell which tree a snapshot directory has; nothing but its header is read."""
     header = read_header(directory / TREE)
     if header is None:
@@ -58,7 +58,7 @@ def tree_in(directory: Path) -> Tree | None:
     return Tree(directory / TREE, header.id, str(header.facts.get("created_at", "")))
 
 
-def keep_tree(
+def update_mirror(
     home: Home,
     directory: Path,
     options: BackupOptions,
@@ -71,12 +71,12 @@ def keep_tree(
     Args:
         directory: Made with mode 0700 if it is not there; the tree is `tree` in it.
         any_place: Go on with a tree that this home left at another path.
-        progress: As for `backup.take_snapshot`.
+        progress: As for `backup.create_snapshot`.
 
     Raises:
         UsageError: Options that a tree cannot have: it is neither encrypted nor compressed.
         TargetBusyError: What stands there is no tree, or of another home.
-        NotFoundError, LockedError, NoSpaceError, DamagedError: As for `backup.take_snapshot`; the
+        NotFoundError, LockedError, NoSpaceError, DamagedError: As for `backup.create_snapshot`; the
             tree is the one that it was.
     """
     require(home)
@@ -92,18 +92,18 @@ def keep_tree(
             _put_back(directory)
             swept = (*catalog.sweep(directory), *left_by_restores)
         before = _tree_of(place, replace(owner_of(home, any_place=any_place), host=""))
-        taking = Taking.begin(home, options, _next_sequence(before))
+        run = BackupRun.begin(home, options, _next_sequence(before))
         fresh = catalog.staging_path(directory, catalog.new_id(datetime.now(timezone.utc)))
-        with staging_in(directory, taking.id) as staging:
-            check_space(directory, taking.collection)
+        with staging_in(directory, run.id) as staging:
+            check_space(directory, run.scan)
             with locked_directory(fresh, stays=True) as descriptor, _opened(place) as old:
-                writer = _write(taking, fresh, place, old, staging, progress)
+                writer = _write(run, fresh, place, old, staging, progress)
                 with atomic.naming(fresh):
                     atomic.sync_tree(fresh)
                 _prove(descriptor, writer, progress)
-                taking.archive_bytes, taking.archive_sha256 = writer.stored_bytes, writer.sha256
+                run.archive_bytes, run.archive_sha256 = writer.stored_bytes, writer.sha256
                 report = replace(
-                    taking.report(place, swept), format="directory", kept_files=writer.kept_files
+                    run.report(place, swept), format="directory", kept_files=writer.kept_files
                 )
                 with atomic.naming(place), uninterrupted():
                     _exchange(fresh, place)
@@ -113,7 +113,7 @@ def keep_tree(
 
 
 def _check(options: BackupOptions) -> None:
-    if options.custody == "sealed" or options.lock is not None:
+    if options.custody == "sealed" or options.encryption is not None:
         raise UsageError(
             "--format directory: a tree is not encrypted, and never holds the master key",
             hint="let the store encrypt it, and keep the key elsewhere: sagewai-ops keys escrow",
@@ -151,42 +151,42 @@ def _next_sequence(before: Header | None) -> int:
 
 
 @contextlib.contextmanager
-def _opened(place: Path) -> Iterator[TreeReader | None]:
+def _opened(place: Path) -> Iterator[DirectoryReader | None]:
     """Open the tree that is there; None if there is none, or it is damaged: then all is new."""
     with contextlib.ExitStack() as stack:
         reader = None
         with contextlib.suppress(NotFoundError, DamagedError):
-            reader = stack.enter_context(open_tree(place))
+            reader = stack.enter_context(open_mirror(place))
         yield reader
 
 
 def _write(
-    taking: Taking,
+    run: BackupRun,
     fresh: Path,
     place: Path,
-    old: TreeReader | None,
+    old: DirectoryReader | None,
     staging: Path,
     progress: Progress | None,
-) -> TreeWriter:
-    made: list[TreeWriter] = []
+) -> MirrorWriter:
+    made: list[MirrorWriter] = []
 
-    def open_writer(header: Header, on_bytes: Callable[[int], None]) -> TreeWriter:
+    def open_writer(header: Header, on_bytes: Callable[[int], None]) -> MirrorWriter:
         entries = {
             entry.path: entry
             for entry in (old.manifest.entries if old else ())
             if entry.type is EntryType.FILE
         }
-        writer = TreeWriter(
-            fresh, header, mtime_ns=taking.moment_ns, old=(place, entries), on_bytes=on_bytes
+        writer = MirrorWriter(
+            fresh, header, mtime_ns=run.moment_ns, old=(place, entries), on_bytes=on_bytes
         )
         made.append(writer)
         return writer
 
-    taking.write_with(open_writer, staging, progress)
+    run.write_with(open_writer, staging, progress)
     return made[0]
 
 
-def _prove(descriptor: int, writer: TreeWriter, progress: Progress | None) -> None:
+def _prove(descriptor: int, writer: MirrorWriter, progress: Progress | None) -> None:
     """Read back what was written; what was kept of the old tree was read when it was kept."""
     done = 0
 
@@ -199,7 +199,7 @@ def _prove(descriptor: int, writer: TreeWriter, progress: Progress | None) -> No
     def is_new(entry: Entry) -> bool:
         return entry.path not in writer.kept
 
-    with contextlib.closing(TreeReader(descriptor)) as reader:
+    with contextlib.closing(DirectoryReader(descriptor)) as reader:
         for _entry, _content in reader.members(is_new, on_bytes=count):
             pass
 

@@ -23,16 +23,16 @@ from sagewai_ops.archive.manifest import (
     Entry,
     EntryType,
     Header,
-    ManifestText,
+    ManifestBuilder,
     encode_header,
 )
 from sagewai_ops.archive.writer import (
     ATTEMPTS,
     SEARCHED_BYTES,
-    Carried,
-    completed,
-    described,
+    AddedFile,
     is_unchanged,
+    with_content,
+    with_status,
 )
 from sagewai_ops.fs import atomic
 from sagewai_ops.permissions.modes import directory_mode, file_mode
@@ -41,7 +41,7 @@ from sagewai_ops.snapshots.member_paths import EXTERNAL
 _BLOCK_BYTES = 1024 * 1024
 
 
-class TreeWriter:
+class MirrorWriter:
     """Write one tree; a `MemberWriter`.
 
     Args:
@@ -72,7 +72,7 @@ class TreeWriter:
         self._now_ns = time.time_ns()  # of what changed without a new time
         self._old_root, self._old = old
         self._on_bytes = on_bytes
-        self._manifest = ManifestText()
+        self._manifest = ManifestBuilder()
         self._directories: list[Entry] = []
         self._is_root = os.geteuid() == 0
         self.files = self.content_bytes = self.stored_bytes = 0
@@ -101,7 +101,7 @@ class TreeWriter:
 
     def add_bytes(self, entry: Entry, content: bytes) -> Entry:
         """Add a file whose content is at hand."""
-        complete = completed(entry, len(content), hashlib.sha256(content).digest())
+        complete = with_content(entry, len(content), hashlib.sha256(content).digest())
         if not self._keep(complete):
             with self._created(entry.path) as stream:
                 stream.write(content)
@@ -112,7 +112,7 @@ class TreeWriter:
 
     def add_file(
         self, entry: Entry, stream: BinaryIO, *, banned: Sequence[bytes] = ()
-    ) -> Carried | None:
+    ) -> AddedFile | None:
         """Add a file that others may be writing to; one that changes meanwhile is read again."""
         for attempt in range(1, ATTEMPTS + 1):
             before = os.fstat(stream.fileno())
@@ -123,7 +123,7 @@ class TreeWriter:
                 if any(word in content for word in banned):
                     return None
                 source = io.BytesIO(content)
-            complete = self._copy(described(entry, before), source)
+            complete = self._copy(with_status(entry, before), source)
             is_stable = complete.size_bytes == before.st_size and is_unchanged(stream, before)
             if is_stable or attempt == ATTEMPTS:
                 break
@@ -133,7 +133,7 @@ class TreeWriter:
             os.rename(self._root / _partial(entry.path), self._root / entry.path)
             self._settle(complete)
         self._count(complete)
-        return Carried(complete, is_stable)
+        return AddedFile(complete, is_stable)
 
     def add_copy(self, entry: Entry, stream: BinaryIO) -> Entry:
         """Add a database's copy, which stands on the same file system and is this run's own.
@@ -146,7 +146,7 @@ class TreeWriter:
             digest.update(piece)
             size_bytes += len(piece)
             self._on_bytes(len(piece))
-        complete = completed(entry, size_bytes, digest.digest())
+        complete = with_content(entry, size_bytes, digest.digest())
         if not self._keep(complete, any_time=True):
             self._take(stream, entry.path)
             self._settle(replace(complete, mtime_ns=self._now_ns))
@@ -195,7 +195,7 @@ class TreeWriter:
                 left -= len(piece)
                 target.write(piece)
                 self._on_bytes(len(piece))
-        return completed(entry, entry.size_bytes - left, digest.digest())
+        return with_content(entry, entry.size_bytes - left, digest.digest())
 
     @contextlib.contextmanager
     def _created(self, path: str) -> Iterator[BinaryIO]:

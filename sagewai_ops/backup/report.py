@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from sagewai_ops.archive.age import Lock
+from sagewai_ops.archive.age import Encryption
 from sagewai_ops.archive.zstd_frames import DEFAULT_LEVEL
 from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.snapshots.database_check import DatabaseProof
-from sagewai_ops.snapshots.omissions import LeftOut
+from sagewai_ops.snapshots.omissions import Omission
 
 CUSTODIES = ("exclude", "sealed")
 
@@ -19,7 +19,7 @@ class BackupOptions:
     """What a backup is asked to do.
 
     Attributes:
-        lock: None writes a clear archive.
+        encryption: None writes a clear archive.
         custody: `exclude` keeps the master key out; `sealed` carries it, encrypted with the rest.
         exclude: Patterns on paths relative to the home.
         compact: Rewrite the database without its free pages.
@@ -29,7 +29,7 @@ class BackupOptions:
         key_environment: Where keys outside the home are looked for.
     """
 
-    lock: Lock | None = None
+    encryption: Encryption | None = None
     custody: str = "exclude"
     exclude: tuple[str, ...] = ()
     compact: bool = False
@@ -66,7 +66,7 @@ class BackupReport:
     key_fingerprint: str
     database: DatabaseProof | None
     keys: SealedReport
-    left_out: tuple[LeftOut, ...]
+    omissions: tuple[Omission, ...]
     unstable: tuple[str, ...]
     followed: Mapping[str, str]
     external: Mapping[str, str]
@@ -77,9 +77,9 @@ class BackupReport:
     kept_files: int = 0
 
     @property
-    def losses(self) -> tuple[LeftOut, ...]:
+    def losses(self) -> tuple[Omission, ...]:
         """What should have been carried and could not be."""
-        return tuple(item for item in self.left_out if item.reason.is_loss)
+        return tuple(item for item in self.omissions if item.reason.is_loss)
 
     @property
     def is_complete(self) -> bool:

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sagewai_ops import __version__
-from sagewai_ops.archive.age import Lock, sealing
+from sagewai_ops.archive.age import Encryption, open_encrypted_sink
 from sagewai_ops.archive.manifest import Entry, EntryType, Header
 from sagewai_ops.archive.writer import ArchiveWriter, MemberWriter
 from sagewai_ops.archive.zstd_frames import HashingSink
 from sagewai_ops.backup.report import BackupOptions, BackupReport
-from sagewai_ops.backup.scanner import Collection, Found, collect, databases, main_database
+from sagewai_ops.backup.scanner import HomeScan, ScanItem, databases, main_database, scan_home
 from sagewai_ops.database.sqlite.online_copy import DatabaseCopy, attribute_damage, copy_database
 from sagewai_ops.errors import DamagedError, KeyMissingError
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home, Kind
@@ -34,7 +34,7 @@ from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.database_check import DatabaseProof, examining, level_of
 from sagewai_ops.snapshots.member_paths import EXTERNAL, EXTERNAL_KEY
-from sagewai_ops.snapshots.omissions import LeftOut, Reason
+from sagewai_ops.snapshots.omissions import Omission, Reason
 from sagewai_ops.snapshots.ownership import home_ids
 
 # A night without the documents and the key would be worse than one without the database.
@@ -54,7 +54,7 @@ class _Frozen:
 
 
 @dataclass(slots=True)
-class Taking:
+class BackupRun:
     """One snapshot while it is being taken."""
 
     home: Home
@@ -63,7 +63,7 @@ class Taking:
     sequence: int
     created_at: datetime
     candidates: tuple[Candidate, ...] = field(repr=False)
-    collection: Collection
+    scan: HomeScan
     key_fingerprint: str
     files: int = 0
     content_bytes: int = 0
@@ -81,7 +81,7 @@ class Taking:
         return int(self.created_at.timestamp()) * 1_000_000_000
 
     @classmethod
-    def begin(cls, home: Home, options: BackupOptions, sequence: int) -> "Taking":
+    def begin(cls, home: Home, options: BackupOptions, sequence: int) -> "BackupRun":
         """Look around: what there is to carry, and under which key."""
         candidates = find_candidates(home, options.key_environment)
         key = resolved(candidates)
@@ -92,7 +92,7 @@ class Taking:
                 hint="sagewai-ops status  # shows where a key was looked for",
             )
         moment = datetime.now(timezone.utc)
-        collection = collect(
+        scan = scan_home(
             home,
             exclude=options.exclude,
             key_values=tuple(candidate.value for candidate in candidates),
@@ -105,7 +105,7 @@ class Taking:
             sequence=sequence,
             created_at=moment,
             candidates=candidates,
-            collection=collection,
+            scan=scan,
             key_fingerprint=fingerprint(key.value) if key else "",
         )
 
@@ -113,7 +113,7 @@ class Taking:
         self,
         stream: BinaryIO,
         path: Path | None,
-        lock: Lock | None,
+        encryption: Encryption | None,
         staging: Path,
         progress: Progress | None,
     ) -> None:
@@ -136,7 +136,7 @@ class Taking:
             )
 
         with self._frozen(staging, progress) as frozen:
-            sealed = sealing(sink, lock) if lock else None
+            sealed = open_encrypted_sink(sink, encryption) if encryption else None
             try:
                 self._pack(frozen, open_writer, progress)
                 if sealed:
@@ -146,7 +146,7 @@ class Taking:
                     sealed.abandon()
                 raise
         self.archive_bytes, self.archive_sha256 = sink.size_bytes, sink.hexdigest()
-        self.collection.found.clear()  # the archive's own list is next; memory is for one
+        self.scan.found.clear()  # the archive's own list is next; memory is for one
 
     def write_with(
         self, open_writer: WriterMaker, staging: Path, progress: Progress | None
@@ -167,14 +167,14 @@ class Taking:
             content_bytes=self.content_bytes,
             files=self.files,
             custody=self.options.custody,
-            is_encrypted=self.options.lock is not None,
+            is_encrypted=self.options.encryption is not None,
             key_fingerprint=self.key_fingerprint,
             database=self.database,
             keys=self.keys,
-            left_out=tuple(self.collection.left_out),
+            omissions=tuple(self.scan.omissions),
             unstable=tuple(self.unstable),
-            followed=self.collection.followed,
-            external=self.collection.external,
+            followed=self.scan.followed,
+            external=self.scan.external,
             swept=tuple(swept),
             notes=tuple(_notes(self.home)),
             tags=self.options.tags,
@@ -215,7 +215,7 @@ class Taking:
     def _freeze(self, staging: Path, progress: Progress | None) -> dict[str, DatabaseCopy]:
         """Copy every database, then read the documents: both within the same moments."""
         copies = {}
-        for number, item in enumerate(databases(self.collection)):
+        for number, item in enumerate(databases(self.scan)):
             copies[item.path] = copy_database(
                 Path(item.source),
                 staging / f"{number}.db",
@@ -229,7 +229,7 @@ class Taking:
     @contextlib.contextmanager
     def _frozen(self, staging: Path, progress: Progress | None) -> Iterator["_Frozen"]:
         copies = self._freeze(staging, progress)
-        main = main_database(self.home, self.collection)
+        main = main_database(self.home, self.scan)
         copy = copies.get(main.path) if main else None
         path = copy.path if copy else None
         with attribute_damage(self.home.database, path, hint=_DAMAGED), examining(path) as proving:
@@ -237,7 +237,7 @@ class Taking:
             yield _Frozen(copies, copy, proving)
 
     def _pack(self, frozen: "_Frozen", open_writer: WriterMaker, progress: Progress | None) -> None:
-        total = self.collection.content_bytes
+        total = self.scan.content_bytes
         done = 0
 
         def count(size_bytes: int) -> None:
@@ -249,7 +249,7 @@ class Taking:
         level = level_of(frozen.main.path).revision if frozen.main else ""
         writer = open_writer(Header(self.id, facts=self._identity(level)), count)
         with contextlib.closing(writer):
-            for item in _database_first(self.collection.found, frozen.copies):
+            for item in _database_first(self.scan.found, frozen.copies):
                 self._add(writer, item, frozen.copies.get(item.path))
             if self.options.custody == "sealed":
                 self._add_key(writer)
@@ -259,7 +259,7 @@ class Taking:
             self.files = writer.files - 1  # without snapshot.json
             self.content_bytes = writer.content_bytes
 
-    def _add(self, writer: MemberWriter, item: Found, copy: DatabaseCopy | None) -> None:
+    def _add(self, writer: MemberWriter, item: ScanItem, copy: DatabaseCopy | None) -> None:
         directory = item.path.rpartition("/")[0]
         try:
             if directory in self.gone:
@@ -273,7 +273,7 @@ class Taking:
             is_gone = isinstance(error, (FileNotFoundError, NotADirectoryError))
             reason = Reason.GONE if is_gone else Reason.UNREADABLE
             detail = "" if is_gone else error.strerror or ""
-            self.collection.left_out.append(LeftOut(item.path, reason, detail))
+            self.scan.omissions.append(Omission(item.path, reason, detail))
             return
         if stream is None:
             kind = EntryType.DIRECTORY if item.type == "folder" else EntryType.LINK
@@ -286,7 +286,7 @@ class Taking:
             elif item.path in self.documents:
                 writer.add_bytes(entry, self.documents[item.path])
             elif (carried := writer.add_file(entry, stream, banned=self._banned())) is None:
-                self.collection.left_out.append(LeftOut(item.path, Reason.HOLDS_KEY))
+                self.scan.omissions.append(Omission(item.path, Reason.HOLDS_KEY))
             elif not carried.is_stable:
                 self.unstable.append(item.path)
 
@@ -301,12 +301,12 @@ class Taking:
         key = resolved(self.candidates)
         has_file = any(
             item.kind is Kind.KEY and Path(item.source).name == "master.key"
-            for item in self.collection.found
+            for item in self.scan.found
         )
         if key is None or (has_file and key.source in (MASTER_KEY, LEGACY_MASTER_KEY)):
             return
         moment_ns = self.moment_ns
-        if not any(item.path == EXTERNAL for item in self.collection.found):
+        if not any(item.path == EXTERNAL for item in self.scan.found):
             writer.add_directory_or_link(Entry(EXTERNAL, EntryType.DIRECTORY, 0o700, moment_ns))
         writer.add_bytes(Entry(EXTERNAL_KEY, EntryType.FILE, 0o600, moment_ns), key.value)
 
@@ -317,16 +317,16 @@ class Taking:
             "keys": self.keys.as_dict(),
             "left_out": [
                 {"path": item.path, "reason": item.reason.name.lower(), "detail": item.detail}
-                for item in self.collection.left_out
+                for item in self.scan.omissions
             ],
             "unstable": self.unstable,
-            "followed": self.collection.followed,
-            "external": self.collection.external,
+            "followed": self.scan.followed,
+            "external": self.scan.external,
             "home": _root_facts(self.home),
         }
 
 
-def _opened(item: Found, copy: DatabaseCopy | None) -> BinaryIO | None:
+def _opened(item: ScanItem, copy: DatabaseCopy | None) -> BinaryIO | None:
     """Open what is carried of a file, or of a database its copy; None for a directory or link.
 
     Raises:
@@ -345,7 +345,9 @@ def _opened(item: Found, copy: DatabaseCopy | None) -> BinaryIO | None:
     return stream
 
 
-def _entry(path: str, kind: EntryType, status: os.stat_result, link: Found | None = None) -> Entry:
+def _entry(
+    path: str, kind: EntryType, status: os.stat_result, link: ScanItem | None = None
+) -> Entry:
     return Entry(
         path=path,
         type=kind,
@@ -375,7 +377,7 @@ def _root_facts(home: Home) -> dict[str, Any]:
     }
 
 
-def _database_first(found: Sequence[Found], copies: Mapping[str, DatabaseCopy]) -> Iterator[Found]:
+def _database_first(found: Sequence[ScanItem], copies: Mapping[str, DatabaseCopy]) -> Iterator[ScanItem]:
     """Put the databases, with the directories above them, before everything else.
 
     A restore examines the database while it writes the rest, so it should have it early.

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from sagewai_ops.archive.manifest import HEADER_NAME, MANIFEST_NAME, stays_inside
+from sagewai_ops.archive.manifest import HEADER_NAME, MANIFEST_NAME, is_link_inside
 from sagewai_ops.database.sqlite.read_transaction import MAGIC
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.home.paths import (
@@ -28,7 +28,7 @@ from sagewai_ops.home.paths import (
     kind_of,
 )
 from sagewai_ops.snapshots.member_paths import EXTERNAL, EXTERNAL_HOME
-from sagewai_ops.snapshots.omissions import LeftOut, Reason
+from sagewai_ops.snapshots.omissions import Omission, Reason
 
 _RESERVED = (HEADER_NAME, MANIFEST_NAME, EXTERNAL)
 _PATH_BYTES = 4000  # of a member; extraction adds a directory's path, and PATH_MAX is 4096
@@ -38,7 +38,7 @@ _FOLLOWED = frozenset((*PARTS, DATABASE, ADMIN_STATE, CONNECTIONS, PROFILES))
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ScanItem:
     """Something that is carried.
 
     Attributes:
@@ -57,24 +57,24 @@ class Found:
 
 
 @dataclass(slots=True)
-class Collection:
+class HomeScan:
     """What a walk found, in the order of the archive: directories before what is in them."""
 
-    found: list[Found] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
+    found: list[ScanItem] = field(default_factory=list)
+    omissions: list[Omission] = field(default_factory=list)
     followed: dict[str, str] = field(default_factory=dict)
     external: dict[str, str] = field(default_factory=dict)
     content_bytes: int = 0
     database_bytes: int = 0
 
 
-def collect(
+def scan_home(
     home: Home,
     *,
     exclude: Sequence[str] = (),
     key_values: Sequence[bytes] = (),
     carries_key: bool = False,
-) -> Collection:
+) -> HomeScan:
     """Walk the home and everything outside of it that its overrides name.
 
     Args:
@@ -83,12 +83,12 @@ def collect(
         carries_key: Whether key files are carried all the same.
     """
     main = os.path.realpath(home.database)
-    walk = _Walk(home, main, tuple(exclude), tuple(key_values), carries_key, Collection())
+    walk = _Walk(home, main, tuple(exclude), tuple(key_values), carries_key, HomeScan())
     walk.directory(str(home.root), "", "")
     for variable, origin in home.overrides.items():
         if origin != home.cache_dir:
             walk.outside(variable, str(origin))
-    return walk.collection
+    return walk.scan
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class _Walk:
     exclude: tuple[str, ...]
     key_values: tuple[bytes, ...] = field(repr=False)
     carries_key: bool
-    collection: Collection
+    scan: HomeScan
     inside: list[Iterator[tuple["os.DirEntry[str]", str, str, set[str]]]] = field(
         default_factory=list
     )  # the directories that the walk is in, the deepest last
@@ -145,7 +145,7 @@ class _Walk:
     def outside(self, variable: str, origin: str) -> None:
         """Add a document or directory that an override puts outside the home."""
         place = f"{EXTERNAL}/{variable}"
-        self.collection.external[place] = origin
+        self.scan.external[place] = origin
         try:
             status = os.stat(origin)
             source = os.path.realpath(origin)
@@ -154,7 +154,7 @@ class _Walk:
             return
         self._container(EXTERNAL)
         if stat.S_ISDIR(status.st_mode):
-            self._add(Found(place, source, "folder", Kind.SECRET))
+            self._add(ScanItem(place, source, "folder", Kind.SECRET))
             self.directory(source, place, place)
         elif not stat.S_ISREG(status.st_mode):
             self._leave(place, Reason.SPECIAL, _special(status.st_mode))
@@ -188,7 +188,7 @@ class _Walk:
         elif stat.S_ISLNK(status.st_mode):
             self._link(entry, path, member, kind)
         elif stat.S_ISDIR(status.st_mode):
-            self._add(Found(member, entry.path, "folder", kind))
+            self._add(ScanItem(member, entry.path, "folder", kind))
             self.inside.append(self._entries(entry.path, path, member))
         elif not stat.S_ISREG(status.st_mode):
             self._leave(path, Reason.SPECIAL, _special(status.st_mode))
@@ -230,12 +230,12 @@ class _Walk:
         if is_absolute:
             # Written relative, so that it still leads there when the home stands elsewhere.
             target = os.path.relpath(target, os.path.dirname(entry.path))
-        is_inside = stays_inside(path, target) and self._is_inside(entry.path)
+        is_inside = is_link_inside(path, target) and self._is_inside(entry.path)
         if path in _FOLLOWED and is_inside and not os.path.exists(entry.path):
             # Sagewai would begin anew there: what it led to is lost, or not mounted.
             self._leave(path, Reason.UNREADABLE, f"a link to {target}, where nothing is")
         elif is_inside:
-            self._add(Found(member, entry.path, "link", kind, target, is_absolute))
+            self._add(ScanItem(member, entry.path, "link", kind, target, is_absolute))
         elif not is_inside and path in _FOLLOWED and os.path.exists(entry.path):
             self._follow(entry.path, path, kind)
         else:
@@ -244,9 +244,9 @@ class _Walk:
     def _follow(self, source: str, path: str, kind: Kind) -> None:
         status = os.stat(source)
         real = os.path.realpath(source)
-        self.collection.followed[path] = real
+        self.scan.followed[path] = real
         if stat.S_ISDIR(status.st_mode):
-            self._add(Found(path, real, "folder", kind))
+            self._add(ScanItem(path, real, "folder", kind))
             self.inside.append(self._entries(real, path, path))
         elif kind is Kind.DATABASE:
             self._add_database(path, real, status.st_size)
@@ -266,7 +266,7 @@ class _Walk:
     def _is_inside(self, source: str) -> bool:
         """Tell whether a link ends inside the home, also by way of other links."""
         real = os.path.realpath(source)
-        places = (*self.collection.followed.values(), *self.collection.external.values())
+        places = (*self.scan.followed.values(), *self.scan.external.values())
         roots = (str(self.home.root), *map(os.path.realpath, places))
         return any(real == root or real.startswith(root + "/") for root in roots)
 
@@ -284,41 +284,41 @@ class _Walk:
 
     def _container(self, path: str) -> None:
         """Add a directory of the archive's own, once."""
-        if not any(found.path == path for found in self.collection.found):
-            self._add(Found(path, str(self.home.root), "folder", Kind.OTHER))
+        if not any(found.path == path for found in self.scan.found):
+            self._add(ScanItem(path, str(self.home.root), "folder", Kind.OTHER))
 
     def _add_file(self, path: str, source: str, kind: Kind, size_bytes: int) -> None:
-        self.collection.content_bytes += size_bytes
-        self._add(Found(path, source, "file", kind))
+        self.scan.content_bytes += size_bytes
+        self._add(ScanItem(path, source, "file", kind))
 
     def _add_database(self, path: str, source: str, size_bytes: int) -> None:
         with contextlib.suppress(OSError):
             size_bytes += os.stat(source + "-wal").st_size
-        self.collection.content_bytes += size_bytes
-        self.collection.database_bytes += size_bytes
-        self._add(Found(path, source, "database", Kind.DATABASE))
+        self.scan.content_bytes += size_bytes
+        self.scan.database_bytes += size_bytes
+        self._add(ScanItem(path, source, "database", Kind.DATABASE))
 
-    def _add(self, found: Found) -> None:
-        self.collection.found.append(found)
+    def _add(self, found: ScanItem) -> None:
+        self.scan.found.append(found)
 
     def _leave(self, path: str, reason: Reason, detail: str = "") -> None:
-        self.collection.left_out.append(LeftOut(path, reason, detail))
+        self.scan.omissions.append(Omission(path, reason, detail))
 
 
-def databases(collection: Collection) -> Iterator[Found]:
+def databases(scan: HomeScan) -> Iterator[ScanItem]:
     """Give the databases among what was found, Sagewai's own first."""
-    found = [item for item in collection.found if item.type == "database"]
+    found = [item for item in scan.found if item.type == "database"]
     return iter(sorted(found, key=lambda item: item.path != DATABASE))
 
 
-def main_database(home: Home, collection: Collection) -> Found | None:
+def main_database(home: Home, scan: HomeScan) -> ScanItem | None:
     """Give the database that Sagewai uses: the one in the home, or the one an override names.
 
     Raises:
         DamagedError: There is something else in its place.
     """
     main = os.path.realpath(home.database)
-    for item in databases(collection):
+    for item in databases(scan):
         if os.path.realpath(item.source) == main:
             return item
     if home.database.is_dir():

@@ -8,7 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sagewai_ops.archive.age import Lock, Unlock, read_identity, read_passphrase, read_recipients
+from sagewai_ops.archive.age import (
+    Decryption,
+    Encryption,
+    read_identity,
+    read_passphrase,
+    read_recipients,
+)
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.fs.atomic import naming
@@ -19,7 +25,7 @@ def lock_of(
     recipients: Sequence[str],
     recipients_file: Path | None,
     passphrase_file: str | None,
-) -> Lock | None:
+) -> Encryption | None:
     """Give how to encrypt; None for not at all.
 
     Raises:
@@ -28,18 +34,18 @@ def lock_of(
     """
     everyone = (*recipients, *(read_recipients(recipients_file) if recipients_file else ()))
     if passphrase_file is None:
-        return Lock(recipients=everyone) if everyone else None
+        return Encryption(recipients=everyone) if everyone else None
     if everyone:
         raise UsageError("--passphrase-file: age takes a passphrase or recipients, not both")
     passphrase = _passphrase(terminal, passphrase_file)
     if passphrase_file == "-" and sys.stdin.isatty() and terminal.secret("Again") != passphrase:
         raise UsageError("passphrase: the two are not the same")
-    return Lock(passphrase=passphrase)
+    return Encryption(passphrase=passphrase)
 
 
 def unlock_of(
     terminal: Terminal, identities: Sequence[Path], passphrase_file: str | None
-) -> Unlock | None:
+) -> Decryption | None:
     """Give how to decrypt; None where nothing was named.
 
     Raises:
@@ -48,7 +54,7 @@ def unlock_of(
     """
     if not identities and passphrase_file is None:
         return None
-    return Unlock(
+    return Decryption(
         identities=tuple(text for path in identities for text in read_identity(path)),
         passphrase=_passphrase(terminal, passphrase_file) if passphrase_file else "",
     )

@@ -15,7 +15,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from sagewai_ops.archive.age import Lock, Unlock, opened, sealing, temporary_identity
+from sagewai_ops.archive.age import (
+    Decryption,
+    Encryption,
+    decrypt_stream,
+    open_encrypted_sink,
+    temporary_identity,
+)
 from sagewai_ops.errors import DamagedError, NotFoundError, OpsError, TargetBusyError, UsageError
 from sagewai_ops.fs import atomic
 from sagewai_ops.home.paths import Home
@@ -57,7 +63,7 @@ def seal_key(key: Candidate, recipients: Sequence[str]) -> Escrow:
     everyone = tuple(dict.fromkeys(recipients))
     own, identity = temporary_identity()
     buffer = io.BytesIO()
-    sink = sealing(buffer, Lock(recipients=(*everyone, own)))
+    sink = open_encrypted_sink(buffer, Encryption(recipients=(*everyone, own)))
     try:
         sink.write(key.value)
     except BaseException:
@@ -190,9 +196,9 @@ def _prove(path: Path, content: bytes, escrow: Escrow) -> None:
     Raises:
         DamagedError: It is not the key.
     """
-    unlock = Unlock(identities=(escrow.identity,))
+    decryption = Decryption(identities=(escrow.identity,))
     try:
-        value = b"".join(opened(io.BytesIO(content), unlock, path.name))
+        value = b"".join(decrypt_stream(io.BytesIO(content), decryption, path.name))
     except OpsError as error:
         raise DamagedError(f"escrow {path}: does not open again after it was written") from error
     if not hmac.compare_digest(value, escrow.key.value):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.backup.create import take_snapshot
+from sagewai_ops.backup.create import create_snapshot
 from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.database.url import PostgresUrl, SqliteUrl
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
@@ -113,7 +113,7 @@ def change_schema(
         return Report(database, sqlite=rehearsed)
     snapshot = None
     if options.snapshot and upgrade_sqlite.plan_upgrade(path, wait_seconds=wait):
-        snapshot = take_snapshot(home, options.snapshots, options.snapshot, progress=progress)
+        snapshot = create_snapshot(home, options.snapshots, options.snapshot, progress=progress)
     with locks.exclusive(home.root, wait_seconds=wait):
         done = upgrade_sqlite.upgrade_database(path, wait_seconds=wait, progress=progress)
     return Report(database, sqlite=done, snapshot=snapshot)

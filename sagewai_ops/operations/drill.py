@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sagewai_ops import __version__
-from sagewai_ops.archive.age import Unlock
+from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.database.sqlite.integrity import examine
 from sagewai_ops.errors import (
@@ -74,7 +74,7 @@ class DrillOptions:
         scratch: The directory that the scratch directory is made in; None for the snapshot's own.
     """
 
-    unlock: Unlock | None = None
+    decryption: Decryption | None = None
     key_file: Path | None = None
     without_key: bool = False
     key_home: Home | None = None
@@ -177,7 +177,7 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
             ) from error
         raise
     try:
-        rebuilt = _card_of(archive, options.unlock)
+        rebuilt = _card_of(archive, options.decryption)
         recorded = _record(archive, trial.success(report), rebuilt)
     except InterruptedRunError:
         raise
@@ -206,7 +206,7 @@ class _Trial:
                 self.archive,
                 locate(root, {}),
                 RestoreOptions(
-                    unlock=options.unlock,
+                    decryption=options.decryption,
                     key_file=options.key_file,
                     without_key=options.without_key,
                     key_home=options.key_home,
@@ -366,7 +366,7 @@ def _worded(directory: Path, archive: Path) -> Iterator[None]:
 
 
 def _is_closed(archive: Path, options: DrillOptions) -> bool:
-    return options.unlock is None and archive.name.endswith(".age")
+    return options.decryption is None and archive.name.endswith(".age")
 
 
 def _record(archive: Path, changes: Mapping[str, Any], rebuilt: Mapping[str, Any]) -> bool:
@@ -377,10 +377,10 @@ def _record(archive: Path, changes: Mapping[str, Any], rebuilt: Mapping[str, Any
     return True
 
 
-def _card_of(archive: Path, unlock: Unlock | None) -> dict[str, Any]:
+def _card_of(archive: Path, decryption: Decryption | None) -> dict[str, Any]:
     """Read the facts of a card that is missing from the archive itself, which was just proved."""
     if cards.read_card(archive):
         return {}
-    with open_archive(archive, unlock) as reader:
+    with open_archive(archive, decryption) as reader:
         moment = f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
         return {**facts_of(reader, archive), "verified_at": moment}

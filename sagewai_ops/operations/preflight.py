@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sagewai_ops.archive.age import Unlock
-from sagewai_ops.backup.create import take_snapshot
+from sagewai_ops.archive.age import Decryption
+from sagewai_ops.backup.create import create_snapshot
 from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.database.url import PostgresUrl, SqliteUrl, resolve
 from sagewai_ops.errors import (
@@ -73,7 +73,7 @@ class PreflightOptions:
         environment: Where keys, overrides and the URL of a database come from.
         snapshots: The directory for the snapshot; made with it if it is not there.
         backup: How the snapshot is taken; None takes none.
-        unlock: Opens what `backup` encrypts; None where it does not, or nobody here can.
+        decryption: Opens what `backup` encrypts; None where it does not, or nobody here can.
         key_file: One more master key.
         scratch: The directory that things are tried in; None for the snapshots' own.
         is_strict: Warnings count as findings.
@@ -83,7 +83,7 @@ class PreflightOptions:
     environment: Mapping[str, str] = field(repr=False)
     snapshots: Path
     backup: BackupOptions | None = None
-    unlock: Unlock | None = None
+    decryption: Decryption | None = None
     key_file: Path | None = None
     scratch: Path | None = None
     is_strict: bool = False
@@ -234,7 +234,7 @@ class _Flight:
     def take(self) -> Check:
         """Take a snapshot with the usual options."""
         assert self.options.backup is not None
-        report = take_snapshot(
+        report = create_snapshot(
             self.home, self.options.snapshots, self.options.backup, progress=self.progress
         )
         self.snapshot = report
@@ -253,7 +253,7 @@ class _Flight:
         assert self.snapshot is not None
         assert self.snapshot.path is not None
         options = self.options
-        if self.snapshot.is_encrypted and options.unlock is None:
+        if self.snapshot.is_encrypted and options.decryption is None:
             words = f"drill {shell_word(self.snapshot.path)} --identity FILE"
             return Check(
                 "drill",
@@ -264,7 +264,7 @@ class _Flight:
         report = drill(
             self.snapshot.path,
             DrillOptions(
-                unlock=options.unlock,
+                decryption=options.decryption,
                 key_file=options.key_file,
                 key_home=self.home,
                 key_environment=options.environment,

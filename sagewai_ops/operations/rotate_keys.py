@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from sagewai_ops.backup.create import take_snapshot
+from sagewai_ops.backup.create import create_snapshot
 from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.database.url import PostgresUrl
@@ -120,7 +120,7 @@ def rotate(
         _require_unused(home, plan.server)
         rotation.require_writable(home, plan.journal)
         assert options.snapshot is not None
-        snapshot = take_snapshot(home, options.snapshots, options.snapshot, progress=progress)
+        snapshot = create_snapshot(home, options.snapshots, options.snapshot, progress=progress)
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
         swap.require_settled(home.root)
         rotation_journal.sweep(home.root)

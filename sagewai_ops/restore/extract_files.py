@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from sagewai_ops.archive.age import Unlock
+from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.manifest import Entry
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.errors import NotFoundError, TargetBusyError
@@ -17,7 +17,7 @@ from sagewai_ops.text import shell_word
 
 def take_out(
     archive: Path,
-    unlock: Unlock | None,
+    decryption: Decryption | None,
     paths: tuple[str, ...],
     target: Path,
     *,
@@ -39,7 +39,7 @@ def take_out(
     if os.path.lexists(root) and (not root.is_dir() or os.listdir(root)):
         raise TargetBusyError(f"{root}: not an empty directory", hint="name a new one: --to DIR")
     wanted = tuple(path.strip("/") for path in paths)
-    with open_archive(archive, unlock) as reader:
+    with open_archive(archive, decryption) as reader:
         places = Places(reader.manifest)
 
         def place(entry: Entry) -> str | None:

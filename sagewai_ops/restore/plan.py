@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.archive.age import Unlock
-from sagewai_ops.archive.manifest import Entry, EntryType, is_safe
+from sagewai_ops.archive.age import Decryption
+from sagewai_ops.archive.manifest import Entry, EntryType, is_safe_path
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.database.sqlite.in_use import require_unused
@@ -57,7 +57,7 @@ class RestoreOptions:
         key_home: Another home whose key may be used, such as the one the snapshot is of.
     """
 
-    unlock: Unlock | None = None
+    decryption: Decryption | None = None
     replace: bool = False
     only: tuple[str, ...] = ()
     key_file: Path | None = None
@@ -106,7 +106,7 @@ def plan_restore(archive: Path, target: Home, options: RestoreOptions) -> Restor
     Raises:
         As `restore.restore`, for everything that is known before the archive is extracted.
     """
-    with open_archive(archive, options.unlock) as reader:
+    with open_archive(archive, options.decryption) as reader:
         swap.require_settled(target.root)
         return plan_with(reader, archive, target, options, Places(reader.manifest))
 
@@ -189,7 +189,7 @@ def parts_of(options: RestoreOptions) -> tuple[str, ...]:
     """
     parts = tuple(part.strip("/") for part in options.only)
     for part in parts:
-        if not is_safe(part):
+        if not is_safe_path(part):
             raise UsageError(
                 f"--only {part}: not a path inside a home",
                 hint="name parts by their place in the home: --only config,db",

@@ -85,7 +85,7 @@ def restore(
         LockedError: Another run holds the target, or one was interrupted.
     """
     with contextlib.ExitStack() as stack:
-        reader = stack.enter_context(open_archive(archive, options.unlock))
+        reader = stack.enter_context(open_archive(archive, options.decryption))
         if target.root.is_dir():
             stack.enter_context(locks.exclusive(target.root, wait_seconds=options.wait_seconds))
         swap.require_settled(target.root)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.archive.age import Unlock
+from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.manifest import HEADER_NAME, Entry, EntryType
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.archive.reader import ArchiveReader
@@ -67,14 +67,14 @@ class Difference:
         )
 
 
-def compare_snapshots(first: Path, second: Path, unlock: Unlock | None) -> Difference:
+def compare_snapshots(first: Path, second: Path, decryption: Decryption | None) -> Difference:
     """Compare two snapshots by their manifests.
 
     Raises:
         NotFoundError: There is no such file.
         KeyMissingError, DamagedError, SchemaAheadError: About one of the two.
     """
-    with open_archive(first, unlock) as before, open_archive(second, unlock) as after:
+    with open_archive(first, decryption) as before, open_archive(second, decryption) as after:
         return _compare(before, after)
 
 

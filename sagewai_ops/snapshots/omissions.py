@@ -28,7 +28,7 @@ class Reason(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class Omission:
     """Something that is not carried.
 
     Attributes:

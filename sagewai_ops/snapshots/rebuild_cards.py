@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.archive.age import Unlock
+from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.manifest import EntryType
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.archive.reader import ArchiveReader
@@ -46,7 +46,7 @@ class Rebuilt:
 
 def rebuild_cards(
     directory: Path,
-    unlock: Unlock | None,
+    decryption: Decryption | None,
     *,
     wait_seconds: float = 0.0,
     progress: Progress | None = None,
@@ -54,7 +54,7 @@ def rebuild_cards(
     """Write the card of every archive of a directory anew.
 
     Args:
-        unlock: Decrypts what is encrypted; None for nothing.
+        decryption: Decrypts what is encrypted; None for nothing.
         progress: Told `rebuild` in bytes of archives.
 
     Raises:
@@ -72,7 +72,7 @@ def rebuild_cards(
 
     for snapshot in known:
         with contextlib.suppress(FileNotFoundError, NotFoundError):  # removed meanwhile
-            _rebuild(directory, snapshot, unlock, wait_seconds, rebuilt, count)
+            _rebuild(directory, snapshot, decryption, wait_seconds, rebuilt, count)
         before += snapshot.size_bytes
     return rebuilt
 
@@ -109,13 +109,13 @@ def facts_of(reader: ArchiveReader, archive: Path) -> dict[str, Any]:
 def _rebuild(
     directory: Path,
     snapshot: Snapshot,
-    unlock: Unlock | None,
+    decryption: Decryption | None,
     wait_seconds: float,
     rebuilt: Rebuilt,
     count: Callable[[int], None],
 ) -> None:
     try:
-        facts, is_limited = _facts_of_archive(snapshot, unlock, count)
+        facts, is_limited = _facts_of_archive(snapshot, decryption, count)
     except (DamagedError, SchemaAheadError) as error:
         rebuilt.damaged[snapshot.id] = error.message
         return
@@ -124,7 +124,7 @@ def _rebuild(
 
 
 def _facts_of_archive(
-    snapshot: Snapshot, unlock: Unlock | None, count: Callable[[int], None]
+    snapshot: Snapshot, decryption: Decryption | None, count: Callable[[int], None]
 ) -> tuple[dict[str, Any], bool]:
     """Read what the card of an archive is to say, and whether that is all that can be known.
 
@@ -138,7 +138,7 @@ def _facts_of_archive(
     if recorded not in (None, sha256):
         raise DamagedError(f"{snapshot.path}: its checksum is not what its card says")
     try:
-        with open_archive(snapshot.path, unlock) as reader:
+        with open_archive(snapshot.path, decryption) as reader:
             facts = facts_of(reader, snapshot.path)
             if is_read_again:
                 _verify(reader, lambda share: count(int(snapshot.size_bytes * (1 + share) / 2)))

@@ -24,7 +24,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.archive.manifest import is_safe
+from sagewai_ops.archive.manifest import is_safe_path
 from sagewai_ops.errors import OpsError, TargetBusyError
 from sagewai_ops.fs import atomic
 from sagewai_ops.text import shell_word
@@ -300,7 +300,7 @@ def _move(item: dict[str, Any]) -> Move:
     names = [item[name] for name in ("place", "fresh", "kept")]
     inodes = [item[name] for name in ("fresh_inode", "old_inode")]
     # The journal stands in a directory that others may write to: nothing leads out of the base.
-    if not all(name is None or is_safe(name) for name in names) or names[0] is None:
+    if not all(name is None or is_safe_path(name) for name in names) or names[0] is None:
         raise ValueError("a path leads out")
     if not all(inode is None or isinstance(inode, int) for inode in inodes):
         raise ValueError("an inode is no number")
@@ -311,6 +311,6 @@ def _pair(names: Sequence[str] | None) -> tuple[str, str] | None:
     if names is None:
         return None
     first, second = names
-    if not (is_safe(first) and is_safe(second)):
+    if not (is_safe_path(first) and is_safe_path(second)):
         raise ValueError("a path leads out")
     return first, second

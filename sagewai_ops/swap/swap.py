@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sagewai_ops.archive.manifest import is_safe
+from sagewai_ops.archive.manifest import is_safe_path
 from sagewai_ops.errors import LockedError, OpsError, TargetBusyError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import OWN_PREFIX
@@ -279,7 +279,7 @@ def _paths_kept(last: Path) -> list[str]:
     """
     try:
         paths = json.loads((last / _LIST).read_bytes())
-        if not isinstance(paths, list) or not all(is_safe(path) for path in paths):
+        if not isinstance(paths, list) or not all(is_safe_path(path) for path in paths):
             raise ValueError("not a list of paths")  # noqa: TRY301 - told below, with the rest
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise OpsError(

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import archives
-from sagewai_ops.archive.age import Lock, Unlock, temporary_identity
+from sagewai_ops.archive.age import Decryption, Encryption, temporary_identity
 from sagewai_ops.archive.manifest import Entry, EntryType, Header, encode_header
 from sagewai_ops.archive.open import open_archive
-from sagewai_ops.archive.tar import header_of
+from sagewai_ops.archive.tar import member_header
 from sagewai_ops.archive.writer import ArchiveWriter
 from sagewai_ops.archive.zstd_frames import FRAME_BYTES
 from sagewai_ops.errors import (
@@ -44,9 +44,9 @@ ENTRIES = st.builds(
 )
 
 
-def contents_of(path: Path, unlock: Unlock | None = None) -> dict[str, bytes]:
+def contents_of(path: Path, decryption: Decryption | None = None) -> dict[str, bytes]:
     """Read every member through the reader."""
-    with open_archive(path, unlock) as reader:
+    with open_archive(path, decryption) as reader:
         return {
             entry.path: b"".join(bytes(piece) for piece in content)
             for entry, content in reader.members()
@@ -58,7 +58,7 @@ def test_a_header_says_to_tarfile_what_the_entry_says(entry: Entry) -> None:
     """Python's tarfile reads path, mode, owner, size and time as they were."""
     import io
 
-    with tarfile.open(fileobj=io.BytesIO(header_of(entry)), mode="r") as tar:
+    with tarfile.open(fileobj=io.BytesIO(member_header(entry)), mode="r") as tar:
         info = tar.next()
 
     assert info is not None
@@ -133,7 +133,7 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
 def test_a_flipped_byte_under_encryption_is_refused(tmp_path: Path, stride: int) -> None:
     """A changed age stream is refused, in its header, its key and its payload."""
     recipient, identity = temporary_identity()
-    path = archives.small(tmp_path / "a.tar.zst.age", Lock(recipients=(recipient,)))
+    path = archives.small(tmp_path / "a.tar.zst.age", Encryption(recipients=(recipient,)))
     whole = path.read_bytes()
     damaged = tmp_path / "damaged.age"
 
@@ -142,7 +142,7 @@ def test_a_flipped_byte_under_encryption_is_refused(tmp_path: Path, stride: int)
         flipped[position] ^= 1
         damaged.write_bytes(flipped)
         with pytest.raises((DamagedError, KeyMissingError)):
-            contents_of(damaged, Unlock(identities=(identity,)))
+            contents_of(damaged, Decryption(identities=(identity,)))
 
 
 class TestPassphrase:
@@ -150,20 +150,22 @@ class TestPassphrase:
 
     def test_it_comes_back_with_the_passphrase(self, tmp_path: Path) -> None:
         """The right passphrase opens what it closed."""
-        path = archives.small(tmp_path / "a.age", Lock(passphrase="correct horse"))
+        path = archives.small(tmp_path / "a.age", Encryption(passphrase="correct horse"))
 
-        assert "config/admin-state.json" in contents_of(path, Unlock(passphrase="correct horse"))
+        assert "config/admin-state.json" in contents_of(
+            path, Decryption(passphrase="correct horse")
+        )
 
     def test_another_passphrase_is_a_missing_key(self, tmp_path: Path) -> None:
         """A wrong passphrase is told apart from damage."""
-        path = archives.small(tmp_path / "a.age", Lock(passphrase="correct horse"))
+        path = archives.small(tmp_path / "a.age", Encryption(passphrase="correct horse"))
 
         with pytest.raises(KeyMissingError, match="does not open"):
-            contents_of(path, Unlock(passphrase="battery staple"))
+            contents_of(path, Decryption(passphrase="battery staple"))
 
     def test_none_is_a_missing_key(self, tmp_path: Path) -> None:
         """Without a passphrase the message says what to use."""
-        path = archives.small(tmp_path / "a.age", Lock(passphrase="correct horse"))
+        path = archives.small(tmp_path / "a.age", Encryption(passphrase="correct horse"))
 
         with pytest.raises(KeyMissingError) as caught:
             contents_of(path)
@@ -198,22 +200,22 @@ class TestPassphrase:
         sink.close()
         sealed = out.getvalue()
 
-        assert b"".join(age_passphrase.opened(io.BytesIO(sealed), "p", "x")) == content
+        assert b"".join(age_passphrase.decrypt_stream(io.BytesIO(sealed), "p", "x")) == content
         for position in [*range(22, 200), *range(200, len(sealed), 997)]:
             flipped = bytearray(sealed)
             flipped[position] ^= 1
             with pytest.raises((DamagedError, KeyMissingError)):
-                list(age_passphrase.opened(io.BytesIO(flipped), "p", "x"))
+                list(age_passphrase.decrypt_stream(io.BytesIO(flipped), "p", "x"))
 
 
 def test_another_identity_does_not_open_it(tmp_path: Path) -> None:
     """An identity that is none of the recipients' is a missing key, not damage."""
     recipient, _identity = temporary_identity()
     _other, stranger = temporary_identity()
-    path = archives.small(tmp_path / "a.age", Lock(recipients=(recipient,)))
+    path = archives.small(tmp_path / "a.age", Encryption(recipients=(recipient,)))
 
     with pytest.raises(KeyMissingError):
-        contents_of(path, Unlock(identities=(stranger,)))
+        contents_of(path, Decryption(identities=(stranger,)))
     with pytest.raises(KeyMissingError):
         contents_of(path)
 
@@ -330,7 +332,7 @@ def test_a_newer_format_is_known_by_its_front_alone(
 
     with (
         pytest.raises(SchemaAheadError, match="format 2"),
-        open_archive(path, Unlock(identities=(str(identity),))),
+        open_archive(path, Decryption(identities=(str(identity),))),
     ):
         pass
 
@@ -432,7 +434,7 @@ def test_zstd_and_tar_open_it_without_us(tmp_path: Path) -> None:
 def test_age_opens_it_without_us(tmp_path: Path) -> None:
     """The age program decrypts what was encrypted to a recipient."""
     recipient, identity = temporary_identity()
-    path = archives.small(tmp_path / "a.tar.zst.age", Lock(recipients=(recipient,)))
+    path = archives.small(tmp_path / "a.tar.zst.age", Encryption(recipients=(recipient,)))
     (tmp_path / "identity").write_text(identity + "\n")
 
     listing = subprocess.run(

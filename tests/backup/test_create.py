@@ -1,4 +1,4 @@
-"""Taking a snapshot: what is in it, that the home stays as it was, and what goes wrong by name."""
+"""A snapshot of a home: what is in it, that the home stays as it was, and what goes wrong by name."""
 
 import contextlib
 import dataclasses
@@ -17,12 +17,12 @@ import home_writer
 import real_homes
 from archives import tar_stream
 from sagewai_ops.archive import writer as archive_writer
-from sagewai_ops.archive.age import Lock, Unlock, temporary_identity
+from sagewai_ops.archive.age import Decryption, Encryption, temporary_identity
 from sagewai_ops.archive.manifest import EntryType, Manifest
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.backup import create
-from sagewai_ops.backup.create import take_snapshot
+from sagewai_ops.backup.create import create_snapshot
 from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.errors import (
     DamagedError,
@@ -51,7 +51,7 @@ def _take(
 ) -> BackupReport:
     home = locate(root, environment or {})
     wanted = dataclasses.replace(options or BackupOptions(), key_environment=environment or {})
-    return take_snapshot(home, directory or home.snapshots, wanted, progress=progress)
+    return create_snapshot(home, directory or home.snapshots, wanted, progress=progress)
 
 
 def _members(report: BackupReport) -> dict[str, bytes]:
@@ -66,9 +66,9 @@ def _members(report: BackupReport) -> dict[str, bytes]:
     return found
 
 
-def _manifest(report: BackupReport, unlock: Unlock | None = None) -> Manifest:
+def _manifest(report: BackupReport, decryption: Decryption | None = None) -> Manifest:
     assert report.path is not None
-    with open_archive(report.path, unlock) as reader:
+    with open_archive(report.path, decryption) as reader:
         return reader.manifest
 
 
@@ -78,7 +78,7 @@ def _database(report: BackupReport, into: Path, member: str = "db/sagewai.db") -
 
 
 def _left_out(report: BackupReport) -> dict[str, Reason]:
-    return {item.path: item.reason for item in report.left_out}
+    return {item.path: item.reason for item in report.omissions}
 
 
 @pytest.mark.parametrize("name", real_homes.NAMES)
@@ -603,12 +603,14 @@ def test_a_file_in_which_the_key_is_written_stays_out_and_is_a_loss(tmp_path: Pa
     recipient, identity = temporary_identity()
 
     report = _take(built.root)
-    sealed = _take(built.root, BackupOptions(custody="sealed", lock=Lock(recipients=(recipient,))))
+    sealed = _take(
+        built.root, BackupOptions(custody="sealed", encryption=Encryption(recipients=(recipient,)))
+    )
 
     assert {item.path for item in report.losses} == {".env", "data/notes.md"}
     assert _left_out(report)[".env"] is Reason.HOLDS_KEY
     assert all(built.master_keys[0] not in content for content in _members(report).values())
-    paths = {entry.path for entry in _manifest(sealed, Unlock(identities=(identity,))).entries}
+    paths = {entry.path for entry in _manifest(sealed, Decryption(identities=(identity,))).entries}
     assert {".env", "data/notes.md"} <= paths
     assert sealed.is_complete
 
@@ -621,9 +623,11 @@ def test_the_key_goes_along_only_under_a_lock(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="never goes into an archive that is not encrypted"):
         _take(built.root, BackupOptions(custody="sealed"))
     assert not (tmp_path / "home.snapshots").exists()
-    report = _take(built.root, BackupOptions(custody="sealed", lock=Lock(recipients=(recipient,))))
+    report = _take(
+        built.root, BackupOptions(custody="sealed", encryption=Encryption(recipients=(recipient,)))
+    )
 
-    manifest = _manifest(report, Unlock(identities=(identity,)))
+    manifest = _manifest(report, Decryption(identities=(identity,)))
     assert [entry.path for entry in manifest.entries if "master.key" in entry.path] == [
         "secrets/master.key"
     ]
@@ -633,14 +637,14 @@ def test_a_key_from_the_environment_goes_along_under_a_name_of_its_own(tmp_path:
     """The home has no file of it, so `external/master.key` is where it stands."""
     built = small(tmp_path / "home", key_file=False)
     recipient, identity = temporary_identity()
-    unlock = Unlock(identities=(identity,))
+    decryption = Decryption(identities=(identity,))
     environment = {"SAGEWAI_MASTER_KEY": built.master_keys[0].decode()}
-    options = BackupOptions(custody="sealed", lock=Lock(recipients=(recipient,)))
+    options = BackupOptions(custody="sealed", encryption=Encryption(recipients=(recipient,)))
 
     report = _take(built.root, options, environment=environment)
 
     assert report.path is not None
-    with open_archive(report.path, unlock) as reader:
+    with open_archive(report.path, decryption) as reader:
         found = {
             entry.path: b"".join(map(bytes, content))
             for entry, content in reader.members(lambda entry: "master.key" in entry.path)
@@ -655,7 +659,10 @@ def test_sealed_custody_without_any_key_is_refused(tmp_path: Path) -> None:
     recipient, _identity = temporary_identity()
 
     with pytest.raises(KeyMissingError, match="no master key to carry"):
-        _take(built.root, BackupOptions(custody="sealed", lock=Lock(recipients=(recipient,))))
+        _take(
+            built.root,
+            BackupOptions(custody="sealed", encryption=Encryption(recipients=(recipient,))),
+        )
 
     assert list((tmp_path / "home.snapshots").iterdir()) == []
 
@@ -665,12 +672,12 @@ def test_excluding_the_keys_file_does_not_lose_a_sealed_key(tmp_path: Path) -> N
     built = small(tmp_path / "home")
     recipient, identity = temporary_identity()
     options = BackupOptions(
-        custody="sealed", lock=Lock(recipients=(recipient,)), exclude=("secrets/*",)
+        custody="sealed", encryption=Encryption(recipients=(recipient,)), exclude=("secrets/*",)
     )
 
     report = _take(built.root, options)
 
-    paths = {entry.path for entry in _manifest(report, Unlock(identities=(identity,))).entries}
+    paths = {entry.path for entry in _manifest(report, Decryption(identities=(identity,))).entries}
     assert {path for path in paths if "master.key" in path} == {"external/master.key"}
 
 
@@ -681,14 +688,14 @@ def test_an_archive_that_does_not_read_back_never_gets_its_name(
     built = small(tmp_path / "home")
 
     def flipping(
-        path: Path, unlock: Unlock | None
+        path: Path, decryption: Decryption | None
     ) -> contextlib.AbstractContextManager[ArchiveReader]:
         with path.open("r+b") as file:
             file.seek(-5000, os.SEEK_END)
             byte = file.read(1)
             file.seek(-1, os.SEEK_CUR)
             file.write(bytes([byte[0] ^ 1]))
-        return open_archive(path, unlock)
+        return open_archive(path, decryption)
 
     monkeypatch.setattr(create, "open_archive", flipping)
 

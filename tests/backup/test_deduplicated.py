@@ -15,7 +15,7 @@ import pytest
 from home_builder import BuiltHome, build_home
 from memory_directory import memory_directory
 from round_trips import assert_same_home, bring_back
-from sagewai_ops.backup.mirror import keep_tree
+from sagewai_ops.backup.mirror import update_mirror
 from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.home.paths import DATABASE, locate
 
@@ -86,11 +86,11 @@ def test_restic_stores_little_anew_when_few_rows_changed(tmp_path: Path) -> None
         tmp_path / "repository",
     )
     restic(repository, "init")
-    keep_tree(home, directory, BackupOptions())
+    update_mirror(home, directory, BackupOptions())
     first = restic(repository, "backup", directory / "tree")[-1]
 
     changed, rows = change_newest(built)
-    keep_tree(home, directory, BackupOptions())
+    update_mirror(home, directory, BackupOptions())
     second = restic(repository, "backup", directory / "tree")[-1]
 
     size_bytes = (directory / "tree" / DATABASE).stat().st_size

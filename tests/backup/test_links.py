@@ -5,7 +5,7 @@ from pathlib import Path
 
 import archives
 from home_builder import build_home
-from sagewai_ops.backup.create import take_snapshot
+from sagewai_ops.backup.create import create_snapshot
 from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.home.paths import locate
 from sagewai_ops.restore.plan import RestoreOptions
@@ -22,7 +22,7 @@ def test_an_absolute_link_into_the_home_leads_into_the_restored_one(tmp_path: Pa
     (directory / "absolute").symlink_to(directory / "file")
     (directory / "relative").symlink_to("../a/file")
 
-    report = take_snapshot(home, tmp_path / "snapshots", BackupOptions())
+    report = create_snapshot(home, tmp_path / "snapshots", BackupOptions())
     assert report.path is not None
     target = locate(tmp_path / "restored", {})
     restore(report.path, target, RestoreOptions(key_home=home))

@@ -17,11 +17,11 @@ from home_builder import BuiltHome
 from memory_directory import memory_directory
 from program import call
 from round_trips import assert_same_home, bring_back
-from sagewai_ops.archive.age import Lock
+from sagewai_ops.archive.age import Encryption
 from sagewai_ops.archive.directory_reader import SUM_NAME
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.backup import mirror
-from sagewai_ops.backup.mirror import keep_tree, tree_in
+from sagewai_ops.backup.mirror import find_mirror, update_mirror
 from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.errors import (
     DamagedError,
@@ -57,7 +57,7 @@ def built(tmp_path: Path) -> BuiltHome:
 
 def kept(root: Path, **options: Any) -> BackupReport:
     """Keep the tree of a home beside it."""
-    return keep_tree(
+    return update_mirror(
         locate(root, {}), root.with_name("backups"), BackupOptions(**options), progress=None
     )
 
@@ -219,7 +219,7 @@ def test_what_lives_outside_the_home_is_in_the_tree(built: BuiltHome, tmp_path: 
     variables = {"SAGEWAI_ADMIN_STATE_FILE": str(outside)}
     options = BackupOptions(key_environment=variables)
     for _run in range(2):
-        report = keep_tree(locate(built.root, variables), tmp_path / "backups", options)
+        report = update_mirror(locate(built.root, variables), tmp_path / "backups", options)
 
     external = tree_of(built.root) / "external"
     assert stat.S_IMODE((external / "SAGEWAI_ADMIN_STATE_FILE").stat().st_mode) == 0o600
@@ -240,7 +240,7 @@ def test_the_sequence_goes_on_and_the_list_tells_of_the_tree(built: BuiltHome) -
                   "--snapshots", tree_of(built.root).parent)  # fmt: skip
     assert listed.result["snapshots"] == []
     assert listed.result["tree"]["id"] == report.id
-    assert tree_in(tree_of(built.root).parent) is not None
+    assert find_mirror(tree_of(built.root).parent) is not None
 
 
 def test_the_key_in_another_file_keeps_that_out(built: BuiltHome) -> None:
@@ -278,7 +278,7 @@ def test_a_file_that_keeps_changing_is_carried_as_last_read(
     [
         ({"compact": True}, "--compact moves every page"),
         ({"custody": "sealed"}, "not encrypted"),
-        ({"lock": Lock(passphrase="a long one of many words")}, "not encrypted"),
+        ({"encryption": Encryption(passphrase="a long one of many words")}, "not encrypted"),
     ],
 )
 def test_what_a_tree_cannot_be_is_refused(
@@ -298,11 +298,11 @@ def test_another_home_or_a_stranger_is_never_replaced(built: BuiltHome, tmp_path
 
     clone = locate(other.root, {})
     with pytest.raises(TargetBusyError, match="of the home at"):
-        keep_tree(clone, tmp_path / "backups", BackupOptions())
-    keep_tree(clone, tmp_path / "backups", BackupOptions(), any_place=True)
+        update_mirror(clone, tmp_path / "backups", BackupOptions())
+    update_mirror(clone, tmp_path / "backups", BackupOptions(), any_place=True)
     other.admin_state.unlink()
     with pytest.raises(TargetBusyError, match="of another home"):
-        keep_tree(clone, tmp_path / "backups", BackupOptions(), any_place=True)
+        update_mirror(clone, tmp_path / "backups", BackupOptions(), any_place=True)
     tree = tree_of(built.root)
     tree.rename(tmp_path / "moved")
     tree.symlink_to(tmp_path / "moved")

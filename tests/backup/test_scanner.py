@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sagewai_ops.backup.scanner import Collection, collect, main_database
+from sagewai_ops.backup.scanner import HomeScan, main_database, scan_home
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.home.paths import locate
 from sagewai_ops.snapshots.omissions import Reason
@@ -20,16 +20,16 @@ KEY = b"c2FnZXdhaS1vcHMtdGVzdHMtbWFzdGVyLWtleS0wMDE="
 
 def _look(
     root: Path, environment: dict[str, str] | None = None, *, exclude: tuple[str, ...] = ()
-) -> Collection:
-    return collect(locate(root, environment or {}), exclude=exclude, key_values=(KEY,))
+) -> HomeScan:
+    return scan_home(locate(root, environment or {}), exclude=exclude, key_values=(KEY,))
 
 
-def _carried(collection: Collection) -> dict[str, str]:
-    return {item.path: item.type for item in collection.found}
+def _carried(scan: HomeScan) -> dict[str, str]:
+    return {item.path: item.type for item in scan.found}
 
 
-def _reasons(collection: Collection) -> dict[str, Reason]:
-    return {item.path: item.reason for item in collection.left_out}
+def _reasons(scan: HomeScan) -> dict[str, Reason]:
+    return {item.path: item.reason for item in scan.omissions}
 
 
 def _home(tmp_path: Path) -> Path:
@@ -63,9 +63,9 @@ def test_a_built_home_leaves_out_only_what_crashes_and_sqlite_left(tmp_path: Pat
     """Nothing that the builder did not plant as unfit is left out, and each has its reason."""
     built = small(tmp_path / "home", artifacts=True, leftovers=True)
 
-    collection = _look(built.root)
+    scan = _look(built.root)
 
-    kept_out = _reasons(collection)
+    kept_out = _reasons(scan)
     expected = dict.fromkeys(built.leftovers, Reason.LEFTOVER)
     expected |= {"db/sagewai.db-wal": Reason.SIDECAR, "db/sagewai.db-shm": Reason.SIDECAR}
     expected |= {"config/admin-state.json.lock": Reason.LOCK, "secrets/master.key": Reason.KEY}
@@ -73,7 +73,7 @@ def test_a_built_home_leaves_out_only_what_crashes_and_sqlite_left(tmp_path: Pat
     assert not any(reason.is_loss for reason in kept_out.values())
     every = {os.path.relpath(os.path.join(at, name), built.root) for at, directories, files in
              os.walk(built.root) for name in (*directories, *files)}  # fmt: skip
-    assert every == {*_carried(collection), *kept_out}
+    assert every == {*_carried(scan), *kept_out}
 
 
 @pytest.mark.parametrize(
@@ -95,10 +95,10 @@ def test_the_key_is_known_by_its_content_whatever_its_name(
     root = _home(tmp_path)
     (root / name).write_bytes(KEY + ending)
 
-    collection = _look(root)
+    scan = _look(root)
 
-    assert _reasons(collection) == {name: Reason.KEY}
-    assert name not in _carried(collection)
+    assert _reasons(scan) == {name: Reason.KEY}
+    assert name not in _carried(scan)
 
 
 def test_a_hard_link_to_the_key_is_the_key(tmp_path: Path) -> None:
@@ -117,10 +117,10 @@ def test_an_unknown_key_in_secrets_is_kept_out_and_elsewhere_it_is_data(tmp_path
     (root / "secrets/old.key").write_bytes(other)
     (root / "data/token").write_bytes(other)
 
-    collection = _look(root)
+    scan = _look(root)
 
-    assert _reasons(collection) == {"secrets/old.key": Reason.KEY}
-    assert "data/token" in _carried(collection)
+    assert _reasons(scan) == {"secrets/old.key": Reason.KEY}
+    assert "data/token" in _carried(scan)
 
 
 def test_a_link_that_stays_is_carried_and_one_that_leaves_is_a_loss(tmp_path: Path) -> None:
@@ -142,9 +142,9 @@ def test_a_link_that_stays_is_carried_and_one_that_leaves_is_a_loss(tmp_path: Pa
     }.items():
         (root / "data" / name).symlink_to(target)
 
-    collection = _look(root)
+    scan = _look(root)
 
-    links = {item.path: item.target for item in collection.found if item.type == "link"}
+    links = {item.path: item.target for item in scan.found if item.type == "link"}
     assert links == {
         "data/near": "file",
         "data/up": "../config",
@@ -152,7 +152,7 @@ def test_a_link_that_stays_is_carried_and_one_that_leaves_is_a_loss(tmp_path: Pa
         "data/broken": "nothing",
         "data/self": "self",
     }
-    left = {path for path, reason in _reasons(collection).items() if reason is Reason.LEAVES}
+    left = {path for path, reason in _reasons(scan).items() if reason is Reason.LEAVES}
     assert left == {"data/out", "data/far", "data/by-way", "data/climbing"}
     assert Reason.LEAVES.is_loss
 
@@ -165,14 +165,14 @@ def test_links_that_sagewai_itself_follows_are_followed(tmp_path: Path) -> None:
     shutil.move(built.admin_state, tmp_path / "state.json")
     built.admin_state.symlink_to(tmp_path / "state.json")
 
-    collection = _look(built.root)
+    scan = _look(built.root)
 
-    carried = _carried(collection)
+    carried = _carried(scan)
     assert carried["db"] == "folder"
     assert carried["db/sagewai.db"] == "database"
     assert carried["config/admin-state.json"] == "file"
-    assert _reasons(collection)["db/sagewai.db-wal"] is Reason.SIDECAR
-    assert collection.followed == {
+    assert _reasons(scan)["db/sagewai.db-wal"] is Reason.SIDECAR
+    assert scan.followed == {
         "db": str(tmp_path / "disk"),
         "config/admin-state.json": str(tmp_path / "state.json"),
     }
@@ -196,7 +196,7 @@ def test_sockets_and_pipes_are_losses_with_their_kind(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(root / "data/socket"))
 
-    special = {item.path: (item.reason, item.detail) for item in _look(root).left_out}
+    special = {item.path: (item.reason, item.detail) for item in _look(root).omissions}
     excluded = _reasons(_look(root, exclude=("data/pipe", "data/s*")))
 
     assert special == {
@@ -212,10 +212,10 @@ def test_an_excluded_directory_takes_its_content_along(tmp_path: Path, pattern: 
     root = _home(tmp_path)
     (root / "data/cache/deep").mkdir(parents=True)
 
-    collection = _look(root, exclude=(pattern,))
+    scan = _look(root, exclude=(pattern,))
 
-    assert _reasons(collection) == {"data/cache": Reason.EXCLUDED}
-    assert "data/cache/deep" not in _carried(collection)
+    assert _reasons(scan) == {"data/cache": Reason.EXCLUDED}
+    assert "data/cache/deep" not in _carried(scan)
 
 
 def test_files_under_the_archives_own_names_are_carried_aside(tmp_path: Path) -> None:
@@ -262,9 +262,9 @@ def test_what_overrides_put_outside_is_carried_by_the_variables_name(tmp_path: P
         },
     )
 
-    collection = collect(home)
+    scan = scan_home(home)
 
-    carried = _carried(collection)
+    carried = _carried(scan)
     assert {path: kind for path, kind in carried.items() if path.startswith("external/")} == {
         "external/SAGEWAI_ADMIN_STATE_FILE": "file",
         "external/SAGEWAI_SOPS_ROOT": "folder",
@@ -272,8 +272,8 @@ def test_what_overrides_put_outside_is_carried_by_the_variables_name(tmp_path: P
         "external/SAGEWAI_SOPS_ROOT/team.enc.yaml": "file",
         "external/SAGEWAI_DATABASE_URL": "database",
     }
-    assert collection.external["external/SAGEWAI_ADMIN_STATE_FILE"] == str(away / "linked.json")
-    main = main_database(home, collection)
+    assert scan.external["external/SAGEWAI_ADMIN_STATE_FILE"] == str(away / "linked.json")
+    main = main_database(home, scan)
     assert main is not None
     assert main.path == "external/SAGEWAI_DATABASE_URL"
 
@@ -282,9 +282,9 @@ def test_an_override_that_leads_to_nothing_is_a_loss(tmp_path: Path) -> None:
     """The variable promises a document: if it is not there, the backup is not whole."""
     root = _home(tmp_path)
 
-    collection = _look(root, {"SAGEWAI_CONNECTIONS_FILE": str(tmp_path / "missing.json")})
+    scan = _look(root, {"SAGEWAI_CONNECTIONS_FILE": str(tmp_path / "missing.json")})
 
-    assert _reasons(collection) == {"external/SAGEWAI_CONNECTIONS_FILE": Reason.UNREADABLE}
+    assert _reasons(scan) == {"external/SAGEWAI_CONNECTIONS_FILE": Reason.UNREADABLE}
 
 
 def test_a_database_that_an_override_names_inside_the_home_is_copied_as_one(
@@ -298,8 +298,8 @@ def test_a_database_that_an_override_names_inside_the_home_is_copied_as_one(
 
     for environment in ({}, {"SAGEWAI_DATABASE_URL": f"sqlite:///{other}"}):
         home = locate(built.root, environment)
-        collection = collect(home)
-        main = main_database(home, collection)
+        scan = scan_home(home)
+        main = main_database(home, scan)
 
         assert main is not None
         assert (main.path, main.type) == ("data/live.db", "database")
@@ -313,12 +313,12 @@ def test_another_database_with_a_wal_is_copied_and_its_sidecars_stay_out(tmp_pat
     (built.root / "data/no.db").write_text("not a database")
     (built.root / "data/no.db-wal").write_text("nor this")
 
-    collection = _look(built.root)
+    scan = _look(built.root)
 
-    carried = _carried(collection)
+    carried = _carried(scan)
     assert carried["data/own.db"] == "database"
     assert carried["data/no.db"] == carried["data/no.db-wal"] == "file"
-    assert _reasons(collection)["data/own.db-wal"] is Reason.SIDECAR
+    assert _reasons(scan)["data/own.db-wal"] is Reason.SIDECAR
 
 
 def test_a_directory_in_the_databases_place_is_damage(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_a_directory_in_the_databases_place_is_damage(tmp_path: Path) -> None:
     home = locate(root, {})
 
     with pytest.raises(DamagedError, match="is a directory"):
-        main_database(home, collect(home))
+        main_database(home, scan_home(home))
 
 
 def test_a_name_too_long_for_a_snapshot_is_a_loss(tmp_path: Path) -> None:
@@ -342,10 +342,10 @@ def test_a_name_too_long_for_a_snapshot_is_a_loss(tmp_path: Path) -> None:
         descriptor = below
     os.close(descriptor)
 
-    collection = _look(root)
+    scan = _look(root)
 
-    assert Reason.NAME in _reasons(collection).values()
-    assert sum("n" * 255 in path for path in _carried(collection)) == 15
+    assert Reason.NAME in _reasons(scan).values()
+    assert sum("n" * 255 in path for path in _carried(scan)) == 15
 
 
 def test_directories_may_nest_deeper_than_calls(tmp_path: Path) -> None:
@@ -354,12 +354,12 @@ def test_directories_may_nest_deeper_than_calls(tmp_path: Path) -> None:
     for depth in range(1, 1501):
         os.mkdir(root / "data" / "/".join("d" * depth))
 
-    collection = _look(root)
+    scan = _look(root)
 
     subprocess.run(["rm", "-r", root], check=True)  # pytest's own clean-up calls itself
 
-    assert sum(item.path.startswith("data/d") for item in collection.found) == 1500
-    assert collection.left_out == []
+    assert sum(item.path.startswith("data/d") for item in scan.found) == 1500
+    assert scan.omissions == []
 
 
 def test_a_wal_without_its_database_is_a_loss(tmp_path: Path) -> None:
@@ -386,9 +386,9 @@ def test_a_link_to_nothing_in_place_of_what_sagewai_needs_is_a_loss(
     (root / "data").rmdir()
     (root / path).symlink_to("gone")
 
-    collection = _look(root)
-    (lost,) = [item for item in collection.left_out if item.path == path]
+    scan = _look(root)
+    (lost,) = [item for item in scan.omissions if item.path == path]
 
     assert lost.reason is Reason.UNREADABLE
     assert "gone" in lost.detail
-    assert path not in _carried(collection)
+    assert path not in _carried(scan)

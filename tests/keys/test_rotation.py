@@ -22,7 +22,7 @@ from home_builder import BuiltHome, sealing
 from home_builder.recipe import Layout
 from memory_directory import memory_directory
 from opened_values import CLOSED, opened
-from sagewai_ops.archive.age import Lock, Unlock, temporary_identity
+from sagewai_ops.archive.age import Decryption, Encryption, temporary_identity
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.backup import create
 from sagewai_ops.backup.report import BackupOptions
@@ -190,7 +190,7 @@ def test_the_snapshot_has_the_old_key_and_the_old_values(built: BuiltHome, tmp_p
     """Encrypted, and taken before anything changed; then nothing is kept beside."""
     recipient, identity = temporary_identity()
     state = built.admin_state.read_bytes()
-    sealed = BackupOptions(lock=Lock(recipients=(recipient,)), custody="sealed")
+    sealed = BackupOptions(encryption=Encryption(recipients=(recipient,)), custody="sealed")
 
     done = turn(built.root, snapshot=sealed, snapshots=tmp_path / "snapshots")
 
@@ -198,7 +198,7 @@ def test_the_snapshot_has_the_old_key_and_the_old_values(built: BuiltHome, tmp_p
     assert done.snapshot.path is not None
     assert done.kept_as is None
     assert not [*built.master_key.parent.glob("master.key.*")]
-    with open_archive(done.snapshot.path, Unlock(identities=(identity,))) as reader:
+    with open_archive(done.snapshot.path, Decryption(identities=(identity,))) as reader:
         contents = {
             entry.path: b"".join(chunks)
             for entry, chunks in reader.members()
@@ -563,16 +563,16 @@ def test_a_restore_in_between_is_noticed(
     built: BuiltHome, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The key changed between the snapshot and the rotation: the snapshot would not have it."""
-    taking = create.take_snapshot
+    taking = create.create_snapshot
 
     def take(*arguments: object, **options: object) -> object:
         report = taking(*arguments, **options)  # type: ignore[arg-type]
         built.master_key.write_bytes(OTHER)
         return report
 
-    monkeypatch.setattr(rotating, "take_snapshot", take)
+    monkeypatch.setattr(rotating, "create_snapshot", take)
     recipient, _ = temporary_identity()
-    sealed = BackupOptions(lock=Lock(recipients=(recipient,)), custody="sealed")
+    sealed = BackupOptions(encryption=Encryption(recipients=(recipient,)), custody="sealed")
 
     with pytest.raises(OpsError):
         turn(built.root, snapshot=sealed, snapshots=tmp_path / "s")

@@ -189,7 +189,7 @@ def test_a_bug_is_told_as_well(home: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def broken(*_words: object, **_options: object) -> None:
         raise RuntimeError("hunter2")
 
-    monkeypatch.setattr("sagewai_ops.backup.create.take_snapshot", broken)
+    monkeypatch.setattr("sagewai_ops.backup.create.create_snapshot", broken)
     with watchdog() as dog, pytest.raises(RuntimeError):
         _backup(home, dog)
 

@@ -19,7 +19,7 @@ from archives import flip, forge
 from home_builder import BuiltHome
 from memory_directory import memory_directory
 from round_trips import snapshot_of
-from sagewai_ops.archive.age import Lock, Unlock, temporary_identity
+from sagewai_ops.archive.age import Decryption, Encryption, temporary_identity
 from sagewai_ops.database.sqlite.integrity import examine
 from sagewai_ops.errors import (
     DamagedError,
@@ -222,10 +222,12 @@ def test_a_key_file_opens_what_is_sealed(built: BuiltHome, archive: Path, tmp_pa
 def test_a_key_in_the_archive_needs_no_home(built: BuiltHome) -> None:
     """Sealed in, it opens all; the report says that a lost home leaves it."""
     recipient, identity = temporary_identity()
-    archive = snapshot_of(built.root, lock=Lock(recipients=(recipient,)), custody="sealed")
+    archive = snapshot_of(
+        built.root, encryption=Encryption(recipients=(recipient,)), custody="sealed"
+    )
     shutil.rmtree(built.root)
 
-    report = try_it(archive, None, unlock=Unlock(identities=(identity,)))
+    report = try_it(archive, None, decryption=Decryption(identities=(identity,)))
 
     assert report.key_in_snapshot
     assert report.outcome == drilling.PROVED
@@ -236,8 +238,8 @@ def test_an_archive_that_nobody_can_open_is_told_from_one_that_nobody_tried(
 ) -> None:
     """A wrong identity is a failed drill; a forgotten option is none."""
     recipient, identity = temporary_identity()
-    archive = snapshot_of(built.root, lock=Lock(recipients=(recipient,)))
-    try_it(archive, built.root, unlock=Unlock(identities=(identity,)))
+    archive = snapshot_of(built.root, encryption=Encryption(recipients=(recipient,)))
+    try_it(archive, built.root, decryption=Decryption(identities=(identity,)))
     proved = card_of(archive)
 
     with pytest.raises(KeyMissingError):
@@ -245,7 +247,7 @@ def test_an_archive_that_nobody_can_open_is_told_from_one_that_nobody_tried(
     assert card_of(archive) == proved
 
     with pytest.raises(KeyMissingError):
-        try_it(archive, built.root, unlock=Unlock(identities=(temporary_identity()[1],)))
+        try_it(archive, built.root, decryption=Decryption(identities=(temporary_identity()[1],)))
     card = card_of(archive)
     assert card["drill"]["outcome"] == "failed"
     assert "proved_restorable_at" not in card
@@ -255,11 +257,11 @@ def test_nothing_of_an_encrypted_archive_gets_into_its_card(built: BuiltHome) ->
     """The card is clear, so what was found is counted and not told."""
     (built.root / "master.key").write_bytes(built.master_key.read_bytes())
     recipient, identity = temporary_identity()
-    archive = snapshot_of(built.root, lock=Lock(recipients=(recipient,)))
+    archive = snapshot_of(built.root, encryption=Encryption(recipients=(recipient,)))
     with contextlib.closing(sqlite3.connect(built.root / "db/sagewai.db")) as connection:
         tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master")]
 
-    try_it(archive, built.root, unlock=Unlock(identities=(identity,)))
+    try_it(archive, built.root, decryption=Decryption(identities=(identity,)))
 
     text = cards.card_path(archive).read_text()
     assert not [table for table in tables if f'"{table}"' in text]

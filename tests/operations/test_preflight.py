@@ -552,7 +552,7 @@ def test_a_bug_is_no_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         call("--home", home, "preflight", "--no-snapshot", "--json")
 
 
-@pytest.mark.parametrize("place", ["take_snapshot", "drill", "rehearse_upgrade"])
+@pytest.mark.parametrize("place", ["create_snapshot", "drill", "rehearse_upgrade"])
 def test_a_signal_ends_it_and_leaves_no_partials(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:

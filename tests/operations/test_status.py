@@ -8,7 +8,7 @@ import pytest
 
 import home_writer
 import real_homes
-from sagewai_ops.backup.create import take_snapshot
+from sagewai_ops.backup.create import create_snapshot
 from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.errors import NotFoundError
 from sagewai_ops.home.paths import locate
@@ -105,8 +105,8 @@ def test_the_newest_snapshot_of_this_home_is_told(tmp_path: Path) -> None:
     state["admin"]["id"] = "another-admin"
     other.admin_state.write_text(json.dumps(state))
     home = locate(built.root, {})
-    first = take_snapshot(home, home.snapshots, BackupOptions())
-    take_snapshot(locate(other.root, {}), home.snapshots, BackupOptions())
+    first = create_snapshot(home, home.snapshots, BackupOptions())
+    create_snapshot(locate(other.root, {}), home.snapshots, BackupOptions())
 
     found = _look(built.root)
 

@@ -15,7 +15,7 @@ from proof.beginnings import IDENTITY
 from proof.cases import Case
 from proof.faults import Ended, Fault, Mode
 from proof.worlds import Mask, State, World, state_of
-from sagewai_ops.archive.age import Unlock
+from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.errors import OpsError
 from sagewai_ops.keys import rotation_journal
@@ -212,7 +212,7 @@ def in_home(state: State) -> State:
     return {name: value for name, value in state.items() if ".sagewai-ops-" not in name}
 
 
-_UNLOCK = Unlock(identities=(IDENTITY,))
+_UNLOCK = Decryption(identities=(IDENTITY,))
 _verified: set[str] = set()
 
 

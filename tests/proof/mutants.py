@@ -20,7 +20,7 @@ from typing import Any
 import zstandard
 
 from sagewai_ops.archive.manifest import Entry, EntryType, decode_manifest
-from sagewai_ops.archive.tar import END, header_of, member_bytes, padded
+from sagewai_ops.archive.tar import END, member_bytes, member_header, pad
 from sagewai_ops.errors import DamagedError, SchemaAheadError
 
 HUGE = 2**32 - 1
@@ -114,7 +114,7 @@ def dissect(content: bytes) -> Anatomy:
     members, position = [], 0
     for entry in manifest.entries:
         end = position + member_bytes(entry)
-        start = position + len(header_of(entry))
+        start = position + len(member_header(entry))
         members.append((entry, stream[start : start + entry.size_bytes]))
         position = end
     own = Entry("manifest.json", EntryType.FILE, 0o600, manifest.entries[0].mtime_ns)
@@ -144,9 +144,9 @@ def assemble(
 
 def build(members: Sequence[tuple[Entry, bytes]], text: bytes, own: Entry) -> bytes:
     """Write members and the text of a manifest as an archive whose sums are right."""
-    parts = [header_of(entry) + padded(content) for entry, content in members]
+    parts = [member_header(entry) + pad(content) for entry, content in members]
     own = dataclasses.replace(own, size_bytes=len(text))
-    streams = (b"".join(parts[1:]), header_of(own) + padded(text) + END)
+    streams = (b"".join(parts[1:]), member_header(own) + pad(text) + END)
     frames = [_packed(parts[0])] if parts else []
     frames += [
         _packed(stream[start : start + FRAME_BYTES])
@@ -333,7 +333,7 @@ def _edited_entries(anatomy: Anatomy) -> Iterator[Mutant]:
                 text = spelled(document)
                 changed = _retold(entry, name, value)
                 # Of some fields the stream says nothing: then nothing contradicts the manifest.
-                is_silent = changed is not None and header_of(changed) == header_of(entry)
+                is_silent = changed is not None and member_header(changed) == member_header(entry)
                 kept = build(anatomy.members, text, anatomy.own)
                 yield Mutant(f"{way}, stream kept", kept, is_consistent=is_silent)
                 if changed is not None and not is_silent:
@@ -359,7 +359,7 @@ def _retold(entry: Entry, name: str, value: object) -> Entry | None:
             changed = entry
         else:
             return None
-        header_of(changed)
+        member_header(changed)
     except (ValueError, UnicodeEncodeError, OverflowError):
         return None
     return changed

@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 
 from home_builder import build_home
-from sagewai_ops.backup.create import take_snapshot
+from sagewai_ops.backup.create import create_snapshot
 from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.home.paths import locate
 from sagewai_ops.restore.amend import organisation_id
@@ -18,7 +18,7 @@ def restored(tmp_path: Path, options: RestoreOptions) -> tuple[RestoreReport, Pa
     """Back a built home up and restore it beside."""
     build_home(tmp_path / "home", artifacts=False)
     home = locate(tmp_path / "home", {})
-    report = take_snapshot(home, tmp_path / "snapshots", BackupOptions())
+    report = create_snapshot(home, tmp_path / "snapshots", BackupOptions())
     assert report.path is not None
     target = locate(tmp_path / "restored", {})
     return restore(report.path, target, options), target.root

@@ -26,7 +26,7 @@ from round_trips import (
     leftovers_beside,
     snapshot_of,
 )
-from sagewai_ops.archive.age import Lock, Unlock, temporary_identity
+from sagewai_ops.archive.age import Decryption, Encryption, temporary_identity
 from sagewai_ops.archive.manifest import Entry, EntryType, Header, encode_header
 from sagewai_ops.errors import (
     DamagedError,
@@ -332,10 +332,12 @@ def test_key_in_a_sealed_archive_needs_no_other(tmp_path: Path) -> None:
     """With `--key sealed` the archive is enough to bring the home back."""
     built = small(tmp_path / "home")
     recipient, identity = temporary_identity()
-    archive = snapshot_of(built.root, lock=Lock(recipients=(recipient,)), custody="sealed")
+    archive = snapshot_of(
+        built.root, encryption=Encryption(recipients=(recipient,)), custody="sealed"
+    )
     shutil.rmtree(built.root)
 
-    report = bring_back(archive, built.root, unlock=Unlock(identities=(identity,)))
+    report = bring_back(archive, built.root, decryption=Decryption(identities=(identity,)))
 
     assert (built.root / "secrets/master.key").read_bytes() == built.master_keys[0]
     assert not report.keys.unopened
@@ -348,10 +350,13 @@ def test_sealed_archive_restores_the_key_in_use_over_an_unused_file(tmp_path: Pa
     variables = {"SAGEWAI_MASTER_KEY": built.master_keys[0].decode()}
     recipient, identity = temporary_identity()
     archive = snapshot_of(
-        built.root, lock=Lock(recipients=(recipient,)), custody="sealed", environment=variables
+        built.root,
+        encryption=Encryption(recipients=(recipient,)),
+        custody="sealed",
+        environment=variables,
     )
 
-    report = bring_back(archive, tmp_path / "there", unlock=Unlock(identities=(identity,)))
+    report = bring_back(archive, tmp_path / "there", decryption=Decryption(identities=(identity,)))
 
     assert (tmp_path / "there/secrets/master.key").read_bytes() == built.master_keys[0]
     aside = tmp_path / "there/external/master.key"
@@ -363,7 +368,7 @@ def test_sealed_archive_restores_the_key_in_use_over_an_unused_file(tmp_path: Pa
 def test_encrypted_archive_without_identity_is_refused(tmp_path: Path) -> None:
     """Nothing is written for an archive that does not open."""
     recipient, _identity = temporary_identity()
-    archive = small_archive(tmp_path / "a.tar.zst.age", Lock(recipients=(recipient,)))
+    archive = small_archive(tmp_path / "a.tar.zst.age", Encryption(recipients=(recipient,)))
 
     with pytest.raises(KeyMissingError):
         bring_back(archive, tmp_path / "there")
