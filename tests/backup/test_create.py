@@ -1,4 +1,4 @@
-"""A snapshot of a home: what is in it, that the home stays as it was, and what goes wrong by name."""
+"""A snapshot of a home: its contents, the untouched home, and failures by name."""
 
 import contextlib
 import dataclasses
@@ -326,7 +326,7 @@ def test_what_vanishes_after_the_walk_is_named_and_no_loss(tmp_path: Path) -> No
 
     def vanish() -> None:
         (data / "file").unlink()
-        (data / "folder").rename(data / "aside")
+        (data / "directory").rename(data / "aside")
 
     report = _take(built.root, progress=_once("database", vanish))
 
