@@ -377,7 +377,9 @@ def _root_facts(home: Home) -> dict[str, Any]:
     }
 
 
-def _database_first(found: Sequence[ScanItem], copies: Mapping[str, DatabaseCopy]) -> Iterator[ScanItem]:
+def _database_first(
+    found: Sequence[ScanItem], copies: Mapping[str, DatabaseCopy]
+) -> Iterator[ScanItem]:
     """Put the databases, with the directories above them, before everything else.
 
     A restore examines the database while it writes the rest, so it should have it early.
