@@ -279,10 +279,20 @@ def _show_change(terminal: Terminal, result: dict[str, Any]) -> None:
         terminal.line(f"  {step}")
     if len(steps) > _SHOWN:
         terminal.line(f"  and {len(steps) - _SHOWN} more")
-    for table, rows in result.get("dropped_rows", {}).items():
-        terminal.line(f"  dropped   {table}, {rows} rows", style="yellow")
-    rows = sum(result["rows_after"].values())
-    terminal.line(f"  rows      {rows} in {len(result['rows_after'])} tables, all still there")
+    for function in result.get("repaired_functions", ()):
+        terminal.line(f"  repaired  {function}, which had another name for its parameter")
+    dropped = result.get("dropped_rows", {})
+    for table, rows in dropped.items():
+        terminal.line(f"  dropped   {table}, {_rows(rows)}", style="yellow")
+    if dropped:
+        filled = {table: rows for table, rows in result["kept_rows"].items() if rows}
+        for table, rows in filled.items():
+            terminal.line(f"  kept      {table}, {_rows(rows)}")
+        empty = len(result["kept_rows"]) - len(filled)
+        terminal.line(f"  kept      {empty} {'other ' if filled else ''}tables, without rows")
+    else:
+        rows = sum(result["rows_after"].values())
+        terminal.line(f"  rows      {rows} in {len(result['rows_after'])} tables, unchanged")
     if result["snapshot"]:
         terminal.line(f"  snapshot  {result['snapshot']}")
     remaining = result.get("remaining", [])
@@ -290,6 +300,10 @@ def _show_change(terminal: Terminal, result: dict[str, Any]) -> None:
         terminal.line(f"  {len(remaining)} differences that an addition cannot mend:")
         for item in remaining[:_SHOWN]:
             terminal.line(f"    {item['text']}")
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
 
 
 def _show_position(terminal: Terminal, result: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Let a workflow run say which sandbox, image and network it needs."""
+"""Add the sandbox, image and network that a workflow run requires."""
 
 from alembic import op
 
@@ -13,10 +13,28 @@ from sagewai_ops.migrations.columns import (
 revision = "002_sandbox_requirements"
 down_revision = "001_initial"
 
-# From the least to the most; a rank is a place in these lists, from 0.
+# From the least to the most; a rank is an index into these lists, from 0.
 SANDBOX_MODES = ("none", "per_tool", "per_run", "per_worker")
 NETWORK_POLICIES = ("none", "egress_allowlist", "full")
 VARIANTS = ("base", "general", "ml", "ops", "erp", "ecommerce", "api")
+
+
+def _create_rank(name: str, parameter: str, words: tuple[str, ...]) -> str:
+    """Return the statement for a function that ranks a word, and returns NULL for any other word.
+
+    The name of the parameter is Sagewai's: CREATE OR REPLACE FUNCTION cannot change it.
+    """
+    ordered = ", ".join(repr(word) for word in words)
+    return (
+        f"CREATE FUNCTION {name}({parameter} text) RETURNS integer LANGUAGE sql IMMUTABLE"
+        f" AS $$ SELECT array_position(ARRAY[{ordered}]::text[], {parameter}) - 1 $$"
+    )
+
+
+RANKS = {
+    "sandbox_mode_rank": _create_rank("sandbox_mode_rank", "m", SANDBOX_MODES),
+    "network_policy_rank": _create_rank("network_policy_rank", "p", NETWORK_POLICIES),
+}
 
 
 def upgrade() -> None:
@@ -50,8 +68,8 @@ def upgrade() -> None:
         "requires_network_policy",
         where="status = 'pending'",
     )
-    _rank("sandbox_mode_rank", SANDBOX_MODES)
-    _rank("network_policy_rank", NETWORK_POLICIES)
+    for statement in RANKS.values():
+        op.execute(statement)
 
 
 def downgrade() -> None:
@@ -65,12 +83,3 @@ def downgrade() -> None:
     op.drop_column("workflow_runs", "requires_variant")
     op.drop_column("workflow_runs", "requires_image")
     op.drop_column("workflow_runs", "requires_sandbox_mode")
-
-
-def _rank(name: str, words: tuple[str, ...]) -> None:
-    """Create a function that ranks a word, NULL for any that is not in the list."""
-    ordered = ", ".join(repr(word) for word in words)
-    op.execute(
-        f"CREATE FUNCTION {name}(word text) RETURNS integer LANGUAGE sql IMMUTABLE"
-        f" AS $$ SELECT array_position(ARRAY[{ordered}]::text[], word) - 1 $$"
-    )

@@ -48,6 +48,7 @@ def of_upgraded(done: Upgraded) -> dict[str, Any]:
 def of_moved(done: Moved) -> dict[str, Any]:
     """Give the JSON of an upgrade or downgrade of a PostgreSQL database."""
     gone = done.rows_before.keys() - done.rows_after.keys()
+    kept = done.rows_before.keys() & done.rows_after.keys()
     return {
         "engine": "postgresql",
         "server": done.server,
@@ -56,7 +57,9 @@ def of_moved(done: Moved) -> dict[str, Any]:
         "before": list(done.before),
         "after": list(done.after),
         "ran": list(done.ran),
+        "repaired_functions": list(done.repaired_functions),
         "dropped_rows": {table: done.rows_before[table] for table in sorted(gone)},
+        "kept_rows": {table: rows for table, rows in done.rows_after.items() if table in kept},
         "rows_before": dict(done.rows_before),
         "rows_after": dict(done.rows_after),
     }

@@ -8,7 +8,7 @@ schema, an index that was left half done, and a sequence behind its column.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,7 +54,7 @@ WHERE n.nspname = current_schema()
     AND k.contype IN ('p', 'u', 'x'))
 """
 _FUNCTIONS = """
-SELECT p.proname || '(' || oidvectortypes(p.proargtypes) || ')'
+SELECT p.proname || '(' || oidvectortypes(p.proargtypes) || ')', p.proargnames
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
 WHERE n.nspname = current_schema()
 """
@@ -115,7 +115,8 @@ async def check_postgres(
         findings = list(_of_position(found))
         if found.position.state == "current":
             present, half_done = await _read(connection)
-            functions = set(await connection.scalars(text(_FUNCTIONS)))
+            rows_of_functions = await connection.execute(text(_FUNCTIONS))
+            functions = {signature: names or [] for signature, names in rows_of_functions}
             findings += [*half_done, *_drift(present, functions)]
             findings += [finding async for finding in _late_sequences(connection)]
     unknown = tuple(name for name in rows if name not in head()["tables"])
@@ -159,11 +160,19 @@ async def _read(connection: AsyncConnection) -> tuple[dict[str, Table], list[Fin
     return tables, half_done
 
 
-def _drift(present: Mapping[str, Table], functions: set[str]) -> Iterator[Finding]:
+def _drift(
+    present: Mapping[str, Table], functions: Mapping[str, Sequence[str]]
+) -> Iterator[Finding]:
     """Compare with the head; a table, index or function of the user's own is no drift."""
-    for name in head()["functions"]:
+    for name, parameters in head()["functions"].items():
         if name not in functions:
             yield Finding("drift", "", "", f"function {name} is missing")
+        elif functions[name] != parameters:
+            reason = f"function {name}: the parameter is named {', '.join(functions[name])}, the"
+            reason += f" head has {', '.join(parameters)}, and a later Sagewai cannot replace it"
+            if functions[name] == [postgres_server.OLD_PARAMETER]:
+                reason += "; db upgrade repairs it"
+            yield Finding("drift", "", "", reason)
     for table, wanted in head()["tables"].items():
         if table not in present:
             yield Finding("drift", table, "", "missing table")

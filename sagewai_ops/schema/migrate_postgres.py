@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -40,6 +40,8 @@ _DIFFERING = frozenset(
     ("42P07", "42701", "42710", "42723", "42P01", "42703", "42704", "42883", "42804", "2B", "23")
 )
 
+_DEPENDENT = "2BP01"
+
 _HOLDER = """
 SELECT a.pid, a.usename::text, a.application_name
 FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
@@ -56,7 +58,8 @@ class Moved:
     Attributes:
         before: The rows of `alembic_version`, sorted.
         after: The same, when it was done.
-        ran: The revisions applied, or taken back, in order.
+        ran: The revisions applied or reverted, in order.
+        repaired_functions: Created again with Sagewai's name of the parameter.
         rows_before: Of every table that was there.
         rows_after: Of every table that is.
         seconds: For the revisions alone, without locks and counts.
@@ -72,6 +75,7 @@ class Moved:
     seconds: float
     rehearsed: str = ""
     server: str = ""
+    repaired_functions: tuple[str, ...] = ()
 
 
 async def current(url: PostgresUrl) -> postgres_server.Database:
@@ -136,7 +140,9 @@ async def plan_sql(url: PostgresUrl, target: str, *, down: bool = False) -> str:
     """
     found = await current(url)
     start = check_position(found, target, down=down)
-    return alembic_runner.script(start, target, down=down)
+    script = alembic_runner.script(start, target, down=down)
+    repairs = "".join(f"{line};\n\n" for line in _repairs(() if down else found.old_functions))
+    return script.replace("BEGIN;\n\n", f"BEGIN;\n\n{repairs}", 1)
 
 
 def check_position(found: postgres_server.Database, target: str, *, down: bool) -> tuple[str, ...]:
@@ -216,7 +222,10 @@ async def run(
 
     rows_before = await postgres_server.count_rows(connection)
     started = time.perf_counter()
+    repaired = () if down else found.old_functions
     with differing(found, before):
+        for statement in _repairs(repaired):
+            await connection.exec_driver_sql(statement)
         await alembic_runner.migrate(connection, target, down=down, applied=applied)
     seconds = time.perf_counter() - started
     rows_after = await postgres_server.count_rows(connection)
@@ -228,7 +237,26 @@ async def run(
             " nothing was changed"
         )
     after = (await postgres_server.look(connection)).position.heads
-    return Moved(before, after, tuple(ran), rows_before, rows_after, seconds, server=found.version)
+    return Moved(
+        before,
+        after,
+        tuple(ran),
+        rows_before,
+        rows_after,
+        seconds,
+        server=found.version,
+        repaired_functions=repaired,
+    )
+
+
+def _repairs(functions: Sequence[str]) -> Iterator[str]:
+    """Yield the statements that create functions again with Sagewai's name of the parameter."""
+    if functions:
+        from sagewai_ops.migrations.versions.v002_sandbox_requirements import RANKS
+
+        for name in functions:
+            yield f"DROP FUNCTION {name}(text)"
+            yield RANKS[name]
 
 
 @contextmanager
@@ -246,9 +274,12 @@ def differing(found: postgres_server.Database, heads: tuple[str, ...]) -> Iterat
         state = str(refusal.sqlstate) if refusal else ""
         if refusal is None or (state not in _DIFFERING and state[:2] not in _DIFFERING):
             raise
+        reason = postgres_connection.first_line(refusal)
+        if state == _DEPENDENT and refusal.detail:  # names of objects, never values of rows
+            reason += f" ({str(refusal.detail).splitlines()[0]})"
         raise DifferenceError(
             f"database {found.name}: is not what revision {', '.join(heads) or revision_graph.BASE}"
-            f" leaves, {postgres_connection.first_line(refusal)}; nothing was changed",
+            f" leaves, {reason}; nothing was changed",
             hint="rename what is in the way, or bring back what is missing; then run it again",
         ) from error
 

@@ -24,7 +24,7 @@ class Table(TypedDict):
 class Head(TypedDict):
     """What `postgres.json` holds: the schema at HEAD."""
 
-    functions: list[str]
+    functions: dict[str, list[str]]  # signature -> names of the parameters
     tables: dict[str, Table]
 
 

@@ -31,6 +31,14 @@ SELECT current_setting('server_version_num')::int AS version,
   (SELECT relnamespace::regnamespace::text FROM pg_class
     WHERE oid = to_regclass('alembic_version')) AS versions_in
 """
+# The functions whose parameter sagewai-ops named otherwise than Sagewai until version 0.2.0.
+_OLD_FUNCTIONS = """
+SELECT p.proname::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+WHERE n.nspname = current_schema() AND oidvectortypes(p.proargtypes) = 'text'
+  AND p.proname IN ('network_policy_rank', 'sandbox_mode_rank') AND p.proargnames = ARRAY[:old]
+ORDER BY 1
+"""
+OLD_PARAMETER = "word"
 # The first schema of the search_path that is there, when we may use none of them.
 _CLOSED = """
 SELECT quote_ident(n.nspname) FROM pg_namespace n
@@ -73,6 +81,7 @@ class Database:
         may_create_schemas: In the database.
         tables: By name, `alembic_version` among them.
         position: Where the chain stands.
+        old_functions: Those whose parameter still has the name `OLD_PARAMETER`.
     """
 
     name: str
@@ -85,6 +94,7 @@ class Database:
     may_create_schemas: bool
     tables: tuple[Table, ...]
     position: revision_graph.Position
+    old_functions: tuple[str, ...]
 
 
 async def look(connection: AsyncConnection) -> Database:
@@ -127,6 +137,7 @@ async def look(connection: AsyncConnection) -> Database:
     if any(table.name == VERSION_TABLE for table in tables):
         query = text("SELECT version_num FROM alembic_version")
         rows = [row.version_num for row in await connection.execute(query)]
+    old = await connection.scalars(text(_OLD_FUNCTIONS), {"old": OLD_PARAMETER})
     return Database(
         about.database,
         major,
@@ -138,6 +149,7 @@ async def look(connection: AsyncConnection) -> Database:
         about.may_create_schemas,
         tables,
         revision_graph.position(rows, tables=any(table.name != VERSION_TABLE for table in tables)),
+        tuple(old),
     )
 
 

@@ -285,16 +285,34 @@ def test_downgrade_asks_first(url: str, home: Path) -> None:
     assert call("--home", home, "db", "current", "--json").result["state"] == "current"
 
 
-def test_downgrade_tells_what_it_dropped(
+def test_downgrade_reports_rows_dropped_and_kept(
     url: str, home: Path, postgres: Server, database: str
 ) -> None:
-    """The tables that went, with the rows that were in them."""
+    """The rows that were dropped and those that were kept, each table once."""
     call("--home", home, "db", "upgrade")
-    postgres.run(database, "INSERT INTO fleet_tasks (run_id, org_id) VALUES ('t', 'o')")
+    rows = (
+        "INSERT INTO fleet_tasks (run_id, org_id) VALUES ('t', 'o')",
+        "INSERT INTO org (id, name, slug) VALUES ('o', 'o', 'o'), ('p', 'p', 'p')",
+    )
+    postgres.run(database, *rows)
 
-    answer = call("--home", home, "--verbose", "db", "downgrade", "018", "--yes", "--json")
+    result = _valid(
+        "db-downgrade", call("--home", home, "db", "downgrade", "018", "--yes", "--json")
+    )
+    call("--home", home, "db", "upgrade")
+    postgres.run(database, rows[0])
+    answer = call("--home", home, "--verbose", "db", "downgrade", "018", "--yes")
 
-    assert answer.result["dropped_rows"] == {"fleet_tasks": 1}
+    assert result["dropped_rows"] == {"fleet_tasks": 1}
+    kept = result["kept_rows"]
+    assert isinstance(kept, dict)
+    assert {table: count for table, count in kept.items() if count} == {"org": 2}
+    assert "fleet_tasks" not in kept
+    assert answer.out.splitlines()[-3:] == [
+        "  dropped   fleet_tasks, 1 row",
+        "  kept      org, 2 rows",
+        f"  kept      {len(kept) - 1} other tables, without rows",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,10 @@ from sagewai_ops.schema.check_postgres import CheckedPostgres, check_postgres
 from sagewai_ops.schema.postgres_head import head, index_entries
 from sagewai_ops.schema.sqlite_revision import HEAD
 
+RENAMED = (
+    "DROP FUNCTION sandbox_mode_rank; CREATE FUNCTION sandbox_mode_rank({} text) RETURNS int"
+    " LANGUAGE sql AS 'SELECT 1'"
+)
 INDEX = "ux_agent_global_name"
 COSTS = "agent_name, model, cost_usd, tokens"
 
@@ -58,7 +62,9 @@ def test_facts_are_the_references() -> None:
     """The schema at head that the program carries is the catalog's."""
     catalog = schema_catalogs.postgres(HEAD)
 
-    assert sorted(catalog["functions"]) == head()["functions"]
+    assert head()["functions"] == {
+        signature: function["parameters"] for signature, function in catalog["functions"].items()
+    }
     assert {
         name: {"constraints": table["constraints"], "indexes": table["indexes"]}
         for name, table in catalog["tables"].items()
@@ -108,6 +114,10 @@ def test_every_index_gives_its_columns() -> None:
         (f"DROP INDEX {INDEX}; CREATE INDEX {INDEX} ON agent (name)",
          "agent: different index ux_agent_global_name, the head has CREATE UNIQUE INDEX"),
         ("DROP FUNCTION sandbox_mode_rank", "function sandbox_mode_rank(text) is missing"),
+        (RENAMED.format("word"),
+         "function sandbox_mode_rank(text): the parameter is named word, the head has m, and"),
+        (RENAMED.format("mine"),
+         "function sandbox_mode_rank(text): the parameter is named mine, the head has m"),
         ("ALTER TABLE agent ADD CONSTRAINT mine CHECK (name <> '') NOT VALID",
          "agent: constraint mine is not validated"),
         (f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{INDEX}'::regclass",

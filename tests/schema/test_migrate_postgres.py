@@ -99,6 +99,79 @@ def test_second_upgrade_changes_nothing(at: At) -> None:
     assert again.before == again.after == (HEAD,)
 
 
+_OLD_FUNCTIONS = tuple(
+    statement
+    for name in ("network_policy_rank", "sandbox_mode_rank")
+    for statement in (
+        f"DROP FUNCTION {name}(text)",
+        f"CREATE FUNCTION {name}(word text) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT 1'",
+    )
+)
+_REPAIRED = ("network_policy_rank", "sandbox_mode_rank")
+
+
+def test_later_sagewai_can_replace_the_functions(at: At, postgres: Server) -> None:
+    """CREATE OR REPLACE FUNCTION refuses another name of the parameter; ours is Sagewai's."""
+    postgres.run(
+        str(at(HEAD).database),
+        *(
+            f"CREATE OR REPLACE FUNCTION {name}({parameter} text) RETURNS integer"
+            " LANGUAGE sql IMMUTABLE AS 'SELECT 1'"
+            for name, parameter in (("network_policy_rank", "p"), ("sandbox_mode_rank", "m"))
+        ),
+    )
+
+
+@pytest.mark.parametrize("revision", [MIDDLE, HEAD])
+def test_upgrade_repairs_the_parameters_of_an_older_version(
+    at: At, postgres: Server, revision: str
+) -> None:
+    """Databases that sagewai-ops 0.1 migrated get Sagewai's names, also at the head."""
+    url = at(revision)
+    postgres.run(str(url.database), *_OLD_FUNCTIONS)
+
+    rehearsed = asyncio.run(rehearse_postgres.rehearse(url))
+    upgraded = asyncio.run(migrate_postgres.upgrade(url))
+    again = asyncio.run(migrate_postgres.upgrade(url))
+
+    assert rehearsed.repaired_functions == upgraded.repaired_functions == _REPAIRED
+    assert again.repaired_functions == ()
+    assert _catalog(url)["functions"] == schema_catalogs.postgres(HEAD)["functions"]
+
+
+def test_sql_of_an_upgrade_repairs_the_parameters(at: At, postgres: Server) -> None:
+    """The printed statements do the same."""
+    url = at(MIDDLE)
+    postgres.run(str(url.database), *_OLD_FUNCTIONS)
+
+    postgres.run(str(url.database), asyncio.run(migrate_postgres.plan_sql(url, HEAD)))
+
+    assert _catalog(url) == schema_catalogs.postgres(HEAD)
+
+
+def test_function_that_a_view_needs_is_not_repaired(at: At, postgres: Server) -> None:
+    """The view is named, and nothing is changed."""
+    url = at(MIDDLE)
+    view = "CREATE VIEW ranks AS SELECT sandbox_mode_rank('none')"
+    postgres.run(str(url.database), *_OLD_FUNCTIONS, view)
+
+    with pytest.raises(DifferenceError, match="ranks"):
+        asyncio.run(migrate_postgres.upgrade(url))
+
+    assert asyncio.run(migrate_postgres.current(url)).position.heads == (MIDDLE,)
+
+
+def test_downgrade_leaves_the_parameters_alone(at: At, postgres: Server) -> None:
+    """It only drops; below the revision that creates them the functions are gone."""
+    url = at(HEAD)
+    postgres.run(str(url.database), *_OLD_FUNCTIONS)
+
+    down = asyncio.run(migrate_postgres.downgrade(url, "001_initial"))
+
+    assert down.repaired_functions == ()
+    assert _catalog(url) == schema_catalogs.postgres("001_initial")
+
+
 def test_rows_survive_the_way_up_and_down(at: At, postgres: Server) -> None:
     """Counts before and after are reported, of tables that come and go as well."""
     url = at(MIDDLE)
@@ -268,11 +341,11 @@ def test_killed_upgrade_changes_nothing(at: At, postgres: Server) -> None:
     url = at("002_sandbox_requirements")
     code = (
         "import asyncio, os, signal, sys\n"
-        "from sagewai_ops.database import urls\n"
-        "from sagewai_ops.schema import revisions\n"
+        "from sagewai_ops.database import url as database_url\n"
+        "from sagewai_ops.schema import migrate_postgres\n"
         "def told(stage, done, total):\n"
         "    if done == 9: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "asyncio.run(revisions.upgrade(urls.parse(sys.argv[1]), progress=told))\n"
+        "asyncio.run(migrate_postgres.upgrade(database_url.parse(sys.argv[1]), progress=told))\n"
     )
 
     killed = subprocess.run([sys.executable, "-c", code, url.to_string()], check=False, timeout=60)
