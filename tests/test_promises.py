@@ -25,7 +25,7 @@ HEAVY = ("sqlalchemy", "alembic", "asyncpg", "cryptography", "zstandard", "pyrag
 RANKS = {
     **dict.fromkeys(("__init__", "errors", "progress", "text"), 0),
     **dict.fromkeys(("database/url", "home", "process", "schedule"), 1),
-    **dict.fromkeys(("database/sqlite", "database/postgres", "fs"), 2),
+    **dict.fromkeys(("database/sqlite", "database/postgres", "fs", "migrations"), 2),
     **dict.fromkeys(("archive", "notify", "permissions", "schema"), 3),
     **dict.fromkeys(("cli", "keys", "layout", "snapshots"), 4),
     "swap": 5,
