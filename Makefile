@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := sagewai_ops commands fixtures tests .ci $(wildcard migrations)
 # Programs that the tests and benchmarks meet us with, where Debian's packages can be had.
 TOOLS := age zstd sqlite3 restic borgbackup pgloader openssh-client gcc libc6-dev mandoc zsh fish
@@ -11,7 +12,8 @@ EXTENDING := $(shell for one in /usr/bin/python3 $(PYTHON); do \
   && echo $$one && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools test test-extensions lint types build demo bench proof soak interop man pictures matrix matrix-ci clean
+.PHONY: help setup tools test test-all test-extensions core lint types build demo bench proof soak \
+  interop man pictures matrix matrix-ci clean
 
 help:  ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,17 +24,24 @@ setup: $(VENV)/.ready  ## Make the environment.
 	@$(BIN)/python -m compileall -q sagewai_ops commands migrations fixtures tests
 
 $(VENV)/.ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev --editable . -c constraints.txt
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade "pip>=25.1"
+	@# setuptools warns of every editable installation, in a frame of stars.
+	@PYTHONWARNINGS="ignore:Editable installation" $(PIP) --group dev --editable . -c constraints.txt
 	@touch $@
 
-test: setup  ## Run the tests.
+test: setup  ## Run the core of the tests: every command, every line.
+	$(BIN)/pytest -q -n 2 --core
+
+test-all: setup  ## Run all tests.
 	$(BIN)/pytest -q -n 2
 
-test-extensions:  ## Run them again where sqlite-vec can be loaded.
+core: setup  ## Select the core again, by coverage, into tests/core.txt.
+	$(BIN)/python .ci/select_core.py
+
+test-extensions:  ## Run all tests on a Python that can load sqlite-vec.
 	@if [ -n "$(EXTENDING)" ]; then \
-	  $(MAKE) --no-print-directory test PYTHON=$(EXTENDING) VENV=.venv-extending; \
+	  $(MAKE) --no-print-directory test-all PYTHON=$(EXTENDING) VENV=.venv-extending; \
 	else echo "no Python here can load SQLite extensions"; fi
 
 matrix: setup  ## Run the tests on every Python, dependency, user and umask; an hour.

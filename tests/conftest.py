@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,6 +15,26 @@ __all__ = ["_postgres_session", "database", "every_postgres", "postgres"]
 # No test asserts on time, not even through Hypothesis: a busy machine is no failure.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
+
+CORE = Path(__file__).parent / "core.txt"  # written by .ci/select_core.py
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Offer --core."""
+    parser.addoption("--core", action="store_true", help="run the tests that core.txt names")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of the core, all of which must exist."""
+    if not config.getoption("--core"):
+        return
+    core = set(CORE.read_text(encoding="utf-8").splitlines())
+    selected = [item for item in items if item.nodeid in core]
+    missing = sorted(core - {item.nodeid for item in selected})
+    if missing:
+        raise pytest.UsageError(f"{CORE.name}: {missing[0]} does not exist; run `make core`")
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in core])
+    items[:] = selected
 
 
 @pytest.fixture(scope="session", autouse=True)
