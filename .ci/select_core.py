@@ -80,8 +80,8 @@ def _select(directory: Path) -> int:
     CORE.write_text("".join(f"{test}\n" for test in sorted(selected)))
     seconds = sum(durations[test] for test in selected)
     print(
-        f"{len(selected)} of {len(durations)} tests, {seconds:.0f} of {sum(durations.values()):.0f} s,"
-        f" {len(everything)} lines"
+        f"{len(selected)} of {len(durations)} tests, {seconds:.0f} of"
+        f" {sum(durations.values()):.0f} s, {len(everything)} lines"
     )
     return 0
 

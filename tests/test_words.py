@@ -116,7 +116,6 @@ PENDING = (
     ".ci/",
     "docs/",
     "man/",
-    "README",
     "CHANGELOG",
     "CONTRIBUTING",
     "Makefile",
