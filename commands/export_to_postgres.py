@@ -9,6 +9,7 @@ import typer
 from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_FINDINGS, NotFoundError, UsageError
+from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.text import shell_word, size
 
 HELP = """Move a home's database to PostgreSQL.
@@ -125,7 +126,6 @@ def export_to_postgres(
 def _target(run: Run, url: str | None, url_file: Path | None) -> Any:
     """Find the target's URL: the argument, the file, the environment."""
     from sagewai_ops.database.url import SqliteUrl, parse, resolve
-    from sagewai_ops.fs.atomic import naming
 
     if url and url_file:
         raise UsageError("--url-file: the URL is given as well", hint="leave one of the two out")
@@ -134,7 +134,7 @@ def _target(run: Run, url: str | None, url_file: Path | None) -> Any:
             raise NotFoundError(
                 f"--url-file {url_file}: is not there", hint=f"ls -l {shell_word(url_file)}"
             )
-        with naming(url_file):
+        with translate_os_errors(url_file):
             text = url_file.read_text(encoding="utf-8", errors="replace")
         url = text.partition("\n")[0].strip()
         if not url:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from sagewai_ops.errors import DamagedError
-from sagewai_ops.fs.atomic import naming
+from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.process.malloc import keep_large_blocks
 
 FRAME_BYTES = 4 * 1024 * 1024  # of tar data in a frame; docs/format.md
@@ -105,7 +105,7 @@ class HashingSink:
     def write(self, data: bytes) -> None:
         """Write all of `data`."""
         view = memoryview(data)
-        with naming(self._path) if self._path else contextlib.nullcontext():
+        with translate_os_errors(self._path) if self._path else contextlib.nullcontext():
             while view:  # an unbuffered file may take less than it is given
                 view = view[self._stream.write(view) or 0 :]
         self.digest.update(data)

@@ -19,6 +19,7 @@ from sagewai_ops.backup.run import BackupRun
 from sagewai_ops.backup.scanner import HomeScan
 from sagewai_ops.errors import InterruptedRunError, NoSpaceError, UsageError
 from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
 from sagewai_ops.fs.tempdirs import locked_directory
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.signals import uninterrupted
@@ -73,7 +74,7 @@ def create_snapshot(
                         _verify(partial, decryption, progress)
                     report = run.report(directory / name, swept)
                     last_steps.enter_context(_told(directory / name, run.id))
-                    with atomic.naming(directory / name):
+                    with translate_os_errors(directory / name):
                         os.rename(partial, directory / name)
                         atomic.sync_directory(directory)
             cards.write_card(directory / name, run.card(report))
@@ -106,7 +107,7 @@ def stream_snapshot(
             except OSError as error:
                 if error.filename is not None or isinstance(error, BrokenPipeError):
                     raise
-                raise atomic.refused(error, "standard output") from error
+                raise from_os_error(error, "standard output") from error
     return run.report(None, swept)
 
 
@@ -179,7 +180,7 @@ def _settling(stream: BinaryIO, partial: Path, staging: Path) -> Iterator[None]:
     with ThreadPoolExecutor(1, thread_name_prefix="settle") as pool:
         settled = pool.submit(settle)
         yield
-        with atomic.naming(partial):
+        with translate_os_errors(partial):
             settled.result()
 
 
@@ -239,7 +240,7 @@ def _partial(path: Path) -> Iterator[BinaryIO]:
     """Open the archive's file, locked while this run lives, and removed unless it was renamed."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with contextlib.ExitStack() as stack:
-        with uninterrupted(), atomic.naming(path), locks.guarded(path.parent):
+        with uninterrupted(), translate_os_errors(path), locks.guarded(path.parent):
             descriptor = os.open(path, flags, atomic.PRIVATE_FILE)
             stack.callback(atomic.remove_tree, path)
             stream = stack.enter_context(open(descriptor, "wb", 0))

@@ -24,6 +24,7 @@ from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.backup.run import BackupRun
 from sagewai_ops.errors import DamagedError, NotFoundError, TargetBusyError, UsageError
 from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.tempdirs import locked_directory
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.signals import too_late, uninterrupted
@@ -98,14 +99,14 @@ def update_mirror(
             check_space(directory, run.scan)
             with locked_directory(fresh, stays=True) as descriptor, _opened(place) as old:
                 writer = _write(run, fresh, place, old, staging, progress)
-                with atomic.naming(fresh):
+                with translate_os_errors(fresh):
                     atomic.sync_tree(fresh)
                 _prove(descriptor, writer, progress)
                 run.archive_bytes, run.archive_sha256 = writer.stored_bytes, writer.sha256
                 report = replace(
                     run.report(place, swept), format="directory", kept_files=writer.kept_files
                 )
-                with atomic.naming(place), uninterrupted():
+                with translate_os_errors(place), uninterrupted():
                     _exchange(fresh, place)
                     too_late()  # the tree is the new one, and the old one is to be removed
         _discard(fresh)
@@ -231,7 +232,7 @@ def _put_back(directory: Path) -> None:
     """Finish what a run that died between two renames left."""
     aside, place = directory / _ASIDE, directory / TREE
     if os.path.lexists(aside):
-        with atomic.naming(aside):
+        with translate_os_errors(aside):
             if os.path.lexists(place):
                 atomic.remove_tree(aside)
             else:

@@ -35,6 +35,7 @@ from sagewai_ops.archive.writer import (
     with_status,
 )
 from sagewai_ops.fs import atomic
+from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.permissions.modes import directory_mode, file_mode
 from sagewai_ops.snapshots.member_paths import EXTERNAL
 
@@ -88,7 +89,7 @@ class MirrorWriter:
     def add_directory_or_link(self, entry: Entry) -> None:
         """Add a member without content."""
         path = self._root / entry.path
-        with atomic.naming(path):
+        with translate_os_errors(path):
             if entry.type is EntryType.LINK:
                 os.symlink(entry.target, path)
                 os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=False)
@@ -178,7 +179,7 @@ class MirrorWriter:
             os.utime(self._root / name, ns=(self._mtime_ns, self._mtime_ns))
         for entry in reversed(self._directories):
             path = self._root / entry.path
-            with atomic.naming(path):
+            with translate_os_errors(path):
                 self._own(entry, path)
                 os.chmod(path, _directory_mode(entry))
                 os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns))
@@ -200,7 +201,7 @@ class MirrorWriter:
     @contextlib.contextmanager
     def _created(self, path: str) -> Iterator[BinaryIO]:
         full = self._root / path
-        with atomic.naming(full):
+        with translate_os_errors(full):
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(full, flags, atomic.PRIVATE_FILE)
             with open(descriptor, "wb") as stream:
@@ -237,7 +238,7 @@ class MirrorWriter:
             with contextlib.suppress(OSError):
                 if os.lstat(self._old_root / entry.path).st_mtime_ns == moment:
                     moment = self._now_ns
-        with atomic.naming(path):
+        with translate_os_errors(path):
             self._own(entry, path)
             os.chmod(path, _file_mode(entry))
             os.utime(path, ns=(moment, moment))

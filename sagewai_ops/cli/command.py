@@ -32,7 +32,7 @@ from sagewai_ops.errors import (
     InterruptedRunError,
     OpsError,
 )
-from sagewai_ops.fs.atomic import refused
+from sagewai_ops.fs.os_errors import from_os_error
 from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.process.signals import signals_raise
 
@@ -242,11 +242,11 @@ def _performed(run: Run, body: Callable[[Run], Outcome]) -> tuple[int, Mapping[s
     except BrokenPipeError:
         return _undelivered(run), None
     except OSError as error:
-        # A system call outside of `atomic.naming`: it still tells its reason, if not its file.
+        # Raised outside `translate_os_errors`: it names its reason, perhaps not its file.
         if error.filename is None and error.errno not in _OF_THE_SYSTEM:
             _confess(run, error)
             raise
-        return report_error(run, refused(error, error.filename or "the system")), None
+        return report_error(run, from_os_error(error, error.filename or "the system")), None
     except _OF_THE_PARSER:
         raise  # `schedule` parses what a backup would be told; `cli` reports it
     except Exception as error:
@@ -258,7 +258,7 @@ def _performed(run: Run, body: Callable[[Run], Outcome]) -> tuple[int, Mapping[s
     except BrokenPipeError:
         return _undelivered(run), None
     except OSError as error:
-        return _undelivered(run, refused(error, "standard output")), None
+        return _undelivered(run, from_os_error(error, "standard output")), None
     return outcome.exit_code, outcome.result
 
 

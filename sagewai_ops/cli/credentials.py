@@ -17,7 +17,7 @@ from sagewai_ops.archive.age import (
 )
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import NotFoundError, UsageError
-from sagewai_ops.fs.atomic import naming
+from sagewai_ops.fs.os_errors import translate_os_errors
 
 
 def lock_of(
@@ -62,7 +62,7 @@ def unlock_of(
 
 def _passphrase(terminal: Terminal, name: str) -> str:
     if name != "-":
-        with naming(Path(name)):
+        with translate_os_errors(Path(name)):
             try:
                 text = Path(name).read_text(encoding="utf-8")
             except FileNotFoundError:

@@ -18,13 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from sagewai_ops.errors import (
-    NoSpaceError,
-    NotFoundError,
-    OpsError,
-    PermissionDeniedError,
-    UsageError,
-)
+from sagewai_ops.errors import PermissionDeniedError, UsageError
+from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.text import shell_word
 
@@ -34,9 +29,6 @@ PRIVATE_DIRECTORY = 0o700
 _DEEP = ".deep-"  # directories of a tree that is being removed
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # linux/fs.h
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
-_NO_SUCH_PLACE = (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def replace(
@@ -79,7 +71,7 @@ def write_stream(
         NoSpaceError, PermissionDeniedError, OpsError: The system refused; `path` is unchanged.
     """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    with naming(path):
+    with translate_os_errors(path):
         _sweep(path)
         try:
             # Inside the block: a signal may come before this gives the descriptor.
@@ -162,7 +154,7 @@ def make_directory(
         raise UsageError(f"{path}: is not a directory", hint=f"ls -ld {shell_word(path)}")
     if not path.parent.is_dir():
         make_directory(path.parent, mode=mode, owner=owner)
-    with naming(path), contextlib.suppress(FileExistsError):
+    with translate_os_errors(path), contextlib.suppress(FileExistsError):
         os.mkdir(path, mode)
         if owner:
             _give(path, owner)
@@ -286,33 +278,3 @@ def require_writable(directories: Iterable[Path]) -> None:
                 f"{directory}: may not be written by uid {os.geteuid()}, nothing was changed",
                 hint=f"ls -ld {shell_word(directory)}  # run as its owner, or mount it writable",
             )
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Turn what the system refuses inside the block into an error that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise refused(error, path) from error
-
-
-def refused(error: OSError, path: Path | str) -> OpsError:
-    """Say what the system refused, as the error with the right exit code."""
-    # Of a call on a descriptor, the name is that number, or none.
-    named = isinstance(error.filename, (str, bytes))
-    name = os.fsdecode(error.filename) if named else str(path)
-    reason = (error.strerror or "refused").lower()
-    if error.errno in _NO_SPACE:
-        return NoSpaceError(f"{name}: {reason}", hint="free some space, then run it again")
-    if error.errno in _DENIED:
-        return PermissionDeniedError(
-            f"{name}: {reason}", hint=f"ls -ld {shell_word(name)}  # run as a user who may write it"
-        )
-    if error.errno in _NO_SUCH_PLACE:
-        return UsageError(
-            f"{name}: {reason}", hint=f"ls -ld {shell_word(os.path.dirname(name) or name)}"
-        )
-    if error.errno == errno.ENOENT:
-        return NotFoundError(f"{name}: {reason}")
-    return OpsError(f"{name}: {reason}", hint="")

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sagewai_ops.errors import LockedError, OpsError
-from sagewai_ops.fs.atomic import refused
+from sagewai_ops.fs.os_errors import from_os_error
 from sagewai_ops.process.procfs import Process, describe, lock_holders
 
 _POLL_SECONDS = 0.1
@@ -120,7 +120,7 @@ def _take(path: Path, descriptor: int, operation: int, deadline: float) -> None:
             fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise refused(error, path) from error
+                raise from_os_error(error, path) from error
         else:
             return
         if time.monotonic() >= deadline:

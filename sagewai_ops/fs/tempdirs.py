@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.process.signals import uninterrupted
 
 
@@ -29,7 +30,7 @@ def locked_directory(path: Path, *, stays: bool = False) -> Iterator[int]:
     with contextlib.ExitStack() as stack:
         holding = stack.enter_context(contextlib.ExitStack())  # until after its removal
         removal = stack.enter_context(contextlib.ExitStack())
-        with uninterrupted(), atomic.naming(path), locks.guarded(path.parent):
+        with uninterrupted(), translate_os_errors(path), locks.guarded(path.parent):
             os.mkdir(path, atomic.PRIVATE_DIRECTORY)
             removal.push(_remover(path))
             os.chmod(path, atomic.PRIVATE_DIRECTORY)  # the umask may have shut it even for us
@@ -44,7 +45,7 @@ def locked_directory(path: Path, *, stays: bool = False) -> Iterator[int]:
 def _remover(path: Path) -> Callable[..., None]:
     def remove(reason: type[BaseException] | None, *_more: object) -> None:
         try:
-            with atomic.naming(path):
+            with translate_os_errors(path):
                 atomic.remove_tree(path)
         except OpsError:
             if reason is None:  # else the next run removes it: why we are here matters more

@@ -20,6 +20,7 @@ from pathlib import Path
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic
+from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.tempdirs import sweep_partials
 from sagewai_ops.home.paths import Home
 from sagewai_ops.keys import rotation_journal
@@ -79,14 +80,14 @@ def carry_out(
     before = read_place(home.root, journal.place)
     with rotation_journal.written(home.root, journal):
         try:
-            with atomic.naming(home.root):
+            with translate_os_errors(home.root):
                 forward(home, journal, server=server, wait_seconds=wait_seconds)
                 verify()
                 install(home, journal)
                 rotation_journal.forget(home.root)
         except BaseException as error:
             try:
-                with atomic.naming(home.root):
+                with translate_os_errors(home.root):
                     _put_back_key(home, journal, before)
                     back(home, journal, server=server, wait_seconds=wait_seconds)
                     rotation_journal.forget(home.root)
@@ -175,7 +176,7 @@ def read_place(root: Path, place: str) -> bytes | None:
     path = root / place
     if not place or not os.path.lexists(path):
         return None
-    with atomic.naming(path):
+    with translate_os_errors(path):
         if not os.path.exists(path):  # a link that leads nowhere
             return b""
         if not path.is_file():

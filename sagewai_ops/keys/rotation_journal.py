@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sagewai_ops.errors import LockedError, OpsError
 from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.keys.candidates import Candidate, given
 from sagewai_ops.process.signals import uninterrupted
@@ -102,7 +103,7 @@ def written(root: Path, journal: Journal) -> Iterator[None]:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(directory / _JOURNAL)
                 except OSError as refusal:
-                    raise stuck(root, atomic.refused(refusal, directory)) from error
+                    raise stuck(root, from_os_error(refusal, directory)) from error
                 raise
             yield
     finally:
@@ -113,7 +114,7 @@ def written(root: Path, journal: Journal) -> Iterator[None]:
 @contextlib.contextmanager
 def held(root: Path) -> Iterator[None]:
     """Show others that the journal's run is alive, for the length of the block."""
-    with atomic.naming(root / NAME):
+    with translate_os_errors(root / NAME):
         descriptor = os.open(root / NAME, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         locks.hold_open(descriptor)
@@ -165,7 +166,7 @@ def read(root: Path) -> Journal:
         documents = tuple(document.pop("documents"))
         return Journal(new=new, tokens=tokens, documents=documents, **document)
     except OSError as error:
-        raise atomic.refused(error, directory) from error
+        raise from_os_error(error, directory) from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise OpsError(
             f"{directory}: the journal of a rotation that was interrupted cannot be used, {error}",

@@ -17,6 +17,7 @@ from typing import Any
 
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic
+from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
 from sagewai_ops.fs.tempdirs import sweep_partials
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.layout.steps import PREFIX, Step, StepKind
@@ -50,7 +51,7 @@ def carry_out(root: Path, steps: Sequence[Step]) -> None:
         NoSpaceError, PermissionDeniedError, OpsError: The system refused, or somebody changed the
             home meanwhile; everything is as it was.
     """
-    with atomic.naming(root):
+    with translate_os_errors(root):
         try:
             _write(root, _PREPARING, steps)
         except BaseException:
@@ -96,7 +97,7 @@ def recover(root: Path) -> str:
     if not is_pending(root):
         return "nothing to do"
     state, steps = _read(root)
-    with atomic.naming(root):
+    with translate_os_errors(root):
         if state == _PREPARING:
             _take_back_preparations(root, steps)
             return "rolled back"
@@ -271,7 +272,7 @@ def _read(root: Path) -> tuple[str, list[Step]]:
         state = str(content["state"])
         steps = [_step(entry) for entry in content["steps"]]
     except OSError as error:
-        raise atomic.refused(error, path) from error
+        raise from_os_error(error, path) from error
     except (ValueError, KeyError, TypeError) as error:
         raise OpsError(
             f"journal {path}: cannot be used",

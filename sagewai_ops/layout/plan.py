@@ -16,7 +16,7 @@ from enum import Enum
 from pathlib import Path
 
 from sagewai_ops.errors import UsageError
-from sagewai_ops.fs.atomic import refused
+from sagewai_ops.fs.os_errors import from_os_error
 from sagewai_ops.home.paths import (
     ADMIN_STATE,
     LEGACY_MASTER_KEY,
@@ -264,7 +264,7 @@ def _regular(path: Path) -> tuple[Path | None, str]:
         mode = path.stat().st_mode
     except PermissionError as error:
         # It may be all that there is of a document: nothing is planned on a guess.
-        raise refused(error, path) from error
+        raise from_os_error(error, path) from error
     except OSError:
         return None, f"leads nowhere: {_led_to(path)}"
     if not stat.S_ISREG(mode):

@@ -16,6 +16,7 @@ from typing import Any
 
 from sagewai_ops.errors import EXIT_DONE, UsageError
 from sagewai_ops.fs import atomic
+from sagewai_ops.fs.os_errors import translate_os_errors
 
 PREFIX = "sagewai_ops_"
 _MODE = 0o644  # read by node_exporter's user; nothing in it is secret
@@ -94,7 +95,7 @@ def _result(name: str) -> str:
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Hold the file's directory while it is read and replaced, so that no run loses another's."""
-    with atomic.naming(path.parent):
+    with translate_os_errors(path.parent):
         descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         deadline = time.monotonic() + _LOCK_SECONDS

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sagewai_ops.errors import OpsError, UsageError
-from sagewai_ops.fs import atomic
+from sagewai_ops.fs.os_errors import from_os_error
 from sagewai_ops.notify.healthcheck import Event, checked, ping, shown
 from sagewai_ops.notify.prometheus import figures_of, record
 from sagewai_ops.text import printable
@@ -83,7 +83,7 @@ class Watchers:
         except OpsError as error:
             self.warn(f"metrics not written: {error.message}")
         except OSError as error:
-            self.warn(f"metrics not written: {atomic.refused(error, self.metrics_file).message}")
+            self.warn(f"metrics not written: {from_os_error(error, self.metrics_file).message}")
 
     def _ping(self, event: Event, body: str) -> None:
         if self.ping_url and (problem := ping(self.ping_url, event, body)):
@@ -98,7 +98,7 @@ class Watchers:
             elif self.log_file:
                 _append(self.log_file, line)
         except OSError as error:
-            self.warn(f"log not written: {atomic.refused(error, self.log_file).message}")
+            self.warn(f"log not written: {from_os_error(error, self.log_file).message}")
         return line
 
 
@@ -118,7 +118,7 @@ def url_of(option: str | None, file: Path | None) -> str:
         with open(file, "rb") as stream:
             text = stream.read(_MOST_URL_BYTES).decode("utf-8", "replace")
     except OSError as error:
-        refused = atomic.refused(error, file)
+        refused = from_os_error(error, file)
         raise UsageError(refused.message, hint="write the URL into it, mode 0600") from error
     return checked(text.strip().partition("\n")[0])
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from sagewai_ops.database.sqlite.read_transaction import MAGIC, resolve_database
 from sagewai_ops.errors import OpsError, UsageError
 from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import DATABASE, LEGACY_PLACES, PARTS, Home, layout_of
 from sagewai_ops.keys.candidates import find_candidates, fingerprint
 from sagewai_ops.schema.create import create_database
@@ -135,7 +136,7 @@ def _problems(database: Path) -> Iterator[str]:
     SQLite is not asked: it would make and remove files beside it.
     """
     try:
-        with atomic.naming(database), open(resolve_database(database), "rb") as stream:
+        with translate_os_errors(database), open(resolve_database(database), "rb") as stream:
             begin = stream.read(len(MAGIC))
     except OpsError as error:
         yield f"{error.message}; left as it is"

@@ -25,7 +25,7 @@ from sagewai_ops.errors import (
     kind_with,
 )
 from sagewai_ops.fs import atomic, locks
-from sagewai_ops.fs.atomic import refused
+from sagewai_ops.fs.os_errors import from_os_error
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.operations.drill import PROVED, DrillOptions, DrillReport, drill
 from sagewai_ops.operations.preflight_checks import (
@@ -212,7 +212,7 @@ class _Flight:
         except OpsError as error:
             done = self.failed(name, error)
         except OSError as error:
-            done = self.failed(name, refused(error, error.filename or "the system"))
+            done = self.failed(name, from_os_error(error, error.filename or "the system"))
         self.checks.append(replace(done, seconds=time.monotonic() - started))
 
     def failed(self, name: str, error: OpsError) -> Check:

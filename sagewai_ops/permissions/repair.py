@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import Home
 from sagewai_ops.permissions.attributes import (
     ACCESS_LIST,
@@ -117,7 +118,7 @@ def undo_repairs(home: Home, record: Path, *, wait_seconds: float = 0.0) -> Repa
             else:
                 done.append(change)
         if not left:
-            with atomic.naming(record):
+            with translate_os_errors(record):
                 os.unlink(record)
                 atomic.sync_directory(record.parent)
     return Repaired(tuple(done), tuple(left), None if not left else record)

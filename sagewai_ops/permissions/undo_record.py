@@ -11,6 +11,7 @@ from typing import Any
 
 from sagewai_ops.errors import NotFoundError, OpsError, PermissionDeniedError, UsageError
 from sagewai_ops.fs import atomic
+from sagewai_ops.fs.os_errors import from_os_error
 from sagewai_ops.fs.tempdirs import sweep_partials
 from sagewai_ops.home.paths import OWN_PREFIX, Home
 from sagewai_ops.permissions.entry_kinds import Wanted
@@ -119,7 +120,7 @@ def read_record(home: Home, record: Path) -> tuple[dict[str, Path], list[Change]
             hint=f"ls -a {shell_word(home.root)}  # its name begins with {_RECORD_PREFIX}",
         ) from error
     except OSError as error:
-        raise atomic.refused(error, record) from error
+        raise from_os_error(error, record) from error
     with open(descriptor, "rb") as stream:
         status = os.fstat(descriptor)
         # Whoever writes the record decides which modes root sets.

@@ -7,7 +7,7 @@ from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.manifest import Entry
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.errors import NotFoundError, TargetBusyError
-from sagewai_ops.fs import atomic
+from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.progress import Progress
 from sagewai_ops.restore.extractor import Extracted, extract
 from sagewai_ops.snapshots.member_paths import Places
@@ -65,7 +65,7 @@ def take_out(
 
         tops = tuple(sorted({path.split("/", 1)[0] for path in found}))
         whole = not root.is_dir() or can_swap_whole(root)
-        with staged(root, None if whole else tops, keeps=False) as stage, atomic.naming(root):
+        with staged(root, None if whole else tops, keeps=False) as stage, translate_os_errors(root):
             taken = extract(
                 reader, stage.content, place, root=root, on_bytes=count, everything=not wanted
             )

@@ -14,7 +14,7 @@ from pathlib import Path
 from sagewai_ops.archive.manifest import Entry, EntryType
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import DamagedError
-from sagewai_ops.fs import atomic
+from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.permissions.modes import directory_mode, file_mode
 from sagewai_ops.snapshots.member_paths import EXTERNAL
@@ -62,7 +62,7 @@ def extract(
     """
     writing = _Writing(target, root)
     wanted = None if everything else (lambda entry: place(entry) is not None)
-    with contextlib.closing(writing), atomic.naming(target):
+    with contextlib.closing(writing), translate_os_errors(target):
         for entry, content in reader.members(wanted, on_bytes=on_bytes):
             path = place(entry)
             if path is None or entry.type is EntryType.SUPERSEDED:

@@ -19,6 +19,7 @@ from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import DATABASE, MASTER_KEY, Home, locate
 from sagewai_ops.home.state_files import read_together
 from sagewai_ops.keys.candidates import Candidate, replaced
@@ -161,12 +162,12 @@ def _fill(
                 started.append(pool.submit(prove_database, directory / path, go_on))
 
         try:
-            with atomic.naming(root):
+            with translate_os_errors(root):
                 extracted = extract(
                     reader, directory, place, root=root, on_bytes=count, on_file=examine
                 )
             # The disk takes what is pending while the database is examined; `swap` syncs the rest.
-            with atomic.naming(directory):
+            with translate_os_errors(directory):
                 atomic.sync_tree(directory)
             proof = None
             if started:
@@ -209,7 +210,7 @@ def _settle_root(content: Path, target: Path, reader: ArchiveReader) -> None:
     with contextlib.suppress(FileNotFoundError):
         status = os.stat(target)
         mode, uid, gid = status.st_mode, status.st_uid, status.st_gid
-    with atomic.naming(content):
+    with translate_os_errors(content):
         if os.geteuid() == 0:
             os.chown(content, max(uid, -1), max(gid, -1))
         os.chmod(content, directory_mode("", mode))

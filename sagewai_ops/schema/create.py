@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sagewai_ops.errors import NoSpaceError, OpsError, TargetBusyError
 from sagewai_ops.fs import atomic
+from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.schema import ddl
 from sagewai_ops.text import shell_word
@@ -32,7 +33,7 @@ def create_database(path: Path) -> None:
         NoSpaceError, PermissionDeniedError, OpsError: The system refused; `path` does not exist.
     """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    with atomic.naming(path):
+    with translate_os_errors(path):
         if os.path.lexists(path):
             raise _taken(path)
         with contextlib.ExitStack() as stack:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sagewai_ops.errors import OpsError, TargetBusyError
 from sagewai_ops.fs import atomic
+from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.snapshots.cards import card_path
 from sagewai_ops.snapshots.catalog import Snapshot, is_archive_name, snapshots_in
 from sagewai_ops.text import shell_word
@@ -42,7 +43,7 @@ def settle(directory: Path) -> None:
     if not _is_there(directory):
         return
     trash = trash_of(directory)
-    with atomic.naming(trash):
+    with translate_os_errors(trash):
         names = set(os.listdir(trash))
         for name in sorted(names):
             if is_archive_name(name):
@@ -67,7 +68,7 @@ def discard(directory: Path, snapshots: Iterable[Snapshot]) -> None:
     trash = trash_of(directory)
     _require_directory(directory)
     atomic.make_directory(trash)
-    with atomic.naming(trash):
+    with translate_os_errors(trash):
         for snapshot in snapshots:
             _move(snapshot.path, trash / snapshot.path.name)
             _move_card(snapshot.path, trash / snapshot.path.name)
@@ -84,7 +85,7 @@ def bring_back(directory: Path, snapshots: Iterable[Snapshot]) -> None:
         TargetBusyError: Something of that name is in the directory.
         OpsError: The system refused; each snapshot is in the one place or the other.
     """
-    with atomic.naming(directory):
+    with translate_os_errors(directory):
         for snapshot in snapshots:
             target = directory / snapshot.path.name
             if os.path.lexists(target):
@@ -100,7 +101,7 @@ def purge(directory: Path, snapshots: Iterable[Snapshot]) -> None:
     Raises:
         OpsError: The system refused.
     """
-    with atomic.naming(trash_of(directory)):
+    with translate_os_errors(trash_of(directory)):
         for snapshot in snapshots:
             for path in (snapshot.path, card_path(snapshot.path)):
                 with contextlib.suppress(FileNotFoundError):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.process.signals import too_late, uninterrupted
 from sagewai_ops.swap import journal as swap_journal
@@ -109,7 +110,7 @@ def own_directory(staging: Path) -> Iterator[None]:
     try:
         atomic.make_directory(staging)
         with locks.exclusive(staging):
-            with atomic.naming(staging):
+            with translate_os_errors(staging):
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                 os.close(os.open(staging / _MARK, flags, 0o600))
             yield

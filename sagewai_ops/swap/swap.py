@@ -28,6 +28,7 @@ from pathlib import Path
 from sagewai_ops.archive.manifest import is_safe_path
 from sagewai_ops.errors import LockedError, OpsError, TargetBusyError
 from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.keys import rotation_journal
 from sagewai_ops.process.signals import too_late
@@ -123,7 +124,7 @@ def swap(stage: Staged) -> None:
         OpsError: The system refused; the home is as it was.
     """
     base = stage.content.parent
-    with atomic.naming(stage.target):
+    with translate_os_errors(stage.target):
         atomic.sync_tree(stage.content)
         if stage.paths is None:
             if stage.before is None and stage.target.is_dir() and os.listdir(stage.target):
@@ -208,7 +209,7 @@ def recover(target: Path) -> str:
     if found is not None:
         journal = swap_journal.read(found)
         too_late()  # one way or the other, but not between; it takes moments
-        with atomic.naming(target):
+        with translate_os_errors(target):
             try:
                 swap_journal.forward(journal)
                 answer = "finished"
@@ -237,7 +238,7 @@ def undo(target: Path, last: Path) -> tuple[Path, Path | None]:
     room = inside(target) if in_entries else beside(target)
     away = room.before(moment)
     staging = room.staging(moment)
-    with atomic.naming(last), own_directory(staging), locks.exclusive(last):
+    with translate_os_errors(last), own_directory(staging), locks.exclusive(last):
         if not in_entries:
             move = _planned(room.directory, target, last, away)
             carry_out(staging, (move,) if move else ())

@@ -10,6 +10,7 @@ import pytest
 
 from sagewai_ops.errors import NoSpaceError, OpsError, PermissionDeniedError
 from sagewai_ops.fs import atomic
+from sagewai_ops.fs.os_errors import translate_os_errors
 from unprivileged import NOBODY, reachable_directory, unprivileged
 
 
@@ -30,7 +31,7 @@ def test_a_file_has_its_mode_whatever_the_umask(tmp_path: Path, mask: int) -> No
 
     assert _mode(tmp_path / "private") == 0o600
     assert _mode(tmp_path / "public") == 0o644
-    assert _mode(tmp_path / "folder") == _mode(tmp_path / "directory/below") == 0o700
+    assert _mode(tmp_path / "directory") == _mode(tmp_path / "directory/below") == 0o700
 
 
 def test_a_file_is_private_while_it_is_written(tmp_path: Path) -> None:
@@ -149,9 +150,9 @@ def test_what_the_system_refuses_is_named_with_its_exit_code(
     tmp_path: Path, number: int, error: type[OpsError]
 ) -> None:
     """The file that the system named, or the one at hand where it named none."""
-    with pytest.raises(error) as named, atomic.naming(tmp_path):
+    with pytest.raises(error) as named, translate_os_errors(tmp_path):
         raise OSError(number, os.strerror(number), "/the/file")
-    with pytest.raises(error) as nameless, atomic.naming(tmp_path):
+    with pytest.raises(error) as nameless, translate_os_errors(tmp_path):
         raise OSError(number, os.strerror(number))
 
     assert type(named.value) is error

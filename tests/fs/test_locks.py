@@ -15,7 +15,7 @@ from sagewai_ops.fs import locks
 _HOLD = """
 import pathlib
 sys.path.remove("")  # the checkout, where the installed package is meant
-from sagewai_ops import locks
+from sagewai_ops.fs import locks
 with locks.exclusive(pathlib.Path(sys.argv[1])):
     pause()
 """
