@@ -18,7 +18,7 @@ from small_homes import small
 HOLD = """
 import pathlib
 sys.path.remove("")
-from sagewai_ops import locks
+from sagewai_ops.fs import locks
 with locks.exclusive(pathlib.Path(sys.argv[1])):
     pause()
 """

@@ -272,7 +272,7 @@ def test_a_held_directory_is_refused_or_waited_for(home: Home, directory: Path) 
     code = """
 import pathlib
 sys.path.remove("")
-from sagewai_ops import locks
+from sagewai_ops.fs import locks
 with locks.exclusive(pathlib.Path(sys.argv[1])):
     pause()
 """
