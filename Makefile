@@ -1,26 +1,26 @@
-# Everything a developer runs. Needs CPython, git, make and a package registry; the rest is set up.
+# Everything a developer runs. Needs CPython, git, make and a package registry; the rest is installed.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := sagewai_ops commands fixtures tests .ci $(wildcard migrations)
-# Programs that the tests and benchmarks meet us with, where Debian's packages can be had.
+# Programs that the tests and benchmarks run next to ours, where Debian's packages can be had.
 TOOLS := age zstd sqlite3 restic borgbackup pgloader openssh-client gcc libc6-dev mandoc zsh fish
 # A Python whose sqlite3 can load extensions; many cannot, and both kinds must work.
-EXTENDING := $(shell for one in /usr/bin/python3 $(PYTHON); do \
-  $$one -c 'import sqlite3, venv, ensurepip; sqlite3.Connection.enable_load_extension' 2>/dev/null \
-  && echo $$one && break; done)
+EXTENDING := $(shell for python in /usr/bin/python3 $(PYTHON); do \
+  $$python -c 'import sqlite3, venv, ensurepip; sqlite3.Connection.enable_load_extension' 2>/dev/null \
+  && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup tools test test-all test-extensions core lint types build demo bench proof soak \
   interop man pictures matrix matrix-ci clean
 
-help:  ## Show the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+help:  ## Show the targets, with their durations on two cores.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Compiled here as pip compiles what it installs: where Python may not write its bytecode, every start
 # of the program would compile it anew, and a benchmark would measure that.
-setup: $(VENV)/.ready  ## Make the environment.
+setup: $(VENV)/.ready  ## Create the environment (1 minute).
 	@$(BIN)/python -m compileall -q sagewai_ops commands migrations fixtures tests
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -30,66 +30,66 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@PYTHONWARNINGS="ignore:Editable installation" $(PIP) --group dev --editable . -c constraints.txt
 	@touch $@
 
-test: setup  ## Run the core of the tests: every command, every line.
+test: setup  ## Run the core of the tests (3 minutes).
 	$(BIN)/pytest -q -n 2 --core
 
-test-all: setup  ## Run all tests.
+test-all: setup  ## Run all tests (8 minutes).
 	$(BIN)/pytest -q -n 2
 
-core: setup  ## Select the core again, by coverage, into tests/core.txt.
+core: setup  ## Select the core again, by coverage, into tests/core.txt (20 minutes).
 	$(BIN)/python .ci/select_core.py
 
-test-extensions:  ## Run all tests on a Python that can load sqlite-vec.
+test-extensions:  ## Run all tests on a Python that can load sqlite-vec (8 minutes).
 	@if [ -n "$(EXTENDING)" ]; then \
 	  $(MAKE) --no-print-directory test-all PYTHON=$(EXTENDING) VENV=.venv-extending; \
 	else echo "no Python here can load SQLite extensions"; fi
 
-matrix: setup  ## Run the tests on every Python, dependency, user and umask; an hour.
+matrix: setup  ## Run the tests on every Python, dependency, user and umask (1 hour).
 	$(BIN)/python .ci/matrix.py
 
-matrix-ci: setup  ## Run the part of it that CI takes.
+matrix-ci: setup  ## Run the cells of the matrix that CI runs (7 minutes).
 	$(BIN)/python .ci/matrix.py --ci
 
-tools:  ## Install the programs that the tests compare with, as root on Debian.
+tools:  ## Install the programs that the tests compare with, as root on Debian (1 minute).
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  (apt-get install -y -qq $(TOOLS) || (apt-get update -qq && apt-get install -y -qq $(TOOLS))) \
 	  >/tmp/sagewai-ops-tools.log 2>&1 || echo "tools: not all could be installed"; fi
 
-lint: setup  ## Check style and formatting.
+lint: setup  ## Check style and formatting (5 seconds).
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 
-types: setup  ## Check types.
+types: setup  ## Check types (30 seconds).
 	$(BIN)/mypy
 
-build: setup  ## Build sdist and wheel, and compare the wheel with git's file list.
+build: setup  ## Build sdist and wheel, compare the wheel with git (20 seconds).
 	rm -rf dist build
 	@$(BIN)/python -m build --outdir dist . >/tmp/sagewai-ops-build.log 2>&1 || { cat /tmp/sagewai-ops-build.log; exit 1; }
 	$(BIN)/python .ci/check_wheel.py dist
 
-demo: setup  ## Back up a home that is being written to, restore it beside, compare.
+demo: setup  ## Back up a home under load, restore and compare it (20 seconds).
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python fixtures/demo.py
 
-bench: setup  ## Measure against the peers that are installed; prints ratios.
-	@# All of them, whatever one says; it is a failure if one misses what is asked for.
-	@status=0; for one in backup perms db drill keys export cli; do \
-	  $(BIN)/python tests/benchmarks/bench_$$one.py || status=1; done; exit $$status
+bench: setup  ## Measure next to the peers that are installed, print ratios (30 minutes).
+	@# All of them, even if one misses its goal, which is a failure.
+	@status=0; for name in backup perms db drill keys export cli; do \
+	  $(BIN)/python tests/benchmarks/bench_$$name.py || status=1; done; exit $$status
 
-pictures: setup  ## Draw what a terminal shows, into docs/pictures/.
+pictures: setup  ## Draw what a terminal shows into docs/pictures/ (20 seconds).
 	$(BIN)/python fixtures/pictures.py
 
-man: setup  ## Write the manual pages from the commands and man/sections/.
+man: setup  ## Write the manual pages from the commands and man/sections/ (5 seconds).
 	$(BIN)/python fixtures/man_pages.py
 
-proof: setup  ## Kill every command at every step and let every step fail; ONLY="restore".
+proof: setup  ## Kill every command at every step, let every step fail; ONLY="restore" (hours).
 	$(BIN)/python tests/proof/crash.py $(or $(FAULTS),--every) $(if $(ONLY),--only "$(ONLY)") --json proof.json
 
-soak: setup  ## Live random lives of a home, with kills; SECONDS=120 SEED=...
+soak: setup  ## Run random histories of a home, with kills; SECONDS=120 SEED=....
 	$(BIN)/python tests/proof/soak.py --seconds $(or $(SECONDS),120) $(if $(SEED),--seed $(SEED))
 
 include tests/interop/interop.mk
 include tests/proof/proof.mk
 
-clean:  ## Remove what the targets made.
+clean:  ## Remove everything that the targets created.
 	rm -rf "/var/tmp/sagewai-ops-matrix-$$(id -u)"
 	rm -rf $(VENV) .interop .matrix dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
