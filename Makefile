@@ -12,14 +12,14 @@ EXTENDING := $(shell for python in /usr/bin/python3 $(PYTHON); do \
   && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools test test-all test-extensions core lint types build demo bench proof soak \
+.PHONY: help setup tools test test-all test-rest test-extensions core lint types build demo bench proof soak \
   interop man pictures matrix matrix-ci clean
 
 help:  ## Show the targets, with their durations on two cores.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Compiled here as pip compiles what it installs: where Python may not write its bytecode, every start
-# of the program would compile it anew, and a benchmark would measure that.
+# of the program would compile it again, and a benchmark would measure that.
 setup: $(VENV)/.ready  ## Create the environment (1 minute).
 	@$(BIN)/python -m compileall -q sagewai_ops commands migrations fixtures tests
 
@@ -35,6 +35,9 @@ test: setup  ## Run the core of the tests (3 minutes).
 
 test-all: setup  ## Run all tests (8 minutes).
 	$(BIN)/pytest -q -n 2
+
+test-rest: setup  ## Run the tests that are not in the core (5 minutes).
+	$(BIN)/pytest -q -n 2 --rest
 
 core: setup  ## Select the core again, by coverage, into tests/core.txt (20 minutes).
 	$(BIN)/python .ci/select_core.py

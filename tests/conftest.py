@@ -20,20 +20,21 @@ CORE = Path(__file__).parent / "core.txt"  # written by .ci/select_core.py
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Offer --core."""
+    """Offer --core and --rest."""
     parser.addoption("--core", action="store_true", help="run the tests that core.txt names")
+    parser.addoption("--rest", action="store_true", help="run the others")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of the core, all of which must exist."""
-    if not config.getoption("--core"):
+    """Keep the tests of the core, all of which must exist, or the others."""
+    if not config.getoption("--core") and not config.getoption("--rest"):
         return
     core = set(CORE.read_text(encoding="utf-8").splitlines())
-    selected = [item for item in items if item.nodeid in core]
-    missing = sorted(core - {item.nodeid for item in selected})
+    missing = sorted(core - {item.nodeid for item in items})
     if missing:
         raise pytest.UsageError(f"{CORE.name}: {missing[0]} does not exist; run `make core`")
-    config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in core])
+    selected = [item for item in items if (item.nodeid in core) == config.getoption("--core")]
+    config.hook.pytest_deselected(items=list(set(items) - set(selected)))
     items[:] = selected
 
 

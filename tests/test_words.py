@@ -117,8 +117,6 @@ PENDING = (
     "docs/",
     "man/",
     "CHANGELOG",
-    "CONTRIBUTING",
-    "Makefile",
 )
 
 
