@@ -22,6 +22,8 @@ from sagewai_ops.schema.create import create_database
 from sagewai_ops.swap.swap import require_settled
 from sagewai_ops.text import shell_word
 
+# The directories of `data/` that Sagewai's documentation shows; Sagewai creates them when needed.
+DATA_PARTS = ("data/artifacts", "data/blueprints", "data/scratch")
 # How `atomic` and `schema.create` call what they write beside its place.
 _HALF_MADE = r"\.[0-9a-f]{8}\.partial(-wal|-shm|-journal)?"
 
@@ -76,6 +78,12 @@ def init_home(
         swept = tuple(_sweep(home))
         for part in PARTS:
             if (home.root / part).is_dir():
+                left[part] = "is there"
+            else:
+                atomic.make_directory(home.root / part)
+                made.append(part)
+        for part in DATA_PARTS:
+            if os.path.lexists(home.root / part):  # a link to a disk that is not mounted, perhaps
                 left[part] = "is there"
             else:
                 atomic.make_directory(home.root / part)

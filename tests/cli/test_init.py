@@ -86,6 +86,9 @@ def test_a_killed_run_is_completed_by_the_next(tmp_path: Path) -> None:
     assert sorted(everything_of(home)) == [
         "config",
         "data",
+        "data/artifacts",
+        "data/blueprints",
+        "data/scratch",
         "db",
         "db/sagewai.db",
         "secrets",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import real_homes
+from program import call
 from sagewai_ops.errors import LockedError, UsageError
 from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import locate
@@ -17,7 +18,12 @@ from sagewai_ops.operations.init import InitReport, init_home
 from sagewai_ops.schema.sqlite_revision import read_level
 from small_homes import everything_of, small
 
-EVERYTHING = (".", "config", "db", "data", "secrets", "secrets/master.key", "db/sagewai.db")
+DATA = ("data/artifacts", "data/blueprints", "data/scratch")
+EVERYTHING = (
+    *(".", "config", "db", "data", "secrets"),
+    *DATA,
+    *("secrets/master.key", "db/sagewai.db"),
+)
 
 
 def _init(
@@ -66,7 +72,7 @@ def test_the_second_time_changes_nothing(tmp_path: Path) -> None:
     report = _init(root)
 
     assert report.made == ()
-    assert set(report.left) == {"config", "db", "data", "secrets", "db/sagewai.db"}
+    assert set(report.left) == {"config", "db", "data", "secrets", "db/sagewai.db", *DATA}
     assert everything_of(root) == before
 
 
@@ -145,6 +151,39 @@ def test_something_that_is_no_database_is_left_and_named(tmp_path: Path, what: s
     assert str(database) in warning
     assert report.left["db/sagewai.db"] == "is there"
     assert database.is_symlink() or database.exists()
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_link_out_of_the_home_is_kept(tmp_path: Path, name: str) -> None:
+    """Artifacts on another disk that is not mounted stay a link, and no directory is created."""
+    root = tmp_path / "home"
+    (root / "data").mkdir(parents=True)
+    (root / name).symlink_to("/mnt/away/big")
+
+    report = _init(root)
+
+    assert report.left[name] == "is there"
+    assert os.readlink(root / name) == "/mnt/away/big"
+
+
+def test_no_command_reports_the_directories_of_data(tmp_path: Path) -> None:
+    """Every command answers 0, and the same, with and without them."""
+    root = tmp_path / "home"
+    _init(root)
+    call("--home", root, "backup")
+    commands = (["status"], ["verify-perms"], ["migrate-layout"], ["preflight"])
+    outputs = []
+    for exist in (True, False):
+        for name in DATA:
+            if not exist:
+                (root / name).rmdir()
+        answers = [call("--home", root, *words, "--json") for words in commands]
+        outputs.append(
+            [(answer.code, sorted(answer.result.get("findings") or ())) for answer in answers]
+        )
+        assert [answer.code for answer in answers] == [0] * len(commands)
+
+    assert outputs[0] == outputs[1]
 
 
 def test_a_key_in_the_environment_is_enough(tmp_path: Path) -> None:
@@ -228,5 +267,5 @@ def test_a_missing_part_is_added_to_a_home(tmp_path: Path) -> None:
 
     report = _init(built.root)
 
-    assert report.made == ("db", "db/sagewai.db")
+    assert report.made == ("db", "data/blueprints", "data/scratch", "db/sagewai.db")
     assert built.master_key.read_bytes() == built.master_keys[0]
