@@ -24,8 +24,8 @@ HEAVY = ("sqlalchemy", "alembic", "asyncpg", "cryptography", "zstandard", "pyrag
 # The order of imports, from the bottom; a package may import those of its own rank, in no cycle.
 RANKS = {
     **dict.fromkeys(("__init__", "errors", "progress", "text"), 0),
-    **dict.fromkeys(("database/url", "home", "process", "schedule"), 1),
-    **dict.fromkeys(("database/sqlite", "database/postgres", "fs", "migrations"), 2),
+    **dict.fromkeys(("database/url", "process", "schedule"), 1),
+    **dict.fromkeys(("database/sqlite", "database/postgres", "fs", "home", "migrations"), 2),
     **dict.fromkeys(("archive", "notify", "permissions", "schema"), 3),
     **dict.fromkeys(("cli", "keys", "layout", "snapshots"), 4),
     "swap": 5,

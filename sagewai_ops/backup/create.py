@@ -59,7 +59,7 @@ def create_snapshot(
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
         atomic.make_directory(directory)
         left_by_restores = swap.sweep(home.root)
-        with locks.guarded(directory):
+        with locks.sweep_guard(directory):
             swept = (*catalog.sweep(directory), *left_by_restores)
         run = BackupRun.begin(home, options, catalog.next_sequence(directory))
         name = catalog.archive_name(run.id, is_encrypted=options.encryption is not None)
@@ -96,7 +96,7 @@ def stream_snapshot(
     swap.require_settled(home.root)
     directory = atomic.temporary_directory()
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
-        with locks.guarded(directory):
+        with locks.sweep_guard(directory):
             swept = catalog.sweep(directory)
         run = BackupRun.begin(home, options, sequence=0)
         with staging_in(directory, run.id) as staging:
@@ -240,10 +240,10 @@ def _partial(path: Path) -> Iterator[BinaryIO]:
     """Open the archive's file, locked while this run lives, and removed unless it was renamed."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with contextlib.ExitStack() as stack:
-        with uninterrupted(), translate_os_errors(path), locks.guarded(path.parent):
+        with uninterrupted(), translate_os_errors(path), locks.sweep_guard(path.parent):
             descriptor = os.open(path, flags, atomic.PRIVATE_FILE)
             stack.callback(atomic.remove_tree, path)
             stream = stack.enter_context(open(descriptor, "wb", 0))
-            locks.hold_open(descriptor)
+            locks.mark_alive(descriptor)
         os.fchmod(descriptor, atomic.PRIVATE_FILE)
         yield stream

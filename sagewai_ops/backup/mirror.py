@@ -89,7 +89,7 @@ def update_mirror(
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
         atomic.make_directory(directory)
         left_by_restores = swap.sweep(home.root)
-        with locks.guarded(directory):
+        with locks.sweep_guard(directory):
             _put_back(directory)
             swept = (*catalog.sweep(directory), *left_by_restores)
         before = _tree_of(place, replace(owner_of(home, any_place=any_place), host=""))

@@ -1,13 +1,14 @@
-"""One run at a time on a directory: an OS lock that dies with its process.
+"""Locks on directories and files, which end with the process that has them.
 
-The lock is `flock` on the directory itself: nothing is written, so it works on a read-only home and
-leaves nothing behind after a kill or a reboot. Who holds it is read from the system, where the
-system tells; it is always a process of this machine, for on a network file system such a lock
-keeps those of one machine apart.
+A lock is `flock` on the directory itself: nothing is written, so it works on a read-only home and
+leaves nothing after a kill or a reboot. The process that has it is read from the system, where the
+system shows it; it is always a process of this machine, because on a network file system such a
+lock excludes only processes of the same machine.
 
-A home is held by whatever changes it or must see it at rest, a snapshot directory by whatever
-changes the names and cards of finished snapshots. Who reads a home or a snapshot holds neither:
-archives never change, and one that is moved or removed stays readable for who has it open.
+A command locks the home that it changes, or that must not change while it is read, and the snapshot
+directory in which it changes names or metadata files of finished snapshots. To read a home or a
+snapshot needs no lock: archives never change, and one that is moved or removed stays readable for
+the process that has it open.
 """
 
 import contextlib
@@ -19,124 +20,147 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from sagewai_ops.errors import LockedError, OpsError
-from sagewai_ops.fs.os_errors import from_os_error
-from sagewai_ops.process.procfs import Process, describe, lock_holders
+from sagewai_ops.errors import LockedError
+from sagewai_ops.fs.os_errors import translate_os_errors
+from sagewai_ops.process.procfs import describe, lock_holders
 
-_POLL_SECONDS = 0.1
-_GUARD_SECONDS = 5.0
+_POLL_SECONDS = 0.02
+_GUARD_SECONDS = 5.0  # a directory is guarded for milliseconds
+_OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe must not block the open
 
 
-@contextlib.contextmanager
-def exclusive(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
-    """Hold a directory for the length of the block.
+def wait_for_lock(descriptor: int, operation: int, wait_seconds: float) -> bool:
+    """Lock an open file or directory, waiting for other processes; return False at a timeout.
 
     Args:
-        path: A directory that exists.
-        wait_seconds: How long to wait for another holder; 0 refuses at once.
+        operation: `fcntl.LOCK_EX` or `fcntl.LOCK_SH`.
 
     Raises:
-        LockedError: Somebody else holds it; the message names who.
+        OSError: The file system has no locks.
     """
-    with _hold(path, fcntl.LOCK_EX, wait_seconds):
-        yield
-
-
-@contextlib.contextmanager
-def shared(path: Path, *, wait_seconds: float = 0.0) -> Iterator[int]:
-    """Keep writers of a directory away for the length of the block; other readers may come in.
-
-    Returns:
-        A descriptor of the directory, which stays the one that is held if its name is given away.
-
-    Raises:
-        LockedError: A writer holds it; the message names who.
-    """
-    with _hold(path, fcntl.LOCK_SH, wait_seconds) as descriptor:
-        yield descriptor
-
-
-def hold_open(descriptor: int) -> None:
-    """Lock a file or directory of this run's own for as long as it is open, so nobody sweeps it.
-
-    Where the file system has no locks there is nothing to hold: nothing is swept there either.
-    """
-    with contextlib.suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-@contextlib.contextmanager
-def guarded(directory: Path) -> Iterator[None]:
-    """Keep other runs from sweeping a directory while names are made in it, and the reverse.
-
-    Between the making of a file and its lock it looks abandoned. The block lasts moments, so after
-    `_GUARD_SECONDS` somebody else holds the directory for another reason and is not waited for.
-    """
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        deadline = time.monotonic() + _GUARD_SECONDS
-        with contextlib.suppress(OpsError):
-            _take(directory, descriptor, fcntl.LOCK_EX, deadline)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def is_abandoned(path: Path) -> bool:
-    """Tell whether nobody alive holds the file or directory, so that its leftovers can go."""
-    try:
-        # Without O_NONBLOCK a pipe of that name would hold us for ever.
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        descriptor = os.open(path, flags)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
-
-
-@contextlib.contextmanager
-def _hold(path: Path, operation: int, wait_seconds: float) -> Iterator[int]:
     deadline = time.monotonic() + wait_seconds
-    while True:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            _take(path, descriptor, operation, deadline)
-            if _is_still(path, descriptor):
-                yield descriptor
-                return
-            # The directory was swapped for another while we waited: lock the one that is there.
-        finally:
-            os.close(descriptor)
-
-
-def _take(path: Path, descriptor: int, operation: int, deadline: float) -> None:
     while True:
         try:
             fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise from_os_error(error, path) from error
+                raise
         else:
-            return
+            return True
         if time.monotonic() >= deadline:
-            raise LockedError(
-                f"{path}: another run holds it, on {socket.gethostname()}: "
-                + _names(lock_holders(path)),
-                hint="wait for it to end, or let this run wait: --wait SECONDS",
-            )
+            return False
         time.sleep(_POLL_SECONDS)
 
 
-def _names(holders: tuple[Process, ...]) -> str:
-    return ", ".join(describe(holder) for holder in holders) or "a process that cannot be seen"
+@contextlib.contextmanager
+def exclusive(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Lock a directory for the block, against writers and readers.
+
+    Args:
+        path: A directory that exists.
+        wait_seconds: For another process; 0 does not wait.
+
+    Raises:
+        LockedError: Another process has the lock; the message names it.
+    """
+    with _lock(path, fcntl.LOCK_EX, wait_seconds):
+        yield
 
 
-def _is_still(path: Path, descriptor: int) -> bool:
+@contextlib.contextmanager
+def shared(path: Path, *, wait_seconds: float = 0.0) -> Iterator[int]:
+    """Lock a directory for the block against writers; other readers are admitted.
+
+    Returns:
+        A descriptor of the locked directory, valid also after its name is another's.
+
+    Raises:
+        LockedError: A writer has the lock; the message names it.
+    """
+    with _lock(path, fcntl.LOCK_SH, wait_seconds) as descriptor:
+        yield descriptor
+
+
+@contextlib.contextmanager
+def optional_lock(
+    path: Path, *, wait_seconds: float, operation: int = fcntl.LOCK_EX
+) -> Iterator[None]:
+    """Lock a file or directory for the block if that is possible, else run the block without.
+
+    It is not where the file does not exist, the file system has no locks, or another process has
+    the lock for all of the wait.
+    """
+    try:
+        descriptor = os.open(path, _OPEN_FLAGS)
+    except OSError:
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):
+            wait_for_lock(descriptor, operation, wait_seconds)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def sweep_guard(directory: Path) -> contextlib.AbstractContextManager[None]:
+    """Exclude the sweeps of other runs while the block creates entries, and the reverse.
+
+    Between its creation and its lock a file looks abandoned.
+    """
+    return optional_lock(directory, wait_seconds=_GUARD_SECONDS)
+
+
+def mark_alive(descriptor: int) -> None:
+    """Lock a file or directory of this run for as long as it is open, so that no sweep removes it.
+
+    Where the file system has no locks, nothing is swept either.
+    """
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Return whether no live process has locked a file or directory, so that it can be removed."""
+    try:
+        descriptor = os.open(path, _OPEN_FLAGS | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        return wait_for_lock(descriptor, fcntl.LOCK_EX, 0)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _lock(path: Path, operation: int, wait_seconds: float) -> Iterator[int]:
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with translate_os_errors(path):
+                is_locked = wait_for_lock(descriptor, operation, deadline - time.monotonic())
+            if not is_locked:
+                raise _locked(path)
+            if _has_name(path, descriptor):
+                yield descriptor
+                return
+            # Another directory has been given the name during the wait: lock that one.
+        finally:
+            os.close(descriptor)
+
+
+def _locked(path: Path) -> LockedError:
+    names = ", ".join(describe(process) for process in lock_holders(path))
+    return LockedError(
+        f"{path}: locked by {names or 'a process that is not visible'}, on {socket.gethostname()}",
+        hint="run it with --wait SECONDS",
+    )
+
+
+def _has_name(path: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:

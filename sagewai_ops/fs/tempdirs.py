@@ -30,13 +30,13 @@ def locked_directory(path: Path, *, stays: bool = False) -> Iterator[int]:
     with contextlib.ExitStack() as stack:
         holding = stack.enter_context(contextlib.ExitStack())  # until after its removal
         removal = stack.enter_context(contextlib.ExitStack())
-        with uninterrupted(), translate_os_errors(path), locks.guarded(path.parent):
+        with uninterrupted(), translate_os_errors(path), locks.sweep_guard(path.parent):
             os.mkdir(path, atomic.PRIVATE_DIRECTORY)
             removal.push(_remover(path))
             os.chmod(path, atomic.PRIVATE_DIRECTORY)  # the umask may have shut it even for us
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             holding.callback(os.close, descriptor)
-            locks.hold_open(descriptor)
+            locks.mark_alive(descriptor)
         yield descriptor
         if stays:
             removal.pop_all()
@@ -67,7 +67,7 @@ def working_directory(parent: Path, prefix: str) -> Iterator[Path]:
     """
     place = parent / f"{prefix}{secrets.token_hex(4)}"
     with locked_directory(place):
-        with locks.guarded(parent):
+        with locks.sweep_guard(parent):
             sweep_abandoned(parent, f"{prefix}*")
         yield place
 

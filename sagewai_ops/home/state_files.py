@@ -12,13 +12,13 @@ import hashlib
 import json
 import os
 import stat
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
+from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import LEGACY_PLACES, Home
 
 ADMIN_STATE_NAME = "admin-state.json"
@@ -34,7 +34,6 @@ _NAME_OF_VARIABLE = {
 _STATE_VERSION = 3  # of admin-state.json, written by Sagewai 1.0
 _CONNECTIONS_VERSION = 2  # any other is refused by Sagewai
 _LOCK_WAIT_SECONDS = 2.0  # its writers hold it for some milliseconds
-_LOCK_POLL_SECONDS = 0.01
 _IDENTITY_DIGITS = 16
 
 
@@ -67,7 +66,7 @@ def read_together(home: Home) -> dict[str, bytes]:
         missing or cannot be read is left out.
     """
     found: dict[str, bytes] = {}
-    with _locked(home.admin_state):
+    with state_lock(home.admin_state, fcntl.LOCK_SH):
         for member, path in _places(home).items():
             with suppress(OSError):
                 found[member] = _read(path)
@@ -161,31 +160,10 @@ def _read(path: Path) -> bytes:
         return file.read()
 
 
-@contextmanager
-def _locked(state: Path) -> Iterator[None]:
-    """Hold the lock of the state's writers if it is there to be had; never make it."""
-    try:
-        descriptor = os.open(f"{state}.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        yield
-        return
-    try:
-        deadline = time.monotonic() + _LOCK_WAIT_SECONDS
-        while not _flock(descriptor) and time.monotonic() < deadline:
-            time.sleep(_LOCK_POLL_SECONDS)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _flock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
+def state_lock(state: Path, operation: int) -> AbstractContextManager[None]:
+    """Lock the admin state as its writers do, if they use a lock file; it is never created."""
+    lock = state.with_name(f"{state.name}.lock")
+    return locks.optional_lock(lock, wait_seconds=_LOCK_WAIT_SECONDS, operation=operation)
 
 
 def _parsed(content: bytes, problems: list[str]) -> object:

@@ -6,13 +6,11 @@ the key comes last. Each of these can be done again and can be taken back, by th
 that finds the journal of a dead one needs no old key, and whatever was written meanwhile stays.
 """
 
-import contextlib
 import errno
 import fcntl
 import os
 import shlex
 import stat
-import time
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
@@ -23,15 +21,13 @@ from sagewai_ops.fs import atomic
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.tempdirs import sweep_partials
 from sagewai_ops.home.paths import Home
+from sagewai_ops.home.state_files import state_lock
 from sagewai_ops.keys import rotation_journal
 from sagewai_ops.keys.candidates import fingerprint
 from sagewai_ops.keys.postgres import substitute_on_server
 from sagewai_ops.keys.reencrypt import substitute_in_database, substituted
 from sagewai_ops.keys.rotation_journal import Journal
 from sagewai_ops.text import shell_word
-
-_LOCK_WAIT_SECONDS = 2.0  # Sagewai's writers hold the state's lock for some milliseconds
-_LOCK_POLL_SECONDS = 0.01
 
 
 class Standing(Enum):
@@ -203,7 +199,7 @@ def _apply(
         substitute_in_database(database, tokens, wait_seconds=wait_seconds)
     if server is not None:
         substitute_on_server(server, tokens)
-    with _state_lock(home.admin_state):
+    with state_lock(home.admin_state, fcntl.LOCK_EX):
         for name in journal.documents:
             _substitute_in_file(home.root / name, tokens)
 
@@ -240,26 +236,3 @@ def _put_back_key(home: Home, journal: Journal, before: bytes | None) -> None:
         _own(place, before)
     if journal.kept_as:
         (home.root / journal.kept_as).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _state_lock(state: Path) -> Iterator[None]:
-    """Hold the lock that some writers of the state take, if it is there to be had."""
-    try:
-        descriptor = os.open(f"{state}.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        yield
-        return
-    try:
-        deadline = time.monotonic() + _LOCK_WAIT_SECONDS
-        while time.monotonic() < deadline:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(_LOCK_POLL_SECONDS)
-            except OSError:  # a file system without locks
-                break
-        yield
-    finally:
-        os.close(descriptor)

@@ -117,7 +117,7 @@ def held(root: Path) -> Iterator[None]:
     with translate_os_errors(root / NAME):
         descriptor = os.open(root / NAME, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        locks.hold_open(descriptor)
+        locks.mark_alive(descriptor)
         yield
     finally:
         os.close(descriptor)

@@ -5,18 +5,13 @@ and after a failure keeps when the last success was and what it gave. The file i
 step, so that a reader sees the old one or the new one.
 """
 
-import contextlib
-import fcntl
-import os
 import re
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sagewai_ops.errors import EXIT_DONE, UsageError
-from sagewai_ops.fs import atomic
-from sagewai_ops.fs.os_errors import translate_os_errors
+from sagewai_ops.fs import atomic, locks
 
 PREFIX = "sagewai_ops_"
 _MODE = 0o644  # read by node_exporter's user; nothing in it is secret
@@ -53,7 +48,8 @@ def record(
         OpsError: The system refused.
     """
     labels = f'{{command="{_label(command)}",home="{_label(home)}"}}'
-    with _alone(path):
+    # Another run waits, so that none loses the samples of another.
+    with locks.optional_lock(path.parent, wait_seconds=_LOCK_SECONDS):
         samples = _read(path)
         ours = {
             "last_run_timestamp_seconds": ended_at,
@@ -90,27 +86,6 @@ def figures_of(result: Mapping[str, Any]) -> dict[str, float]:
 
 def _result(name: str) -> str:
     return f"{PREFIX}result_{re.sub('[^a-z0-9_]', '_', name.lower())}"
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold the file's directory while it is read and replaced, so that no run loses another's."""
-    with translate_os_errors(path.parent):
-        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                # Held for longer, or a file system without locks: then samples may get lost.
-                if time.monotonic() > deadline:
-                    break
-                time.sleep(0.02)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _read(path: Path) -> dict[tuple[str, str], str]:

@@ -157,7 +157,7 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
     directory = _room(archive, options)
     swept: tuple[str, ...] = ()
     for place in dict.fromkeys((directory, archive.parent)):
-        with locks.guarded(place):
+        with locks.sweep_guard(place):
             swept += tuple(catalog.sweep(place))
     try:
         with _worded(directory, archive), scratch_in(directory, archive.parent) as scratch:

@@ -307,7 +307,7 @@ class _Flight:
     def upgrade_copy(self, database: Path) -> Upgraded:
         """Upgrade a copy in a scratch directory."""
         directory = self.room()
-        with locks.guarded(directory):
+        with locks.sweep_guard(directory):
             catalog.sweep(directory)
         with scratch_in(directory, self.options.snapshots) as scratch:
             return rehearse_upgrade(

@@ -35,7 +35,7 @@ def scratch_in(directory: Path, noted_in: Path | None = None) -> Iterator[Path]:
         with uninterrupted(), contextlib.ExitStack() as making:
             if note:
                 # Until the directory is there and locked, the link looks like a dead run's.
-                making.enter_context(locks.guarded(note.parent))
+                making.enter_context(locks.sweep_guard(note.parent))
                 stack.callback(_forget, note, path)
                 with contextlib.suppress(OSError):  # a file system without links
                     note.symlink_to(path)

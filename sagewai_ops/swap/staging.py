@@ -138,7 +138,7 @@ def carry_out(
     with contextlib.ExitStack() as stack:
         descriptor = os.open(hidden, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, descriptor)
-        locks.hold_open(descriptor)
+        locks.mark_alive(descriptor)
         os.rename(hidden, journal.path)
         atomic.sync_directory(journal.base)
         os.unlink(staging / _MARK)

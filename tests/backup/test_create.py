@@ -728,7 +728,7 @@ def test_leftovers_of_dead_runs_are_swept_and_those_of_live_ones_stay(tmp_path: 
     live = f"{stem}7.tar.zst.partial"
 
     with (directory / live).open("wb") as stream:
-        locks.hold_open(stream.fileno())
+        locks.mark_alive(stream.fileno())
         report = _take(built.root)
 
     assert set(report.swept) >= set(dead)

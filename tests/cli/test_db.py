@@ -181,7 +181,7 @@ def test_other_run_on_the_home_is_named(old: Path) -> None:
         answer = run("--home", old, "db", "upgrade", "--no-snapshot", "--wait", "0.1")
 
     assert answer.code == 11
-    assert "another run holds it" in answer.err
+    assert ": locked by pid " in answer.err
 
 
 def test_current_names_what_is_missing_and_yours(old: Path) -> None:

@@ -34,6 +34,7 @@ from sagewai_ops.errors import (
     PermissionDeniedError,
     UsageError,
 )
+from sagewai_ops.home import state_files
 from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.keys import rotation, rotation_journal
 from sagewai_ops.keys.candidates import fingerprint
@@ -656,8 +657,8 @@ def test_a_copy_that_is_removed_in_between_is_no_failure(
 def test_the_lock_of_sagewais_writers_is_held_and_waited_for(
     built: BuiltHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A writer that keeps it does not stop the rotation for ever."""
-    monkeypatch.setattr(rotation, "_LOCK_WAIT_SECONDS", 0.05)
+    """A writer that keeps it does not stop the rotation."""
+    monkeypatch.setattr(state_files, "_LOCK_WAIT_SECONDS", 0.05)
     with open(f"{built.admin_state}.lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         turn(built.root)
