@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import (
     EXIT_DONE,
@@ -52,7 +52,7 @@ pruned once this one stands, as `snapshots prune` does it.
 \b
 Examples:
   sagewai-ops backup
-  sagewai-ops backup --to /backups --recipient age1... --key sealed
+  sagewai-ops backup --snapshots /backups --recipient age1... --key sealed
   sagewai-ops backup --keep-daily 7 --keep-weekly 4 --keep-monthly 12
   sagewai-ops backup --output - --recipients-file team.txt | ssh host 'cat > home.tar.zst.age'
 
@@ -65,9 +65,7 @@ Exit codes: 0 taken and verified, 3 taken but something could not be carried or 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("backup", help=HELP, short_help="Take a verified snapshot of a home.")(
-        command("backup", unattended=True)(backup)
-    )
+    add_command(app, "backup", backup, HELP, unattended=True, changes=True)
 
 
 def backup(
@@ -76,9 +74,9 @@ def backup(
     to: Annotated[
         Path | None,
         typer.Option(
+            "--snapshots",
             "--to",
             metavar="DIR",
-            envvar=["SAGEWAI_OPS_SNAPSHOTS", "SAGEWAI_OPS_TO"],
             help="The snapshot directory; else HOME.snapshots beside the home.",
             show_default=False,
         ),
@@ -138,7 +136,9 @@ def backup(
     if form not in ("archive", "directory"):
         raise UsageError(f"--format {form}: not a format", hint="use one of archive, directory")
     if output not in (None, "-"):
-        raise UsageError(f"--output {output}: only - is known", hint="a directory goes in --to DIR")
+        raise UsageError(
+            f"--output {output}: only - is known", hint="a directory goes in --snapshots DIR"
+        )
     if output and run.settings.json:
         raise UsageError("--output -: stdout cannot carry the archive and --json")
     policy = policy_of(

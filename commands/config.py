@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, command, command_group
+from sagewai_ops.cli.command import Outcome, Run, add_command, command_group
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import NotFoundError
 
@@ -29,9 +29,7 @@ Exit codes: 0 shown, 2 the configuration cannot be used, 10 no such command.
 def register(app: typer.Typer) -> None:
     """Add the group."""
     group = command_group("config", "Show the configuration.")
-    group.command("show", help=HELP, short_help="Show what every option is set to.")(
-        command("config show")(show)
-    )
+    add_command(group, "config show", show, HELP)
     app.add_typer(group)
 
 

@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, command, command_group
+from sagewai_ops.cli.command import Outcome, Run, add_command, command_group
+from sagewai_ops.cli.options import YesOption
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, UsageError
 from sagewai_ops.text import size
@@ -14,7 +15,6 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     RecipientsFileOption,
     SnapshotsOption,
     WriterWaitOption,
-    YesOption,
 )
 
 UPGRADE = """Bring the database to the current schema.
@@ -58,7 +58,7 @@ HISTORY = """List the revisions, oldest first.
 \b
 Exit codes: 0 listed.
 """
-CHECK = """Check the database: damage, schema, references, and every value.
+CHECK = """Check the database: damage, schema, references, values.
 
 What PostgreSQL would refuse or change is named with its table, column, count and a few keys. It
 reads and never writes, and works while Sagewai runs.
@@ -74,16 +74,11 @@ SqlOption = Annotated[bool, typer.Option("--sql", help="Print the statements and
 def register(app: typer.Typer) -> None:
     """Add the group."""
     group = command_group("db", "Look after the schema of a home's database.")
-    for name, function, text, short in (
-        ("upgrade", upgrade, UPGRADE, "Bring the database to the current schema."),
-        ("downgrade", downgrade, DOWNGRADE, "Take revisions on PostgreSQL back."),
-        ("current", current, CURRENT, "Show where the database stands."),
-        ("history", history, HISTORY, "List the revisions."),
-        ("check", check, CHECK, "Check the database, the schema and every value."),
-    ):
-        group.command(name, help=text, short_help=short)(
-            command(f"db {name}", unattended=name == "check")(function)
-        )
+    add_command(group, "db upgrade", upgrade, UPGRADE, changes=True)
+    add_command(group, "db downgrade", downgrade, DOWNGRADE, changes=True)
+    add_command(group, "db current", current, CURRENT)
+    add_command(group, "db history", history, HISTORY)
+    add_command(group, "db check", check, CHECK, unattended=True)
     app.add_typer(group)
 
 

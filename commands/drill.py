@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
 from sagewai_ops.text import size
@@ -25,13 +25,13 @@ permissions are judged. What was proved, and when, is written into the snapshot'
 `snapshots list` show it. The home is only asked for its keys, and nothing stays behind.
 
 The scratch directory holds the whole home in clear for a while, on the file system of the snapshots
-or of --scratch DIR.
+or of --work-dir DIR.
 
 \b
 Examples:
   sagewai-ops drill
-  sagewai-ops drill latest --identity ~/backup.key --scratch /var/tmp
-  sagewai-ops drill 20261124T013000Z --key-file master.key
+  sagewai-ops drill latest --identity ~/backup.key --work-dir /var/tmp
+  sagewai-ops drill 20261124T013000Z --install-key master.key
 
 \b
 Exit codes: 0 proved, 2 the name means several, 3 proved but the card could not be written,
@@ -43,9 +43,7 @@ _SHOWN = 20  # findings that people are shown; --json has all
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("drill", help=HELP, short_help="Prove that a snapshot can be restored.")(
-        command("drill", unattended=True)(drill)
-    )
+    add_command(app, "drill", drill, HELP, unattended=True, changes=True)
 
 
 def drill(
@@ -59,7 +57,9 @@ def drill(
     passphrase_file: OpeningPassphraseOption = None,
     key_file: Annotated[
         Path | None,
-        typer.Option("--key-file", metavar="F", help="The master key, as a restore would get it."),
+        typer.Option(
+            "--install-key", metavar="F", help="The master key, as a restore would get it."
+        ),
     ] = None,
     without_key: Annotated[
         bool,
@@ -67,7 +67,7 @@ def drill(
     ] = False,
     scratch: Annotated[
         Path | None,
-        typer.Option("--scratch", metavar="DIR", help="Restore on this directory's file system."),
+        typer.Option("--work-dir", metavar="DIR", help="Restore on this directory's file system."),
     ] = None,
 ) -> Outcome:
     """Parse, drill, render."""

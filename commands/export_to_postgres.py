@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_FINDINGS, NotFoundError, UsageError
 from sagewai_ops.fs.os_errors import translate_os_errors
@@ -56,9 +56,7 @@ class Learnings(str, Enum):
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("export-to-postgres", help=HELP, short_help="Move a home to PostgreSQL.")(
-        command("export-to-postgres")(export_to_postgres)
-    )
+    add_command(app, "export-to-postgres", export_to_postgres, HELP, changes=True)
 
 
 def export_to_postgres(

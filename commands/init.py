@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.terminal import Terminal
 
 from .shared_options import HomeWaitOption  # noqa: TID251 - a neighbour
@@ -24,9 +24,7 @@ Exit codes: 0 done, 2 something is in the way, 10 no place for it, 11 another ru
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("init", help=HELP, short_help="Make a home, or add what one lacks.")(
-        command("init")(init)
-    )
+    add_command(app, "init", init, HELP, changes=True)
 
 
 def init(

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, command, command_group
+from sagewai_ops.cli.command import Outcome, Run, add_command, command_group
 from sagewai_ops.cli.terminal import Terminal
 
 from .keys_rotate import HELP, rotate  # noqa: TID251 - a neighbour
@@ -14,7 +14,7 @@ from .shared_options import RecipientOption, RecipientsFileOption  # noqa: TID25
 
 KeyFileOption = Annotated[
     Path | None,
-    typer.Option("--key-file", metavar="F", help="One more key: a file with its 44 characters."),
+    typer.Option("--extra-key", metavar="F", help="One more key: a file with its 44 characters."),
 ]
 _SHOWN = 20  # lines of one kind that people are shown; --json has all
 
@@ -24,18 +24,10 @@ def register(app: typer.Typer) -> None:
     group = command_group(
         "keys", "Name the master key, prove what it opens, put it in escrow, exchange it."
     )
-    group.command("fingerprint", short_help="Name the key without giving it away.")(
-        command("keys fingerprint")(show_fingerprint)
-    )
-    group.command("check", short_help="Open every sealed value with the keys at hand.")(
-        command("keys check", unattended=True)(check)
-    )
-    group.command("escrow", short_help="Encrypt the key to recipients, as a file and on paper.")(
-        command("keys escrow")(escrow)
-    )
-    group.command("rotate", help=HELP, short_help="Seal everything anew under another key.")(
-        command("keys rotate")(rotate)
-    )
+    add_command(group, "keys fingerprint", show_fingerprint)
+    add_command(group, "keys check", check, unattended=True)
+    add_command(group, "keys escrow", escrow, changes=True)
+    add_command(group, "keys rotate", rotate, HELP, changes=True)
     app.add_typer(group)
 
 
@@ -46,7 +38,7 @@ def show_fingerprint(
         bool, typer.Option("--all", help="Every key at hand, not only Sagewai's own.")
     ] = False,
 ) -> Outcome:
-    """Print the fingerprint of the key that Sagewai would use: 16 hex digits.
+    """Print the fingerprint of the master key, 16 hex digits.
 
     It tells two keys apart and gives neither away; snapshots carry the same. A key that Sagewai
     would refuse, and replace by a new one, is not its own: --all shows it, and why.
@@ -80,7 +72,7 @@ def show_fingerprint(
 
 
 def check(run: Run, *, key_file: KeyFileOption = None) -> Outcome:
-    """Open every sealed value with every key at hand, and find secrets in the clear.
+    """Check that every secret is encrypted and can be decrypted.
 
     It reads and never writes, works while Sagewai runs, and shows no value: places and
     fingerprints alone. What counts as a finding and what as a note: docs/keys.md.
@@ -103,7 +95,7 @@ def check(run: Run, *, key_file: KeyFileOption = None) -> Outcome:
         raise KeyMissingError(
             f"home {home.root}: {total} sealed values and none opens, keys tried: {tried}",
             hint="\n".join(
-                (*refusals, "sagewai-ops keys check --key-file FILE  # with the key that is meant")
+                (*refusals, "sagewai-ops keys check --extra-key FILE  # with the key that is meant")
             ),
         )
     result: dict[str, Any] = {
@@ -152,7 +144,6 @@ def escrow(
         typer.Option(
             "--to",
             metavar="F",
-            envvar=["SAGEWAI_OPS_ESCROW_TO", "SAGEWAI_OPS_TO"],
             help="Write the encrypted key.",
         ),
     ] = None,
@@ -166,7 +157,7 @@ def escrow(
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, write nothing.")] = False,
 ) -> Outcome:
-    """Encrypt the master key to recipients, as an age file, a sheet of paper, or both.
+    """Encrypt the master key to recipients, as file and sheet.
 
     The key never leaves in the clear. Each file is private, and gets its name only after it was
     read back and opened. The sheet is plain text: on paper, with a recipient's identity, it is

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run
+from sagewai_ops.cli.options import YesOption
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
 
@@ -15,7 +16,6 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     SealingPassphraseOption,
     SnapshotsOption,
     WriterWaitOption,
-    YesOption,
 )
 
 HELP = """Seal everything anew under another master key.
@@ -52,7 +52,7 @@ def rotate(
     ] = None,
     key_file: Annotated[
         Path | None,
-        typer.Option("--key-file", metavar="F", help="One more key to open values with."),
+        typer.Option("--extra-key", metavar="F", help="One more key to open values with."),
     ] = None,
     leave_unopened: Annotated[
         bool, typer.Option("--leave-unopened", help="Leave values that no key opens as they are.")

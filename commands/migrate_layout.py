@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE
 
@@ -39,9 +39,7 @@ _WORDS = {
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("migrate-layout", help=HELP, short_help="Move the files of the older layout.")(
-        command("migrate-layout")(migrate_layout)
-    )
+    add_command(app, "migrate-layout", migrate_layout, HELP, changes=True)
 
 
 def migrate_layout(

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.terminal import Terminal
 
 from .shared_options import (  # noqa: TID251 - a neighbour
@@ -40,9 +40,7 @@ _STYLES = {"ok": "green", "skipped": "", "warning": "yellow"}
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("preflight", help=HELP, short_help="Check all of a home before an upgrade.")(
-        command("preflight", unattended=True)(preflight)
-    )
+    add_command(app, "preflight", preflight, HELP, unattended=True, changes=True)
 
 
 def preflight(
@@ -66,12 +64,12 @@ def preflight(
         ),
     ] = None,
     key_file: Annotated[
-        Path | None, typer.Option("--key-file", metavar="F", help="One more master key to try.")
+        Path | None, typer.Option("--extra-key", metavar="F", help="One more master key to try.")
     ] = None,
     scratch: Annotated[
         Path | None,
         typer.Option(
-            "--scratch", metavar="DIR", help="Try things on this directory's file system."
+            "--work-dir", metavar="DIR", help="Try things on this directory's file system."
         ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 4 on warnings too.")] = False,

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import UsageError
 from sagewai_ops.home.paths import Home
@@ -27,7 +27,7 @@ is kept as HOME.before-restore-<UTC>, and `restore --undo` brings it back.
 \b
 Examples:
   sagewai-ops restore latest --replace
-  sagewai-ops restore latest --to /srv/copy --key-file master.key
+  sagewai-ops restore latest --to /srv/copy --install-key master.key
   sagewai-ops restore latest --only config,db
   sagewai-ops restore --undo
 
@@ -39,9 +39,7 @@ Exit codes: 0 restored, 10 no such snapshot, 11 another run, 12 wrong or missing
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("restore", help=HELP, short_help="Bring a home back from a snapshot.")(
-        command("restore")(restore)
-    )
+    add_command(app, "restore", restore, HELP, changes=True)
 
 
 def restore(
@@ -55,7 +53,6 @@ def restore(
         typer.Option(
             "--to",
             metavar="DIR",
-            envvar=["SAGEWAI_OPS_RESTORE_TO", "SAGEWAI_OPS_TO"],
             help="Restore to this directory instead of the home.",
             show_default=False,
         ),
@@ -73,7 +70,7 @@ def restore(
     passphrase_file: OpeningPassphraseOption = None,
     key_file: Annotated[
         Path | None,
-        typer.Option("--key-file", metavar="F", help="The master key; installed in the home."),
+        typer.Option("--install-key", metavar="F", help="The master key; installed in the home."),
     ] = None,
     without_key: Annotated[
         bool, typer.Option("--without-key", help="Restore even if no key opens the secrets.")

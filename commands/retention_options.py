@@ -30,7 +30,7 @@ KeepTag = Annotated[
 AnyPlace = Annotated[
     bool,
     typer.Option(
-        "--any-place",
+        "--all-paths",
         help="Take what this home left at other paths and on other machines for its own.",
     ),
 ]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, command, command_group
+from sagewai_ops.cli.command import Outcome, Run, add_command, command_group
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import UsageError
 from sagewai_ops.text import shell_word
@@ -48,7 +48,7 @@ KINDS = {
         "Print a Compose service beside Sagewai's own.",
         [
             "sagewai-ops schedule compose > sagewai-ops-backup.yaml",
-            "sagewai-ops schedule compose --to /backups -- --keep-daily 7",
+            "sagewai-ops schedule compose --snapshots /backups -- --keep-daily 7",
         ],
     ),
     "kubernetes": (
@@ -57,7 +57,11 @@ KINDS = {
     ),
 }
 _PLACES = ("DIR", "F", "FILE")  # how options that take a path call it
-_OURS = {"--to": "--to DIR", "--home": "--home DIR"}  # given to schedule itself
+_OURS = {
+    "--snapshots": "--snapshots DIR",
+    "--to": "--snapshots DIR",
+    "--home": "--home DIR",
+}  # given to schedule itself
 _MODE = 0o644  # nothing in it is secret
 
 
@@ -69,9 +73,7 @@ def register(app: typer.Typer) -> None:
     }  # fmt: skip
     for name, (what, examples) in KINDS.items():
         text = HELP.format(what=what, examples="\n".join(f"  {line}" for line in examples))
-        group.command(name, help=text, short_help=what)(
-            command(f"schedule {name}")(functions[name])
-        )
+        add_command(group, f"schedule {name}", functions[name], text, changes=True)
     app.add_typer(group)
 
 
@@ -81,9 +83,9 @@ TimeOption = Annotated[
 ToOption = Annotated[
     Path | None,
     typer.Option(
+        "--snapshots",
         "--to",
         metavar="DIR",
-        envvar=["SAGEWAI_OPS_SNAPSHOTS", "SAGEWAI_OPS_TO"],
         help="The snapshot directory; else HOME.snapshots, in containers a volume.",
         show_default=False,
     ),

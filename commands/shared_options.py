@@ -43,4 +43,3 @@ WriterWaitOption = Annotated[
     float,
     typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run, or a writer."),
 ]
-YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]

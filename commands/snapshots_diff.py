@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.text import size
 
@@ -14,7 +14,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     SnapshotsOption,
 )
 
-HELP = """Show what differs between two snapshots, from their manifests.
+HELP = """Show the differences between two snapshots.
 
 Files that came, went or changed, tables whose number of rows differs, the schema's level, and the
 keys that open the sealed values. Times do not count, and no content is read.
@@ -34,9 +34,7 @@ _Name = typer.Argument(help="An id, the beginning of one, latest, tree, or a pat
 
 def register(group: typer.Typer) -> None:
     """Add it."""
-    group.command("diff", help=HELP, short_help="Show what differs between two snapshots.")(
-        command("snapshots diff")(diff)
-    )
+    add_command(group, "snapshots diff", diff, HELP)
 
 
 def diff(

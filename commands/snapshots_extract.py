@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
@@ -21,9 +21,7 @@ from .snapshot_argument import (  # noqa: TID251 - a neighbour
 
 def register(group: typer.Typer) -> None:
     """Add it."""
-    group.command("extract", short_help="Take files out of a snapshot.")(
-        command("snapshots extract")(extract)
-    )
+    add_command(group, "snapshots extract", extract, changes=True)
 
 
 def extract(
@@ -39,7 +37,6 @@ def extract(
         typer.Option(
             "--to",
             metavar="DIR",
-            envvar=["SAGEWAI_OPS_EXTRACT_TO", "SAGEWAI_OPS_TO"],
             help="An empty or new directory.",
         ),
     ],
@@ -47,7 +44,7 @@ def extract(
     identity: IdentityOption = None,
     passphrase_file: OpeningPassphraseOption = None,
 ) -> Outcome:
-    """Take files out of a snapshot, each checked against the manifest.
+    """Extract files from a snapshot, each verified.
 
     Only the frames that hold them are read. Secrets come out with mode 0600, whatever the umask.
 

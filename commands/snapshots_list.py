@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
 from sagewai_ops.text import size
@@ -19,9 +19,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
 
 def register(group: typer.Typer) -> None:
     """Add it."""
-    group.command("list", short_help="List the snapshots of a directory.")(
-        command("snapshots list")(list_snapshots)
-    )
+    add_command(group, "snapshots list", list_snapshots, changes=True)
 
 
 def list_snapshots(
@@ -165,7 +163,7 @@ def _show(terminal: Terminal, result: dict[str, Any]) -> None:
     if rested["snapshots"]:
         terminal.line(
             f"{len(rested['snapshots'])} more rest in .trash ({size(rested['archive_bytes'])}): "
-            "sagewai-ops snapshots untrash"
+            "sagewai-ops snapshots undelete"
         )
     if tree:
         terminal.line(f"tree {tree['path']}, taken {tree['created_at']}")

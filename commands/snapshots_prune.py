@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.command import Outcome, Run, add_command
 
 from .retention_options import (  # noqa: TID251 - a neighbour
     AnyPlace,
@@ -28,7 +28,7 @@ PRUNE_HELP = """Remove the snapshots of this home that no rule keeps.
 A snapshot stays if any rule keeps it. The newest always stays, so do the newest that a drill
 proved restorable and the newest complete one, and whatever is of another home or has no card
 that can be read. What goes rests in .trash of the directory until the next prune;
-`snapshots untrash` brings it back.
+`snapshots undelete` brings it back.
 
 \b
 Examples:
@@ -43,9 +43,7 @@ Exit codes: 0 done, also when nothing had to go, 2 no rule is given, 11 another 
 
 def register(group: typer.Typer) -> None:
     """Add it."""
-    group.command("prune", help=PRUNE_HELP, short_help="Remove snapshots that no rule keeps.")(
-        command("snapshots prune", unattended=True)(prune)
-    )
+    add_command(group, "snapshots prune", prune, PRUNE_HELP, unattended=True, changes=True)
 
 
 def prune(

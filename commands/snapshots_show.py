@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.text import size
 
@@ -22,7 +22,7 @@ from .snapshots_list import drill_result  # noqa: TID251 - a neighbour
 
 def register(group: typer.Typer) -> None:
     """Add it."""
-    group.command("show", short_help="Show what is in a snapshot.")(command("snapshots show")(show))
+    add_command(group, "snapshots show", show)
 
 
 def show(
@@ -34,7 +34,9 @@ def show(
     passphrase_file: OpeningPassphraseOption = None,
     files: Annotated[bool, typer.Option("--files", help="List every member too.")] = False,
 ) -> Outcome:
-    """Show what is in a snapshot, from its manifest; the rest is not read.
+    """Show the content of a snapshot.
+
+    Only its manifest is read.
 
     Exit codes: 0 shown, 2 the name means several, 10 no such snapshot, 12 no key opens it,
     16 it is damaged, 18 its format is newer.

@@ -1,10 +1,10 @@
-"""`snapshots untrash`: bring back the snapshots that a prune removed."""
+"""`snapshots undelete`: bring back the snapshots that a prune removed."""
 
 from typing import Annotated
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.errors import UsageError
 
 from .shared_options import DirectoryWaitOption, SnapshotsOption  # noqa: TID251 - a neighbour
@@ -12,9 +12,7 @@ from .shared_options import DirectoryWaitOption, SnapshotsOption  # noqa: TID251
 
 def register(group: typer.Typer) -> None:
     """Add it."""
-    group.command("untrash", short_help="Bring removed snapshots back.")(
-        command("snapshots untrash")(undelete)
-    )
+    add_command(group, "snapshots undelete", undelete, changes=True)
 
 
 def undelete(
@@ -39,7 +37,7 @@ def undelete(
 
     if bool(names) == everything:
         raise UsageError(
-            "snapshots untrash: name snapshots, or say --all", hint="sagewai-ops snapshots list"
+            "snapshots undelete: name snapshots, or say --all", hint="sagewai-ops snapshots list"
         )
     directory = run.snapshots(run.home(), snapshots)
     paths = untrash(directory, names or (), wait_seconds=wait)

@@ -2,7 +2,7 @@
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.command import Outcome, Run, add_command
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     IdentityOption,
@@ -17,9 +17,7 @@ from .snapshot_argument import (  # noqa: TID251 - a neighbour
 
 def register(group: typer.Typer) -> None:
     """Add it."""
-    group.command("verify", short_help="Read a snapshot and check every byte.")(
-        command("snapshots verify", unattended=True)(verify)
-    )
+    add_command(group, "snapshots verify", verify, unattended=True)
 
 
 def verify(
@@ -30,7 +28,7 @@ def verify(
     identity: IdentityOption = None,
     passphrase_file: OpeningPassphraseOption = None,
 ) -> Outcome:
-    """Read a whole snapshot and compare every byte with its manifest.
+    """Read a snapshot and verify every byte.
 
     Exit codes: 0 it holds, 2 the name means several, 10 no such snapshot, 12 no key opens it,
     16 it is damaged, 18 its format is newer.

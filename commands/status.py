@@ -4,13 +4,13 @@ from typing import Any
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.text import size
 
 from .shared_options import SnapshotsOption  # noqa: TID251 - a neighbour
 
-HELP = """Show a home: layout, sizes, database, key, who uses it, newest snapshot.
+HELP = """Show the layout, database, key and snapshots of a home.
 
 It reads and never writes, and works while Sagewai runs.
 
@@ -22,9 +22,7 @@ _LARGEST = 8  # tables that people are shown; --json has all
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("status", help=HELP, short_help="Show what is in a home.")(
-        command("status")(status)
-    )
+    add_command(app, "status", status, HELP)
 
 
 def status(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, UsageError
 from sagewai_ops.text import shell_word
@@ -52,9 +52,8 @@ def register(app: typer.Typer) -> None:
     from sagewai_ops.permissions.rules import RULES
 
     rules = "\n".join(f"  {rule.id} {rule.severity.value:<7} {rule.name}" for rule in RULES)
-    app.command(
-        "verify-perms", help=HELP.format(rules=rules), short_help="Check who can reach the secrets."
-    )(command("verify-perms", unattended=True)(verify_perms))
+    text = HELP.format(rules=rules)
+    add_command(app, "verify-perms", verify_perms, text, unattended=True, changes=True)
 
 
 def verify_perms(

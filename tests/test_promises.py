@@ -16,6 +16,7 @@ import typer
 
 from sagewai_ops import errors
 from sagewai_ops.cli import main
+from sagewai_ops.cli.variables import ACTING
 from small_homes import small
 
 ROOT = Path(__file__).parent.parent
@@ -238,18 +239,15 @@ def test_a_command_has_help_with_its_exit_codes(name: str) -> None:
 
 @pytest.mark.parametrize("name", _commands())
 def test_every_option_has_a_variable_of_its_own(name: str) -> None:
-    """SAGEWAI_OPS_<OPTION>, whatever else is read, and no two options of a command the same."""
+    """Unless it acts, answers a question or disables a safeguard; see tests/cli/test_variables."""
     variables: list[str] = []
     for option in _commands()[name].params:
         if option.param_type_name == "option" and option.name != "help":
-            names = [option.envvar] if isinstance(option.envvar, str) else list(option.envvar or ())
-            assert names, option.name
-            assert all(variable.startswith("SAGEWAI_OPS_") for variable in names)
-            flag = next(flag for flag in option.opts if flag.startswith("--"))
-            assert f"SAGEWAI_OPS_{flag[2:].replace('-', '_').upper()}" in names
-            variables += names
+            assert bool(option.envvar) is ACTING.isdisjoint(option.opts), option.name
+            variables += option.envvar or ()
 
     assert len(set(variables)) == len(variables)
+    assert all(variable.startswith("SAGEWAI_OPS_") for variable in variables)
 
 
 @pytest.mark.parametrize("name", _commands())

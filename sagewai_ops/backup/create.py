@@ -121,7 +121,7 @@ def check_directory(home: Home, directory: Path) -> None:
     if Path(os.path.realpath(directory)).is_relative_to(home.root):
         raise UsageError(
             f"snapshot directory {directory}: is inside the home {home.root}",
-            hint="a lost home must not take its snapshots along: backup --to DIR",
+            hint="a lost home must not take its snapshots along: backup --snapshots DIR",
         )
     if os.path.lexists(directory) and not directory.is_dir():
         raise UsageError(
@@ -223,7 +223,7 @@ def check_space(directory: Path, scan: HomeScan, *, only_copy: bool = False) -> 
     if free < needed:
         raise NoSpaceError(
             f"{directory}: {free} bytes free, a snapshot needs at least {needed}",
-            hint="free some space, or use another directory: backup --to DIR",
+            hint="free some space, or use another directory: backup --snapshots DIR",
         )
 
 

@@ -134,14 +134,14 @@ def _tree_of(place: Path, owner: Owner) -> Header | None:
         raise TargetBusyError(
             f"{place}: no tree of this program",
             hint=f"look: ls -la {shell_word(place)}\n"
-            "and move it away, or use another directory: --to DIR",
+            "and move it away, or use another directory: --snapshots DIR",
         )
     other = whose(header.facts, owner)
     if other:
         raise TargetBusyError(
             f"{place}: the tree {other}",
-            hint="give each home a directory of its own: --to DIR\n"
-            "or, if this home was moved, go on with it: --any-place",
+            hint="give each home a directory of its own: --snapshots DIR\n"
+            "or, if this home was moved, go on with it: --all-paths",
         )
     return header
 

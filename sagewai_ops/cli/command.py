@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 import typer
 from typer.models import OptionInfo
 
-from sagewai_ops.cli.options import GLOBAL, UNATTENDED, strongest
+from sagewai_ops.cli.options import CHANGES, GLOBAL, UNATTENDED, strongest
+from sagewai_ops.cli.parser import Command, Group
 from sagewai_ops.cli.settings import SNAPSHOTS_VARIABLE, Settings
 from sagewai_ops.cli.terminal import Terminal
+from sagewai_ops.cli.variables import Variables, check_variables, variables_of
 from sagewai_ops.errors import (
     EXIT_DONE,
     EXIT_FINDINGS,
@@ -87,6 +89,13 @@ class Run:
     context: Any = None
     started: float = field(default_factory=time.monotonic)
     started_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    warnings: list[str] = field(default_factory=list)
+
+    def warn(self, text: str) -> None:
+        """Report at once, also if the command fails: on stderr, or in the JSON envelope."""
+        self.warnings.append(text)
+        if not self.settings.json:
+            self.terminal.warning(text)
 
     def home(self) -> Home:
         """Find the home that this run is about; it need not exist.
@@ -102,76 +111,115 @@ class Run:
         return Path(named).expanduser().absolute() if named else home.snapshots
 
 
-def command(
-    name: str, *, unattended: bool = False
-) -> Callable[[Callable[..., Outcome]], Callable[..., int]]:
-    """Turn a command's function into what Typer registers.
+def add_command(
+    app: typer.Typer,
+    name: str,
+    function: Callable[..., Outcome],
+    text: str = "",
+    *,
+    changes: bool = False,
+    unattended: bool = False,
+) -> None:
+    """Add a command to the program or to a group.
 
     Args:
-        name: As people type it, such as `snapshots list`.
-        unattended: Whether timers run it, so that somebody far away may want to be told.
+        name: As typed, such as `snapshots list`.
+        text: Its help (default: the docstring); the first line is its summary in lists.
+        changes: Whether it can change anything: then it accepts --yes.
+        unattended: Whether timers run it: then it accepts the options of `Reporting`.
     """
+    text = text or inspect.cleandoc(function.__doc__ or "")
+    app.command(
+        name.rpartition(" ")[2], cls=Command, help=text, short_help=text.partition("\n")[0]
+    )(command(name, function, changes=changes, unattended=unattended))
+
+
+def command(
+    name: str, function: Callable[..., Outcome], *, changes: bool = False, unattended: bool = False
+) -> Callable[..., int]:
+    """Return a command's function as Typer registers it, with the options that commands share.
+
+    Args:
+        name: As typed, such as `snapshots list`.
+        changes: Whether it can change anything: then it accepts --yes.
+        unattended: Whether timers run it: then it accepts the options of `Reporting`.
+    """
+    parameters = list(inspect.signature(function).parameters.values())[1:]
     shared = {**(UNATTENDED if unattended else {}), **GLOBAL}
+    if changes and not any(parameter.name == "yes" for parameter in parameters):
+        shared = {**CHANGES, **shared}
+    context = inspect.Parameter(
+        "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+    )
+    variables: list[Variables] = []
+    parameters = [
+        _complete(parameter, "" if parameter.name in GLOBAL else name, variables)
+        for parameter in [*parameters, *_as_parameters(shared)]
+    ]
 
-    def wrap(function: Callable[..., Outcome]) -> Callable[..., int]:
-        parameters = list(inspect.signature(function).parameters.values())[1:]
-        added = [
-            inspect.Parameter(
-                key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-            )
-            for key, (annotation, default) in shared.items()
-        ]
-        context = inspect.Parameter(
-            "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
-        )
-        for parameter in parameters + added:
-            _complete(parameter)
+    @functools.wraps(function)
+    def called(context: typer.Context, **options: Any) -> int:
+        given = {key: options.pop(key) for key in shared}
+        settings = read_settings(context)
+        terminal = Terminal(quiet=settings.quiet, verbose=settings.verbose, json=settings.json)
+        run = Run(name, settings, terminal, context)
 
-        @functools.wraps(function)
-        def called(context: typer.Context, **options: Any) -> int:
-            given = {key: options.pop(key) for key in shared}
-            settings = told(context)
-            terminal = Terminal(quiet=settings.quiet, verbose=settings.verbose, json=settings.json)
-            run = Run(name, settings, terminal, context)
-            return perform(run, lambda run: function(run, **options), given)
+        def body(run: Run) -> Outcome:
+            for note in check_variables(context, variables):
+                run.warn(note)
+            return function(run, **options)
 
-        called.__signature__ = inspect.Signature([context, *parameters, *added])  # type: ignore[attr-defined]
-        called.__annotations__ = {
-            parameter.name: parameter.annotation for parameter in [context, *parameters, *added]
-        }
-        del called.__wrapped__  # Typer would look through it
-        return called
+        return perform(run, body, given)
 
-    return wrap
+    called.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]
+    called.__annotations__ = {
+        parameter.name: parameter.annotation for parameter in [context, *parameters]
+    }
+    del called.__wrapped__  # Typer would look through it
+    return called
 
 
 def command_group(name: str, text: str) -> typer.Typer:
-    """Make a group of commands; between its name and theirs stand the global options too.
+    """Return a group of commands; the global options are accepted after its name too.
 
     Args:
         text: Its help.
     """
-    made = typer.Typer(name=name, help=text, no_args_is_help=True, rich_markup_mode=None)
+    group = typer.Typer(
+        name=name, cls=Group, help=text, no_args_is_help=True, rich_markup_mode=None
+    )
+    # Without variables: the program has read them already.
+    add_global_options(group, text, variables=None)
+    return group
+
+
+def add_global_options(
+    group: typer.Typer, text: str, *, variables: list[Variables] | None, **more: Any
+) -> None:
+    """Make the program or a group accept the global options, for the command to read.
+
+    Args:
+        text: The help.
+        variables: Where those of the options are added; None for options without.
+        more: Options of the program alone, as Typer takes them.
+    """
     context = inspect.Parameter(
         "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
     )
     options = [
-        inspect.Parameter(
-            key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_bare(annotation)
-        )
-        for key, (annotation, default) in GLOBAL.items()
+        *(_complete(parameter, "", variables) for parameter in _as_parameters(GLOBAL)),
+        *_as_parameters({name: (bool, option) for name, option in more.items()}),
     ]
 
     def called(context: typer.Context, **given: Any) -> None:
-        """Leave them to the command: `told`."""
+        """Leave them to the command: `read_settings`."""
 
     called.__signature__ = inspect.Signature([context, *options])  # type: ignore[attr-defined]
-    called.__annotations__ = {one.name: one.annotation for one in [context, *options]}
-    made.callback(help=text)(called)
-    return made
+    called.__annotations__ = {option.name: option.annotation for option in [context, *options]}
+    group.callback(help=text)(called)
 
 
-def told(context: Any) -> Settings:
+def read_settings(context: Any) -> Settings:
     """Read the global options wherever they stand in a command line, or in what was parsed of it.
 
     Args:
@@ -273,7 +321,7 @@ def _confess(run: Run, error: Exception) -> None:
 def _render(run: Run, outcome: Outcome) -> None:
     settings, terminal = run.settings, run.terminal
     if settings.json and outcome.on_stdout:
-        terminal.remember(*outcome.warnings)
+        terminal.remember(*run.warnings, *outcome.warnings)
         terminal.document(
             envelope(
                 run,
@@ -341,7 +389,7 @@ def envelope(
         "started_at": f"{run.started_at:%Y-%m-%dT%H:%M:%S}Z",
         "seconds": round(time.monotonic() - run.started, 3),
         "result": result,
-        "warnings": list(warnings),
+        "warnings": [*run.warnings, *warnings],
         "error": error,
     }
 
@@ -354,33 +402,40 @@ def _home_of(run: Run) -> str:
         return ""
 
 
-def _complete(parameter: inspect.Parameter) -> None:
-    """Give an option the variable that the manual promises, from its longest flag.
+def _as_parameters(options: Mapping[str, tuple[Any, Any]]) -> list[inspect.Parameter]:
+    return [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+        )
+        for name, (annotation, default) in options.items()
+    ]
 
-    A path may not be empty: that is `"$UNSET"` in a script, and would mean the working directory.
+
+def _complete(
+    parameter: inspect.Parameter, command: str, variables: list[Variables] | None
+) -> inspect.Parameter:
+    """Return a parameter whose option knows its variables and refuses an empty path.
+
+    An empty path is `"$UNSET"` in a script, and would mean the working directory.
+
+    Args:
+        command: As typed; "" for a global option.
+        variables: Where the option's are added; None for an option without.
     """
     if get_origin(parameter.annotation) is not Annotated:
-        return
-    for extra in get_args(parameter.annotation)[1:]:
-        if not isinstance(extra, OptionInfo):
-            continue
-        if _takes_paths(parameter.annotation) and extra.parser is None:
-            extra.parser = _path
-        # In an annotation, Typer takes the first flag for the default until it builds the option.
-        flags = [extra.default, *(extra.param_decls or ())]
-        names = [flag for flag in flags if isinstance(flag, str) and flag.startswith("--")]
-        if names and extra.envvar is None:
-            extra.envvar = "SAGEWAI_OPS_" + names[0].lstrip("-").replace("-", "_").upper()
-
-
-def _bare(annotation: Any) -> Any:
-    """Give a global option without its variable, which the program itself has read already."""
-    kind, option = get_args(annotation)
-    option = copy.copy(option)
-    if _takes_paths(annotation):
+        return parameter
+    kind, option = get_args(parameter.annotation)
+    option = copy.copy(option)  # several commands share it
+    if _takes_paths(parameter.annotation) and option.parser is None:
         option.parser = _path
-    option.envvar = None
-    return Annotated[kind, option]
+    # In an annotation, Typer takes the first flag for the default until it builds the option.
+    declared = [option.default, *(option.param_decls or ())]
+    flags = [flag for flag in declared if isinstance(flag, str) and flag.startswith("--")]
+    if isinstance(option, OptionInfo) and flags and variables is not None:
+        found = variables_of(command, parameter.name, flags)
+        variables.append(found)
+        option.envvar = found.names or None
+    return parameter.replace(annotation=Annotated[kind, option])
 
 
 def _takes_paths(annotation: Any) -> bool:

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from sagewai_ops.cli.options import strongest
+from sagewai_ops.cli.parser import FORMER_COMMANDS
 from sagewai_ops.cli.settings import SNAPSHOTS_VARIABLE
+from sagewai_ops.cli.variables import ACTING, FORMER_FLAGS
 from sagewai_ops.errors import UsageError
 from sagewai_ops.text import shell_word
 
@@ -104,7 +106,7 @@ def read(
     path = path.absolute()
     values = _parsed(path, content)
     shared = values.pop(_SNAPSHOTS, None)
-    defaults = _table(_Place(path, ""), values, program(), None)
+    defaults = _table(_Place(path, "", content), values, program(), None)
     if environment.get("SAGEWAI_HOME"):
         _drop(defaults, "home")  # the environment is stronger, also where it is Sagewai's own
     if shared is None:
@@ -135,14 +137,35 @@ def hidden(key: str, value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where in the file something stands."""
+    """A table of the file, for error messages."""
 
     path: Path
     table: str
+    content: bytes = field(repr=False)
+
+    def below(self, name: str) -> "_Place":
+        """Return the place of a table within this one."""
+        return _Place(self.path, f"{self.table}.{name}".strip("."), self.content)
 
     def wrong(self, key: str, what: str, hint: str = "") -> UsageError:
+        """Return the error that names the line, the table and the key."""
         where = f"[{self.table}] {key}" if self.table else key
-        return UsageError(f"{self.path}: {where}: {what}", hint=hint or _EVERY_KEY)
+        line = self._line(key)
+        return UsageError(f"{self.path}:{line}: {where}: {what}", hint=hint or _EVERY_KEY)
+
+    def _line(self, key: str) -> int:
+        """Find the line that a key ends on: the first with which it can be read."""
+        words = [*filter(None, self.table.split(".")), key]
+        lines = self.content.decode("utf-8").splitlines()
+        for number in range(1, len(lines)):
+            try:
+                value: Any = _toml("\n".join(lines[:number]))
+                for word in words:
+                    value = value[word]
+            except (ValueError, LookupError, TypeError):
+                continue
+            return number
+        return len(lines)
 
 
 def _content(path: Path) -> bytes | None:
@@ -178,38 +201,52 @@ def _content(path: Path) -> bytes | None:
 
 
 def _parsed(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        return _toml(content.decode("utf-8"))
+    except ValueError as error:  # also of UTF-8 and of TOML
+        raise UsageError(f"{path}: not TOML, {str(error).lower()}") from error
+
+
+def _toml(text: str) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
 
-    try:
-        values: dict[str, Any] = tomllib.loads(content.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not TOML, {str(error).lower()}") from error
+    values: dict[str, Any] = tomllib.loads(text)
     return values
 
 
 def _table(place: _Place, values: Mapping[str, Any], command: Any, above: Any) -> dict[str, Any]:
-    """Check one table, and give it as the parser's defaults."""
+    """Check one table, and return it as the parser's defaults."""
     name = place.table.rpartition(".")[2]
-    # No argument and no environment is asked for: this is only what conversion needs.
+    # Without arguments and environment: the context is needed for conversion only.
     context = command.make_context(name, [], parent=above, resilient_parsing=True)
     options = _options(command)
     commands = getattr(command, "commands", {})
     found: dict[str, Any] = {}
     for key, value in values.items():
-        if key in commands and isinstance(value, dict):
-            below = _Place(place.path, f"{place.table}.{key}".strip("."))
-            found[key] = _table(below, value, commands[key], context)
+        name = FORMER_COMMANDS.get(key, key)
+        if name in commands and isinstance(value, dict):
+            below = _table(place.below(key), value, commands[name], context)
+            found[name] = {**found.get(name, {}), **below}
         elif key in SECRET_OPTIONS:
             raise place.wrong(key, "is a secret, which has no place here", f"use {key}-file")
+        elif f"--{key}" in ACTING and _has_flag(command, f"--{key}"):
+            words = " ".join(("sagewai-ops", *place.table.split("."), f"--{key}"))
+            raise place.wrong(key, "accepted on the command line only", words)
         elif key not in options:
             raise _unknown(place, key, [*options, *commands])
         else:
             option = options[key]
+            if option.name in found:
+                raise place.wrong(key, "set twice, under a former name too")
             found[option.name] = _checked(place, key, value, option, context)
     return found
+
+
+def _has_flag(command: Any, flag: str) -> bool:
+    return any(flag in option.opts for option in command.params)
 
 
 def _drop(defaults: dict[str, Any], name: str) -> None:
@@ -221,14 +258,20 @@ def _drop(defaults: dict[str, Any], name: str) -> None:
 
 
 def _options(command: Any) -> dict[str, Any]:
-    """Map what may be set of a command to its option: all that has a variable, but the file."""
-    return {
-        flag[2:]: one
-        for one in command.params
-        if one.param_type_name == "option" and one.envvar and one.name != "config"
-        for flag in one.opts
-        if flag.startswith("--")
-    }
+    """Map each key that a command's table may have to its option, former names included."""
+    keys = {}
+    for key, option in _settable(command):
+        former = FORMER_FLAGS.get(f"--{key}")
+        keys[key] = option
+        keys |= {flag[2:]: option for flag in (*option.opts, former) if flag and flag[:2] == "--"}
+    return keys
+
+
+def _settable(command: Any) -> Iterator[tuple[str, Any]]:
+    """Yield each option that has a variable, except for the file's own, by its key."""
+    for option in command.params:
+        if option.param_type_name == "option" and option.envvar and option.name != "config":
+            yield next(flag[2:] for flag in option.opts if flag.startswith("--")), option
 
 
 def _unknown(place: _Place, key: str, known: list[str]) -> UsageError:
@@ -310,7 +353,7 @@ def _values(context: Any, table: str, root: Any, line: Any = None) -> Iterator[E
     Args:
         line: Of the whole command line, where the program's own options may stand anywhere.
     """
-    for key, option in _options(context.command).items():
+    for key, option in _settable(context.command):
         is_global = table and any(option.name == one.name for one in root.command.params)
         value, found = context.params.get(option.name), context.get_parameter_source(option.name)
         if line is not None:

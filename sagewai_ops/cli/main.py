@@ -69,7 +69,7 @@ def run(words: Sequence[str]) -> int:
 
     import typer
 
-    from sagewai_ops.cli.command import Run, report_error, told
+    from sagewai_ops.cli.command import Run, read_settings, report_error
     from sagewai_ops.cli.settings import Settings
     from sagewai_ops.cli.terminal import Terminal
     from sagewai_ops.errors import OpsError, UsageError
@@ -99,7 +99,7 @@ def run(words: Sequence[str]) -> int:
         path = context.command_path if context is not None else "sagewai-ops"
         failure = UsageError(_message(error, context, path), hint=f"{path} --help")
         # What was parsed until then is known.
-        known = settings if context is None else told(context)
+        known = settings if context is None else read_settings(context)
         home = _named(ours, "--home") or known.home_option
         settings = replace(known, json=known.json or is_json, home_option=home)
         name = path.removeprefix("sagewai-ops").strip()
@@ -212,47 +212,21 @@ def build_app(names: Sequence[str] = COMMANDS) -> "typer.Typer":
 
     import typer
 
-    from sagewai_ops.cli.options import (
-        ConfigOption,
-        HomeOption,
-        JsonOption,
-        QuietOption,
-        VerboseOption,
-    )
+    from sagewai_ops.cli.command import add_global_options
 
+    text = "Backup, restore, verification and migration of a Sagewai home."
     app = typer.Typer(
         name="sagewai-ops",
-        help="Backup, restore, verification and migration of a Sagewai home.",
+        help=text,
         no_args_is_help=True,
         add_completion=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-
-    def show_version(*, asked: bool) -> None:
-        if asked:
-            sys.stdout.write(f"sagewai-ops {__version__}\n")
-            raise typer.Exit
-
-    @app.callback()
-    def _globals(
-        *,
-        home: HomeOption = None,
-        config: ConfigOption = None,
-        json: JsonOption = False,
-        quiet: QuietOption = False,
-        verbose: VerboseOption = False,
-        version: bool = typer.Option(
-            False,
-            "--version",
-            help="Print the version.",
-            is_eager=True,
-            callback=lambda asked: show_version(asked=asked),
-        ),
-    ) -> None:
-        """Leave them to the command: `invocation.told`; --config was read before."""
-
+    # For the help only: `run` has answered it already.
+    version = typer.Option(False, "--version", help="Print the version.", is_eager=True)
+    add_global_options(app, text, variables=[], version=version)
     for name in names:
         import_module(f"sagewai_ops.commands.{name.replace('-', '_')}").register(app)
     return app

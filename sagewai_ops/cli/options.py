@@ -32,6 +32,7 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors a
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say more, without a terminal too.")
 ]
+YesOption = Annotated[bool, typer.Option("--yes", help="Answer confirmations with yes.")]
 PingOption = Annotated[
     str | None,
     typer.Option(
@@ -66,6 +67,8 @@ UNATTENDED: dict[str, tuple[Any, Any]] = {
     "metrics_file": (MetricsOption, None),
     "log_file": (LogOption, None),
 }
+# Of commands that can change something, whether or not they ask: scripts pass it.
+CHANGES: dict[str, tuple[Any, Any]] = {"yes": (YesOption, False)}
 _STRENGTH = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")  # the parser's sources
 
 

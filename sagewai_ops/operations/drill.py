@@ -342,7 +342,7 @@ def _room(archive: Path, options: DrillOptions) -> Path:
     if options.key_home and directory.is_relative_to(os.path.realpath(options.key_home.root)):
         raise UsageError(
             f"scratch {directory}: is inside the home {options.key_home.root}",
-            hint="choose another: drill --scratch DIR",
+            hint="choose another: drill --work-dir DIR",
         )
     return directory
 
@@ -356,7 +356,7 @@ def _worded(directory: Path, archive: Path) -> Iterator[None]:
         raise
     except OpsError as error:
         if isinstance(error, (NoSpaceError, PermissionDeniedError)):
-            hint = "drill on another file system: --scratch DIR"
+            hint = "drill on another file system: --work-dir DIR"
             raise type(error)(f"drill: {error.message}", hint=hint) from error
         hidden = re.compile(re.escape(os.fspath(directory)) + r"/\.sagewai-[^/]+\.drill(/home)?/?")
         hint = error.hint

@@ -219,7 +219,7 @@ class _Flight:
         """Make a line of what a check raised; it names a command, whatever that was."""
         mend = tuple(error.hint.splitlines())
         if isinstance(error, KeyMissingError) and self.snapshot and name == "drill":
-            words = f"drill {self.snapshot.id} --key-file FILE"
+            words = f"drill {self.snapshot.id} --install-key FILE"
             mend = (here(self.home, words) + "  # with the key that is meant",)
         elif isinstance(error, DamagedError) and not mend:
             mend = (here(self.home, _RESTORE_DATABASE),)

@@ -180,9 +180,9 @@ def check_all_keys(home: Home, environment: Mapping[str, str], key_file: Path | 
         )
         raise KeyMissingError(
             f"{report.total} sealed values and none opens",
-            hint=here(home, "keys check --key-file FILE") + f"\n{mended}",
+            hint=here(home, "keys check --extra-key FILE") + f"\n{mended}",
         )
-    key_option = f" --key-file {shell_word(key_file)}" if key_file else ""
+    key_option = f" --extra-key {shell_word(key_file)}" if key_file else ""
     summary = f"{report.opened} of {report.total} sealed values open"
     if found.key:
         summary += f", Sagewai's key is {found.key.fingerprint} from {found.key.source}"
@@ -194,7 +194,7 @@ def check_all_keys(home: Home, environment: Mapping[str, str], key_file: Path | 
         mend.append(_mended_key(home, found.replaced))
     if report.unopened:
         details += [f"closed: {one.place} {one.where}, {one.reason}" for one in report.unopened]
-        mend.append(here(home, "keys check --key-file FILE") + "  # with the key that opens it")
+        mend.append(here(home, "keys check --extra-key FILE") + "  # with the key that opens it")
     if found.key and found.lost_to_sagewai:
         details.append(f"{len(found.lost_to_sagewai)} values open with another key than Sagewai's")
         words = f"keys rotate --recipient age1...{key_option}"
@@ -301,7 +301,7 @@ def check_space(home: Home, directory: Path, scratch: Path, *, takes_snapshot: b
             raise NoSpaceError(
                 f"{path}: {free} bytes free, at least {least[os.stat(there).st_dev]} are needed",
                 hint=f"df -h {shell_word(there)}  # free some, or name other directories: "
-                "--snapshots DIR, --scratch DIR",
+                "--snapshots DIR, --work-dir DIR",
             )
         # Beside the home, a restore needs as much as it holds: the way back from a bad upgrade.
         wanted = most.get(os.stat(there).st_dev, 0) + (content if name == "home" else 0)

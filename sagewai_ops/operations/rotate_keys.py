@@ -232,7 +232,7 @@ def _plan(
         raise KeyMissingError(
             f"home {home.root}: {len(closed)} of {resealed.report.total} sealed values open with no"
             f" key at hand, {closed[0].place} {closed[0].where} is one",
-            hint="sagewai-ops keys check  # names them\nname their key: --key-file FILE\n"
+            hint="sagewai-ops keys check  # names them\nname their key: --extra-key FILE\n"
             "or leave them as they are: --leave-unopened",
         )
     url = server_of(home, environment) if home.server_url_variable else None

@@ -68,7 +68,7 @@ def open_gate(
                 f"snapshot {reader.header.id}: {len(closed) or keys.total} of {keys.total} sealed "
                 f"values open with no key at hand, theirs is {wanted or 'unknown'}, "
                 f"tried {tried or 'none'}",
-                hint="name the key: --key-file FILE\n"
+                hint="name the key: --install-key FILE\n"
                 "or leave them sealed: --without-key  # Sagewai will make a new key at its start",
             )
     return Opening(_chosen(candidates, keys, wanted), candidates, keys)

@@ -132,7 +132,7 @@ def plan_with(
             )
     if options.key_file and not brings_secrets(options):
         raise UsageError(
-            "--key-file: a key is installed in secrets/, which is not restored",
+            "--install-key: a key is installed in secrets/, which is not restored",
             hint=f"add it: --only {','.join(options.only)},secrets",
         )
     state = _state(target.root)

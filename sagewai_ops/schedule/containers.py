@@ -48,7 +48,7 @@ def compose(
         snapshots: The same for the snapshots.
     """
     moment = plan.hour * 3600 + plan.minute * 60
-    command = ["sagewai-ops", "--home", HOME, "backup", "--to", SNAPSHOTS,
+    command = ["sagewai-ops", "--home", HOME, "backup", "--snapshots", SNAPSHOTS,
                *plan.options(lambda name: f"{_SECRETS}/{name}")]  # fmt: skip
     # The seconds to the next HH:MM; a run that fails says so in `docker compose logs` and goes on.
     wait = (
@@ -97,7 +97,7 @@ def kubernetes(plan: Plan, image: str, note: list[str]) -> list[File]:
     Args:
         note: Comments that it begins with.
     """
-    command = ["sagewai-ops", "--home", HOME, "backup", "--to", SNAPSHOTS,
+    command = ["sagewai-ops", "--home", HOME, "backup", "--snapshots", SNAPSHOTS,
                *plan.options(lambda name: f"{_SECRETS}/{name}")]  # fmt: skip
     user, _, group = (plan.user or USER).partition(":")
     mounts = [

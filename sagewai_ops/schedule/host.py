@@ -114,7 +114,7 @@ def time_of(text: str) -> tuple[int, int]:
 def systemd(plan: Plan) -> list[File]:
     """Write a service and its timer, for the system's manager."""
     command = [
-        str(plan.program), "--home", str(plan.home), "backup", "--to", str(plan.snapshots),
+        str(plan.program), "--home", str(plan.home), "backup", "--snapshots", str(plan.snapshots),
         *plan.options(lambda name: f"\0CREDENTIALS_DIRECTORY\0/{name}"),
     ]  # fmt: skip
     writable = [str(plan.home), str(plan.snapshots), *plan.written()]
@@ -181,7 +181,7 @@ def systemd(plan: Plan) -> list[File]:
 def cron(plan: Plan) -> list[File]:
     """Write a crontab; with a user it is one for /etc/cron.d, which has a column for him."""
     command = shlex.join([
-        str(plan.program), "--home", str(plan.home), "backup", "--to", str(plan.snapshots),
+        str(plan.program), "--home", str(plan.home), "backup", "--snapshots", str(plan.snapshots),
         *plan.options(),
     ])  # fmt: skip
     if "\n" in command:

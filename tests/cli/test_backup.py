@@ -117,9 +117,9 @@ def test_every_option_has_a_variable(
     for name, value in {
         "HOME": home.root,
         "SNAPSHOTS": tmp_path / "elsewhere",
-        "EXCLUDE": "data/* fleet*",
-        "RECIPIENTS_FILE": recipients,
-        "KEY": "sealed",
+        "BACKUP_EXCLUDE": "data/* fleet*",
+        "BACKUP_RECIPIENTS_FILE": recipients,
+        "BACKUP_KEY": "sealed",
         "JSON": "1",
     }.items():
         monkeypatch.setenv(f"SAGEWAI_OPS_{name}", str(value))
@@ -203,7 +203,7 @@ def test_usage_errors_are_two_lines_and_exit_2(home: BuiltHome, words: list[str]
     assert _error_lines(answer) == ["error", "hint"]
 
 
-@pytest.mark.parametrize("option", ["--home", "--to", "--recipients-file"])
+@pytest.mark.parametrize("option", ["--home", "--to", "--snapshots", "--recipients-file"])
 def test_an_empty_path_is_not_the_working_directory(home: BuiltHome, option: str) -> None:
     """`--to "$UNSET"` in a script is a mistake, and is said."""
     answer = call("--home", home.root, "backup", f"{option}=")

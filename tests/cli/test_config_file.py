@@ -122,7 +122,7 @@ def test_paths_are_seen_from_the_file(write: Write, monkeypatch: pytest.MonkeyPa
 
     assert found["backup.recipients-file"] == (f"{file.parent}/team.txt", "file", str(file))
     assert found["backup.passphrase-file"][0] == "-"
-    assert found["backup.to"][0] == "/u/b"
+    assert found["backup.snapshots"][0] == "/u/b"
     assert found["backup.exclude"][0] == ["data/*"]
     assert found["snapshots.verify.identity"][0] == [f"{file.parent}/a", "/b"]
 
@@ -242,18 +242,18 @@ def test_a_refusal_in_json_is_an_envelope(write: Write) -> None:
 def test_show_names_each_origin(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """A flag, a variable, the file, a default."""
     file = write("quiet = false\n[backup]\nlevel = 7\ncompact = true\nverbose = true\n")
-    monkeypatch.setenv("SAGEWAI_OPS_LEVEL", "5")
+    monkeypatch.setenv("SAGEWAI_OPS_BACKUP_LEVEL", "5")
 
     found = _values(call("--config", file, "config", "show", "--json", "--home", "/h"))
     answer = call("--config", file, "config", "show", "--origin", "backup")
 
-    assert found["backup.level"] == (5, "environment", "SAGEWAI_OPS_LEVEL")
+    assert found["backup.level"] == (5, "environment", "SAGEWAI_OPS_BACKUP_LEVEL")
     assert found["backup.compact"] == (True, "file", str(file))
     assert found["backup.verbose"] == (True, "file", str(file))
     assert found["backup.key"] == ("exclude", "default", None)
     assert found["quiet"] == (False, "file", str(file))
     level = next(line for line in answer.out.splitlines() if line.startswith("backup.level "))
-    assert level.split() == ["backup.level", "5", "SAGEWAI_OPS_LEVEL"]
+    assert level.split() == ["backup.level", "5", "SAGEWAI_OPS_BACKUP_LEVEL"]
     assert "restore.to" not in answer.out
 
 

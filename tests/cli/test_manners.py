@@ -98,7 +98,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
         "snapshots extract": ["snapshots", "extract", "latest", "--to", directory / "out"],
         "snapshots diff": ["snapshots", "diff", "latest", "latest"],
         "snapshots prune": ["snapshots", "prune", "--keep-last", "9"],
-        "snapshots untrash": ["snapshots", "untrash", "--all"],
+        "snapshots undelete": ["snapshots", "undelete", "--all"],
     }  # fmt: skip
     # A server is needed for these two; what they say without one is below.
     names = [name for name in _commands() if name not in ("db downgrade", "export-to-postgres")]
@@ -143,7 +143,7 @@ def test_every_error_names_the_thing_and_the_next_step(tmp_path: Path) -> None:
     }
     # These need no home, and one of them makes it.
     fine = {"init", "config show", "db history"} | {
-        f"snapshots {word}" for word in ("list", "prune", "untrash")
+        f"snapshots {word}" for word in ("list", "prune", "undelete")
     }
     names = [name for name in _commands() if name not in fine and not name.startswith("schedule")]
 

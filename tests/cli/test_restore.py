@@ -99,10 +99,10 @@ def test_directory_that_is_not_empty_is_15(home: Path) -> None:
 
 
 def test_a_directory_of_snapshots_is_no_target(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variable that tells `backup` where to is that of every --to."""
+    """As of an old SAGEWAI_OPS_TO, which named the directory for `backup`."""
     directory = home.with_name("home.snapshots")
     before = everything_of(directory)
-    monkeypatch.setenv("SAGEWAI_OPS_TO", str(directory))
+    monkeypatch.setenv("SAGEWAI_OPS_RESTORE_TO", str(directory))
 
     answer = call("--home", home, "restore", "latest", "--replace")
 

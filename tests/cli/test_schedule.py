@@ -101,7 +101,7 @@ def test_units_run_the_words_that_were_meant(tmp_path: Path, name: str) -> None:
 
     command = next(line for line in text.splitlines() if line.startswith("ExecStart="))
     words = shlex.split(command.partition("=")[2].replace("%%", "%").replace("$$", "$"))
-    assert words[1:6] == ["--home", str(home), "backup", "--to", f"{home}.snapshots"]
+    assert words[1:6] == ["--home", str(home), "backup", "--snapshots", f"{home}.snapshots"]
     assert words[6:8] == ["--ping-url-file", "${CREDENTIALS_DIRECTORY}/ping-url"]
     assert "LoadCredential=ping-url:/p" in text.splitlines()
 
@@ -144,7 +144,7 @@ def test_cron_runs_the_words_that_were_meant(tmp_path: Path, name: str) -> None:
 
     home = str(tmp_path / name)
     assert told.decode().split("\0")[:-1] == [
-        "--home", home, "backup", "--to", f"{home}.snapshots", "--keep-last", "3",
+        "--home", home, "backup", "--snapshots", f"{home}.snapshots", "--keep-last", "3",
     ]  # fmt: skip
 
 
@@ -218,7 +218,7 @@ def test_compose_waits_for_the_time_and_goes_on_after_a_failure(
 
     assert done.stdout.decode().splitlines() == [
         f"sleep {pause}",
-        "ran --home /home/sagewai/.sagewai backup --to /snapshots",
+        "ran --home /home/sagewai/.sagewai backup --snapshots /snapshots",
         "exit 11",
         "sleep 1",
         f"sleep {pause}",

@@ -1,4 +1,4 @@
-"""`snapshots prune|untrash` and `backup --keep-*` as people and scripts meet them; their JSON."""
+"""`snapshots prune|undelete` and `backup --keep-*` as people and scripts meet them; their JSON."""
 
 import os
 from collections.abc import Iterator
@@ -103,23 +103,23 @@ def test_a_newest_that_was_cut_leaves_the_whole_one(built: BuiltHome) -> None:
     assert call("--home", built.root, "snapshots", "verify", left).code == 0
 
 
-def test_a_prune_is_silent_and_untrash_takes_it_back(built: BuiltHome) -> None:
+def test_a_prune_is_silent_and_undelete_reverts_it(built: BuiltHome) -> None:
     """Without a terminal a success says nothing; the list says how many rest."""
     for _number in range(3):
         backup(built)
 
     assert run("--home", built.root, "snapshots", "prune", "--keep-last", "1") == Answer(0, "", "")
     listed = call("--home", built.root, "snapshots", "list")
-    back = call("--home", built.root, "snapshots", "untrash", "--all", "--json")
+    back = call("--home", built.root, "snapshots", "undelete", "--all", "--json")
 
     assert "2 more rest in .trash" in listed.out
-    assert problems("snapshots-untrash", back.result) == []
+    assert problems("snapshots-undelete", back.result) == []
     assert len(back.result["brought_back"]) == 2
     assert count(built) == (3, 0)
     assert "moved to" in call("--home", built.root, "snapshots", "prune", "--keep-last", 1,
                                 "-v").out  # fmt: skip
     identifier = resting(directory_of(built))[0].id
-    assert "1 snapshots brought back" in call("--home", built.root, "snapshots", "untrash",
+    assert "1 snapshots brought back" in call("--home", built.root, "snapshots", "undelete",
                                               identifier, "-v").out  # fmt: skip
     assert count(built) == (2, 1)
 
@@ -131,8 +131,8 @@ def test_a_prune_is_silent_and_untrash_takes_it_back(built: BuiltHome) -> None:
         ["prune", "--keep-last", "0"],
         ["prune", "--keep-within", "soon"],
         ["prune", "--keep-last", "-1"],
-        ["untrash"],
-        ["untrash", "--all", "2026"],
+        ["undelete"],
+        ["undelete", "--all", "2026"],
     ],
 )
 def test_what_asks_for_nothing_or_for_nonsense_exits_2(built: BuiltHome, words: list[str]) -> None:

@@ -114,7 +114,7 @@ def test_a_watchdog_that_is_ill_fails_nothing(home: Path) -> None:
 def test_the_url_is_never_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not in errors, not in JSON, not by `config show`."""
     with watchdog(answer=404) as dog:
-        monkeypatch.setenv("SAGEWAI_OPS_PING_URL", dog.url)
+        monkeypatch.setenv("SAGEWAI_OPS_BACKUP_PING_URL", dog.url)
         answers = [
             call("--home", home, "backup", "--json", "-v"),
             call("--home", home, "backup", "--level", "99"),

@@ -480,7 +480,7 @@ def test_what_the_system_refuses_is_no_verdict(
     with failing(8, code, for_ever=False), pytest.raises(kind) as caught:
         try_it(archive, built.root)
 
-    assert "--scratch DIR" in caught.value.hint
+    assert "--work-dir DIR" in caught.value.hint
     assert card_of(archive) == proved
     assert left_beside(archive) == []
 
@@ -651,7 +651,7 @@ def test_another_users_reader_of_the_snapshots_is_told_where_to_drill(tmp_path: 
             scratch.mkdir()
             report = try_it(archive, None, key_file=key, scratch=scratch)
 
-        assert "--scratch DIR" in caught.value.hint
+        assert "--work-dir DIR" in caught.value.hint
         assert (report.outcome, report.recorded) == ("proved", False)
         assert report.not_recorded
         assert list(scratch.iterdir()) == []

@@ -365,7 +365,7 @@ def test_an_upgrade_is_rehearsed_with_a_drill_and_without(
     change(home, "DROP TABLE prompt_logs")
     before = (home / "db/sagewai.db").read_bytes()
 
-    answer, lines = fly(home, *words, "--scratch", tmp_path)
+    answer, lines = fly(home, *words, "--work-dir", tmp_path)
 
     assert lines["upgrade"]["verdict"] == "ok"
     assert "prompt_logs" in lines["upgrade"]["details"]
@@ -561,7 +561,7 @@ def test_a_signal_ends_it_and_leaves_no_partials(
         f"sagewai_ops.operations.preflight.{place}",
         lambda *_a, **_o: os.kill(os.getpid(), signal.SIGTERM),
     )
-    words = ["--no-snapshot", "--scratch", tmp_path] if place == "rehearse_upgrade" else []
+    words = ["--no-snapshot", "--work-dir", tmp_path] if place == "rehearse_upgrade" else []
 
     answer = call("--home", home, "preflight", *words, "--json")
 

@@ -265,7 +265,7 @@ CASES = (
     Case(
         "preflight",
         beginnings.small,
-        lambda world: ("preflight", "--scratch", world.out),
+        lambda world: ("preflight", "--work-dir", world.out),
         code=EXIT_FINDINGS,
         takes_snapshot=True,
         has_verdicts=True,
@@ -297,9 +297,9 @@ CASES = (
         moves_snapshots=True,
     ),
     Case(
-        "snapshots untrash",
+        "snapshots undelete",
         beginnings.pruned,
-        _always("snapshots", "untrash", "--all"),
+        _always("snapshots", "undelete", "--all"),
         moves_snapshots=True,
     ),
     Case(
