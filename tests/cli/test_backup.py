@@ -469,7 +469,7 @@ def test_an_archive_is_not_written_to_a_terminal(home: BuiltHome) -> None:
 
 # Bars appear once a run turns out to take a while: here, at once.
 _IMPATIENT = """
-from sagewai_ops import cli, terminal
+from sagewai_ops.cli import main as cli, terminal
 terminal._BEFORE_PROGRESS_SECONDS = 0
 cli.main()
 """

@@ -125,7 +125,7 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
 # The program with a signal at a moment; the rest of the command line is the run.
 AT_A_MOMENT = """
 import atexit, os, signal, sys
-from sagewai_ops import cli
+from sagewai_ops.cli import main as cli
 
 def stop():
     os.kill(os.getpid(), signal.{number})
@@ -135,7 +135,7 @@ if moment == "starting":
     build = cli.build_app
     cli.build_app = lambda *given: (stop(), build(*given))[1]
 elif moment == "telling":
-    from sagewai_ops import invocation
+    from sagewai_ops.cli import command as invocation
     render = invocation._render
     invocation._render = lambda *given: (stop(), render(*given))[1]
 else:
