@@ -35,7 +35,7 @@ def expected() -> set[str]:
 
 
 def main() -> int:
-    """Print what differs and give the exit code."""
+    """Print the differences and return the exit code."""
     (wheel,) = Path(sys.argv[1]).glob("*.whl")
     built = {
         name.rpartition(_PAGES)[2]

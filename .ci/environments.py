@@ -61,7 +61,7 @@ class Kind:
 
     @property
     def name(self) -> str:
-        """Name its directory."""
+        """The name of its directory."""
         extending = "extending" if self.python.loads else "plain"
         source = "wheel" if self.wheel else "checkout"
         return f"{self.python.shown}-{extending}-{self.dependencies}-{source}"
@@ -89,7 +89,7 @@ def find_pythons() -> list[Python]:
 
 
 def claimed_pythons(project: Path) -> list[tuple[int, ...]]:
-    """List the versions that a project says it works with."""
+    """Return the versions that a project declares to support."""
     found = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', project.read_text())
     return [tuple(map(int, version.split("."))) for version in found]
 
@@ -108,7 +108,7 @@ def _probe(path: Path) -> Python | None:
 
 
 def reaches(python: Path, directory: Path | None = None) -> bool:
-    """Tell whether the unprivileged user can run a Python, and enter a directory."""
+    """Return whether the unprivileged user can run a Python and enter a directory."""
     if os.getuid():
         return True
     account = pwd.getpwnam(UNPRIVILEGED)
@@ -164,8 +164,8 @@ class Environments:
         self._ready.add(kind.name)
         return place
 
-    def bring(self, version: str) -> None:
-        """Let uv install a Python; whether it is there then, `find_pythons` tells."""
+    def install(self, version: str) -> None:
+        """Install a Python with uv, if uv has it; `find_pythons` finds it then."""
         command: list[str | Path] = [self._tool(), "python", "install", version]
         try:
             done = subprocess.run(
@@ -178,7 +178,7 @@ class Environments:
             print(f"matrix: uv cannot bring Python {version}: {problem}", file=sys.stderr)
 
     def _asked(self, kind: Kind) -> str:
-        """Spell what an environment depends on; the highest are those of the day."""
+        """Return the requirements of an environment; the highest versions are the current ones."""
         asked = hashlib.sha256((self._tree / "pyproject.toml").read_bytes()).hexdigest()
         day = "" if kind.dependencies == "lowest" else time.strftime("%F")
         return f"{asked} {day}".strip()
@@ -216,12 +216,12 @@ class Environments:
         """Run uv.
 
         Raises:
-            BuildError: With what it said, after several attempts.
+            BuildError: It failed several times; the message has its output.
         """
         command = [os.fspath(word) if isinstance(word, Path) else str(word) for word in words]
         variables = {**os.environ, **_registry(), "UV_CACHE_DIR": f"{self._directory}/cache"}
         variables |= {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
-        said = ""
+        output = ""
         for attempt in range(ATTEMPTS):
             time.sleep(5 * attempt)
             done = subprocess.run(
@@ -229,8 +229,8 @@ class Environments:
             )
             if done.returncode == 0:
                 return
-            said = done.stderr
-        raise BuildError(f"uv {' '.join(command)}: {said}")
+            output = done.stderr
+        raise BuildError(f"uv {' '.join(command)}: {output}")
 
     def _tool(self) -> Path:
         """Find uv, or install it from the registry."""
@@ -248,7 +248,7 @@ class Environments:
 
 
 def _registry() -> dict[str, str]:
-    """Tell uv, which reads no settings of pip, where pip would look."""
+    """Return the variables that point uv, which ignores pip's settings, to pip's registry."""
     listed = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
     ).stdout

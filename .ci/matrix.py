@@ -5,7 +5,7 @@
 Each cell is one environment and one run of pytest in it, on what git holds at HEAD. Environments
 are made by uv and kept below `.matrix/`. Prints a table; exit 1 if a cell failed. A Python that
 pyproject.toml claims and this machine lacks is asked of uv, but not for CI; a cell that cannot be
-run all the same (no such Python, not root) is named in the table and is no failure.
+run (no such Python, not root) is named in the table and is no failure.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from environments import (
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TIMEOUT_SECONDS = 3600  # of one cell, on a slow machine
-PACKAGES = ("sagewai_ops", "commands", "migrations")  # what the wheel stands for
+PACKAGES = ("sagewai_ops", "commands", "migrations")  # what the wheel replaces
 # Tests that meet every command line, every dependency, modes, owners and sqlite-vec.
 CORE: tuple[str, ...] = (
     "cli/test_backup",
@@ -99,7 +99,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a cell ended; `skipped` says why it was not run."""
+    """The outcome of a cell; `skipped` is the reason why it was not run."""
 
     cell: Cell
     counts: dict[str, int]
@@ -109,7 +109,7 @@ class Result:
 
 
 def main() -> int:
-    """Run the cells that are asked for, print the table and give the exit code."""
+    """Run the requested cells, print the table and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--ci", action="store_true", help="only the part that CI takes")
     parser.add_argument("--list", action="store_true", help="print the cells and run none")
@@ -132,7 +132,7 @@ def main() -> int:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another run replaces the copy of HEAD
         workshop = Workshop(directory.resolve())
         if not arguments.ci:
-            workshop.bring(set(claimed) - {python.version[:2] for python in find_pythons()})
+            workshop.install(set(claimed) - {python.version[:2] for python in find_pythons()})
         for cell in _chosen(plan(find_pythons(), claimed), arguments):
             result = workshop.run(cell)
             results.append(result)
@@ -171,7 +171,7 @@ def plan(pythons: Sequence[Python], claimed: Collection[tuple[int, ...]]) -> lis
                 python,
                 wheel=True,
                 umask=0o077 if len(cells) % 4 else 0,
-                ci=python in (newest, None),  # what is not here takes no time, and is told
+                ci=python in (newest, None),  # a missing one takes no time, and is reported
             ),
         ]
     return [
@@ -181,8 +181,8 @@ def plan(pythons: Sequence[Python], claimed: Collection[tuple[int, ...]]) -> lis
         Cell("extending-lowest", extending, "lowest"),
         Cell("extending-unprivileged", extending, user=UNPRIVILEGED, umask=0, ci=True),
         Cell("unprivileged-wheel", reachable, wheel=True, user=UNPRIVILEGED),
-        Cell("beside-sagewai", newest, "sagewai", ci=True),
-        Cell("oldest-beside-sagewai", oldest, "sagewai", umask=0o077),
+        Cell("with-sagewai", newest, "sagewai", ci=True),
+        Cell("oldest-with-sagewai", oldest, "sagewai", umask=0o077),
     ]
 
 
@@ -196,14 +196,14 @@ class Workshop:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._tree = directory / "checkout"
-        self._bare = directory / "beside-wheel"  # the same without the packages
+        self._bare = directory / "for-wheel"  # the same without the packages
         _export(self._tree, self._bare)
         self._environments = Environments(directory, self._tree)
 
-    def bring(self, versions: Collection[tuple[int, ...]]) -> None:
-        """Let uv install these Pythons, where it can."""
+    def install(self, versions: Collection[tuple[int, ...]]) -> None:
+        """Install these Pythons with uv, where it has them."""
         for version in sorted(versions):
-            self._environments.bring(".".join(map(str, version)))
+            self._environments.install(".".join(map(str, version)))
 
     def run(self, cell: Cell) -> Result:
         """Run one cell."""
@@ -239,7 +239,7 @@ class Workshop:
         return ""
 
     def _test(self, cell: Cell, environment: Path, output: int) -> int:
-        """Run pytest in its environment and give its exit code."""
+        """Run pytest in its environment and return its exit code."""
         tree = self._bare if cell.wheel else self._tree
         tests = list(_tests(cell, tree))
         as_root = os.getuid() == 0
@@ -303,7 +303,7 @@ def _export(tree: Path, bare: Path) -> None:
 
 
 def _directory() -> Path:
-    """Name the directory that is used unless another is given: one that others can enter."""
+    """Return the default directory: one that other users can enter."""
     usual = REPOSITORY / ".matrix"
     usual.mkdir(exist_ok=True)
     if reaches(Path("/bin/sh"), usual):
@@ -332,7 +332,7 @@ def _print_table(results: Sequence[Result]) -> None:
                 cell.name,
                 cell.python.shown if cell.python else "-",
                 ("yes" if cell.python.loads else "no") if cell.python else "-",
-                "beside sagewai" if cell.dependencies == "sagewai" else cell.dependencies,
+                "with sagewai" if cell.dependencies == "sagewai" else cell.dependencies,
                 "wheel" if cell.wheel else "checkout",
                 (cell.user or here) if os.getuid() == 0 else here,
                 f"{cell.umask:03o}",

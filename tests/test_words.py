@@ -113,7 +113,6 @@ PENDING = (
     "commands/",
     "migrations/",
     "fixtures/",
-    ".ci/",
     "docs/",
     "man/",
     "CHANGELOG",

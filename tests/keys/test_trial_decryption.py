@@ -61,7 +61,7 @@ def data_key(project: str, key: bytes = MASTER, plaintext: bytes = DATA_KEY) -> 
 def built(tmp_path_factory: pytest.TempPathFactory) -> BuiltHome:
     """A home with values under three master keys, of which it holds the first."""
     root = tmp_path_factory.mktemp("built") / "home"
-    return build_home(root, keys=3, rows=6, look_alikes=True, artifacts=False)
+    return build_home(root, keys=3, rows=6, lookalikes=True, artifacts=False)
 
 
 @pytest.fixture(scope="module")

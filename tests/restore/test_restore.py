@@ -114,7 +114,7 @@ def test_home_that_sagewai_wrote_is_replaced_by_itself(tmp_path: Path, name: str
         {"journal": "none", "undecodable_names": True, "long_names": True, "artifacts": True},
         {"layout": "flat", "leftovers": True},
         {"keys": 0, "own_table": True, "own_column": True},
-        {"orphans": 2, "look_alikes": True, "sockets": True, "links_out": True, "artifacts": True},
+        {"orphans": 2, "lookalikes": True, "sockets": True, "links_out": True, "artifacts": True},
     ],
     ids=lambda recipe: "-".join(recipe),
 )
