@@ -227,7 +227,7 @@ def _prune(
     try:
         wait = max(wait, _PRUNE_SECONDS)
         pruned = prune_result(
-            prune(home, directory, policy, any_place=any_place, wait_seconds=wait)
+            prune(home, directory, policy, all_paths=any_place, wait_seconds=wait)
         )
     except OpsError as error:
         words = f"retention: not applied, {error.message}"

@@ -77,7 +77,7 @@ def drill(
     from sagewai_ops.snapshots.ownership import home_ids
 
     home = run.home()
-    archive = catalog.choose(run.snapshots(home, snapshots), snapshot, home_ids(home))
+    archive = catalog.find_snapshot(run.snapshots(home, snapshots), snapshot, home_ids(home))
     options = drilling.DrillOptions(
         decryption=unlock_of(run.terminal, identity or [], passphrase_file),
         key_file=key_file,

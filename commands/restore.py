@@ -113,7 +113,7 @@ def restore(
 
     home = run.home()
     environment = dict(run.settings.environment)
-    archive = catalog.choose(run.snapshots(home, snapshots), snapshot or "", home_ids(home))
+    archive = catalog.find_snapshot(run.snapshots(home, snapshots), snapshot or "", home_ids(home))
     options = RestoreOptions(
         decryption=unlock_of(run.terminal, identity or [], passphrase_file),
         replace=replace,
@@ -172,12 +172,12 @@ def _step_back(
         back = undoing.undo_restore(target, dry_run=dry_run, wait_seconds=wait_seconds)
         result = {
             "home": str(target.root),
-            "brought_back": str(back.brought_back),
-            "before": str(back.before) if back.before else None,
+            "brought_back": str(back.restored_from),
+            "before": str(back.previous) if back.previous else None,
             "dry_run": dry_run,
         }
         words = (
-            f"home {target.root}: {'would be' if dry_run else 'is'} what {back.brought_back} was"
+            f"home {target.root}: {'would be' if dry_run else 'is'} what {back.restored_from} was"
         )
     else:
         if dry_run:
@@ -210,7 +210,7 @@ def _plan_result(plan: Any) -> dict[str, Any]:
 def _report_result(report: Any) -> dict[str, Any]:
     return {
         **_plan_result(report.plan),
-        "before": str(report.before) if report.before else None,
+        "before": str(report.previous) if report.previous else None,
         "files": report.extracted.files,
         "folders": report.extracted.directories,
         "links": report.extracted.links,

@@ -63,21 +63,23 @@ def as_result(pruned: Any) -> dict[str, Any]:
         },
         "snapshots": [
             {
-                "id": verdict.snapshot.id,
-                "archive": str(verdict.snapshot.path),
-                "created_at": verdict.snapshot.moment,
-                "sequence": verdict.snapshot.sequence,
-                "archive_bytes": verdict.snapshot.size_bytes,
-                "stays": verdict.stays,
-                "reasons": list(verdict.reasons),
+                "id": decision.snapshot.id,
+                "archive": str(decision.snapshot.path),
+                "created_at": decision.snapshot.created_text,
+                "sequence": decision.snapshot.sequence,
+                "archive_bytes": decision.snapshot.size_bytes,
+                "stays": decision.is_kept,
+                "reasons": list(decision.reasons),
             }
-            for verdict in pruned.plan.verdicts
+            for decision in pruned.plan.decisions
         ],
         "removed": [one.id for one in pruned.plan.removed],
         "purged": [one.id for one in pruned.purged],
-        "resting": [one.id for one in pruned.left],
-        "set_back": [{"before": before, "after": after} for before, after in pruned.plan.set_back],
-        "ahead": pruned.ahead or None,
+        "resting": [one.id for one in pruned.remaining],
+        "set_back": [
+            {"before": before, "after": after} for before, after in pruned.plan.clock_changes
+        ],
+        "ahead": pruned.future_id or None,
         "dry_run": pruned.dry_run,
     }
 

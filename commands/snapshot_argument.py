@@ -25,5 +25,5 @@ def find_archive(
     from sagewai_ops.snapshots.ownership import home_ids
 
     home = run.home()
-    path = catalog.choose(run.snapshots(home, snapshots), snapshot, home_ids(home))
+    path = catalog.find_snapshot(run.snapshots(home, snapshots), snapshot, home_ids(home))
     return path, unlock_of(run.terminal, identity or [], passphrase_file)

@@ -48,7 +48,7 @@ def diff(
 ) -> Outcome:
     """Parse, compare, render."""
     from sagewai_ops.cli.credentials import unlock_of
-    from sagewai_ops.snapshots.catalog import choose
+    from sagewai_ops.snapshots.catalog import find_snapshot
     from sagewai_ops.snapshots.diff import compare_snapshots
     from sagewai_ops.snapshots.ownership import home_ids
 
@@ -57,7 +57,7 @@ def diff(
     ids = home_ids(home)
     decryption = unlock_of(run.terminal, identity or [], passphrase_file)
     found = compare_snapshots(
-        choose(directory, first, ids), choose(directory, second, ids), decryption
+        find_snapshot(directory, first, ids), find_snapshot(directory, second, ids), decryption
     )
     result = _as_result(found)
     return Outcome(result, lambda terminal: _show(terminal, result), always=True)

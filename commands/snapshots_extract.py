@@ -51,11 +51,11 @@ def extract(
     Exit codes: 0 taken out, 10 no such snapshot or path, 12 no key opens it, 13 no space,
     15 the directory is not empty, 16 it is damaged, 18 its format is newer.
     """
-    from sagewai_ops.restore.extract_files import take_out
+    from sagewai_ops.restore.extract_files import extract_files
 
     path, decryption = find_archive(run, snapshot, snapshots, identity, passphrase_file)
     with run.terminal.progress() as progress:
-        taken = take_out(path, decryption, tuple(paths or ()), to, progress=progress)
+        taken = extract_files(path, decryption, tuple(paths or ()), to, progress=progress)
     result = {
         "archive": str(path),
         "to": str(to),

@@ -51,8 +51,8 @@ def list_snapshots(
     could be read, 4 an archive is damaged, 11 another run, 14 the directory may not be read.
     """
     from sagewai_ops.backup.mirror import find_mirror
-    from sagewai_ops.snapshots.catalog import snapshots_in
-    from sagewai_ops.snapshots.trash import resting
+    from sagewai_ops.snapshots import catalog
+    from sagewai_ops.snapshots.trash import list_trash
 
     directory = run.snapshots(run.home(), snapshots)
     rebuilt = _rebuild(run, directory, identity, passphrase_file, wait) if rebuild else None
@@ -60,7 +60,7 @@ def list_snapshots(
         {
             "id": item.id,
             "archive": str(item.path),
-            "created_at": item.moment,
+            "created_at": item.created_text,
             "sequence": item.sequence,
             "archive_bytes": item.size_bytes,
             "encrypted": item.is_encrypted,
@@ -74,13 +74,13 @@ def list_snapshots(
             "proved_restorable_at": item.proved_at or None,
             "drill": item.card.get("drill"),
             "complete": item.card.get("complete"),
-            "cut": item.is_cut,
+            "cut": item.is_truncated,
             "has_card": bool(item.card),
         }
-        for item in snapshots_in(directory)
+        for item in catalog.list_snapshots(directory)
         if not tag or set(tag).intersection(item.tags)
     ]
-    rested, tree = resting(directory), find_mirror(directory)
+    rested, tree = list_trash(directory), find_mirror(directory)
     result = {
         "folder": str(directory),
         "snapshots": rows,

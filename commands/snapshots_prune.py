@@ -82,7 +82,7 @@ def prune(
     home = run.home()
     directory = run.snapshots(home, snapshots)
     result = as_result(
-        carry_out(home, directory, policy, any_place=any_place, dry_run=dry_run, wait_seconds=wait)
+        carry_out(home, directory, policy, all_paths=any_place, dry_run=dry_run, wait_seconds=wait)
     )
     return Outcome(
         result,

@@ -33,14 +33,14 @@ def undelete(
     Exit codes: 0 they are back, 2 none is named or a name means several, 10 none of that id rests
     there, 11 another run, 14 the directory may not be changed, 15 one of that name is there.
     """
-    from sagewai_ops.snapshots.prune import untrash
+    from sagewai_ops.snapshots.prune import undelete
 
     if bool(names) == everything:
         raise UsageError(
             "snapshots undelete: name snapshots, or say --all", hint="sagewai-ops snapshots list"
         )
     directory = run.snapshots(run.home(), snapshots)
-    paths = untrash(directory, names or (), wait_seconds=wait)
+    paths = undelete(directory, names or (), wait_seconds=wait)
     result = {"folder": str(directory), "brought_back": [str(path) for path in paths]}
     words = f"{len(paths)} snapshots brought back to {directory}"
     return Outcome(result, lambda terminal: terminal.line(words))

@@ -31,10 +31,10 @@ def status(
     snapshots: SnapshotsOption = None,
 ) -> Outcome:
     """Parse, look, render."""
-    from sagewai_ops.operations.status import look
+    from sagewai_ops.operations.status import read_status
 
     home = run.home()
-    found = look(home, run.snapshots(home, snapshots), run.settings.environment)
+    found = read_status(home, run.snapshots(home, snapshots), run.settings.environment)
     result = as_result(found)
     return Outcome(
         result,
@@ -123,7 +123,7 @@ def _notes(home: Any, database: Any) -> list[str]:
 def _snapshot(snapshot: Any) -> dict[str, Any]:
     return {
         "id": snapshot.id,
-        "created_at": snapshot.moment,
+        "created_at": snapshot.created_text,
         "archive_bytes": snapshot.size_bytes,
         "verified_at": snapshot.card.get("verified_at"),
         "proved_restorable_at": snapshot.proved_at or None,
@@ -203,7 +203,7 @@ def _warnings(found: Any) -> list[str]:
         for problem in document.problems
     ]
     warnings += [f"{path}: may not be read, nothing is told of it" for path in found.closed]
-    if found.newest and found.newest.is_cut:
+    if found.newest and found.newest.is_truncated:
         warnings.append(
             f"{found.newest.path}: not of the size that its card says: "
             f"sagewai-ops snapshots verify {found.newest.id}"

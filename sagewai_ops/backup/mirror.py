@@ -31,7 +31,7 @@ from sagewai_ops.process.signals import too_late, uninterrupted
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.catalog import TREE
-from sagewai_ops.snapshots.ownership import Owner, owner_of, whose
+from sagewai_ops.snapshots.ownership import Owner, owner_of, reason_foreign
 from sagewai_ops.swap import swap
 from sagewai_ops.text import shell_word
 
@@ -92,7 +92,7 @@ def update_mirror(
         with locks.sweep_guard(directory):
             _put_back(directory)
             swept = (*catalog.sweep(directory), *left_by_restores)
-        before = _tree_of(place, replace(owner_of(home, any_place=any_place), host=""))
+        before = _tree_of(place, replace(owner_of(home, all_paths=any_place), host=""))
         run = BackupRun.begin(home, options, _next_sequence(before))
         fresh = catalog.staging_path(directory, catalog.new_id(datetime.now(timezone.utc)))
         with staging_in(directory, run.id) as staging:
@@ -136,7 +136,7 @@ def _tree_of(place: Path, owner: Owner) -> Header | None:
             hint=f"look: ls -la {shell_word(place)}\n"
             "and move it away, or use another directory: --snapshots DIR",
         )
-    other = whose(header.facts, owner)
+    other = reason_foreign(header.facts, owner)
     if other:
         raise TargetBusyError(
             f"{place}: the tree {other}",

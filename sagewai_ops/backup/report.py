@@ -8,7 +8,7 @@ from pathlib import Path
 from sagewai_ops.archive.age import Encryption
 from sagewai_ops.archive.zstd_frames import DEFAULT_LEVEL
 from sagewai_ops.keys.trial_decryption import SealedReport
-from sagewai_ops.snapshots.database_check import DatabaseProof
+from sagewai_ops.snapshots.database_check import DatabaseReport
 from sagewai_ops.snapshots.omissions import Omission
 
 CUSTODIES = ("exclude", "sealed")
@@ -64,7 +64,7 @@ class BackupReport:
     custody: str
     is_encrypted: bool
     key_fingerprint: str
-    database: DatabaseProof | None
+    database: DatabaseReport | None
     keys: SealedReport
     omissions: tuple[Omission, ...]
     unstable: tuple[str, ...]

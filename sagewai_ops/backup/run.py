@@ -32,7 +32,11 @@ from sagewai_ops.keys.candidates import Candidate, find_candidates, fingerprint,
 from sagewai_ops.keys.trial_decryption import SealedReport, examine_keys
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import catalog
-from sagewai_ops.snapshots.database_check import DatabaseProof, examining, level_of
+from sagewai_ops.snapshots.database_check import (
+    DatabaseReport,
+    examine_in_thread,
+    read_schema_level,
+)
 from sagewai_ops.snapshots.member_paths import EXTERNAL, EXTERNAL_KEY
 from sagewai_ops.snapshots.omissions import Omission, Reason
 from sagewai_ops.snapshots.ownership import home_ids
@@ -50,7 +54,7 @@ class _Frozen:
 
     copies: Mapping[str, DatabaseCopy]
     main: DatabaseCopy | None
-    proving: "Future[DatabaseProof] | None"
+    proving: "Future[DatabaseReport] | None"
 
 
 @dataclass(slots=True)
@@ -67,7 +71,7 @@ class BackupRun:
     key_fingerprint: str
     files: int = 0
     content_bytes: int = 0
-    database: DatabaseProof | None = None
+    database: DatabaseReport | None = None
     keys: SealedReport = field(default_factory=SealedReport)
     unstable: list[str] = field(default_factory=list)
     archive_bytes: int = 0
@@ -232,7 +236,10 @@ class BackupRun:
         main = main_database(self.home, self.scan)
         copy = copies.get(main.path) if main else None
         path = copy.path if copy else None
-        with attribute_damage(self.home.database, path, hint=_DAMAGED), examining(path) as proving:
+        with (
+            attribute_damage(self.home.database, path, hint=_DAMAGED),
+            examine_in_thread(path) as proving,
+        ):
             self.keys = examine_keys(self.documents, path, self.candidates)
             yield _Frozen(copies, copy, proving)
 
@@ -246,7 +253,7 @@ class BackupRun:
             if progress:
                 progress("pack", min(done, total), total)
 
-        level = level_of(frozen.main.path).revision if frozen.main else ""
+        level = read_schema_level(frozen.main.path).revision if frozen.main else ""
         writer = open_writer(Header(self.id, facts=self._identity(level)), count)
         with contextlib.closing(writer):
             for item in _database_first(self.scan.found, frozen.copies):

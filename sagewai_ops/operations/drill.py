@@ -45,8 +45,8 @@ from sagewai_ops.restore.plan import RestoreOptions
 from sagewai_ops.restore.restore import RestoreReport, restore
 from sagewai_ops.schema.upgrade_sqlite import Upgraded, upgrade_database
 from sagewai_ops.snapshots import cards, catalog
-from sagewai_ops.snapshots.rebuild_cards import facts_of
-from sagewai_ops.snapshots.scratch import scratch_in
+from sagewai_ops.snapshots.rebuild_cards import read_card_facts
+from sagewai_ops.snapshots.scratch import scratch_directory
 from sagewai_ops.text import shell_word
 
 PROVED, UNPROVED, FAILED = "proved", "unproved", "failed"
@@ -160,7 +160,7 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
         with locks.sweep_guard(place):
             swept += tuple(catalog.sweep(place))
     try:
-        with _worded(directory, archive), scratch_in(directory, archive.parent) as scratch:
+        with _worded(directory, archive), scratch_directory(directory, archive.parent) as scratch:
             report = trial.run(scratch / _HOME, options, swept, progress)
     except _NO_VERDICT:
         raise
@@ -373,7 +373,7 @@ def _record(archive: Path, changes: Mapping[str, Any], rebuilt: Mapping[str, Any
     """Put what was found into the card; a file with another name than a snapshot's has none."""
     if not catalog.is_archive_name(archive.name):
         return False
-    cards.amend_card(archive, changes, rebuilt)
+    cards.update_card(archive, changes, rebuilt)
     return True
 
 
@@ -383,4 +383,4 @@ def _card_of(archive: Path, decryption: Decryption | None) -> dict[str, Any]:
         return {}
     with open_archive(archive, decryption) as reader:
         moment = f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
-        return {**facts_of(reader, archive), "verified_at": moment}
+        return {**read_card_facts(reader, archive), "verified_at": moment}

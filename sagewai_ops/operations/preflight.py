@@ -37,14 +37,14 @@ from sagewai_ops.operations.preflight_checks import (
     check_space,
     check_tables,
     check_use,
-    here,
+    home_command,
 )
 from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema import rehearse_postgres
 from sagewai_ops.schema.upgrade_sqlite import Upgraded, rehearse_upgrade
 from sagewai_ops.snapshots import catalog
-from sagewai_ops.snapshots.scratch import scratch_in
+from sagewai_ops.snapshots.scratch import scratch_directory
 from sagewai_ops.text import shell_word
 
 # Of several exit codes, the one that is told: damage and lost keys before what can be freed,
@@ -91,7 +91,7 @@ class PreflightOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Preflight:
+class PreflightReport:
     """The table, and what was done for it.
 
     Attributes:
@@ -133,7 +133,7 @@ class Preflight:
 
 def run_preflight(
     home: Home, options: PreflightOptions, *, progress: Progress | None = None
-) -> Preflight:
+) -> PreflightReport:
     """Check all of a home.
 
     Args:
@@ -149,7 +149,7 @@ def run_preflight(
     flight = _Flight(home, database, options, progress)
     flight.look()
     flight.try_out()
-    return Preflight(
+    return PreflightReport(
         home.root, tuple(flight.checks), flight.snapshot, flight.drilled, options.is_strict
     )
 
@@ -220,11 +220,11 @@ class _Flight:
         mend = tuple(error.hint.splitlines())
         if isinstance(error, KeyMissingError) and self.snapshot and name == "drill":
             words = f"drill {self.snapshot.id} --install-key FILE"
-            mend = (here(self.home, words) + "  # with the key that is meant",)
+            mend = (home_command(self.home, words) + "  # with the key that is meant",)
         elif isinstance(error, DamagedError) and not mend:
-            mend = (here(self.home, _RESTORE_DATABASE),)
+            mend = (home_command(self.home, _RESTORE_DATABASE),)
         if not mend:
-            mend = (here(self.home, _TELLS_MORE[name]) + "  # says more",)
+            mend = (home_command(self.home, _TELLS_MORE[name]) + "  # says more",)
         return Check(name, Verdict.FAILED, error.message, mend=mend, error_code=error.exit_code)
 
     def skip(self, name: str, reason: str) -> None:
@@ -244,7 +244,10 @@ class _Flight:
             summary += f", without its key {report.key_fingerprint}"
         if report.is_complete and report.is_sound:
             return Check("snapshot", Verdict.OK, summary, (*warnings, *report.notes))
-        mend = (here(self.home, f"snapshots show {report.id}") + "  # what is not in it, and why",)
+        mend = (
+            home_command(self.home, f"snapshots show {report.id}")
+            + "  # what is not in it, and why",
+        )
         verdict = Verdict.FINDING if report.is_complete else Verdict.UNPROVED
         return Check("snapshot", verdict, summary + ", not whole", warnings, mend)
 
@@ -259,7 +262,7 @@ class _Flight:
                 "drill",
                 Verdict.UNPROVED,
                 "nothing here opens the encrypted snapshot",
-                mend=(here(self.home, words) + "  # where the identity is",),
+                mend=(home_command(self.home, words) + "  # where the identity is",),
             )
         report = drill(
             self.snapshot.path,
@@ -278,9 +281,11 @@ class _Flight:
         words = f"drill {report.snapshot_id}"
         if report.outcome != PROVED or report.not_recorded:
             details = (*details, *filter(None, [report.not_recorded]))
-            return Check("drill", Verdict.UNPROVED, summary, details, (here(self.home, words),))
+            return Check(
+                "drill", Verdict.UNPROVED, summary, details, (home_command(self.home, words),)
+            )
         if details:
-            mend = (here(self.home, "db check"), here(self.home, "keys check"))
+            mend = (home_command(self.home, "db check"), home_command(self.home, "keys check"))
             return Check("drill", Verdict.FINDING, summary, details, mend)
         return Check("drill", Verdict.OK, summary)
 
@@ -309,7 +314,7 @@ class _Flight:
         directory = self.room()
         with locks.sweep_guard(directory):
             catalog.sweep(directory)
-        with scratch_in(directory, self.options.snapshots) as scratch:
+        with scratch_directory(directory, self.options.snapshots) as scratch:
             return rehearse_upgrade(
                 database,
                 scratch,
@@ -326,6 +331,6 @@ class _Flight:
             summary = f"{len(done.added)} additions to {at}, no row changes, {done.seconds:.1f} s"
         if details:
             return Check(
-                "upgrade", Verdict.FINDING, summary, details, (here(self.home, "db check"),)
+                "upgrade", Verdict.FINDING, summary, details, (home_command(self.home, "db check"),)
             )
         return Check("upgrade", Verdict.OK, summary, done.added)

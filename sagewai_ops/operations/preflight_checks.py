@@ -28,7 +28,7 @@ from sagewai_ops.keys.candidates import ENVIRONMENT, Candidate, refused_variable
 from sagewai_ops.layout import journal
 from sagewai_ops.operations.check_keys import check_keys
 from sagewai_ops.operations.migrate_layout import migrate_layout
-from sagewai_ops.operations.status import sizes_below
+from sagewai_ops.operations.status import walk_sizes
 from sagewai_ops.permissions.rules import Severity
 from sagewai_ops.permissions.verify import verify
 from sagewai_ops.process.procfs import describe
@@ -86,7 +86,7 @@ class Check:
         return self.error_code or _CODES.get(self.verdict, EXIT_DONE)
 
 
-def here(home: Home, words: str) -> str:
+def home_command(home: Home, words: str) -> str:
     """Spell a command of ours for this home."""
     return f"sagewai-ops --home {shell_word(home.root)} {words}"
 
@@ -114,7 +114,7 @@ def check_layout(home: Home, environment: Mapping[str, str]) -> Check:
         LockedError: A restore was interrupted.
     """
     report = migrate_layout(home, environment, dry_run=True)
-    plan, mend = report.plan, here(home, "migrate-layout")
+    plan, mend = report.plan, home_command(home, "migrate-layout")
     layout = layout_of(home.root)
     if journal.is_pending(home.root):
         text = "a migration of the layout was interrupted"
@@ -147,10 +147,10 @@ def check_permissions(
     summary = f"{errors} errors, {warnings} warnings in {found.inspection.entries} entries"
     if not found.inspection.findings:
         return Check("permissions", Verdict.OK, summary)
-    mend = [here(home, "verify-perms --fix")] if found.changes else []
+    mend = [home_command(home, "verify-perms --fix")] if found.changes else []
     for one in found.inspection.findings:
         if one.rule.id == "P012":
-            mend.append(here(home, "migrate-layout"))
+            mend.append(home_command(home, "migrate-layout"))
         elif one.wanted is None:
             advice = one.rule.advice or "outside of the home: chmod, chown or setfacl -b it by hand"
             mend.append(f"ls -ld {shell_word(one.path)}  # {advice}")
@@ -180,7 +180,7 @@ def check_all_keys(home: Home, environment: Mapping[str, str], key_file: Path | 
         )
         raise KeyMissingError(
             f"{report.total} sealed values and none opens",
-            hint=here(home, "keys check --extra-key FILE") + f"\n{mended}",
+            hint=home_command(home, "keys check --extra-key FILE") + f"\n{mended}",
         )
     key_option = f" --extra-key {shell_word(key_file)}" if key_file else ""
     summary = f"{report.opened} of {report.total} sealed values open"
@@ -194,23 +194,27 @@ def check_all_keys(home: Home, environment: Mapping[str, str], key_file: Path | 
         mend.append(_mended_key(home, found.replaced))
     if report.unopened:
         details += [f"closed: {one.place} {one.where}, {one.reason}" for one in report.unopened]
-        mend.append(here(home, "keys check --extra-key FILE") + "  # with the key that opens it")
+        mend.append(
+            home_command(home, "keys check --extra-key FILE") + "  # with the key that opens it"
+        )
     if found.key and found.lost_to_sagewai:
         details.append(f"{len(found.lost_to_sagewai)} values open with another key than Sagewai's")
         words = f"keys rotate --recipient age1...{key_option}"
-        mend.append(here(home, words) + "  # or --passphrase-file FILE; brings all under one key")
+        mend.append(
+            home_command(home, words) + "  # or --passphrase-file FILE; brings all under one key"
+        )
     elif found.lost_to_sagewai and not found.replaced:
         details.append(f"{home.master_key}: is not there, Sagewai would write a new key")
         mend.append(_right_key(home.master_key, key_file))
     clear = [one for one in found.plaintext if one.is_finding]
     if clear:
         details += [f"in clear: {one.place} {one.where}, {one.habit.value}" for one in clear]
-        mend.append(here(home, "keys check") + "  # names them; save each again in Sagewai")
+        mend.append(home_command(home, "keys check") + "  # names them; save each again in Sagewai")
     details += [f"{path}: {why}" for path, why in found.unread.items()]
     for path in found.unread:
         is_server = path == home.server_url_variable
         place = home.overrides.get(path.rpartition("/")[2], home.root / path)
-        mend.append(here(home, "db check") if is_server else f"ls -l {shell_word(place)}")
+        mend.append(home_command(home, "db check") if is_server else f"ls -l {shell_word(place)}")
     if not details:
         return Check("keys", Verdict.OK, summary)
     return Check("keys", Verdict.FINDING, summary, tuple(details), tuple(mend))
@@ -226,7 +230,7 @@ def _mended_key(home: Home, key: Candidate) -> str:
         return _right_key(key.path)
     if key.path.is_symlink():
         return f"chmod 600 {shell_word(os.path.realpath(key.path))}"
-    return here(home, "verify-perms --fix")
+    return home_command(home, "verify-perms --fix")
 
 
 def _right_key(place: Path, file: Path | None = None) -> str:
@@ -255,7 +259,7 @@ def check_tables(
     else:
         if not os.path.lexists(database.path):
             raise NotFoundError(
-                f"database {database.path}: does not exist", hint=here(home, "init")
+                f"database {database.path}: does not exist", hint=home_command(home, "init")
             )
         checked = check_database(database.path, wait_seconds=wait_seconds, progress=progress)
         findings, rows, state = checked.findings, checked.rows, checked.level.state
@@ -266,7 +270,7 @@ def check_tables(
     if torn:
         raise DamagedError(
             f"database {database.display}: {torn[0]}",
-            hint=here(home, "restore latest --only db --replace"),
+            hint=home_command(home, "restore latest --only db --replace"),
         )
     summary = f"{sum(rows.values())} rows in {len(rows)} tables, schema {state}"
     details = (
@@ -276,7 +280,7 @@ def check_tables(
     if not details:
         return Check("database", Verdict.OK, summary + ", undamaged")
     verdict = Verdict.FINDING if broken else Verdict.WARNING
-    return Check("database", verdict, summary, details, (here(home, "db check"),))
+    return Check("database", verdict, summary, details, (home_command(home, "db check"),))
 
 
 def check_space(home: Home, directory: Path, scratch: Path, *, takes_snapshot: bool) -> Check:
@@ -285,7 +289,7 @@ def check_space(home: Home, directory: Path, scratch: Path, *, takes_snapshot: b
     Raises:
         NoSpaceError: Not even the least that they were ever seen to take is free.
     """
-    content = sum(size_bytes for _part, size_bytes in sizes_below(home.root))
+    content = sum(size_bytes for _part, size_bytes in walk_sizes(home.root))
     database = sum(size_of(home.database.with_name(home.database.name + suffix))
                    for suffix in ("", *SIDECAR_SUFFIXES))  # fmt: skip
     if not home.database.is_relative_to(home.root):

@@ -24,7 +24,7 @@ from sagewai_ops.keys import rotation_journal
 from sagewai_ops.keys.candidates import Candidate, accepted, find_candidates
 from sagewai_ops.process.procfs import Process
 from sagewai_ops.schema.sqlite_revision import Level, read_level
-from sagewai_ops.snapshots.catalog import Snapshot, snapshots_in
+from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
 from sagewai_ops.swap import swap
 
 _WAIT_SECONDS = 5.0  # for whoever holds the database exclusively: as long as Sagewai itself waits
@@ -87,7 +87,7 @@ class Status:
     closed: tuple[Path, ...]
 
 
-def look(home: Home, directory: Path, environment: Mapping[str, str]) -> Status:
+def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> Status:
     """Look at a home and at its snapshots.
 
     Args:
@@ -102,11 +102,11 @@ def look(home: Home, directory: Path, environment: Mapping[str, str]) -> Status:
     users = find_users(home.database)
     sizes = dict.fromkeys((*PARTS, "other"), 0)
     files = 0
-    for part, size_bytes in sizes_below(home.root):
+    for part, size_bytes in walk_sizes(home.root):
         sizes[part if part in sizes else "other"] += size_bytes
         files += 1
     ids = set(identity_of(home, socket.gethostname()))
-    own = [item for item in snapshots_in(directory) if not item.home_id or item.home_id in ids]
+    own = [item for item in list_snapshots(directory) if not item.home_id or item.home_id in ids]
     candidates = find_candidates(home, environment)
     return Status(
         home=home,
@@ -159,7 +159,7 @@ def _database(home: Home) -> DatabaseStatus | None:
     )
 
 
-def sizes_below(root: Path) -> Iterator[tuple[str, int]]:
+def walk_sizes(root: Path) -> Iterator[tuple[str, int]]:
     """Yield the top-level name and size of each file below a directory; links are not followed."""
     # Not os.walk, which calls itself for each level on older Pythons: directories nest deeper.
     directories = [("other", os.fspath(root))]

@@ -21,7 +21,7 @@ _MOMENT = "%Y-%m-%d %H:%M:%S"  # the prefix that every stored time begins with; 
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
+class AccessCounts:
     """What becomes valid again.
 
     Attributes:
@@ -35,7 +35,7 @@ class Access:
     fleet_rows: int = 0
 
 
-def count_access(documents: Mapping[str, bytes], database: Path | None) -> Access:
+def count_access(documents: Mapping[str, bytes], database: Path | None) -> AccessCounts:
     """Count in documents, as `read_together` returned them, and in a database that nobody uses."""
     now = datetime.now(timezone.utc)
     sessions = tokens = fleet = 0
@@ -58,7 +58,7 @@ def count_access(documents: Mapping[str, bytes], database: Path | None) -> Acces
             )
             for statement in _FLEET_ROWS:
                 fleet += _count(connection, statement, _PATH_BOUND)
-    return Access(sessions, tokens, fleet)
+    return AccessCounts(sessions, tokens, fleet)
 
 
 def _count(connection: sqlite3.Connection, statement: str, value: str) -> int:

@@ -9,20 +9,20 @@ from sagewai_ops.archive.open import open_archive
 from sagewai_ops.errors import NotFoundError, TargetBusyError
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.progress import Progress
-from sagewai_ops.restore.extractor import Extracted, extract
-from sagewai_ops.snapshots.member_paths import Places
+from sagewai_ops.restore.extractor import Extraction, extract_members
+from sagewai_ops.snapshots.member_paths import MemberPaths
 from sagewai_ops.swap.swap import can_swap_whole, staged, swap, sweep
 from sagewai_ops.text import shell_word
 
 
-def take_out(
+def extract_files(
     archive: Path,
     decryption: Decryption | None,
     paths: tuple[str, ...],
     target: Path,
     *,
     progress: Progress | None = None,
-) -> Extracted:
+) -> Extraction:
     """Write files of a snapshot below a directory that is new or empty.
 
     Args:
@@ -40,10 +40,10 @@ def take_out(
         raise TargetBusyError(f"{root}: not an empty directory", hint="name a new one: --to DIR")
     wanted = tuple(path.strip("/") for path in paths)
     with open_archive(archive, decryption) as reader:
-        places = Places(reader.manifest)
+        places = MemberPaths(reader.manifest)
 
         def place(entry: Entry) -> str | None:
-            path = places.of(entry)
+            path = places.path_of(entry)
             if path is None or not wanted:
                 return path
             return path if any(_covers(name, path) for name in wanted) else None
@@ -66,7 +66,7 @@ def take_out(
         tops = tuple(sorted({path.split("/", 1)[0] for path in found}))
         whole = not root.is_dir() or can_swap_whole(root)
         with staged(root, None if whole else tops, keeps=False) as stage, translate_os_errors(root):
-            taken = extract(
+            taken = extract_members(
                 reader, stage.content, place, root=root, on_bytes=count, everything=not wanted
             )
             swap(stage)

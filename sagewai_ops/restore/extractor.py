@@ -24,7 +24,7 @@ _ZEROS = bytes(_HOLE_BYTES)
 
 
 @dataclass(slots=True)
-class Extracted:
+class Extraction:
     """What was written.
 
     Attributes:
@@ -37,7 +37,7 @@ class Extracted:
     size_bytes: int = 0
 
 
-def extract(
+def extract_members(
     reader: ArchiveReader,
     target: Path,
     place: Callable[[Entry], str | None],
@@ -46,7 +46,7 @@ def extract(
     on_bytes: Callable[[int], None] | None = None,
     on_file: Callable[[str], None] | None = None,
     everything: bool = True,
-) -> Extracted:
+) -> Extraction:
     """Write what `place` gives a path for, and prove all that is read.
 
     Args:
@@ -81,7 +81,7 @@ class _Writing:
 
     def __init__(self, target: Path, root: Path) -> None:
         self._final = root
-        self.extracted = Extracted()
+        self.extracted = Extraction()
         self._root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         self._directory = ""
         self._descriptor = os.dup(self._root)

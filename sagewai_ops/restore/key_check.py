@@ -17,12 +17,12 @@ from sagewai_ops.fs import atomic
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home
 from sagewai_ops.keys.candidates import KEY_FILE, Candidate, find_candidates, given
 from sagewai_ops.keys.trial_decryption import SealedReport, Unopened, examine_keys
-from sagewai_ops.restore.plan import RestoreOptions, brings_secrets, mapping
+from sagewai_ops.restore.plan import RestoreOptions, as_mapping, includes_secrets
 from sagewai_ops.snapshots.member_paths import EXTERNAL_KEY
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class KeyChoice:
     """Which key the restored home runs on.
 
     Attributes:
@@ -37,13 +37,13 @@ class Opening:
     keys: SealedReport
 
 
-def open_gate(
+def check_key(
     reader: ArchiveReader,
     documents: Mapping[str, bytes],
     target: Home,
     staged: Home,
     options: RestoreOptions,
-) -> Opening:
+) -> KeyChoice:
     """Make sure that the sealed values will open.
 
     Args:
@@ -59,7 +59,7 @@ def open_gate(
     wanted = str(reader.header.facts.get("key_fingerprint") or "")
     if not options.without_key:
         _refuse_useless_file(candidates, keys, wanted, options)
-        closed = _closed(keys, mapping(reader.manifest.facts.get("keys")))
+        closed = _closed(keys, as_mapping(reader.manifest.facts.get("keys")))
         if closed or (keys.total and not keys.opened):
             tried = ", ".join(
                 f"{one.source} ({one.fingerprint})" for one in candidates if one.value
@@ -71,18 +71,18 @@ def open_gate(
                 hint="name the key: --install-key FILE\n"
                 "or leave them sealed: --without-key  # Sagewai will make a new key at its start",
             )
-    return Opening(_chosen(candidates, keys, wanted), candidates, keys)
+    return KeyChoice(_chosen(candidates, keys, wanted), candidates, keys)
 
 
 def install_keys(
-    opening: Opening, reader: ArchiveReader, target: Home, staged: Home, options: RestoreOptions
+    opening: KeyChoice, reader: ArchiveReader, target: Home, staged: Home, options: RestoreOptions
 ) -> bool:
     """Put the keys into the restored home that are in files which will not be there.
 
     Returns:
         Whether the key that it runs on was among them.
     """
-    if not brings_secrets(options):
+    if not includes_secrets(options):
         return False
     useful = {one.fingerprint for one in opening.keys.opened_by}
     useful.add(str(reader.header.facts.get("key_fingerprint") or ""))
@@ -110,9 +110,9 @@ def install_keys(
     return key.value in installed
 
 
-def keys_left(target: Home, staged: Home, options: RestoreOptions) -> list[Candidate]:
+def unused_keys(target: Home, staged: Home, options: RestoreOptions) -> list[Candidate]:
     """List the keys in the target's own files that do not come along: they open nothing here."""
-    if not brings_secrets(options):
+    if not includes_secrets(options):
         return []
     brought = {one.value for one in find_candidates(staged, {})}
     return [

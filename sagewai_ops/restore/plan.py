@@ -35,7 +35,7 @@ from sagewai_ops.home.paths import (
 )
 from sagewai_ops.schema.sqlite_revision import revisions
 from sagewai_ops.snapshots.catalog import is_archive_name
-from sagewai_ops.snapshots.member_paths import Places
+from sagewai_ops.snapshots.member_paths import MemberPaths
 from sagewai_ops.swap import swap
 
 # What no snapshot carries; in one that does, it would be played into the restored database or
@@ -108,20 +108,20 @@ def plan_restore(archive: Path, target: Home, options: RestoreOptions) -> Restor
     """
     with open_archive(archive, options.decryption) as reader:
         swap.require_settled(target.root)
-        return plan_with(reader, archive, target, options, Places(reader.manifest))
+        return build_plan(reader, archive, target, options, MemberPaths(reader.manifest))
 
 
-def plan_with(
-    reader: ArchiveReader, archive: Path, target: Home, options: RestoreOptions, places: Places
+def build_plan(
+    reader: ArchiveReader, archive: Path, target: Home, options: RestoreOptions, places: MemberPaths
 ) -> RestorePlan:
     """Make the plan for an archive that is open."""
     facts, header = reader.manifest.facts, reader.header
     _refuse_schema(header.facts)
-    parts = parts_of(options)
+    parts = parse_parts(options)
     wanted = [
         (path, entry)
         for entry in reader.manifest.entries
-        if (path := wanted_place(entry, places, parts)) is not None
+        if (path := target_path(entry, places, parts)) is not None
     ]
     _refuse_foreign(path for path, _entry in wanted)
     for part in parts:
@@ -130,7 +130,7 @@ def plan_with(
                 f"snapshot {header.id}: nothing in it is {part}",
                 hint=f"sagewai-ops snapshots show {header.id} --files",
             )
-    if options.key_file and not brings_secrets(options):
+    if options.key_file and not includes_secrets(options):
         raise UsageError(
             "--install-key: a key is installed in secrets/, which is not restored",
             hint=f"add it: --only {','.join(options.only)},secrets",
@@ -157,7 +157,7 @@ def plan_with(
         schema_level=str(header.facts.get("schema_level", "")),
         key_custody=str(header.facts.get("key_custody", "")),
         key_fingerprint=str(header.facts.get("key_fingerprint", "")),
-        sealed=number(mapping(facts.get("keys")).get("total"), 0),
+        sealed=as_int(as_mapping(facts.get("keys")).get("total"), 0),
         origin=str(header.facts.get("home", "")),
         revokes_sessions=options.revoke_sessions,
         rebinds_fleet=options.rebind_fleet,
@@ -165,14 +165,14 @@ def plan_with(
     )
 
 
-def wanted_place(entry: Entry, places: Places, parts: tuple[str, ...]) -> str | None:
+def target_path(entry: Entry, places: MemberPaths, parts: tuple[str, ...]) -> str | None:
     """Give the path in the home of a member that is to be restored; None for any other.
 
     Args:
         parts: Paths that are asked for; the directories above them come along. Empty for
             everything.
     """
-    path = places.of(entry)
+    path = places.path_of(entry)
     if path is None or entry.type is EntryType.SUPERSEDED:
         return None
     if not parts or any(_is_within(path, part) for part in parts):
@@ -181,7 +181,7 @@ def wanted_place(entry: Entry, places: Places, parts: tuple[str, ...]) -> str | 
     return path if is_above else None
 
 
-def parts_of(options: RestoreOptions) -> tuple[str, ...]:
+def parse_parts(options: RestoreOptions) -> tuple[str, ...]:
     """Give the parts that are asked for, as paths relative to the home.
 
     Raises:
@@ -197,18 +197,18 @@ def parts_of(options: RestoreOptions) -> tuple[str, ...]:
     return parts
 
 
-def brings_secrets(options: RestoreOptions) -> bool:
+def includes_secrets(options: RestoreOptions) -> bool:
     """Tell whether what is asked for includes the directory of the key."""
     parts = [part.strip("/").split("/", 1)[0] for part in options.only]
     return not parts or MASTER_KEY.split("/", 1)[0] in parts
 
 
-def mapping(value: object) -> Mapping[str, Any]:
+def as_mapping(value: object) -> Mapping[str, Any]:
     """Take a JSON object of an archive that may lie; anything else is an empty one."""
     return value if isinstance(value, dict) else {}
 
 
-def number(value: object, default: int) -> int:
+def as_int(value: object, default: int) -> int:
     """Take a whole number of an archive that may lie."""
     return value if isinstance(value, int) and not isinstance(value, bool) else default
 
@@ -228,7 +228,7 @@ def _refuse_schema(header: Mapping[str, Any]) -> None:
 
 def _schema_warnings(facts: Mapping[str, Any]) -> Iterator[str]:
     """Say what a database has that this program does not know, and that it took all the same."""
-    if mapping(facts.get("database")).get("schema_state") in ("ahead", "unknown"):
+    if as_mapping(facts.get("database")).get("schema_state") in ("ahead", "unknown"):
         yield (
             "its database has columns that this program does not know, of a later Sagewai or of "
             "your own: they come back as they are, and nobody looked into them"

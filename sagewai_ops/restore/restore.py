@@ -26,21 +26,21 @@ from sagewai_ops.keys.candidates import Candidate, replaced
 from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.permissions.modes import directory_mode
 from sagewai_ops.progress import Progress
-from sagewai_ops.restore.access import Access, count_access
+from sagewai_ops.restore.access import AccessCounts, count_access
 from sagewai_ops.restore.amend import rebind_fleet, revoke_access
-from sagewai_ops.restore.extractor import Extracted, extract
-from sagewai_ops.restore.key_check import Opening, install_keys, keys_left, open_gate
+from sagewai_ops.restore.extractor import Extraction, extract_members
+from sagewai_ops.restore.key_check import KeyChoice, check_key, install_keys, unused_keys
 from sagewai_ops.restore.plan import (
     RestoreOptions,
     RestorePlan,
-    mapping,
-    number,
-    parts_of,
-    plan_with,
-    wanted_place,
+    as_int,
+    as_mapping,
+    build_plan,
+    parse_parts,
+    target_path,
 )
-from sagewai_ops.snapshots.database_check import DatabaseProof, prove_database
-from sagewai_ops.snapshots.member_paths import Places
+from sagewai_ops.snapshots.database_check import DatabaseReport, examine_database
+from sagewai_ops.snapshots.member_paths import MemberPaths
 from sagewai_ops.swap import swap
 
 _MOST_ID = 2**32 - 2  # of users and groups; one more means none
@@ -57,13 +57,13 @@ class RestoreReport:
     """
 
     plan: RestorePlan
-    extracted: Extracted
-    before: Path | None
+    extracted: Extraction
+    previous: Path | None
     key_source: str
     key_installed: bool
     keys: SealedReport
-    database: DatabaseProof | None
-    access: Access
+    database: DatabaseReport | None
+    access: AccessCounts
     rebound_rows: int
     warnings: tuple[str, ...]
 
@@ -91,17 +91,17 @@ def restore(
             stack.enter_context(locks.exclusive(target.root, wait_seconds=options.wait_seconds))
         swap.require_settled(target.root)
         swap.sweep(target.root)
-        places = Places(reader.manifest)
-        plan = plan_with(reader, archive, target, options, places)
+        places = MemberPaths(reader.manifest)
+        plan = build_plan(reader, archive, target, options, places)
         stage = stack.enter_context(swap.staged(target.root, plan.paths))
         content, database = _fill(reader, stage.content, target.root, options, places, progress)
         staged_home = locate(stage.content, {})
         documents = read_together(staged_home)
-        opening = open_gate(reader, documents, target, staged_home, options)
+        opening = check_key(reader, documents, target, staged_home, options)
         if stage.paths is None:
             _settle_root(stage.content, target.root, reader)
         installed = install_keys(opening, reader, target, staged_home, options)
-        left = keys_left(target, staged_home, options)
+        left = unused_keys(target, staged_home, options)
         if options.revoke_sessions:
             revoke_access(documents, staged_home)
         rebound = 0
@@ -117,7 +117,7 @@ def restore(
         return RestoreReport(
             plan=plan,
             extracted=content,
-            before=stage.before,
+            previous=stage.before,
             key_source=opening.key.source if opening.key else "",
             key_installed=installed,
             keys=opening.keys,
@@ -133,11 +133,11 @@ def _fill(
     directory: Path,
     root: Path,
     options: RestoreOptions,
-    places: Places,
+    places: MemberPaths,
     progress: Progress | None,
-) -> tuple[Extracted, DatabaseProof | None]:
+) -> tuple[Extraction, DatabaseReport | None]:
     """Extract everything; the database is examined while the rest is still being written."""
-    parts = parts_of(options)
+    parts = parse_parts(options)
     done = 0
     is_over = threading.Event()
 
@@ -148,22 +148,22 @@ def _fill(
             progress("restore", done, reader.content_bytes)
 
     def place(entry: Entry) -> str | None:
-        return wanted_place(entry, places, parts)
+        return target_path(entry, places, parts)
 
     def go_on(_stage: str, _done: int, _total: int) -> None:
         if is_over.is_set():
             raise InterruptedError
 
-    started: list[Future[DatabaseProof]] = []
+    started: list[Future[DatabaseReport]] = []
     with ThreadPoolExecutor(1, thread_name_prefix="examine") as pool:
 
         def examine(path: str) -> None:
             if path == DATABASE:
-                started.append(pool.submit(prove_database, directory / path, go_on))
+                started.append(pool.submit(examine_database, directory / path, go_on))
 
         try:
             with translate_os_errors(root):
-                extracted = extract(
+                extracted = extract_members(
                     reader, directory, place, root=root, on_bytes=count, on_file=examine
                 )
             # The disk takes what is pending while the database is examined; `swap` syncs the rest.
@@ -187,9 +187,9 @@ def _date_database_directory(reader: ArchiveReader, directory: Path) -> None:
             os.utime(directory / name, ns=(entry.mtime_ns, entry.mtime_ns))
 
 
-def _compared(proof: DatabaseProof, reader: ArchiveReader) -> DatabaseProof:
+def _compared(proof: DatabaseReport, reader: ArchiveReader) -> DatabaseReport:
     """Compare what the restored database holds with what the manifest says of it."""
-    recorded = mapping(reader.manifest.facts.get("database"))
+    recorded = as_mapping(reader.manifest.facts.get("database"))
     differing = proof.differences(recorded) if recorded else []
     if differing:
         raise DamagedError(
@@ -202,8 +202,8 @@ def _compared(proof: DatabaseProof, reader: ArchiveReader) -> DatabaseProof:
 
 def _settle_root(content: Path, target: Path, reader: ArchiveReader) -> None:
     """Give the home's own directory its mode, owner and time: the target's, else the snapshot's."""
-    facts = mapping(reader.manifest.facts.get("home"))
-    uid, gid = (min(number(facts.get(name), -1), _MOST_ID) for name in ("uid", "gid"))
+    facts = as_mapping(reader.manifest.facts.get("home"))
+    uid, gid = (min(as_int(facts.get(name), -1), _MOST_ID) for name in ("uid", "gid"))
     mode = 0o700
     with contextlib.suppress(ValueError):
         mode = int(str(facts.get("mode", "0700")), 8) & 0o7777
@@ -216,14 +216,14 @@ def _settle_root(content: Path, target: Path, reader: ArchiveReader) -> None:
         os.chmod(content, directory_mode("", mode))
         with contextlib.suppress(OverflowError):
             if "mtime_ns" in facts:
-                os.utime(content, ns=(number(facts["mtime_ns"], 0),) * 2)
+                os.utime(content, ns=(as_int(facts["mtime_ns"], 0),) * 2)
 
 
 def _later_warnings(
-    opening: Opening,
+    opening: KeyChoice,
     left: Sequence[Candidate],
     options: RestoreOptions,
-    access: Access,
+    access: AccessCounts,
     plan: RestorePlan,
 ) -> Iterator[str]:
     keys = opening.keys

@@ -12,7 +12,7 @@ from sagewai_ops.swap import swap
 
 
 @dataclass(frozen=True, slots=True)
-class Undone:
+class UndoReport:
     """A restore that was taken back.
 
     Attributes:
@@ -20,11 +20,11 @@ class Undone:
         before: Where what was the home is kept; None in a dry run.
     """
 
-    brought_back: Path
-    before: Path | None
+    restored_from: Path
+    previous: Path | None
 
 
-def undo_restore(target: Home, *, dry_run: bool = False, wait_seconds: float = 0.0) -> Undone:
+def undo_restore(target: Home, *, dry_run: bool = False, wait_seconds: float = 0.0) -> UndoReport:
     """Exchange the home and what was there before the last restore; done twice, it is as it was.
 
     Raises:
@@ -46,8 +46,8 @@ def undo_restore(target: Home, *, dry_run: bool = False, wait_seconds: float = 0
             )
         require_unused(target.root, target.root / DATABASE)
         if dry_run:
-            return Undone(kept[-1], None)
-        return Undone(*swap.undo(target.root, kept[-1]))
+            return UndoReport(kept[-1], None)
+        return UndoReport(*swap.undo(target.root, kept[-1]))
 
 
 def recover_restore(target: Home, *, wait_seconds: float = 0.0) -> str:

@@ -55,7 +55,7 @@ def write_card(archive: Path, card: Mapping[str, Any]) -> None:
     atomic.replace(card_path(archive), content)
 
 
-def amend_card(archive: Path, changes: Mapping[str, Any], rebuilt: Mapping[str, Any]) -> None:
+def update_card(archive: Path, changes: Mapping[str, Any], rebuilt: Mapping[str, Any]) -> None:
     """Change facts of a card under the directory's lock; all others stay as they are.
 
     Args:

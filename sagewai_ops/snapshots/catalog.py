@@ -58,12 +58,12 @@ class Snapshot:
         return number if isinstance(number, int) else 0
 
     @property
-    def moment(self) -> str:
+    def created_text(self) -> str:
         """When it was taken, ISO UTC; year 1 where the digits of its name are no date."""
         return self.created_at.isoformat().replace("+00:00", "Z")
 
     @property
-    def is_cut(self) -> bool:
+    def is_truncated(self) -> bool:
         """Whether the archive is not as long as its card says: damaged, or still being copied."""
         recorded = self.card.get("archive_bytes", self.size_bytes)
         return bool(recorded != self.size_bytes)
@@ -88,7 +88,7 @@ class Snapshot:
         return tuple(tag for tag in tags if isinstance(tag, str))
 
     @property
-    def failed_drill(self) -> bool:
+    def has_failed_drill(self) -> bool:
         """Whether the last drill of it failed."""
         drill = self.card.get("drill")
         return isinstance(drill, dict) and drill.get("outcome") == "failed"
@@ -124,7 +124,7 @@ def staging_path(directory: Path, snapshot_id: str) -> Path:
     return directory / f".sagewai-{snapshot_id}.staging"
 
 
-def snapshots_in(directory: Path) -> list[Snapshot]:
+def list_snapshots(directory: Path) -> list[Snapshot]:
     """List the snapshots of a directory, oldest first; a directory that is not there has none.
 
     The order is that of the sequence numbers, then of the UTC in the names: a clock that went back
@@ -159,10 +159,10 @@ def snapshots_in(directory: Path) -> list[Snapshot]:
 
 def next_sequence(directory: Path) -> int:
     """Give the number of the snapshot that comes next in a directory."""
-    return max((snapshot.sequence for snapshot in snapshots_in(directory)), default=0) + 1
+    return max((snapshot.sequence for snapshot in list_snapshots(directory)), default=0) + 1
 
 
-def choose(directory: Path, name: str, home_ids: Iterable[str]) -> Path:
+def find_snapshot(directory: Path, name: str, home_ids: Iterable[str]) -> Path:
     """Find what `latest`, an id, the beginning of an id, `tree` or a path means.
 
     Args:
@@ -187,7 +187,7 @@ def choose(directory: Path, name: str, home_ids: Iterable[str]) -> Path:
         return path
     if name == TREE and (directory / TREE).is_dir():
         return directory / TREE
-    known = snapshots_in(directory)
+    known = list_snapshots(directory)
     if name == "latest":
         return _latest(directory, known, set(home_ids)).path
     matching = [snapshot for snapshot in known if snapshot.id.startswith(name)]

@@ -17,7 +17,7 @@ _SHOWN = 20  # violations and findings that a manifest lists
 
 
 @dataclass(frozen=True, slots=True)
-class DatabaseProof:
+class DatabaseReport:
     """A database at rest: its shape, its schema's level and what is wrong with it.
 
     Attributes:
@@ -72,17 +72,17 @@ class DatabaseProof:
         return found
 
 
-def prove_database(path: Path, progress: Progress | None = None) -> DatabaseProof:
+def examine_database(path: Path, progress: Progress | None = None) -> DatabaseReport:
     """Examine a database that nobody else uses.
 
     Raises:
         DamagedError: It cannot be read at all.
     """
-    return _proof(level_of(path), examine(path, progress=progress))
+    return _proof(read_schema_level(path), examine(path, progress=progress))
 
 
 @contextlib.contextmanager
-def examining(copy: Path | None) -> Iterator["Future[DatabaseProof] | None"]:
+def examine_in_thread(copy: Path | None) -> Iterator["Future[DatabaseReport] | None"]:
     """Examine a copy in a thread of its own; when the block fails, that stops as well."""
     if copy is None:
         yield None
@@ -95,7 +95,7 @@ def examining(copy: Path | None) -> Iterator["Future[DatabaseProof] | None"]:
 
     with ThreadPoolExecutor(1, thread_name_prefix="examine") as pool:
         try:
-            yield pool.submit(prove_database, copy, look)
+            yield pool.submit(examine_database, copy, look)
         except BaseException:
             stopping.set()  # a large database takes many seconds, and a signal is not kept waiting
             raise
@@ -105,7 +105,7 @@ class _StoppedError(Exception):
     """The snapshot that the examination is for has failed."""
 
 
-def level_of(path: Path) -> Level:
+def read_schema_level(path: Path) -> Level:
     """Read the schema's level of a database that nobody else uses; its bytes stay as they are.
 
     Raises:
@@ -115,8 +115,8 @@ def level_of(path: Path) -> Level:
         return read_level(connection)
 
 
-def _proof(level: Level, health: Health) -> DatabaseProof:
-    return DatabaseProof(
+def _proof(level: Level, health: Health) -> DatabaseReport:
+    return DatabaseReport(
         page_size=health.page_size,
         page_count=health.page_count,
         schema_level=level.revision,

@@ -38,7 +38,7 @@ class TableChange:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class SnapshotDiff:
     """What is in the second snapshot and not in the first, and the reverse.
 
     Attributes:
@@ -67,7 +67,7 @@ class Difference:
         )
 
 
-def compare_snapshots(first: Path, second: Path, decryption: Decryption | None) -> Difference:
+def compare_snapshots(first: Path, second: Path, decryption: Decryption | None) -> SnapshotDiff:
     """Compare two snapshots by their manifests.
 
     Raises:
@@ -78,14 +78,14 @@ def compare_snapshots(first: Path, second: Path, decryption: Decryption | None) 
         return _compare(before, after)
 
 
-def _compare(before: ArchiveReader, after: ArchiveReader) -> Difference:
+def _compare(before: ArchiveReader, after: ArchiveReader) -> SnapshotDiff:
     old, new = _members(before), _members(after)
     changed = tuple(
         FileChange(path, what, (old[path].size_bytes, new[path].size_bytes))
         for path in sorted(old.keys() & new.keys())
         if (what := tuple(_changes(old[path], new[path])))
     )
-    return Difference(
+    return SnapshotDiff(
         first=before.header.id,
         second=after.header.id,
         added={path: new[path].size_bytes for path in sorted(new.keys() - old.keys())},

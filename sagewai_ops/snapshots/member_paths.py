@@ -24,7 +24,7 @@ _STANDARD = {
 }
 
 
-class Places:
+class MemberPaths:
     """The places of one archive's members.
 
     Attributes:
@@ -34,7 +34,7 @@ class Places:
     def __init__(self, manifest: Manifest) -> None:
         self._external: dict[str, str] = {}
         self._origins: dict[str, str] = {}
-        self.aside: dict[str, str] = {}
+        self.unplaced: dict[str, str] = {}
         present = {entry.path for entry in manifest.entries}
         self._older_key = False
         if EXTERNAL_KEY in present:
@@ -51,9 +51,9 @@ class Places:
                 self._external[str(member)] = standard
                 self._origins[variable] = str(origin)
             else:
-                self.aside[str(member)] = str(origin)
+                self.unplaced[str(member)] = str(origin)
 
-    def of(self, entry: Entry) -> str | None:
+    def path_of(self, entry: Entry) -> str | None:
         """Give the path in the home; None for what belongs to the archive alone."""
         path = entry.path
         if path == HEADER_NAME:
@@ -67,7 +67,7 @@ class Places:
         for member, place in self._external.items():
             if path == member or path.startswith(member + "/"):
                 return place + path[len(member) :]
-        if any(path == member or path.startswith(member + "/") for member in self.aside):
+        if any(path == member or path.startswith(member + "/") for member in self.unplaced):
             return path
         return None
 
@@ -78,7 +78,7 @@ class Places:
                 f"{target.root / EXTERNAL_KEY}: was {MASTER_KEY}, while another key was in use, "
                 "which is there now"
             )
-        for member, origin in self.aside.items():
+        for member, origin in self.unplaced.items():
             yield f"{target.root / member}: was {origin}, the home had another file in its place"
         for variable, path in target.overrides.items():
             if variable in self._origins and variable in _STANDARD:

@@ -17,7 +17,7 @@ def home_ids(home: Home) -> tuple[str, ...]:
     return identity_of(home, socket.gethostname())
 
 
-_NO_DATE = datetime.min.replace(tzinfo=timezone.utc)  # what the catalog makes of a name without one
+NO_DATE = datetime.min.replace(tzinfo=timezone.utc)  # what the catalog makes of a name without one
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,29 +28,29 @@ class Owner:
         ids: By which the home is known.
         home: Its path.
         host: The machine that it is on; "" where that does not tell homes apart.
-        any_place: Whether snapshots of another path or machine with such an id are its own too.
+        all_paths: Whether snapshots of another path or machine with such an id are its own too.
     """
 
     ids: frozenset[str]
     home: str
     host: str
-    any_place: bool = False
+    all_paths: bool = False
 
 
-def foreign(snapshot: Snapshot, owner: Owner) -> str:
+def reason_not_owned(snapshot: Snapshot, owner: Owner) -> str:
     """Say why a snapshot is none of the owner's, so that no rule may touch it; "" if it is."""
-    if not snapshot.sequence or snapshot.created_at == _NO_DATE:
+    if not snapshot.sequence or snapshot.created_at == NO_DATE:
         return "its card does not tell whose it is"
-    return whose(snapshot.card, owner)
+    return reason_foreign(snapshot.card, owner)
 
 
-def whose(facts: Mapping[str, Any], owner: Owner) -> str:
+def reason_foreign(facts: Mapping[str, Any], owner: Owner) -> str:
     """Say whose home a snapshot with these facts is of, if it is none of the owner's; else ""."""
     if not facts.get("home_id"):
         return "its card does not tell whose it is"
     if facts["home_id"] not in owner.ids:
         return "of another home"
-    if owner.any_place:
+    if owner.all_paths:
         return ""
     if facts.get("home", owner.home) != owner.home:
         return f"of the home at {facts['home']}"
@@ -59,12 +59,12 @@ def whose(facts: Mapping[str, Any], owner: Owner) -> str:
     return ""
 
 
-def owner_of(home: Home, *, any_place: bool = False) -> Owner:
+def owner_of(home: Home, *, all_paths: bool = False) -> Owner:
     """Tell whose snapshots may be removed when this home is at hand."""
-    return Owner(frozenset(home_ids(home)), str(home.root), socket.gethostname(), any_place)
+    return Owner(frozenset(home_ids(home)), str(home.root), socket.gethostname(), all_paths)
 
 
-def told_apart(owner: Owner, snapshots: Iterable[Snapshot]) -> Owner:
+def resolve_host(owner: Owner, snapshots: Iterable[Snapshot]) -> Owner:
     """Decide whether the machine's name tells whose a snapshot is.
 
     Containers get a new name each time, so another one alone means nothing. But where names take
@@ -75,7 +75,7 @@ def told_apart(owner: Owner, snapshots: Iterable[Snapshot]) -> Owner:
         The owner, without a machine unless it counts.
     """
     anywhere = replace(owner, host="")
-    own = [one for one in snapshots if one.sequence and not whose(one.card, anywhere)]
+    own = [one for one in snapshots if one.sequence and not reason_foreign(one.card, anywhere)]
     names = [one.card.get("host", "") for one in sorted(own, key=lambda one: one.sequence)]
     turns = [name for name, _group in itertools.groupby(filter(None, names))]
     return owner if len(turns) > len(set(turns)) else anywhere

@@ -14,15 +14,15 @@ from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import Home
 from sagewai_ops.snapshots import trash
-from sagewai_ops.snapshots.catalog import Snapshot, snapshots_in
-from sagewai_ops.snapshots.ownership import Owner, foreign, owner_of, told_apart
-from sagewai_ops.snapshots.retention import Plan, Policy, plan_retention
+from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
+from sagewai_ops.snapshots.ownership import Owner, owner_of, reason_not_owned, resolve_host
+from sagewai_ops.snapshots.retention import Policy, RetentionPlan, plan_retention
 
 _CLOCK_DRIFT = timedelta(hours=1)  # machines that share a directory differ by less
 
 
 @dataclass(frozen=True, slots=True)
-class Pruned:
+class PruneReport:
     """What a prune did, or would do.
 
     Attributes:
@@ -35,10 +35,10 @@ class Pruned:
 
     directory: Path
     policy: Policy
-    plan: Plan
+    plan: RetentionPlan
     purged: tuple[Snapshot, ...] = ()
-    left: tuple[Snapshot, ...] = ()
-    ahead: str = ""
+    remaining: tuple[Snapshot, ...] = ()
+    future_id: str = ""
     dry_run: bool = False
 
 
@@ -47,16 +47,16 @@ def prune(
     directory: Path,
     policy: Policy,
     *,
-    any_place: bool = False,
+    all_paths: bool = False,
     dry_run: bool = False,
     wait_seconds: float = 0.0,
     now: datetime | None = None,
-) -> Pruned:
+) -> PruneReport:
     """Move the snapshots of a home that no rule keeps into the trash, and empty that of older ones.
 
     Args:
         directory: Need not exist.
-        any_place: Also those of the same home at another path or on another machine.
+        all_paths: Also those of the same home at another path or on another machine.
         now: The present, UTC; None for the clock's.
 
     Raises:
@@ -68,22 +68,22 @@ def prune(
     with contextlib.ExitStack() as stack:
         if not dry_run and directory.is_dir():
             stack.enter_context(locks.exclusive(directory, wait_seconds=wait_seconds))
-            trash.settle(directory)
-        known = snapshots_in(directory)
-        rested = trash.resting(directory)
-        owner = told_apart(owner_of(home, any_place=any_place), (*known, *rested))
+            trash.repair_trash(directory)
+        known = list_snapshots(directory)
+        rested = trash.list_trash(directory)
+        owner = resolve_host(owner_of(home, all_paths=all_paths), (*known, *rested))
         plan = plan_retention(known, policy, owner)
         ahead = _ahead(known, owner, now or datetime.now(timezone.utc))
-        purged = () if ahead else tuple(one for one in rested if not foreign(one, owner))
+        purged = () if ahead else tuple(one for one in rested if not reason_not_owned(one, owner))
         if not dry_run and directory.is_dir():
-            trash.discard(directory, plan.removed)
+            trash.move_to_trash(directory, plan.removed)
             trash.purge(directory, purged)
         gone = {one.path for one in purged}
         left = tuple(one for one in rested if one.path not in gone)
-        return Pruned(directory, policy, plan, purged, left, ahead, dry_run)
+        return PruneReport(directory, policy, plan, purged, left, ahead, dry_run)
 
 
-def untrash(
+def undelete(
     directory: Path, names: Sequence[str], *, wait_seconds: float = 0.0
 ) -> tuple[Path, ...]:
     """Bring snapshots back from the trash.
@@ -105,11 +105,11 @@ def untrash(
             f"{directory}: does not exist", hint="name the directory: --snapshots DIR"
         )
     with locks.exclusive(directory, wait_seconds=wait_seconds):
-        trash.settle(directory)
-        rested = trash.resting(directory)
+        trash.repair_trash(directory)
+        rested = trash.list_trash(directory)
         chosen = [_chosen(rested, name, directory) for name in names] if names else rested
         unique = list(dict.fromkeys(one.path for one in chosen))
-        trash.bring_back(directory, [one for one in rested if one.path in unique])
+        trash.undelete(directory, [one for one in rested if one.path in unique])
         return tuple(directory / path.name for path in unique)
 
 
@@ -117,7 +117,7 @@ def _chosen(rested: Sequence[Snapshot], name: str, directory: Path) -> Snapshot:
     found = [one for one in rested if one.id.startswith(name) or one.path.name == name]
     if not found:
         raise NotFoundError(
-            f"snapshot {name}: none of that id rests in {trash.trash_of(directory)}",
+            f"snapshot {name}: none of that id rests in {trash.trash_path(directory)}",
             hint="sagewai-ops snapshots list",
         )
     if len(found) > 1:
@@ -131,6 +131,6 @@ def _chosen(rested: Sequence[Snapshot], name: str, directory: Path) -> Snapshot:
 def _ahead(known: Sequence[Snapshot], owner: Owner, now: datetime) -> str:
     """Name the first snapshot of the owner's that is dated after now."""
     for one in known:
-        if one.created_at > now + _CLOCK_DRIFT and not foreign(one, owner):
+        if one.created_at > now + _CLOCK_DRIFT and not reason_not_owned(one, owner):
             return one.id
     return ""

@@ -30,7 +30,7 @@ _LOSSES = {reason.name.lower() for reason in Reason if reason.is_loss}
 
 
 @dataclass(slots=True)
-class Rebuilt:
+class RebuildReport:
     """What became of the cards.
 
     Attributes:
@@ -50,7 +50,7 @@ def rebuild_cards(
     *,
     wait_seconds: float = 0.0,
     progress: Progress | None = None,
-) -> Rebuilt:
+) -> RebuildReport:
     """Write the card of every archive of a directory anew.
 
     Args:
@@ -61,8 +61,8 @@ def rebuild_cards(
         LockedError: Another run holds the directory.
         PermissionDeniedError, NoSpaceError, OpsError: The system refused; cards are old or new.
     """
-    rebuilt = Rebuilt()
-    known = catalog.snapshots_in(directory)
+    rebuilt = RebuildReport()
+    known = catalog.list_snapshots(directory)
     total = sum(snapshot.size_bytes for snapshot in known)
     before = 0
 
@@ -77,7 +77,7 @@ def rebuild_cards(
     return rebuilt
 
 
-def facts_of(reader: ArchiveReader, archive: Path) -> dict[str, Any]:
+def read_card_facts(reader: ArchiveReader, archive: Path) -> dict[str, Any]:
     """Read what the card of an open archive says of it, but for its hash and what was proved."""
     found = reader.manifest.facts
     database = found.get("database")
@@ -111,7 +111,7 @@ def _rebuild(
     snapshot: Snapshot,
     decryption: Decryption | None,
     wait_seconds: float,
-    rebuilt: Rebuilt,
+    rebuilt: RebuildReport,
     count: Callable[[int], None],
 ) -> None:
     try:
@@ -139,7 +139,7 @@ def _facts_of_archive(
         raise DamagedError(f"{snapshot.path}: its checksum is not what its card says")
     try:
         with open_archive(snapshot.path, decryption) as reader:
-            facts = facts_of(reader, snapshot.path)
+            facts = read_card_facts(reader, snapshot.path)
             if is_read_again:
                 _verify(reader, lambda share: count(int(snapshot.size_bytes * (1 + share) / 2)))
                 proved = f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
@@ -162,7 +162,7 @@ def _facts_outside(snapshot: Snapshot) -> dict[str, Any]:
     return dict(snapshot.card) or {
         "archive": snapshot.path.name,
         "id": snapshot.id,
-        "created_at": snapshot.moment,
+        "created_at": snapshot.created_text,
         "archive_bytes": snapshot.size_bytes,
         "encrypted": snapshot.is_encrypted,
     }

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from sagewai_ops.errors import UsageError
 from sagewai_ops.snapshots.catalog import Snapshot
-from sagewai_ops.snapshots.ownership import _NO_DATE, Owner, foreign
+from sagewai_ops.snapshots.ownership import NO_DATE, Owner, reason_not_owned
 
 _WITHIN = re.compile("".join(f"(?:([0-9]{{1,5}}){unit})?" for unit in "ymwdh"))
 
@@ -71,7 +71,7 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Decision:
     """What becomes of a snapshot.
 
     Attributes:
@@ -82,30 +82,30 @@ class Verdict:
     reasons: tuple[str, ...]
 
     @property
-    def stays(self) -> bool:
+    def is_kept(self) -> bool:
         """Whether it is kept."""
         return bool(self.reasons)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RetentionPlan:
     """What becomes of each snapshot of a directory.
 
     Attributes:
-        verdicts: In the order in which the snapshots were given.
-        set_back: Pairs of ids: the second was taken after the first and is dated before it.
+        decisions: In the order in which the snapshots were given.
+        clock_changes: Pairs of ids: the second was taken after the first and is dated before it.
     """
 
-    verdicts: tuple[Verdict, ...]
-    set_back: tuple[tuple[str, str], ...] = ()
+    decisions: tuple[Decision, ...]
+    clock_changes: tuple[tuple[str, str], ...] = ()
 
     @property
     def removed(self) -> tuple[Snapshot, ...]:
         """What goes."""
-        return tuple(verdict.snapshot for verdict in self.verdicts if not verdict.stays)
+        return tuple(decision.snapshot for decision in self.decisions if not decision.is_kept)
 
 
-def plan_retention(snapshots: Sequence[Snapshot], policy: Policy, owner: Owner) -> Plan:
+def plan_retention(snapshots: Sequence[Snapshot], policy: Policy, owner: Owner) -> RetentionPlan:
     """Decide which snapshots stay.
 
     Raises:
@@ -115,7 +115,7 @@ def plan_retention(snapshots: Sequence[Snapshot], policy: Policy, owner: Owner) 
         raise UsageError(
             "retention: no rule says what is kept", hint="name one, such as --keep-daily 7"
         )
-    kept = {one.path: refusal for one in snapshots if (refusal := foreign(one, owner))}
+    kept = {one.path: refusal for one in snapshots if (refusal := reason_not_owned(one, owner))}
     own = sorted((one for one in snapshots if one.path not in kept), key=_order)
     always = _protected(own)
     staying = list(own)
@@ -129,9 +129,9 @@ def plan_retention(snapshots: Sequence[Snapshot], policy: Policy, owner: Owner) 
         if len(remaining) == len(staying):
             break
         staying = remaining
-    return Plan(
+    return RetentionPlan(
         tuple(
-            Verdict(
+            Decision(
                 one, (kept[one.path],) if one.path in kept else tuple(reasons.get(one.path, ()))
             )
             for one in snapshots
@@ -140,7 +140,7 @@ def plan_retention(snapshots: Sequence[Snapshot], policy: Policy, owner: Owner) 
     )
 
 
-def within(moment: datetime, text: str) -> datetime:
+def subtract_span(moment: datetime, text: str) -> datetime:
     """Go back from a moment by a span such as `1y6m`, `30d` or `36h`, in calendar months.
 
     Raises:
@@ -149,7 +149,7 @@ def within(moment: datetime, text: str) -> datetime:
     years, months, weeks, days, hours = _span(text)
     total = moment.year * 12 + moment.month - 1 - years * 12 - months
     if total < 12:
-        return _NO_DATE
+        return NO_DATE
     year, month = divmod(total, 12)
     day = min(moment.day, calendar.monthrange(year, month + 1)[1])
     try:
@@ -157,7 +157,7 @@ def within(moment: datetime, text: str) -> datetime:
             weeks=weeks, days=days, hours=hours
         )
     except OverflowError:
-        return _NO_DATE
+        return NO_DATE
 
 
 def _span(text: str) -> tuple[int, ...]:
@@ -186,8 +186,8 @@ def _protected(own: Sequence[Snapshot]) -> dict[Path, list[str]]:
         if ones:
             reasons.setdefault(ones[-1].path, []).append(name)
         # One that was cut since is of no use: then the newest of those that were not stays too.
-        whole = [one for one in ones if not one.is_cut]
-        if whole and ones[-1].is_cut:
+        whole = [one for one in ones if not one.is_truncated]
+        if whole and ones[-1].is_truncated:
             reasons.setdefault(whole[-1].path, []).append(f"{name} of the right size")
     return reasons
 
@@ -224,7 +224,7 @@ def _apply(own: Sequence[Snapshot], policy: Policy, reasons: Mapping[Path, list[
         for rule, count in policy.periods.items():
             _apply_periods(newest_first, rule, count, reasons)
         if policy.within:
-            oldest = within(newest_first[0].created_at, policy.within)
+            oldest = subtract_span(newest_first[0].created_at, policy.within)
             for one in newest_first:
                 if one.created_at > oldest:
                     reasons[one.path].append(f"within {policy.within}")

@@ -16,7 +16,7 @@ from sagewai_ops.snapshots import catalog
 
 
 @contextlib.contextmanager
-def scratch_in(directory: Path, noted_in: Path | None = None) -> Iterator[Path]:
+def scratch_directory(directory: Path, noted_in: Path | None = None) -> Iterator[Path]:
     """Make a private directory that is locked while this run lives, and removed in any case.
 
     Args:

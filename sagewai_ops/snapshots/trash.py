@@ -17,24 +17,24 @@ from sagewai_ops.errors import OpsError, TargetBusyError
 from sagewai_ops.fs import atomic
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.snapshots.cards import card_path
-from sagewai_ops.snapshots.catalog import Snapshot, is_archive_name, snapshots_in
+from sagewai_ops.snapshots.catalog import Snapshot, is_archive_name, list_snapshots
 from sagewai_ops.text import shell_word
 
 TRASH = ".trash"
 _CARD_SUFFIX = ".json"
 
 
-def trash_of(directory: Path) -> Path:
+def trash_path(directory: Path) -> Path:
     """Name the trash of a snapshot directory."""
     return directory / TRASH
 
 
-def resting(directory: Path) -> list[Snapshot]:
+def list_trash(directory: Path) -> list[Snapshot]:
     """List the snapshots that rest in the trash, oldest first; what is no directory has none."""
-    return snapshots_in(trash_of(directory)) if _is_there(directory) else []
+    return list_snapshots(trash_path(directory)) if _is_there(directory) else []
 
 
-def settle(directory: Path) -> None:
+def repair_trash(directory: Path) -> None:
     """Finish what a run that died left: a card beside its archive, none without one in the trash.
 
     Raises:
@@ -42,7 +42,7 @@ def settle(directory: Path) -> None:
     """
     if not _is_there(directory):
         return
-    trash = trash_of(directory)
+    trash = trash_path(directory)
     with translate_os_errors(trash):
         names = set(os.listdir(trash))
         for name in sorted(names):
@@ -58,14 +58,14 @@ def settle(directory: Path) -> None:
         _sync(directory)
 
 
-def discard(directory: Path, snapshots: Iterable[Snapshot]) -> None:
+def move_to_trash(directory: Path, snapshots: Iterable[Snapshot]) -> None:
     """Move snapshots of a directory into its trash.
 
     Raises:
         TargetBusyError: Something of that name rests there already.
         OpsError: The system refused; each snapshot is in the one place or the other.
     """
-    trash = trash_of(directory)
+    trash = trash_path(directory)
     _require_directory(directory)
     atomic.make_directory(trash)
     with translate_os_errors(trash):
@@ -75,7 +75,7 @@ def discard(directory: Path, snapshots: Iterable[Snapshot]) -> None:
         _sync(directory)
 
 
-def bring_back(directory: Path, snapshots: Iterable[Snapshot]) -> None:
+def undelete(directory: Path, snapshots: Iterable[Snapshot]) -> None:
     """Move snapshots from the trash back into their directory.
 
     Args:
@@ -101,7 +101,7 @@ def purge(directory: Path, snapshots: Iterable[Snapshot]) -> None:
     Raises:
         OpsError: The system refused.
     """
-    with translate_os_errors(trash_of(directory)):
+    with translate_os_errors(trash_path(directory)):
         for snapshot in snapshots:
             for path in (snapshot.path, card_path(snapshot.path)):
                 with contextlib.suppress(FileNotFoundError):
@@ -130,22 +130,22 @@ def _archive_of(name: str) -> str:
 
 def _is_there(directory: Path) -> bool:
     try:
-        return stat.S_ISDIR(os.lstat(trash_of(directory)).st_mode)
+        return stat.S_ISDIR(os.lstat(trash_path(directory)).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
 
 
 def _require_directory(directory: Path) -> None:
-    if os.path.lexists(trash_of(directory)) and not _is_there(directory):
+    if os.path.lexists(trash_path(directory)) and not _is_there(directory):
         raise OpsError(
-            f"{trash_of(directory)}: not a directory",
+            f"{trash_path(directory)}: not a directory",
             hint=f"look: ls -la {shell_word(directory)}\nand move it away",
         )
 
 
 def _sync(directory: Path) -> None:
     if _is_there(directory):
-        atomic.sync_directory(trash_of(directory))
+        atomic.sync_directory(trash_path(directory))
     atomic.sync_directory(directory)
 
 

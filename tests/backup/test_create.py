@@ -754,7 +754,7 @@ def test_the_sequence_counts_up_although_the_clock_goes_back(
 
     assert (first.sequence, second.sequence) == (1, 2)
     assert second.id < first.id
-    listed = [item.id for item in catalog.snapshots_in(tmp_path / "home.snapshots")]
+    listed = [item.id for item in catalog.list_snapshots(tmp_path / "home.snapshots")]
     assert listed == [first.id, second.id]
 
 

@@ -72,7 +72,7 @@ def test_verbose_says_what_was_proved_and_where_the_key_is(home: BuiltHome) -> N
 
 def test_json_has_the_documented_shape(home: BuiltHome, archive: Path) -> None:
     """The latest is meant where none is named; ids and paths name others."""
-    identifier = catalog.snapshots_in(archive.parent)[0].id
+    identifier = catalog.list_snapshots(archive.parent)[0].id
     for words in ((), ("latest",), (identifier[:12],), (archive,)):
         answer = call("--home", home.root, "drill", *words, "--json")
 
@@ -205,7 +205,7 @@ def test_a_signal_removes_the_scratch_directory(
 ) -> None:
     """While it restores, and while it already cleans up; the card stays as it was."""
     card = cards.read_card(archive)
-    for place in ("sagewai_ops.restore.restore.open_gate", "sagewai_ops.operations.drill.inspect"):
+    for place in ("sagewai_ops.restore.restore.check_key", "sagewai_ops.operations.drill.inspect"):
         with monkeypatch.context() as patch:
             patch.setattr(place, lambda *_a, **_o: os.kill(os.getpid(), number))
 

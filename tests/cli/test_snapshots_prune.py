@@ -12,7 +12,7 @@ from memory_directory import memory_directory
 from other_process import running
 from program import Answer, call, run, started, taken
 from sagewai_ops.snapshots import catalog
-from sagewai_ops.snapshots.trash import resting
+from sagewai_ops.snapshots.trash import list_trash
 from small_homes import small
 
 HOLD = """
@@ -60,7 +60,7 @@ def directory_of(built: BuiltHome) -> Path:
 
 def count(built: BuiltHome) -> tuple[int, int]:
     """Count the snapshots in the directory and in its trash."""
-    return len(catalog.snapshots_in(directory_of(built))), len(resting(directory_of(built)))
+    return len(catalog.list_snapshots(directory_of(built))), len(list_trash(directory_of(built)))
 
 
 def test_a_dry_run_says_why_each_stays_or_goes(built: BuiltHome) -> None:
@@ -79,7 +79,8 @@ def test_a_dry_run_says_why_each_stays_or_goes(built: BuiltHome) -> None:
     assert answer.result["dry_run"] is True
     assert "no rule keeps it" in shown
     assert "newest, newest complete, last 1" in shown
-    assert "2 of 3 would be removed" in shown
+    assert "2 of 3 would be moved to" in shown
+    assert "0 in it would be permanently removed" in shown
     assert count(built) == (3, 0)
 
 
@@ -118,7 +119,7 @@ def test_a_prune_is_silent_and_undelete_reverts_it(built: BuiltHome) -> None:
     assert count(built) == (3, 0)
     assert "moved to" in call("--home", built.root, "snapshots", "prune", "--keep-last", 1,
                                 "-v").out  # fmt: skip
-    identifier = resting(directory_of(built))[0].id
+    identifier = list_trash(directory_of(built))[0].id
     assert "1 snapshots brought back" in call("--home", built.root, "snapshots", "undelete",
                                               identifier, "-v").out  # fmt: skip
     assert count(built) == (2, 1)
@@ -204,7 +205,7 @@ def test_two_homes_in_one_directory_prune_their_own(built: BuiltHome, tmp_path: 
             assert backup(home, "--to", directory, "--keep-last", 1).code in (0, 3)
 
     counts: dict[str, int] = {}
-    for item in catalog.snapshots_in(directory):
+    for item in catalog.list_snapshots(directory):
         counts[str(item.card["home"])] = counts.get(str(item.card["home"]), 0) + 1
     assert counts == {str(built.root): 1, str(other.root): 1}
 

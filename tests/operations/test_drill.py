@@ -161,8 +161,8 @@ def test_a_drill_that_fails_takes_an_earlier_proof_away(built: BuiltHome, archiv
     assert "proved_restorable_at" not in card
     assert (card["drill"]["outcome"], card["drill"]["code"]) == ("failed", "damaged")
     assert card["drill"]["failed"] == "restore"
-    (found,) = catalog.snapshots_in(archive.parent)
-    assert (found.proved_at, found.failed_drill) == ("", True)
+    (found,) = catalog.list_snapshots(archive.parent)
+    assert (found.proved_at, found.has_failed_drill) == ("", True)
     assert left_beside(archive) == []
 
     flip(archive)
@@ -505,7 +505,7 @@ def test_a_signal_while_the_card_is_written_is_a_signal(
     def interrupt(*_arguments: object) -> None:
         raise InterruptedRunError(15)
 
-    monkeypatch.setattr(catalog, "amend_card", interrupt)
+    monkeypatch.setattr(cards, "update_card", interrupt)
     if is_damaged:
         flip(archive)
 
@@ -521,7 +521,7 @@ def test_a_card_that_cannot_be_written_is_told(
     def refuse(_archive: Path, _card: object) -> None:
         raise PermissionDeniedError("the card: read-only file system")
 
-    monkeypatch.setattr(catalog, "write_card", refuse)
+    monkeypatch.setattr(cards, "write_card", refuse)
 
     report = try_it(archive, built.root)
     flip(archive)
@@ -620,7 +620,7 @@ def test_the_card_is_changed_in_one_step(built: BuiltHome, archive: Path) -> Non
     found = []
 
     def attempt(number: int) -> bool:
-        was_killed = killed_at(number, lambda: cards.amend_card(archive, changes, {}))
+        was_killed = killed_at(number, lambda: cards.update_card(archive, changes, {}))
         found.append(card_of(archive))
         return was_killed
 

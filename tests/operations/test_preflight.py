@@ -26,7 +26,7 @@ from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import locate
 from sagewai_ops.layout import journal
 from sagewai_ops.operations import preflight_checks
-from sagewai_ops.operations.preflight import Preflight
+from sagewai_ops.operations.preflight import PreflightReport
 from sagewai_ops.operations.preflight_checks import Check, Verdict
 from sagewai_ops.permissions import scan
 from sagewai_ops.permissions.entry_kinds import Part
@@ -577,7 +577,7 @@ def test_the_hardest_code_of_several_is_told() -> None:
         checks = [Check("x", Verdict.FAILED, "", error_code=code) for code in codes]
         if warning:
             checks.append(Check("x", Verdict.WARNING, ""))
-        return Preflight(Path(), tuple(checks), None, None, is_strict=strict).exit_code
+        return PreflightReport(Path(), tuple(checks), None, None, is_strict=strict).exit_code
 
     assert told(4, 12, 16, 13) == 16
     assert told(13, 4, 12) == 12

@@ -12,13 +12,13 @@ from sagewai_ops.backup.create import create_snapshot
 from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.errors import NotFoundError
 from sagewai_ops.home.paths import locate
-from sagewai_ops.operations.status import Status, look
+from sagewai_ops.operations.status import Status, read_status
 from small_homes import everything_of, small
 
 
 def _look(root: Path, environment: dict[str, str] | None = None) -> Status:
     home = locate(root, environment or {})
-    return look(home, home.snapshots, environment or {})
+    return read_status(home, home.snapshots, environment or {})
 
 
 @pytest.mark.parametrize(

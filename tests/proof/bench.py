@@ -158,7 +158,7 @@ class Proof:
             if path.suffix != ".json"
         }
         names_before = frozenset(world.names())
-        newest = [item.path.name for item in catalog.snapshots_in(world.snapshots)][-1:]
+        newest = [item.path.name for item in catalog.list_snapshots(world.snapshots)][-1:]
         probe = case.probe(world, self)
         for turn in range(2):
             if turn and case.by_the_second:

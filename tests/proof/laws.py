@@ -149,7 +149,7 @@ def check_kept(world: World, expected: Expected) -> Iterator[str]:
 
 def check_snapshots(case: Case, world: World, expected: Expected, *, runs: int) -> Iterator[str]:
     """See that only whole snapshots are listed, that none was lost, and not too many came."""
-    found = {item.path.name: hash_of(item.path) for item in catalog.snapshots_in(world.snapshots)}
+    found = {item.path.name: hash_of(item.path) for item in catalog.list_snapshots(world.snapshots)}
     resting = world.snapshots / ".trash"
     for name, content in expected.snapshots.items():
         if case.moves_snapshots and runs > 1 and name != expected.newest:

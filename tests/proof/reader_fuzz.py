@@ -25,7 +25,7 @@ sys.path[:0] = [str(_HERE.parent), str(_HERE.parent.parent / "fixtures")]
 
 with atheris.instrument_imports(include=["sagewai_ops.archive", "sagewai_ops.restore.extractor"]):
     from sagewai_ops.archive.open import open_archive
-    from sagewai_ops.restore.extractor import extract
+    from sagewai_ops.restore.extractor import extract_members
 
 import archives  # noqa: E402 - the path first
 from memory_directory import in_memory  # noqa: E402
@@ -85,7 +85,7 @@ def _try(scratch: Path, content: bytes) -> None:
             contextlib.suppress(DamagedError, SchemaAheadError, KeyMissingError),
             open_archive(path) as reader,
         ):
-            extract(reader, target, lambda entry: entry.path, root=target)
+            extract_members(reader, target, lambda entry: entry.path, root=target)
         if len(os.listdir(scratch)) != _MOST_LEFT:
             raise AssertionError(f"{os.listdir(scratch)}: written outside of the target")
     finally:

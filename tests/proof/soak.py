@@ -348,7 +348,7 @@ class Soak:
         return ("--identity", self._world.out / "identity") if name.endswith(".age") else ()
 
     def _listed(self) -> list[str]:
-        return [item.path.name for item in catalog.snapshots_in(self._world.snapshots)]
+        return [item.path.name for item in catalog.list_snapshots(self._world.snapshots)]
 
     def _look(self) -> Known:
         return _known(self._world.home)

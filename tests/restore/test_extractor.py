@@ -11,15 +11,15 @@ from archives import DIRECTORY, LINK, MOMENT_NS, STATE, forge, write
 from sagewai_ops.archive.manifest import Entry, EntryType
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.errors import DamagedError
-from sagewai_ops.restore.extractor import Extracted, extract
+from sagewai_ops.restore.extractor import Extraction, extract_members
 
 MEMBERS = [(DIRECTORY, b""), (STATE, b"{}"), (LINK, b"")]
 
 
-def _extract(archive: Path, target: Path, *, everything: bool = True, only: str = "") -> Extracted:
+def _extract(archive: Path, target: Path, *, everything: bool = True, only: str = "") -> Extraction:
     target.mkdir(exist_ok=True)
     with open_archive(archive) as reader:
-        return extract(
+        return extract_members(
             reader,
             target,
             lambda entry: (

@@ -102,8 +102,8 @@ def test_home_that_sagewai_wrote_is_replaced_by_itself(tmp_path: Path, name: str
         "it is kept with the old home"
         for path in own
     ]
-    assert report.before is not None
-    assert everything_of(report.before) == before
+    assert report.previous is not None
+    assert everything_of(report.previous) == before
 
 
 @pytest.mark.parametrize(
@@ -324,8 +324,8 @@ def test_key_of_another_home_does_not_come_along(tmp_path: Path) -> None:
     report = bring_back(snapshot_of(built.root), other, replace=True, key_home=built.root)
 
     assert (other / "secrets/master.key").read_bytes() == built.master_keys[0]
-    assert report.before is not None
-    assert (report.before / "secrets/master.key").read_bytes() == OTHER_KEY
+    assert report.previous is not None
+    assert (report.previous / "secrets/master.key").read_bytes() == OTHER_KEY
 
 
 def test_key_in_a_sealed_archive_needs_no_other(tmp_path: Path) -> None:
@@ -695,8 +695,8 @@ def test_home_that_is_a_link_is_replaced_behind_it(tmp_path: Path) -> None:
 
     assert os.readlink(tmp_path / "home") == "real"
     assert not (root / "extra").exists()
-    assert report.before is not None
-    assert report.before.name.startswith("real.before-restore-")
+    assert report.previous is not None
+    assert report.previous.name.startswith("real.before-restore-")
 
 
 def _check_entries(archive: Path, home: Path) -> None:
@@ -707,8 +707,8 @@ def _check_entries(archive: Path, home: Path) -> None:
     report = bring_back(archive, home, replace=True)
 
     assert report.plan.paths is not None
-    assert report.before is not None
-    assert report.before.parent == home
+    assert report.previous is not None
+    assert report.previous.parent == home
     assert not (home / "extra").exists()
     after = {path: found for path, found in found_in(home).items() if path[0] != "."}
     for expected in (before, after):
@@ -778,8 +778,8 @@ def test_only_config_leaves_the_rest(tmp_path: Path) -> None:
     assert not (root / "config/extra").exists()
     assert (root / "note").read_text() == "mine"
     assert report.plan.paths == ("config",)
-    assert report.before is not None
-    assert (report.before / "config/extra").read_text() == "x"
+    assert report.previous is not None
+    assert (report.previous / "config/extra").read_text() == "x"
 
 
 @pytest.mark.parametrize("part", ["db", "db/sagewai.db"])

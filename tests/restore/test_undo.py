@@ -43,9 +43,9 @@ def test_undo_brings_back_what_was_there(directory: Path) -> None:
     undone = undo_restore(locate(home, {}))
 
     assert os.listdir(home) == ["note"]
-    assert undone.brought_back == kept
-    assert undone.before is not None
-    assert (undone.before / "config/admin-state.json").exists()
+    assert undone.restored_from == kept
+    assert undone.previous is not None
+    assert (undone.previous / "config/admin-state.json").exists()
     assert not kept.exists()
 
 
@@ -56,7 +56,7 @@ def test_dry_run_changes_nothing(directory: Path) -> None:
 
     undone = undo_restore(locate(home, {}), dry_run=True)
 
-    assert (undone.brought_back, undone.before) == (swap.kept_before(home)[-1], None)
+    assert (undone.restored_from, undone.previous) == (swap.kept_before(home)[-1], None)
     assert everything_of(directory) == before
 
 
@@ -80,7 +80,7 @@ def test_home_that_is_gone_comes_back(directory: Path) -> None:
     undone = undo_restore(locate(home, {}))
 
     assert os.listdir(home) == ["note"]
-    assert undone.before is None
+    assert undone.previous is None
 
 
 def test_nothing_kept_is_not_found(directory: Path) -> None:

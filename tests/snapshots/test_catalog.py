@@ -42,7 +42,7 @@ def test_only_archives_are_listed(tmp_path: Path) -> None:
     (tmp_path / "sagewai-20260101T000000Z-XYZXYZ.tar.zst").touch()
     os.mkfifo(tmp_path / "sagewai-20260101T000000Z-aaaaaa.tar.zst")
 
-    found = catalog.snapshots_in(tmp_path)
+    found = catalog.list_snapshots(tmp_path)
 
     assert [item.path for item in found] == [path, sealed]
     assert [item.is_encrypted for item in found] == [False, True]
@@ -53,7 +53,7 @@ def test_a_directory_that_is_not_there_has_no_snapshots(tmp_path: Path, name: st
     """Nothing was backed up yet: that is an answer, not an error."""
     (tmp_path / "file").touch()
 
-    assert catalog.snapshots_in(tmp_path / name) == []
+    assert catalog.list_snapshots(tmp_path / name) == []
 
 
 def test_the_sequence_orders_and_the_name_does_where_there_is_none(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_the_sequence_orders_and_the_name_does_where_there_is_none(tmp_path: Pat
     _archive(tmp_path, "20260104T000000Z-000003")
     _archive(tmp_path, "20260101T000000Z-000004", sequence=3)
 
-    found = [item.id[-1] for item in catalog.snapshots_in(tmp_path)]
+    found = [item.id[-1] for item in catalog.list_snapshots(tmp_path)]
 
     assert [digit for digit in found if digit != "3"] == ["1", "2", "4"]
     assert catalog.next_sequence(tmp_path) == 4
@@ -74,12 +74,12 @@ def test_of_one_second_the_order_of_what_stays_is_the_same_when_one_goes(tmp_pat
     _archive(tmp_path, "20260101T000000Z-00000a", sequence=9)
     _archive(tmp_path, "20260101T000000Z-00000b")
     goes = _archive(tmp_path, "20260101T000000Z-00000c", sequence=8)
-    before = [item.id[-1] for item in catalog.snapshots_in(tmp_path)]
+    before = [item.id[-1] for item in catalog.list_snapshots(tmp_path)]
 
     goes.unlink()
 
     assert before == ["b", "c", "a"]
-    assert [item.id[-1] for item in catalog.snapshots_in(tmp_path)] == ["b", "a"]
+    assert [item.id[-1] for item in catalog.list_snapshots(tmp_path)] == ["b", "a"]
 
 
 def test_digits_that_are_no_date_are_a_snapshot_and_the_oldest(tmp_path: Path) -> None:
@@ -87,9 +87,12 @@ def test_digits_that_are_no_date_are_a_snapshot_and_the_oldest(tmp_path: Path) -
     _archive(tmp_path, "20260101T000000Z-000001")
     _archive(tmp_path, "99999999T999999Z-000002")
 
-    oldest, newest = catalog.snapshots_in(tmp_path)
+    oldest, newest = catalog.list_snapshots(tmp_path)
     assert [oldest.id[-1], newest.id[-1]] == ["2", "1"]
-    assert [oldest.moment, newest.moment] == ["0001-01-01T00:00:00Z", "2026-01-01T00:00:00Z"]
+    assert [oldest.created_text, newest.created_text] == [
+        "0001-01-01T00:00:00Z",
+        "2026-01-01T00:00:00Z",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +111,7 @@ def test_a_broken_card_is_no_card(tmp_path: Path, content: bytes) -> None:
     path = _archive(tmp_path, "20260101T000000Z-000001")
     cards.card_path(path).write_bytes(content)
 
-    (found,) = catalog.snapshots_in(tmp_path)
+    (found,) = catalog.list_snapshots(tmp_path)
 
     assert found.path == path
     assert found.card == {}
@@ -127,7 +130,7 @@ def test_a_card_of_odd_values_gives_only_what_can_be_used(tmp_path: Path) -> Non
     }
     cards.card_path(path).write_text(json.dumps(card))
 
-    (found,) = catalog.snapshots_in(tmp_path)
+    (found,) = catalog.list_snapshots(tmp_path)
 
     assert (found.sequence, found.home_id) == (0, "")
     assert found.card == {"archive": path.name, "key_custody": "sealed"}
@@ -140,7 +143,12 @@ def test_an_archive_that_was_cut_is_noticed_by_its_size(tmp_path: Path) -> None:
     _archive(tmp_path, "20260103T000000Z-000003", archive_bytes="8")
     _archive(tmp_path, "20260104T000000Z-000004")
 
-    assert [item.is_cut for item in catalog.snapshots_in(tmp_path)] == [False, True, False, False]
+    assert [item.is_truncated for item in catalog.list_snapshots(tmp_path)] == [
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_a_card_that_is_a_directory_is_no_card(tmp_path: Path) -> None:
@@ -148,7 +156,7 @@ def test_a_card_that_is_a_directory_is_no_card(tmp_path: Path) -> None:
     path = _archive(tmp_path, "20260101T000000Z-000001")
     cards.card_path(path).mkdir()
 
-    assert len(catalog.snapshots_in(tmp_path)) == 1
+    assert len(catalog.list_snapshots(tmp_path)) == 1
 
 
 def test_an_archive_that_goes_meanwhile_takes_no_other_along(
@@ -164,7 +172,7 @@ def test_an_archive_that_goes_meanwhile_takes_no_other_along(
         return really(path, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "lstat", vanishing)
-    found = catalog.snapshots_in(tmp_path)
+    found = catalog.list_snapshots(tmp_path)
     monkeypatch.undo()
 
     assert [item.path for item in found] == [paths[0], paths[2]]
@@ -176,14 +184,14 @@ def test_a_snapshot_is_named_by_id_prefix_or_path(tmp_path: Path) -> None:
     _archive(tmp_path, "20260102T000000Z-0a1b2c")
     names = ["20260101T000000Z-0a1b2c", "20260101", path.name, str(path)]
 
-    assert {catalog.choose(tmp_path, name, ()) for name in names} == {path}
+    assert {catalog.find_snapshot(tmp_path, name, ()) for name in names} == {path}
 
 
 def test_a_path_need_not_be_in_the_directory_nor_exist(tmp_path: Path) -> None:
     """Whoever names a path gets it; opening it tells whether it is there."""
     named = tmp_path / "copy.tar.zst"
 
-    assert catalog.choose(tmp_path / "other", str(named), ()) == named
+    assert catalog.find_snapshot(tmp_path / "other", str(named), ()) == named
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
@@ -192,7 +200,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
 
     for path in (f"{tmp_path}/pipe", "/dev/null"):
         with pytest.raises(UsageError, match="neither a file nor a directory"):
-            catalog.choose(tmp_path, path, ())
+            catalog.find_snapshot(tmp_path, path, ())
 
 
 def test_an_ambiguous_beginning_is_refused_with_two_of_the_ids(tmp_path: Path) -> None:
@@ -201,9 +209,9 @@ def test_an_ambiguous_beginning_is_refused_with_two_of_the_ids(tmp_path: Path) -
         _archive(tmp_path, f"2026010{day}T000000Z-0a1b2c")
 
     with pytest.raises(UsageError, match=r"begins 2 ids, 20260101.*20260102"):
-        catalog.choose(tmp_path, "2026", ())
+        catalog.find_snapshot(tmp_path, "2026", ())
     with pytest.raises(NotFoundError, match="none of that id"):
-        catalog.choose(tmp_path, "2025", ())
+        catalog.find_snapshot(tmp_path, "2025", ())
 
 
 def test_latest_is_the_latest_of_this_home(tmp_path: Path) -> None:
@@ -211,10 +219,10 @@ def test_latest_is_the_latest_of_this_home(tmp_path: Path) -> None:
     ours = _archive(tmp_path, "20260101T000000Z-000001", sequence=1, home_id="ours")
     theirs = _archive(tmp_path, "20260102T000000Z-000002", sequence=2, home_id="theirs")
 
-    assert catalog.choose(tmp_path, "latest", ("other", "ours")) == ours
-    assert catalog.choose(tmp_path, "latest", ("theirs",)) == theirs
+    assert catalog.find_snapshot(tmp_path, "latest", ("other", "ours")) == ours
+    assert catalog.find_snapshot(tmp_path, "latest", ("theirs",)) == theirs
     with pytest.raises(UsageError, match="several homes"):
-        catalog.choose(tmp_path, "latest", ("nobody",))
+        catalog.find_snapshot(tmp_path, "latest", ("nobody",))
 
 
 def test_latest_of_another_machine_is_the_latest_of_the_only_home(tmp_path: Path) -> None:
@@ -222,13 +230,13 @@ def test_latest_of_another_machine_is_the_latest_of_the_only_home(tmp_path: Path
     _archive(tmp_path, "20260101T000000Z-000001", sequence=1, home_id="lost")
     last = _archive(tmp_path, "20260102T000000Z-000002")
 
-    assert catalog.choose(tmp_path, "latest", ("here",)) == last
+    assert catalog.find_snapshot(tmp_path, "latest", ("here",)) == last
 
 
 def test_latest_of_nothing_is_not_found(tmp_path: Path) -> None:
     """With what to do about it."""
     with pytest.raises(NotFoundError, match="none in") as raised:
-        catalog.choose(tmp_path, "latest", ())
+        catalog.find_snapshot(tmp_path, "latest", ())
 
     assert "sagewai-ops backup" in raised.value.hint
 
@@ -247,7 +255,7 @@ def test_an_amended_card_keeps_what_it_does_not_know(tmp_path: Path) -> None:
     """Facts of a later program stay; None takes one away."""
     path = _archive(tmp_path, "20260101T000000Z-0a1b2c", sequence=3, colour="red", complete=True)
 
-    cards.amend_card(path, {"proved_restorable_at": "2026-01-02T00:00:00Z", "complete": None}, {})
+    cards.update_card(path, {"proved_restorable_at": "2026-01-02T00:00:00Z", "complete": None}, {})
 
     assert json.loads(cards.card_path(path).read_bytes()) == {
         "card": 1,
@@ -256,7 +264,7 @@ def test_an_amended_card_keeps_what_it_does_not_know(tmp_path: Path) -> None:
         "colour": "red",
         "proved_restorable_at": "2026-01-02T00:00:00Z",
     }
-    (found,) = catalog.snapshots_in(tmp_path)
+    (found,) = catalog.list_snapshots(tmp_path)
     assert found.proved_at == "2026-01-02T00:00:00Z"
 
 
@@ -269,11 +277,11 @@ def test_a_card_that_cannot_be_read_is_amended_from_the_archive(
     if content:
         cards.card_path(path).write_bytes(content)
 
-    cards.amend_card(path, {"drill": {"outcome": "failed"}}, {"sequence": 4})
+    cards.update_card(path, {"drill": {"outcome": "failed"}}, {"sequence": 4})
 
-    (found,) = catalog.snapshots_in(tmp_path)
+    (found,) = catalog.list_snapshots(tmp_path)
     assert found.sequence == 4
-    assert found.failed_drill
+    assert found.has_failed_drill
     assert found.proved_at == ""
 
 
@@ -282,6 +290,6 @@ def test_no_card_is_made_for_an_archive_that_is_gone(tmp_path: Path) -> None:
     path = tmp_path / catalog.archive_name("20260101T000000Z-0a1b2c", is_encrypted=False)
 
     with pytest.raises(NotFoundError, match="removed meanwhile"):
-        cards.amend_card(path, {"drill": {}}, {"sequence": 4})
+        cards.update_card(path, {"drill": {}}, {"sequence": 4})
 
     assert list(tmp_path.iterdir()) == []

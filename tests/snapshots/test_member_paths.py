@@ -6,13 +6,13 @@ import pytest
 
 from sagewai_ops.archive.manifest import Entry, EntryType, Manifest
 from sagewai_ops.home.paths import locate
-from sagewai_ops.snapshots.member_paths import Places
+from sagewai_ops.snapshots.member_paths import MemberPaths
 
 
-def _places(*paths: str, external: object = None) -> tuple[Places, dict[str, str | None]]:
+def _places(*paths: str, external: object = None) -> tuple[MemberPaths, dict[str, str | None]]:
     entries = tuple(Entry(path, EntryType.FILE, 0o600, 0) for path in paths)
-    places = Places(Manifest(entries, {} if external is None else {"external": external}))
-    return places, {entry.path: places.of(entry) for entry in entries}
+    places = MemberPaths(Manifest(entries, {} if external is None else {"external": external}))
+    return places, {entry.path: places.path_of(entry) for entry in entries}
 
 
 def test_most_go_where_they_say() -> None:
@@ -43,7 +43,7 @@ def test_document_from_outside_goes_to_its_standard_place(variable: str, place: 
     places, found = _places("external", member, external={member: "/srv/x"})
 
     assert found == {"external": None, member: place}
-    assert places.aside == {}
+    assert places.unplaced == {}
 
 
 def test_directory_from_outside_goes_with_all_in_it() -> None:
@@ -78,7 +78,7 @@ def test_two_variables_for_one_place_do_not_meet_there() -> None:
     places, found = _places("external", first, second, external={first: "/a", second: "/b"})
 
     assert (found[first], found[second]) == ("db/sagewai.db", second)
-    assert places.aside == {second: "/b"}
+    assert places.unplaced == {second: "/b"}
 
 
 def test_names_that_the_archive_needs_come_back_from_below_external() -> None:
@@ -124,4 +124,4 @@ def test_facts_that_lie_place_nothing(external: object) -> None:
     places, found = _places("external", "external/x", external=external)
 
     assert found == {"external": None, "external/x": None}
-    assert places.aside == {}
+    assert places.unplaced == {}

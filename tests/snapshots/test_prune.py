@@ -21,7 +21,7 @@ from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.snapshots import cards, catalog, trash
 from sagewai_ops.snapshots.ownership import owner_of
-from sagewai_ops.snapshots.prune import Pruned, prune, untrash
+from sagewai_ops.snapshots.prune import PruneReport, prune, undelete
 from sagewai_ops.snapshots.retention import Policy
 from step_counter import counting, failing, killed_at, until_done
 
@@ -57,7 +57,7 @@ def directory(tmp_path: Path, home: Home) -> Path:
     return tmp_path / "backups"
 
 
-def pruned(home: Home, directory: Path, policy: Policy = LAST_TWO, **options: Any) -> Pruned:
+def pruned(home: Home, directory: Path, policy: Policy = LAST_TWO, **options: Any) -> PruneReport:
     """Prune at the moment that the tests call now."""
     return prune(home, directory, policy, now=NOW, **options)
 
@@ -77,7 +77,7 @@ def places(directory: Path) -> dict[str, str]:
 
 def numbers(directory: Path) -> list[int]:
     """Give the sequence numbers of the snapshots of a directory."""
-    return [item.sequence for item in catalog.snapshots_in(directory)]
+    return [item.sequence for item in catalog.list_snapshots(directory)]
 
 
 def test_what_goes_rests_in_the_trash_until_the_next_prune(home: Home, directory: Path) -> None:
@@ -88,7 +88,7 @@ def test_what_goes_rests_in_the_trash_until_the_next_prune(home: Home, directory
     assert first.purged == ()
     assert (directory / ".trash").stat().st_mode & 0o777 == 0o700
     assert numbers(directory) == [4, 5]
-    assert [item.sequence for item in trash.resting(directory)] == [1, 2, 3]
+    assert [item.sequence for item in trash.list_trash(directory)] == [1, 2, 3]
 
     put(directory, home, 6)
     second = pruned(home, directory)
@@ -114,7 +114,7 @@ def test_a_dry_run_touches_nothing_and_plans_the_same(home: Home, directory: Pat
 
 def test_a_directory_that_is_not_there_has_nothing_to_prune(home: Home, tmp_path: Path) -> None:
     """And does not come to be."""
-    assert pruned(home, tmp_path / "none").plan.verdicts == ()
+    assert pruned(home, tmp_path / "none").plan.decisions == ()
     assert not (tmp_path / "none").exists()
 
 
@@ -125,7 +125,7 @@ def test_an_empty_policy_removes_nothing(home: Home, directory: Path) -> None:
     with pytest.raises(UsageError):
         pruned(home, directory, Policy())
 
-    assert len(trash.resting(directory)) == 3
+    assert len(trash.list_trash(directory)) == 3
     assert numbers(directory) == [4, 5]
 
 
@@ -142,7 +142,7 @@ def test_what_is_not_of_this_home_stays_also_in_the_trash(home: Home, directory:
     again = pruned(home, directory)
 
     assert [item.sequence for item in result.plan.removed] == [1, 2, 3]
-    assert [item.path for item in again.left] == [theirs]
+    assert [item.path for item in again.remaining] == [theirs]
     assert theirs.exists()
     assert blank.exists()
     assert (directory / "notes.txt").exists()
@@ -157,7 +157,7 @@ def test_machines_that_take_turns_keep_each_their_own(home: Home, directory: Pat
     result = pruned(home, directory, Policy(last=1))
 
     assert [item.sequence for item in result.plan.removed] == [1, 2, 3, 4, 5]
-    assert result.plan.verdicts[5].reasons == ("of the home on elsewhere",)
+    assert result.plan.decisions[5].reasons == ("of the home on elsewhere",)
 
 
 def test_a_machine_of_another_name_each_time_prunes_all(home: Home, directory: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_clone_elsewhere_is_pruned_when_that_is_asked_for(home: Home, director
     """A home that moved leaves its snapshots behind otherwise."""
     put(directory, home, 6, host="elsewhere", home="/old")
 
-    result = pruned(home, directory, any_place=True)
+    result = pruned(home, directory, all_paths=True)
 
     assert [item.sequence for item in result.plan.removed] == [1, 2, 3, 4]
 
@@ -186,40 +186,40 @@ def test_nothing_goes_for_ever_while_a_snapshot_is_dated_ahead(home: Home, direc
     put(directory, home, 7, days=59)
     second = pruned(home, directory, Policy(within="30d"))
 
-    assert second.ahead == ahead.name[len("sagewai-") : -len(".tar.zst")]
+    assert second.future_id == ahead.name[len("sagewai-") : -len(".tar.zst")]
     assert second.purged == ()
-    assert second.plan.set_back != ()
-    assert len(untrash(directory, ())) == 5
+    assert second.plan.clock_changes != ()
+    assert len(undelete(directory, ())) == 5
     assert numbers(directory) == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_removed_snapshots_come_back_whole(home: Home, directory: Path) -> None:
     """By the beginnings of their ids, or all of them."""
     pruned(home, directory)
-    first = trash.resting(directory)[0]
+    first = trash.list_trash(directory)[0]
 
-    assert untrash(directory, [first.id[:-2]]) == (directory / first.path.name,)
+    assert undelete(directory, [first.id[:-2]]) == (directory / first.path.name,)
     assert numbers(directory) == [1, 4, 5]
-    assert len(untrash(directory, ())) == 2
+    assert len(undelete(directory, ())) == 2
     assert numbers(directory) == [1, 2, 3, 4, 5]
     assert set(places(directory).values()) == {"folder"}
-    assert untrash(directory, ()) == ()
+    assert undelete(directory, ()) == ()
 
 
 def test_what_does_not_rest_there_does_not_come_back(home: Home, directory: Path) -> None:
     """Nor is one of several guessed, nor anything overwritten."""
     with pytest.raises(NotFoundError, match="does not exist"):
-        untrash(directory / "none", ())
+        undelete(directory / "none", ())
     pruned(home, directory)
-    first = trash.resting(directory)[0]
+    first = trash.list_trash(directory)[0]
 
     with pytest.raises(NotFoundError, match="none of that id rests"):
-        untrash(directory, ["1999"])
+        undelete(directory, ["1999"])
     with pytest.raises(UsageError, match="begins 3 ids"):
-        untrash(directory, ["20"])
+        undelete(directory, ["20"])
     (directory / first.path.name).write_bytes(b"another")
     with pytest.raises(TargetBusyError, match="is there already"):
-        untrash(directory, [first.id])
+        undelete(directory, [first.id])
 
     assert (directory / first.path.name).read_bytes() == b"another"
     assert first.path.read_bytes() == b"archive 1"
@@ -230,7 +230,7 @@ def test_one_of_that_name_that_rests_already_is_not_overwritten(
 ) -> None:
     """Somebody copied it back by hand."""
     pruned(home, directory)
-    first = trash.resting(directory)[0]
+    first = trash.list_trash(directory)[0]
     put(directory, home, 1)
 
     with pytest.raises(TargetBusyError, match="is there already"):
@@ -243,7 +243,7 @@ def test_one_of_that_name_that_rests_already_is_not_overwritten(
 def test_what_a_hand_moved_back_gets_its_card_again(home: Home, directory: Path) -> None:
     """The archive is the snapshot; its card follows it."""
     pruned(home, directory)
-    first = trash.resting(directory)[0]
+    first = trash.list_trash(directory)[0]
     first.path.rename(directory / first.path.name)
 
     pruned(home, directory, Policy(last=9))
@@ -280,11 +280,11 @@ with locks.exclusive(pathlib.Path(sys.argv[1])):
         with pytest.raises(LockedError) as raised:
             pruned(home, directory)
         with pytest.raises(LockedError):
-            untrash(directory, ())
+            undelete(directory, ())
 
         for word in (os.uname().nodename, f"pid {other.pid}", "python", "since 20"):
             assert word in raised.value.message
-        assert catalog.snapshots_in(directory)  # who only reads is not held up
+        assert catalog.list_snapshots(directory)  # who only reads is not held up
         assert pruned(home, directory, dry_run=True).plan.removed
         other.kill()
 
@@ -299,7 +299,7 @@ def test_who_reads_a_home_or_a_directory_keeps_no_other_reader_away(directory: P
 
 def _act(home: Home, directory: Path) -> None:
     pruned(home, directory)
-    untrash(directory, [trash.resting(directory)[0].id])
+    undelete(directory, [trash.list_trash(directory)[0].id])
 
 
 def _is_whole(directory: Path) -> None:
@@ -307,8 +307,8 @@ def _is_whole(directory: Path) -> None:
     known = {path.name: path for path in directory.rglob("sagewai-*.zst")}
     assert len(known) == len(list(directory.rglob("sagewai-*.zst")))
     assert {"archive 4", "archive 5"} <= set(places(directory))
-    trash.settle(directory)
-    for item in [*catalog.snapshots_in(directory), *trash.resting(directory)]:
+    trash.repair_trash(directory)
+    for item in [*catalog.list_snapshots(directory), *trash.list_trash(directory)]:
         assert item.sequence, item
     cards = list(directory.rglob("sagewai-*.json"))
     assert all(path.with_suffix("").exists() for path in cards)

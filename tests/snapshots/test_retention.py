@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 
 from sagewai_ops.errors import UsageError
 from sagewai_ops.snapshots.catalog import Snapshot
-from sagewai_ops.snapshots.ownership import Owner, foreign
-from sagewai_ops.snapshots.retention import PERIODS, Plan, Policy, plan_retention, within
+from sagewai_ops.snapshots.ownership import Owner, reason_not_owned
+from sagewai_ops.snapshots.retention import (
+    PERIODS,
+    Policy,
+    RetentionPlan,
+    plan_retention,
+    subtract_span,
+)
 
 OURS = Owner(frozenset({"us"}), "/srv/home", "here")
 CARD = {"home_id": "us", "home": "/srv/home", "host": "here"}
@@ -51,9 +57,9 @@ def dated(*moments: str) -> list[Snapshot]:
     ]
 
 
-def numbers(plan: Plan) -> list[int]:
+def numbers(plan: RetentionPlan) -> list[int]:
     """Give the sequence numbers of what stays."""
-    return [verdict.snapshot.sequence for verdict in plan.verdicts if verdict.stays]
+    return [decision.snapshot.sequence for decision in plan.decisions if decision.is_kept]
 
 
 # What `restic forget --dry-run` (0.14.0, TZ=UTC) kept of snapshots with these times.
@@ -110,7 +116,7 @@ def test_each_reason_names_its_rule_and_period() -> None:
         dated(*FOUR), Policy(1, {"daily": 1, "weekly": 2, "yearly": 3}, "1d"), OURS
     )
 
-    assert [verdict.reasons for verdict in plan.verdicts] == [
+    assert [decision.reasons for decision in plan.decisions] == [
         ("yearly, the oldest",),
         (),
         ("weekly 2025-W44", "yearly 2025"),
@@ -160,10 +166,10 @@ def test_a_span_goes_by_the_calendar() -> None:
     """A month before the end of March is the end of February; before all time is all time."""
     march = datetime(2026, 3, 31, 12, tzinfo=timezone.utc)
 
-    assert within(march, "1m") == datetime(2026, 2, 28, 12, tzinfo=timezone.utc)
-    assert within(march, "1y1m1w1d1h") == datetime(2025, 2, 20, 11, tzinfo=timezone.utc)
-    assert within(march, "9999y") == datetime.min.replace(tzinfo=timezone.utc)
-    assert within(march, "2025y9999w").year == 1
+    assert subtract_span(march, "1m") == datetime(2026, 2, 28, 12, tzinfo=timezone.utc)
+    assert subtract_span(march, "1y1m1w1d1h") == datetime(2025, 2, 20, 11, tzinfo=timezone.utc)
+    assert subtract_span(march, "9999y") == datetime.min.replace(tzinfo=timezone.utc)
+    assert subtract_span(march, "2025y9999w").year == 1
 
 
 def test_the_newest_the_newest_proved_and_the_newest_complete_stay() -> None:
@@ -184,7 +190,7 @@ def test_the_newest_the_newest_proved_and_the_newest_complete_stay() -> None:
 
     plan = plan_retention(known, Policy(tags=frozenset({"none"})), OURS)
 
-    assert [(verdict.snapshot.sequence, *verdict.reasons) for verdict in plan.verdicts][2:] == [
+    assert [(decision.snapshot.sequence, *decision.reasons) for decision in plan.decisions][2:] == [
         (3, "newest proved restorable"),
         (4, "newest complete"),
         (5,),
@@ -211,7 +217,7 @@ def test_what_was_cut_pushes_out_no_whole_one() -> None:
 
     plan = plan_retention(known, Policy(tags=frozenset({"none"})), OURS)
 
-    assert [(verdict.snapshot.sequence, *verdict.reasons) for verdict in plan.verdicts] == [
+    assert [(decision.snapshot.sequence, *decision.reasons) for decision in plan.decisions] == [
         (1, "newest proved restorable of the right size"),
         (2, "newest complete of the right size"),
         (3,),
@@ -238,13 +244,13 @@ def test_what_is_not_surely_of_this_home_stays(card: dict[str, Any], reason: str
 
     plan = plan_retention([other, *dated(*FOURTEEN)], Policy(last=1), OURS)
 
-    assert plan.verdicts[0].reasons == (reason,)
+    assert plan.decisions[0].reasons == (reason,)
     assert numbers(plan)[1:] == [14]
 
 
 def test_what_the_home_left_elsewhere_is_its_own_when_it_says_so() -> None:
     """After a move; never another home's for that."""
-    moved = Owner(frozenset({"us", "place"}), "/new", "there", any_place=True)
+    moved = Owner(frozenset({"us", "place"}), "/new", "there", all_paths=True)
     known = dated(*FOUR)
     foreigner = made(9, known[0].created_at, home_id="them")
 
@@ -256,7 +262,7 @@ def test_a_card_from_before_machines_were_noted_is_told_by_its_path() -> None:
     one = made(1, datetime(2026, 1, 1, tzinfo=timezone.utc))
     bare = {name: value for name, value in one.card.items() if name != "host"}
 
-    assert foreign(Snapshot(one.id, one.path, one.created_at, False, 1, bare), OURS) == ""
+    assert reason_not_owned(Snapshot(one.id, one.path, one.created_at, False, 1, bare), OURS) == ""
 
 
 def test_a_clock_that_went_back_deletes_nothing() -> None:
@@ -270,7 +276,7 @@ def test_a_clock_that_went_back_deletes_nothing() -> None:
     for count in range(1, len(after) + 1):
         plan = plan_retention([*before, *after[:count]], policy, OURS)
         assert plan.removed == ()
-        assert plan.set_back == ((before[-1].id, after[0].id),)
+        assert plan.clock_changes == ((before[-1].id, after[0].id),)
 
 
 def test_snapshots_of_a_clock_that_was_ahead_push_out_no_other() -> None:
@@ -338,7 +344,7 @@ _POLICIES = st.builds(
 
 def _kept(known: Sequence[Snapshot], policy: Policy) -> set[str]:
     plan = plan_retention(known, policy, OURS)
-    return {verdict.snapshot.id for verdict in plan.verdicts if verdict.stays}
+    return {decision.snapshot.id for decision in plan.decisions if decision.is_kept}
 
 
 @settings(max_examples=50)
