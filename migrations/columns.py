@@ -1,7 +1,7 @@
-"""The words in which the migrations are written: column types and four kinds of column.
+"""Column types and helpers of the revisions after the first.
 
-Part of the migrations, so frozen with them: a change here would change revisions that are applied
-already. A default is given as its text; PostgreSQL reads it as the column's type.
+Frozen with the revisions: a change here would change revisions that databases have applied. A
+default is the text of a literal, which PostgreSQL converts to the column's type.
 """
 
 from __future__ import annotations
@@ -23,64 +23,58 @@ BOOLEAN = sa.Boolean()
 INSTANT = sa.DateTime(timezone=True)
 JSON = postgresql.JSON()
 JSONB = postgresql.JSONB()
-UUID = postgresql.UUID(as_uuid=False)
 STRINGS = postgresql.ARRAY(sa.Text())
 
 
-def varchar(length: int) -> sa.String:
-    """Name a text type with a limit in characters."""
-    return sa.String(length)
-
-
 def required(name: str, kind: TypeEngine[Value], default: str | None = None) -> sa.Column[Value]:
-    """Name a NOT NULL column."""
+    """Return a NOT NULL column."""
     return sa.Column(name, kind, nullable=False, server_default=default)
 
 
 def optional(name: str, kind: TypeEngine[Value], default: str | None = None) -> sa.Column[Value]:
-    """Name a column that may hold NULL."""
+    """Return a column that allows NULL."""
     return sa.Column(name, kind, nullable=True, server_default=default)
 
 
 def stamp(name: str, *, null: bool = False, sql: bool = False) -> sa.Column[object]:
-    """Name a moment that defaults to the start of the inserting transaction.
+    """Return a timestamp that defaults to the start of the inserting transaction.
 
     Args:
         name: The column.
-        null: It may hold NULL.
-        sql: The default is spelled CURRENT_TIMESTAMP, as in some of Sagewai's revisions, not now().
+        null: Allow NULL.
+        sql: The default is CURRENT_TIMESTAMP, as in some of Sagewai's revisions, not now().
     """
     default = sa.func.current_timestamp() if sql else sa.func.now()
     return sa.Column(name, INSTANT, nullable=null, server_default=default)
 
 
 def serial(name: str, kind: TypeEngine[Value]) -> sa.Column[Value]:
-    """Name an integer key that a sequence of its own counts up."""
+    """Return an integer primary key with its own sequence."""
     return sa.Column(name, kind, primary_key=True, autoincrement=True)
 
 
 def key(*columns: str) -> sa.PrimaryKeyConstraint:
-    """Name the primary key."""
+    """Return a primary key."""
     return sa.PrimaryKeyConstraint(*columns)
 
 
 def unique(*columns: str, name: str | None = None) -> sa.UniqueConstraint:
-    """Name a unique constraint; without a name, PostgreSQL gives it one from the columns."""
+    """Return a unique constraint; PostgreSQL derives a missing name from the columns."""
     return sa.UniqueConstraint(*columns, name=name)
 
 
 def reference(
     columns: list[str], table: str, targets: list[str], *, on_delete: str | None = None
 ) -> sa.ForeignKeyConstraint:
-    """Name a foreign key; PostgreSQL gives it its name from the columns."""
+    """Return a foreign key; PostgreSQL derives its name from the columns."""
     return sa.ForeignKeyConstraint(
         columns, [f"{table}.{target}" for target in targets], ondelete=on_delete
     )
 
 
-def one_of(column: str, *words: str) -> str:
-    """Spell the condition that a column holds one of these words."""
-    return f"{column} IN ({', '.join(repr(word) for word in words)})"
+def in_list(column: str, *values: str) -> str:
+    """Return the condition that a column has one of these values."""
+    return f"{column} IN ({', '.join(repr(value) for value in values)})"
 
 
 def index(
@@ -89,17 +83,15 @@ def index(
     *columns: str,
     unique: bool = False,
     where: str = "",
-    using: str = "btree",
 ) -> None:
     """Create an index.
 
     Args:
         name: The index.
         table: Its table.
-        columns: Names; ` DESC` may follow one.
-        unique: No two rows may agree in the columns.
-        where: The rows that it covers; all without it.
-        using: PostgreSQL's access method.
+        columns: Names, each with an optional ` DESC`.
+        unique: A unique index.
+        where: The condition of a partial index.
     """
     op.create_index(
         name,
@@ -110,5 +102,4 @@ def index(
         ],
         unique=unique,
         postgresql_where=sa.text(where) if where else None,
-        postgresql_using=using,
     )

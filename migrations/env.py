@@ -1,7 +1,7 @@
-"""Run the revisions on a connection that the caller opened, or spell them as SQL.
+"""Run the revisions on the caller's connection, or write them as SQL.
 
-`sagewai_ops.schema.migrate_postgres` puts the connection into the configuration's `attributes`,
-holds the transaction and the lock around this, and decides alone whether to commit.
+`sagewai_ops.schema.alembic_runner` passes the connection in the configuration's `attributes`. The
+caller owns the transaction and the lock, and decides whether to commit.
 """
 
 from alembic import context

@@ -111,7 +111,6 @@ PENDING = (
     "sagewai_ops/errors",
     "sagewai_ops/text",
     "commands/",
-    "migrations/",
     "fixtures/",
     "docs/",
     "man/",

@@ -1,1 +1,1 @@
-"""The 21 revisions; Alembic loads them by their files."""
+"""The 21 revisions, which Alembic loads by file name."""

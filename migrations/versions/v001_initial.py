@@ -1,45 +1,22 @@
-"""Create the 45 tables that everything later builds on."""
+"""Create the 45 tables that all later revisions build on."""
+
+import re
+from pathlib import Path
 
 from alembic import op
-
-from sagewai_ops.migrations.initial import (
-    agents,
-    connectors,
-    context,
-    fleet,
-    harness,
-    hosting,
-    notifications,
-    setup,
-    spending,
-    workflows,
-    workspaces,
-)
 
 revision = "001_initial"
 down_revision = None
 
-FAMILIES = (
-    workflows,
-    agents,
-    spending,
-    connectors,
-    context,
-    harness,
-    notifications,
-    fleet,
-    workspaces,
-    hosting,
-    setup,
-)
+_SCRIPT = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
 
 
 def upgrade() -> None:
-    for family in FAMILIES:
-        family.create()
+    for statement in _SCRIPT.split(";\n"):
+        if statement.strip():
+            op.execute(statement)
 
 
 def downgrade() -> None:
-    for family in reversed(FAMILIES):
-        for table in reversed(family.TABLES):
-            op.drop_table(table)
+    for table in reversed(re.findall(r"^CREATE TABLE (\w+)", _SCRIPT, re.MULTILINE)):
+        op.drop_table(table)

@@ -4,8 +4,8 @@ from alembic import op
 
 from sagewai_ops.migrations.columns import (
     TEXT,
+    in_list,
     index,
-    one_of,
     optional,
     required,
 )
@@ -47,17 +47,17 @@ def upgrade() -> None:
     op.create_check_constraint(
         "runs_requires_network_policy_valid",
         "workflow_runs",
-        one_of("requires_network_policy", *NETWORK_POLICIES),
+        in_list("requires_network_policy", *NETWORK_POLICIES),
     )
     op.create_check_constraint(
         "runs_requires_sandbox_mode_valid",
         "workflow_runs",
-        one_of("requires_sandbox_mode", *SANDBOX_MODES),
+        in_list("requires_sandbox_mode", *SANDBOX_MODES),
     )
     op.create_check_constraint(
         "runs_requires_variant_valid",
         "workflow_runs",
-        f"requires_variant IS NULL OR {one_of('requires_variant', *VARIANTS)}",
+        f"requires_variant IS NULL OR {in_list('requires_variant', *VARIANTS)}",
     )
     index(
         "idx_wf_runs_pending_sandbox",

@@ -1,4 +1,4 @@
-"""Let a workflow run name its sealed secrets, and keep a log of what was done with them."""
+"""Add profiles and secrets to workflow runs, and an audit log of sealed secrets."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""Revoke sealed secrets, and the runs that used them."""
+"""Add revocations of sealed secrets and of the runs that used them."""
 
 from alembic import op
 

@@ -1,10 +1,10 @@
-"""Let a workflow run say how much of the isolation it uses."""
+"""Add the execution mode of workflow runs."""
 
 from alembic import op
 
 from sagewai_ops.migrations.columns import (
     TEXT,
-    one_of,
+    in_list,
     required,
 )
 
@@ -17,7 +17,7 @@ def upgrade() -> None:
     op.create_check_constraint(
         "runs_execution_mode_valid",
         "workflow_runs",
-        one_of("execution_mode", "bare", "sandboxed", "identity", "full", "full_jit"),
+        in_list("execution_mode", "bare", "sandboxed", "identity", "full", "full_jit"),
     )
 
 

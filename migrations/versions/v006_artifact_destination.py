@@ -1,4 +1,4 @@
-"""Let a workflow run say where its artifacts go."""
+"""Add the artifact destination of workflow runs."""
 
 from alembic import op
 

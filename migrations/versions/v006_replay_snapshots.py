@@ -1,4 +1,4 @@
-"""Let a workflow run replay another from a step."""
+"""Add the replay of workflow runs from a step."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""Evaluate directives on runs, and wait for a person where one must decide."""
+"""Add evaluations of directives and their pending approvals."""
 
 from alembic import op
 

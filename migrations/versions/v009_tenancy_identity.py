@@ -1,4 +1,4 @@
-"""Add organisations, their people and projects, roles, invitations and sessions."""
+"""Add organisations, users, projects, memberships, invitations and sessions."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -7,9 +7,9 @@ from sagewai_ops.migrations.columns import (
     INSTANT,
     JSONB,
     TEXT,
+    in_list,
     index,
     key,
-    one_of,
     optional,
     reference,
     required,
@@ -21,8 +21,8 @@ revision = "009_tenancy_identity"
 down_revision = "008_directives"
 
 # A role belongs to an organisation or to one of its projects, never to both.
-_IN_ORGANISATION = one_of("role", "org:owner", "org:admin", "org:member")
-_IN_PROJECT = one_of("role", "project:admin", "project:member", "project:viewer")
+_IN_ORGANISATION = in_list("role", "org:owner", "org:admin", "org:member")
+_IN_PROJECT = in_list("role", "project:admin", "project:member", "project:viewer")
 ROLE_SCOPE = (
     f"(project_id IS NULL AND {_IN_ORGANISATION}) OR (project_id IS NOT NULL AND {_IN_PROJECT})"
 )

@@ -1,4 +1,4 @@
-"""Add the audit whose events each hold the hash of the one before."""
+"""Add the audit log, whose events form a hash chain."""
 
 from alembic import op
 

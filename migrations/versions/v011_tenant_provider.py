@@ -1,4 +1,4 @@
-"""Keep model providers for a project, or for everyone."""
+"""Add model providers, per project or global."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""Keep agent definitions for a project, or for everyone."""
+"""Add agent definitions, per project or global."""
 
 from alembic import op
 

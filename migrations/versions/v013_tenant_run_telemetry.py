@@ -1,6 +1,6 @@
-"""Let runs and prompts belong to no project.
+"""Allow agent runs and prompt logs without a project.
 
-Going back gives those that belong to none to the project `default`, where NULL is not allowed.
+The downgrade moves rows without a project to the project `default`.
 """
 
 import sqlalchemy as sa

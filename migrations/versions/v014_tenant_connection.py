@@ -1,4 +1,4 @@
-"""Keep connections for a project, or for everyone."""
+"""Add connections, per project or global."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""Keep what an administrator sets up by kind, in one table."""
+"""Add resources of administrators, by kind, in one table."""
 
 from alembic import op
 

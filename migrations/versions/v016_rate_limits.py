@@ -1,4 +1,4 @@
-"""Count requests per window, for all processes together."""
+"""Add request counters per time window, shared by all processes."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""Add API tokens of an organisation or project."""
+"""Add API tokens of organisations and projects."""
 
 from alembic import op
 

@@ -1,6 +1,6 @@
-"""Let a worker have a name, a secret and an approval, and belong to no project.
+"""Add names, secrets and approvals of workers, and allow workers without a project.
 
-Going back gives workers of no project to the project `default`, where NULL is not allowed.
+The downgrade moves workers without a project to the project `default`.
 """
 
 import sqlalchemy as sa

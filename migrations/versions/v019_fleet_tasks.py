@@ -1,4 +1,4 @@
-"""Queue the tasks of the fleet in the database."""
+"""Add the queue of fleet tasks."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -7,9 +7,9 @@ from sagewai_ops.migrations.columns import (
     INSTANT,
     JSONB,
     TEXT,
+    in_list,
     index,
     key,
-    one_of,
     optional,
     required,
     stamp,
@@ -38,7 +38,7 @@ def upgrade() -> None:
         stamp("created_at"),
         key("run_id"),
         sa.CheckConstraint(
-            one_of("status", "pending", "claimed", "completed", "failed"),
+            in_list("status", "pending", "claimed", "completed", "failed"),
             name="ck_fleet_tasks_status",
         ),
     )

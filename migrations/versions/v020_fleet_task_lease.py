@@ -1,4 +1,4 @@
-"""Give a claimed task an end, after which another worker may have it."""
+"""Add leases of fleet tasks: an expired one frees the task for another worker."""
 
 from alembic import op
 

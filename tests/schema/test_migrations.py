@@ -159,7 +159,7 @@ def test_migrations_import_sqlalchemy_and_alembic_only() -> None:
                 ours = node.module.startswith("sagewai_ops.migrations.")
                 imported.add("ours" if ours else node.module.partition(".")[0])
 
-    assert imported == {"__future__", "alembic", "ours", "sqlalchemy", "typing"}
+    assert imported == {"__future__", "alembic", "ours", "pathlib", "re", "sqlalchemy", "typing"}
 
 
 def test_going_back_gives_rows_of_no_project_to_the_default(

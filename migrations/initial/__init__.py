@@ -1,1 +1,0 @@
-"""The 45 tables of the first revision, one module per family."""
