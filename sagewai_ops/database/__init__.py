@@ -1,1 +1,1 @@
-"""The two database engines that a home can use."""
+"""SQLite and PostgreSQL, the two database engines of a home."""

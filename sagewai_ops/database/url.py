@@ -1,9 +1,9 @@
 """Database URLs in every form that people use, without ever showing a password.
 
-`postgres://`, `postgresql://` and `postgresql+<driver>://` are the same thing here; socket
-directories, several hosts, TLS options and percent-encoding are read as libpq reads them. A
-password with a bare `@` or `:` in it works as well. What the URL leaves out, the PG* variables and
-the password file say (asyncpg reads them when it connects). This module opens nothing.
+`postgres://`, `postgresql://` and `postgresql+<driver>://` are equivalent here; socket
+directories, several hosts, TLS options and percent-encoding are parsed as libpq does. A password
+may contain an unescaped `@` or `:`. Parts missing in the URL come from the PG* variables and the
+password file when a connection is opened. This module opens nothing.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from urllib.parse import quote, unquote, urlencode
 
 from sagewai_ops.errors import UsageError
 
-VARIABLES = ("SAGEWAI_DATABASE_URL", "DATABASE_URL")  # Sagewai's server reads them in this order
+VARIABLES = ("SAGEWAI_DATABASE_URL", "DATABASE_URL")  # in the order of Sagewai's server
 DEFAULT_PORT = 5432
 CONNECT_SECONDS = 30.0  # unless the URL has connect_timeout
 
-# Passed on to asyncpg, which reads them in a URL only.
+# Passed to asyncpg in a URL, the only place where it reads them.
 _TLS = frozenset(
     [
         "sslmode",
@@ -35,7 +35,7 @@ _TLS = frozenset(
         "passfile",
     ]
 )
-# Other drivers' options, and libpq's that asyncpg has no use for; the server must not get them.
+# Options of other drivers, and of libpq without a meaning in asyncpg; not sent to the server.
 _DROPPED = frozenset(
     [
         "application_name",
@@ -61,36 +61,42 @@ _DROPPED = frozenset(
         "tcp_user_timeout",
     ]
 )
+_RESERVED = "percent-encode : / ? # [ ] and @ in user and password"
 _SSL_WORDS = {"true": "require", "1": "require", "false": "disable", "0": "disable"}
 
-_POSTGRES = re.compile(r"(?:(?P<who>[^/?]*)@)?(?P<hosts>[^/?@]*)(?:/(?P<path>[^?]*))?(?:\?(.*))?")
-_ENCODE = "percent-encode : / ? # [ ] and @ in its user and password, as in p%40ss"
+_POSTGRES = re.compile(
+    r"(?:(?P<userinfo>[^/?]*)@)?(?P<hosts>[^/?@]*)(?:/(?P<path>[^?]*))?(?:\?(.*))?"
+)
+_ENCODE = (
+    "python3 -c 'import getpass, urllib.parse as u; print(u.quote(getpass.getpass(), safe=\"\"))'"
+    "  # percent-encodes a password"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class SqliteUrl:
-    """A SQLite file; relative paths are relative to the working directory, as in Sagewai."""
+    """An SQLite file; relative paths are relative to the working directory, as in Sagewai."""
 
     path: Path
 
     @property
     def display(self) -> str:
-        """How messages name it."""
+        """Its name in messages."""
         return str(self.path)
 
 
 @dataclass(frozen=True, slots=True)
 class PostgresUrl:
-    """A PostgreSQL database and the way to it.
+    """A PostgreSQL database and how to connect to it.
 
     Attributes:
         hosts: Names, addresses or socket directories with their ports (None: the default), in the
-            order in which they are tried; empty leaves it to PGHOST and the usual sockets.
-        user: None leaves it to PGUSER, else the name of the system's user.
-        password: Never shown. None leaves it to PGPASSWORD and the password file.
-        database: None leaves it to PGDATABASE, else the user's name.
-        tls: `sslmode` and its kin, as libpq names them.
-        settings: What the server is told at the start of a session, such as `search_path`.
+            order in which they are tried; if empty, PGHOST, else the default sockets.
+        user: None means PGUSER, else the name of the system's user.
+        password: Never shown. None means PGPASSWORD or the password file.
+        database: None means PGDATABASE, else the user's name.
+        tls: `sslmode` and the other TLS options of libpq.
+        settings: Parameters of the session, such as `search_path`.
         timeout_seconds: For opening a connection.
     """
 
@@ -104,61 +110,60 @@ class PostgresUrl:
 
     @property
     def display(self) -> str:
-        """How messages name it: no password, no options."""
-        return f"postgresql://{self._who('')}{self._where()}"
+        """Its name in messages: no password, no options."""
+        return f"postgresql://{self._userinfo('')}{self._hosts()}{self._path()}"
 
     def to_string(self) -> str:
-        """Spell it as Sagewai's server takes it; the password is in it."""
+        """Return the URL, with its password, in the form that Sagewai's server accepts."""
         password = "" if self.password is None else f":{quote(self.password, safe='')}"
         options = {**self.tls, **self.settings}
-        where = self._where()
+        hosts = self._hosts()
         if any(host.startswith("/") for host, _ in self.hosts):
-            # A socket's directory does not fit into the place of a host's name everywhere.
+            # Not every program accepts a socket's directory as the host.
             options["host"] = ",".join(host for host, _ in self.hosts)
             if any(port for _, port in self.hosts):
                 options["port"] = ",".join(str(port or DEFAULT_PORT) for _, port in self.hosts)
-            where = self._database()
+            hosts = ""
         query = f"?{urlencode(options, safe='/,', quote_via=quote)}" if options else ""
-        return f"postgresql://{self._who(password)}{where}{query}"
+        return f"postgresql://{self._userinfo(password)}{hosts}{self._path()}{query}"
 
-    def _who(self, password: str) -> str:
+    def _userinfo(self, password: str) -> str:
         return "" if self.user is None else f"{quote(self.user, safe='')}{password}@"
 
-    def _where(self) -> str:
-        hosts = ",".join(
+    def _hosts(self) -> str:
+        return ",".join(
             (quote(host, safe="") if host.startswith("/") else f"[{host}]" if ":" in host else host)
             + (f":{port}" if port else "")
             for host, port in self.hosts
         )
-        return hosts + self._database()
 
-    def _database(self) -> str:
+    def _path(self) -> str:
         return "" if self.database is None else f"/{quote(self.database, safe='')}"
 
 
 def parse(url: str) -> SqliteUrl | PostgresUrl:
-    """Read a database URL.
+    """Parse a database URL.
 
     Raises:
-        UsageError: It is none, or of another kind of database; the message never holds the URL.
+        UsageError: It is malformed, or of another kind of database; the message omits the URL.
     """
     scheme, separator, rest = url.strip().partition("://")
     kind = scheme.lower().partition("+")[0]
     if not separator or kind not in ("postgres", "postgresql", "sqlite"):
-        # Without "://", what stands before it may be the whole URL with its password.
-        met = f", {scheme!r} met" if separator else ""
+        # Without "://", `scheme` may be the whole URL with its password.
+        name = f" {scheme!r}" if separator else ""
         raise UsageError(
-            f"database URL: neither PostgreSQL nor SQLite{met}",
+            f"database URL: scheme{name} not supported, only postgresql:// and sqlite:///",
             hint="export SAGEWAI_DATABASE_URL=postgresql://USER@HOST/DATABASE",
         )
     return _sqlite(rest) if kind == "sqlite" else _postgres(rest)
 
 
 def resolve(environment: Mapping[str, str], home_database: Path) -> SqliteUrl | PostgresUrl:
-    """Find the database that Sagewai's server would use; an empty variable counts as unset.
+    """Return the database that Sagewai's server would use; an empty variable counts as unset.
 
     Raises:
-        UsageError: A variable holds no database URL.
+        UsageError: A variable is not a database URL.
     """
     for variable in VARIABLES:
         if environment.get(variable):
@@ -175,8 +180,8 @@ def _sqlite(rest: str) -> SqliteUrl:
         path = unquote(path.removeprefix("file:"))
     if authority or not slash or not path or path == ":memory:":
         raise UsageError(
-            "database URL: names no SQLite file",
-            hint="four slashes lead to an absolute path: sqlite:////srv/sagewai.db",
+            "database URL: path of the SQLite file missing",
+            hint="export SAGEWAI_DATABASE_URL=sqlite:////srv/sagewai.db  # four slashes: absolute",
         )
     return SqliteUrl(Path(path))
 
@@ -184,9 +189,9 @@ def _sqlite(rest: str) -> SqliteUrl:
 def _postgres(rest: str) -> PostgresUrl:
     match = _POSTGRES.fullmatch(rest)
     if not match:
-        raise UsageError("database URL: cannot be read", hint=_ENCODE)
-    who, host_list, path, query = match["who"], match["hosts"], match["path"], match[4]
-    user, _, password = (who or "").partition(":")
+        raise UsageError(f"database URL: malformed; {_RESERVED}", hint=_ENCODE)
+    userinfo, host_list, path, query = match["userinfo"], match["hosts"], match["path"], match[4]
+    user, _, password = (userinfo or "").partition(":")
     options = _options(query or "")
     hosts = _hosts(host_list)
     if "host" in options:
@@ -218,7 +223,7 @@ def _options(query: str) -> dict[str, str]:
     for item in filter(None, query.split("&")):
         key, equals, value = item.partition("=")
         if not equals:
-            raise UsageError("database URL: an option after ? has no value", hint=_ENCODE)
+            raise UsageError("database URL: option without a value after ?", hint=_ENCODE)
         options[unquote(key)] = unquote(value)  # unlike in a web form, + is a plus sign
     return options
 
@@ -230,7 +235,7 @@ def _hosts(listed: str) -> tuple[tuple[str, int | None], ...]:
         if not item.startswith("/"):
             match = re.fullmatch(r"(\[[^\]]*\]|[^:]*)(?::(.*))?", item)
             if not match:
-                raise UsageError("database URL: a host cannot be read", hint=_ENCODE)
+                raise UsageError(f"database URL: malformed host; {_RESERVED}", hint=_ENCODE)
             host, port = match[1].strip("[]"), match[2] or ""
         hosts.append((unquote(host), _port(port) if port else None))
     return tuple(hosts)
@@ -246,20 +251,21 @@ def _with_ports(
         ports *= len(hosts)
     if len(ports) != len(hosts):
         raise UsageError(
-            f"database URL: {len(ports)} ports are given for {len(hosts)} hosts",
-            hint="give one port, or one for each host",
+            f"database URL: {len(ports)} ports for {len(hosts)} hosts; one port, or one for each"
         )
     return tuple((host, port) for (host, _), port in zip(hosts, ports, strict=True))
 
 
 def _port(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or not 0 < int(text) < 65536:
-        # The text may be the tail of a password that holds a bare slash: it is not shown.
-        raise UsageError("database URL: the port is no number from 1 to 65535", hint=_ENCODE)
+        # The text may be the tail of a password with an unescaped slash: it is not shown.
+        raise UsageError(
+            f"database URL: port not a number from 1 to 65535; {_RESERVED}", hint=_ENCODE
+        )
     return int(text)
 
 
 def _seconds(text: str) -> float:
     if not text.isascii() or not text.isdecimal():
-        raise UsageError("database URL: connect_timeout is no number of seconds", hint=_ENCODE)
-    return float(text) or CONNECT_SECONDS  # libpq: 0 waits without end; nothing here does
+        raise UsageError("database URL: connect_timeout not a number of seconds")
+    return float(text) or CONNECT_SECONDS  # in libpq 0 means no timeout; there is always one here

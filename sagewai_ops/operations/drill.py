@@ -20,7 +20,7 @@ from typing import Any
 from sagewai_ops import __version__
 from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.open import open_archive
-from sagewai_ops.database.sqlite.integrity import examine
+from sagewai_ops.database.sqlite.integrity import check_integrity
 from sagewai_ops.errors import (
     DamagedError,
     InterruptedRunError,
@@ -278,7 +278,7 @@ class _Trial:
         done = upgrade_database(home.database, progress=progress)
         upgraded = dataclasses.replace(done, rehearsed=True)  # nobody keeps it
         if upgraded.added:
-            health = examine(home.database)
+            health = check_integrity(home.database)
             if not health.sound:
                 raise DamagedError(
                     f"snapshot {restored.plan.snapshot_id}: its database is damaged by an upgrade, "

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.database.sqlite.integrity import Health, examine
+from sagewai_ops.database.sqlite.integrity import Health, check_integrity
 from sagewai_ops.database.sqlite.read_transaction import open_frozen
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema.sqlite_revision import Level, read_level
@@ -78,7 +78,7 @@ def examine_database(path: Path, progress: Progress | None = None) -> DatabaseRe
     Raises:
         DamagedError: It cannot be read at all.
     """
-    return _proof(read_schema_level(path), examine(path, progress=progress))
+    return _proof(read_schema_level(path), check_integrity(path, progress=progress))
 
 
 @contextlib.contextmanager

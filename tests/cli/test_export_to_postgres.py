@@ -283,7 +283,11 @@ def test_learnings_become_vectors_when_asked(home: Home, postgres: Server) -> No
         (["--on-invalid", "ignore"], 2, "on-invalid"),
         (["--learnings", "all"], 2, "learnings"),
         ([], 2, "no URL of a PostgreSQL database"),
-        (["mysql://somebody:PASSWORD@host/x"], 2, "neither PostgreSQL nor SQLite"),
+        (
+            ["mysql://somebody:PASSWORD@host/x"],
+            2,
+            "not supported, only postgresql:// and sqlite:///",
+        ),
         (["sqlite:///x.db"], 2, "no URL of a PostgreSQL database"),
         (["postgresql://u:PASSWORD@127.0.0.1:1/x"], 19, "127.0.0.1:1/x"),
         (["postgresql:///x", "--url-file", "f"], 2, "the URL is given as well"),

@@ -189,18 +189,18 @@ def test_silent_server_is_given_up() -> None:
         host = ("127.0.0.1", silent.getsockname()[1])
         url = database_url.PostgresUrl((host,), "u", None, "d", timeout_seconds=0.2)
 
-        with pytest.raises(RemoteError, match=r"does not answer within 0\.2 seconds"):
+        with pytest.raises(RemoteError, match=r"no answer within 0\.2 seconds"):
             asyncio.run(_ask(url))
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"sslmode": "perhaps"}, "sslmode is none of disable, allow,"),
-        ({"sslmode": "verify-full"}, r"sslrootcert .*/\.postgresql/root\.crt: cannot be read"),
-        ({"sslmode": "require", "sslrootcert": "/none.crt"}, "sslrootcert /none.crt: cannot be"),
-        ({"sslcert": "/none.crt", "sslpassword": "hushed"}, "sslcert /none.crt: cannot be read"),
-        ({"sslkey": "/none.key"}, "sslkey /none.key: cannot be read"),
+        ({"sslmode": "perhaps"}, "sslmode unknown, not one of disable, allow,"),
+        ({"sslmode": "verify-full"}, r"sslrootcert .*/\.postgresql/root\.crt: not readable"),
+        ({"sslmode": "require", "sslrootcert": "/none.crt"}, "sslrootcert /none.crt: not readable"),
+        ({"sslcert": "/none.crt", "sslpassword": "hushed"}, "sslcert /none.crt: not readable"),
+        ({"sslkey": "/none.key"}, "sslkey /none.key: not readable"),
     ],
 )
 def test_wrong_tls_option_is_named_before_anything_is_sent(
@@ -221,7 +221,7 @@ def test_contradicting_options_are_a_usage_error(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PGPORT", "1,2")
     url = database_url.PostgresUrl((("127.0.0.1", None),), "u", None, "d")
 
-    with pytest.raises(UsageError, match="do not make a connection"):
+    with pytest.raises(UsageError, match="contradicted by the PG"):
         asyncio.run(_ask(url))
 
 
@@ -239,7 +239,7 @@ def test_authorities_of_the_system_are_found_where_python_looks_elsewhere(
     assert tls.options(url, {})["sslrootcert"] == str(bundle)
 
     bundle.unlink()
-    with pytest.raises(UsageError, match="sslrootcert system: cannot be read"):
+    with pytest.raises(UsageError, match="sslrootcert system: not readable"):
         tls.options(url, {})
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from directory_state import state_of
 from home_builder import BuiltHome, build_home
 from sagewai_ops.database.sqlite import integrity
-from sagewai_ops.database.sqlite.integrity import ForeignKeyViolation, count_rows, examine
+from sagewai_ops.database.sqlite.integrity import ForeignKeyViolation, check_integrity, count_rows
 from sagewai_ops.database.sqlite.online_copy import copy_database
 from sagewai_ops.errors import DamagedError, NotFoundError
 
@@ -53,7 +53,7 @@ def make(path: Path, *statements: str) -> None:
 
 def test_every_table_is_counted(frozen: Path, built: BuiltHome) -> None:
     """Counts are those that were planted, learnings by their virtual table, shadows left out."""
-    health = examine(frozen)
+    health = check_integrity(frozen)
 
     expected = {**built.rows, **built.vectors}
     counts = dict(health.counts)
@@ -65,7 +65,7 @@ def test_every_table_is_counted(frozen: Path, built: BuiltHome) -> None:
 
 def test_sound_database_with_orphans_is_sound(frozen: Path, built: BuiltHome) -> None:
     """Broken references are findings of their own, with table, row and parent."""
-    health = examine(frozen)
+    health = check_integrity(frozen)
 
     assert health.sound
     assert health.integrity == ()
@@ -78,7 +78,7 @@ def test_sound_database_with_orphans_is_sound(frozen: Path, built: BuiltHome) ->
 
 def test_shape_is_told(frozen: Path) -> None:
     """Page size, page count, encoding and journal mode are the file's own."""
-    health = examine(frozen)
+    health = check_integrity(frozen)
 
     assert health.page_size * health.page_count == frozen.stat().st_size
     assert (health.encoding, health.journal_mode) == ("UTF-8", "wal")
@@ -90,14 +90,14 @@ def test_rows_are_counted_alike_within_a_transaction(frozen: Path) -> None:
     with closing(sqlite3.connect(f"file://{frozen}?immutable=1", uri=True)) as connection:
         counts = count_rows(connection)
 
-    assert counts == examine(frozen).counts
+    assert counts == check_integrity(frozen).counts
 
 
 def test_examined_file_is_left_as_it_was(frozen: Path) -> None:
     """Bytes, time and mode stay, and nothing is left beside it."""
     before = state_of(frozen.parent)
 
-    examine(frozen)
+    check_integrity(frozen)
 
     assert state_of(frozen.parent) == before
 
@@ -106,7 +106,7 @@ def test_rollback_mode_is_told(own: Path) -> None:
     """The journal mode comes from the header."""
     make(own, "CREATE TABLE t (x)", "INSERT INTO t VALUES (1)")
 
-    health = examine(own)
+    health = check_integrity(own)
 
     assert (health.journal_mode, health.counts) == ("rollback", {"t": 1})
 
@@ -121,7 +121,7 @@ def test_check_violations_are_found(own: Path) -> None:
         "INSERT INTO limits VALUES (-1)",
     )
 
-    health = examine(own)
+    health = check_integrity(own)
 
     assert health.integrity == ("CHECK constraint failed in limits",)
     assert not health.sound
@@ -137,7 +137,7 @@ def test_violations_are_all_counted_and_the_first_kept(own: Path) -> None:
         " (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 150) SELECT x, 999 FROM n",
     )
 
-    health = examine(own)
+    health = check_integrity(own)
 
     assert health.foreign_key_total == 150
     assert len(health.foreign_keys) == 100
@@ -153,7 +153,7 @@ def test_violation_in_a_table_without_rowids_has_none(own: Path) -> None:
         "INSERT INTO child VALUES ('a', 5)",
     )
 
-    assert examine(own).foreign_keys == (ForeignKeyViolation("child", None, "parent"),)
+    assert check_integrity(own).foreign_keys == (ForeignKeyViolation("child", None, "parent"),)
 
 
 def test_reference_that_cannot_be_checked_is_named_and_the_rest_checked(own: Path) -> None:
@@ -167,7 +167,7 @@ def test_reference_that_cannot_be_checked_is_named_and_the_rest_checked(own: Pat
         "INSERT INTO child VALUES (9)",
     )
 
-    health = examine(own)
+    health = check_integrity(own)
 
     assert health.foreign_keys_unchecked == (
         'broken: foreign key mismatch - "broken" referencing "parent"',
@@ -185,7 +185,7 @@ def test_tables_of_other_modules_are_counted_by_their_own_name(own: Path) -> Non
         "INSERT INTO notes VALUES ('a'), ('b')",
     )
 
-    assert examine(own).counts == {"notes": 2, "notes_about": 0}
+    assert check_integrity(own).counts == {"notes": 2, "notes_about": 0}
 
 
 def test_virtual_table_of_an_unknown_module_is_named(own: Path) -> None:
@@ -198,7 +198,7 @@ def test_virtual_table_of_an_unknown_module_is_named(own: Path) -> None:
         " ('table', 'odd', 'odd', 0, 'CREATE VIRTUAL TABLE odd USING nobody_knows(a)')",
     )
 
-    health = examine(own)
+    health = check_integrity(own)
 
     assert health.uncounted == ("odd",)
     assert health.counts == {"t": 0}
@@ -209,7 +209,7 @@ def test_names_that_need_quoting_are_counted(own: Path) -> None:
     """A table may be called anything."""
     make(own, 'CREATE TABLE "odd ""name"" % é" (x)', "CREATE TABLE sqliteish (x)")
 
-    assert examine(own).counts == {'odd "name" % é': 0, "sqliteish": 0}
+    assert check_integrity(own).counts == {'odd "name" % é': 0, "sqliteish": 0}
 
 
 def test_index_that_lacks_a_row_is_found(own: Path) -> None:
@@ -223,7 +223,7 @@ def test_index_that_lacks_a_row_is_found(own: Path) -> None:
         "UPDATE sqlite_master SET sql = 'CREATE INDEX of_x ON t (x)' WHERE name = 'of_x'",
     )
 
-    assert examine(own).integrity[0] == "row 2 missing from index of_x"
+    assert check_integrity(own).integrity[0] == "row 2 missing from index of_x"
 
 
 @settings(
@@ -242,7 +242,7 @@ def test_flipped_bit_in_any_page_header_is_found_and_never_raised(
     content[at + offset] ^= 1 << data.draw(st.integers(0, 7))
     damaged.write_bytes(content)
 
-    health = examine(damaged)
+    health = check_integrity(damaged)
 
     assert not health.sound
 
@@ -260,7 +260,7 @@ def test_unreadable_table_is_missing_from_the_counts_and_named(own: Path) -> Non
     content[4096] ^= 1  # the kind of page 2, the root of t
     own.write_bytes(content)
 
-    health = examine(own)
+    health = check_integrity(own)
 
     assert health.counts == {"u": 1}
     assert health.integrity[-1] == "table t: database disk image is malformed"
@@ -272,7 +272,7 @@ def test_unreadable_schema_is_a_finding(frozen: Path, own: Path) -> None:
     content[100] ^= 1  # the kind of page 1, the root of the schema
     own.write_bytes(content)
 
-    health = examine(own)
+    health = check_integrity(own)
 
     assert health.integrity[-1] == "schema: database disk image is malformed"
     assert health.counts == {}
@@ -285,13 +285,13 @@ def test_what_is_no_database_is_refused(content: bytes, own: Path) -> None:
     own.write_bytes(content)
 
     with pytest.raises(DamagedError, match=r"own\.db: "):
-        examine(own)
+        check_integrity(own)
 
 
 def test_missing_file_is_not_found(own: Path) -> None:
     """It is not created either."""
     with pytest.raises(NotFoundError):
-        examine(own)
+        check_integrity(own)
 
     assert not own.exists()
 
@@ -300,7 +300,7 @@ def test_empty_file_has_no_tables(own: Path) -> None:
     """A database before its first commit is sound."""
     own.touch()
 
-    health = examine(own)
+    health = check_integrity(own)
 
     assert (health.sound, health.page_count, health.counts) == (True, 0, {})
 
@@ -312,7 +312,7 @@ def test_progress_counts_the_parts_and_can_end_it(
     monkeypatch.setattr(integrity, "_STEPS", 100)
     told: list[tuple[str, int, int]] = []
 
-    examine(frozen, progress=lambda *values: told.append(values))
+    check_integrity(frozen, progress=lambda *values: told.append(values))
 
     assert len(told) > 20
     assert told[-1] == ("integrity", 3, 3)
@@ -323,7 +323,7 @@ def test_progress_counts_the_parts_and_can_end_it(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        examine(frozen, progress=stop)
+        check_integrity(frozen, progress=stop)
 
 
 @pytest.mark.parametrize("part", [0, 1, 2])
@@ -341,4 +341,4 @@ def test_interrupt_within_a_part_is_no_finding(
             raise InterruptedError("stop")
 
     with pytest.raises(InterruptedError, match="stop"):
-        examine(frozen, progress=stop)
+        check_integrity(frozen, progress=stop)

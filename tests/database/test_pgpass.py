@@ -77,5 +77,5 @@ def test_file_open_to_others_is_refused(environment: dict[str, str]) -> None:
     """It says why, where libpq goes on without a password."""
     Path(environment["PGPASSFILE"]).chmod(0o640)
 
-    with pytest.raises(PermissionDeniedError, match="others may read it"):
+    with pytest.raises(PermissionDeniedError, match="readable by others"):
         pgpass.find(URL, environment)

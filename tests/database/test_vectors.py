@@ -187,8 +187,8 @@ def test_after_any_history_the_shadows_equal_the_answers(
         ("e bit[16]", "its vectors are of bit"),
         ("a float[2], b float[2]", "it has 2 vector columns"),
         ("id text primary key", "it has 0 vector columns"),
-        ("e float[2] indexed by diskann()", "its vectors are kept in another way"),
-        ("e float[2], shape polygon", "column 'shape polygon' is of no known kind"),
+        ("e float[2] indexed by diskann()", "its vector column has unknown options"),
+        ("e float[2], shape polygon", "column 'shape polygon' has no known type"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_named_with_the_reason(body: str, obstacle: str) -> None:
@@ -215,7 +215,7 @@ def test_other_virtual_tables_are_not_vectors() -> None:
     [
         ("DELETE FROM vec_learnings_rowids WHERE chunk_offset = 4", "its slots and the table"),
         ("UPDATE vec_learnings_rowids SET chunk_id = 9 WHERE rowid = 5", "its slots and the table"),
-        ("DELETE FROM vec_learnings_vector_chunks00", "nothing in vec_learnings_vector_chunks00"),
+        ("DELETE FROM vec_learnings_vector_chunks00", "no row in vec_learnings_vector_chunks00"),
         ("UPDATE vec_learnings_vector_chunks00 SET vectors = x'00'", "1 bytes for 1024 vectors"),
         ("UPDATE vec_learnings_chunks SET validity = x'ff'", "its bitmap and its size differ"),
         (
@@ -224,7 +224,7 @@ def test_other_virtual_tables_are_not_vectors() -> None:
         ),
         (
             "DELETE FROM vec_learnings_metadatatext01 WHERE rowid = 2",
-            r"a text of \d+ bytes is not there",
+            r"a text of \d+ bytes is missing",
         ),
     ],
 )

@@ -20,7 +20,7 @@ from home_builder import BuiltHome
 from memory_directory import memory_directory
 from round_trips import snapshot_of
 from sagewai_ops.archive.age import Decryption, Encryption, temporary_identity
-from sagewai_ops.database.sqlite.integrity import examine
+from sagewai_ops.database.sqlite.integrity import check_integrity
 from sagewai_ops.errors import (
     DamagedError,
     InterruptedRunError,
@@ -328,7 +328,9 @@ def test_a_database_that_an_upgrade_damages_is_no_proof(
         connection.commit()
     archive = snapshot_of(built.root)
     monkeypatch.setattr(
-        drilling, "examine", lambda path: dataclasses.replace(examine(path), integrity=("torn",))
+        drilling,
+        "check_integrity",
+        lambda path: dataclasses.replace(check_integrity(path), integrity=("torn",)),
     )
 
     with pytest.raises(DamagedError, match="torn"):

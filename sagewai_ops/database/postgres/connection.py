@@ -1,7 +1,7 @@
-"""Connections to PostgreSQL: one way to open them, one way to say why it did not work.
+"""Open connections to PostgreSQL, and translate the errors of the server and the driver.
 
-SQLAlchemy's engine is a thin coat over asyncpg here, without a pool: a command opens one connection
-and closes it. Errors of the driver become ours, each with its exit code; none shows a password.
+SQLAlchemy's engine is a thin layer over asyncpg here, without a pool: a command opens one
+connection and closes it. Every error has an exit code, and none shows a password.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
     import asyncpg
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-APPLICATION_NAME = "sagewai-ops"  # as pg_stat_activity shows us
-_NO_FILE = f"{os.devnull}/none"  # cannot exist: `passwords` has read the password file already
-CLOSE_SECONDS = 5.0  # for the server's farewell; then the socket is simply closed
+APPLICATION_NAME = "sagewai-ops"  # in pg_stat_activity
+_NO_FILE = f"{os.devnull}/none"  # cannot exist: `pgpass` has already read the password file
+CLOSE_SECONDS = 5.0  # for the server's answer to a close; then the socket is closed without it
 
-# A role's limits are meant for a server's short statements. `transaction_timeout` came with 17. Not
-# among the settings of the start, where a pooler refuses those that it does not know.
+# A role's limits are meant for a server's short statements. `transaction_timeout` exists since 17.
+# Not among the start-up parameters, where a pooler rejects those that it does not know.
 _UNLIMITED = """
 SELECT set_config(name, '0', false) FROM pg_settings
 WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')
   AND NOT name = ANY ($1)
 """
 
-# The classes of SQLSTATE that a person can act on; the rest is an unexpected failure.
+# The classes of SQLSTATE that an operator can act on; the others are unexpected failures.
 # Source: PostgreSQL manual, appendix A.
 _BY_STATE: dict[str, type[OpsError]] = {
     "3D000": NotFoundError,  # no such database
@@ -62,16 +62,16 @@ _BY_STATE: dict[str, type[OpsError]] = {
     "XX002": DamagedError,
 }
 _HINTS = {
-    "42501": "GRANT SELECT ON ALL TABLES IN SCHEMA public TO ROLE;  # or the right that is named",
-    "25006": "give the URL of the primary server",
+    "42501": "GRANT SELECT ON ALL TABLES IN SCHEMA public TO ROLE;  # or the named privilege",
+    "25006": "psql URL -c 'SELECT pg_is_in_recovery()'  # t: a standby, use the primary's URL",
 }
 
 
 async def connect(url: PostgresUrl) -> asyncpg.Connection[asyncpg.Record]:
     """Open a connection of asyncpg; the caller closes it.
 
-    The session's time zone is UTC, because a home's timestamps are. What limits a role's statements
-    and transactions does not hold, unless the URL says it.
+    The session's time zone is UTC, like that of a home's timestamps. A role's limits on statements
+    and transactions are disabled, those in the URL are not.
 
     Raises:
         RemoteError, PermissionDeniedError, NotFoundError, UsageError: It cannot be opened.
@@ -99,26 +99,25 @@ async def connect(url: PostgresUrl) -> asyncpg.Connection[asyncpg.Record]:
             )
         except (asyncio.TimeoutError, TimeoutError) as error:
             raise RemoteError(
-                f"{url.display}: does not answer within {url.timeout_seconds:g} seconds",
-                hint="add ?connect_timeout=SECONDS to the URL to wait longer",
+                f"{url.display}: no answer within {url.timeout_seconds:g} seconds",
+                hint="pg_isready -t 60  # with the URL's host; connect_timeout=SECONDS waits",
             ) from error
         except ssl.SSLCertVerificationError as error:  # which is a ValueError too
             raise RemoteError(
-                f"{url.display}: the server's certificate is not trusted,"
-                f" {error.verify_message.rstrip('.')}",
-                hint="name the certificate of its authority with &sslrootcert=FILE in the URL",
+                f"{url.display}: certificate of the server not trusted,"
+                f" {error.verify_message.rstrip('.')}; sslrootcert=FILE in the URL names the"
+                " certificate of its authority"
             ) from error
         except ssl.SSLError as error:
-            said = (error.reason or "a certificate or its key cannot be read").replace("_", " ")
+            reason = (error.reason or "certificate or key not readable").replace("_", " ")
             raise RemoteError(
-                f"{url.display}: TLS: {said.lower()}",
+                f"{url.display}: TLS: {reason.lower()}",
                 hint="openssl x509 -noout -subject -in FILE  # those of sslrootcert and sslcert",
             ) from error
         except (ValueError, asyncpg.InterfaceError) as error:
-            # Settings that contradict each other. Their text can quote the URL's parts.
+            # Settings that contradict each other. The text of the error can quote parts of the URL.
             raise UsageError(
-                f"{url.display}: the URL and the PG* variables do not make a connection",
-                hint="compare them with the URL: env | grep ^PG",
+                f"{url.display}: contradicted by the PG* variables", hint="env | grep ^PG"
             ) from error
         try:
             await connection.execute(_UNLIMITED, list(url.settings))
@@ -129,7 +128,7 @@ async def connect(url: PostgresUrl) -> asyncpg.Connection[asyncpg.Record]:
 
 
 def _ports(url: PostgresUrl) -> list[int] | None:
-    """List the ports; without any in the URL, PGPORT decides."""
+    """Return the ports; None if the URL has none, so that PGPORT applies."""
     if all(port is None for _, port in url.hosts):
         return None
     return [port or DEFAULT_PORT for _, port in url.hosts]
@@ -140,17 +139,17 @@ async def connect_sqlalchemy(url: PostgresUrl) -> AsyncIterator[AsyncConnection]
     """Open a connection of SQLAlchemy for the block, outside of a transaction.
 
     Raises:
-        OpsError: What `connect` raises, and what the server refuses inside the block.
+        OpsError: See `connect`; also for errors of the server inside the block.
     """
     from sqlalchemy.ext.asyncio import create_async_engine
     from sqlalchemy.pool import NullPool
 
     driver = await connect(url)
 
-    async def opened() -> asyncpg.Connection[asyncpg.Record]:
+    async def creator() -> asyncpg.Connection[asyncpg.Record]:
         return driver
 
-    engine = create_async_engine("postgresql+asyncpg://", async_creator=opened, poolclass=NullPool)
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=creator, poolclass=NullPool)
     try:
         with translate_errors(url):
             async with engine.connect() as connection:
@@ -170,7 +169,7 @@ async def _close(driver: asyncpg.Connection[asyncpg.Record]) -> None:
 
 @contextmanager
 def translate_errors(url: PostgresUrl) -> Iterator[None]:
-    """Turn what the driver raises inside the block into errors that name the database."""
+    """Turn errors of the driver inside the block into errors that name the database."""
     import asyncpg
 
     try:
@@ -181,34 +180,35 @@ def translate_errors(url: PostgresUrl) -> Iterator[None]:
         asyncpg.InterfaceError,
         asyncpg.InternalClientError,
     ) as error:
-        ours = _ours(url, error)
-        if ours is None:
+        failure = _from_driver_error(url, error)
+        if failure is None:
             raise
-        raise ours from error
+        raise failure from error
     except Exception as error:
-        ours = _ours(url, _wrapped(error))
-        if ours is None:
+        failure = _from_driver_error(url, _unwrap(error))
+        if failure is None:
             raise
-        raise ours from error
+        raise failure from error
 
 
 def find_server_error(error: Exception) -> asyncpg.PostgresError | None:
-    """Give what the server said, bare or inside one of SQLAlchemy's errors; None for any other."""
+    """Return the server's error, bare or inside one of SQLAlchemy's; None for other errors."""
     import asyncpg
 
-    said = error if isinstance(error, asyncpg.PostgresError) else _wrapped(error)
-    return said if isinstance(said, asyncpg.PostgresError) else None
+    found = error if isinstance(error, asyncpg.PostgresError) else _unwrap(error)
+    return found if isinstance(found, asyncpg.PostgresError) else None
 
 
-def first_line(refusal: asyncpg.PostgresError) -> str:
-    """Give the server's words, without its details: those hold values of rows."""
-    return str(refusal.args[0] if refusal.args else "refused").splitlines()[0]
+def first_line(error: asyncpg.PostgresError) -> str:
+    """Return the server's message without its details, which contain values of rows."""
+    return str(error.args[0] if error.args else "refused").splitlines()[0]
 
 
-def _wrapped(error: Exception) -> BaseException | None:
-    """Give the driver's error inside one of SQLAlchemy's; None for any other.
+def _unwrap(error: Exception) -> BaseException | None:
+    """Return the driver's error inside one of SQLAlchemy's; None for other errors.
 
-    Who has not imported SQLAlchemy cannot meet its errors, and it takes 0.2 seconds to import.
+    Without an import of SQLAlchemy, which takes 0.2 seconds: if it is not loaded, the error cannot
+    be one of its own.
     """
     wrappers = sys.modules.get("sqlalchemy.exc")
     if wrappers is None or not isinstance(error, wrappers.DBAPIError) or error.orig is None:
@@ -217,7 +217,7 @@ def _wrapped(error: Exception) -> BaseException | None:
     return cause if cause is not None else error.orig
 
 
-def _ours(url: PostgresUrl, error: BaseException | None) -> OpsError | None:
+def _from_driver_error(url: PostgresUrl, error: BaseException | None) -> OpsError | None:
     import asyncpg
 
     if isinstance(error, asyncpg.PostgresError):
@@ -225,10 +225,10 @@ def _ours(url: PostgresUrl, error: BaseException | None) -> OpsError | None:
         kind = _BY_STATE.get(state) or _BY_STATE.get(state[:2])
         hint = _HINTS.get(state) or (_hint(kind) if kind else "")
         return kind(f"{url.display}: {first_line(error)}", hint=hint) if kind else None
-    # A server that goes away between two messages can leave the driver in the wrong state.
+    # A server that disappears between two messages can leave the driver in the wrong state.
     if isinstance(error, (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
-        said = (getattr(error, "strerror", None) or str(error)).splitlines()[0].lower()
-        return RemoteError(f"{url.display}: {said}", hint=_hint(RemoteError))
+        reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0].lower()
+        return RemoteError(f"{url.display}: {reason}", hint=_hint(RemoteError))
     return None
 
 
@@ -236,9 +236,8 @@ def _hint(kind: type[OpsError]) -> str:
     hints: dict[type[OpsError], str] = {
         RemoteError: "pg_isready  # with the host and port of the URL",
         NotFoundError: "createdb  # or correct the name in the URL",
-        PermissionDeniedError: "check the URL's user and password, and PGPASSWORD",
-        NoSpaceError: "free some space on the server",
-        UsageError: "correct the options after ? in the URL",
-        LockedError: "run it again when the other session is done, or with a longer --wait",
+        PermissionDeniedError: "psql URL  # check the user and the password, and PGPASSWORD",
+        NoSpaceError: "df -h  # on the server",
+        LockedError: "psql URL -c 'SELECT * FROM pg_stat_activity'  # or a longer --wait",
     }
     return hints.get(kind, "")

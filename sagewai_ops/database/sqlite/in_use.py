@@ -1,14 +1,14 @@
-"""Name the processes that have a database open.
+"""Find the processes that have a database open.
 
-Three witnesses, because each is blind to something: the open files of every process
-(`/proc/PID/fd`; not those of other users, unless we are root), the kernel's list of locks
-(`/proc/locks`; not those of another container), and the kernel's answer to who is in the way of a
-lock (`F_GETLK`; one process at a time, and a process of another container without its number). An
-idle Sagewai holds SQLite's locks for as long as it lives, and a process that dies loses them.
+Three sources, none of them complete: the open files of every process (`/proc/PID/fd`; not those of
+other users, unless we are root), the kernel's list of locks (`/proc/locks`; not those of another
+container), and the owner of a conflicting lock (`F_GETLK`; one process at a time, and a process of
+another container without its number). An idle Sagewai has SQLite's locks as long as it runs, and a
+process that dies loses them.
 
 Nothing here opens the database in this process: closing a descriptor would drop the locks of every
-SQLite connection that this process has on it. The question to the kernel is asked by a short-lived
-child. What runs on another machine, over a network file system, is not seen.
+SQLite connection that this process has on it. `F_GETLK` runs in a short-lived child. Processes on
+another machine, over a network file system, are not found.
 """
 
 import os
@@ -31,11 +31,11 @@ from sagewai_ops.text import shell_word
 _PROC = Path("/proc")
 _PROBE_SECONDS = 10.0  # an interpreter that starts takes 0.02; a network file system may hang
 # The locks of a WAL database's shared memory file: eight at 120, and at 128 the one that every
-# connection holds shared for its life (os_unix.c calls it the dead man's switch).
+# connection has shared as long as it is open (the dead man's switch of os_unix.c).
 _SHARED_MEMORY_FIRST = 120
 _SHARED_MEMORY_SIZE = 9
-# `struct flock` as 64-bit Linux and macOS lay it out. Told the files and ranges by its arguments,
-# the child prints the number of each process that would be in the way of a write lock.
+# `struct flock` of 64-bit Linux and macOS. The arguments are files and ranges; the child prints the
+# number of each process that has a lock which conflicts with a write lock.
 _PROBE = """
 import fcntl, os, struct, sys
 apple = sys.platform == "darwin"
@@ -78,10 +78,10 @@ def require_unused(root: Path, *databases: Path, sessions: Iterable[str] = ()) -
     Args:
         root: The home, for the message.
         databases: The main files; need not exist.
-        sessions: What a server reports of its own: others that are connected to the database.
+        sessions: Other sessions on the server of the home's database.
 
     Raises:
-        TargetBusyError: Some process has; the message names each.
+        TargetBusyError: It is in use; the message names each process.
     """
     users = find_users(*databases)
     names = [*map(describe, users), *sessions]
@@ -93,7 +93,7 @@ def require_unused(root: Path, *databases: Path, sessions: Iterable[str] = ()) -
 
 
 def stop_command(users: Iterable[Process]) -> str:
-    """Return the command that stops processes; "" if none has a number that is visible here."""
+    """Return the command that stops the processes; "" if none has a number that is visible here."""
     pids = [str(user.pid) for user in users if user.pid]
     return f"kill {' '.join(pids)}  # or stop its service" if pids else ""
 
@@ -105,19 +105,20 @@ def _existing(files: list[Path]) -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def _openers(identities: dict[tuple[int, int], Path]) -> Iterator[int]:
-    """Look through the open files of every process that we may inspect."""
+    """Search the open files of every process that we may inspect."""
     names = {os.fsencode(path.name) for path in identities.values()}
     for directory in _PROC.glob("[0-9]*/fd"):
-        with suppress(OSError):  # it ended, or it belongs to somebody else
+        with suppress(OSError):  # it ended, or it belongs to another user
             if any(
-                _is_one(f"{directory}/{name}", names, identities) for name in os.listdir(directory)
+                _is_database(f"{directory}/{name}", names, identities)
+                for name in os.listdir(directory)
             ):
                 yield int(directory.parent.name)
 
 
-def _is_one(link: str, names: set[bytes], identities: dict[tuple[int, int], Path]) -> bool:
+def _is_database(link: str, names: set[bytes], identities: dict[tuple[int, int], Path]) -> bool:
     try:
-        # By name first: asking for the status of just any file can hang on a dead file server.
+        # By name first: the status of a file on a dead file server can hang.
         if os.path.basename(os.readlink(os.fsencode(link))) not in names:
             return False
         status = os.stat(link)
@@ -127,13 +128,13 @@ def _is_one(link: str, names: set[bytes], identities: dict[tuple[int, int], Path
 
 
 def _lock_owners(identities: set[tuple[int, int]]) -> Iterator[int]:
-    """Read the kernel's list: `1: POSIX ADVISORY READ <pid> <major>:<minor>:<inode> <range>`."""
+    """Parse the kernel's list: `1: POSIX ADVISORY READ <pid> <major>:<minor>:<inode> <range>`."""
     try:
         lines = (_PROC / "locks").read_text("ascii").splitlines()
     except OSError:
         return
     for line in lines:
-        words = [word for word in line.split() if word != "->"]  # one that waits
+        words = [word for word in line.split() if word != "->"]  # a waiting process
         with suppress(ValueError, IndexError):
             major, minor, inode = words[5].split(":")
             pid = int(words[4])
@@ -143,7 +144,7 @@ def _lock_owners(identities: set[tuple[int, int]]) -> Iterator[int]:
 
 
 def _blockers(resolved: Path) -> Iterator[int]:
-    """Ask the kernel, from a child that has nothing of the database open."""
+    """Query the owners of conflicting locks, from a child that has no file of the database open."""
     if not sys.executable:
         return
     ranges = [

@@ -1,9 +1,9 @@
-"""Examine a database that nobody else uses: a frozen copy, or one taken out of an archive.
+"""Check a database that no other process uses: a frozen copy, or one extracted from an archive.
 
-It is opened read-write but told to change nothing, because SQLite evaluates CHECK constraints in
+It is opened read-write with `query_only`, because SQLite evaluates CHECK constraints in
 `integrity_check` only where it may write; with exclusive locking, so that a WAL database needs
-no shared memory file. Its bytes stay as they are and nothing is left beside it. sqlite-vec is
-not needed: what its virtual tables hold is counted in the tables below them.
+no shared memory file. Its bytes do not change and no sidecar is left. sqlite-vec is not needed: the
+rows of its virtual tables are counted in their shadow tables.
 """
 
 import os
@@ -22,7 +22,7 @@ from sagewai_ops.database.sqlite.read_transaction import (
 )
 from sagewai_ops.database.sqlite.write_transaction import open_exclusive
 from sagewai_ops.errors import DamagedError
-from sagewai_ops.progress import Progress
+from sagewai_ops.progress import Progress, no_progress
 
 STAGE = "integrity"
 
@@ -31,13 +31,13 @@ _HEADER_BYTES = 100
 _DEFAULT_PAGE_BYTES = 4096  # of a database that has no header yet
 _ENCODINGS = {0: "UTF-8", 1: "UTF-8", 2: "UTF-16le", 3: "UTF-16be"}
 _PARTS = 3  # pages, rows and indexes; references; counts
-_FINDINGS = 100  # rows kept of each kind; integrity_check stops by itself at as many
-_CACHE_KIB = 8000  # more buys nothing: index look-ups stay close together
+_FINDINGS = 100  # rows kept of each kind; the limit of integrity_check too
+_CACHE_KIB = 8000  # more is no faster: look-ups in an index are close together
 _STEPS = 1_000_000  # virtual machine instructions between two reports, some 10 ms
 _VIRTUAL = re.compile(
     r"CREATE\s+VIRTUAL\s+TABLE.*?\bUSING\s+[\"'`\[]?(\w+)", re.IGNORECASE | re.DOTALL
 )
-# Tables that a virtual table keeps its content in, by its module; `#` stands for digits.
+# Shadow tables of virtual tables, by module; `#` means digits.
 _SHADOWS = {
     "vec0": "info chunks rowids auxiliary vector_chunks# metadatachunks# metadatatext#",
     "fts3": "content segments segdir docsize stat",
@@ -51,11 +51,11 @@ _SHADOWS = {
 
 @dataclass(frozen=True, slots=True)
 class ForeignKeyViolation:
-    """A row that refers to a row that is not there.
+    """A row that refers to a missing row.
 
     Args:
-        table: Where the row is.
-        rowid: Which one; None in a table without rowids.
+        table: Of the row.
+        rowid: None in a table without rowids.
         parent: The table that it refers to.
     """
 
@@ -66,24 +66,23 @@ class ForeignKeyViolation:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What a database consists of, and what is wrong with it.
+    """The size of a database, its rows by table, and its damage.
 
     Args:
         page_size: Bytes.
-        page_count: Pages, of which `freelist_count` hold nothing.
+        page_count: Pages, including `freelist_count` free ones.
         freelist_count: Pages.
         encoding: `UTF-8`, `UTF-16le` or `UTF-16be`.
-        journal_mode: `wal` or `rollback`, as the header says.
-        integrity: What SQLite's integrity check found, at most 100 sentences; empty if all is well.
+        journal_mode: `wal` or `rollback`, from the header.
+        integrity: Findings of SQLite's integrity check, at most 100 sentences; empty if sound.
         foreign_keys: The first 100 violations.
-        foreign_key_total: How many there are.
+        foreign_key_total: All violations.
         foreign_keys_unchecked: Tables whose references cannot be checked, each with the reason;
-            such as one that refers to a column that is not unique.
-        counts: Rows by table: ordinary tables, and virtual tables by their own name; without the
-            tables that SQLite and virtual tables keep for themselves. A table that could not be
-            read to its end is missing here and named in `integrity`; a virtual table of an
-            unknown module is in `uncounted`.
-        uncounted: Virtual tables whose rows this SQLite has no module to count.
+            such as a reference to a column that is not unique.
+        counts: Rows by table: ordinary tables, and virtual tables by their own name; without
+            SQLite's own tables and shadow tables. A table that could not be read to its end is in
+            `integrity` instead, a virtual table of an unknown module in `uncounted`.
+        uncounted: Virtual tables whose module this SQLite lacks, so that it cannot count the rows.
     """
 
     page_size: int
@@ -100,7 +99,7 @@ class Health:
 
     @property
     def sound(self) -> bool:
-        """Whether SQLite found nothing wrong; broken references are findings of their own."""
+        """Whether SQLite found no damage; broken references are separate findings."""
         return not self.integrity
 
 
@@ -113,41 +112,41 @@ class _Header:
     journal_mode: str
 
 
-def examine(path: Path, *, progress: Progress | None = None) -> Health:
+def check_integrity(path: Path, *, progress: Progress | None = None) -> Health:
     """Check every page, row, index and reference of a database, and count its rows.
 
     Args:
-        path: The main file; may be written by us, used by nobody else.
-        progress: Told `integrity` and how many of its three parts are done, again and again while
-            one runs; an exception that it raises ends the examination.
+        path: The main file; writable, and not used by any other process.
+        progress: Called with `integrity` and how many of its three parts are done, repeatedly
+            during each; an exception that it raises ends the check.
 
     Raises:
         NotFoundError: There is no such file.
-        DamagedError: It is not an SQLite database at all.
+        DamagedError: It is not an SQLite database.
     """
-    report = progress or _silent
+    report = progress or no_progress
     done = 0
 
-    def look() -> None:
+    def callback() -> None:
         report(STAGE, done, _PARTS)
 
     resolved = resolve_database(path)
     header = _header(resolved, path)
     with (
         translate_errors(path),
-        _opened(resolved) as connection,
-        call_while_running(connection, look, _STEPS),
+        _open(resolved) as connection,
+        call_while_running(connection, callback, _STEPS),
     ):
-        look()
+        callback()
         integrity = _integrity(connection)
         done = 1
-        look()
+        callback()
         violations, total, unchecked = _foreign_keys(connection)
         done = 2
-        look()
+        callback()
         counts, uncounted, unread = _counts(connection)
         done = _PARTS
-        look()
+        callback()
     return Health(
         page_size=header.page_size,
         page_count=header.page_count,
@@ -173,7 +172,7 @@ def count_rows(connection: sqlite3.Connection) -> dict[str, int]:
 
 
 @contextmanager
-def _opened(resolved: Path) -> Iterator[sqlite3.Connection]:
+def _open(resolved: Path) -> Iterator[sqlite3.Connection]:
     with open_exclusive(resolved) as connection:
         connection.text_factory = _text
         connection.execute("PRAGMA schema_version").fetchone()  # is it a database at all?
@@ -184,7 +183,7 @@ def _opened(resolved: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _text(value: bytes) -> str:
-    """Decode what a damaged database calls text."""
+    """Decode the texts of a database that may be damaged."""
     return value.decode("utf-8", "replace")
 
 
@@ -193,8 +192,8 @@ def _integrity(connection: sqlite3.Connection) -> tuple[str, ...]:
     try:
         for (sentence,) in connection.execute(f"PRAGMA integrity_check({_FINDINGS})"):
             found.append(str(sentence))
-    except sqlite3.DatabaseError as error:  # damage that the check itself stumbles over
-        _let_interrupt(error)
+    except sqlite3.DatabaseError as error:  # damage at which the check itself fails
+        _raise_if_interrupted(error)
         found.append(str(error))
     return () if found == ["ok"] else tuple(found)
 
@@ -202,7 +201,7 @@ def _integrity(connection: sqlite3.Connection) -> tuple[str, ...]:
 def _foreign_keys(
     connection: sqlite3.Connection,
 ) -> tuple[tuple[ForeignKeyViolation, ...], int, tuple[str, ...]]:
-    """Check the references of every table; a table at a time, as a broken one stops the pragma."""
+    """Check the references of one table after the other, because a broken one ends the pragma."""
     kept: list[ForeignKeyViolation] = []
     total = 0
     unchecked: list[str] = []
@@ -214,7 +213,7 @@ def _foreign_keys(
                 if len(kept) < _FINDINGS:
                     kept.append(ForeignKeyViolation(table=name, rowid=rowid, parent=parent))
         except sqlite3.DatabaseError as error:
-            _let_interrupt(error)
+            _raise_if_interrupted(error)
             unchecked.append(f"{table}: {error}")
     return tuple(kept), total, tuple(unchecked)
 
@@ -236,7 +235,7 @@ def _counts(
             statement = f"SELECT count(*) FROM {quoted(counted)}"  # noqa: S608 (quoted)
             (count,) = connection.execute(statement).fetchone()
         except sqlite3.DatabaseError as error:
-            _let_interrupt(error)
+            _raise_if_interrupted(error)
             if name in modules:
                 uncounted.append(name)
             else:
@@ -257,7 +256,7 @@ def _tables(connection: sqlite3.Connection, problems: list[str]) -> list[tuple[s
             )
         )
     except sqlite3.DatabaseError as error:
-        _let_interrupt(error)
+        _raise_if_interrupted(error)
         problems.append(f"schema: {error}")
     return tables
 
@@ -268,7 +267,7 @@ def _shadow_pattern(name: str, module: str) -> re.Pattern[str]:
 
 
 def _header(resolved: Path, shown: Path) -> _Header:
-    """Read the header (fileformat2.html, section 1.3), which stays readable when pages are not."""
+    """Read the header (fileformat2.html, section 1.3), which is readable when pages are not."""
     with resolved.open("rb") as file:
         header = file.read(_HEADER_BYTES)
         size_bytes = file.seek(0, os.SEEK_END)
@@ -287,11 +286,7 @@ def _header(resolved: Path, shown: Path) -> _Header:
     )
 
 
-def _let_interrupt(error: sqlite3.Error) -> None:
-    """Pass on the end of a statement that was asked for: it is no finding."""
+def _raise_if_interrupted(error: sqlite3.Error) -> None:
+    """Raise the error again if a statement was interrupted on request, which is not a finding."""
     if str(error) == "interrupted":
         raise error
-
-
-def _silent(_name: str, _done: int, _total: int) -> None:
-    return

@@ -1,21 +1,21 @@
 """Copy a database that may be live, at one transaction boundary, without changing it.
 
-Four ways, all ending in one plain file that nobody else has open:
+Four methods, each of which makes one plain file that no other process has open:
 
-- `bytes`: the main file and its `-wal` are read in large blocks while a read transaction is
-  pinned, and SQLite folds the copied `-wal` into the copied file. While the pin holds, nobody
-  folds newer pages into the main file and nobody overwrites what the pin sees of the `-wal`
-  (wal.html, "Checkpointing"), so the pair is a state that was committed. Four times as fast as
-  the next, because SQLite's own backup moves single pages.
-- `pages`: SQLite's backup interface over the pinned connection, in steps. Without the pin every
-  commit of another process would start it over. Taken where the `-wal` is large, or locks on
-  shared memory cannot be had.
+- `bytes`: the main file and its `-wal` are read in large blocks during a read transaction, and
+  SQLite checkpoints the copied `-wal` into the copied file. During a read transaction no process
+  checkpoints newer pages into the main file or overwrites the part of the `-wal` that it reads
+  (wal.html, "Checkpointing"), so the pair is a committed state. Four times as fast as `pages`,
+  because SQLite's own backup copies single pages.
+- `pages`: SQLite's backup interface, in steps, inside a read transaction: without it every commit
+  of another process would restart the backup. Used if the `-wal` is large, or shared memory
+  cannot be locked.
 - `compact`: `VACUUM INTO`, which rewrites every page.
-- `staged`: where SQLite may not write beside the source (a read-only home), the files are read
-  until none of them changed meanwhile, and opened in the target's directory.
+- `staged`: if SQLite may not write to the source's directory (a read-only home), the files are
+  copied until none of them changed during the copy, and opened in the target's directory.
 
-The first two and the last keep every page where it is, so that stores which deduplicate blocks
-find them again. Nothing here needs sqlite-vec. The copy keeps WAL in its header.
+All but `compact` keep every page in its place, so that stores which deduplicate blocks find them
+again. Nothing here needs sqlite-vec. The copy keeps WAL in its header.
 """
 
 import os
@@ -26,12 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.database.sqlite.raw_copy import (
+    copy_blocks,
     copy_log,
+    copy_unlocked,
+    create_private,
     header_page_size,
-    opened,
-    pour,
-    private_file,
-    stage,
+    open_descriptor,
 )
 from sagewai_ops.database.sqlite.read_transaction import (
     SIDECARS,
@@ -54,13 +54,13 @@ from sagewai_ops.errors import (
     NoSpaceError,
     TargetBusyError,
 )
-from sagewai_ops.progress import Progress
+from sagewai_ops.progress import Progress, no_progress
 
 STAGE = "database"
 
-_STEP_PAGES = 2048  # 8 MiB of 4096-byte pages between two reports; finer costs nothing either
-_WAL_SHARE = 3  # `bytes` while the main file is at least this many times its -wal: folding costs
-_VACUUM_STEPS = 1000  # virtual machine instructions between two looks, counted per statement
+_STEP_PAGES = 2048  # 8 MiB of 4096-byte pages between two reports; fewer cost no more time
+_WAL_SHARE = 3  # `bytes` if the main file is this many times its -wal: a checkpoint takes time
+_VACUUM_STEPS = 1000  # virtual machine instructions between two reports, counted per statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class DatabaseCopy:
     """A finished copy.
 
     Args:
-        path: The copy, mode 0600, with nothing beside it.
+        path: The copy, mode 0600, without sidecars.
         page_size: Bytes.
         page_count: Pages; the copy is exactly page_size * page_count bytes.
         wal_bytes: Size of the source's `-wal` when the copy began.
@@ -94,24 +94,24 @@ def copy_database(
     """Copy one committed state of a database, live or not, into a new file.
 
     Args:
-        source: The main file; it, its directory's names and its `-wal` stay as they are.
+        source: The main file; it, its directory's names and its `-wal` do not change.
         target: Must not exist; created with mode 0600, and removed on any failure. Its directory
-            needs room for the copy and the `-wal`.
-        compact: Rewrite every page and leave the free ones out.
-        durable: Flush the copy and its name to the disk. A copy that a crash may lose, because
-            it is read at once and removed, need not pay for that.
-        wait_seconds: How long another process may hold the source exclusively.
-        progress: Told `database` and pages; an exception that it raises ends the copy.
+            needs space for the copy and the `-wal`.
+        compact: Rewrite every page and omit the free ones.
+        durable: Flush the copy and its name to the disk. A copy that is read at once and removed
+            does not need it.
+        wait_seconds: For another process that has the source locked exclusively.
+        progress: Called with `database` and pages; an exception that it raises ends the copy.
 
     Raises:
         NotFoundError: The source, or the target's directory.
         TargetBusyError: The target exists.
-        LockedError, DamagedError, PermissionDeniedError, NoSpaceError: As they say.
+        LockedError, DamagedError, PermissionDeniedError, NoSpaceError: The copy failed.
     """
-    report = progress or _silent
+    report = progress or no_progress
     resolved = resolve_database(source)
     wal_bytes = size_of(sidecar(resolved, "-wal"))
-    with _created(target):
+    with _create(target):
         if size_of(resolved) == 0:
             method = "empty"
         elif compact:
@@ -119,7 +119,7 @@ def copy_database(
             method = "compact"
         else:
             method = _copy(resolved, target, wait_seconds, report)
-        page_size, page_count = _settle(resolved, target)
+        page_size, page_count = _checkpoint(resolved, target)
         if durable:
             _flush(target)
     return DatabaseCopy(
@@ -133,11 +133,11 @@ def copy_database(
 
 @contextmanager
 def attribute_damage(source: Path, copy: Path | None, *, hint: str = "") -> Iterator[None]:
-    """Let damage that is met in a copy be told of its source: the copy is gone when it is read.
+    """Replace the copy by its source in errors about damage: the copy is removed before long.
 
     Args:
-        copy: None where there is none.
-        hint: Where the damage has none of its own.
+        copy: None if there is no copy.
+        hint: For errors without a hint.
     """
     try:
         yield
@@ -149,15 +149,15 @@ def attribute_damage(source: Path, copy: Path | None, *, hint: str = "") -> Iter
 
 
 def _copy(source: Path, target: Path, wait_seconds: float, report: Progress) -> str:
-    # SQLite's own locks on the source die with any descriptor of it that this process closes, so
-    # ours is opened before the pin and closed after it.
-    with opened(source) as main:
+    # Closing a descriptor of the source drops SQLite's own locks on it, so ours is opened before
+    # the transaction and closed after it.
+    with open_descriptor(source) as main:
         try:
-            with open_read_transaction(source, wait_seconds=wait_seconds) as pin:
-                if _bytes_are_safe(pin):
-                    _copy_bytes(pin, main, target, report)
+            with open_read_transaction(source, wait_seconds=wait_seconds) as reader:
+                if _can_copy_bytes(reader):
+                    _copy_bytes(reader, main, target, report)
                     return "bytes"
-                _copy_pages(pin, target, report)
+                _copy_pages(reader, target, report)
                 return "pages"
         except NeedsStagingError:
             _stage(source, main, target, report)
@@ -166,76 +166,85 @@ def _copy(source: Path, target: Path, wait_seconds: float, report: Progress) -> 
 
 def _stage(source: Path, main: int, target: Path, report: Progress) -> None:
     size = header_page_size(main)
-    stage(source, main, target, _in_pages(report, size, os.fstat(main).st_size // size))
+    copy_unlocked(source, main, target, _in_pages(report, size, os.fstat(main).st_size // size))
 
 
-def _bytes_are_safe(pin: ReadTransaction) -> bool:
-    if size_of(sidecar(pin.path, "-wal")) * _WAL_SHARE > pin.page_size * pin.page_count:
+def _can_copy_bytes(reader: ReadTransaction) -> bool:
+    if size_of(sidecar(reader.path, "-wal")) * _WAL_SHARE > reader.page_size * reader.page_count:
         return False
-    # Over shared memory that it may only read, SQLite can be reading without a lock.
-    return pin.journal_mode != "wal" or os.access(sidecar(pin.path, "-shm"), os.W_OK)
+    # With shared memory that is not writable, SQLite can read without a lock.
+    return reader.journal_mode != "wal" or os.access(sidecar(reader.path, "-shm"), os.W_OK)
 
 
-def _copy_bytes(pin: ReadTransaction, main: int, target: Path, report: Progress) -> None:
-    """Read the main file and then the `-wal` under the pin.
+def _copy_bytes(reader: ReadTransaction, main: int, target: Path, report: Progress) -> None:
+    """Read the main file and then the `-wal`, inside the read transaction.
 
-    The `-wal` may grow meanwhile; a half-written frame fails its checksum and ends the log at a
-    commit that is later than the pin's, which is as good. If all of the log was folded in before
-    the pin, the next writer starts it over, header first, and it is read again. That happens at
-    most once: to start over a second time, pages would have to be folded in under the pin.
+    The `-wal` may grow during it; an incomplete frame fails its checksum and ends the log at a
+    later commit, which is consistent too. If the whole log was checkpointed before the transaction,
+    the next writer restarts it, header first, and it is read again. That happens at most once: a
+    second restart would need a checkpoint during the transaction.
     """
+    progress = _in_pages(report, reader.page_size, reader.page_count)
     with open(target, "r+b", buffering=0) as copy:
-        pour(main, copy.fileno(), pin.path, _in_pages(report, pin.page_size, pin.page_count))
-    if pin.journal_mode != "wal":
+        copy_blocks(main, copy.fileno(), reader.path, progress)
+    if reader.journal_mode != "wal":
         return
     for _ in range(3):
-        if copy_log(sidecar(pin.path, "-wal"), sidecar(target, "-wal")):
+        if copy_log(sidecar(reader.path, "-wal"), sidecar(target, "-wal")):
             return
-    raise LockedError(f"database {pin.path}: its -wal was started over under a read transaction")
+    raise LockedError(f"database {reader.path}: -wal restarted during a read transaction")
 
 
-def _copy_pages(pin: ReadTransaction, target: Path, report: Progress) -> None:
+def _copy_pages(reader: ReadTransaction, target: Path, report: Progress) -> None:
     def step(_status: int, remaining: int, total: int) -> None:
         report(STAGE, total - remaining, total)
 
-    with _blamed(pin.path, target), _open_copy(target) as copy:
+    with _attribute_errors(reader.path, target), _open_copy(target) as copy:
         copy.execute("PRAGMA journal_mode=OFF")  # a failed copy is removed, not rolled back
-        copy.execute("PRAGMA cache_size=-64")  # pages only pass through; larger is slower
-        pin.connection.backup(copy, pages=_STEP_PAGES, progress=step, sleep=0.0)
+        copy.execute("PRAGMA cache_size=-64")  # no page is read twice; a larger cache is slower
+        reader.connection.backup(copy, pages=_STEP_PAGES, progress=step, sleep=0.0)
 
 
 def _vacuum(source: Path, target: Path, wait_seconds: float, report: Progress) -> None:
     try:
-        with open_read_transaction(source, wait_seconds=wait_seconds) as pin:
-            _vacuum_into(pin, target, wait_seconds, report)
+        with open_read_transaction(source, wait_seconds=wait_seconds) as reader:
+            _vacuum_into(reader, target, wait_seconds, report)
     except NeedsStagingError:
         scratch = target.with_name(target.name + ".staged")
-        with _created(scratch), opened(source) as main:
+        with _create(scratch), open_descriptor(source) as main:
             _stage(source, main, scratch, report)
-            _settle(source, scratch)
-            with open_read_transaction(scratch) as pin:
-                _vacuum_into(pin, target, wait_seconds, report)
+            _checkpoint(source, scratch)
+            with open_read_transaction(scratch) as reader:
+                _vacuum_into(reader, target, wait_seconds, report)
             scratch.unlink()
 
 
-def _vacuum_into(pin: ReadTransaction, target: Path, wait_seconds: float, report: Progress) -> None:
-    def look() -> None:
-        report(STAGE, min(size_of(target) // pin.page_size, pin.page_count), pin.page_count)
+def _vacuum_into(
+    reader: ReadTransaction, target: Path, wait_seconds: float, report: Progress
+) -> None:
+    def callback() -> None:
+        total = reader.page_count
+        report(STAGE, min(size_of(target) // reader.page_size, total), total)
 
-    with _blamed(pin.path, target):
-        pin.connection.execute("COMMIT")  # VACUUM opens a read transaction of its own
-        pin.connection.execute(f"PRAGMA busy_timeout={int(wait_seconds * 1000)}")
-        pin.connection.execute("PRAGMA synchronous=OFF")  # `durable` decides; the target inherits
-        with call_while_running(pin.connection, look, _VACUUM_STEPS):
-            pin.connection.execute("VACUUM INTO ?", (database_uri(target),))
-        if pin.journal_mode == "wal":
+    connection = reader.connection
+    with _attribute_errors(reader.path, target):
+        connection.execute("COMMIT")  # VACUUM opens a read transaction of its own
+        connection.execute(f"PRAGMA busy_timeout={int(wait_seconds * 1000)}")
+        connection.execute("PRAGMA synchronous=OFF")  # `durable` decides; the target inherits
+        with call_while_running(connection, callback, _VACUUM_STEPS):
+            connection.execute("VACUUM INTO ?", (database_uri(target),))
+        if reader.journal_mode == "wal":
             with _open_copy(target) as copy:
                 copy.execute("PRAGMA journal_mode=WAL")
 
 
-def _settle(source: Path, target: Path) -> tuple[int, int]:
-    """Fold in what lies beside the copy, and leave one file of whole pages."""
-    with _blamed(source, target), _open_copy(target) as copy:
+def _checkpoint(source: Path, target: Path) -> tuple[int, int]:
+    """Apply the copy's `-wal` or journal, and leave one file of whole pages.
+
+    Returns:
+        The page size in bytes, and the number of pages.
+    """
+    with _attribute_errors(source, target), _open_copy(target) as copy:
         page_size = int(copy.execute("PRAGMA page_size").fetchone()[0])
         copy.execute("PRAGMA schema_version").fetchone()  # rolls a hot journal back
         page_count = None
@@ -245,9 +254,9 @@ def _settle(source: Path, target: Path) -> tuple[int, int]:
         except sqlite3.DatabaseError as error:
             if not is_malformed(error):
                 raise
-            # Both read the schema, which is damaged; closing folds the -wal in without it.
+            # Both read the schema, which is damaged; closing checkpoints the -wal without it.
     if size_of(sidecar(target, "-wal")):
-        raise DamagedError(f"database {source}: its -wal could not be folded in")
+        raise DamagedError(f"database {source}: -wal could not be checkpointed")
     for suffix in SIDECARS:
         sidecar(target, suffix).unlink(missing_ok=True)
     if page_count is None:
@@ -258,32 +267,28 @@ def _settle(source: Path, target: Path) -> tuple[int, int]:
 
 @contextmanager
 def _open_copy(target: Path) -> Iterator[sqlite3.Connection]:
-    """Open our own copy, where exclusive locking spares the shared memory file."""
+    """Open the copy, whose content is flushed once, at the end."""
     with open_exclusive(target) as connection:
         with suppress(sqlite3.DatabaseError):  # it reads the schema, which may be damaged
-            connection.execute("PRAGMA synchronous=OFF")  # flushed once, at the end
+            connection.execute("PRAGMA synchronous=OFF")
         yield connection
 
 
 def _in_pages(report: Progress, page_size: int, total: int) -> Callable[[int], None]:
-    def told(size_bytes: int) -> None:
+    def report_bytes(size_bytes: int) -> None:
         report(STAGE, min(size_bytes // page_size, total), total)
 
-    return told
-
-
-def _silent(_name: str, _done: int, _total: int) -> None:
-    return
+    return report_bytes
 
 
 @contextmanager
-def _created(target: Path) -> Iterator[None]:
-    """Create the target, and remove it with all that SQLite puts beside it unless all went well."""
+def _create(target: Path) -> Iterator[None]:
+    """Create the target; if the block fails, remove it and its sidecars."""
     try:
-        with private_file(target):
+        with create_private(target):
             pass
     except FileExistsError as error:
-        raise TargetBusyError(f"copy {target}: exists already") from error
+        raise TargetBusyError(f"copy {target}: exists") from error
     except OSError as error:
         raise from_database_error(error, target) from error
     try:
@@ -298,8 +303,8 @@ def _created(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _blamed(source: Path, target: Path) -> Iterator[None]:
-    """Name the file that an error of SQLite is about: only the target can fill a disk."""
+def _attribute_errors(source: Path, target: Path) -> Iterator[None]:
+    """Turn errors of SQLite into errors that name the target if a disk is full, else the source."""
     try:
         yield
     except sqlite3.Error as error:

@@ -1,8 +1,8 @@
-"""Read a database's files in large blocks, and copy them as they lie where SQLite cannot help.
+"""Read a database's files in large blocks, and copy them in place of SQLite where it cannot.
 
-Bytes alone promise nothing: `copy_database` reads them under a pinned read transaction, and
-`stage` only believes a round in which no file changed. What is copied here still has its `-wal`
-or its journal beside it; opening the copy folds that in.
+The bytes of a live database need not be consistent: `copy_database` reads them in a read
+transaction, and `copy_unlocked` accepts only a pass in which no file changed. A copy made here
+still has its `-wal` or journal; opening the copy applies it.
 """
 
 import fcntl
@@ -25,43 +25,60 @@ _ATTEMPTS = 20
 _SETTLED_NS = 50_000_000  # a file changed less than this ago can change again within one tick
 
 
-def stage(source: Path, main: int, target: Path, told: Callable[[int], None]) -> None:
-    """Copy the files as they lie, until one round sees none of them change."""
+def copy_unlocked(source: Path, main: int, target: Path, report: Callable[[int], None]) -> None:
+    """Copy the files of a database until a pass in which none of them changed.
+
+    Args:
+        main: A descriptor of the main file.
+        report: Called with the bytes of the main file that were copied.
+
+    Raises:
+        LockedError: They changed in every pass.
+    """
     for _ in range(_ATTEMPTS):
-        before = _marks(source)
-        newest = max(mark[-1] for mark in before if mark)
+        before = _states(source)
+        newest = max(state[-1] for state in before if state)
         if abs(time.time_ns() - newest) < _SETTLED_NS:
             time.sleep(_SETTLED_NS / 1e9)
             continue
         with _shared_lock(main), open(target, "r+b", buffering=0) as copy:
             copy.truncate(0)
-            pour(main, copy.fileno(), source, told)
-            whole = all(
+            copy_blocks(main, copy.fileno(), source, report)
+            is_complete = all(
                 copy_log(sidecar(source, suffix), sidecar(target, suffix))
                 for suffix in ("-wal", "-journal")
             )
-        if whole and _marks(source) == before:
+        if is_complete and _states(source) == before:
             return
     raise LockedError(
-        f"database {source}: kept changing while it was read, {_ATTEMPTS} times",
-        hint="run this as the user that Sagewai runs as, so that SQLite can lock the database",
+        f"database {source}: changed in each of {_ATTEMPTS} passes, not lockable by uid"
+        f" {os.geteuid()}; run as the user of Sagewai"
     )
 
 
 def copy_log(source: Path, target: Path) -> bool:
-    """Copy a `-wal` or a journal if there is one; False if it was started over meanwhile."""
+    """Copy a `-wal` or a journal, if there is one.
+
+    Returns:
+        False if it was restarted during the copy.
+    """
     target.unlink(missing_ok=True)
     try:
-        with opened(source) as log, private_file(target) as copy:
+        with open_descriptor(source) as log, create_private(target) as copy:
             header = os.pread(log, 32, 0)
-            pour(log, copy, source, lambda _size_bytes: None)
+            copy_blocks(log, copy, source, lambda _size_bytes: None)
             return os.pread(log, 32, 0) == header
     except NotFoundError:
         return True
 
 
-def pour(source: int, target: int, name: Path, told: Callable[[int], None]) -> None:
-    """Append all of one file to another, in blocks, from the first byte to what is the end."""
+def copy_blocks(source: int, target: int, name: Path, report: Callable[[int], None]) -> None:
+    """Append a whole file to another, in large blocks.
+
+    Args:
+        name: Of the source, in errors.
+        report: Called with the number of bytes copied.
+    """
     block = bytearray(_BLOCK_BYTES)
     view = memoryview(block)
     offset = 0
@@ -76,18 +93,18 @@ def pour(source: int, target: int, name: Path, told: Callable[[int], None]) -> N
         while written < size:
             written += os.write(target, view[written:size])
         offset += size
-        told(offset)
+        report(offset)
 
 
 def header_page_size(main: int) -> int:
-    """Read the page size from the header; 4096 where there is none to read."""
+    """Read the page size from the header; 4096 for an empty file."""
     size = int.from_bytes(os.pread(main, 2, 16), "big")
     return 65536 if size == 1 else size or 4096
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[int]:
-    """Open a file for reading; yields the descriptor."""
+def open_descriptor(path: Path) -> Iterator[int]:
+    """Open a file for reading and yield its descriptor."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -99,33 +116,33 @@ def opened(path: Path) -> Iterator[int]:
 
 
 @contextmanager
-def private_file(path: Path) -> Iterator[int]:
-    """Create a file of mode 0600 that was not there; yields the descriptor."""
+def create_private(path: Path) -> Iterator[int]:
+    """Create a new file of mode 0600 and yield its descriptor."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o600)
     try:
-        os.fchmod(descriptor, 0o600)  # whatever the umask took away
+        os.fchmod(descriptor, 0o600)  # whatever the umask
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _marks(source: Path) -> tuple[tuple[int, ...], ...]:
-    """Inode, size and modification time of each file that holds data; empty where there is none."""
-    marks: list[tuple[int, ...]] = []
+def _states(source: Path) -> tuple[tuple[int, ...], ...]:
+    """Return inode, size and modification time of each file with data; () for a missing one."""
+    states: list[tuple[int, ...]] = []
     for path in (source, sidecar(source, "-wal"), sidecar(source, "-journal")):
         try:
             status = path.stat()
         except FileNotFoundError:
-            marks.append(())
+            states.append(())
         else:
-            marks.append((status.st_ino, status.st_size, status.st_mtime_ns))
-    return tuple(marks)
+            states.append((status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(states)
 
 
 @contextmanager
 def _shared_lock(main: int) -> Iterator[None]:
-    """Hold what a reader holds: in rollback mode it keeps writers out, as far as locks work."""
+    """Lock as a reader does: in rollback mode this excludes writers, where locks work."""
     with suppress(OSError):
         fcntl.lockf(main, fcntl.LOCK_SH | fcntl.LOCK_NB, SHARED_SIZE, SHARED_FIRST)
     try:

@@ -37,7 +37,7 @@ from sagewai_ops.text import shell_word
 Answer = TypeVar("Answer")
 
 MAGIC = b"SQLite format 3\0"  # the first bytes of every database with at least one page
-WAIT_SECONDS = 30.0  # for a lock; Sagewai's own writers give up after 5 seconds (busy_timeout)
+WAIT_SECONDS = 30.0  # for a lock; Sagewai's own writers time out after 5 seconds (busy_timeout)
 SIDECARS = ("-wal", "-shm", "-journal")
 
 _SHM_BYTES = 32 * 1024  # by which SQLite lengthens a -shm
@@ -287,7 +287,7 @@ def _is_full(path: Path) -> bool:
 
 
 def is_malformed(error: sqlite3.Error) -> bool:
-    """Tell damage within a database from a file that is not a database."""
+    """Return whether a database is damaged, as opposed to a file that is not a database."""
     return "malformed" in str(error)
 
 

@@ -1,8 +1,8 @@
-"""vec0 tables as they were declared: found by the definition that SQLite keeps, never by a name.
+"""Declarations of vec0 tables, found by their SQL in the schema and not by their names.
 
-Only the definition is read here, so this works without sqlite-vec. The grammar is what sqlite-vec
-0.1 accepts: columns are plain words, the vector's has its dimension in brackets, the others say
-what they are. What is not understood is told as an obstacle, not guessed.
+Only the declaration is read here, so this works without sqlite-vec. The grammar is that of
+sqlite-vec 0.1: column names are plain words, the vector column has its dimension in brackets, the
+others their type and role. A declaration that is not understood becomes an obstacle.
 """
 
 import re
@@ -32,10 +32,10 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column beside the vector.
+    """A column other than the vector and the key.
 
     Attributes:
-        role: `metadata`, `auxiliary` or `partition`: where the shadows keep it.
+        role: `metadata`, `auxiliary` or `partition`: in which shadow table it is stored.
         kind: `text`, `integer`, `float` or `boolean`; of an auxiliary column, as declared.
     """
 
@@ -46,16 +46,16 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class VectorTable:
-    """One vec0 table as it was declared.
+    """The declaration of a vec0 table.
 
     Attributes:
-        key: The primary key's column, `rowid` where none was declared.
+        key: The primary key's column, `rowid` by default.
         key_is_text: Otherwise the key is an integer.
         vector: The column of the vectors.
         dimensions: Floats in one vector.
         columns: The others, in the order of their declaration.
         metric: `l2`, `l1` or `cosine`.
-        obstacle: Why its rows cannot be read here as vectors of 32-bit floats; "" when they can.
+        obstacle: Why its rows cannot be read as vectors of 32-bit floats; "" if they can.
     """
 
     name: str
@@ -69,7 +69,7 @@ class VectorTable:
 
 
 def vector_tables(connection: sqlite3.Connection) -> tuple[VectorTable, ...]:
-    """Find the vec0 tables of a database by their stored definitions, ordered by name."""
+    """Return the vec0 tables of a database, ordered by name."""
     definitions = connection.execute(
         "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND rootpage = 0 ORDER BY name"
     ).fetchall()
@@ -82,7 +82,7 @@ def vector_tables(connection: sqlite3.Connection) -> tuple[VectorTable, ...]:
 
 
 def text_of(value: object) -> str | None:
-    """Read a name or a definition, whatever the connection's text factory."""
+    """Decode a name or a definition, whatever the connection's text factory."""
     if isinstance(value, (bytes, bytearray)):
         return value.decode("utf-8", "surrogateescape")
     return None if value is None else str(value)
@@ -92,7 +92,7 @@ def _parse(name: str, body: str) -> VectorTable:
     key, key_is_text, metric = "rowid", False, "l2"
     vectors: list[tuple[str, str, int, str]] = []
     columns: list[Column] = []
-    strange = ""
+    obstacle = ""
     for argument in (part.strip() for part in body.split(",")):
         if match := _VECTOR.fullmatch(argument):
             vectors.append((match[1], match[2].lower(), int(match[3]), match[4].lower()))
@@ -108,17 +108,17 @@ def _parse(name: str, body: str) -> VectorTable:
             if match and kind:
                 columns.append(Column(match[1], "metadata", kind))
             else:
-                strange = f"column {argument!r} is of no known kind"
+                obstacle = f"column {argument!r} has no known type"
     vector, element, dimensions, options = vectors[0] if vectors else ("", "", 0, "")
     if match := re.search(r"distance_metric\s*=\s*(\w+)", options):
         metric = match[1]
         options = options.replace(match[0], "").strip()
     if len(vectors) != 1:
-        strange = f"it has {len(vectors)} vector columns"
+        obstacle = f"it has {len(vectors)} vector columns"
     elif element not in ("float", "f32"):
-        strange = f"its vectors are of {element}"
+        obstacle = f"its vectors are of {element}"
     elif options:
-        strange = f"its vectors are kept in another way, {options!r}"
+        obstacle = f"its vector column has unknown options, {options!r}"
     return VectorTable(
-        name, key, key_is_text, vector, dimensions, tuple(columns), metric, obstacle=strange
+        name, key, key_is_text, vector, dimensions, tuple(columns), metric, obstacle=obstacle
     )

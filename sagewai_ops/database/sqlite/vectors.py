@@ -1,11 +1,11 @@
-"""Vectors in a home's database: vec0 tables of any name and dimension, with sqlite-vec or without.
+"""Read the vectors of a home's database: vec0 tables of any name and dimension.
 
-A vec0 table is a virtual table over plain ones (its *shadows*). Where Python or the system lacks
-sqlite-vec, the shadows are decoded here, to the same rows that the extension answers: chunks of
-slots, a bitmap of the live ones, one blob of vectors and one of each metadata column per chunk.
-Reading holds one chunk at a time (1,024 vectors as Sagewai makes them). Nothing is written.
+A vec0 table is a virtual table over plain ones (its shadow tables). Where Python or the system
+lacks sqlite-vec, the shadow tables are decoded here, to the rows that the extension returns: chunks
+of slots, a bitmap of the live ones, one blob of vectors and one of each metadata column per chunk.
+One chunk at a time is in memory (1,024 vectors in Sagewai's tables). Nothing is written.
 
-Source: the tables that sqlite-vec 0.1.6 to 0.1.9 leaves, compared with its own answers in tests.
+Source: the tables that sqlite-vec 0.1.6 to 0.1.9 writes, compared with its own results in tests.
 """
 
 import json
@@ -38,13 +38,13 @@ _DOUBLE = struct.Struct("<d")
 
 @dataclass(frozen=True, slots=True)
 class VectorRow:
-    """One live row.
+    """A live row.
 
     Attributes:
         key: Text or integer, as declared.
         vector: Little-endian 32-bit floats, 4 * dimensions bytes.
-        values: Those of `VectorTable.columns`. Bytes of a text that are not UTF-8 are surrogates,
-            as `surrogateescape` makes them.
+        values: In the order of `VectorTable.columns`. Bytes of a text that are not UTF-8 are
+            surrogates (`surrogateescape`).
     """
 
     key: str | int
@@ -53,7 +53,7 @@ class VectorRow:
 
 
 def load_extension(connection: sqlite3.Connection) -> bool:
-    """Load sqlite-vec into a connection where this Python can, and say whether it did."""
+    """Load sqlite-vec into a connection; return False where this Python cannot."""
     if not hasattr(connection, "enable_load_extension"):
         return False
     try:
@@ -78,24 +78,24 @@ def count_vectors(connection: sqlite3.Connection, table: VectorTable) -> int:
 def read_vectors(
     connection: sqlite3.Connection, table: VectorTable, *, extension: bool = False
 ) -> Iterator[VectorRow]:
-    """Yield the live rows of a table, in no order that means anything.
+    """Yield the live rows of a table, in an arbitrary order.
 
     Args:
         connection: To the database; its text factory does not matter.
         table: From `vector_tables`, without an obstacle.
-        extension: Ask sqlite-vec, which `load_extension` loaded into the connection.
+        extension: Query sqlite-vec, which `load_extension` loaded into the connection.
 
     Raises:
-        DamagedError: The shadows contradict each other.
-        SchemaAheadError: Another generation of sqlite-vec wrote them, or its rows cannot be read.
+        DamagedError: The shadow tables are inconsistent.
+        SchemaAheadError: Another version of sqlite-vec wrote them, or the table has an obstacle.
     """
     if table.obstacle:
         raise SchemaAheadError(f"vectors {table.name}: {table.obstacle}")
-    yield from (_ask(connection, table) if extension else _decode(connection, table))
+    yield from (_query(connection, table) if extension else _decode(connection, table))
 
 
-def _ask(connection: sqlite3.Connection, table: VectorTable) -> Iterator[VectorRow]:
-    # As blobs, texts come out whole, whatever bytes they are made of.
+def _query(connection: sqlite3.Connection, table: VectorTable) -> Iterator[VectorRow]:
+    # As blobs, texts are complete whatever their bytes.
     wanted = [f"CAST({table.key} AS BLOB)" if table.key_is_text else table.key, table.vector]
     wanted += [
         f"CAST({column.name} AS BLOB)" if column.kind == "text" else column.name
@@ -105,10 +105,10 @@ def _ask(connection: sqlite3.Connection, table: VectorTable) -> Iterator[VectorR
     texts = [column.kind == "text" for column in table.columns]
     for key, vector, *values in connection.execute(query):
         yield VectorRow(
-            _unescaped(key) if table.key_is_text else key,
+            _decode_text(key) if table.key_is_text else key,
             vector,
             tuple(
-                _unescaped(value) if is_text and value is not None else value
+                _decode_text(value) if is_text and value is not None else value
                 for value, is_text in zip(values, texts, strict=True)
             ),
         )
@@ -116,7 +116,7 @@ def _ask(connection: sqlite3.Connection, table: VectorTable) -> Iterator[VectorR
 
 def _decode(connection: sqlite3.Connection, table: VectorTable) -> Iterator[VectorRow]:
     _check_generation(connection, table)
-    places = _places(table)
+    query = _row_query(table)
     live = 0
     partitions = [f"partition{number:02}" for number, _ in _numbered(table, "partition")]
     chunks = connection.execute(
@@ -130,7 +130,7 @@ def _decode(connection: sqlite3.Connection, table: VectorTable) -> Iterator[Vect
         numbers = [_WORD.unpack_from(rowids, slot * _WORD.size)[0] for slot in slots]
         live += len(slots)
         if slots:
-            yield from _decode_chunk(connection, table, places, chunk, size, slots, numbers, keys)
+            yield from _decode_chunk(connection, table, query, chunk, size, slots, numbers, keys)
     counted = count_vectors(connection, table)
     if live != counted:
         raise DamagedError(f"vectors {table.name}: {counted} rows, but {live} live slots")
@@ -139,7 +139,7 @@ def _decode(connection: sqlite3.Connection, table: VectorTable) -> Iterator[Vect
 def _decode_chunk(
     connection: sqlite3.Connection,
     table: VectorTable,
-    places: str,
+    query: str,
     chunk: int,
     size: int,
     slots: list[int],
@@ -154,15 +154,17 @@ def _decode_chunk(
         _blob(connection, table, f"metadatachunks{number:02}", "data", chunk)
         for number, _ in _numbered(table, "metadata")
     ]
-    found = connection.execute(places, (json.dumps(numbers), chunk)).fetchall()
+    found = connection.execute(query, (json.dumps(numbers), chunk)).fetchall()
     if [row[0] for row in found] != slots:
         raise _damaged(table, chunk, "its slots and the table of rows differ")
     for slot, number, (_, key, *stored) in zip(slots, numbers, found, strict=True):
         values = _values(table, chunk, slot, metadata, stored, keys)
-        shown = key if table.key_is_text else number
+        row_key = key if table.key_is_text else number
         vector = vectors[slot * width : (slot + 1) * width]
         yield VectorRow(
-            _unescaped(shown) if isinstance(shown, (bytes, bytearray)) else shown, vector, values
+            _decode_text(row_key) if isinstance(row_key, (bytes, bytearray)) else row_key,
+            vector,
+            values,
         )
 
 
@@ -174,19 +176,19 @@ def _values(
     stored: list[object],
     keys: list[object],
 ) -> tuple[str | int | float | bytes | None, ...]:
-    """Put one row's values together: from the chunk's blobs, from side tables, from the chunk."""
-    blobs, aside, partitions = iter(metadata), iter(stored), iter(keys)
+    """Collect one row's values from the chunk's blobs, the side tables and the chunk itself."""
+    blobs, side, partitions = iter(metadata), iter(stored), iter(keys)
     values: list[object] = []
     for column in table.columns:
         if column.role == "partition":
             values.append(next(partitions))
         elif column.role == "auxiliary":
-            values.append(next(aside))
+            values.append(next(side))
         elif column.kind == "text":
             length, prefix = _SLOT.unpack_from(next(blobs), slot * _SLOT.size)
-            long = next(aside)
+            long = next(side)
             if length > _INLINE_BYTES and (not isinstance(long, bytes) or len(long) != length):
-                raise _damaged(table, chunk, f"a text of {length} bytes is not there")
+                raise _damaged(table, chunk, f"a text of {length} bytes is missing")
             values.append(long if length > _INLINE_BYTES else prefix[:length])
         elif column.kind == "integer":
             values.append(_WORD.unpack_from(next(blobs), slot * _WORD.size)[0])
@@ -195,18 +197,18 @@ def _values(
         else:
             values.append(next(blobs)[slot >> 3] >> (slot & 7) & 1)
     return tuple(
-        _unescaped(value)
+        _decode_text(value)
         if isinstance(value, (bytes, bytearray)) and column.kind == "text"
         else value  # type: ignore[misc]
         for column, value in zip(table.columns, values, strict=True)
     )
 
 
-def _places(table: VectorTable) -> str:
-    """Spell the query for a chunk's rows: slot, key, then long texts and auxiliary values.
+def _row_query(table: VectorTable) -> str:
+    """Return the query for a chunk's rows: slot, key, then long texts and auxiliary values.
 
-    The side tables' `rowid` is a column without a type, whose index SQLite uses for a value
-    without a type only: so they are joined to `j.value`, not to `r.rowid`.
+    The side tables' `rowid` is a column without a type, whose index SQLite uses only for values
+    without a type: so they are joined to `j.value`, not to `r.rowid`.
     """
     key = "CAST(r.id AS BLOB)" if table.key_is_text else "r.rowid"
     columns, joins = [], []
@@ -233,7 +235,7 @@ def _places(table: VectorTable) -> str:
 
 
 def _numbered(table: VectorTable, role: str) -> list[tuple[int, Column]]:
-    """Number the columns of a role, as the names of their shadows do."""
+    """Return the columns of a role, each with its number in the names of shadow tables."""
     return list(enumerate(column for column in table.columns if column.role == role))
 
 
@@ -245,7 +247,7 @@ def _blob(
         (chunk,),
     ).fetchone()
     if row is None or not isinstance(row[0], bytes):
-        raise _damaged(table, chunk, f"nothing in {table.name}_{shadow}")
+        raise _damaged(table, chunk, f"no row in {table.name}_{shadow}")
     return row[0]
 
 
@@ -256,8 +258,8 @@ def _check_generation(connection: sqlite3.Connection, table: VectorTable) -> Non
     if generation != (0, 1):
         version = text_of(info.get("CREATE_VERSION"))
         raise SchemaAheadError(
-            f"vectors {table.name}: written by sqlite-vec {version}, which only itself can read",
-            hint="run this program with a Python that loads sqlite-vec",
+            f"vectors {table.name}: written by sqlite-vec {version}, not readable without it",
+            hint="pip install sqlite-vec  # and a Python that loads extensions",
         )
 
 
@@ -269,5 +271,5 @@ def _damaged(table: VectorTable, chunk: int, what: str) -> DamagedError:
     return DamagedError(f"vectors {table.name}: chunk {chunk}, {what}")
 
 
-def _unescaped(value: bytes | bytearray) -> str:
+def _decode_text(value: bytes | bytearray) -> str:
     return value.decode("utf-8", "surrogateescape")
