@@ -13,7 +13,7 @@ EXTENDING := $(shell for python in /usr/bin/python3 $(PYTHON); do \
 
 .DEFAULT_GOAL := help
 .PHONY: help setup tools test test-all test-rest test-extensions core lint types build demo bench proof soak \
-  interop man pictures matrix matrix-ci clean
+  interop json man pictures matrix matrix-ci clean
 
 help:  ## Show the targets, with their durations on two cores.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ bench: setup  ## Measure next to the peers that are installed, print ratios (30 
 
 pictures: setup  ## Draw what a terminal shows into docs/pictures/ (20 seconds).
 	$(BIN)/python fixtures/pictures.py
+
+json: setup  ## Write docs/json/ from the dataclasses of the results (5 seconds).
+	$(BIN)/python fixtures/result_schemas.py
 
 man: setup  ## Write the manual pages from the commands and man/sections/ (5 seconds).
 	$(BIN)/python fixtures/man_pages.py

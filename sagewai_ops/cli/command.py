@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 import typer
 from typer.models import OptionInfo
 
+from sagewai_ops.cli.json_results import to_json
 from sagewai_ops.cli.options import CHANGES, GLOBAL, UNATTENDED, strongest
 from sagewai_ops.cli.parser import Command, Group
 from sagewai_ops.cli.settings import SNAPSHOTS_VARIABLE, Settings
@@ -57,7 +58,7 @@ class Outcome:
     """What a command answers.
 
     Attributes:
-        result: The `result` of the JSON envelope.
+        result: The `result` of the JSON envelope: a dataclass with the fields of the object.
         show: Renders the same for people.
         exit_code: 0, 3 (incomplete) or 4 (findings).
         warnings: One line each.
@@ -66,7 +67,7 @@ class Outcome:
         error: What decided an exit code other than 0, 3 and 4, where there is a result as well.
     """
 
-    result: Mapping[str, Any]
+    result: Any
     show: Callable[[Terminal], None]
     exit_code: int = EXIT_DONE
     warnings: tuple[str, ...] = ()
@@ -117,6 +118,7 @@ def add_command(
     function: Callable[..., Outcome],
     text: str = "",
     *,
+    result: str = "",
     changes: bool = False,
     unattended: bool = False,
 ) -> None:
@@ -125,22 +127,29 @@ def add_command(
     Args:
         name: As typed, such as `snapshots list`.
         text: Its help (default: the docstring); the first line is its summary in lists.
+        result: The dataclass of its results, as `package.module:Class`; docs/json/ is made from it.
         changes: Whether it can change anything: then it accepts --yes.
         unattended: Whether timers run it: then it accepts the options of `Reporting`.
     """
     text = text or inspect.cleandoc(function.__doc__ or "")
     app.command(
         name.rpartition(" ")[2], cls=Command, help=text, short_help=text.partition("\n")[0]
-    )(command(name, function, changes=changes, unattended=unattended))
+    )(command(name, function, result=result, changes=changes, unattended=unattended))
 
 
 def command(
-    name: str, function: Callable[..., Outcome], *, changes: bool = False, unattended: bool = False
+    name: str,
+    function: Callable[..., Outcome],
+    *,
+    result: str = "",
+    changes: bool = False,
+    unattended: bool = False,
 ) -> Callable[..., int]:
     """Return a command's function as Typer registers it, with the options that commands share.
 
     Args:
         name: As typed, such as `snapshots list`.
+        result: See `add_command`.
         changes: Whether it can change anything: then it accepts --yes.
         unattended: Whether timers run it: then it accepts the options of `Reporting`.
     """
@@ -176,6 +185,7 @@ def command(
         parameter.name: parameter.annotation for parameter in [context, *parameters]
     }
     del called.__wrapped__  # Typer would look through it
+    called.result = result  # type: ignore[attr-defined]
     return called
 
 
@@ -248,13 +258,14 @@ def perform(run: Run, body: Callable[[Run], Outcome], given: Mapping[str, Any]) 
     if watchers is None:
         return _performed(run, body)[0]
     watchers.begin()
-    code, result = OpsError.exit_code, None
+    code, outcome = OpsError.exit_code, None
     try:
-        code, result = _performed(run, body)
+        code, outcome = _performed(run, body)
     except Exception as error:
         run.terminal.remember(f"unexpected failure: {type(error).__name__}")
         raise
     finally:
+        result = to_json(outcome.result) if outcome else None
         watchers.end(code, time.monotonic() - run.started, result, run.terminal.said)
     return code
 
@@ -280,8 +291,8 @@ def _watchers(run: Run, given: Mapping[str, Any]) -> "Watchers | None":
     )
 
 
-def _performed(run: Run, body: Callable[[Run], Outcome]) -> tuple[int, Mapping[str, Any] | None]:
-    """Run a command's body and render its outcome or its error; give the code and the result."""
+def _performed(run: Run, body: Callable[[Run], Outcome]) -> tuple[int, Outcome | None]:
+    """Run a command's body, render its outcome or its error; return the code and the outcome."""
     try:
         with signals_raise():
             outcome = body(run)
@@ -307,7 +318,7 @@ def _performed(run: Run, body: Callable[[Run], Outcome]) -> tuple[int, Mapping[s
         return _undelivered(run), None
     except OSError as error:
         return _undelivered(run, from_os_error(error, "standard output")), None
-    return outcome.exit_code, outcome.result
+    return outcome.exit_code, outcome
 
 
 def _confess(run: Run, error: Exception) -> None:
@@ -326,7 +337,7 @@ def _render(run: Run, outcome: Outcome) -> None:
             envelope(
                 run,
                 outcome.exit_code,
-                result=outcome.result,
+                result=to_json(outcome.result),
                 warnings=outcome.warnings,
                 error=_details(outcome.error) if outcome.error else None,
             )
