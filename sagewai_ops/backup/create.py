@@ -20,6 +20,7 @@ from sagewai_ops.backup.scanner import HomeScan
 from sagewai_ops.errors import InterruptedRunError, NoSpaceError, UsageError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
+from sagewai_ops.fs.removal import remove_tree
 from sagewai_ops.fs.tempdirs import locked_directory
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.signals import uninterrupted
@@ -242,7 +243,7 @@ def _partial(path: Path) -> Iterator[BinaryIO]:
     with contextlib.ExitStack() as stack:
         with uninterrupted(), translate_os_errors(path), locks.sweep_guard(path.parent):
             descriptor = os.open(path, flags, atomic.PRIVATE_FILE)
-            stack.callback(atomic.remove_tree, path)
+            stack.callback(remove_tree, path)
             stream = stack.enter_context(open(descriptor, "wb", 0))
             locks.mark_alive(descriptor)
         os.fchmod(descriptor, atomic.PRIVATE_FILE)

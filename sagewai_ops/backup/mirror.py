@@ -25,6 +25,7 @@ from sagewai_ops.backup.run import BackupRun
 from sagewai_ops.errors import DamagedError, NotFoundError, TargetBusyError, UsageError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.fs.os_errors import translate_os_errors
+from sagewai_ops.fs.removal import remove_abandoned, remove_tree
 from sagewai_ops.fs.tempdirs import locked_directory
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.signals import too_late, uninterrupted
@@ -234,7 +235,7 @@ def _put_back(directory: Path) -> None:
     if os.path.lexists(aside):
         with translate_os_errors(aside):
             if os.path.lexists(place):
-                atomic.remove_tree(aside)
+                remove_tree(aside)
             else:
                 os.rename(aside, place)
                 atomic.sync_directory(directory)
@@ -242,6 +243,4 @@ def _put_back(directory: Path) -> None:
 
 def _discard(old: Path) -> None:
     """Remove the old tree, unless somebody reads it: then the next run sweeps it."""
-    if os.path.lexists(old) and locks.is_abandoned(old):
-        with contextlib.suppress(OSError):
-            atomic.remove_tree(old)
+    remove_abandoned(old)

@@ -11,7 +11,8 @@ from pathlib import Path
 from sagewai_ops.errors import PermissionDeniedError
 from sagewai_ops.export.target_session import MOVE, VERIFY
 from sagewai_ops.fs import atomic
-from sagewai_ops.fs.tempdirs import sweep_abandoned, working_directory
+from sagewai_ops.fs.removal import sweep_leftovers
+from sagewai_ops.fs.tempdirs import working_directory
 from sagewai_ops.home.paths import OWN_PREFIX, Home
 from sagewai_ops.process.signals import uninterrupted
 
@@ -43,7 +44,7 @@ def workplace(home: Home) -> Iterator[Path]:
             directory = atomic.temporary_directory()
             place = stack.enter_context(working_directory(directory, PREFIX))
         for purpose in (MOVE, VERIFY):  # halves of reports
-            sweep_abandoned(directory, f".{purpose}-*.json.*.partial")
+            sweep_leftovers(directory, atomic.partial_names(rf"{purpose}-.*\.json"))
         yield place
 
 

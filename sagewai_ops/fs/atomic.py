@@ -8,25 +8,22 @@ only make them narrower, so they are set on the descriptor as well.
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import re
 import secrets
-import shutil
-import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from sagewai_ops.errors import PermissionDeniedError, UsageError
+from sagewai_ops.fs import locks
 from sagewai_ops.fs.os_errors import translate_os_errors
-from sagewai_ops.process.signals import uninterrupted
+from sagewai_ops.fs.removal import sweep_leftovers
 from sagewai_ops.text import shell_word
 
 PRIVATE_FILE = 0o600
 PRIVATE_DIRECTORY = 0o700
 
-_DEEP = ".deep-"  # directories of a tree that is being removed
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # linux/fs.h
 
@@ -72,7 +69,7 @@ def write_stream(
     """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     with translate_os_errors(path):
-        _sweep(path)
+        sweep_leftovers(path.parent, partial_names(re.escape(path.name)))
         try:
             # Inside the block: a signal may come before this gives the descriptor.
             descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -80,9 +77,7 @@ def write_stream(
                 if owner:
                     _give(descriptor, owner)
                 os.fchmod(descriptor, mode)
-                with contextlib.suppress(OSError):  # a file system without locks
-                    # Whoever sweeps what dead runs left sees that this one lives.
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locks.mark_alive(descriptor)
                 yield stream
                 stream.flush()
                 os.fsync(descriptor)
@@ -106,22 +101,13 @@ def _give(entry: int | Path, owner: os.stat_result) -> None:
             os.chown(entry, -1, owner.st_gid)
 
 
-def _sweep(path: Path) -> None:
-    """Remove the half-written files for `path` whose runs are dead."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.partial")
-    with contextlib.suppress(OSError):
-        for name in os.listdir(path.parent):
-            if not pattern.fullmatch(name):
-                continue
-            left = path.with_name(name)
-            with contextlib.suppress(OSError):
-                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-                descriptor = os.open(left, flags)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.unlink(left)
-                finally:
-                    os.close(descriptor)
+def partial_names(names: str) -> re.Pattern[str]:
+    """Return the pattern of the partial files that `write_stream` creates.
+
+    Args:
+        names: The pattern of the complete names.
+    """
+    return re.compile(rf"\.{names}\.[0-9a-f]{{8}}\.partial")
 
 
 def temporary_directory() -> Path:
@@ -218,46 +204,6 @@ def exchange(first: Path, second: Path) -> bool:
     if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
         return False
     raise OSError(number, os.strerror(number), os.fspath(first), None, os.fspath(second))
-
-
-@uninterrupted()
-def remove_tree(path: Path) -> None:
-    """Remove a file or a directory with all in it, never through a symlink; gone already is fine.
-
-    A signal waits until it is done.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISDIR(os.lstat(path).st_mode):
-            try:
-                shutil.rmtree(path)
-            except (RecursionError, PermissionError):
-                _remove_deep_tree(path)
-        else:
-            os.unlink(path)
-
-
-def _remove_deep_tree(path: Path) -> None:
-    """Remove a tree that nests deeper than calls may, or whose directories forbid it.
-
-    Each directory in it is opened to its owner and brought to the top.
-    """
-    waiting = [path]
-    while waiting:
-        directory = waiting.pop()
-        os.chmod(directory, PRIVATE_DIRECTORY)
-        with os.scandir(directory) as scan:
-            entries = list(scan)  # before any is moved, for the top is one of these directories
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                os.chmod(entry.path, PRIVATE_DIRECTORY)  # to move a directory is to write to it
-                top = path / f"{_DEEP}{secrets.token_hex(8)}"
-                os.rename(entry.path, top)
-                waiting.append(top)
-            else:
-                os.unlink(entry.path)
-        if directory != path:
-            os.rmdir(directory)
-    os.rmdir(path)
 
 
 def may_write(directory: Path) -> bool:

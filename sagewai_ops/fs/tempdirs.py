@@ -2,14 +2,15 @@
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.fs.os_errors import translate_os_errors
+from sagewai_ops.fs.removal import remove_tree, sweep_leftovers
 from sagewai_ops.process.signals import uninterrupted
 
 
@@ -46,7 +47,7 @@ def _remover(path: Path) -> Callable[..., None]:
     def remove(reason: type[BaseException] | None, *_more: object) -> None:
         try:
             with translate_os_errors(path):
-                atomic.remove_tree(path)
+                remove_tree(path)
         except OpsError:
             if reason is None:  # else the next run removes it: why we are here matters more
                 raise
@@ -68,25 +69,5 @@ def working_directory(parent: Path, prefix: str) -> Iterator[Path]:
     place = parent / f"{prefix}{secrets.token_hex(4)}"
     with locked_directory(place):
         with locks.sweep_guard(parent):
-            sweep_abandoned(parent, f"{prefix}*")
+            sweep_leftovers(parent, re.compile(f"{re.escape(prefix)}.*"))
         yield place
-
-
-def sweep_abandoned(directory: Path, pattern: str) -> None:
-    """Remove the leftovers of dead runs that match a pattern; a failed removal is no error."""
-    for left in directory.glob(pattern):
-        if locks.is_abandoned(left):
-            with contextlib.suppress(OSError):
-                atomic.remove_tree(left)
-
-
-def sweep_partials(directory: Path, beginning: str) -> None:
-    """Remove what a run that died while it wrote a file of its own left beside it.
-
-    Args:
-        beginning: Of the file's name; `atomic` puts a dot before it and a suffix behind.
-    """
-    with suppress(OSError):
-        for name in os.listdir(directory):
-            if name.startswith(f".{beginning}") and name.endswith(".partial"):
-                os.unlink(directory / name)

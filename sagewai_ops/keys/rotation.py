@@ -9,6 +9,7 @@ that finds the journal of a dead one needs no old key, and whatever was written 
 import errno
 import fcntl
 import os
+import re
 import shlex
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic
 from sagewai_ops.fs.os_errors import translate_os_errors
-from sagewai_ops.fs.tempdirs import sweep_partials
+from sagewai_ops.fs.removal import sweep_leftovers
 from sagewai_ops.home.paths import Home
 from sagewai_ops.home.state_files import state_lock
 from sagewai_ops.keys import rotation_journal
@@ -183,7 +184,7 @@ def read_place(root: Path, place: str) -> bytes | None:
 def sweep_halves(home: Home, documents: Iterator[Path] | list[Path]) -> None:
     """Remove what runs that died had half written beside the documents and the key."""
     for path in (*documents, home.master_key, home.legacy_master_key):
-        sweep_partials(path.parent, path.name)
+        sweep_leftovers(path.parent, atomic.partial_names(re.escape(path.name)))
 
 
 def _apply(

@@ -16,6 +16,7 @@ from pathlib import Path
 from sagewai_ops.errors import LockedError, OpsError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
+from sagewai_ops.fs.removal import remove_tree
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.keys.candidates import Candidate, given
 from sagewai_ops.process.signals import uninterrupted
@@ -197,5 +198,5 @@ def sweep(root: Path) -> bool:
         return False
     if not locks.is_abandoned(directory):
         return False
-    atomic.remove_tree(directory)
+    remove_tree(directory)
     return True

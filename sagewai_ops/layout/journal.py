@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
-from sagewai_ops.fs.tempdirs import sweep_partials
+from sagewai_ops.fs.removal import sweep_leftovers
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.layout.steps import PREFIX, Step, StepKind
 from sagewai_ops.permissions.rules import PRIVATE_DIRECTORY, PRIVATE_FILE
@@ -93,7 +94,7 @@ def recover(root: Path) -> str:
     Raises:
         OpsError: The journal cannot be read, or the system refused.
     """
-    sweep_partials(root, JOURNAL)
+    sweep_leftovers(root, atomic.partial_names(re.escape(JOURNAL)))
     if not is_pending(root):
         return "nothing to do"
     state, steps = _read(root)

@@ -4,7 +4,6 @@ What is there is left as it is and named. Done twice, the second changes nothing
 """
 
 import base64
-import contextlib
 import os
 import re
 import secrets
@@ -16,6 +15,7 @@ from sagewai_ops.database.sqlite.read_transaction import MAGIC, resolve_database
 from sagewai_ops.errors import OpsError, UsageError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.fs.os_errors import translate_os_errors
+from sagewai_ops.fs.removal import sweep_leftovers
 from sagewai_ops.home.paths import DATABASE, LEGACY_PLACES, PARTS, Home, layout_of
 from sagewai_ops.keys.candidates import find_candidates, fingerprint
 from sagewai_ops.schema.create import create_database
@@ -24,8 +24,7 @@ from sagewai_ops.text import shell_word
 
 # The directories of `data/` that Sagewai's documentation shows; Sagewai creates them when needed.
 DATA_PARTS = ("data/artifacts", "data/blueprints", "data/scratch")
-# How `atomic` and `schema.create` call what they write beside its place.
-_HALF_MADE = r"\.[0-9a-f]{8}\.partial(-wal|-shm|-journal)?"
+_SIDECARS = "(-wal|-shm|-journal)?"  # of a partial database
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +153,11 @@ def _problems(database: Path) -> Iterator[str]:
 
 
 def _sweep(home: Home) -> Iterator[str]:
-    """Remove what a run that was killed had half made: nobody else makes these, and we hold it."""
+    """Remove the partial keys and databases of killed runs; the caller has locked the home."""
     for path in (home.master_key, home.database):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            for name in sorted(os.listdir(path.parent)):
-                if re.fullmatch(rf"\.{re.escape(path.name)}{_HALF_MADE}", name):
-                    os.unlink(path.parent / name)
-                    yield os.path.relpath(path.parent / name, home.root)
+        names = atomic.partial_names(re.escape(path.name)).pattern + _SIDECARS
+        for name in sweep_leftovers(path.parent, re.compile(names)):
+            yield os.path.relpath(path.parent / name, home.root)
 
 
 def _refuse_files(root: Path, *parts: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 from sagewai_ops.errors import NotFoundError, OpsError, PermissionDeniedError, UsageError
 from sagewai_ops.fs import atomic
 from sagewai_ops.fs.os_errors import from_os_error
-from sagewai_ops.fs.tempdirs import sweep_partials
+from sagewai_ops.fs.removal import sweep_leftovers
 from sagewai_ops.home.paths import OWN_PREFIX, Home
 from sagewai_ops.permissions.entry_kinds import Wanted
 from sagewai_ops.text import shell_word
@@ -98,7 +99,7 @@ def write_record(
             for change in changes
         ],
     }
-    sweep_partials(directory, _RECORD_PREFIX)
+    sweep_leftovers(directory, atomic.partial_names(rf"{re.escape(_RECORD_PREFIX)}.*"))
     record = directory / f"{_RECORD_PREFIX}{moment:{_MOMENT}}.json"
     atomic.replace(record, json.dumps(content, indent=1).encode("ascii"))
     return record

@@ -12,6 +12,7 @@ from pathlib import Path
 from sagewai_ops.errors import NoSpaceError, OpsError, TargetBusyError
 from sagewai_ops.fs import atomic
 from sagewai_ops.fs.os_errors import translate_os_errors
+from sagewai_ops.fs.removal import remove_tree
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.schema import ddl
 from sagewai_ops.text import shell_word
@@ -41,7 +42,7 @@ def create_database(path: Path) -> None:
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
                 descriptor = os.open(beside, flags, atomic.PRIVATE_FILE)
                 for suffix in ("", "-wal", "-shm"):
-                    stack.callback(atomic.remove_tree, Path(f"{beside}{suffix}"))
+                    stack.callback(remove_tree, Path(f"{beside}{suffix}"))
                 stack.callback(os.close, descriptor)
             os.fchmod(descriptor, atomic.PRIVATE_FILE)
             _fill(beside, path)

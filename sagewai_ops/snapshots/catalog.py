@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from sagewai_ops.errors import NotFoundError, UsageError
-from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs import locks
+from sagewai_ops.fs.removal import remove_tree, sweep_leftovers
 from sagewai_ops.snapshots.cards import read_card
 
 TREE = "tree"  # where a directory keeps the one that is no archive: `directory`
@@ -207,21 +208,15 @@ def sweep(directory: Path) -> list[str]:
     """Remove the leftovers of dead runs, also behind links of ours; return their names."""
     removed = []
     for name in sorted(os.listdir(directory)):
-        path = directory / name
-        if not _PARTIAL.fullmatch(name):
-            continue
-        # What another user left there is his to remove.
-        with contextlib.suppress(PermissionError):
-            if path.is_symlink():
-                elsewhere = Path(os.readlink(path))
-                if elsewhere.name == name and _is_dead(elsewhere):
-                    atomic.remove_tree(elsewhere)
-                    path.unlink()
+        link = directory / name
+        if _PARTIAL.fullmatch(name) and link.is_symlink():
+            with contextlib.suppress(PermissionError):  # of another user
+                scratch = Path(os.readlink(link))
+                if scratch.name == name and _is_dead(scratch):
+                    remove_tree(scratch)
+                    link.unlink()
                     removed.append(name)
-            elif locks.is_abandoned(path):
-                atomic.remove_tree(path)
-                removed.append(name)
-    return removed
+    return sorted([*removed, *sweep_leftovers(directory, _PARTIAL)])
 
 
 def _is_dead(scratch: Path) -> bool:

@@ -31,7 +31,8 @@ from sagewai_ops.errors import (
     NotFoundError,
     UsageError,
 )
-from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs import locks
+from sagewai_ops.fs.removal import remove_tree
 from sagewai_ops.home.paths import locate
 from sagewai_ops.snapshots import cards, catalog
 from sagewai_ops.snapshots.omissions import Reason
@@ -161,7 +162,7 @@ def test_directories_that_nest_deeply_are_carried(tmp_path: Path) -> None:
 
     report = _take(built.root)
 
-    atomic.remove_tree(built.root)  # pytest's own clean-up calls itself for each level
+    remove_tree(built.root)  # pytest's own clean-up calls itself for each level
     assert sum(entry.path.startswith("data/d") for entry in _manifest(report).entries) == 1200
 
 

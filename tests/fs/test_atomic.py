@@ -11,6 +11,7 @@ import pytest
 from sagewai_ops.errors import NoSpaceError, OpsError, PermissionDeniedError
 from sagewai_ops.fs import atomic
 from sagewai_ops.fs.os_errors import translate_os_errors
+from sagewai_ops.fs.removal import remove_tree
 from unprivileged import NOBODY, reachable_directory, unprivileged
 
 
@@ -196,7 +197,7 @@ def test_a_tree_is_removed_without_following_its_links(tmp_path: Path) -> None:
     link.symlink_to(keep)
 
     for path in (tree, link, tmp_path / "missing"):
-        atomic.remove_tree(path)
+        remove_tree(path)
 
     assert [path.name for path in tmp_path.iterdir()] == ["keep"]
     assert (keep / "file").exists()
@@ -224,6 +225,6 @@ def test_a_tree_deeper_than_calls_is_removed(tmp_path: Path) -> None:
             (directory / "file").touch()
     (directory / "link").symlink_to(keep)
 
-    atomic.remove_tree(tree)
+    remove_tree(tree)
 
     assert [path.name for path in tmp_path.iterdir()] == ["keep"]

@@ -32,7 +32,8 @@ from sagewai_ops.errors import (
     SchemaAheadError,
     UsageError,
 )
-from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs import locks
+from sagewai_ops.fs.removal import remove_tree
 from sagewai_ops.home.paths import locate
 from sagewai_ops.operations import drill as drilling
 from sagewai_ops.operations.drill import DrillOptions, DrillReport, drill
@@ -671,6 +672,6 @@ def test_directories_that_forbid_it_are_removed_as_well() -> None:
             (tree / "closed/inner").chmod(0o000)
             (tree / "closed").chmod(0o500)
 
-            atomic.remove_tree(tree)
+            remove_tree(tree)
 
         assert list(directory.iterdir()) == []
