@@ -36,6 +36,7 @@ from sagewai_ops.archive.writer import (
 )
 from sagewai_ops.fs import atomic
 from sagewai_ops.fs.os_errors import translate_os_errors
+from sagewai_ops.fs.ownership import set_owner
 from sagewai_ops.permissions.modes import directory_mode, file_mode
 from sagewai_ops.snapshots.member_paths import EXTERNAL
 
@@ -75,7 +76,6 @@ class MirrorWriter:
         self._on_bytes = on_bytes
         self._manifest = ManifestBuilder()
         self._directories: list[Entry] = []
-        self._is_root = os.geteuid() == 0
         self.files = self.content_bytes = self.stored_bytes = 0
         self.kept: set[str] = set()
         self.sha256 = ""
@@ -93,7 +93,7 @@ class MirrorWriter:
             if entry.type is EntryType.LINK:
                 os.symlink(entry.target, path)
                 os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=False)
-                self._own(entry, path)
+                set_owner(path, entry.uid, entry.gid)
             else:
                 os.mkdir(path, atomic.PRIVATE_DIRECTORY)
                 os.chmod(path, atomic.PRIVATE_DIRECTORY)
@@ -180,7 +180,7 @@ class MirrorWriter:
         for entry in reversed(self._directories):
             path = self._root / entry.path
             with translate_os_errors(path):
-                self._own(entry, path)
+                set_owner(path, entry.uid, entry.gid)
                 os.chmod(path, _directory_mode(entry))
                 os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns))
 
@@ -220,7 +220,7 @@ class MirrorWriter:
                 stat.S_ISREG(status.st_mode)
                 and stat.S_IMODE(status.st_mode) == _file_mode(entry)
                 and (any_time or status.st_mtime_ns == entry.mtime_ns)
-                and (not self._is_root or (status.st_uid, status.st_gid) == (entry.uid, entry.gid))
+                and (os.geteuid() != 0 or (status.st_uid, status.st_gid) == (entry.uid, entry.gid))
                 and _hash_of(old) == entry.sha256
             )
             if is_same:
@@ -239,13 +239,9 @@ class MirrorWriter:
                 if os.lstat(self._old_root / entry.path).st_mtime_ns == moment:
                     moment = self._now_ns
         with translate_os_errors(path):
-            self._own(entry, path)
+            set_owner(path, entry.uid, entry.gid)
             os.chmod(path, _file_mode(entry))
             os.utime(path, ns=(moment, moment))
-
-    def _own(self, entry: Entry, path: Path) -> None:
-        if self._is_root:
-            os.chown(path, entry.uid, entry.gid, follow_symlinks=False)
 
     def _count(self, entry: Entry) -> None:
         self._manifest.add(entry)

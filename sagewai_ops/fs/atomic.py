@@ -18,6 +18,7 @@ from typing import BinaryIO
 from sagewai_ops.errors import PermissionDeniedError, UsageError
 from sagewai_ops.fs import locks
 from sagewai_ops.fs.os_errors import translate_os_errors
+from sagewai_ops.fs.ownership import keep_owner
 from sagewai_ops.fs.removal import sweep_leftovers
 from sagewai_ops.text import shell_word
 
@@ -75,7 +76,7 @@ def write_stream(
             descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
             with open(descriptor, "wb") as stream:
                 if owner:
-                    _give(descriptor, owner)
+                    keep_owner(descriptor, owner)
                 os.fchmod(descriptor, mode)
                 locks.mark_alive(descriptor)
                 yield stream
@@ -89,16 +90,6 @@ def write_stream(
                 os.unlink(beside)
             raise
         sync_directory(path.parent)
-
-
-def _give(entry: int | Path, owner: os.stat_result) -> None:
-    """Give an entry, or an open file, to its owner: what is root's is out of Sagewai's reach."""
-    own = os.stat(entry)
-    if own.st_uid != owner.st_uid:
-        os.chown(entry, owner.st_uid, owner.st_gid)
-    elif own.st_gid != owner.st_gid:
-        with contextlib.suppress(PermissionError):  # a group that its owner has left
-            os.chown(entry, -1, owner.st_gid)
 
 
 def partial_names(names: str) -> re.Pattern[str]:
@@ -143,7 +134,7 @@ def make_directory(
     with translate_os_errors(path), contextlib.suppress(FileExistsError):
         os.mkdir(path, mode)
         if owner:
-            _give(path, owner)
+            keep_owner(path, owner)
         os.chmod(path, mode)
         sync_directory(path.parent)
 

@@ -19,6 +19,7 @@ from typing import Any
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
+from sagewai_ops.fs.ownership import set_owner
 from sagewai_ops.fs.removal import sweep_leftovers
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.layout.steps import PREFIX, Step, StepKind
@@ -120,7 +121,7 @@ def _prepare(root: Path, steps: Sequence[Step]) -> list[Step]:
         if step.kind is StepKind.DIRECTORY:
             os.mkdir(root / step.target, PRIVATE_DIRECTORY)
             os.chmod(root / step.target, PRIVATE_DIRECTORY)
-            _give(root / step.target, owner)
+            set_owner(root / step.target, owner.st_uid, owner.st_gid)
         elif step.kind is StepKind.COPY:
             inodes[step.target] = _copy(root / step.source, root / step.target)
     _sync(root, steps)
@@ -142,18 +143,12 @@ def _copy(source: Path, target: Path) -> int:
         copy.flush()
         os.fchmod(descriptor, PRIVATE_FILE)
         os.utime(descriptor, ns=(before.st_atime_ns, before.st_mtime_ns))
-        _give(target, before)
+        set_owner(target, before.st_uid, before.st_gid)
         os.fsync(descriptor)
         after = source.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise OpsError(f"{source}: changed while it was copied, everything is as it was")
         return os.fstat(descriptor).st_ino
-
-
-def _give(path: Path, owner: os.stat_result) -> None:
-    # Made by root in the home of another, it would be out of Sagewai's reach.
-    if os.geteuid() == 0:
-        os.chown(path, owner.st_uid, owner.st_gid)
 
 
 def _move_forward(root: Path, steps: Sequence[Step]) -> None:

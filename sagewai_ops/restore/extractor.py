@@ -15,6 +15,7 @@ from sagewai_ops.archive.manifest import Entry, EntryType
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.fs.os_errors import translate_os_errors
+from sagewai_ops.fs.ownership import set_owner
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.permissions.modes import directory_mode, file_mode
 from sagewai_ops.snapshots.member_paths import EXTERNAL
@@ -86,7 +87,6 @@ class _Writing:
         self._directory = ""
         self._descriptor = os.dup(self._root)
         self._directories: list[tuple[Entry, str]] = []
-        self._is_root = os.geteuid() == 0
 
     def add(self, entry: Entry, path: str, content: Iterator[memoryview]) -> None:
         """Create one member."""
@@ -101,7 +101,7 @@ class _Writing:
             self.extracted.directories += 1
         elif entry.type is EntryType.LINK:
             os.symlink(self._target_of(entry, directory), name, dir_fd=self._descriptor)
-            self._own(entry, name)
+            set_owner(name, entry.uid, entry.gid, dir_fd=self._descriptor)
             self._date(entry, name)
             self.extracted.links += 1
         else:
@@ -117,7 +117,7 @@ class _Writing:
         for entry, path in reversed(self._directories):
             directory, _, name = path.rpartition("/")
             self._enter(directory)
-            self._own(entry, name)
+            set_owner(name, entry.uid, entry.gid, dir_fd=self._descriptor)
             descriptor = self._open_directory(name, self._descriptor)
             try:
                 os.fchmod(descriptor, _directory_mode(path, entry.mode))
@@ -142,8 +142,7 @@ class _Writing:
                 self.extracted.size_bytes += len(piece)
             if entry.is_sparse:
                 os.ftruncate(descriptor, entry.size_bytes)
-            if self._is_root:
-                os.fchown(descriptor, entry.uid, entry.gid)
+            set_owner(descriptor, entry.uid, entry.gid)
             os.fchmod(descriptor, mode)
             os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
         finally:
@@ -171,10 +170,6 @@ class _Writing:
     def _open_directory(self, name: str, above: int) -> int:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(name, flags, dir_fd=above)
-
-    def _own(self, entry: Entry, name: str) -> None:
-        if self._is_root:
-            os.chown(name, entry.uid, entry.gid, dir_fd=self._descriptor, follow_symlinks=False)
 
     def _date(self, entry: Entry, name: str) -> None:
         times = (entry.mtime_ns, entry.mtime_ns)

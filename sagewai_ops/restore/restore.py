@@ -20,6 +20,7 @@ from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.fs.os_errors import translate_os_errors
+from sagewai_ops.fs.ownership import set_owner
 from sagewai_ops.home.paths import DATABASE, MASTER_KEY, Home, locate
 from sagewai_ops.home.state_files import read_together
 from sagewai_ops.keys.candidates import Candidate, replaced
@@ -211,8 +212,7 @@ def _settle_root(content: Path, target: Path, reader: ArchiveReader) -> None:
         status = os.stat(target)
         mode, uid, gid = status.st_mode, status.st_uid, status.st_gid
     with translate_os_errors(content):
-        if os.geteuid() == 0:
-            os.chown(content, max(uid, -1), max(gid, -1))
+        set_owner(content, max(uid, -1), max(gid, -1))
         os.chmod(content, directory_mode("", mode))
         with contextlib.suppress(OverflowError):
             if "mtime_ns" in facts:
