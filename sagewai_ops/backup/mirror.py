@@ -211,7 +211,7 @@ def _exchange(fresh: Path, place: Path) -> None:
     aside = place.with_name(_ASIDE)
     if not os.path.lexists(place):
         os.rename(fresh, place)
-    elif not _exchanged(fresh, place):
+    elif not atomic.exchange(fresh, place):
         os.rename(place, aside)
         try:
             os.rename(fresh, place)
@@ -220,13 +220,6 @@ def _exchange(fresh: Path, place: Path) -> None:
             raise
         os.rename(aside, fresh)
     atomic.sync_directory(place.parent)
-
-
-def _exchanged(fresh: Path, place: Path) -> bool:
-    try:
-        return atomic.exchange(fresh, place)
-    except PermissionError:
-        return False  # the answer of older containers to a system call that they do not know
 
 
 def _put_back(directory: Path) -> None:

@@ -172,13 +172,13 @@ def sync_tree(path: Path) -> None:
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Swap two names of one file system in a single step, if the system can.
+    """Exchange two names of one file system in a single step, if the system can.
 
     Returns:
-        False where there is no such step (nothing was changed).
+        False where it cannot, and nothing was changed: the caller renames in two steps.
 
     Raises:
-        OSError: The system has the step and refused it.
+        OSError: It can, and refused.
 
     Source: renameat2(2), RENAME_EXCHANGE.
     """
@@ -192,7 +192,9 @@ def exchange(first: Path, second: Path) -> bool:
     ):
         return True
     number = ctypes.get_errno()
-    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+    # Older containers answer EPERM to a system call that they do not know. Where the permission is
+    # really missing, the caller's rename fails with it too.
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
         return False
     raise OSError(number, os.strerror(number), os.fspath(first), None, os.fspath(second))
 

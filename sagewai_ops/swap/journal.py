@@ -15,7 +15,6 @@ A journal stands beside the staging of its run, in its *base* directory, and all
 relative to that.
 """
 
-import errno
 import json
 import os
 from collections.abc import Sequence
@@ -203,7 +202,7 @@ def _advance(base: Path, move: Move) -> None:
         _put(fresh, place)
     elif is_there != move.old_inode:
         raise _taken(place)
-    elif _exchange(fresh, place):
+    elif atomic.exchange(fresh, place):
         _set_aside(fresh, kept)
     elif kept is not None:
         _put(place, kept)
@@ -228,10 +227,10 @@ def _retreat(base: Path, move: Move) -> None:
     fresh = base / move.fresh
     if _inode(place) == move.fresh_inode:
         if _inode(fresh) == move.old_inode is not None:
-            if not _exchange(fresh, place):
+            if not atomic.exchange(fresh, place):
                 raise _unknown(base, move)
             return
-        if kept is not None and move.old_inode is not None and _exchange(kept, place):
+        if kept is not None and move.old_inode is not None and atomic.exchange(kept, place):
             _put(kept, fresh)
             return
         _put(place, fresh)
@@ -256,17 +255,6 @@ def _put(source: Path, target: Path) -> None:
     if not target.parent.is_dir():
         atomic.make_directory(target.parent)
     os.rename(source, target)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    try:
-        return atomic.exchange(first, second)
-    except OSError as error:
-        # The answer of older containers to a system call that they do not know. Where it is meant,
-        # the rename that follows meets it too.
-        if error.errno == errno.EPERM:
-            return False
-        raise
 
 
 def _carry(base: Path, names: tuple[str, str] | None) -> None:

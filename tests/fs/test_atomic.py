@@ -1,5 +1,6 @@
 """Writes that leave the old or the new, with their mode from the first moment."""
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -183,6 +184,25 @@ def test_two_names_are_exchanged_in_one_step(tmp_path: Path) -> None:
     if done:
         with pytest.raises(FileNotFoundError):
             atomic.exchange(tmp_path / "a", tmp_path / "missing")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM])
+def test_system_without_the_exchange_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Older containers answer EPERM; the caller renames in two steps."""
+
+    class Library:
+        """A C library whose system call is refused."""
+
+        @staticmethod
+        def renameat2(*_arguments: object) -> int:
+            return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_arguments, **_options: Library)
+    monkeypatch.setattr(ctypes, "get_errno", lambda: number)
+
+    assert not atomic.exchange(tmp_path / "a", tmp_path / "b")
 
 
 def test_a_tree_is_removed_without_following_its_links(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Swapping a home for another: what is removed, what is kept, and what is asked of a person."""
 
+import ctypes
+import errno
 import json
 import os
 import stat
@@ -505,10 +507,15 @@ def test_system_call_that_a_container_forbids_is_done_without(
 ) -> None:
     """Older ones answer EPERM to what they do not know."""
 
-    def forbid(_first: Path, _second: Path) -> bool:
-        raise PermissionError(1, "Operation not permitted")
+    class Library:
+        """A C library whose system call is refused."""
 
-    monkeypatch.setattr(atomic, "exchange", forbid)
+        @staticmethod
+        def renameat2(*_arguments: object) -> int:
+            return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_arguments, **_options: Library)
+    monkeypatch.setattr(ctypes, "get_errno", lambda: errno.EPERM)
 
     _exchange(home)
 
