@@ -6,7 +6,6 @@ afterwards there is a proved one. Nothing in the home is changed.
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +16,9 @@ from sagewai_ops.archive.open import open_archive
 from sagewai_ops.backup.report import CUSTODIES, BackupOptions, BackupReport
 from sagewai_ops.backup.run import BackupRun
 from sagewai_ops.backup.scanner import HomeScan
-from sagewai_ops.errors import InterruptedRunError, NoSpaceError, UsageError
+from sagewai_ops.errors import InterruptedRunError, UsageError
 from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs.free_space import require_free_bytes
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
 from sagewai_ops.fs.removal import remove_tree
 from sagewai_ops.fs.tempdirs import locked_directory
@@ -220,12 +220,7 @@ def check_space(directory: Path, scan: HomeScan, *, only_copy: bool = False) -> 
     needed = scan.database_bytes
     if not only_copy:
         needed += int(scan.content_bytes * _LEAST_ARCHIVE_SHARE)
-    free = shutil.disk_usage(directory).free
-    if free < needed:
-        raise NoSpaceError(
-            f"{directory}: {free} bytes free, a snapshot needs at least {needed}",
-            hint="free some space, or use another directory: backup --snapshots DIR",
-        )
+    require_free_bytes(directory, needed, option="--snapshots DIR")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ Each gives one `Check`: a verdict, a sentence, what is behind it, and the comman
 
 import os
 import shlex
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -20,9 +19,9 @@ from sagewai_ops.errors import (
     EXIT_INCOMPLETE,
     DamagedError,
     KeyMissingError,
-    NoSpaceError,
     NotFoundError,
 )
+from sagewai_ops.fs.free_space import free_bytes, nearest_existing, require_free_bytes
 from sagewai_ops.home.paths import SIDECAR_SUFFIXES, Home, layout_of
 from sagewai_ops.keys.candidates import ENVIRONMENT, Candidate, refused_variable
 from sagewai_ops.layout import journal
@@ -299,21 +298,18 @@ def check_space(home: Home, directory: Path, scratch: Path, *, takes_snapshot: b
     details = []
     is_short = False
     for name, path in places.items():
-        there = _existing(path)
-        free = shutil.disk_usage(there).free
-        if free < least.get(os.stat(there).st_dev, 0):
-            raise NoSpaceError(
-                f"{path}: {free} bytes free, at least {least[os.stat(there).st_dev]} are needed",
-                hint=f"df -h {shell_word(there)}  # free some, or name other directories: "
-                "--snapshots DIR, --work-dir DIR",
-            )
+        there = nearest_existing(path)
+        free = free_bytes(there)
+        require_free_bytes(
+            path, least.get(os.stat(there).st_dev, 0), option="--snapshots DIR, --work-dir DIR"
+        )
         # Beside the home, a restore needs as much as it holds: the way back from a bad upgrade.
         wanted = most.get(os.stat(there).st_dev, 0) + (content if name == "home" else 0)
         is_short = is_short or free < wanted
         details.append(f"{name} {path}: {free} bytes free, up to {wanted} are needed")
     if is_short:
         summary = "little: it may not do for a snapshot, its drill and a restore"
-        mend = tuple(f"df -h {shell_word(_existing(path))}" for path in places.values())
+        mend = tuple(f"df -h {shell_word(nearest_existing(path))}" for path in places.values())
         return Check("space", Verdict.WARNING, summary, tuple(details), tuple(dict.fromkeys(mend)))
     return Check("space", Verdict.OK, f"enough for {content} bytes of content", ())
 
@@ -323,18 +319,11 @@ def _demands(
 ) -> tuple[dict[int, int], dict[int, int]]:
     """Give the least and the most bytes that are needed, by file system."""
     if not takes_snapshot:
-        device = os.stat(_existing(scratch)).st_dev
+        device = os.stat(nearest_existing(scratch)).st_dev
         return {device: database}, {device: database}
-    store, room = (os.stat(_existing(path)).st_dev for path in (directory, scratch))
+    store, room = (os.stat(nearest_existing(path)).st_dev for path in (directory, scratch))
     share = int(content * _LEAST_ARCHIVE_SHARE)
     # The copy of the database is gone when the drill begins.
     if store == room:
         return {store: share + max(database, content)}, {store: content + max(database, content)}
     return {store: share + database, room: content}, {store: content + database, room: content}
-
-
-def _existing(path: Path) -> Path:
-    """Give the path or the closest directory above it that is there."""
-    while not path.exists():
-        path = path.parent
-    return path

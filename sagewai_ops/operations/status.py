@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from sagewai_ops.database.sqlite.in_use import find_users
 from sagewai_ops.database.sqlite.integrity import count_rows
 from sagewai_ops.database.sqlite.read_transaction import open_read_transaction, sidecar, size_of
 from sagewai_ops.errors import OpsError
+from sagewai_ops.fs.free_space import free_bytes
 from sagewai_ops.home.paths import PARTS, Home, layout_of, require
 from sagewai_ops.home.state_files import (
     Document,
@@ -113,7 +113,7 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
         layout=layout_of(home.root),
         sizes=sizes,
         files=files,
-        free_bytes=shutil.disk_usage(home.root).free,
+        free_bytes=free_bytes(home.root),
         database=_database(home),
         documents={
             path: parse_document(document_name(path), content)

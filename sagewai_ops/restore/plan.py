@@ -5,7 +5,6 @@ what the run would refuse. Nothing is written.
 """
 
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +17,12 @@ from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.errors import (
     DamagedError,
-    NoSpaceError,
     NotFoundError,
     SchemaAheadError,
     TargetBusyError,
     UsageError,
 )
+from sagewai_ops.fs.free_space import require_free_bytes
 from sagewai_ops.home.paths import (
     DATABASE,
     MASTER_KEY,
@@ -145,7 +144,9 @@ def build_plan(
     require_unused(target.root, target.root / DATABASE)
     exchanged = _exchanged(target.root, [path for path, _entry in wanted], parts)
     swap.refuse_mounts(target.root, exchanged)
-    _check_space(target.root, [entry for _path, entry in wanted])
+    # How much of a sparse file is holes is not known before it is written.
+    needed = sum(entry.size_bytes for _path, entry in wanted if not entry.is_sparse)
+    require_free_bytes(target.root, needed, option="--to DIR")
     return RestorePlan(
         snapshot_id=header.id,
         archive=archive,
@@ -299,17 +300,3 @@ def _highest_missing(root: Path, part: str) -> str:
         if not os.path.lexists(root / path):
             break
     return path
-
-
-def _check_space(target: Path, wanted: list[Entry]) -> None:
-    directory = target if target.is_dir() else target.parent
-    while not directory.exists():
-        directory = directory.parent
-    free = shutil.disk_usage(directory).free
-    # How much of a sparse file is holes is not known before it is written.
-    needed = sum(entry.size_bytes for entry in wanted if not entry.is_sparse)
-    if free < needed:
-        raise NoSpaceError(
-            f"{directory}: {free} bytes free, the restore needs {needed}",
-            hint="free some space, or restore elsewhere: --to DIR",
-        )

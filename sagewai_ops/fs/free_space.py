@@ -1,0 +1,37 @@
+"""Free space on the file systems that a command writes to."""
+
+import shutil
+from pathlib import Path
+
+from sagewai_ops.errors import NoSpaceError
+from sagewai_ops.text import shell_word
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free bytes of the file system of a path, which need not exist."""
+    return shutil.disk_usage(nearest_existing(path)).free
+
+
+def require_free_bytes(path: Path, needed_bytes: int, *, option: str) -> None:
+    """Check that a file system has enough free space.
+
+    Args:
+        path: Where the bytes are to be written; need not exist.
+        option: The option that names another directory, for the hint.
+
+    Raises:
+        NoSpaceError: It has less.
+    """
+    free = free_bytes(path)
+    if free < needed_bytes:
+        raise NoSpaceError(
+            f"{path}: {free} bytes free, at least {needed_bytes} needed",
+            hint=f"df -h {shell_word(nearest_existing(path))}  # or another directory: {option}",
+        )
+
+
+def nearest_existing(path: Path) -> Path:
+    """Return the path, or the closest directory above it that exists."""
+    while not path.exists():
+        path = path.parent
+    return path
