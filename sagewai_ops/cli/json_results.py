@@ -34,6 +34,8 @@ def schema_of(result: Any, title: str) -> dict[str, Any]:
 def _encode(value: object) -> object:
     if isinstance(value, PurePath):
         return os.fspath(value)
+    if isinstance(value, str):  # a subclass, such as SQLAlchemy's names
+        return str.__str__(value)
     raise NotImplementedError(type(value).__name__)
 
 
