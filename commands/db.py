@@ -192,8 +192,7 @@ def current(run: Run) -> Outcome:
 def history(_run: Run) -> Outcome:
     """List."""
     from sagewai_ops.schema.alembic_runner import describe
-    from sagewai_ops.schema.revision_graph import parents
-    from sagewai_ops.schema.sqlite_revision import HEAD, revisions
+    from sagewai_ops.schema.revision_graph import HEAD, parents, revisions
 
     texts = describe()
     listed: list[dict[str, Any]] = [

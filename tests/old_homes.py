@@ -7,7 +7,8 @@ import sqlite3
 from pathlib import Path
 
 from sagewai_ops.schema import ddl
-from sagewai_ops.schema.sqlite_revision import levels, revisions
+from sagewai_ops.schema.revision_graph import revisions
+from sagewai_ops.schema.sqlite_revision import levels
 from sagewai_ops.schema.tables import metadata
 
 # NOT NULL with a default until the revision named: what an additive upgrade cannot take away.

@@ -25,7 +25,7 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.export.mapping.target_catalog import VERSION_TABLE, TargetTable, read_tables
 from sagewai_ops.schema.postgres_server import OLDEST
-from sagewai_ops.schema.sqlite_revision import HEAD
+from sagewai_ops.schema.revision_graph import HEAD
 
 if TYPE_CHECKING:
     import asyncpg

@@ -21,7 +21,7 @@ from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema import migrate_postgres, rehearse_postgres, revision_graph, upgrade_sqlite
 from sagewai_ops.schema.as_json import of_moved, of_upgraded
-from sagewai_ops.schema.sqlite_revision import HEAD
+from sagewai_ops.schema.revision_graph import HEAD
 from sagewai_ops.swap import swap
 
 

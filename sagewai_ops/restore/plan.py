@@ -32,7 +32,7 @@ from sagewai_ops.home.paths import (
     kind_of,
     layout_of,
 )
-from sagewai_ops.schema.sqlite_revision import revisions
+from sagewai_ops.schema.revision_graph import revisions
 from sagewai_ops.snapshots.catalog import is_archive_name
 from sagewai_ops.snapshots.member_paths import MemberPaths
 from sagewai_ops.swap import swap

@@ -18,7 +18,7 @@ from sagewai_ops.schema import postgres_server
 from sagewai_ops.schema.findings import Finding
 from sagewai_ops.schema.migrate_postgres import WAIT_SECONDS
 from sagewai_ops.schema.postgres_head import Table, head
-from sagewai_ops.schema.sqlite_revision import HEAD
+from sagewai_ops.schema.revision_graph import HEAD
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection

@@ -25,7 +25,7 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema import alembic_runner, postgres_server, revision_graph
-from sagewai_ops.schema.sqlite_revision import HEAD, revisions
+from sagewai_ops.schema.revision_graph import HEAD, revisions
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection

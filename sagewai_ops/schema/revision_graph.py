@@ -1,7 +1,7 @@
-"""The graph of revisions: names, order, and what a set of revisions in a database means.
+"""The graph of revisions: ids, order, and the meaning of the rows of `alembic_version`.
 
-`alembic_version` holds a set: between the two 006 and their merge it has two rows. This module
-knows the graph from `levels.json` and loads neither Alembic nor SQLAlchemy.
+Between the two 006 and their merge, `alembic_version` has two rows. The graph is read from the
+revision files themselves, as text: neither Alembic nor SQLAlchemy is loaded.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import functools
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from importlib import resources
 from typing import Literal
 
 from sagewai_ops.errors import NotFoundError
-from sagewai_ops.schema.sqlite_revision import HEAD, levels, revisions
 
 BASE = "base"
+HEAD = "020_fleet_task_lease"
+_IDS = re.compile(r"^(?:down_)?revision = (.*)$", re.MULTILINE)
 _NUMBER = re.compile(r"(\d{3,})_")
 
 State = Literal["current", "behind", "ahead", "forked", "unknown", "empty", "unmanaged"]
@@ -38,13 +40,28 @@ class Position:
 
 @functools.cache
 def parents() -> dict[str, tuple[str, ...]]:
-    """Map every revision to those that it follows."""
-    return {step["id"]: tuple(step["after"]) for step in levels()["revisions"]}
+    """Return the parents of every revision, oldest first; the two 006 in Alembic's order."""
+    graph = {}
+    scripts = resources.files("sagewai_ops.migrations.versions").iterdir()
+    for script in sorted(scripts, key=lambda script: script.name):
+        if not script.name.endswith(".py"):
+            continue
+        ids = _IDS.findall(script.read_text(encoding="utf-8"))
+        if ids:
+            revision, before = (tuple(re.findall(r'"(\w+)"', listed)) for listed in ids)
+            graph[revision[0]] = before
+    return graph
+
+
+@functools.cache
+def revisions() -> tuple[str, ...]:
+    """Return the ids of the revisions, oldest first."""
+    return tuple(parents())
 
 
 @functools.cache
 def ancestors(revision: str) -> frozenset[str]:
-    """Collect a revision and all before it; of `base`, none."""
+    """Return a revision and all before it; of `base`, none."""
     if revision == BASE:
         return frozenset()
     before = frozenset(parent for after in parents()[revision] for parent in ancestors(after))

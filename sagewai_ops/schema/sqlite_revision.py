@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Literal, TypedDict
 
-HEAD = "020_fleet_task_lease"
-
 State = Literal["current", "behind", "ahead", "unknown", "empty"]
 
 # Tables that a virtual table keeps its content in, by the part of their name that follows its own.
@@ -81,12 +79,6 @@ def levels() -> Levels:
     content = resources.files("sagewai_ops.schema").joinpath("levels.json").read_text("utf-8")
     facts: Levels = json.loads(content)
     return facts
-
-
-@functools.cache
-def revisions() -> tuple[str, ...]:
-    """List the revisions, oldest first; of the two 006, the one that Alembic sorts first."""
-    return tuple(step["id"] for step in levels()["revisions"])
 
 
 @functools.cache

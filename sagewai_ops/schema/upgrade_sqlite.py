@@ -28,7 +28,8 @@ from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema import ddl
 from sagewai_ops.schema.drift import Drift, find_drift
-from sagewai_ops.schema.sqlite_revision import HEAD, Level, expected, read_level
+from sagewai_ops.schema.revision_graph import HEAD
+from sagewai_ops.schema.sqlite_revision import Level, expected, read_level
 
 if TYPE_CHECKING:
     from sqlalchemy import Column, Table

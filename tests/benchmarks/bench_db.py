@@ -27,7 +27,7 @@ from sagewai_ops.database import url as database_url  # noqa: E402
 from sagewai_ops.database.postgres import connection as postgres_connection  # noqa: E402
 from sagewai_ops.schema import alembic_runner, migrate_postgres  # noqa: E402
 from sagewai_ops.schema.create import create_database  # noqa: E402
-from sagewai_ops.schema.sqlite_revision import HEAD  # noqa: E402
+from sagewai_ops.schema.revision_graph import HEAD  # noqa: E402
 
 GIGABYTE_ROWS = 1_000_000  # of `large_home`, on which a home holds 1.03 GB
 # Sagewai's migrations against ours; checks against SQLite's; bytes.

@@ -33,7 +33,7 @@ from benchmarks.stopwatch import Cost, best, machine, measure, version  # noqa: 
 from home_builder import vectors as vector_tables  # noqa: E402
 from postgres_server import Server, installations  # noqa: E402
 from sagewai_ops.schema.create import create_database  # noqa: E402
-from sagewai_ops.schema.sqlite_revision import HEAD  # noqa: E402
+from sagewai_ops.schema.revision_graph import HEAD  # noqa: E402
 
 ROWS, VECTORS = 100_222, 5_028  # of a home that served for some months
 LARGE_ROWS, LARGE_VECTORS = 2_000_000, 100_000

@@ -13,7 +13,7 @@ from json_schemas import problems
 from postgres_server import GUARDED, Server
 from program import Answer, call, run
 from sagewai_ops.schema.create import create_database
-from sagewai_ops.schema.sqlite_revision import HEAD, revisions
+from sagewai_ops.schema.revision_graph import HEAD, revisions
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def test_every_kind_of_finding_is_documented() -> None:
 
 @pytest.mark.parametrize(
     "fact",
-    [str(migrate_postgres.LOCK), sqlite_revision.HEAD, f"({migrate_postgres.WAIT_SECONDS:.0f})"],
+    [str(migrate_postgres.LOCK), revision_graph.HEAD, f"({migrate_postgres.WAIT_SECONDS:.0f})"],
 )
 def test_numbers_and_names_are_those_of_the_code(fact: str) -> None:
     """Somebody looks for them in pg_locks, or in alembic_version."""

@@ -21,7 +21,7 @@ from json_schemas import DIRECTORY
 from postgres_server import Server, installations, running
 from sagewai_ops.export.export import Options, export
 from sagewai_ops.export.report import Report
-from sagewai_ops.schema.sqlite_revision import HEAD
+from sagewai_ops.schema.revision_graph import HEAD
 from targets import at_head, counts_of, exported, home_with, url_of
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "export.md"

@@ -17,7 +17,7 @@ from interop.program import Ended, call, succeed
 from interop.server import running
 from postgres_server import Server, installations
 from postgres_server import running as running_postgres
-from sagewai_ops.schema.sqlite_revision import HEAD
+from sagewai_ops.schema.revision_graph import HEAD
 from targets import counts_of, state_of
 
 pytestmark = pytest.mark.interop

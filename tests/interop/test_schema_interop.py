@@ -21,8 +21,8 @@ from sagewai_ops.database import url as database_url
 from sagewai_ops.database.postgres import connection as postgres_connection
 from sagewai_ops.schema import migrate_postgres
 from sagewai_ops.schema.check_postgres import check_postgres
-from sagewai_ops.schema.sqlite_revision import HEAD
-from sagewai_ops.schema.sqlite_revision import revisions as all_revisions
+from sagewai_ops.schema.revision_graph import HEAD
+from sagewai_ops.schema.revision_graph import revisions as all_revisions
 from sagewai_ops.schema.upgrade_sqlite import upgrade_database
 
 pytestmark = pytest.mark.interop

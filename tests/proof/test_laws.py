@@ -23,7 +23,7 @@ from home_builder.recipe import HEAD
 from memory_directory import memory_directory
 from program import call, taken
 from proof.worlds import read_database
-from sagewai_ops.schema.sqlite_revision import revisions
+from sagewai_ops.schema.revision_graph import revisions
 from small_homes import rows_of, small
 
 _TOKEN = re.compile(rb"gAAAAA[A-Za-z0-9_-]{54,}={0,2}")

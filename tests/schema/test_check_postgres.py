@@ -15,7 +15,7 @@ from sagewai_ops.database.postgres import connection
 from sagewai_ops.errors import LockedError
 from sagewai_ops.schema.check_postgres import CheckedPostgres, check_postgres
 from sagewai_ops.schema.postgres_head import head, index_entries
-from sagewai_ops.schema.sqlite_revision import HEAD
+from sagewai_ops.schema.revision_graph import HEAD
 
 RENAMED = (
     "DROP FUNCTION sandbox_mode_rank; CREATE FUNCTION sandbox_mode_rank({} text) RETURNS int"

@@ -21,7 +21,7 @@ from sagewai_ops.schema import check_sqlite
 from sagewai_ops.schema.check_sqlite import check_database
 from sagewai_ops.schema.create import create_database
 from sagewai_ops.schema.findings import Finding, spelled_key
-from sagewai_ops.schema.sqlite_revision import HEAD
+from sagewai_ops.schema.revision_graph import HEAD
 from sagewai_ops.schema.upgrade_sqlite import upgrade_database
 
 TO_WORKFLOWS = (

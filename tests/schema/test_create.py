@@ -14,7 +14,8 @@ import schema_catalogs
 from sagewai_ops.errors import OpsError, TargetBusyError
 from sagewai_ops.schema import ddl
 from sagewai_ops.schema.create import create_database
-from sagewai_ops.schema.sqlite_revision import HEAD, Level, read_level
+from sagewai_ops.schema.revision_graph import HEAD
+from sagewai_ops.schema.sqlite_revision import Level, read_level
 
 
 def test_new_database_is_a_fresh_home_s(tmp_path: Path) -> None:

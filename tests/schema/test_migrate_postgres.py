@@ -26,8 +26,8 @@ from sagewai_ops.errors import (
     UsageError,
 )
 from sagewai_ops.schema import alembic_runner, migrate_postgres, postgres_server, rehearse_postgres
-from sagewai_ops.schema.sqlite_revision import HEAD
-from sagewai_ops.schema.sqlite_revision import revisions as all_revisions
+from sagewai_ops.schema.revision_graph import HEAD
+from sagewai_ops.schema.revision_graph import revisions as all_revisions
 
 At = Callable[[str], database_url.PostgresUrl]
 MIDDLE = "012_tenant_agent"

@@ -15,7 +15,7 @@ from postgres_server import Server
 from sagewai_ops.database import url as database_url
 from sagewai_ops.database.postgres import connection as postgres_connection
 from sagewai_ops.schema import alembic_runner, revision_graph
-from sagewai_ops.schema.sqlite_revision import HEAD, revisions
+from sagewai_ops.schema.revision_graph import HEAD, revisions
 
 TRUNK = [revision for revision in revisions() if not revision.startswith("006_")]
 SCRIPTS = Path(str(resources.files("sagewai_ops.migrations")))

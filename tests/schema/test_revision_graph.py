@@ -6,7 +6,7 @@ import pytest
 
 from sagewai_ops.errors import NotFoundError
 from sagewai_ops.schema import revision_graph
-from sagewai_ops.schema.sqlite_revision import HEAD, revisions
+from sagewai_ops.schema.revision_graph import HEAD, revisions
 
 ARTIFACTS, REPLAY = "006_artifact_destination", "006_replay_snapshots"
 

@@ -15,7 +15,8 @@ import old_homes
 import real_homes
 import schema_catalogs
 from sagewai_ops.schema import ddl
-from sagewai_ops.schema.sqlite_revision import HEAD, Level, expected, levels, read_level, revisions
+from sagewai_ops.schema.revision_graph import HEAD, revisions
+from sagewai_ops.schema.sqlite_revision import Level, expected, levels, read_level
 from sagewai_ops.schema.tables import metadata
 
 NEXT = {  # revisions that bring nothing to SQLite are reached with the one before

@@ -27,7 +27,8 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.schema import upgrade_sqlite
 from sagewai_ops.schema.create import create_database
-from sagewai_ops.schema.sqlite_revision import HEAD, read_level, revisions
+from sagewai_ops.schema.revision_graph import HEAD, revisions
+from sagewai_ops.schema.sqlite_revision import read_level
 
 NOBODY = 65534
 
