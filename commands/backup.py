@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.options import CONTENT, SNAPSHOTS
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import (
     EXIT_DONE,
@@ -20,7 +21,7 @@ from sagewai_ops.home.paths import Home
 from sagewai_ops.text import size
 
 from .retention_options import (  # noqa: TID251 - a neighbour
-    AnyPlace,
+    AllPaths,
     KeepDaily,
     KeepHourly,
     KeepLast,
@@ -35,6 +36,7 @@ from .retention_options import (  # noqa: TID251 - a neighbour
 from .retention_options import as_result as prune_result  # noqa: TID251 - a neighbour
 from .shared_options import (  # noqa: TID251 - a neighbour
     HomeWaitOption,
+    KeyCustodyOption,
     RecipientOption,
     RecipientsFileOption,
     SealingPassphraseOption,
@@ -42,24 +44,21 @@ from .shared_options import (  # noqa: TID251 - a neighbour
 
 _PRUNE_SECONDS = 30.0  # another run holds the directory for the moments that it renames
 
-HELP = """Take a verified snapshot of a home that may be in use.
+HELP = """Create a verified snapshot of a home.
 
-The archive gets its name only after it was read back and every byte, the database and the keys
-were checked. Nothing in the home is changed. The master key stays out unless --key sealed is
-given, and it never goes into an archive that is not encrypted. With --keep-* older snapshots are
-pruned once this one stands, as `snapshots prune` does it.
+The home is only read, also while Sagewai runs. The archive gets its final name after every byte,
+the database and the encrypted values are verified. The master key is never written to an
+unencrypted archive.
 
-\b
-Examples:
-  sagewai-ops backup
-  sagewai-ops backup --snapshots /backups --recipient age1... --key sealed
-  sagewai-ops backup --keep-daily 7 --keep-weekly 4 --keep-monthly 12
-  sagewai-ops backup --output - --recipients-file team.txt | ssh host 'cat > home.tar.zst.age'
-
-\b
-Exit codes: 0 taken and verified, 3 taken but something could not be carried or pruned,
-4 taken but the database has findings, 10 no home, 11 another run, 12 no key, 13 no space,
-16 damaged.
+Exit status:
+  0   created and verified
+  3   created, but entries were omitted or older snapshots not pruned
+  4   created, but the database has findings
+  10  home not found
+  11  locked by another run
+  12  a key or recipient is missing
+  13  not enough disk space
+  16  damaged
 """
 
 
@@ -77,43 +76,66 @@ def backup(
             "--snapshots",
             "--to",
             metavar="DIR",
-            help="The snapshot directory; else HOME.snapshots beside the home.",
-            show_default=False,
+            help="Snapshot directory (default: HOME.snapshots).",
+            rich_help_panel=SNAPSHOTS,
         ),
     ] = None,
     recipient: RecipientOption = None,
     recipients_file: RecipientsFileOption = None,
     passphrase_file: SealingPassphraseOption = None,
-    key: Annotated[
-        str,
-        typer.Option("--key", metavar="exclude|sealed", help="What becomes of the master key."),
-    ] = "exclude",
+    key: KeyCustodyOption = "exclude",
     exclude: Annotated[
         list[str] | None,
-        typer.Option("--exclude", metavar="GLOB", help="Leave out paths relative to the home."),
+        typer.Option(
+            "--exclude",
+            metavar="GLOB",
+            help="Exclude paths relative to the home; repeatable.",
+            rich_help_panel=CONTENT,
+        ),
     ] = None,
     compact: Annotated[
-        bool, typer.Option("--compact", help="Rewrite the database without its free pages.")
+        bool,
+        typer.Option(
+            "--compact", help="Rewrite the database without free pages.", rich_help_panel=CONTENT
+        ),
     ] = False,
     level: Annotated[
         int | None,
-        typer.Option("--level", min=1, max=19, help="Compression of zstd; 3 if not given."),
+        typer.Option(
+            "--level",
+            min=1,
+            max=19,
+            metavar="N",
+            help="Level of zstd, 1 to 19 (default: 3).",
+            rich_help_panel=CONTENT,
+        ),
     ] = None,
     form: Annotated[
         str,
         typer.Option(
             "--format",
-            metavar="archive|directory",
-            help="A file, or the directory `tree` for restic, borg or kopia to store.",
+            metavar="FORMAT",
+            help="archive, or directory for restic (default: archive).",
+            rich_help_panel=SNAPSHOTS,
         ),
     ] = "archive",
     output: Annotated[
         str | None,
-        typer.Option("--output", metavar="-", help="Write the archive to stdout, and no card."),
+        typer.Option(
+            "--output",
+            metavar="-",
+            help="Write the archive to stdout, no metadata file.",
+            rich_help_panel=SNAPSHOTS,
+        ),
     ] = None,
     tag: Annotated[
         list[str] | None,
-        typer.Option("--tag", metavar="TAG", help="A word to find it by, and to keep it by."),
+        typer.Option(
+            "--tag",
+            metavar="TAG",
+            help="Tag of the snapshot; repeatable.",
+            rich_help_panel=SNAPSHOTS,
+        ),
     ] = None,
     keep_last: KeepLast = 0,
     keep_hourly: KeepHourly = 0,
@@ -123,7 +145,7 @@ def backup(
     keep_yearly: KeepYearly = 0,
     keep_within: KeepWithin = "",
     keep_tag: KeepTag = None,
-    any_place: AnyPlace = False,
+    any_place: AllPaths = False,
     wait: HomeWaitOption = 0.0,
 ) -> Outcome:
     """Parse, take the snapshot, prune the older ones, render."""

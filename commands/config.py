@@ -9,20 +9,15 @@ from sagewai_ops.cli.command import Outcome, Run, add_command, command_group
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import NotFoundError
 
-HELP = """Show what every option is set to.
+HELP = """Show the value of every option.
 
-A flag is stronger than the environment, that than the configuration file, and that than a default.
-COMMAND narrows it down, such as `backup` or `snapshots prune`. What is printed without --origin is
-a configuration file that says the same. Secrets are hidden.
+A flag has priority over the environment, then the configuration file, then the default. Without
+--origin the output is a configuration file. Secrets are hidden.
 
-\b
-Examples:
-  sagewai-ops config show
-  sagewai-ops config show --origin backup
-  sagewai-ops --config /etc/sagewai-ops.toml config show
-
-\b
-Exit codes: 0 shown, 2 the configuration cannot be used, 10 no such command.
+Exit status:
+  0   shown
+  2   invalid configuration
+  10  command not found
 """
 
 
@@ -37,10 +32,11 @@ def show(
     run: Run,
     *,
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[COMMAND]...", help="A command or a group.")
+        list[str] | None,
+        typer.Argument(metavar="[COMMAND]...", help="Command or group (default: all)."),
     ] = None,
     origin: Annotated[
-        bool, typer.Option("--origin", help="Say of each value where it comes from.")
+        bool, typer.Option("--origin", help="Show where each value comes from.")
     ] = False,
 ) -> Outcome:
     """Collect, render."""

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command, command_group
-from sagewai_ops.cli.options import YesOption
+from sagewai_ops.cli.options import DATABASE, SNAPSHOTS, YesOption
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, UsageError
 from sagewai_ops.text import size
@@ -14,66 +14,81 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     RecipientOption,
     RecipientsFileOption,
     SnapshotsOption,
+    SqlOption,
     WriterWaitOption,
 )
 
-UPGRADE = """Bring the database to the current schema.
+UPGRADE = """Upgrade the schema of the database.
 
-The database is the one that Sagewai's server would use: SAGEWAI_DATABASE_URL, else DATABASE_URL,
-else the home's SQLite file. On SQLite what Sagewai's own start would add is added, after a
-snapshot; on PostgreSQL the revisions are applied, with Sagewai's ids, so that either program can
-go on from there. Both in one transaction: whatever goes wrong leaves the database as it was.
+The database is the one that Sagewai uses: SAGEWAI_DATABASE_URL, else DATABASE_URL, else the SQLite
+file of the home. On SQLite a snapshot is created first, and tables, columns and indexes are added
+as Sagewai does at its start; on PostgreSQL the revisions of Sagewai are applied. Either happens in
+one transaction: on any failure the database is unchanged.
 
-\b
-Examples:
-  sagewai-ops db upgrade --rehearse
-  sagewai-ops db upgrade
-  sagewai-ops db upgrade 019_fleet_tasks
-  sagewai-ops db upgrade --sql > upgrade.sql
-
-\b
-Exit codes: 0 done, 3 done, but an index could not be added, 10 no home, database or revision,
-11 another run or a writer, 13 no space, 14 no rights, 16 damaged, 17 built without revisions,
-18 newer or unknown, 19 server or network, 20 rows would have changed, or the database is not what
-its revision leaves.
+Exit status:
+  0   upgraded, or current already
+  3   upgraded, but an index could not be added
+  10  home, database or revision not found
+  11  locked by another run or a writer
+  13  not enough disk space
+  14  permission denied
+  16  damaged
+  17  schema without revisions
+  18  schema newer or unknown
+  19  server or network failed
+  20  rows would change, or the schema differs from its revision
 """
-DOWNGRADE = """Take revisions of a PostgreSQL database back.
+DOWNGRADE = """Revert revisions of a PostgreSQL database.
 
-The tables and columns that they made are dropped with all that is in them; the counts of what
-goes are in the report. A home's SQLite file cannot be taken back: restore a snapshot.
+The tables and columns of these revisions are dropped with their content; the report counts the
+rows. The SQLite file of a home cannot be downgraded: restore a snapshot.
 
-\b
-Exit codes: 0 done, 2 not confirmed, or SQLite, 10 no such database or revision, 11 another run,
-14 no rights, 17 built without revisions, 18 newer or unknown, 19 server or network, 20 the
-database is not what its revision leaves, or something of yours needs what goes.
+Exit status:
+  0   downgraded
+  2   not confirmed, or a SQLite database
+  10  database or revision not found
+  11  locked by another run
+  14  permission denied
+  17  schema without revisions
+  18  schema newer or unknown
+  19  server or network failed
+  20  the schema differs from its revision, or is needed by other objects
 """
-CURRENT = """Show where the database stands.
+CURRENT = """Show the revision of the database.
 
-\b
-Exit codes: 0 shown, 10 no home or database, 11 another process holds it, 14 no rights, 16 damaged,
-19 server or network.
+Exit status:
+  0   shown
+  10  home or database not found
+  11  locked by another process
+  14  permission denied
+  16  damaged
+  19  server or network failed
 """
 HISTORY = """List the revisions, oldest first.
 
-\b
-Exit codes: 0 listed.
+Exit status:
+  0   listed
 """
 CHECK = """Check the database: damage, schema, references, values.
 
-What PostgreSQL would refuse or change is named with its table, column, count and a few keys. It
-reads and never writes, and works while Sagewai runs.
+Values that PostgreSQL would refuse or change are reported with table, column, count and keys.
+Nothing is written; works while Sagewai runs.
 
-\b
-Exit codes: 0 nothing found, 4 findings, 10 no home or database, 11 another process holds it,
-14 no rights, 16 it cannot be read at all, 19 server or network.
+Exit status:
+  0   no findings
+  4   findings
+  10  home or database not found
+  11  locked by another process
+  14  permission denied
+  16  not readable
+  19  server or network failed
 """
 _SHOWN = 40  # findings and additions that people are shown; --json has all
-SqlOption = Annotated[bool, typer.Option("--sql", help="Print the statements and run nothing.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
-    group = command_group("db", "Look after the schema of a home's database.")
+    group = command_group("db", "Show, check and change the schema of the database.")
     add_command(group, "db upgrade", upgrade, UPGRADE, changes=True)
     add_command(group, "db downgrade", downgrade, DOWNGRADE, changes=True)
     add_command(group, "db current", current, CURRENT)
@@ -86,17 +101,29 @@ def upgrade(
     run: Run,
     *,
     target: Annotated[
-        str | None, typer.Argument(metavar="[REVISION]", help="Where to; else the head.")
+        str | None, typer.Argument(metavar="[REVISION]", help="Target revision (default: head).")
     ] = None,
     revision: Annotated[
-        str | None, typer.Option("--revision", metavar="R", help="The same, as an option.")
+        str | None,
+        typer.Option(
+            "--revision",
+            metavar="REVISION",
+            help="Target revision, as an option (default: head).",
+            rich_help_panel=DATABASE,
+        ),
     ] = None,
     rehearse: Annotated[
-        bool, typer.Option("--rehearse", help="Do it on a copy and tell what would happen.")
+        bool,
+        typer.Option(
+            "--rehearse", help="Upgrade a copy and report the changes.", rich_help_panel=DATABASE
+        ),
     ] = False,
     sql: SqlOption = False,
     no_snapshot: Annotated[
-        bool, typer.Option("--no-snapshot", help="Take no snapshot of the home first.")
+        bool,
+        typer.Option(
+            "--no-snapshot", help="Create no snapshot of the home.", rich_help_panel=SNAPSHOTS
+        ),
     ] = False,
     snapshots: SnapshotsOption = None,
     recipient: RecipientOption = None,
@@ -141,7 +168,7 @@ def upgrade(
 def downgrade(
     run: Run,
     *,
-    target: Annotated[str, typer.Argument(metavar="REVISION", help="Where to, or base.")],
+    target: Annotated[str, typer.Argument(metavar="REVISION", help="Target revision, or base.")],
     sql: SqlOption = False,
     yes: YesOption = False,
     wait: WriterWaitOption = 30.0,

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.options import ENCRYPTION
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
 from sagewai_ops.text import size
@@ -14,29 +15,27 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     IdentityOption,
     OpeningPassphraseOption,
     SnapshotsOption,
+    WorkDirOption,
 )
 
-HELP = """Prove that a snapshot can be restored, by restoring it.
+HELP = """Prove that a snapshot can be restored.
 
-SNAPSHOT is `latest` (where none is given), an id, the beginning of one, or the path of an archive.
-It is restored into a private scratch directory as `restore` would; its database is checked,
-compared with the manifest and upgraded to the head, every sealed value is opened, and the
-permissions are judged. What was proved, and when, is written into the snapshot's card: `status` and
-`snapshots list` show it. The home is only asked for its keys, and nothing stays behind.
+SNAPSHOT is `latest` (default), an id, the beginning of an id, or a path. It is restored into a
+private temporary directory, where database, keys, permissions and the upgrade to the current
+schema are checked. The home is only read for its keys. The result is recorded in the metadata
+file of the snapshot, and the temporary directory, which holds the home in plaintext, is removed.
 
-The scratch directory holds the whole home in clear for a while, on the file system of the snapshots
-or of --work-dir DIR.
-
-\b
-Examples:
-  sagewai-ops drill
-  sagewai-ops drill latest --identity ~/backup.key --work-dir /var/tmp
-  sagewai-ops drill 20261124T013000Z --install-key master.key
-
-\b
-Exit codes: 0 proved, 2 the name means several, 3 proved but the card could not be written,
-4 done with findings, 10 no such snapshot, 12 wrong or missing key, 13 no space, 14 no rights,
-16 damaged, 18 newer format or schema, 20 the upgrade would change rows.
+Exit status:
+  0   proved
+  3   proved, but the metadata file is not writable
+  4   restored, but there are findings
+  10  snapshot not found
+  12  no key decrypts the secrets or the archive
+  13  not enough disk space
+  14  permission denied
+  16  damaged
+  18  format or schema newer than this program
+  20  the upgrade would change rows
 """
 _SHOWN = 20  # findings that people are shown; --json has all
 
@@ -58,17 +57,21 @@ def drill(
     key_file: Annotated[
         Path | None,
         typer.Option(
-            "--install-key", metavar="F", help="The master key, as a restore would get it."
+            "--install-key",
+            metavar="FILE",
+            help="Use this master key, as `restore --install-key` does.",
+            rich_help_panel=ENCRYPTION,
         ),
     ] = None,
     without_key: Annotated[
         bool,
-        typer.Option("--without-key", help="Go on if sealed values stay closed: nothing proved."),
+        typer.Option(
+            "--without-key",
+            help="Continue without a key; nothing is proved then.",
+            rich_help_panel=ENCRYPTION,
+        ),
     ] = False,
-    scratch: Annotated[
-        Path | None,
-        typer.Option("--work-dir", metavar="DIR", help="Restore on this directory's file system."),
-    ] = None,
+    scratch: WorkDirOption = None,
 ) -> Outcome:
     """Parse, drill, render."""
     from sagewai_ops.cli.credentials import unlock_of

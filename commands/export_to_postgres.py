@@ -7,33 +7,31 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.options import DATABASE, REPORTING, RUN
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_FINDINGS, NotFoundError, UsageError
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.text import shell_word, size
 
-HELP = """Move a home's database to PostgreSQL.
+HELP = """Move the database of a home to PostgreSQL.
 
-The target is empty, or at the current schema without rows; else it is refused. A frozen copy of
-the home's database is copied in one transaction, every row is compared with its source by value,
-and then it is committed: whatever goes wrong before leaves the target as it was. The home is only
-read, and Sagewai must be stopped. --plan looks at everything and changes nothing.
+The target must be empty, or have the current schema and no rows. The home is only read, from a
+copy; Sagewai must be stopped. Rows are copied in one transaction, which is committed after every
+row was compared with its source: on any failure the target is unchanged. The URL may also come
+from SAGEWAI_DATABASE_URL, its password from PGPASSWORD or the password file.
 
-The URL may also stand in SAGEWAI_DATABASE_URL or in a file, its password in PGPASSWORD or in the
-password file.
-
-\b
-Examples:
-  sagewai-ops export-to-postgres --plan postgresql://sagewai@db.example.org/sagewai
-  sagewai-ops export-to-postgres postgresql://sagewai@db.example.org/sagewai
-  sagewai-ops export-to-postgres --url-file /run/secrets/url --on-invalid quarantine
-  sagewai-ops export-to-postgres --verify-only
-
-\b
-Exit codes: 0 moved and compared, 3 moved, but named rows are not in the target, 4 findings and
-nothing changed, 10 no home or target, 11 another run, 14 no rights, 15 the home is in use or the
-target is not empty, 17 or 18 the target is at another revision, 19 server or network,
-20 the target differs from the home.
+Exit status:
+  0   moved and compared
+  3   moved, but the reported rows are not in the target
+  4   findings; nothing was changed
+  10  home or target not found
+  11  locked by another run
+  14  permission denied
+  15  home in use, or target not empty
+  17  target schema older
+  18  target schema newer or unknown
+  19  server or network failed
+  20  target differs from the home
 """
 _SHOWN_FINDINGS = 40  # for people; --json and the report have all
 
@@ -64,32 +62,64 @@ def export_to_postgres(
     *,
     url: Annotated[
         str | None,
-        typer.Argument(metavar="[URL]", help="The target; else SAGEWAI_DATABASE_URL."),
+        typer.Argument(metavar="[URL]", help="Target database (default: SAGEWAI_DATABASE_URL)."),
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Look at every value, print findings, change nothing.")
+        bool,
+        typer.Option(
+            "--plan",
+            "--dry-run",
+            help="Check every value, print the findings, change nothing.",
+            rich_help_panel=RUN,
+        ),
     ] = False,
     on_invalid: Annotated[
         Policy,
-        typer.Option("--on-invalid", help="For values that PostgreSQL refuses."),
+        typer.Option(
+            "--on-invalid",
+            metavar="fail|repair|quarantine",
+            help="Action for values that PostgreSQL refuses.",
+            rich_help_panel=DATABASE,
+        ),
     ] = Policy.FAIL,
     learnings: Annotated[
         Learnings,
-        typer.Option("--learnings", help="Leave them in the home, or also fill a table."),
+        typer.Option(
+            "--learnings",
+            metavar="keep|facts|pgvector",
+            help="Keep learnings in the home only, or also fill a table.",
+            rich_help_panel=DATABASE,
+        ),
     ] = Learnings.KEEP,
     verify_only: Annotated[
-        bool, typer.Option("--verify-only", help="Compare again what was exported.")
+        bool,
+        typer.Option(
+            "--verify-only", help="Compare an exported database again.", rich_help_panel=RUN
+        ),
     ] = False,
     allow_live: Annotated[
-        bool, typer.Option("--allow-live", help="Rehearse while Sagewai runs on the home.")
+        bool,
+        typer.Option(
+            "--allow-live", help="Export while Sagewai runs, as a rehearsal.", rich_help_panel=RUN
+        ),
     ] = False,
     url_file: Annotated[
         Path | None,
-        typer.Option("--url-file", metavar="F", help="Read the URL from a file's first line."),
+        typer.Option(
+            "--url-file",
+            metavar="FILE",
+            help="Read the URL from this file.",
+            rich_help_panel=DATABASE,
+        ),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option("--report", metavar="F", help="Write the report here, not beside the home."),
+        typer.Option(
+            "--report",
+            metavar="FILE",
+            help="Report (default: next to the home).",
+            rich_help_panel=REPORTING,
+        ),
     ] = None,
 ) -> Outcome:
     """Parse, move, render."""

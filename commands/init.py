@@ -5,20 +5,24 @@ from typing import Annotated
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.options import RUN
 from sagewai_ops.cli.terminal import Terminal
 
 from .shared_options import HomeWaitOption  # noqa: TID251 - a neighbour
 
-HELP = """Make a home, or add what one lacks.
+HELP = """Create a Sagewai home, or complete an existing one.
 
-Directories and files are private from the moment that they exist. What is there is left as it is;
-done twice, the second run changes nothing. The key in secrets/master.key is the only way to the
-sealed
-values: keep a copy of it away from the snapshots.
+Directories, files and the master key are private from the moment they are created. Existing files
+are not changed, and a second run changes nothing. Keep a copy of secrets/master.key: without it
+the encrypted values are lost.
 
-\b
-Exit codes: 0 done, 2 something is in the way, 10 no place for it, 11 another run, 13 no space,
-14 permission denied.
+Exit status:
+  0   created, or complete already
+  2   another file is in the way
+  10  the place of the home is unknown
+  11  locked by another run
+  13  not enough disk space
+  14  permission denied
 """
 
 
@@ -30,7 +34,9 @@ def register(app: typer.Typer) -> None:
 def init(
     run: Run,
     *,
-    no_key: Annotated[bool, typer.Option("--no-key", help="Make no master key.")] = False,
+    no_key: Annotated[
+        bool, typer.Option("--no-key", help="Create no master key.", rich_help_panel=RUN)
+    ] = False,
     wait: HomeWaitOption = 0.0,
 ) -> Outcome:
     """Parse, make, render."""

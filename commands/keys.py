@@ -7,23 +7,22 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command, command_group
+from sagewai_ops.cli.options import ENCRYPTION, TARGET, DryRunOption
 from sagewai_ops.cli.terminal import Terminal
 
 from .keys_rotate import HELP, rotate  # noqa: TID251 - a neighbour
-from .shared_options import RecipientOption, RecipientsFileOption  # noqa: TID251 - a neighbour
+from .shared_options import (  # noqa: TID251 - a neighbour
+    ExtraKeyOption,
+    RecipientOption,
+    RecipientsFileOption,
+)
 
-KeyFileOption = Annotated[
-    Path | None,
-    typer.Option("--extra-key", metavar="F", help="One more key: a file with its 44 characters."),
-]
 _SHOWN = 20  # lines of one kind that people are shown; --json has all
 
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
-    group = command_group(
-        "keys", "Name the master key, prove what it opens, put it in escrow, exchange it."
-    )
+    group = command_group("keys", "Identify, check, escrow and rotate the master key.")
     add_command(group, "keys fingerprint", show_fingerprint)
     add_command(group, "keys check", check, unattended=True)
     add_command(group, "keys escrow", escrow, changes=True)
@@ -35,15 +34,19 @@ def show_fingerprint(
     run: Run,
     *,
     every: Annotated[
-        bool, typer.Option("--all", help="Every key at hand, not only Sagewai's own.")
+        bool, typer.Option("--all", help="Every available key, with its state.")
     ] = False,
 ) -> Outcome:
-    """Print the fingerprint of the master key, 16 hex digits.
+    """Print the fingerprint of the master key.
 
-    It tells two keys apart and gives neither away; snapshots carry the same. A key that Sagewai
-    would refuse, and replace by a new one, is not its own: --all shows it, and why.
+    The key is the one that Sagewai uses; a key that Sagewai would refuse and replace is shown by
+    --all. The fingerprint, 16 hexadecimal digits, identifies a key without revealing it, and is
+    recorded in snapshots.
 
-    Exit codes: 0 printed, 10 no home, 12 Sagewai would make a new key.
+    Exit status:
+      0   printed
+      10  home not found
+      12  no key that Sagewai would use
     """
     from sagewai_ops.errors import KeyMissingError
     from sagewai_ops.home.paths import require
@@ -71,16 +74,20 @@ def show_fingerprint(
     return Outcome(result, render, warnings=_refusals(candidates, key), always=True)
 
 
-def check(run: Run, *, key_file: KeyFileOption = None) -> Outcome:
+def check(run: Run, *, key_file: ExtraKeyOption = None) -> Outcome:
     """Check that every secret is encrypted and can be decrypted.
 
-    It reads and never writes, works while Sagewai runs, and shows no value: places and
-    fingerprints alone. What counts as a finding and what as a note: docs/keys.md.
+    Every encrypted value is decrypted with every available key, and secrets in plaintext are
+    reported. Nothing is written, and no value or key is shown; works while Sagewai runs.
 
-    Exit codes: 0 all opens with Sagewai's own key and nothing is in the clear where Sagewai seals,
-    4 findings, 10 no home or key file, 11 the database is held exclusively or a rotation was
-    interrupted, 12 there are sealed
-    values and no key opens any, 14 the database may not be read, 16 the database is damaged.
+    Exit status:
+      0   all values open with the key that Sagewai uses
+      4   findings
+      10  home or key file not found
+      11  database locked, or an interrupted rotation is pending
+      12  no key decrypts any value
+      14  permission denied
+      16  database damaged
     """
     from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, KeyMissingError
     from sagewai_ops.operations.check_keys import check_keys
@@ -142,30 +149,45 @@ def escrow(
     to: Annotated[
         Path | None,
         typer.Option(
-            "--to",
-            metavar="F",
-            help="Write the encrypted key.",
+            "--to", metavar="FILE", help="File for the encrypted key.", rich_help_panel=TARGET
         ),
     ] = None,
     sheet: Annotated[
         Path | None,
-        typer.Option("--sheet", metavar="F", help="Write a recovery sheet to be printed."),
+        typer.Option(
+            "--sheet", metavar="FILE", help="File for the recovery sheet.", rich_help_panel=TARGET
+        ),
     ] = None,
     key_file: Annotated[
-        Path | None, typer.Option("--key-file", metavar="F", help="This key, not the home's.")
+        Path | None,
+        typer.Option(
+            "--key-file",
+            metavar="FILE",
+            help="Key to encrypt (default: the one that Sagewai uses).",
+            rich_help_panel=ENCRYPTION,
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, write nothing.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace existing files.", rich_help_panel=TARGET)
+    ] = False,
+    dry_run: DryRunOption = False,
 ) -> Outcome:
     """Encrypt the master key to recipients, as file and sheet.
 
-    The key never leaves in the clear. Each file is private, and gets its name only after it was
-    read back and opened. The sheet is plain text: on paper, with a recipient's identity, it is
-    enough.
+    The key is never written in plaintext. Each file is private and gets its final name after it was
+    read back and decrypted. The sheet is text to print: with the identity of a recipient it is
+    enough to recover the key.
 
-    Exit codes: 0 written and proved, 2 no recipient, nothing to write, or a place in the home,
-    10 no home or file, 11 a rotation was interrupted, 12 there is no key, 13 no space, 14 the
-    system refused, 15 a file exists already, 16 what was read back is not the key.
+    Exit status:
+      0   written and verified
+      2   no recipient, no file to write, or a path in the home
+      10  home or file not found
+      11  an interrupted rotation is pending
+      12  no key
+      13  not enough disk space
+      14  permission denied
+      15  file exists
+      16  verification failed
     """
     from sagewai_ops.archive.age import check_recipients
     from sagewai_ops.cli.credentials import lock_of

@@ -6,11 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run
-from sagewai_ops.cli.options import YesOption
+from sagewai_ops.cli.options import ENCRYPTION, RUN, SNAPSHOTS, DryRunOption, YesOption
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
 
 from .shared_options import (  # noqa: TID251 - a neighbour
+    ExtraKeyOption,
     RecipientOption,
     RecipientsFileOption,
     SealingPassphraseOption,
@@ -18,27 +19,27 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     WriterWaitOption,
 )
 
-HELP = """Seal everything anew under another master key.
+HELP = """Re-encrypt all secrets with a new master key.
 
-A snapshot is taken first, encrypted, with the old key in it. Then documents, the database and the
-key change in one journaled step: killed at any moment, the home is brought to one key or the other
-by --recover, and every other command refuses until then. Nothing may have the home open meanwhile.
-Keys are never shown. Where Sagewai gets its key from the environment or a keyring, the new one is
-written to secrets/master.key and what is left to be done there is said.
+An encrypted snapshot with the old key is created first. Then documents, database and key change in
+one journaled operation: after an interruption --recover completes it or rolls it back, and other
+commands refuse to run until then. Sagewai must be stopped. If Sagewai reads its key from the
+environment or a keyring, the new key is written to secrets/master.key, and the remaining steps are
+printed. Keys are never shown.
 
-\b
-Examples:
-  sagewai-ops keys rotate --recipient age1... --dry-run
-  sagewai-ops keys rotate --recipient age1...
-  sagewai-ops keys rotate --passphrase-file F --new-key-file new.key
-  sagewai-ops keys rotate --recover
-
-\b
-Exit codes: 0 done, Sagewai takes the new key, 2 no recipient and no --no-snapshot, or a new key
-that is none, 3 done but Sagewai's environment or keyring still holds the old key, or values were
-left, 10 no home or file, 11 another run, or one that was interrupted, 12 no key, or values that no
-key opens, 13 no space, 14 something may not be read or written, 15 in use, 16 damaged, 19 server,
-20 the proof failed, all is as it was.
+Exit status:
+  0   rotated; Sagewai uses the new key
+  2   no recipient and no --no-snapshot, or not a key
+  3   rotated, but steps remain or values were left
+  10  home or file not found
+  11  locked by another run, or an interrupted one is pending
+  12  no key, or no key decrypts some values
+  13  not enough disk space
+  14  permission denied
+  15  in use
+  16  damaged
+  19  server or network failed
+  20  verification failed; nothing was changed
 """
 _SHOWN = 20  # values that people are shown; --json has all
 
@@ -48,14 +49,21 @@ def rotate(
     *,
     new_key_file: Annotated[
         Path | None,
-        typer.Option("--new-key-file", metavar="F", help="The new key; else one is made."),
+        typer.Option(
+            "--new-key-file",
+            metavar="FILE",
+            help="New master key (default: a random one).",
+            rich_help_panel=ENCRYPTION,
+        ),
     ] = None,
-    key_file: Annotated[
-        Path | None,
-        typer.Option("--extra-key", metavar="F", help="One more key to open values with."),
-    ] = None,
+    key_file: ExtraKeyOption = None,
     leave_unopened: Annotated[
-        bool, typer.Option("--leave-unopened", help="Leave values that no key opens as they are.")
+        bool,
+        typer.Option(
+            "--leave-unopened",
+            help="Leave values that no key decrypts unchanged.",
+            rich_help_panel=ENCRYPTION,
+        ),
     ] = False,
     recipient: RecipientOption = None,
     recipients_file: RecipientsFileOption = None,
@@ -64,14 +72,17 @@ def rotate(
     no_snapshot: Annotated[
         bool,
         typer.Option(
-            "--no-snapshot", help="Take none; the old key file is kept beside. Asks, or --yes."
+            "--no-snapshot",
+            help="Create no snapshot; the old key is kept as a file.",
+            rich_help_panel=SNAPSHOTS,
         ),
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Open everything, change nothing.")
-    ] = False,
+    dry_run: DryRunOption = False,
     recover: Annotated[
-        bool, typer.Option("--recover", help="Finish a rotation that was interrupted.")
+        bool,
+        typer.Option(
+            "--recover", help="Complete or roll back an interrupted rotation.", rich_help_panel=RUN
+        ),
     ] = False,
     yes: YesOption = False,
     wait: WriterWaitOption = 5.0,

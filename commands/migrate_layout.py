@@ -1,31 +1,32 @@
 """`migrate-layout`: the flat files of older versions into their directories."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.options import DryRunOption
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE
 
 from .shared_options import HomeWaitOption  # noqa: TID251 - a neighbour
 
-HELP = """Move the files of the older layout into their directories.
+HELP = """Move the files of older versions to their directories.
 
-admin-state.json and connections.json go to config/, master.key and profiles.json to secrets/, all
-with mode 0600. Of two different documents the newer stays in place and the other is kept beside it
-as NAME.legacy-<UTC>; of two keys the one that Sagewai uses stays. Links are replaced by what they
-lead to. A run that was killed is finished or taken back by the next one; done twice, the second
-changes nothing.
+admin-state.json and connections.json move to config/, master.key and profiles.json to secrets/,
+with mode 0600. Of two different files the newer one is used and the other kept as
+NAME.legacy-<UTC>; of two keys the one that Sagewai uses. Links are replaced by their targets. An
+interrupted run is completed or rolled back by the next one.
 
-\b
-Examples:
-  sagewai-ops migrate-layout --dry-run
-  sagewai-ops migrate-layout
-
-\b
-Exit codes: 0 done or nothing to do, 2 config or secrets is no directory, 3 something had to be left
-at the root, 10 no home, 11 another run, 13 no space, 14 permission denied, 15 in use by a process.
+Exit status:
+  0   moved, or nothing to do
+  2   config or secrets is not a directory
+  3   files remain at the root
+  10  home not found
+  11  locked by another run
+  13  not enough disk space
+  14  permission denied
+  15  in use by a process
 """
 _WORDS = {
     "move": "{name} -> {place}",
@@ -45,9 +46,7 @@ def register(app: typer.Typer) -> None:
 def migrate_layout(
     run: Run,
     *,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")
-    ] = False,
+    dry_run: DryRunOption = False,
     wait: HomeWaitOption = 0.0,
 ) -> Outcome:
     """Parse, move, render."""

@@ -6,33 +6,43 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.options import ENCRYPTION, SNAPSHOTS
 from sagewai_ops.cli.terminal import Terminal
 
 from .shared_options import (  # noqa: TID251 - a neighbour
+    ExtraKeyOption,
+    KeyCustodyOption,
     RecipientOption,
     RecipientsFileOption,
     SealingPassphraseOption,
     SnapshotsOption,
+    StrictOption,
+    WorkDirOption,
     WriterWaitOption,
 )
 
-HELP = """Check all of a home before an upgrade.
+HELP = """Check everything before an upgrade.
 
-Who uses it, its layout, permissions, keys, database and space are looked at; a snapshot is taken
-and drilled, and the upgrade is rehearsed on a copy. One line for each, with the command that mends
-what failed. Nothing is changed but the snapshot that it takes (--no-snapshot takes none).
+Processes, layout, permissions, keys, database and disk space are checked, a snapshot is created and
+restored on trial, and the upgrade is run on a copy. Each check is one line, with the command that
+repairs what failed. Nothing but the snapshot is written. Of several exit statuses the gravest is
+returned: the first of 1 16 12 18 20 13 14 11 15 19 17 10 2 4 3.
 
-\b
-Examples:
-  sagewai-ops preflight
-  sagewai-ops preflight --no-snapshot --json
-  sagewai-ops preflight --recipient age1... --key sealed --identity ~/backup.key
-
-\b
-Exit codes: 0 ready, 3 something could not be proved here, 4 findings (with --strict warnings too),
-10 no home or database, 11 another run, 12 no key opens it, 13 no space, 14 no rights, 15 in use,
-16 damaged, 17 no revisions, 18 newer or unknown schema, 19 server or network, 20 rows would change.
-Of several the first of 1 16 12 18 20 13 14 11 15 19 17 10 2 4 3.
+Exit status:
+  0   ready
+  3   a check could not be made
+  4   findings; with --strict warnings too
+  10  home or database not found
+  11  locked by another run
+  12  no key decrypts the secrets
+  13  not enough disk space
+  14  permission denied
+  15  in use
+  16  damaged
+  17  schema without revisions
+  18  schema newer or unknown
+  19  server or network failed
+  20  the upgrade would change rows
 """
 _SHOWN = 10  # details of a check that people are shown; --json has all
 _STYLES = {"ok": "green", "skipped": "", "warning": "yellow"}
@@ -47,32 +57,28 @@ def preflight(
     run: Run,
     *,
     no_snapshot: Annotated[
-        bool, typer.Option("--no-snapshot", help="Take none, and so drill none.")
+        bool,
+        typer.Option(
+            "--no-snapshot", help="Create no snapshot, and restore none.", rich_help_panel=SNAPSHOTS
+        ),
     ] = False,
     snapshots: SnapshotsOption = None,
     recipient: RecipientOption = None,
     recipients_file: RecipientsFileOption = None,
     passphrase_file: SealingPassphraseOption = None,
-    key: Annotated[
-        str,
-        typer.Option("--key", metavar="exclude|sealed", help="What becomes of the master key."),
-    ] = "exclude",
+    key: KeyCustodyOption = "exclude",
     identity: Annotated[
         list[Path] | None,
         typer.Option(
-            "--identity", metavar="F", help="Open what --recipient encrypts, to drill it."
+            "--identity",
+            metavar="FILE",
+            help="Decrypt the snapshot with this private key.",
+            rich_help_panel=ENCRYPTION,
         ),
     ] = None,
-    key_file: Annotated[
-        Path | None, typer.Option("--extra-key", metavar="F", help="One more master key to try.")
-    ] = None,
-    scratch: Annotated[
-        Path | None,
-        typer.Option(
-            "--work-dir", metavar="DIR", help="Try things on this directory's file system."
-        ),
-    ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 4 on warnings too.")] = False,
+    key_file: ExtraKeyOption = None,
+    scratch: WorkDirOption = None,
+    strict: StrictOption = False,
     wait: WriterWaitOption = 30.0,
 ) -> Outcome:
     """Parse, check, render."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.options import ENCRYPTION, TARGET, DryRunOption
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import UsageError
 from sagewai_ops.home.paths import Home
@@ -18,22 +19,21 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     SnapshotsOption,
 )
 
-HELP = """Bring a home back from a snapshot.
+HELP = """Restore a home from a snapshot.
 
-SNAPSHOT is `latest`, an id, the beginning of one, or the path of an archive. The archive is proved
-while it is extracted beside the target; only when everything holds do names change. What was there
-is kept as HOME.before-restore-<UTC>, and `restore --undo` brings it back.
+SNAPSHOT is `latest`, an id, the beginning of an id, or a path. The archive is extracted next to
+the target and verified; only then the home is exchanged. The previous home is kept as
+HOME.before-restore-<UTC>, and --undo exchanges the two again.
 
-\b
-Examples:
-  sagewai-ops restore latest --replace
-  sagewai-ops restore latest --to /srv/copy --install-key master.key
-  sagewai-ops restore latest --only config,db
-  sagewai-ops restore --undo
-
-\b
-Exit codes: 0 restored, 10 no such snapshot, 11 another run, 12 wrong or missing key, 13 no space,
-15 the target is not empty or in use, 16 damaged archive, 18 newer format or schema.
+Exit status:
+  0   restored
+  10  snapshot not found
+  11  locked by another run, or an interrupted one is pending
+  12  no key decrypts the secrets or the archive
+  13  not enough disk space
+  15  target in use or not empty
+  16  archive damaged
+  18  format or schema newer than this program
 """
 
 
@@ -53,46 +53,78 @@ def restore(
         typer.Option(
             "--to",
             metavar="DIR",
-            help="Restore to this directory instead of the home.",
-            show_default=False,
+            help="Target directory (default: the home).",
+            rich_help_panel=TARGET,
         ),
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Put aside what the target holds.")
+        bool,
+        typer.Option(
+            "--replace",
+            help="Replace an existing home; the previous one is kept.",
+            rich_help_panel=TARGET,
+        ),
     ] = False,
     only: Annotated[
         list[str] | None,
         typer.Option(
-            "--only", metavar="config,db,data,secrets,PATH", help="Bring back only these parts."
+            "--only",
+            metavar="PART,...",
+            help="Restore only these parts or paths; repeatable.",
+            rich_help_panel=TARGET,
         ),
     ] = None,
     identity: IdentityOption = None,
     passphrase_file: OpeningPassphraseOption = None,
     key_file: Annotated[
         Path | None,
-        typer.Option("--install-key", metavar="F", help="The master key; installed in the home."),
+        typer.Option(
+            "--install-key",
+            metavar="FILE",
+            help="Install this master key.",
+            rich_help_panel=ENCRYPTION,
+        ),
     ] = None,
     without_key: Annotated[
-        bool, typer.Option("--without-key", help="Restore even if no key opens the secrets.")
+        bool,
+        typer.Option(
+            "--without-key",
+            help="Restore even if no key decrypts the secrets.",
+            rich_help_panel=ENCRYPTION,
+        ),
     ] = False,
     revoke_sessions: Annotated[
         bool,
-        typer.Option("--revoke-sessions", help="End all sessions and API tokens in what comes."),
+        typer.Option(
+            "--revoke-sessions",
+            help="Revoke all sessions and API tokens in the restored home.",
+            rich_help_panel=TARGET,
+        ),
     ] = False,
     rebind_fleet: Annotated[
         bool,
-        typer.Option("--rebind-fleet", help="Let the fleet's rows belong to the new path."),
+        typer.Option(
+            "--rebind-fleet",
+            help="Bind the rows of the fleet to the path of the target.",
+            rich_help_panel=TARGET,
+        ),
     ] = False,
     snapshots: SnapshotsOption = None,
     wait: HomeWaitOption = 0.0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")
-    ] = False,
+    dry_run: DryRunOption = False,
     undo: Annotated[
-        bool, typer.Option("--undo", help="Exchange the home and what was there before.")
+        bool,
+        typer.Option(
+            "--undo", help="Exchange the home and the previous one again.", rich_help_panel=TARGET
+        ),
     ] = False,
     recover: Annotated[
-        bool, typer.Option("--recover", help="Finish a restore that was interrupted.")
+        bool,
+        typer.Option(
+            "--recover",
+            help="Complete or roll back an interrupted restore.",
+            rich_help_panel=TARGET,
+        ),
     ] = False,
 ) -> Outcome:
     """Parse, bring back, render."""

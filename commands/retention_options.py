@@ -4,34 +4,35 @@ from typing import Annotated, Any
 
 import typer
 
+from sagewai_ops.cli.options import RETENTION
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.text import size
 
-_Count = int
+
+def _keep(period: str, text: str, value: str = "N", **more: Any) -> Any:
+    return typer.Option(
+        f"--keep-{period}",
+        metavar=value,
+        help=f"Keep {text}.",
+        rich_help_panel=RETENTION,
+        **more,
+    )
 
 
-def _keep(name: str, what: str) -> Any:
-    return typer.Option(f"--keep-{name}", min=0, metavar="N", help=f"Keep {what}.")
-
-
-KeepLast = Annotated[_Count, _keep("last", "the N newest")]
-KeepHourly = Annotated[_Count, _keep("hourly", "the newest of N hours")]
-KeepDaily = Annotated[_Count, _keep("daily", "the newest of N days (UTC)")]
-KeepWeekly = Annotated[_Count, _keep("weekly", "the newest of N ISO weeks")]
-KeepMonthly = Annotated[_Count, _keep("monthly", "the newest of N months")]
-KeepYearly = Annotated[_Count, _keep("yearly", "the newest of N years")]
-KeepWithin = Annotated[
-    str,
-    typer.Option("--keep-within", metavar="SPAN", help="Keep all of the last 30d, 36h, 2w, 1y6m."),
-]
-KeepTag = Annotated[
-    list[str] | None, typer.Option("--keep-tag", metavar="TAG", help="Keep all with this tag.")
-]
-AnyPlace = Annotated[
+KeepLast = Annotated[int, _keep("last", "the N newest", min=0)]
+KeepHourly = Annotated[int, _keep("hourly", "the newest of each of N hours", min=0)]
+KeepDaily = Annotated[int, _keep("daily", "the newest of each of N days (UTC)", min=0)]
+KeepWeekly = Annotated[int, _keep("weekly", "the newest of each of N ISO weeks", min=0)]
+KeepMonthly = Annotated[int, _keep("monthly", "the newest of each of N months", min=0)]
+KeepYearly = Annotated[int, _keep("yearly", "the newest of each of N years", min=0)]
+KeepWithin = Annotated[str, _keep("within", "all of the last 30d, 36h, 2w, 1y6m", "SPAN")]
+KeepTag = Annotated[list[str] | None, _keep("tag", "all with this tag; repeatable", "TAG")]
+AllPaths = Annotated[
     bool,
     typer.Option(
         "--all-paths",
-        help="Take what this home left at other paths and on other machines for its own.",
+        help="Include snapshots of this home at other paths or hosts.",
+        rich_help_panel=RETENTION,
     ),
 ]
 

@@ -10,51 +10,28 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command, command_group
+from sagewai_ops.cli.options import RUN, SNAPSHOTS
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import UsageError
 from sagewai_ops.text import shell_word
 
-HELP = """{what}
+HELP = """{summary}
 
-Nothing is installed: read it, change it, put it where its first lines say. What follows `--` are
-options of `backup`; they are checked. Files with secrets are handed over in the way of the system,
-and no secret stands in what is printed. docs/schedule.md explains each line.
+Nothing is installed unless --into is given. Options of `backup` follow --, and are checked. Files
+with secrets are passed by the means of the system; no secret is printed.
 
-\b
-Examples:
-{examples}
-
-\b
-Exit codes: 0 printed, 2 an option is wrong, 10 no directory --into, 14 it may not be written,
-15 it has such a file that says something else.
+Exit status:
+  0   printed or written
+  2   invalid option
+  10  directory of --into not found
+  14  permission denied
+  15  a different file exists
 """
-KINDS = {
-    "systemd": (
-        "Print a systemd service and its timer.",
-        [
-            "sagewai-ops schedule systemd --user sagewai --home /srv/sagewai",
-            "sagewai-ops schedule systemd --into /etc/systemd/system -- --keep-daily 7",
-            "sagewai-ops schedule systemd -- --ping-url-file /etc/sagewai-ops/ping-url",
-        ],
-    ),
-    "cron": (
-        "Print a line for a crontab.",
-        [
-            "sagewai-ops schedule cron --time 04:15",
-            "sagewai-ops schedule cron --user sagewai --into /etc/cron.d",
-        ],
-    ),
-    "compose": (
-        "Print a Compose service beside Sagewai's own.",
-        [
-            "sagewai-ops schedule compose > sagewai-ops-backup.yaml",
-            "sagewai-ops schedule compose --snapshots /backups -- --keep-daily 7",
-        ],
-    ),
-    "kubernetes": (
-        "Print a Kubernetes CronJob.",
-        ["sagewai-ops schedule kubernetes --image registry.example.org/sagewai-ops:1"],
-    ),
+SUMMARIES = {
+    "systemd": "Print a systemd service and its timer.",
+    "cron": "Print a line for a crontab.",
+    "compose": "Print a Compose service to run next to Sagewai's own.",
+    "kubernetes": "Print a Kubernetes CronJob.",
 }
 _PLACES = ("DIR", "F", "FILE")  # how options that take a path call it
 _OURS = {
@@ -67,18 +44,24 @@ _MODE = 0o644  # nothing in it is secret
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
-    group = command_group("schedule", "Print what runs a backup every night.")
+    group = command_group("schedule", "Print a schedule for nightly backups.")
     functions: dict[str, Callable[..., Outcome]] = {
         "systemd": systemd, "cron": cron, "compose": compose, "kubernetes": kubernetes,
     }  # fmt: skip
-    for name, (what, examples) in KINDS.items():
-        text = HELP.format(what=what, examples="\n".join(f"  {line}" for line in examples))
+    for name, summary in SUMMARIES.items():
+        text = HELP.format(summary=summary)
         add_command(group, f"schedule {name}", functions[name], text, changes=True)
     app.add_typer(group)
 
 
 TimeOption = Annotated[
-    str, typer.Option("--time", metavar="HH:MM", help="When; in containers it is UTC.")
+    str,
+    typer.Option(
+        "--time",
+        metavar="HH:MM",
+        help="Time of day, in containers UTC.",
+        rich_help_panel=RUN,
+    ),
 ]
 ToOption = Annotated[
     Path | None,
@@ -86,32 +69,53 @@ ToOption = Annotated[
         "--snapshots",
         "--to",
         metavar="DIR",
-        help="The snapshot directory; else HOME.snapshots, in containers a volume.",
-        show_default=False,
+        help="Snapshot directory (default: HOME.snapshots).",
+        rich_help_panel=SNAPSHOTS,
     ),
 ]
 UserOption = Annotated[
-    str | None, typer.Option("--user", metavar="NAME", help="Who runs it; else root, or you.")
+    str | None,
+    typer.Option(
+        "--user",
+        metavar="NAME",
+        help="User (default: root, or the current user).",
+    ),
 ]
 ContainerUserOption = Annotated[
     str | None,
-    typer.Option("--user", metavar="UID:GID", help="Who runs it; else 1001:1001, as Sagewai."),
+    typer.Option(
+        "--user",
+        metavar="UID:GID",
+        help="User (default: 1001:1001, as Sagewai).",
+    ),
 ]
 ProgramOption = Annotated[
     Path | None,
-    typer.Option("--program", metavar="FILE", help="The program; else this one."),
+    typer.Option(
+        "--program",
+        metavar="FILE",
+        help="Program to run (default: this one).",
+    ),
 ]
 ImageOption = Annotated[
     str | None,
-    typer.Option("--image", metavar="NAME", help="The image; else the Dockerfile's."),
+    typer.Option(
+        "--image",
+        metavar="NAME",
+        help="Container image (default: that of the Dockerfile).",
+    ),
 ]
 IntoOption = Annotated[
     Path | None,
-    typer.Option("--into", metavar="DIR", help="Write files there; one there stays as it is."),
+    typer.Option(
+        "--into",
+        metavar="DIR",
+        help="Write the files to this directory; existing ones are kept.",
+    ),
 ]
 WordsArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[-- OPTION...]", help="Options of backup.", show_default=False),
+    typer.Argument(metavar="[-- OPTION...]", help="Options of `backup`.", show_default=False),
 ]
 
 

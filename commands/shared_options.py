@@ -1,45 +1,107 @@
-"""Options that several commands take, each with the same words everywhere."""
+"""Options that several commands have, with the same words everywhere."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from sagewai_ops.cli.options import DATABASE, ENCRYPTION, RUN, SNAPSHOTS
+
+
+def _wait(purpose: str) -> Any:
+    return typer.Option(
+        "--wait", min=0, metavar="SECONDS", help=f"Wait for {purpose}.", rich_help_panel=RUN
+    )
+
+
 SnapshotsOption = Annotated[
     Path | None,
-    typer.Option("--snapshots", metavar="DIR", help="The directory; else HOME.snapshots."),
+    typer.Option(
+        "--snapshots",
+        metavar="DIR",
+        help="Snapshot directory (default: HOME.snapshots).",
+        rich_help_panel=SNAPSHOTS,
+    ),
 ]
 RecipientOption = Annotated[
     list[str] | None,
-    typer.Option("--recipient", metavar="R", help="Encrypt to an age or ssh public key."),
+    typer.Option(
+        "--recipient",
+        metavar="KEY",
+        help="Encrypt to this age or SSH public key; repeatable.",
+        rich_help_panel=ENCRYPTION,
+    ),
 ]
 RecipientsFileOption = Annotated[
     Path | None,
-    typer.Option("--recipients-file", metavar="F", help="Recipients, one a line."),
+    typer.Option(
+        "--recipients-file",
+        metavar="FILE",
+        help="Encrypt to the public keys in this file, one a line.",
+        rich_help_panel=ENCRYPTION,
+    ),
 ]
 SealingPassphraseOption = Annotated[
     str | None,
     typer.Option(
-        "--passphrase-file", metavar="F", help="Encrypt under its first line; - asks or reads."
+        "--passphrase-file",
+        metavar="FILE",
+        help="Encrypt with a passphrase, its first line; - asks.",
+        rich_help_panel=ENCRYPTION,
     ),
 ]
 IdentityOption = Annotated[
     list[Path] | None,
-    typer.Option("--identity", metavar="F", help="Decrypt with this age or ssh key file."),
+    typer.Option(
+        "--identity",
+        metavar="FILE",
+        help="Decrypt with this age or SSH private key; repeatable.",
+        rich_help_panel=ENCRYPTION,
+    ),
 ]
 OpeningPassphraseOption = Annotated[
     str | None,
-    typer.Option("--passphrase-file", metavar="F", help="Decrypt with its first line; - asks."),
+    typer.Option(
+        "--passphrase-file",
+        metavar="FILE",
+        help="Decrypt with a passphrase, its first line; - asks.",
+        rich_help_panel=ENCRYPTION,
+    ),
 ]
-HomeWaitOption = Annotated[
-    float,
-    typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run on the home."),
+ExtraKeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--extra-key",
+        metavar="FILE",
+        help="Additional master key to try.",
+        rich_help_panel=ENCRYPTION,
+    ),
 ]
-DirectoryWaitOption = Annotated[
-    float,
-    typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run on the directory."),
+KeyCustodyOption = Annotated[
+    str,
+    typer.Option(
+        "--key",
+        metavar="exclude|sealed",
+        help="Omit or include the master key.",
+        rich_help_panel=ENCRYPTION,
+    ),
 ]
-WriterWaitOption = Annotated[
-    float,
-    typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for another run, or a writer."),
+WorkDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--work-dir",
+        metavar="DIR",
+        help="Temporary directory (default: next to the snapshots).",
+        rich_help_panel=RUN,
+    ),
 ]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Exit 4 on warnings too.", rich_help_panel=RUN)
+]
+SqlOption = Annotated[
+    bool,
+    typer.Option("--sql", help="Print the SQL statements, run nothing.", rich_help_panel=DATABASE),
+]
+HomeWaitOption = Annotated[float, _wait("another run on the home")]
+DirectoryWaitOption = Annotated[float, _wait("another run on the directory")]
+WriterWaitOption = Annotated[float, _wait("another run or a writer")]

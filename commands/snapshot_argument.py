@@ -8,7 +8,7 @@ import typer
 from sagewai_ops.cli.command import Run
 
 SnapshotArgument = Annotated[
-    str, typer.Argument(metavar="SNAPSHOT|latest", help="An id, the beginning of one, or a path.")
+    str, typer.Argument(metavar="SNAPSHOT|latest", help="An id, the beginning of an id, or a path.")
 ]
 
 

@@ -17,7 +17,7 @@ from . import (  # noqa: TID251 - a neighbour
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
-    group = command_group("snapshots", "List, show, verify and open snapshots.")
+    group = command_group("snapshots", "List, verify, compare, extract and prune snapshots.")
     for module in (
         snapshots_list,
         snapshots_show,

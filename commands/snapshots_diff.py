@@ -16,20 +16,19 @@ from .shared_options import (  # noqa: TID251 - a neighbour
 
 HELP = """Show the differences between two snapshots.
 
-Files that came, went or changed, tables whose number of rows differs, the schema's level, and the
-keys that open the sealed values. Times do not count, and no content is read.
+Added, removed and changed files, row counts of tables, schema and keys are compared by the
+manifests; times are ignored, and no content is read.
 
-\b
-Examples:
-  sagewai-ops snapshots diff 20261120 latest
-  sagewai-ops snapshots diff latest tree --json
-
-\b
-Exit codes: 0 compared, also when they differ, 2 a name means several, 10 no such snapshot,
-12 no key opens one, 16 one is damaged, 18 its format is newer.
+Exit status:
+  0   compared, equal or not
+  2   ambiguous name
+  10  snapshot not found
+  12  no key decrypts one
+  16  damaged
+  18  format newer than this program
 """
 
-_Name = typer.Argument(help="An id, the beginning of one, latest, tree, or a path.")
+_Name = typer.Argument(help="An id, the beginning of an id, latest, tree, or a path.")
 
 
 def register(group: typer.Typer) -> None:

@@ -30,15 +30,13 @@ def extract(
     snapshot: SnapshotArgument,
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PATH]...", help="Files or directories in the home; all if none."),
+        typer.Argument(
+            metavar="[PATH]...", help="Files or directories in the home (default: all)."
+        ),
     ] = None,
     to: Annotated[
         Path,
-        typer.Option(
-            "--to",
-            metavar="DIR",
-            help="An empty or new directory.",
-        ),
+        typer.Option("--to", metavar="DIR", help="Target directory, new or empty; required."),
     ],
     snapshots: SnapshotsOption = None,
     identity: IdentityOption = None,
@@ -46,10 +44,16 @@ def extract(
 ) -> Outcome:
     """Extract files from a snapshot, each verified.
 
-    Only the frames that hold them are read. Secrets come out with mode 0600, whatever the umask.
+    Only the parts of the archive that contain them are read. Secrets are written with mode 0600.
 
-    Exit codes: 0 taken out, 10 no such snapshot or path, 12 no key opens it, 13 no space,
-    15 the directory is not empty, 16 it is damaged, 18 its format is newer.
+    Exit status:
+      0   extracted
+      10  snapshot or path not found
+      12  no key decrypts it
+      13  not enough disk space
+      15  target directory not empty
+      16  damaged
+      18  format newer than this program
     """
     from sagewai_ops.restore.extract_files import extract_files
 

@@ -6,11 +6,13 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.options import RUN, SNAPSHOTS
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
 from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
+    DirectoryWaitOption,
     IdentityOption,
     OpeningPassphraseOption,
     SnapshotsOption,
@@ -28,27 +30,36 @@ def list_snapshots(
     snapshots: SnapshotsOption = None,
     tag: Annotated[
         list[str] | None,
-        typer.Option("--tag", metavar="TAG", help="Only those with this tag, or one of these."),
+        typer.Option(
+            "--tag",
+            metavar="TAG",
+            help="Only snapshots with this tag; repeatable.",
+            rich_help_panel=SNAPSHOTS,
+        ),
     ] = None,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="First write each card anew from its archive.")
+        bool,
+        typer.Option(
+            "--rebuild",
+            help="Write the metadata files again from the archives.",
+            rich_help_panel=RUN,
+        ),
     ] = False,
     identity: IdentityOption = None,
     passphrase_file: OpeningPassphraseOption = None,
-    wait: Annotated[
-        float,
-        typer.Option(
-            "--wait", min=0, metavar="SECONDS", help="With --rebuild: wait for another run."
-        ),
-    ] = 0.0,
+    wait: DirectoryWaitOption = 0.0,
 ) -> Outcome:
     """List the snapshots of a directory, oldest first.
 
-    No archive is opened and no key is needed: names and cards tell. --rebuild reads every archive
-    and writes its card anew; what a drill proved stays on it.
+    Only metadata files are read, no archive, and no key is needed. --rebuild writes the metadata
+    files again from the archives; the result of a drill is kept.
 
-    Exit codes: 0 listed, also when there are none, 3 of an encrypted archive only the outside
-    could be read, 4 an archive is damaged, 11 another run, 14 the directory may not be read.
+    Exit status:
+      0   listed
+      3   an encrypted archive could be read in part only
+      4   an archive is damaged
+      11  locked by another run
+      14  permission denied
     """
     from sagewai_ops.backup.mirror import find_mirror
     from sagewai_ops.snapshots import catalog

@@ -1,13 +1,12 @@
 """`snapshots prune`: remove the snapshots that no rule keeps."""
 
-from typing import Annotated
-
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.options import DryRunOption
 
 from .retention_options import (  # noqa: TID251 - a neighbour
-    AnyPlace,
+    AllPaths,
     KeepDaily,
     KeepHourly,
     KeepLast,
@@ -25,19 +24,15 @@ from .shared_options import DirectoryWaitOption, SnapshotsOption  # noqa: TID251
 
 PRUNE_HELP = """Remove the snapshots of this home that no rule keeps.
 
-A snapshot stays if any rule keeps it. The newest always stays, so do the newest that a drill
-proved restorable and the newest complete one, and whatever is of another home or has no card
-that can be read. What goes rests in .trash of the directory until the next prune;
-`snapshots undelete` brings it back.
+Kept in any case: the newest snapshot, the newest complete one, the newest that a drill proved, and
+those of other homes or without a readable metadata file. Removed snapshots are moved to .trash of
+the directory until the next run; `snapshots undelete` restores them.
 
-\b
-Examples:
-  sagewai-ops snapshots prune --keep-daily 7 --keep-weekly 4 --keep-monthly 12 --dry-run
-  sagewai-ops snapshots prune --keep-within 30d --keep-yearly 10
-
-\b
-Exit codes: 0 done, also when nothing had to go, 2 no rule is given, 11 another run,
-14 the directory may not be changed.
+Exit status:
+  0   pruned, or nothing to remove
+  2   no rule
+  11  locked by another run
+  14  permission denied
 """
 
 
@@ -58,10 +53,8 @@ def prune(
     keep_yearly: KeepYearly = 0,
     keep_within: KeepWithin = "",
     keep_tag: KeepTag = None,
-    any_place: AnyPlace = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would go and why the rest stays.")
-    ] = False,
+    any_place: AllPaths = False,
+    dry_run: DryRunOption = False,
     wait: DirectoryWaitOption = 0.0,
 ) -> Outcome:
     """Parse, prune, render."""

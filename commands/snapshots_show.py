@@ -32,14 +32,19 @@ def show(
     snapshots: SnapshotsOption = None,
     identity: IdentityOption = None,
     passphrase_file: OpeningPassphraseOption = None,
-    files: Annotated[bool, typer.Option("--files", help="List every member too.")] = False,
+    files: Annotated[bool, typer.Option("--files", help="List every file too.")] = False,
 ) -> Outcome:
     """Show the content of a snapshot.
 
-    Only its manifest is read.
+    Only the manifest is read.
 
-    Exit codes: 0 shown, 2 the name means several, 10 no such snapshot, 12 no key opens it,
-    16 it is damaged, 18 its format is newer.
+    Exit status:
+      0   shown
+      2   ambiguous name
+      10  snapshot not found
+      12  no key decrypts it
+      16  damaged
+      18  format newer than this program
     """
     from sagewai_ops.archive.open import open_archive
     from sagewai_ops.snapshots.cards import read_card

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.options import SNAPSHOTS
 from sagewai_ops.errors import UsageError
 
 from .shared_options import DirectoryWaitOption, SnapshotsOption  # noqa: TID251 - a neighbour
@@ -22,22 +23,30 @@ def undelete(
         list[str] | None,
         typer.Argument(metavar="[SNAPSHOT]...", help="Ids, or the beginnings of ids."),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All that rest there.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All snapshots in .trash.", rich_help_panel=SNAPSHOTS)
+    ] = False,
     snapshots: SnapshotsOption = None,
     wait: DirectoryWaitOption = 0.0,
 ) -> Outcome:
-    """Bring snapshots that a prune removed back from .trash.
+    """Restore snapshots that a prune removed.
 
-    The same rules would remove them again: change those, or move the archive elsewhere.
+    They are moved back from .trash. The same rules would remove them again: change the rules, or
+    move the archives to another directory.
 
-    Exit codes: 0 they are back, 2 none is named or a name means several, 10 none of that id rests
-    there, 11 another run, 14 the directory may not be changed, 15 one of that name is there.
+    Exit status:
+      0   restored
+      2   no name, or an ambiguous one
+      10  not found in .trash
+      11  locked by another run
+      14  permission denied
+      15  a snapshot of that name exists
     """
     from sagewai_ops.snapshots.prune import undelete
 
     if bool(names) == everything:
         raise UsageError(
-            "snapshots undelete: name snapshots, or say --all", hint="sagewai-ops snapshots list"
+            "snapshots undelete: name snapshots, or use --all", hint="sagewai-ops snapshots list"
         )
     directory = run.snapshots(run.home(), snapshots)
     paths = undelete(directory, names or (), wait_seconds=wait)

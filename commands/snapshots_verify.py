@@ -30,8 +30,13 @@ def verify(
 ) -> Outcome:
     """Read a snapshot and verify every byte.
 
-    Exit codes: 0 it holds, 2 the name means several, 10 no such snapshot, 12 no key opens it,
-    16 it is damaged, 18 its format is newer.
+    Exit status:
+      0   intact
+      2   ambiguous name
+      10  snapshot not found
+      12  no key decrypts it
+      16  damaged
+      18  format newer than this program
     """
     from sagewai_ops.archive.open import open_archive
 

@@ -10,12 +10,13 @@ from sagewai_ops.text import size
 
 from .shared_options import SnapshotsOption  # noqa: TID251 - a neighbour
 
-HELP = """Show the layout, database, key and snapshots of a home.
+HELP = """Show layout, database, key and snapshots of a home.
 
-It reads and never writes, and works while Sagewai runs.
+Nothing is written; works while Sagewai runs.
 
-\b
-Exit codes: 0 shown, 10 no home.
+Exit status:
+  0   shown
+  10  home not found
 """
 _LARGEST = 8  # tables that people are shown; --json has all
 

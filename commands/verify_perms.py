@@ -8,34 +8,26 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.options import REPORTING, RUN, DryRunOption
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, UsageError
 from sagewai_ops.text import shell_word
 
-from .shared_options import HomeWaitOption, SnapshotsOption  # noqa: TID251 - a neighbour
+from .shared_options import HomeWaitOption, SnapshotsOption, StrictOption  # noqa: TID251 - a neighbour
 
-HELP = """Check who can read or replace the secrets of a home.
+HELP = """Check which users can read or replace the secrets.
 
-Every file and directory of the home, the directories above it and the snapshots are held against a
-table of rules. A master key that Sagewai would refuse, and then overwrite, is the first thing told.
-With --fix modes, owners (as root) and access lists are repaired; a record in the home takes that
-back. Nothing above the home is ever changed, and no link followed.
+The home, the directories above it and the snapshots are compared with the rules in the manual
+page. --fix repairs modes, owners (as root) and access lists, and writes a record for --undo.
+Nothing above the home is changed and no link is followed.
 
-\b
-Examples:
-  sagewai-ops verify-perms
-  sagewai-ops verify-perms --fix --dry-run
-  sagewai-ops verify-perms --fix
-  sagewai-ops verify-perms --undo ~/.sagewai/.sagewai-ops-permissions-20261123T213436123456Z.json
-  sagewai-ops verify-perms --format sarif > permissions.sarif
-
-\b
-Rules:
-{rules}
-
-\b
-Exit codes: 0 nothing found or all repaired, 3 an undo had to leave something, 4 errors (with
---strict warnings too), 10 no home or record, 11 another run, 14 permission denied.
+Exit status:
+  0   no findings, or all repaired
+  3   --undo could not revert everything
+  4   errors; with --strict warnings too
+  10  home or record not found
+  11  locked by another run
+  14  permission denied
 """
 _SHOWN_OF_A_RULE = 10  # lines for people; --json has all
 
@@ -49,27 +41,28 @@ class Format(str, Enum):
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    from sagewai_ops.permissions.rules import RULES
-
-    rules = "\n".join(f"  {rule.id} {rule.severity.value:<7} {rule.name}" for rule in RULES)
-    text = HELP.format(rules=rules)
-    add_command(app, "verify-perms", verify_perms, text, unattended=True, changes=True)
+    add_command(app, "verify-perms", verify_perms, HELP, unattended=True, changes=True)
 
 
 def verify_perms(
     run: Run,
     *,
-    fix: Annotated[bool, typer.Option("--fix", help="Repair what can be repaired.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what --fix would change; change nothing.")
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Repair the findings.", rich_help_panel=RUN)
     ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 4 on warnings too.")] = False,
+    dry_run: DryRunOption = False,
+    strict: StrictOption = False,
     undo: Annotated[
         Path | None,
-        typer.Option("--undo", metavar="FILE", help="Take back what a --fix did."),
+        typer.Option(
+            "--undo", metavar="FILE", help="Revert a --fix by its record.", rich_help_panel=RUN
+        ),
     ] = None,
     output: Annotated[
-        Format, typer.Option("--format", metavar="table|sarif", help="What to print.")
+        Format,
+        typer.Option(
+            "--format", metavar="table|sarif", help="Output format.", rich_help_panel=REPORTING
+        ),
     ] = Format.TABLE,
     snapshots: SnapshotsOption = None,
     wait: HomeWaitOption = 0.0,

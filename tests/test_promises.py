@@ -14,8 +14,12 @@ from typing import Any
 import pytest
 import typer
 
+from program import call
 from sagewai_ops import errors
+from sagewai_ops.cli import help as texts
 from sagewai_ops.cli import main
+from sagewai_ops.cli.help import split_status
+from sagewai_ops.cli.parser import describe_option
 from sagewai_ops.cli.variables import ACTING
 from small_homes import small
 
@@ -221,20 +225,57 @@ def test_exit_codes_are_unique_and_equal_the_documented_ones() -> None:
 
 
 @pytest.mark.parametrize("name", _commands())
-def test_a_command_has_help_with_its_exit_codes(name: str) -> None:
-    """A short line of at most 60 characters, more in the long help, each option explained."""
+def test_a_command_has_help_with_its_exit_statuses(name: str) -> None:
+    """A sentence of at most 60 characters, and each option and status explained."""
     command = _commands()[name]
     documented = {code for codes in _documented().values() for code in codes}
 
-    assert 0 < len(command.get_short_help_str(200)) <= 60
-    told = re.search(r"Exit codes: (.*?)\.(?:\s|$)", command.help or "", re.DOTALL)
-    assert told, command.help
-    named = {int(code) for code in re.findall(r"(?:^|, )\s*(\d+) ", told[1])}
-    assert 0 in named
-    assert named <= documented
+    assert 0 < len(command.short_help) <= 60
+    assert (command.help or "").startswith(f"{command.short_help}\n\n")
+    prose, statuses = split_status(command.help)
+    codes = [int(code) for code, _meaning in statuses]
+    assert codes[0] == 0
+    assert codes == sorted(set(codes))
+    assert set(codes) <= documented
+    assert all(meaning for _code, meaning in statuses)
+    assert "Exit" not in prose
     for option in command.params:
-        if option.param_type_name == "option":
-            assert option.help, option.name
+        if option.param_type_name == "option" and option.name != "help":
+            assert re.fullmatch(r"(- |[A-Z]|archive).*\.", option.help), option.name
+            assert option.is_flag or option.metavar, option.name
+
+
+@pytest.mark.parametrize("name", ["", *_commands()])
+def test_help_fits_on_a_screen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """50 lines of 80 columns, without variables, and with the global options once."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    lines = call(*name.split(), "--help").out.splitlines()
+
+    assert lines[0].startswith("Usage: sagewai-ops")
+    assert len(lines) <= 50
+    assert max(map(len, lines)) <= 80
+    assert "SAGEWAI_OPS_" not in "".join(lines)
+    assert sum("--json" in line for line in lines) == 1
+
+
+def test_first_page_of_help_is_that_of_the_commands() -> None:
+    """It is printed from a table, without loading them."""
+    program: Any = typer.main.get_command(main.build_app())
+    listed = {name: text for names in texts.COMMANDS.values() for name, text in names.items()}
+    options = {
+        describe_option(option): option
+        for option in program.params
+        if option.name not in ("install_completion", "show_completion")
+    }
+
+    assert set(program.commands) == set(listed)
+    assert main.COMMANDS == tuple(listed)
+    for name, command in program.commands.items():
+        is_group = hasattr(command, "commands")
+        assert listed[name] == (command.help if is_group else command.short_help)
+    assert {*texts.GLOBAL_OPTIONS, ("--version", "Print the version.")} == options.keys()
+    assert call("--help").out == texts.program_help(78) == call("-h").out
 
 
 @pytest.mark.parametrize("name", _commands())
@@ -305,14 +346,17 @@ def test_only_the_command_that_is_named_is_loaded(words: list[str], needed: Sequ
     assert list(main._needed(words)) == list(needed)
 
 
-def test_the_version_is_told_without_typer() -> None:
-    """Scripts ask for it before every run."""
-    code = "import sys\nfrom sagewai_ops.cli.main import main\ntry: main(['--version'])\n"
+@pytest.mark.parametrize(
+    ("word", "first"), [("--version", b"sagewai-ops "), ("--help", b"Usage: ")]
+)
+def test_version_and_first_help_need_no_typer(word: str, first: bytes) -> None:
+    """Scripts ask for the version before every run, and people for the help often."""
+    code = f"import sys\nfrom sagewai_ops.cli.main import main\ntry: main(['{word}'])\n"
     code += "except SystemExit: sys.exit('typer' in sys.modules)"
 
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, check=True)
 
-    assert done.stdout.startswith(b"sagewai-ops ")
+    assert done.stdout.startswith(first)
 
 
 def test_backup_and_restore_never_load_sqlalchemy(tmp_path: Path) -> None:

@@ -204,21 +204,25 @@ def command_group(name: str, text: str) -> typer.Typer:
 
 
 def add_global_options(
-    group: typer.Typer, text: str, *, variables: list[Variables] | None, **more: Any
+    group: typer.Typer,
+    text: str,
+    *,
+    variables: list[Variables] | None,
+    **more: tuple[Any, Any],
 ) -> None:
     """Make the program or a group accept the global options, for the command to read.
 
     Args:
         text: The help.
         variables: Where those of the options are added; None for options without.
-        more: Options of the program alone, as Typer takes them.
+        more: Options of the program alone: annotation and default by parameter.
     """
     context = inspect.Parameter(
         "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
     )
     options = [
         *(_complete(parameter, "", variables) for parameter in _as_parameters(GLOBAL)),
-        *_as_parameters({name: (bool, option) for name, option in more.items()}),
+        *_as_parameters(more),
     ]
 
     def called(context: typer.Context, **given: Any) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sagewai_ops import __version__
+from sagewai_ops.cli import help as texts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,23 +19,7 @@ if TYPE_CHECKING:
 
     from sagewai_ops.cli.settings import Settings
 
-# The order of `--help`: a home's life.
-COMMANDS = (
-    "init",
-    "status",
-    "verify-perms",
-    "migrate-layout",
-    "keys",
-    "db",
-    "backup",
-    "restore",
-    "snapshots",
-    "drill",
-    "preflight",
-    "export-to-postgres",
-    "schedule",
-    "config",
-)
+COMMANDS = tuple(name for commands in texts.COMMANDS.values() for name in commands)
 _TAKE_VALUES = {"--home", "--config"}  # the program's own options that are followed by a value
 _NEED_ALL = {"config", "schedule"}  # they read the options of other commands
 _ASKS = {"--help", "-h", "--version", "--install-completion", "--show-completion"}
@@ -51,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if words == ["--version"]:
         # Answered before Typer is imported: scripts ask often.
         sys.stdout.write(f"sagewai-ops {__version__}\n")
+        sys.exit(0)
+    if words in (["--help"], ["-h"]):
+        sys.stdout.write(texts.program_help())
         sys.exit(0)
     from sagewai_ops.process import signals
 
@@ -209,15 +197,17 @@ def _named(words: Sequence[str], option: str) -> "Path | None":
 def build_app(names: Sequence[str] = COMMANDS) -> "typer.Typer":
     """Build the Typer app with these of `COMMANDS` registered."""
     from importlib import import_module
+    from typing import Annotated
 
     import typer
 
     from sagewai_ops.cli.command import add_global_options
+    from sagewai_ops.cli.parser import Program
 
-    text = "Backup, restore, verification and migration of a Sagewai home."
     app = typer.Typer(
         name="sagewai-ops",
-        help=text,
+        cls=Program,
+        help=texts.SUMMARY,
         no_args_is_help=True,
         add_completion=True,
         rich_markup_mode=None,
@@ -225,8 +215,8 @@ def build_app(names: Sequence[str] = COMMANDS) -> "typer.Typer":
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     # For the help only: `run` has answered it already.
-    version = typer.Option(False, "--version", help="Print the version.", is_eager=True)
-    add_global_options(app, text, variables=[], version=version)
+    version = typer.Option("--version", help="Print the version.", is_eager=True)
+    add_global_options(app, texts.SUMMARY, variables=[], version=(Annotated[bool, version], False))
     for name in names:
         import_module(f"sagewai_ops.commands.{name.replace('-', '_')}").register(app)
     return app

@@ -9,13 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
+# Headings of options in the help.
+SNAPSHOTS = "Snapshots"
+CONTENT = "Content"
+ENCRYPTION = "Encryption and keys"
+RETENTION = "Retention"
+TARGET = "Target"
+DATABASE = "Database"
+REPORTING = "Reporting"
+RUN = "Run"
+
 HomeOption = Annotated[
     Path | None,
     typer.Option(
-        "--home",
-        metavar="DIR",
-        help="The home; else SAGEWAI_HOME, else ~/.sagewai.",
-        show_default=False,
+        "--home", metavar="DIR", help="Sagewai home (default: SAGEWAI_HOME, else ~/.sagewai)."
     ),
 ]
 ConfigOption = Annotated[
@@ -23,35 +30,58 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         metavar="FILE",
-        help="The configuration; else ~/.config/sagewai-ops/config.toml.",
-        show_default=False,
+        help="Configuration file (default: ~/.config/sagewai-ops/config.toml).",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and nothing else.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 VerboseOption = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Say more, without a terminal too.")
+    bool,
+    typer.Option("--verbose", "-v", help="Print summaries and notes without a terminal too."),
 ]
-YesOption = Annotated[bool, typer.Option("--yes", help="Answer confirmations with yes.")]
+YesOption = Annotated[
+    bool,
+    typer.Option("--yes", help="Confirm without asking.", rich_help_panel=RUN),
+]
+DryRunOption = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Print the plan, change nothing.", rich_help_panel=RUN),
+]
 PingOption = Annotated[
     str | None,
     typer.Option(
         "--ping-url",
         metavar="URL",
-        help="Tell a watchdog: URL/start, then URL or URL/fail. A secret: better a variable.",
+        help="Ping this URL at start, end and failure; a secret.",
+        rich_help_panel=REPORTING,
     ),
 ]
 PingFileOption = Annotated[
     Path | None,
-    typer.Option("--ping-url-file", metavar="FILE", help="The same, from a file's first line."),
+    typer.Option(
+        "--ping-url-file",
+        metavar="FILE",
+        help="Read the URL to ping from this file.",
+        rich_help_panel=REPORTING,
+    ),
 ]
 MetricsOption = Annotated[
     Path | None,
-    typer.Option("--metrics-file", metavar="FILE", help="Write metrics for node_exporter."),
+    typer.Option(
+        "--metrics-file",
+        metavar="FILE",
+        help="Write metrics for node_exporter.",
+        rich_help_panel=REPORTING,
+    ),
 ]
 LogOption = Annotated[
     str | None,
-    typer.Option("--log-file", metavar="FILE", help="Add a line at start and end; - is stderr."),
+    typer.Option(
+        "--log-file",
+        metavar="FILE",
+        help="Append a line at start and end; - is stderr.",
+        rich_help_panel=REPORTING,
+    ),
 ]
 # Parameter -> annotation and default.
 GLOBAL: dict[str, tuple[Any, Any]] = {

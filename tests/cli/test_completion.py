@@ -59,7 +59,7 @@ def test_completion_finds_commands_and_options(shell: str, tmp_path: Path) -> No
     _code, shown = watched(
         [sys.executable, "-c", _OWN, shell, "-i"],
         environment,
-        answers=[("READY> ", typed), ("Exit codes:", "exit")],
+        answers=[("READY> ", typed), ("Exit status:", "exit")],
     )
 
-    assert "Show what every option is set to." in shown
+    assert "Show the value of every option." in shown
