@@ -175,18 +175,19 @@ def downgrade(
 ) -> Outcome:
     """Parse, ask, take back, render."""
     from sagewai_ops.database.url import SqliteUrl, resolve
-    from sagewai_ops.operations.change_schema import Options, change_schema, check_sqlite
-    from sagewai_ops.schema.revision_graph import find
+    from sagewai_ops.operations.change_schema import Options, change_schema, check_sqlite_target
+    from sagewai_ops.schema.revision_graph import find_revision
 
     home = run.home()
     database = resolve(run.settings.environment, home.database)
     options = Options(target=target, down=True, wait_seconds=wait)
     if isinstance(database, SqliteUrl):
-        check_sqlite(find(target), down=True)
+        check_sqlite_target(find_revision(target), down=True)
     if sql:
         return _on_paper(database, options)
     run.terminal.confirm(
-        f"drop from {database.display} all tables and columns made after {find(target)}?", yes=yes
+        f"drop from {database.display} all tables and columns made after {find_revision(target)}?",
+        yes=yes,
     )
     with run.terminal.progress() as progress:
         report = change_schema(home, database, options, progress=progress)
@@ -204,7 +205,7 @@ def current(run: Run) -> Outcome:
         from sagewai_ops.schema import as_json, migrate_postgres
 
         result = as_json.of_position(
-            database, run_interruptibly(migrate_postgres.current(database))
+            database, run_interruptibly(migrate_postgres.inspect_database(database))
         )
     else:
         from sagewai_ops.database.sqlite.read_transaction import open_read_transaction
@@ -218,10 +219,10 @@ def current(run: Run) -> Outcome:
 
 def history(_run: Run) -> Outcome:
     """List."""
-    from sagewai_ops.schema.alembic_runner import describe
+    from sagewai_ops.schema.alembic_runner import read_descriptions
     from sagewai_ops.schema.revision_graph import HEAD, parents, revisions
 
-    texts = describe()
+    texts = read_descriptions()
     listed: list[dict[str, Any]] = [
         {"revision": name, "after": list(parents()[name]), "does": texts[name]}
         for name in revisions()
@@ -272,9 +273,9 @@ def _one(target: str | None, revision: str | None) -> str | None:
 
 def _on_paper(database: Any, options: Any) -> Outcome:
     """Spell what would be run; the statements are the result."""
-    from sagewai_ops.operations.change_schema import spell_sql
+    from sagewai_ops.operations.change_schema import plan_sql
 
-    script = spell_sql(database, options)
+    script = plan_sql(database, options)
     result = {"database": database.display, "sql": script}
 
     def show(terminal: Terminal) -> None:

@@ -173,9 +173,9 @@ async def _migrated(url: PostgresUrl, purpose: str) -> AsyncIterator[Session]:
         assert connection is not None
         try:
             await outer.execute(text("SELECT 1"))
-            found = await postgres_server.look(outer)
+            found = await postgres_server.read_database(outer)
             if purpose != VERIFY:
-                postgres_server.check_rights(found)
+                postgres_server.check_privileges(found)
             heads = migrate_postgres.check_position(found, HEAD, down=False)
             _check_empty(found.position.state, heads, purpose, url)
             await alembic_runner.migrate(outer, HEAD)

@@ -51,8 +51,8 @@ class Report:
     """What was done; one of `sqlite` and `postgres` is there."""
 
     database: SqliteUrl | PostgresUrl
-    sqlite: upgrade_sqlite.Upgraded | None = None
-    postgres: migrate_postgres.Moved | None = None
+    sqlite: upgrade_sqlite.Upgrade | None = None
+    postgres: migrate_postgres.Migration | None = None
     snapshot: BackupReport | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -99,10 +99,10 @@ def change_schema(
         UsageError: A home's file has no revisions to go back to.
         OpsError: What the snapshot or the upgrade raises; the schema was not changed.
     """
-    target = revision_graph.find(options.target)
+    target = revision_graph.find_revision(options.target)
     if isinstance(database, PostgresUrl):
         return Report(database, postgres=_postgres(database, target, options, progress))
-    check_sqlite(target, down=options.down)
+    check_sqlite_target(target, down=options.down)
     require(home)
     swap.require_settled(home.root)
     path, wait = database.path, options.wait_seconds
@@ -119,24 +119,24 @@ def change_schema(
     return Report(database, sqlite=done, snapshot=snapshot)
 
 
-def spell_sql(database: SqliteUrl | PostgresUrl, options: Options) -> str:
+def plan_sql(database: SqliteUrl | PostgresUrl, options: Options) -> str:
     """Spell the statements that a run would execute; nothing is changed.
 
     Raises:
         OpsError: What a run raises before it touches anything.
     """
-    target = revision_graph.find(options.target)
+    target = revision_graph.find_revision(options.target)
     if isinstance(database, PostgresUrl):
         return run_interruptibly(migrate_postgres.plan_sql(database, target, down=options.down))
-    check_sqlite(target, down=options.down)
-    statements = upgrade_sqlite.spell_upgrade(database.path, wait_seconds=options.wait_seconds)
+    check_sqlite_target(target, down=options.down)
+    statements = upgrade_sqlite.plan_sql(database.path, wait_seconds=options.wait_seconds)
     if not statements:
         return ""
     lines = ["PRAGMA foreign_keys = OFF", "BEGIN IMMEDIATE", *statements, "COMMIT"]
     return "".join(f"{line};\n" for line in lines)
 
 
-def check_sqlite(target: str, *, down: bool) -> None:
+def check_sqlite_target(target: str, *, down: bool) -> None:
     """Refuse what has no meaning for a home's file.
 
     Raises:
@@ -156,7 +156,7 @@ def check_sqlite(target: str, *, down: bool) -> None:
 
 def _postgres(
     url: PostgresUrl, target: str, options: Options, progress: Progress | None
-) -> migrate_postgres.Moved:
+) -> migrate_postgres.Migration:
     if options.rehearse:
         work = rehearse_postgres.rehearse(
             url, target, wait_seconds=options.wait_seconds, progress=progress

@@ -43,7 +43,7 @@ from sagewai_ops.process.signals import only_a_part
 from sagewai_ops.progress import Progress
 from sagewai_ops.restore.plan import RestoreOptions
 from sagewai_ops.restore.restore import RestoreReport, restore
-from sagewai_ops.schema.upgrade_sqlite import Upgraded, upgrade_database
+from sagewai_ops.schema.upgrade_sqlite import Upgrade, upgrade_database
 from sagewai_ops.snapshots import cards, catalog
 from sagewai_ops.snapshots.rebuild_cards import read_card_facts
 from sagewai_ops.snapshots.scratch import scratch_directory
@@ -114,7 +114,7 @@ class DrillReport:
     outcome: str
     checked: tuple[str, ...]
     restored: RestoreReport
-    upgrade: Upgraded | None
+    upgrade: Upgrade | None
     inspection: Inspection
     findings: tuple[DrillFinding, ...]
     swept: tuple[str, ...]
@@ -271,7 +271,7 @@ class _Trial:
 
     def upgrade(
         self, home: Home, restored: RestoreReport, progress: Progress | None
-    ) -> Upgraded | None:
+    ) -> Upgrade | None:
         """Bring the database to the head, and look at it again if that changed anything."""
         if restored.database is None:
             return None

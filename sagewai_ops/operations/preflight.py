@@ -42,7 +42,7 @@ from sagewai_ops.operations.preflight_checks import (
 from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema import rehearse_postgres
-from sagewai_ops.schema.upgrade_sqlite import Upgraded, rehearse_upgrade
+from sagewai_ops.schema.upgrade_sqlite import Upgrade, rehearse_upgrade
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.scratch import scratch_directory
 from sagewai_ops.text import shell_word
@@ -309,7 +309,7 @@ class _Flight:
         chosen = self.options.scratch or self.options.snapshots
         return chosen if os.access(chosen, os.W_OK) else atomic.temporary_directory()
 
-    def upgrade_copy(self, database: Path) -> Upgraded:
+    def upgrade_copy(self, database: Path) -> Upgrade:
         """Upgrade a copy in a scratch directory."""
         directory = self.room()
         with locks.sweep_guard(directory):
@@ -322,7 +322,7 @@ class _Flight:
                 progress=self.progress,
             )
 
-    def judged(self, done: Upgraded) -> Check:
+    def judged(self, done: Upgrade) -> Check:
         """Say what an upgrade would do."""
         details = tuple(f"{name}: would not be added, {why}" for name, why in done.failed.items())
         at = done.after.revision or "no revision"

@@ -38,7 +38,7 @@ async def migrate(
     await connection.run_sync(_migrate, target, down=down, applied=applied)
 
 
-def script(start: Collection[str], target: str, *, down: bool = False) -> str:
+def format_sql(start: Collection[str], target: str, *, down: bool = False) -> str:
     """Spell the SQL that leads from one revision to another, transaction included.
 
     Args:
@@ -61,7 +61,7 @@ def script(start: Collection[str], target: str, *, down: bool = False) -> str:
     return lines.getvalue().replace(_CREATE, "CREATE TABLE IF NOT EXISTS alembic_version", 1)
 
 
-def describe() -> dict[str, str]:
+def read_descriptions() -> dict[str, str]:
     """Say what each revision does, in the first line of its script."""
     from alembic.script import ScriptDirectory
 

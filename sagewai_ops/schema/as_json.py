@@ -10,9 +10,9 @@ from sagewai_ops.schema.check_postgres import CheckedPostgres
 from sagewai_ops.schema.check_sqlite import Checked
 from sagewai_ops.schema.drift import Drift
 from sagewai_ops.schema.findings import Finding
-from sagewai_ops.schema.migrate_postgres import Moved
+from sagewai_ops.schema.migrate_postgres import Migration
 from sagewai_ops.schema.sqlite_revision import Level
-from sagewai_ops.schema.upgrade_sqlite import Upgraded
+from sagewai_ops.schema.upgrade_sqlite import Upgrade
 
 # What mends a state.
 ADVICE = {
@@ -25,7 +25,7 @@ ADVICE = {
 }
 
 
-def of_upgraded(done: Upgraded) -> dict[str, Any]:
+def of_upgraded(done: Upgrade) -> dict[str, Any]:
     """Give the JSON of an upgrade of a home's SQLite database."""
     return {
         "engine": "sqlite",
@@ -45,7 +45,7 @@ def of_upgraded(done: Upgraded) -> dict[str, Any]:
     }
 
 
-def of_moved(done: Moved) -> dict[str, Any]:
+def of_moved(done: Migration) -> dict[str, Any]:
     """Give the JSON of an upgrade or downgrade of a PostgreSQL database."""
     gone = done.rows_before.keys() - done.rows_after.keys()
     kept = done.rows_before.keys() & done.rows_after.keys()

@@ -110,7 +110,7 @@ async def check_postgres(
     async with postgres_connection.connect_sqlalchemy(url) as connection, connection.begin():
         await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
         await connection.execute(text(f"SET LOCAL {postgres_server.lock_timeout(wait_seconds)}"))
-        found = await postgres_server.look(connection)
+        found = await postgres_server.read_database(connection)
         rows = await postgres_server.count_rows(connection)
         findings = list(_of_position(found))
         if found.position.state == "current":

@@ -36,7 +36,7 @@ _POLL_SECONDS = 0.1
 
 # Names taken, missing or needed by others, and rows that break a constraint.
 # Source: PostgreSQL manual, appendix A.
-_DIFFERING = frozenset(
+_DIFFERENCES = frozenset(
     ("42P07", "42701", "42710", "42723", "42P01", "42703", "42704", "42883", "42804", "2B", "23")
 )
 
@@ -52,7 +52,7 @@ WHERE l.locktype = 'advisory' AND l.granted AND l.database =
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class Migration:
     """What a run did, or, as a rehearsal, would do.
 
     Attributes:
@@ -78,14 +78,14 @@ class Moved:
     repaired_functions: tuple[str, ...] = ()
 
 
-async def current(url: PostgresUrl) -> postgres_server.Database:
+async def inspect_database(url: PostgresUrl) -> postgres_server.Database:
     """Look at a database: its server, our rights, where its chain stands.
 
     Raises:
         RemoteError, PermissionDeniedError, NotFoundError, UsageError: It cannot be looked at.
     """
     async with postgres_connection.connect_sqlalchemy(url) as connection:
-        return await postgres_server.look(connection)
+        return await postgres_server.read_database(connection)
 
 
 async def upgrade(
@@ -94,7 +94,7 @@ async def upgrade(
     *,
     wait_seconds: float = WAIT_SECONDS,
     progress: Progress | None = None,
-) -> Moved:
+) -> Migration:
     """Apply the revisions up to the target.
 
     Args:
@@ -123,7 +123,7 @@ async def downgrade(
     *,
     wait_seconds: float = WAIT_SECONDS,
     progress: Progress | None = None,
-) -> Moved:
+) -> Migration:
     """Take back the revisions after the target; the tables and columns that they made are gone.
 
     Arguments and errors are those of `upgrade`.
@@ -138,9 +138,9 @@ async def plan_sql(url: PostgresUrl, target: str, *, down: bool = False) -> str:
     Raises:
         OpsError: What `upgrade` raises before it touches anything.
     """
-    found = await current(url)
+    found = await inspect_database(url)
     start = check_position(found, target, down=down)
-    script = alembic_runner.script(start, target, down=down)
+    script = alembic_runner.format_sql(start, target, down=down)
     repairs = "".join(f"{line};\n\n" for line in _repairs(() if down else found.old_functions))
     return script.replace("BEGIN;\n\n", f"BEGIN;\n\n{repairs}", 1)
 
@@ -189,15 +189,15 @@ def check_position(found: postgres_server.Database, target: str, *, down: bool) 
 
 async def _move(
     connection: AsyncConnection, target: str, *, down: bool, progress: Progress | None
-) -> Moved:
+) -> Migration:
     """Check, count, run, count again, inside the transaction that is open."""
-    found = await postgres_server.look(connection)
-    postgres_server.check_rights(found)
+    found = await postgres_server.read_database(connection)
+    postgres_server.check_privileges(found)
     before = check_position(found, target, down=down)
-    return await run(connection, found, before, target, down=down, progress=progress)
+    return await run_revisions(connection, found, before, target, down=down, progress=progress)
 
 
-async def run(
+async def run_revisions(
     connection: AsyncConnection,
     found: postgres_server.Database,
     before: tuple[str, ...],
@@ -205,7 +205,7 @@ async def run(
     *,
     down: bool,
     progress: Progress | None = None,
-) -> Moved:
+) -> Migration:
     """Run the revisions between two row counts, inside the transaction that is open.
 
     Raises:
@@ -223,7 +223,7 @@ async def run(
     rows_before = await postgres_server.count_rows(connection)
     started = time.perf_counter()
     repaired = () if down else found.old_functions
-    with differing(found, before):
+    with translate_differences(found, before):
         for statement in _repairs(repaired):
             await connection.exec_driver_sql(statement)
         await alembic_runner.migrate(connection, target, down=down, applied=applied)
@@ -236,8 +236,8 @@ async def run(
             f"table {table}: held {rows_before[table]} rows before and {rows_after[table]} after,"
             " nothing was changed"
         )
-    after = (await postgres_server.look(connection)).position.heads
-    return Moved(
+    after = (await postgres_server.read_database(connection)).position.heads
+    return Migration(
         before,
         after,
         tuple(ran),
@@ -260,7 +260,9 @@ def _repairs(functions: Sequence[str]) -> Iterator[str]:
 
 
 @contextmanager
-def differing(found: postgres_server.Database, heads: tuple[str, ...]) -> Iterator[None]:
+def translate_differences(
+    found: postgres_server.Database, heads: tuple[str, ...]
+) -> Iterator[None]:
     """Tell a database that was changed by hand from a mistake of ours.
 
     Raises:
@@ -272,7 +274,7 @@ def differing(found: postgres_server.Database, heads: tuple[str, ...]) -> Iterat
     except Exception as error:
         refusal = postgres_connection.find_server_error(error)
         state = str(refusal.sqlstate) if refusal else ""
-        if refusal is None or (state not in _DIFFERING and state[:2] not in _DIFFERING):
+        if refusal is None or (state not in _DIFFERENCES and state[:2] not in _DIFFERENCES):
             raise
         reason = postgres_connection.first_line(refusal)
         if state == _DEPENDENT and refusal.detail:  # names of objects, never values of rows

@@ -97,7 +97,7 @@ class Database:
     old_functions: tuple[str, ...]
 
 
-async def look(connection: AsyncConnection) -> Database:
+async def read_database(connection: AsyncConnection) -> Database:
     """Read what a database is.
 
     Raises:
@@ -148,12 +148,14 @@ async def look(connection: AsyncConnection) -> Database:
         about.may_create,
         about.may_create_schemas,
         tables,
-        revision_graph.position(rows, tables=any(table.name != VERSION_TABLE for table in tables)),
+        revision_graph.position_of(
+            rows, tables=any(table.name != VERSION_TABLE for table in tables)
+        ),
         tuple(old),
     )
 
 
-def check_rights(database: Database) -> None:
+def check_privileges(database: Database) -> None:
     """Refuse early what the server would refuse in the middle.
 
     Raises:

@@ -55,7 +55,7 @@ async def rehearse(
     *,
     wait_seconds: float = migrate_postgres.WAIT_SECONDS,
     progress: Progress | None = None,
-) -> migrate_postgres.Moved:
+) -> migrate_postgres.Migration:
     """Run an upgrade and roll it back.
 
     Args:
@@ -74,18 +74,18 @@ async def rehearse(
         connection.begin() as transaction,
     ):
         await connection.execute(text(f"SET LOCAL {postgres_server.lock_timeout(wait_seconds)}"))
-        found = await postgres_server.look(connection)
+        found = await postgres_server.read_database(connection)
         before = migrate_postgres.check_position(found, target, down=False)
         scratch = found.may_create_schemas and not found.read_only
         if scratch:
             taken = await _names(connection, found.schema)
             schema = await _build(connection, before)
             there = await _names(connection, schema)
-            with migrate_postgres.differing(found, before):
+            with migrate_postgres.translate_differences(found, before):
                 await _fill(connection, found, schema, before, progress)
         else:
-            postgres_server.check_rights(found)
-        moved = await migrate_postgres.run(
+            postgres_server.check_privileges(found)
+        moved = await migrate_postgres.run_revisions(
             connection, found, before, target, down=False, progress=progress
         )
         if scratch:

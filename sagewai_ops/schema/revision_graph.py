@@ -73,7 +73,7 @@ def applied(heads: Collection[str]) -> frozenset[str]:
     return frozenset(revision for head in heads for revision in ancestors(head))
 
 
-def position(heads: Collection[str], *, tables: bool) -> Position:
+def position_of(heads: Collection[str], *, tables: bool) -> Position:
     """Say what the rows of `alembic_version` mean.
 
     Args:
@@ -104,7 +104,7 @@ def _number(revision: str) -> int:
     return int(match[1]) if match else -1
 
 
-def find(name: str) -> str:
+def find_revision(name: str) -> str:
     """Find a revision by its id, by an unmistakable beginning of it, or as `head` or `base`.
 
     Raises:

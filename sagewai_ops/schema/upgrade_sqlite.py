@@ -55,7 +55,7 @@ class Addition:
 
 
 @dataclass(frozen=True, slots=True)
-class Upgraded:
+class Upgrade:
     """What an upgrade did, or, as a rehearsal, would do.
 
     Attributes:
@@ -94,7 +94,7 @@ def plan_upgrade(path: Path, *, wait_seconds: float = WAIT_SECONDS) -> tuple[Add
         return _plan(pin.connection)
 
 
-def spell_upgrade(path: Path, *, wait_seconds: float = WAIT_SECONDS) -> tuple[str, ...]:
+def plan_sql(path: Path, *, wait_seconds: float = WAIT_SECONDS) -> tuple[str, ...]:
     """Spell the statements that an upgrade would run on these rows; the database is only read.
 
     Raises:
@@ -107,7 +107,7 @@ def spell_upgrade(path: Path, *, wait_seconds: float = WAIT_SECONDS) -> tuple[st
 
 def upgrade_database(
     path: Path, *, wait_seconds: float = WAIT_SECONDS, progress: Progress | None = None
-) -> Upgraded:
+) -> Upgrade:
     """Add what is missing, in one transaction, with foreign keys off during and checked after.
 
     Args:
@@ -145,7 +145,7 @@ def upgrade_database(
             )
         after = read_level(connection)
         remaining = tuple(item for item in find_drift(connection) if not item.is_mended)
-        return Upgraded(
+        return Upgrade(
             before,
             after,
             tuple(item.name for item in additions if item.name not in failed),
@@ -166,7 +166,7 @@ def rehearse_upgrade(
     *,
     wait_seconds: float = WAIT_SECONDS,
     progress: Progress | None = None,
-) -> Upgraded:
+) -> Upgrade:
     """Upgrade a frozen copy and remove it; nothing else changes.
 
     Args:

@@ -71,7 +71,7 @@ def _catalog(url: database_url.PostgresUrl) -> schema_catalogs.PostgresCatalog:
 
 
 def _state(url: database_url.PostgresUrl) -> str:
-    return asyncio.run(migrate_postgres.current(url)).position.state
+    return asyncio.run(migrate_postgres.inspect_database(url)).position.state
 
 
 def test_empty_database_comes_to_head(url: database_url.PostgresUrl) -> None:
@@ -158,7 +158,7 @@ def test_function_that_a_view_needs_is_not_repaired(at: At, postgres: Server) ->
     with pytest.raises(DifferenceError, match="ranks"):
         asyncio.run(migrate_postgres.upgrade(url))
 
-    assert asyncio.run(migrate_postgres.current(url)).position.heads == (MIDDLE,)
+    assert asyncio.run(migrate_postgres.inspect_database(url)).position.heads == (MIDDLE,)
 
 
 def test_downgrade_leaves_the_parameters_alone(at: At, postgres: Server) -> None:
@@ -299,7 +299,7 @@ def test_database_off_the_chain_is_refused(
 def test_second_upgrade_waits_for_the_first(url: database_url.PostgresUrl) -> None:
     """Two at once end well, and each revision is run by one of them."""
 
-    async def both() -> tuple[migrate_postgres.Moved, migrate_postgres.Moved]:
+    async def both() -> tuple[migrate_postgres.Migration, migrate_postgres.Migration]:
         return await asyncio.gather(migrate_postgres.upgrade(url), migrate_postgres.upgrade(url))
 
     first, second = asyncio.run(both())
@@ -419,7 +419,7 @@ def test_schema_that_is_not_there_is_refused(postgres: Server, database: str) ->
     assert isinstance(url, database_url.PostgresUrl)
 
     with pytest.raises(UsageError, match="no schema of the search_path exists"):
-        asyncio.run(migrate_postgres.current(url))
+        asyncio.run(migrate_postgres.inspect_database(url))
 
 
 def test_versions_in_another_schema_are_refused(postgres: Server, database: str) -> None:
@@ -524,7 +524,7 @@ def test_rehearsal_beside_a_live_server_locks_nobody_out(at: At) -> None:
     """On a copy, a session that holds every table does not matter."""
     url = at(MIDDLE)
 
-    async def beside() -> migrate_postgres.Moved:
+    async def beside() -> migrate_postgres.Migration:
         async with postgres_connection.connect_sqlalchemy(url) as writer:
             await writer.execute(
                 text("INSERT INTO agent_runs (run_id, agent_name) VALUES ('x', 'a')")
@@ -600,7 +600,7 @@ def test_role_without_usage_is_told(postgres: Server, database: str) -> None:
     )
 
     with pytest.raises(PermissionDeniedError, match="stranger may not use schema public") as caught:
-        asyncio.run(migrate_postgres.current(_url(postgres, database, user="stranger")))
+        asyncio.run(migrate_postgres.inspect_database(_url(postgres, database, user="stranger")))
 
     assert caught.value.hint == "GRANT CREATE, USAGE ON SCHEMA public TO stranger;"
 

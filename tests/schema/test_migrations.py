@@ -191,11 +191,11 @@ def test_going_back_gives_rows_of_no_project_to_the_default(
 def test_sql_on_paper_builds_the_same_schema(postgres: Server, database: str) -> None:
     """What `--sql` prints, run by any client, leaves the head; and the way back leaves the base."""
     url = _url(postgres, database)
-    postgres.run(database, alembic_runner.script((), HEAD))
+    postgres.run(database, alembic_runner.format_sql((), HEAD))
 
     assert asyncio.run(_catalog(url)) == schema_catalogs.postgres(HEAD)
 
-    postgres.run(database, alembic_runner.script((HEAD,), revision_graph.BASE, down=True))
+    postgres.run(database, alembic_runner.format_sql((HEAD,), revision_graph.BASE, down=True))
     tables = postgres.rows(database, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
 
     assert tables in ([], [("alembic_version",)])

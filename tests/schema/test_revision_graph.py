@@ -31,7 +31,7 @@ ARTIFACTS, REPLAY = "006_artifact_destination", "006_replay_snapshots"
 )
 def test_rows_have_one_meaning(heads: list[str], tables: bool, state: str) -> None:  # noqa: FBT001
     """Behind, ahead, forked, unknown, empty and unmanaged are told apart."""
-    position = revision_graph.position(heads, tables=tables)
+    position = revision_graph.position_of(heads, tables=tables)
 
     assert (position.state, position.heads) == (state, tuple(sorted(heads)))
 
@@ -56,13 +56,13 @@ def test_applied_counts_both_branches() -> None:
 )
 def test_revision_is_found_by_what_people_type(name: str, revision: str) -> None:
     """The whole id, an unmistakable beginning, or a word."""
-    assert revision_graph.find(name) == revision
+    assert revision_graph.find_revision(name) == revision
 
 
 @pytest.mark.parametrize("name", ["", "00", "006", "021", "nonsense"])
 def test_unclear_revision_is_not_found(name: str) -> None:
     """Several, or none, are refused with where to look."""
     with pytest.raises(NotFoundError, match=f"revision {name}: ") as caught:
-        revision_graph.find(name)
+        revision_graph.find_revision(name)
 
     assert caught.value.hint == "sagewai-ops db history"

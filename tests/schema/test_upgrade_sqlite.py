@@ -116,7 +116,7 @@ def test_spelled_upgrade_ends_where_the_upgrade_does(old: Path, tmp_path: Path) 
     by_hand.write_bytes(old.read_bytes())
     before = _dump(old)
 
-    statements = upgrade_sqlite.spell_upgrade(old)
+    statements = upgrade_sqlite.plan_sql(old)
     spelled = _dump(old)
     _execute(by_hand, *statements)
     done = upgrade_sqlite.upgrade_database(old)
@@ -353,7 +353,7 @@ def test_writer_that_does_not_end_is_given_up(old: Path) -> None:
 
 def test_two_upgrades_at_once_end_well(old: Path) -> None:
     """The second waits, and finds nothing left to add."""
-    done: list[upgrade_sqlite.Upgraded] = []
+    done: list[upgrade_sqlite.Upgrade] = []
     upgrade_sqlite.plan_upgrade(old)  # imports, once, before there are threads
     threads = [
         threading.Thread(target=lambda: done.append(upgrade_sqlite.upgrade_database(old)))
