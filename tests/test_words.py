@@ -114,7 +114,6 @@ PENDING = (
     "fixtures/",
     "docs/",
     "man/",
-    "CHANGELOG",
 )
 
 
