@@ -38,6 +38,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = selected
 
 
+def pytest_configure() -> None:
+    """Ignore what the caller ignores (`nohup`, a background job) by a handler of this process.
+
+    Children inherit SIG_IGN, but not a handler: the programs under test get the default.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda _number, _frame: None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _clean_environment() -> Iterator[None]:
     """Hide the developer's own home, keys and database from every test."""

@@ -122,6 +122,25 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
     assert signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN
 
 
+def test_program_started_by_nohup_survives_a_hangup(tmp_path: Path) -> None:
+    """The command completes, with exit code 0."""
+    home = tmp_path / "home"
+
+    done = subprocess.run(
+        [
+            *("/bin/sh", "-c", "trap '' HUP; exec \"$@\"", "sh"),
+            *(sys.executable, "-c", AT_A_MOMENT.format(number="SIGHUP"), "starting"),
+            *("--home", os.fspath(home), "init", "--json"),
+        ],
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (home / "db/sagewai.db").exists()
+
+
 # The program with a signal at a moment; the rest of the command line is the run.
 AT_A_MOMENT = """
 import atexit, os, signal, sys
