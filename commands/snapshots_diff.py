@@ -72,7 +72,7 @@ def _as_result(found: Any) -> dict[str, Any]:
         "changed": [
             {
                 "path": change.path,
-                "what": list(change.what),
+                "what": list(change.attributes),
                 "bytes_before": change.sizes[0],
                 "bytes_after": change.sizes[1],
             }

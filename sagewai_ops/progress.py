@@ -10,3 +10,16 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 
 def no_progress(_stage: str, _done: int, _total: int) -> None:
     """Report nothing."""
+
+
+def byte_counter(progress: Progress | None, stage: str, total: int) -> Callable[[int], None]:
+    """Return a callback that adds up bytes and reports their sum, at most `total`."""
+    done = 0
+
+    def count(size_bytes: int) -> None:
+        nonlocal done
+        done += size_bytes
+        if progress:
+            progress(stage, min(done, total), total)
+
+    return count

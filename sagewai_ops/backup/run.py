@@ -34,7 +34,7 @@ from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.database_check import (
     DatabaseReport,
-    examine_in_thread,
+    examination_thread,
     read_schema_level,
 )
 from sagewai_ops.snapshots.member_paths import EXTERNAL, EXTERNAL_KEY
@@ -238,8 +238,9 @@ class BackupRun:
         path = copy.path if copy else None
         with (
             attribute_damage(self.home.database, path, hint=_DAMAGED),
-            examine_in_thread(path) as proving,
+            examination_thread() as examine,
         ):
+            proving = examine(path) if path else None
             self.keys = examine_keys(self.documents, path, self.candidates)
             yield _Frozen(copies, copy, proving)
 

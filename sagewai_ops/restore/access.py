@@ -1,33 +1,53 @@
-"""Who may come in again once a home is restored: sessions, API tokens, fleet rows."""
+"""Sessions, API tokens and fleet rows of a restored home: count, revoke, rebind.
+
+`revoke_access` and `rebind_fleet` change the staged copy, which no other process uses; the swap
+that follows puts it in place. Sagewai derives the organisation id of an installation with a single
+organisation from the path of its state file, and does not show rows of other organisations.
+"""
 
 import contextlib
+import json
+import os
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
-from sagewai_ops.database.sqlite.read_transaction import open_frozen
+from sagewai_ops.database.sqlite.read_transaction import database_uri, open_frozen, translate_errors
+from sagewai_ops.errors import DamagedError
+from sagewai_ops.fs import atomic
+from sagewai_ops.home.fleet import fleet_organisation
+from sagewai_ops.home.paths import Home
 from sagewai_ops.home.state_files import ADMIN_STATE_NAME, document_name, parse_document
 
-_FLEET_ROWS = (
+_COUNT_FLEET = (
     "SELECT count(*) FROM workers WHERE org_id LIKE ?",
     "SELECT count(*) FROM enrollment_keys WHERE org_id LIKE ?",
     "SELECT count(*) FROM fleet_tasks WHERE org_id LIKE ?",
 )
-# A single organisation's id in these tables is made from the path of its state file.
-_PATH_BOUND = "default:%"
-_MOMENT = "%Y-%m-%d %H:%M:%S"  # the prefix that every stored time begins with; UTC
+_REBIND_FLEET = (
+    "UPDATE workers SET org_id = :new WHERE org_id LIKE 'default:%' AND org_id <> :new",
+    "UPDATE enrollment_keys SET org_id = :new WHERE org_id LIKE 'default:%' AND org_id <> :new",
+    "UPDATE fleet_tasks SET org_id = :new WHERE org_id LIKE 'default:%' AND org_id <> :new",
+)
+_FROM_PATH = "default:%"  # an organisation id that is derived from a path
+_TIME_FORMAT = "%Y-%m-%d %H:%M:%S"  # UTC, the prefix of every stored time
+_REVOKE = (
+    "DELETE FROM user_session",
+    "UPDATE api_token SET revoked_at = CURRENT_TIMESTAMP WHERE revoked_at IS NULL",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class AccessCounts:
-    """What becomes valid again.
+    """Access that becomes valid again with a restore.
 
     Attributes:
-        sessions: Logged-in browsers whose time is not over.
-        api_tokens: Tokens that were not revoked when the snapshot was taken.
-        fleet_rows: Rows that belong to an organisation id made from the home's path.
+        sessions: Browser sessions that have not expired.
+        api_tokens: Tokens that were not revoked when the snapshot was created.
+        fleet_rows: Rows of an organisation id that is derived from the home's path.
     """
 
     sessions: int = 0
@@ -36,17 +56,21 @@ class AccessCounts:
 
 
 def count_access(documents: Mapping[str, bytes], database: Path | None) -> AccessCounts:
-    """Count in documents, as `read_together` returned them, and in a database that nobody uses."""
+    """Count the valid sessions, API tokens and fleet rows.
+
+    Args:
+        documents: From `read_together`.
+        database: Not in use by any process.
+    """
     now = datetime.now(timezone.utc)
     sessions = tokens = fleet = 0
-    for path, content in documents.items():
-        if document_name(path) == ADMIN_STATE_NAME:
-            counts = parse_document(ADMIN_STATE_NAME, content, now=now).counts
-            sessions += counts.get("sessions", 0)
-            tokens += counts.get("api_tokens", 0)
+    for _path, content in _admin_states(documents):
+        counts = parse_document(ADMIN_STATE_NAME, content, now=now).counts
+        sessions += counts.get("sessions", 0)
+        tokens += counts.get("api_tokens", 0)
     if database is not None:
         with open_frozen(database) as connection:
-            moment = f"{now:{_MOMENT}}"
+            moment = f"{now:{_TIME_FORMAT}}"
             sessions += _count(
                 connection, "SELECT count(*) FROM user_session WHERE expires_at > ?", moment
             )
@@ -56,13 +80,92 @@ def count_access(documents: Mapping[str, bytes], database: Path | None) -> Acces
                 " AND (expires_at IS NULL OR expires_at > ?)",
                 moment,
             )
-            for statement in _FLEET_ROWS:
-                fleet += _count(connection, statement, _PATH_BOUND)
+            for statement in _COUNT_FLEET:
+                fleet += _count(connection, statement, _FROM_PATH)
     return AccessCounts(sessions, tokens, fleet)
 
 
+def revoke_access(documents: Mapping[str, bytes], staged: Home) -> None:
+    """End every session and revoke every API token of a staged home.
+
+    Args:
+        documents: From `read_together` on it.
+
+    Raises:
+        DamagedError: The state file is not a JSON object.
+    """
+    for path, content in _admin_states(documents):
+        state = _parse_object(path, content)
+        state.pop("active_token", None)
+        state["active_tokens"] = []
+        for token in state.get("api_tokens") or ():
+            if isinstance(token, dict):
+                token["revoked"] = True
+        file = staged.root / path
+        atomic.replace(file, json.dumps(state, indent=2).encode(), owner=os.stat(file))
+    _execute(staged.database, _REVOKE, {})
+
+
+def rebind_fleet(documents: Mapping[str, bytes], staged: Home, target: Home) -> int:
+    """Assign the fleet's rows to the organisation id of the target's path; return their number.
+
+    Args:
+        documents: From `read_together` on the staged home.
+        target: The restored home.
+    """
+    return _execute(staged.database, _REBIND_FLEET, {"new": organisation_id(documents, target)})
+
+
+def organisation_id(documents: Mapping[str, bytes], home: Home) -> str:
+    """Return the organisation id of the fleet's rows in a home with these documents."""
+    for path, content in _admin_states(documents):
+        with contextlib.suppress(DamagedError):
+            admin = _parse_object(path, content).get("admin")
+            if isinstance(admin, dict) and admin.get("id"):
+                return fleet_organisation(home.admin_state, str(admin["id"]))
+    return fleet_organisation(home.admin_state, "")
+
+
+def _admin_states(documents: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    return (item for item in documents.items() if document_name(item[0]) == ADMIN_STATE_NAME)
+
+
 def _count(connection: sqlite3.Connection, statement: str, value: str) -> int:
-    # An old or a damaged database may lack the table; then it lets nobody in.
+    # An old or a damaged database may lack the table.
     with contextlib.suppress(sqlite3.Error):
         return int(connection.execute(statement, (value,)).fetchone()[0])
     return 0
+
+
+def _execute(database: Path, statements: tuple[str, ...], values: Mapping[str, str]) -> int:
+    """Run statements in one transaction on a database that no other process uses."""
+    if not database.exists():
+        return 0
+    changed = 0
+    uri = database_uri(database, mode="rw")
+    with (
+        translate_errors(database),
+        contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection,
+    ):
+        connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in statements:
+            try:
+                changed += connection.execute(statement, dict(values)).rowcount
+            except sqlite3.OperationalError as error:
+                # An older schema lacks the table or the column.
+                if "no such table" not in str(error) and "no such column" not in str(error):
+                    raise
+        connection.execute("COMMIT")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return changed
+
+
+def _parse_object(path: str, content: bytes) -> dict[str, Any]:
+    try:
+        state = json.loads(content)
+    except ValueError as error:
+        raise DamagedError(f"{path}: not JSON: {error}") from error
+    if not isinstance(state, dict):
+        raise DamagedError(f"{path}: not a JSON object")
+    return state

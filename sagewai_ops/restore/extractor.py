@@ -1,7 +1,7 @@
-"""Write members of an archive into a fresh private directory, by the manifest and nothing else.
+"""Write the members of an archive to a new private directory.
 
-Every name is created through the descriptor of its directory, exclusively and without following
-links, so nothing that an archive says can lead outside. Modes come from the rules of a home.
+Each entry is created through the descriptor of its directory, exclusively and without following
+links, so no archive can write outside. Modes come from the rules of a home.
 """
 
 import contextlib
@@ -26,11 +26,7 @@ _ZEROS = bytes(_HOLE_BYTES)
 
 @dataclass(slots=True)
 class Extraction:
-    """What was written.
-
-    Attributes:
-        size_bytes: Of the files' contents.
-    """
+    """Numbers of entries written, and the bytes of their contents."""
 
     files: int = 0
     directories: int = 0
@@ -41,48 +37,48 @@ class Extraction:
 def extract_members(
     reader: ArchiveReader,
     target: Path,
-    place: Callable[[Entry], str | None],
+    path_of: Callable[[Entry], str | None],
     *,
     root: Path,
     on_bytes: Callable[[int], None] | None = None,
     on_file: Callable[[str], None] | None = None,
     everything: bool = True,
 ) -> Extraction:
-    """Write what `place` gives a path for, and prove all that is read.
+    """Write the members for which `path_of` returns a path, and verify everything that is read.
 
     Args:
-        target: A private directory of this run, empty.
-        root: Where `target` will stand in the end: links that name the home are made to name it.
-        place: The path, relative to `target`, that a member is written to; None passes over it.
-        on_file: Told each placed path once its file is whole.
-        everything: Read the whole archive and check its digest; else only what is placed.
+        target: A private, empty directory of this run.
+        root: The final path of `target`; links to the home are rewritten to it.
+        path_of: Returns the path of a member relative to `target`; None skips the member.
+        on_file: Called with the path of each file after it is complete.
+        everything: Read the whole archive and check its digest; else only the members written.
 
     Raises:
-        DamagedError: The archive does not hold; what was written so far is worthless.
-        NoSpaceError, PermissionDeniedError: The system refused.
+        DamagedError: Verification failed; discard what was written.
+        NoSpaceError, PermissionDeniedError: The target cannot be written.
     """
-    writing = _Writing(target, root)
-    wanted = None if everything else (lambda entry: place(entry) is not None)
-    with contextlib.closing(writing), translate_os_errors(target):
+    writer = _MemberWriter(target, root)
+    wanted = None if everything else (lambda entry: path_of(entry) is not None)
+    with contextlib.closing(writer), translate_os_errors(target):
         for entry, content in reader.members(wanted, on_bytes=on_bytes):
-            path = place(entry)
+            path = path_of(entry)
             if path is None or entry.type is EntryType.SUPERSEDED:
                 continue
-            with _judged(path):
-                writing.add(entry, path, content)
+            with _translate_conflicts(path):
+                writer.add(entry, path, content)
             if on_file and entry.type is EntryType.FILE:
                 on_file(path)
-        with _judged("folders"):
-            writing.settle_directories()
-    return writing.extracted
+        with _translate_conflicts("directories"):
+            writer.finish_directories()
+    return writer.extraction
 
 
-class _Writing:
-    """The directory that is being filled, with the descriptor of the directory at hand."""
+class _MemberWriter:
+    """The target, with an open descriptor of the directory last written to."""
 
     def __init__(self, target: Path, root: Path) -> None:
-        self._final = root
-        self.extracted = Extraction()
+        self._final_root = root
+        self.extraction = Extraction()
         self._root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         self._directory = ""
         self._descriptor = os.dup(self._root)
@@ -91,29 +87,30 @@ class _Writing:
     def add(self, entry: Entry, path: str, content: Iterator[memoryview]) -> None:
         """Create one member."""
         if path.startswith(OWN_PREFIX):
-            raise DamagedError(f"archive: member {path[:200]} has a name of this program's own")
+            raise DamagedError(f"archive: member {path[:200]}: name reserved by sagewai-ops")
         directory, _, name = path.rpartition("/")
         self._enter(directory)
         if entry.type is EntryType.DIRECTORY:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=self._descriptor)
             self._directories.append((entry, path))
-            self.extracted.directories += 1
+            self.extraction.directories += 1
         elif entry.type is EntryType.LINK:
-            os.symlink(self._target_of(entry, directory), name, dir_fd=self._descriptor)
+            os.symlink(self._link_target(entry, directory), name, dir_fd=self._descriptor)
             set_owner(name, entry.uid, entry.gid, dir_fd=self._descriptor)
-            self._date(entry, name)
-            self.extracted.links += 1
+            times = (entry.mtime_ns, entry.mtime_ns)
+            os.utime(name, ns=times, dir_fd=self._descriptor, follow_symlinks=False)
+            self.extraction.links += 1
         else:
             self._write(entry, path, name, content)
 
-    def _target_of(self, entry: Entry, directory: str) -> str:
+    def _link_target(self, entry: Entry, directory: str) -> str:
         if not entry.is_absolute:
             return entry.target
-        return os.path.normpath(os.path.join(self._final, directory, entry.target))
+        return os.path.normpath(os.path.join(self._final_root, directory, entry.target))
 
-    def settle_directories(self) -> None:
-        """Set modes and times of the directories, the deepest first: filling them changed both."""
+    def finish_directories(self) -> None:
+        """Set modes and times of the directories after the last write, the deepest first."""
         for entry, path in reversed(self._directories):
             directory, _, name = path.rpartition("/")
             self._enter(directory)
@@ -126,20 +123,20 @@ class _Writing:
                 os.close(descriptor)
 
     def close(self) -> None:
-        """Let go of the descriptors."""
+        """Close the descriptors."""
         os.close(self._descriptor)
         os.close(self._root)
 
     def _write(self, entry: Entry, path: str, name: str, content: Iterator[memoryview]) -> None:
         mode = file_mode(path, entry.mode)
         if path.startswith(EXTERNAL + "/"):
-            mode = 0o600  # what an override put outside the home, whatever its mode was there
+            mode = 0o600  # from outside the home, where other modes are usual
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(name, flags, 0o600, dir_fd=self._descriptor)
         try:
             for piece in content:
                 _write_all(descriptor, piece, sparse=entry.is_sparse)
-                self.extracted.size_bytes += len(piece)
+                self.extraction.size_bytes += len(piece)
             if entry.is_sparse:
                 os.ftruncate(descriptor, entry.size_bytes)
             set_owner(descriptor, entry.uid, entry.gid)
@@ -147,10 +144,10 @@ class _Writing:
             os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
         finally:
             os.close(descriptor)
-        self.extracted.files += 1
+        self.extraction.files += 1
 
     def _enter(self, directory: str) -> None:
-        """Make `directory` the one at hand; what is missing of it is made, private."""
+        """Open `directory`, creating it and the missing ones above it with mode 0700."""
         if directory == self._directory:
             return
         descriptor = os.dup(self._root)
@@ -171,23 +168,21 @@ class _Writing:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(name, flags, dir_fd=above)
 
-    def _date(self, entry: Entry, name: str) -> None:
-        times = (entry.mtime_ns, entry.mtime_ns)
-        os.utime(name, ns=times, dir_fd=self._descriptor, follow_symlinks=False)
-
 
 @contextlib.contextmanager
-def _judged(path: str) -> Iterator[None]:
-    """Tell what an archive gets wrong from what the system refuses."""
+def _translate_conflicts(path: str) -> Iterator[None]:
+    """Raise DamagedError for errors that only a damaged or crafted archive causes."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTDIR, errno.ELOOP):
             raise
-        raise DamagedError(f"archive: member {path[:200]} stands twice on this system") from error
+        raise DamagedError(
+            f"archive: member {path[:200]}: conflicts with another on this file system"
+        ) from error
     except (OverflowError, UnicodeEncodeError) as error:
         raise DamagedError(
-            f"archive: member {path[:200]!r}: a time, an owner or a name that no system has"
+            f"archive: member {path[:200]!r}: invalid time, owner or name"
         ) from error
 
 

@@ -1,8 +1,8 @@
-"""The gate of the keys: what is sealed in a snapshot must open, and its key must come along.
+"""Find the master key that opens a snapshot's encrypted values, and install it.
 
-A home without the key that its values are under is worse than none: Sagewai makes a new key at its
-start, and what is sealed stays closed. So a restore finds the key first, and installs it where the
-home had it.
+A restored home without its key is worse than none: Sagewai creates a new key when it starts, and
+the encrypted values stay unreadable. So a restore finds the key before it replaces anything, and
+installs it where the home had it.
 """
 
 import os
@@ -17,19 +17,19 @@ from sagewai_ops.fs import atomic
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home
 from sagewai_ops.keys.candidates import KEY_FILE, Candidate, find_candidates, given
 from sagewai_ops.keys.trial_decryption import SealedReport, Unopened, examine_keys
-from sagewai_ops.restore.plan import RestoreOptions, as_mapping, includes_secrets
-from sagewai_ops.snapshots.member_paths import EXTERNAL_KEY
+from sagewai_ops.restore.plan import RestoreOptions, includes_secrets
+from sagewai_ops.snapshots.member_paths import EXTERNAL_KEY, is_within
 
 
 @dataclass(frozen=True, slots=True)
 class KeyChoice:
-    """Which key the restored home runs on.
+    """The key of the restored home.
 
     Attributes:
-        key: The one that was asked for, else the one that the home had, else the one that opens
-            the most; None if there is none of these.
-        candidates: All that were tried.
-        keys: What each opens.
+        key: The one from `--install-key`, else the home's previous one, else the one that opens
+            the most values; None without any.
+        candidates: All keys tried.
+        keys: Values opened by each.
     """
 
     key: Candidate | None
@@ -44,162 +44,156 @@ def check_key(
     staged: Home,
     options: RestoreOptions,
 ) -> KeyChoice:
-    """Make sure that the sealed values will open.
+    """Check that every encrypted value can be opened, and return the key to use.
 
     Args:
         documents: Of the staged home.
-        staged: The home as it is in the snapshot, not yet in its place.
+        staged: The extracted home, before the swap.
 
     Raises:
-        KeyMissingError: They will not, and `without_key` was not asked for.
+        KeyMissingError: Some cannot, and `without_key` is not set.
     """
     candidates = _candidates(target, staged, options)
     database = staged.database if staged.database.exists() else None
     keys = examine_keys(documents, database, candidates)
     wanted = str(reader.header.facts.get("key_fingerprint") or "")
     if not options.without_key:
-        _refuse_useless_file(candidates, keys, wanted, options)
-        closed = _closed(keys, as_mapping(reader.manifest.facts.get("keys")))
+        _require_useful_file(candidates, keys, wanted, options)
+        closed = _closed(keys, reader.manifest.facts.get("keys", {}))
         if closed or (keys.total and not keys.opened):
             tried = ", ".join(
-                f"{one.source} ({one.fingerprint})" for one in candidates if one.value
+                f"{candidate.source} ({candidate.fingerprint})"
+                for candidate in candidates
+                if candidate.value
             )
             raise KeyMissingError(
-                f"snapshot {reader.header.id}: {len(closed) or keys.total} of {keys.total} sealed "
-                f"values open with no key at hand, theirs is {wanted or 'unknown'}, "
-                f"tried {tried or 'none'}",
+                f"snapshot {reader.header.id}: no available key opens "
+                f"{len(closed) or keys.total} of {keys.total} encrypted values, which need key "
+                f"{wanted or 'unknown'}; tried {tried or 'none'}",
                 hint="name the key: --install-key FILE\n"
-                "or leave them sealed: --without-key  # Sagewai will make a new key at its start",
+                "or restore without it: --without-key  # Sagewai creates a new key when it starts",
             )
-    return KeyChoice(_chosen(candidates, keys, wanted), candidates, keys)
+    return KeyChoice(_choose(candidates, keys, wanted), candidates, keys)
 
 
 def install_keys(
-    opening: KeyChoice, reader: ArchiveReader, target: Home, staged: Home, options: RestoreOptions
+    choice: KeyChoice, reader: ArchiveReader, target: Home, staged: Home, options: RestoreOptions
 ) -> bool:
-    """Put the keys into the restored home that are in files which will not be there.
+    """Write the keys to the restored home that its snapshot does not contain.
 
     Returns:
-        Whether the key that it runs on was among them.
+        Whether the chosen key was among them.
     """
     if not includes_secrets(options):
         return False
-    useful = {one.fingerprint for one in opening.keys.opened_by}
+    useful = {candidate.fingerprint for candidate in choice.keys.opened_by}
     useful.add(str(reader.header.facts.get("key_fingerprint") or ""))
     installed = set()
-    own = find_candidates(target, {})
-    # Without root all of it is ours anyway.
-    is_theirs = os.geteuid() == 0 and target.root.is_dir()
-    home = os.stat(target.root if is_theirs else staged.root)
-    if opening.key and opening.key.source == KEY_FILE:
-        installed.add(_install(opening.key, staged.master_key, home))
-    for candidate in own:
-        # The target's own files keep their places, as far as the snapshot's values need them.
-        place = staged.root / candidate.source
+    key = choice.key
+    # Only root creates files for another owner.
+    is_foreign = os.geteuid() == 0 and target.root.is_dir()
+    home = os.stat(target.root if is_foreign else staged.root)
+    if key and key.source == KEY_FILE:
+        installed.add(_install(key, staged.master_key, home))
+    for candidate in find_candidates(target, {}):
+        # The target's key files keep their paths if the snapshot's values need them.
+        path = staged.root / candidate.source
         if (
             candidate.fingerprint in useful
-            and _is_exchanged(candidate, options)
-            and not os.path.lexists(place)
+            and _is_replaced(candidate, options)
+            and not os.path.lexists(path)
         ):
-            installed.add(_install(candidate, place, home))
-    key = opening.key
+            installed.add(_install(candidate, path, home))
     if key is None:
         return False
-    if key.is_file and key.value not in {one.value for one in find_candidates(staged, {})}:
-        installed.add(_install(key, _place(reader, key, staged), home))
+    if key.is_file and key.value not in _key_values(staged):
+        installed.add(_install(key, _key_path(reader, key, staged), home))
     return key.value in installed
 
 
 def unused_keys(target: Home, staged: Home, options: RestoreOptions) -> list[Candidate]:
-    """List the keys in the target's own files that do not come along: they open nothing here."""
+    """Return the keys in the target's files that open nothing in the snapshot."""
     if not includes_secrets(options):
         return []
-    brought = {one.value for one in find_candidates(staged, {})}
+    installed = _key_values(staged)
     return [
-        one
-        for one in find_candidates(target, {})
-        if one.value and one.value not in brought and _is_exchanged(one, options)
+        candidate
+        for candidate in find_candidates(target, {})
+        if candidate.value and candidate.value not in installed and _is_replaced(candidate, options)
     ]
 
 
+def _key_values(home: Home) -> set[bytes]:
+    return {candidate.value for candidate in find_candidates(home, {})}
+
+
 def _candidates(target: Home, staged: Home, options: RestoreOptions) -> tuple[Candidate, ...]:
-    """Collect the keys that may open the values, the one that is asked for first."""
+    """Collect the keys that may open the values, the one from `--install-key` first."""
     found = list(find_candidates(staged, {}, key_file=options.key_file))
-    older = staged.root / EXTERNAL_KEY
-    if older.is_file():
-        found.append(given(EXTERNAL_KEY, older.read_bytes()))
+    external = staged.root / EXTERNAL_KEY
+    if external.is_file():
+        found.append(given(EXTERNAL_KEY, external.read_bytes()))
     found += find_candidates(target, dict(options.key_environment))
     if options.key_home and options.key_home.root != target.root:
         found += find_candidates(options.key_home, {})
     return tuple(found)
 
 
-def _chosen(candidates: tuple[Candidate, ...], keys: SealedReport, wanted: str) -> Candidate | None:
-    named = [one for one in candidates if one.source == KEY_FILE]
-    had = [one for one in candidates if one.value and one.fingerprint == wanted]
-    return next(iter([*named, *had]), None) or keys.best(candidates)
+def _choose(candidates: tuple[Candidate, ...], keys: SealedReport, wanted: str) -> Candidate | None:
+    named = [key for key in candidates if key.source == KEY_FILE]
+    previous = [key for key in candidates if key.value and key.fingerprint == wanted]
+    return next(iter([*named, *previous]), None) or keys.best(candidates)
 
 
-def _refuse_useless_file(
+def _require_useful_file(
     candidates: tuple[Candidate, ...], keys: SealedReport, wanted: str, options: RestoreOptions
 ) -> None:
-    useful = {wanted, *(one.fingerprint for one in keys.opened_by)}
-    for one in candidates:
-        if one.source == KEY_FILE and keys.total and one.fingerprint not in useful:
+    useful = {wanted, *(candidate.fingerprint for candidate in keys.opened_by)}
+    for key in candidates:
+        if key.source == KEY_FILE and keys.total and key.fingerprint not in useful:
             raise KeyMissingError(
-                f"key file {options.key_file}: {one.fingerprint} opens none of the {keys.total} "
-                f"sealed values, theirs is {wanted or 'unknown'}",
-                hint="name the right one, or leave it away to use the keys at hand",
+                f"key file {options.key_file}: {key.fingerprint} opens none of the {keys.total} "
+                f"encrypted values, which need key {wanted or 'unknown'}",
+                hint="omit --install-key to use the available keys",
             )
 
 
 def _closed(keys: SealedReport, recorded: Mapping[str, Any]) -> list[Unopened]:
-    """List what no key opens, without what none opened when the snapshot was taken."""
-    before = recorded.get("unopened")
-    hopeless = {
-        (str(item.get("place")), str(item.get("where")))
-        for item in (before if isinstance(before, list) else ())
-        if isinstance(item, dict)
-    }
-    return [item for item in keys.unopened if (item.place, item.where) not in hopeless]
+    """Return the values that no key opens, except those that no key opened at the backup."""
+    unopened_at_backup = {(item["place"], item["where"]) for item in recorded.get("unopened", ())}
+    return [item for item in keys.unopened if (item.place, item.where) not in unopened_at_backup]
 
 
-def _place(reader: ArchiveReader, key: Candidate, staged: Home) -> Path:
-    """Choose where a key goes: to the root only where the home had one there and no other."""
-    left_out = reader.manifest.facts.get("left_out")
-    had = {
-        item.get("path")
-        for item in (left_out if isinstance(left_out, list) else ())
-        if isinstance(item, dict)
-    }
-    is_flat = LEGACY_MASTER_KEY in had and MASTER_KEY not in had
+def _key_path(reader: ArchiveReader, key: Candidate, staged: Home) -> Path:
+    """Return the path for a key: at the root only where the home had one there and no other."""
+    omitted = {item["path"] for item in reader.manifest.facts.get("left_out", ())}
+    is_flat = LEGACY_MASTER_KEY in omitted and MASTER_KEY not in omitted
     if is_flat and key.source != KEY_FILE and not os.path.lexists(staged.legacy_master_key):
         return staged.legacy_master_key
     return staged.master_key
 
 
-def _install(key: Candidate, place: Path, home: os.stat_result) -> bytes:
-    """Write a key, as 44 characters that only the owner may read; directory times stay.
+def _install(key: Candidate, path: Path, home: os.stat_result) -> bytes:
+    """Write a key with mode 0600, preserving the directory's times; return the key.
 
     Args:
-        home: The directory of the home, whose owner gets a directory that has to be made.
+        home: The owner of a directory that has to be created.
     """
-    if place.exists() and not place.is_symlink() and place.read_bytes() == key.value:
+    if path.exists() and not path.is_symlink() and path.read_bytes() == key.value:
         return key.value
-    above = place.parent if place.parent.is_dir() else place.parent.parent
+    above = path.parent if path.parent.is_dir() else path.parent.parent
     times = os.stat(above)
-    owner = times if above == place.parent else home
-    atomic.make_directory(place.parent, owner=owner)
-    atomic.replace(place, key.value, owner=owner)
+    owner = times if above == path.parent else home
+    atomic.make_directory(path.parent, owner=owner)
+    atomic.replace(path, key.value, owner=owner)
     os.utime(above, ns=(times.st_atime_ns, times.st_mtime_ns))
     if key.path is not None:
-        moment_ns = os.stat(key.path).st_mtime_ns
-        os.utime(place, ns=(moment_ns, moment_ns))
+        mtime_ns = os.stat(key.path).st_mtime_ns
+        os.utime(path, ns=(mtime_ns, mtime_ns))
     return key.value
 
 
-def _is_exchanged(own: Candidate, options: RestoreOptions) -> bool:
-    """Tell whether a key file of the target is in what is exchanged."""
+def _is_replaced(key: Candidate, options: RestoreOptions) -> bool:
+    """Return whether the restore replaces a key file of the target."""
     parts = [part.strip("/") for part in options.only]
-    path = own.source
-    return not parts or any(path == part or path.startswith(part + "/") for part in parts)
+    return not parts or any(is_within(key.source, part) for part in parts)

@@ -1,7 +1,7 @@
-"""What a restore would do: which members go where, and what of the target they take the place of.
+"""The plan of a restore: the members to write, and the entries of the target that they replace.
 
-Everything that can be known without extracting the archive is known here, so a dry run refuses
-what the run would refuse. Nothing is written.
+A dry run makes the same plan and fails for the same reasons, as far as they can be found without
+extracting the archive. Nothing is written.
 """
 
 import os
@@ -34,26 +34,26 @@ from sagewai_ops.home.paths import (
 )
 from sagewai_ops.schema.revision_graph import revisions
 from sagewai_ops.snapshots.catalog import is_archive_name
-from sagewai_ops.snapshots.member_paths import MemberPaths
+from sagewai_ops.snapshots.member_paths import MemberPaths, is_within
 from sagewai_ops.swap import swap
 
-# What no snapshot carries; in one that does, it would be played into the restored database or
-# taken for this program's own.
-_NEVER_CARRIED = (Kind.SIDECAR, Kind.LOCK, Kind.OWN)
+# Never in a snapshot of this program: SQLite would apply a sidecar to the restored database, and
+# this program would use its own files.
+_NEVER_ARCHIVED = (Kind.SIDECAR, Kind.LOCK, Kind.OWN)
 
 
 @dataclass(frozen=True, slots=True)
 class RestoreOptions:
-    """What a restore is asked to do.
+    """The options of a restore.
 
     Attributes:
-        replace: Put aside what the target holds.
+        replace: Replace a home that exists; the previous one is kept.
         only: Parts of the home or paths in it; empty for all of it.
-        key_file: A master key to use, which becomes the restored home's own.
-        without_key: Restore even if nothing opens the sealed values.
-        revoke_sessions: End the sessions and API tokens that would be valid again.
-        rebind_fleet: Give the fleet's rows to the organisation id of the target's path.
-        key_home: Another home whose key may be used, such as the one the snapshot is of.
+        key_file: A master key to install in the restored home.
+        without_key: Restore even if no key opens the encrypted values.
+        revoke_sessions: End sessions and revoke API tokens.
+        rebind_fleet: Assign the fleet's rows to the organisation id of the target's path.
+        key_home: Another home whose key may be used, such as the original.
     """
 
     decryption: Decryption | None = None
@@ -70,15 +70,15 @@ class RestoreOptions:
 
 @dataclass(frozen=True, slots=True)
 class RestorePlan:
-    """What a restore would do; `restore` makes the same and then does it.
+    """The plan of a restore; `restore` executes the same.
 
     Attributes:
-        target: The home that comes to be.
+        target: The restored home.
         state: Of the target: `absent`, `empty` or `not empty`.
-        paths: What is exchanged in it; None for the whole.
-        sealed: How many sealed values the snapshot holds.
-        origin: The path of the home that it was taken of.
-        revokes_sessions: Whether sessions and API tokens end.
+        paths: The entries that are replaced; None for the whole home.
+        sealed: Number of encrypted values in the snapshot.
+        origin: The path of the home that the snapshot was taken of.
+        revokes_sessions: Whether sessions and API tokens are revoked.
         rebinds_fleet: Whether the fleet's rows get the organisation id of the target's path.
     """
 
@@ -100,10 +100,10 @@ class RestorePlan:
 
 
 def plan_restore(archive: Path, target: Home, options: RestoreOptions) -> RestorePlan:
-    """Read the manifest and look at the target; nothing is written.
+    """Plan a restore from the manifest and the state of the target; nothing is written.
 
     Raises:
-        As `restore.restore`, for everything that is known before the archive is extracted.
+        As `restore.restore`, for everything that can be found without extracting the archive.
     """
     with open_archive(archive, options.decryption) as reader:
         swap.require_settled(target.root)
@@ -113,38 +113,38 @@ def plan_restore(archive: Path, target: Home, options: RestoreOptions) -> Restor
 def build_plan(
     reader: ArchiveReader, archive: Path, target: Home, options: RestoreOptions, places: MemberPaths
 ) -> RestorePlan:
-    """Make the plan for an archive that is open."""
+    """Plan the restore of an open archive."""
     facts, header = reader.manifest.facts, reader.header
-    _refuse_schema(header.facts)
+    _require_known_schema(header.facts)
     parts = parse_parts(options)
     wanted = [
         (path, entry)
         for entry in reader.manifest.entries
         if (path := target_path(entry, places, parts)) is not None
     ]
-    _refuse_foreign(path for path, _entry in wanted)
+    _refuse_foreign_members(path for path, _entry in wanted)
     for part in parts:
-        if not any(_is_within(path, part) for path, _entry in wanted):
+        if not any(is_within(path, part) for path, _entry in wanted):
             raise NotFoundError(
-                f"snapshot {header.id}: nothing in it is {part}",
+                f"snapshot {header.id}: {part} not found in it",
                 hint=f"sagewai-ops snapshots show {header.id} --files",
             )
     if options.key_file and not includes_secrets(options):
         raise UsageError(
-            "--install-key: a key is installed in secrets/, which is not restored",
-            hint=f"add it: --only {','.join(options.only)},secrets",
+            "--install-key: needs secrets/, which is not restored",
+            hint=f"--only {','.join(options.only)},secrets",
         )
     state = _state(target.root)
     if state == "not empty" and not (options.replace or options.only):
         raise TargetBusyError(
             f"{target.root}: not empty",
-            hint="put it aside and restore in its place: --replace\nor restore beside it: --to DIR",
+            hint="replace it, the previous home is kept: --replace\nor restore elsewhere: --to DIR",
         )
-    _refuse_snapshots(target.root, state)
+    _refuse_snapshot_directory(target.root, state)
     require_unused(target.root, target.root / DATABASE)
-    exchanged = _exchanged(target.root, [path for path, _entry in wanted], parts)
-    swap.refuse_mounts(target.root, exchanged)
-    # How much of a sparse file is holes is not known before it is written.
+    replaced = _replaced_paths(target.root, [path for path, _entry in wanted], parts)
+    swap.refuse_mounts(target.root, replaced)
+    # The holes of a sparse file are not known before it is written.
     needed = sum(entry.size_bytes for _path, entry in wanted if not entry.is_sparse)
     require_free_bytes(target.root, needed, option="--to DIR")
     return RestorePlan(
@@ -152,13 +152,13 @@ def build_plan(
         archive=archive,
         target=target.root,
         state=state,
-        paths=exchanged,
+        paths=replaced,
         files=sum(entry.type is EntryType.FILE for _path, entry in wanted),
         size_bytes=sum(entry.size_bytes for _path, entry in wanted),
         schema_level=str(header.facts.get("schema_level", "")),
         key_custody=str(header.facts.get("key_custody", "")),
         key_fingerprint=str(header.facts.get("key_fingerprint", "")),
-        sealed=as_int(as_mapping(facts.get("keys")).get("total"), 0),
+        sealed=facts.get("keys", {}).get("total", 0),
         origin=str(header.facts.get("home", "")),
         revokes_sessions=options.revoke_sessions,
         rebinds_fleet=options.rebind_fleet,
@@ -167,80 +167,64 @@ def build_plan(
 
 
 def target_path(entry: Entry, places: MemberPaths, parts: tuple[str, ...]) -> str | None:
-    """Give the path in the home of a member that is to be restored; None for any other.
+    """Return the path in the home of a member to restore; None for any other.
 
     Args:
-        parts: Paths that are asked for; the directories above them come along. Empty for
-            everything.
+        parts: Requested paths, restored with the directories above them. Empty for everything.
     """
     path = places.path_of(entry)
     if path is None or entry.type is EntryType.SUPERSEDED:
         return None
-    if not parts or any(_is_within(path, part) for part in parts):
+    if not parts or any(is_within(path, part) for part in parts):
         return path
-    is_above = entry.type is EntryType.DIRECTORY and any(_is_within(part, path) for part in parts)
+    is_above = entry.type is EntryType.DIRECTORY and any(is_within(part, path) for part in parts)
     return path if is_above else None
 
 
 def parse_parts(options: RestoreOptions) -> tuple[str, ...]:
-    """Give the parts that are asked for, as paths relative to the home.
+    """Return the requested parts as paths relative to the home.
 
     Raises:
-        UsageError: One leads elsewhere.
+        UsageError: One leads out of the home.
     """
     parts = tuple(part.strip("/") for part in options.only)
     for part in parts:
         if not is_safe_path(part):
             raise UsageError(
                 f"--only {part}: not a path inside a home",
-                hint="name parts by their place in the home: --only config,db",
+                hint="name paths relative to the home: --only config,db",
             )
     return parts
 
 
 def includes_secrets(options: RestoreOptions) -> bool:
-    """Tell whether what is asked for includes the directory of the key."""
+    """Return whether the requested parts include the directory of the key."""
     parts = [part.strip("/").split("/", 1)[0] for part in options.only]
     return not parts or MASTER_KEY.split("/", 1)[0] in parts
 
 
-def as_mapping(value: object) -> Mapping[str, Any]:
-    """Take a JSON object of an archive that may lie; anything else is an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def as_int(value: object, default: int) -> int:
-    """Take a whole number of an archive that may lie."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else default
-
-
-def _is_within(path: str, part: str) -> bool:
-    return path == part or path.startswith(part + "/")
-
-
-def _refuse_schema(header: Mapping[str, Any]) -> None:
+def _require_known_schema(header: Mapping[str, Any]) -> None:
     level = str(header.get("schema_level", ""))
     if level and level not in revisions():
         raise SchemaAheadError(
-            f"snapshot: its database is at {level:.80}, newer than this program",
-            hint="install a newer sagewai-ops, or take files out: sagewai-ops snapshots extract",
+            f"snapshot: database at revision {level:.80}, newer than this program",
+            hint="install a newer sagewai-ops, or extract files: sagewai-ops snapshots extract",
         )
 
 
 def _schema_warnings(facts: Mapping[str, Any]) -> Iterator[str]:
-    """Say what a database has that this program does not know, and that it took all the same."""
-    if as_mapping(facts.get("database")).get("schema_state") in ("ahead", "unknown"):
+    if (facts.get("database") or {}).get("schema_state") in ("ahead", "unknown"):
         yield (
-            "its database has columns that this program does not know, of a later Sagewai or of "
-            "your own: they come back as they are, and nobody looked into them"
+            "the database has columns unknown to this program, of a later Sagewai or your own: "
+            "they are restored unchanged and were not examined"
         )
 
 
-def _refuse_foreign(paths: Iterable[str]) -> None:
+def _refuse_foreign_members(paths: Iterable[str]) -> None:
     for path in paths:
-        if kind_of(path) in _NEVER_CARRIED:
+        if kind_of(path) in _NEVER_ARCHIVED:
             raise DamagedError(
-                f"snapshot: it carries {path[:200]}, which none of this program does",
+                f"snapshot: contains {path[:200]}, which this program never archives",
                 hint="use another snapshot: sagewai-ops snapshots list",
             )
 
@@ -253,42 +237,44 @@ def _state(root: Path) -> str:
     return "not empty" if os.listdir(root) else "empty"
 
 
-def _refuse_snapshots(root: Path, state: str) -> None:
-    """Refuse a directory of snapshots: `--to` of a backup was meant, or its variable is set."""
+def _refuse_snapshot_directory(root: Path, state: str) -> None:
+    """Refuse a snapshot directory as the target: the option of another command was meant."""
     if state != "not empty" or layout_of(root) != "empty":
         return
     if any(map(is_archive_name, os.listdir(root))):
         raise TargetBusyError(
-            f"{root}: holds snapshots and no home", hint="name the home: --to DIR"
+            f"{root}: a snapshot directory, not a home", hint="name the home: --to DIR"
         )
 
 
-def _exchanged(root: Path, wanted: list[str], parts: tuple[str, ...]) -> tuple[str, ...] | None:
-    """List what is exchanged in the target: None for the whole of it."""
+def _replaced_paths(
+    root: Path, wanted: list[str], parts: tuple[str, ...]
+) -> tuple[str, ...] | None:
+    """Return the paths to replace in the target; None to replace the whole directory."""
     if not root.is_dir():
         return None
     if not parts:
         if swap.can_swap_whole(root):
             return None
-        fresh = {path.split("/", 1)[0] for path in wanted}
-        return tuple(sorted(fresh | {MASTER_KEY.split("/", 1)[0]} | swap.entries_of(root)))
-    exchanged: dict[str, None] = {}
+        new_names = {path.split("/", 1)[0] for path in wanted}
+        return tuple(sorted(new_names | {MASTER_KEY.split("/", 1)[0]} | swap.entries_of(root)))
+    replaced: dict[str, None] = {}
     for part in parts:
-        exchanged.update(dict.fromkeys(_exchanged_for(root, part)))
-    # Of two, one inside the other, the outer one says it all.
+        replaced.update(dict.fromkeys(_paths_of_part(root, part)))
+    # A directory includes the paths below it.
     return tuple(
-        path for path in exchanged if not any(path.startswith(other + "/") for other in exchanged)
+        path for path in replaced if not any(path.startswith(other + "/") for other in replaced)
     )
 
 
-def _exchanged_for(root: Path, part: str) -> list[str]:
+def _paths_of_part(root: Path, part: str) -> list[str]:
     if part != DATABASE:
         return [_highest_missing(root, part)]
     directory, _, name = DATABASE.rpartition("/")
     own = {name, *(name + suffix for suffix in SIDECAR_SUFFIXES)}
     if not (root / directory).is_dir() or own.issuperset(os.listdir(root / directory)):
-        # Its directory holds nothing else: exchanged in one step, the database is never seen beside
-        # the sidecars of the other, which SQLite would play into it.
+        # Its directory contains nothing else: replaced in one step, so that the database is never
+        # next to the sidecars of the other, which SQLite would apply to it.
         return [directory]
     return [*(DATABASE + suffix for suffix in SIDECAR_SUFFIXES), DATABASE]
 

@@ -1,19 +1,17 @@
-"""Bring a home back from a snapshot: prove first, swap last.
+"""Restore a home from a snapshot: verify first, swap last.
 
-The archive is proved while it is extracted beside the target; then the gates (nobody uses the
-target, the schema is known, the key opens the sealed values); only then do names change. Until
-then the target is untouched, and afterwards what was there is kept.
+The archive is verified while it is extracted next to the target. Then the checks: no process uses
+the target, the schema is known, the key opens the encrypted values. Until the swap the target is
+unchanged, and afterwards the previous home is kept.
 """
 
 import contextlib
 import os
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
-from sagewai_ops.archive.manifest import Entry
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.database.sqlite.in_use import require_unused
@@ -26,21 +24,18 @@ from sagewai_ops.home.state_files import read_together
 from sagewai_ops.keys.candidates import Candidate, replaced
 from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.permissions.modes import directory_mode
-from sagewai_ops.progress import Progress
-from sagewai_ops.restore.access import AccessCounts, count_access
-from sagewai_ops.restore.amend import rebind_fleet, revoke_access
+from sagewai_ops.progress import Progress, byte_counter
+from sagewai_ops.restore.access import AccessCounts, count_access, rebind_fleet, revoke_access
 from sagewai_ops.restore.extractor import Extraction, extract_members
 from sagewai_ops.restore.key_check import KeyChoice, check_key, install_keys, unused_keys
 from sagewai_ops.restore.plan import (
     RestoreOptions,
     RestorePlan,
-    as_int,
-    as_mapping,
     build_plan,
     parse_parts,
     target_path,
 )
-from sagewai_ops.snapshots.database_check import DatabaseReport, examine_database
+from sagewai_ops.snapshots.database_check import DatabaseReport, examination_thread
 from sagewai_ops.snapshots.member_paths import MemberPaths
 from sagewai_ops.swap import swap
 
@@ -49,12 +44,12 @@ _MOST_ID = 2**32 - 2  # of users and groups; one more means none
 
 @dataclass(frozen=True, slots=True)
 class RestoreReport:
-    """A restore that was done.
+    """A completed restore.
 
     Attributes:
-        before: Where what was there is kept; None if there was nothing.
-        key_source: Where the key that opens the sealed values stands; "" if there is none.
-        key_installed: Whether it was put into the restored home.
+        previous: Where the previous home is kept; None if there was none.
+        key_source: The source of the key that opens the encrypted values; "" without one.
+        key_installed: Whether it was written to the restored home.
     """
 
     plan: RestorePlan
@@ -72,19 +67,19 @@ class RestoreReport:
 def restore(
     archive: Path, target: Home, options: RestoreOptions, *, progress: Progress | None = None
 ) -> RestoreReport:
-    """Bring a home back.
+    """Restore a home, or parts of one.
 
     Args:
-        archive: A snapshot file.
-        target: Where to; need not exist.
-        progress: Told `restore` in bytes.
+        archive: A snapshot.
+        target: The home to write; need not exist.
+        progress: Reports `restore` in bytes.
 
     Raises:
-        NotFoundError, DamagedError, SchemaAheadError: About the snapshot; nothing was touched.
-        KeyMissingError: Nothing opens the archive, or the sealed values in it.
+        NotFoundError, DamagedError, SchemaAheadError: The snapshot cannot be used; nothing changed.
+        KeyMissingError: No key opens the archive, or the encrypted values in it.
         TargetBusyError: The target is not empty, or a process uses its database.
-        NoSpaceError, PermissionDeniedError: The system refused; the target is as it was.
-        LockedError: Another run holds the target, or one was interrupted.
+        NoSpaceError, PermissionDeniedError: The target cannot be written; it is unchanged.
+        LockedError: The target is locked by another run, or a restore was interrupted.
     """
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(open_archive(archive, options.decryption))
@@ -92,159 +87,145 @@ def restore(
             stack.enter_context(locks.exclusive(target.root, wait_seconds=options.wait_seconds))
         swap.require_settled(target.root)
         swap.sweep(target.root)
-        places = MemberPaths(reader.manifest)
-        plan = build_plan(reader, archive, target, options, places)
+        member_paths = MemberPaths(reader.manifest)
+        plan = build_plan(reader, archive, target, options, member_paths)
         stage = stack.enter_context(swap.staged(target.root, plan.paths))
-        content, database = _fill(reader, stage.content, target.root, options, places, progress)
-        staged_home = locate(stage.content, {})
-        documents = read_together(staged_home)
-        opening = check_key(reader, documents, target, staged_home, options)
+        extracted, database = _extract(
+            reader, stage.content, target.root, options, member_paths, progress
+        )
+        staged = locate(stage.content, {})
+        documents = read_together(staged)
+        choice = check_key(reader, documents, target, staged, options)
         if stage.paths is None:
-            _settle_root(stage.content, target.root, reader)
-        installed = install_keys(opening, reader, target, staged_home, options)
-        left = unused_keys(target, staged_home, options)
+            _set_root_attributes(stage.content, target.root, reader)
+        is_installed = install_keys(choice, reader, target, staged, options)
+        unused = unused_keys(target, staged, options)
         if options.revoke_sessions:
-            revoke_access(documents, staged_home)
+            revoke_access(documents, staged)
         rebound = 0
         if options.rebind_fleet:
-            # With --only, the administrator's id may stand in what is not replaced.
-            known = {**read_together(target), **documents}
-            rebound = rebind_fleet(known, staged_home, target)
-        access = count_access(
-            read_together(staged_home), staged_home.database if database else None
-        )
+            # With --only, the administrator's id may be in a document that is not replaced.
+            rebound = rebind_fleet({**read_together(target), **documents}, staged, target)
+        access = count_access(read_together(staged), staged.database if database else None)
         require_unused(target.root, target.root / DATABASE)
         swap.swap(stage)
         return RestoreReport(
             plan=plan,
-            extracted=content,
+            extracted=extracted,
             previous=stage.before,
-            key_source=opening.key.source if opening.key else "",
-            key_installed=installed,
-            keys=opening.keys,
+            key_source=choice.key.source if choice.key else "",
+            key_installed=is_installed,
+            keys=choice.keys,
             database=database,
             access=access,
             rebound_rows=rebound,
-            warnings=(*plan.warnings, *_later_warnings(opening, left, options, access, plan)),
+            warnings=(*plan.warnings, *_later_warnings(choice, unused, options, access, plan)),
         )
 
 
-def _fill(
+def _extract(
     reader: ArchiveReader,
     directory: Path,
     root: Path,
     options: RestoreOptions,
-    places: MemberPaths,
+    member_paths: MemberPaths,
     progress: Progress | None,
 ) -> tuple[Extraction, DatabaseReport | None]:
-    """Extract everything; the database is examined while the rest is still being written."""
+    """Extract the requested members; examine the database while the others are written."""
     parts = parse_parts(options)
-    done = 0
-    is_over = threading.Event()
-
-    def count(size_bytes: int) -> None:
-        nonlocal done
-        done += size_bytes
-        if progress:
-            progress("restore", done, reader.content_bytes)
-
-    def place(entry: Entry) -> str | None:
-        return target_path(entry, places, parts)
-
-    def go_on(_stage: str, _done: int, _total: int) -> None:
-        if is_over.is_set():
-            raise InterruptedError
-
     started: list[Future[DatabaseReport]] = []
-    with ThreadPoolExecutor(1, thread_name_prefix="examine") as pool:
 
-        def examine(path: str) -> None:
+    with examination_thread() as examine:
+
+        def start_examination(path: str) -> None:
             if path == DATABASE:
-                started.append(pool.submit(examine_database, directory / path, go_on))
+                started.append(examine(directory / path))
 
-        try:
-            with translate_os_errors(root):
-                extracted = extract_members(
-                    reader, directory, place, root=root, on_bytes=count, on_file=examine
-                )
-            # The disk takes what is pending while the database is examined; `swap` syncs the rest.
-            with translate_os_errors(directory):
-                atomic.sync_tree(directory)
-            proof = None
-            if started:
-                proof = _compared(started[0].result(), reader)
-                _date_database_directory(reader, directory)
-        except BaseException:
-            is_over.set()  # the examination of a large database takes minutes
-            raise
-    return extracted, proof
+        with translate_os_errors(root):
+            extracted = extract_members(
+                reader,
+                directory,
+                lambda entry: target_path(entry, member_paths, parts),
+                root=root,
+                on_bytes=byte_counter(progress, "restore", reader.content_bytes),
+                on_file=start_examination,
+            )
+        # Sync during the examination; `swap` syncs the rest.
+        with translate_os_errors(directory):
+            atomic.sync_tree(directory)
+        if not started:
+            return extracted, None
+        report = started[0].result()
+        _require_recorded_rows(report, reader)
+        _reset_database_directory_time(reader, directory)
+    return extracted, report
 
 
-def _date_database_directory(reader: ArchiveReader, directory: Path) -> None:
-    """Give the database's directory its time again: SQLite made and removed files in it."""
+def _reset_database_directory_time(reader: ArchiveReader, directory: Path) -> None:
+    """Set the mtime of the database's directory again: SQLite created and removed files in it."""
     name = DATABASE.rpartition("/")[0]
     for entry in reader.manifest.entries:
         if entry.path == name:
             os.utime(directory / name, ns=(entry.mtime_ns, entry.mtime_ns))
 
 
-def _compared(proof: DatabaseReport, reader: ArchiveReader) -> DatabaseReport:
-    """Compare what the restored database holds with what the manifest says of it."""
-    recorded = as_mapping(reader.manifest.facts.get("database"))
-    differing = proof.differences(recorded) if recorded else []
-    if differing:
+def _require_recorded_rows(report: DatabaseReport, reader: ArchiveReader) -> None:
+    """Check that the restored database has the rows that the manifest records."""
+    recorded = reader.manifest.facts.get("database")
+    differences = report.differences(recorded) if recorded else []
+    if differences:
         raise DamagedError(
-            f"snapshot {reader.header.id}: its database is not what its manifest says: "
-            + ", ".join(differing[:5]),
+            f"snapshot {reader.header.id}: database differs from its manifest: "
+            + ", ".join(differences[:5]),
             hint="use another snapshot: sagewai-ops snapshots list",
         )
-    return proof
 
 
-def _settle_root(content: Path, target: Path, reader: ArchiveReader) -> None:
-    """Give the home's own directory its mode, owner and time: the target's, else the snapshot's."""
-    facts = as_mapping(reader.manifest.facts.get("home"))
-    uid, gid = (min(as_int(facts.get(name), -1), _MOST_ID) for name in ("uid", "gid"))
+def _set_root_attributes(content: Path, target: Path, reader: ArchiveReader) -> None:
+    """Set mode, owner and mtime of the home's root: the target's, else the snapshot's."""
+    facts = reader.manifest.facts.get("home", {})
+    uid, gid = (min(facts.get(name, -1), _MOST_ID) for name in ("uid", "gid"))
     mode = 0o700
     with contextlib.suppress(ValueError):
-        mode = int(str(facts.get("mode", "0700")), 8) & 0o7777
+        mode = int(facts.get("mode", "0700"), 8) & 0o7777
     with contextlib.suppress(FileNotFoundError):
         status = os.stat(target)
         mode, uid, gid = status.st_mode, status.st_uid, status.st_gid
     with translate_os_errors(content):
-        set_owner(content, max(uid, -1), max(gid, -1))
+        set_owner(content, uid, gid)
         os.chmod(content, directory_mode("", mode))
         with contextlib.suppress(OverflowError):
             if "mtime_ns" in facts:
-                os.utime(content, ns=(as_int(facts["mtime_ns"], 0),) * 2)
+                os.utime(content, ns=(facts["mtime_ns"],) * 2)
 
 
 def _later_warnings(
-    opening: KeyChoice,
-    left: Sequence[Candidate],
+    choice: KeyChoice,
+    unused: Sequence[Candidate],
     options: RestoreOptions,
     access: AccessCounts,
     plan: RestorePlan,
 ) -> Iterator[str]:
-    keys = opening.keys
-    if options.without_key and keys.unopened:
+    unopened = len(choice.keys.unopened)
+    if options.without_key and unopened:
         yield (
-            f"{len(keys.unopened)} sealed values open with no key: put theirs "
-            f"({plan.key_fingerprint or 'fingerprint unknown'}) into {plan.target / MASTER_KEY} "
-            "with mode 0600 before Sagewai starts, or it makes a new one"
+            f"{unopened} encrypted values open with no key: write theirs "
+            f"({plan.key_fingerprint or 'fingerprint unknown'}) to {plan.target / MASTER_KEY} "
+            "with mode 0600 before Sagewai starts, or it creates a new one"
         )
-    elif keys.unopened:
+    elif unopened:
+        yield f"{unopened} encrypted values open with no key, as when the snapshot was created"
+    for key in unused:
         yield (
-            f"{len(keys.unopened)} sealed values open with no key, as when the snapshot was taken"
+            f"{key.path}: key {key.fingerprint} opens nothing in the snapshot, kept with the "
+            "previous home"
         )
-    for one in left:
-        yield f"{one.path}: key {one.fingerprint} opens nothing here, it is kept with the old home"
-    first = replaced(one for one in opening.candidates if not one.is_file)
-    if first:
-        place = plan.target / MASTER_KEY
-        yield f"{first.source}: {first.problem}; Sagewai would write a new key over {place}"
+    broken = replaced(key for key in choice.candidates if not key.is_file)
+    if broken:
+        path = plan.target / MASTER_KEY
+        yield f"{broken.source}: {broken.problem}; Sagewai would replace {path} with a new key"
     if access.fleet_rows and not options.rebind_fleet and plan.origin != str(plan.target):
         yield (
-            f"{access.fleet_rows} fleet rows belong to an organisation id that is made from the "
-            f"path of the old home: Sagewai will not show them at {plan.target}"
+            f"{access.fleet_rows} fleet rows belong to an organisation id that is derived from the "
+            f"path of the original home: Sagewai will not show them at {plan.target}"
         )

@@ -1,4 +1,4 @@
-"""Step back: undo the last restore, or finish one that was interrupted."""
+"""Undo the last restore, or finish an interrupted one."""
 
 import contextlib
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from sagewai_ops.swap import swap
 
 @dataclass(frozen=True, slots=True)
 class UndoReport:
-    """A restore that was taken back.
+    """The undo of a restore.
 
     Attributes:
-        brought_back: What is the home again, by the name that it had.
-        before: Where what was the home is kept; None in a dry run.
+        restored_from: The kept directory that is the home again.
+        previous: Where the replaced home is kept; None in a dry run.
     """
 
     restored_from: Path
@@ -25,12 +25,12 @@ class UndoReport:
 
 
 def undo_restore(target: Home, *, dry_run: bool = False, wait_seconds: float = 0.0) -> UndoReport:
-    """Exchange the home and what was there before the last restore; done twice, it is as it was.
+    """Exchange the home with the one from before the last restore; a second undo reverts the first.
 
     Raises:
-        NotFoundError: No restore kept anything.
+        NotFoundError: No restore kept a previous home.
         TargetBusyError: A process uses the home's database.
-        LockedError: Another run holds the home, or a restore was interrupted.
+        LockedError: The home is locked by another run, or a restore was interrupted.
     """
     with contextlib.ExitStack() as stack:
         if target.root.is_dir():
@@ -41,7 +41,7 @@ def undo_restore(target: Home, *, dry_run: bool = False, wait_seconds: float = 0
         kept = swap.kept_before(target.root)
         if not kept:
             raise NotFoundError(
-                f"home {target.root}: nothing kept from before a restore, beside it or in it",
+                f"home {target.root}: no previous home found next to it or in it",
                 hint="sagewai-ops restore SNAPSHOT --replace",
             )
         require_unused(target.root, target.root / DATABASE)
@@ -51,11 +51,11 @@ def undo_restore(target: Home, *, dry_run: bool = False, wait_seconds: float = 0
 
 
 def recover_restore(target: Home, *, wait_seconds: float = 0.0) -> str:
-    """Finish a restore that was interrupted; `finished`, `rolled back` or `nothing to do`.
+    """Finish an interrupted restore; return `finished`, `rolled back` or `nothing to do`.
 
     Raises:
-        LockedError: Another run holds the home.
-        OpsError: The system refused; run it again once that is mended.
+        LockedError: The home is locked by another run.
+        OpsError: An operation of the system failed; run it again after fixing the cause.
     """
     with contextlib.ExitStack() as stack:
         if target.root.is_dir():

@@ -1,4 +1,4 @@
-"""The metadata file (card) next to each archive: read, written, amended."""
+"""The metadata file (card) next to each archive."""
 
 import json
 import os
@@ -10,12 +10,11 @@ from sagewai_ops.errors import NotFoundError
 from sagewai_ops.fs import atomic, locks
 
 CARD_VERSION = 1
-
-_CARD_BYTES = 16 * 1024  # one has some hundred; a buffer of many costs more than its content
-
+_CARD_BYTES = 16 * 1024  # a card has some hundred; a large buffer costs more than its content
 _MOST_CARD_BYTES = 1024 * 1024
-
-_CARD_FACTS = {  # what the commands rely on; a card may have been written by anybody
+_CARD_SECONDS = 30.0  # the directory is locked for moments while a card is written
+# Facts that commands rely on. Others with write access to the directory can change a card.
+_CARD_FACTS = {
     "sequence": int,
     "home_id": str,
     "home": str,
@@ -32,17 +31,15 @@ _CARD_FACTS = {  # what the commands rely on; a card may have been written by an
     "tags": list,
 }
 
-_CARD_SECONDS = 30.0  # a directory is held for moments when a card is written
-
 
 def card_path(archive: Path) -> Path:
-    """Name the card beside an archive."""
+    """Return the path of the metadata file of an archive."""
     return archive.with_name(archive.name + ".json")
 
 
 def read_card(archive: Path) -> Mapping[str, Any]:
-    """Read the card of an archive; {} if there is none, or none that can be read."""
-    card = _card_as_written(archive)
+    """Read the metadata file of an archive; {} if it is missing or unreadable."""
+    card = _read_unchecked(archive)
     for name, kind in _CARD_FACTS.items():
         if name in card and not isinstance(card[name], kind):
             del card[name]
@@ -50,32 +47,32 @@ def read_card(archive: Path) -> Mapping[str, Any]:
 
 
 def write_card(archive: Path, card: Mapping[str, Any]) -> None:
-    """Put the card beside its archive."""
+    """Write the metadata file of an archive."""
     content = json.dumps({"card": CARD_VERSION, **card}, indent=1).encode() + b"\n"
     atomic.replace(card_path(archive), content)
 
 
 def update_card(archive: Path, changes: Mapping[str, Any], rebuilt: Mapping[str, Any]) -> None:
-    """Change facts of a card under the directory's lock; all others stay as they are.
+    """Change facts of a metadata file under the directory's lock, preserving the others.
 
     Args:
-        changes: The facts; None takes one away.
-        rebuilt: What the archive says of itself, for a card that is missing or cannot be read.
+        changes: The facts; None removes one.
+        rebuilt: Facts read from the archive, used if the metadata file is missing or unreadable.
 
     Raises:
-        NotFoundError: The archive is gone meanwhile; no card is left without one.
-        LockedError: Another run holds the directory.
-        NoSpaceError, PermissionDeniedError, OpsError: The system refused; the card is as it was.
+        NotFoundError: The archive was removed in the meantime; no metadata file is written.
+        LockedError: The directory is locked by another run.
+        NoSpaceError, PermissionDeniedError, OpsError: It cannot be written; it is unchanged.
     """
     with locks.exclusive(archive.parent, wait_seconds=_CARD_SECONDS):
         if not archive.exists():
-            raise NotFoundError(f"snapshot {archive}: was removed meanwhile")
-        card = {**(_card_as_written(archive) or rebuilt), "archive": archive.name, **changes}
+            raise NotFoundError(f"snapshot {archive}: removed by another run")
+        card = {**(_read_unchecked(archive) or rebuilt), "archive": archive.name, **changes}
         write_card(archive, {name: value for name, value in card.items() if value is not None})
 
 
-def _card_as_written(archive: Path) -> dict[str, Any]:
-    # A directory holds thousands of them: `Path.read_bytes` takes three times as long.
+def _read_unchecked(archive: Path) -> dict[str, Any]:
+    # A directory has thousands of them, and `Path.read_bytes` takes three times as long.
     try:
         descriptor = os.open(f"{archive}.json", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:

@@ -1,7 +1,7 @@
-"""The snapshots of a directory: their names, their cards, and which of them is meant.
+"""The snapshots of a directory: their names, their order, and how a command finds one.
 
-A card is the clear JSON file beside an archive. It is advisory: everything in it can be read from
-the archive again, and a missing or broken card never hides a snapshot.
+The metadata file (card) next to an archive is plain JSON and advisory: all of it can be read from
+the archive again, and a missing or damaged one never hides a snapshot.
 """
 
 import contextlib
@@ -20,14 +20,13 @@ from sagewai_ops.fs import locks
 from sagewai_ops.fs.removal import remove_tree, sweep_leftovers
 from sagewai_ops.snapshots.cards import read_card
 
-TREE = "tree"  # where a directory keeps the one that is no archive: `directory`
+TREE = "tree"  # the snapshot that is a directory: `backup --format directory`
 _NAME = re.compile(
-    r"sagewai-(?P<id>(?P<moment>\d{8}T\d{6}Z)-[0-9a-f]{6})\.tar\.zst(?P<sealed>\.age)?"
+    r"sagewai-(?P<id>(?P<moment>\d{8}T\d{6}Z)-[0-9a-f]{6})\.tar\.zst(?P<encrypted>\.age)?"
 )
 _MOMENT = "%Y%m%dT%H%M%SZ"
-_DIGITS = ((0, 4), (4, 6), (6, 8), (9, 11), (11, 13), (13, 15))  # year to second of a moment
-# What a run puts into the directory while it works: hidden, locked by the run, swept when it is
-# dead.
+_DIGITS = ((0, 4), (4, 6), (6, 8), (9, 11), (11, 13), (13, 15))  # year to second
+# Temporary entries of a run: hidden, locked by it, and removed by a later run after a crash.
 _PARTIAL = re.compile(
     r"\.sagewai-\d{8}T\d{6}Z-[0-9a-f]{6}"
     r"(\.staging|\.drill|\.tar\.zst(\.age)?(\.json\.[0-9a-f]{8})?\.partial)"
@@ -42,7 +41,7 @@ class Snapshot:
         id: `<UTC>-<6 hex>`, unique.
         path: Of the archive.
         created_at: UTC, from the name.
-        card: What its card says; empty if there is none that can be read.
+        card: The facts of its metadata file; empty if that is missing or unreadable.
     """
 
     id: str
@@ -54,82 +53,82 @@ class Snapshot:
 
     @property
     def sequence(self) -> int:
-        """Its number among the snapshots of the directory; 0 if the card does not tell."""
+        """Its number in the directory; 0 if unknown."""
         number = self.card.get("sequence")
         return number if isinstance(number, int) else 0
 
     @property
     def created_text(self) -> str:
-        """When it was taken, ISO UTC; year 1 where the digits of its name are no date."""
+        """The creation time, ISO UTC; year 1 if the digits in its name are not a date."""
         return self.created_at.isoformat().replace("+00:00", "Z")
 
     @property
     def is_truncated(self) -> bool:
-        """Whether the archive is not as long as its card says: damaged, or still being copied."""
+        """Whether its size differs from the recorded one: damaged, or still being copied."""
         recorded = self.card.get("archive_bytes", self.size_bytes)
         return bool(recorded != self.size_bytes)
 
     @property
     def home_id(self) -> str:
-        """Which home it is of; "" if the card does not tell."""
+        """The id of its home; "" if unknown."""
         value = self.card.get("home_id")
         return value if isinstance(value, str) else ""
 
     @property
     def proved_at(self) -> str:
-        """When a drill last proved that it can be restored, ISO UTC; "" if none did."""
+        """When a drill last restored it successfully, ISO UTC; "" if never."""
         value = self.card.get("proved_restorable_at")
         return value if isinstance(value, str) else ""
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """The words that it bears."""
+        """Its tags."""
         value = self.card.get("tags")
         tags = value if isinstance(value, list) else ()
         return tuple(tag for tag in tags if isinstance(tag, str))
 
     @property
     def has_failed_drill(self) -> bool:
-        """Whether the last drill of it failed."""
+        """Whether its last drill failed."""
         drill = self.card.get("drill")
         return isinstance(drill, dict) and drill.get("outcome") == "failed"
 
 
 def new_id(moment: datetime) -> str:
-    """Make the id of a snapshot that is taken now."""
+    """Return a new, unique id."""
     return f"{moment.astimezone(timezone.utc):{_MOMENT}}-{secrets.token_hex(3)}"
 
 
 def archive_name(snapshot_id: str, *, is_encrypted: bool) -> str:
-    """Name the archive of a snapshot."""
+    """Return the file name of an archive."""
     return f"sagewai-{snapshot_id}.tar.zst" + (".age" if is_encrypted else "")
 
 
 def is_archive_name(name: str) -> bool:
-    """Tell whether a file of this name is a snapshot, and so may have a card."""
+    """Return whether a file of this name is a snapshot."""
     return _NAME.fullmatch(name) is not None
 
 
 def partial_path(directory: Path, name: str) -> Path:
-    """Name the file that an archive is written to until it is proved."""
+    """Return the path that an archive is written to before its verification."""
     return directory / f".{name}.partial"
 
 
 def scratch_path(directory: Path, moment: datetime) -> Path:
-    """Name the directory that a run tries something in; two of one moment differ."""
+    """Return a unique path for a scratch directory."""
     return directory / f".sagewai-{new_id(moment)}.drill"
 
 
 def staging_path(directory: Path, snapshot_id: str) -> Path:
-    """Name the directory that a run keeps its database copies in."""
+    """Return the path of the directory for a run's database copies."""
     return directory / f".sagewai-{snapshot_id}.staging"
 
 
 def list_snapshots(directory: Path) -> list[Snapshot]:
-    """List the snapshots of a directory, oldest first; a directory that is not there has none.
+    """Return the snapshots of a directory, oldest first; a missing directory has none.
 
-    The order is that of the sequence numbers, then of the UTC in the names: a clock that went back
-    does not reorder them, and no file time is looked at.
+    They are ordered by sequence number, then by the UTC in their names: a clock that was set back
+    does not reorder them, and file times are ignored.
     """
     found = []
     names: list[str] = []
@@ -143,14 +142,14 @@ def list_snapshots(directory: Path) -> list[Snapshot]:
         try:
             status = os.lstat(path)
         except FileNotFoundError:
-            continue  # somebody removes it meanwhile
+            continue  # removed by another run
         if stat.S_ISREG(status.st_mode):
             found.append(
                 Snapshot(
                     id=match["id"],
                     path=path,
                     created_at=_moment(match["moment"]),
-                    is_encrypted=match["sealed"] is not None,
+                    is_encrypted=match["encrypted"] is not None,
                     size_bytes=status.st_size,
                     card=read_card(path),
                 )
@@ -159,53 +158,88 @@ def list_snapshots(directory: Path) -> list[Snapshot]:
 
 
 def next_sequence(directory: Path) -> int:
-    """Give the number of the snapshot that comes next in a directory."""
+    """Return the sequence number of the next snapshot in a directory."""
     return max((snapshot.sequence for snapshot in list_snapshots(directory)), default=0) + 1
 
 
 def find_snapshot(directory: Path, name: str, home_ids: Iterable[str]) -> Path:
-    """Find what `latest`, an id, the beginning of an id, `tree` or a path means.
+    """Return the path of `latest`, an id, a unique prefix of one, `tree` or a path.
 
     Args:
-        home_ids: Of the home at hand: `latest` is the latest of these. Where no snapshot is of
-            them (the home is gone, this is another machine) it is the latest of all, as long as
-            all are of one home.
+        home_ids: Of the current home: `latest` is its latest snapshot. If it has none (the home is
+            lost, or on another machine), `latest` is the latest of all, if all are of one home.
 
     Raises:
-        NotFoundError: There is none.
-        UsageError: The name means several, or a pipe or device.
+        NotFoundError: No such snapshot.
+        UsageError: The name is ambiguous, or a pipe or device.
     """
     if "/" in name or name.endswith((".zst", ".age")):
         path = Path(name).expanduser()
-        beside = directory / name
-        path = beside if not path.exists() and beside.exists() else path
+        in_directory = directory / name
+        path = in_directory if not path.exists() and in_directory.exists() else path
         if path.exists() and not path.is_file() and not path.is_dir():
-            # Its end is read first, and a pipe without a writer would be waited for, for ever.
+            # The end of an archive is read first, which a pipe cannot do.
             raise UsageError(
-                f"snapshot {path}: is neither a file nor a directory",
-                hint="put what comes through a pipe into a file first: cat > home.tar.zst",
+                f"snapshot {path}: not a file or directory",
+                hint="write the pipe to a file first: cat > home.tar.zst",
             )
         return path
     if name == TREE and (directory / TREE).is_dir():
         return directory / TREE
     known = list_snapshots(directory)
     if name == "latest":
-        return _latest(directory, known, set(home_ids)).path
-    matching = [snapshot for snapshot in known if snapshot.id.startswith(name)]
+        own = _own_snapshots(directory, known, set(home_ids))
+        if not own:
+            raise NotFoundError(
+                f"snapshot latest: not found in {directory}",
+                hint="sagewai-ops backup\nor name the directory: --snapshots DIR",
+            )
+        return own[-1].path
+    return match_id(known, name, directory).path
+
+
+def match_id(snapshots: Iterable[Snapshot], name: str, directory: Path) -> Snapshot:
+    """Return the snapshot with an id, a unique prefix of one, or the name of its archive.
+
+    Args:
+        directory: Of the snapshots, for the message.
+
+    Raises:
+        NotFoundError: No such snapshot.
+        UsageError: The prefix is ambiguous.
+    """
+    matching = [item for item in snapshots if item.id.startswith(name) or item.path.name == name]
     if len(matching) == 1:
-        return matching[0].path
+        return matching[0]
+    hint = "sagewai-ops snapshots list"
     if matching:
-        raise UsageError(
-            f"snapshot {name}: begins {len(matching)} ids, {matching[0].id} and {matching[1].id}",
-            hint="sagewai-ops snapshots list",
+        ids = f"{matching[0].id}, {matching[1].id}"
+        raise UsageError(f"snapshot {name}: ambiguous, {len(matching)} ids: {ids}", hint=hint)
+    raise NotFoundError(f"snapshot {name}: not found in {directory}", hint=hint)
+
+
+def latest_two(directory: Path, home_ids: Iterable[str]) -> tuple[Path, Path]:
+    """Return the paths of the last two snapshots of a home, the older one first.
+
+    Args:
+        home_ids: As for `find_snapshot`.
+
+    Raises:
+        NotFoundError: There are fewer than two.
+        UsageError: They are of several homes, and none of this one.
+    """
+    own = _own_snapshots(directory, list_snapshots(directory), set(home_ids))
+    if len(own) < 2:
+        count = len(own) or "no"
+        raise NotFoundError(
+            f"snapshots of this home in {directory}: {count} found, two needed",
+            hint="sagewai-ops backup\nor name the directory: --snapshots DIR",
         )
-    raise NotFoundError(
-        f"snapshot {name}: none of that id in {directory}", hint="sagewai-ops snapshots list"
-    )
+    return own[-2].path, own[-1].path
 
 
 def sweep(directory: Path) -> list[str]:
-    """Remove the leftovers of dead runs, also behind links of ours; return their names."""
+    """Remove what crashed runs left, including scratch directories elsewhere; return the names."""
     removed = []
     for name in sorted(os.listdir(directory)):
         link = directory / name
@@ -220,46 +254,42 @@ def sweep(directory: Path) -> list[str]:
 
 
 def _is_dead(scratch: Path) -> bool:
-    """Tell whether a scratch directory that a link names is gone, or nobody's any more."""
+    """Return whether the scratch directory that a link names is missing or abandoned."""
     if not scratch.name.endswith(".drill"):
         return False
     return not os.path.lexists(scratch) or locks.is_abandoned(scratch)
 
 
-def _latest(directory: Path, known: list[Snapshot], home_ids: set[str]) -> Snapshot:
+def _own_snapshots(directory: Path, known: list[Snapshot], home_ids: set[str]) -> list[Snapshot]:
+    """Return the snapshots of a home, or all if it has none and they are of one home."""
     own = [snapshot for snapshot in known if snapshot.home_id in home_ids]
-    if own:
-        return own[-1]
-    if not known:
-        raise NotFoundError(
-            f"snapshot latest: none in {directory}",
-            hint="take one: sagewai-ops backup\nor name the directory: --snapshots DIR",
-        )
+    if own or not known:
+        return own
     if len({snapshot.home_id for snapshot in known if snapshot.home_id}) > 1:
         raise UsageError(
-            f"snapshot latest: {directory} holds those of several homes, and none of this one",
-            hint="name one by its id: sagewai-ops snapshots list",
+            f"snapshot latest: {directory} has snapshots of several homes, none of this one",
+            hint="sagewai-ops snapshots list  # then name one by its id",
         )
-    return known[-1]
+    return known
 
 
 def _moment(text: str) -> datetime:
     try:
-        # Not strptime, which takes most of the time that a long list takes.
+        # strptime would take most of the time of a long list.
         year, month, day, hour, minute, second = (int(text[begin:end]) for begin, end in _DIGITS)
         return datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc)
     except ValueError:
-        # Digits that are no date: still a snapshot, and older than any other.
+        # Not a date: still a snapshot, ordered before all others.
         return datetime.min.replace(tzinfo=timezone.utc)
 
 
 def _ordered(found: list[Snapshot]) -> list[Snapshot]:
-    """Sort by sequence; one without a number stands where the UTC of its name puts it.
+    """Sort by sequence; snapshots without a number are placed by the UTC in their names.
 
-    Within its second that is before the numbered ones, so that none moves when another goes.
+    Within a second they precede the numbered ones, so that removing one reorders no other.
     """
     found.sort(key=lambda snapshot: (snapshot.created_at, snapshot.sequence, snapshot.id))
     numbered = iter(
-        sorted((snapshot for snapshot in found if snapshot.sequence), key=lambda one: one.sequence)
+        sorted((item for item in found if item.sequence), key=lambda item: item.sequence)
     )
     return [next(numbered) if snapshot.sequence else snapshot for snapshot in found]

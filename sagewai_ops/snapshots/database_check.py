@@ -1,14 +1,14 @@
-"""What is proved of a snapshot's data, and how a manifest records it."""
+"""Check the database of a snapshot; a manifest records the result."""
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.database.sqlite.integrity import Health, check_integrity
+from sagewai_ops.database.sqlite.integrity import check_integrity
 from sagewai_ops.database.sqlite.read_transaction import open_frozen
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema.sqlite_revision import Level, read_level
@@ -18,14 +18,14 @@ _SHOWN = 20  # violations and findings that a manifest lists
 
 @dataclass(frozen=True, slots=True)
 class DatabaseReport:
-    """A database at rest: its shape, its schema's level and what is wrong with it.
+    """The properties of a database that no process uses, and its damage.
 
     Attributes:
-        page_count: Pages of `page_size` bytes.
-        schema_level: Newest revision whose tables and columns are all there; "" if none.
-        schema_state: As `schema.level` tells it.
-        integrity: What SQLite found wrong; empty if nothing.
-        foreign_key_violations: How many rows refer to nothing.
+        page_size: Bytes.
+        schema_level: Newest revision whose tables and columns are all present; "" if none.
+        schema_state: `Level.state` of `schema.sqlite_revision`.
+        integrity: Problems that SQLite reports; empty if undamaged.
+        foreign_key_violations: Number of rows with a broken reference.
         counts: Rows of each table.
     """
 
@@ -45,7 +45,7 @@ class DatabaseReport:
         return not self.integrity and not self.foreign_key_violations
 
     def as_dict(self) -> dict[str, Any]:
-        """Give what a manifest records."""
+        """Return the facts that a manifest records."""
         return {
             "page_size": self.page_size,
             "page_count": self.page_count,
@@ -59,63 +59,25 @@ class DatabaseReport:
         }
 
     def differences(self, recorded: Mapping[str, Any]) -> list[str]:
-        """Compare with what a manifest recorded; one phrase for each difference."""
-        counts = recorded.get("tables")
-        known = counts if isinstance(counts, dict) else {}
+        """Compare with the facts of a manifest; return one phrase for each difference."""
+        known = recorded.get("tables", {})
         found = [
             f"{table} has {self.counts.get(table, 'no')} rows, not {known.get(table, 'any')}"
             for table in sorted({*known, *self.counts})
             if known.get(table) != self.counts.get(table)
         ]
         if (self.integrity == ()) != (recorded.get("integrity") == ["ok"]):
-            found.append(f"its integrity check says {self.integrity[:1] or 'ok'}")
+            found.append(f"integrity check: {'; '.join(self.integrity[:1]) or 'ok'}")
         return found
 
 
 def examine_database(path: Path, progress: Progress | None = None) -> DatabaseReport:
-    """Examine a database that nobody else uses.
+    """Check a database that no other process uses.
 
     Raises:
-        DamagedError: It cannot be read at all.
+        DamagedError: It cannot be read.
     """
-    return _proof(read_schema_level(path), check_integrity(path, progress=progress))
-
-
-@contextlib.contextmanager
-def examine_in_thread(copy: Path | None) -> Iterator["Future[DatabaseReport] | None"]:
-    """Examine a copy in a thread of its own; when the block fails, that stops as well."""
-    if copy is None:
-        yield None
-        return
-    stopping = threading.Event()
-
-    def look(_stage: str, _done: int, _total: int) -> None:
-        if stopping.is_set():
-            raise _StoppedError
-
-    with ThreadPoolExecutor(1, thread_name_prefix="examine") as pool:
-        try:
-            yield pool.submit(examine_database, copy, look)
-        except BaseException:
-            stopping.set()  # a large database takes many seconds, and a signal is not kept waiting
-            raise
-
-
-class _StoppedError(Exception):
-    """The snapshot that the examination is for has failed."""
-
-
-def read_schema_level(path: Path) -> Level:
-    """Read the schema's level of a database that nobody else uses; its bytes stay as they are.
-
-    Raises:
-        DamagedError: It is none.
-    """
-    with open_frozen(path) as connection:
-        return read_level(connection)
-
-
-def _proof(level: Level, health: Health) -> DatabaseReport:
+    level, health = read_schema_level(path), check_integrity(path, progress=progress)
     return DatabaseReport(
         page_size=health.page_size,
         page_count=health.page_count,
@@ -127,3 +89,34 @@ def _proof(level: Level, health: Health) -> DatabaseReport:
         foreign_key_tables=tuple(sorted({violation.table for violation in health.foreign_keys})),
         counts=health.counts,
     )
+
+
+@contextlib.contextmanager
+def examination_thread() -> Iterator[Callable[[Path], "Future[DatabaseReport]"]]:
+    """Yield a function that checks a database in a thread; a failure of the block stops it."""
+    stopping = threading.Event()
+
+    def stop_if_failed(_stage: str, _done: int, _total: int) -> None:
+        if stopping.is_set():
+            raise _StoppedError
+
+    with ThreadPoolExecutor(1, thread_name_prefix="examine") as pool:
+        try:
+            yield lambda path: pool.submit(examine_database, path, stop_if_failed)
+        except BaseException:
+            stopping.set()  # a large database takes minutes, and signals end the run at once
+            raise
+
+
+class _StoppedError(Exception):
+    """The block that needs the result has failed."""
+
+
+def read_schema_level(path: Path) -> Level:
+    """Read the schema level of a database that no process uses, without changing the file.
+
+    Raises:
+        DamagedError: It is not a SQLite database.
+    """
+    with open_frozen(path) as connection:
+        return read_level(connection)

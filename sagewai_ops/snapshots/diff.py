@@ -1,5 +1,6 @@
-"""What differs between two snapshots, from their manifests alone: no content is read."""
+"""Compare two snapshots by their manifests; no content is read."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,27 +11,26 @@ from sagewai_ops.archive.manifest import HEADER_NAME, Entry, EntryType
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.archive.reader import ArchiveReader
 
-# What a manifest or a header says once for the whole snapshot, and how it is called here.
 _HEADER_FACTS = ("home", "home_id", "host", "key_custody", "key_fingerprint", "schema_level")
 
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """A member that is in both and differs.
+    """A member that differs between the two.
 
     Attributes:
-        what: Of `content`, `mode`, `owner`, `type` and `target`, what differs.
+        attributes: The ones that differ, of `content`, `mode`, `owner`, `type` and `target`.
         sizes: Bytes before and after.
     """
 
     path: str
-    what: tuple[str, ...]
+    attributes: tuple[str, ...]
     sizes: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class TableChange:
-    """A table whose number of rows differs; None where there is no such table."""
+    """A table whose number of rows differs; None where the table does not exist."""
 
     table: str
     before: int | None
@@ -39,14 +39,15 @@ class TableChange:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotDiff:
-    """What is in the second snapshot and not in the first, and the reverse.
+    """The differences of two snapshots.
 
     Attributes:
+        first: Id of the older one.
         added: Member -> bytes.
-        removed: The same.
-        unchanged: How many members are the same in both.
-        facts: What is said of the whole, such as `schema_level` -> before and after.
-        keys: Fingerprint -> how many sealed values it opens, before and after.
+        removed: Member -> bytes.
+        unchanged: Number of equal members.
+        facts: Properties of the whole snapshot, such as `schema_level` -> before and after.
+        keys: Fingerprint -> number of encrypted values that it opens, before and after.
     """
 
     first: str
@@ -61,7 +62,7 @@ class SnapshotDiff:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the two hold the same."""
+        """Whether the two are equal."""
         return not (
             self.added or self.removed or self.changed or self.tables or self.facts or self.keys
         )
@@ -71,8 +72,8 @@ def compare_snapshots(first: Path, second: Path, decryption: Decryption | None) 
     """Compare two snapshots by their manifests.
 
     Raises:
-        NotFoundError: There is no such file.
-        KeyMissingError, DamagedError, SchemaAheadError: About one of the two.
+        NotFoundError: No such file.
+        KeyMissingError, DamagedError, SchemaAheadError: One of the two cannot be read.
     """
     with open_archive(first, decryption) as before, open_archive(second, decryption) as after:
         return _compare(before, after)
@@ -81,10 +82,12 @@ def compare_snapshots(first: Path, second: Path, decryption: Decryption | None) 
 def _compare(before: ArchiveReader, after: ArchiveReader) -> SnapshotDiff:
     old, new = _members(before), _members(after)
     changed = tuple(
-        FileChange(path, what, (old[path].size_bytes, new[path].size_bytes))
+        FileChange(path, attributes, (old[path].size_bytes, new[path].size_bytes))
         for path in sorted(old.keys() & new.keys())
-        if (what := tuple(_changes(old[path], new[path])))
+        if (attributes := tuple(_changed_attributes(old[path], new[path])))
     )
+    tables = _changed_counts(*(_rows_by_table(reader) for reader in (before, after)))
+    keys = _changed_counts(*(_values_by_key(reader) for reader in (before, after)))
     return SnapshotDiff(
         first=before.header.id,
         second=after.header.id,
@@ -92,13 +95,13 @@ def _compare(before: ArchiveReader, after: ArchiveReader) -> SnapshotDiff:
         removed={path: old[path].size_bytes for path in sorted(old.keys() - new.keys())},
         changed=changed,
         unchanged=len(old.keys() & new.keys()) - len(changed),
-        tables=tuple(_tables(_database(before).get("tables"), _database(after).get("tables"))),
+        tables=tuple(TableChange(table, *counts) for table, counts in tables.items()),
         facts={
-            name: (one, other)
+            name: (first, second)
             for name in _HEADER_FACTS
-            if (one := before.header.facts.get(name)) != (other := after.header.facts.get(name))
+            if (first := before.header.facts.get(name)) != (second := after.header.facts.get(name))
         },
-        keys=dict(_keys(before, after)),
+        keys={key: (count or 0, new_count or 0) for key, (count, new_count) in keys.items()},
     )
 
 
@@ -110,8 +113,8 @@ def _members(reader: ArchiveReader) -> dict[str, Entry]:
     }
 
 
-def _changes(old: Entry, new: Entry) -> Iterator[str]:
-    """Name what differs; times do not count, a file that was only touched is the same."""
+def _changed_attributes(old: Entry, new: Entry) -> Iterator[str]:
+    """Yield the attributes that differ, except times."""
     if old.type is not new.type:
         yield "type"
         return
@@ -125,37 +128,23 @@ def _changes(old: Entry, new: Entry) -> Iterator[str]:
         yield "owner"
 
 
-def _database(reader: ArchiveReader) -> Mapping[str, Any]:
-    found = reader.manifest.facts.get("database")
-    return found if isinstance(found, dict) else {}
+def _changed_counts(
+    old: Mapping[str, int], new: Mapping[str, int]
+) -> dict[str, tuple[int | None, int | None]]:
+    return {
+        name: (old.get(name), new.get(name))
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    }
 
 
-def _tables(old: Any, new: Any) -> Iterator[TableChange]:
-    before, after = _counts(old), _counts(new)
-    for table in sorted(before.keys() | after.keys()):
-        if before.get(table) != after.get(table):
-            yield TableChange(table, before.get(table), after.get(table))
+def _rows_by_table(reader: ArchiveReader) -> dict[str, int]:
+    return dict((reader.manifest.facts.get("database") or {}).get("tables", {}))
 
 
-def _keys(before: ArchiveReader, after: ArchiveReader) -> Iterator[tuple[str, tuple[int, int]]]:
-    old, new = _by_key(before), _by_key(after)
-    for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
-            yield name, (old.get(name, 0), new.get(name, 0))
-
-
-def _by_key(reader: ArchiveReader) -> dict[str, int]:
-    """Count the sealed values that each key opens."""
-    keys = reader.manifest.facts.get("keys")
-    rows = keys.get("by_key") if isinstance(keys, dict) else None
-    found: dict[str, int] = {}
-    for row in rows if isinstance(rows, list) else ():
-        if isinstance(row, dict) and isinstance(row.get("values"), int):
-            name = str(row.get("fingerprint"))
-            found[name] = found.get(name, 0) + row["values"]
+def _values_by_key(reader: ArchiveReader) -> dict[str, int]:
+    """Count the encrypted values that each key opens."""
+    found: Counter[str] = Counter()
+    for row in reader.manifest.facts.get("keys", {}).get("by_key", ()):
+        found[row["fingerprint"]] += row["values"]
     return found
-
-
-def _counts(found: Any) -> dict[str, int]:
-    items = found.items() if isinstance(found, dict) else ()
-    return {str(name): count for name, count in items if isinstance(count, int)}

@@ -1,8 +1,8 @@
-"""Where each member of an archive goes in a home.
+"""The paths in a home of the members of an archive.
 
-Most go where their path says. What lived outside the home because of an override goes to the place
-that Sagewai looks at without one, unless the home had a file there too; then it is kept aside,
-under `external/`, and named.
+Most members keep their path. A file from outside the home, read there because of an override, moves
+to the path that Sagewai uses without the override. If the home has a file there too, the external
+one stays under `external/` and a warning names it.
 """
 
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from sagewai_ops.archive.manifest import HEADER_NAME, Entry, Manifest
 from sagewai_ops.home.paths import ADMIN_STATE, CONNECTIONS, DATABASE, MASTER_KEY, Home
 
-EXTERNAL = "external"  # what lives outside the home is carried below this name
-# What stands in the home itself under a name that the archive needs for its own.
+EXTERNAL = "external"  # files from outside the home are archived below this name
+# Files of the home whose own path begins with a name that the archive reserves.
 EXTERNAL_HOME = f"{EXTERNAL}/home"
 EXTERNAL_KEY = f"{EXTERNAL}/master.key"  # a key that is not in the home's own key file
 
-_STANDARD = {
+_STANDARD_PATHS = {
     "SAGEWAI_ADMIN_STATE_FILE": ADMIN_STATE,
     "SAGEWAI_CONNECTIONS_FILE": CONNECTIONS,
     "SAGEWAI_SOPS_ROOT": "secrets/sops",
@@ -24,65 +24,67 @@ _STANDARD = {
 }
 
 
+def is_within(path: str, directory: str) -> bool:
+    """Return whether a relative path is a directory or below it."""
+    return path == directory or path.startswith(directory + "/")
+
+
 class MemberPaths:
-    """The places of one archive's members.
+    """The paths of the members of one archive.
 
     Attributes:
-        aside: Member directory or file -> origin, for what has no place of its own.
+        unplaced: Member directory or file -> original path, for members that stay in `external/`.
     """
 
     def __init__(self, manifest: Manifest) -> None:
-        self._external: dict[str, str] = {}
+        self._moved: dict[str, str] = {}
         self._origins: dict[str, str] = {}
         self.unplaced: dict[str, str] = {}
         present = {entry.path for entry in manifest.entries}
-        self._older_key = False
+        self._has_unused_key = False
         if EXTERNAL_KEY in present:
-            # The key that was in use; a file in its place held another, which is kept aside.
-            self._external[EXTERNAL_KEY] = MASTER_KEY
-            self._older_key = MASTER_KEY in present
-        external = manifest.facts.get("external")
-        for member, origin in external.items() if isinstance(external, dict) else ():
-            variable = str(member).removeprefix(EXTERNAL + "/")
-            standard = _STANDARD.get(variable)
+            # The key in use; the one in the home's own key file is restored to `external/`.
+            self._moved[EXTERNAL_KEY] = MASTER_KEY
+            self._has_unused_key = MASTER_KEY in present
+        for member, origin in manifest.facts.get("external", {}).items():
+            variable = member.removeprefix(EXTERNAL + "/")
+            standard = _STANDARD_PATHS.get(variable)
             if member not in present:
                 continue
-            if standard and standard not in present and standard not in self._external.values():
-                self._external[str(member)] = standard
-                self._origins[variable] = str(origin)
+            if standard and standard not in present and standard not in self._moved.values():
+                self._moved[member] = standard
+                self._origins[variable] = origin
             else:
-                self.unplaced[str(member)] = str(origin)
+                self.unplaced[member] = origin
 
     def path_of(self, entry: Entry) -> str | None:
-        """Give the path in the home; None for what belongs to the archive alone."""
+        """Return the path of a member in the home; None if it is not part of the home."""
         path = entry.path
         if path == HEADER_NAME:
             return None
-        if path == MASTER_KEY and self._older_key:
+        if path == MASTER_KEY and self._has_unused_key:
             return EXTERNAL_KEY
-        if path != EXTERNAL and not path.startswith(EXTERNAL + "/"):
+        if not is_within(path, EXTERNAL):
             return path
         if path.startswith(EXTERNAL_HOME + "/"):
             return path[len(EXTERNAL_HOME) + 1 :]
-        for member, place in self._external.items():
-            if path == member or path.startswith(member + "/"):
-                return place + path[len(member) :]
-        if any(path == member or path.startswith(member + "/") for member in self.unplaced):
-            return path
-        return None
+        for member, moved in self._moved.items():
+            if is_within(path, member):
+                return moved + path[len(member) :]
+        return path if any(is_within(path, member) for member in self.unplaced) else None
 
     def warnings(self, target: Home) -> Iterator[str]:
-        """Say what the person who restores must know about files that were outside the home."""
-        if self._older_key:
+        """Yield a line for each file from outside the home that needs attention."""
+        if self._has_unused_key:
             yield (
-                f"{target.root / EXTERNAL_KEY}: was {MASTER_KEY}, while another key was in use, "
-                "which is there now"
+                f"{target.root / EXTERNAL_KEY}: was {MASTER_KEY}, which now has the key that was "
+                "in use"
             )
         for member, origin in self.unplaced.items():
-            yield f"{target.root / member}: was {origin}, the home had another file in its place"
+            yield f"{target.root / member}: was {origin}, the home has another file at its path"
         for variable, path in target.overrides.items():
-            if variable in self._origins and variable in _STANDARD:
+            if variable in self._origins and variable in _STANDARD_PATHS:
                 yield (
                     f"{variable} is set: Sagewai will read {path}, not the restored "
-                    f"{target.root / _STANDARD[variable]}"
+                    f"{target.root / _STANDARD_PATHS[variable]}"
                 )

@@ -1,4 +1,4 @@
-"""Which home a snapshot belongs to."""
+"""The home that a snapshot belongs to: no home prunes the snapshots of another."""
 
 import itertools
 import socket
@@ -11,13 +11,8 @@ from sagewai_ops.home.paths import Home
 from sagewai_ops.home.state_files import identity_of
 from sagewai_ops.snapshots.catalog import Snapshot
 
-
-def home_ids(home: Home) -> tuple[str, ...]:
-    """Give the ids that snapshots of this home may carry, the one of a new one first."""
-    return identity_of(home, socket.gethostname())
-
-
-NO_DATE = datetime.min.replace(tzinfo=timezone.utc)  # what the catalog makes of a name without one
+NO_DATE = datetime.min.replace(tzinfo=timezone.utc)  # of a snapshot whose name has no valid date
+_UNKNOWN_HOME = "its metadata file does not name its home"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +20,10 @@ class Owner:
     """The home whose snapshots may be removed.
 
     Attributes:
-        ids: By which the home is known.
+        ids: All ids of the home.
         home: Its path.
-        host: The machine that it is on; "" where that does not tell homes apart.
-        all_paths: Whether snapshots of another path or machine with such an id are its own too.
+        host: Its machine; "" if the machine does not matter.
+        all_paths: Whether it owns snapshots with its id from other paths and machines.
     """
 
     ids: frozenset[str]
@@ -37,17 +32,27 @@ class Owner:
     all_paths: bool = False
 
 
+def home_ids(home: Home) -> tuple[str, ...]:
+    """Return the ids in the snapshots of a home, the one for new snapshots first."""
+    return identity_of(home, socket.gethostname())
+
+
+def owner_of(home: Home, *, all_paths: bool = False) -> Owner:
+    """Return the owner of this home's snapshots."""
+    return Owner(frozenset(home_ids(home)), str(home.root), socket.gethostname(), all_paths)
+
+
 def reason_not_owned(snapshot: Snapshot, owner: Owner) -> str:
-    """Say why a snapshot is none of the owner's, so that no rule may touch it; "" if it is."""
+    """Return why the owner may not remove a snapshot; "" if it may."""
     if not snapshot.sequence or snapshot.created_at == NO_DATE:
-        return "its card does not tell whose it is"
+        return _UNKNOWN_HOME
     return reason_foreign(snapshot.card, owner)
 
 
 def reason_foreign(facts: Mapping[str, Any], owner: Owner) -> str:
-    """Say whose home a snapshot with these facts is of, if it is none of the owner's; else ""."""
+    """Return why a snapshot with these facts is not of the owner's home; "" if it is."""
     if not facts.get("home_id"):
-        return "its card does not tell whose it is"
+        return _UNKNOWN_HOME
     if facts["home_id"] not in owner.ids:
         return "of another home"
     if owner.all_paths:
@@ -59,23 +64,15 @@ def reason_foreign(facts: Mapping[str, Any], owner: Owner) -> str:
     return ""
 
 
-def owner_of(home: Home, *, all_paths: bool = False) -> Owner:
-    """Tell whose snapshots may be removed when this home is at hand."""
-    return Owner(frozenset(home_ids(home)), str(home.root), socket.gethostname(), all_paths)
-
-
 def resolve_host(owner: Owner, snapshots: Iterable[Snapshot]) -> Owner:
-    """Decide whether the machine's name tells whose a snapshot is.
+    """Return the owner, without a host unless the host distinguishes homes.
 
-    Containers get a new name each time, so another one alone means nothing. But where names take
-    turns, one home was cloned onto several machines that share the directory, and each prunes its
-    own.
-
-    Returns:
-        The owner, without a machine unless it counts.
+    A container has a new host name at each start, so another name alone means nothing. Where names
+    alternate, a home was cloned to several machines that share the directory, and each prunes its
+    own snapshots.
     """
-    anywhere = replace(owner, host="")
-    own = [one for one in snapshots if one.sequence and not reason_foreign(one.card, anywhere)]
-    names = [one.card.get("host", "") for one in sorted(own, key=lambda one: one.sequence)]
-    turns = [name for name, _group in itertools.groupby(filter(None, names))]
-    return owner if len(turns) > len(set(turns)) else anywhere
+    any_host = replace(owner, host="")
+    own = [item for item in snapshots if item.sequence and not reason_foreign(item.card, any_host)]
+    hosts = [item.card.get("host", "") for item in sorted(own, key=lambda item: item.sequence)]
+    changes = [host for host, _group in itertools.groupby(filter(None, hosts))]
+    return owner if len(changes) > len(set(changes)) else any_host

@@ -1,8 +1,8 @@
-"""Write the cards of a directory anew from its archives.
+"""Rebuild the metadata files of a directory from its archives.
 
-What only a card knows (drills, tags that were changed) is kept where the old one can be read. An
-archive whose card is lost is read whole before it gets one, so a card always says what was proved;
-one that is not what its card says is left as it is and named.
+Facts that only the metadata file has (drills, changed tags) are kept where it can be read. An
+archive without one is verified first, so that `verified_at` is true. If an archive differs from its
+recorded hash, it is reported and its metadata file does not change.
 """
 
 import contextlib
@@ -31,12 +31,12 @@ _LOSSES = {reason.name.lower() for reason in Reason if reason.is_loss}
 
 @dataclass(slots=True)
 class RebuildReport:
-    """What became of the cards.
+    """The rebuilt metadata files.
 
     Attributes:
-        written: Ids of archives whose card says all again.
-        limited: Ids of those that nothing at hand decrypts: their card says what the file shows.
-        damaged: Id -> what is wrong with the archive; its card was left as it is.
+        written: Ids of archives whose metadata file is complete again.
+        limited: Ids of archives that cannot be decrypted: theirs has only what the file shows.
+        damaged: Id -> the damage of the archive, whose metadata file is unchanged.
     """
 
     written: list[str] = field(default_factory=list)
@@ -51,15 +51,15 @@ def rebuild_cards(
     wait_seconds: float = 0.0,
     progress: Progress | None = None,
 ) -> RebuildReport:
-    """Write the card of every archive of a directory anew.
+    """Rebuild the metadata file of every archive of a directory.
 
     Args:
-        decryption: Decrypts what is encrypted; None for nothing.
-        progress: Told `rebuild` in bytes of archives.
+        progress: Reports `rebuild` in bytes of archives.
 
     Raises:
-        LockedError: Another run holds the directory.
-        PermissionDeniedError, NoSpaceError, OpsError: The system refused; cards are old or new.
+        LockedError: The directory is locked by another run.
+        PermissionDeniedError, NoSpaceError, OpsError: A file cannot be read or written; each
+            metadata file is old or new.
     """
     rebuilt = RebuildReport()
     known = catalog.list_snapshots(directory)
@@ -71,26 +71,19 @@ def rebuild_cards(
             progress("rebuild", before + done, total)
 
     for snapshot in known:
-        with contextlib.suppress(FileNotFoundError, NotFoundError):  # removed meanwhile
+        with contextlib.suppress(FileNotFoundError, NotFoundError):  # removed by another run
             _rebuild(directory, snapshot, decryption, wait_seconds, rebuilt, count)
         before += snapshot.size_bytes
     return rebuilt
 
 
 def read_card_facts(reader: ArchiveReader, archive: Path) -> dict[str, Any]:
-    """Read what the card of an open archive says of it, but for its hash and what was proved."""
+    """Return the facts of an open archive for its metadata file, without hash and results."""
     found = reader.manifest.facts
     database = found.get("database")
-    keys = found.get("keys")
-    left_out = found.get("left_out")
-    losses = [
-        item
-        for item in (left_out if isinstance(left_out, list) else ())
-        if isinstance(item, dict) and item.get("reason") in _LOSSES
-    ]
-    unopened = keys.get("unopened") if isinstance(keys, dict) else ()
-    is_sound = not isinstance(database, dict) or (
-        database.get("integrity") == ["ok"] and not database.get("foreign_key_violations")
+    has_losses = any(item["reason"] in _LOSSES for item in found.get("left_out", ()))
+    is_sound = not database or (
+        database["integrity"] == ["ok"] and not database["foreign_key_violations"]
     )
     files = [entry for entry in reader.manifest.entries if entry.type is EntryType.FILE]
     return {
@@ -101,7 +94,9 @@ def read_card_facts(reader: ArchiveReader, archive: Path) -> dict[str, Any]:
         "content_bytes": sum(entry.size_bytes for entry in files),
         "files": len(files) - 1,  # without snapshot.json
         "encrypted": archive.name.endswith(".age"),
-        "complete": not (losses or found.get("unstable") or unopened),
+        "complete": not (
+            has_losses or found.get("unstable") or found.get("keys", {}).get("unopened")
+        ),
         "sound": is_sound,
     }
 
@@ -126,39 +121,39 @@ def _rebuild(
 def _facts_of_archive(
     snapshot: Snapshot, decryption: Decryption | None, count: Callable[[int], None]
 ) -> tuple[dict[str, Any], bool]:
-    """Read what the card of an archive is to say, and whether that is all that can be known.
+    """Return the facts of an archive, and whether they are limited because it is encrypted.
 
     Args:
-        count: Told how many bytes of the archive are done.
+        count: Receives the number of bytes read so far.
     """
-    recorded, proved = (snapshot.card.get(name) for name in ("archive_sha256", "verified_at"))
-    is_read_again = recorded is None or proved is None
-    # Of an archive that is read twice, each reading is half of the work.
-    sha256 = _sha256(snapshot.path, lambda done: count(done // 2 if is_read_again else done))
+    recorded, verified_at = (snapshot.card.get(name) for name in ("archive_sha256", "verified_at"))
+    needs_verification = recorded is None or verified_at is None
+    # An archive that is hashed and verified is read twice.
+    sha256 = _sha256(snapshot.path, lambda done: count(done // 2 if needs_verification else done))
     if recorded not in (None, sha256):
-        raise DamagedError(f"{snapshot.path}: its checksum is not what its card says")
+        raise DamagedError(f"{snapshot.path}: hash differs from the recorded one")
     try:
         with open_archive(snapshot.path, decryption) as reader:
             facts = read_card_facts(reader, snapshot.path)
-            if is_read_again:
+            if needs_verification:
                 _verify(reader, lambda share: count(int(snapshot.size_bytes * (1 + share) / 2)))
-                proved = f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
+                verified_at = f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
     except KeyMissingError:
-        return {**_facts_outside(snapshot), "archive_sha256": sha256}, True
-    return {**facts, "archive_sha256": sha256, "verified_at": proved}, False
+        return {**_limited_facts(snapshot), "archive_sha256": sha256}, True
+    return {**facts, "archive_sha256": sha256, "verified_at": verified_at}, False
 
 
 def _write(directory: Path, archive: Path, facts: Mapping[str, Any], wait_seconds: float) -> None:
     with locks.exclusive(directory, wait_seconds=wait_seconds):
         archive.stat()
-        # Read again: a drill may have written to it meanwhile.
+        # Read it again: a drill may have written to it during the verification.
         old = cards.read_card(archive)
         kept = {name: old[name] for name in _CARDS_OWN if name in old}
         cards.write_card(archive, {**facts, **kept})
 
 
-def _facts_outside(snapshot: Snapshot) -> dict[str, Any]:
-    """Give what is known of an archive that stays shut: what its card says, else its name."""
+def _limited_facts(snapshot: Snapshot) -> dict[str, Any]:
+    """Return the facts of an archive that cannot be decrypted: recorded ones, or from its name."""
     return dict(snapshot.card) or {
         "archive": snapshot.path.name,
         "id": snapshot.id,
@@ -169,7 +164,7 @@ def _facts_outside(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _verify(reader: ArchiveReader, count: Callable[[float], None]) -> None:
-    """Compare every byte with the manifest; `count` is told the share of the content."""
+    """Compare every byte with the manifest; `count` receives the fraction done."""
     done = 0
 
     def read(size_bytes: int) -> None:

@@ -1,13 +1,12 @@
-"""Which snapshots stay, by rules of time and number: a plan from facts alone, touching nothing.
+"""Plan which snapshots to keep, by the rules of restic and borg, in UTC.
 
-The rules are those of restic and borg, in UTC: `hourly` to `yearly` keep the newest snapshot of
-each of the N newest hours, days, ISO weeks, months or years that have one, and the oldest of all
-as long as N is not reached; a snapshot that any rule keeps stays.
+`hourly` to `yearly` keep the newest snapshot of each of the N newest hours, days, ISO weeks, months
+or years that have one, and the oldest snapshot while N is not reached. A snapshot is kept if any
+rule keeps it.
 
-What may be removed at all are the snapshots of one home at one place whose cards tell so. They are
-ordered by the sequence of the catalog. Where the UTC in the names falls from one to the next, a
-clock went back: the snapshots before and after are then held to the rules apart, so that neither
-side pushes out the other.
+Only snapshots whose metadata files name this home and its path may be removed. They are ordered by
+sequence number. Where the UTC in the names decreases, a clock was set back: the rules are applied
+to the snapshots before and after that point separately, so that neither displaces the other.
 """
 
 import calendar
@@ -41,13 +40,14 @@ PERIODS: Mapping[str, Callable[[datetime], str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is to stay.
+    """The rules.
 
     Attributes:
-        last: So many of the newest.
-        periods: Rule (`hourly` to `yearly`) -> of how many periods the newest one stays.
-        within: All that are at most this much older than the newest, such as `30d`; "" for none.
-        tags: All that bear one of these.
+        last: Keep this many of the newest.
+        periods: Rule (`hourly` to `yearly`) -> number of periods.
+        within: Keep all that are at most this much older than the newest, such as `30d`; "" if
+            unset.
+        tags: Keep all with one of these.
     """
 
     last: int = 0
@@ -56,26 +56,26 @@ class Policy:
     tags: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        if self.within and not any(_span(self.within)):
+        if self.within and not any(_parse_span(self.within)):
             raise UsageError(
-                f"--keep-within {self.within}: no time at all, which would keep nothing",
-                hint="keep the newest alone: --keep-last 1",
+                f"--keep-within {self.within}: an empty span keeps nothing",
+                hint="keep only the newest: --keep-last 1",
             )
         if "" in self.tags:
             raise UsageError("--keep-tag '': not a tag", hint="sagewai-ops snapshots list")
 
     @property
     def is_empty(self) -> bool:
-        """Whether it asks for nothing."""
+        """Whether it has no rule."""
         return not (self.last or any(self.periods.values()) or self.within or self.tags)
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What becomes of a snapshot.
+    """Whether a snapshot is kept.
 
     Attributes:
-        reasons: Why it stays, one phrase for each rule; empty if it goes.
+        reasons: One phrase for each rule that keeps it; empty if it is removed.
     """
 
     snapshot: Snapshot
@@ -89,11 +89,11 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class RetentionPlan:
-    """What becomes of each snapshot of a directory.
+    """The decisions on all snapshots of a directory.
 
     Attributes:
-        decisions: In the order in which the snapshots were given.
-        clock_changes: Pairs of ids: the second was taken after the first and is dated before it.
+        decisions: In the order of the snapshots.
+        clock_changes: Pairs of ids: the second was created after the first and is dated before it.
     """
 
     decisions: tuple[Decision, ...]
@@ -101,52 +101,50 @@ class RetentionPlan:
 
     @property
     def removed(self) -> tuple[Snapshot, ...]:
-        """What goes."""
+        """The snapshots to remove."""
         return tuple(decision.snapshot for decision in self.decisions if not decision.is_kept)
 
 
 def plan_retention(snapshots: Sequence[Snapshot], policy: Policy, owner: Owner) -> RetentionPlan:
-    """Decide which snapshots stay.
+    """Decide which snapshots to keep.
 
     Raises:
-        UsageError: The policy asks for nothing: everything would go.
+        UsageError: The policy has no rule, which would remove everything.
     """
     if policy.is_empty:
-        raise UsageError(
-            "retention: no rule says what is kept", hint="name one, such as --keep-daily 7"
-        )
-    kept = {one.path: refusal for one in snapshots if (refusal := reason_not_owned(one, owner))}
-    own = sorted((one for one in snapshots if one.path not in kept), key=_order)
-    always = _protected(own)
-    staying = list(own)
+        raise UsageError("retention: no --keep rule", hint="add one, such as --keep-daily 7")
+    not_owned = {
+        item.path: (reason,) for item in snapshots if (reason := reason_not_owned(item, owner))
+    }
+    own = sorted((item for item in snapshots if item.path not in not_owned), key=_order)
+    protected = _protect(own)
+    kept = list(own)
     reasons: dict[Path, list[str]] = {}
-    # What goes may have stood between snapshots before and after a change of the clock; without it
-    # they may be in order, and are held to the rules together. So a second run finds nothing more.
+    # A removed snapshot may be the reason why two others are separated by a change of the clock.
+    # Repeat until nothing changes, so that a second run removes nothing more.
     while True:
-        reasons = {one.path: list(always.get(one.path, ())) for one in staying}
-        _apply(staying, policy, reasons)
-        remaining = [one for one in staying if reasons[one.path]]
-        if len(remaining) == len(staying):
+        reasons = {item.path: list(protected.get(item.path, ())) for item in kept}
+        _apply(kept, policy, reasons)
+        remaining = [item for item in kept if reasons[item.path]]
+        if len(remaining) == len(kept):
             break
-        staying = remaining
+        kept = remaining
     return RetentionPlan(
         tuple(
-            Decision(
-                one, (kept[one.path],) if one.path in kept else tuple(reasons.get(one.path, ()))
-            )
-            for one in snapshots
+            Decision(item, not_owned.get(item.path) or tuple(reasons.get(item.path, ())))
+            for item in snapshots
         ),
-        tuple((before.id, after.id) for before, after in _falls(own)),
+        tuple((before[-1].id, after[0].id) for before, after in itertools.pairwise(_runs(own))),
     )
 
 
 def subtract_span(moment: datetime, text: str) -> datetime:
-    """Go back from a moment by a span such as `1y6m`, `30d` or `36h`, in calendar months.
+    """Subtract a span such as `1y6m`, `30d` or `36h`, counting calendar months.
 
     Raises:
-        UsageError: The text is no span.
+        UsageError: The text is not a span.
     """
-    years, months, weeks, days, hours = _span(text)
+    years, months, weeks, days, hours = _parse_span(text)
     total = moment.year * 12 + moment.month - 1 - years * 12 - months
     if total < 12:
         return NO_DATE
@@ -160,12 +158,12 @@ def subtract_span(moment: datetime, text: str) -> datetime:
         return NO_DATE
 
 
-def _span(text: str) -> tuple[int, ...]:
+def _parse_span(text: str) -> tuple[int, ...]:
     match = _WITHIN.fullmatch(text)
     if not text or match is None:
         raise UsageError(
             f"--keep-within {text}: not a span of time",
-            hint="years, months, weeks, days, hours in this order: 30d, 1y6m, 2w, 36h",
+            hint="write years, months, weeks, days, hours in this order: 30d, 1y6m, 2w, 36h",
         )
     return tuple(int(number or 0) for number in match.groups())
 
@@ -174,20 +172,21 @@ def _order(snapshot: Snapshot) -> tuple[int, datetime, str]:
     return snapshot.sequence, snapshot.created_at, snapshot.id
 
 
-def _protected(own: Sequence[Snapshot]) -> dict[Path, list[str]]:
-    """Name what stays whatever the rules say."""
+def _protect(own: Sequence[Snapshot]) -> dict[Path, list[str]]:
+    """Return the reasons of the snapshots that are kept regardless of the rules."""
     reasons: dict[Path, list[str]] = {}
-    for name, ones in (
+    for name, candidates in (
         ("newest", own),
-        ("newest proved restorable", [one for one in own if one.proved_at]),
-        # Nightly runs that all lack a file, or find the database damaged, must not use up the good.
-        ("newest complete", [one for one in own if _is_sound(one)]),
+        ("newest proved restorable", [item for item in own if item.proved_at]),
+        # Nightly runs that all lack a file, or find damage, must not displace the good snapshots.
+        ("newest complete", [item for item in own if _is_sound(item)]),
     ):
-        if ones:
-            reasons.setdefault(ones[-1].path, []).append(name)
-        # One that was cut since is of no use: then the newest of those that were not stays too.
-        whole = [one for one in ones if not one.is_truncated]
-        if whole and ones[-1].is_truncated:
+        if not candidates:
+            continue
+        reasons.setdefault(candidates[-1].path, []).append(name)
+        # A truncated one is useless: keep the newest of the right size, too.
+        whole = [item for item in candidates if not item.is_truncated]
+        if whole and candidates[-1].is_truncated:
             reasons.setdefault(whole[-1].path, []).append(f"{name} of the right size")
     return reasons
 
@@ -196,56 +195,49 @@ def _is_sound(snapshot: Snapshot) -> bool:
     return snapshot.card.get("complete") is True and snapshot.card.get("sound", True) is True
 
 
-def _falls(own: Sequence[Snapshot]) -> Iterator[tuple[Snapshot, Snapshot]]:
-    """Give the neighbours between which a clock went back."""
-    for before, after in itertools.pairwise(own):
-        if after.created_at < before.created_at:
-            yield before, after
-
-
-def _stretches(own: Sequence[Snapshot]) -> Iterator[list[Snapshot]]:
-    """Cut what is in the order of the sequence where a clock went back."""
-    stretch: list[Snapshot] = []
-    for one in own:
-        if stretch and one.created_at < stretch[-1].created_at:
-            yield stretch
-            stretch = []
-        stretch.append(one)
-    if stretch:
-        yield stretch
+def _runs(own: Sequence[Snapshot]) -> Iterator[list[Snapshot]]:
+    """Split snapshots in sequence order where a clock was set back."""
+    run: list[Snapshot] = []
+    for snapshot in own:
+        if run and snapshot.created_at < run[-1].created_at:
+            yield run
+            run = []
+        run.append(snapshot)
+    if run:
+        yield run
 
 
 def _apply(own: Sequence[Snapshot], policy: Policy, reasons: Mapping[Path, list[str]]) -> None:
-    """Note for each snapshot the rules that keep it."""
-    for number, one in enumerate(reversed(own[-policy.last :] if policy.last else ()), start=1):
-        reasons[one.path].append(f"last {number}")
-    for stretch in _stretches(own):
-        newest_first = stretch[::-1]
+    """Add to each snapshot's reasons the rules that keep it."""
+    for number, item in enumerate(reversed(own[-policy.last :] if policy.last else ()), start=1):
+        reasons[item.path].append(f"last {number}")
+    for run in _runs(own):
+        newest_first = run[::-1]
         for rule, count in policy.periods.items():
             _apply_periods(newest_first, rule, count, reasons)
         if policy.within:
             oldest = subtract_span(newest_first[0].created_at, policy.within)
-            for one in newest_first:
-                if one.created_at > oldest:
-                    reasons[one.path].append(f"within {policy.within}")
-    for one in own:
-        for tag in one.tags:
+            for item in newest_first:
+                if item.created_at > oldest:
+                    reasons[item.path].append(f"within {policy.within}")
+    for item in own:
+        for tag in item.tags:
             if tag in policy.tags:
-                reasons[one.path].append(f"tag {tag}")
+                reasons[item.path].append(f"tag {tag}")
 
 
 def _apply_periods(
     newest_first: Sequence[Snapshot], rule: str, count: int, reasons: Mapping[Path, list[str]]
 ) -> None:
     last = ""
-    for one in newest_first:
+    for item in newest_first:
         if not count:
             return
-        period = PERIODS[rule](one.created_at)
+        period = PERIODS[rule](item.created_at)
         if period != last:
-            reasons[one.path].append(f"{rule} {period}")
-        elif one is newest_first[-1]:
-            reasons[one.path].append(f"{rule}, the oldest")
+            reasons[item.path].append(f"{rule} {period}")
+        elif item is newest_first[-1]:
+            reasons[item.path].append(f"{rule}, the oldest")
         else:
             continue
         last = period

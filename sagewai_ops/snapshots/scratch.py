@@ -1,6 +1,6 @@
-"""A directory to try things in: private, locked while its run lives, and gone afterwards.
+"""A private scratch directory, locked by its run and removed at its end.
 
-What a killed run leaves has a name that `catalog.sweep` knows.
+`catalog.sweep` removes what a killed run left.
 """
 
 import contextlib
@@ -16,35 +16,39 @@ from sagewai_ops.snapshots import catalog
 
 
 @contextlib.contextmanager
-def scratch_directory(directory: Path, noted_in: Path | None = None) -> Iterator[Path]:
-    """Make a private directory that is locked while this run lives, and removed in any case.
+def scratch_directory(directory: Path, link_directory: Path | None = None) -> Iterator[Path]:
+    """Create a scratch directory for the block.
 
     Args:
-        directory: Where; `catalog.sweep` removes there what a killed run left.
-        noted_in: Another directory that is swept: a link in it says where the scratch directory is.
-            Where it cannot be written, there is none.
+        directory: Where to create it.
+        link_directory: A snapshot directory that gets a link to it if writable, so that the next
+            run on the snapshots removes what a killed one left.
 
     Raises:
-        PermissionDeniedError, NoSpaceError, OpsError: The system refused.
+        PermissionDeniedError, NoSpaceError, OpsError: It cannot be created.
     """
     path = catalog.scratch_path(directory, datetime.now(timezone.utc))
-    note = None
-    if noted_in and noted_in != directory and os.access(noted_in, os.R_OK | os.W_OK):
-        note = noted_in / path.name
+    link = None
+    if (
+        link_directory
+        and link_directory != directory
+        and os.access(link_directory, os.R_OK | os.W_OK)
+    ):
+        link = link_directory / path.name
     with contextlib.ExitStack() as stack:
-        with uninterrupted(), contextlib.ExitStack() as making:
-            if note:
-                # Until the directory is there and locked, the link looks like a dead run's.
-                making.enter_context(locks.sweep_guard(note.parent))
-                stack.callback(_forget, note, path)
+        with uninterrupted(), contextlib.ExitStack() as creation:
+            if link:
+                # Until the directory exists and is locked, the link looks like a crashed run's.
+                creation.enter_context(locks.sweep_guard(link.parent))
+                stack.callback(_remove_link, link, path)
                 with contextlib.suppress(OSError):  # a file system without links
-                    note.symlink_to(path)
+                    link.symlink_to(path)
             stack.enter_context(locked_directory(path))
         yield path
 
 
-def _forget(note: Path, path: Path) -> None:
-    """Remove the link, unless it leads to what could not be removed."""
+def _remove_link(link: Path, path: Path) -> None:
+    """Remove the link, unless the scratch directory still exists."""
     if not os.path.lexists(path):
         with contextlib.suppress(OSError):
-            note.unlink()
+            link.unlink()

@@ -1,10 +1,10 @@
-"""The `.trash/` of a snapshot directory: keeps removed snapshots until the next successful prune.
+"""The `.trash/` of a snapshot directory keeps removed snapshots until the next successful prune.
 
-A snapshot is where its archive is: one rename takes it in or out. Its card follows on the way in
-and goes ahead on the way out, so after a crash between the two the card stands in the directory
-without its archive, and `settle` puts it to it. Nothing is ever overwritten.
+A snapshot is where its archive is: one rename moves it in or out. Its metadata file is moved after
+it on the way in and before it on the way out. A crash between the two leaves the metadata file in
+the directory without its archive, and `repair_trash` reunites them. Nothing is ever overwritten.
 
-Whoever calls these holds the directory (`locks.exclusive`).
+Callers hold the lock of the directory (`locks.exclusive`).
 """
 
 import contextlib
@@ -25,22 +25,22 @@ _CARD_SUFFIX = ".json"
 
 
 def trash_path(directory: Path) -> Path:
-    """Name the trash of a snapshot directory."""
+    """Return the path of the trash of a snapshot directory."""
     return directory / TRASH
 
 
 def list_trash(directory: Path) -> list[Snapshot]:
-    """List the snapshots that rest in the trash, oldest first; what is no directory has none."""
-    return list_snapshots(trash_path(directory)) if _is_there(directory) else []
+    """Return the snapshots in the trash, oldest first."""
+    return list_snapshots(trash_path(directory)) if _has_trash(directory) else []
 
 
 def repair_trash(directory: Path) -> None:
-    """Finish what a run that died left: a card beside its archive, none without one in the trash.
+    """Reunite archives and metadata files that a crash separated, and remove orphans in the trash.
 
     Raises:
-        OpsError: What has the name of the trash is no directory; the system refused.
+        OpsError: The trash cannot be read or changed.
     """
-    if not _is_there(directory):
+    if not _has_trash(directory):
         return
     trash = trash_path(directory)
     with translate_os_errors(trash):
@@ -50,7 +50,7 @@ def repair_trash(directory: Path) -> None:
                 if not os.path.lexists(directory / name):
                     _move_card(directory / name, trash / name)
             elif _archive_of(name) and _archive_of(name) not in names:
-                # Its archive was purged, or somebody moved that back by hand.
+                # Its archive was purged, or moved back by hand.
                 if os.path.lexists(directory / _archive_of(name)):
                     _move_card(trash / _archive_of(name), directory / _archive_of(name))
                 with contextlib.suppress(FileNotFoundError):
@@ -59,11 +59,11 @@ def repair_trash(directory: Path) -> None:
 
 
 def move_to_trash(directory: Path, snapshots: Iterable[Snapshot]) -> None:
-    """Move snapshots of a directory into its trash.
+    """Move snapshots of a directory to its trash.
 
     Raises:
-        TargetBusyError: Something of that name rests there already.
-        OpsError: The system refused; each snapshot is in the one place or the other.
+        TargetBusyError: An entry of that name is in the trash already.
+        OpsError: An entry cannot be moved; each snapshot is in the directory or in the trash.
     """
     trash = trash_path(directory)
     _require_directory(directory)
@@ -76,30 +76,29 @@ def move_to_trash(directory: Path, snapshots: Iterable[Snapshot]) -> None:
 
 
 def undelete(directory: Path, snapshots: Iterable[Snapshot]) -> None:
-    """Move snapshots from the trash back into their directory.
+    """Move snapshots from the trash back to their directory.
 
     Args:
-        snapshots: As `resting` gave them.
+        snapshots: From `list_trash`.
 
     Raises:
-        TargetBusyError: Something of that name is in the directory.
-        OpsError: The system refused; each snapshot is in the one place or the other.
+        TargetBusyError: An entry of that name is in the directory.
+        OpsError: An entry cannot be moved; each snapshot is in the directory or in the trash.
     """
     with translate_os_errors(directory):
         for snapshot in snapshots:
             target = directory / snapshot.path.name
-            if os.path.lexists(target):
-                raise _taken(target)
+            _require_absent(target)
             _move_card(snapshot.path, target)
             _move(snapshot.path, target)
         _sync(directory)
 
 
 def purge(directory: Path, snapshots: Iterable[Snapshot]) -> None:
-    """Remove snapshots that rest in the trash for ever.
+    """Remove snapshots in the trash permanently.
 
     Raises:
-        OpsError: The system refused.
+        OpsError: An entry cannot be removed.
     """
     with translate_os_errors(trash_path(directory)):
         for snapshot in snapshots:
@@ -110,25 +109,24 @@ def purge(directory: Path, snapshots: Iterable[Snapshot]) -> None:
 
 
 def _move(source: Path, target: Path) -> None:
-    if os.path.lexists(target):
-        raise _taken(target)
+    _require_absent(target)
     os.rename(source, target)
 
 
 def _move_card(archive: Path, target: Path) -> None:
-    """Move the card of an archive; one that is not there, or would overwrite one, is let be."""
+    """Move the metadata file of an archive, if it exists and overwrites no other."""
     if not os.path.lexists(card_path(target)):
         with contextlib.suppress(FileNotFoundError):
             os.rename(card_path(archive), card_path(target))
 
 
 def _archive_of(name: str) -> str:
-    """Name the archive that a card is of; "" for what has not the name of a card."""
+    """Return the name of the archive of a metadata file; "" for any other file name."""
     archive = name.removesuffix(_CARD_SUFFIX)
     return archive if archive != name and is_archive_name(archive) else ""
 
 
-def _is_there(directory: Path) -> bool:
+def _has_trash(directory: Path) -> bool:
     try:
         return stat.S_ISDIR(os.lstat(trash_path(directory)).st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -136,20 +134,19 @@ def _is_there(directory: Path) -> bool:
 
 
 def _require_directory(directory: Path) -> None:
-    if os.path.lexists(trash_path(directory)) and not _is_there(directory):
+    if os.path.lexists(trash_path(directory)) and not _has_trash(directory):
         raise OpsError(
             f"{trash_path(directory)}: not a directory",
-            hint=f"look: ls -la {shell_word(directory)}\nand move it away",
+            hint=f"ls -la {shell_word(directory)}  # and move it away",
         )
 
 
 def _sync(directory: Path) -> None:
-    if _is_there(directory):
+    if _has_trash(directory):
         atomic.sync_directory(trash_path(directory))
     atomic.sync_directory(directory)
 
 
-def _taken(path: Path) -> TargetBusyError:
-    return TargetBusyError(
-        f"{path}: is there already", hint=f"compare the two: ls -la {shell_word(path)}"
-    )
+def _require_absent(path: Path) -> None:
+    if os.path.lexists(path):
+        raise TargetBusyError(f"{path}: exists already", hint=f"ls -la {shell_word(path)}")

@@ -118,7 +118,7 @@ def test_an_ambiguous_prefix_exits_2_and_an_unknown_one_10(tmp_path: Path) -> No
     missing = call("snapshots", "verify", "/no/such.tar.zst")
 
     assert (ambiguous.code, unknown.code, missing.code) == (2, 10, 10)
-    assert "begins 2 ids" in ambiguous.err
+    assert "ambiguous, 2 ids" in ambiguous.err
 
 
 def test_show_tells_what_is_in_it_and_what_is_not(built: BuiltHome, archive: Path) -> None:
@@ -265,7 +265,7 @@ def test_a_path_that_is_not_in_it_exits_10_and_makes_nothing(archive: Path, tmp_
     answer = call("snapshots", "extract", archive, "config", "no/such", "--to", tmp_path / "out")
 
     assert answer.code == 10
-    assert "no/such is not in it" in answer.err
+    assert "no/such not found in it" in answer.err
     assert os.listdir(tmp_path) == []
 
 

@@ -9,7 +9,7 @@ from home_builder import build_home
 from sagewai_ops.backup.create import create_snapshot
 from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.home.paths import locate
-from sagewai_ops.restore.amend import organisation_id
+from sagewai_ops.restore.access import organisation_id
 from sagewai_ops.restore.plan import RestoreOptions
 from sagewai_ops.restore.restore import RestoreReport, restore
 

@@ -157,7 +157,7 @@ def test_file_that_stands_there_already_is_not_overwritten(tmp_path: Path) -> No
     (tmp_path / "out/config").mkdir(parents=True)
     (tmp_path / "out/config/admin-state.json").write_text("mine")
 
-    with pytest.raises(DamagedError, match="stands twice"):
+    with pytest.raises(DamagedError, match="conflicts with another"):
         _extract(write(tmp_path / "a.tar.zst", MEMBERS), tmp_path / "out")
 
     assert (tmp_path / "out/config/admin-state.json").read_text() == "mine"
@@ -171,7 +171,7 @@ def test_time_that_no_system_has_is_damage(
     """It is refused by name, not by a traceback."""
     archive = forge(tmp_path / "a.tar.zst", [(_entry("note", kind, **changes), b"")])
 
-    with pytest.raises(DamagedError, match="no system has"):
+    with pytest.raises(DamagedError, match="invalid time, owner or name"):
         _extract(archive, tmp_path / "out")
 
 
@@ -184,7 +184,7 @@ def test_names_of_our_own_are_refused(tmp_path: Path, path: str) -> None:
         members.insert(0, (_entry(directory, EntryType.DIRECTORY), b""))
     archive = forge(tmp_path / "a.tar.zst", members)
 
-    with pytest.raises(DamagedError, match="this program's own"):
+    with pytest.raises(DamagedError, match="reserved"):
         _extract(archive, tmp_path / "out")
 
     assert os.listdir(tmp_path / "out") == []

@@ -87,7 +87,7 @@ def test_nothing_kept_is_not_found(directory: Path) -> None:
     """A restore into an empty place keeps nothing, so there is nothing to undo."""
     bring_back(small_archive(directory / "a.tar.zst"), directory / "home")
 
-    with pytest.raises(NotFoundError, match="nothing kept"):
+    with pytest.raises(NotFoundError, match="no previous home"):
         undo_restore(locate(directory / "home", {}))
 
 

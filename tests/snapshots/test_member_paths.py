@@ -67,7 +67,7 @@ def test_document_whose_place_is_taken_stays_aside() -> None:
     assert found[member] == member
     assert found["config/connections.json"] == "config/connections.json"
     assert list(places.warnings(locate(Path("/h"), {}))) == [
-        f"/h/{member}: was /srv/c.json, the home had another file in its place"
+        f"/h/{member}: was /srv/c.json, the home has another file at its path"
     ]
 
 
@@ -118,9 +118,9 @@ def test_variable_that_is_set_at_the_target_is_warned_of() -> None:
     assert "/h/config/admin-state.json" in warning
 
 
-@pytest.mark.parametrize("external", [[], "x", 3, {"external/NOTHING": 1}, {"nowhere": "/x"}])
-def test_facts_that_lie_place_nothing(external: object) -> None:
-    """What is below external/ and unexplained belongs to the archive alone."""
+@pytest.mark.parametrize("external", [{}, {"external/NOTHING": "/x"}, {"nowhere": "/x"}])
+def test_wrong_facts_place_nothing(external: dict[str, str]) -> None:
+    """An unexplained member below external/ is not part of the home."""
     places, found = _places("external", "external/x", external=external)
 
     assert found == {"external": None, "external/x": None}
