@@ -1,15 +1,14 @@
-"""Databases of homes as an older Sagewai left them, made from the facts in `levels.json`."""
+"""Databases of homes as an older Sagewai left them, built from `sqlite_head.sql`."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 from pathlib import Path
 
-from sagewai_ops.schema import ddl
+from sagewai_ops.schema import sqlite_head
 from sagewai_ops.schema.revision_graph import revisions
-from sagewai_ops.schema.sqlite_revision import levels
-from sagewai_ops.schema.tables import metadata
 
 # NOT NULL with a default until the revision named: what an additive upgrade cannot take away.
 _STRICTER_BEFORE = {
@@ -26,37 +25,34 @@ def build(path: Path, revision: str) -> None:
         path: Must not exist.
         revision: The columns of it and of all revisions listed before it.
     """
-    steps = levels()["revisions"][: revisions().index(revision) + 1]
-    columns: dict[str, set[str]] = {}
-    for step in steps:
-        for table, names in step["adds"].items():
-            columns.setdefault(table, set()).update(names)
+    done = revisions()[: revisions().index(revision) + 1]
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("BEGIN")
-        for statement in _statements(columns, revision):
+        for statement in _statements(done):
             connection.execute(statement)
         connection.execute("COMMIT")
 
 
-def _statements(columns: dict[str, set[str]], revision: str) -> list[str]:
+def _statements(done: tuple[str, ...]) -> list[str]:
     statements = []
-    for table in metadata.sorted_tables:
-        if table.name not in columns:
+    for table in sqlite_head.tables().values():
+        columns = [column for column in table.columns.values() if column.revision in done]
+        if not columns:
             continue
         clauses = []
-        for column in table.columns:
-            if column.name in columns[table.name]:
-                clause = ddl.column_clause(column)
-                until = _STRICTER_BEFORE.get((table.name, column.name))
-                if until and revision < until:
-                    clause = f"{column.name} TEXT DEFAULT 'default' NOT NULL"
-                clauses.append(clause)
-        key = ", ".join(column.name for column in table.primary_key.columns)
-        statements.append(f"CREATE TABLE {table.name} ({', '.join(clauses)}, PRIMARY KEY ({key}))")
+        for column in columns:
+            until = _STRICTER_BEFORE.get((table.name, column.name))
+            is_stricter = until and until not in done
+            clauses.append(
+                f"{column.name} TEXT DEFAULT 'default' NOT NULL" if is_stricter else column.clause
+            )
+        clauses.append(f"PRIMARY KEY ({', '.join(table.key)})")
+        statements.append(f"CREATE TABLE {table.name} ({', '.join(clauses)})")
+        later = {column.name for column in table.columns.values()} - {c.name for c in columns}
         statements.extend(
-            ddl.create_index(index)
-            for index in ddl.indexes(table)
-            if all(column.name in columns[table.name] for column in index.columns)
+            statement
+            for statement in table.indexes.values()
+            if not later & set(re.findall(r"\w+", statement.partition(" ON ")[2]))
         )
     return statements

@@ -14,7 +14,7 @@ from sagewai_ops.fs import atomic
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.removal import remove_tree
 from sagewai_ops.process.signals import uninterrupted
-from sagewai_ops.schema import ddl
+from sagewai_ops.schema import sqlite_head
 from sagewai_ops.text import shell_word
 
 # Where there are no hard links (FAT, some network shares), the file is renamed into place.
@@ -56,7 +56,7 @@ def _fill(file: Path, shown: Path) -> None:
         with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("BEGIN IMMEDIATE")
-            for statement in ddl.create_all():
+            for statement in sqlite_head.statements():
                 connection.execute(statement)
             connection.execute("COMMIT")
             # Closing does the same, but keeps to itself that it failed: the tables would be lost

@@ -1,7 +1,7 @@
 """What the tables of an SQLite database are, read from the database itself.
 
 Both a home's tables and the expected ones are read by the same code, so what differs is real. The
-order of columns does not count: an added column stands last. Only `expected` loads SQLAlchemy.
+order of columns does not count: an added column is last.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+
+from sagewai_ops.schema import sqlite_head
 
 # Strings, quoted names and comments are kept whole; everything else is a word or a sign.
 _TOKENS = re.compile(
@@ -80,13 +82,10 @@ class Table:
 @functools.cache
 def expected() -> Mapping[str, Table]:
     """Read the tables of a fresh home, built in memory."""
-    from sagewai_ops.schema import ddl
-    from sagewai_ops.schema.sqlite_revision import expected as names
-
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
-        for statement in ddl.create_all():
+        for statement in sqlite_head.statements():
             connection.execute(statement)
-        return read_tables(connection, names())
+        return read_tables(connection, sqlite_head.tables())
 
 
 def read_tables(connection: sqlite3.Connection, names: Iterable[str]) -> dict[str, Table]:

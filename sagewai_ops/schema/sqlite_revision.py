@@ -1,25 +1,27 @@
-"""At which revision a home's database stands, read from its tables alone.
+"""The revision of a home's SQLite database, determined from its tables and columns.
 
-SQLite homes carry no version: Sagewai adds what it misses at its start and writes nothing down, so
-the level is the newest revision whose tables and columns are all there. Revisions that change only
-PostgreSQL (the merge, a NOT NULL dropped) are taken as reached with the one before. This module
-loads no SQLAlchemy: backup, restore and status ask it.
+A home's database stores no revision: Sagewai adds missing columns when it starts. The level is the
+newest revision all of whose tables and columns exist. Revisions that change only PostgreSQL (the
+merge, a dropped NOT NULL) count as reached with the one before. No SQLAlchemy is loaded, because
+backup, restore and status use this.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import re
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
-from typing import Literal, TypedDict
+from typing import Literal
+
+from sagewai_ops.schema import postgres_head, sqlite_head
+from sagewai_ops.schema.revision_graph import parents, revisions
 
 State = Literal["current", "behind", "ahead", "unknown", "empty"]
 
-# Tables that a virtual table keeps its content in, by the part of their name that follows its own.
-# sqlite-vec 0.1 (vec0) and SQLite's own modules; of any other module, every name that it starts.
+# The shadow tables of a virtual table, by the suffix of their name: of sqlite-vec 0.1 (vec0) and
+# SQLite's own modules. Of other modules, every table whose name begins with the virtual table's.
 _SHADOWS = {
     "vec0": r"info|chunks|rowids|auxiliary|(vector_|metadata|rescore_|ivf_|diskann_)\w+\d\d",
     "fts3": r"content|segments|segdir|docsize|stat",
@@ -34,35 +36,19 @@ _MODULE = re.compile(
 )
 
 
-class Step(TypedDict):
-    """One revision: its parents, and the columns by table that a home has from there on."""
-
-    id: str
-    after: list[str]
-    adds: dict[str, list[str]]
-
-
-class Levels(TypedDict):
-    """What `levels.json` holds."""
-
-    revisions: list[Step]
-    keys: dict[str, list[str]]
-    postgres_only: dict[str, list[str]]
-
-
 @dataclass(frozen=True, slots=True)
 class Level:
-    """Where a database stands.
+    """The level of a database.
 
     Attributes:
-        revision: The newest revision that is there whole; empty when not even the first is.
-        state: `behind` lacks something that an upgrade adds; `ahead` has columns of a later
-            Sagewai; `unknown` lacks some and has others, or lacks a key; `empty` has none of our
-            tables.
-        missing: `table` or `table.column`, in the order in which the revisions brought them.
-        extra_columns: `table.column` of tables that are ours and columns that are not.
-        unknown_tables: The user's own.
-        virtual_tables: Such as `vec_learnings`; what they keep their content in is not listed.
+        revision: The newest complete revision; empty if not even the first is complete.
+        state: `behind` misses something that an upgrade adds; `ahead` has columns of a later
+            Sagewai; `unknown` misses some columns and has others, or misses a key; `empty` has no
+            table of Sagewai's.
+        missing: `table` or `table.column`, in the order of the revisions.
+        extra_columns: `table.column`, unknown columns of Sagewai's tables.
+        unknown_tables: The user's own tables.
+        virtual_tables: Such as `vec_learnings`, without their shadow tables.
     """
 
     revision: str
@@ -74,49 +60,35 @@ class Level:
 
 
 @functools.cache
-def levels() -> Levels:
-    """Read the facts: which revision brought which columns, which columns are keys."""
-    content = resources.files("sagewai_ops.schema").joinpath("levels.json").read_text("utf-8")
-    facts: Levels = json.loads(content)
-    return facts
-
-
-@functools.cache
-def expected() -> dict[str, tuple[str, ...]]:
-    """List the columns of every table of a home at HEAD, in the order in which they came."""
-    columns: dict[str, tuple[str, ...]] = {}
-    for step in levels()["revisions"]:
-        for table, names in step["adds"].items():
-            columns[table] = columns.get(table, ()) + tuple(names)
-    return columns
+def _additions() -> tuple[tuple[str, dict[str, list[str]]], ...]:
+    """Return the columns by table that each revision added, oldest first."""
+    additions: dict[str, dict[str, list[str]]] = {revision: {} for revision in revisions()}
+    for table in sqlite_head.tables().values():
+        for column in table.columns.values():
+            additions[column.revision].setdefault(table.name, []).append(column.name)
+    return tuple(additions.items())
 
 
 def read_level(connection: sqlite3.Connection) -> Level:
-    """Find where a database stands; it is only read.
+    """Determine the level of a database, which is only read.
 
     Raises:
         sqlite3.Error: The file is not a database, is damaged, or is locked.
     """
     tables, virtual = _tables(connection)
-    known = expected()
+    known = sqlite_head.tables()
     present = {table: _columns(connection, table) for table in tables if table in known}
     unknown = tuple(sorted(table for table in tables if table not in known))
     if not present:
         return Level("", "empty", unknown_tables=unknown, virtual_tables=virtual)
     missing = _missing(present)
-    elsewhere = levels()["postgres_only"]
-    extra = tuple(
-        f"{table}.{column}"
-        for table in sorted(present)
-        for column in present[table]
-        if column not in known[table] and column not in elsewhere.get(table, ())
-    )
-    keyless = any(
-        column not in present[table] for table in present for column in levels()["keys"][table]
+    extra = tuple(_extra(present))
+    has_no_key = any(
+        column not in columns for table, columns in present.items() for column in known[table].key
     )
     return Level(
-        _reached(missing),
-        _state(missing, extra, keyless=keyless),
+        _newest(missing),
+        _state(missing, extra, has_no_key=has_no_key),
         missing,
         extra,
         unknown,
@@ -124,8 +96,8 @@ def read_level(connection: sqlite3.Connection) -> Level:
     )
 
 
-def _state(missing: tuple[str, ...], extra: tuple[str, ...], *, keyless: bool) -> State:
-    if keyless or (missing and extra):
+def _state(missing: tuple[str, ...], extra: tuple[str, ...], *, has_no_key: bool) -> State:
+    if has_no_key or (missing and extra):
         return "unknown"
     if missing:
         return "behind"
@@ -134,8 +106,8 @@ def _state(missing: tuple[str, ...], extra: tuple[str, ...], *, keyless: bool) -
 
 def _missing(present: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
     missing: dict[str, None] = {}
-    for step in levels()["revisions"]:
-        for table, columns in step["adds"].items():
+    for _revision, additions in _additions():
+        for table, columns in additions.items():
             if table not in present:
                 missing[table] = None
                 continue
@@ -145,27 +117,38 @@ def _missing(present: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
     return tuple(missing)
 
 
-def _reached(missing: tuple[str, ...]) -> str:
-    """Find the last revision that is whole and all of whose ancestors are."""
-    lacking = set(missing)
-    whole: set[str] = set()
-    reached = ""
-    for step in levels()["revisions"]:
-        if not whole.issuperset(step["after"]):
+def _extra(present: dict[str, tuple[str, ...]]) -> Iterator[str]:
+    """Yield the columns that neither a home nor PostgreSQL has at the head."""
+    for table, columns in sorted(present.items()):
+        for column in columns:
+            if (
+                column not in sqlite_head.tables()[table].columns
+                and column not in postgres_head.head()["tables"][table]["columns"]
+            ):
+                yield f"{table}.{column}"
+
+
+def _newest(missing: tuple[str, ...]) -> str:
+    """Return the newest revision that is complete and whose ancestors all are."""
+    absent = set(missing)
+    complete: set[str] = set()
+    newest = ""
+    for revision, additions in _additions():
+        if not complete.issuperset(parents()[revision]):
             continue
         if any(
-            table in lacking or f"{table}.{column}" in lacking
-            for table, columns in step["adds"].items()
+            table in absent or f"{table}.{column}" in absent
+            for table, columns in additions.items()
             for column in columns
         ):
             continue
-        whole.add(step["id"])
-        reached = step["id"]
-    return reached
+        complete.add(revision)
+        newest = revision
+    return newest
 
 
 def _tables(connection: sqlite3.Connection) -> tuple[list[str], tuple[str, ...]]:
-    """List the plain tables and the virtual ones, without SQLite's own and the shadows."""
+    """Return the ordinary and the virtual tables, without SQLite's own and shadow tables."""
     plain: list[str] = []
     modules: dict[str, str] = {}
     for name, definition in connection.execute(

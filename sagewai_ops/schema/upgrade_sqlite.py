@@ -16,7 +16,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sagewai_ops.database.sqlite.integrity import count_rows
 from sagewai_ops.database.sqlite.online_copy import attribute_damage, copy_database
@@ -26,13 +25,10 @@ from sagewai_ops.errors import DifferenceError, SchemaAheadError
 from sagewai_ops.fs.tempdirs import working_directory
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.progress import Progress
-from sagewai_ops.schema import ddl
+from sagewai_ops.schema import sqlite_head
 from sagewai_ops.schema.drift import Drift, find_drift
 from sagewai_ops.schema.revision_graph import HEAD
-from sagewai_ops.schema.sqlite_revision import Level, expected, read_level
-
-if TYPE_CHECKING:
-    from sqlalchemy import Column, Table
+from sagewai_ops.schema.sqlite_revision import Level, read_level
 
 REHEARSALS = f"{OWN_PREFIX}rehearsal-"
 
@@ -208,39 +204,38 @@ def check_level(level: Level, path: Path) -> None:
 
 
 def _plan(connection: sqlite3.Connection) -> tuple[Addition, ...]:
-    """List the additions: tables first, then columns, then indexes, which need both."""
-    from sagewai_ops.schema.tables import metadata
-
+    """Return the additions: tables first, then columns, then indexes, which need both."""
     drift = [item for item in find_drift(connection) if item.is_mended]
     missing = {item.table for item in drift if item.kind == "missing-table"}
     tables, columns, indexes = [], [], []
-    for table in metadata.sorted_tables:
+    for table in sqlite_head.tables().values():
         if table.name in missing:
-            tables.append(Addition("table", table.name, ddl.create_table(table)))
-            names = {str(index.name) for index in table.indexes}
+            tables.append(Addition("table", table.name, table.statement))
+            names = set(table.indexes)
         else:
-            mine = [item for item in drift if item.table == table.name]
-            names = {item.name for item in mine if item.kind == "missing-index"}
-            added = {item.name for item in mine if item.kind == "missing-column"}
-            columns += [_column(table, column) for column in table.columns if column.name in added]
+            items = [item for item in drift if item.table == table.name]
+            names = {item.name for item in items if item.kind == "missing-index"}
+            added = {item.name for item in items if item.kind == "missing-column"}
+            columns += [
+                _column(table.name, column)
+                for column in table.columns.values()
+                if column.name in added
+            ]
         indexes += [
-            Addition("index", f"{table.name}.{index.name}", ddl.create_index(index))
-            for index in ddl.indexes(table)
-            if str(index.name) in names
+            Addition("index", f"{table.name}.{name}", statement)
+            for name, statement in table.indexes.items()
+            if name in names
         ]
     return (*tables, *columns, *indexes)
 
 
-def _column(table: Table, column: Column[object]) -> Addition:
-    from sqlalchemy.dialects import sqlite
-
-    alter = f"ALTER TABLE {quoted(table.name)} ADD COLUMN"
-    kind = column.type.compile(dialect=sqlite.dialect())
+def _column(table: str, column: sqlite_head.Column) -> Addition:
+    alter = f"ALTER TABLE {quoted(table)} ADD COLUMN"
     return Addition(
         "column",
-        f"{table.name}.{column.name}",
-        f"{alter} {ddl.column_clause(column)}",
-        f"{alter} {quoted(column.name)} {kind}",
+        f"{table}.{column.name}",
+        f"{alter} {column.clause}",
+        f"{alter} {quoted(column.name)} {column.type}",
     )
 
 
@@ -301,7 +296,7 @@ def _count_dangling(connection: sqlite3.Connection) -> int:
     """Count the rows of Sagewai's tables that refer to a row that is not there."""
     total = 0
     names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-    for table in names & expected().keys():
+    for table in names & sqlite_head.tables().keys():
         try:
             rows = connection.execute(f"PRAGMA foreign_key_check({quoted(table)})")
             total += sum(1 for _ in rows)

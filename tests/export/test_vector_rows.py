@@ -18,7 +18,7 @@ from sagewai_ops.database.sqlite.vectors import VectorRow, load_extension, read_
 from sagewai_ops.errors import DifferenceError, TargetBusyError, UsageError
 from sagewai_ops.export.learnings import learnings, memory_facts, neighbours
 from sagewai_ops.home.paths import Home
-from sagewai_ops.schema.sqlite_revision import expected
+from sagewai_ops.schema import sqlite_head
 from targets import at_head, counts_of, exported, home_with, state_of
 
 SLOT = struct.Struct("<I12s")  # a text of vec0: its length in bytes, and its beginning
@@ -49,7 +49,7 @@ def _home(directory: Path, **vectors: Any) -> Home:
     """Build a home with learnings and nothing else in its database: the rest has its own tests."""
 
     def empty(connection: sqlite3.Connection) -> None:
-        for table in expected():
+        for table in sqlite_head.tables():
             connection.execute(f"DELETE FROM {table}")
 
     return home_with(directory / "home", empty, rows=1, **vectors)

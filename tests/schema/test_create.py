@@ -12,7 +12,7 @@ import pytest
 
 import schema_catalogs
 from sagewai_ops.errors import OpsError, TargetBusyError
-from sagewai_ops.schema import ddl
+from sagewai_ops.schema import sqlite_head
 from sagewai_ops.schema.create import create_database
 from sagewai_ops.schema.revision_graph import HEAD
 from sagewai_ops.schema.sqlite_revision import Level, read_level
@@ -66,13 +66,13 @@ def test_name_taken_meanwhile_is_not_replaced(
 ) -> None:
     """A database that another program makes while ours is built is kept."""
     path = tmp_path / "sagewai.db"
-    statements = ddl.create_all()
+    statements = sqlite_head.statements()
 
     def taken() -> tuple[str, ...]:
         path.write_bytes(b"theirs")
         return statements
 
-    monkeypatch.setattr(ddl, "create_all", taken)
+    monkeypatch.setattr(sqlite_head, "statements", taken)
 
     with pytest.raises(TargetBusyError):
         create_database(path)
@@ -99,7 +99,7 @@ def test_file_system_without_hard_links_is_served(
 def test_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A statement that fails names the database and leaves the directory empty."""
     monkeypatch.setattr(
-        ddl, "create_all", lambda: ("CREATE TABLE org (id)", "CREATE TABLE org (id)")
+        sqlite_head, "statements", lambda: ("CREATE TABLE org (id)", "CREATE TABLE org (id)")
     )
 
     with pytest.raises(OpsError, match=r"sagewai\.db: cannot be built"):

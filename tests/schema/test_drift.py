@@ -8,16 +8,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from sagewai_ops.schema import ddl, sqlite_catalog
+from sagewai_ops.schema import sqlite_catalog, sqlite_head
 from sagewai_ops.schema.drift import find_drift
-from sagewai_ops.schema.tables import metadata
 
 
 @pytest.fixture
 def fresh() -> Iterator[sqlite3.Connection]:
     """A database in memory with the schema of a fresh home."""
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
-        for statement in ddl.create_all():
+        for statement in sqlite_head.statements():
             connection.execute(statement)
         yield connection
 
@@ -33,15 +32,15 @@ def test_fresh_home_has_no_drift(fresh: sqlite3.Connection) -> None:
 @pytest.mark.parametrize(
     ("table", "old", "new", "shown"),
     [
-        ("workers", "\tpool TEXT DEFAULT 'default' NOT NULL, \n", "", "missing column"),
+        ("workers", "  pool TEXT DEFAULT 'default' NOT NULL,\n", "", "missing column"),
         ("workers", "pool TEXT", "pool VARCHAR(9)", "pool: type, a fresh home has TEXT, found"),
-        ("workers", "\tstatus TEXT DEFAULT 'active' NOT NULL", "\tstatus TEXT DEFAULT 'active'",
+        ("workers", "  status TEXT DEFAULT 'active' NOT NULL", "  status TEXT DEFAULT 'active'",
          "status: missing not null, a fresh home has NOT NULL"),
         ("workers", "project_id TEXT", "project_id TEXT NOT NULL", "project_id: extra not null"),
         ("workers", "DEFAULT 'active'", "DEFAULT 'idle'",
          "default, a fresh home has 'active', found 'idle'"),
         ("workers", "DEFAULT 'active'", "", "default, a fresh home has 'active', found none"),
-        ("workers", "\torg_id TEXT", "\torg_id TEXT, region TEXT", "region: extra column, found"),
+        ("workers", "  org_id TEXT", "  org_id TEXT, region TEXT", "region: extra column, found"),
         ("rate_limits", "PRIMARY KEY (bucket_key, window_start)", "PRIMARY KEY (bucket_key)",
          "window_start: primary key, a fresh home has place 2, found none"),
         ("fleet_tasks", f"CONSTRAINT ck_fleet_tasks_status CHECK ({STATUS})",
@@ -61,7 +60,7 @@ def test_difference_is_told(
     fresh: sqlite3.Connection, table: str, old: str, new: str, shown: str
 ) -> None:
     """Every part of a table's DDL is compared, and the line says both sides."""
-    definition = ddl.create_table(metadata.tables[table])
+    definition = sqlite_head.tables()[table].statement
     assert old in definition
     fresh.execute(f"DROP TABLE {table}")
     fresh.execute(definition.replace(old, new))
@@ -103,11 +102,11 @@ def test_order_of_columns_and_the_users_own_indexes_are_no_drift(
 ) -> None:
     """An upgraded home has the same columns in another order, and may be indexed better."""
     fresh.execute("DROP TABLE agent")
-    columns = list(reversed(ddl.create_table(metadata.tables["agent"]).splitlines()[1:-2]))
+    columns = list(reversed(sqlite_head.tables()["agent"].statement.splitlines()[1:-2]))
     key = "PRIMARY KEY (id)"
     fresh.execute(f"CREATE TABLE agent ({''.join(columns)} {key})")
-    for index in ddl.indexes(metadata.tables["agent"]):
-        fresh.execute(ddl.create_index(index))
+    for statement in sqlite_head.tables()["agent"].indexes.values():
+        fresh.execute(statement)
     fresh.execute("CREATE INDEX my_own ON agent (created_at)")
 
     assert find_drift(fresh) == ()

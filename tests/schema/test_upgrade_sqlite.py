@@ -386,10 +386,10 @@ def test_kill_in_the_middle_changes_nothing(old: Path) -> None:
     code = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from sagewai_ops.schema import upgrade\n"
+        "from sagewai_ops.schema import upgrade_sqlite\n"
         "def told(stage, done, total):\n"
         "    if done == total // 2: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "upgrade.upgrade_database(Path(sys.argv[1]), progress=told)\n"
+        "upgrade_sqlite.upgrade_database(Path(sys.argv[1]), progress=told)\n"
     )
 
     killed = subprocess.run([sys.executable, "-c", code, str(old)], check=False, timeout=60)

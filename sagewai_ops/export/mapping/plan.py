@@ -18,7 +18,8 @@ from sagewai_ops.database.sqlite.vec0 import vector_tables
 from sagewai_ops.export.convert.batch import Target, Type
 from sagewai_ops.export.mapping.findings import Finding
 from sagewai_ops.export.mapping.target_catalog import VERSION_TABLE, TargetTable, read_defaults
-from sagewai_ops.schema.sqlite_revision import expected, read_level
+from sagewai_ops.schema import sqlite_head
+from sagewai_ops.schema.sqlite_revision import read_level
 
 if TYPE_CHECKING:
     import asyncpg
@@ -131,7 +132,10 @@ async def make_plan(
     """
     level = read_level(source)
     draft = _Draft()
-    present = [*(name for name in expected() if _exists(source, name)), *level.unknown_tables]
+    present = [
+        *(name for name in sqlite_head.tables() if _exists(source, name)),
+        *level.unknown_tables,
+    ]
     for name in present:
         rows = _count(source, name)
         if name == VERSION_TABLE:
