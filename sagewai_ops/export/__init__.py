@@ -1,1 +1,1 @@
-"""Move the database of a home from SQLite to PostgreSQL."""
+"""Export the database of a home from SQLite to PostgreSQL."""

@@ -28,11 +28,11 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.export.compare.audit_chain import AUDIT_TABLE
 from sagewai_ops.export.learnings import learnings
-from sagewai_ops.export.load import RefusedByServerError, fill
+from sagewai_ops.export.load import RefusedByServerError, load_tables
 from sagewai_ops.export.mapping.findings import Finding
 from sagewai_ops.export.mapping.plan import Plan, make_plan
 from sagewai_ops.export.mapping.source_rows import opened_copy
-from sagewai_ops.export.pipeline.sender import Reader, reading
+from sagewai_ops.export.pipeline.sender import Worker, start_workers
 from sagewai_ops.export.report import (
     Report,
     TableReport,
@@ -147,7 +147,7 @@ async def _export(work: _Work) -> None:
     whole = True
     async with (
         _copying(work.home.database, work.copy, work.progress) as copied,
-        reading(work.copy, helpers) as hands,
+        start_workers(work.copy, helpers) as workers,
     ):
         try:
             async with opened(work.url, purpose) as session:
@@ -159,9 +159,9 @@ async def _export(work: _Work) -> None:
                 if purpose == PLAN:
                     await _look(work, plan, session)
                 elif purpose == VERIFY:
-                    await _verify(work, plan, session, hands)
+                    await _verify(work, plan, session, workers)
                 else:
-                    whole = await _move(work, plan, session, hands)
+                    whole = await _move(work, plan, session, workers)
                     report.cut_over = _cut_over(work) if session.keep else ()
             if not whole:
                 await _explain(work)
@@ -182,14 +182,14 @@ async def _export(work: _Work) -> None:
             report.committed = session is not None and session.committed
 
 
-async def _move(work: _Work, plan: Plan, session: Session, hands: tuple[Reader, ...]) -> bool:
+async def _move(work: _Work, plan: Plan, session: Session, workers: tuple[Worker, ...]) -> bool:
     """Send everything, or nothing.
 
     Returns:
         False where it ended at a value, so that there may be more to find than is in the report.
     """
     report, options = work.report, work.options
-    reader, comparer = hands[0], hands[1] if options.compare else None
+    reader, comparer = workers[0], workers[1] if options.compare else None
     if options.policy != FAIL:
         plan = await _settle(work, plan, session)
         if report.open_findings:
@@ -202,7 +202,7 @@ async def _move(work: _Work, plan: Plan, session: Session, hands: tuple[Reader, 
         report.findings = report.open_findings = await _find(work, plan, session)
         if report.open_findings:
             return True
-    await fill(session, reader, comparer, plan, report, work.progress)
+    await load_tables(session, reader, comparer, plan, report, work.progress)
     if report.open_findings:
         return options.policy != FAIL
     with _timed(report, "learnings"):
@@ -268,7 +268,7 @@ async def _look(work: _Work, plan: Plan, session: Session) -> None:
     report.estimate_seconds = report.stages["check"] * MOVE_PER_LOOK
 
 
-async def _verify(work: _Work, plan: Plan, session: Session, hands: tuple[Reader, ...]) -> None:
+async def _verify(work: _Work, plan: Plan, session: Session, workers: tuple[Worker, ...]) -> None:
     report = work.report
     report.findings = plan.findings
     if work.options.policy != FAIL:
@@ -277,7 +277,7 @@ async def _verify(work: _Work, plan: Plan, session: Session, hands: tuple[Reader
         report.open_findings = ()
     choice = work.options.learnings
     report.learnings = await learnings.verify(work.copy, choice, session.connection)
-    (comparer,) = hands
+    (comparer,) = workers
     await comparer.begin(plan, stream=False)
     await verify(session, comparer, plan, report, work.progress)
 

@@ -1,19 +1,24 @@
-"""Filling the target inside its transaction: rows, indexes, references, sequences, comparison."""
+"""Load the target inside its transaction: rows, indexes, references, sequences, comparison."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.errors import DifferenceError
 from sagewai_ops.export.compare.rows import Result
 from sagewai_ops.export.mapping.plan import Plan
-from sagewai_ops.export.pipeline.comparer import Comparison, comparing
-from sagewai_ops.export.pipeline.deferred_indexes import WORTHWHILE_ROWS, Aside, set_aside
-from sagewai_ops.export.pipeline.sender import Reader, send_tables
+from sagewai_ops.export.pipeline.comparer import Comparison, open_comparison
+from sagewai_ops.export.pipeline.deferred_indexes import (
+    DEFERRED_ROWS,
+    DeferredIndexes,
+    drop_indexes,
+)
+from sagewai_ops.export.pipeline.sender import Worker, send_tables
 from sagewai_ops.export.report import Report
 from sagewai_ops.export.sequences import set_sequences
 from sagewai_ops.export.target_session import Session
@@ -23,15 +28,15 @@ if TYPE_CHECKING:
     import asyncpg
 
 INDEX_MEMORY = "64MB"  # of the server, for sorting a table's keys while an index is built
-# Of the planner's statistics: 3,000 rows of each table instead of 30,000. Autovacuum, which counts
-# an ANALYZE of some columns as none, makes the full ones soon.
+# For the planner's statistics: 3,000 rows of each table instead of 30,000. Autovacuum does not
+# count an ANALYZE of some columns and runs a full one soon.
 STATISTICS_TARGET = 10
-# Classes of SQLSTATE that are about rows: data, integrity, limits, a trigger of somebody's own that
-# refuses them; PostgreSQL manual, appendix A.
-_ABOUT_ROWS = ("22", "23", "54", "P0")
-_DOUBLED = "23505"  # unique_violation
-# Whether nothing can change rows of a table that is filled already while the next ones are.
-_STAYS = """
+# Classes of SQLSTATE that concern rows: data, integrity, limits, an exception in a user's trigger;
+# PostgreSQL manual, appendix A.
+_ROW_CLASSES = ("22", "23", "54", "P0")
+_UNIQUE_VIOLATION = "23505"
+# Whether no trigger can change the rows of a loaded table while other tables are loaded.
+_NO_TRIGGERS = """
 SELECT NOT EXISTS (SELECT 1 FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
                    WHERE NOT t.tgisinternal AND c.relnamespace = current_schema()::regnamespace)
    AND NOT EXISTS (SELECT 1 FROM pg_event_trigger WHERE evtenabled <> 'D')
@@ -40,7 +45,7 @@ _COPYING = re.compile(r"^COPY (\w+), line ", re.MULTILINE)
 
 
 class RefusedByServerError(Exception):
-    """The server did not take a row; its transaction is gone.
+    """The server refused a row; the transaction is aborted.
 
     Args:
         error: Of asyncpg.
@@ -51,48 +56,48 @@ class RefusedByServerError(Exception):
         self.table = str(error.table_name or (copying[1] if copying else ""))
         self.constraint = str(error.constraint_name or error.column_name or "")
         self.message = str(error.args[0] if error.args else error).splitlines()[0]
-        if error.sqlstate == _DOUBLED and error.detail:
-            self.message += f": {error.detail}"  # which key; of other rows it would be all columns
+        if error.sqlstate == _UNIQUE_VIOLATION and error.detail:
+            self.message += f": {error.detail}"  # the key; for other errors it is the whole row
         super().__init__(self.message)
 
 
-async def fill(
+async def load_tables(
     session: Session,
-    reader: Reader,
-    comparer: Reader | None,
+    reader: Worker,
+    comparer: Worker | None,
     plan: Plan,
     report: Report,
     progress: Progress | None,
 ) -> None:
-    """Send everything and compare it; with findings in the report, the caller rolls back.
+    """Send all tables and compare them; if the report has findings, the caller rolls back.
 
     Args:
         reader: Encodes the tables of the plan.
-        comparer: Compares them; None to leave the comparison out.
+        comparer: Compares them; None omits the comparison.
 
     Raises:
-        DifferenceError: The target is not the same as its source.
+        DifferenceError: The target differs from its source.
         RefusedByServerError: The server refused rows.
     """
     import asyncpg
 
     try:
         if comparer is None:
-            await _fill(session, reader, None, plan, report, progress)
+            await _load(session, reader, None, plan, report, progress)
         else:
-            async with comparing(
+            async with open_comparison(
                 session.connection, comparer, plan, progress=progress
             ) as comparison:
-                await _fill(session, reader, comparison, plan, report, progress)
+                await _load(session, reader, comparison, plan, report, progress)
     except asyncpg.PostgresError as error:
-        if str(error.sqlstate)[:2] not in _ABOUT_ROWS:
+        if str(error.sqlstate)[:2] not in _ROW_CLASSES:
             raise
         raise RefusedByServerError(error) from error
 
 
-async def _fill(
+async def _load(
     session: Session,
-    reader: Reader,
+    reader: Worker,
     comparison: Comparison | None,
     plan: Plan,
     report: Report,
@@ -101,17 +106,17 @@ async def _fill(
     connection = session.connection
     started = time.monotonic()
     await connection.execute(f"SET LOCAL maintenance_work_mem = '{INDEX_MEMORY}'")
-    aside = await _make_room(session, plan)
-    renewed = await _truncated(session, plan)
-    # A trigger may change what was compared already: then all comes back when all is there.
-    at_once = comparison is not None and await connection.fetchval(_STAYS)
+    deferred = await _defer_indexes(session, plan)
+    truncated = await _truncate_large(session, plan)
+    # A trigger may change rows that were compared: then all are read back after the last table.
+    at_once = comparison is not None and await connection.fetchval(_NO_TRIGGERS)
     sent = await send_tables(
         connection,
         reader,
         plan,
-        aside,
-        renewed,
-        stored=comparison.read_back if comparison and at_once else None,
+        deferred,
+        truncated,
+        after_rows=comparison.read_back if comparison and at_once else None,
         progress=progress,
     )
     report.findings = (*report.findings, *sent.findings)
@@ -125,7 +130,7 @@ async def _fill(
     if sent.findings:
         return
     started = time.monotonic()
-    for statement in aside.foreign_keys:
+    for statement in deferred.foreign_keys:
         await connection.execute(statement)
     report.sequences = await set_sequences(connection, plan, session.tables)
     report.stages["constraints"] = time.monotonic() - started
@@ -134,72 +139,74 @@ async def _fill(
         if not at_once:
             for planned in plan.tables:
                 await comparison.read_back(planned)
-        # The server has nothing to do with what is left to compare.
-        await asyncio.gather(comparison.settle(), _analyze(session, plan))
-        results = await comparison.results()
-        for result in results:
-            by_name[result.table].compared = result
-        known = sum(each.count for each in report.findings if each.kind == "audit-hash")
-        check_same(results, known, "nothing was changed")
+        # The remaining blocks are compared without the server.
+        await asyncio.gather(comparison.finish(), _analyze(session, plan))
+        await check_results(comparison, report, "nothing was changed")
     else:
         await _analyze(session, plan)
     report.stages["compare"] = time.monotonic() - started
 
 
-def check_same(results: list[Result], known_broken: int, outcome: str) -> None:
-    """Refuse a target that is not the same as its source.
+async def check_results(
+    comparison: Comparison, report: Report, outcome: str, *, others: Iterable[Result] = ()
+) -> None:
+    """Add the results of a comparison to the report, and refuse a target that differs.
 
     Args:
-        known_broken: Audit events whose hash is known not to survive.
-        outcome: What that means for the target.
+        outcome: The state of the target, for the message.
+        others: Results for tables that are not in the plan.
 
     Raises:
         DifferenceError: With the first table that differs, and its first row.
     """
+    by_name = {table.name: table for table in report.tables}
+    results = await comparison.results()
     for result in results:
+        by_name[result.table].compared = result
+    known_broken = sum(each.count for each in report.findings if each.kind == "audit-hash")
+    for result in (*results, *others):
         if not result.same:
             first = result.differences[0]
-            where = f"{first.key}: " if first.key else ""
+            key = f"{first.key}: " if first.key else ""
             column = f"{first.column} " if first.column else ""
             raise DifferenceError(
                 f"table {result.table}: {result.count} differences in {result.rows} rows, the"
-                f" first is {where}{column}{first.what}; {outcome}",
-                hint="see the report for the others",
+                f" first is {key}{column}{first.what}; {outcome}; the report names the others"
             )
         broken = result.audit["broken"] if result.audit else 0
         if broken > known_broken:
             raise DifferenceError(
-                f"table {result.table}: {broken} events no longer verify, {result.audit['keys'][0]}"  # type: ignore[index]
-                f" is one; {outcome}"
+                f"table {result.table}: {broken} events no longer verify, such as"
+                f" {result.audit['keys'][0]}; {outcome}"  # type: ignore[index]
             )
 
 
-async def _make_room(session: Session, plan: Plan) -> Aside:
-    """Set indexes aside where that pays; where something hangs on them, leave all in place."""
+async def _defer_indexes(session: Session, plan: Plan) -> DeferredIndexes:
+    """Drop the indexes of large tables; keep all of them if other objects depend on one."""
     import asyncpg
 
     large = _large(plan)
     if not large:
-        return Aside({}, ())
-    trial = session.connection.transaction()
-    await trial.start()
+        return DeferredIndexes({}, ())
+    savepoint = session.connection.transaction()
+    await savepoint.start()
     try:
-        aside = await set_aside(session.connection, large)
+        deferred = await drop_indexes(session.connection, large)
     except asyncpg.DependentObjectsStillExistError:
-        await trial.rollback()
-        return Aside({}, ())
-    await trial.commit()
-    return aside
+        await savepoint.rollback()
+        return DeferredIndexes({}, ())
+    await savepoint.commit()
+    return deferred
 
 
-async def _truncated(session: Session, plan: Plan) -> frozenset[str]:
-    """Give large tables new, empty files, so that rows lie in the order in which they came.
+async def _truncate_large(session: Session, plan: Plan) -> frozenset[str]:
+    """Truncate large tables, so that COPY can freeze their rows and stores them in order.
 
-    Only so can they be written as old rows, which spares the server a later pass over all of them.
-    A table that another one refers to can only be truncated together with it.
+    Frozen rows spare the server a later vacuum of the whole table. A table that another one
+    refers to can only be truncated together with it.
 
     Returns:
-        The tables for which that was done; none where the server does not allow it.
+        The truncated tables; none where the server does not allow it.
     """
     import asyncpg
 
@@ -215,24 +222,24 @@ async def _truncated(session: Session, plan: Plan) -> frozenset[str]:
         names |= referring
     if not names:
         return frozenset()
-    trial = session.connection.transaction()
-    await trial.start()
+    savepoint = session.connection.transaction()
+    await savepoint.start()
     try:
         listed = ", ".join(quoted(name) for name in sorted(names))
         await session.connection.execute(f"TRUNCATE TABLE {listed}")
     except asyncpg.PostgresError:
-        await trial.rollback()
+        await savepoint.rollback()
         return frozenset()
-    await trial.commit()
+    await savepoint.commit()
     return frozenset(names)
 
 
 def _large(plan: Plan) -> list[str]:
-    return [table.name for table in plan.tables if table.rows >= WORTHWHILE_ROWS]
+    return [table.name for table in plan.tables if table.rows >= DEFERRED_ROWS]
 
 
 async def _analyze(session: Session, plan: Plan) -> None:
-    """Tell the planner about the columns that queries select by; autovacuum looks at the rest."""
+    """Analyze the columns that queries select by; autovacuum analyzes the others."""
     searched = {
         table.name: ", ".join(map(quoted, sorted(session.tables[table.name].searched)))
         for table in plan.tables

@@ -1,4 +1,4 @@
-"""The comparison again, of a target that was exported before: nothing is changed on either side."""
+"""Compare an exported database with its source again; neither is changed."""
 
 from __future__ import annotations
 
@@ -8,46 +8,52 @@ from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.errors import DifferenceError
 from sagewai_ops.export.compare.rows import Result
 from sagewai_ops.export.learnings.memory_facts import FACTS_TABLE
-from sagewai_ops.export.load import check_same
+from sagewai_ops.export.load import check_results
 from sagewai_ops.export.mapping.plan import Plan
-from sagewai_ops.export.pipeline.comparer import comparing
-from sagewai_ops.export.pipeline.sender import Reader
+from sagewai_ops.export.pipeline.comparer import open_comparison
+from sagewai_ops.export.pipeline.sender import Worker
 from sagewai_ops.export.report import Report, TableReport
 from sagewai_ops.export.target_session import Session
 from sagewai_ops.progress import Progress
 
-OUTCOME = "the target was changed, or the home was"
+OUTCOME = "the target or the home changed since the export"
 
 
 async def verify(
-    session: Session, comparer: Reader, plan: Plan, report: Report, progress: Progress | None
+    session: Session, comparer: Worker, plan: Plan, report: Report, progress: Progress | None
 ) -> None:
-    """Compare every row of every table, and where the sequences stand.
+    """Compare every row of every table, and the position of the sequences.
 
-    Tables that learnings go to are no tables of the home's; they are compared apart.
+    Tables of learnings are not in the plan; `learnings` compares them.
 
     Raises:
-        DifferenceError: The two sides are not the same.
+        DifferenceError: The two sides differ.
     """
     started = time.monotonic()
     connection = session.connection
-    async with comparing(connection, comparer, plan, progress=progress) as comparison:
-        for planned in plan.tables:
-            await comparison.read_back(planned)
-        await comparison.settle()
-        results = await comparison.results()
-    by_name = {table.name: table for table in report.tables}
-    for result in results:
-        by_name[result.table].compared = result
-    carried = {planned.name for planned in plan.tables}
-    learned = {FACTS_TABLE, *(table.table for table in report.learnings.tables)}
+    try:
+        async with open_comparison(connection, comparer, plan, progress=progress) as comparison:
+            for planned in plan.tables:
+                await comparison.read_back(planned)
+            await comparison.finish()
+            unplanned = await _check_unplanned(session, plan, report)
+            await check_results(comparison, report, OUTCOME, others=unplanned)
+    finally:
+        report.stages["compare"] = time.monotonic() - started
+    await _check_sequences(session, plan)
+
+
+async def _check_unplanned(session: Session, plan: Plan, report: Report) -> list[Result]:
+    """Report the tables that have rows although nothing was copied to them."""
+    results = []
+    planned = {table.name for table in plan.tables}
+    of_learnings = {FACTS_TABLE, *(table.table for table in report.learnings.tables)}
     compared = {table.to for table in report.learnings.tables}
-    for name in sorted(session.tables.keys() - carried - compared):
-        count = await connection.fetchval(f"SELECT count(*) FROM {quoted(name)}")
-        if count and name in learned:
+    for name in sorted(session.tables.keys() - planned - compared):
+        count = await session.connection.fetchval(f"SELECT count(*) FROM {quoted(name)}")
+        if count and name in of_learnings:
             report.notes.append(
-                f"table {name}: its {count} rows were not compared; name the same --learnings as"
-                " for the move"
+                f"table {name}: {count} rows not compared; --learnings must be that of the export"
             )
         elif count:
             result = Result(name, target_rows=count)
@@ -55,10 +61,7 @@ async def verify(
             result.count = count
             report.tables.append(TableReport(name, 0, compared=result))
             results.append(result)
-    report.stages["compare"] = time.monotonic() - started
-    known = sum(each.count for each in report.findings if each.kind == "audit-hash")
-    check_same(results, known, OUTCOME)
-    await _check_sequences(session, plan)
+    return results
 
 
 async def _check_sequences(session: Session, plan: Plan) -> None:
@@ -67,7 +70,7 @@ async def _check_sequences(session: Session, plan: Plan) -> None:
         for column in session.tables[planned.name].columns.values():
             if not column.sequence:
                 continue
-            # Qualified and quoted by the server itself.
+            # The catalog's name is qualified and quoted.
             following = await connection.fetchval(
                 f"SELECT CASE WHEN is_called THEN last_value + 1 ELSE last_value END"
                 f" FROM {column.sequence}"
@@ -77,6 +80,6 @@ async def _check_sequences(session: Session, plan: Plan) -> None:
             )
             if following <= highest:
                 raise DifferenceError(
-                    f"table {planned.name}: its sequence gives {following} next, and {highest}"
-                    f" is taken; {OUTCOME}"
+                    f"table {planned.name}: sequence at {following}, but {highest} exists;"
+                    f" {OUTCOME}"
                 )

@@ -45,9 +45,9 @@ PEERS = REPOSITORY / "tests" / "benchmarks" / "sqlite_to_postgres.py"
 BARE = """
 import sys
 from pathlib import Path
-from sagewai_ops.database.urls import parse
+from sagewai_ops.database.url import parse
 from sagewai_ops.home.paths import locate
-from sagewai_ops.transfer.move import Options, export
+from sagewai_ops.export.export import Options, export
 assert export(locate(Path(sys.argv[1]), {}), parse(sys.argv[2]), Options(compare=False)).committed
 """
 # It exits 0 with rows missing, so its own summary is looked at.

@@ -270,7 +270,7 @@ def test_a_verification_finds_one_changed_value(tmp_path: Path, postgres: Server
         ("DELETE FROM budget_spend WHERE id = 2", "2: missing"),
         (EXTRA_ROW, "99: extra"),
         ("INSERT INTO projects (slug, name) VALUES ('s', 'n')", "extra"),
-        ("SELECT setval('budget_spend_id_seq', 1)", "is taken"),
+        ("SELECT setval('budget_spend_id_seq', 1)", "sequence at 2, but 3 exists"),
         ("UPDATE notification_channels SET config = config || ' '", "config differs"),
         ("UPDATE sessions SET messages = '[]'", "messages differs"),
     ],

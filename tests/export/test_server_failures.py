@@ -54,9 +54,9 @@ DYING = """
 import os, signal, sys, time
 from pathlib import Path
 import asyncpg
-from sagewai_ops.database.urls import parse
+from sagewai_ops.database.url import parse
 from sagewai_ops.home.paths import locate
-from sagewai_ops.transfer.move import Options, export
+from sagewai_ops.export.export import Options, export
 def kill(stage, done, total):
     if stage == wanted and done >= total > 0:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -267,10 +267,10 @@ def test_a_reading_process_that_dies_is_noticed(home: Home, postgres: Server) ->
             children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
             for child in children:
                 words = Path(f"/proc/{child}/cmdline").read_bytes()
-                if b"transfer.worker" in words:
+                if b"pipeline.worker" in words:
                     os.kill(int(child), signal.SIGKILL)
 
-    with pytest.raises(OpsError, match="reading process"):
+    with pytest.raises(OpsError, match="worker process"):
         export(home, url_of(postgres, database), Options(), progress=kill)
 
     assert counts_of(postgres, database) == {}
@@ -282,12 +282,12 @@ def test_orders_for_a_process_that_is_gone_are_dropped_in_silence(
     """It told why, and is heard at the next turn; asyncio would complain on stderr meanwhile."""
 
     async def order_on() -> None:
-        async with sender.reading(tmp_path / "none.db", 1) as (reader,):
-            await reader.order(worker.JOB, b"no job at all")
+        async with sender.start_workers(tmp_path / "none.db", 1) as (reader,):
+            await reader.send(worker.JOB, b"no job at all")
             with pytest.raises(OpsError):
                 await reader.receive()
             for _ in range(20):
-                await reader.order(worker.JOB, b"more")
+                await reader.send(worker.JOB, b"more")
 
     asyncio.run(order_on())
 
@@ -545,7 +545,7 @@ def test_blocks_are_compared_here_when_the_other_process_is_busy(
 ) -> None:
     """Both see the same; a difference is found by either."""
     monkeypatch.setattr(comparer, "BLOCK_BYTES", 4096)
-    monkeypatch.setattr(comparer, "WAITING_BYTES", 0)
+    monkeypatch.setattr(comparer, "QUEUE_BYTES", 0)
     database = at_head(postgres)
 
     assert exported(home, postgres, database).committed
@@ -580,7 +580,7 @@ def test_large_and_small_tables_take_their_own_ways_to_the_same_end(
 ) -> None:
     """With all indexes in place, and with all of them set aside."""
     for rows in (1, 10**9):
-        monkeypatch.setattr(load, "WORTHWHILE_ROWS", rows)
+        monkeypatch.setattr(load, "DEFERRED_ROWS", rows)
         database = at_head(postgres)
 
         assert exported(home, postgres, database).committed

@@ -15,7 +15,7 @@ from sagewai_ops.export.learnings.vector_rows import (
     compare,
     compare_any_order,
 )
-from sagewai_ops.export.pipeline.sender import unless_lost
+from sagewai_ops.export.pipeline.sender import wait_for_copy
 from sagewai_ops.progress import Progress
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ async def carry(
     started = time.monotonic()
     names = ["scope", "content"]
     copying = server.copy_records_to_table(FACTS_TABLE, records=counted(), columns=names)
-    await unless_lost(server, copying)
+    await wait_for_copy(server, copying)
     carried.copy_seconds = time.monotonic() - started
     started = time.monotonic()
     query = f"SELECT scope, content FROM {FACTS_TABLE} WHERE id > $1 ORDER BY id"

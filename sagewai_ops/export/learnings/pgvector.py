@@ -15,7 +15,7 @@ from sagewai_ops.errors import TargetBusyError, UsageError
 from sagewai_ops.export.convert.batch import NULL, SIGNATURE, TRAILER
 from sagewai_ops.export.learnings import neighbours
 from sagewai_ops.export.learnings.vector_rows import Carried, Rows, compare, compare_any_order
-from sagewai_ops.export.pipeline.sender import unless_lost
+from sagewai_ops.export.pipeline.sender import wait_for_copy
 from sagewai_ops.progress import Progress
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ async def carry(
     copying = server.copy_to_table(
         table.name, source=_encoded(rows, carried, progress), columns=names, format="binary"
     )
-    await unless_lost(server, copying)
+    await wait_for_copy(server, copying)
     carried.copy_seconds = time.monotonic() - started
     started = time.monotonic()
     await compare(server, f"{_query(rows)} ORDER BY ctid", [], _expected(rows), carried)

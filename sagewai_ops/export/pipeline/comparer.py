@@ -1,8 +1,8 @@
-"""The comparison of all tables while the server spells them: two processes share it.
+"""Compare all tables while the server sends them, in two processes.
 
-What comes is cut into blocks of whole rows, and these wait for the comparing process; when too many
-do, this process compares one itself. So a table can be read back as soon as its rows are stored:
-it is compared while the server builds its indexes and takes the next one.
+The server's output is cut into blocks of whole rows, which queue for the comparing process; if the
+queue is long, this process compares a block itself. So a table is read back as soon as its rows
+are stored, and compared while the server creates its indexes and receives the next table.
 """
 
 from __future__ import annotations
@@ -19,47 +19,54 @@ from sagewai_ops.export.compare.rows import ComparisonInOrder, Result, read_resu
 from sagewai_ops.export.mapping.plan import Plan, PlannedTable
 from sagewai_ops.export.mapping.source_rows import opened_copy
 from sagewai_ops.export.pipeline import worker
-from sagewai_ops.export.pipeline.sender import Reader
+from sagewai_ops.export.pipeline.sender import Worker
 from sagewai_ops.progress import Progress
 
 if TYPE_CHECKING:
     import asyncpg
 
 BLOCK_BYTES = 256 * 1024
-WAITING_BYTES = 8 * 1024 * 1024  # with more blocks than these before it, a process needs help
+QUEUE_BYTES = 8 * 1024 * 1024  # of blocks for the other process; beyond, this process helps
 
 
 @asynccontextmanager
-async def comparing(
+async def open_comparison(
     connection: asyncpg.Connection[asyncpg.Record],
-    comparer: Reader,
+    comparer: Worker,
     plan: Plan,
     *,
     progress: Progress | None = None,
 ) -> AsyncIterator[Comparison]:
-    """Compare tables with their source inside the block, row by row.
+    """Yield a comparison of the target's tables with their source.
 
     Args:
-        comparer: A process that compares, which has the plan.
-        progress: Told `compare <table>`, in rows.
+        comparer: A worker that compares, which has the plan.
+        progress: Called with `compare <table>`, in rows.
     """
     with opened_copy(comparer.copy) as source:
         comparison = Comparison(connection, comparer, source, plan, progress)
-        passing = asyncio.create_task(comparison.pass_on())
+        forwarding = asyncio.create_task(comparison.forward_blocks())
         try:
             yield comparison
         finally:
-            passing.cancel()
-            await asyncio.wait({passing})
+            forwarding.cancel()
+            await asyncio.wait({forwarding})
 
 
 class Comparison:
-    """Reads tables back, shares their blocks out and gathers what was found; see `comparing`."""
+    """Reads tables back, distributes their blocks and collects the results.
+
+    Args:
+        connection: To the target.
+        comparer: A worker that compares, which has the plan.
+        source: The frozen copy, for the blocks that this process compares.
+        progress: Called with `compare <table>`, in rows.
+    """
 
     def __init__(
         self,
         connection: asyncpg.Connection[asyncpg.Record],
-        comparer: Reader,
+        comparer: Worker,
         source: sqlite3.Connection,
         plan: Plan,
         progress: Progress | None,
@@ -68,103 +75,103 @@ class Comparison:
         self._comparer = comparer
         self._plan = plan
         self._progress = progress
-        self._here = [ComparisonInOrder(source, table) for table in plan.tables]
-        self._rows = [0] * len(plan.tables)  # that came back
-        self._waiting: deque[tuple[int, int, bytes]] = deque()
-        self._waiting_bytes = 0
-        self._some_wait = asyncio.Event()
+        self._local = [ComparisonInOrder(source, table) for table in plan.tables]
+        self._rows = [0] * len(plan.tables)  # received from the server
+        self._queue: deque[tuple[int, int, bytes]] = deque()
+        self._queue_bytes = 0
+        self._has_blocks = asyncio.Event()
 
     async def read_back(self, table: PlannedTable) -> None:
-        """Take a table's rows from the server; they are compared from now on, and by `settle`."""
+        """Read a table's rows from the server; `finish` waits until they are compared."""
         number = self._plan.tables.index(table)
         blocks = _Blocks()
 
         async def feed(content: bytes) -> None:
             if block := blocks.cut(content):
-                await self._share(number, block)
+                await self._add_block(number, block)
 
         await self._connection.copy_from_query(
             target_query(table, by_key=False), output=feed, format="text"
         )
-        if block := blocks.rest():
-            await self._share(number, block)
+        if block := blocks.flush():
+            await self._add_block(number, block)
 
-    async def settle(self) -> None:
-        """Compare what still waits; the server is not needed for it."""
-        while self._waiting:
-            self._compare_here()
-            await asyncio.sleep(0)  # the other process gets the next
-        await self._comparer.order(worker.END)
+    async def finish(self) -> None:
+        """Compare the blocks that are still queued, without the server."""
+        while self._queue:
+            self._compare_block()
+            await asyncio.sleep(0)  # the other process gets the next one
+        await self._comparer.send(worker.END)
         _, content, _ = await self._comparer.receive()
-        there = json.loads(content)
-        for here, table in zip(self._here, self._plan.tables, strict=True):
-            if table.name in there:
-                here.merge(there[table.name])
+        remote = json.loads(content)
+        for local, table in zip(self._local, self._plan.tables, strict=True):
+            if table.name in remote:
+                local.merge(remote[table.name])
 
     async def results(self) -> list[Result]:
-        """Give the result of each table, in the plan's order, once all is settled."""
+        """Return the result of each table, in the plan's order; after `finish`."""
         results = []
-        for here, rows, table in zip(self._here, self._rows, self._plan.tables, strict=True):
-            if here.differs is None and rows == table.rows:
-                results.append(Result(table.name, rows, rows, audit=here.audit))
+        for local, rows, table in zip(self._local, self._rows, self._plan.tables, strict=True):
+            if local.differs is None and rows == table.rows:
+                results.append(Result(table.name, rows, rows, audit=local.audit))
             else:
-                # Perhaps only the order differs; ordered by key, that cannot be.
-                results.append(await self._by_key(table))
+                # Possibly only the order differs, which a comparison by key excludes.
+                results.append(await self._compare_by_key(table))
         return results
 
-    async def pass_on(self) -> None:
-        """Give the comparing process block after block, as fast as it takes them."""
+    async def forward_blocks(self) -> None:
+        """Send queued blocks to the comparing process, as fast as it reads them."""
         while True:
-            await self._some_wait.wait()
-            while self._waiting:
+            await self._has_blocks.wait()
+            while self._queue:
                 number, first, block = self._next()
                 place = worker.PLACE.pack(number, first)
-                await self._comparer.order(worker.BLOCK, place, block)
-            self._some_wait.clear()
+                await self._comparer.send(worker.BLOCK, place, block)
+            self._has_blocks.clear()
 
-    async def _share(self, number: int, block: bytes) -> None:
-        self._waiting.append((number, self._rows[number], block))
-        self._waiting_bytes += len(block)
+    async def _add_block(self, number: int, block: bytes) -> None:
+        self._queue.append((number, self._rows[number], block))
+        self._queue_bytes += len(block)
         self._rows[number] += block.count(b"\n")
-        self._some_wait.set()
+        self._has_blocks.set()
         if self._progress:
             table = self._plan.tables[number]
             self._progress(f"compare {table.name}", self._rows[number], table.rows)
         await asyncio.sleep(0)
-        while self._waiting_bytes > WAITING_BYTES:
-            self._compare_here()
+        while self._queue_bytes > QUEUE_BYTES:
+            self._compare_block()
             await asyncio.sleep(0)
 
-    def _compare_here(self) -> None:
+    def _compare_block(self) -> None:
         number, first, block = self._next()
-        self._here[number].feed(first, block)
+        self._local[number].feed(first, block)
 
     def _next(self) -> tuple[int, int, bytes]:
-        number, first, block = self._waiting.popleft()
-        self._waiting_bytes -= len(block)
+        number, first, block = self._queue.popleft()
+        self._queue_bytes -= len(block)
         return number, first, block
 
-    async def _by_key(self, table: PlannedTable) -> Result:
+    async def _compare_by_key(self, table: PlannedTable) -> Result:
         received = 0
 
-        async def back(content: bytes) -> None:
+        async def forward(content: bytes) -> None:
             nonlocal received
             received += content.count(b"\n")
-            await self._comparer.order(worker.BACK, content)
+            await self._comparer.send(worker.ORDERED, content)
             if self._progress:
                 self._progress(f"compare {table.name} by key", received, table.rows)
 
-        await self._comparer.order(worker.TABLE, table.name.encode())
+        await self._comparer.send(worker.TABLE, table.name.encode())
         await self._connection.copy_from_query(
-            target_query(table, by_key=True), output=back, format="text"
+            target_query(table, by_key=True), output=forward, format="text"
         )
-        await self._comparer.order(worker.END)
+        await self._comparer.send(worker.END)
         _, content, _ = await self._comparer.receive()
         return read_result(json.loads(content))
 
 
 class _Blocks:
-    """Cuts the server's answer, which comes in pieces cut anywhere, into blocks of whole lines."""
+    """Splits the server's output, which arrives in arbitrary pieces, into blocks of whole lines."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -172,14 +179,14 @@ class _Blocks:
         self._has_line = False
 
     def cut(self, content: bytes) -> bytes:
-        """Take a piece, and give a block; empty as long as there is none."""
+        """Add a piece, and return a block if one is complete, else nothing."""
         self._pieces.append(content)
         self._bytes += len(content)
         self._has_line = self._has_line or b"\n" in content
-        return self.rest() if self._bytes >= BLOCK_BYTES and self._has_line else b""
+        return self.flush() if self._bytes >= BLOCK_BYTES and self._has_line else b""
 
-    def rest(self) -> bytes:
-        """Give all whole lines."""
+    def flush(self) -> bytes:
+        """Return all whole lines."""
         joined, self._has_line = b"".join(self._pieces), False
         end = joined.rfind(b"\n") + 1
         self._pieces, self._bytes = [joined[end:]], len(joined) - end

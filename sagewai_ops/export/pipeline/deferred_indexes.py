@@ -1,8 +1,8 @@
-"""Indexes and foreign keys, set aside while rows come in and put back before the commit.
+"""Drop indexes and foreign keys before a large load, to create them again before the commit.
 
-Building an index over rows that are there takes a third of the time of keeping it while they come.
-Only tables with many rows are worth it. Everything happens in the caller's transaction: until the
-commit nobody sees a table without its indexes, and a rollback puts all of them back.
+Creating an index on loaded rows takes a third of the time of updating it row by row. Only tables
+with many rows are worth it. Everything happens in the caller's transaction: no other session sees a
+table without its indexes, and a rollback restores all of them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from sagewai_ops.database.sqlite.read_transaction import quoted
 if TYPE_CHECKING:
     import asyncpg
 
-# Below, dropping and building them costs about what it saves; the border is not sharp.
-WORTHWHILE_ROWS = 500
+# With fewer rows, dropping and creating them takes about as long as it saves.
+DEFERRED_ROWS = 500
 
-# `movable`: nothing hangs on the index that its definition does not say.
+# `movable`: the definition is complete, and no other object depends on the index.
 _INDEXES = """
 SELECT c.relname AS owner, x.relname AS name, pg_get_indexdef(i.indexrelid) AS definition,
        k.contype IS NOT NULL AS is_constraint, pg_get_constraintdef(k.oid) AS constraint_definition,
@@ -46,34 +46,34 @@ ORDER BY c.relname, k.conname
 
 
 @dataclass(frozen=True, slots=True)
-class Aside:
-    """What was dropped, as the statements that bring it back.
+class DeferredIndexes:
+    """The statements that create the dropped indexes and foreign keys again.
 
     Attributes:
         indexes: By table, primary keys first.
-        foreign_keys: To be run after all tables have their keys.
+        foreign_keys: To be run after the indexes of all tables.
     """
 
     indexes: dict[str, tuple[str, ...]]
     foreign_keys: tuple[str, ...]
 
 
-async def set_aside(
+async def drop_indexes(
     connection: asyncpg.Connection[asyncpg.Record], tables: Collection[str]
-) -> Aside:
+) -> DeferredIndexes:
     """Drop the indexes and foreign keys of some tables, inside the open transaction.
 
     Args:
-        tables: Those that are about to get many rows.
+        tables: Those that many rows will be loaded into.
     """
     names = sorted(tables)
     keys = await connection.fetch(_FOREIGN_KEYS, names)
     found = await connection.fetch(_INDEXES, names)
     fixed = {row["owner"] for row in found if row["is_constraint"] and not row["movable"]}
     moving = [row for row in found if row["movable"] and row["owner"] not in fixed]
-    statements = [_drop(row["owner"], row["name"]) for row in keys]
+    statements = [_drop_constraint(row["owner"], row["name"]) for row in keys]
     statements += [
-        _drop(row["owner"], row["name"])
+        _drop_constraint(row["owner"], row["name"])
         if row["is_constraint"]
         else f"DROP INDEX {quoted(row['name'])}"
         for row in moving
@@ -81,8 +81,8 @@ async def set_aside(
     await connection.execute("; ".join(statements))
     indexes: dict[str, tuple[str, ...]] = {}
     for row in moving:
-        indexes[row["owner"]] = (*indexes.get(row["owner"], ()), _build(row))
-    return Aside(
+        indexes[row["owner"]] = (*indexes.get(row["owner"], ()), _create(row))
+    return DeferredIndexes(
         indexes,
         tuple(
             f"ALTER TABLE {quoted(row['owner'])} ADD CONSTRAINT {quoted(row['name'])}"
@@ -92,11 +92,11 @@ async def set_aside(
     )
 
 
-def _drop(table: str, constraint: str) -> str:
+def _drop_constraint(table: str, constraint: str) -> str:
     return f"ALTER TABLE {quoted(table)} DROP CONSTRAINT {quoted(constraint)}"
 
 
-def _build(row: Any) -> str:
+def _create(row: Any) -> str:
     if row["is_constraint"]:
         name, definition = quoted(row["name"]), row["constraint_definition"]
         return f"ALTER TABLE {quoted(row['owner'])} ADD CONSTRAINT {name} {definition}"

@@ -1,7 +1,7 @@
-"""The sending half of the copy: what the reading process encoded goes to the server as it comes.
+"""Send the rows that a worker process encodes to the server.
 
-Two processes work at once, one reads and encodes, this one sends; between them a buffer, so that
-the reading goes on while the server builds a table's indexes. A third compares: `comparing`.
+The worker reads and encodes while this process sends; a buffer between them lets the worker
+continue while the server creates a table's indexes. A third process compares: see `comparer`.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from sagewai_ops.export.convert.batch import SIGNATURE
 from sagewai_ops.export.mapping.findings import Finding
 from sagewai_ops.export.mapping.plan import Plan, PlannedTable, as_job
 from sagewai_ops.export.pipeline import worker
-from sagewai_ops.export.pipeline.deferred_indexes import Aside
+from sagewai_ops.export.pipeline.deferred_indexes import DeferredIndexes
 from sagewai_ops.process.procfs import bare_environment
 from sagewai_ops.progress import Progress
 
 if TYPE_CHECKING:
     import asyncpg
 
-LAST_WORDS_SECONDS = 0.5
-PIPE_BYTES = 1024 * 1024  # the most that Linux lets anybody ask for, unless told otherwise
-AHEAD_BYTES = 4 * 1024 * 1024  # that the reader may be ahead of the server; asyncio doubles it
+LAST_MESSAGE_SECONDS = 0.5  # for the server's error message after it closed the connection
+PIPE_BYTES = 1024 * 1024  # the most that Linux allows an unprivileged process by default
+AHEAD_BYTES = 4 * 1024 * 1024  # that a worker may be ahead of the server; asyncio doubles it
 
 
 @dataclass(slots=True)
-class Copied:
-    """What was sent of one table."""
+class TableCopy:
+    """The rows and bytes sent of one table, and the time they took."""
 
     table: str
     rows: int = 0
@@ -46,19 +46,19 @@ class Copied:
 
 
 @dataclass(slots=True)
-class Sent:
-    """What was sent of all tables; with findings, something was not, and must be rolled back."""
+class SendResult:
+    """The tables that were sent; with findings, rows are missing, and the caller rolls back."""
 
-    tables: list[Copied] = field(default_factory=list)
+    tables: list[TableCopy] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
 
 class _RefusedError(Exception):
-    """The reader met a value that cannot be carried: the COPY under way is given up."""
+    """The worker met a value that cannot be encoded: the current COPY is abandoned."""
 
 
-class Reader:
-    """A process that reads, from this side; it waits for `begin`.
+class Worker:
+    """A worker process, which waits for `begin`.
 
     Args:
         process: Started with `worker.command()`.
@@ -71,22 +71,22 @@ class Reader:
         assert process.stdout is not None
         assert process.stdin is not None
         self._results = process.stdout
-        self._orders = process.stdin
+        self._requests = process.stdin
 
     async def begin(self, plan: Plan, *, stream: bool) -> None:
-        """Have it encode the tables of a plan at once, or compare what it gets of them.
+        """Start encoding the tables of a plan, or comparing them.
 
         Args:
-            stream: False for a process that compares.
+            stream: False for a worker that compares.
         """
         job = {"path": str(self.copy), "tables": as_job(plan), "stream": stream}
-        await self.order(worker.JOB, json.dumps(job).encode())
+        await self.send(worker.JOB, json.dumps(job).encode())
 
     async def receive(self) -> tuple[bytes, bytes, int]:
         """Wait for the next frame: kind, content, rows.
 
         Raises:
-            OpsError: The process says what went wrong, or is gone.
+            OpsError: The worker failed, or has ended.
         """
         try:
             header = await self._results.readexactly(worker.HEADER.size)
@@ -94,37 +94,38 @@ class Reader:
             content = await self._results.readexactly(length)
         except asyncio.IncompleteReadError as error:
             status = await self._process.wait()
-            raise OpsError(f"the reading process: ended with status {status}") from error
+            raise OpsError(f"worker process: ended with status {status}") from error
         if kind == worker.ERROR:
-            told = json.loads(content)
+            failure = json.loads(content)
             kinds = {each.__name__: each for each in OpsError.__subclasses__()}
-            raise kinds.get(told["type"], errors.OpsError)(told["message"], hint=told["hint"])
+            kind_of_error = kinds.get(failure["type"], errors.OpsError)
+            raise kind_of_error(failure["message"], hint=failure["hint"])
         return kind, content, rows
 
-    async def order(self, kind: bytes, *contents: bytes) -> None:
-        """Send a frame, and wait while the process is behind."""
-        if self._orders.is_closing():
-            return  # the next `receive` says why it is gone; asyncio would complain on stderr
-        self._orders.write(worker.HEADER.pack(kind, sum(map(len, contents)), 0))
-        self._orders.writelines(contents)
+    async def send(self, kind: bytes, *contents: bytes) -> None:
+        """Send a frame, and wait while the worker is behind."""
+        if self._requests.is_closing():
+            return  # the next `receive` raises the reason; asyncio would complain on stderr
+        self._requests.write(worker.HEADER.pack(kind, sum(map(len, contents)), 0))
+        self._requests.writelines(contents)
         with suppress(ConnectionError):
-            await self._orders.drain()
+            await self._requests.drain()
 
 
 @asynccontextmanager
-async def reading(copy: Path, count: int) -> AsyncIterator[tuple[Reader, ...]]:
-    """Run reading processes for the block; they start while this one still connects.
+async def start_workers(copy: Path, count: int) -> AsyncIterator[tuple[Worker, ...]]:
+    """Run worker processes for the block; they start while this process connects.
 
     Args:
-        copy: The frozen database; it need not be there before a process gets its job.
+        copy: The frozen database; need not exist before a worker begins.
         count: One that encodes, one that compares, or both.
     """
     async with AsyncExitStack() as stack:
-        yield tuple([await stack.enter_async_context(_reading(copy)) for _ in range(count)])
+        yield tuple([await stack.enter_async_context(_start_worker(copy)) for _ in range(count)])
 
 
 @asynccontextmanager
-async def _reading(copy: Path) -> AsyncIterator[Reader]:
+async def _start_worker(copy: Path) -> AsyncIterator[Worker]:
     process = await asyncio.create_subprocess_exec(
         *worker.command(),
         stdin=asyncio.subprocess.PIPE,
@@ -132,12 +133,12 @@ async def _reading(copy: Path) -> AsyncIterator[Reader]:
         limit=AHEAD_BYTES,
         env=bare_environment(),
     )
-    _widen(process)
+    _enlarge_pipes(process)
     try:
-        yield Reader(process, copy)
+        yield Worker(process, copy)
     finally:
-        # First, for at the end of its orders it ends, and asyncio complains on stderr of a process
-        # whose end the killing itself has noticed.
+        # Before its stdin is closed, at which it exits: asyncio complains on stderr if the kill
+        # itself finds that the process has ended.
         with suppress(ProcessLookupError):
             process.kill()
         if process.stdin is not None:
@@ -145,8 +146,8 @@ async def _reading(copy: Path) -> AsyncIterator[Reader]:
         await process.wait()
 
 
-def _widen(process: asyncio.subprocess.Process) -> None:
-    """Let more fit into the pipes than the usual 64 KiB: fewer turns of the event loop."""
+def _enlarge_pipes(process: asyncio.subprocess.Process) -> None:
+    """Enlarge the pipes from 64 KiB, for fewer iterations of the event loop."""
     transport = process._transport  # type: ignore[attr-defined] # noqa: SLF001
     for number in (0, 1):
         pipe = transport.get_pipe_transport(number).get_extra_info("pipe")
@@ -156,56 +157,56 @@ def _widen(process: asyncio.subprocess.Process) -> None:
 
 async def send_tables(
     connection: asyncpg.Connection[asyncpg.Record],
-    reader: Reader,
+    reader: Worker,
     plan: Plan,
-    aside: Aside,
-    renewed: Collection[str],
+    deferred: DeferredIndexes,
+    truncated: Collection[str],
     *,
-    stored: Callable[[PlannedTable], Awaitable[None]] | None = None,
+    after_rows: Callable[[PlannedTable], Awaitable[None]] | None = None,
     progress: Progress | None = None,
-) -> Sent:
-    """Copy every table, and build its indexes while the reader goes on to the next.
+) -> SendResult:
+    """Copy every table, and create its indexes while the worker continues with the next.
 
     Args:
-        stored: Called with each table when its rows are there, and its indexes not yet.
-        renewed: Tables that were truncated in this transaction: their rows can be written as old
-            ones.
-        progress: Told `copy <table>`, in rows.
+        deferred: Indexes to create after each table.
+        truncated: Tables that were truncated in this transaction, so that COPY can freeze them.
+        after_rows: Called with each table after its rows are stored and before its indexes.
+        progress: Called with `copy <table>`, in rows.
 
     Raises:
-        DifferenceError: The server counts other rows than were read.
+        DifferenceError: The server stored another number of rows than were read.
     """
-    sent = Sent()
-    given_up = False
+    sent = SendResult()
+    abandoned = False
     while True:
         kind, content, _ = await reader.receive()
         if kind == worker.FINDINGS:
             sent.findings = worker.read_findings(content)
             return sent
-        if kind != worker.TABLE or given_up:
-            continue  # what is left of a table that was given up, and of all others
+        if kind != worker.TABLE or abandoned:
+            continue  # the remaining frames of the abandoned table and of all others
         table = plan.table(content.decode())
-        copied = Copied(table.name)
+        copy = TableCopy(table.name)
         try:
-            freeze = table.name in renewed
-            await _send_table(connection, reader, table, copied, freeze=freeze, progress=progress)
+            freeze = table.name in truncated
+            await _send_table(connection, reader, table, copy, freeze=freeze, progress=progress)
         except _RefusedError:
-            given_up = True
+            abandoned = True
             continue
-        if stored is not None:
-            await stored(table)
+        if after_rows is not None:
+            await after_rows(table)
         started = time.monotonic()
-        for statement in aside.indexes.get(table.name, ()):
+        for statement in deferred.indexes.get(table.name, ()):
             await connection.execute(statement)
-        copied.index_seconds = time.monotonic() - started
-        sent.tables.append(copied)
+        copy.index_seconds = time.monotonic() - started
+        sent.tables.append(copy)
 
 
 async def _send_table(
     connection: asyncpg.Connection[asyncpg.Record],
-    reader: Reader,
+    reader: Worker,
     table: PlannedTable,
-    copied: Copied,
+    copy: TableCopy,
     *,
     freeze: bool,
     progress: Progress | None,
@@ -215,8 +216,8 @@ async def _send_table(
     failures: list[Exception] = []
 
     async def rows() -> AsyncIterator[bytes]:
-        # It ends where another would raise: after an exception asyncpg asks the server to cancel
-        # what may have failed already, and then its next statement waits for ever.
+        # Returns instead of raising: after an exception asyncpg asks the server to cancel the COPY,
+        # which may have failed already, and then the next statement never ends.
         try:
             while True:
                 kind, content, count = await reader.receive()
@@ -225,17 +226,17 @@ async def _send_table(
                 if not content:
                     failures.append(_RefusedError())
                     break
-                copied.rows += count
-                copied.size_bytes += len(content)
+                copy.rows += count
+                copy.size_bytes += len(content)
                 yield content
                 if progress:
-                    progress(f"copy {table.name}", copied.rows, table.rows)
+                    progress(f"copy {table.name}", copy.rows, table.rows)
         except OpsError as error:
             failures.append(error)
-        if not copied.size_bytes:
-            yield SIGNATURE  # without it the server has words of its own
+        if not copy.size_bytes:
+            yield SIGNATURE  # without it the server reports an error of its own
 
-    status = await unless_lost(
+    status = await wait_for_copy(
         connection,
         connection.copy_to_table(
             table.name,
@@ -247,43 +248,43 @@ async def _send_table(
     )
     if failures:
         raise failures[0]
-    copied.seconds = time.monotonic() - started
+    copy.seconds = time.monotonic() - started
     stored = int(status.rpartition(" ")[2])
-    if not stored == copied.rows == table.rows:
+    if not stored == copy.rows == table.rows:
         raise DifferenceError(
-            f"table {table.name}: {table.rows} rows to copy, {copied.rows} sent, {stored} stored"
+            f"table {table.name}: {table.rows} rows to copy, {copy.rows} sent, {stored} stored"
         )
 
 
-async def unless_lost(
+async def wait_for_copy(
     connection: asyncpg.Connection[asyncpg.Record], copying: Coroutine[Any, Any, str]
 ) -> str:
-    """Wait for a COPY, but not longer than its connection lives.
+    """Wait for a COPY until it ends or its connection is lost.
 
-    asyncpg waits for ever for room to write when the server hangs up while there is none.
+    asyncpg never returns if the server closes the connection while its write buffer is full.
 
     Raises:
-        RemoteError: The connection is gone.
+        RemoteError: The connection was lost.
     """
     lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def hung_up(_connection: object) -> None:
+    def on_termination(_connection: object) -> None:
         if not lost.done():
             lost.set_result(None)
 
-    connection.add_termination_listener(hung_up)
+    connection.add_termination_listener(on_termination)
     task = asyncio.ensure_future(copying)
     try:
         either: set[asyncio.Future[Any]] = {task, lost}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            # It usually notices by itself, and then has the server's own words.
-            await asyncio.wait({task}, timeout=LAST_WORDS_SECONDS)
+            # Usually the task ends by itself, with the server's own message.
+            await asyncio.wait({task}, timeout=LAST_MESSAGE_SECONDS)
         if not task.done():
-            raise RemoteError("the server ended the connection in the middle of a copy")
+            raise RemoteError("connection closed by the server during a COPY")
         return task.result()
     finally:
-        connection.remove_termination_listener(hung_up)
+        connection.remove_termination_listener(on_termination)
         if not task.done():
             task.cancel()
-            await asyncio.wait({task}, timeout=LAST_WORDS_SECONDS)
+            await asyncio.wait({task}, timeout=LAST_MESSAGE_SECONDS)
