@@ -93,6 +93,12 @@ def backup(
             rich_help_panel=CONTENT,
         ),
     ] = None,
+    follow: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--follow", metavar="GLOB", help="Include the target of links to directories."
+        ),
+    ] = None,
     compact: Annotated[
         bool,
         typer.Option(
@@ -188,6 +194,7 @@ def backup(
         encryption=lock_of(run.terminal, recipient or [], recipients_file, passphrase_file),
         custody=key,
         exclude=tuple(exclude or ()),
+        follow=tuple(follow or ()),
         compact=compact,
         level=level or DEFAULT_LEVEL,
         tags=tuple(tag or ()),
@@ -202,7 +209,7 @@ def backup(
             directory = run.snapshots(home, to)
             if form == "directory":
                 report = update_mirror(
-                    home, directory, options, any_place=any_place, progress=progress
+                    home, directory, options, all_paths=any_place, progress=progress
                 )
             else:
                 report = create_snapshot(home, directory, options, progress=progress)
@@ -282,6 +289,7 @@ def as_result(report: Any) -> dict[str, Any]:
         "unstable": list(report.unstable),
         "followed": dict(report.followed),
         "external": dict(report.external),
+        "outside_links": dict(report.outside_links),
         "swept": list(report.swept),
         "notes": list(report.notes),
         "tags": list(report.tags),

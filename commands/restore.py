@@ -235,6 +235,8 @@ def _plan_result(plan: Any) -> dict[str, Any]:
         "sealed_values": plan.sealed,
         "revokes_sessions": plan.revokes_sessions,
         "rebinds_fleet": plan.rebinds_fleet,
+        "followed": dict(plan.followed),
+        "outside_links": dict(plan.outside_links),
         "warnings": list(plan.warnings),
     }
 
@@ -273,6 +275,15 @@ def _show_plan(terminal: Terminal, result: dict[str, Any]) -> None:
         terminal.line("  revokes   every session and API token in it")
     if result["rebinds_fleet"]:
         terminal.line(f"  rebinds   the fleet's rows to {result['target']}")
+    _show_links(terminal, result)
+
+
+def _show_links(terminal: Terminal, result: dict[str, Any]) -> None:
+    """List the links that lead out of the home, and the directories that replace such links."""
+    for path, origin in result["followed"].items():
+        terminal.line(f"  written   {result['target']}/{path}, in place of a link to {origin}")
+    for path, target in result["outside_links"].items():
+        terminal.line(f"  link      {result['target']}/{path} -> {target}, outside the home")
 
 
 def _show(terminal: Terminal, result: dict[str, Any]) -> None:
@@ -296,5 +307,6 @@ def _show(terminal: Terminal, result: dict[str, Any]) -> None:
     )
     if result["rebinds_fleet"]:
         terminal.line(f"  fleet     {result['rebound_rows']} rows rebound")
+    _show_links(terminal, result)
     if result["before"]:
         terminal.line(f"  before    kept in {result['before']}; back with: restore --undo")

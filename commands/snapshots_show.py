@@ -65,6 +65,8 @@ def show(
             "left_out": facts.get("left_out"),
             "unstable": facts.get("unstable"),
             "external": facts.get("external"),
+            "followed": facts.get("followed"),
+            "outside_links": {entry.path: entry.target for entry in entries if entry.is_outside},
             "verified_at": card.get("verified_at"),
             "proved_restorable_at": card.get("proved_restorable_at"),
             "drill": card.get("drill"),
@@ -100,5 +102,10 @@ def _show_snapshot(terminal: Terminal, result: dict[str, Any]) -> None:
     terminal.line(f"  proved    {drill_result(result)}")
     for item in result["left_out"] or ():
         terminal.line(f"  left out  {item['path']}: {item['reason']} {item['detail']}".rstrip())
+    for path, origin in (result["followed"] or {}).items():
+        terminal.line(f"  included  {path}: content of {origin}, in place of a link")
+    for path, target in result["outside_links"].items():
+        terminal.line(f"  link      {path} -> {target}, outside the home")
     for row in result.get("files", ()):
-        terminal.line(f"  {row['mode']} {row['size']:>12} {row['type']:<7} {row['path']}")
+        target = f" -> {row['target']}" if row["target"] else ""
+        terminal.line(f"  {row['mode']} {row['size']:>12} {row['type']:<7} {row['path']}{target}")

@@ -56,6 +56,7 @@ def forge(
     listed: Sequence[Entry] | None = None,
     header: bytes | None = None,
     manifest: Callable[[bytes], bytes] = lambda content: content,
+    version: int = 1,
 ) -> Path:
     """Write an archive that a hostile hand could have made: any members, any manifest.
 
@@ -63,10 +64,11 @@ def forge(
         listed: What the manifest lists instead of the members.
         header: The content of `snapshot.json`.
         manifest: Changes the manifest's bytes.
+        version: Of the format, in header and manifest.
     """
     with open(path, "wb") as stream:
         frames = FrameWriter(stream)
-        content = header if header is not None else encode_header(Header("test"))
+        content = header if header is not None else encode_header(Header("test", version))
         first = _complete(Entry(HEADER_NAME, EntryType.FILE, 0o600, MOMENT_NS), content)
         frames.write(member_header(first) + pad(content))
         frames.cut()
@@ -77,7 +79,7 @@ def forge(
             frames.write(member_header(complete) + pad(data))
         frames.cut()
         start = frames.position
-        text = ManifestBuilder()
+        text = ManifestBuilder(version)
         for entry in (first, *listed) if listed else entries:
             text.add(entry)
         body = manifest(b"".join(text.finish({})[1]))

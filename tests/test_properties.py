@@ -37,6 +37,7 @@ RECIPES = st.fixed_dictionaries(
         "newline_names": st.booleans(),
         "undecodable_names": st.booleans(),
         "long_names": st.booleans(),
+        "links_out": st.booleans(),
         "own_table": st.booleans(),
         "own_column": st.booleans(),
     }

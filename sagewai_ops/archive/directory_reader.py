@@ -19,6 +19,7 @@ from sagewai_ops.archive.manifest import (
     Entry,
     EntryType,
     Header,
+    Manifest,
     decode_header,
     decode_manifest,
 )
@@ -46,7 +47,7 @@ class DirectoryReader(ArchiveReader):
         try:
             self.manifest = decode_manifest([self._manifest_text()])
             self.header = decode_header(b"".join(self._pieces(HEADER_NAME, MOST_HEADER_BYTES)))
-            _check(self.manifest.entries)
+            _check(self.manifest, self.header)
         except BaseException:
             self.close()
             raise
@@ -192,8 +193,8 @@ def is_mirror(root: Path) -> bool:
     return all((root / name).is_file() for name in (HEADER_NAME, MANIFEST_NAME, SUM_NAME))
 
 
-def read_header(root: Path) -> Header | None:
-    """Read which snapshot a tree is; None if it is none or cannot be read."""
+def read_mirror_header(root: Path) -> Header | None:
+    """Read the header of a mirror; None if the directory is not one or cannot be read."""
     try:
         with open(root / HEADER_NAME, "rb") as stream:
             return decode_header(stream.read(MOST_HEADER_BYTES))
@@ -201,7 +202,10 @@ def read_header(root: Path) -> Header | None:
         return None
 
 
-def _check(entries: tuple[Entry, ...]) -> None:
+def _check(manifest: Manifest, header: Header) -> None:
+    entries = manifest.entries
+    if manifest.format_version != header.format_version:
+        raise DamagedError("mirror: its manifest and its header differ in format")
     if not entries or entries[0].path != HEADER_NAME:
         raise DamagedError("tree: its manifest does not begin with its header")
     kinds: dict[str, EntryType] = {}

@@ -15,7 +15,11 @@ from typing import Any
 from sagewai_ops.archive.validation import check_header, check_manifest, is_text
 from sagewai_ops.errors import DamagedError, SchemaAheadError
 
-FORMAT_VERSION = 1
+# The newest format that this program reads. Version 2 adds links that lead out of the home; a
+# snapshot without them is written as version 1, which older releases read too.
+FORMAT_VERSION = 2
+PLAIN_FORMAT_VERSION = 1
+OUTSIDE_LINKS_DIRECTORY = "data/"  # the only place of links that lead out of the home
 HEADER_NAME = "snapshot.json"
 MANIFEST_NAME = "manifest.json"
 # The last field of the manifest, with each entry on a line of its own: docs/format.md, section 7.
@@ -47,6 +51,8 @@ class Entry:
         target: Of a link, relative to the directory that the link stands in.
         is_sparse: The file had holes, which a reader may make again.
         is_absolute: The link was written with the home's own path before its target.
+        is_outside: The link leads out of the home; `target` is as it was written. Only below
+            `data/`, and only in format 2.
     """
 
     path: str
@@ -60,6 +66,7 @@ class Entry:
     target: str = ""
     is_sparse: bool = False
     is_absolute: bool = False
+    is_outside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +79,7 @@ class Manifest:
 
     entries: tuple[Entry, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    format_version: int = PLAIN_FORMAT_VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +91,7 @@ class Header:
     """
 
     id: str
-    format_version: int = FORMAT_VERSION
+    format_version: int = PLAIN_FORMAT_VERSION
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -121,7 +129,8 @@ def decode_header(content: bytes) -> Header:
 class ManifestBuilder:
     """`manifest.json` while its entries come in, held compressed: a long one is never whole."""
 
-    def __init__(self) -> None:
+    def __init__(self, format_version: int = PLAIN_FORMAT_VERSION) -> None:
+        self._format_version = format_version
         self._packed: list[bytes] = []
         self._lines: list[bytes] = []
         self._text_bytes = 0
@@ -138,7 +147,7 @@ class ManifestBuilder:
     def finish(self, facts: Mapping[str, Any]) -> tuple[int, Iterator[bytes]]:
         """Give the number of bytes of the whole text, and the text in pieces."""
         self._pack()
-        head = json.dumps({"format": FORMAT_VERSION, **facts}, indent=1).removesuffix("\n}")
+        head = json.dumps({"format": self._format_version, **facts}, indent=1).removesuffix("\n}")
         start, end = f"{head},\n{_ENTRIES}".encode(), b"\n]}\n"
         pieces = itertools.chain((start,), map(zlib.decompress, self._packed), (end,))
         return len(start) + self._text_bytes + len(end), pieces
@@ -170,7 +179,7 @@ def decode_manifest(pieces: Iterable[bytes]) -> Manifest:
             f"{MANIFEST_NAME}: format {version}, this program reads up to {FORMAT_VERSION}",
             hint="install a newer sagewai-ops: pip install --upgrade sagewai-ops",
         )
-    if version != FORMAT_VERSION:
+    if not isinstance(version, int) or version < 1:
         raise DamagedError(f"{MANIFEST_NAME}: no format version")
     entries = []
     is_open = True
@@ -178,11 +187,11 @@ def decode_manifest(pieces: Iterable[bytes]) -> Manifest:
         if not is_open:
             break
         is_open = line.endswith(b",")
-        entries.append(_entry(_parsed(line.removesuffix(b","), MANIFEST_NAME)))
+        entries.append(_entry(_parsed(line.removesuffix(b","), MANIFEST_NAME), version))
     if is_open or line != b"]}" or any(lines):
         raise DamagedError(f"{MANIFEST_NAME}: its entries do not end where they must")
     check_manifest(document, MANIFEST_NAME)
-    return Manifest(tuple(entries), document)
+    return Manifest(tuple(entries), document, version)
 
 
 def _lines_of(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -217,10 +226,12 @@ def _as_json(entry: Entry) -> dict[str, Any]:
         document["sparse"] = True
     if entry.is_absolute:
         document["absolute"] = True
+    if entry.is_outside:
+        document["outside"] = True
     return document
 
 
-def _entry(document: Mapping[str, Any]) -> Entry:
+def _entry(document: Mapping[str, Any], version: int) -> Entry:
     try:
         entry = Entry(
             path=_text(document["path"]),
@@ -234,6 +245,7 @@ def _entry(document: Mapping[str, Any]) -> Entry:
             target=_text(document.get("target", "")),
             is_sparse=document.get("sparse") is True,
             is_absolute=document.get("absolute") is True,
+            is_outside=version > PLAIN_FORMAT_VERSION and document.get("outside") is True,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"{MANIFEST_NAME}: an entry is not one: {error}") from error
@@ -249,9 +261,27 @@ def _check(entry: Entry) -> None:
         or len(entry.sha256) != (32 if has_content else 0)
         or (entry.size_bytes and not has_content)
         or (entry.type is EntryType.LINK) != bool(entry.target)
-        or (entry.type is EntryType.LINK and not is_link_inside(entry.path, entry.target))
+        or (entry.type is EntryType.LINK and not _is_link_allowed(entry))
+        or (entry.is_outside and entry.type is not EntryType.LINK)
     ):
         raise DamagedError(f"{MANIFEST_NAME}: entry {entry.path[:200]}: not allowed in a snapshot")
+
+
+def _is_link_allowed(entry: Entry) -> bool:
+    if not entry.is_outside:
+        return is_link_inside(entry.path, entry.target)
+    return (
+        is_outside_link_allowed(entry.path)
+        and not entry.is_absolute
+        and "\0" not in entry.target
+        and len(entry.target) <= 4095
+        and _is_spelled(entry.target)
+    )
+
+
+def is_outside_link_allowed(path: str) -> bool:
+    """Tell whether a link at `path` may lead out of the home."""
+    return path.startswith(OUTSIDE_LINKS_DIRECTORY)
 
 
 def is_safe_path(path: str) -> bool:

@@ -150,6 +150,8 @@ class ArchiveReader:
 
     def _check(self, manifest: Manifest, own: Entry) -> None:
         entries = manifest.entries
+        if manifest.format_version != self.header.format_version:
+            raise DamagedError("archive: its manifest and its header differ in format")
         if not entries or entries[0].path != HEADER_NAME or entries[0].mtime_ns != own.mtime_ns:
             raise DamagedError("archive: its manifest does not begin with its header")
         if sum(map(member_bytes, entries)) != self._layout.manifest_start:

@@ -92,7 +92,7 @@ class ArchiveWriter:
         check: bool = False,
     ) -> None:
         self._frames = FrameWriter(sink, level=level, check=check)
-        self._manifest = ManifestBuilder()
+        self._manifest = ManifestBuilder(header.format_version)
         self.files = 0
         self.content_bytes = 0
         self._mtime_ns = mtime_ns

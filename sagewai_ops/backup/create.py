@@ -1,7 +1,6 @@
-"""Take a snapshot: freeze, stream, read back, and only then give it its name.
+"""Create a snapshot: copy the databases, stream the archive, verify it, rename it.
 
-The order is that of docs/format.md and of the promise: until the last rename there is no snapshot,
-afterwards there is a proved one. Nothing in the home is changed.
+There is no snapshot before the rename, and a verified one after it. The home is not changed.
 """
 
 import contextlib
@@ -29,8 +28,8 @@ from sagewai_ops.snapshots import cards, catalog
 from sagewai_ops.swap import swap
 from sagewai_ops.text import shell_word
 
-# Below this share of the content no archive of a home was ever seen; refusing earlier than that
-# would refuse backups that fit.
+# No archive of a home is known to be smaller than this share of its content; a larger share would
+# refuse backups that fit.
 _LEAST_ARCHIVE_SHARE = 0.2
 _TAG_CHARACTERS = 100
 
@@ -38,20 +37,21 @@ _TAG_CHARACTERS = 100
 def create_snapshot(
     home: Home, directory: Path, options: BackupOptions, *, progress: Progress | None = None
 ) -> BackupReport:
-    """Take a snapshot of a home into a directory.
+    """Create a snapshot of a home in a directory.
 
     Args:
-        home: May be in use by Sagewai all the while.
-        directory: Made with mode 0700 if it is not there.
-        progress: Told `copy` in pages, `pack` and `verify` in bytes.
+        home: Sagewai may be using it.
+        directory: Created with mode 0700 if missing.
+        progress: Called with `copy` in pages, `pack` and `verify` in bytes.
 
     Raises:
-        NotFoundError: There is no such home.
-        LockedError: Another run holds the home.
-        UsageError: The key would go into a clear archive; a recipient is not one.
-        KeyMissingError: The key is to be carried and there is none.
-        NoSpaceError: The disk is full or would be; nothing is left behind.
-        DamagedError: The database cannot be read, or the archive does not read back as written.
+        NotFoundError: The home does not exist.
+        LockedError: Another run has the home locked.
+        UsageError: The key would be in a plain archive; a recipient is invalid; a link that
+            `--follow` matches overlaps with the home.
+        KeyMissingError: The key is to be included and is not found.
+        NoSpaceError: The disk is or would be full; nothing is left behind.
+        DamagedError: The database cannot be read, or the archive differs from what was written.
     """
     require(home)
     check_options(options)
@@ -62,19 +62,19 @@ def create_snapshot(
         left_by_restores = swap.sweep(home.root)
         with locks.sweep_guard(directory):
             swept = (*catalog.sweep(directory), *left_by_restores)
-        run = BackupRun.begin(home, options, catalog.next_sequence(directory))
+        run = BackupRun.start(home, options, catalog.next_sequence(directory), directory)
         name = catalog.archive_name(run.id, is_encrypted=options.encryption is not None)
         partial = catalog.partial_path(directory, name)
         with contextlib.ExitStack() as last_steps:
             with staging_in(directory, run.id) as staging:
                 check_space(directory, run.scan)
-                with _partial(partial) as stream:
-                    encryption, decryption = _with_own_key(options.encryption)
+                with _create_partial(partial) as stream:
+                    encryption, decryption = _add_own_key(options.encryption)
                     run.write(stream, partial, encryption, staging, progress)
-                    with _settling(stream, partial, staging):
+                    with _sync_while(stream, partial, staging):
                         _verify(partial, decryption, progress)
                     report = run.report(directory / name, swept)
-                    last_steps.enter_context(_told(directory / name, run.id))
+                    last_steps.enter_context(_finish_despite_signals(directory / name, run.id))
                     with translate_os_errors(directory / name):
                         os.rename(partial, directory / name)
                         atomic.sync_directory(directory)
@@ -85,9 +85,9 @@ def create_snapshot(
 def stream_snapshot(
     home: Home, stream: BinaryIO, options: BackupOptions, *, progress: Progress | None = None
 ) -> BackupReport:
-    """Write a snapshot into a pipe; it is in no directory and has no card.
+    """Write a snapshot into a pipe, without a metadata file.
 
-    It cannot be read back, so every frame is decompressed again and compared before it is sent.
+    Every frame is decompressed and compared before it is sent, since a pipe cannot be read back.
 
     Raises:
         As `create_snapshot`.
@@ -99,7 +99,7 @@ def stream_snapshot(
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
         with locks.sweep_guard(directory):
             swept = catalog.sweep(directory)
-        run = BackupRun.begin(home, options, sequence=0)
+        run = BackupRun.start(home, options, 0, directory)
         with staging_in(directory, run.id) as staging:
             check_space(staging, run.scan, only_copy=True)
             try:
@@ -113,51 +113,52 @@ def stream_snapshot(
 
 
 def check_directory(home: Home, directory: Path) -> None:
-    """Make sure that a directory can be one of snapshots.
+    """Check that snapshots can be stored in a directory.
 
     Raises:
-        UsageError: It is inside the home, or no directory.
+        UsageError: It is inside the home, or not a directory.
     """
     # Resolved, as the home is: a link may lead into it.
     if Path(os.path.realpath(directory)).is_relative_to(home.root):
         raise UsageError(
-            f"snapshot directory {directory}: is inside the home {home.root}",
-            hint="a lost home must not take its snapshots along: backup --snapshots DIR",
+            f"snapshot directory {directory}: inside the home {home.root}; snapshots must be "
+            "stored outside the home",
+            hint="sagewai-ops backup --snapshots DIR",
         )
     if os.path.lexists(directory) and not directory.is_dir():
         raise UsageError(
-            f"snapshot directory {directory}: is not a directory",
+            f"snapshot directory {directory}: not a directory",
             hint=f"ls -ld {shell_word(directory)}",
         )
 
 
 def check_options(options: BackupOptions) -> None:
-    """Refuse what contradicts itself, before anything is touched.
+    """Check the options of a backup.
 
     Raises:
-        UsageError: The key would go into a clear archive; a recipient or a tag is not one.
+        UsageError: The key would be in a plain archive; a recipient or a tag is invalid.
     """
     if options.custody not in CUSTODIES:
         raise UsageError(
-            f"--key {options.custody}: not a custody", hint=f"use one of {', '.join(CUSTODIES)}"
+            f"--key {options.custody}: not one of {', '.join(CUSTODIES)}",
+            hint="sagewai-ops backup --key exclude",
         )
     if options.custody == "sealed" and options.encryption is None:
         raise UsageError(
-            "--key sealed: the master key never goes into an archive that is not encrypted",
-            hint="add --recipient age1... or --passphrase-file FILE",
+            "--key sealed: the archive is not encrypted",
+            hint="sagewai-ops backup --key sealed --recipient age1...",
         )
     if options.encryption:
         check_recipients(options.encryption.recipients)
     for tag in options.tags:
         if not 0 < len(tag) <= _TAG_CHARACTERS or not tag.isprintable() or tag != tag.strip():
             raise UsageError(
-                f"--tag {tag!r:.120}: not a tag",
-                hint=f"1 to {_TAG_CHARACTERS} printable characters",
+                f"--tag {tag!r:.120}: not 1 to {_TAG_CHARACTERS} printable characters",
             )
 
 
-def _with_own_key(encryption: Encryption | None) -> tuple[Encryption | None, Decryption | None]:
-    """Make sure that this run can read back what it encrypts."""
+def _add_own_key(encryption: Encryption | None) -> tuple[Encryption | None, Decryption | None]:
+    """Add a recipient of this run, which reads its archive back."""
     if encryption is None:
         return None, None
     if encryption.passphrase:
@@ -169,33 +170,33 @@ def _with_own_key(encryption: Encryption | None) -> tuple[Encryption | None, Dec
 
 
 @contextlib.contextmanager
-def _settling(stream: BinaryIO, partial: Path, staging: Path) -> Iterator[None]:
-    """Let the disk take the archive, and let go of the copies, while the block runs."""
+def _sync_while(stream: BinaryIO, partial: Path, staging: Path) -> Iterator[None]:
+    """Flush the archive to the disk and remove the copies while the block runs."""
 
-    def settle() -> None:
+    def sync() -> None:
         os.fsync(stream.fileno())
-        with contextlib.suppress(OSError):  # whoever made the directory removes it in any case
+        with contextlib.suppress(OSError):  # the staging directory is removed in any case
             for copy in staging.iterdir():
                 copy.unlink()
 
-    with ThreadPoolExecutor(1, thread_name_prefix="settle") as pool:
-        settled = pool.submit(settle)
+    with ThreadPoolExecutor(1, thread_name_prefix="sync") as pool:
+        synced = pool.submit(sync)
         yield
         with translate_os_errors(partial):
-            settled.result()
+            synced.result()
 
 
 @contextlib.contextmanager
-def _told(path: Path, snapshot_id: str) -> Iterator[None]:
-    """Let a signal wait until the snapshot has its name and its card; then say that it has."""
+def _finish_despite_signals(path: Path, snapshot_id: str) -> Iterator[None]:
+    """Delay signals until the snapshot and its metadata file are complete, and report that."""
     try:
         with uninterrupted():
             yield
     except InterruptedRunError as error:
         if not path.exists():
             raise
-        words = f"snapshot {snapshot_id} was taken before"
-        raise InterruptedRunError(error.signal_number, words) from error
+        note = f"snapshot {snapshot_id} is complete"
+        raise InterruptedRunError(error.signal_number, note) from error
 
 
 def _verify(partial: Path, decryption: Decryption | None, progress: Progress | None) -> None:
@@ -212,10 +213,10 @@ def _verify(partial: Path, decryption: Decryption | None, progress: Progress | N
 
 
 def check_space(directory: Path, scan: HomeScan, *, only_copy: bool = False) -> None:
-    """Refuse what would surely not fit.
+    """Check that the copy of the database and the smallest likely archive fit on the disk.
 
     Raises:
-        NoSpaceError: The disk has less room than the copy of the database and the archive need.
+        NoSpaceError: They do not.
     """
     needed = scan.database_bytes
     if not only_copy:
@@ -225,15 +226,15 @@ def check_space(directory: Path, scan: HomeScan, *, only_copy: bool = False) -> 
 
 @contextlib.contextmanager
 def staging_in(directory: Path, snapshot_id: str) -> Iterator[Path]:
-    """Make a private directory that is locked while this run lives, and removed in any case."""
+    """Create a private directory that is locked during this run and removed in any case."""
     path = catalog.staging_path(directory, snapshot_id)
     with locked_directory(path):
         yield path
 
 
 @contextlib.contextmanager
-def _partial(path: Path) -> Iterator[BinaryIO]:
-    """Open the archive's file, locked while this run lives, and removed unless it was renamed."""
+def _create_partial(path: Path) -> Iterator[BinaryIO]:
+    """Create the archive's file, locked during this run and removed unless it was renamed."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with contextlib.ExitStack() as stack:
         with uninterrupted(), translate_os_errors(path), locks.sweep_guard(path.parent):

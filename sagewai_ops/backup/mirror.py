@@ -1,12 +1,12 @@
-"""A snapshot as a tree of plain files at a path that stays: a source for restic, borg or kopia.
+"""The mirror: a snapshot as plain files at a fixed path, a source for restic, borg or kopia.
 
-The tree is what unpacking an archive gives. The database keeps every page in its place, and a file
-that did not change is the same file (a hard link to the one of the tree before), with the same
-time, so a store that deduplicates finds almost everything again.
+A mirror equals an unpacked archive. The database keeps the order of its pages, and an unchanged
+file remains the same file (a hard link to that of the previous mirror) with the same time, so that
+deduplication finds almost everything again.
 
-A new tree is built and proved beside the old one, and the two are exchanged in one step; what is
-left over of a run that dies is swept by the next. Where the system cannot exchange two directories,
-the old one is set aside for a moment, and put back by the next run if this one dies in it.
+A new mirror is written and verified, then exchanged with the previous one in one step; the next run
+removes what a killed run leaves. Where the system cannot exchange two directories, the previous one
+is renamed for a moment, and the next run renames it back if this one is killed then.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from sagewai_ops.archive.directory_reader import DirectoryReader, open_mirror, read_header
+from sagewai_ops.archive.directory_reader import DirectoryReader, open_mirror, read_mirror_header
 from sagewai_ops.archive.manifest import Entry, EntryType, Header
 from sagewai_ops.backup.create import check_directory, check_options, check_space, staging_in
 from sagewai_ops.backup.mirror_writer import MirrorWriter
@@ -36,12 +36,12 @@ from sagewai_ops.snapshots.ownership import Owner, owner_of, reason_foreign
 from sagewai_ops.swap import swap
 from sagewai_ops.text import shell_word
 
-_ASIDE = ".sagewai-ops-tree-before"  # the old tree, for the moment between two renames
+_PREVIOUS = ".sagewai-ops-tree-before"  # the previous mirror, between two renames
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
-    """The tree of a snapshot directory.
+class Mirror:
+    """The mirror of a snapshot directory.
 
     Attributes:
         created_at: UTC, as its header has it.
@@ -52,12 +52,12 @@ class Tree:
     created_at: str
 
 
-def find_mirror(directory: Path) -> Tree | None:
-    """Tell which tree a snapshot directory has; nothing but its header is read."""
-    header = read_header(directory / TREE)
+def find_mirror(directory: Path) -> Mirror | None:
+    """Read the header of the mirror in a snapshot directory; None if it is missing."""
+    header = read_mirror_header(directory / TREE)
     if header is None:
         return None
-    return Tree(directory / TREE, header.id, str(header.facts.get("created_at", "")))
+    return Mirror(directory / TREE, header.id, str(header.facts.get("created_at", "")))
 
 
 def update_mirror(
@@ -65,21 +65,21 @@ def update_mirror(
     directory: Path,
     options: BackupOptions,
     *,
-    any_place: bool = False,
+    all_paths: bool = False,
     progress: Progress | None = None,
 ) -> BackupReport:
-    """Bring the tree of a snapshot directory up to a home that may be in use.
+    """Update the mirror of a home, which Sagewai may be using, in a snapshot directory.
 
     Args:
-        directory: Made with mode 0700 if it is not there; the tree is `tree` in it.
-        any_place: Go on with a tree that this home left at another path.
-        progress: As for `backup.create_snapshot`.
+        directory: Created with mode 0700 if missing; the mirror is `tree` in it.
+        all_paths: Also update the mirror of this home at another path.
+        progress: As for `create_snapshot`.
 
     Raises:
-        UsageError: Options that a tree cannot have: it is neither encrypted nor compressed.
-        TargetBusyError: What stands there is no tree, or of another home.
-        NotFoundError, LockedError, NoSpaceError, DamagedError: As for `backup.create_snapshot`; the
-            tree is the one that it was.
+        UsageError: Options for archives only: a mirror is neither encrypted nor compressed.
+        TargetBusyError: `tree` is not a mirror, or is that of another home.
+        NotFoundError, LockedError, NoSpaceError, DamagedError: As for `create_snapshot`; the
+            previous mirror remains.
     """
     require(home)
     _check(options)
@@ -91,25 +91,25 @@ def update_mirror(
         atomic.make_directory(directory)
         left_by_restores = swap.sweep(home.root)
         with locks.sweep_guard(directory):
-            _put_back(directory)
+            _rename_back(directory)
             swept = (*catalog.sweep(directory), *left_by_restores)
-        before = _tree_of(place, replace(owner_of(home, all_paths=any_place), host=""))
-        run = BackupRun.begin(home, options, _next_sequence(before))
+        before = _read_previous(place, replace(owner_of(home, all_paths=all_paths), host=""))
+        run = BackupRun.start(home, options, _next_sequence(before), directory)
         fresh = catalog.staging_path(directory, catalog.new_id(datetime.now(timezone.utc)))
         with staging_in(directory, run.id) as staging:
             check_space(directory, run.scan)
-            with locked_directory(fresh, stays=True) as descriptor, _opened(place) as old:
+            with locked_directory(fresh, stays=True) as descriptor, _open_previous(place) as old:
                 writer = _write(run, fresh, place, old, staging, progress)
                 with translate_os_errors(fresh):
                     atomic.sync_tree(fresh)
-                _prove(descriptor, writer, progress)
+                _verify(descriptor, writer, progress)
                 run.archive_bytes, run.archive_sha256 = writer.stored_bytes, writer.sha256
                 report = replace(
                     run.report(place, swept), format="directory", kept_files=writer.kept_files
                 )
                 with translate_os_errors(place), uninterrupted():
                     _exchange(fresh, place)
-                    too_late()  # the tree is the new one, and the old one is to be removed
+                    too_late()  # the mirror is the new one, and the previous one is to be removed
         _discard(fresh)
     return report
 
@@ -117,32 +117,36 @@ def update_mirror(
 def _check(options: BackupOptions) -> None:
     if options.custody == "sealed" or options.encryption is not None:
         raise UsageError(
-            "--format directory: a tree is not encrypted, and never holds the master key",
-            hint="let the store encrypt it, and keep the key elsewhere: sagewai-ops keys escrow",
+            "--format directory: a mirror is not encrypted and never contains the master key",
+            hint="sagewai-ops keys escrow",
         )
     if options.compact:
         raise UsageError(
-            "--format directory: --compact moves every page, so that nothing is found again"
+            "--format directory: --compact moves every page, which defeats deduplication"
         )
 
 
-def _tree_of(place: Path, owner: Owner) -> Header | None:
-    """Give the header of the tree that is there, which must be this home's; None if none is."""
+def _read_previous(place: Path, owner: Owner) -> Header | None:
+    """Read the header of the previous mirror; None if it is missing.
+
+    Raises:
+        TargetBusyError: The directory is not a mirror, or is that of another home.
+    """
     if not os.path.lexists(place):
         return None
-    header = read_header(place) if place.is_dir() and not place.is_symlink() else None
+    header = read_mirror_header(place) if place.is_dir() and not place.is_symlink() else None
     if header is None:
         raise TargetBusyError(
-            f"{place}: no tree of this program",
-            hint=f"look: ls -la {shell_word(place)}\n"
-            "and move it away, or use another directory: --snapshots DIR",
+            f"{place}: not a mirror of this program",
+            hint=f"ls -la {shell_word(place)}\n"
+            "sagewai-ops backup --format directory --snapshots DIR",
         )
     other = reason_foreign(header.facts, owner)
     if other:
         raise TargetBusyError(
-            f"{place}: the tree {other}",
-            hint="give each home a directory of its own: --snapshots DIR\n"
-            "or, if this home was moved, go on with it: --all-paths",
+            f"{place}: the mirror {other}",
+            hint="sagewai-ops backup --format directory --snapshots DIR\n"
+            "sagewai-ops backup --format directory --all-paths  # this home was moved",
         )
     return header
 
@@ -153,8 +157,8 @@ def _next_sequence(before: Header | None) -> int:
 
 
 @contextlib.contextmanager
-def _opened(place: Path) -> Iterator[DirectoryReader | None]:
-    """Open the tree that is there; None if there is none, or it is damaged: then all is new."""
+def _open_previous(place: Path) -> Iterator[DirectoryReader | None]:
+    """Open the previous mirror; None if missing or damaged: then every file is new."""
     with contextlib.ExitStack() as stack:
         reader = None
         with contextlib.suppress(NotFoundError, DamagedError):
@@ -170,7 +174,7 @@ def _write(
     staging: Path,
     progress: Progress | None,
 ) -> MirrorWriter:
-    made: list[MirrorWriter] = []
+    writers: list[MirrorWriter] = []
 
     def open_writer(header: Header, on_bytes: Callable[[int], None]) -> MirrorWriter:
         entries = {
@@ -181,15 +185,15 @@ def _write(
         writer = MirrorWriter(
             fresh, header, mtime_ns=run.moment_ns, old=(place, entries), on_bytes=on_bytes
         )
-        made.append(writer)
+        writers.append(writer)
         return writer
 
     run.write_with(open_writer, staging, progress)
-    return made[0]
+    return writers[0]
 
 
-def _prove(descriptor: int, writer: MirrorWriter, progress: Progress | None) -> None:
-    """Read back what was written; what was kept of the old tree was read when it was kept."""
+def _verify(descriptor: int, writer: MirrorWriter, progress: Progress | None) -> None:
+    """Read the new files back; those of the previous mirror were verified when they were kept."""
     done = 0
 
     def count(size_bytes: int) -> None:
@@ -207,33 +211,33 @@ def _prove(descriptor: int, writer: MirrorWriter, progress: Progress | None) -> 
 
 
 def _exchange(fresh: Path, place: Path) -> None:
-    """Give the new tree the name of the old one; what was there has the new one's name then."""
-    aside = place.with_name(_ASIDE)
+    """Exchange the names of the new and the previous mirror."""
+    previous = place.with_name(_PREVIOUS)
     if not os.path.lexists(place):
         os.rename(fresh, place)
     elif not atomic.exchange(fresh, place):
-        os.rename(place, aside)
+        os.rename(place, previous)
         try:
             os.rename(fresh, place)
         except OSError:
-            os.rename(aside, place)
+            os.rename(previous, place)
             raise
-        os.rename(aside, fresh)
+        os.rename(previous, fresh)
     atomic.sync_directory(place.parent)
 
 
-def _put_back(directory: Path) -> None:
-    """Finish what a run that died between two renames left."""
-    aside, place = directory / _ASIDE, directory / TREE
-    if os.path.lexists(aside):
-        with translate_os_errors(aside):
+def _rename_back(directory: Path) -> None:
+    """Complete the exchange of a run that was killed between its renames."""
+    previous, place = directory / _PREVIOUS, directory / TREE
+    if os.path.lexists(previous):
+        with translate_os_errors(previous):
             if os.path.lexists(place):
-                remove_tree(aside)
+                remove_tree(previous)
             else:
-                os.rename(aside, place)
+                os.rename(previous, place)
                 atomic.sync_directory(directory)
 
 
 def _discard(old: Path) -> None:
-    """Remove the old tree, unless somebody reads it: then the next run sweeps it."""
+    """Remove the previous mirror, or leave it to the next run if it is being read."""
     remove_abandoned(old)

@@ -1,7 +1,7 @@
-"""Write the members of a snapshot as plain files, keeping those of an older tree that are the same.
+"""Write the members of a snapshot as plain files, keeping the unchanged ones of the last mirror.
 
-The directory is a private one of this run, so nobody puts links in the way. Modes follow the rules
-of a home, as when a snapshot is restored; the manifest has the ones that the files had.
+The directory is private to this run, so no other process creates links in it. Modes follow the
+rules of a home, as when a snapshot is restored; the manifest has the modes of the source.
 """
 
 import contextlib
@@ -44,19 +44,19 @@ _BLOCK_BYTES = 1024 * 1024
 
 
 class MirrorWriter:
-    """Write one tree; a `MemberWriter`.
+    """Write a mirror; a `MemberWriter`.
 
     Args:
         root: An empty private directory.
         mtime_ns: Of `snapshot.json` and `manifest.json`.
-        old: The tree before, and its files by path; none of them for a first one.
-        on_bytes: Called with the number of bytes of content taken since the last call.
+        old: The previous mirror, and its files by path; empty for a first one.
+        on_bytes: Called with the number of bytes of content added since the last call.
 
     Attributes:
-        files: How many were added, `snapshot.json` among them.
+        files: Number of files added, with `snapshot.json`.
         content_bytes: Of these.
-        stored_bytes: Of everything in the tree.
-        kept: Members that are the files of the old tree, each read and found whole.
+        stored_bytes: Of all files of the mirror.
+        kept: Members that are files of the previous mirror, each verified.
         sha256: Of the manifest, once that is written.
     """
 
@@ -71,10 +71,10 @@ class MirrorWriter:
     ) -> None:
         self._root = root
         self._mtime_ns = mtime_ns
-        self._now_ns = time.time_ns()  # of what changed without a new time
+        self._now_ns = time.time_ns()  # for files that changed without a new time
         self._old_root, self._old = old
         self._on_bytes = on_bytes
-        self._manifest = ManifestBuilder()
+        self._manifest = ManifestBuilder(header.format_version)
         self._directories: list[Entry] = []
         self.files = self.content_bytes = self.stored_bytes = 0
         self.kept: set[str] = set()
@@ -83,7 +83,7 @@ class MirrorWriter:
 
     @property
     def kept_files(self) -> int:
-        """How many files are those of the old tree."""
+        """Number of files of the previous mirror."""
         return len(self.kept)
 
     def add_directory_or_link(self, entry: Entry) -> None:
@@ -101,12 +101,12 @@ class MirrorWriter:
         self._manifest.add(entry)
 
     def add_bytes(self, entry: Entry, content: bytes) -> Entry:
-        """Add a file whose content is at hand."""
+        """Add a file with this content."""
         complete = with_content(entry, len(content), hashlib.sha256(content).digest())
         if not self._keep(complete):
-            with self._created(entry.path) as stream:
+            with self._create(entry.path) as stream:
                 stream.write(content)
-            self._settle(complete)
+            self._set_metadata(complete)
         self._count(complete)
         self._on_bytes(len(content))
         return complete
@@ -114,7 +114,7 @@ class MirrorWriter:
     def add_file(
         self, entry: Entry, stream: BinaryIO, *, banned: Sequence[bytes] = ()
     ) -> AddedFile | None:
-        """Add a file that others may be writing to; one that changes meanwhile is read again."""
+        """Add a file that may be written to; one that changes is read again."""
         for attempt in range(1, ATTEMPTS + 1):
             before = os.fstat(stream.fileno())
             stream.seek(0)
@@ -132,15 +132,15 @@ class MirrorWriter:
             (self._root / _partial(entry.path)).unlink()
         else:
             os.rename(self._root / _partial(entry.path), self._root / entry.path)
-            self._settle(complete)
+            self._set_metadata(complete)
         self._count(complete)
         return AddedFile(complete, is_stable)
 
     def add_copy(self, entry: Entry, stream: BinaryIO) -> Entry:
-        """Add a database's copy, which stands on the same file system and is this run's own.
+        """Add the copy of a database, which is on the same file system and private to this run.
 
-        Its time is that of the run unless its bytes are the old ones: what Sagewai wrote may still
-        be in the `-wal`, and then the file itself has an old time.
+        Its time is that of the run unless its content is unchanged: if Sagewai's last writes are
+        in the `-wal`, the time of the file itself is old.
         """
         digest, size_bytes = hashlib.sha256(), 0
         while piece := stream.read(_BLOCK_BYTES):
@@ -149,30 +149,30 @@ class MirrorWriter:
             self._on_bytes(len(piece))
         complete = with_content(entry, size_bytes, digest.digest())
         if not self._keep(complete, any_time=True):
-            self._take(stream, entry.path)
-            self._settle(replace(complete, mtime_ns=self._now_ns))
+            self._link(stream, entry.path)
+            self._set_metadata(replace(complete, mtime_ns=self._now_ns))
         self._count(complete)
         return complete
 
-    def _take(self, stream: BinaryIO, path: str) -> None:
-        """Give a copy its name in the tree too; where files have one name only, copy its bytes."""
+    def _link(self, stream: BinaryIO, path: str) -> None:
+        """Link a copy into the mirror; on a file system without hard links, copy it."""
         try:
             os.link(stream.name, self._root / path)
         except OSError:
             stream.seek(0)
-            with self._created(path) as target:
+            with self._create(path) as target:
                 shutil.copyfileobj(stream, target, _BLOCK_BYTES)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
-        """Write the manifest and its hash, and give the directories their modes and times."""
+        """Write the manifest and its hash, and set the metadata of the directories."""
         digest = hashlib.sha256()
         size_bytes, pieces = self._manifest.finish(facts)
-        with self._created(MANIFEST_NAME) as stream:
+        with self._create(MANIFEST_NAME) as stream:
             for piece in pieces:
                 digest.update(piece)
                 stream.write(piece)
         self.sha256 = digest.hexdigest()
-        with self._created(SUM_NAME) as stream:
+        with self._create(SUM_NAME) as stream:
             stream.write(f"{self.sha256}  {MANIFEST_NAME}\n".encode())
         self.stored_bytes += size_bytes
         for name in (MANIFEST_NAME, SUM_NAME):
@@ -185,12 +185,12 @@ class MirrorWriter:
                 os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns))
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no file is open between calls."""
 
     def _copy(self, entry: Entry, stream: BinaryIO) -> Entry:
-        """Copy what a file held when it was looked at; what is added meanwhile is left."""
+        """Copy as many bytes as the file had when it was opened."""
         digest, left = hashlib.sha256(), entry.size_bytes
-        with self._created(_partial(entry.path)) as target:
+        with self._create(_partial(entry.path)) as target:
             while piece := stream.read(min(left, _BLOCK_BYTES)):
                 digest.update(piece)
                 left -= len(piece)
@@ -199,7 +199,7 @@ class MirrorWriter:
         return with_content(entry, entry.size_bytes - left, digest.digest())
 
     @contextlib.contextmanager
-    def _created(self, path: str) -> Iterator[BinaryIO]:
+    def _create(self, path: str) -> Iterator[BinaryIO]:
         full = self._root / path
         with translate_os_errors(full):
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -209,7 +209,7 @@ class MirrorWriter:
                 yield stream
 
     def _keep(self, entry: Entry, *, any_time: bool = False) -> bool:
-        """Take a file of the old tree for a member, if it is the same and still whole."""
+        """Link the file of the previous mirror if it equals a member and is undamaged."""
         before = self._old.get(entry.path)
         if before is None or before.sha256 != entry.sha256:
             return False
@@ -229,8 +229,8 @@ class MirrorWriter:
                 return True
         return False
 
-    def _settle(self, entry: Entry) -> None:
-        """Give a new file its owner, mode and time; a time that tells no change is not taken."""
+    def _set_metadata(self, entry: Entry) -> None:
+        """Set owner, mode and time of a new file; a changed file never keeps its time."""
         path = self._root / entry.path
         moment = entry.mtime_ns
         before = self._old.get(entry.path)
@@ -251,7 +251,7 @@ class MirrorWriter:
 
 
 def _partial(path: str) -> str:
-    """Name the file that one is read into before it is known whether it is the old one."""
+    """Return the path of the file that a member is read into before it is compared."""
     directory, slash, _name = path.rpartition("/")
     return f"{directory}{slash}.sagewai-ops-partial"
 
@@ -264,7 +264,7 @@ def _file_mode(entry: Entry) -> int:
 def _directory_mode(entry: Entry) -> int:
     is_external = entry.path == EXTERNAL or entry.path.startswith(EXTERNAL + "/")
     mode = 0o700 if is_external else directory_mode(entry.path, entry.mode)
-    return mode | atomic.PRIVATE_DIRECTORY  # the next run goes through it
+    return mode | atomic.PRIVATE_DIRECTORY  # the next run reads it
 
 
 def _hash_of(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""What a backup is asked to do, and what it says of the snapshot that it took."""
+"""The options of a backup and its report."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,22 +16,24 @@ CUSTODIES = ("exclude", "sealed")
 
 @dataclass(frozen=True, slots=True)
 class BackupOptions:
-    """What a backup is asked to do.
+    """Options of a backup.
 
     Attributes:
-        encryption: None writes a clear archive.
-        custody: `exclude` keeps the master key out; `sealed` carries it, encrypted with the rest.
+        encryption: None writes a plain archive.
+        custody: `exclude` omits the master key; `sealed` includes it, encrypted with the rest.
         exclude: Patterns on paths relative to the home.
+        follow: Patterns on paths of links whose target directory is included.
         compact: Rewrite the database without its free pages.
         level: Of zstd.
-        tags: Words that the card and the archive bear.
+        tags: Labels in the header and the metadata file of the archive.
         wait_seconds: For another run on the same home.
-        key_environment: Where keys outside the home are looked for.
+        key_environment: Variables that may hold keys.
     """
 
     encryption: Encryption | None = None
     custody: str = "exclude"
     exclude: tuple[str, ...] = ()
+    follow: tuple[str, ...] = ()
     compact: bool = False
     level: int = DEFAULT_LEVEL
     tags: tuple[str, ...] = ()
@@ -41,16 +43,18 @@ class BackupOptions:
 
 @dataclass(frozen=True, slots=True)
 class BackupReport:
-    """A snapshot that was taken and proved.
+    """A verified snapshot.
 
     Attributes:
-        path: Of the archive; None if it went into a pipe.
-        unstable: Files that changed at every attempt to read them, carried as last read.
+        path: Of the archive; None for a pipe.
+        unstable: Files that changed at every attempt to read them, stored as last read.
+        followed: Link in the home -> the target that is stored in its place.
+        outside_links: Link -> target outside the home, stored as a link.
         archive_bytes: Of the archive as it is stored.
         content_bytes: Of the files in it.
-        format: `archive`, or `directory` for a tree; of that, `path` is the directory,
-            `archive_bytes` all that is in it, and `archive_sha256` the hash of its manifest.
-        kept_files: Of a tree, the files that are those of the tree before.
+        format: `archive`, or `directory` for a mirror; then `path` is its directory,
+            `archive_bytes` the size of its files, and `archive_sha256` the hash of its manifest.
+        kept_files: Of a mirror, the files that are unchanged since the previous run.
     """
 
     id: str
@@ -70,6 +74,7 @@ class BackupReport:
     unstable: tuple[str, ...]
     followed: Mapping[str, str]
     external: Mapping[str, str]
+    outside_links: Mapping[str, str]
     swept: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
@@ -78,26 +83,26 @@ class BackupReport:
 
     @property
     def losses(self) -> tuple[Omission, ...]:
-        """What should have been carried and could not be."""
+        """Omissions that make the snapshot incomplete."""
         return tuple(item for item in self.omissions if item.reason.is_loss)
 
     @property
     def is_complete(self) -> bool:
-        """Whether all was carried as it was, and every sealed value has its key."""
+        """Whether everything is stored as it was read once, and every secret has its key."""
         return not (self.losses or self.unstable or self.keys.unopened)
 
     @property
     def is_sound(self) -> bool:
-        """Whether the checks of the database found nothing."""
+        """Whether the database has no findings."""
         return self.database is None or self.database.is_sound
 
     def warnings(self) -> Iterator[str]:
-        """Say what is missing or wrong, one line each."""
+        """Yield a line for each omission, unstable file, closed secret and database finding."""
         for item in self.losses:
             detail = f": {item.detail}" if item.detail else ""
-            yield f"{item.path}: not carried, {item.reason.value}{detail}"
+            yield f"{item.path}: omitted, {item.reason.value}{detail}"
         for path in self.unstable:
-            yield f"{path}: changed whenever it was read, carried as last read"
+            yield f"{path}: changed at every attempt to read it, stored as last read"
         for value in self.keys.unopened:
             yield f"{value.place} {value.where}: sealed, {value.reason}"
         if self.database:
@@ -105,6 +110,6 @@ class BackupReport:
                 yield f"database: {finding}"
             if self.database.foreign_key_violations:
                 yield (
-                    f"database: {self.database.foreign_key_violations} rows refer to nothing, in "
-                    + ", ".join(self.database.foreign_key_tables)
+                    f"database: {self.database.foreign_key_violations} rows with a broken "
+                    "reference, in " + ", ".join(self.database.foreign_key_tables)
                 )

@@ -1,7 +1,6 @@
-"""One snapshot while it is being taken: freeze, prove, stream into an archive.
+"""One run of a backup: copy the databases, verify them, write the members of the snapshot.
 
-What is written, and in which order, is here; where to, and what happens to it afterwards, is in
-`backup`.
+The content and its order are decided here; `create` and `mirror` decide where it is written.
 """
 
 import contextlib
@@ -19,7 +18,13 @@ from typing import Any, BinaryIO
 
 from sagewai_ops import __version__
 from sagewai_ops.archive.age import Encryption, open_encrypted_sink
-from sagewai_ops.archive.manifest import Entry, EntryType, Header
+from sagewai_ops.archive.manifest import (
+    FORMAT_VERSION,
+    PLAIN_FORMAT_VERSION,
+    Entry,
+    EntryType,
+    Header,
+)
 from sagewai_ops.archive.writer import ArchiveWriter, MemberWriter
 from sagewai_ops.archive.zstd_frames import HashingSink
 from sagewai_ops.backup.report import BackupOptions, BackupReport
@@ -45,12 +50,12 @@ from sagewai_ops.snapshots.ownership import home_ids
 _DAMAGED = f"{DamagedError.advice}\nthe rest alone: sagewai-ops backup --exclude 'db/*'"
 
 
-WriterMaker = Callable[[Header, Callable[[int], None]], MemberWriter]
+OpenWriter = Callable[[Header, Callable[[int], None]], MemberWriter]
 
 
 @dataclass(frozen=True, slots=True)
 class _Frozen:
-    """The copies of the databases, by their place in the home, while Sagewai's own is examined."""
+    """Copies of the databases, by their path in the home, while Sagewai's own is verified."""
 
     copies: Mapping[str, DatabaseCopy]
     main: DatabaseCopy | None
@@ -59,7 +64,7 @@ class _Frozen:
 
 @dataclass(slots=True)
 class BackupRun:
-    """One snapshot while it is being taken."""
+    """A snapshot while it is created."""
 
     home: Home
     options: BackupOptions
@@ -81,26 +86,38 @@ class BackupRun:
 
     @property
     def moment_ns(self) -> int:
-        """When it was begun, in nanoseconds since 1970, whole seconds."""
+        """Start of the run, in nanoseconds since 1970, whole seconds."""
         return int(self.created_at.timestamp()) * 1_000_000_000
 
     @classmethod
-    def begin(cls, home: Home, options: BackupOptions, sequence: int) -> "BackupRun":
-        """Look around: what there is to carry, and under which key."""
+    def start(
+        cls, home: Home, options: BackupOptions, sequence: int, directory: Path
+    ) -> "BackupRun":
+        """Scan the home and choose the key.
+
+        Args:
+            directory: Where this run writes.
+
+        Raises:
+            KeyMissingError: The key is to be included and no key is found.
+            UsageError: A link that `--follow` matches cannot be followed.
+        """
         candidates = find_candidates(home, options.key_environment)
         key = resolved(candidates)
         if options.custody == "sealed" and key is None:
             raise KeyMissingError(
-                f"home {home.root}: no master key to carry, neither in the environment nor in "
+                f"home {home.root}: no master key to include, neither in the environment nor in "
                 f"{home.master_key}",
-                hint="sagewai-ops status  # shows where a key was looked for",
+                hint="sagewai-ops status  # lists where keys are searched",
             )
         moment = datetime.now(timezone.utc)
         scan = scan_home(
             home,
             exclude=options.exclude,
+            follow=options.follow,
             key_values=tuple(candidate.value for candidate in candidates),
-            carries_key=options.custody == "sealed",
+            includes_key=options.custody == "sealed",
+            snapshots=directory,
         )
         return cls(
             home=home,
@@ -121,17 +138,17 @@ class BackupRun:
         staging: Path,
         progress: Progress | None,
     ) -> None:
-        """Freeze the databases and the documents, check them, and write the archive.
+        """Copy the databases, read the state files, verify both, and write the archive.
 
         Args:
-            path: Of the stream; None for a pipe. What cannot be read back is checked frame by
-                frame before it is sent.
+            path: Of the stream; None for a pipe. Each frame of a pipe is decompressed and compared
+                before it is sent, since it cannot be read back.
         """
         sink = HashingSink(stream, path)
 
         def open_writer(header: Header, on_bytes: Callable[[int], None]) -> ArchiveWriter:
             return ArchiveWriter(
-                sealed or sink,
+                encrypted or sink,
                 header,
                 mtime_ns=self.moment_ns,
                 level=self.options.level,
@@ -140,27 +157,25 @@ class BackupRun:
             )
 
         with self._frozen(staging, progress) as frozen:
-            sealed = open_encrypted_sink(sink, encryption) if encryption else None
+            encrypted = open_encrypted_sink(sink, encryption) if encryption else None
             try:
                 self._pack(frozen, open_writer, progress)
-                if sealed:
-                    sealed.close()
+                if encrypted:
+                    encrypted.close()
             except BaseException:
-                if sealed:
-                    sealed.abandon()
+                if encrypted:
+                    encrypted.abandon()
                 raise
         self.archive_bytes, self.archive_sha256 = sink.size_bytes, sink.hexdigest()
-        self.scan.found.clear()  # the archive's own list is next; memory is for one
+        self.scan.items.clear()  # verification loads the archive's own list; memory is for one
 
-    def write_with(
-        self, open_writer: WriterMaker, staging: Path, progress: Progress | None
-    ) -> None:
-        """Freeze and check as `write` does, and give the members to a writer of another kind."""
+    def write_with(self, open_writer: OpenWriter, staging: Path, progress: Progress | None) -> None:
+        """Do as `write`, with a writer of another kind."""
         with self._frozen(staging, progress) as frozen:
             self._pack(frozen, open_writer, progress)
 
     def report(self, path: Path | None, swept: Sequence[str]) -> BackupReport:
-        """Say what was taken."""
+        """Return the report of the run."""
         return BackupReport(
             id=self.id,
             sequence=self.sequence,
@@ -179,13 +194,14 @@ class BackupRun:
             unstable=tuple(self.unstable),
             followed=self.scan.followed,
             external=self.scan.external,
+            outside_links=self.scan.outside_links,
             swept=tuple(swept),
-            notes=tuple(_notes(self.home)),
+            notes=tuple(_notes(self.home, self.scan)),
             tags=self.options.tags,
         )
 
     def card(self, report: BackupReport) -> dict[str, Any]:
-        """Fill the card of the archive."""
+        """Return the metadata file (card) of the archive."""
         assert report.path is not None
         return {
             "archive": report.path.name,
@@ -217,7 +233,7 @@ class BackupRun:
         }
 
     def _freeze(self, staging: Path, progress: Progress | None) -> dict[str, DatabaseCopy]:
-        """Copy every database, then read the documents: both within the same moments."""
+        """Copy every database, then read the state files at once, so that both agree."""
         copies = {}
         for number, item in enumerate(databases(self.scan)):
             copies[item.path] = copy_database(
@@ -244,7 +260,7 @@ class BackupRun:
             self.keys = examine_keys(self.documents, path, self.candidates)
             yield _Frozen(copies, copy, proving)
 
-    def _pack(self, frozen: "_Frozen", open_writer: WriterMaker, progress: Progress | None) -> None:
+    def _pack(self, frozen: "_Frozen", open_writer: OpenWriter, progress: Progress | None) -> None:
         total = self.scan.content_bytes
         done = 0
 
@@ -255,9 +271,10 @@ class BackupRun:
                 progress("pack", min(done, total), total)
 
         level = read_schema_level(frozen.main.path).revision if frozen.main else ""
-        writer = open_writer(Header(self.id, facts=self._identity(level)), count)
+        version = FORMAT_VERSION if self.scan.outside_links else PLAIN_FORMAT_VERSION
+        writer = open_writer(Header(self.id, version, self._identity(level)), count)
         with contextlib.closing(writer):
-            for item in _database_first(self.scan.found, frozen.copies):
+            for item in _database_first(self.scan.items, frozen.copies):
                 self._add(writer, item, frozen.copies.get(item.path))
             if self.options.custody == "sealed":
                 self._add_key(writer)
@@ -271,10 +288,10 @@ class BackupRun:
         directory = item.path.rpartition("/")[0]
         try:
             if directory in self.gone:
-                # It may be there again by now, but the archive has no directory for this.
+                # It may exist again, but the archive has no directory for this.
                 raise FileNotFoundError
             status = os.stat(item.source) if copy else os.lstat(item.source)
-            stream = _opened(item, copy)
+            stream = _open_source(item, copy)
         except OSError as error:
             if item.type == "folder":
                 self.gone.add(item.path)
@@ -282,6 +299,7 @@ class BackupRun:
             reason = Reason.GONE if is_gone else Reason.UNREADABLE
             detail = "" if is_gone else error.strerror or ""
             self.scan.omissions.append(Omission(item.path, reason, detail))
+            self.scan.outside_links.pop(item.path, None)
             return
         if stream is None:
             kind = EntryType.DIRECTORY if item.type == "folder" else EntryType.LINK
@@ -293,28 +311,28 @@ class BackupRun:
                 writer.add_copy(_entry(item.path, EntryType.FILE, status), stream)
             elif item.path in self.documents:
                 writer.add_bytes(entry, self.documents[item.path])
-            elif (carried := writer.add_file(entry, stream, banned=self._banned())) is None:
+            elif (added := writer.add_file(entry, stream, banned=self._banned())) is None:
                 self.scan.omissions.append(Omission(item.path, Reason.HOLDS_KEY))
-            elif not carried.is_stable:
+            elif not added.is_stable:
                 self.unstable.append(item.path)
 
     def _banned(self) -> tuple[bytes, ...]:
-        """Give what must stand in no file of the archive: the keys, unless they go along."""
+        """Return what no file of the archive may contain: the keys, unless they are included."""
         if self.options.custody == "sealed":
             return ()
         return tuple(candidate.value for candidate in self.candidates if candidate.value)
 
     def _add_key(self, writer: MemberWriter) -> None:
-        """Carry the key that is in use, where the home has no file of it."""
+        """Add the key that is in use, where the home has no file of it."""
         key = resolved(self.candidates)
         has_file = any(
             item.kind is Kind.KEY and Path(item.source).name == "master.key"
-            for item in self.scan.found
+            for item in self.scan.items
         )
         if key is None or (has_file and key.source in (MASTER_KEY, LEGACY_MASTER_KEY)):
             return
         moment_ns = self.moment_ns
-        if not any(item.path == EXTERNAL for item in self.scan.found):
+        if not any(item.path == EXTERNAL for item in self.scan.items):
             writer.add_directory_or_link(Entry(EXTERNAL, EntryType.DIRECTORY, 0o700, moment_ns))
         writer.add_bytes(Entry(EXTERNAL_KEY, EntryType.FILE, 0o600, moment_ns), key.value)
 
@@ -334,17 +352,17 @@ class BackupRun:
         }
 
 
-def _opened(item: ScanItem, copy: DatabaseCopy | None) -> BinaryIO | None:
-    """Open what is carried of a file, or of a database its copy; None for a directory or link.
+def _open_source(item: ScanItem, copy: DatabaseCopy | None) -> BinaryIO | None:
+    """Open a file, or the copy of a database; None for a directory or link.
 
     Raises:
-        OSError: It is gone, or became something else than it was when the home was walked.
+        OSError: It is gone, or its type changed since the scan.
     """
     if item.type in ("folder", "link"):
         return None
     if copy:
         return open(copy.path, "rb", buffering=0)
-    # A followed link was resolved by the walk: what is a link now was put there since.
+    # The scan resolved followed links: a link here was created since.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     stream = open(os.open(item.source, flags), "rb", buffering=0)  # noqa: SIM115 - the caller's
     if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
@@ -365,14 +383,21 @@ def _entry(
         gid=status.st_gid,
         target=link.target if link else "",
         is_absolute=link.is_absolute if link else False,
+        is_outside=link.is_outside if link else False,
     )
 
 
-def _notes(home: Home) -> Iterator[str]:
+def _notes(home: Home, scan: HomeScan) -> Iterator[str]:
+    for path, target in scan.outside_links.items():
+        yield f"{path}: stored as a link, {target} is not in the snapshot"
+    for path, target in scan.followed.items():
+        yield f"{path}: a link, {target} is included in its place"
+    for pattern in scan.unused_follow:
+        yield f"--follow {pattern}: no link to a directory outside the home matches"
     if home.server_url_variable:
         yield f"{home.server_url_variable}: the tables of that server are not in this snapshot"
     if "SAGEWAI_CACHE_DIR" in home.overrides:
-        yield f"SAGEWAI_CACHE_DIR: {home.cache_dir} is not in it, Sagewai fills it again"
+        yield f"SAGEWAI_CACHE_DIR: {home.cache_dir} is not in the snapshot, Sagewai refills it"
 
 
 def _root_facts(home: Home) -> dict[str, Any]:
@@ -386,15 +411,15 @@ def _root_facts(home: Home) -> dict[str, Any]:
 
 
 def _database_first(
-    found: Sequence[ScanItem], copies: Mapping[str, DatabaseCopy]
+    items: Sequence[ScanItem], copies: Mapping[str, DatabaseCopy]
 ) -> Iterator[ScanItem]:
-    """Put the databases, with the directories above them, before everything else.
+    """Yield the databases, with their parent directories, before everything else.
 
-    A restore examines the database while it writes the rest, so it should have it early.
+    A restore verifies the database while it writes the rest.
     """
-    above = {
+    first = {
         path[:position] for path in copies for position, letter in enumerate(path) if letter == "/"
     }
-    above.update(copies)
-    yield from (item for item in found if item.path in above)
-    yield from (item for item in found if item.path not in above)
+    first.update(copies)
+    yield from (item for item in items if item.path in first)
+    yield from (item for item in items if item.path not in first)

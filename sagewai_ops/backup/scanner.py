@@ -1,8 +1,8 @@
-"""Walk a home and decide what a snapshot carries, from names and types alone.
+"""Scan a home and decide what a snapshot contains, from names and types alone.
 
-Nothing is read here but the first bytes of files that stand beside a `-wal` (is it a database?) and
-of files as long as a master key. What is not carried is listed with its reason; whether that makes
-a backup incomplete is decided by the reason.
+Only the first bytes of a file next to a `-wal` are read (is it a database?), and files as long as
+a master key. What is omitted is listed with its reason; the reason decides whether the backup is
+incomplete.
 """
 
 import contextlib
@@ -10,12 +10,18 @@ import errno
 import fnmatch
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from sagewai_ops.archive.manifest import HEADER_NAME, MANIFEST_NAME, is_link_inside
+from sagewai_ops.archive.manifest import (
+    HEADER_NAME,
+    MANIFEST_NAME,
+    is_link_inside,
+    is_outside_link_allowed,
+)
 from sagewai_ops.database.sqlite.read_transaction import MAGIC
-from sagewai_ops.errors import DamagedError
+from sagewai_ops.errors import DamagedError, UsageError
 from sagewai_ops.home.paths import (
     ADMIN_STATE,
     CONNECTIONS,
@@ -29,23 +35,31 @@ from sagewai_ops.home.paths import (
 )
 from sagewai_ops.snapshots.member_paths import EXTERNAL, EXTERNAL_HOME
 from sagewai_ops.snapshots.omissions import Omission, Reason
+from sagewai_ops.text import shell_word
 
 _RESERVED = (HEADER_NAME, MANIFEST_NAME, EXTERNAL)
 _PATH_BYTES = 4000  # of a member; extraction adds a directory's path, and PATH_MAX is 4096
 _KEY_FILE_BYTES = range(44, 49)  # a key, and what editors add to its end
-# Links at these places that lead out of the home are followed: Sagewai follows them too.
+# Links at these paths that lead out of the home are followed: Sagewai follows them too.
 _FOLLOWED = frozenset((*PARTS, DATABASE, ADMIN_STATE, CONNECTIONS, PROFILES))
+_OMITTED_KINDS: Mapping[Kind, Reason] = {
+    Kind.OWN: Reason.OWN,
+    Kind.LOCK: Reason.LOCK,
+    Kind.LEFTOVER: Reason.LEFTOVER,
+    Kind.SIDECAR: Reason.SIDECAR,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class ScanItem:
-    """Something that is carried.
+    """A file, directory or link that the snapshot contains.
 
     Attributes:
         path: In the archive.
-        source: Where it is read.
+        source: Path that is read.
         target: Of a link, as the archive has it.
-        is_absolute: Whether the link has the home's own path before that.
+        is_absolute: Whether the link was written with the home's own path before that.
+        is_outside: Whether the link leads out of the home.
     """
 
     path: str
@@ -54,16 +68,26 @@ class ScanItem:
     kind: Kind
     target: str = ""
     is_absolute: bool = False
+    is_outside: bool = False
 
 
 @dataclass(slots=True)
 class HomeScan:
-    """What a walk found, in the order of the archive: directories before what is in them."""
+    """The content of a home, in the order of the archive: a directory before its entries.
 
-    found: list[ScanItem] = field(default_factory=list)
+    Attributes:
+        followed: Link in the home -> the target that is included in its place.
+        external: Member -> the path outside the home that an override names.
+        outside_links: Link -> target, of the links out of the home that are stored as links.
+        unused_follow: Patterns of `--follow` that match no link to a directory.
+    """
+
+    items: list[ScanItem] = field(default_factory=list)
     omissions: list[Omission] = field(default_factory=list)
     followed: dict[str, str] = field(default_factory=dict)
     external: dict[str, str] = field(default_factory=dict)
+    outside_links: dict[str, str] = field(default_factory=dict)
+    unused_follow: list[str] = field(default_factory=list)
     content_bytes: int = 0
     database_bytes: int = 0
 
@@ -72,145 +96,161 @@ def scan_home(
     home: Home,
     *,
     exclude: Sequence[str] = (),
+    follow: Sequence[str] = (),
     key_values: Sequence[bytes] = (),
-    carries_key: bool = False,
+    includes_key: bool = False,
+    snapshots: Path | None = None,
 ) -> HomeScan:
-    """Walk the home and everything outside of it that its overrides name.
+    """Scan the home and everything outside of it that its overrides name.
 
     Args:
         exclude: Patterns on paths relative to the home; `*` also matches `/`.
-        key_values: Master keys that must not be found in any file, whatever its name.
-        carries_key: Whether key files are carried all the same.
+        follow: Patterns, likewise, of links to directories outside the home; the target is
+            included in place of the link.
+        key_values: Master keys that must not be in any file, whatever its name.
+        includes_key: Whether key files are included.
+        snapshots: Where this run writes; no followed directory may overlap with it.
+
+    Raises:
+        UsageError: A link that `follow` matches overlaps with the home, or is a loop.
     """
-    main = os.path.realpath(home.database)
-    walk = _Walk(home, main, tuple(exclude), tuple(key_values), carries_key, HomeScan())
-    walk.directory(str(home.root), "", "")
+    walk = _Walk(
+        home=home,
+        main=os.path.realpath(home.database),
+        exclude=tuple(exclude),
+        follow=tuple(follow),
+        key_values=tuple(key_values),
+        includes_key=includes_key,
+        snapshots=os.path.realpath(snapshots) if snapshots else "",
+        scan=HomeScan(unused_follow=list(follow)),
+    )
+    walk.add_directory(str(home.root), "", "")
     for variable, origin in home.overrides.items():
         if origin != home.cache_dir:
-            walk.outside(variable, str(origin))
+            walk.add_external(variable, str(origin))
     return walk.scan
 
 
 @dataclass(frozen=True, slots=True)
 class _Walk:
     home: Home
-    main: str  # Sagewai's database, links resolved: SQLite puts the sidecars beside that
+    main: str  # Sagewai's database, links resolved: SQLite puts the sidecars next to that
     exclude: tuple[str, ...]
+    follow: tuple[str, ...]
     key_values: tuple[bytes, ...] = field(repr=False)
-    carries_key: bool
+    includes_key: bool
+    snapshots: str
     scan: HomeScan
-    inside: list[Iterator[tuple["os.DirEntry[str]", str, str, set[str]]]] = field(
+    # The directories that the walk is in, the deepest last.
+    stack: list[Iterator[tuple["os.DirEntry[str]", str, str, set[str]]]] = field(
         default_factory=list
-    )  # the directories that the walk is in, the deepest last
+    )
+    requested: set[str] = field(default_factory=set)  # links that `follow` includes
 
-    def directory(self, directory: str, relative: str, member: str) -> None:
-        """Add what a directory holds, not the directory itself.
+    def add_directory(self, directory: str, relative: str, member: str) -> None:
+        """Add the content of a directory, not the directory itself.
 
         Args:
-            directory: Where it is read.
+            directory: Path that is read.
             relative: Its path in the home; "" for the home itself.
             member: Its path in the archive.
         """
         # A stack of its own: directories nest deeper than Python's calls may.
-        self.inside.append(self._entries(directory, relative, member))
-        depth = len(self.inside)
-        while len(self.inside) >= depth:
-            step = next(self.inside[-1], None)
+        self.stack.append(self._entries(directory, relative, member))
+        depth = len(self.stack)
+        while len(self.stack) >= depth:
+            step = next(self.stack[-1], None)
             if step is None:
-                self.inside.pop()
+                self.stack.pop()
             else:
-                self._entry(*step)
+                self._add_entry(*step)
 
     def _entries(
         self, directory: str, relative: str, member: str
     ) -> Iterator[tuple["os.DirEntry[str]", str, str, set[str]]]:
         try:
-            with os.scandir(directory) as scan:
-                entries = sorted(scan, key=lambda entry: entry.name)
+            with os.scandir(directory) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
         except FileNotFoundError:
-            self._leave(relative, Reason.GONE)
+            self._omit(relative, Reason.GONE)
             return
         except OSError as error:
-            self._leave(relative or ".", *_refused(error))
+            self._omit(relative or ".", *_unreadable(error))
             return
         names = {entry.name for entry in entries}
         for entry in entries:
-            above, place = (relative + "/", member + "/") if relative else ("", "")
+            parent, prefix = (relative + "/", member + "/") if relative else ("", "")
             if relative == "" and entry.name in _RESERVED:
-                self._container(EXTERNAL)
-                self._container(EXTERNAL_HOME)
-                place = EXTERNAL_HOME + "/"
-            yield entry, above + entry.name, place + entry.name, names
+                self._add_container(EXTERNAL)
+                self._add_container(EXTERNAL_HOME)
+                prefix = EXTERNAL_HOME + "/"
+            yield entry, parent + entry.name, prefix + entry.name, names
 
-    def outside(self, variable: str, origin: str) -> None:
+    def add_external(self, variable: str, origin: str) -> None:
         """Add a document or directory that an override puts outside the home."""
-        place = f"{EXTERNAL}/{variable}"
-        self.scan.external[place] = origin
+        member = f"{EXTERNAL}/{variable}"
+        self.scan.external[member] = origin
         try:
             status = os.stat(origin)
             source = os.path.realpath(origin)
         except OSError as error:
-            self._leave(place, Reason.UNREADABLE, f"{origin}: {error.strerror}")
+            self._omit(member, Reason.UNREADABLE, f"{origin}: {error.strerror}")
             return
-        self._container(EXTERNAL)
+        self._add_container(EXTERNAL)
         if stat.S_ISDIR(status.st_mode):
-            self._add(ScanItem(place, source, "folder", Kind.SECRET))
-            self.directory(source, place, place)
+            self._add(ScanItem(member, source, "folder", Kind.SECRET))
+            self.add_directory(source, member, member)
         elif not stat.S_ISREG(status.st_mode):
-            self._leave(place, Reason.SPECIAL, _special(status.st_mode))
+            self._omit(member, Reason.SPECIAL, _special_type(status.st_mode))
         elif variable.endswith("DATABASE_URL"):
-            self._add_database(place, source, status.st_size)
-        elif not self.carries_key and self._is_key(source, place, status.st_size):
-            self._leave(place, Reason.KEY)
+            self._add_database(member, source, status.st_size)
+        elif not self.includes_key and self._is_key(source, member, status.st_size):
+            self._omit(member, Reason.KEY)
         else:
-            self._add_file(place, source, Kind.SECRET, status.st_size)
+            self._add_file(member, source, Kind.SECRET, status.st_size)
 
-    def _entry(self, entry: "os.DirEntry[str]", path: str, member: str, names: set[str]) -> None:
+    def _add_entry(
+        self, entry: "os.DirEntry[str]", path: str, member: str, names: set[str]
+    ) -> None:
         kind = kind_of(path)
-        refusal = self._refusal(kind, path, entry.path, names)
-        if refusal is Reason.SIDECAR and _is_orphan(entry, names):
-            self._leave(path, Reason.UNREADABLE, "its database is gone")
+        reason = self._reason_to_omit(kind, path, entry.path, names)
+        if reason is Reason.SIDECAR and _is_orphan(entry, names):
+            self._omit(path, Reason.UNREADABLE, "its database is gone")
             return
-        if refusal is not None:
-            self._leave(path, refusal)
+        if reason is not None:
+            self._omit(path, reason)
             return
         try:
             status = entry.stat(follow_symlinks=False)
         except FileNotFoundError:
-            self._leave(path, Reason.GONE)
+            self._omit(path, Reason.GONE)
             return
         except OSError as error:
             is_long = error.errno == errno.ENAMETOOLONG
-            self._leave(path, *((Reason.NAME,) if is_long else _refused(error)))
+            self._omit(path, *((Reason.NAME,) if is_long else _unreadable(error)))
             return
         if len(os.fsencode(member)) > _PATH_BYTES:
-            self._leave(path, Reason.NAME)
+            self._omit(path, Reason.NAME)
         elif stat.S_ISLNK(status.st_mode):
-            self._link(entry, path, member, kind)
+            self._add_link(entry, path, member, kind)
         elif stat.S_ISDIR(status.st_mode):
             self._add(ScanItem(member, entry.path, "folder", kind))
-            self.inside.append(self._entries(entry.path, path, member))
+            self.stack.append(self._entries(entry.path, path, member))
         elif not stat.S_ISREG(status.st_mode):
-            self._leave(path, Reason.SPECIAL, _special(status.st_mode))
+            self._omit(path, Reason.SPECIAL, _special_type(status.st_mode))
         elif kind is Kind.DATABASE or self._is_live(entry.path, names):
             self._add_database(member, entry.path, status.st_size)
-        elif not self.carries_key and self._is_key(entry.path, path, status.st_size):
-            self._leave(path, Reason.KEY)
+        elif not self.includes_key and self._is_key(entry.path, path, status.st_size):
+            self._omit(path, Reason.KEY)
         else:
             self._add_file(member, entry.path, kind, status.st_size)
 
-    def _refusal(self, kind: Kind, path: str, source: str, names: set[str]) -> Reason | None:
-        by_kind = {
-            Kind.OWN: Reason.OWN,
-            Kind.LOCK: Reason.LOCK,
-            Kind.LEFTOVER: Reason.LEFTOVER,
-            Kind.SIDECAR: Reason.SIDECAR,
-        }
-        if kind is Kind.KEY and not self.carries_key:
+    def _reason_to_omit(self, kind: Kind, path: str, source: str, names: set[str]) -> Reason | None:
+        if kind is Kind.KEY and not self.includes_key:
             return Reason.KEY
-        if kind in by_kind:
-            return by_kind[kind]
-        if any(fnmatch.fnmatchcase(path, pattern.rstrip("/")) for pattern in self.exclude):
+        if kind in _OMITTED_KINDS:
+            return _OMITTED_KINDS[kind]
+        if any(_matches(path, pattern) for pattern in self.exclude):
             return Reason.EXCLUDED
         for suffix in SIDECAR_SUFFIXES:
             owner = source.removesuffix(suffix)
@@ -219,56 +259,127 @@ class _Walk:
                 return Reason.SIDECAR
         return None
 
-    def _link(self, entry: "os.DirEntry[str]", path: str, member: str, kind: Kind) -> None:
+    def _add_link(self, entry: "os.DirEntry[str]", path: str, member: str, kind: Kind) -> None:
         try:
-            target = os.readlink(entry.path)
+            written = os.readlink(entry.path)
         except OSError:
-            self._leave(path, Reason.GONE)
+            self._omit(path, Reason.GONE)
             return
-        root = str(self.home.root)
-        is_absolute = target == root or target.startswith(root + "/")
-        if is_absolute:
-            # Written relative, so that it still leads there when the home stands elsewhere.
-            target = os.path.relpath(target, os.path.dirname(entry.path))
-        is_inside = is_link_inside(path, target) and self._is_inside(entry.path)
+        target, is_absolute = self._relative_target(path, written)
+        is_inside = is_link_inside(path, target) and self._is_inside(entry.path, path, target)
         if path in _FOLLOWED and is_inside and not os.path.exists(entry.path):
-            # Sagewai would begin anew there: what it led to is lost, or not mounted.
-            self._leave(path, Reason.UNREADABLE, f"a link to {target}, where nothing is")
+            # Sagewai would start empty there: the target is lost, or not mounted.
+            self._omit(path, Reason.UNREADABLE, f"a link to {target}, which does not exist")
         elif is_inside:
             self._add(ScanItem(member, entry.path, "link", kind, target, is_absolute))
-        elif not is_inside and path in _FOLLOWED and os.path.exists(entry.path):
-            self._follow(entry.path, path, kind)
-        else:
-            self._leave(path, Reason.LEAVES, target)
+        elif path in _FOLLOWED and os.path.exists(entry.path):
+            self._add_target(entry.path, path, kind)
+        elif not self._follows(entry.path, path):
+            if is_outside_link_allowed(path):
+                self.scan.outside_links[path] = written
+                self._add(ScanItem(member, entry.path, "link", kind, written, is_outside=True))
+            else:
+                self._omit(path, Reason.LEAVES, target)
 
-    def _follow(self, source: str, path: str, kind: Kind) -> None:
+    def _relative_target(self, path: str, written: str) -> tuple[str, bool]:
+        """Make an absolute target inside the snapshot relative; it may be restored elsewhere.
+
+        Returns:
+            The target, and whether it was absolute.
+        """
+        deepest = sorted(self.scan.followed.items(), key=lambda pair: len(pair[1]), reverse=True)
+        for place, origin in (("", str(self.home.root)), *deepest):
+            if written == origin or written.startswith(origin + "/"):
+                inside = "/" + place + written[len(origin) :]
+                return os.path.relpath(inside, os.path.dirname("/" + path)), True
+        return written, False
+
+    def _follows(self, source: str, path: str) -> bool:
+        """Include the target of a link that `--follow` matches, if that is a directory.
+
+        Links in a directory that is included like this are never followed.
+
+        Returns:
+            False if the link is to be treated like any other.
+        """
+        patterns = [pattern for pattern in self.follow if _matches(path, pattern)]
+        if not patterns or self._requested_above(path):
+            return False
+        try:
+            mode = os.stat(source).st_mode
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise UsageError(f"--follow {path}: a loop of links") from error
+            self._omit(path, Reason.UNREADABLE, f"target of the link: {error.strerror}")
+            self._mark_used(patterns)
+            return not is_outside_link_allowed(path)
+        if not stat.S_ISDIR(mode):
+            return False
+        self._refuse_overlap(path, os.path.realpath(source))
+        self._mark_used(patterns)
+        self.requested.add(path)
+        self._add_target(source, path, kind_of(path))
+        return True
+
+    def _mark_used(self, patterns: Sequence[str]) -> None:
+        for pattern in patterns:
+            with contextlib.suppress(ValueError):
+                self.scan.unused_follow.remove(pattern)
+
+    def _refuse_overlap(self, path: str, real: str) -> None:
+        included = (*self.scan.followed.values(), *self.scan.external.values())
+        for other in (str(self.home.root), self.snapshots, *map(os.path.realpath, included)):
+            if other and os.path.commonpath((real, other)) in (real, other):
+                raise UsageError(
+                    f"--follow {path}: {real} overlaps with {other}",
+                    hint=f"sagewai-ops backup --exclude {shell_word(path)}",
+                )
+
+    def _add_target(self, source: str, path: str, kind: Kind) -> None:
+        """Add the target of a link under the path of the link."""
         status = os.stat(source)
         real = os.path.realpath(source)
         self.scan.followed[path] = real
         if stat.S_ISDIR(status.st_mode):
             self._add(ScanItem(path, real, "folder", kind))
-            self.inside.append(self._entries(real, path, path))
+            self.stack.append(self._entries(real, path, path))
         elif kind is Kind.DATABASE:
             self._add_database(path, real, status.st_size)
         else:
             self._add_file(path, real, kind, status.st_size)
 
     def _is_live(self, source: str, names: set[str]) -> bool:
-        """Tell whether a file is a database that must be copied as one: Sagewai's, or with a WAL.
+        """Check whether a file must be copied as a database: Sagewai's own, or one with a WAL.
 
         Args:
-            names: What stands beside it.
+            names: Of the files in its directory.
         """
         if source == self.main:
             return True
         return source.rpartition("/")[2] + "-wal" in names and _is_database(source)
 
-    def _is_inside(self, source: str) -> bool:
-        """Tell whether a link ends inside the home, also by way of other links."""
+    def _is_inside(self, source: str, path: str, target: str) -> bool:
+        """Check whether a link ends inside the snapshot, also by way of other links."""
         real = os.path.realpath(source)
-        places = (*self.scan.followed.values(), *self.scan.external.values())
-        roots = (str(self.home.root), *map(os.path.realpath, places))
+        if self._requested_above(path):
+            # Its directory is elsewhere in the snapshot than on the disk.
+            place = os.path.normpath(os.path.join(os.path.dirname(path), target))
+            return real == os.path.realpath(self._source_of(place))
+        included = (*self.scan.followed.values(), *self.scan.external.values())
+        roots = (str(self.home.root), *map(os.path.realpath, included))
         return any(real == root or real.startswith(root + "/") for root in roots)
+
+    def _requested_above(self, path: str) -> str:
+        """Return the link that `--follow` included and that is above a path; "" if none is."""
+        return next((link for link in self.requested if path.startswith(link + "/")), "")
+
+    def _source_of(self, path: str) -> str:
+        """Return where a path of the snapshot is read."""
+        places = [place for place in self.scan.followed if f"{path}/".startswith(f"{place}/")]
+        if not places:
+            return os.path.join(self.home.root, path)
+        deepest = max(places, key=len)
+        return self.scan.followed[deepest] + path[len(deepest) :]
 
     def _is_key(self, source: str, path: str, size_bytes: int) -> bool:
         if size_bytes not in _KEY_FILE_BYTES:
@@ -277,14 +388,14 @@ class _Walk:
             with open(source, "rb") as stream:
                 content = stream.read(_KEY_FILE_BYTES.stop).strip()
         except OSError:
-            return False  # reported when it is to be carried
+            return False  # reported when the file is added
         return content in self.key_values or (
-            path.split("/", 1)[0] in ("secrets", path) and _looks_like_key(content)
+            path.split("/", 1)[0] in ("secrets", path) and _is_key_shaped(content)
         )
 
-    def _container(self, path: str) -> None:
+    def _add_container(self, path: str) -> None:
         """Add a directory of the archive's own, once."""
-        if not any(found.path == path for found in self.scan.found):
+        if not any(item.path == path for item in self.scan.items):
             self._add(ScanItem(path, str(self.home.root), "folder", Kind.OTHER))
 
     def _add_file(self, path: str, source: str, kind: Kind, size_bytes: int) -> None:
@@ -298,24 +409,24 @@ class _Walk:
         self.scan.database_bytes += size_bytes
         self._add(ScanItem(path, source, "database", Kind.DATABASE))
 
-    def _add(self, found: ScanItem) -> None:
-        self.scan.found.append(found)
+    def _add(self, item: ScanItem) -> None:
+        self.scan.items.append(item)
 
-    def _leave(self, path: str, reason: Reason, detail: str = "") -> None:
+    def _omit(self, path: str, reason: Reason, detail: str = "") -> None:
         self.scan.omissions.append(Omission(path, reason, detail))
 
 
 def databases(scan: HomeScan) -> Iterator[ScanItem]:
-    """Give the databases among what was found, Sagewai's own first."""
-    found = [item for item in scan.found if item.type == "database"]
+    """Yield the databases of a scan, Sagewai's own first."""
+    found = [item for item in scan.items if item.type == "database"]
     return iter(sorted(found, key=lambda item: item.path != DATABASE))
 
 
 def main_database(home: Home, scan: HomeScan) -> ScanItem | None:
-    """Give the database that Sagewai uses: the one in the home, or the one an override names.
+    """Return the database that Sagewai uses: the one in the home, or the one an override names.
 
     Raises:
-        DamagedError: There is something else in its place.
+        DamagedError: A directory is in its place.
     """
     main = os.path.realpath(home.database)
     for item in databases(scan):
@@ -326,19 +437,23 @@ def main_database(home: Home, scan: HomeScan) -> ScanItem | None:
     return None
 
 
-def _refused(error: OSError) -> tuple[Reason, str]:
+def _matches(path: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(path, pattern.rstrip("/"))
+
+
+def _unreadable(error: OSError) -> tuple[Reason, str]:
     return Reason.UNREADABLE, error.strerror or ""
 
 
 def _is_orphan(entry: "os.DirEntry[str]", names: set[str]) -> bool:
-    """Tell whether a `-wal` with content stands without its database."""
+    """Check whether an entry is a `-wal` with content whose database is missing."""
     owner = entry.name.removesuffix("-wal")
     with contextlib.suppress(OSError):
         return entry.name != owner not in names and entry.stat(follow_symlinks=False).st_size > 0
     return False
 
 
-def _special(mode: int) -> str:
+def _special_type(mode: int) -> str:
     names = ((stat.S_ISSOCK, "socket"), (stat.S_ISFIFO, "FIFO"), (stat.S_ISBLK, "block device"))
     return next((name for test, name in names if test(mode)), "character device")
 
@@ -351,7 +466,7 @@ def _is_database(path: str) -> bool:
         return False
 
 
-def _looks_like_key(content: bytes) -> bool:
+def _is_key_shaped(content: bytes) -> bool:
     import base64
     import binascii
 

@@ -1,7 +1,8 @@
 """Write the members of an archive to a new private directory.
 
 Each entry is created through the descriptor of its directory, exclusively and without following
-links, so no archive can write outside. Modes come from the rules of a home.
+links, so no archive can write outside. Links that lead out of the home are created last. Modes
+come from the rules of a home.
 """
 
 import contextlib
@@ -68,6 +69,7 @@ def extract_members(
                 writer.add(entry, path, content)
             if on_file and entry.type is EntryType.FILE:
                 on_file(path)
+        writer.create_outside_links()
         with _translate_conflicts("directories"):
             writer.finish_directories()
     return writer.extraction
@@ -83,6 +85,7 @@ class _MemberWriter:
         self._directory = ""
         self._descriptor = os.dup(self._root)
         self._directories: list[tuple[Entry, str]] = []
+        self._outside_links: list[tuple[Entry, str]] = []
 
     def add(self, entry: Entry, path: str, content: Iterator[memoryview]) -> None:
         """Create one member."""
@@ -95,19 +98,32 @@ class _MemberWriter:
                 os.mkdir(name, 0o700, dir_fd=self._descriptor)
             self._directories.append((entry, path))
             self.extraction.directories += 1
+        elif entry.is_outside:
+            self._outside_links.append((entry, path))
         elif entry.type is EntryType.LINK:
-            os.symlink(self._link_target(entry, directory), name, dir_fd=self._descriptor)
-            set_owner(name, entry.uid, entry.gid, dir_fd=self._descriptor)
-            times = (entry.mtime_ns, entry.mtime_ns)
-            os.utime(name, ns=times, dir_fd=self._descriptor, follow_symlinks=False)
-            self.extraction.links += 1
+            self._create_link(entry, path)
         else:
             self._write(entry, path, name, content)
+
+    def _create_link(self, entry: Entry, path: str) -> None:
+        directory, _, name = path.rpartition("/")
+        self._enter(directory)
+        os.symlink(self._link_target(entry, directory), name, dir_fd=self._descriptor)
+        set_owner(name, entry.uid, entry.gid, dir_fd=self._descriptor)
+        times = (entry.mtime_ns, entry.mtime_ns)
+        os.utime(name, ns=times, dir_fd=self._descriptor, follow_symlinks=False)
+        self.extraction.links += 1
 
     def _link_target(self, entry: Entry, directory: str) -> str:
         if not entry.is_absolute:
             return entry.target
         return os.path.normpath(os.path.join(self._final_root, directory, entry.target))
+
+    def create_outside_links(self) -> None:
+        """Create the links that lead out of the home."""
+        for entry, path in self._outside_links:
+            with _translate_conflicts(path):
+                self._create_link(entry, path)
 
     def finish_directories(self) -> None:
         """Set modes and times of the directories after the last write, the deepest first."""

@@ -80,6 +80,9 @@ class RestorePlan:
         origin: The path of the home that the snapshot was taken of.
         revokes_sessions: Whether sessions and API tokens are revoked.
         rebinds_fleet: Whether the fleet's rows get the organisation id of the target's path.
+        followed: Path in the target -> where a link of the original home led to, for what is
+            written in place of such a link.
+        outside_links: Path in the target -> the target of a link that leads out of the home.
     """
 
     snapshot_id: str
@@ -96,6 +99,8 @@ class RestorePlan:
     origin: str
     revokes_sessions: bool
     rebinds_fleet: bool
+    followed: Mapping[str, str]
+    outside_links: Mapping[str, str]
     warnings: tuple[str, ...]
 
 
@@ -147,6 +152,7 @@ def build_plan(
     # The holes of a sparse file are not known before it is written.
     needed = sum(entry.size_bytes for _path, entry in wanted if not entry.is_sparse)
     require_free_bytes(target.root, needed, option="--to DIR")
+    origins = facts.get("followed", {})
     return RestorePlan(
         snapshot_id=header.id,
         archive=archive,
@@ -162,6 +168,8 @@ def build_plan(
         origin=str(header.facts.get("home", "")),
         revokes_sessions=options.revoke_sessions,
         rebinds_fleet=options.rebind_fleet,
+        followed={path: origins[entry.path] for path, entry in wanted if entry.path in origins},
+        outside_links={path: entry.target for path, entry in wanted if entry.is_outside},
         warnings=(*places.warnings(target), *_schema_warnings(facts)),
     )
 

@@ -1,20 +1,20 @@
-"""Why a file of a home is not in a snapshot."""
+"""Files of a home that a snapshot omits, and why."""
 
 from dataclasses import dataclass
 from enum import Enum
 
 
 class Reason(str, Enum):
-    """Why something is not in a snapshot."""
+    """Why a file is omitted."""
 
-    SIDECAR = "the copy of its database has everything that it holds"
+    SIDECAR = "its content is in the copy of the database"
     LOCK = "a lock file, empty"
     LEFTOVER = "left by a crashed writer"
     OWN = "of sagewai-ops itself"
-    KEY = "the master key, kept out"
-    HOLDS_KEY = "the master key is written in it"
+    KEY = "the master key, excluded"
+    HOLDS_KEY = "contains the master key"
     EXCLUDED = "excluded by --exclude"
-    GONE = "gone before it was read"
+    GONE = "removed before it was read"
     SPECIAL = "neither a file, a directory nor a link"
     LEAVES = "a link that leads out of the home"
     UNREADABLE = "could not be read"
@@ -29,11 +29,11 @@ class Reason(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Omission:
-    """Something that is not carried.
+    """A file that a snapshot does not contain.
 
     Attributes:
         path: Relative to the home.
-        detail: What more there is to say, such as where a link leads.
+        detail: Such as the target of a link; "" if there is none.
     """
 
     path: str

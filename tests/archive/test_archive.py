@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 
 import archives
 from sagewai_ops.archive.age import Decryption, Encryption, temporary_identity
-from sagewai_ops.archive.manifest import Entry, EntryType, Header, encode_header
+from sagewai_ops.archive.manifest import (
+    FORMAT_VERSION,
+    Entry,
+    EntryType,
+    Header,
+    encode_header,
+)
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.archive.tar import member_header
 from sagewai_ops.archive.writer import ArchiveWriter
@@ -310,10 +316,10 @@ def test_a_bomb_stays_packed(tmp_path: Path) -> None:
 
 def test_a_newer_format_is_told_apart_from_damage(tmp_path: Path) -> None:
     """A format that this program does not know asks for a newer program."""
-    newer = encode_header(Header("later", format_version=2))
+    newer = encode_header(Header("later", format_version=FORMAT_VERSION + 1))
     path = archives.forge(tmp_path / "a", [(file("x"), b"abc")], header=newer)
 
-    with pytest.raises(SchemaAheadError, match="format 2") as caught:
+    with pytest.raises(SchemaAheadError, match=f"format {FORMAT_VERSION + 1}") as caught:
         contents_of(path)
     assert caught.value.exit_code == 18
 
@@ -324,14 +330,14 @@ def test_a_newer_format_is_known_by_its_front_alone(
     tmp_path: Path, rest: bytes, *, encrypted: bool
 ) -> None:
     """All else may be another in a newer one; such a snapshot is not called damaged."""
-    newer = encode_header(Header("later", format_version=2))
+    newer = encode_header(Header("later", format_version=FORMAT_VERSION + 1))
     path = archives.forge(tmp_path / "a", [(file("x"), b"abc")], header=newer)
     identity = pyrage.x25519.Identity.generate()
     archive = path.read_bytes()[:-9] + rest
     path.write_bytes(pyrage.encrypt(archive, [identity.to_public()]) if encrypted else archive)
 
     with (
-        pytest.raises(SchemaAheadError, match="format 2"),
+        pytest.raises(SchemaAheadError, match=f"format {FORMAT_VERSION + 1}"),
         open_archive(path, Decryption(identities=(str(identity),))),
     ):
         pass
@@ -339,7 +345,7 @@ def test_a_newer_format_is_known_by_its_front_alone(
 
 def test_a_front_that_asks_for_much_memory_is_damage(tmp_path: Path) -> None:
     """A frame's header may claim a window of 128 MiB, which a reader would set aside at once."""
-    newer = encode_header(Header("later", format_version=2))
+    newer = encode_header(Header("later", format_version=FORMAT_VERSION + 1))
     first = archives.forge(tmp_path / "a", [], header=newer).read_bytes()
     content = zstandard.ZstdDecompressor().decompressobj().decompress(first)
     wide = zstandard.ZstdCompressionParameters(window_log=27)

@@ -265,7 +265,10 @@ def test_a_long_file_that_never_holds_still_is_carried_and_named(
     assert kinds == [EntryType.SUPERSEDED, EntryType.SUPERSEDED, EntryType.FILE]
     assert report.unstable == ("data/large.bin",)
     assert not report.is_complete
-    assert "data/large.bin: changed whenever it was read, carried as last read" in report.warnings()
+    assert (
+        "data/large.bin: changed at every attempt to read it, stored as last read"
+        in report.warnings()
+    )
 
 
 def _while_reading(
@@ -408,7 +411,7 @@ def test_a_snapshot_directory_inside_the_home_is_refused(tmp_path: Path, way: st
     (tmp_path / "directory-link").symlink_to(built.root / "data")
     before = everything_of(built.root)
 
-    with pytest.raises(UsageError, match="is inside the home"):
+    with pytest.raises(UsageError, match="inside the home"):
         _take(built.root, directory=tmp_path / way)
 
     assert everything_of(built.root) == before
@@ -490,7 +493,7 @@ def test_a_cache_outside_is_named_and_not_carried(tmp_path: Path) -> None:
     report = _take(built.root, environment={"SAGEWAI_CACHE_DIR": str(cache)})
 
     (note,) = report.notes
-    assert note.startswith(f"SAGEWAI_CACHE_DIR: {cache} is not in it")
+    assert note.startswith(f"SAGEWAI_CACHE_DIR: {cache} is not in the snapshot")
     assert report.is_complete
 
 
@@ -621,7 +624,7 @@ def test_the_key_goes_along_only_under_a_lock(tmp_path: Path) -> None:
     built = small(tmp_path / "home")
     recipient, identity = temporary_identity()
 
-    with pytest.raises(UsageError, match="never goes into an archive that is not encrypted"):
+    with pytest.raises(UsageError, match="the archive is not encrypted"):
         _take(built.root, BackupOptions(custody="sealed"))
     assert not (tmp_path / "home.snapshots").exists()
     report = _take(
@@ -659,7 +662,7 @@ def test_sealed_custody_without_any_key_is_refused(tmp_path: Path) -> None:
     built = small(tmp_path / "home", keys=0)
     recipient, _identity = temporary_identity()
 
-    with pytest.raises(KeyMissingError, match="no master key to carry"):
+    with pytest.raises(KeyMissingError, match="no master key to include"):
         _take(
             built.root,
             BackupOptions(custody="sealed", encryption=Encryption(recipients=(recipient,))),

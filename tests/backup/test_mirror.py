@@ -299,19 +299,19 @@ def test_another_home_or_a_stranger_is_never_replaced(built: BuiltHome, tmp_path
     clone = locate(other.root, {})
     with pytest.raises(TargetBusyError, match="of the home at"):
         update_mirror(clone, tmp_path / "backups", BackupOptions())
-    update_mirror(clone, tmp_path / "backups", BackupOptions(), any_place=True)
+    update_mirror(clone, tmp_path / "backups", BackupOptions(), all_paths=True)
     other.admin_state.unlink()
     with pytest.raises(TargetBusyError, match="of another home"):
-        update_mirror(clone, tmp_path / "backups", BackupOptions(), any_place=True)
+        update_mirror(clone, tmp_path / "backups", BackupOptions(), all_paths=True)
     tree = tree_of(built.root)
     tree.rename(tmp_path / "moved")
     tree.symlink_to(tmp_path / "moved")
-    with pytest.raises(TargetBusyError, match="no tree of this program"):
+    with pytest.raises(TargetBusyError, match="not a mirror of this program"):
         kept(built.root)
     tree.unlink()
     tree.mkdir()
     (tree / "mine").touch()
-    with pytest.raises(TargetBusyError, match="no tree of this program"):
+    with pytest.raises(TargetBusyError, match="not a mirror of this program"):
         kept(built.root)
 
     assert (tree / "mine").exists()
@@ -515,10 +515,10 @@ def test_the_directory_between_two_renames_is_put_back(
     """Where two directories cannot be exchanged, a run may die while there is no tree."""
     first = kept(built.root)
     tree = tree_of(built.root)
-    tree.rename(tree.with_name(mirror._ASIDE))
+    tree.rename(tree.with_name(mirror._PREVIOUS))
     (built.root / NOTE).write_bytes(b"second")
 
-    monkeypatch.setattr(mirror, "_prove", _stop)
+    monkeypatch.setattr(mirror, "_verify", _stop)
     with pytest.raises(DamagedError, match="stop here"):
         kept(built.root)
 

@@ -25,7 +25,7 @@ def _look(
 
 
 def _carried(scan: HomeScan) -> dict[str, str]:
-    return {item.path: item.type for item in scan.found}
+    return {item.path: item.type for item in scan.items}
 
 
 def _reasons(scan: HomeScan) -> dict[str, Reason]:
@@ -46,7 +46,7 @@ def test_directories_stand_before_what_is_in_them_and_names_are_in_order(tmp_pat
         (root / "data" / name).mkdir()
         (root / "data" / name / "file").touch()
 
-    paths = [item.path for item in _look(root).found if item.path.startswith("data")]
+    paths = [item.path for item in _look(root).items if item.path.startswith("data")]
 
     assert paths == [
         "data",
@@ -123,11 +123,10 @@ def test_an_unknown_key_in_secrets_is_kept_out_and_elsewhere_it_is_data(tmp_path
     assert "data/token" in _carried(scan)
 
 
-def test_a_link_that_stays_is_carried_and_one_that_leaves_is_a_loss(tmp_path: Path) -> None:
-    """Relative, absolute and broken links inside are links; out of the home is out."""
+def test_links_below_data_are_stored_also_when_they_leave_the_home(tmp_path: Path) -> None:
+    """A target inside the home is made relative; one outside stays as it was written."""
     root = _home(tmp_path)
-    outside = tmp_path / "outside"
-    outside.touch()
+    (tmp_path / "outside").touch()
     (root / "data/file").touch()
     for name, target in {
         "near": "file",
@@ -144,17 +143,39 @@ def test_a_link_that_stays_is_carried_and_one_that_leaves_is_a_loss(tmp_path: Pa
 
     scan = _look(root)
 
-    links = {item.path: item.target for item in scan.found if item.type == "link"}
-    assert links == {
+    links = {item.path: item for item in scan.items if item.type == "link"}
+    assert {path: item.target for path, item in links.items() if not item.is_outside} == {
         "data/near": "file",
         "data/up": "../config",
         "data/absolute": "../config",
         "data/broken": "nothing",
         "data/self": "self",
     }
-    left = {path for path, reason in _reasons(scan).items() if reason is Reason.LEAVES}
-    assert left == {"data/out", "data/far", "data/by-way", "data/climbing"}
+    outside = {
+        "data/out": "../../outside",
+        "data/far": "/etc/hostname",
+        "data/by-way": "out",
+        "data/climbing": "../../home/data/file",
+    }
+    assert {path: item.target for path, item in links.items() if item.is_outside} == outside
+    assert scan.outside_links == outside
+    assert Reason.LEAVES not in _reasons(scan).values()
+
+
+def test_links_elsewhere_that_leave_the_home_are_omitted(tmp_path: Path) -> None:
+    """Only below `data/` such a link is stored; a backup without the others is incomplete."""
+    root = _home(tmp_path)
+    (tmp_path / "directory").mkdir()
+    for path in ("config/more", "more", "secrets/more"):
+        (root / path).parent.mkdir(exist_ok=True)
+        (root / path).symlink_to(tmp_path / "directory")
+
+    scan = _look(root)
+
+    omitted = {item.path for item in scan.omissions if item.reason is Reason.LEAVES}
+    assert omitted == {"config/more", "more", "secrets/more"}
     assert Reason.LEAVES.is_loss
+    assert scan.outside_links == {}
 
 
 def test_links_that_sagewai_itself_follows_are_followed(tmp_path: Path) -> None:
@@ -358,7 +379,7 @@ def test_directories_may_nest_deeper_than_calls(tmp_path: Path) -> None:
 
     subprocess.run(["rm", "-r", root], check=True)  # pytest's own clean-up calls itself
 
-    assert sum(item.path.startswith("data/d") for item in scan.found) == 1500
+    assert sum(item.path.startswith("data/d") for item in scan.items) == 1500
     assert scan.omissions == []
 
 

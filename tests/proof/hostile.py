@@ -47,6 +47,7 @@ _ERROR = re.compile(
 )
 _MEASURED = ("texts", "spliced", "bombs")  # each of these, of the others a few
 _MEASURED_OF = 100
+_OUTSIDE = "outside links"  # edited archives of a home with a link out of it
 _SHOWN = 20
 
 
@@ -123,6 +124,7 @@ def _families(place: _Place, most: int, seed: int) -> Iterator[tuple[str, Iterab
     yield "bombs", mutants.some(list(mutants.bombs(whole)), most, seed)
     yield "seek table", list(mutants.tabled(whole))[:: max(700 // most, 1)]
     yield "edited", mutants.edited(whole, most, seed)
+    yield _OUTSIDE, mutants.edited(other, most, seed)
     yield "texts", mutants.some(list(mutants.spoiled_texts(whole)), most, seed)
 
 
@@ -159,12 +161,15 @@ class _Place:
             (home / "data").mkdir(exist_ok=True)
             (home / "data" / "note.txt").write_text(f"a note of home {number}\n")
             (home / "data" / "link").symlink_to("note.txt")
+            if number:
+                (home / "data" / "outside").symlink_to(self._directory / "elsewhere")
             _take(call("--home", home, "--json", "backup", "--to", self._directory / "taken"), path)
         recipient = identity.to_public()
         _take(call("--home", home, "--json", "backup", "--recipient", recipient), self.sealed)
         for name in ("home0", "home1", "home1.snapshots", "taken"):
             shutil.rmtree(self._directory / name, ignore_errors=True)
         self._target.parent.mkdir()
+        (self._directory / "elsewhere").mkdir()
         for name in ("mutant.tar.zst", "mutant.tar.zst.age"):
             (self._directory / name).touch(mode=0o600)
         self._before = self._seen()
@@ -193,7 +198,7 @@ class _Place:
         if is_taken and answer.code not in (0, 3):
             problems.append(f"exit {answer.code}, but the target is there")
         if is_taken:
-            problems += _loose(self._target)
+            problems += _loose(self._target, links_out=family.name == _OUTSIDE)
             shutil.rmtree(self._target)
         problems += self._strayed()
         if mutant.is_consistent:
@@ -239,14 +244,20 @@ def _problems(answer: Answer, allowed: tuple[int, ...]) -> Iterator[str]:
         yield "a traceback"
 
 
-def _loose(target: Path) -> Iterator[str]:
-    """Tell what of a restored home runs as its owner, and which links lead out."""
+def _loose(target: Path, *, links_out: bool) -> Iterator[str]:
+    """Yield what of a restored home runs as its owner, and the links that lead out.
+
+    Args:
+        links_out: Whether the archive has format 2, so that links below `data/` may lead out.
+    """
     root = os.path.realpath(target)
     for directory, directories, files in os.walk(target):
         for name in (*directories, *files):
             path = os.path.join(directory, name)
             mode = os.lstat(path).st_mode
             if os.path.islink(path):
+                if links_out and os.path.relpath(path, target).startswith("data/"):
+                    continue
                 leads = os.path.realpath(path)
                 if leads != root and not leads.startswith(root + os.sep):
                     yield f"{path} leads to {leads}"

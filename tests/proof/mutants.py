@@ -308,10 +308,11 @@ def _directory_line(number: int) -> bytes:
 
 
 def _edited_entries(anatomy: Anatomy) -> Iterator[Mutant]:
+    below = [f"{entry.path}/x" for entry, _content in anatomy.members if entry.target]
     for index, (entry, content) in enumerate(anatomy.members[1:], 1):
         listed = anatomy.document["entries"][index]
         for name, values in {
-            "path": (*_PATHS, listed["path"].upper(), anatomy.members[1][0].path, 7, None),
+            "path": (*_PATHS, *below, listed["path"].upper(), anatomy.members[1][0].path, 7, None),
             "type": ("file", "folder", "link", "superseded", "device", "", None, 7),
             "mode": ("0000", "7777", "4755", "10000", "-1", "x", "", None, 420),
             "uid": _NUMBERS,
@@ -322,6 +323,7 @@ def _edited_entries(anatomy: Anatomy) -> Iterator[Mutant]:
             "target": ("/etc/passwd", "../../x", "x", "", "\0", ".", "a" * 5000, None),
             "sparse": (True, 1, "x"),
             "absolute": (True, 1, "x"),
+            "outside": (True, 1, "x", None),
         }.items():
             for value in values:
                 if listed.get(name) == value:
@@ -355,7 +357,7 @@ def _retold(entry: Entry, name: str, value: object) -> Entry | None:
             changed = dataclasses.replace(entry, type=EntryType(value))
         elif name in ("uid", "gid", "mtime_ns") and isinstance(value, int):
             changed = dataclasses.replace(entry, **{name: value})  # type: ignore[arg-type]
-        elif name in ("sparse", "absolute") or not value:
+        elif name in ("sparse", "absolute", "outside") or not value:
             changed = entry
         else:
             return None

@@ -27,7 +27,13 @@ from round_trips import (
     snapshot_of,
 )
 from sagewai_ops.archive.age import Decryption, Encryption, temporary_identity
-from sagewai_ops.archive.manifest import Entry, EntryType, Header, encode_header
+from sagewai_ops.archive.manifest import (
+    FORMAT_VERSION,
+    Entry,
+    EntryType,
+    Header,
+    encode_header,
+)
 from sagewai_ops.errors import (
     DamagedError,
     KeyMissingError,
@@ -470,10 +476,10 @@ def test_newer_format_is_refused(tmp_path: Path) -> None:
     archive = forge(
         tmp_path / "a.tar.zst",
         [(DIRECTORY, b"")],
-        header=encode_header(Header("test", format_version=2)),
+        header=encode_header(Header("test", format_version=FORMAT_VERSION + 1)),
     )
 
-    with pytest.raises(SchemaAheadError, match="format 2"):
+    with pytest.raises(SchemaAheadError, match=f"format {FORMAT_VERSION + 1}"):
         bring_back(archive, tmp_path / "there")
 
 
