@@ -50,6 +50,7 @@ class BackupReport:
         unstable: Files that changed at every attempt to read them, stored as last read.
         followed: Link in the home -> the target that is stored in its place.
         outside_links: Link -> target outside the home, stored as a link.
+        unused_follow: Patterns of `--follow` that match no link.
         archive_bytes: Of the archive as it is stored.
         content_bytes: Of the files in it.
         format: `archive`, or `directory` for a mirror; then `path` is its directory,
@@ -77,6 +78,7 @@ class BackupReport:
     outside_links: Mapping[str, str]
     swept: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    unused_follow: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     format: str = "archive"
     kept_files: int = 0
@@ -103,6 +105,8 @@ class BackupReport:
             yield f"{item.path}: omitted, {item.reason.value}{detail}"
         for path in self.unstable:
             yield f"{path}: changed at every attempt to read it, stored as last read"
+        for pattern in self.unused_follow:
+            yield f"--follow {pattern}: no link to a directory outside the home matches"
         for value in self.keys.unopened:
             yield f"{value.place} {value.where}: sealed, {value.reason}"
         if self.database:

@@ -197,6 +197,7 @@ class BackupRun:
             outside_links=self.scan.outside_links,
             swept=tuple(swept),
             notes=tuple(_notes(self.home, self.scan)),
+            unused_follow=tuple(self.scan.unused_follow),
             tags=self.options.tags,
         )
 
@@ -392,8 +393,6 @@ def _notes(home: Home, scan: HomeScan) -> Iterator[str]:
         yield f"{path}: stored as a link, {target} is not in the snapshot"
     for path, target in scan.followed.items():
         yield f"{path}: a link, {target} is included in its place"
-    for pattern in scan.unused_follow:
-        yield f"--follow {pattern}: no link to a directory outside the home matches"
     if home.server_url_variable:
         yield f"{home.server_url_variable}: the tables of that server are not in this snapshot"
     if "SAGEWAI_CACHE_DIR" in home.overrides:

@@ -270,7 +270,7 @@ def test_a_link_elsewhere_can_be_followed(home: Path, tmp_path: Path) -> None:
 
     assert report.followed == {"config/more": str(tmp_path / "disk")}
     assert report.is_complete
-    assert any("--follow config/less: no link" in note for note in report.notes)
+    assert any("--follow config/less: no link" in note for note in report.warnings())
 
 
 def test_excluded_links_are_not_followed(home: Path) -> None:

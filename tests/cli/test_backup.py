@@ -225,21 +225,21 @@ def test_closed_streams_do_not_matter(home: BuiltHome) -> None:
 
 def test_a_name_that_the_locale_cannot_spell_is_escaped(home: BuiltHome) -> None:
     """Under cron the locale is often plain ASCII."""
-    (home.root / "data/löschen").symlink_to("/etc/hostname")
+    (home.root / "config/löschen").symlink_to("/etc/hostname")
     environment = {"PYTHONIOENCODING": "ascii"}
 
     answer = run("--home", home.root, "backup", environment=environment)
     shown = run("--home", home.root, "snapshots", "show", "latest", environment=environment)
 
     assert (answer.code, shown.code) == (3, 0)
-    assert "data/l\\xf6schen" in answer.err
-    assert "data/l\\xf6schen" in shown.out
+    assert "config/l\\xf6schen" in answer.err
+    assert "config/l\\xf6schen" in shown.out
 
 
 def test_losses_are_named_and_exit_3_unless_excluded(home: BuiltHome) -> None:
     """A pipe and a link out: one line each; excluded, they are no loss."""
     os.mkfifo(home.root / "data/pi\npe")
-    (home.root / "data/out").symlink_to("/etc/hostname")
+    (home.root / "config/out").symlink_to("/etc/hostname")
 
     answer = run("--home", home.root, "backup")
     excluded = run("--home", home.root, "backup", "--exclude", "data/pi*", "--exclude", "*/out")
@@ -248,20 +248,20 @@ def test_losses_are_named_and_exit_3_unless_excluded(home: BuiltHome) -> None:
     assert answer.out == ""
     lines = answer.err.splitlines()
     assert len(lines) == 2
-    assert any("data/out" in line and "/etc/hostname" in line for line in lines)
+    assert any("config/out" in line and "/etc/hostname" in line for line in lines)
     assert any("data/pi\\npe" in line and "FIFO" in line for line in lines)
     assert excluded == Answer(0, "", "")
 
 
 def test_findings_of_the_database_exit_4_and_the_snapshot_is_taken(tmp_path: Path) -> None:
-    """Rows that refer to nothing are said, and backed up."""
+    """Rows with a broken reference are reported, and backed up."""
     built = small(tmp_path / "home", orphans=2)
 
     answer = call("--home", built.root, "backup", "--json")
 
     assert answer.code == 4
     assert answer.document["status"] == "findings"
-    assert "2 rows refer to nothing" in answer.document["warnings"][0]
+    assert "2 rows with a broken reference" in answer.document["warnings"][0]
     assert taken(answer).exists()
 
 
@@ -630,7 +630,7 @@ def test_a_signal_after_the_name_waits_for_the_card_and_says_that_the_snapshot_s
 
     (listed,) = call("--home", home.root, "snapshots", "list", "--json").result["snapshots"]
     assert answer.code == 143
-    assert answer.document["error"]["message"].endswith(f"snapshot {listed['id']} was taken before")
+    assert answer.document["error"]["message"].endswith(f"snapshot {listed['id']} is complete")
     assert listed["has_card"]
 
 
@@ -818,7 +818,7 @@ def test_a_snapshot_directory_that_is_none_is_refused(tmp_path: Path) -> None:
     assert below.code == 2
     assert f"error: {tmp_path}/file: is not a directory" in below.err
     assert answer.code == 2
-    assert f"{tmp_path}/file: is not a directory" in answer.err
+    assert f"{tmp_path}/file: not a directory" in answer.err
     assert refused.code in (10, 14)
     assert "error: /proc/snapshots: " in refused.err
 
