@@ -125,7 +125,7 @@ def export_to_postgres(
     """Parse, move, render."""
     from sagewai_ops.export.export import Options, export
     from sagewai_ops.export.target_session import MOVE, PLAN, VERIFY
-    from sagewai_ops.swap.swap import require_settled
+    from sagewai_ops.swap.pending import require_settled
 
     if plan and verify_only:
         raise UsageError("--plan and --verify-only: one of the two")

@@ -50,8 +50,7 @@ def show_fingerprint(
     """
     from sagewai_ops.errors import KeyMissingError
     from sagewai_ops.home.paths import require
-    from sagewai_ops.keys.candidates import accepted
-    from sagewai_ops.operations.check_keys import all_candidates
+    from sagewai_ops.keys.candidates import accepted, all_candidates
 
     home = run.home()
     require(home)
@@ -182,7 +181,7 @@ def escrow(
       0   written and verified
       2   no recipient, no file to write, or a path in the home
       10  home or file not found
-      11  an interrupted rotation is pending
+      11  an interrupted operation is pending
       12  no key
       13  not enough disk space
       14  permission denied
@@ -193,10 +192,9 @@ def escrow(
     from sagewai_ops.cli.credentials import lock_of
     from sagewai_ops.errors import KeyMissingError, UsageError
     from sagewai_ops.home.paths import require
-    from sagewai_ops.keys.candidates import accepted, resolved
+    from sagewai_ops.keys.candidates import accepted, all_candidates, resolved
     from sagewai_ops.keys.escrow import check_place, seal_key, write_key, write_sheet
-    from sagewai_ops.keys.rotation_journal import require_settled
-    from sagewai_ops.operations.check_keys import all_candidates
+    from sagewai_ops.swap.pending import require_settled
 
     if to is None and sheet is None:
         raise UsageError("keys escrow: nothing to write", hint="name --to FILE, --sheet FILE, both")

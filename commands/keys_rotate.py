@@ -10,6 +10,11 @@ from sagewai_ops.cli.options import ENCRYPTION, RUN, SNAPSHOTS, DryRunOption, Ye
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
 
+from .recover import (  # noqa: TID251 - a neighbour
+    alias_outcome,
+    left_values,
+    warnings_of,
+)
 from .shared_options import (  # noqa: TID251 - a neighbour
     ExtraKeyOption,
     RecipientOption,
@@ -90,17 +95,22 @@ def rotate(
     """Parse, seal anew, render."""
     from sagewai_ops.backup.report import BackupOptions
     from sagewai_ops.cli.credentials import lock_of
-    from sagewai_ops.operations import rotate_keys as rotating
+    from sagewai_ops.home.paths import require
+    from sagewai_ops.operations import rotate_keys
+    from sagewai_ops.operations.recover import recover_home
+    from sagewai_ops.swap.pending import KEY_ROTATION
 
     home = run.home()
     environment = run.settings.environment
     if recover:
         if dry_run or new_key_file or no_snapshot:
             raise UsageError(
-                "--recover: goes on with what was begun, and takes no other option",
-                hint="sagewai-ops keys rotate --recover",
+                "--recover: no other option allowed",
+                hint="sagewai-ops recover",
             )
-        return _recovered(rotating.recover(home, environment, wait_seconds=wait), str(home.root))
+        require(home)
+        report = recover_home(home, environment, kinds=[KEY_ROTATION], wait_seconds=wait)
+        return _recovered(report)
     encryption = lock_of(run.terminal, recipient or [], recipients_file, passphrase_file)
     if encryption is None and not (no_snapshot or dry_run):
         raise UsageError(
@@ -119,7 +129,7 @@ def rotate(
         key_environment=environment,
         tags=("before-rotate",),
     )
-    options = rotating.Options(
+    options = rotate_keys.Options(
         new_key_file=new_key_file,
         key_file=key_file,
         snapshot=None if no_snapshot else backup,
@@ -129,7 +139,7 @@ def rotate(
         wait_seconds=wait,
     )
     with run.terminal.progress() as progress:
-        done = rotating.rotate(home, environment, options, progress=progress)
+        done = rotate_keys.rotate(home, environment, options, progress=progress)
     result = _as_result(done, str(home.root), is_dry=dry_run)
     is_complete = dry_run or (done.is_effective and not done.left)
     return Outcome(
@@ -165,27 +175,26 @@ def _as_result(done: Any, home: str, *, is_dry: bool) -> dict[str, Any]:
     }
 
 
-def _recovered(done: Any, home: str) -> Outcome:
+def _recovered(report: Any) -> Outcome:
+    """Return what `keys rotate --recover` answered before there was `recover`."""
+    from sagewai_ops.fs.journal import Recovery
+
+    recovery = report.recoveries[-1] if report.recoveries else Recovery()
+    answer, fingerprint = alias_outcome(report), recovery.key_fingerprint
     result = {
-        "home": home,
-        "recovery": done.answer,
-        "reason": done.reason,
-        "key_fingerprint": done.key_fingerprint,
-        "left": [
-            {"place": one.place, "where": one.where, "reason": one.reason} for one in done.left
-        ],
-        "steps": list(done.steps),
+        "home": str(report.home),
+        "recovery": answer,
+        "reason": recovery.reason,
+        "key_fingerprint": fingerprint,
+        "left": left_values(recovery),
+        "steps": list(recovery.steps),
     }
-
-    def show(terminal: Terminal) -> None:
-        key = f", all is under {done.key_fingerprint}" if done.key_fingerprint else ""
-        terminal.line(f"rotation of {home}: {done.answer}{key}")
-
+    suffix = f", all values under key {fingerprint}" if fingerprint else ""
     return Outcome(
         result,
-        show,
-        exit_code=EXIT_INCOMPLETE if done.left or done.steps else EXIT_DONE,
-        warnings=(*filter(None, (done.reason,)), *_of_values(done.left), *done.steps),
+        lambda terminal: terminal.line(f"key rotation of {report.home}: {answer}{suffix}"),
+        exit_code=EXIT_DONE if report.is_complete else EXIT_INCOMPLETE,
+        warnings=warnings_of(recovery),
     )
 
 

@@ -69,7 +69,7 @@ def as_result(report: Any) -> dict[str, Any]:
     """Give the JSON of a migration; docs/json.md."""
     return {
         "home": str(report.home),
-        "recovered": report.recovered,
+        "recovered": "finished" if report.recovered == "completed" else report.recovered,
         "items": [
             {
                 "name": item.name,
@@ -98,7 +98,7 @@ def as_result(report: Any) -> dict[str, Any]:
 def show(terminal: Terminal, result: dict[str, Any]) -> None:
     """Render for people."""
     if result["recovered"] != "nothing to do":
-        terminal.line(f"an interrupted run was {result['recovered']}")
+        terminal.line(f"a pending migration was {result['recovered']}")
     for item in result["items"]:
         words = _WORDS[item["action"]].format(**item)
         detail = f" ({item['detail']})" if item["detail"] else ""

@@ -12,6 +12,7 @@ from sagewai_ops.errors import UsageError
 from sagewai_ops.home.paths import Home
 from sagewai_ops.text import size
 
+from .recover import alias_outcome  # noqa: TID251 - a neighbour
 from .shared_options import (  # noqa: TID251 - a neighbour
     HomeWaitOption,
     IdentityOption,
@@ -197,7 +198,9 @@ def _step_back(
     run: Run, to: Path | None, *, undo: bool, dry_run: bool, wait_seconds: float
 ) -> Outcome:
     from sagewai_ops.home.paths import locate
+    from sagewai_ops.operations.recover import recover_home
     from sagewai_ops.restore import undo as undoing
+    from sagewai_ops.swap.pending import RESTORE
 
     target = locate(to, run.settings.environment) if to else run.home()
     if undo:
@@ -213,8 +216,9 @@ def _step_back(
         )
     else:
         if dry_run:
-            raise UsageError("--recover: has no dry run", hint="sagewai-ops restore --recover")
-        answer = undoing.recover_restore(target, wait_seconds=wait_seconds)
+            raise UsageError("--recover: has no dry run", hint="sagewai-ops recover --dry-run")
+        report = recover_home(target, {}, kinds=[RESTORE], wait_seconds=wait_seconds)
+        answer = alias_outcome(report)
         result = {"home": str(target.root), "recovery": answer}
         words = f"home {target.root}: {answer}"
     return Outcome(result, lambda terminal: terminal.line(words), always=dry_run)

@@ -50,6 +50,7 @@ def as_result(found: Any) -> dict[str, Any]:
     import sqlite3
 
     database, newest = found.database, found.newest
+    operations = {pending.operation for pending in found.pending}
     return {
         "home": str(found.home.root),
         "layout": found.layout,
@@ -104,8 +105,9 @@ def as_result(found: Any) -> dict[str, Any]:
             "proved": found.proved and _snapshot(found.proved),
         },
         "before_restore": [str(path) for path in found.kept],
-        "interrupted_restore": found.interrupted,
-        "interrupted_rotation": found.rotation_interrupted,
+        "interrupted_restore": "restore" in operations,
+        "interrupted_rotation": "key rotation" in operations,
+        "interrupted_layout_migration": "layout migration" in operations,
     }
 
 
@@ -209,8 +211,8 @@ def _warnings(found: Any) -> list[str]:
             f"{found.newest.path}: not of the size that its card says: "
             f"sagewai-ops snapshots verify {found.newest.id}"
         )
-    if found.interrupted:
-        warnings.append("a restore was interrupted: sagewai-ops restore --recover")
-    if found.rotation_interrupted:
-        warnings.append("a rotation of the key was interrupted: sagewai-ops keys rotate --recover")
+    warnings += [
+        f"{pending.operation} pending, interrupted before its end: sagewai-ops recover"
+        for pending in found.pending
+    ]
     return warnings

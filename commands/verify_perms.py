@@ -82,7 +82,7 @@ def verify_perms(
             raise UsageError("--undo: stands alone", hint="sagewai-ops verify-perms --undo FILE")
         return _undo(run, undo, wait)
     if fix and not dry_run:
-        from sagewai_ops.swap.swap import require_settled
+        from sagewai_ops.swap.pending import require_settled
 
         require_settled(home.root)
     directory = run.snapshots(home, snapshots)

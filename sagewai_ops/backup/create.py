@@ -25,7 +25,7 @@ from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import cards, catalog
-from sagewai_ops.swap import swap
+from sagewai_ops.swap import pending
 from sagewai_ops.text import shell_word
 
 # No archive of a home is known to be smaller than this share of its content; a larger share would
@@ -56,10 +56,10 @@ def create_snapshot(
     require(home)
     check_options(options)
     check_directory(home, directory)
-    swap.require_settled(home.root)
+    pending.require_settled(home.root)
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
         atomic.make_directory(directory)
-        left_by_restores = swap.sweep(home.root)
+        left_by_restores = pending.sweep(home.root)
         with locks.sweep_guard(directory):
             swept = (*catalog.sweep(directory), *left_by_restores)
         run = BackupRun.start(home, options, catalog.next_sequence(directory), directory)
@@ -94,7 +94,7 @@ def stream_snapshot(
     """
     require(home)
     check_options(options)
-    swap.require_settled(home.root)
+    pending.require_settled(home.root)
     directory = atomic.temporary_directory()
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
         with locks.sweep_guard(directory):

@@ -33,7 +33,7 @@ from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.catalog import TREE
 from sagewai_ops.snapshots.ownership import Owner, owner_of, reason_foreign
-from sagewai_ops.swap import swap
+from sagewai_ops.swap import pending
 from sagewai_ops.text import shell_word
 
 _PREVIOUS = ".sagewai-ops-tree-before"  # the previous mirror, between two renames
@@ -85,11 +85,11 @@ def update_mirror(
     _check(options)
     check_options(options)
     check_directory(home, directory)
-    swap.require_settled(home.root)
+    pending.require_settled(home.root)
     place = directory / TREE
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
         atomic.make_directory(directory)
-        left_by_restores = swap.sweep(home.root)
+        left_by_restores = pending.sweep(home.root)
         with locks.sweep_guard(directory):
             _rename_back(directory)
             swept = (*catalog.sweep(directory), *left_by_restores)

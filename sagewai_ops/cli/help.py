@@ -15,6 +15,7 @@ COMMANDS = {
         "status": "Show layout, database, key and snapshots of a home.",
         "backup": "Create a verified snapshot of a home.",
         "restore": "Restore a home from a snapshot.",
+        "recover": "Complete or roll back an interrupted operation.",
         "snapshots": "List, verify, compare, extract and prune snapshots.",
     },
     "Checks": {

@@ -9,6 +9,7 @@ for opening what is sealed, because one home can hold values of several keys.
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
 import importlib
@@ -16,7 +17,7 @@ import importlib.util
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sagewai_ops.errors import KeyMissingError, NotFoundError, PermissionDeniedError
@@ -88,6 +89,26 @@ def find_candidates(
     ):
         if os.path.exists(path):
             found.append(_from_file(source, path))
+    return tuple(found)
+
+
+def all_candidates(
+    home: Home, environment: Mapping[str, str], *, key_file: Path | None = None
+) -> tuple[Candidate, ...]:
+    """Return the available keys, with those that `migrate-layout` and `keys rotate` kept.
+
+    Raises:
+        NotFoundError, PermissionDeniedError, KeyMissingError: About `key_file` only.
+    """
+    found = [*find_candidates(home, environment, key_file=key_file)]
+    for path in sorted(home.master_key.parent.glob(f"{home.master_key.name}.legacy-*")):
+        if not path.is_file():  # opening a pipe would block
+            continue
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            name = MASTER_KEY.rpartition("/")[0] + "/" + path.name
+            kept = given(name, file.read(_READ_BYTES))
+            if kept.value:  # Sagewai never reads it: anything else is no problem
+                found.append(replace(kept, path=path))
     return tuple(found)
 
 

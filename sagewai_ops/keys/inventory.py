@@ -22,7 +22,7 @@ from sagewai_ops.database.sqlite.read_transaction import (
     open_read_transaction,
 )
 from sagewai_ops.database.url import PostgresUrl, resolve
-from sagewai_ops.errors import OpsError
+from sagewai_ops.errors import OpsError, PermissionDeniedError
 from sagewai_ops.fs import atomic
 from sagewai_ops.fs.tempdirs import working_directory
 from sagewai_ops.home.paths import LEGACY_PLACES, OWN_PREFIX, Home, Kind, kind_of
@@ -40,6 +40,7 @@ from sagewai_ops.keys.plaintext_secrets import (
     plain_in_database,
     plain_in_documents,
 )
+from sagewai_ops.text import shell_word
 
 SERVER = "server:"  # begins `where` and the project of what stands on a database server
 _LOCK_SUFFIX = ".lock"
@@ -113,6 +114,23 @@ def take_inventory(
         unread=unread,
         unreadable=unreadable,
     )
+
+
+def sealed_values(home: Home, environment: Mapping[str, str]) -> tuple[SealedValue, ...]:
+    """Return everything that may be sealed in a home, old copies included.
+
+    Raises:
+        PermissionDeniedError: A document or copy cannot be read.
+        OpsError: A database cannot be read, or its server does not answer.
+    """
+    inventory = take_inventory(home, environment, insists=True, only_sealed=True)
+    if inventory.unreadable:
+        path = inventory.unreadable[0]
+        raise PermissionDeniedError(
+            f"{path}: not readable, so its values would stay under the old key",
+            hint=f"ls -la {shell_word(path)}  # run as its owner",
+        )
+    return (*inventory.values, *copied_values(old_copies(home)))
 
 
 def server_of(home: Home, environment: Mapping[str, str]) -> PostgresUrl:

@@ -1,9 +1,9 @@
-"""Bring a home from one master key to another in one journaled step, or back.
+"""Bring a home from one master key to another in one journaled step, or roll it back.
 
-Three stores have to change together: a database, files, and the key. So the table of tokens is made
-durable first; then the database commits, the files are replaced, everything is looked at again, and
-the key comes last. Each of these can be done again and can be taken back, by the table alone: a run
-that finds the journal of a dead one needs no old key, and whatever was written meanwhile stays.
+Three stores have to change together: a database, files and the key. So the table of tokens is made
+durable first; then the database commits, the files are replaced, everything is checked, and the key
+is written last. Each of these steps can be repeated and undone with the table alone: a recovery
+needs no old key, and keeps what was written since.
 """
 
 import errno
@@ -12,39 +12,60 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 
+from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.database.url import PostgresUrl
-from sagewai_ops.errors import OpsError
+from sagewai_ops.errors import OpsError, UsageError
 from sagewai_ops.fs import atomic
+from sagewai_ops.fs.journal import Recovery
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.removal import sweep_leftovers
 from sagewai_ops.home.paths import Home
 from sagewai_ops.home.state_files import state_lock
-from sagewai_ops.keys import rotation_journal
-from sagewai_ops.keys.candidates import fingerprint
-from sagewai_ops.keys.postgres import substitute_on_server
-from sagewai_ops.keys.reencrypt import substitute_in_database, substituted
+from sagewai_ops.keys import postgres, rotation_journal
+from sagewai_ops.keys.candidates import (
+    ENVIRONMENT,
+    KEYRING,
+    Candidate,
+    accepted,
+    all_candidates,
+    find_candidates,
+    fingerprint,
+)
+from sagewai_ops.keys.inventory import sealed_values, server_of
+from sagewai_ops.keys.reencrypt import reseal, substitute_in_database, substituted
 from sagewai_ops.keys.rotation_journal import Journal
+from sagewai_ops.keys.trial_decryption import Unopened
 from sagewai_ops.text import shell_word
 
 
-class Standing(Enum):
-    """What stands in the place that a journal gives to the new key."""
+class KeyState(Enum):
+    """The file in the place of the new key."""
 
-    OLD = "what stood there before, or nothing as before"
+    OLD = "the same as before, or none as before"
     NEW = "the new key"
-    GONE = "nothing, where something was"
-    STRANGE = "something else"
+    MISSING = "removed since"
+    UNKNOWN = "another file"
+
+
+def refuse_use(home: Home, url: PostgresUrl | None) -> None:
+    """Check that no process has the home, or its tables on a server, open.
+
+    Raises:
+        TargetBusyError: One has; it would continue to seal with the old key.
+    """
+    sessions = postgres.sessions(url) if url else ()
+    require_unused(home.root, *home.databases, sessions=sessions)
 
 
 def require_writable(home: Home, journal: Journal) -> None:
-    """Check that every directory may be written in which something is to be replaced.
+    """Check that each directory is writable in which a file will be replaced.
 
     Raises:
-        PermissionDeniedError: One may not.
+        PermissionDeniedError: One is not.
     """
     files = [*journal.documents, *filter(None, [journal.database])]
     directories = [home.root, *((home.root / name).parent for name in files)]
@@ -55,7 +76,7 @@ def require_writable(home: Home, journal: Journal) -> None:
     )
 
 
-def carry_out(
+def change_key(
     home: Home,
     journal: Journal,
     verify: Callable[[], None],
@@ -63,40 +84,148 @@ def carry_out(
     server: PostgresUrl | None,
     wait_seconds: float,
 ) -> None:
-    """Go to the new key, proved; the caller holds the home.
+    """Bring a home to the new key, verified; the caller has locked the home.
 
     Args:
-        verify: Raises unless all that opened before opens with the new key; the new key is not yet
-            in its place.
+        verify: Raises unless all that opened before opens with the new key, which is not in its
+            place yet.
         server: Of `journal.server`.
 
     Raises:
-        OpsError: The system refused, or the proof failed; everything is as it was. Where even that
-            was refused, the journal stays and the hint says how to go on.
+        OpsError: The system refused, or the verification failed; everything is unchanged. Where
+            the rollback was refused too, the journal stays and the hint names `recover`.
     """
     before = read_place(home.root, journal.place)
     with rotation_journal.written(home.root, journal):
         try:
             with translate_os_errors(home.root):
-                forward(home, journal, server=server, wait_seconds=wait_seconds)
+                apply(home, journal, server=server, wait_seconds=wait_seconds)
                 verify()
                 install(home, journal)
                 rotation_journal.forget(home.root)
         except BaseException as error:
             try:
                 with translate_os_errors(home.root):
-                    _put_back_key(home, journal, before)
-                    back(home, journal, server=server, wait_seconds=wait_seconds)
+                    _restore_key(home, journal, before)
+                    roll_back(home, journal, server=server, wait_seconds=wait_seconds)
                     rotation_journal.forget(home.root)
             except OpsError as refusal:
                 raise rotation_journal.stuck(home.root, refusal) from error
             raise
 
 
-def forward(
-    home: Home, journal: Journal, *, server: PostgresUrl | None, wait_seconds: float
-) -> None:
-    """Apply the table of tokens to every place; twice is as once.
+def recover(home: Home, environment: Mapping[str, str], *, wait_seconds: float = 0.0) -> Recovery:
+    """Complete a pending key rotation, or roll it back if that fails; the caller has locked home.
+
+    Raises:
+        TargetBusyError: A process has the home or its database open.
+        UsageError: It changed a database on a server, which the environment does not name.
+        OpsError: The system refused both, or an unknown key is in the place of the new one; it can
+            be run again.
+    """
+    journals = rotation_journal.journals(home.root)
+    if not any(rotation_journal.is_pending(path) for path in journals):
+        rotation_journal.sweep(home.root)
+        return Recovery()
+    journal = rotation_journal.read(home.root)
+    refuse_unknown_key(home, journal)
+    with rotation_journal.held(home.root):
+        url = _server_for(home, environment, journal)
+        refuse_use(home, url)
+        sweep_partial_files(home, [home.root / name for name in journal.documents])
+        try:
+            closed = _complete(home, environment, journal, url, wait_seconds)
+        except (OSError, OpsError) as error:
+            if key_state(home, journal) is not KeyState.OLD:
+                raise  # there may be no other key than the new one
+            roll_back(home, journal, server=url, wait_seconds=wait_seconds)
+            rotation_journal.forget(home.root)
+            recovery = Recovery(
+                rotation_journal.NAME, "rolled back", str(error), journal.old_fingerprint
+            )
+        else:
+            _, steps = remaining_steps(home, environment, journal.new, journal.place)
+            recovery = Recovery(
+                rotation_journal.NAME,
+                "completed",
+                key_fingerprint=journal.new.fingerprint,
+                left=tuple((value.place, value.where, value.reason) for value in closed),
+                steps=steps,
+            )
+    rotation_journal.sweep(home.root)
+    return recovery
+
+
+def remaining_steps(
+    home: Home, environment: Mapping[str, str], new: Candidate, place: str
+) -> tuple[bool, tuple[str, ...]]:
+    """Return whether Sagewai would use the new key as things are, and else what remains to be done.
+
+    Args:
+        place: The path of the new key, relative to the home; "" for none.
+    """
+    candidates = find_candidates(home, environment)
+    own = accepted(candidates)
+    if own and own.value == new.value:
+        return True, ()
+    sources = [candidate.source for candidate in candidates]
+    steps = ["Sagewai would not use the new key yet: before it starts"]
+    content = f"the content of {home.root / place}" if place else "the new key"
+    if ENVIRONMENT in sources:
+        steps.append(f"set {ENVIRONMENT} to {content}, in the environment of Sagewai's service")
+        if place:
+            steps.append(f"or unset {ENVIRONMENT} there: Sagewai then uses that file")
+    elif KEYRING in sources:
+        file = shell_word(home.root / place)
+        source = f" < {file}" if place else "  # and enter the new key"
+        steps.append(f"keyring set sagewai-master-key sealed{source}")
+        if place:
+            steps.append("or: keyring del sagewai-master-key sealed  # Sagewai then uses that file")
+    else:
+        steps.append(f"put the new key into {home.master_key}, mode 0600")
+    return False, tuple(steps)
+
+
+def _complete(
+    home: Home,
+    environment: Mapping[str, str],
+    journal: Journal,
+    url: PostgresUrl | None,
+    wait_seconds: float,
+) -> tuple[Unopened, ...]:
+    """Complete a journal, with the values that were sealed under the old key since."""
+    apply(home, journal, server=url, wait_seconds=wait_seconds)
+    candidates = all_candidates(home, environment)
+    late = reseal(sealed_values(home, environment), candidates, journal.new)
+    if late.tokens:
+        everything = {**journal.tokens, **late.tokens}
+        rotation_journal.add_tokens(home.root, everything)
+        journal = rotation_journal.read(home.root)
+        apply(home, journal, server=url, wait_seconds=wait_seconds)
+    install(home, journal)
+    rotation_journal.forget(home.root)
+    return late.report.closed
+
+
+def _server_for(home: Home, environment: Mapping[str, str], journal: Journal) -> PostgresUrl | None:
+    """Return the server that a journal is about.
+
+    Raises:
+        UsageError: The environment names another, or none.
+    """
+    url = server_of(home, environment) if home.server_url_variable else None
+    shown = url.display if url else ""
+    if shown != journal.server:
+        raise UsageError(
+            f"home {home.root}: database server {shown or 'not set'}, but the pending key rotation"
+            f" is of {journal.server or 'no server'}",
+            hint="export SAGEWAI_DATABASE_URL=...  # as when it began",
+        )
+    return url
+
+
+def apply(home: Home, journal: Journal, *, server: PostgresUrl | None, wait_seconds: float) -> None:
+    """Apply the table of tokens to every place; it can be repeated.
 
     Raises:
         OSError, OpsError: The system refused.
@@ -104,8 +233,10 @@ def forward(
     _apply(home, journal, journal.tokens, server, wait_seconds)
 
 
-def back(home: Home, journal: Journal, *, server: PostgresUrl | None, wait_seconds: float) -> None:
-    """Apply the table backwards.
+def roll_back(
+    home: Home, journal: Journal, *, server: PostgresUrl | None, wait_seconds: float
+) -> None:
+    """Apply the table in reverse.
 
     Raises:
         OSError, OpsError: The system refused.
@@ -115,24 +246,24 @@ def back(home: Home, journal: Journal, *, server: PostgresUrl | None, wait_secon
 
 
 def install(home: Home, journal: Journal) -> None:
-    """Put the new key in its place, 0600; what stands there is kept if the journal says so.
+    """Write the new key to its place, mode 0600; the previous file is kept if the journal names it.
 
     Raises:
-        OpsError: Something else came to stand there meanwhile.
+        OpsError: An unknown key is there.
         OSError: The system refused.
     """
-    refuse_strangers(home, journal)
+    refuse_unknown_key(home, journal)
     if not journal.place:
         return
     there = read_place(home.root, journal.place)
     if there is not None and journal.kept_as and there != journal.new.value:
-        _own(home.root / journal.kept_as, there)
-    # Once more where it is there already: its mode and owner are right then.
-    _own(home.root / journal.place, journal.new.value)
+        _write_key(home.root / journal.kept_as, there)
+    # Also if it is there already: its mode and owner are right then.
+    _write_key(home.root / journal.place, journal.new.value)
 
 
-def standing(home: Home, journal: Journal) -> Standing:
-    """Tell what stands in the place of the new key.
+def key_state(home: Home, journal: Journal) -> KeyState:
+    """Return the state of the file in the place of the new key.
 
     Raises:
         OpsError: It cannot be read.
@@ -140,32 +271,31 @@ def standing(home: Home, journal: Journal) -> Standing:
     there = read_place(home.root, journal.place)
     now = fingerprint(there) if there is not None else ""
     if journal.place and there == journal.new.value:
-        return Standing.NEW
+        return KeyState.NEW
     if now == journal.replaces:
-        return Standing.OLD
-    return Standing.STRANGE if now else Standing.GONE
+        return KeyState.OLD
+    return KeyState.UNKNOWN if now else KeyState.MISSING
 
 
-def refuse_strangers(home: Home, journal: Journal) -> None:
-    """Make sure that no key would be written over that somebody put there since.
+def refuse_unknown_key(home: Home, journal: Journal) -> None:
+    """Refuse to overwrite a key that was written after the rotation began.
 
-    Neither way would be right then: what it opens is not known, and with it the old key may be
-    gone.
+    It is unknown what it opens, and the old key may be lost.
 
     Raises:
         OpsError: There is one.
     """
-    if standing(home, journal) is Standing.STRANGE:
+    if key_state(home, journal) is KeyState.UNKNOWN:
         place = home.root / journal.place
         raise OpsError(
-            f"{place}: holds neither the old key nor the new one, somebody put it there meanwhile",
+            f"{place}: neither the old key nor the new one, written after the rotation began",
             hint=f"{shlex.join(['mv', str(place), f'{place}.legacy-found'])}  # keeps it\n"
-            f"sagewai-ops --home {shell_word(home.root)} keys rotate --recover",
+            f"sagewai-ops --home {shell_word(home.root)} recover",
         )
 
 
 def read_place(root: Path, place: str) -> bytes | None:
-    """Read what stands in a key's place; None for nothing.
+    """Return the content of a key's place; None without a file.
 
     Raises:
         OpsError: It cannot be read.
@@ -174,15 +304,15 @@ def read_place(root: Path, place: str) -> bytes | None:
     if not place or not os.path.lexists(path):
         return None
     with translate_os_errors(path):
-        if not os.path.exists(path):  # a link that leads nowhere
+        if not os.path.exists(path):  # a broken link
             return b""
         if not path.is_file():
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         return path.read_bytes()
 
 
-def sweep_halves(home: Home, documents: Iterator[Path] | list[Path]) -> None:
-    """Remove what runs that died had half written beside the documents and the key."""
+def sweep_partial_files(home: Home, documents: Sequence[Path]) -> None:
+    """Remove the partial files of dead runs next to the documents and the key."""
     for path in (*documents, home.master_key, home.legacy_master_key):
         sweep_leftovers(path.parent, atomic.partial_names(re.escape(path.name)))
 
@@ -194,12 +324,12 @@ def _apply(
     server: PostgresUrl | None,
     wait_seconds: float,
 ) -> None:
-    # What is refused most easily comes first: then there is nothing to take back.
+    # The step most likely to be refused is first: then there is nothing to undo.
     if journal.database and os.path.lexists(home.root / journal.database):
         database = home.root / journal.database
         substitute_in_database(database, tokens, wait_seconds=wait_seconds)
     if server is not None:
-        substitute_on_server(server, tokens)
+        postgres.substitute_on_server(server, tokens)
     with state_lock(home.admin_state, fcntl.LOCK_EX):
         for name in journal.documents:
             _substitute_in_file(home.root / name, tokens)
@@ -210,7 +340,7 @@ def _substitute_in_file(path: Path, tokens: Mapping[bytes, bytes]) -> None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
-        return  # a copy that somebody removed meanwhile
+        return  # a copy that was removed since
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         content = file.read()
@@ -219,21 +349,21 @@ def _substitute_in_file(path: Path, tokens: Mapping[bytes, bytes]) -> None:
         atomic.replace(path, other, mode=stat.S_IMODE(status.st_mode), owner=status)
 
 
-def _own(place: Path, value: bytes) -> None:
-    """Write a key for the owner of what stands there, or of the directory."""
+def _write_key(place: Path, value: bytes) -> None:
+    """Write a key for the owner of the previous file, or of the directory."""
     above = place.parent if place.parent.is_dir() else place.parent.parent
     atomic.make_directory(place.parent, owner=os.stat(above))
     atomic.replace(place, value, owner=os.stat(place if place.exists() else place.parent))
 
 
-def _put_back_key(home: Home, journal: Journal, before: bytes | None) -> None:
-    if standing(home, journal) is not Standing.NEW:
+def _restore_key(home: Home, journal: Journal, before: bytes | None) -> None:
+    if key_state(home, journal) is not KeyState.NEW:
         return
     place = home.root / journal.place
     if before is None:
         place.unlink()
         atomic.sync_directory(place.parent)
     else:
-        _own(place, before)
+        _write_key(place, before)
     if journal.kept_as:
         (home.root / journal.kept_as).unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""What a rotation under way writes down, so that a run that dies can be finished or taken back.
+"""The journal of a key rotation, so that the run after a killed one can complete or roll it back.
 
-A private directory at the top of the home holds the new key, the table of tokens, and last of all
-the journal. Without a journal nothing of the home was changed, and the directory is garbage. With
-one, the values may be under either key: everything else refuses until the table was applied to all
-places, or backwards to all. No plaintext is in it, and no key but the new one.
+A private directory at the top of the home has the new key, the table of tokens and, written last,
+the journal. Without a journal nothing in the home was changed and the directory is garbage. With
+one, values may be under either key: every other command refuses until the table was applied to
+all places, or reversed in all. No plaintext is in it, and no key but the new one.
 """
 
 import contextlib
@@ -13,36 +13,39 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from sagewai_ops.errors import LockedError, OpsError
+from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs import journal as fs_journal
+from sagewai_ops.fs.journal import Recovery
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
 from sagewai_ops.fs.removal import remove_tree
-from sagewai_ops.home.paths import OWN_PREFIX
+from sagewai_ops.home.paths import OWN_PREFIX, Home
 from sagewai_ops.keys.candidates import Candidate, given
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.text import shell_word
 
-NAME = f"{OWN_PREFIX}rotation"
+DIRECTORY = f"{OWN_PREFIX}rotation"
+NAME = "key rotation"
 NEW_KEY = "the new key"  # as a candidate's source
 _JOURNAL, _TOKENS, _KEY = "journal.json", "tokens.jsonl", "master.key"
-_VERSION = 1
+_DRAFT = "journal.partial"
 
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """A rotation under way.
+    """A key rotation.
 
     Attributes:
-        old_fingerprint: Of the key that the home ran on.
-        new: The key that it is to run on.
+        old_fingerprint: Of the key that the home used before.
+        new: The key that it is to use.
         tokens: Old to new.
-        documents: The files that hold some, relative to the home; absolute where outside.
-        database: The home's database, likewise; "" if there is none.
-        server: The database on a server, as messages name it; "" if there is none.
-        place: Where the new key goes, relative to the home; "" for nowhere.
-        replaces: The fingerprint of what stands in that place, whatever it is; "" for nothing.
-        kept_as: Where what stands there is kept, relative to the home; "" if it is in a snapshot.
-        left: How many values no key opens, which stay as they are.
+        documents: The files that contain some, relative to the home; absolute where outside.
+        database: The home's database, likewise; "" without one.
+        server: The database on a server, as messages name it; "" without one.
+        place: The path of the new key, relative to the home; "" for none.
+        replaces: The fingerprint of the file at `place`, whatever it contains; "" without one.
+        kept_as: Where that file is kept, relative to the home; "" if it is in a snapshot.
+        left: The number of values that no key opens, which stay unchanged.
     """
 
     old_fingerprint: str
@@ -57,49 +60,28 @@ class Journal:
     left: int = 0
 
 
-def is_pending(root: Path) -> bool:
-    """Tell whether a rotation of a home died between one key and the other."""
-    directory = root / NAME
-    if not os.path.lexists(directory):
-        return False
-    if not os.access(directory, os.R_OK | os.X_OK):
-        return True  # another user's, who alone can tell
-    return os.path.lexists(directory / _JOURNAL) and locks.is_abandoned(directory)
-
-
-def require_settled(root: Path) -> None:
-    """Refuse to go on with a home whose values may be under two keys.
-
-    Raises:
-        LockedError: A rotation was interrupted.
-    """
-    if is_pending(root):
-        raise LockedError(
-            f"home {root}: a rotation of its key was interrupted before it ended",
-            hint=f"sagewai-ops --home {shell_word(root)} keys rotate --recover",
-        )
-
-
 @contextlib.contextmanager
 def written(root: Path, journal: Journal) -> Iterator[None]:
-    """Write everything down, durable, and hold it; what is settled in the block calls `forget`.
+    """Write the journal, durable, and lock it; the block calls `forget` once it is settled.
 
     Raises:
         NoSpaceError, PermissionDeniedError, OpsError: The system refused; there is no journal.
     """
-    directory = root / NAME
+    directory = root / DIRECTORY
     try:
         atomic.make_directory(directory)
-        with held(root):
+        with (
+            held(root),
+            fs_journal.recording(directory / _JOURNAL, NAME, draft=directory / _DRAFT) as write,
+        ):
             atomic.replace(directory / _KEY, journal.new.value)
             add_tokens(root, journal.tokens)
-            document = asdict(journal)
-            del document["new"], document["tokens"]
-            document |= {"version": _VERSION, "fingerprint": journal.new.fingerprint}
+            content = asdict(journal)
+            del content["new"], content["tokens"]
             try:
-                atomic.replace(directory / _JOURNAL, json.dumps(document, indent=1).encode())
+                write(content | {"fingerprint": journal.new.fingerprint})
             except BaseException as error:
-                # It may have its name and not be durable; nothing that it speaks of was begun.
+                # It may have its name without being durable; nothing in it was begun.
                 try:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(directory / _JOURNAL)
@@ -108,15 +90,14 @@ def written(root: Path, journal: Journal) -> Iterator[None]:
                 raise
             yield
     finally:
-        with contextlib.suppress(OSError):
-            sweep(root)
+        sweep(root)
 
 
 @contextlib.contextmanager
 def held(root: Path) -> Iterator[None]:
-    """Show others that the journal's run is alive, for the length of the block."""
-    with translate_os_errors(root / NAME):
-        descriptor = os.open(root / NAME, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Lock the directory for the length of the block: its run is alive."""
+    with translate_os_errors(root / DIRECTORY):
+        descriptor = os.open(root / DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         locks.mark_alive(descriptor)
         yield
@@ -125,78 +106,89 @@ def held(root: Path) -> Iterator[None]:
 
 
 def stuck(root: Path, refusal: OpsError) -> OpsError:
-    """Say of a refusal that it leaves the journal behind, and how to go on."""
+    """Return a refusal as the error of a rotation that leaves its journal."""
     return type(refusal)(
-        f"{root}: neither finished nor put back as it was, {refusal.message}",
-        hint=f"mend that, then: sagewai-ops --home {shell_word(root)} keys rotate --recover",
+        f"{root}: key rotation neither completed nor rolled back, {refusal.message}",
+        hint=f"sagewai-ops --home {shell_word(root)} recover",
     )
 
 
 def add_tokens(root: Path, tokens: Mapping[bytes, bytes]) -> None:
-    """Write the table, in place of the one that is there.
+    """Write the table, or replace it.
 
     Raises:
-        NoSpaceError, PermissionDeniedError, OpsError: The system refused; it is as it was.
+        NoSpaceError, PermissionDeniedError, OpsError: The system refused; it is unchanged.
     """
-    with atomic.write_stream(root / NAME / _TOKENS) as stream:
+    with atomic.write_stream(root / DIRECTORY / _TOKENS) as stream:
         for old, new in tokens.items():
             stream.write(json.dumps([old.decode(), new.decode()]).encode() + b"\n")
 
 
 def read(root: Path) -> Journal:
-    """Read what a run that died wrote down.
+    """Read the journal, the table and the new key.
 
     Raises:
-        OpsError: It cannot be read, or somebody else may have written it.
+        OpsError: They cannot be read or used, or another user may have written them.
     """
-    directory = root / NAME
+    directory = root / DIRECTORY
     try:
-        status = os.lstat(directory)
-        # Whoever writes it decides under which key everything comes.
-        if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
-            raise ValueError("its directory is not ours alone")  # noqa: TRY301 - told below
-        document = json.loads((directory / _JOURNAL).read_bytes())
-        if document.pop("version") != _VERSION:
-            raise ValueError("it is of another version")  # noqa: TRY301
+        fs_journal.require_own_directory(directory)
+        content = fs_journal.read(directory / _JOURNAL, NAME)
         new = given(NEW_KEY, (directory / _KEY).read_bytes())
-        if not new.value or new.fingerprint != document.pop("fingerprint"):
-            raise ValueError("its key is another")  # noqa: TRY301
+        if not new.value or new.fingerprint != content.pop("fingerprint"):
+            raise ValueError("another key than the journal's")  # noqa: TRY301 - handled below
         with open(directory / _TOKENS, "rb") as lines:
             pairs = [json.loads(line) for line in lines]
         tokens = {old.encode(): other.encode() for old, other in pairs}
-        documents = tuple(document.pop("documents"))
-        return Journal(new=new, tokens=tokens, documents=documents, **document)
+        documents = tuple(content.pop("documents"))
+        return Journal(new=new, tokens=tokens, documents=documents, **content)
     except OSError as error:
         raise from_os_error(error, directory) from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise OpsError(
-            f"{directory}: the journal of a rotation that was interrupted cannot be used, {error}",
-            hint=f"ls -la {shell_word(directory)}  # nothing in it was removed; docs/keys.md",
-        ) from error
+        raise fs_journal.unusable(directory / _JOURNAL, NAME, error) from error
 
 
 def forget(root: Path) -> None:
-    """Remove the journal: from here on the home is under one key. The rest is garbage.
+    """Remove the journal: from here on the home is under one key, and the rest is garbage.
 
     Raises:
         OSError: The system refused.
     """
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(root / NAME / _JOURNAL)
-    atomic.sync_directory(root / NAME)
+    fs_journal.remove(root / DIRECTORY / _JOURNAL)
+
+
+def journals(root: Path) -> list[Path]:
+    """Return the journal of a home's key rotation, if there is one."""
+    directory = root / DIRECTORY
+    path = directory / _JOURNAL
+    if not os.path.lexists(directory):
+        return []
+    # Another user's directory may have one.
+    is_closed = not os.access(directory, os.R_OK | os.X_OK)
+    return [path] if is_closed or os.path.lexists(path) else []
+
+
+def is_pending(path: Path) -> bool:
+    """Return whether a journal is that of a dead run."""
+    return not fs_journal.is_live(path.parent)
 
 
 @uninterrupted()
-def sweep(root: Path) -> bool:
-    """Remove the directory unless there is a journal in it; tell whether there was one to remove.
-
-    Raises:
-        OSError: The system refused.
-    """
-    directory = root / NAME
+def sweep(root: Path) -> list[str]:
+    """Remove the directory of a dead run without a journal; return its name."""
+    directory = root / DIRECTORY
     if not os.path.lexists(directory) or os.path.lexists(directory / _JOURNAL):
-        return False
+        return []
     if not locks.is_abandoned(directory):
-        return False
-    remove_tree(directory)
-    return True
+        return []
+    with contextlib.suppress(OSError):
+        remove_tree(directory)
+        return [DIRECTORY]
+    return []
+
+
+def recover(home: Home, environment: Mapping[str, str], wait_seconds: float) -> Recovery:
+    """Complete a pending key rotation, or roll it back; as `rotation.recover`."""
+    from sagewai_ops.keys import rotation  # the journal is asked for far more often
+
+    return rotation.recover(home, environment, wait_seconds=wait_seconds)

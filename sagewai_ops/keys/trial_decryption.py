@@ -95,6 +95,11 @@ class SealedReport:
         """How many values opened."""
         return self.total - len(self.unopened)
 
+    @property
+    def closed(self) -> tuple[Unopened, ...]:
+        """What no key opens; a value that opens and is not a data key is not among them."""
+        return tuple(value for value in self.unopened if value.reason != NOT_A_KEY)
+
     def best(self, candidates: Iterable[Candidate]) -> Candidate | None:
         """Return the candidate that opens the most; None if none opens anything."""
         by_fingerprint = {one.fingerprint: one for one in reversed([*candidates]) if one.value}

@@ -1,84 +1,86 @@
-"""Carry out a plan of `layout` so that a kill at any moment leaves something to finish or undo.
+"""Execute a plan of `layout.plan` so that a run killed at any step can be completed or rolled back.
 
-Copies and directories are made first: they change nothing that Sagewai sees. Then the journal says
-`moving`, and every step from there can be done again and can be taken back. What is removed at the
-end was only moved to a name of our own until then. A run that finds the journal of a dead one goes
-on with it, or takes it back where the home was changed meanwhile.
+Copies and directories are made first: they change nothing that Sagewai reads. Then the journal
+enters the state `moving`, and each step from there can be repeated and can be undone. A file to be
+removed is renamed to a name of our own until the end. A later run completes the migration of a dead
+one, or rolls it back where the home was changed since.
 """
 
 import contextlib
 import errno
-import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.errors import OpsError
-from sagewai_ops.fs import atomic
+from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs import journal as fs_journal
+from sagewai_ops.fs.journal import Recovery, inode_of
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
 from sagewai_ops.fs.ownership import set_owner
 from sagewai_ops.fs.removal import sweep_leftovers
-from sagewai_ops.home.paths import OWN_PREFIX
+from sagewai_ops.home.paths import OWN_PREFIX, Home
 from sagewai_ops.layout.steps import PREFIX, Step, StepKind
 from sagewai_ops.permissions.rules import PRIVATE_DIRECTORY, PRIVATE_FILE
 from sagewai_ops.process.signals import uninterrupted
-from sagewai_ops.text import shell_word
 
 JOURNAL = f"{OWN_PREFIX}layout.json"
+NAME = "layout migration"
 _PREPARING, _MOVING, _DONE = "preparing", "moving", "done"
 _CHUNK_BYTES = 1 << 20
 
+_Write = Callable[[Mapping[str, Any]], None]
+
 
 class OtherFileSystemError(OpsError):
-    """A move led to another mount; everything is as it was, and copies would do."""
+    """A move crossed a mount; everything is unchanged, and a copy would succeed."""
 
 
 class _ChangedError(Exception):
-    """The home is not what the journal says: somebody worked in it since."""
+    """The home is not what the journal describes: another program changed it."""
 
 
-def is_pending(root: Path) -> bool:
-    """Tell whether a migration of this home was interrupted."""
-    return os.path.lexists(root / JOURNAL)
-
-
-def carry_out(root: Path, steps: Sequence[Step]) -> None:
-    """Do the steps of a plan; the caller holds the home.
+def execute(root: Path, steps: Sequence[Step]) -> None:
+    """Execute the steps of a plan; the caller has locked the home.
 
     Raises:
         OtherFileSystemError: A plan without moves between directories is needed.
-        NoSpaceError, PermissionDeniedError, OpsError: The system refused, or somebody changed the
-            home meanwhile; everything is as it was.
+        NoSpaceError, PermissionDeniedError, OpsError: The system refused, or another program
+            changed the home; everything is unchanged.
     """
-    with translate_os_errors(root):
+    with (
+        translate_os_errors(root),
+        fs_journal.recording(root / JOURNAL, NAME, draft=_draft(root)) as write,
+    ):
         try:
-            _write(root, _PREPARING, steps)
+            _write(write, _PREPARING, steps)
         except BaseException:
-            # It may have its name already; nothing that it speaks of was begun.
+            # It may have its name already; none of its steps has begun.
             with contextlib.suppress(OSError, OpsError):
-                _forget(root)
+                fs_journal.remove(root / JOURNAL)
             raise
         try:
             prepared = _prepare(root, steps)
-            _write(root, _MOVING, prepared)
+            _write(write, _MOVING, prepared)
         except BaseException:
-            _take_back_preparations(root, steps)
+            _undo_preparations(root, steps)
             raise
         try:
-            _move_forward(root, prepared)
-            _write(root, _DONE, prepared)
+            _complete(root, prepared)
+            _write(write, _DONE, prepared)
         except BaseException as error:
-            if _read(root)[0] == _DONE:  # it has its name: only to be synced
+            if _read(root)[0] == _DONE:  # renamed, but not synced
                 _clear(root, prepared)
                 raise
-            _move_back(root, prepared)
+            _roll_back(root, prepared)
             if isinstance(error, _ChangedError):
                 raise OpsError(
-                    f"{root / str(error)}: changed while it was moved, everything is as it was",
-                    hint="stop what writes to the home, then run it again",
+                    f"{root / str(error)}: changed during its move, everything is unchanged",
+                    hint="sagewai-ops status  # stop what writes to the home, then run it again",
                 ) from error
             if isinstance(error, OSError) and error.errno == errno.EXDEV:
                 raise OtherFileSystemError(f"{root}: a part of it is another mount") from error
@@ -86,35 +88,86 @@ def carry_out(root: Path, steps: Sequence[Step]) -> None:
         _clear(root, prepared)
 
 
-def recover(root: Path) -> str:
-    """Go on with what a dead run began; the caller holds the home.
-
-    Returns:
-        `finished`, `rolled back` or `nothing to do`.
+def recover(root: Path) -> Recovery:
+    """Complete the migration of a dead run, or roll it back; the caller has locked the home.
 
     Raises:
         OpsError: The journal cannot be read, or the system refused.
     """
-    sweep_leftovers(root, atomic.partial_names(re.escape(JOURNAL)))
-    if not is_pending(root):
-        return "nothing to do"
+    _sweep_drafts(root)
+    if not journals(root):
+        return Recovery()
     state, steps = _read(root)
     with translate_os_errors(root):
         if state == _PREPARING:
-            _take_back_preparations(root, steps)
-            return "rolled back"
+            _undo_preparations(root, steps)
+            return Recovery(NAME, "rolled back", "interrupted before its first move")
         if state == _MOVING:
             try:
-                _move_forward(root, steps)
-            except (OSError, _ChangedError):
-                _move_back(root, steps)
-                return "rolled back"
-        _finish(root, steps)
-    return "finished"
+                _complete(root, steps)
+            except (OSError, _ChangedError) as error:
+                _roll_back(root, steps)
+                return Recovery(NAME, "rolled back", _reason(root, error))
+            with fs_journal.recording(root / JOURNAL, NAME, draft=_draft(root)) as write:
+                _write(write, _DONE, steps)
+        _clear(root, steps)
+    return Recovery(NAME, "completed")
+
+
+def journals(root: Path) -> list[Path]:
+    """Return the journal of a home's layout migration, if there is one."""
+    return [root / JOURNAL] if os.path.lexists(root / JOURNAL) else []
+
+
+def is_pending(path: Path) -> bool:
+    """Return whether a journal is that of a dead run, with some moves done and others not."""
+    return not fs_journal.is_live(path) and _read(path.parent)[0] == _MOVING
+
+
+def sweep(root: Path) -> list[str]:
+    """Remove the leftovers of a dead run before or after its moves; return their names."""
+    _sweep_drafts(root)
+    with contextlib.suppress(OSError, OpsError):
+        for path in journals(root):
+            if locks.is_abandoned(path) and _read(root)[0] != _MOVING:
+                recover(root)
+                return [path.name]
+    return []
+
+
+def recover_home(home: Home, _environment: Mapping[str, str], _wait_seconds: float) -> Recovery:
+    """Complete or roll back the migration of a dead run; the caller has locked the home.
+
+    Raises:
+        TargetBusyError: A process has a database of the home open.
+        OpsError: As `recover`.
+    """
+    if not journals(home.root):
+        return Recovery()
+    require_unused(home.root, *home.databases)
+    atomic.require_writable([home.root])
+    return recover(home.root)
+
+
+def _draft(root: Path) -> Path:
+    return root / f"{JOURNAL}.partial"
+
+
+def _sweep_drafts(root: Path) -> None:
+    for name in (JOURNAL, _draft(root).name):
+        sweep_leftovers(root, atomic.partial_names(re.escape(name)))
+    with contextlib.suppress(OSError):
+        os.unlink(_draft(root))
+
+
+def _reason(root: Path, error: Exception) -> str:
+    if isinstance(error, OSError):
+        return from_os_error(error, root).message
+    return f"{root / str(error)}: changed since"
 
 
 def _prepare(root: Path, steps: Sequence[Step]) -> list[Step]:
-    """Make directories and copies, and note the inodes that the moves will meet."""
+    """Make directories and copies, and return the steps with the inodes of the copies."""
     inodes: dict[str, int] = {}
     owner = root.stat()
     for step in steps:
@@ -134,7 +187,7 @@ def _prepare(root: Path, steps: Sequence[Step]) -> list[Step]:
 
 
 def _copy(source: Path, target: Path) -> int:
-    """Copy a file, with its time and, as root, its owner; give the inode of the copy."""
+    """Copy a file, with its time and, as root, its owner; return the inode of the copy."""
     before = source.stat()
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE_FILE)
     with open(descriptor, "wb") as copy, source.open("rb") as stream:
@@ -147,16 +200,16 @@ def _copy(source: Path, target: Path) -> int:
         os.fsync(descriptor)
         after = source.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise OpsError(f"{source}: changed while it was copied, everything is as it was")
+            raise OpsError(f"{source}: changed during its copy, everything is unchanged")
         return os.fstat(descriptor).st_ino
 
 
-def _move_forward(root: Path, steps: Sequence[Step]) -> None:
-    """Do every step that is not done; twice is as once."""
+def _complete(root: Path, steps: Sequence[Step]) -> None:
+    """Execute each step that is not done; it can be repeated."""
     for step in steps:
         if step.kind is StepKind.MODE:
-            # The file may have been moved already by a run that died.
-            path = _where_is(root, step, steps)
+            # A dead run may have moved the file already.
+            path = _locate(root, step, steps)
             os.chmod(path, step.mode)
         elif step.kind is StepKind.MOVE:
             _move(root, step.source, step.target, step.inode)
@@ -164,20 +217,20 @@ def _move_forward(root: Path, steps: Sequence[Step]) -> None:
 
 
 @uninterrupted()
-def _move_back(root: Path, steps: Sequence[Step]) -> None:
-    """Take back what was done, in the other direction; what somebody changed since is left."""
+def _roll_back(root: Path, steps: Sequence[Step]) -> None:
+    """Undo the steps that are done, the last first, except where the home was changed since."""
     for step in reversed(steps):
         with contextlib.suppress(_ChangedError, FileNotFoundError):
             if step.kind is StepKind.MOVE:
                 _move(root, step.target, step.source, step.inode)
             elif step.kind is StepKind.MODE:
-                os.chmod(_where_is(root, step, steps), step.before)
-    _take_back_preparations(root, steps)
+                os.chmod(_locate(root, step, steps), step.before)
+    _undo_preparations(root, steps)
 
 
 def _move(root: Path, source: str, target: str, inode: int) -> None:
-    """Rename one entry, if it is there and nothing is in the way."""
-    at_source, at_target = _inode(root / source), _inode(root / target)
+    """Rename one entry if it has its inode and the target is free."""
+    at_source, at_target = inode_of(root / source), inode_of(root / target)
     if at_target == inode and at_source != inode:
         return
     if at_source != inode or at_target is not None:
@@ -185,55 +238,44 @@ def _move(root: Path, source: str, target: str, inode: int) -> None:
     os.rename(root / source, root / target)
 
 
-def _where_is(root: Path, step: Step, steps: Sequence[Step]) -> Path:
-    """Find the file whose mode a step sets, before or after its move."""
-    moved = [one.target for one in steps if one.kind is StepKind.MOVE and one.source == step.source]
+def _locate(root: Path, step: Step, steps: Sequence[Step]) -> Path:
+    """Return the file whose mode a step sets, before or after its move."""
+    moved = [
+        move.target for move in steps if move.kind is StepKind.MOVE and move.source == step.source
+    ]
     for path in (step.source, *moved):
-        if _inode(root / path) == step.inode and not (root / path).is_symlink():
+        if inode_of(root / path) == step.inode and not (root / path).is_symlink():
             return root / path
     raise _ChangedError(step.source)
 
 
-def _inode(path: Path) -> int | None:
-    try:
-        return os.lstat(path).st_ino
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _finish(root: Path, steps: Sequence[Step]) -> None:
-    """Say that all is moved, and clean up."""
-    _write(root, _DONE, steps)
-    _clear(root, steps)
-
-
 @uninterrupted()
 def _clear(root: Path, steps: Sequence[Step]) -> None:
-    """Remove what was put away, then the journal; twice is as once."""
+    """Remove what was renamed for that, then the journal; it can be repeated."""
     for step in steps:
-        if step.removes and _inode(root / step.target) == step.inode:
+        if step.removes and inode_of(root / step.target) == step.inode:
             os.unlink(root / step.target)
     _sync(root, steps)
-    _forget(root)
+    fs_journal.remove(root / JOURNAL)
 
 
 @uninterrupted()
-def _take_back_preparations(root: Path, steps: Sequence[Step]) -> None:
-    """Remove copies and the directories that were made, where nothing is in them."""
+def _undo_preparations(root: Path, steps: Sequence[Step]) -> None:
+    """Remove the copies, and the new directories that are empty."""
     for step in steps:
         if step.kind is StepKind.COPY:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 os.unlink(root / step.target)
     for step in steps:
         if step.kind is StepKind.DIRECTORY:
-            with contextlib.suppress(OSError):  # somebody put something there
+            with contextlib.suppress(OSError):  # not empty any more
                 os.rmdir(root / step.target)
     _sync(root, steps)
-    _forget(root)
+    fs_journal.remove(root / JOURNAL)
 
 
 def _sync(root: Path, steps: Sequence[Step]) -> None:
-    """Make the names in every directory durable that a step touches."""
+    """Make the names in each directory that a step changes durable."""
     directories = {root}
     for step in steps:
         if step.kind in (StepKind.COPY, StepKind.MOVE):
@@ -245,44 +287,25 @@ def _sync(root: Path, steps: Sequence[Step]) -> None:
             atomic.sync_directory(directory)
 
 
-def _write(root: Path, state: str, steps: Sequence[Step]) -> None:
-    content = {"state": state, "steps": [asdict(step) for step in steps]}
-    atomic.replace(root / JOURNAL, json.dumps(content).encode("ascii"))
-
-
-def _forget(root: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(root / JOURNAL)
-    atomic.sync_directory(root)
+def _write(write: _Write, state: str, steps: Sequence[Step]) -> None:
+    write({"state": state, "steps": [asdict(step) for step in steps]})
 
 
 def _read(root: Path) -> tuple[str, list[Step]]:
     path = root / JOURNAL
+    content = fs_journal.read(path, NAME)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with open(descriptor, "rb") as stream:
-            # Whoever writes the journal decides what is moved.
-            status = os.fstat(descriptor)
-            is_ours = status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
-            content = json.loads(stream.read()) if is_ours else {}
-        state = str(content["state"])
-        steps = [_step(entry) for entry in content["steps"]]
-    except OSError as error:
-        raise from_os_error(error, path) from error
+        return str(content["state"]), [_parse_step(entry) for entry in content["steps"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise OpsError(
-            f"journal {path}: cannot be used",
-            hint=f"cat {shell_word(path)}  # and finish it by hand",
-        ) from error
-    return state, steps
+        raise fs_journal.unusable(path, NAME, error) from error
 
 
-def _step(entry: dict[str, Any]) -> Step:
+def _parse_step(entry: dict[str, Any]) -> Step:
     step = Step(**{**entry, "kind": StepKind(entry["kind"])})
     inside = [step.target] if step.kind is StepKind.COPY else [step.source, step.target]
     for path in inside:
         if path.startswith("/") or ".." in path.split("/"):
-            raise ValueError(path)
+            raise ValueError("a path leaves the home")
     if step.removes and not step.target.rpartition("/")[2].startswith(PREFIX):
-        raise ValueError(step.target)
+        raise ValueError("it removes a file that is not its own")
     return step

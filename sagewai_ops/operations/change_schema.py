@@ -22,7 +22,7 @@ from sagewai_ops.progress import Progress
 from sagewai_ops.schema import migrate_postgres, rehearse_postgres, revision_graph, upgrade_sqlite
 from sagewai_ops.schema.as_json import of_moved, of_upgraded
 from sagewai_ops.schema.revision_graph import HEAD
-from sagewai_ops.swap import swap
+from sagewai_ops.swap import pending
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def change_schema(
         return Report(database, postgres=_postgres(database, target, options, progress))
     check_sqlite_target(target, down=options.down)
     require(home)
-    swap.require_settled(home.root)
+    pending.require_settled(home.root)
     path, wait = database.path, options.wait_seconds
     if options.rehearse:
         rehearsed = upgrade_sqlite.rehearse_upgrade(

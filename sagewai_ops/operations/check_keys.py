@@ -4,20 +4,17 @@ Nothing is written, and it works while Sagewai runs: the documents are read with
 database within one read transaction. What a value opens to is dropped at once.
 """
 
-import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from sagewai_ops.home.paths import MASTER_KEY, Home, require
-from sagewai_ops.keys.candidates import Candidate, accepted, find_candidates, given, replaced
+from sagewai_ops.home.paths import Home, require
+from sagewai_ops.keys.candidates import Candidate, accepted, all_candidates, replaced
 from sagewai_ops.keys.inventory import take_inventory
 from sagewai_ops.keys.plaintext_secrets import Plaintext
-from sagewai_ops.keys.rotation_journal import require_settled
 from sagewai_ops.keys.trial_decryption import Opened, SealedReport, open_all
 from sagewai_ops.progress import Progress
-
-_READ_BYTES = 4096  # of what should be 44
+from sagewai_ops.swap.pending import require_settled
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +72,7 @@ def check_keys(
 
     Raises:
         NotFoundError: No such home or key file.
-        LockedError: A rotation was interrupted, and values are under two keys.
+        LockedError: An operation is pending.
         DamagedError, LockedError, PermissionDeniedError: The database cannot be read.
         KeyMissingError: `key_file` holds no key.
     """
@@ -93,23 +90,3 @@ def check_keys(
         plaintext=inventory.plaintext,
         unread=inventory.unread,
     )
-
-
-def all_candidates(
-    home: Home, environment: Mapping[str, str], *, key_file: Path | None = None
-) -> tuple[Candidate, ...]:
-    """Collect the keys at hand, those that `migrate-layout` set aside included.
-
-    Raises:
-        NotFoundError, PermissionDeniedError, KeyMissingError: About `key_file` only.
-    """
-    found = [*find_candidates(home, environment, key_file=key_file)]
-    for path in sorted(home.master_key.parent.glob(f"{home.master_key.name}.legacy-*")):
-        if not path.is_file():  # a pipe would hold us for ever
-            continue
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            name = MASTER_KEY.rpartition("/")[0] + "/" + path.name
-            kept = given(name, file.read(_READ_BYTES))
-            if kept.value:  # Sagewai never looks at it: what is no key is no problem
-                found.append(replace(kept, path=path))
-    return tuple(found)

@@ -19,7 +19,7 @@ from sagewai_ops.fs.removal import sweep_leftovers
 from sagewai_ops.home.paths import DATABASE, LEGACY_PLACES, PARTS, Home, layout_of
 from sagewai_ops.keys.candidates import find_candidates, fingerprint
 from sagewai_ops.schema.create import create_database
-from sagewai_ops.swap.swap import require_settled
+from sagewai_ops.swap.pending import require_settled
 from sagewai_ops.text import shell_word
 
 # The directories of `data/` that Sagewai's documentation shows; Sagewai creates them when needed.

@@ -1,7 +1,7 @@
-"""Bring a home of the older, flat layout into that of today.
+"""Bring a home of the older, flat layout into the present one.
 
-What a run that died left is finished or taken back first. Nothing is touched while a process has
-the database open, or where something could not be written. Done twice, the second changes nothing.
+A pending migration is completed or rolled back first. Nothing is changed while a process has the
+database open, or if a directory is not writable. A second run changes nothing.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from sagewai_ops.layout import journal
 from sagewai_ops.layout.plan import Action, Plan, plan_layout
 from sagewai_ops.layout.steps import StepKind
 from sagewai_ops.process.procfs import describe
-from sagewai_ops.swap.swap import require_settled
+from sagewai_ops.swap import pending
 
 _STATE_NAME = "admin-state.json"
 _FLEET_TABLES = ("workers", "enrollment_keys", "fleet_tasks")
@@ -29,10 +29,10 @@ _FLEET_TABLES = ("workers", "enrollment_keys", "fleet_tasks")
 
 @dataclass(frozen=True, slots=True)
 class LayoutReport:
-    """What was done, or would be.
+    """The result of a migration, or the plan of a dry run.
 
     Attributes:
-        recovered: What became of an interrupted run: `finished`, `rolled back`, `nothing to do`.
+        recovered: The outcome for a pending migration: `completed`, `rolled back`, `nothing to do`.
         fleet_rows: Table -> rows that Sagewai no longer finds once the state has its new path.
         warnings: One line each.
     """
@@ -45,7 +45,7 @@ class LayoutReport:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left at the root that should not be there."""
+        """Whether no file of the older layout remains at the root."""
         return not self.plan.left
 
 
@@ -56,46 +56,43 @@ def migrate_layout(
     dry_run: bool = False,
     wait_seconds: float = 0.0,
 ) -> LayoutReport:
-    """Move the legacy files of a home to their places.
+    """Move the legacy files of a home to their directories.
 
     Args:
-        environment: Where variables say that a document is elsewhere.
-        dry_run: Say what would be done, and change nothing.
+        environment: Variables can name another path for a document.
+        dry_run: Return the plan and change nothing.
 
     Raises:
         NotFoundError: There is no such home.
-        LockedError: Another run holds it, or a restore of it was interrupted.
+        LockedError: Another run has locked it, or another operation is pending.
         TargetBusyError: A process has its database open.
-        PermissionDeniedError: A directory that has to be changed may not be written.
-        UsageError: `config` or `secrets` is no directory.
-        OpsError: The system refused; the home is as it was.
+        PermissionDeniedError: A directory that has to be changed is not writable.
+        UsageError: `config` or `secrets` is not a directory.
+        OpsError: The system refused; the home is unchanged.
     """
     require(home)
-    require_settled(home.root)
+    pending.require_settled(home.root, but=pending.LAYOUT_MIGRATION)
     moment = datetime.now(timezone.utc)
     if dry_run:
         plan = plan_layout(home, environment, moment)
         users = find_users(*home.databases) if plan.steps else ()
         warnings = [f"in use by {describe(user)}: stop it first" for user in users]
-        if journal.is_pending(home.root):
-            warnings.append("an interrupted run would be finished or taken back first")
+        if pending.pending_operations(home.root, [pending.LAYOUT_MIGRATION]):
+            warnings.append("a pending migration would be completed or rolled back first")
         return _report(home, plan, "nothing to do", warnings)
     with locks.exclusive(home.root, wait_seconds=wait_seconds):
-        if journal.is_pending(home.root):
-            require_unused(home.root, *home.databases)
-            atomic.require_writable([home.root])
-        recovered = journal.recover(home.root)
+        recovered = pending.LAYOUT_MIGRATION.recover(home, environment, wait_seconds).outcome
         plan = plan_layout(home, environment, moment)
         report = _report(home, plan, recovered, [])
         if plan.steps:
             require_unused(home.root, *home.databases)
             atomic.require_writable(_directories(home.root, plan))
             try:
-                journal.carry_out(home.root, plan.steps)
+                journal.execute(home.root, plan.steps)
             except journal.OtherFileSystemError:
                 plan = plan_layout(home, environment, moment, is_split=True)
                 report = replace(report, plan=plan)
-                journal.carry_out(home.root, plan.steps)
+                journal.execute(home.root, plan.steps)
     return report
 
 
@@ -115,25 +112,25 @@ def _report(home: Home, plan: Plan, recovered: str, warnings: list[str]) -> Layo
         try:
             rows = _fleet_rows(home)
         except OpsError as error:
-            warnings.append(f"fleet rows are not counted, {error.message}")
+            warnings.append(f"fleet rows not counted, {error.message}")
     if rows:
         counts = ", ".join(f"{count} in {table}" for table, count in rows.items())
         warnings.append(
             f"fleet rows bound to {home.root / _STATE_NAME} become invisible: {counts}; "
-            "workers must enrol again, or take them along: sagewai-ops backup, then "
+            "workers must enrol again, or bind the rows to the new path: sagewai-ops backup, then "
             "sagewai-ops restore latest --replace --rebind-fleet"
         )
     return LayoutReport(home.root, plan, recovered, rows, tuple(warnings))
 
 
 def _fleet_rows(home: Home) -> dict[str, int]:
-    """Count the rows that belong to the legacy path of the state."""
+    """Return the number of rows that belong to the legacy path of the state, by table."""
     administrator = ""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         state = json.loads((home.root / _STATE_NAME).read_bytes())
         administrator = str((state.get("admin") or {}).get("id") or "")
     organisations = {
-        fleet_organisation(home.root / _STATE_NAME, one) for one in (administrator, "")
+        fleet_organisation(home.root / _STATE_NAME, name) for name in (administrator, "")
     } - {fleet_organisation(home.root / ADMIN_STATE, administrator)}
     if home.server_url_variable or not home.database.exists():
         return {}
@@ -161,7 +158,7 @@ def _fleet_rows(home: Home) -> dict[str, int]:
 
 
 def _directories(root: Path, plan: Plan) -> list[Path]:
-    """List the directories that exist and that the steps change."""
+    """Return the existing directories that the steps change."""
     names = {""}
     for step in plan.steps:
         for path in (step.source if step.kind is StepKind.MOVE else "", step.target):

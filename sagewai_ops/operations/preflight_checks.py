@@ -24,7 +24,6 @@ from sagewai_ops.errors import (
 from sagewai_ops.fs.free_space import free_bytes, nearest_existing, require_free_bytes
 from sagewai_ops.home.paths import SIDECAR_SUFFIXES, Home, layout_of
 from sagewai_ops.keys.candidates import ENVIRONMENT, Candidate, refused_variable
-from sagewai_ops.layout import journal
 from sagewai_ops.operations.check_keys import check_keys
 from sagewai_ops.operations.migrate_layout import migrate_layout
 from sagewai_ops.operations.status import walk_sizes
@@ -37,6 +36,7 @@ from sagewai_ops.schema.check_postgres import check_postgres
 from sagewai_ops.schema.check_sqlite import check_database
 from sagewai_ops.schema.drift import find_drift
 from sagewai_ops.schema.findings import Finding
+from sagewai_ops.swap.pending import LAYOUT_MIGRATION, pending_operations
 from sagewai_ops.text import shell_word
 
 # What of `db check` bears on an upgrade; the rest is about values on their way to PostgreSQL.
@@ -115,8 +115,9 @@ def check_layout(home: Home, environment: Mapping[str, str]) -> Check:
     report = migrate_layout(home, environment, dry_run=True)
     plan, mend = report.plan, home_command(home, "migrate-layout")
     layout = layout_of(home.root)
-    if journal.is_pending(home.root):
-        text = "a migration of the layout was interrupted"
+    if pending_operations(home.root, [LAYOUT_MIGRATION]):
+        text = "layout migration pending, interrupted before its end"
+        mend = home_command(home, "recover")
         return Check("layout", Verdict.FINDING, text, report.warnings, (mend,))
     if plan.steps or plan.left:
         details = [

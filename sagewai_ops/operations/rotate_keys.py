@@ -7,51 +7,46 @@ The old key goes on to exist in the snapshot, sealed, or, where none is taken, b
 import base64
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
 from sagewai_ops.backup.create import create_snapshot
 from sagewai_ops.backup.report import BackupOptions, BackupReport
-from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import (
     DifferenceError,
     KeyMissingError,
     OpsError,
-    PermissionDeniedError,
     UsageError,
 )
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home, require
-from sagewai_ops.keys import postgres, rotation, rotation_journal
+from sagewai_ops.keys import rotation, rotation_journal
 from sagewai_ops.keys.candidates import (
     ENVIRONMENT,
     KEYRING,
     Candidate,
+    all_candidates,
     fingerprint,
     given,
     named_file,
     resolved,
 )
 from sagewai_ops.keys.inventory import (
-    copied_values,
     document_files,
     old_copies,
     relative,
+    sealed_values,
     server_of,
-    take_inventory,
 )
-from sagewai_ops.keys.locations import SealedValue
 from sagewai_ops.keys.reencrypt import Resealed, reseal
 from sagewai_ops.keys.rotation_journal import NEW_KEY, Journal
-from sagewai_ops.keys.trial_decryption import NOT_A_KEY, SealedReport, Unopened, open_all
-from sagewai_ops.operations.check_keys import all_candidates
-from sagewai_ops.operations.rotation_report import Recovery, Rotation, notes_on, outlook
+from sagewai_ops.keys.trial_decryption import Unopened, open_all
 from sagewai_ops.progress import Progress
-from sagewai_ops.swap import swap
-from sagewai_ops.text import shell_word
+from sagewai_ops.swap import pending
+from sagewai_ops.swap.swap import kept_before
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +69,38 @@ class Options:
     leave_unopened: bool = False
     dry_run: bool = False
     wait_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """What was done, or would be.
+
+    Attributes:
+        old: The key that the home ran on.
+        new: The key that it runs on; of a dry run without a key file, one that nobody will use.
+        places: Values sealed anew, by place.
+        by_key: The same by the fingerprint of the key that they were under.
+        through_projects: Values under data keys, which stay as they are.
+        left: What no key opens.
+        installed: Where the new key stands; None if only the caller has it.
+        kept_as: Where the old key file is kept; None if it is in the snapshot.
+        is_effective: Whether Sagewai would take the new key as things are.
+        steps: What is left to be done before Sagewai starts, a line each.
+        notes: What else to know.
+    """
+
+    old: Candidate
+    new: Candidate
+    places: Mapping[str, int]
+    by_key: Mapping[str, int]
+    through_projects: int
+    left: tuple[Unopened, ...]
+    installed: Path | None
+    kept_as: Path | None
+    snapshot: BackupReport | None
+    is_effective: bool
+    steps: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +136,7 @@ def rotate(
         OpsError: What the snapshot raises; the system refused. Everything is as it was.
     """
     require(home)
-    swap.require_settled(home.root)
+    pending.require_settled(home.root)
     new = _new_key(options)
     snapshot = None
     if options.dry_run or options.snapshot:
@@ -117,15 +144,15 @@ def rotate(
         plan = _plan(home, environment, options, new, only_counts=True)
         if options.dry_run:
             return _report(home, environment, plan, options, None)
-        _require_unused(home, plan.server)
+        rotation.refuse_use(home, plan.server)
         rotation.require_writable(home, plan.journal)
         assert options.snapshot is not None
         snapshot = create_snapshot(home, options.snapshots, options.snapshot, progress=progress)
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
-        swap.require_settled(home.root)
+        pending.require_settled(home.root)
         rotation_journal.sweep(home.root)
         url = server_of(home, environment) if home.server_url_variable else None
-        _require_unused(home, url)
+        rotation.refuse_use(home, url)
         plan = _plan(home, environment, options, new, progress=progress)
         rotation.require_writable(home, plan.journal)
         if snapshot and snapshot.key_fingerprint != plan.old.fingerprint:
@@ -133,9 +160,9 @@ def rotate(
                 f"home {home.root}: its key changed while the snapshot was taken",
                 hint="stop what writes to the home, then run it again",
             )
-        _require_unused(home, url)  # once more: to open everything takes a while
-        rotation.sweep_halves(home, document_files(home))
-        rotation.carry_out(
+        rotation.refuse_use(home, url)  # once more: to open everything takes a while
+        rotation.sweep_partial_files(home, document_files(home))
+        rotation.change_key(
             home,
             plan.journal,
             lambda: _verify(home, environment, plan, progress),
@@ -143,67 +170,6 @@ def rotate(
             wait_seconds=options.wait_seconds,
         )
     return _report(home, environment, plan, options, snapshot)
-
-
-def recover(home: Home, environment: Mapping[str, str], *, wait_seconds: float = 0.0) -> Recovery:
-    """Finish a rotation that was interrupted, or take it back where that is refused.
-
-    Raises:
-        TargetBusyError: Somebody has the home or its database open.
-        UsageError: It concerned a database on a server, which the environment does not name.
-        OpsError: The system refused both, or a strange key stands in the place of the new one; run
-            it again once that is mended.
-    """
-    require(home)
-    with locks.exclusive(home.root, wait_seconds=wait_seconds):
-        if rotation_journal.sweep(home.root) or not rotation_journal.is_pending(home.root):
-            return Recovery("nothing to do")
-        journal = rotation_journal.read(home.root)
-        rotation.refuse_strangers(home, journal)
-        with rotation_journal.held(home.root):
-            url = _server_for(home, environment, journal)
-            _require_unused(home, url)
-            rotation.sweep_halves(home, [home.root / name for name in journal.documents])
-            try:
-                left = _finish(home, environment, journal, url, wait_seconds)
-            except (OSError, OpsError) as error:
-                if rotation.standing(home, journal) is not rotation.Standing.OLD:
-                    raise  # there may be no other key than the new one
-                rotation.back(home, journal, server=url, wait_seconds=wait_seconds)
-                rotation_journal.forget(home.root)
-                answer = Recovery("rolled back", str(error), journal.old_fingerprint)
-            else:
-                _, steps = outlook(home, environment, journal.new, journal.place)
-                answer = Recovery("finished", "", journal.new.fingerprint, left, steps)
-        rotation_journal.sweep(home.root)
-    return answer
-
-
-def _finish(
-    home: Home,
-    environment: Mapping[str, str],
-    journal: Journal,
-    url: PostgresUrl | None,
-    wait_seconds: float,
-) -> tuple[Unopened, ...]:
-    """Go on with a journal, and take along what was sealed under the old key meanwhile."""
-    rotation.forward(home, journal, server=url, wait_seconds=wait_seconds)
-    candidates = all_candidates(home, environment)
-    late = reseal(_values(home, environment), candidates, journal.new)
-    if late.tokens:
-        everything = {**journal.tokens, **late.tokens}
-        rotation_journal.add_tokens(home.root, everything)
-        journal = rotation_journal.read(home.root)
-        rotation.forward(home, journal, server=url, wait_seconds=wait_seconds)
-    rotation.install(home, journal)
-    rotation_journal.forget(home.root)
-    return _closed(late.report)
-
-
-def _require_unused(home: Home, url: PostgresUrl | None) -> None:
-    """Check that no process has the home or its tables on a server open."""
-    sessions = postgres.sessions(url) if url else ()
-    require_unused(home.root, *home.databases, sessions=sessions)
 
 
 def _plan(
@@ -225,9 +191,9 @@ def _plan(
         )
     if new.value == old.value:
         raise UsageError(f"key file {options.new_key_file}: holds the key that the home runs on")
-    values = _values(home, environment)
+    values = sealed_values(home, environment)
     resealed = reseal(values, candidates, new, only_counts=only_counts, progress=progress)
-    closed = _closed(resealed.report)
+    closed = resealed.report.closed
     if closed and not options.leave_unopened:
         raise KeyMissingError(
             f"home {home.root}: {len(closed)} of {resealed.report.total} sealed values open with no"
@@ -258,11 +224,6 @@ def _plan(
     return _Plan(old, candidates, resealed, journal, url)
 
 
-def _closed(report: SealedReport) -> tuple[Unopened, ...]:
-    """Give what no key opens; what opens and is no data key is sealed anew like the rest."""
-    return tuple(one for one in report.unopened if one.reason != NOT_A_KEY)
-
-
 def _new_key(options: Options) -> Candidate:
     if options.new_key_file is None:
         return given(NEW_KEY, base64.urlsafe_b64encode(secrets.token_bytes(32)))
@@ -290,22 +251,6 @@ def _place(home: Home, old: Candidate, options: Options) -> str:
     )
 
 
-def _values(home: Home, environment: Mapping[str, str]) -> tuple[SealedValue, ...]:
-    """Find everything that may be sealed in a home, old copies included.
-
-    Raises:
-        PermissionDeniedError: A document or copy cannot be read.
-        OpsError: A database cannot be read, or its server does not answer.
-    """
-    inventory = take_inventory(home, environment, insists=True, only_sealed=True)
-    if inventory.unreadable:
-        raise PermissionDeniedError(
-            f"{inventory.unreadable[0]}: cannot be read, and nothing may stay under the old key",
-            hint=f"ls -la {shell_word(inventory.unreadable[0])}  # run as its owner",
-        )
-    return (*inventory.values, *copied_values(old_copies(home)))
-
-
 def _verify(
     home: Home, environment: Mapping[str, str], plan: _Plan, progress: Progress | None
 ) -> None:
@@ -316,7 +261,7 @@ def _verify(
     """
     new, before = plan.journal.new, plan.resealed.report
     keys = (new, *plan.candidates)
-    after = open_all(_values(home, environment), keys, progress=progress, stage="check keys")
+    after = open_all(sealed_values(home, environment), keys, progress=progress, stage="check keys")
     others = [one for one in after.opened_by if one.fingerprint != new.fingerprint]
     lost = {_name(one) for one in after.unopened} - {_name(one) for one in before.unopened}
     if others or lost or after.total != before.total:
@@ -332,23 +277,6 @@ def _name(value: Unopened) -> tuple[str, str]:
     return value.place, value.where
 
 
-def _server_for(home: Home, environment: Mapping[str, str], journal: Journal) -> PostgresUrl | None:
-    """Find the server that a journal is about.
-
-    Raises:
-        UsageError: The environment names another, or none.
-    """
-    url = server_of(home, environment) if home.server_url_variable else None
-    shown = url.display if url else ""
-    if shown != journal.server:
-        raise UsageError(
-            f"home {home.root}: the rotation was of the tables on {journal.server or 'no server'},"
-            f" and the environment names {shown or 'none'}",
-            hint="export SAGEWAI_DATABASE_URL=...  # as when it was begun",
-        )
-    return url
-
-
 def _report(
     home: Home,
     environment: Mapping[str, str],
@@ -359,25 +287,59 @@ def _report(
     journal, report = plan.journal, plan.resealed.report
     is_effective, steps = False, tuple[str, ...]()
     if not options.dry_run:
-        is_effective, steps = outlook(home, environment, journal.new, journal.place)
+        is_effective, steps = rotation.remaining_steps(
+            home, environment, journal.new, journal.place
+        )
     return Rotation(
         old=plan.old,
         new=journal.new,
         places=plan.resealed.places,
         by_key=plan.resealed.by_key,
         through_projects=sum(one.through_projects for one in report.opened_by),
-        left=_closed(report),
+        left=report.closed,
         installed=home.root / journal.place if journal.place else None,
         kept_as=home.root / journal.kept_as if journal.kept_as else None,
         snapshot=snapshot,
         is_effective=is_effective,
         steps=steps,
-        notes=notes_on(
+        notes=_notes(
             home,
             plan.old,
             journal.new,
             plan.candidates,
             place=journal.place,
             snapshot=snapshot.path if snapshot else None,
+        ),
+    )
+
+
+def _notes(
+    home: Home,
+    old: Candidate,
+    new: Candidate,
+    candidates: Sequence[Candidate],
+    *,
+    place: str,
+    snapshot: Path | None,
+) -> tuple[str, ...]:
+    """Say what a rotation leaves alone, and where an old key still stands.
+
+    Args:
+        candidates: The keys that were at hand before.
+        place: As for `rotation.remaining_steps`.
+    """
+    sealed = f", which is sealed in {snapshot}" if snapshot else ""
+    return (
+        "sessions, API tokens and passwords stay valid: none is made from the master key",
+        "the new key is in no escrow yet: sagewai-ops keys escrow",
+        f"snapshots and exports made before need the key {old.fingerprint}{sealed}",
+        *(f"{path}: under the key {old.fingerprint}" for path in kept_before(home.root)),
+        *(
+            f"{one.path}: holds the key {one.fingerprint}, under which nothing in the home is"
+            for one in candidates
+            if one.path
+            and one.path != home.root / place
+            and one.path.is_relative_to(home.root)
+            and one.value not in (b"", new.value)
         ),
     )

@@ -20,12 +20,12 @@ from sagewai_ops.home.state_files import (
     parse_document,
     read_together,
 )
-from sagewai_ops.keys import rotation_journal
 from sagewai_ops.keys.candidates import Candidate, accepted, find_candidates
 from sagewai_ops.process.procfs import Process
 from sagewai_ops.schema.sqlite_revision import Level, read_level
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
-from sagewai_ops.swap import swap
+from sagewai_ops.swap.pending import Pending, pending_operations
+from sagewai_ops.swap.swap import kept_before
 
 _WAIT_SECONDS = 5.0  # for whoever holds the database exclusively: as long as Sagewai itself waits
 
@@ -62,8 +62,7 @@ class Status:
         key: The key that Sagewai would use; None if it would make a new one.
         newest: Of the home's own snapshots.
         proved: The newest of them that a drill proved restorable.
-        interrupted: Whether a restore was interrupted and must be recovered.
-        rotation_interrupted: Whether a rotation of the key was.
+        pending: The operations that were interrupted and must be recovered.
         closed: Documents and directories that this user may not look into.
     """
 
@@ -82,8 +81,7 @@ class Status:
     newest: Snapshot | None
     proved: Snapshot | None
     kept: tuple[Path, ...]
-    interrupted: bool
-    rotation_interrupted: bool
+    pending: tuple[Pending, ...]
     closed: tuple[Path, ...]
 
 
@@ -126,9 +124,8 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
         snapshots=len(own),
         newest=own[-1] if own else None,
         proved=next((item for item in reversed(own) if item.proved_at), None),
-        kept=tuple(swap.kept_before(home.root)),
-        interrupted=swap.unfinished(home.root) is not None,
-        rotation_interrupted=rotation_journal.is_pending(home.root),
+        kept=tuple(kept_before(home.root)),
+        pending=pending_operations(home.root),
         closed=tuple(_closed(home)),
     )
 

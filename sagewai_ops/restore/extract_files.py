@@ -11,7 +11,8 @@ from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.restore.extractor import Extraction, extract_members
 from sagewai_ops.snapshots.member_paths import MemberPaths, is_within
-from sagewai_ops.swap.swap import can_swap_whole, staged, swap, sweep
+from sagewai_ops.swap.staging import sweep
+from sagewai_ops.swap.swap import can_swap_whole, staged, swap
 from sagewai_ops.text import shell_word
 
 

@@ -35,7 +35,7 @@ from sagewai_ops.home.paths import (
 from sagewai_ops.schema.revision_graph import revisions
 from sagewai_ops.snapshots.catalog import is_archive_name
 from sagewai_ops.snapshots.member_paths import MemberPaths, is_within
-from sagewai_ops.swap import swap
+from sagewai_ops.swap import pending, swap
 
 # Never in a snapshot of this program: SQLite would apply a sidecar to the restored database, and
 # this program would use its own files.
@@ -111,7 +111,7 @@ def plan_restore(archive: Path, target: Home, options: RestoreOptions) -> Restor
         As `restore.restore`, for everything that can be found without extracting the archive.
     """
     with open_archive(archive, options.decryption) as reader:
-        swap.require_settled(target.root)
+        pending.require_settled(target.root)
         return build_plan(reader, archive, target, options, MemberPaths(reader.manifest))
 
 

@@ -37,7 +37,7 @@ from sagewai_ops.restore.plan import (
 )
 from sagewai_ops.snapshots.database_check import DatabaseReport, examination_thread
 from sagewai_ops.snapshots.member_paths import MemberPaths
-from sagewai_ops.swap import swap
+from sagewai_ops.swap import pending, swap
 
 _MOST_ID = 2**32 - 2  # of users and groups; one more means none
 
@@ -85,8 +85,8 @@ def restore(
         reader = stack.enter_context(open_archive(archive, options.decryption))
         if target.root.is_dir():
             stack.enter_context(locks.exclusive(target.root, wait_seconds=options.wait_seconds))
-        swap.require_settled(target.root)
-        swap.sweep(target.root)
+        pending.require_settled(target.root)
+        pending.sweep(target.root)
         member_paths = MemberPaths(reader.manifest)
         plan = build_plan(reader, archive, target, options, member_paths)
         stage = stack.enter_context(swap.staged(target.root, plan.paths))

@@ -8,7 +8,7 @@ from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.errors import NotFoundError
 from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import DATABASE, Home
-from sagewai_ops.swap import swap
+from sagewai_ops.swap import pending, swap
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,9 @@ def undo_restore(target: Home, *, dry_run: bool = False, wait_seconds: float = 0
     with contextlib.ExitStack() as stack:
         if target.root.is_dir():
             stack.enter_context(locks.exclusive(target.root, wait_seconds=wait_seconds))
-        swap.require_settled(target.root)
+        pending.require_settled(target.root)
         if not dry_run:
-            swap.sweep(target.root)
+            pending.sweep(target.root)
         kept = swap.kept_before(target.root)
         if not kept:
             raise NotFoundError(
@@ -48,16 +48,3 @@ def undo_restore(target: Home, *, dry_run: bool = False, wait_seconds: float = 0
         if dry_run:
             return UndoReport(kept[-1], None)
         return UndoReport(*swap.undo(target.root, kept[-1]))
-
-
-def recover_restore(target: Home, *, wait_seconds: float = 0.0) -> str:
-    """Finish an interrupted restore; return `finished`, `rolled back` or `nothing to do`.
-
-    Raises:
-        LockedError: The home is locked by another run.
-        OpsError: An operation of the system failed; run it again after fixing the cause.
-    """
-    with contextlib.ExitStack() as stack:
-        if target.root.is_dir():
-            stack.enter_context(locks.exclusive(target.root, wait_seconds=wait_seconds))
-        return swap.recover(target.root)

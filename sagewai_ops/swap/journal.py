@@ -1,23 +1,21 @@
-"""Exchange names under a journal, so that whatever step was the last, the next run can go on.
+"""Exchange names under a journal, so that a run killed at any step can be completed or rolled back.
 
-A *move* puts what is fresh in a place and what was in the place where it is kept. What holds
-between any two system calls:
+A *move* puts a fresh entry in a place and the previous entry where it is kept. Between any two
+system calls:
 
-1. The journal is durable before the first name changes, and goes only after the last change is.
-2. It holds the inode of everything that moves. By them each move is untouched, half done or done;
-   an inode that is nowhere where it can be is a question for a person, and nothing is touched.
-3. Every step is one exchange, or one rename to a name that is free: nothing is overwritten.
-   Nothing is removed here but an empty directory that a home came to stand in.
-4. `forward` and `back` go on from any state, so both can be killed and run again, and a step that
-   fails can be taken back.
+1. The journal is durable before the first name changes and is removed after the last change is.
+2. It has the inode of everything that moves. From these each move is untouched, begun or done; an
+   inode in an unexpected place needs a person, and nothing is changed.
+3. Each step is one exchange, or one rename to a free name: nothing is overwritten, and nothing is
+   removed except an empty directory that a home replaces.
+4. `complete` and `roll_back` continue from any state: both can be killed and run again, and a step
+   that fails can be undone.
 
-A journal stands beside the staging of its run, in its *base* directory, and all its paths are
-relative to that.
+A journal is next to the staging of its run, in its *base* directory; its paths are relative to it.
 """
 
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -26,13 +24,15 @@ from typing import Any
 from sagewai_ops.archive.manifest import is_safe_path
 from sagewai_ops.errors import OpsError, TargetBusyError
 from sagewai_ops.fs import atomic
+from sagewai_ops.fs import journal as fs_journal
+from sagewai_ops.fs.journal import inode_of
 from sagewai_ops.text import shell_word
 
-_VERSION = 1
+NAME = "restore"
 
 
 class State(Enum):
-    """How far a move, or a journal of them, got."""
+    """The progress of a move, or of all moves of a journal."""
 
     UNTOUCHED = "untouched"
     BEGUN = "begun"
@@ -45,10 +45,10 @@ class Move:
     """One name that changes; each path is relative to the base.
 
     Attributes:
-        fresh: What comes to `place`; None if nothing does.
-        kept: Where what was at `place` goes; None if that is nothing, or an empty directory.
-        fresh_inode: Of what is fresh.
-        old_inode: Of what was at `place`; None if there was nothing.
+        fresh: Moved to `place`; None to leave it free.
+        kept: Where the previous entry goes; None without one, or for an empty directory.
+        fresh_inode: Of the fresh entry.
+        old_inode: Of the previous entry; None if there is none.
     """
 
     place: str
@@ -60,12 +60,12 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """The moves of one run, and the directory that their `kept` lie in.
+    """The moves of one run.
 
     Attributes:
         path: Of the journal's file.
-        carriers: (from, to) of directories that change their name around the moves: the prepared
-            one for what is kept before them, the spent one of an undo after them.
+        opening: (from, to) of the directory for previous entries, renamed before the moves.
+        closing: (from, to) of the emptied directory of an undo, renamed after the moves.
     """
 
     path: Path
@@ -79,10 +79,10 @@ class Journal:
         return self.path.parent
 
 
-def planned(base: Path, place: str, fresh: str | None, kept: str | None) -> Move | None:
-    """Make a move of what is there now; None if there is nothing on either side."""
-    fresh_inode = _inode(base / fresh) if fresh is not None else None
-    old_inode = _inode(base / place)
+def plan_move(base: Path, place: str, fresh: str | None, kept: str | None) -> Move | None:
+    """Return the move for the present entries; None if neither exists."""
+    fresh_inode = inode_of(base / fresh) if fresh is not None else None
+    old_inode = inode_of(base / place)
     if fresh_inode is None and old_inode is None:
         return None
     return Move(
@@ -94,79 +94,72 @@ def planned(base: Path, place: str, fresh: str | None, kept: str | None) -> Move
     )
 
 
-def encode(journal: Journal) -> bytes:
-    """Write a journal's content."""
-    document = {
-        "version": _VERSION,
+def content_of(journal: Journal) -> Mapping[str, Any]:
+    """Return what is written of a journal."""
+    return {
         "opening": journal.opening,
         "closing": journal.closing,
         "moves": [asdict(move) for move in journal.moves],
     }
-    return json.dumps(document, indent=1).encode()
 
 
 def read(path: Path) -> Journal:
     """Read a journal.
 
     Raises:
-        OpsError: It cannot be read, or it is none of this program's.
+        OpsError: It cannot be read or used.
     """
+    content = fs_journal.read(path, NAME)
     try:
-        document = json.loads(path.read_bytes())
-        if document["version"] != _VERSION:
-            raise ValueError(f"version {document['version']!r:.20}")  # noqa: TRY301 - told below
-        moves = tuple(_move(item) for item in document["moves"])
-        carriers = [_pair(document[name]) for name in ("opening", "closing")]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise OpsError(
-            f"{path}: the journal of a restore that was interrupted cannot be read, {error}",
-            hint=f"ls -la {shell_word(path.parent)}  # nothing in it was removed",
-        ) from error
-    return Journal(path, moves, *carriers)
+        moves = tuple(_parse_move(item) for item in content["moves"])
+        opening, closing = (_parse_pair(content[name]) for name in ("opening", "closing"))
+    except (ValueError, TypeError, KeyError) as error:
+        raise fs_journal.unusable(path, NAME, error) from error
+    return Journal(path, moves, opening, closing)
 
 
 def state_of(journal: Journal) -> State:
-    """Tell how far a journal got, from the names on the disk alone."""
+    """Return the progress of a journal, from the names on the disk alone."""
     states = {_state(journal.base, move) for move in journal.moves} or {State.DONE}
     if State.UNKNOWN in states:
         return State.UNKNOWN
     return states.pop() if len(states) == 1 else State.BEGUN
 
 
-def forward(journal: Journal) -> None:
+def complete(journal: Journal) -> None:
     """Do every move that is not done, and make it durable.
 
     Raises:
-        OSError: The system refused a step; `back` takes back what was done.
-        TargetBusyError: Something that is none of ours is in a place.
-        OpsError: The names are not what the journal knows.
+        OSError: The system refused a step; `roll_back` undoes the others.
+        TargetBusyError: An entry of another program is in a place.
+        OpsError: An inode of the journal is missing.
     """
     base = journal.base
-    _carry(base, journal.opening)
+    _rename_carrier(base, journal.opening)
     for move in journal.moves:
         _advance(base, move)
-    _carry(base, journal.closing)
+    _rename_carrier(base, journal.closing)
     atomic.sync_tree(base)
 
 
-def back(journal: Journal) -> None:
-    """Take every move back, the last first, and make that durable.
+def roll_back(journal: Journal) -> None:
+    """Undo every move, the last first, and make that durable.
 
     Raises:
         OSError: The system refused a step; both directions can be tried again.
-        OpsError: The names are not what the journal knows.
+        OpsError: An inode of the journal is missing.
     """
     base = journal.base
-    _carry(base, journal.closing and (journal.closing[1], journal.closing[0]))
+    _rename_carrier(base, journal.closing and (journal.closing[1], journal.closing[0]))
     for move in reversed(journal.moves):
         _retreat(base, move)
-    _carry(base, journal.opening and (journal.opening[1], journal.opening[0]))
+    _rename_carrier(base, journal.opening and (journal.opening[1], journal.opening[0]))
     atomic.sync_tree(base)
 
 
 def _state(base: Path, move: Move) -> State:
     place, fresh, kept = (
-        _inode(base / name) if name is not None else None
+        inode_of(base / name) if name is not None else None
         for name in (move.place, move.fresh, move.kept)
     )
     old = move.old_inode
@@ -195,13 +188,13 @@ def _advance(base: Path, move: Move) -> None:
         _put(place, kept)
         return
     fresh = base / move.fresh
-    is_there = _inode(place)
-    if is_there == move.fresh_inode:  # exchanged
+    present = inode_of(place)
+    if present == move.fresh_inode:  # exchanged
         _set_aside(fresh, kept)
-    elif is_there is None:
+    elif present is None:
         _put(fresh, place)
-    elif is_there != move.old_inode:
-        raise _taken(place)
+    elif present != move.old_inode:
+        raise _occupied(place)
     elif atomic.exchange(fresh, place):
         _set_aside(fresh, kept)
     elif kept is not None:
@@ -210,7 +203,7 @@ def _advance(base: Path, move: Move) -> None:
     elif place.is_dir() and not place.is_symlink():
         os.rename(fresh, place)  # over an empty directory, and the system refuses any other
     else:
-        raise _taken(place)
+        raise _occupied(place)
 
 
 def _retreat(base: Path, move: Move) -> None:
@@ -225,8 +218,8 @@ def _retreat(base: Path, move: Move) -> None:
         _put(kept, place)
         return
     fresh = base / move.fresh
-    if _inode(place) == move.fresh_inode:
-        if _inode(fresh) == move.old_inode is not None:
+    if inode_of(place) == move.fresh_inode:
+        if inode_of(fresh) == move.old_inode is not None:
             if not atomic.exchange(fresh, place):
                 raise _unknown(base, move)
             return
@@ -249,56 +242,51 @@ def _set_aside(old: Path, kept: Path | None) -> None:
 
 
 def _put(source: Path, target: Path) -> None:
-    """Give a name that is free; what another run put there is never overwritten."""
+    """Rename to a free name; an entry of another program is never overwritten."""
     if os.path.lexists(target):
-        raise _taken(target)
+        raise _occupied(target)
     if not target.parent.is_dir():
         atomic.make_directory(target.parent)
     os.rename(source, target)
 
 
-def _carry(base: Path, names: tuple[str, str] | None) -> None:
+def _rename_carrier(base: Path, names: tuple[str, str] | None) -> None:
     if names is not None and os.path.lexists(base / names[0]):
         _put(base / names[0], base / names[1])
 
 
-def _taken(place: Path) -> TargetBusyError:
+def _occupied(place: Path) -> TargetBusyError:
     return TargetBusyError(
-        f"{place}: something was put there meanwhile",
-        hint=f"look: ls -la {shell_word(place)}\nthen run it again",
+        f"{place}: created by another program during the swap, not overwritten",
+        hint=f"ls -la {shell_word(place)}  # move it away, then run it again",
     )
 
 
 def _unknown(base: Path, move: Move) -> OpsError:
     names = [name for name in (move.place, move.fresh, move.kept) if name is not None]
     return OpsError(
-        f"{base / move.place}: neither what was there nor what was to come, moved meanwhile",
-        hint="look, nothing was removed: ls -lad " + " ".join(str(base / name) for name in names),
+        f"{base / move.place}: neither the previous nor the restored entry",
+        hint="ls -lad "
+        + " ".join(shell_word(base / name) for name in names)
+        + "  # nothing was removed",
     )
 
 
-def _inode(path: Path) -> int | None:
-    try:
-        return os.lstat(path).st_ino
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _move(item: dict[str, Any]) -> Move:
+def _parse_move(item: dict[str, Any]) -> Move:
     names = [item[name] for name in ("place", "fresh", "kept")]
     inodes = [item[name] for name in ("fresh_inode", "old_inode")]
-    # The journal stands in a directory that others may write to: nothing leads out of the base.
+    # Others may write to the base, for example /tmp: no path may leave it.
     if not all(name is None or is_safe_path(name) for name in names) or names[0] is None:
-        raise ValueError("a path leads out")
+        raise ValueError("a path leaves its directory")
     if not all(inode is None or isinstance(inode, int) for inode in inodes):
-        raise ValueError("an inode is no number")
+        raise ValueError("an inode is not a number")
     return Move(*names, *inodes)
 
 
-def _pair(names: Sequence[str] | None) -> tuple[str, str] | None:
+def _parse_pair(names: Sequence[str] | None) -> tuple[str, str] | None:
     if names is None:
         return None
     first, second = names
     if not (is_safe_path(first) and is_safe_path(second)):
-        raise ValueError("a path leads out")
+        raise ValueError("a path leaves its directory")
     return first, second

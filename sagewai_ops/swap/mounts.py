@@ -1,4 +1,4 @@
-"""Which homes can be exchanged by their names: file systems of their own cannot."""
+"""Which homes can be exchanged by their names: mount points cannot."""
 
 import os
 import re
@@ -23,27 +23,27 @@ def mounts_below(path: Path) -> list[Path]:
 
 
 def refuse_mounts(target: Path, paths: Sequence[str] | None) -> None:
-    """Make sure that nothing which is to be exchanged is, or holds, a file system of its own.
+    """Check that no part of a home that is exchanged is, or contains, a mount point.
 
     Args:
         paths: Parts of the home; None for the whole.
 
     Raises:
-        TargetBusyError: Something is; exchanging names would leave it behind.
+        TargetBusyError: A part is; exchanging names would leave it behind.
     """
     below = mounts_below(target)
-    for path in paths if paths is not None else [""]:
-        place = target / path
-        mount = next((one for one in below if one.is_relative_to(place)), None)
-        if mount or (path and os.path.ismount(place)):
+    for part in paths if paths is not None else [""]:
+        place = target / part
+        mount = next((path for path in below if path.is_relative_to(place)), None)
+        if mount or (part and os.path.ismount(place)):
             raise TargetBusyError(
-                f"{mount or place}: a file system of its own, it cannot be exchanged",
-                hint="restore to another directory with --to DIR and copy from there",
+                f"{mount or place}: a mount point, not exchangeable",
+                hint="sagewai-ops restore SNAPSHOT --to DIR  # then copy from there",
             )
 
 
 def can_swap_whole(target: Path) -> bool:
-    """Tell whether a home can be exchanged by its name: no mounts, and the parent lets us."""
+    """Return whether a home can be exchanged by its name: no mounts, and a writable parent."""
     if not os.access(target.parent, os.W_OK | os.X_OK) or is_mount(target) or mounts_below(target):
         return False
     parent = os.stat(target.parent)
@@ -53,7 +53,7 @@ def can_swap_whole(target: Path) -> bool:
 
 
 def _mounts() -> Iterator[Path]:
-    # A bind mount has the device of its parent, so `ismount` does not see it; only Linux tells.
+    # A bind mount has the device of its parent, so `ismount` does not see it; Linux lists it.
     try:
         lines = _MOUNT_TABLE.read_bytes().splitlines()
     except OSError:

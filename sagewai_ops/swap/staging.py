@@ -1,9 +1,9 @@
-"""The working directories and journals of a restore: their names, their recovery.
+"""The working directories and journals of a restore: their names and their removal.
 
-A *staging* is filled under a mark inside it, and is garbage as long as it bears that. A staging
+A *staging* is filled under a mark inside it, and is garbage while it has the mark. A staging
 without a mark may be a home, and only its journal knows: without one it is never removed. What is
-to be removed is first renamed to a name that says so. Staging and journal are locked while their
-run lives, so nobody takes them for a dead one's.
+to be removed is first renamed to a name that marks it as garbage. Staging and journal are locked
+while their run lives, so no other run removes them.
 """
 
 import contextlib
@@ -18,14 +18,16 @@ from pathlib import Path
 
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs import journal as fs_journal
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.process.signals import too_late, uninterrupted
 from sagewai_ops.swap import journal as swap_journal
 from sagewai_ops.swap.journal import Journal, Move, State
+from sagewai_ops.text import shell_word
 
 _MARK = f"{OWN_PREFIX}staging"
-_JOURNAL = f"{OWN_PREFIX}journal"  # in a staging: becomes the journal beside it
+_DRAFT = f"{OWN_PREFIX}journal"  # in a staging: becomes the journal next to it
 _BEFORE = "before-restore-"
 _STAGING, _DISCARD = "restore-", "discard-"
 _MOMENT = "%Y%m%dT%H%M%S%fZ"
@@ -33,12 +35,12 @@ _TAIL = r"(\d{8}T\d{12}Z)"
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """Where a target's stagings, journals and kept directories stand, and how they are called.
+class Naming:
+    """The directory and the names of a target's stagings, journals and kept directories.
 
     Attributes:
         hidden: Begins the names of stagings and journals.
-        kept: Begins the names of what is kept.
+        kept: Begins the names of kept directories.
     """
 
     directory: Path
@@ -46,15 +48,15 @@ class Room:
     kept: str
 
     def staging(self, moment: str) -> Path:
-        """Name a staging."""
+        """Return the path of a staging."""
         return self.directory / f"{self.hidden}{_STAGING}{moment}"
 
     def before(self, moment: str) -> Path:
-        """Name what is kept from before a restore."""
+        """Return the path where the previous entries of a restore are kept."""
         return self.directory / f"{self.kept}{_BEFORE}{moment}"
 
-    def named(self, begin: str, end: str = "") -> Iterator[Path]:
-        """Find the paths whose names are a moment between these two, the oldest first."""
+    def list(self, begin: str, end: str = "") -> Iterator[Path]:
+        """Yield the paths whose names have a moment between these two, the oldest first."""
         pattern = re.compile(re.escape(begin) + _TAIL + re.escape(end))
         with contextlib.suppress(OSError):
             for name in sorted(os.listdir(self.directory)):
@@ -62,18 +64,18 @@ class Room:
                     yield self.directory / name
 
 
-def beside(target: Path) -> Room:
-    """Give the room for a home that is exchanged as a whole."""
-    return Room(target.parent, f".{target.name}.", f"{target.name}.")
+def next_to(target: Path) -> Naming:
+    """Return the names for a home that is exchanged as a whole."""
+    return Naming(target.parent, f".{target.name}.", f"{target.name}.")
 
 
-def inside(target: Path) -> Room:
-    """Give the room for a home whose entries are exchanged."""
-    return Room(target, OWN_PREFIX, OWN_PREFIX)
+def inside(target: Path) -> Naming:
+    """Return the names for a home whose entries are exchanged."""
+    return Naming(target, OWN_PREFIX, OWN_PREFIX)
 
 
 def next_moment(target: Path) -> str:
-    """Give the present, or a little more than what is kept already if the clock went back."""
+    """Return the present, or a moment after the newest kept directory if the clock went back."""
     now = f"{datetime.now(timezone.utc):{_MOMENT}}"
     newest = max(map(_moment_of, kept_before(target)), default="")
     if now > newest:
@@ -85,20 +87,27 @@ def next_moment(target: Path) -> str:
 
 
 def journals(target: Path) -> list[Path]:
-    """List the journals of restores of a home, dead or alive."""
+    """Return the journals of restores of a home, of live and of dead runs."""
     return [
         path
-        for room in (beside(target), inside(target))
-        for path in room.named(room.hidden + _STAGING, ".json")
+        for naming in (next_to(target), inside(target))
+        for path in naming.list(naming.hidden + _STAGING, ".json")
     ]
 
 
+def is_pending(path: Path) -> bool:
+    """Return whether a journal is that of a dead run, with some moves done and others not."""
+    if fs_journal.is_live(path):
+        return False
+    return swap_journal.state_of(swap_journal.read(path)) in (State.BEGUN, State.UNKNOWN)
+
+
 def kept_before(target: Path) -> list[Path]:
-    """List what earlier restores put aside, oldest first."""
+    """Return the previous homes, or parts of them, that restores kept, oldest first."""
     found = [
         path
-        for room in (beside(target), inside(target))
-        for path in room.named(f"{room.kept}{_BEFORE}")
+        for naming in (next_to(target), inside(target))
+        for path in naming.list(f"{naming.kept}{_BEFORE}")
         if _is_directory(path)
     ]
     return sorted(found, key=_moment_of)
@@ -115,7 +124,7 @@ def own_directory(staging: Path) -> Iterator[None]:
                 os.close(os.open(staging / _MARK, flags, 0o600))
             yield
     finally:
-        # What refuses to go is left to `sweep`: the reason why we are here matters more.
+        # What cannot be removed is left to `sweep`: the original error matters more.
         with contextlib.suppress(OSError, OpsError):
             if _journal_of(staging).exists():
                 _settle(_journal_of(staging))
@@ -123,44 +132,42 @@ def own_directory(staging: Path) -> Iterator[None]:
                 _discard(staging)
 
 
-def carry_out(
+def exchange(
     staging: Path,
-    planned: tuple[Move, ...],
+    moves: tuple[Move, ...],
     *,
     opening: tuple[str, str] | None = None,
     closing: tuple[str, str] | None = None,
 ) -> None:
-    """Write the journal, take the mark away, move, and clean up; or take all of it back."""
-    journal = Journal(_journal_of(staging), planned, opening, closing)
+    """Write the journal, remove the mark, move, and clean up; or undo all of it."""
+    journal = Journal(_journal_of(staging), moves, opening, closing)
     times = os.stat(staging)
-    hidden = staging / _JOURNAL
-    atomic.replace(hidden, swap_journal.encode(journal))
-    with contextlib.ExitStack() as stack:
-        descriptor = os.open(hidden, os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, descriptor)
-        locks.mark_alive(descriptor)
-        os.rename(hidden, journal.path)
-        atomic.sync_directory(journal.base)
+    draft = staging / _DRAFT
+    with fs_journal.recording(journal.path, swap_journal.NAME, draft=draft) as write:
+        write(swap_journal.content_of(journal))
         os.unlink(staging / _MARK)
         os.utime(staging, ns=(times.st_atime_ns, times.st_mtime_ns))
         atomic.sync_directory(staging)
         try:
-            swap_journal.forward(journal)
+            swap_journal.complete(journal)
             too_late()
         except BaseException as error:
-            _take_back(journal, error)
+            _undo(journal, error)
             raise
         conclude(journal)
 
 
 @uninterrupted()
 def conclude(journal: Journal) -> bool:
-    """Remove what a settled journal leaves, itself included; what refuses is left to `sweep`."""
+    """Remove the leftovers of a journal that is completed or undone, and the journal itself.
+
+    What cannot be removed is left to `sweep`.
+    """
     staging = journal.path.with_suffix("")
     with contextlib.suppress(OSError):
         if swap_journal.state_of(journal) not in (State.UNTOUCHED, State.DONE):
             return False
-        # Renamed while the journal is there: without one, an unmarked staging may be a home.
+        # Renamed while the journal exists: without one, an unmarked staging may be a home.
         doomed = _doomed(staging) if os.path.lexists(staging) else None
         os.unlink(journal.path)
         if doomed:
@@ -170,17 +177,20 @@ def conclude(journal: Journal) -> bool:
 
 
 def sweep(target: Path) -> list[str]:
-    """Remove what restores left that died before or after their moves; give the names.
+    """Remove what restores left that died before or after their moves; return the names.
 
-    What cannot be removed is left for another time: nothing of it is in the way.
+    What cannot be removed is left for the next run.
     """
     removed: list[str] = []
     for path in journals(target):
         with contextlib.suppress(OSError, OpsError):
             if locks.is_abandoned(path) and _settle(path):
                 removed.append(path.name)
-    for room in (beside(target), inside(target)):
-        for path in [*room.named(room.hidden + _STAGING), *room.named(room.hidden + _DISCARD)]:
+    for naming in (next_to(target), inside(target)):
+        for path in [
+            *naming.list(naming.hidden + _STAGING),
+            *naming.list(naming.hidden + _DISCARD),
+        ]:
             with contextlib.suppress(OSError):
                 if locks.is_abandoned(path) and _is_garbage(path):
                     _discard(path)
@@ -188,15 +198,21 @@ def sweep(target: Path) -> list[str]:
     return removed
 
 
-def _take_back(journal: Journal, reason: BaseException) -> None:
+def _undo(journal: Journal, reason: BaseException) -> None:
     try:
-        swap_journal.back(journal)
+        swap_journal.roll_back(journal)
     except (OSError, OpsError) as error:
         raise OpsError(
-            f"{journal.base}: could not be put back as it was, {error}",
-            hint="mend that, then: sagewai-ops restore --recover",
+            f"{journal.base}: neither completed nor rolled back, {error}",
+            hint=f"sagewai-ops --home {shell_word(home_of(journal.path))} recover",
         ) from reason
     conclude(journal)
+
+
+def home_of(path: Path) -> Path:
+    """Return the home that a journal, by its name, is about."""
+    hidden, _, _moment = path.name.rpartition(_STAGING)
+    return path.parent if hidden == OWN_PREFIX else path.with_name(hidden[1:-1])
 
 
 def _moment_of(path: Path) -> str:
@@ -213,16 +229,16 @@ def _settle(path: Path) -> bool:
     journal = swap_journal.read(path)
     state = swap_journal.state_of(journal)
     if state is State.UNTOUCHED:
-        swap_journal.back(journal)
+        swap_journal.roll_back(journal)
     elif state is State.DONE:
-        swap_journal.forward(journal)
+        swap_journal.complete(journal)
     else:
         return False
     return conclude(journal)
 
 
 def _is_garbage(path: Path) -> bool:
-    """Tell whether a directory with the name of a staging is one, without a journal."""
+    """Return whether a directory with the name of a staging is one, and has no journal."""
     if _journal_of(path).exists() or not _is_directory(path):
         return False
     return _DISCARD in path.name or (path / _MARK).exists() or not os.listdir(path)
@@ -234,7 +250,7 @@ def _discard(path: Path) -> None:
 
 
 def _doomed(staging: Path) -> Path:
-    """Rename a staging, so that a kill while it is removed leaves a name that says what it is."""
+    """Rename a staging, so that a killed removal leaves a name that marks it as garbage."""
     head, _, moment = staging.name.rpartition(_STAGING)
     doomed = staging.with_name(f"{head}{_DISCARD}{moment}")
     os.rename(staging, doomed)
@@ -242,7 +258,7 @@ def _doomed(staging: Path) -> Path:
 
 
 def _remove(directory: Path) -> None:
-    """Remove a directory of ours with all in it, directories that forbid it included."""
+    """Remove a directory of ours and its content, including directories without permissions."""
     if os.geteuid() != 0:
         os.chmod(directory, 0o700)
         for above, names, _files in os.walk(directory):
@@ -253,7 +269,7 @@ def _remove(directory: Path) -> None:
 
 
 def _is_directory(path: Path) -> bool:
-    """Tell whether a path is a directory itself, not a link to one."""
+    """Return whether a path is a directory itself, not a link to one."""
     try:
         return stat.S_ISDIR(os.lstat(path).st_mode)
     except OSError:

@@ -19,9 +19,9 @@ from program import COMMAND, Answer, call, run
 from pseudo_terminal import watched
 from sagewai_ops.database.sqlite import in_use
 from sagewai_ops.home.paths import locate
-from sagewai_ops.keys import rotation_journal
 from sagewai_ops.keys.candidates import fingerprint
 from sagewai_ops.operations.rotate_keys import Options, rotate
+from sagewai_ops.swap.pending import pending_operations
 from small_homes import everything_of, small
 from step_counter import killed
 from unprivileged import reachable_directory, unprivileged
@@ -276,11 +276,11 @@ def test_until_it_is_recovered_every_other_command_refuses(broken: BuiltHome) ->
     for command in commands:
         answer = call("--home", broken.root, *command)
         assert answer.code == 11, command
-        assert f"sagewai-ops --home {broken.root} keys rotate --recover" in answer.err
+        assert f"sagewai-ops --home {broken.root} recover" in answer.err
 
     status = call("--home", broken.root, "status", "--json")
     assert status.result["interrupted_rotation"]
-    assert any("keys rotate --recover" in line for line in status.document["warnings"])
+    assert any("sagewai-ops recover" in line for line in status.document["warnings"])
 
 
 def test_a_recovery_finishes_and_says_so(broken: BuiltHome) -> None:
@@ -306,7 +306,7 @@ def test_a_recovery_waits_for_who_uses_the_home(broken: BuiltHome) -> None:
         answer = call(*words(broken, "--recover"))
 
     assert answer.code == 15
-    assert rotation_journal.is_pending(broken.root)
+    assert pending_operations(broken.root)
 
 
 def test_a_home_that_moved_is_recovered(broken: BuiltHome, tmp_path: Path) -> None:

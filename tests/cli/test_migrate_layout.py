@@ -14,9 +14,8 @@ from private_home import KEY, tree_of
 from sagewai_ops.errors import LockedError
 from sagewai_ops.home.paths import LEGACY_PLACES, locate
 from sagewai_ops.layout.journal import JOURNAL
-from sagewai_ops.operations import migrate_layout as operations_migrate_layout
 from sagewai_ops.operations.migrate_layout import migrate_layout
-from sagewai_ops.swap import swap
+from sagewai_ops.swap import pending
 from step_counter import killed_at
 
 
@@ -148,11 +147,10 @@ def test_interrupted_restore_comes_first(
 ) -> None:
     """A home between old and new is not touched: exit 11."""
 
-    def refuse(target: Path) -> None:
-        raise LockedError(f"home {target}: a restore was interrupted before it ended")
+    def refuse(target: Path, **_options: object) -> None:
+        raise LockedError(f"home {target}: restore pending, interrupted before its end")
 
-    monkeypatch.setattr(operations_migrate_layout, "require_settled", refuse)
-    monkeypatch.setattr(swap, "require_settled", refuse)
+    monkeypatch.setattr(pending, "require_settled", refuse)
     before = tree_of(home)
 
     answer = program.call("--home", home, *words)

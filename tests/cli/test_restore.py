@@ -313,7 +313,7 @@ def test_interrupted_restore_stops_every_other_command_until_recovered(
     for words in (("init",), ("restore", "latest"), ("restore", "--undo")):
         answer = call("--home", home, *words, "--json")
         _error(answer, 11, "locked")
-        assert any("--recover" in line for line in answer.document["error"]["hint"])
+        assert f"sagewai-ops --home {home} recover" in answer.document["error"]["hint"]
     assert call("--home", home, "restore", "--recover", "--json").result["recovery"] == "finished"
 
     assert not (home / "extra").exists()
@@ -352,13 +352,13 @@ def test_signal_in_the_middle_leaves_the_target_and_nothing_else(
 
         monkeypatch.setattr(atomic, "exchange", exchange_and_stop)
     else:
-        forward = swap_journal.forward
+        complete = swap_journal.complete
 
         def move_and_stop(journal: swap_journal.Journal) -> None:
-            forward(journal)
+            complete(journal)
             os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(swap_journal, "forward", move_and_stop)
+        monkeypatch.setattr(swap_journal, "complete", move_and_stop)
 
     answer = call("--home", home, "restore", "latest", "--replace", "--json")
 

@@ -218,7 +218,7 @@ def test_places_that_would_be_lost_or_would_lose_something_are_refused(
     (tmp_path / "there").write_bytes(b"x")
     with pytest.raises(TargetBusyError, match="exists already"):
         check_place(tmp_path / "there", home, keys, force=False)
-    with pytest.raises(TargetBusyError, match="folder"):
+    with pytest.raises(TargetBusyError, match="is a directory"):
         check_place(tmp_path, home, keys, force=True)
     with pytest.raises(NotFoundError):
         check_place(tmp_path / "none/k.age", home, keys, force=False)

@@ -40,8 +40,8 @@ from sagewai_ops.keys import rotation, rotation_journal
 from sagewai_ops.keys.candidates import fingerprint
 from sagewai_ops.operations import rotate_keys as rotating
 from sagewai_ops.operations.check_keys import check_keys
-from sagewai_ops.operations.rotate_keys import Options, rotate
-from sagewai_ops.operations.rotation_report import Rotation
+from sagewai_ops.operations.rotate_keys import Options, Rotation, rotate
+from sagewai_ops.swap.pending import pending_operations
 from small_homes import everything_of, small
 from unprivileged import NOBODY, reachable_directory, unprivileged
 
@@ -473,16 +473,16 @@ def test_a_value_that_appears_in_between_is_noticed(
     built: BuiltHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody who was not seen wrote with the old key: all is taken back."""
-    forward = rotation.forward
+    apply = rotation.apply
 
     def interfere(home: Home, *arguments: object, **options: object) -> None:
-        forward(home, *arguments, **options)  # type: ignore[arg-type]
+        apply(home, *arguments, **options)  # type: ignore[arg-type]
         state = json.loads(built.profiles.read_bytes())
         state["profiles"][0]["secrets"]["LATE"] = built.sealed[0].token
         built.profiles.write_text(json.dumps(state))
 
     before = values_of(built, built.master_keys[0])
-    monkeypatch.setattr(rotation, "forward", interfere)
+    monkeypatch.setattr(rotation, "apply", interfere)
 
     with pytest.raises(DifferenceError, match="1 values would not be under the new key"):
         turn(built.root)
@@ -640,13 +640,13 @@ def test_a_copy_that_is_removed_in_between_is_no_failure(
     built = small(tmp_path / "home")
     copy = Path(f"{built.profiles}.bak-v1")
     shutil.copy(built.profiles, copy)
-    forward = rotation.forward
+    apply = rotation.apply
 
     def remove_first(*arguments: object, **options: object) -> None:
         copy.unlink()
-        forward(*arguments, **options)  # type: ignore[arg-type]
+        apply(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(rotation, "forward", remove_first)
+    monkeypatch.setattr(rotation, "apply", remove_first)
     monkeypatch.setattr(rotating, "_verify", lambda *_: None)
 
     turn(built.root)
@@ -669,10 +669,10 @@ def test_the_lock_of_sagewais_writers_is_held_and_waited_for(
 def test_a_journal_of_another_user_counts_as_one() -> None:
     """Who may not look into it cannot know that the home is settled."""
     with reachable_directory() as directory:
-        journal = directory / rotation_journal.NAME
+        journal = directory / rotation_journal.DIRECTORY
         with unprivileged():
             journal.mkdir(0o000)
 
-            assert rotation_journal.is_pending(directory)
+            assert pending_operations(directory)
             journal.chmod(0o700)
-            assert not rotation_journal.is_pending(directory)
+            assert not pending_operations(directory)

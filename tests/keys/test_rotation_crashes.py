@@ -18,9 +18,12 @@ from memory_directory import memory_directory
 from opened_values import CLOSED, opened
 from sagewai_ops.database.sqlite import in_use
 from sagewai_ops.errors import NoSpaceError, OpsError
-from sagewai_ops.home.paths import OWN_PREFIX, locate
+from sagewai_ops.fs.journal import Recovery
+from sagewai_ops.home.paths import OWN_PREFIX, Home, locate
 from sagewai_ops.keys import rotation_journal
-from sagewai_ops.operations.rotate_keys import Options, recover, rotate
+from sagewai_ops.operations.recover import recover_home
+from sagewai_ops.operations.rotate_keys import Options, rotate
+from sagewai_ops.swap.pending import KEY_ROTATION, pending_operations
 from small_homes import everything_of, small
 from step_counter import failing, killed, killed_at, until_done
 
@@ -65,10 +68,16 @@ def turn(home: Path) -> None:
     rotate(locate(home, {}), {}, Options())
 
 
+def recover(home: Home, environment: dict[str, str]) -> Recovery:
+    """Recover a key rotation; return the outcome."""
+    report = recover_home(home, environment, kinds=[KEY_ROTATION])
+    return report.recoveries[-1] if report.recoveries else Recovery()
+
+
 def check_settled(home: Path, model: BuiltHome) -> str:
     """Recover what is left, and see that all is under one key; give what the recovery answered."""
-    answer = recover(locate(home, {}), {}).answer
-    assert not rotation_journal.is_pending(home)
+    answer = recover(locate(home, {}), {}).outcome
+    assert not pending_operations(home)
     assert values_of(home, model) == values_of(model.root, model)
     names = set(contents_of(home)) - set(contents_of(model.root))
     assert not {name for name in names if not name.startswith("secrets/master.key.legacy-")}
@@ -92,16 +101,16 @@ def test_killed_at_any_step_it_is_under_one_key(model: BuiltHome, tmp_path: Path
             home = directory / "home"
             shutil.copytree(model.root, home, symlinks=True)
             was_killed = killed_at(number, lambda: turn(home))
-            is_pending = rotation_journal.is_pending(home)
+            is_pending = pending_operations(home)
             if not is_pending:  # without a word from us it must be whole already
                 assert values_of(home, model) == values_of(model.root, model)
             answer = check_settled(home, model)
-            assert answer == ("finished" if is_pending else "nothing to do")
+            assert answer == ("completed" if is_pending else "nothing to do")
             answers.add(answer)
             return was_killed
 
     assert until_done(attempt) > 40
-    assert answers == {"finished", "nothing to do"}
+    assert answers == {"completed", "nothing to do"}
 
 
 @pytest.mark.parametrize("statement", ["UPDATE", "COMMIT"])
@@ -130,8 +139,8 @@ def test_killed_within_the_transaction_it_is_under_one_key(
     assert killed(lambda: turn(home))
     monkeypatch.undo()
 
-    assert rotation_journal.is_pending(home)
-    assert check_settled(home, model) == "finished"
+    assert pending_operations(home)
+    assert check_settled(home, model) == "completed"
 
 
 def test_failing_at_any_step_it_is_as_it_was(model: BuiltHome) -> None:
@@ -147,7 +156,7 @@ def test_failing_at_any_step_it_is_as_it_was(model: BuiltHome) -> None:
                 try:
                     turn(home)
                 except OpsError:
-                    assert not rotation_journal.is_pending(home)
+                    assert not pending_operations(home)
                     assert contents_of(home) == before
                     assert values_of(home, model) == values_of(model.root, model)
                 else:
@@ -173,13 +182,13 @@ def test_on_a_disk_that_stays_full_it_is_as_it_was_or_says_how_to_go_on(model: B
                     turn(home)
                 except NoSpaceError as error:
                     failed = True
-                    if rotation_journal.is_pending(home):
+                    if pending_operations(home):
                         hints.add(error.hint.replace(str(home), "HOME"))
             check_settled(home, model)
             return failed or number < 40
 
     until_done(attempt)
-    assert hints == {"mend that, then: sagewai-ops --home HOME keys rotate --recover"}
+    assert hints == {"sagewai-ops --home HOME recover"}
 
 
 def test_a_recovery_that_is_killed_is_recovered(model: BuiltHome, tmp_path: Path) -> None:
@@ -208,7 +217,7 @@ def test_a_recovery_that_cannot_finish_takes_back(model: BuiltHome, tmp_path: Pa
     with failing(3, errno.ENOSPC):
         recovery = recover(locate(home, {}), {})
 
-    assert recovery.answer == "rolled back"
+    assert recovery.outcome == "rolled back"
     assert "no space" in recovery.reason
     assert contents_of(home) == contents_of(model.root)
     assert values_of(home, model) == values_of(model.root, model)
@@ -226,7 +235,7 @@ def test_what_was_sealed_with_the_old_key_meanwhile_comes_along(
     with (home / "config/connections.json").open("a") as file:
         file.write(f"\n{late}")
 
-    assert recover(locate(home, {}), {}).answer == "finished"
+    assert recover(locate(home, {}), {}).outcome == "completed"
 
     assert values_of(home, model).count(model.sealed[0].plaintext) == 1 + values_of(
         model.root, model
@@ -247,7 +256,7 @@ def test_a_strange_key_in_the_place_is_not_overwritten(model: BuiltHome, tmp_pat
     assert everything_of(home) == before
 
     (home / "secrets/master.key").rename(home / "secrets/master.key.legacy-found")
-    assert recover(locate(home, {}), {}).answer == "finished"
+    assert recover(locate(home, {}), {}).outcome == "completed"
     assert values_of(home, model) == values_of(model.root, model)
 
 
@@ -261,7 +270,7 @@ def test_where_the_old_key_is_gone_there_is_no_way_back(model: BuiltHome, tmp_pa
     with failing(3, errno.ENOSPC), pytest.raises(NoSpaceError):
         recover(locate(home, {}), {})
 
-    assert check_settled(home, model) == "finished"
+    assert check_settled(home, model) == "completed"
 
 
 @pytest.mark.parametrize(
@@ -282,7 +291,7 @@ def test_a_journal_that_cannot_be_trusted_is_left_alone(
     home = tmp_path / "home"
     shutil.copytree(model.root, home, symlinks=True)
     killed_in_the_middle(home)
-    spoil(home / rotation_journal.NAME)
+    spoil(home / rotation_journal.DIRECTORY)
     before = everything_of(home)
 
     with pytest.raises(OpsError):
@@ -307,4 +316,4 @@ def killed_in_the_middle(home: Path) -> None:
             turn(home)
 
     assert killed(run)
-    assert rotation_journal.is_pending(home)
+    assert pending_operations(home)

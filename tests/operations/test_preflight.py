@@ -24,13 +24,13 @@ from postgres_server import Server
 from program import Answer, call
 from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import locate
-from sagewai_ops.layout import journal
 from sagewai_ops.operations import preflight_checks
 from sagewai_ops.operations.preflight import PreflightReport
 from sagewai_ops.operations.preflight_checks import Check, Verdict
 from sagewai_ops.permissions import scan
 from sagewai_ops.permissions.entry_kinds import Part
-from sagewai_ops.swap import swap
+from sagewai_ops.swap import pending
+from sagewai_ops.swap.pending import Pending
 from small_homes import everything_of
 
 NAMES = [
@@ -485,23 +485,24 @@ def test_another_run_is_waited_for_and_then_told(home: Path) -> None:
 
 def test_an_interrupted_restore_comes_first(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between old and new nothing else can be said."""
-    monkeypatch.setattr(swap, "unfinished", lambda _target: home)
+    found = Pending("restore", home)
+    monkeypatch.setattr(pending, "pending_operations", lambda *_: (found,))
 
     answer, lines = fly(home)
 
     assert answer.code == 11
     assert lines["layout"]["verdict"] == "failed"
-    assert "restore --recover" in lines["layout"]["mend"][0]
+    assert "recover" in lines["layout"]["mend"][0]
 
 
 def test_an_interrupted_migration_is_a_finding(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next run of migrate-layout finishes it."""
-    monkeypatch.setattr(journal, "is_pending", lambda _root: True)
+    """`recover` completes it."""
+    monkeypatch.setattr(preflight_checks, "pending_operations", lambda *_: (True,))
 
     _answer, lines = fly(home, "--no-snapshot")
 
     assert lines["layout"]["verdict"] == "finding"
-    assert "migrate-layout" in lines["layout"]["mend"][0]
+    assert lines["layout"]["mend"] == [f"sagewai-ops --home {home} recover"]
 
 
 def test_a_home_without_a_database_needs_one(home: Path) -> None:

@@ -38,7 +38,7 @@ def test_a_home_of_the_real_sagewai_is_described_and_untouched(
     assert found.layout == layout
     assert found.key is not None
     assert found.documents
-    assert not found.interrupted
+    assert found.pending == ()
     assert found.newest is None
 
 

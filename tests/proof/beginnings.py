@@ -17,7 +17,7 @@ from home_builder import build_home
 from home_builder.recipe import Layout
 from proof.faults import Ended, Fault, Mode, Step
 from proof.worlds import World
-from sagewai_ops.swap import swap
+from sagewai_ops.swap import pending
 
 IDENTITY = "AGE-SECRET-KEY-1N3RS2HE94SR2EY7Z5X6C554RNCKUH3GXPG2L89CE54DWULQ8YQCQTQXFZM"
 OLD = "018_fleet_schema_correction"
@@ -147,7 +147,20 @@ def interrupt(world: World, bench: Bench) -> None:
     world.reset(world.directory.with_name("prepared"))
     # The last rename dooms the staging; before it three parts are exchanged, in two steps each.
     bench.run(words, world, Fault(Mode.KILL_BEFORE, renames[-4]))
-    assert swap.unfinished(world.home) is not None
+    assert pending.pending_operations(world.home)
+
+
+def interrupt_migration(world: World, bench: Bench) -> None:
+    """Kill a layout migration between its moves."""
+    bench.run(("migrate-layout",), world)
+    moves = [
+        number
+        for number, step in enumerate(bench.steps(), 1)
+        if step.call == "rename" and "layout.json" not in step.path
+    ]
+    world.reset(world.directory.with_name("prepared"))
+    bench.run(("migrate-layout",), world, Fault(Mode.KILL_BEFORE, moves[1]))
+    assert pending.pending_operations(world.home)
 
 
 def with_tree(world: World, bench: Bench) -> None:

@@ -20,7 +20,7 @@ from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
 from sagewai_ops.swap import mounts
 
 OCCUPIED = 15  # what a second run says where the first has done it all
-RECOVER: Words = ("restore", "--recover")
+RECOVER: Words = ("recover",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +108,14 @@ def _mounted() -> contextlib.AbstractContextManager[object]:
 CASES = (
     Case("init", beginnings.nothing, _always("init"), in_parts=True),
     Case("init, completing", beginnings.half, _always("init"), in_parts=True),
-    Case("migrate-layout", beginnings.flat, _always("migrate-layout")),
+    Case("migrate-layout", beginnings.flat, _always("migrate-layout"), recover=RECOVER),
     Case(
         "migrate-layout, over file systems",
         beginnings.flat,
         _always("migrate-layout"),
         within=_split,
         has_failure=True,
+        recover=RECOVER,
     ),
     _idle("migrate-layout", "--dry-run"),
     _idle("verify-perms", code=EXIT_FINDINGS),
@@ -225,6 +226,23 @@ CASES = (
         may_go_back=True,
         recover=RECOVER,
     ),
+    Case(
+        "recover",
+        beginnings.with_snapshot,
+        _always("recover", "--yes"),
+        begin=beginnings.interrupt,
+        may_go_back=True,
+        recover=RECOVER,
+    ),
+    Case(
+        "recover, of a layout migration",
+        beginnings.flat,
+        _always("recover"),
+        begin=beginnings.interrupt_migration,
+        may_go_back=True,
+        recover=RECOVER,
+    ),
+    _idle("recover", "--dry-run"),
     _idle("restore", "latest", "--replace", "--dry-run"),
     Case("keys check", beginnings.small, _always("keys", "check"), code=EXIT_FINDINGS),
     _idle("keys", "fingerprint"),
@@ -246,7 +264,7 @@ CASES = (
         beginnings.small,
         lambda _world: ("keys", "rotate", "--recipient", recipient()),
         codes_done=None,
-        recover=("keys", "rotate", "--recover"),
+        recover=RECOVER,
         takes_snapshot=True,
         probe=opened,
     ),
@@ -256,7 +274,7 @@ CASES = (
         _always("keys", "rotate", "--no-snapshot", "--yes"),
         variables=server_url,
         codes_done=None,
-        recover=("keys", "rotate", "--recover"),
+        recover=RECOVER,
         on_server=True,
         probe=beginnings.opened_on_server,
     ),

@@ -18,10 +18,8 @@ from proof.worlds import Mask, State, World, state_of
 from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.errors import OpsError
-from sagewai_ops.keys import rotation_journal
-from sagewai_ops.layout import journal
 from sagewai_ops.snapshots import catalog
-from sagewai_ops.swap import swap
+from sagewai_ops.swap import pending
 
 # docs/exit-codes.md; 1 is a failure that the system told of in words of its own, such as EIO.
 _REFUSALS = frozenset({1, 2, 3, 4, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20})
@@ -129,11 +127,7 @@ def check_beside(expected: Expected, found: State, ended: Ended) -> Iterator[str
 
 def is_unsettled(world: World) -> bool:
     """Tell whether the program itself knows that something is to be finished first."""
-    if swap.unfinished(world.home) is not None:
-        return True
-    return world.home.is_dir() and (
-        journal.is_pending(world.home) or rotation_journal.is_pending(world.home)
-    )
+    return bool(pending.pending_operations(world.home))
 
 
 def check_kept(world: World, expected: Expected) -> Iterator[str]:

@@ -44,10 +44,8 @@ from proof.bench import Proof, import_everything  # noqa: E402
 from proof.cases import RECOVER  # noqa: E402
 from proof.faults import Ended, Fault, Mode  # noqa: E402
 from proof.worlds import State, World, state_of  # noqa: E402
-from sagewai_ops.keys import rotation_journal  # noqa: E402
-from sagewai_ops.layout import journal  # noqa: E402
 from sagewai_ops.snapshots import catalog  # noqa: E402
-from sagewai_ops.swap import swap  # noqa: E402
+from sagewai_ops.swap import pending, swap  # noqa: E402
 
 _STRUCK = 0.4  # share of the commands that something goes wrong in
 _MODES = (Mode.KILL_BEFORE, Mode.KILL_AFTER, Mode.TEAR, Mode.FAIL, Mode.FAIL_ON)
@@ -294,18 +292,12 @@ class Soak:
     def _settle(self) -> None:
         """Where a run was interrupted in between, others refuse until it is recovered."""
         world = self._world
-        for words, is_between in (
-            (RECOVER, swap.unfinished(world.home) is not None),
-            (("keys", "rotate", "--recover"), rotation_journal.is_pending(world.home)),
-            (("migrate-layout",), journal.is_pending(world.home)),
-        ):
-            if not is_between:
-                continue
+        if pending.pending_operations(world.home):
             self.counts["recoveries"] += 1
-            if words[0] != "migrate-layout":
-                refused = self._bench.run(("backup",), world)
-                if refused.code != _INTERRUPTED:
-                    raise BrokenError(f"a backup of what is in between: exit {refused.code}")
+            refused = self._bench.run(("backup",), world)
+            if refused.code != _INTERRUPTED:
+                raise BrokenError(f"a backup of what is in between: exit {refused.code}")
+            words = RECOVER
             ended = self._bench.run(words, world)
             if ended.code != 0:
                 raise BrokenError(f"{words}: exit {ended.code}: {ended.err}")

@@ -19,11 +19,12 @@ from memory_directory import memory_directory
 from sagewai_ops.archive.manifest import Entry, EntryType
 from sagewai_ops.errors import LockedError, NoSpaceError, OpsError
 from sagewai_ops.fs import atomic
-from sagewai_ops.home.paths import OWN_PREFIX, locate
+from sagewai_ops.home.paths import OWN_PREFIX, Home, locate
+from sagewai_ops.operations.recover import recover_home
 from sagewai_ops.restore.plan import RestoreOptions
 from sagewai_ops.restore.restore import restore
-from sagewai_ops.restore.undo import recover_restore, undo_restore
-from sagewai_ops.swap import swap
+from sagewai_ops.restore.undo import undo_restore
+from sagewai_ops.swap import pending, swap
 from small_homes import everything_of
 from step_counter import counting, failing, killed_at, until_done
 
@@ -237,17 +238,28 @@ WORLDS = [
 ]
 
 
+def recover_restore(target: Home) -> str:
+    """Recover a restore; return the outcome."""
+    report = recover_home(target, {}, kinds=[pending.RESTORE])
+    return report.recoveries[-1].outcome if report.recoveries else "nothing to do"
+
+
+def is_pending(home: Path) -> bool:
+    """Return whether a restore is pending on a home."""
+    return bool(pending.pending_operations(home, [pending.RESTORE]))
+
+
 def check_settled(world: World) -> None:
     """Recover, and see that the home is old or new, whole, and that nothing else is left."""
-    if swap.unfinished(world.home) is None:
+    if not is_pending(world.home):
         assert world.tree in (world.before, world.after)
     else:
         with pytest.raises(LockedError):
-            swap.require_settled(world.home)
+            pending.require_settled(world.home)
 
     recover_restore(locate(world.home, {}))
 
-    assert swap.unfinished(world.home) is None
+    assert not is_pending(world.home)
     assert world.tree in (world.before, world.after)
     assert leftovers(world.directory) == []
     assert recover_restore(locate(world.home, {})) == "nothing to do"
@@ -309,7 +321,7 @@ def test_failing_at_any_step_it_is_old_and_says_so_or_new(
     def attempt(number: int) -> bool:
         with setting(), world_of(make) as world:
             error = _refused(world, number, code)
-            assert swap.unfinished(world.home) is None
+            assert not is_pending(world.home)
             assert world.tree == (world.after if error is None else world.before)
             if error is not None and code == errno.ENOSPC:
                 assert isinstance(error, NoSpaceError)
@@ -358,7 +370,7 @@ def test_recovery_can_be_killed_at_any_step_too(
         """Kill the command, then its recovery; tell whether both were killed."""
         with setting(), world_of(make) as world:
             killed_at(number, world.run)
-            assert swap.unfinished(world.home) is not None
+            assert is_pending(world.home)
             was_killed = killed_at(step, lambda: recover_restore(locate(world.home, {})))
             check_settled(world)
             check_again(world)
@@ -367,7 +379,7 @@ def test_recovery_can_be_killed_at_any_step_too(
     def is_between(number: int) -> bool | None:
         with setting(), world_of(make) as world:
             was_killed = killed_at(number, world.run)
-            return swap.unfinished(world.home) is not None if was_killed else None
+            return is_pending(world.home) if was_killed else None
 
     between = []
     for number in itertools.count(1):

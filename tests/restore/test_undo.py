@@ -1,4 +1,4 @@
-"""Stepping back: undo and recover, under the gates that a restore goes through."""
+"""Undo and recover, under the checks of a restore."""
 
 import os
 from collections.abc import Iterator
@@ -12,9 +12,10 @@ from other_process import running
 from round_trips import bring_back, leftovers_beside, snapshot_of
 from sagewai_ops.errors import LockedError, NotFoundError, TargetBusyError
 from sagewai_ops.fs import atomic, locks
-from sagewai_ops.home.paths import locate
-from sagewai_ops.restore.undo import recover_restore, undo_restore
-from sagewai_ops.swap import swap
+from sagewai_ops.home.paths import Home, locate
+from sagewai_ops.operations.recover import recover_home
+from sagewai_ops.restore.undo import undo_restore
+from sagewai_ops.swap import pending, swap
 from small_homes import everything_of, small
 from step_counter import killed_at
 
@@ -24,6 +25,12 @@ def directory() -> Iterator[Path]:
     """Make a directory in memory."""
     with memory_directory() as path:
         yield path
+
+
+def recover_restore(target: Home) -> str:
+    """Recover a restore; return the outcome."""
+    report = recover_home(target, {}, kinds=[pending.RESTORE])
+    return report.recoveries[-1].outcome if report.recoveries else "nothing to do"
 
 
 def _restored(directory: Path) -> Path:
@@ -127,12 +134,12 @@ def test_interrupted_restore_is_recovered_before_it_is_undone(
     target = locate(home, {})
     for number in range(1, 99):
         killed_at(number, lambda: undo_restore(target))
-        if swap.unfinished(home) is not None:
+        if pending.pending_operations(home):
             break
 
     with pytest.raises(LockedError, match="interrupted"):
         undo_restore(target)
-    assert recover_restore(target) == "finished"
+    assert recover_restore(target) == "completed"
     assert recover_restore(target) == "nothing to do"
 
     assert os.listdir(home) == ["note"]

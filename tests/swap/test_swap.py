@@ -13,8 +13,9 @@ import pytest
 from memory_directory import memory_directory
 from sagewai_ops.errors import LockedError, OpsError, TargetBusyError
 from sagewai_ops.fs import atomic, locks
+from sagewai_ops.home.paths import locate
 from sagewai_ops.swap import journal as swap_journal
-from sagewai_ops.swap import staging, swap
+from sagewai_ops.swap import pending, staging, swap
 from sagewai_ops.swap.journal import Journal, Move, State
 from sagewai_ops.swap.mounts import is_mount, mounts_below
 from small_homes import everything_of
@@ -184,7 +185,7 @@ def test_dead_staging_with_its_mark_is_swept(home: Path) -> None:
     (dead / ".sagewai-ops-staging").touch()
     (dead / "note").write_text("half")
 
-    assert swap.sweep(home) == [dead.name]
+    assert pending.sweep(home) == [dead.name]
     assert os.listdir(home.parent) == ["home"]
 
 
@@ -194,7 +195,7 @@ def test_directory_without_mark_or_journal_is_never_swept(home: Path) -> None:
     unknown.mkdir()
     (unknown / "note").write_text("somebody's")
 
-    assert swap.sweep(home) == []
+    assert pending.sweep(home) == []
     assert (unknown / "note").read_text() == "somebody's"
 
 
@@ -205,14 +206,14 @@ def test_what_was_to_be_removed_and_what_was_just_made_is_swept(home: Path, name
     if "discard" in name:
         (home.parent / name / "note").write_text("half")
 
-    assert swap.sweep(home) == [name]
+    assert pending.sweep(home) == [name]
     assert os.listdir(home.parent) == ["home"]
 
 
 def test_staging_of_a_living_run_is_left_alone(home: Path) -> None:
     """Its run holds it."""
     with swap.staged(home, None) as stage:
-        assert swap.sweep(home) == []
+        assert pending.sweep(home) == []
         assert stage.content.exists()
 
 
@@ -222,7 +223,7 @@ def test_stagings_of_other_homes_are_left_alone(home: Path, other: str) -> None:
     dead = home.with_name(f".{other}.restore-{MOMENT}")
     dead.mkdir()
 
-    assert swap.sweep(home) == []
+    assert pending.sweep(home) == []
     assert dead.exists()
 
 
@@ -231,8 +232,14 @@ def test_link_that_is_called_like_a_staging_is_left_alone(home: Path) -> None:
     (home.parent / "precious").mkdir()
     _staging(home).symlink_to("precious")
 
-    assert swap.sweep(home) == []
+    assert pending.sweep(home) == []
     assert (home.parent / "precious").is_dir()
+
+
+def recover(home: Path) -> str:
+    """Recover a restore and sweep; return the outcome."""
+    recoveries, _removed = pending.recover(locate(home, {}), {}, pending.RESTORE)
+    return recoveries[-1].outcome if recoveries else "nothing to do"
 
 
 def _killed_between(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -241,10 +248,9 @@ def _killed_between(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number in range(1, 60):
         assert killed_at(number, lambda: _exchange(home))
         if not home.exists():
-            found = swap.unfinished(home)
-            assert found is not None
-            return found
-        swap.recover(home)
+            (found,) = pending.pending_operations(home)
+            return found.journal
+        recover(home)
     raise AssertionError
 
 
@@ -256,14 +262,14 @@ def test_home_that_came_back_by_itself_is_not_overwritten(
     home.mkdir()
     (home / "fresh").write_text("of Sagewai")
 
-    with pytest.raises(OpsError, match="neither what was there"):
-        swap.recover(home)
+    with pytest.raises(OpsError, match="neither the previous nor the restored entry"):
+        recover(home)
 
     assert (home / "fresh").read_text() == "of Sagewai"
     with pytest.raises(LockedError):
-        swap.require_settled(home)
+        pending.require_settled(home)
     os.rename(home, home.with_name("aside"))
-    assert swap.recover(home) == "finished"
+    assert recover(home) == "completed"
     assert (home / "note").read_text() == "new"
 
 
@@ -281,7 +287,7 @@ def test_recovery_that_cannot_go_forward_goes_back(
 
     monkeypatch.setattr(os, "rename", refuse_new)
 
-    assert swap.recover(home) == "rolled back"
+    assert recover(home) == "rolled back"
     assert (home / "note").read_text() == "old"
     assert os.listdir(home.parent) == ["home"]
 
@@ -298,6 +304,8 @@ def _with_journal(home: Path, content: bytes) -> Path:
         b"",
         b"[]",
         b'{"version": 2}',
+        b'{"format": "sagewai-ops/journal", "version": 3, "kind": "restore", "content": {}}',
+        b'{"format": "sagewai-ops/journal", "version": 2, "kind": "key rotation", "content": {}}',
         b'{"version": 1, "opening": null, "closing": null, "moves": [{"place": "../x"}]}',
         json.dumps(
             {
@@ -331,9 +339,9 @@ def test_journal_that_is_none_of_ours_is_not_followed(home: Path, content: bytes
     before = everything_of(home.parent)
 
     with pytest.raises(LockedError):
-        swap.require_settled(home)
-    with pytest.raises(OpsError, match="cannot be read"):
-        swap.recover(home)
+        pending.require_settled(home)
+    with pytest.raises(OpsError, match="unusable"):
+        recover(home)
 
     assert everything_of(home.parent) == before
     assert path.exists()
@@ -368,7 +376,7 @@ def test_undo_of_parts_refuses_what_somebody_else_put_there(home: Path) -> None:
     assert stage.before is not None
     (stage.before / "mine").write_text("x")
 
-    with pytest.raises(OpsError, match="somebody else"):
+    with pytest.raises(OpsError, match="added after the restore"):
         swap.undo(home, stage.before)
 
     assert (home / "note").read_text() == "new"
@@ -408,13 +416,13 @@ def test_new_home_is_locked_until_the_swap_is_over(
 ) -> None:
     """Nobody comes in between the exchange and its end."""
     seen = []
-    forward = swap_journal.forward
+    complete = swap_journal.complete
 
-    def forward_and_look(journal: Journal) -> None:
-        forward(journal)
+    def complete_and_check(journal: Journal) -> None:
+        complete(journal)
         seen.append(locks.is_abandoned(home))
 
-    monkeypatch.setattr(swap_journal, "forward", forward_and_look)
+    monkeypatch.setattr(swap_journal, "complete", complete_and_check)
 
     _exchange(home)
 
@@ -462,7 +470,7 @@ def test_move_is_told_by_its_inodes(home: Path) -> None:
     """Untouched, begun, done, or a question for a person."""
     base = home.parent
     (base / "new").mkdir()
-    move = swap_journal.planned(base, "home", "new", "kept")
+    move = swap_journal.plan_move(base, "home", "new", "kept")
     assert move is not None
     state = _states(base)
 
@@ -480,7 +488,7 @@ def test_move_is_told_by_its_inodes(home: Path) -> None:
 
 def test_nothing_on_either_side_is_no_move(home: Path) -> None:
     """A part that neither has needs nothing."""
-    assert swap_journal.planned(home.parent, "home/none", "none", "kept") is None
+    assert swap_journal.plan_move(home.parent, "home/none", "none", "kept") is None
     assert swap_journal.state_of(Journal(home.parent / "j.json", ())) is State.DONE
 
 
@@ -489,14 +497,14 @@ def test_place_that_is_taken_is_not_overwritten(home: Path) -> None:
     base = home.parent
     (base / "new").write_text("new")
     (base / "kept").write_text("mine")
-    move = swap_journal.planned(base, "home/note", "new", "kept")
+    move = swap_journal.plan_move(base, "home/note", "new", "kept")
     assert move is not None
     journal = Journal(base / "j.json", (move,))
 
-    with pytest.raises(TargetBusyError, match="meanwhile"):
-        swap_journal.forward(journal)
+    with pytest.raises(TargetBusyError, match="created by another program"):
+        swap_journal.complete(journal)
 
-    swap_journal.back(journal)
+    swap_journal.roll_back(journal)
     assert (base / "kept").read_text() == "mine"
     assert (home / "note").read_text() == "old"
     assert (base / "new").read_text() == "new"
@@ -522,7 +530,7 @@ def test_system_call_that_a_container_forbids_is_done_without(
     assert (home / "note").read_text() == "new"
 
 
-def test_names_of_a_room_are_those_that_are_documented(home: Path) -> None:
-    """What people find beside a home and in it."""
-    assert staging.beside(home).before(MOMENT).name == f"home.before-restore-{MOMENT}"
+def test_names_of_kept_directories_are_those_that_are_documented(home: Path) -> None:
+    """What people find next to a home and in it."""
+    assert staging.next_to(home).before(MOMENT).name == f"home.before-restore-{MOMENT}"
     assert staging.inside(home).before(MOMENT).parent == home
