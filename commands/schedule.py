@@ -33,12 +33,12 @@ SUMMARIES = {
     "compose": "Print a Compose service to run next to Sagewai's own.",
     "kubernetes": "Print a Kubernetes CronJob.",
 }
-_PLACES = ("DIR", "F", "FILE")  # how options that take a path call it
-_OURS = {
+_PATH_METAVARS = ("DIR", "F", "FILE")  # of the options that take a path
+_OWN_OPTIONS = {
     "--snapshots": "--snapshots DIR",
     "--to": "--snapshots DIR",
     "--home": "--home DIR",
-}  # given to schedule itself
+}  # of schedule itself
 _MODE = 0o644  # nothing in it is secret
 
 
@@ -129,11 +129,10 @@ def systemd(
     program: ProgramOption = None,
     into: IntoOption = None,
 ) -> Outcome:
-    """Plan, write."""
-    from sagewai_ops.schedule.host import systemd as units
+    """Print systemd units."""
+    from sagewai_ops.schedule import host
 
-    plan = _plan(run, words, time, to, user, program)
-    return _outcome(units(plan), into)
+    return _outcome(host.systemd(_plan(run, words, time, to, user, program)), into)
 
 
 def cron(
@@ -146,11 +145,10 @@ def cron(
     program: ProgramOption = None,
     into: IntoOption = None,
 ) -> Outcome:
-    """Plan, write."""
-    from sagewai_ops.schedule.host import cron as crontab
+    """Print a crontab."""
+    from sagewai_ops.schedule import host
 
-    plan = _plan(run, words, time, to, user, program)
-    return _outcome(crontab(plan), into)
+    return _outcome(host.cron(_plan(run, words, time, to, user, program)), into)
 
 
 def compose(
@@ -163,14 +161,14 @@ def compose(
     image: ImageOption = None,
     into: IntoOption = None,
 ) -> Outcome:
-    """Plan, write."""
-    from sagewai_ops.schedule.containers import compose as services
+    """Print a Compose file."""
+    from sagewai_ops.schedule import containers
 
-    plan = _plan(run, words, time, to, _ids(user), None)
+    plan = _plan(run, words, time, to, _checked_ids(user), None)
     is_named = run.settings.home_option or run.settings.environment.get("SAGEWAI_HOME")
-    files = services(
+    files = containers.compose(
         plan,
-        *_image(plan, image),
+        *_image(image),
         home=str(plan.home) if is_named else "",
         snapshots=str(to.absolute()) if to else "",
     )
@@ -186,22 +184,18 @@ def kubernetes(
     image: ImageOption = None,
     into: IntoOption = None,
 ) -> Outcome:
-    """Plan, write."""
-    from sagewai_ops.schedule.containers import kubernetes as cron_job
+    """Print a CronJob."""
+    from sagewai_ops.schedule import containers
 
-    plan = _plan(run, words, time, None, _ids(user), None)
-    return _outcome(cron_job(plan, *_image(plan, image)), into)
+    plan = _plan(run, words, time, None, _checked_ids(user), None)
+    return _outcome(containers.kubernetes(plan, *_image(image)), into)
 
 
-def _image(plan: Any, named: str | None) -> tuple[str, list[str]]:
-    """Give the image's name, and how to make it where it is ours."""
+def _image(name: str | None) -> tuple[str, str]:
+    """Return the image, and the version of the program if the image is to be built."""
     from sagewai_ops import __version__
-    from sagewai_ops.schedule.containers import image_note
 
-    if named:
-        return named, []
-    name = f"sagewai-ops:{__version__}"
-    return name, image_note(name, __version__, plan.user)
+    return (name, "") if name else (f"sagewai-ops:{__version__}", __version__)
 
 
 def _plan(
@@ -212,84 +206,87 @@ def _plan(
     user: str | None,
     program: Path | None,
 ) -> Any:
-    from sagewai_ops.schedule.host import Plan, time_of
+    from sagewai_ops.schedule.plan import Plan, parse_time
 
     home = run.home()
-    hour, minute = time_of(time)
+    hour, minute = parse_time(time)
     if user is not None and not user.replace("-", "").replace(":", "").isalnum():
-        raise UsageError(f"--user {user}: is no name of a user", hint="such as --user sagewai")
+        raise UsageError(f"--user {user}: not a user name", hint="--user sagewai")
     return Plan(
         program=(program or _this_program()).absolute(),
         home=home.root,
         snapshots=run.snapshots(home, to),
-        words=_checked(run, words or []),
+        words=_checked_options(run, words or []),
         hour=hour,
         minute=minute,
         user=user or "",
     )
 
 
-def _ids(user: str | None) -> str | None:
-    """Check a user of a container, where names mean nothing."""
+def _checked_ids(user: str | None) -> str | None:
+    """Check the user of a container, which is not root and has no name there."""
     parts = (user or "1:1").split(":")
     if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
-        raise UsageError(
-            f"--user {user}: is no UID:GID of a user but root", hint="--user 1001:1001"
-        )
+        raise UsageError(f"--user {user}: not a UID:GID other than root's", hint="--user 1001:1001")
     return user
 
 
-def _checked(run: Run, words: list[str]) -> tuple[str, ...]:
-    """Parse options as `backup` would, tonight; paths are absolute afterwards.
+def _checked_options(run: Run, words: list[str]) -> tuple[str, ...]:
+    """Parse options as `backup` would, and make their paths absolute.
 
     Raises:
-        UsageError: One is given to `schedule` itself, holds a secret, or keeps a snapshot from
-            going into the directory.
+        UsageError: One belongs to `schedule` itself, contains a secret, or would write the snapshot
+            elsewhere than into the snapshot directory.
     """
     from sagewai_ops.cli.config_file import SECRET_OPTIONS
-    from sagewai_ops.schedule.host import pairs
+    from sagewai_ops.schedule.plan import parse_options
 
     root = run.context.find_root()
     backup = root.command.commands["backup"]
     backup.make_context("backup", list(words), parent=root)  # raises the parser's own error
-    places = {flag for one in backup.params if one.metavar in _PLACES for flag in one.opts}
-    found: list[str] = []
-    for word, value in pairs(words):
-        if word in _OURS:
-            raise UsageError(f"{word}: belongs in front of --", hint=f"schedule ... {_OURS[word]}")
+    path_options = {
+        flag for option in backup.params if option.metavar in _PATH_METAVARS for flag in option.opts
+    }
+    checked: list[str] = []
+    for word, value in parse_options(words):
+        if word in _OWN_OPTIONS:
+            raise UsageError(
+                f"{word}: belongs before --", hint=f"schedule ... {_OWN_OPTIONS[word]}"
+            )
         if word.removeprefix("--") in SECRET_OPTIONS:
-            raise UsageError(f"{word}: is a secret, which no unit should hold", hint=f"{word}-file")
+            raise UsageError(f"{word}: is a secret, not possible in a unit", hint=f"{word}-file")
         if word == "--output" or value == "-":
-            raise UsageError(f"{word}: has no use at night, where nobody pipes or types")
-        found.append(word)
+            raise UsageError(f"{word}: not possible without a terminal")
+        checked.append(word)
         if value is not None:
-            found.append(os.path.abspath(os.path.expanduser(value)) if word in places else value)
-    return tuple(found)
+            is_path = word in path_options
+            checked.append(os.path.abspath(os.path.expanduser(value)) if is_path else value)
+    return tuple(checked)
 
 
 def _this_program() -> Path:
-    """Find the installed script: beside Python's own, else on PATH, else how we were called."""
-    beside = Path(sys.executable).with_name("sagewai-ops")
-    return beside if beside.exists() else Path(shutil.which("sagewai-ops") or sys.argv[0])
+    """Return the installed script: next to Python's own, else on PATH, else this process's."""
+    script = Path(sys.executable).with_name("sagewai-ops")
+    return script if script.exists() else Path(shutil.which("sagewai-ops") or sys.argv[0])
 
 
 def _outcome(files: list[Any], into: Path | None) -> Outcome:
     if into is not None:
         _write(into, files)
     result = {
-        "files": [{"name": one.name, "text": one.text} for one in files],
+        "files": [{"name": file.name, "text": file.text} for file in files],
         "into": str(into.absolute()) if into else None,
     }
 
     def show(terminal: Terminal) -> None:
-        for number, one in enumerate(files):
+        for number, file in enumerate(files):
             if into is not None:
-                terminal.line(f"written  {into / one.name}")
+                terminal.line(f"written  {into / file.name}")
                 continue
             if number:
                 terminal.line()
-            terminal.line(f"# {one.name}")
-            for line in one.text.splitlines():
+            terminal.line(f"# {file.name}")
+            for line in file.text.splitlines():
                 terminal.line(line)
 
     return Outcome(result, show, always=into is None)
@@ -299,11 +296,11 @@ def _write(directory: Path, files: list[Any]) -> None:
     from sagewai_ops.errors import TargetBusyError
     from sagewai_ops.fs import atomic
 
-    for one in files:
-        path = directory / one.name
-        if path.exists() and path.read_text(encoding="utf-8") != one.text:
+    for file in files:
+        path = directory / file.name
+        if path.exists() and path.read_text(encoding="utf-8") != file.text:
             raise TargetBusyError(
-                f"{path}: is there, and says something else", hint=f"rm {shell_word(path)}"
+                f"{path}: exists with other content", hint=f"rm {shell_word(path)}"
             )
-    for one in files:
-        atomic.replace(directory / one.name, one.text.encode(), mode=_MODE)
+    for file in files:
+        atomic.replace(directory / file.name, file.text.encode(), mode=_MODE)

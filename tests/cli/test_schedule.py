@@ -1,4 +1,4 @@
-"""The schedules: each is valid for the system that it is for, and runs what it says."""
+"""Schedules: each is valid for its system and runs the intended command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ import yaml
 import program
 from json_schemas import problems
 from program import Answer, call
-from sagewai_ops.schedule.host import NAME
+from sagewai_ops.schedule.containers import compose
+from sagewai_ops.schedule.plan import NAME, Plan
 from small_homes import small
 
 SCHEMAS = Path(__file__).parents[2] / "fixtures" / "schemas"
@@ -29,14 +30,14 @@ needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="
 
 
 def _files(kind: str, *words: object) -> dict[str, str]:
-    """Print a schedule; give its files."""
+    """Print a schedule and return its files."""
     result = call("schedule", kind, "--json", *words).result
     assert problems(f"schedule-{kind}", result) == []
-    return {one["name"]: one["text"] for one in result["files"]}
+    return {file["name"]: file["text"] for file in result["files"]}
 
 
 def _document(kind: str, *words: object) -> dict[str, Any]:
-    """Give the one document of a schedule for containers, valid by its schema."""
+    """Return the document of a schedule for containers, valid by its schema."""
     (text,) = _files(kind, *words).values()
     document = yaml.safe_load(text)
     assert isinstance(document, dict)
@@ -47,7 +48,7 @@ def _document(kind: str, *words: object) -> dict[str, Any]:
 
 
 def _line(text: str) -> str:
-    """Give the one line of a crontab that is no comment, as cron hands it to the shell."""
+    """Return the command of a crontab, as cron passes it to the shell."""
     (line,) = [line for line in text.splitlines() if not line.startswith("#")]
     return line.split(" ", 5)[5].replace("\\%", "%")
 
@@ -61,7 +62,7 @@ def _fake(directory: Path, name: str, script: str) -> Path:
 
 @needs_systemd
 @pytest.mark.parametrize("name", ["home", *ODD_NAMES])
-def test_units_are_good_for_systemd(tmp_path: Path, name: str) -> None:
+def test_units_are_valid(tmp_path: Path, name: str) -> None:
     """No complaint about any line, whatever the home is called; the exposure is low."""
     home = tmp_path / name
     call("--home", home, "schedule", "systemd", "--into", tmp_path, "--user", "daemon",
@@ -77,23 +78,23 @@ def test_units_are_good_for_systemd(tmp_path: Path, name: str) -> None:
 
 @needs_systemd
 def test_units_are_hardened(tmp_path: Path) -> None:
-    """By systemd's own measure, of which 10 is the worst."""
+    """By systemd's own measure, where 10 is the worst."""
     call("schedule", "systemd", "--into", tmp_path, "--user", "daemon")
 
-    judged = subprocess.run(
+    analysis = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", tmp_path / f"{NAME}.service"],
         capture_output=True,
         check=False,
     ).stdout.decode()
 
-    exposure = re.search(r"exposure level for \S+: ([\d.]+)", judged)
-    assert exposure, judged
+    exposure = re.search(r"exposure level for \S+: ([\d.]+)", analysis)
+    assert exposure, analysis
     assert float(exposure[1]) < 3
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_units_run_the_words_that_were_meant(tmp_path: Path, name: str) -> None:
-    """Unquoted as systemd.service(5) says: `%%`, `$$`, quotes, and credentials by variable."""
+def test_units_run_the_intended_words(tmp_path: Path, name: str) -> None:
+    """Unquoted by systemd.service(5): `%%`, `$$`, quotes, and credentials by variable."""
     home = tmp_path / name
 
     text = _files("systemd", "--home", home, "--", "--ping-url-file", "/p", "--exclude", name
@@ -106,7 +107,7 @@ def test_units_run_the_words_that_were_meant(tmp_path: Path, name: str) -> None:
     assert "LoadCredential=ping-url:/p" in text.splitlines()
 
 
-def test_units_open_what_is_written_and_no_more(tmp_path: Path) -> None:
+def test_units_make_only_output_directories_writable(tmp_path: Path) -> None:
     """The home, the snapshots, and the directories of the metrics and the log."""
     text = _files("systemd", "--home", "/h", "--to", "/s", "--", "--metrics-file", "/m/x.prom",
                   "--log-file", "/l/x.log")[f"{NAME}.service"]  # fmt: skip
@@ -116,7 +117,7 @@ def test_units_open_what_is_written_and_no_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("user", "needs"), [([], "CAP_DAC_OVERRIDE"), (["--user", "x"], "")])
-def test_units_give_root_what_it_needs(user: list[str], needs: str) -> None:
+def test_units_keep_the_capabilities_that_root_needs(user: list[str], needs: str) -> None:
     """Root without capabilities cannot read the home of another user."""
     text = _files("systemd", *user)[f"{NAME}.service"]
 
@@ -134,21 +135,21 @@ def test_timer_has_time_and_jitter() -> None:
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_cron_runs_the_words_that_were_meant(tmp_path: Path, name: str) -> None:
+def test_cron_runs_the_intended_words(tmp_path: Path, name: str) -> None:
     """Through cron's percent signs and the shell's quotes."""
-    fake = _fake(tmp_path, "told", 'for word; do printf "%s\\0" "$word"; done')
+    fake = _fake(tmp_path, "fake", 'for word; do printf "%s\\0" "$word"; done')
 
     (text,) = _files("cron", "--program", fake, "--home", tmp_path / name,
                      "--", "--keep-last", "3").values()  # fmt: skip
-    told = subprocess.run(["/bin/sh", "-c", _line(text)], capture_output=True, check=True).stdout
+    printed = subprocess.run(["/bin/sh", "-c", _line(text)], capture_output=True, check=True).stdout
 
     home = str(tmp_path / name)
-    assert told.decode().split("\0")[:-1] == [
+    assert printed.decode().split("\0")[:-1] == [
         "--home", home, "backup", "--snapshots", f"{home}.snapshots", "--keep-last", "3",
     ]  # fmt: skip
 
 
-def test_cron_line_takes_a_snapshot_with_nothing_around_it(tmp_path: Path) -> None:
+def test_cron_line_takes_a_snapshot_in_an_empty_environment(tmp_path: Path) -> None:
     """As cron runs it: an empty environment, no terminal, and nothing to mail."""
     home = small(tmp_path / "home").root
     (text,) = _files("cron", "--home", home).values()
@@ -162,15 +163,15 @@ def test_cron_line_takes_a_snapshot_with_nothing_around_it(tmp_path: Path) -> No
 
 
 def test_cron_with_a_user_is_for_cron_d() -> None:
-    """There the sixth column is his name."""
+    """The sixth column is the name of the user."""
     (text,) = _files("cron", "--user", "sagewai", "--time", "23:59").values()
 
     line = text.splitlines()[-1].split()
     assert line[:6] == ["59", "23", "*", "*", "*", "sagewai"]
 
 
-def test_compose_is_valid_beside_sagewais_own_file() -> None:
-    """It gives the home a volume that both services see, and the sidecar nothing else."""
+def test_compose_is_valid_with_sagewais_own_file() -> None:
+    """The home has a volume that both services use; the sidecar has no other access."""
     document = _document("compose", "--", "--keep-daily", "7")
 
     sidecar = document["services"][NAME]
@@ -195,13 +196,30 @@ def test_compose_with_directories_and_secrets() -> None:
     assert "--ping-url-file /run/secrets/ping-url" in sidecar["command"][0]
 
 
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_compose_escapes_paths_and_words(name: str) -> None:
+    """Through YAML, Compose's variables and the shell."""
+    words = ("--exclude", name) if not name.startswith("-") else ()
+    plan = Plan(Path("/p"), Path("/h"), Path("/s"), words)
+
+    (file,) = compose(plan, "image", "", home=f"/{name}", snapshots=f"/s/{name}")
+
+    service = yaml.safe_load(file.text)["services"][NAME]
+    assert service["volumes"] == [
+        f"/{name}:/home/sagewai/.sagewai".replace("$", "$$"),
+        f"/s/{name}:/snapshots".replace("$", "$$"),
+    ]
+    command = service["command"][0].partition("; do ")[2].partition(" || ")[0]
+    assert shlex.split(command.replace("$$", "$"))[6:] == list(words)
+
+
 @pytest.mark.parametrize(
     ("now", "pause"), [(0, 12600), (12599, 1), (12600, 0), (12601, 86399), (1795485486, 5514)]
 )
 def test_compose_waits_for_the_time_and_goes_on_after_a_failure(
     tmp_path: Path, now: int, pause: int
 ) -> None:
-    """03:30 UTC is 12600 seconds after midnight; the shell's own arithmetic says how long."""
+    """03:30 UTC is 12600 seconds after midnight; the shell computes the pause."""
     _fake(tmp_path, "date", f"echo {now}")
     _fake(tmp_path, "sagewai-ops", 'echo "ran $*"; exit 11')
     # It sleeps twice: to the time, and a second after the run; the third time ends the loop.
@@ -241,12 +259,12 @@ def test_kubernetes_is_valid_and_careful() -> None:
     assert container["command"][-4:] == [
         "--keep-last", "3", "--passphrase-file", "/run/secrets/passphrase",
     ]  # fmt: skip
-    # It would give the group rights to the master key, which Sagewai then throws away.
+    # It would make the master key accessible to the group, and Sagewai then replaces the key.
     assert "fsGroup" not in json.dumps(document)
 
 
-def test_schemas_refuse_what_is_wrong() -> None:
-    """They would notice a misspelt field."""
+def test_schemas_refuse_unknown_fields() -> None:
+    """A misspelt field is an error."""
     for name, place in (("compose", "services"), ("kubernetes-cronjob", "spec")):
         kind = name.partition("-")[0]
         document = _document(kind)
@@ -257,8 +275,8 @@ def test_schemas_refuse_what_is_wrong() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_printed_is_the_file(kind: str) -> None:
-    """What is redirected into a file is what --json and --into have."""
+def test_printed_text_is_the_file(kind: str) -> None:
+    """Redirected output is what --json and --into have."""
     texts = list(_files(kind).values())
 
     out = call("schedule", kind).out
@@ -277,16 +295,16 @@ def test_what_is_printed_is_the_file(kind: str) -> None:
         (["stray"], "unexpected extra argument"),
         (["--ping-url", "https://h/hunter2"], "--ping-url: is a secret"),
         (["--ping-url=https://h/hunter2"], "--ping-url: is a secret"),
-        (["--to", "/x"], "--to: belongs in front of --"),
-        (["--home=/x"], "--home: belongs in front of --"),
-        (["--output", "-"], "--output: has no use"),
-        (["--passphrase-file", "-"], "--passphrase-file: has no use"),
+        (["--to", "/x"], "--to: belongs before --"),
+        (["--home=/x"], "--home: belongs before --"),
+        (["--output", "-"], "--output: not possible"),
+        (["--passphrase-file", "-"], "--passphrase-file: not possible"),
     ],
 )
-def test_what_would_fail_at_night_is_refused_by_day(
+def test_options_that_would_fail_at_night_are_refused(
     kind: str, words: list[str], message: str
 ) -> None:
-    """Options of backup are parsed before they are written down."""
+    """Options of backup are parsed before the schedule is printed."""
     answer = call("schedule", kind, "--", *words)
     as_json = call("schedule", kind, "--json", "--", *words)
 
@@ -297,7 +315,7 @@ def test_what_would_fail_at_night_is_refused_by_day(
 
 
 @pytest.mark.parametrize("time", ["", "3", "24:00", "03:60", "3.30", "03:30:00", "-1:00"])
-def test_time_that_is_none_is_refused(time: str) -> None:
+def test_invalid_time_is_refused(time: str) -> None:
     """Midnight is 00:00."""
     assert call("schedule", "cron", f"--time={time}").code == 2
 
@@ -307,12 +325,12 @@ def test_time_that_is_none_is_refused(time: str) -> None:
     [("cron", "a b"), ("systemd", "a\nb"), ("cron", ""), ("compose", "root"), ("compose", "0:0"),
      ("kubernetes", "1001"), ("kubernetes", "a:b")],
 )  # fmt: skip
-def test_user_that_is_none_is_refused(kind: str, user: str) -> None:
+def test_invalid_user_is_refused(kind: str, user: str) -> None:
     """A name for the system, numbers for containers, where names mean nothing."""
     assert call("schedule", kind, "--user", user).code == 2
 
 
-def test_relative_paths_are_seen_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cron and systemd start in other directories."""
     monkeypatch.chdir(tmp_path)
 
@@ -321,8 +339,8 @@ def test_relative_paths_are_seen_from_here(tmp_path: Path, monkeypatch: pytest.M
     assert f"--recipients-file {tmp_path}/team.txt --exclude a/b" in text
 
 
-def test_options_of_the_night_are_not_those_of_today(tmp_path: Path) -> None:
-    """A configuration behind -- is for backup, and need not be on this machine."""
+def test_options_after_the_dashes_are_not_applied(tmp_path: Path) -> None:
+    """A configuration after -- is for backup, and need not exist on this machine."""
     (text,) = _files("cron", "--", "--config", tmp_path / "night.toml").values()
     loud = call("schedule", "cron", "--", "--levle", "--json")
 
@@ -330,8 +348,8 @@ def test_options_of_the_night_are_not_those_of_today(tmp_path: Path) -> None:
     assert (loud.code, loud.out) == (2, "")
 
 
-def test_into_writes_and_keeps_what_is_there(tmp_path: Path) -> None:
-    """Silent the first time and the second; what says something else stays."""
+def test_into_keeps_existing_files(tmp_path: Path) -> None:
+    """Silent the first time and the second; a file with other content stays."""
 
     def written() -> Answer:
         return call("schedule", "systemd", "--into", tmp_path)
@@ -344,21 +362,21 @@ def test_into_writes_and_keeps_what_is_there(tmp_path: Path) -> None:
     answer = written()
 
     assert (answer.code, timer.read_text()) == (15, "mine")
-    assert "says something else" in answer.err
+    assert "exists with other content" in answer.err
 
 
-def test_a_missing_directory_is_told(tmp_path: Path) -> None:
-    """No directory is made for it."""
-    assert call("schedule", "cron", "--into", tmp_path / "none").code == 10
+def test_missing_directory_is_refused(tmp_path: Path) -> None:
+    """It is not created."""
+    assert call("schedule", "cron", "--into", tmp_path / "missing").code == 10
 
 
-def test_a_line_end_in_a_path_is_refused() -> None:
+def test_line_break_in_a_path_is_refused() -> None:
     """It would begin a second line of the unit."""
     for kind in ("systemd", "cron"):
         assert call("schedule", kind, "--home", "/a\nb").code == 2
 
 
-def test_the_program_is_the_one_that_runs() -> None:
+def test_program_has_an_absolute_path() -> None:
     """A crontab has another PATH."""
     (text,) = _files("cron").values()
 
