@@ -263,7 +263,7 @@ def test_learnings_become_facts_when_asked(home: Home, postgres: Server) -> None
 
 
 def test_learnings_become_vectors_when_asked(home: Home, postgres: Server) -> None:
-    """In a table of the same name, with searches compared."""
+    """In a table of the same name."""
     database = at_head(postgres)
 
     result = valid(export(home, postgres.url(database), "--learnings", "pgvector", "--json"))
@@ -272,7 +272,7 @@ def test_learnings_become_vectors_when_asked(home: Home, postgres: Server) -> No
     assert isinstance(learnings, dict)
     (table,) = learnings["tables"]
     assert (table["to"], table["sent"]) == (table["table"], 28)
-    assert table["neighbours"] == 20
+    assert table["neighbours"] == 0
     assert postgres.rows(database, f"SELECT count(*) FROM {table['to']}") == [(28,)]
 
 

@@ -12,7 +12,7 @@ import pytest
 from postgres_server import Server, installations, running
 from sagewai_ops.database.sqlite.vectors import load_extension, read_vectors, vector_tables
 from sagewai_ops.errors import DifferenceError, TargetBusyError, UsageError
-from sagewai_ops.export.learnings import learnings, neighbours
+from sagewai_ops.export.learnings import learnings
 from sagewai_ops.export.mapping.source_rows import opened_copy
 from sagewai_ops.home.paths import Home
 from targets import at_head, catalog_of, copy_of, counts_of, exported, home_with
@@ -83,7 +83,6 @@ def test_vectors_arrive_in_tables_of_every_name_and_dimension(home: Home, postgr
     assert {each.table: (each.rows, each.dimensions) for each in report.learnings.tables} == TABLES
     for carried in report.learnings.tables:
         assert (carried.to, carried.sent) == (carried.table, carried.rows)
-        assert carried.neighbours == min(carried.rows, 20)
         assert arrived(postgres, database, carried.table) == stored(home, carried.table)
 
 
@@ -117,7 +116,7 @@ def test_the_extension_and_the_shadows_give_the_same(
     for name in TABLES:
         assert arrived(postgres, asked, name) == arrived(postgres, decoded, name)
     for left, right in zip(with_extension.learnings.tables, without.learnings.tables, strict=True):
-        assert left.neighbours == right.neighbours > 0
+        assert left.sent == right.sent > 0
 
 
 def test_facts_are_what_sagewai_reads_on_postgresql(home: Home, postgres: Server) -> None:
@@ -257,39 +256,3 @@ def test_a_server_without_pgvector_is_told(home: Home) -> None:
 
     assert "--learnings facts" in raised.value.hint
     assert counts_of(server, database) == {}
-
-
-def test_neighbours_that_differ_stop_the_move(
-    home: Home, postgres: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Searches must find what they found before."""
-    monkeypatch.setattr(
-        neighbours, "_compute", lambda _rows, _table, queries: [[("1", 5.0)]] * len(queries)
-    )
-    monkeypatch.setattr(learnings, "load_extension", lambda _source: False)
-    database = at_head(postgres)
-
-    with pytest.raises(DifferenceError, match="nearest neighbours"):
-        exported(home, postgres, database, learnings="pgvector")
-
-    assert counts_of(postgres, database) == {}
-
-
-@pytest.mark.parametrize(
-    ("expected", "met", "same"),
-    [
-        ([("a", 0.0), ("b", 1.0)], [("a", 0.0), ("b", 1.0)], True),
-        ([("a", 0.0), ("b", 1.0)], [("a", 0.0), ("b", 1.00001)], True),
-        ([("a", 0.0), ("b", 1.0)], [("a", 0.0), ("b", 1.1)], False),
-        ([("a", 0.0), ("b", 1.0)], [("a", 0.0), ("c", 1.0)], True),  # as far away at the edge
-        ([("a", 0.0), ("b", 1.0)], [("c", 0.0), ("b", 1.0)], False),
-        ([("a", 0.0), ("b", 1.0)], [("a", 0.0)], False),
-    ],
-)
-def test_answers_agree_where_distances_tell_neighbours_apart(
-    expected: neighbours.Answer,
-    met: neighbours.Answer,
-    same: bool,  # noqa: FBT001
-) -> None:
-    """Sums of floats differ a little; equally far ones may stand for each other at the edge."""
-    assert neighbours.agree(expected, met) is same

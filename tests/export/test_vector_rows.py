@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import struct
+from array import array
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -16,7 +17,7 @@ from home_builder import vectors as builder
 from postgres_server import Server, installations, running
 from sagewai_ops.database.sqlite.vectors import VectorRow, load_extension, read_vectors
 from sagewai_ops.errors import DifferenceError, TargetBusyError, UsageError
-from sagewai_ops.export.learnings import learnings, memory_facts, neighbours
+from sagewai_ops.export.learnings import learnings, memory_facts, pgvector
 from sagewai_ops.home.paths import Home
 from sagewai_ops.schema import sqlite_head
 from targets import at_head, counts_of, exported, home_with, state_of
@@ -74,9 +75,6 @@ def test_vectors_of_any_name_and_dimension_arrive_bit_by_bit(
     sizes = {name: count for name, (count, _) in tables.items()} | {"vec_learnings": 28}
     assert report.exit_code == 0
     assert {each.to: each.sent for each in report.learnings.tables} == sizes
-    assert {each.table: bool(each.neighbours) for each in report.learnings.tables} == {
-        name: bool(count) for name, count in sizes.items()
-    }
     for name, (count, dimension) in (*tables.items(), ("vec_learnings", (28, 384))):
         rows = vector_server.rows(database, f'SELECT content, embedding::text FROM "{name}"')
         assert len(rows) == count
@@ -256,16 +254,26 @@ def test_a_server_without_pgvector_is_refused(tmp_path: Path) -> None:
     assert counts_of(lacking[0], database) == {}
 
 
-def test_neighbours_that_differ_are_rolled_back(
+def test_vector_that_differs_in_one_bit_is_rolled_back(
     tmp_path: Path, vector_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tables too: it is one transaction."""
-    monkeypatch.setattr(neighbours, "agree", lambda *_: False)
+    """One float of one row is sent with another sign; the new tables are rolled back too."""
+    fitting = pgvector._fitting
+    seen: list[object] = []
+
+    def flip(*arguments: Any) -> array[float] | None:
+        floats = fitting(*arguments)
+        seen.append(arguments)
+        if floats is not None and len(seen) == 2:
+            floats[-1] = -floats[-1]
+        return floats
+
+    monkeypatch.setattr(pgvector, "_fitting", flip)
     home = _home(tmp_path, vectors=3)
     database = at_head(vector_server)
     before = state_of(vector_server, database)
 
-    with pytest.raises(DifferenceError, match="nearest neighbours"):
+    with pytest.raises(DifferenceError, match="row 1 of the target differs"):
         exported(home, vector_server, database, learnings="pgvector")
 
     assert state_of(vector_server, database) == before

@@ -13,7 +13,6 @@ from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.sqlite.vectors import FLOAT_BYTES, VectorRow
 from sagewai_ops.errors import TargetBusyError, UsageError
 from sagewai_ops.export.convert.batch import NULL, SIGNATURE, TRAILER
-from sagewai_ops.export.learnings import neighbours
 from sagewai_ops.export.learnings.vector_rows import Carried, Rows, compare, compare_any_order
 from sagewai_ops.export.pipeline.sender import wait_for_copy
 from sagewai_ops.progress import Progress
@@ -59,7 +58,7 @@ async def carry(
     carried: Carried,
     progress: Progress | None,
 ) -> None:
-    """Copy a table's rows, compare them and their neighbours, and build the index.
+    """Copy a table's rows, compare them, and create the index.
 
     Args:
         progress: Told `learnings <table>`, in rows.
@@ -90,10 +89,6 @@ async def carry(
     carried.copy_seconds = time.monotonic() - started
     started = time.monotonic()
     await compare(server, f"{_query(rows)} ORDER BY ctid", [], _expected(rows), carried)
-    # sqlite-vec searches the whole table; where rows were left out, their neighbours differ.
-    carried.neighbours = await neighbours.compare(
-        server, rows.source, table, rows.carried, has_extension=rows.has_extension and rows.is_whole
-    )
     carried.compare_seconds = time.monotonic() - started
     started = time.monotonic()
     operators = _OPERATORS.get(table.metric)
@@ -106,7 +101,7 @@ async def carry(
 
 
 async def verify(server: asyncpg.Connection[asyncpg.Record], rows: Rows, carried: Carried) -> None:
-    """Compare a table's rows again; its index answers for neighbours only nearly.
+    """Compare a table's rows again.
 
     Raises:
         DifferenceError: They are not the same.

@@ -28,7 +28,7 @@ class Carried:
         to: The table in the target, "" when it stays in the home alone.
         rows: In the home.
         sent: In the target.
-        neighbours: Searches whose answers were compared.
+        neighbours: Always 0; earlier versions compared nearest neighbours too.
         seconds: Of everything; the others are parts of it.
     """
 
@@ -67,11 +67,6 @@ class Rows:
         self.has_extension = has_extension
         self._tally = tally
         self._refused: set[str | int] = set()
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether every row of the table is carried, as far as they were looked at."""
-        return not self._refused
 
     def refuse(self, key: str | int, kind: str, column: str, detail: str) -> None:
         """Leave a row out."""
