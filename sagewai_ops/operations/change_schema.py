@@ -1,8 +1,8 @@
-"""`db upgrade` and `db downgrade` on either engine: a snapshot first, then the schema.
+"""`db upgrade` and `db downgrade` on SQLite and PostgreSQL.
 
 A home's SQLite database is upgraded under the home's lock, after a snapshot of the whole home, and
-only if there is something to add. A PostgreSQL database is no part of a home's snapshot: its one
-transaction, and the server's own backups, stand for it.
+only if something is missing. A PostgreSQL database is not part of a snapshot: a run is one
+transaction, and backups are the server's.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from sagewai_ops.swap import pending
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What is asked for.
+    """The options of both commands.
 
     Attributes:
-        target: A revision, `head` or `base`, as people spell it.
-        down: Take revisions back.
-        rehearse: On a copy, or in a transaction that is rolled back.
-        snapshot: None for no snapshot.
-        snapshots: The directory that it goes to.
-        wait_seconds: For another run, and for a writer.
+        target: A revision or its prefix, `head` or `base`.
+        down: Revert revisions.
+        rehearse: Use a copy, or a transaction that is rolled back.
+        snapshot: The options of the snapshot; None for no snapshot.
+        snapshots: The snapshot directory.
+        wait_seconds: For the locks of other runs and writers.
     """
 
     target: str = HEAD
@@ -48,7 +48,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was done; one of `sqlite` and `postgres` is there."""
+    """The result, in one of `sqlite` and `postgres`."""
 
     database: SqliteUrl | PostgresUrl
     sqlite: upgrade_sqlite.Upgrade | None = None
@@ -56,7 +56,7 @@ class Report:
     snapshot: BackupReport | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the JSON of what was done; docs/json.md."""
+        """Return the JSON of the result; docs/json.md."""
         done = of_upgraded(self.sqlite) if self.sqlite else {}
         if self.postgres:
             done = of_moved(self.postgres)
@@ -65,12 +65,12 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """Incomplete when something that Sagewai would have added could not be."""
+        """Incomplete if an addition failed."""
         return EXIT_INCOMPLETE if self.sqlite and self.sqlite.failed else EXIT_DONE
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Say what an upgrade could not do, one line each."""
+        """What an upgrade could not do, one line each."""
         if self.sqlite is None:
             return ()
         return (
@@ -86,18 +86,17 @@ def change_schema(
     *,
     progress: Progress | None = None,
 ) -> Report:
-    """Bring a database to a revision.
+    """Upgrade or downgrade a database.
 
     Args:
-        home: Whose database it is; for PostgreSQL it need not exist.
-        database: As Sagewai's server would find it.
-        options: See there.
-        progress: Told the stages of a snapshot, of a copy and of the upgrade.
+        home: The home of the database; need not exist for PostgreSQL.
+        database: The one that Sagewai's server would use.
+        progress: Called with the stages of the snapshot, the copy and the upgrade.
 
     Raises:
-        NotFoundError: No such home, database or revision.
-        UsageError: A home's file has no revisions to go back to.
-        OpsError: What the snapshot or the upgrade raises; the schema was not changed.
+        NotFoundError: The home, the database or the revision was not found.
+        UsageError: Downgrade of a home's SQLite database.
+        OpsError: As the snapshot or the upgrade; the schema was not changed.
     """
     target = revision_graph.find_revision(options.target)
     if isinstance(database, PostgresUrl):
@@ -120,10 +119,10 @@ def change_schema(
 
 
 def plan_sql(database: SqliteUrl | PostgresUrl, options: Options) -> str:
-    """Spell the statements that a run would execute; nothing is changed.
+    """Return the statements that a run would execute.
 
     Raises:
-        OpsError: What a run raises before it touches anything.
+        OpsError: As a run, before it changes anything.
     """
     target = revision_graph.find_revision(options.target)
     if isinstance(database, PostgresUrl):
@@ -137,19 +136,19 @@ def plan_sql(database: SqliteUrl | PostgresUrl, options: Options) -> str:
 
 
 def check_sqlite_target(target: str, *, down: bool) -> None:
-    """Refuse what has no meaning for a home's file.
+    """Check that the target of a home's SQLite database is the head.
 
     Raises:
-        UsageError: It can only be brought to the head, and never back.
+        UsageError: It is another revision, or a downgrade.
     """
     if down:
         raise UsageError(
-            "a home's SQLite database cannot be taken back: nothing tells what an upgrade added",
+            "downgrade: not possible for a home's SQLite database, which stores no revision",
             hint="sagewai-ops restore latest --only db --replace",
         )
     if target != HEAD:
         raise UsageError(
-            f"revision {target}: a home's SQLite database knows no revisions but the head",
+            f"revision {target}: not possible for a home's SQLite database, only the head is",
             hint="sagewai-ops db upgrade",
         )
 
@@ -167,7 +166,7 @@ def _postgres(
         )
     else:
         if target == revision_graph.BASE:
-            raise UsageError("base: an upgrade leads to a revision", hint="sagewai-ops db history")
+            raise UsageError("base: not a target of an upgrade", hint="sagewai-ops db history")
         work = migrate_postgres.upgrade(
             url, target, wait_seconds=options.wait_seconds, progress=progress
         )

@@ -1,6 +1,6 @@
-"""Make a home, or add what one lacks: the canonical layout, a master key, a database.
+"""Create a Sagewai home, or complete an existing one: directories, a master key, a database.
 
-What is there is left as it is and named. Done twice, the second changes nothing.
+Existing files are kept and reported. A second run changes nothing.
 """
 
 import base64
@@ -29,13 +29,13 @@ _SIDECARS = "(-wal|-shm|-journal)?"  # of a partial database
 
 @dataclass(frozen=True, slots=True)
 class InitReport:
-    """What was made and what was left alone.
+    """The created and the kept paths.
 
     Attributes:
-        made: Paths relative to the home; "." is the home itself.
-        left: Path to why it was left.
-        key_source: Where the key in use stands; "" if there is none.
-        swept: Half-made files of a run that was killed, removed.
+        made: Created paths, relative to the home; "." is the home itself.
+        left: Kept paths, each with the reason.
+        key_source: The location of the key in use, or "".
+        swept: Removed temporary files of a killed run.
     """
 
     root: Path
@@ -54,18 +54,18 @@ def init_home(
     with_key: bool = True,
     wait_seconds: float = 0.0,
 ) -> InitReport:
-    """Make a home or complete one.
+    """Create a home or complete an existing one.
 
     Args:
-        environment: Where a master key may come from.
-        with_key: Make a key if none is at hand.
+        environment: May contain a master key.
+        with_key: Create a key if the home has none.
 
     Raises:
-        UsageError: Something that is not a directory stands in the way.
-        LockedError: Another run holds the home.
-        NoSpaceError, PermissionDeniedError: The system refused; what was made is whole.
+        UsageError: A path of a directory is not a directory.
+        LockedError: Another run has locked the home.
+        NoSpaceError, PermissionDeniedError: Not completed; every created file is complete.
     """
-    _refuse_files(home.root, "", *PARTS)
+    _require_directories(home.root, "", *PARTS)
     require_settled(home.root)
     made: list[str] = []
     left: dict[str, str] = {}
@@ -77,23 +77,23 @@ def init_home(
         swept = tuple(_sweep(home))
         for part in PARTS:
             if (home.root / part).is_dir():
-                left[part] = "is there"
+                left[part] = "exists"
             else:
                 atomic.make_directory(home.root / part)
                 made.append(part)
         for part in DATA_PARTS:
             if os.path.lexists(home.root / part):  # a link to a disk that is not mounted, perhaps
-                left[part] = "is there"
+                left[part] = "exists"
             else:
                 atomic.make_directory(home.root / part)
                 made.append(part)
         source, key, warnings = _key(home, environment, made, with_key=with_key)
-        # An override puts the database elsewhere; then its whole path names it.
+        # A database outside the home, by an override, is reported with its absolute path.
         database = DATABASE if home.database == home.root / DATABASE else str(home.database)
         if home.server_url_variable:
             left[DATABASE] = f"{home.server_url_variable} names a database server"
         elif os.path.lexists(home.database):
-            left[database] = "is there"
+            left[database] = "exists"
             warnings.extend(_problems(home.database))
         else:
             atomic.make_directory(home.database.parent)
@@ -102,7 +102,7 @@ def init_home(
     if layout_of(home.root) in ("flat", "mixed"):
         names = [name for name in LEGACY_PLACES if (home.root / name).exists()]
         warnings.append(
-            f"{home.root}: {', '.join(names)} at the root are of the older layout, left there"
+            f"{home.root}: {', '.join(names)} kept in the older layout; sagewai-ops migrate-layout"
         )
     return InitReport(
         root=home.root,
@@ -118,11 +118,11 @@ def init_home(
 def _key(
     home: Home, environment: Mapping[str, str], made: list[str], *, with_key: bool
 ) -> tuple[str, bytes, list[str]]:
-    """Find the key in use, or make one; never beside something that may be one."""
+    """Find the key in use, or create one; never where a file may be a damaged key."""
     candidates = find_candidates(home, environment)
     warnings = [
-        f"{candidate.path or candidate.source}: {candidate.problem}; Sagewai would make a new key "
-        "and write it over this one"
+        f"{candidate.path or candidate.source}: {candidate.problem}; Sagewai would overwrite it "
+        "with a new key"
         for candidate in candidates
         if candidate.problem
     ]
@@ -138,18 +138,15 @@ def _key(
 
 
 def _problems(database: Path) -> Iterator[str]:
-    """Say why what stands in the place of the database is none, from its first bytes alone.
-
-    SQLite is not asked: it would make and remove files beside it.
-    """
+    """Check the first bytes of the database; opening it with SQLite would create side files."""
     try:
         with translate_os_errors(database), open(resolve_database(database), "rb") as stream:
             begin = stream.read(len(MAGIC))
     except OpsError as error:
-        yield f"{error.message}; left as it is"
+        yield f"{error.message}; not changed"
     else:
         if begin not in (b"", MAGIC):
-            yield f"database {database}: is none; left as it is"
+            yield f"database {database}: not a SQLite database; not changed"
 
 
 def _sweep(home: Home) -> Iterator[str]:
@@ -160,10 +157,8 @@ def _sweep(home: Home) -> Iterator[str]:
             yield os.path.relpath(path.parent / name, home.root)
 
 
-def _refuse_files(root: Path, *parts: str) -> None:
+def _require_directories(root: Path, *parts: str) -> None:
     for part in parts:
         path = root / part if part else root
         if os.path.lexists(path) and not path.is_dir():
-            raise UsageError(
-                f"{path}: is not a directory", hint=f"ls -l {shell_word(path)}  # and move it away"
-            )
+            raise UsageError(f"{path}: not a directory", hint=f"ls -l {shell_word(path)}")

@@ -1,4 +1,4 @@
-"""A new, empty database with the schema of a fresh Sagewai home."""
+"""Create a database with the schema of a fresh Sagewai home."""
 
 from __future__ import annotations
 
@@ -17,41 +17,42 @@ from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.schema import sqlite_head
 from sagewai_ops.text import shell_word
 
-# Where there are no hard links (FAT, some network shares), the file is renamed into place.
+# Without hard links (FAT, some network shares), the file is renamed into place.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 def create_database(path: Path) -> None:
-    """Write a database in WAL mode with all tables and no rows, closed, without side files.
+    """Create a database in WAL mode with all tables and no rows, mode 0600, without side files.
 
-    It is built beside its place and named last: a crash leaves no half of it. Mode 0600.
+    A temporary file in the same directory gets the name last, so that a crash leaves no partial
+    database.
 
     Args:
         path: Must not exist; its directory must.
 
     Raises:
-        TargetBusyError: Something has that name already.
-        NoSpaceError, PermissionDeniedError, OpsError: The system refused; `path` does not exist.
+        TargetBusyError: The path exists.
+        NoSpaceError, PermissionDeniedError, OpsError: Not created; `path` does not exist.
     """
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     with translate_os_errors(path):
         if os.path.lexists(path):
-            raise _taken(path)
+            raise _exists(path)
         with contextlib.ExitStack() as stack:
             with uninterrupted():
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                descriptor = os.open(beside, flags, atomic.PRIVATE_FILE)
+                descriptor = os.open(temporary, flags, atomic.PRIVATE_FILE)
                 for suffix in ("", "-wal", "-shm"):
-                    stack.callback(remove_tree, Path(f"{beside}{suffix}"))
+                    stack.callback(remove_tree, Path(f"{temporary}{suffix}"))
                 stack.callback(os.close, descriptor)
             os.fchmod(descriptor, atomic.PRIVATE_FILE)
-            _fill(beside, path)
+            _create_tables(temporary, path)
             os.fsync(descriptor)
-            _name(beside, path)
+            _link(temporary, path)
         atomic.sync_directory(path.parent)
 
 
-def _fill(file: Path, shown: Path) -> None:
+def _create_tables(file: Path, shown: Path) -> None:
     try:
         with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -59,35 +60,34 @@ def _fill(file: Path, shown: Path) -> None:
             for statement in sqlite_head.statements():
                 connection.execute(statement)
             connection.execute("COMMIT")
-            # Closing does the same, but keeps to itself that it failed: the tables would be lost
-            # with the -wal.
+            # Closing does the same, but reports no error: the tables would be lost with the -wal.
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     except sqlite3.OperationalError as error:
         if "full" in str(error):
             raise NoSpaceError(
                 f"{shown}: {error}", hint=f"df -h {shell_word(shown.parent)}"
             ) from error
-        raise OpsError(f"{shown}: cannot be built, {error}") from error
+        raise OpsError(f"{shown}: not created, {error}") from error
     if os.path.exists(f"{file}-wal"):
-        raise OpsError(f"{shown}: cannot be built, its write-ahead log could not be taken in")
+        raise OpsError(f"{shown}: not created, its write-ahead log was not checkpointed")
 
 
-def _name(beside: Path, path: Path) -> None:
-    """Give the finished file its name, never taking the place of another file."""
+def _link(temporary: Path, path: Path) -> None:
+    """Link the finished file to its path, without ever replacing another file."""
     try:
-        os.link(beside, path)
+        os.link(temporary, path)
     except FileExistsError as error:
-        raise _taken(path) from error
+        raise _exists(path) from error
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
         if os.path.lexists(path):
-            raise _taken(path) from error
-        os.rename(beside, path)
+            raise _exists(path) from error
+        os.rename(temporary, path)
 
 
-def _taken(path: Path) -> TargetBusyError:
+def _exists(path: Path) -> TargetBusyError:
     return TargetBusyError(
-        f"{path}: exists already",
+        f"{path}: exists",
         hint=f"sagewai-ops --home {shell_word(path.parent.parent)} db current",
     )

@@ -1,8 +1,8 @@
-"""Move a PostgreSQL database along the chain of revisions, or say why not.
+"""Upgrade and downgrade a PostgreSQL database by its revisions.
 
-One run: look at the server and our rights, take the advisory lock, look where the chain stands,
-count every row, run the revisions, count again, commit. All of it after the lock is one
-transaction, so a failure, a kill or a difference leaves the database as it was.
+A run takes the advisory lock, checks the server, the privileges and the current revision, counts
+every row, runs the revisions, counts again and commits. Everything after the lock is one
+transaction, so an error, a kill or a difference changes nothing.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from sagewai_ops.schema.revision_graph import HEAD, revisions
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-LOCK = 0x5A6E_0A15_0001  # our advisory lock; any number that nobody else uses
-WAIT_SECONDS = 30.0  # for the lock, and for each table that another session holds
+LOCK = 0x5A6E_0A15_0001  # the advisory lock; an arbitrary number
+WAIT_SECONDS = 30.0  # for the lock, and for each table that another session has locked
 _POLL_SECONDS = 0.1
 
-# Names taken, missing or needed by others, and rows that break a constraint.
+# Duplicate, undefined or dependent objects, and rows that violate a constraint.
 # Source: PostgreSQL manual, appendix A.
 _DIFFERENCES = frozenset(
     ("42P07", "42701", "42710", "42723", "42P01", "42703", "42704", "42883", "42804", "2B", "23")
@@ -53,17 +53,17 @@ WHERE l.locktype = 'advisory' AND l.granted AND l.database =
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """What a run did, or, as a rehearsal, would do.
+    """The result of a run or of a rehearsal.
 
     Attributes:
-        before: The rows of `alembic_version`, sorted.
-        after: The same, when it was done.
+        before: The rows of `alembic_version` before the run, sorted.
+        after: The same after the run.
         ran: The revisions applied or reverted, in order.
-        repaired_functions: Created again with Sagewai's name of the parameter.
-        rows_before: Of every table that was there.
-        rows_after: Of every table that is.
-        seconds: For the revisions alone, without locks and counts.
-        rehearsed: `scratch` on a copy, `rollback` in a transaction rolled back; empty when real.
+        repaired_functions: Functions created again with Sagewai's name of the parameter.
+        rows_before: The rows of every table before the run.
+        rows_after: The rows of every table after the run.
+        seconds: Of the revisions alone, without locks and counts.
+        rehearsed: `scratch` on a copy, `rollback` in a transaction rolled back; else empty.
         server: The server's version.
     """
 
@@ -79,10 +79,10 @@ class Migration:
 
 
 async def inspect_database(url: PostgresUrl) -> postgres_server.Database:
-    """Look at a database: its server, our rights, where its chain stands.
+    """Read a database's server, privileges and revisions.
 
     Raises:
-        RemoteError, PermissionDeniedError, NotFoundError, UsageError: It cannot be looked at.
+        RemoteError, PermissionDeniedError, NotFoundError, UsageError: Not readable.
     """
     async with postgres_connection.connect_sqlalchemy(url) as connection:
         return await postgres_server.read_database(connection)
@@ -99,19 +99,19 @@ async def upgrade(
 
     Args:
         url: The database.
-        target: A revision, as `chain.find` gives it.
+        target: A revision, from `revision_graph.find_revision`.
         wait_seconds: For another run's lock, and for each lock on a table.
-        progress: Told `revisions`, in revisions.
+        progress: Called with `revisions`, in revisions.
 
     Raises:
-        SchemaBehindError: The tables there were not made by revisions.
-        SchemaAheadError: The database is at a revision that is not ours.
-        UsageError: It is past the target.
-        LockedError: Another run, or a session that holds a table, did not end in time.
-        PermissionDeniedError: Rights are missing; nothing was tried.
-        DifferenceError: Rows would have been lost or added, or somebody changed the schema by hand;
-            nothing was changed.
-        OpsError: The server refused; nothing was changed.
+        SchemaBehindError: The tables were created without revisions.
+        SchemaAheadError: The database is at an unknown revision.
+        UsageError: The database is past the target.
+        LockedError: Another run or a session that locked a table did not end in time.
+        PermissionDeniedError: Privileges are missing; nothing was tried.
+        DifferenceError: Rows would have been lost or added, or the schema differs from its
+            revision; nothing was changed.
+        OpsError: The server reported an error; nothing was changed.
     """
     async with _locked(url, wait_seconds) as connection, connection.begin():
         return await _move(connection, target, down=False, progress=progress)
@@ -124,7 +124,7 @@ async def downgrade(
     wait_seconds: float = WAIT_SECONDS,
     progress: Progress | None = None,
 ) -> Migration:
-    """Take back the revisions after the target; the tables and columns that they made are gone.
+    """Revert the revisions after the target, which drops the tables and columns that they created.
 
     Arguments and errors are those of `upgrade`.
     """
@@ -133,10 +133,10 @@ async def downgrade(
 
 
 async def plan_sql(url: PostgresUrl, target: str, *, down: bool = False) -> str:
-    """Spell the statements that a run would execute, transaction included.
+    """Return the statements that a run would execute, transaction included.
 
     Raises:
-        OpsError: What `upgrade` raises before it touches anything.
+        OpsError: As `upgrade`, before it changes anything.
     """
     found = await inspect_database(url)
     start = check_position(found, target, down=down)
@@ -146,7 +146,7 @@ async def plan_sql(url: PostgresUrl, target: str, *, down: bool = False) -> str:
 
 
 def check_position(found: postgres_server.Database, target: str, *, down: bool) -> tuple[str, ...]:
-    """Refuse to move a database that is not on our chain, or that is past the target.
+    """Check that the revisions of a database are known and not past the target.
 
     Returns:
         The rows of `alembic_version`.
@@ -154,34 +154,34 @@ def check_position(found: postgres_server.Database, target: str, *, down: bool) 
     Raises:
         SchemaBehindError, SchemaAheadError, UsageError: See `upgrade`.
     """
-    place, heads = f"database {found.name}", found.position.heads
+    database, heads = f"database {found.name}", found.position.heads
     if found.position.state == "unmanaged":
         table = next(
             table.name for table in found.tables if table.name != postgres_server.VERSION_TABLE
         )
         raise SchemaBehindError(
-            f"{place}: has tables ({table} is one) and no revision, so no revision made them",
-            hint="create an empty database and run: sagewai-ops export-to-postgres",
+            f"{database}: created without revisions, it has table {table} but no alembic_version",
+            hint="sagewai-ops export-to-postgres  # into an empty database",
         )
     if found.position.state == "ahead":
         raise SchemaAheadError(
-            f"{place}: is at revision {', '.join(heads)}, later than {HEAD}",
+            f"{database}: at revision {', '.join(heads)}, later than {HEAD}",
             hint="pip install --upgrade sagewai-ops",
         )
     if found.position.state == "unknown":
         raise SchemaAheadError(
-            f"{place}: is at revision {', '.join(heads)}, which this program does not know",
+            f"{database}: at unknown revision {', '.join(heads)}",
             hint="sagewai-ops db history",
         )
     done = revision_graph.applied(heads)
     if down and target != revision_graph.BASE and target not in done:
         raise UsageError(
-            f"{place}: is before {target}, at {', '.join(heads) or revision_graph.BASE}",
+            f"{database}: before {target}, at {', '.join(heads) or revision_graph.BASE}",
             hint=f"sagewai-ops db upgrade {target}",
         )
     if not down and done - revision_graph.ancestors(target) and target in done:
         raise UsageError(
-            f"{place}: is past {target}, at {', '.join(heads)}",
+            f"{database}: past {target}, at {', '.join(heads)}",
             hint=f"sagewai-ops db downgrade {target}",
         )
     return heads
@@ -190,7 +190,7 @@ def check_position(found: postgres_server.Database, target: str, *, down: bool) 
 async def _move(
     connection: AsyncConnection, target: str, *, down: bool, progress: Progress | None
 ) -> Migration:
-    """Check, count, run, count again, inside the transaction that is open."""
+    """Check the database and run the revisions in the open transaction."""
     found = await postgres_server.read_database(connection)
     postgres_server.check_privileges(found)
     before = check_position(found, target, down=down)
@@ -206,11 +206,11 @@ async def run_revisions(
     down: bool,
     progress: Progress | None = None,
 ) -> Migration:
-    """Run the revisions between two row counts, inside the transaction that is open.
+    """Count rows, run the revisions and count again, in the open transaction.
 
     Raises:
-        DifferenceError: A table that stands before and after does not hold the same number of rows,
-            or the database is not what its revision says.
+        DifferenceError: The number of rows of a table changed, or the schema differs from its
+            revision.
     """
     total = len(_between(before, target, down=down))
     ran: list[str] = []
@@ -233,7 +233,7 @@ async def run_revisions(
     if changed:
         table = changed[0]
         raise DifferenceError(
-            f"table {table}: held {rows_before[table]} rows before and {rows_after[table]} after,"
+            f"table {table}: {rows_before[table]} rows before and {rows_after[table]} after,"
             " nothing was changed"
         )
     after = (await postgres_server.read_database(connection)).position.heads
@@ -263,11 +263,11 @@ def _repairs(functions: Sequence[str]) -> Iterator[str]:
 def translate_differences(
     found: postgres_server.Database, heads: tuple[str, ...]
 ) -> Iterator[None]:
-    """Tell a database that was changed by hand from a mistake of ours.
+    """Translate the errors of a schema that differs from its revision.
 
     Raises:
-        DifferenceError: A name is taken or missing, something depends on what goes, or rows break
-            what the revisions demand.
+        DifferenceError: An object exists already, is missing or is needed by another, or rows
+            violate a new constraint.
     """
     try:
         yield
@@ -280,14 +280,13 @@ def translate_differences(
         if state == _DEPENDENT and refusal.detail:  # names of objects, never values of rows
             reason += f" ({str(refusal.detail).splitlines()[0]})"
         raise DifferenceError(
-            f"database {found.name}: is not what revision {', '.join(heads) or revision_graph.BASE}"
-            f" leaves, {reason}; nothing was changed",
-            hint="rename what is in the way, or bring back what is missing; then run it again",
+            f"database {found.name}: schema differs from revision"
+            f" {', '.join(heads) or revision_graph.BASE}, {reason}; nothing was changed",
         ) from error
 
 
 def _between(before: tuple[str, ...], target: str, *, down: bool) -> list[str]:
-    """List the revisions that lie between, in the order of the chain."""
+    """Return the revisions that a run applies or reverts, oldest first."""
     done, wanted = revision_graph.applied(before), revision_graph.ancestors(target)
     if not down:
         return [revision for revision in revisions() if revision in wanted - done]
@@ -302,7 +301,7 @@ def _between(before: tuple[str, ...], target: str, *, down: bool) -> list[str]:
 
 @asynccontextmanager
 async def _locked(url: PostgresUrl, wait_seconds: float) -> AsyncIterator[AsyncConnection]:
-    """Open a connection that holds our advisory lock; the server lets go when it closes."""
+    """Open a connection with the advisory lock, which the server releases when it closes."""
     from sqlalchemy import text
 
     async with postgres_connection.connect_sqlalchemy(url) as connection:
@@ -312,11 +311,8 @@ async def _locked(url: PostgresUrl, wait_seconds: float) -> AsyncIterator[AsyncC
         while not (await connection.execute(query, {"lock": LOCK})).scalar_one():
             if time.monotonic() >= deadline:
                 holder = (await connection.execute(text(_HOLDER), {"lock": LOCK})).first()
-                who = f"{holder[1]} (process {holder[0]}, {holder[2]})" if holder else "another run"
-                raise LockedError(
-                    f"{url.display}: {who} is changing the schema",
-                    hint="run it again when that is done, or with a longer --wait",
-                )
+                owner = f"pid {holder[0]} ({holder[1]}, {holder[2]})" if holder else "another run"
+                raise LockedError(f"{url.display}: locked by {owner}, which changes the schema")
             await connection.commit()
             await asyncio.sleep(_POLL_SECONDS)
         await connection.commit()

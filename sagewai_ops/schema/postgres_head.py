@@ -1,4 +1,4 @@
-"""The schema of PostgreSQL at the head, as facts; neither Alembic nor SQLAlchemy is loaded."""
+"""The PostgreSQL schema at the head, without loading Alembic or SQLAlchemy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ENTRY = re.compile(r"(?:PRIMARY KEY|UNIQUE|.* USING \w+) \(([^)]*)\)")
 
 
 class Table(TypedDict):
-    """A table: what PostgreSQL prints of each column, constraint and index, by name."""
+    """A table: the definition that PostgreSQL prints for each column, constraint and index."""
 
     columns: dict[str, str]
     constraints: dict[str, str]
@@ -30,7 +30,7 @@ class Head(TypedDict):
 
 @functools.cache
 def head() -> Head:
-    """Read the facts: the schema that the last revision leaves."""
+    """Return the schema after the last revision."""
     content = resources.files("sagewai_ops.schema").joinpath("postgres.json").read_text("utf-8")
     facts: Head = json.loads(content)
     return facts
@@ -38,7 +38,7 @@ def head() -> Head:
 
 @functools.cache
 def index_entries() -> Mapping[str, tuple[tuple[str, ...], ...]]:
-    """List the columns of each index of a table, those of keys among them, by table."""
+    """Return the columns of every index of each table, including those of keys."""
     return {
         name: tuple(sorted({tuple(_names(match[1])) for match in _entries(table)}))
         for name, table in head()["tables"].items()

@@ -1,7 +1,7 @@
-"""What a PostgreSQL server and a database on it are, before anything is done to them.
+"""Read a PostgreSQL server and a database on it, and check the role's privileges.
 
-Everything here reads. The schema meant throughout is the session's current one, the first of its
-`search_path` that exists: there Sagewai and Alembic put their tables.
+The schema is always the session's current one, the first of its `search_path` that exists: Sagewai
+and Alembic create their tables there.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from sagewai_ops.schema import revision_graph
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-OLDEST = 14  # major versions; the schema needs nothing newer, and nothing older is supported
-NEWEST = 18  # the newest that the chain was tried on
+OLDEST = 14  # major versions; PostgreSQL itself supports nothing older
+NEWEST = 18  # the newest that the revisions are tested on
 
 _ABOUT = """
 SELECT current_setting('server_version_num')::int AS version,
@@ -39,7 +39,7 @@ WHERE n.nspname = current_schema() AND oidvectortypes(p.proargtypes) = 'text'
 ORDER BY 1
 """
 OLD_PARAMETER = "word"
-# The first schema of the search_path that is there, when we may use none of them.
+# The first existing schema of the search_path, if the role may use none of them.
 _CLOSED = """
 SELECT quote_ident(n.nspname) FROM pg_namespace n
 JOIN regexp_split_to_table(current_setting('search_path'), ', *')
@@ -61,7 +61,7 @@ _COUNTED_AT_ONCE = 500  # a SELECT has at most 1664 columns
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of the current schema; extensions' tables are not counted."""
+    """A table of the current schema, without those of extensions."""
 
     name: str
     quoted: str
@@ -71,16 +71,16 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """A database and our place in it.
+    """A database and the role's privileges in it.
 
     Attributes:
-        major: The server's major version; `version` is its whole.
+        major: The server's major version; `version` is the full one.
         schema: The current schema.
-        role: Who we are there.
-        may_create: Tables in the schema.
-        may_create_schemas: In the database.
-        tables: By name, `alembic_version` among them.
-        position: Where the chain stands.
+        role: The current user.
+        may_create: The role may create tables in the schema.
+        may_create_schemas: The role may create schemas in the database.
+        tables: By name, including `alembic_version`.
+        position: The revisions of the database.
         old_functions: Those whose parameter still has the name `OLD_PARAMETER`.
     """
 
@@ -98,12 +98,11 @@ class Database:
 
 
 async def read_database(connection: AsyncConnection) -> Database:
-    """Read what a database is.
+    """Read the properties of a database.
 
     Raises:
-        UsageError: The server is older than PostgreSQL 14, or the search_path does not lead to one
-            schema.
-        PermissionDeniedError: We may not use the schema that it leads to.
+        UsageError: The server is older than PostgreSQL 14, or the search_path has no usable schema.
+        PermissionDeniedError: The role may not use the schema.
     """
     from sqlalchemy import text
 
@@ -123,14 +122,14 @@ async def read_database(connection: AsyncConnection) -> Database:
             )
         raise UsageError(
             f"database {about.database}: no schema of the search_path exists",
-            hint="CREATE SCHEMA public;  # or correct the role's search_path",
+            hint="CREATE SCHEMA public;  # or ALTER ROLE ... SET search_path",
         )
     if about.versions_in not in (None, about.schema):
-        # Alembic would find the one and fill the other.
+        # Alembic would read the version in one schema and create tables in the other.
         raise UsageError(
             f"database {about.database}: alembic_version is in schema {about.versions_in},"
-            f" and tables would be made in {about.schema}",
-            hint=f"add ?search_path={about.versions_in} to the URL",
+            f" but new tables would be created in {about.schema}; add"
+            f" ?search_path={about.versions_in} to the URL",
         )
     tables = tuple(Table(*row) for row in await connection.execute(text(_TABLES)))
     rows: list[str] = []
@@ -156,16 +155,16 @@ async def read_database(connection: AsyncConnection) -> Database:
 
 
 def check_privileges(database: Database) -> None:
-    """Refuse early what the server would refuse in the middle.
+    """Check the privileges that revisions need.
 
     Raises:
-        PermissionDeniedError: A standby, or rights on the schema or a table are missing.
+        PermissionDeniedError: The server is a standby, or privileges on the schema or on a table
+            are missing.
     """
     place = f"database {database.name}"
     if database.read_only:
         raise PermissionDeniedError(
-            f"{place}: is read-only, a standby perhaps",
-            hint="give the URL of the primary server",
+            f"{place}: read-only; on a standby, use the URL of the primary server",
         )
     if not database.may_create:
         raise PermissionDeniedError(
@@ -183,7 +182,7 @@ def check_privileges(database: Database) -> None:
 
 
 def lock_timeout(seconds: float) -> str:
-    """Spell the setting that bounds the wait for each lock of a table; never 0, which is no end."""
+    """Return the setting that limits the wait for each table lock; 0 would mean no limit."""
     return f"lock_timeout = {max(1, int(seconds * 1000))}"
 
 
@@ -196,7 +195,7 @@ async def count_rows(connection: AsyncConnection) -> dict[str, int]:
     counts: dict[str, int] = {}
     for first in range(0, len(tables), _COUNTED_AT_ONCE):
         some = tables[first : first + _COUNTED_AT_ONCE]
-        # Names come quoted from the server itself.
+        # The server itself quoted the names.
         counted = ", ".join(f"(SELECT count(*) FROM {table.quoted})" for table in some)  # noqa: S608
         row = (await connection.exec_driver_sql(f"SELECT {counted}")).one()
         counts |= {table.name: int(count) for table, count in zip(some, row, strict=True)}

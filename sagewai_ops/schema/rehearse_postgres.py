@@ -1,8 +1,8 @@
-"""Upgrade a PostgreSQL database on trial: how long it takes, what it does to the rows.
+"""Rehearse the upgrade of a PostgreSQL database: its duration, and the rows before and after.
 
-Where the role may create schemas, the database is copied, inside one transaction, into a scratch
-schema that the chain itself builds, and upgraded there: the originals are only read. Elsewhere the
-upgrade runs on the originals. Either way the transaction is rolled back and nobody ever sees it.
+If the role may create schemas, one transaction copies the rows into a scratch schema that the
+revisions themselves build, and upgrades the copy: the originals are only read. Otherwise the
+upgrade runs on the originals. The transaction is always rolled back.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ async def rehearse(
 
     Args:
         url: The database.
-        target: A revision, as `chain.find` gives it.
+        target: A revision, from `revision_graph.find_revision`.
         wait_seconds: For each lock on a table.
-        progress: Told `rows copied`, in tables, then `revisions`, in revisions.
+        progress: Called with `rows copied`, in tables, then `revisions`, in revisions.
 
     Raises:
-        OpsError: What `revisions.upgrade` raises, and what the rows refuse.
+        OpsError: As `migrate_postgres.upgrade`.
     """
     from sqlalchemy import text
 
@@ -78,9 +78,9 @@ async def rehearse(
         before = migrate_postgres.check_position(found, target, down=False)
         scratch = found.may_create_schemas and not found.read_only
         if scratch:
-            taken = await _names(connection, found.schema)
+            existing = await _names(connection, found.schema)
             schema = await _build(connection, before)
-            there = await _names(connection, schema)
+            created_before = await _names(connection, schema)
             with migrate_postgres.translate_differences(found, before):
                 await _fill(connection, found, schema, before, progress)
         else:
@@ -89,13 +89,13 @@ async def rehearse(
             connection, found, before, target, down=False, progress=progress
         )
         if scratch:
-            _refuse_taken(found, taken & (await _names(connection, schema) - there))
+            _require_absent(found, existing & (await _names(connection, schema) - created_before))
         await transaction.rollback()
         return dataclasses.replace(moved, rehearsed="scratch" if scratch else "rollback")
 
 
 async def _build(connection: AsyncConnection, heads: tuple[str, ...]) -> str:
-    """Build the scratch schema to the same revisions, and leave it current."""
+    """Create the scratch schema at the same revisions, and make it the current one."""
     from sqlalchemy import text
 
     scratch = PREFIX + secrets.token_hex(4)
@@ -107,18 +107,17 @@ async def _build(connection: AsyncConnection, heads: tuple[str, ...]) -> str:
 
 
 async def _names(connection: AsyncConnection, schema: str) -> set[str]:
-    """Name everything in a schema, given as the server quotes it, that a revision could make."""
+    """Return the tables, indexes, sequences and columns of a schema, whose name is quoted."""
     from sqlalchemy import text
 
     return set(await connection.scalars(text(_NAMES), {"schema": schema}))
 
 
-def _refuse_taken(found: postgres_server.Database, taken: set[str]) -> None:
-    """Refuse what went well on the copy and cannot on the originals."""
-    if taken:
+def _require_absent(found: postgres_server.Database, existing: set[str]) -> None:
+    """Check that the originals have nothing that a revision created in the copy."""
+    if existing:
         raise DifferenceError(
-            f"database {found.name}: has {min(taken)} already, which a later revision makes",
-            hint="rename or move it, then run it again",
+            f"database {found.name}: {min(existing)} exists, but a later revision creates it",
         )
 
 
@@ -149,12 +148,12 @@ async def _fill(
             progress("rows copied", done, len(tables))
         if name not in originals:
             raise DifferenceError(
-                f"database {found.name}: has no table {name}, which revision"
-                f" {', '.join(heads)} makes",
+                f"database {found.name}: table {name} not found, but revision"
+                f" {', '.join(heads)} creates it",
                 hint="sagewai-ops db check",
             )
         listed, quoted = ", ".join(columns[name]), originals[name].quoted
-        # Names come quoted from the server itself.
+        # The server itself quoted the names.
         await connection.exec_driver_sql(
             f"INSERT INTO {scratch}.{quoted} ({listed})"  # noqa: S608
             f" SELECT {listed} FROM {found.schema}.{quoted}"

@@ -25,13 +25,13 @@ State = Literal["current", "behind", "ahead", "forked", "unknown", "empty", "unm
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a PostgreSQL database stands.
+    """The revisions of a PostgreSQL database.
 
     Attributes:
-        heads: The rows of `alembic_version`, sorted; empty without the table too.
-        state: `empty` has no tables; `unmanaged` has tables that no revision made; `forked` is at
-            both 006 and goes on from there; `unknown` is at a revision that is none of ours, or at
-            several that cannot stand together; `ahead` at one that a later Sagewai numbered.
+        heads: The rows of `alembic_version`, sorted; empty also without the table.
+        state: `empty` has no tables; `unmanaged` has tables but no revision; `forked` is at both
+            006, from which an upgrade continues; `unknown` is at an unknown revision, or at several
+            that Alembic never writes together; `ahead` is at a later Sagewai's revision.
     """
 
     heads: tuple[str, ...]
@@ -69,16 +69,16 @@ def ancestors(revision: str) -> frozenset[str]:
 
 
 def applied(heads: Collection[str]) -> frozenset[str]:
-    """Collect the revisions that a database has run, from its rows; all must be known."""
+    """Return the revisions that a database has run, from its rows; all must be known."""
     return frozenset(revision for head in heads for revision in ancestors(head))
 
 
 def position_of(heads: Collection[str], *, tables: bool) -> Position:
-    """Say what the rows of `alembic_version` mean.
+    """Return the meaning of the rows of `alembic_version`.
 
     Args:
         heads: The rows.
-        tables: Whether the schema has any table besides `alembic_version`.
+        tables: The schema has a table other than `alembic_version`.
     """
     rows = tuple(sorted(heads))
     return Position(rows, _state(rows, tables=tables))
@@ -87,28 +87,28 @@ def position_of(heads: Collection[str], *, tables: bool) -> Position:
 def _state(rows: tuple[str, ...], *, tables: bool) -> State:
     if not rows:
         return "unmanaged" if tables else "empty"
-    strangers = [row for row in rows if row not in parents()]
-    if strangers:
-        later = all(_number(row) > _number(HEAD) for row in strangers)
-        return "ahead" if later and len(strangers) == len(rows) else "unknown"
+    unknown = [row for row in rows if row not in parents()]
+    if unknown:
+        later = all(_number(row) > _number(HEAD) for row in unknown)
+        return "ahead" if later and len(unknown) == len(rows) else "unknown"
     if any(row in ancestors(other) for row in rows for other in rows if other != row):
-        return "unknown"  # one of them contains the other: Alembic never writes both
+        return "unknown"  # one is an ancestor of the other: Alembic never writes both
     if len(rows) > 1:
         return "forked"
     return "current" if rows == (HEAD,) else "behind"
 
 
 def _number(revision: str) -> int:
-    """Read the number that Sagewai's revision ids begin with; -1 without one."""
+    """Return the number at the beginning of a revision id, or -1."""
     match = _NUMBER.match(revision)
     return int(match[1]) if match else -1
 
 
 def find_revision(name: str) -> str:
-    """Find a revision by its id, by an unmistakable beginning of it, or as `head` or `base`.
+    """Find a revision by its id, by an unambiguous prefix, or as `head` or `base`.
 
     Raises:
-        NotFoundError: There is no such revision, or there are several.
+        NotFoundError: Not found, or ambiguous.
     """
     if name in ("head", "heads", HEAD):
         return HEAD
@@ -117,5 +117,5 @@ def find_revision(name: str) -> str:
     found = [revision for revision in revisions() if name and revision.startswith(name)]
     if len(found) == 1:
         return found[0]
-    reason = f"means {' or '.join(found)}" if found else "is none of this program's"
+    reason = f"ambiguous, {' or '.join(found)}" if found else "not found"
     raise NotFoundError(f"revision {name}: {reason}", hint="sagewai-ops db history")

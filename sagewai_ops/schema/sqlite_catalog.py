@@ -1,7 +1,7 @@
-"""What the tables of an SQLite database are, read from the database itself.
+"""The catalog of an SQLite database: columns, constraints and indexes of its tables.
 
-Both a home's tables and the expected ones are read by the same code, so what differs is real. The
-order of columns does not count: an added column is last.
+The same code reads a home's tables and a fresh home's, so a difference is never one of parsing. The
+order of columns does not count, because an added column is last.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from sagewai_ops.schema import sqlite_head
 
-# Strings, quoted names and comments are kept whole; everything else is a word or a sign.
+# A token is a string, a quoted name, a comment, a word or a sign.
 _TOKENS = re.compile(
     r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`(?:[^`]|``)*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/|\w+|[^\s\w]",
     re.DOTALL,
@@ -25,7 +25,7 @@ _HIDDEN = 1  # of table_xinfo: a column of a virtual table that SELECT * leaves 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column; `default` as the DDL spells it, `key` its place in the primary key or 0."""
+    """One column; `default` as in the DDL, `key` its position in the primary key or 0."""
 
     name: str
     type: str
@@ -36,7 +36,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """One CREATE INDEX; `where` normalised, empty when it covers all rows."""
+    """One CREATE INDEX; `where` is normalised, and empty without a condition."""
 
     name: str
     columns: tuple[str, ...]
@@ -45,7 +45,7 @@ class Index:
 
     @property
     def shown(self) -> str:
-        """How messages show it."""
+        """The index in messages."""
         kind = "unique index" if self.unique else "index"
         where = f" where {self.where}" if self.where else ""
         return f"{kind} on {', '.join(self.columns)}{where}"
@@ -62,7 +62,7 @@ class ForeignKey:
 
     @property
     def shown(self) -> str:
-        """How messages show it."""
+        """The reference in messages."""
         action = "" if self.on_delete == "NO ACTION" else f" on delete {self.on_delete.lower()}"
         columns, targets = ", ".join(self.columns), ", ".join(self.targets)
         return f"{columns} references {self.table} ({targets}){action}"
@@ -70,7 +70,7 @@ class ForeignKey:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table with everything that its DDL says; CHECKs are normalised."""
+    """One table; CHECKs are normalised."""
 
     columns: Mapping[str, Column]
     checks: frozenset[str]
@@ -81,7 +81,7 @@ class Table:
 
 @functools.cache
 def expected() -> Mapping[str, Table]:
-    """Read the tables of a fresh home, built in memory."""
+    """Return the tables of a fresh home, read from a database in memory."""
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         for statement in sqlite_head.statements():
             connection.execute(statement)
@@ -89,7 +89,7 @@ def expected() -> Mapping[str, Table]:
 
 
 def read_tables(connection: sqlite3.Connection, names: Iterable[str]) -> dict[str, Table]:
-    """Read the tables of these names that are there."""
+    """Read those of the named tables that exist."""
     definitions = dict(
         connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'").fetchall()
     )
@@ -99,7 +99,7 @@ def read_tables(connection: sqlite3.Connection, names: Iterable[str]) -> dict[st
 
 
 def normalised(expression: str) -> str:
-    """Spell an expression in one way: single blanks, bare names, words that are no strings low."""
+    """Normalise an expression: single blanks, names without quotes, lower case except strings."""
     return " ".join(_plain(token) for token in _tokens(expression))
 
 
@@ -143,7 +143,7 @@ def _index_columns(connection: sqlite3.Connection, name: str) -> tuple[str, ...]
     rows = connection.execute(
         'SELECT name, "desc" FROM pragma_index_xinfo(?) WHERE "key" ORDER BY seqno', (name,)
     )
-    # An index on an expression has no name there.
+    # An expression has no name there.
     return tuple(f"{column or '(expression)'}{' DESC' if down else ''}" for column, down in rows)
 
 
@@ -159,13 +159,13 @@ def _foreign_keys(connection: sqlite3.Connection, name: str) -> Iterator[Foreign
         yield ForeignKey(
             tuple(column for _, column, _, _ in parts),
             parts[0][0],
-            tuple(target or "" for _, _, target, _ in parts),  # none: the other's primary key
+            tuple(target or "" for _, _, target, _ in parts),  # "": the primary key
             parts[0][3],
         )
 
 
 def _checks(definition: str) -> Iterator[str]:
-    """Find the CHECKs of a CREATE TABLE: what stands in the parentheses after the word."""
+    """Yield the conditions of the CHECKs in a CREATE TABLE, without their parentheses."""
     tokens = list(_tokens(definition))
     for place, token in enumerate(tokens):
         if token.upper() != "CHECK" or tokens[place + 1 : place + 2] != ["("]:
@@ -186,7 +186,7 @@ def _tokens(text: str) -> Iterator[str]:
 
 
 def _plain(token: str) -> str:
-    """Take the quotes off a name that needs none, and lower a word."""
+    """Remove the quotes of a name that needs none, and lower a word."""
     if token[0] in '"`[':
         inner = token[1:-1]
         return inner.lower() if re.fullmatch(r"\w+", inner) else token

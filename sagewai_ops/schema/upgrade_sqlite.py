@@ -1,10 +1,9 @@
-"""Bring a home's SQLite database to what Sagewai's own start would build, and not further.
+"""Upgrade a home's SQLite database as Sagewai does when it starts, and not further.
 
-Tables, columns and indexes that are missing are added, in one transaction; nothing is dropped,
-retyped or filled. A column that SQLite cannot add to a table with rows as it should be (NOT NULL
-without a constant default) is added bare, as Sagewai does. What an addition cannot mend is
-reported: constraints that are missing, NULLs where a fresh home has none. Alembic has no part in
-this, and nothing is written down: the tables themselves are the level.
+Missing tables, columns and indexes are added in one transaction; nothing is dropped, retyped or
+filled. A column that SQLite cannot add to a table with rows (NOT NULL without a constant default)
+is added bare, as Sagewai does. Differences that an addition cannot repair are reported: missing
+constraints, NULL where a fresh home has none. Alembic is not involved, and no revision is stored.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ REHEARSALS = f"{OWN_PREFIX}rehearsal-"
 
 @dataclass(frozen=True, slots=True)
 class Addition:
-    """One thing to add: a table, a column or an index.
+    """A table, a column or an index to add.
 
     Attributes:
         kind: `table`, `column` or `index`.
-        name: `table`, or `table.column`, or `table.index`.
-        statement: That adds it as a fresh home has it.
-        bare: That adds a column where `statement` cannot, without default or NOT NULL.
+        name: `table`, `table.column` or `table.index`.
+        statement: Adds it as in a fresh home.
+        bare: Adds a column without default and NOT NULL, if `statement` fails.
     """
 
     kind: str
@@ -52,16 +51,16 @@ class Addition:
 
 @dataclass(frozen=True, slots=True)
 class Upgrade:
-    """What an upgrade did, or, as a rehearsal, would do.
+    """The result of an upgrade or of a rehearsal.
 
     Attributes:
-        added: In the order in which it was added.
-        bare: Columns among them that were added without their default and NOT NULL.
-        failed: What could not be added, with SQLite's reason; an index over rows that break it.
-        remaining: What an addition cannot mend.
-        nulls: `table.column` -> rows that hold NULL where a fresh home allows none.
-        dangling: Rows that refer to rows that are not there, before and after alike.
-        seconds: For the additions alone, without the counts.
+        added: The names of the additions, in order.
+        bare: The columns among them that were added without their default and NOT NULL.
+        failed: Additions that failed, such as a unique index over duplicates, with SQLite's reason.
+        remaining: Differences that an addition cannot repair.
+        nulls: `table.column` -> rows with NULL where a fresh home allows none.
+        dangling: Rows that refer to missing rows, the same number before and after.
+        seconds: Of the additions alone, without the counts.
     """
 
     before: Level
@@ -79,11 +78,11 @@ class Upgrade:
 
 
 def plan_upgrade(path: Path, *, wait_seconds: float = WAIT_SECONDS) -> tuple[Addition, ...]:
-    """List what an upgrade would add; the database is only read, live or not.
+    """Return the additions of an upgrade; the database, in use or not, is only read.
 
     Raises:
         SchemaAheadError: See `upgrade_database`.
-        NotFoundError, DamagedError, LockedError, PermissionDeniedError: It cannot be read.
+        NotFoundError, DamagedError, LockedError, PermissionDeniedError: Not readable.
     """
     with open_read_transaction(path, wait_seconds=wait_seconds) as pin:
         check_level(read_level(pin.connection), path)
@@ -91,29 +90,31 @@ def plan_upgrade(path: Path, *, wait_seconds: float = WAIT_SECONDS) -> tuple[Add
 
 
 def plan_sql(path: Path, *, wait_seconds: float = WAIT_SECONDS) -> tuple[str, ...]:
-    """Spell the statements that an upgrade would run on these rows; the database is only read.
+    """Return the statements that an upgrade would run; the database is only read.
 
     Raises:
-        OpsError: What `plan_upgrade` raises.
+        OpsError: As `plan_upgrade`.
     """
     with open_read_transaction(path, wait_seconds=wait_seconds) as pin:
         check_level(read_level(pin.connection), path)
-        return tuple(_spelled(pin.connection, addition) for addition in _plan(pin.connection))
+        return tuple(
+            _choose_statement(pin.connection, addition) for addition in _plan(pin.connection)
+        )
 
 
 def upgrade_database(
     path: Path, *, wait_seconds: float = WAIT_SECONDS, progress: Progress | None = None
 ) -> Upgrade:
-    """Add what is missing, in one transaction, with foreign keys off during and checked after.
+    """Add what is missing, in one transaction, with foreign keys disabled and checked at the end.
 
     Args:
-        path: The main file; others may have it open, and wait meanwhile.
-        wait_seconds: For a writer that holds it.
-        progress: Told `additions`, in statements.
+        path: The main file; other processes may have it open, and wait for the transaction.
+        wait_seconds: For another writer's lock.
+        progress: Called with `additions`, in statements.
 
     Raises:
-        SchemaAheadError: It has columns of a later Sagewai, or is not a home's at all.
-        LockedError: A writer held it all the time.
+        SchemaAheadError: It has columns of a later Sagewai, or is not a home's database.
+        LockedError: Another writer did not release its lock in time.
         DifferenceError: Rows would have been lost or added; nothing was changed.
         NotFoundError, DamagedError, NoSpaceError, PermissionDeniedError: Nothing was changed.
     """
@@ -131,7 +132,7 @@ def upgrade_database(
         for table, count in rows_before.items():
             if rows_after.get(table) != count:
                 raise DifferenceError(
-                    f"database {path}: table {table} held {count} rows before and"
+                    f"database {path}: table {table} had {count} rows before and"
                     f" {rows_after.get(table, 0)} after, nothing was changed"
                 )
         if dangling > dangling_before:
@@ -163,19 +164,19 @@ def rehearse_upgrade(
     wait_seconds: float = WAIT_SECONDS,
     progress: Progress | None = None,
 ) -> Upgrade:
-    """Upgrade a frozen copy and remove it; nothing else changes.
+    """Upgrade a temporary copy of a database.
 
     Args:
-        path: The main file, live or not; only read.
-        directory: Where the copy stands for a while, in a private directory of its own; what an
-            earlier rehearsal that was killed left there is removed.
-        wait_seconds: For a process that holds the database exclusively.
-        progress: Told `database`, in pages, then `additions`, in statements.
+        path: The main file, in use or not; only read.
+        directory: Where a private temporary directory is created for the copy; those of killed
+            rehearsals are removed.
+        wait_seconds: For a process with an exclusive lock.
+        progress: Called with `database`, in pages, then `additions`, in statements.
 
     Raises:
-        OpsError: What `upgrade_database` raises, and what a copy does.
+        OpsError: As `upgrade_database` and `copy_database`.
     """
-    plan_upgrade(path, wait_seconds=wait_seconds)  # refuses by the name of the original
+    plan_upgrade(path, wait_seconds=wait_seconds)  # errors name the original, not the copy
     with working_directory(directory, REHEARSALS) as staging:
         copy = staging / path.name
         copy_database(path, copy, durable=False, wait_seconds=wait_seconds, progress=progress)
@@ -185,20 +186,22 @@ def rehearse_upgrade(
 
 
 def check_level(level: Level, path: Path) -> None:
-    """Refuse a database that an addition cannot bring to our level.
+    """Check that additions can bring a database to the head.
 
     Raises:
-        SchemaAheadError: It is ahead, or not a home's.
+        SchemaAheadError: It is ahead, or not a home's database.
     """
     if level.state == "ahead":
         raise SchemaAheadError(
-            f"database {path}: has columns later than {HEAD}, {level.extra_columns[0]} is one",
+            f"database {path}: later than {HEAD}, with column {level.extra_columns[0]}",
             hint="pip install --upgrade sagewai-ops",
         )
     if level.state == "unknown":
-        strange = (*level.extra_columns, *level.missing)[0]
+        reasons = [f"unknown column {name}" for name in level.extra_columns[:1]]
+        reasons += [f"{name} missing" for name in level.missing[:1]]
         raise SchemaAheadError(
-            f"database {path}: is neither an older nor a newer Sagewai's, see {strange}",
+            f"database {path}: neither an older nor a later schema,"
+            f" {' and '.join(reasons) or 'a primary key missing'}",
             hint="sagewai-ops db check",
         )
 
@@ -239,8 +242,8 @@ def _column(table: str, column: sqlite_head.Column) -> Addition:
     )
 
 
-def _spelled(connection: sqlite3.Connection, addition: Addition) -> str:
-    """Choose between the statement and its bare form as `_add` would, on one row elsewhere."""
+def _choose_statement(connection: sqlite3.Connection, addition: Addition) -> str:
+    """Return the statement that `_add` would run, tried on a table in memory with one row."""
     table = quoted(addition.name.partition(".")[0])
     if not addition.bare or not connection.execute(f"SELECT 1 FROM {table}").fetchone():  # noqa: S608
         return addition.statement
@@ -272,7 +275,7 @@ def _add(
 
 
 def _try(connection: sqlite3.Connection, statement: str) -> str:
-    """Run a statement that may be refused for what the rows are; give SQLite's reason if it is."""
+    """Run a statement that the rows may not allow; return SQLite's reason if it fails."""
     connection.execute("SAVEPOINT addition")
     try:
         connection.execute(statement)
@@ -287,13 +290,13 @@ def _try(connection: sqlite3.Connection, statement: str) -> str:
 
 
 def _is_environmental(error: sqlite3.Error) -> bool:
-    """Tell a full disk or a damaged file from a statement that the rows do not allow."""
+    """Return whether the disk or the file caused an error, and not the rows."""
     words = ("full", "disk", "readonly", "locked", "malformed", "not a database", "interrupted")
     return any(word in str(error) for word in words)
 
 
 def _count_dangling(connection: sqlite3.Connection) -> int:
-    """Count the rows of Sagewai's tables that refer to a row that is not there."""
+    """Count the rows of Sagewai's tables that refer to missing rows."""
     total = 0
     names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
     for table in names & sqlite_head.tables().keys():
@@ -301,7 +304,7 @@ def _count_dangling(connection: sqlite3.Connection) -> int:
             rows = connection.execute(f"PRAGMA foreign_key_check({quoted(table)})")
             total += sum(1 for _ in rows)
         except sqlite3.OperationalError as error:
-            # A reference to columns that are no key: SQLite cannot check it, `drift` names it.
+            # A reference to columns without a key: SQLite cannot check it, `drift` reports it.
             if "foreign key mismatch" not in str(error):
                 raise
     return total

@@ -132,10 +132,10 @@ def test_sql_of_a_home_upgrades_it(old: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["upgrade", "019_fleet_tasks"], 2, "knows no revisions but the head"),
-        (["upgrade", "nonsense"], 10, "revision nonsense: is none of this program's"),
+        (["upgrade", "019_fleet_tasks"], 2, "only the head is"),
+        (["upgrade", "nonsense"], 10, "revision nonsense: not found"),
         (["upgrade", "head", "--revision", "019"], 2, "head is asked for as well"),
-        (["downgrade", "base", "--yes"], 2, "cannot be taken back"),
+        (["downgrade", "base", "--yes"], 2, "downgrade: not possible for a home's SQLite database"),
     ],
 )
 def test_what_has_no_meaning_for_a_home_is_refused(

@@ -61,7 +61,7 @@ def test_something_in_the_way_exits_2(tmp_path: Path) -> None:
 
     assert answer.code == 2
     assert answer.err.count("\n") == 2
-    assert f"{tmp_path}/home: is not a directory" in answer.err
+    assert f"{tmp_path}/home: not a directory" in answer.err
 
 
 def test_a_place_that_takes_no_directory_exits_10_or_14(tmp_path: Path) -> None:

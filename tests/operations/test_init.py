@@ -101,7 +101,7 @@ def test_a_key_that_sagewai_refuses_is_named_and_no_other_is_made(tmp_path: Path
     report = _init(built.root)
 
     assert built.master_key.read_bytes() == built.master_keys[0]
-    assert "would make a new key" in report.warnings[0]
+    assert "with a new key" in report.warnings[0]
 
 
 @pytest.mark.parametrize("content", [b"", b"too short", b"x" * 44])
@@ -149,7 +149,7 @@ def test_something_that_is_no_database_is_left_and_named(tmp_path: Path, what: s
 
     (warning,) = report.warnings
     assert str(database) in warning
-    assert report.left["db/sagewai.db"] == "is there"
+    assert report.left["db/sagewai.db"] == "exists"
     assert database.is_symlink() or database.exists()
 
 
@@ -162,7 +162,7 @@ def test_link_out_of_the_home_is_kept(tmp_path: Path, name: str) -> None:
 
     report = _init(root)
 
-    assert report.left[name] == "is there"
+    assert report.left[name] == "exists"
     assert os.readlink(root / name) == "/mnt/away/big"
 
 
@@ -223,7 +223,7 @@ def test_a_file_in_a_directories_place_is_refused_before_anything_is_made(
     path.parent.mkdir(exist_ok=True)
     path.write_text("in the way")
 
-    with pytest.raises(UsageError, match="is not a directory"):
+    with pytest.raises(UsageError, match="not a directory"):
         _init(tmp_path / "home")
 
     assert path.read_text() == "in the way"

@@ -461,7 +461,7 @@ def test_lost_row_rolls_back(at: At, postgres: Server, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(alembic_runner, "migrate", lossy)
 
-    with pytest.raises(DifferenceError, match="fleet_tasks: held 1 rows before and 0 after"):
+    with pytest.raises(DifferenceError, match="fleet_tasks: 1 rows before and 0 after"):
         asyncio.run(migrate_postgres.upgrade(url))
 
     assert postgres.rows(str(url.database), "SELECT count(*) FROM fleet_tasks") == [(1,)]
@@ -539,7 +539,7 @@ def test_rehearsal_finds_a_table_that_was_dropped(at: At, postgres: Server) -> N
     url = at(MIDDLE)
     postgres.run(str(url.database), "DROP TABLE provider")
 
-    with pytest.raises(DifferenceError, match="has no table provider"):
+    with pytest.raises(DifferenceError, match="table provider not found"):
         asyncio.run(rehearse_postgres.rehearse(url))
 
 
@@ -573,7 +573,7 @@ def test_schema_changed_by_hand_is_told(
     assert rehearsed in trial.value.message
     assert "secret-worker" not in trial.value.message
     if upgraded:
-        with pytest.raises(DifferenceError, match=f"is not what revision {MIDDLE} leaves") as real:
+        with pytest.raises(DifferenceError, match=f"schema differs from revision {MIDDLE}") as real:
             asyncio.run(migrate_postgres.upgrade(url))
         assert upgraded in real.value.message
     assert _catalog(url) == before

@@ -460,7 +460,7 @@ def test_lost_row_rolls_back(old: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(upgrade_sqlite, "_add", lossy)
 
-    with pytest.raises(DifferenceError, match="table workers held 1 rows before and 0 after"):
+    with pytest.raises(DifferenceError, match="table workers had 1 rows before and 0 after"):
         upgrade_sqlite.upgrade_database(old)
 
     assert _dump(old) == before
