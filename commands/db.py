@@ -144,7 +144,7 @@ def upgrade(
         tags=("before-upgrade",),
     )
     options = Options(
-        target=_one(target, revision) or "head",
+        target=_choose_target(target, revision) or "head",
         rehearse=rehearse,
         snapshot=None if no_snapshot else backup,
         snapshots=run.snapshots(home, snapshots),
@@ -152,7 +152,7 @@ def upgrade(
     )
     database = resolve(run.settings.environment, home.database)
     if sql:
-        return _on_paper(database, options)
+        return _show_sql(database, options)
     with run.terminal.progress() as progress:
         report = change_schema(home, database, options, progress=progress)
     result = report.as_dict()
@@ -173,7 +173,7 @@ def downgrade(
     yes: YesOption = False,
     wait: WriterWaitOption = 30.0,
 ) -> Outcome:
-    """Parse, ask, take back, render."""
+    """Parse, confirm, downgrade, render."""
     from sagewai_ops.database.url import SqliteUrl, resolve
     from sagewai_ops.operations.change_schema import Options, change_schema, check_sqlite_target
     from sagewai_ops.schema.revision_graph import find_revision
@@ -184,7 +184,7 @@ def downgrade(
     if isinstance(database, SqliteUrl):
         check_sqlite_target(find_revision(target), down=True)
     if sql:
-        return _on_paper(database, options)
+        return _show_sql(database, options)
     run.terminal.confirm(
         f"drop from {database.display} all tables and columns made after {find_revision(target)}?",
         yes=yes,
@@ -196,7 +196,7 @@ def downgrade(
 
 
 def current(run: Run) -> Outcome:
-    """Look, render."""
+    """Read the state, render."""
     from sagewai_ops.database.url import PostgresUrl, resolve
 
     database = resolve(run.settings.environment, run.home().database)
@@ -231,7 +231,7 @@ def history(_run: Run) -> Outcome:
 
     def show(terminal: Terminal) -> None:
         columns = ("revision", "does")
-        terminal.table(columns, [[str(one[name]) for name in columns] for one in listed])
+        terminal.table(columns, [[str(entry[name]) for name in columns] for entry in listed])
 
     return Outcome(result, show, always=True)
 
@@ -263,16 +263,16 @@ def check(run: Run, *, wait: WriterWaitOption = 30.0) -> Outcome:
     )
 
 
-def _one(target: str | None, revision: str | None) -> str | None:
+def _choose_target(target: str | None, revision: str | None) -> str | None:
     if target and revision and target != revision:
         raise UsageError(
-            f"--revision {revision}: {target} is asked for as well", hint="leave one of the two out"
+            f"--revision {revision}: contradicts {target}", hint="sagewai-ops db upgrade --help"
         )
     return target or revision
 
 
-def _on_paper(database: Any, options: Any) -> Outcome:
-    """Spell what would be run; the statements are the result."""
+def _show_sql(database: Any, options: Any) -> Outcome:
+    """Return the statements that a run would execute."""
     from sagewai_ops.operations.change_schema import plan_sql
 
     script = plan_sql(database, options)
@@ -286,12 +286,12 @@ def _on_paper(database: Any, options: Any) -> Outcome:
 
 
 def _show_change(terminal: Terminal, result: dict[str, Any]) -> None:
-    """Say what was done."""
+    """Show the result of an upgrade or a downgrade."""
     before = " and ".join(result["before"]) or "nothing"
     after = " and ".join(result["after"]) or "nothing"
     steps = result["ran"] if result["engine"] == "postgresql" else result["added"]
     what = "revisions" if result["engine"] == "postgresql" else "additions"
-    verb = f"would go, rehearsed by {result['rehearsed']}," if result["rehearsed"] else "went"
+    verb = f"rehearsed by {result['rehearsed']}" if result["rehearsed"] else "migrated"
     terminal.line(
         f"{result['database']}: {verb} from {before} to {after}, {len(steps)} {what}"
         f" in {result['seconds']:.2f} s",
@@ -302,7 +302,7 @@ def _show_change(terminal: Terminal, result: dict[str, Any]) -> None:
     if len(steps) > _SHOWN:
         terminal.line(f"  and {len(steps) - _SHOWN} more")
     for function in result.get("repaired_functions", ()):
-        terminal.line(f"  repaired  {function}, which had another name for its parameter")
+        terminal.line(f"  repaired  {function}, whose parameter had another name")
     dropped = result.get("dropped_rows", {})
     for table, rows in dropped.items():
         terminal.line(f"  dropped   {table}, {_rows(rows)}", style="yellow")
@@ -319,7 +319,7 @@ def _show_change(terminal: Terminal, result: dict[str, Any]) -> None:
         terminal.line(f"  snapshot  {result['snapshot']}")
     remaining = result.get("remaining", [])
     if remaining:
-        terminal.line(f"  {len(remaining)} differences that an addition cannot mend:")
+        terminal.line(f"  {len(remaining)} differences that an upgrade does not repair:")
         for item in remaining[:_SHOWN]:
             terminal.line(f"    {item['text']}")
 
@@ -329,7 +329,7 @@ def _rows(count: int) -> str:
 
 
 def _show_position(terminal: Terminal, result: dict[str, Any]) -> None:
-    """Say where it stands, and what mends it."""
+    """Show the state of the database, and the command that repairs it."""
     at = " and ".join(result["revisions"]) or "no revision"
     style = "bold green" if result["state"] == "current" else "bold yellow"
     terminal.line(f"{result['database']}: {result['state']}, at {at}", style=style)
@@ -340,7 +340,7 @@ def _show_position(terminal: Terminal, result: dict[str, Any]) -> None:
     for name in result.get("unknown_tables", []):
         terminal.line(f"  yours    {name}")
     if result["advice"]:
-        terminal.line(f"  mend it  {result['advice']}")
+        terminal.line(f"  repair   {result['advice']}")
 
 
 def _show_check(terminal: Terminal, result: dict[str, Any]) -> None:

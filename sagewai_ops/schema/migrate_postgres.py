@@ -160,7 +160,7 @@ def check_position(found: postgres_server.Database, target: str, *, down: bool) 
             table.name for table in found.tables if table.name != postgres_server.VERSION_TABLE
         )
         raise SchemaBehindError(
-            f"{database}: created without revisions, it has table {table} but no alembic_version",
+            f"{database}: not created by revisions, with table {table}",
             hint="sagewai-ops export-to-postgres  # into an empty database",
         )
     if found.position.state == "ahead":

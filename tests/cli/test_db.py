@@ -95,7 +95,7 @@ def test_rehearsal_is_shown_and_changes_nothing(old: Path) -> None:
     result = _valid("db-upgrade", call("--home", old, "db", "upgrade", "--rehearse", "--json"))
 
     assert answer.code == 0
-    assert "would go, rehearsed by copy, from 018_fleet_schema_correction" in answer.out
+    assert "rehearsed by copy from 018_fleet_schema_correction" in answer.out
     assert result["rehearsed"] == "copy"
     assert call("--home", old, "db", "current", "--json").result["state"] == "behind"
     assert sorted(path.name for path in old.iterdir()) == ["db"]
@@ -194,7 +194,7 @@ def test_current_names_what_is_missing_and_yours(old: Path) -> None:
         f"{old}/db/sagewai.db: behind, at 018_fleet_schema_correction",
         "  missing  fleet_tasks",
         "  yours    mine",
-        "  mend it  sagewai-ops db upgrade",
+        "  repair   sagewai-ops db upgrade",
     ]
 
 
@@ -250,7 +250,7 @@ def test_postgres_is_brought_to_head_and_back(url: str, home: Path) -> None:
     assert checked["findings"] == []
     assert down["after"] == ["005_execution_mode"]
     behind = call("--home", home, "db", "current")
-    assert behind.out.splitlines()[1] == "  mend it  sagewai-ops db upgrade"
+    assert behind.out.splitlines()[1] == "  repair   sagewai-ops db upgrade"
 
 
 def test_postgres_is_upgraded_without_a_home(url: str, tmp_path: Path) -> None:

@@ -14,15 +14,15 @@ PAGE = (Path(__file__).parents[2] / "docs" / "database.md").read_text(encoding="
 
 
 def _table(header: str) -> list[list[str]]:
-    """Give the rows of the table whose first column has this header, as cells."""
+    """Return the rows of the table whose first column has this header, as cells."""
     found = re.search(rf"^\| {header} \|.*\n\|[-|]+\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
     assert found
     rows = found[1].splitlines()
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
 
-def test_every_state_is_documented_with_what_mends_it() -> None:
-    """The advice of `db current` stands beside the state."""
+def test_every_state_is_documented_with_its_repair() -> None:
+    """The advice of `db current` is in the row of the state."""
     rows = {row[0].strip("`"): row[-1] for row in _table("state")}
 
     assert rows.keys() == {*get_args(revision_graph.State), *get_args(sqlite_revision.State)}
@@ -42,5 +42,5 @@ def test_every_kind_of_finding_is_documented() -> None:
     [str(migrate_postgres.LOCK), revision_graph.HEAD, f"({migrate_postgres.WAIT_SECONDS:.0f})"],
 )
 def test_numbers_and_names_are_those_of_the_code(fact: str) -> None:
-    """Somebody looks for them in pg_locks, or in alembic_version."""
+    """They are what a reader finds in pg_locks and in alembic_version."""
     assert fact in PAGE
