@@ -134,7 +134,7 @@ def test_sql_of_a_home_upgrades_it(old: Path) -> None:
     [
         (["upgrade", "019_fleet_tasks"], 2, "only the head is"),
         (["upgrade", "nonsense"], 10, "revision nonsense: not found"),
-        (["upgrade", "head", "--revision", "019"], 2, "head is asked for as well"),
+        (["upgrade", "head", "--revision", "019"], 2, "--revision 019: contradicts head"),
         (["downgrade", "base", "--yes"], 2, "downgrade: not possible for a home's SQLite database"),
     ],
 )

@@ -547,10 +547,10 @@ def test_rehearsal_finds_a_table_that_was_dropped(at: At, postgres: Server) -> N
     ("statement", "upgraded", "rehearsed"),
     [
         ("CREATE TABLE fleet_tasks (x int)",
-         'relation "fleet_tasks" already exists', "has fleet_tasks already"),
+         'relation "fleet_tasks" already exists', "fleet_tasks exists, but a later"),
         ("ALTER TABLE workers ADD approved_by int",
          'column "approved_by" of relation "workers" already exists',
-         "has workers.approved_by already"),
+         "workers.approved_by exists, but a later revision creates it"),
         ("ALTER TABLE workers DROP COLUMN project_id",
          'column "project_id" of relation "workers" does not exist',
          'column "project_id" does not exist'),
