@@ -126,7 +126,7 @@ def as_result(done: Any) -> dict[str, Any]:
     snapshot = done.snapshot
     return {
         "home": str(done.home),
-        "ready": done.is_ready,
+        "ready": done.exit_code == 0,
         "strict": done.is_strict,
         "checks": [
             {
@@ -134,7 +134,7 @@ def as_result(done: Any) -> dict[str, Any]:
                 "verdict": one.verdict.value,
                 "summary": one.summary,
                 "details": list(one.details),
-                "mend": list(one.mend),
+                "mend": list(one.remedies),
                 "exit_code": one.exit_code,
                 "seconds": round(one.seconds, 3),
             }

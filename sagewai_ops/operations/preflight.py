@@ -1,58 +1,66 @@
-"""Everything that an operator wants to know before touching a home: one table, one verdict.
+"""Preflight: every check before an upgrade, as one table with one exit code.
 
-Each check answers with a line, none stops the others, and what failed carries the command that
-mends it. Nothing is changed but that a snapshot is taken; what is tried, is tried in a scratch
-directory. `preflight_checks` has the checks that only look.
+Each check returns one line; none stops the others, and a failed one names the command that fixes
+it. Only a snapshot is created; it is restored, and the upgrade rehearsed, in scratch directories.
 """
 
 import os
+import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from pathlib import Path
 
 from sagewai_ops.archive.age import Decryption
 from sagewai_ops.backup.create import create_snapshot
 from sagewai_ops.backup.report import BackupOptions, BackupReport
+from sagewai_ops.database.sqlite.in_use import find_users, stop_command
+from sagewai_ops.database.sqlite.read_transaction import open_read_transaction, size_of
 from sagewai_ops.database.url import PostgresUrl, SqliteUrl, resolve
 from sagewai_ops.errors import (
+    EXIT_DONE,
     EXIT_FINDINGS,
     EXIT_INCOMPLETE,
     DamagedError,
     InterruptedRunError,
     KeyMissingError,
+    NotFoundError,
     OpsError,
     kind_with,
 )
 from sagewai_ops.fs import atomic, locks
-from sagewai_ops.fs.os_errors import from_os_error
-from sagewai_ops.home.paths import Home, require
+from sagewai_ops.fs.free_space import free_bytes, nearest_existing, require_free_bytes
+from sagewai_ops.fs.os_errors import translate_os_errors
+from sagewai_ops.home.paths import SIDECAR_SUFFIXES, Home, layout_of, require
+from sagewai_ops.keys.candidates import ENVIRONMENT, Candidate, refused_variable
+from sagewai_ops.operations.check_keys import check_keys
 from sagewai_ops.operations.drill import PROVED, DrillOptions, DrillReport, drill
-from sagewai_ops.operations.preflight_checks import (
-    Check,
-    Verdict,
-    check_all_keys,
-    check_layout,
-    check_permissions,
-    check_space,
-    check_tables,
-    check_use,
-    home_command,
-)
+from sagewai_ops.operations.migrate_layout import migrate_layout
+from sagewai_ops.operations.status import walk_sizes
+from sagewai_ops.permissions.rules import Severity
+from sagewai_ops.permissions.verify import verify
+from sagewai_ops.process.procfs import describe
 from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema import rehearse_postgres
+from sagewai_ops.schema.check_postgres import check_postgres
+from sagewai_ops.schema.check_sqlite import check_database
+from sagewai_ops.schema.drift import find_drift
+from sagewai_ops.schema.findings import Finding
 from sagewai_ops.schema.upgrade_sqlite import Upgrade, rehearse_upgrade
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.scratch import scratch_directory
+from sagewai_ops.swap.pending import LAYOUT_MIGRATION, pending_operations
 from sagewai_ops.text import shell_word
 
-# Of several exit codes, the one that is told: damage and lost keys before what can be freed,
-# granted or waited for, then findings, then what could not be proved (docs/preflight.md).
-_HARDEST = (1, 16, 12, 18, 20, 13, 14, 11, 15, 19, 17, 10, 2, EXIT_FINDINGS, EXIT_INCOMPLETE)
+# Of several exit codes the first in this order: damage and lost keys before what can be freed,
+# granted or waited for, then findings, then what is unproved (docs/preflight.md).
+_PRIORITY = (1, 16, 12, 18, 20, 13, 14, 11, 15, 19, 17, 10, 2, EXIT_FINDINGS, EXIT_INCOMPLETE)
 _RESTORE_DATABASE = "restore latest --only db --replace"
-# What to run for an error that names no remedy of its own.
-_TELLS_MORE = {
+# The command to run after an error without a hint.
+_NEXT_COMMANDS = {
     "use": "status",
     "layout": "migrate-layout --dry-run",
     "permissions": "verify-perms",
@@ -63,21 +71,64 @@ _TELLS_MORE = {
     "drill": "drill latest",
     "upgrade": "db upgrade --rehearse",
 }
+_LEAST_ARCHIVE_SHARE = 0.2  # of the content: archives of homes have never been smaller
+# The findings of `db check` that matter for an upgrade; others concern a move to PostgreSQL.
+_BROKEN = ("integrity", "foreign-key", "sequence", "index")
+
+
+class Verdict(str, Enum):
+    """The result of a check."""
+
+    OK = "ok"
+    WARNING = "warning"  # changes the exit code only with --strict
+    FINDING = "finding"  # wrong, and can be fixed
+    FAILED = "failed"  # not completed; the exit code is that of its error
+    UNPROVED = "unproved"  # requested, but not possible here
+    SKIPPED = "skipped"  # not requested, or pointless after an earlier failure
+
+
+_CODES = {Verdict.FINDING: EXIT_FINDINGS, Verdict.UNPROVED: EXIT_INCOMPLETE}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the table.
+
+    Attributes:
+        name: `use`, `layout`, `permissions`, `keys`, `database`, `space`, `snapshot`, `drill` or
+            `upgrade`.
+        details: One line each.
+        remedies: Commands that fix it, one a line.
+        error_code: The exit code of the error; 0 without one.
+    """
+
+    name: str
+    verdict: Verdict
+    summary: str
+    details: tuple[str, ...] = ()
+    remedies: tuple[str, ...] = ()
+    error_code: int = 0
+    seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of this line alone."""
+        return self.error_code or _CODES.get(self.verdict, EXIT_DONE)
 
 
 @dataclass(frozen=True, slots=True)
 class PreflightOptions:
-    """What a preflight is told.
+    """The options of a preflight.
 
     Attributes:
-        environment: Where keys, overrides and the URL of a database come from.
-        snapshots: The directory for the snapshot; made with it if it is not there.
-        backup: How the snapshot is taken; None takes none.
-        decryption: Opens what `backup` encrypts; None where it does not, or nobody here can.
-        key_file: One more master key.
-        scratch: The directory that things are tried in; None for the snapshots' own.
+        environment: For keys, overrides and the URL of a database.
+        snapshots: The snapshot directory; created with the snapshot if missing.
+        backup: Options of the snapshot; None for no snapshot.
+        decryption: Opens the snapshot if `backup` encrypts it; None if that is not possible here.
+        key_file: An additional master key.
+        scratch: Where the scratch directory is created; None for the snapshot directory.
         is_strict: Warnings count as findings.
-        wait_seconds: For another run, and for a process that holds the database.
+        wait_seconds: For another run, and for a process that has the database locked.
     """
 
     environment: Mapping[str, str] = field(repr=False)
@@ -92,12 +143,11 @@ class PreflightOptions:
 
 @dataclass(frozen=True, slots=True)
 class PreflightReport:
-    """The table, and what was done for it.
+    """The table, the snapshot and its drill.
 
     Attributes:
-        checks: In the order in which they are told.
-        snapshot: None where none was taken.
-        drill: None where none came to its end.
+        snapshot: None without one.
+        drill: None if it was not completed.
     """
 
     home: Path
@@ -108,55 +158,49 @@ class PreflightReport:
 
     @property
     def exit_code(self) -> int:
-        """The hardest of what failed; 0 where nothing did."""
+        """The first of the lines' codes in the order of priority; 0 if nothing failed."""
         codes = {check.exit_code for check in self.checks}
         if self.is_strict and any(check.verdict is Verdict.WARNING for check in self.checks):
             codes.add(EXIT_FINDINGS)
-        return next((code for code in _HARDEST if code in codes), max(codes))
+        return next((code for code in _PRIORITY if code in codes), max(codes))
 
     @property
     def error(self) -> OpsError | None:
-        """What decided the exit code; None where nothing failed or was only found."""
+        """The error that decided the exit code; None without one."""
         code = self.exit_code
         for check in self.checks:
             if code not in (0, EXIT_INCOMPLETE, EXIT_FINDINGS) and check.exit_code == code:
                 name = f"{check.name}: "
                 message = name + check.summary.removeprefix(name)
-                return kind_with(code)(message, hint="\n".join(check.mend))
+                return kind_with(code)(message, hint="\n".join(check.remedies))
         return None
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether an upgrade may begin."""
-        return self.exit_code == 0
 
 
 def run_preflight(
     home: Home, options: PreflightOptions, *, progress: Progress | None = None
 ) -> PreflightReport:
-    """Check all of a home.
+    """Run all checks on a home.
 
     Args:
-        progress: Told the stages of every check.
+        progress: Reports the stages of every check.
 
     Raises:
-        NotFoundError: There is no such home.
-        UsageError: The URL of the database cannot be understood.
-        InterruptedRunError: A signal came; nothing stays but a snapshot that was taken whole.
+        NotFoundError: No such home.
+        UsageError: The URL of the database cannot be parsed.
+        InterruptedRunError: A signal arrived; only a completed snapshot remains.
     """
     require(home)
-    database = resolve(options.environment, home.database)
-    flight = _Flight(home, database, options, progress)
-    flight.look()
-    flight.try_out()
+    run = _Run(home, resolve(options.environment, home.database), options, progress)
+    run.check()
+    run.rehearse()
     return PreflightReport(
-        home.root, tuple(flight.checks), flight.snapshot, flight.drilled, options.is_strict
+        home.root, tuple(run.checks), run.snapshot, run.drill_report, options.is_strict
     )
 
 
 @dataclass(slots=True)
-class _Flight:
-    """A preflight under way."""
+class _Run:
+    """A preflight in progress."""
 
     home: Home
     database: SqliteUrl | PostgresUrl
@@ -164,106 +208,84 @@ class _Flight:
     progress: Progress | None
     checks: list[Check] = field(default_factory=list)
     snapshot: BackupReport | None = None
-    drilled: DrillReport | None = None
+    drill_report: DrillReport | None = None
 
-    def look(self) -> None:
-        """Run the checks that only look."""
+    def check(self) -> None:
+        """Run the checks that only read."""
         home, options = self.home, self.options
-        takes = options.backup is not None
-        scratch = (options.scratch or options.snapshots) if takes else self.room()
-        self.add("use", lambda: check_use(home))
-        self.add("layout", lambda: check_layout(home, options.environment))
-        self.add(
-            "permissions",
-            lambda: check_permissions(home, options.snapshots, options.environment, self.progress),
-        )
-        self.add("keys", lambda: check_all_keys(home, options.environment, options.key_file))
-        self.add(
-            "database",
-            lambda: check_tables(home, self.database, options.wait_seconds, self.progress),
-        )
-        self.add(
-            "space", lambda: check_space(home, options.snapshots, scratch, takes_snapshot=takes)
-        )
+        scratch = (options.scratch or options.snapshots) if options.backup else self._parent()
+        self._add("use", lambda: check_use(home))
+        self._add("layout", lambda: check_layout(home, options.environment))
+        self._add("permissions", lambda: check_permissions(home, options, self.progress))
+        self._add("keys", lambda: check_all_keys(home, options.environment, options.key_file))
+        self._add("database", lambda: check_tables(home, self.database, options, self.progress))
+        self._add("space", lambda: check_space(home, options, scratch))
 
-    def try_out(self) -> None:
-        """Take a snapshot, drill it, rehearse the upgrade."""
+    def rehearse(self) -> None:
+        """Create a snapshot, drill it, rehearse the upgrade."""
         if self.options.backup is None:
-            self.skip("snapshot", "not asked for")
-            self.skip("drill", "without a snapshot")
+            self.checks.append(Check("snapshot", Verdict.SKIPPED, "not requested"))
         elif self.checks[-1].verdict is Verdict.FAILED:
-            self.skip("snapshot", "there is no space for it")
-            self.skip("drill", "without a snapshot")
+            self.checks.append(Check("snapshot", Verdict.SKIPPED, "no space"))
         else:
-            self.add("snapshot", self.take)
-            if self.snapshot is None:
-                self.skip("drill", "without a snapshot")
-            else:
-                self.add("drill", self.drill)
-        self.add("upgrade", self.rehearse)
+            self._add("snapshot", self._create_snapshot)
+        if self.snapshot is None:
+            self.checks.append(Check("drill", Verdict.SKIPPED, "no snapshot"))
+        else:
+            self._add("drill", self._drill)
+        self._add("upgrade", self._rehearse_upgrade)
 
-    def add(self, name: str, check: Callable[[], Check]) -> None:
-        """Run a check; what it raises becomes its line."""
+    def _add(self, name: str, check: Callable[[], Check]) -> None:
+        """Run a check; an error becomes its line."""
         started = time.monotonic()
         try:
-            done = check()
+            with translate_os_errors(self.home.root):
+                done = check()
         except InterruptedRunError:
             raise
         except OpsError as error:
-            done = self.failed(name, error)
-        except OSError as error:
-            done = self.failed(name, from_os_error(error, error.filename or "the system"))
+            done = self._failure(name, error)
         self.checks.append(replace(done, seconds=time.monotonic() - started))
 
-    def failed(self, name: str, error: OpsError) -> Check:
-        """Make a line of what a check raised; it names a command, whatever that was."""
-        mend = tuple(error.hint.splitlines())
+    def _failure(self, name: str, error: OpsError) -> Check:
+        """Return the line of an error; it always names a command."""
+        remedies = tuple(error.hint.splitlines())
         if isinstance(error, KeyMissingError) and self.snapshot and name == "drill":
             words = f"drill {self.snapshot.id} --install-key FILE"
-            mend = (home_command(self.home, words) + "  # with the key that is meant",)
-        elif isinstance(error, DamagedError) and not mend:
-            mend = (home_command(self.home, _RESTORE_DATABASE),)
-        if not mend:
-            mend = (home_command(self.home, _TELLS_MORE[name]) + "  # says more",)
-        return Check(name, Verdict.FAILED, error.message, mend=mend, error_code=error.exit_code)
+            remedies = (home_command(self.home, words) + "  # with the right key",)
+        elif isinstance(error, DamagedError) and not remedies:
+            remedies = (home_command(self.home, _RESTORE_DATABASE),)
+        if not remedies:
+            remedies = (home_command(self.home, _NEXT_COMMANDS[name]) + "  # for details",)
+        return Check(name, Verdict.FAILED, error.message, (), remedies, error.exit_code)
 
-    def skip(self, name: str, reason: str) -> None:
-        """Note that something was not done."""
-        self.checks.append(Check(name, Verdict.SKIPPED, reason))
-
-    def take(self) -> Check:
-        """Take a snapshot with the usual options."""
+    def _create_snapshot(self) -> Check:
         assert self.options.backup is not None
         report = create_snapshot(
             self.home, self.options.snapshots, self.options.backup, progress=self.progress
         )
         self.snapshot = report
         warnings = tuple(report.warnings())
-        summary = f"{report.id}, taken and verified"
+        summary = f"{report.id}, created and verified"
         if report.key_fingerprint and report.custody != "sealed":
             summary += f", without its key {report.key_fingerprint}"
         if report.is_complete and report.is_sound:
             return Check("snapshot", Verdict.OK, summary, (*warnings, *report.notes))
-        mend = (
-            home_command(self.home, f"snapshots show {report.id}")
-            + "  # what is not in it, and why",
+        remedy = (
+            home_command(self.home, f"snapshots show {report.id}") + "  # lists what is omitted"
         )
         verdict = Verdict.FINDING if report.is_complete else Verdict.UNPROVED
-        return Check("snapshot", verdict, summary + ", not whole", warnings, mend)
+        return Check("snapshot", verdict, summary + ", incomplete", warnings, (remedy,))
 
-    def drill(self) -> Check:
-        """Restore the snapshot for real."""
+    def _drill(self) -> Check:
         assert self.snapshot is not None
         assert self.snapshot.path is not None
         options = self.options
         if self.snapshot.is_encrypted and options.decryption is None:
             words = f"drill {shell_word(self.snapshot.path)} --identity FILE"
-            return Check(
-                "drill",
-                Verdict.UNPROVED,
-                "nothing here opens the encrypted snapshot",
-                mend=(home_command(self.home, words) + "  # where the identity is",),
-            )
+            remedy = home_command(self.home, words) + "  # where the identity is"
+            summary = "no identity to decrypt the snapshot"
+            return Check("drill", Verdict.UNPROVED, summary, (), (remedy,))
         report = drill(
             self.snapshot.path,
             DrillOptions(
@@ -275,62 +297,303 @@ class _Flight:
             ),
             progress=self.progress,
         )
-        self.drilled = report
-        details = tuple(f"{one.check}: {one.text}" for one in report.findings)
-        summary = f"restored in {report.seconds:.1f} s, {len(report.checked)} things hold"
-        words = f"drill {report.snapshot_id}"
+        self.drill_report = report
+        details = tuple(f"{finding.check}: {finding.text}" for finding in report.findings)
+        summary = f"restored in {report.seconds:.1f} s, {len(report.checked)} checks passed"
         if report.outcome != PROVED or report.not_recorded:
             details = (*details, *filter(None, [report.not_recorded]))
-            return Check(
-                "drill", Verdict.UNPROVED, summary, details, (home_command(self.home, words),)
-            )
+            remedy = home_command(self.home, f"drill {report.snapshot_id}")
+            return Check("drill", Verdict.UNPROVED, summary, details, (remedy,))
         if details:
-            mend = (home_command(self.home, "db check"), home_command(self.home, "keys check"))
-            return Check("drill", Verdict.FINDING, summary, details, mend)
+            remedies = tuple(home_command(self.home, name) for name in ("db check", "keys check"))
+            return Check("drill", Verdict.FINDING, summary, details, remedies)
         return Check("drill", Verdict.OK, summary)
 
-    def rehearse(self) -> Check:
-        """Upgrade a copy, unless the drill did."""
+    def _rehearse_upgrade(self) -> Check:
+        """Upgrade a copy of the database, unless the drill did."""
         if isinstance(self.database, PostgresUrl):
-            work = rehearse_postgres.rehearse(
+            rehearsal = rehearse_postgres.rehearse(
                 self.database, wait_seconds=self.options.wait_seconds, progress=self.progress
             )
-            moved = run_interruptibly(work)
-            after = " and ".join(moved.after)
-            text = f"{len(moved.ran)} revisions to {after}, {moved.seconds:.1f} s"
-            return Check("upgrade", Verdict.OK, text if moved.ran else f"is at {after} already")
+            migrated = run_interruptibly(rehearsal)
+            after = " and ".join(migrated.after)
+            summary = f"{len(migrated.ran)} revisions to {after}, {migrated.seconds:.1f} s"
+            return Check("upgrade", Verdict.OK, summary if migrated.ran else f"already at {after}")
         if not os.path.lexists(self.database.path):
-            return Check("upgrade", Verdict.SKIPPED, "there is no database")
-        done = self.drilled.upgrade if self.drilled else None
-        return self.judged(done or self.upgrade_copy(self.database.path))
+            return Check("upgrade", Verdict.SKIPPED, "no database")
+        done = (self.drill_report and self.drill_report.upgrade) or self._upgrade_copy(
+            self.database.path
+        )
+        details = tuple(f"{name}: would not be added, {why}" for name, why in done.failed.items())
+        revision = done.after.revision or "no revision"
+        summary = f"already at {revision}"
+        if done.added:
+            summary = (
+                f"{len(done.added)} additions to {revision}, no row changes, {done.seconds:.1f} s"
+            )
+        if details:
+            remedies = (home_command(self.home, "db check"),)
+            return Check("upgrade", Verdict.FINDING, summary, details, remedies)
+        return Check("upgrade", Verdict.OK, summary, done.added)
 
-    def room(self) -> Path:
-        """Choose where a scratch directory can be made."""
+    def _parent(self) -> Path:
+        """Return the directory for a scratch directory: writable, without a snapshot."""
         chosen = self.options.scratch or self.options.snapshots
         return chosen if os.access(chosen, os.W_OK) else atomic.temporary_directory()
 
-    def upgrade_copy(self, database: Path) -> Upgrade:
-        """Upgrade a copy in a scratch directory."""
-        directory = self.room()
+    def _upgrade_copy(self, database: Path) -> Upgrade:
+        directory = self._parent()
         with locks.sweep_guard(directory):
             catalog.sweep(directory)
         with scratch_directory(directory, self.options.snapshots) as scratch:
             return rehearse_upgrade(
-                database,
-                scratch,
-                wait_seconds=self.options.wait_seconds,
-                progress=self.progress,
+                database, scratch, wait_seconds=self.options.wait_seconds, progress=self.progress
             )
 
-    def judged(self, done: Upgrade) -> Check:
-        """Say what an upgrade would do."""
-        details = tuple(f"{name}: would not be added, {why}" for name, why in done.failed.items())
-        at = done.after.revision or "no revision"
-        summary = f"is at {at} already"
-        if done.added:
-            summary = f"{len(done.added)} additions to {at}, no row changes, {done.seconds:.1f} s"
-        if details:
-            return Check(
-                "upgrade", Verdict.FINDING, summary, details, (home_command(self.home, "db check"),)
+
+def home_command(home: Home, words: str) -> str:
+    """Return a command of this program for a home."""
+    return f"sagewai-ops --home {shell_word(home.root)} {words}"
+
+
+def check_use(home: Home) -> Check:
+    """Check that no process has the database open; call it before opening the database here."""
+    if home.server_url_variable:
+        return Check("use", Verdict.OK, f"database on a server, {home.server_url_variable}")
+    users = find_users(home.database)
+    if not users:
+        return Check("use", Verdict.OK, "not in use")
+    summary = f"in use by {len(users)} processes, stop them before an upgrade"
+    remedies = tuple(filter(None, [stop_command(users)]))
+    return Check("use", Verdict.WARNING, summary, tuple(map(describe, users)), remedies)
+
+
+def check_layout(home: Home, environment: Mapping[str, str]) -> Check:
+    """Check for files of the older layout and for interrupted runs.
+
+    Raises:
+        LockedError: A restore was interrupted.
+    """
+    report = migrate_layout(home, environment, dry_run=True)
+    plan, remedy = report.plan, home_command(home, "migrate-layout")
+    layout = layout_of(home.root)
+    if pending_operations(home.root, [LAYOUT_MIGRATION]):
+        remedy = home_command(home, "recover")
+        summary = "interrupted layout migration"
+        return Check("layout", Verdict.FINDING, summary, report.warnings, (remedy,))
+    if not plan.steps and not plan.left:
+        return Check("layout", Verdict.WARNING if plan.notes else Verdict.OK, layout, plan.notes)
+    return Check(
+        "layout",
+        Verdict.FINDING,
+        f"{layout}, {len(plan.items) or len(plan.left)} files of the older layout",
+        tuple(
+            dict.fromkeys(
+                (
+                    *(
+                        f"{item.name}: {item.action.value} {item.detail}".rstrip()
+                        for item in plan.items
+                    ),
+                    *(f"{path}: {reason}" for path, reason in plan.left.items()),
+                    *plan.notes,
+                )
             )
-        return Check("upgrade", Verdict.OK, summary, done.added)
+        ),
+        (
+            *([remedy] if plan.steps else []),
+            *(f"ls -l {shell_word(home.root / path)}  # and move it away" for path in plan.left),
+        ),
+    )
+
+
+def check_permissions(home: Home, options: PreflightOptions, progress: Progress | None) -> Check:
+    """Check permissions by the rules of `verify-perms`."""
+    refused_key = refused_variable(options.environment)
+    report = verify(home, options.snapshots, refused_key=refused_key, progress=progress)
+    findings = report.inspection.findings
+    errors, warnings = (report.inspection.count(severity) for severity in Severity)
+    summary = f"{errors} errors, {warnings} warnings in {report.inspection.entries} entries"
+    if not findings:
+        return Check("permissions", Verdict.OK, summary)
+    remedies = [home_command(home, "verify-perms --fix")] if report.changes else []
+    for finding in findings:
+        if finding.rule.id == "P012":
+            remedies.append(home_command(home, "migrate-layout"))
+        elif finding.wanted is None:
+            advice = finding.rule.advice or "outside the home: use chmod, chown or setfacl -b"
+            remedies.append(f"ls -ld {shell_word(finding.path)}  # {advice}")
+    return Check(
+        "permissions",
+        Verdict.FINDING if errors else Verdict.WARNING,
+        summary,
+        tuple(
+            f"{finding.rule.id} {finding.rule.severity.value} {finding.path}: {finding.wrong}"
+            for finding in findings
+        ),
+        tuple(dict.fromkeys(remedies)),
+    )
+
+
+def check_all_keys(home: Home, environment: Mapping[str, str], key_file: Path | None) -> Check:
+    """Open every encrypted value, and look for plaintext secrets.
+
+    Raises:
+        KeyMissingError: No encrypted value opens.
+    """
+    found = check_keys(home, environment, key_file=key_file)
+    report = found.report
+    check_command = home_command(home, "keys check --extra-key FILE")
+    if report.total and not found.opened:
+        remedy = (
+            _key_remedy(home, found.replaced) if found.replaced else _install_key(home.master_key)
+        )
+        raise KeyMissingError(
+            f"none of {report.total} encrypted values opens", hint=f"{check_command}\n{remedy}"
+        )
+    key_option = f" --extra-key {shell_word(key_file)}" if key_file else ""
+    summary = f"{report.opened} of {report.total} encrypted values open"
+    if found.key:
+        summary += f", Sagewai's key is {found.key.fingerprint} from {found.key.source}"
+    details: list[str] = []
+    remedies: list[str] = []
+    if found.replaced:
+        details.append(
+            f"{found.replaced.source}: {found.replaced.problem}; Sagewai would replace "
+            f"{home.master_key} with a new key"
+        )
+        remedies.append(_key_remedy(home, found.replaced))
+    if report.unopened:
+        details += [
+            f"unopened: {item.place} {item.where}, {item.reason}" for item in report.unopened
+        ]
+        remedies.append(f"{check_command}  # with the key that opens it")
+    if found.key and found.lost_to_sagewai:
+        details.append(f"{len(found.lost_to_sagewai)} values open only with another key")
+        rotate = home_command(home, f"keys rotate --recipient age1...{key_option}")
+        remedies.append(f"{rotate}  # or --passphrase-file FILE; re-encrypts all with one key")
+    elif found.lost_to_sagewai and not found.replaced:
+        details.append(f"{home.master_key}: not found, Sagewai would create a new key")
+        remedies.append(_install_key(home.master_key, key_file))
+    plaintext = [item for item in found.plaintext if item.is_finding]
+    if plaintext:
+        details += [
+            f"plaintext: {item.place} {item.where}, {item.habit.value}" for item in plaintext
+        ]
+        remedies.append(home_command(home, "keys check") + "  # then save each in Sagewai again")
+    for name, reason in found.unread.items():
+        details.append(f"{name}: {reason}")
+        path = home.overrides.get(name.rpartition("/")[2], home.root / name)
+        is_server = name == home.server_url_variable
+        remedies.append(
+            home_command(home, "db check") if is_server else f"ls -l {shell_word(path)}"
+        )
+    verdict = Verdict.FINDING if details else Verdict.OK
+    return Check("keys", verdict, summary, tuple(details), tuple(remedies))
+
+
+def _key_remedy(home: Home, key: Candidate) -> str:
+    """Return the command after which Sagewai accepts a key."""
+    if key.source == ENVIRONMENT:
+        return f"unset {ENVIRONMENT}  # in Sagewai's service, or set the right key"
+    if key.path is None:
+        return "keyring del sagewai-master-key sealed  # or set the right key there"
+    if not key.value:
+        return _install_key(key.path)
+    if key.path.is_symlink():
+        return f"chmod 600 {shell_word(os.path.realpath(key.path))}"
+    return home_command(home, "verify-perms --fix")
+
+
+def _install_key(path: Path, source: Path | None = None) -> str:
+    words = shlex.join(["install", "-m", "0600", os.fspath(source or "FILE"), os.fspath(path)])
+    return words if source else f"{words}  # with the right key in FILE"
+
+
+def check_tables(
+    home: Home,
+    database: SqliteUrl | PostgresUrl,
+    options: PreflightOptions,
+    progress: Progress | None,
+) -> Check:
+    """Check for damage, broken references, and drift that no upgrade repairs.
+
+    Raises:
+        DamagedError: SQLite's integrity check failed.
+        OpsError: The database cannot be read.
+    """
+    findings: Iterable[Finding]
+    wait_seconds = options.wait_seconds
+    if isinstance(database, PostgresUrl):
+        server = run_interruptibly(check_postgres(database, wait_seconds=wait_seconds))
+        findings, rows, state = server.findings, server.rows, server.database.position.state
+        drift = [finding.shown for finding in findings if finding.kind == "drift"]
+    else:
+        if not os.path.lexists(database.path):
+            hint = home_command(home, "init")
+            raise NotFoundError(f"database {database.path}: not found", hint=hint)
+        checked = check_database(database.path, wait_seconds=wait_seconds, progress=progress)
+        findings, rows, state = checked.findings, checked.rows, checked.level.state
+        with open_read_transaction(database.path, wait_seconds=wait_seconds) as transaction:
+            drift = [
+                item.shown for item in find_drift(transaction.connection) if not item.is_mended
+            ]
+    broken = [finding for finding in findings if finding.kind in _BROKEN]
+    for finding in broken:
+        if finding.kind == "integrity":
+            hint = home_command(home, _RESTORE_DATABASE)
+            raise DamagedError(f"database {database.display}: {finding.shown}", hint=hint)
+    summary = f"{sum(rows.values())} rows in {len(rows)} tables, schema {state}"
+    details = (
+        *(f"{finding.kind}: {finding.shown}" for finding in broken),
+        *(f"drift: {difference}" for difference in drift),
+    )
+    if not details:
+        return Check("database", Verdict.OK, summary + ", undamaged")
+    verdict = Verdict.FINDING if broken else Verdict.WARNING
+    return Check("database", verdict, summary, details, (home_command(home, "db check"),))
+
+
+def check_space(home: Home, options: PreflightOptions, scratch: Path) -> Check:
+    """Compare free space with what a snapshot, its drill and a restore need.
+
+    Raises:
+        NoSpaceError: Less is free than they need at least.
+    """
+    content = sum(size_bytes for _part, size_bytes in walk_sizes(home.root))
+    files = (home.database.with_name(home.database.name + end) for end in ("", *SIDECAR_SUFFIXES))
+    database = sum(map(size_of, files))
+    content += 0 if home.database.is_relative_to(home.root) else database
+    least, most = _needed_bytes(options, scratch, content, database)
+    details, remedies, is_short = [], [], False
+    paths = {"snapshots": options.snapshots, "scratch": scratch, "home": home.root}
+    for name, path in paths.items():
+        device = _device(path)
+        require_free_bytes(path, least.get(device, 0), option="--snapshots DIR, --work-dir DIR")
+        # Restoring after a failed upgrade needs the size of the home on its file system.
+        needed = most.get(device, 0) + (content if name == "home" else 0)
+        free = free_bytes(path)
+        is_short = is_short or free < needed
+        details.append(f"{name} {path}: {free} bytes free, up to {needed} needed")
+        remedies.append(f"df -h {shell_word(nearest_existing(path))}")
+    if not is_short:
+        return Check("space", Verdict.OK, f"enough for {content} bytes of content")
+    summary = "may not be enough for a snapshot, its drill and a restore"
+    return Check("space", Verdict.WARNING, summary, tuple(details), tuple(dict.fromkeys(remedies)))
+
+
+def _device(path: Path) -> int:
+    return os.stat(nearest_existing(path)).st_dev
+
+
+def _needed_bytes(
+    options: PreflightOptions, scratch: Path, content: int, database: int
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Return the least and the most bytes needed, by device number."""
+    archives, work = (_device(path) for path in (options.snapshots, scratch))
+    if not options.backup:
+        return {work: database}, {work: database}
+    copies = Counter({work: content})
+    # The copy of the database is removed before the drill begins.
+    copies[archives] = max(database, copies[archives])
+    least_archive = int(content * _LEAST_ARCHIVE_SHARE)
+    return copies + Counter({archives: least_archive}), copies + Counter({archives: content})

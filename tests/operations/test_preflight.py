@@ -22,11 +22,11 @@ from json_schemas import problems
 from memory_directory import memory_directory
 from postgres_server import Server
 from program import Answer, call
+from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import locate
-from sagewai_ops.operations import preflight_checks
-from sagewai_ops.operations.preflight import PreflightReport
-from sagewai_ops.operations.preflight_checks import Check, Verdict
+from sagewai_ops.operations import preflight
+from sagewai_ops.operations.preflight import Check, PreflightOptions, PreflightReport, Verdict
 from sagewai_ops.permissions import scan
 from sagewai_ops.permissions.entry_kinds import Part
 from sagewai_ops.swap import pending
@@ -283,7 +283,7 @@ def test_a_lost_key_is_the_hardest_failure_but_damage(home: Path) -> None:
 
     assert answer.code == 12
     assert verdicts(lines) == {"keys": "failed", "snapshot": "unproved", "drill": "failed"}
-    assert "--key-file FILE" in lines["keys"]["mend"][0]
+    assert "--extra-key FILE" in lines["keys"]["mend"][0]
     assert lines["drill"]["exit_code"] == 12
     (line,) = lines["drill"]["mend"]
     assert shlex.split(line, comments=True)[:4] == ["sagewai-ops", "--home", str(home), "drill"]
@@ -497,7 +497,7 @@ def test_an_interrupted_restore_comes_first(home: Path, monkeypatch: pytest.Monk
 
 def test_an_interrupted_migration_is_a_finding(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`recover` completes it."""
-    monkeypatch.setattr(preflight_checks, "pending_operations", lambda *_: (True,))
+    monkeypatch.setattr(preflight, "pending_operations", lambda *_: (True,))
 
     _answer, lines = fly(home, "--no-snapshot")
 
@@ -532,7 +532,7 @@ def test_what_the_system_refuses_is_a_line(home: Path, monkeypatch: pytest.Monke
     def refuse(*_arguments: object, **_options: object) -> None:
         raise PermissionError(13, "Permission denied", str(home / "config"))
 
-    monkeypatch.setattr(preflight_checks, "verify", refuse)
+    monkeypatch.setattr(preflight, "verify", refuse)
 
     answer, lines = fly(home, "--no-snapshot")
 
@@ -547,7 +547,7 @@ def test_a_bug_is_no_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_arguments: object, **_options: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(preflight_checks, "verify", fail)
+    monkeypatch.setattr(preflight, "verify", fail)
 
     with pytest.raises(RuntimeError, match="a bug"):
         call("--home", home, "preflight", "--no-snapshot", "--json")
@@ -600,7 +600,7 @@ def test_a_home_whose_tables_are_on_a_server(
 
     assert (answer.code, verdicts(lines)) == (0, {})
     assert lines["upgrade"]["summary"].startswith("1 revisions to 020")
-    assert lines["use"]["summary"] == "the tables are on a server, SAGEWAI_DATABASE_URL"
+    assert lines["use"]["summary"] == "database on a server, SAGEWAI_DATABASE_URL"
     assert lines["snapshot"]["details"] == [
         "SAGEWAI_DATABASE_URL: the tables of that server are not in this snapshot"
     ]
@@ -610,12 +610,13 @@ def test_a_home_whose_tables_are_on_a_server(
 
 def test_a_database_outside_of_the_home_counts_for_the_space(home: Path, tmp_path: Path) -> None:
     """A snapshot carries it as well."""
-    inside = preflight_checks.check_space(locate(home, {}), tmp_path, tmp_path, takes_snapshot=True)
+    options = PreflightOptions({}, tmp_path, BackupOptions())
+    inside = preflight.check_space(locate(home, {}), options, tmp_path)
     elsewhere = tmp_path / "elsewhere.db"
     shutil.move(home / "db/sagewai.db", elsewhere)
     moved = locate(home, {"SAGEWAI_DATABASE_URL": f"sqlite:///{elsewhere}"})
 
-    outside = preflight_checks.check_space(moved, tmp_path, tmp_path, takes_snapshot=True)
+    outside = preflight.check_space(moved, options, tmp_path)
 
     assert outside.summary == inside.summary
     assert outside.verdict is Verdict.OK
