@@ -33,6 +33,7 @@ JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 WHERE n.nspname = current_schema() AND c.relkind IN ('r', 'p') AND a.attnum > 0
   AND NOT a.attisdropped
+ORDER BY a.attnum
 """
 _CONSTRAINTS = """
 SELECT c.relname::text, k.conname::text, pg_get_constraintdef(k.oid), k.convalidated
@@ -114,9 +115,7 @@ async def check_postgres(
         rows = await postgres_server.count_rows(connection)
         findings = list(_of_position(found))
         if found.position.state == "current":
-            present, half_done = await _read(connection)
-            rows_of_functions = await connection.execute(text(_FUNCTIONS))
-            functions = {signature: names or [] for signature, names in rows_of_functions}
+            present, functions, half_done = await read_schema(connection)
             findings += [*half_done, *_drift(present, functions)]
             findings += [finding async for finding in _late_sequences(connection)]
     unknown = tuple(name for name in rows if name not in head()["tables"])
@@ -137,8 +136,10 @@ def _of_position(found: postgres_server.Database) -> Iterator[Finding]:
         yield Finding("level", "", "", reasons[state])
 
 
-async def _read(connection: AsyncConnection) -> tuple[dict[str, Table], list[Finding]]:
-    """Read the schema that is there, and what of it was left half done."""
+async def read_schema(
+    connection: AsyncConnection,
+) -> tuple[dict[str, Table], dict[str, list[str]], list[Finding]]:
+    """Read the tables and functions of the schema, and find incomplete indexes and constraints."""
     from sqlalchemy import text
 
     tables: dict[str, Table] = {}
@@ -157,7 +158,11 @@ async def _read(connection: AsyncConnection) -> tuple[dict[str, Table], list[Fin
         table(owner)["indexes"][name] = definition
         if not is_valid:
             half_done.append(Finding("index", owner, "", f"index {name} is not valid"))
-    return tables, half_done
+    functions = {
+        signature: list(names or ())
+        for signature, names in await connection.execute(text(_FUNCTIONS))
+    }
+    return tables, functions, half_done
 
 
 def _drift(

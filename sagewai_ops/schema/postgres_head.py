@@ -22,7 +22,7 @@ class Table(TypedDict):
 
 
 class Head(TypedDict):
-    """What `postgres.json` holds: the schema at HEAD."""
+    """The schema at the head: `postgres_head.json`, which fixtures/postgres_head.py writes."""
 
     functions: dict[str, list[str]]  # signature -> names of the parameters
     tables: dict[str, Table]
@@ -31,7 +31,9 @@ class Head(TypedDict):
 @functools.cache
 def head() -> Head:
     """Return the schema after the last revision."""
-    content = resources.files("sagewai_ops.schema").joinpath("postgres.json").read_text("utf-8")
+    content = (
+        resources.files("sagewai_ops.schema").joinpath("postgres_head.json").read_text("utf-8")
+    )
     facts: Head = json.loads(content)
     return facts
 
