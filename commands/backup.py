@@ -96,7 +96,10 @@ def backup(
     follow: Annotated[
         list[str] | None,
         typer.Option(
-            "--follow", metavar="GLOB", help="Include the target of links to directories."
+            "--follow",
+            metavar="GLOB",
+            help="Include the target of links to directories; repeatable.",
+            rich_help_panel=CONTENT,
         ),
     ] = None,
     compact: Annotated[
