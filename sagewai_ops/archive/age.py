@@ -1,7 +1,7 @@
-"""Encryption of a whole archive as one age stream, to recipients or under a passphrase.
+"""Encryption of an archive as one age stream, to recipients or with a passphrase.
 
-Recipients are age's own (X25519) and ssh public keys, handled by `pyrage`, which streams. Its
-passphrase mode holds the whole message in memory, so passphrases go through `passphrase`.
+`pyrage` encrypts to recipients, age's own (X25519) and ssh public keys, and streams. Its passphrase
+mode keeps the whole message in memory, so `age_passphrase` implements that.
 """
 
 import queue
@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from sagewai_ops.archive import age_passphrase as passphrases
+from sagewai_ops.archive import age_passphrase
 from sagewai_ops.archive.zstd_frames import Sink
 from sagewai_ops.errors import DamagedError, KeyMissingError, NotFoundError, OpsError, UsageError
+from sagewai_ops.text import shell_word
 
 AGE_MAGIC = b"age-encryption.org/v1\n"
 _PIECE_BYTES = 256 * 1024
@@ -22,7 +23,7 @@ _QUEUED_PIECES = 8
 
 @dataclass(frozen=True, slots=True)
 class Encryption:
-    """How to encrypt: to recipients, or under a passphrase, never both (age forbids it)."""
+    """Recipients or a passphrase, never both (age forbids it)."""
 
     recipients: tuple[str, ...] = ()
     passphrase: str = field(default="", repr=False)
@@ -30,7 +31,7 @@ class Encryption:
 
 @dataclass(frozen=True, slots=True)
 class Decryption:
-    """How to decrypt: with any of the identities, or with a passphrase."""
+    """Identities, any of which may decrypt, or a passphrase."""
 
     identities: tuple[str, ...] = field(default=(), repr=False)
     passphrase: str = field(default="", repr=False)
@@ -40,15 +41,15 @@ class EncryptedSink(Protocol):
     """A sink whose content is complete once it is closed."""
 
     def write(self, data: bytes, /) -> Any:
-        """Take all of `data`."""
+        """Write all of `data`."""
         ...
 
     def close(self) -> None:
-        """Write what is pending and the end of the stream."""
+        """Write pending data and the end of the stream."""
         ...
 
     def abandon(self) -> None:
-        """Stop after a failure; what was written is worthless."""
+        """Stop after a failure; the output is incomplete."""
         ...
 
 
@@ -56,15 +57,15 @@ def read_recipients(path: Path) -> tuple[str, ...]:
     """Read a recipients file: one a line, `#` begins a comment.
 
     Raises:
-        NotFoundError, UsageError: No such file, or no recipient in it.
+        NotFoundError, UsageError: The file does not exist, or contains no recipient.
     """
     recipients = tuple(
         line.strip()
-        for line in _text_of(path, "recipients file").splitlines()
+        for line in _read_text(path, "recipients file").splitlines()
         if line.strip() and not line.lstrip().startswith("#")
     )
     if not recipients:
-        raise UsageError(f"recipients file {path}: no recipient in it")
+        raise UsageError(f"recipients file {path}: no recipient found")
     return recipients
 
 
@@ -72,36 +73,36 @@ def read_identity(path: Path) -> tuple[str, ...]:
     """Read an identity file: age's lines `AGE-SECRET-KEY-1...`, or one ssh private key.
 
     Raises:
-        NotFoundError, UsageError: No such file, or no identity in it.
+        NotFoundError, UsageError: The file does not exist, or contains no identity.
     """
-    text = _text_of(path, "identity file")
+    text = _read_text(path, "identity file")
     if "PRIVATE KEY-----" in text:
         return (text,)
     identities = tuple(line.strip() for line in text.splitlines() if line.startswith("AGE-SECRET-"))
     if not identities:
         raise UsageError(
-            f"identity file {path}: no age identity and no ssh key in it",
-            hint="a passphrase goes through --passphrase-file",
+            f"identity file {path}: no age identity or ssh key found; a passphrase is read from "
+            "--passphrase-file",
         )
     return identities
 
 
 def read_passphrase(text: str, name: str) -> str:
-    """Take the passphrase from a file's text: its first line, without the line's end.
+    """Return the passphrase of a file's text: its first line, without the line break.
 
     Raises:
-        UsageError: It is empty.
+        UsageError: The line is empty.
     """
     first = text.split("\n", 1)[0].rstrip("\r")
     if not first:
-        raise UsageError(f"passphrase file {name}: its first line is empty")
+        raise UsageError(f"passphrase file {name}: first line empty")
     return first
 
 
 def temporary_identity() -> tuple[str, str]:
-    """Make an identity for one run: (recipient, identity).
+    """Return (recipient, identity) of a new key pair for one run.
 
-    A backup encrypts to it as well, so that it can read its own archive back; then it is forgotten.
+    A backup also encrypts to it, reads its archive back, and discards it.
     """
     import pyrage
 
@@ -110,56 +111,56 @@ def temporary_identity() -> tuple[str, str]:
 
 
 def check_recipients(recipients: Sequence[str]) -> None:
-    """Make sure that every recipient is one before any work is done.
+    """Check that every recipient is valid.
 
     Raises:
-        UsageError: One is not; the message names it, for it is public.
+        UsageError: One is not; the message names it, since it is public.
     """
     for recipient in recipients:
-        _recipient(recipient)
+        _parse_recipient(recipient)
 
 
 def open_encrypted_sink(sink: Sink, encryption: Encryption) -> EncryptedSink:
-    """Give a sink that encrypts into `sink`."""
+    """Return a sink that encrypts into `sink`."""
     if encryption.passphrase:
-        return passphrases.PassphraseSink(sink, encryption.passphrase)
+        return age_passphrase.PassphraseSink(sink, encryption.passphrase)
     return _RecipientsSink(sink, encryption.recipients)
 
 
 def decrypt_stream(
     stream: BinaryIO, decryption: Decryption, name: str
 ) -> Generator[bytes, None, None]:
-    """Decrypt an age stream from its beginning, in pieces.
+    """Decrypt an age stream from its start, in pieces.
 
     Args:
         name: Of the archive, for messages.
 
     Raises:
         KeyMissingError: The stream needs another identity or passphrase.
-        DamagedError: It was changed or cut.
+        DamagedError: It is changed or truncated.
     """
     stream.seek(0)
-    if passphrases.is_passphrase_stream(stream):
+    if age_passphrase.is_passphrase_stream(stream):
         if not decryption.passphrase:
             raise KeyMissingError(
-                f"snapshot {name}: encrypted with a passphrase, none was given",
-                hint="use --passphrase-file FILE",
+                f"snapshot {name}: encrypted with a passphrase",
+                hint=f"sagewai-ops snapshots verify {shell_word(name)} --passphrase-file FILE",
             )
-        yield from passphrases.decrypt_stream(stream, decryption.passphrase, name)
+        yield from age_passphrase.decrypt_stream(stream, decryption.passphrase, name)
         return
     if not decryption.identities:
         raise KeyMissingError(
-            f"snapshot {name}: encrypted to a recipient, no identity was given",
-            hint="use --identity FILE",
+            f"snapshot {name}: encrypted to a recipient",
+            hint=f"sagewai-ops snapshots verify {shell_word(name)} --identity FILE",
         )
-    yield from _decrypted(stream, decryption.identities, name)
+    yield from _decrypt(stream, decryption.identities, name)
 
 
 class _RecipientsSink:
-    """Feeds pyrage, which pulls, from a caller who pushes: a thread and a short queue between."""
+    """Pass what the caller writes to pyrage, which reads in a thread, through a short queue."""
 
     def __init__(self, sink: Sink, recipients: Sequence[str]) -> None:
-        self._recipients = [_recipient(recipient) for recipient in recipients]
+        self._recipients = [_parse_recipient(recipient) for recipient in recipients]
         self._sink = sink
         self._queue: queue.Queue[bytes | None] = queue.Queue(_QUEUED_PIECES)
         self._rest = memoryview(b"")
@@ -187,14 +188,14 @@ class _RecipientsSink:
         self._thread.join()
 
     def read(self, count: int = -1) -> bytes:
-        """Answer pyrage's call for plaintext."""
+        """Return plaintext to pyrage."""
         if not self._rest and not self._ended:
             piece = self._queue.get()
             self._ended = piece is None
             self._rest = memoryview(piece or b"")
-        taken = self._rest if count < 0 else self._rest[:count]
-        self._rest = self._rest[len(taken) :]
-        return bytes(taken)
+        data = self._rest if count < 0 else self._rest[:count]
+        self._rest = self._rest[len(data) :]
+        return bytes(data)
 
     def _put(self, piece: bytes | None) -> None:
         while self._failure is None:
@@ -210,17 +211,17 @@ class _RecipientsSink:
     def _run(self) -> None:
         import pyrage
 
-        written = _Written(self._sink)
+        output = _SinkOutput(self._sink)
         try:
-            pyrage.encrypt_io(self, written, self._recipients)
-        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
-            # pyrage keeps nothing but the words of what the sink raised.
-            self._failure = written.failures[0] if written.failures else error
+            pyrage.encrypt_io(self, output, self._recipients)
+        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+            # pyrage keeps only the message of the sink's error.
+            self._failure = output.failures[0] if output.failures else error
 
 
 @dataclass(frozen=True, slots=True)
-class _Written:
-    """The part of a file that pyrage's writer calls; hides the sink's other methods."""
+class _SinkOutput:
+    """The methods of a file that pyrage calls; hides the sink's other methods."""
 
     sink: Sink
     failures: list[BaseException] = field(default_factory=list)
@@ -238,30 +239,30 @@ class _Written:
 
 
 class _StoppedError(Exception):
-    """The consumer of a decrypted stream has what it wanted."""
+    """The consumer of a decrypted stream stopped reading."""
 
 
-class _Pieces:
-    """What pyrage writes to: a short queue that a generator empties."""
+class _PieceQueue:
+    """The output of pyrage: a short queue that a generator empties."""
 
     def __init__(self) -> None:
         self.queue: queue.Queue[bytes | BaseException | None] = queue.Queue(_QUEUED_PIECES)
         self.is_stopped = False
-        self._kept: list[bytes] = []
-        self._kept_bytes = 0
+        self._buffered: list[bytes] = []
+        self._buffered_bytes = 0
 
     def write(self, data: bytes) -> int:
-        self._kept.append(bytes(data))
-        self._kept_bytes += len(data)
-        if self._kept_bytes >= _PIECE_BYTES:
+        self._buffered.append(bytes(data))
+        self._buffered_bytes += len(data)
+        if self._buffered_bytes >= _PIECE_BYTES:
             self.flush()
         return len(data)
 
     def flush(self) -> None:
-        if self._kept:
-            self.put(b"".join(self._kept))
-            self._kept.clear()
-            self._kept_bytes = 0
+        if self._buffered:
+            self.put(b"".join(self._buffered))
+            self._buffered.clear()
+            self._buffered_bytes = 0
 
     def put(self, piece: bytes | BaseException | None) -> None:
         while not self.is_stopped:
@@ -274,18 +275,18 @@ class _Pieces:
         raise _StoppedError
 
 
-def _decrypted(stream: BinaryIO, identities: Sequence[str], name: str) -> Iterator[bytes]:
+def _decrypt(stream: BinaryIO, identities: Sequence[str], name: str) -> Iterator[bytes]:
     import pyrage
 
-    keys = [_identity(identity) for identity in identities]
-    pieces = _Pieces()
+    keys = [_parse_identity(identity) for identity in identities]
+    pieces = _PieceQueue()
 
     def run() -> None:
         try:
             pyrage.decrypt_io(stream, pieces, keys)
             pieces.flush()
             pieces.put(None)
-        except BaseException as error:  # noqa: BLE001 - handed to the consumer's thread
+        except BaseException as error:  # noqa: BLE001 - raised in the consumer's thread
             if not pieces.is_stopped:
                 pieces.put(error)
 
@@ -294,25 +295,25 @@ def _decrypted(stream: BinaryIO, identities: Sequence[str], name: str) -> Iterat
     try:
         while (piece := pieces.queue.get()) is not None:
             if isinstance(piece, BaseException):
-                raise _refusal(piece, name) from piece
+                raise _translate_error(piece, name) from piece
             yield piece
     finally:
         pieces.is_stopped = True
         thread.join()
 
 
-def _refusal(error: BaseException, name: str) -> BaseException:
+def _translate_error(error: BaseException, name: str) -> BaseException:
     if "no matching keys" in str(error).lower():
         return KeyMissingError(
-            f"snapshot {name}: none of the identities given opens it",
-            hint="name the identity of one of its recipients: --identity FILE",
+            f"snapshot {name}: not encrypted to any of these identities",
+            hint=f"sagewai-ops snapshots verify {shell_word(name)} --identity FILE",
         )
     if isinstance(error, OSError) and error.errno is not None:
         return error
-    return DamagedError(f"snapshot {name}: its encryption does not hold: {error}")
+    return DamagedError(f"snapshot {name}: decryption failed: {error}")
 
 
-def _recipient(text: str) -> Any:
+def _parse_recipient(text: str) -> Any:
     import pyrage
 
     kind = pyrage.ssh if text.startswith("ssh-") else pyrage.x25519
@@ -325,7 +326,7 @@ def _recipient(text: str) -> Any:
         ) from error
 
 
-def _identity(text: str) -> Any:
+def _parse_identity(text: str) -> Any:
     import pyrage
 
     try:
@@ -333,14 +334,14 @@ def _identity(text: str) -> Any:
             return pyrage.x25519.Identity.from_str(text)
         return pyrage.ssh.Identity.from_buffer(text.encode())
     except pyrage.IdentityError as error:
-        # The identity itself is secret: only what pyrage says of it is shown.
-        raise UsageError(f"identity: not usable: {error}") from error
+        # The identity is secret, pyrage's message is not.
+        raise UsageError(f"identity: invalid: {error}") from error
 
 
-def _text_of(path: Path, what: str) -> str:
+def _read_text(path: Path, what: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise NotFoundError(f"{what} {path}: does not exist") from None
+        raise NotFoundError(f"{what} {path}: not found") from None
     except UnicodeDecodeError:
         raise UsageError(f"{what} {path}: not a text file") from None

@@ -1,4 +1,4 @@
-"""The age format under a passphrase, streamed: `age -d` and `rage -d` open what this writes.
+"""The age format with a passphrase, streamed, as `age -d` and `rage -d` read it.
 
 Source: the age specification, version 1 (header, scrypt stanza, STREAM payload); the primitives
 are those of `cryptography`.
@@ -13,16 +13,17 @@ from typing import BinaryIO
 
 from sagewai_ops.archive.zstd_frames import Sink
 from sagewai_ops.errors import DamagedError, KeyMissingError
+from sagewai_ops.text import shell_word
 
-# scrypt takes 2**(LOG2_N + 10) bytes of memory: 64 MiB, a quarter of what the age program takes,
+# scrypt needs 2**(WORK_FACTOR_LOG2 + 10) bytes of memory: 64 MiB, a quarter of the age program's,
 # so that a backup under cron stays below its 150 MB.
 WORK_FACTOR_LOG2 = 16
-_MOST_WORK_FACTOR_LOG2 = 22  # the age program refuses more
+_MAX_WORK_FACTOR_LOG2 = 22  # the age program refuses more
 _CHUNK_BYTES = 64 * 1024
 _TAG_BYTES = 16
 _NONCE_BYTES = 16
 _FILE_KEY_BYTES = 16
-_MOST_HEADER_BYTES = 1024
+_MAX_HEADER_BYTES = 1024
 _VERSION = b"age-encryption.org/v1\n"
 _SALT_LABEL = b"age-encryption.org/v1/scrypt"
 _HEADER = re.compile(
@@ -32,10 +33,10 @@ _HEADER = re.compile(
 
 
 class PassphraseSink:
-    """Encrypt into a sink under a passphrase.
+    """Encrypt into a sink with a passphrase.
 
     Args:
-        work_factor_log2: Of scrypt; tests weaken it.
+        work_factor_log2: Of scrypt; tests use a smaller one.
     """
 
     def __init__(
@@ -45,11 +46,11 @@ class PassphraseSink:
 
         file_key = secrets.token_bytes(_FILE_KEY_BYTES)
         salt = secrets.token_bytes(16)
-        wrapping = ChaCha20Poly1305(_scrypt(passphrase, salt, work_factor_log2))
+        wrap_cipher = ChaCha20Poly1305(_scrypt(passphrase, salt, work_factor_log2))
         header = _VERSION + b"-> scrypt %s %d\n%s\n---" % (
             _encode(salt),
             work_factor_log2,
-            _encode(wrapping.encrypt(bytes(12), file_key, None)),
+            _encode(wrap_cipher.encrypt(bytes(12), file_key, None)),
         )
         nonce = secrets.token_bytes(_NONCE_BYTES)
         sink.write(header + b" " + _encode(_header_mac(file_key, header)) + b"\n" + nonce)
@@ -59,15 +60,15 @@ class PassphraseSink:
         self._pending = bytearray()
 
     def write(self, data: bytes) -> None:
-        """Take plaintext."""
+        """Encrypt plaintext."""
         self._pending += data
-        whole = (len(self._pending) - 1) // _CHUNK_BYTES  # the last chunk waits: it may be the end
+        whole = (len(self._pending) - 1) // _CHUNK_BYTES  # the last chunk may be the end
         if whole < 1:
             return
         with memoryview(self._pending) as view:
             self._sink.write(
                 b"".join(
-                    self._seal(bytes(view[start : start + _CHUNK_BYTES]), last=False)
+                    self._encrypt(bytes(view[start : start + _CHUNK_BYTES]), last=False)
                     for start in range(0, whole * _CHUNK_BYTES, _CHUNK_BYTES)
                 )
             )
@@ -75,50 +76,50 @@ class PassphraseSink:
 
     def close(self) -> None:
         """Write the last chunk."""
-        self._sink.write(self._seal(bytes(self._pending), last=True))
+        self._sink.write(self._encrypt(bytes(self._pending), last=True))
 
     def abandon(self) -> None:
-        """Forget what is pending."""
+        """Discard pending plaintext."""
         self._pending.clear()
 
-    def _seal(self, chunk: bytes, *, last: bool) -> bytes:
-        sealed = self._cipher.encrypt(_chunk_nonce(self._counter, last=last), chunk, None)
+    def _encrypt(self, chunk: bytes, *, last: bool) -> bytes:
+        encrypted = self._cipher.encrypt(_chunk_nonce(self._counter, last=last), chunk, None)
         self._counter += 1
-        return sealed
+        return encrypted
 
 
 def is_passphrase_stream(stream: BinaryIO) -> bool:
-    """Tell whether an age stream wants a passphrase; the stream is put back to its beginning."""
+    """Check whether an age stream needs a passphrase; the stream is rewound."""
     head = stream.read(len(_VERSION) + 10)
     stream.seek(0)
     return head.startswith(_VERSION + b"-> scrypt ")
 
 
 def decrypt_stream(stream: BinaryIO, passphrase: str, name: str) -> Iterator[bytes]:
-    """Decrypt a stream from its beginning, in chunks of at most 64 KiB.
+    """Decrypt a stream from its start, in chunks of at most 64 KiB.
 
     Raises:
         KeyMissingError: The passphrase is wrong.
-        DamagedError: The stream was changed or cut.
+        DamagedError: The stream is changed or truncated.
     """
     from cryptography.exceptions import InvalidTag
     from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-    head = stream.read(_MOST_HEADER_BYTES)
+    head = stream.read(_MAX_HEADER_BYTES)
     match = _HEADER.match(head)
-    if match is None or int(match[2]) > _MOST_WORK_FACTOR_LOG2:
-        raise DamagedError(f"snapshot {name}: its age header is not one")
-    wrapping = ChaCha20Poly1305(_scrypt(passphrase, _decode(match[1]), int(match[2])))
+    if match is None or int(match[2]) > _MAX_WORK_FACTOR_LOG2:
+        raise DamagedError(f"snapshot {name}: invalid age header")
+    wrap_cipher = ChaCha20Poly1305(_scrypt(passphrase, _decode(match[1]), int(match[2])))
     try:
-        file_key = wrapping.decrypt(bytes(12), _decode(match[3]), None)
+        file_key = wrap_cipher.decrypt(bytes(12), _decode(match[3]), None)
     except InvalidTag:
         raise KeyMissingError(
-            f"snapshot {name}: the passphrase does not open it",
-            hint="name a file with the right one: --passphrase-file FILE",
+            f"snapshot {name}: wrong passphrase",
+            hint=f"sagewai-ops snapshots verify {shell_word(name)} --passphrase-file FILE",
         ) from None
-    # The texts are compared, not what they decode to: base64 has bits that say nothing.
+    # The encoded texts are compared: base64 has bits without a meaning.
     if not hmac.compare_digest(_encode(_header_mac(file_key, head[: match.start(4)])), match[5]):
-        raise DamagedError(f"snapshot {name}: its age header was changed")
+        raise DamagedError(f"snapshot {name}: age header changed")
     stream.seek(match.end())
     cipher = ChaCha20Poly1305(_derive(file_key, stream.read(_NONCE_BYTES), b"payload"))
     counter = 0
@@ -128,9 +129,7 @@ def decrypt_stream(stream: BinaryIO, passphrase: str, name: str) -> Iterator[byt
         try:
             yield cipher.decrypt(_chunk_nonce(counter, last=not following), chunk, None)
         except InvalidTag:
-            raise DamagedError(
-                f"snapshot {name}: its encryption does not hold at chunk {counter}"
-            ) from None
+            raise DamagedError(f"snapshot {name}: decryption failed at chunk {counter}") from None
         if not following:
             return
         counter, chunk = counter + 1, following

@@ -1,8 +1,8 @@
-"""A snapshot that is no file but a directory: its members as files, read under the same proof.
+"""Read a mirror, a snapshot whose members are plain files, with the checks of an archive.
 
-The manifest is the allow-list, its own hash stands beside it, and every content is hashed. Names
-are opened from directory to directory and links are never followed. A tree that is exchanged for
-another while it is read stays whole for its reader: the lock keeps its files from being removed.
+The manifest lists the members, its own hash is next to it, and every content is hashed. Paths are
+opened directory by directory and links are never followed. The shared lock keeps the files of a
+mirror that is exchanged for a new one while it is read.
 """
 
 import contextlib
@@ -19,24 +19,28 @@ from sagewai_ops.archive.manifest import (
     Entry,
     EntryType,
     Header,
-    Manifest,
     decode_header,
     decode_manifest,
 )
-from sagewai_ops.archive.reader import MOST_HEADER_BYTES, MOST_MANIFEST_BYTES, ArchiveReader
+from sagewai_ops.archive.reader import (
+    MAX_HEADER_BYTES,
+    MAX_MANIFEST_BYTES,
+    ArchiveReader,
+    check_manifest_entries,
+)
 from sagewai_ops.errors import DamagedError, LockedError, NotFoundError, OpsError
 from sagewai_ops.fs import locks
 
-# As `sha256sum` writes it; no file of a home that is carried has such a name.
+# In the format of `sha256sum`; a snapshot contains no file of a home with such a name.
 SUM_NAME = ".sagewai-ops-manifest.sha256"
 _BLOCK_BYTES = 1024 * 1024
-_LOCK_SECONDS = 30.0  # who exchanges a tree holds it for moments
+_LOCK_SECONDS = 30.0  # a writer locks the mirror for moments
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class DirectoryReader(ArchiveReader):
-    """One tree, open for reading; use `open_mirror`.
+    """An open mirror; use `open_mirror`.
 
     Args:
         descriptor: Of its directory.
@@ -45,16 +49,17 @@ class DirectoryReader(ArchiveReader):
     def __init__(self, descriptor: int) -> None:
         self._root = os.dup(descriptor)
         try:
-            self.manifest = decode_manifest([self._manifest_text()])
-            self.header = decode_header(b"".join(self._pieces(HEADER_NAME, MOST_HEADER_BYTES)))
-            _check(self.manifest, self.header)
+            self.manifest = decode_manifest([self._read_manifest_text()])
+            self.header = decode_header(b"".join(self._read_file(HEADER_NAME, MAX_HEADER_BYTES)))
+            check_manifest_entries(self.manifest, self.header, "mirror")
+            self._check_names()
         except BaseException:
             self.close()
             raise
 
     @property
     def content_bytes(self) -> int:
-        """What a full read goes through, for progress."""
+        """Number of bytes of a full read, for progress."""
         return sum(entry.size_bytes for entry in self.manifest.entries)
 
     def members(
@@ -63,66 +68,71 @@ class DirectoryReader(ArchiveReader):
         *,
         on_bytes: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[Entry, Iterator[memoryview]]]:
-        """Go through the members in order, as `ArchiveReader.members` does.
+        """Yield the members in order, as `ArchiveReader.members` does.
 
         Raises:
-            DamagedError: Something is not what the manifest says.
+            DamagedError: A member differs from the manifest.
         """
         for entry in self.manifest.entries:
             if wanted is None or wanted(entry):
-                content = self._content(entry, on_bytes)
+                content = self._read_content(entry, on_bytes)
                 yield entry, content
                 for _piece in content:
                     pass
 
     def close(self) -> None:
-        """Let go of the directory."""
+        """Close the directory."""
         os.close(self._root)
 
-    def _manifest_text(self) -> bytes:
-        text = b"".join(self._pieces(MANIFEST_NAME, MOST_MANIFEST_BYTES))
-        listed = b"".join(self._pieces(SUM_NAME, MOST_HEADER_BYTES)).split()
+    def _check_names(self) -> None:
+        for entry in self.manifest.entries:
+            if entry.path == SUM_NAME or entry.type is EntryType.SUPERSEDED:
+                raise DamagedError(f"mirror: member {entry.path[:200]}: not allowed in a mirror")
+
+    def _read_manifest_text(self) -> bytes:
+        text = b"".join(self._read_file(MANIFEST_NAME, MAX_MANIFEST_BYTES))
+        listed = b"".join(self._read_file(SUM_NAME, MAX_HEADER_BYTES)).split()
         if listed[:1] != [hashlib.sha256(text).hexdigest().encode()]:
             raise DamagedError(f"{MANIFEST_NAME}: does not match {SUM_NAME}")
         return text
 
-    def _content(
+    def _read_content(
         self, entry: Entry, on_bytes: Callable[[int], None] | None
     ) -> Iterator[memoryview]:
         if entry.type is not EntryType.FILE:
-            self._look(entry)
+            self._check_type(entry)
             return
         digest = hashlib.sha256()
-        for piece in self._pieces(entry.path, entry.size_bytes):
+        for piece in self._read_file(entry.path, entry.size_bytes):
             digest.update(piece)
             if on_bytes:
                 on_bytes(len(piece))
             yield memoryview(piece)
         if digest.digest() != entry.sha256:
-            raise DamagedError(f"tree: member {entry.path[:200]} does not match its checksum")
+            raise DamagedError(f"mirror: member {entry.path[:200]}: checksum mismatch")
 
-    def _pieces(self, path: str, most_bytes: int) -> Iterator[bytes]:
-        """Read a file to its end; more than it may have is damage."""
-        directory, name = self._directory_of(path)
+    def _read_file(self, path: str, max_bytes: int) -> Iterator[bytes]:
+        """Yield the content of a file; a longer one is damaged."""
+        directory, name = self._open_parent(path)
         try:
-            with _judged(path):
+            with _translate_errors(path):
                 descriptor = os.open(name, _FILE, dir_fd=directory)
         finally:
             os.close(directory)
         with open(descriptor, "rb", buffering=0) as stream:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise DamagedError(f"tree: member {path[:200]} is no regular file")
+                raise DamagedError(f"mirror: member {path[:200]}: not a regular file")
             while piece := stream.read(_BLOCK_BYTES):
-                most_bytes -= len(piece)
-                if most_bytes < 0:
-                    raise DamagedError(f"tree: member {path[:200]} is longer than it may be")
+                max_bytes -= len(piece)
+                if max_bytes < 0:
+                    raise DamagedError(f"mirror: member {path[:200]}: too long")
                 yield piece
 
-    def _look(self, entry: Entry) -> None:
-        """Make sure that a directory or link is one, and the link the same."""
-        directory, name = self._directory_of(entry.path)
+    def _check_type(self, entry: Entry) -> None:
+        """Check that a directory or link exists, and the target of the link."""
+        directory, name = self._open_parent(entry.path)
         try:
-            with _judged(entry.path):
+            with _translate_errors(entry.path):
                 mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
                 is_same = (
                     stat.S_ISDIR(mode)
@@ -132,18 +142,18 @@ class DirectoryReader(ArchiveReader):
         finally:
             os.close(directory)
         if not is_same:
-            raise DamagedError(f"tree: member {entry.path[:200]} is not what it must be")
+            raise DamagedError(f"mirror: member {entry.path[:200]}: differs from the manifest")
 
-    def _directory_of(self, path: str) -> tuple[int, str]:
-        """Open the directory that a member stands in, never through a link."""
-        above, _, name = path.rpartition("/")
+    def _open_parent(self, path: str) -> tuple[int, str]:
+        """Open the directory of a member, never through a link."""
+        parent, _, name = path.rpartition("/")
         descriptor = os.dup(self._root)
         try:
-            with _judged(path):
-                for part in above.split("/") if above else ():
-                    below = os.open(part, _DIRECTORY, dir_fd=descriptor)
+            with _translate_errors(path):
+                for part in parent.split("/") if parent else ():
+                    child = os.open(part, _DIRECTORY, dir_fd=descriptor)
                     os.close(descriptor)
-                    descriptor = below
+                    descriptor = child
         except BaseException:
             os.close(descriptor)
             raise
@@ -152,44 +162,31 @@ class DirectoryReader(ArchiveReader):
 
 @contextlib.contextmanager
 def open_mirror(root: Path) -> Iterator[DirectoryReader]:
-    """Open a tree; while it is open, whoever exchanges it leaves these files.
+    """Open a mirror; its files remain while it is open, also if it is exchanged for a new one.
 
     Raises:
-        NotFoundError: There is none.
-        DamagedError: It is not whole.
+        NotFoundError: The directory is not a mirror.
+        DamagedError: The mirror is incomplete.
         SchemaAheadError: Its format is newer than this program.
     """
     if not is_mirror(root):
         raise NotFoundError(
-            f"snapshot {root}: is a directory, and no tree of backup --format directory",
+            f"snapshot {root}: not a mirror of backup --format directory",
             hint="sagewai-ops snapshots list",
         )
-    with _held(root) as descriptor:
+    with _lock(root) as descriptor:
         try:
             with contextlib.closing(DirectoryReader(descriptor)) as reader:
                 yield reader
         except DamagedError as error:
             raise DamagedError(
-                f"{root}: {error.message}", hint="use another: sagewai-ops snapshots list"
+                f"{root}: {error.message}",
+                hint="sagewai-ops snapshots list",
             ) from error
 
 
-@contextlib.contextmanager
-def _held(root: Path) -> Iterator[int]:
-    with contextlib.ExitStack() as stack:
-        try:
-            descriptor = stack.enter_context(locks.shared(root, wait_seconds=_LOCK_SECONDS))
-        except LockedError:
-            raise
-        except OpsError:
-            # A file system without locks, on which nobody exchanges it either.
-            descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, descriptor)
-        yield descriptor
-
-
 def is_mirror(root: Path) -> bool:
-    """Tell whether a directory has what a tree has."""
+    """Check whether a directory has the files of a mirror."""
     return all((root / name).is_file() for name in (HEADER_NAME, MANIFEST_NAME, SUM_NAME))
 
 
@@ -197,38 +194,33 @@ def read_mirror_header(root: Path) -> Header | None:
     """Read the header of a mirror; None if the directory is not one or cannot be read."""
     try:
         with open(root / HEADER_NAME, "rb") as stream:
-            return decode_header(stream.read(MOST_HEADER_BYTES))
+            return decode_header(stream.read(MAX_HEADER_BYTES))
     except (OSError, OpsError):
         return None
 
 
-def _check(manifest: Manifest, header: Header) -> None:
-    entries = manifest.entries
-    if manifest.format_version != header.format_version:
-        raise DamagedError("mirror: its manifest and its header differ in format")
-    if not entries or entries[0].path != HEADER_NAME:
-        raise DamagedError("tree: its manifest does not begin with its header")
-    kinds: dict[str, EntryType] = {}
-    for entry in entries:
-        if entry.path in kinds or entry.type is EntryType.SUPERSEDED:
-            raise DamagedError(f"tree: member {entry.path[:200]} stands twice")
-        if entry.path in (MANIFEST_NAME, SUM_NAME):
-            raise DamagedError(f"tree: member {entry.path} has a name of the tree's own")
-        kinds[entry.path] = entry.type
-    for path in kinds:
-        parent = path.rpartition("/")[0]
-        if parent and kinds.get(parent) is not EntryType.DIRECTORY:
-            raise DamagedError(f"tree: member {path[:200]} is not in a directory of the manifest")
+@contextlib.contextmanager
+def _lock(root: Path) -> Iterator[int]:
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = stack.enter_context(locks.shared(root, wait_seconds=_LOCK_SECONDS))
+        except LockedError:
+            raise
+        except OpsError:
+            # A file system without locks, where no other process exchanges it either.
+            descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+        yield descriptor
 
 
 @contextlib.contextmanager
-def _judged(path: str) -> Iterator[None]:
-    """Tell what a tree lacks from what the system refuses."""
+def _translate_errors(path: str) -> Iterator[None]:
+    """Raise DamagedError for a missing member or a link; other errors are the system's."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DamagedError(f"tree: member {path[:200]} is missing") from error
+        raise DamagedError(f"mirror: member {path[:200]}: missing") from error
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise DamagedError(f"tree: member {path[:200]} is a link") from error
+            raise DamagedError(f"mirror: member {path[:200]}: is a link") from error
         raise

@@ -1,7 +1,7 @@
-"""The bytes of an archive, wherever they come from: a clear file, or one that must be decrypted.
+"""The bytes of an archive: of a plain file, or of one that is decrypted while it is read.
 
-An age stream is read from its front, so a sealed source runs through the file again for each call.
-That costs only decryption: nothing clear is ever put on a disk, and memory stays bounded.
+An age stream can only be read from its start, so an encrypted input decrypts the file again for
+each call. Nothing decrypted is written to a disk, and memory stays bounded.
 """
 
 import os
@@ -10,39 +10,40 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Any, BinaryIO, Protocol
 
 from sagewai_ops.archive.age import Decryption, decrypt_stream
-from sagewai_ops.archive.zstd_frames import TABLE_FOOT_BYTES, Layout, parse_layout, tail_bytes
+from sagewai_ops.archive.zstd_frames import (
+    TABLE_FOOT_BYTES,
+    FrameTable,
+    parse_frame_table,
+    tail_bytes,
+)
 from sagewai_ops.errors import DamagedError
 
-# What is kept of the end while a sealed archive is measured: the seek table of 4 TiB of content.
-_KEPT_TAIL_BYTES = 8 * 1024 * 1024 + 4096
-_FRONT_BYTES = 64 * 1024
+# Kept of the end while an encrypted archive is measured: the seek table of 4 TiB of content.
+_TAIL_BYTES = 8 * 1024 * 1024 + 4096
+_PIECE_BYTES = 64 * 1024
 
 
-class Source(Protocol):
-    """Gives the bytes of an archive."""
+class ArchiveInput(Protocol):
+    """The bytes of an archive."""
 
-    def layout(self) -> Layout:
-        """Read the end of the archive.
+    def read_frame_table(self) -> FrameTable:
+        """Read trailer and seek table at the end of the archive.
 
         Raises:
-            DamagedError: It is not one.
+            DamagedError: They are invalid.
         """
         ...
 
-    def pieces(self, spans: Sequence[tuple[int, int]], digest: Any) -> Iterator[bytes]:
-        """Give the bytes of each span (offset, length), which ascend and do not overlap.
+    def read_spans(self, spans: Sequence[tuple[int, int]], digest: Any) -> Iterator[bytes]:
+        """Yield the bytes of each span (offset, length), which ascend and do not overlap.
 
         Args:
-            digest: A hash that takes them as well, or None.
+            digest: A hash to update with these bytes, or None.
         """
         ...
 
-    def front(self) -> Generator[bytes, None, None]:
-        """Give the bytes from the beginning, as far as they are asked for."""
-        ...
-
-    def close(self) -> None:
-        """Stop what runs in the background."""
+    def read_from_start(self) -> Generator[bytes, None, None]:
+        """Yield the bytes of the archive in pieces."""
         ...
 
 
@@ -52,35 +53,32 @@ class PlainInput:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
 
-    def layout(self) -> Layout:
+    def read_frame_table(self) -> FrameTable:
         """Read the end of the archive."""
         total = os.fstat(self._stream.fileno()).st_size
         foot = self._read(max(total - TABLE_FOOT_BYTES, 0), min(TABLE_FOOT_BYTES, total))
         length = tail_bytes(foot, total)
-        return parse_layout(self._read(total - length, length), total)
+        return parse_frame_table(self._read(total - length, length), total)
 
-    def pieces(self, spans: Sequence[tuple[int, int]], digest: Any) -> Iterator[bytes]:
-        """Give the bytes of each span."""
+    def read_spans(self, spans: Sequence[tuple[int, int]], digest: Any) -> Iterator[bytes]:
+        """Yield the bytes of each span."""
         for offset, count in spans:
             piece = self._read(offset, count)
             if digest is not None:
                 digest.update(piece)
             yield piece
 
-    def front(self) -> Generator[bytes, None, None]:
-        """Give the bytes from the beginning."""
+    def read_from_start(self) -> Generator[bytes, None, None]:
+        """Yield the bytes of the archive in pieces."""
         offset = 0
-        while piece := os.pread(self._stream.fileno(), _FRONT_BYTES, offset):
+        while piece := os.pread(self._stream.fileno(), _PIECE_BYTES, offset):
             yield piece
             offset += len(piece)
-
-    def close(self) -> None:
-        """Nothing runs in the background."""
 
     def _read(self, offset: int, count: int) -> bytes:
         piece = os.pread(self._stream.fileno(), count, offset)
         if len(piece) != count:
-            raise DamagedError(f"archive: cut short at byte {offset + len(piece)}")
+            raise DamagedError(f"archive: truncated at byte {offset + len(piece)}")
         return piece
 
 
@@ -92,50 +90,47 @@ class EncryptedInput:
         self._name = name
         self._decryption = decryption
 
-    def layout(self) -> Layout:
-        """Decrypt once to the end, which also proves every byte, and keep the tail."""
-        kept: deque[bytes] = deque()
+    def read_frame_table(self) -> FrameTable:
+        """Decrypt the whole stream, which also authenticates it, and keep its end."""
+        pieces: deque[bytes] = deque()
         kept_bytes = total = 0
-        for piece in decrypt_stream(self._stream, self._decryption, self._name):
-            kept.append(piece)
+        for piece in self.read_from_start():
+            pieces.append(piece)
             kept_bytes += len(piece)
             total += len(piece)
-            while kept_bytes - len(kept[0]) >= _KEPT_TAIL_BYTES:
-                kept_bytes -= len(kept.popleft())
-        tail = b"".join(kept)
+            while kept_bytes - len(pieces[0]) >= _TAIL_BYTES:
+                kept_bytes -= len(pieces.popleft())
+        tail = b"".join(pieces)
         length = tail_bytes(tail[-TABLE_FOOT_BYTES:], total)
         if length > len(tail):
-            raise DamagedError("archive: its seek table is too long")
-        return parse_layout(tail[-length:], total)
+            raise DamagedError("archive: seek table too long")
+        return parse_frame_table(tail[-length:], total)
 
-    def pieces(self, spans: Sequence[tuple[int, int]], digest: Any) -> Iterator[bytes]:
-        """Give the bytes of each span."""
-        stream = decrypt_stream(self._stream, self._decryption, self._name)
-        kept = bytearray()
-        position = 0  # of kept[0] in the archive
+    def read_spans(self, spans: Sequence[tuple[int, int]], digest: Any) -> Iterator[bytes]:
+        """Yield the bytes of each span."""
+        stream = self.read_from_start()
+        buffer = bytearray()
+        position = 0  # of buffer[0] in the archive
         try:
             for offset, count in spans:
-                while position + len(kept) < offset + count:
+                while position + len(buffer) < offset + count:
                     piece = next(stream, None)
                     if piece is None:
-                        raise DamagedError("archive: cut short")
-                    kept += piece
-                    if position + len(kept) <= offset:
-                        position += len(kept)
-                        kept.clear()
+                        raise DamagedError("archive: truncated")
+                    buffer += piece
+                    if position + len(buffer) <= offset:
+                        position += len(buffer)
+                        buffer.clear()
                 begin = offset - position
-                found = bytes(memoryview(kept)[begin : begin + count])
-                del kept[: begin + count]
+                span = bytes(memoryview(buffer)[begin : begin + count])
+                del buffer[: begin + count]
                 position = offset + count
                 if digest is not None:
-                    digest.update(found)
-                yield found
+                    digest.update(span)
+                yield span
         finally:
             stream.close()
 
-    def front(self) -> Generator[bytes, None, None]:
-        """Give the bytes from the beginning."""
+    def read_from_start(self) -> Generator[bytes, None, None]:
+        """Yield the bytes of the archive in pieces."""
         return decrypt_stream(self._stream, self._decryption, self._name)
-
-    def close(self) -> None:
-        """Every pass stops with its own generator."""

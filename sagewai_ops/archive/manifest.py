@@ -1,7 +1,7 @@
-"""What an archive holds, said twice: `snapshot.json` at its front, `manifest.json` at its end.
+"""The header of a snapshot (`snapshot.json`, its first member) and its manifest (the last one).
 
-The manifest is the allow-list of every reader: what it does not name is not extracted, and what it
-names must be there, byte for byte. Both are JSON; docs/format.md gives every field.
+The manifest is the allow-list of every reader: a member that it does not list is not extracted, and
+one that it lists must exist, byte for byte. Both are JSON; docs/format.md defines the fields.
 """
 
 import itertools
@@ -24,23 +24,23 @@ HEADER_NAME = "snapshot.json"
 MANIFEST_NAME = "manifest.json"
 # The last field of the manifest, with each entry on a line of its own: docs/format.md, section 7.
 _ENTRIES = ' "entries": ['
-_PACKED_LINES = 4096
-_MOST_LINE_BYTES = 1024 * 1024  # an entry has some hundred; a path has at most 4,096 characters
+_COMPRESSED_LINES = 4096
+_MAX_LINE_BYTES = 1024 * 1024  # an entry has some hundred; a path has at most 4,096 characters
 
 
 class EntryType(str, Enum):
-    """What a member is."""
+    """Type of a member."""
 
     FILE = "file"
     DIRECTORY = "folder"
     LINK = "link"
-    # A file that changed while it was read; the same path follows once more, and that one counts.
+    # A file that changed while it was read; a later member of the same path replaces it.
     SUPERSEDED = "superseded"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One member of the archive.
+    """A member of the archive.
 
     Attributes:
         path: Relative, separated by `/`; bytes that are not UTF-8 are surrogates (PEP 383).
@@ -48,8 +48,8 @@ class Entry:
         mtime_ns: Nanoseconds since 1970, UTC.
         size_bytes: Of the content; 0 for directories and links.
         sha256: 32 bytes of the content; empty for directories and links.
-        target: Of a link, relative to the directory that the link stands in.
-        is_sparse: The file had holes, which a reader may make again.
+        target: Of a link, relative to the directory of the link.
+        is_sparse: The file had holes, which a reader may restore.
         is_absolute: The link was written with the home's own path before its target.
         is_outside: The link leads out of the home; `target` is as it was written. Only below
             `data/`, and only in format 2.
@@ -71,10 +71,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The members in the order of the archive, and what was found out about them.
+    """The members in the order of the archive, and facts about the snapshot.
 
     Attributes:
-        facts: JSON of the writer's: database, keys, what was left out; see docs/format.md.
+        facts: The other fields, such as `database`, `keys` and `left_out`; docs/format.md.
     """
 
     entries: tuple[Entry, ...]
@@ -84,7 +84,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """`snapshot.json`: which snapshot this is; nothing secret.
+    """`snapshot.json`: the identity of a snapshot; not secret.
 
     Attributes:
         facts: Every other field of the file, such as `created_at` and `key_fingerprint`.
@@ -96,19 +96,19 @@ class Header:
 
 
 def encode_header(header: Header) -> bytes:
-    """Write `snapshot.json`."""
+    """Return the content of `snapshot.json`."""
     document = {"format": header.format_version, "id": header.id, **header.facts}
     return json.dumps(document, indent=1).encode() + b"\n"
 
 
 def decode_header(content: bytes) -> Header:
-    """Read `snapshot.json`.
+    """Parse `snapshot.json`.
 
     Raises:
-        SchemaAheadError: It is of a format that is newer than this program.
-        DamagedError: It is not what it must be.
+        SchemaAheadError: Its format is newer than this program.
+        DamagedError: It is invalid.
     """
-    document = _parsed(content, HEADER_NAME)
+    document = _parse(content, HEADER_NAME)
     version, name = document.pop("format", None), document.pop("id", None)
     if (
         not isinstance(version, int)
@@ -116,85 +116,85 @@ def decode_header(content: bytes) -> Header:
         or not isinstance(name, str)
         or not is_text(name)
     ):
-        raise DamagedError(f"{HEADER_NAME}: no format version or no id")
+        raise DamagedError(f"{HEADER_NAME}: format version or id missing")
     if version > FORMAT_VERSION:
         raise SchemaAheadError(
             f"snapshot {name}: format {version}, this program reads up to {FORMAT_VERSION}",
-            hint="install a newer sagewai-ops: pip install --upgrade sagewai-ops",
+            hint="pip install --upgrade sagewai-ops",
         )
     check_header(document, HEADER_NAME)
     return Header(name, version, document)
 
 
 class ManifestBuilder:
-    """`manifest.json` while its entries come in, held compressed: a long one is never whole."""
+    """Collect the entries of `manifest.json`, compressed, so that a long one fits in memory."""
 
     def __init__(self, format_version: int = PLAIN_FORMAT_VERSION) -> None:
         self._format_version = format_version
-        self._packed: list[bytes] = []
+        self._compressed: list[bytes] = []
         self._lines: list[bytes] = []
         self._text_bytes = 0
 
     def add(self, entry: Entry) -> None:
         """Add an entry."""
-        is_first = not (self._packed or self._lines)
+        is_first = not (self._compressed or self._lines)
         line = (b"\n" if is_first else b",\n") + json.dumps(_as_json(entry)).encode()
         self._text_bytes += len(line)
         self._lines.append(line)
-        if len(self._lines) == _PACKED_LINES:
-            self._pack()
+        if len(self._lines) == _COMPRESSED_LINES:
+            self._compress()
 
     def finish(self, facts: Mapping[str, Any]) -> tuple[int, Iterator[bytes]]:
-        """Give the number of bytes of the whole text, and the text in pieces."""
-        self._pack()
+        """Return the length of the text in bytes, and the text in pieces."""
+        self._compress()
         head = json.dumps({"format": self._format_version, **facts}, indent=1).removesuffix("\n}")
         start, end = f"{head},\n{_ENTRIES}".encode(), b"\n]}\n"
-        pieces = itertools.chain((start,), map(zlib.decompress, self._packed), (end,))
+        pieces = itertools.chain((start,), map(zlib.decompress, self._compressed), (end,))
         return len(start) + self._text_bytes + len(end), pieces
 
-    def _pack(self) -> None:
-        self._packed.append(zlib.compress(b"".join(self._lines), 1))
+    def _compress(self) -> None:
+        self._compressed.append(zlib.compress(b"".join(self._lines), 1))
         self._lines.clear()
 
 
 def decode_manifest(pieces: Iterable[bytes]) -> Manifest:
-    """Read `manifest.json`, entry by entry.
+    """Parse `manifest.json`, entry by entry.
 
     Args:
-        pieces: Its text, cut anywhere.
+        pieces: Its text, split anywhere.
 
     Raises:
         SchemaAheadError, DamagedError: As `decode_header`.
     """
-    lines = _lines_of(pieces)
+    lines = _split_lines(pieces)
     head = []
     for line in lines:
         if line == _ENTRIES.encode():
             break
         head.append(line)
-    document = _parsed(b"\n".join(head).rstrip().removesuffix(b",") + b"\n}", MANIFEST_NAME)
+    document = _parse(b"\n".join(head).rstrip().removesuffix(b",") + b"\n}", MANIFEST_NAME)
     version = document.pop("format", None)
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise SchemaAheadError(
             f"{MANIFEST_NAME}: format {version}, this program reads up to {FORMAT_VERSION}",
-            hint="install a newer sagewai-ops: pip install --upgrade sagewai-ops",
+            hint="pip install --upgrade sagewai-ops",
         )
     if not isinstance(version, int) or version < 1:
-        raise DamagedError(f"{MANIFEST_NAME}: no format version")
+        raise DamagedError(f"{MANIFEST_NAME}: format version missing")
     entries = []
     is_open = True
     for line in lines:
         if not is_open:
             break
         is_open = line.endswith(b",")
-        entries.append(_entry(_parsed(line.removesuffix(b","), MANIFEST_NAME), version))
+        entries.append(_parse_entry(_parse(line.removesuffix(b","), MANIFEST_NAME), version))
     if is_open or line != b"]}" or any(lines):
-        raise DamagedError(f"{MANIFEST_NAME}: its entries do not end where they must")
+        raise DamagedError(f"{MANIFEST_NAME}: end of the entries missing")
     check_manifest(document, MANIFEST_NAME)
     return Manifest(tuple(entries), document, version)
 
 
-def _lines_of(pieces: Iterable[bytes]) -> Iterator[bytes]:
+def _split_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
     rest = b""
     for piece in pieces:
         first, *others = (rest + piece).split(b"\n")
@@ -204,8 +204,8 @@ def _lines_of(pieces: Iterable[bytes]) -> Iterator[bytes]:
             rest = others[-1]
         else:
             rest = first
-        if len(rest) > _MOST_LINE_BYTES:
-            raise DamagedError(f"{MANIFEST_NAME}: a line is too long to be one")
+        if len(rest) > _MAX_LINE_BYTES:
+            raise DamagedError(f"{MANIFEST_NAME}: line too long")
     yield rest
 
 
@@ -231,24 +231,24 @@ def _as_json(entry: Entry) -> dict[str, Any]:
     return document
 
 
-def _entry(document: Mapping[str, Any], version: int) -> Entry:
+def _parse_entry(document: Mapping[str, Any], version: int) -> Entry:
     try:
         entry = Entry(
-            path=_text(document["path"]),
+            path=_as_text(document["path"]),
             type=EntryType(document["type"]),
-            mode=int(_text(document["mode"]), 8),
-            mtime_ns=_number(document["mtime_ns"], negative=True),
-            uid=_number(document["uid"]),
-            gid=_number(document["gid"]),
-            size_bytes=_number(document.get("size", 0)),
-            sha256=bytes.fromhex(_text(document.get("sha256", ""))),
-            target=_text(document.get("target", "")),
+            mode=int(_as_text(document["mode"]), 8),
+            mtime_ns=_as_int(document["mtime_ns"], negative=True),
+            uid=_as_int(document["uid"]),
+            gid=_as_int(document["gid"]),
+            size_bytes=_as_int(document.get("size", 0)),
+            sha256=bytes.fromhex(_as_text(document.get("sha256", ""))),
+            target=_as_text(document.get("target", "")),
             is_sparse=document.get("sparse") is True,
             is_absolute=document.get("absolute") is True,
             is_outside=version > PLAIN_FORMAT_VERSION and document.get("outside") is True,
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise DamagedError(f"{MANIFEST_NAME}: an entry is not one: {error}") from error
+        raise DamagedError(f"{MANIFEST_NAME}: invalid entry: {error}") from error
     _check(entry)
     return entry
 
@@ -275,29 +275,29 @@ def _is_link_allowed(entry: Entry) -> bool:
         and not entry.is_absolute
         and "\0" not in entry.target
         and len(entry.target) <= 4095
-        and _is_spelled(entry.target)
+        and _is_encodable(entry.target)
     )
 
 
 def is_outside_link_allowed(path: str) -> bool:
-    """Tell whether a link at `path` may lead out of the home."""
+    """Check whether a link at `path` may lead out of the home."""
     return path.startswith(OUTSIDE_LINKS_DIRECTORY)
 
 
 def is_safe_path(path: str) -> bool:
-    """Tell whether a member path is relative and stays where it is put."""
+    """Check whether a member path is relative and stays below the directory of a restore."""
     parts = path.split("/")
     return (
         0 < len(path) < 4096
         and "\0" not in path
-        and _is_spelled(path)
+        and _is_encodable(path)
         and all(part not in ("", ".", "..") for part in parts)
     )
 
 
 def is_link_inside(path: str, target: str) -> bool:
-    """Tell whether a link at `path` to `target` leads, name by name, to a place inside."""
-    if target.startswith("/") or "\0" in target or len(target) > 4095 or not _is_spelled(target):
+    """Check whether the target of a link at `path` stays inside, name by name."""
+    if target.startswith("/") or "\0" in target or len(target) > 4095 or not _is_encodable(target):
         return False
     depth = path.count("/")
     for part in target.split("/"):
@@ -310,8 +310,8 @@ def is_link_inside(path: str, target: str) -> bool:
     return True
 
 
-def _is_spelled(text: str) -> bool:
-    """Tell whether a name has bytes: JSON can spell surrogates that stand for none (PEP 383)."""
+def _is_encodable(text: str) -> bool:
+    """Check whether a name has bytes: JSON allows surrogates that represent none (PEP 383)."""
     try:
         text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -319,9 +319,9 @@ def _is_spelled(text: str) -> bool:
     return True
 
 
-def _parsed(content: bytes, name: str) -> dict[str, Any]:
+def _parse(content: bytes, name: str) -> dict[str, Any]:
     try:
-        document = json.loads(content, object_pairs_hook=_once)
+        document = json.loads(content, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{name}: not JSON: {error}") from error
     if not isinstance(document, dict):
@@ -329,20 +329,20 @@ def _parsed(content: bytes, name: str) -> dict[str, Any]:
     return document
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) != len(pairs):
-        raise ValueError("a field stands twice")
+        raise ValueError("duplicate field")
     return document
 
 
-def _text(value: object) -> str:
+def _as_text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r:.50} is not a text")
+        raise TypeError(f"{value!r:.50}: not a string")
     return value
 
 
-def _number(value: object, *, negative: bool = False) -> int:
+def _as_int(value: object, *, negative: bool = False) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or (value < 0 and not negative):
-        raise TypeError(f"{value!r:.50} is not a number")
+        raise TypeError(f"{value!r:.50}: not a number")
     return value

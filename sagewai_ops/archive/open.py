@@ -1,4 +1,4 @@
-"""Open an archive for reading, decrypted where a key is given."""
+"""Open an archive or a mirror for reading."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,50 +6,45 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sagewai_ops.archive.age import AGE_MAGIC, Decryption
-from sagewai_ops.archive.input import EncryptedInput, PlainInput, Source
+from sagewai_ops.archive.directory_reader import open_mirror
+from sagewai_ops.archive.input import ArchiveInput, EncryptedInput, PlainInput
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import DamagedError, NotFoundError
 
 
 @contextlib.contextmanager
 def open_archive(path: Path, decryption: Decryption | None = None) -> Iterator[ArchiveReader]:
-    """Open a snapshot: a file, clear or encrypted, or a directory as `tree` knows it.
+    """Open a snapshot: an archive, plain or encrypted, or a mirror.
 
     Raises:
-        NotFoundError: There is no such file.
-        KeyMissingError: It is encrypted, and `decryption` does not open it.
+        NotFoundError: The file does not exist.
+        KeyMissingError: The archive is encrypted, and `decryption` does not open it.
         SchemaAheadError: Its format is newer than this program.
-        DamagedError: It is not a whole snapshot.
+        DamagedError: It is not a complete snapshot.
     """
     if path.is_dir():
-        from sagewai_ops.archive.directory_reader import open_mirror  # which is made of this module
-
-        with open_mirror(path) as tree:
-            yield tree
+        with open_mirror(path) as mirror:
+            yield mirror
         return
     try:
         stream: BinaryIO = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(
-            f"snapshot {path}: does not exist", hint="sagewai-ops snapshots list"
+            f"snapshot {path}: not found", hint="sagewai-ops snapshots list"
         ) from None
     with stream:
-        source = open_input(stream, path.name, decryption)
         try:
-            yield ArchiveReader(source)
+            yield ArchiveReader(_open_input(stream, path.name, decryption))
         except DamagedError as error:
             raise DamagedError(
                 f"{path}: {error.message}",
-                hint="use another snapshot: sagewai-ops snapshots list",
+                hint="sagewai-ops snapshots list",
             ) from error
-        finally:
-            source.close()
 
 
-def open_input(stream: BinaryIO, name: str, decryption: Decryption | None) -> Source:
-    """Give the bytes of an archive, decrypted if need be."""
-    head = stream.read(len(AGE_MAGIC))
+def _open_input(stream: BinaryIO, name: str, decryption: Decryption | None) -> ArchiveInput:
+    magic = stream.read(len(AGE_MAGIC))
     stream.seek(0)
-    if head == AGE_MAGIC:
+    if magic == AGE_MAGIC:
         return EncryptedInput(stream, name, decryption or Decryption())
     return PlainInput(stream)

@@ -1,20 +1,19 @@
-"""Read an archive that may be damaged or hostile: the manifest first, then only what it names.
+"""Read an archive that may be damaged or hostile: the manifest first, then what it lists.
 
-Every header is spelled anew from the manifest and compared; every content is hashed; reading all
-of it also checks the digest of the whole. What does not fit raises DamagedError, and whoever
-extracts throws away what it has.
+Every tar header is rebuilt from the manifest and compared, and every content is hashed; a full read
+also checks the digest of the archive. A difference raises DamagedError, and the caller discards
+what it has extracted.
 """
 
 import contextlib
 import hashlib
+import io
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
-from sagewai_ops.archive import zstd_frames as containers
-from sagewai_ops.archive.front import refuse_newer
-from sagewai_ops.archive.input import Source
+from sagewai_ops.archive.input import ArchiveInput
 from sagewai_ops.archive.manifest import (
     HEADER_NAME,
     MANIFEST_NAME,
@@ -26,41 +25,43 @@ from sagewai_ops.archive.manifest import (
     decode_manifest,
 )
 from sagewai_ops.archive.tar import BLOCK_BYTES, END, member_bytes, member_header, padding_bytes
+from sagewai_ops.archive.zstd_frames import Frame, decompress_frames
 from sagewai_ops.errors import DamagedError
 
-MOST_HEADER_BYTES = 1024 * 1024
-MOST_MANIFEST_BYTES = 512 * 1024 * 1024
-# A manifest holds a hash for each file, so a long one never shrinks like this; a bomb does. One of
-# deeply nested directories has no hashes and long paths that repeat, but stays below the second
+MAX_HEADER_BYTES = 1024 * 1024
+MAX_MANIFEST_BYTES = 512 * 1024 * 1024
+# A manifest has a hash for each file, so a long one never compresses like this; a bomb does. One of
+# deeply nested directories has no hashes and long paths that repeat, but is below the second
 # number.
-_MOST_MANIFEST_RATIO = 100
+_MAX_MANIFEST_RATIO = 100
 _ANY_MANIFEST_BYTES = 16 * 1024 * 1024
-_LARGE_BYTES = 256 * 1024  # hashing fewer takes less time than handing them to a thread
-_MOST_AFTER_BYTES = BLOCK_BYTES + len(END)
+_WINDOW_BYTES = 8 * 1024 * 1024  # of zstd's level 19; a frame may demand much more memory
+_LARGE_BYTES = 256 * 1024  # hashing fewer takes less time than passing them to a thread
+_MAX_TAIL_BYTES = BLOCK_BYTES + len(END)
 
 
 class ArchiveReader:
-    """One archive, open for reading; use `open_archive`.
+    """An open archive; use `open_archive`.
 
     Attributes:
         header: `snapshot.json`.
-        manifest: `manifest.json`, checked for shape, paths and duplicates.
+        manifest: `manifest.json`, with valid fields, safe paths and no duplicates.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ArchiveInput) -> None:
         self._source = source
         try:
-            self._layout = source.layout()
+            self._table = source.read_frame_table()
         except DamagedError:
-            refuse_newer(source.front())
+            _refuse_newer(source.read_from_start())
             raise
         self.header = self._read_header()
         self.manifest = self._read_manifest()
 
     @property
     def content_bytes(self) -> int:
-        """What a full read goes through, for progress."""
-        return self._layout.content_bytes
+        """Number of bytes of a full read, for progress."""
+        return self._table.content_bytes
 
     def members(
         self,
@@ -68,180 +69,184 @@ class ArchiveReader:
         *,
         on_bytes: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[Entry, Iterator[memoryview]]]:
-        """Go through the members in order, each with its content in pieces.
+        """Yield the members in order, each with its content in pieces.
 
-        A piece is valid until the next one is asked for. Content that is not taken is hashed all
-        the same. The generator ends well only if everything that was read is proved; with `wanted`
-        given, only the frames that hold such members are read.
+        A piece is valid until the next one is requested. Content that the caller skips is hashed
+        too. The generator ends without an error only if all that it read is verified.
 
         Args:
+            wanted: Selects members; only the frames that contain them are read.
             on_bytes: Called with the number of bytes of the tar stream read since the last call.
 
         Raises:
-            DamagedError: Something is not what the manifest says.
+            DamagedError: A member differs from the manifest.
         """
-        placed = self._placed(wanted)
+        starts = self._find_starts(wanted)
         digest = hashlib.sha256() if wanted is None else None
-        needed: Sequence[containers.Frame] = self._layout.frames
+        frames: Sequence[Frame] = self._table.frames
         if digest is None:
-            placed = list(placed)
-            needed = self._needed(placed)
-        stream = _Stream(
-            needed, self._source.pieces(_spans(needed), digest), on_bytes or (lambda _count: None)
-        )
+            starts = list(starts)
+            frames = self._find_frames(starts)
+        compressed = self._source.read_spans(_spans(frames), digest)
+        stream = _TarStream(frames, compressed, on_bytes or (lambda _count: None))
         with (
             contextlib.closing(stream),
             ThreadPoolExecutor(1, thread_name_prefix="hash") as hasher,
         ):
-            for entry, start in placed:
-                stream.go_to(start)
+            for entry, start in starts:
+                stream.skip_to(start)
                 _expect(stream, member_header(entry), entry.path)
-                content = _hashed(stream, entry, hasher)
+                content = _read_content(stream, entry, hasher)
                 yield entry, content
                 for _piece in content:
                     pass
                 _expect(stream, bytes(padding_bytes(entry.size_bytes)), entry.path)
             if digest:
                 stream.drain()
-                if digest.digest() != self._layout.sha256:
-                    raise DamagedError("archive: does not match its digest")
+                if digest.digest() != self._table.sha256:
+                    raise DamagedError("archive: digest mismatch")
 
     def verify(self, *, on_bytes: Callable[[int], None] | None = None) -> None:
-        """Read everything and compare it with the manifest.
+        """Read all members and compare them with the manifest.
 
         Raises:
-            DamagedError: Something differs.
+            DamagedError: One differs.
         """
         for _entry, _content in self.members(on_bytes=on_bytes):
             pass
 
-    def close(self) -> None:
-        """Let go of the file."""
-        self._source.close()
-
     def _read_header(self) -> Header:
-        first = self._layout.frames[0]
-        if first.content_bytes > MOST_HEADER_BYTES:
-            raise DamagedError("archive: its first frame is too long to be a header")
+        first = self._table.frames[0]
+        if first.content_bytes > MAX_HEADER_BYTES:
+            raise DamagedError(f"archive: {HEADER_NAME} too long")
         content = b"".join(self._decompress([first]))
-        entry = _document_entry(content, HEADER_NAME)
+        entry = _parse_member_header(content, HEADER_NAME)
         return decode_header(content[len(member_header(entry)) :][: entry.size_bytes])
 
     def _read_manifest(self) -> Manifest:
-        last = [
-            frame for frame in self._layout.frames if frame.start >= self._layout.manifest_start
-        ]
+        last = [frame for frame in self._table.frames if frame.start >= self._table.manifest_start]
         size_bytes = sum(frame.content_bytes for frame in last)
-        packed_bytes = sum(frame.size_bytes for frame in last)
-        likely = max(_MOST_MANIFEST_RATIO * packed_bytes, _ANY_MANIFEST_BYTES)
-        if size_bytes > min(MOST_MANIFEST_BYTES, likely):
-            raise DamagedError("archive: its manifest is too long to be one")
+        compressed_bytes = sum(frame.size_bytes for frame in last)
+        likely = max(_MAX_MANIFEST_RATIO * compressed_bytes, _ANY_MANIFEST_BYTES)
+        if size_bytes > min(MAX_MANIFEST_BYTES, likely):
+            raise DamagedError(f"archive: {MANIFEST_NAME} too long")
         contents = self._decompress(last)
         first = next(contents)
-        entry = _document_entry(first, MANIFEST_NAME)
-        text = _Text(
-            itertools.chain((first[len(member_header(entry)) :],), contents), entry.size_bytes
-        )
+        entry = _parse_member_header(first, MANIFEST_NAME)
+        pieces = itertools.chain((first[len(member_header(entry)) :],), contents)
+        text = _ManifestText(pieces, entry.size_bytes)
         manifest = decode_manifest(text)
-        if text.after() != bytes(padding_bytes(entry.size_bytes)) + END:
-            raise DamagedError("archive: something follows its manifest")
-        self._check(manifest, entry)
+        if text.tail != bytes(padding_bytes(entry.size_bytes)) + END:
+            raise DamagedError(f"archive: unexpected bytes after {MANIFEST_NAME}")
+        check_manifest_entries(manifest, self.header, "archive")
+        if manifest.entries[0].mtime_ns != entry.mtime_ns:
+            raise DamagedError(f"archive: {MANIFEST_NAME} and {HEADER_NAME} differ in time")
+        if sum(map(member_bytes, manifest.entries)) != self._table.manifest_start:
+            raise DamagedError(f"archive: {MANIFEST_NAME} does not match the length of the archive")
         return manifest
 
-    def _check(self, manifest: Manifest, own: Entry) -> None:
-        entries = manifest.entries
-        if manifest.format_version != self.header.format_version:
-            raise DamagedError("archive: its manifest and its header differ in format")
-        if not entries or entries[0].path != HEADER_NAME or entries[0].mtime_ns != own.mtime_ns:
-            raise DamagedError("archive: its manifest does not begin with its header")
-        if sum(map(member_bytes, entries)) != self._layout.manifest_start:
-            raise DamagedError("archive: its manifest does not fit its length")
-        kinds: dict[str, EntryType] = {}
-        for entry in entries:
-            if entry.type is EntryType.SUPERSEDED:
-                continue
-            if entry.path in kinds or entry.path == MANIFEST_NAME:
-                raise DamagedError(f"archive: member {entry.path[:200]} stands twice")
-            kinds[entry.path] = entry.type
-        for path in kinds:
-            # A link may only be a leaf: nothing is ever written through one.
-            parent = path.rpartition("/")[0]
-            if parent and kinds.get(parent) is not EntryType.DIRECTORY:
-                raise DamagedError(
-                    f"archive: member {path[:200]} is not in a directory of the manifest"
-                )
-
-    def _placed(self, wanted: Callable[[Entry], bool] | None) -> Iterable[tuple[Entry, int]]:
+    def _find_starts(self, wanted: Callable[[Entry], bool] | None) -> Iterable[tuple[Entry, int]]:
+        """Yield each wanted entry with the offset of its header in the tar stream."""
         start = 0
         for entry in self.manifest.entries:
             if wanted is None or wanted(entry):
                 yield entry, start
             start += member_bytes(entry)
 
-    def _needed(self, placed: Iterable[tuple[Entry, int]]) -> list[containers.Frame]:
-        needed = []
+    def _find_frames(self, starts: Iterable[tuple[Entry, int]]) -> list[Frame]:
+        """Return the frames that contain these members."""
+        found = []
         position = 0
-        frames = self._layout.frames
-        for entry, start in placed:
+        frames = self._table.frames
+        for entry, start in starts:
             end = start + member_bytes(entry)
             while frames[position].start + frames[position].content_bytes <= start:
                 position += 1
             while position < len(frames) and frames[position].start < end:
-                needed.append(frames[position])
+                found.append(frames[position])
                 position += 1
             position -= 1  # the next member may begin in the same frame
-        return list(dict.fromkeys(needed))
+        return list(dict.fromkeys(found))
 
-    def _decompress(self, frames: Sequence[containers.Frame]) -> Iterator[bytes]:
-        return containers.decompress_frames(frames, self._source.pieces(_spans(frames), None))
+    def _decompress(self, frames: Sequence[Frame]) -> Iterator[bytes]:
+        return decompress_frames(frames, self._source.read_spans(_spans(frames), None))
 
 
-class _Text:
-    """The pieces of a content up to its length; what comes after them is kept."""
+def check_manifest_entries(manifest: Manifest, header: Header, what: str) -> None:
+    """Check that each path is unique and in a directory of the manifest.
+
+    So a link is always a leaf: nothing is ever written through one.
+
+    Args:
+        what: `archive` or `mirror`, for messages.
+
+    Raises:
+        DamagedError: The entries or the formats contradict each other.
+    """
+    entries = manifest.entries
+    if manifest.format_version != header.format_version:
+        raise DamagedError(f"{what}: {MANIFEST_NAME} and {HEADER_NAME} differ in format")
+    if not entries or entries[0].path != HEADER_NAME:
+        raise DamagedError(f"{what}: {MANIFEST_NAME} does not begin with {HEADER_NAME}")
+    types: dict[str, EntryType] = {}
+    for entry in entries:
+        if entry.type is EntryType.SUPERSEDED:
+            continue
+        if entry.path in types or entry.path == MANIFEST_NAME:
+            raise DamagedError(f"{what}: member {entry.path[:200]}: duplicate")
+        types[entry.path] = entry.type
+    for path in types:
+        parent = path.rpartition("/")[0]
+        if parent and types.get(parent) is not EntryType.DIRECTORY:
+            raise DamagedError(f"{what}: member {path[:200]}: not in a directory of the manifest")
+
+
+class _ManifestText:
+    """The pieces of a text up to its length.
+
+    Attributes:
+        tail: The bytes after the text, complete after an iteration.
+    """
 
     def __init__(self, pieces: Iterator[bytes], size_bytes: int) -> None:
         self._pieces = pieces
         self._left = size_bytes
-        self._after = bytearray()
+        self.tail = bytearray()
 
     def __iter__(self) -> Iterator[bytes]:
         for piece in self._pieces:
             if self._left:
                 yield piece[: self._left]
-            self._after += piece[self._left :]
-            if len(self._after) > _MOST_AFTER_BYTES:
-                raise DamagedError("archive: something follows its manifest")
+            self.tail += piece[self._left :]
+            if len(self.tail) > _MAX_TAIL_BYTES:
+                raise DamagedError(f"archive: unexpected bytes after {MANIFEST_NAME}")
             self._left = max(self._left - len(piece), 0)
 
-    def after(self) -> bytes:
-        """Give what follows the content, once it was gone through."""
-        return bytes(self._after)
 
-
-class _Stream:
-    """The tar stream of some frames, taken from the front."""
+class _TarStream:
+    """The tar stream of some frames, read from the start."""
 
     def __init__(
         self,
-        frames: Sequence[containers.Frame],
+        frames: Sequence[Frame],
         compressed: Iterator[bytes],
         on_bytes: Callable[[int], None],
     ) -> None:
         self._frames = iter(frames)
-        self._contents = containers.decompress_frames(frames, compressed)
+        self._contents = decompress_frames(frames, compressed)
         self._on_bytes = on_bytes
         self._view = memoryview(b"")
         self._position = 0
 
-    def go_to(self, position: int) -> None:
-        """Skip to a position of the tar stream that lies ahead."""
+    def skip_to(self, position: int) -> None:
+        """Skip to a later position of the tar stream."""
         while self._position + len(self._view) <= position:
             self._next()
         self._view = self._view[position - self._position :]
         self._position = position
 
-    def take(self, count: int) -> Iterator[memoryview]:
-        """Give the next `count` bytes in pieces."""
+    def read(self, count: int) -> Iterator[memoryview]:
+        """Yield the next `count` bytes in pieces."""
         while count:
             if not self._view:
                 self._next()
@@ -263,44 +268,76 @@ class _Stream:
     def _next(self) -> None:
         content = next(self._contents, None)
         if content is None:
-            raise DamagedError("archive: ends before its manifest does")
+            raise DamagedError("archive: truncated")
         self._position = next(self._frames).start
         self._view = memoryview(content)
         self._on_bytes(len(content))
 
 
-def _spans(frames: Sequence[containers.Frame]) -> list[tuple[int, int]]:
+def _spans(frames: Sequence[Frame]) -> list[tuple[int, int]]:
     return [(frame.offset, frame.size_bytes) for frame in frames]
 
 
-def _expect(stream: _Stream, expected: bytes, path: str) -> None:
-    if b"".join(stream.take(len(expected))) != expected:
-        raise DamagedError(f"archive: member {path[:200]}: its tar header is not what it must be")
+def _refuse_newer(pieces: Generator[bytes, None, None]) -> None:
+    """Refuse an archive of a newer format, whose end this program cannot parse.
+
+    Every version begins with a zstd frame of `snapshot.json` alone (docs/format.md, section 9), so
+    a newer archive is not reported as damaged.
+
+    Args:
+        pieces: The bytes of the archive from its start.
+
+    Raises:
+        SchemaAheadError: Its format is newer than this program.
+    """
+    import zstandard
+
+    with contextlib.suppress(zstandard.ZstdError, DamagedError, ValueError):
+        start = b""
+        with contextlib.closing(pieces):
+            for piece in pieces:
+                start += piece
+                if len(start) >= MAX_HEADER_BYTES:
+                    break
+        # Only the first frame, which has a checksum, and no more of a bomb than this.
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES)
+        with decompressor.stream_reader(io.BytesIO(start)) as frame:
+            content = frame.read(MAX_HEADER_BYTES)
+        if content[:100].rstrip(b"\0") == HEADER_NAME.encode():
+            size_bytes = int(content[124:135], 8)
+            decode_header(content[BLOCK_BYTES:][:size_bytes])
 
 
-def _hashed(stream: _Stream, entry: Entry, hasher: ThreadPoolExecutor) -> Iterator[memoryview]:
+def _expect(stream: _TarStream, expected: bytes, path: str) -> None:
+    if b"".join(stream.read(len(expected))) != expected:
+        raise DamagedError(f"archive: member {path[:200]}: tar header differs from the manifest")
+
+
+def _read_content(
+    stream: _TarStream, entry: Entry, hasher: ThreadPoolExecutor
+) -> Iterator[memoryview]:
     if not entry.sha256:
         return
     digest = hashlib.sha256()
     hashing: Future[None] | None = None
-    for piece in stream.take(entry.size_bytes):
+    for piece in stream.read(entry.size_bytes):
         if hashing:
             hashing.result()
             hashing = None
         if len(piece) < _LARGE_BYTES:
             digest.update(piece)
         else:
-            # Hashed while the consumer writes it and the next one is fetched.
+            # Hashed while the caller writes it and the next one is decompressed.
             hashing = hasher.submit(digest.update, piece)
         yield piece
     if hashing:
         hashing.result()
     if digest.digest() != entry.sha256:
-        raise DamagedError(f"archive: member {entry.path[:200]} does not match its checksum")
+        raise DamagedError(f"archive: member {entry.path[:200]}: checksum mismatch")
 
 
-def _document_entry(content: bytes, name: str) -> Entry:
-    """Rebuild the entry of `snapshot.json` or `manifest.json` from its tar header."""
+def _parse_member_header(content: bytes, name: str) -> Entry:
+    """Parse the tar header of `snapshot.json` or `manifest.json`."""
     try:
         size_bytes, seconds = int(content[124:135], 8), int(content[136:147], 8)
     except ValueError:
@@ -308,5 +345,5 @@ def _document_entry(content: bytes, name: str) -> Entry:
     plain = Entry(name, EntryType.FILE, 0o600, seconds * 1_000_000_000)
     entry = replace(plain, size_bytes=max(size_bytes, 0))
     if size_bytes < 0 or seconds < 0 or content[:BLOCK_BYTES] != member_header(entry):
-        raise DamagedError(f"archive: {name} is not where it must be")
+        raise DamagedError(f"archive: {name}: invalid tar header")
     return entry

@@ -1,7 +1,7 @@
-"""The tar headers of a snapshot: one entry has exactly one spelling.
+"""The tar headers of a snapshot: each entry has exactly one encoding.
 
-A reader spells each header of the manifest anew and compares bytes, so a tar stream that says
-anything else than its manifest is refused, whatever it says; nothing in it is ever interpreted.
+A reader encodes each entry of the manifest and compares the bytes, so a tar stream that differs
+from its manifest is refused; no header is ever interpreted.
 
 Source: POSIX.1-2017, pax, "ustar Interchange Format" and "pax Extended Header"; docs/format.md.
 """
@@ -33,7 +33,7 @@ _OCTAL_7 = 8**7  # mode, uid and gid have seven
 
 
 def member_header(entry: Entry) -> bytes:
-    """Spell the header blocks that stand before an entry's content."""
+    """Return the header blocks before an entry's content."""
     if entry.path.isascii() and _is_plain(entry):
         name = entry.path.encode("ascii") + (b"/" if entry.type is EntryType.DIRECTORY else b"")
         return _block(
@@ -50,7 +50,7 @@ def member_header(entry: Entry) -> bytes:
 
 
 def _is_plain(entry: Entry) -> bool:
-    """Tell whether one block says it all, as it does for nearly every member; paths are ASCII."""
+    """Check whether one block suffices, as for nearly every member; the path is ASCII."""
     return (
         len(entry.path) < _NAME_BYTES
         and len(entry.target) <= _NAME_BYTES
@@ -94,17 +94,17 @@ def _extended_header(entry: Entry) -> bytes:
 
 
 def padding_bytes(size_bytes: int) -> int:
-    """Count the zero bytes that fill the last block of a content."""
+    """Return the number of zero bytes that fill the last block of a content."""
     return -size_bytes % BLOCK_BYTES
 
 
 def pad(content: bytes) -> bytes:
-    """Fill the last block of a content with zeros."""
+    """Return a content with zeros up to the end of its last block."""
     return content + bytes(padding_bytes(len(content)))
 
 
 def member_bytes(entry: Entry) -> int:
-    """Count the bytes of a member in the stream: headers, content and padding."""
+    """Return the length of a member in the stream: headers, content and padding."""
     is_short = entry.path.isascii() and _is_plain(entry)
     header_bytes = BLOCK_BYTES if is_short else len(member_header(entry))
     return header_bytes + entry.size_bytes + padding_bytes(entry.size_bytes)
@@ -127,7 +127,7 @@ def _block(
 
 
 def _record(key: bytes, value: bytes) -> bytes:
-    """Spell a pax record, whose leading number counts the record with the number itself."""
+    """Return a pax record, which begins with its own length, that number included."""
     rest = len(key) + len(value) + 3  # the space, the = and the newline
     length = rest + len(str(rest))
     if len(str(length)) > len(str(rest)):
@@ -140,7 +140,7 @@ def _fits(name: bytes) -> bool:
 
 
 def _ascii(name: bytes) -> bytes:
-    """Give a name for readers that know no pax: the real one is in the record."""
+    """Return a name for readers without pax; the real one is in the record."""
     return bytes(byte if byte < 0x80 else 0x3F for byte in name[:_NAME_BYTES])
 
 

@@ -1,8 +1,8 @@
-"""The shapes of what `snapshot.json` and `manifest.json` tell besides the members.
+"""Validation of the fields of `snapshot.json` and `manifest.json`, without the entries.
 
-An archive may have been written by anybody, with every checksum right. A field that is there has
-the shape that docs/format.md gives it, or the archive is refused, so that nothing that reads a
-field later has to doubt it. Fields that are missing or unknown are no fault: formats grow.
+Anyone can write an archive with correct checksums. A field must have the type that docs/format.md
+defines, or the archive is refused, so that the code that reads a field can rely on it. Missing and
+unknown fields are accepted: formats grow.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,12 +14,12 @@ Shape = Callable[[object], bool]
 
 
 def is_text(value: object) -> bool:
-    """Tell whether a value is a text that can be printed and stored."""
-    return isinstance(value, str) and _has_bytes(value)
+    """Check whether a value is a string that can be printed and stored."""
+    return isinstance(value, str) and _is_encodable(value)
 
 
-def _has_bytes(value: str) -> bool:
-    """Tell whether a text can be printed: JSON can spell surrogates that stand for no byte."""
+def _is_encodable(value: str) -> bool:
+    """Check whether a string can be encoded: JSON allows surrogates that represent no byte."""
     try:
         value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -36,32 +36,32 @@ def _is_number(value: object) -> bool:
 
 
 def _list_of(shape: Shape, *, least: int = 0) -> Shape:
-    def judge(value: object) -> bool:
+    def check(value: object) -> bool:
         return isinstance(value, list) and len(value) >= least and all(map(shape, value))
 
-    return judge
+    return check
 
 
 def _map_of(shape: Shape) -> Shape:
-    def judge(value: object) -> bool:
+    def check(value: object) -> bool:
         return isinstance(value, dict) and all(
             is_text(name) and shape(item) for name, item in value.items()
         )
 
-    return judge
+    return check
 
 
 def _record(*, nullable: bool = False, **fields: Shape) -> Shape:
-    """Describe an object that has all of these fields, and may have others."""
+    """Return the shape of an object with all of these fields, and possibly others."""
 
-    def judge(value: object) -> bool:
+    def check(value: object) -> bool:
         if value is None:
             return nullable
         return isinstance(value, dict) and all(
             name in value and shape(value[name]) for name, shape in fields.items()
         )
 
-    return judge
+    return check
 
 
 _HEADER: Mapping[str, Shape] = {
@@ -106,19 +106,19 @@ _MANIFEST: Mapping[str, Shape] = {
 
 
 def check_header(facts: Mapping[str, Any], name: str) -> None:
-    """Look at the fields of `snapshot.json`.
+    """Check the fields of `snapshot.json`.
 
     Raises:
-        DamagedError: One has another shape.
+        DamagedError: A field has another shape.
     """
     _check(_HEADER, facts, name)
 
 
 def check_manifest(facts: Mapping[str, Any], name: str) -> None:
-    """Look at the fields of `manifest.json`, its entries apart.
+    """Check the fields of `manifest.json`, without the entries.
 
     Raises:
-        DamagedError: One has another shape.
+        DamagedError: A field has another shape.
     """
     _check(_MANIFEST, facts, name)
 
@@ -126,4 +126,4 @@ def check_manifest(facts: Mapping[str, Any], name: str) -> None:
 def _check(shapes: Mapping[str, Shape], facts: Mapping[str, Any], name: str) -> None:
     for field, shape in shapes.items():
         if field in facts and not shape(facts[field]):
-            raise DamagedError(f"{name}: field {field} is not what it must be")
+            raise DamagedError(f"{name}: field {field}: invalid")

@@ -1,4 +1,4 @@
-"""Write an archive: members in the order given, the manifest last, each byte hashed on its way."""
+"""Write an archive: the members, hashed while they are written, and the manifest."""
 
 import hashlib
 import os
@@ -19,19 +19,19 @@ from sagewai_ops.archive.manifest import (
 from sagewai_ops.archive.tar import END, member_header, pad, padding_bytes
 from sagewai_ops.archive.zstd_frames import DEFAULT_LEVEL, FrameWriter, Sink
 
-WHOLE_FILE_BYTES = 4 * 1024 * 1024  # files up to this are read whole, so that a retry costs nothing
-SEARCHED_BYTES = 256 * 1024  # settings and notes are shorter; more would cost a backup its time
+WHOLE_FILE_BYTES = 4 * 1024 * 1024  # files up to this are read at once, so that a retry is cheap
+SEARCHED_BYTES = 256 * 1024  # settings and notes are shorter; searching more would take too long
 ATTEMPTS = 3
 _ZEROS = bytes(1 << 16)
 
 
 @dataclass(frozen=True, slots=True)
 class AddedFile:
-    """What became of a file.
+    """A file that was added.
 
     Attributes:
-        entry: As the manifest has it.
-        is_stable: False if it changed at every attempt to read it; what was read last is carried.
+        entry: Its entry in the manifest.
+        is_stable: False if it changed at every attempt to read it; the last one is stored.
     """
 
     entry: Entry
@@ -39,7 +39,7 @@ class AddedFile:
 
 
 class MemberWriter(Protocol):
-    """Takes the members of a snapshot in their order; `ArchiveWriter` says what each call means."""
+    """Write the members of a snapshot in order; see `ArchiveWriter` for each method."""
 
     files: int
     content_bytes: int
@@ -48,36 +48,36 @@ class MemberWriter(Protocol):
         """Add a member without content."""
 
     def add_bytes(self, entry: Entry, content: bytes) -> Entry:
-        """Add a file whose content is at hand."""
+        """Add a file with this content."""
 
     def add_file(
         self, entry: Entry, stream: BinaryIO, *, banned: Sequence[bytes] = ()
     ) -> AddedFile | None:
-        """Add a file that others may be writing to; None if something banned stands in it."""
+        """Add a file that may be written to; None if it contains something banned."""
 
     def add_copy(self, entry: Entry, stream: BinaryIO) -> Entry:
-        """Add a file that nobody else writes to."""
+        """Add a file that no other process writes to."""
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Write the manifest."""
 
     def close(self) -> None:
-        """Let go of everything; also after a failure."""
+        """Release all resources; also after a failure."""
 
 
 class ArchiveWriter:
     """Write one archive into a sink.
 
     Args:
-        sink: Takes the archive's bytes, in order.
+        sink: Receives the archive's bytes, in order.
         header: Becomes `snapshot.json`.
         mtime_ns: Of `snapshot.json` and `manifest.json`.
         level: Of zstd.
-        on_bytes: Called with the number of bytes of content taken since the last call.
-        check: As `FrameWriter` has it.
+        on_bytes: Called with the number of bytes of content added since the last call.
+        check: As for `FrameWriter`.
 
     Attributes:
-        files: How many were added, `snapshot.json` among them.
+        files: Number of files added, with `snapshot.json`.
         content_bytes: Of these.
     """
 
@@ -98,7 +98,7 @@ class ArchiveWriter:
         self._mtime_ns = mtime_ns
         self._on_bytes = on_bytes or (lambda _count: None)
         self.add_bytes(_document(HEADER_NAME, mtime_ns), encode_header(header))
-        # In a frame of its own: who wants to know what this is reads only that.
+        # In a frame of its own, which is all that identifies a snapshot.
         self._frames.cut()
 
     def add_directory_or_link(self, entry: Entry) -> None:
@@ -107,7 +107,7 @@ class ArchiveWriter:
         self._manifest.add(entry)
 
     def add_bytes(self, entry: Entry, content: bytes) -> Entry:
-        """Add a file whose content is at hand; size and hash are filled in."""
+        """Add a file with this content, and return its entry with size and hash."""
         complete = with_content(entry, len(content), hashlib.sha256(content).digest())
         self._frames.write(member_header(complete) + pad(content))
         self._count(complete)
@@ -117,19 +117,19 @@ class ArchiveWriter:
     def add_file(
         self, entry: Entry, stream: BinaryIO, *, banned: Sequence[bytes] = ()
     ) -> AddedFile | None:
-        """Add a file that others may be writing to.
+        """Add a file that may be written to.
 
-        A file that changes while it is read is read again, `ATTEMPTS` times at the most. The tar
-        header stands before the content, so a long file's attempts stay in the stream as
-        superseded members; `tar x` lets the last one win, and so do we.
+        A file that changes while it is read is read again, at most `ATTEMPTS` times. Its tar header
+        precedes the content, so the attempts of a long file remain in the stream as superseded
+        members; the last one counts, as for `tar x`.
 
         Args:
-            entry: Its path; mode, times and size are taken from the open file.
+            entry: Its path; mode, times and size are read from the open file.
             stream: Open for reading, unbuffered.
-            banned: What must not stand in a file of at most `SEARCHED_BYTES`.
+            banned: Bytes that a file of at most `SEARCHED_BYTES` must not contain.
 
         Returns:
-            None if something banned stands in it; then nothing was written.
+            None if it contains something banned; then nothing was written.
         """
         for attempt in range(1, ATTEMPTS + 1):
             before = os.fstat(stream.fileno())
@@ -154,7 +154,7 @@ class ArchiveWriter:
         raise AssertionError("the last attempt returns")
 
     def add_copy(self, entry: Entry, stream: BinaryIO) -> Entry:
-        """Add a file that nobody else writes to; mode and times are those of `entry`."""
+        """Add a file that no other process writes to, with mode and times of `entry`."""
         size_bytes = os.fstat(stream.fileno()).st_size
         complete, _is_whole = self._stream(replace(entry, size_bytes=size_bytes), stream)
         self._count(complete)
@@ -182,20 +182,20 @@ class ArchiveWriter:
         self.content_bytes += entry.size_bytes
 
     def _stream(self, entry: Entry, stream: BinaryIO) -> tuple[Entry, bool]:
-        """Write header and content; a file that became shorter is filled up with zeros."""
+        """Write header and content; a file that became shorter is padded with zeros."""
         self._frames.write(member_header(entry))
         digest = hashlib.sha256()
         left = entry.size_bytes
         is_whole = True
         while left:
-            room = self._frames.room()[:left]
-            count = os.readv(stream.fileno(), [room]) if is_whole else 0
+            buffer = self._frames.buffer()[:left]
+            count = os.readv(stream.fileno(), [buffer]) if is_whole else 0
             if count == 0:
                 is_whole = False
-                count = min(len(room), len(_ZEROS))
-                room[:count] = _ZEROS[:count]
-            digest.update(room[:count])
-            room.release()
+                count = min(len(buffer), len(_ZEROS))
+                buffer[:count] = _ZEROS[:count]
+            digest.update(buffer[:count])
+            buffer.release()
             self._frames.advance(count)
             self._on_bytes(count)
             left -= count
@@ -208,7 +208,7 @@ def _document(name: str, mtime_ns: int) -> Entry:
 
 
 def with_content(entry: Entry, size_bytes: int, sha256: bytes) -> Entry:
-    """Give the entry of a file with what is known once its content was read."""
+    """Return the entry of a file with the size and hash of its content."""
     # dataclasses.replace takes longer than all the rest of a small file.
     return Entry(
         path=entry.path,
@@ -224,7 +224,7 @@ def with_content(entry: Entry, size_bytes: int, sha256: bytes) -> Entry:
 
 
 def with_status(entry: Entry, status: os.stat_result) -> Entry:
-    """Give the entry of an open file with what the system says of it."""
+    """Return the entry of an open file with its mode, times, owner and size."""
     return Entry(
         path=entry.path,
         type=entry.type,
@@ -238,6 +238,6 @@ def with_status(entry: Entry, status: os.stat_result) -> Entry:
 
 
 def is_unchanged(stream: BinaryIO, before: os.stat_result) -> bool:
-    """Tell whether nobody wrote to an open file since it was looked at."""
+    """Check whether size and time of an open file are those of `before`."""
     after = os.fstat(stream.fileno())
     return (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)

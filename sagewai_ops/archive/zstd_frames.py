@@ -2,9 +2,9 @@
 
     data frames ... | trailer (skippable frame) | seek table (skippable frame)
 
-Every data frame carries its content size and checksum. The trailer says where the manifest starts
-and the SHA-256 of every byte before it, so that no flipped bit goes unnoticed, not even one that
-zstd ignores. `zstd -d` passes over both skippable frames.
+Every data frame has its content size and a checksum. The trailer has the offset of the manifest and
+the SHA-256 of every byte before it, so that every flipped bit is detected, even one that zstd
+ignores. `zstd -d` skips both skippable frames.
 
 Source: RFC 8878 (zstd frames) and the seekable format of zstd's contrib directory, version 0.1.0.
 """
@@ -40,20 +40,20 @@ _TABLE_ENTRY = struct.Struct("<II")  # compressed and decompressed bytes
 _TABLE_FOOT = struct.Struct("<IBI")  # number of frames, descriptor, magic
 TABLE_FOOT_BYTES = _TABLE_FOOT.size
 # A frame of 4 MiB that zstd could not shrink is a little larger than its content.
-_MOST_COMPRESSED_BYTES = FRAME_BYTES + FRAME_BYTES // 128 + 512
+_MAX_COMPRESSED_BYTES = FRAME_BYTES + FRAME_BYTES // 128 + 512
 
 
 class Sink(Protocol):
-    """Where the archive's bytes go."""
+    """The destination of the archive's bytes."""
 
     def write(self, data: bytes, /) -> Any:
-        """Take all of `data`."""
+        """Write all of `data`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Where a data frame stands.
+    """A data frame.
 
     Attributes:
         offset: Of its first byte in the archive.
@@ -67,12 +67,12 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """What the end of an archive tells about the rest.
+class FrameTable:
+    """Trailer and seek table of an archive.
 
     Attributes:
         frames: In the order of the stream.
-        trailer_offset: Where the bytes that the digest covers end.
+        trailer_offset: End of the bytes that the digest covers.
         manifest_start: Offset of the manifest's tar header in the tar stream; a frame starts there.
         sha256: Of the archive's bytes before the trailer.
     """
@@ -90,10 +90,10 @@ class Layout:
 
 
 class HashingSink:
-    """Pass bytes on to a file, counted and hashed.
+    """Write to a file, and count and hash the bytes.
 
     Args:
-        path: Named in what the system refuses; None for a pipe, whose reader may go away.
+        path: Named in errors; None for a pipe.
     """
 
     def __init__(self, stream: BinaryIO, path: Path | None = None) -> None:
@@ -106,23 +106,23 @@ class HashingSink:
         """Write all of `data`."""
         view = memoryview(data)
         with translate_os_errors(self._path) if self._path else contextlib.nullcontext():
-            while view:  # an unbuffered file may take less than it is given
+            while view:  # an unbuffered file may write fewer bytes
                 view = view[self._stream.write(view) or 0 :]
         self.digest.update(data)
         self.size_bytes += len(data)
 
     def hexdigest(self) -> str:
-        """Give the SHA-256 of what was written."""
+        """Return the SHA-256 of the bytes written."""
         return self.digest.hexdigest()
 
 
 class FrameWriter:
-    """Cut a byte stream into frames, compress them on all cores, write them in order.
+    """Split a byte stream into frames, compress them on all cores, write them in order.
 
     Args:
-        sink: Takes the archive.
+        sink: Receives the archive.
         level: Of zstd, 1 to 19.
-        check: Decompress every frame again and compare: for a sink that cannot be read back.
+        check: Decompress and compare every frame, for a sink that cannot be read back.
     """
 
     def __init__(self, sink: Sink, *, level: int = DEFAULT_LEVEL, check: bool = False) -> None:
@@ -130,7 +130,7 @@ class FrameWriter:
         self._sink = sink
         self._level = level
         self._check = check
-        # What goes straight to a hashing sink is hashed there, once; encryption stands between.
+        # A hashing sink already computes this digest, unless encryption is in between.
         self._is_hashed = isinstance(sink, HashingSink)
         self._digest = sink.digest if isinstance(sink, HashingSink) else hashlib.sha256()
         self._table: list[tuple[int, int]] = []
@@ -146,25 +146,25 @@ class FrameWriter:
         """Add bytes to the stream."""
         view = memoryview(data)
         while view:
-            room = self.room()
-            count = min(len(room), len(view))
-            room[:count] = view[:count]
+            buffer = self.buffer()
+            count = min(len(buffer), len(view))
+            buffer[:count] = view[:count]
             self.advance(count)
             view = view[count:]
 
-    def room(self) -> memoryview:
-        """Give the free part of the frame at hand, to be filled in place."""
+    def buffer(self) -> memoryview:
+        """Return the free part of the current frame, to be filled in place."""
         return memoryview(self._buffer)[self._filled :]
 
     def advance(self, count: int) -> None:
-        """Count bytes that were put into `room`."""
+        """Count bytes that were written to `buffer()`."""
         self._filled += count
         self.position += count
         if self._filled == FRAME_BYTES:
             self.cut()
 
     def cut(self) -> None:
-        """End the frame at hand here."""
+        """End the current frame."""
         if not self._filled:
             return
         future = self._pool.submit(self._compress, self._buffer, self._filled)
@@ -175,7 +175,7 @@ class FrameWriter:
         self._buffer = self._spare.pop() if self._spare else bytearray(FRAME_BYTES)
 
     def finish(self, manifest_start: int) -> None:
-        """Write what is pending, the trailer and the seek table."""
+        """Write pending frames, the trailer and the seek table."""
         self.cut()
         while self._pending:
             self._write_oldest()
@@ -226,11 +226,11 @@ def _compare(compressed: bytes, content: memoryview) -> None:
     import zstandard
 
     if zstandard.ZstdDecompressor().decompress(compressed) != content:
-        raise DamagedError("archive: a frame does not decompress to what went into it")
+        raise DamagedError("archive: frame differs from its content after decompression")
 
 
 def tail_bytes(foot: bytes, archive_bytes: int) -> int:
-    """Tell from the last bytes how long the trailer and the seek table are together.
+    """Return the length of trailer and seek table, from the last bytes.
 
     Args:
         foot: The last `TABLE_FOOT_BYTES` bytes of the archive.
@@ -239,16 +239,16 @@ def tail_bytes(foot: bytes, archive_bytes: int) -> int:
         DamagedError: The archive does not end in a seek table.
     """
     if len(foot) != _TABLE_FOOT.size:
-        raise DamagedError(f"archive: cut short, {archive_bytes} bytes")
+        raise DamagedError(f"archive: truncated, {archive_bytes} bytes")
     count, descriptor, magic = _TABLE_FOOT.unpack(foot)
     length = _FRAME_HEAD.size + count * _TABLE_ENTRY.size + _TABLE_FOOT.size + _TRAILER.size
     if magic != _SEEKABLE_MAGIC or descriptor != 0 or count < 2 or length > archive_bytes:
-        raise DamagedError("archive: does not end in a seek table, it is cut short or not ours")
+        raise DamagedError("archive: seek table not found, truncated or not an archive")
     return int(length)
 
 
-def parse_layout(tail: bytes, archive_bytes: int) -> Layout:
-    """Read trailer and seek table.
+def parse_frame_table(tail: bytes, archive_bytes: int) -> FrameTable:
+    """Parse trailer and seek table.
 
     Args:
         tail: The last `tail_bytes` bytes of the archive.
@@ -264,8 +264,8 @@ def parse_layout(tail: bytes, archive_bytes: int) -> Layout:
     frames: list[Frame] = []
     offset = start = 0
     for size_bytes, content_bytes in sizes[:-1]:
-        if not 0 < content_bytes <= FRAME_BYTES or not 0 < size_bytes <= _MOST_COMPRESSED_BYTES:
-            raise DamagedError("archive: its seek table lists a frame of an impossible size")
+        if not 0 < content_bytes <= FRAME_BYTES or not 0 < size_bytes <= _MAX_COMPRESSED_BYTES:
+            raise DamagedError("archive: invalid frame size in the seek table")
         frames.append(Frame(offset, size_bytes, start, content_bytes))
         offset += size_bytes
         start += content_bytes
@@ -277,8 +277,8 @@ def parse_layout(tail: bytes, archive_bytes: int) -> Layout:
         or offset + len(tail) != archive_bytes
         or not any(frame.start == manifest_start for frame in frames[1:])
     ):
-        raise DamagedError("archive: its seek table does not fit its content")
-    return Layout(tuple(frames), offset, manifest_start, digest)
+        raise DamagedError("archive: seek table does not match the content")
+    return FrameTable(tuple(frames), offset, manifest_start, digest)
 
 
 def decompress_frames(
@@ -288,11 +288,11 @@ def decompress_frames(
     """Decompress frames on all cores, in order.
 
     Args:
-        frames: What the seek table says of each.
+        frames: Their entries in the seek table.
         compressed: The bytes of each, in the same order.
 
     Raises:
-        DamagedError: A frame is not one, or not of the size that the table says.
+        DamagedError: A frame is invalid, or differs from its entry.
     """
     import zstandard
 
@@ -305,7 +305,7 @@ def decompress_frames(
             decompressor = local.decompressor = zstandard.ZstdDecompressor()
         try:
             parameters = zstandard.get_frame_parameters(data)
-            # The size is checked before the content is made: a bomb stays packed.
+            # The size is checked before decompression, so a bomb is never expanded.
             is_expected = (
                 int.from_bytes(data[:4], "little") == _DATA_MAGIC
                 and parameters.content_size == frame.content_bytes
@@ -318,7 +318,7 @@ def decompress_frames(
             raise DamagedError(f"archive: frame at byte {frame.offset}: {error}") from error
         if len(content) != frame.content_bytes:
             raise DamagedError(
-                f"archive: frame at byte {frame.offset}: not what the seek table says"
+                f"archive: frame at byte {frame.offset}: differs from the seek table"
             )
         return content
 

@@ -23,7 +23,7 @@ from sagewai_ops.fs.removal import remove_tree
 from sagewai_ops.fs.tempdirs import locked_directory
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.signals import uninterrupted
-from sagewai_ops.progress import Progress
+from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.snapshots import cards, catalog
 from sagewai_ops.swap import pending
 from sagewai_ops.text import shell_word
@@ -53,15 +53,7 @@ def create_snapshot(
         NoSpaceError: The disk is or would be full; nothing is left behind.
         DamagedError: The database cannot be read, or the archive differs from what was written.
     """
-    require(home)
-    check_options(options)
-    check_directory(home, directory)
-    pending.require_settled(home.root)
-    with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
-        atomic.make_directory(directory)
-        left_by_restores = pending.sweep(home.root)
-        with locks.sweep_guard(directory):
-            swept = (*catalog.sweep(directory), *left_by_restores)
+    with lock_home(home, directory, options) as swept:
         run = BackupRun.start(home, options, catalog.next_sequence(directory), directory)
         name = catalog.archive_name(run.id, is_encrypted=options.encryption is not None)
         partial = catalog.partial_path(directory, name)
@@ -110,6 +102,28 @@ def stream_snapshot(
                     raise
                 raise from_os_error(error, "standard output") from error
     return run.report(None, swept)
+
+
+@contextlib.contextmanager
+def lock_home(home: Home, directory: Path, options: BackupOptions) -> Iterator[tuple[str, ...]]:
+    """Check the arguments of a backup, lock the home and sweep the snapshot directory.
+
+    Returns:
+        The leftovers of killed runs that were removed.
+
+    Raises:
+        NotFoundError, LockedError, UsageError: As for `create_snapshot`.
+    """
+    require(home)
+    check_options(options)
+    check_directory(home, directory)
+    pending.require_settled(home.root)
+    with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
+        atomic.make_directory(directory)
+        left_by_restores = pending.sweep(home.root)
+        with locks.sweep_guard(directory):
+            swept = catalog.sweep(directory)
+        yield (*swept, *left_by_restores)
 
 
 def check_directory(home: Home, directory: Path) -> None:
@@ -201,15 +215,7 @@ def _finish_despite_signals(path: Path, snapshot_id: str) -> Iterator[None]:
 
 def _verify(partial: Path, decryption: Decryption | None, progress: Progress | None) -> None:
     with open_archive(partial, decryption) as reader:
-        done = 0
-
-        def count(size_bytes: int) -> None:
-            nonlocal done
-            done += size_bytes
-            if progress:
-                progress("verify", done, reader.content_bytes)
-
-        reader.verify(on_bytes=count)
+        reader.verify(on_bytes=byte_counter(progress, "verify", reader.content_bytes))
 
 
 def check_space(directory: Path, scan: HomeScan, *, only_copy: bool = False) -> None:

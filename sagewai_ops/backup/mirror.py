@@ -18,22 +18,21 @@ from pathlib import Path
 
 from sagewai_ops.archive.directory_reader import DirectoryReader, open_mirror, read_mirror_header
 from sagewai_ops.archive.manifest import Entry, EntryType, Header
-from sagewai_ops.backup.create import check_directory, check_options, check_space, staging_in
+from sagewai_ops.backup.create import check_space, lock_home, staging_in
 from sagewai_ops.backup.mirror_writer import MirrorWriter
 from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.backup.run import BackupRun
 from sagewai_ops.errors import DamagedError, NotFoundError, TargetBusyError, UsageError
-from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs import atomic
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.removal import remove_abandoned, remove_tree
 from sagewai_ops.fs.tempdirs import locked_directory
-from sagewai_ops.home.paths import Home, require
+from sagewai_ops.home.paths import Home
 from sagewai_ops.process.signals import too_late, uninterrupted
-from sagewai_ops.progress import Progress
+from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.catalog import TREE
 from sagewai_ops.snapshots.ownership import Owner, owner_of, reason_foreign
-from sagewai_ops.swap import pending
 from sagewai_ops.text import shell_word
 
 _PREVIOUS = ".sagewai-ops-tree-before"  # the previous mirror, between two renames
@@ -81,18 +80,10 @@ def update_mirror(
         NotFoundError, LockedError, NoSpaceError, DamagedError: As for `create_snapshot`; the
             previous mirror remains.
     """
-    require(home)
     _check(options)
-    check_options(options)
-    check_directory(home, directory)
-    pending.require_settled(home.root)
     place = directory / TREE
-    with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
-        atomic.make_directory(directory)
-        left_by_restores = pending.sweep(home.root)
-        with locks.sweep_guard(directory):
-            _rename_back(directory)
-            swept = (*catalog.sweep(directory), *left_by_restores)
+    with lock_home(home, directory, options) as swept:
+        _rename_back(directory)
         before = _read_previous(place, replace(owner_of(home, all_paths=all_paths), host=""))
         run = BackupRun.start(home, options, _next_sequence(before), directory)
         fresh = catalog.staging_path(directory, catalog.new_id(datetime.now(timezone.utc)))
@@ -194,13 +185,7 @@ def _write(
 
 def _verify(descriptor: int, writer: MirrorWriter, progress: Progress | None) -> None:
     """Read the new files back; those of the previous mirror were verified when they were kept."""
-    done = 0
-
-    def count(size_bytes: int) -> None:
-        nonlocal done
-        done += size_bytes
-        if progress:
-            progress("verify", done, writer.stored_bytes)
+    count = byte_counter(progress, "verify", writer.stored_bytes)
 
     def is_new(entry: Entry) -> bool:
         return entry.path not in writer.kept

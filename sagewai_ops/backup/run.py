@@ -35,7 +35,7 @@ from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home, Kind
 from sagewai_ops.home.state_files import read_together
 from sagewai_ops.keys.candidates import Candidate, find_candidates, fingerprint, resolved
 from sagewai_ops.keys.trial_decryption import SealedReport, examine_keys
-from sagewai_ops.progress import Progress
+from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.database_check import (
     DatabaseReport,
@@ -262,14 +262,7 @@ class BackupRun:
             yield _Frozen(copies, copy, proving)
 
     def _pack(self, frozen: "_Frozen", open_writer: OpenWriter, progress: Progress | None) -> None:
-        total = self.scan.content_bytes
-        done = 0
-
-        def count(size_bytes: int) -> None:
-            nonlocal done
-            done += size_bytes
-            if progress:
-                progress("pack", min(done, total), total)
+        count = byte_counter(progress, "pack", self.scan.content_bytes)
 
         level = read_schema_level(frozen.main.path).revision if frozen.main else ""
         version = FORMAT_VERSION if self.scan.outside_links else PLAIN_FORMAT_VERSION
