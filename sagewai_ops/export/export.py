@@ -37,15 +37,15 @@ from sagewai_ops.export.report import (
     Report,
     TableReport,
     cut_over_lines,
-    finish,
+    finish_report,
     report_path,
     write_lines,
 )
-from sagewai_ops.export.target_session import MOVE, PLAN, VERIFY, Session, opened
+from sagewai_ops.export.target_session import MOVE, PLAN, VERIFY, Session, open_session
 from sagewai_ops.export.validate import repair_overlay
 from sagewai_ops.export.validate.validator import FAIL, QUARANTINE, Preflight
 from sagewai_ops.export.verify import verify
-from sagewai_ops.export.workdir import directory_of, workplace
+from sagewai_ops.export.workdir import copy_directory, export_directory
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
@@ -120,8 +120,8 @@ def export(
     report = Report(options.purpose, home.database, url.display, options.policy)
     if options.purpose == MOVE and not options.allow_live:
         require_unused(home.root, home.database)
-    path = report_path(report, directory_of(home), options.report)
-    with workplace(home) as place:
+    path = report_path(report, export_directory(home), options.report)
+    with copy_directory(home) as place:
         work = _Work(home, url, options, place / "copy.db", path, report, progress)
         try:
             run_interruptibly(_export(work))
@@ -136,7 +136,7 @@ def export(
             report.error = error.message
             raise
         finally:
-            finish(report, path)
+            finish_report(report, path)
     return report
 
 
@@ -150,7 +150,7 @@ async def _export(work: _Work) -> None:
         start_workers(work.copy, helpers) as workers,
     ):
         try:
-            async with opened(work.url, purpose) as session:
+            async with open_session(work.url, purpose) as session:
                 report.server, report.migrated = session.version, session.migrated
                 with _timed(report, "freeze"):
                     await copied
@@ -238,7 +238,7 @@ async def _settle(work: _Work, plan: Plan, session: Session) -> Plan:
         )
         settled = await preflight.settle(policy)
         report.findings, report.open_findings = settled.findings, settled.open
-        report.mended, report.refused = repair_overlay.counts(source)
+        report.repaired, report.refused = repair_overlay.counts(source)
         report.tables = _tables(settled.plan)
         if count := repair_overlay.refused_rows(source, AUDIT_TABLE):
             report.notes.append(
@@ -247,7 +247,7 @@ async def _settle(work: _Work, plan: Plan, session: Session) -> Plan:
             )
         if settled.open or work.path is None or report.purpose != MOVE:
             return settled.plan
-        if report.mended:
+        if report.repaired:
             report.files["changes"] = str(work.path.with_suffix(".changes.jsonl"))
             write_lines(Path(report.files["changes"]), repair_overlay.changes(source, plan))
         if policy == QUARANTINE and report.findings:
@@ -285,7 +285,7 @@ async def _verify(work: _Work, plan: Plan, session: Session, workers: tuple[Work
 async def _explain(work: _Work) -> None:
     """Find out which rows the server meant; it names one at most, and some it does not name."""
     compared = work.report.tables
-    async with opened(work.url, PLAN) as session:
+    async with open_session(work.url, PLAN) as session:
         plan = await _plan(work, session)
         await _look(work, plan, session)
     if not work.report.open_findings:

@@ -1,4 +1,4 @@
-"""What an export found and did: what the command shows, and the file for a second person."""
+"""The report of an export: for the command's output, and as a file for a second person."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FORMAT = "sagewai-ops export 1"
 
 @dataclass(slots=True)
 class TableReport:
-    """One table: what was carried, how fast, and whether it is the same on both sides."""
+    """A table: its rows, the time they took, and the comparison of both sides."""
 
     name: str
     rows: int
@@ -45,7 +45,7 @@ class TableReport:
     compared: Result | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Give it as JSON."""
+        """Return the JSON object."""
         compared = self.compared
         return {
             "name": self.name,
@@ -71,7 +71,7 @@ class TableReport:
 
 @dataclass(slots=True)
 class Report:
-    """An export, a plan or a verification, from its beginning to its end.
+    """An export, a plan or a verification.
 
     Attributes:
         purpose: `move`, `plan` or `verify`.
@@ -79,12 +79,13 @@ class Report:
         target: The URL, without its password.
         server: The server's version.
         policy: fail, repair or quarantine.
-        committed: The target has what is said here.
-        migrated: The target was empty, and was brought to head.
-        findings: All that was found; `open_findings` are those for which nothing was sent.
-        mended: Values that were repaired; `refused` rows that are not in the target.
+        committed: The export was committed.
+        migrated: The target was empty, and was migrated to the head.
+        findings: All findings; because of `open_findings` nothing was sent.
+        repaired: Values that were repaired.
+        refused: Rows that are not in the target.
         stages: Seconds by stage.
-        files: Beside the report: what was repaired, and what was refused.
+        files: In the report's directory: the repaired values, and the refused rows.
     """
 
     purpose: str
@@ -98,7 +99,7 @@ class Report:
     empty: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     open_findings: tuple[Finding, ...] = ()
-    mended: int = 0
+    repaired: int = 0
     refused: int = 0
     sequences: list[SetSequence] = field(default_factory=list)
     learnings: Learnings = field(default_factory=lambda: Learnings(KEEP))
@@ -113,12 +114,12 @@ class Report:
 
     @property
     def rows(self) -> int:
-        """Rows carried, or to be carried."""
+        """Rows that were copied, or would be."""
         return sum(table.rows for table in self.tables)
 
     @property
     def exit_code(self) -> int:
-        """0 all done, 3 rows were not carried, 4 nothing was sent because of findings."""
+        """0 complete, 3 rows omitted, 4 nothing sent because of findings."""
         if self.open_findings:
             return EXIT_FINDINGS
         unknown = any(each.kind.startswith("unknown-") for each in self.findings)
@@ -127,7 +128,7 @@ class Report:
         return EXIT_DONE
 
     def as_dict(self) -> dict[str, Any]:
-        """Give it as JSON; docs/json/export-to-postgres.json."""
+        """Return the JSON object of docs/json/export-to-postgres.json."""
         return {
             "format": FORMAT,
             "program": f"sagewai-ops {__version__}",
@@ -145,7 +146,7 @@ class Report:
             "findings": [finding.as_dict() for finding in self.findings],
             "findings_total": total(self.findings),
             "open_findings": len(self.open_findings),
-            "mended": self.mended,
+            "mended": self.repaired,
             "refused": self.refused,
             "sequences": [
                 {"table": each.table, "column": each.column, "next": each.next}
@@ -166,14 +167,14 @@ class Report:
 
 
 def report_path(report: Report, directory: Path, chosen: Path | None) -> Path | None:
-    """Decide where the report goes, and make sure now that it can go there.
+    """Return the path of the report, after a check that it is writable.
 
     Args:
-        directory: Beside the home, for reports that nobody chose a place for.
-        chosen: A file; None for a name of our own, and for no report of a plan.
+        directory: The default directory for reports.
+        chosen: From the command line; by default a new name in `directory`, and none for a plan.
 
     Raises:
-        PermissionDeniedError: It cannot.
+        PermissionDeniedError: It is not writable.
     """
     if chosen is None and report.purpose == PLAN:
         return None
@@ -185,19 +186,19 @@ def report_path(report: Report, directory: Path, chosen: Path | None) -> Path | 
         path = chosen.absolute()
     if not os.access(path.parent, os.W_OK):
         raise PermissionDeniedError(
-            f"report: cannot be written in {path.parent}",
-            hint="name another place with --report FILE",
+            f"report: {path.parent} not writable",
+            hint="sagewai-ops export-to-postgres --report FILE",
         )
     return path
 
 
-def finish(report: Report, path: Path | None) -> None:
-    """Write the report, and take back the files of an export that did not take place.
+def finish_report(report: Report, path: Path | None) -> None:
+    """Write the report, and remove the other files of an export that was not committed.
 
-    What is committed stays done: then a report that cannot be written is a warning.
+    After a commit, a report that cannot be written is a warning.
 
     Raises:
-        NoSpaceError, PermissionDeniedError, OpsError: The system refused.
+        NoSpaceError, PermissionDeniedError, OpsError: It cannot be written.
     """
     if report.purpose == MOVE and not report.committed:
         for file in report.files.values():
@@ -211,24 +212,24 @@ def finish(report: Report, path: Path | None) -> None:
             del report.files["report"]
             if not report.committed:
                 raise
-            report.warnings.append(f"the report could not be written: {error.message}")
+            report.warnings.append(f"report not written: {error.message}")
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Write the report, whole or not at all.
+    """Write the report atomically.
 
     Raises:
-        NoSpaceError, PermissionDeniedError, OpsError: The system refused.
+        NoSpaceError, PermissionDeniedError, OpsError: It cannot be written.
     """
     content = json.dumps(report.as_dict(), indent=1, ensure_ascii=False)
     atomic.replace(path, content.encode("utf-8", "backslashreplace") + b"\n")
 
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> int:
-    """Write JSON lines, whole or not at all, and count them.
+    """Write JSON lines atomically, and return their number.
 
     Raises:
-        NoSpaceError, PermissionDeniedError, OpsError: The system refused.
+        NoSpaceError, PermissionDeniedError, OpsError: They cannot be written.
     """
     count = 0
     with atomic.write_stream(path) as stream:
@@ -240,13 +241,13 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> int:
 
 
 def cut_over_lines(home: Path, url: str, report: Report, learnings: int) -> tuple[str, ...]:
-    """Spell what to do next, each a line that can be pasted or a remark.
+    """Return the next steps, each a command to paste or a comment.
 
     Args:
-        home: Whose data was moved.
+        home: The source.
         url: The target's, without its password.
-        report: Of the move; the verification must be asked for the same.
-        learnings: That stay in the home.
+        report: Of the export; the verification needs the same options.
+        learnings: Rows that stay in the home.
     """
     verify = ["sagewai-ops", "--home", str(home), "export-to-postgres", "--verify-only"]
     if report.policy != FAIL:
@@ -259,7 +260,7 @@ def cut_over_lines(home: Path, url: str, report: Report, learnings: int) -> tupl
         'export DATABASE_URL="$SAGEWAI_DATABASE_URL"  # the worker commands read this one first',
         f"{shlex.join(verify)}  # before the first start",
         f"SAGEWAI_HOME={shell_word(home)} sagewai admin serve",
-        f"# keep {home}: config/ and secrets/ are read as before, also with PostgreSQL",
-        f"# keep {home}/db/sagewai.db: {learnings} learnings are read from it; it is the way back",
-        "# config/admin-state.json stays a file: single-org agents, providers, tokens are in it",
+        f"# keep {home}: Sagewai reads config/ and secrets/ from it, also with PostgreSQL",
+        f"# keep {home}/db/sagewai.db: Sagewai reads {learnings} learnings from it",
+        "# keep config/admin-state.json: agents, providers and tokens of a single-org install",
     )

@@ -1,7 +1,7 @@
-"""Sequences: set behind the highest number that came in, and proved by an insert.
+"""Set the sequences after the highest number that was copied, and test each with an insert.
 
-`ALTER SEQUENCE ... RESTART` and not `setval`: the latter is not undone by a rollback, and a failed
-export must leave the target as it was.
+With `ALTER SEQUENCE ... RESTART` and not `setval`, which a rollback does not undo: a failed export
+must leave the target unchanged.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SetSequence:
-    """A sequence and the number that it gives next."""
+    """A sequence and its next number."""
 
     table: str
     column: str
@@ -31,38 +31,38 @@ class SetSequence:
 async def set_sequences(
     server: asyncpg.Connection[asyncpg.Record], plan: Plan, targets: Mapping[str, TargetTable]
 ) -> list[SetSequence]:
-    """Set the sequences of the tables that got rows; those of empty tables stay as they are.
+    """Set the sequences of the tables that have rows.
 
     Raises:
-        DifferenceError: An insert after it would not get a number of its own.
+        DifferenceError: An insert would still get a number that exists.
     """
     done = []
     for planned in plan.tables:
         target = targets[planned.name]
         for column in target.columns.values():
             if column.sequence and planned.carries((column.name,)):
-                following = await _set_one(server, target, column)
+                following = await _set_sequence(server, target, column)
                 if following:
                     done.append(SetSequence(target.name, column.name, following))
     return done
 
 
-async def _set_one(
+async def _set_sequence(
     server: asyncpg.Connection[asyncpg.Record], target: TargetTable, column: TargetColumn
 ) -> int:
     highest = await server.fetchval(f"SELECT max({quoted(column.name)}) FROM {quoted(target.name)}")
     if highest is None or highest < 1:
         return 0  # no sequence of Sagewai's begins before 1
     await _restart(server, target, column, highest + 1)
-    trial = server.transaction()
-    await trial.start()
-    given = await _insert(server, target, column)
-    await trial.rollback()
-    if given <= highest:
+    savepoint = server.transaction()
+    await savepoint.start()
+    number = await _insert(server, target, column)
+    await savepoint.rollback()
+    if number <= highest:
         raise DifferenceError(
-            f"table {target.name}: an insert would get {column.name} {given}, which is taken"
+            f"table {target.name}: an insert would get {column.name} {number}, which exists"
         )
-    # The insert is undone, the number that it drew is not.
+    # The insert is rolled back, the sequence is not.
     await _restart(server, target, column, highest + 1)
     return int(highest) + 1
 
@@ -76,21 +76,21 @@ async def _restart(
     import asyncpg
 
     try:
-        # Qualified and quoted by the server itself.
+        # The catalog's name is qualified and quoted.
         await server.execute(f"ALTER SEQUENCE {column.sequence} RESTART WITH {following}")
     except asyncpg.PostgresError as error:
         raise DifferenceError(
-            f"table {target.name}: its highest {column.name} is {following - 1},"
-            " and its sequence ends there"
+            f"table {target.name}: no number left in its sequence after {column.name}"
+            f" {following - 1}"
         ) from error
 
 
 async def _insert(
     server: asyncpg.Connection[asyncpg.Record], target: TargetTable, column: TargetColumn
 ) -> int:
-    """Insert a copy of the last row, its number left to the sequence; give that number.
+    """Insert a copy of the last row and return the number that it got from the sequence.
 
-    Where a unique index refuses the copy, the row is dropped after its number was drawn.
+    If a unique index refuses the copy, the number is drawn anyway.
     """
     others = [
         quoted(other.name)
@@ -103,5 +103,5 @@ async def _insert(
         f"INSERT INTO {table} ({listed}) OVERRIDING SYSTEM VALUE SELECT {listed} FROM {table}"
         f" ORDER BY {quoted(column.name)} DESC LIMIT 1 ON CONFLICT DO NOTHING"
     )
-    given = await server.fetchval("SELECT currval($1)", column.sequence)
-    return int(given)
+    number = await server.fetchval("SELECT currval($1)", column.sequence)
+    return int(number)

@@ -1,8 +1,7 @@
-"""The target under one transaction: looked at, locked, brought to head when it is empty.
+"""Open the target in one transaction: check it, lock it, and migrate it to the head if it is empty.
 
-What is wrong with a target (too old a server, no rights, another revision, rows in it, somebody
-who writes) is said before anything is sent, and the transaction that all happens in is committed
-only when the caller says so.
+An unusable target (old server, missing privileges, another revision, rows, a session that writes)
+is refused before anything is sent. The transaction is committed only if the caller requests it.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ if TYPE_CHECKING:
 
 MOVE, PLAN, VERIFY = "move", "plan", "verify"
 
-COMMIT_SECONDS = 10.0  # for the server's answer to a commit, once a signal asks for the end
-_UNKNOWN = "the connection broke at the commit: whether it took place is not known"
-_ASK = "sagewai-ops export-to-postgres --verify-only"
+COMMIT_SECONDS = 10.0  # for the server's answer to a commit, after a signal
+_UNKNOWN = "connection lost during the commit: committed or not, unknown"
+_VERIFY = "sagewai-ops export-to-postgres --verify-only"
 
 _ABOUT = """
 SELECT current_setting('server_version_num')::int / 10000 AS major,
@@ -43,8 +42,7 @@ SELECT current_setting('server_version_num')::int / 10000 AS major,
   quote_ident(current_schema()) = (SELECT relnamespace::regnamespace::text FROM pg_class
     WHERE oid = to_regclass('alembic_version')) AS managed
 """
-# Values are spelled in one way, rows come in the order in which they lie, and nothing but the
-# caller ends a statement.
+# For one text format of values, rows in their stored order, and no timeouts.
 _SETTINGS = """
 SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO, MDY'; SET LOCAL extra_float_digits = 1;
 SET LOCAL synchronize_seqscans = off; SET LOCAL max_parallel_workers_per_gather = 0;
@@ -52,12 +50,12 @@ SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout =
 """
 _OTHERS = """
 SELECT coalesce(usename, '?') || ' (process ' || pid ||
-       CASE WHEN application_name = '' THEN '' ELSE ', ' || application_name END || ')' AS who
+       CASE WHEN application_name = '' THEN '' ELSE ', ' || application_name END || ')' AS session
 FROM pg_stat_activity
 WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
 ORDER BY pid
 """
-_HOLDERS = """
+_LOCKS = """
 SELECT DISTINCT l.relation::regclass::text AS relation, l.pid, coalesce(a.usename, '?') AS role,
        coalesce(a.application_name, '') AS application
 FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
@@ -75,11 +73,11 @@ class Session:
     Attributes:
         connection: Of asyncpg.
         version: The server's.
-        migrated: The target was empty, and this transaction brought it to head.
+        migrated: The target was empty, and this transaction migrated it to the head.
         tables: The catalog.
-        others: Who else is connected to the database.
-        keep: Set it to have the transaction committed at the end of the block.
-        committed: The server said that it is.
+        others: The other sessions on the database.
+        keep: Set it to commit the transaction at the end of the block.
+        committed: The server confirmed the commit.
     """
 
     connection: asyncpg.Connection[asyncpg.Record]
@@ -92,19 +90,19 @@ class Session:
 
 
 @asynccontextmanager
-async def opened(url: PostgresUrl, purpose: str) -> AsyncIterator[Session]:
-    """Open the target for the block, and commit at its end if the session says so.
+async def open_session(url: PostgresUrl, purpose: str) -> AsyncIterator[Session]:
+    """Open the target for the block, and commit at its end if `Session.keep` is set.
 
     Args:
-        purpose: `move` locks every table, and wants them empty; `plan` wants them empty; `verify`
-            reads one moment of them.
+        purpose: `move` locks the tables, which must be empty; for `plan` they must be empty;
+            `verify` reads them in one snapshot.
 
     Raises:
         UsageError: The server is too old, or its encoding is not UTF-8.
-        PermissionDeniedError: Rights are missing.
-        SchemaBehindError, SchemaAheadError: It is not empty, and not at head.
-        TargetBusyError: It has rows, or somebody works on its tables.
-        LockedError: Another export or upgrade runs.
+        PermissionDeniedError: Privileges are missing.
+        SchemaBehindError, SchemaAheadError: Neither empty nor at the head.
+        TargetBusyError: It has rows, or another session uses its tables.
+        LockedError: Another export or upgrade is running.
         RemoteError, NotFoundError: It cannot be reached.
     """
     with postgres_connection.translate_errors(url):
@@ -113,26 +111,26 @@ async def opened(url: PostgresUrl, purpose: str) -> AsyncIterator[Session]:
             about = await connection.fetchrow(_ABOUT)
             _check_encoding(about["encoding"], url)
             usable = purpose == VERIFY or not about["read_only"]
-            plain = about["major"] >= OLDEST and usable and about["managed"]
-            if plain:
+            is_ready = about["major"] >= OLDEST and usable and about["managed"]
+            if is_ready:
                 rows = await connection.fetch(f"SELECT version_num FROM {VERSION_TABLE}")
-                plain = [row[0] for row in rows] == [HEAD]
-            if plain:
-                async with _transaction(connection, purpose) as session:
+                is_ready = [row[0] for row in rows] == [HEAD]
+            if is_ready:
+                async with _open_transaction(connection, purpose) as session:
                     session.version = about["version"]
-                    plain = all(table.owned for table in session.tables.values())
-                    if plain or purpose == VERIFY:
-                        await _occupy(session, purpose, url)
+                    is_ready = all(table.owned for table in session.tables.values())
+                    if is_ready or purpose == VERIFY:
+                        await _lock(session, purpose, url)
                         yield session
                         return
         finally:
             await _close(connection)
-        async with _migrated(url, purpose) as session:
+        async with _open_migrated(url, purpose) as session:
             yield session
 
 
 @asynccontextmanager
-async def _transaction(
+async def _open_transaction(
     connection: asyncpg.Connection[asyncpg.Record], purpose: str
 ) -> AsyncIterator[Session]:
     import asyncpg
@@ -146,11 +144,11 @@ async def _transaction(
         session.tables = await read_tables(connection)
         yield session
     except asyncio.CancelledError:
-        connection.terminate()  # the server rolls back, and need not be asked politely
+        connection.terminate()  # the server rolls back
         raise
     except BaseException:
         with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            await transaction.rollback()  # a broken connection is rolled back already
+            await transaction.rollback()  # a lost connection is already rolled back
         raise
     if session.keep:
         await _commit(session, transaction.commit())
@@ -159,15 +157,15 @@ async def _transaction(
 
 
 @asynccontextmanager
-async def _migrated(url: PostgresUrl, purpose: str) -> AsyncIterator[Session]:
-    """Take the long way: say what is wrong, or bring an empty database to head first."""
+async def _open_migrated(url: PostgresUrl, purpose: str) -> AsyncIterator[Session]:
+    """Migrate an empty database to the head and open it; raise the reason if it is unusable."""
     from sqlalchemy import text
 
     from sagewai_ops.schema import alembic_runner, migrate_postgres, postgres_server
 
     async with postgres_connection.connect_sqlalchemy(url) as outer:
         transaction = await outer.begin()
-        # Now: of a connection that a cancelled statement has broken, SQLAlchemy gives nothing.
+        # Now: SQLAlchemy does not return the connection after a cancelled statement broke it.
         raw = await outer.get_raw_connection()
         connection: asyncpg.Connection[asyncpg.Record] | None = raw.driver_connection
         assert connection is not None
@@ -182,13 +180,13 @@ async def _migrated(url: PostgresUrl, purpose: str) -> AsyncIterator[Session]:
             await connection.execute(_SETTINGS)
             session = Session(connection, found.version, migrated=True)
             session.tables = await read_tables(connection)
-            await _occupy(session, purpose, url)
+            await _lock(session, purpose, url)
             yield session
         except asyncio.CancelledError:
             connection.terminate()
             raise
         except BaseException:
-            with suppress(Exception):  # a broken connection is rolled back already
+            with suppress(Exception):  # a lost connection is already rolled back
                 await transaction.rollback()
             raise
         if session.keep:
@@ -197,79 +195,79 @@ async def _migrated(url: PostgresUrl, purpose: str) -> AsyncIterator[Session]:
             await transaction.rollback()
 
 
-async def _occupy(session: Session, purpose: str, url: PostgresUrl) -> None:
-    """Make sure that nobody else writes, and that there is nothing to overwrite."""
+async def _lock(session: Session, purpose: str, url: PostgresUrl) -> None:
+    """Exclude other sessions that write, and check that there are no rows to overwrite."""
     import asyncpg
 
     from sagewai_ops.schema.migrate_postgres import LOCK
 
     connection = session.connection
-    session.others = tuple(row["who"] for row in await connection.fetch(_OTHERS))
+    session.others = tuple(row["session"] for row in await connection.fetch(_OTHERS))
     if purpose == VERIFY:
         return
     if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", LOCK):
         raise LockedError(
-            f"{url.display}: another export or upgrade is running",
-            hint="run it again when that is done",
+            f"{url.display}: locked by another export or upgrade",
+            hint="psql URL -c 'SELECT * FROM pg_stat_activity'",
         )
     if purpose == MOVE and not session.migrated:
         names = ", ".join(map(quoted, sorted(session.tables)))
-        trial = connection.transaction()
-        await trial.start()
+        savepoint = connection.transaction()
+        await savepoint.start()
         try:
             await connection.execute(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE NOWAIT")
         except asyncpg.LockNotAvailableError as error:
-            await trial.rollback()
-            raise await _busy(connection, url) from error
-        await trial.commit()
-    full = await _tables_with_rows(connection, session.tables)
-    if full:
+            await savepoint.rollback()
+            raise await _busy_error(connection, url) from error
+        await savepoint.commit()
+    with_rows = await _tables_with_rows(connection, session.tables)
+    if with_rows:
         raise TargetBusyError(
-            f"{url.display}: has rows in {len(full)} tables, {full[0]} is one",
-            hint="give the URL of an empty database: createdb",
+            f"{url.display}: not empty, rows in {len(with_rows)} tables such as {with_rows[0]}",
+            hint="createdb --encoding UTF8 --template template0 NAME",
         )
 
 
 async def _tables_with_rows(
     connection: asyncpg.Connection[asyncpg.Record], tables: Mapping[str, TargetTable]
 ) -> list[str]:
-    asked = " UNION ALL ".join(
+    query = " UNION ALL ".join(
         f"SELECT {number} WHERE EXISTS (SELECT 1 FROM {quoted(name)})"
         for number, name in enumerate(sorted(tables))
     )
     names = sorted(tables)
-    return [names[row[0]] for row in await connection.fetch(asked)] if names else []
+    return [names[row[0]] for row in await connection.fetch(query)] if names else []
 
 
-async def _busy(connection: asyncpg.Connection[asyncpg.Record], url: PostgresUrl) -> OpsError:
-    holder = await connection.fetchrow(_HOLDERS)
-    who = "another session"
-    if holder:
-        application = f", {holder['application']}" if holder["application"] else ""
-        who = f"{holder['role']} (process {holder['pid']}{application})"
-    table = f"table {holder['relation']}" if holder else "its tables"
+async def _busy_error(connection: asyncpg.Connection[asyncpg.Record], url: PostgresUrl) -> OpsError:
+    lock = await connection.fetchrow(_LOCKS)
+    if not lock:
+        return TargetBusyError(f"{url.display}: tables in use by another session")
+    application = f", {lock['application']}" if lock["application"] else ""
+    session = f"{lock['role']} (process {lock['pid']}{application})"
     return TargetBusyError(
-        f"{url.display}: {who} is working on {table}", hint="stop whoever uses the database"
+        f"{url.display}: table {lock['relation']} in use by {session}",
+        hint=f"psql URL -c 'SELECT * FROM pg_stat_activity WHERE pid = {lock['pid']}'",
     )
 
 
 def _check_empty(state: str, heads: tuple[str, ...], purpose: str, url: PostgresUrl) -> None:
     if state != "empty":
         raise SchemaBehindError(
-            f"{url.display}: is at revision {', '.join(heads)}, not at {HEAD}",
+            f"{url.display}: at revision {', '.join(heads)}, not at {HEAD}",
             hint="sagewai-ops db upgrade  # with the URL in SAGEWAI_DATABASE_URL",
         )
     if purpose == VERIFY:
         raise SchemaBehindError(
-            f"{url.display}: is empty, nothing was exported to it",
+            f"{url.display}: empty, nothing was exported to it",
             hint="sagewai-ops export-to-postgres",
         )
 
 
 async def _commit(session: Session, committing: Awaitable[None]) -> None:
-    """Commit, and do not let a signal come between: either it took place or it did not.
+    """Commit, and wait for the server's answer even after a signal.
 
-    A server that does not answer may keep it waiting for ever; after a signal it waits not so long.
+    Without a signal it waits without a timeout, after one `COMMIT_SECONDS`.
     """
     import asyncpg
 
@@ -280,24 +278,24 @@ async def _commit(session: Session, committing: Awaitable[None]) -> None:
             await asyncio.wait({running}, timeout=limit)
         except asyncio.CancelledError:
             limit = COMMIT_SECONDS
-            # From 3.11 on a task counts its cancellations, and later timeouts look at the count.
+            # Since 3.11 a task counts its cancellations, and later timeouts evaluate the count.
             getattr(asyncio.current_task(), "uncancel", int)()
         else:
             if not running.done():
                 session.connection.terminate()
                 running.cancel()
-                raise OpsError(_UNKNOWN, hint=_ASK)
+                raise OpsError(_UNKNOWN, hint=_VERIFY)
     try:
         running.result()
         session.committed = True
     except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
-        raise OpsError(_UNKNOWN, hint=_ASK) from error
+        raise OpsError(_UNKNOWN, hint=_VERIFY) from error
 
 
 def _check_encoding(encoding: str, url: PostgresUrl) -> None:
     if encoding != "UTF8":
         raise UsageError(
-            f"{url.display}: its encoding is {encoding}, which cannot hold every text of a home",
+            f"{url.display}: encoding {encoding}, not UTF8",
             hint="createdb --encoding UTF8 --template template0",
         )
 

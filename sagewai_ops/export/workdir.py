@@ -1,7 +1,7 @@
-"""Where an export works: a private directory beside the home for the frozen copy, and its reports.
+"""The directory next to the home, `HOME.exports`, for the frozen copy and the reports.
 
-The copy holds what the home's database holds, secrets included: mode 0600 in a directory 0700,
-removed at the end, and by the next export when a crash left it.
+The copy has all content of the home's database, secrets included: mode 0600 in a directory 0700,
+removed at the end, or by the next export after a crash.
 """
 
 import contextlib
@@ -19,21 +19,21 @@ from sagewai_ops.process.signals import uninterrupted
 PREFIX = f"{OWN_PREFIX}export-"
 
 
-def directory_of(home: Home) -> Path:
-    """Give the directory for reports: beside the home, as the snapshots are."""
+def export_directory(home: Home) -> Path:
+    """Return the directory for reports, next to the home like its snapshots."""
     return home.root.with_name(home.root.name + ".exports")
 
 
 @contextlib.contextmanager
-def workplace(home: Home) -> Iterator[Path]:
-    """Make a private directory for the block and remove it afterwards.
+def copy_directory(home: Home) -> Iterator[Path]:
+    """Create a private directory for the block and remove it afterwards.
 
-    Where nothing can be made beside the home, the system's directory for temporary files is used.
+    If the home's parent is not writable, it is in the system's directory for temporary files.
 
     Raises:
-        NoSpaceError, PermissionDeniedError, OpsError: The system refused.
+        NoSpaceError, PermissionDeniedError, OpsError: It cannot be created.
     """
-    directory = directory_of(home)
+    directory = export_directory(home)
     with contextlib.ExitStack() as stack:
         try:
             with uninterrupted():

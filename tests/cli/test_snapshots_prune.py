@@ -53,14 +53,16 @@ def prune(built: BuiltHome, *words: object) -> Answer:
     return answer
 
 
-def directory_of(built: BuiltHome) -> Path:
+def export_directory(built: BuiltHome) -> Path:
     """Name the snapshot directory of a home."""
     return built.root.with_name("home.snapshots")
 
 
 def count(built: BuiltHome) -> tuple[int, int]:
     """Count the snapshots in the directory and in its trash."""
-    return len(catalog.list_snapshots(directory_of(built))), len(list_trash(directory_of(built)))
+    return len(catalog.list_snapshots(export_directory(built))), len(
+        list_trash(export_directory(built))
+    )
 
 
 def test_a_dry_run_says_why_each_stays_or_goes(built: BuiltHome) -> None:
@@ -119,7 +121,7 @@ def test_a_prune_is_silent_and_undelete_reverts_it(built: BuiltHome) -> None:
     assert count(built) == (3, 0)
     assert "moved to" in call("--home", built.root, "snapshots", "prune", "--keep-last", 1,
                                 "-v").out  # fmt: skip
-    identifier = list_trash(directory_of(built))[0].id
+    identifier = list_trash(export_directory(built))[0].id
     assert "1 snapshots brought back" in call("--home", built.root, "snapshots", "undelete",
                                               identifier, "-v").out  # fmt: skip
     assert count(built) == (2, 1)
@@ -177,7 +179,7 @@ def test_a_backup_that_lacks_something_prunes_nothing(built: BuiltHome) -> None:
 def test_a_backup_stands_when_its_prune_fails(built: BuiltHome) -> None:
     """Exit 3 with the reason; the snapshot is whole."""
     backup(built)
-    (directory_of(built) / ".trash").touch()
+    (export_directory(built) / ".trash").touch()
 
     answer = backup(built, "--keep-last", 1)
 
@@ -214,7 +216,7 @@ def test_a_held_directory_exits_11_and_names_the_holder(built: BuiltHome) -> Non
     """Process, machine, command and start; `--wait` waits, readers do not."""
     for _number in range(2):
         backup(built)
-    with running(HOLD, str(directory_of(built))) as other:
+    with running(HOLD, str(export_directory(built))) as other:
         answer = call("--home", built.root, "snapshots", "prune", "--keep-last", 1)
 
         assert answer.code == 11

@@ -16,7 +16,7 @@ from postgres_server import Server
 from real_homes import unpack
 from sagewai_ops.errors import DifferenceError, NotFoundError, TargetBusyError
 from sagewai_ops.export.export import Options, export
-from sagewai_ops.export.workdir import directory_of
+from sagewai_ops.export.workdir import export_directory
 from sagewai_ops.home.paths import locate
 from sagewai_ops.schema.create import create_database
 from small_homes import everything_of
@@ -76,7 +76,7 @@ def test_the_home_is_only_read(tmp_path: Path, postgres: Server) -> None:
     exported(home, postgres, at_head(postgres))
 
     assert everything_of(home.root) == before
-    (report,) = directory_of(home).iterdir()
+    (report,) = export_directory(home).iterdir()
     assert json.loads(report.read_text())["committed"] is True
     assert report.stat().st_mode & 0o777 == 0o600
 
@@ -88,7 +88,7 @@ def test_a_second_export_is_refused_and_changes_nothing(tmp_path: Path, postgres
     exported(home, postgres, database)
     before = state_of(postgres, database)
 
-    with pytest.raises(TargetBusyError, match="has rows in"):
+    with pytest.raises(TargetBusyError, match="not empty, rows in"):
         exported(home, postgres, database)
 
     assert state_of(postgres, database) == before
@@ -297,7 +297,7 @@ def test_a_plan_touches_nothing(tmp_path: Path, postgres: Server) -> None:
     reports = [exported(home, postgres, name, purpose="plan") for name in (empty, head)]
 
     assert (state_of(postgres, empty), state_of(postgres, head)) == before
-    assert not directory_of(home).exists()
+    assert not export_directory(home).exists()
     assert [report.exit_code for report in reports] == [0, 0]
     assert all(report.estimate_seconds > 0 for report in reports)
 
@@ -346,7 +346,7 @@ def test_without_a_home_or_its_database_there_is_nothing_to_move(
 def test_what_a_killed_export_left_is_swept(tmp_path: Path, postgres: Server) -> None:
     """Its copy holds secrets."""
     home = home_with(tmp_path / "home")
-    left = directory_of(home) / ".sagewai-ops-export-dead"
+    left = export_directory(home) / ".sagewai-ops-export-dead"
     left.mkdir(parents=True)
     (left / "copy.db").write_bytes(b"secrets")
     halves = [left.with_name(f".{word}-1.json.0123abcd.partial") for word in ("move", "verify")]

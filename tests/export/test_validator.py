@@ -124,7 +124,7 @@ def test_faults_with_a_repair_are_repaired_and_logged(mendable: Home, postgres: 
     assert report.exit_code == 0
     assert found(report.findings) == expected(MENDABLE)
     changes = lines_of(report.files["changes"])
-    assert len(changes) == report.mended == sum(fault.count for fault in MENDABLE)
+    assert len(changes) == report.repaired == sum(fault.count for fault in MENDABLE)
     logged = Counter((change["table"], change["kind"]) for change in changes)
     assert logged == Counter({(f.table, f.kind): 0 for f in MENDABLE}) + Counter(
         (f.table, f.kind) for f in MENDABLE for _ in range(f.count)

@@ -1,13 +1,13 @@
-"""The comparison: every row of the target against its source, by value, in bounded memory.
+"""Compare every row of the target with its source, by value, in bounded memory.
 
-The two sides meet as texts: what the server spells (COPY, text format) and what the source holds,
-read again. Nothing of `encoders` and `values` is used here, so that a fault in a conversion cannot
-hide by being made twice; what a type makes of a value (jsonb's key order and numbers, trailing
-zeros of a fraction) is undone or ignored on both sides.
+Both sides are compared as texts: the server's output (COPY, text format) and the source, read
+again. Nothing of `convert` is used here, so that an error in a conversion is not repeated in the
+comparison; changes that a type makes to a value (jsonb's key order and numbers, trailing zeros of
+a fraction) are normalised on both sides.
 
-Rows are first compared in the order in which they were sent, block by block: it is the order in
-which a table that was just filled answers. Where that does not hold, they are compared ordered by
-their primary key; that alone decides that a table differs.
+Rows are first compared in the order in which they were sent, block by block: a table that was just
+loaded returns them in this order. If it does not, they are compared in the order of their primary
+key; only that comparison decides that a table differs.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _LOWEST_ROWID = -(2**63)
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A row that is not the same on both sides.
+    """A row that differs between the two sides.
 
     Attributes:
         key: Its primary key.
-        column: That differs; "" where the whole row is on one side only.
-        what: `differs`, `missing` in the target, or `extra` there.
+        column: The column that differs; "" if the whole row is on one side only.
+        what: `differs`, `missing` in the target, or `extra` in the target.
     """
 
     key: str
@@ -46,13 +46,13 @@ class Difference:
 
 @dataclass(slots=True)
 class Result:
-    """What the comparison of a table found.
+    """The result of the comparison of a table.
 
     Attributes:
         rows: In the source.
         target_rows: In the target.
-        count: Of differences, of which `differences` are the first.
-        audit: What became of an audit chain; `AuditTrail.as_dict`.
+        count: Differences; `differences` has the first.
+        audit: From `AuditTrail.as_dict`, for the table of audit events.
     """
 
     table: str
@@ -64,7 +64,7 @@ class Result:
 
     @property
     def same(self) -> bool:
-        """Whether both sides hold the same rows."""
+        """Whether both sides have the same rows."""
         return not self.count and self.rows == self.target_rows
 
     def add(self, key: str, column: str, what: str) -> None:
@@ -74,7 +74,7 @@ class Result:
             self.differences.append(Difference(key, column, what))
 
     def as_dict(self) -> dict[str, Any]:
-        """Give it as JSON."""
+        """Return the JSON object."""
         return {
             "table": self.table,
             "rows": self.rows,
@@ -86,16 +86,16 @@ class Result:
 
 
 def read_result(described: dict[str, Any]) -> Result:
-    """Read what `Result.as_dict` gave."""
+    """Parse the result of `Result.as_dict`."""
     differences = [Difference(*each) for each in described["differences"]]
     return Result(**{**described, "differences": differences})
 
 
 def target_query(table: PlannedTable, *, by_key: bool) -> str:
-    """Spell what the server is asked for: the carried columns, spelled as texts.
+    """Return the query of the copied columns of the target.
 
     Args:
-        by_key: Put the key first, as texts, and order by it as bytes.
+        by_key: Put the key first, as texts, and order by its bytes.
     """
     columns = [
         f"array_to_json({quoted(column.name)})"
@@ -111,7 +111,7 @@ def target_query(table: PlannedTable, *, by_key: bool) -> str:
 
 
 def block_query(table: PlannedTable) -> str:
-    """Spell the query for some rows, their rowids last, in the order of these, from one on."""
+    """Return the query of some source rows in the order of their rowids, which come last."""
     glue = "AND" if table.where else "WHERE"
     wanted = ", ".join(column.expression for column in table.columns)
     return (
@@ -121,47 +121,47 @@ def block_query(table: PlannedTable) -> str:
 
 
 class ComparisonInOrder:
-    """The comparison of one table in the order in which its rows were sent, block by block.
+    """Compares a table in the order in which its rows were sent, block by block.
 
-    Two of them can share a table, each with some of its blocks; what lies between is stepped over.
+    Two of these can share a table, each with some of its blocks, and skip the others.
 
     Args:
         source: The frozen copy, from `opened_copy`.
         table: As it was sent.
 
     Attributes:
-        differs: The first column that does; None while there is no difference.
+        differs: The first column that differs; None while there is no difference.
     """
 
     def __init__(self, source: sqlite3.Connection, table: PlannedTable) -> None:
         self._source = source
         self._table = table
         self._query = block_query(table)
-        self._rowid, self._place = _LOWEST_ROWID, 0  # a row, or what is before all, and where it is
+        self._rowid, self._place = _LOWEST_ROWID, 0  # the last row that was read, and its position
         self._audit = trail_of(source, table)
         self.differs: str | None = None
 
     def merge(self, described: dict[str, Any]) -> None:
-        """Count what the other one found in its blocks, as its `as_dict` gave it."""
+        """Add the results of another comparison of the same table, from its `as_dict`."""
         self.differs = described["differs"] if self.differs is None else self.differs
         if self._audit and described["audit"]:
             self._audit.merge(described["audit"])
 
     @property
     def audit(self) -> dict[str, Any] | None:
-        """What became of an audit chain; `AuditTrail.as_dict`."""
+        """From `AuditTrail.as_dict`, for the table of audit events."""
         return self._audit.as_dict() if self._audit else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Give `differs` and `audit` as JSON."""
+        """Return `differs` and `audit` as a JSON object."""
         return {"differs": self.differs, "audit": self.audit}
 
     def feed(self, first: int, content: bytes) -> None:
-        """Compare some rows; behind a difference, nothing is looked at any more.
+        """Compare some rows, unless a difference was found already.
 
         Args:
-            first: How many rows of the table come before; blocks come in their order.
-            content: Whole lines of the server's answer.
+            first: Number of the table's rows before these; blocks must come in order.
+            content: Whole lines of the server's output.
         """
         if self.differs is None:
             self.differs = self._compare(first, content)
@@ -179,8 +179,8 @@ class ComparisonInOrder:
             sources: list[Column] = list(zip(*rows[start : start + ROWS_AT_ONCE], strict=True))
             end = (start + ROWS_AT_ONCE) * width
             targets = [fields[start * width + number : end : width] for number in range(width)]
-            for planned, expected, spelled in zip(self._table.columns, sources, targets):  # noqa: B905 (the rowid is one more)
-                if differing(planned.target.type, expected, spelled):
+            for planned, expected, met in zip(self._table.columns, sources, targets):  # noqa: B905 (the rowid is one more)
+                if differing(planned.target.type, expected, met):
                     return planned.name
             if self._audit is not None:
                 self._audit.add(targets)
@@ -188,7 +188,7 @@ class ComparisonInOrder:
 
 
 def key_query(table: PlannedTable) -> str:
-    """Spell the query for all rows in the order of their keys, as `target_query` has them."""
+    """Return the query of all source rows in the key order of `target_query`."""
     keys = []
     for name in table.key:
         column = next(column for column in table.columns if column.name == name)
@@ -202,7 +202,7 @@ def key_query(table: PlannedTable) -> str:
 
 
 class ComparisonByKey:
-    """The comparison of one table ordered by its key; holds a cursor on the source.
+    """Compares a table in the order of its key; has a cursor on the source.
 
     Args:
         source: The frozen copy, from `opened_copy`.
@@ -219,26 +219,26 @@ class ComparisonByKey:
         self._pending: tuple[Any, ...] | None = None
 
     def feed(self, content: bytes) -> None:
-        """Take the next piece of the server's answer, cut anywhere."""
+        """Compare the next piece of the server's output, which may end within a line."""
         lines = (self._rest + content).split(b"\n")
         self._rest = lines.pop()
         for first in range(0, len(lines), ROWS_AT_ONCE):
-            self._take([line.split(b"\t") for line in lines[first : first + ROWS_AT_ONCE]])
+            self._compare([line.split(b"\t") for line in lines[first : first + ROWS_AT_ONCE]])
 
     def finish(self) -> Result:
-        """Give the result, after the server's whole answer was taken."""
+        """Return the result, after the end of the server's output."""
         while (row := self._next()) is not None:
-            self._result.add(_shown(row[: self._width]), "", "missing")
+            self._result.add(_format_key(row[: self._width]), "", "missing")
         self._result.audit = self._audit.as_dict() if self._audit else None
         return self._result
 
-    def _take(self, met: list[list[bytes]]) -> None:
+    def _compare(self, met: list[list[bytes]]) -> None:
         self._result.target_rows += len(met)
         pairs: list[tuple[tuple[Any, ...], list[bytes]]] = []
         for line in met:
             key = [unescaped(value) for value in line[: self._width]]
             while (row := self._next()) is not None and self._key(row) < key:
-                self._result.add(_shown(row[: self._width]), "", "missing")
+                self._result.add(_format_key(row[: self._width]), "", "missing")
             if row is not None and self._key(row) == key:
                 pairs.append((row, line))
             else:
@@ -253,7 +253,7 @@ class ComparisonByKey:
         lines = list(zip(*(line[width:] for _, line in pairs), strict=True))
         for planned, sources, targets in zip(self._table.columns, rows, lines, strict=True):
             for place in differing(planned.target.type, sources, targets):
-                self._result.add(_shown(pairs[place][0][:width]), planned.name, "differs")
+                self._result.add(_format_key(pairs[place][0][:width]), planned.name, "differs")
         if self._audit:
             self._audit.add(lines)
 
@@ -270,5 +270,5 @@ class ComparisonByKey:
         return [NULL if value is None else bytes(value) for value in row[: self._width]]
 
 
-def _shown(key: Sequence[bytearray | None]) -> str:
+def _format_key(key: Sequence[bytearray | None]) -> str:
     return ", ".join("NULL" if value is None else value.decode("utf-8", "replace") for value in key)
