@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import CONTENT, SNAPSHOTS
+from sagewai_ops.cli.options import CONTENT, SNAPSHOTS, DryRunOption
+from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import (
     EXIT_DONE,
@@ -155,6 +156,7 @@ def backup(
     keep_within: KeepWithin = "",
     keep_tag: KeepTag = None,
     any_place: AllPaths = False,
+    dry_run: DryRunOption = False,
     wait: HomeWaitOption = 0.0,
 ) -> Outcome:
     """Parse, take the snapshot, prune the older ones, render."""
@@ -205,6 +207,10 @@ def backup(
         key_environment=run.settings.environment,
     )
     home = run.home()
+    if dry_run:
+        directory = run.snapshots(home, to)
+        where = "stdout" if output else directory / "tree" if form == "directory" else directory
+        return _plan(home, directory, options, str(where), prunes=not policy.is_empty)
     with run.terminal.progress() as progress:
         if output:
             report = stream_snapshot(home, sys.stdout.buffer, options, progress=progress)
@@ -232,6 +238,22 @@ def backup(
         warnings=warnings,
         on_stdout=output is None,
     )
+
+
+def _plan(home: Home, directory: Path, options: Any, where: str, *, prunes: bool) -> Outcome:
+    from sagewai_ops.backup.create import plan_snapshot
+
+    scan = plan_snapshot(home, directory, options)
+    count = sum(item.type in ("file", "database") for item in scan.items)
+    steps = [f"create a snapshot of {home.root} in {where}"]
+    steps.append(f"copy {count} files, {size(scan.content_bytes)}")
+    steps += [
+        f"omit {omission.path}: {omission.reason.name.lower()} {omission.detail}".rstrip()
+        for omission in scan.omissions
+    ]
+    if prunes:
+        steps.append("remove older snapshots by the rules, as `snapshots prune` does")
+    return plan_outcome(steps)
 
 
 @dataclass(frozen=True, slots=True)

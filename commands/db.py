@@ -5,7 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command, command_group
-from sagewai_ops.cli.options import DATABASE, SNAPSHOTS, YesOption
+from sagewai_ops.cli.options import DATABASE, SNAPSHOTS, DryRunOption, YesOption
+from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, UsageError
 from sagewai_ops.text import size
@@ -128,13 +129,14 @@ def upgrade(
     snapshots: SnapshotsOption = None,
     recipient: RecipientOption = None,
     recipients_file: RecipientsFileOption = None,
+    dry_run: DryRunOption = False,
     wait: WriterWaitOption = 30.0,
 ) -> Outcome:
     """Parse, take a snapshot, upgrade, render."""
     from sagewai_ops.backup.report import BackupOptions
     from sagewai_ops.cli.credentials import lock_of
     from sagewai_ops.database.url import resolve
-    from sagewai_ops.operations.change_schema import Options, change_schema
+    from sagewai_ops.operations.change_schema import Options, change_schema, plan_change
 
     home = run.home()
     backup = BackupOptions(
@@ -151,6 +153,8 @@ def upgrade(
         wait_seconds=wait,
     )
     database = resolve(run.settings.environment, home.database)
+    if dry_run:
+        return plan_outcome(plan_change(home, database, options))
     if sql:
         return _show_sql(database, options)
     with run.terminal.progress() as progress:
@@ -171,11 +175,17 @@ def downgrade(
     target: Annotated[str, typer.Argument(metavar="REVISION", help="Target revision, or base.")],
     sql: SqlOption = False,
     yes: YesOption = False,
+    dry_run: DryRunOption = False,
     wait: WriterWaitOption = 30.0,
 ) -> Outcome:
     """Parse, confirm, downgrade, render."""
     from sagewai_ops.database.url import SqliteUrl, resolve
-    from sagewai_ops.operations.change_schema import Options, change_schema, check_sqlite_target
+    from sagewai_ops.operations.change_schema import (
+        Options,
+        change_schema,
+        check_sqlite_target,
+        plan_change,
+    )
     from sagewai_ops.schema.revision_graph import find_revision
 
     home = run.home()
@@ -183,6 +193,8 @@ def downgrade(
     options = Options(target=target, down=True, wait_seconds=wait)
     if isinstance(database, SqliteUrl):
         check_sqlite_target(find_revision(target), down=True)
+    if dry_run:
+        return plan_outcome(plan_change(home, database, options))
     if sql:
         return _show_sql(database, options)
     run.terminal.confirm(

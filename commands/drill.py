@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import ENCRYPTION
+from sagewai_ops.cli.options import ENCRYPTION, DryRunOption
+from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
 from sagewai_ops.text import size
@@ -72,6 +73,7 @@ def drill(
         ),
     ] = False,
     scratch: WorkDirOption = None,
+    dry_run: DryRunOption = False,
 ) -> Outcome:
     """Parse, drill, render."""
     from sagewai_ops.cli.credentials import unlock_of
@@ -89,6 +91,15 @@ def drill(
         key_environment=run.settings.environment,
         scratch=scratch,
     )
+    if dry_run:
+        return plan_outcome(
+            (
+                f"restore {archive} into a temporary directory in {scratch or archive.parent}",
+                "check database, keys and permissions, and upgrade the database there",
+                "remove the temporary directory",
+                f"record the result in the metadata file of {archive}",
+            )
+        )
     with run.terminal.progress() as progress:
         report = drilling.drill(archive, options, progress=progress)
     result = as_result(report)

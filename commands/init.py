@@ -1,11 +1,13 @@
 """`init`: make a home, or add what one lacks."""
 
+import os
 from typing import Annotated
 
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import RUN
+from sagewai_ops.cli.options import RUN, DryRunOption
+from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
 
 from .shared_options import HomeWaitOption  # noqa: TID251 - a neighbour
@@ -37,12 +39,22 @@ def init(
     no_key: Annotated[
         bool, typer.Option("--no-key", help="Create no master key.", rich_help_panel=RUN)
     ] = False,
+    dry_run: DryRunOption = False,
     wait: HomeWaitOption = 0.0,
 ) -> Outcome:
     """Parse, make, render."""
     from sagewai_ops.operations.init import init_home
 
-    report = init_home(run.home(), run.settings.environment, with_key=not no_key, wait_seconds=wait)
+    report = init_home(
+        run.home(),
+        run.settings.environment,
+        with_key=not no_key,
+        dry_run=dry_run,
+        wait_seconds=wait,
+    )
+    if dry_run:
+        steps = (f"create {os.path.normpath(report.root / path)}" for path in report.made)
+        return plan_outcome(steps, warnings=report.warnings)
     result = {
         "home": str(report.root),
         "made": list(report.made),

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import ENCRYPTION, SNAPSHOTS
+from sagewai_ops.cli.options import ENCRYPTION, SNAPSHOTS, DryRunOption
 from sagewai_ops.cli.terminal import Terminal
 
 from .shared_options import (  # noqa: TID251 - a neighbour
@@ -79,6 +79,7 @@ def preflight(
     key_file: ExtraKeyOption = None,
     scratch: WorkDirOption = None,
     strict: StrictOption = False,
+    dry_run: DryRunOption = False,
     wait: WriterWaitOption = 30.0,
 ) -> Outcome:
     """Parse, check, render."""
@@ -107,6 +108,7 @@ def preflight(
         key_file=key_file,
         scratch=scratch,
         is_strict=strict,
+        dry_run=dry_run,
         wait_seconds=wait,
     )
     with run.terminal.progress() as progress:

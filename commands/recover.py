@@ -1,10 +1,11 @@
 """`recover`: complete or roll back an interrupted operation."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.options import DryRunOption
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE
 
@@ -16,7 +17,6 @@ A restore, a key rotation or a layout migration that was killed between old and 
 rolled back where the system refuses that. Until then every other command ends with 11. Leftovers
 of dead runs are removed. Running it again, or with nothing pending, changes nothing.
 
-\b
 Exit status:
   0   recovered, or nothing pending
   1   recovery failed; it can be run again
@@ -41,9 +41,7 @@ def register(app: typer.Typer) -> None:
 def recover(
     run: Run,
     *,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what is pending; change nothing.")
-    ] = False,
+    dry_run: DryRunOption = False,
     wait: WriterWaitOption = 5.0,
 ) -> Outcome:
     """Parse, recover, render."""

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command, command_group
-from sagewai_ops.cli.options import RUN, SNAPSHOTS
+from sagewai_ops.cli.options import RUN, SNAPSHOTS, DryRunOption
+from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import UsageError
 from sagewai_ops.text import shell_word
@@ -128,11 +129,12 @@ def systemd(
     user: UserOption = None,
     program: ProgramOption = None,
     into: IntoOption = None,
+    dry_run: DryRunOption = False,
 ) -> Outcome:
     """Print systemd units."""
     from sagewai_ops.schedule import host
 
-    return _outcome(host.systemd(_plan(run, words, time, to, user, program)), into)
+    return _outcome(host.systemd(_plan(run, words, time, to, user, program)), into, dry_run=dry_run)
 
 
 def cron(
@@ -144,11 +146,12 @@ def cron(
     user: UserOption = None,
     program: ProgramOption = None,
     into: IntoOption = None,
+    dry_run: DryRunOption = False,
 ) -> Outcome:
     """Print a crontab."""
     from sagewai_ops.schedule import host
 
-    return _outcome(host.cron(_plan(run, words, time, to, user, program)), into)
+    return _outcome(host.cron(_plan(run, words, time, to, user, program)), into, dry_run=dry_run)
 
 
 def compose(
@@ -160,6 +163,7 @@ def compose(
     user: ContainerUserOption = None,
     image: ImageOption = None,
     into: IntoOption = None,
+    dry_run: DryRunOption = False,
 ) -> Outcome:
     """Print a Compose file."""
     from sagewai_ops.schedule import containers
@@ -172,7 +176,7 @@ def compose(
         home=str(plan.home) if is_named else "",
         snapshots=str(to.absolute()) if to else "",
     )
-    return _outcome(files, into)
+    return _outcome(files, into, dry_run=dry_run)
 
 
 def kubernetes(
@@ -183,12 +187,13 @@ def kubernetes(
     user: ContainerUserOption = None,
     image: ImageOption = None,
     into: IntoOption = None,
+    dry_run: DryRunOption = False,
 ) -> Outcome:
     """Print a CronJob."""
     from sagewai_ops.schedule import containers
 
     plan = _plan(run, words, time, None, _checked_ids(user), None)
-    return _outcome(containers.kubernetes(plan, *_image(image)), into)
+    return _outcome(containers.kubernetes(plan, *_image(image)), into, dry_run=dry_run)
 
 
 def _image(name: str | None) -> tuple[str, str]:
@@ -270,8 +275,11 @@ def _this_program() -> Path:
     return script if script.exists() else Path(shutil.which("sagewai-ops") or sys.argv[0])
 
 
-def _outcome(files: list[Any], into: Path | None) -> Outcome:
+def _outcome(files: list[Any], into: Path | None, *, dry_run: bool) -> Outcome:
     if into is not None:
+        _refuse_others(into, files)
+        if dry_run:
+            return plan_outcome(f"write {into / one.name}" for one in files)
         _write(into, files)
     result = {
         "files": [{"name": file.name, "text": file.text} for file in files],
@@ -292,9 +300,9 @@ def _outcome(files: list[Any], into: Path | None) -> Outcome:
     return Outcome(result, show, always=into is None)
 
 
-def _write(directory: Path, files: list[Any]) -> None:
+def _refuse_others(directory: Path, files: list[Any]) -> None:
+    """Refuse to replace a file with other content."""
     from sagewai_ops.errors import TargetBusyError
-    from sagewai_ops.fs import atomic
 
     for file in files:
         path = directory / file.name
@@ -302,5 +310,10 @@ def _write(directory: Path, files: list[Any]) -> None:
             raise TargetBusyError(
                 f"{path}: exists with other content", hint=f"rm {shell_word(path)}"
             )
+
+
+def _write(directory: Path, files: list[Any]) -> None:
+    from sagewai_ops.fs import atomic
+
     for file in files:
         atomic.replace(directory / file.name, file.text.encode(), mode=_MODE)

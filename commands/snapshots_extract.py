@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.options import DryRunOption
+from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
@@ -41,6 +43,7 @@ def extract(
     snapshots: SnapshotsOption = None,
     identity: IdentityOption = None,
     passphrase_file: OpeningPassphraseOption = None,
+    dry_run: DryRunOption = False,
 ) -> Outcome:
     """Extract files from a snapshot, each verified.
 
@@ -59,7 +62,11 @@ def extract(
 
     path, decryption = find_archive(run, snapshot, snapshots, identity, passphrase_file)
     with run.terminal.progress() as progress:
-        taken = extract_files(path, decryption, tuple(paths or ()), to, progress=progress)
+        taken = extract_files(
+            path, decryption, tuple(paths or ()), to, dry_run=dry_run, progress=progress
+        )
+    if dry_run:
+        return plan_outcome([f"write {taken.files} files, {size(taken.size_bytes)}, to {to}"])
     result = {
         "archive": str(path),
         "to": str(to),

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import RUN, SNAPSHOTS
+from sagewai_ops.cli.options import RUN, SNAPSHOTS, DryRunOption
+from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
 from sagewai_ops.text import size
@@ -47,6 +48,7 @@ def list_snapshots(
     ] = False,
     identity: IdentityOption = None,
     passphrase_file: OpeningPassphraseOption = None,
+    dry_run: DryRunOption = False,
     wait: DirectoryWaitOption = 0.0,
 ) -> Outcome:
     """List the snapshots of a directory, oldest first.
@@ -66,6 +68,11 @@ def list_snapshots(
     from sagewai_ops.snapshots.trash import list_trash
 
     directory = run.snapshots(run.home(), snapshots)
+    if dry_run and rebuild:
+        cards = (
+            f"write the metadata file of {item.path}" for item in catalog.list_snapshots(directory)
+        )
+        return plan_outcome(cards)
     rebuilt = _rebuild(run, directory, identity, passphrase_file, wait) if rebuild else None
     rows = [
         {

@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import SNAPSHOTS
+from sagewai_ops.cli.options import SNAPSHOTS, DryRunOption
+from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.errors import UsageError
 
 from .shared_options import DirectoryWaitOption, SnapshotsOption  # noqa: TID251 - a neighbour
@@ -27,6 +28,7 @@ def undelete(
         bool, typer.Option("--all", help="All snapshots in .trash.", rich_help_panel=SNAPSHOTS)
     ] = False,
     snapshots: SnapshotsOption = None,
+    dry_run: DryRunOption = False,
     wait: DirectoryWaitOption = 0.0,
 ) -> Outcome:
     """Restore snapshots that a prune removed.
@@ -49,7 +51,9 @@ def undelete(
             "snapshots undelete: name snapshots, or use --all", hint="sagewai-ops snapshots list"
         )
     directory = run.snapshots(run.home(), snapshots)
-    paths = undelete(directory, names or (), wait_seconds=wait)
+    paths = undelete(directory, names or (), dry_run=dry_run, wait_seconds=wait)
+    if dry_run:
+        return plan_outcome(f"move {path.name} back to {directory}" for path in paths)
     result = {"folder": str(directory), "brought_back": [str(path) for path in paths]}
     words = f"{len(paths)} snapshots brought back to {directory}"
     return Outcome(result, lambda terminal: terminal.line(words))

@@ -78,9 +78,9 @@ def verify_perms(
     if output is Format.SARIF and run.settings.json:
         raise UsageError("--format sarif: is not --json", hint="leave one of the two out")
     if undo is not None:
-        if fix or dry_run or output is Format.SARIF:
+        if fix or output is Format.SARIF:
             raise UsageError("--undo: stands alone", hint="sagewai-ops verify-perms --undo FILE")
-        return _undo(run, undo, wait)
+        return _undo(run, undo, wait, dry_run=dry_run)
     if fix and not dry_run:
         from sagewai_ops.swap.pending import require_settled
 
@@ -191,12 +191,12 @@ def show(terminal: Terminal, result: dict[str, Any]) -> None:
     )
 
 
-def _undo(run: Run, record: Path, wait_seconds: float) -> Outcome:
+def _undo(run: Run, record: Path, wait_seconds: float, *, dry_run: bool) -> Outcome:
     from sagewai_ops.permissions.repair import undo_repairs
     from sagewai_ops.permissions.undo_record import describe
 
     home = run.home()
-    undone = undo_repairs(home, record.absolute(), wait_seconds=wait_seconds)
+    undone = undo_repairs(home, record.absolute(), dry_run=dry_run, wait_seconds=wait_seconds)
     result: dict[str, Any] = {
         "home": str(home.root),
         "changes": [
@@ -212,14 +212,16 @@ def _undo(run: Run, record: Path, wait_seconds: float) -> Outcome:
         "record": str(undone.record) if undone.record else None,
     }
 
+    verb = "would revert" if dry_run else "reverted"
+
     def render(terminal: Terminal) -> None:
         for change in result["changes"]:
-            terminal.line(f"put back  {change['path'] or '.'}: {change['change']}")
+            terminal.line(f"{verb}  {change['path'] or '.'}: {change['change']}")
         for left in result["left"]:
             terminal.line(f"left  {left['path'] or '.'}: {left['reason']}", style="yellow")
 
     code = EXIT_INCOMPLETE if undone.left else EXIT_DONE
-    return Outcome(result, render, exit_code=code, always=bool(undone.left))
+    return Outcome(result, render, exit_code=code, always=dry_run or bool(undone.left))
 
 
 def _left(repaired: Any) -> list[dict[str, str]]:

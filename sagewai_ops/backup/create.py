@@ -104,6 +104,21 @@ def stream_snapshot(
     return run.report(None, swept)
 
 
+def plan_snapshot(home: Home, directory: Path, options: BackupOptions) -> HomeScan:
+    """Return what a snapshot would contain; nothing is written.
+
+    Raises:
+        As `create_snapshot`, before it writes.
+    """
+    require(home)
+    check_options(options)
+    check_directory(home, directory)
+    pending.require_settled(home.root)
+    scan = BackupRun.start(home, options, 0, directory).scan
+    check_space(directory, scan)
+    return scan
+
+
 @contextlib.contextmanager
 def lock_home(home: Home, directory: Path, options: BackupOptions) -> Iterator[tuple[str, ...]]:
     """Check the arguments of a backup, lock the home and sweep the snapshot directory.

@@ -169,6 +169,8 @@ def command(
     @functools.wraps(function)
     def called(context: typer.Context, **options: Any) -> int:
         given = {key: options.pop(key) for key in shared}
+        if options.get("dry_run"):
+            given = {}  # a dry run is no run to report
         settings = read_settings(context)
         terminal = Terminal(quiet=settings.quiet, verbose=settings.verbose, json=settings.json)
         run = Run(name, settings, terminal, context)

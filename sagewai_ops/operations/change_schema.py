@@ -118,6 +118,27 @@ def change_schema(
     return Report(database, sqlite=done, snapshot=snapshot)
 
 
+def plan_change(home: Home, database: SqliteUrl | PostgresUrl, options: Options) -> tuple[str, ...]:
+    """List what a run would change, one line each; nothing is changed.
+
+    Raises:
+        OpsError: What a run raises before it changes anything.
+    """
+    target = revision_graph.find_revision(options.target)
+    if isinstance(database, PostgresUrl):
+        verb = "revert" if options.down else "apply"
+        moved = run_interruptibly(migrate_postgres.plan_move(database, target, down=options.down))
+        return tuple(f"{verb} revision {revision}" for revision in moved)
+    check_sqlite_target(target, down=options.down)
+    require(home)
+    pending.require_settled(home.root)
+    additions = upgrade_sqlite.plan_upgrade(database.path, wait_seconds=options.wait_seconds)
+    steps = tuple(f"add {addition.kind} {addition.name}" for addition in additions)
+    if steps and options.snapshot:
+        return (f"create a snapshot in {options.snapshots}", *steps)
+    return steps
+
+
 def plan_sql(database: SqliteUrl | PostgresUrl, options: Options) -> str:
     """Return the statements that a run would execute.
 

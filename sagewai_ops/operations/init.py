@@ -4,6 +4,7 @@ Existing files are kept and reported. A second run changes nothing.
 """
 
 import base64
+import contextlib
 import os
 import re
 import secrets
@@ -52,6 +53,7 @@ def init_home(
     environment: Mapping[str, str],
     *,
     with_key: bool = True,
+    dry_run: bool = False,
     wait_seconds: float = 0.0,
 ) -> InitReport:
     """Create a home or complete an existing one.
@@ -59,6 +61,7 @@ def init_home(
     Args:
         environment: May contain a master key.
         with_key: Create a key if the home has none.
+        dry_run: Create nothing, and report what a run would create.
 
     Raises:
         UsageError: A path of a directory is not a directory.
@@ -68,26 +71,29 @@ def init_home(
     _require_directories(home.root, "", *PARTS)
     require_settled(home.root)
     made: list[str] = []
+    make_directory = _make_nothing if dry_run else atomic.make_directory
     left: dict[str, str] = {}
     if not home.root.is_dir():
-        atomic.make_directory(home.root.parent, mode=0o755)
-        atomic.make_directory(home.root)
+        make_directory(home.root.parent, mode=0o755)
+        make_directory(home.root)
         made.append(".")
-    with locks.exclusive(home.root, wait_seconds=wait_seconds):
-        swept = tuple(_sweep(home))
+    with contextlib.ExitStack() as stack:
+        if not dry_run:
+            stack.enter_context(locks.exclusive(home.root, wait_seconds=wait_seconds))
+        swept = () if dry_run else tuple(_sweep(home))
         for part in PARTS:
             if (home.root / part).is_dir():
                 left[part] = "exists"
             else:
-                atomic.make_directory(home.root / part)
+                make_directory(home.root / part)
                 made.append(part)
         for part in DATA_PARTS:
             if os.path.lexists(home.root / part):  # a link to a disk that is not mounted, perhaps
                 left[part] = "exists"
             else:
-                atomic.make_directory(home.root / part)
+                make_directory(home.root / part)
                 made.append(part)
-        source, key, warnings = _key(home, environment, made, with_key=with_key)
+        source, key, warnings = _key(home, environment, made, with_key=with_key, dry_run=dry_run)
         # A database outside the home, by an override, is reported with its absolute path.
         database = DATABASE if home.database == home.root / DATABASE else str(home.database)
         if home.server_url_variable:
@@ -96,8 +102,9 @@ def init_home(
             left[database] = "exists"
             warnings.extend(_problems(home.database))
         else:
-            atomic.make_directory(home.database.parent)
-            create_database(home.database)
+            make_directory(home.database.parent)
+            if not dry_run:
+                create_database(home.database)
             made.append(database)
     if layout_of(home.root) in ("flat", "mixed"):
         names = [name for name in LEGACY_PLACES if (home.root / name).exists()]
@@ -115,8 +122,12 @@ def init_home(
     )
 
 
+def _make_nothing(path: Path, *, mode: int = 0) -> None:
+    """Stand in for the creation of a directory in a dry run."""
+
+
 def _key(
-    home: Home, environment: Mapping[str, str], made: list[str], *, with_key: bool
+    home: Home, environment: Mapping[str, str], made: list[str], *, with_key: bool, dry_run: bool
 ) -> tuple[str, bytes, list[str]]:
     """Find the key in use, or create one; never where a file may be a damaged key."""
     candidates = find_candidates(home, environment)
@@ -131,6 +142,9 @@ def _key(
             return candidate.source, candidate.value, warnings
     if candidates or not with_key or os.path.lexists(home.master_key):
         return "", b"", warnings
+    if dry_run:
+        made.append("secrets/master.key")
+        return "secrets/master.key", b"", warnings
     key = base64.urlsafe_b64encode(secrets.token_bytes(32))
     atomic.replace(home.master_key, key)
     made.append("secrets/master.key")

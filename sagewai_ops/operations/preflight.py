@@ -128,6 +128,7 @@ class PreflightOptions:
         key_file: An additional master key.
         scratch: Where the scratch directory is created; None for the snapshot directory.
         is_strict: Warnings count as findings.
+        dry_run: Run the checks that only read.
         wait_seconds: For another run, and for a process that has the database locked.
     """
 
@@ -138,6 +139,7 @@ class PreflightOptions:
     key_file: Path | None = None
     scratch: Path | None = None
     is_strict: bool = False
+    dry_run: bool = False
     wait_seconds: float = 30.0
 
 
@@ -223,6 +225,10 @@ class _Run:
 
     def rehearse(self) -> None:
         """Create a snapshot, drill it, rehearse the upgrade."""
+        if self.options.dry_run:
+            for name in ("snapshot", "drill", "upgrade"):
+                self.checks.append(Check(name, Verdict.SKIPPED, "dry run"))
+            return
         if self.options.backup is None:
             self.checks.append(Check("snapshot", Verdict.SKIPPED, "not requested"))
         elif self.checks[-1].verdict is Verdict.FAILED:

@@ -99,7 +99,9 @@ def apply_repairs(
     return Repaired(tuple(done), tuple(left), record)
 
 
-def undo_repairs(home: Home, record: Path, *, wait_seconds: float = 0.0) -> Repaired:
+def undo_repairs(
+    home: Home, record: Path, *, dry_run: bool = False, wait_seconds: float = 0.0
+) -> Repaired:
     """Put back what a repair changed; what was changed again since then is left and named.
 
     The record is removed if nothing had to be left.
@@ -110,6 +112,8 @@ def undo_repairs(home: Home, record: Path, *, wait_seconds: float = 0.0) -> Repa
         PermissionDeniedError: Others may have written it.
     """
     roots, changes = read_record(home, record)
+    if dry_run:
+        return Repaired(tuple(changes), (), record)
     done, left = [], []
     with locks.exclusive(home.root, wait_seconds=wait_seconds):
         for change in sorted(changes, key=lambda one: (one.root, one.path), reverse=True):

@@ -1,10 +1,12 @@
 """`snapshots extract`: write files of a snapshot to a directory, without a restore."""
 
 import os
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from sagewai_ops.archive.age import Decryption
-from sagewai_ops.archive.manifest import Entry
+from sagewai_ops.archive.manifest import Entry, EntryType
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.errors import NotFoundError, TargetBusyError
 from sagewai_ops.fs.os_errors import translate_os_errors
@@ -22,12 +24,14 @@ def extract_files(
     paths: tuple[str, ...],
     target: Path,
     *,
+    dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Extraction:
     """Write files of a snapshot below a new or empty directory.
 
     Args:
         paths: Files or directories, relative to the home; empty for everything.
+        dry_run: Write nothing, and count what a run would write.
         progress: Reports `extract` in bytes read.
 
     Raises:
@@ -37,7 +41,8 @@ def extract_files(
             written.
     """
     root = Path(os.path.abspath(target))
-    sweep(root)
+    if not dry_run:
+        sweep(root)
     if os.path.lexists(root) and (not root.is_dir() or os.listdir(root)):
         raise TargetBusyError(f"{root}: not an empty directory", hint="name a new one: --to DIR")
     wanted = tuple(path.strip("/") for path in paths)
@@ -57,6 +62,8 @@ def extract_files(
                     f"snapshot {reader.header.id}: {name} not found in it",
                     hint=f"sagewai-ops snapshots show {shell_word(archive)} --files",
                 )
+        if dry_run:
+            return _count(entry for entry in reader.manifest.entries if path_of(entry))
         top_names = tuple(sorted({path.split("/", 1)[0] for path in found}))
         is_whole = not root.is_dir() or can_swap_whole(root)
         with (
@@ -73,3 +80,15 @@ def extract_files(
             )
             swap(stage)
     return extraction
+
+
+def _count(entries: Iterable[Entry]) -> Extraction:
+    """Return the counts of entries as an extraction reports them."""
+    chosen = list(entries)
+    types = Counter(entry.type for entry in chosen)
+    return Extraction(
+        files=types[EntryType.FILE],
+        directories=types[EntryType.DIRECTORY],
+        links=types[EntryType.LINK],
+        size_bytes=sum(entry.size_bytes for entry in chosen),
+    )

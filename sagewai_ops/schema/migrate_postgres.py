@@ -145,6 +145,16 @@ async def plan_sql(url: PostgresUrl, target: str, *, down: bool = False) -> str:
     return script.replace("BEGIN;\n\n", f"BEGIN;\n\n{repairs}", 1)
 
 
+async def plan_move(url: PostgresUrl, target: str, *, down: bool = False) -> list[str]:
+    """List the revisions that a run would apply or revert, in the order of their application.
+
+    Raises:
+        OpsError: What `upgrade` raises before it changes anything.
+    """
+    found = await inspect_database(url)
+    return _between(check_position(found, target, down=down), target, down=down)
+
+
 def check_position(found: postgres_server.Database, target: str, *, down: bool) -> tuple[str, ...]:
     """Check that the revisions of a database are known and not past the target.
 

@@ -85,12 +85,13 @@ def prune(
 
 
 def undelete(
-    directory: Path, names: Sequence[str], *, wait_seconds: float = 0.0
+    directory: Path, names: Sequence[str], *, dry_run: bool = False, wait_seconds: float = 0.0
 ) -> tuple[Path, ...]:
     """Move snapshots from the trash back to their directory; return the paths of their archives.
 
     Args:
         names: Ids or unique prefixes of ids; empty for all.
+        dry_run: Move nothing.
 
     Raises:
         NotFoundError: No such snapshot in the trash.
@@ -100,13 +101,16 @@ def undelete(
     """
     if not directory.is_dir():
         raise NotFoundError(f"{directory}: not found", hint="name the directory: --snapshots DIR")
-    with locks.exclusive(directory, wait_seconds=wait_seconds):
-        trash.repair_trash(directory)
+    with contextlib.ExitStack() as stack:
+        if not dry_run:
+            stack.enter_context(locks.exclusive(directory, wait_seconds=wait_seconds))
+            trash.repair_trash(directory)
         trashed = trash.list_trash(directory)
         where = trash.trash_path(directory)
         chosen = [match_id(trashed, name, where) for name in names] if names else trashed
         paths = list(dict.fromkeys(item.path for item in chosen))
-        trash.undelete(directory, [item for item in trashed if item.path in paths])
+        if not dry_run:
+            trash.undelete(directory, [item for item in trashed if item.path in paths])
         return tuple(directory / path.name for path in paths)
 
 

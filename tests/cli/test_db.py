@@ -285,6 +285,20 @@ def test_downgrade_asks_first(url: str, home: Path) -> None:
     assert call("--home", home, "db", "current", "--json").result["state"] == "current"
 
 
+def test_dry_runs_name_the_revisions_and_change_nothing(url: str, home: Path) -> None:
+    """The same ones that a run applies or reverts."""
+    words = ("--home", home, "db")
+    planned = call(*words, "upgrade", "--dry-run", "--json").result["steps"]
+    assert call(*words, "current", "--json").result["state"] == "empty"
+    done = call(*words, "upgrade", "--json").result["ran"]
+    assert sorted(planned) == sorted(f"apply revision {revision}" for revision in done)
+
+    planned = call(*words, "downgrade", "018", "--dry-run", "--json").result["steps"]
+    assert call(*words, "current", "--json").result["state"] == "current"
+    done = call(*words, "downgrade", "018", "--yes", "--json").result["ran"]
+    assert sorted(planned) == sorted(f"revert revision {revision}" for revision in done)
+
+
 def test_downgrade_reports_rows_dropped_and_kept(
     url: str, home: Path, postgres: Server, database: str
 ) -> None:

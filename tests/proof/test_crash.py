@@ -28,7 +28,16 @@ GROUPS = (
 # Options that name a file or a directory that is only read.
 READ = {
     *("--home", "--config", "--snapshots", "--recipients-file", "--passphrase-file", "--identity"),
-    *("--key-file", "--extra-key", "--install-key", "--new-key-file", "--url-file", "--ping-url-file", "--undo", "--program"),
+    *(
+        "--key-file",
+        "--extra-key",
+        "--install-key",
+        "--new-key-file",
+        "--url-file",
+        "--ping-url-file",
+        "--undo",
+        "--program",
+    ),
 }
 
 needs_steps = pytest.mark.skipif(
