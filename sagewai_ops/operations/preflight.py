@@ -1,7 +1,7 @@
 """Preflight: every check before an upgrade, as one table with one exit code.
 
-Each check returns one line; none stops the others, and a failed one names the command that fixes
-it. Only a snapshot is created; it is restored, and the upgrade rehearsed, in scratch directories.
+A failed check names the command that fixes it. Only a snapshot is created, restored in a scratch
+directory, where the upgrade is rehearsed too.
 """
 
 import os
@@ -55,8 +55,6 @@ from sagewai_ops.snapshots.scratch import scratch_directory
 from sagewai_ops.swap.pending import LAYOUT_MIGRATION, pending_operations
 from sagewai_ops.text import shell_word
 
-# Of several exit codes the first in this order: damage and lost keys before what can be freed,
-# granted or waited for, then findings, then what is unproved (docs/preflight.md).
 _PRIORITY = (1, 16, 12, 18, 20, 13, 14, 11, 15, 19, 17, 10, 2, EXIT_FINDINGS, EXIT_INCOMPLETE)
 _RESTORE_DATABASE = "restore latest --only db --replace"
 # The command to run after an error without a hint.
@@ -225,11 +223,7 @@ class _Run:
 
     def rehearse(self) -> None:
         """Create a snapshot, drill it, rehearse the upgrade."""
-        if self.options.dry_run:
-            for name in ("snapshot", "drill", "upgrade"):
-                self.checks.append(Check(name, Verdict.SKIPPED, "dry run"))
-            return
-        if self.options.backup is None:
+        if self.options.backup is None or self.options.dry_run:
             self.checks.append(Check("snapshot", Verdict.SKIPPED, "not requested"))
         elif self.checks[-1].verdict is Verdict.FAILED:
             self.checks.append(Check("snapshot", Verdict.SKIPPED, "no space"))
@@ -239,7 +233,8 @@ class _Run:
             self.checks.append(Check("drill", Verdict.SKIPPED, "no snapshot"))
         else:
             self._add("drill", self._drill)
-        self._add("upgrade", self._rehearse_upgrade)
+        if not self.options.dry_run:
+            self._add("upgrade", self._rehearse_upgrade)
 
     def _add(self, name: str, check: Callable[[], Check]) -> None:
         """Run a check; an error becomes its line."""

@@ -84,7 +84,7 @@ CASES: dict[str, list[tuple[Callable[[World], list[object]], str]]] = {
     "keys rotate": [(lambda _world: ["keys", "rotate", "--recipient", RECIPIENT], "would be")],
     "db upgrade": [(lambda _world: ["db", "upgrade"], "would add ")],
     "drill": [(lambda _world: ["drill"], "would restore ")],
-    "preflight": [(lambda _world: ["preflight"], "dry run")],
+    "preflight": [(lambda _world: ["preflight"], "not requested")],
     "snapshots list": [(lambda _world: ["snapshots", "list", "--rebuild"], "would write")],
     "snapshots extract": [
         (
