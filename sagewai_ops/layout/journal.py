@@ -17,12 +17,12 @@ from typing import Any
 
 from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.errors import OpsError
-from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs import atomic
 from sagewai_ops.fs import journal as fs_journal
 from sagewai_ops.fs.journal import Recovery, inode_of
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
 from sagewai_ops.fs.ownership import set_owner
-from sagewai_ops.fs.removal import sweep_leftovers
+from sagewai_ops.fs.removal import remove_abandoned, sweep_leftovers
 from sagewai_ops.home.paths import OWN_PREFIX, Home
 from sagewai_ops.layout.steps import PREFIX, Step, StepKind
 from sagewai_ops.permissions.rules import PRIVATE_DIRECTORY, PRIVATE_FILE
@@ -94,7 +94,7 @@ def recover(root: Path) -> Recovery:
     Raises:
         OpsError: The journal cannot be read, or the system refused.
     """
-    _sweep_drafts(root)
+    sweep(root)
     if not journals(root):
         return Recovery()
     state, steps = _read(root)
@@ -120,19 +120,19 @@ def journals(root: Path) -> list[Path]:
 
 
 def is_pending(path: Path) -> bool:
-    """Return whether a journal is that of a dead run, with some moves done and others not."""
-    return not fs_journal.is_live(path) and _read(path.parent)[0] == _MOVING
+    """Return whether a journal is that of a dead run, whatever steps are done."""
+    return not fs_journal.is_live(path)
 
 
 def sweep(root: Path) -> list[str]:
-    """Remove the leftovers of a dead run before or after its moves; return their names."""
-    _sweep_drafts(root)
-    with contextlib.suppress(OSError, OpsError):
-        for path in journals(root):
-            if locks.is_abandoned(path) and _read(root)[0] != _MOVING:
-                recover(root)
-                return [path.name]
-    return []
+    """Remove the partial files of dead runs; return their names."""
+    draft = _draft(root)
+    removed = [
+        name
+        for path in (root / JOURNAL, draft)
+        for name in sweep_leftovers(root, atomic.partial_names(re.escape(path.name)))
+    ]
+    return [*removed, *([draft.name] if remove_abandoned(draft) else [])]
 
 
 def recover_home(home: Home, _environment: Mapping[str, str], _wait_seconds: float) -> Recovery:
@@ -151,13 +151,6 @@ def recover_home(home: Home, _environment: Mapping[str, str], _wait_seconds: flo
 
 def _draft(root: Path) -> Path:
     return root / f"{JOURNAL}.partial"
-
-
-def _sweep_drafts(root: Path) -> None:
-    for name in (JOURNAL, _draft(root).name):
-        sweep_leftovers(root, atomic.partial_names(re.escape(name)))
-    with contextlib.suppress(OSError):
-        os.unlink(_draft(root))
 
 
 def _reason(root: Path, error: Exception) -> str:

@@ -59,7 +59,7 @@ class Control(ctypes.Structure):
         ("taken", ctypes.c_long),
         ("used", ctypes.c_long),
         ("room", ctypes.c_long),
-        ("folder", ctypes.c_char * 512),
+        ("directory", ctypes.c_char * 512),
         ("struck", ctypes.c_char * 1024),
     )
     group: int

@@ -171,8 +171,8 @@ def test_two_pending_operations_are_recovered_in_one_run(tmp_path: Path) -> None
     assert (built.root / "config/spare").exists()
 
 
-def test_migration_killed_before_its_first_move_is_swept(tmp_path: Path) -> None:
-    """Nothing that Sagewai reads had changed: other commands go on and remove the leftovers."""
+def test_migration_killed_before_its_first_move_is_rolled_back(tmp_path: Path) -> None:
+    """It had made a directory, so it is pending too."""
     home = tmp_path / "home"
     _flat(home)
     before = everything_of(home)
@@ -181,8 +181,9 @@ def test_migration_killed_before_its_first_move_is_swept(tmp_path: Path) -> None
         number += 1
         assert killed_at(number, lambda: migrate_layout(locate(home, {}), {}))
 
-    assert pending.pending_operations(home) == ()
-    assert pending.sweep(home) == [JOURNAL]
+    assert [found.operation for found in pending.pending_operations(home)] == ["layout migration"]
+    report = recover_home(locate(home, {}), {})
+    assert [recovery.outcome for recovery in report.recoveries] == ["rolled back"]
     assert everything_of(home) == before
 
 
