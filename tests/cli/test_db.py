@@ -50,12 +50,12 @@ def _execute(path: Path, *statements: str) -> None:
 
 
 def _valid(name: str, answer: Answer) -> dict[str, object]:
-    """Give a JSON answer's result, after its schema was checked."""
+    """Return the result of a JSON answer, after checking its schema."""
     assert problems(name, answer.result) == []
     return answer.result
 
 
-def test_upgrade_takes_a_snapshot_and_says_nothing_under_cron(old: Path) -> None:
+def test_upgrade_takes_a_snapshot_and_is_silent_under_cron(old: Path) -> None:
     """Success is silent; the snapshot has the old database, the home the new one."""
     answer = run("--home", old, "db", "upgrade")
 
@@ -67,8 +67,8 @@ def test_upgrade_takes_a_snapshot_and_says_nothing_under_cron(old: Path) -> None
     assert call("--home", old, "db", "current", "--json").result["state"] == "current"
 
 
-def test_upgrade_in_json_says_everything(old: Path) -> None:
-    """What was added, what cannot be mended, the counts and the snapshot."""
+def test_upgrade_in_json_is_complete(old: Path) -> None:
+    """The additions, the remaining differences, the counts and the snapshot."""
     result = _valid("db-upgrade", call("--home", old, "db", "upgrade", "--json"))
 
     assert (result["before"], result["after"]) == (["018_fleet_schema_correction"], [HEAD])
@@ -80,7 +80,7 @@ def test_upgrade_in_json_says_everything(old: Path) -> None:
 
 
 def test_second_upgrade_takes_no_snapshot(old: Path) -> None:
-    """Nothing to add is nothing to fear."""
+    """There is nothing to add."""
     call("--home", old, "db", "upgrade", "--no-snapshot")
 
     answer = call("--home", old, "db", "upgrade", "--json")
@@ -90,7 +90,7 @@ def test_second_upgrade_takes_no_snapshot(old: Path) -> None:
 
 
 def test_rehearsal_is_shown_and_changes_nothing(old: Path) -> None:
-    """Who asks what would happen gets an answer, in a pipe as well."""
+    """The result is printed also into a pipe."""
     answer = call("--home", old, "db", "upgrade", "--rehearse")
     result = _valid("db-upgrade", call("--home", old, "db", "upgrade", "--rehearse", "--json"))
 
@@ -138,10 +138,10 @@ def test_sql_of_a_home_upgrades_it(old: Path) -> None:
         (["downgrade", "base", "--yes"], 2, "downgrade: not possible for a home's SQLite database"),
     ],
 )
-def test_what_has_no_meaning_for_a_home_is_refused(
+def test_revisions_of_a_home_are_refused(
     home: Path, words: list[str], code: int, message: str
 ) -> None:
-    """With the reason and what to do instead."""
+    """With the reason and a hint."""
     answer = call("--home", home, "db", *words)
 
     assert answer.code == code
@@ -161,7 +161,7 @@ def test_home_without_a_database_is_not_found(tmp_path: Path, words: list[str]) 
 
 
 def test_newer_home_is_refused(home: Path) -> None:
-    """Exit 18, with the column that tells it."""
+    """Exit 18, with the unknown column."""
     _execute(home / "db" / "sagewai.db", "ALTER TABLE workers ADD COLUMN region TEXT")
 
     answer = call("--home", home, "db", "upgrade")
@@ -185,7 +185,7 @@ def test_other_run_on_the_home_is_named(old: Path) -> None:
 
 
 def test_current_names_what_is_missing_and_yours(old: Path) -> None:
-    """State, what an upgrade adds, the user's own tables, and the command that mends it."""
+    """The state, what an upgrade adds, the user's own tables, and the command that repairs it."""
     _execute(old / "db" / "sagewai.db", "CREATE TABLE mine (x)")
 
     answer = call("--home", old, "db", "current")
@@ -206,7 +206,7 @@ def test_history_lists_every_revision(home: Path) -> None:
     assert [line.split()[0] for line in answer.out.splitlines()[1:]] == list(revisions())
     listed = result["revisions"]
     assert isinstance(listed, list)
-    assert all(len(one["does"]) > 10 for one in listed)
+    assert all(len(entry["does"]) > 10 for entry in listed)
     assert result["head"] == HEAD
 
 
@@ -238,8 +238,8 @@ def test_check_exits_with_findings(home: Path) -> None:
     assert result["unknown_tables"] == ["mine"]
 
 
-def test_postgres_is_brought_to_head_and_back(url: str, home: Path) -> None:
-    """Up, where it stands, its check, and down again, each in JSON by its schema."""
+def test_postgres_is_upgraded_and_downgraded(url: str, home: Path) -> None:
+    """Upgrade, state, check and downgrade, each in JSON by its schema."""
     up = _valid("db-upgrade", call("--home", home, "db", "upgrade", "--json"))
     at_head = _valid("db-current", call("--home", home, "db", "current", "--json"))
     checked = _valid("db-check", call("--home", home, "db", "check", "--json"))
@@ -262,7 +262,7 @@ def test_postgres_is_upgraded_without_a_home(url: str, tmp_path: Path) -> None:
 
 
 def test_postgres_rehearsal_and_sql_change_nothing(url: str, home: Path) -> None:
-    """Both tell, neither does."""
+    """Both only report."""
     rehearsed = call("--home", home, "db", "upgrade", "--rehearse", "--json")
     paper = call("--home", home, "db", "upgrade", "--sql")
 
@@ -271,8 +271,8 @@ def test_postgres_rehearsal_and_sql_change_nothing(url: str, home: Path) -> None
     assert call("--home", home, "db", "current", "--json").result["state"] == "empty"
 
 
-def test_downgrade_asks_first(url: str, home: Path) -> None:
-    """Without a terminal and without --yes it refuses; on paper nobody is asked."""
+def test_downgrade_asks_for_confirmation(url: str, home: Path) -> None:
+    """Without a terminal and without --yes it refuses; --sql does not ask."""
     call("--home", home, "db", "upgrade")
 
     refused = call("--home", home, "db", "downgrade", "base")
@@ -336,10 +336,10 @@ def test_downgrade_reports_rows_dropped_and_kept(
         ("CREATE TABLE alembic_version AS SELECT 'deadbeef' AS version_num", 18),
     ],
 )
-def test_database_off_the_chain_has_its_exit_code(
+def test_database_without_known_revision_has_its_exit_code(
     url: str, home: Path, postgres: Server, database: str, statement: str, code: int
 ) -> None:
-    """Built without revisions, and at one that is none of ours."""
+    """Created without revisions, and at an unknown one."""
     postgres.run(database, statement)
 
     assert call("--home", home, "db", "upgrade").code == code

@@ -10,7 +10,7 @@ from program import COMMAND, Answer, call, run
 from small_homes import everything_of
 
 
-def test_a_home_is_made_without_a_word(tmp_path: Path) -> None:
+def test_a_home_is_created_silently(tmp_path: Path) -> None:
     """A script gets the exit code; the home is ready for a backup at once."""
     answer = run("--home", tmp_path / "home", "init")
 
@@ -25,7 +25,7 @@ def test_the_default_home_is_in_the_users_directory(tmp_path: Path) -> None:
     assert (tmp_path / ".sagewai/secrets/master.key").exists()
 
 
-def test_json_says_what_was_made(tmp_path: Path) -> None:
+def test_json_lists_the_created_paths(tmp_path: Path) -> None:
     """And never the key."""
     answer = run("--home", tmp_path / "home", "init", "--json")
 
@@ -37,7 +37,7 @@ def test_json_says_what_was_made(tmp_path: Path) -> None:
     assert json.loads(answer.out)["command"] == "init"
 
 
-def test_verbose_says_what_was_made_and_to_keep_the_key(tmp_path: Path) -> None:
+def test_verbose_lists_the_created_paths_and_the_key(tmp_path: Path) -> None:
     """Each path on a line; the fingerprint, not the key."""
     answer = call("--home", tmp_path / "home", "init", "-v")
 
@@ -46,14 +46,14 @@ def test_verbose_says_what_was_made_and_to_keep_the_key(tmp_path: Path) -> None:
     assert (tmp_path / "home/secrets/master.key").read_text() not in answer.out
 
 
-def test_no_key_makes_none(tmp_path: Path) -> None:
+def test_no_key_creates_no_key(tmp_path: Path) -> None:
     """Where the key comes from elsewhere."""
     call("--home", tmp_path / "home", "init", "--no-key")
 
     assert list((tmp_path / "home/secrets").iterdir()) == []
 
 
-def test_something_in_the_way_exits_2(tmp_path: Path) -> None:
+def test_a_file_instead_of_the_home_exits_2(tmp_path: Path) -> None:
     """Two lines name it."""
     (tmp_path / "home").write_text("a file")
 
@@ -64,8 +64,8 @@ def test_something_in_the_way_exits_2(tmp_path: Path) -> None:
     assert f"{tmp_path}/home: not a directory" in answer.err
 
 
-def test_a_place_that_takes_no_directory_exits_10_or_14(tmp_path: Path) -> None:
-    """/proc takes no directories from anybody."""
+def test_a_home_in_proc_exits_10_or_14(tmp_path: Path) -> None:
+    """No user can create a directory in /proc."""
     answer = run("--home", "/proc/home", "init")
 
     assert answer.code in (10, 14)
@@ -73,7 +73,7 @@ def test_a_place_that_takes_no_directory_exits_10_or_14(tmp_path: Path) -> None:
 
 
 def test_a_killed_run_is_completed_by_the_next(tmp_path: Path) -> None:
-    """SIGKILL at its first sign of life, then again: the home is whole, without litter."""
+    """After SIGKILL at the first file, the next run completes the home."""
     home = tmp_path / "home"
     with subprocess.Popen([*COMMAND, "--home", home, "init"]) as process:
         while not home.exists():

@@ -34,7 +34,7 @@ def _init(
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o777])
-def test_a_new_home_is_whole_and_private(tmp_path: Path, mask: int) -> None:
+def test_a_new_home_is_complete_and_private(tmp_path: Path, mask: int) -> None:
     """Directories 0700, key and database 0600, a key of 44 characters without a newline."""
     root = tmp_path / "home"
     before = os.umask(mask)
@@ -53,7 +53,7 @@ def test_a_new_home_is_whole_and_private(tmp_path: Path, mask: int) -> None:
 
 
 def test_its_database_is_at_the_current_level_in_wal_mode(tmp_path: Path) -> None:
-    """Sagewai finds nothing to add, and no side files stand beside it."""
+    """Sagewai finds nothing to add, and there are no side files."""
     _init(tmp_path / "home")
 
     database = tmp_path / "home/db/sagewai.db"
@@ -64,7 +64,7 @@ def test_its_database_is_at_the_current_level_in_wal_mode(tmp_path: Path) -> Non
 
 
 def test_the_second_time_changes_nothing(tmp_path: Path) -> None:
-    """Every part is named as there; bytes, modes and times stay."""
+    """Every part is reported as existing; bytes, modes and times are kept."""
     root = tmp_path / "home"
     _init(root)
     before = everything_of(root)
@@ -77,8 +77,8 @@ def test_the_second_time_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", real_homes.NAMES)
-def test_a_home_of_the_real_sagewai_keeps_all_it_has(tmp_path: Path, name: str) -> None:
-    """Only what is missing is added; the key in use is found, not made anew."""
+def test_a_home_of_the_real_sagewai_is_kept(tmp_path: Path, name: str) -> None:
+    """Only missing parts are added; the key in use is found, and no other is created."""
     root = real_homes.unpack(name, tmp_path)
     before = everything_of(root)
 
@@ -93,8 +93,8 @@ def test_a_home_of_the_real_sagewai_keeps_all_it_has(tmp_path: Path, name: str) 
     assert any("older layout" in line for line in report.warnings) is (name != "real-small")
 
 
-def test_a_key_that_sagewai_refuses_is_named_and_no_other_is_made(tmp_path: Path) -> None:
-    """Sagewai would write a new key over it; so it is said first."""
+def test_a_key_that_sagewai_refuses_is_reported_and_kept(tmp_path: Path) -> None:
+    """Sagewai would overwrite it with a new key; the warning names it."""
     built = small(tmp_path / "home")
     built.master_key.chmod(0o644)
 
@@ -105,8 +105,8 @@ def test_a_key_that_sagewai_refuses_is_named_and_no_other_is_made(tmp_path: Path
 
 
 @pytest.mark.parametrize("content", [b"", b"too short", b"x" * 44])
-def test_something_that_is_no_key_stays_in_its_place(tmp_path: Path, content: bytes) -> None:
-    """It may be all that is left of one: never written over."""
+def test_a_file_that_is_not_a_key_is_kept(tmp_path: Path, content: bytes) -> None:
+    """It may be the rest of a key: never overwritten."""
     root = tmp_path / "home"
     (root / "secrets").mkdir(parents=True)
     key = root / "secrets/master.key"
@@ -120,8 +120,8 @@ def test_something_that_is_no_key_stays_in_its_place(tmp_path: Path, content: by
     assert len(report.warnings) == 1
 
 
-def test_a_dangling_link_in_the_keys_place_is_left(tmp_path: Path) -> None:
-    """The disk that it leads to may only be away."""
+def test_a_dangling_link_of_the_key_is_kept(tmp_path: Path) -> None:
+    """Its disk may only be unmounted."""
     root = tmp_path / "home"
     (root / "secrets").mkdir(parents=True)
     (root / "secrets/master.key").symlink_to("/mnt/away/master.key")
@@ -133,8 +133,8 @@ def test_a_dangling_link_in_the_keys_place_is_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["text", "folder", "link to nothing"])
-def test_something_that_is_no_database_is_left_and_named(tmp_path: Path, what: str) -> None:
-    """A home is not called ready without a word while Sagewai could not start in it."""
+def test_a_file_that_is_not_a_database_is_kept_and_reported(tmp_path: Path, what: str) -> None:
+    """Sagewai could not start in such a home."""
     root = tmp_path / "home"
     database = root / "db/sagewai.db"
     database.parent.mkdir(parents=True)
@@ -187,7 +187,7 @@ def test_no_command_reports_the_directories_of_data(tmp_path: Path) -> None:
 
 
 def test_a_key_in_the_environment_is_enough(tmp_path: Path) -> None:
-    """No file is made beside it; nor with `--no-key`."""
+    """No key file is created; nor with `--no-key`."""
     key = "c2FnZXdhaS1vcHMtdGVzdHMtbWFzdGVyLWtleS0wMDE="
 
     report = _init(tmp_path / "home", {"SAGEWAI_MASTER_KEY": key})
@@ -200,7 +200,7 @@ def test_a_key_in_the_environment_is_enough(tmp_path: Path) -> None:
 
 
 def test_overrides_of_the_database_are_followed(tmp_path: Path) -> None:
-    """A file elsewhere is made there and named whole; a server's is not ours to make."""
+    """A file outside the home is created and named by its path; a server's database is not."""
     far = tmp_path / "far/other.db"
 
     report = _init(tmp_path / "home", {"SAGEWAI_DATABASE_URL": f"sqlite:///{far}"})
@@ -215,10 +215,8 @@ def test_overrides_of_the_database_are_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "config", "secrets"])
-def test_a_file_in_a_directories_place_is_refused_before_anything_is_made(
-    tmp_path: Path, name: str
-) -> None:
-    """Nothing is half made, and the file is named."""
+def test_a_file_instead_of_a_directory_is_refused_first(tmp_path: Path, name: str) -> None:
+    """Nothing is created, and the file is named."""
     path = tmp_path / "home" / name if name else tmp_path / "home"
     path.parent.mkdir(exist_ok=True)
     path.write_text("in the way")
@@ -230,26 +228,26 @@ def test_a_file_in_a_directories_place_is_refused_before_anything_is_made(
     assert len(everything_of(tmp_path)) == (2 if name else 1)
 
 
-def test_what_a_killed_run_had_half_made_is_swept(tmp_path: Path) -> None:
-    """Files beside their place go, whatever is like them stays."""
+def test_temporary_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    """Files with similar names are kept."""
     root = tmp_path / "home"
     _init(root)
-    half = [
+    partial = [
         "db/.sagewai.db.89abcdef.partial",
         "db/.sagewai.db.89abcdef.partial-wal",
         "secrets/.master.key.01234567.partial",
     ]
     kept = ["secrets/.master.key.partial", "db/.sagewai.db.backup"]
-    for name in (*half, *kept):
-        (root / name).write_bytes(b"half")
+    for name in (*partial, *kept):
+        (root / name).write_bytes(b"part")
 
     report = _init(root)
 
-    assert sorted(report.swept) == half
+    assert sorted(report.swept) == partial
     assert {path for path in everything_of(root) if Path(path).name.startswith(".")} == {*kept}
 
 
-def test_a_held_home_is_not_completed(tmp_path: Path) -> None:
+def test_a_locked_home_is_not_completed(tmp_path: Path) -> None:
     """A backup that runs sees the home as it is."""
     root = tmp_path / "home"
     root.mkdir()
@@ -261,7 +259,7 @@ def test_a_held_home_is_not_completed(tmp_path: Path) -> None:
 
 
 def test_a_missing_part_is_added_to_a_home(tmp_path: Path) -> None:
-    """What was removed comes back empty; the rest stays."""
+    """A removed directory is created again, empty; the others are kept."""
     built = small(tmp_path / "home")
     shutil.rmtree(built.root / "db")
 

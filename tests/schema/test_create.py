@@ -18,7 +18,7 @@ from sagewai_ops.schema.revision_graph import HEAD
 from sagewai_ops.schema.sqlite_revision import Level, read_level
 
 
-def test_new_database_is_a_fresh_home_s(tmp_path: Path) -> None:
+def test_new_database_equals_a_fresh_home(tmp_path: Path) -> None:
     """The schema equals the reference, the mode is WAL, and no rows are in it."""
     path = tmp_path / "sagewai.db"
 
@@ -33,7 +33,7 @@ def test_new_database_is_a_fresh_home_s(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o777])
 def test_new_database_is_private_under_any_umask(tmp_path: Path, umask: int) -> None:
-    """Nobody else can read it, and it is one file without side files."""
+    """No other user can read it, and it has no side files."""
     before = os.umask(umask)
     try:
         create_database(tmp_path / "sagewai.db")
@@ -46,7 +46,7 @@ def test_new_database_is_private_under_any_umask(tmp_path: Path, umask: int) -> 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
 def test_existing_name_is_never_replaced(tmp_path: Path, kind: str) -> None:
-    """Whatever has the name stays, and nothing else is left in the directory."""
+    """A file, directory or link of that name is kept, and no temporary file remains."""
     path = tmp_path / "sagewai.db"
     if kind == "file":
         path.write_bytes(b"")
@@ -61,18 +61,18 @@ def test_existing_name_is_never_replaced(tmp_path: Path, kind: str) -> None:
     assert os.listdir(tmp_path) == ["sagewai.db"]
 
 
-def test_name_taken_meanwhile_is_not_replaced(
+def test_database_created_by_another_program_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A database that another program makes while ours is built is kept."""
     path = tmp_path / "sagewai.db"
     statements = sqlite_head.statements()
 
-    def taken() -> tuple[str, ...]:
+    def create_other() -> tuple[str, ...]:
         path.write_bytes(b"theirs")
         return statements
 
-    monkeypatch.setattr(sqlite_head, "statements", taken)
+    monkeypatch.setattr(sqlite_head, "statements", create_other)
 
     with pytest.raises(TargetBusyError):
         create_database(path)
@@ -81,7 +81,7 @@ def test_name_taken_meanwhile_is_not_replaced(
     assert path.read_bytes() == b"theirs"
 
 
-def test_file_system_without_hard_links_is_served(
+def test_file_system_without_hard_links_is_supported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a link cannot be made, the finished file is renamed."""

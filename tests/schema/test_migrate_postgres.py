@@ -41,7 +41,7 @@ def url(postgres: Server, database: str) -> database_url.PostgresUrl:
 
 @pytest.fixture
 def at(postgres: Server) -> Iterator[At]:
-    """Give databases that stand at a revision already."""
+    """Return databases at a revision."""
     made = []
 
     def make(revision: str) -> database_url.PostgresUrl:
@@ -74,15 +74,17 @@ def _state(url: database_url.PostgresUrl) -> str:
     return asyncio.run(migrate_postgres.inspect_database(url)).position.state
 
 
-def test_empty_database_comes_to_head(url: database_url.PostgresUrl) -> None:
+def test_empty_database_is_upgraded_to_head(url: database_url.PostgresUrl) -> None:
     """Every revision is run once, in order, and reported as it ends."""
-    told: list[tuple[str, int, int]] = []
+    reports: list[tuple[str, int, int]] = []
 
-    moved = asyncio.run(migrate_postgres.upgrade(url, progress=lambda *said: told.append(said)))
+    moved = asyncio.run(
+        migrate_postgres.upgrade(url, progress=lambda *report: reports.append(report))
+    )
 
     assert (moved.before, moved.after) == ((), (HEAD,))
     assert sorted(moved.ran) == sorted(all_revisions())
-    assert told == [("revisions", n, 21) for n in range(1, 22)]
+    assert reports == [("revisions", n, 21) for n in range(1, 22)]
     assert moved.rows_before == {}
     assert set(moved.rows_after.values()) == {0}
     assert len(moved.rows_after) == 64
@@ -90,7 +92,7 @@ def test_empty_database_comes_to_head(url: database_url.PostgresUrl) -> None:
 
 
 def test_second_upgrade_changes_nothing(at: At) -> None:
-    """Twice is once."""
+    """It runs no revision."""
     url = at(HEAD)
 
     again = asyncio.run(migrate_postgres.upgrade(url))
@@ -172,8 +174,8 @@ def test_downgrade_leaves_the_parameters_alone(at: At, postgres: Server) -> None
     assert _catalog(url) == schema_catalogs.postgres("001_initial")
 
 
-def test_rows_survive_the_way_up_and_down(at: At, postgres: Server) -> None:
-    """Counts before and after are reported, of tables that come and go as well."""
+def test_rows_survive_an_upgrade_and_a_downgrade(at: At, postgres: Server) -> None:
+    """Counts before and after are reported, also of created and dropped tables."""
     url = at(MIDDLE)
     postgres.run(
         str(url.database),
@@ -195,8 +197,8 @@ def test_rows_survive_the_way_up_and_down(at: At, postgres: Server) -> None:
     assert sorted(down.ran) == sorted(up.ran)
 
 
-def test_forked_database_goes_on(url: database_url.PostgresUrl) -> None:
-    """Both 006 at once is a state that Alembic leaves, and head is ahead of it."""
+def test_forked_database_is_upgraded(url: database_url.PostgresUrl) -> None:
+    """Alembic can leave both 006 at once; an upgrade continues to the head."""
     asyncio.run(migrate_postgres.upgrade(url, "006_replay_snapshots"))
     asyncio.run(migrate_postgres.upgrade(url, "006_artifact_destination"))
 
@@ -235,7 +237,7 @@ def test_wrong_direction_is_refused(
     down: bool,  # noqa: FBT001
     hint: str,
 ) -> None:
-    """The message says which command goes the other way."""
+    """The hint is the command for the other direction."""
     url = at(start)
     move = migrate_postgres.downgrade if down else migrate_postgres.upgrade
 
@@ -275,7 +277,7 @@ def test_wrong_direction_is_refused(
         ),
     ],
 )
-def test_database_off_the_chain_is_refused(
+def test_database_without_known_revision_is_refused(
     url: database_url.PostgresUrl,
     postgres: Server,
     database: str,
@@ -283,7 +285,7 @@ def test_database_off_the_chain_is_refused(
     kind: type[OpsError],
     words: str,
 ) -> None:
-    """Built without Alembic, later than us, or at a stranger's revision: each with its reason."""
+    """Created without Alembic, later than the head, or unknown: each with its reason."""
     postgres.run(database, *statements)
     before = _catalog(url)
 
@@ -297,7 +299,7 @@ def test_database_off_the_chain_is_refused(
 
 
 def test_second_upgrade_waits_for_the_first(url: database_url.PostgresUrl) -> None:
-    """Two at once end well, and each revision is run by one of them."""
+    """Both succeed, and each revision is run once."""
 
     async def both() -> tuple[migrate_postgres.Migration, migrate_postgres.Migration]:
         return await asyncio.gather(migrate_postgres.upgrade(url), migrate_postgres.upgrade(url))
@@ -307,7 +309,7 @@ def test_second_upgrade_waits_for_the_first(url: database_url.PostgresUrl) -> No
     assert sorted([len(first.ran), len(second.ran)]) == [0, 21]
 
 
-def test_held_lock_is_given_up_in_time(url: database_url.PostgresUrl) -> None:
+def test_lock_of_another_run_times_out(url: database_url.PostgresUrl) -> None:
     """Another run that does not end is named."""
 
     async def wait() -> None:
@@ -322,8 +324,8 @@ def test_held_lock_is_given_up_in_time(url: database_url.PostgresUrl) -> None:
     assert _state(url) == "empty"
 
 
-def test_table_in_use_is_given_up_in_time(at: At) -> None:
-    """A session that sits on a table bounds the wait too, and nothing was changed."""
+def test_lock_on_a_table_times_out(at: At) -> None:
+    """The wait for a locked table is limited too, and nothing was changed."""
     url = at("019_fleet_tasks")
 
     async def wait() -> None:
@@ -343,9 +345,9 @@ def test_killed_upgrade_changes_nothing(at: At, postgres: Server) -> None:
         "import asyncio, os, signal, sys\n"
         "from sagewai_ops.database import url as database_url\n"
         "from sagewai_ops.schema import migrate_postgres\n"
-        "def told(stage, done, total):\n"
+        "def kill(stage, done, total):\n"
         "    if done == 9: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "asyncio.run(migrate_postgres.upgrade(database_url.parse(sys.argv[1]), progress=told))\n"
+        "asyncio.run(migrate_postgres.upgrade(database_url.parse(sys.argv[1]), progress=kill))\n"
     )
 
     killed = subprocess.run([sys.executable, "-c", code, url.to_string()], check=False, timeout=60)
@@ -378,7 +380,7 @@ def test_role_without_create_is_refused_before_anything(
 
 
 def test_tables_of_another_role_are_refused_before_anything(postgres: Server, at: At) -> None:
-    """ALTER TABLE would fail half-way; the owner is named at once."""
+    """ALTER TABLE would fail in the middle; the owner is named at once."""
     url = at(MIDDLE)
     postgres.run(
         str(url.database),
@@ -406,15 +408,15 @@ def test_read_only_database_is_refused(postgres: Server, database: str) -> None:
 def test_old_server_is_refused(
     url: database_url.PostgresUrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A version below the oldest supported is told with the version."""
+    """A version below the oldest supported is named."""
     monkeypatch.setattr(postgres_server, "OLDEST", 99)
 
     with pytest.raises(UsageError, match=r"PostgreSQL \d+\.\d+.*: too old"):
         asyncio.run(migrate_postgres.upgrade(url))
 
 
-def test_schema_that_is_not_there_is_refused(postgres: Server, database: str) -> None:
-    """A search_path that leads nowhere is told, not filled."""
+def test_missing_schema_is_refused(postgres: Server, database: str) -> None:
+    """A search_path without an existing schema is an error."""
     url = database_url.parse(postgres.url(database) + "&search_path=nowhere")
     assert isinstance(url, database_url.PostgresUrl)
 
@@ -423,7 +425,7 @@ def test_schema_that_is_not_there_is_refused(postgres: Server, database: str) ->
 
 
 def test_versions_in_another_schema_are_refused(postgres: Server, database: str) -> None:
-    """Alembic would read the one schema and fill the other."""
+    """Alembic would read one schema and create tables in the other."""
     asyncio.run(migrate_postgres.upgrade(_url(postgres, database), "001_initial"))
     postgres.run(database, 'CREATE SCHEMA "my own"')
     url = database_url.parse(postgres.url(database) + "&search_path=%22my%20own%22,public")
@@ -433,7 +435,7 @@ def test_versions_in_another_schema_are_refused(postgres: Server, database: str)
         asyncio.run(migrate_postgres.upgrade(url))
 
 
-def test_another_schema_can_be_filled(postgres: Server, database: str) -> None:
+def test_another_schema_can_be_upgraded(postgres: Server, database: str) -> None:
     """The first schema of the search_path is Sagewai's, whatever its name."""
     postgres.run(database, 'CREATE SCHEMA "my own"')
     url = database_url.parse(postgres.url(database) + "&search_path=%22my%20own%22")
@@ -469,7 +471,7 @@ def test_lost_row_rolls_back(at: At, postgres: Server, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("start", [MIDDLE, HEAD])
-def test_rehearsal_changes_nothing_and_tells_what_would_happen(
+def test_rehearsal_changes_nothing_and_reports_the_upgrade(
     at: At, postgres: Server, start: str
 ) -> None:
     """On a copy in a scratch schema: same revisions, same counts, and no trace."""
@@ -494,7 +496,7 @@ def test_rehearsal_changes_nothing_and_tells_what_would_happen(
     assert (untouched, schemas) == (before, [])
 
 
-def test_rehearsal_of_an_empty_database_is_the_whole_chain(url: database_url.PostgresUrl) -> None:
+def test_rehearsal_of_an_empty_database_runs_every_revision(url: database_url.PostgresUrl) -> None:
     """There is nothing to copy, and 21 revisions to run."""
     moved = asyncio.run(rehearse_postgres.rehearse(url))
 
@@ -502,7 +504,7 @@ def test_rehearsal_of_an_empty_database_is_the_whole_chain(url: database_url.Pos
     assert _state(url) == "empty"
 
 
-def test_rehearsal_without_the_right_to_make_schemas_rolls_back(
+def test_rehearsal_without_privilege_to_create_schemas_rolls_back(
     postgres: Server, database: str
 ) -> None:
     """The owner of the tables who may not create schemas rehearses in a transaction."""
@@ -520,8 +522,8 @@ def test_rehearsal_without_the_right_to_make_schemas_rolls_back(
     postgres.run("postgres", "DROP ROLE owner_only")
 
 
-def test_rehearsal_beside_a_live_server_locks_nobody_out(at: At) -> None:
-    """On a copy, a session that holds every table does not matter."""
+def test_rehearsal_locks_no_table_of_a_server(at: At) -> None:
+    """On a copy, a session with locks on every table does not matter."""
     url = at(MIDDLE)
 
     async def beside() -> migrate_postgres.Migration:
@@ -535,7 +537,7 @@ def test_rehearsal_beside_a_live_server_locks_nobody_out(at: At) -> None:
 
 
 def test_rehearsal_finds_a_table_that_was_dropped(at: At, postgres: Server) -> None:
-    """A database that is not what its revision says is told before the real run."""
+    """A schema that differs from its revision is found before the real run."""
     url = at(MIDDLE)
     postgres.run(str(url.database), "DROP TABLE provider")
 
@@ -558,10 +560,10 @@ def test_rehearsal_finds_a_table_that_was_dropped(at: At, postgres: Server) -> N
          "", 'null value in column "pool"'),
     ],
 )  # fmt: skip
-def test_schema_changed_by_hand_is_told(
+def test_schema_changed_by_hand_is_reported(
     at: At, postgres: Server, statement: str, upgraded: str, rehearsed: str
 ) -> None:
-    """A name that is taken, or missing, or rows: told on trial as in earnest, nothing changed."""
+    """Rehearsal and upgrade report the reason, and nothing is changed."""
     url = at(MIDDLE)
     insert = "INSERT INTO workers (worker_id) VALUES ('secret-worker')"
     postgres.run(str(url.database), insert, *statement.split("; "))
@@ -579,8 +581,8 @@ def test_schema_changed_by_hand_is_told(
     assert _catalog(url) == before
 
 
-def test_downgrade_of_what_a_view_needs_is_told(at: At, postgres: Server) -> None:
-    """A view of the user's own is not dropped with the table that it shows."""
+def test_downgrade_of_a_table_with_a_view_is_refused(at: At, postgres: Server) -> None:
+    """A view of the user's is not dropped with its table."""
     url = at(HEAD)
     postgres.run(str(url.database), "CREATE VIEW mine AS SELECT * FROM provider")
 
@@ -590,7 +592,7 @@ def test_downgrade_of_what_a_view_needs_is_told(at: At, postgres: Server) -> Non
     assert _state(url) == "current"
 
 
-def test_role_without_usage_is_told(postgres: Server, database: str) -> None:
+def test_role_without_usage_is_refused(postgres: Server, database: str) -> None:
     """A schema that the role may not use is not one that does not exist."""
     postgres.run(
         database,
@@ -605,8 +607,8 @@ def test_role_without_usage_is_told(postgres: Server, database: str) -> None:
     assert caught.value.hint == "GRANT CREATE, USAGE ON SCHEMA public TO stranger;"
 
 
-def test_plan_on_paper_runs_nothing(at: At, postgres: Server) -> None:
-    """The statements are spelled from where the database stands, and work."""
+def test_printed_sql_is_not_run(at: At, postgres: Server) -> None:
+    """The statements begin at the database's revision, and work."""
     url = at(MIDDLE)
 
     script = asyncio.run(migrate_postgres.plan_sql(url, HEAD))
@@ -624,7 +626,7 @@ def test_plan_on_paper_runs_nothing(at: At, postgres: Server) -> None:
 @pytest.mark.parametrize(
     ("target", "down"), [(HEAD, False), ("005_execution_mode", True), ("base", True)]
 )
-def test_plan_on_paper_starts_at_a_fork(
+def test_printed_sql_starts_at_a_fork(
     url: database_url.PostgresUrl,
     postgres: Server,
     target: str,
@@ -642,7 +644,7 @@ def test_plan_on_paper_starts_at_a_fork(
         assert _catalog(url) == schema_catalogs.postgres(target)
 
 
-def test_plan_on_paper_fills_what_a_way_back_left(
+def test_printed_sql_upgrades_a_downgraded_database(
     url: database_url.PostgresUrl, postgres: Server
 ) -> None:
     """After a downgrade to the base, `alembic_version` is there, without rows."""

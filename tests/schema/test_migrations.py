@@ -55,7 +55,7 @@ def _url(server: Server, database: str) -> database_url.PostgresUrl:
     return url
 
 
-def test_every_revision_up_and_down_is_what_sagewai_leaves(every_postgres: Server) -> None:
+def test_every_revision_equals_sagewais(every_postgres: Server) -> None:
     """Tables, columns, keys, indexes, sequences and functions equal the reference throughout."""
     name = every_postgres.create()
     url = _url(every_postgres, name)
@@ -82,9 +82,9 @@ def test_every_revision_up_and_down_is_what_sagewai_leaves(every_postgres: Serve
 
 
 def _columns(catalog: schema_catalogs.PostgresCatalog) -> dict[str, list[str]]:
-    """List the columns in their order, which `==` leaves out.
+    """Return the columns in their order, which `==` ignores.
 
-    The catalogs of 007 and later do not tell which 006 came first: the next test does.
+    The catalogs of 007 and later do not define which 006 comes first: the next test does.
     """
     return {
         name: list(table["columns"])
@@ -113,7 +113,7 @@ def test_replay_comes_before_artifacts(postgres: Server, database: str) -> None:
 
 @pytest.mark.parametrize("first", ["006_artifact_destination", "006_replay_snapshots"])
 def test_either_branch_may_come_first(postgres: Server, database: str, first: str) -> None:
-    """Each 006 alone is what the reference says, and the rest follows in one step."""
+    """Each 006 alone equals the reference, and the others follow in one step."""
     url = _url(postgres, database)
 
     async def branch() -> tuple[schema_catalogs.PostgresCatalog, list[str]]:
@@ -149,7 +149,7 @@ def test_graph_is_sagewais() -> None:
 
 
 def test_migrations_import_sqlalchemy_and_alembic_only() -> None:
-    """They run as they are wherever those two are; their own words aside."""
+    """They depend on no code that can change."""
     imported = set()
     for script in SCRIPTS.rglob("*.py"):
         for node in ast.walk(ast.parse(script.read_text())):
@@ -162,10 +162,10 @@ def test_migrations_import_sqlalchemy_and_alembic_only() -> None:
     assert imported == {"__future__", "alembic", "ours", "pathlib", "re", "sqlalchemy", "typing"}
 
 
-def test_going_back_gives_rows_of_no_project_to_the_default(
+def test_downgrade_moves_rows_without_a_project_to_the_default(
     postgres: Server, database: str
 ) -> None:
-    """Before 013 and 018 a run, prompt or worker had a project; no row is lost for that."""
+    """Before 013 and 018 a run, prompt or worker had a project; no row is lost."""
     url = _url(postgres, database)
     asyncio.run(_move(url, HEAD))
     postgres.run(
@@ -188,8 +188,8 @@ def test_going_back_gives_rows_of_no_project_to_the_default(
     )
 
 
-def test_sql_on_paper_builds_the_same_schema(postgres: Server, database: str) -> None:
-    """What `--sql` prints, run by any client, leaves the head; and the way back leaves the base."""
+def test_printed_sql_builds_the_same_schema(postgres: Server, database: str) -> None:
+    """The statements of `--sql`, run by any client, lead to the head and back to the base."""
     url = _url(postgres, database)
     postgres.run(database, alembic_runner.format_sql((), HEAD))
 

@@ -29,8 +29,8 @@ ARTIFACTS, REPLAY = "006_artifact_destination", "006_replay_snapshots"
         ([HEAD, REPLAY], True, "unknown"),
     ],
 )
-def test_rows_have_one_meaning(heads: list[str], tables: bool, state: str) -> None:  # noqa: FBT001
-    """Behind, ahead, forked, unknown, empty and unmanaged are told apart."""
+def test_state_is_determined_from_the_rows(heads: list[str], tables: bool, state: str) -> None:  # noqa: FBT001
+    """Behind, ahead, forked, unknown, empty and unmanaged are distinguished."""
     position = revision_graph.position_of(heads, tables=tables)
 
     assert (position.state, position.heads) == (state, tuple(sorted(heads)))
@@ -54,14 +54,14 @@ def test_applied_counts_both_branches() -> None:
         ("006_r", REPLAY),
     ],
 )
-def test_revision_is_found_by_what_people_type(name: str, revision: str) -> None:
-    """The whole id, an unmistakable beginning, or a word."""
+def test_revision_is_found_by_its_prefix(name: str, revision: str) -> None:
+    """The id, an unambiguous prefix, or a word."""
     assert revision_graph.find_revision(name) == revision
 
 
 @pytest.mark.parametrize("name", ["", "00", "006", "021", "nonsense"])
-def test_unclear_revision_is_not_found(name: str) -> None:
-    """Several, or none, are refused with where to look."""
+def test_ambiguous_revision_is_not_found(name: str) -> None:
+    """Several or no matches are refused, with the command that lists the revisions."""
     with pytest.raises(NotFoundError, match=f"revision {name}: ") as caught:
         revision_graph.find_revision(name)
 

@@ -70,7 +70,7 @@ def test_other_branch_alone_counts_as_its_own_revision(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", real_homes.NAMES)
 def test_homes_of_the_real_sagewai_are_current(tmp_path: Path, name: str) -> None:
-    """Homes that Sagewai 1.0.1 wrote miss nothing and hold nothing unknown."""
+    """Homes that Sagewai 1.0.1 wrote have nothing missing and nothing unknown."""
     home = real_homes.unpack(name, tmp_path)
     for database in home.rglob("*.db"):
         with contextlib.closing(sqlite3.connect(database)) as connection:
@@ -111,7 +111,7 @@ def test_generated_column_of_a_later_sagewai_is_seen(fresh: sqlite3.Connection) 
 
 
 def test_missing_and_extra_together_are_unknown(fresh: sqlite3.Connection) -> None:
-    """Neither older nor newer: nobody should add to it."""
+    """Neither older nor newer: nothing should be added."""
     fresh.execute("ALTER TABLE workers ADD COLUMN region TEXT")
     fresh.execute("ALTER TABLE workers DROP COLUMN sdk_version")
 
@@ -134,7 +134,7 @@ def test_columns_that_only_postgres_has_are_not_ahead(fresh: sqlite3.Connection)
 
 
 def test_virtual_tables_hide_their_shadows(fresh: sqlite3.Connection) -> None:
-    """A table that a virtual table keeps its content in is not the user's own."""
+    """A shadow table is not one of the user's own."""
     fresh.execute("CREATE VIRTUAL TABLE notes USING fts5(body)")
     fresh.execute("CREATE TABLE notes_mine (x)")
     fresh.execute("PRAGMA writable_schema = ON")

@@ -30,7 +30,7 @@ from sagewai_ops.schema.create import create_database
 from sagewai_ops.schema.revision_graph import HEAD, revisions
 from sagewai_ops.schema.sqlite_revision import read_level
 
-NOBODY = 65534
+UNPRIVILEGED = 65534
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ def _dump(path: Path) -> dict[str, list[tuple[object, ...]]]:
 
 
 @pytest.mark.parametrize("revision", revisions())
-def test_every_older_home_comes_to_head(tmp_path: Path, revision: str) -> None:
-    """All tables, columns and indexes are there afterwards, and a second run adds nothing."""
+def test_every_older_home_is_upgraded_to_head(tmp_path: Path, revision: str) -> None:
+    """All tables, columns and indexes exist afterwards, and a second run adds nothing."""
     path = tmp_path / "sagewai.db"
     old_homes.build(path, revision)
 
@@ -84,7 +84,7 @@ def test_every_older_home_comes_to_head(tmp_path: Path, revision: str) -> None:
     assert upgrade_sqlite.plan_upgrade(path) == ()
 
 
-def test_upgrade_of_empty_tables_ends_where_a_fresh_home_begins(tmp_path: Path) -> None:
+def test_upgrade_of_empty_tables_equals_a_fresh_home(tmp_path: Path) -> None:
     """Without rows every column can be added with its default and NOT NULL."""
     path = tmp_path / "sagewai.db"
     old_homes.build(path, "019_fleet_tasks")
@@ -100,8 +100,8 @@ def test_upgrade_of_empty_tables_ends_where_a_fresh_home_begins(tmp_path: Path) 
     assert {t: now[t]["indexes"] for t in fresh} == {t: fresh[t]["indexes"] for t in fresh}
 
 
-def test_rehearsal_refuses_by_the_name_of_the_original(old: Path) -> None:
-    """Before it is copied; the copy, which is gone by then, is nothing to look at."""
+def test_rehearsal_names_the_original_in_errors(old: Path) -> None:
+    """The copy is removed before the user could look at it."""
     _execute(old, "ALTER TABLE agent_runs ADD COLUMN later TEXT")
 
     with pytest.raises(SchemaAheadError) as caught:
@@ -110,27 +110,27 @@ def test_rehearsal_refuses_by_the_name_of_the_original(old: Path) -> None:
     assert caught.value.message.startswith(f"database {old}: ")
 
 
-def test_spelled_upgrade_ends_where_the_upgrade_does(old: Path, tmp_path: Path) -> None:
+def test_printed_sql_equals_the_upgrade(old: Path, tmp_path: Path) -> None:
     """Run by another program on the same rows, no statement fails, and no column differs."""
     by_hand = tmp_path / "by-hand.db"
     by_hand.write_bytes(old.read_bytes())
     before = _dump(old)
 
     statements = upgrade_sqlite.plan_sql(old)
-    spelled = _dump(old)
+    planned = _dump(old)
     _execute(by_hand, *statements)
     done = upgrade_sqlite.upgrade_database(old)
 
-    assert spelled == before
+    assert planned == before
     assert done.bare
     assert _dump(by_hand) == _dump(old)
 
 
-def test_rows_stay_and_what_cannot_be_mended_is_told(old: Path) -> None:
-    """Columns that SQLite cannot add whole are bare, their NULLs are counted."""
-    told: list[tuple[str, int, int]] = []
+def test_rows_are_kept_and_remaining_differences_reported(old: Path) -> None:
+    """Columns that SQLite cannot add with NOT NULL are bare, and their NULLs are counted."""
+    reports: list[tuple[str, int, int]] = []
 
-    done = upgrade_sqlite.upgrade_database(old, progress=lambda *said: told.append(said))
+    done = upgrade_sqlite.upgrade_database(old, progress=lambda *report: reports.append(report))
 
     assert done.before.state == "behind"
     assert (done.rows_before["workers"], done.rows_after["workers"]) == (1, 1)
@@ -149,7 +149,7 @@ def test_rows_stay_and_what_cannot_be_mended_is_told(old: Path) -> None:
     assert ("workers", "project_id", "default") in kinds
     assert ("prompt_logs", "", "missing-foreign-key") in kinds
     assert not any(item.is_mended for item in done.remaining)
-    assert told[-1] == ("additions", len(done.added), len(done.added))
+    assert reports[-1] == ("additions", len(done.added), len(done.added))
     assert _rows(old, "SELECT requires_image, directive_chain FROM workflow_runs") == [
         ("ghcr.io/sagewai/sandbox-base:0.0.0-dev", None)
     ]
@@ -183,7 +183,7 @@ def test_empty_database_gets_the_whole_schema(tmp_path: Path, content: bytes | N
         assert schema_catalogs.read_sqlite(connection) == schema_catalogs.sqlite()
 
 
-def test_index_that_the_rows_break_is_told_and_the_rest_is_done(old: Path) -> None:
+def test_index_over_duplicates_is_reported_and_the_others_are_added(old: Path) -> None:
     """A unique index over duplicates fails alone, with SQLite's reason."""
     _execute(
         old,
@@ -200,8 +200,8 @@ def test_index_that_the_rows_break_is_told_and_the_rest_is_done(old: Path) -> No
     assert done.after.state == "current"
 
 
-def test_name_that_another_table_took_is_told(old: Path) -> None:
-    """An index of ours whose name the user gave to his own table is reported."""
+def test_index_name_of_another_table_is_reported(old: Path) -> None:
+    """An index whose name a table of the user has fails alone."""
     _execute(
         old, "DROP INDEX idx_workers_pool", "CREATE INDEX idx_workers_pool ON sessions (summary)"
     )
@@ -212,7 +212,7 @@ def test_name_that_another_table_took_is_told(old: Path) -> None:
 
 
 def test_users_own_table_is_kept_and_named(old: Path) -> None:
-    """Rows, index and all; what is nobody's is not touched."""
+    """Its rows and indexes are not changed."""
     _execute(
         old,
         "CREATE TABLE mine (a TEXT UNIQUE, b BLOB)",
@@ -241,8 +241,8 @@ def test_plan_is_what_a_run_adds(old: Path) -> None:
     assert {addition.kind for addition in plan} == {"table", "column", "index"}
 
 
-def test_rehearsal_tells_all_and_changes_nothing(old: Path) -> None:
-    """It runs on a frozen copy that is gone afterwards."""
+def test_rehearsal_reports_the_upgrade_and_changes_nothing(old: Path) -> None:
+    """It runs on a temporary copy."""
     before = _dump(old)
 
     rehearsed = upgrade_sqlite.rehearse_upgrade(old, old.parent)
@@ -255,8 +255,8 @@ def test_rehearsal_tells_all_and_changes_nothing(old: Path) -> None:
     assert (unchanged, left) == (before, ["sagewai.db"])
 
 
-def test_next_rehearsal_removes_what_a_killed_one_left(old: Path) -> None:
-    """A private copy of somebody's data does not lie about for ever."""
+def test_next_rehearsal_removes_the_copy_of_a_killed_run(old: Path) -> None:
+    """A private copy does not remain in the home."""
     leftover = old.parent / f"{upgrade_sqlite.REHEARSALS}dead"
     leftover.mkdir()
     (leftover / "sagewai.db").write_bytes(b"secret")
@@ -273,7 +273,7 @@ def test_next_rehearsal_removes_what_a_killed_one_left(old: Path) -> None:
         "ALTER TABLE agent_runs DROP COLUMN error",
     ],
 )
-def test_newer_or_strange_schema_is_refused(tmp_path: Path, change: str) -> None:
+def test_newer_or_unknown_schema_is_refused(tmp_path: Path, change: str) -> None:
     """Columns of a later Sagewai, with or without others missing, are not ours to add to."""
     path = tmp_path / "sagewai.db"
     create_database(path)
@@ -291,14 +291,14 @@ def test_newer_or_strange_schema_is_refused(tmp_path: Path, change: str) -> None
     ("content", "kind"),
     [
         (None, NotFoundError),
-        (b"no database at all, whatever its name says", DamagedError),
+        (b"not a database, whatever its name is", DamagedError),
         (b"SQLite format 3\x00" + b"\x00" * 100, DamagedError),
     ],
 )
-def test_what_is_no_database_is_refused(
+def test_file_that_is_not_a_database_is_refused(
     tmp_path: Path, content: bytes | None, kind: type[Exception]
 ) -> None:
-    """Missing and foreign files are told apart, and none is written."""
+    """Missing and other files are distinguished, and none is written."""
     path = tmp_path / "sagewai.db"
     if content is not None:
         path.write_bytes(content)
@@ -321,7 +321,7 @@ def test_truncated_database_is_refused(old: Path) -> None:
     assert old.read_bytes() == cut
 
 
-def test_writer_of_some_seconds_is_waited_for(old: Path) -> None:
+def test_upgrade_waits_for_a_writer(old: Path) -> None:
     """A lock that ends in time only delays."""
     holder = sqlite3.connect(old, isolation_level=None, check_same_thread=False)
     holder.execute("BEGIN IMMEDIATE")
@@ -338,7 +338,7 @@ def test_writer_of_some_seconds_is_waited_for(old: Path) -> None:
     assert done.after.state == "current"
 
 
-def test_writer_that_does_not_end_is_given_up(old: Path) -> None:
+def test_wait_for_a_writer_times_out(old: Path) -> None:
     """The wait is bounded, and nothing was changed."""
     with contextlib.closing(sqlite3.connect(old, isolation_level=None)) as holder:
         holder.execute("BEGIN IMMEDIATE")
@@ -351,7 +351,7 @@ def test_writer_that_does_not_end_is_given_up(old: Path) -> None:
         assert read_level(connection).state == "behind"
 
 
-def test_two_upgrades_at_once_end_well(old: Path) -> None:
+def test_concurrent_upgrades_succeed(old: Path) -> None:
     """The second waits, and finds nothing left to add."""
     done: list[upgrade_sqlite.Upgrade] = []
     upgrade_sqlite.plan_upgrade(old)  # imports, once, before there are threads
@@ -364,11 +364,11 @@ def test_two_upgrades_at_once_end_well(old: Path) -> None:
     for thread in threads:
         thread.join()
 
-    assert sorted(bool(one.added) for one in done) == [False, True]
+    assert sorted(bool(upgrade.added) for upgrade in done) == [False, True]
 
 
 def test_live_readers_see_the_old_schema_until_the_commit(old: Path) -> None:
-    """A server that reads meanwhile is not disturbed, and goes on afterwards."""
+    """A server that reads during the upgrade is not disturbed."""
     with contextlib.closing(sqlite3.connect(old, isolation_level=None)) as server:
         server.execute("BEGIN")
         server.execute("SELECT count(*) FROM workers").fetchone()
@@ -387,9 +387,9 @@ def test_kill_in_the_middle_changes_nothing(old: Path) -> None:
         "import os, signal, sys\n"
         "from pathlib import Path\n"
         "from sagewai_ops.schema import upgrade_sqlite\n"
-        "def told(stage, done, total):\n"
+        "def kill(stage, done, total):\n"
         "    if done == total // 2: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "upgrade_sqlite.upgrade_database(Path(sys.argv[1]), progress=told)\n"
+        "upgrade_sqlite.upgrade_database(Path(sys.argv[1]), progress=kill)\n"
     )
 
     killed = subprocess.run([sys.executable, "-c", code, str(old)], check=False, timeout=60)
@@ -424,11 +424,11 @@ def test_full_disk_changes_nothing(old: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @contextlib.contextmanager
-def _as_nobody() -> Iterator[None]:
-    """Give up root's rights for the block: they would open everything."""
+def _unprivileged() -> Iterator[None]:
+    """Drop root's privileges in the block, which would open everything."""
     was_root = os.geteuid() == 0
     if was_root:
-        os.seteuid(NOBODY)
+        os.seteuid(UNPRIVILEGED)
     try:
         yield
     finally:
@@ -438,14 +438,14 @@ def _as_nobody() -> Iterator[None]:
 
 @pytest.mark.parametrize("mode", [0o444, 0o000])
 def test_database_that_may_not_be_written_is_refused(old: Path, mode: int) -> None:
-    """The file's mode is respected and told."""
+    """The mode of the file is respected."""
     upgrade_sqlite.plan_upgrade(old)  # imports, while they may be read
     _execute(old, "PRAGMA journal_mode = DELETE")
     for directory in (old.parent, *old.parent.parents[:2]):
         directory.chmod(0o755)
     old.chmod(mode)
 
-    with _as_nobody(), pytest.raises(PermissionDeniedError):
+    with _unprivileged(), pytest.raises(PermissionDeniedError):
         upgrade_sqlite.upgrade_database(old)
 
 
@@ -484,7 +484,7 @@ def test_broken_reference_rolls_back(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert _rows(path, "SELECT run_id FROM prompt_logs") == [(None,)]
 
 
-def test_references_that_were_broken_before_are_told(tmp_path: Path) -> None:
+def test_references_broken_before_are_reported(tmp_path: Path) -> None:
     """They do not stop an upgrade, which cannot have broken them."""
     path = tmp_path / "sagewai.db"
     create_database(path)
