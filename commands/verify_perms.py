@@ -1,4 +1,4 @@
-"""`verify-perms`: who could read or replace the secrets of a home, and mend it."""
+"""`verify-perms`: check which users can read or replace the secrets of a home; repair it."""
 
 from collections import Counter
 from enum import Enum
@@ -29,11 +29,11 @@ Exit status:
   11  locked by another run
   14  permission denied
 """
-_SHOWN_OF_A_RULE = 10  # lines for people; --json has all
+_MOST_LINES_PER_RULE = 10  # in the table; --json has all
 
 
 class Format(str, Enum):
-    """What is printed."""
+    """Output format."""
 
     TABLE = "table"
     SARIF = "sarif"
@@ -67,7 +67,7 @@ def verify_perms(
     snapshots: SnapshotsOption = None,
     wait: HomeWaitOption = 0.0,
 ) -> Outcome:
-    """Parse, judge, render."""
+    """Verify or undo, and report."""
     from sagewai_ops import __version__
     from sagewai_ops.keys.candidates import refused_variable
     from sagewai_ops.permissions.rules import Severity
@@ -76,10 +76,15 @@ def verify_perms(
 
     home = run.home()
     if output is Format.SARIF and run.settings.json:
-        raise UsageError("--format sarif: is not --json", hint="leave one of the two out")
+        raise UsageError(
+            "--format sarif: not possible with --json", hint="verify-perms --format sarif"
+        )
     if undo is not None:
         if fix or output is Format.SARIF:
-            raise UsageError("--undo: stands alone", hint="sagewai-ops verify-perms --undo FILE")
+            raise UsageError(
+                "--undo: not possible with other options",
+                hint="sagewai-ops verify-perms --undo FILE",
+            )
         return _undo(run, undo, wait, dry_run=dry_run)
     if fix and not dry_run:
         from sagewai_ops.swap.pending import require_settled
@@ -87,7 +92,7 @@ def verify_perms(
         require_settled(home.root)
     directory = run.snapshots(home, snapshots)
     with run.terminal.progress() as progress:
-        found = verify(
+        verification = verify(
             home,
             directory,
             refused_key=refused_variable(run.settings.environment),
@@ -95,26 +100,26 @@ def verify_perms(
             wait_seconds=wait,
             progress=progress,
         )
-    result = as_result(found) | {"dry_run": dry_run}
-    errors, warnings = (found.inspection.count(severity) for severity in Severity)
+    result = as_result(verification) | {"dry_run": dry_run}
+    errors, warnings = (verification.inspection.count(severity) for severity in Severity)
     code = EXIT_FINDINGS if errors or (strict and warnings) else EXIT_DONE
     if output is Format.SARIF:
-        run.terminal.document(as_sarif(found.inspection, __version__))
+        run.terminal.document(as_sarif(verification.inspection, __version__))
         return Outcome(result, lambda _terminal: None, exit_code=code, on_stdout=False)
     return Outcome(
         result,
         lambda terminal: show(terminal, result),
         exit_code=code,
-        always=bool(errors or warnings or found.changes),
+        always=bool(errors or warnings or verification.changes),
     )
 
 
-def as_result(found: Any) -> dict[str, Any]:
-    """Give the JSON of a verification; docs/json.md."""
+def as_result(verification: Any) -> dict[str, Any]:
+    """Return the JSON of a verification; docs/json.md."""
     from sagewai_ops.permissions.rules import Severity
-    from sagewai_ops.permissions.undo_record import describe
+    from sagewai_ops.permissions.undo_record import describe_change
 
-    inspection, repaired = found.inspection, found.repaired
+    inspection, repair = verification.inspection, verification.repair
     return {
         "home": str(inspection.home),
         "snapshots": str(inspection.snapshots) if inspection.snapshots else None,
@@ -126,7 +131,7 @@ def as_result(found: Any) -> dict[str, Any]:
                 "rule": finding.rule.id,
                 "severity": finding.rule.severity.value,
                 "path": str(finding.path),
-                "wrong": finding.wrong,
+                "wrong": finding.message,
                 "protects": finding.rule.protects,
                 "advice": _advice(finding),
             }
@@ -137,29 +142,29 @@ def as_result(found: Any) -> dict[str, Any]:
                 "root": change.root,
                 "path": change.path,
                 "rules": list(change.rules),
-                "change": describe(change.before, change.after),
+                "change": describe_change(change.before, change.after),
             }
-            for change in (repaired.done if repaired else found.changes)
+            for change in (repair.done if repair else verification.changes)
         ],
-        "repaired": repaired is not None,
-        "left": _left(repaired),
-        "record": str(repaired.record) if repaired and repaired.record else None,
+        "repaired": repair is not None,
+        "left": _left(repair),
+        "record": str(repair.record) if repair and repair.record else None,
     }
 
 
 def show(terminal: Terminal, result: dict[str, Any]) -> None:
-    """Render for people: what is wrong, then what was or would be changed."""
+    """Print the findings, then the changes."""
     shown: Counter[str] = Counter()
     rows = []
     for finding in result["findings"]:
         shown[finding["rule"]] += 1
-        if shown[finding["rule"]] <= _SHOWN_OF_A_RULE:
+        if shown[finding["rule"]] <= _MOST_LINES_PER_RULE:
             rows.append([finding[name] for name in ("severity", "rule", "path", "wrong")])
     if rows:
-        terminal.table(("severity", "rule", "path", "what is wrong"), rows)
+        terminal.table(("severity", "rule", "path", "problem"), rows)
     for rule, count in shown.items():
-        if count > _SHOWN_OF_A_RULE:
-            terminal.line(f"{rule}: {count - _SHOWN_OF_A_RULE} more, all in --json")
+        if count > _MOST_LINES_PER_RULE:
+            terminal.line(f"{rule}: {count - _MOST_LINES_PER_RULE} more, all in --json")
     for advice in dict.fromkeys(
         f"{finding['rule']}: {finding['advice']}"
         for finding in result["findings"]
@@ -167,22 +172,22 @@ def show(terminal: Terminal, result: dict[str, Any]) -> None:
     ):
         terminal.line(f"by hand  {advice}")
     verb = "changed" if result["repaired"] else "would change"
-    is_told = result["repaired"] or result["dry_run"]
-    for change in result["changes"] if is_told else ():
-        place = change["path"] or "."
+    has_plan = result["repaired"] or result["dry_run"]
+    for change in result["changes"] if has_plan else ():
+        path = change["path"] or "."
         if change["root"] != "home":
-            place = f"{change['root']}/{place}"
-        terminal.line(f"{verb}  {place}: {change['change']} ({', '.join(change['rules'])})")
+            path = f"{change['root']}/{path}"
+        terminal.line(f"{verb}  {path}: {change['change']} ({', '.join(change['rules'])})")
     for left in result["left"]:
-        terminal.line(f"left  {left['path'] or '.'}: {left['reason']}", style="yellow")
+        terminal.line(f"unchanged  {left['path'] or '.'}: {left['reason']}", style="yellow")
     if result["record"]:
         home, record = result["home"], result["record"]
         terminal.line(
-            f"back with: sagewai-ops --home {shell_word(home)}"
+            f"undo with: sagewai-ops --home {shell_word(home)}"
             f" verify-perms --undo {shell_word(record)}"
         )
-    if result["changes"] and not is_told:
-        terminal.line(f"{len(result['changes'])} to be repaired by: sagewai-ops verify-perms --fix")
+    if result["changes"] and not has_plan:
+        terminal.line(f"{len(result['changes'])} repairable: sagewai-ops verify-perms --fix")
     style = "red" if result["errors"] else "green"
     terminal.line(
         f"home {result['home']}: {result['errors']} errors, {result['warnings']} warnings in "
@@ -193,7 +198,7 @@ def show(terminal: Terminal, result: dict[str, Any]) -> None:
 
 def _undo(run: Run, record: Path, wait_seconds: float, *, dry_run: bool) -> Outcome:
     from sagewai_ops.permissions.repair import undo_repairs
-    from sagewai_ops.permissions.undo_record import describe
+    from sagewai_ops.permissions.undo_record import describe_change
 
     home = run.home()
     undone = undo_repairs(home, record.absolute(), dry_run=dry_run, wait_seconds=wait_seconds)
@@ -204,7 +209,7 @@ def _undo(run: Run, record: Path, wait_seconds: float, *, dry_run: bool) -> Outc
                 "root": change.root,
                 "path": change.path,
                 "rules": list(change.rules),
-                "change": describe(change.after, change.before),
+                "change": describe_change(change.after, change.before),
             }
             for change in undone.done
         ],
@@ -218,23 +223,23 @@ def _undo(run: Run, record: Path, wait_seconds: float, *, dry_run: bool) -> Outc
         for change in result["changes"]:
             terminal.line(f"{verb}  {change['path'] or '.'}: {change['change']}")
         for left in result["left"]:
-            terminal.line(f"left  {left['path'] or '.'}: {left['reason']}", style="yellow")
+            terminal.line(f"unchanged  {left['path'] or '.'}: {left['reason']}", style="yellow")
 
     code = EXIT_INCOMPLETE if undone.left else EXIT_DONE
     return Outcome(result, render, exit_code=code, always=dry_run or bool(undone.left))
 
 
-def _left(repaired: Any) -> list[dict[str, str]]:
+def _left(report: Any) -> list[dict[str, str]]:
     return [
         {"root": change.root, "path": change.path, "reason": reason}
-        for change, reason in (repaired.left if repaired else ())
+        for change, reason in (report.left if report else ())
     ]
 
 
 def _advice(finding: Any) -> str:
-    """Say what a person must do; "" where --fix does it."""
-    if finding.wanted is not None:
+    """Return the advice for a finding that --fix does not repair."""
+    if finding.repaired is not None:
         return ""
     if finding.rule.advice:
         return str(finding.rule.advice)
-    return "outside of the home: `chmod`, `chown` or `setfacl -b` it by hand"
+    return "outside the home: use `chmod`, `chown` or `setfacl -b`"

@@ -25,7 +25,7 @@ from sagewai_ops.home.paths import (
     Home,
 )
 from sagewai_ops.layout.steps import Step, Steps
-from sagewai_ops.permissions.attributes import key_length
+from sagewai_ops.permissions.attributes import read_key_length
 from sagewai_ops.permissions.rules import KEY_CHARACTERS
 from sagewai_ops.text import shell_word
 
@@ -280,7 +280,7 @@ def _led_to(path: Path) -> str:
 
 
 def _is_key(path: Path) -> bool:
-    return key_length(os.fspath(path), None)[0] == KEY_CHARACTERS
+    return read_key_length(os.fspath(path), None)[0] == KEY_CHARACTERS
 
 
 def _is_equal(first: Path, second: Path) -> bool:

@@ -35,7 +35,7 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import Home, locate
-from sagewai_ops.permissions.entry_kinds import Part
+from sagewai_ops.permissions.entry_kinds import EntryKind
 from sagewai_ops.permissions.findings import Inspection
 from sagewai_ops.permissions.rules import Severity
 from sagewai_ops.permissions.scan import inspect
@@ -291,11 +291,11 @@ class _Trial:
     def permissions(self, home: Home) -> Inspection:
         """Judge the home by the rules; the directories above it are not its own."""
         seen = inspect(home)
-        own = tuple(one for one in seen.findings if one.facts.part is not Part.PARENT)
+        own = tuple(one for one in seen.findings if one.facts.kind is not EntryKind.PARENT)
         for one in own:
             if one.rule.severity is Severity.ERROR:
                 path = os.path.relpath(one.path, home.root)
-                self.found("permissions", f"{one.rule.id} {path}: {one.wrong}")
+                self.found("permissions", f"{one.rule.id} {path}: {one.message}")
         return dataclasses.replace(seen, findings=own)
 
     @property

@@ -420,7 +420,7 @@ def check_permissions(home: Home, options: PreflightOptions, progress: Progress 
     for finding in findings:
         if finding.rule.id == "P012":
             remedies.append(home_command(home, "migrate-layout"))
-        elif finding.wanted is None:
+        elif finding.repaired is None:
             advice = finding.rule.advice or "outside the home: use chmod, chown or setfacl -b"
             remedies.append(f"ls -ld {shell_word(finding.path)}  # {advice}")
     return Check(
@@ -428,7 +428,7 @@ def check_permissions(home: Home, options: PreflightOptions, progress: Progress 
         Verdict.FINDING if errors else Verdict.WARNING,
         summary,
         tuple(
-            f"{finding.rule.id} {finding.rule.severity.value} {finding.path}: {finding.wrong}"
+            f"{finding.rule.id} {finding.rule.severity.value} {finding.path}: {finding.message}"
             for finding in findings
         ),
         tuple(dict.fromkeys(remedies)),

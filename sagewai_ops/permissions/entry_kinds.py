@@ -1,6 +1,6 @@
-"""What an entry of a home is to the rules of `rules`, and the facts that they judge.
+"""The kinds of entries that the rules distinguish, and the facts about one entry.
 
-Nothing here reads a file: a part follows from a path alone, `inspection` collects the facts.
+Nothing here reads a file: a kind follows from a path alone, and `scan` collects the facts.
 """
 
 from dataclasses import dataclass
@@ -16,27 +16,25 @@ from sagewai_ops.home.paths import (
     kind_of,
 )
 
-# The kinds of file that hold a secret; the database holds credentials in clear.
-PRIVATE_KINDS = frozenset({Kind.DATABASE, Kind.SIDECAR, Kind.KEY, Kind.SECRET})
-# Directories with secrets among other files: nobody else may put something there.
+# Directories with secrets among other files: other users must not create files in them.
 GUARDED_DIRECTORIES = frozenset({*PARTS, "fleet"} - {"secrets", "data"})
-# Copies that somebody made by hand, such as of all of `config/`, keep these names. Below `data/`
-# they may be anybody's.
+# Copies made by hand, such as of all of `config/`, keep these names. Below `data/` they can be
+# files of agents.
 _DATABASE_NAME = DATABASE.rpartition("/")[2]
 COPIED_NAMES = frozenset((*LEGACY_PLACES, _DATABASE_NAME, f"{_DATABASE_NAME}-wal"))
 NEVER_COPIES = "data"
 
 
-class Part(str, Enum):
-    """What an entry is to the rules."""
+class EntryKind(str, Enum):
+    """The kind of an entry, to the rules."""
 
     KEY = "the master key"
     DOCUMENT = "a document with secrets"
-    SECRET = "a file below secrets/"  # noqa: S105 - a part, not a password
+    SECRET = "a file below secrets/"  # noqa: S105 - a kind, not a password
     BACKUP = "a backup of a document"
-    LEFTOVER = "what a crash left of a document"
+    LEFTOVER = "a temporary document of a crash"
     WORKER = "the credentials of a fleet worker"
-    DATABASE = "the database or a file beside it"
+    DATABASE = "the database or a file next to it"
     LEGACY = "a document of the older layout"
     LOCK = "the lock of the state"
     OWN = "a file of this program"
@@ -49,25 +47,26 @@ class Part(str, Enum):
     SNAPSHOTS = "the snapshot directory"
     PARENT = "a directory above the home"
     VARIABLE = "the master key of the environment"
-    OTHER = "anything else"
+    OTHER = "any other entry"
 
 
 SECRET_FILES = frozenset({
-    Part.KEY, Part.DOCUMENT, Part.SECRET, Part.BACKUP, Part.LEFTOVER, Part.WORKER, Part.DATABASE,
-    Part.LEGACY, Part.OWN, Part.SNAPSHOT,
+    EntryKind.KEY, EntryKind.DOCUMENT, EntryKind.SECRET, EntryKind.BACKUP, EntryKind.LEFTOVER,
+    EntryKind.WORKER, EntryKind.DATABASE, EntryKind.LEGACY, EntryKind.OWN, EntryKind.SNAPSHOT,
 })  # fmt: skip
 SECRET_DIRECTORIES = frozenset({
-    Part.HOME, Part.DIRECTORY, Part.SECRET_DIRECTORY, Part.OWN_DIRECTORY, Part.SNAPSHOTS,
+    EntryKind.HOME, EntryKind.DIRECTORY, EntryKind.SECRET_DIRECTORY, EntryKind.OWN_DIRECTORY,
+    EntryKind.SNAPSHOTS,
 })  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """The state of an entry that can be set and put back.
+class EntryState:
+    """The attributes of an entry that a repair can change.
 
     Attributes:
         mode: Permission bits, 0 to 0o7777.
-        access_list: The extended POSIX access list as the kernel gives it; None if there is none.
+        access_list: The extended POSIX access list as the kernel returns it; None without one.
         default_list: The one that new files in the directory inherit.
     """
 
@@ -80,93 +79,99 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of one entry.
+    """The facts about one entry.
 
     Attributes:
         path: Relative to its root; "" is the root itself.
-        type: `file`, `directory`, `link`, `other` (a socket, pipe or device) or `nothing` (a link
-            that leads nowhere, a directory that cannot be listed).
-        links: Names of the file.
-        owner: The uid that everything here should belong to.
-        owner_gid: The group that goes with it.
-        problem: Of the look itself: what could not be read; "" if all could.
-        key_length: Characters of the key, blanks around it left out; None for all but a key.
-        target: Where a link leads; "" if it is none.
-        odd_lists: Names of access lists that cannot be judged here.
-        is_capable: Whether a program has file capabilities, as `setcap` gives them.
+        type: `file`, `directory`, `link`, `other` (a socket, pipe or device) or `nothing` (a
+            dangling link).
+        links: Number of hard links.
+        owner: The uid to which everything in the home should belong.
+        owner_gid: The group of the home.
+        problem: Why not all facts are known; "" if they are.
+        key_length: Characters of the key, without whitespace around it; None for any other entry.
+        target: Of a link; "" for any other entry.
+        unknown_lists: Names of access lists that are not checked here.
+        is_capable: Whether a program has file capabilities, as `setcap` sets them.
     """
 
-    part: Part
+    kind: EntryKind
     path: str
     type: str
-    state: Wanted
+    state: EntryState
     links: int
     owner: int
     owner_gid: int
     problem: str = ""
     key_length: int | None = None
     target: str = ""
-    odd_lists: tuple[str, ...] = ()
+    unknown_lists: tuple[str, ...] = ()
     is_capable: bool = False
 
 
-def part_of_file(path: str) -> Part:
-    """Tell what the file at a path relative to its home is to the rules."""
+def file_kind(path: str) -> EntryKind:
+    """Return the kind of the file at a path relative to its home."""
     directory, _, name = path.rpartition("/")
-    # With a dot before it: what a run that died while it wrote a file left.
+    # With a dot before it: a partial file of a run that was killed.
     if name.startswith((OWN_PREFIX, f".{OWN_PREFIX}")):
-        return Part.OWN
+        return EntryKind.OWN
     kind = kind_of(path)
     if kind in (Kind.DATABASE, Kind.SIDECAR) or directory == "db":
-        return Part.DATABASE
+        return EntryKind.DATABASE
     if kind is Kind.SECRET:
-        return _part_of_secret(directory, name)
+        return _secret_kind(directory, name)
     if directory == "" and name.startswith(_DATABASE_NAME):
-        return Part.DATABASE
+        return EntryKind.DATABASE
     if kind is Kind.OTHER and name in COPIED_NAMES and path.split("/", 1)[0] != NEVER_COPIES:
-        return Part.BACKUP
-    return {Kind.KEY: Part.KEY, Kind.LOCK: Part.LOCK, Kind.LEFTOVER: Part.LEFTOVER}.get(
-        kind, Part.OTHER
-    )
+        return EntryKind.BACKUP
+    return {
+        Kind.KEY: EntryKind.KEY,
+        Kind.LOCK: EntryKind.LOCK,
+        Kind.LEFTOVER: EntryKind.LEFTOVER,
+    }.get(kind, EntryKind.OTHER)
 
 
-def part_beside(own: Part, document: str, name: str) -> Part | None:
-    """Tell what a file in the directory of a document outside the home is; None for others' files.
+def sibling_kind(document_kind: EntryKind, document: str, name: str) -> EntryKind | None:
+    """Return the kind of a file in the directory of a document that is outside the home.
 
     Args:
-        own: What the document is.
-        document: Its name. Where others keep files too, only what bears it belongs to it.
+        document: The name of the document.
+
+    Returns:
+        None for a file that does not belong to the document: its name begins otherwise.
     """
     if name == document:
-        return own
-    if own is Part.DATABASE:
-        return own if name in [document + suffix for suffix in SIDECAR_SUFFIXES] else None
+        return document_kind
+    if document_kind is EntryKind.DATABASE:
+        sidecars = [document + suffix for suffix in SIDECAR_SUFFIXES]
+        return document_kind if name in sidecars else None
     if name == f"{document}.lock":
-        return Part.LOCK
+        return EntryKind.LOCK
     if name.startswith(f"{document}.bak-"):
-        return Part.BACKUP
-    return Part.LEFTOVER if name.startswith((f"{document}.", f".{document}.")) else None
+        return EntryKind.BACKUP
+    return EntryKind.LEFTOVER if name.startswith((f"{document}.", f".{document}.")) else None
 
 
-def part_of_directory(path: str) -> Part:
-    """Tell what the directory at a path relative to its home is to the rules; "" is the home."""
+def directory_kind(path: str) -> EntryKind:
+    """Return the kind of the directory at a path relative to its home; "" is the home."""
     top = path.split("/", 1)[0]
     if path == "":
-        return Part.HOME
+        return EntryKind.HOME
     if top.startswith(OWN_PREFIX):
-        return Part.OWN_DIRECTORY
+        return EntryKind.OWN_DIRECTORY
     if top == "secrets":
-        return Part.SECRET_DIRECTORY
+        return EntryKind.SECRET_DIRECTORY
     if path in GUARDED_DIRECTORIES:
-        return Part.DIRECTORY
-    return Part.SESSIONS if path == "sessions" else Part.OTHER
+        return EntryKind.DIRECTORY
+    return EntryKind.SESSIONS if path == "sessions" else EntryKind.OTHER
 
 
-def _part_of_secret(directory: str, name: str) -> Part:
+def _secret_kind(directory: str, name: str) -> EntryKind:
     if ".bak-" in name:
-        return Part.BACKUP
+        return EntryKind.BACKUP
     if directory == "fleet":
-        return Part.WORKER
+        return EntryKind.WORKER
     if directory == "":
-        return Part.LEGACY
-    return Part.DOCUMENT if name in LEGACY_PLACES or directory == "config" else Part.SECRET
+        return EntryKind.LEGACY
+    is_document = name in LEGACY_PLACES or directory == "config"
+    return EntryKind.DOCUMENT if is_document else EntryKind.SECRET

@@ -1,4 +1,4 @@
-"""One look at a home: the facts of each entry, and what the rules say of them."""
+"""Collect the facts about entries, and evaluate the rules."""
 
 import os
 import re
@@ -9,31 +9,36 @@ from pathlib import Path
 
 from sagewai_ops.home.paths import Home
 from sagewai_ops.permissions.attributes import (
-    access_lists,
-    is_capable,
-    key_length,
-    list_names,
-    state_of,
+    attribute_names,
+    entry_state,
+    has_capabilities,
+    read_access_lists,
+    read_key_length,
 )
-from sagewai_ops.permissions.entry_kinds import Facts, Part
+from sagewai_ops.permissions.entry_kinds import EntryKind, Facts
 from sagewai_ops.permissions.findings import Finding
-from sagewai_ops.permissions.rules import RULES_BY_PART
+from sagewai_ops.permissions.rules import RULES_BY_KIND
 
 # Access lists of other kinds: NFS version 4, Samba's and Windows' on their file systems.
-_ODD_LIST = re.compile(r"system\.(nfs4_acl|nfs4acl_xdr|richacl|cifs_acl|ntfs_acl)")
-_ROOT_MAY_OWN = (Part.OWN, Part.OWN_DIRECTORY, Part.SNAPSHOT, Part.SNAPSHOTS)
-_TYPES = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
+_UNKNOWN_LIST = re.compile(r"system\.(nfs4_acl|nfs4acl_xdr|richacl|cifs_acl|ntfs_acl)")
+_ROOT_MAY_OWN = (
+    EntryKind.OWN,
+    EntryKind.OWN_DIRECTORY,
+    EntryKind.SNAPSHOT,
+    EntryKind.SNAPSHOTS,
+)
+_TYPES = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link"}
 
 
 @dataclass(slots=True)
-class Look:
-    """What is known and found so far.
+class Evaluator:
+    """The findings so far.
 
     Attributes:
-        owner: The uid that everything should belong to.
+        owner: The uid to which everything should belong.
         status: Of the home.
-        entries: How many were looked at.
-        passed: Directories and links on the way to the home and to what is outside.
+        entries: How many were checked.
+        ancestors: Checked directories and links above the home and above its overrides.
     """
 
     home: Home
@@ -41,85 +46,92 @@ class Look:
     status: os.stat_result
     findings: list[Finding] = field(default_factory=list)
     entries: int = 0
-    passed: set[Path] = field(default_factory=set)
+    ancestors: set[Path] = field(default_factory=set)
 
-    def above(self, passed: Path) -> None:
-        """Judge a directory or a link on the way to something, once."""
-        if passed not in self.passed:
-            self.passed.add(passed)
+    def check_ancestor(self, path: Path) -> None:
+        """Check a directory or a link above an entry, once."""
+        if path not in self.ancestors:
+            self.ancestors.add(path)
             with suppress(FileNotFoundError):
-                status = os.lstat(passed)
-                facts = self.facts_of(Part.PARENT, "", status)
-                self.judge(Part.PARENT, facts, passed, "", status)
+                status = os.lstat(path)
+                facts = self.collect_facts(EntryKind.PARENT, "", status)
+                self.evaluate(facts, path, "", status)
 
-    def facts_of(
+    def collect_facts(
         self,
-        part: Part,
+        kind: EntryKind,
         path: str,
         status: os.stat_result,
         descriptor: int | None = None,
         name: str = "",
         *,
-        owned: bool = True,
+        is_owned: bool = True,
     ) -> Facts:
-        """Collect the facts of an entry that is no link.
+        """Return the facts about an entry that is not a link.
 
         Args:
-            descriptor: Of its directory, or of itself if `name` is empty; without it, what only an
-                open directory tells is left out.
-            owned: False where any owner is fine.
+            descriptor: Of its directory, or of the entry if `name` is empty; None leaves out the
+                facts that need an open directory.
+            is_owned: False where any owner is accepted.
         """
-        problem, odd = "", list[str]()
-        length: int | None = None
+        problem, unknown_lists = "", list[str]()
+        key_length: int | None = None
         lists: tuple[bytes | None, bytes | None] = (None, None)
-        if descriptor is not None and part is not Part.OTHER:
-            lists = access_lists(descriptor, name)
-        if part is Part.HOME and descriptor is not None:
-            odd = [one for one in list_names(descriptor, "") if _ODD_LIST.fullmatch(one)]
-        if part is Part.KEY and stat.S_ISREG(status.st_mode):
-            length, problem = key_length(name, descriptor)
+        if descriptor is not None and kind is not EntryKind.OTHER:
+            lists = read_access_lists(descriptor, name)
+        if kind is EntryKind.HOME and descriptor is not None:
+            names = attribute_names(descriptor, "")
+            unknown_lists = [attribute for attribute in names if _UNKNOWN_LIST.fullmatch(attribute)]
+        if kind is EntryKind.KEY and stat.S_ISREG(status.st_mode):
+            key_length, problem = read_key_length(name, descriptor)
         is_program = stat.S_ISREG(status.st_mode) and status.st_mode & 0o111
-        # What root keeps of another user's home is root's: records and snapshots.
-        is_roots = part in _ROOT_MAY_OWN and status.st_uid == 0
+        # Records and snapshots that root created belong to root.
+        is_roots = kind in _ROOT_MAY_OWN and status.st_uid == 0
         return Facts(
-            part=part,
+            kind=kind,
             path=path,
             type=_TYPES.get(stat.S_IFMT(status.st_mode), "other"),
-            state=state_of(status, *lists),
+            state=entry_state(status, *lists),
             links=status.st_nlink,
-            owner=self.owner if owned and not is_roots else status.st_uid,
+            owner=self.owner if is_owned and not is_roots else status.st_uid,
             owner_gid=self.status.st_gid,
             problem=problem,
-            key_length=length,
-            odd_lists=tuple(odd),
-            is_capable=bool(is_program and descriptor is not None and is_capable(descriptor, name)),
+            key_length=key_length,
+            unknown_lists=tuple(unknown_lists),
+            is_capable=bool(
+                is_program and descriptor is not None and has_capabilities(descriptor, name)
+            ),
         )
 
-    def unread_directory(
-        self, part: Part, path: str, shown: Path, label: str, error: OSError
+    def report_unreadable(
+        self, kind: EntryKind, path: str, absolute: Path, root: str, error: OSError
     ) -> None:
-        """Note a directory that cannot be listed."""
+        """Evaluate a directory that cannot be listed."""
         try:
-            status = os.lstat(shown)
+            status = os.lstat(absolute)
         except OSError:
             status = self.status
         facts = Facts(
-            part=part,
+            kind=kind,
             path=path,
-            type="folder",
-            state=state_of(status),
+            type="directory",
+            state=entry_state(status),
             links=1,
             owner=status.st_uid,
             owner_gid=status.st_gid,
-            problem=f"cannot be listed: {(error.strerror or 'refused').lower()}",
+            problem=f"cannot be listed: {(error.strerror or 'input/output error').lower()}",
         )
-        self.judge(part, facts, shown, label, status)
+        self.evaluate(facts, absolute, root, status)
 
-    def judge(
-        self, part: Part, facts: Facts, path: Path, root: str, status: os.stat_result
-    ) -> None:
-        """Hold an entry against the rules of its part."""
-        for rule in RULES_BY_PART[part]:
-            if wrong := rule.test(facts):
-                wanted = rule.repair(facts) if root else None
-                self.findings.append(Finding(rule, facts, path, wrong, root, wanted, status.st_ino))
+    def evaluate(self, facts: Facts, path: Path, root: str, status: os.stat_result) -> None:
+        """Evaluate the rules for an entry of its kind.
+
+        Args:
+            root: As in `Finding`.
+        """
+        for rule in RULES_BY_KIND[facts.kind]:
+            if message := rule.test(facts):
+                repaired = rule.repair(facts) if root else None
+                self.findings.append(
+                    Finding(rule, facts, path, message, root, repaired, status.st_ino)
+                )

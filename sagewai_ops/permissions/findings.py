@@ -1,41 +1,41 @@
-"""What a look at a home found."""
+"""The findings of an inspection."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from sagewai_ops.permissions.entry_kinds import Facts, Part, Wanted
+from sagewai_ops.permissions.entry_kinds import EntryKind, EntryState, Facts
 from sagewai_ops.permissions.rules import Rule, Severity
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One rule that does not hold for one entry.
+    """A rule that an entry violates.
 
     Attributes:
         path: Absolute, of the entry.
-        wrong: What is wrong, in a phrase.
-        root: `home` or `snapshots`, below which it can be repaired; "" for what is outside.
-        wanted: The state that mends it; None if it takes a person.
-        inode: Of the entry that was looked at.
+        message: What is wrong, in a phrase.
+        root: `home` or `snapshots`, below which an entry can be repaired; "" for entries outside.
+        repaired: The state after the repair; None if there is no automatic repair.
+        inode: Of the entry.
     """
 
     rule: Rule
     facts: Facts
     path: Path
-    wrong: str
+    message: str
     root: str
-    wanted: Wanted | None
+    repaired: EntryState | None
     inode: int
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What a look at a home gave.
+    """The result of an inspection.
 
     Attributes:
-        findings: What concerns the master key first, then errors, then warnings.
-        entries: How many files, directories and links were looked at.
+        findings: About the master key first, then errors, then warnings.
+        entries: How many files, directories and links were checked.
     """
 
     home: Path
@@ -48,8 +48,8 @@ class Inspection:
         return sum(finding.rule.severity is severity for finding in self.findings)
 
 
-def order(finding: Finding) -> tuple[bool, bool, str, str]:
-    """Sort what concerns the master key first, then errors, then warnings."""
+def sort_key(finding: Finding) -> tuple[bool, bool, str, str]:
+    """Return the key that sorts errors about the master key first, then errors, then warnings."""
     is_warning = finding.rule.severity is Severity.WARNING
-    is_key = finding.facts.part in (Part.KEY, Part.VARIABLE) and not is_warning
+    is_key = finding.facts.kind in (EntryKind.KEY, EntryKind.VARIABLE) and not is_warning
     return not is_key, is_warning, finding.rule.id, os.fspath(finding.path)

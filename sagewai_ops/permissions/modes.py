@@ -1,7 +1,7 @@
-"""The modes that the files of a home must have, whatever an archive or the umask says.
+"""The modes that the files of a home get, whatever mode an archive or the umask has for them.
 
-They are what the table in `rules` leaves of a mode once all its repairs are made. Secrets are
-narrowed to exactly 0600 and 0700, and set-user-id, set-group-id and sticky bits never come back.
+They follow from the table in `rules`: a mode after all its repairs. Secrets get exactly 0600 and
+0700; set-user-id, set-group-id and sticky bits are never restored.
 """
 
 import functools
@@ -9,48 +9,51 @@ from dataclasses import replace
 
 from sagewai_ops.permissions.entry_kinds import (
     SECRET_FILES,
+    EntryKind,
+    EntryState,
     Facts,
-    Part,
-    Wanted,
-    part_of_directory,
-    part_of_file,
+    directory_kind,
+    file_kind,
 )
 from sagewai_ops.permissions.rules import (
     KEY_CHARACTERS,
     PRIVATE_DIRECTORY,
     PRIVATE_FILE,
-    RULES_BY_PART,
+    RULES_BY_KIND,
 )
 
 _PERMISSIONS = 0o777
-_PRIVATE_DIRECTORIES = (Part.SECRET_DIRECTORY, Part.OWN_DIRECTORY)
-_USED_BY_OWNER = (Part.HOME, Part.DIRECTORY)  # Sagewai has to get in
+_PRIVATE_DIRECTORIES = (EntryKind.SECRET_DIRECTORY, EntryKind.OWN_DIRECTORY)
+_OPEN_TO_OWNER = (EntryKind.HOME, EntryKind.DIRECTORY)  # Sagewai needs access
 
 
 def file_mode(path: str, mode: int) -> int:
-    """Give the mode of a file at a path relative to the home.
+    """Return the mode of a file at a path relative to the home.
 
     Args:
-        mode: The one that it had.
+        mode: The original one.
     """
-    part = part_of_file(path)
-    return PRIVATE_FILE if part in SECRET_FILES else _repaired(part, "file", mode)
+    kind = file_kind(path)
+    return PRIVATE_FILE if kind in SECRET_FILES else _repaired_mode(kind, "file", mode)
 
 
 def directory_mode(path: str, mode: int) -> int:
-    """Give the mode of a directory at a path relative to the home; "" is the home itself."""
-    part = part_of_directory(path)
-    if part in _PRIVATE_DIRECTORIES:
+    """Return the mode of a directory at a path relative to the home; "" is the home itself."""
+    kind = directory_kind(path)
+    if kind in _PRIVATE_DIRECTORIES:
         return PRIVATE_DIRECTORY
-    return _repaired(part, "folder", mode) | (PRIVATE_DIRECTORY if part in _USED_BY_OWNER else 0)
+    repaired = _repaired_mode(kind, "directory", mode)
+    return repaired | (PRIVATE_DIRECTORY if kind in _OPEN_TO_OWNER else 0)
 
 
 @functools.lru_cache(maxsize=1024)  # a home of 100,000 files has few modes
-def _repaired(part: Part, kind: str, mode: int) -> int:
-    state = Wanted(mode & _PERMISSIONS, uid=0, gid=0)
-    facts = Facts(part, "", kind, state, links=1, owner=0, owner_gid=0, key_length=KEY_CHARACTERS)
-    for rule in RULES_BY_PART[part]:
-        wanted = rule.repair(facts) if rule.test(facts) else None
-        if wanted is not None:
-            facts = replace(facts, state=wanted)
+def _repaired_mode(kind: EntryKind, entry_type: str, mode: int) -> int:
+    state = EntryState(mode & _PERMISSIONS, uid=0, gid=0)
+    facts = Facts(
+        kind, "", entry_type, state, links=1, owner=0, owner_gid=0, key_length=KEY_CHARACTERS
+    )
+    for rule in RULES_BY_KIND[kind]:
+        repaired = rule.repair(facts) if rule.test(facts) else None
+        if repaired is not None:
+            facts = replace(facts, state=repaired)
     return facts.state.mode & _PERMISSIONS

@@ -1,4 +1,7 @@
-"""What the system passes on the way to a path: who can change one of these leads it elsewhere."""
+"""The directories and links through which the system resolves a path.
+
+A user who can change one of them can redirect the path.
+"""
 
 import os
 import stat
@@ -6,58 +9,58 @@ from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
 
-_MOST_LINKS = 40  # the kernel's own bound, path_resolution(7)
+_MOST_LINKS = 40  # the kernel's limit, path_resolution(7)
 
 
-def way_to(path: Path) -> tuple[Path, ...]:
-    """List each directory in which a name is looked up, and each link that is followed.
+def resolution_steps(path: Path) -> tuple[Path, ...]:
+    """Return each directory in which a name of a path is looked up, and each link.
 
     Args:
-        path: Need not exist; it leads as far as it goes.
+        path: Need not exist; it is resolved as far as it does.
 
     Returns:
-        Without links in their own paths, in the order in which they are passed; what the path
-        leads to at last is not among them.
+        Paths without links in them, in the order of the resolution; without the entry to which the
+        path resolves.
     """
     passed: dict[Path, None] = {}
-    at = Path("/")
+    directory = Path("/")
     steps = [*reversed(path.absolute().parts[1:])]
     links = 0
     while steps and links <= _MOST_LINKS:
         step = steps.pop()
         if step == "..":
-            at = at.parent
+            directory = directory.parent
             continue
-        passed[at] = None
+        passed[directory] = None
         try:
-            target = Path(os.readlink(at / step))
-        except OSError:  # no link
-            at /= step
+            target = Path(os.readlink(directory / step))
+        except OSError:  # not a link
+            directory /= step
             continue
-        passed[at / step] = None
+        passed[directory / step] = None
         links += 1
         if target.is_absolute():
-            at = Path("/")
+            directory = Path("/")
         steps.extend(reversed(target.parts[target.is_absolute() :]))
     return tuple(passed)
 
 
-def weak_spot(path: Path, owner: int, known: Container[Path]) -> str:
-    """Say in a phrase where somebody else can lead a path elsewhere; "" if nobody can.
+def find_replaceable_step(path: Path, owner: int, known: Container[Path]) -> str:
+    """Return a phrase about the first step of a path that other users can replace; "" if none.
 
     Args:
-        owner: The uid that may, besides root.
-        known: Directories and links that are judged already.
+        owner: The uid that can, besides root.
+        known: Steps that are checked already.
     """
-    for passed in way_to(path):
-        if passed in known:
+    for step in resolution_steps(path):
+        if step in known:
             continue
         with suppress(OSError):
-            status = os.lstat(passed)
+            status = os.lstat(step)
             mode = stat.S_IMODE(status.st_mode)
-            # In a sticky directory only the owner of an entry may rename or remove it.
+            # In a sticky directory only the owner of an entry can rename or remove it.
             if stat.S_ISDIR(status.st_mode) and mode & 0o022 and not mode & stat.S_ISVTX:
-                return f"{passed} has mode {mode:04o}, others can replace it"
+                return f"{step} has mode {mode:04o}, others can replace it"
             if status.st_uid not in (0, owner):
-                return f"{passed} is owned by uid {status.st_uid}, who can replace it"
+                return f"{step} is owned by uid {status.st_uid}, who can replace it"
     return ""

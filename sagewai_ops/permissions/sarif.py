@@ -1,4 +1,4 @@
-"""Findings about permissions as SARIF 2.1.0, for tools that collect what checks found.
+"""Findings about permissions as SARIF 2.1.0, for tools that collect findings.
 
 Source: OASIS, Static Analysis Results Interchange Format (SARIF) Version 2.1.0.
 """
@@ -16,7 +16,7 @@ VERSION = "2.1.0"
 
 
 def as_sarif(inspection: Inspection, tool_version: str) -> dict[str, Any]:
-    """Give the SARIF log of an inspection, with every rule and a result for each finding."""
+    """Return the SARIF log of an inspection, with every rule and a result for each finding."""
     numbers = {rule.id: number for number, rule in enumerate(RULES)}
     return {
         "$schema": SCHEMA,
@@ -62,7 +62,7 @@ def _result(finding: Finding, number: int, home: Path) -> dict[str, Any]:
         "ruleId": finding.rule.id,
         "ruleIndex": number,
         "level": finding.rule.severity.value,
-        "message": {"text": f"{finding.wrong}: {finding.rule.protects}"},
+        "message": {"text": f"{finding.message}: {finding.rule.protects}"},
         "locations": [{"physicalLocation": {"artifactLocation": location}}],
     }
 

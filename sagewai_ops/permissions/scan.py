@@ -1,8 +1,8 @@
-"""Look at every entry of a home and at the directories above it, and judge each by the rules.
+"""Check every entry of a home, and the directories above it, by the rules.
 
-One `fstatat` for an entry, through the descriptor of its directory, so that no link is followed; of
-all content only the key's length is read. At any moment one directory is open, and what is kept are
-the directories still to be seen and the findings. Sagewai may be running.
+Each entry is read by one `fstatat` through the descriptor of its directory, so that no link is
+followed; of all content only the length of the key is read. One directory is open at a time, and
+memory holds the directories still to be read and the findings. Sagewai can be running.
 """
 
 import errno
@@ -21,32 +21,32 @@ from sagewai_ops.home.paths import (
     Home,
     require,
 )
-from sagewai_ops.permissions.attributes import key_length, opened, state_of
+from sagewai_ops.permissions.attributes import entry_state, open_directory, read_key_length
 from sagewai_ops.permissions.entry_kinds import (
     COPIED_NAMES,
     NEVER_COPIES,
     SECRET_DIRECTORIES,
     SECRET_FILES,
+    EntryKind,
     Facts,
-    Part,
-    part_beside,
-    part_of_directory,
-    part_of_file,
+    directory_kind,
+    file_kind,
+    sibling_kind,
 )
-from sagewai_ops.permissions.evaluator import Look
-from sagewai_ops.permissions.findings import Inspection, order
-from sagewai_ops.permissions.path_walk import way_to, weak_spot
-from sagewai_ops.permissions.rules import LETS_IN, OTHERS, WRITE_BY_OTHERS
+from sagewai_ops.permissions.evaluator import Evaluator
+from sagewai_ops.permissions.findings import Inspection, sort_key
+from sagewai_ops.permissions.path_walk import find_replaceable_step, resolution_steps
+from sagewai_ops.permissions.rules import ACCESSIBLE, OTHERS, WRITE_BY_OTHERS
 from sagewai_ops.progress import Progress
 
 _SNAPSHOT = re.compile(r"\.?sagewai-\d{8}T\d{6}Z-[0-9a-f]{6}\.")
-_DIRECTORY_VARIABLES = ("SAGEWAI_CACHE_DIR", "SAGEWAI_SOPS_ROOT")  # a cache; sealed by SOPS
-_SCRATCH = "data/workers"  # sandboxes leave files of the users of their containers there
-_OWN_ROOT = "home"
+_DIRECTORY_VARIABLES = ("SAGEWAI_CACHE_DIR", "SAGEWAI_SOPS_ROOT")  # a cache; encrypted by SOPS
+_SANDBOXES = "data/workers"  # containers create files there with the uids of their own users
+_HOME_ROOT = "home"
 _SNAPSHOT_ROOT = "snapshots"
-# What an ordinary file may have without a second look: no write bit for others, nothing odd.
-_SECOND_LOOK = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX | 0o022
-_SECOND_LOOK_AT_FILE = _SECOND_LOOK | 0o111  # capabilities are a program's alone
+# An ordinary file without these bits violates no rule about modes.
+_SUSPECT_BITS = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX | 0o022
+_SUSPECT_FILE_BITS = _SUSPECT_BITS | 0o111  # a program can have capabilities
 
 
 def inspect(
@@ -56,118 +56,124 @@ def inspect(
     refused_key: str = "",
     progress: Progress | None = None,
 ) -> Inspection:
-    """Judge a home, what its overrides name, the directories above it and its snapshots.
+    """Check a home, the entries that its overrides name, the directories above, and its snapshots.
 
     Args:
-        snapshots: Their directory; need not exist.
-        refused_key: What Sagewai refuses of the key of the environment; "" for nothing.
-        progress: Told of entries; how many there are is not known before.
+        snapshots: The snapshot directory; need not exist.
+        refused_key: Why Sagewai does not accept the key of the environment; "" if it does.
+        progress: In entries; the total is not known.
 
     Raises:
-        NotFoundError: There is no such home.
+        NotFoundError: The home does not exist.
         PermissionDeniedError: The home itself cannot be opened.
     """
     require(home)
     status = os.stat(home.root)
-    # Root looks after the homes of others; anybody else's home should be his own.
+    # Root checks the homes of other users; the home of another user should belong to that user.
     owner = status.st_uid if os.geteuid() == 0 else os.geteuid()
-    look = _Look(home, owner, status, progress=progress)
-    for passed in way_to(home.named):
-        look.above(passed)
-    look.tree(home.root)
+    scanner = _Scanner(home, owner, status, progress=progress)
+    for step in resolution_steps(home.named):
+        scanner.check_ancestor(step)
+    scanner.scan_home(home.root)
     if refused_key:
-        facts = look.facts_of(Part.VARIABLE, "", status)
-        facts = replace(facts, problem=refused_key)
-        look.judge(Part.VARIABLE, facts, home.master_key, "", status)
+        facts = scanner.collect_facts(EntryKind.VARIABLE, "", status)
+        scanner.evaluate(replace(facts, problem=refused_key), home.master_key, "", status)
     for variable, path in home.overrides.items():
-        look.outside(variable, path)
+        scanner.check_override(variable, path)
     if snapshots is not None and snapshots.is_dir():
         directory = Path(os.path.realpath(snapshots))
         try:
-            look.snapshots(directory)
+            scanner.check_snapshots(directory)
         except PermissionError as error:
-            look.unread_directory(Part.SNAPSHOTS, "", directory, "", error)
-    return Inspection(home.root, snapshots, tuple(sorted(look.findings, key=order)), look.entries)
+            scanner.report_unreadable(EntryKind.SNAPSHOTS, "", directory, "", error)
+    findings = tuple(sorted(scanner.findings, key=sort_key))
+    return Inspection(home.root, snapshots, findings, scanner.entries)
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """A tree that is walked.
+class _Tree:
+    """A tree of directories.
 
     Attributes:
-        root: Where it is.
-        prefix: The path in the home that its root stands for; not "" where a link led here.
+        path: Of its root.
+        prefix: The path in the home that the root has; not "" for the target of a link.
         label: As `Finding.root`.
     """
 
-    root: Path
+    path: Path
     prefix: str
     label: str
 
-    def below(self, path: str) -> str:
-        """Give the path below the root of what has this path in the home."""
+    def relative(self, path: str) -> str:
+        """Return a path in the home as a path below the root."""
         return path[len(self.prefix) :].lstrip("/")
 
-    def shown(self, path: str) -> Path:
-        """Give the absolute path of it."""
-        return self.root / self.below(path)
+    def absolute(self, path: str) -> Path:
+        """Return a path in the home as an absolute one."""
+        return self.path / self.relative(path)
 
 
 @dataclass(slots=True)
-class _Look(Look):
+class _Scanner(Evaluator):
     progress: Progress | None = None
-    followed: set[Path] = field(default_factory=set)  # what links to directories of secrets led to
-    placed: dict[str, Part] = field(default_factory=dict)  # documents that a variable moved inside
+    followed: set[Path] = field(default_factory=set)  # targets of links to directories of secrets
+    overridden: dict[str, EntryKind] = field(default_factory=dict)  # documents moved in the home
 
     def __post_init__(self) -> None:
-        places = {self.home.admin_state: Part.DOCUMENT, self.home.connections: Part.DOCUMENT}
+        kinds = {
+            self.home.admin_state: EntryKind.DOCUMENT,
+            self.home.connections: EntryKind.DOCUMENT,
+        }
         for suffix in ("", *SIDECAR_SUFFIXES):
-            places[self.home.database.with_name(self.home.database.name + suffix)] = Part.DATABASE
-        for path, part in places.items():
+            name = self.home.database.name + suffix
+            kinds[self.home.database.with_name(name)] = EntryKind.DATABASE
+        for path, kind in kinds.items():
             if path.is_relative_to(self.home.root):
-                self.placed[path.relative_to(self.home.root).as_posix()] = part
+                self.overridden[path.relative_to(self.home.root).as_posix()] = kind
 
-    def tree(self, root: Path) -> None:
-        """Judge the home and everything in it."""
-        with opened(root, "") as descriptor:
-            facts = self.facts_of(Part.HOME, "", self.status, descriptor)
-            self.judge(Part.HOME, facts, root, _OWN_ROOT, self.status)
-        self.walk(_Place(root, "", _OWN_ROOT))
+    def scan_home(self, root: Path) -> None:
+        """Check the home and everything in it."""
+        with open_directory(root, "") as descriptor:
+            facts = self.collect_facts(EntryKind.HOME, "", self.status, descriptor)
+            self.evaluate(facts, root, _HOME_ROOT, self.status)
+        self.scan_tree(_Tree(root, "", _HOME_ROOT))
 
-    def walk(self, place: _Place) -> None:
-        """Judge everything below a root."""
-        careful = {path.rpartition("/")[0] for path in self.placed} | {"", "config", "db", "fleet"}
-        pending = [place.prefix]
+    def scan_tree(self, tree: _Tree) -> None:
+        """Check everything below a root."""
+        with_documents = {path.rpartition("/")[0] for path in self.overridden}
+        with_documents |= {"", "config", "db", "fleet"}
+        pending = [tree.prefix]
         while pending:
             directory = pending.pop()
             try:
                 with (
-                    opened(place.root, place.below(directory)) as descriptor,
+                    open_directory(tree.path, tree.relative(directory)) as descriptor,
                     os.scandir(descriptor) as entries,
                 ):
-                    if directory in careful or directory.split("/", 1)[0] == "secrets":
-                        self.documents(place, directory, descriptor, entries, pending)
+                    if directory in with_documents or directory.split("/", 1)[0] == "secrets":
+                        self.scan_documents(tree, directory, descriptor, entries, pending)
                     else:
-                        self.ordinary(place, directory, descriptor, entries, pending)
+                        self.scan_ordinary(tree, directory, descriptor, entries, pending)
             except FileNotFoundError:
-                continue  # Sagewai removed it meanwhile
+                continue  # removed by Sagewai
             except OSError as error:
                 if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                    continue  # replaced by something else meanwhile
-                self.unread(place, directory, error)
+                    continue  # replaced by an entry of another type
+                kind, path = directory_kind(directory), tree.absolute(directory)
+                self.report_unreadable(kind, directory, path, tree.label, error)
             if self.progress:
                 self.progress("checking permissions", self.entries, 0)
 
-    def ordinary(
+    def scan_ordinary(
         self,
-        place: _Place,
+        tree: _Tree,
         directory: str,
         descriptor: int,
         entries: Iterator[os.DirEntry[str]],
         pending: list[str],
     ) -> None:
-        """Judge what is in a directory without documents; nearly all of a large home."""
-        owner = self.owner if not f"{directory}/".startswith(_SCRATCH + "/") else -1
+        """Check the entries of a directory without documents; nearly all of a large home."""
+        owner = self.owner if not f"{directory}/".startswith(_SANDBOXES + "/") else -1
         copies = COPIED_NAMES if directory.split("/", 1)[0] != NEVER_COPIES else frozenset[str]()
         start, count = directory + "/", 0
         for entry in entries:
@@ -177,34 +183,36 @@ class _Look(Look):
             except FileNotFoundError:
                 continue
             mode = status.st_mode
-            kind = mode & 0o170000
-            if kind == stat.S_IFDIR:
+            file_type = mode & 0o170000
+            if file_type == stat.S_IFDIR:
                 pending.append(start + entry.name)
-                doubtful = mode & _SECOND_LOOK
-            elif kind == stat.S_IFLNK:
+                is_suspect = mode & _SUSPECT_BITS
+            elif file_type == stat.S_IFLNK:
                 continue
             else:
-                doubtful = mode & _SECOND_LOOK_AT_FILE or entry.name in copies
-            if doubtful or status.st_uid != owner:
-                if owner < 0 and not doubtful:
+                is_suspect = mode & _SUSPECT_FILE_BITS or entry.name in copies
+            if is_suspect or status.st_uid != owner:
+                if owner < 0 and not is_suspect:
                     continue
                 path = start + entry.name
-                part = Part.BACKUP if entry.name in copies else Part.OTHER
-                if kind == stat.S_IFDIR:
-                    part = part_of_directory(path)
-                facts = self.facts_of(part, path, status, descriptor, entry.name, owned=owner >= 0)
-                self.judge(part, facts, place.shown(path), place.label, status)
+                kind = EntryKind.BACKUP if entry.name in copies else EntryKind.OTHER
+                if file_type == stat.S_IFDIR:
+                    kind = directory_kind(path)
+                facts = self.collect_facts(
+                    kind, path, status, descriptor, entry.name, is_owned=owner >= 0
+                )
+                self.evaluate(facts, tree.absolute(path), tree.label, status)
         self.entries += count
 
-    def documents(
+    def scan_documents(
         self,
-        place: _Place,
+        tree: _Tree,
         directory: str,
         descriptor: int,
         entries: Iterator[os.DirEntry[str]],
         pending: list[str],
     ) -> None:
-        """Judge what is in a directory with secrets."""
+        """Check the entries of a directory with secrets."""
         for entry in entries:
             self.entries += 1
             path = f"{directory}/{entry.name}" if directory else entry.name
@@ -212,127 +220,131 @@ class _Look(Look):
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue
-            shown = place.shown(path)
-            part = self.part_of(path, is_directory=stat.S_ISDIR(status.st_mode))
             if stat.S_ISLNK(status.st_mode):
-                self.link(path, shown, place.label, status)
+                self.check_link(path, tree, status)
                 continue
-            facts = self.facts_of(part, path, status, descriptor, entry.name)
-            self.judge(part, facts, shown, place.label, status)
-            if stat.S_ISDIR(status.st_mode) and part is not Part.OWN_DIRECTORY:
+            kind = self.entry_kind(path, is_directory=stat.S_ISDIR(status.st_mode))
+            facts = self.collect_facts(kind, path, status, descriptor, entry.name)
+            self.evaluate(facts, tree.absolute(path), tree.label, status)
+            if stat.S_ISDIR(status.st_mode) and kind is not EntryKind.OWN_DIRECTORY:
                 pending.append(path)
 
-    def part_of(self, path: str, *, is_directory: bool) -> Part:
-        """Tell the part of an entry; a directory in a document's place is that document."""
-        if path in self.placed:
-            return self.placed[path]
+    def entry_kind(self, path: str, *, is_directory: bool) -> EntryKind:
+        """Return the kind of an entry; a directory with the name of a document is of its kind."""
+        if path in self.overridden:
+            return self.overridden[path]
         is_document = path in LEGACY_PLACES or path in (*LEGACY_PLACES.values(), DATABASE)
-        return part_of_directory(path) if is_directory and not is_document else part_of_file(path)
+        return directory_kind(path) if is_directory and not is_document else file_kind(path)
 
-    def link(self, path: str, shown: Path, label: str, status: os.stat_result) -> None:
-        """Judge a link in a directory with secrets by what it leads to."""
-        target = Path(os.path.realpath(shown))
+    def check_link(self, path: str, tree: _Tree, status: os.stat_result) -> None:
+        """Check a link in a directory with secrets by its target."""
+        link = tree.absolute(path)
+        target = Path(os.path.realpath(link))
         try:
-            led_to = os.stat(shown)
+            target_status = os.stat(link)
         except OSError:
-            led_to = None
-        is_directory = led_to is not None and stat.S_ISDIR(led_to.st_mode)
-        part = self.part_of(path, is_directory=is_directory)
-        if part not in SECRET_FILES | SECRET_DIRECTORIES:
+            target_status = None
+        is_directory = target_status is not None and stat.S_ISDIR(target_status.st_mode)
+        kind = self.entry_kind(path, is_directory=is_directory)
+        if kind not in SECRET_FILES | SECRET_DIRECTORIES:
             return
-        problem, length = "", None
-        if led_to is not None:
-            problem = self._problem_of_target(part, shown, led_to)
-            if part is Part.KEY and stat.S_ISREG(led_to.st_mode):
-                length = key_length(os.fspath(shown), None)[0]
+        problem, key_length = "", None
+        if target_status is not None:
+            problem = self._target_problem(kind, link, target_status)
+            if kind is EntryKind.KEY and stat.S_ISREG(target_status.st_mode):
+                key_length = read_key_length(os.fspath(link), None)[0]
         facts = Facts(
-            part=part,
+            kind=kind,
             path=path,
-            type="link" if led_to else "nothing",
-            state=state_of(status),
+            type="link" if target_status else "nothing",
+            state=entry_state(status),
             links=1,
             owner=self.owner,
             owner_gid=self.status.st_gid,
             problem=problem,
-            key_length=length,
+            key_length=key_length,
             target=os.fspath(target),
         )
-        self.judge(part, facts, shown, label, status)
+        self.evaluate(facts, link, tree.label, status)
         if is_directory and target not in self.followed:
-            self.followed.add(target)  # links may lead in a circle
-            self.walk(_Place(target, path, ""))
+            self.followed.add(target)  # links can form a loop
+            self.scan_tree(_Tree(target, path, ""))
 
-    def _problem_of_target(self, part: Part, link: Path, led_to: os.stat_result) -> str:
-        mode = stat.S_IMODE(led_to.st_mode)
-        directory_bits = OTHERS if part in (Part.SECRET_DIRECTORY, Part.OWN_DIRECTORY) else 0o022
-        if mode & (directory_bits if stat.S_ISDIR(led_to.st_mode) else OTHERS):
-            return f"mode {mode:04o} {LETS_IN}"
-        if led_to.st_uid != self.owner:
-            return f"owned by uid {led_to.st_uid}, not {self.owner}"
-        return weak_spot(link, self.owner, {*self.passed, self.home.root, link.parent})
+    def _target_problem(self, kind: EntryKind, link: Path, target: os.stat_result) -> str:
+        mode = stat.S_IMODE(target.st_mode)
+        is_private = kind in (EntryKind.SECRET_DIRECTORY, EntryKind.OWN_DIRECTORY)
+        directory_bits = OTHERS if is_private else WRITE_BY_OTHERS
+        if mode & (directory_bits if stat.S_ISDIR(target.st_mode) else OTHERS):
+            return f"mode {mode:04o}, {ACCESSIBLE}"
+        if target.st_uid != self.owner:
+            return f"owned by uid {target.st_uid}, not {self.owner}"
+        known = {*self.ancestors, self.home.root, link.parent}
+        return find_replaceable_step(link, self.owner, known)
 
-    def outside(self, variable: str, path: Path) -> None:
-        """Judge what a variable puts outside the home, its copies, and the directories above it."""
+    def check_override(self, variable: str, path: Path) -> None:
+        """Check a document outside the home, its copies, and the directories above it."""
         directory = Path(os.path.realpath(path.parent))
         is_directory = variable in _DIRECTORY_VARIABLES
-        for passed in way_to(path):
-            if passed != directory or is_directory:
-                self.above(passed)
+        for step in resolution_steps(path):
+            if step != directory or is_directory:
+                self.check_ancestor(step)
         try:
             if is_directory:
-                self.place(Part.DIRECTORY, Path(os.path.realpath(path)), path)
+                self.check_directory(Path(os.path.realpath(path)), path)
             else:
-                self.place(Part.DIRECTORY, directory, path.parent)
-                self.beside(Part.DATABASE if "DATABASE" in variable else Part.DOCUMENT, path)
+                self.check_directory(directory, path.parent)
+                is_database = "DATABASE" in variable
+                self.check_siblings(EntryKind.DATABASE if is_database else EntryKind.DOCUMENT, path)
         except (FileNotFoundError, NotADirectoryError):
             pass
         except PermissionError as error:
-            self.unread_directory(Part.DIRECTORY, "", directory, "", error)
+            self.report_unreadable(EntryKind.DIRECTORY, "", directory, "", error)
 
-    def beside(self, own: Part, path: Path) -> None:
-        """Judge a document outside the home, and what beside it bears its name."""
-        with opened(Path(os.path.realpath(path.parent)), "") as descriptor:
+    def check_siblings(self, document_kind: EntryKind, path: Path) -> None:
+        """Check a document outside the home, and the files that belong to it."""
+        with open_directory(Path(os.path.realpath(path.parent)), "") as descriptor:
             for name in sorted(os.listdir(descriptor)):
-                part = part_beside(own, path.name, name)
-                if part is None:
+                kind = sibling_kind(document_kind, path.name, name)
+                if kind is None:
                     continue
                 self.entries += 1
-                with suppress(FileNotFoundError):  # a link that leads nowhere
+                with suppress(FileNotFoundError):  # a dangling link
                     status = os.stat(name, dir_fd=descriptor)
-                    facts = self.facts_of(part, "", status, descriptor, name)
-                    self.judge(part, facts, path.with_name(name), "", status)
+                    facts = self.collect_facts(kind, "", status, descriptor, name)
+                    self.evaluate(facts, path.with_name(name), "", status)
 
-    def place(self, part: Part, directory: Path, shown: Path) -> None:
-        """Judge a directory outside the home, once, and not what is in it."""
-        if directory in self.passed:
+    def check_directory(self, directory: Path, path: Path) -> None:
+        """Check a directory outside the home, once, without its entries.
+
+        Args:
+            path: The name of the directory in a finding.
+        """
+        if directory in self.ancestors:
             return
-        self.passed.add(directory)
+        self.ancestors.add(directory)
         self.entries += 1
-        with opened(directory, "") as descriptor:
+        with open_directory(directory, "") as descriptor:
             status = os.fstat(descriptor)
-            self.judge(part, self.facts_of(part, "", status, descriptor), shown, "", status)
+            facts = self.collect_facts(EntryKind.DIRECTORY, "", status, descriptor)
+            self.evaluate(facts, path, "", status)
 
-    def snapshots(self, directory: Path) -> None:
-        """Judge the snapshot directory and the snapshots in it."""
-        with opened(directory, "") as descriptor:
+    def check_snapshots(self, directory: Path) -> None:
+        """Check the snapshot directory and the snapshots in it."""
+        with open_directory(directory, "") as descriptor:
             names = os.listdir(descriptor)
             status = os.fstat(descriptor)
             is_open = status.st_mode & WRITE_BY_OTHERS and not status.st_mode & stat.S_ISVTX
             is_shared = not all(_SNAPSHOT.match(name) for name in names)
-            # A directory of other things too is not ours to close; only who writes there matters.
+            # A directory with other files is only checked for write access, and never changed.
             if is_open or not is_shared:
-                facts = self.facts_of(Part.SNAPSHOTS, "", status, descriptor)
-                label = "" if is_shared else _SNAPSHOT_ROOT
-                self.judge(Part.SNAPSHOTS, facts, directory, label, status)
+                facts = self.collect_facts(EntryKind.SNAPSHOTS, "", status, descriptor)
+                self.evaluate(facts, directory, "" if is_shared else _SNAPSHOT_ROOT, status)
             for name in filter(_SNAPSHOT.match, names):
                 with suppress(FileNotFoundError):
                     status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
                     self.entries += 1
                     if stat.S_ISREG(status.st_mode):
-                        facts = self.facts_of(Part.SNAPSHOT, name, status, descriptor, name)
-                        self.judge(Part.SNAPSHOT, facts, directory / name, _SNAPSHOT_ROOT, status)
-
-    def unread(self, place: _Place, directory: str, error: OSError) -> None:
-        """Note a directory of a tree that cannot be listed."""
-        part = part_of_directory(directory)
-        self.unread_directory(part, directory, place.shown(directory), place.label, error)
+                        facts = self.collect_facts(
+                            EntryKind.SNAPSHOT, name, status, descriptor, name
+                        )
+                        self.evaluate(facts, directory / name, _SNAPSHOT_ROOT, status)

@@ -1,4 +1,4 @@
-"""Changes of owner and mode, and the record that takes them back."""
+"""Changes of owners, modes and access lists, and the record that undoes them."""
 
 import json
 import os
@@ -15,36 +15,36 @@ from sagewai_ops.fs import atomic
 from sagewai_ops.fs.os_errors import from_os_error
 from sagewai_ops.fs.removal import sweep_leftovers
 from sagewai_ops.home.paths import OWN_PREFIX, Home
-from sagewai_ops.permissions.entry_kinds import Wanted
+from sagewai_ops.permissions.entry_kinds import EntryState
 from sagewai_ops.text import shell_word
 
 RECORD_SCHEMA = "sagewai-ops-permissions/1"
 _RECORD_PREFIX = f"{OWN_PREFIX}permissions-"
 _MOMENT = "%Y%m%dT%H%M%S%fZ"
-_RECORD_BYTES = 1 << 28  # what 100,000 changes take is a tenth of it
+_RECORD_BYTES = 1 << 28  # ten times the size of 100,000 changes
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One entry and the state that it gets.
+    """A change of the state of an entry.
 
     Attributes:
         root: `home` or `snapshots`.
         path: Relative to that; "" is the root itself.
-        rules: Ids of the rules that ask for it.
-        inode: Of the file that is meant.
+        rules: Ids of the rules that require it.
+        inode: Of the entry.
     """
 
     root: str
     path: str
     rules: tuple[str, ...]
-    before: Wanted
-    after: Wanted
+    before: EntryState
+    after: EntryState
     inode: int
 
 
-def describe(before: Wanted, after: Wanted) -> str:
-    """Say in a phrase what differs between two states."""
+def describe_change(before: EntryState, after: EntryState) -> str:
+    """Return the difference between two states in a phrase."""
     words = []
     if before.mode != after.mode:
         words.append(f"mode {before.mode:04o} -> {after.mode:04o}")
@@ -55,12 +55,12 @@ def describe(before: Wanted, after: Wanted) -> str:
         ("default access list", before.default_list, after.default_list),
     ):
         if old != new:
-            words.append(f"{name} {'put back' if new else 'removed'}")
+            words.append(f"{name} {'restored' if new else 'removed'}")
     return ", ".join(words)
 
 
-def state_as_dict(state: Wanted) -> dict[str, Any]:
-    """Give the JSON of a state."""
+def state_as_dict(state: EntryState) -> dict[str, Any]:
+    """Return the JSON of a state."""
     return {
         "mode": f"{state.mode:04o}",
         "uid": state.uid,
@@ -73,11 +73,11 @@ def state_as_dict(state: Wanted) -> dict[str, Any]:
 def write_record(
     directory: Path, roots: Mapping[str, Path], moment: datetime, changes: Sequence[Change]
 ) -> Path:
-    """Write down what takes changes back.
+    """Write the record that undoes changes.
 
     Args:
-        directory: Where the record goes.
-        roots: Where `home` and `snapshots` are.
+        directory: Of the record.
+        roots: The paths of `home` and `snapshots`.
         moment: UTC.
 
     Raises:
@@ -106,28 +106,28 @@ def write_record(
 
 
 def read_record(home: Home, record: Path) -> tuple[dict[str, Path], list[Change]]:
-    """Read a record of this home: where its roots are, and its changes.
+    """Read a record of this home: the paths of its roots, and its changes.
 
     Raises:
-        NotFoundError: There is no such record.
-        UsageError: It is none, or that of another home.
-        PermissionDeniedError: Others may have written it.
+        NotFoundError: The record does not exist.
+        UsageError: The file is not a record, or that of another home.
+        PermissionDeniedError: Others can write the record.
     """
     try:
         descriptor = os.open(record, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise NotFoundError(
-            f"undo record {record}: does not exist",
-            hint=f"ls -a {shell_word(home.root)}  # its name begins with {_RECORD_PREFIX}",
+            f"undo record {record}: not found",
+            hint=f"ls -a {shell_word(home.root)}  # {_RECORD_PREFIX}*.json",
         ) from error
     except OSError as error:
         raise from_os_error(error, record) from error
     with open(descriptor, "rb") as stream:
         status = os.fstat(descriptor)
-        # Whoever writes the record decides which modes root sets.
+        # A user who can write the record decides which modes root sets.
         if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
             raise PermissionDeniedError(
-                f"undo record {record}: others may have written it, "
+                f"undo record {record}: writable by others, "
                 f"uid {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}"
             )
         content = stream.read(_RECORD_BYTES)
@@ -137,9 +137,9 @@ def read_record(home: Home, record: Path) -> tuple[dict[str, Path], list[Change]
         roots = {str(name): Path(path) for name, path in parsed["roots"].items()}
         changes = [_change(entry) for entry in parsed["changes"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"undo record {record}: is none that this program wrote") from error
+        raise UsageError(f"undo record {record}: not a record of this program") from error
     if not is_ours:
-        raise UsageError(f"undo record {record}: of another version, {parsed['schema']}")
+        raise UsageError(f"undo record {record}: unknown version {parsed['schema']}")
     if roots.get("home") != home.root:
         raise UsageError(
             f"undo record {record}: of the home {roots.get('home')}, not of {home.root}",
@@ -147,7 +147,7 @@ def read_record(home: Home, record: Path) -> tuple[dict[str, Path], list[Change]
             f" verify-perms --undo {shell_word(record)}",
         )
     if any(change.root not in roots for change in changes):
-        raise OpsError(f"undo record {record}: names a root that it does not have")
+        raise OpsError(f"undo record {record}: a change has an unknown root")
     return roots, changes
 
 
@@ -165,9 +165,9 @@ def _change(entry: Mapping[str, Any]) -> Change:
     )
 
 
-def _state(entry: Mapping[str, Any]) -> Wanted:
+def _state(entry: Mapping[str, Any]) -> EntryState:
     access_list, default_list = entry["access_list"], entry["default_list"]
-    return Wanted(
+    return EntryState(
         mode=int(entry["mode"], 8),
         uid=int(entry["uid"]),
         gid=int(entry["gid"]),

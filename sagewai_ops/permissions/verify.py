@@ -1,11 +1,11 @@
-"""Verify the permissions of a home: look, repair if asked to, look again."""
+"""Verify the permissions of a home: inspect, repair on request, inspect again."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.home.paths import Home
 from sagewai_ops.permissions.findings import Inspection
-from sagewai_ops.permissions.repair import Repaired, apply_repairs, plan_repairs
+from sagewai_ops.permissions.repair import RepairReport, apply_repairs, plan_repairs
 from sagewai_ops.permissions.scan import inspect
 from sagewai_ops.permissions.undo_record import Change
 from sagewai_ops.progress import Progress
@@ -13,19 +13,19 @@ from sagewai_ops.progress import Progress
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was found, planned and done.
+    """The result of a verification.
 
     Attributes:
-        inspection: As the home is at the end.
-        before: As it was when the run began; the same where nothing was repaired.
-        changes: What would mend it, or did.
-        repaired: None where nothing was asked for.
+        inspection: At the end.
+        before: At the beginning; the same if nothing was repaired.
+        changes: The planned or made repairs.
+        repair: None if no repair was requested.
     """
 
     inspection: Inspection
     before: Inspection
     changes: tuple[Change, ...]
-    repaired: Repaired | None
+    repair: RepairReport | None
 
 
 def verify(
@@ -37,25 +37,25 @@ def verify(
     wait_seconds: float = 0.0,
     progress: Progress | None = None,
 ) -> Verification:
-    """Judge a home by the rules.
+    """Inspect a home by the rules, and repair it on request.
 
     Args:
         snapshots: The snapshot directory; need not exist.
-        refused_key: As `inspect` takes it.
-        fix: Repair what can be repaired, and judge it again.
-        progress: Told of entries looked at, of an unknown total.
+        refused_key: As for `inspect`.
+        fix: Repair the home, and inspect it again.
+        progress: In entries, of an unknown total.
 
     Raises:
-        NotFoundError: There is no such home.
-        LockedError: Another run holds the home that should be repaired.
-        PermissionDeniedError: The home cannot be opened, or nothing may be written to it.
+        NotFoundError: The home does not exist.
+        LockedError: Another run has locked the home that is to be repaired.
+        PermissionDeniedError: The home cannot be opened, or is not writable.
     """
     before = inspect(home, snapshots, refused_key=refused_key, progress=progress)
     changes = plan_repairs(before)
     if not fix:
         return Verification(before, before, changes, None)
-    repaired = apply_repairs(home, before, changes, wait_seconds=wait_seconds)
+    repair = apply_repairs(home, before, changes, wait_seconds=wait_seconds)
     if not changes:
-        return Verification(before, before, changes, repaired)
+        return Verification(before, before, changes, repair)
     after = inspect(home, snapshots, refused_key=refused_key, progress=progress)
-    return Verification(after, before, changes, repaired)
+    return Verification(after, before, changes, repair)

@@ -1,4 +1,4 @@
-"""`verify-perms` as people and scripts meet it."""
+"""The command `verify-perms`."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def verify(home: Path, *words: object) -> program.Answer:
 
 
 def rules_of(answer: program.Answer) -> list[str]:
-    """List the ids that a JSON answer found in the home."""
+    """Return the ids of the rules in a JSON result."""
     return [finding["rule"] for finding in answer.result["findings"]]
 
 
 def mode(path: Path) -> int:
-    """Give the permission bits."""
+    """Return the permission bits."""
     return path.stat().st_mode & 0o7777
 
 
-def test_private_home_passes_in_silence(home: Path) -> None:
-    """Under cron nothing is said of a home that is as it should be."""
+def test_private_home_prints_nothing(home: Path) -> None:
+    """Under cron a home without findings causes no mail."""
     assert verify(home) == program.Answer(0, "", "")
 
 
@@ -59,7 +59,7 @@ def test_strict_counts_warnings(home: Path) -> None:
 
 
 def test_error_exits_with_findings(home: Path) -> None:
-    """An error exits 4, in the table with rule, path and what is wrong."""
+    """An error exits 4, in the table with rule, path and problem."""
     (home / DATABASE).chmod(0o644)
 
     answer = verify(home)
@@ -67,12 +67,12 @@ def test_error_exits_with_findings(home: Path) -> None:
     assert answer.code == 4
     assert answer.err == ""
     assert f"error     P010  {home}/{DATABASE}" in answer.out
-    assert "mode 0644 lets others in" in answer.out
+    assert "mode 0644, accessible to others" in answer.out
     assert "sagewai-ops verify-perms --fix" in answer.out
 
 
-def test_json_tells_findings_and_plan(home: Path) -> None:
-    """The JSON names each finding and the change that mends it."""
+def test_json_has_findings_and_plan(home: Path) -> None:
+    """The JSON has each finding and the change that repairs it."""
     (home / DATABASE).chmod(0o644)
 
     answer = verify(home, "--json")
@@ -84,8 +84,8 @@ def test_json_tells_findings_and_plan(home: Path) -> None:
             "rule": "P010",
             "severity": "error",
             "path": str(home / DATABASE),
-            "wrong": "mode 0644 lets others in",
-            "protects": "it holds credentials, prompts and hashes in clear",
+            "wrong": "mode 0644, accessible to others",
+            "protects": "it contains credentials, prompts and hashes in plaintext",
             "advice": "",
         }
     ]
@@ -128,7 +128,7 @@ def test_fix_is_done_once(home: Path) -> None:
     assert sorted(home.glob(".sagewai-ops-permissions-2*")) == records
 
 
-def test_undo_brings_everything_back(home: Path) -> None:
+def test_undo_restores_everything(home: Path) -> None:
     """The printed command restores the modes, and removes the record."""
     (home / DATABASE).chmod(0o644)
     (home / "config").chmod(0o777)
@@ -142,8 +142,8 @@ def test_undo_brings_everything_back(home: Path) -> None:
     assert tree_of(home) == before
 
 
-def test_undo_that_must_leave_something_is_incomplete(home: Path) -> None:
-    """What was changed meanwhile is named, with exit 3."""
+def test_undo_of_changed_entries_is_incomplete(home: Path) -> None:
+    """Entries that changed after the repair are named, with exit 3."""
     (home / DATABASE).chmod(0o644)
     record = verify(home, "--fix", "--json").result["record"]
     (home / DATABASE).chmod(0o640)
@@ -151,13 +151,13 @@ def test_undo_that_must_leave_something_is_incomplete(home: Path) -> None:
     answer = verify(home, "--undo", record)
 
     assert answer.code == 3
-    assert f"left  {DATABASE}: was changed meanwhile" in answer.out
+    assert f"unchanged  {DATABASE}: changed by another process" in answer.out
 
 
-def test_undo_stands_alone(home: Path) -> None:
-    """It cannot be joined with a repair."""
+def test_undo_excludes_other_options(home: Path) -> None:
+    """It cannot be combined with a repair."""
     assert verify(home, "--undo", "x", "--fix").code == 2
-    assert verify(home, "--undo", "none").code == 10
+    assert verify(home, "--undo", "missing").code == 10
 
 
 def test_sarif_follows_the_standard(home: Path) -> None:
@@ -190,7 +190,7 @@ def test_sarif_follows_the_standard(home: Path) -> None:
     assert set(worker) == {"ruleId", "ruleIndex", "level", "message", "locations"}
 
 
-def test_sarif_names_what_is_outside_by_its_whole_path(home: Path) -> None:
+def test_sarif_has_absolute_paths_outside_the_home(home: Path) -> None:
     """The snapshot directory is not below the home."""
     home.with_name("home.snapshots").chmod(0o755)
 
@@ -230,21 +230,19 @@ def test_many_findings_of_a_rule_are_counted(home: Path) -> None:
     assert rules_of(verify(home, "--json")) == ["P021"] * 25
 
 
-def test_key_that_would_be_overwritten_is_told_first(home: Path) -> None:
-    """The first line below the head is the key's."""
+def test_key_that_would_be_replaced_comes_first(home: Path) -> None:
+    """The first row of the table is about the key."""
     for path in (DATABASE, "secrets", "secrets/master.key"):
         (home / path).chmod(0o755)
 
     first = verify(home).out.splitlines()[1]
 
     assert first.startswith("error     P001")
-    assert first.endswith("Sagewai would write a new key over it")
+    assert first.endswith("Sagewai would replace it with a new key")
 
 
-def test_refused_key_of_a_variable_is_told_first(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Though all modes are right: at its next start Sagewai would write over the file."""
+def test_refused_key_of_a_variable_comes_first(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With correct modes too: at its next start Sagewai would replace the file."""
     monkeypatch.setenv("SAGEWAI_MASTER_KEY", f"{KEY.decode()}\n")
 
     answer = verify(home, "--fix")
@@ -257,7 +255,7 @@ def test_refused_key_of_a_variable_is_told_first(
 
 
 def test_short_key_is_left_to_a_person(home: Path) -> None:
-    """No mode mends a key that is none: --fix says what to do and exits 4."""
+    """No mode repairs an invalid key: --fix prints the advice and exits 4."""
     (home / "secrets/master.key").write_bytes(b"short")
 
     answer = verify(home, "--fix")
@@ -273,58 +271,58 @@ def test_home_that_sagewai_wrote_is_repaired(tmp_path: Path) -> None:
     before = {name: facts[3] for name, facts in tree_of(built.root).items()}
 
     found = verify(built.root, "--json")
-    mended = verify(built.root, "--fix", "--json")
+    fixed = verify(built.root, "--fix", "--json")
 
     assert {"P010", "P026", "P027"} <= set(rules_of(found))
-    assert (found.code, mended.code, rules_of(mended)) == (4, 0, [])
+    assert (found.code, fixed.code, rules_of(fixed)) == (4, 0, [])
     after = {name: facts[3] for name, facts in tree_of(built.root).items()}
-    after.pop(str(Path(mended.result["record"]).relative_to(built.root)))
+    after.pop(str(Path(fixed.result["record"]).relative_to(built.root)))
     assert after == before
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o077])
 @pytest.mark.parametrize("is_root", [True, False])
 def test_fix_works_for_any_user_and_umask(umask: int, *, is_root: bool) -> None:
-    """As root and as nobody, the record is private and everything is mended."""
+    """As root and as nobody, the record is private and everything is fixed."""
     with reachable_directory() as directory:
         directory.chmod(0o755)
         home = make_private_home(directory / "home")
-        verify(home)  # loads what nobody may not load
+        verify(home)  # loads modules that the other user cannot load
         (home / "secrets/master.key").chmod(0o644)
         if not is_root:
-            give_to_nobody(directory)
+            change_owner(directory)
         before = os.umask(umask)
         try:
             with contextlib.nullcontext() if is_root else unprivileged():
-                found, mended = verify(home, "--json"), verify(home, "--fix", "--json")
+                found, fixed = verify(home, "--json"), verify(home, "--fix", "--json")
         finally:
             os.umask(before)
 
         assert rules_of(found) == ["P001"]
-        assert rules_of(mended) == []
+        assert rules_of(fixed) == []
         assert mode(home / "secrets/master.key") == 0o600
-        assert mode(Path(mended.result["record"])) == 0o600
+        assert mode(Path(fixed.result["record"])) == 0o600
 
 
-def test_home_that_cannot_be_written_is_judged_and_not_fixed() -> None:
-    """A read-only home can be verified; --fix says that it may not write, and exits 14."""
+def test_read_only_home_is_checked_and_not_fixed() -> None:
+    """A read-only home can be verified; --fix exits 14."""
     with reachable_directory() as directory:
         directory.chmod(0o755)
         home = make_private_home(directory / "home")
         verify(home)
         (home / DATABASE).chmod(0o644)
         home.chmod(0o500)
-        give_to_nobody(directory)
+        change_owner(directory)
 
         with unprivileged():
-            looked, fixed = verify(home), verify(home, "--fix")
+            checked, fixed = verify(home), verify(home, "--fix")
 
-        assert (looked.code, fixed.code) == (4, 14)
+        assert (checked.code, fixed.code) == (4, 14)
         assert mode(home / DATABASE) == 0o644
 
 
-def give_to_nobody(directory: Path) -> None:
-    """Let everything in a directory be nobody's, if the test runs as root."""
+def change_owner(directory: Path) -> None:
+    """Change the owner of everything in a directory, if the test runs as root."""
     if not os.getuid():
         for path in directory.rglob("*"):
             os.chown(path, NOBODY, NOBODY)
@@ -332,14 +330,14 @@ def give_to_nobody(directory: Path) -> None:
 
 def test_missing_home_is_not_found(tmp_path: Path) -> None:
     """Exit 10, in two lines."""
-    answer = verify(tmp_path / "none")
+    answer = verify(tmp_path / "missing")
 
     assert answer.code == 10
     assert answer.err.startswith("sagewai-ops: error: home ")
 
 
 def test_snapshot_directory_can_be_named(home: Path, tmp_path: Path) -> None:
-    """--snapshots judges that directory instead of the one beside the home."""
+    """--snapshots replaces the default snapshot directory."""
     other = tmp_path / "other"
     shutil.copytree(home.with_name("home.snapshots"), other)
     other.chmod(0o750)

@@ -28,7 +28,7 @@ from sagewai_ops.home.paths import locate
 from sagewai_ops.operations import preflight
 from sagewai_ops.operations.preflight import Check, PreflightOptions, PreflightReport, Verdict
 from sagewai_ops.permissions import scan
-from sagewai_ops.permissions.entry_kinds import Part
+from sagewai_ops.permissions.entry_kinds import EntryKind
 from sagewai_ops.swap import pending
 from sagewai_ops.swap.pending import Pending
 from small_homes import everything_of
@@ -66,13 +66,13 @@ def home(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def no_parents(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the directories above the tests' own: they are whose the machine is."""
-    judge = scan._Look.judge
+    evaluate = scan._Scanner.evaluate
 
-    def without_parents(self: Any, part: Any, *arguments: Any) -> None:
-        if part is not Part.PARENT:
-            judge(self, part, *arguments)
+    def without_parents(self: Any, facts: Any, *arguments: Any) -> None:
+        if facts.kind is not EntryKind.PARENT:
+            evaluate(self, facts, *arguments)
 
-    monkeypatch.setattr(scan._Look, "judge", without_parents)
+    monkeypatch.setattr(scan._Scanner, "evaluate", without_parents)
 
 
 def fly(home: Path, *words: object) -> tuple[Answer, dict[str, dict[str, Any]]]:

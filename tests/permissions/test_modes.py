@@ -1,4 +1,4 @@
-"""The modes of a home: whatever a file had, secrets are their owner's alone."""
+"""The modes of a home: secrets are accessible to their owner alone."""
 
 import pytest
 from hypothesis import given
@@ -12,46 +12,46 @@ MODES = st.integers(0, 0o7777)
 @given(MODES)
 @pytest.mark.parametrize("path", ["db/sagewai.db", "db/notes", "secrets/master.key", "sagewai.db"])
 def test_secret_is_private_whatever_it_was(path: str, mode: int) -> None:
-    """Read and written by the owner, and by nobody else."""
+    """Readable and writable by the owner alone."""
     assert file_mode(path, mode) == 0o600
 
 
 @given(MODES)
-def test_other_file_keeps_its_permissions_as_far_as_the_rules_let_it(mode: int) -> None:
-    """Others no longer write, and odd bits never come back."""
+def test_other_file_keeps_the_permissions_that_the_rules_allow(mode: int) -> None:
+    """It is not writable by others and has no special bits."""
     assert file_mode("data/artifacts/report.md", mode) == mode & 0o755
 
 
 @given(MODES)
 def test_conversations_are_private(mode: int) -> None:
-    """What people said to agents."""
+    """They contain the messages of people."""
     assert directory_mode("sessions", mode) & 0o077 == 0
 
 
 @given(MODES)
 @pytest.mark.parametrize("path", ["secrets", "secrets/sops", "secrets/sops/deep"])
 def test_directory_of_secrets_is_private_at_every_depth(path: str, mode: int) -> None:
-    """Nobody else may even look for names in it."""
+    """Other users cannot even list it."""
     assert directory_mode(path, mode) == 0o700
 
 
 @given(MODES)
 @pytest.mark.parametrize("path", ["", "config", "db"])
-def test_directory_of_the_home_is_usable_by_its_owner_and_written_by_nobody_else(
+def test_directory_of_the_home_is_usable_and_writable_by_its_owner_alone(
     path: str, mode: int
 ) -> None:
-    """Others may read what they could; they cannot put a file of theirs in."""
-    given_back = directory_mode(path, mode)
+    """Others can read it as before; they cannot create files in it."""
+    restored = directory_mode(path, mode)
 
-    assert given_back & 0o700 == 0o700
-    assert given_back & 0o022 == 0
-    assert given_back & 0o055 == mode & 0o055
+    assert restored & 0o700 == 0o700
+    assert restored & 0o022 == 0
+    assert restored & 0o055 == mode & 0o055
 
 
 @given(MODES)
 @pytest.mark.parametrize("path", ["data/artifacts", "data/a/b", "own"])
 def test_directory_of_data_stays_readable_for_others(path: str, mode: int) -> None:
-    """What tasks wrote for others is theirs to read, and no longer to change."""
+    """The output of tasks stays readable for others, but not writable."""
     assert directory_mode(path, mode) == mode & 0o755
 
 
@@ -77,6 +77,6 @@ def test_directory_of_data_stays_readable_for_others(path: str, mode: int) -> No
         "sagewai.db",
     ],
 )
-def test_every_place_of_secrets_is_known(path: str) -> None:
-    """By its path in the home alone, its mode follows."""
+def test_every_path_of_secrets_is_known(path: str) -> None:
+    """The mode follows from the path in the home alone."""
     assert file_mode(path, 0o666) == 0o600

@@ -1,4 +1,4 @@
-"""Every rule about permissions: held, violated, repaired, and the repair taken back."""
+"""Every rule about permissions: observed, violated, repaired, and the repair undone."""
 
 from __future__ import annotations
 
@@ -25,12 +25,18 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.fs.locks import exclusive
 from sagewai_ops.home.paths import Home, locate
-from sagewai_ops.permissions import evaluator as look_module
-from sagewai_ops.permissions.entry_kinds import Facts, Part, Wanted, part_of_directory, part_of_file
+from sagewai_ops.permissions import evaluator
+from sagewai_ops.permissions.entry_kinds import (
+    EntryKind,
+    EntryState,
+    Facts,
+    directory_kind,
+    file_kind,
+)
 from sagewai_ops.permissions.findings import Finding, Inspection
 from sagewai_ops.permissions.modes import directory_mode, file_mode
 from sagewai_ops.permissions.repair import apply_repairs, plan_repairs, undo_repairs
-from sagewai_ops.permissions.rules import RULES, RULES_BY_PART, Severity
+from sagewai_ops.permissions.rules import RULES, RULES_BY_KIND, Severity
 from sagewai_ops.permissions.scan import inspect
 from sagewai_ops.permissions.verify import verify
 from step_counter import killed_at, until_done
@@ -42,79 +48,79 @@ needs_root = pytest.mark.skipif(not is_root, reason="gives files away")
 
 
 def copy_to(directory: str, name: str) -> Callable[[Path], None]:
-    """Leave a copy that others can read, as an operator does before he changes something."""
+    """Create a copy that others can read, as operators do before they change something."""
 
-    def spoil(root: Path) -> None:
+    def break_rule(root: Path) -> None:
         (root / directory).mkdir(mode=0o700)
         write(f"{directory}/{name}", b"{}", 0o644)(root)
 
-    return spoil
+    return break_rule
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """How a rule is broken.
+    """A violation of a rule.
 
     Attributes:
-        spoil: Breaks it in a home.
-        path: Where it is then violated, relative to the home.
-        is_mended: Whether --fix repairs it.
+        break_rule: Violates it in a home.
+        path: Of the entry that then violates it, relative to the home.
+        is_repaired: Whether --fix repairs it.
     """
 
     rule: str
     path: str
-    spoil: Callable[[Path], object]
-    is_mended: bool = True
+    break_rule: Callable[[Path], object]
+    is_repaired: bool = True
 
 
 def chmod(path: str, mode: int) -> Callable[[Path], None]:
-    """Give an entry a mode."""
+    """Set the mode of an entry."""
     return lambda root: (root / path).chmod(mode)
 
 
 def write(path: str, content: bytes, mode: int = 0o600) -> Callable[[Path], None]:
     """Write a file."""
 
-    def spoil(root: Path) -> None:
+    def break_rule(root: Path) -> None:
         (root / path).write_bytes(content)
         (root / path).chmod(mode)
 
-    return spoil
+    return break_rule
 
 
 def link(path: str, target: str, mode: int | None = None) -> Callable[[Path], None]:
     """Replace a file by a link; with a mode, to a file that has it."""
 
-    def spoil(root: Path) -> None:
+    def break_rule(root: Path) -> None:
         (root / path).unlink()
         (root / path).symlink_to(target)
         if mode is not None:
             ((root / path).parent / target).write_bytes(b"{}")
             ((root / path).parent / target).chmod(mode)
 
-    return spoil
+    return break_rule
 
 
 def grant(path: str, attribute: str, permissions: int = 4) -> Callable[[Path], None]:
-    """Let another user in by an access list."""
+    """Allow another user access by an access list."""
 
-    def spoil(root: Path) -> None:
+    def break_rule(root: Path) -> None:
         try:
             os.setxattr(root / path, attribute, access_list(STRANGER, permissions))
         except (OSError, AttributeError) as error:
             pytest.skip(f"no access lists here: {error}")
 
-    return spoil
+    return break_rule
 
 
-def replace_by_directory(path: str) -> Callable[[Path], None]:
-    """Put a directory in the place of a file."""
+def make_directory(path: str) -> Callable[[Path], None]:
+    """Replace a file by a directory."""
 
-    def spoil(root: Path) -> None:
+    def break_rule(root: Path) -> None:
         (root / path).unlink()
         (root / path).mkdir(mode=0o700)
 
-    return spoil
+    return break_rule
 
 
 # CAP_NET_BIND_SERVICE, permitted and effective: `struct vfs_cap_data`, revision 2.
@@ -124,10 +130,10 @@ CASES = (
     Case("P001", "secrets/master.key", chmod("secrets/master.key", 0o640)),
     Case("P001", "secrets/master.key", chmod("secrets/master.key", 0o200)),
     Case("P001", "master.key", write("master.key", b"k" * 44, 0o604)),
-    Case("P002", "secrets/master.key", write("secrets/master.key", b""), is_mended=False),
-    Case("P002", "secrets/master.key", write("secrets/master.key", b"k" * 43), is_mended=False),
-    Case("P002", "secrets/master.key", replace_by_directory("secrets/master.key"), is_mended=False),
-    Case("P002", "secrets/master.key", link("secrets/master.key", "gone"), is_mended=False),
+    Case("P002", "secrets/master.key", write("secrets/master.key", b""), is_repaired=False),
+    Case("P002", "secrets/master.key", write("secrets/master.key", b"k" * 43), is_repaired=False),
+    Case("P002", "secrets/master.key", make_directory("secrets/master.key"), is_repaired=False),
+    Case("P002", "secrets/master.key", link("secrets/master.key", "gone"), is_repaired=False),
     Case("P004", "secrets", chmod("secrets", 0o750)),
     Case("P004", "secrets/sops", chmod("secrets/sops", 0o755)),
     Case("P005", ".", chmod(".", 0o777)),
@@ -150,7 +156,7 @@ CASES = (
     Case("P010", "db/sagewai.db-wal", chmod("db/sagewai.db-wal", 0o644)),
     Case("P010", "sagewai.db", write("sagewai.db", b"", 0o644)),
     Case("P011", "profiles.json", write("profiles.json", b"{}", 0o644)),
-    Case("P012", "profiles.json", write("profiles.json", b"{}"), is_mended=False),
+    Case("P012", "profiles.json", write("profiles.json", b"{}"), is_repaired=False),
     Case("P013", "config/admin-state.json", grant("config/admin-state.json", ACCESS_LIST)),
     Case("P013", "secrets", grant("secrets", ACCESS_LIST, 7)),
     Case("P014", "config", grant("config", DEFAULT_LIST)),
@@ -158,16 +164,21 @@ CASES = (
         "P016",
         "secrets/profiles.json",
         lambda root: os.link(root / "secrets/profiles.json", root / "data/other-name"),
-        is_mended=False,
+        is_repaired=False,
     ),
     Case(
         "P017",
         "config/connections.json",
         link("config/connections.json", "../data/elsewhere.json", 0o644),
-        is_mended=False,
+        is_repaired=False,
     ),
-    Case("P018", "config/connections.json", link("config/connections.json", "x"), is_mended=False),
-    Case("P019", "..", chmod("..", 0o777), is_mended=False),
+    Case(
+        "P018",
+        "config/connections.json",
+        link("config/connections.json", "x"),
+        is_repaired=False,
+    ),
+    Case("P019", "..", chmod("..", 0o777), is_repaired=False),
     Case("P021", "data/artifacts/report.md", chmod("data/artifacts/report.md", 0o666)),
     Case("P021", "data/artifacts", chmod("data/artifacts", 0o770)),
     Case("P022", "data/artifacts/report.md", chmod("data/artifacts/report.md", 0o4755)),
@@ -185,18 +196,24 @@ CASES = (
     Case("P026", "config/admin-state.json.lock", chmod("config/admin-state.json.lock", 0o644)),
     Case("P027", "sessions", chmod("sessions", 0o755)),
     Case("P030", "fleet/worker-b.json", lambda root: os.mkfifo(root / "fleet/worker-b.json", 0o600),
-         is_mended=False),
+         is_repaired=False),
 )  # fmt: skip
 OWNERS = (
-    Case("P003", "config/admin-state.json", lambda root: give(root / "config/admin-state.json")),
-    Case("P003", "secrets", lambda root: give(root / "secrets")),
-    Case("P020", "..", lambda root: give(root.parent), is_mended=False),
-    Case("P028", "data/artifacts/report.md", lambda root: give(root / "data/artifacts/report.md")),
+    Case(
+        "P003", "config/admin-state.json", lambda root: give_away(root / "config/admin-state.json")
+    ),
+    Case("P003", "secrets", lambda root: give_away(root / "secrets")),
+    Case("P020", "..", lambda root: give_away(root.parent), is_repaired=False),
+    Case(
+        "P028",
+        "data/artifacts/report.md",
+        lambda root: give_away(root / "data/artifacts/report.md"),
+    ),
 )
 
 
-def give(path: Path) -> None:
-    """Give a file to a stranger."""
+def give_away(path: Path) -> None:
+    """Set a stranger as the owner of a file."""
     os.chown(path, STRANGER, STRANGER)
 
 
@@ -213,7 +230,7 @@ def home(tmp_path: Path) -> Home:
 
 @pytest.fixture
 def nobodys_home() -> Iterator[Home]:
-    """The same, but nobody's where the test runs as root."""
+    """The same, of an unprivileged user where the test runs as root."""
     with reachable_directory() as directory, unprivileged():
         (directory / "above").mkdir(mode=0o755)
         home = locate(make_private_home(directory / "above" / "home"), {})
@@ -222,13 +239,13 @@ def nobodys_home() -> Iterator[Home]:
             Path(path).chmod(0o700)
 
 
-def look(home: Home) -> Inspection:
-    """Inspect a home with the snapshots beside it."""
+def check(home: Home) -> Inspection:
+    """Inspect a home with its snapshots."""
     return inspect(home, home.snapshots)
 
 
 def found(seen: Inspection, case: Case) -> list[Finding]:
-    """Select the findings that a case is about."""
+    """Return the findings of a case."""
     wanted = os.path.normpath(seen.home / case.path)
     return [
         finding
@@ -237,20 +254,20 @@ def found(seen: Inspection, case: Case) -> list[Finding]:
     ]
 
 
-def mend(home: Home) -> Path | None:
-    """Repair a home; return the undo record."""
-    seen = look(home)
+def repair(home: Home) -> Path | None:
+    """Repair a home and return the undo record."""
+    seen = check(home)
     repaired = apply_repairs(home, seen, plan_repairs(seen))
     assert repaired.left == ()
     return repaired.record
 
 
-def ours(seen: Inspection) -> list[str]:
-    """List what was found of the home itself; the directories above it are the machine's."""
+def home_findings(seen: Inspection) -> list[str]:
+    """Return the findings without those about directories above the home, which vary."""
     return [
         f"{finding.rule.id} {finding.path}"
         for finding in seen.findings
-        if finding.facts.part is not Part.PARENT
+        if finding.facts.kind is not EntryKind.PARENT
     ]
 
 
@@ -264,27 +281,27 @@ def test_every_rule_is_tested_here() -> None:
 
 def test_private_home_violates_nothing(home: Home) -> None:
     """A home with the modes of the table has no finding, and nothing to repair."""
-    seen = look(home)
+    seen = check(home)
 
-    assert ours(seen) == []
+    assert home_findings(seen) == []
     assert plan_repairs(seen) == ()
     assert seen.entries > len(list(home.root.rglob("*"))) - 1
 
 
 @pytest.mark.parametrize("case", CASES, ids=_name)
-def test_violated_rule_is_found_repaired_and_taken_back(home: Home, case: Case) -> None:
+def test_violated_rule_is_found_repaired_and_undone(home: Home, case: Case) -> None:
     """One finding where it is violated, none after the repair, and the old state after the undo."""
-    case.spoil(home.root)
+    case.break_rule(home.root)
     try:
         before = tree_of(home.root.parent)
     except PermissionError:
         assert os.getuid()
         pytest.skip("only root can compare what its owner may not read")
 
-    seen = look(home)
+    seen = check(home)
     assert len(found(seen, case)) == 1
-    record = mend(home)
-    assert (found(look(home), case) == []) is case.is_mended
+    record = repair(home)
+    assert (found(check(home), case) == []) is case.is_repaired
     if record:
         assert undo_repairs(home, record).left == ()
 
@@ -293,24 +310,24 @@ def test_violated_rule_is_found_repaired_and_taken_back(home: Home, case: Case) 
 
 @pytest.mark.parametrize("case", CASES, ids=_name)
 def test_violated_rule_is_found_and_repaired_without_root(nobodys_home: Home, case: Case) -> None:
-    """A user needs no root's powers for his own home."""
-    case.spoil(nobodys_home.root)
+    """Users need no root privileges for their own homes."""
+    case.break_rule(nobodys_home.root)
 
-    assert len(found(look(nobodys_home), case)) == 1
-    mend(nobodys_home)
-    assert (found(look(nobodys_home), case) == []) is case.is_mended
+    assert len(found(check(nobodys_home), case)) == 1
+    repair(nobodys_home)
+    assert (found(check(nobodys_home), case) == []) is case.is_repaired
 
 
 @needs_root
 @pytest.mark.parametrize("case", OWNERS, ids=_name)
 def test_other_owner_is_found_and_repaired_by_root(home: Home, case: Case) -> None:
-    """What belongs to a stranger is found; root gives it back, but nothing above the home."""
-    case.spoil(home.root)
+    """A stranger's entry is found; root repairs it, except above the home."""
+    case.break_rule(home.root)
     before = tree_of(home.root.parent)
 
-    assert len(found(look(home), case)) == 1
-    record = mend(home)
-    assert (found(look(home), case) == []) is case.is_mended
+    assert len(found(check(home), case)) == 1
+    record = repair(home)
+    assert (found(check(home), case) == []) is case.is_repaired
     if record:
         undo_repairs(home, record)
 
@@ -324,60 +341,63 @@ def test_other_owner_is_left_to_root(nobodys_home: Home) -> None:
         os.chown(nobodys_home.root / "config/admin-state.json", 0, 0)
 
     case = Case("P003", "config/admin-state.json", lambda _root: None)
-    assert len(found(look(nobodys_home), case)) == 1
-    assert plan_repairs(look(nobodys_home)) == ()
+    assert len(found(check(nobodys_home), case)) == 1
+    assert plan_repairs(check(nobodys_home)) == ()
 
 
 @needs_root
-def test_names_in_artifacts_say_nothing(home: Home) -> None:
-    """What an agent made may have a document's name."""
+def test_names_of_artifacts_do_not_matter(home: Home) -> None:
+    """An agent's file may have a document's name."""
     copy_to("data/run", "profiles.json")(home.root)
 
-    assert ours(look(home)) == []
+    assert home_findings(check(home)) == []
 
 
-def test_files_of_sandboxes_may_be_anybodys(home: Home) -> None:
+def test_files_of_sandboxes_may_have_any_owner(home: Home) -> None:
     """Containers leave files of their own users in data/workers; that is no finding."""
-    give(home.root / "data/workers/host:1/runs/a/out.log")
-    give(home.root / "data/workers/host:1")
+    give_away(home.root / "data/workers/host:1/runs/a/out.log")
+    give_away(home.root / "data/workers/host:1")
 
-    assert ours(look(home)) == []
+    assert home_findings(check(home)) == []
 
 
 @needs_root
-def test_root_judges_a_home_by_its_owner(home: Home) -> None:
-    """Root looks after another user's home: everything should be that user's, not root's."""
+def test_root_checks_a_home_by_its_owner(home: Home) -> None:
+    """Everything in another user's home should belong to that user, not to root."""
     for path in [home.root, *home.root.rglob("*")]:
         os.chown(path, STRANGER, STRANGER)
     os.chown(home.root / "secrets/master.key", 0, 0)
 
-    assert ours(look(home)) == [f"P003 {home.root}/secrets/master.key"]
+    assert home_findings(check(home)) == [f"P003 {home.root}/secrets/master.key"]
 
 
 def test_directory_that_cannot_be_listed_is_named(nobodys_home: Home) -> None:
-    """What could not be checked is a finding, and the rest is checked all the same."""
+    """An unchecked directory is a finding, and the rest is checked."""
     (nobodys_home.root / "data").chmod(0o000)
     (nobodys_home.root / "db/sagewai.db").chmod(0o644)
 
-    seen = look(nobodys_home)
+    seen = check(nobodys_home)
 
-    assert ours(seen) == [
+    assert home_findings(seen) == [
         f"P010 {nobodys_home.root}/db/sagewai.db",
         f"P029 {nobodys_home.root}/data",
     ]
-    assert "cannot be listed" in {one.rule.id: one for one in seen.findings}["P029"].wrong
+    assert (
+        "cannot be listed"
+        in {finding.rule.id: finding for finding in seen.findings}["P029"].message
+    )
 
 
 @needs_root
 def test_snapshots_that_cannot_be_listed_are_named(nobodys_home: Home) -> None:
-    """They are somebody else's; the home is judged all the same."""
+    """They belong to another user; the home is still checked."""
     with _as_root():
         os.chown(nobodys_home.snapshots, 0, 0)
     (nobodys_home.root / "db/sagewai.db").chmod(0o644)
 
-    seen = look(nobodys_home)
+    seen = check(nobodys_home)
 
-    assert ours(seen) == [
+    assert home_findings(seen) == [
         f"P010 {nobodys_home.root}/db/sagewai.db",
         f"P029 {nobodys_home.snapshots}",
     ]
@@ -386,7 +406,7 @@ def test_snapshots_that_cannot_be_listed_are_named(nobodys_home: Home) -> None:
 @needs_root
 @pytest.mark.parametrize("path", ["data/artifacts/report.md", "data/workers/tool", "secrets/x"])
 def test_programs_with_capabilities_are_named(home: Home, path: str) -> None:
-    """Also in a sandbox's directory; without an x bit nobody can run it."""
+    """Also in a sandbox's directory; without an x bit no user can run it."""
     program = home.root / path
     program.parent.mkdir(exist_ok=True)
     program.write_bytes(b"#!/bin/sh\n")
@@ -396,30 +416,32 @@ def test_programs_with_capabilities_are_named(home: Home, path: str) -> None:
     except (OSError, AttributeError) as error:
         pytest.skip(f"no capabilities here: {error}")
 
-    assert [line for line in ours(look(home)) if "P031" in line] == [f"P031 {program}"]
+    assert [line for line in home_findings(check(home)) if "P031" in line] == [f"P031 {program}"]
     program.chmod(0o600)
-    assert [line for line in ours(look(home)) if "P031" in line] == []
+    assert [line for line in home_findings(check(home)) if "P031" in line] == []
 
 
 def test_lists_of_other_kinds_are_named(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the file system keeps lists that are not judged here, that is said once."""
+    """A file system with lists that are not checked is one finding."""
     monkeypatch.setattr(
-        look_module, "list_names", lambda _descriptor, _name: ["user.x", "system.nfs4_acl"]
+        evaluator, "attribute_names", lambda _descriptor, _name: ["user.x", "system.nfs4_acl"]
     )
 
-    assert ours(look(home)) == [f"P015 {home.root}"]
+    assert home_findings(check(home)) == [f"P015 {home.root}"]
 
 
 def test_key_that_sagewai_would_overwrite_comes_first(home: Home) -> None:
-    """Trap T1 is the first thing told, whatever else is wrong, with what would happen."""
+    """Trap T1 is the first finding, whatever else is wrong, with its effect."""
     for path in ("config/admin-state.json", "db/sagewai.db", "secrets/master.key"):
         (home.root / path).chmod(0o644)
     (home.root / "secrets").chmod(0o755)
 
-    first = look(home).findings[0]
+    first = check(home).findings[0]
 
     assert first.rule.id == "P001"
-    assert first.wrong == ("mode 0644 lets others in; Sagewai would write a new key over it")
+    assert first.message == (
+        "mode 0644, accessible to others; Sagewai would replace it with a new key"
+    )
 
 
 def test_errors_come_before_warnings(home: Home) -> None:
@@ -427,53 +449,53 @@ def test_errors_come_before_warnings(home: Home) -> None:
     (home.root / "sessions").chmod(0o755)
     (home.root / "db/sagewai.db").chmod(0o644)
 
-    severities = [finding.rule.severity for finding in look(home).findings]
+    severities = [finding.rule.severity for finding in check(home).findings]
 
     assert severities == [Severity.ERROR, Severity.WARNING]
 
 
-def test_blanks_around_a_key_do_not_count(home: Home) -> None:
+def test_whitespace_around_a_key_does_not_count(home: Home) -> None:
     """Sagewai strips the file, so a newline that an editor added is no finding."""
     key = home.root / "secrets/master.key"
     key.write_bytes(b" " + key.read_bytes() + b"\n")
 
-    assert ours(look(home)) == []
+    assert home_findings(check(home)) == []
 
 
 def test_link_to_a_private_key_is_fine(home: Home) -> None:
-    """A key may be a link to a private file; what it leads to is judged."""
+    """A key may be a link to a private file; the target is checked."""
     key = home.root / "secrets/master.key"
     key.rename(home.root / "secrets/real.key")
     key.symlink_to("real.key")
 
-    assert ours(look(home)) == []
+    assert home_findings(check(home)) == []
     (home.root / "secrets/real.key").write_bytes(b"short")
-    assert ours(look(home)) == [f"P002 {key}"]
+    assert home_findings(check(home)) == [f"P002 {key}"]
 
 
-def test_directory_behind_a_link_is_judged_and_not_touched(home: Home) -> None:
-    """Where config/ is a link out of the home, what is there is looked at but not repaired."""
+def test_target_of_a_directory_link_is_checked_and_not_changed(home: Home) -> None:
+    """Where config/ is a link out of the home, its target is checked but not repaired."""
     outside = home.root.parent / "outside"
     (home.root / "config").rename(outside)
     (home.root / "config").symlink_to(outside)
     (outside / "admin-state.json").chmod(0o644)
 
-    seen = look(home)
+    seen = check(home)
 
-    assert ours(seen) == [f"P006 {outside}/admin-state.json"]
+    assert home_findings(seen) == [f"P006 {outside}/admin-state.json"]
     assert plan_repairs(seen) == ()
 
 
-def test_directory_behind_a_link_inside_is_judged(home: Home) -> None:
-    """A link to another place in the home does not hide what is there."""
+def test_target_of_a_directory_link_in_the_home_is_checked(home: Home) -> None:
+    """A link to another directory in the home does not hide its content."""
     (home.root / "config").rename(home.root / "data/config")
     (home.root / "config").symlink_to("data/config")
     (home.root / "data/config/admin-state.json").chmod(0o644)
 
-    assert ours(look(home)) == [f"P006 {home.root}/data/config/admin-state.json"]
+    assert home_findings(check(home)) == [f"P006 {home.root}/data/config/admin-state.json"]
 
 
-def test_links_in_a_circle_come_to_an_end(home: Home) -> None:
+def test_loop_of_links_ends(home: Home) -> None:
     """Directories of secrets may lead to one another."""
     outside = home.root.parent / "outside"
     (home.root / "secrets/sops").rename(outside)
@@ -481,38 +503,38 @@ def test_links_in_a_circle_come_to_an_end(home: Home) -> None:
     (outside / "again").symlink_to(outside)
     (outside / "up").symlink_to(home.root / "secrets")
 
-    assert ours(look(home)) == []
+    assert home_findings(check(home)) == []
 
 
-def test_open_key_behind_a_link_is_told_first(home: Home) -> None:
-    """Sagewai looks at the mode of what the link leads to."""
+def test_accessible_key_behind_a_link_comes_first(home: Home) -> None:
+    """Sagewai checks the mode of the target."""
     outside = home.root.parent / "outside.key"
     (home.root / "secrets/master.key").rename(outside)
     (home.root / "secrets/master.key").symlink_to(outside)
     outside.chmod(0o644)
     (home.root / "db/sagewai.db").chmod(0o644)
 
-    first = look(home).findings[0]
+    first = check(home).findings[0]
 
-    assert (first.rule.id, first.wanted) == ("P017", None)
-    assert first.wrong.endswith("Sagewai would write a new key over it")
+    assert (first.rule.id, first.repaired) == ("P017", None)
+    assert first.message.endswith("Sagewai would replace it with a new key")
 
 
 @needs_root
-def test_record_that_root_leaves_in_a_home_is_no_finding(home: Home) -> None:
-    """Root repairs another user's home, keeps the record to itself, and is then content."""
+def test_record_of_root_in_a_home_is_no_finding(home: Home) -> None:
+    """Root repairs another user's home and owns the record; then there is no finding."""
     for path in [home.root, *home.root.rglob("*")]:
         os.chown(path, STRANGER, STRANGER)
     (home.root / "db/sagewai.db").chmod(0o644)
 
-    record = mend(home)
+    record = repair(home)
 
     assert record is not None
     assert record.stat().st_uid == 0
-    assert ours(look(home)) == []
+    assert home_findings(check(home)) == []
 
 
-def test_document_that_a_variable_moves_is_judged(home: Home, tmp_path: Path) -> None:
+def test_document_of_an_override_is_checked(home: Home, tmp_path: Path) -> None:
     """Overrides lead out of the home: their files and directories are checked, not changed."""
     outside = tmp_path / "outside"
     outside.mkdir(mode=0o777)
@@ -528,9 +550,9 @@ def test_document_that_a_variable_moves_is_judged(home: Home, tmp_path: Path) ->
         },
     )
 
-    seen = look(moved)
+    seen = check(moved)
 
-    assert sorted({*ours(seen)}) == [
+    assert sorted({*home_findings(seen)}) == [
         f"P005 {outside}",
         f"P006 {outside}/state.json",
         f"P010 {outside}/sagewai.db",
@@ -539,21 +561,19 @@ def test_document_that_a_variable_moves_is_judged(home: Home, tmp_path: Path) ->
     assert plan_repairs(seen) == ()
 
 
-def test_document_that_a_variable_moves_inside_is_judged(home: Home) -> None:
-    """An override may also name another place in the home, where it can be repaired."""
+def test_document_of_an_override_in_the_home_is_checked(home: Home) -> None:
+    """An override may also name another path in the home, where it can be repaired."""
     (home.root / "data/state").write_bytes(b"{}")
     (home.root / "data/state").chmod(0o644)
     moved = locate(home.root, {"SAGEWAI_ADMIN_STATE_FILE": str(home.root / "data/state")})
 
-    assert ours(look(moved)) == [f"P006 {home.root}/data/state"]
-    mend(moved)
-    assert ours(look(moved)) == []
+    assert home_findings(check(moved)) == [f"P006 {home.root}/data/state"]
+    repair(moved)
+    assert home_findings(check(moved)) == []
 
 
-def test_copies_beside_a_document_that_a_variable_moves_are_judged(
-    home: Home, tmp_path: Path
-) -> None:
-    """They bear its name; what else lies in that directory is not the home's."""
+def test_copies_of_the_document_of_an_override_are_checked(home: Home, tmp_path: Path) -> None:
+    """They begin with its name; other files of that directory do not belong to the home."""
     outside = tmp_path / "outside"
     outside.mkdir(mode=0o700)
     for name in ("s.json", "s.json.lock", "s.json.bak-v0-x", ".s.json.ab12cd34.partial", "others"):
@@ -562,7 +582,7 @@ def test_copies_beside_a_document_that_a_variable_moves_are_judged(
     (outside / "s.json.bak-v1-x").symlink_to("nowhere")
     moved = locate(home.root, {"SAGEWAI_ADMIN_STATE_FILE": str(outside / "s.json")})
 
-    assert sorted(ours(look(moved))) == [
+    assert sorted(home_findings(check(moved))) == [
         f"P006 {outside}/s.json",
         f"P007 {outside}/s.json.bak-v0-x",
         f"P008 {outside}/.s.json.ab12cd34.partial",
@@ -570,10 +590,10 @@ def test_copies_beside_a_document_that_a_variable_moves_are_judged(
     ]
 
 
-def test_directories_above_a_document_that_a_variable_moves_are_judged(
+def test_directories_above_the_document_of_an_override_are_checked(
     home: Home, tmp_path: Path
 ) -> None:
-    """Who writes to one of them can put another document in place."""
+    """A user who can write to one of them can replace the document."""
     outside = tmp_path / "open/outside"
     outside.mkdir(parents=True, mode=0o700)
     outside.parent.chmod(0o777)
@@ -586,14 +606,14 @@ def test_directories_above_a_document_that_a_variable_moves_are_judged(
         },
     )
 
-    found = [f"{one.rule.id} {one.path}" for one in look(moved).findings]
+    found = [f"{finding.rule.id} {finding.path}" for finding in check(moved).findings]
 
     assert found.count(f"P019 {outside.parent}") == 1
 
 
 @needs_root
 def test_directory_of_moved_documents_that_cannot_be_listed_is_named() -> None:
-    """Nothing is known of what is in it."""
+    """Its content is not checked."""
     with reachable_directory() as directory:
         (directory / "closed").mkdir()
         (directory / "closed/s.json").touch()
@@ -603,146 +623,150 @@ def test_directory_of_moved_documents_that_cannot_be_listed_is_named() -> None:
             os.chown(path, NOBODY, NOBODY)
         moved = locate(root, {"SAGEWAI_ADMIN_STATE_FILE": str(directory / "closed/s.json")})
         with unprivileged():
-            found = ours(look(moved))
+            found = home_findings(check(moved))
         (directory / "closed").chmod(0o700)
 
     assert found == [f"P029 {directory / 'closed'}"]
 
 
 @pytest.mark.parametrize("target", ["../real", "{parent}/real"])
-def test_way_to_the_home_is_judged_through_its_links(
+def test_path_of_the_home_is_checked_through_its_links(
     home: Home, tmp_path: Path, target: str
 ) -> None:
-    """Who may replace a link that leads to the home can put another home in its place."""
+    """A user who can replace a link to the home can replace the home."""
     (tmp_path / "real").mkdir(mode=0o700)
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     (tmp_path / "open/link").symlink_to(target.format(parent=tmp_path))
     home.root.rename(tmp_path / "real/home")
 
-    found = look(locate(tmp_path / "open/link/home", {})).findings
+    found = check(locate(tmp_path / "open/link/home", {})).findings
 
-    assert f"P019 {tmp_path / 'open'}" in [f"{one.rule.id} {one.path}" for one in found]
+    assert f"P019 {tmp_path / 'open'}" in [f"{finding.rule.id} {finding.path}" for finding in found]
 
 
 @needs_root
-def test_link_of_another_user_on_the_way_to_the_home_is_named(home: Home, tmp_path: Path) -> None:
-    """Also in a sticky directory its owner may replace it."""
+def test_link_of_another_user_in_the_path_of_the_home_is_named(home: Home, tmp_path: Path) -> None:
+    """Even in a sticky directory its owner can replace it."""
     link = tmp_path / "link"
     link.symlink_to(home.root)
     os.chown(link, STRANGER, STRANGER, follow_symlinks=False)
 
-    found = look(locate(link, {})).findings
+    found = check(locate(link, {})).findings
 
-    assert f"P020 {link}" in [f"{one.rule.id} {one.path}" for one in found]
+    assert f"P020 {link}" in [f"{finding.rule.id} {finding.path}" for finding in found]
 
 
-def test_way_behind_a_link_to_secrets_is_judged(home: Home, tmp_path: Path) -> None:
-    """Not only the directory that it leads to: every one on the way there."""
+def test_path_of_the_target_of_a_link_is_checked(home: Home, tmp_path: Path) -> None:
+    """Not only the target: every directory above it."""
     (tmp_path / "open/b").mkdir(parents=True, mode=0o700)
     (home.root / "secrets").rename(tmp_path / "open/b/secrets")
     (home.root / "secrets").symlink_to(tmp_path / "open/b/secrets")
-    assert ours(look(home)) == []
+    assert home_findings(check(home)) == []
     (tmp_path / "open").chmod(0o777)
 
-    seen = look(home)
+    seen = check(home)
 
-    assert ours(seen) == [f"P017 {home.root}/secrets"]
-    assert f"{tmp_path}/open has mode 0777, others can replace it" in seen.findings[0].wrong
+    assert home_findings(seen) == [f"P017 {home.root}/secrets"]
+    assert f"{tmp_path}/open has mode 0777, others can replace it" in seen.findings[0].message
 
 
-def test_key_that_others_may_replace_is_not_said_to_be_refused(home: Home, tmp_path: Path) -> None:
-    """Sagewai asks for the mode of what a link leads to, and for nothing else."""
+def test_key_that_others_can_replace_is_accepted_by_sagewai(home: Home, tmp_path: Path) -> None:
+    """Sagewai checks the mode of the target of a link, and nothing else."""
     (tmp_path / "open").mkdir()
     home.master_key.rename(tmp_path / "open/key")
     home.master_key.symlink_to(tmp_path / "open/key")
     (tmp_path / "open").chmod(0o777)
 
-    (found,) = (one for one in look(home).findings if one.path == home.master_key)
+    (found,) = (finding for finding in check(home).findings if finding.path == home.master_key)
 
     assert found.rule.id == "P017"
-    assert found.wrong.endswith("others can replace it")
+    assert found.message.endswith("others can replace it")
 
 
 def test_key_of_a_variable_that_sagewai_refuses_comes_first(home: Home) -> None:
-    """It does not fall back to the file, but writes over it: that is where the finding points."""
+    """It does not fall back to the file, but replaces it: the finding is about the file."""
     (home.root / "db/sagewai.db").chmod(0o644)
 
     seen = inspect(home, refused_key="SAGEWAI_MASTER_KEY: 43 characters, not 44")
 
-    assert ours(seen) == [f"P032 {home.master_key}", f"P010 {home.database}"]
-    assert "43 characters, not 44" in seen.findings[0].wrong
-    assert seen.findings[0].wanted is None
+    assert home_findings(seen) == [f"P032 {home.master_key}", f"P010 {home.database}"]
+    assert "43 characters, not 44" in seen.findings[0].message
+    assert seen.findings[0].repaired is None
 
 
 @pytest.mark.parametrize(
-    ("path", "mode", "wrong"),
+    ("path", "mode", "message"),
     [
-        ("secrets/master.key", 0o604, "mode 0604 lets others in; Sagewai would write a new key"),
-        ("secrets/master.key", 0o611, "mode 0611 lets others in"),
-        ("master.key", 0o604, "mode 0604 lets others in; Sagewai would take it for none"),
+        (
+            "secrets/master.key",
+            0o604,
+            "mode 0604, accessible to others; Sagewai would replace it with a new key",
+        ),
+        ("secrets/master.key", 0o611, "mode 0611, accessible to others"),
+        ("master.key", 0o604, "mode 0604, accessible to others; Sagewai would ignore it"),
     ],
 )
-def test_what_becomes_of_an_open_key_is_said(home: Home, path: str, mode: int, wrong: str) -> None:
-    """Sagewai looks at reading and writing alone, and writes only to the place of today."""
+def test_effect_of_an_accessible_key_is_named(
+    home: Home, path: str, mode: int, message: str
+) -> None:
+    """Sagewai checks read and write bits only, and writes only to the current path."""
     (home.root / path).write_bytes(KEY)
     (home.root / path).chmod(mode)
 
-    first = look(home).findings[0]
+    first = check(home).findings[0]
 
-    assert (first.rule.id, first.wrong.partition(" over it")[0]) == ("P001", wrong)
+    assert (first.rule.id, first.message) == ("P001", message)
 
 
 def test_sticky_directory_above_is_fine(home: Home) -> None:
-    """In /tmp nobody can rename what is another's."""
+    """In /tmp no user can rename the files of another."""
     home.root.parent.chmod(0o1777)
 
-    assert not found(look(home), Case("P019", "..", lambda _root: None))
+    assert not found(check(home), Case("P019", "..", lambda _root: None))
 
 
 @pytest.mark.parametrize(("mode", "rules"), [(0o755, []), (0o1777, []), (0o775, ["P023"])])
-def test_directory_of_other_things_too_is_not_closed(
-    home: Home, mode: int, rules: list[str]
-) -> None:
-    """Snapshots may stand in a directory such as /var/backups: only who writes there matters."""
+def test_shared_snapshot_directory_is_not_changed(home: Home, mode: int, rules: list[str]) -> None:
+    """Snapshots may be in a directory such as /var/backups: only write access matters."""
     (home.snapshots / "other.tar").write_bytes(b"")
     home.snapshots.chmod(mode)
 
-    seen = look(home)
+    seen = check(home)
 
-    assert [one.rule.id for one in seen.findings if one.path == home.snapshots] == rules
+    assert [finding.rule.id for finding in seen.findings if finding.path == home.snapshots] == rules
     assert plan_repairs(seen) == ()
 
 
 def test_missing_home_is_not_found(tmp_path: Path) -> None:
     """There is nothing to check."""
     with pytest.raises(NotFoundError):
-        look(locate(tmp_path / "none", {}))
+        check(locate(tmp_path / "missing", {}))
 
 
 def test_repair_follows_no_link(home: Home) -> None:
-    """A file that became a link between look and repair is left, and what it leads to."""
+    """A file that became a link after the inspection is not changed, nor is its target."""
     outside = home.root.parent / "outside"
     outside.write_bytes(b"")
     outside.chmod(0o644)
     (home.root / "config/admin-state.json").chmod(0o644)
-    seen = look(home)
+    seen = check(home)
     (home.root / "config/admin-state.json").unlink()
     (home.root / "config/admin-state.json").symlink_to(outside)
 
     repaired = apply_repairs(home, seen, plan_repairs(seen))
 
     assert [(change.path, reason) for change, reason in repaired.left] == [
-        ("config/admin-state.json", "is gone")
+        ("config/admin-state.json", "not found")
     ]
     assert outside.stat().st_mode & 0o777 == 0o644
 
 
 def test_repair_leaves_a_directory_that_became_a_link(home: Home) -> None:
-    """A directory on the way that was swapped for a link is not entered."""
+    """A directory in the path that was replaced by a link is not entered."""
     outside = home.root.parent / "outside"
     (home.root / "config/admin-state.json").chmod(0o644)
-    seen = look(home)
+    seen = check(home)
     (home.root / "config").rename(outside)
     (home.root / "config").symlink_to(outside)
 
@@ -753,32 +777,32 @@ def test_repair_leaves_a_directory_that_became_a_link(home: Home) -> None:
 
 
 def test_repair_leaves_a_file_that_was_replaced(home: Home) -> None:
-    """Sagewai replaces its documents: another file of the name is not what was looked at."""
+    """Sagewai replaces its documents: another file of the name was not inspected."""
     path = home.root / "config/admin-state.json"
     path.chmod(0o644)
-    seen = look(home)
+    seen = check(home)
     path.rename(home.root / "data/kept")  # so that its inode is not used again
     path.write_bytes(b"{}")
     path.chmod(0o640)
 
     repaired = apply_repairs(home, seen, plan_repairs(seen))
 
-    assert repaired.left[0][1] == "is another file by now"
+    assert repaired.left[0][1] == "replaced by another file"
     assert path.stat().st_mode & 0o777 == 0o640
 
 
-def test_undo_leaves_what_was_changed_since(home: Home) -> None:
-    """A mode that somebody set after the repair stays, is named, and the record is kept."""
+def test_undo_leaves_entries_that_changed_later(home: Home) -> None:
+    """A mode that was set after the repair stays, is named, and the record is kept."""
     (home.root / "db/sagewai.db").chmod(0o644)
     (home.root / "sessions").chmod(0o755)
-    record = mend(home)
+    record = repair(home)
     assert record is not None
     (home.root / "db/sagewai.db").chmod(0o400)
 
     undone = undo_repairs(home, record)
 
     assert [(change.path, reason) for change, reason in undone.left] == [
-        ("db/sagewai.db", "was changed meanwhile")
+        ("db/sagewai.db", "changed by another process")
     ]
     assert (home.root / "sessions").stat().st_mode & 0o777 == 0o755
     assert record.exists()
@@ -789,7 +813,7 @@ def test_record_is_private_and_removed_by_its_undo(home: Home) -> None:
     (home.root / "db/sagewai.db").chmod(0o644)
     before = os.umask(0)
     try:
-        record = mend(home)
+        record = repair(home)
     finally:
         os.umask(before)
     assert record is not None
@@ -811,7 +835,7 @@ def test_record_is_private_and_removed_by_its_undo(home: Home) -> None:
         ),
     ],
 )
-def test_record_that_is_none_of_ours_is_refused(
+def test_invalid_record_is_refused(
     home: Home, tmp_path: Path, content: bytes, error: type[OpsError]
 ) -> None:
     """Only a record that this program wrote for this home is used."""
@@ -827,7 +851,7 @@ def test_record_that_is_none_of_ours_is_refused(
 def test_record_with_a_path_that_leaves_the_home_is_refused(home: Home, path: str) -> None:
     """A record cannot lead out of the home."""
     (home.root / "db/sagewai.db").chmod(0o644)
-    record = mend(home)
+    record = repair(home)
     assert record is not None
     content = json.loads(record.read_bytes())
     content["changes"][0]["path"] = path
@@ -838,22 +862,22 @@ def test_record_with_a_path_that_leaves_the_home_is_refused(home: Home, path: st
 
 
 def test_record_that_others_may_write_is_refused(home: Home) -> None:
-    """Whoever writes the record would decide which modes are set."""
+    """A user who can write the record could decide which modes are set."""
     (home.root / "db/sagewai.db").chmod(0o644)
-    record = mend(home)
+    record = repair(home)
     assert record is not None
     record.chmod(0o620)
 
     with pytest.raises(PermissionDeniedError):
         undo_repairs(home, record)
     with pytest.raises(NotFoundError):
-        undo_repairs(home, record.with_name("none"))
+        undo_repairs(home, record.with_name("missing"))
 
 
-def test_repair_waits_for_no_other_run(home: Home) -> None:
-    """While another run holds the home, nothing is changed."""
+def test_repair_does_not_wait_for_another_run(home: Home) -> None:
+    """While another run has locked the home, nothing is changed."""
     (home.root / "db/sagewai.db").chmod(0o644)
-    seen = look(home)
+    seen = check(home)
 
     with exclusive(home.root), pytest.raises(LockedError):
         apply_repairs(home, seen, plan_repairs(seen))
@@ -865,7 +889,7 @@ def test_home_that_cannot_be_written_is_left_as_it_is(nobodys_home: Home) -> Non
     """Without a record nothing is repaired."""
     (nobodys_home.root / "db/sagewai.db").chmod(0o644)
     nobodys_home.root.chmod(0o500)
-    seen = look(nobodys_home)
+    seen = check(nobodys_home)
 
     with pytest.raises(PermissionDeniedError):
         apply_repairs(nobodys_home, seen, plan_repairs(seen))
@@ -873,14 +897,14 @@ def test_home_that_cannot_be_written_is_left_as_it_is(nobodys_home: Home) -> Non
     assert (nobodys_home.root / "db/sagewai.db").stat().st_mode & 0o777 == 0o644
 
 
-def test_killed_repair_can_be_taken_back(home: Home, tmp_path: Path) -> None:
-    """Killed at any step, the record undoes what was done; the next repair does the rest."""
+def test_killed_repair_can_be_undone(home: Home, tmp_path: Path) -> None:
+    """Killed at any step, the record undoes the changes; the next repair completes them."""
     paths = ("config/connections.json", "db/sagewai.db", "sessions")
     before = {}
     for path in paths:
         (home.root / path).chmod(0o755)
         before[path] = 0o755
-    seen = look(home)
+    seen = check(home)
     changes = plan_repairs(seen)
 
     def attempt(number: int) -> bool:
@@ -892,79 +916,82 @@ def test_killed_repair_can_be_taken_back(home: Home, tmp_path: Path) -> None:
         return killed
 
     assert until_done(attempt) >= len(paths)
-    mend(home)
-    assert ours(look(home)) == []
+    repair(home)
+    assert home_findings(check(home)) == []
     assert list(home.root.glob("*.partial")) == []
 
 
 def test_two_repairs_of_one_entry_are_one_change(home: Home) -> None:
-    """A directory with an access list, whose owner is shut out, ends private and open to him."""
+    """A directory with an access list and without owner bits becomes private and usable."""
     grant("secrets", ACCESS_LIST, 7)(home.root)
     (home.root / "secrets").chmod(0o070)
 
-    changes = plan_repairs(look(home))
+    changes = plan_repairs(check(home))
 
     assert [(change.path, change.rules) for change in changes] == [("secrets", ("P004", "P013"))]
     assert changes[0].after.mode == 0o700
-    mend(home)
-    assert ours(look(home)) == []
+    repair(home)
+    assert home_findings(check(home)) == []
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(seed=st.randoms(use_true_random=False))
-def test_any_modes_are_repaired_and_taken_back(seed: random.Random) -> None:
-    """Whatever the modes: nothing is found after the repair, and each is back after the undo."""
+def test_any_modes_are_repaired_and_restored(seed: random.Random) -> None:
+    """Whatever the modes: no finding after the repair, and every mode as before after the undo."""
     with tempfile.TemporaryDirectory() as directory:
         home = locate(make_private_home(Path(directory) / "home"), {})
-        # From below, so that a user without root's powers still reaches what is left to do.
+        # Children first, so that a user without root privileges can reach the rest.
         for path in sorted(home.root.rglob("*"), reverse=True):
             path.chmod(seed.randrange(0o10000) | (0o700 if path.is_dir() else 0))
         home.root.chmod(0o700 | seed.randrange(0o100))
         before = {path: path.stat().st_mode for path in home.root.rglob("*")}
 
-        record = mend(home)
+        record = repair(home)
 
-        assert ours(look(home)) == []
+        assert home_findings(check(home)) == []
         if record:
             assert undo_repairs(home, record).left == ()
         assert {path: path.stat().st_mode for path in home.root.rglob("*")} == before
 
 
-def test_verification_judges_again_after_the_repair(home: Home) -> None:
-    """What is told at the end is what is left, beside what was done."""
+def test_verification_inspects_again_after_the_repair(home: Home) -> None:
+    """The result has the remaining findings, and the changes."""
     (home.root / "db/sagewai.db").chmod(0o644)
     (home.root / "secrets/master.key").write_bytes(b"")
 
     seen = verify(home, home.snapshots, fix=True)
 
-    assert ours(seen.before) == [
+    assert home_findings(seen.before) == [
         f"P002 {home.root}/secrets/master.key",
         f"P010 {home.root}/db/sagewai.db",
     ]
-    assert ours(seen.inspection) == [f"P002 {home.root}/secrets/master.key"]
-    assert seen.repaired is not None
-    assert [change.path for change in seen.repaired.done] == ["db/sagewai.db"]
+    assert home_findings(seen.inspection) == [f"P002 {home.root}/secrets/master.key"]
+    assert seen.repair is not None
+    assert [change.path for change in seen.repair.done] == ["db/sagewai.db"]
 
 
 def test_modes_of_a_restore_follow_the_rules(home: Home) -> None:
-    """What restore gives a file or directory violates no rule about modes."""
+    """The modes that restore sets violate no rule."""
     for name in ("db/sagewai.db", "secrets/master.key", "config/connections.json", "data/a.txt"):
-        assert _wrong(part_of_file(name), name, "file", file_mode(name, 0o666)) == []
+        assert _violated_rules(file_kind(name), name, "file", file_mode(name, 0o666)) == []
     for name in ("", "config", "db", "fleet", "secrets", "secrets/sops", "sessions", "data/a"):
-        assert _wrong(part_of_directory(name), name, "folder", directory_mode(name, 0o777)) == []
+        assert (
+            _violated_rules(directory_kind(name), name, "directory", directory_mode(name, 0o777))
+            == []
+        )
     assert file_mode("data/tool", 0o4755) == 0o755
     assert directory_mode("data/artifacts", 0o2775) == 0o755
     assert directory_mode("", 0o755) == 0o755
 
 
-def _wrong(part: Part, path: str, kind: str, mode: int) -> list[str]:
+def _violated_rules(kind: EntryKind, path: str, entry_type: str, mode: int) -> list[str]:
     owner = home_owner = 1000
-    facts = Facts(part, path, kind, Wanted(mode, owner, owner), 1, home_owner, home_owner)
-    return [rule.id for rule in RULES_BY_PART[part] if rule.test(facts)]
+    facts = Facts(kind, path, entry_type, EntryState(mode, owner, owner), 1, home_owner, home_owner)
+    return [rule.id for rule in RULES_BY_KIND[kind] if rule.test(facts)]
 
 
 class _as_root:  # noqa: N801 - reads as a statement
-    """Be root again for the length of the block, inside `unprivileged`."""
+    """Become root for the block, inside `unprivileged`."""
 
     def __enter__(self) -> None:
         os.setresuid(0, 0, 0)

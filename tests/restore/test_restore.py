@@ -1011,5 +1011,5 @@ def test_restored_home_violates_no_rule_whatever_its_modes_were(tmp_path: Path) 
     bring_back(snapshot_of(built.root), tmp_path / "there", key_home=built.root)
 
     seen = inspect(locate(tmp_path / "there", {}))
-    assert [finding.path for finding in seen.findings if finding.wanted is not None] == []
+    assert [finding.path for finding in seen.findings if finding.repaired is not None] == []
     assert (tmp_path / "there/data/artifacts/run.sh").stat().st_mode & 0o7777 == 0o755
