@@ -114,7 +114,7 @@ def drill(
 
 
 def as_result(report: Any) -> dict[str, Any]:
-    """Give the JSON of a drill; docs/json/drill.json."""
+    """Return the JSON of a drill; docs/json/drill.json."""
     from sagewai_ops.operations.drill import PROVED
     from sagewai_ops.schema.as_json import of_upgraded
 
@@ -142,25 +142,25 @@ def as_result(report: Any) -> dict[str, Any]:
             "entries": inspection.entries,
             "findings": [
                 {
-                    "rule": one.rule.id,
-                    "severity": one.rule.severity.value,
-                    "path": str(one.path.relative_to(inspection.home)),
-                    "wrong": one.wrong,
+                    "rule": finding.rule.id,
+                    "severity": finding.rule.severity.value,
+                    "path": str(finding.path.relative_to(inspection.home)),
+                    "wrong": finding.wrong,
                 }
-                for one in inspection.findings
+                for finding in inspection.findings
             ],
         },
-        "findings": [{"check": one.check, "text": one.text} for one in report.findings],
+        "findings": [{"check": finding.check, "text": finding.text} for finding in report.findings],
         "swept": list(report.swept),
     }
 
 
 def show(terminal: Terminal, result: dict[str, Any]) -> None:
-    """Say what was proved, and what to know about it."""
+    """Print the outcome and the findings."""
     proved = result["outcome"] == "proved"
     terminal.line(
         f"snapshot {result['snapshot']}: "
-        + ("proved restorable" if proved else "restorable, but sealed values stay closed"),
+        + ("proved restorable" if proved else "restorable, but not all encrypted values open"),
         style="bold green" if proved else "bold yellow",
     )
     terminal.line(f"  restored  {result['files']} files, {size(result['size_bytes'])}, and removed")
@@ -174,30 +174,29 @@ def show(terminal: Terminal, result: dict[str, Any]) -> None:
         terminal.line(f"  upgrade   {before} to {after}, {len(upgrade['added'])} additions")
     show_keys(terminal, result)
     entries = result["permissions"]["entries"]
-    terminal.line(f"  modes     {entries} entries held against the rules")
+    terminal.line(f"  modes     {entries} entries checked")
     for finding in result["findings"][:_SHOWN]:
         terminal.line(f"  finding   {finding['check']}: {finding['text']}", style="yellow")
     if len(result["findings"]) > _SHOWN:
         terminal.line(f"  finding   and {len(result['findings']) - _SHOWN} more: --json lists them")
     terminal.line(
-        f"  took      {result['seconds']:.1f} s"
-        + (", written into its card" if result["recorded"] else "")
+        f"  took      {result['seconds']:.1f} s" + (", recorded" if result["recorded"] else "")
     )
 
 
 def show_keys(terminal: Terminal, result: dict[str, Any]) -> None:
-    """Say what opened the sealed values, and whether a lost home takes that along."""
+    """Print which key opens the encrypted values, and whether the snapshot contains it."""
     keys = result["keys"]
     if not keys["total"]:
-        terminal.line("  sealed    nothing")
+        terminal.line("  secrets   none")
         return
     opened = f"{keys['opened']} of {keys['total']} values open"
     source = result["key_source"] or "no key"
     if result["key_in_snapshot"]:
-        terminal.line(f"  sealed    {opened} with the key in the snapshot")
+        terminal.line(f"  secrets   {opened} with the key in the snapshot")
     else:
         terminal.line(
-            f"  sealed    {opened} with {source}, NOT in the snapshot: keep it elsewhere",
+            f"  secrets   {opened} with {source}, NOT in the snapshot: keep it elsewhere",
             style="yellow",
         )
 
@@ -206,7 +205,7 @@ def _warnings(report: Any) -> list[str]:
     warnings = []
     if report.outcome == "unproved":
         closed = len(report.restored.keys.unopened)
-        warnings.append(f"not proved: {closed} sealed values open with no key at hand")
+        warnings.append(f"not proved: no available key opens {closed} encrypted values")
     if report.not_recorded:
-        warnings.append(f"proved, but the card does not say so: {report.not_recorded}")
+        warnings.append(f"proved, but not recorded: {report.not_recorded}")
     return warnings

@@ -124,7 +124,7 @@ def preflight(
 
 
 def as_result(done: Any) -> dict[str, Any]:
-    """Give the JSON of a preflight; docs/json/preflight.json."""
+    """Return the JSON of a preflight; docs/json/preflight.json."""
     snapshot = done.snapshot
     return {
         "home": str(done.home),
@@ -132,15 +132,15 @@ def as_result(done: Any) -> dict[str, Any]:
         "strict": done.is_strict,
         "checks": [
             {
-                "check": one.name,
-                "verdict": one.verdict.value,
-                "summary": one.summary,
-                "details": list(one.details),
-                "mend": list(one.remedies),
-                "exit_code": one.exit_code,
-                "seconds": round(one.seconds, 3),
+                "check": check.name,
+                "verdict": check.verdict.value,
+                "summary": check.summary,
+                "details": list(check.details),
+                "mend": list(check.remedies),
+                "exit_code": check.exit_code,
+                "seconds": round(check.seconds, 3),
             }
-            for one in done.checks
+            for check in done.checks
         ],
         "snapshot": snapshot.id if snapshot else None,
         "archive": str(snapshot.path) if snapshot else None,
@@ -153,22 +153,23 @@ def as_result(done: Any) -> dict[str, Any]:
 
 
 def show(terminal: Terminal, result: dict[str, Any]) -> None:
-    """Render for people: the table, what is behind each line that is not in order, the verdict."""
+    """Print the table, the details of each line that is not ok, and the verdict."""
     terminal.table(
         ("check", "verdict", ""),
-        [(one["check"], one["verdict"], one["summary"]) for one in result["checks"]],
+        [(check["check"], check["verdict"], check["summary"]) for check in result["checks"]],
     )
-    for one in result["checks"]:
-        if one["verdict"] in ("ok", "skipped"):
+    for check in result["checks"]:
+        verdict = check["verdict"]
+        if verdict in ("ok", "skipped"):
             continue
-        terminal.line(f"{one['check']}: {one['summary']}", style=_STYLES.get(one["verdict"], "red"))
-        for detail in one["details"][:_SHOWN]:
+        terminal.line(f"{check['check']}: {check['summary']}", style=_STYLES.get(verdict, "red"))
+        for detail in check["details"][:_SHOWN]:
             terminal.line(f"  {detail}")
-        if len(one["details"]) > _SHOWN:
-            terminal.line(f"  and {len(one['details']) - _SHOWN} more: --json lists them")
-        for mend in one["mend"][:_SHOWN]:
-            terminal.line(f"  mend it  {mend}")
-    failed = sum(bool(one["exit_code"]) for one in result["checks"])
+        if len(check["details"]) > _SHOWN:
+            terminal.line(f"  and {len(check['details']) - _SHOWN} more: --json lists them")
+        for remedy in check["mend"][:_SHOWN]:
+            terminal.line(f"  fix  {remedy}")
+    failed = sum(bool(check["exit_code"]) for check in result["checks"])
     if result["ready"]:
         terminal.line(f"home {result['home']}: ready", style="bold green")
     else:

@@ -128,14 +128,14 @@ def restore(
         ),
     ] = False,
 ) -> Outcome:
-    """Parse, bring back, render."""
+    """Parse, restore, render."""
     if sum((undo, recover, snapshot is not None)) != 1:
         raise UsageError(
             "restore: name one of SNAPSHOT, --undo and --recover",
             hint="sagewai-ops restore latest\nsagewai-ops restore --help",
         )
     if undo or recover:
-        return _step_back(run, to, undo=undo, dry_run=dry_run, wait_seconds=wait)
+        return _undo_or_recover(run, to, undo=undo, dry_run=dry_run, wait_seconds=wait)
 
     from sagewai_ops.cli.credentials import unlock_of
     from sagewai_ops.home.paths import locate
@@ -163,38 +163,38 @@ def restore(
     risked = home if to is None and home.root.is_dir() else None
     if dry_run:
         plan = plan_restore(archive, target, options)
-        warnings = (*_elsewhere(plan, risked, snapshot), *plan.warnings)
+        warnings = (*_origin_warning(plan, risked, snapshot), *plan.warnings)
         result = _plan_result(plan) | {"warnings": list(warnings)}
         return Outcome(
             result, lambda terminal: _show_plan(terminal, result), warnings=warnings, always=True
         )
     with run.terminal.progress() as progress:
         report = restoring.restore(archive, target, options, progress=progress)
-    warnings = (*_elsewhere(report.plan, risked, snapshot), *report.warnings)
+    warnings = (*_origin_warning(report.plan, risked, snapshot), *report.warnings)
     done = _report_result(report) | {"warnings": list(warnings)}
     return Outcome(done, lambda terminal: _show(terminal, done), warnings=warnings)
 
 
-def _elsewhere(plan: Any, home: Home | None, snapshot: str | None) -> tuple[str, ...]:
-    """Say that `latest` is of another place: a copy of the home may share its snapshot directory.
+def _origin_warning(plan: Any, home: Home | None, snapshot: str | None) -> tuple[str, ...]:
+    """Warn if `latest` was created from another path: a copy may share the snapshot directory.
 
     Args:
-        home: What would be replaced by it; None where there is nothing, or where it goes beside.
+        home: The home that it replaces; None without one.
     """
     if home is None or snapshot != "latest" or plan.origin in ("", str(home.root)):
         return ()
-    return (f"snapshot {plan.snapshot_id}: taken of {plan.origin}, not of {home.root}",)
+    return (f"snapshot {plan.snapshot_id}: created from {plan.origin}, not from {home.root}",)
 
 
 def _parts(only: list[str]) -> tuple[str, ...]:
-    """Take `--only a,b`; one without a name is `"$UNSET"` in a script, and not the whole home."""
+    """Parse `--only a,b`; refuse an empty name, which is an unset variable of a script."""
     parts = tuple(part.strip() for text in only for part in text.split(","))
     if "" in parts:
-        raise UsageError("--only: a part has no name", hint="name it: --only config,db")
+        raise UsageError("--only: empty name", hint="name the parts: --only config,db")
     return parts
 
 
-def _step_back(
+def _undo_or_recover(
     run: Run, to: Path | None, *, undo: bool, dry_run: bool, wait_seconds: float
 ) -> Outcome:
     from sagewai_ops.home.paths import locate
@@ -211,17 +211,16 @@ def _step_back(
             "before": str(back.previous) if back.previous else None,
             "dry_run": dry_run,
         }
-        words = (
-            f"home {target.root}: {'would be' if dry_run else 'is'} what {back.restored_from} was"
-        )
+        would = "would be " if dry_run else ""
+        summary = f"home {target.root}: {would}restored from {back.restored_from}"
     else:
         if dry_run:
             raise UsageError("--recover: has no dry run", hint="sagewai-ops recover --dry-run")
         report = recover_home(target, {}, kinds=[RESTORE], wait_seconds=wait_seconds)
         answer = alias_outcome(report)
         result = {"home": str(target.root), "recovery": answer}
-        words = f"home {target.root}: {answer}"
-    return Outcome(result, lambda terminal: terminal.line(words), always=dry_run)
+        summary = f"home {target.root}: {answer}"
+    return Outcome(result, lambda terminal: terminal.line(summary), always=dry_run)
 
 
 def _plan_result(plan: Any) -> dict[str, Any]:
@@ -268,15 +267,15 @@ def _report_result(report: Any) -> dict[str, Any]:
 def _show_plan(terminal: Terminal, result: dict[str, Any]) -> None:
     terminal.line(f"snapshot {result['snapshot']} would be restored to {result['target']}")
     terminal.line(f"  target    {result['target_state']}")
-    terminal.line(f"  brings    {result['files']} files, {size(result['size_bytes'])}")
+    terminal.line(f"  restores  {result['files']} files, {size(result['size_bytes'])}")
     what = "the whole home" if result["exchanged"] is None else ", ".join(result["exchanged"])
-    terminal.line(f"  exchanges {what}")
+    terminal.line(f"  replaces  {what}")
     terminal.line(
         f"  key       {result['key_fingerprint'] or 'none'}, {result['key_custody']}, "
-        f"{result['sealed_values']} sealed values"
+        f"{result['sealed_values']} encrypted values"
     )
     if result["revokes_sessions"]:
-        terminal.line("  revokes   every session and API token in it")
+        terminal.line("  revokes   all sessions and API tokens")
     if result["rebinds_fleet"]:
         terminal.line(f"  rebinds   the fleet's rows to {result['target']}")
     _show_links(terminal, result)
@@ -302,7 +301,7 @@ def _show(terminal: Terminal, result: dict[str, Any]) -> None:
     source = result["key_source"] or "no key"
     installed = ", installed in the home" if result["key_installed"] else ""
     terminal.line(
-        f"  sealed    {keys['total'] - len(keys['unopened'])} of {keys['total']} values open "
+        f"  secrets   {keys['total'] - len(keys['unopened'])} of {keys['total']} values open "
         f"with {source}{installed}"
     )
     terminal.line(

@@ -1,4 +1,4 @@
-"""The options that say which snapshots stay, as `snapshots prune` and `backup` take them."""
+"""The retention options of `snapshots prune` and `backup`."""
 
 from typing import Annotated, Any
 
@@ -43,7 +43,7 @@ def policy_of(
     """Build the policy that the options ask for.
 
     Raises:
-        UsageError: The span is none.
+        UsageError: The span is invalid.
     """
     from sagewai_ops.snapshots.retention import Policy
 
@@ -52,7 +52,7 @@ def policy_of(
 
 
 def as_result(pruned: Any) -> dict[str, Any]:
-    """Give the JSON of a prune; docs/json.md."""
+    """Return the JSON of a prune; docs/json.md."""
     policy = pruned.policy
     return {
         "folder": str(pruned.directory),
@@ -74,9 +74,9 @@ def as_result(pruned: Any) -> dict[str, Any]:
             }
             for decision in pruned.plan.decisions
         ],
-        "removed": [one.id for one in pruned.plan.removed],
-        "purged": [one.id for one in pruned.purged],
-        "resting": [one.id for one in pruned.remaining],
+        "removed": [item.id for item in pruned.plan.removed],
+        "purged": [item.id for item in pruned.purged],
+        "resting": [item.id for item in pruned.remaining],
         "set_back": [
             {"before": before, "after": after} for before, after in pruned.plan.clock_changes
         ],
@@ -86,27 +86,27 @@ def as_result(pruned: Any) -> dict[str, Any]:
 
 
 def warnings_of(result: dict[str, Any]) -> tuple[str, ...]:
-    """Say what a prune could not do as it was asked, one line each."""
+    """Return a line for each part of the prune that was omitted."""
     if not result["ahead"]:
         return ()
-    words = (
-        f"snapshot {result['ahead']}: dated after now, so a clock is or was wrong: nothing in "
-        f"{result['folder']}/.trash is removed for ever until that is settled"
+    warning = (
+        f"snapshot {result['ahead']}: dated in the future, the clock is or was wrong: nothing in "
+        f"{result['folder']}/.trash is removed permanently until that is fixed"
     )
-    return (words,)
+    return (warning,)
 
 
 def show(terminal: Terminal, result: dict[str, Any], *, everything: bool) -> None:
-    """Say what goes and why what stays does.
+    """Print the removed snapshots.
 
     Args:
-        everything: List each snapshot; else what goes alone.
+        everything: Print the kept ones and the reasons, too.
     """
     would = "would be " if result["dry_run"] else ""
     rows = [row for row in result["snapshots"] if everything or not row["stays"]]
     if rows:
         terminal.table(
-            ("id", "taken (UTC)", "size", "", "reason"),
+            ("id", "created (UTC)", "size", "", "reason"),
             [
                 (
                     row["id"],
@@ -120,8 +120,8 @@ def show(terminal: Terminal, result: dict[str, Any], *, everything: bool) -> Non
         )
     for pair in result["set_back"]:
         terminal.line(
-            f"the clock went back: {pair['after']} was taken after {pair['before']}; "
-            "the rules hold before and after it apart"
+            f"the clock was set back between {pair['before']} and {pair['after']}: "
+            "the rules are applied before and after it separately"
         )
     terminal.line(
         f"{len(result['removed'])} of {len(result['snapshots'])} {would}moved to "

@@ -19,7 +19,7 @@ def find_archive(
     identity: list[Path] | None,
     passphrase_file: str | None,
 ) -> tuple[Path, Any]:
-    """Return the path of the archive, and what opens it."""
+    """Return the path of an archive, and the keys that decrypt it."""
     from sagewai_ops.cli.credentials import unlock_of
     from sagewai_ops.snapshots import catalog
     from sagewai_ops.snapshots.ownership import home_ids

@@ -1,4 +1,4 @@
-"""`snapshots diff`: what differs between two snapshots."""
+"""`snapshots diff`: the differences between two snapshots."""
 
 from typing import Annotated, Any
 
@@ -6,7 +6,8 @@ import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.terminal import Terminal
-from sagewai_ops.text import size
+from sagewai_ops.errors import UsageError
+from sagewai_ops.text import shell_word, size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     IdentityOption,
@@ -16,19 +17,21 @@ from .shared_options import (  # noqa: TID251 - a neighbour
 
 HELP = """Show the differences between two snapshots.
 
-Added, removed and changed files, row counts of tables, schema and keys are compared by the
-manifests; times are ignored, and no content is read.
+The last two of this home by default. Added, removed and changed files, row counts of tables, schema
+and keys are compared by the manifests; times are ignored, and no content is read.
 
 Exit status:
   0   compared, equal or not
-  2   ambiguous name
-  10  snapshot not found
+  2   ambiguous name, or one name alone
+  10  snapshot not found, or fewer than two
   12  no key decrypts one
   16  damaged
   18  format newer than this program
 """
 
-_Name = typer.Argument(help="An id, the beginning of an id, latest, tree, or a path.")
+_Name = typer.Argument(
+    metavar="[SNAPSHOT]", help="An id, the beginning of an id, latest, tree, or a path."
+)
 
 
 def register(group: typer.Typer) -> None:
@@ -39,25 +42,31 @@ def register(group: typer.Typer) -> None:
 def diff(
     run: Run,
     *,
-    first: Annotated[str, _Name],
-    second: Annotated[str, _Name],
+    first: Annotated[str | None, _Name] = None,
+    second: Annotated[str | None, _Name] = None,
     snapshots: SnapshotsOption = None,
     identity: IdentityOption = None,
     passphrase_file: OpeningPassphraseOption = None,
 ) -> Outcome:
     """Parse, compare, render."""
     from sagewai_ops.cli.credentials import unlock_of
-    from sagewai_ops.snapshots.catalog import find_snapshot
+    from sagewai_ops.snapshots.catalog import find_snapshot, latest_two
     from sagewai_ops.snapshots.diff import compare_snapshots
     from sagewai_ops.snapshots.ownership import home_ids
 
+    if first is not None and second is None:
+        raise UsageError(
+            "snapshots diff: two snapshots required, or none for the last two",
+            hint=f"sagewai-ops snapshots diff {shell_word(first)} latest",
+        )
     home = run.home()
     directory = run.snapshots(home, snapshots)
     ids = home_ids(home)
-    decryption = unlock_of(run.terminal, identity or [], passphrase_file)
-    found = compare_snapshots(
-        find_snapshot(directory, first, ids), find_snapshot(directory, second, ids), decryption
-    )
+    if first is None or second is None:
+        pair = latest_two(directory, ids)
+    else:
+        pair = find_snapshot(directory, first, ids), find_snapshot(directory, second, ids)
+    found = compare_snapshots(*pair, unlock_of(run.terminal, identity or [], passphrase_file))
     result = _as_result(found)
     return Outcome(result, lambda terminal: _show(terminal, result), always=True)
 
@@ -114,7 +123,5 @@ def _show(terminal: Terminal, result: dict[str, Any]) -> None:
         terminal.line(
             f"  key {fingerprint} opens  {pair['values_before']} -> {pair['values_after']} values"
         )
-    words = (
-        "the same" if result["same"] else f"{result['unchanged']} files and directories the same"
-    )
-    terminal.line(f"  {words}")
+    unchanged = "no differences" if result["same"] else f"{result['unchanged']} entries unchanged"
+    terminal.line(f"  {unchanged}")

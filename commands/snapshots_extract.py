@@ -62,18 +62,20 @@ def extract(
 
     path, decryption = find_archive(run, snapshot, snapshots, identity, passphrase_file)
     with run.terminal.progress() as progress:
-        taken = extract_files(
+        extraction = extract_files(
             path, decryption, tuple(paths or ()), to, dry_run=dry_run, progress=progress
         )
     if dry_run:
-        return plan_outcome([f"write {taken.files} files, {size(taken.size_bytes)}, to {to}"])
+        return plan_outcome(
+            [f"write {extraction.files} files, {size(extraction.size_bytes)}, to {to}"]
+        )
     result = {
         "archive": str(path),
         "to": str(to),
-        "files": taken.files,
-        "folders": taken.directories,
-        "links": taken.links,
-        "size_bytes": taken.size_bytes,
+        "files": extraction.files,
+        "folders": extraction.directories,
+        "links": extraction.links,
+        "size_bytes": extraction.size_bytes,
     }
-    words = f"{taken.files} files, {size(taken.size_bytes)}, taken out to {to}"
-    return Outcome(result, lambda terminal: terminal.line(words))
+    summary = f"{extraction.files} files, {size(extraction.size_bytes)}, extracted to {to}"
+    return Outcome(result, lambda terminal: terminal.line(summary))

@@ -98,13 +98,13 @@ def list_snapshots(
         for item in catalog.list_snapshots(directory)
         if not tag or set(tag).intersection(item.tags)
     ]
-    rested, tree = list_trash(directory), find_mirror(directory)
+    trash, tree = list_trash(directory), find_mirror(directory)
     result = {
         "folder": str(directory),
         "snapshots": rows,
         "trash": {
-            "snapshots": [item.id for item in rested],
-            "archive_bytes": sum(item.size_bytes for item in rested),
+            "snapshots": [item.id for item in trash],
+            "archive_bytes": sum(item.size_bytes for item in trash),
         },
         "tree": tree and {"path": str(tree.path), "id": tree.id, "created_at": tree.created_at},
         "rebuilt": rebuilt
@@ -139,21 +139,31 @@ def _rebuild_outcome(rebuilt: Any) -> tuple[tuple[str, ...], int]:
     if rebuilt is None:
         return (), EXIT_DONE
     warnings = [
-        f"snapshot {one}: its card is left as it is, {problem}"
-        for one, problem in rebuilt.damaged.items()
+        f"snapshot {snapshot}: metadata file unchanged, {problem}"
+        for snapshot, problem in rebuilt.damaged.items()
     ]
     warnings += [
-        f"snapshot {one}: encrypted, and nothing given opens it: --identity or --passphrase-file"
-        for one in rebuilt.limited
+        f"snapshot {snapshot}: encrypted, needs --identity or --passphrase-file"
+        for snapshot in rebuilt.limited
     ]
     code = EXIT_INCOMPLETE if rebuilt.limited else EXIT_DONE
     return tuple(warnings), EXIT_FINDINGS if rebuilt.damaged else code
 
 
 def _show(terminal: Terminal, result: dict[str, Any]) -> None:
-    rows, rested, tree = result["snapshots"], result["trash"], result["tree"]
+    rows, trash, tree = result["snapshots"], result["trash"], result["tree"]
     if rows:
-        names = ("id", "taken (UTC)", "size", "level", "key", "verified", "proved", "tags", "home")
+        names = (
+            "id",
+            "created (UTC)",
+            "size",
+            "level",
+            "key",
+            "verified",
+            "proved",
+            "tags",
+            "home",
+        )
         table = [
             (
                 row["id"],
@@ -168,7 +178,7 @@ def _show(terminal: Terminal, result: dict[str, Any]) -> None:
             )
             for row in rows
         ]
-        # A column that says nothing, or the same home of all, only makes the others hard to read.
+        # Omit columns without values, and the home if all are of the same.
         shown = [
             (name, *cells)
             for name, *cells in zip(names, *table, strict=True)
@@ -178,23 +188,23 @@ def _show(terminal: Terminal, result: dict[str, Any]) -> None:
         terminal.table(head, body)
     else:
         terminal.line(f"no snapshots in {result['folder']}")
-    if rested["snapshots"]:
+    if trash["snapshots"]:
         terminal.line(
-            f"{len(rested['snapshots'])} more rest in .trash ({size(rested['archive_bytes'])}): "
+            f"{len(trash['snapshots'])} more in .trash ({size(trash['archive_bytes'])}): "
             "sagewai-ops snapshots undelete"
         )
     if tree:
-        terminal.line(f"tree {tree['path']}, taken {tree['created_at']}")
+        terminal.line(f"tree {tree['path']}, created {tree['created_at']}")
 
 
 def _verified(row: dict[str, Any]) -> str:
-    """Say when a snapshot was read back, or that it is no longer what was."""
+    """Return the time of the verification, or the state of the archive."""
     if row["cut"]:
         return "wrong size"
-    return row["verified_at"] or ("no" if row["has_card"] else "no card")
+    return row["verified_at"] or ("no" if row["has_card"] else "no metadata")
 
 
 def drill_result(row: dict[str, Any]) -> str:
-    """Say when a drill proved a snapshot, or that the last one failed."""
+    """Return the time of the last successful drill, or that the last drill failed."""
     failed = (row["drill"] or {}).get("outcome") == "failed"
     return "drill failed" if failed else row["proved_restorable_at"] or "-"

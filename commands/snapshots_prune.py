@@ -58,7 +58,7 @@ def prune(
     wait: DirectoryWaitOption = 0.0,
 ) -> Outcome:
     """Parse, prune, render."""
-    from sagewai_ops.snapshots.prune import prune as carry_out
+    from sagewai_ops.snapshots.prune import prune as prune_snapshots
 
     policy = policy_of(
         keep_last,
@@ -75,7 +75,9 @@ def prune(
     home = run.home()
     directory = run.snapshots(home, snapshots)
     result = as_result(
-        carry_out(home, directory, policy, all_paths=any_place, dry_run=dry_run, wait_seconds=wait)
+        prune_snapshots(
+            home, directory, policy, all_paths=any_place, dry_run=dry_run, wait_seconds=wait
+        )
     )
     return Outcome(
         result,

@@ -83,12 +83,12 @@ def show(
                 }
                 for entry in entries
             ]
-    return Outcome(result, lambda terminal: _show_snapshot(terminal, result), always=True)
+    return Outcome(result, lambda terminal: _show(terminal, result), always=True)
 
 
-def _show_snapshot(terminal: Terminal, result: dict[str, Any]) -> None:
+def _show(terminal: Terminal, result: dict[str, Any]) -> None:
     terminal.line(f"snapshot {result['id']} of {result.get('home')}", style="bold")
-    terminal.line(f"  taken     {result.get('created_at')} by {result.get('tool_version')}")
+    terminal.line(f"  created   {result.get('created_at')} by {result.get('tool_version')}")
     terminal.line(f"  content   {result['members']} members, {size(result['content_bytes'])}")
     terminal.line(
         f"  key       {result.get('key_fingerprint') or 'none'}, {result.get('key_custody')}"
@@ -101,7 +101,7 @@ def _show_snapshot(terminal: Terminal, result: dict[str, Any]) -> None:
         )
     terminal.line(f"  proved    {drill_result(result)}")
     for item in result["left_out"] or ():
-        terminal.line(f"  left out  {item['path']}: {item['reason']} {item['detail']}".rstrip())
+        terminal.line(f"  omitted   {item['path']}: {item['reason']} {item['detail']}".rstrip())
     for path, origin in (result["followed"] or {}).items():
         terminal.line(f"  included  {path}: content of {origin}, in place of a link")
     for path, target in result["outside_links"].items():

@@ -1,4 +1,4 @@
-"""`snapshots undelete`: bring back the snapshots that a prune removed."""
+"""`snapshots undelete`: restore the snapshots that a prune removed."""
 
 from typing import Annotated
 
@@ -55,5 +55,5 @@ def undelete(
     if dry_run:
         return plan_outcome(f"move {path.name} back to {directory}" for path in paths)
     result = {"folder": str(directory), "brought_back": [str(path) for path in paths]}
-    words = f"{len(paths)} snapshots brought back to {directory}"
-    return Outcome(result, lambda terminal: terminal.line(words))
+    summary = f"{len(paths)} snapshots restored to {directory}"
+    return Outcome(result, lambda terminal: terminal.line(summary))

@@ -39,23 +39,16 @@ def verify(
       18  format newer than this program
     """
     from sagewai_ops.archive.open import open_archive
+    from sagewai_ops.progress import byte_counter
 
     path, decryption = find_archive(run, snapshot, snapshots, identity, passphrase_file)
     with run.terminal.progress() as progress, open_archive(path, decryption) as reader:
-        done = 0
-
-        def count(size_bytes: int) -> None:
-            nonlocal done
-            done += size_bytes
-            if progress:
-                progress("verify", done, reader.content_bytes)
-
-        reader.verify(on_bytes=count)
+        reader.verify(on_bytes=byte_counter(progress, "verify", reader.content_bytes))
         result = {
             "id": reader.header.id,
             "archive": str(path),
             "members": len(reader.manifest.entries),
             "content_bytes": sum(entry.size_bytes for entry in reader.manifest.entries),
         }
-    words = f"snapshot {result['id']}: holds, {result['members']} members, every byte checked"
-    return Outcome(result, lambda terminal: terminal.line(words, style="green"))
+    summary = f"snapshot {result['id']}: verified, {result['members']} members, every byte checked"
+    return Outcome(result, lambda terminal: terminal.line(summary, style="green"))

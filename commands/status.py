@@ -46,7 +46,7 @@ def status(
 
 
 def as_result(found: Any) -> dict[str, Any]:
-    """Give the JSON of a home's status; docs/json.md."""
+    """Return the JSON of a home's status; docs/json.md."""
     import sqlite3
 
     database, newest = found.database, found.newest
@@ -112,15 +112,15 @@ def as_result(found: Any) -> dict[str, Any]:
 
 
 def _notes(home: Any, database: Any) -> list[str]:
-    """Say what is worth knowing and nothing to act on at once."""
+    """Return notes that need no action."""
     import sqlite3
 
     from sagewai_ops.database.sqlite.version_notes import version_note
 
     server = home.server_url_variable
     elsewhere = f"{server}: Sagewai's tables are on that server, not in this database"
-    said = database and version_note(sqlite3.sqlite_version_info, database.journal_mode)
-    return [note for note in (server and elsewhere, said) if note]
+    version = database and version_note(sqlite3.sqlite_version_info, database.journal_mode)
+    return [note for note in (server and elsewhere, version) if note]
 
 
 def _snapshot(snapshot: Any) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def show(terminal: Terminal, result: dict[str, Any]) -> None:
 
 
 def _show_proof(terminal: Terminal, newest: dict[str, Any], proved: dict[str, Any] | None) -> None:
-    """Say which snapshot was proved restorable, and what became of the newest's drill."""
+    """Print the newest snapshot that a drill restored, and a failed drill of the newest."""
     if (newest["drill"] or {}).get("outcome") == "failed":
         moment = newest["drill"].get("at")
         terminal.line(f"  drill      of {newest['id']} failed {moment}", style="red")
@@ -194,7 +194,7 @@ def _show_database(terminal: Terminal, database: dict[str, Any] | None) -> None:
 
 def _warnings(found: Any) -> list[str]:
     warnings = [
-        f"{candidate.path or candidate.source}: {candidate.problem}; Sagewai would make a new key"
+        f"{candidate.path or candidate.source}: {candidate.problem}; Sagewai would create a new key"
         for candidate in found.candidates
         if candidate.problem
     ]
@@ -205,10 +205,10 @@ def _warnings(found: Any) -> list[str]:
         for path, document in found.documents.items()
         for problem in document.problems
     ]
-    warnings += [f"{path}: may not be read, nothing is told of it" for path in found.closed]
+    warnings += [f"{path}: not readable, not shown" for path in found.unreadable]
     if found.newest and found.newest.is_truncated:
         warnings.append(
-            f"{found.newest.path}: not of the size that its card says: "
+            f"{found.newest.path}: size differs from the recorded one: "
             f"sagewai-ops snapshots verify {found.newest.id}"
         )
     warnings += [

@@ -48,7 +48,7 @@ _WORD = re.compile(rf"\b(?:{'|'.join(WORDS)})\b", re.IGNORECASE)
 _VERBS = re.compile(r"(Give|Tell|Say|Let|Spell|Name|Hold|Look|Take|Make sure)s?\b")
 # Where a word is what another program, a file format or a JSON field calls a thing.
 _QUOTED = re.compile(
-    r"`[^`\n]*`|\"(?:folders?|nobody)\"|'(?:folders?|nobody)'|\bnobody:|user nobody"
+    r"`[^`\n]*`|\"(?:folders?|nobody|mend)\"|'(?:folders?|nobody)'|\bnobody:|user nobody"
 )
 PROSE = ("docs/**/*.md", "man/**/*.md", "man/*.1", "*.md", "fixtures/*.md")
 CODE = ("sagewai_ops/**/*.py", "commands/*.py", "migrations/**/*.py", "fixtures/**/*.py", ".ci/*")

@@ -1,9 +1,8 @@
-"""Drill a snapshot: restore it into a scratch directory, use the result, record the outcome.
+"""Drill a snapshot: restore it to a scratch directory, use the result, record the outcome.
 
-It is the restore of `restore`, swap and all, then what nobody does to a home in use: its database
-is upgraded to the head, and its permissions are judged. What was proved, and when, goes into the
-snapshot's card. The scratch directory is private and locked; it is removed at the end, and after a
-kill by the next run.
+It runs the complete `restore`, then checks the permissions of the result and upgrades its database
+to the head. The outcome and its time are recorded in the snapshot's metadata file. The scratch
+directory is private and locked; it is removed at the end, or by the next run after a kill.
 """
 
 import contextlib
@@ -51,8 +50,8 @@ from sagewai_ops.text import shell_word
 
 PROVED, UNPROVED, FAILED = "proved", "unproved", "failed"
 _HOME = "home"  # in the scratch directory
-# What these say is about this moment, not about the snapshot; any other failure is its own.
-_NO_VERDICT = (
+# Errors of the environment; any other error is a failure of the snapshot, and recorded.
+_NOT_RECORDED = (
     InterruptedRunError,
     LockedError,
     NoSpaceError,
@@ -65,13 +64,13 @@ _NO_VERDICT = (
 
 @dataclass(frozen=True, slots=True)
 class DrillOptions:
-    """What a drill is told.
+    """The options of a drill.
 
     Attributes:
         key_file: A master key to use.
-        without_key: Go on if sealed values open with no key; it is not proved then.
+        without_key: Continue if encrypted values open with no key; the outcome is then unproved.
         key_home: A home whose keys may be used; need not exist.
-        scratch: The directory that the scratch directory is made in; None for the snapshot's own.
+        scratch: Where the scratch directory is created; None for the snapshot directory.
     """
 
     decryption: Decryption | None = None
@@ -84,7 +83,7 @@ class DrillOptions:
 
 @dataclass(frozen=True, slots=True)
 class DrillFinding:
-    """Something that does not hinder a restore and should be known.
+    """A problem that does not prevent a restore.
 
     Attributes:
         check: `database`, `keys`, `upgrade` or `permissions`.
@@ -96,15 +95,15 @@ class DrillFinding:
 
 @dataclass(frozen=True, slots=True)
 class DrillReport:
-    """A drill that came to its end.
+    """A completed drill.
 
     Attributes:
-        outcome: `proved`, or `unproved` where sealed values stayed closed, which was asked for.
-        checked: What held, in order.
-        upgrade: None where there is no database.
+        outcome: `proved`, or `unproved` if encrypted values could not be opened (`without_key`).
+        checked: The checks that passed, in order.
+        upgrade: None without a database.
         inspection: Without the directories above the scratch directory.
-        recorded: Whether the snapshot's card has it.
-        not_recorded: Why it has not; "" if it has, or if it is no snapshot's name.
+        recorded: Whether the outcome is in the snapshot's metadata file.
+        not_recorded: Why it could not be written; "" if it was, or if the archive has none.
     """
 
     snapshot_id: str
@@ -123,7 +122,7 @@ class DrillReport:
 
     @property
     def key_in_snapshot(self) -> bool:
-        """Whether the key came out of the archive itself."""
+        """Whether the archive contains the key."""
         return self.restored.plan.key_custody == "sealed" and not self.restored.key_installed
 
 
@@ -132,53 +131,54 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
 
     Args:
         archive: A snapshot file.
-        progress: Told `restore` in bytes, then `additions` in statements.
+        progress: Reports `restore` in bytes, then `additions` in statements.
 
     Raises:
-        NotFoundError: There is no such archive, or scratch directory.
-        UsageError: The scratch directory would stand in the home.
-        NoSpaceError, PermissionDeniedError, LockedError: The system refused; the card says what it
-            said before.
-        DamagedError, KeyMissingError, SchemaAheadError, DifferenceError, OpsError: It failed, and
-            its card says so.
+        NotFoundError: No such archive, or no such directory for the scratch directory.
+        UsageError: The scratch directory would be inside the home.
+        NoSpaceError, PermissionDeniedError, LockedError: It could not run; nothing is recorded.
+        DamagedError, KeyMissingError, SchemaAheadError, DifferenceError, OpsError: The drill
+            failed, which is recorded.
     """
     archive = Path(os.path.realpath(archive))
     if archive.is_dir():
         raise UsageError(
-            f"snapshot {archive}: is a tree, which has no card for what a drill proves",
+            f"snapshot {archive}: a directory, which has no metadata file for the outcome",
             hint=f"sagewai-ops restore {shell_word(archive)} --to NEW_DIRECTORY"
             "  # checks every byte of it",
         )
     if not archive.is_file():
-        raise NotFoundError(
-            f"snapshot {archive}: does not exist", hint="sagewai-ops snapshots list"
-        )
-    trial = _Trial(archive)
-    directory = _room(archive, options)
+        raise NotFoundError(f"snapshot {archive}: not found", hint="sagewai-ops snapshots list")
+    run = _DrillRun(archive)
+    directory = _scratch_parent(archive, options)
     swept: tuple[str, ...] = ()
-    for place in dict.fromkeys((directory, archive.parent)):
-        with locks.sweep_guard(place):
-            swept += tuple(catalog.sweep(place))
+    for parent in dict.fromkeys((directory, archive.parent)):
+        with locks.sweep_guard(parent):
+            swept += tuple(catalog.sweep(parent))
     try:
-        with _worded(directory, archive), scratch_directory(directory, archive.parent) as scratch:
-            report = trial.run(scratch / _HOME, options, swept, progress)
-    except _NO_VERDICT:
+        with (
+            _hide_scratch_paths(directory, archive),
+            scratch_directory(directory, archive.parent) as scratch,
+        ):
+            report = run.execute(scratch / _HOME, options, swept, progress)
+    except _NOT_RECORDED:
         raise
     except OpsError as error:
-        if isinstance(error, KeyMissingError) and _is_closed(archive, options):
-            raise  # nobody tried to open it
+        is_encrypted = archive.name.endswith(".age")
+        if isinstance(error, KeyMissingError) and is_encrypted and options.decryption is None:
+            raise  # no identity was named: not a failure of the snapshot
         try:
-            _record(archive, trial.failure(error), {})
+            _record(archive, run.failure(error), {})
         except InterruptedRunError:
             raise
         except OpsError as other:
             raise type(error)(
-                error.message, hint=f"its card could not be marked: {other.message}\n{error.hint}"
+                f"{error.message}; outcome not recorded: {other.message}", hint=error.hint
             ) from error
         raise
     try:
         rebuilt = _card_of(archive, options.decryption)
-        recorded = _record(archive, trial.success(report), rebuilt)
+        recorded = _record(archive, run.success(report), rebuilt)
     except InterruptedRunError:
         raise
     except OpsError as error:
@@ -187,8 +187,8 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
 
 
 @dataclass(slots=True)
-class _Trial:
-    """What holds so far of the snapshot that is tried."""
+class _DrillRun:
+    """A drill in progress."""
 
     archive: Path
     at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
@@ -197,10 +197,10 @@ class _Trial:
     stage: str = "restore"
     findings: list[DrillFinding] = field(default_factory=list)
 
-    def run(
+    def execute(
         self, root: Path, options: DrillOptions, swept: tuple[str, ...], progress: Progress | None
     ) -> DrillReport:
-        """Restore to a directory that is not there yet, and use what came."""
+        """Restore to a new directory, and use the result."""
         with only_a_part():
             restored = restore(
                 self.archive,
@@ -215,18 +215,18 @@ class _Trial:
                 progress=progress,
             )
         home = locate(root, {})
-        self.held("database")
-        self.database(restored)
-        self.held("keys")
+        self.next_stage("database")
+        self.check_database(restored)
+        self.next_stage("keys")
         for value in restored.keys.unopened:
-            self.found("keys", f"{value.place} {value.where}: {value.reason}")
+            self.add_finding("keys", f"{value.place} {value.where}: {value.reason}")
         is_open = not (options.without_key and restored.keys.unopened)
-        # Before the upgrade, which leaves the database's own sidecars with the umask's mode.
-        self.held("permissions", keep=is_open)
-        inspection = self.permissions(home)
-        self.held("upgrade")
+        # Before the upgrade, which creates sidecars of the database with the umask's mode.
+        self.next_stage("permissions", has_passed=is_open)
+        inspection = self.check_permissions(home)
+        self.next_stage("upgrade")
         upgraded = self.upgrade(home, restored, progress)
-        self.held("")
+        self.next_stage("")
         return DrillReport(
             snapshot_id=restored.plan.snapshot_id,
             archive=self.archive,
@@ -241,77 +241,77 @@ class _Trial:
             swept=swept,
         )
 
-    def held(self, following: str, *, keep: bool = True) -> None:
-        """Note that the stage at hand held, and go on to the next."""
-        if keep:
+    def next_stage(self, stage: str, *, has_passed: bool = True) -> None:
+        """Record that the current stage has passed, and begin the next."""
+        if has_passed:
             self.checked.append(self.stage)
-        self.stage = following
+        self.stage = stage
 
-    def found(self, check: str, text: str) -> None:
-        """Note something that should be known."""
+    def add_finding(self, check: str, text: str) -> None:
+        """Add a finding to the report."""
         self.findings.append(DrillFinding(check, text))
 
-    def database(self, restored: RestoreReport) -> None:
-        """Judge the database; that its rows are those of the manifest was seen by the restore."""
-        proof = restored.database
-        if proof is None:
+    def check_database(self, restored: RestoreReport) -> None:
+        """Check the database for damage; the restore compared its rows with the manifest."""
+        report = restored.database
+        if report is None:
             return
-        if proof.integrity:
+        if report.integrity:
             raise DamagedError(
-                f"snapshot {restored.plan.snapshot_id}: its database was damaged when it was "
-                f"taken, {proof.integrity[0]:.200}",
+                f"snapshot {restored.plan.snapshot_id}: database damaged before the snapshot was "
+                f"created, {report.integrity[0]:.200}",
                 hint="use another snapshot: sagewai-ops snapshots list",
             )
-        if proof.foreign_key_violations:
-            self.found(
+        if report.foreign_key_violations:
+            self.add_finding(
                 "database",
-                f"{proof.foreign_key_violations} rows of {', '.join(proof.foreign_key_tables)} "
-                "refer to rows that are not there",
+                f"{report.foreign_key_violations} rows of {', '.join(report.foreign_key_tables)} "
+                "have broken references",
             )
 
     def upgrade(
         self, home: Home, restored: RestoreReport, progress: Progress | None
     ) -> Upgrade | None:
-        """Bring the database to the head, and look at it again if that changed anything."""
+        """Upgrade the database to the head, and check it again if that changed it."""
         if restored.database is None:
             return None
         done = upgrade_database(home.database, progress=progress)
-        upgraded = dataclasses.replace(done, rehearsed=True)  # nobody keeps it
+        upgraded = dataclasses.replace(done, rehearsed=True)  # the result is discarded
         if upgraded.added:
             health = check_integrity(home.database)
             if not health.sound:
                 raise DamagedError(
-                    f"snapshot {restored.plan.snapshot_id}: its database is damaged by an upgrade, "
+                    f"snapshot {restored.plan.snapshot_id}: database damaged by the upgrade, "
                     f"{health.integrity[0]:.200}"
                 )
         for name, reason in upgraded.failed.items():
-            self.found("upgrade", f"{name}: not added, {reason}")
+            self.add_finding("upgrade", f"{name}: not added, {reason}")
         return upgraded
 
-    def permissions(self, home: Home) -> Inspection:
-        """Judge the home by the rules; the directories above it are not its own."""
-        seen = inspect(home)
-        own = tuple(one for one in seen.findings if one.facts.kind is not EntryKind.PARENT)
-        for one in own:
-            if one.rule.severity is Severity.ERROR:
-                path = os.path.relpath(one.path, home.root)
-                self.found("permissions", f"{one.rule.id} {path}: {one.message}")
-        return dataclasses.replace(seen, findings=own)
+    def check_permissions(self, home: Home) -> Inspection:
+        """Check permissions by the rules, except those of the directories above the home."""
+        inspection = inspect(home)
+        own = tuple(item for item in inspection.findings if item.facts.kind is not EntryKind.PARENT)
+        for finding in own:
+            if finding.rule.severity is Severity.ERROR:
+                path = os.path.relpath(finding.path, home.root)
+                self.add_finding("permissions", f"{finding.rule.id} {path}: {finding.message}")
+        return dataclasses.replace(inspection, findings=own)
 
     @property
     def seconds(self) -> float:
-        """How long it took so far."""
+        """The time since the start."""
         return time.monotonic() - self.started
 
     def success(self, report: DrillReport) -> dict[str, Any]:
-        """Give what the card says of a drill that came to its end."""
+        """Return what the metadata file records of a completed drill."""
         facts: dict[str, Any] = {"drill": self._facts(report.outcome)}
         if report.outcome == PROVED:
             facts["proved_restorable_at"] = facts["drill"]["at"]
         return facts
 
     def failure(self, error: OpsError) -> dict[str, Any]:
-        """Give what the card says of one that failed; nothing of what is in the archive."""
+        """Return what the metadata file records of a failed drill: no content of the archive."""
         stage = "keys" if isinstance(error, KeyMissingError) else self.stage
         return {
             "drill": {**self._facts(FAILED), "failed": stage, "code": error.code},
@@ -331,25 +331,25 @@ class _Trial:
         }
 
 
-def _room(archive: Path, options: DrillOptions) -> Path:
-    """Choose where the scratch directory is made."""
+def _scratch_parent(archive: Path, options: DrillOptions) -> Path:
+    """Return the directory in which the scratch directory is created."""
     directory = options.scratch or archive.parent
     if not directory.is_dir():
         raise NotFoundError(
-            f"scratch {directory}: is no directory", hint=f"mkdir -m 700 {shell_word(directory)}"
+            f"{directory}: not a directory", hint=f"mkdir -m 700 {shell_word(directory)}"
         )
     directory = Path(os.path.realpath(directory))
     if options.key_home and directory.is_relative_to(os.path.realpath(options.key_home.root)):
         raise UsageError(
-            f"scratch {directory}: is inside the home {options.key_home.root}",
+            f"{directory}: inside the home {options.key_home.root}",
             hint="choose another: drill --work-dir DIR",
         )
     return directory
 
 
 @contextlib.contextmanager
-def _worded(directory: Path, archive: Path) -> Iterator[None]:
-    """Reword errors that name the scratch directory, which no longer exists when they are read."""
+def _hide_scratch_paths(directory: Path, archive: Path) -> Iterator[None]:
+    """Remove the scratch directory from errors; it no longer exists when they are read."""
     try:
         yield
     except InterruptedRunError:
@@ -365,12 +365,8 @@ def _worded(directory: Path, archive: Path) -> Iterator[None]:
         raise type(error)(f"drill: {hidden.sub('', error.message)}", hint=hint) from error
 
 
-def _is_closed(archive: Path, options: DrillOptions) -> bool:
-    return options.decryption is None and archive.name.endswith(".age")
-
-
 def _record(archive: Path, changes: Mapping[str, Any], rebuilt: Mapping[str, Any]) -> bool:
-    """Put what was found into the card; a file with another name than a snapshot's has none."""
+    """Write the outcome to the metadata file; an archive with another name has none."""
     if not catalog.is_archive_name(archive.name):
         return False
     cards.update_card(archive, changes, rebuilt)
@@ -378,7 +374,7 @@ def _record(archive: Path, changes: Mapping[str, Any], rebuilt: Mapping[str, Any
 
 
 def _card_of(archive: Path, decryption: Decryption | None) -> dict[str, Any]:
-    """Read the facts of a card that is missing from the archive itself, which was just proved."""
+    """Return the facts for a missing metadata file from the archive, which was just verified."""
     if cards.read_card(archive):
         return {}
     with open_archive(archive, decryption) as reader:

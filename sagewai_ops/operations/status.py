@@ -1,8 +1,7 @@
-"""What a home is at this moment: read, never written, while Sagewai may be using it."""
+"""Read the state of a home, which Sagewai may be using, without writing to it."""
 
 import contextlib
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from sagewai_ops.home.paths import PARTS, Home, layout_of, require
 from sagewai_ops.home.state_files import (
     Document,
     document_name,
-    identity_of,
     parse_document,
     read_together,
 )
@@ -24,18 +22,19 @@ from sagewai_ops.keys.candidates import Candidate, accepted, find_candidates
 from sagewai_ops.process.procfs import Process
 from sagewai_ops.schema.sqlite_revision import Level, read_level
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
+from sagewai_ops.snapshots.ownership import home_ids
 from sagewai_ops.swap.pending import Pending, pending_operations
 from sagewai_ops.swap.swap import kept_before
 
-_WAIT_SECONDS = 5.0  # for whoever holds the database exclusively: as long as Sagewai itself waits
+_WAIT_SECONDS = 5.0  # for a process that has the database locked; Sagewai waits as long
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseStatus:
-    """The home's database, as one read transaction saw it.
+    """The home's database, from one read transaction.
 
     Attributes:
-        size_bytes: Of the main file; most of the data may be in the `wal_bytes` beside it.
+        size_bytes: Of the main file; most of the data may be in the WAL.
         counts: Rows of each table.
         problem: Why it could not be read; "" if it could.
         journal_mode: `wal`, or the rollback mode in use; "" if it could not be read.
@@ -59,11 +58,13 @@ class Status:
         sizes: Bytes below each part of the home.
         free_bytes: On its file system.
         documents: By path in the home.
-        key: The key that Sagewai would use; None if it would make a new one.
-        newest: Of the home's own snapshots.
-        proved: The newest of them that a drill proved restorable.
-        pending: The operations that were interrupted and must be recovered.
-        closed: Documents and directories that this user may not look into.
+        key: The key that Sagewai would use; None if it would create a new one.
+        snapshots: Number of the home's snapshots.
+        newest: Of the home's snapshots.
+        proved: The newest of them that a drill restored successfully.
+        kept: Previous homes that restores kept.
+        pending: Interrupted operations to recover.
+        unreadable: Documents and directories that this user cannot read.
     """
 
     home: Home
@@ -82,28 +83,28 @@ class Status:
     proved: Snapshot | None
     kept: tuple[Path, ...]
     pending: tuple[Pending, ...]
-    closed: tuple[Path, ...]
+    unreadable: tuple[Path, ...]
 
 
 def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> Status:
-    """Look at a home and at its snapshots.
+    """Return the state of a home and its snapshots.
 
     Args:
         directory: Of the snapshots; need not exist.
-        environment: Where a master key may come from.
+        environment: May contain a master key.
 
     Raises:
-        NotFoundError: There is no such home.
+        NotFoundError: No such home.
     """
     require(home)
-    # Asked before the database is opened here: our own handles would be in the answer's way.
+    # Before this process opens the database: its own locks would hide those of others.
     users = find_users(home.database)
     sizes = dict.fromkeys((*PARTS, "other"), 0)
     files = 0
     for part, size_bytes in walk_sizes(home.root):
         sizes[part if part in sizes else "other"] += size_bytes
         files += 1
-    ids = set(identity_of(home, socket.gethostname()))
+    ids = set(home_ids(home))
     own = [item for item in list_snapshots(directory) if not item.home_id or item.home_id in ids]
     candidates = find_candidates(home, environment)
     return Status(
@@ -126,12 +127,12 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
         proved=next((item for item in reversed(own) if item.proved_at), None),
         kept=tuple(kept_before(home.root)),
         pending=pending_operations(home.root),
-        closed=tuple(_closed(home)),
+        unreadable=tuple(_find_unreadable(home)),
     )
 
 
-def _closed(home: Home) -> Iterator[Path]:
-    """Find the documents that may not be read, and the directories that may not be entered."""
+def _find_unreadable(home: Home) -> Iterator[Path]:
+    """Yield the documents and directories that this user cannot read."""
     for part in (home.root / name for name in PARTS):
         if part.is_dir() and not os.access(part, os.R_OK | os.X_OK):
             yield part

@@ -57,14 +57,14 @@ def test_success_is_silent_in_a_pipe_and_leaves_nothing(home: BuiltHome, archive
 
 
 @pytest.mark.usefixtures("archive")
-def test_verbose_says_what_was_proved_and_where_the_key_is(home: BuiltHome) -> None:
-    """That the key is elsewhere is said every time."""
+def test_verbose_report_shows_the_checks_and_the_key(home: BuiltHome) -> None:
+    """Each drill warns that the snapshot does not contain the key."""
     answer = call("--home", home.root, "drill", "-v")
 
     lines = answer.out.splitlines()
     assert lines[0].endswith(": proved restorable")
     assert [line.split()[0] for line in lines[1:]] == [
-        "restored", "database", "upgrade", "sealed", "modes", "took",
+        "restored", "database", "upgrade", "secrets", "modes", "took",
     ]  # fmt: skip
     assert "NOT in the snapshot" in answer.out
     assert home.master_keys[0].decode() not in answer.out
@@ -130,10 +130,10 @@ def test_a_lost_key_exits_12_and_a_key_file_mends_it(
     found = call(*words, "--key-file", key, "--json")
 
     assert lost.code == 12
-    assert "--key-file FILE" in lost.err
+    assert "--install-key FILE" in lost.err
     assert (without.code, without.result["outcome"]) == (4, "unproved")
     assert without.document["warnings"] == [
-        f"not proved: {without.result['keys']['total']} sealed values open with no key at hand"
+        f"not proved: no available key opens {without.result['keys']['total']} encrypted values"
     ]
     assert problems("drill", without.result) == []
     assert (found.code, found.result["outcome"]) == (0, "proved")
@@ -188,7 +188,7 @@ def test_a_proof_that_cannot_be_written_down_exits_3(
     answer = call("--home", home.root, "drill")
 
     assert answer.code == 3
-    assert "the card does not say so" in answer.err
+    assert "not recorded" in answer.err
 
 
 def test_no_snapshot_exits_10(home: BuiltHome) -> None:
@@ -296,5 +296,5 @@ def test_a_tree_is_told_to_have_no_card(tmp_path: Path) -> None:
     answer = call("--home", built.root, "drill", "tree")
 
     assert answer.code == 2
-    assert "is a tree, which has no card" in answer.err
+    assert "a directory, which has no metadata file" in answer.err
     assert f"restore {built.root}.snapshots/tree" in answer.err

@@ -57,13 +57,13 @@ def test_home_comes_back_elsewhere(home: Path, tmp_path: Path) -> None:
     assert answer.result["before"] is None
 
 
-def test_report_says_what_came_back(home: Path) -> None:
-    """`-v` shows files, rows, the key, who may come in again, and how to step back."""
+def test_verbose_report_shows_the_restored_content(home: Path) -> None:
+    """`-v` shows files, rows, the key, valid access, and the command to undo it."""
     answer = call("--home", home, "restore", "latest", "--replace", "-v")
 
     assert answer.code == 0
-    for words in ("all verified", "rows, as in", "sealed", "sessions", "restore --undo"):
-        assert words in answer.out
+    for text in ("all verified", "rows, as in", "secrets", "sessions", "restore --undo"):
+        assert text in answer.out
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o077])
@@ -107,7 +107,9 @@ def test_a_directory_of_snapshots_is_no_target(home: Path, monkeypatch: pytest.M
     answer = call("--home", home, "restore", "latest", "--replace")
 
     assert answer.code == 15
-    assert answer.err.startswith(f"sagewai-ops: error: {directory}: holds snapshots and no home\n")
+    assert answer.err.startswith(
+        f"sagewai-ops: error: {directory}: a snapshot directory, not a home\n"
+    )
     assert everything_of(directory) == before
 
 
@@ -224,7 +226,7 @@ def test_contradictions_are_2(home: Path, words: tuple[str, ...]) -> None:
     assert everything_of(home) == before
 
 
-def test_dry_run_says_the_plan_and_writes_nothing(home: Path, tmp_path: Path) -> None:
+def test_dry_run_prints_the_plan_and_writes_nothing(home: Path, tmp_path: Path) -> None:
     """The plan is the one that the run reports."""
     before = everything_of(tmp_path)
 
@@ -243,8 +245,8 @@ def test_dry_run_says_the_plan_and_writes_nothing(home: Path, tmp_path: Path) ->
     shown = call(*words, "--dry-run")
     done = call(*words, "--json")
 
-    for told in ("would be restored to", "revokes   every session", f"rows to {home}"):
-        assert told in shown.out
+    for text in ("would be restored to", "revokes   all sessions", f"rows to {home}"):
+        assert text in shown.out
     assert planned.result["revokes_sessions"]
     assert planned.result["rebinds_fleet"]
     changed = {"target_state", "warnings"}
@@ -261,7 +263,7 @@ def test_a_variable_that_would_cost_the_restored_key_is_told(
     answer = call("--home", home, "restore", "latest", "--replace")
 
     assert answer.code == 0
-    assert f"Sagewai would write a new key over {home / 'secrets/master.key'}" in answer.err
+    assert f"Sagewai would replace {home / 'secrets/master.key'} with a new key" in answer.err
 
 
 def test_undo_twice_is_the_identity(home: Path) -> None:
@@ -272,7 +274,7 @@ def test_undo_twice_is_the_identity(home: Path) -> None:
     after = everything_of(home)
 
     tried = call("--home", home, "restore", "--undo", "--dry-run")
-    assert "would be what" in tried.out
+    assert "would be restored from" in tried.out
     assert everything_of(home) == after
     for expected in (before, after):
         answer = call("--home", home, "restore", "--undo", "--json")
@@ -438,7 +440,7 @@ def test_only_takes_several_parts_and_undo_brings_them_back(home: Path) -> None:
     assert (home / "note").read_text() == "mine"
 
 
-def test_latest_of_another_place_is_said_to_be(home: Path, tmp_path: Path) -> None:
+def test_latest_of_another_path_is_warned_of(home: Path, tmp_path: Path) -> None:
     """A copy of a home has its administrator, and may share its directory: it is the same home."""
     copy = tmp_path / "copy"
     shutil.copytree(home, copy)
@@ -451,7 +453,7 @@ def test_latest_of_another_place_is_said_to_be(home: Path, tmp_path: Path) -> No
     own = call("--home", copy, "restore", "latest", "--replace", "--snapshots", directory)
     beside = call(*words[:4], "--snapshots", directory, "--to", tmp_path / "beside")
 
-    warning = f"taken of {copy}, not of {home}"
+    warning = f"created from {copy}, not from {home}"
     assert warning in planned.document["warnings"][0]
     assert planned.result["warnings"] == planned.document["warnings"]
     assert warning in done.err

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from home_builder import BuiltHome
+from json_schemas import problems
 from program import COMMAND, Answer, call, run, taken
 from pseudo_terminal import watched
 from small_homes import rows_of, small
@@ -133,7 +134,7 @@ def test_show_tells_what_is_in_it_and_what_is_not(built: BuiltHome, archive: Pat
     assert paths["config/admin-state.json"]["size"] == built.admin_state.stat().st_size
     assert len(paths) == result["members"]
     shown = call("snapshots", "show", archive, "--files")
-    assert "left out  secrets/master.key: key" in shown.out
+    assert "omitted   secrets/master.key: key" in shown.out
     assert "db/sagewai.db" in shown.out
 
 
@@ -296,3 +297,41 @@ def test_no_word_of_a_table_is_cut_on_a_narrow_terminal(built: BuiltHome) -> Non
     assert "020_fleet_task_lease" in shown
     assert "…" not in shown
     assert "tags" not in shown
+
+
+def test_diff_without_names_compares_the_last_two(tmp_path: Path) -> None:
+    """The last two of this home, the older one first, in text and in JSON."""
+    built = small(tmp_path / "home")
+    directory = tmp_path / "shared"
+    words = ("--home", built.root, "snapshots", "diff", "--snapshots", directory)
+
+    ids = []
+    for number in range(3):
+        (built.root / "note").write_text("x" * number)
+        answer = call("--home", built.root, "backup", "--snapshots", directory, "--json")
+        ids.append(answer.result["id"])
+    shown = call(*words)
+    answer = call(*words, "--json")
+
+    assert shown.code == answer.code == 0
+    assert shown.out.splitlines()[0] == f"{ids[1]} -> {ids[2]}"
+    assert "  ~ note  content  1 B -> 2 B" in shown.out.splitlines()
+    assert (answer.result["first"], answer.result["second"]) == (ids[1], ids[2])
+    assert [change["path"] for change in answer.result["changed"]] == ["note"]
+    assert problems("snapshots-diff", answer.result) == []
+
+
+def test_diff_without_names_needs_two_snapshots(built: BuiltHome, tmp_path: Path) -> None:
+    """Exit 10 and the command that creates one; a single name is ambiguous, exit 2."""
+    directory = tmp_path / "shared"
+    words = ("--home", built.root, "snapshots", "diff", "--snapshots", directory)
+
+    none = call(*words)
+    call("--home", built.root, "backup", "--snapshots", directory)
+    single = call(*words, "--json")
+
+    assert none.code == 10
+    assert "hint: sagewai-ops backup" in none.err
+    assert single.code == 10
+    assert "1 found, two needed" in single.document["error"]["message"]
+    assert call(*words, "latest").code == 2

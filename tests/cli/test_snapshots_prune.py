@@ -101,7 +101,7 @@ def test_a_newest_that_was_cut_leaves_the_whole_one(built: BuiltHome) -> None:
         ["newest", "newest complete", "last 1"],
     ]
     assert ["wrong size" in line for line in listed.out.splitlines()[1:3]] == [False, True]
-    assert f"{newest}: not of the size" in call("--home", built.root, "status").err
+    assert f"{newest}: size differs" in call("--home", built.root, "status").err
     left = answer.result["snapshots"][1]["id"]
     assert call("--home", built.root, "snapshots", "verify", left).code == 0
 
@@ -115,14 +115,14 @@ def test_a_prune_is_silent_and_undelete_reverts_it(built: BuiltHome) -> None:
     listed = call("--home", built.root, "snapshots", "list")
     back = call("--home", built.root, "snapshots", "undelete", "--all", "--json")
 
-    assert "2 more rest in .trash" in listed.out
+    assert "2 more in .trash" in listed.out
     assert problems("snapshots-undelete", back.result) == []
     assert len(back.result["brought_back"]) == 2
     assert count(built) == (3, 0)
     assert "moved to" in call("--home", built.root, "snapshots", "prune", "--keep-last", 1,
                                 "-v").out  # fmt: skip
     identifier = list_trash(export_directory(built))[0].id
-    assert "1 snapshots brought back" in call("--home", built.root, "snapshots", "undelete",
+    assert "1 snapshots restored" in call("--home", built.root, "snapshots", "undelete",
                                               identifier, "-v").out  # fmt: skip
     assert count(built) == (2, 1)
 
@@ -220,7 +220,8 @@ def test_a_held_directory_exits_11_and_names_the_holder(built: BuiltHome) -> Non
         answer = call("--home", built.root, "snapshots", "prune", "--keep-last", 1)
 
         assert answer.code == 11
-        assert f"on {os.uname().nodename}: pid {other.pid}" in answer.err
+        assert f"locked by pid {other.pid} (" in answer.err
+        assert f"on {os.uname().nodename}" in answer.err
         assert "since 20" in answer.err
         for words in (["list"], ["verify", "latest"], ["diff", "latest", "latest"]):
             assert call("--home", built.root, "snapshots", *words).code == 0

@@ -114,8 +114,8 @@ def test_what_may_not_be_read_is_not_passed_over() -> None:
         (built.root / "secrets").chmod(0o700)
 
     assert answer.code == 0
-    assert f"{built.root}/secrets: may not be read" in answer.err
-    assert f"{built.connections}: may not be read" in answer.err
+    assert f"{built.root}/secrets: not readable" in answer.err
+    assert f"{built.connections}: not readable" in answer.err
     assert "admin-state.json: may" not in answer.err
 
 

@@ -277,7 +277,9 @@ def test_a_database_that_was_damaged_when_it_was_taken_is_no_proof(
     )
     archive = snapshot_of(built.root)
 
-    with pytest.raises(DamagedError, match="was damaged when it was taken, row 1 missing"):
+    with pytest.raises(
+        DamagedError, match="damaged before the snapshot was created, row 1 missing"
+    ):
         try_it(archive, built.root)
 
     assert card_of(archive)["drill"]["failed"] == "database"
@@ -298,7 +300,7 @@ def test_references_to_nothing_are_findings_and_no_failure(tmp_path: Path) -> No
 
     assert report.outcome == drilling.PROVED
     assert {finding.check for finding in report.findings} == {"database"}
-    assert "refer to rows that are not there" in report.findings[0].text
+    assert "have broken references" in report.findings[0].text
     assert card_of(archive)["drill"]["findings"] == len(report.findings)
 
 
@@ -420,7 +422,7 @@ def test_scratch_must_be_a_directory_outside_of_the_home(
     """A backup would carry it, and a mistyped path is not made."""
     with pytest.raises(UsageError, match="inside the home"):
         try_it(archive, built.root, scratch=built.root / "data")
-    with pytest.raises(NotFoundError, match="is no directory"):
+    with pytest.raises(NotFoundError, match="not a directory"):
         try_it(archive, built.root, scratch=tmp_path / "none")
 
     assert not (tmp_path / "none").exists()
@@ -455,7 +457,7 @@ def test_a_link_to_a_snapshot_proves_the_snapshot(
 
 def test_no_archive_is_an_error_that_says_so(tmp_path: Path) -> None:
     """Not a traceback."""
-    with pytest.raises(NotFoundError, match="does not exist"):
+    with pytest.raises(NotFoundError, match="not found"):
         try_it(tmp_path / "none.tar.zst", None)
 
 
@@ -533,7 +535,7 @@ def test_a_card_that_cannot_be_written_is_told(
 
     assert (report.outcome, report.recorded) == ("proved", False)
     assert "read-only" in report.not_recorded
-    assert "its card could not be marked: the card: read-only" in caught.value.hint
+    assert "outcome not recorded: the card: read-only" in caught.value.message
 
 
 def test_a_snapshot_that_is_pruned_meanwhile_gets_no_card(
