@@ -30,7 +30,7 @@ Exit status:
 """
 _WORDS = {
     "move": "{name} -> {place}",
-    "replace": "{name} -> {place}, what stood there -> {kept}",
+    "replace": "{name} -> {place}, previous file -> {kept}",
     "keep": "{name} -> {kept}, {place} stays",
     "remove": "{name}, {place} stays",
     "managed": "{name} stays",
@@ -66,7 +66,7 @@ def migrate_layout(
 
 
 def as_result(report: Any) -> dict[str, Any]:
-    """Give the JSON of a migration; docs/json.md."""
+    """Return the JSON of a migration; docs/json.md."""
     return {
         "home": str(report.home),
         "recovered": "finished" if report.recovered == "completed" else report.recovered,

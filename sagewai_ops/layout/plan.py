@@ -1,10 +1,10 @@
-"""Plan how the four files of the older, flat layout get to their places of today.
+"""Plan how the four files of the older, flat layout move to their present paths.
 
-Where there is one file and no doubt the outcome is Sagewai's own. Where Sagewai loses sight of
-data, it is not: a link is replaced by what it leads to, of two different documents the newer stays
-in place and the other is kept beside it, of two different keys the one that Sagewai uses stays,
-and whatever else stands in the way is kept beside. Nothing but a second equal copy, or a link whose
-content has been moved, is removed. Planning changes nothing; `layout_journal` carries plans out.
+With one file and no conflict the result is the same as Sagewai's. Where Sagewai would lose data it
+differs: a link is replaced by its target, of two different documents the newer is used and the
+other kept next to it, of two different keys the one that Sagewai uses stays, and any other obstacle
+is kept too. Only a second equal copy, or a link whose target has been moved, is removed. Planning
+changes nothing; `journal` executes plans.
 """
 
 import os
@@ -42,25 +42,25 @@ _CHUNK_BYTES = 1 << 20
 
 
 class Action(str, Enum):
-    """What happens to one of the four."""
+    """What happens to one of the four files."""
 
-    MOVE = "move"  # to its place, where nothing stands
-    REPLACE = "replace"  # it is the newer: to its place, what stands there is kept beside
-    KEEP = "keep"  # what stands in its place stays, this one is kept beside
-    REMOVE = "remove"  # what stands in its place is equal, or is what it leads to
-    MANAGED = "managed"  # a variable says where the document is
-    LEAVE = "leave"  # it is no file, or leads nowhere
+    MOVE = "move"  # to its free place
+    REPLACE = "replace"  # it is the newer: to its place, the present file is kept
+    KEEP = "keep"  # the file in its place stays, this one is kept
+    REMOVE = "remove"  # the file in its place is equal, or is the target of this link
+    MANAGED = "managed"  # a variable names another path for the document
+    LEAVE = "leave"  # it is not a file, or a broken link
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One of the four that was found at the root of the home.
+    """One of the four files, found at the root of the home.
 
     Attributes:
         name: At the root.
-        place: Relative path of its place today.
-        detail: Why, or what is special; may be empty.
-        kept: Relative path of what is kept beside; "" if nothing is.
+        place: Its present relative path.
+        detail: The reason, or a peculiarity; may be empty.
+        kept: Relative path of the file that is kept; "" if none is.
     """
 
     name: str
@@ -72,12 +72,12 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a migration does.
+    """The plan of a migration.
 
     Attributes:
         steps: In their order.
-        left: Path -> reason, for what stays at the root and should not.
-        notes: What the person must know, one line each.
+        left: Path -> reason, for files that stay at the root and should not.
+        notes: One line each.
     """
 
     items: tuple[Item, ...]
@@ -89,16 +89,16 @@ class Plan:
 def plan_layout(
     home: Home, environment: Mapping[str, str], moment: datetime, *, is_split: bool = False
 ) -> Plan:
-    """Look at a home and say what has to be done.
+    """Return the plan for a home.
 
     Args:
-        environment: Where variables say that a document is elsewhere.
-        moment: UTC; names what is kept.
+        environment: Variables can name another path for a document.
+        moment: UTC; in the names of kept files.
         is_split: Copy instead of moving: a move between directories was refused.
 
     Raises:
-        UsageError: `config` or `secrets` is no directory, so that nothing can be moved there.
-        PermissionDeniedError: A document may not be looked at.
+        UsageError: `config` or `secrets` is not a directory, so nothing can be moved there.
+        PermissionDeniedError: A document is not readable.
     """
     text = f"{moment:{_MOMENT}}"
     planner = _Planner(home.root, text, Steps(home.root, text, is_split=is_split))
@@ -108,7 +108,8 @@ def plan_layout(
     for name, place in LEGACY_PLACES.items():
         if not os.path.lexists(home.root / name):
             continue
-        variable = next((one for one in MANAGED_BY.get(name, ()) if environment.get(one)), "")
+        variables = MANAGED_BY.get(name, ())
+        variable = next((word for word in variables if environment.get(word)), "")
         if variable:
             items.append(Item(name, place, Action.MANAGED, f"{variable} is set"))
             read = home.admin_state if place == ADMIN_STATE else home.connections
@@ -132,12 +133,12 @@ def plan_layout(
 
 
 def _alias_notes(root: Path, environment: Mapping[str, str]) -> list[str]:
-    """Say it where commands and server of Sagewai read different states."""
+    """Return a note if the commands and the server of Sagewai read different states."""
     alias, server = environment.get(_ALIAS), environment.get(_SERVER_VARIABLE)
     if not alias or alias == server:
         return []
     read = server or str(root / LEGACY_PLACES["admin-state.json"])
-    note = f"{_ALIAS} names {alias}, but Sagewai's server does not look at it: it reads {read}"
+    note = f"{_ALIAS} names {alias}, but Sagewai's server reads {read}"
     if not os.path.exists(read):
         note += ", which does not exist, so it starts empty"
     return [f"{note}; set {_SERVER_VARIABLE}"]
@@ -158,12 +159,12 @@ class _Planner:
             return Item(name, place, Action.LEAVE, reason)
         self._require_directory(target.parent)
         if not os.path.lexists(target):
-            self._bring(name, real, place)
+            self._plan_content(name, real, place)
             return Item(name, place, Action.MOVE, self._detail(name, real))
         there, obstacle = _regular(target)
         if there is None:
-            kept = self._put_aside(place)
-            self._bring(name, real, place)
+            kept = self._plan_kept(place)
+            self._plan_content(name, real, place)
             return Item(name, place, Action.REPLACE, f"{place} {obstacle}", kept)
         if os.path.samefile(real, there):
             return self._same(name, place, real)
@@ -175,43 +176,43 @@ class _Planner:
             return Item(name, place, Action.REMOVE, f"equal to {place}")
         if self._is_preferred(name, real, there):
             self._narrow(place)
-            kept = self._put_aside(place)
-            self._bring(name, real, place)
-            why = "newer" if name != LEGACY_MASTER_KEY else f"what stood in {place} is no key"
+            kept = self._plan_kept(place)
+            self._plan_content(name, real, place)
+            why = "newer" if name != LEGACY_MASTER_KEY else f"{place} was not a key"
             return Item(name, place, Action.REPLACE, why, kept)
         self._narrow(place)
         kept = self._free_name(place)
-        self._bring(name, real, kept)
+        self._plan_content(name, real, kept)
         why = "not newer" if name != LEGACY_MASTER_KEY else "another key than the one in use"
         return Item(name, place, Action.KEEP, why, kept)
 
     def _same(self, name: str, place: str, real: Path) -> Item:
-        """Plan for two names of one file: a link from one to the other, or hard links."""
+        """Plan for two names of one file: a link to the other, or hard links."""
         if (self.root / place).is_symlink() and not (self.root / name).is_symlink():
             self.steps.discard(place)
-            self._bring(name, real, place)
+            self._plan_content(name, real, place)
             return Item(name, place, Action.MOVE, f"{place} was a link to it")
         if (self.root / place).is_symlink():
-            # Both lead to a third file.
+            # Both are links to a third file.
             self.steps.discard(place)
-            self._bring(name, real, place)
+            self._plan_content(name, real, place)
             return Item(name, place, Action.MOVE, f"both were links to {real}")
         self._narrow(place)
         self.steps.discard(name)
         return Item(name, place, Action.REMOVE, f"another name of {place}")
 
-    def _bring(self, name: str, real: Path, destination: str) -> None:
-        """Plan that the content comes to the destination and the name goes away."""
+    def _plan_content(self, name: str, real: Path, destination: str) -> None:
+        """Plan to move the content to the destination and to remove the name."""
         legacy = self.root / name
-        stays = self.steps.bring(name, real, destination)
+        stays = self.steps.move_content(name, real, destination)
         if real != legacy:
             self.steps.discard(name)
             if stays:
-                self.notes.append(f"{real}: was copied and stays there, with its secrets")
+                self.notes.append(f"{real}: copied, and still there with its secrets")
         elif stays:
             self.steps.discard(name)
 
-    def _put_aside(self, place: str) -> str:
+    def _plan_kept(self, place: str) -> str:
         kept = self._free_name(place)
         self.steps.move(place, kept)
         return kept
@@ -224,7 +225,7 @@ class _Planner:
         return kept
 
     def _narrow(self, place: str) -> None:
-        """Plan a private mode for what stands in a place already."""
+        """Plan a private mode for the file in a place."""
         if not (self.root / place).is_symlink():
             self.steps.narrow(place)
 
@@ -232,10 +233,10 @@ class _Planner:
         return f"was a link to {real}" if real != self.root / name else ""
 
     def _is_preferred(self, name: str, real: Path, there: Path) -> bool:
-        """Tell whether the legacy one goes into the place of what stands there."""
+        """Return whether the legacy file replaces the one in its place."""
         if name == LEGACY_MASTER_KEY:
-            # Newer says nothing of which values a key opens. Sagewai uses what stands in place,
-            # unless that is no key: then it would be overwritten, and the older one fell back to.
+            # The time of a key is no evidence of what it opens. Sagewai uses the one in place; if
+            # that is not a key, it would overwrite it.
             return not _is_key(there) and _is_key(real)
         return real.stat().st_mtime_ns > there.stat().st_mtime_ns
 
@@ -243,40 +244,40 @@ class _Planner:
         if directory.is_dir():
             return
         if os.path.lexists(directory):
-            reason = "leads nowhere" if directory.is_symlink() else "is not a directory"
+            reason = "broken link" if directory.is_symlink() else "is not a directory"
             raise UsageError(
                 f"{directory}: {reason}",
-                hint=f"ls -l {shell_word(directory)}  # and move it away, or mount it",
+                hint=f"ls -ld {shell_word(directory)}  # then move it away, or mount it",
             )
         self.steps.directory(directory.relative_to(self.root).as_posix())
 
 
 def _regular(path: Path) -> tuple[Path | None, str]:
-    """Follow a path to a regular file.
+    """Return the regular file that a path names, through links.
 
     Returns:
-        (the file, or None; why it is none).
+        (the file, or None; the reason for None).
 
     Raises:
-        PermissionDeniedError: What it leads to may not be looked at.
+        PermissionDeniedError: Its target is not readable.
     """
     try:
         mode = path.stat().st_mode
     except PermissionError as error:
-        # It may be all that there is of a document: nothing is planned on a guess.
+        # It may be the only copy of a document: nothing is planned without reading it.
         raise from_os_error(error, path) from error
     except OSError:
-        return None, f"leads nowhere: {_led_to(path)}"
+        return None, f"broken link to {_target_of(path)}"
     if not stat.S_ISREG(mode):
         return None, "is a directory" if stat.S_ISDIR(mode) else "is not a regular file"
     return Path(os.path.realpath(path)) if path.is_symlink() else path, ""
 
 
-def _led_to(path: Path) -> str:
+def _target_of(path: Path) -> str:
     try:
         return os.readlink(path)
     except OSError:
-        return "it cannot be looked at"
+        return "not readable"
 
 
 def _is_key(path: Path) -> bool:
@@ -286,8 +287,8 @@ def _is_key(path: Path) -> bool:
 def _is_equal(first: Path, second: Path) -> bool:
     if first.stat().st_size != second.stat().st_size:
         return False
-    with first.open("rb") as one, second.open("rb") as other:
-        while chunk := one.read(_CHUNK_BYTES):
+    with first.open("rb") as stream, second.open("rb") as other:
+        while chunk := stream.read(_CHUNK_BYTES):
             if chunk != other.read(_CHUNK_BYTES):
                 return False
     return True

@@ -1,8 +1,8 @@
-"""The steps that a migration of the layout consists of, each of which can be taken back.
+"""The steps of a layout migration, each of which can be undone.
 
-Paths are relative to the home. A copy and a directory are made before anything else; what then
-changes the home are moves within one file system and changes of mode. What is to be removed is
-moved to a name of our own first, and removed when everything else is done.
+Paths are relative to the home. Copies and directories are made first; then moves within one file
+system and changes of mode change the home. A file to be removed is first renamed to a name of our
+own, and removed after all other steps.
 """
 
 import os
@@ -18,10 +18,10 @@ PREFIX = f"{OWN_PREFIX}layout-"
 
 
 class StepKind(str, Enum):
-    """What a step does."""
+    """The kind of a step."""
 
     DIRECTORY = "folder"  # make it
-    COPY = "copy"  # to a name of our own; the source may be outside of the home
+    COPY = "copy"  # to a name of our own; the source may be outside the home
     MODE = "mode"
     MOVE = "move"
 
@@ -31,11 +31,11 @@ class Step:
     """One step.
 
     Attributes:
-        source: Of a copy outside of the home, absolute; else relative.
+        source: Absolute for a copy from outside the home; else relative.
         target: The directory, the copy, the new name; empty for a mode.
         inode: Of the source; 0 for what does not exist yet.
-        before: The mode that there was.
-        mode: The mode that is set.
+        before: The previous mode.
+        mode: The new mode.
         removes: Whether the target is removed at the end.
     """
 
@@ -49,11 +49,11 @@ class Step:
 
 
 class Steps:
-    """Collects the steps of a plan.
+    """The steps of a plan, in the making.
 
     Args:
         root: The home.
-        moment: Names what is temporary.
+        moment: In the names of temporary files.
         is_split: Whether a rename between two directories failed though the device is the same, as
             between two mounts of one file system; then everything is copied.
     """
@@ -72,7 +72,7 @@ class Steps:
             self.all.append(step)
 
     def narrow(self, path: str) -> None:
-        """Give a file a private mode, if it lets others in or its owner out."""
+        """Set a private mode, if others have access or the owner has none."""
         status = os.lstat(self.root / path)
         mode = stat.S_IMODE(status.st_mode)
         if stat.S_ISREG(status.st_mode) and (mode & OTHERS or not mode & stat.S_IRUSR):
@@ -80,22 +80,22 @@ class Steps:
             self.all.append(step)
 
     def move(self, path: str, target: str, *, removes: bool = False) -> None:
-        """Give an entry another name on its file system."""
+        """Rename an entry on its file system."""
         inode = os.lstat(self.root / path).st_ino
         self.all.append(Step(StepKind.MOVE, path, target, inode, removes=removes))
 
     def discard(self, path: str) -> None:
-        """Move an entry away, to be removed at the end."""
+        """Rename an entry, to be removed at the end."""
         self.move(path, self._own_name(path), removes=True)
 
-    def bring(self, name: str, real: Path, destination: str) -> bool:
-        """Bring a file's content to a destination, by a move where that can be done.
+    def move_content(self, name: str, real: Path, destination: str) -> bool:
+        """Move the content of a file to a destination, or copy it where it cannot be moved.
 
         Args:
-            name: The legacy name that it has, or that leads to it.
+            name: Its legacy name, or that of the link to it.
 
         Returns:
-            Whether the file itself stays where it is.
+            Whether the file itself stays in its place.
         """
         if self._can_move(name, real, destination):
             path = real.relative_to(self.root).as_posix()
@@ -109,7 +109,7 @@ class Steps:
         return True
 
     def _can_move(self, name: str, real: Path, destination: str) -> bool:
-        """Tell whether a file is ours to move: in the home, on the file system, nobody's place."""
+        """Return whether a file can be moved: in the home, on its file system, no other's place."""
         if self._is_split or not real.is_relative_to(self.root):
             return False
         path = real.relative_to(self.root).as_posix()

@@ -48,7 +48,7 @@ class Move:
         fresh: Moved to `place`; None to leave it free.
         kept: Where the previous entry goes; None without one, or for an empty directory.
         fresh_inode: Of the fresh entry.
-        old_inode: Of the previous entry; None if there is none.
+        old_inode: Of the previous entry; None without one.
     """
 
     place: str

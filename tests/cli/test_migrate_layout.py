@@ -97,7 +97,7 @@ def test_what_had_to_be_left_is_incomplete(home: Path) -> None:
     reason = "a database at the root: Sagewai reads db/sagewai.db and never this one"
     assert answer.code == 3
     assert answer.err.splitlines() == [
-        f"sagewai-ops: warning: {home}/profiles.json: leads nowhere: /mnt/gone.json",
+        f"sagewai-ops: warning: {home}/profiles.json: broken link to /mnt/gone.json",
         f"sagewai-ops: warning: {home}/sagewai.db: {reason}",
     ]
 

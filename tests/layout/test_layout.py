@@ -354,7 +354,7 @@ def test_dangling_link_is_left_and_named(root: Path) -> None:
     assert files(root)["connections.json"] == "/mnt/disk/connections.json"
     assert actions(report)["connections.json"] is Action.LEAVE
     assert not report.is_complete
-    assert report.plan.left == {"connections.json": "leads nowhere: /mnt/disk/connections.json"}
+    assert report.plan.left == {"connections.json": "broken link to /mnt/disk/connections.json"}
     assert len(files(root)) == 4
     assert unchanged_by_a_second_run(root)
 
