@@ -50,12 +50,12 @@ def show_fingerprint(
     """
     from sagewai_ops.errors import KeyMissingError
     from sagewai_ops.home.paths import require
-    from sagewai_ops.keys.candidates import accepted, all_candidates
+    from sagewai_ops.keys.candidates import active_key, all_candidates
 
     home = run.home()
     require(home)
     candidates = all_candidates(home, run.settings.environment)
-    key = accepted(candidates)
+    key = active_key(candidates)
     result = {"keys": _keys(candidates), **_own(key)}
     if key is None and not (every and candidates):
         problems = [f"{one.source}: {one.problem}" for one in candidates if one.problem]
@@ -192,7 +192,7 @@ def escrow(
     from sagewai_ops.cli.credentials import lock_of
     from sagewai_ops.errors import KeyMissingError, UsageError
     from sagewai_ops.home.paths import require
-    from sagewai_ops.keys.candidates import accepted, all_candidates, resolved
+    from sagewai_ops.keys.candidates import active_key, all_candidates, configured_key
     from sagewai_ops.keys.escrow import check_place, seal_key, write_key, write_sheet
     from sagewai_ops.swap.pending import require_settled
 
@@ -208,7 +208,7 @@ def escrow(
     require(home)
     require_settled(home.root)
     candidates = all_candidates(home, run.settings.environment, key_file=key_file)
-    key = candidates[0] if key_file else resolved(candidates)
+    key = candidates[0] if key_file else configured_key(candidates)
     if key is None:
         raise KeyMissingError(f"home {home.root}: there is no key", hint="name it: --key-file FILE")
     for path in filter(None, (to, sheet)):
@@ -233,7 +233,7 @@ def escrow(
         for path in filter(None, (to, sheet)):
             terminal.line(f"key {key.fingerprint} from {key.source}: {path} {words}")
 
-    warnings = _refusals(candidates, accepted(candidates))
+    warnings = _refusals(candidates, active_key(candidates))
     return Outcome(result, render, warnings=warnings, always=dry_run)
 
 

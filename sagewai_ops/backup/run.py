@@ -33,8 +33,8 @@ from sagewai_ops.database.sqlite.online_copy import DatabaseCopy, attribute_dama
 from sagewai_ops.errors import DamagedError, KeyMissingError
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home, Kind
 from sagewai_ops.home.state_files import read_together
-from sagewai_ops.keys.candidates import Candidate, find_candidates, fingerprint, resolved
-from sagewai_ops.keys.trial_decryption import SealedReport, examine_keys
+from sagewai_ops.keys.candidates import Candidate, configured_key, find_candidates, fingerprint
+from sagewai_ops.keys.trial_decryption import SealedReport, try_keys
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.database_check import (
@@ -103,7 +103,7 @@ class BackupRun:
             UsageError: A link that `--follow` matches cannot be followed.
         """
         candidates = find_candidates(home, options.key_environment)
-        key = resolved(candidates)
+        key = configured_key(candidates)
         if options.custody == "sealed" and key is None:
             raise KeyMissingError(
                 f"home {home.root}: no master key to include, neither in the environment nor in "
@@ -258,7 +258,7 @@ class BackupRun:
             examination_thread() as examine,
         ):
             proving = examine(path) if path else None
-            self.keys = examine_keys(self.documents, path, self.candidates)
+            self.keys = try_keys(self.documents, path, self.candidates)
             yield _Frozen(copies, copy, proving)
 
     def _pack(self, frozen: "_Frozen", open_writer: OpenWriter, progress: Progress | None) -> None:
@@ -318,7 +318,7 @@ class BackupRun:
 
     def _add_key(self, writer: MemberWriter) -> None:
         """Add the key that is in use, where the home has no file of it."""
-        key = resolved(self.candidates)
+        key = configured_key(self.candidates)
         has_file = any(
             item.kind is Kind.KEY and Path(item.source).name == "master.key"
             for item in self.scan.items

@@ -78,7 +78,7 @@ def find_candidates(
     Raises:
         NotFoundError, PermissionDeniedError, KeyMissingError: About `key_file` only.
     """
-    found = [named_file(key_file)] if key_file else []
+    found = [read_key_file(key_file)] if key_file else []
     if value := environment.get(ENVIRONMENT):
         found.append(_from_text(ENVIRONMENT, value))
     if environment and (value := _from_keyring()):
@@ -106,7 +106,7 @@ def all_candidates(
             continue
         with contextlib.suppress(OSError), path.open("rb") as file:
             name = MASTER_KEY.rpartition("/")[0] + "/" + path.name
-            kept = given(name, file.read(_READ_BYTES))
+            kept = key_from_bytes(name, file.read(_READ_BYTES))
             if kept.value:  # Sagewai never reads it: anything else is no problem
                 found.append(replace(kept, path=path))
     return tuple(found)
@@ -119,14 +119,14 @@ def refused_variable(environment: Mapping[str, str]) -> str:
     return f"{ENVIRONMENT}: {problem}" if problem else ""
 
 
-def given(source: str, value: bytes) -> Candidate:
+def key_from_bytes(source: str, value: bytes) -> Candidate:
     """Make a candidate of a key that came from elsewhere, such as from an archive."""
     stripped = value.strip()
     problem = _shape_problem(stripped)
     return Candidate(source, b"" if problem else stripped, problem)
 
 
-def named_file(path: Path) -> Candidate:
+def read_key_file(path: Path) -> Candidate:
     """Read a key from a file that the caller names.
 
     Raises:
@@ -144,7 +144,7 @@ def named_file(path: Path) -> Candidate:
     return Candidate(KEY_FILE, value, "", path)
 
 
-def resolved(candidates: Iterable[Candidate]) -> Candidate | None:
+def configured_key(candidates: Iterable[Candidate]) -> Candidate | None:
     """Return the key that a home is meant to run on: Sagewai's first source, whatever its problem.
 
     None if no source holds anything that can be a key. A `problem` of what is returned means that
@@ -153,13 +153,13 @@ def resolved(candidates: Iterable[Candidate]) -> Candidate | None:
     return next((one for one in _in_sagewai(candidates) if one.value), None)
 
 
-def accepted(candidates: Iterable[Candidate]) -> Candidate | None:
+def active_key(candidates: Iterable[Candidate]) -> Candidate | None:
     """Return the key that Sagewai would really use; None where it would make a new one."""
     first = next(_in_sagewai(candidates), None)
     return first if first and not first.problem else None
 
 
-def replaced(candidates: Iterable[Candidate]) -> Candidate | None:
+def rejected_key(candidates: Iterable[Candidate]) -> Candidate | None:
     """Return what stands where Sagewai looks first, and makes it write a new key; else None."""
     first = next(_in_sagewai(candidates), None)
     return first if first and first.problem else None

@@ -63,7 +63,7 @@ class Inventory:
     unreadable: tuple[str, ...]
 
 
-def take_inventory(
+def read_inventory(
     home: Home,
     environment: Mapping[str, str],
     *,
@@ -99,7 +99,7 @@ def take_inventory(
                 raise from_database_error(error, home.database) from error
     if home.server_url_variable:
         try:
-            url = server_of(home, environment)
+            url = database_server(home, environment)
             with contextlib.closing(postgres.read_tables(url)) as connection:
                 values.extend(map(_on_server, in_database(connection)))
                 clear = () if only_sealed else plain_in_database(connection)
@@ -123,17 +123,17 @@ def sealed_values(home: Home, environment: Mapping[str, str]) -> tuple[SealedVal
         PermissionDeniedError: A document or copy cannot be read.
         OpsError: A database cannot be read, or its server does not answer.
     """
-    inventory = take_inventory(home, environment, insists=True, only_sealed=True)
+    inventory = read_inventory(home, environment, insists=True, only_sealed=True)
     if inventory.unreadable:
         path = inventory.unreadable[0]
         raise PermissionDeniedError(
             f"{path}: not readable, so its values would stay under the old key",
             hint=f"ls -la {shell_word(path)}  # run as its owner",
         )
-    return (*inventory.values, *copied_values(old_copies(home)))
+    return (*inventory.values, *copied_values(find_old_copies(home)))
 
 
-def server_of(home: Home, environment: Mapping[str, str]) -> PostgresUrl:
+def database_server(home: Home, environment: Mapping[str, str]) -> PostgresUrl:
     """Give the server that holds Sagewai's tables, where `home.server_url_variable` names one.
 
     Raises:
@@ -144,7 +144,7 @@ def server_of(home: Home, environment: Mapping[str, str]) -> PostgresUrl:
     return url
 
 
-def old_copies(home: Home) -> dict[str, Path]:
+def find_old_copies(home: Home) -> dict[str, Path]:
     """Find the copies of documents that Sagewai, its crashes and this program leave beside them.
 
     Returns:
@@ -186,7 +186,7 @@ def copied_values(copies: Mapping[str, Path]) -> Iterator[SealedValue]:
 def _contents(home: Home) -> dict[str, bytes]:
     """Read the old copies, as far as they can be read."""
     contents = {}
-    for place, path in old_copies(home).items():
+    for place, path in find_old_copies(home).items():
         with contextlib.suppress(OSError):
             contents[place] = path.read_bytes()
     return contents

@@ -14,7 +14,7 @@ from sagewai_ops.database.postgres.connection import APPLICATION_NAME, connect, 
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.keys.locations import COLUMNS, PREFIX
-from sagewai_ops.keys.reencrypt import substituted
+from sagewai_ops.keys.reencrypt import replace_tokens
 from sagewai_ops.process.signals import run_interruptibly
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def read_tables(url: PostgresUrl) -> sqlite3.Connection:
     return connection
 
 
-def substitute_on_server(url: PostgresUrl, tokens: Mapping[bytes, bytes]) -> None:
+def replace_tokens_on_server(url: PostgresUrl, tokens: Mapping[bytes, bytes]) -> None:
     """Exchange tokens in every column that holds sealed values, in one transaction.
 
     Raises:
@@ -136,7 +136,7 @@ async def _exchange(
     changed = []
     for row in rows:
         content = row["content"].encode()
-        other = substituted(content, tokens)
+        other = replace_tokens(content, tokens)
         if other != content:
             changed.append((row["place"], other.decode()))
     await server.executemany(

@@ -28,7 +28,7 @@ _ROWS = 500  # read at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Resealed:
+class Reencryption:
     """What is sealed anew.
 
     Args:
@@ -44,14 +44,14 @@ class Resealed:
     report: SealedReport
 
 
-def reseal(
+def reencrypt_values(
     values: Iterable[SealedValue],
     candidates: Sequence[Candidate],
     new: Candidate,
     *,
     only_counts: bool = False,
     progress: Progress | None = None,
-) -> Resealed:
+) -> Reencryption:
     """Seal every value that is under a master key under another one.
 
     Args:
@@ -87,15 +87,15 @@ def reseal(
     report = open_all(
         values, [*candidates, new], on_plaintext=take, progress=progress, stage="reseal"
     )
-    return Resealed(tokens, dict(places), dict(by_key), report)
+    return Reencryption(tokens, dict(places), dict(by_key), report)
 
 
-def substituted(content: bytes, tokens: Mapping[bytes, bytes]) -> bytes:
+def replace_tokens(content: bytes, tokens: Mapping[bytes, bytes]) -> bytes:
     """Exchange the tokens in a text that are in the table; every other byte stays."""
     return _TOKEN.sub(lambda match: tokens.get(match[0], match[0]), content)
 
 
-def substitute_in_database(
+def replace_tokens_in_database(
     path: Path, tokens: Mapping[bytes, bytes], *, wait_seconds: float
 ) -> None:
     """Exchange tokens in every column that holds sealed values, in one transaction.
@@ -129,7 +129,7 @@ def _exchange(
             )
         )
         for rowid, content, kind in rows:
-            other = substituted(content, tokens)
+            other = replace_tokens(content, tokens)
             if other != content:
                 # A cast takes the bytes as they are: text in SQLite need not be valid UTF-8.
                 is_cast = kind != b"blob" and is_utf8

@@ -30,13 +30,13 @@ from sagewai_ops.keys.candidates import (
     ENVIRONMENT,
     KEYRING,
     Candidate,
-    accepted,
+    active_key,
     all_candidates,
     find_candidates,
     fingerprint,
 )
-from sagewai_ops.keys.inventory import sealed_values, server_of
-from sagewai_ops.keys.reencrypt import reseal, substitute_in_database, substituted
+from sagewai_ops.keys.inventory import database_server, sealed_values
+from sagewai_ops.keys.reencrypt import reencrypt_values, replace_tokens, replace_tokens_in_database
 from sagewai_ops.keys.rotation_journal import Journal
 from sagewai_ops.keys.trial_decryption import Unopened
 from sagewai_ops.text import shell_word
@@ -165,7 +165,7 @@ def remaining_steps(
         place: The path of the new key, relative to the home; "" for none.
     """
     candidates = find_candidates(home, environment)
-    own = accepted(candidates)
+    own = active_key(candidates)
     if own and own.value == new.value:
         return True, ()
     sources = [candidate.source for candidate in candidates]
@@ -196,7 +196,7 @@ def _complete(
     """Complete a journal, with the values that were sealed under the old key since."""
     apply(home, journal, server=url, wait_seconds=wait_seconds)
     candidates = all_candidates(home, environment)
-    late = reseal(sealed_values(home, environment), candidates, journal.new)
+    late = reencrypt_values(sealed_values(home, environment), candidates, journal.new)
     if late.tokens:
         everything = {**journal.tokens, **late.tokens}
         rotation_journal.add_tokens(home.root, everything)
@@ -213,7 +213,7 @@ def _server_for(home: Home, environment: Mapping[str, str], journal: Journal) ->
     Raises:
         UsageError: The environment names another, or none.
     """
-    url = server_of(home, environment) if home.server_url_variable else None
+    url = database_server(home, environment) if home.server_url_variable else None
     shown = url.display if url else ""
     if shown != journal.server:
         raise UsageError(
@@ -327,9 +327,9 @@ def _apply(
     # The step most likely to be refused is first: then there is nothing to undo.
     if journal.database and os.path.lexists(home.root / journal.database):
         database = home.root / journal.database
-        substitute_in_database(database, tokens, wait_seconds=wait_seconds)
+        replace_tokens_in_database(database, tokens, wait_seconds=wait_seconds)
     if server is not None:
-        postgres.substitute_on_server(server, tokens)
+        postgres.replace_tokens_on_server(server, tokens)
     with state_lock(home.admin_state, fcntl.LOCK_EX):
         for name in journal.documents:
             _substitute_in_file(home.root / name, tokens)
@@ -344,7 +344,7 @@ def _substitute_in_file(path: Path, tokens: Mapping[bytes, bytes]) -> None:
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         content = file.read()
-    other = substituted(content, tokens)
+    other = replace_tokens(content, tokens)
     if other != content:
         atomic.replace(path, other, mode=stat.S_IMODE(status.st_mode), owner=status)
 

@@ -20,7 +20,7 @@ from sagewai_ops.fs.journal import Recovery
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
 from sagewai_ops.fs.removal import remove_tree
 from sagewai_ops.home.paths import OWN_PREFIX, Home
-from sagewai_ops.keys.candidates import Candidate, given
+from sagewai_ops.keys.candidates import Candidate, key_from_bytes
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.text import shell_word
 
@@ -134,7 +134,7 @@ def read(root: Path) -> Journal:
     try:
         fs_journal.require_own_directory(directory)
         content = fs_journal.read(directory / _JOURNAL, NAME)
-        new = given(NEW_KEY, (directory / _KEY).read_bytes())
+        new = key_from_bytes(NEW_KEY, (directory / _KEY).read_bytes())
         if not new.value or new.fingerprint != content.pop("fingerprint"):
             raise ValueError("another key than the journal's")  # noqa: TRY301 - handled below
         with open(directory / _TOKENS, "rb") as lines:

@@ -126,7 +126,7 @@ class SealedReport:
         }
 
 
-def examine_keys(
+def try_keys(
     documents: Mapping[str, bytes], database: Path | None, candidates: Sequence[Candidate]
 ) -> SealedReport:
     """Open every sealed value of documents and of a database.

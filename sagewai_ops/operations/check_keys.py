@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.home.paths import Home, require
-from sagewai_ops.keys.candidates import Candidate, accepted, all_candidates, replaced
-from sagewai_ops.keys.inventory import take_inventory
+from sagewai_ops.keys.candidates import Candidate, active_key, all_candidates, rejected_key
+from sagewai_ops.keys.inventory import read_inventory
 from sagewai_ops.keys.plaintext_secrets import Plaintext
 from sagewai_ops.keys.trial_decryption import Opened, SealedReport, open_all
 from sagewai_ops.progress import Progress
@@ -38,9 +38,9 @@ class KeyCheck:
     unread: Mapping[str, str]
 
     @property
-    def replaced(self) -> Candidate | None:
+    def rejected(self) -> Candidate | None:
         """What makes Sagewai write a new key though something stands in a key's place."""
-        return replaced(self.candidates)
+        return rejected_key(self.candidates)
 
     @property
     def lost_to_sagewai(self) -> tuple[Opened, ...]:
@@ -52,7 +52,7 @@ class KeyCheck:
     def has_findings(self) -> bool:
         """Whether there is anything to mend."""
         exposed = any(one.is_finding for one in self.plaintext)
-        troubled = self.replaced or self.report.unopened or self.lost_to_sagewai
+        troubled = self.rejected or self.report.unopened or self.lost_to_sagewai
         return bool(troubled or exposed or self.unread)
 
 
@@ -79,12 +79,12 @@ def check_keys(
     require(home)
     require_settled(home.root)
     candidates = all_candidates(home, environment, key_file=key_file)
-    inventory = take_inventory(home, environment)
+    inventory = read_inventory(home, environment)
     opened: list[Opened] = []
     report = open_all(inventory.values, candidates, on_open=opened.append, progress=progress)
     return KeyCheck(
         candidates=candidates,
-        key=accepted(candidates),
+        key=active_key(candidates),
         report=report,
         opened=tuple(opened),
         plaintext=inventory.plaintext,

@@ -445,9 +445,8 @@ def check_all_keys(home: Home, environment: Mapping[str, str], key_file: Path | 
     report = found.report
     check_command = home_command(home, "keys check --extra-key FILE")
     if report.total and not found.opened:
-        remedy = (
-            _key_remedy(home, found.replaced) if found.replaced else _install_key(home.master_key)
-        )
+        rejected = found.rejected
+        remedy = _key_remedy(home, rejected) if rejected else _install_key(home.master_key)
         raise KeyMissingError(
             f"none of {report.total} encrypted values opens", hint=f"{check_command}\n{remedy}"
         )
@@ -457,12 +456,12 @@ def check_all_keys(home: Home, environment: Mapping[str, str], key_file: Path | 
         summary += f", Sagewai's key is {found.key.fingerprint} from {found.key.source}"
     details: list[str] = []
     remedies: list[str] = []
-    if found.replaced:
+    if found.rejected:
         details.append(
-            f"{found.replaced.source}: {found.replaced.problem}; Sagewai would replace "
+            f"{found.rejected.source}: {found.rejected.problem}; Sagewai would replace "
             f"{home.master_key} with a new key"
         )
-        remedies.append(_key_remedy(home, found.replaced))
+        remedies.append(_key_remedy(home, found.rejected))
     if report.unopened:
         details += [
             f"unopened: {item.place} {item.where}, {item.reason}" for item in report.unopened
@@ -472,7 +471,7 @@ def check_all_keys(home: Home, environment: Mapping[str, str], key_file: Path | 
         details.append(f"{len(found.lost_to_sagewai)} values open only with another key")
         rotate = home_command(home, f"keys rotate --recipient age1...{key_option}")
         remedies.append(f"{rotate}  # or --passphrase-file FILE; re-encrypts all with one key")
-    elif found.lost_to_sagewai and not found.replaced:
+    elif found.lost_to_sagewai and not found.rejected:
         details.append(f"{home.master_key}: not found, Sagewai would create a new key")
         remedies.append(_install_key(home.master_key, key_file))
     plaintext = [item for item in found.plaintext if item.is_finding]

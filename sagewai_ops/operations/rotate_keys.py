@@ -29,19 +29,19 @@ from sagewai_ops.keys.candidates import (
     KEYRING,
     Candidate,
     all_candidates,
+    configured_key,
     fingerprint,
-    given,
-    named_file,
-    resolved,
+    key_from_bytes,
+    read_key_file,
 )
 from sagewai_ops.keys.inventory import (
+    database_server,
     document_files,
-    old_copies,
+    find_old_copies,
     relative,
     sealed_values,
-    server_of,
 )
-from sagewai_ops.keys.reencrypt import Resealed, reseal
+from sagewai_ops.keys.reencrypt import Reencryption, reencrypt_values
 from sagewai_ops.keys.rotation_journal import NEW_KEY, Journal
 from sagewai_ops.keys.trial_decryption import Unopened, open_all
 from sagewai_ops.progress import Progress
@@ -109,7 +109,7 @@ class _Plan:
 
     old: Candidate
     candidates: tuple[Candidate, ...] = field(repr=False)
-    resealed: Resealed = field(repr=False)
+    resealed: Reencryption = field(repr=False)
     journal: Journal = field(repr=False)
     server: PostgresUrl | None
 
@@ -151,7 +151,7 @@ def rotate(
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
         pending.require_settled(home.root)
         rotation_journal.sweep(home.root)
-        url = server_of(home, environment) if home.server_url_variable else None
+        url = database_server(home, environment) if home.server_url_variable else None
         rotation.refuse_use(home, url)
         plan = _plan(home, environment, options, new, progress=progress)
         rotation.require_writable(home, plan.journal)
@@ -182,7 +182,7 @@ def _plan(
     progress: Progress | None = None,
 ) -> _Plan:
     candidates = all_candidates(home, environment, key_file=options.key_file)
-    old = resolved(candidates)
+    old = configured_key(candidates)
     if old is None:
         raise KeyMissingError(
             f"home {home.root}: no key that could be exchanged, neither in the environment nor in "
@@ -192,7 +192,7 @@ def _plan(
     if new.value == old.value:
         raise UsageError(f"key file {options.new_key_file}: holds the key that the home runs on")
     values = sealed_values(home, environment)
-    resealed = reseal(values, candidates, new, only_counts=only_counts, progress=progress)
+    resealed = reencrypt_values(values, candidates, new, only_counts=only_counts, progress=progress)
     closed = resealed.report.closed
     if closed and not options.leave_unopened:
         raise KeyMissingError(
@@ -201,7 +201,7 @@ def _plan(
             hint="sagewai-ops keys check  # names them\nname their key: --extra-key FILE\n"
             "or leave them as they are: --leave-unopened",
         )
-    url = server_of(home, environment) if home.server_url_variable else None
+    url = database_server(home, environment) if home.server_url_variable else None
     place = _place(home, old, options)
     there = rotation.read_place(home.root, place)
     keeps = there is not None and options.snapshot is None
@@ -212,7 +212,8 @@ def _plan(
         tokens=resealed.tokens,
         # A home with a journal may be moved before it is recovered.
         documents=tuple(
-            relative(home, path) for path in (*document_files(home), *old_copies(home).values())
+            relative(home, path)
+            for path in (*document_files(home), *find_old_copies(home).values())
         ),
         database=relative(home, home.database) if os.path.lexists(home.database) else "",
         server=url.display if url else "",
@@ -226,8 +227,8 @@ def _plan(
 
 def _new_key(options: Options) -> Candidate:
     if options.new_key_file is None:
-        return given(NEW_KEY, base64.urlsafe_b64encode(secrets.token_bytes(32)))
-    return named_file(options.new_key_file)
+        return key_from_bytes(NEW_KEY, base64.urlsafe_b64encode(secrets.token_bytes(32)))
+    return read_key_file(options.new_key_file)
 
 
 def _place(home: Home, old: Candidate, options: Options) -> str:

@@ -18,7 +18,7 @@ from sagewai_ops.home.state_files import (
     parse_document,
     read_together,
 )
-from sagewai_ops.keys.candidates import Candidate, accepted, find_candidates
+from sagewai_ops.keys.candidates import Candidate, active_key, find_candidates
 from sagewai_ops.process.procfs import Process
 from sagewai_ops.schema.sqlite_revision import Level, read_level
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
@@ -119,7 +119,7 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
             for path, content in read_together(home).items()
         },
         candidates=candidates,
-        key=accepted(candidates),
+        key=active_key(candidates),
         users=users,
         directory=directory,
         snapshots=len(own),

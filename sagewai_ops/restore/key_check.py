@@ -15,8 +15,8 @@ from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import KeyMissingError
 from sagewai_ops.fs import atomic
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home
-from sagewai_ops.keys.candidates import KEY_FILE, Candidate, find_candidates, given
-from sagewai_ops.keys.trial_decryption import SealedReport, Unopened, examine_keys
+from sagewai_ops.keys.candidates import KEY_FILE, Candidate, find_candidates, key_from_bytes
+from sagewai_ops.keys.trial_decryption import SealedReport, Unopened, try_keys
 from sagewai_ops.restore.plan import RestoreOptions, includes_secrets
 from sagewai_ops.snapshots.member_paths import EXTERNAL_KEY, is_within
 
@@ -55,7 +55,7 @@ def check_key(
     """
     candidates = _candidates(target, staged, options)
     database = staged.database if staged.database.exists() else None
-    keys = examine_keys(documents, database, candidates)
+    keys = try_keys(documents, database, candidates)
     wanted = str(reader.header.facts.get("key_fingerprint") or "")
     if not options.without_key:
         _require_useful_file(candidates, keys, wanted, options)
@@ -132,7 +132,7 @@ def _candidates(target: Home, staged: Home, options: RestoreOptions) -> tuple[Ca
     found = list(find_candidates(staged, {}, key_file=options.key_file))
     external = staged.root / EXTERNAL_KEY
     if external.is_file():
-        found.append(given(EXTERNAL_KEY, external.read_bytes()))
+        found.append(key_from_bytes(EXTERNAL_KEY, external.read_bytes()))
     found += find_candidates(target, dict(options.key_environment))
     if options.key_home and options.key_home.root != target.root:
         found += find_candidates(options.key_home, {})

@@ -21,7 +21,7 @@ from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.ownership import set_owner
 from sagewai_ops.home.paths import DATABASE, MASTER_KEY, Home, locate
 from sagewai_ops.home.state_files import read_together
-from sagewai_ops.keys.candidates import Candidate, replaced
+from sagewai_ops.keys.candidates import Candidate, rejected_key
 from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.permissions.modes import directory_mode
 from sagewai_ops.progress import Progress, byte_counter
@@ -220,7 +220,7 @@ def _later_warnings(
             f"{key.path}: key {key.fingerprint} opens nothing in the snapshot, kept with the "
             "previous home"
         )
-    broken = replaced(key for key in choice.candidates if not key.is_file)
+    broken = rejected_key(key for key in choice.candidates if not key.is_file)
     if broken:
         path = plan.target / MASTER_KEY
         yield f"{broken.source}: {broken.problem}; Sagewai would replace {path} with a new key"

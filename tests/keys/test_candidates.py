@@ -15,11 +15,11 @@ from sagewai_ops.errors import KeyMissingError, NotFoundError, PermissionDeniedE
 from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.keys.candidates import (
     Candidate,
-    accepted,
+    active_key,
+    configured_key,
     find_candidates,
     fingerprint,
-    given,
-    resolved,
+    key_from_bytes,
 )
 
 KEY = b"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="  # 32 bytes, 0 to 31
@@ -81,8 +81,8 @@ def keyring(monkeypatch: pytest.MonkeyPatch, answer: object) -> None:
 def test_empty_home_has_no_candidates(home: Home) -> None:
     """Nothing is made up, and nothing created."""
     assert find_candidates(home, {}) == ()
-    assert resolved(()) is None
-    assert accepted(()) is None
+    assert configured_key(()) is None
+    assert active_key(()) is None
     assert os.listdir(home.root) == ["secrets"]
 
 
@@ -153,8 +153,8 @@ def test_key_file_is_judged_as_sagewai_judges_it(
     (found,) = find_candidates(home, NO_KEYRING)
 
     assert (found.value, found.problem) == (value, problem)
-    assert (accepted([found]) is None) == bool(problem)
-    assert (resolved([found]) is None) == (not value)
+    assert (active_key([found]) is None) == bool(problem)
+    assert (configured_key([found]) is None) == (not value)
 
 
 def test_mode_is_that_of_a_links_target(home: Home, tmp_path: Path) -> None:
@@ -226,8 +226,8 @@ def test_refused_first_source_is_resolved_but_not_accepted(home: Home) -> None:
 
     found = find_candidates(home, NO_KEYRING)
 
-    assert accepted(found) is None
-    assert (key := resolved(found)) is not None
+    assert active_key(found) is None
+    assert (key := configured_key(found)) is not None
     assert key.value == KEY
 
 
@@ -238,18 +238,21 @@ def test_first_source_without_any_key_is_passed_over_by_us(home: Home) -> None:
 
     found = find_candidates(home, NO_KEYRING)
 
-    assert accepted(found) is None
-    assert (key := resolved(found)) is not None
+    assert active_key(found) is None
+    assert (key := configured_key(found)) is not None
     assert key.source == "master.key"
 
 
 def test_keys_that_the_caller_brings_are_not_sagewais(home: Home, tmp_path: Path) -> None:
     """A key file or an archive's key opens values, but Sagewai does not look there."""
     put(tmp_path / "given.key")
-    found = (*find_candidates(home, {}, key_file=tmp_path / "given.key"), given("archive", KEY))
+    found = (
+        *find_candidates(home, {}, key_file=tmp_path / "given.key"),
+        key_from_bytes("archive", KEY),
+    )
 
     assert [one.fingerprint for one in found] == [fingerprint(KEY)] * 2
-    assert resolved(found) is None
+    assert configured_key(found) is None
 
 
 @pytest.mark.parametrize(
@@ -288,9 +291,9 @@ def test_key_file_that_cannot_be_read_is_told_apart(
 
 def test_key_given_from_elsewhere_is_checked_as_well() -> None:
     """An archive's key file may hold anything."""
-    assert given("archive", KEY + b"\n").value == KEY
-    assert given("archive", b"no key") == Candidate("archive", b"", "6 characters, not 44")
-    assert given("archive", b"no key").fingerprint == ""
+    assert key_from_bytes("archive", KEY + b"\n").value == KEY
+    assert key_from_bytes("archive", b"no key") == Candidate("archive", b"", "6 characters, not 44")
+    assert key_from_bytes("archive", b"no key").fingerprint == ""
 
 
 def test_key_is_not_shown(home: Home) -> None:

@@ -216,7 +216,7 @@ def test_killed_after_the_servers_commit_it_is_finished(
     url = os.environ["SAGEWAI_DATABASE_URL"]
 
     def die() -> None:
-        substitute = keys_postgres.substitute_on_server
+        substitute = keys_postgres.replace_tokens_on_server
 
         def and_die(*arguments: object) -> None:
             substitute(*arguments)  # type: ignore[arg-type]
@@ -258,7 +258,7 @@ def test_a_server_that_goes_away_takes_nothing_along(
         calls.append(url)
         raise RemoteError(f"{url.display}: connection refused")
 
-    substitute = keys_postgres.substitute_on_server
+    substitute = keys_postgres.replace_tokens_on_server
 
     def broken(*arguments: object) -> None:
         monkeypatch.setattr(keys_postgres, "connect", refuse)

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from home_builder import sealing
 from sagewai_ops.errors import LockedError
-from sagewai_ops.keys.candidates import Candidate, given
+from sagewai_ops.keys.candidates import Candidate, key_from_bytes
 from sagewai_ops.keys.locations import SealedValue, in_copy, in_documents
-from sagewai_ops.keys.reencrypt import reseal, substitute_in_database, substituted
+from sagewai_ops.keys.reencrypt import reencrypt_values, replace_tokens, replace_tokens_in_database
 
 MASTERS = tuple(base64.urlsafe_b64encode(bytes([number]) * 32) for number in range(1, 4))
-NEW = given("the new key", base64.urlsafe_b64encode(b"\xff" * 32))
-CANDIDATES = tuple(given(f"key {number}", key) for number, key in enumerate(MASTERS))
+NEW = key_from_bytes("the new key", base64.urlsafe_b64encode(b"\xff" * 32))
+CANDIDATES = tuple(key_from_bytes(f"key {number}", key) for number, key in enumerate(MASTERS))
 MOMENTS = st.integers(0, 2**63 - 1)
 TEXTS = st.text(max_size=40)
 
@@ -66,8 +66,8 @@ def test_what_is_sealed_anew_opens_to_the_same(
     content = text.encode("utf-8", "surrogatepass")
     values = [*in_copy("copy", content)]
 
-    made = reseal(values, CANDIDATES, NEW)
-    other = substituted(content, made.tokens)
+    made = reencrypt_values(values, CANDIDATES, NEW)
+    other = replace_tokens(content, made.tokens)
 
     for old, new in made.tokens.items():
         assert opened(old, *MASTERS) == opened(new, NEW.value)
@@ -85,20 +85,20 @@ def test_what_is_sealed_anew_opens_to_the_same(
 def test_the_way_back_is_exact(document: object) -> None:
     """The table backwards gives the very bytes; twice is as once in either direction."""
     content = json.dumps(document).encode()
-    table = reseal(in_copy("copy", content), CANDIDATES, NEW).tokens
+    table = reencrypt_values(in_copy("copy", content), CANDIDATES, NEW).tokens
     back = {new: old for old, new in table.items()}
 
-    other = substituted(content, table)
+    other = replace_tokens(content, table)
 
-    assert substituted(other, table) == other
-    assert substituted(other, back) == substituted(content, back) == content
+    assert replace_tokens(other, table) == other
+    assert replace_tokens(other, back) == replace_tokens(content, back) == content
 
 
 def test_what_is_under_the_new_key_already_stays() -> None:
     """A half of another tool's rotation."""
     token = "fernet:" + sealing.token(NEW.value, b"x", b"v" * 16)
 
-    made = reseal([SealedValue("p", "w", token)], CANDIDATES, NEW)
+    made = reencrypt_values([SealedValue("p", "w", token)], CANDIDATES, NEW)
 
     assert (made.tokens, made.places, made.report.opened) == ({}, {}, 1)
 
@@ -108,8 +108,8 @@ def test_a_token_with_a_blank_behind_it_is_exchanged_too() -> None:
     token = "fernet:" + sealing.token(MASTERS[0], b"by hand", b"v" * 16)
     content = json.dumps({"connections": [{"protocol_data": {"password": token + " "}}]}).encode()
 
-    made = reseal(in_documents({"config/connections.json": content}), CANDIDATES, NEW)
-    other = json.loads(substituted(content, made.tokens))
+    made = reencrypt_values(in_documents({"config/connections.json": content}), CANDIDATES, NEW)
+    other = json.loads(replace_tokens(content, made.tokens))
 
     left = other["connections"][0]["protocol_data"]["password"]
     assert opened(left.strip().encode(), NEW.value)[0] == b"by hand"
@@ -120,16 +120,16 @@ def test_tokens_within_a_text_within_a_text_are_exchanged() -> None:
     token = "fernet:" + sealing.token(MASTERS[0], b"twice", b"v" * 16)
     content = json.dumps({"a": token, "b": json.dumps({"c": token})}).encode()
 
-    made = reseal(in_copy("copy", content), CANDIDATES, NEW)
+    made = reencrypt_values(in_copy("copy", content), CANDIDATES, NEW)
 
-    assert token.encode() not in substituted(content, made.tokens)
+    assert token.encode() not in replace_tokens(content, made.tokens)
 
 
 def test_a_key_that_opens_nothing_makes_an_empty_table() -> None:
     """What stays closed is in the report, and nothing is made of it."""
     token = "fernet:" + sealing.token(MASTERS[0], b"x", b"v" * 16)
 
-    made = reseal([SealedValue("p", "w", token)], (Candidate("other", MASTERS[1]),), NEW)
+    made = reencrypt_values([SealedValue("p", "w", token)], (Candidate("other", MASTERS[1]),), NEW)
 
     assert made.tokens == {}
     assert [one.where for one in made.report.unopened] == ["w"]
@@ -170,9 +170,9 @@ def test_cells_keep_their_storage_class_and_leave_no_trace(database: Path) -> No
     connection.close()
     texts = [bytes(data).decode() for _, kind, data in before if kind in (b"text", b"blob")]
     values = [SealedValue("provider.data", "", text) for text in texts]
-    table = reseal(values, CANDIDATES, NEW).tokens
+    table = reencrypt_values(values, CANDIDATES, NEW).tokens
 
-    substitute_in_database(database, table, wait_seconds=1)
+    replace_tokens_in_database(database, table, wait_seconds=1)
 
     with sqlite3.connect(database) as connection:
         connection.text_factory = bytes
@@ -195,7 +195,7 @@ def test_a_database_that_is_held_is_left_alone(database: Path) -> None:
     other.execute("BEGIN IMMEDIATE")
 
     with pytest.raises(LockedError):
-        substitute_in_database(database, {b"fernet:a": b"fernet:b"}, wait_seconds=0)
+        replace_tokens_in_database(database, {b"fernet:a": b"fernet:b"}, wait_seconds=0)
 
     other.close()
     assert database.read_bytes() == before

@@ -27,8 +27,8 @@ from sagewai_ops.keys.trial_decryption import (
     OpenedBy,
     SealedReport,
     Unopened,
-    examine_keys,
     open_all,
+    try_keys,
 )
 
 MASTER, OTHER, DATA_KEY = (base64.urlsafe_b64encode(bytes([seed] * 32)) for seed in (1, 2, 3))
@@ -37,7 +37,7 @@ VECTOR = bytes(range(16))
 
 def candidate(key: bytes, source: str = "master.key") -> Candidate:
     """Make a candidate of a key."""
-    return candidates.given(source, key)
+    return candidates.key_from_bytes(source, key)
 
 
 def sealed(
@@ -75,7 +75,7 @@ def test_every_planted_value_opens_with_its_key(built: BuiltHome, frozen: Path) 
     home = locate(built.root, {})
     keys = tuple(candidate(key, f"key-{number}") for number, key in enumerate(built.master_keys))
 
-    report = examine_keys(read_together(home), frozen, keys)
+    report = try_keys(read_together(home), frozen, keys)
 
     directly = {
         fingerprint(key): sum(value.key == key for value in built.sealed)
@@ -95,7 +95,7 @@ def test_values_of_missing_keys_are_named(built: BuiltHome, frozen: Path) -> Non
     """With the home's own key alone, the others' values stay closed, their projects' too."""
     home = locate(built.root, {})
 
-    report = examine_keys(read_together(home), frozen, find_candidates(home, {}))
+    report = try_keys(read_together(home), frozen, find_candidates(home, {}))
 
     closed = {value.token for value in built.sealed if value.key_name in ("master-1", "master-2")}
     direct = [one for one in report.unopened if one.reason == NO_KEY]
@@ -245,7 +245,7 @@ def test_report_tells_no_secret(built: BuiltHome, frozen: Path) -> None:
         candidate(key, f"key-{number}") for number, key in enumerate(built.master_keys[:2])
     )
 
-    report = examine_keys(read_together(home), frozen, keys)
+    report = try_keys(read_together(home), frozen, keys)
     told = repr(report) + json.dumps(report.as_dict())
 
     for value in built.sealed:
@@ -278,7 +278,7 @@ def test_home_without_a_database_is_examined_by_its_documents(built: BuiltHome) 
     """A restore of the configuration alone has none."""
     documents = read_together(locate(built.root, {}))
 
-    report = examine_keys(documents, None, ())
+    report = try_keys(documents, None, ())
 
     assert 0 < report.total < len(built.sealed)
 
@@ -288,14 +288,14 @@ def test_damaged_database_is_damage(tmp_path: Path) -> None:
     (tmp_path / "copy.db").write_bytes(b"no database" * 100)
 
     with pytest.raises(DamagedError):
-        examine_keys({}, tmp_path / "copy.db", ())
+        try_keys({}, tmp_path / "copy.db", ())
 
 
 def test_examined_database_is_left_alone(frozen: Path) -> None:
     """No -wal or -shm comes to be beside it."""
     content = frozen.read_bytes()
 
-    examine_keys({}, frozen, ())
+    try_keys({}, frozen, ())
 
     assert frozen.read_bytes() == content
     assert [path.name for path in frozen.parent.iterdir()] == [frozen.name]
