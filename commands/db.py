@@ -72,8 +72,8 @@ Exit status:
 """
 CHECK = """Check the database: damage, schema, references, values.
 
-Values that PostgreSQL would refuse or change are reported with table, column, count and keys.
-Nothing is written; works while Sagewai runs.
+Values that an export would refuse are findings, values that it converts without loss are notes;
+each with table, column, count and keys. Nothing is written; works while Sagewai runs.
 
 Exit status:
   0   no findings
@@ -262,7 +262,7 @@ def check(run: Run, *, wait: WriterWaitOption = 30.0) -> Outcome:
             database, run_interruptibly(check_postgres(database, wait_seconds=wait))
         )
     else:
-        from sagewai_ops.schema.check_sqlite import check_database
+        from sagewai_ops.operations.check_database import check_database
 
         with run.terminal.progress() as progress:
             checked = check_database(database.path, wait_seconds=wait, progress=progress)
@@ -356,18 +356,24 @@ def _show_position(terminal: Terminal, result: dict[str, Any]) -> None:
 
 
 def _show_check(terminal: Terminal, result: dict[str, Any]) -> None:
-    """Say what was found."""
-    findings = result["findings"]
+    """Write the findings and notes of a check."""
+    findings, notes = result["findings"], result.get("notes", [])
     rows = sum(result["rows"].values())
     style = "bold yellow" if findings else "bold green"
-    said = f"{len(findings)} findings" if findings else "nothing found"
+    summary = f"{len(findings)} findings" if findings else "no findings"
     terminal.line(
-        f"{result['database']}: {said} in {rows} rows of {len(result['rows'])} tables", style=style
+        f"{result['database']}: {summary} in {rows} rows of {len(result['rows'])} tables",
+        style=style,
     )
-    for one in findings[:_SHOWN]:
-        terminal.line(f"  {one['kind']:<11}  {one['text']}")
+    width = max((11, *(len(finding["kind"]) for finding in findings[:_SHOWN])))
+    for finding in findings[:_SHOWN]:
+        terminal.line(f"  {finding['kind']:<{width}}  {finding['text']}")
     if len(findings) > _SHOWN:
         terminal.line(f"  and {len(findings) - _SHOWN} more")
+    for note in notes[:_SHOWN]:
+        terminal.line(f"  note         {note['kind']}: {note['text']}")
+    if len(notes) > _SHOWN:
+        terminal.line(f"  and {len(notes) - _SHOWN} more notes")
     for name in result["unknown_tables"]:
         terminal.line(f"  yours        {name}, {result['rows'].get(name, 0)} rows")
     if result.get("free_pages"):

@@ -37,11 +37,12 @@ _SHOWN_FINDINGS = 40  # for people; --json and the report have all
 
 
 class Policy(str, Enum):
-    """What becomes of values that PostgreSQL would refuse."""
+    """What happens to values that PostgreSQL refuses."""
 
     FAIL = "fail"
     REPAIR = "repair"
     QUARANTINE = "quarantine"
+    REPAIR_QUARANTINE = "repair,quarantine"
 
 
 class Learnings(str, Enum):
@@ -194,8 +195,7 @@ def show(terminal: Terminal, result: dict[str, Any]) -> None:
     terminal.line(f"{result['source']} to {result['target']}, PostgreSQL {result['server']}")
     _show_findings(terminal, result)
     if result["open_findings"] and result["purpose"] == "move":
-        terminal.line("nothing was sent, the target is as it was", style="red")
-        terminal.line("  --on-invalid repair or quarantine deals with most of these")
+        _show_refusal(terminal, result)
     elif result["purpose"] == "plan":
         seconds = result["estimate_seconds"]
         terminal.line(f"{result['rows']} rows to carry, in about {seconds:.0f} s; nothing changed")
@@ -208,23 +208,46 @@ def show(terminal: Terminal, result: dict[str, Any]) -> None:
 
 
 def _show_findings(terminal: Terminal, result: dict[str, Any]) -> None:
-    findings = [*result["findings"], *result["learnings"]["findings"]]
+    findings = [*result["findings"]]
+    findings += [found for found in result["learnings"]["findings"] if found not in findings]
     if findings:
         rows = [
             (
-                ".".join(filter(None, (found["table"], found["column"]))),
+                _place(found),
                 found["kind"],
                 str(found["count"]),
                 ", ".join(found["keys"][:3]),
                 found["detail"],
+                found["repair"],
             )
             for found in findings[:_SHOWN_FINDINGS]
         ]
-        terminal.table(("where", "kind", "rows", "keys", "what"), rows)
+        terminal.table(("where", "kind", "rows", "keys", "what", "repair"), rows)
     if len(findings) > _SHOWN_FINDINGS:
         terminal.line(f"and {len(findings) - _SHOWN_FINDINGS} more, in the report")
     for note in result["notes"]:
         terminal.line(f"note: {note}")
+
+
+def _place(found: dict[str, Any]) -> str:
+    return ".".join(filter(None, (found["table"], found["column"])))
+
+
+def _show_refusal(terminal: Terminal, result: dict[str, Any]) -> None:
+    """Write why nothing was sent; with `repair`, the findings without one."""
+    terminal.line("nothing was sent, the target is unchanged", style="red")
+    if result["policy"] != "repair":
+        terminal.line("  --on-invalid repair,quarantine resolves most of these")
+        return
+    remaining = [
+        found
+        for found in result["findings"]
+        if found["kind"] != "audit-hash" and (found["repairable"] or 0) < max(found["count"], 1)
+    ]
+    for found in remaining[:_SHOWN_FINDINGS]:
+        count = max(found["count"], 1) - (found["repairable"] or 0)
+        terminal.line(f"  no repair: {_place(found)}, {found['kind']}, {count} rows")
+    terminal.line("  --on-invalid repair,quarantine leaves these rows out of the target")
 
 
 def _show_move(terminal: Terminal, result: dict[str, Any]) -> None:

@@ -71,7 +71,7 @@ def faults() -> dict[str, Fault]:
         "integer-as-text": value(
             "agent_runs", "duration_ms", "'much'", "storage-class", mendable=False
         ),
-        "boolean": value("workflow_runs", "input_encrypted", "'yes'", "not-a-boolean"),
+        "boolean": value("workflow_runs", "input_encrypted", "7", "not-a-boolean"),
         "moment": value(
             "workflow_runs", "created_at", "'some day'", "not-a-timestamp", mendable=False
         ),

@@ -31,7 +31,7 @@ from sagewai_ops.export.learnings import learnings
 from sagewai_ops.export.load import RefusedByServerError, load_tables
 from sagewai_ops.export.mapping.findings import Finding
 from sagewai_ops.export.mapping.plan import Plan, make_plan
-from sagewai_ops.export.mapping.source_rows import opened_copy
+from sagewai_ops.export.mapping.source_rows import open_copy
 from sagewai_ops.export.pipeline.sender import Worker, start_workers
 from sagewai_ops.export.report import (
     Report,
@@ -43,7 +43,7 @@ from sagewai_ops.export.report import (
 )
 from sagewai_ops.export.target_session import MOVE, PLAN, VERIFY, Session, open_session
 from sagewai_ops.export.validate import repair_overlay
-from sagewai_ops.export.validate.validator import FAIL, QUARANTINE, Preflight
+from sagewai_ops.export.validate.validator import FAIL, QUARANTINE, Validator
 from sagewai_ops.export.verify import verify
 from sagewai_ops.export.workdir import copy_directory, export_directory
 from sagewai_ops.home.paths import Home, require
@@ -60,7 +60,7 @@ class Options:
 
     Attributes:
         purpose: `move`, `plan` (look at everything, touch nothing) or `verify` (compare again).
-        policy: What becomes of values that cannot be carried: fail, repair or quarantine.
+        policy: What happens to values that PostgreSQL refuses: one of `validator.POLICIES`.
         learnings: keep, facts or pgvector.
         allow_live: Go on although processes use the home; what they write meanwhile is not moved.
         report: Where the report goes; None for a name in the directory beside the home, and for
@@ -157,7 +157,7 @@ async def _export(work: _Work) -> None:
                 plan = await _plan(work, session)
                 _warn(work, session)
                 if purpose == PLAN:
-                    await _look(work, plan, session)
+                    await _check(work, plan, session)
                 elif purpose == VERIFY:
                     await _verify(work, plan, session, workers)
                 else:
@@ -221,22 +221,22 @@ async def _find(work: _Work, plan: Plan, session: Session) -> tuple[Finding, ...
 
     Values alone are not looked at here: the reading process and the server do that on the way.
     """
-    with _timed(work.report, "check"), opened_copy(work.copy) as source:
-        preflight = Preflight(
+    with _timed(work.report, "check"), open_copy(work.copy) as source:
+        validator = Validator(
             source, plan, session.tables, session.connection, progress=work.progress
         )
-        found = [*plan.findings, *await preflight.relations()]
-        return tuple(await preflight.survey() if found else ())
+        found = [*plan.findings, *await validator.check_constraints()]
+        return tuple(await validator.check_all() if found else ())
 
 
 async def _settle(work: _Work, plan: Plan, session: Session) -> Plan:
     """Repair or refuse, and write down what was: before anything is sent."""
     report, policy = work.report, work.options.policy
-    with _timed(report, "check"), opened_copy(work.copy, writable=True) as source:
-        preflight = Preflight(
+    with _timed(report, "check"), open_copy(work.copy, writable=True) as source:
+        validator = Validator(
             source, plan, session.tables, session.connection, progress=work.progress
         )
-        settled = await preflight.settle(policy)
+        settled = await validator.settle(policy)
         report.findings, report.open_findings = settled.findings, settled.open
         report.repaired, report.refused = repair_overlay.counts(source)
         report.tables = _tables(settled.plan)
@@ -250,21 +250,28 @@ async def _settle(work: _Work, plan: Plan, session: Session) -> Plan:
         if report.repaired:
             report.files["changes"] = str(work.path.with_suffix(".changes.jsonl"))
             write_lines(Path(report.files["changes"]), repair_overlay.changes(source, plan))
-        if policy == QUARANTINE and report.findings:
+        if QUARANTINE in policy and report.findings:
             report.files["refused"] = str(work.path.with_suffix(".refused.jsonl"))
             lines = repair_overlay.everything_refused(source, plan)
             report.refused = write_lines(Path(report.files["refused"]), lines)
     return settled.plan
 
 
-async def _look(work: _Work, plan: Plan, session: Session) -> None:
+async def _check(work: _Work, plan: Plan, session: Session) -> None:
+    """Find all that would stop the export, rows of learnings that it would omit included."""
+    await _check_tables(work, plan, session)
+    report, choice = work.report, work.options.learnings
+    report.learnings = await learnings.check(work.copy, choice, session.connection)
+    report.open_findings = (*report.open_findings, *report.learnings.findings)
+
+
+async def _check_tables(work: _Work, plan: Plan, session: Session) -> None:
     report = work.report
-    with _timed(report, "check"), opened_copy(work.copy) as source:
-        preflight = Preflight(
+    with _timed(report, "check"), open_copy(work.copy) as source:
+        validator = Validator(
             source, plan, session.tables, session.connection, progress=work.progress
         )
-        report.findings = report.open_findings = tuple(await preflight.survey())
-    report.learnings.tables = learnings.look(work.copy)
+        report.findings = report.open_findings = tuple(await validator.check_all())
     report.estimate_seconds = report.stages["check"] * MOVE_PER_LOOK
 
 
@@ -287,14 +294,14 @@ async def _explain(work: _Work) -> None:
     compared = work.report.tables
     async with open_session(work.url, PLAN) as session:
         plan = await _plan(work, session)
-        await _look(work, plan, session)
+        await _check_tables(work, plan, session)
     if not work.report.open_findings:
         work.report.tables = compared
 
 
 async def _plan(work: _Work, session: Session) -> Plan:
     report = work.report
-    with opened_copy(work.copy) as source:
+    with open_copy(work.copy) as source:
         source.text_factory = str
         plan = await make_plan(source, session.tables, session.connection)
     report.tables, report.empty, report.notes = _tables(plan), plan.empty, list(plan.notes)

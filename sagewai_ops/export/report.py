@@ -22,7 +22,7 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.export.compare.rows import Result
 from sagewai_ops.export.learnings.learnings import KEEP, Learnings
-from sagewai_ops.export.mapping.findings import Finding, total
+from sagewai_ops.export.mapping.findings import Finding, count_rows
 from sagewai_ops.export.sequences import SetSequence
 from sagewai_ops.export.target_session import MOVE, PLAN
 from sagewai_ops.export.validate.validator import FAIL
@@ -144,7 +144,7 @@ class Report:
             "tables": [table.as_dict() for table in self.tables],
             "empty": list(self.empty),
             "findings": [finding.as_dict() for finding in self.findings],
-            "findings_total": total(self.findings),
+            "findings_total": count_rows(self.findings),
             "open_findings": len(self.open_findings),
             "mended": self.repaired,
             "refused": self.refused,

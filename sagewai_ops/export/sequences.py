@@ -40,7 +40,7 @@ async def set_sequences(
     for planned in plan.tables:
         target = targets[planned.name]
         for column in target.columns.values():
-            if column.sequence and planned.carries((column.name,)):
+            if column.sequence and planned.has_columns((column.name,)):
                 following = await _set_sequence(server, target, column)
                 if following:
                     done.append(SetSequence(target.name, column.name, following))

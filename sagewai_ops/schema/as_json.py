@@ -1,4 +1,4 @@
-"""What the `db` commands answer, as JSON: docs/json.md, and the schemas under docs/json/."""
+"""The results of the `db` commands as JSON: docs/json.md, and the schemas under docs/json/."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sagewai_ops.schema.migrate_postgres import Migration
 from sagewai_ops.schema.sqlite_revision import Level
 from sagewai_ops.schema.upgrade_sqlite import Upgrade
 
-# What mends a state.
+# The command that repairs a state.
 ADVICE = {
     "behind": "sagewai-ops db upgrade",
     "forked": "sagewai-ops db upgrade",
@@ -26,7 +26,7 @@ ADVICE = {
 
 
 def of_upgraded(done: Upgrade) -> dict[str, Any]:
-    """Give the JSON of an upgrade of a home's SQLite database."""
+    """Return the JSON of an upgrade of a home's SQLite database."""
     return {
         "engine": "sqlite",
         "rehearsed": "copy" if done.rehearsed else None,
@@ -46,7 +46,7 @@ def of_upgraded(done: Upgrade) -> dict[str, Any]:
 
 
 def of_moved(done: Migration) -> dict[str, Any]:
-    """Give the JSON of an upgrade or downgrade of a PostgreSQL database."""
+    """Return the JSON of an upgrade or downgrade of a PostgreSQL database."""
     gone = done.rows_before.keys() - done.rows_after.keys()
     kept = done.rows_before.keys() & done.rows_after.keys()
     return {
@@ -66,7 +66,7 @@ def of_moved(done: Migration) -> dict[str, Any]:
 
 
 def of_level(database: SqliteUrl, level: Level) -> dict[str, Any]:
-    """Give the JSON of where a home's SQLite database stands."""
+    """Return the JSON of the revision of a home's SQLite database."""
     return {
         "database": database.display,
         "engine": "sqlite",
@@ -80,7 +80,7 @@ def of_level(database: SqliteUrl, level: Level) -> dict[str, Any]:
 
 
 def of_position(database: PostgresUrl, found: postgres_server.Database) -> dict[str, Any]:
-    """Give the JSON of where a PostgreSQL database stands."""
+    """Return the JSON of the revision of a PostgreSQL database."""
     return {
         "database": database.display,
         "engine": "postgresql",
@@ -92,13 +92,14 @@ def of_position(database: PostgresUrl, found: postgres_server.Database) -> dict[
 
 
 def of_checked(database: SqliteUrl, checked: Checked) -> dict[str, Any]:
-    """Give the JSON of a check of a home's SQLite database."""
+    """Return the JSON of a check of a home's SQLite database."""
     return {
         "database": database.display,
         "engine": "sqlite",
         "revisions": _reached(checked.level),
         "state": checked.level.state,
-        "findings": [of_finding(one) for one in checked.findings],
+        "findings": [of_finding(finding) for finding in checked.findings],
+        "notes": [of_finding(finding) for finding in checked.notes],
         "rows": dict(checked.rows),
         "page_size": checked.page_size,
         "pages": checked.pages,
@@ -109,21 +110,21 @@ def of_checked(database: SqliteUrl, checked: Checked) -> dict[str, Any]:
 
 
 def of_checked_postgres(database: PostgresUrl, checked: CheckedPostgres) -> dict[str, Any]:
-    """Give the JSON of a check of a PostgreSQL database."""
+    """Return the JSON of a check of a PostgreSQL database."""
     return {
         "database": database.display,
         "engine": "postgresql",
         "server": checked.database.version,
         "revisions": list(checked.database.position.heads),
         "state": checked.database.position.state,
-        "findings": [of_finding(one) for one in checked.findings],
+        "findings": [of_finding(finding) for finding in checked.findings],
         "rows": dict(checked.rows),
         "unknown_tables": list(checked.unknown_tables),
     }
 
 
 def of_drift(item: Drift) -> dict[str, Any]:
-    """Give the JSON of one difference from a fresh home."""
+    """Return the JSON of one difference from a fresh home."""
     return {
         "table": item.table,
         "name": item.name,
@@ -134,16 +135,16 @@ def of_drift(item: Drift) -> dict[str, Any]:
     }
 
 
-def of_finding(one: Finding) -> dict[str, Any]:
-    """Give the JSON of one finding."""
+def of_finding(finding: Finding) -> dict[str, Any]:
+    """Return the JSON of one finding or note."""
     return {
-        "kind": one.kind,
-        "table": one.table,
-        "column": one.column,
-        "reason": one.reason,
-        "count": one.count,
-        "examples": list(one.examples),
-        "text": one.shown,
+        "kind": finding.kind,
+        "table": finding.table,
+        "column": finding.column,
+        "reason": finding.reason,
+        "count": finding.count,
+        "examples": list(finding.examples),
+        "text": finding.shown,
     }
 
 

@@ -1,8 +1,8 @@
-"""Check a PostgreSQL database: where its chain stands, and what differs from the head.
+"""Check a PostgreSQL database: its revision, and its differences from the head.
 
-It reads, in one read-only transaction, and works under a live server. Types and constraints hold
-for every row there, so the rows themselves are only counted; what can be wrong beside them is the
-schema, an index that was left half done, and a sequence behind its column.
+It reads in one read-only transaction, also while a server uses the database. PostgreSQL enforces
+types and constraints for every row, so rows are only counted; what can be wrong is the schema, an
+incomplete index, and a sequence behind its column.
 """
 
 from __future__ import annotations
@@ -77,11 +77,11 @@ ORDER BY c.relname COLLATE "C"
 
 @dataclass(frozen=True, slots=True)
 class CheckedPostgres:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        findings: Everything that is wrong; empty if all is well.
-        rows: By table, the user's own among them.
+        findings: Everything that is wrong; empty if nothing is.
+        rows: By table, the user's own included.
         unknown_tables: The user's own, in the same schema.
     """
 
@@ -99,11 +99,11 @@ async def check_postgres(
 
     Args:
         url: The database.
-        wait_seconds: For each lock that another session has on a table, a change of the schema.
+        wait_seconds: For each table that another session has locked, to change the schema.
 
     Raises:
-        LockedError: A table was locked all the time.
-        RemoteError, PermissionDeniedError, NotFoundError, UsageError: It cannot be looked at.
+        LockedError: A table remained locked.
+        RemoteError, PermissionDeniedError, NotFoundError, UsageError: It cannot be read.
     """
     from sqlalchemy import text
 
@@ -113,22 +113,22 @@ async def check_postgres(
         await connection.execute(text(f"SET LOCAL {postgres_server.lock_timeout(wait_seconds)}"))
         found = await postgres_server.read_database(connection)
         rows = await postgres_server.count_rows(connection)
-        findings = list(_of_position(found))
+        findings = list(_check_position(found))
         if found.position.state == "current":
-            present, functions, half_done = await read_schema(connection)
-            findings += [*half_done, *_drift(present, functions)]
-            findings += [finding async for finding in _late_sequences(connection)]
+            present, functions, incomplete = await read_schema(connection)
+            findings += [*incomplete, *_find_drift(present, functions)]
+            findings += [finding async for finding in _find_late_sequences(connection)]
     unknown = tuple(name for name in rows if name not in head()["tables"])
     return CheckedPostgres(found, tuple(findings), rows, unknown, time.perf_counter() - started)
 
 
-def _of_position(found: postgres_server.Database) -> Iterator[Finding]:
+def _check_position(found: postgres_server.Database) -> Iterator[Finding]:
     state, heads = found.position.state, ", ".join(found.position.heads)
     reasons = {
         "behind": f"is behind, at {heads}",
         "forked": f"is at two revisions, {heads}; an upgrade joins them",
         "ahead": f"is ahead, at {heads}, later than {HEAD}",
-        "unknown": f"is at {heads}, which is none of ours",
+        "unknown": f"is at {heads}, which is unknown",
         "unmanaged": "has tables that no revision made",
         "empty": "is empty",
     }
@@ -143,7 +143,7 @@ async def read_schema(
     from sqlalchemy import text
 
     tables: dict[str, Table] = {}
-    half_done = []
+    incomplete = []
 
     def table(name: str) -> Table:
         return tables.setdefault(name, {"columns": {}, "constraints": {}, "indexes": {}})
@@ -153,22 +153,22 @@ async def read_schema(
     for owner, name, definition, is_valid in await connection.execute(text(_CONSTRAINTS)):
         table(owner)["constraints"][name] = definition.removesuffix(" NOT VALID")
         if not is_valid:
-            half_done.append(Finding("index", owner, "", f"constraint {name} is not validated"))
+            incomplete.append(Finding("index", owner, "", f"constraint {name} is not validated"))
     for owner, name, definition, is_valid in await connection.execute(text(_INDEXES)):
         table(owner)["indexes"][name] = definition
         if not is_valid:
-            half_done.append(Finding("index", owner, "", f"index {name} is not valid"))
+            incomplete.append(Finding("index", owner, "", f"index {name} is not valid"))
     functions = {
         signature: list(names or ())
         for signature, names in await connection.execute(text(_FUNCTIONS))
     }
-    return tables, functions, half_done
+    return tables, functions, incomplete
 
 
-def _drift(
+def _find_drift(
     present: Mapping[str, Table], functions: Mapping[str, Sequence[str]]
 ) -> Iterator[Finding]:
-    """Compare with the head; a table, index or function of the user's own is no drift."""
+    """Compare with the head; tables, indexes and functions of the user's own are not drift."""
     for name, parameters in head()["functions"].items():
         if name not in functions:
             yield Finding("drift", "", "", f"function {name} is missing")
@@ -182,11 +182,11 @@ def _drift(
         if table not in present:
             yield Finding("drift", table, "", "missing table")
             continue
-        there = present[table]
-        yield from _differences(table, "column", wanted["columns"], there["columns"], extra=True)
-        constraints = wanted["constraints"], there["constraints"]
+        existing = present[table]
+        yield from _differences(table, "column", wanted["columns"], existing["columns"], extra=True)
+        constraints = wanted["constraints"], existing["constraints"]
         yield from _differences(table, "constraint", *constraints, extra=True)
-        yield from _differences(table, "index", wanted["indexes"], there["indexes"], extra=False)
+        yield from _differences(table, "index", wanted["indexes"], existing["indexes"], extra=False)
 
 
 def _differences(
@@ -194,22 +194,22 @@ def _differences(
 ) -> Iterator[Finding]:
     for name, definition in wanted.items():
         column = name if kind == "column" else ""
-        what = "" if column else f" {name}"
+        label = "" if column else f" {name}"
         if name not in found:
             yield Finding(
-                "drift", table, column, f"missing {kind}{what}, the head has {definition}"
+                "drift", table, column, f"missing {kind}{label}, the head has {definition}"
             )
         elif found[name] != definition:
-            reason = f"different {kind}{what}, the head has {definition}, found {found[name]}"
+            reason = f"different {kind}{label}, the head has {definition}, found {found[name]}"
             yield Finding("drift", table, column, reason)
     for name in found.keys() - wanted.keys() if extra else ():
         column = name if kind == "column" else ""
-        what = "" if column else f" {name}"
-        yield Finding("drift", table, column, f"extra {kind}{what}, found {found[name]}")
+        label = "" if column else f" {name}"
+        yield Finding("drift", table, column, f"extra {kind}{label}, found {found[name]}")
 
 
-async def _late_sequences(connection: AsyncConnection) -> AsyncIterator[Finding]:
-    """Find the sequences whose next number a row has already."""
+async def _find_late_sequences(connection: AsyncConnection) -> AsyncIterator[Finding]:
+    """Find the sequences whose next number is in use."""
     from sqlalchemy import text
 
     for column in (await connection.execute(text(_SEQUENCES))).all():
@@ -220,5 +220,7 @@ async def _late_sequences(connection: AsyncConnection) -> AsyncIterator[Finding]
         )
         row = (await connection.exec_driver_sql(statement)).one()
         if row.highest is not None and row.following <= row.highest:
-            reason = f"the sequence gives {row.following} next, and there is a row {row.highest}"
+            reason = (
+                f"the next number of the sequence is {row.following}, and row {row.highest} exists"
+            )
             yield Finding("sequence", column.owner, column.name, reason)

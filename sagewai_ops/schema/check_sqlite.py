@@ -1,21 +1,22 @@
-"""Check a home's database: its file, its schema, and every value on its way to PostgreSQL.
+"""Check a home's database: its file, its schema, its references, and its values by a callback.
 
-It reads one moment of the database, live or not, and writes nothing. SQLite's own integrity check
-and the scans of the tables run side by side, in two threads with connections of their own; each
-holds little.
+The check reads one moment of the database, live or not, and writes nothing. SQLite's own integrity
+check and the checks of the tables run in parallel, in two threads with connections of their own;
+each needs little memory.
 """
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from sagewai_ops.database.sqlite.integrity import count_rows
 from sagewai_ops.database.sqlite.read_transaction import (
@@ -25,37 +26,47 @@ from sagewai_ops.database.sqlite.read_transaction import (
 )
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema import sqlite_catalog
-from sagewai_ops.schema.constraints import broken_checks, dangling_references, duplicates
+from sagewai_ops.schema.constraints import (
+    find_check_violations,
+    find_dangling_references,
+    find_duplicates,
+    read_key,
+)
 from sagewai_ops.schema.drift import find_drift
 from sagewai_ops.schema.findings import Finding, Tally
-from sagewai_ops.schema.scan import cuts_at_nul, plan_scan, reading_bytes, scan_table
 from sagewai_ops.schema.sqlite_revision import Level, read_level
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
 
-_THREADS = 2  # SQLite runs outside of Python's lock; more connections hold more memory
-_SENTENCES = 100  # of the integrity check; more of them say nothing new
+# Checks the values of a table: connection, table, columns, where to report rows, and progress.
+ValueCheck: TypeAlias = Callable[
+    [sqlite3.Connection, str, Sequence[str], Callable[..., None], Callable[[int], None]], None
+]
+
+_THREADS = 2  # SQLite runs without Python's lock; more connections need more memory
+_MESSAGES = 100  # of the integrity check; more of them add nothing
 _CACHE_KIB = 8000  # for each connection
-_STEPS = 20_000_000  # virtual machine instructions between two looks at whether to stop, some 0.2 s
+_STEPS = 20_000_000  # virtual machine instructions between two checks of the stop flag, some 0.2 s
 _VERSION_TABLE = "alembic_version"
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        findings: Everything that is wrong; empty if all is well.
-        rows: By table, the user's own among them.
+        findings: Everything that is wrong; empty if nothing is.
+        notes: Values that an export to PostgreSQL converts without loss.
+        rows: By table, the user's own included.
         page_size: Bytes.
-        free_pages: Of `pages`, those that hold nothing.
-        unknown_tables: The user's own; kept wherever the database goes as a file, and not carried
-            to PostgreSQL.
+        free_pages: Of `pages`, those without content.
+        unknown_tables: The user's own; included in copies of the file, and not exported.
     """
 
     level: Level
     findings: tuple[Finding, ...]
+    notes: tuple[Finding, ...]
     rows: Mapping[str, int]
     page_size: int
     pages: int
@@ -66,14 +77,19 @@ class Checked:
 
 
 def check_database(
-    path: Path, *, wait_seconds: float = WAIT_SECONDS, progress: Progress | None = None
+    path: Path,
+    *,
+    wait_seconds: float = WAIT_SECONDS,
+    check_values: ValueCheck | None = None,
+    progress: Progress | None = None,
 ) -> Checked:
     """Check a home's database.
 
     Args:
-        path: The main file; others may have it open and write.
-        wait_seconds: For a process that holds it exclusively.
-        progress: Told `values`, in rows, from several threads.
+        path: The main file; other processes may have it open and write.
+        wait_seconds: For a process that has it locked exclusively.
+        check_values: Called with each table; None checks no values.
+        progress: Called with `values`, in rows, from several threads.
 
     Raises:
         NotFoundError, DamagedError, LockedError, PermissionDeniedError: It cannot be read at all.
@@ -81,17 +97,18 @@ def check_database(
     started = time.perf_counter()
     with open_read_transaction(path, wait_seconds=wait_seconds) as pin:
         connection = pin.connection
-        with _Work(pin.path, progress) as work:
+        with _Threads(pin.path, check_values, progress) as threads:
             level = read_level(connection)
             rows = count_rows(connection)
             (free_pages,) = connection.execute("PRAGMA freelist_count").fetchone()
-            schema = [*_of_schema(connection, level)]
+            schema = [*_check_schema(connection, level)]
             present = sqlite_catalog.read_tables(connection, sqlite_catalog.expected())
-            of_rows = work.scan(present, rows)
-            found = [*work.damage(), *schema, *of_rows]
+            of_tables = threads.check_tables(present, rows)
+            found = [*threads.wait_for_integrity(), *schema, *of_tables]
     return Checked(
         level,
-        tuple(found),
+        tuple(finding for finding in found if not finding.is_note),
+        tuple(finding for finding in found if finding.is_note),
         rows,
         pin.page_size,
         pin.page_count,
@@ -102,13 +119,13 @@ def check_database(
     )
 
 
-def _of_schema(connection: sqlite3.Connection, level: Level) -> Iterator[Finding]:
+def _check_schema(connection: sqlite3.Connection, level: Level) -> Iterator[Finding]:
     if level.state == "behind":
         yield Finding("level", "", "", f"is behind, at {level.revision or 'no revision'}")
     elif level.state != "current":
         yield Finding("level", "", "", f"is {level.state}")
     if _VERSION_TABLE in level.unknown_tables:
-        reason = "is here, though Alembic never runs on SQLite: another tool tried to"
+        reason = "exists, though Alembic never runs on SQLite: another tool ran it"
         yield Finding("level", _VERSION_TABLE, "", reason)
     if level.state == "empty":
         return
@@ -117,18 +134,22 @@ def _of_schema(connection: sqlite3.Connection, level: Level) -> Iterator[Finding
         yield Finding("drift", drift.table, drift.name, reason)
 
 
-class _Work:
-    """The two threads' work on one database, and what stops it: the end of the block.
+class _Threads:
+    """Two threads that check one database; the end of the block stops them.
 
-    SQLite's own check begins at once, beside whatever the caller does.
+    SQLite's own check begins at once.
 
     Args:
         path: The main file, symlinks resolved; pinned while this lives.
-        progress: Told `values`, in rows.
+        check_values: As of `check_database`.
+        progress: Called with `values`, in rows.
     """
 
-    def __init__(self, path: Path, progress: Progress | None) -> None:
+    def __init__(
+        self, path: Path, check_values: ValueCheck | None, progress: Progress | None
+    ) -> None:
         self._path = path
+        self._check_values = check_values
         self._progress = progress
         self._total = 0
         self._done = 0
@@ -136,76 +157,85 @@ class _Work:
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="check")
 
-    def __enter__(self) -> _Work:  # noqa: PYI034 - typing has no Self before Python 3.11
-        self._damaged = self._pool.submit(self._damage)
+    def __enter__(self) -> _Threads:  # noqa: PYI034 - typing has no Self before Python 3.11
+        self._integrity = self._pool.submit(self._check_integrity)
         return self
 
     def __exit__(self, *_error: object) -> None:
         self._stop.set()
         self._pool.shutdown(cancel_futures=True)
 
-    def damage(self) -> list[Finding]:
-        """Wait for SQLite's own findings."""
-        return self._damaged.result()
+    def wait_for_integrity(self) -> list[Finding]:
+        """Return SQLite's own findings."""
+        return self._integrity.result()
 
-    def scan(
+    def check_tables(
         self, present: Mapping[str, sqlite_catalog.Table], rows: Mapping[str, int]
     ) -> list[Finding]:
-        """Give the findings of the rows, table by table.
+        """Return the findings of all rows, table by table.
 
         Args:
             present: The tables.
-            rows: How many rows each has.
+            rows: The number of rows of each.
         """
         from sagewai_ops.schema.tables import metadata
 
         self._total = sum(rows.get(table, 0) for table in present)
         tables = [table for table in metadata.sorted_tables if table.name in present]
         # The largest first, so that the threads end together.
-        scans: dict[str, Future[list[Finding]]] = {
-            table.name: self._pool.submit(self._scan, table, present)
+        checks: dict[str, Future[list[Finding]]] = {
+            table.name: self._pool.submit(self._check_table, table, present)
             for table in sorted(tables, key=lambda table: -rows.get(table.name, 0))
         }
-        return [finding for table in tables for finding in scans[table.name].result()]
+        return [finding for table in tables for finding in checks[table.name].result()]
 
-    def _damage(self) -> list[Finding]:
+    def _check_integrity(self) -> list[Finding]:
         """Run SQLite's integrity check."""
-        said: list[str] = []
+        messages: list[str] = []
         with self._connection() as connection:
-            connection.text_factory = _legible
+            connection.text_factory = _decode
             try:
-                for (sentence,) in connection.execute(f"PRAGMA integrity_check({_SENTENCES})"):
-                    said.append(str(sentence))
+                for (message,) in connection.execute(f"PRAGMA integrity_check({_MESSAGES})"):
+                    messages.append(str(message))
             except sqlite3.DatabaseError as error:
-                said.append(str(error))  # damage that the check itself stumbles over
-        return [Finding("integrity", "", "", sentence) for sentence in said if sentence != "ok"]
+                messages.append(str(error))  # damage that stops the check itself
+        return [Finding("integrity", "", "", message) for message in messages if message != "ok"]
 
-    def _scan(self, table: Table, present: Mapping[str, sqlite_catalog.Table]) -> list[Finding]:
-        """Judge the values of one table, and try its constraints."""
+    def _check_table(
+        self, table: Table, present: Mapping[str, sqlite_catalog.Table]
+    ) -> list[Finding]:
+        """Check the values and the constraints of one table."""
         tally = Tally()
         found: list[Finding] = []
         with self._connection() as connection:
-            columns = tuple(present[table.name].columns)
-            plan = plan_scan(table, columns, cut_at_nul=cuts_at_nul(connection))
+            key = functools.partial(read_key, connection, table.name, present)
+
+            def report(
+                kind: str, column: str, reason: str, rows: Sequence[int], *, is_note: bool
+            ) -> None:
+                tally.add(kind, table.name, column, reason, rows, key, is_note=is_note)
+
             try:
-                scan_table(reading_bytes(connection), plan, tally, self._scanned)
-                connection.text_factory = str
-                broken_checks(connection, table, plan, tally)
-                found += duplicates(connection, table, present)
-                found += dangling_references(connection, table.name, plan, present)
+                if self._check_values:
+                    columns = tuple(present[table.name].columns)
+                    self._check_values(connection, table.name, columns, report, self._count)
+                connection.text_factory = bytes  # keys are shown even if they are not UTF-8
+                find_check_violations(connection, table, present, tally)
+                found += find_duplicates(connection, table, present)
+                found += find_dangling_references(connection, table.name, present)
             except sqlite3.DatabaseError as error:
-                found.append(_unread(table, error))
+                found.append(_unreadable(table, error))
         return [*tally.findings(), *found]
 
-    def _scanned(self, count: int) -> None:
+    def _count(self, rows: int) -> None:
         with self._counting:
-            self._done += count
+            self._done += rows
             if self._progress:
                 self._progress("values", self._done, self._total)
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        # Opened after the pin, and by SQLite alone: it knows of the locks of all connections.
+        # Opened after the pin, and by SQLite alone: it knows the locks of all connections.
         uri = database_uri(self._path, mode="ro")
         with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
             connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
@@ -214,14 +244,14 @@ class _Work:
             yield connection
 
 
-def _unread(table: Table, error: sqlite3.DatabaseError) -> Finding:
-    """Say that a table could not be read to its end; a stop that was asked for is none."""
+def _unreadable(table: Table, error: sqlite3.DatabaseError) -> Finding:
+    """Return a finding about a table that could not be read whole; re-raise an interruption."""
     if str(error) == "interrupted":
         raise error
     if "no such column: _rowid_" in str(error):
         return Finding("drift", table.name, "", "is WITHOUT ROWID, so its values were not read")
-    return Finding("integrity", table.name, "", f"cannot be read to its end, {error}")
+    return Finding("integrity", table.name, "", f"not readable as a whole, {error}")
 
 
-def _legible(value: bytes) -> str:
+def _decode(value: bytes) -> str:
     return value.decode("utf-8", "replace")

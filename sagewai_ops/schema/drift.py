@@ -1,4 +1,4 @@
-"""How a home's tables differ from a fresh home's, one finding for each difference."""
+"""Compare a home's tables with a fresh home's, one finding for each difference."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Kind = Literal[
     "missing-index",
     "different-index",
 ]
-MENDED: frozenset[Kind] = frozenset(("missing-table", "missing-column", "missing-index"))
+ADDED_BY_UPGRADE: frozenset[Kind] = frozenset(("missing-table", "missing-column", "missing-index"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,9 @@ class Drift:
     """One difference.
 
     Attributes:
-        table: Where it is.
-        name: The column or index that it is about; empty for what belongs to the whole table.
-        kind: What differs.
-        wanted: What a fresh home has, as DDL spells it; empty for nothing.
-        found: What is there.
+        name: The column or index; empty for what concerns the whole table.
+        wanted: What a fresh home has, in the words of DDL; empty for nothing.
+        found: What this home has.
     """
 
     table: str
@@ -49,24 +47,24 @@ class Drift:
     found: str = ""
 
     @property
-    def is_mended(self) -> bool:
+    def is_addable(self) -> bool:
         """Whether `db upgrade` adds it."""
-        return self.kind in MENDED
+        return self.kind in ADDED_BY_UPGRADE
 
     @property
     def shown(self) -> str:
-        """Say it in one line."""
+        """One line about it."""
         place = f"{self.table}.{self.name}" if self.name else self.table
-        said = [f"{place}: {self.kind.replace('-', ' ')}"]
+        parts = [f"{place}: {self.kind.replace('-', ' ')}"]
         if self.wanted:
-            said.append(f"a fresh home has {self.wanted}")
+            parts.append(f"a fresh home has {self.wanted}")
         if self.found:
-            said.append(f"found {self.found}")
-        return ", ".join(said)
+            parts.append(f"found {self.found}")
+        return ", ".join(parts)
 
 
 def find_drift(connection: sqlite3.Connection) -> tuple[Drift, ...]:
-    """Compare every table that Sagewai has with a fresh home's; the user's own do not count.
+    """Compare every table of Sagewai with a fresh home's; the user's own are not compared.
 
     Raises:
         sqlite3.Error: The database cannot be read.
@@ -95,18 +93,18 @@ def _columns(
         if name not in found.columns:
             yield Drift(table, name, "missing-column", column.type)
             continue
-        there = found.columns[name]
-        if there.type != column.type:
-            yield Drift(table, name, "type", column.type, there.type or "none")
-        if column.not_null and not there.not_null:
+        existing = found.columns[name]
+        if existing.type != column.type:
+            yield Drift(table, name, "type", column.type, existing.type or "none")
+        if column.not_null and not existing.not_null:
             yield Drift(table, name, "missing-not-null", "NOT NULL")
-        if there.not_null and not column.not_null:
+        if existing.not_null and not column.not_null:
             yield Drift(table, name, "extra-not-null", "", "NOT NULL")
-        if there.default != column.default:
-            yield Drift(table, name, "default", column.default or "", there.default or "none")
-        if there.key != column.key:
-            places = [f"place {key}" if key else "none" for key in (column.key, there.key)]
-            yield Drift(table, name, "primary-key", *places)
+        if existing.default != column.default:
+            yield Drift(table, name, "default", column.default or "", existing.default or "none")
+        if existing.key != column.key:
+            positions = [f"position {k}" if k else "none" for k in (column.key, existing.key)]
+            yield Drift(table, name, "primary-key", *positions)
     for name, column in found.columns.items():
         if name not in fresh.columns:
             yield Drift(table, name, "extra-column", "", column.type or "no type")

@@ -141,7 +141,7 @@ def upgrade_database(
                 " nothing was changed"
             )
         after = read_level(connection)
-        remaining = tuple(item for item in find_drift(connection) if not item.is_mended)
+        remaining = tuple(item for item in find_drift(connection) if not item.is_addable)
         return Upgrade(
             before,
             after,
@@ -208,7 +208,7 @@ def check_level(level: Level, path: Path) -> None:
 
 def _plan(connection: sqlite3.Connection) -> tuple[Addition, ...]:
     """Return the additions: tables first, then columns, then indexes, which need both."""
-    drift = [item for item in find_drift(connection) if item.is_mended]
+    drift = [item for item in find_drift(connection) if item.is_addable]
     missing = {item.table for item in drift if item.kind == "missing-table"}
     tables, columns, indexes = [], [], []
     for table in sqlite_head.tables().values():

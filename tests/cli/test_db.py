@@ -215,7 +215,7 @@ def test_check_of_a_sound_home_finds_nothing(home: Path) -> None:
     answer = call("--home", home, "db", "check")
 
     assert answer.code == 0
-    assert answer.out == f"{home}/db/sagewai.db: nothing found in 0 rows of 55 tables\n"
+    assert answer.out == f"{home}/db/sagewai.db: no findings in 0 rows of 55 tables\n"
     _valid("db-check", call("--home", home, "db", "check", "--json"))
 
 
@@ -232,7 +232,7 @@ def test_check_exits_with_findings(home: Path) -> None:
     result = _valid("db-check", call("--home", home, "db", "check", "--json"))
 
     assert answer.code == 4
-    assert "  refused      org.settings: holds a NUL character, 1 rows: o1\n" in answer.out
+    assert "  json-nul     org.settings: an escaped NUL character, 1 rows: o1\n" in answer.out
     assert "  yours        mine, 0 rows\n" in answer.out
     assert "hunter2" not in answer.out
     assert result["unknown_tables"] == ["mine"]

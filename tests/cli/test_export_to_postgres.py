@@ -144,7 +144,9 @@ def test_findings_are_named_and_nothing_is_sent(tmp_path: Path, postgres: Server
     for shown in (plan.out, move.out):
         assert "agent_runs.output_text" in shown
         assert "nul" in shown
-    assert "--on-invalid repair or quarantine" in move.out
+    assert "--on-invalid repair,quarantine" in move.out
+    assert plan.out.splitlines()[1].split() == ["where", "kind", "rows", "keys", "what", "repair"]
+    assert "replace by U+FFFD" in plan.out
     assert result["open_findings"] == 1
     assert counts_of(postgres, database) == {}
 
@@ -163,6 +165,27 @@ def test_repairs_are_made_and_listed(tmp_path: Path, postgres: Server) -> None:
     assert json.loads(line)["table"] == "agent_runs"
     verified = export(home, url, "--verify-only", "--on-invalid", "repair", "--json")
     assert verified.code == 0
+
+
+def test_repair_names_the_findings_without_a_repair(tmp_path: Path, postgres: Server) -> None:
+    """Nothing is sent; with quarantine, these rows are omitted and the others repaired."""
+    home = spoiled(tmp_path, [FAULTS["nul"], FAULTS["moment"]])
+    database = at_head(postgres)
+    url = postgres.url(database)
+
+    refused = export(home, url, "--on-invalid", "repair")
+    nothing_sent = counts_of(postgres, database) == {}
+    answer = export(home, url, "--on-invalid", "repair,quarantine", "--json")
+    result = valid(answer)
+
+    assert (refused.code, nothing_sent) == (4, True)
+    assert "  no repair: workflow_runs.created_at, not-a-timestamp, 1 rows\n" in refused.out
+    assert "no repair: agent_runs.output_text" not in refused.out
+    assert "--on-invalid repair,quarantine" in refused.out
+    assert (answer.code, result["committed"]) == (3, True)
+    assert (result["mended"], result["refused"]) == (1, 1)
+    repairs = {found["kind"]: found["repair"] for found in answer.result["findings"]}
+    assert repairs == {"nul": "replace by U+FFFD", "not-a-timestamp": "none"}
 
 
 def test_refused_rows_make_the_move_incomplete(tmp_path: Path, postgres: Server) -> None:

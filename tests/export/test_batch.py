@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from postgres_server import Server
 from sagewai_ops.export.compare.normalise import differing
 from sagewai_ops.export.convert import batch
-from sagewai_ops.export.convert.batch import SIGNATURE, TRAILER, Target, Type, encode, field
+from sagewai_ops.export.convert.batch import (
+    SIGNATURE,
+    TRAILER,
+    Target,
+    Type,
+    encode_batch,
+    encode_value,
+)
 from sagewai_ops.export.convert.value import RefusedError, Stored
 from stored_values import NAMES, TYPES, anything, good
 
@@ -29,7 +36,7 @@ def one_by_one(targets: list[Target], rows: Rows) -> tuple[bytes, list[tuple[int
         parts.append(struct.pack(">h", len(row)))
         for place, (target, value) in enumerate(zip(targets, row, strict=True)):
             try:
-                parts.append(field(target, value))
+                parts.append(encode_value(target, value))
             except RefusedError as error:
                 refused.append((number, place, error.kind))
     return b"".join(parts), refused
@@ -47,7 +54,7 @@ def test_columns_are_encoded_as_their_values_are(data: st.DataObject) -> None:
     ]
     rows: Rows = data.draw(st.lists(st.tuples(*values), min_size=1, max_size=6))
 
-    encoded, refusals = encode(wanted, list(zip(*rows, strict=True)))
+    encoded, refusals = encode_batch(wanted, list(zip(*rows, strict=True)))
 
     expected, refused = one_by_one(wanted, rows)
     assert sorted((each.row, each.column, each.kind) for each in refusals) == sorted(refused)
@@ -63,7 +70,7 @@ def test_lengths_beyond_the_table_of_lengths_are_right(length: int, kind: Type) 
     targets = [Target(kind, nullable=True)]
 
     for column in ([text, text], [text, None, text]):
-        encoded, refusals = encode(targets, [column])
+        encoded, refusals = encode_batch(targets, [column])
 
         assert not refusals
         assert encoded == one_by_one(targets, [(value,) for value in column])[0]
@@ -74,7 +81,7 @@ def test_documents_cannot_pretend_to_be_several() -> None:
     targets = [Target(Type("json"), nullable=False)]
     column = [bytearray(b"1, 2"), bytearray(b"[3"), bytearray(b"4]")]
 
-    _, refusals = encode(targets, [column])
+    _, refusals = encode_batch(targets, [column])
 
     assert [refusal.kind for refusal in refusals] == ["not-json"] * 3
 
@@ -84,7 +91,7 @@ def test_long_lists_are_not_remembered() -> None:
     before = batch._array_field.cache_info().currsize
     column = [bytearray(b'["' + b"x" * 1000 + b"%d" % number + b'"]') for number in range(9)]
 
-    encode([Target(Type("text[]"), nullable=False)], [column])
+    encode_batch([Target(Type("text[]"), nullable=False)], [column])
 
     assert batch._array_field.cache_info().currsize == before
 
@@ -97,7 +104,7 @@ def test_what_is_sent_comes_back_the_same(in_database: InDatabase, rows: Rows) -
     """Every storage class into every type: PostgreSQL holds it, and spells the same value."""
     targets = [Target(kind, nullable=True) for kind in TYPES]
     columns = list(zip(*rows, strict=True))
-    encoded, refusals = encode(targets, columns)
+    encoded, refusals = encode_batch(targets, columns)
     assert not refusals
 
     lines = in_database(lambda connection: there_and_back(connection, encoded))

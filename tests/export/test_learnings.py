@@ -13,7 +13,7 @@ from postgres_server import Server, installations, running
 from sagewai_ops.database.sqlite.vectors import load_extension, read_vectors, vector_tables
 from sagewai_ops.errors import DifferenceError, TargetBusyError, UsageError
 from sagewai_ops.export.learnings import learnings
-from sagewai_ops.export.mapping.source_rows import opened_copy
+from sagewai_ops.export.mapping.source_rows import open_copy
 from sagewai_ops.home.paths import Home
 from targets import at_head, catalog_of, copy_of, counts_of, exported, home_with
 
@@ -37,7 +37,7 @@ def home(original: Home, tmp_path: Path) -> Home:
 
 def stored(home: Home, name: str) -> dict[str, tuple[object, ...]]:
     """Read a table of vectors from the home, by key."""
-    with opened_copy(home.database) as source:
+    with open_copy(home.database) as source:
         (table,) = [each for each in vector_tables(source) if each.name == name]
         return {str(row.key): (row.vector, *row.values) for row in read_vectors(source, table)}
 
@@ -104,7 +104,7 @@ def test_the_extension_and_the_shadows_give_the_same(
     home: Home, postgres: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether or not sqlite-vec can be loaded."""
-    with opened_copy(home.database) as source:
+    with open_copy(home.database) as source:
         if not load_extension(source):
             pytest.skip("this Python loads no SQLite extensions")
     asked, decoded = at_head(postgres), at_head(postgres)

@@ -15,6 +15,7 @@ from dirty_homes import ROWS, Fault, break_audit_hash, faults, spoil
 from postgres_server import Server, installations, running
 from sagewai_ops.export.mapping.findings import Finding
 from sagewai_ops.export.report import Report
+from sagewai_ops.export.validate.validator import POLICIES
 from sagewai_ops.home.paths import Home
 from targets import at_head, copy_of, counts_of, exported, home_with, state_of
 
@@ -170,6 +171,107 @@ def test_faults_are_set_apart_whole(spoiled: Home, postgres: Server) -> None:
     assert arrived + apart == Counter(everything)
     again = exported(spoiled, postgres, database, purpose="verify", policy="quarantine")
     assert again.exit_code == 3
+
+
+CLEAN, REPAIRABLE, HOPELESS, MIXED = "clean", "repairable", "hopeless", "mixed"
+EXIT_CODES = {
+    CLEAN: {"fail": 0, "repair": 0, "quarantine": 0, "repair,quarantine": 0},
+    REPAIRABLE: {"fail": 4, "repair": 0, "quarantine": 3, "repair,quarantine": 0},
+    HOPELESS: {"fail": 4, "repair": 4, "quarantine": 3, "repair,quarantine": 3},
+    MIXED: {"fail": 4, "repair": 4, "quarantine": 3, "repair,quarantine": 3},
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("state", EXIT_CODES)
+def test_every_policy_on_every_state_of_a_home(
+    tmp_path: Path, clean: Home, postgres: Server, state: str, policy: str
+) -> None:
+    """What is sent, repaired and quarantined; a verification with the same policy agrees."""
+    home = copy_of(clean, tmp_path / "home")
+    with contextlib.closing(sqlite3.connect(home.database)) as connection:
+        if state in (REPAIRABLE, MIXED):
+            spoil(connection, [FAULTS["surrogate"]])
+        if state in (HOPELESS, MIXED):
+            spoil(connection, [FAULTS["moment"]])
+        connection.commit()
+    database = at_head(postgres)
+
+    report = exported(home, postgres, database, policy=policy)
+
+    expected_code = EXIT_CODES[state][policy]
+    assert report.exit_code == expected_code
+    assert report.committed is (expected_code != 4)
+    if not report.committed:
+        assert counts_of(postgres, database) == {}
+        return
+    faults = 2 if state == MIXED else int(state != CLEAN)
+    repaired = int(state in (REPAIRABLE, MIXED) and "repair" in policy)
+    assert (report.repaired, report.refused) == (repaired, faults - repaired)
+    everything = sum(rows_in(home.database, table.name) for table in report.tables)
+    assert sum(counts_of(postgres, database).values()) == everything - report.refused
+    again = exported(home, postgres, database, purpose="verify", policy=policy)
+    assert again.exit_code == expected_code
+
+
+def test_both_policies_repair_what_they_can_and_quarantine_the_rest(
+    spoiled: Home, postgres: Server
+) -> None:
+    """Of a home with every fault: a row without a repair is quarantined, every other arrives."""
+    database = at_head(postgres)
+
+    report = exported(spoiled, postgres, database, policy="repair,quarantine")
+
+    assert (report.committed, report.exit_code, report.open_findings) == (True, 3, ())
+    refused = lines_of(report.files["refused"])
+    hopeless = {fault.kind for fault in FAULTS.values() if not fault.mendable}
+    assert {line["kind"] for line in refused} == hopeless
+    repaired = {change["kind"] for change in lines_of(report.files["changes"])}
+    assert repaired == {fault.kind for fault in MENDABLE}
+    arrived = Counter(counts_of(postgres, database))
+    apart = Counter(line["table"] for line in refused)
+    assert arrived + apart == Counter(
+        {name: rows_in(spoiled.database, name) for name in arrived | apart}
+    )
+    again = exported(spoiled, postgres, database, purpose="verify", policy="repair,quarantine")
+    assert again.exit_code == 3
+
+
+def test_children_of_a_quarantined_parent_refer_to_nothing_or_are_quarantined(
+    tmp_path: Path, postgres: Server
+) -> None:
+    """Where the column may be NULL, the reference is removed and logged."""
+    home = home_with(
+        tmp_path / "home",
+        lambda c: c.execute("UPDATE agent_runs SET started_at = 'some day' WHERE rowid = 1"),
+        rows=5,
+    )
+    with contextlib.closing(sqlite3.connect(home.database)) as connection:
+        (run,) = connection.execute("SELECT run_id FROM agent_runs WHERE rowid = 1").fetchone()
+        connection.execute("UPDATE prompt_logs SET run_id = ? WHERE rowid <= 2", (run,))
+        connection.commit()
+    database = at_head(postgres)
+
+    report = exported(home, postgres, database, policy="repair,quarantine")
+
+    assert (report.exit_code, report.refused) == (3, 1)
+    changes = lines_of(report.files["changes"])
+    assert [(change["table"], change["kind"], change["after"]) for change in changes] == [
+        ("prompt_logs", "orphan", None)
+    ] * len(changes)
+    assert len(changes) >= 2
+    assert counts_of(postgres, database)["prompt_logs"] == 5
+
+
+def test_findings_have_the_effect_of_a_repair(spoiled: Home, postgres: Server) -> None:
+    """The plan reports for each finding how many rows `repair` repairs, and how."""
+    report = exported(spoiled, postgres, at_head(postgres), purpose="plan")
+
+    repairs = {(each.table, each.column, each.kind): each for each in report.findings}
+    for fault in FAULTS.values():
+        finding = repairs[fault.table, fault.column, fault.kind]
+        assert finding.repairable == (fault.count if fault.mendable else 0)
+        assert (finding.repair == "none") is not fault.mendable
 
 
 def test_a_refused_parent_takes_its_children_along(tmp_path: Path, postgres: Server) -> None:

@@ -184,7 +184,8 @@ def test_lists_that_are_none_are_refused(document: str, kind: str) -> None:
 def test_uuids_are_themselves_in_any_case(identifier: uuid.UUID) -> None:
     """A UUID's text is that UUID."""
     assert convert_value.uuid_bytes(stored(str(identifier))) == identifier.bytes
-    assert convert_value.uuid_bytes(stored(str(identifier).upper())) == identifier.bytes
+    for form in (f"{{{identifier}}}", str(identifier).upper(), identifier.hex):
+        assert convert_value.uuid_bytes(stored(form)) == identifier.bytes
 
 
 @given(st.lists(st.text(max_size=14), unique=True), st.from_regex(r"[0-9a-f]{12}", fullmatch=True))
@@ -238,6 +239,16 @@ def test_dates_alone_and_the_letter_z_are_read() -> None:
     assert day == convert_value.microseconds("2026-03-01 00:00:00,000")
 
 
+def test_24_00_and_second_60_roll_over_as_in_postgres() -> None:
+    """They are the first moment of the next day and minute."""
+    assert convert_value.microseconds("2026-02-28 24:00:00") == convert_value.microseconds(
+        "2026-03-01 00:00:00"
+    )
+    assert convert_value.microseconds("2026-01-01 08:30:60.5") == convert_value.microseconds(
+        "2026-01-01 08:31:00.5"
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
@@ -245,8 +256,11 @@ def test_dates_alone_and_the_letter_z_are_read() -> None:
         ("", "not-a-timestamp"),
         ("2026-02-30", "not-a-timestamp"),
         ("2026-13-01 00:00:00", "not-a-timestamp"),
-        ("2026-01-01 24:00:00", "not-a-timestamp"),
-        ("2026-01-01 08:30:60", "not-a-timestamp"),
+        ("2026-01-01 24:00:01", "not-a-timestamp"),
+        ("2026-01-01 23:59:60.5", "not-a-timestamp"),
+        ("2026-01-01 08:30:61", "not-a-timestamp"),
+        ("2026-01-01 08:60:00", "not-a-timestamp"),
+        ("9999-12-31 24:00:00", "not-a-timestamp"),
         ("0001-01-01 00:00:00+05", "not-a-timestamp"),
         ("9999-12-31 23:59:59-01", "not-a-timestamp"),
         ("2026-01-01 08:30:00+99", "not-a-timestamp"),
@@ -263,13 +277,13 @@ def test_numbers_where_a_moment_should_be_are_refused() -> None:
     assert kind_of(convert_value.timestamp, 1_700_000_000) == "storage-class"
 
 
-@pytest.mark.parametrize("truth", [1, "true", "TRUE", "t", "1"])
+@pytest.mark.parametrize("truth", [1, "true", "TRUE", "t", "1", "yes", " On\n", "y"])
 def test_truths(truth: int | str) -> None:
     """Column defaults leave the word, everything else the number."""
     assert convert_value.boolean(truth if isinstance(truth, int) else stored(truth)) == b"\x01"
 
 
-@pytest.mark.parametrize("falsehood", [0, "false", "False", "f", "0"])
+@pytest.mark.parametrize("falsehood", [0, "false", "False", "f", "0", "no", "off", "of"])
 def test_falsehoods(falsehood: int | str) -> None:
     """The text false is false, though Python holds it for true."""
     assert (
@@ -278,7 +292,7 @@ def test_falsehoods(falsehood: int | str) -> None:
     )
 
 
-@pytest.mark.parametrize("neither", [2, -1, 0.0, 1.0, bytearray(b"yes"), bytearray(b""), b"1"])
+@pytest.mark.parametrize("neither", [2, -1, 0.0, 1.0, bytearray(b"o"), bytearray(b""), b"1"])
 def test_what_is_neither_true_nor_false_is_refused(neither: convert_value.Stored) -> None:
     """Nothing is guessed from a number or a word."""
     assert kind_of(convert_value.boolean, neither) == "not-a-boolean"

@@ -145,6 +145,7 @@ def test_texts_that_postgresql_refuses_are_findings(
         key = _say(connection, 3, text)
     database = at_head(vector_server)
 
+    planned = exported(home, vector_server, database, learnings=choice, purpose="plan")
     refused = exported(home, vector_server, database, learnings=choice)
     before = counts_of(vector_server, database)
     apart = exported(home, vector_server, database, learnings=choice, policy="quarantine")
@@ -154,7 +155,8 @@ def test_texts_that_postgresql_refuses_are_findings(
     assert finding.keys == (key,)
     assert (refused.exit_code, before) == (4, {})
     assert (apart.exit_code, apart.committed) == (3, True)
-    assert apart.learnings.findings == [finding]
+    assert apart.learnings.findings == planned.learnings.findings == [finding]
+    assert (planned.open_findings, planned.findings, planned.exit_code) == ((finding,), (), 4)
     assert counts_of(vector_server, database)[apart.learnings.tables[0].to] == 11
 
 
@@ -167,8 +169,12 @@ def test_a_text_beyond_the_limit_of_a_search_index_is_a_finding(
     with closing(sqlite3.connect(home.database)) as connection:
         _say(connection, 2, words)
 
-    report = exported(home, postgres, at_head(postgres), learnings="facts")
+    database = at_head(postgres)
 
+    planned = exported(home, postgres, database, learnings="facts", purpose="plan")
+    report = exported(home, postgres, database, learnings="facts")
+
+    assert planned.open_findings == report.open_findings
     (finding,) = report.open_findings
     assert (finding.kind, finding.count) == ("too-large", 1)
     assert "tsvector" in finding.detail
@@ -185,11 +191,15 @@ def test_a_vector_that_is_not_finite_is_a_finding(tmp_path: Path, vector_server:
         connection.execute("UPDATE vec_learnings_vector_chunks00 SET vectors = ?", (broken,))
         connection.commit()
 
-    refused = exported(home, vector_server, at_head(vector_server), learnings="pgvector")
+    database = at_head(vector_server)
+
+    planned = exported(home, vector_server, database, learnings="pgvector", purpose="plan")
+    refused = exported(home, vector_server, database, learnings="pgvector")
     taken = exported(home, vector_server, at_head(vector_server), learnings="facts")
 
     (finding,) = refused.open_findings
     assert (finding.column, finding.kind, finding.count) == ("embedding", "not-finite", 1)
+    assert planned.open_findings == refused.open_findings
     assert taken.exit_code == 0
 
 
@@ -201,10 +211,12 @@ def test_vectors_without_scope_and_content_make_no_facts(
     home = _home(tmp_path, vectors=3)
     database = at_head(postgres)
 
+    planned = exported(home, postgres, database, learnings="facts", purpose="plan")
     refused = exported(home, postgres, database, learnings="facts")
     apart = exported(home, postgres, database, learnings="facts", policy="repair")
 
     assert [each.kind for each in refused.open_findings] == ["no-facts"]
+    assert planned.open_findings == refused.open_findings
     assert (apart.exit_code, apart.committed) == (3, True)
     assert "global_memory_facts" not in counts_of(postgres, database)
 
@@ -213,7 +225,7 @@ def test_vectors_without_scope_and_content_make_no_facts(
     ("choice", "table", "words"),
     [
         ("facts", memory_facts.FACTS_TABLE, "has rows"),
-        ("pgvector", "vec_learnings", "is there already"),
+        ("pgvector", "vec_learnings", "exists already"),
     ],
 )
 def test_a_table_that_is_in_use_is_never_added_to(
@@ -231,8 +243,9 @@ def test_a_table_that_is_in_use_is_never_added_to(
     )
     before = state_of(vector_server, database)
 
-    with pytest.raises(TargetBusyError, match=words):
-        exported(home, vector_server, database, learnings=choice)
+    for purpose in ("plan", "move"):
+        with pytest.raises(TargetBusyError, match=words):
+            exported(home, vector_server, database, learnings=choice, purpose=purpose)
 
     assert state_of(vector_server, database) == before
 

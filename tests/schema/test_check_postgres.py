@@ -123,7 +123,7 @@ def test_every_index_gives_its_columns() -> None:
         (f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{INDEX}'::regclass",
          f"agent: index {INDEX} is not valid"),
         (f"INSERT INTO cost_records (id, {COSTS}) VALUES (7, 'a', 'm', 1, 1)",
-         "cost_records.id: the sequence gives 1 next, and there is a row 7"),
+         "cost_records.id: the next number of the sequence is 1, and row 7 exists"),
     ],
 )  # fmt: skip
 def test_difference_is_told(check: Check, statement: str, shown: str) -> None:
@@ -164,7 +164,7 @@ def test_users_own_tables_indexes_and_functions_are_no_findings(check: Check) ->
          ("INSERT INTO alembic_version VALUES ('006_artifact_destination')",),
          "is at two revisions, 006_artifact_destination, 006_replay_snapshots; an upgrade joins"),
         (HEAD, ("UPDATE alembic_version SET version_num = '021_x'",), "is ahead, at 021_x, later"),
-        (HEAD, ("UPDATE alembic_version SET version_num = 'x'",), "is at x, which is none of ours"),
+        (HEAD, ("UPDATE alembic_version SET version_num = 'x'",), "is at x, which is unknown"),
     ],
 )  # fmt: skip
 def test_position_is_the_first_finding(

@@ -17,17 +17,18 @@ import old_homes
 import real_homes
 from postgres_server import Server
 from sagewai_ops.errors import DamagedError, InterruptedRunError, NotFoundError
-from sagewai_ops.schema import check_sqlite
-from sagewai_ops.schema.check_sqlite import check_database
+from sagewai_ops.export.validate import home_values
+from sagewai_ops.operations.check_database import check_database
 from sagewai_ops.schema.create import create_database
-from sagewai_ops.schema.findings import Finding, spelled_key
+from sagewai_ops.schema.findings import Finding, format_key
 from sagewai_ops.schema.revision_graph import HEAD
 from sagewai_ops.schema.upgrade_sqlite import upgrade_database
+from targets import home_with
 
 TO_WORKFLOWS = (
-    "references saved_workflows (id) on delete cascade: refers to a row that is not there"
+    "references saved_workflows (id) on delete cascade: refers to a row that does not exist"
 )
-TO_KEYS = "references harness_keys (id) on delete set null: cannot be checked, no such parent"
+TO_KEYS = "references harness_keys (id) on delete set null: not checked, no such parent"
 
 
 @pytest.fixture
@@ -47,7 +48,9 @@ def _execute(path: Path, *statements: str) -> None:
 
 def _found(path: Path) -> list[tuple[str, str, int]]:
     """Check, and give kind, place and count of each finding."""
-    return [(one.kind, one.place, one.count) for one in check_database(path).findings]
+    return [
+        (finding.kind, finding.place, finding.count) for finding in check_database(path).findings
+    ]
 
 
 def test_fresh_home_has_no_findings(home: Path) -> None:
@@ -61,9 +64,10 @@ def test_fresh_home_has_no_findings(home: Path) -> None:
     assert checked.free_pages == 0
 
 
-def test_home_of_the_real_sagewai_is_read_whole(tmp_path: Path) -> None:
-    """Its rows are counted, its learnings are no unknown tables, and its bytes stay."""
-    database = real_homes.unpack("real-small", tmp_path) / "db" / "sagewai.db"
+@pytest.mark.parametrize("name", ["real-small", "legacy-flat", "legacy-both-differ"])
+def test_healthy_home_of_the_real_sagewai_has_no_findings(tmp_path: Path, name: str) -> None:
+    """Its rows are counted, its learnings are not unknown tables, and its bytes do not change."""
+    database = real_homes.unpack(name, tmp_path) / "db" / "sagewai.db"
     files = [database, Path(f"{database}-wal")]
     before = [file.read_bytes() for file in files]
 
@@ -72,8 +76,21 @@ def test_home_of_the_real_sagewai_is_read_whole(tmp_path: Path) -> None:
     assert checked.virtual_tables == ("vec_learnings",)
     assert checked.unknown_tables == ()
     assert sum(checked.rows.values()) > 100
-    assert {one.kind for one in checked.findings} <= {"refused", "changed"}
+    assert checked.findings == ()
     assert [file.read_bytes() for file in files] == before
+
+
+def test_harness_ids_and_text_booleans_are_notes(tmp_path: Path) -> None:
+    """An ordinary home has both in many tables: an export converts them."""
+    home = home_with(tmp_path / "home", rows=5)
+
+    checked = check_database(home.database)
+
+    assert checked.findings == ()
+    notes = {(note.kind, note.place): note for note in checked.notes}
+    assert notes["derived-uuid", "harness_keys.id"].count == 5
+    assert {kind for kind, _ in notes} <= {"derived-uuid", "boolean-word", "null-list"}
+    assert ("boolean-word", "workflow_runs.input_encrypted") in notes
 
 
 def test_every_kind_of_value_is_found_with_keys(home: Path) -> None:
@@ -92,25 +109,28 @@ def test_every_kind_of_value_is_found_with_keys(home: Path) -> None:
         " VALUES (CAST(x'ff' AS TEXT), 'e', 'a' || char(0), 'false')",
     )
 
-    found = {(one.place, one.kind): one for one in check_database(home).findings}
+    checked = check_database(home)
 
-    assert set(found) == {
-        ("workers.max_concurrent", "refused"),
-        ("workers.metadata", "refused"),
-        ("workers.models_canonical", "refused"),
-        ("harness_audit.id", "refused"),
-        ("harness_audit.timestamp", "refused"),
-        ("harness_audit.details", "refused"),
-        ("users.id", "refused"),
-        ("users.display_name", "refused"),
-        ("users.is_active", "changed"),
+    found = {(finding.place, finding.kind): finding for finding in checked.findings}
+    assert {(note.place, note.kind) for note in checked.notes} == {
+        ("harness_audit.id", "derived-uuid"),
+        ("users.is_active", "boolean-word"),
     }
-    many = found["workers.metadata", "refused"]
+    assert set(found) == {
+        ("workers.max_concurrent", "out-of-range"),
+        ("workers.metadata", "json-nul"),
+        ("workers.models_canonical", "list-element"),
+        ("harness_audit.timestamp", "not-a-timestamp"),
+        ("harness_audit.details", "json-nan"),
+        ("users.id", "invalid-utf8"),
+        ("users.display_name", "nul"),
+    }
+    many = found["workers.metadata", "json-nul"]
     assert (many.count, many.examples) == (7, ("w0", "w1", "w2", "w3", "w4"))
     assert many.shown == (
-        "workers.metadata: holds a NUL character, 7 rows: w0, w1, w2, w3, w4, ..."
+        "workers.metadata: an escaped NUL character, 7 rows: w0, w1, w2, w3, w4, ..."
     )
-    assert found["users.id", "refused"].examples == ("\\xff",)
+    assert found["users.id", "invalid-utf8"].examples == ("\\xff",)
 
 
 def _noise(length: int) -> str:
@@ -125,20 +145,24 @@ _AGENT = (
 _RUN = (
     "INSERT INTO workflow_runs (id, workflow_name, run_id, data, input, effective_env_keys,"
     " effective_secret_keys, directive_chain, target_pool)"
-    f" VALUES ('d:w:1', 'w', '1', '{{}}', '{{}}', '$', '$', '[]', '{_noise(3000)}')"
+    f" VALUES ('d:w:1', 'w', '1', '{{}}', '{{}}', '$', '$', '[]', '{_noise(4000)}')"
 )
 _WORKER = (
     "INSERT INTO workers (worker_id, labels, metadata, models_supported, capabilities,"
-    f" models_canonical) VALUES ('k', '{{}}', '{{}}', '$', '{{}}', '%\"a\", \"{_noise(3000)}\"%')"
+    f" models_canonical) VALUES ('k', '{{}}', '{{}}', '$', '{{}}', '%\"a\", \"{_noise(4000)}\"%')"
 )
 
 
 @pytest.mark.parametrize(
     ("place", "reason", "insert"),
     [
-        ("agent", "project_id and name are indexed together and longer than 2600 bytes", _AGENT),
-        ("workflow_runs.target_pool", "is indexed and longer than 2600 bytes", _RUN),
-        ("workers.models_canonical", "is indexed and longer than 2600 bytes", _WORKER),
+        ("agent", "more than 2600 bytes in an index of project_id and name", _AGENT),
+        ("workflow_runs.target_pool", "more than 2600 bytes in an index of target_pool", _RUN),
+        (
+            "workers.models_canonical",
+            "more than 2600 bytes in an index of models_canonical",
+            _WORKER,
+        ),
     ],
 )
 def test_rows_that_an_index_of_postgres_refuses_are_found(
@@ -148,16 +172,30 @@ def test_rows_that_an_index_of_postgres_refuses_are_found(
     _execute(home, insert.replace("$", "[]").replace("%", "[", 1).replace("%", "]"))
     database = postgres.at(HEAD)
 
-    found = [one for one in check_database(home).findings if one.kind == "refused"]
+    found = [finding for finding in check_database(home).findings if finding.kind == "index-row"]
 
-    assert [(one.place, one.reason, one.count) for one in found] == [(place, reason, 1)]
+    assert [(finding.place, finding.reason, finding.count) for finding in found] == [
+        (place, reason, 1)
+    ]
     with pytest.raises(asyncpg.PostgresError, match="index row size"):
         postgres.run(database, insert.replace("$", "{}").replace("%", "{", 1).replace("%", "}"))
     postgres.drop(database)
 
 
-def test_long_texts_that_no_index_holds_together_are_fine(home: Path) -> None:
-    """Neither two of 1300 bytes, nor a list of many, nor long ones without an index."""
+def test_long_text_that_may_compress_is_a_note(home: Path) -> None:
+    """The server alone decides whether its index accepts it."""
+    _execute(home, _RUN.replace("$", "[]").replace(_noise(4000), "x" * 4000))
+
+    checked = check_database(home)
+
+    assert checked.findings == ()
+    assert ("index-row", "workflow_runs.target_pool") in {
+        (note.kind, note.place) for note in checked.notes
+    }
+
+
+def test_long_texts_without_a_common_index_are_accepted(home: Path) -> None:
+    """Two of 1300 bytes, a list of many, and long ones without an index."""
     many = ", ".join(f'"{_noise(2000)}"' for _ in range(9))
     _execute(
         home,
@@ -182,7 +220,9 @@ def test_references_that_lead_nowhere_are_found(home: Path) -> None:
 
     found = check_database(home).findings
 
-    assert [(one.kind, one.place, one.count, one.examples) for one in found] == [
+    assert [
+        (finding.kind, finding.place, finding.count, finding.examples) for finding in found
+    ] == [
         ("foreign-key", "prompt_logs.run_id", 1, ("p",)),
         ("foreign-key", "audit_event", 1, ("1",)),
     ]
@@ -200,11 +240,11 @@ def test_checks_that_only_postgres_has_are_tried(home: Path) -> None:
         " VALUES ('t', 'o', '{}', '{}', 'lost')",
     )
 
-    found = [one.shown for one in check_database(home).findings]
+    found = [finding.shown for finding in check_database(home).findings]
 
     assert found == [
-        "fleet_tasks: breaks the CHECK ck_fleet_tasks_status, 1 rows: t",
-        "workflow_runs: breaks the CHECK runs_execution_mode_valid, 1 rows: a",
+        "fleet_tasks: violates the CHECK ck_fleet_tasks_status, 1 rows: t",
+        "workflow_runs: violates the CHECK runs_execution_mode_valid, 1 rows: a",
     ]
 
 
@@ -218,9 +258,15 @@ def test_duplicates_that_only_postgres_refuses_are_found(home: Path) -> None:
         " VALUES ('v1', '1', 1, ''), ('v2', '1', 1, ''), ('v3', '2', 1, '')",
     )
 
-    found = {one.table: one for one in check_database(home).findings if one.kind == "unique"}
+    found = {
+        finding.table: finding
+        for finding in check_database(home).findings
+        if finding.kind == "unique"
+    }
 
-    assert {table: (one.kind, one.count, one.examples) for table, one in found.items()} == {
+    assert {
+        table: (finding.kind, finding.count, finding.examples) for table, finding in found.items()
+    } == {
         "saved_workflows": ("unique", 2, ("default/n",)),
         "saved_workflow_versions": ("unique", 2, ("1/1",)),
     }
@@ -236,12 +282,14 @@ def test_duplicates_are_looked_for_where_an_index_is_missing(home: Path) -> None
         " ('2', NULL, 'x', '{}'), ('3', 'p', 'x', '{}'), ('4', 'q', 'x', '{}')",
     )
 
-    found = [one for one in check_database(home).findings if one.kind == "unique"]
+    found = [finding for finding in check_database(home).findings if finding.kind == "unique"]
 
-    assert [(one.table, one.count, one.examples) for one in found] == [("provider", 2, ("x",))]
+    assert [(finding.table, finding.count, finding.examples) for finding in found] == [
+        ("provider", 2, ("x",))
+    ]
 
 
-def test_old_home_is_told_to_be_behind(tmp_path: Path) -> None:
+def test_old_home_is_behind(tmp_path: Path) -> None:
     """The level, and every table and column that is missing."""
     path = tmp_path / "sagewai.db"
     old_homes.build(path, "017_api_tokens")
@@ -249,12 +297,12 @@ def test_old_home_is_told_to_be_behind(tmp_path: Path) -> None:
     found = check_database(path).findings
 
     assert found[0] == Finding("level", "", "", "is behind, at 017_api_tokens")
-    assert ("drift", "fleet_tasks") in {(one.kind, one.place) for one in found}
-    assert ("drift", "workers.secret_hash") in {(one.kind, one.place) for one in found}
+    assert ("drift", "fleet_tasks") in {(finding.kind, finding.place) for finding in found}
+    assert ("drift", "workers.secret_hash") in {(finding.kind, finding.place) for finding in found}
 
 
-def test_nulls_that_an_upgrade_leaves_are_found(tmp_path: Path) -> None:
-    """Columns that were added bare hold NULL where a fresh home has none."""
+def test_nulls_that_an_upgrade_leaves_are_notes(tmp_path: Path) -> None:
+    """The export writes the default into columns that were added without it."""
     path = tmp_path / "sagewai.db"
     old_homes.build(path, "001_initial")
     _execute(
@@ -264,7 +312,7 @@ def test_nulls_that_an_upgrade_leaves_are_found(tmp_path: Path) -> None:
     )
     upgrade_database(path)
 
-    nulls = [one.place for one in check_database(path).findings if one.kind == "null"]
+    nulls = [finding.place for finding in check_database(path).notes if finding.kind == "null"]
 
     assert nulls == [
         "workflow_runs.effective_env_keys",
@@ -283,7 +331,9 @@ def test_missing_parent_and_lost_reference_are_found(home: Path) -> None:
         "DROP TABLE harness_keys",
     )
 
-    found = {one.shown for one in check_database(home).findings if one.kind == "foreign-key"}
+    found = {
+        finding.shown for finding in check_database(home).findings if finding.kind == "foreign-key"
+    }
 
     assert found == {
         f"saved_workflow_versions.workflow_id: workflow_id {TO_WORKFLOWS}, 1 rows: v",
@@ -300,7 +350,7 @@ def test_users_own_tables_are_named_and_no_finding(home: Path) -> None:
     assert (checked.findings, checked.unknown_tables) == ((), ("mine",))
     assert checked.rows["mine"] == 2
     _execute(home, "CREATE TABLE alembic_version (version_num TEXT)")
-    assert [(one.kind, one.table) for one in check_database(home).findings] == [
+    assert [(finding.kind, finding.table) for finding in check_database(home).findings] == [
         ("level", "alembic_version")
     ]
 
@@ -338,8 +388,8 @@ def test_damage_is_found_beside_everything_else(home: Path) -> None:
 
     found = check_database(home).findings
 
-    assert {"integrity"} <= {one.kind for one in found}
-    assert ("integrity", "agent_runs") in {(one.kind, one.place) for one in found}
+    assert {"integrity"} <= {finding.kind for finding in found}
+    assert ("integrity", "agent_runs") in {(finding.kind, finding.place) for finding in found}
 
 
 def test_cut_database_is_found_out(home: Path) -> None:
@@ -349,7 +399,7 @@ def test_cut_database_is_found_out(home: Path) -> None:
         home.write_bytes(whole[:kept])
 
         try:
-            found = [one.kind for one in check_database(home).findings]
+            found = [finding.kind for finding in check_database(home).findings]
         except DamagedError:
             found = ["integrity"]
 
@@ -365,7 +415,7 @@ def test_table_of_another_program_is_read_for_what_it_has(home: Path) -> None:
     checked = check_database(home)
 
     assert checked.level.state == "unknown"
-    assert ("drift", "agent.id") in {(one.kind, one.place) for one in checked.findings}
+    assert ("drift", "agent.id") in {(finding.kind, finding.place) for finding in checked.findings}
 
 
 def test_long_rows_are_read_one_by_one(home: Path) -> None:
@@ -380,7 +430,7 @@ def test_long_rows_are_read_one_by_one(home: Path) -> None:
         f"{insert} ('null', 'a', '[\"{long}\"]', '0.5')",
     )
 
-    found = {one.place: one.examples for one in check_database(home).findings}
+    found = {finding.place: finding.examples for finding in check_database(home).findings}
 
     assert found == {
         "sessions.messages": ("nul/default",),
@@ -402,8 +452,8 @@ def test_rows_far_apart_are_all_read(home: Path) -> None:
     )
 
     assert _found(home) == [
-        ("refused", "budget_limits.id", 3),  # beyond 32 bits
-        ("refused", "budget_limits.max_daily_usd", 6),
+        ("out-of-range", "budget_limits.id", 3),  # beyond 32 bits
+        ("storage-class", "budget_limits.max_daily_usd", 6),
     ]
 
 
@@ -415,7 +465,7 @@ def test_table_without_row_ids_is_told(home: Path) -> None:
         "CREATE TABLE playground_agents (name VARCHAR(255) PRIMARY KEY) WITHOUT ROWID",
     )
 
-    found = [one.shown for one in check_database(home).findings]
+    found = [finding.shown for finding in check_database(home).findings]
 
     assert "playground_agents: is WITHOUT ROWID, so its values were not read" in found
 
@@ -445,7 +495,7 @@ def test_live_writer_is_neither_waited_for_nor_stopped(home: Path) -> None:
         after = check_database(home)
 
     assert (before.rows["org"], before.findings) == (0, ())
-    assert [one.place for one in after.findings] == ["org.settings"]
+    assert [finding.place for finding in after.findings] == ["org.settings"]
 
 
 def test_nothing_is_left_beside_the_database(home: Path) -> None:
@@ -477,16 +527,16 @@ def test_interruption_ends_the_check_at_once(home: Path) -> None:
 def test_progress_counts_the_rows(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends at the number of rows in Sagewai's tables."""
     _execute(home, *(f"INSERT INTO rate_limits VALUES ('k', {n}, 1)" for n in range(50)))
-    monkeypatch.setattr("sagewai_ops.schema.scan._ROWS", 20)
-    told: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(home_values, "_ROWS", 20)
+    calls: list[tuple[str, int, int]] = []
 
-    check_sqlite.check_database(home, progress=lambda *said: told.append(said))
+    check_database(home, progress=lambda *call: calls.append(call))
 
-    assert told == [("values", 20, 50), ("values", 40, 50), ("values", 50, 50)]
+    assert calls == [("values", 20, 50), ("values", 40, 50), ("values", 50, 50)]
 
 
 @pytest.mark.parametrize(
-    ("values", "spelled"),
+    ("values", "text"),
     [
         (("a", 5), "a/5"),
         ((b"\xc3\xa9\xff",), "é\\xff"),
@@ -494,6 +544,6 @@ def test_progress_counts_the_rows(home: Path, monkeypatch: pytest.MonkeyPatch) -
         (("x" * 100,), "x" * 60 + "..."),
     ],
 )
-def test_keys_are_spelled_on_one_line(values: tuple[object, ...], spelled: str) -> None:
+def test_keys_are_shown_on_one_line(values: tuple[object, ...], text: str) -> None:
     """Control characters and broken bytes are escaped, long ones cut."""
-    assert spelled_key(values) == spelled
+    assert format_key(values) == text

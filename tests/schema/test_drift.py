@@ -42,7 +42,7 @@ def test_fresh_home_has_no_drift(fresh: sqlite3.Connection) -> None:
         ("workers", "DEFAULT 'active'", "", "default, a fresh home has 'active', found none"),
         ("workers", "  org_id TEXT", "  org_id TEXT, region TEXT", "region: extra column, found"),
         ("rate_limits", "PRIMARY KEY (bucket_key, window_start)", "PRIMARY KEY (bucket_key)",
-         "window_start: primary key, a fresh home has place 2, found none"),
+         "window_start: primary key, a fresh home has position 2, found none"),
         ("fleet_tasks", f"CONSTRAINT ck_fleet_tasks_status CHECK ({STATUS})",
          "CHECK (run_id <> '')",
          "missing check, a fresh home has status in ( 'pending' , 'claimed'"),
@@ -80,8 +80,8 @@ def test_missing_and_different_indexes_are_told(fresh: sqlite3.Connection) -> No
     found = {item.name: item for item in find_drift(fresh)}
 
     assert set(found) == {"idx_workers_pool", "ux_membership_org"}
-    assert found["idx_workers_pool"].is_mended
-    assert not found["ux_membership_org"].is_mended
+    assert found["idx_workers_pool"].is_addable
+    assert not found["ux_membership_org"].is_addable
     assert found["ux_membership_org"].shown == (
         "membership.ux_membership_org: different index, a fresh home has unique index on user_id,"
         " org_id where project_id is null, found index on user_id DESC, (expression)"

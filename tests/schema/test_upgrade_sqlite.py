@@ -148,7 +148,7 @@ def test_rows_are_kept_and_remaining_differences_reported(old: Path) -> None:
     assert ("workers", "project_id", "extra-not-null") in kinds
     assert ("workers", "project_id", "default") in kinds
     assert ("prompt_logs", "", "missing-foreign-key") in kinds
-    assert not any(item.is_mended for item in done.remaining)
+    assert not any(item.is_addable for item in done.remaining)
     assert reports[-1] == ("additions", len(done.added), len(done.added))
     assert _rows(old, "SELECT requires_image, directive_chain FROM workflow_runs") == [
         ("ghcr.io/sagewai/sandbox-base:0.0.0-dev", None)

@@ -13,13 +13,16 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from typing import Any
 
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.export.compare.normalise import NULL, unescaped
+from sagewai_ops.export.convert.value import RefusedError, jsonb
 from sagewai_ops.export.mapping.plan import PlannedTable
 
 AUDIT_TABLE = "audit_event"
+CHANGED = "jsonb changes a number that its hash covers"
 COVERED = (
     "org_id",
     "project_id",
@@ -121,21 +124,36 @@ def verified_before(source: sqlite3.Connection, column: str, key: object) -> boo
     return row is not None and _verifies([_text(value) for value in row])
 
 
-def suspicious_events(source: sqlite3.Connection) -> Iterator[tuple[str, str]]:
-    """Yield key and metadata of the events whose hash jsonb might break, and which verify."""
-    query = f"SELECT {_COLUMNS} FROM {quoted(AUDIT_TABLE)} WHERE {_SUSPICIOUS}"
-    for row in source.execute(query):
+def changed_events(source: sqlite3.Connection) -> Iterator[int]:
+    """Yield the rowids of events that verify, and whose hash would not in `jsonb`."""
+    query = f"SELECT rowid, {_COLUMNS} FROM {quoted(AUDIT_TABLE)} WHERE {_SUSPICIOUS}"
+    for rowid, *row in source.execute(query):
         texts = [_text(value) for value in row]
-        if _verifies(texts):
-            yield texts[-1] or "", texts[COVERED.index("metadata")] or ""
+        if not is_unchanged_by_jsonb(texts[COVERED.index("metadata")] or "") and _verifies(texts):
+            yield rowid
 
 
-def reads_alike(metadata: str, spelled: str) -> bool:
-    """Tell whether a document hashes to the same, as it is and as the server spells it."""
+def is_unchanged_by_jsonb(document: str) -> bool:
+    """Return whether a document hashes the same after `jsonb` wrote its numbers.
+
+    A document that `jsonb` refuses is unchanged: it is a finding of its own.
+    """
     try:
-        return _canonical(json.loads(metadata)) == _canonical(json.loads(spelled))
+        jsonb(bytearray(document.encode("utf-8", "surrogateescape")))
+    except RefusedError:
+        return True
+    try:
+        written = json.loads(document, parse_float=_as_jsonb_writes_it)
+        return _canonical(json.loads(document)) == _canonical(written)
     except ValueError:
-        return False  # 1e5000 is spelled with more digits than Python reads
+        return False  # 1e5000 is written with more digits than Python reads
+
+
+def _as_jsonb_writes_it(number: str) -> float:
+    """Return a number as Python reads what `jsonb` writes: digits alone, and no negative zero."""
+    value = Decimal(number)
+    digits = format(abs(value) if value.is_zero() else value, "f")
+    return float(digits) if "." in digits else int(digits)
 
 
 def _verifies(texts: Sequence[str | None]) -> bool:

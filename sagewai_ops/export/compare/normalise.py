@@ -12,7 +12,7 @@ import re
 import struct
 import uuid
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
@@ -34,7 +34,7 @@ _PLAIN = {escape: character for character, escape in _ESCAPES.items()}
 _ESCAPED = re.compile(rb"\\[\\bfnrtv]")
 _ZONE = re.compile(r"\s*(?:(Z)|([+-]\d\d):?(\d\d)?:?(\d\d)?)$", re.IGNORECASE)
 _NO_UUIDS = uuid.uuid5(uuid.NAMESPACE_URL, "https://sagewai-ops.invalid/ids-that-are-no-uuids")
-_TRUE = (1, b"true", b"t", b"1")
+_UUID = re.compile(r"(\{)?([0-9a-f]{4}(?:-?[0-9a-f]{4}){7})(?(1)\})", re.IGNORECASE)
 
 
 def _number(spelled: str) -> tuple[Decimal]:
@@ -200,8 +200,8 @@ def _same_uuid(source: Any, target: bytes) -> bool:
     name = source.decode()
     if len(name) == 12 and not name.strip("0123456789abcdef"):
         return f"00000000-0000-0000-0000-{name}".encode() == target
-    if re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", name, re.IGNORECASE):
-        return bool(name.lower().encode() == target)
+    if match := _UUID.fullmatch(name):
+        return bool(match[2].replace("-", "").lower().encode() == target.replace(b"-", b""))
     return str(uuid.uuid5(_NO_UUIDS, name)).encode() == target
 
 
@@ -220,14 +220,18 @@ def _moment(text: str) -> datetime:
     clock, _, fraction = (time or "00:00:00").partition(".")
     if clock.count(":") == 1:
         clock += ":00"
+    # 24:00:00 and second 60 are the next day and minute.
+    rollover = timedelta(days=clock.startswith("24:"), seconds=clock.endswith(":60"))
+    clock = clock.replace("24:", "00:", rollover.days).replace(":60", ":59")
     moment = datetime.fromisoformat(f"{day}T{clock}.{fraction[:6].ljust(6, '0')}{zone}")
-    return moment.astimezone(timezone.utc)
+    return (moment + rollover).astimezone(timezone.utc)
 
 
 def _same_truth(source: Any, target: bytes) -> bool:
     if isinstance(source, bytearray):
-        source = bytes(source).lower()
-    return target == (b"t" if source in _TRUE else b"f")
+        word = bytes(source).strip().lower()
+        source = word[:1] in b"ty1" or word == b"on"
+    return target == (b"t" if source else b"f")
 
 
 def _same_integer(source: Any, target: bytes) -> bool:

@@ -126,7 +126,7 @@ class ComparisonInOrder:
     Two of these can share a table, each with some of its blocks, and skip the others.
 
     Args:
-        source: The frozen copy, from `opened_copy`.
+        source: The frozen copy, from `open_copy`.
         table: As it was sent.
 
     Attributes:
@@ -193,7 +193,7 @@ def key_query(table: PlannedTable) -> str:
     for name in table.key:
         column = next(column for column in table.columns if column.name == name)
         if column.target.type.name == "uuid":
-            keys.append(f"CAST({UUID_FUNCTION}({column.expression}) AS TEXT)")
+            keys.append(f"CAST({UUID_FUNCTION}(CAST({column.expression} AS BLOB)) AS TEXT)")
         else:
             keys.append(f"CAST({column.expression} AS TEXT)")
     columns = [column.expression for column in table.columns]
@@ -205,7 +205,7 @@ class ComparisonByKey:
     """Compares a table in the order of its key; has a cursor on the source.
 
     Args:
-        source: The frozen copy, from `opened_copy`.
+        source: The frozen copy, from `open_copy`.
         table: As it was sent.
     """
 

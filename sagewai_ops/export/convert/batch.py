@@ -1,15 +1,14 @@
-"""Whole columns at a time: the same fields as `values` gives, at the speed of C.
+"""Convert whole columns at a time: the same fields as `value` returns, at the speed of C.
 
-A batch is a list of columns, each a tuple of stored values. An encoder looks at its column as a
-whole (the set of types, one search for NUL in everything joined, one run of the JSON scanner) and
-gives the fields as iterables that are zipped and joined; no Python code runs for a clean value.
-Whatever it does not expect, it does not judge: it raises `IrregularError`, and the column is
-encoded value by value, where `values` decides. tests/test_transfer_encoders.py holds both to one
-result.
+A batch is a list of columns, each a tuple of stored values. An encoder checks its column as a whole
+(the set of types, one search for NUL in the joined texts, one run of the JSON scanner) and returns
+the fields as iterables that are zipped and joined; no Python code runs for a single clean value.
+Where a column has anything that it does not expect, an encoder raises `IrregularError`, and the
+column is encoded value by value: `value` decides. tests/export/test_batch.py compares the two.
 
-Where the server judges anyway, while it stores, an encoder can *trust*: it looks at no character of
-a text and parses no document, which is half of the work. What the server would take and change
-(blanks behind a varchar's limit) is looked at even then.
+Where the server checks a value while it stores it, an encoder can *trust*: it scans no text and
+parses no document, which halves its time. What the server would accept and change (blanks beyond a
+varchar's limit) is checked even then.
 
 Source: PostgreSQL's manual, COPY, Binary Format.
 """
@@ -26,8 +25,7 @@ from itertools import chain, repeat
 from typing import TypeAlias
 
 from sagewai_ops.export.convert import value as convert_value
-from sagewai_ops.export.convert.value import RefusedError, Stored
-from sagewai_ops.schema.json_values import NUMERIC_DIGITS
+from sagewai_ops.export.convert.value import NUMERIC_DIGITS, RefusedError, Stored
 
 SIGNATURE = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 TRAILER = struct.pack(">h", -1)
@@ -53,23 +51,23 @@ _TRUTHS: dict[object, bytes] = {
 _EPOCH = datetime(2000, 1, 1)  # noqa: DTZ001 (both sides of the subtraction are UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _DIGITS = b"0123456789"
-_MOMENT_LENGTHS = frozenset((19, 26))  # without and with microseconds
-_CACHED_BYTES = 200  # of a list that is worth remembering
+_TIMESTAMP_LENGTHS = frozenset((19, 26))  # without and with microseconds
+_CACHED_BYTES = 200  # the longest list that is cached
 
-# Far narrower than a numeric: what does not fit is looked at closely. Decimals are made exactly.
+# Far narrower than a numeric: documents with other numbers are checked one by one.
 _NARROW = Context(
     prec=400,
     Emax=400,
     Emin=-400,
     traps=[Inexact, Rounded, Overflow, Subnormal, InvalidOperation],
 )
-# Between two documents of a batch; unknown to who wrote them, so they cannot pretend to be two.
+# Separates the documents of a batch; random, so that no document can contain it.
 _GLUE = secrets.token_hex(8)
-_IRREGULARITIES = (ArithmeticError, KeyError, RecursionError, TypeError, ValueError, struct.error)
+_IRREGULAR = (ArithmeticError, KeyError, RecursionError, TypeError, ValueError, struct.error)
 
 
 class IrregularError(ValueError):
-    """A column holds something that needs a closer look."""
+    """A column has values that must be encoded one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,7 @@ class Type:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A value of a batch that its type cannot hold: which row and column, and why."""
+    """A value of a batch that its type cannot store: which row and column, and why."""
 
     row: int
     column: int
@@ -97,10 +95,10 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A column to encode for.
+    """A column of the target.
 
     Attributes:
-        trusting: Leave to the server what it refuses by itself.
+        trusting: Do not check what the server refuses by itself.
     """
 
     type: Type
@@ -108,7 +106,9 @@ class Target:
     trusting: bool = False
 
 
-def encode(targets: Sequence[Target], columns: Sequence[Column]) -> tuple[bytes, list[Refusal]]:
+def encode_batch(
+    targets: Sequence[Target], columns: Sequence[Column]
+) -> tuple[bytes, list[Refusal]]:
     """Encode a batch of rows as tuples of PostgreSQL's binary COPY format.
 
     Args:
@@ -116,44 +116,44 @@ def encode(targets: Sequence[Target], columns: Sequence[Column]) -> tuple[bytes,
         columns: At least one row, all of the same length.
 
     Returns:
-        The tuples, without signature and trailer, and what was refused; with any refusal, the
-        tuples are incomplete and must not be sent.
+        The tuples, without signature and trailer, and the refusals; with any refusal, the tuples
+        are incomplete and must not be sent.
     """
     header = struct.pack(">h", len(targets))
     iterables: list[Iterable[bytes | bytearray]] = [repeat(header, len(columns[0]))]
     refusals: list[Refusal] = []
     for number, (target, column) in enumerate(zip(targets, columns, strict=True)):
         try:
-            iterables += encoder(target)(column)
-        except _IRREGULARITIES:
-            iterables.append(_one_by_one(target, column, number, refusals))
+            iterables += column_encoder(target)(column)
+        except _IRREGULAR:
+            iterables.append(_encode_single_values(target, column, number, refusals))
     return b"".join(chain.from_iterable(zip(*iterables, strict=False))), refusals
 
 
-def field(target: Target, value: Stored | None) -> bytes:
-    """Encode one value, its length before it, by the function in `values`.
+def encode_value(target: Target, value: Stored | None) -> bytes:
+    """Encode one value after its length.
 
     Raises:
-        RefusedError: The type cannot hold it.
+        RefusedError: The column cannot store it.
     """
     encoded = None if value is None else _encoded(target, value)
     if encoded is None:
         if not target.nullable:
-            raise RefusedError("null", "is NULL where a value must be")
+            raise RefusedError("null", "NULL in a column without NULLs")
         return NULL
     return _pack_length(len(encoded)) + encoded
 
 
 @functools.cache
-def encoder(target: Target) -> Encoder:
-    """Give the encoder for whole columns of a type."""
+def column_encoder(target: Target) -> Encoder:
+    """Return the encoder for whole columns of a type."""
     encoders: dict[str, Callable[[Target, Column], Parts]] = {
         "text": _texts,
         "json": _documents,
         "jsonb": _documents,
         "text[]": _arrays,
-        "uuid": _identifiers,
-        "timestamptz": _moments,
+        "uuid": _uuids,
+        "timestamptz": _timestamps,
         "boolean": _booleans,
         "integer": _integers,
         "double": _doubles,
@@ -161,13 +161,13 @@ def encoder(target: Target) -> Encoder:
     return functools.partial(encoders[target.type.name], target)
 
 
-def _one_by_one(
+def _encode_single_values(
     target: Target, column: Column, number: int, refusals: list[Refusal]
 ) -> list[bytes]:
     fields = []
     for row, value in enumerate(column):
         try:
-            fields.append(field(target, value))
+            fields.append(encode_value(target, value))
         except RefusedError as error:
             refusals.append(Refusal(row, number, error.kind, error.detail))
             fields.append(NULL)
@@ -175,12 +175,12 @@ def _one_by_one(
 
 
 def _encoded(target: Target, value: Stored) -> bytes | None:
-    kind, size = target.type.name, target.type.size
-    if kind == "text":
+    name, size = target.type.name, target.type.size
+    if name == "text":
         return convert_value.text(value, size or None)
-    if kind == "integer":
+    if name == "integer":
         return convert_value.integer(value, size)
-    if kind == "text[]":
+    if name == "text[]":
         return convert_value.text_array(value, nullable=target.nullable)
     return {
         "json": convert_value.json_text,
@@ -189,11 +189,11 @@ def _encoded(target: Target, value: Stored) -> bytes | None:
         "timestamptz": convert_value.timestamp,
         "boolean": convert_value.boolean,
         "double": convert_value.double,
-    }[kind](value)
+    }[name](value)
 
 
-def _present(target: Target, column: Column, expected: type) -> tuple[Column, bool]:
-    """Give the values that are not NULL, and whether there are NULLs; all of one type."""
+def _without_nulls(target: Target, column: Column, expected: type) -> tuple[Column, bool]:
+    """Return the values that are not NULL, all of one type, and whether there are NULLs."""
     kinds = set(map(type, column))
     if kinds == {expected}:
         return column, False
@@ -203,7 +203,7 @@ def _present(target: Target, column: Column, expected: type) -> tuple[Column, bo
 
 
 def _texts(target: Target, column: Column) -> Parts:
-    present, has_nulls = _present(target, column, bytearray)
+    present, has_nulls = _without_nulls(target, column, bytearray)
     if not present:
         return (repeat(NULL),)
     if not target.trusting:
@@ -217,7 +217,7 @@ def _texts(target: Target, column: Column) -> Parts:
 
 
 def _documents(target: Target, column: Column) -> Parts:
-    present, has_nulls = _present(target, column, bytearray)
+    present, has_nulls = _without_nulls(target, column, bytearray)
     if not present:
         return (repeat(NULL),)
     binary = target.type.name == "jsonb"
@@ -228,16 +228,16 @@ def _documents(target: Target, column: Column) -> Parts:
 
 
 def _scan_documents(present: Column, *, binary: bool) -> None:
-    """Parse documents all at once, as one list, and look for what jsonb refuses."""
+    """Parse documents all at once, as one list, and check for what jsonb refuses."""
     joined = f',"{_GLUE}",'.encode().join(present)  # type: ignore[arg-type]
     scan = _SCAN_NUMBERS if binary else _SCAN
-    listed = scan.decode(f"[{joined.decode()}]")
-    if len(listed) != 2 * len(present) - 1 or listed[1::2] != [_GLUE] * (len(present) - 1):
+    parsed = scan.decode(f"[{joined.decode()}]")
+    if len(parsed) != 2 * len(present) - 1 or parsed[1::2] != [_GLUE] * (len(present) - 1):
         raise IrregularError
     if not binary:
         return
     if max(map(len, present)) > NUMERIC_DIGITS:  # type: ignore[arg-type]
-        raise IrregularError  # only so long a document has room for an integer that is too long
+        raise IrregularError  # a shorter document cannot contain an integer that is too long
     if b"\\u0000" in joined or b"\\ud" in joined or b"\\uD" in joined:
         for document in present:
             convert_value.check_escapes(document.decode())  # type: ignore[union-attr]
@@ -246,7 +246,7 @@ def _scan_documents(present: Column, *, binary: bool) -> None:
 
 
 def _with_lengths(column: Column, *, has_nulls: bool, heads: list[bytes], more: int) -> Parts:
-    """Give lengths and contents as two iterables, so that contents are copied once, at the end."""
+    """Return lengths and contents as two iterables, so that contents are copied once."""
     if has_nulls:
         sizes = [-1 if value is None else len(value) for value in column]  # type: ignore[arg-type]
         contents = [b"" if value is None else value for value in column]
@@ -270,36 +270,36 @@ def _with_lengths(column: Column, *, has_nulls: bool, heads: list[bytes], more: 
 
 
 def _arrays(target: Target, column: Column) -> Parts:
-    present, has_nulls = _present(target, column, bytearray)
+    present, has_nulls = _without_nulls(target, column, bytearray)
     fields = [
         _array_field(bytes(value), nullable=target.nullable)  # type: ignore[arg-type]
         if len(value) < _CACHED_BYTES  # type: ignore[arg-type]
-        else field(target, value)
+        else encode_value(target, value)
         for value in present
     ]
-    return (_spread(column, fields) if has_nulls else fields,)
+    return (_insert_nulls(column, fields) if has_nulls else fields,)
 
 
 @functools.lru_cache(maxsize=256)
 def _array_field(document: bytes, *, nullable: bool) -> bytes:
-    """Remember short lists: the same few come in every row."""
-    return field(Target(Type("text[]"), nullable), bytearray(document))
+    """Encode a short list, from a cache: the same few occur in every row."""
+    return encode_value(Target(Type("text[]"), nullable), bytearray(document))
 
 
-def _moments(target: Target, column: Column) -> Parts:
-    present, has_nulls = _present(target, column, bytearray)
+def _timestamps(target: Target, column: Column) -> Parts:
+    present, has_nulls = _without_nulls(target, column, bytearray)
     if not present:
         return (repeat(NULL),)
     joined = b"\n".join(present)  # type: ignore[arg-type]
     shape = joined.translate(None, _DIGITS + b".")
     if shape != b"\n".join((b"-- ::",) * len(present)):
         raise IrregularError
-    if not _MOMENT_LENGTHS.issuperset(map(len, present)):  # type: ignore[arg-type]
+    if not _TIMESTAMP_LENGTHS.issuperset(map(len, present)):  # type: ignore[arg-type]
         raise IrregularError
-    moments = map(datetime.fromisoformat, joined.decode().split("\n"))
-    counted = [(moment - _EPOCH) // _MICROSECOND for moment in moments]
-    fields = list(map(_pack_long, repeat(8), counted))
-    return (_spread(column, fields) if has_nulls else fields,)
+    timestamps = map(datetime.fromisoformat, joined.decode().split("\n"))
+    counts = [(timestamp - _EPOCH) // _MICROSECOND for timestamp in timestamps]
+    fields = list(map(_pack_long, repeat(8), counts))
+    return (_insert_nulls(column, fields) if has_nulls else fields,)
 
 
 def _booleans(target: Target, column: Column) -> Parts:
@@ -312,27 +312,27 @@ def _booleans(target: Target, column: Column) -> Parts:
 
 
 def _integers(target: Target, column: Column) -> Parts:
-    present, has_nulls = _present(target, column, int)
+    present, has_nulls = _without_nulls(target, column, int)
     size = target.type.size
     fields = list(map(_INTEGERS[size], repeat(size), present))
-    return (_spread(column, fields) if has_nulls else fields,)
+    return (_insert_nulls(column, fields) if has_nulls else fields,)
 
 
 def _doubles(target: Target, column: Column) -> Parts:
-    present, has_nulls = _present(target, column, float)
+    present, has_nulls = _without_nulls(target, column, float)
     fields = list(map(_pack_double, repeat(8), present))
-    return (_spread(column, fields) if has_nulls else fields,)
+    return (_insert_nulls(column, fields) if has_nulls else fields,)
 
 
-def _identifiers(target: Target, column: Column) -> Parts:
-    present, has_nulls = _present(target, column, bytearray)
+def _uuids(target: Target, column: Column) -> Parts:
+    present, has_nulls = _without_nulls(target, column, bytearray)
     head = _pack_length(16)
     fields = [head + convert_value.uuid_bytes(value) for value in present]  # type: ignore[arg-type]
-    return (_spread(column, fields) if has_nulls else fields,)
+    return (_insert_nulls(column, fields) if has_nulls else fields,)
 
 
-def _spread(column: Column, fields: list[bytes]) -> list[bytes]:
-    """Put NULLs back where they were."""
+def _insert_nulls(column: Column, fields: list[bytes]) -> list[bytes]:
+    """Insert the NULLs of a column between the fields of its other values."""
     following = iter(fields)
     return [NULL if value is None else next(following) for value in column]
 

@@ -1,12 +1,13 @@
-"""Values, one at a time: what SQLite stores becomes a field of PostgreSQL's binary format.
+"""Convert one stored value of SQLite to a field of PostgreSQL's binary format.
 
-One small function for each type of the target. It takes what is stored, as the exporter's
-connections give it (`bytearray` is text, `bytes` is a blob, numbers are numbers; NULL never comes
-here), and returns the field without its length, or raises `RefusedError`: nothing is cut, rounded
-or guessed. `mends` has the documented repairs. These functions are the meaning of a conversion;
-`encoders` does the same for whole columns at a time and falls back to them.
+There is one function for each type of the target. It takes the value as the exporter's connections
+return it (`bytearray` is text, `bytes` is a blob, numbers are numbers; NULL is handled by the
+caller) and returns the field without its length, or raises `RefusedError`: nothing is cut, rounded
+or guessed. These functions define which values PostgreSQL accepts, for `export-to-postgres` and
+`db check` alike. `batch` does the same for whole columns and falls back to them; `repair` has the
+documented repairs.
 
-Source: the functions *_recv of PostgreSQL's src/backend/utils/adt.
+Source: the functions *_recv and *_in of PostgreSQL's src/backend/utils/adt.
 """
 
 import json
@@ -17,42 +18,45 @@ from datetime import date
 from decimal import Decimal, InvalidOperation
 from typing import TypeAlias
 
-from sagewai_ops.schema.json_values import NUMERIC_DIGITS, NUMERIC_SCALE
-
 Stored: TypeAlias = bytearray | bytes | int | float
 
 TEXT_OID = 25  # pg_type.dat
 LARGEST_JSONB_TEXT = 0x0FFFFFFF  # bytes of one string inside jsonb; jsonb.h, JENTRY_OFFLENMASK
 LARGEST_FIELD = 0x3FFFFFFF - 64  # bytes; MaxAllocSize of memutils.h, less a header
-# Ids that are not UUIDs are hashed under this name, so that references stay references.
+# Digits of a numeric, as which jsonb stores numbers, before and after the point; numeric.c.
+NUMERIC_DIGITS = 131_072
+NUMERIC_SCALE = 16_383
+# Ids that are not UUIDs are hashed under this name, so that references remain references.
 ID_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://sagewai-ops.invalid/ids-that-are-no-uuids")
 
 _EPOCH_DAY = date(2000, 1, 1).toordinal()
 _DAY = 86_400_000_000  # microseconds
-_MOMENT = re.compile(
+_TIMESTAMP = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)"
     r"(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d{1,9}))?)?"
     r"(?:\s*(Z|[+-]\d\d(?::?\d\d(?::?\d\d)?)?))?)?",
     re.ASCII | re.IGNORECASE,
 )
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+# As uuid_in reads one: in braces or not, a hyphen after any four digits or none; uuid.c.
+_UUID = re.compile(r"(\{)?[0-9a-f]{4}(?:-?[0-9a-f]{4}){7}(?(1)\})", re.ASCII | re.IGNORECASE)
 _SHORT_ID = re.compile(r"[0-9a-f]{12}")
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
+# As boolin reads them: any beginning of a word that is not ambiguous; bool.c.
 _BOOLEANS = {
-    "0": False,
-    "1": True,
-    "f": False,
-    "t": True,
-    "false": False,
-    "true": True,
-}
+    word[:length]: word in ("true", "yes", "on", "1")
+    for word, shortest in {
+        "true": 1, "false": 1, "yes": 1, "no": 1, "on": 2, "off": 2, "1": 1, "0": 1
+    }.items()
+    for length in range(shortest, len(word) + 1)
+}  # fmt: skip
+_SPACES = " \t\n\v\f\r"
 
 
 class RefusedError(ValueError):
-    """A value that the target's type cannot hold as it is.
+    """A value that the target's type cannot store unchanged.
 
     Args:
-        kind: One of the words of docs/export.md, such as `nul`.
+        kind: One of the kinds in docs/export.md, such as `nul`.
         detail: What is wrong, without the value.
     """
 
@@ -63,36 +67,36 @@ class RefusedError(ValueError):
 
 
 def text(value: Stored, limit: int | None = None) -> bytes:
-    """Give a text as it is; a number becomes its shortest spelling.
+    """Convert a text unchanged, a number to its shortest text.
 
     Args:
         limit: Characters, of a varchar.
     """
-    raw = _spelled(value)
+    raw = _text_bytes(value)
     if b"\0" in raw:
-        raise RefusedError("nul", "holds a NUL character")
-    decoded = _decoded(raw)
+        raise RefusedError("nul", "contains a NUL character")
+    decoded = _decode(raw)
     if limit is not None and len(decoded) > limit:
-        raise RefusedError("too-long", f"{len(decoded)} characters, {limit} fit")
+        raise RefusedError("too-long", f"{len(decoded)} characters, at most {limit} fit")
     if len(raw) > LARGEST_FIELD:
         raise RefusedError("too-large", f"{len(raw)} bytes in one value")
     return raw
 
 
 def json_text(value: Stored) -> bytes:
-    """Give a document as it is written, for a column of type json."""
-    raw = _spelled(value)
-    parse(_decoded(raw))
+    """Convert a document to json, which stores its text unchanged."""
+    raw = _text_bytes(value)
+    parse_json(_decode(raw))
     if len(raw) > LARGEST_FIELD:
         raise RefusedError("too-large", f"{len(raw)} bytes in one document")
     return raw
 
 
 def jsonb(value: Stored) -> bytes:
-    """Give a document for a column of type jsonb, which takes less than json does."""
-    raw = _spelled(value)
-    decoded = _decoded(raw)
-    parse(decoded, numbers=True)
+    """Convert a document to jsonb, which accepts fewer documents than json does."""
+    raw = _text_bytes(value)
+    decoded = _decode(raw)
+    parse_json(decoded, numbers=True)
     check_escapes(decoded)
     if len(raw) > LARGEST_JSONB_TEXT:
         raise RefusedError("too-large", f"{len(raw)} bytes in one document")
@@ -100,46 +104,47 @@ def jsonb(value: Stored) -> bytes:
 
 
 def text_array(value: Stored, *, nullable: bool = False) -> bytes | None:
-    """Give a JSON list of strings as text[].
+    """Convert a JSON list of strings to text[].
 
     Returns:
-        None for the JSON null, which means no list: SQL NULL where that may be, else no elements.
+        None for the JSON null in a nullable column; in others it becomes an empty list.
     """
-    listed = parse(_decoded(_spelled(value)))
-    if listed is None and nullable:
+    elements = parse_json(_decode(_text_bytes(value)))
+    if elements is None and nullable:
         return None
-    if listed is None:
-        listed = []
-    if not isinstance(listed, list):
-        raise RefusedError("not-a-list", "is no JSON list")
-    if not listed:
+    if elements is None:
+        elements = []
+    if not isinstance(elements, list):
+        raise RefusedError("not-a-list", "not a JSON list")
+    if not elements:
         return struct.pack(">iii", 0, 0, TEXT_OID)
-    fields = [struct.pack(">iiiii", 1, 0, TEXT_OID, len(listed), 1)]
-    for element in listed:
+    fields = [struct.pack(">iiiii", 1, 0, TEXT_OID, len(elements), 1)]
+    for element in elements:
         if not isinstance(element, str):
-            raise RefusedError("list-element", "an element is no string")
+            raise RefusedError("list-element", "an element is not a string")
         if "\0" in element:
-            raise RefusedError("nul", "an element holds a NUL character")
+            raise RefusedError("nul", "an element contains a NUL character")
         try:
             encoded = element.encode()
         except UnicodeEncodeError as error:
-            raise RefusedError("json-surrogate", "half a surrogate pair") from error
+            raise RefusedError("json-surrogate", "an unpaired surrogate") from error
         fields += (struct.pack(">i", len(encoded)), encoded)
     return b"".join(fields)
 
 
 def uuid_bytes(value: Stored) -> bytes:
-    """Give an id as uuid: a UUID as itself, anything else by `uuid_of`."""
+    """Convert an id to uuid: a UUID to itself, any other id as `uuid_of` maps it."""
     if not isinstance(value, bytearray):
-        raise RefusedError("storage-class", f"{_class_of(value)} where an id should be")
-    return uuid_of(_decoded(value)).bytes
+        raise RefusedError("storage-class", f"{_storage_class(value)}, expected an id")
+    return uuid_of(_decode(value)).bytes
 
 
 def uuid_of(identifier: str) -> uuid.UUID:
-    """Map an id to a UUID, the same id always to the same UUID.
+    """Map an id to a UUID, equal ids to equal UUIDs.
 
-    Twelve hexadecimal digits, which Sagewai gives its harness rows, become the last twelve of a
-    UUID that is otherwise zero; any other text is hashed.
+    Every form of a UUID that PostgreSQL reads is that UUID. Twelve hexadecimal digits, the ids of
+    Sagewai's harness rows, become the last twelve of a UUID that is otherwise zero; any other text
+    is hashed.
     """
     if _UUID.fullmatch(identifier):
         return uuid.UUID(identifier)
@@ -149,49 +154,52 @@ def uuid_of(identifier: str) -> uuid.UUID:
 
 
 def timestamp(value: Stored) -> bytes:
-    """Give a moment as timestamptz; without an offset it is UTC, as Sagewai means it."""
+    """Convert a timestamp to timestamptz; without an offset it is UTC, as Sagewai writes it."""
     if not isinstance(value, bytearray):
-        raise RefusedError("storage-class", f"{_class_of(value)} where a moment should be")
-    return struct.pack(">q", microseconds(_decoded(value)))
+        raise RefusedError("storage-class", f"{_storage_class(value)}, expected a timestamp")
+    return struct.pack(">q", microseconds(_decode(value)))
 
 
 def microseconds(moment: str) -> int:
-    """Read a moment as microseconds since 2000-01-01 00:00 UTC, PostgreSQL's own count."""
-    match = _MOMENT.fullmatch(moment)
+    """Return a timestamp as microseconds since 2000-01-01 00:00 UTC, PostgreSQL's own count.
+
+    As in PostgreSQL, 24:00:00 is the start of the next day and second 60 that of the next minute.
+    """
+    match = _TIMESTAMP.fullmatch(moment)
     if not match:
-        raise RefusedError("not-a-timestamp", "is no date and time")
+        raise RefusedError("not-a-timestamp", "not a date and time")
     year, month, day, hour, minute, second = (int(match[part] or 0) for part in range(1, 7))
     fraction = (match[7] or "").ljust(9, "0")
     try:
         days = date(year, month, day).toordinal() - _EPOCH_DAY
     except ValueError as error:
-        raise RefusedError("not-a-timestamp", "is no day of the calendar") from error
-    if hour > 23 or minute > 59 or second > 59:
-        raise RefusedError("not-a-timestamp", "is no time of a day")
-    if int(fraction[6:]):
-        raise RefusedError("timestamp-precision", "is finer than a microsecond")
+        raise RefusedError("not-a-timestamp", "not a day of the calendar") from error
     within = ((hour * 60 + minute) * 60 + second) * 1_000_000 + int(fraction[:6])
+    if minute > 59 or second > 60 or within + bool(int(fraction[6:])) > _DAY:
+        raise RefusedError("not-a-timestamp", "not a time of day")
+    if int(fraction[6:]):
+        raise RefusedError("timestamp-precision", "finer than a microsecond")
     result = days * _DAY + within - _offset(match[8] or "Z")
     if not -730_119 <= result // _DAY <= 2_921_939:
-        raise RefusedError("not-a-timestamp", "is not within the years 1 to 9999")
+        raise RefusedError("not-a-timestamp", "not within the years 1 to 9999")
     return result
 
 
 def boolean(value: Stored) -> bytes:
-    """Give a truth value: 0 and 1, or the words that column defaults leave as text."""
+    """Convert 0, 1 or a word that PostgreSQL reads as a boolean."""
     if isinstance(value, int) and value in (0, 1):
         return b"\x01" if value else b"\x00"
     if isinstance(value, bytearray):
-        truth = _BOOLEANS.get(_decoded(value).lower())
+        truth = _BOOLEANS.get(_decode(value).strip(_SPACES).lower())
         if truth is not None:
             return b"\x01" if truth else b"\x00"
-    raise RefusedError("not-a-boolean", f"{_class_of(value)} that is neither true nor false")
+    raise RefusedError("not-a-boolean", f"{_storage_class(value)} that is neither true nor false")
 
 
 def integer(value: Stored, size: int) -> bytes:
-    """Give an integer of `size` bytes: 2, 4 or 8."""
+    """Convert an integer to one of `size` bytes: 2, 4 or 8."""
     if not isinstance(value, int):
-        raise RefusedError("storage-class", f"{_class_of(value)} where an integer should be")
+        raise RefusedError("storage-class", f"{_storage_class(value)}, expected an integer")
     try:
         return value.to_bytes(size, "big", signed=True)
     except OverflowError as error:
@@ -199,57 +207,85 @@ def integer(value: Stored, size: int) -> bytes:
 
 
 def double(value: Stored) -> bytes:
-    """Give a number as float8; infinities are numbers."""
+    """Convert a number to float8; infinities are numbers."""
     if isinstance(value, (bytearray, bytes)):
-        raise RefusedError("storage-class", f"{_class_of(value)} where a number should be")
+        raise RefusedError("storage-class", f"{_storage_class(value)}, expected a number")
     if isinstance(value, int) and int(float(value)) != value:
-        raise RefusedError("out-of-range", "is an integer that float8 would round")
+        raise RefusedError("out-of-range", "an integer that float8 would round")
     return struct.pack(">d", value)
 
 
-def parse(document: str, *, numbers: bool = False) -> object:
-    """Read a JSON document as strictly as PostgreSQL does.
+def describe_conversion(kind: str, value: Stored) -> tuple[str, str] | None:
+    """Describe how PostgreSQL's value differs in form from an accepted one.
+
+    Args:
+        kind: The name of the target's type; its conversion accepts the value.
+
+    Returns:
+        Kind and description; None where the form is the same.
+    """
+    if not isinstance(value, bytearray):
+        return None
+    written = value.decode()
+    if kind == "boolean":
+        return "boolean-word", "a word that becomes a boolean; Sagewai on SQLite reads it as true"
+    if kind == "uuid" and written != str(uuid_of(written)):
+        if _UUID.fullmatch(written):
+            return "uuid-form", "a UUID that PostgreSQL writes in another form"
+        return "derived-uuid", "an id that becomes a UUID derived from it"
+    if kind == "timestamptz" and (match := _TIMESTAMP.fullmatch(written)):
+        if match[4] == "24" or match[6] == "60":
+            return "rolled-timestamp", "24:00:00 or second 60, which becomes the next day or minute"
+        if match[8] and _offset(match[8]):
+            return "utc-offset", "a timestamp with an offset, which becomes UTC"
+    if kind == "text[]" and written.strip() == "null":
+        return "null-list", "JSON null, which becomes NULL or an empty list"
+    return None
+
+
+def parse_json(document: str, *, numbers: bool = False) -> object:
+    """Parse a JSON document as strictly as PostgreSQL does.
 
     Args:
         numbers: Check also that every number fits into a numeric, as jsonb needs.
 
     Returns:
-        The document with every number replaced by some other: nobody here needs them.
+        The document with every number replaced by another: no caller needs them.
     """
     try:
         return json.loads(
             document,
             parse_constant=_refuse_constant,
-            parse_float=_checked if numbers else len,
-            parse_int=_checked if numbers else len,
+            parse_float=_check_number if numbers else len,
+            parse_int=_check_number if numbers else len,
         )
     except RefusedError:
         raise
     except RecursionError as error:
-        raise RefusedError("json-depth", "is nested too deeply to be read") from error
+        raise RefusedError("json-depth", "nested too deeply to be read") from error
     except ValueError as error:
-        raise RefusedError("not-json", "is no JSON document") from error
+        raise RefusedError("not-json", "not a JSON document") from error
 
 
 def check_escapes(document: str) -> None:
-    """Refuse what json keeps as it is written and jsonb cannot hold: U+0000, half a pair."""
-    half_pair = -1  # where the high half ends
+    """Refuse escapes that json stores as text and jsonb cannot: U+0000, unpaired surrogates."""
+    high_end = -1  # where the preceding high surrogate ends
     for match in _ESCAPE.finditer(document):
         code = int(match[1], 16) if match[1] else 0xFFFF
         is_low = 0xDC00 <= code < 0xE000
-        if (half_pair >= 0 and not (is_low and match.start() == half_pair)) or (
-            is_low and half_pair < 0
+        if (high_end >= 0 and not (is_low and match.start() == high_end)) or (
+            is_low and high_end < 0
         ):
-            raise RefusedError("json-surrogate", "half a surrogate pair")
+            raise RefusedError("json-surrogate", "an unpaired surrogate")
         if code == 0:
             raise RefusedError("json-nul", "an escaped NUL character")
-        half_pair = match.end() if 0xD800 <= code < 0xDC00 else -1
-    if half_pair >= 0:
-        raise RefusedError("json-surrogate", "half a surrogate pair")
+        high_end = match.end() if 0xD800 <= code < 0xDC00 else -1
+    if high_end >= 0:
+        raise RefusedError("json-surrogate", "an unpaired surrogate")
 
 
 def is_numeric(number: str) -> bool:
-    """Tell whether a number of a JSON document fits into PostgreSQL's numeric."""
+    """Return whether a number of a JSON document fits into PostgreSQL's numeric."""
     try:
         value = Decimal(number)
     except InvalidOperation:
@@ -260,44 +296,44 @@ def is_numeric(number: str) -> bool:
     return value.is_zero() or value.adjusted() < NUMERIC_DIGITS
 
 
-def _checked(number: str) -> int:
+def _check_number(number: str) -> int:
     if not is_numeric(number):
-        raise RefusedError("json-number", "a number beyond what jsonb holds")
+        raise RefusedError("json-number", "a number outside the range of jsonb")
     return 0
 
 
 def _refuse_constant(name: str) -> object:
-    raise RefusedError("json-nan", f"the word {name}, which is no JSON")
+    raise RefusedError("json-nan", f"contains {name}, which is not JSON")
 
 
-def _spelled(value: Stored) -> bytes:
-    """Give the bytes of a text, or of a number's shortest spelling."""
+def _text_bytes(value: Stored) -> bytes:
+    """Return the bytes of a text, or of a number's shortest text."""
     if isinstance(value, bytearray):
         return bytes(value)
     if isinstance(value, bytes):
-        raise RefusedError("storage-class", f"{_class_of(value)} where text should be")
+        raise RefusedError("storage-class", f"{_storage_class(value)}, expected text")
     return repr(value).encode()
 
 
-def _decoded(raw: bytes | bytearray) -> str:
+def _decode(raw: bytes | bytearray) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise RefusedError("invalid-utf8", "is not UTF-8") from error
+        raise RefusedError("invalid-utf8", "not UTF-8") from error
 
 
 def _offset(zone: str) -> int:
-    """Read `Z`, `+05`, `+0545` or `+05:45:00` as microseconds east of UTC."""
+    """Parse `Z`, `+05`, `+0545` or `+05:45:00` as microseconds east of UTC."""
     if zone in "Zz":
         return 0
     digits = zone[1:].replace(":", "").ljust(6, "0")
-    hours, minutes, seconds = (int(digits[place : place + 2]) for place in (0, 2, 4))
+    hours, minutes, seconds = (int(digits[start : start + 2]) for start in (0, 2, 4))
     if hours > 23 or minutes > 59 or seconds > 59:
-        raise RefusedError("not-a-timestamp", "has an offset that is none")
+        raise RefusedError("not-a-timestamp", "not an offset from UTC")
     east = ((hours * 60 + minutes) * 60 + seconds) * 1_000_000
     return -east if zone[0] == "-" else east
 
 
-def _class_of(value: Stored) -> str:
+def _storage_class(value: Stored) -> str:
     names: dict[type, str] = {bytearray: "text", bytes: "a blob", int: "an integer"}
     return names.get(type(value), "a real number")

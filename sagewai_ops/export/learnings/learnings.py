@@ -18,7 +18,7 @@ from sagewai_ops.database.sqlite.vectors import count_vectors, load_extension, v
 from sagewai_ops.export.learnings import memory_facts, pgvector
 from sagewai_ops.export.learnings.vector_rows import Carried, Rows
 from sagewai_ops.export.mapping.findings import Finding, Tally
-from sagewai_ops.export.mapping.source_rows import opened_copy
+from sagewai_ops.export.mapping.source_rows import open_copy
 from sagewai_ops.progress import Progress
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Learnings:
 
 def look(copy: Path) -> list[Carried]:
     """List the tables of vectors in a frozen copy."""
-    with opened_copy(copy) as source:
+    with open_copy(copy) as source:
         return [
             Carried(table.name, table.dimensions, count_vectors(source, table))
             for table in vector_tables(source)
@@ -67,12 +67,9 @@ async def carry(
     done = Learnings(choice, look(copy))
     if choice == KEEP or not done.tables:
         return done
-    with opened_copy(copy) as source:
+    with open_copy(copy) as source:
         has_extension = load_extension(source)
-        if choice == PGVECTOR:
-            await pgvector.make_extension(server)
-        elif any(memory_facts.makes_facts(table) for table in vector_tables(source)):
-            await memory_facts.make_table(server)
+        await _prepare_target(source, choice, server)
         tally = Tally()
         for rows, carried in _fitting(source, done, tally, has_extension=has_extension):
             how = memory_facts.carry if choice == FACTS else pgvector.carry
@@ -81,6 +78,35 @@ async def carry(
             carried.seconds = time.monotonic() - started
         done.findings = tally.findings()
     return done
+
+
+async def check(copy: Path, choice: str, server: asyncpg.Connection[asyncpg.Record]) -> Learnings:
+    """Find the rows that `carry` would omit, in a transaction that the caller rolls back.
+
+    Raises:
+        TargetBusyError, UsageError: As `carry` does.
+    """
+    done = Learnings(choice, look(copy))
+    if choice == KEEP or not done.tables:
+        return done
+    with open_copy(copy) as source:
+        has_extension = load_extension(source)
+        await _prepare_target(source, choice, server)
+        tally = Tally()
+        check_rows = memory_facts.check_rows if choice == FACTS else pgvector.check_rows
+        for rows, _ in _fitting(source, done, tally, has_extension=has_extension):
+            await check_rows(server, rows)
+        done.findings = tally.findings()
+    return done
+
+
+async def _prepare_target(
+    source: sqlite3.Connection, choice: str, server: asyncpg.Connection[asyncpg.Record]
+) -> None:
+    if choice == PGVECTOR:
+        await pgvector.make_extension(server)
+    elif any(memory_facts.makes_facts(table) for table in vector_tables(source)):
+        await memory_facts.make_table(server)
 
 
 async def verify(copy: Path, choice: str, server: asyncpg.Connection[asyncpg.Record]) -> Learnings:
@@ -92,7 +118,7 @@ async def verify(copy: Path, choice: str, server: asyncpg.Connection[asyncpg.Rec
     done = Learnings(choice, look(copy))
     if choice == KEEP:
         return done
-    with opened_copy(copy) as source:
+    with open_copy(copy) as source:
         has_extension = load_extension(source)
         tally = Tally()
         fitting = list(_fitting(source, done, tally, has_extension=has_extension))

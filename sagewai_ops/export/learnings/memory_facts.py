@@ -70,7 +70,7 @@ async def carry(
     Raises:
         DifferenceError: What arrived is not what was sent.
     """
-    await _sift(server, rows)
+    await check_rows(server, rows)
 
     def counted() -> Iterator[tuple[str, str]]:
         for number, fact in enumerate(_facts(rows), 1):
@@ -108,7 +108,7 @@ async def verify(
                 yield fact
 
     for rows, carried in tables:
-        await _sift(server, rows)
+        await check_rows(server, rows)
         carried.to = FACTS_TABLE
     query = f"SELECT scope, content FROM {FACTS_TABLE}"
     await compare_any_order(server, query, every_fact(), FACTS_TABLE)
@@ -120,8 +120,8 @@ def _facts(rows: Rows) -> Iterator[tuple[str, str]]:
     return ((str(row.values[scope]), str(row.values[content])) for row in rows.carried())
 
 
-async def _sift(server: asyncpg.Connection[asyncpg.Record], rows: Rows) -> None:
-    """Leave out the rows that cannot become facts."""
+async def check_rows(server: asyncpg.Connection[asyncpg.Record], rows: Rows) -> None:
+    """Refuse the rows that cannot become facts."""
     names = [column.name for column in rows.table.columns]
     for row in rows.every_row():
         values = dict(zip(names, row.values, strict=True))

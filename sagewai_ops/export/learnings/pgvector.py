@@ -10,7 +10,7 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.sqlite.read_transaction import quoted
-from sagewai_ops.database.sqlite.vectors import FLOAT_BYTES, VectorRow
+from sagewai_ops.database.sqlite.vectors import FLOAT_BYTES, VectorRow, VectorTable
 from sagewai_ops.errors import TargetBusyError, UsageError
 from sagewai_ops.export.convert.batch import NULL, SIGNATURE, TRAILER
 from sagewai_ops.export.learnings.vector_rows import Carried, Rows, compare, compare_any_order
@@ -68,18 +68,7 @@ async def carry(
         DifferenceError: What arrived is not what was sent.
     """
     table = rows.table
-    if not await server.fetchval("SELECT to_regclass($1) IS NULL", quoted(table.name)):
-        raise TargetBusyError(
-            f"table {table.name}: is there already", hint="export with --learnings keep"
-        )
-    key_type = "text" if table.key_is_text else "bigint"
-    columns = "".join(
-        f", {quoted(column.name)} {_TYPES.get(column.kind, 'text')}" for column in table.columns
-    )
-    await server.execute(
-        f"CREATE TABLE {quoted(table.name)} ({quoted(table.key)} {key_type} PRIMARY KEY,"
-        f" {quoted(table.vector)} vector({table.dimensions}) NOT NULL{columns})"
-    )
+    await _create_table(server, table)
     names = [table.key, table.vector, *(column.name for column in table.columns)]
     started = time.monotonic()
     copying = server.copy_to_table(
@@ -98,6 +87,32 @@ async def carry(
         )
     carried.index_seconds = time.monotonic() - started
     carried.to = table.name
+
+
+async def check_rows(server: asyncpg.Connection[asyncpg.Record], rows: Rows) -> None:
+    """Create the table, and refuse the rows that pgvector cannot store.
+
+    Raises:
+        TargetBusyError: The target has a table of that name.
+    """
+    await _create_table(server, rows.table)
+    for row in rows.every_row():
+        _fitting(rows, row)
+
+
+async def _create_table(server: asyncpg.Connection[asyncpg.Record], table: VectorTable) -> None:
+    if not await server.fetchval("SELECT to_regclass($1) IS NULL", quoted(table.name)):
+        raise TargetBusyError(
+            f"table {table.name}: exists already", hint="export with --learnings keep"
+        )
+    key_type = "text" if table.key_is_text else "bigint"
+    columns = "".join(
+        f", {quoted(column.name)} {_TYPES.get(column.kind, 'text')}" for column in table.columns
+    )
+    await server.execute(
+        f"CREATE TABLE {quoted(table.name)} ({quoted(table.key)} {key_type} PRIMARY KEY,"
+        f" {quoted(table.vector)} vector({table.dimensions}) NOT NULL{columns})"
+    )
 
 
 async def verify(server: asyncpg.Connection[asyncpg.Record], rows: Rows, carried: Carried) -> None:

@@ -1,27 +1,30 @@
-"""What stands in the way of a row, a column or a table: one value for each kind of trouble.
+"""What stops the export of a row, a column or a table: one value for each kind of problem.
 
-A finding is counted, and names the first keys that it concerns; the words of `kind` are promised
-in docs/export.md.
+A finding has the number of its rows, and the first keys; the kinds are documented in
+docs/export.md.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-KEYS_KEPT = 100  # of each finding, in the report; all of them are in the files beside it
+from sagewai_ops.export.convert.repair import EFFECTS
+
+KEYS_KEPT = 100  # of each finding in the report; the other files have all
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One kind of trouble in one column.
+    """One kind of problem in one column.
 
     Attributes:
         table: Of the source.
         column: One, or several joined by commas; "" where it concerns the whole table.
-        kind: A word of docs/export.md, such as `nul`.
+        kind: As documented in docs/export.md, such as `nul`.
         detail: What is wrong with the first of them.
-        count: Rows; 0 where rows are not what it is about.
+        count: Rows; 0 where it does not concern rows.
         keys: Primary keys, as texts; the first `KEYS_KEPT` of them.
+        repairable: The rows that `repair` repairs; None where that was not checked.
     """
 
     table: str
@@ -30,9 +33,28 @@ class Finding:
     detail: str
     count: int = 0
     keys: tuple[str, ...] = ()
+    repairable: int | None = None
+
+    @property
+    def place(self) -> str:
+        """The table, or the table and the column."""
+        return f"{self.table}.{self.column}" if self.column else self.table
+
+    @property
+    def repair(self) -> str:
+        """The effect of `repair`: "none" without one, "" where that was not checked."""
+        if self.kind == "audit-hash":
+            return "none: copied, and counted as broken"
+        if self.repairable is None:
+            return ""
+        if not self.repairable:
+            return "none"
+        remaining = self.count - self.repairable
+        effect = EFFECTS[self.kind]
+        return f"{effect}; none for {remaining} of {self.count}" if remaining else effect
 
     def as_dict(self) -> dict[str, Any]:
-        """Give it as JSON; docs/json/export-to-postgres.json."""
+        """Return it as JSON; docs/json/export-to-postgres.json."""
         return {
             "table": self.table,
             "column": self.column,
@@ -40,12 +62,14 @@ class Finding:
             "detail": self.detail,
             "count": self.count,
             "keys": list(self.keys),
+            "repairable": self.repairable,
+            "repair": self.repair,
         }
 
 
 @dataclass(slots=True)
 class Tally:
-    """Counts refusals as they are met, and gives them as findings at the end."""
+    """Counts refusals one by one, and returns them as findings at the end."""
 
     _groups: dict[tuple[str, str, str], "_Group"] = field(default_factory=dict)
 
@@ -54,17 +78,30 @@ class Tally:
         """Whether nothing was counted."""
         return not self._groups
 
-    def add(self, table: str, column: str, kind: str, detail: str, key: str) -> None:
+    def add(
+        self,
+        table: str,
+        column: str,
+        kind: str,
+        detail: str,
+        key: str,
+        *,
+        is_repairable: bool | None = None,
+    ) -> None:
         """Count one more."""
         group = self._groups.setdefault((table, column, kind), _Group(detail))
         group.count += 1
+        if is_repairable is not None:
+            group.repairable = (group.repairable or 0) + is_repairable
         if len(group.keys) < KEYS_KEPT:
             group.keys.append(key)
 
     def findings(self) -> list[Finding]:
-        """Give what was counted, in the order in which it was first met."""
+        """Return one finding for each kind and column, in the order of their first refusals."""
         return [
-            Finding(table, column, kind, group.detail, group.count, tuple(group.keys))
+            Finding(
+                table, column, kind, group.detail, group.count, tuple(group.keys), group.repairable
+            )
             for (table, column, kind), group in self._groups.items()
         ]
 
@@ -74,19 +111,20 @@ class _Group:
     detail: str
     count: int = 0
     keys: list[str] = field(default_factory=list)
+    repairable: int | None = None
 
 
-def total(findings: Iterable[Finding]) -> int:
-    """Count the rows that findings concern; one that is not about rows counts as one."""
+def count_rows(findings: Iterable[Finding]) -> int:
+    """Count the rows that findings concern; one that does not concern rows counts as one."""
     return sum(max(finding.count, 1) for finding in findings)
 
 
-def shown(key: Mapping[str, object]) -> str:
-    """Spell a primary key: its values, joined by commas where there are several."""
-    return ", ".join(_word(value) for value in key.values())
+def format_key(key: Mapping[str, object]) -> str:
+    """Return a primary key as text: its values, joined by commas."""
+    return ", ".join(_format_value(value) for value in key.values())
 
 
-def _word(value: object) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, (bytes, bytearray)):
         return value.decode("utf-8", "backslashreplace")
     return "NULL" if value is None else str(value)

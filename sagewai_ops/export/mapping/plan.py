@@ -78,7 +78,7 @@ class PlannedTable:
         """Give what is read for a column."""
         return next(planned.expression for planned in self.columns if planned.name == column)
 
-    def carries(self, columns: tuple[str, ...]) -> bool:
+    def has_columns(self, columns: tuple[str, ...]) -> bool:
         """Tell whether all of these columns are carried."""
         names = {column.name for column in self.columns}
         return bool(columns) and names.issuperset(columns)

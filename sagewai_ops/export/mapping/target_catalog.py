@@ -6,21 +6,43 @@ Only the current schema is looked at, because Sagewai names its tables without o
 
 from __future__ import annotations
 
+import functools
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sagewai_ops.export.convert.batch import Type
+from sagewai_ops.schema import postgres_head
 
 if TYPE_CHECKING:
     import asyncpg
 
 VERSION_TABLE = "alembic_version"
-_VARCHAR_HEADER = 4  # a varchar's typmod is its limit and this; varchar.c
+
+# As format_type writes them.
+_TYPES = {
+    "text": Type("text"),
+    "json": Type("json"),
+    "jsonb": Type("jsonb"),
+    "text[]": Type("text[]"),
+    "uuid": Type("uuid"),
+    "timestamp with time zone": Type("timestamptz"),
+    "boolean": Type("boolean"),
+    "smallint": Type("integer", 2),
+    "integer": Type("integer", 4),
+    "bigint": Type("integer", 8),
+    "double precision": Type("double"),
+}
+_VARCHAR = re.compile(r"character varying(?:\((\d+)\))?")
+_DEFINITION = re.compile(
+    r"(?P<type>.*?)(?P<not_null> NOT NULL)?(?: DEFAULT (?P<default>.*))?", re.DOTALL
+)
 
 _COLUMNS = """
-SELECT c.relname, a.attname, t.typname, a.atttypmod, a.attnotnull, a.attgenerated <> '' AS computed,
+SELECT c.relname, a.attname, t.typname, format_type(a.atttypid, a.atttypmod) AS type,
+       a.attnotnull, a.attgenerated <> '' AS computed,
        a.attidentity <> '' OR coalesce(pg_get_expr(d.adbin, d.adrelid) LIKE 'nextval(%', false)
            AS numbered,
        pg_get_expr(d.adbin, d.adrelid) AS default_expression,
@@ -181,6 +203,27 @@ async def read_tables(
     }
 
 
+@functools.cache
+def read_head_columns(table: str) -> dict[str, TargetColumn]:
+    """Describe the columns of a table at the head as `read_tables` would, without a server."""
+    columns = {}
+    for name, definition in postgres_head.head()["tables"][table]["columns"].items():
+        match = _DEFINITION.fullmatch(definition)
+        assert match is not None
+        default = match["default"] or ""
+        columns[name] = TargetColumn(
+            name,
+            _TYPES.get(match["type"]) or _varchar(match["type"]),
+            match["type"],
+            not_null=bool(match["not_null"]),
+            default=default,
+            numbered=default.startswith("nextval("),
+            computed=False,
+            sequence="",
+        )
+    return columns
+
+
 async def read_defaults(
     connection: asyncpg.Connection[asyncpg.Record], table: TargetTable, columns: list[str]
 ) -> dict[str, str]:
@@ -207,7 +250,7 @@ def _by_table(rows: list[Any]) -> dict[str, list[Any]]:
 def _column(row: Any) -> TargetColumn:
     return TargetColumn(
         row["attname"],
-        _type(row["typname"], row["atttypmod"]),
+        _TYPES.get(row["type"]) or _varchar(row["type"]),
         row["typname"],
         not_null=row["attnotnull"],
         default=row["default_expression"] or "",
@@ -217,22 +260,9 @@ def _column(row: Any) -> TargetColumn:
     )
 
 
-def _type(name: str, modifier: int) -> Type | None:
-    if name == "varchar":
-        return Type("text", max(modifier - _VARCHAR_HEADER, 0))
-    return {
-        "text": Type("text"),
-        "json": Type("json"),
-        "jsonb": Type("jsonb"),
-        "_text": Type("text[]"),
-        "uuid": Type("uuid"),
-        "timestamptz": Type("timestamptz"),
-        "bool": Type("boolean"),
-        "int2": Type("integer", 2),
-        "int4": Type("integer", 4),
-        "int8": Type("integer", 8),
-        "float8": Type("double"),
-    }.get(name)
+def _varchar(name: str) -> Type | None:
+    match = _VARCHAR.fullmatch(name)
+    return Type("text", int(match[1] or 0)) if match else None
 
 
 def _unique(row: Any) -> Unique:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from sagewai_ops.export.compare.rows import ComparisonInOrder, Result, read_result, target_query
 from sagewai_ops.export.mapping.plan import Plan, PlannedTable
-from sagewai_ops.export.mapping.source_rows import opened_copy
+from sagewai_ops.export.mapping.source_rows import open_copy
 from sagewai_ops.export.pipeline import worker
 from sagewai_ops.export.pipeline.sender import Worker
 from sagewai_ops.progress import Progress
@@ -43,7 +43,7 @@ async def open_comparison(
         comparer: A worker that compares, which has the plan.
         progress: Called with `compare <table>`, in rows.
     """
-    with opened_copy(comparer.copy) as source:
+    with open_copy(comparer.copy) as source:
         comparison = Comparison(connection, comparer, source, plan, progress)
         forwarding = asyncio.create_task(comparison.forward_blocks())
         try:

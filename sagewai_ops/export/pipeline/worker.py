@@ -15,17 +15,17 @@ import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import sagewai_ops
 from sagewai_ops.errors import DamagedError, OpsError
 from sagewai_ops.export.compare.rows import ComparisonByKey, ComparisonInOrder
-from sagewai_ops.export.convert.batch import SIGNATURE, TRAILER, encode
+from sagewai_ops.export.convert.batch import SIGNATURE, TRAILER, encode_batch
 from sagewai_ops.export.mapping.findings import Finding, Tally
 from sagewai_ops.export.mapping.plan import PlannedTable, from_job
-from sagewai_ops.export.mapping.source_rows import SizeOf, batches, key_text, opened_copy
+from sagewai_ops.export.mapping.source_rows import BatchSize, open_copy, read_batches, read_key_text
 
 HEADER = struct.Struct(">cII")
 PLACE = struct.Struct(">Iq")  # the number of a table in the plan, and of its first row in a block
@@ -95,14 +95,14 @@ def stream_tables(path: Path, tables: tuple[PlannedTable, ...], send: Send) -> N
     Texts and documents are checked by the server alone, when it stores them.
     """
     tally = Tally()
-    with opened_copy(path) as source:
+    with open_copy(path) as source:
         for table in tables:
             send(TABLE, table.name.encode(), 0)
             targets = [replace(column.target, trusting=True) for column in table.columns]
             pending, pending_bytes, pending_rows = [SIGNATURE], 0, 0
-            sizes = SizeOf()
-            for columns in batches(source, table.select(), sizes):
-                encoded, refusals = encode(targets, columns[:-1])
+            sizes = BatchSize()
+            for columns in read_batches(source, table.select(), sizes):
+                encoded, refusals = encode_batch(targets, columns[:-1])
                 sizes.last = len(encoded)
                 for refusal in refusals:
                     rowid = columns[-1][refusal.row]
@@ -112,7 +112,7 @@ def stream_tables(path: Path, tables: tuple[PlannedTable, ...], send: Send) -> N
                         table.columns[refusal.column].name,
                         refusal.kind,
                         refusal.detail,
-                        key_text(source, table, rowid),
+                        read_key_text(source, table, rowid),
                     )
                 if tally.is_empty:
                     pending.append(encoded)
@@ -123,7 +123,7 @@ def stream_tables(path: Path, tables: tuple[PlannedTable, ...], send: Send) -> N
                     pending, pending_bytes, pending_rows = [], 0, 0
             send(ROWS, b"".join([*pending, TRAILER]) if tally.is_empty else b"", pending_rows)
             send(END, b"", 0)
-    send(FINDINGS, json.dumps([finding.as_dict() for finding in tally.findings()]).encode(), 0)
+    send(FINDINGS, json.dumps([asdict(finding) for finding in tally.findings()]).encode(), 0)
 
 
 def read_findings(content: bytes) -> list[Finding]:
@@ -141,7 +141,7 @@ def _compare_tables(
 ) -> None:
     """Compare blocks, or a table by key, until the requests end; blocks need not be complete."""
     in_order: dict[int, ComparisonInOrder] = {}
-    with opened_copy(path) as source:
+    with open_copy(path) as source:
         while True:
             kind, content, _ = read_frame(requests)
             if kind == BLOCK:

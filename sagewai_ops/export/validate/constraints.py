@@ -1,9 +1,9 @@
-"""What the target's constraints would refuse: references that lead nowhere, CHECKs, last numbers.
+"""Find rows that the target's constraints would refuse: orphans, CHECKs, last numbers.
 
-SQLite lacked some constraints, and did not enforce others; here their offenders are looked for in
-the source, so that all of them are named before anything is sent. `uniques` does the same for keys
-that occur twice. Each trouble knows its rows and, where there is one, the documented repair, both
-as queries on the frozen copy.
+SQLite lacks some of the constraints and does not enforce others, so violations are searched in the
+source, and all of them are reported before anything is sent; `duplicates` does so for unique keys.
+A violation has its rows and, if there is one, the documented repair, both as queries on the frozen
+copy.
 """
 
 from __future__ import annotations
@@ -11,29 +11,28 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.export.mapping.findings import KEYS_KEPT, Finding
 from sagewai_ops.export.mapping.plan import Plan, PlannedTable
-from sagewai_ops.export.mapping.source_rows import UUID_FUNCTION, key_text
+from sagewai_ops.export.mapping.source_rows import UUID_FUNCTION, read_key_text
 from sagewai_ops.export.mapping.target_catalog import Check, ForeignKey, TargetTable
 
 if TYPE_CHECKING:
     import asyncpg
 
-COMBINATIONS_AT_ONCE = 5000  # of values that a CHECK is asked about
+COMBINATIONS_AT_ONCE = 5000  # of values for which the server evaluates a CHECK
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class Violation:
     """Rows that a constraint of the target would refuse.
 
     Attributes:
         rows: A query for the rowids.
-        column: That the repair changes; "" where there is no repair.
-        repair: A query for rowid and the value that mends it.
+        column: The column that the repair changes; "" without a repair.
+        repair: A query for rowids and repaired values.
     """
 
     finding: Finding
@@ -43,22 +42,24 @@ class Trouble:
 
 
 def rows_of(table: PlannedTable, columns: tuple[str, ...], *, extra: str = "") -> str:
-    """Spell a subquery for rows as they are carried: `row`, then `k0`, `k1` for the columns.
+    """Return a subquery for rows as they are exported: `row`, then `k0`, `k1` for the columns.
 
     Args:
-        extra: More of the table's own columns, spelled, with a comma before each.
+        extra: More of the table's own columns, quoted, each after a comma.
     """
-    wanted = [f"{_compared(table, name)} AS k{number}" for number, name in enumerate(columns)]
-    return f"(SELECT rowid AS row, {', '.join(wanted)}{extra} FROM {table.source()})"
+    keys = [
+        f"{_compared_expression(table, name)} AS k{number}" for number, name in enumerate(columns)
+    ]
+    return f"(SELECT rowid AS row, {', '.join(keys)}{extra} FROM {table.source()})"
 
 
-def orphans(
+def find_orphans(
     source: sqlite3.Connection, plan: Plan, table: PlannedTable, target: TargetTable
-) -> Iterator[Trouble]:
-    """Look for rows whose parent is not among the rows that are carried."""
+) -> Iterator[Violation]:
+    """Find rows whose parent is not exported."""
     parents = {parent.name: parent for parent in plan.tables}
     for key in target.foreign_keys:
-        if not table.carries(key.columns):
+        if not table.has_columns(key.columns):
             continue
         children = rows_of(table, key.columns)
         numbers = range(len(key.columns))
@@ -68,68 +69,68 @@ def orphans(
         )
         parent = parents.get(key.parent)
         if parent is not None:
-            same = " AND ".join(f"p.k{number} = c.k{number}" for number in numbers)
-            there = rows_of(parent, key.parent_columns)
-            rows += f" AND NOT EXISTS (SELECT 1 FROM {there} p WHERE {same})"
-        trouble = _orphan(source, table, target, key, rows)
-        if trouble is not None:
-            yield trouble
+            match = " AND ".join(f"p.k{number} = c.k{number}" for number in numbers)
+            parents_rows = rows_of(parent, key.parent_columns)
+            rows += f" AND NOT EXISTS (SELECT 1 FROM {parents_rows} p WHERE {match})"
+        violation = _orphan(source, table, target, key, rows)
+        if violation is not None:
+            yield violation
 
 
-async def refused_by_checks(
+async def find_check_violations(
     source: sqlite3.Connection,
     table: PlannedTable,
     target: TargetTable,
     server: asyncpg.Connection[asyncpg.Record],
-) -> list[Trouble]:
-    """Ask the server which combinations of values its CHECKs refuse, and find their rows."""
+) -> list[Violation]:
+    """Have the server evaluate its CHECKs for all combinations of values, and find their rows."""
     found = []
     for check in target.checks:
-        if table.carries(check.columns):
+        if table.has_columns(check.columns):
             refused = await _refused_combinations(source, table, target, check, server)
             if refused:
-                found.append(_checked(source, table, check, refused))
+                found.append(_check_violation(source, table, check, refused))
     return found
 
 
-def last_numbers(
+def find_last_numbers(
     source: sqlite3.Connection, table: PlannedTable, target: TargetTable
-) -> Iterator[Trouble]:
-    """Look for rows that have the last number of a sequence: no insert could follow them."""
+) -> Iterator[Violation]:
+    """Find rows with the last number of a sequence: no insert could follow them."""
     for column in target.columns.values():
-        if not column.sequence or column.type is None or not table.carries((column.name,)):
+        if not column.sequence or column.type is None or not table.has_columns((column.name,)):
             continue
         last = (1 << (column.type.size * 8 - 1)) - 1
         rows = f"SELECT row FROM {rows_of(table, (column.name,))} WHERE k0 = {last}"
-        count, shown = count_and_keys(source, table, rows)
+        count, keys = count_and_keys(source, table, rows)
         if count:
-            detail = f"{last} is the last number that its sequence can give"
-            yield Trouble(
-                Finding(table.name, column.name, "last-number", detail, count, shown), rows
+            detail = f"{last} is the last number of its sequence"
+            yield Violation(
+                Finding(table.name, column.name, "last-number", detail, count, keys, 0), rows
             )
 
 
-def listed(rows: Iterable[int]) -> str:
-    """Spell a query for rowids that are known."""
+def query_of(rows: Iterable[int]) -> str:
+    """Return a query for known rowids."""
     return f"SELECT column1 AS row FROM (VALUES {', '.join(f'({row})' for row in rows)})"
 
 
 def count_and_keys(
     source: sqlite3.Connection, table: PlannedTable, rows: str
 ) -> tuple[int, tuple[str, ...]]:
-    """Count the rows of a query for rowids, and spell the first keys."""
-    count, keys = 0, []
+    """Count the rows of a query for rowids, and return the first keys."""
+    count, first = 0, []
     for (row,) in source.execute(rows):
         if count < KEYS_KEPT:
-            keys.append(row)
+            first.append(row)
         count += 1
-    return count, tuple(key_text(source, table, row) for row in islice(keys, KEYS_KEPT))
+    return count, tuple(read_key_text(source, table, row) for row in first)
 
 
-def _compared(table: PlannedTable, name: str) -> str:
+def _compared_expression(table: PlannedTable, name: str) -> str:
     column = next(column for column in table.columns if column.name == name)
     if column.target.type.name == "uuid":
-        return f"{UUID_FUNCTION}({column.expression})"
+        return f"{UUID_FUNCTION}(CAST({column.expression} AS BLOB))"
     return column.expression
 
 
@@ -139,22 +140,23 @@ def _orphan(
     target: TargetTable,
     key: ForeignKey,
     rows: str,
-) -> Trouble | None:
-    count, shown = count_and_keys(source, table, rows)
+) -> Violation | None:
+    count, keys = count_and_keys(source, table, rows)
     if not count:
         return None
+    nullable = [name for name in key.columns if not target.columns[name].not_null]
     finding = Finding(
         table.name,
         ", ".join(key.columns),
         "orphan",
-        f"there is no such row in {key.parent}",
+        f"no such row in {key.parent}",
         count,
-        shown,
+        keys,
+        count if nullable else 0,
     )
-    loose = [name for name in key.columns if not target.columns[name].not_null]
-    if not loose:
-        return Trouble(finding, rows)
-    return Trouble(finding, rows, loose[-1], f"SELECT row, NULL AS value FROM ({rows})")
+    if not nullable:
+        return Violation(finding, rows)
+    return Violation(finding, rows, nullable[-1], f"SELECT row, NULL AS value FROM ({rows})")
 
 
 async def _refused_combinations(
@@ -187,42 +189,46 @@ async def _refused_of(
     query: str,
     server: asyncpg.Connection[asyncpg.Record],
 ) -> list[tuple[object, ...]]:
-    """Ask about some combinations; a value that is none of its column's type is left out."""
+    """Return the refused combinations; those with a value of another type are skipped."""
     import asyncpg
 
-    spelled = [[_text(value) for value in column] for column in zip(*combinations, strict=True)]
+    arguments = [[_text(value) for value in column] for column in zip(*combinations, strict=True)]
     trial = server.transaction()
     await trial.start()
     try:
-        records = await server.fetch(query, *spelled)
+        records = await server.fetch(query, *arguments)
     except asyncpg.DataError:
         if len(combinations) == 1:
-            return []  # it is a finding of its own
+            return []  # the value is a finding of its own
     else:
         return [combinations[record["n"] - 1] for record in records]
     finally:
         await trial.rollback()
-    return [each for one in combinations for each in await _refused_of([one], query, server)]
+    return [
+        refused
+        for combination in combinations
+        for refused in await _refused_of([combination], query, server)
+    ]
 
 
-def _checked(
+def _check_violation(
     source: sqlite3.Connection,
     table: PlannedTable,
     check: Check,
     refused: list[tuple[object, ...]],
-) -> Trouble:
-    # Any number of them: as a condition of SQLite they would have to be few.
-    wrong = {tuple(map(_plain, values)) for values in refused}
-    rows = listed(
+) -> Violation:
+    # In a set: a condition of SQLite is limited in length.
+    violating = {tuple(map(_hashable, values)) for values in refused}
+    rows = query_of(
         row
         for row, *values in source.execute(f"SELECT * FROM {rows_of(table, check.columns)}")
-        if tuple(map(_plain, values)) in wrong
+        if tuple(map(_hashable, values)) in violating
     )
-    count, shown = count_and_keys(source, table, rows)
-    met = ", ".join(_text(value) or "NULL" for value in refused[0])
-    detail = f"the target's {check.name} does not allow {met}"
-    finding = Finding(table.name, ", ".join(check.columns), "check", detail, count, shown)
-    return Trouble(finding, rows)
+    count, keys = count_and_keys(source, table, rows)
+    values = ", ".join(_text(value) or "NULL" for value in refused[0])
+    detail = f"the target's {check.name} refuses {values}"
+    finding = Finding(table.name, ", ".join(check.columns), "check", detail, count, keys, 0)
+    return Violation(finding, rows)
 
 
 def _text(value: object) -> str | None:
@@ -231,6 +237,6 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _plain(value: object) -> object:
-    """Give a stored value as one that can be an element of a set, texts and blobs apart."""
+def _hashable(value: object) -> object:
+    """Return a stored value as one that a set can contain; texts and blobs differ."""
     return (bytes(value),) if isinstance(value, bytearray) else value

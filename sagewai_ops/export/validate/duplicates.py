@@ -1,7 +1,7 @@
-"""Keys that occur twice where the target allows them once.
+"""Find keys that occur twice where the target allows them once.
 
-SQLite homes lack some of the target's unique indexes, and a key that is built in another way can
-meet one that was there. What an index of the source already guarantees is not looked at again.
+SQLite homes lack some of the target's unique indexes, and a key that is rewritten can equal another
+one. What an index of the source already guarantees is not checked again.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.export.mapping.findings import Finding
 from sagewai_ops.export.mapping.plan import REWRITTEN, PlannedTable
 from sagewai_ops.export.mapping.target_catalog import TargetTable, Unique
-from sagewai_ops.export.validate.constraints import Trouble, count_and_keys, rows_of
+from sagewai_ops.export.validate.constraints import Violation, count_and_keys, rows_of
 
-# Of rows with one key, the one that keeps it: the row in use, then the latest. Where they exist.
+# Of rows with equal keys, the row in use keeps its key, else the latest. Where these exist.
 _RANK = (("is_active", "DESC"), ("updated_at", "DESC"), ("created_at", "DESC"))
 
 
-def duplicates(
+def find_duplicates(
     source: sqlite3.Connection, table: PlannedTable, target: TargetTable
-) -> Iterator[Trouble]:
-    """Look for rows that a unique index of the target would refuse; all but one of each group."""
+) -> Iterator[Violation]:
+    """Find rows that a unique index of the target would refuse: all but one of each group."""
     for unique in target.uniques:
         columns = _own_columns(table, target, unique)
         if columns is None or _is_guaranteed(source, table, columns, unique.predicate):
@@ -36,28 +36,28 @@ def duplicates(
         groups = f"SELECT 1 FROM {inner} WHERE {present} GROUP BY {keys} HAVING count(*) > 1"
         if source.execute(f"{groups} LIMIT 1").fetchone() is None:
             continue
-        yield _duplicate(source, table, target, unique, columns, inner, present, keys)
+        yield _violation(source, table, target, unique, columns, inner, present, keys)
 
 
 def _own_columns(
     table: PlannedTable, target: TargetTable, unique: Unique
 ) -> tuple[str, ...] | None:
-    """Give the columns that tell rows apart; those left to a default are the same in every row.
+    """Return the columns that distinguish rows; those with a default are equal in every row.
 
     Returns:
-        None where rows cannot collide, or where the server alone can tell.
+        None where rows cannot be equal, or where only the server knows.
     """
     if not unique.columns:
         return None
-    carried = {column.name for column in table.columns}
-    left = [name for name in unique.columns if name not in carried]
-    if any(not target.columns[name].default or target.columns[name].numbered for name in left):
+    exported = {column.name for column in table.columns}
+    others = [name for name in unique.columns if name not in exported]
+    if any(not target.columns[name].default or target.columns[name].numbered for name in others):
         return None
-    return tuple(name for name in unique.columns if name in carried)
+    return tuple(name for name in unique.columns if name in exported)
 
 
 def _predicate(source: sqlite3.Connection, table: PlannedTable, unique: Unique) -> str | None:
-    """Give the rows that an index covers, if SQLite understands the server's words for it."""
+    """Return the condition of a partial index; None if SQLite does not parse it."""
     if not unique.predicate:
         return ""
     try:
@@ -80,10 +80,10 @@ def _restricted(table: PlannedTable, columns: tuple[str, ...], predicate: str) -
 def _is_guaranteed(
     source: sqlite3.Connection, table: PlannedTable, columns: tuple[str, ...], predicate: str
 ) -> bool:
-    """Tell whether an index of the source already keeps these columns apart, as they are carried.
+    """Return whether an index of the source guarantees that these columns are unique.
 
-    A number and a text are different to SQLite even where the target sees the same text; columns of
-    text affinity hold no numbers, so their indexes can be trusted.
+    A number and a text differ in SQLite even where both become the same text; columns of text
+    affinity contain no numbers, so their indexes suffice.
     """
     by_name = {column.name: column for column in table.columns}
     for name in columns:
@@ -91,7 +91,7 @@ def _is_guaranteed(
         kind = by_name[name].target.type.name
         if not plain or kind not in ("text", "integer", "uuid"):
             return False
-        if kind == "uuid" and _has_odd_ids(source, table, name):
+        if kind == "uuid" and _has_other_ids(source, table, name):
             return False
     wanted = {name.encode() for name in columns}
     key = {
@@ -113,16 +113,16 @@ def _is_guaranteed(
         covered = {bytes(row[2]) for row in parts}
         if not is_partial and covered <= wanted:
             return True
-        if is_partial and covered == wanted and _condition(source, name) == _words(predicate):
+        if is_partial and covered == wanted and _condition(source, name) == _normalise(predicate):
             return True
     return False
 
 
-def _has_odd_ids(source: sqlite3.Connection, table: PlannedTable, name: str) -> bool:
-    """Tell whether not all ids are short ones, which become as many UUIDs."""
+def _has_other_ids(source: sqlite3.Connection, table: PlannedTable, name: str) -> bool:
+    """Return whether some ids are not short ones, which become as many UUIDs."""
     column = quoted(name)
-    odd = f"length({column}) <> 12 OR {column} GLOB '*[^0-9a-f]*'"
-    query = f"SELECT 1 FROM {quoted(table.name)} WHERE {odd} LIMIT 1"
+    other = f"length({column}) <> 12 OR {column} GLOB '*[^0-9a-f]*'"
+    query = f"SELECT 1 FROM {quoted(table.name)} WHERE {other} LIMIT 1"
     return source.execute(query).fetchone() is not None
 
 
@@ -130,14 +130,14 @@ def _condition(source: sqlite3.Connection, index: bytearray) -> str:
     (definition,) = source.execute(
         "SELECT sql FROM sqlite_master WHERE type = 'index' AND name = ?", (index.decode(),)
     ).fetchone()
-    return _words(definition.decode().upper().partition(" WHERE ")[2])
+    return _normalise(definition.decode().upper().partition(" WHERE ")[2])
 
 
-def _words(condition: str) -> str:
+def _normalise(condition: str) -> str:
     return " ".join(condition.replace("(", " ").replace(")", " ").replace('"', "").upper().split())
 
 
-def _duplicate(
+def _violation(
     source: sqlite3.Connection,
     table: PlannedTable,
     target: TargetTable,
@@ -146,34 +146,35 @@ def _duplicate(
     inner: str,
     present: str,
     keys: str,
-) -> Trouble:
+) -> Violation:
     names = {column.name for column in table.columns}
     rank = [f"{quoted(name)} {direction}" for name, direction in _RANK if name in names]
     order = ", ".join([*rank, "row"])
-    placed = (
-        f"SELECT *, row_number() OVER (PARTITION BY {keys} ORDER BY {order}) AS place"
+    ranked = (
+        f"SELECT *, row_number() OVER (PARTITION BY {keys} ORDER BY {order}) AS rank"
         f" FROM {inner} WHERE {present}"
     )
-    rows = f"SELECT row FROM ({placed}) WHERE place > 1"
-    count, shown = count_and_keys(source, table, rows)
+    rows = f"SELECT row FROM ({ranked}) WHERE rank > 1"
+    count, keys_shown = count_and_keys(source, table, rows)
+    column = _column_to_repair(table, target, unique, columns)
     finding = Finding(
         table.name,
         ", ".join(columns),
         "duplicate",
-        f"the target's {unique.name} allows each of them once",
+        f"the target's {unique.name} allows each key once",
         count,
-        shown,
+        keys_shown,
+        count if column else 0,
     )
-    column = _distinguished(table, target, unique, columns)
     if not column:
-        return Trouble(finding, rows)
-    return Trouble(finding, rows, column, _distinction(table, columns, column, placed))
+        return Violation(finding, rows)
+    return Violation(finding, rows, column, _repair(table, columns, column, ranked))
 
 
-def _distinguished(
+def _column_to_repair(
     table: PlannedTable, target: TargetTable, unique: Unique, columns: tuple[str, ...]
 ) -> str:
-    """Choose the column that a repair may change: the last that nothing else refers to."""
+    """Return the column that a repair may change: the last one without references to it."""
     if any((table.name, name) in REWRITTEN for name in columns):
         return next(name for name in columns if (table.name, name) in REWRITTEN)
     if unique.primary:
@@ -184,27 +185,31 @@ def _distinguished(
     return next((name for name in free if kinds[name].name in ("text", "integer")), "")
 
 
-def _distinction(table: PlannedTable, columns: tuple[str, ...], column: str, placed: str) -> str:
-    """Spell what makes a doubled row's key its own again."""
-    place = f"k{columns.index(column)}"
+def _repair(table: PlannedTable, columns: tuple[str, ...], column: str, ranked: str) -> str:
+    """Return the query for rowids and values that make keys unique."""
+    key_column = f"k{columns.index(column)}"
     if (table.name, column) in REWRITTEN:
-        # The key that the row has on SQLite: longer, and as unique as it was there.
+        # The key of the row on SQLite: longer, and unique.
         value = f"(SELECT t.{quoted(column)} FROM {quoted(table.name)} t WHERE t.rowid = row)"
     elif next(each for each in table.columns if each.name == column).target.type.name == "text":
         key = " || ',' || ".join(
             f"(SELECT t.{quoted(name)} FROM {quoted(table.name)} t WHERE t.rowid = row)"
             for name in table.key
         )
-        value = f"{place} || ' (' || {key} || ')'"
+        value = f"{key_column} || ' (' || {key} || ')'"
     else:
-        others = ", ".join(f"k{number}" for number in range(len(columns)) if f"k{number}" != place)
-        highest = (
-            f"max({place}) OVER (PARTITION BY {others})" if others else f"max({place}) OVER ()"
+        others = ", ".join(
+            f"k{number}" for number in range(len(columns)) if f"k{number}" != key_column
         )
-        numbered = f"SELECT *, {highest} AS highest FROM ({placed})"
+        highest = (
+            f"max({key_column}) OVER (PARTITION BY {others})"
+            if others
+            else f"max({key_column}) OVER ()"
+        )
+        numbered = f"SELECT *, {highest} AS highest FROM ({ranked})"
         by = f"PARTITION BY {others} " if others else ""
         return (
-            f"SELECT row, highest + row_number() OVER ({by}ORDER BY {place}, row) AS value"
-            f" FROM ({numbered}) WHERE place > 1"
+            f"SELECT row, highest + row_number() OVER ({by}ORDER BY {key_column}, row) AS value"
+            f" FROM ({numbered}) WHERE rank > 1"
         )
-    return f"SELECT row, {value} AS value FROM ({placed}) WHERE place > 1"
+    return f"SELECT row, {value} AS value FROM ({ranked}) WHERE rank > 1"

@@ -1,8 +1,8 @@
-"""Repairs and refusals beside the frozen copy: its rows stay as they were in the home.
+"""Record repairs and refusals in tables of their own in the frozen copy.
 
-A repaired value stands in a table of ours, by table, column and rowid; a refused row is named in
-another. The plan that comes out reads through both, so the copy and the comparison see the same
-rows; the log has the value before and after.
+The rows of the home remain unchanged. A repaired value is recorded by table, column and rowid, a
+refused row by table and rowid. The plan that `applied` returns reads through both, so the copy and
+the comparison read the same rows; the log has each value before and after.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.export.convert.value import Stored
 from sagewai_ops.export.mapping.plan import Plan, PlannedTable
-from sagewai_ops.export.mapping.source_rows import key_of
+from sagewai_ops.export.mapping.source_rows import read_key
 
-MENDED = "sagewai_ops_mended"
+REPAIRED = "sagewai_ops_repaired"
 REFUSED = "sagewai_ops_refused"
 _DEFINITIONS = f"""
-CREATE TABLE {MENDED} (owner TEXT, name TEXT, row INTEGER, kind TEXT, value,
+CREATE TABLE {REPAIRED} (owner TEXT, name TEXT, row INTEGER, kind TEXT, value,
                        PRIMARY KEY (owner, name, row)) WITHOUT ROWID;
 CREATE TABLE {REFUSED} (owner TEXT, row INTEGER, kind TEXT, name TEXT, detail TEXT,
                         PRIMARY KEY (owner, row)) WITHOUT ROWID;
@@ -30,34 +30,36 @@ CREATE TABLE {REFUSED} (owner TEXT, row INTEGER, kind TEXT, name TEXT, detail TE
 
 
 def prepare(copy: sqlite3.Connection) -> None:
-    """Make room for repairs and refusals in a frozen copy."""
+    """Create the tables for repairs and refusals in a frozen copy."""
     copy.executescript(_DEFINITIONS)
 
 
-def mend_value(
+def record_repair(
     copy: sqlite3.Connection, table: str, column: str, row: int, kind: str, value: Stored | None
 ) -> None:
-    """Note a repaired value; a later repair of the same value takes its place."""
+    """Record a repaired value; a later repair of the same value replaces it."""
     stored = value.decode() if isinstance(value, bytearray) else value
     copy.execute(
-        f"INSERT OR REPLACE INTO {MENDED} VALUES (?, ?, ?, ?, ?)",
+        f"INSERT OR REPLACE INTO {REPAIRED} VALUES (?, ?, ?, ?, ?)",
         (table, column, row, kind, stored),
     )
 
 
-def mend_rows(copy: sqlite3.Connection, table: str, column: str, kind: str, repair: str) -> None:
-    """Note the repairs that a query gives, as rowid and value."""
+def record_repairs(
+    copy: sqlite3.Connection, table: str, column: str, kind: str, repair: str
+) -> None:
+    """Record the repairs that a query returns, as rowid and value."""
     copy.execute(
-        f"INSERT OR REPLACE INTO {MENDED} (owner, name, row, kind, value)"
+        f"INSERT OR REPLACE INTO {REPAIRED} (owner, name, row, kind, value)"
         f" SELECT ?, ?, row, ?, value FROM ({repair})",
         (table, column, kind),
     )
 
 
-def refuse_rows(
+def record_refusals(
     copy: sqlite3.Connection, table: str, rows: str, kind: str, column: str, detail: str
 ) -> None:
-    """Note rows that are not carried, as a query for rowids gives them."""
+    """Record rows that are not exported, by a query for rowids."""
     copy.execute(
         f"INSERT OR IGNORE INTO {REFUSED} (owner, row, kind, name, detail)"
         f" SELECT ?, row, ?, ?, ? FROM (SELECT row FROM ({rows}))",
@@ -65,17 +67,22 @@ def refuse_rows(
     )
 
 
+def discard_repairs_of_refused_rows(copy: sqlite3.Connection) -> None:
+    """Forget the repairs of rows that are not exported."""
+    copy.execute(f"DELETE FROM {REPAIRED} WHERE (owner, row) IN (SELECT owner, row FROM {REFUSED})")
+
+
 def applied(copy: sqlite3.Connection, plan: Plan) -> Plan:
-    """Give the plan that reads repaired values and leaves refused rows out."""
-    mended: dict[str, set[str]] = {}
-    for owner, name in copy.execute(f"SELECT DISTINCT owner, name FROM {MENDED}"):
-        mended.setdefault(owner.decode(), set()).add(name.decode())
+    """Return the plan that reads repaired values and omits refused rows."""
+    repaired: dict[str, set[str]] = {}
+    for owner, name in copy.execute(f"SELECT DISTINCT owner, name FROM {REPAIRED}"):
+        repaired.setdefault(owner.decode(), set()).add(name.decode())
     refused = {
         owner.decode(): count
         for owner, count in copy.execute(f"SELECT owner, count(*) FROM {REFUSED} GROUP BY owner")
     }
     tables = tuple(
-        _overlaid(table, mended.get(table.name, set()), refused.get(table.name, 0))
+        _overlaid(table, repaired.get(table.name, set()), refused.get(table.name, 0))
         for table in plan.tables
     )
     return dataclasses.replace(
@@ -87,14 +94,14 @@ def applied(copy: sqlite3.Connection, plan: Plan) -> Plan:
 
 def counts(copy: sqlite3.Connection) -> tuple[int, int]:
     """Count repaired values and refused rows."""
-    (mended,) = copy.execute(f"SELECT count(*) FROM {MENDED}").fetchone()
+    (repaired,) = copy.execute(f"SELECT count(*) FROM {REPAIRED}").fetchone()
     (refused,) = copy.execute(f"SELECT count(*) FROM {REFUSED}").fetchone()
-    return int(mended), int(refused)
+    return int(repaired), int(refused)
 
 
-def mended_values(copy: sqlite3.Connection, table: str) -> list[tuple[int, str]]:
+def repaired_values(copy: sqlite3.Connection, table: str) -> list[tuple[int, str]]:
     """List the repaired values of a table: rowid and column."""
-    query = f"SELECT row, name FROM {MENDED} WHERE owner = ? ORDER BY row, name"
+    query = f"SELECT row, name FROM {REPAIRED} WHERE owner = ? ORDER BY row, name"
     return [(row, name.decode()) for row, name in copy.execute(query, (table,))]
 
 
@@ -112,14 +119,14 @@ def changes(copy: sqlite3.Connection, plan: Plan) -> Iterator[dict[str, Any]]:
         plan: As it was before `applied`.
     """
     for table in plan.tables:
-        query = f"SELECT name, row, kind, value FROM {MENDED} WHERE owner = ? ORDER BY row, name"
+        query = f"SELECT name, row, kind, value FROM {REPAIRED} WHERE owner = ? ORDER BY row, name"
         for name, row, kind, after in copy.execute(query, (table.name,)).fetchall():
             column = name.decode()
             read = f"SELECT {quoted(column)} FROM {quoted(table.name)} WHERE rowid = ?"
             (before,) = copy.execute(read, (row,)).fetchone()
             yield {
                 "table": table.name,
-                "key": _spelled(key_of(copy, table, row)),
+                "key": _row_as_json(read_key(copy, table, row)),
                 "column": column,
                 "kind": kind.decode(),
                 "before": as_json(before),
@@ -143,7 +150,7 @@ def refusals(copy: sqlite3.Connection, plan: Plan) -> Iterator[dict[str, Any]]:
 
 
 def everything_refused(copy: sqlite3.Connection, plan: Plan) -> Iterator[dict[str, Any]]:
-    """Yield what is not carried: refused rows, and what the target has no place for.
+    """Yield refused rows, and the values of tables and columns that the target does not have.
 
     Args:
         plan: As it was before `applied`.
@@ -151,12 +158,12 @@ def everything_refused(copy: sqlite3.Connection, plan: Plan) -> Iterator[dict[st
     yield from refusals(copy, plan)
     for finding in plan.findings:
         if finding.kind == "unknown-table" and finding.count:
-            yield from foreign_rows(copy, finding.table)
+            yield from unknown_rows(copy, finding.table)
         elif finding.kind == "unknown-column":
-            yield from foreign_values(copy, plan.table(finding.table), finding.column)
+            yield from unknown_values(copy, plan.table(finding.table), finding.column)
 
 
-def foreign_rows(copy: sqlite3.Connection, table: str) -> Iterator[dict[str, Any]]:
+def unknown_rows(copy: sqlite3.Connection, table: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table that the target does not know."""
     cursor = copy.execute(f"SELECT * FROM {quoted(table)}")
     names = [description[0] for description in cursor.description]
@@ -166,11 +173,11 @@ def foreign_rows(copy: sqlite3.Connection, table: str) -> Iterator[dict[str, Any
             "kind": "unknown-table",
             "column": "",
             "detail": "the target has no such table",
-            "row": _spelled(dict(zip(names, row, strict=True))),
+            "row": _row_as_json(dict(zip(names, row, strict=True))),
         }
 
 
-def foreign_values(copy: sqlite3.Connection, table: PlannedTable, column: str) -> Iterator[Any]:
+def unknown_values(copy: sqlite3.Connection, table: PlannedTable, column: str) -> Iterator[Any]:
     """Yield the values of a column that the target does not know, with their rows' keys."""
     query = f"SELECT rowid, {quoted(column)} FROM {table.source()}"
     for row, value in copy.execute(query):
@@ -180,13 +187,13 @@ def foreign_values(copy: sqlite3.Connection, table: PlannedTable, column: str) -
                 "kind": "unknown-column",
                 "column": column,
                 "detail": "the target's table has no such column",
-                "key": _spelled(key_of(copy, table, row)),
+                "key": _row_as_json(read_key(copy, table, row)),
                 "value": as_json(value),
             }
 
 
 def as_json(value: object) -> object:
-    """Give a stored value as JSON: text, number or null as themselves, bytes in base64."""
+    """Return a stored value as JSON: text, number or null unchanged, bytes in base64."""
     if isinstance(value, bytearray):
         try:
             return value.decode()
@@ -201,23 +208,23 @@ def as_json(value: object) -> object:
 
 def _row(cursor: sqlite3.Cursor) -> dict[str, object]:
     names = [description[0] for description in cursor.description]
-    return _spelled(dict(zip(names, cursor.fetchone(), strict=True)))
+    return _row_as_json(dict(zip(names, cursor.fetchone(), strict=True)))
 
 
-def _spelled(row: dict[str, Any]) -> dict[str, object]:
+def _row_as_json(row: dict[str, Any]) -> dict[str, object]:
     return {name: as_json(value) for name, value in row.items()}
 
 
-def _overlaid(table: PlannedTable, mended: set[str], refused: int) -> PlannedTable:
+def _overlaid(table: PlannedTable, repaired: set[str], refused: int) -> PlannedTable:
     row = f"{quoted(table.name)}.rowid"
     owner = _quoted_text(table.name)
     columns = []
     for column in table.columns:
-        if column.name in mended:
-            place = f"owner = {owner} AND name = {_quoted_text(column.name)} AND row = {row}"
-            found = f"(SELECT value FROM {MENDED} WHERE {place})"
+        if column.name in repaired:
+            where_value = f"owner = {owner} AND name = {_quoted_text(column.name)} AND row = {row}"
+            found = f"(SELECT value FROM {REPAIRED} WHERE {where_value})"
             expression = (
-                f"CASE WHEN EXISTS (SELECT 1 FROM {MENDED} WHERE {place}) THEN {found}"
+                f"CASE WHEN EXISTS (SELECT 1 FROM {REPAIRED} WHERE {where_value}) THEN {found}"
                 f" ELSE {column.expression} END"
             )
             columns.append(dataclasses.replace(column, expression=expression))
