@@ -19,7 +19,7 @@ from sagewai_ops.errors import (
     UsageError,
 )
 from sagewai_ops.home.paths import Home
-from sagewai_ops.text import size
+from sagewai_ops.text import shell_word, size
 
 from .retention_options import (  # noqa: TID251 - a neighbour
     AllPaths,
@@ -155,11 +155,11 @@ def backup(
     keep_yearly: KeepYearly = 0,
     keep_within: KeepWithin = "",
     keep_tag: KeepTag = None,
-    any_place: AllPaths = False,
+    all_paths: AllPaths = False,
     dry_run: DryRunOption = False,
     wait: HomeWaitOption = 0.0,
 ) -> Outcome:
-    """Parse, take the snapshot, prune the older ones, render."""
+    """Parse, create the snapshot, prune older ones, render."""
     from sagewai_ops.archive.zstd_frames import DEFAULT_LEVEL
     from sagewai_ops.backup.create import create_snapshot, stream_snapshot
     from sagewai_ops.backup.mirror import update_mirror
@@ -167,13 +167,17 @@ def backup(
     from sagewai_ops.cli.credentials import lock_of
 
     if form not in ("archive", "directory"):
-        raise UsageError(f"--format {form}: not a format", hint="use one of archive, directory")
+        raise UsageError(
+            f"--format {form}: not one of archive, directory",
+            hint="sagewai-ops backup --format archive",
+        )
     if output not in (None, "-"):
         raise UsageError(
-            f"--output {output}: only - is known", hint="a directory goes in --snapshots DIR"
+            f"--output {output}: not -, the only value",
+            hint=f"sagewai-ops backup --snapshots {shell_word(output)}",
         )
     if output and run.settings.json:
-        raise UsageError("--output -: stdout cannot carry the archive and --json")
+        raise UsageError("--output -: not possible with --json, both write to stdout")
     policy = policy_of(
         keep_last,
         {
@@ -188,13 +192,13 @@ def backup(
     )
     if form == "directory" and (output or level or not policy.is_empty):
         given = "--output" if output else "--level" if level else "--keep-*"
-        raise UsageError(
-            f"--format directory: a tree is one, plain and in a directory: {given} is for archives"
-        )
+        raise UsageError(f"--format directory: {given} is for archives")
     if output and not policy.is_empty:
-        raise UsageError("--output -: goes into no directory where --keep-* could prune")
+        raise UsageError("--output -: not possible with --keep-*, which prune a snapshot directory")
     if output and (sys.stdout is None or sys.stdout.isatty()):
-        raise UsageError("--output -: stdout is a terminal", hint="redirect it: > home.tar.zst")
+        raise UsageError(
+            "--output -: stdout is a terminal", hint="sagewai-ops backup --output - > home.tar.zst"
+        )
     options = BackupOptions(
         encryption=lock_of(run.terminal, recipient or [], recipients_file, passphrase_file),
         custody=key,
@@ -218,7 +222,7 @@ def backup(
             directory = run.snapshots(home, to)
             if form == "directory":
                 report = update_mirror(
-                    home, directory, options, all_paths=any_place, progress=progress
+                    home, directory, options, all_paths=all_paths, progress=progress
                 )
             else:
                 report = create_snapshot(home, directory, options, progress=progress)
@@ -227,7 +231,7 @@ def backup(
     code = code if report.is_complete else EXIT_INCOMPLETE
     warnings = tuple(report.warnings())
     if not policy.is_empty:
-        retention = _prune(home, directory, policy, code, any_place=any_place, wait=wait)
+        retention = _prune(home, directory, policy, code, all_paths=all_paths, wait=wait)
         result["retention"] = retention.result
         warnings += retention.warnings
         code = code or retention.exit_code
@@ -251,6 +255,8 @@ def _plan(home: Home, directory: Path, options: Any, where: str, *, prunes: bool
         f"omit {omission.path}: {omission.reason.name.lower()} {omission.detail}".rstrip()
         for omission in scan.omissions
     ]
+    steps += [f"include {target} in place of {path}" for path, target in scan.followed.items()]
+    steps += [f"store {path} as a link to {target}" for path, target in scan.outside_links.items()]
     if prunes:
         steps.append("remove older snapshots by the rules, as `snapshots prune` does")
     return plan_outcome(steps)
@@ -258,7 +264,7 @@ def _plan(home: Home, directory: Path, options: Any, where: str, *, prunes: bool
 
 @dataclass(frozen=True, slots=True)
 class _Retention:
-    """What became of the older snapshots."""
+    """The result of pruning."""
 
     result: dict[str, Any]
     warnings: tuple[str, ...]
@@ -266,31 +272,31 @@ class _Retention:
 
 
 def _prune(
-    home: Home, directory: Path, policy: Any, code: int, *, any_place: bool, wait: float
+    home: Home, directory: Path, policy: Any, code: int, *, all_paths: bool, wait: float
 ) -> _Retention:
-    """Apply the rules once the snapshot stands; whatever happens here, it goes on standing.
+    """Prune older snapshots by the rules; a failure does not affect the new one.
 
-    One that lacks something, or of a damaged database, must not push out good ones.
+    Nothing is removed for a snapshot that is incomplete or of a damaged database.
     """
     from sagewai_ops.snapshots.prune import prune
 
     if code != EXIT_DONE:
-        lack = "incomplete" if code == EXIT_INCOMPLETE else "of a database with findings"
-        words = f"retention: not applied, the snapshot is {lack}: sagewai-ops snapshots prune"
-        return _Retention({"applied": False, "problem": words}, (words,), EXIT_DONE)
+        state = "incomplete" if code == EXIT_INCOMPLETE else "of a database with findings"
+        problem = f"retention: not applied, the snapshot is {state}: sagewai-ops snapshots prune"
+        return _Retention({"applied": False, "problem": problem}, (problem,), EXIT_DONE)
     try:
         wait = max(wait, _PRUNE_SECONDS)
         pruned = prune_result(
-            prune(home, directory, policy, all_paths=any_place, wait_seconds=wait)
+            prune(home, directory, policy, all_paths=all_paths, wait_seconds=wait)
         )
     except OpsError as error:
-        words = f"retention: not applied, {error.message}"
-        return _Retention({"applied": False, "problem": words}, (words,), EXIT_INCOMPLETE)
+        problem = f"retention: not applied, {error.message}"
+        return _Retention({"applied": False, "problem": problem}, (problem,), EXIT_INCOMPLETE)
     return _Retention({"applied": True, **pruned}, warnings_of(pruned), EXIT_DONE)
 
 
 def as_result(report: Any) -> dict[str, Any]:
-    """Give the JSON of a backup's report; docs/json.md."""
+    """Return the JSON of a backup's report; docs/json.md."""
     return {
         "id": report.id,
         "format": report.format,
@@ -323,14 +329,17 @@ def as_result(report: Any) -> dict[str, Any]:
 
 
 def show(terminal: Terminal, result: dict[str, Any]) -> None:
-    """Say what was taken, and where the key is, every time."""
-    terminal.line(f"snapshot {result['id']}: taken and verified", style="bold green")
-    is_tree = result["format"] == "directory"
-    terminal.line(f"  {'tree   ' if is_tree else 'archive'}   {result['archive'] or 'on stdout'}")
-    how = f"{result['kept_files']} as they were" if is_tree else ""
+    """Write the summary of a backup; it always ends with the place of the key."""
+    terminal.line(f"snapshot {result['id']}: created and verified", style="bold green")
+    is_mirror = result["format"] == "directory"
+    terminal.line(f"  {'mirror ' if is_mirror else 'archive'}   {result['archive'] or 'on stdout'}")
+    stored = (
+        f"{result['kept_files']} unchanged"
+        if is_mirror
+        else f"{size(result['archive_bytes'])} stored"
+    )
     terminal.line(
-        f"  size      {size(result['content_bytes'])} in {result['files']} files, "
-        + (how or f"{size(result['archive_bytes'])} stored")
+        f"  size      {size(result['content_bytes'])} in {result['files']} files, {stored}"
     )
     database = result["database"]
     if database:
@@ -342,10 +351,10 @@ def show(terminal: Terminal, result: dict[str, Any]) -> None:
     keys = result["keys"]
     fingerprint = result["key_fingerprint"]
     terminal.line(
-        f"  sealed    {keys['total']} values, {keys['total'] - len(keys['unopened'])} open"
+        f"  secrets   {keys['total']} encrypted, {keys['total'] - len(keys['unopened'])} opened"
     )
     if not fingerprint:
-        terminal.line("  key       none found", style="yellow")
+        terminal.line("  key       not found", style="yellow")
     elif result["key_custody"] == "sealed":
         terminal.line(f"  key       {fingerprint}, in the archive, encrypted")
     else:
@@ -357,5 +366,5 @@ def show(terminal: Terminal, result: dict[str, Any]) -> None:
     if result["retention"] and result["retention"]["applied"]:
         terminal.line(
             f"  removed   {len(result['retention']['removed'])} older ones to .trash, "
-            f"{len(result['retention']['purged'])} that rested there for ever"
+            f"{len(result['retention']['purged'])} from .trash permanently"
         )

@@ -33,7 +33,7 @@ class Omission:
 
     Attributes:
         path: Relative to the home.
-        detail: Such as the target of a link; "" if there is none.
+        detail: Such as the target of a link, or "".
     """
 
     path: str

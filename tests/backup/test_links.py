@@ -288,6 +288,10 @@ def test_the_commands_report_them(home: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     options = ("--home", home)
 
+    plan = call(*options, "backup", "--dry-run")
+    assert f"store data/artifacts as a link to {disk}" in plan.out
+    plan = call(*options, "backup", "--dry-run", "--follow", "data/artifacts")
+    assert f"include {disk} in place of data/artifacts" in plan.out
     taken = call("--verbose", *options, "backup")
     assert taken.code == 0, taken.err
     assert f"data/artifacts: stored as a link, {disk} is not in the snapshot" in taken.out

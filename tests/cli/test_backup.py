@@ -73,7 +73,7 @@ def test_verbose_says_what_was_taken_and_where_the_key_is(home: BuiltHome) -> No
     answer = call("--home", home.root, "backup", "-v")
 
     assert answer.code == 0
-    assert "taken and verified" in answer.out
+    assert "created and verified" in answer.out
     assert "NOT in the archive" in answer.out
     assert answer.err == ""
 
@@ -488,7 +488,7 @@ def test_a_terminal_sees_progress_and_the_summary(home: BuiltHome) -> None:
     assert "━" in shown
     assert "\x1b[" in shown
     assert "verify" in shown
-    assert "taken and verified" in shown
+    assert "created and verified" in shown
 
 
 @pytest.mark.parametrize(
@@ -510,7 +510,7 @@ def test_a_plain_terminal_gets_plain_text(
     assert code == 0
     assert "\x1b" not in shown
     assert "━" not in shown
-    assert ("taken and verified" in shown) is (not words)
+    assert ("created and verified" in shown) is (not words)
 
 
 def _wait(condition: Callable[[], bool]) -> None:

@@ -158,7 +158,7 @@ def test_a_backup_prunes_once_its_snapshot_stands(built: BuiltHome) -> None:
     assert answer.code == 0
     assert answer.result["retention"]["applied"] is True
     assert len(answer.result["retention"]["removed"]) == 2
-    assert "removed   2 older ones to .trash, 2 that rested there for ever" in shown
+    assert "removed   2 older ones to .trash, 2 from .trash permanently" in shown
     assert count(built) == (1, 2)
 
 
