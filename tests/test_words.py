@@ -90,7 +90,6 @@ def _names(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 # Not rewritten yet.
 PENDING = (
-    "sagewai_ops/cli/",
     "sagewai_ops/database/",
     "sagewai_ops/export/",
     "sagewai_ops/fs/",

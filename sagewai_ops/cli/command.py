@@ -1,9 +1,9 @@
-"""How a command is called: the global options on every command, one way to answer, one to fail.
+"""Commands: registration, the global options, outcomes, errors and exit codes.
 
 A command is a function `name(run, *, options...) -> Outcome`. `command` turns it into what Typer
 registers: the global options are accepted before and after the command's name, every option gets
-its variable `SAGEWAI_OPS_<OPTION>`, the outcome is rendered or printed as JSON, and every error
-becomes two lines and an exit code. Only `cli.main` exits.
+its variable (`cli.variables`), the outcome is rendered or printed as JSON, and every error becomes
+two lines and an exit code. Only `cli.main` exits.
 """
 
 import copy
@@ -22,7 +22,7 @@ import typer
 from typer.models import OptionInfo
 
 from sagewai_ops.cli.json_results import to_json
-from sagewai_ops.cli.options import CHANGES, GLOBAL, UNATTENDED, strongest
+from sagewai_ops.cli.options import CHANGES, GLOBAL, UNATTENDED, find_global
 from sagewai_ops.cli.parser import Command, Group
 from sagewai_ops.cli.settings import SNAPSHOTS_VARIABLE, Settings
 from sagewai_ops.cli.terminal import Terminal
@@ -43,28 +43,28 @@ if TYPE_CHECKING:
     from sagewai_ops.notify.reporter import Watchers
 
 SCHEMA = "sagewai-ops/1"
-# What a machine can refuse at any call; any other failure without a name is a mistake of ours.
-_OF_THE_SYSTEM = (
+# Errors that any system call can raise; another one without a file name is a bug of this program.
+_SYSTEM_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
 )
 # Click's own base class, wherever this version of Typer keeps Click.
-_OF_THE_PARSER: Any = (typer.BadParameter.__mro__[2], typer.Exit, typer.Abort)
+_PARSER_ERRORS: Any = (typer.BadParameter.__mro__[2], typer.Exit, typer.Abort)
 _STATUS = {EXIT_DONE: "ok", EXIT_INCOMPLETE: "incomplete", EXIT_FINDINGS: "findings"}
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a command answers.
+    """The outcome of a command.
 
     Attributes:
         result: The `result` of the JSON envelope: a dataclass with the fields of the object.
-        show: Renders the same for people.
+        show: Renders it as text.
         exit_code: 0, 3 (incomplete) or 4 (findings).
         warnings: One line each.
-        always: Whether it is shown without a terminal too: a question was asked.
-        on_stdout: False when stdout carries something else (an archive in a pipe).
-        error: What decided an exit code other than 0, 3 and 4, where there is a result as well.
+        always: Whether it is printed without a terminal too.
+        on_stdout: False if stdout is used for something else, such as an archive.
+        error: The error of an exit code other than 0, 3 and 4, if there is a result too.
     """
 
     result: Any
@@ -78,10 +78,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of a command: what it was told, and where it speaks.
+    """One run of a command: its settings and its terminal.
 
     Attributes:
-        context: The parser's, of the command line; None where there was nothing to parse.
+        context: The parser's; None before anything was parsed.
     """
 
     command: str
@@ -99,15 +99,15 @@ class Run:
             self.terminal.warning(text)
 
     def home(self) -> Home:
-        """Find the home that this run is about; it need not exist.
+        """Find the home of this run; it need not exist.
 
         Raises:
-            NotFoundError: No home is named and none can be derived.
+            NotFoundError: No home is given and there is no default.
         """
         return locate(self.settings.home_option, self.settings.environment)
 
     def snapshots(self, home: Home, option: Path | None = None) -> Path:
-        """Find the snapshot directory: the option, else the environment's, else beside the home."""
+        """Find the snapshot directory: the option, else the variable, else next to the home."""
         named = option or self.settings.environment.get(SNAPSHOTS_VARIABLE)
         return Path(named).expanduser().absolute() if named else home.snapshots
 
@@ -236,7 +236,7 @@ def add_global_options(
 
 
 def read_settings(context: Any) -> Settings:
-    """Read the global options wherever they stand in a command line, or in what was parsed of it.
+    """Read the global options from every level of a command line, parsed in full or in part.
 
     Args:
         context: The parser's.
@@ -244,43 +244,43 @@ def read_settings(context: Any) -> Settings:
     base = context.obj or Settings(environment=dict(os.environ))
     return replace(
         base,
-        home_option=strongest(context, "home")[0],
-        json=bool(strongest(context, "json")[0]),
-        quiet=bool(strongest(context, "quiet")[0]),
-        verbose=bool(strongest(context, "verbose")[0]),
+        home_option=find_global(context, "home")[0],
+        json=bool(find_global(context, "json")[0]),
+        quiet=bool(find_global(context, "quiet")[0]),
+        verbose=bool(find_global(context, "verbose")[0]),
     )
 
 
 def perform(run: Run, body: Callable[[Run], Outcome], given: Mapping[str, Any]) -> int:
-    """Run a command's body, tell whoever is to be told, and give the exit code.
+    """Run a command's body, report it, and return the exit code.
 
     Args:
-        given: The options that commands share, by parameter.
+        given: The options of reporting, by parameter.
     """
     try:
-        watchers = _watchers(run, given)
+        watchers = _find_watchers(run, given)
     except OpsError as error:
         return report_error(run, error)
     if watchers is None:
-        return _performed(run, body)[0]
+        return _run_body(run, body)[0]
     watchers.begin()
     code, outcome = OpsError.exit_code, None
     try:
-        code, outcome = _performed(run, body)
+        code, outcome = _run_body(run, body)
     except Exception as error:
         run.terminal.remember(f"unexpected failure: {type(error).__name__}")
         raise
     finally:
         result = to_json(outcome.result) if outcome else None
-        watchers.end(code, time.monotonic() - run.started, result, run.terminal.said)
+        watchers.end(code, time.monotonic() - run.started, result, run.terminal.messages)
     return code
 
 
-def _watchers(run: Run, given: Mapping[str, Any]) -> "Watchers | None":
-    """Find who is told of the run; None for nobody, which costs nothing.
+def _find_watchers(run: Run, given: Mapping[str, Any]) -> "Watchers | None":
+    """Return where the run is reported; None for nowhere, which costs nothing.
 
     Raises:
-        UsageError: The watchdog's URL is none.
+        UsageError: The URL to ping is not a URL.
     """
     if not any(given.get(name) for name in UNATTENDED):
         return None
@@ -297,7 +297,7 @@ def _watchers(run: Run, given: Mapping[str, Any]) -> "Watchers | None":
     )
 
 
-def _performed(run: Run, body: Callable[[Run], Outcome]) -> tuple[int, Outcome | None]:
+def _run_body(run: Run, body: Callable[[Run], Outcome]) -> tuple[int, Outcome | None]:
     """Run a command's body, render its outcome or its error; return the code and the outcome."""
     try:
         with signals_raise():
@@ -305,32 +305,32 @@ def _performed(run: Run, body: Callable[[Run], Outcome]) -> tuple[int, Outcome |
     except OpsError as error:
         return report_error(run, error), None
     except BrokenPipeError:
-        return _undelivered(run), None
+        return _fail_output(run), None
     except OSError as error:
         # Raised outside `translate_os_errors`: it names its reason, perhaps not its file.
-        if error.filename is None and error.errno not in _OF_THE_SYSTEM:
-            _confess(run, error)
+        if error.filename is None and error.errno not in _SYSTEM_ERRORS:
+            _report_bug(run, error)
             raise
         return report_error(run, from_os_error(error, error.filename or "the system")), None
-    except _OF_THE_PARSER:
-        raise  # `schedule` parses what a backup would be told; `cli` reports it
+    except _PARSER_ERRORS:
+        raise  # `schedule` parses options of `backup`; `main` reports it
     except Exception as error:
-        _confess(run, error)
+        _report_bug(run, error)
         raise
     try:
         _render(run, outcome)
         run.terminal.flush()
     except BrokenPipeError:
-        return _undelivered(run), None
+        return _fail_output(run), None
     except OSError as error:
-        return _undelivered(run, from_os_error(error, "standard output")), None
+        return _fail_output(run, from_os_error(error, "standard output")), None
     return outcome.exit_code, outcome
 
 
-def _confess(run: Run, error: Exception) -> None:
-    """Give a script its object also where the mistake is ours; the traceback goes to stderr."""
+def _report_bug(run: Run, error: Exception) -> None:
+    """Print a JSON object for a bug too; the traceback goes to stderr."""
     if run.settings.json:
-        hint = "it is a mistake in sagewai-ops: report what stands on stderr"
+        hint = "this is a bug in sagewai-ops: report the traceback on stderr"
         report_error(run, OpsError(f"unexpected failure: {type(error).__name__}", hint=hint))
         run.terminal.flush()
 
@@ -351,13 +351,13 @@ def _render(run: Run, outcome: Outcome) -> None:
         return
     for warning in outcome.warnings:
         terminal.warning(warning)
-    shown = terminal if outcome.on_stdout else terminal.beside
+    shown = terminal if outcome.on_stdout else terminal.on_stderr
     if shown.wants_summary or (outcome.always and outcome.on_stdout):
         outcome.show(shown)
 
 
-def _undelivered(run: Run, error: OpsError | None = None) -> int:
-    """Give up on stdout; that its reader went away (`| head`) is no failure to report."""
+def _fail_output(run: Run, error: OpsError | None = None) -> int:
+    """Write no more to stdout; a reader that closed it (`| head`) is not an error."""
     run.terminal.abandon()
     if error is None:
         return EXIT_READER_GONE
@@ -366,7 +366,7 @@ def _undelivered(run: Run, error: OpsError | None = None) -> int:
 
 
 def report_error(run: Run, error: OpsError) -> int:
-    """Say what failed, as two lines or as JSON, and give its exit code."""
+    """Print an error, as two lines or as JSON, and return its exit code."""
     code = exit_code_of(error)
     if run.settings.json:
         run.terminal.remember(f"error: {error.message}")
@@ -382,7 +382,7 @@ def _details(error: OpsError) -> dict[str, Any]:
 
 
 def exit_code_of(error: OpsError) -> int:
-    """Give the documented exit code of an error."""
+    """Return the documented exit code of an error."""
     if isinstance(error, InterruptedRunError):
         return 128 + error.signal_number
     return error.exit_code
@@ -412,7 +412,7 @@ def envelope(
 
 
 def _home_of(run: Run) -> str:
-    """Name the home for whoever reads about the run; "" if none can be found."""
+    """Return the path of the home for reports; "" if unknown."""
     try:
         return str(run.home().root)
     except OpsError:
@@ -456,7 +456,7 @@ def _complete(
 
 
 def _takes_paths(annotation: Any) -> bool:
-    """Tell whether an option's value, or each of them, is a path."""
+    """Return whether an option's value, or each of them, is a path."""
     return annotation is Path or any(map(_takes_paths, get_args(annotation)))
 
 

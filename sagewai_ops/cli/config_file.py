@@ -1,9 +1,9 @@
 """The configuration file: options of the program and of its commands, as TOML.
 
-Stronger than a default, weaker than the environment and a flag. Keys are the options' names without
-their dashes, tables are the commands: `[backup]`, `[snapshots.prune]`. A key that no command has, a
-value of the wrong kind, a secret, and a file that others can write are refused, whatever the
-command: a typo that is found at night is found too late. docs/configuration.md is for people.
+A flag and the environment have priority over it, and it over a default. Keys are the names of
+options without their dashes, tables are commands: `[backup]`, `[snapshots.prune]`. An unknown key,
+a value of the wrong type, a secret, and a file that other users can write are errors for every
+command: a typo must not wait for the nightly run. docs/configuration.md is for users.
 """
 
 import os
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.cli.options import strongest
+from sagewai_ops.cli.options import find_global
 from sagewai_ops.cli.parser import FORMER_COMMANDS
 from sagewai_ops.cli.settings import SNAPSHOTS_VARIABLE
 from sagewai_ops.cli.variables import ACTING, FORMER_FLAGS
@@ -23,12 +23,12 @@ from sagewai_ops.errors import UsageError
 from sagewai_ops.text import shell_word
 
 VARIABLE = "SAGEWAI_OPS_CONFIG"
-SECRET_OPTIONS = ("ping-url",)  # whoever knows it can report in our name; a file may hold it
-_MOST_BYTES = 1 << 20  # far more than options fill: another file was named by mistake
+SECRET_OPTIONS = ("ping-url",)  # anyone with it can report for this host; a file may contain it
+_MAX_BYTES = 1 << 20  # far more than all options need: it is another file
 _DIRECTORY = "sagewai-ops"
 _NAME = "config.toml"
-_SNAPSHOTS = "snapshot-directory"  # above the tables: the directory of every command
-_PLACES = ("DIR", "F", "FILE")  # how options that take a path call it
+_SNAPSHOTS = "snapshot-directory"  # above the tables, for every command
+_PLACES = ("DIR", "F", "FILE")  # metavars of options that take a path
 _SECRET = re.compile(r"AGE-SECRET-KEY-|://[^/@\s]*:[^/@\s]+@")
 _EVERY_KEY = f"sagewai-ops --config {os.devnull} config show  # every key, with its default"
 _SOURCES = {"COMMANDLINE": "flag", "ENVIRONMENT": "environment", "DEFAULT_MAP": "file"}
@@ -36,12 +36,12 @@ _SOURCES = {"COMMANDLINE": "flag", "ENVIRONMENT": "environment", "DEFAULT_MAP": 
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """What a file says.
+    """The content of a file.
 
     Attributes:
-        path: The file; None if there is none.
-        defaults: As the parser takes it: parameter -> value, command -> the same.
-        environment: Variables that the file stands in for, where they are not set.
+        path: The file, or None.
+        defaults: For the parser: parameter -> value, command -> the same.
+        environment: Values of variables that are not set.
     """
 
     path: Path | None = None
@@ -51,11 +51,11 @@ class Configuration:
 
 @dataclass(frozen=True, slots=True)
 class Effective:
-    """One option as it would be used.
+    """The effective value of an option.
 
     Attributes:
         table: The command, with dots; "" for the program.
-        value: Plain: text, number, truth, a list of these, or None.
+        value: A string, number or boolean, a list of these, or None.
         source: `flag`, `environment`, `file` or `default`.
         origin: The variable's name, the file's path, or "".
     """
@@ -67,8 +67,8 @@ class Effective:
     origin: str
 
 
-def standard_place(environment: Mapping[str, str]) -> Path | None:
-    """Give where the file is looked for by itself; None where there is no home of a user."""
+def standard_path(environment: Mapping[str, str]) -> Path | None:
+    """Return the path of the file if none is named; None for a user without home directory."""
     base = environment.get("XDG_CONFIG_HOME", "")
     if os.path.isabs(base):  # a relative one is to be ignored: XDG Base Directory Specification
         return Path(base, _DIRECTORY, _NAME)
@@ -83,25 +83,22 @@ def standard_place(environment: Mapping[str, str]) -> Path | None:
 def read(
     named: Path | None, environment: Mapping[str, str], program: Callable[[], Any]
 ) -> Configuration:
-    """Read the file that was named, else the variable's, else the one in the standard place.
+    """Read the file that is named by the option, else by the variable, else the standard one.
 
     Args:
-        program: Gives the root command with every option; called only if there is a file.
+        program: Returns the root command with all options; called only if there is a file.
 
     Raises:
-        UsageError: The file is missing though it was named, cannot be trusted, or says something
-            that cannot be meant.
+        UsageError: The file is named and missing, writable by other users, or invalid.
     """
     chosen = named or (Path(environment[VARIABLE]) if environment.get(VARIABLE) else None)
     if chosen is not None and str(chosen) == os.devnull:
         return Configuration()
-    path = chosen or standard_place(environment)
+    path = chosen or standard_path(environment)
     content = _content(path) if path is not None else None
     if path is None or content is None:
         if chosen is not None:
-            raise UsageError(
-                f"{chosen}: no such configuration", hint="name another with --config FILE"
-            )
+            raise UsageError(f"{chosen}: not found", hint="name another with --config FILE")
         return Configuration()
     path = path.absolute()
     values = _parsed(path, content)
@@ -117,7 +114,7 @@ def read(
 
 
 def effective(context: Any, words: tuple[str, ...]) -> Iterator[Effective]:
-    """Say what each option would be, and why, for the program and the commands below `words`.
+    """Yield the value and the source of each option of the program and the commands below `words`.
 
     Args:
         context: Of the command line that was parsed: the file's values are in it.
@@ -131,7 +128,7 @@ def effective(context: Any, words: tuple[str, ...]) -> Iterator[Effective]:
 
 
 def hidden(key: str, value: Any) -> Any:
-    """Give a value as it may be shown."""
+    """Return a value as it may be shown."""
     return "(hidden)" if key in SECRET_OPTIONS and value is not None else value
 
 
@@ -169,7 +166,7 @@ class _Place:
 
 
 def _content(path: Path) -> bytes | None:
-    """Read a file that nobody else can write; None if there is none."""
+    """Read a file that no other user can write; None if it does not exist."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
@@ -182,11 +179,11 @@ def _content(path: Path) -> bytes | None:
     facts = os.fstat(descriptor)
     if not stat.S_ISREG(facts.st_mode):
         os.close(descriptor)
-        raise UsageError(f"{path}: is not a file", hint="name another with --config FILE")
+        raise UsageError(f"{path}: not a file", hint="name another with --config FILE")
     with open(descriptor, "rb") as stream:
         if facts.st_uid not in (0, os.geteuid()):
             raise UsageError(
-                f"{path}: belongs to uid {facts.st_uid}, who could change what is done here",
+                f"{path}: owned by uid {facts.st_uid}",
                 hint=f"chown {os.geteuid()} {shell_word(path)}",
             )
         if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -194,9 +191,9 @@ def _content(path: Path) -> bytes | None:
                 f"{path}: mode {stat.S_IMODE(facts.st_mode):04o} lets others write",
                 hint=f"chmod go-w {shell_word(path)}",
             )
-        content = stream.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise UsageError(f"{path}: over {_MOST_BYTES} bytes, which is no configuration")
+        content = stream.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise UsageError(f"{path}: over {_MAX_BYTES} bytes, not a configuration")
     return content
 
 
@@ -231,7 +228,7 @@ def _table(place: _Place, values: Mapping[str, Any], command: Any, above: Any) -
             below = _table(place.below(key), value, commands[name], context)
             found[name] = {**found.get(name, {}), **below}
         elif key in SECRET_OPTIONS:
-            raise place.wrong(key, "is a secret, which has no place here", f"use {key}-file")
+            raise place.wrong(key, "secrets are not allowed", f"use {key}-file")
         elif f"--{key}" in ACTING and _has_flag(command, f"--{key}"):
             words = " ".join(("sagewai-ops", *place.table.split("."), f"--{key}"))
             raise place.wrong(key, "accepted on the command line only", words)
@@ -250,7 +247,7 @@ def _has_flag(command: Any, flag: str) -> bool:
 
 
 def _drop(defaults: dict[str, Any], name: str) -> None:
-    """Take a parameter out of a table and of those below it."""
+    """Remove a parameter from a table and those below it."""
     defaults.pop(name, None)
     for below in defaults.values():
         if isinstance(below, dict):
@@ -283,22 +280,22 @@ def _unknown(place: _Place, key: str, known: list[str]) -> UsageError:
 
 
 def _checked(place: _Place, key: str, value: Any, option: Any, context: Any) -> Any:
-    """Hold a value against its option's type; paths are absolute afterwards."""
+    """Check a value against its option's type; make paths absolute."""
     import typer
 
     values = value if isinstance(value, list) else [value]
     if isinstance(value, list) and not option.multiple:
         raise place.wrong(key, "takes one value, not a list")
     kind = _kind(option)
-    for one in values:
-        # A truth is a number to Python; not to people.
-        if type(one) not in {"truth": (bool,), "number": (int, float)}.get(kind, (str,)):
+    for item in values:
+        # A boolean is a number in Python, but not here.
+        if type(item) not in {"truth": (bool,), "number": (int, float)}.get(kind, (str,)):
             wanted = "true or false" if kind == "truth" else f"a {kind}"
-            raise place.wrong(key, f"not {wanted}, {one!r}")
-        if isinstance(one, str) and _SECRET.search(one):
-            raise place.wrong(key, "holds a secret, which has no place here", "name a file")
+            raise place.wrong(key, f"not {wanted}, {item!r}")
+        if isinstance(item, str) and _SECRET.search(item):
+            raise place.wrong(key, "secrets are not allowed", "name a file")
     if option.metavar in _PLACES:
-        values = [_located(place.path, one) for one in values]
+        values = [_located(place.path, item) for item in values]
     ready = values if option.multiple else values[0]
     try:
         option.process_value(context, ready)
@@ -309,7 +306,7 @@ def _checked(place: _Place, key: str, value: Any, option: Any, context: Any) -> 
 
 
 def _kind(option: Any) -> str:
-    """Say what an option takes: `truth`, `number` or `text`.
+    """Return the type of an option: `truth`, `number` or `text`.
 
     Typer's versions keep the type in one of two places.
     """
@@ -321,7 +318,7 @@ def _kind(option: Any) -> str:
 
 
 def _located(file: Path, text: str) -> str:
-    """Make a path absolute: from the user's home, or from where the file is."""
+    """Return an absolute path, relative to the directory of the file."""
     if text in ("", "-"):
         return text
     return os.path.join(file.parent, os.path.expanduser(text))
@@ -348,18 +345,18 @@ def _shared_directory(root: Any) -> Effective:
 
 
 def _values(context: Any, table: str, root: Any, line: Any = None) -> Iterator[Effective]:
-    """Say what the options of one command are.
+    """Yield the values of the options of one command.
 
     Args:
-        line: Of the whole command line, where the program's own options may stand anywhere.
+        line: The context of the whole line, for the program's own options.
     """
     for key, option in _settable(context.command):
-        is_global = table and any(option.name == one.name for one in root.command.params)
+        is_global = table and any(option.name == shared.name for shared in root.command.params)
         value, found = context.params.get(option.name), context.get_parameter_source(option.name)
         if line is not None:
-            value, found = strongest(line, option.name)
+            value, found = find_global(line, option.name)
         source = _SOURCES.get(getattr(found, "name", found), "default")
-        # The program's own options are told once, unless a command has one to itself.
+        # The global options are shown once, unless a table of the file sets one.
         if is_global and source != "file":
             continue
         shown = hidden(key, _plain(value))
@@ -377,6 +374,6 @@ def _origin(option: Any, source: str, root: Any) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     value = getattr(value, "value", value)
     return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)

@@ -26,7 +26,7 @@ def lock_of(
     recipients_file: Path | None,
     passphrase_file: str | None,
 ) -> Encryption | None:
-    """Give how to encrypt; None for not at all.
+    """Read how to encrypt; None for no encryption.
 
     Raises:
         UsageError: Recipients and a passphrase together, or a file without any.
@@ -46,7 +46,7 @@ def lock_of(
 def unlock_of(
     terminal: Terminal, identities: Sequence[Path], passphrase_file: str | None
 ) -> Decryption | None:
-    """Give how to decrypt; None where nothing was named.
+    """Read how to decrypt; None if no option is given.
 
     Raises:
         UsageError: A file holds no identity or an empty passphrase.

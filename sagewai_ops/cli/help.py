@@ -68,7 +68,7 @@ def program_help(width: int = WIDTH) -> str:
 
 
 def section(heading: str, rows: Iterable[tuple[str, str]], width: int = WIDTH) -> str:
-    """Lay out a list of terms with their descriptions below a heading."""
+    """Write a list of terms with their descriptions below a heading."""
     return "\n".join([f"{heading}:", *_rows(list(rows), width)])
 
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from sagewai_ops.cli.settings import Settings
 
 COMMANDS = tuple(name for commands in texts.COMMANDS.values() for name in commands)
-_TAKE_VALUES = {"--home", "--config"}  # the program's own options that are followed by a value
+_WITH_VALUES = {"--home", "--config"}  # the program's own options that are followed by a value
 _NEED_ALL = {"config", "schedule"}  # they read the options of other commands
-_ASKS = {"--help", "-h", "--version", "--install-completion", "--show-completion"}
+_HELP_FLAGS = {"--help", "-h", "--version", "--install-completion", "--show-completion"}
 _COMPLETION = "_SAGEWAI_OPS_COMPLETE"  # set by the shells' completion scripts
 
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A name that the locale cannot spell is escaped; it is no reason to fail.
+            # A file name that the locale cannot encode is escaped.
             stream.reconfigure(errors="backslashreplace")
     if words == ["--version"]:
         # Answered before Typer is imported: scripts ask often.
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(words: Sequence[str]) -> int:
-    """Run one command line and give its exit code; never raises for the user's mistakes."""
+    """Run one command line and return its exit code; never raises for a user's error."""
     from dataclasses import replace
 
     import typer
@@ -66,8 +66,8 @@ def run(words: Sequence[str]) -> int:
     click_error: Any = typer.BadParameter.__mro__[2]
     ours = list(words[: words.index("--")] if "--" in words else words)
     is_json = "--json" in ours
-    if "--version" in ours:  # wherever it stands, and whatever else does
-        return _tell_version(is_json=is_json)
+    if "--version" in ours:  # anywhere in the line
+        return _print_version(is_json=is_json)
     program = typer.main.get_command(build_app(_needed(words)))
     try:
         settings, defaults = _configured(ours)
@@ -97,7 +97,7 @@ def run(words: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _tell_version(*, is_json: bool) -> int:
+def _print_version(*, is_json: bool) -> int:
     """Print the version; as JSON in the envelope of every command."""
     from sagewai_ops.cli.command import Run, envelope
     from sagewai_ops.cli.settings import Settings
@@ -112,7 +112,7 @@ def _tell_version(*, is_json: bool) -> int:
 
 
 def _interrupted(words: Sequence[str]) -> int:
-    """Say so where no command was running that would."""
+    """Report an interruption before a command was running."""
     import signal
 
     from sagewai_ops.cli.command import Run, report_error
@@ -126,7 +126,7 @@ def _interrupted(words: Sequence[str]) -> int:
 
 
 def _needed(words: Sequence[str]) -> Sequence[str]:
-    """Give the commands that a command line needs: the one that it names, else all.
+    """Return the commands that a command line needs: the one that it names, else all.
 
     Loading one instead of all takes 30 ms off the start of every run.
     """
@@ -134,9 +134,9 @@ def _needed(words: Sequence[str]) -> Sequence[str]:
         return COMMANDS
     rest = iter(words)
     for word in rest:
-        if word in _ASKS:
+        if word in _HELP_FLAGS:
             return COMMANDS
-        if word in _TAKE_VALUES:
+        if word in _WITH_VALUES:
             next(rest, None)
         elif not word.startswith("-"):
             return (word,) if word in COMMANDS and word not in _NEED_ALL else COMMANDS
@@ -144,10 +144,10 @@ def _needed(words: Sequence[str]) -> Sequence[str]:
 
 
 def _configured(words: Sequence[str]) -> "tuple[Settings, dict[str, Any]]":
-    """Read the configuration: what all commands are told, and the parser's defaults.
+    """Read the configuration: the settings of all commands, and the parser's defaults.
 
     Raises:
-        UsageError: It cannot be meant.
+        UsageError: It is invalid.
     """
     import typer
 
@@ -155,7 +155,7 @@ def _configured(words: Sequence[str]) -> "tuple[Settings, dict[str, Any]]":
     from sagewai_ops.cli.settings import Settings
 
     # Help and completion must work, above all where the configuration does not.
-    is_only_asked = _COMPLETION in os.environ or bool(_ASKS & set(words))
+    is_only_asked = _COMPLETION in os.environ or bool(_HELP_FLAGS & set(words))
     found = Configuration()
     if not is_only_asked:
         found = read(
@@ -169,7 +169,7 @@ def _configured(words: Sequence[str]) -> "tuple[Settings, dict[str, Any]]":
 
 
 def _message(error: Any, context: Any, path: str) -> str:
-    """Say in one line what is wrong with a command line."""
+    """Return the error of a command line in one line."""
     # This one's own message is the whole help.
     if type(error).__name__ == "NoArgsIsHelpError" and context is not None:
         known = ", ".join(context.command.list_commands(context))

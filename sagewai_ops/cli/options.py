@@ -1,7 +1,7 @@
 """The options that every command has, and those of commands that run unattended.
 
-The first stand before a command's name, between the names of a group and of a command in it, and
-after both; whatever stands where, a flag is stronger than a variable, and that than the file.
+The global ones are accepted before and after the names of a group and of a command; at every level
+a flag has priority over a variable, and that over the file.
 """
 
 from pathlib import Path
@@ -99,25 +99,25 @@ UNATTENDED: dict[str, tuple[Any, Any]] = {
 }
 # Of commands that can change something, whether or not they ask: scripts pass it.
 CHANGES: dict[str, tuple[Any, Any]] = {"yes": (YesOption, False)}
-_STRENGTH = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")  # the parser's sources
+_PRIORITY = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")  # the parser's sources
 
 
-def strongest(context: Any, name: str) -> tuple[Any, str]:
-    """Find what a command line says of an option that its commands share.
+def find_global(context: Any, name: str) -> tuple[Any, str]:
+    """Find the value of a global option on a command line.
 
     Args:
-        context: Of the command, or of as much of the line as could be parsed.
-        name: The parameter's.
+        context: That of the command, or of the part of the line that could be parsed.
+        name: Its parameter.
 
     Returns:
         The value and its source: `DEFAULT`, `DEFAULT_MAP`, `ENVIRONMENT` or `COMMANDLINE`; of two
-        that are as strong, the one nearer to the end of the line.
+        with the same priority, the one closer to the end of the line.
     """
-    value, source = None, _STRENGTH[0]
+    value, source = None, _PRIORITY[0]
     while context is not None:
         found = getattr(context.get_parameter_source(name), "name", "")
-        is_told = name in context.params and found in _STRENGTH
-        if is_told and _STRENGTH.index(found) > _STRENGTH.index(source):
+        is_set = name in context.params and found in _PRIORITY
+        if is_set and _PRIORITY.index(found) > _PRIORITY.index(source):
             value, source = context.params[name], found
         context = context.parent
     return value, source

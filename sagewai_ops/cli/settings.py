@@ -1,4 +1,4 @@
-"""What every command is told: the global flags and the environment, as one frozen value."""
+"""The settings of a run: the global options and the environment, as one frozen value."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,10 +12,10 @@ class Settings:
     """The global options of one run.
 
     Attributes:
-        home_option: `--home` or its variable; None leaves the choice to Sagewai's own rules.
-        configuration_path: The configuration file that was read; None if there is none.
-        environment: The process's, and below it what the configuration sets for all commands.
-            May hold keys and passwords, so it is never shown.
+        home_option: `--home` or its variable; None for the rules of Sagewai.
+        configuration_path: The configuration file that was read, or None.
+        environment: That of the process, completed by what the configuration sets for all
+            commands. May contain keys and passwords, so it is never shown.
     """
 
     home_option: Path | None = None

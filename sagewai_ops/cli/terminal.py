@@ -1,7 +1,7 @@
-"""What people and scripts see: results on stdout, everything else on stderr.
+"""Output: results on stdout, everything else on stderr.
 
-Colour, tables and progress bars appear on a terminal alone (rich, imported when first needed).
-Names of files come from strangers: control characters and broken bytes are escaped on the way out.
+Colour, tables and progress bars need a terminal (rich, imported when first needed). File names are
+untrusted: control characters and invalid bytes are escaped.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ _BETWEEN_COLUMNS = 2  # blanks
 
 
 class Terminal:
-    """The two streams of one run and what may be written to them.
+    """The two output streams of one run.
 
     Args:
-        quiet: Keep everything but errors and asked-for results.
-        verbose: Show summaries and notes without a terminal too.
-        json: stdout takes one JSON object and nothing else.
+        quiet: Print errors and requested results only.
+        verbose: Print summaries and notes without a terminal too.
+        json: Print one JSON object on stdout and nothing else.
     """
 
     def __init__(
@@ -50,32 +50,32 @@ class Terminal:
         self.quiet = quiet
         self.verbose = verbose
         self.json = json
-        # A stream that was closed before we began (`>&-`) takes what is said and forgets it.
+        # Output to a stream that was closed before the start (`>&-`) is discarded.
         self._out = out or sys.stdout or io.StringIO()
         self._err = err or sys.stderr or io.StringIO()
-        self._said: deque[str] = deque(maxlen=_REMEMBERED_LINES)
+        self._messages: deque[str] = deque(maxlen=_REMEMBERED_LINES)
 
     @property
-    def said(self) -> list[str]:
-        """The last warnings and errors, for whoever is told of the run elsewhere."""
-        return list(self._said)
+    def messages(self) -> list[str]:
+        """The last warnings and errors, for reports of the run."""
+        return list(self._messages)
 
     def remember(self, *lines: str) -> None:
-        """Keep lines that went out in another way, such as inside a JSON object."""
-        self._said.extend(map(printable, lines))
+        """Record lines that were printed in another way, such as in a JSON object."""
+        self._messages.extend(map(printable, lines))
 
     def log(self, line: str) -> None:
-        """Write a line that was asked for to stderr, quiet or not."""
+        """Write a requested line to stderr, quiet or not."""
         print(line, file=self._err)
 
     @property
-    def beside(self) -> "Terminal":
-        """What shows results on stderr, where stdout carries something else."""
+    def on_stderr(self) -> "Terminal":
+        """A terminal that prints results on stderr, if stdout is in use."""
         return Terminal(quiet=self.quiet, verbose=self.verbose, out=self._err, err=self._err)
 
     @property
     def wants_summary(self) -> bool:
-        """Whether a command that acted says what it did: silent under cron, unless asked."""
+        """Whether the summary of a command is printed: not under cron, unless requested."""
         return not self.quiet and (self.verbose or self._out.isatty())
 
     def line(self, text: str = "", *, style: str = "") -> None:
@@ -93,8 +93,8 @@ class Terminal:
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Write a table to stdout; without a terminal, columns padded with spaces.
 
-        No word is cut: an id or a path is there to be copied. Where the terminal is too narrow for
-        the longest words of all columns, it breaks the lines itself.
+        No word is truncated: ids and paths are copied. A terminal that is too narrow for the longest
+        words of all columns breaks the lines itself.
         """
         clean = [[printable(cell) for cell in row] for row in rows]
         if _is_rich(self._out):
@@ -131,63 +131,65 @@ class Terminal:
         print(json.dumps(value, ensure_ascii=True, default=str), file=self._out)
 
     def flush(self) -> None:
-        """Bring to stdout what is buffered, while a failure can still be reported."""
+        """Flush stdout while an error can still be reported."""
         self._out.flush()
 
     def abandon(self) -> None:
-        """Write nothing more to stdout: its reader went away."""
+        """Write no more to stdout: its reader has closed it."""
         if self._out is sys.stdout:
             sys.stdout = None
 
     def note(self, text: str) -> None:
-        """Say something on stderr that only somebody who watches wants to know."""
+        """Print a note on stderr, with --verbose only."""
         if self.verbose and not self.quiet:
             print(printable(text), file=self._err)
 
     def warning(self, text: str) -> None:
-        """Say on stderr that something deserves attention."""
+        """Print a warning on stderr."""
         self.remember(f"warning: {text}")
         if not self.quiet:
             print(f"{PROGRAM}: warning: {printable(text)}", file=self._err)
 
     def error(self, message: str, hint: str) -> None:
-        """Say on stderr what failed and what to do next."""
+        """Print an error and its hint on stderr."""
         self.remember(f"error: {message}", *(f"hint: {line}" for line in hint.splitlines()))
         print(f"{PROGRAM}: error: {printable(message)}", file=self._err)
         for line in hint.splitlines():
             print(f"{PROGRAM}: hint: {printable(line)}", file=self._err)
 
     def confirm(self, question: str, *, yes: bool) -> None:
-        """Ask before something that cannot be taken back.
+        """Ask for confirmation.
 
         Raises:
-            UsageError: The answer is no, or there is nobody to ask and no `--yes`.
+            UsageError: The answer is no, or stdin is not a terminal and there is no `--yes`.
         """
         if yes:
             return
         if not (sys.stdin.isatty() and self._err.isatty()):
-            raise UsageError(f"{question}: nobody to ask, no terminal", hint="answer with --yes")
+            raise UsageError(
+                f"{question}: confirmation required, but stdin is not a terminal", hint="add --yes"
+            )
         print(f"{printable(question)} [y/N] ", end="", file=self._err, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            raise UsageError(f"{question}: answered no, nothing was changed")
+            raise UsageError(f"{question}: not confirmed, nothing was changed")
 
     def secret(self, prompt: str) -> str:
-        """Ask for a passphrase without showing it.
+        """Ask for a passphrase without echo.
 
         Raises:
-            UsageError: There is no terminal to ask on.
+            UsageError: Stdin is not a terminal.
         """
         import getpass
 
         if not (sys.stdin.isatty() and self._err.isatty()):
             raise UsageError(
-                f"{prompt}: nobody to ask, no terminal", hint="use --passphrase-file FILE"
+                f"{prompt}: stdin is not a terminal", hint="use --passphrase-file FILE"
             )
         return getpass.getpass(f"{prompt}: ", stream=self._err)
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Progress | None]:
-        """Give a callback that draws progress bars on stderr, or None where nobody watches."""
+        """Yield a callback that draws progress bars on stderr, or None without a terminal."""
         if self.quiet or self.json or not _is_rich(self._err):
             yield None
             return
@@ -199,7 +201,7 @@ class Terminal:
 
 
 class _Bars:
-    """Progress bars that appear when a run turns out to take a while."""
+    """Progress bars that appear after a short delay."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -247,12 +249,12 @@ class _Bars:
         bars.update(self._tasks[stage], completed=done, total=total or None)
 
 
-def _shared(whole: Sequence[int], words: Sequence[int], room: int) -> list[int]:
-    """Narrow the columns that hold several words, the widest first, until all fit; if they can."""
+def _shared(whole: Sequence[int], words: Sequence[int], available: int) -> list[int]:
+    """Return the widths of columns: those with several words are narrowed until all fit."""
     widths = list(whole)
-    if sum(words) > room:
+    if sum(words) > available:
         return widths
-    for _cell in range(max(sum(whole) - room, 0)):
+    for _cell in range(max(sum(whole) - available, 0)):
         wide = [column for column, width in enumerate(widths) if width > words[column]]
         if wide:
             widths[max(wide, key=widths.__getitem__)] -= 1

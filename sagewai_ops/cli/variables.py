@@ -104,7 +104,7 @@ class Variables:
 
 
 def variables_of(command: str, parameter: str, flags: Iterable[str]) -> Variables:
-    """Name the variables of an option.
+    """Return the variables of an option.
 
     Args:
         command: As typed, such as `snapshots list`; "" for a global option.
@@ -116,7 +116,8 @@ def variables_of(command: str, parameter: str, flags: Iterable[str]) -> Variable
         names.append(_key(FORMER_FLAGS[flag]))
     own = PREFIX + _key(f"{command} {flag}" if command else flag)
     if flag in ACTING:
-        return Variables(parameter, flag, "", refused=(PREFIX + names[0], own))
+        every = [*names, *(_key(f"{command} {word}") for word in (flag, *others))]
+        return Variables(parameter, flag, "", refused=tuple(PREFIX + name for name in every))
     if flag == "--snapshots":
         own = SNAPSHOTS_VARIABLE
     elif not command:

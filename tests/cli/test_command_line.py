@@ -135,7 +135,7 @@ def test_a_mistake_of_ours_is_an_object_too(
     def broken(*_words: object, **_options: object) -> None:
         raise ZeroDivisionError("hunter2")
 
-    monkeypatch.setattr("sagewai_ops.operations.status.look", broken)
+    monkeypatch.setattr("sagewai_ops.operations.status.read_status", broken)
     with pytest.raises(ZeroDivisionError):
         main.run(["--home", str(tmp_path / "home"), "status", "--json"])
     (line,) = capsys.readouterr().out.splitlines()

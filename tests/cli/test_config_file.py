@@ -147,8 +147,8 @@ def test_paths_are_seen_from_the_file(write: Write, monkeypatch: pytest.MonkeyPa
         ("[verify-perms]\nformat = 'yaml'", "[verify-perms] format: ", ""),
         ("snapshot-directory = 3", "snapshot-directory: not a directory's path, 3", ""),
         ("config = 'x'", "config: unknown", ""),
-        ("[backup]\nrecipient = ['AGE-SECRET-KEY-1QQ']", "holds a secret", "name a file"),
-        ("[backup]\nto = 'postgresql://u:hunter2@h/d'", "holds a secret", "name a file"),
+        ("[backup]\nrecipient = ['AGE-SECRET-KEY-1QQ']", "secrets are not allowed", "name a file"),
+        ("[backup]\nto = 'postgresql://u:hunter2@h/d'", "secrets are not allowed", "name a file"),
         ("level = ", "not TOML", ""),
         ("a = '\\ud800'\x00", "not TOML", ""),
     ],
@@ -185,14 +185,14 @@ def test_a_file_of_another_user_is_refused(write: Write) -> None:
 
     answer = call("--config", file, "db", "history")
 
-    assert (answer.code, "belongs to uid 12345" in answer.err) == (2, True)
+    assert (answer.code, "owned by uid 12345" in answer.err) == (2, True)
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     """A name that was given must be there; a pipe does not hang the run."""
     os.mkfifo(tmp_path / "pipe", 0o600)
 
-    for name, message in (("none", "no such"), ("", "is not a file"), ("pipe", "is not a file")):
+    for name, message in (("none", "not found"), ("", "not a file"), ("pipe", "not a file")):
         answer = call("--config", tmp_path / name, "db", "history")
 
         assert (answer.code, message in answer.err) == (2, True), answer.err
@@ -208,7 +208,7 @@ def test_home_of_another_user_has_no_configuration_for_us() -> None:
         file.chmod(0o600)
         with unprivileged():
             assert config_file.read(None, {"XDG_CONFIG_HOME": str(file)}, lambda: None).path is None
-            assert "no such" in call("--config", file, "db", "history").err
+            assert "not found" in call("--config", file, "db", "history").err
         file.parent.chmod(0o755)
         with unprivileged():
             assert "permission denied" in call("--config", file, "db", "history").err
@@ -219,7 +219,7 @@ def test_a_file_of_a_gigabyte_is_refused(write: Write) -> None:
     file = write("")
     os.truncate(file, 1 << 30)
 
-    assert "which is no configuration" in call("--config", file, "db", "history").err
+    assert "not a configuration" in call("--config", file, "db", "history").err
 
 
 def test_help_works_where_the_file_does_not(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,12 +277,12 @@ def test_show_of_an_unknown_command_is_not_found() -> None:
     assert call("config", "show", "snapshots", "frobnicate").code == 10
 
 
-def test_a_user_without_a_home_has_no_standard_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_has_no_standard_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is looked for in the working directory."""
     monkeypatch.setattr("os.path.expanduser", lambda text: text)
 
-    assert config_file.standard_place({}) is None
-    assert config_file.standard_place({"XDG_CONFIG_HOME": "relative"}) is None
+    assert config_file.standard_path({}) is None
+    assert config_file.standard_path({"XDG_CONFIG_HOME": "relative"}) is None
 
 
 def test_the_platform_chooses_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +290,7 @@ def test_the_platform_chooses_the_place(monkeypatch: pytest.MonkeyPatch) -> None
     for platform, place in (("darwin", "Library/Application Support"), ("linux", ".config")):
         monkeypatch.setattr("sys.platform", platform)
 
-        found = config_file.standard_place({"HOME": "/u"})
+        found = config_file.standard_path({"HOME": "/u"})
 
         assert found == Path("/u", place, "sagewai-ops/config.toml")
 

@@ -280,7 +280,7 @@ def test_downgrade_asks_for_confirmation(url: str, home: Path) -> None:
 
     assert refused.code == 2
     assert "drop from postgresql://" in refused.err
-    assert "answer with --yes" in refused.err
+    assert "add --yes" in refused.err
     assert "lease_expires_at" in str(_valid("db-downgrade", paper)["sql"])
     assert call("--home", home, "db", "current", "--json").result["state"] == "current"
 

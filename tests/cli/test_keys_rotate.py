@@ -154,7 +154,7 @@ def test_without_recipients_it_is_refused(built: BuiltHome, tmp_path: Path) -> N
 
     assert [one.code for one in (bare, unconfirmed, both, mixed)] == [2, 2, 2, 2]
     assert "--no-snapshot --yes" in bare.err
-    assert "nobody to ask" in unconfirmed.err
+    assert "confirmation required" in unconfirmed.err
     assert everything_of(built.root) == before
 
 
