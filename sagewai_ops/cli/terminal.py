@@ -93,8 +93,8 @@ class Terminal:
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Write a table to stdout; without a terminal, columns padded with spaces.
 
-        No word is truncated: ids and paths are copied. A terminal that is too narrow for the longest
-        words of all columns breaks the lines itself.
+        No word is truncated: ids and paths are copied. A terminal that is too narrow for the
+        longest words of all columns breaks the lines itself.
         """
         clean = [[printable(cell) for cell in row] for row in rows]
         if _is_rich(self._out):
