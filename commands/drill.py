@@ -145,7 +145,7 @@ def as_result(report: Any) -> dict[str, Any]:
                     "rule": finding.rule.id,
                     "severity": finding.rule.severity.value,
                     "path": str(finding.path.relative_to(inspection.home)),
-                    "wrong": finding.wrong,
+                    "wrong": finding.message,
                 }
                 for finding in inspection.findings
             ],
