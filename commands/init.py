@@ -30,7 +30,14 @@ Exit status:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    add_command(app, "init", init, HELP, changes=True)
+    add_command(
+        app,
+        "init",
+        init,
+        HELP,
+        result="sagewai_ops.operations.init:InitReport",
+        changes=True,
+    )
 
 
 def init(
@@ -53,19 +60,11 @@ def init(
         wait_seconds=wait,
     )
     if dry_run:
-        steps = (f"create {os.path.normpath(report.root / path)}" for path in report.made)
+        steps = (f"create {os.path.normpath(report.home / path)}" for path in report.made)
         return plan_outcome(steps, warnings=report.warnings)
-    result = {
-        "home": str(report.root),
-        "made": list(report.made),
-        "left": dict(report.left),
-        "key_source": report.key_source,
-        "key_fingerprint": report.key_fingerprint,
-        "swept": list(report.swept),
-    }
 
     def show(terminal: Terminal) -> None:
-        terminal.line(f"home {report.root}: ready", style="bold green")
+        terminal.line(f"home {report.home}: ready", style="bold green")
         for path in report.made:
             terminal.line(f"  made  {path}")
         for path, reason in report.left.items():
@@ -73,4 +72,4 @@ def init(
         if report.key_fingerprint:
             terminal.line(f"  key   {report.key_fingerprint}, {report.key_source}: keep a copy")
 
-    return Outcome(result, show, warnings=report.warnings)
+    return Outcome(report, show, warnings=report.warnings)

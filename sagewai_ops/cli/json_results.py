@@ -1,13 +1,15 @@
 """Results as JSON values, and their JSON Schemas: both from the dataclasses, by msgspec.
 
 A result is a dataclass whose fields have the names and order of the JSON object (docs/json.md);
-paths become strings, UTC times end in Z. Only `--json` and reports of runs load msgspec.
+paths become strings, UTC times end in Z. A field `warnings` is in the envelope, not in the result.
+Only `--json` and reports of runs load msgspec.
 """
 
 import os
 from pathlib import PurePath
 from typing import Any
 
+_IN_ENVELOPE = "warnings"
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -15,7 +17,10 @@ def to_json(result: object) -> Any:
     """Return a result as JSON values: objects, lists, strings, numbers, booleans and None."""
     import msgspec
 
-    return msgspec.to_builtins(result, enc_hook=_encode)
+    found = msgspec.to_builtins(result, enc_hook=_encode)
+    if isinstance(found, dict):
+        found.pop(_IN_ENVELOPE, None)
+    return found
 
 
 def schema_of(result: Any, title: str) -> dict[str, Any]:
@@ -26,9 +31,14 @@ def schema_of(result: Any, title: str) -> dict[str, Any]:
     """
     import msgspec
 
-    schema: dict[str, Any] = msgspec.json.schema(result, schema_hook=_schema)
-    # Texts about the code are not part of a contract.
-    return {"$schema": DRAFT, "title": title, **_without_texts(schema)}
+    schema: dict[str, Any] = _contract(msgspec.json.schema(result, schema_hook=_schema))
+    kinds = [kind["$ref"] for kind in schema.get("anyOf", [schema]) if "$ref" in kind]
+    for kind in kinds:
+        definition = schema["$defs"][kind.rpartition("/")[2]]
+        if _IN_ENVELOPE in definition["properties"]:
+            del definition["properties"][_IN_ENVELOPE]
+            definition["required"].remove(_IN_ENVELOPE)
+    return {"$schema": DRAFT, "title": title, **schema}
 
 
 def _encode(value: object) -> object:
@@ -45,16 +55,16 @@ def _schema(kind: type) -> dict[str, Any]:
     raise NotImplementedError(kind.__name__)
 
 
-def _without_texts(schema: Any) -> Any:
-    """Return a schema without texts and defaults: every field is written, and numbers count."""
+def _contract(schema: Any) -> Any:
+    """Return a schema without the texts of the code: every field is written, integers count."""
     if isinstance(schema, list):
-        return [_without_texts(item) for item in schema]
+        return [_contract(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     found = {
-        key: {name: _without_texts(inner) for name, inner in value.items()}
+        key: {name: _contract(inner) for name, inner in value.items()}
         if key in ("properties", "$defs")
-        else _without_texts(value)
+        else _contract(value)
         for key, value in schema.items()
         if key not in ("title", "description", "default")
     }

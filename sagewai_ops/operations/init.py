@@ -39,7 +39,7 @@ class InitReport:
         swept: Removed temporary files of a killed run.
     """
 
-    root: Path
+    home: Path
     made: tuple[str, ...]
     left: Mapping[str, str]
     key_source: str
@@ -112,7 +112,7 @@ def init_home(
             f"{home.root}: {', '.join(names)} kept in the older layout; sagewai-ops migrate-layout"
         )
     return InitReport(
-        root=home.root,
+        home=home.root,
         made=tuple(made),
         left=left,
         key_source=source,
