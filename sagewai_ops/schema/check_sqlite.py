@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from sagewai_ops.database.sqlite.integrity import count_rows
 from sagewai_ops.database.sqlite.read_transaction import (
@@ -35,9 +35,6 @@ from sagewai_ops.schema.constraints import (
 from sagewai_ops.schema.drift import find_drift
 from sagewai_ops.schema.findings import Finding, Tally
 from sagewai_ops.schema.sqlite_revision import Level, read_level
-
-if TYPE_CHECKING:
-    from sqlalchemy import Table
 
 # Checks the values of a table: connection, table, columns, where to report rows, and progress.
 ValueCheck: TypeAlias = Callable[
@@ -178,16 +175,14 @@ class _Threads:
             present: The tables.
             rows: The number of rows of each.
         """
-        from sagewai_ops.schema.tables import metadata
-
         self._total = sum(rows.get(table, 0) for table in present)
-        tables = [table for table in metadata.sorted_tables if table.name in present]
+        tables = sorted(present)
         # The largest first, so that the threads end together.
         checks: dict[str, Future[list[Finding]]] = {
-            table.name: self._pool.submit(self._check_table, table, present)
-            for table in sorted(tables, key=lambda table: -rows.get(table.name, 0))
+            table: self._pool.submit(self._check_table, table, present)
+            for table in sorted(tables, key=lambda table: -rows.get(table, 0))
         }
-        return [finding for table in tables for finding in checks[table.name].result()]
+        return [finding for table in tables for finding in checks[table].result()]
 
     def _check_integrity(self) -> list[Finding]:
         """Run SQLite's integrity check."""
@@ -202,27 +197,27 @@ class _Threads:
         return [Finding("integrity", "", "", message) for message in messages if message != "ok"]
 
     def _check_table(
-        self, table: Table, present: Mapping[str, sqlite_catalog.Table]
+        self, table: str, present: Mapping[str, sqlite_catalog.Table]
     ) -> list[Finding]:
         """Check the values and the constraints of one table."""
         tally = Tally()
         found: list[Finding] = []
         with self._connection() as connection:
-            key = functools.partial(read_key, connection, table.name, present)
+            key = functools.partial(read_key, connection, table, present)
 
             def report(
                 kind: str, column: str, reason: str, rows: Sequence[int], *, is_note: bool
             ) -> None:
-                tally.add(kind, table.name, column, reason, rows, key, is_note=is_note)
+                tally.add(kind, table, column, reason, rows, key, is_note=is_note)
 
             try:
                 if self._check_values:
-                    columns = tuple(present[table.name].columns)
-                    self._check_values(connection, table.name, columns, report, self._count)
+                    columns = tuple(present[table].columns)
+                    self._check_values(connection, table, columns, report, self._count)
                 connection.text_factory = bytes  # keys are shown even if they are not UTF-8
                 find_check_violations(connection, table, present, tally)
                 found += find_duplicates(connection, table, present)
-                found += find_dangling_references(connection, table.name, present)
+                found += find_dangling_references(connection, table, present)
             except sqlite3.DatabaseError as error:
                 found.append(_unreadable(table, error))
         return [*tally.findings(), *found]
@@ -244,13 +239,13 @@ class _Threads:
             yield connection
 
 
-def _unreadable(table: Table, error: sqlite3.DatabaseError) -> Finding:
+def _unreadable(table: str, error: sqlite3.DatabaseError) -> Finding:
     """Return a finding about a table that could not be read whole; re-raise an interruption."""
     if str(error) == "interrupted":
         raise error
     if "no such column: _rowid_" in str(error):
-        return Finding("drift", table.name, "", "is WITHOUT ROWID, so its values were not read")
-    return Finding("integrity", table.name, "", f"not readable as a whole, {error}")
+        return Finding("drift", table, "", "is WITHOUT ROWID, so its values were not read")
+    return Finding("integrity", table, "", f"not readable as a whole, {error}")
 
 
 def _decode(value: bytes) -> str:

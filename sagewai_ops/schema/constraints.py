@@ -11,14 +11,11 @@ import functools
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from sagewai_ops.database.sqlite.read_transaction import quoted
-from sagewai_ops.schema import sqlite_catalog
+from sagewai_ops.schema import postgres_head, sqlite_catalog
 from sagewai_ops.schema.findings import EXAMPLES, Finding, Tally, format_key
-
-if TYPE_CHECKING:
-    from sqlalchemy import Table
 
 Tables: TypeAlias = Mapping[str, sqlite_catalog.Table]
 
@@ -35,36 +32,34 @@ def read_key(connection: sqlite3.Connection, table: str, present: Tables, rowid:
 
 
 def find_check_violations(
-    connection: sqlite3.Connection, table: Table, present: Tables, tally: Tally
+    connection: sqlite3.Connection, table: str, present: Tables, tally: Tally
 ) -> None:
-    """Count the rows that violate a CHECK of PostgreSQL or of a fresh home."""
-    from sqlalchemy import CheckConstraint
-
-    columns = present[table.name].columns.keys()
+    """Count the rows that violate a CHECK of PostgreSQL, which has all those of a fresh home."""
+    columns = present[table].columns.keys()
     checks = [
-        (str(constraint.name), str(constraint.sqltext))
-        for constraint in sorted(table.constraints, key=lambda each: str(each.name))
-        if isinstance(constraint, CheckConstraint) and _columns_of(constraint, table) <= columns
+        (name, condition)
+        for name, condition in postgres_head.checks(table)
+        if _columns_of(condition, table) <= columns
     ]
     if not checks:
         return
     # A CHECK holds unless it is false: NULL passes.
     violated = [f"({condition}) IS 0" for _, condition in checks]
     statement = (
-        f"SELECT _rowid_, {', '.join(violated)} FROM {quoted(table.name)} NOT INDEXED"  # noqa: S608
+        f"SELECT _rowid_, {', '.join(violated)} FROM {quoted(table)} NOT INDEXED"  # noqa: S608
         f" WHERE {' OR '.join(violated)}"
     )
-    key = functools.partial(read_key, connection, table.name, present)
+    key = functools.partial(read_key, connection, table, present)
     for rowid, *failed in connection.execute(statement):
         for (name, _), is_violated in zip(checks, failed, strict=True):
             if is_violated:
-                tally.add("check", table.name, "", f"violates the CHECK {name}", [rowid], key)
+                tally.add("check", table, "", f"violates the CHECK {name}", [rowid], key)
 
 
-def _columns_of(constraint: object, table: Table) -> set[str]:
+def _columns_of(condition: str, table: str) -> set[str]:
     """Return the columns of a condition, found by the words in it."""
-    words = set(sqlite_catalog.normalised(str(getattr(constraint, "sqltext", ""))).split())
-    return words & set(table.columns.keys())
+    words = set(sqlite_catalog.normalised(condition).split())
+    return words & sqlite_catalog.expected()[table].columns.keys()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +69,15 @@ class _Unique:
 
 
 def find_duplicates(
-    connection: sqlite3.Connection, table: Table, present: Tables
+    connection: sqlite3.Connection, table: str, present: Tables
 ) -> Iterator[Finding]:
     """Find the rows that are duplicates in PostgreSQL and that this table allows."""
-    catalog = present[table.name]
+    catalog = present[table]
     enforced = {_Unique(columns) for columns in catalog.uniques} | {
         _Unique(index.columns, index.where) for index in catalog.indexes.values() if index.unique
     }
     enforced.add(_Unique(tuple(sorted(c.name for c in catalog.columns.values() if c.key))))
-    for unique in sorted(_uniques(table), key=lambda each: (each.columns, each.where)):
+    for unique in sorted(set(_uniques(table)), key=lambda each: (each.columns, each.where)):
         key = _Unique(tuple(sorted(unique.columns)), unique.where)
         if unique in enforced or key in enforced or not set(unique.columns) <= set(catalog.columns):
             continue
@@ -90,7 +85,7 @@ def find_duplicates(
         conditions = [f"{quoted(column)} IS NOT NULL" for column in unique.columns]
         conditions += [unique.where] if unique.where else []
         statement = (
-            f"SELECT count(*), {names} FROM {quoted(table.name)}"  # noqa: S608
+            f"SELECT count(*), {names} FROM {quoted(table)}"  # noqa: S608
             f" WHERE {' AND '.join(conditions)} GROUP BY {names} HAVING count(*) > 1"
         )
         rows = 0
@@ -101,20 +96,19 @@ def find_duplicates(
                 examples.append(format_key(values))
         if rows:
             reason = f"are equal in {', '.join(unique.columns)}, which PostgreSQL refuses"
-            yield Finding("unique", table.name, "", reason, rows, tuple(examples))
+            yield Finding("unique", table, "", reason, rows, tuple(examples))
 
 
-def _uniques(table: Table) -> Iterator[_Unique]:
-    from sqlalchemy import PrimaryKeyConstraint, UniqueConstraint
-
-    for constraint in table.constraints:
-        if isinstance(constraint, (PrimaryKeyConstraint, UniqueConstraint)):
-            yield _Unique(tuple(constraint.columns.keys()))
-    for index in table.indexes:
+def _uniques(table: str) -> Iterator[_Unique]:
+    """Yield the keys, unique constraints and unique indexes of a fresh home and of PostgreSQL."""
+    fresh = sqlite_catalog.expected()[table]
+    keys = sorted((column.key, column.name) for column in fresh.columns.values() if column.key)
+    yield _Unique(tuple(name for _position, name in keys))
+    for columns in (*fresh.uniques, *postgres_head.unique_constraints(table)):
+        yield _Unique(columns)
+    for index in fresh.indexes.values():
         if index.unique:
-            where = index.dialect_options["sqlite"].get("where")
-            condition = sqlite_catalog.normalised(str(where)) if where is not None else ""
-            yield _Unique(tuple(column.name for column in index.columns), condition)
+            yield _Unique(index.columns, index.where)
 
 
 def find_dangling_references(

@@ -12,6 +12,8 @@ from typing import TypedDict
 # `PRIMARY KEY (a, b)`, `UNIQUE (a)`, or `CREATE INDEX i ON t USING btree (a, b DESC) WHERE ...`.
 _ENTRY = re.compile(r"(?:PRIMARY KEY|UNIQUE|.* USING \w+) \(([^)]*)\)")
 
+_ANY = re.compile(r"= ANY \(ARRAY\[(.*?)\]\)")
+
 
 class Table(TypedDict):
     """A table: the definition that PostgreSQL prints for each column, constraint and index."""
@@ -45,6 +47,22 @@ def index_entries() -> Mapping[str, tuple[tuple[str, ...], ...]]:
         name: tuple(sorted({tuple(_names(match[1])) for match in _entries(table)}))
         for name, table in head()["tables"].items()
     }
+
+
+def unique_constraints(table: str) -> Iterator[tuple[str, ...]]:
+    """Yield the columns of the UNIQUE constraints of a table."""
+    for definition in head()["tables"][table]["constraints"].values():
+        match = _ENTRY.match(definition)
+        if match and definition.startswith("UNIQUE"):
+            yield tuple(_names(match[1]))
+
+
+def checks(table: str) -> Iterator[tuple[str, str]]:
+    """Yield the names and conditions of the CHECKs of a table, in SQL that SQLite evaluates."""
+    for name, definition in sorted(head()["tables"][table]["constraints"].items()):
+        if definition.startswith("CHECK "):
+            condition = _ANY.sub(r"IN (\1)", definition.removeprefix("CHECK "))
+            yield name, condition.replace("::text", "")
 
 
 def _entries(table: Table) -> Iterator[re.Match[str]]:

@@ -26,8 +26,7 @@ from sagewai_ops.export.validate import home_values, prefilter
 from sagewai_ops.export.validate.home_values import check_values
 from sagewai_ops.home.paths import Home
 from sagewai_ops.operations.check_database import check_database
-from sagewai_ops.schema import ddl
-from sagewai_ops.schema.tables import metadata
+from sagewai_ops.schema import sqlite_head
 from targets import at_head, copy_of, exported, home_with
 
 UUID = "3f2a8c1e-0b5d-4a6f-9c7e-1d2b3a4c5e6f"
@@ -106,21 +105,20 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """A home without notes, with two rows in each table."""
     home = home_with(tmp_path_factory.mktemp("clean") / "home", rows=2)
     with contextlib.closing(sqlite3.connect(home.database)) as connection:
-        for table in metadata.sorted_tables:
-            for column in table.columns:
-                kind = read_head_columns(table.name)[column.name].type
+        for table, content in sqlite_head.tables().items():
+            for column in content.columns:
+                kind = read_head_columns(table)[column].type
                 if kind == Type("boolean"):
-                    connection.execute(f'UPDATE {table} SET "{column.name}" = 1')
+                    connection.execute(f'UPDATE {table} SET "{column}" = 1')
                 elif kind == Type("uuid"):
                     connection.execute(
-                        f'UPDATE {table} SET "{column.name}" = ? || "{column.name}"'
-                        f' WHERE length("{column.name}") = 12',
+                        f'UPDATE {table} SET "{column}" = ? || "{column}"'
+                        f' WHERE length("{column}") = 12',
                         ("00000000-0000-0000-0000-",),
                     )
                 elif kind == Type("text[]"):
                     connection.execute(
-                        f"UPDATE {table} SET \"{column.name}\" = '[]'"
-                        f" WHERE \"{column.name}\" = 'null'"
+                        f"UPDATE {table} SET \"{column}\" = '[]' WHERE \"{column}\" = 'null'"
                     )
         connection.commit()
     return home
@@ -328,7 +326,7 @@ def _convert(connection: sqlite3.Connection, table: str) -> Counts:
     found: Counts = {}
     columns = read_head_columns(table)
     for row in connection.execute(f"SELECT * FROM {table}"):
-        for name, value in zip(metadata.tables[table].columns.keys(), row, strict=True):
+        for name, value in zip(sqlite_head.tables()[table].columns, row, strict=True):
             column = columns[name]
             assert column.type is not None
             result: tuple[str, str, bool] | None = None
@@ -355,14 +353,12 @@ def test_the_filter_accepts_nothing_that_the_conversions_do_not(
     table: str, data: st.DataObject
 ) -> None:
     """The law that makes a scan exact: it finds what converting every value finds."""
-    columns = list(metadata.tables[table].columns)
+    columns = list(sqlite_head.tables()[table].columns.values())
     rows = data.draw(
         st.lists(st.tuples(*(cells for _ in columns)), min_size=1, max_size=6), label="rows"
     )
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        kinds = ", ".join(
-            f'"{column.name}" {ddl.column_clause(column).split()[1]}' for column in columns
-        )
+        kinds = ", ".join(f'"{column.name}" {column.type}' for column in columns)
         connection.execute(f"CREATE TABLE {table} ({kinds})")
         marks = ", ".join("?" for _ in columns)
         connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)

@@ -223,8 +223,8 @@ def test_references_that_lead_nowhere_are_found(home: Path) -> None:
     assert [
         (finding.kind, finding.place, finding.count, finding.examples) for finding in found
     ] == [
-        ("foreign-key", "prompt_logs.run_id", 1, ("p",)),
         ("foreign-key", "audit_event", 1, ("1",)),
+        ("foreign-key", "prompt_logs.run_id", 1, ("p",)),
     ]
 
 
