@@ -279,7 +279,7 @@ def _outcome(files: list[Any], into: Path | None, *, dry_run: bool) -> Outcome:
     if into is not None:
         _refuse_others(into, files)
         if dry_run:
-            return plan_outcome(f"write {into / one.name}" for one in files)
+            return plan_outcome(f"write {into / file.name}" for file in files)
         _write(into, files)
     result = {
         "files": [{"name": file.name, "text": file.text} for file in files],

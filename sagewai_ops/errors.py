@@ -1,31 +1,31 @@
-"""What can go wrong, each with the exit code that scripts rely on (docs/exit-codes.md).
+"""The errors of this program, each with its exit code (docs/exit-codes.md).
 
-The library raises these and nothing else on purpose; `cli` alone turns them into two lines and an
-exit. A message names the thing, what is wrong with it and the value met; never a secret.
+The library raises these and no others on purpose; only `cli` prints them, as two lines, and exits.
+A message names the thing, its state and the value; never a secret.
 """
 
 from typing import ClassVar
 
 EXIT_DONE = 0
-EXIT_INCOMPLETE = 3  # done, but named files or rows were not carried
+EXIT_INCOMPLETE = 3  # done, without the files or rows that are named
 EXIT_FINDINGS = 4  # a check found something
 EXIT_READER_GONE = 141  # 128 and SIGPIPE, as a shell reports it
 
 
 class OpsError(Exception):
-    """A failure that the person who ran the command can act on.
+    """An error that the user can correct.
 
     Args:
-        message: `<thing>: <what is wrong>, <value met>`; lower case, no full stop.
-        hint: What to do next, one command or sentence per line; where it is empty, `advice` holds.
+        message: `<thing>: <state>`; lower case, no full stop.
+        hint: The next commands, one per line; "" for `advice`.
 
     Attributes:
-        advice: What helps against errors of this class where nothing more is known.
+        advice: The default hint of the class.
     """
 
     exit_code: ClassVar[int] = 1
     code: ClassVar[str] = "failed"
-    advice: ClassVar[str] = "look at what is there: sagewai-ops status"
+    advice: ClassVar[str] = "sagewai-ops status"
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -34,12 +34,12 @@ class OpsError(Exception):
 
     @property
     def next_step(self) -> str:
-        """What to do next; empty only after an interruption."""
+        """The hint, or the advice of the class; "" only for an interruption."""
         return self.hint or self.advice
 
 
 class UsageError(OpsError):
-    """The options contradict each other or the situation; nothing was touched."""
+    """The options contradict each other or the situation; nothing was changed."""
 
     exit_code: ClassVar[int] = 2
     code: ClassVar[str] = "usage"
@@ -54,15 +54,15 @@ class NotFoundError(OpsError):
 
 
 class LockedError(OpsError):
-    """Another run holds the lock."""
+    """Another run has locked it, or an interrupted one has to be recovered."""
 
     exit_code: ClassVar[int] = 11
     code: ClassVar[str] = "locked"
-    advice: ClassVar[str] = "wait for it: --wait SECONDS"
+    advice: ClassVar[str] = "run it with --wait SECONDS"
 
 
 class KeyMissingError(OpsError):
-    """A master key, identity or passphrase is missing or does not open what it should."""
+    """A master key, identity or passphrase is missing or wrong."""
 
     exit_code: ClassVar[int] = 12
     code: ClassVar[str] = "key-missing"
@@ -70,39 +70,39 @@ class KeyMissingError(OpsError):
 
 
 class NoSpaceError(OpsError):
-    """The disk is full, or would be."""
+    """A disk is full, or would be."""
 
     exit_code: ClassVar[int] = 13
     code: ClassVar[str] = "no-space"
-    advice: ClassVar[str] = "free some space, then run it again"
+    advice: ClassVar[str] = "df -h"
 
 
 class PermissionDeniedError(OpsError):
-    """The operating system refused."""
+    """The operating system denied permission."""
 
     exit_code: ClassVar[int] = 14
     code: ClassVar[str] = "permission-denied"
-    advice: ClassVar[str] = "run it as the user whom it belongs to"
+    advice: ClassVar[str] = "run it as the owner"
 
 
 class TargetBusyError(OpsError):
-    """The target is not empty, or a running process uses it."""
+    """The target is not empty, or is in use by a process."""
 
     exit_code: ClassVar[int] = 15
     code: ClassVar[str] = "target-busy"
-    advice: ClassVar[str] = "stop what uses it, or name another target"
+    advice: ClassVar[str] = "sagewai-ops status"
 
 
 class DamagedError(OpsError):
-    """A checksum, a database or an archive is not what it must be."""
+    """An archive, a database or another file is damaged."""
 
     exit_code: ClassVar[int] = 16
     code: ClassVar[str] = "damaged"
-    advice: ClassVar[str] = "an older snapshot may be whole: sagewai-ops snapshots list"
+    advice: ClassVar[str] = "sagewai-ops snapshots list  # an older snapshot may be undamaged"
 
 
 class SchemaBehindError(OpsError):
-    """A schema is older than what the command needs."""
+    """A schema is older than the command requires."""
 
     exit_code: ClassVar[int] = 17
     code: ClassVar[str] = "schema-behind"
@@ -110,11 +110,11 @@ class SchemaBehindError(OpsError):
 
 
 class SchemaAheadError(OpsError):
-    """A schema or a format is newer than this program, or unknown to it."""
+    """A schema or a format is newer than this program, or unknown."""
 
     exit_code: ClassVar[int] = 18
     code: ClassVar[str] = "schema-ahead"
-    advice: ClassVar[str] = "use a newer sagewai-ops"
+    advice: ClassVar[str] = "pip install --upgrade sagewai-ops"
 
 
 class RemoteError(OpsError):
@@ -122,7 +122,7 @@ class RemoteError(OpsError):
 
     exit_code: ClassVar[int] = 19
     code: ClassVar[str] = "remote"
-    advice: ClassVar[str] = "look after the server, then run it again"
+    advice: ClassVar[str] = "check the server, then run it again"
 
 
 class DifferenceError(OpsError):
@@ -137,19 +137,19 @@ class InterruptedRunError(OpsError):
     """A signal stopped the run; partial files are removed.
 
     Args:
-        signal_number: The signal met; the exit code is 128 more, as a shell reports it.
-        words: What is to be known of it, where that is more than that nothing is left.
+        signal_number: Of the signal; the exit code is 128 more, as a shell reports it.
+        words: The state after the interruption.
     """
 
     code: ClassVar[str] = "interrupted"
-    advice: ClassVar[str] = ""  # who stopped it knows what is next
+    advice: ClassVar[str] = ""  # the interruption was intended
 
     def __init__(self, signal_number: int, words: str = "partial files are removed") -> None:
         super().__init__(f"interrupted by signal {signal_number}, {words}")
         self.signal_number = signal_number
 
 
-def kind_with(exit_code: int) -> type[OpsError]:
-    """Find the class of errors that ends a run with an exit code."""
-    kinds = (kind for kind in OpsError.__subclasses__() if kind is not InterruptedRunError)
-    return next((kind for kind in kinds if kind.exit_code == exit_code), OpsError)
+def error_class(exit_code: int) -> type[OpsError]:
+    """Return the class of errors with an exit code."""
+    classes = (kind for kind in OpsError.__subclasses__() if kind is not InterruptedRunError)
+    return next((kind for kind in classes if kind.exit_code == exit_code), OpsError)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 # (stage, done, total): done and total in the unit that the reporting function's docstring names,
-# total 0 where it is not known. Called often and from worker threads: keep it cheap.
+# total 0 if unknown. Called often and from worker threads: it must be fast.
 Progress: TypeAlias = Callable[[str, int, int], None]
 
 

@@ -1,11 +1,11 @@
-"""Text for people: sizes, printable names, words for a shell."""
+"""Text for people: printable names, sizes, words of a shell command."""
 
 import os
 from pathlib import Path
 
 
 def printable(text: str) -> str:
-    """Escape control characters and bytes that are not UTF-8, so that a name stays one line."""
+    """Escape control characters and bytes that are not UTF-8, so that a name is one line."""
     if text.isprintable():
         return text
     return "".join(
@@ -18,12 +18,12 @@ def _escaped(character: str) -> str:
     try:
         text = character.encode("utf-8", "surrogateescape").decode("latin-1")
     except UnicodeEncodeError:
-        text = character  # half a pair, which JSON can spell and no file name has
+        text = character  # a lone surrogate, from JSON; no file name has one
     return text.encode("unicode_escape").decode("ascii")
 
 
 def size(size_bytes: int) -> str:
-    """Write a number of bytes as people read it, in powers of 1000."""
+    """Return a number of bytes with its unit, in powers of 1000."""
     value = float(size_bytes)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:
@@ -33,7 +33,7 @@ def size(size_bytes: int) -> str:
 
 
 def shell_word(path: Path | str) -> str:
-    """Spell a path as one word of a command that a hint gives."""
-    import shlex  # every start would pay for it
+    """Quote a path as one word of a shell command."""
+    import shlex  # not loaded at every start
 
     return shlex.quote(os.fspath(path))

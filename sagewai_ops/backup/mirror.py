@@ -28,7 +28,7 @@ from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.removal import remove_abandoned, remove_tree
 from sagewai_ops.fs.tempdirs import locked_directory
 from sagewai_ops.home.paths import Home
-from sagewai_ops.process.signals import too_late, uninterrupted
+from sagewai_ops.process.signals import mark_completed, uninterrupted
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.catalog import TREE
@@ -89,7 +89,7 @@ def update_mirror(
         fresh = catalog.staging_path(directory, catalog.new_id(datetime.now(timezone.utc)))
         with staging_in(directory, run.id) as staging:
             check_space(directory, run.scan)
-            with locked_directory(fresh, stays=True) as descriptor, _open_previous(place) as old:
+            with locked_directory(fresh, keep=True) as descriptor, _open_previous(place) as old:
                 writer = _write(run, fresh, place, old, staging, progress)
                 with translate_os_errors(fresh):
                     atomic.sync_tree(fresh)
@@ -100,7 +100,7 @@ def update_mirror(
                 )
                 with translate_os_errors(place), uninterrupted():
                     _exchange(fresh, place)
-                    too_late()  # the mirror is the new one, and the previous one is to be removed
+                    mark_completed()  # the mirror is the new one; the previous one is removed
         _discard(fresh)
     return report
 

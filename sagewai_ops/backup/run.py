@@ -32,7 +32,7 @@ from sagewai_ops.backup.scanner import HomeScan, ScanItem, databases, main_datab
 from sagewai_ops.database.sqlite.online_copy import DatabaseCopy, attribute_damage, copy_database
 from sagewai_ops.errors import DamagedError, KeyMissingError
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home, Kind
-from sagewai_ops.home.state_files import read_together
+from sagewai_ops.home.state_files import read_documents
 from sagewai_ops.keys.candidates import Candidate, configured_key, find_candidates, fingerprint
 from sagewai_ops.keys.trial_decryption import SealedReport, try_keys
 from sagewai_ops.progress import Progress, byte_counter
@@ -244,7 +244,7 @@ class BackupRun:
                 durable=False,
                 progress=progress,
             )
-        self.documents = read_together(self.home)
+        self.documents = read_documents(self.home)
         return copies
 
     @contextlib.contextmanager

@@ -37,10 +37,10 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.fs.os_errors import from_os_error
 from sagewai_ops.home.paths import Home, locate
-from sagewai_ops.process.signals import signals_raise
+from sagewai_ops.process.signals import raise_on_signals
 
 if TYPE_CHECKING:
-    from sagewai_ops.notify.reporter import Watchers
+    from sagewai_ops.notify.reporter import Reporter
 
 SCHEMA = "sagewai-ops/1"
 # Errors that any system call can raise; another one without a file name is a bug of this program.
@@ -258,12 +258,12 @@ def perform(run: Run, body: Callable[[Run], Outcome], given: Mapping[str, Any]) 
         given: The options of reporting, by parameter.
     """
     try:
-        watchers = _find_watchers(run, given)
+        reporter = _find_reporter(run, given)
     except OpsError as error:
         return report_error(run, error)
-    if watchers is None:
+    if reporter is None:
         return _run_body(run, body)[0]
-    watchers.begin()
+    reporter.begin()
     code, outcome = OpsError.exit_code, None
     try:
         code, outcome = _run_body(run, body)
@@ -272,11 +272,11 @@ def perform(run: Run, body: Callable[[Run], Outcome], given: Mapping[str, Any]) 
         raise
     finally:
         result = to_json(outcome.result) if outcome else None
-        watchers.end(code, time.monotonic() - run.started, result, run.terminal.messages)
+        reporter.end(code, time.monotonic() - run.started, result, run.terminal.messages)
     return code
 
 
-def _find_watchers(run: Run, given: Mapping[str, Any]) -> "Watchers | None":
+def _find_reporter(run: Run, given: Mapping[str, Any]) -> "Reporter | None":
     """Return where the run is reported; None for nowhere, which costs nothing.
 
     Raises:
@@ -284,14 +284,14 @@ def _find_watchers(run: Run, given: Mapping[str, Any]) -> "Watchers | None":
     """
     if not any(given.get(name) for name in UNATTENDED):
         return None
-    from sagewai_ops.notify.reporter import Watchers, url_of
+    from sagewai_ops.notify.reporter import Reporter, read_ping_url
 
-    return Watchers(
+    return Reporter(
         run.command,
         _home_of(run),
         warn=run.terminal.warning,
-        say=run.terminal.log,
-        ping_url=url_of(given["ping_url"], given["ping_url_file"]),
+        print_log=run.terminal.log,
+        ping_url=read_ping_url(given["ping_url"], given["ping_url_file"]),
         metrics_file=given["metrics_file"],
         log_file=given["log_file"] or "",
     )
@@ -300,7 +300,7 @@ def _find_watchers(run: Run, given: Mapping[str, Any]) -> "Watchers | None":
 def _run_body(run: Run, body: Callable[[Run], Outcome]) -> tuple[int, Outcome | None]:
     """Run a command's body, render its outcome or its error; return the code and the outcome."""
     try:
-        with signals_raise():
+        with raise_on_signals():
             outcome = body(run)
     except OpsError as error:
         return report_error(run, error), None

@@ -42,12 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0)
     from sagewai_ops.process import signals
 
-    signals.hold()
+    signals.defer_signals()
     try:
         code = run(words)
     except KeyboardInterrupt:  # while it loaded: nothing was begun
         code = _interrupted(words)
-    signals.ignore()
+    signals.ignore_signals()
     sys.exit(code)
 
 

@@ -1,8 +1,8 @@
 """Write files and directories so that a crash leaves the old or the new, never a mixture.
 
-Every write of this program goes through here: written beside the target under a name of its own,
-flushed, fsynced, renamed, and the directory fsynced. Modes are given at creation; the umask can
-only make them narrower, so they are set on the descriptor as well.
+Every write of this program uses this module: a partial file next to the target is written, flushed,
+synced and renamed, and the directory synced. Modes are set at creation, and again on the
+descriptor, because the umask can have removed bits.
 """
 
 import contextlib
@@ -35,18 +35,18 @@ def replace(
     *,
     mode: int = PRIVATE_FILE,
     owner: os.stat_result | None = None,
-    prove: Callable[[Path], None] | None = None,
+    verify: Callable[[Path], None] | None = None,
 ) -> None:
-    """Put `content` at `path`, whole or not at all, and make it durable.
+    """Write a file, completely or not at all, and durably.
 
     Args:
-        owner: Whose the file is to be, as of what it replaces; None for who runs this.
-        prove: Given the file before it has its name; what it raises leaves `path` unchanged.
+        owner: The status of the file that it replaces, whose owner it gets; None for no change.
+        verify: Called with the partial file before the rename; if it raises, `path` is unchanged.
 
     Raises:
-        NoSpaceError, PermissionDeniedError, OpsError: The system refused; `path` is unchanged.
+        NoSpaceError, PermissionDeniedError, OpsError: `path` is unchanged.
     """
-    with write_stream(path, mode=mode, owner=owner, prove=prove) as stream:
+    with write_stream(path, mode=mode, owner=owner, verify=verify) as stream:
         stream.write(content)
 
 
@@ -56,24 +56,24 @@ def write_stream(
     *,
     mode: int = PRIVATE_FILE,
     owner: os.stat_result | None = None,
-    prove: Callable[[Path], None] | None = None,
+    verify: Callable[[Path], None] | None = None,
 ) -> Iterator[BinaryIO]:
-    """Give a binary file that takes the name `path` when the block ends well.
+    """Open a partial file that is renamed to `path` if the block succeeds.
 
-    What runs that were killed left of the same file is removed.
+    Partial files of dead runs are removed.
 
     Args:
-        owner, prove: As for `replace`.
+        owner, verify: As for `replace`.
 
     Raises:
-        NoSpaceError, PermissionDeniedError, OpsError: The system refused; `path` is unchanged.
+        NoSpaceError, PermissionDeniedError, OpsError: `path` is unchanged.
     """
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     with translate_os_errors(path):
         sweep_leftovers(path.parent, partial_names(re.escape(path.name)))
         try:
-            # Inside the block: a signal may come before this gives the descriptor.
-            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            # Inside the block: a signal can arrive before this returns the descriptor.
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
             with open(descriptor, "wb") as stream:
                 if owner:
                     keep_owner(descriptor, owner)
@@ -82,12 +82,12 @@ def write_stream(
                 yield stream
                 stream.flush()
                 os.fsync(descriptor)
-                if prove:
-                    prove(beside)
-            os.rename(beside, path)
+                if verify:
+                    verify(partial)
+            os.rename(partial, path)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(beside)
+                os.unlink(partial)
             raise
         sync_directory(path.parent)
 
@@ -102,33 +102,33 @@ def partial_names(names: str) -> re.Pattern[str]:
 
 
 def temporary_directory() -> Path:
-    """Give the directory for temporary files.
+    """Return the directory for temporary files.
 
-    `tempfile` writes into it to see whether it can; a kill leaves what it wrote.
+    `tempfile` writes a file to test it, which a kill leaves.
     """
     for variable in ("TMPDIR", "TEMP", "TMP"):
         named = os.environ.get(variable)
         if named and os.path.isdir(named) and os.access(named, os.W_OK | os.X_OK):
             return Path(os.path.abspath(named))
-    return Path("/tmp")  # noqa: S108 - what is made in it gets a private mode and a name of its own
+    return Path("/tmp")  # noqa: S108 - its entries get private modes and random names
 
 
 def make_directory(
     path: Path, *, mode: int = PRIVATE_DIRECTORY, owner: os.stat_result | None = None
 ) -> None:
-    """Make a directory, and the missing ones above it, with exactly this mode; one there is left.
+    """Create a directory with this mode, and the missing ones above it, unless it exists.
 
     Args:
         owner: As for `replace`.
 
     Raises:
-        UsageError: Something that is no directory stands there, or above.
+        UsageError: A file has the name of a directory.
         NoSpaceError, PermissionDeniedError, OpsError: The system refused.
     """
     if path.is_dir():
         return
     if os.path.lexists(path):
-        raise UsageError(f"{path}: is not a directory", hint=f"ls -ld {shell_word(path)}")
+        raise UsageError(f"{path}: not a directory", hint=f"ls -ld {shell_word(path)}")
     if not path.parent.is_dir():
         make_directory(path.parent, mode=mode, owner=owner)
     with translate_os_errors(path), contextlib.suppress(FileExistsError):
@@ -140,7 +140,7 @@ def make_directory(
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
+    """Sync the names in a directory."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -153,9 +153,9 @@ def sync_directory(path: Path) -> None:
 
 
 def sync_tree(path: Path) -> None:
-    """Make everything on the file system of `path` durable at once.
+    """Sync the file system of `path`, at once for a tree of many files.
 
-    One call for a tree of many files; without `syncfs`, all file systems are synced.
+    Without `syncfs`, all file systems are synced.
     """
     try:
         syncfs = ctypes.CDLL(None, use_errno=True).syncfs
@@ -199,21 +199,21 @@ def exchange(first: Path, second: Path) -> bool:
     raise OSError(number, os.strerror(number), os.fspath(first), None, os.fspath(second))
 
 
-def may_write(directory: Path) -> bool:
-    """Tell whether files of a directory can be replaced."""
+def is_writable(directory: Path) -> bool:
+    """Return whether files of a directory can be replaced."""
     effective = os.access in os.supports_effective_ids
     return os.access(directory, os.W_OK | os.X_OK, effective_ids=effective)
 
 
 def require_writable(directories: Iterable[Path]) -> None:
-    """Make sure, before anything is touched, that files of these directories can be replaced.
+    """Check that files of these directories can be replaced.
 
     Raises:
-        PermissionDeniedError: Those of one cannot.
+        PermissionDeniedError: One directory is not writable.
     """
     for directory in directories:
-        if not may_write(directory):
+        if not is_writable(directory):
             raise PermissionDeniedError(
-                f"{directory}: may not be written by uid {os.geteuid()}, nothing was changed",
-                hint=f"ls -ld {shell_word(directory)}  # run as its owner, or mount it writable",
+                f"{directory}: not writable by uid {os.geteuid()}, nothing was changed",
+                hint=f"ls -ld {shell_word(directory)}",
             )

@@ -1,4 +1,4 @@
-"""Private directories to work in, which a later run removes where a crash left them."""
+"""Private temporary directories, which a later run removes after a crash."""
 
 import contextlib
 import os
@@ -15,31 +15,31 @@ from sagewai_ops.process.signals import uninterrupted
 
 
 @contextlib.contextmanager
-def locked_directory(path: Path, *, stays: bool = False) -> Iterator[int]:
-    """Make a directory with mode 0700 that is locked while this run lives.
+def locked_directory(path: Path, *, keep: bool = False) -> Iterator[int]:
+    """Create a directory with mode 0700 that is locked while this run lives, and remove it.
 
     Args:
         path: Must not exist.
-        stays: It is only removed after a failure.
+        keep: Remove it only after a failure.
 
     Returns:
-        A descriptor of the directory, which stays its own if its name is given away.
+        A descriptor of the directory, valid also after a rename.
 
     Raises:
         NoSpaceError, PermissionDeniedError, OpsError: The system refused.
     """
     with contextlib.ExitStack() as stack:
-        holding = stack.enter_context(contextlib.ExitStack())  # until after its removal
+        descriptors = stack.enter_context(contextlib.ExitStack())  # closed after the removal
         removal = stack.enter_context(contextlib.ExitStack())
         with uninterrupted(), translate_os_errors(path), locks.sweep_guard(path.parent):
             os.mkdir(path, atomic.PRIVATE_DIRECTORY)
             removal.push(_remover(path))
-            os.chmod(path, atomic.PRIVATE_DIRECTORY)  # the umask may have shut it even for us
+            os.chmod(path, atomic.PRIVATE_DIRECTORY)  # the umask can have removed bits of the owner
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            holding.callback(os.close, descriptor)
+            descriptors.callback(os.close, descriptor)
             locks.mark_alive(descriptor)
         yield descriptor
-        if stays:
+        if keep:
             removal.pop_all()
 
 
@@ -49,7 +49,7 @@ def _remover(path: Path) -> Callable[..., None]:
             with translate_os_errors(path):
                 remove_tree(path)
         except OpsError:
-            if reason is None:  # else the next run removes it: why we are here matters more
+            if reason is None:  # else the reason is more important, and the next run removes it
                 raise
 
     return remove
@@ -57,17 +57,16 @@ def _remover(path: Path) -> Callable[..., None]:
 
 @contextlib.contextmanager
 def working_directory(parent: Path, prefix: str) -> Iterator[Path]:
-    """Make such a directory for the block, after removing what dead runs left.
+    """Create such a directory for the block, after removing those of dead runs.
 
     Args:
-        parent: Where; what nobody holds there under `prefix` is removed first.
-        prefix: What its name begins with.
+        prefix: Of its name, and of those that are removed.
 
     Raises:
         NoSpaceError, PermissionDeniedError, OpsError: The system refused.
     """
-    place = parent / f"{prefix}{secrets.token_hex(4)}"
-    with locked_directory(place):
+    path = parent / f"{prefix}{secrets.token_hex(4)}"
+    with locked_directory(path):
         with locks.sweep_guard(parent):
             sweep_leftovers(parent, re.compile(f"{re.escape(prefix)}.*"))
-        yield place
+        yield path

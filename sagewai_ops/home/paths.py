@@ -1,10 +1,10 @@
-"""What a Sagewai home is: its root, the effective path of each document, the kind of every file.
+"""The paths of a Sagewai home: its root, the paths of its documents, the kinds of its files.
 
-The rules are those of Sagewai 1.0.1: `$SAGEWAI_HOME` (a leading `~` expanded, symlinks followed,
-an empty value the same as none), else `~/.sagewai`; single files can be moved elsewhere by
-variables of their own. This module reads no content and creates nothing.
+The rules are those of Sagewai 1.0.1: `$SAGEWAI_HOME` (a leading `~` is expanded, symlinks are
+followed, an empty value is ignored), else `~/.sagewai`; variables can move single files elsewhere.
+This module reads no content and creates nothing.
 
-Relative paths are `str` as `os.fsdecode` gives them: bytes that are not UTF-8 are surrogates.
+Relative paths are `str` from `os.fsdecode`: bytes that are not UTF-8 are surrogates.
 """
 
 import fnmatch
@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from sagewai_ops.errors import NotFoundError
+from sagewai_ops.text import shell_word
 
 DATABASE = "db/sagewai.db"
 ADMIN_STATE = "config/admin-state.json"
@@ -24,7 +25,7 @@ CONNECTIONS = "config/connections.json"
 PROFILES = "secrets/profiles.json"
 MASTER_KEY = "secrets/master.key"
 LEGACY_MASTER_KEY = "master.key"
-# The flat layout before 1.0: four files at the root, each with its place today.
+# The flat layout before 1.0: four files at the root, with their current paths.
 LEGACY_PLACES = {
     "admin-state.json": ADMIN_STATE,
     "connections.json": CONNECTIONS,
@@ -32,12 +33,12 @@ LEGACY_PLACES = {
     "profiles.json": PROFILES,
 }
 SIDECAR_SUFFIXES = ("-wal", "-shm", "-journal")
-# Everything that this program leaves in a home for a while begins like this.
+# Begins the names of everything that this program creates in a home.
 OWN_PREFIX = ".sagewai-ops-"
 PARTS = ("config", "db", "data", "secrets")
 
-# Temporary files of Sagewai's writers, left by a crash: `tempfile` puts 8 characters of its own
-# alphabet where the ? stand.
+# Temporary files of Sagewai's writers, left by a crash: `tempfile` puts 8 random characters in
+# place of the ?.
 _LEFTOVERS = (
     "tmp????????.tmp",
     ".connections.????????.tmp",
@@ -48,10 +49,10 @@ _SQLITE_SCHEMES = ("sqlite", "sqlite+aiosqlite", "sqlite+pysqlite")
 
 
 class Kind(str, Enum):
-    """What a file of a home is, which decides how it is carried and with which mode."""
+    """The kind of a file of a home, which decides how it is backed up and with which mode."""
 
     DATABASE = "database"
-    SIDECAR = "sidecar"  # the copy of its database has everything that it holds
+    SIDECAR = "sidecar"  # included in the copy of its database
     LOCK = "lock"
     LEFTOVER = "leftover"
     OWN = "own"  # staging and journals of this program
@@ -62,13 +63,13 @@ class Kind(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """A home and where each of its documents really is.
+    """A home and the effective paths of its documents.
 
     Attributes:
         root: Absolute and resolved; need not exist.
-        overrides: Variable -> path, for each document that lives outside `root` because of it.
+        overrides: Variable -> path, for each document that a variable moves out of `root`.
         server_url_variable: The variable that moves Sagewai's tables to a database server, or "".
-        named: As it was asked for, absolute; leads to `root`, perhaps through links.
+        named: The path that the user named, absolute; resolves to `root`.
     """
 
     root: Path
@@ -91,22 +92,22 @@ class Home:
 
     @property
     def snapshots(self) -> Path:
-        """The default snapshot directory: beside the home, so that losing one leaves the other."""
+        """The default snapshot directory, next to the home and not in it."""
         return self.root.with_name(self.root.name + ".snapshots")
 
 
 def locate(home: Path | None, environment: Mapping[str, str]) -> Home:
-    """Find the home and the effective path of each document, as Sagewai would.
+    """Return the home and the effective path of each document, by the rules of Sagewai.
 
     Args:
-        home: What the caller asked for, else None for the environment's.
-        environment: Variables; the process's own is `os.environ`.
+        home: None for that of the environment.
+        environment: The variables, such as `os.environ`.
 
     Raises:
-        NotFoundError: Neither a home, nor HOME to expand `~` with, is known.
+        NotFoundError: `~` cannot be expanded, because HOME is not set.
     """
     chosen = str(home) if home is not None else environment.get("SAGEWAI_HOME") or "~/.sagewai"
-    named = Path(_expanded(chosen, environment)).absolute()
+    named = Path(_expand_user(chosen, environment)).absolute()
     root = Path(os.path.realpath(named))
     overrides: dict[str, Path] = {}
 
@@ -114,7 +115,7 @@ def locate(home: Path | None, environment: Mapping[str, str]) -> Home:
         value = environment.get(variable)
         if not value:
             return root / standard
-        path = Path(os.path.abspath(_expanded(value, environment) if expand else value))
+        path = Path(os.path.abspath(_expand_user(value, environment) if expand else value))
         if not path.is_relative_to(root):
             overrides[variable] = path
         return path
@@ -151,21 +152,21 @@ def locate(home: Path | None, environment: Mapping[str, str]) -> Home:
 
 
 def require(home: Home) -> None:
-    """Make sure that the home is there.
+    """Check that the home exists.
 
     Raises:
         NotFoundError: It does not exist or is not a directory.
     """
     if not home.root.is_dir():
-        state = "is not a directory" if home.root.exists() else "does not exist"
+        state = "not a directory" if home.root.exists() else "not found"
         raise NotFoundError(
             f"home {home.root}: {state}",
-            hint="name it with --home DIR or SAGEWAI_HOME, or make one: sagewai-ops init",
+            hint=f"sagewai-ops --home {shell_word(home.root)} init  # or another home: --home DIR",
         )
 
 
 def kind_of(relative: str) -> Kind:
-    """Tell what the file at a path relative to its home is, from its name alone."""
+    """Return the kind of the file at a path relative to its home."""
     directory, _, name = relative.rpartition("/")
     if relative.split("/", 1)[0].startswith(OWN_PREFIX):
         return Kind.OWN
@@ -181,11 +182,11 @@ def kind_of(relative: str) -> Kind:
         fnmatch.fnmatchcase(name, pattern) for pattern in _LEFTOVERS
     ):
         return Kind.LEFTOVER
-    return Kind.SECRET if _holds_secrets(directory, name) else Kind.OTHER
+    return Kind.SECRET if _has_secrets(directory, name) else Kind.OTHER
 
 
 def layout_of(root: Path) -> str:
-    """Name the layout: `canonical`, `flat` (four files at the root), `mixed` or `empty`."""
+    """Return the layout: `canonical`, `flat` (four files at the root), `mixed` or `empty`."""
     flat = any(os.path.lexists(root / name) for name in LEGACY_PLACES)
     canonical = any(os.path.lexists(root / place) for place in LEGACY_PLACES.values())
     if flat and canonical:
@@ -195,7 +196,7 @@ def layout_of(root: Path) -> str:
     return "canonical" if canonical or (root / "db").is_dir() else "empty"
 
 
-def _holds_secrets(directory: str, name: str) -> bool:
+def _has_secrets(directory: str, name: str) -> bool:
     top = directory.split("/", 1)[0]
     if top == "secrets":
         return True
@@ -206,20 +207,20 @@ def _holds_secrets(directory: str, name: str) -> bool:
     )
 
 
-def _expanded(value: str, environment: Mapping[str, str]) -> str:
+def _expand_user(value: str, environment: Mapping[str, str]) -> str:
     if not re.match(r"~(/|$)", value):
         return os.path.expanduser(value)
     user_home = environment.get("HOME") or os.path.expanduser("~")
     if user_home.startswith("~"):
         raise NotFoundError(
             f"home {value}: cannot expand ~, HOME is not set",
-            hint="name the home with --home DIR or SAGEWAI_HOME",
+            hint="sagewai-ops --home DIR",
         )
     return user_home + value[1:]
 
 
 def _sqlite_path(url: str) -> Path | None:
-    """Give the file that a SQLAlchemy URL of SQLite names, or None for a server's URL."""
+    """Return the file of a SQLAlchemy URL of SQLite, or None for the URL of a server."""
     scheme = url.partition("://")[0]
     if scheme not in _SQLITE_SCHEMES:
         return None

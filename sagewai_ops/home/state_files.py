@@ -1,9 +1,9 @@
-"""Read Sagewai's three JSON documents: together, whole, and whatever shape they are in.
+"""Read Sagewai's three JSON documents at one moment, whatever their content.
 
-Sagewai replaces each by a rename, so one read sees one version. Nothing ties the three to one
-another but the lock that some of its writers take; it is held while they are read, and not waited
-for long, as other writers ignore it. What is odd in a document is a problem in the answer, never
-an exception: a backup carries what it cannot parse.
+Sagewai replaces each by a rename, so a read sees one version. The three are only consistent under
+the lock that some of their writers take; it is taken for the read, after a short wait, because
+other writers ignore it. An invalid document is a problem in the result, never an exception: a
+backup includes documents that it cannot parse.
 """
 
 import errno
@@ -26,28 +26,28 @@ CONNECTIONS_NAME = "connections.json"
 PROFILES_NAME = "profiles.json"
 DOCUMENT_NAMES = (ADMIN_STATE_NAME, CONNECTIONS_NAME, PROFILES_NAME)
 
-_EXTERNAL = "external"  # where an archive carries what lives outside the home; docs/format.md
+_EXTERNAL = "external"  # directory in archives for files from outside the home; docs/format.md
 _NAME_OF_VARIABLE = {
     "SAGEWAI_ADMIN_STATE_FILE": ADMIN_STATE_NAME,
     "SAGEWAI_CONNECTIONS_FILE": CONNECTIONS_NAME,
 }
 _STATE_VERSION = 3  # of admin-state.json, written by Sagewai 1.0
-_CONNECTIONS_VERSION = 2  # any other is refused by Sagewai
-_LOCK_WAIT_SECONDS = 2.0  # its writers hold it for some milliseconds
+_CONNECTIONS_VERSION = 2  # Sagewai refuses others
+_LOCK_WAIT_SECONDS = 2.0  # Sagewai keeps the lock for some milliseconds
 _IDENTITY_DIGITS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document, as far as it could be understood.
+    """A document, as far as it can be parsed.
 
     Args:
         name: `admin-state.json`, `connections.json` or `profiles.json`.
-        version: What it says of itself; None if it says nothing that is a number.
+        version: Its version number; None without one.
         counts: Records by kind: `sessions` (not expired), `api_tokens` (not revoked), `providers`,
             `projects`, `agents`, `users`; `connections`; `profiles`, `secrets`.
-        problems: What is wrong with it, a phrase each; empty if nothing.
-        content: The parsed JSON, which holds secrets; None if it is none.
+        problems: Phrases about what is wrong.
+        content: The parsed JSON, which contains secrets; None if it is not JSON.
     """
 
     name: str
@@ -57,38 +57,38 @@ class Document:
     content: object = field(repr=False)
 
 
-def read_together(home: Home) -> dict[str, bytes]:
-    """Read the documents of a home within one moment.
+def read_documents(home: Home) -> dict[str, bytes]:
+    """Read the documents of a home at one moment.
 
     Returns:
         The bytes by path: relative to the home, legacy places at its root included; below
-        `external/` by the name of the variable that puts a document outside. A document that is
-        missing or cannot be read is left out.
+        `external/` by the name of the variable that moves a document outside. Documents that are
+        missing or not readable are omitted.
     """
-    found: dict[str, bytes] = {}
+    documents: dict[str, bytes] = {}
     with state_lock(home.admin_state, fcntl.LOCK_SH):
         for member, path in _places(home).items():
             with suppress(OSError):
-                found[member] = _read(path)
-    return found
+                documents[member] = _read(path)
+    return documents
 
 
 def document_name(member: str) -> str:
-    """Tell which document stands at a path that `read_together` returned."""
+    """Return the name of the document at a path that `read_documents` returned."""
     name = member.rpartition("/")[2]
     return _NAME_OF_VARIABLE.get(name, name)
 
 
 def parse_document(name: str, content: bytes, *, now: datetime | None = None) -> Document:
-    """Understand a document as far as it goes.
+    """Parse a document.
 
     Args:
         name: One of `DOCUMENT_NAMES`.
         content: Its bytes.
-        now: Decides which sessions are over; the present if None.
+        now: For the expiry of sessions; None for the current time.
     """
     problems: list[str] = []
-    parsed = _parsed(content, problems)
+    parsed = _parse(content, problems)
     if not problems and not isinstance(parsed, dict):
         problems.append(f"not a JSON object but {_kind(parsed)}")
     record = parsed if isinstance(parsed, dict) else {}
@@ -108,24 +108,24 @@ def parse_document(name: str, content: bytes, *, now: datetime | None = None) ->
         secrets = [profile.get("secrets") for profile in profiles]
         counts = {
             "profiles": len(profiles),
-            "secrets": sum(len(named) for named in secrets if isinstance(named, dict)),
+            "secrets": sum(len(values) for values in secrets if isinstance(values, dict)),
         }
     return Document(name, version, counts, tuple(problems), parsed)
 
 
 def identity_of(home: Home, hostname: str) -> tuple[str, ...]:
-    """Give the ids by which a home is known, the most lasting first.
+    """Return the ids of a home, the most permanent first.
 
-    The administrator that the set-up made stays the same when the home moves to another path or
-    machine; before there is one, and in a state that cannot be read, the place has to do.
+    The administrator that the set-up creates stays the same when the home moves to another path or
+    machine. Without one, or with an unreadable state, only machine and path identify the home.
 
     Args:
         home: Need not exist.
         hostname: Of this machine.
     """
     place = _digest("place", hostname, os.fspath(home.root))
-    for content in (read_together(home).get(member) for member in _state_places(home)):
-        state = _parsed(content, []) if content else None
+    for content in (read_documents(home).get(member) for member in _state_places(home)):
+        state = _parse(content, []) if content else None
         admin = state.get("admin") if isinstance(state, dict) else None
         if isinstance(state, dict) and isinstance(admin, dict) and admin.get("id"):
             return _digest("admin", str(admin["id"]), str(state.get("setup_at"))), place
@@ -138,7 +138,7 @@ def _digest(*words: str) -> str:
 
 
 def _places(home: Home) -> dict[str, Path]:
-    """Map the path of each document in an archive to where it is."""
+    """Return the path of each document by its path in an archive."""
     outside = {path: f"{_EXTERNAL}/{variable}" for variable, path in home.overrides.items()}
     paths = [home.admin_state, home.connections, home.profiles]
     places = {outside.get(path) or path.relative_to(home.root).as_posix(): path for path in paths}
@@ -153,7 +153,7 @@ def _state_places(home: Home) -> list[str]:
 
 
 def _read(path: Path) -> bytes:
-    # Without O_NONBLOCK a pipe in a document's place would hold us for ever.
+    # Without O_NONBLOCK a pipe with the name of a document would block.
     with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -166,14 +166,14 @@ def state_lock(state: Path, operation: int) -> AbstractContextManager[None]:
     return locks.optional_lock(lock, wait_seconds=_LOCK_WAIT_SECONDS, operation=operation)
 
 
-def _parsed(content: bytes, problems: list[str]) -> object:
+def _parse(content: bytes, problems: list[str]) -> object:
     try:
         parsed: object = json.loads(content)
     except UnicodeDecodeError as error:
         problems.append(f"not UTF-8 at byte {error.start}")
     except RecursionError:
         problems.append("nested too deeply")
-    except ValueError as error:  # its text names the place and quotes nothing of the content
+    except ValueError as error:  # its text has the position and nothing of the content
         problems.append(f"not JSON: {error}" if content.strip() else "empty")
     else:
         return parsed
@@ -191,7 +191,7 @@ def _number(value: object) -> int | None:
 def _records(
     record: Mapping[str, object], key: str, problems: list[str]
 ) -> list[dict[str, object]]:
-    """Take a list of objects, and say what is not one."""
+    """Return the objects of a list, and report other entries as a problem."""
     value = record.get(key)
     if value is None:
         return []
@@ -218,7 +218,7 @@ def _state_counts(
 
 
 def _sessions(state: Mapping[str, object], now: datetime) -> int:
-    """Count the sessions that still open the door; the older shapes carry no end."""
+    """Count the sessions that have not expired; those of older formats never expire."""
     tokens = state.get("active_tokens")
     active = sum(_is_active(token, now) for token in tokens) if isinstance(tokens, list) else 0
     return active + bool(state.get("active_token"))
@@ -227,12 +227,12 @@ def _sessions(state: Mapping[str, object], now: datetime) -> int:
 def _is_active(token: object, now: datetime) -> bool:
     if not isinstance(token, dict):
         return isinstance(token, str) and bool(token)
-    end = token.get("expires_at")
-    if not isinstance(end, str):
+    expiry = token.get("expires_at")
+    if not isinstance(expiry, str):
         return True
     try:
-        # Python 3.10 does not read the Z that others write.
-        moment = datetime.fromisoformat(end.replace("Z", "+00:00"))
+        # Python 3.10 does not parse the Z.
+        moment = datetime.fromisoformat(expiry.replace("Z", "+00:00"))
     except ValueError:
         return True
     if moment.tzinfo is None:

@@ -186,7 +186,7 @@ def _write_proved(
         path,
         content,
         mode=atomic.PRIVATE_FILE,
-        prove=lambda file: _prove(path, take(file.read_bytes()), escrow),
+        verify=lambda file: _prove(path, take(file.read_bytes()), escrow),
     )
 
 

@@ -30,7 +30,7 @@ from sagewai_ops.home.state_files import (
     DOCUMENT_NAMES,
     document_name,
     parse_document,
-    read_together,
+    read_documents,
 )
 from sagewai_ops.keys import postgres
 from sagewai_ops.keys.locations import SealedValue, in_copy, in_database, in_documents
@@ -81,7 +81,7 @@ def read_inventory(
         DamagedError, LockedError, PermissionDeniedError: The home's database cannot be read.
         OpsError: The server's cannot, and `insists`.
     """
-    documents = read_together(home)
+    documents = read_documents(home)
     unread = _not_understood(documents)
     unreadable = _unreadable(home)
     unread |= dict.fromkeys(unreadable, "cannot be read")

@@ -106,7 +106,7 @@ COLUMNS = (
 
 
 def in_documents(documents: Mapping[str, bytes]) -> Iterator[SealedValue]:
-    """Find the sealed values of documents, as `read_together` returned them."""
+    """Find the sealed values of documents, as `read_documents` returned them."""
     for member, content in documents.items():
         if PREFIX.encode() not in content:
             continue

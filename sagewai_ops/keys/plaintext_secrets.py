@@ -86,7 +86,7 @@ _BARE_TOKEN = re.compile(r"gAAAAA[A-Za-z0-9_-]{92,}={0,2}")
 
 
 def plain_in_documents(documents: Mapping[str, bytes]) -> Iterator[Plaintext]:
-    """Find the secrets in the clear of documents, as `read_together` returned them.
+    """Find the secrets in the clear of documents, as `read_documents` returned them.
 
     A document that is no JSON is passed over.
     """

@@ -132,7 +132,7 @@ def try_keys(
     """Open every sealed value of documents and of a database.
 
     Args:
-        documents: As `read_together` returned them.
+        documents: As `read_documents` returned them.
         database: A database that nobody writes to, such as a copy; None if there is none.
         candidates: Keys to try, in order.
 

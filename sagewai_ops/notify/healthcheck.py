@@ -1,8 +1,8 @@
-"""Tell a watchdog over HTTP that a run began, ended well, or failed: healthchecks.io's manner.
+"""Report runs to a monitoring service by HTTP, in the manner of healthchecks.io.
 
-`URL/start` when it begins, `URL` when it ended well, `URL/fail` when it did not; the body has the
-last lines. Whoever knows the URL can report in our name, so that no message holds more of it than
-its host. A ping takes ten seconds at most, whatever the other side does, and never raises.
+`URL/start` at the start, `URL` after success, `URL/fail` after a failure; the body has the last
+lines. Everyone who knows the URL can send such reports, so messages contain only its host. A ping
+takes ten seconds at most, whatever the server does, and never raises.
 """
 
 import re
@@ -13,75 +13,74 @@ from urllib.parse import urlsplit, urlunsplit
 from sagewai_ops.errors import UsageError
 
 TIMEOUT_SECONDS = 10.0  # of a whole ping: name, connection, answer
-MOST_BODY_BYTES = 10_000  # what healthchecks.io keeps of a body at least; the end is what counts
+MOST_BODY_BYTES = 10_000  # which healthchecks.io stores; the end of a longer body is sent
 
 
 class Event(str, Enum):
-    """What is told: the last part of the path."""
+    """An event; the value is the last part of the path."""
 
     START = "start"
     SUCCESS = ""
     FAIL = "fail"
 
 
-def checked(url: str) -> str:
-    """Give a URL that can be asked.
+def check_url(url: str) -> str:
+    """Return a URL that can be used.
 
     Raises:
-        UsageError: It is none; the message holds no part of it.
+        UsageError: It cannot; the message contains no part of it.
     """
-    # Before urlsplit, which drops line ends in silence.
-    is_good = re.fullmatch(r"https?://[!-?A-~]+", url) is not None  # printable ASCII, no @
+    # Before urlsplit, which silently removes line breaks.
+    is_valid = re.fullmatch(r"https?://[!-?A-~]+", url) is not None  # printable ASCII, no @
     try:
         parts = urlsplit(url)
-        is_good = is_good and bool(parts.hostname) and parts.port != 0
+        is_valid = is_valid and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        is_good = False
-    if not is_good:
+        is_valid = False
+    if not is_valid:
         raise UsageError(
-            "ping URL: cannot be used",
-            hint="give one as https://HOST/PATH, without a user and a password",
+            "ping URL: not https://HOST/PATH or http://HOST/PATH, without user and password"
         )
     return url
 
 
-def shown(url: str) -> str:
-    """Name the other side without giving the URL away."""
+def describe_host(url: str) -> str:
+    """Return a phrase with the host of a URL, whose path is a secret."""
     return f"ping of {urlsplit(url).hostname}"
 
 
 def ping(url: str, event: Event, body: str = "", *, timeout: float = TIMEOUT_SECONDS) -> str:
-    """Tell one thing.
+    """Send an event.
 
     Args:
-        url: From `checked`.
-        timeout: In seconds, for all of it.
+        url: From `check_url`.
+        timeout: In seconds, for the whole ping.
 
     Returns:
-        What went wrong, in a phrase; "" if the other side took it.
+        What failed, in a phrase; "" after success.
     """
     problems = [f"no answer in {timeout:.0f} s"]
 
-    def ask() -> None:
-        problems[0] = _asked(_address(url, event), body.encode()[-MOST_BODY_BYTES:], timeout)
+    def run() -> None:
+        problems[0] = _post(_address(url, event), body.encode()[-MOST_BODY_BYTES:], timeout)
 
-    # A socket's time-out begins anew with each byte, and a name's resolution has none: only who
-    # waits elsewhere can stop waiting. A daemon dies with the process.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(timeout)
+    # The timeout of a socket restarts with each byte, and name resolution has none, so a thread
+    # waits that can be abandoned.
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(timeout)
     return problems[0]
 
 
 def _address(url: str, event: Event) -> str:
-    """Put the event at the end of the path, in front of a query."""
+    """Add the event to the path, before a query."""
     if not event.value:
         return url
     parts = urlsplit(url)
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{event.value}", fragment=""))
 
 
-def _asked(address: str, body: bytes, timeout: float) -> str:
+def _post(address: str, body: bytes, timeout: float) -> str:
     import http.client
     import urllib.error
     import urllib.request
@@ -90,8 +89,8 @@ def _asked(address: str, body: bytes, timeout: float) -> str:
         address, data=body, headers={"Content-Type": "text/plain; charset=utf-8"}, method="POST"
     )
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310
-            answer.read(1)
+        with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310
+            response.read(1)
     except urllib.error.HTTPError as error:
         error.close()
         return f"answered {error.code}"
@@ -103,8 +102,8 @@ def _asked(address: str, body: bytes, timeout: float) -> str:
 
 
 def _reason(error: object) -> str:
-    """Say why, in words that cannot hold the URL: the system's and OpenSSL's own."""
+    """Return the reason of an error, in texts of the system and OpenSSL, which lack the URL."""
     for name in ("verify_message", "reason", "strerror"):
         if text := getattr(error, name, None):
             return str(text).lower().replace("_", " ")
-    return "no answer in time" if isinstance(error, TimeoutError) else "no HTTP"
+    return "no answer in time" if isinstance(error, TimeoutError) else "not HTTP"

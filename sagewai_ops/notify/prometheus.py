@@ -1,8 +1,7 @@
-"""Numbers of the last run for node_exporter's textfile collector.
+"""Metrics of the last run, for node_exporter's textfile collector.
 
-One file can serve several commands and homes: a run replaces its own samples and keeps the others,
-and after a failure keeps when the last success was and what it gave. The file is replaced in one
-step, so that a reader sees the old one or the new one.
+One file can serve several commands and homes: a run replaces its own samples and keeps the others.
+A failure keeps the time and the result of the last success. The file is replaced atomically.
 """
 
 import re
@@ -12,22 +11,23 @@ from typing import Any
 
 from sagewai_ops.errors import EXIT_DONE, UsageError
 from sagewai_ops.fs import atomic, locks
+from sagewai_ops.text import shell_word
 
 PREFIX = "sagewai_ops_"
 _MODE = 0o644  # read by node_exporter's user; nothing in it is secret
 _MOST_BYTES = 1 << 20
-_LOCK_SECONDS = 5.0  # another run holds it for milliseconds
+_LOCK_SECONDS = 5.0  # another run locks it for milliseconds
 _SAMPLE = re.compile(r"(sagewai_ops_\w+)(\{.*\}) (\S+)")
 _HELP = {
-    "last_run_timestamp_seconds": "When the last run ended, whatever came of it.",
-    "last_run_duration_seconds": "How long it took.",
-    "last_run_exit_code": "Its exit code: docs/exit-codes.md.",
-    "last_success_timestamp_seconds": "When the last run ended with exit code 0.",
+    "last_run_timestamp_seconds": "End of the last run.",
+    "last_run_duration_seconds": "Duration of the last run.",
+    "last_run_exit_code": "Exit code of the last run: docs/exit-codes.md.",
+    "last_success_timestamp_seconds": "End of the last run with exit code 0.",
 }
-_RESULT_HELP = "From the result of the last run that had one: docs/json.md."
+_RESULT_HELP = "From the last run with a result: docs/json.md."
 
 
-def record(
+def write_metrics(
     path: Path,
     *,
     command: str,
@@ -37,18 +37,18 @@ def record(
     figures: Mapping[str, float],
     ended_at: float,
 ) -> None:
-    """Write down what a run gave.
+    """Write the metrics of a run.
 
     Args:
-        figures: Of its result; those of an earlier one stay where this is empty.
+        figures: Of its result; if empty, those of the previous result remain.
         ended_at: In seconds since 1970.
 
     Raises:
-        UsageError: The file is something else than metrics of ours; it is left as it is.
-        OpsError: The system refused.
+        UsageError: The file has other content; it is not changed.
+        OpsError: The file cannot be written.
     """
     labels = f'{{command="{_label(command)}",home="{_label(home)}"}}'
-    # Another run waits, so that none loses the samples of another.
+    # Exclude other runs, so that none loses the samples of another.
     with locks.optional_lock(path.parent, wait_seconds=_LOCK_SECONDS):
         samples = _read(path)
         ours = {
@@ -69,19 +69,19 @@ def record(
         atomic.replace(path, "".join(_lines(samples)).encode(), mode=_MODE)
 
 
-def figures_of(result: Mapping[str, Any]) -> dict[str, float]:
-    """Take the numbers out of a command's result: its own, how long its lists are, and its rows."""
-    found: dict[str, float] = {}
+def extract_figures(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a result: its own, the lengths of its lists, and its rows."""
+    figures: dict[str, float] = {}
     for name, value in result.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            found[name] = value
+            figures[name] = value
         elif isinstance(value, (list, tuple)):
-            found[f"{name}_count"] = len(value)
+            figures[f"{name}_count"] = len(value)
     database = result.get("database")
     tables = database.get("tables") if isinstance(database, Mapping) else None
     if isinstance(tables, Mapping):
-        found["rows"] = sum(tables.values())
-    return found
+        figures["rows"] = sum(tables.values())
+    return figures
 
 
 def _result(name: str) -> str:
@@ -89,14 +89,14 @@ def _result(name: str) -> str:
 
 
 def _read(path: Path) -> dict[tuple[str, str], str]:
-    """Read the samples that are there.
+    """Read the existing samples.
 
     Raises:
-        UsageError: There is something else.
+        UsageError: The file has other content.
     """
     foreign = UsageError(
-        f"{path}: holds something else than metrics of sagewai-ops",
-        hint="give --metrics-file a file of its own",
+        f"{path}: not a metrics file of sagewai-ops",
+        hint=f"head {shell_word(path)}  # or another file: --metrics-file FILE",
     )
     try:
         with open(path, "rb") as stream:
@@ -106,7 +106,7 @@ def _read(path: Path) -> dict[tuple[str, str], str]:
     if len(content) > _MOST_BYTES:
         raise foreign
     samples = {}
-    # Only a line feed ends a line; a label may hold what else Python takes for an end.
+    # Only a line feed ends a line; a label can contain the other line breaks of Python.
     for line in content.decode("utf-8", "replace").split("\n"):
         if line.startswith("#") or not line.strip():
             continue
@@ -118,10 +118,10 @@ def _read(path: Path) -> dict[tuple[str, str], str]:
 
 
 def _lines(samples: Mapping[tuple[str, str], str]) -> Iterator[str]:
-    above = ""
+    previous = ""
     for (name, labels), value in sorted(samples.items()):
-        if name != above:
-            above = name
+        if name != previous:
+            previous = name
             yield f"# HELP {name} {_HELP.get(name.removeprefix(PREFIX), _RESULT_HELP)}\n"
             yield f"# TYPE {name} gauge\n"
         yield f"{name}{labels} {value}\n"
@@ -132,6 +132,6 @@ def _number(value: float) -> str:
 
 
 def _label(text: str) -> str:
-    """Escape a label's value: Prometheus text format 0.0.4."""
+    """Escape the value of a label: Prometheus text format 0.0.4."""
     clean = text.encode("utf-8", "backslashreplace").decode()
     return clean.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

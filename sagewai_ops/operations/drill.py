@@ -38,7 +38,7 @@ from sagewai_ops.permissions.entry_kinds import EntryKind
 from sagewai_ops.permissions.findings import Inspection
 from sagewai_ops.permissions.rules import Severity
 from sagewai_ops.permissions.scan import inspect
-from sagewai_ops.process.signals import only_a_part
+from sagewai_ops.process.signals import incomplete_step
 from sagewai_ops.progress import Progress
 from sagewai_ops.restore.plan import RestoreOptions
 from sagewai_ops.restore.restore import RestoreReport, restore
@@ -201,7 +201,7 @@ class _DrillRun:
         self, root: Path, options: DrillOptions, swept: tuple[str, ...], progress: Progress | None
     ) -> DrillReport:
         """Restore to a new directory, and use the result."""
-        with only_a_part():
+        with incomplete_step():
             restored = restore(
                 self.archive,
                 locate(root, {}),

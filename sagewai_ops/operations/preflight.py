@@ -28,7 +28,7 @@ from sagewai_ops.errors import (
     KeyMissingError,
     NotFoundError,
     OpsError,
-    kind_with,
+    error_class,
 )
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.fs.free_space import free_bytes, nearest_existing, require_free_bytes
@@ -172,7 +172,7 @@ class PreflightReport:
             if code not in (0, EXIT_INCOMPLETE, EXIT_FINDINGS) and check.exit_code == code:
                 name = f"{check.name}: "
                 message = name + check.summary.removeprefix(name)
-                return kind_with(code)(message, hint="\n".join(check.remedies))
+                return error_class(code)(message, hint="\n".join(check.remedies))
         return None
 
 

@@ -242,7 +242,7 @@ def _place(home: Home, old: Candidate, options: Options) -> str:
     if not path.is_symlink():
         return place
     real = Path(os.path.realpath(path))
-    if atomic.may_write(real.parent):
+    if atomic.is_writable(real.parent):
         return os.fspath(real)
     if options.new_key_file:
         return ""

@@ -16,7 +16,7 @@ from sagewai_ops.home.state_files import (
     Document,
     document_name,
     parse_document,
-    read_together,
+    read_documents,
 )
 from sagewai_ops.keys.candidates import Candidate, active_key, find_candidates
 from sagewai_ops.process.procfs import Process
@@ -116,7 +116,7 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
         database=_database(home),
         documents={
             path: parse_document(document_name(path), content)
-            for path, content in read_together(home).items()
+            for path, content in read_documents(home).items()
         },
         candidates=candidates,
         key=active_key(candidates),

@@ -1,12 +1,12 @@
-"""What the C library does with memory that it is given back.
+"""Settings of the C library's memory allocator.
 
-`keep_large_blocks`: left alone, glibc returns blocks of a frame's size to the system again and
-again, and every page is faulted in anew: a tenth of the processor time of a restore. One arena for
-all threads keeps the peak some MB lower.
+`keep_large_blocks`: by default, glibc returns blocks of the size of a zstd frame to the system
+again and again, and each of their pages faults again: a tenth of the processor time of a restore.
+One arena for all threads reduces the peak by some MB.
 
-`blank_blocks`: a `-wal` that a crash left makes SQLite build the `-shm` in memory that it does not
-clear (seen with 3.40.1), and so write what stood there before, a key perhaps, into a file.
-Source: mallopt(3).
+`zeroed_allocations`: with a `-wal` from a crash, SQLite builds the `-shm` in memory that it does
+not clear (seen with 3.40.1), and so writes previous content of the memory, perhaps a key, into a
+file. Source: mallopt(3).
 """
 
 import contextlib
@@ -22,7 +22,7 @@ _MOST_BYTES = 32 * 1024 * 1024  # of one block; glibc refuses more
 
 @functools.cache
 def keep_large_blocks() -> None:
-    """Do so once; other C libraries have no such setting and need none."""
+    """Keep freed blocks in the process; other C libraries do not need it."""
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_ARENA_MAX, 1)
@@ -31,8 +31,8 @@ def keep_large_blocks() -> None:
 
 
 @contextlib.contextmanager
-def blank_blocks() -> Iterator[None]:
-    """Have new blocks be zeros while the block runs, where the C library can."""
+def zeroed_allocations() -> Iterator[None]:
+    """Zero new allocations during the block, where the C library can."""
     _perturb(_TO_ZEROS)
     try:
         yield

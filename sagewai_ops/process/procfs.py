@@ -1,6 +1,6 @@
-"""Processes as the system shows them: who holds a lock on a file, what it runs, since when.
+"""Processes: their commands, their starts, and their locks on files.
 
-Linux tells through `/proc`; elsewhere the answers are empty, never wrong.
+Linux shows them in `/proc`; on other systems the results are empty, never wrong.
 """
 
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 _PROC = Path("/proc")
 _COMMAND_CHARACTERS = 200
 _NEEDED = ("PATH", "TMPDIR", "SQLITE_TMPDIR", "TZ", "LANG")
-_NEEDED_BEGINNINGS = ("LC_", "LD_", "DYLD_", "PYTHON")  # words and where libraries are
+_NEEDED_BEGINNINGS = ("LC_", "LD_", "DYLD_", "PYTHON")  # language, and paths of libraries
 _PS_SECONDS = 10.0
 _URL_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^@\s]*@")
 _SECRET_OPTION = re.compile(
@@ -31,9 +31,9 @@ class Process:
     """A process of this machine.
 
     Attributes:
-        pid: 0 where it lives in another container and its number cannot be seen from here.
-        command: Its command line, shortened, without passwords; "" where it cannot be read.
-        started_at: UTC; None where it cannot be read.
+        pid: 0 for a process of another container, whose number is not visible.
+        command: Its command line, shortened, without passwords; "" if it is not readable.
+        started_at: UTC; None if it is not readable.
     """
 
     pid: int
@@ -41,15 +41,15 @@ class Process:
     started_at: datetime | None = None
 
 
-def look_up(pid: int) -> Process:
-    """Read what can be read of a process; one that has ended gives its number alone."""
+def read_process(pid: int) -> Process:
+    """Read command and start of a process; of one that has ended only the number remains."""
     if pid <= 0:
         return Process(0)
     return Process(pid, _command(pid), _started_at(pid))
 
 
 def describe(process: Process) -> str:
-    """Name a process in one phrase for an error message."""
+    """Return a process as a phrase for an error message."""
     if process.pid == 0:
         return "a process in another container"
     phrase = f"pid {process.pid}"
@@ -68,8 +68,8 @@ def lock_holders(path: Path, kind: str = "FLOCK") -> tuple[Process, ...]:
         return ()
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
     wanted = f"{device}:{status.st_ino}"
-    pids = {pid for held, pid, place in _locks() if held == kind and place == wanted}
-    return tuple(look_up(pid) for pid in sorted(pids))
+    pids = {pid for lock_kind, pid, file in _locks() if lock_kind == kind and file == wanted}
+    return tuple(read_process(pid) for pid in sorted(pids))
 
 
 def _locks() -> Iterator[tuple[str, int, str]]:
@@ -85,11 +85,8 @@ def _locks() -> Iterator[tuple[str, int, str]]:
             yield fields[1], max(int(fields[4]), 0), fields[5]
 
 
-def bare_environment() -> dict[str, str]:
-    """Give what a process that we start needs of our environment: nothing that may be a secret.
-
-    A key, a password or a token in a variable would be one in each of its children too.
-    """
+def minimal_environment() -> dict[str, str]:
+    """Return the environment for a child process, without variables that can contain secrets."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -117,14 +114,14 @@ def _command_of_ps(pid: int) -> str:
             capture_output=True,
             timeout=_PS_SECONDS,
             check=True,
-            env=bare_environment(),
+            env=minimal_environment(),
         )
         return _presentable(os.fsdecode(answer.stdout).split())
     return ""
 
 
 def _presentable(words: list[str]) -> str:
-    """Join a command line, leaving out what must not appear in a message."""
+    """Join a command line, with *** in place of secrets."""
     shown: list[str] = []
     hide = False
     for word in words:
@@ -138,7 +135,7 @@ def _presentable(words: list[str]) -> str:
 def _started_at(pid: int) -> datetime | None:
     """Add the start, in clock ticks after boot, to the time of boot (proc(5), field 22 of stat)."""
     with suppress(OSError, ValueError, IndexError):
-        # The name of the program is in parentheses and may hold anything, a parenthesis too.
+        # The name of the program is in parentheses and can contain anything, a parenthesis too.
         fields = (
             (_PROC / str(pid) / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
         )

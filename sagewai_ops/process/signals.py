@@ -1,13 +1,13 @@
-"""Signals: how they end a run, where they must wait, and what they do while asyncio runs.
+"""Signals: how they end a run, where they are deferred, and their handling under asyncio.
 
-A signal ends the run by an exception, wherever the main thread is. What makes or removes something
-that must not be left behind lets it wait for the moment that this takes. One that comes while the
-program starts waits until there is a run that can say what became of it; one that comes when the
-work is done is too late: who reads `interrupted` must be able to trust that nothing was changed.
+A signal ends the run by an exception in the main thread. Blocks that create or remove entries which
+must not be left over defer it for a moment. A signal during the start of the program is deferred
+until there is a run that can report it; one after the completion of the work is ignored, because
+`interrupted` means that nothing was changed.
 
-Under asyncio an exception that a signal handler raises may land inside a callback of the event
-loop, which logs it and goes on. So for as long as the loop runs, a signal cancels the task, whose
-clean-up then takes its ordinary way; afterwards the signal is what the caller hears of.
+Under asyncio, an exception that a signal handler raises can be lost in a callback of the event
+loop, which logs it and continues. So while the loop runs, a signal cancels the task, which cleans
+up as usual; then the caller gets the interruption.
 """
 
 from __future__ import annotations
@@ -22,138 +22,138 @@ from sagewai_ops.errors import InterruptedRunError
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator, Sequence
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class _Waiting(threading.local):
-    """Of each thread, for only the main one is told of signals."""
+class _State(threading.local):
+    """Per thread, because only the main thread gets signals."""
 
     depth = 0
     signal_number: int | None = None
-    is_late = False
-    is_part = False
+    is_complete = False
+    is_step = False
 
 
-_waiting = _Waiting()
-_held: list[int] = []
+_state = _State()
+_deferred: list[int] = []
 
 
-def hold() -> None:
-    """Let the first signal wait for a run to begin, or come to nothing if one has ended.
+def defer_signals() -> None:
+    """Defer the first signal until a run begins; after the last run it has no effect.
 
-    A second one ends the program at once: there is nothing to take back, but output may block.
+    A second one ends the program at once: there is nothing to undo, but output can block.
     """
 
-    def wait(number: int, _frame: object) -> None:
-        _held.append(number)
+    def defer(number: int, _frame: object) -> None:
+        _deferred.append(number)
         _set(_SIGNALS, signal.SIG_DFL)
 
-    _set(_SIGNALS, wait)
+    _set(_SIGNALS, defer)
 
 
-def ignore() -> None:
-    """Let signals do nothing any more: the program is only leaving."""
+def ignore_signals() -> None:
+    """Ignore signals from here on: the program is exiting."""
     _set(_SIGNALS, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
-def signals_raise() -> Iterator[None]:
-    """Turn SIGINT, SIGTERM and SIGHUP into an exception, once, so that partials are removed.
+def raise_on_signals() -> Iterator[None]:
+    """Raise an exception at the first SIGINT, SIGTERM or SIGHUP, so that partial files are removed.
 
     Raises:
-        InterruptedRunError: One came, or had come before the block.
+        InterruptedRunError: At a signal in the block, or a deferred one.
     """
-    came: list[int] = []
+    received: list[int] = []
 
     def interrupt(number: int, _frame: object) -> None:
-        _set(_SIGNALS, signal.SIG_IGN)  # cleaning up is not interrupted again
-        if not _waiting.is_late:
-            came.append(number)
-            arrived(number)
+        _set(_SIGNALS, signal.SIG_IGN)  # the clean-up is not interrupted
+        if not _state.is_complete:
+            received.append(number)
+            deliver_signal(number)
 
-    _waiting.is_late = False
+    _state.is_complete = False
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         _set(_SIGNALS, interrupt)
-        if _held:
-            interrupt(_held.pop(), None)
+        if _deferred:
+            interrupt(_deferred.pop(), None)
         yield
     except KeyboardInterrupt:
-        if came:  # what was raised got lost inside SQLite; `database.source.watched`
-            raise InterruptedRunError(came[0]) from None
+        if received:  # the exception was lost inside SQLite
+            raise InterruptedRunError(received[0]) from None
         raise
     finally:
         for number, handler in before.items():
-            if handler is not None:  # of another language than Python's, which stays lost
+            if handler is not None:  # a handler that is not Python's cannot be restored
                 signal.signal(number, handler)
 
 
-def too_late() -> None:
-    """Let no signal end this run any more: what was asked for is done, and is to be told."""
-    if not _waiting.is_part:
-        _waiting.is_late = True
-        _waiting.signal_number = None
+def mark_completed() -> None:
+    """Ignore signals from here on: the operation has completed, and is to be reported."""
+    if not _state.is_step:
+        _state.is_complete = True
+        _state.signal_number = None
 
 
 @contextlib.contextmanager
-def only_a_part() -> Iterator[None]:
-    """Let it never be too late in the block: when it is done, what was asked for is not."""
-    before, _waiting.is_part = _waiting.is_part, True
+def incomplete_step() -> Iterator[None]:
+    """Keep `mark_completed` without effect in the block: it is a step of a longer operation."""
+    before, _state.is_step = _state.is_step, True
     try:
         yield
     finally:
-        _waiting.is_part = before
+        _state.is_step = before
 
 
-def arrived(number: int) -> None:
-    """Let a signal end what runs, now or when the block that makes it wait has ended.
+def deliver_signal(number: int) -> None:
+    """End the run, now or at the end of the block that defers signals.
 
     Raises:
-        InterruptedRunError: Now.
+        InterruptedRunError: If no block defers it.
     """
-    if _waiting.depth:
-        _waiting.signal_number = number
+    if _state.depth:
+        _state.signal_number = number
     else:
         raise InterruptedRunError(number)
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let signals wait until the block has ended, well or not.
+    """Defer signals to the end of the block.
 
     Raises:
-        InterruptedRunError: One came meanwhile.
+        InterruptedRunError: At the end, after a signal in the block.
     """
-    _waiting.depth += 1
+    _state.depth += 1
     try:
         yield
     finally:
-        _waiting.depth -= 1
-        if not _waiting.depth and _waiting.signal_number is not None:
-            number, _waiting.signal_number = _waiting.signal_number, None
+        _state.depth -= 1
+        if not _state.depth and _state.signal_number is not None:
+            number, _state.signal_number = _state.signal_number, None
             raise InterruptedRunError(number)
 
 
-def run_interruptibly(work: Coroutine[Any, Any, Answer]) -> Answer:
-    """Run a coroutine to its end, in a loop of its own.
+def run_interruptibly(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine in an event loop of its own, and return its result.
 
     Raises:
-        InterruptedRunError: A signal came; the coroutine was cancelled and has cleaned up.
+        InterruptedRunError: At a signal; the coroutine was cancelled and has cleaned up.
     """
     import asyncio
 
     if threading.current_thread() is not threading.main_thread():
-        return asyncio.run(work)  # only the main thread is told of signals
-    came: list[int] = []
+        return asyncio.run(work)  # only the main thread gets signals
+    received: list[int] = []
 
-    async def cancellable() -> Answer:
+    async def cancellable() -> Result:
         loop = asyncio.get_running_loop()
         task = asyncio.ensure_future(work)
 
         def stop(number: int) -> None:
-            came.append(number)
+            received.append(number)
             task.cancel()
 
         for number in before:
@@ -164,7 +164,7 @@ def run_interruptibly(work: Coroutine[Any, Any, Answer]) -> Answer:
             for number in before:
                 loop.remove_signal_handler(number)
 
-    # A run under nohup ignores SIGHUP on purpose.
+    # Under nohup, SIGHUP stays ignored.
     before = {
         number: handler
         for number in _SIGNALS
@@ -173,17 +173,17 @@ def run_interruptibly(work: Coroutine[Any, Any, Answer]) -> Answer:
     try:
         return asyncio.run(cancellable())
     except asyncio.CancelledError:
-        if not came:
+        if not received:
             raise
-        raise InterruptedRunError(came[0]) from None
+        raise InterruptedRunError(received[0]) from None
     finally:
         for number, handler in before.items():
-            with contextlib.suppress(TypeError):  # a handler that is not Python's stays lost
+            with contextlib.suppress(TypeError):  # a handler that is not Python's
                 signal.signal(number, handler)
 
 
 def _set(numbers: Sequence[int], handler: Any) -> None:
     for number in numbers:
-        # A run under nohup ignores SIGHUP on purpose.
+        # Under nohup, SIGHUP stays ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)

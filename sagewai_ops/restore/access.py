@@ -59,7 +59,7 @@ def count_access(documents: Mapping[str, bytes], database: Path | None) -> Acces
     """Count the valid sessions, API tokens and fleet rows.
 
     Args:
-        documents: From `read_together`.
+        documents: From `read_documents`.
         database: Not in use by any process.
     """
     now = datetime.now(timezone.utc)
@@ -89,7 +89,7 @@ def revoke_access(documents: Mapping[str, bytes], staged: Home) -> None:
     """End every session and revoke every API token of a staged home.
 
     Args:
-        documents: From `read_together` on it.
+        documents: From `read_documents` on it.
 
     Raises:
         DamagedError: The state file is not a JSON object.
@@ -110,7 +110,7 @@ def rebind_fleet(documents: Mapping[str, bytes], staged: Home, target: Home) -> 
     """Assign the fleet's rows to the organisation id of the target's path; return their number.
 
     Args:
-        documents: From `read_together` on the staged home.
+        documents: From `read_documents` on the staged home.
         target: The restored home.
     """
     return _execute(staged.database, _REBIND_FLEET, {"new": organisation_id(documents, target)})

@@ -20,7 +20,7 @@ from sagewai_ops.fs import atomic, locks
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.ownership import set_owner
 from sagewai_ops.home.paths import DATABASE, MASTER_KEY, Home, locate
-from sagewai_ops.home.state_files import read_together
+from sagewai_ops.home.state_files import read_documents
 from sagewai_ops.keys.candidates import Candidate, rejected_key
 from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.permissions.modes import directory_mode
@@ -94,7 +94,7 @@ def restore(
             reader, stage.content, target.root, options, member_paths, progress
         )
         staged = locate(stage.content, {})
-        documents = read_together(staged)
+        documents = read_documents(staged)
         choice = check_key(reader, documents, target, staged, options)
         if stage.paths is None:
             _set_root_attributes(stage.content, target.root, reader)
@@ -105,8 +105,8 @@ def restore(
         rebound = 0
         if options.rebind_fleet:
             # With --only, the administrator's id may be in a document that is not replaced.
-            rebound = rebind_fleet({**read_together(target), **documents}, staged, target)
-        access = count_access(read_together(staged), staged.database if database else None)
+            rebound = rebind_fleet({**read_documents(target), **documents}, staged, target)
+        access = count_access(read_documents(staged), staged.database if database else None)
         require_unused(target.root, target.root / DATABASE)
         swap.swap(stage)
         return RestoreReport(

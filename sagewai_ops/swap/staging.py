@@ -21,7 +21,7 @@ from sagewai_ops.fs import atomic, locks
 from sagewai_ops.fs import journal as fs_journal
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import OWN_PREFIX
-from sagewai_ops.process.signals import too_late, uninterrupted
+from sagewai_ops.process.signals import mark_completed, uninterrupted
 from sagewai_ops.swap import journal as swap_journal
 from sagewai_ops.swap.journal import Journal, Move, State
 from sagewai_ops.text import shell_word
@@ -150,7 +150,7 @@ def exchange(
         atomic.sync_directory(staging)
         try:
             swap_journal.complete(journal)
-            too_late()
+            mark_completed()
         except BaseException as error:
             _undo(journal, error)
             raise

@@ -30,7 +30,7 @@ from sagewai_ops.fs import journal as fs_journal
 from sagewai_ops.fs.journal import Recovery
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
 from sagewai_ops.home.paths import OWN_PREFIX, Home
-from sagewai_ops.process.signals import too_late
+from sagewai_ops.process.signals import mark_completed
 from sagewai_ops.swap import journal as swap_journal
 from sagewai_ops.swap.journal import Move
 from sagewai_ops.swap.mounts import can_swap_whole, refuse_mounts
@@ -163,7 +163,7 @@ def recover(home: Home, _environment: Mapping[str, str], _wait_seconds: float) -
     if not found:
         return Recovery()
     journal = swap_journal.read(found[0])
-    too_late()  # a signal waits: completed or rolled back, it takes moments
+    mark_completed()  # a signal waits: completed or rolled back, it takes moments
     recovery = Recovery(swap_journal.NAME, "completed")
     with translate_os_errors(target):
         try:

@@ -777,7 +777,7 @@ def test_a_held_home_is_not_backed_up_and_no_directory_is_made(tmp_path: Path) -
 
 def test_a_home_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     """A mistyped path is an error, not an empty backup."""
-    with pytest.raises(NotFoundError, match="does not exist"):
+    with pytest.raises(NotFoundError, match="not found"):
         _take(tmp_path / "nothing")
 
     assert list(tmp_path.iterdir()) == []

@@ -816,7 +816,7 @@ def test_a_snapshot_directory_that_is_none_is_refused(tmp_path: Path) -> None:
     refused = run("--home", built.root, "backup", "--to", "/proc/snapshots")
 
     assert below.code == 2
-    assert f"error: {tmp_path}/file: is not a directory" in below.err
+    assert f"error: {tmp_path}/file: not a directory" in below.err
     assert answer.code == 2
     assert f"{tmp_path}/file: not a directory" in answer.err
     assert refused.code in (10, 14)

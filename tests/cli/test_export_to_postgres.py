@@ -336,7 +336,7 @@ def test_without_a_home_nothing_is_asked_of_the_server(tmp_path: Path) -> None:
     answer = call("--home", tmp_path / "no", "export-to-postgres", "postgresql://127.0.0.1:1/x")
 
     assert answer.code == 10
-    assert "does not exist" in answer.err
+    assert "not found" in answer.err
 
 
 @pytest.mark.parametrize("way", ["url", "variable", "pgpass", "url-file", "own-variable"])

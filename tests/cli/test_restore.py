@@ -132,7 +132,7 @@ def test_file_above_the_target_is_2(home: Path, tmp_path: Path) -> None:
     answer = call("--home", home, "restore", "latest", "--to", tmp_path / "file/copy", "--json")
 
     _error(answer, 2, "usage")
-    assert answer.document["error"]["message"] == f"{tmp_path}/file: is not a directory"
+    assert answer.document["error"]["message"] == f"{tmp_path}/file: not a directory"
 
 
 def test_no_such_snapshot_is_10(home: Path) -> None:

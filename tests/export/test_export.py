@@ -336,7 +336,7 @@ def test_without_a_home_or_its_database_there_is_nothing_to_move(
     tmp_path: Path, postgres: Server
 ) -> None:
     """Each has its own words."""
-    with pytest.raises(NotFoundError, match="does not exist"):
+    with pytest.raises(NotFoundError, match="not found"):
         exported(locate(tmp_path / "no", {}), postgres, at_head(postgres))
     (tmp_path / "bare").mkdir()
     with pytest.raises(NotFoundError, match="has no database"):

@@ -1,4 +1,4 @@
-"""Writes that leave the old or the new, with their mode from the first moment."""
+"""Atomic writes, with their mode from the beginning."""
 
 import ctypes
 import errno
@@ -21,8 +21,8 @@ def _mode(path: Path) -> int:
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o777])
-def test_a_file_has_its_mode_whatever_the_umask(tmp_path: Path, mask: int) -> None:
-    """The umask neither opens nor closes it."""
+def test_mode_is_independent_of_the_umask(tmp_path: Path, mask: int) -> None:
+    """The umask neither adds nor removes bits."""
     before = os.umask(mask)
     try:
         atomic.replace(tmp_path / "private", b"x")
@@ -36,17 +36,17 @@ def test_a_file_has_its_mode_whatever_the_umask(tmp_path: Path, mask: int) -> No
     assert _mode(tmp_path / "directory") == _mode(tmp_path / "directory/below") == 0o700
 
 
-def test_a_file_is_private_while_it_is_written(tmp_path: Path) -> None:
-    """Nobody can open it in the moment before its mode is set."""
+def test_partial_file_is_private(tmp_path: Path) -> None:
+    """No other user can open it before its mode is set."""
     with atomic.write_stream(tmp_path / "file") as stream:
         stream.write(b"half")
-        (beside,) = tmp_path.iterdir()
-        assert _mode(beside) == 0o600
-        assert beside.name.startswith(".file.")
+        (partial,) = tmp_path.iterdir()
+        assert _mode(partial) == 0o600
+        assert partial.name.startswith(".file.")
 
 
-def test_a_failed_write_leaves_the_old_and_no_litter(tmp_path: Path) -> None:
-    """An error in the middle: the file is what it was, and alone."""
+def test_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path: Path) -> None:
+    """After an error the file is unchanged, and alone."""
     path = tmp_path / "file"
     path.write_bytes(b"old")
 
@@ -63,7 +63,7 @@ def test_a_failed_write_leaves_the_old_and_no_litter(tmp_path: Path) -> None:
 
 
 def test_a_replaced_file_is_another_file(tmp_path: Path) -> None:
-    """Whoever had it open keeps the old; a hard link keeps the old as well."""
+    """An open descriptor and a hard link keep the old content."""
     path = tmp_path / "file"
     path.write_bytes(b"old")
     (tmp_path / "link").hardlink_to(path)
@@ -77,8 +77,8 @@ def test_a_replaced_file_is_another_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
-def test_a_file_keeps_its_owner_or_its_name_is_not_touched() -> None:
-    """A group that the owner has left is given up; another's file is not made one's own."""
+def test_replaced_file_keeps_its_owner_or_is_not_replaced() -> None:
+    """A group that the owner has left is not kept; another user's file is not replaced."""
     with reachable_directory() as directory:
         for name, owner in (("own", NOBODY), ("roots", 0)):
             (directory / name).write_bytes(b"old")
@@ -114,7 +114,7 @@ def test_content_is_on_the_disk_before_the_name(
     sync, rename = os.fsync, os.rename
 
     def fsync(descriptor: int) -> None:
-        steps.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        steps.append("directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
         sync(descriptor)
 
     def renamed(source: Path, target: Path) -> None:
@@ -125,14 +125,14 @@ def test_content_is_on_the_disk_before_the_name(
     monkeypatch.setattr(os, "rename", renamed)
     atomic.replace(tmp_path / "file", b"x")
 
-    assert steps == ["file", "name", "folder"]
+    assert steps == ["file", "name", "directory"]
 
 
-def test_what_is_being_written_is_held_so_that_no_sweep_takes_it(tmp_path: Path) -> None:
-    """The file beside is locked until it has its name."""
+def test_partial_file_is_locked_against_sweeps(tmp_path: Path) -> None:
+    """Until it is renamed."""
     with atomic.write_stream(tmp_path / "file"):
-        (beside,) = tmp_path.iterdir()
-        with beside.open("rb") as other, pytest.raises(BlockingIOError):
+        (partial,) = tmp_path.iterdir()
+        with partial.open("rb") as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
@@ -148,10 +148,10 @@ def test_what_is_being_written_is_held_so_that_no_sweep_takes_it(tmp_path: Path)
         (errno.EIO, OpsError),
     ],
 )
-def test_what_the_system_refuses_is_named_with_its_exit_code(
+def test_system_error_has_its_file_and_exit_code(
     tmp_path: Path, number: int, error: type[OpsError]
 ) -> None:
-    """The file that the system named, or the one at hand where it named none."""
+    """The file of the error, or else that of the block."""
     with pytest.raises(error) as named, translate_os_errors(tmp_path):
         raise OSError(number, os.strerror(number), "/the/file")
     with pytest.raises(error) as nameless, translate_os_errors(tmp_path):
@@ -162,18 +162,18 @@ def test_what_the_system_refuses_is_named_with_its_exit_code(
     assert nameless.value.message == f"{tmp_path}: {os.strerror(number).lower()}"
 
 
-def test_a_directory_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
-    """Its mode is its owner's decision."""
-    (tmp_path / "folder").mkdir(mode=0o755)
-    (tmp_path / "folder").chmod(0o755)
+def test_existing_directory_is_not_changed(tmp_path: Path) -> None:
+    """Its mode stays."""
+    (tmp_path / "directory").mkdir(mode=0o755)
+    (tmp_path / "directory").chmod(0o755)
 
-    atomic.make_directory(tmp_path / "folder")
+    atomic.make_directory(tmp_path / "directory")
 
-    assert _mode(tmp_path / "folder") == 0o755
+    assert _mode(tmp_path / "directory") == 0o755
 
 
 def test_two_names_are_exchanged_in_one_step(tmp_path: Path) -> None:
-    """Both are there before and after; a missing one is an error and changes nothing."""
+    """Both exist before and after; a missing one is an error and changes nothing."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").write_text("file")
 
@@ -206,7 +206,7 @@ def test_system_without_the_exchange_is_reported(
 
 
 def test_a_tree_is_removed_without_following_its_links(tmp_path: Path) -> None:
-    """What a link leads to stays; what is gone already is no error."""
+    """The target of a link stays; a missing tree is no error."""
     keep = tmp_path / "keep"
     keep.mkdir()
     (keep / "file").touch()
@@ -224,7 +224,7 @@ def test_a_tree_is_removed_without_following_its_links(tmp_path: Path) -> None:
 
 
 def test_a_whole_tree_is_made_durable(tmp_path: Path) -> None:
-    """One call for many files; a path that is not there is an error."""
+    """One call for many files; a missing path is an error."""
     (tmp_path / "file").touch()
 
     atomic.sync_tree(tmp_path)

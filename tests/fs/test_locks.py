@@ -1,4 +1,4 @@
-"""One run at a time: the lock dies with its process, names its holder and leaves nothing."""
+"""Locks: they end with their process, name it in errors and leave no file."""
 
 import errno
 import fcntl
@@ -21,8 +21,8 @@ with locks.exclusive(pathlib.Path(sys.argv[1])):
 """
 
 
-def test_a_held_directory_is_refused_and_its_holder_named(tmp_path: Path) -> None:
-    """Machine, process, command and start are in the message; how to wait is in the hint."""
+def test_locked_directory_is_refused_with_its_process(tmp_path: Path) -> None:
+    """Machine, process, command and start are in the message, the option to wait in the hint."""
     with running(_HOLD, str(tmp_path)) as other:
         with pytest.raises(LockedError) as raised, locks.exclusive(tmp_path):
             pytest.fail("two runs at once")
@@ -35,8 +35,8 @@ def test_a_held_directory_is_refused_and_its_holder_named(tmp_path: Path) -> Non
         assert raised.value.exit_code == 11
 
 
-def test_a_lock_dies_with_its_process_and_leaves_nothing(tmp_path: Path) -> None:
-    """SIGKILL lets go at once; there is no file to remove."""
+def test_lock_ends_with_its_process_and_leaves_nothing(tmp_path: Path) -> None:
+    """SIGKILL releases it at once; there is no file to remove."""
     with running(_HOLD, str(tmp_path)) as other:
         other.kill()
 
@@ -44,8 +44,8 @@ def test_a_lock_dies_with_its_process_and_leaves_nothing(tmp_path: Path) -> None
         assert list(tmp_path.iterdir()) == []
 
 
-def test_who_waits_gets_it_when_the_holder_ends(tmp_path: Path) -> None:
-    """The wait ends with the holder, not with the time."""
+def test_waiting_run_gets_the_lock_when_the_other_ends(tmp_path: Path) -> None:
+    """The wait ends before its timeout."""
     with running(_HOLD, str(tmp_path)) as other:
         ending = threading.Timer(0.2, other.kill)
         ending.start()
@@ -66,11 +66,11 @@ def test_readers_share_and_writers_do_not(tmp_path: Path) -> None:
     ):
         pytest.fail("a writer among readers")
     with locks.exclusive(tmp_path), pytest.raises(LockedError), locks.shared(tmp_path):
-        pytest.fail("a reader beside a writer")
+        pytest.fail("a reader during a write")
 
 
-def test_a_directory_that_was_swapped_meanwhile_is_locked_anew(tmp_path: Path) -> None:
-    """Who waited for a home that a restore exchanged gets the one that stands there now."""
+def test_directory_that_was_replaced_during_the_wait_is_locked(tmp_path: Path) -> None:
+    """After a wait for a home that a restore exchanged, the new one is locked."""
     directory = tmp_path / "home"
     directory.mkdir()
     holding = locks.exclusive(directory)
@@ -86,13 +86,13 @@ def test_a_directory_that_was_swapped_meanwhile_is_locked_anew(tmp_path: Path) -
     with locks.exclusive(directory, wait_seconds=30):
         swapping.join()
         with pytest.raises(LockedError), locks.exclusive(directory):
-            pytest.fail("the directory that stands there is not held")
+            pytest.fail("the new directory is not locked")
         with locks.exclusive(tmp_path / "before"):
             pass
 
 
 def test_a_file_of_a_live_run_is_not_abandoned(tmp_path: Path) -> None:
-    """While it is open it is held; closed, it can go."""
+    """While it is open it is locked; then it can be removed."""
     path = tmp_path / "partial"
     with path.open("wb") as stream:
         locks.mark_alive(stream.fileno())
@@ -102,8 +102,8 @@ def test_a_file_of_a_live_run_is_not_abandoned(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["missing", "link", "socketless pipe"])
-def test_what_cannot_be_a_leftover_is_never_waited_for(tmp_path: Path, kind: str) -> None:
-    """A link is not followed, a pipe does not hold us, what is gone is gone."""
+def test_other_entries_do_not_block(tmp_path: Path, kind: str) -> None:
+    """A link is not followed, a pipe does not block, a missing entry is no leftover."""
     path = tmp_path / "name"
     if kind == "link":
         path.symlink_to("/etc/hostname")
@@ -113,20 +113,18 @@ def test_what_cannot_be_a_leftover_is_never_waited_for(tmp_path: Path, kind: str
     assert locks.is_abandoned(path) is (kind == "socketless pipe")
 
 
-def test_a_guard_is_waited_for_only_a_moment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A directory that somebody holds for another reason does not stop a backup into it."""
+def test_sweep_guard_waits_only_briefly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory that is locked for another reason does not stop a backup into it."""
     monkeypatch.setattr(locks, "_GUARD_SECONDS", 0.1)
 
     with locks.exclusive(tmp_path), locks.sweep_guard(tmp_path):
         pass
 
 
-def test_a_file_system_without_locks_is_said_for_a_home_and_passed_over_for_a_guard(
+def test_file_system_without_locks_is_an_error_for_a_home_but_not_for_a_guard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two runs on a home would be a danger; a half-made name is none where nothing is swept."""
+    """Two runs on a home are a danger; without locks nothing is swept."""
 
     def refuse(_descriptor: int, _operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
@@ -137,4 +135,4 @@ def test_a_file_system_without_locks_is_said_for_a_home_and_passed_over_for_a_gu
         pass
     assert not locks.is_abandoned(tmp_path)
     with pytest.raises(OpsError, match="no locks available"), locks.exclusive(tmp_path):
-        pytest.fail("no lock was held")
+        pytest.fail("no lock was taken")

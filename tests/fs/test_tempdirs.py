@@ -1,4 +1,4 @@
-"""The private directory of a moment's work."""
+"""Private temporary directories."""
 
 import os
 import stat
@@ -10,8 +10,8 @@ from sagewai_ops.errors import OpsError
 from sagewai_ops.fs.tempdirs import working_directory
 
 
-def test_it_is_private_and_gone_afterwards_however_the_block_ends(tmp_path: Path) -> None:
-    """Nobody else reads in it, whatever the umask; nothing stays."""
+def test_directory_is_private_and_removed_however_the_block_ends(tmp_path: Path) -> None:
+    """Other users cannot read it, whatever the umask; nothing remains."""
     modes = []
 
     def work() -> None:
@@ -30,8 +30,8 @@ def test_it_is_private_and_gone_afterwards_however_the_block_ends(tmp_path: Path
     assert (modes, list(tmp_path.iterdir())) == ([0o700], [])
 
 
-def test_what_a_dead_run_left_goes_and_what_a_living_one_holds_stays(tmp_path: Path) -> None:
-    """A directory whose lock nobody holds is a dead run's; other names are nobody's business."""
+def test_leftovers_of_dead_runs_are_removed_and_locked_ones_stay(tmp_path: Path) -> None:
+    """A directory without a lock belongs to a dead run; other names are not touched."""
     (tmp_path / ".w-dead0000").mkdir()
     (tmp_path / ".w-dead0000/copy").write_bytes(b"content")
     (tmp_path / "kept").mkdir()
@@ -43,7 +43,7 @@ def test_what_a_dead_run_left_goes_and_what_a_living_one_holds_stays(tmp_path: P
 
 
 def test_a_link_under_the_prefix_is_not_followed(tmp_path: Path) -> None:
-    """In a directory that everybody writes to, somebody may plant one."""
+    """In a shared directory another user can create one."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "file").write_bytes(b"content")
@@ -55,8 +55,8 @@ def test_a_link_under_the_prefix_is_not_followed(tmp_path: Path) -> None:
     assert (elsewhere / "file").read_bytes() == b"content"
 
 
-def test_where_nothing_can_be_made_the_error_names_the_place(tmp_path: Path) -> None:
-    """A file stands where the parent should be."""
+def test_error_names_the_path(tmp_path: Path) -> None:
+    """The parent is a file."""
     (tmp_path / "file").write_bytes(b"")
 
     with pytest.raises(OpsError, match="file"), working_directory(tmp_path / "file", ".w-"):

@@ -9,8 +9,8 @@ from sagewai_ops.errors import NotFoundError
 from sagewai_ops.home.paths import Kind, kind_of, layout_of, locate, require
 
 
-def test_home_is_the_option_s_then_the_variable_s_then_the_user_s(tmp_path: Path) -> None:
-    """The first that is named; an empty variable is none."""
+def test_home_is_that_of_the_option_or_the_variable_or_the_user(tmp_path: Path) -> None:
+    """In this order; an empty variable is ignored."""
     variables = {"HOME": str(tmp_path), "SAGEWAI_HOME": str(tmp_path / "named")}
 
     assert locate(tmp_path / "option", variables).root == tmp_path / "option"
@@ -19,7 +19,7 @@ def test_home_is_the_option_s_then_the_variable_s_then_the_user_s(tmp_path: Path
 
 
 def test_tilde_is_expanded_and_links_are_followed(tmp_path: Path) -> None:
-    """As Sagewai resolves it; the home need not be there."""
+    """As Sagewai resolves it; the home need not exist."""
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     variables = {"HOME": str(tmp_path), "SAGEWAI_HOME": "~/link/x"}
@@ -31,13 +31,13 @@ def test_tilde_is_expanded_and_links_are_followed(tmp_path: Path) -> None:
 def test_relative_home_is_of_the_current_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It means another home in another directory, as it does to Sagewai."""
+    """As for Sagewai."""
     monkeypatch.chdir(tmp_path)
 
     assert locate(None, {"SAGEWAI_HOME": "here"}).root == tmp_path / "here"
 
 
-def test_documents_stand_in_their_places(tmp_path: Path) -> None:
+def test_documents_have_their_paths(tmp_path: Path) -> None:
     """Without overrides, every path is below the root."""
     home = locate(tmp_path, {})
 
@@ -60,7 +60,7 @@ def test_documents_stand_in_their_places(tmp_path: Path) -> None:
     ],
 )
 def test_override_moves_one_path(tmp_path: Path, variable: str, field: str) -> None:
-    """It is listed only where it leads out of the home."""
+    """It is listed only if it leads out of the home."""
     outside = locate(tmp_path / "home", {variable: str(tmp_path / "x")})
     inside = locate(tmp_path / "home", {variable: str(tmp_path / "home/x")})
 
@@ -87,8 +87,8 @@ def test_url_of_a_file_moves_the_database(tmp_path: Path, url: str, path: str) -
     assert home.server_url_variable == ""
 
 
-def test_url_of_a_server_leaves_the_file_where_it_is(tmp_path: Path) -> None:
-    """Learnings stay in the home's own database; which variable it was is told, not the URL."""
+def test_url_of_a_server_does_not_move_the_file(tmp_path: Path) -> None:
+    """Learnings stay in the home's own database; the variable is reported, not the URL."""
     home = locate(tmp_path, {"DATABASE_URL": "postgresql://u:p@h/d"})
 
     assert home.database == tmp_path / "db/sagewai.db"
@@ -96,21 +96,21 @@ def test_url_of_a_server_leaves_the_file_where_it_is(tmp_path: Path) -> None:
     assert "p@h" not in repr(home)
 
 
-def test_first_of_the_two_urls_counts(tmp_path: Path) -> None:
-    """SAGEWAI_DATABASE_URL goes before DATABASE_URL; an empty one is none."""
+def test_first_of_the_two_urls_is_used(tmp_path: Path) -> None:
+    """SAGEWAI_DATABASE_URL before DATABASE_URL; an empty one is ignored."""
     both = {"SAGEWAI_DATABASE_URL": "sqlite:////a", "DATABASE_URL": "sqlite:////b"}
 
     assert locate(tmp_path, both).database == Path("/a")
     assert locate(tmp_path, {**both, "SAGEWAI_DATABASE_URL": ""}).database == Path("/b")
 
 
-def test_home_that_is_not_there_is_named(tmp_path: Path) -> None:
-    """Missing and not a directory are told apart."""
+def test_missing_home_is_refused(tmp_path: Path) -> None:
+    """Missing and not a directory are different messages."""
     (tmp_path / "file").touch()
 
-    with pytest.raises(NotFoundError, match="does not exist"):
+    with pytest.raises(NotFoundError, match="not found"):
         require(locate(tmp_path / "none", {}))
-    with pytest.raises(NotFoundError, match="is not a directory"):
+    with pytest.raises(NotFoundError, match="not a directory"):
         require(locate(tmp_path / "file", {}))
     require(locate(tmp_path, {}))
 
@@ -142,12 +142,12 @@ def test_home_that_is_not_there_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_kind_follows_from_the_path(path: str, kind: Kind) -> None:
-    """Only the same name in the same place is the same thing."""
+    """Only the same name in the same directory is of the same kind."""
     assert kind_of(path) is kind
 
 
-def test_layouts_are_told_apart(tmp_path: Path) -> None:
-    """Flat files at the root, the directories of today, both, or nothing."""
+def test_layouts_are_distinguished(tmp_path: Path) -> None:
+    """Flat files at the root, the current directories, both, or nothing."""
     assert layout_of(tmp_path) == "empty"
     (tmp_path / "master.key").symlink_to("nowhere")
     assert layout_of(tmp_path) == "flat"

@@ -1,4 +1,4 @@
-"""Reading the three documents together and understanding them, whatever shape they are in."""
+"""Reading and parsing the three documents, whatever their content."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sagewai_ops.home.state_files import (
     document_name,
     identity_of,
     parse_document,
-    read_together,
+    read_documents,
 )
 
 NOW = datetime(2026, 6, 1, 12, 0, tzinfo=timezone.utc)
@@ -51,7 +51,7 @@ def test_documents_are_read_by_their_path_in_the_home(built: BuiltHome) -> None:
     """The bytes are those of the files, and nothing in the home changes."""
     before = state_of(built.admin_state.parent)
 
-    found = read_together(locate(built.root, {}))
+    found = read_documents(locate(built.root, {}))
 
     assert found == {
         "config/admin-state.json": built.admin_state.read_bytes(),
@@ -62,29 +62,29 @@ def test_documents_are_read_by_their_path_in_the_home(built: BuiltHome) -> None:
 
 
 def test_flat_layout_is_read_at_the_root(tmp_path: Path) -> None:
-    """The older places are looked at too."""
+    """The older paths are read as well."""
     built = build_home(tmp_path / "home", layout="flat", artifacts=False)
 
-    assert sorted(read_together(locate(built.root, {}))) == sorted(DOCUMENT_NAMES)
+    assert sorted(read_documents(locate(built.root, {}))) == sorted(DOCUMENT_NAMES)
 
 
-def test_both_layouts_at_once_give_both_versions(root: Path) -> None:
-    """A half migrated home has documents that differ; each is carried and checked."""
+def test_both_layouts_together_have_both_versions(root: Path) -> None:
+    """A partially migrated home has different documents; each is backed up and checked."""
     (root / "connections.json").write_bytes(b'{"version": 2}')
 
-    found = read_together(locate(root, {}))
+    found = read_documents(locate(root, {}))
 
     assert found["connections.json"] == b'{"version": 2}'
     assert "config/connections.json" in found
 
 
 def test_document_outside_the_home_is_named_by_its_variable(root: Path, tmp_path: Path) -> None:
-    """An override takes the place of the home's own file."""
+    """An override replaces the home's own file."""
     elsewhere = tmp_path / "elsewhere.json"
     (root / "config/connections.json").rename(elsewhere)
     home = locate(root, {"SAGEWAI_CONNECTIONS_FILE": str(elsewhere)})
 
-    found = read_together(home)
+    found = read_documents(home)
 
     assert found["external/SAGEWAI_CONNECTIONS_FILE"] == elsewhere.read_bytes()
     assert document_name("external/SAGEWAI_CONNECTIONS_FILE") == CONNECTIONS_NAME
@@ -92,19 +92,19 @@ def test_document_outside_the_home_is_named_by_its_variable(root: Path, tmp_path
     assert document_name("secrets/profiles.json") == PROFILES_NAME
 
 
-def test_what_cannot_be_read_is_left_out(root: Path) -> None:
-    """A missing document, a directory and a pipe in its place are passed over, not waited for."""
+def test_unreadable_documents_are_omitted(root: Path) -> None:
+    """A missing document, a directory or a pipe of its name is omitted without a wait."""
     (root / "config/connections.json").unlink()
     (root / "config/admin-state.json").unlink()
     (root / "config/admin-state.json").mkdir()
     (root / "secrets/profiles.json").unlink()
     os.mkfifo(root / "secrets/profiles.json")
 
-    assert read_together(locate(root, {})) == {}
+    assert read_documents(locate(root, {})) == {}
 
 
 def test_lock_of_the_writers_is_waited_for(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a writer holds the lock, the documents are not read."""
+    """While a writer has the lock, the documents are not read."""
     monkeypatch.setattr(state_files, "_LOCK_WAIT_SECONDS", 30.0)
     order: list[str] = []
     lock = (root / "config/admin-state.json.lock").open("w")
@@ -116,37 +116,37 @@ def test_lock_of_the_writers_is_waited_for(root: Path, monkeypatch: pytest.Monke
     fcntl.flock(lock, fcntl.LOCK_EX)
     timer = threading.Timer(0.2, release)
     timer.start()
-    read_together(locate(root, {}))
+    read_documents(locate(root, {}))
     order.append("read")
     timer.join()
 
     assert order == ["released", "read"]
 
 
-def test_lock_that_is_never_given_up_does_not_stop_a_backup(
+def test_lock_that_is_never_released_does_not_stop_a_backup(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Most writers ignore the lock, so it is not worth more than a moment."""
+    """Most writers ignore the lock, so the wait is short."""
     monkeypatch.setattr(state_files, "_LOCK_WAIT_SECONDS", 0.1)
     began = time.monotonic()
 
     with (root / "config/admin-state.json.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        found = read_together(locate(root, {}))
+        found = read_documents(locate(root, {}))
 
     assert len(found) == 3
     assert time.monotonic() - began >= 0.1
 
 
 def test_file_system_without_locks_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some network file systems refuse flock; that is no reason not to read."""
+    """Some network file systems refuse flock; the documents are read without."""
 
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
 
-    assert len(read_together(locate(root, {}))) == 3
+    assert len(read_documents(locate(root, {}))) == 3
 
 
 def test_lock_file_is_not_created(root: Path) -> None:
@@ -154,16 +154,16 @@ def test_lock_file_is_not_created(root: Path) -> None:
     lock = root / "config/admin-state.json.lock"
     lock.unlink(missing_ok=True)
 
-    read_together(locate(root, {}))
+    read_documents(locate(root, {}))
 
     assert not lock.exists()
 
 
 def test_built_documents_are_counted_without_a_problem(built: BuiltHome) -> None:
-    """Sessions that are over and tokens that are revoked do not count."""
+    """Expired sessions and revoked tokens are not counted."""
     parsed = {
         document_name(member): parse_document(document_name(member), content, now=NOW)
-        for member, content in read_together(locate(built.root, {})).items()
+        for member, content in read_documents(locate(built.root, {})).items()
     }
 
     state = parsed[ADMIN_STATE_NAME]
@@ -186,7 +186,7 @@ def test_built_documents_are_counted_without_a_problem(built: BuiltHome) -> None
         "secrets": sum(len(profile["secrets"]) for profile in stored),
     }
     assert parsed[CONNECTIONS_NAME].counts["connections"] > 10
-    assert [one.problems for one in parsed.values()] == [(), (), ()]
+    assert [document.problems for document in parsed.values()] == [(), (), ()]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_built_documents_are_counted_without_a_problem(built: BuiltHome) -> None
     ],
 )
 def test_session_counts_until_it_expires(expires_at: object, sessions: int) -> None:
-    """The end is read in every form that fromisoformat of any Python knows; none is no end."""
+    """The expiry is parsed in every form that fromisoformat of any Python accepts."""
     state = {"active_tokens": [{"hash": "ab", "expires_at": expires_at}]}
 
     parsed = parse_document(ADMIN_STATE_NAME, json.dumps(state).encode(), now=NOW)
@@ -211,7 +211,7 @@ def test_session_counts_until_it_expires(expires_at: object, sessions: int) -> N
 
 
 def test_sessions_of_older_states_count() -> None:
-    """Plain strings, and the single token before them, open the door as well."""
+    """Plain strings, and the older single token, are valid as well."""
     state = {"active_tokens": ["raw-token", "", 5], "active_token": "older"}
 
     parsed = parse_document(ADMIN_STATE_NAME, json.dumps(state).encode())
@@ -236,8 +236,8 @@ def test_sessions_of_older_states_count() -> None:
         (ADMIN_STATE_NAME, b'{"schema_version": 4}', "schema_version 4 is ahead of 3"),
     ],
 )
-def test_what_is_wrong_is_said(name: str, content: bytes, problem: str) -> None:
-    """Each fault is one phrase."""
+def test_each_fault_is_one_phrase(name: str, content: bytes, problem: str) -> None:
+    """It begins with the name of the field."""
     parsed = parse_document(name, content)
 
     assert len(parsed.problems) == 1
@@ -245,8 +245,8 @@ def test_what_is_wrong_is_said(name: str, content: bytes, problem: str) -> None:
 
 
 @pytest.mark.parametrize("version", [0, 3, None, "3", True, 2.5])
-def test_state_that_sagewai_brings_up_to_date_is_no_problem(version: object) -> None:
-    """Only a version beyond ours is; what is no number is no version."""
+def test_state_that_sagewai_upgrades_is_no_problem(version: object) -> None:
+    """Only a newer version is; a value that is not a number is no version."""
     content = json.dumps({"schema_version": version}).encode()
 
     parsed = parse_document(ADMIN_STATE_NAME, content)
@@ -272,23 +272,23 @@ _JSON = st.recursive(
 
 @settings(max_examples=50)
 @given(name=st.sampled_from(DOCUMENT_NAMES), content=_JSON.map(json.dumps).map(str.encode))
-def test_any_json_is_understood_without_an_exception(name: str, content: bytes) -> None:
-    """Odd shapes give counts and problems."""
+def test_any_json_is_parsed_without_an_exception(name: str, content: bytes) -> None:
+    """Any structure results in counts and problems."""
     parsed = parse_document(name, content)
 
     assert all(count >= 0 for count in parsed.counts.values())
 
 
 @given(name=st.sampled_from(DOCUMENT_NAMES), content=st.binary())
-def test_any_bytes_are_understood_without_an_exception(name: str, content: bytes) -> None:
-    """So does what is no JSON at all."""
+def test_any_bytes_are_parsed_without_an_exception(name: str, content: bytes) -> None:
+    """So do bytes that are not JSON."""
     parsed = parse_document(name, content)
 
     assert parsed.problems or isinstance(parsed.content, dict)
 
 
 def test_content_is_not_shown(built: BuiltHome) -> None:
-    """A document in a log or a traceback gives nothing away."""
+    """A document in a log or a traceback shows no secret."""
     parsed = parse_document(ADMIN_STATE_NAME, built.admin_state.read_bytes())
 
     assert all(secret.value not in repr(parsed) for secret in built.secrets)
@@ -296,18 +296,20 @@ def test_content_is_not_shown(built: BuiltHome) -> None:
 
 
 def test_home_keeps_its_identity_when_it_moves(root: Path, built: BuiltHome) -> None:
-    """The set-up names the home; its place comes second."""
+    """The set-up identifies the home first, its path second."""
     here = identity_of(locate(built.root, {}), "host-a")
     there = identity_of(locate(root, {}), "host-b")
 
     assert here[0] == there[0]
     assert here[1] != there[1]
-    assert all(len(one) == 16 and int(one, 16) >= 0 for one in (*here, *there))
+    assert all(len(digits) == 16 and int(digits, 16) >= 0 for digits in (*here, *there))
 
 
 @pytest.mark.parametrize("content", [b"{", b"{}", b"[]", b'{"admin": 5}', b'{"admin": {"id": ""}}'])
-def test_home_without_an_administrator_is_known_by_its_place(root: Path, content: bytes) -> None:
-    """Path and machine have to do; another machine's home at the same path is another."""
+def test_home_without_an_administrator_is_identified_by_its_path(
+    root: Path, content: bytes
+) -> None:
+    """By path and machine; another machine's home at the same path is another."""
     (root / "config/admin-state.json").write_bytes(content)
     home = locate(root, {})
 

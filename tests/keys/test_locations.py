@@ -13,7 +13,7 @@ import pytest
 from home_builder import BuiltHome, build_home
 from sagewai_ops.database.sqlite.online_copy import copy_database
 from sagewai_ops.home.paths import locate
-from sagewai_ops.home.state_files import read_together
+from sagewai_ops.home.state_files import read_documents
 from sagewai_ops.keys.locations import Role, SealedValue, in_database, in_documents
 
 TOKEN = "fernet:gAAAAAabc_-="
@@ -37,7 +37,7 @@ def values_of(built: BuiltHome, tmp_path: Path) -> list[SealedValue]:
     copy = copy_database(built.database, tmp_path / "copy.db").path
     with closing(sqlite3.connect(f"file://{copy}?immutable=1", uri=True)) as connection:
         return [
-            *in_documents(read_together(locate(built.root, {}))),
+            *in_documents(read_documents(locate(built.root, {}))),
             *in_database(connection),
         ]
 

@@ -14,7 +14,7 @@ from cryptography.fernet import Fernet
 
 from sagewai_ops.database.sqlite.read_transaction import open_read_transaction
 from sagewai_ops.home.paths import locate
-from sagewai_ops.home.state_files import read_together
+from sagewai_ops.home.state_files import read_documents
 from sagewai_ops.keys.plaintext_secrets import (
     Habit,
     Plaintext,
@@ -259,7 +259,7 @@ def test_a_built_homes_secrets_are_found_where_they_were_planted(tmp_path: Path)
         if not one.place.startswith(elsewhere) and not one.where.endswith(unnamed)
     ]
 
-    found = [*plain_in_documents(read_together(locate(built.root, {})))]
+    found = [*plain_in_documents(read_documents(locate(built.root, {})))]
     with open_read_transaction(built.database) as pin:
         found += plain_in_database(pin.connection)
 

@@ -15,7 +15,7 @@ from home_builder.sealing import token as seal
 from sagewai_ops.database.sqlite.online_copy import copy_database
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.home.paths import locate
-from sagewai_ops.home.state_files import read_together
+from sagewai_ops.home.state_files import read_documents
 from sagewai_ops.keys import candidates
 from sagewai_ops.keys.candidates import Candidate, find_candidates, fingerprint
 from sagewai_ops.keys.locations import Role, SealedValue
@@ -75,7 +75,7 @@ def test_every_planted_value_opens_with_its_key(built: BuiltHome, frozen: Path) 
     home = locate(built.root, {})
     keys = tuple(candidate(key, f"key-{number}") for number, key in enumerate(built.master_keys))
 
-    report = try_keys(read_together(home), frozen, keys)
+    report = try_keys(read_documents(home), frozen, keys)
 
     directly = {
         fingerprint(key): sum(value.key == key for value in built.sealed)
@@ -95,7 +95,7 @@ def test_values_of_missing_keys_are_named(built: BuiltHome, frozen: Path) -> Non
     """With the home's own key alone, the others' values stay closed, their projects' too."""
     home = locate(built.root, {})
 
-    report = try_keys(read_together(home), frozen, find_candidates(home, {}))
+    report = try_keys(read_documents(home), frozen, find_candidates(home, {}))
 
     closed = {value.token for value in built.sealed if value.key_name in ("master-1", "master-2")}
     direct = [one for one in report.unopened if one.reason == NO_KEY]
@@ -245,7 +245,7 @@ def test_report_tells_no_secret(built: BuiltHome, frozen: Path) -> None:
         candidate(key, f"key-{number}") for number, key in enumerate(built.master_keys[:2])
     )
 
-    report = try_keys(read_together(home), frozen, keys)
+    report = try_keys(read_documents(home), frozen, keys)
     told = repr(report) + json.dumps(report.as_dict())
 
     for value in built.sealed:
@@ -276,7 +276,7 @@ def test_json_of_the_report_is_complete() -> None:
 
 def test_home_without_a_database_is_examined_by_its_documents(built: BuiltHome) -> None:
     """A restore of the configuration alone has none."""
-    documents = read_together(locate(built.root, {}))
+    documents = read_documents(locate(built.root, {}))
 
     report = try_keys(documents, None, ())
 

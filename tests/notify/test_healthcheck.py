@@ -1,4 +1,4 @@
-"""What is told to a watchdog, and everything that can go wrong with one."""
+"""Pings of a monitoring service, and their failures."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 import pytest
 
 from sagewai_ops.errors import UsageError
-from sagewai_ops.notify.healthcheck import Event, checked, ping, shown
+from sagewai_ops.notify.healthcheck import Event, check_url, describe_host, ping
 from watchdog import impostor, watchdog
 
-SHORT_SECONDS = 0.3  # how long a test waits for who never answers
+SHORT_SECONDS = 0.3  # for servers that never answer
 
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask the other side itself, whatever the developer's network needs."""
+    """Connect without the proxy of the developer's network."""
     monkeypatch.setenv("NO_PROXY", "*")
 
 
 def test_each_event_has_a_path() -> None:
-    """In front of a query, and without a second slash."""
+    """Before a query, and without a second slash."""
     with watchdog() as dog:
         for event in Event:
             assert ping(dog.url, event, "ü") == ""
@@ -39,8 +39,8 @@ def test_each_event_has_a_path() -> None:
     ]
 
 
-def test_the_end_of_a_long_body_is_told() -> None:
-    """What happened last says why."""
+def test_end_of_a_long_body_is_sent() -> None:
+    """The last lines have the reason."""
     with watchdog() as dog:
         ping(dog.url, Event.FAIL, "x" * 50_000 + "the end")
 
@@ -50,22 +50,22 @@ def test_the_end_of_a_long_body_is_told() -> None:
 
 
 @pytest.mark.parametrize("answer", [404, 500])
-def test_a_refusal_is_told_by_its_number(answer: int) -> None:
-    """The page that comes with it is nobody's business."""
+def test_refusal_is_reported_by_its_number(answer: int) -> None:
+    """Without the page that comes with it."""
     with watchdog(answer=answer) as dog:
         assert ping(dog.url, Event.SUCCESS) == f"answered {answer}"
 
 
-def test_nobody_there_is_told() -> None:
-    """A port where nothing listens."""
+def test_refused_connection_is_reported() -> None:
+    """A port without a server."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
 
     assert ping(f"http://127.0.0.1:{port}/x", Event.START) == "connection refused"
 
 
-def test_a_name_that_does_not_exist_is_told() -> None:
-    """The reserved one, RFC 6761; a resolver may be missing altogether."""
+def test_unknown_host_is_reported() -> None:
+    """The reserved one, RFC 6761; a machine may have no resolver."""
     assert ping("http://nothing.invalid/x", Event.START, timeout=SHORT_SECONDS) != ""
 
 
@@ -84,8 +84,8 @@ def _vanishing(connection: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("talk", [_silent, _rude, _vanishing])
-def test_what_is_no_watchdog_is_told(talk: Callable[[socket.socket], None]) -> None:
-    """It never answers, speaks something else, or hangs up."""
+def test_invalid_response_is_reported(talk: Callable[[socket.socket], None]) -> None:
+    """No answer, another protocol, or a closed connection."""
     with impostor(talk) as url:
         problem = ping(url, Event.START, timeout=SHORT_SECONDS)
 
@@ -93,8 +93,8 @@ def test_what_is_no_watchdog_is_told(talk: Callable[[socket.socket], None]) -> N
     assert "secret" not in problem
 
 
-def test_a_dripping_answer_ends_the_ping_all_the_same() -> None:
-    """The whole of it has the time that it has; this test would hang else."""
+def test_slow_response_ends_the_ping() -> None:
+    """The timeout is for the whole ping; otherwise this test would hang."""
     done = threading.Event()
 
     def drip(connection: socket.socket) -> None:
@@ -135,8 +135,8 @@ def _self_signed(path: Path) -> Path:
     return path
 
 
-def test_a_certificate_that_nobody_vouches_for_is_told(tmp_path: Path) -> None:
-    """It is not believed: anybody could stand there."""
+def test_untrusted_certificate_is_reported(tmp_path: Path) -> None:
+    """Nothing is sent: the server could be another."""
     with watchdog(certificate=_self_signed(tmp_path / "pem")) as dog:
         problem = ping(dog.url, Event.SUCCESS, "body")
 
@@ -144,7 +144,7 @@ def test_a_certificate_that_nobody_vouches_for_is_told(tmp_path: Path) -> None:
     assert dog.told == []
 
 
-def test_clear_text_on_a_tls_port_is_told() -> None:
+def test_plain_http_for_https_is_reported() -> None:
     """A wrong scheme is a likely mistake."""
     with watchdog() as dog:
         problem = ping(dog.url.replace("http:", "https:"), Event.START)
@@ -169,14 +169,14 @@ def test_clear_text_on_a_tls_port_is_told() -> None:
         "https://h/hünter2",
     ],
 )
-def test_what_is_no_url_is_refused_without_being_shown(url: str) -> None:
-    """It may be a secret in the wrong place."""
+def test_invalid_url_is_refused_without_being_shown(url: str) -> None:
+    """It can be a misplaced secret."""
     with pytest.raises(UsageError) as caught:
-        checked(url)
+        check_url(url)
 
     assert "nter2" not in caught.value.message + caught.value.hint
 
 
-def test_only_the_host_is_ever_shown() -> None:
-    """The path is what makes one a member."""
-    assert shown("https://hc-ping.com:444/secret?x=secret") == "ping of hc-ping.com"
+def test_only_the_host_is_shown() -> None:
+    """The path is a secret."""
+    assert describe_host("https://hc-ping.com:444/secret?x=secret") == "ping of hc-ping.com"

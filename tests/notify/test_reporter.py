@@ -1,4 +1,4 @@
-"""A run that is watched: pings, metrics, a log; none of them can fail it."""
+"""Reports of a run: pings, metrics, a log; none of them can make it fail."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LINE = re.compile(r'(\w+)\{command="((?:[^"\\]|\\.)*)",home="((?:[^"\\]|\\.)*)"
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask the other side itself, whatever the developer's network needs."""
+    """Connect without the proxy of the developer's network."""
     monkeypatch.setenv("NO_PROXY", "*")
 
 
@@ -54,7 +54,7 @@ def _samples(path: Path, command: str = "backup") -> dict[str, float]:
 
 
 def _logged(text: str) -> list[dict[str, str]]:
-    """Read a log, as a shell splits it."""
+    """Parse a log as a shell splits it."""
     words = [shlex.split(line)[2:] for line in text.splitlines()]
     return [dict(word.split("=", 1) for word in line) for line in words]
 
@@ -63,7 +63,7 @@ def _backup(home: Path, dog: Watchdog, *words: object) -> Answer:
     return call("--home", home, "backup", "--ping-url", dog.url, *words)
 
 
-def test_success_is_told_and_silent(home: Path) -> None:
+def test_success_is_reported_and_silent(home: Path) -> None:
     """Start, then the URL itself, with the line of the log as the body."""
     with watchdog() as dog:
         answer = _backup(home, dog)
@@ -75,20 +75,20 @@ def test_success_is_told_and_silent(home: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [[], ["--json"], ["--quiet"]])
-def test_failure_is_told_with_its_reason(tmp_path: Path, words: list[str]) -> None:
-    """The error, however it was printed, and the exit code."""
+def test_failure_is_reported_with_its_reason(tmp_path: Path, words: list[str]) -> None:
+    """The error, in any output format, and the exit code."""
     with watchdog() as dog:
-        answer = _backup(tmp_path / "none", dog, *words)
+        answer = _backup(tmp_path / "missing", dog, *words)
 
     assert answer.code == 10
     assert dog.paths == ["/secret-uuid/start", "/secret-uuid/fail"]
-    assert f"error: home {tmp_path}/none: does not exist" in dog.told[1][1]
+    assert f"error: home {tmp_path}/missing: not found" in dog.told[1][1]
     assert "exit=10" in dog.told[1][1]
 
 
-def test_findings_and_lacks_are_failures(home: Path) -> None:
-    """Who is far away must look: 3 and 4 are not 0."""
-    os.symlink("/nowhere", home / "data" / "away")
+def test_findings_and_omissions_are_failures(home: Path) -> None:
+    """Exit codes 3 and 4 are not 0."""
+    os.mkfifo(home / "data" / "pipe")
     (home / "secrets/master.key").chmod(0o644)
     with watchdog() as dog:
         assert _backup(home, dog).code == 3
@@ -96,11 +96,11 @@ def test_findings_and_lacks_are_failures(home: Path) -> None:
 
     assert found.code == 4
     assert dog.paths == ["/secret-uuid/start", "/secret-uuid/fail"] * 2
-    assert "away" in dog.told[1][1]
+    assert "pipe" in dog.told[1][1]
 
 
-def test_a_watchdog_that_is_ill_fails_nothing(home: Path) -> None:
-    """A warning for each ping, the backup stands, and the URL is not shown."""
+def test_failing_monitoring_service_is_a_warning(home: Path) -> None:
+    """A warning for each ping; the backup succeeds, and the URL is not shown."""
     with watchdog(answer=500) as dog:
         answer = _backup(home, dog)
 
@@ -128,7 +128,7 @@ def test_the_url_is_never_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_url_from_a_file(home: Path, tmp_path: Path) -> None:
-    """Its first line; with --ping-url as well it is not clear which is meant."""
+    """Its first line; --ping-url is refused with it."""
     file = tmp_path / "url"
     with watchdog() as dog:
         file.write_text(f"{dog.url}\nnot this\n")
@@ -136,12 +136,12 @@ def test_the_url_from_a_file(home: Path, tmp_path: Path) -> None:
         both = _backup(home, dog, "--ping-url-file", file)
 
     assert dog.paths == ["/secret-uuid/start", "/secret-uuid"]
-    assert (both.code, "both are given" in both.err) == (2, True)
+    assert (both.code, "not possible with --ping-url-file" in both.err) == (2, True)
 
 
 @pytest.mark.parametrize("content", [None, "", "hunter2\n", "https://h/hunter2 x"])
 def test_a_file_without_a_url_is_refused(home: Path, tmp_path: Path, content: str | None) -> None:
-    """Before anything is done: a watchdog that is never told barks at night."""
+    """Before anything is done: a wrong URL would cause an alarm at night."""
     if content is not None:
         (tmp_path / "url").write_text(content)
 
@@ -152,7 +152,7 @@ def test_a_file_without_a_url_is_refused(home: Path, tmp_path: Path, content: st
     assert not home.with_name("home.snapshots").exists()
 
 
-def test_the_url_has_no_place_in_the_configuration(home: Path, tmp_path: Path) -> None:
+def test_url_is_refused_in_the_configuration(home: Path, tmp_path: Path) -> None:
     """A configuration is shown, copied and committed."""
     file = tmp_path / "config.toml"
     file.write_text('[backup]\nping-url = "https://h/hunter2"\n')
@@ -167,7 +167,7 @@ def test_the_url_has_no_place_in_the_configuration(home: Path, tmp_path: Path) -
 
 
 def test_an_interrupted_run_is_a_failure(home: Path, tmp_path: Path) -> None:
-    """Exit 143, told as well; the run is held where it reads a passphrase from a pipe."""
+    """Exit 143 is reported; the run waits where it reads a passphrase from a pipe."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with watchdog() as dog:
@@ -183,8 +183,8 @@ def test_an_interrupted_run_is_a_failure(home: Path, tmp_path: Path) -> None:
     assert "interrupted by signal 15" in dog.told[1][1]
 
 
-def test_a_bug_is_told_as_well(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without its message, which might hold anything."""
+def test_bug_is_reported(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its message, which could contain anything."""
 
     def broken(*_words: object, **_options: object) -> None:
         raise RuntimeError("hunter2")
@@ -198,7 +198,7 @@ def test_a_bug_is_told_as_well(home: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "hunter2" not in dog.told[1][1]
 
 
-def test_metrics_say_what_the_result_says(home: Path, tmp_path: Path) -> None:
+def test_metrics_contain_the_numbers_of_the_result(home: Path, tmp_path: Path) -> None:
     """Sizes and counts as in --json, readable for the exporter's user."""
     file = tmp_path / "m.prom"
 
@@ -216,7 +216,7 @@ def test_metrics_say_what_the_result_says(home: Path, tmp_path: Path) -> None:
 
 
 def test_metrics_of_a_failure_keep_the_last_success(home: Path, tmp_path: Path) -> None:
-    """That is what an alarm asks for: how long ago."""
+    """An alarm needs its age."""
     file = tmp_path / "m.prom"
     call("--home", home, "backup", "--metrics-file", file)
     before = _samples(file)
@@ -236,19 +236,19 @@ def test_metrics_of_several_commands_and_homes_share_a_file(home: Path, tmp_path
     file = tmp_path / "m.prom"
     call("--home", home, "backup", "--metrics-file", file)
     call("--home", home, "verify-perms", "--metrics-file", file)
-    call("--home", tmp_path / "none", "backup", "--metrics-file", file)
+    call("--home", tmp_path / "missing", "backup", "--metrics-file", file)
 
     assert _samples(file, "verify-perms")["result_entries"] > 0
     assert file.read_text().count("sagewai_ops_last_run_exit_code{") == 3
     assert f'sagewai_ops_last_run_exit_code{{command="backup",home="{home}"}} 0' in file.read_text()
 
 
-def test_metrics_of_runs_at_once_are_all_there(tmp_path: Path) -> None:
-    """They take turns at the file."""
+def test_metrics_of_concurrent_runs_are_complete(tmp_path: Path) -> None:
+    """They lock the directory in turn."""
     file = tmp_path / "m.prom"
 
     def write(number: int) -> None:
-        prometheus.record(
+        prometheus.write_metrics(
             file, command=f"c{number}", home="/h", exit_code=0, seconds=1.0, figures={}, ended_at=1
         )
 
@@ -263,13 +263,13 @@ def test_metrics_of_runs_at_once_are_all_there(tmp_path: Path) -> None:
 
 @settings(max_examples=30)
 @given(home=st.text(max_size=20))
-def test_metrics_of_any_home_are_read_again(
+def test_metrics_of_any_home_can_be_parsed(
     home: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Quotes, backslashes and line ends in a name stay inside its label."""
+    """Quotes, backslashes and line breaks in a name stay inside its label."""
     file = tmp_path_factory.mktemp("metrics") / "m.prom"
     for exit_code in (0, 3):
-        prometheus.record(
+        prometheus.write_metrics(
             file,
             command="backup",
             home=home,
@@ -285,8 +285,8 @@ def test_metrics_of_any_home_are_read_again(
 
 
 @pytest.mark.parametrize("content", [b"node_load1 0.5\n", b"#!/bin/sh\nrm -rf /\n", b"x" * 2000000])
-def test_a_file_of_somebody_else_is_left_alone(home: Path, tmp_path: Path, content: bytes) -> None:
-    """A wrong path must not cost a file; the backup stands."""
+def test_file_with_other_content_is_not_changed(home: Path, tmp_path: Path, content: bytes) -> None:
+    """A wrong path must not overwrite a file; the backup succeeds."""
     file = tmp_path / "m.prom"
     file.write_bytes(content)
 
@@ -297,8 +297,8 @@ def test_a_file_of_somebody_else_is_left_alone(home: Path, tmp_path: Path, conte
 
 
 @pytest.mark.parametrize("option", ["--metrics-file", "--log-file"])
-def test_what_cannot_be_written_is_a_warning(home: Path, option: str) -> None:
-    """A missing directory; the snapshot is there and the exit code 0."""
+def test_report_that_cannot_be_written_is_a_warning(home: Path, option: str) -> None:
+    """With a missing directory the snapshot is complete and the exit code 0."""
     answer = call("--home", home, "backup", option, "/nowhere/at/all")
 
     assert answer.code == 0
@@ -307,7 +307,7 @@ def test_what_cannot_be_written_is_a_warning(home: Path, option: str) -> None:
 
 
 def test_the_log_has_a_line_for_start_and_end(home: Path, tmp_path: Path) -> None:
-    """key=value, quoted where a shell would need it, added to what is there, private."""
+    """key=value, quoted where a shell needs it, appended, private."""
     log = tmp_path / "log"
     call("--home", home, "backup", "--log-file", log)
     odd = tmp_path / 'a "b\\ c=d\n'
@@ -320,14 +320,12 @@ def test_the_log_has_a_line_for_start_and_end(home: Path, tmp_path: Path) -> Non
     assert int(ended["archive_bytes"]) > 0
     assert failed["exit"] == "10"
     assert failed["home"] == f'{tmp_path}/a "b\\ c=d\\n'
-    assert failed["error"].endswith("does not exist")
+    assert failed["error"].endswith("not found")
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
 
 
-def test_half_a_line_of_a_run_that_was_killed_takes_no_other_along(
-    home: Path, tmp_path: Path
-) -> None:
-    """The next begins a line of its own."""
+def test_partial_line_of_a_killed_run_does_not_affect_others(home: Path, tmp_path: Path) -> None:
+    """The next run begins a new line."""
     log = tmp_path / "log"
     call("--home", home, "backup", "--log-file", log)
     whole = log.read_bytes()
@@ -340,15 +338,15 @@ def test_half_a_line_of_a_run_that_was_killed_takes_no_other_along(
     assert [line["event"] for line in _logged(lines[1:])] == ["start", "end"]
 
 
-def test_the_log_on_stderr_is_there_though_quiet(home: Path) -> None:
-    """It was asked for: journald keeps what stderr gets."""
+def test_log_on_stderr_is_printed_with_quiet(home: Path) -> None:
+    """It was requested: journald stores stderr."""
     answer = call("--home", home, "backup", "--log-file", "-", "--quiet")
 
     assert [line["event"] for line in _logged(answer.err)] == ["start", "end"]
 
 
-def test_unwatched_runs_never_load_what_watching_needs(home: Path) -> None:
-    """Nobody pays for who is not told."""
+def test_runs_without_reports_do_not_load_the_reporter(home: Path) -> None:
+    """It would cost start-up time."""
     code = (
         "import sys; from sagewai_ops.cli.main import run\n"
         f"run(['--home', {str(home)!r}, 'verify-perms'])\n"
@@ -360,8 +358,8 @@ def test_unwatched_runs_never_load_what_watching_needs(home: Path) -> None:
     assert done.returncode == 0
 
 
-def test_every_watched_command_says_so(home: Path, tmp_path: Path) -> None:
-    """Those that timers run: a start and an end for each."""
+def test_every_command_for_timers_is_logged(home: Path, tmp_path: Path) -> None:
+    """A start and an end for each."""
     log = tmp_path / "log"
     call("--home", home, "backup")
     for words in (["verify-perms"], ["keys", "check"], ["db", "check"], ["drill"],

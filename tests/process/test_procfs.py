@@ -1,19 +1,19 @@
-"""Other processes: what those that we start are given of our environment."""
+"""The environment of child processes."""
 
 import pytest
 
-from sagewai_ops.process.procfs import bare_environment
+from sagewai_ops.process.procfs import minimal_environment
 
 
-def test_what_we_start_is_given_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key, a password and a token stay with us; where programs and libraries are does not."""
+def test_child_processes_get_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables with keys and passwords are removed, those with paths are not."""
     for name in ("SAGEWAI_MASTER_KEY", "PGPASSWORD", "DATABASE_URL", "SAGEWAI_OPS_PING_URL"):
         monkeypatch.setenv(name, "planted")
     monkeypatch.setenv("PATH", "/bin")
     monkeypatch.setenv("LC_ALL", "C")
 
-    given = bare_environment()
+    environment = minimal_environment()
 
-    assert "planted" not in given.values()
-    assert given["PATH"] == "/bin"
-    assert given["LC_ALL"] == "C"
+    assert "planted" not in environment.values()
+    assert environment["PATH"] == "/bin"
+    assert environment["LC_ALL"] == "C"

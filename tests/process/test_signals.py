@@ -12,26 +12,32 @@ from pathlib import Path
 import pytest
 
 from sagewai_ops.errors import InterruptedRunError
-from sagewai_ops.process.signals import arrived, hold, signals_raise, too_late, uninterrupted
+from sagewai_ops.process.signals import (
+    defer_signals,
+    deliver_signal,
+    mark_completed,
+    raise_on_signals,
+    uninterrupted,
+)
 
 
 @pytest.fixture(autouse=True)
 def _handler() -> Iterator[None]:
-    before = signal.signal(signal.SIGUSR1, lambda number, _frame: arrived(number))
+    before = signal.signal(signal.SIGUSR1, lambda number, _frame: deliver_signal(number))
     yield
     signal.signal(signal.SIGUSR1, before)
 
 
-def test_a_signal_is_raised_where_it_comes() -> None:
-    """Nothing makes it wait."""
+def test_signal_is_raised_at_once() -> None:
+    """Outside of a block that defers it."""
     with pytest.raises(InterruptedRunError) as caught:
         signal.raise_signal(signal.SIGUSR1)
 
     assert caught.value.signal_number == signal.SIGUSR1
 
 
-def test_it_waits_for_the_outermost_block_and_comes_once() -> None:
-    """What is in the block is done to its end."""
+def test_deferred_signal_is_raised_once_at_the_end_of_the_outermost_block() -> None:
+    """The block completes."""
     done = []
 
     def work() -> None:
@@ -50,8 +56,8 @@ def test_it_waits_for_the_outermost_block_and_comes_once() -> None:
     assert done == ["inner", "outer", "again"]
 
 
-def test_it_comes_too_where_the_block_fails() -> None:
-    """The failure is told as its reason."""
+def test_deferred_signal_is_raised_after_a_failure() -> None:
+    """The failure is its context."""
 
     @uninterrupted()
     def work() -> None:
@@ -64,8 +70,8 @@ def test_it_comes_too_where_the_block_fails() -> None:
     assert isinstance(caught.value.__context__, ZeroDivisionError)
 
 
-def test_another_thread_makes_nobody_wait() -> None:
-    """Only the main thread is told of signals."""
+def test_block_in_another_thread_defers_nothing() -> None:
+    """Only the main thread gets signals."""
     inside, over = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -84,38 +90,38 @@ def test_another_thread_makes_nobody_wait() -> None:
         thread.join()
 
 
-def test_one_that_came_before_a_run_ends_it_where_it_begins() -> None:
-    """The program had not got so far as to say anything."""
-    hold()
+def test_signal_before_a_run_ends_it_at_its_beginning() -> None:
+    """Nothing was done."""
+    defer_signals()
     signal.raise_signal(signal.SIGTERM)
     second = signal.getsignal(signal.SIGTERM)
 
-    with pytest.raises(InterruptedRunError) as caught, signals_raise():
+    with pytest.raises(InterruptedRunError) as caught, raise_on_signals():
         pytest.fail("it began")
 
     assert caught.value.signal_number == signal.SIGTERM
     assert second is signal.SIG_DFL
 
 
-def test_what_is_done_is_not_interrupted_any_more() -> None:
-    """The run ends well, and the next one hears of signals again."""
+def test_completed_operation_is_not_interrupted() -> None:
+    """The run succeeds, and the next one can be interrupted."""
     done = []
-    with signals_raise():
-        too_late()
+    with raise_on_signals():
+        mark_completed()
         signal.raise_signal(signal.SIGTERM)
-        done.append("told")
+        done.append("reported")
 
-    with pytest.raises(InterruptedRunError), signals_raise():
+    with pytest.raises(InterruptedRunError), raise_on_signals():
         signal.raise_signal(signal.SIGTERM)
 
-    assert done == ["told"]
+    assert done == ["reported"]
 
 
-def test_a_signal_that_is_ignored_stays_ignored() -> None:
+def test_ignored_signal_stays_ignored() -> None:
     """As SIGHUP under nohup."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    hold()
-    with signals_raise():
+    defer_signals()
+    with raise_on_signals():
         signal.raise_signal(signal.SIGHUP)
 
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -165,10 +171,10 @@ cli.main(words)
 
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("moment", ["starting", "telling", "leaving"])
-def test_the_program_says_what_became_of_it_whenever_a_signal_comes(
+def test_program_reports_its_result_whenever_a_signal_arrives(
     tmp_path: Path, moment: str, number: str
 ) -> None:
-    """Before the run nothing was done; after it everything, and it is told and the code is 0."""
+    """Before the run: interrupted, nothing done; after it: the result, and exit code 0."""
     home = tmp_path / "home"
 
     words = (moment, "--home", os.fspath(home), "init", "--json")

@@ -90,7 +90,7 @@ class Proof:
             os.environ |= {"TMPDIR": str(world.temporary), "HOME": str(world.directory)}
             os.environ |= variables or {}
             os.umask(0o022)
-            signals.hold()  # as `cli.main` does
+            signals.defer_signals()  # as `cli.main` does
             with self._planted(), self._within():
                 return main.run([str(word) for word in ("--home", world.home, *words)])
 

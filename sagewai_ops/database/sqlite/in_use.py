@@ -25,7 +25,7 @@ from sagewai_ops.database.sqlite.read_transaction import (
     sidecar,
 )
 from sagewai_ops.errors import TargetBusyError
-from sagewai_ops.process.procfs import Process, bare_environment, describe, look_up
+from sagewai_ops.process.procfs import Process, describe, minimal_environment, read_process
 from sagewai_ops.text import shell_word
 
 _PROC = Path("/proc")
@@ -69,7 +69,7 @@ def find_users(*databases: Path, include_self: bool = False) -> tuple[Process, .
             pids |= {*_lock_owners(set(identities)), *_openers(identities), *_blockers(database)}
     if not include_self:
         pids.discard(os.getpid())
-    return tuple(look_up(pid) for pid in sorted(pids))
+    return tuple(read_process(pid) for pid in sorted(pids))
 
 
 def require_unused(root: Path, *databases: Path, sessions: Iterable[str] = ()) -> None:
@@ -159,7 +159,7 @@ def _blockers(resolved: Path) -> Iterator[int]:
             capture_output=True,
             timeout=_PROBE_SECONDS,
             check=True,
-            env=bare_environment(),
+            env=minimal_environment(),
         )
     except (OSError, subprocess.SubprocessError):
         return

@@ -31,7 +31,7 @@ from sagewai_ops.errors import (
     OpsError,
     PermissionDeniedError,
 )
-from sagewai_ops.process.malloc import blank_blocks
+from sagewai_ops.process.malloc import zeroed_allocations
 from sagewai_ops.text import shell_word
 
 Answer = TypeVar("Answer")
@@ -334,7 +334,7 @@ def _begin(resolved: Path) -> sqlite3.Connection:
     try:
         # Reading the cookie starts the transaction without parsing a schema that this SQLite may
         # not understand.
-        with blank_blocks():
+        with zeroed_allocations():
             connection.execute("BEGIN")
             connection.execute("PRAGMA schema_version").fetchone()
     except BaseException:

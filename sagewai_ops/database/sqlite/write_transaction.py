@@ -19,7 +19,7 @@ from sagewai_ops.database.sqlite.read_transaction import (
     translate_errors,
 )
 from sagewai_ops.errors import LockedError
-from sagewai_ops.process.malloc import blank_blocks
+from sagewai_ops.process.malloc import zeroed_allocations
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def open_write_transaction(path: Path, wait_seconds: float) -> Iterator[sqlite3.
         with closing(
             sqlite3.connect(uri, uri=True, timeout=SLICE_SECONDS, isolation_level=None)
         ) as connection:
-            with blank_blocks():
+            with zeroed_allocations():
                 connection.execute("PRAGMA foreign_keys = OFF")
                 _begin(connection, path, wait_seconds, deadline)
             reader.close()  # so that the last close checkpoints the -wal, as Sagewai's does

@@ -23,7 +23,7 @@ from sagewai_ops.export.mapping.findings import Finding
 from sagewai_ops.export.mapping.plan import Plan, PlannedTable, as_job
 from sagewai_ops.export.pipeline import worker
 from sagewai_ops.export.pipeline.deferred_indexes import DeferredIndexes
-from sagewai_ops.process.procfs import bare_environment
+from sagewai_ops.process.procfs import minimal_environment
 from sagewai_ops.progress import Progress
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ async def _start_worker(copy: Path) -> AsyncIterator[Worker]:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=AHEAD_BYTES,
-        env=bare_environment(),
+        env=minimal_environment(),
     )
     _enlarge_pipes(process)
     try:
