@@ -15,7 +15,7 @@ from sagewai_ops.restore.restore import RestoreReport, restore
 
 
 def restored(tmp_path: Path, options: RestoreOptions) -> tuple[RestoreReport, Path]:
-    """Back a built home up and restore it beside."""
+    """Back up a built home and restore it to another directory."""
     build_home(tmp_path / "home", artifacts=False)
     home = locate(tmp_path / "home", {})
     report = create_snapshot(home, tmp_path / "snapshots", BackupOptions())

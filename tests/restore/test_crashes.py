@@ -46,8 +46,8 @@ class World:
     Attributes:
         before: What the home holds before the command; None if it is not there.
         after: What it holds after it.
-        keeps: Whether the command keeps what was there.
-        again: Whether the command can be given again and gives the same.
+        keeps: Whether the command keeps the previous home.
+        again: Whether the command can be repeated with the same result.
     """
 
     directory: Path
@@ -69,7 +69,7 @@ class World:
 
 
 def tree_of(home: Path) -> Tree | None:
-    """Give a home's content without what this program keeps in it; None if it is not there.
+    """Return a home's content without the files of this program; None if it does not exist.
 
     The time of a directory is left out: it is that of the last change in it.
     """
@@ -146,12 +146,12 @@ def entries(directory: Path) -> World:
 
 
 def undone(directory: Path) -> World:
-    """Take a restore back."""
+    """Undo a restore."""
     return _undoing(whole(directory))
 
 
 def only_undone(directory: Path) -> World:
-    """Take a restore of parts back."""
+    """Undo a restore of parts."""
     return _undoing(only(directory))
 
 
@@ -167,11 +167,11 @@ def _restoring(directory: Path, wanted: RestoreOptions, *, keeps: bool) -> World
         return restore(archive, target, wanted)
 
     before = tree_of(directory / "home")
-    after = _what_it_gives(directory, wanted)
+    after = _expected_tree(directory, wanted)
     return World(directory, run, before, after, keeps)
 
 
-def _what_it_gives(directory: Path, wanted: RestoreOptions) -> Tree | None:
+def _expected_tree(directory: Path, wanted: RestoreOptions) -> Tree | None:
     """Restore a copy of the home once, undisturbed."""
     key = (wanted.only, (directory / "home/config").exists())
     if key in _GIVEN:
@@ -200,7 +200,7 @@ def _undoing(world: World) -> World:
 
 @contextlib.contextmanager
 def in_entries() -> Iterator[None]:
-    """Let no home be exchanged as a whole, as if each were a mount point."""
+    """Replace entries only, as if each home were a mount point."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(swap, "can_swap_whole", lambda _target: False)
         yield
@@ -208,7 +208,7 @@ def in_entries() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_exchange() -> Iterator[None]:
-    """Take away the system call that exchanges two names."""
+    """Simulate a file system without the exchange of two names."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(atomic, "exchange", lambda _first, _second: False)
         yield
@@ -268,7 +268,7 @@ def check_settled(world: World) -> None:
 
 
 def check_kept(world: World) -> None:
-    """See that what was there comes back by one undo, and that a second one is its inverse."""
+    """Check that an undo restores the previous home, and that a second one reverts the first."""
     target = locate(world.home, {})
     for expected in (world.before, world.after):
         undo_restore(target)
@@ -277,7 +277,7 @@ def check_kept(world: World) -> None:
 
 
 def check_again(world: World) -> None:
-    """Give the command again where that makes sense, and see that it does what it is for."""
+    """Repeat the command where that is possible, and check its result."""
     if world.again or world.tree == world.before:
         world.run()
     assert world.tree == world.after
@@ -341,7 +341,7 @@ def test_disk_that_goes_read_only_at_any_step_is_recovered_from(
     make: Callable[[Path], World],
     setting: Callable[[], contextlib.AbstractContextManager[None]],
 ) -> None:
-    """Even what was done cannot be taken back any more; mended, `--recover` ends it."""
+    """Even the rollback fails; once the cause is fixed, `--recover` completes it."""
 
     def attempt(number: int) -> bool:
         with setting(), world_of(make) as world:
@@ -367,7 +367,7 @@ def test_recovery_can_be_killed_at_any_step_too(
     """A `--recover` that is killed anywhere leaves what the next one ends."""
 
     def interrupted(number: int, step: int) -> bool:
-        """Kill the command, then its recovery; tell whether both were killed."""
+        """Kill the command, then its recovery; return whether both were killed."""
         with setting(), world_of(make) as world:
             killed_at(number, world.run)
             assert is_pending(world.home)

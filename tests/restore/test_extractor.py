@@ -38,7 +38,7 @@ def _entry(path: str, kind: EntryType = EntryType.FILE, **changes: object) -> En
 
 
 def test_members_come_out_with_their_times(tmp_path: Path) -> None:
-    """Files, directories and links alike, and the counts say how many."""
+    """Files, directories and links are written and counted."""
     archive = write(tmp_path / "a.tar.zst", MEMBERS)
 
     done = _extract(archive, tmp_path / "out")
@@ -50,7 +50,7 @@ def test_members_come_out_with_their_times(tmp_path: Path) -> None:
 
 
 def test_directory_that_is_missing_in_between_is_made_private(tmp_path: Path) -> None:
-    """Only the file is wanted; the directory above it lets nobody in."""
+    """Only the file is requested; the directory above it is private."""
     before = os.umask(0)
     try:
         _extract(write(tmp_path / "a.tar.zst", MEMBERS), tmp_path / "out", only="config/admin")
@@ -62,7 +62,7 @@ def test_directory_that_is_missing_in_between_is_made_private(tmp_path: Path) ->
 
 
 def test_newer_reading_of_a_file_counts(tmp_path: Path) -> None:
-    """A file that changed while it was read stands twice; the second is the one."""
+    """A file that changed during the backup is archived twice; the second copy counts."""
     superseded = _entry("note", EntryType.SUPERSEDED)
     archive = tmp_path / "a.tar.zst"
     import hashlib
@@ -140,7 +140,7 @@ def test_modes_are_those_of_the_rules(tmp_path: Path, path: str, mode: int, expe
 
 
 def test_link_in_the_place_of_a_directory_is_not_followed(tmp_path: Path) -> None:
-    """Even one that stands in the staging already, which no archive could have put there."""
+    """Not even one in the staging directory, which no archive can create."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (tmp_path / "out").mkdir()
@@ -177,7 +177,7 @@ def test_time_that_no_system_has_is_damage(
 
 @pytest.mark.parametrize("path", [".sagewai-ops-staging", ".sagewai-ops-x/y"])
 def test_names_of_our_own_are_refused(tmp_path: Path, path: str) -> None:
-    """Nobody plants a mark or a journal by an archive."""
+    """No archive can create a mark or a journal."""
     directory = path.partition("/")[0]
     members = [(_entry(path), b"x")]
     if directory != path:

@@ -61,7 +61,7 @@ OTHER_KEY = b"MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """Give a directory in memory: what these tests make durable is much."""
+    """Return a directory in memory: these tests sync often."""
     with memory_directory() as directory:
         yield directory
 
@@ -125,7 +125,7 @@ def test_home_that_sagewai_wrote_is_replaced_by_itself(tmp_path: Path, name: str
     ids=lambda recipe: "-".join(recipe),
 )
 def test_built_home_comes_back(tmp_path: Path, recipe: dict[str, object]) -> None:
-    """Whatever a home holds, what a snapshot carries of it comes back."""
+    """All that a snapshot contains of a home is restored."""
     built = small(tmp_path / "home", **recipe)
 
     bring_back(snapshot_of(built.root), tmp_path / "there", key_home=built.root)
@@ -149,7 +149,7 @@ def test_holes_and_empty_directories_come_back(tmp_path: Path) -> None:
 
 
 def test_open_modes_of_an_archive_do_not_come_back(tmp_path: Path) -> None:
-    """A hostile mode lets nobody in: secrets are private, and no set-user-id bit survives."""
+    """A hostile mode has no effect: secrets are private, and no set-user-id bit survives."""
     secrets = Entry("secrets", EntryType.DIRECTORY, 0o777, MOMENT_NS)
     profiles = Entry("secrets/profiles.json", EntryType.FILE, 0o666, MOMENT_NS)
     data = Entry("data", EntryType.DIRECTORY, 0o3777, MOMENT_NS)
@@ -190,7 +190,7 @@ def test_home_that_a_process_has_open_is_left_alone(tmp_path: Path) -> None:
     assert leftovers_beside(root) == []
 
 
-def test_process_that_comes_while_the_archive_is_extracted_is_met_at_the_gate(
+def test_process_that_starts_during_the_extraction_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who has the database open is asked again right before names change."""
@@ -224,7 +224,7 @@ def test_directory_that_is_not_empty_needs_replace(tmp_path: Path) -> None:
 
 
 def test_file_in_the_target_s_place_is_refused(tmp_path: Path) -> None:
-    """A home is a directory; a file there is nobody's to put aside."""
+    """A home is a directory; a file at its path is not replaced."""
     (tmp_path / "there").write_text("mine")
 
     with pytest.raises(TargetBusyError, match="not a directory"):
@@ -425,7 +425,7 @@ def test_archive_damaged_anywhere_is_refused(tmp_path: Path) -> None:
 
 
 def test_archive_cut_anywhere_is_refused(tmp_path: Path) -> None:
-    """An archive without its end is none."""
+    """A truncated archive is damaged."""
     whole = small_archive(tmp_path / "a.tar.zst").read_bytes()
     for length in range(0, len(whole), 37):
         (tmp_path / "b.tar.zst").write_bytes(whole[:length])
@@ -570,7 +570,7 @@ def test_hostile_archive_is_refused(tmp_path: Path, members: list[tuple[Entry, b
 
 
 @pytest.mark.parametrize(
-    "lie",
+    "facts",
     [
         b'"home": 7,',
         b'"home": {"mode": "rwx", "uid": -5, "gid": 99999999999, "mtime_ns": 1e99},',
@@ -584,12 +584,12 @@ def test_hostile_archive_is_refused(tmp_path: Path, members: list[tuple[Entry, b
         b'"keys": {"unopened": [4, {"place": []}]}, "database": {"tables": 5},',
     ],
 )
-def test_manifest_whose_facts_have_no_right_shape_is_damage(tmp_path: Path, lie: bytes) -> None:
-    """What it tells besides the members is refused too, not stumbled over later."""
+def test_manifest_with_facts_of_the_wrong_type_is_damaged(tmp_path: Path, facts: bytes) -> None:
+    """Its facts are checked like its members, before they are used."""
     archive = forge(
         tmp_path / "a.tar.zst",
         [(DIRECTORY, b""), (STATE, b"{}")],
-        manifest=lambda content: content.replace(b'\n "entries"', lie + b'\n "entries"', 1),
+        manifest=lambda content: content.replace(b'\n "entries"', facts + b'\n "entries"', 1),
     )
 
     with pytest.raises(DamagedError, match=r"manifest\.json: field"):
@@ -600,7 +600,7 @@ def test_manifest_whose_facts_have_no_right_shape_is_damage(tmp_path: Path, lie:
 
 @pytest.mark.parametrize("name", [b'"\\ud800xx"', b'"x\\u0000x"', b"17", b'"config/.."'])
 def test_name_that_is_none_is_damage(tmp_path: Path, name: bytes) -> None:
-    """JSON can spell names that no system has; they are refused, not stumbled over."""
+    """JSON can contain names that are invalid on any system; they are refused."""
     archive = forge(
         tmp_path / "a.tar.zst",
         [_file("NAMED")],
@@ -645,7 +645,7 @@ def test_disk_that_is_too_small_is_left_empty(
         assert os.listdir(disk) == []
 
 
-@pytest.mark.skipif(not IS_ROOT, reason="only root gives files away")
+@pytest.mark.skipif(not IS_ROOT, reason="only root changes owners")
 @pytest.mark.parametrize("layout", ["canonical", "flat"])
 def test_owner_comes_back_for_root(tmp_path: Path, layout: str) -> None:
     """Files belong to whom they belonged to, also what a restore itself writes or makes."""
@@ -667,9 +667,9 @@ def test_owner_comes_back_for_root(tmp_path: Path, layout: str) -> None:
         assert owners == {(NOBODY, NOBODY)}
 
 
-@pytest.mark.skipif(not IS_ROOT, reason="the archive must hold files of somebody else")
-def test_somebody_who_is_not_root_gets_files_of_his_own() -> None:
-    """Owners that he cannot give are not tried; directories that forbid writing come back too."""
+@pytest.mark.skipif(not IS_ROOT, reason="the archive must contain files of another user")
+def test_restore_without_root_creates_own_files() -> None:
+    """Owners are not changed, and read-only directories are restored, too."""
     with reachable_directory() as directory:
         root = small(directory / "home").root
         (root / "data/closed").mkdir(parents=True)
@@ -686,7 +686,7 @@ def test_somebody_who_is_not_root_gets_files_of_his_own() -> None:
 
             bring_back(archive, directory / "there", key_file=directory / "key")
 
-            # Looked at as nobody too: root would find nothing closed.
+            # Compared as user `nobody`, too: root can read everything.
             assert stat.S_IMODE((directory / "there/data/closed").stat().st_mode) == 0o555
 
         restored = [directory / "there", *(directory / "there").rglob("*")]
@@ -820,7 +820,7 @@ def test_only_the_database_takes_its_sidecars_away(
     assert (built.root / "db/own.txt").exists() == has_others
 
 
-def test_only_one_file_comes_with_the_directories_above_it(tmp_path: Path) -> None:
+def test_only_a_file_is_restored_with_the_directories_above_it(tmp_path: Path) -> None:
     """Directories that are missing come back with their modes and times."""
     root = small(tmp_path / "home").root
     (root / "data/a/b").mkdir(parents=True)
@@ -853,7 +853,7 @@ def test_part_that_is_not_in_the_snapshot_is_not_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["../other", "config/../..", "/", "."])
 def test_part_that_leads_out_of_the_home_is_refused(tmp_path: Path, part: str) -> None:
-    """What is beside the home is never moved, whatever is asked for with it."""
+    """Files next to the home are never moved, whatever the options."""
     root = small(tmp_path / "home").root
     (tmp_path / "other").write_text("mine")
 
@@ -872,7 +872,7 @@ def test_key_file_without_secrets_is_a_contradiction(tmp_path: Path) -> None:
 
 
 def test_only_secrets_keeps_the_key(tmp_path: Path) -> None:
-    """The directory of secrets is exchanged, and the key that the archive does not carry stays."""
+    """The directory of secrets is replaced, but the key that the archive lacks is kept."""
     built = small(tmp_path / "home")
     archive = snapshot_of(built.root)
     (built.root / "secrets/profiles.json").write_text("{}")
@@ -884,7 +884,7 @@ def test_only_secrets_keeps_the_key(tmp_path: Path) -> None:
 
 
 def test_plan_writes_nothing_and_is_what_the_restore_does(tmp_path: Path) -> None:
-    """A dry run says what will be said, and leaves every time as it is."""
+    """A dry run prints the same plan, and changes no time."""
     root = small(tmp_path / "home", journal="none").root
     archive = snapshot_of(root)
     before = everything_of(tmp_path)
@@ -897,7 +897,7 @@ def test_plan_writes_nothing_and_is_what_the_restore_does(tmp_path: Path) -> Non
 
 
 def test_sessions_and_tokens_that_become_valid_are_counted(tmp_path: Path) -> None:
-    """Whoever restores learns who may come in again."""
+    """The report counts the access that becomes valid again."""
     root = small(tmp_path / "home").root
 
     report = bring_back(snapshot_of(root), tmp_path / "there", key_home=root)
@@ -940,7 +940,7 @@ def test_document_from_outside_comes_to_its_place_in_the_home(tmp_path: Path) ->
     assert any("SAGEWAI_CONNECTIONS_FILE is set" in warning for warning in report.warnings)
 
 
-def test_document_from_outside_is_kept_aside_where_the_home_had_one_too(tmp_path: Path) -> None:
+def test_external_document_is_restored_to_external_if_its_path_is_occupied(tmp_path: Path) -> None:
     """Neither of the two is lost, and the one aside is private whatever its mode was."""
     built = small(tmp_path / "home")
     outside = tmp_path / "connections.json"
@@ -960,7 +960,7 @@ def test_document_from_outside_is_kept_aside_where_the_home_had_one_too(tmp_path
     assert own.read_bytes() == built.connections.read_bytes()
 
 
-def test_two_restores_at_once_are_one_after_the_other(tmp_path: Path) -> None:
+def test_concurrent_restores_are_serialized(tmp_path: Path) -> None:
     """A home that another run holds is refused."""
     root = small(tmp_path / "home").root
     archive = snapshot_of(root)
@@ -972,7 +972,7 @@ def test_two_restores_at_once_are_one_after_the_other(tmp_path: Path) -> None:
 def test_home_that_comes_while_the_archive_is_extracted_is_not_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Something that was put in an empty place meanwhile stays, and is named."""
+    """An entry created in an empty target during the restore is kept, and named."""
     target = tmp_path / "there"
     count = count_access
 

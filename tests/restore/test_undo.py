@@ -43,7 +43,7 @@ def _restored(directory: Path) -> Path:
 
 
 def test_undo_brings_back_what_was_there(directory: Path) -> None:
-    """It says what came back and where the other went."""
+    """It returns the restored directory and where the replaced home is kept."""
     home = _restored(directory)
     (kept,) = swap.kept_before(home)
 

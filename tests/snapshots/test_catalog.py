@@ -21,7 +21,7 @@ def _archive(directory: Path, identifier: str, *, sealed: bool = False, **card: 
     return path
 
 
-def test_an_id_is_the_moment_in_utc_and_chance() -> None:
+def test_an_id_is_the_utc_time_and_random_digits() -> None:
     """Names sort by time, whatever the zone of the machine, and two of a second differ."""
     moment = datetime(2026, 3, 1, 1, 30, tzinfo=timezone(timedelta(hours=2)))
 
@@ -57,7 +57,7 @@ def test_a_directory_that_is_not_there_has_no_snapshots(tmp_path: Path, name: st
 
 
 def test_the_sequence_orders_and_the_name_does_where_there_is_none(tmp_path: Path) -> None:
-    """A clock that went back does not reorder; one without a card stands by its time."""
+    """A clock that was set back reorders nothing; without metadata the time in the name counts."""
     _archive(tmp_path, "20260105T000000Z-000001", sequence=1)
     _archive(tmp_path, "20260103T000000Z-000002", sequence=2)
     _archive(tmp_path, "20260104T000000Z-000003")
@@ -69,7 +69,7 @@ def test_the_sequence_orders_and_the_name_does_where_there_is_none(tmp_path: Pat
     assert catalog.next_sequence(tmp_path) == 4
 
 
-def test_of_one_second_the_order_of_what_stays_is_the_same_when_one_goes(tmp_path: Path) -> None:
+def test_order_within_a_second_is_stable_when_a_snapshot_is_removed(tmp_path: Path) -> None:
     """Two that are numbered against the order of their ids, and one whose backup was killed."""
     _archive(tmp_path, "20260101T000000Z-00000a", sequence=9)
     _archive(tmp_path, "20260101T000000Z-00000b")
@@ -118,7 +118,7 @@ def test_a_broken_card_is_no_card(tmp_path: Path, content: bytes) -> None:
     assert found.sequence == 0
 
 
-def test_a_card_of_odd_values_gives_only_what_can_be_used(tmp_path: Path) -> None:
+def test_invalid_values_of_a_card_are_ignored(tmp_path: Path) -> None:
     """A number where a text belongs is passed over, the rest counts."""
     path = _archive(tmp_path, "20260101T000000Z-000001")
     card = {
@@ -137,7 +137,7 @@ def test_a_card_of_odd_values_gives_only_what_can_be_used(tmp_path: Path) -> Non
 
 
 def test_an_archive_that_was_cut_is_noticed_by_its_size(tmp_path: Path) -> None:
-    """Where the card tells one; without a card nothing is known of it."""
+    """If the metadata file records a size; without it nothing is known."""
     _archive(tmp_path, "20260101T000000Z-000001", archive_bytes=7)
     _archive(tmp_path, "20260102T000000Z-000002", archive_bytes=8)
     _archive(tmp_path, "20260103T000000Z-000003", archive_bytes="8")
@@ -152,7 +152,7 @@ def test_an_archive_that_was_cut_is_noticed_by_its_size(tmp_path: Path) -> None:
 
 
 def test_a_card_that_is_a_directory_is_no_card(tmp_path: Path) -> None:
-    """Whatever stands in its place, the archive is listed."""
+    """Whatever is at its path, the archive is listed."""
     path = _archive(tmp_path, "20260101T000000Z-000001")
     cards.card_path(path).mkdir()
 
@@ -162,7 +162,7 @@ def test_a_card_that_is_a_directory_is_no_card(tmp_path: Path) -> None:
 def test_an_archive_that_goes_meanwhile_takes_no_other_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody prunes while the directory is listed."""
+    """Another run prunes while the directory is listed."""
     paths = [_archive(tmp_path, f"2026010{day}T000000Z-000001") for day in (1, 2, 3)]
     really = os.lstat
 
@@ -188,14 +188,14 @@ def test_a_snapshot_is_named_by_id_prefix_or_path(tmp_path: Path) -> None:
 
 
 def test_a_path_need_not_be_in_the_directory_nor_exist(tmp_path: Path) -> None:
-    """Whoever names a path gets it; opening it tells whether it is there."""
+    """A path is returned as it is; opening it finds out whether it exists."""
     named = tmp_path / "copy.tar.zst"
 
     assert catalog.find_snapshot(tmp_path / "other", str(named), ()) == named
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
-    """Nobody writes into it, and an archive is read from its end."""
+    """No process writes to it, and an archive is read from its end."""
     os.mkfifo(tmp_path / "pipe")
 
     for path in (f"{tmp_path}/pipe", "/dev/null"):
@@ -272,7 +272,7 @@ def test_an_amended_card_keeps_what_it_does_not_know(tmp_path: Path) -> None:
 def test_a_card_that_cannot_be_read_is_amended_from_the_archive(
     tmp_path: Path, content: bytes | None
 ) -> None:
-    """What the archive says of itself stands for it."""
+    """The facts of the archive replace it."""
     path = _archive(tmp_path, "20260101T000000Z-0a1b2c")
     if content:
         cards.card_path(path).write_bytes(content)
@@ -286,7 +286,7 @@ def test_a_card_that_cannot_be_read_is_amended_from_the_archive(
 
 
 def test_no_card_is_made_for_an_archive_that_is_gone(tmp_path: Path) -> None:
-    """Somebody pruned it meanwhile."""
+    """Another run has pruned it."""
     path = tmp_path / catalog.archive_name("20260101T000000Z-0a1b2c", is_encrypted=False)
 
     with pytest.raises(NotFoundError, match="removed by another run"):

@@ -1,4 +1,4 @@
-"""What differs between two snapshots, and cards that are written anew from archives."""
+"""The differences between two snapshots, and metadata files rebuilt from archives."""
 
 import json
 import os
@@ -126,7 +126,7 @@ def _copied(world: tuple[BuiltHome, Path, Path], directory: Path) -> list[Path]:
 
 
 def test_tags_are_listed_and_found_by(world: tuple[BuiltHome, Path, Path]) -> None:
-    """One of several is enough; they stand in the archive too."""
+    """One of several is enough; the archive has them, too."""
     built, first, second = world
     directory = first.parent
 
@@ -157,10 +157,10 @@ def _facts(card: Path) -> dict[str, Any]:
     return found
 
 
-def test_lost_and_broken_cards_are_written_anew(
+def test_lost_and_broken_cards_are_rebuilt(
     world: tuple[BuiltHome, Path, Path], tmp_path: Path
 ) -> None:
-    """Equal to what was there, but for the moment of the proof."""
+    """Equal to the previous ones, except for the time of the verification."""
     first, second = _copied(world, tmp_path)
     before = [_facts(cards.card_path(path)) for path in (first, second)]
     cards.card_path(first).unlink()
@@ -187,12 +187,12 @@ def test_a_rebuild_tells_how_far_it_is(
     total = sum(path.stat().st_size for path in paths)
     if not with_card:
         cards.card_path(paths[0]).unlink()
-    told: list[tuple[str, int, int]] = []
+    reported: list[tuple[str, int, int]] = []
 
-    rebuild_cards(tmp_path, None, progress=lambda *what: told.append(what))
+    rebuild_cards(tmp_path, None, progress=lambda *what: reported.append(what))
 
-    done = [count for _stage, count, _total in told]
-    assert {(stage, of) for stage, _count, of in told} == {("rebuild", total)}
+    done = [count for _stage, count, _total in reported]
+    assert {(stage, of) for stage, _count, of in reported} == {("rebuild", total)}
     assert done == sorted(done)
     assert (len(set(done)) > len(paths)) is not with_card
     assert done[-1] == total

@@ -15,7 +15,7 @@ def _places(*paths: str, external: object = None) -> tuple[MemberPaths, dict[str
     return places, {entry.path: places.path_of(entry) for entry in entries}
 
 
-def test_most_go_where_they_say() -> None:
+def test_most_members_keep_their_path() -> None:
     """A path in the archive is the path in the home; the header stays behind."""
     _, found = _places("snapshot.json", "config/admin-state.json", "externals", "data/external/x")
 
@@ -71,7 +71,7 @@ def test_document_whose_place_is_taken_stays_aside() -> None:
     ]
 
 
-def test_two_variables_for_one_place_do_not_meet_there() -> None:
+def test_two_variables_for_the_same_path_do_not_collide() -> None:
     """The first has it; the second stays aside."""
     first, second = "external/SAGEWAI_DATABASE_URL", "external/DATABASE_URL"
 

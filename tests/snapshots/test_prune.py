@@ -76,12 +76,12 @@ def places(directory: Path) -> dict[str, str]:
 
 
 def numbers(directory: Path) -> list[int]:
-    """Give the sequence numbers of the snapshots of a directory."""
+    """Return the sequence numbers of the snapshots of a directory."""
     return [item.sequence for item in catalog.list_snapshots(directory)]
 
 
 def test_what_goes_rests_in_the_trash_until_the_next_prune(home: Home, directory: Path) -> None:
-    """Archive and card, private; the next successful prune removes them for ever."""
+    """Archive and card, private; the next successful prune removes them permanently."""
     first = pruned(home, directory)
 
     assert [item.sequence for item in first.plan.removed] == [1, 2, 3]
@@ -225,10 +225,10 @@ def test_what_does_not_rest_there_does_not_come_back(home: Home, directory: Path
     assert first.path.read_bytes() == b"archive 1"
 
 
-def test_one_of_that_name_that_rests_already_is_not_overwritten(
+def test_snapshot_of_the_same_name_in_the_trash_is_not_overwritten(
     home: Home, directory: Path
 ) -> None:
-    """Somebody copied it back by hand."""
+    """It was copied back by hand."""
     pruned(home, directory)
     first = trash.list_trash(directory)[0]
     put(directory, home, 1)
@@ -303,7 +303,7 @@ def _act(home: Home, directory: Path) -> None:
 
 
 def _is_whole(directory: Path) -> None:
-    """Each archive is once, and after another run so is its card, beside it."""
+    """Each archive exists once, and after another run its metadata file is next to it."""
     known = {path.name: path for path in directory.rglob("sagewai-*.zst")}
     assert len(known) == len(list(directory.rglob("sagewai-*.zst")))
     assert {"archive 4", "archive 5"} <= set(places(directory))
@@ -314,7 +314,7 @@ def _is_whole(directory: Path) -> None:
     assert all(path.with_suffix("").exists() for path in cards)
 
 
-def test_a_kill_at_any_step_leaves_each_snapshot_in_one_place(home: Home, tmp_path: Path) -> None:
+def test_a_kill_at_any_step_leaves_each_snapshot_once(home: Home, tmp_path: Path) -> None:
     """In the directory or in the trash, with its card after the next run."""
 
     def attempt(number: int) -> bool:
@@ -333,7 +333,7 @@ def test_a_kill_at_any_step_leaves_each_snapshot_in_one_place(home: Home, tmp_pa
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
-def test_a_failure_at_any_step_leaves_each_snapshot_in_one_place(
+def test_a_failure_at_any_step_leaves_each_snapshot_once(
     home: Home, tmp_path: Path, code: int
 ) -> None:
     """It is reported, and the next run goes on."""

@@ -43,7 +43,7 @@ FOUR = ("2025-01-01 00:10:00", "2025-11-02 12:00:00", "2025-11-02 13:00:00", "20
 
 
 def made(sequence: int, moment: datetime, **card: Any) -> Snapshot:
-    """Make a snapshot as the catalog gives it."""
+    """Return a snapshot as the catalog does."""
     name = f"{moment:%Y%m%dT%H%M%SZ}-{sequence:06x}"
     facts = {**CARD, "sequence": sequence, **card}
     return Snapshot(name, Path(f"/b/sagewai-{name}.tar.zst"), moment, False, 1, facts)
@@ -58,7 +58,7 @@ def dated(*moments: str) -> list[Snapshot]:
 
 
 def numbers(plan: RetentionPlan) -> list[int]:
-    """Give the sequence numbers of what stays."""
+    """Return the sequence numbers of the kept snapshots."""
     return [decision.snapshot.sequence for decision in plan.decisions if decision.is_kept]
 
 
@@ -95,7 +95,7 @@ def test_the_rules_are_those_of_restic(
     assert numbers(plan_retention(dated(*moments), policy, OURS)) == kept
 
 
-# As `borg prune` (1.2.4) does it, and restic from 0.17 on says that it does.
+# As `borg prune` (1.2.4) does it, and restic since 0.17 by its documentation.
 @pytest.mark.parametrize(
     ("policy", "kept"),
     [
@@ -111,7 +111,7 @@ def test_the_oldest_stays_while_a_rule_is_not_filled(policy: Policy, kept: list[
 
 
 def test_each_reason_names_its_rule_and_period() -> None:
-    """In the order in which the rules are told, what is protected first."""
+    """In the order of the rules, the protected ones first."""
     plan = plan_retention(
         dated(*FOUR), Policy(1, {"daily": 1, "weekly": 2, "yearly": 3}, "1d"), OURS
     )
@@ -144,7 +144,7 @@ def test_an_empty_policy_is_refused(policy: Policy) -> None:
 
 @pytest.mark.parametrize("text", ["0d", "0y0h"])
 def test_a_span_of_no_time_is_refused(text: str) -> None:
-    """It would remove all but the newest; who means that says --keep-last 1."""
+    """It would remove all but the newest; --keep-last 1 does that."""
     with pytest.raises(UsageError, match="keeps nothing"):
         Policy(within=text)
 
@@ -173,7 +173,7 @@ def test_a_span_goes_by_the_calendar() -> None:
 
 
 def test_the_newest_the_newest_proved_and_the_newest_complete_stay() -> None:
-    """Whatever the rules say, even if the last nights all lacked something."""
+    """Regardless of the rules, even if the last snapshots are all incomplete."""
     start = datetime(2026, 1, 1, tzinfo=timezone.utc)
     facts: list[dict[str, Any]] = [
         {"complete": True},
@@ -199,7 +199,7 @@ def test_the_newest_the_newest_proved_and_the_newest_complete_stay() -> None:
     ]
 
 
-def test_what_was_cut_pushes_out_no_whole_one() -> None:
+def test_a_truncated_snapshot_displaces_no_complete_one() -> None:
     """Of newest, newest proved and newest complete, the newest of its card's size stays as well."""
     start = datetime(2026, 1, 1, tzinfo=timezone.utc)
     proved = {"proved_restorable_at": "2026-01-09T00:00:00Z"}
@@ -257,12 +257,13 @@ def test_what_the_home_left_elsewhere_is_its_own_when_it_says_so() -> None:
     assert numbers(plan_retention([*known, foreigner], Policy(last=1), moved)) == [4, 9]
 
 
-def test_a_card_from_before_machines_were_noted_is_told_by_its_path() -> None:
+def test_a_card_without_a_host_is_matched_by_its_path() -> None:
     """Its id and its path are all that is known."""
-    one = made(1, datetime(2026, 1, 1, tzinfo=timezone.utc))
-    bare = {name: value for name, value in one.card.items() if name != "host"}
+    known = made(1, datetime(2026, 1, 1, tzinfo=timezone.utc))
+    bare = {name: value for name, value in known.card.items() if name != "host"}
+    snapshot = Snapshot(known.id, known.path, known.created_at, False, 1, bare)
 
-    assert reason_not_owned(Snapshot(one.id, one.path, one.created_at, False, 1, bare), OURS) == ""
+    assert reason_not_owned(snapshot, OURS) == ""
 
 
 def test_a_clock_that_went_back_deletes_nothing() -> None:
@@ -326,9 +327,9 @@ def directories(draw: st.DrawFn) -> list[Snapshot]:
                 },
             )
         )
-        one = made(number, moment, **card)
+        item = made(number, moment, **card)
         is_blank = draw(st.integers(0, 9)) == 0
-        found.append(Snapshot(one.id, one.path, moment, False, 1, {}) if is_blank else one)
+        found.append(Snapshot(item.id, item.path, moment, False, 1, {}) if is_blank else item)
     return draw(st.permutations(found))
 
 
@@ -368,7 +369,7 @@ def test_asking_for_more_never_removes_more(
 def test_a_second_plan_removes_nothing(known: list[Snapshot], policy: Policy) -> None:
     """What stays, stays under the same rules."""
     kept = _kept(known, policy)
-    remaining = [one for one in known if one.id in kept]
+    remaining = [item for item in known if item.id in kept]
 
     assert _kept(remaining, policy) == kept
 
@@ -378,11 +379,11 @@ def test_a_second_plan_removes_nothing(known: list[Snapshot], policy: Policy) ->
 def test_what_is_protected_is_never_removed(known: list[Snapshot], policy: Policy) -> None:
     """The newest, the newest proved, and all that is not surely of this home."""
     kept = _kept(known, policy)
-    own = sorted((one for one in known if one.home_id == "us"), key=lambda one: one.sequence)
-    proved = [one for one in own if one.proved_at]
+    own = sorted((item for item in known if item.home_id == "us"), key=lambda item: item.sequence)
+    proved = [item for item in own if item.proved_at]
 
-    assert {one.id for one in known if one.home_id != "us"} <= kept
-    assert {one.id for one in (*own[-1:], *proved[-1:])} <= kept
+    assert {item.id for item in known if item.home_id != "us"} <= kept
+    assert {item.id for item in (*own[-1:], *proved[-1:])} <= kept
 
 
 @settings(max_examples=50)
