@@ -80,7 +80,7 @@ def test_the_difference_is_shown_in_lines(world: tuple[BuiltHome, Path, Path]) -
     assert "  ~ data/changes  content  7 B\n" in out
     assert "  rows workflow_runs  1 -> 0 (-1)\n" in out
     assert "  rows own  no table -> 2\n" in out
-    assert _diff(built, "latest", "latest").out.splitlines()[1:] == ["  the same"]
+    assert _diff(built, "latest", "latest").out.splitlines()[1:] == ["  no differences"]
 
 
 def test_level_key_and_place_that_differ_are_facts(
