@@ -29,8 +29,10 @@ from stored_values import NAMES, TYPES, anything, good
 Rows = list[tuple[Stored | None, ...]]
 
 
-def one_by_one(targets: list[Target], rows: Rows) -> tuple[bytes, list[tuple[int, int, str]]]:
-    """Encode rows as `values` would, and list what it refuses."""
+def encode_single_values(
+    targets: list[Target], rows: Rows
+) -> tuple[bytes, list[tuple[int, int, str]]]:
+    """Encode rows value by value, and list the refusals."""
     parts, refused = [], []
     for number, row in enumerate(rows):
         parts.append(struct.pack(">h", len(row)))
@@ -56,7 +58,7 @@ def test_columns_are_encoded_as_their_values_are(data: st.DataObject) -> None:
 
     encoded, refusals = encode_batch(wanted, list(zip(*rows, strict=True)))
 
-    expected, refused = one_by_one(wanted, rows)
+    expected, refused = encode_single_values(wanted, rows)
     assert sorted((each.row, each.column, each.kind) for each in refusals) == sorted(refused)
     if not refused:
         assert encoded == expected
@@ -73,7 +75,7 @@ def test_lengths_beyond_the_table_of_lengths_are_right(length: int, kind: Type) 
         encoded, refusals = encode_batch(targets, [column])
 
         assert not refusals
-        assert encoded == one_by_one(targets, [(value,) for value in column])[0]
+        assert encoded == encode_single_values(targets, [(value,) for value in column])[0]
 
 
 def test_documents_cannot_pretend_to_be_several() -> None:
@@ -101,7 +103,7 @@ def test_long_lists_are_not_remembered() -> None:
 )
 @given(st.lists(st.tuples(*(st.none() | good(kind) for kind in TYPES)), min_size=1, max_size=8))
 def test_what_is_sent_comes_back_the_same(in_database: InDatabase, rows: Rows) -> None:
-    """Every storage class into every type: PostgreSQL holds it, and spells the same value."""
+    """Every storage class into every type: PostgreSQL stores it, and returns the same value."""
     targets = [Target(kind, nullable=True) for kind in TYPES]
     columns = list(zip(*rows, strict=True))
     encoded, refusals = encode_batch(targets, columns)
@@ -118,7 +120,7 @@ def test_what_is_sent_comes_back_the_same(in_database: InDatabase, rows: Rows) -
 async def there_and_back(
     connection: asyncpg.Connection[asyncpg.Record], tuples: bytes
 ) -> list[bytes]:
-    """Copy tuples into a table with a column of each type, and read them as COPY spells them."""
+    """Copy tuples into a table with a column of each type, and read them as text."""
 
     async def once() -> AsyncIterator[bytes]:
         yield SIGNATURE + tuples + TRAILER

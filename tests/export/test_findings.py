@@ -49,12 +49,12 @@ def changed(original: Home, tmp_path: Path) -> Callable[..., Home]:
 
 
 def places(report: Report) -> list[tuple[str, str, str, int]]:
-    """Give the findings, in an order of their own."""
+    """Return the findings, sorted."""
     return sorted((each.table, each.column, each.kind, each.count) for each in report.findings)
 
 
 def audit_of(report: Report) -> dict[str, object]:
-    """Give what became of the audit events."""
+    """Return the results for audit events."""
     table: TableReport = next(each for each in report.tables if each.name == "audit_event")
     assert table.compared is not None
     assert table.compared.audit is not None
@@ -64,7 +64,7 @@ def audit_of(report: Report) -> dict[str, object]:
 def test_a_move_that_ends_at_a_value_names_all_that_a_plan_names(
     changed: Callable[..., Home], postgres: Server
 ) -> None:
-    """The first is met here, others would be met by the server: who mends one must know of all."""
+    """The first is met here, others would be met by the server: all of them are reported."""
     home = changed(
         "UPDATE workflow_runs SET steps_completed = 5000000000 WHERE rowid = 1",
         "UPDATE agent_runs SET output_text = 'a' || char(0) WHERE rowid = 1",
@@ -84,7 +84,7 @@ def test_a_move_that_ends_at_a_value_names_all_that_a_plan_names(
     assert counts_of(postgres, database) == {}
 
 
-def test_a_long_text_in_an_index_may_stand_beside_a_column_that_only_the_target_has(
+def test_a_long_text_in_an_index_is_checked_with_the_defaults_of_other_columns(
     changed: Callable[..., Home], postgres: Server
 ) -> None:
     """255 characters of four bytes fit; the server is asked, with its defaults in place."""
@@ -140,10 +140,10 @@ def test_a_check_that_many_values_break_names_all_rows(tmp_path: Path, postgres:
     assert (apart.committed, apart.refused) == (True, MANY)
 
 
-def test_what_only_the_server_can_tell_is_the_one_finding_more(
+def test_a_refusal_that_only_the_server_finds_is_a_finding(
     changed: Callable[..., Home], postgres: Server
 ) -> None:
-    """An index of somebody's own: refused with the key, and nothing made up about other tables."""
+    """An index of the user's own: refused with the key, and nothing made up about other tables."""
     home = changed(
         "UPDATE org SET slug = 'Same' WHERE rowid = 1",
         "UPDATE org SET slug = 'same' WHERE rowid = 2",
@@ -155,8 +155,8 @@ def test_what_only_the_server_can_tell_is_the_one_finding_more(
     apart = exported(home, postgres, database, policy="quarantine")
 
     assert places(apart) == [("org", "own", "server", 1), ("sessions", "summary", "nul", 1)]
-    (told,) = apart.open_findings
-    assert "(lower(slug))=(same)" in told.detail
+    (finding,) = apart.open_findings
+    assert "(lower(slug))=(same)" in finding.detail
     assert apart.exit_code == 4
     assert counts_of(postgres, database) == {}
 
@@ -183,7 +183,7 @@ def test_a_trigger_that_refuses_a_row_is_a_finding(
 def test_a_check_over_numbers_is_asked_about_numbers_alone(
     changed: Callable[..., Home], postgres: Server
 ) -> None:
-    """What is none is a finding of its own, and does not hide the others."""
+    """A value of another type is a finding of its own, and does not hide the others."""
     home = changed(
         "UPDATE cost_records SET tokens = 'much' WHERE rowid = 1",
         "UPDATE cost_records SET tokens = 2000000 WHERE rowid = 2",
@@ -234,7 +234,7 @@ def test_a_second_person_who_may_only_read_can_verify(
     assert all(table.compared is not None and table.compared.same for table in report.tables)
 
 
-def test_an_audit_event_that_a_repair_breaks_is_told(
+def test_an_audit_event_that_a_repair_breaks_is_a_finding(
     changed: Callable[..., Home], postgres: Server
 ) -> None:
     """It verified in the home, and it is the repair that it no longer does."""
@@ -255,7 +255,7 @@ def test_an_audit_event_that_a_repair_breaks_is_told(
     assert audit_of(again) == audit_of(report)
 
 
-def test_a_chain_that_lacks_an_event_is_told(
+def test_a_chain_that_lacks_an_event_is_noted(
     changed: Callable[..., Home], postgres: Server
 ) -> None:
     """The events that follow it still verify, each by itself."""
@@ -268,7 +268,7 @@ def test_a_chain_that_lacks_an_event_is_told(
 
 
 def test_events_are_verified_in_any_order(changed: Callable[..., Home], postgres: Server) -> None:
-    """A rewritten table is compared by its keys, and its chains are looked at all the same."""
+    """A rewritten table is compared by its keys, and its chains are verified."""
     home = changed()
     database = at_head(postgres)
     before = audit_of(exported(home, postgres, database))
@@ -283,7 +283,7 @@ def test_events_are_verified_in_any_order(changed: Callable[..., Home], postgres
 def test_an_event_whose_number_python_does_not_read_is_a_finding(
     changed: Callable[..., Home], postgres: Server
 ) -> None:
-    """To Python 1e5000 is infinite, and jsonb spells it with 5,001 digits."""
+    """To Python 1e5000 is infinite, and jsonb writes it with 5,001 digits."""
     home = changed("UPDATE audit_event SET metadata = '{\"n\": 1e5000}' WHERE id = 1", hashed=1)
 
     report = exported(home, postgres, at_head(postgres), purpose="plan")

@@ -169,8 +169,8 @@ def test_check_and_plan_agree_and_accepted_values_are_what_postgres_reads(
     assert postgres.rows(database, f"SELECT {found}") == [(True,)]
 
 
-def test_null_with_a_default_is_a_note_and_without_one_a_finding(tmp_path: Path) -> None:
-    """The export writes the default; where there is none it refuses the row."""
+def test_null_with_a_default_is_a_note_and_else_a_finding(tmp_path: Path) -> None:
+    """The export writes the default; without one it refuses the row."""
     found: list[tuple[str, str, bool]] = []
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         connection.execute("CREATE TABLE users (id TEXT, email TEXT, display_name TEXT)")

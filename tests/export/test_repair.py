@@ -1,4 +1,4 @@
-"""Repairs: what --on-invalid repair makes of a value, and where it gives up."""
+"""Repairs of values by --on-invalid repair, and the values without one."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ HOPELESS = [
 
 
 def stored(value: object) -> Stored:
-    """Give a value as the exporter's connections give it."""
+    """Return a value as the exporter's connections return it."""
     return bytearray(value) if isinstance(value, bytes) else value  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(("kind", "before", "after"), REPAIRED)
 def test_the_documented_repairs(kind: Type, before: object, after: object) -> None:
     """As docs/export.md promises them."""
-    mended = repair_value(Target(kind, nullable=False), stored(before), bound=False)
+    repaired = repair_value(Target(kind, nullable=False), stored(before), bound=False)
 
-    assert (mended.decode() if isinstance(mended, bytearray) else mended) == after
+    assert (repaired.decode() if isinstance(repaired, bytearray) else repaired) == after
 
 
 @pytest.mark.parametrize(("kind", "value"), HOPELESS)
-def test_where_a_repair_would_be_an_invention_there_is_none(kind: Type, value: object) -> None:
+def test_without_a_documented_repair_the_value_is_refused(kind: Type, value: object) -> None:
     """The finding stays open."""
     with pytest.raises(RefusedError):
         repair_value(Target(kind, nullable=True), stored(value), bound=False)
@@ -79,7 +79,7 @@ def test_keys_are_neither_cut_nor_changed(kind: Type, value: object) -> None:
 
 @pytest.mark.parametrize("value", [b"\x89PNG\xff", b"text in a blob"])
 def test_blobs_are_repaired_where_they_hold_text(value: bytes) -> None:
-    """Others have no spelling."""
+    """Others are not text."""
     target = Target(Type("text"), nullable=False)
 
     if value.isascii():
@@ -91,38 +91,38 @@ def test_blobs_are_repaired_where_they_hold_text(value: bytes) -> None:
 
 def test_seconds_since_1970_become_a_moment() -> None:
     """Numbers in a column of moments are read as Unix time."""
-    mended = repair_value(Target(Type("timestamptz"), nullable=False), 1_700_000_000, bound=False)
+    repaired = repair_value(Target(Type("timestamptz"), nullable=False), 1_700_000_000, bound=False)
 
-    assert mended == bytearray(b"2023-11-14 22:13:20.000000")
+    assert repaired == bytearray(b"2023-11-14 22:13:20.000000")
 
 
 @settings(max_examples=500, deadline=None)
 @given(st.sampled_from(TYPES), anything())
 def test_whatever_is_repaired_is_taken(kind: Type, value: Stored | None) -> None:
-    """A repair that is none does not pass as one."""
+    """The target accepts every repaired value."""
     target = Target(kind, nullable=False)
     if value is None:
         return
 
     try:
-        mended = repair_value(target, value, bound=False)
+        repaired = repair_value(target, value, bound=False)
     except RefusedError:
         return
 
-    encode_value(target, mended)
+    encode_value(target, repaired)
 
 
 @given(st.dictionaries(st.text(max_size=3), st.floats() | st.text(max_size=4), max_size=4))
-def test_all_that_python_writes_as_json_can_be_carried(document: dict[str, float | str]) -> None:
+def test_all_that_python_writes_as_json_has_a_repair(document: dict[str, float | str]) -> None:
     """NaN, halves of pairs and NUL included; what is good in a document stays as it is."""
     text = json.dumps(document)
 
-    mended = repair_value(
+    repaired = repair_value(
         Target(Type("jsonb"), nullable=False), bytearray(text.encode()), bound=False
     )
 
-    assert isinstance(mended, bytearray)
-    again = json.loads(mended)
+    assert isinstance(repaired, bytearray)
+    again = json.loads(repaired)
     for key, value in document.items():
         if (
             isinstance(value, float)

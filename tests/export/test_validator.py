@@ -86,7 +86,7 @@ VALUES = [name for name in FAULTS if FAULTS[name].kind not in ("check", "duplica
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_a_value_alone_stops_a_move_that_was_under_way(
+def test_a_single_value_stops_a_move_in_progress(
     tmp_path: Path, clean: Home, postgres: Server, refusing: str, name: str
 ) -> None:
     """Values are looked at while they are sent: the target is empty again afterwards."""
@@ -139,7 +139,7 @@ def test_faults_with_a_repair_are_repaired_and_logged(mendable: Home, postgres: 
     assert again.exit_code == 0
 
 
-def test_where_one_fault_has_no_repair_nothing_is_sent(spoiled: Home, postgres: Server) -> None:
+def test_nothing_is_sent_if_a_fault_has_no_repair(spoiled: Home, postgres: Server) -> None:
     """Those that stay open are the reason."""
     database = at_head(postgres)
 
@@ -154,7 +154,7 @@ def test_where_one_fault_has_no_repair_nothing_is_sent(spoiled: Home, postgres: 
 
 
 def test_faults_are_set_apart_whole(spoiled: Home, postgres: Server) -> None:
-    """The other rows arrive, the refused ones stand in a file with all their columns."""
+    """The other rows arrive, the refused ones are in a file with all their columns."""
     database = at_head(postgres)
 
     report = exported(spoiled, postgres, database, policy="quarantine")
@@ -301,7 +301,7 @@ def test_a_refused_parent_takes_its_children_along(tmp_path: Path, postgres: Ser
 def test_an_orphan_whose_repair_breaks_a_check_stays_a_finding(
     tmp_path: Path, postgres: Server
 ) -> None:
-    """A project's member without a project has no role: that is told, not sent."""
+    """A project's member without a project has no role: a finding, and nothing is sent."""
     home = home_with(
         tmp_path / "home",
         lambda connection: connection.execute(
@@ -368,10 +368,10 @@ def test_a_virtual_table_of_another_module_is_named(
     assert only_finding(report).table == name
 
 
-def test_an_audit_event_that_cannot_verify_is_told_before_and_counted_after(
+def test_an_audit_event_that_cannot_verify_is_a_finding_before_and_counted_after(
     tmp_path: Path, postgres: Server
 ) -> None:
-    """Jsonb spells 1e22 in another way, and the event's hash covers the spelling."""
+    """Jsonb writes 1e22 in another way, and the event's hash covers its text."""
     home = home_with(tmp_path / "home", break_audit_hash)
     database = at_head(postgres)
 

@@ -28,7 +28,7 @@ DOCUMENTS = st.recursive(
 
 
 def stored(text: str) -> bytearray:
-    """Give a text as the exporter's connections give it."""
+    """Return a text as the exporter's connections return it."""
     return bytearray(text.encode())
 
 
@@ -41,13 +41,13 @@ def kind_of(conversion: object, *arguments: object, **options: object) -> str:
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
 def test_text_comes_out_as_it_went_in(text: str) -> None:
-    """Every text without NUL is carried byte for byte."""
+    """Every text without NUL is unchanged."""
     assert convert_value.text(stored(text)).decode() == text
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
 def test_varchar_counts_characters_and_cuts_nothing(text: str) -> None:
-    """What fits is carried whole, what does not is refused whole."""
+    """A text that fits is unchanged, any other is refused."""
     limit = 5
 
     if len(text) <= limit:
@@ -74,7 +74,7 @@ def test_blobs_and_broken_texts_are_refused_by_their_kind() -> None:
 
 
 @given(DOCUMENTS)
-def test_documents_are_carried_as_they_are_written(document: object) -> None:
+def test_documents_are_unchanged(document: object) -> None:
     """Json keeps the text; jsonb has its version byte before it."""
     text = json.dumps(document)
     assume(all(abs(number) < 1e300 for number in _numbers(document)))
@@ -99,7 +99,7 @@ def test_documents_are_carried_as_they_are_written(document: object) -> None:
         ("[" * 100_000, "json-depth"),
     ],
 )
-def test_what_is_no_json_is_refused_for_both_types(document: str, kind: str) -> None:
+def test_other_texts_than_json_are_refused_for_both_types(document: str, kind: str) -> None:
     """Python writes NaN and Infinity, PostgreSQL reads neither."""
     assert kind_of(convert_value.json_text, stored(document)) == kind
     assert kind_of(convert_value.jsonb, stored(document)) == kind
@@ -122,8 +122,8 @@ def test_what_is_no_json_is_refused_for_both_types(document: str, kind: str) -> 
         ("1e99999999999999999999", "json-number"),
     ],
 )
-def test_what_only_jsonb_refuses_is_carried_as_json(document: str, kind: str) -> None:
-    """A column of type json keeps the text, whatever it says."""
+def test_json_accepts_what_only_jsonb_refuses(document: str, kind: str) -> None:
+    """A column of type json stores the text unchanged."""
     assert kind_of(convert_value.jsonb, stored(document)) == kind
     assert convert_value.json_text(stored(document)).decode() == document
 
@@ -142,8 +142,8 @@ def test_what_only_jsonb_refuses_is_carried_as_json(document: str, kind: str) ->
         ' {"a":1,"a":2} ',
     ],
 )
-def test_what_only_looks_like_trouble_is_carried(document: str) -> None:
-    """Pairs, escaped backslashes and numbers at the limit are good."""
+def test_pairs_escaped_backslashes_and_numbers_at_the_limit_are_accepted(document: str) -> None:
+    """They are unchanged in jsonb."""
     assert convert_value.jsonb(stored(document)) == b"\x01" + document.encode()
 
 
@@ -156,7 +156,7 @@ def test_lists_come_out_as_arrays_of_the_same_elements(elements: list[str]) -> N
     assert _read_array(field) == elements
 
 
-def test_a_list_that_is_null_is_no_list() -> None:
+def test_a_null_list_is_null_or_empty() -> None:
     """SQL NULL where the column allows it, else no elements."""
     assert convert_value.text_array(stored("null"), nullable=True) is None
     assert _read_array(convert_value.text_array(stored(" null "))) == []  # type: ignore[arg-type]
@@ -175,7 +175,7 @@ def test_a_list_that_is_null_is_no_list() -> None:
         ("nothing", "not-json"),
     ],
 )
-def test_lists_that_are_none_are_refused(document: str, kind: str) -> None:
+def test_other_documents_than_lists_are_refused(document: str, kind: str) -> None:
     """Elements are texts; nothing is turned into one."""
     assert kind_of(convert_value.text_array, stored(document)) == kind
 
@@ -189,10 +189,8 @@ def test_uuids_are_themselves_in_any_case(identifier: uuid.UUID) -> None:
 
 
 @given(st.lists(st.text(max_size=14), unique=True), st.from_regex(r"[0-9a-f]{12}", fullmatch=True))
-def test_other_ids_are_mapped_one_to_one_and_always_the_same(
-    identifiers: list[str], short: str
-) -> None:
-    """The same id gives the same UUID, another id another."""
+def test_other_ids_are_mapped_to_distinct_uuids(identifiers: list[str], short: str) -> None:
+    """The same id always maps to the same UUID, another id to another."""
     texts = [text for text in identifiers if text.isascii()]
 
     mapped = [convert_value.uuid_of(text) for text in texts]
@@ -203,7 +201,7 @@ def test_other_ids_are_mapped_one_to_one_and_always_the_same(
 
 
 @given(st.datetimes(), st.sampled_from([" ", "T"]))
-def test_moments_without_an_offset_are_utc(moment: datetime, separator: str) -> None:
+def test_timestamps_without_an_offset_are_utc(moment: datetime, separator: str) -> None:
     """Both of Sagewai's spellings and ISO's, to the microsecond."""
     for text in {moment.isoformat(separator), moment.isoformat(separator, "microseconds")}:
         field = convert_value.timestamp(stored(text))
@@ -216,8 +214,8 @@ def test_moments_without_an_offset_are_utc(moment: datetime, separator: str) -> 
     st.datetimes(datetime(2, 1, 1), datetime(9998, 1, 1)),  # noqa: DTZ001
     st.integers(-23 * 60, 23 * 60),
 )
-def test_moments_with_an_offset_are_that_instant(moment: datetime, minutes: int) -> None:
-    """As Python's own arithmetic has it, in every spelling of an offset."""
+def test_timestamps_with_an_offset_are_that_instant(moment: datetime, minutes: int) -> None:
+    """As Python's own arithmetic has it, in every form of an offset."""
     aware = moment.replace(tzinfo=timezone(timedelta(minutes=minutes)))
     expected = (aware - EPOCH) // timedelta(microseconds=1)
     sign = "-" if minutes < 0 else "+"
@@ -267,12 +265,12 @@ def test_24_00_and_second_60_roll_over_as_in_postgres() -> None:
         ("2026-01-01 08:30:00.1234567", "timestamp-precision"),
     ],
 )
-def test_what_is_no_moment_is_refused(text: str, kind: str) -> None:
+def test_other_texts_than_timestamps_are_refused(text: str, kind: str) -> None:
     """Nothing is rounded, and no day is invented."""
     assert kind_of(convert_value.timestamp, stored(text)) == kind
 
 
-def test_numbers_where_a_moment_should_be_are_refused() -> None:
+def test_numbers_are_not_timestamps() -> None:
     """They may be seconds of several epochs."""
     assert kind_of(convert_value.timestamp, 1_700_000_000) == "storage-class"
 
@@ -293,7 +291,7 @@ def test_falsehoods(falsehood: int | str) -> None:
 
 
 @pytest.mark.parametrize("neither", [2, -1, 0.0, 1.0, bytearray(b"o"), bytearray(b""), b"1"])
-def test_what_is_neither_true_nor_false_is_refused(neither: convert_value.Stored) -> None:
+def test_other_values_than_booleans_are_refused(neither: convert_value.Stored) -> None:
     """Nothing is guessed from a number or a word."""
     assert kind_of(convert_value.boolean, neither) == "not-a-boolean"
 
@@ -331,8 +329,8 @@ def test_integers_become_doubles_only_when_nothing_is_lost(number: int) -> None:
         assert kind_of(convert_value.double, number) == "out-of-range"
 
 
-def test_texts_are_no_numbers() -> None:
-    """A number's spelling in a real column is another class."""
+def test_texts_are_not_numbers() -> None:
+    """A number as text in a real column is of another class."""
     assert kind_of(convert_value.double, bytearray(b"1.5")) == "storage-class"
 
 

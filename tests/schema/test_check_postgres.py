@@ -1,4 +1,4 @@
-"""`db check` of a PostgreSQL database: where it stands, what drifted, what was left half done."""
+"""`db check` of a PostgreSQL database: its revision, its drift, incomplete indexes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def check(postgres: Server) -> Iterator[Check]:
 
 
 def test_database_at_head_has_no_findings(every_postgres: Server) -> None:
-    """What our chain leaves is what the facts say, on every server."""
+    """Our revisions leave the schema of the facts, on every server."""
     name = every_postgres.at(HEAD)
     url = database_url.parse(every_postgres.url(name))
     assert isinstance(url, database_url.PostgresUrl)
@@ -59,7 +59,7 @@ def test_database_at_head_has_no_findings(every_postgres: Server) -> None:
 
 
 def test_facts_are_the_references() -> None:
-    """The schema at head that the program carries is the catalog's."""
+    """The schema at head that the program includes is the catalog's."""
     catalog = schema_catalogs.postgres(HEAD)
 
     assert head()["functions"] == {
@@ -74,12 +74,12 @@ def test_facts_are_the_references() -> None:
     }
     for name, table in catalog["tables"].items():
         for column, facts in table["columns"].items():
-            spelled = facts["type"] + (" NOT NULL" if facts["not_null"] else "")
-            spelled += f" DEFAULT {facts['default']}" if "default" in facts else ""
-            assert head()["tables"][name]["columns"][column] == spelled
+            definition = facts["type"] + (" NOT NULL" if facts["not_null"] else "")
+            definition += f" DEFAULT {facts['default']}" if "default" in facts else ""
+            assert head()["tables"][name]["columns"][column] == definition
 
 
-def test_every_index_gives_its_columns() -> None:
+def test_every_index_has_its_columns() -> None:
     """Also one that only PostgreSQL has, one of an array, and one that counts downwards."""
     entries = index_entries()
 
@@ -88,7 +88,7 @@ def test_every_index_gives_its_columns() -> None:
     assert ("profile_id", "secret_key") in entries["sealed_revocations"]
     for table, facts in head()["tables"].items():
         assert {name for entry in entries[table] for name in entry} <= facts["columns"].keys()
-        kept = [one for one in facts["constraints"].values() if one.startswith(("PRIM", "UNIQ"))]
+        kept = [each for each in facts["constraints"].values() if each.startswith(("PRIM", "UNIQ"))]
         assert bool(entries[table]) == bool(kept or facts["indexes"])
 
 
@@ -126,9 +126,9 @@ def test_every_index_gives_its_columns() -> None:
          "cost_records.id: the next number of the sequence is 1, and row 7 exists"),
     ],
 )  # fmt: skip
-def test_difference_is_told(check: Check, statement: str, shown: str) -> None:
+def test_difference_is_found(check: Check, statement: str, shown: str) -> None:
     """Each kind of drift, with both sides."""
-    found = [one.shown for one in check(statement).findings]
+    found = [finding.shown for finding in check(statement).findings]
 
     assert any(line.startswith(shown) for line in found), found
 
@@ -173,12 +173,12 @@ def test_position_is_the_first_finding(
     """Off the head there is no other measure, so nothing else is compared."""
     findings = check(*statements, revision=revision).findings
 
-    assert [one.kind for one in findings] == ["level"]
+    assert [finding.kind for finding in findings] == ["level"]
     assert findings[0].reason.startswith(reason)
 
 
 def test_table_that_is_locked_is_given_up_in_time(postgres: Server) -> None:
-    """A change of the schema under way bounds the check, too."""
+    """A change of the schema that is in progress limits the check."""
     name = postgres.at(HEAD)
     url = database_url.parse(postgres.url(name))
     assert isinstance(url, database_url.PostgresUrl)

@@ -47,7 +47,7 @@ def _execute(path: Path, *statements: str) -> None:
 
 
 def _found(path: Path) -> list[tuple[str, str, int]]:
-    """Check, and give kind, place and count of each finding."""
+    """Return kind, place and count of each finding of a check."""
     return [
         (finding.kind, finding.place, finding.count) for finding in check_database(path).findings
     ]
@@ -272,7 +272,7 @@ def test_duplicates_that_only_postgres_refuses_are_found(home: Path) -> None:
     }
 
 
-def test_duplicates_are_looked_for_where_an_index_is_missing(home: Path) -> None:
+def test_duplicates_are_found_where_an_index_is_missing(home: Path) -> None:
     """Partial indexes count for their rows alone, and NULL equals nothing."""
     _execute(
         home,
@@ -322,7 +322,7 @@ def test_nulls_that_an_upgrade_leaves_are_notes(tmp_path: Path) -> None:
 
 
 def test_missing_parent_and_lost_reference_are_found(home: Path) -> None:
-    """A reference that the table does not declare is tried all the same."""
+    """A reference that the table does not declare is checked too."""
     _execute(
         home,
         "DROP TABLE saved_workflow_versions",
@@ -342,7 +342,7 @@ def test_missing_parent_and_lost_reference_are_found(home: Path) -> None:
 
 
 def test_users_own_tables_are_named_and_no_finding(home: Path) -> None:
-    """They stay in the file; another tool's version table is told."""
+    """They stay in the file; another tool's version table is a finding."""
     _execute(home, "CREATE TABLE mine (x)", "INSERT INTO mine VALUES (NULL), (x'00')")
 
     checked = check_database(home)
@@ -357,7 +357,7 @@ def test_users_own_tables_are_named_and_no_finding(home: Path) -> None:
 
 @pytest.mark.parametrize("state", ["ahead", "empty"])
 def test_level_that_is_not_ours_is_a_finding(tmp_path: Path, state: str) -> None:
-    """Ahead and empty are told apart."""
+    """Ahead and empty are different states."""
     path = tmp_path / "sagewai.db"
     create_database(path)
     if state == "ahead":
@@ -418,8 +418,8 @@ def test_table_of_another_program_is_read_for_what_it_has(home: Path) -> None:
     assert ("drift", "agent.id") in {(finding.kind, finding.place) for finding in checked.findings}
 
 
-def test_long_rows_are_read_one_by_one(home: Path) -> None:
-    """A row too long to be joined with others is judged like them, and clear ones stay clear."""
+def test_long_rows_are_read_alone(home: Path) -> None:
+    """A row too long to be joined with others is checked like them."""
     long = "x" * 40_000
     insert = "INSERT INTO sessions (session_id, agent_name, messages, memory_keys) VALUES"
     _execute(
@@ -457,7 +457,7 @@ def test_rows_far_apart_are_all_read(home: Path) -> None:
     ]
 
 
-def test_table_without_row_ids_is_told(home: Path) -> None:
+def test_table_without_row_ids_is_a_finding(home: Path) -> None:
     """Its values are not passed over in silence."""
     _execute(
         home,
@@ -509,7 +509,7 @@ def test_nothing_is_left_beside_the_database(home: Path) -> None:
 
 
 def test_interruption_ends_the_check_at_once(home: Path) -> None:
-    """What the progress callback raises comes out, and the thread beside it ends."""
+    """What the progress callback raises is raised, and the other thread ends."""
     _execute(
         home,
         "INSERT INTO org (id, name, slug, timezone, settings) VALUES ('o', 'O', 'o', 'UTC', '{}')",
@@ -544,6 +544,6 @@ def test_progress_counts_the_rows(home: Path, monkeypatch: pytest.MonkeyPatch) -
         (("x" * 100,), "x" * 60 + "..."),
     ],
 )
-def test_keys_are_shown_on_one_line(values: tuple[object, ...], text: str) -> None:
+def test_keys_fit_on_a_line(values: tuple[object, ...], text: str) -> None:
     """Control characters and broken bytes are escaped, long ones cut."""
     assert format_key(values) == text

@@ -56,10 +56,10 @@ def test_fresh_home_has_no_drift(fresh: sqlite3.Connection) -> None:
          "extra foreign key, found name references org (id)"),
     ],
 )  # fmt: skip
-def test_difference_is_told(
+def test_difference_is_found(
     fresh: sqlite3.Connection, table: str, old: str, new: str, shown: str
 ) -> None:
-    """Every part of a table's DDL is compared, and the line says both sides."""
+    """Every part of a table's DDL is compared, and the line has both sides."""
     definition = sqlite_head.tables()[table].statement
     assert old in definition
     fresh.execute(f"DROP TABLE {table}")
@@ -71,7 +71,7 @@ def test_difference_is_told(
     assert all(line.startswith(table) for line in found)
 
 
-def test_missing_and_different_indexes_are_told(fresh: sqlite3.Connection) -> None:
+def test_missing_and_different_indexes_are_found(fresh: sqlite3.Connection) -> None:
     """By name, and under the same name by columns, uniqueness and condition."""
     fresh.execute("DROP INDEX idx_workers_pool")
     fresh.execute("DROP INDEX ux_membership_org")
@@ -88,8 +88,8 @@ def test_missing_and_different_indexes_are_told(fresh: sqlite3.Connection) -> No
     )
 
 
-def test_missing_table_is_one_difference(fresh: sqlite3.Connection) -> None:
-    """Its columns and indexes are not told one by one."""
+def test_missing_table_is_a_single_difference(fresh: sqlite3.Connection) -> None:
+    """Its columns and indexes are not listed."""
     fresh.execute("DROP TABLE harness_spend")
 
     assert [(item.table, item.kind) for item in find_drift(fresh)] == [

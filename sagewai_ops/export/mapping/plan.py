@@ -1,8 +1,8 @@
-"""The plan: which table goes where, in which order, each column read and converted how.
+"""The plan of an export: the tables in their order, and how each column is read and converted.
 
-It is made from two descriptions of themselves, the source's schema and the target's catalog; what
-the one has and the other does not know is a finding, and what the target has beyond the source is
-left to its defaults and named. The only knowledge of Sagewai here is `REWRITTEN`.
+It is derived from the source's schema and the target's catalog. What only the source has is a
+finding; what only the target has gets its defaults, and is reported. The only knowledge of Sagewai
+here is `REWRITTEN`.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from sagewai_ops.schema.sqlite_revision import read_level
 if TYPE_CHECKING:
     import asyncpg
 
-# Sagewai builds these keys in one way on SQLite and in another on PostgreSQL, from columns of the
-# row: copied as they are, it would not find its rows again. Expressions of SQLite.
+# Sagewai builds these keys differently on SQLite and on PostgreSQL, from columns of the row:
+# unchanged, it would not find its rows. Expressions of SQLite.
 REWRITTEN = {("workflow_runs", "id"): "workflow_name || ':' || run_id"}
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedColumn:
-    """A column that is carried.
+    """A column to be exported.
 
     Attributes:
         name: The same on both sides.
-        expression: What is read, as an expression of SQLite.
-        target: What it becomes.
-        default: What takes the place of NULL, as the server spells its default; else None.
+        expression: Read from the source, in SQL of SQLite.
+        target: The column of the target.
+        default: Replaces NULL: the server's default as a text; None without one.
     """
 
     name: str
@@ -48,14 +48,14 @@ class PlannedColumn:
 
 @dataclass(frozen=True, slots=True)
 class PlannedTable:
-    """A table that is carried.
+    """A table to be exported.
 
     Attributes:
         columns: In the target's order.
         key: The target's primary key.
-        rows: To be carried.
-        left: Columns that only the target has, left to their defaults.
-        where: The rows that are carried, as a condition of SQLite; "" for all.
+        rows: Their number.
+        left: Columns that only the target has, which get their defaults.
+        where: The rows to be exported, as a condition of SQLite; "" for all.
     """
 
     name: str
@@ -66,33 +66,33 @@ class PlannedTable:
     where: str = ""
 
     def select(self) -> str:
-        """Spell the query that reads the rows, their rowid last, in the order of the rowids."""
-        wanted = ", ".join(column.expression for column in self.columns)
-        return f"SELECT {wanted}, rowid FROM {self.source()} ORDER BY rowid"
+        """Return the query for the rows in the order of their rowids; the rowid is last."""
+        expressions = ", ".join(column.expression for column in self.columns)
+        return f"SELECT {expressions}, rowid FROM {self.source()} ORDER BY rowid"
 
     def source(self) -> str:
-        """Spell where the rows are read from."""
+        """Return the SQL after FROM that reads the rows."""
         return quoted(self.name) + (f" WHERE {self.where}" if self.where else "")
 
     def expression(self, column: str) -> str:
-        """Give what is read for a column."""
+        """Return the expression of a column."""
         return next(planned.expression for planned in self.columns if planned.name == column)
 
     def has_columns(self, columns: tuple[str, ...]) -> bool:
-        """Tell whether all of these columns are carried."""
+        """Return whether all of these columns are exported."""
         names = {column.name for column in self.columns}
         return bool(columns) and names.issuperset(columns)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an export does, and what stands in its way before any value was looked at.
+    """What an export copies, and the findings about tables and columns.
 
     Attributes:
-        tables: That have rows, parents before children.
+        tables: Those with rows, parents before children.
         empty: Tables that both sides have, without rows.
-        findings: Tables and columns that the target does not know or that it misses.
-        notes: What else a person should know, one sentence each.
+        findings: Tables and columns that only one side has.
+        notes: Other remarks, one sentence each.
     """
 
     tables: tuple[PlannedTable, ...]
@@ -102,11 +102,11 @@ class Plan:
 
     @property
     def rows(self) -> int:
-        """How many rows are to be carried."""
+        """The number of rows to be exported."""
         return sum(table.rows for table in self.tables)
 
     def table(self, name: str) -> PlannedTable:
-        """Give a table by its name."""
+        """Return a table by its name."""
         return next(table for table in self.tables if table.name == name)
 
 
@@ -128,7 +128,7 @@ async def make_plan(
     Args:
         source: A frozen copy, with the usual text factory.
         target: The catalog.
-        server: To ask what defaults are.
+        server: Evaluates defaults.
     """
     level = read_level(source)
     draft = _Draft()
@@ -139,9 +139,9 @@ async def make_plan(
     for name in present:
         rows = _count(source, name)
         if name == VERSION_TABLE:
-            draft.notes.append(f"table {name}: left out, SQLite homes have no revisions")
+            draft.notes.append(f"table {name}: omitted, SQLite homes have no revisions")
         elif name not in target and not rows:
-            draft.notes.append(f"table {name}: left out, the target has none and it is empty")
+            draft.notes.append(f"table {name}: omitted, it is empty and not in the target")
         elif name not in target:
             draft.findings.append(
                 Finding(name, "", "unknown-table", "the target has no such table", rows)
@@ -180,7 +180,7 @@ async def _add_table(
         elif target.columns[name].type is None:
             detail = f"this program cannot fill a column of type {target.columns[name].type_name}"
             draft.findings.append(Finding(target.name, name, "unknown-type", detail, rows))
-    # NOT NULL is what the source may lack where an older Sagewai made its table.
+    # A table of an older Sagewai may lack NOT NULL.
     loose = [
         name
         for name, column in target.columns.items()
@@ -205,7 +205,7 @@ async def _add_table(
     for name in left:
         column = target.columns[name]
         if column.not_null and not column.default and not column.numbered:
-            detail = "the target needs a value, and the source has no such column"
+            detail = "the target requires a value, and the source has no such column"
             draft.findings.append(Finding(target.name, name, "missing-column", detail, rows))
     draft.tables[target.name] = PlannedTable(
         target.name, tuple(columns), target.key, rows, tuple(left)
@@ -213,7 +213,7 @@ async def _add_table(
 
 
 def _literal(kind: Type, default: str) -> str:
-    """Spell a default of the server as a literal of SQLite, of the class that is stored."""
+    """Return a default of the server as a literal of SQLite, of the class that is stored."""
     if kind.name in ("integer", "double"):
         return default
     return "'" + default.replace("'", "''") + "'"
@@ -230,7 +230,7 @@ def _count(source: sqlite3.Connection, name: str) -> int:
 
 
 def as_job(plan: Plan) -> list[dict[str, Any]]:
-    """Give the tables as JSON, for the process that reads them."""
+    """Return the tables as JSON, for the process that reads them."""
     return [
         {
             "name": table.name,
@@ -253,7 +253,7 @@ def as_job(plan: Plan) -> list[dict[str, Any]]:
 
 
 def from_job(job: list[dict[str, Any]]) -> tuple[PlannedTable, ...]:
-    """Read what `as_job` wrote."""
+    """Return the tables of `as_job`."""
     return tuple(
         PlannedTable(
             table["name"],

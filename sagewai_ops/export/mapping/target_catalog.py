@@ -1,7 +1,7 @@
-"""What the target is: its tables, types, defaults, keys and constraints, read from its catalog.
+"""Read the target's tables, types, defaults, keys and constraints from its catalog.
 
-Nothing about Sagewai's tables is written down here: a target at a later revision describes itself.
-Only the current schema is looked at, because Sagewai names its tables without one.
+Nothing about Sagewai's tables is written here: a target at a later revision describes itself. Only
+the current schema is read, because Sagewai names its tables without one.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class TargetColumn:
         type_name: As the catalog names it.
         default: The expression, "" without one.
         numbered: Its default comes from a sequence.
-        computed: The server fills it alone.
+        computed: Only the server fills it.
         sequence: The sequence that it owns, qualified and quoted, "" without one.
     """
 
@@ -109,7 +109,7 @@ class TargetColumn:
 
 @dataclass(frozen=True, slots=True)
 class Unique:
-    """A unique index: what it is called, its columns, and the rows that it covers ("" for all)."""
+    """A unique index: its name, its columns, and the condition of its rows ("" for all)."""
 
     name: str
     columns: tuple[str, ...]
@@ -143,7 +143,7 @@ class TargetTable:
     Attributes:
         columns: By name, in the table's order.
         key: The primary key's columns, empty without one.
-        searched: Columns of any index: those that queries select by, and whose values are limited.
+        searched: Columns of any index, whose values are limited in size.
         owner: The role that it belongs to.
         owned: Whether our role may act as that role.
     """
@@ -162,7 +162,7 @@ class TargetTable:
 async def read_tables(
     connection: asyncpg.Connection[asyncpg.Record],
 ) -> dict[str, TargetTable]:
-    """Describe the tables of the current schema, by name; Alembic's own is not among them."""
+    """Describe the tables of the current schema, by name, without Alembic's."""
     columns: dict[str, dict[str, TargetColumn]] = {}
     owners: dict[str, tuple[str, bool]] = {}
     for row in await connection.fetch(_COLUMNS):
@@ -227,16 +227,16 @@ def read_head_columns(table: str) -> dict[str, TargetColumn]:
 async def read_defaults(
     connection: asyncpg.Connection[asyncpg.Record], table: TargetTable, columns: list[str]
 ) -> dict[str, str]:
-    """Ask the server what the defaults of some columns are, as texts that `values` can read."""
+    """Return the defaults of some columns, evaluated by the server, as texts of SQLite."""
     if not columns:
         return {}
-    spelled = ", ".join(
+    expressions = ", ".join(
         f"array_to_json({column.default})::text"
         if column.type == Type("text[]")
         else f"({column.default})::text"
         for column in (table.columns[name] for name in columns)
     )
-    row = await connection.fetchrow(f"SELECT {spelled}")
+    row = await connection.fetchrow(f"SELECT {expressions}")
     return dict(zip(columns, row or (), strict=True))
 
 

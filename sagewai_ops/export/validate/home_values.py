@@ -78,7 +78,7 @@ class _Scan:
     Attributes:
         columns: Those that exist on both sides.
         entries: The texts and lists in each index of PostgreSQL.
-        condition: The SQL that accepts all entries of a row; empty where there are none.
+        condition: The SQL that accepts all entries of a row; empty without any.
     """
 
     table: str
