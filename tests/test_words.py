@@ -98,7 +98,6 @@ PENDING = (
     "sagewai_ops/keys/",
     "sagewai_ops/layout/",
     "sagewai_ops/operations/",
-    "sagewai_ops/schema/",
     "sagewai_ops/snapshots/omissions",
     "sagewai_ops/swap/",
     "commands/",
