@@ -1,4 +1,4 @@
-"""Small archives for the tests: written by the real writer, taken apart and put together again."""
+"""Small archives for the tests, written by the real writer or forged."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -58,10 +58,10 @@ def forge(
     manifest: Callable[[bytes], bytes] = lambda content: content,
     version: int = 1,
 ) -> Path:
-    """Write an archive that a hostile hand could have made: any members, any manifest.
+    """Write an archive that an attacker could have written: any members, any manifest.
 
     Args:
-        listed: What the manifest lists instead of the members.
+        listed: Entries of the manifest instead of the members.
         header: The content of `snapshot.json`.
         manifest: Changes the manifest's bytes.
         version: Of the format, in header and manifest.

@@ -1,4 +1,4 @@
-"""What a directory holds, to see whether anything in it changed."""
+"""The state of a directory, to check whether anything in it changed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 def state_of(directory: Path) -> dict[str, tuple[int, int, bytes]]:
     """Map each file to its mode, modification time and content.
 
-    A `-shm` is named alone: it is scratch memory, which SQLite may rewrite at any look.
+    Only the name of a `-shm` counts: SQLite may rewrite it at any access.
     """
     state = {}
     for path in sorted(directory.iterdir()):

@@ -1,6 +1,6 @@
 """A second reader of snapshots, written from docs/format.md alone: nothing of the program is used.
 
-What this needs to know and the document does not say is a fault of the document.
+If this needs to know more than the document states, the document is incomplete.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TYPES = {"file": b"0", "superseded": b"0", "link": b"2", "folder": b"5"}
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a snapshot says of itself, and the contents of its files by path."""
+    """Header and manifest of a snapshot, and the contents of its files by path."""
 
     header: dict[str, Any]
     manifest: dict[str, Any]
@@ -30,7 +30,7 @@ class Snapshot:
 
 
 def read(path: Path, identity: str = "") -> Snapshot:
-    """Read a snapshot and check it as the document says; an AssertionError tells what differs."""
+    """Read a snapshot and check it by the document; an AssertionError has the difference."""
     archive = path.read_bytes()
     if archive.startswith(AGE):
         import pyrage
@@ -46,7 +46,7 @@ def read(path: Path, identity: str = "") -> Snapshot:
     # Section 5, of the manifest's own header; section 7.
     size, seconds = (int(stream[manifest_start + at :][:11], 8) for at in (124, 136))
     own = {"path": "manifest.json", "type": "file", "mode": "0600", "uid": 0, "gid": 0}
-    header = _spelled({**own, "size": size, "mtime_ns": seconds * 10**9})
+    header = _encoded_header({**own, "size": size, "mtime_ns": seconds * 10**9})
     text = stream[manifest_start + BLOCK :][:size]
     assert stream[manifest_start:] == header + text + bytes(-size % BLOCK) + bytes(2 * BLOCK)
     lines = text.split(b"\n")
@@ -58,7 +58,7 @@ def read(path: Path, identity: str = "") -> Snapshot:
     contents: dict[str, bytes] = {}
     directories, names, at = {""}, set(), 0
     for entry in manifest["entries"]:
-        header = _spelled(entry)
+        header = _encoded_header(entry)
         assert stream[at:][: len(header)] == header, entry
         at += len(header)
         content = stream[at:][: entry.get("size", 0)]
@@ -81,7 +81,7 @@ def read(path: Path, identity: str = "") -> Snapshot:
 
 
 def _table(archive: bytes) -> tuple[list[tuple[int, int, int]], int]:
-    """Give offset, size and content size of each frame, and where the manifest begins."""
+    """Return offset, size and content size of each frame, and the start of the manifest."""
     number, descriptor, magic = struct.unpack("<IBI", archive[-9:])
     assert (descriptor, magic) == (0, 0x8F92EAB1)
     length = 8 * number + 9
@@ -106,8 +106,8 @@ def _decompressed(frame: bytes, count: int) -> bytes:
     return zstandard.ZstdDecompressor().decompress(frame)
 
 
-def _spelled(entry: dict[str, Any]) -> bytes:
-    """Spell the header of an entry; section 5."""
+def _encoded_header(entry: dict[str, Any]) -> bytes:
+    """Return the header of an entry; section 5."""
     name, target = (
         entry.get(field, "").encode("utf-8", "surrogateescape") for field in ("path", "target")
     )

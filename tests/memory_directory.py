@@ -1,4 +1,4 @@
-"""A directory in memory, where making things durable costs nothing."""
+"""A directory in memory, where a sync is free."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 
 def in_memory() -> str | None:
-    """Name the place where such directories are made; None, the usual one, where there is none."""
+    """Return the parent of such directories; None, the default, if the system has no such place."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 @contextlib.contextmanager
 def memory_directory() -> Iterator[Path]:
-    """Make one for the length of the block; an ordinary one where there is no such place."""
+    """Create one for the block; an ordinary one if the system has no such place."""
     with tempfile.TemporaryDirectory(
         dir=in_memory(), prefix="sagewai-ops-test-", ignore_cleanup_errors=True
     ) as name:

@@ -1,4 +1,4 @@
-"""A home through a snapshot and back, and what it must be like afterwards."""
+"""A home through a snapshot and a restore, and what it must equal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sagewai_ops.restore.plan import RestoreOptions
 from sagewai_ops.restore.restore import RestoreReport, restore
 from small_homes import everything_of, rows_of
 
-_NOT_CARRIED = (Kind.SIDECAR, Kind.LOCK, Kind.LEFTOVER, Kind.OWN)
+_OMITTED = (Kind.SIDECAR, Kind.LOCK, Kind.LEFTOVER, Kind.OWN)
 
 
 def snapshot_of(
@@ -30,7 +30,7 @@ def snapshot_of(
     custody: str = "exclude",
     environment: Mapping[str, str] | None = None,
 ) -> Path:
-    """Take a snapshot of a home and give its archive."""
+    """Create a snapshot of a home and return its archive."""
     home = locate(root, environment or {})
     wanted = BackupOptions(
         encryption=encryption, custody=custody, key_environment=environment or {}
@@ -67,17 +67,17 @@ def bring_back(
 def expected_of(
     source: Path, restored: Path, *left_out: str
 ) -> dict[str, tuple[int, int, bytes | str]]:
-    """Say what a restored home must hold: all of its source, with the modes of the rules.
+    """Return what a restored home must contain: all of its source, with the modes of the rules.
 
     A link that names its own home leads to the restored one. Of the database only mode and time
     count here; `assert_same_rows` compares what is in it.
 
     Args:
-        left_out: Paths that no snapshot carries.
+        left_out: Paths that a snapshot omits.
     """
     found = {}
     for path, (mode, moment, content) in everything_of(source).items():
-        if kind_of(path) in _NOT_CARRIED or path in left_out:
+        if kind_of(path) in _OMITTED or path in left_out:
             continue
         if stat.S_ISREG(mode):
             mode = stat.S_IFREG | file_mode(path, stat.S_IMODE(mode))
@@ -90,7 +90,7 @@ def expected_of(
 
 
 def found_in(restored: Path) -> dict[str, tuple[int, int, bytes | str]]:
-    """Say what a restored home holds, to compare with `expected_of`."""
+    """Return the content of a restored home, to compare with `expected_of`."""
     found = everything_of(restored)
     if DATABASE in found:
         mode, moment, _content = found[DATABASE]
@@ -112,7 +112,7 @@ def assert_same_home(source: Path, restored: Path, *left_out: str) -> None:
 
 
 def assert_same_rows(source: Path, restored: Path) -> None:
-    """See that two databases hold the same rows, and that the restored one is sound."""
+    """Check that two databases have the same rows, and that the restored one is sound."""
     with contextlib.closing(sqlite3.connect(f"file:{restored / DATABASE}?immutable=1", uri=True)):
         assert sorted(os.listdir(restored / "db")) == ["sagewai.db"]
     assert rows_of(restored / DATABASE) == rows_of(source / DATABASE)
@@ -121,7 +121,7 @@ def assert_same_rows(source: Path, restored: Path) -> None:
 
 
 def leftovers_beside(target: Path) -> list[str]:
-    """List what a restore left beside its target and in it, apart from what it keeps."""
+    """List leftovers of a restore in its target and next to it, apart from what it keeps."""
     beside = [name for name in os.listdir(target.parent) if name.startswith(f".{target.name}.")]
     inside = [
         name

@@ -1,4 +1,4 @@
-"""The archive as a container: what goes in comes out, and whatever was touched is refused."""
+"""The archive as a container: contents are read as written, and every change is refused."""
 
 import hashlib
 import shutil
@@ -60,7 +60,7 @@ def contents_of(path: Path, decryption: Decryption | None = None) -> dict[str, b
 
 
 @given(ENTRIES)
-def test_a_header_says_to_tarfile_what_the_entry_says(entry: Entry) -> None:
+def test_tarfile_reads_headers_as_their_entries(entry: Entry) -> None:
     """Python's tarfile reads path, mode, owner, size and time as they were."""
     import io
 
@@ -75,7 +75,7 @@ def test_a_header_says_to_tarfile_what_the_entry_says(entry: Entry) -> None:
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.binary(max_size=3000), max_size=8))
-def test_what_goes_in_comes_out(tmp_path: Path, contents: list[bytes]) -> None:
+def test_contents_are_read_as_written(tmp_path: Path, contents: list[bytes]) -> None:
     """Every content is read back as it was written."""
     members = [
         (Entry(f"f{number}", EntryType.FILE, 0o600, archives.MOMENT_NS), content)
@@ -88,8 +88,8 @@ def test_what_goes_in_comes_out(tmp_path: Path, contents: list[bytes]) -> None:
     assert [found[f"f{number}"] for number in range(len(contents))] == contents
 
 
-def test_a_content_may_span_frames(tmp_path: Path) -> None:
-    """A file longer than a frame is whole, and reading it alone gives the same."""
+def test_content_may_span_frames(tmp_path: Path) -> None:
+    """A file longer than a frame is complete, also when it is read alone."""
     content = hashlib.sha256(b"x").digest() * (FRAME_BYTES // 32 * 2 + 5)
     big = Entry("big", EntryType.FILE, 0o600, archives.MOMENT_NS)
     path = archives.write(
@@ -152,10 +152,10 @@ def test_a_flipped_byte_under_encryption_is_refused(tmp_path: Path, stride: int)
 
 
 class TestPassphrase:
-    """Archives under a passphrase, which we stream ourselves."""
+    """Archives with a passphrase, which this program encrypts itself."""
 
-    def test_it_comes_back_with_the_passphrase(self, tmp_path: Path) -> None:
-        """The right passphrase opens what it closed."""
+    def test_archive_is_read_with_the_passphrase(self, tmp_path: Path) -> None:
+        """The passphrase decrypts the archive."""
         path = archives.small(tmp_path / "a.age", Encryption(passphrase="correct horse"))
 
         assert "config/admin-state.json" in contents_of(
@@ -163,14 +163,14 @@ class TestPassphrase:
         )
 
     def test_another_passphrase_is_a_missing_key(self, tmp_path: Path) -> None:
-        """A wrong passphrase is told apart from damage."""
+        """A wrong passphrase is not reported as damage."""
         path = archives.small(tmp_path / "a.age", Encryption(passphrase="correct horse"))
 
         with pytest.raises(KeyMissingError, match="wrong passphrase"):
             contents_of(path, Decryption(passphrase="battery staple"))
 
-    def test_none_is_a_missing_key(self, tmp_path: Path) -> None:
-        """Without a passphrase the message says what to use."""
+    def test_missing_passphrase_is_a_missing_key(self, tmp_path: Path) -> None:
+        """Without a passphrase the hint names the option."""
         path = archives.small(tmp_path / "a.age", Encryption(passphrase="correct horse"))
 
         with pytest.raises(KeyMissingError) as caught:
@@ -178,7 +178,7 @@ class TestPassphrase:
         assert "--passphrase-file" in caught.value.hint
 
     @pytest.mark.parametrize("size_bytes", [0, 1, 65535, 65536, 65537, 200_000])
-    def test_pyrage_opens_it(self, size_bytes: int) -> None:
+    def test_pyrage_decrypts_it(self, size_bytes: int) -> None:
         """Another implementation of age reads every length, chunk borders among them."""
         import io
 
@@ -193,8 +193,8 @@ class TestPassphrase:
 
         assert pyrage.passphrase.decrypt(out.getvalue(), "correct horse") == content[:size_bytes]
 
-    def test_we_open_what_we_write(self) -> None:
-        """A stream decrypts to what went in, and each flipped bit is refused."""
+    def test_stream_decrypts_to_its_content(self) -> None:
+        """A stream decrypts to its content, and each flipped bit is refused."""
         import io
 
         from sagewai_ops.archive import age_passphrase
@@ -215,7 +215,7 @@ class TestPassphrase:
 
 
 def test_another_identity_does_not_open_it(tmp_path: Path) -> None:
-    """An identity that is none of the recipients' is a missing key, not damage."""
+    """An identity of another recipient is a missing key, not damage."""
     recipient, _identity = temporary_identity()
     _other, stranger = temporary_identity()
     path = archives.small(tmp_path / "a.age", Encryption(recipients=(recipient,)))
@@ -226,7 +226,7 @@ def test_another_identity_does_not_open_it(tmp_path: Path) -> None:
         contents_of(path)
 
 
-def test_a_recipient_that_is_none_is_refused() -> None:
+def test_invalid_recipient_is_refused() -> None:
     """A typing error in a public key is found before any work."""
     from sagewai_ops.archive.age import check_recipients
 
@@ -235,12 +235,12 @@ def test_a_recipient_that_is_none_is_refused() -> None:
 
 
 def file(path: str, **fields: object) -> Entry:
-    """Make an entry of a file that need not be allowed."""
+    """Return the entry of a file, allowed or not."""
     return Entry(path, EntryType.FILE, 0o600, archives.MOMENT_NS, **fields)  # type: ignore[arg-type]
 
 
 def link(path: str, target: str) -> Entry:
-    """Make an entry of a link that need not be allowed."""
+    """Return the entry of a link, allowed or not."""
     return Entry(path, EntryType.LINK, 0o777, archives.MOMENT_NS, target=target)
 
 
@@ -265,17 +265,17 @@ HOSTILE = {
 
 @pytest.mark.parametrize("members", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_hostile_member_is_refused(tmp_path: Path, members: list[tuple[Entry, bytes]]) -> None:
-    """An archive that names a place it must not is refused before anything is read from it."""
+    """An archive with a forbidden path is refused before any member is read."""
     path = archives.forge(tmp_path / "a.tar.zst", members)
 
     with pytest.raises(DamagedError):
         contents_of(path)
 
 
-def test_a_manifest_that_lies_is_refused(tmp_path: Path) -> None:
+def test_manifest_that_contradicts_the_stream_is_refused(tmp_path: Path) -> None:
     """Another size, hash, mode, type or name than the stream's is refused."""
     honest = file("x", size_bytes=3, sha256=hashlib.sha256(b"abc").digest())
-    lies = [
+    false_entries = [
         file("y", size_bytes=3, sha256=honest.sha256),
         file("x", size_bytes=3, sha256=hashlib.sha256(b"abd").digest()),
         file("x", size_bytes=4, sha256=honest.sha256),
@@ -283,14 +283,14 @@ def test_a_manifest_that_lies_is_refused(tmp_path: Path) -> None:
         Entry("x", EntryType.FILE, 0o600, archives.MOMENT_NS, 1, 0, 3, honest.sha256),
     ]
 
-    for number, lie in enumerate(lies):
-        path = archives.forge(tmp_path / f"{number}", [(file("x"), b"abc")], listed=[lie])
+    for number, entry in enumerate(false_entries):
+        path = archives.forge(tmp_path / f"{number}", [(file("x"), b"abc")], listed=[entry])
         with pytest.raises(DamagedError):
             contents_of(path)
 
 
-def test_a_device_cannot_even_be_said(tmp_path: Path) -> None:
-    """A manifest with a type that is none of ours is refused."""
+def test_unknown_entry_type_is_refused(tmp_path: Path) -> None:
+    """A manifest with an unknown type of entry is refused."""
     path = archives.forge(
         tmp_path / "a",
         [(file("x"), b"abc")],
@@ -303,7 +303,7 @@ def test_a_device_cannot_even_be_said(tmp_path: Path) -> None:
         contents_of(path)
 
 
-def test_a_bomb_stays_packed(tmp_path: Path) -> None:
+def test_bomb_is_not_expanded(tmp_path: Path) -> None:
     """A manifest of zeros that would fill memory is refused by its size."""
     path = archives.forge(
         tmp_path / "a", [(file("x"), b"abc")], manifest=lambda body: body + bytes(64 << 20)
@@ -314,7 +314,7 @@ def test_a_bomb_stays_packed(tmp_path: Path) -> None:
         contents_of(path)
 
 
-def test_a_newer_format_is_told_apart_from_damage(tmp_path: Path) -> None:
+def test_newer_format_is_not_damage(tmp_path: Path) -> None:
     """A format that this program does not know asks for a newer program."""
     newer = encode_header(Header("later", format_version=FORMAT_VERSION + 1))
     path = archives.forge(tmp_path / "a", [(file("x"), b"abc")], header=newer)
@@ -325,11 +325,11 @@ def test_a_newer_format_is_told_apart_from_damage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
-@pytest.mark.parametrize("rest", [b"", b"of a container that nobody knows" * 9])
-def test_a_newer_format_is_known_by_its_front_alone(
+@pytest.mark.parametrize("rest", [b"", b"of a container of an unknown kind" * 9])
+def test_newer_format_is_detected_from_its_first_frame(
     tmp_path: Path, rest: bytes, *, encrypted: bool
 ) -> None:
-    """All else may be another in a newer one; such a snapshot is not called damaged."""
+    """All else may differ in a newer one, which is not reported as damaged."""
     newer = encode_header(Header("later", format_version=FORMAT_VERSION + 1))
     path = archives.forge(tmp_path / "a", [(file("x"), b"abc")], header=newer)
     identity = pyrage.x25519.Identity.generate()
@@ -343,8 +343,8 @@ def test_a_newer_format_is_known_by_its_front_alone(
         pass
 
 
-def test_a_front_that_asks_for_much_memory_is_damage(tmp_path: Path) -> None:
-    """A frame's header may claim a window of 128 MiB, which a reader would set aside at once."""
+def test_first_frame_with_a_huge_window_is_damage(tmp_path: Path) -> None:
+    """A frame's header may claim a window of 128 MiB, which a reader would allocate at once."""
     newer = encode_header(Header("later", format_version=FORMAT_VERSION + 1))
     first = archives.forge(tmp_path / "a", [], header=newer).read_bytes()
     content = zstandard.ZstdDecompressor().decompressobj().decompress(first)
@@ -358,7 +358,7 @@ def test_a_front_that_asks_for_much_memory_is_damage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("position", [0, 30, 60, -9, -1])
-def test_a_damaged_front_says_nothing_of_a_version(tmp_path: Path, position: int) -> None:
+def test_damaged_first_frame_has_no_version(tmp_path: Path, position: int) -> None:
     """Neither does one of this format whose end is damaged."""
     version = 2 if position in range(61) else 1
     header = encode_header(Header("later", format_version=version))
@@ -371,7 +371,7 @@ def test_a_damaged_front_says_nothing_of_a_version(tmp_path: Path, position: int
         contents_of(path)
 
 
-def test_no_archive_at_all(tmp_path: Path) -> None:
+def test_files_that_are_not_archives_are_refused(tmp_path: Path) -> None:
     """A missing file, a directory, an empty file and another file are errors that name the path."""
     (tmp_path / "empty").touch()
     (tmp_path / "text").write_text("not a snapshot\n" * 100)
@@ -388,7 +388,7 @@ def test_no_archive_at_all(tmp_path: Path) -> None:
         assert str(tmp_path) in caught.value.message
 
 
-def test_a_file_that_shrinks_is_filled_and_read_again(tmp_path: Path) -> None:
+def test_shrinking_file_is_padded_and_read_again(tmp_path: Path) -> None:
     """A long file cut while it is read stays one member, superseded, and follows once more."""
     source = tmp_path / "artifact"
     source.write_bytes(b"x" * (FRAME_BYTES * 2 + 100))
@@ -405,11 +405,11 @@ def test_a_file_that_shrinks_is_filled_and_read_again(tmp_path: Path) -> None:
 
     with open(path, "wb") as out, open(source, "rb", buffering=0) as stream:
         writer = ArchiveWriter(out, Header("test"), mtime_ns=archives.MOMENT_NS, on_bytes=Cut())
-        carried = writer.add_file(file("artifact"), stream)
-        assert carried
+        added = writer.add_file(file("artifact"), stream)
+        assert added
         writer.finish({})
 
-    assert carried.is_stable
+    assert added.is_stable
     with open_archive(path) as reader:
         types = [entry.type.value for entry in reader.manifest.entries]
         assert types == ["file", "superseded", "file"]
@@ -420,8 +420,8 @@ def test_a_file_that_shrinks_is_filled_and_read_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("zstd") or not shutil.which("tar"), reason="no zstd or tar")
-def test_zstd_and_tar_open_it_without_us(tmp_path: Path) -> None:
-    """The way that docs/format.md documents gives the same files."""
+def test_zstd_and_tar_open_an_archive(tmp_path: Path) -> None:
+    """The commands of docs/format.md extract the same files."""
     names = ["plain", "ü 🚀", "n" * 255, "line\nbreak", "\udcff\udcfe"]
     members = [(file(name), name.encode("utf-8", "surrogateescape")) for name in names]
     path = archives.write(tmp_path / "a.tar.zst", members)
@@ -437,7 +437,7 @@ def test_zstd_and_tar_open_it_without_us(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("age") or not shutil.which("zstd"), reason="no age or zstd")
-def test_age_opens_it_without_us(tmp_path: Path) -> None:
+def test_age_opens_an_archive(tmp_path: Path) -> None:
     """The age program decrypts what was encrypted to a recipient."""
     recipient, identity = temporary_identity()
     path = archives.small(tmp_path / "a.tar.zst.age", Encryption(recipients=(recipient,)))

@@ -17,7 +17,7 @@ LAST_SECONDS = 8**11  # the first that no header can hold
 
 
 def _home(root: Path) -> Path:
-    """Build a home with what a header has to spell in another way."""
+    """Build a home with entries that need extended headers."""
     small(root, undecodable_names=True, newline_names=True, long_names=True)
     odd = root / "data/odd"
     odd.mkdir()
@@ -38,10 +38,8 @@ def _home(root: Path) -> Path:
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
-def test_a_reader_made_from_the_document_reads_all_of_a_snapshot(
-    tmp_path: Path, *, encrypted: bool
-) -> None:
-    """Odd names, links, holes and times included, clear or encrypted; bytes for bytes."""
+def test_second_reader_reads_a_whole_snapshot(tmp_path: Path, *, encrypted: bool) -> None:
+    """Odd names, links, holes and times included, plain or encrypted, byte for byte."""
     home = _home(tmp_path / "home")
     identity = pyrage.x25519.Identity.generate()
     words = ("--recipient", str(identity.to_public())) if encrypted else ()
@@ -68,8 +66,8 @@ def test_a_reader_made_from_the_document_reads_all_of_a_snapshot(
 
 
 @pytest.mark.parametrize("name", ["version-1.tar.zst", "version-1.tar.zst.age"])
-def test_it_reads_those_that_are_kept_for_ever(name: str) -> None:
-    """The document is that of what was written then."""
+def test_second_reader_reads_golden_snapshots(name: str) -> None:
+    """The document describes them too."""
     identity = next(
         line
         for line in (GOLDEN / "identity.txt").read_text().splitlines()

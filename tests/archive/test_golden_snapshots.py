@@ -1,4 +1,4 @@
-"""Snapshots of every version of the format, as they were written then: they open for ever."""
+"""Snapshots of every version of the format, written by the releases of their time, can be read."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ VERSIONS = sorted(path.stem for path in GOLDEN.glob("version-*.json"))
 
 
 def contents_of(root: Path) -> dict[str, str]:
-    """Map each path below a directory to what it is."""
+    """Map each path below a directory to its type and content."""
     return {
         str(path.relative_to(root)): f"link {os.readlink(path)}"
         if path.is_symlink()
@@ -27,8 +27,8 @@ def contents_of(root: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_clear_snapshot_of_every_version_comes_back(tmp_path: Path, version: str) -> None:
-    """File by file what it was when it was taken."""
+def test_plain_snapshot_of_every_version_is_restored(tmp_path: Path, version: str) -> None:
+    """Each file equals the original."""
     archive = shutil.copy(GOLDEN / f"{version}.tar.zst", tmp_path)
 
     verified = call("snapshots", "verify", archive)
@@ -39,8 +39,8 @@ def test_a_clear_snapshot_of_every_version_comes_back(tmp_path: Path, version: s
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_an_encrypted_snapshot_of_every_version_comes_back(tmp_path: Path, version: str) -> None:
-    """With the key that was sealed into it, which opens what is in the home."""
+def test_encrypted_snapshot_of_every_version_is_restored(tmp_path: Path, version: str) -> None:
+    """With the key in it, which opens the secrets of the home."""
     archive = shutil.copy(GOLDEN / f"{version}.tar.zst.age", tmp_path)
     identity = shutil.copy(GOLDEN / "identity.txt", tmp_path)
     os.chmod(identity, 0o600)

@@ -42,7 +42,7 @@ from unprivileged import NOBODY, reachable_directory, unprivileged
 SHM = Path("/dev/shm")
 
 
-def _take(
+def _back_up(
     root: Path,
     options: BackupOptions | None = None,
     *,
@@ -56,7 +56,7 @@ def _take(
 
 
 def _members(report: BackupReport) -> dict[str, bytes]:
-    """Read the content of every file of a clear archive with nothing but zstd and tar."""
+    """Read the content of every file of a plain archive with only zstd and tar."""
     assert report.path is not None
     found = {}
     with tarfile.open(fileobj=tar_stream(report.path), mode="r:") as archive:
@@ -78,25 +78,25 @@ def _database(report: BackupReport, into: Path, member: str = "db/sagewai.db") -
     return into
 
 
-def _left_out(report: BackupReport) -> dict[str, Reason]:
+def _omissions(report: BackupReport) -> dict[str, Reason]:
     return {item.path: item.reason for item in report.omissions}
 
 
 @pytest.mark.parametrize("name", real_homes.NAMES)
-def test_a_home_that_the_real_sagewai_wrote_is_carried_whole(tmp_path: Path, name: str) -> None:
-    """Every file is in the archive with its bytes, mode and time; the home stays as it was."""
+def test_home_written_by_sagewai_is_stored_completely(tmp_path: Path, name: str) -> None:
+    """Every file is in the archive with its bytes, mode and time; the home is unchanged."""
     root = real_homes.unpack(name, tmp_path)
     before = everything_of(root)
     keys = [path.read_bytes().strip() for path in root.rglob("master.key")]
 
-    report = _take(root)
+    report = _back_up(root)
 
     assert everything_of(root) == before
     assert report.is_complete
     assert report.is_sound
     members = _members(report)
     entries = {entry.path: entry for entry in _manifest(report).entries}
-    left = set(_left_out(report))
+    left = set(_omissions(report))
     for path, (mode, moment, content) in before.items():
         if path in left:
             continue
@@ -112,16 +112,16 @@ def test_a_home_that_the_real_sagewai_wrote_is_carried_whole(tmp_path: Path, nam
 
 
 @pytest.mark.parametrize("journal", ["everything", "tail", "none"])
-def test_the_copy_has_every_row_wherever_it_stands(tmp_path: Path, journal: str) -> None:
+def test_copy_has_every_row_of_file_and_wal(tmp_path: Path, journal: str) -> None:
     """All data in the WAL, a part of it, or none: the archive has one whole file, without WAL."""
     built = small(tmp_path / "home", journal=journal, vectors=5)
     before = everything_of(built.root)
 
-    report = _take(built.root)
+    report = _back_up(built.root)
 
     after = everything_of(built.root)
     if journal == "none":
-        # To look at a closed WAL database at all, SQLite puts a -shm beside it for the while.
+        # To read a closed WAL database, SQLite creates a -shm next to it.
         assert after.pop("db")[::2] == before.pop("db")[::2]
     assert after == before
     copy = _database(report, tmp_path / "copy.db")
@@ -131,7 +131,7 @@ def test_the_copy_has_every_row_wherever_it_stands(tmp_path: Path, journal: str)
     assert {table: report.database.counts[table] for table in built.rows} == dict(built.rows)
 
 
-def test_odd_names_holes_and_links_are_carried(tmp_path: Path) -> None:
+def test_odd_names_holes_and_links_are_stored(tmp_path: Path) -> None:
     """Newlines, bytes that are not UTF-8, 255 bytes, paths of 2000, sparse files, links."""
     built = small(
         tmp_path / "home",
@@ -141,10 +141,10 @@ def test_odd_names_holes_and_links_are_carried(tmp_path: Path) -> None:
         long_names=True,
     )
 
-    report = _take(built.root)
+    report = _back_up(built.root)
 
     entries = {entry.path: entry for entry in _manifest(report).entries}
-    expected = {*everything_of(built.root)} - set(_left_out(report))
+    expected = {*everything_of(built.root)} - set(_omissions(report))
     assert expected <= {*entries}
     assert report.is_complete
     assert any("\n" in path for path in entries)
@@ -154,23 +154,23 @@ def test_odd_names_holes_and_links_are_carried(tmp_path: Path) -> None:
     assert any(entry.type is EntryType.LINK for entry in entries.values())
 
 
-def test_directories_that_nest_deeply_are_carried(tmp_path: Path) -> None:
-    """Their manifest shrinks like a bomb's, and is read all the same."""
+def test_deeply_nested_directories_are_stored(tmp_path: Path) -> None:
+    """Their manifest compresses like a bomb's, and is still read."""
     built = small(tmp_path / "home")
     for depth in range(1, 1201):
         (built.root / "data" / "/".join("d" * depth)).mkdir()
 
-    report = _take(built.root)
+    report = _back_up(built.root)
 
     remove_tree(built.root)  # pytest's own clean-up calls itself for each level
     assert sum(entry.path.startswith("data/d") for entry in _manifest(report).entries) == 1200
 
 
-def test_thousands_of_small_files_are_carried(tmp_path: Path) -> None:
+def test_thousands_of_small_files_are_stored(tmp_path: Path) -> None:
     """3000 files, each under its own name with its own bytes."""
     built = small(tmp_path / "home", small_files=3000)
 
-    report = _take(built.root)
+    report = _back_up(built.root)
 
     assert report.files > 3000
     members = _members(report)
@@ -179,12 +179,12 @@ def test_thousands_of_small_files_are_carried(tmp_path: Path) -> None:
             assert members[path] == content
 
 
-def test_a_writer_at_200_a_second_does_not_stop_it_or_tear_it(tmp_path: Path) -> None:
-    """The copy is one transaction boundary, and each document is whole."""
+def test_backup_is_consistent_under_200_writes_a_second(tmp_path: Path) -> None:
+    """The copy is one transaction boundary, and each state file is complete."""
     built = small(tmp_path / "home", artifacts=True)
 
     with home_writer.start(built.root) as writer:
-        reports = [_take(built.root) for _ in range(3)]
+        reports = [_back_up(built.root) for _ in range(3)]
         done = writer.stop()
 
     assert done.commits
@@ -202,14 +202,14 @@ def test_a_writer_at_200_a_second_does_not_stop_it_or_tear_it(tmp_path: Path) ->
     assert counts[-1] > 0
 
 
-def test_what_a_killed_writer_left_is_carried_to_its_last_commit(tmp_path: Path) -> None:
+def test_wal_of_a_killed_writer_is_stored_to_its_last_commit(tmp_path: Path) -> None:
     """After SIGKILL the data is in the WAL, where the copy finds all of it."""
     built = small(tmp_path / "home")
     with home_writer.start(built.root) as writer:
         writer.kill()
     before = everything_of(built.root)
 
-    report = _take(built.root)
+    report = _back_up(built.root)
 
     assert everything_of(built.root) == before
     copied = home_writer.pairs(_database(report, tmp_path / "copy.db"))
@@ -218,7 +218,7 @@ def test_what_a_killed_writer_left_is_carried_to_its_last_commit(tmp_path: Path)
 
 
 def _once(stage: str, act: Callable[[], None]) -> Callable[[str, int, int], None]:
-    """Give a progress callback that acts at the first report of a stage."""
+    """Return a progress callback that acts at the first report of a stage."""
     left = [act]
 
     def report(now: str, _done: int, _total: int) -> None:
@@ -229,7 +229,7 @@ def _once(stage: str, act: Callable[[], None]) -> Callable[[str, int, int], None
 
 
 def test_a_long_file_that_changes_once_is_read_again(tmp_path: Path) -> None:
-    """The first attempt stays in the stream as superseded; the last one counts, for tar too."""
+    """The first attempt remains in the stream as superseded; the last one counts, for tar too."""
     built = small(tmp_path / "home")
     large = built.root / "data/large.bin"
     large.write_bytes(os.urandom(6_000_000))
@@ -238,7 +238,7 @@ def test_a_long_file_that_changes_once_is_read_again(tmp_path: Path) -> None:
         with large.open("ab") as stream:
             stream.write(b"more")
 
-    report = _take(built.root, progress=_while_reading(large, grow, times=1))
+    report = _back_up(built.root, progress=_while_reading(large, grow, times=1))
 
     kinds = [entry.type for entry in _manifest(report).entries if entry.path == "data/large.bin"]
     assert kinds == [EntryType.SUPERSEDED, EntryType.FILE]
@@ -247,10 +247,8 @@ def test_a_long_file_that_changes_once_is_read_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["grow", "shrink"])
-def test_a_long_file_that_never_holds_still_is_carried_and_named(
-    tmp_path: Path, change: str
-) -> None:
-    """After three attempts it is carried as last read; the report says so."""
+def test_long_file_that_keeps_changing_is_stored_and_named(tmp_path: Path, change: str) -> None:
+    """After three attempts it is stored as last read; the report names it."""
     built = small(tmp_path / "home")
     large = built.root / "data/large.bin"
     large.write_bytes(os.urandom(9_000_000))
@@ -259,7 +257,7 @@ def test_a_long_file_that_never_holds_still_is_carried_and_named(
         size = large.stat().st_size
         os.truncate(large, size + 1000 if change == "grow" else max(size - 1_000_000, 4_200_000))
 
-    report = _take(built.root, progress=_while_reading(large, alter, times=1000))
+    report = _back_up(built.root, progress=_while_reading(large, alter, times=1000))
 
     kinds = [entry.type for entry in _manifest(report).entries if entry.path == "data/large.bin"]
     assert kinds == [EntryType.SUPERSEDED, EntryType.SUPERSEDED, EntryType.FILE]
@@ -274,7 +272,7 @@ def test_a_long_file_that_never_holds_still_is_carried_and_named(
 def _while_reading(
     path: Path, act: Callable[[], None], *, times: int
 ) -> Callable[[str, int, int], None]:
-    """Give a progress callback that acts while this process has the file open, some times."""
+    """Return a progress callback that acts a few times while this process has the file open."""
     left = [act] * times
 
     def report(stage: str, _done: int, _total: int) -> None:
@@ -311,17 +309,17 @@ def test_a_short_file_that_changes_is_read_again(
 
     monkeypatch.setattr(archive_writer, "is_unchanged", changing)
 
-    report = _take(built.root)
+    report = _back_up(built.root)
 
     assert report.unstable == unstable
-    carried = _members(report)["data/log"]
-    assert log.read_bytes().startswith(carried)
-    assert (carried == log.read_bytes()) is (not unstable)
+    stored = _members(report)["data/log"]
+    assert log.read_bytes().startswith(stored)
+    assert (stored == log.read_bytes()) is (not unstable)
     assert sum(entry.path == "data/log" for entry in _manifest(report).entries) == 1
 
 
-def test_what_vanishes_after_the_walk_is_named_and_no_loss(tmp_path: Path) -> None:
-    """A file and a directory with all in it; one that comes back has no directory to stand in."""
+def test_entry_removed_after_the_scan_is_named_and_no_loss(tmp_path: Path) -> None:
+    """A file, and a directory with its content."""
     built = small(tmp_path / "home")
     data = built.root / "data"
     (data / "file").write_text("x")
@@ -332,9 +330,9 @@ def test_what_vanishes_after_the_walk_is_named_and_no_loss(tmp_path: Path) -> No
         (data / "file").unlink()
         (data / "directory").rename(data / "aside")
 
-    report = _take(built.root, progress=_once("database", vanish))
+    report = _back_up(built.root, progress=_once("database", vanish))
 
-    gone = {path for path, reason in _left_out(report).items() if reason is Reason.GONE}
+    gone = {path for path, reason in _omissions(report).items() if reason is Reason.GONE}
     assert gone == {
         "data/file",
         "data/directory",
@@ -344,10 +342,10 @@ def test_what_vanishes_after_the_walk_is_named_and_no_loss(tmp_path: Path) -> No
     assert report.is_complete
 
 
-def test_a_directory_that_comes_back_does_not_make_an_archive_that_is_refused(
+def test_directory_that_reappears_does_not_spoil_the_archive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gone when its turn came: what stands in it later is gone too, or the manifest would lie."""
+    """Removed when it was added: its content is omitted too, or the manifest would be wrong."""
     built = small(tmp_path / "home")
     directory = built.root / "data/directory"
     (directory / "below").mkdir(parents=True)
@@ -360,16 +358,16 @@ def test_a_directory_that_comes_back_does_not_make_an_archive_that_is_refused(
         return really(path, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "lstat", blinking)
-    report = _take(built.root)
+    report = _back_up(built.root)
     monkeypatch.undo()
 
     assert not any(path.startswith("data/directory") for path in _members(report))
-    assert _left_out(report)["data/directory/below/file"] is Reason.GONE
+    assert _omissions(report)["data/directory/below/file"] is Reason.GONE
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
-def test_a_file_that_becomes_something_else_is_a_loss_by_name(tmp_path: Path, kind: str) -> None:
-    """A link put in a file's place after the walk is not followed; a pipe does not hold us."""
+def test_file_whose_type_changes_is_a_named_loss(tmp_path: Path, kind: str) -> None:
+    """A link in place of a file after the scan is not followed; a pipe does not block."""
     built = small(tmp_path / "home")
     secret = tmp_path / "outside"
     secret.write_text("not of this home")
@@ -385,34 +383,34 @@ def test_a_file_that_becomes_something_else_is_a_loss_by_name(tmp_path: Path, ki
         else:
             file.mkdir()
 
-    report = _take(built.root, progress=_once("database", swap))
+    report = _back_up(built.root, progress=_once("database", swap))
 
-    assert _left_out(report)["data/file"] is Reason.UNREADABLE
+    assert _omissions(report)["data/file"] is Reason.UNREADABLE
     assert not report.is_complete
     assert b"not of this home" not in b"".join(_members(report).values())
 
 
-def test_a_home_that_is_a_link_is_the_home_that_it_leads_to(tmp_path: Path) -> None:
-    """Its snapshots go beside the real one."""
+def test_home_that_is_a_link_is_resolved(tmp_path: Path) -> None:
+    """Its snapshots are next to the real one."""
     built = small(tmp_path / "disk/home")
     (tmp_path / "alias").symlink_to(built.root)
 
-    report = _take(tmp_path / "alias")
+    report = _back_up(tmp_path / "alias")
 
     assert report.path is not None
     assert report.path.parent == tmp_path / "disk/home.snapshots"
 
 
-@pytest.mark.parametrize("way", ["home", "home/data", "alias/new", "directory-link"])
-def test_a_snapshot_directory_inside_the_home_is_refused(tmp_path: Path, way: str) -> None:
-    """Also by way of a link, and nothing is made there."""
+@pytest.mark.parametrize("place", ["home", "home/data", "alias/new", "directory-link"])
+def test_a_snapshot_directory_inside_the_home_is_refused(tmp_path: Path, place: str) -> None:
+    """Also through a link, and nothing is created there."""
     built = small(tmp_path / "home")
     (tmp_path / "alias").symlink_to(built.root)
     (tmp_path / "directory-link").symlink_to(built.root / "data")
     before = everything_of(built.root)
 
     with pytest.raises(UsageError, match="inside the home"):
-        _take(built.root, directory=tmp_path / way)
+        _back_up(built.root, directory=tmp_path / place)
 
     assert everything_of(built.root) == before
 
@@ -422,11 +420,11 @@ def test_a_snapshot_directory_inside_the_home_is_refused(tmp_path: Path, way: st
     reason="/dev/shm is no file system of its own here",
 )
 def test_the_snapshot_directory_may_be_on_another_file_system(tmp_path: Path) -> None:
-    """Staging and the partial stand in the snapshot directory, so the last rename is one."""
+    """Staging and the partial file are in the snapshot directory, so the rename stays on it."""
     built = small(tmp_path / "home")
     directory = SHM / f"sagewai-ops-test-{os.getpid()}"
     try:
-        report = _take(built.root, directory=directory)
+        report = _back_up(built.root, directory=directory)
 
         assert sorted(path.name for path in directory.iterdir()) == sorted(
             (report.path.name, f"{report.path.name}.json") if report.path else ()
@@ -437,67 +435,67 @@ def test_the_snapshot_directory_may_be_on_another_file_system(tmp_path: Path) ->
         directory.rmdir()
 
 
-def _give_away(root: Path) -> None:
-    """Let nobody own a tree, if the test may do that; else it is our own anyway."""
+def _change_owner(root: Path) -> None:
+    """Change the owner of a directory, as root; any other user owns it already."""
     if os.getuid() == 0:
         for path in (*root.rglob("*"), root):
             os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
 
 
 def _import_all(directory: Path) -> None:
-    """Import what a backup imports late: the interpreter may lie where only root can read."""
-    _take(small(directory / "first").root)
+    """Import what a backup imports late: the interpreter may be readable by root only."""
+    _back_up(small(directory / "first").root)
 
 
-def test_a_home_that_may_only_be_read_is_backed_up_and_stays_as_it_was() -> None:
+def test_read_only_home_is_backed_up_unchanged() -> None:
     """Without the right to write anywhere in it, as another user than root."""
     with reachable_directory() as directory:
         built = small(directory / "home", layout="canonical")
-        _give_away(built.root)
+        _change_owner(built.root)
         for path in (*built.root.rglob("*"), built.root):
             if not path.is_symlink():
                 path.chmod(0o500 if path.is_dir() else 0o400)
         before = everything_of(built.root)
         _import_all(directory)
         with unprivileged():
-            report = _take(built.root, directory=directory / "snapshots")
+            report = _back_up(built.root, directory=directory / "snapshots")
 
             assert everything_of(built.root) == before
             assert report.is_complete
             assert rows_of(_database(report, directory / "copy.db"))["sessions"]
 
 
-def test_a_file_that_may_not_be_read_is_a_loss_by_name() -> None:
-    """The rest is carried; the report says what is missing."""
+def test_unreadable_file_is_a_named_loss() -> None:
+    """All else is stored; the report names what is missing."""
     with reachable_directory() as directory:
         built = small(directory / "home")
-        _give_away(built.root)
+        _change_owner(built.root)
         (built.root / "data/closed").write_text("x")
         (built.root / "data/closed").chmod(0)
         (built.root / "data/shut").mkdir(mode=0)
         _import_all(directory)
         with unprivileged():
-            report = _take(built.root, directory=directory / "snapshots")
-        (built.root / "data/shut").chmod(0o700)  # or nobody could remove it
+            report = _back_up(built.root, directory=directory / "snapshots")
+        (built.root / "data/shut").chmod(0o700)  # or no one could remove it
 
-    assert _left_out(report)["data/closed"] is Reason.UNREADABLE
+    assert _omissions(report)["data/closed"] is Reason.UNREADABLE
     assert {item.path for item in report.losses} == {"data/closed", "data/shut"}
 
 
-def test_a_cache_outside_is_named_and_not_carried(tmp_path: Path) -> None:
-    """Sagewai fills it again; that it stays out is said all the same."""
+def test_cache_outside_is_named_and_omitted(tmp_path: Path) -> None:
+    """Sagewai refills it; the report still names it."""
     built = small(tmp_path / "home")
     cache = tmp_path / "cache"
     cache.mkdir()
 
-    report = _take(built.root, environment={"SAGEWAI_CACHE_DIR": str(cache)})
+    report = _back_up(built.root, environment={"SAGEWAI_CACHE_DIR": str(cache)})
 
     (note,) = report.notes
     assert note.startswith(f"SAGEWAI_CACHE_DIR: {cache} is not in the snapshot")
     assert report.is_complete
 
 
-def test_what_lives_outside_by_override_is_carried(tmp_path: Path) -> None:
+def test_external_files_of_overrides_are_stored(tmp_path: Path) -> None:
     """Bytes of documents and rows of the database, under the variables' names."""
     built = small(tmp_path / "home")
     state = tmp_path / "state.json"
@@ -512,7 +510,7 @@ def test_what_lives_outside_by_override_is_carried(tmp_path: Path) -> None:
         "SAGEWAI_DATABASE_URL": f"sqlite:///{tmp_path}/far.db",
     }
 
-    report = _take(built.root, environment=environment)
+    report = _back_up(built.root, environment=environment)
 
     members = _members(report)
     assert members["external/SAGEWAI_ADMIN_STATE_FILE"] == state.read_bytes()
@@ -524,11 +522,11 @@ def test_what_lives_outside_by_override_is_carried(tmp_path: Path) -> None:
     assert report.is_complete
 
 
-def test_a_database_server_is_noted_because_its_tables_are_not_here(tmp_path: Path) -> None:
-    """The home's files are carried all the same."""
+def test_database_server_is_noted(tmp_path: Path) -> None:
+    """The files of the home are stored."""
     built = small(tmp_path / "home")
 
-    report = _take(built.root, environment={"DATABASE_URL": "postgresql://u:p@h/d"})
+    report = _back_up(built.root, environment={"DATABASE_URL": "postgresql://u:p@h/d"})
 
     assert "DATABASE_URL" in report.notes[0]
     assert "u:p" not in report.notes[0]
@@ -538,22 +536,20 @@ def test_a_database_server_is_noted_because_its_tables_are_not_here(tmp_path: Pa
     "content",
     [b"SQLite format 3\0" + b"\xff" * 5000, b"not a database at all" * 300, b"\0" * 8192],
 )
-def test_a_database_that_is_none_is_damage_and_leaves_nothing(
-    tmp_path: Path, content: bytes
-) -> None:
-    """There is no snapshot without its database, and no litter either."""
+def test_invalid_database_is_damage_and_leaves_nothing(tmp_path: Path, content: bytes) -> None:
+    """No snapshot is written without its database, and nothing is left."""
     built = small(tmp_path / "home", journal="none")
     built.database.write_bytes(content)
 
     with pytest.raises(DamagedError) as raised:
-        _take(built.root)
+        _back_up(built.root)
 
     assert "sagewai.db" in raised.value.message
     assert list((tmp_path / "home.snapshots").iterdir()) == []
 
 
-def test_damage_inside_the_database_is_carried_as_a_finding(tmp_path: Path) -> None:
-    """What can still be copied is better kept; the check's sentence is in the report."""
+def test_damage_inside_the_database_is_a_finding(tmp_path: Path) -> None:
+    """The database is stored as far as it can be read; the report has the finding."""
     built = small(tmp_path / "home", journal="none")
     with contextlib.closing(sqlite3.connect(built.database)) as connection:
         (page,) = connection.execute(
@@ -563,7 +559,7 @@ def test_damage_inside_the_database_is_carried_as_a_finding(tmp_path: Path) -> N
         file.seek((page - 1) * 4096)
         file.write(b"\xa5" * 100)
 
-    report = _take(built.root)
+    report = _back_up(built.root)
 
     assert report.path is not None
     assert not report.is_sound
@@ -572,11 +568,11 @@ def test_damage_inside_the_database_is_carried_as_a_finding(tmp_path: Path) -> N
     assert any(line.startswith("database: ") for line in report.warnings())
 
 
-def test_rows_that_refer_to_nothing_are_a_finding(tmp_path: Path) -> None:
-    """The snapshot is taken; how many rows and in which table is said."""
+def test_broken_references_are_a_finding(tmp_path: Path) -> None:
+    """The snapshot is created; the report has the number of rows and the table."""
     built = small(tmp_path / "home", orphans=3)
 
-    report = _take(built.root)
+    report = _back_up(built.root)
 
     assert not report.is_sound
     assert report.is_complete
@@ -584,11 +580,11 @@ def test_rows_that_refer_to_nothing_are_a_finding(tmp_path: Path) -> None:
     assert report.database.foreign_key_violations == 3
 
 
-def test_a_sealed_value_that_no_key_opens_makes_it_incomplete(tmp_path: Path) -> None:
-    """Which one is said, and never what it is."""
+def test_secret_that_no_key_opens_makes_it_incomplete(tmp_path: Path) -> None:
+    """The report names it, never its content."""
     built = small(tmp_path / "home", keys=2)
 
-    report = _take(built.root)
+    report = _back_up(built.root)
 
     unopened = report.keys.unopened
     assert unopened
@@ -598,36 +594,36 @@ def test_a_sealed_value_that_no_key_opens_makes_it_incomplete(tmp_path: Path) ->
     assert not any(value.token in lines for value in built.sealed)
 
 
-def test_a_file_in_which_the_key_is_written_stays_out_and_is_a_loss(tmp_path: Path) -> None:
-    """An environment file, a note: no clear archive carries the key in any of them."""
+def test_file_that_contains_the_key_is_omitted_as_a_loss(tmp_path: Path) -> None:
+    """An environment file, a note: no plain archive contains the key in any of them."""
     built = small(tmp_path / "home")
     line = b"SAGEWAI_MASTER_KEY=" + built.master_keys[0] + b"\n"
     (built.root / ".env").write_bytes(b"# ours\n" + line)
     (built.root / "data/notes.md").write_bytes(b"remember " * 10_000 + line)
     recipient, identity = temporary_identity()
 
-    report = _take(built.root)
-    sealed = _take(
+    report = _back_up(built.root)
+    sealed = _back_up(
         built.root, BackupOptions(custody="sealed", encryption=Encryption(recipients=(recipient,)))
     )
 
     assert {item.path for item in report.losses} == {".env", "data/notes.md"}
-    assert _left_out(report)[".env"] is Reason.HOLDS_KEY
+    assert _omissions(report)[".env"] is Reason.HOLDS_KEY
     assert all(built.master_keys[0] not in content for content in _members(report).values())
     paths = {entry.path for entry in _manifest(sealed, Decryption(identities=(identity,))).entries}
     assert {".env", "data/notes.md"} <= paths
     assert sealed.is_complete
 
 
-def test_the_key_goes_along_only_under_a_lock(tmp_path: Path) -> None:
-    """Clear archives never carry it; sealed ones have it in its place, once."""
+def test_key_is_included_only_with_encryption(tmp_path: Path) -> None:
+    """Plain archives never contain it; sealed ones contain it once, in its place."""
     built = small(tmp_path / "home")
     recipient, identity = temporary_identity()
 
     with pytest.raises(UsageError, match="the archive is not encrypted"):
-        _take(built.root, BackupOptions(custody="sealed"))
+        _back_up(built.root, BackupOptions(custody="sealed"))
     assert not (tmp_path / "home.snapshots").exists()
-    report = _take(
+    report = _back_up(
         built.root, BackupOptions(custody="sealed", encryption=Encryption(recipients=(recipient,)))
     )
 
@@ -637,15 +633,15 @@ def test_the_key_goes_along_only_under_a_lock(tmp_path: Path) -> None:
     ]
 
 
-def test_a_key_from_the_environment_goes_along_under_a_name_of_its_own(tmp_path: Path) -> None:
-    """The home has no file of it, so `external/master.key` is where it stands."""
+def test_key_of_the_environment_is_stored_under_its_own_name(tmp_path: Path) -> None:
+    """The home has no file of it, so it is stored as `external/master.key`."""
     built = small(tmp_path / "home", key_file=False)
     recipient, identity = temporary_identity()
     decryption = Decryption(identities=(identity,))
     environment = {"SAGEWAI_MASTER_KEY": built.master_keys[0].decode()}
     options = BackupOptions(custody="sealed", encryption=Encryption(recipients=(recipient,)))
 
-    report = _take(built.root, options, environment=environment)
+    report = _back_up(built.root, options, environment=environment)
 
     assert report.path is not None
     with open_archive(report.path, decryption) as reader:
@@ -657,13 +653,13 @@ def test_a_key_from_the_environment_goes_along_under_a_name_of_its_own(tmp_path:
     assert report.keys.unopened == ()
 
 
-def test_sealed_custody_without_any_key_is_refused(tmp_path: Path) -> None:
+def test_sealed_custody_without_a_key_is_refused(tmp_path: Path) -> None:
     """An archive that promises a key must have one."""
     built = small(tmp_path / "home", keys=0)
     recipient, _identity = temporary_identity()
 
     with pytest.raises(KeyMissingError, match="no master key to include"):
-        _take(
+        _back_up(
             built.root,
             BackupOptions(custody="sealed", encryption=Encryption(recipients=(recipient,))),
         )
@@ -671,21 +667,21 @@ def test_sealed_custody_without_any_key_is_refused(tmp_path: Path) -> None:
     assert list((tmp_path / "home.snapshots").iterdir()) == []
 
 
-def test_excluding_the_keys_file_does_not_lose_a_sealed_key(tmp_path: Path) -> None:
-    """`--exclude` speaks of files; what `--key sealed` promises is the key."""
+def test_excluding_the_key_file_does_not_omit_a_sealed_key(tmp_path: Path) -> None:
+    """`--exclude` applies to files; `--key sealed` includes the key."""
     built = small(tmp_path / "home")
     recipient, identity = temporary_identity()
     options = BackupOptions(
         custody="sealed", encryption=Encryption(recipients=(recipient,)), exclude=("secrets/*",)
     )
 
-    report = _take(built.root, options)
+    report = _back_up(built.root, options)
 
     paths = {entry.path for entry in _manifest(report, Decryption(identities=(identity,))).entries}
     assert {path for path in paths if "master.key" in path} == {"external/master.key"}
 
 
-def test_an_archive_that_does_not_read_back_never_gets_its_name(
+def test_archive_that_fails_verification_is_not_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bit that flips between writing and reading is noticed, and nothing is left."""
@@ -704,13 +700,13 @@ def test_an_archive_that_does_not_read_back_never_gets_its_name(
     monkeypatch.setattr(create, "open_archive", flipping)
 
     with pytest.raises(DamagedError):
-        _take(built.root)
+        _back_up(built.root)
 
     assert list((tmp_path / "home.snapshots").iterdir()) == []
 
 
-def test_leftovers_of_dead_runs_are_swept_and_those_of_live_ones_stay(tmp_path: Path) -> None:
-    """Partials, staging and half-written cards go, unless somebody holds them."""
+def test_leftovers_of_dead_runs_are_swept_and_live_ones_remain(tmp_path: Path) -> None:
+    """Partial files, staging and partial cards are removed, unless a process has them locked."""
     built = small(tmp_path / "home")
     directory = tmp_path / "home.snapshots"
     directory.mkdir()
@@ -733,7 +729,7 @@ def test_leftovers_of_dead_runs_are_swept_and_those_of_live_ones_stay(tmp_path: 
 
     with (directory / live).open("wb") as stream:
         locks.mark_alive(stream.fileno())
-        report = _take(built.root)
+        report = _back_up(built.root)
 
     assert set(report.swept) >= set(dead)
     names = {path.name for path in directory.iterdir()}
@@ -741,12 +737,12 @@ def test_leftovers_of_dead_runs_are_swept_and_those_of_live_ones_stay(tmp_path: 
     assert {live, *strangers} <= names
 
 
-def test_the_sequence_counts_up_although_the_clock_goes_back(
+def test_sequence_increases_although_the_clock_goes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Order is by sequence: the clock of the machine is not to be relied upon."""
     built = small(tmp_path / "home")
-    first = _take(built.root)
+    first = _back_up(built.root)
 
     class Earlier(datetime):
         @classmethod
@@ -754,7 +750,7 @@ def test_the_sequence_counts_up_although_the_clock_goes_back(
             return cls(2001, 1, 1, tzinfo=timezone.utc)
 
     monkeypatch.setattr("sagewai_ops.backup.run.datetime", Earlier)
-    second = _take(built.root)
+    second = _back_up(built.root)
 
     assert (first.sequence, second.sequence) == (1, 2)
     assert second.id < first.id
@@ -762,23 +758,23 @@ def test_the_sequence_counts_up_although_the_clock_goes_back(
     assert listed == [first.id, second.id]
 
 
-def test_a_held_home_is_not_backed_up_and_no_directory_is_made(tmp_path: Path) -> None:
-    """One run at a time: who holds it is named."""
+def test_locked_home_is_not_backed_up_and_no_directory_is_created(tmp_path: Path) -> None:
+    """One run at a time: the process that has the lock is named."""
     built = small(tmp_path / "home")
 
     with (
         locks.exclusive(built.root),
         pytest.raises(LockedError, match=f"pid {os.getpid()}"),
     ):
-        _take(built.root)
+        _back_up(built.root)
 
     assert not (tmp_path / "home.snapshots").exists()
 
 
-def test_a_home_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+def test_missing_home_is_not_created(tmp_path: Path) -> None:
     """A mistyped path is an error, not an empty backup."""
     with pytest.raises(NotFoundError, match="not found"):
-        _take(tmp_path / "nothing")
+        _back_up(tmp_path / "nothing")
 
     assert list(tmp_path.iterdir()) == []
 
@@ -794,12 +790,12 @@ def _umask(mask: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("mask", [0o000, 0o077, 0o777])
 def test_modes_are_private_whatever_the_umask(tmp_path: Path, mask: int) -> None:
-    """Directory 0700, archive and card 0600; those above that had to be made as well."""
+    """Directory 0700, archive and card 0600; also parent directories that had to be created."""
     built = small(tmp_path / "home")
     directory = tmp_path / "new/snapshots"
 
     with _umask(mask):
-        report = _take(built.root, directory=directory)
+        report = _back_up(built.root, directory=directory)
 
     assert report.path is not None
     modes = [
@@ -810,13 +806,13 @@ def test_modes_are_private_whatever_the_umask(tmp_path: Path, mask: int) -> None
 
 
 def test_a_compact_copy_has_the_same_rows_and_fewer_pages(tmp_path: Path) -> None:
-    """Free pages are left out; nothing else is."""
+    """Only free pages are omitted."""
     built = small(tmp_path / "home", database_bytes=3_000_000, journal="none")
     with contextlib.closing(sqlite3.connect(built.database)) as connection:
         connection.execute("DELETE FROM context_chunks")
         connection.commit()
 
-    plain, compact = _take(built.root), _take(built.root, BackupOptions(compact=True))
+    plain, compact = _back_up(built.root), _back_up(built.root, BackupOptions(compact=True))
 
     assert plain.database is not None
     assert compact.database is not None

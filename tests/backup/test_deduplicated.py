@@ -1,4 +1,4 @@
-"""The tree as a source for restic: little is stored anew, and what comes back is proved."""
+"""The mirror as a source for restic: little is stored again, and a restore verifies it."""
 
 import contextlib
 import json
@@ -33,13 +33,13 @@ pytestmark = pytest.mark.skipif(shutil.which("restic") is None, reason="restic i
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """Give a directory in memory: the repository is made durable at each step."""
+    """Yield a directory in memory: the repository is synced at each step."""
     with memory_directory() as directory:
         yield directory
 
 
 def restic(repository: Path, *words: object) -> list[dict[str, Any]]:
-    """Run restic on a repository and give what it says, an object a line."""
+    """Run restic on a repository and return its output, an object a line."""
     done = subprocess.run(
         ["restic", "--json", "--no-cache", *map(str, words)],
         env={
@@ -54,7 +54,7 @@ def restic(repository: Path, *words: object) -> list[dict[str, Any]]:
 
 
 def change_newest(built: BuiltHome) -> tuple[int, int]:
-    """Rewrite the newest hundredth of the rows, as use does; give their number and that of all."""
+    """Rewrite the newest hundredth of the rows; return their number and that of all."""
     changed = rows = 0
     with contextlib.closing(sqlite3.connect(built.database)) as connection:
         for table, column in GROWING.items():
@@ -70,7 +70,7 @@ def change_newest(built: BuiltHome) -> tuple[int, int]:
     return changed, rows
 
 
-def test_restic_stores_little_anew_when_few_rows_changed(tmp_path: Path) -> None:
+def test_restic_stores_little_when_few_rows_changed(tmp_path: Path) -> None:
     """One percent of the rows, the newest: under fifteen percent of the database."""
     built = build_home(
         tmp_path / "home",

@@ -62,7 +62,7 @@ def archive_of(root: Path, *follow: str) -> Path:
     return path
 
 
-def test_an_absolute_link_into_the_home_leads_into_the_restored_one(tmp_path: Path) -> None:
+def test_absolute_link_into_the_home_is_rewritten_for_the_restored_home(tmp_path: Path) -> None:
     """The link names the new home, and in the tar stream it is relative."""
     root = small(tmp_path / "home").root
     directory = root / "data/a"
@@ -107,7 +107,7 @@ def test_a_restored_home_has_the_links_that_leave_it(home: Path, tmp_path: Path)
 
 
 def test_the_second_reader_agrees_on_such_links(home: Path, tmp_path: Path) -> None:
-    """docs/format.md says how they are stored; an archive without them has the old format."""
+    """docs/format.md defines how they are stored; an archive without them has the old format."""
     plain = snapshot_of(small(tmp_path / "plain").root)
     archive = archive_of(home)
 
@@ -118,8 +118,10 @@ def test_the_second_reader_agrees_on_such_links(home: Path, tmp_path: Path) -> N
     assert (entry["path"], entry["target"]) == ("data/artifacts", str(tmp_path / "disk"))
 
 
-def test_an_older_program_asks_for_a_newer_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What reads format 1 alone does not call such an archive damaged."""
+def test_older_program_asks_for_a_newer_version(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader of format 1 does not report such an archive as damaged."""
     archive = archive_of(home)
     monkeypatch.setattr(manifest, "FORMAT_VERSION", 1)
 
@@ -203,7 +205,7 @@ def test_links_out_of_a_followed_directory_are_never_followed(home: Path, tmp_pa
 
 
 def assert_restores(archive: Path, target: Path, home: Path) -> None:
-    """Restore, and look that nothing came through a link."""
+    """Restore, and check that the link is still a link."""
     bring_back(archive, target, key_home=home)
     assert (target / "data/artifacts/out").is_symlink()
 
@@ -359,7 +361,7 @@ def test_a_drill_proves_a_home_with_such_links(home: Path) -> None:
 
 
 def test_verify_perms_agrees(home: Path, tmp_path: Path) -> None:
-    """A link out of `data/` is no finding, whoever reads its target; one to secrets is."""
+    """A link below `data/` is no finding, also if others can read its target; one to secrets is."""
     (tmp_path / "disk").chmod(0o755)
     (tmp_path / "disk/report.md").chmod(0o644)
     (tmp_path / "sops").mkdir(mode=0o755)
@@ -413,7 +415,7 @@ _CONFIG = Entry("config", EntryType.DIRECTORY, 0o700, MOMENT_NS)
 def test_hostile_archives_with_such_links_are_refused(
     tmp_path: Path, members: list[Entry], version: int
 ) -> None:
-    """Whatever the manifest says, nothing is written below a link."""
+    """Nothing is ever written below a link."""
     path = archives.forge(
         tmp_path / "a.tar.zst",
         [(entry, b"" if entry.size_bytes == 0 else b"x") for entry in members],

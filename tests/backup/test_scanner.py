@@ -1,4 +1,4 @@
-"""What a snapshot carries of a home, decided from names and types, and why the rest stays out."""
+"""The content of a snapshot, decided from names and types, and why other files are omitted."""
 
 import base64
 import os
@@ -18,13 +18,13 @@ from small_homes import small
 KEY = b"c2FnZXdhaS1vcHMtdGVzdHMtbWFzdGVyLWtleS0wMDE="
 
 
-def _look(
+def _scan(
     root: Path, environment: dict[str, str] | None = None, *, exclude: tuple[str, ...] = ()
 ) -> HomeScan:
     return scan_home(locate(root, environment or {}), exclude=exclude, key_values=(KEY,))
 
 
-def _carried(scan: HomeScan) -> dict[str, str]:
+def _types(scan: HomeScan) -> dict[str, str]:
     return {item.path: item.type for item in scan.items}
 
 
@@ -39,14 +39,14 @@ def _home(tmp_path: Path) -> Path:
     return root
 
 
-def test_directories_stand_before_what_is_in_them_and_names_are_in_order(tmp_path: Path) -> None:
-    """The order of the archive is that of the walk, the same on every file system."""
+def test_directory_precedes_its_entries_in_order_of_names(tmp_path: Path) -> None:
+    """The order of the archive is the same on every file system."""
     root = _home(tmp_path)
     for name in ("b", "a", "C"):
         (root / "data" / name).mkdir()
         (root / "data" / name / "file").touch()
 
-    paths = [item.path for item in _look(root).items if item.path.startswith("data")]
+    paths = [item.path for item in _scan(root).items if item.path.startswith("data")]
 
     assert paths == [
         "data",
@@ -59,11 +59,11 @@ def test_directories_stand_before_what_is_in_them_and_names_are_in_order(tmp_pat
     ]
 
 
-def test_a_built_home_leaves_out_only_what_crashes_and_sqlite_left(tmp_path: Path) -> None:
-    """Nothing that the builder did not plant as unfit is left out, and each has its reason."""
+def test_only_leftovers_and_sidecars_of_a_built_home_are_omitted(tmp_path: Path) -> None:
+    """Only files that the builder planted are omitted, each with its reason."""
     built = small(tmp_path / "home", artifacts=True, leftovers=True)
 
-    scan = _look(built.root)
+    scan = _scan(built.root)
 
     kept_out = _reasons(scan)
     expected = dict.fromkeys(built.leftovers, Reason.LEFTOVER)
@@ -73,7 +73,7 @@ def test_a_built_home_leaves_out_only_what_crashes_and_sqlite_left(tmp_path: Pat
     assert not any(reason.is_loss for reason in kept_out.values())
     every = {os.path.relpath(os.path.join(at, name), built.root) for at, directories, files in
              os.walk(built.root) for name in (*directories, *files)}  # fmt: skip
-    assert every == {*_carried(scan), *kept_out}
+    assert every == {*_types(scan), *kept_out}
 
 
 @pytest.mark.parametrize(
@@ -88,39 +88,37 @@ def test_a_built_home_leaves_out_only_what_crashes_and_sqlite_left(tmp_path: Pat
     ],
 )
 @pytest.mark.parametrize("ending", [b"", b"\n", b"\r\n", b"  \n"])
-def test_the_key_is_known_by_its_content_whatever_its_name(
-    tmp_path: Path, name: str, ending: bytes
-) -> None:
-    """A copy of the key under any name, with what editors add, is kept out as the key."""
+def test_key_is_recognised_by_its_content(tmp_path: Path, name: str, ending: bytes) -> None:
+    """A copy of the key under any name, with what editors add, is omitted as the key."""
     root = _home(tmp_path)
     (root / name).write_bytes(KEY + ending)
 
-    scan = _look(root)
+    scan = _scan(root)
 
     assert _reasons(scan) == {name: Reason.KEY}
-    assert name not in _carried(scan)
+    assert name not in _types(scan)
 
 
 def test_a_hard_link_to_the_key_is_the_key(tmp_path: Path) -> None:
-    """Another name of the same file is kept out too."""
+    """Another name of the same file is omitted too."""
     root = _home(tmp_path)
     (root / "secrets/master.key").write_bytes(KEY)
     (root / "data/other").hardlink_to(root / "secrets/master.key")
 
-    assert _reasons(_look(root))["data/other"] is Reason.KEY
+    assert _reasons(_scan(root))["data/other"] is Reason.KEY
 
 
-def test_an_unknown_key_in_secrets_is_kept_out_and_elsewhere_it_is_data(tmp_path: Path) -> None:
-    """What looks like a key is taken for one where keys lie; elsewhere 44 letters are just that."""
+def test_unknown_key_is_omitted_in_secrets_only(tmp_path: Path) -> None:
+    """A file like a key is treated as a key only in a directory of keys."""
     root = _home(tmp_path)
     other = base64.urlsafe_b64encode(bytes(range(32)))
     (root / "secrets/old.key").write_bytes(other)
     (root / "data/token").write_bytes(other)
 
-    scan = _look(root)
+    scan = _scan(root)
 
     assert _reasons(scan) == {"secrets/old.key": Reason.KEY}
-    assert "data/token" in _carried(scan)
+    assert "data/token" in _types(scan)
 
 
 def test_links_below_data_are_stored_also_when_they_leave_the_home(tmp_path: Path) -> None:
@@ -141,7 +139,7 @@ def test_links_below_data_are_stored_also_when_they_leave_the_home(tmp_path: Pat
     }.items():
         (root / "data" / name).symlink_to(target)
 
-    scan = _look(root)
+    scan = _scan(root)
 
     links = {item.path: item for item in scan.items if item.type == "link"}
     assert {path: item.target for path, item in links.items() if not item.is_outside} == {
@@ -170,7 +168,7 @@ def test_links_elsewhere_that_leave_the_home_are_omitted(tmp_path: Path) -> None
         (root / path).parent.mkdir(exist_ok=True)
         (root / path).symlink_to(tmp_path / "directory")
 
-    scan = _look(root)
+    scan = _scan(root)
 
     omitted = {item.path for item in scan.omissions if item.reason is Reason.LEAVES}
     assert omitted == {"config/more", "more", "secrets/more"}
@@ -179,19 +177,19 @@ def test_links_elsewhere_that_leave_the_home_are_omitted(tmp_path: Path) -> None
 
 
 def test_links_that_sagewai_itself_follows_are_followed(tmp_path: Path) -> None:
-    """A part or a document that is a link to elsewhere is carried as what it leads to."""
+    """A part or a state file that is a link to elsewhere is replaced by its target."""
     built = small(tmp_path / "home")
     shutil.move(built.root / "db", tmp_path / "disk")
     (built.root / "db").symlink_to(tmp_path / "disk")
     shutil.move(built.admin_state, tmp_path / "state.json")
     built.admin_state.symlink_to(tmp_path / "state.json")
 
-    scan = _look(built.root)
+    scan = _scan(built.root)
 
-    carried = _carried(scan)
-    assert carried["db"] == "folder"
-    assert carried["db/sagewai.db"] == "database"
-    assert carried["config/admin-state.json"] == "file"
+    types = _types(scan)
+    assert types["db"] == "folder"
+    assert types["db/sagewai.db"] == "database"
+    assert types["config/admin-state.json"] == "file"
     assert _reasons(scan)["db/sagewai.db-wal"] is Reason.SIDECAR
     assert scan.followed == {
         "db": str(tmp_path / "disk"),
@@ -200,25 +198,25 @@ def test_links_that_sagewai_itself_follows_are_followed(tmp_path: Path) -> None:
 
 
 def test_a_key_behind_a_followed_directory_is_the_key(tmp_path: Path) -> None:
-    """`secrets` may lie elsewhere; its key stays out all the same."""
+    """`secrets` may be elsewhere; its key is still omitted."""
     root = _home(tmp_path)
     (root / "secrets").rmdir()
     (tmp_path / "vault").mkdir()
     (tmp_path / "vault/master.key").write_bytes(KEY)
     (root / "secrets").symlink_to(tmp_path / "vault")
 
-    assert _reasons(_look(root))["secrets/master.key"] is Reason.KEY
+    assert _reasons(_scan(root))["secrets/master.key"] is Reason.KEY
 
 
-def test_sockets_and_pipes_are_losses_with_their_kind(tmp_path: Path) -> None:
-    """What is no file, directory or link is named, unless it was excluded."""
+def test_sockets_and_pipes_are_losses_with_their_type(tmp_path: Path) -> None:
+    """Anything that is not a file, directory or link is named, unless it is excluded."""
     root = _home(tmp_path)
     os.mkfifo(root / "data/pipe")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(root / "data/socket"))
 
-    special = {item.path: (item.reason, item.detail) for item in _look(root).omissions}
-    excluded = _reasons(_look(root, exclude=("data/pipe", "data/s*")))
+    special = {item.path: (item.reason, item.detail) for item in _scan(root).omissions}
+    excluded = _reasons(_scan(root, exclude=("data/pipe", "data/s*")))
 
     assert special == {
         "data/pipe": (Reason.SPECIAL, "FIFO"),
@@ -228,19 +226,19 @@ def test_sockets_and_pipes_are_losses_with_their_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["data/cache", "data/cache/", "*/cache", "d?ta/cache*"])
-def test_an_excluded_directory_takes_its_content_along(tmp_path: Path, pattern: str) -> None:
-    """The directory is named once; what is in it is not looked at."""
+def test_excluding_a_directory_excludes_its_content(tmp_path: Path, pattern: str) -> None:
+    """The directory is named once; its content is not scanned."""
     root = _home(tmp_path)
     (root / "data/cache/deep").mkdir(parents=True)
 
-    scan = _look(root, exclude=(pattern,))
+    scan = _scan(root, exclude=(pattern,))
 
     assert _reasons(scan) == {"data/cache": Reason.EXCLUDED}
-    assert "data/cache/deep" not in _carried(scan)
+    assert "data/cache/deep" not in _types(scan)
 
 
-def test_files_under_the_archives_own_names_are_carried_aside(tmp_path: Path) -> None:
-    """A home may hold `external/`, `snapshot.json` and `manifest.json` of its own."""
+def test_files_with_reserved_names_are_stored_under_external(tmp_path: Path) -> None:
+    """A home may contain `external/`, `snapshot.json` and `manifest.json` of its own."""
     root = _home(tmp_path)
     for name in ("snapshot.json", "manifest.json"):
         (root / name).write_text("{}")
@@ -248,9 +246,9 @@ def test_files_under_the_archives_own_names_are_carried_aside(tmp_path: Path) ->
     (root / "external/file").touch()
     (root / "data/manifest.json").touch()
 
-    carried = _carried(_look(root))
+    types = _types(_scan(root))
 
-    assert {path for path in carried if "external" in path or "json" in path} == {
+    assert {path for path in types if "external" in path or "json" in path} == {
         "external",
         "external/home",
         "external/home/external",
@@ -261,8 +259,8 @@ def test_files_under_the_archives_own_names_are_carried_aside(tmp_path: Path) ->
     }
 
 
-def test_what_overrides_put_outside_is_carried_by_the_variables_name(tmp_path: Path) -> None:
-    """Documents, the SOPS directory and the database follow; the cache can be made again."""
+def test_external_files_are_stored_by_the_name_of_their_variable(tmp_path: Path) -> None:
+    """Documents, the SOPS directory and the database are stored; the cache can be created again."""
     built = small(tmp_path / "home")
     away = tmp_path / "away"
     away.mkdir()
@@ -285,8 +283,8 @@ def test_what_overrides_put_outside_is_carried_by_the_variables_name(tmp_path: P
 
     scan = scan_home(home)
 
-    carried = _carried(scan)
-    assert {path: kind for path, kind in carried.items() if path.startswith("external/")} == {
+    types = _types(scan)
+    assert {path: kind for path, kind in types.items() if path.startswith("external/")} == {
         "external/SAGEWAI_ADMIN_STATE_FILE": "file",
         "external/SAGEWAI_SOPS_ROOT": "folder",
         "external/SAGEWAI_SOPS_ROOT/near": "link",
@@ -299,19 +297,19 @@ def test_what_overrides_put_outside_is_carried_by_the_variables_name(tmp_path: P
     assert main.path == "external/SAGEWAI_DATABASE_URL"
 
 
-def test_an_override_that_leads_to_nothing_is_a_loss(tmp_path: Path) -> None:
-    """The variable promises a document: if it is not there, the backup is not whole."""
+def test_override_of_a_missing_file_is_a_loss(tmp_path: Path) -> None:
+    """The variable promises a document: if it is missing, the backup is incomplete."""
     root = _home(tmp_path)
 
-    scan = _look(root, {"SAGEWAI_CONNECTIONS_FILE": str(tmp_path / "missing.json")})
+    scan = _scan(root, {"SAGEWAI_CONNECTIONS_FILE": str(tmp_path / "missing.json")})
 
     assert _reasons(scan) == {"external/SAGEWAI_CONNECTIONS_FILE": Reason.UNREADABLE}
 
 
-def test_a_database_that_an_override_names_inside_the_home_is_copied_as_one(
+def test_database_of_an_override_inside_the_home_is_copied_as_a_database(
     tmp_path: Path,
 ) -> None:
-    """Also when no WAL stands beside it, and also through a link."""
+    """Also without a WAL next to it, and also through a link."""
     built = small(tmp_path / "home", journal="none")
     other = built.root / "data/live.db"
     shutil.move(built.database, other)
@@ -326,7 +324,7 @@ def test_a_database_that_an_override_names_inside_the_home_is_copied_as_one(
         assert (main.path, main.type) == ("data/live.db", "database")
 
 
-def test_another_database_with_a_wal_is_copied_and_its_sidecars_stay_out(tmp_path: Path) -> None:
+def test_another_database_with_a_wal_is_copied_without_sidecars(tmp_path: Path) -> None:
     """A user's own SQLite database is torn by a plain copy as well."""
     built = small(tmp_path / "home")
     for suffix in ("", "-wal", "-shm"):
@@ -334,16 +332,16 @@ def test_another_database_with_a_wal_is_copied_and_its_sidecars_stay_out(tmp_pat
     (built.root / "data/no.db").write_text("not a database")
     (built.root / "data/no.db-wal").write_text("nor this")
 
-    scan = _look(built.root)
+    scan = _scan(built.root)
 
-    carried = _carried(scan)
-    assert carried["data/own.db"] == "database"
-    assert carried["data/no.db"] == carried["data/no.db-wal"] == "file"
+    types = _types(scan)
+    assert types["data/own.db"] == "database"
+    assert types["data/no.db"] == types["data/no.db-wal"] == "file"
     assert _reasons(scan)["data/own.db-wal"] is Reason.SIDECAR
 
 
 def test_a_directory_in_the_databases_place_is_damage(tmp_path: Path) -> None:
-    """There is no way to read a directory as a database, and no reason to pass over it."""
+    """A directory cannot be read as a database, and is not skipped."""
     root = _home(tmp_path)
     (root / "db/sagewai.db").mkdir()
     home = locate(root, {})
@@ -363,19 +361,19 @@ def test_a_name_too_long_for_a_snapshot_is_a_loss(tmp_path: Path) -> None:
         descriptor = below
     os.close(descriptor)
 
-    scan = _look(root)
+    scan = _scan(root)
 
     assert Reason.NAME in _reasons(scan).values()
-    assert sum("n" * 255 in path for path in _carried(scan)) == 15
+    assert sum("n" * 255 in path for path in _types(scan)) == 15
 
 
-def test_directories_may_nest_deeper_than_calls(tmp_path: Path) -> None:
-    """A tree of 1500 levels is walked like any other."""
+def test_directories_may_nest_deeper_than_the_call_stack(tmp_path: Path) -> None:
+    """1500 levels are scanned like any other directory."""
     root = _home(tmp_path)
     for depth in range(1, 1501):
         os.mkdir(root / "data" / "/".join("d" * depth))
 
-    scan = _look(root)
+    scan = _scan(root)
 
     subprocess.run(["rm", "-r", root], check=True)  # pytest's own clean-up calls itself
 
@@ -384,32 +382,30 @@ def test_directories_may_nest_deeper_than_calls(tmp_path: Path) -> None:
 
 
 def test_a_wal_without_its_database_is_a_loss(tmp_path: Path) -> None:
-    """It may hold everything, and no copy of a database has it."""
+    """It may contain everything, and no copy of a database has its content."""
     root = _home(tmp_path)
     (root / "db/sagewai.db-wal").write_bytes(b"pages")
     (root / "db/sagewai.db-shm").write_bytes(b"scratch")
 
-    reasons = _reasons(_look(root))
+    reasons = _reasons(_scan(root))
 
     assert reasons["db/sagewai.db-wal"] is Reason.UNREADABLE
     assert Reason.UNREADABLE.is_loss
     assert reasons["db/sagewai.db-shm"] is Reason.SIDECAR
     (root / "db/sagewai.db-wal").write_bytes(b"")
-    assert _reasons(_look(root))["db/sagewai.db-wal"] is Reason.SIDECAR
+    assert _reasons(_scan(root))["db/sagewai.db-wal"] is Reason.SIDECAR
 
 
 @pytest.mark.parametrize("path", ["db/sagewai.db", "config/admin-state.json", "data"])
-def test_a_link_to_nothing_in_place_of_what_sagewai_needs_is_a_loss(
-    path: str, tmp_path: Path
-) -> None:
+def test_dangling_link_at_a_path_of_sagewai_is_a_loss(path: str, tmp_path: Path) -> None:
     """A volume that is not mounted must not look like a home without a database."""
     root = _home(tmp_path)
     (root / "data").rmdir()
     (root / path).symlink_to("gone")
 
-    scan = _look(root)
+    scan = _scan(root)
     (lost,) = [item for item in scan.omissions if item.path == path]
 
     assert lost.reason is Reason.UNREADABLE
     assert "gone" in lost.detail
-    assert path not in _carried(scan)
+    assert path not in _types(scan)

@@ -1,4 +1,4 @@
-"""`backup` as people and scripts meet it: streams, exit codes, signals, locks, encryption."""
+"""`backup` as users and scripts run it: streams, exit codes, signals, locks, encryption."""
 
 import base64
 import contextlib
@@ -46,7 +46,7 @@ def home(tmp_path: Path) -> BuiltHome:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home of 44 MB, whose backup can be caught at work; only read."""
+    """A home of 44 MB, whose backup can be stopped while it runs; only read."""
     directory = tmp_path_factory.mktemp("large")
     return small(directory / "home", database_bytes=12_000_000, artifact_bytes=32_000_000,
                  artifacts=True).root  # fmt: skip
@@ -60,16 +60,16 @@ def _error_lines(answer: Answer) -> list[str]:
     return [line.split(": ")[1] for line in answer.err.splitlines()]
 
 
-def test_success_without_a_terminal_says_nothing(home: BuiltHome) -> None:
-    """Cron sends mail for every word: there is none."""
+def test_success_without_a_terminal_is_silent(home: BuiltHome) -> None:
+    """Cron sends mail for any output: there is no output."""
     answer = run("--home", home.root, "backup")
 
     assert answer == Answer(0, "", "")
     assert len(_names(home.root.with_name("home.snapshots"))) == 2
 
 
-def test_verbose_says_what_was_taken_and_where_the_key_is(home: BuiltHome) -> None:
-    """The summary names the archive and tells that the key is not in it, with its fingerprint."""
+def test_verbose_reports_the_snapshot_and_the_key(home: BuiltHome) -> None:
+    """The summary names the archive and the key, which is not in it."""
     answer = call("--home", home.root, "backup", "-v")
 
     assert answer.code == 0
@@ -79,8 +79,8 @@ def test_verbose_says_what_was_taken_and_where_the_key_is(home: BuiltHome) -> No
 
 
 @pytest.mark.parametrize("flag", ["-q", "--quiet"])
-def test_quiet_keeps_warnings_back_and_errors_not(home: BuiltHome, flag: str) -> None:
-    """The exit code still tells; what failed is still said."""
+def test_quiet_hides_warnings_but_not_errors(home: BuiltHome, flag: str) -> None:
+    """The exit code remains, and errors are still printed."""
     os.mkfifo(home.root / "data/pipe")
 
     incomplete = call("--home", home.root, "backup", flag)
@@ -95,7 +95,7 @@ def test_quiet_keeps_warnings_back_and_errors_not(home: BuiltHome, flag: str) ->
 def test_the_home_is_named_before_or_after_or_by_a_variable(
     home: BuiltHome, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All ways lead to the same home."""
+    """Each names the same home."""
     words: list[object] = ["backup", "--json"]
     if place == "before":
         words = ["--home", home.root, *words]
@@ -132,7 +132,7 @@ def test_every_option_has_a_variable(
     assert {"path": "fleet", "reason": "excluded", "detail": ""} in answer.result["left_out"]
 
 
-def test_json_is_one_object_on_success(home: BuiltHome) -> None:
+def test_success_prints_a_single_json_object(home: BuiltHome) -> None:
     """Every field of the envelope is there, and nothing on stderr."""
     answer = run("backup", "--json", "--home", home.root)
 
@@ -164,7 +164,7 @@ def test_json_is_one_object_on_success(home: BuiltHome) -> None:
         ([], 2, "usage"),
     ],
 )
-def test_json_is_one_object_on_failure_too(
+def test_failure_prints_a_single_json_object(
     home: BuiltHome, words: list[str], code: int, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same envelope, with the error in it; the exit code is the process's."""
@@ -195,7 +195,7 @@ def test_json_is_one_object_on_failure_too(
     ],
 )
 def test_usage_errors_are_two_lines_and_exit_2(home: BuiltHome, words: list[str]) -> None:
-    """What is wrong, and what to type next; nothing on stdout."""
+    """An error and a hint; nothing on stdout."""
     answer = run("--home", home.root, *words)
 
     assert answer.code == 2
@@ -205,7 +205,7 @@ def test_usage_errors_are_two_lines_and_exit_2(home: BuiltHome, words: list[str]
 
 @pytest.mark.parametrize("option", ["--home", "--to", "--snapshots", "--recipients-file"])
 def test_an_empty_path_is_not_the_working_directory(home: BuiltHome, option: str) -> None:
-    """`--to "$UNSET"` in a script is a mistake, and is said."""
+    """`--to "$UNSET"` in a script is an error."""
     answer = call("--home", home.root, "backup", f"{option}=")
 
     assert answer.code == 2
@@ -214,7 +214,7 @@ def test_an_empty_path_is_not_the_working_directory(home: BuiltHome, option: str
 
 
 def test_closed_streams_do_not_matter(home: BuiltHome) -> None:
-    """Some schedulers close them; the snapshot is taken all the same."""
+    """Some schedulers close them; the snapshot is still created."""
     words = [*COMMAND, "--home", str(home.root), "backup", "-v"]
 
     done = subprocess.run(["/bin/sh", "-c", '"$@" >&- 2>&- <&-', "sh", *words], check=False)
@@ -223,7 +223,7 @@ def test_closed_streams_do_not_matter(home: BuiltHome) -> None:
     assert len(_names(home.root.with_name("home.snapshots"))) == 2
 
 
-def test_a_name_that_the_locale_cannot_spell_is_escaped(home: BuiltHome) -> None:
+def test_name_outside_the_locale_is_escaped(home: BuiltHome) -> None:
     """Under cron the locale is often plain ASCII."""
     (home.root / "config/löschen").symlink_to("/etc/hostname")
     environment = {"PYTHONIOENCODING": "ascii"}
@@ -253,7 +253,7 @@ def test_losses_are_named_and_exit_3_unless_excluded(home: BuiltHome) -> None:
     assert excluded == Answer(0, "", "")
 
 
-def test_findings_of_the_database_exit_4_and_the_snapshot_is_taken(tmp_path: Path) -> None:
+def test_database_findings_exit_4_after_the_snapshot(tmp_path: Path) -> None:
     """Rows with a broken reference are reported, and backed up."""
     built = small(tmp_path / "home", orphans=2)
 
@@ -265,8 +265,8 @@ def test_findings_of_the_database_exit_4_and_the_snapshot_is_taken(tmp_path: Pat
     assert taken(answer).exists()
 
 
-def test_an_unopened_sealed_value_exits_3_by_name(tmp_path: Path) -> None:
-    """Of the values under a key that is nowhere, each is said with its place."""
+def test_unopened_secret_exits_3_by_name(tmp_path: Path) -> None:
+    """Each value of a missing key is reported with its place."""
     built = small(tmp_path / "home", keys=2)
 
     answer = call("--home", built.root, "backup")
@@ -278,7 +278,7 @@ def test_an_unopened_sealed_value_exits_3_by_name(tmp_path: Path) -> None:
         assert value.plaintext not in answer.err
 
 
-def test_a_database_that_is_none_exits_16_with_a_hint(tmp_path: Path) -> None:
+def test_invalid_database_exits_16_with_a_hint(tmp_path: Path) -> None:
     """Two lines, and the directory stays empty."""
     built = small(tmp_path / "home", journal="none")
     built.database.write_bytes(b"this is no database" * 1000)
@@ -290,8 +290,8 @@ def test_a_database_that_is_none_exits_16_with_a_hint(tmp_path: Path) -> None:
     assert _names(tmp_path / "home.snapshots") == []
 
 
-def test_the_key_is_nowhere_in_what_a_clear_backup_gives(tmp_path: Path) -> None:
-    """Not in the archive, the card, the output, verbose or JSON, under whatever name it lay."""
+def test_key_is_in_no_output_of_a_plain_backup(tmp_path: Path) -> None:
+    """Not in the archive, the card, the output, verbose or JSON, also under another file name."""
     built = small(tmp_path / "home")
     key = built.master_keys[0]
     for name in ("secrets/master.key.old", "data/copy", "key.txt"):
@@ -304,19 +304,19 @@ def test_the_key_is_nowhere_in_what_a_clear_backup_gives(tmp_path: Path) -> None
     ]
 
     assert [answer.code for answer in answers] == [0, 0, 2, 2]
-    said = "".join(answer.out + answer.err for answer in answers).encode()
+    output = "".join(answer.out + answer.err for answer in answers).encode()
     directory = tmp_path / "home.snapshots"
     kept = b"".join(path.read_bytes() for path in directory.glob("*.json"))
     tar = subprocess.run(["zstd", "-dc", taken(answers[0])], capture_output=True, check=True).stdout
     for secret in (key, base64.urlsafe_b64decode(key), base64.b64encode(key)):
-        assert secret not in said
+        assert secret not in output
         assert secret not in kept
         assert secret not in tar
     assert answers[0].result["key_fingerprint"].encode() in kept
 
 
 def _identity(directory: Path) -> tuple[str, Path]:
-    """Make an age identity file; give its recipient and its path."""
+    """Create an age identity file; return its recipient and its path."""
     import pyrage
 
     identity = pyrage.x25519.Identity.generate()
@@ -336,7 +336,7 @@ def _opened(commands: Sequence[Sequence[object]], source: Path) -> list[str]:
 
 
 def test_an_encrypted_snapshot_opens_with_age_zstd_and_tar(tmp_path: Path) -> None:
-    """The documented way out needs nothing of ours."""
+    """The documented commands do not need this program."""
     if not all(map(shutil.which, ("age", "zstd", "tar"))):
         pytest.skip("age, zstd or tar is not installed")
     built = small(tmp_path / "home")
@@ -352,7 +352,7 @@ def test_an_encrypted_snapshot_opens_with_age_zstd_and_tar(tmp_path: Path) -> No
 
 
 def test_an_ssh_recipient_opens_it_with_its_private_key(tmp_path: Path) -> None:
-    """Keys that people have anyway will do."""
+    """An existing ssh key suffices."""
     if not all(map(shutil.which, ("ssh-keygen", "age", "zstd", "tar"))):
         pytest.skip("ssh-keygen, age, zstd or tar is not installed")
     built = small(tmp_path / "home")
@@ -362,8 +362,8 @@ def test_an_ssh_recipient_opens_it_with_its_private_key(tmp_path: Path) -> None:
 
     answer = call("--home", built.root, "backup", "--json", "--recipient", public)
 
-    way: list[list[object]] = [["age", "-d", "-i", private], ["zstd", "-dc"], ["tar", "-t"]]
-    assert "db/sagewai.db" in _opened(way, taken(answer))
+    commands: list[list[object]] = [["age", "-d", "-i", private], ["zstd", "-dc"], ["tar", "-t"]]
+    assert "db/sagewai.db" in _opened(commands, taken(answer))
     verified = call("--home", built.root, "snapshots", "verify", "latest", "--identity", private)
     assert verified.code == 0
 
@@ -389,7 +389,7 @@ def test_a_passphrase_comes_from_a_file_or_standard_input(tmp_path: Path) -> Non
 
 
 def test_a_passphrase_is_asked_for_on_a_terminal_and_not_shown(home: BuiltHome) -> None:
-    """Twice, because a slip would lock everybody out; two that differ are refused."""
+    """Twice, because a typing error would make it useless; two that differ are refused."""
     command = [*COMMAND, "--home", str(home.root), "backup", "--passphrase-file", "-"]
 
     code, shown = watched(
@@ -406,8 +406,8 @@ def test_a_passphrase_is_asked_for_on_a_terminal_and_not_shown(home: BuiltHome) 
     assert verified.code == 0
 
 
-def test_the_archive_goes_through_a_pipe(home: BuiltHome, tmp_path: Path) -> None:
-    """No directory, no card, nothing on stderr, and what comes out is a whole archive."""
+def test_archive_is_written_to_a_pipe(home: BuiltHome, tmp_path: Path) -> None:
+    """No directory, no card, nothing on stderr, and stdout is a complete archive."""
     if not all(map(shutil.which, ("zstd", "tar"))):
         pytest.skip("zstd or tar is not installed")
     scratch = tmp_path / "scratch"
@@ -428,8 +428,8 @@ def test_the_archive_goes_through_a_pipe(home: BuiltHome, tmp_path: Path) -> Non
 
 
 def test_the_summary_of_an_archive_in_a_pipe_goes_to_stderr(home: BuiltHome) -> None:
-    """Where the key is, is said there too; without -v and a terminal nothing is."""
-    told = [
+    """It names the key too; without -v and a terminal it is not printed."""
+    answers = [
         subprocess.run(
             [*COMMAND, "--home", home.root, "backup", "--output", "-", *flags],
             capture_output=True,
@@ -438,13 +438,13 @@ def test_the_summary_of_an_archive_in_a_pipe_goes_to_stderr(home: BuiltHome) -> 
         for flags in ([], ["-v"])
     ]
 
-    assert told[0].stderr == b""
-    assert b"NOT in the archive" in told[1].stderr
-    assert b"archive   on stdout" in told[1].stderr
-    assert {one.stdout[:4] for one in told} == {b"\x28\xb5\x2f\xfd"}  # zstd's magic
+    assert answers[0].stderr == b""
+    assert b"NOT in the archive" in answers[1].stderr
+    assert b"archive   on stdout" in answers[1].stderr
+    assert {answer.stdout[:4] for answer in answers} == {b"\x28\xb5\x2f\xfd"}  # zstd's magic
 
 
-def test_a_pipe_whose_reader_goes_away_ends_quietly(large: Path, tmp_path: Path) -> None:
+def test_closed_pipe_ends_quietly(large: Path, tmp_path: Path) -> None:
     """`| head` is the reader's decision: 141 as a shell reports it, no traceback, no staging."""
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with started("--home", large, "backup", "--output", "-", env=environment) as process:
@@ -459,7 +459,7 @@ def test_a_pipe_whose_reader_goes_away_ends_quietly(large: Path, tmp_path: Path)
 
 
 def test_an_archive_is_not_written_to_a_terminal(home: BuiltHome) -> None:
-    """Binary on a screen helps nobody."""
+    """Binary output is useless on a screen."""
     code, shown = watched([*COMMAND, "--home", str(home.root), "backup", "--output", "-"],
                           os.environ)  # fmt: skip
 
@@ -476,7 +476,7 @@ cli.main()
 
 
 def test_a_terminal_sees_progress_and_the_summary(home: BuiltHome) -> None:
-    """Bars while it works, what was taken at the end."""
+    """Progress bars, then the summary."""
     environment = {**os.environ, "TERM": "xterm-256color"}
     environment.pop("NO_COLOR", None)
 
@@ -534,8 +534,8 @@ def _ends_whole(directory: Path) -> bool:
     return False
 
 
-def test_a_damaged_database_is_named_where_it_stands(tmp_path: Path) -> None:
-    """Its copy is gone by then; nothing is left, and the hint saves the rest of the home."""
+def test_damaged_database_is_named_by_its_path(tmp_path: Path) -> None:
+    """Its copy is removed; nothing is left, and the hint backs up the rest of the home."""
     home = small(tmp_path / "home", journal="none").root
     database = home / "db" / "sagewai.db"
     content = bytearray(database.read_bytes())
@@ -557,7 +557,7 @@ def test_a_damaged_database_is_named_where_it_stands(tmp_path: Path) -> None:
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "copying": lambda directory: _size(directory, ".*.staging/*.db") >= 0,
     "packing": lambda directory: _size(directory, ".*.partial") > 0,
-    "half-way": lambda directory: _size(directory, ".*.partial") > 5_000_000,
+    "half-commands": lambda directory: _size(directory, ".*.partial") > 5_000_000,
     "verifying": _ends_whole,
 }
 
@@ -566,7 +566,7 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 def _stopped(
     large: Path, directory: Path, moment: str, *words: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a backup and halt it at a moment; again, where it was too fast to be caught there."""
+    """Run a backup and stop it at a moment; again if it was too fast."""
     while True:
         with started("--home", large, "backup", "--to", directory, *words) as process:
             _wait(lambda: MOMENTS[moment](directory) or process.poll() is not None)
@@ -580,7 +580,7 @@ def _stopped(
 
 
 def _is_halted(process: subprocess.Popen[bytes]) -> bool:
-    """Wait until it has stopped, or was over before it could be."""
+    """Wait until it has stopped, or ended before that."""
     if process.poll() is not None:
         return False
     change = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
@@ -592,15 +592,15 @@ def _is_halted(process: subprocess.Popen[bytes]) -> bool:
     [
         ("copying", signal.SIGTERM, 143),
         ("packing", signal.SIGINT, 130),
-        ("half-way", signal.SIGTERM, 143),
-        ("half-way", signal.SIGHUP, 129),
+        ("half-commands", signal.SIGTERM, 143),
+        ("half-commands", signal.SIGHUP, 129),
         ("verifying", signal.SIGINT, 130),
     ],
 )
 def test_a_signal_removes_the_partials(
     large: Path, tmp_path: Path, moment: str, number: signal.Signals, code: int
 ) -> None:
-    """Wherever it comes: nothing is left, the exit code is the shell's, one line says it."""
+    """At any moment: nothing is left, the exit code is the shell's, the message is one line."""
     with _stopped(large, tmp_path, moment) as process:
         process.send_signal(number)
         process.send_signal(signal.SIGCONT)
@@ -613,10 +613,10 @@ def test_a_signal_removes_the_partials(
     ]
 
 
-def test_a_signal_after_the_name_waits_for_the_card_and_says_that_the_snapshot_stands(
+def test_signal_after_the_rename_waits_for_the_card_and_reports_the_snapshot(
     home: BuiltHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever reads `interrupted` must not think that there is none."""
+    """A reader of `interrupted` must not conclude that no snapshot exists."""
     rename = os.rename
 
     def rename_and_stop(source: Path, target: Path) -> None:
@@ -638,7 +638,7 @@ def test_a_signal_removes_the_partials_of_an_encrypted_run(large: Path, tmp_path
     """Threads that encrypt end with the run; the JSON envelope is still the one object."""
     recipient, _path = _identity(tmp_path)
     directory = tmp_path / "snapshots"
-    with _stopped(large, directory, "half-way", "--recipient", recipient, "--json") as process:
+    with _stopped(large, directory, "half-commands", "--recipient", recipient, "--json") as process:
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGCONT)
         out, error = process.communicate(timeout=PATIENCE_SECONDS)
@@ -650,8 +650,8 @@ def test_a_signal_removes_the_partials_of_an_encrypted_run(large: Path, tmp_path
     assert _names(directory) == []
 
 
-@pytest.mark.parametrize("moment", ["copying", "half-way", "verifying"])
-def test_what_a_kill_left_is_never_listed_and_swept_by_the_next_run(
+@pytest.mark.parametrize("moment", ["copying", "half-commands", "verifying"])
+def test_leftovers_of_a_kill_are_not_listed_and_swept_by_the_next_run(
     large: Path, home: BuiltHome, tmp_path: Path, moment: str
 ) -> None:
     """A killed run cannot clean up; the next backup into the directory does, and reports it."""
@@ -671,7 +671,7 @@ def test_what_a_kill_left_is_never_listed_and_swept_by_the_next_run(
     assert _names(directory) == [taken(answer).name, f"{taken(answer).name}.json"]
 
 
-def test_what_a_killed_pipe_left_is_swept_by_the_next_pipe(
+def test_leftovers_of_a_killed_pipe_are_swept_by_the_next_pipe(
     large: Path, home: BuiltHome, tmp_path: Path
 ) -> None:
     """Its copy of the database, which holds secrets, does not stay in the temporary directory."""
@@ -690,7 +690,7 @@ def test_what_a_killed_pipe_left_is_swept_by_the_next_pipe(
     assert _names(scratch) == []
 
 
-def test_a_second_run_is_refused_at_once_and_told_who_is_first(large: Path, tmp_path: Path) -> None:
+def test_second_run_is_refused_and_names_the_first(large: Path, tmp_path: Path) -> None:
     """Exit 11 names the process and its command; nothing of the first is disturbed."""
     with _stopped(large, tmp_path / "first", "copying") as process:
         refused = run("--home", large, "backup", "--to", tmp_path / "second")
@@ -718,7 +718,7 @@ def test_a_run_that_waits_can_be_stopped(home: BuiltHome, tmp_path: Path) -> Non
 
 
 def test_a_second_run_that_waits_gets_its_turn(large: Path, tmp_path: Path) -> None:
-    """`--wait` holds on until the first is done; both snapshots are there."""
+    """`--wait` waits until the first ends; both snapshots exist."""
     with (
         _stopped(large, tmp_path, "copying") as first,
         started("--home", large, "backup", "--to", tmp_path, "--wait", "60") as second,
@@ -734,7 +734,7 @@ def test_a_second_run_that_waits_gets_its_turn(large: Path, tmp_path: Path) -> N
 
 
 def _is_waiting(pid: int) -> bool:
-    """Tell whether a process sleeps after it has set its signal handlers: it polls for the lock."""
+    """Check whether a process sleeps with its signal handlers set: it polls for the lock."""
     status = Path(f"/proc/{pid}/status").read_text()
     caught = int(status.split("SigCgt:")[1].split()[0], 16)
     return bool(caught >> (signal.SIGTERM - 1) & 1)
@@ -757,7 +757,7 @@ def _tmpfs(directory: Path, size: str) -> Iterator[Path]:
 @pytest.mark.parametrize("size", ["1m", "5m"])
 @pytest.mark.parametrize("form", ["clear", "encrypted"])
 def test_a_full_disk_exits_13_and_nothing_is_left(tmp_path: Path, size: str, form: str) -> None:
-    """Refused beforehand where it is plain, and in the middle where only the writing shows it."""
+    """Refused before the start if possible, else when a write fails."""
     built = small(tmp_path / "home")
     (built.root / "data/noise.bin").write_bytes(os.urandom(8_000_000))
     words = ["--recipient", _identity(tmp_path)[0]] if form == "encrypted" else []
@@ -773,7 +773,7 @@ def test_a_full_disk_exits_13_and_nothing_is_left(tmp_path: Path, size: str, for
 
 
 def test_a_home_mounted_read_only_is_backed_up(tmp_path: Path) -> None:
-    """Not even root can write there; the data in the WAL is carried all the same."""
+    """Not even root can write there; the data in the WAL is still stored."""
     built = small(tmp_path / "home")
     view = tmp_path / "view"
     view.mkdir()
@@ -796,7 +796,7 @@ def test_a_home_mounted_read_only_is_backed_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_json", ["--json", "-v"])
-def test_a_full_stdout_is_an_error_that_is_said(home: BuiltHome, is_json: str) -> None:
+def test_full_stdout_is_reported_as_an_error(home: BuiltHome, is_json: str) -> None:
     """Results that could not be delivered are a failure, as a full disk is."""
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run([*COMMAND, "--home", home.root, "backup", is_json], stdout=full,
@@ -806,8 +806,8 @@ def test_a_full_stdout_is_an_error_that_is_said(home: BuiltHome, is_json: str) -
     assert done.stderr.decode().startswith("sagewai-ops: error: standard output: no space left")
 
 
-def test_a_snapshot_directory_that_is_none_is_refused(tmp_path: Path) -> None:
-    """A file in its place is a mistake of the caller; a system that refuses is named."""
+def test_file_as_snapshot_directory_is_refused(tmp_path: Path) -> None:
+    """A file in its place is a usage error; an error of the system is named."""
     built = small(tmp_path / "home")
     (tmp_path / "file").touch()
 
@@ -824,7 +824,7 @@ def test_a_snapshot_directory_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_tar_sees_the_same_bytes_as_the_home(home: BuiltHome, tmp_path: Path) -> None:
-    """Unpacked by tar alone, every document is what it was, with its mode and its time."""
+    """Unpacked by tar alone, every state file is unchanged, with its mode and time."""
     if not all(map(shutil.which, ("zstd", "tar"))):
         pytest.skip("zstd or tar is not installed")
     answer = call("--home", home.root, "backup", "--json")
