@@ -161,7 +161,7 @@ def test_url_is_refused_in_the_configuration(home: Path, tmp_path: Path) -> None
     answer = call("--config", file, "--home", home, "backup")
 
     assert answer.code == 2
-    assert "ping-url: is a secret" in answer.err
+    assert "ping-url: secrets are not allowed" in answer.err
     assert "hint: use ping-url-file" in answer.err
     assert "hunter2" not in answer.err
 
