@@ -6,10 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import ENCRYPTION, DryRunOption
+from sagewai_ops.cli.options import ENCRYPTION, RUN, DryRunOption
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
-from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
+from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, UsageError
 from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
@@ -73,6 +73,14 @@ def drill(
         ),
     ] = False,
     scratch: WorkDirOption = None,
+    keep_work_dir: Annotated[
+        bool,
+        typer.Option(
+            "--keep-work-dir",
+            help="Keep the restored home; needs --work-dir, as it is plaintext.",
+            rich_help_panel=RUN,
+        ),
+    ] = False,
     dry_run: DryRunOption = False,
 ) -> Outcome:
     """Parse, drill, render."""
@@ -83,6 +91,15 @@ def drill(
 
     home = run.home()
     archive = catalog.find_snapshot(run.snapshots(home, snapshots), snapshot, home_ids(home))
+    if keep_work_dir and (scratch is None or scratch.absolute() == archive.parent):
+        raise UsageError(
+            "--keep-work-dir: no plaintext is kept next to snapshots",
+            hint="sagewai-ops drill --keep-work-dir --work-dir DIR",
+        )
+
+    def keep(path: Path) -> None:
+        run.warn(f"work directory {path}: kept, contains the home in plaintext")
+
     options = drilling.DrillOptions(
         decryption=unlock_of(run.terminal, identity or [], passphrase_file),
         key_file=key_file,
@@ -90,6 +107,7 @@ def drill(
         key_home=home,
         key_environment=run.settings.environment,
         scratch=scratch,
+        keep=keep if keep_work_dir else None,
     )
     if dry_run:
         return plan_outcome(

@@ -172,7 +172,12 @@ def command(
         if options.get("dry_run"):
             given = {}  # a dry run is no run to report
         settings = read_settings(context)
-        terminal = Terminal(quiet=settings.quiet, verbose=settings.verbose, json=settings.json)
+        terminal = Terminal(
+            quiet=settings.quiet,
+            verbose=settings.verbose,
+            json=settings.json,
+            debug=settings.debug,
+        )
         run = Run(name, settings, terminal, context)
 
         def body(run: Run) -> Outcome:
@@ -180,7 +185,15 @@ def command(
                 run.warn(note)
             return function(run, **options)
 
-        return perform(run, body, given)
+        if terminal.log is None:
+            return perform(run, body, given)
+        terminal.log.begin(name, context, settings.environment)
+        code = OpsError.exit_code
+        try:
+            code = perform(run, body, given)
+        finally:
+            terminal.log.end(code)
+        return code
 
     called.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]
     called.__annotations__ = {
@@ -248,6 +261,7 @@ def read_settings(context: Any) -> Settings:
         json=bool(find_global(context, "json")[0]),
         quiet=bool(find_global(context, "quiet")[0]),
         verbose=bool(find_global(context, "verbose")[0]),
+        debug=bool(find_global(context, "debug")[0]),
     )
 
 
@@ -290,7 +304,7 @@ def _find_reporter(run: Run, given: Mapping[str, Any]) -> "Reporter | None":
         run.command,
         _home_of(run),
         warn=run.terminal.warning,
-        print_log=run.terminal.log,
+        print_log=run.terminal.print_line,
         ping_url=read_ping_url(given["ping_url"], given["ping_url_file"]),
         metrics_file=given["metrics_file"],
         log_file=given["log_file"] or "",
@@ -368,6 +382,8 @@ def _fail_output(run: Run, error: OpsError | None = None) -> int:
 def report_error(run: Run, error: OpsError) -> int:
     """Print an error, as two lines or as JSON, and return its exit code."""
     code = exit_code_of(error)
+    if run.terminal.log:
+        run.terminal.log.error(error)
     if run.settings.json:
         run.terminal.remember(f"error: {error.message}")
         run.terminal.document(envelope(run, code, error=_details(error)))

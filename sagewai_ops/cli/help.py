@@ -42,6 +42,7 @@ GLOBAL_OPTIONS = (
     ("--json", "Print one JSON object on stdout."),
     ("-q, --quiet", "Print errors only."),
     ("-v, --verbose", "Print summaries and notes without a terminal too."),
+    ("--debug", "Log steps and timings on stderr, without secrets."),
 )
 _PROGRAM_OPTIONS = (
     ("--version", "Print the version."),

@@ -39,6 +39,9 @@ VerboseOption = Annotated[
     bool,
     typer.Option("--verbose", "-v", help="Print summaries and notes without a terminal too."),
 ]
+DebugOption = Annotated[
+    bool, typer.Option("--debug", help="Log steps and timings on stderr, without secrets.")
+]
 YesOption = Annotated[
     bool,
     typer.Option("--yes", help="Confirm without asking.", rich_help_panel=RUN),
@@ -90,6 +93,7 @@ GLOBAL: dict[str, tuple[Any, Any]] = {
     "json": (JsonOption, False),
     "quiet": (QuietOption, False),
     "verbose": (VerboseOption, False),
+    "debug": (DebugOption, False),
 }
 UNATTENDED: dict[str, tuple[Any, Any]] = {
     "ping_url": (PingOption, None),

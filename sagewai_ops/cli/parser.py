@@ -6,6 +6,7 @@ from typing import Any, cast
 from typer.core import TyperCommand, TyperGroup
 
 from sagewai_ops.cli import help as texts
+from sagewai_ops.cli.options import GLOBAL
 from sagewai_ops.cli.variables import FORMER_FLAGS
 
 FORMER_COMMANDS = {"untrash": "undelete"}  # accepted, shown nowhere
@@ -132,4 +133,4 @@ def _described(option: Any) -> Iterator[str]:
 def _is_own(option: Any) -> bool:
     """Return whether an option is neither a global one nor the parser's `--help`."""
     is_option = option.param_type_name == "option" and not option.hidden
-    return is_option and option.name not in ("home", "config", "json", "quiet", "verbose", "help")
+    return is_option and option.name not in (*GLOBAL, "help")

@@ -22,5 +22,6 @@ class Settings:
     json: bool = False
     quiet: bool = False
     verbose: bool = False
+    debug: bool = False
     configuration_path: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)

@@ -22,6 +22,8 @@ from sagewai_ops.text import printable
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from sagewai_ops.cli.debug import DebugLog
+
 PROGRAM = "sagewai-ops"
 _BEFORE_PROGRESS_SECONDS = 0.4  # shorter runs show no bar: it would only flicker
 _REFRESH_SECONDS = 0.1
@@ -36,6 +38,7 @@ class Terminal:
         quiet: Print errors and requested results only.
         verbose: Print summaries and notes without a terminal too.
         json: Print one JSON object on stdout and nothing else.
+        debug: Log the steps on stderr.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Terminal:
         json: bool = False,
         out: TextIO | None = None,
         err: TextIO | None = None,
+        debug: bool = False,
     ) -> None:
         self.quiet = quiet
         self.verbose = verbose
@@ -53,6 +57,11 @@ class Terminal:
         # Output to a stream that was closed before the start (`>&-`) is discarded.
         self._out = out or sys.stdout or io.StringIO()
         self._err = err or sys.stderr or io.StringIO()
+        self.log: DebugLog | None = None
+        if debug:
+            from sagewai_ops.cli import debug as debugging
+
+            self.log = debugging.DebugLog(self._err)
         self._messages: deque[str] = deque(maxlen=_REMEMBERED_LINES)
 
     @property
@@ -64,7 +73,7 @@ class Terminal:
         """Record lines that were printed in another way, such as in a JSON object."""
         self._messages.extend(map(printable, lines))
 
-    def log(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Write a requested line to stderr, quiet or not."""
         print(line, file=self._err)
 
@@ -190,8 +199,8 @@ class Terminal:
     @contextlib.contextmanager
     def progress(self) -> Iterator[Progress | None]:
         """Yield a callback that draws progress bars on stderr, or None without a terminal."""
-        if self.quiet or self.json or not _is_rich(self._err):
-            yield None
+        if self.quiet or self.json or self.log or not _is_rich(self._err):
+            yield self.log.progress(None) if self.log else None
             return
         bars = _Bars(self._err)
         try:

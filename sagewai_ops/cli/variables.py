@@ -18,7 +18,7 @@ PREFIX = "SAGEWAI_OPS_"
 # Accepted on the command line only. The last two lines select what a command does.
 ACTING = frozenset((
     *("--fix", "--undo", "--recover", "--replace", "--rebuild", "--into"),
-    *("--yes", "--force", "--all", "--no-snapshot", "--allow-live"),
+    *("--yes", "--force", "--all", "--no-snapshot", "--allow-live", "--keep-work-dir"),
     *("--revoke-sessions", "--rebind-fleet", "--without-key", "--leave-unopened"),
     *("--dry-run", "--plan", "--rehearse", "--sql", "--verify-only"),
 ))  # fmt: skip

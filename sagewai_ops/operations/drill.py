@@ -10,7 +10,7 @@ import dataclasses
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -71,6 +71,7 @@ class DrillOptions:
         without_key: Continue if encrypted values open with no key; the outcome is then unproved.
         key_home: A home whose keys may be used; need not exist.
         scratch: Where the scratch directory is created; None for the snapshot directory.
+        keep: Keeps the scratch directory; called with its path.
     """
 
     decryption: Decryption | None = None
@@ -79,6 +80,7 @@ class DrillOptions:
     key_home: Home | None = None
     key_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     scratch: Path | None = None
+    keep: Callable[[Path], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,7 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
     try:
         with (
             _hide_scratch_paths(directory, archive),
-            scratch_directory(directory, archive.parent) as scratch,
+            scratch_directory(directory, archive.parent, keep=options.keep) as scratch,
         ):
             report = run.execute(scratch / _HOME, options, swept, progress)
     except _NOT_RECORDED:

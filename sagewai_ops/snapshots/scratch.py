@@ -5,7 +5,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -16,13 +16,19 @@ from sagewai_ops.snapshots import catalog
 
 
 @contextlib.contextmanager
-def scratch_directory(directory: Path, link_directory: Path | None = None) -> Iterator[Path]:
+def scratch_directory(
+    directory: Path,
+    link_directory: Path | None = None,
+    *,
+    keep: Callable[[Path], None] | None = None,
+) -> Iterator[Path]:
     """Create a scratch directory for the block.
 
     Args:
         directory: Where to create it.
         link_directory: A snapshot directory that gets a link to it if writable, so that the next
             run on the snapshots removes what a killed one left.
+        keep: Keeps the directory under a visible name; called with its path.
 
     Raises:
         PermissionDeniedError, NoSpaceError, OpsError: It cannot be created.
@@ -44,7 +50,13 @@ def scratch_directory(directory: Path, link_directory: Path | None = None) -> It
                 with contextlib.suppress(OSError):  # a file system without links
                     link.symlink_to(path)
             stack.enter_context(locked_directory(path))
-        yield path
+        try:
+            yield path
+        finally:
+            if keep:
+                kept = path.with_name(f"sagewai-ops-{path.name.lstrip('.')}")
+                os.rename(path, kept)
+                keep(kept)
 
 
 def _remove_link(link: Path, path: Path) -> None:
