@@ -55,7 +55,7 @@ class DebugLog:
         seconds = time.monotonic() - self._started
         self._is_writing = True
         try:
-            print(f"debug: {seconds:8.3f} {printable(text)}", file=self._stream)
+            self._stream.write(f"debug: {seconds:8.3f} {printable(text)}\n")
         finally:
             self._is_writing = False
 
