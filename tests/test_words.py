@@ -90,7 +90,6 @@ def _names(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 # Not rewritten yet.
 PENDING = (
-    "sagewai_ops/database/",
     "sagewai_ops/export/compare/",
     "sagewai_ops/export/export.py",
     "sagewai_ops/export/learnings/",
