@@ -1,4 +1,4 @@
-"""`keys`: which key there is, what it opens, what stands in the clear, and a copy for bad days."""
+"""`keys`: identify, check, escrow and rotate the master key."""
 
 from collections import Counter
 from pathlib import Path
@@ -58,9 +58,9 @@ def show_fingerprint(
     key = active_key(candidates)
     result = {"keys": _keys(candidates), **_own(key)}
     if key is None and not (every and candidates):
-        problems = [f"{one.source}: {one.problem}" for one in candidates if one.problem]
+        problems = [f"{other.source}: {other.problem}" for other in candidates if other.problem]
         raise KeyMissingError(
-            "; ".join((f"home {home.root}: no key that Sagewai would take", *problems)),
+            "; ".join((f"home {home.root}: no key that Sagewai would use", *problems)),
             hint="sagewai-ops keys fingerprint --all" if candidates else "",
         )
 
@@ -97,11 +97,11 @@ def check(run: Run, *, key_file: ExtraKeyOption = None) -> Outcome:
     refusals = _refusals(found.candidates, found.key)
     total = found.report.total
     if total and not found.opened:
-        tried = sum(bool(one.value) for one in found.candidates)
+        tried = sum(bool(key.value) for key in found.candidates)
         raise KeyMissingError(
-            f"home {home.root}: {total} sealed values and none opens, keys tried: {tried}",
+            f"home {home.root}: none of {total} sealed values opens, keys tried: {tried}",
             hint="\n".join(
-                (*refusals, "sagewai-ops keys check --extra-key FILE  # with the key that is meant")
+                (*refusals, "sagewai-ops keys check --extra-key FILE  # with the right key")
             ),
         )
     result: dict[str, Any] = {
@@ -111,23 +111,23 @@ def check(run: Run, *, key_file: ExtraKeyOption = None) -> Outcome:
         "sealed": found.report.as_dict(),
         "values": [
             {
-                "place": one.place,
-                "where": one.where,
-                "source": one.source,
-                "fingerprint": one.fingerprint,
-                "through_project": one.through_project,
+                "place": value.place,
+                "where": value.where,
+                "source": value.source,
+                "fingerprint": value.fingerprint,
+                "through_project": value.through_project,
             }
-            for one in found.opened
+            for value in found.opened
         ],
         "lost_to_sagewai": len(found.lost_to_sagewai),
         "plaintext": [
             {
-                "place": one.place,
-                "where": one.where,
-                "finding": one.is_finding,
-                "habit": one.habit.value,
+                "place": secret.place,
+                "where": secret.where,
+                "finding": secret.is_finding,
+                "habit": secret.habit.value,
             }
-            for one in found.plaintext
+            for secret in found.plaintext
         ],
         "unread": dict(found.unread),
     }
@@ -197,12 +197,17 @@ def escrow(
     from sagewai_ops.swap.pending import require_settled
 
     if to is None and sheet is None:
-        raise UsageError("keys escrow: nothing to write", hint="name --to FILE, --sheet FILE, both")
+        raise UsageError(
+            "keys escrow: nothing to write",
+            hint="sagewai-ops keys escrow --to FILE ...  # or --sheet FILE",
+        )
     if to and sheet and to.absolute() == sheet.absolute():
         raise UsageError(f"keys escrow: --to and --sheet name the same file, {to}")
     encryption = lock_of(run.terminal, recipient or [], recipients_file, None)
     if encryption is None:
-        raise UsageError("keys escrow: no recipient", hint="--recipient age1... or ssh-ed25519 ...")
+        raise UsageError(
+            "keys escrow: no recipient", hint="sagewai-ops keys escrow --recipient age1... ..."
+        )
     check_recipients(encryption.recipients)
     home = run.home()
     require(home)
@@ -210,7 +215,9 @@ def escrow(
     candidates = all_candidates(home, run.settings.environment, key_file=key_file)
     key = candidates[0] if key_file else configured_key(candidates)
     if key is None:
-        raise KeyMissingError(f"home {home.root}: there is no key", hint="name it: --key-file FILE")
+        raise KeyMissingError(
+            f"home {home.root}: no master key", hint="sagewai-ops keys escrow --key-file FILE ..."
+        )
     for path in filter(None, (to, sheet)):
         check_place(path, home, candidates, force=force)
     result: dict[str, Any] = {
@@ -227,7 +234,7 @@ def escrow(
             write_key(to, sealed)
         if sheet:
             write_sheet(sheet, sealed, home, run.started_at)
-    words = "would be written" if dry_run else "written, read back and proved"
+    words = "would be written" if dry_run else "written and verified"
 
     def render(terminal: Terminal) -> None:
         for path in filter(None, (to, sheet)):
@@ -239,8 +246,8 @@ def escrow(
 
 def _keys(candidates: Any) -> list[dict[str, str]]:
     return [
-        {"source": one.source, "fingerprint": one.fingerprint, "problem": one.problem}
-        for one in candidates
+        {"source": key.source, "fingerprint": key.fingerprint, "problem": key.problem}
+        for key in candidates
     ]
 
 
@@ -252,10 +259,12 @@ def _own(key: Any) -> dict[str, str]:
 
 
 def _refusals(candidates: Any, key: Any) -> tuple[str, ...]:
-    """Say of each key that Sagewai would not take what would come of it."""
+    """Return a warning for each key that Sagewai would refuse."""
     would = "Sagewai would refuse it" if key else "Sagewai would refuse it and write a new key"
     return tuple(
-        f"{one.path or one.source}: {one.problem}; {would}" for one in candidates if one.problem
+        f"{other.path or other.source}: {other.problem}; {would}"
+        for other in candidates
+        if other.problem
     )
 
 
@@ -264,12 +273,11 @@ def _show_keys(terminal: Terminal, result: dict[str, Any]) -> None:
         ("key", "fingerprint", ""),
         [
             (
-                one["source"],
-                one["fingerprint"] or "-",
-                one["problem"]
-                or ("Sagewai's own" if one["source"] == result["key_source"] else ""),
+                key["source"],
+                key["fingerprint"] or "-",
+                key["problem"] or ("in use" if key["source"] == result["key_source"] else ""),
             )
-            for one in result["keys"]
+            for key in result["keys"]
         ],
     )
 
@@ -280,18 +288,22 @@ def _show_check(terminal: Terminal, result: dict[str, Any]) -> None:
         _show_keys(terminal, result)
     terminal.line(f"sealed values: {sealed['total']}, of which {sealed['opened']} open")
     own = result["key_fingerprint"]
-    counts = Counter((one["place"], one["source"], one["fingerprint"]) for one in result["values"])
+    counts = Counter(
+        (value["place"], value["source"], value["fingerprint"]) for value in result["values"]
+    )
     for (place, source, fingerprint), count in sorted(counts.items()):
-        other = "" if fingerprint == own else ", which is not the key that Sagewai would use"
+        other = "" if fingerprint == own else ", not the key that Sagewai uses"
         style = "yellow" if other else ""
         terminal.line(f"  {place}: {count} under {fingerprint} ({source}){other}", style=style)
-    closed = [f"{one['place']} {one['where']}: {one['reason']}" for one in sealed["unopened"]]
+    closed = [
+        f"{value['place']} {value['where']}: {value['reason']}" for value in sealed["unopened"]
+    ]
     _show_some(terminal, "closed   ", closed, "red")
-    for is_finding, word, style in ((True, "in clear ", "red"), (False, "note     ", "")):
+    for is_finding, word, style in ((True, "plaintext ", "red"), (False, "note     ", "")):
         lines = [
-            f"{one['place']} {one['where']}: {one['habit']}"
-            for one in result["plaintext"]
-            if one["finding"] is is_finding
+            f"{secret['place']} {secret['where']}: {secret['habit']}"
+            for secret in result["plaintext"]
+            if secret["finding"] is is_finding
         ]
         _show_some(terminal, word, lines, style)
 

@@ -92,7 +92,7 @@ def rotate(
     yes: YesOption = False,
     wait: WriterWaitOption = 5.0,
 ) -> Outcome:
-    """Parse, seal anew, render."""
+    """Parse, re-encrypt, render."""
     from sagewai_ops.backup.report import BackupOptions
     from sagewai_ops.cli.credentials import lock_of
     from sagewai_ops.home.paths import require
@@ -104,24 +104,21 @@ def rotate(
     environment = run.settings.environment
     if recover:
         if dry_run or new_key_file or no_snapshot:
-            raise UsageError(
-                "--recover: no other option allowed",
-                hint="sagewai-ops recover",
-            )
+            raise UsageError("--recover: no other option allowed", hint="sagewai-ops recover")
         require(home)
         report = recover_home(home, environment, kinds=[KEY_ROTATION], wait_seconds=wait)
         return _recovered(report)
     encryption = lock_of(run.terminal, recipient or [], recipients_file, passphrase_file)
     if encryption is None and not (no_snapshot or dry_run):
         raise UsageError(
-            "keys rotate: the snapshot that keeps the old key must be encrypted, to nobody so far",
-            hint="add --recipient age1... or --passphrase-file FILE\n"
-            "or take none: --no-snapshot --yes",
+            "keys rotate: no recipient for the encrypted snapshot that keeps the old key",
+            hint="sagewai-ops keys rotate --recipient age1...  # or --passphrase-file FILE\n"
+            "sagewai-ops keys rotate --no-snapshot --yes",
         )
     if encryption is not None and no_snapshot:
-        raise UsageError("--no-snapshot: takes no recipients and no passphrase")
+        raise UsageError("--no-snapshot: contradicts a recipient or passphrase")
     if no_snapshot and not dry_run:
-        run.terminal.confirm(f"Exchange the key of {home.root} without a snapshot?", yes=yes)
+        run.terminal.confirm(f"Replace the key of {home.root} without a snapshot?", yes=yes)
     backup = BackupOptions(
         encryption=encryption,
         custody="sealed",
@@ -156,7 +153,7 @@ def _as_result(done: Any, home: str, *, is_dry: bool) -> dict[str, Any]:
         "home": home,
         "dry_run": is_dry,
         "old_key": {"source": done.old.source, "fingerprint": done.old.fingerprint},
-        # A dry run makes no key that will ever be used.
+        # The key that a dry run makes is dropped.
         "new_key": None
         if is_dry and done.new.path is None
         else {"source": done.new.source, "fingerprint": done.new.fingerprint},
@@ -164,7 +161,8 @@ def _as_result(done: Any, home: str, *, is_dry: bool) -> dict[str, Any]:
         "resealed_by_key": dict(done.by_key),
         "through_projects": done.through_projects,
         "left": [
-            {"place": one.place, "where": one.where, "reason": one.reason} for one in done.left
+            {"place": value.place, "where": value.where, "reason": value.reason}
+            for value in done.left
         ],
         "installed": str(done.installed) if done.installed else None,
         "kept_as": str(done.kept_as) if done.kept_as else None,
@@ -202,11 +200,11 @@ def _of_file(new_key_file: Path | None) -> tuple[str, ...]:
     mode = new_key_file.stat().st_mode & 0o777 if new_key_file else 0
     if not mode & 0o066:
         return ()
-    return (f"{new_key_file}: mode {mode:04o}, others can read or replace the new key there",)
+    return (f"{new_key_file}: mode {mode:04o}, other users can read or replace the new key",)
 
 
 def _of_values(left: Any) -> tuple[str, ...]:
-    lines = [f"{one.place} {one.where}: left as it is, {one.reason}" for one in left[:_SHOWN]]
+    lines = [f"{value.place} {value.where}: unchanged, {value.reason}" for value in left[:_SHOWN]]
     if len(left) > _SHOWN:
         lines.append(f"and {len(left) - _SHOWN} more: --json lists them")
     return tuple(lines)
@@ -215,14 +213,14 @@ def _of_values(left: Any) -> tuple[str, ...]:
 def _show(terminal: Terminal, result: dict[str, Any]) -> None:
     total = sum(result["resealed"].values())
     if result["dry_run"]:
-        terminal.line(f"{total} values would be sealed anew, nothing was changed")
+        terminal.line(f"{total} values would be re-encrypted, nothing was changed")
     else:
         old, new = result["old_key"]["fingerprint"], result["new_key"]["fingerprint"]
-        terminal.line(f"{total} values sealed anew, from {old} to {new}", style="bold green")
+        terminal.line(f"{total} values re-encrypted, from {old} to {new}", style="bold green")
     for place, count in sorted(result["resealed"].items()):
         terminal.line(f"  {place}: {count}")
     if result["through_projects"]:
-        terminal.line(f"  under data keys, which stay: {result['through_projects']}")
+        terminal.line(f"  under unchanged data keys: {result['through_projects']}")
     for name, words in (
         ("installed", "new key"),
         ("kept_as", "old key"),

@@ -1,10 +1,10 @@
-"""Find every master key at hand, in Sagewai's order, and say what Sagewai thinks of each.
+"""Find every available master key, in Sagewai's order, with the reason if Sagewai refuses it.
 
-Sagewai takes the first source that is there and does not fall back: the environment, the system's
-keyring, `secrets/master.key`, the older `master.key`. One that it refuses (a mode that lets others
-in, not 44 characters) it treats as no key at all: it makes another and writes it over
-`secrets/master.key`. So `problem` is the first thing to tell, and every source stays a candidate
-for opening what is sealed, because one home can hold values of several keys.
+Sagewai uses the first source that exists and does not fall back: the environment, the system's
+keyring, `secrets/master.key`, the older `master.key`. A key that it refuses (access for other
+users, not 44 characters) counts as missing: it makes another and writes it over
+`secrets/master.key`. So `problem` is reported first, and every source remains a candidate for
+decryption, because one home can contain values of several keys.
 """
 
 import base64
@@ -32,19 +32,19 @@ _FINGERPRINT_MESSAGE = b"sagewai-ops master key v1"  # docs/format.md; never to 
 _FINGERPRINT_DIGITS = 16
 _KEYRING_SERVICE, _KEYRING_USER = "sagewai-master-key", "sealed"
 _OTHERS = stat.S_IRGRP | stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH  # execute bits pass
-_READ_BYTES = 4096  # of what should be 44: enough to tell how long it is
+_READ_BYTES = 4096  # of a file that should have 44: enough to report its length
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A master key, or what stands where one should.
+    """A master key, or an unusable value in the place of one.
 
     Args:
         source: `SAGEWAI_MASTER_KEY`, `keyring`, `secrets/master.key`, `master.key`, `--key-file`,
-            or what the caller named it.
-        value: The key, without blanks around it; empty if there is none that can be one.
-        problem: Why Sagewai would refuse it and write another over the home's key file; empty if
-            it would take it.
+            or a name of the caller's.
+        value: The key, without blanks around it; empty if it cannot be one.
+        problem: Why Sagewai would refuse it and overwrite the home's key file; empty if it would
+            use it.
         path: The file that it was read from, if any.
     """
 
@@ -67,13 +67,13 @@ class Candidate:
 def find_candidates(
     home: Home, environment: Mapping[str, str], *, key_file: Path | None = None
 ) -> tuple[Candidate, ...]:
-    """Collect the keys at hand: the caller's own file first, then Sagewai's sources in its order.
+    """Return the available keys: the caller's file first, then Sagewai's sources in its order.
 
     Args:
-        home: Whose files are looked at.
-        environment: Variables of the process that Sagewai runs in. Empty looks at files alone,
-            the keyring left out too.
-        key_file: A file that the caller names.
+        home: The home whose key files are read.
+        environment: Variables of Sagewai's process. If empty, only files are read, without the
+            keyring.
+        key_file: A key file of the caller.
 
     Raises:
         NotFoundError, PermissionDeniedError, KeyMissingError: About `key_file` only.
@@ -113,24 +113,24 @@ def all_candidates(
 
 
 def refused_variable(environment: Mapping[str, str]) -> str:
-    """Say why Sagewai refuses the key of the environment; "" if it takes it, or there is none."""
+    """Return why Sagewai refuses the key of the environment; "" if it does not, or without one."""
     value = environment.get(ENVIRONMENT)
     problem = _from_text(ENVIRONMENT, value).problem if value else ""
     return f"{ENVIRONMENT}: {problem}" if problem else ""
 
 
 def key_from_bytes(source: str, value: bytes) -> Candidate:
-    """Make a candidate of a key that came from elsewhere, such as from an archive."""
+    """Return a candidate for a key from elsewhere, such as an archive."""
     stripped = value.strip()
     problem = _shape_problem(stripped)
     return Candidate(source, b"" if problem else stripped, problem)
 
 
 def read_key_file(path: Path) -> Candidate:
-    """Read a key from a file that the caller names.
+    """Read a key from a file of the caller.
 
     Raises:
-        NotFoundError, PermissionDeniedError, KeyMissingError: There is none in it.
+        NotFoundError, PermissionDeniedError, KeyMissingError: It contains no key.
     """
     try:
         with path.open("rb") as file:
@@ -145,31 +145,30 @@ def read_key_file(path: Path) -> Candidate:
 
 
 def configured_key(candidates: Iterable[Candidate]) -> Candidate | None:
-    """Return the key that a home is meant to run on: Sagewai's first source, whatever its problem.
+    """Return the key that a home is meant to use: Sagewai's first source, whatever its problem.
 
-    None if no source holds anything that can be a key. A `problem` of what is returned means that
-    Sagewai itself would refuse it.
+    None if no source has a key. If the result has a `problem`, Sagewai would refuse it.
     """
-    return next((one for one in _in_sagewai(candidates) if one.value), None)
+    return next((key for key in _in_sagewai(candidates) if key.value), None)
 
 
 def active_key(candidates: Iterable[Candidate]) -> Candidate | None:
-    """Return the key that Sagewai would really use; None where it would make a new one."""
+    """Return the key that Sagewai would use; None if it would make a new one."""
     first = next(_in_sagewai(candidates), None)
     return first if first and not first.problem else None
 
 
 def rejected_key(candidates: Iterable[Candidate]) -> Candidate | None:
-    """Return what stands where Sagewai looks first, and makes it write a new key; else None."""
+    """Return Sagewai's first source if it refuses it, and so would write a new key; else None."""
     first = next(_in_sagewai(candidates), None)
     return first if first and first.problem else None
 
 
 def fingerprint(key: bytes) -> str:
-    """Name a key without giving it away: 16 hex digits of an HMAC-SHA256 under it.
+    """Return the fingerprint of a key: 16 hex digits of an HMAC-SHA256 under it.
 
     Args:
-        key: The 44 characters, as they stand in the file.
+        key: The 44 characters of the file.
     """
     digest = hmac.new(key, _FINGERPRINT_MESSAGE, hashlib.sha256).hexdigest()
     return digest[:_FINGERPRINT_DIGITS]
@@ -177,12 +176,12 @@ def fingerprint(key: bytes) -> str:
 
 def _in_sagewai(candidates: Iterable[Candidate]) -> Iterator[Candidate]:
     order = (ENVIRONMENT, KEYRING, MASTER_KEY, LEGACY_MASTER_KEY)
-    known = [one for one in candidates if one.source in order]
-    return iter(sorted(known, key=lambda one: order.index(one.source)))
+    known = [key for key in candidates if key.source in order]
+    return iter(sorted(known, key=lambda key: order.index(key.source)))
 
 
 def _from_text(source: str, value: str) -> Candidate:
-    """Take a variable's or the keyring's value, around which Sagewai strips no blanks."""
+    """Return a candidate for the value of a variable or the keyring; Sagewai strips no blanks."""
     raw = value.encode("utf-8", "surrogateescape")
     stripped = raw.strip()
     problem = _shape_problem(raw)
@@ -205,7 +204,7 @@ def _from_file(source: str, path: Path) -> Candidate:
         return Candidate(source, b"", problem, path)
     mode = stat.S_IMODE(status.st_mode)
     if mode & _OTHERS:
-        problem = f"mode {mode:04o} lets others in"
+        problem = f"mode {mode:04o}, accessible to other users"
     return Candidate(source, value, problem, path)
 
 
@@ -222,7 +221,7 @@ def _shape_problem(value: bytes) -> str:
 
 
 def _from_keyring() -> str | None:
-    """Ask the system's keyring, if the optional module is there; like Sagewai, never insist."""
+    """Return the key of the system's keyring, if the optional module and a key exist."""
     if importlib.util.find_spec("keyring") is None:
         return None
     try:

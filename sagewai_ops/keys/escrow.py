@@ -1,8 +1,8 @@
-"""Put the master key aside for the day when the home is gone: as an age file, and on paper.
+"""Escrow the master key for the loss of the home: as an age file, and on paper.
 
-The key leaves this process encrypted or not at all. Each file is written beside its place, read
-back and opened with an identity that lives for this run alone; only then does it get its name. So
-the ciphertext has one recipient more than was asked for, whose identity nobody has any longer.
+The key leaves this process encrypted only. Each file is written under a temporary name, read back
+and decrypted with an identity of this run, then renamed. So the ciphertext has one additional
+recipient, whose identity no longer exists.
 """
 
 import base64
@@ -35,13 +35,13 @@ _ARMOR_COLUMNS = 64  # of age's armor, which is strict PEM (RFC 7468)
 
 @dataclass(frozen=True, slots=True)
 class Escrow:
-    """A key under encryption, and what proves that it opens.
+    """An encrypted key, with an identity to verify it.
 
     Args:
-        key: What is inside.
-        recipients: Who can open it.
+        key: The plaintext.
+        recipients: Public keys.
         content: The age file.
-        identity: Opens it too; never written anywhere.
+        identity: Decrypts it too; never written anywhere.
     """
 
     key: Candidate
@@ -58,7 +58,7 @@ def seal_key(key: Candidate, recipients: Sequence[str]) -> Escrow:
         recipients: age or ssh public keys; doubles count once.
 
     Raises:
-        UsageError: One is no recipient.
+        UsageError: One is not a recipient.
     """
     everyone = tuple(dict.fromkeys(recipients))
     own, identity = temporary_identity()
@@ -74,52 +74,52 @@ def seal_key(key: Candidate, recipients: Sequence[str]) -> Escrow:
 
 
 def check_place(path: Path, home: Home, keys: Sequence[Candidate], *, force: bool) -> None:
-    """Make sure that a file may be written.
+    """Check that a file can be written.
 
     Args:
-        keys: Whose files are never written over.
-        force: Whether a file that is there may be replaced.
+        keys: Their files are never overwritten.
+        force: Whether an existing file can be replaced.
 
     Raises:
-        UsageError: It lies in the home, or is a key's own file.
-        TargetBusyError: There is something, and `force` is not given or it is a directory.
+        UsageError: It is in the home, or is a key's own file.
+        TargetBusyError: It exists without `force`, or it is a directory.
         NotFoundError: The directory for it does not exist.
     """
     real = Path(os.path.realpath(path))
     if real.is_relative_to(home.root):
-        raise UsageError(f"escrow {path}: lies in the home, with which it would be lost")
-    if any(one.path and Path(os.path.realpath(one.path)) == real for one in keys):
-        raise UsageError(f"escrow {path}: is a key file itself")
+        raise UsageError(f"escrow {path}: in the home, with which it would be lost")
+    if any(key.path and Path(os.path.realpath(key.path)) == real for key in keys):
+        raise UsageError(f"escrow {path}: is itself a key file")
     if not path.parent.is_dir():
-        raise NotFoundError(f"escrow {path}: its directory does not exist")
+        raise NotFoundError(f"escrow {path}: directory not found")
     if path.is_dir():
         raise TargetBusyError(f"escrow {path}: is a directory")
     if os.path.lexists(path) and not force:
-        raise TargetBusyError(f"escrow {path}: exists already", hint="use --force to replace it")
+        raise TargetBusyError(f"escrow {path}: exists", hint="sagewai-ops keys escrow --force ...")
 
 
 def write_key(path: Path, escrow: Escrow) -> None:
-    """Write the age file, 0600, proved before it has its name.
+    """Write the age file, mode 0600, renamed after verification.
 
     Raises:
-        DamagedError: What was read back does not open to the key; there is no file then.
+        DamagedError: The file read back does not decrypt to the key; it is removed.
         NoSpaceError, PermissionDeniedError, OpsError: The system refused.
     """
-    _write_proved(path, escrow.content, escrow, lambda content: content)
+    _write_verified(path, escrow.content, escrow, lambda content: content)
 
 
 def write_sheet(path: Path, escrow: Escrow, home: Home, moment: datetime) -> None:
-    """Write the recovery sheet, 0600, proved before it has its name.
+    """Write the recovery sheet, mode 0600, renamed after verification.
 
     Raises:
         DamagedError, NoSpaceError, PermissionDeniedError, OpsError: As `write_key`.
     """
     text = sheet_of(escrow, home, moment)
-    _write_proved(path, text.encode(), escrow, lambda content: ciphertext_of(content.decode()))
+    _write_verified(path, text.encode(), escrow, lambda content: ciphertext_of(content.decode()))
 
 
 def sheet_of(escrow: Escrow, home: Home, moment: datetime) -> str:
-    """Say on paper all that it takes to have the key back, given one recipient's identity."""
+    """Return the text with all steps to recover the key, with the identity of one recipient."""
     own = f"sagewai-ops --home {_quoted(home.root)}"
     lines = [
         "RECOVERY SHEET OF A SAGEWAI MASTER KEY",
@@ -127,28 +127,28 @@ def sheet_of(escrow: Escrow, home: Home, moment: datetime) -> str:
         f"key fingerprint  {escrow.key.fingerprint}",
         f"home             {_shown(os.fspath(home.root))}",
         f"date             {moment:%Y-%m-%d %H:%M} UTC",
-        "recipients       any one of these can open it:",
+        "recipients       any one of these can decrypt it:",
         *(f"  {_shown(recipient)}" for recipient in escrow.recipients),
         "",
         "The key itself is not on this sheet. The block below is the key, encrypted with age",
-        "(https://age-encryption.org) to the recipients above. To have it back:",
+        "(https://age-encryption.org) to the recipients above. To recover it:",
         "",
         "1. Scan or type the block into a file key.age, its first and last line included. Each",
         f"   line between these two has {_ARMOR_COLUMNS} characters, only the last may have fewer.",
         "2. Decrypt it with the age identity or the ssh private key of a recipient:",
         "     (umask 077; age -d -i IDENTITY key.age > master.key)",
         "   It has 44 characters. A mistyped block does not decrypt.",
-        "3. With Sagewai stopped, see that it is the key which opens the home:",
+        "3. With Sagewai stopped, check that this key decrypts the secrets of the home:",
         f"     {own} keys check --extra-key master.key",
         f"   The fingerprint of --extra-key must be {escrow.key.fingerprint}.",
-        "4. Put it in its place, as the user whom Sagewai runs as, with these modes (with a wider",
-        "   one Sagewai replaces the key). If a key is there already, keep it, something may be",
-        "   under it: move it to a name that begins with master.key.legacy- first.",
+        "4. Install it as the user that runs Sagewai, with these modes (with wider ones Sagewai",
+        "   replaces the key). If there is a key already, keep it, values may be encrypted under",
+        "   it: first rename it to a name that begins with master.key.legacy-.",
         f"     install -d -m 0700 {_quoted(home.master_key.parent)}",
         f"     install -m 0600 master.key {_quoted(home.master_key)}",
         *_elsewhere(escrow.key),
         "   and remove master.key.",
-        "If the home is gone as well, do this instead of 3 and 4:",
+        "If the home is lost too, do this instead of 3 and 4:",
         f"     {own} restore latest --install-key master.key",
         "",
         *_armored(escrow.content),
@@ -158,19 +158,19 @@ def sheet_of(escrow: Escrow, home: Home, moment: datetime) -> str:
 
 
 def ciphertext_of(sheet: str) -> bytes:
-    """Take the age file from a sheet's text.
+    """Return the age file from the text of a sheet.
 
     Raises:
-        DamagedError: There is no whole block in it.
+        DamagedError: It has no complete block.
     """
     _before, begin, rest = sheet.partition(f"\n{_BEGIN}\n")
     block, end, _after = rest.partition(f"\n{_END}\n")
     if not begin or not end:
-        raise DamagedError("recovery sheet: no whole block in it")
+        raise DamagedError("recovery sheet: no complete block")
     try:
         return base64.b64decode("".join(block.split()), validate=True)
     except binascii.Error as error:
-        raise DamagedError(f"recovery sheet: its block is not base64: {error}") from error
+        raise DamagedError(f"recovery sheet: block is not base64, {error}") from error
 
 
 def _armored(content: bytes) -> list[str]:
@@ -179,19 +179,19 @@ def _armored(content: bytes) -> list[str]:
     return [_BEGIN, *(text[start : start + _ARMOR_COLUMNS] for start in starts), _END]
 
 
-def _write_proved(
-    path: Path, content: bytes, escrow: Escrow, take: Callable[[bytes], bytes]
+def _write_verified(
+    path: Path, content: bytes, escrow: Escrow, decode: Callable[[bytes], bytes]
 ) -> None:
     atomic.replace(
         path,
         content,
         mode=atomic.PRIVATE_FILE,
-        verify=lambda file: _prove(path, take(file.read_bytes()), escrow),
+        verify=lambda file: _verify(path, decode(file.read_bytes()), escrow),
     )
 
 
-def _prove(path: Path, content: bytes, escrow: Escrow) -> None:
-    """Open what was read back, and compare.
+def _verify(path: Path, content: bytes, escrow: Escrow) -> None:
+    """Decrypt the file that was read back, and compare.
 
     Raises:
         DamagedError: It is not the key.
@@ -200,16 +200,16 @@ def _prove(path: Path, content: bytes, escrow: Escrow) -> None:
     try:
         value = b"".join(decrypt_stream(io.BytesIO(content), decryption, path.name))
     except OpsError as error:
-        raise DamagedError(f"escrow {path}: does not open again after it was written") from error
+        raise DamagedError(f"escrow {path}: does not decrypt after writing") from error
     if not hmac.compare_digest(value, escrow.key.value):
-        raise DamagedError(f"escrow {path}: opens to something else than the key")
+        raise DamagedError(f"escrow {path}: decrypts to another value than the key")
 
 
 def _elsewhere(key: Candidate) -> list[str]:
-    """Say it where Sagewai would not look at the file."""
+    """Return a line if Sagewai would not read the file."""
     if key.source not in (ENVIRONMENT, KEYRING):
         return []
-    return [f"   It came from {key.source}, which is stronger than that file: set it there too,"]
+    return [f"   It came from {key.source}, which Sagewai prefers to that file: set it there too,"]
 
 
 def _shown(text: str) -> str:

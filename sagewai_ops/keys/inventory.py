@@ -1,8 +1,8 @@
-"""Everything of a home that can hold a sealed value, read at one moment.
+"""Everything in a home that can contain a sealed value, read at one moment.
 
-The documents are read together; a database within one transaction, on a copy where SQLite may not
-read it in its place; the tables of a server through the same eyes, as rows of a database in memory.
-Nothing of the home is changed, and nothing is opened here.
+The documents are read together; a database within one transaction, on a copy where SQLite cannot
+read it in place; the tables of a server as rows of a database in memory, by the same code. Nothing
+in the home is changed, and nothing is decrypted here.
 """
 
 import contextlib
@@ -42,19 +42,19 @@ from sagewai_ops.keys.plaintext_secrets import (
 )
 from sagewai_ops.text import shell_word
 
-SERVER = "server:"  # begins `where` and the project of what stands on a database server
+SERVER = "server:"  # begins `where` and the project of values on a database server
 _LOCK_SUFFIX = ".lock"
 
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What is sealed in a home and what stands in the clear.
+    """The sealed values and the plaintext secrets of a home.
 
     Args:
         values: Sealed values, of documents, of the home's database and of a server.
-        plaintext: Secrets in the clear.
-        unread: What could not be looked at or understood: path or variable to reason.
-        unreadable: Documents that are there and may not be read.
+        plaintext: Secrets in plaintext.
+        unread: Path or variable -> why it could not be read or parsed.
+        unreadable: Documents that exist and are not readable.
     """
 
     values: tuple[SealedValue, ...] = field(repr=False)
@@ -70,16 +70,16 @@ def read_inventory(
     insists: bool = False,
     only_sealed: bool = False,
 ) -> Inventory:
-    """Look through a home, live or not.
+    """Read the inventory of a home, live or not.
 
     Args:
-        environment: Says which server holds the tables, if one does.
-        insists: A server that does not answer is an error; else it is told in `unread`.
-        only_sealed: Look for nothing that stands in the clear.
+        environment: Names the server of the tables, if there is one.
+        insists: A server that does not answer is an error; else it is in `unread`.
+        only_sealed: Skip secrets in plaintext.
 
     Raises:
-        DamagedError, LockedError, PermissionDeniedError: The home's database cannot be read.
-        OpsError: The server's cannot, and `insists`.
+        DamagedError, LockedError, PermissionDeniedError: The home's database is not readable.
+        OpsError: The server's is not, and `insists`.
     """
     documents = read_documents(home)
     unread = _not_understood(documents)
@@ -103,7 +103,7 @@ def read_inventory(
             with contextlib.closing(postgres.read_tables(url)) as connection:
                 values.extend(map(_on_server, in_database(connection)))
                 clear = () if only_sealed else plain_in_database(connection)
-                plaintext.extend(replace(one, where=SERVER + one.where) for one in clear)
+                plaintext.extend(replace(secret, where=SERVER + secret.where) for secret in clear)
         except OpsError as error:
             if insists:
                 raise
@@ -134,10 +134,10 @@ def sealed_values(home: Home, environment: Mapping[str, str]) -> tuple[SealedVal
 
 
 def database_server(home: Home, environment: Mapping[str, str]) -> PostgresUrl:
-    """Give the server that holds Sagewai's tables, where `home.server_url_variable` names one.
+    """Return the server of Sagewai's tables, which `home.server_url_variable` names.
 
     Raises:
-        UsageError: The variable holds no URL that can be used.
+        UsageError: The variable has no usable URL.
     """
     url = resolve(environment, home.database)
     assert isinstance(url, PostgresUrl)
@@ -145,17 +145,16 @@ def database_server(home: Home, environment: Mapping[str, str]) -> PostgresUrl:
 
 
 def find_old_copies(home: Home) -> dict[str, Path]:
-    """Find the copies of documents that Sagewai, its crashes and this program leave beside them.
+    """Return the copies of documents that Sagewai, its crashes and this program leave.
 
     Returns:
-        Path relative to the home, or absolute where it is outside, to the file; regular files
-        alone, no links.
+        Path relative to the home, or absolute outside it -> the file; regular files only.
     """
     found: dict[str, Path] = {}
     current = _document_paths(home)
-    beside = (path.parent for path in current.values())
-    for directory in dict.fromkeys((*beside, home.root / "config", home.root / "secrets")):
-        # Outside of the home, only what bears the document's own name is a copy of it.
+    parents = (path.parent for path in current.values())
+    for directory in dict.fromkeys((*parents, home.root / "config", home.root / "secrets")):
+        # Outside the home, only a file with the name of the document is a copy of it.
         inside = directory.is_relative_to(home.root)
         own = [path.name for path in current.values() if path.parent == directory]
         names = [*DOCUMENT_NAMES, *own] if inside else own
@@ -164,7 +163,7 @@ def find_old_copies(home: Home) -> dict[str, Path]:
                 path = directory / name
                 place = relative(home, path)
                 is_leftover = inside and kind_of(place) is Kind.LEFTOVER
-                if not is_leftover and not any(fnmatchcase(name, f"{one}?*") for one in names):
+                if not is_leftover and not any(fnmatchcase(name, f"{known}?*") for known in names):
                     continue
                 if name.endswith(_LOCK_SUFFIX) or path in current.values():
                     continue
@@ -174,17 +173,17 @@ def find_old_copies(home: Home) -> dict[str, Path]:
 
 
 def copied_values(copies: Mapping[str, Path]) -> Iterator[SealedValue]:
-    """Find what may be sealed in old copies: it counts only if a key opens it.
+    """Yield what may be a sealed value in old copies: it counts only if a key opens it.
 
     Raises:
-        OSError: One cannot be read.
+        OSError: One is not readable.
     """
     for place, path in copies.items():
         yield from in_copy(place, path.read_bytes())
 
 
 def _contents(home: Home) -> dict[str, bytes]:
-    """Read the old copies, as far as they can be read."""
+    """Return the contents of the old copies that are readable."""
     contents = {}
     for place, path in find_old_copies(home).items():
         with contextlib.suppress(OSError):
@@ -193,13 +192,13 @@ def _contents(home: Home) -> dict[str, bytes]:
 
 
 def document_files(home: Home) -> list[Path]:
-    """List the documents that are there, each as the file itself where a link leads to it."""
+    """Return the existing documents, links resolved."""
     paths = (Path(os.path.realpath(path)) for path in _document_paths(home).values())
     return [path for path in dict.fromkeys(paths) if path.is_file()]
 
 
 def relative(home: Home, path: Path) -> str:
-    """Spell a path relative to the home, if it is inside."""
+    """Return a path relative to the home, if it is inside."""
     return os.path.relpath(path, home.root) if path.is_relative_to(home.root) else os.fspath(path)
 
 
@@ -210,14 +209,14 @@ def _document_paths(home: Home) -> dict[str, Path]:
 
 
 def _on_server(value: SealedValue) -> SealedValue:
-    """Tell a server's value, and its project, from those of the home's own database."""
+    """Mark the value of a server, and its project, as not of the home's own database."""
     project = SERVER + value.project if value.project is not None else None
     return replace(value, where=SERVER + value.where, project=project)
 
 
 @contextlib.contextmanager
 def _frozen(database: Path) -> Iterator[sqlite3.Connection]:
-    """Give one moment of a database that may be live."""
+    """Open one moment of a database that may be live."""
     with contextlib.ExitStack() as stack:
         try:
             connection = stack.enter_context(open_read_transaction(database)).connection
@@ -230,7 +229,7 @@ def _frozen(database: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _not_understood(documents: Mapping[str, bytes]) -> dict[str, str]:
-    """Name the documents that are no JSON, in which a secret may hide."""
+    """Return the documents that are not JSON and may contain a secret, with the reasons."""
     unread = {}
     for member, content in documents.items():
         document = parse_document(document_name(member), content)

@@ -1,8 +1,8 @@
-"""Know every place where Sagewai keeps sealed values, and find the values in them.
+"""The places where Sagewai keeps sealed values, and the values in them.
 
 A *sealed value* is `fernet:` and a Fernet token, a leaf in a JSON document or in a JSON column. It
 is under the master key, or under the data key of a project, which is itself a sealed value under
-the master key. Nothing is opened here and nothing is loaded for it.
+the master key. Nothing is decrypted here.
 """
 
 import json
@@ -43,12 +43,12 @@ _TOKEN = re.compile(rb"fernet:[A-Za-z0-9_=-]*")
 
 
 class Role(Enum):
-    """What a sealed value is to Sagewai, which decides what it means if nothing opens it."""
+    """The meaning of a sealed value to Sagewai, and so of one that no key opens."""
 
     VALUE = "value"
     DATA_KEY = "data key"  # of the project that `where` names
-    # Where Sagewai seals nothing. Somebody's own words may begin with `fernet:`: it counts only
-    # if a key opens it.
+    # Where Sagewai seals nothing. A user's text may begin with `fernet:`: it counts only if a key
+    # opens it.
     STRAY = "stray"
 
 
@@ -59,7 +59,7 @@ class SealedValue:
     Args:
         place: The document's path or `table.column`.
         where: In it: a JSON pointer, after the row's key if it is a column.
-        text: As it stands there, `fernet:` included.
+        text: With its `fernet:`.
         project: The project whose data key it is under; None for the master key.
         role: See `Role`.
     """
@@ -73,7 +73,7 @@ class SealedValue:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column that holds sealed values.
+    """A column that contains sealed values.
 
     Args:
         table: Its table.
@@ -91,7 +91,7 @@ class Column:
 
     @property
     def place(self) -> str:
-        """How reports name it."""
+        """Its name in reports."""
         return f"{self.table}.{self.name}"
 
 
@@ -106,7 +106,7 @@ COLUMNS = (
 
 
 def in_documents(documents: Mapping[str, bytes]) -> Iterator[SealedValue]:
-    """Find the sealed values of documents, as `read_documents` returned them."""
+    """Yield the sealed values of documents, as `read_documents` returned them."""
     for member, content in documents.items():
         if PREFIX.encode() not in content:
             continue
@@ -118,14 +118,14 @@ def in_documents(documents: Mapping[str, bytes]) -> Iterator[SealedValue]:
 
 
 def in_copy(place: str, content: bytes) -> Iterator[SealedValue]:
-    """Find what may be sealed in an old copy of a document, which Sagewai does not read."""
+    """Yield what may be sealed values in an old copy of a document, which Sagewai does not read."""
     if PREFIX.encode() in content:
         for where, _path, text in _leaves(content):
             yield SealedValue(place, where, text, role=Role.STRAY)
 
 
 def in_database(connection: sqlite3.Connection) -> Iterator[SealedValue]:
-    """Find the sealed values of every column that holds some; absent tables hold none."""
+    """Yield the sealed values of every column that contains some; tables can be missing."""
     for column in COLUMNS:
         yield from _in_column(connection, column)
 
@@ -162,7 +162,7 @@ _Path = tuple[str | int, ...]
 
 
 def _is_sealed_in(name: str, path: _Path | None) -> bool:
-    """Tell whether Sagewai seals at a path of a document; None is a document that is no JSON."""
+    """Return whether Sagewai seals at a path of a document; None if the document is not JSON."""
     if path is None:
         return True
     match name, path:
@@ -186,8 +186,8 @@ def _is_sealed_of(column: Column, row: str, path: _Path | None) -> bool:
 def _leaves(content: bytes) -> Iterator[tuple[str, _Path | None, str]]:
     """Yield (pointer, path, text) of each JSON string that begins with the prefix.
 
-    What is no JSON is searched for anything that looks like a token: then the pointer is `@` and
-    the offset in bytes, and the path None.
+    Text that is not JSON is searched for tokens: the pointer is `@` and the offset in bytes, the
+    path None.
     """
     try:
         root: object = json.loads(content)

@@ -1,9 +1,9 @@
-"""Find secrets that stand in the clear, and tell Sagewai's own habit from an accident.
+"""Find secrets in plaintext, and whether Sagewai itself would have sealed them.
 
-Sagewai seals some secrets and leaves others readable for good. A secret in a place where it seals
-is an accident: somebody wrote the file by hand, or an import did. A secret where it never seals is
-a fact to know before a file is passed on. Values are looked at and never kept: an answer names the
-place alone. Secrets are recognised by the names of their fields; docs/keys.md lists the places.
+Sagewai seals some secrets and keeps others in plaintext. A plaintext secret in a place where it
+seals is a finding: the file was written by hand or by an import. Elsewhere it is a note for people
+who copy the file. Values are never kept: a result has only their places. Secrets are recognised by
+the names of their fields; docs/keys.md lists the places.
 """
 
 import json
@@ -35,7 +35,7 @@ class Habit(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Plaintext:
-    """One secret in the clear, by its place alone.
+    """The place of a secret in plaintext.
 
     Args:
         place: The document's path or `table.column`.
@@ -64,10 +64,10 @@ _SEALED_FIELDS: Mapping[str, tuple[_Path, ...]] = {
     "websocket": (("auth_header_value",),),
     "grpc": (("auth_token",),),
 }
-# By protocol, the object below `protocol_data` that holds nothing but secrets it does not seal.
+# By protocol, the object below `protocol_data` with nothing but secrets that it does not seal.
 _OPEN_OBJECTS = {"inference": "secrets", "sdk": "secrets"}
 _TESTED_OBJECT = ("mcp", "credentials")
-# Where admin-state.json can hold secrets; elsewhere it has the words of users.
+# Where admin-state.json can contain secrets; elsewhere it has texts of users.
 _STATE_KEYS = frozenset(
     (
         *("providers", "notification_channels", "connectors", "triggers", "csrf_secret"),
@@ -80,15 +80,15 @@ _SECRET_ENDINGS = (
 )
 _REFERENCES = frozenset(("field_to_env",))  # names of variables, not their values
 _CONNECTOR_KIND = "connector_trigger"
-# Sealed under a key that a program handed to Sagewai, without the prefix: 73 bytes at least, which
+# Sealed under a key that a program passed to Sagewai, without the prefix: at least 73 bytes, which
 # begin with 0x80 and the seconds since 1970.
 _BARE_TOKEN = re.compile(r"gAAAAA[A-Za-z0-9_-]{92,}={0,2}")
 
 
 def plain_in_documents(documents: Mapping[str, bytes]) -> Iterator[Plaintext]:
-    """Find the secrets in the clear of documents, as `read_documents` returned them.
+    """Yield the plaintext secrets of documents, as `read_documents` returned them.
 
-    A document that is no JSON is passed over.
+    A document that is not JSON is skipped.
     """
     for member, content in documents.items():
         name = document_name(member)
@@ -109,22 +109,22 @@ def plain_in_documents(documents: Mapping[str, bytes]) -> Iterator[Plaintext]:
 
 
 def plain_in_copies(copies: Mapping[str, bytes]) -> Iterator[Plaintext]:
-    """Find what Sagewai seals or hashes today in old copies of documents, by their places."""
+    """Yield the secrets that Sagewai seals or hashes today in old copies of documents."""
     for place, content in copies.items():
         file = place.rpartition("/")[2]
-        # A crash leaves a state under a name that does not say so.
+        # A crash leaves a state under an arbitrary name.
         names = (CONNECTIONS_NAME, PROFILES_NAME)
-        name = next((one for one in names if one.partition(".")[0] in file), ADMIN_STATE_NAME)
-        for one in plain_in_documents({name: content}):
-            if one.is_finding:
-                yield Plaintext(place, one.where, Habit.COPY)
+        name = next((known for known in names if known.partition(".")[0] in file), ADMIN_STATE_NAME)
+        for secret in plain_in_documents({name: content}):
+            if secret.is_finding:
+                yield Plaintext(place, secret.where, Habit.COPY)
         for path, _text in _plain_strings(_parsed(content)) if name == ADMIN_STATE_NAME else ():
             if _is_bearer(path):
                 yield Plaintext(place, pointer(path), Habit.COPY)
 
 
 def plain_in_database(connection: sqlite3.Connection) -> Iterator[Plaintext]:
-    """Find the secrets in the clear of every column that can hold some; absent tables hold none."""
+    """Yield the plaintext secrets of every column that can contain some; tables can be missing."""
     for (identity, text), place in _rows(connection, "project", ("id",), "data_key_ref"):
         if text.strip() and not text.startswith(PREFIX):
             yield Plaintext(place, identity, Habit.SEALS)
@@ -153,7 +153,7 @@ def _in_connections(connection: sqlite3.Connection) -> Iterator[Plaintext]:
     for column in ("protocol_data", "credentials_backend"):
         keys = ("id", "protocol", "last_test_ok")
         for (identity, text), place in _rows(connection, "connection", keys, column):
-            # Neither a protocol nor a flag has a slash in it; an id of somebody's own may.
+            # Neither a protocol nor a flag contains a slash; an id can.
             row, protocol, tested = identity.rsplit("/", 2)
             for path, _text in _plain_strings(_parsed(text)):
                 habit = _habit_in_connection((column, *path), protocol, is_tested=tested == "1")
@@ -184,7 +184,7 @@ def _habit_in_resource(kind: str, path: _Path) -> Habit | None:
 
 
 def _habit_in_connection(path: _Path, protocol: object, *, is_tested: bool) -> Habit | None:
-    """Judge a path of a connection, its first step the column or field of the record."""
+    """Return the habit for a path of a connection, which begins with its column or field."""
     if path[0] not in ("protocol_data", "credentials_backend") or len(path) < 2:
         return None
     if path[0] == "protocol_data" and isinstance(protocol, str):
@@ -198,20 +198,20 @@ def _habit_in_connection(path: _Path, protocol: object, *, is_tested: bool) -> H
 
 
 def _is_bearer(path: _Path) -> bool:
-    """Tell whether a state of before its first version has a session's or an API token there."""
+    """Return whether a state without a version has a session or API token at a path."""
     if path[0] == "api_tokens":
         return _is_secret(path)
     return path == ("active_token",) or (path[0] == "active_tokens" and len(path) == 2)
 
 
 def _is_secret(path: _Path) -> bool:
-    """Tell by the name of a field whether it holds a secret; an entry of a list has none."""
+    """Return whether the name of a field is that of a secret; an entry of a list has no name."""
     name = path[-1] if path else ""
     return isinstance(name, str) and name.lower().endswith(_SECRET_ENDINGS)
 
 
 def _plain_strings(root: object) -> Iterator[tuple[_Path, str]]:
-    """Yield each string leaf that says something and is neither sealed nor a reference."""
+    """Yield each string leaf that is not blank, sealed or a reference."""
     waiting: list[tuple[_Path, object]] = [((), root)]
     while waiting:
         path, node = waiting.pop()
@@ -222,7 +222,7 @@ def _plain_strings(root: object) -> Iterator[tuple[_Path, str]]:
             waiting.extend(
                 ((*path, key), value)
                 for key, value in reversed(node.items())
-                # An object with a `$` says where the secret is: in the environment, in a vault.
+                # An object with a `$` is a reference to a secret in the environment or a vault.
                 if not key.startswith("$") and key not in _REFERENCES
             )
         elif isinstance(node, list):
@@ -232,7 +232,7 @@ def _plain_strings(root: object) -> Iterator[tuple[_Path, str]]:
 def _rows(
     connection: sqlite3.Connection, table: str, keys: tuple[str, ...], column: str
 ) -> Iterator[tuple[tuple[str, str], str]]:
-    """Yield ((the row's key, the column's text), `table.column`); nothing where there is none."""
+    """Yield ((the row's key, the column's text), `table.column`); nothing if it is missing."""
     present = {row[1] for row in connection.execute(f"PRAGMA table_info({quoted(table)})")}
     if not present.issuperset((*keys, column)):
         return
@@ -248,7 +248,7 @@ def _rows(
 
 
 def _at(root: object, path: _Path) -> dict[str, object]:
-    """Return the object at a path of a document; an empty one where it is none."""
+    """Return the object at a path of a document; an empty one if there is no object."""
     for step in path:
         if isinstance(root, dict) and isinstance(step, str):
             root = root.get(step)

@@ -1,7 +1,7 @@
-"""The sealed values of tables on a PostgreSQL server: read them, and exchange their tokens.
+"""The sealed values of tables on a PostgreSQL server: read them, and replace their tokens.
 
-What is read comes as a small SQLite database in memory with the same tables, so that one pair of
-eyes looks at both engines. What is written is one transaction, under locks that keep writers out.
+They are read into a small SQLite database in memory with the same tables, so that the same code
+inspects both engines. They are written in one transaction, under locks that block other writers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Server: TypeAlias = asyncpg.Connection[asyncpg.Record]
 
-# The tables that can hold a sealed value or a secret, with the columns that are looked at.
+# The tables that can contain a sealed value or a secret, with the columns that are read.
 _TABLES: Mapping[str, tuple[str, ...]] = {
     "project": ("id", "data_key_ref"),
     "provider": ("id", "project_id", "data"),
@@ -47,10 +47,10 @@ ORDER BY pid
 
 
 def read_tables(url: PostgresUrl) -> sqlite3.Connection:
-    """Copy what can hold a secret into a database in memory; the caller closes it.
+    """Copy the columns that can contain a secret into a database in memory; the caller closes it.
 
     Raises:
-        OpsError: The server cannot be reached, or refuses.
+        OpsError: The server is not reachable, or refuses.
     """
     tables = run_interruptibly(_read(url))
     connection = sqlite3.connect(":memory:")
@@ -63,20 +63,20 @@ def read_tables(url: PostgresUrl) -> sqlite3.Connection:
 
 
 def replace_tokens_on_server(url: PostgresUrl, tokens: Mapping[bytes, bytes]) -> None:
-    """Exchange tokens in every column that holds sealed values, in one transaction.
+    """Replace tokens in every column that contains sealed values, in one transaction.
 
     Raises:
-        OpsError: The server cannot be reached, or refuses; whether it committed is then not known,
-            and doing it again does no harm.
+        OpsError: The server is not reachable, or refuses; it may have committed, and it can be
+            repeated.
     """
     run_interruptibly(_substitute(url, tokens))
 
 
 def sessions(url: PostgresUrl) -> tuple[str, ...]:
-    """Name the other sessions of our own role on a database, as Sagewai's would be.
+    """Return the other sessions of our own role on a database, such as Sagewai's.
 
     Raises:
-        OpsError: The server cannot be reached, or refuses.
+        OpsError: The server is not reachable, or refuses.
     """
     return run_interruptibly(_sessions(url))
 
@@ -94,14 +94,14 @@ async def _read(
                     columns = [name for name in wanted if name in types]
                     if not columns:
                         continue
-                    # SQLite's way with booleans: 1 and 0.
-                    spelled = ", ".join(
+                    # Booleans as in SQLite: 1 and 0.
+                    expressions = ", ".join(
                         f"{quoted(name)}::int::text"
                         if types[name] == "boolean"
                         else f"{quoted(name)}::text"
                         for name in columns
                     )
-                    query = f"SELECT {spelled} FROM {quoted(table)}"  # noqa: S608
+                    query = f"SELECT {expressions} FROM {quoted(table)}"  # noqa: S608
                     found[table] = (columns, [tuple(row) for row in await server.fetch(query)])
     finally:
         await server.close()
@@ -116,14 +116,14 @@ async def _substitute(url: PostgresUrl, tokens: Mapping[bytes, bytes]) -> None:
                 for column in COLUMNS:
                     types = await _types(server, column.table)
                     if column.name in types:
-                        await _exchange(
+                        await _replace(
                             server, column.table, column.name, types[column.name], tokens
                         )
     finally:
         await server.close()
 
 
-async def _exchange(
+async def _replace(
     server: Server, table: str, column: str, kind: str, tokens: Mapping[bytes, bytes]
 ) -> None:
     name = quoted(column)
@@ -140,7 +140,7 @@ async def _exchange(
         if other != content:
             changed.append((row["place"], other.decode()))
     await server.executemany(
-        f"UPDATE {quoted(table)} SET {name} = $2::text::{kind}"  # noqa: S608 (the server's spelling)
+        f"UPDATE {quoted(table)} SET {name} = $2::text::{kind}"  # noqa: S608 (a type name of the server)
         " WHERE ctid = $1::text::tid",
         changed,
     )

@@ -1,9 +1,9 @@
-"""Seal again, under another key, what is under a master key, and exchange the one for the other.
+"""Re-encrypt the values under a master key with another one, and replace them.
 
-What comes of it is a table of tokens, old to new. A token never occurs twice by chance, so the
-table can be applied to any text that holds some of them, again and again, and backwards too. A
-project's values are under its data key, which is wrapped anew and stays the same: they are not
-touched. A token keeps its time and its length.
+The result is a table of tokens, old to new. A token never occurs twice by chance, so the table can
+be applied to any text that contains some, repeatedly and in reverse. The values of a project are
+under its data key, which is wrapped again and stays the same: they do not change. A token keeps its
+time and its length.
 """
 
 import base64
@@ -29,12 +29,12 @@ _ROWS = 500  # read at a time
 
 @dataclass(frozen=True, slots=True)
 class Reencryption:
-    """What is sealed anew.
+    """The result of a re-encryption.
 
     Args:
-        tokens: Old to new, each as it stands in a document.
-        places: How many values of each place are exchanged.
-        by_key: How many were under each old key, by fingerprint.
+        tokens: Old to new, each with its prefix.
+        places: Place -> number of replaced values.
+        by_key: Fingerprint of the old key -> number of replaced values.
         report: What opened before, and what did not.
     """
 
@@ -52,16 +52,16 @@ def reencrypt_values(
     only_counts: bool = False,
     progress: Progress | None = None,
 ) -> Reencryption:
-    """Seal every value that is under a master key under another one.
+    """Re-encrypt every value under a master key with another one.
 
     Args:
-        candidates: Keys to open with; what is under `new` already stays as it is.
+        candidates: Keys to decrypt with; values under `new` do not change.
         new: With a value.
         only_counts: Make no tokens.
-        progress: Told `reseal` in values.
+        progress: Called with `re-encrypt` and values.
 
     Raises:
-        DifferenceError: What was sealed does not open to the same again.
+        DifferenceError: A new token does not decrypt to the same value.
     """
     from cryptography.fernet import Fernet
 
@@ -70,7 +70,7 @@ def reencrypt_values(
     places: Counter[str] = Counter()
     by_key: Counter[str] = Counter()
 
-    def take(value: SealedValue, fingerprint: str, plaintext: bytes) -> None:
+    def reencrypt(value: SealedValue, fingerprint: str, plaintext: bytes) -> None:
         old = _TOKEN.match(value.text.encode())
         if fingerprint == new.fingerprint or old is None:
             return
@@ -81,26 +81,26 @@ def reencrypt_values(
         raw = base64.urlsafe_b64decode(old[0][len(PREFIX) :])
         token = fernet.encrypt_at_time(plaintext, int.from_bytes(raw[_TIME], "big"))
         if fernet.decrypt(token) != plaintext:
-            raise DifferenceError(f"{value.place} {value.where}: does not open again when sealed")
+            raise DifferenceError(f"{value.place} {value.where}: new token does not decrypt")
         tokens[old[0]] = PREFIX.encode() + token
 
     report = open_all(
-        values, [*candidates, new], on_plaintext=take, progress=progress, stage="reseal"
+        values, [*candidates, new], on_plaintext=reencrypt, progress=progress, stage="re-encrypt"
     )
     return Reencryption(tokens, dict(places), dict(by_key), report)
 
 
 def replace_tokens(content: bytes, tokens: Mapping[bytes, bytes]) -> bytes:
-    """Exchange the tokens in a text that are in the table; every other byte stays."""
+    """Return a text with the tokens of the table replaced; every other byte is the same."""
     return _TOKEN.sub(lambda match: tokens.get(match[0], match[0]), content)
 
 
 def replace_tokens_in_database(
     path: Path, tokens: Mapping[bytes, bytes], *, wait_seconds: float
 ) -> None:
-    """Exchange tokens in every column that holds sealed values, in one transaction.
+    """Replace tokens in every column that contains sealed values, in one transaction.
 
-    What the old ones stood in is overwritten, also where SQLite has no more use for it.
+    The old ones are overwritten, in free pages too.
 
     Raises:
         OpsError: As `open_write_transaction` raises; nothing was changed.
@@ -108,10 +108,10 @@ def replace_tokens_in_database(
     with open_write_transaction(path, wait_seconds) as connection:
         connection.execute("PRAGMA secure_delete = ON")
         for column in COLUMNS:
-            _exchange(connection, column.table, column.name, tokens)
+            _replace(connection, column.table, column.name, tokens)
 
 
-def _exchange(
+def _replace(
     connection: sqlite3.Connection, table: str, column: str, tokens: Mapping[bytes, bytes]
 ) -> None:
     if column not in {row[1] for row in connection.execute(f"PRAGMA table_info({quoted(table)})")}:
@@ -131,7 +131,7 @@ def _exchange(
         for rowid, content, kind in rows:
             other = replace_tokens(content, tokens)
             if other != content:
-                # A cast takes the bytes as they are: text in SQLite need not be valid UTF-8.
+                # A cast keeps the bytes: text in SQLite need not be valid UTF-8.
                 is_cast = kind != b"blob" and is_utf8
                 value = other if is_cast or kind == b"blob" else other.decode("utf-8", "replace")
                 connection.execute(

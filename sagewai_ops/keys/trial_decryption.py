@@ -1,8 +1,7 @@
-"""Prove which key opens which sealed value, without keeping anything that was opened.
+"""Find which key opens which sealed value, without keeping a plaintext.
 
-Every value is decrypted, not just recognised; what comes out is dropped at once. Values of one
-home may be under several keys, so every candidate is tried on every value, the one that opened
-the value before first.
+Every value is decrypted and its plaintext dropped at once. Values of one home can be under several
+keys, so every candidate is tried on every value, first the one that opened the previous value.
 """
 
 import base64
@@ -22,11 +21,11 @@ from sagewai_ops.progress import Progress
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet
 
-# What stands for the reason why a value stays closed; part of the JSON output (docs/json.md).
-NO_KEY = "no key at hand opens it"
+# Why a value is not opened; part of the JSON output (docs/json.md).
+NO_KEY = "no available key opens it"
 NO_DATA_KEY = "the data key of its project is missing or does not open"
-NOT_SEALED = "begins with fernet: but is no sealed value, or only a part of one"
-NOT_A_KEY = "opens, but is no data key"
+NOT_SEALED = "begins with fernet: but is not a sealed value, or only a part of one"
+NOT_A_KEY = "opens, but is not a data key"
 
 _VERSION = 0x80
 _LEAST_BYTES = 1 + 8 + 16 + 16 + 32  # version, time, vector, one block, signature
@@ -35,13 +34,13 @@ _SIGNATURE_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class OpenedBy:
-    """How much one key opens.
+    """The number of values that one key opens.
 
     Args:
-        source: Where the key stands; the first of several places with the same key.
+        source: Of the key; the first of several with the same key.
         fingerprint: Its fingerprint.
-        values: Values that are under it, wrapped data keys included.
-        through_projects: Values that are under data keys which it opens.
+        values: Values under it, wrapped data keys included.
+        through_projects: Values under data keys that it opens.
     """
 
     source: str
@@ -52,10 +51,10 @@ class OpenedBy:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A sealed value that opened: which one, as `SealedValue` names it, and with which key.
+    """A sealed value that opened, by the names of `SealedValue`, and its key.
 
     Args:
-        source: Where the master key stands.
+        source: Of the master key.
         fingerprint: The master key's.
         through_project: Whether a project's data key is between the two.
     """
@@ -69,7 +68,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Unopened:
-    """A sealed value that stays closed: which one, as `SealedValue` names it, and why."""
+    """A sealed value that no key opens, by the names of `SealedValue`, and the reason."""
 
     place: str
     where: str
@@ -78,11 +77,11 @@ class Unopened:
 
 @dataclass(frozen=True, slots=True)
 class SealedReport:
-    """What is sealed in a home and what of it opens.
+    """The sealed values of a home, and which of them open.
 
     Args:
-        total: Sealed values; those that may be somebody's own words only if a key opens them.
-        opened_by: By key, those that opened something, the most useful first.
+        total: Sealed values; of those that may be a user's text, the ones that a key opens.
+        opened_by: The keys that opened values, the most useful first.
         unopened: The rest.
     """
 
@@ -102,26 +101,26 @@ class SealedReport:
 
     def best(self, candidates: Iterable[Candidate]) -> Candidate | None:
         """Return the candidate that opens the most; None if none opens anything."""
-        by_fingerprint = {one.fingerprint: one for one in reversed([*candidates]) if one.value}
+        by_fingerprint = {key.fingerprint: key for key in reversed([*candidates]) if key.value}
         return by_fingerprint.get(self.opened_by[0].fingerprint) if self.opened_by else None
 
     def as_dict(self) -> dict[str, object]:
-        """Give what a manifest records; nothing in it is secret."""
+        """Return the record for a manifest; nothing in it is secret."""
         return {
             "total": self.total,
             "opened": self.opened,
             "by_key": [
                 {
-                    "source": one.source,
-                    "fingerprint": one.fingerprint,
-                    "values": one.values,
-                    "through_projects": one.through_projects,
+                    "source": key.source,
+                    "fingerprint": key.fingerprint,
+                    "values": key.values,
+                    "through_projects": key.through_projects,
                 }
-                for one in self.opened_by
+                for key in self.opened_by
             ],
             "unopened": [
-                {"place": one.place, "where": one.where, "reason": one.reason}
-                for one in self.unopened
+                {"place": value.place, "where": value.where, "reason": value.reason}
+                for value in self.unopened
             ],
         }
 
@@ -133,11 +132,11 @@ def try_keys(
 
     Args:
         documents: As `read_documents` returned them.
-        database: A database that nobody writes to, such as a copy; None if there is none.
+        database: A database without writers, such as a copy; None without one.
         candidates: Keys to try, in order.
 
     Raises:
-        DamagedError: The database cannot be read.
+        DamagedError: The database is not readable.
     """
     values = [*in_documents(documents)]
     if database is not None:
@@ -159,23 +158,23 @@ def open_all(
 
     Args:
         values: From any number of places of one home.
-        candidates: Keys to try, in order; one without a value is passed over.
-        on_open: Told of each value that opened.
-        on_plaintext: Told of each value that is under a master key itself, wrapped data keys
-            included: the value, that key's fingerprint, and what was in it, not to be kept.
-        progress: Told `stage` in values.
+        candidates: Keys to try, in order; those without a value are skipped.
+        on_open: Called with each value that opened.
+        on_plaintext: Called with each value under a master key itself, wrapped data keys included:
+            the value, the fingerprint of that key, and the plaintext, not to be kept.
+        progress: Called with `stage` and values.
     """
     waiting = [*values]
     if not waiting:
         return SealedReport()
-    masters = [_Key.of(one) for one in candidates if one.value]
+    masters = [_Key.of(candidate) for candidate in candidates if candidate.value]
     ring = _Ring(masters, on_open, on_plaintext)
     wrapped = [value for value in waiting if value.role is Role.DATA_KEY]
     others = [value for value in waiting if value.role is not Role.DATA_KEY]
     done = 0
-    for open_one, ones in ((ring.unwrap, wrapped), (ring.open, others)):
-        for value in ones:
-            open_one(value)
+    for decrypt, part in ((ring.unwrap, wrapped), (ring.open, others)):
+        for value in part:
+            decrypt(value)
             done += 1
             if progress:
                 progress(stage, done, len(waiting))
@@ -189,7 +188,7 @@ class _Key:
     Args:
         source: Of the master key that it is, or that it was wrapped with.
         fingerprint: Of the same.
-        signing: 16 bytes; enough to tell in a microsecond whether a token is under this key.
+        signing: 16 bytes; enough to check in a microsecond whether a token is under this key.
     """
 
     source: str
@@ -202,10 +201,10 @@ class _Key:
         return cls._made(candidate.source, candidate.fingerprint, candidate.value)
 
     def wrapping(self, data_key: bytes) -> "_Key":
-        """Make a project's data key, which this key opened.
+        """Return the data key of a project, which this key opened.
 
         Raises:
-            ValueError: It is none.
+            ValueError: It is not a key.
         """
         return self._made(self.source, self.fingerprint, data_key)
 
@@ -229,7 +228,7 @@ class _Key:
 
 
 class _Ring:
-    """The keys at hand and what they opened so far."""
+    """The available keys and what they opened so far."""
 
     def __init__(
         self,
@@ -248,7 +247,7 @@ class _Ring:
         self._unopened: list[Unopened] = []
 
     def unwrap(self, value: SealedValue) -> None:
-        """Open a project's data key and keep it for the project's values."""
+        """Open the data key of a project and keep it for the project's values."""
         raw, token = _decoded(value.text)
         master, data_key = self._try(raw, token)
         if master is None:
@@ -264,7 +263,7 @@ class _Ring:
         self._direct(value, master, data_key)
 
     def open(self, value: SealedValue) -> None:
-        """Open a value and forget what was in it."""
+        """Open a value and drop its plaintext."""
         raw, token = _decoded(value.text)
         data_key = self._projects.get(value.project) if value.project is not None else None
         if raw and data_key and data_key.open(raw, token) is not None:
@@ -298,7 +297,7 @@ class _Ring:
         for position, master in enumerate(self._masters) if raw else ():
             plaintext = master.open(raw, token)
             if plaintext is not None:
-                if position:  # its neighbours are likely under the same
+                if position:  # the next values are likely under the same
                     self._masters.insert(0, self._masters.pop(position))
                 return master, plaintext
         return None, b""

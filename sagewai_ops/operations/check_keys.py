@@ -1,7 +1,7 @@
-"""Try every key of a home on everything that is sealed in it, and look for what is not sealed.
+"""Try every key of a home on all its sealed values, and find the secrets in plaintext.
 
-Nothing is written, and it works while Sagewai runs: the documents are read within one moment, the
-database within one read transaction. What a value opens to is dropped at once.
+Nothing is written, and it works while Sagewai runs: the documents are read at one moment, the
+database within one read transaction. Plaintexts are dropped at once.
 """
 
 from collections.abc import Mapping
@@ -19,15 +19,15 @@ from sagewai_ops.swap.pending import require_settled
 
 @dataclass(frozen=True, slots=True)
 class KeyCheck:
-    """What the keys at hand open, and what needs none.
+    """What the available keys open, and the secrets in plaintext.
 
     Args:
         candidates: Every key, in the order in which they were tried.
         key: The key that Sagewai would use; None if it would make a new one.
         report: What opened, by key, and what did not.
         opened: Each value that opened.
-        plaintext: Secrets in the clear.
-        unread: What could not be looked at: path to reason.
+        plaintext: Secrets in plaintext.
+        unread: Path -> why it could not be read.
     """
 
     candidates: tuple[Candidate, ...]
@@ -39,21 +39,21 @@ class KeyCheck:
 
     @property
     def rejected(self) -> Candidate | None:
-        """What makes Sagewai write a new key though something stands in a key's place."""
+        """The first source, if Sagewai refuses it and so would write a new key."""
         return rejected_key(self.candidates)
 
     @property
     def lost_to_sagewai(self) -> tuple[Opened, ...]:
         """The values that open, though not with the key that Sagewai would use."""
         own = self.key.fingerprint if self.key else ""
-        return tuple(one for one in self.opened if one.fingerprint != own)
+        return tuple(value for value in self.opened if value.fingerprint != own)
 
     @property
     def has_findings(self) -> bool:
-        """Whether there is anything to mend."""
-        exposed = any(one.is_finding for one in self.plaintext)
-        troubled = self.rejected or self.report.unopened or self.lost_to_sagewai
-        return bool(troubled or exposed or self.unread)
+        """Whether anything should be fixed."""
+        exposed = any(secret.is_finding for secret in self.plaintext)
+        lost = self.rejected or self.report.unopened or self.lost_to_sagewai
+        return bool(lost or exposed or self.unread)
 
 
 def check_keys(
@@ -63,18 +63,18 @@ def check_keys(
     key_file: Path | None = None,
     progress: Progress | None = None,
 ) -> KeyCheck:
-    """Open every sealed value of a home with every key at hand.
+    """Open every sealed value of a home with every available key.
 
     Args:
-        environment: Where a master key may come from.
-        key_file: One more key to try.
-        progress: Told `keys` in values.
+        environment: Can contain a master key.
+        key_file: An additional key.
+        progress: Called with `keys` and values.
 
     Raises:
         NotFoundError: No such home or key file.
         LockedError: An operation is pending.
-        DamagedError, LockedError, PermissionDeniedError: The database cannot be read.
-        KeyMissingError: `key_file` holds no key.
+        DamagedError, LockedError, PermissionDeniedError: The database is not readable.
+        KeyMissingError: `key_file` contains no key.
     """
     require(home)
     require_settled(home.root)

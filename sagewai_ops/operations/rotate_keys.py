@@ -1,7 +1,7 @@
-"""Give a home another master key: a snapshot first, then everything sealed anew in one step.
+"""Re-encrypt all secrets of a home with a new master key, in one step after a snapshot.
 
-What no key opens is never given up: it refuses, or leaves those values as they are and says which.
-The old key goes on to exist in the snapshot, sealed, or, where none is taken, beside the new one.
+Values that no key opens are never lost: they are an error, or stay unchanged and are reported. The
+old key is kept sealed in the snapshot, or without one next to the new key.
 """
 
 import base64
@@ -51,14 +51,14 @@ from sagewai_ops.swap.swap import kept_before
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What is asked for.
+    """The options of a rotation.
 
     Attributes:
-        new_key_file: Holds the new key; None makes one.
+        new_key_file: Contains the new key; None makes one.
         key_file: One more key to open values with.
         snapshot: None for no snapshot; else its custody is `sealed`.
-        snapshots: The directory that it goes to.
-        leave_unopened: Leave what no key opens as it is.
+        snapshots: Its directory.
+        leave_unopened: Leave values unchanged that no key opens.
         wait_seconds: For another run, and for a writer.
     """
 
@@ -73,20 +73,20 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """What was done, or would be.
+    """The result of a rotation, or the plan of a dry run.
 
     Attributes:
-        old: The key that the home ran on.
-        new: The key that it runs on; of a dry run without a key file, one that nobody will use.
-        places: Values sealed anew, by place.
-        by_key: The same by the fingerprint of the key that they were under.
-        through_projects: Values under data keys, which stay as they are.
-        left: What no key opens.
-        installed: Where the new key stands; None if only the caller has it.
-        kept_as: Where the old key file is kept; None if it is in the snapshot.
-        is_effective: Whether Sagewai would take the new key as things are.
-        steps: What is left to be done before Sagewai starts, a line each.
-        notes: What else to know.
+        old: The previous key.
+        new: The new key; a dry run without a key file makes one that is dropped.
+        places: Place -> number of re-encrypted values.
+        by_key: Fingerprint of the previous key -> number of re-encrypted values.
+        through_projects: Values under data keys, which do not change.
+        left: Values that no key opens.
+        installed: The file of the new key; None if only the caller has it.
+        kept_as: The file of the old key; None if it is in the snapshot.
+        is_effective: Whether Sagewai would use the new key.
+        steps: What remains to be done before Sagewai starts, one line each.
+        notes: One line each.
     """
 
     old: Candidate
@@ -105,11 +105,11 @@ class Rotation:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What a run does, as far as it is known before it begins."""
+    """What a run will do."""
 
     old: Candidate
     candidates: tuple[Candidate, ...] = field(repr=False)
-    resealed: Reencryption = field(repr=False)
+    reencrypted: Reencryption = field(repr=False)
     journal: Journal = field(repr=False)
     server: PostgresUrl | None
 
@@ -121,26 +121,26 @@ def rotate(
     *,
     progress: Progress | None = None,
 ) -> Rotation:
-    """Bring everything that is under the home's keys under a new one.
+    """Re-encrypt everything under the home's keys with a new one.
 
     Args:
-        environment: Where a master key, and the database's URL, may come from.
-        progress: Told the stages of the snapshot, `reseal` and `check keys` in values.
+        environment: Can contain a master key and the URL of the database.
+        progress: Called with the stages of the snapshot, `re-encrypt` and `check keys`.
 
     Raises:
         NotFoundError: No such home or key file.
-        KeyMissingError: There is no key, or values open with none.
-        UsageError: The new key is the old one; or it has no place and was not named.
-        LockedError: Another run, or an interrupted one.
-        TargetBusyError: Somebody has the home or its database open.
-        OpsError: What the snapshot raises; the system refused. Everything is as it was.
+        KeyMissingError: There is no key, or no key opens some values.
+        UsageError: The new key is the old one, or no file can be written for it.
+        LockedError: Another run has locked the home, or an operation is pending.
+        TargetBusyError: A process has the home or its database open.
+        OpsError: As the snapshot raises, or the system refused. Everything is unchanged.
     """
     require(home)
     pending.require_settled(home.root)
     new = _new_key(options)
     snapshot = None
     if options.dry_run or options.snapshot:
-        # Before the time of a snapshot is spent: what would be refused after it.
+        # Refuse before the snapshot what would be refused after it.
         plan = _plan(home, environment, options, new, only_counts=True)
         if options.dry_run:
             return _report(home, environment, plan, options, None)
@@ -157,10 +157,10 @@ def rotate(
         rotation.require_writable(home, plan.journal)
         if snapshot and snapshot.key_fingerprint != plan.old.fingerprint:
             raise OpsError(
-                f"home {home.root}: its key changed while the snapshot was taken",
-                hint="stop what writes to the home, then run it again",
+                f"home {home.root}: key changed during the snapshot",
+                hint="sagewai-ops status  # stop what writes to the home, then run it again",
             )
-        rotation.refuse_use(home, url)  # once more: to open everything takes a while
+        rotation.refuse_use(home, url)  # again: the plan of a large home takes minutes
         rotation.sweep_partial_files(home, document_files(home))
         rotation.change_key(
             home,
@@ -185,31 +185,33 @@ def _plan(
     old = configured_key(candidates)
     if old is None:
         raise KeyMissingError(
-            f"home {home.root}: no key that could be exchanged, neither in the environment nor in "
-            f"{home.master_key}",
+            f"home {home.root}: no master key, neither in the environment nor in {home.master_key}",
             hint="sagewai-ops keys fingerprint --all",
         )
     if new.value == old.value:
-        raise UsageError(f"key file {options.new_key_file}: holds the key that the home runs on")
+        raise UsageError(f"key file {options.new_key_file}: the same key as the present one")
     values = sealed_values(home, environment)
-    resealed = reencrypt_values(values, candidates, new, only_counts=only_counts, progress=progress)
-    closed = resealed.report.closed
+    reencrypted = reencrypt_values(
+        values, candidates, new, only_counts=only_counts, progress=progress
+    )
+    closed = reencrypted.report.closed
     if closed and not options.leave_unopened:
         raise KeyMissingError(
-            f"home {home.root}: {len(closed)} of {resealed.report.total} sealed values open with no"
-            f" key at hand, {closed[0].place} {closed[0].where} is one",
-            hint="sagewai-ops keys check  # names them\nname their key: --extra-key FILE\n"
-            "or leave them as they are: --leave-unopened",
+            f"home {home.root}: {len(closed)} of {reencrypted.report.total} sealed values not"
+            " opened by any available key, for example"
+            f" {closed[0].place} {closed[0].where}",
+            hint="sagewai-ops keys check  # lists them\n"
+            "sagewai-ops keys rotate --extra-key FILE ...  # or --leave-unopened",
         )
     url = database_server(home, environment) if home.server_url_variable else None
     place = _place(home, old, options)
-    there = rotation.read_place(home.root, place)
-    keeps = there is not None and options.snapshot is None
+    previous = rotation.read_place(home.root, place)
+    keeps = previous is not None and options.snapshot is None
     moment = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S%fZ}"
     journal = Journal(
         old_fingerprint=old.fingerprint,
         new=new,
-        tokens=resealed.tokens,
+        tokens=reencrypted.tokens,
         # A home with a journal may be moved before it is recovered.
         documents=tuple(
             relative(home, path)
@@ -218,11 +220,11 @@ def _plan(
         database=relative(home, home.database) if os.path.lexists(home.database) else "",
         server=url.display if url else "",
         place=place,
-        replaces=fingerprint(there) if there is not None else "",
+        replaces=fingerprint(previous) if previous is not None else "",
         kept_as=f"{MASTER_KEY}.legacy-{moment}" if keeps else "",
         left=len(closed),
     )
-    return _Plan(old, candidates, resealed, journal, url)
+    return _Plan(old, candidates, reencrypted, journal, url)
 
 
 def _new_key(options: Options) -> Candidate:
@@ -232,11 +234,11 @@ def _new_key(options: Options) -> Candidate:
 
 
 def _place(home: Home, old: Candidate, options: Options) -> str:
-    """Choose where the new key goes: where Sagewai finds it once nothing else is in its way."""
+    """Return the path of the new key: where Sagewai finds it once no other source precedes it."""
     if old.source in (ENVIRONMENT, KEYRING):
-        # Not under another name: without the variable Sagewai would find no key, and make one.
+        # Not under another name: without the variable Sagewai would find no key and make one.
         return "" if options.new_key_file else MASTER_KEY
-    # Sagewai takes the first file that is there, whatever is in it.
+    # Sagewai reads the first file that exists, whatever its content.
     place = MASTER_KEY if os.path.exists(home.master_key) else LEGACY_MASTER_KEY
     path = home.root / place
     if not path.is_symlink():
@@ -247,30 +249,30 @@ def _place(home: Home, old: Candidate, options: Options) -> str:
     if options.new_key_file:
         return ""
     raise UsageError(
-        f"key {path}: is a link to {real}, which may not be written",
-        hint="make a key, name it with --new-key-file FILE, and put it there afterwards",
+        f"key {path}: a link to {real}, not writable",
+        hint="sagewai-ops keys rotate --new-key-file FILE ...  # then write it there",
     )
 
 
 def _verify(
     home: Home, environment: Mapping[str, str], plan: _Plan, progress: Progress | None
 ) -> None:
-    """Look at everything again: what opened before must open with the new key, and with no other.
+    """Check that everything that opened before opens with the new key, and with no other.
 
     Raises:
         DifferenceError: It does not.
     """
-    new, before = plan.journal.new, plan.resealed.report
+    new, before = plan.journal.new, plan.reencrypted.report
     keys = (new, *plan.candidates)
     after = open_all(sealed_values(home, environment), keys, progress=progress, stage="check keys")
-    others = [one for one in after.opened_by if one.fingerprint != new.fingerprint]
-    lost = {_name(one) for one in after.unopened} - {_name(one) for one in before.unopened}
+    others = [key for key in after.opened_by if key.fingerprint != new.fingerprint]
+    lost = {*map(_name, after.unopened)} - {*map(_name, before.unopened)}
     if others or lost or after.total != before.total:
-        count = sum(one.values + one.through_projects for one in others) + len(lost)
+        count = sum(key.values + key.through_projects for key in others) + len(lost)
         raise DifferenceError(
             f"home {home.root}: {count or abs(after.total - before.total)} values would not be"
             " under the new key",
-            hint="stop what writes to the home, then run it again",
+            hint="sagewai-ops status  # stop what writes to the home, then run it again",
         )
 
 
@@ -285,7 +287,7 @@ def _report(
     options: Options,
     snapshot: BackupReport | None,
 ) -> Rotation:
-    journal, report = plan.journal, plan.resealed.report
+    journal, report = plan.journal, plan.reencrypted.report
     is_effective, steps = False, tuple[str, ...]()
     if not options.dry_run:
         is_effective, steps = rotation.remaining_steps(
@@ -294,9 +296,9 @@ def _report(
     return Rotation(
         old=plan.old,
         new=journal.new,
-        places=plan.resealed.places,
-        by_key=plan.resealed.by_key,
-        through_projects=sum(one.through_projects for one in report.opened_by),
+        places=plan.reencrypted.places,
+        by_key=plan.reencrypted.by_key,
+        through_projects=sum(key.through_projects for key in report.opened_by),
         left=report.closed,
         installed=home.root / journal.place if journal.place else None,
         kept_as=home.root / journal.kept_as if journal.kept_as else None,
@@ -323,24 +325,24 @@ def _notes(
     place: str,
     snapshot: Path | None,
 ) -> tuple[str, ...]:
-    """Say what a rotation leaves alone, and where an old key still stands.
+    """Return what a rotation does not change, and the files that still contain an old key.
 
     Args:
-        candidates: The keys that were at hand before.
+        candidates: The keys that were available before.
         place: As for `rotation.remaining_steps`.
     """
     sealed = f", which is sealed in {snapshot}" if snapshot else ""
     return (
-        "sessions, API tokens and passwords stay valid: none is made from the master key",
-        "the new key is in no escrow yet: sagewai-ops keys escrow",
-        f"snapshots and exports made before need the key {old.fingerprint}{sealed}",
+        "sessions, API tokens and passwords stay valid: none depends on the master key",
+        "the new key is not in escrow yet: sagewai-ops keys escrow",
+        f"earlier snapshots and exports need the key {old.fingerprint}{sealed}",
         *(f"{path}: under the key {old.fingerprint}" for path in kept_before(home.root)),
         *(
-            f"{one.path}: holds the key {one.fingerprint}, under which nothing in the home is"
-            for one in candidates
-            if one.path
-            and one.path != home.root / place
-            and one.path.is_relative_to(home.root)
-            and one.value not in (b"", new.value)
+            f"{key.path}: contains the key {key.fingerprint}, which opens nothing in the home now"
+            for key in candidates
+            if key.path
+            and key.path != home.root / place
+            and key.path.is_relative_to(home.root)
+            and key.value not in (b"", new.value)
         ),
     )

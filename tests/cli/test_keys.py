@@ -63,7 +63,7 @@ def test_a_home_in_order_exits_0_and_stays_as_it_is(built: BuiltHome) -> None:
     assert f"sealed values: {len(built.sealed)}, of which {len(built.sealed)} open" in answer.out
     assert f"provider.data: 3 under {fingerprint(built.master_keys[0])}" in answer.out
     assert "note     config/admin-state.json /csrf_secret" in answer.out
-    assert "in clear" not in answer.out
+    assert "  plaintext" not in answer.out
     assert silent(answer, built)
     assert everything_of(built.root) == before
 
@@ -112,7 +112,7 @@ def test_a_secret_in_the_clear_where_sagewai_seals_is_a_finding(built: BuiltHome
     answer = call("--home", built.root, "keys", "check")
 
     assert answer.code == 4
-    assert "in clear secrets/profiles.json /profiles/0/secrets/HAND" in answer.out
+    assert "plaintext secrets/profiles.json /profiles/0/secrets/HAND" in answer.out
     assert silent(answer, built, "hunter2-by-hand")
 
 
@@ -155,7 +155,7 @@ def test_no_key_that_opens_any_exits_12(built: BuiltHome) -> None:
 
     assert answer.code == 12
     assert answer.out == ""
-    assert f"{len(built.sealed)} sealed values and none opens, keys tried: 1" in answer.err
+    assert f"none of {len(built.sealed)} sealed values opens, keys tried: 1" in answer.err
     assert silent(answer, built, OTHER.decode())
 
 
@@ -166,7 +166,7 @@ def test_a_key_that_sagewai_would_replace_is_the_first_thing_said(built: BuiltHo
     answer = call("--home", built.root, "keys", "check")
 
     assert answer.code == 4
-    assert answer.err.startswith(f"sagewai-ops: warning: {built.master_key}: mode 0640 lets others")
+    assert answer.err.startswith(f"sagewai-ops: warning: {built.master_key}: mode 0640, accessible")
     assert "write a new key" in answer.err.splitlines()[0]
 
 
@@ -273,7 +273,7 @@ def test_all_fingerprints_are_a_table(built: BuiltHome, monkeypatch: pytest.Monk
     assert one.out == fingerprint(OTHER) + "\n"
     rows = [line.split() for line in answer.out.splitlines()[1:]]
     assert rows == [
-        ["SAGEWAI_MASTER_KEY", fingerprint(OTHER), "Sagewai's", "own"],
+        ["SAGEWAI_MASTER_KEY", fingerprint(OTHER), "in", "use"],
         ["secrets/master.key", fingerprint(built.master_keys[0])],
     ]
     assert silent(answer, built, OTHER.decode())

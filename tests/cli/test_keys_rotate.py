@@ -134,7 +134,7 @@ def test_a_dry_run_counts_and_changes_nothing(built: BuiltHome, tmp_path: Path) 
     named = call(*words(built, "--dry-run", "--json", "--new-key-file", tmp_path / "new.key"))
 
     assert people.code == scripts.code == named.code == 0
-    assert "values would be sealed anew, nothing was changed" in people.out
+    assert "values would be re-encrypted, nothing was changed" in people.out
     assert scripts.result["new_key"] is None
     assert named.result["new_key"]["fingerprint"] == fingerprint(OTHER)
     assert problems("keys-rotate", scripts.result) == problems("keys-rotate", named.result) == []
@@ -166,7 +166,7 @@ def test_a_new_key_that_others_can_read_is_told(built: BuiltHome, tmp_path: Path
     answer = call(*words(built, *NO_SNAPSHOT, "--new-key-file", tmp_path / "new.key"))
 
     assert answer.code == 0
-    assert "mode 0644, others can read or replace the new key" in answer.err
+    assert "mode 0644, other users can read or replace the new key" in answer.err
     assert silent(answer, built, OTHER)
 
 
@@ -212,11 +212,11 @@ def test_values_that_no_key_opens_are_refused_or_named(tmp_path: Path) -> None:
     left = call(*words(built, *NO_SNAPSHOT, "--leave-unopened", "--json"))
 
     assert refused.code == 12
-    assert "sealed values open with no key at hand" in refused.err
+    assert "sealed values not opened by any available key" in refused.err
     assert left.code == 3
     assert left.result["left"]
     assert problems("keys-rotate", left.result) == []
-    assert all("left as it is" in line for line in left.document["warnings"][:5])
+    assert all("unchanged" in line for line in left.document["warnings"][:5])
     assert silent(left, built)
 
 

@@ -130,9 +130,9 @@ def test_keyring_that_is_not_installed_is_not_there(
         (KEY, 0o700, KEY, ""),
         (KEY, 0o611, KEY, ""),  # execute bits pass Sagewai's check
         (b" " + KEY + b"\r\n", 0o600, KEY, ""),
-        (KEY, 0o644, KEY, "mode 0644 lets others in"),
-        (KEY, 0o640, KEY, "mode 0640 lets others in"),
-        (KEY, 0o602, KEY, "mode 0602 lets others in"),
+        (KEY, 0o644, KEY, "mode 0644, accessible to other users"),
+        (KEY, 0o640, KEY, "mode 0640, accessible to other users"),
+        (KEY, 0o602, KEY, "mode 0602, accessible to other users"),
         (KEY[:40], 0o600, b"", "40 characters, not 44"),
         (KEY * 1000, 0o600, b"", "4096 characters, not 44"),
         (b"", 0o600, b"", "empty"),
@@ -164,7 +164,7 @@ def test_mode_is_that_of_a_links_target(home: Home, tmp_path: Path) -> None:
 
     (found,) = find_candidates(home, NO_KEYRING)
 
-    assert found.problem == "mode 0644 lets others in"
+    assert found.problem == "mode 0644, accessible to other users"
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe"])

@@ -216,7 +216,7 @@ def test_places_that_would_be_lost_or_would_lose_something_are_refused(
         with pytest.raises(UsageError):
             check_place(path, home, keys, force=True)
     (tmp_path / "there").write_bytes(b"x")
-    with pytest.raises(TargetBusyError, match="exists already"):
+    with pytest.raises(TargetBusyError, match="exists"):
         check_place(tmp_path / "there", home, keys, force=False)
     with pytest.raises(TargetBusyError, match="is a directory"):
         check_place(tmp_path, home, keys, force=True)

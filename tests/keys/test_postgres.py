@@ -22,7 +22,6 @@ from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import RemoteError
 from sagewai_ops.home.paths import locate
 from sagewai_ops.keys import postgres as keys_postgres
-from sagewai_ops.keys import rotation
 from sagewai_ops.keys.candidates import fingerprint
 from sagewai_ops.operations.rotate_keys import Options, rotate
 from sagewai_ops.swap.pending import pending_operations
@@ -223,7 +222,7 @@ def test_killed_after_the_servers_commit_it_is_finished(
             os.kill(os.getpid(), signal.SIGKILL)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(rotation, "substitute_on_server", and_die)
+            patch.setattr(keys_postgres, "replace_tokens_on_server", and_die)
             environment = {"SAGEWAI_DATABASE_URL": url}
             rotate(locate(home, environment), environment, Options())
 
@@ -264,9 +263,9 @@ def test_a_server_that_goes_away_takes_nothing_along(
         monkeypatch.setattr(keys_postgres, "connect", refuse)
         substitute(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(rotation, "substitute_on_server", broken)
+    monkeypatch.setattr(keys_postgres, "replace_tokens_on_server", broken)
     failed = call("--home", home, "keys", "rotate", *NO_SNAPSHOT)
-    monkeypatch.setattr(rotation, "substitute_on_server", substitute)
+    monkeypatch.setattr(keys_postgres, "replace_tokens_on_server", substitute)
     still = call("--home", home, "keys", "rotate", "--recover")
     monkeypatch.setattr(keys_postgres, "connect", connect)
     answer = call("--home", home, "keys", "rotate", "--recover", "--json")

@@ -94,7 +94,9 @@ def test_a_key_that_sagewai_refuses_is_no_key_in_use(tmp_path: Path) -> None:
     found = _look(built.root)
 
     assert found.key is None
-    assert [candidate.problem for candidate in found.candidates] == ["mode 0644 lets others in"]
+    assert [candidate.problem for candidate in found.candidates] == [
+        "mode 0644, accessible to other users"
+    ]
 
 
 def test_the_newest_snapshot_of_this_home_is_told(tmp_path: Path) -> None:
