@@ -1,7 +1,7 @@
 """Results as JSON values, and their JSON Schemas: both from the dataclasses, by msgspec.
 
 A result is a dataclass whose fields have the names and order of the JSON object (docs/json.md);
-paths become strings, UTC times end in Z. A field `warnings` is in the envelope, not in the result.
+paths become strings, UTC times end in Z. A dataclass has its field `warnings` in the envelope only.
 Only `--json` and reports of runs load msgspec.
 """
 
@@ -18,7 +18,7 @@ def to_json(result: object) -> Any:
     import msgspec
 
     found = msgspec.to_builtins(result, enc_hook=_encode)
-    if isinstance(found, dict):
+    if isinstance(found, dict) and not isinstance(result, dict):
         found.pop(_IN_ENVELOPE, None)
     return found
 
