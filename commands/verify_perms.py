@@ -3,7 +3,7 @@
 from collections import Counter
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, UsageE
 from sagewai_ops.text import shell_word
 
 from .shared_options import HomeWaitOption, SnapshotsOption, StrictOption  # noqa: TID251 - a neighbour
+
+if TYPE_CHECKING:
+    from sagewai_ops.permissions.results import VerificationResult
 
 HELP = """Check which users can read or replace the secrets.
 
@@ -41,7 +44,16 @@ class Format(str, Enum):
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    add_command(app, "verify-perms", verify_perms, HELP, unattended=True, changes=True)
+    results = "sagewai_ops.permissions.results"
+    add_command(
+        app,
+        "verify-perms",
+        verify_perms,
+        HELP,
+        result=f"{results}:VerificationResult | {results}:UndoResult",
+        unattended=True,
+        changes=True,
+    )
 
 
 def verify_perms(
@@ -70,7 +82,7 @@ def verify_perms(
     """Verify or undo, and report."""
     from sagewai_ops import __version__
     from sagewai_ops.keys.candidates import refused_variable
-    from sagewai_ops.permissions.rules import Severity
+    from sagewai_ops.permissions.results import VerificationResult
     from sagewai_ops.permissions.sarif import as_sarif
     from sagewai_ops.permissions.verify import verify
 
@@ -100,9 +112,8 @@ def verify_perms(
             wait_seconds=wait,
             progress=progress,
         )
-    result = as_result(verification) | {"dry_run": dry_run}
-    errors, warnings = (verification.inspection.count(severity) for severity in Severity)
-    code = EXIT_FINDINGS if errors or (strict and warnings) else EXIT_DONE
+    result = VerificationResult.build(verification, dry_run=dry_run)
+    code = EXIT_FINDINGS if result.errors or (strict and result.warnings) else EXIT_DONE
     if output is Format.SARIF:
         run.terminal.document(as_sarif(verification.inspection, __version__))
         return Outcome(result, lambda _terminal: None, exit_code=code, on_stdout=False)
@@ -110,136 +121,66 @@ def verify_perms(
         result,
         lambda terminal: show(terminal, result),
         exit_code=code,
-        always=bool(errors or warnings or verification.changes),
+        always=bool(result.errors or result.warnings or verification.changes),
     )
 
 
-def as_result(verification: Any) -> dict[str, Any]:
-    """Return the JSON of a verification; docs/json.md."""
-    from sagewai_ops.permissions.rules import Severity
-    from sagewai_ops.permissions.undo_record import describe_change
-
-    inspection, repair = verification.inspection, verification.repair
-    return {
-        "home": str(inspection.home),
-        "snapshots": str(inspection.snapshots) if inspection.snapshots else None,
-        "entries": inspection.entries,
-        "errors": inspection.count(Severity.ERROR),
-        "warnings": inspection.count(Severity.WARNING),
-        "findings": [
-            {
-                "rule": finding.rule.id,
-                "severity": finding.rule.severity.value,
-                "path": str(finding.path),
-                "wrong": finding.message,
-                "protects": finding.rule.protects,
-                "advice": _advice(finding),
-            }
-            for finding in inspection.findings
-        ],
-        "changes": [
-            {
-                "root": change.root,
-                "path": change.path,
-                "rules": list(change.rules),
-                "change": describe_change(change.before, change.after),
-            }
-            for change in (repair.done if repair else verification.changes)
-        ],
-        "repaired": repair is not None,
-        "left": _left(repair),
-        "record": str(repair.record) if repair and repair.record else None,
-    }
-
-
-def show(terminal: Terminal, result: dict[str, Any]) -> None:
+def show(terminal: Terminal, result: "VerificationResult") -> None:
     """Print the findings, then the changes."""
     shown: Counter[str] = Counter()
     rows = []
-    for finding in result["findings"]:
-        shown[finding["rule"]] += 1
-        if shown[finding["rule"]] <= _MOST_LINES_PER_RULE:
-            rows.append([finding[name] for name in ("severity", "rule", "path", "wrong")])
+    for finding in result.findings:
+        shown[finding.rule] += 1
+        if shown[finding.rule] <= _MOST_LINES_PER_RULE:
+            rows.append([finding.severity.value, finding.rule, str(finding.path), finding.wrong])
     if rows:
         terminal.table(("severity", "rule", "path", "problem"), rows)
     for rule, count in shown.items():
         if count > _MOST_LINES_PER_RULE:
             terminal.line(f"{rule}: {count - _MOST_LINES_PER_RULE} more, all in --json")
     for advice in dict.fromkeys(
-        f"{finding['rule']}: {finding['advice']}"
-        for finding in result["findings"]
-        if finding["advice"]
+        f"{finding.rule}: {finding.advice}" for finding in result.findings if finding.advice
     ):
         terminal.line(f"by hand  {advice}")
-    verb = "changed" if result["repaired"] else "would change"
-    has_plan = result["repaired"] or result["dry_run"]
-    for change in result["changes"] if has_plan else ():
-        path = change["path"] or "."
-        if change["root"] != "home":
-            path = f"{change['root']}/{path}"
-        terminal.line(f"{verb}  {path}: {change['change']} ({', '.join(change['rules'])})")
-    for left in result["left"]:
-        terminal.line(f"unchanged  {left['path'] or '.'}: {left['reason']}", style="yellow")
-    if result["record"]:
-        home, record = result["home"], result["record"]
+    verb = "changed" if result.repaired else "would change"
+    has_plan = result.repaired or result.dry_run
+    for change in result.changes if has_plan else ():
+        path = change.path or "."
+        if change.root != "home":
+            path = f"{change.root}/{path}"
+        terminal.line(f"{verb}  {path}: {change.change} ({', '.join(change.rules)})")
+    for left in result.left:
+        terminal.line(f"unchanged  {left.path or '.'}: {left.reason}", style="yellow")
+    if result.record:
+        home, record = result.home, result.record
         terminal.line(
             f"undo with: sagewai-ops --home {shell_word(home)}"
             f" verify-perms --undo {shell_word(record)}"
         )
-    if result["changes"] and not has_plan:
-        terminal.line(f"{len(result['changes'])} repairable: sagewai-ops verify-perms --fix")
-    style = "red" if result["errors"] else "green"
+    if result.changes and not has_plan:
+        terminal.line(f"{len(result.changes)} repairable: sagewai-ops verify-perms --fix")
+    style = "red" if result.errors else "green"
     terminal.line(
-        f"home {result['home']}: {result['errors']} errors, {result['warnings']} warnings in "
-        f"{result['entries']} entries",
+        f"home {result.home}: {result.errors} errors, {result.warnings} warnings in "
+        f"{result.entries} entries",
         style=style,
     )
 
 
 def _undo(run: Run, record: Path, wait_seconds: float, *, dry_run: bool) -> Outcome:
     from sagewai_ops.permissions.repair import undo_repairs
-    from sagewai_ops.permissions.undo_record import describe_change
+    from sagewai_ops.permissions.results import UndoResult
 
     home = run.home()
     undone = undo_repairs(home, record.absolute(), dry_run=dry_run, wait_seconds=wait_seconds)
-    result: dict[str, Any] = {
-        "home": str(home.root),
-        "changes": [
-            {
-                "root": change.root,
-                "path": change.path,
-                "rules": list(change.rules),
-                "change": describe_change(change.after, change.before),
-            }
-            for change in undone.done
-        ],
-        "left": _left(undone),
-        "record": str(undone.record) if undone.record else None,
-    }
-
+    result = UndoResult.build(home.root, undone)
     verb = "would revert" if dry_run else "reverted"
 
     def render(terminal: Terminal) -> None:
-        for change in result["changes"]:
-            terminal.line(f"{verb}  {change['path'] or '.'}: {change['change']}")
-        for left in result["left"]:
-            terminal.line(f"unchanged  {left['path'] or '.'}: {left['reason']}", style="yellow")
+        for change in result.changes:
+            terminal.line(f"{verb}  {change.path or '.'}: {change.change}")
+        for left in result.left:
+            terminal.line(f"unchanged  {left.path or '.'}: {left.reason}", style="yellow")
 
     code = EXIT_INCOMPLETE if undone.left else EXIT_DONE
     return Outcome(result, render, exit_code=code, always=dry_run or bool(undone.left))
-
-
-def _left(report: Any) -> list[dict[str, str]]:
-    return [
-        {"root": change.root, "path": change.path, "reason": reason}
-        for change, reason in (report.left if report else ())
-    ]
-
-
-def _advice(finding: Any) -> str:
-    """Return the advice for a finding that --fix does not repair."""
-    if finding.repaired is not None:
-        return ""
-    if finding.rule.advice:
-        return str(finding.rule.advice)
-    return "outside the home: use `chmod`, `chown` or `setfacl -b`"

@@ -127,7 +127,8 @@ def add_command(
     Args:
         name: As typed, such as `snapshots list`.
         text: Its help (default: the docstring); the first line is its summary in lists.
-        result: The dataclass of its results, as `package.module:Class`; docs/json/ is made from it.
+        result: The dataclass of its results, as `package.module:Class`, or several with ` | `
+            between them; docs/json/ is made from it.
         changes: Whether it can change anything: then it accepts --yes.
         unattended: Whether timers run it: then it accepts the options of `Reporting`.
     """

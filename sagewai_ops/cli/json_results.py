@@ -5,7 +5,9 @@ paths become strings, UTC times end in Z. A dataclass has its field `warnings` i
 Only `--json` and reports of runs load msgspec.
 """
 
+import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -18,27 +20,34 @@ def to_json(result: object) -> Any:
     import msgspec
 
     found = msgspec.to_builtins(result, enc_hook=_encode)
-    if isinstance(found, dict) and not isinstance(result, dict):
+    if isinstance(found, dict) and _has_envelope_warnings(type(result)):
         found.pop(_IN_ENVELOPE, None)
     return found
 
 
-def schema_of(result: Any, title: str) -> dict[str, Any]:
-    """Return the JSON Schema of a type of results.
+def schema_of(kinds: Sequence[type], title: str) -> dict[str, Any]:
+    """Return the JSON Schema of a command's results.
 
     Args:
-        result: A dataclass, or a type that contains some.
+        kinds: The dataclasses, one for each shape of the result.
     """
     import msgspec
 
-    schema: dict[str, Any] = _contract(msgspec.json.schema(result, schema_hook=_schema))
-    kinds = [kind["$ref"] for kind in schema.get("anyOf", [schema]) if "$ref" in kind]
-    for kind in kinds:
-        definition = schema["$defs"][kind.rpartition("/")[2]]
-        if _IN_ENVELOPE in definition["properties"]:
-            del definition["properties"][_IN_ENVELOPE]
-            definition["required"].remove(_IN_ENVELOPE)
-    return {"$schema": DRAFT, "title": title, **schema}
+    found, definitions = msgspec.json.schema_components(kinds, schema_hook=_schema)
+    definitions = _contract({"$defs": definitions})["$defs"]
+    for kind in filter(_has_envelope_warnings, kinds):
+        definition = definitions[kind.__name__]
+        del definition["properties"][_IN_ENVELOPE]
+        definition["required"].remove(_IN_ENVELOPE)
+    schema = found[0] if len(found) == 1 else {"anyOf": list(found)}
+    return {"$schema": DRAFT, "title": title, **schema, "$defs": definitions}
+
+
+def _has_envelope_warnings(kind: type) -> bool:
+    return dataclasses.is_dataclass(kind) and any(
+        field.name == _IN_ENVELOPE and not field.metadata.get("in_result")
+        for field in dataclasses.fields(kind)
+    )
 
 
 def _encode(value: object) -> object:
