@@ -37,7 +37,7 @@ print(json.dumps(told))
 """
 # What is asked for is shown to everybody; what is done is done in silence.
 _ASKED = {
-    "status", "preflight", "keys fingerprint", "keys check", "db current",
+    "status", "recover", "preflight", "keys fingerprint", "keys check", "db current",
     "db history", "db check", "snapshots list", "snapshots show", "snapshots diff", "config show",
     "schedule systemd", "schedule cron", "schedule compose", "schedule kubernetes",
 }  # fmt: skip
