@@ -44,6 +44,7 @@ flight taking standing stand lie room rooms mend mends mended anew somebody nobo
 folders one judge judged carried carry
 """
 NAMES = frozenset(_NAMES.split())
+CONTRACT = frozenset(("folder", "folders"))  # JSON keys of version 0.1: fields of results
 _WORD = re.compile(rf"\b(?:{'|'.join(WORDS)})\b", re.IGNORECASE)
 _VERBS = re.compile(r"(Give|Tell|Say|Let|Spell|Name|Hold|Look|Take|Make sure)s?\b")
 # Where a word is what another program, a file format or a JSON field calls a thing.
@@ -77,7 +78,18 @@ def _lines_of_code(path: Path) -> Iterator[tuple[int, str]]:
 
 def _names(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Yield every name that a module defines."""
+    fields = {
+        id(line.target)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        for line in node.body
+        if isinstance(line, ast.AnnAssign)
+        and isinstance(line.target, ast.Name)
+        and line.target.id in CONTRACT
+    }
     for node in ast.walk(tree):
+        if id(node) in fields:
+            continue
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.lineno, node.name
         elif isinstance(node, ast.arg):
