@@ -36,7 +36,13 @@ _Name = typer.Argument(
 
 def register(group: typer.Typer) -> None:
     """Add it."""
-    add_command(group, "snapshots diff", diff, HELP)
+    add_command(
+        group,
+        "snapshots diff",
+        diff,
+        HELP,
+        result="sagewai_ops.snapshots.diff:SnapshotDiff",
+    )
 
 
 def diff(
@@ -66,62 +72,29 @@ def diff(
         pair = latest_two(directory, ids)
     else:
         pair = find_snapshot(directory, first, ids), find_snapshot(directory, second, ids)
-    found = compare_snapshots(*pair, unlock_of(run.terminal, identity or [], passphrase_file))
-    result = _as_result(found)
+    result = compare_snapshots(*pair, unlock_of(run.terminal, identity or [], passphrase_file))
     return Outcome(result, lambda terminal: _show(terminal, result), always=True)
 
 
-def _as_result(found: Any) -> dict[str, Any]:
-    return {
-        "first": found.first,
-        "second": found.second,
-        "same": found.is_empty,
-        "added": dict(found.added),
-        "removed": dict(found.removed),
-        "changed": [
-            {
-                "path": change.path,
-                "what": list(change.attributes),
-                "bytes_before": change.sizes[0],
-                "bytes_after": change.sizes[1],
-            }
-            for change in found.changed
-        ],
-        "unchanged": found.unchanged,
-        "tables": [
-            {"table": change.table, "rows_before": change.before, "rows_after": change.after}
-            for change in found.tables
-        ],
-        "facts": {
-            name: {"before": before, "after": after}
-            for name, (before, after) in found.facts.items()
-        },
-        "keys": {
-            fingerprint: {"values_before": before, "values_after": after}
-            for fingerprint, (before, after) in found.keys.items()
-        },
-    }
-
-
-def _show(terminal: Terminal, result: dict[str, Any]) -> None:
-    terminal.line(f"{result['first']} -> {result['second']}", style="bold")
-    for sign, name in (("+", "added"), ("-", "removed")):
-        for path, size_bytes in result[name].items():
+def _show(terminal: Terminal, result: Any) -> None:
+    terminal.line(f"{result.first} -> {result.second}", style="bold")
+    for sign, members in (("+", result.added), ("-", result.removed)):
+        for path, size_bytes in members.items():
             terminal.line(f"  {sign} {path}  {size(size_bytes)}")
-    for change in result["changed"]:
-        before, after = change["bytes_before"], change["bytes_after"]
+    for change in result.changed:
+        before, after = change.bytes_before, change.bytes_after
         sizes = f"{size(before)} -> {size(after)}" if before != after else size(after)
-        terminal.line(f"  ~ {change['path']}  {', '.join(change['what'])}  {sizes}")
-    for row in result["tables"]:
-        before, after = row["rows_before"], row["rows_after"]
+        terminal.line(f"  ~ {change.path}  {', '.join(change.what)}  {sizes}")
+    for row in result.tables:
+        before, after = row.rows_before, row.rows_after
         delta = f" ({after - before:+})" if before is not None and after is not None else ""
         counts = ["no table" if count is None else str(count) for count in (before, after)]
-        terminal.line(f"  rows {row['table']}  {counts[0]} -> {counts[1]}{delta}")
-    for name, pair in result["facts"].items():
-        terminal.line(f"  {name}  {pair['before'] or '-'} -> {pair['after'] or '-'}")
-    for fingerprint, pair in result["keys"].items():
+        terminal.line(f"  rows {row.table}  {counts[0]} -> {counts[1]}{delta}")
+    for name, fact in result.facts.items():
+        terminal.line(f"  {name}  {fact.before or '-'} -> {fact.after or '-'}")
+    for fingerprint, key in result.keys.items():
         terminal.line(
-            f"  key {fingerprint} opens  {pair['values_before']} -> {pair['values_after']} values"
+            f"  key {fingerprint} opens  {key.values_before} -> {key.values_after} values"
         )
-    unchanged = "no differences" if result["same"] else f"{result['unchanged']} entries unchanged"
+    unchanged = "no differences" if result.same else f"{result.unchanged} entries unchanged"
     terminal.line(f"  {unchanged}")

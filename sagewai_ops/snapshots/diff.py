@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypeAlias
 
 from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.manifest import HEADER_NAME, Entry, EntryType
@@ -12,6 +12,7 @@ from sagewai_ops.archive.open import open_archive
 from sagewai_ops.archive.reader import ArchiveReader
 
 _HEADER_FACTS = ("home", "home_id", "host", "key_custody", "key_fingerprint", "schema_level")
+Attribute: TypeAlias = Literal["content", "mode", "owner", "type", "target"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +20,13 @@ class FileChange:
     """A member that differs between the two.
 
     Attributes:
-        attributes: The ones that differ, of `content`, `mode`, `owner`, `type` and `target`.
-        sizes: Bytes before and after.
+        what: The attributes that differ.
     """
 
     path: str
-    attributes: tuple[str, ...]
-    sizes: tuple[int, int]
+    what: tuple[Attribute, ...]
+    bytes_before: int
+    bytes_after: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,24 @@ class TableChange:
     """A table whose number of rows differs; None where the table does not exist."""
 
     table: str
-    before: int | None
-    after: int | None
+    rows_before: int | None
+    rows_after: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class FactChange:
+    """A property of the whole snapshot that differs; None where it is missing."""
+
+    before: str | None
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyChange:
+    """A key that opens another number of encrypted values."""
+
+    values_before: int
+    values_after: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,29 +60,24 @@ class SnapshotDiff:
 
     Attributes:
         first: Id of the older one.
+        same: Whether the two are equal.
         added: Member -> bytes.
         removed: Member -> bytes.
         unchanged: Number of equal members.
-        facts: Properties of the whole snapshot, such as `schema_level` -> before and after.
-        keys: Fingerprint -> number of encrypted values that it opens, before and after.
+        facts: By the name of the property, such as `schema_level`.
+        keys: By fingerprint.
     """
 
     first: str
     second: str
+    same: bool
     added: Mapping[str, int]
     removed: Mapping[str, int]
     changed: tuple[FileChange, ...]
     unchanged: int
     tables: tuple[TableChange, ...]
-    facts: Mapping[str, tuple[Any, Any]]
-    keys: Mapping[str, tuple[int, int]]
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether the two are equal."""
-        return not (
-            self.added or self.removed or self.changed or self.tables or self.facts or self.keys
-        )
+    facts: Mapping[str, FactChange]
+    keys: Mapping[str, KeyChange]
 
 
 def compare_snapshots(first: Path, second: Path, decryption: Decryption | None) -> SnapshotDiff:
@@ -82,26 +94,32 @@ def compare_snapshots(first: Path, second: Path, decryption: Decryption | None) 
 def _compare(before: ArchiveReader, after: ArchiveReader) -> SnapshotDiff:
     old, new = _members(before), _members(after)
     changed = tuple(
-        FileChange(path, attributes, (old[path].size_bytes, new[path].size_bytes))
+        FileChange(path, attributes, old[path].size_bytes, new[path].size_bytes)
         for path in sorted(old.keys() & new.keys())
         if (attributes := tuple(_changed_attributes(old[path], new[path])))
     )
     tables = _changed_counts(*(_rows_by_table(reader) for reader in (before, after)))
     keys = _changed_counts(*(_values_by_key(reader) for reader in (before, after)))
+    added = {path: new[path].size_bytes for path in sorted(new.keys() - old.keys())}
+    removed = {path: old[path].size_bytes for path in sorted(old.keys() - new.keys())}
+    facts = {
+        name: FactChange(first, second)
+        for name in _HEADER_FACTS
+        if (first := before.header.facts.get(name)) != (second := after.header.facts.get(name))
+    }
     return SnapshotDiff(
         first=before.header.id,
         second=after.header.id,
-        added={path: new[path].size_bytes for path in sorted(new.keys() - old.keys())},
-        removed={path: old[path].size_bytes for path in sorted(old.keys() - new.keys())},
+        same=not (added or removed or changed or tables or facts or keys),
+        added=added,
+        removed=removed,
         changed=changed,
         unchanged=len(old.keys() & new.keys()) - len(changed),
         tables=tuple(TableChange(table, *counts) for table, counts in tables.items()),
-        facts={
-            name: (first, second)
-            for name in _HEADER_FACTS
-            if (first := before.header.facts.get(name)) != (second := after.header.facts.get(name))
+        facts=facts,
+        keys={
+            key: KeyChange(old_count or 0, count or 0) for key, (old_count, count) in keys.items()
         },
-        keys={key: (count or 0, new_count or 0) for key, (count, new_count) in keys.items()},
     )
 
 
@@ -113,7 +131,7 @@ def _members(reader: ArchiveReader) -> dict[str, Entry]:
     }
 
 
-def _changed_attributes(old: Entry, new: Entry) -> Iterator[str]:
+def _changed_attributes(old: Entry, new: Entry) -> Iterator[Attribute]:
     """Yield the attributes that differ, except times."""
     if old.type is not new.type:
         yield "type"
