@@ -1,5 +1,8 @@
 """`snapshots verify`: read a snapshot and check every byte."""
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
@@ -15,9 +18,25 @@ from .snapshot_argument import (  # noqa: TID251 - a neighbour
 )
 
 
+@dataclass(frozen=True, slots=True)
+class VerifiedSnapshot:
+    """A snapshot without damage."""
+
+    id: str
+    archive: Path
+    members: int
+    content_bytes: int
+
+
 def register(group: typer.Typer) -> None:
     """Add it."""
-    add_command(group, "snapshots verify", verify, unattended=True)
+    add_command(
+        group,
+        "snapshots verify",
+        verify,
+        result="sagewai_ops.commands.snapshots_verify:VerifiedSnapshot",
+        unattended=True,
+    )
 
 
 def verify(
@@ -44,11 +63,11 @@ def verify(
     path, decryption = find_archive(run, snapshot, snapshots, identity, passphrase_file)
     with run.terminal.progress() as progress, open_archive(path, decryption) as reader:
         reader.verify(on_bytes=byte_counter(progress, "verify", reader.content_bytes))
-        result = {
-            "id": reader.header.id,
-            "archive": str(path),
-            "members": len(reader.manifest.entries),
-            "content_bytes": sum(entry.size_bytes for entry in reader.manifest.entries),
-        }
-    summary = f"snapshot {result['id']}: verified, {result['members']} members, every byte checked"
+        result = VerifiedSnapshot(
+            id=reader.header.id,
+            archive=path,
+            members=len(reader.manifest.entries),
+            content_bytes=sum(entry.size_bytes for entry in reader.manifest.entries),
+        )
+    summary = f"snapshot {result.id}: verified, {result.members} members, every byte checked"
     return Outcome(result, lambda terminal: terminal.line(summary, style="green"))
