@@ -1,5 +1,6 @@
 """`snapshots extract`: take files out of a snapshot."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -21,9 +22,27 @@ from .snapshot_argument import (  # noqa: TID251 - a neighbour
 )
 
 
+@dataclass(frozen=True, slots=True)
+class ExtractedFiles:
+    """The files that were extracted from a snapshot."""
+
+    archive: Path
+    to: Path
+    files: int
+    folders: int
+    links: int
+    size_bytes: int
+
+
 def register(group: typer.Typer) -> None:
     """Add it."""
-    add_command(group, "snapshots extract", extract, changes=True)
+    add_command(
+        group,
+        "snapshots extract",
+        extract,
+        result="sagewai_ops.commands.snapshots_extract:ExtractedFiles",
+        changes=True,
+    )
 
 
 def extract(
@@ -69,13 +88,13 @@ def extract(
         return plan_outcome(
             [f"write {extraction.files} files, {size(extraction.size_bytes)}, to {to}"]
         )
-    result = {
-        "archive": str(path),
-        "to": str(to),
-        "files": extraction.files,
-        "folders": extraction.directories,
-        "links": extraction.links,
-        "size_bytes": extraction.size_bytes,
-    }
+    result = ExtractedFiles(
+        archive=path,
+        to=to,
+        files=extraction.files,
+        folders=extraction.directories,
+        links=extraction.links,
+        size_bytes=extraction.size_bytes,
+    )
     summary = f"{extraction.files} files, {size(extraction.size_bytes)}, extracted to {to}"
     return Outcome(result, lambda terminal: terminal.line(summary))
