@@ -1,5 +1,7 @@
 """`snapshots undelete`: restore the snapshots that a prune removed."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,9 +14,23 @@ from sagewai_ops.errors import UsageError
 from .shared_options import DirectoryWaitOption, SnapshotsOption  # noqa: TID251 - a neighbour
 
 
+@dataclass(frozen=True, slots=True)
+class UndeletedSnapshots:
+    """The archives that were moved back from the trash."""
+
+    folder: Path
+    brought_back: tuple[Path, ...]
+
+
 def register(group: typer.Typer) -> None:
     """Add it."""
-    add_command(group, "snapshots undelete", undelete, changes=True)
+    add_command(
+        group,
+        "snapshots undelete",
+        undelete,
+        result="sagewai_ops.commands.snapshots_undelete:UndeletedSnapshots",
+        changes=True,
+    )
 
 
 def undelete(
@@ -54,6 +70,6 @@ def undelete(
     paths = undelete(directory, names or (), dry_run=dry_run, wait_seconds=wait)
     if dry_run:
         return plan_outcome(f"move {path.name} back to {directory}" for path in paths)
-    result = {"folder": str(directory), "brought_back": [str(path) for path in paths]}
+    result = UndeletedSnapshots(directory, paths)
     summary = f"{len(paths)} snapshots restored to {directory}"
     return Outcome(result, lambda terminal: terminal.line(summary))
