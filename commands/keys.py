@@ -1,8 +1,10 @@
 """`keys`: identify, check, escrow and rotate the master key."""
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,15 +19,45 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     RecipientsFileOption,
 )
 
+if TYPE_CHECKING:
+    from sagewai_ops.keys.candidates import KeyState
+    from sagewai_ops.operations.check_keys import KeyCheckResult
+
 _SHOWN = 20  # lines of one kind that people are shown; --json has all
+
+
+@dataclass(frozen=True, slots=True)
+class EscrowResult:
+    """The encrypted key and its files."""
+
+    home: Path
+    key_source: str
+    key_fingerprint: str
+    recipients: tuple[str, ...]
+    to: Path | None
+    sheet: Path | None
+    dry_run: bool
 
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
     group = command_group("keys", "Identify, check, escrow and rotate the master key.")
-    add_command(group, "keys fingerprint", show_fingerprint)
-    add_command(group, "keys check", check, unattended=True)
-    add_command(group, "keys escrow", escrow, changes=True)
+    add_command(
+        group,
+        "keys fingerprint",
+        show_fingerprint,
+        result="sagewai_ops.keys.candidates:HomeKeys",
+    )
+    add_command(
+        group,
+        "keys check",
+        check,
+        result="sagewai_ops.operations.check_keys:KeyCheckResult",
+        unattended=True,
+    )
+    add_command(
+        group, "keys escrow", escrow, result="sagewai_ops.commands.keys:EscrowResult", changes=True
+    )
     add_command(group, "keys rotate", rotate, HELP, changes=True)
     app.add_typer(group)
 
@@ -50,13 +82,13 @@ def show_fingerprint(
     """
     from sagewai_ops.errors import KeyMissingError
     from sagewai_ops.home.paths import require
-    from sagewai_ops.keys.candidates import active_key, all_candidates
+    from sagewai_ops.keys.candidates import active_key, all_candidates, describe_keys
 
     home = run.home()
     require(home)
     candidates = all_candidates(home, run.settings.environment)
     key = active_key(candidates)
-    result = {"keys": _keys(candidates), **_own(key)}
+    result = describe_keys(candidates)
     if key is None and not (every and candidates):
         problems = [f"{other.source}: {other.problem}" for other in candidates if other.problem]
         raise KeyMissingError(
@@ -66,7 +98,7 @@ def show_fingerprint(
 
     def render(terminal: Terminal) -> None:
         if every:
-            _show_keys(terminal, result)
+            _show_keys(terminal, result.keys, result.key_source)
         elif key:
             terminal.line(key.fingerprint)
 
@@ -89,7 +121,7 @@ def check(run: Run, *, key_file: ExtraKeyOption = None) -> Outcome:
       16  database damaged
     """
     from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, KeyMissingError
-    from sagewai_ops.operations.check_keys import check_keys
+    from sagewai_ops.operations.check_keys import check_keys, describe_check
 
     home = run.home()
     with run.terminal.progress() as progress:
@@ -104,33 +136,7 @@ def check(run: Run, *, key_file: ExtraKeyOption = None) -> Outcome:
                 (*refusals, "sagewai-ops keys check --extra-key FILE  # with the right key")
             ),
         )
-    result: dict[str, Any] = {
-        "home": str(home.root),
-        "keys": _keys(found.candidates),
-        **_own(found.key),
-        "sealed": found.report.as_dict(),
-        "values": [
-            {
-                "place": value.place,
-                "where": value.where,
-                "source": value.source,
-                "fingerprint": value.fingerprint,
-                "through_project": value.through_project,
-            }
-            for value in found.opened
-        ],
-        "lost_to_sagewai": len(found.lost_to_sagewai),
-        "plaintext": [
-            {
-                "place": secret.place,
-                "where": secret.where,
-                "finding": secret.is_finding,
-                "habit": secret.habit.value,
-            }
-            for secret in found.plaintext
-        ],
-        "unread": dict(found.unread),
-    }
+    result = describe_check(home, found)
     return Outcome(
         result,
         lambda terminal: _show_check(terminal, result),
@@ -220,14 +226,15 @@ def escrow(
         )
     for path in filter(None, (to, sheet)):
         check_place(path, home, candidates, force=force)
-    result: dict[str, Any] = {
-        "home": str(home.root),
-        **_own(key),
-        "recipients": list(encryption.recipients),
-        "to": str(to) if to else None,
-        "sheet": str(sheet) if sheet else None,
-        "dry_run": dry_run,
-    }
+    result = EscrowResult(
+        home=home.root,
+        key_source=key.source,
+        key_fingerprint=key.fingerprint,
+        recipients=tuple(encryption.recipients),
+        to=to,
+        sheet=sheet,
+        dry_run=dry_run,
+    )
     if not dry_run:
         sealed = seal_key(key, encryption.recipients)
         if to:
@@ -244,20 +251,6 @@ def escrow(
     return Outcome(result, render, warnings=warnings, always=dry_run)
 
 
-def _keys(candidates: Any) -> list[dict[str, str]]:
-    return [
-        {"source": key.source, "fingerprint": key.fingerprint, "problem": key.problem}
-        for key in candidates
-    ]
-
-
-def _own(key: Any) -> dict[str, str]:
-    return {
-        "key_source": key.source if key else "",
-        "key_fingerprint": key.fingerprint if key else "",
-    }
-
-
 def _refusals(candidates: Any, key: Any) -> tuple[str, ...]:
     """Return a warning for each key that Sagewai would refuse."""
     would = "Sagewai would refuse it" if key else "Sagewai would refuse it and write a new key"
@@ -268,42 +261,38 @@ def _refusals(candidates: Any, key: Any) -> tuple[str, ...]:
     )
 
 
-def _show_keys(terminal: Terminal, result: dict[str, Any]) -> None:
+def _show_keys(terminal: Terminal, keys: "Sequence[KeyState]", used: str) -> None:
     terminal.table(
         ("key", "fingerprint", ""),
         [
             (
-                key["source"],
-                key["fingerprint"] or "-",
-                key["problem"] or ("in use" if key["source"] == result["key_source"] else ""),
+                key.source,
+                key.fingerprint or "-",
+                key.problem or ("in use" if key.source == used else ""),
             )
-            for key in result["keys"]
+            for key in keys
         ],
     )
 
 
-def _show_check(terminal: Terminal, result: dict[str, Any]) -> None:
-    sealed = result["sealed"]
-    if result["keys"]:
-        _show_keys(terminal, result)
-    terminal.line(f"sealed values: {sealed['total']}, of which {sealed['opened']} open")
-    own = result["key_fingerprint"]
-    counts = Counter(
-        (value["place"], value["source"], value["fingerprint"]) for value in result["values"]
-    )
+def _show_check(terminal: Terminal, result: "KeyCheckResult") -> None:
+    sealed = result.sealed
+    if result.keys:
+        _show_keys(terminal, result.keys, result.key_source)
+    terminal.line(f"sealed values: {sealed.total}, of which {sealed.opened} open")
+    counts = Counter((value.place, value.source, value.fingerprint) for value in result.values)
     for (place, source, fingerprint), count in sorted(counts.items()):
-        other = "" if fingerprint == own else ", not the key that Sagewai uses"
+        own = fingerprint == result.key_fingerprint
+        other = "" if own else ", not the key that Sagewai uses"
         style = "yellow" if other else ""
         terminal.line(f"  {place}: {count} under {fingerprint} ({source}){other}", style=style)
-    closed = [
-        f"{value['place']} {value['where']}: {value['reason']}" for value in sealed["unopened"]
-    ]
+    closed = [f"{value.place} {value.where}: {value.reason}" for value in sealed.unopened]
     _show_some(terminal, "closed   ", closed, "red")
     for is_finding, word, style in ((True, "plaintext ", "red"), (False, "note     ", "")):
         lines = [
-            f"{secret['place']} {secret['where']}: {secret['habit']}"
-            for secret in result["plaintext"]
-            if secret["finding"] is is_finding
+            f"{secret.place} {secret.where}: {secret.habit.value}"
+            for secret in result.plaintext
+            if secret.finding is is_finding
         ]
         _show_some(terminal, word, lines, style)
 

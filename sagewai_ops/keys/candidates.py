@@ -64,6 +64,39 @@ class Candidate:
         return fingerprint(self.value) if self.value else ""
 
 
+@dataclass(frozen=True, slots=True)
+class KeyState:
+    """A candidate without the key, for results."""
+
+    source: str
+    fingerprint: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class HomeKeys:
+    """The available keys.
+
+    Attributes:
+        key_source: Of the key that Sagewai would use; "" if it would make a new one.
+    """
+
+    keys: tuple[KeyState, ...]
+    key_source: str
+    key_fingerprint: str
+
+
+def describe_keys(candidates: Iterable[Candidate]) -> HomeKeys:
+    """Return the candidates without the keys."""
+    found = tuple(candidates)
+    key = active_key(found)
+    return HomeKeys(
+        keys=tuple(KeyState(key.source, key.fingerprint, key.problem) for key in found),
+        key_source=key.source if key else "",
+        key_fingerprint=key.fingerprint if key else "",
+    )
+
+
 def find_candidates(
     home: Home, environment: Mapping[str, str], *, key_file: Path | None = None
 ) -> tuple[Candidate, ...]:

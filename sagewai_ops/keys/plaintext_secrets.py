@@ -10,7 +10,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from sagewai_ops.database.sqlite.read_transaction import in_utf8, quoted, utf8_rows
@@ -41,16 +41,17 @@ class Plaintext:
         place: The document's path or `table.column`.
         where: In it: a JSON pointer, after the row's key if it is a column.
         habit: Whether Sagewai would have sealed it.
+        finding: It is in plaintext where Sagewai itself would have sealed it.
     """
 
     place: str
     where: str
+    finding: bool = field(init=False)
     habit: Habit
 
-    @property
-    def is_finding(self) -> bool:
-        """Whether it is in plaintext where Sagewai itself would have sealed it."""
-        return self.habit is Habit.SEALS
+    def __post_init__(self) -> None:
+        """Set `finding`."""
+        object.__setattr__(self, "finding", self.habit is Habit.SEALS)
 
 
 _Path = tuple[str | int, ...]
@@ -116,7 +117,7 @@ def plain_in_copies(copies: Mapping[str, bytes]) -> Iterator[Plaintext]:
         names = (CONNECTIONS_NAME, PROFILES_NAME)
         name = next((known for known in names if known.partition(".")[0] in file), ADMIN_STATE_NAME)
         for secret in plain_in_documents({name: content}):
-            if secret.is_finding:
+            if secret.finding:
                 yield Plaintext(place, secret.where, Habit.COPY)
         for path, _text in _plain_strings(_parsed(content)) if name == ADMIN_STATE_NAME else ():
             if _is_bearer(path):

@@ -6,6 +6,7 @@ keys, so every candidate is tried on every value, first the one that opened the 
 
 import base64
 import binascii
+import dataclasses
 import hmac
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -81,18 +82,15 @@ class SealedReport:
 
     Args:
         total: Sealed values; of those that may be a user's text, the ones that a key opens.
-        opened_by: The keys that opened values, the most useful first.
+        opened: How many of them opened.
+        by_key: The keys that opened values, the most useful first.
         unopened: The rest.
     """
 
     total: int = 0
-    opened_by: tuple[OpenedBy, ...] = ()
+    opened: int = 0
+    by_key: tuple[OpenedBy, ...] = ()
     unopened: tuple[Unopened, ...] = ()
-
-    @property
-    def opened(self) -> int:
-        """How many values opened."""
-        return self.total - len(self.unopened)
 
     @property
     def closed(self) -> tuple[Unopened, ...]:
@@ -102,27 +100,11 @@ class SealedReport:
     def best(self, candidates: Iterable[Candidate]) -> Candidate | None:
         """Return the candidate that opens the most; None if none opens anything."""
         by_fingerprint = {key.fingerprint: key for key in reversed([*candidates]) if key.value}
-        return by_fingerprint.get(self.opened_by[0].fingerprint) if self.opened_by else None
+        return by_fingerprint.get(self.by_key[0].fingerprint) if self.by_key else None
 
     def as_dict(self) -> dict[str, object]:
         """Return the record for a manifest; nothing in it is secret."""
-        return {
-            "total": self.total,
-            "opened": self.opened,
-            "by_key": [
-                {
-                    "source": key.source,
-                    "fingerprint": key.fingerprint,
-                    "values": key.values,
-                    "through_projects": key.through_projects,
-                }
-                for key in self.opened_by
-            ],
-            "unopened": [
-                {"place": value.place, "where": value.where, "reason": value.reason}
-                for value in self.unopened
-            ],
-        }
+        return dataclasses.asdict(self)
 
 
 def try_keys(
@@ -281,7 +263,8 @@ class _Ring:
         opened = self._values + self._through
         return SealedReport(
             total=opened.total() + len(self._unopened),
-            opened_by=tuple(
+            opened=opened.total(),
+            by_key=tuple(
                 OpenedBy(
                     source=self._sources[fingerprint],
                     fingerprint=fingerprint,

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.home.paths import Home, require
-from sagewai_ops.keys.candidates import Candidate, active_key, all_candidates, rejected_key
+from sagewai_ops.keys.candidates import (
+    Candidate,
+    KeyState,
+    active_key,
+    all_candidates,
+    describe_keys,
+    rejected_key,
+)
 from sagewai_ops.keys.inventory import read_inventory
 from sagewai_ops.keys.plaintext_secrets import Plaintext
 from sagewai_ops.keys.trial_decryption import Opened, SealedReport, open_all
@@ -51,9 +58,48 @@ class KeyCheck:
     @property
     def has_findings(self) -> bool:
         """Whether anything should be fixed."""
-        exposed = any(secret.is_finding for secret in self.plaintext)
+        exposed = any(secret.finding for secret in self.plaintext)
         lost = self.rejected or self.report.unopened or self.lost_to_sagewai
         return bool(lost or exposed or self.unread)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyCheckResult:
+    """The result of `keys check`: a `KeyCheck` without keys.
+
+    Attributes:
+        keys: In the order in which they were tried.
+        key_source: Of the key that Sagewai would use; "" if it would make a new one.
+        values: Each value that opened.
+        lost_to_sagewai: The values that open, though not with the key that Sagewai would use.
+        unread: Path -> why it could not be read.
+    """
+
+    home: Path
+    keys: tuple[KeyState, ...]
+    key_source: str
+    key_fingerprint: str
+    sealed: SealedReport
+    values: tuple[Opened, ...]
+    lost_to_sagewai: int
+    plaintext: tuple[Plaintext, ...]
+    unread: Mapping[str, str]
+
+
+def describe_check(home: Home, found: KeyCheck) -> KeyCheckResult:
+    """Return a check without keys."""
+    available = describe_keys(found.candidates)
+    return KeyCheckResult(
+        home=home.root,
+        keys=available.keys,
+        key_source=available.key_source,
+        key_fingerprint=available.key_fingerprint,
+        sealed=found.report,
+        values=found.opened,
+        lost_to_sagewai=len(found.lost_to_sagewai),
+        plaintext=found.plaintext,
+        unread=found.unread,
+    )
 
 
 def check_keys(

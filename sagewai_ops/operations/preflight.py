@@ -474,7 +474,7 @@ def check_all_keys(home: Home, environment: Mapping[str, str], key_file: Path | 
     elif found.lost_to_sagewai and not found.rejected:
         details.append(f"{home.master_key}: not found, Sagewai would create a new key")
         remedies.append(_install_key(home.master_key, key_file))
-    plaintext = [item for item in found.plaintext if item.is_finding]
+    plaintext = [item for item in found.plaintext if item.finding]
     if plaintext:
         details += [
             f"plaintext: {item.place} {item.where}, {item.habit.value}" for item in plaintext

@@ -265,7 +265,7 @@ def _verify(
     new, before = plan.journal.new, plan.reencrypted.report
     keys = (new, *plan.candidates)
     after = open_all(sealed_values(home, environment), keys, progress=progress, stage="check keys")
-    others = [key for key in after.opened_by if key.fingerprint != new.fingerprint]
+    others = [key for key in after.by_key if key.fingerprint != new.fingerprint]
     lost = {*map(_name, after.unopened)} - {*map(_name, before.unopened)}
     if others or lost or after.total != before.total:
         count = sum(key.values + key.through_projects for key in others) + len(lost)
@@ -298,7 +298,7 @@ def _report(
         new=journal.new,
         places=plan.reencrypted.places,
         by_key=plan.reencrypted.by_key,
-        through_projects=sum(key.through_projects for key in report.opened_by),
+        through_projects=sum(key.through_projects for key in report.by_key),
         left=report.closed,
         installed=home.root / journal.place if journal.place else None,
         kept_as=home.root / journal.kept_as if journal.kept_as else None,

@@ -86,7 +86,7 @@ def install_keys(
     """
     if not includes_secrets(options):
         return False
-    useful = {candidate.fingerprint for candidate in choice.keys.opened_by}
+    useful = {candidate.fingerprint for candidate in choice.keys.by_key}
     useful.add(str(reader.header.facts.get("key_fingerprint") or ""))
     installed = set()
     key = choice.key
@@ -148,7 +148,7 @@ def _choose(candidates: tuple[Candidate, ...], keys: SealedReport, wanted: str) 
 def _require_useful_file(
     candidates: tuple[Candidate, ...], keys: SealedReport, wanted: str, options: RestoreOptions
 ) -> None:
-    useful = {wanted, *(candidate.fingerprint for candidate in keys.opened_by)}
+    useful = {wanted, *(candidate.fingerprint for candidate in keys.by_key)}
     for key in candidates:
         if key.source == KEY_FILE and keys.total and key.fingerprint not in useful:
             raise KeyMissingError(

@@ -198,7 +198,7 @@ def test_old_copies_are_notes_for_what_sagewai_seals_or_hashes_today() -> None:
         (leftover, "/active_token"),
         ("secrets/profiles.json.legacy-x", "/profiles/0/secrets/K"),
     ]
-    assert not any(one.is_finding for one in found)
+    assert not any(one.finding for one in found)
 
 
 def test_token_under_a_key_of_somebodys_own_is_no_plaintext(
