@@ -51,7 +51,14 @@ def register(app: typer.Typer) -> None:
     }  # fmt: skip
     for name, summary in SUMMARIES.items():
         text = HELP.format(summary=summary)
-        add_command(group, f"schedule {name}", functions[name], text, changes=True)
+        add_command(
+            group,
+            f"schedule {name}",
+            functions[name],
+            text,
+            result="sagewai_ops.schedule.plan:Schedule",
+            changes=True,
+        )
     app.add_typer(group)
 
 
@@ -276,15 +283,14 @@ def _this_program() -> Path:
 
 
 def _outcome(files: list[Any], into: Path | None, *, dry_run: bool) -> Outcome:
+    from sagewai_ops.schedule.plan import Schedule
+
     if into is not None:
         _refuse_others(into, files)
         if dry_run:
             return plan_outcome(f"write {into / file.name}" for file in files)
         _write(into, files)
-    result = {
-        "files": [{"name": file.name, "text": file.text} for file in files],
-        "into": str(into.absolute()) if into else None,
-    }
+    schedule = Schedule(tuple(files), into.absolute() if into else None)
 
     def show(terminal: Terminal) -> None:
         for number, file in enumerate(files):
@@ -297,7 +303,7 @@ def _outcome(files: list[Any], into: Path | None, *, dry_run: bool) -> Outcome:
             for line in file.text.splitlines():
                 terminal.line(line)
 
-    return Outcome(result, show, always=into is None)
+    return Outcome(schedule, show, always=into is None)
 
 
 def _refuse_others(directory: Path, files: list[Any]) -> None:

@@ -22,6 +22,14 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
+class Schedule:
+    """The files of a schedule, and the directory that they were written to."""
+
+    files: tuple[File, ...]
+    into: Path | None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A nightly backup.
 
