@@ -1,13 +1,16 @@
 """`config`: what the options are set to, and where that comes from."""
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command, command_group
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from sagewai_ops.cli.config_file import EffectiveConfiguration
 
 HELP = """Show the value of every option.
 
@@ -24,7 +27,13 @@ Exit status:
 def register(app: typer.Typer) -> None:
     """Add the group."""
     group = command_group("config", "Show the configuration.")
-    add_command(group, "config show", show, HELP)
+    add_command(
+        group,
+        "config show",
+        show,
+        HELP,
+        result="sagewai_ops.cli.config_file:EffectiveConfiguration",
+    )
     app.add_typer(group)
 
 
@@ -40,55 +49,42 @@ def show(
     ] = False,
 ) -> Outcome:
     """Collect, render."""
-    from sagewai_ops.cli.config_file import effective
+    from sagewai_ops.cli.config_file import EffectiveConfiguration, effective
 
     found = list(effective(run.context, tuple(words or ())))
     if not found:
         raise NotFoundError(f"{' '.join(words or ())}: no such command", hint="sagewai-ops --help")
-    path = run.settings.configuration_path
-    result = {
-        "file": str(path) if path else None,
-        "values": [
-            {
-                "table": one.table,
-                "key": one.key,
-                "value": one.value,
-                "source": one.source,
-                "origin": one.origin or None,
-            }
-            for one in found
-        ],
-    }
+    result = EffectiveConfiguration(run.settings.configuration_path, tuple(found))
     render = _show_origins if origin else _show_file
     return Outcome(result, lambda terminal: render(terminal, result), always=True)
 
 
-def _show_origins(terminal: Terminal, result: dict[str, Any]) -> None:
+def _show_origins(terminal: Terminal, result: "EffectiveConfiguration") -> None:
     terminal.table(
         ("option", "value", "from"),
         [
             [
-                f"{one['table']}.{one['key']}".lstrip("."),
-                "-" if one["value"] is None else _toml(one["value"]),
-                one["origin"] or one["source"],
+                f"{option.table}.{option.key}".lstrip("."),
+                "-" if option.value is None else _toml(option.value),
+                option.origin or option.source,
             ]
-            for one in result["values"]
+            for option in result.values
         ],
     )
 
 
-def _show_file(terminal: Terminal, result: dict[str, Any]) -> None:
+def _show_file(terminal: Terminal, result: "EffectiveConfiguration") -> None:
     """Write TOML; what is not set stands as a comment, for there is no word for it."""
-    terminal.line(f"# configuration: {result['file'] or 'no file'}")
+    terminal.line(f"# configuration: {result.file or 'no file'}")
     table = ""
-    for one in result["values"]:
-        if one["table"] != table:
-            table = one["table"]
+    for option in result.values:
+        if option.table != table:
+            table = option.table
             terminal.line()
             terminal.line(f"[{table}]")
-        is_set = one["value"] is not None and one["value"] != "(hidden)"
-        value = _toml(one["value"]) if one["value"] is not None else ""
-        terminal.line(f"{'' if is_set else '# '}{one['key']} = {value}".rstrip())
+        is_set = option.value is not None and option.value != "(hidden)"
+        value = _toml(option.value) if option.value is not None else ""
+        terminal.line(f"{'' if is_set else '# '}{option.key} = {value}".rstrip())
 
 
 def _toml(value: Any) -> str:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sagewai_ops.cli.options import find_global
 from sagewai_ops.cli.parser import FORMER_COMMANDS
@@ -31,7 +31,12 @@ _SNAPSHOTS = "snapshot-directory"  # above the tables, for every command
 _PLACES = ("DIR", "F", "FILE")  # metavars of options that take a path
 _SECRET = re.compile(r"AGE-SECRET-KEY-|://[^/@\s]*:[^/@\s]+@")
 _EVERY_KEY = f"sagewai-ops --config {os.devnull} config show  # every key, with its default"
-_SOURCES = {"COMMANDLINE": "flag", "ENVIRONMENT": "environment", "DEFAULT_MAP": "file"}
+Source = Literal["flag", "environment", "file", "default"]
+_SOURCES: Mapping[Any, Source] = {
+    "COMMANDLINE": "flag",
+    "ENVIRONMENT": "environment",
+    "DEFAULT_MAP": "file",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +60,22 @@ class Effective:
 
     Attributes:
         table: The command, with dots; "" for the program.
-        value: A string, number or boolean, a list of these, or None.
-        source: `flag`, `environment`, `file` or `default`.
-        origin: The variable's name, the file's path, or "".
+        origin: The variable's name, the file's path, or None.
     """
 
     table: str
     key: str
-    value: Any
-    source: str
-    origin: str
+    value: str | float | bool | list[str | float | bool] | None
+    source: Source
+    origin: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EffectiveConfiguration:
+    """The effective values of options, and the configuration file; None without one."""
+
+    file: Path | None
+    values: tuple[Effective, ...]
 
 
 def standard_path(environment: Mapping[str, str]) -> Path | None:
@@ -341,7 +352,7 @@ def _shared_directory(root: Any) -> Effective:
         return Effective("", _SNAPSHOTS, directory, "environment", SNAPSHOTS_VARIABLE)
     if directory:
         return Effective("", _SNAPSHOTS, directory, "file", str(root.obj.configuration_path))
-    return Effective("", _SNAPSHOTS, None, "default", "")
+    return Effective("", _SNAPSHOTS, None, "default", None)
 
 
 def _values(context: Any, table: str, root: Any, line: Any = None) -> Iterator[Effective]:
@@ -363,13 +374,13 @@ def _values(context: Any, table: str, root: Any, line: Any = None) -> Iterator[E
         yield Effective(table, key, shown, source, _origin(option, source, root))
 
 
-def _origin(option: Any, source: str, root: Any) -> str:
+def _origin(option: Any, source: str, root: Any) -> str | None:
     if source == "environment":
         names = [option.envvar] if isinstance(option.envvar, str) else option.envvar
-        return next((name for name in names if os.environ.get(name)), "")
+        return next((name for name in names if os.environ.get(name)), None)
     if source == "file":
         return str(root.obj.configuration_path)
-    return ""
+    return None
 
 
 def _plain(value: Any) -> Any:
