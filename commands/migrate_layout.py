@@ -1,6 +1,6 @@
 """`migrate-layout`: the flat files of older versions into their directories."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -10,6 +10,9 @@ from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE
 
 from .shared_options import HomeWaitOption  # noqa: TID251 - a neighbour
+
+if TYPE_CHECKING:
+    from sagewai_ops.operations.migrate_layout import LayoutReport
 
 HELP = """Move the files of older versions to their directories.
 
@@ -40,7 +43,14 @@ _WORDS = {
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    add_command(app, "migrate-layout", migrate_layout, HELP, changes=True)
+    add_command(
+        app,
+        "migrate-layout",
+        migrate_layout,
+        HELP,
+        result="sagewai_ops.operations.migrate_layout:LayoutReport",
+        changes=True,
+    )
 
 
 def migrate_layout(
@@ -55,58 +65,27 @@ def migrate_layout(
     report = operations_migrate_layout.migrate_layout(
         run.home(), run.settings.environment, dry_run=dry_run, wait_seconds=wait
     )
-    result = as_result(report) | {"dry_run": dry_run}
     return Outcome(
-        result,
-        lambda terminal: show(terminal, result),
-        exit_code=EXIT_DONE if report.is_complete else EXIT_INCOMPLETE,
+        report,
+        lambda terminal: show(terminal, report),
+        exit_code=EXIT_DONE if report.complete else EXIT_INCOMPLETE,
         warnings=report.warnings,
         always=dry_run,
     )
 
 
-def as_result(report: Any) -> dict[str, Any]:
-    """Return the JSON of a migration; docs/json.md."""
-    return {
-        "home": str(report.home),
-        "recovered": "finished" if report.recovered == "completed" else report.recovered,
-        "items": [
-            {
-                "name": item.name,
-                "place": item.place,
-                "action": item.action.value,
-                "detail": item.detail,
-                "kept": item.kept or None,
-            }
-            for item in report.plan.items
-        ],
-        "steps": [
-            {
-                "step": step.kind.value,
-                "source": step.source or None,
-                "target": step.target or None,
-                "mode": f"{step.mode:04o}" if step.mode else None,
-            }
-            for step in report.plan.steps
-        ],
-        "left": dict(report.plan.left),
-        "fleet_rows": dict(report.fleet_rows),
-        "complete": report.is_complete,
-    }
-
-
-def show(terminal: Terminal, result: dict[str, Any]) -> None:
+def show(terminal: Terminal, report: "LayoutReport") -> None:
     """Render for people."""
-    if result["recovered"] != "nothing to do":
-        terminal.line(f"a pending migration was {result['recovered']}")
-    for item in result["items"]:
-        words = _WORDS[item["action"]].format(**item)
-        detail = f" ({item['detail']})" if item["detail"] else ""
-        terminal.line(f"  {item['action']:<8} {words}{detail}")
-    state = "would be in" if result["dry_run"] else "is in"
-    if not result["items"]:
-        terminal.line(f"home {result['home']}: nothing of the older layout")
-    elif result["complete"]:
-        terminal.line(f"home {result['home']}: {state} the layout of today", style="bold green")
+    if report.recovered != "nothing to do":
+        terminal.line(f"a pending migration was {report.recovered}")
+    for item in report.items:
+        words = _WORDS[item.action].format(name=item.name, place=item.place, kept=item.kept)
+        detail = f" ({item.detail})" if item.detail else ""
+        terminal.line(f"  {item.action.value:<8} {words}{detail}")
+    state = "would be in" if report.dry_run else "is in"
+    if not report.items:
+        terminal.line(f"home {report.home}: nothing of the older layout")
+    elif report.complete:
+        terminal.line(f"home {report.home}: {state} the layout of today", style="bold green")
     else:
-        terminal.line(f"home {result['home']}: not all could be moved", style="yellow")
+        terminal.line(f"home {report.home}: not all could be moved", style="yellow")

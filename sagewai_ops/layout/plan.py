@@ -60,14 +60,14 @@ class Item:
         name: At the root.
         place: Its present relative path.
         detail: The reason, or a peculiarity; may be empty.
-        kept: Relative path of the file that is kept; "" if none is.
+        kept: Relative path of the file that is kept.
     """
 
     name: str
     place: str
     action: Action
     detail: str = ""
-    kept: str = ""
+    kept: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,11 @@ database open, or if a directory is not writable. A second run changes nothing.
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Literal
 
 from sagewai_ops.database.sqlite.in_use import find_users, require_unused
 from sagewai_ops.database.sqlite.read_transaction import open_read_transaction, quoted
@@ -18,13 +19,33 @@ from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.fleet import fleet_organisation
 from sagewai_ops.home.paths import ADMIN_STATE, Home, require
 from sagewai_ops.layout import journal
-from sagewai_ops.layout.plan import Action, Plan, plan_layout
-from sagewai_ops.layout.steps import StepKind
+from sagewai_ops.layout.plan import Action, Item, Plan, plan_layout
+from sagewai_ops.layout.steps import Step, StepKind
 from sagewai_ops.process.procfs import describe
 from sagewai_ops.swap import pending
 
 _STATE_NAME = "admin-state.json"
+Recovered = Literal["finished", "rolled back", "nothing to do"]
+_RECOVERED: Mapping[str, Recovered] = {
+    "completed": "finished",
+    "rolled back": "rolled back",
+    "nothing to do": "nothing to do",
+}
 _FLEET_TABLES = ("workers", "enrollment_keys", "fleet_tasks")
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """A step of the plan; paths are relative to the home, except those of files outside.
+
+    Attributes:
+        mode: The new mode, in octal digits.
+    """
+
+    step: StepKind
+    source: str | None
+    target: str | None
+    mode: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +53,23 @@ class LayoutReport:
     """The result of a migration, or the plan of a dry run.
 
     Attributes:
-        recovered: The outcome for a pending migration: `completed`, `rolled back`, `nothing to do`.
+        recovered: The outcome for a pending migration.
+        left: Path -> reason, for files that stay at the root and should not.
         fleet_rows: Table -> rows that Sagewai no longer finds once the state has its new path.
-        warnings: One line each.
+        complete: Whether no file of the older layout remains at the root.
+        notes: Peculiarities of the plan, one line each; `warnings` contains them.
     """
 
     home: Path
-    plan: Plan
-    recovered: str
+    recovered: Recovered
+    items: tuple[Item, ...]
+    steps: tuple[StepResult, ...]
+    left: Mapping[str, str]
     fleet_rows: Mapping[str, int]
+    complete: bool
+    dry_run: bool
+    notes: tuple[str, ...]
     warnings: tuple[str, ...]
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether no file of the older layout remains at the root."""
-        return not self.plan.left
 
 
 def migrate_layout(
@@ -79,7 +102,7 @@ def migrate_layout(
         warnings = [f"in use by {describe(user)}: stop it first" for user in users]
         if pending.pending_operations(home.root, [pending.LAYOUT_MIGRATION]):
             warnings.append("a pending migration would be completed or rolled back first")
-        return _report(home, plan, "nothing to do", warnings)
+        return _report(home, plan, "nothing to do", warnings, dry_run=True)
     with locks.exclusive(home.root, wait_seconds=wait_seconds):
         recovered = pending.LAYOUT_MIGRATION.recover(home, environment, wait_seconds).outcome
         plan = plan_layout(home, environment, moment)
@@ -91,12 +114,14 @@ def migrate_layout(
                 journal.execute(home.root, plan.steps)
             except journal.OtherFileSystemError:
                 plan = plan_layout(home, environment, moment, is_split=True)
-                report = replace(report, plan=plan)
+                report = replace(report, items=plan.items, steps=_steps(plan.steps), left=plan.left)
                 journal.execute(home.root, plan.steps)
     return report
 
 
-def _report(home: Home, plan: Plan, recovered: str, warnings: list[str]) -> LayoutReport:
+def _report(
+    home: Home, plan: Plan, recovered: str, warnings: list[str], *, dry_run: bool = False
+) -> LayoutReport:
     warnings += plan.notes
     warnings += [f"{home.root / path}: {reason}" for path, reason in plan.left.items()]
     warnings += [
@@ -120,7 +145,30 @@ def _report(home: Home, plan: Plan, recovered: str, warnings: list[str]) -> Layo
             "workers must enrol again, or bind the rows to the new path: sagewai-ops backup, then "
             "sagewai-ops restore latest --replace --rebind-fleet"
         )
-    return LayoutReport(home.root, plan, recovered, rows, tuple(warnings))
+    return LayoutReport(
+        home=home.root,
+        recovered=_RECOVERED[recovered],
+        items=plan.items,
+        steps=_steps(plan.steps),
+        left=plan.left,
+        fleet_rows=rows,
+        complete=not plan.left,
+        dry_run=dry_run,
+        notes=plan.notes,
+        warnings=tuple(warnings),
+    )
+
+
+def _steps(steps: Sequence[Step]) -> tuple[StepResult, ...]:
+    return tuple(
+        StepResult(
+            step=step.kind,
+            source=step.source or None,
+            target=step.target or None,
+            mode=f"{step.mode:04o}" if step.mode else None,
+        )
+        for step in steps
+    )
 
 
 def _fleet_rows(home: Home) -> dict[str, int]:

@@ -376,33 +376,35 @@ def check_layout(home: Home, environment: Mapping[str, str]) -> Check:
         LockedError: A restore was interrupted.
     """
     report = migrate_layout(home, environment, dry_run=True)
-    plan, remedy = report.plan, home_command(home, "migrate-layout")
+    remedy = home_command(home, "migrate-layout")
     layout = layout_of(home.root)
     if pending_operations(home.root, [LAYOUT_MIGRATION]):
         remedy = home_command(home, "recover")
         summary = "interrupted layout migration"
         return Check("layout", Verdict.FINDING, summary, report.warnings, (remedy,))
-    if not plan.steps and not plan.left:
-        return Check("layout", Verdict.WARNING if plan.notes else Verdict.OK, layout, plan.notes)
+    if not report.steps and not report.left:
+        return Check(
+            "layout", Verdict.WARNING if report.notes else Verdict.OK, layout, report.notes
+        )
     return Check(
         "layout",
         Verdict.FINDING,
-        f"{layout}, {len(plan.items) or len(plan.left)} files of the older layout",
+        f"{layout}, {len(report.items) or len(report.left)} files of the older layout",
         tuple(
             dict.fromkeys(
                 (
                     *(
                         f"{item.name}: {item.action.value} {item.detail}".rstrip()
-                        for item in plan.items
+                        for item in report.items
                     ),
-                    *(f"{path}: {reason}" for path, reason in plan.left.items()),
-                    *plan.notes,
+                    *(f"{path}: {reason}" for path, reason in report.left.items()),
+                    *report.notes,
                 )
             )
         ),
         (
-            *([remedy] if plan.steps else []),
-            *(f"ls -l {shell_word(home.root / path)}  # and move it away" for path in plan.left),
+            *([remedy] if report.steps else []),
+            *(f"ls -l {shell_word(home.root / path)}  # and move it away" for path in report.left),
         ),
     )
 

@@ -80,12 +80,12 @@ def files(root: Path) -> dict[str, bytes | str]:
 
 def actions(report: LayoutReport) -> dict[str, Action]:
     """Map each name to what was done with it."""
-    return {item.name: item.action for item in report.plan.items}
+    return {item.name: item.action for item in report.items}
 
 
 def kept(report: LayoutReport, name: str) -> str:
     """Give the path of what was kept because of a document."""
-    (path,) = [item.kept for item in report.plan.items if item.name == name]
+    (path,) = [item.kept or "" for item in report.items if item.name == name]
     assert ".legacy-20" in path
     return path
 
@@ -108,7 +108,7 @@ def test_flat_home_gets_the_layout_of_today(root: Path) -> None:
     assert all((root / place).stat().st_mtime == OLD for place in contents)
     assert (root / "secrets").stat().st_mode & 0o7777 == 0o700
     assert set(actions(report).values()) == {Action.MOVE}
-    assert report.is_complete
+    assert report.complete
     assert unchanged_by_a_second_run(root)
 
 
@@ -118,7 +118,7 @@ def test_home_without_legacy_files_is_not_touched(root: Path) -> None:
 
     report = migrate(root)
 
-    assert report.plan.items == ()
+    assert report.items == ()
     assert list(root.iterdir()) == []
     assert root.stat().st_mtime_ns == before
 
@@ -145,8 +145,8 @@ def test_dry_run_plans_and_changes_nothing(root: Path) -> None:
     assert tree_of(root) == before
     done = migrate(root)
 
-    assert planned.plan.items == done.plan.items
-    assert [step.kind for step in planned.plan.steps] == [step.kind for step in done.plan.steps]
+    assert planned.items == done.items
+    assert [step.step for step in planned.steps] == [step.step for step in done.steps]
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o666, 0o640, 0o755, 0o200])
@@ -353,8 +353,8 @@ def test_dangling_link_is_left_and_named(root: Path) -> None:
 
     assert files(root)["connections.json"] == "/mnt/disk/connections.json"
     assert actions(report)["connections.json"] is Action.LEAVE
-    assert not report.is_complete
-    assert report.plan.left == {"connections.json": "broken link to /mnt/disk/connections.json"}
+    assert not report.complete
+    assert report.left == {"connections.json": "broken link to /mnt/disk/connections.json"}
     assert len(files(root)) == 4
     assert unchanged_by_a_second_run(root)
 
@@ -364,7 +364,7 @@ def test_link_to_itself_is_left(root: Path, target: str) -> None:
     """A loop is a link that leads nowhere."""
     (root / "connections.json").symlink_to(target)
 
-    assert migrate(root).plan.left.keys() == {"connections.json"}
+    assert migrate(root).left.keys() == {"connections.json"}
 
 
 def test_directory_at_the_root_is_left_and_named(root: Path) -> None:
@@ -374,7 +374,7 @@ def test_directory_at_the_root_is_left_and_named(root: Path) -> None:
 
     report = migrate(root)
 
-    assert report.plan.left == {
+    assert report.left == {
         "admin-state.json": "is a directory",
         "profiles.json": "is not a regular file",
     }
@@ -485,7 +485,7 @@ def test_document_that_a_variable_names_is_left(root: Path, variable: str, name:
     assert actions(report)[name] is Action.MANAGED
     assert (root / name).exists()
     assert len(files(root)) == 4
-    assert report.is_complete
+    assert report.complete
 
     migrate(root, {variable: ""})
     assert files(root) == contents
@@ -533,8 +533,8 @@ def test_database_at_the_root_is_told_and_left(root: Path) -> None:
 
     report = migrate(root)
 
-    assert report.plan.left.keys() == {"sagewai.db", "sagewai.db-wal"}
-    assert not report.is_complete
+    assert report.left.keys() == {"sagewai.db", "sagewai.db-wal"}
+    assert not report.complete
     assert len(files(root)) == 2
 
 
@@ -607,7 +607,7 @@ def test_migrated_home_in_use_is_fine(tmp_path: Path) -> None:
     code = "import sqlite3\nconnection = sqlite3.connect(sys.argv[1])\npause()"
 
     with running(code, os.fspath(built.database)):
-        assert migrate(built.root).plan.steps == ()
+        assert migrate(built.root).steps == ()
 
 
 def test_second_run_at_once_is_refused(root: Path) -> None:
@@ -846,7 +846,7 @@ def test_whatever_stands_there_nothing_is_lost(states: list[tuple[str, str]]) ->
         after = files(root.parent)
         assert held <= {content for content in after.values() if isinstance(content, bytes)}
         assert not [path for path in after if "sagewai-ops" in path]
-        for item in report.plan.items:
+        for item in report.items:
             if item.action not in (Action.LEAVE, Action.MANAGED):
                 assert not os.path.lexists(root / item.name)
                 assert (root / item.place).is_file()
@@ -881,7 +881,7 @@ def test_interrupted_run_is_told_by_a_dry_run(root: Path) -> None:
 
     assert any("a pending migration" in warning for warning in report.warnings)
     assert tree_of(root) == before
-    assert migrate(root).recovered == "completed"
+    assert migrate(root).recovered == "finished"
 
 
 @pytest.mark.parametrize(
