@@ -58,7 +58,15 @@ def register(app: typer.Typer) -> None:
     add_command(
         group, "keys escrow", escrow, result="sagewai_ops.commands.keys:EscrowResult", changes=True
     )
-    add_command(group, "keys rotate", rotate, HELP, changes=True)
+    add_command(
+        group,
+        "keys rotate",
+        rotate,
+        HELP,
+        result="sagewai_ops.operations.rotate_keys:RotationResult"
+        " | sagewai_ops.operations.rotate_keys:RotationRecovery",
+        changes=True,
+    )
     app.add_typer(group)
 
 

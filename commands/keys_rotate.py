@@ -1,7 +1,7 @@
 """`keys rotate`: another master key, and everything that is sealed under it."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +12,6 @@ from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
 
 from .recover import (  # noqa: TID251 - a neighbour
     alias_outcome,
-    left_values,
     warnings_of,
 )
 from .shared_options import (  # noqa: TID251 - a neighbour
@@ -23,6 +22,9 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     SnapshotsOption,
     WriterWaitOption,
 )
+
+if TYPE_CHECKING:
+    from sagewai_ops.operations.rotate_keys import RotationResult
 
 HELP = """Re-encrypt all secrets with a new master key.
 
@@ -137,7 +139,7 @@ def rotate(
     )
     with run.terminal.progress() as progress:
         done = rotate_keys.rotate(home, environment, options, progress=progress)
-    result = _as_result(done, str(home.root), is_dry=dry_run)
+    result = rotate_keys.describe_rotation(home, done, dry_run=dry_run)
     is_complete = dry_run or (done.is_effective and not done.left)
     return Outcome(
         result,
@@ -148,45 +150,23 @@ def rotate(
     )
 
 
-def _as_result(done: Any, home: str, *, is_dry: bool) -> dict[str, Any]:
-    return {
-        "home": home,
-        "dry_run": is_dry,
-        "old_key": {"source": done.old.source, "fingerprint": done.old.fingerprint},
-        # The key that a dry run makes is dropped.
-        "new_key": None
-        if is_dry and done.new.path is None
-        else {"source": done.new.source, "fingerprint": done.new.fingerprint},
-        "resealed": dict(done.places),
-        "resealed_by_key": dict(done.by_key),
-        "through_projects": done.through_projects,
-        "left": [
-            {"place": value.place, "where": value.where, "reason": value.reason}
-            for value in done.left
-        ],
-        "installed": str(done.installed) if done.installed else None,
-        "kept_as": str(done.kept_as) if done.kept_as else None,
-        "snapshot": str(done.snapshot.path) if done.snapshot else None,
-        "effective": done.is_effective,
-        "steps": list(done.steps),
-        "notes": list(done.notes),
-    }
-
-
 def _recovered(report: Any) -> Outcome:
     """Return what `keys rotate --recover` answered before there was `recover`."""
     from sagewai_ops.fs.journal import Recovery
+    from sagewai_ops.keys.trial_decryption import Unopened
+    from sagewai_ops.operations.rotate_keys import RotationRecovery
 
     recovery = report.recoveries[-1] if report.recoveries else Recovery()
-    answer, fingerprint = alias_outcome(report), recovery.key_fingerprint
-    result = {
-        "home": str(report.home),
-        "recovery": answer,
-        "reason": recovery.reason,
-        "key_fingerprint": fingerprint,
-        "left": left_values(recovery),
-        "steps": list(recovery.steps),
-    }
+    answer: Any = alias_outcome(report)
+    fingerprint = recovery.key_fingerprint
+    result = RotationRecovery(
+        home=report.home,
+        recovery=answer,
+        reason=recovery.reason,
+        key_fingerprint=fingerprint,
+        left=tuple(Unopened(*value) for value in recovery.left),
+        steps=recovery.steps,
+    )
     suffix = f", all values under key {fingerprint}" if fingerprint else ""
     return Outcome(
         result,
@@ -210,23 +190,23 @@ def _of_values(left: Any) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _show(terminal: Terminal, result: dict[str, Any]) -> None:
-    total = sum(result["resealed"].values())
-    if result["dry_run"]:
+def _show(terminal: Terminal, result: "RotationResult") -> None:
+    total = sum(result.resealed.values())
+    if result.dry_run or result.new_key is None:
         terminal.line(f"{total} values would be re-encrypted, nothing was changed")
     else:
-        old, new = result["old_key"]["fingerprint"], result["new_key"]["fingerprint"]
+        old, new = result.old_key.fingerprint, result.new_key.fingerprint
         terminal.line(f"{total} values re-encrypted, from {old} to {new}", style="bold green")
-    for place, count in sorted(result["resealed"].items()):
+    for place, count in sorted(result.resealed.items()):
         terminal.line(f"  {place}: {count}")
-    if result["through_projects"]:
-        terminal.line(f"  under unchanged data keys: {result['through_projects']}")
-    for name, words in (
-        ("installed", "new key"),
-        ("kept_as", "old key"),
-        ("snapshot", "snapshot, with the old key in it"),
+    if result.through_projects:
+        terminal.line(f"  under unchanged data keys: {result.through_projects}")
+    for path, words in (
+        (result.installed, "new key"),
+        (result.kept_as, "old key"),
+        (result.snapshot, "snapshot, with the old key in it"),
     ):
-        if result[name]:
-            terminal.line(f"  {words}: {result[name]}")
-    for note in result["notes"]:
+        if path:
+            terminal.line(f"  {words}: {path}")
+    for note in result.notes:
         terminal.line(f"  note      {note}")

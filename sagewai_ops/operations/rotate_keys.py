@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Literal
 
 from sagewai_ops.backup.create import create_snapshot
 from sagewai_ops.backup.report import BackupOptions, BackupReport
@@ -104,6 +105,53 @@ class Rotation:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyName:
+    """A key without its value."""
+
+    source: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class RotationResult:
+    """The result of `keys rotate`: a `Rotation` without keys.
+
+    Attributes:
+        new_key: None for the key that a dry run makes and drops.
+        resealed: Place -> number of re-encrypted values.
+        resealed_by_key: Fingerprint of the previous key -> number of re-encrypted values.
+        effective: Sagewai would use the new key.
+    """
+
+    home: Path
+    dry_run: bool
+    old_key: KeyName
+    new_key: KeyName | None
+    resealed: Mapping[str, int]
+    resealed_by_key: Mapping[str, int]
+    through_projects: int
+    left: tuple[Unopened, ...]
+    installed: Path | None
+    kept_as: Path | None
+    snapshot: Path | None
+    effective: bool
+    steps: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RotationRecovery:
+    """The result of `keys rotate --recover`."""
+
+    home: Path
+    recovery: Literal["finished", "rolled back", "nothing to do"]
+    reason: str
+    key_fingerprint: str
+    left: tuple[Unopened, ...]
+    steps: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _Plan:
     """What a run will do."""
 
@@ -170,6 +218,28 @@ def rotate(
             wait_seconds=options.wait_seconds,
         )
     return _report(home, environment, plan, options, snapshot)
+
+
+def describe_rotation(home: Home, done: Rotation, *, dry_run: bool) -> RotationResult:
+    """Return a rotation without keys."""
+    old, new = done.old, done.new
+    is_dropped = dry_run and new.path is None
+    return RotationResult(
+        home=home.root,
+        dry_run=dry_run,
+        old_key=KeyName(old.source, old.fingerprint),
+        new_key=None if is_dropped else KeyName(new.source, new.fingerprint),
+        resealed=done.places,
+        resealed_by_key=done.by_key,
+        through_projects=done.through_projects,
+        left=done.left,
+        installed=done.installed,
+        kept_as=done.kept_as,
+        snapshot=done.snapshot.path if done.snapshot else None,
+        effective=done.is_effective,
+        steps=done.steps,
+        notes=done.notes,
+    )
 
 
 def _plan(
