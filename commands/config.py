@@ -74,7 +74,7 @@ def _show_origins(terminal: Terminal, result: "EffectiveConfiguration") -> None:
 
 
 def _show_file(terminal: Terminal, result: "EffectiveConfiguration") -> None:
-    """Write TOML; what is not set stands as a comment, for there is no word for it."""
+    """Write TOML; an option that is not set is a comment, because TOML has no null."""
     terminal.line(f"# configuration: {result.file or 'no file'}")
     table = ""
     for option in result.values:
@@ -88,5 +88,5 @@ def _show_file(terminal: Terminal, result: "EffectiveConfiguration") -> None:
 
 
 def _toml(value: Any) -> str:
-    """Write a value; JSON's texts, numbers, truths and lists are TOML's too."""
+    """Write a value; JSON strings, numbers, booleans and arrays are valid TOML."""
     return json.dumps(value, ensure_ascii=False)

@@ -178,16 +178,16 @@ def _target(run: Run, url: str | None, url_file: Path | None) -> Any:
 
 
 def _left_out(result: dict[str, Any]) -> list[str]:
-    """Say what a committed target lacks: also to whoever sees nothing but warnings."""
+    """Return warnings that list what a committed target lacks."""
     if not result["committed"]:
         return []
     lacking = [each for each in result["findings"] if each["kind"].startswith("unknown-")]
     lacking += result["learnings"]["findings"]
-    said = [f"{each['table']}: {each['detail']}; not in the target" for each in lacking]
+    warnings = [f"{each['table']}: {each['detail']}; not in the target" for each in lacking]
     if result["refused"]:
         count, place = result["refused"], result["files"]["refused"]
-        said.append(f"{count} rows or values are not in the target, they are in {place}")
-    return said
+        warnings.append(f"{count} rows or values are not in the target, they are in {place}")
+    return warnings
 
 
 def show(terminal: Terminal, result: dict[str, Any]) -> None:
@@ -198,9 +198,9 @@ def show(terminal: Terminal, result: dict[str, Any]) -> None:
         _show_refusal(terminal, result)
     elif result["purpose"] == "plan":
         seconds = result["estimate_seconds"]
-        terminal.line(f"{result['rows']} rows to carry, in about {seconds:.0f} s; nothing changed")
+        terminal.line(f"{result['rows']} rows to copy, in about {seconds:.0f} s; nothing changed")
     elif result["purpose"] == "verify":
-        terminal.line(f"{result['rows']} rows compared, all the same", style="green")
+        terminal.line(f"{result['rows']} rows compared, no difference", style="green")
     else:
         _show_move(terminal, result)
     for name, path in result["files"].items():

@@ -1,8 +1,7 @@
-"""The move: a frozen copy in, one transaction, everything compared, and then the commit.
+"""The export: copy the database, load it in one transaction, compare every row, commit.
 
-`export` is the whole of it. Until the commit nobody sees a row; whatever goes wrong before, or
-differs, leaves the target as it was. The home is never written to, and its database is read once,
-when the copy is made.
+Before the commit no other session sees a row, and any failure or difference rolls the target back.
+The home is never written to, and its database is read once, to make the frozen copy.
 """
 
 from __future__ import annotations
@@ -50,23 +49,22 @@ from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
 
-# A whole export takes so many times what a plan takes to look at every value; docs/export.md.
-MOVE_PER_LOOK = 3.0
+# The time of an export, as a multiple of the time that a plan takes to check; docs/export.md.
+MOVE_PER_CHECK = 3.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Options:
-    """What an export is asked to do.
+    """The options of an export.
 
     Attributes:
-        purpose: `move`, `plan` (look at everything, touch nothing) or `verify` (compare again).
+        purpose: `move`, `plan` (check only, change nothing) or `verify` (compare again).
         policy: What happens to values that PostgreSQL refuses: one of `validator.POLICIES`.
         learnings: keep, facts or pgvector.
-        allow_live: Go on although processes use the home; what they write meanwhile is not moved.
-        report: Where the report goes; None for a name in the directory beside the home, and for
-            none of a plan.
-        compare: False leaves the comparison out. No command does: the benchmarks measure the copy
-            alone with it.
+        allow_live: Proceed although the home is in use; writes during the export are not moved.
+        report: Path of the report; None for the default path next to the home, and for
+            no report of a plan.
+        compare: False skips the comparison. Only the benchmarks do, to measure the copy alone.
     """
 
     purpose: str = MOVE
@@ -79,7 +77,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Work:
-    """One run, from end to end; the report grows while it goes."""
+    """The state of one run; its report is filled in as the run proceeds."""
 
     home: Home
     url: PostgresUrl
@@ -93,24 +91,24 @@ class _Work:
 def export(
     home: Home, url: PostgresUrl, options: Options, *, progress: Progress | None = None
 ) -> Report:
-    """Bring a home's database to PostgreSQL, or look whether that can be, or was, done.
+    """Export a home's database to PostgreSQL, or plan or verify an export.
 
     Args:
-        url: With the password in it, where one is needed.
-        progress: Told stages: `database` in pages, `check <table>` and `copy <table>` in rows,
-            `compare <table>` in bytes of an unknown total, `learnings <table>` in rows.
+        url: Includes the password if one is needed.
+        progress: Called with the stages `database` in pages, `check <table>` and `copy <table>`
+            in rows, `compare <table>` in bytes of an unknown total, `learnings <table>` in rows.
 
     Returns:
-        What was found and done. With open findings nothing was sent.
+        The report. With open findings nothing was sent.
 
     Raises:
         NotFoundError: No home, no database in it, or no such target.
-        TargetBusyError: The home is in use, or the target is, or it has rows.
+        TargetBusyError: The home or the target is in use, or the target has rows.
         SchemaBehindError, SchemaAheadError, PermissionDeniedError, UsageError, LockedError:
-            The target is not what it must be; nothing was changed.
-        DifferenceError: The target is not the same as its source; nothing was changed.
-        RemoteError, NoSpaceError, DamagedError, InterruptedRunError, OpsError: As they say;
-            nothing was changed, unless the message says that it is not known.
+            The target does not meet the requirements; nothing was changed.
+        DifferenceError: The target differs from its source; nothing was changed.
+        RemoteError, NoSpaceError, DamagedError, InterruptedRunError, OpsError: Nothing was
+            changed, unless the message states that the outcome is unknown.
     """
     require(home)
     if not home.database.is_file():
@@ -169,10 +167,10 @@ async def _export(work: _Work) -> None:
             if work.options.policy == FAIL:
                 await _explain(work)
             if not report.open_findings:
-                told = Finding(error.table, error.constraint, "server", error.message, 1)
-                report.findings, report.open_findings = (*report.findings, told), (told,)
+                refusal = Finding(error.table, error.constraint, "server", error.message, 1)
+                report.findings, report.open_findings = (*report.findings, refusal), (refusal,)
         except DifferenceError:
-            # Perhaps a value that the server takes and cannot give back as it was.
+            # Perhaps a value that the server accepts and does not return unchanged.
             if purpose != MOVE or work.options.policy != FAIL:
                 raise
             await _explain(work)
@@ -186,7 +184,7 @@ async def _move(work: _Work, plan: Plan, session: Session, workers: tuple[Worker
     """Send everything, or nothing.
 
     Returns:
-        False where it ended at a value, so that there may be more to find than is in the report.
+        False if it stopped at a value, so that there may be more findings than the report has.
     """
     report, options = work.report, work.options
     reader, comparer = workers[0], workers[1] if options.compare else None
@@ -198,7 +196,7 @@ async def _move(work: _Work, plan: Plan, session: Session, workers: tuple[Worker
     if comparer:
         await comparer.begin(plan, stream=False)
     if options.policy == FAIL:
-        # The reader encodes already while the constraints are looked at.
+        # The reader already encodes while the constraints are checked.
         report.findings = report.open_findings = await _find(work, plan, session)
         if report.open_findings:
             return True
@@ -206,7 +204,7 @@ async def _move(work: _Work, plan: Plan, session: Session, workers: tuple[Worker
     if report.open_findings:
         return options.policy != FAIL
     with _timed(report, "learnings"):
-        report.learnings = await learnings.carry(
+        report.learnings = await learnings.copy_learnings(
             work.copy, options.learnings, session.connection, progress=work.progress
         )
     if report.learnings.findings and options.policy == FAIL:
@@ -217,9 +215,9 @@ async def _move(work: _Work, plan: Plan, session: Session, workers: tuple[Worker
 
 
 async def _find(work: _Work, plan: Plan, session: Session) -> tuple[Finding, ...]:
-    """Look at what rows are to one another; where something is found, at every value too.
+    """Check the constraints between rows; if one is violated, check every value too.
 
-    Values alone are not looked at here: the reading process and the server do that on the way.
+    Otherwise single values are checked by the reading process and the server during the copy.
     """
     with _timed(work.report, "check"), open_copy(work.copy) as source:
         validator = Validator(
@@ -272,7 +270,7 @@ async def _check_tables(work: _Work, plan: Plan, session: Session) -> None:
             source, plan, session.tables, session.connection, progress=work.progress
         )
         report.findings = report.open_findings = tuple(await validator.check_all())
-    report.estimate_seconds = report.stages["check"] * MOVE_PER_LOOK
+    report.estimate_seconds = report.stages["check"] * MOVE_PER_CHECK
 
 
 async def _verify(work: _Work, plan: Plan, session: Session, workers: tuple[Worker, ...]) -> None:
@@ -327,17 +325,17 @@ def _timed(report: Report, stage: str) -> Iterator[None]:
 async def _copying(
     database: Path, copy: Path, progress: Progress | None
 ) -> AsyncIterator[asyncio.Task[object]]:
-    """Make the frozen copy while the block runs; a block that ends early ends the copy."""
+    """Make the frozen copy while the block runs; leaving the block early stops the copy."""
     stop = threading.Event()
 
-    def told(stage: str, done: int, total: int) -> None:
+    def report_progress(stage: str, done: int, total: int) -> None:
         if stop.is_set():
             raise InterruptedRunError(0)
         if progress:
             progress(stage, done, total)
 
     copying = asyncio.create_task(
-        asyncio.to_thread(copy_database, database, copy, durable=False, progress=told)
+        asyncio.to_thread(copy_database, database, copy, durable=False, progress=report_progress)
     )
     try:
         yield copying
@@ -345,7 +343,7 @@ async def _copying(
         stop.set()
         await asyncio.wait([copying])
         if not copying.cancelled():
-            copying.exception()  # looked at, whoever else did or did not
+            copying.exception()  # mark as retrieved, whether or not the block awaited it
 
 
 def _warn(work: _Work, session: Session) -> None:

@@ -123,7 +123,7 @@ def init_home(
 
 
 def _make_nothing(path: Path, *, mode: int = 0) -> None:
-    """Stand in for the creation of a directory in a dry run."""
+    """Replace the creation of a directory in a dry run."""
 
 
 def _key(

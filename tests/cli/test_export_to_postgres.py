@@ -112,7 +112,7 @@ def test_a_plan_is_shown_and_changes_nothing(home: Home, postgres: Server) -> No
     answer = export(home, postgres.url(database), "--plan")
 
     assert answer.code == 0
-    assert "rows to carry, in about" in answer.out
+    assert "rows to copy, in about" in answer.out
     assert "nothing changed" in answer.out
     assert state_of(postgres, database) == before
     assert not home.root.with_name("home.exports").exists()
@@ -451,7 +451,7 @@ def test_what_comes_next_is_shown_on_a_terminal(tmp_path: Path, postgres: Server
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "all the same" in done.stdout
+    assert "no difference" in done.stdout
     assert shlex.split(verify, comments=True)[:3] == ["sagewai-ops", "--home", str(home.root)]
     for kept in ("config/", "secrets/", "3 learnings", "admin-state.json"):
         assert kept in text
@@ -459,7 +459,7 @@ def test_what_comes_next_is_shown_on_a_terminal(tmp_path: Path, postgres: Server
 
 
 def test_a_table_of_the_users_own_makes_the_move_incomplete(home: Home, postgres: Server) -> None:
-    """It is named in the findings, and exit 3 says that something was not carried."""
+    """It is named in the findings, and exit 3 says that something was not copied."""
     with sqlite3.connect(home.database) as connection:
         connection.execute("CREATE TABLE my_notes (id INTEGER PRIMARY KEY, note TEXT)")
         connection.execute("INSERT INTO my_notes (note) VALUES ('mine')")

@@ -98,8 +98,8 @@ def test_learnings_become_facts_in_their_order(tmp_path: Path, postgres: Server)
 
     report = exported(home, postgres, database, learnings="facts")
 
-    (told,) = report.learnings.tables
-    assert (told.to, told.rows, told.sent) == ("global_memory_facts", 28, 28)
+    (copied,) = report.learnings.tables
+    assert (copied.to, copied.rows, copied.sent) == ("global_memory_facts", 28, 28)
     assert postgres.rows(
         database,
         "SELECT content, metadata::text FROM global_memory_facts"

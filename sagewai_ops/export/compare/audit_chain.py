@@ -1,9 +1,9 @@
-"""Audit chains: every event carries the hash of itself and of the event before it.
+"""Audit chains: every event contains its own hash and that of the previous event.
 
-The hash is SHA-256 over the hash before it and a canonical JSON text of the event. It covers
-`metadata` as Python reads it, and jsonb spells some numbers in another way (1e22, 1e16, -0.0): an
-event that holds one verifies on SQLite and no longer on PostgreSQL. That is so for events that
-Sagewai itself writes there; here it is found, named, and never passed over.
+The hash is SHA-256 over the previous hash and a canonical JSON text of the event. It covers
+`metadata` as Python parses it, and jsonb writes some numbers differently (1e22, 1e16, -0.0): an
+event with such a number verifies on SQLite and no longer on PostgreSQL. This also affects events
+that Sagewai itself writes to PostgreSQL; here each is detected and reported.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ READ = (*COVERED, "prev_hash", "hash", "id")
 _COLUMNS = ", ".join(map(quoted, READ))
 _KEYS_KEPT = 100
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?(?:\+00(?::?00)?|Z)?")
-# Documents whose numbers jsonb may spell in another way; more than those match, none of them less.
+# Documents whose numbers jsonb may write differently: every such document, and some others.
 _SUSPICIOUS = "metadata GLOB '*[0-9][eE][-+0-9]*' OR metadata GLOB '*-0*'"
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
@@ -47,7 +47,7 @@ def event_hash(previous: str | None, event: dict[str, Any]) -> str:
     """Compute an event's hash.
 
     Args:
-        previous: The hash of the event before it in its chain; None for the first.
+        previous: The hash of the previous event in its chain; None for the first.
         event: The columns of `COVERED`, `metadata` parsed, `created_at` with +00:00.
     """
     text = (previous or "") + _canonical(event)
@@ -55,13 +55,13 @@ def event_hash(previous: str | None, event: dict[str, Any]) -> str:
 
 
 class AuditTrail:
-    """Verifies the events of the target as they come back, and names those that broke on the way.
+    """Verify the events read back from the target, and list those that broke during the export.
 
-    An event that does not verify in the home either was broken before; it is counted apart.
+    An event that does not verify in the home either was broken before; it is counted separately.
 
     Args:
-        source: The frozen copy, whose rows are as they were in the home, whatever was repaired.
-        table: As it was sent; without one of the columns that the hash covers, nothing is verified.
+        source: The frozen copy, with the rows of the home before any repair.
+        table: The columns sent; if one that the hash covers is missing, nothing is verified.
     """
 
     def __init__(self, source: sqlite3.Connection, table: PlannedTable) -> None:
@@ -77,11 +77,11 @@ class AuditTrail:
         """Verify a batch of events, as columns."""
         if not self._places:
             return
-        spelled = [
+        texts = [
             [None if value == NULL else unescaped(value).decode() for value in targets[place]]
             for place in self._places
         ]
-        for event in zip(*spelled, strict=True):
+        for event in zip(*texts, strict=True):
             if _verifies(event):
                 self.verified += 1
             elif verified_before(self._source, "id", event[-1]):
@@ -92,14 +92,14 @@ class AuditTrail:
                 self.broken_before += 1
 
     def merge(self, other: dict[str, Any]) -> None:
-        """Count what was found elsewhere of the same table, as `as_dict` gave it."""
+        """Add the counts of another worker for the same table, from its `as_dict`."""
         self.verified += other["verified"]
         self.broken_before += other["broken_before"]
         self.broken_count += other["broken"]
         self.broken = [*self.broken, *other["keys"]][:_KEYS_KEPT]
 
     def as_dict(self) -> dict[str, Any]:
-        """Give what was found as JSON."""
+        """Return the counts as JSON."""
         return {
             "verified": self.verified,
             "broken_before": self.broken_before,
@@ -109,15 +109,15 @@ class AuditTrail:
 
 
 def trail_of(source: sqlite3.Connection, table: PlannedTable) -> AuditTrail | None:
-    """Give what verifies a table's events, if events are what it has."""
+    """Return a verifier if the table is the audit trail."""
     return AuditTrail(source, table) if table.name == AUDIT_TABLE else None
 
 
 def verified_before(source: sqlite3.Connection, column: str, key: object) -> bool:
-    """Tell whether an event verifies as it stands in the home.
+    """Return whether an event verifies in the home.
 
     Args:
-        column: `id` or `rowid`, which `key` is of.
+        column: The column of `key`: `id` or `rowid`.
     """
     query = f"SELECT {_COLUMNS} FROM {quoted(AUDIT_TABLE)} WHERE {column} = ?"
     row = source.execute(query, (key,)).fetchone()
@@ -125,7 +125,7 @@ def verified_before(source: sqlite3.Connection, column: str, key: object) -> boo
 
 
 def changed_events(source: sqlite3.Connection) -> Iterator[int]:
-    """Yield the rowids of events that verify, and whose hash would not in `jsonb`."""
+    """Yield the rowids of events that verify now and would not as `jsonb`."""
     query = f"SELECT rowid, {_COLUMNS} FROM {quoted(AUDIT_TABLE)} WHERE {_SUSPICIOUS}"
     for rowid, *row in source.execute(query):
         texts = [_text(value) for value in row]
@@ -157,7 +157,7 @@ def _as_jsonb_writes_it(number: str) -> float:
 
 
 def _verifies(texts: Sequence[str | None]) -> bool:
-    """Tell whether an event's hash is its own; `texts` are `READ`."""
+    """Return whether an event matches its hash; `texts` are the columns `READ`."""
     event: dict[str, Any] = dict(zip(COVERED, texts, strict=False))
     try:
         event["seq"] = int(event["seq"])

@@ -1,7 +1,7 @@
-"""Whether a stored value and what the server spells are the same value, a column at a time.
+"""Comparison of stored values with the server's text output, a column at a time.
 
-`differing` first compares whole columns by operations that run in C; only a column that is not
-plainly equal is looked at value by value.
+`differing` first compares whole columns with operations that run in C; only a column that is not
+plainly equal is compared value by value.
 
 Source: PostgreSQL's manual, COPY, Text Format; the output functions of the types, with the time
 zone UTC, DateStyle ISO and extra_float_digits 1.
@@ -19,7 +19,7 @@ from typing import Any
 from sagewai_ops.export.convert.batch import Column, Type
 
 NULL = b"\\N"
-_DOCUMENTS_AT_ONCE = 25  # of those that are spelled in another way; more leave the cache
+_DOCUMENTS_AT_ONCE = 25  # of those whose texts differ; more exceed the CPU cache
 _SPECIAL = b"\\\b\f\n\r\t\v"
 _ESCAPES = {
     b"\\": b"\\\\",
@@ -37,13 +37,13 @@ _NO_UUIDS = uuid.uuid5(uuid.NAMESPACE_URL, "https://sagewai-ops.invalid/ids-that
 _UUID = re.compile(r"(\{)?([0-9a-f]{4}(?:-?[0-9a-f]{4}){7})(?(1)\})", re.IGNORECASE)
 
 
-def _number(spelled: str) -> tuple[Decimal]:
-    return (Decimal(spelled),)
+def _number(text: str) -> tuple[Decimal]:
+    return (Decimal(text),)
 
 
-# Numbers as the bytes that spell them: nothing else in a document is bytes, so 1 is not true.
+# Numbers as bytes: nothing else in a document is bytes, so 1 does not equal true.
 _literal = json.JSONDecoder(parse_int=str.encode, parse_float=str.encode).decode
-# Here as tuples, for the same reason: 1e2 is 100, and neither is true.
+# Numbers as tuples, for the same reason: 1e2 equals 100, and neither equals true.
 _exact = json.JSONDecoder(parse_int=_number, parse_float=_number).decode
 
 
@@ -53,10 +53,10 @@ def differing(kind: Type, sources: Column, targets: Sequence[bytes]) -> list[int
     Args:
         kind: The target's type.
         sources: As stored.
-        targets: As COPY spells them, NULL and escapes included.
+        targets: In the text format of COPY, NULL and escapes included.
 
     Returns:
-        The places of the rows that differ, empty when the columns are equal.
+        The indexes of the rows that differ, empty when the columns are equal.
     """
     kinds = set(map(type, sources))
     if type(None) not in kinds:
@@ -100,7 +100,7 @@ def _differing(
         if _COLUMNS[kind.name](sources, targets):
             return []
     except (KeyError, RecursionError, TypeError, ValueError, struct.error):
-        pass  # something unusual, which the value by value comparison judges
+        pass  # something unusual: compare value by value
     same = _VALUES[kind.name]
     return [
         places[place] if places else place
@@ -110,7 +110,7 @@ def _differing(
 
 
 def _is_no_list(kind: Type, source: object, target: bytes) -> bool:
-    """Tell whether a list is the JSON null, which text[] has as NULL."""
+    """Return whether a list is the JSON null, which is NULL in text[]."""
     is_null = isinstance(source, bytearray) and source.strip() == b"null"
     return kind.name == "text[]" and is_null and target == NULL
 
@@ -129,7 +129,7 @@ def _documents_equal(sources: Column, targets: Sequence[bytes]) -> bool:
     pairs = [
         (source, target)
         for source, target in zip(sources, targets, strict=True)
-        if source != target or b"\\" in target  # a backslash is spelled as two
+        if source != target or b"\\" in target  # a backslash is escaped with another
     ]
     for first in range(0, len(pairs), _DOCUMENTS_AT_ONCE):
         met, expected = zip(*pairs[first : first + _DOCUMENTS_AT_ONCE], strict=True)
@@ -151,9 +151,9 @@ def _doubles_equal(sources: Column, targets: Sequence[bytes]) -> bool:
 
 
 def _booleans_equal(sources: Column, targets: Sequence[bytes]) -> bool:
-    spelled = {0: b"f", 1: b"t", b"false": b"f", b"true": b"t"}
+    texts = {0: b"f", 1: b"t", b"false": b"f", b"true": b"t"}
     return [
-        spelled[source if type(source) is int else bytes(source)]  # type: ignore[arg-type]
+        texts[source if type(source) is int else bytes(source)]  # type: ignore[arg-type]
         for source in sources
     ] == list(targets)
 
@@ -162,11 +162,11 @@ def _moments_equal(sources: Column, targets: Sequence[bytes]) -> bool:
     joined = b"\n".join(sources).decode()  # type: ignore[arg-type]
     if not {len(source) for source in sources} <= {19, 26}:  # type: ignore[arg-type]
         return False
-    spelled = [
+    texts = [
         (moment if len(moment) == 19 else moment.rstrip("0").rstrip(".")) + "+00"
         for moment in joined.split("\n")
     ]
-    return spelled == b"\n".join(targets).decode().split("\n")
+    return texts == b"\n".join(targets).decode().split("\n")
 
 
 def _uuids_equal(sources: Column, targets: Sequence[bytes]) -> bool:
@@ -184,11 +184,11 @@ def _same_text(source: Any, target: bytes) -> bool:
 
 def _same_document(source: Any, target: bytes) -> bool:
     text = source.decode() if isinstance(source, bytearray) else repr(source)
-    spelled = unescaped(target).decode()
+    stored = unescaped(target).decode()
     try:
-        return bool(_exact(text) == _exact(spelled))
+        return bool(_exact(text) == _exact(stored))
     except RecursionError:
-        return bool(text == spelled)  # too deep to be read; then only the same text is the same
+        return bool(text == stored)  # nested too deep to parse: compare the texts
 
 
 def _same_list(source: Any, target: bytes) -> bool:

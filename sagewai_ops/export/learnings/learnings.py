@@ -1,8 +1,8 @@
-"""Learnings: vectors with their texts, which Sagewai 1.0.1 reads from the home's SQLite alone.
+"""Learnings: vectors with their texts, which Sagewai 1.0.1 reads only from the home's SQLite.
 
-They stay there whatever the choice. `facts` also fills `global_memory_facts`, the table that
-Sagewai's PostgreSQL memory uses where somebody configures it; `pgvector` also makes a table of
-vectors for other programs, in the shape that each had. Both are compared before the commit.
+They always stay there. `facts` also fills `global_memory_facts`, the table of Sagewai's
+PostgreSQL memory where that is configured; `pgvector` also creates a table for each table of
+vectors, for other programs. Both are compared before the commit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from sagewai_ops.database.sqlite.vectors import count_vectors, load_extension, vector_tables
 from sagewai_ops.export.learnings import memory_facts, pgvector
-from sagewai_ops.export.learnings.vector_rows import Carried, Rows
+from sagewai_ops.export.learnings.vector_rows import Rows, VectorCopy
 from sagewai_ops.export.mapping.findings import Finding, Tally
 from sagewai_ops.export.mapping.source_rows import open_copy
 from sagewai_ops.progress import Progress
@@ -30,63 +30,63 @@ CHOICES = (KEEP, FACTS, PGVECTOR)
 
 @dataclass(slots=True)
 class Learnings:
-    """What became of all of them; the rows of findings are not in the target."""
+    """The result for all tables; the rows of findings are not in the target."""
 
     choice: str
-    tables: list[Carried] = field(default_factory=list)
+    tables: list[VectorCopy] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
 
-def look(copy: Path) -> list[Carried]:
+def list_learnings(copy: Path) -> list[VectorCopy]:
     """List the tables of vectors in a frozen copy."""
     with open_copy(copy) as source:
         return [
-            Carried(table.name, table.dimensions, count_vectors(source, table))
+            VectorCopy(table.name, table.dimensions, count_vectors(source, table))
             for table in vector_tables(source)
         ]
 
 
-async def carry(
+async def copy_learnings(
     copy: Path,
     choice: str,
     server: asyncpg.Connection[asyncpg.Record],
     *,
     progress: Progress | None = None,
 ) -> Learnings:
-    """Bring the learnings into the target as chosen, inside the open transaction.
+    """Copy the learnings to the target as chosen, inside the open transaction.
 
     Args:
         choice: One of `CHOICES`.
-        progress: Told `learnings <table>`, in rows.
+        progress: Called with `learnings <table>`, in rows.
 
     Raises:
-        TargetBusyError: A table of that name has something in it.
-        UsageError: The server has no pgvector.
-        DifferenceError: What arrived is not what was sent.
+        TargetBusyError: The target's table has rows.
+        UsageError: The server lacks pgvector.
+        DifferenceError: The rows stored differ from those sent.
     """
-    done = Learnings(choice, look(copy))
+    done = Learnings(choice, list_learnings(copy))
     if choice == KEEP or not done.tables:
         return done
     with open_copy(copy) as source:
         has_extension = load_extension(source)
         await _prepare_target(source, choice, server)
         tally = Tally()
-        for rows, carried in _fitting(source, done, tally, has_extension=has_extension):
-            how = memory_facts.carry if choice == FACTS else pgvector.carry
+        for rows, result in _fitting(source, done, tally, has_extension=has_extension):
+            copy_rows = memory_facts.copy_facts if choice == FACTS else pgvector.copy_vectors
             started = time.monotonic()
-            await how(server, rows, carried, progress)
-            carried.seconds = time.monotonic() - started
+            await copy_rows(server, rows, result, progress)
+            result.seconds = time.monotonic() - started
         done.findings = tally.findings()
     return done
 
 
 async def check(copy: Path, choice: str, server: asyncpg.Connection[asyncpg.Record]) -> Learnings:
-    """Find the rows that `carry` would omit, in a transaction that the caller rolls back.
+    """Find the rows that `copy_learnings` would omit, in a transaction that the caller rolls back.
 
     Raises:
-        TargetBusyError, UsageError: As `carry` does.
+        TargetBusyError, UsageError: As in `copy_learnings`.
     """
-    done = Learnings(choice, look(copy))
+    done = Learnings(choice, list_learnings(copy))
     if choice == KEEP or not done.tables:
         return done
     with open_copy(copy) as source:
@@ -104,18 +104,18 @@ async def _prepare_target(
     source: sqlite3.Connection, choice: str, server: asyncpg.Connection[asyncpg.Record]
 ) -> None:
     if choice == PGVECTOR:
-        await pgvector.make_extension(server)
+        await pgvector.ensure_extension(server)
     elif any(memory_facts.makes_facts(table) for table in vector_tables(source)):
         await memory_facts.make_table(server)
 
 
 async def verify(copy: Path, choice: str, server: asyncpg.Connection[asyncpg.Record]) -> Learnings:
-    """Compare again what `carry` brought there, in whatever order the rows lie by now.
+    """Compare the exported learnings again, in any order of rows.
 
     Raises:
-        DifferenceError: It is not the same, or not there.
+        DifferenceError: They differ, or are missing.
     """
-    done = Learnings(choice, look(copy))
+    done = Learnings(choice, list_learnings(copy))
     if choice == KEEP:
         return done
     with open_copy(copy) as source:
@@ -123,8 +123,8 @@ async def verify(copy: Path, choice: str, server: asyncpg.Connection[asyncpg.Rec
         tally = Tally()
         fitting = list(_fitting(source, done, tally, has_extension=has_extension))
         if choice == PGVECTOR:
-            for rows, carried in fitting:
-                await pgvector.verify(server, rows, carried)
+            for rows, result in fitting:
+                await pgvector.verify(server, rows, result)
         elif fitting:
             await memory_facts.verify(server, fitting)
         done.findings = tally.findings()
@@ -133,9 +133,9 @@ async def verify(copy: Path, choice: str, server: asyncpg.Connection[asyncpg.Rec
 
 def _fitting(
     source: sqlite3.Connection, done: Learnings, tally: Tally, *, has_extension: bool
-) -> Iterator[tuple[Rows, Carried]]:
-    """Yield the tables whose rows can go where they were chosen to; count the others."""
-    for table, carried in zip(vector_tables(source), done.tables, strict=True):
+) -> Iterator[tuple[Rows, VectorCopy]]:
+    """Yield the tables that the chosen target can store; count the others as findings."""
+    for table, result in zip(vector_tables(source), done.tables, strict=True):
         if table.obstacle:
             tally.add(table.name, "", "unreadable-vectors", table.obstacle, "")
         elif done.choice == FACTS and not memory_facts.makes_facts(table):
@@ -144,4 +144,4 @@ def _fitting(
             )
             tally.add(table.name, "", "no-facts", detail, "")
         else:
-            yield Rows(source, table, tally, has_extension=has_extension), carried
+            yield Rows(source, table, tally, has_extension=has_extension), result

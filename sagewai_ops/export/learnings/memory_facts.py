@@ -10,8 +10,8 @@ from sagewai_ops.database.sqlite.vectors import VectorRow, VectorTable
 from sagewai_ops.errors import TargetBusyError
 from sagewai_ops.export.learnings.vector_rows import (
     COMPARED_AT_ONCE,
-    Carried,
     Rows,
+    VectorCopy,
     compare,
     compare_any_order,
 )
@@ -38,13 +38,13 @@ _FACTS = (
 
 
 def makes_facts(table: VectorTable) -> bool:
-    """Tell whether a table's rows have what a fact has."""
+    """Return whether a table has the columns of a fact."""
     texts = {column.name for column in table.columns if column.kind == "text"}
     return not table.obstacle and {SCOPE, CONTENT} <= texts
 
 
 async def make_table(server: asyncpg.Connection[asyncpg.Record]) -> None:
-    """Make the table as Sagewai makes it, unless it is there and empty.
+    """Create the table as Sagewai does, unless it exists and is empty.
 
     Raises:
         TargetBusyError: It has rows.
@@ -56,60 +56,60 @@ async def make_table(server: asyncpg.Connection[asyncpg.Record]) -> None:
         raise TargetBusyError(f"table {FACTS_TABLE}: has rows", hint="export with --learnings keep")
 
 
-async def carry(
+async def copy_facts(
     server: asyncpg.Connection[asyncpg.Record],
     rows: Rows,
-    carried: Carried,
+    result: VectorCopy,
     progress: Progress | None,
 ) -> None:
     """Copy a table's rows as facts and compare them.
 
     Args:
-        progress: Told `learnings <table>`, in rows.
+        progress: Called with `learnings <table>`, in rows.
 
     Raises:
-        DifferenceError: What arrived is not what was sent.
+        DifferenceError: The rows stored differ from those sent.
     """
     await check_rows(server, rows)
 
     def counted() -> Iterator[tuple[str, str]]:
         for number, fact in enumerate(_facts(rows), 1):
             yield fact
-            carried.sent = number
+            result.sent = number
             if progress and number % COMPARED_AT_ONCE == 0:
-                progress(f"learnings {carried.table}", number, carried.rows)
+                progress(f"learnings {result.table}", number, result.rows)
 
     before = await server.fetchval(f"SELECT coalesce(max(id), 0) FROM {FACTS_TABLE}")
     started = time.monotonic()
     names = ["scope", "content"]
     copying = server.copy_records_to_table(FACTS_TABLE, records=counted(), columns=names)
     await wait_for_copy(server, copying)
-    carried.copy_seconds = time.monotonic() - started
+    result.copy_seconds = time.monotonic() - started
     started = time.monotonic()
     query = f"SELECT scope, content FROM {FACTS_TABLE} WHERE id > $1 ORDER BY id"
-    await compare(server, query, [before], _facts(rows), carried)
-    carried.compare_seconds = time.monotonic() - started
-    carried.to = FACTS_TABLE
+    await compare(server, query, [before], _facts(rows), result)
+    result.compare_seconds = time.monotonic() - started
+    result.to = FACTS_TABLE
 
 
 async def verify(
-    server: asyncpg.Connection[asyncpg.Record], tables: list[tuple[Rows, Carried]]
+    server: asyncpg.Connection[asyncpg.Record], tables: list[tuple[Rows, VectorCopy]]
 ) -> None:
-    """Compare the facts of all tables again, and that there are no others.
+    """Compare the facts of all tables again, and check that there are no others.
 
     Raises:
-        DifferenceError: They are not the same.
+        DifferenceError: They differ.
     """
 
     def every_fact() -> Iterator[tuple[str, str]]:
-        for rows, carried in tables:
+        for rows, result in tables:
             for fact in _facts(rows):
-                carried.sent += 1
+                result.sent += 1
                 yield fact
 
-    for rows, carried in tables:
+    for rows, result in tables:
         await check_rows(server, rows)
-        carried.to = FACTS_TABLE
+        result.to = FACTS_TABLE
     query = f"SELECT scope, content FROM {FACTS_TABLE}"
     await compare_any_order(server, query, every_fact(), FACTS_TABLE)
 
@@ -117,7 +117,7 @@ async def verify(
 def _facts(rows: Rows) -> Iterator[tuple[str, str]]:
     names = [column.name for column in rows.table.columns]
     scope, content = names.index(SCOPE), names.index(CONTENT)
-    return ((str(row.values[scope]), str(row.values[content])) for row in rows.carried())
+    return ((str(row.values[scope]), str(row.values[content])) for row in rows.copied())
 
 
 async def check_rows(server: asyncpg.Connection[asyncpg.Record], rows: Rows) -> None:

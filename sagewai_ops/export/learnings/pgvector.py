@@ -1,4 +1,4 @@
-"""Learnings as vectors of pgvector, in a table like the one that they come from."""
+"""Learnings as pgvector vectors, in tables like those of the home."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.sqlite.vectors import FLOAT_BYTES, VectorRow, VectorTable
 from sagewai_ops.errors import TargetBusyError, UsageError
 from sagewai_ops.export.convert.batch import NULL, SIGNATURE, TRAILER
-from sagewai_ops.export.learnings.vector_rows import Carried, Rows, compare, compare_any_order
+from sagewai_ops.export.learnings.vector_rows import Rows, VectorCopy, compare, compare_any_order
 from sagewai_ops.export.pipeline.sender import wait_for_copy
 from sagewai_ops.progress import Progress
 
@@ -35,11 +35,11 @@ _TYPES = {
 }
 
 
-async def make_extension(server: asyncpg.Connection[asyncpg.Record]) -> None:
-    """Make sure that the database has pgvector.
+async def ensure_extension(server: asyncpg.Connection[asyncpg.Record]) -> None:
+    """Create the extension pgvector in the database if it is missing.
 
     Raises:
-        UsageError: The server has none.
+        UsageError: The server lacks pgvector.
     """
     query = "SELECT installed_version FROM pg_available_extensions WHERE name = 'vector'"
     row = await server.fetchrow(query)
@@ -52,41 +52,41 @@ async def make_extension(server: asyncpg.Connection[asyncpg.Record]) -> None:
         await server.execute("CREATE EXTENSION vector")
 
 
-async def carry(
+async def copy_vectors(
     server: asyncpg.Connection[asyncpg.Record],
     rows: Rows,
-    carried: Carried,
+    result: VectorCopy,
     progress: Progress | None,
 ) -> None:
     """Copy a table's rows, compare them, and create the index.
 
     Args:
-        progress: Told `learnings <table>`, in rows.
+        progress: Called with `learnings <table>`, in rows.
 
     Raises:
         TargetBusyError: The target has a table of that name.
-        DifferenceError: What arrived is not what was sent.
+        DifferenceError: The rows stored differ from those sent.
     """
     table = rows.table
     await _create_table(server, table)
     names = [table.key, table.vector, *(column.name for column in table.columns)]
     started = time.monotonic()
     copying = server.copy_to_table(
-        table.name, source=_encoded(rows, carried, progress), columns=names, format="binary"
+        table.name, source=_encoded(rows, result, progress), columns=names, format="binary"
     )
     await wait_for_copy(server, copying)
-    carried.copy_seconds = time.monotonic() - started
+    result.copy_seconds = time.monotonic() - started
     started = time.monotonic()
-    await compare(server, f"{_query(rows)} ORDER BY ctid", [], _expected(rows), carried)
-    carried.compare_seconds = time.monotonic() - started
+    await compare(server, f"{_query(rows)} ORDER BY ctid", [], _expected(rows), result)
+    result.compare_seconds = time.monotonic() - started
     started = time.monotonic()
     operators = _OPERATORS.get(table.metric)
     if operators and table.dimensions <= LARGEST_INDEXED:
         await server.execute(
             f"CREATE INDEX ON {quoted(table.name)} USING hnsw ({quoted(table.vector)} {operators})"
         )
-    carried.index_seconds = time.monotonic() - started
-    carried.to = table.name
+    result.index_seconds = time.monotonic() - started
+    result.to = table.name
 
 
 async def check_rows(server: asyncpg.Connection[asyncpg.Record], rows: Rows) -> None:
@@ -115,20 +115,24 @@ async def _create_table(server: asyncpg.Connection[asyncpg.Record], table: Vecto
     )
 
 
-async def verify(server: asyncpg.Connection[asyncpg.Record], rows: Rows, carried: Carried) -> None:
+async def verify(
+    server: asyncpg.Connection[asyncpg.Record], rows: Rows, result: VectorCopy
+) -> None:
     """Compare a table's rows again.
 
     Raises:
-        DifferenceError: They are not the same.
+        DifferenceError: They differ.
     """
     for row in rows.every_row():
-        carried.sent += _fitting(rows, row) is not None
+        result.sent += _fitting(rows, row) is not None
     await compare_any_order(server, _query(rows), _expected(rows), rows.table.name)
-    carried.to = rows.table.name
+    result.to = rows.table.name
 
 
-async def _encoded(rows: Rows, carried: Carried, progress: Progress | None) -> AsyncIterator[bytes]:
-    """Encode rows for binary COPY, and leave out what pgvector cannot hold.
+async def _encoded(
+    rows: Rows, result: VectorCopy, progress: Progress | None
+) -> AsyncIterator[bytes]:
+    """Encode rows for binary COPY, and omit those that pgvector cannot store.
 
     Source: vector_recv in pgvector's vector.c.
     """
@@ -148,22 +152,22 @@ async def _encoded(rows: Rows, carried: Carried, progress: Progress | None) -> A
         parts.append(floats.tobytes())
         parts += map(_field, kinds, row.values)
         waiting += size + 200
-        carried.sent += 1
+        result.sent += 1
         if waiting >= SEND_BYTES:
             yield b"".join(parts)
             parts, waiting = [], 0
             if progress:
-                progress(f"learnings {carried.table}", number, carried.rows)
+                progress(f"learnings {result.table}", number, result.rows)
     yield b"".join([*parts, TRAILER])
 
 
 def _fitting(rows: Rows, row: VectorRow) -> array[float] | None:
-    """Give a row's vector, or leave the row out."""
+    """Return a row's vector, or None if pgvector cannot store the row."""
     if rows.refuse_texts(row):
         return None
     floats = array("f", row.vector)
     if not isfinite(sum(floats)):
-        detail = "has an infinity in it, or something that is no number"
+        detail = "has an infinity in it, or a value that is not a number"
         rows.refuse(row.key, "not-finite", rows.table.vector, detail)
         return None
     return floats
@@ -193,10 +197,10 @@ def _query(rows: Rows) -> str:
 
 
 def _expected(rows: Rows) -> Iterator[tuple[object, ...]]:
-    """Give the rows as the server should: spelled in another way than they were sent."""
+    """Yield the rows as the server should return them."""
     count = rows.table.dimensions
     kinds = [column.kind for column in rows.table.columns]
-    for row in rows.carried():
+    for row in rows.copied():
         vector = struct.pack(f">HH{count}f", count, 0, *struct.unpack(f"<{count}f", row.vector))
         values = (
             bool(value) if kind == "boolean" else value

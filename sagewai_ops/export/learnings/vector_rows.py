@@ -1,4 +1,4 @@
-"""One table of vectors on its way: its rows, those that cannot be carried, and the comparison."""
+"""The rows of a table of vectors: those to copy, those refused, and their comparison."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ COMPARED_AT_ONCE = 200
 
 
 @dataclass(slots=True)
-class Carried:
-    """What became of one table of vectors.
+class VectorCopy:
+    """The result for one table of vectors.
 
     Attributes:
-        to: The table in the target, "" when it stays in the home alone.
+        to: The table in the target, "" if only the home has it.
         rows: In the home.
         sent: In the target.
         neighbours: Always 0; earlier versions compared nearest neighbours too.
-        seconds: Of everything; the others are parts of it.
+        seconds: In total; the other times are parts of it.
     """
 
     table: str
@@ -44,7 +44,7 @@ class Carried:
     index_seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Give it as JSON."""
+        """Return it as JSON."""
         return {
             name: round(value, 3) if isinstance(value := getattr(self, name), float) else value
             for name in self.__slots__
@@ -52,10 +52,10 @@ class Carried:
 
 
 class Rows:
-    """The rows of one table that can be carried; those that cannot are counted, once.
+    """The rows of one table that can be copied; the others are counted once.
 
     Args:
-        tally: Counts what is left out.
+        tally: Counts the rows omitted.
         has_extension: sqlite-vec is loaded into the source's connection.
     """
 
@@ -69,16 +69,16 @@ class Rows:
         self._refused: set[str | int] = set()
 
     def refuse(self, key: str | int, kind: str, column: str, detail: str) -> None:
-        """Leave a row out."""
+        """Omit a row."""
         if key not in self._refused:
             self._tally.add(self.table.name, column, kind, detail, str(key))
             self._refused.add(key)
 
     def refuse_texts(self, row: VectorRow, columns: set[str] | None = None) -> bool:
-        """Leave a row out whose texts the target cannot hold, and say whether that was so.
+        """Omit a row whose texts the target cannot store; return whether it was omitted.
 
         Args:
-            columns: Look at these; None for all, and the key.
+            columns: The columns to check; None for all, and the key.
         """
         for name, text in self._texts(row):
             if columns is not None and name not in columns:
@@ -95,8 +95,8 @@ class Rows:
         """Yield all rows of the table."""
         return read_vectors(self.source, self.table, extension=self.has_extension)
 
-    def carried(self) -> Iterator[VectorRow]:
-        """Yield the rows that were not left out, in the same order every time."""
+    def copied(self) -> Iterator[VectorRow]:
+        """Yield the rows that were not omitted, in the same order every time."""
         return (row for row in self.every_row() if row.key not in self._refused)
 
     def _texts(self, row: VectorRow) -> Iterator[tuple[str, str]]:
@@ -112,9 +112,9 @@ async def compare(
     query: str,
     arguments: list[object],
     expected: Iterator[tuple[object, ...]],
-    carried: Carried,
+    result: VectorCopy,
 ) -> None:
-    """Compare rows with what a query of the server answers, one by one and in order.
+    """Compare rows with the result of a query, in order.
 
     Raises:
         DifferenceError: They differ.
@@ -122,10 +122,10 @@ async def compare(
     met = 0
     async for record in server.cursor(query, *arguments, prefetch=COMPARED_AT_ONCE):
         if tuple(record) != next(expected, None):
-            raise DifferenceError(f"learnings {carried.table}: row {met} of the target differs")
+            raise DifferenceError(f"learnings {result.table}: row {met} of the target differs")
         met += 1
-    if met != carried.sent or next(expected, None) is not None:
-        raise DifferenceError(f"learnings {carried.table}: {carried.sent} rows sent, {met} stored")
+    if met != result.sent or next(expected, None) is not None:
+        raise DifferenceError(f"learnings {result.table}: {result.sent} rows sent, {met} stored")
 
 
 async def compare_any_order(
@@ -134,7 +134,7 @@ async def compare_any_order(
     expected: Iterator[tuple[object, ...]],
     name: str,
 ) -> None:
-    """Compare rows with what a query answers, in whatever order either side has them.
+    """Compare rows with the result of a query, in any order.
 
     Both are kept as digests: the table may have been rewritten since, and a Python that loads
     sqlite-vec reads the home in another order than one that does not.
