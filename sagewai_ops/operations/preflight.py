@@ -536,9 +536,8 @@ def check_tables(
         checked = check_database(database.path, wait_seconds=wait_seconds, progress=progress)
         findings, rows, state = checked.findings, checked.rows, checked.level.state
         with open_read_transaction(database.path, wait_seconds=wait_seconds) as transaction:
-            drift = [
-                item.shown for item in find_drift(transaction.connection) if not item.is_addable
-            ]
+            differences = find_drift(transaction.connection)
+        drift = [item.shown for item in differences if not item.is_addable]
     broken = [finding for finding in findings if finding.kind in _BROKEN]
     for finding in broken:
         if finding.kind == "integrity":
