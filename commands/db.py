@@ -1,6 +1,6 @@
 """`db`: the schema of a home's database, on SQLite and on PostgreSQL."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,16 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     SqlOption,
     WriterWaitOption,
 )
+
+if TYPE_CHECKING:
+    from sagewai_ops.schema.results import (
+        PostgresChange,
+        PostgresCheck,
+        PostgresRevision,
+        SqliteChange,
+        SqliteCheck,
+        SqliteRevision,
+    )
 
 UPGRADE = """Upgrade the schema of the database.
 
@@ -90,11 +100,16 @@ _SHOWN = 40  # findings and additions that people are shown; --json has all
 def register(app: typer.Typer) -> None:
     """Add the group."""
     group = command_group("db", "Show, check and change the schema of the database.")
-    add_command(group, "db upgrade", upgrade, UPGRADE, changes=True)
-    add_command(group, "db downgrade", downgrade, DOWNGRADE, changes=True)
-    add_command(group, "db current", current, CURRENT)
-    add_command(group, "db history", history, HISTORY)
-    add_command(group, "db check", check, CHECK, unattended=True)
+    at = "sagewai_ops.schema.results:"
+    move = f"{at}PostgresChange | {at}SqlScript"
+    revision = f"{at}SqliteRevision | {at}PostgresRevision"
+    checked = f"{at}SqliteCheck | {at}PostgresCheck"
+    change = f"{at}SqliteChange | {move}"
+    add_command(group, "db upgrade", upgrade, UPGRADE, result=change, changes=True)
+    add_command(group, "db downgrade", downgrade, DOWNGRADE, result=move, changes=True)
+    add_command(group, "db current", current, CURRENT, result=revision)
+    add_command(group, "db history", history, HISTORY, result=f"{at}History")
+    add_command(group, "db check", check, CHECK, result=checked, unattended=True)
     app.add_typer(group)
 
 
@@ -159,7 +174,7 @@ def upgrade(
         return _show_sql(database, options)
     with run.terminal.progress() as progress:
         report = change_schema(home, database, options, progress=progress)
-    result = report.as_dict()
+    result = report.result
     return Outcome(
         result,
         lambda terminal: _show_change(terminal, result),
@@ -203,47 +218,53 @@ def downgrade(
     )
     with run.terminal.progress() as progress:
         report = change_schema(home, database, options, progress=progress)
-    result = report.as_dict()
+    result = report.result
     return Outcome(result, lambda terminal: _show_change(terminal, result))
 
 
 def current(run: Run) -> Outcome:
     """Read the state, render."""
     from sagewai_ops.database.url import PostgresUrl, resolve
+    from sagewai_ops.schema.results import (
+        PostgresRevision,
+        SqliteRevision,
+        describe_level,
+        describe_position,
+    )
 
     database = resolve(run.settings.environment, run.home().database)
+    result: SqliteRevision | PostgresRevision
     if isinstance(database, PostgresUrl):
         from sagewai_ops.process.signals import run_interruptibly
-        from sagewai_ops.schema import as_json, migrate_postgres
+        from sagewai_ops.schema.migrate_postgres import inspect_database
 
-        result = as_json.of_position(
-            database, run_interruptibly(migrate_postgres.inspect_database(database))
-        )
+        result = describe_position(database, run_interruptibly(inspect_database(database)))
     else:
         from sagewai_ops.database.sqlite.read_transaction import open_read_transaction
-        from sagewai_ops.schema import as_json
         from sagewai_ops.schema.sqlite_revision import read_level
 
         with open_read_transaction(database.path) as pin:
-            result = as_json.of_level(database, read_level(pin.connection))
+            result = describe_level(database, read_level(pin.connection))
     return Outcome(result, lambda terminal: _show_position(terminal, result), always=True)
 
 
 def history(_run: Run) -> Outcome:
     """List."""
     from sagewai_ops.schema.alembic_runner import read_descriptions
+    from sagewai_ops.schema.results import History, Revision
     from sagewai_ops.schema.revision_graph import HEAD, parents, revisions
 
     texts = read_descriptions()
-    listed: list[dict[str, Any]] = [
-        {"revision": name, "after": list(parents()[name]), "does": texts[name]}
-        for name in revisions()
-    ]
-    result = {"head": HEAD, "revisions": listed}
+    result = History(
+        head=HEAD,
+        revisions=tuple(
+            Revision(revision=name, after=parents()[name], does=texts[name]) for name in revisions()
+        ),
+    )
 
     def show(terminal: Terminal) -> None:
-        columns = ("revision", "does")
-        terminal.table(columns, [[str(entry[name]) for name in columns] for entry in listed])
+        rows = [[entry.revision, entry.does] for entry in result.revisions]
+        terminal.table(("revision", "does"), rows)
 
     return Outcome(result, show, always=True)
 
@@ -251,26 +272,31 @@ def history(_run: Run) -> Outcome:
 def check(run: Run, *, wait: WriterWaitOption = 30.0) -> Outcome:
     """Check, render."""
     from sagewai_ops.database.url import PostgresUrl, resolve
-    from sagewai_ops.schema import as_json
+    from sagewai_ops.schema.results import (
+        PostgresCheck,
+        SqliteCheck,
+        describe_check,
+        describe_postgres_check,
+    )
 
     database = resolve(run.settings.environment, run.home().database)
+    result: SqliteCheck | PostgresCheck
     if isinstance(database, PostgresUrl):
         from sagewai_ops.process.signals import run_interruptibly
         from sagewai_ops.schema.check_postgres import check_postgres
 
-        result = as_json.of_checked_postgres(
-            database, run_interruptibly(check_postgres(database, wait_seconds=wait))
-        )
+        found = run_interruptibly(check_postgres(database, wait_seconds=wait))
+        result = describe_postgres_check(database, found)
     else:
         from sagewai_ops.operations.check_database import check_database
 
         with run.terminal.progress() as progress:
             checked = check_database(database.path, wait_seconds=wait, progress=progress)
-        result = as_json.of_checked(database, checked)
+        result = describe_check(database, checked)
     return Outcome(
         result,
         lambda terminal: _show_check(terminal, result),
-        exit_code=EXIT_FINDINGS if result["findings"] else EXIT_DONE,
+        exit_code=EXIT_FINDINGS if result.findings else EXIT_DONE,
         always=True,
     )
 
@@ -286,96 +312,101 @@ def _choose_target(target: str | None, revision: str | None) -> str | None:
 def _show_sql(database: Any, options: Any) -> Outcome:
     """Return the statements that a run would execute."""
     from sagewai_ops.operations.change_schema import plan_sql
+    from sagewai_ops.schema.results import SqlScript
 
-    script = plan_sql(database, options)
-    result = {"database": database.display, "sql": script}
+    result = SqlScript(database=database.display, sql=plan_sql(database, options))
 
     def show(terminal: Terminal) -> None:
-        for line in script.splitlines():
+        for line in result.sql.splitlines():
             terminal.line(line.expandtabs(4))  # the terminal shows control characters as escapes
 
     return Outcome(result, show, always=True)
 
 
-def _show_change(terminal: Terminal, result: dict[str, Any]) -> None:
+def _show_change(terminal: Terminal, result: "SqliteChange | PostgresChange") -> None:
     """Show the result of an upgrade or a downgrade."""
-    before = " and ".join(result["before"]) or "nothing"
-    after = " and ".join(result["after"]) or "nothing"
-    steps = result["ran"] if result["engine"] == "postgresql" else result["added"]
-    what = "revisions" if result["engine"] == "postgresql" else "additions"
-    verb = f"rehearsed by {result['rehearsed']}" if result["rehearsed"] else "migrated"
+    before = " and ".join(result.before) or "nothing"
+    after = " and ".join(result.after) or "nothing"
+    if result.engine == "postgresql":
+        steps, what = result.ran, "revisions"
+        functions, dropped, kept = result.repaired_functions, result.dropped_rows, result.kept_rows
+        remaining: Any = ()
+    else:
+        steps, what = result.added, "additions"
+        functions, dropped, kept = (), {}, {}
+        remaining = result.remaining
+    verb = f"rehearsed by {result.rehearsed}" if result.rehearsed else "migrated"
     terminal.line(
-        f"{result['database']}: {verb} from {before} to {after}, {len(steps)} {what}"
-        f" in {result['seconds']:.2f} s",
+        f"{result.database}: {verb} from {before} to {after}, {len(steps)} {what}"
+        f" in {result.seconds:.2f} s",
         style="bold green",
     )
     for step in steps[:_SHOWN]:
         terminal.line(f"  {step}")
     if len(steps) > _SHOWN:
         terminal.line(f"  and {len(steps) - _SHOWN} more")
-    for function in result.get("repaired_functions", ()):
+    for function in functions:
         terminal.line(f"  repaired  {function}, whose parameter had another name")
-    dropped = result.get("dropped_rows", {})
     for table, rows in dropped.items():
         terminal.line(f"  dropped   {table}, {_rows(rows)}", style="yellow")
     if dropped:
-        filled = {table: rows for table, rows in result["kept_rows"].items() if rows}
+        filled = {table: rows for table, rows in kept.items() if rows}
         for table, rows in filled.items():
             terminal.line(f"  kept      {table}, {_rows(rows)}")
-        empty = len(result["kept_rows"]) - len(filled)
+        empty = len(kept) - len(filled)
         terminal.line(f"  kept      {empty} {'other ' if filled else ''}tables, without rows")
     else:
-        rows = sum(result["rows_after"].values())
-        terminal.line(f"  rows      {rows} in {len(result['rows_after'])} tables, unchanged")
-    if result["snapshot"]:
-        terminal.line(f"  snapshot  {result['snapshot']}")
-    remaining = result.get("remaining", [])
+        rows = sum(result.rows_after.values())
+        terminal.line(f"  rows      {rows} in {len(result.rows_after)} tables, unchanged")
+    if result.snapshot:
+        terminal.line(f"  snapshot  {result.snapshot}")
     if remaining:
         terminal.line(f"  {len(remaining)} differences that an upgrade does not repair:")
         for item in remaining[:_SHOWN]:
-            terminal.line(f"    {item['text']}")
+            terminal.line(f"    {item.text}")
 
 
 def _rows(count: int) -> str:
     return "1 row" if count == 1 else f"{count} rows"
 
 
-def _show_position(terminal: Terminal, result: dict[str, Any]) -> None:
+def _show_position(terminal: Terminal, result: "SqliteRevision | PostgresRevision") -> None:
     """Show the state of the database, and the command that repairs it."""
-    at = " and ".join(result["revisions"]) or "no revision"
-    style = "bold green" if result["state"] == "current" else "bold yellow"
-    terminal.line(f"{result['database']}: {result['state']}, at {at}", style=style)
-    for name in result.get("missing", [])[:_SHOWN]:
-        terminal.line(f"  missing  {name}")
-    for name in result.get("extra_columns", []):
-        terminal.line(f"  extra    {name}")
-    for name in result.get("unknown_tables", []):
-        terminal.line(f"  yours    {name}")
-    if result["advice"]:
-        terminal.line(f"  repair   {result['advice']}")
+    at = " and ".join(result.revisions) or "no revision"
+    style = "bold green" if result.state == "current" else "bold yellow"
+    terminal.line(f"{result.database}: {result.state}, at {at}", style=style)
+    if result.engine == "sqlite":
+        for name in result.missing[:_SHOWN]:
+            terminal.line(f"  missing  {name}")
+        for name in result.extra_columns:
+            terminal.line(f"  extra    {name}")
+        for name in result.unknown_tables:
+            terminal.line(f"  yours    {name}")
+    if result.advice:
+        terminal.line(f"  repair   {result.advice}")
 
 
-def _show_check(terminal: Terminal, result: dict[str, Any]) -> None:
+def _show_check(terminal: Terminal, result: "SqliteCheck | PostgresCheck") -> None:
     """Write the findings and notes of a check."""
-    findings, notes = result["findings"], result.get("notes", [])
-    rows = sum(result["rows"].values())
+    findings = result.findings
+    notes = result.notes if result.engine == "sqlite" else ()
+    rows = sum(result.rows.values())
     style = "bold yellow" if findings else "bold green"
     summary = f"{len(findings)} findings" if findings else "no findings"
     terminal.line(
-        f"{result['database']}: {summary} in {rows} rows of {len(result['rows'])} tables",
-        style=style,
+        f"{result.database}: {summary} in {rows} rows of {len(result.rows)} tables", style=style
     )
-    width = max((11, *(len(finding["kind"]) for finding in findings[:_SHOWN])))
+    width = max((11, *(len(finding.kind) for finding in findings[:_SHOWN])))
     for finding in findings[:_SHOWN]:
-        terminal.line(f"  {finding['kind']:<{width}}  {finding['text']}")
+        terminal.line(f"  {finding.kind:<{width}}  {finding.text}")
     if len(findings) > _SHOWN:
         terminal.line(f"  and {len(findings) - _SHOWN} more")
     for note in notes[:_SHOWN]:
-        terminal.line(f"  note         {note['kind']}: {note['text']}")
+        terminal.line(f"  note         {note.kind}: {note.text}")
     if len(notes) > _SHOWN:
         terminal.line(f"  and {len(notes) - _SHOWN} more notes")
-    for name in result["unknown_tables"]:
-        terminal.line(f"  yours        {name}, {result['rows'].get(name, 0)} rows")
-    if result.get("free_pages"):
-        free = size(result["free_pages"] * result["page_size"])
+    for name in result.unknown_tables:
+        terminal.line(f"  yours        {name}, {result.rows.get(name, 0)} rows")
+    if result.engine == "sqlite" and result.free_pages:
+        free = size(result.free_pages * result.page_size)
         terminal.line(f"  free         {free}; backup --compact leaves them out")

@@ -7,9 +7,8 @@ transaction, and backups are the server's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from sagewai_ops.backup.create import create_snapshot
 from sagewai_ops.backup.report import BackupOptions, BackupReport
@@ -20,7 +19,12 @@ from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema import migrate_postgres, rehearse_postgres, revision_graph, upgrade_sqlite
-from sagewai_ops.schema.as_json import of_moved, of_upgraded
+from sagewai_ops.schema.results import (
+    PostgresChange,
+    SqliteChange,
+    describe_migration,
+    describe_upgrade,
+)
 from sagewai_ops.schema.revision_graph import HEAD
 from sagewai_ops.swap import pending
 
@@ -55,13 +59,19 @@ class Report:
     postgres: migrate_postgres.Migration | None = None
     snapshot: BackupReport | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the JSON of the result; docs/json.md."""
-        done = of_upgraded(self.sqlite) if self.sqlite else {}
-        if self.postgres:
-            done = of_moved(self.postgres)
-        snapshot = str(self.snapshot.path) if self.snapshot else None
-        return {"database": self.database.display, "snapshot": snapshot, **done}
+    @property
+    def result(self) -> SqliteChange | PostgresChange:
+        """The result of the command."""
+        if isinstance(self.database, PostgresUrl):
+            assert self.postgres
+            return describe_migration(self.database, self.postgres)
+        assert self.sqlite
+        done = describe_upgrade(self.sqlite)
+        return SqliteChange(
+            **{field.name: getattr(done, field.name) for field in fields(done)},
+            database=self.database.display,
+            snapshot=self.snapshot.path if self.snapshot else None,
+        )
 
     @property
     def exit_code(self) -> int:

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sagewai_ops.database.postgres import connection as postgres_connection
 from sagewai_ops.database.url import PostgresUrl
@@ -73,7 +73,7 @@ class Migration:
     rows_before: Mapping[str, int]
     rows_after: Mapping[str, int]
     seconds: float
-    rehearsed: str = ""
+    rehearsed: Literal["scratch", "rollback", ""] = ""
     server: str = ""
     repaired_functions: tuple[str, ...] = ()
 

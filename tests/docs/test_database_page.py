@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from sagewai_ops.schema import as_json, findings, migrate_postgres, revision_graph, sqlite_revision
+from sagewai_ops.schema import findings, migrate_postgres, results, revision_graph, sqlite_revision
 
 PAGE = (Path(__file__).parents[2] / "docs" / "database.md").read_text(encoding="utf-8")
 
@@ -26,7 +26,7 @@ def test_every_state_is_documented_with_its_repair() -> None:
     rows = {row[0].strip("`"): row[-1] for row in _table("state")}
 
     assert rows.keys() == {*get_args(revision_graph.State), *get_args(sqlite_revision.State)}
-    for state, advice in as_json.ADVICE.items():
+    for state, advice in results.ADVICE.items():
         assert advice.removeprefix("sagewai-ops ").partition("  #")[0] in rows[state]
 
 
