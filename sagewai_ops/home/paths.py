@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Literal, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from sagewai_ops.errors import NotFoundError
@@ -185,8 +186,11 @@ def kind_of(relative: str) -> Kind:
     return Kind.SECRET if _has_secrets(directory, name) else Kind.OTHER
 
 
-def layout_of(root: Path) -> str:
-    """Return the layout: `canonical`, `flat` (four files at the root), `mixed` or `empty`."""
+Layout: TypeAlias = Literal["canonical", "flat", "mixed", "empty"]
+
+
+def layout_of(root: Path) -> Layout:
+    """Return the layout; `flat` has its four files at the root, `mixed` has some of both."""
     flat = any(os.path.lexists(root / name) for name in LEGACY_PLACES)
     canonical = any(os.path.lexists(root / place) for place in LEGACY_PLACES.values())
     if flat and canonical:

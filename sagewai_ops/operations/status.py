@@ -2,16 +2,18 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sagewai_ops.database.sqlite.in_use import find_users
 from sagewai_ops.database.sqlite.integrity import count_rows
 from sagewai_ops.database.sqlite.read_transaction import open_read_transaction, sidecar, size_of
+from sagewai_ops.database.sqlite.version_notes import version_note
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs.free_space import free_bytes
-from sagewai_ops.home.paths import PARTS, Home, layout_of, require
+from sagewai_ops.home.paths import PARTS, Home, Layout, layout_of, require
 from sagewai_ops.home.state_files import (
     Document,
     document_name,
@@ -20,10 +22,16 @@ from sagewai_ops.home.state_files import (
 )
 from sagewai_ops.keys.candidates import Candidate, active_key, find_candidates
 from sagewai_ops.process.procfs import Process
-from sagewai_ops.schema.sqlite_revision import Level, read_level
+from sagewai_ops.schema.sqlite_revision import State, read_level
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
 from sagewai_ops.snapshots.ownership import home_ids
-from sagewai_ops.swap.pending import Pending, pending_operations
+from sagewai_ops.snapshots.results import SnapshotSummary, summarize_snapshot
+from sagewai_ops.swap.pending import (
+    KEY_ROTATION,
+    LAYOUT_MIGRATION,
+    RESTORE,
+    pending_operations,
+)
 from sagewai_ops.swap.swap import kept_before
 
 _WAIT_SECONDS = 5.0  # for a process that has the database locked; Sagewai waits as long
@@ -35,7 +43,7 @@ class DatabaseStatus:
 
     Attributes:
         size_bytes: Of the main file; most of the data may be in the WAL.
-        counts: Rows of each table.
+        tables: Number of rows of each table.
         problem: Why it could not be read; "" if it could.
         journal_mode: `wal`, or the rollback mode in use; "" if it could not be read.
     """
@@ -43,10 +51,44 @@ class DatabaseStatus:
     path: Path
     size_bytes: int
     wal_bytes: int
-    level: Level | None
-    counts: Mapping[str, int]
+    schema_level: str | None = None
+    schema_state: State | None = None
+    unknown_tables: tuple[str, ...] = ()
+    tables: Mapping[str, int] = field(default_factory=dict)
     problem: str = ""
     journal_mode: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentStatus:
+    """A document: its version, its records by kind, and what is wrong with it."""
+
+    version: int | None
+    counts: Mapping[str, int]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyStatus:
+    """An available master key, without its value."""
+
+    source: str
+    fingerprint: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotsStatus:
+    """The snapshots of the home.
+
+    Attributes:
+        proved: The newest of them that a drill restored successfully.
+    """
+
+    folder: Path
+    count: int
+    newest: SnapshotSummary | None
+    proved: SnapshotSummary | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,36 +96,36 @@ class Status:
     """A home at one moment.
 
     Attributes:
-        layout: `canonical`, `flat`, `mixed` or `empty`.
+        files: Number of its files.
         sizes: Bytes below each part of the home.
         free_bytes: On its file system.
+        overrides: Variable -> path outside the home that it names.
+        notes: Facts that need no action.
         documents: By path in the home.
-        key: The key that Sagewai would use; None if it would create a new one.
-        snapshots: Number of the home's snapshots.
-        newest: Of the home's snapshots.
-        proved: The newest of them that a drill restored successfully.
-        kept: Previous homes that restores kept.
-        pending: Interrupted operations to recover.
-        unreadable: Documents and directories that this user cannot read.
+        key_source: Of the key that Sagewai would use; "" if it would create a new one.
+        before_restore: Previous homes that restores kept.
     """
 
-    home: Home
-    layout: str
-    sizes: Mapping[str, int]
+    home: Path
+    layout: Layout
     files: int
+    sizes: Mapping[str, int]
     free_bytes: int
+    overrides: Mapping[str, Path]
     database: DatabaseStatus | None
-    documents: Mapping[str, Document]
-    candidates: tuple[Candidate, ...]
-    key: Candidate | None
-    users: tuple[Process, ...]
-    directory: Path
-    snapshots: int
-    newest: Snapshot | None
-    proved: Snapshot | None
-    kept: tuple[Path, ...]
-    pending: tuple[Pending, ...]
-    unreadable: tuple[Path, ...]
+    sqlite_version: str
+    notes: tuple[str, ...]
+    documents: Mapping[str, DocumentStatus]
+    keys: tuple[KeyStatus, ...]
+    key_source: str
+    key_fingerprint: str
+    used_by: tuple[Process, ...]
+    snapshots: SnapshotsStatus
+    before_restore: tuple[Path, ...]
+    interrupted_restore: bool
+    interrupted_rotation: bool
+    interrupted_layout_migration: bool
+    warnings: tuple[str, ...]
 
 
 def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> Status:
@@ -106,29 +148,90 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
         files += 1
     ids = set(home_ids(home))
     own = [item for item in list_snapshots(directory) if not item.home_id or item.home_id in ids]
+    newest = own[-1] if own else None
+    proved = next((item for item in reversed(own) if item.proved_at), None)
     candidates = find_candidates(home, environment)
+    key = active_key(candidates)
+    database = _database(home)
+    documents = {
+        path: parse_document(document_name(path), content)
+        for path, content in read_documents(home).items()
+    }
+    pending = [item.operation for item in pending_operations(home.root)]
     return Status(
-        home=home,
+        home=home.root,
         layout=layout_of(home.root),
-        sizes=sizes,
         files=files,
+        sizes=sizes,
         free_bytes=free_bytes(home.root),
-        database=_database(home),
+        overrides=home.overrides,
+        database=database,
+        sqlite_version=sqlite3.sqlite_version,
+        notes=tuple(_notes(home, database)),
         documents={
-            path: parse_document(document_name(path), content)
-            for path, content in read_documents(home).items()
+            path: DocumentStatus(document.version, document.counts, document.problems)
+            for path, document in documents.items()
         },
-        candidates=candidates,
-        key=active_key(candidates),
-        users=users,
-        directory=directory,
-        snapshots=len(own),
-        newest=own[-1] if own else None,
-        proved=next((item for item in reversed(own) if item.proved_at), None),
-        kept=tuple(kept_before(home.root)),
-        pending=pending_operations(home.root),
-        unreadable=tuple(_find_unreadable(home)),
+        keys=tuple(KeyStatus(item.source, item.fingerprint, item.problem) for item in candidates),
+        key_source=key.source if key else "",
+        key_fingerprint=key.fingerprint if key else "",
+        used_by=tuple(_in_seconds(user) for user in users),
+        snapshots=SnapshotsStatus(
+            folder=directory,
+            count=len(own),
+            newest=summarize_snapshot(newest) if newest else None,
+            proved=summarize_snapshot(proved) if proved else None,
+        ),
+        before_restore=tuple(kept_before(home.root)),
+        interrupted_restore=RESTORE.name in pending,
+        interrupted_rotation=KEY_ROTATION.name in pending,
+        interrupted_layout_migration=LAYOUT_MIGRATION.name in pending,
+        warnings=(
+            *_warn_of_keys(candidates),
+            *((database.problem,) if database and database.problem else ()),
+            *_warn_of_documents(documents),
+            *(f"{path}: not readable, not shown" for path in _find_unreadable(home)),
+            *_warn_of_size(newest),
+            *(
+                f"{operation} pending, interrupted before its end: sagewai-ops recover"
+                for operation in pending
+            ),
+        ),
     )
+
+
+def _in_seconds(process: Process) -> Process:
+    started_at = process.started_at
+    return replace(process, started_at=started_at and started_at.replace(microsecond=0))
+
+
+def _notes(home: Home, database: DatabaseStatus | None) -> Iterator[str]:
+    server = home.server_url_variable
+    if server:
+        yield f"{server}: Sagewai's tables are on that server, not in this database"
+    note = database and version_note(sqlite3.sqlite_version_info[:3], database.journal_mode)
+    if note:
+        yield note
+
+
+def _warn_of_keys(candidates: Iterable[Candidate]) -> Iterator[str]:
+    for item in candidates:
+        if item.problem:
+            yield f"{item.path or item.source}: {item.problem}; Sagewai would create a new key"
+
+
+def _warn_of_documents(documents: Mapping[str, Document]) -> Iterator[str]:
+    for path, document in documents.items():
+        for problem in document.problems:
+            yield f"{path}: {problem}"
+
+
+def _warn_of_size(newest: Snapshot | None) -> Iterator[str]:
+    if newest and newest.is_truncated:
+        yield (
+            f"{newest.path}: size differs from the recorded one: "
+            f"sagewai-ops snapshots verify {newest.id}"
+        )
 
 
 def _find_unreadable(home: Home) -> Iterator[Path]:
@@ -151,9 +254,16 @@ def _database(home: Home) -> DatabaseStatus | None:
             level, counts = read_level(pin.connection), count_rows(pin.connection)
             journal_mode = pin.journal_mode
     except OpsError as error:
-        return DatabaseStatus(home.database, size_bytes, wal_bytes, None, {}, error.message)
+        return DatabaseStatus(home.database, size_bytes, wal_bytes, problem=error.message)
     return DatabaseStatus(
-        home.database, size_bytes, wal_bytes, level, counts, journal_mode=journal_mode
+        path=home.database,
+        size_bytes=size_bytes,
+        wal_bytes=wal_bytes,
+        schema_level=level.revision,
+        schema_state=level.state,
+        unknown_tables=level.unknown_tables,
+        tables=counts,
+        journal_mode=journal_mode,
     )
 
 

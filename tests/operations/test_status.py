@@ -36,10 +36,12 @@ def test_a_home_of_the_real_sagewai_is_described_and_untouched(
 
     assert everything_of(root) == before
     assert found.layout == layout
-    assert found.key is not None
+    assert found.key_fingerprint
     assert found.documents
-    assert found.pending == ()
-    assert found.newest is None
+    assert not found.interrupted_restore
+    assert not found.interrupted_rotation
+    assert not found.interrupted_layout_migration
+    assert found.snapshots.newest is None
 
 
 @pytest.mark.parametrize("journal", ["everything", "tail"])
@@ -52,10 +54,9 @@ def test_rows_are_counted_where_they_are(tmp_path: Path, journal: str) -> None:
 
     assert everything_of(built.root) == before
     assert found.database is not None
-    assert {table: found.database.counts[table] for table in built.rows} == dict(built.rows)
+    assert {table: found.database.tables[table] for table in built.rows} == dict(built.rows)
     assert found.database.wal_bytes > 0
-    assert found.database.level is not None
-    assert found.database.level.state == "current"
+    assert found.database.schema_state == "current"
 
 
 def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
@@ -81,9 +82,9 @@ def test_who_has_the_database_open_is_named(tmp_path: Path) -> None:
         writer.stop()
     after = _look(built.root)
 
-    assert [user.pid for user in during.users] == [writer.process.pid]
-    assert "home_writer" in during.users[0].command
-    assert after.users == ()
+    assert [user.pid for user in during.used_by] == [writer.process.pid]
+    assert "home_writer" in during.used_by[0].command
+    assert after.used_by == ()
 
 
 def test_a_key_that_sagewai_refuses_is_no_key_in_use(tmp_path: Path) -> None:
@@ -93,10 +94,8 @@ def test_a_key_that_sagewai_refuses_is_no_key_in_use(tmp_path: Path) -> None:
 
     found = _look(built.root)
 
-    assert found.key is None
-    assert [candidate.problem for candidate in found.candidates] == [
-        "mode 0644, accessible to other users"
-    ]
+    assert (found.key_source, found.key_fingerprint) == ("", "")
+    assert [key.problem for key in found.keys] == ["mode 0644, accessible to other users"]
 
 
 def test_the_newest_snapshot_of_this_home_is_told(tmp_path: Path) -> None:
@@ -112,8 +111,8 @@ def test_the_newest_snapshot_of_this_home_is_told(tmp_path: Path) -> None:
 
     found = _look(built.root)
 
-    assert found.newest is not None
-    assert (found.newest.id, found.snapshots) == (first.id, 1)
+    assert found.snapshots.newest is not None
+    assert (found.snapshots.newest.id, found.snapshots.count) == (first.id, 1)
 
 
 @pytest.mark.parametrize("content", [b"no database", b"SQLite format 3\0" + bytes(50)])
@@ -137,7 +136,7 @@ def test_an_empty_home_is_a_home(tmp_path: Path) -> None:
 
     found = _look(tmp_path / "home")
 
-    assert (found.layout, found.files, found.database, found.key) == ("empty", 0, None, None)
+    assert (found.layout, found.files, found.database, found.key_source) == ("empty", 0, None, "")
 
 
 def test_no_home_is_an_error(tmp_path: Path) -> None:
