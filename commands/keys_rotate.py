@@ -153,10 +153,9 @@ def rotate(
 def _recovered(report: Any) -> Outcome:
     """Return what `keys rotate --recover` answered before there was `recover`."""
     from sagewai_ops.fs.journal import Recovery
-    from sagewai_ops.keys.trial_decryption import Unopened
     from sagewai_ops.operations.rotate_keys import RotationRecovery
 
-    recovery = report.recoveries[-1] if report.recoveries else Recovery()
+    recovery = report.recovered[-1] if report.recovered else Recovery()
     answer: Any = alias_outcome(report)
     fingerprint = recovery.key_fingerprint
     result = RotationRecovery(
@@ -164,7 +163,7 @@ def _recovered(report: Any) -> Outcome:
         recovery=answer,
         reason=recovery.reason,
         key_fingerprint=fingerprint,
-        left=tuple(Unopened(*value) for value in recovery.left),
+        left=recovery.left,
         steps=recovery.steps,
     )
     suffix = f", all values under key {fingerprint}" if fingerprint else ""

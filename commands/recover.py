@@ -35,7 +35,14 @@ _SHOWN = 20  # values in the text; --json lists all
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    add_command(app, "recover", recover, HELP, changes=True)
+    add_command(
+        app,
+        "recover",
+        recover,
+        HELP,
+        result="sagewai_ops.operations.recover:RecoveryReport",
+        changes=True,
+    )
 
 
 def recover(
@@ -52,12 +59,11 @@ def recover(
     report = recover_home(home, run.settings.environment, dry_run=dry_run, wait_seconds=wait)
     if report.is_empty:
         require(home)  # without one, a restore of it may have been pending
-    result = _as_result(report, is_dry=dry_run)
     return Outcome(
-        result,
-        lambda terminal: _show(terminal, result),
+        report,
+        lambda terminal: _show(terminal, report),
         exit_code=EXIT_DONE if report.is_complete else EXIT_INCOMPLETE,
-        warnings=tuple(line for recovery in report.recoveries for line in warnings_of(recovery)),
+        warnings=tuple(line for recovery in report.recovered for line in warnings_of(recovery)),
         always=True,
     )
 
@@ -65,58 +71,31 @@ def recover(
 def warnings_of(recovery: Any) -> tuple[str, ...]:
     """Return what remains to be done after a recovery, one line each."""
     reason = (f"{recovery.operation}: {recovery.reason}",) if recovery.reason else ()
-    left = [f"{place} {where}: unchanged, {why}" for place, where, why in recovery.left[:_SHOWN]]
+    left = [
+        f"{value.place} {value.where}: unchanged, {value.reason}"
+        for value in recovery.left[:_SHOWN]
+    ]
     if len(recovery.left) > _SHOWN:
         left.append(f"and {len(recovery.left) - _SHOWN} more: --json lists them")
     return (*reason, *left, *recovery.steps)
 
 
-def left_values(recovery: Any) -> list[dict[str, str]]:
-    """Return the JSON of the values that no key opens."""
-    return [
-        {"place": place, "where": where, "reason": reason} for place, where, reason in recovery.left
-    ]
-
-
 def alias_outcome(report: Any) -> str:
     """Return the outcome in the words of `restore --recover` and `keys rotate --recover`."""
-    outcome = report.recoveries[-1].outcome if report.recoveries else "nothing to do"
+    outcome = report.recovered[-1].outcome if report.recovered else "nothing to do"
     return "finished" if outcome == "completed" else outcome
 
 
-def _as_result(report: Any, *, is_dry: bool) -> dict[str, Any]:
-    return {
-        "home": str(report.home),
-        "dry_run": is_dry,
-        "pending": [
-            {"operation": found.operation, "journal": str(found.journal)}
-            for found in report.pending
-        ],
-        "recovered": [
-            {
-                "operation": recovery.operation,
-                "outcome": recovery.outcome,
-                "reason": recovery.reason,
-                "key_fingerprint": recovery.key_fingerprint,
-                "left": left_values(recovery),
-                "steps": list(recovery.steps),
-            }
-            for recovery in report.recoveries
-        ],
-        "removed": list(report.removed),
-    }
-
-
-def _show(terminal: Terminal, result: dict[str, Any]) -> None:
-    home = result["home"]
-    if result["dry_run"]:
-        for found in result["pending"]:
-            terminal.line(f"home {home}: {found['operation']} pending, {found['journal']}")
-    for recovery in result["recovered"]:
-        key = recovery["key_fingerprint"]
+def _show(terminal: Terminal, result: Any) -> None:
+    home = result.home
+    if result.dry_run:
+        for found in result.pending:
+            terminal.line(f"home {home}: {found.operation} pending, {found.journal}")
+    for recovery in result.recovered:
+        key = recovery.key_fingerprint
         suffix = f", all values under key {key}" if key else ""
-        terminal.line(f"home {home}: {recovery['operation']} {recovery['outcome']}{suffix}")
-    if not result["recovered"] and not (result["dry_run"] and result["pending"]):
+        terminal.line(f"home {home}: {recovery.operation} {recovery.outcome}{suffix}")
+    if not result.recovered and not (result.dry_run and result.pending):
         terminal.line(f"home {home}: nothing pending")
-    if result["removed"]:
-        terminal.line(f"  removed   {', '.join(result['removed'])}")
+    if result.removed:
+        terminal.line(f"  removed   {', '.join(result.removed)}")

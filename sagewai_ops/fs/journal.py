@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic, locks
@@ -27,23 +27,31 @@ _OTHERS_WRITE = 0o022
 
 
 @dataclass(frozen=True, slots=True)
+class LeftValue:
+    """An encrypted value that no key opens."""
+
+    place: str
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Recovery:
     """The outcome of a recovery.
 
     Attributes:
         operation: The name of its kind; "" if nothing was pending.
-        outcome: `completed`, `rolled back` or `nothing to do`.
         reason: Why it was rolled back; "" otherwise.
         key_fingerprint: Of the key that the home's values are under; "" if not a key rotation.
-        left: Values that no key opens, as (place, where, reason).
+        left: Values that no key opens.
         steps: What remains to be done before Sagewai starts, one line each.
     """
 
     operation: str = ""
-    outcome: str = "nothing to do"
+    outcome: Literal["completed", "rolled back", "nothing to do"] = "nothing to do"
     reason: str = ""
     key_fingerprint: str = ""
-    left: tuple[tuple[str, str, str], ...] = ()
+    left: tuple[LeftValue, ...] = ()
     steps: tuple[str, ...] = ()
 
 

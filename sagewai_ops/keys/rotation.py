@@ -20,7 +20,7 @@ from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import OpsError, UsageError
 from sagewai_ops.fs import atomic
-from sagewai_ops.fs.journal import Recovery
+from sagewai_ops.fs.journal import LeftValue, Recovery
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.removal import sweep_leftovers
 from sagewai_ops.home.paths import Home
@@ -149,7 +149,7 @@ def recover(home: Home, environment: Mapping[str, str], *, wait_seconds: float =
                 rotation_journal.NAME,
                 "completed",
                 key_fingerprint=journal.new.fingerprint,
-                left=tuple((value.place, value.where, value.reason) for value in closed),
+                left=tuple(LeftValue(value.place, value.where, value.reason) for value in closed),
                 steps=steps,
             )
     rotation_journal.sweep(home.root)

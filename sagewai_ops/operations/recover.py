@@ -16,24 +16,25 @@ class RecoveryReport:
 
     Attributes:
         pending: Before the run.
-        recoveries: Empty in a dry run.
+        recovered: Empty in a dry run.
         removed: The names of removed leftovers.
     """
 
     home: Path
+    dry_run: bool
     pending: tuple[Pending, ...]
-    recoveries: tuple[Recovery, ...] = ()
+    recovered: tuple[Recovery, ...] = ()
     removed: tuple[str, ...] = ()
 
     @property
     def is_empty(self) -> bool:
         """Whether there was nothing to recover or to remove."""
-        return not (self.pending or self.recoveries or self.removed)
+        return not (self.pending or self.recovered or self.removed)
 
     @property
     def is_complete(self) -> bool:
         """Whether nothing remains to be done before Sagewai starts."""
-        return not any(recovery.left or recovery.steps for recovery in self.recoveries)
+        return not any(recovery.left or recovery.steps for recovery in self.recovered)
 
 
 def recover_home(
@@ -57,11 +58,11 @@ def recover_home(
     """
     found = pending.pending_operations(home.root, kinds)
     if dry_run:
-        return RecoveryReport(home.root, found)
-    recoveries: list[Recovery] = []
+        return RecoveryReport(home.root, dry_run, found)
+    recovered: list[Recovery] = []
     removed: list[str] = []
     for kind in kinds:
-        recovered, swept = pending.recover(home, environment, kind, wait_seconds=wait_seconds)
-        recoveries += recovered
+        recoveries, swept = pending.recover(home, environment, kind, wait_seconds=wait_seconds)
+        recovered += recoveries
         removed += swept
-    return RecoveryReport(home.root, found, tuple(recoveries), tuple(removed))
+    return RecoveryReport(home.root, dry_run, found, tuple(recovered), tuple(removed))

@@ -23,6 +23,7 @@ from sagewai_ops.errors import (
     UsageError,
 )
 from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs.journal import LeftValue
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home, require
 from sagewai_ops.keys import rotation, rotation_journal
 from sagewai_ops.keys.candidates import (
@@ -147,7 +148,7 @@ class RotationRecovery:
     recovery: Literal["finished", "rolled back", "nothing to do"]
     reason: str
     key_fingerprint: str
-    left: tuple[Unopened, ...]
+    left: tuple[LeftValue, ...]
     steps: tuple[str, ...]
 
 

@@ -71,7 +71,7 @@ def turn(home: Path) -> None:
 def recover(home: Home, environment: dict[str, str]) -> Recovery:
     """Recover a key rotation; return the outcome."""
     report = recover_home(home, environment, kinds=[KEY_ROTATION])
-    return report.recoveries[-1] if report.recoveries else Recovery()
+    return report.recovered[-1] if report.recovered else Recovery()
 
 
 def check_settled(home: Path, model: BuiltHome) -> str:

@@ -241,7 +241,7 @@ WORLDS = [
 def recover_restore(target: Home) -> str:
     """Recover a restore; return the outcome."""
     report = recover_home(target, {}, kinds=[pending.RESTORE])
-    return report.recoveries[-1].outcome if report.recoveries else "nothing to do"
+    return report.recovered[-1].outcome if report.recovered else "nothing to do"
 
 
 def is_pending(home: Path) -> bool:

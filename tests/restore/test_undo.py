@@ -30,7 +30,7 @@ def directory() -> Iterator[Path]:
 def recover_restore(target: Home) -> str:
     """Recover a restore; return the outcome."""
     report = recover_home(target, {}, kinds=[pending.RESTORE])
-    return report.recoveries[-1].outcome if report.recoveries else "nothing to do"
+    return report.recovered[-1].outcome if report.recovered else "nothing to do"
 
 
 def _restored(directory: Path) -> Path:

@@ -117,7 +117,7 @@ def test_restore_journal_of_version_0_1_is_recovered(tmp_path: Path) -> None:
         pending.require_settled(home)
     report = recover_home(locate(home, {}), {})
 
-    assert [recovery.outcome for recovery in report.recoveries] == ["completed"]
+    assert [recovery.outcome for recovery in report.recovered] == ["completed"]
     assert (home / "note").read_text() == "new"
     assert [(path / "note").read_text() for path in swap.kept_before(home)] == ["old"]
     assert pending.pending_operations(home) == ()
@@ -131,7 +131,7 @@ def test_layout_journal_of_version_0_1_is_recovered(tmp_path: Path) -> None:
         pending.require_settled(home)
     report = recover_home(locate(home, {}), {})
 
-    assert [recovery.outcome for recovery in report.recoveries] == ["completed"]
+    assert [recovery.outcome for recovery in report.recovered] == ["completed"]
     places = sorted(str(path.relative_to(home)) for path in home.rglob("*") if path.is_file())
     assert places == sorted(LEGACY_PLACES.values())
 
@@ -144,7 +144,7 @@ def test_rotation_journal_of_version_0_1_is_recovered(tmp_path: Path) -> None:
         pending.require_settled(built.root)
     report = recover_home(locate(built.root, {}), {})
 
-    assert [recovery.outcome for recovery in report.recoveries] == ["completed"]
+    assert [recovery.outcome for recovery in report.recovered] == ["completed"]
     new = built.master_key.read_bytes()
     assert new != built.master_keys[0]
     assert CLOSED not in opened(built.root, new, built.data_keys.values())
@@ -164,7 +164,7 @@ def test_two_pending_operations_are_recovered_in_one_run(tmp_path: Path) -> None
 
     report = recover_home(locate(built.root, {}), {})
 
-    assert [(found.operation, found.outcome) for found in report.recoveries] == [
+    assert [(found.operation, found.outcome) for found in report.recovered] == [
         ("key rotation", "completed"),
         ("layout migration", "completed"),
     ]
@@ -183,7 +183,7 @@ def test_migration_killed_before_its_first_move_is_rolled_back(tmp_path: Path) -
 
     assert [found.operation for found in pending.pending_operations(home)] == ["layout migration"]
     report = recover_home(locate(home, {}), {})
-    assert [recovery.outcome for recovery in report.recoveries] == ["rolled back"]
+    assert [recovery.outcome for recovery in report.recovered] == ["rolled back"]
     assert everything_of(home) == before
 
 
