@@ -22,7 +22,13 @@ from .shared_options import (  # noqa: TID251 - a neighbour
 
 def register(group: typer.Typer) -> None:
     """Add it."""
-    add_command(group, "snapshots list", list_snapshots, changes=True)
+    add_command(
+        group,
+        "snapshots list",
+        list_snapshots,
+        result="sagewai_ops.backup.snapshot_list:SnapshotList",
+        changes=True,
+    )
 
 
 def list_snapshots(
@@ -64,6 +70,7 @@ def list_snapshots(
       14  permission denied
     """
     from sagewai_ops.backup.mirror import find_mirror
+    from sagewai_ops.backup.snapshot_list import SnapshotList, Trash, describe_snapshot
     from sagewai_ops.snapshots import catalog
     from sagewai_ops.snapshots.trash import list_trash
 
@@ -74,46 +81,18 @@ def list_snapshots(
         )
         return plan_outcome(cards)
     rebuilt = _rebuild(run, directory, identity, passphrase_file, wait) if rebuild else None
-    rows = [
-        {
-            "id": item.id,
-            "archive": str(item.path),
-            "created_at": item.created_text,
-            "sequence": item.sequence,
-            "archive_bytes": item.size_bytes,
-            "encrypted": item.is_encrypted,
-            "home": item.card.get("home"),
-            "host": item.card.get("host"),
-            "tags": list(item.tags),
-            "schema_level": item.card.get("schema_level"),
-            "key_custody": item.card.get("key_custody"),
-            "key_fingerprint": item.card.get("key_fingerprint"),
-            "verified_at": item.card.get("verified_at"),
-            "proved_restorable_at": item.proved_at or None,
-            "drill": item.card.get("drill"),
-            "complete": item.card.get("complete"),
-            "cut": item.is_truncated,
-            "has_card": bool(item.card),
-        }
-        for item in catalog.list_snapshots(directory)
-        if not tag or set(tag).intersection(item.tags)
-    ]
-    trash, tree = list_trash(directory), find_mirror(directory)
-    result = {
-        "folder": str(directory),
-        "snapshots": rows,
-        "trash": {
-            "snapshots": [item.id for item in trash],
-            "archive_bytes": sum(item.size_bytes for item in trash),
-        },
-        "tree": tree and {"path": str(tree.path), "id": tree.id, "created_at": tree.created_at},
-        "rebuilt": rebuilt
-        and {
-            "written": rebuilt.written,
-            "limited": rebuilt.limited,
-            "damaged": rebuilt.damaged,
-        },
-    }
+    trash = list_trash(directory)
+    result = SnapshotList(
+        folder=directory,
+        snapshots=tuple(
+            describe_snapshot(item)
+            for item in catalog.list_snapshots(directory)
+            if not tag or set(tag).intersection(item.tags)
+        ),
+        trash=Trash(tuple(item.id for item in trash), sum(item.size_bytes for item in trash)),
+        tree=find_mirror(directory),
+        rebuilt=rebuilt,
+    )
     warnings, code = _rebuild_outcome(rebuilt)
     return Outcome(
         result,
@@ -150,9 +129,8 @@ def _rebuild_outcome(rebuilt: Any) -> tuple[tuple[str, ...], int]:
     return tuple(warnings), EXIT_FINDINGS if rebuilt.damaged else code
 
 
-def _show(terminal: Terminal, result: dict[str, Any]) -> None:
-    rows, trash, tree = result["snapshots"], result["trash"], result["tree"]
-    if rows:
+def _show(terminal: Terminal, result: Any) -> None:
+    if result.snapshots:
         names = (
             "id",
             "created (UTC)",
@@ -166,17 +144,17 @@ def _show(terminal: Terminal, result: dict[str, Any]) -> None:
         )
         table = [
             (
-                row["id"],
-                row["created_at"],
-                size(row["archive_bytes"]) + (" age" if row["encrypted"] else ""),
-                row["schema_level"] or "?",
-                f"{row['key_fingerprint'] or '-'} {row['key_custody'] or '?'}",
+                row.id,
+                row.created_at,
+                size(row.archive_bytes) + (" age" if row.encrypted else ""),
+                row.schema_level or "?",
+                f"{row.key_fingerprint or '-'} {row.key_custody or '?'}",
                 _verified(row),
-                drill_result(row),
-                ",".join(row["tags"]) or "-",
-                row["home"] or "?",
+                drill_result(row.drill, row.proved_restorable_at),
+                ",".join(row.tags) or "-",
+                row.home or "?",
             )
-            for row in rows
+            for row in result.snapshots
         ]
         # Omit columns without values, and the home if all are of the same.
         shown = [
@@ -187,24 +165,23 @@ def _show(terminal: Terminal, result: dict[str, Any]) -> None:
         head, *body = zip(*shown, strict=True)
         terminal.table(head, body)
     else:
-        terminal.line(f"no snapshots in {result['folder']}")
-    if trash["snapshots"]:
+        terminal.line(f"no snapshots in {result.folder}")
+    if result.trash.snapshots:
         terminal.line(
-            f"{len(trash['snapshots'])} more in .trash ({size(trash['archive_bytes'])}): "
+            f"{len(result.trash.snapshots)} more in .trash ({size(result.trash.archive_bytes)}): "
             "sagewai-ops snapshots undelete"
         )
-    if tree:
-        terminal.line(f"tree {tree['path']}, created {tree['created_at']}")
+    if result.tree:
+        terminal.line(f"tree {result.tree.path}, created {result.tree.created_at}")
 
 
-def _verified(row: dict[str, Any]) -> str:
+def _verified(row: Any) -> str:
     """Return the time of the verification, or the state of the archive."""
-    if row["cut"]:
+    if row.cut:
         return "wrong size"
-    return row["verified_at"] or ("no" if row["has_card"] else "no metadata")
+    return row.verified_at or ("no" if row.has_card else "no metadata")
 
 
-def drill_result(row: dict[str, Any]) -> str:
+def drill_result(drill: Any, proved_at: str | None) -> str:
     """Return the time of the last successful drill, or that the last drill failed."""
-    failed = (row["drill"] or {}).get("outcome") == "failed"
-    return "drill failed" if failed else row["proved_restorable_at"] or "-"
+    return "drill failed" if drill and drill.outcome == "failed" else proved_at or "-"

@@ -87,6 +87,8 @@ def show(
 
 
 def _show(terminal: Terminal, result: dict[str, Any]) -> None:
+    from sagewai_ops.snapshots.results import drill_record
+
     terminal.line(f"snapshot {result['id']} of {result.get('home')}", style="bold")
     terminal.line(f"  created   {result.get('created_at')} by {result.get('tool_version')}")
     terminal.line(f"  content   {result['members']} members, {size(result['content_bytes'])}")
@@ -99,7 +101,8 @@ def _show(terminal: Terminal, result: dict[str, Any]) -> None:
             f"  database  {sum(database['tables'].values())} rows in {len(database['tables'])} "
             f"tables, level {database['schema_level']}, integrity {database['integrity'][0]}"
         )
-    terminal.line(f"  proved    {drill_result(result)}")
+    proved = drill_result(drill_record(result), result["proved_restorable_at"])
+    terminal.line(f"  proved    {proved}")
     for item in result["left_out"] or ():
         terminal.line(f"  omitted   {item['path']}: {item['reason']} {item['detail']}".rstrip())
     for path, origin in (result["followed"] or {}).items():

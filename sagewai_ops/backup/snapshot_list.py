@@ -1,0 +1,87 @@
+"""The result of `snapshots list`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sagewai_ops.backup.mirror import Mirror
+from sagewai_ops.snapshots.catalog import Snapshot
+from sagewai_ops.snapshots.rebuild_cards import RebuildReport
+from sagewai_ops.snapshots.results import DrillRecord, drill_record
+
+
+@dataclass(frozen=True, slots=True)
+class ListedSnapshot:
+    """A snapshot and the facts of its metadata file; None where that does not record them.
+
+    Attributes:
+        cut: Whether the size differs from the recorded one.
+        has_card: Whether the metadata file exists and is readable.
+    """
+
+    id: str
+    archive: Path
+    created_at: str
+    sequence: int
+    archive_bytes: int
+    encrypted: bool
+    home: str | None
+    host: str | None
+    tags: tuple[str, ...]
+    schema_level: str | None
+    key_custody: str | None
+    key_fingerprint: str | None
+    verified_at: str | None
+    proved_restorable_at: str | None
+    drill: DrillRecord | None
+    complete: bool | None
+    cut: bool
+    has_card: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Trash:
+    """The snapshots that a prune moved to the trash: their ids, and the size of their archives."""
+
+    snapshots: tuple[str, ...]
+    archive_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotList:
+    """The snapshots of a directory, oldest first.
+
+    Attributes:
+        tree: The mirror of a backup with `--format directory`.
+        rebuilt: None if no metadata file was to be written again.
+    """
+
+    folder: Path
+    snapshots: tuple[ListedSnapshot, ...]
+    trash: Trash
+    tree: Mirror | None
+    rebuilt: RebuildReport | None
+
+
+def describe_snapshot(snapshot: Snapshot) -> ListedSnapshot:
+    """Return a snapshot as `snapshots list` lists it."""
+    card = snapshot.card
+    return ListedSnapshot(
+        id=snapshot.id,
+        archive=snapshot.path,
+        created_at=snapshot.created_text,
+        sequence=snapshot.sequence,
+        archive_bytes=snapshot.size_bytes,
+        encrypted=snapshot.is_encrypted,
+        home=card.get("home"),
+        host=card.get("host"),
+        tags=snapshot.tags,
+        schema_level=card.get("schema_level"),
+        key_custody=card.get("key_custody"),
+        key_fingerprint=card.get("key_fingerprint"),
+        verified_at=card.get("verified_at"),
+        proved_restorable_at=snapshot.proved_at or None,
+        drill=drill_record(card),
+        complete=card.get("complete"),
+        cut=snapshot.is_truncated,
+        has_card=bool(card),
+    )
