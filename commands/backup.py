@@ -1,7 +1,7 @@
 """`backup`: take a verified snapshot of a home that may be in use."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +34,6 @@ from .retention_options import (  # noqa: TID251 - a neighbour
     policy_of,
     warnings_of,
 )
-from .retention_options import as_result as prune_result  # noqa: TID251 - a neighbour
 from .shared_options import (  # noqa: TID251 - a neighbour
     HomeWaitOption,
     KeyCustodyOption,
@@ -278,7 +277,7 @@ def _prune(
 
     Nothing is removed for a snapshot that is incomplete or of a damaged database.
     """
-    from sagewai_ops.snapshots.prune import prune
+    from sagewai_ops.snapshots.prune import describe_prune, prune
 
     if code != EXIT_DONE:
         state = "incomplete" if code == EXIT_INCOMPLETE else "of a database with findings"
@@ -286,13 +285,13 @@ def _prune(
         return _Retention({"applied": False, "problem": problem}, (problem,), EXIT_DONE)
     try:
         wait = max(wait, _PRUNE_SECONDS)
-        pruned = prune_result(
+        pruned = describe_prune(
             prune(home, directory, policy, all_paths=all_paths, wait_seconds=wait)
         )
     except OpsError as error:
         problem = f"retention: not applied, {error.message}"
         return _Retention({"applied": False, "problem": problem}, (problem,), EXIT_INCOMPLETE)
-    return _Retention({"applied": True, **pruned}, warnings_of(pruned), EXIT_DONE)
+    return _Retention({"applied": True, **asdict(pruned)}, warnings_of(pruned), EXIT_DONE)
 
 
 def as_result(report: Any) -> dict[str, Any]:

@@ -51,83 +51,46 @@ def policy_of(
     return Policy(last, asked, keep_within, frozenset(keep_tag or ()))
 
 
-def as_result(pruned: Any) -> dict[str, Any]:
-    """Return the JSON of a prune; docs/json.md."""
-    policy = pruned.policy
-    return {
-        "folder": str(pruned.directory),
-        "policy": {
-            "last": policy.last,
-            **{rule: policy.periods.get(rule, 0) for rule in _PERIODS},
-            "within": policy.within,
-            "tags": sorted(policy.tags),
-        },
-        "snapshots": [
-            {
-                "id": decision.snapshot.id,
-                "archive": str(decision.snapshot.path),
-                "created_at": decision.snapshot.created_text,
-                "sequence": decision.snapshot.sequence,
-                "archive_bytes": decision.snapshot.size_bytes,
-                "stays": decision.is_kept,
-                "reasons": list(decision.reasons),
-            }
-            for decision in pruned.plan.decisions
-        ],
-        "removed": [item.id for item in pruned.plan.removed],
-        "purged": [item.id for item in pruned.purged],
-        "resting": [item.id for item in pruned.remaining],
-        "set_back": [
-            {"before": before, "after": after} for before, after in pruned.plan.clock_changes
-        ],
-        "ahead": pruned.future_id or None,
-        "dry_run": pruned.dry_run,
-    }
-
-
-def warnings_of(result: dict[str, Any]) -> tuple[str, ...]:
+def warnings_of(result: Any) -> tuple[str, ...]:
     """Return a line for each part of the prune that was omitted."""
-    if not result["ahead"]:
+    if not result.ahead:
         return ()
     warning = (
-        f"snapshot {result['ahead']}: dated in the future, the clock is or was wrong: nothing in "
-        f"{result['folder']}/.trash is removed permanently until that is fixed"
+        f"snapshot {result.ahead}: dated in the future, the clock is or was wrong: nothing in "
+        f"{result.folder}/.trash is removed permanently until that is fixed"
     )
     return (warning,)
 
 
-def show(terminal: Terminal, result: dict[str, Any], *, everything: bool) -> None:
+def show(terminal: Terminal, result: Any, *, everything: bool) -> None:
     """Print the removed snapshots.
 
     Args:
         everything: Print the kept ones and the reasons, too.
     """
-    would = "would be " if result["dry_run"] else ""
-    rows = [row for row in result["snapshots"] if everything or not row["stays"]]
+    would = "would be " if result.dry_run else ""
+    rows = [row for row in result.snapshots if everything or not row.stays]
     if rows:
         terminal.table(
             ("id", "created (UTC)", "size", "", "reason"),
             [
                 (
-                    row["id"],
-                    row["created_at"],
-                    size(row["archive_bytes"]),
-                    "keep" if row["stays"] else "remove",
-                    ", ".join(row["reasons"]) or "no rule keeps it",
+                    row.id,
+                    row.created_at,
+                    size(row.archive_bytes),
+                    "keep" if row.stays else "remove",
+                    ", ".join(row.reasons) or "no rule keeps it",
                 )
                 for row in rows
             ],
         )
-    for pair in result["set_back"]:
+    for pair in result.set_back:
         terminal.line(
-            f"the clock was set back between {pair['before']} and {pair['after']}: "
+            f"the clock was set back between {pair.before} and {pair.after}: "
             "the rules are applied before and after it separately"
         )
     terminal.line(
-        f"{len(result['removed'])} of {len(result['snapshots'])} {would}moved to "
-        f"{result['folder']}/.trash, "
-        f"{len(result['purged'])} in it {would}permanently removed"
+        f"{len(result.removed)} of {len(result.snapshots)} {would}moved to "
+        f"{result.folder}/.trash, "
+        f"{len(result.purged)} in it {would}permanently removed"
     )
-
-
-_PERIODS = ("hourly", "daily", "weekly", "monthly", "yearly")

@@ -15,7 +15,6 @@ from .retention_options import (  # noqa: TID251 - a neighbour
     KeepWeekly,
     KeepWithin,
     KeepYearly,
-    as_result,
     policy_of,
     show,
     warnings_of,
@@ -38,7 +37,15 @@ Exit status:
 
 def register(group: typer.Typer) -> None:
     """Add it."""
-    add_command(group, "snapshots prune", prune, PRUNE_HELP, unattended=True, changes=True)
+    add_command(
+        group,
+        "snapshots prune",
+        prune,
+        PRUNE_HELP,
+        result="sagewai_ops.snapshots.prune:PruneResult",
+        unattended=True,
+        changes=True,
+    )
 
 
 def prune(
@@ -58,6 +65,7 @@ def prune(
     wait: DirectoryWaitOption = 0.0,
 ) -> Outcome:
     """Parse, prune, render."""
+    from sagewai_ops.snapshots.prune import describe_prune
     from sagewai_ops.snapshots.prune import prune as prune_snapshots
 
     policy = policy_of(
@@ -74,7 +82,7 @@ def prune(
     )
     home = run.home()
     directory = run.snapshots(home, snapshots)
-    result = as_result(
+    result = describe_prune(
         prune_snapshots(
             home, directory, policy, all_paths=any_place, dry_run=dry_run, wait_seconds=wait
         )

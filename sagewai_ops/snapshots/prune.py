@@ -16,7 +16,7 @@ from sagewai_ops.home.paths import Home
 from sagewai_ops.snapshots import trash
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots, match_id
 from sagewai_ops.snapshots.ownership import Owner, owner_of, reason_not_owned, resolve_host
-from sagewai_ops.snapshots.retention import Policy, RetentionPlan, plan_retention
+from sagewai_ops.snapshots.retention import PERIODS, Policy, RetentionPlan, plan_retention
 
 _CLOCK_DRIFT = timedelta(hours=1)  # more than the clocks of machines that share a directory differ
 
@@ -40,6 +40,95 @@ class PruneReport:
     remaining: tuple[Snapshot, ...] = ()
     future_id: str = ""
     dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyResult:
+    """The rules of a prune; 0 and "" for those that are not set."""
+
+    last: int
+    hourly: int
+    daily: int
+    weekly: int
+    monthly: int
+    yearly: int
+    within: str
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionResult:
+    """Whether a snapshot is kept, and the rules that keep it."""
+
+    id: str
+    archive: Path
+    created_at: str
+    sequence: int
+    archive_bytes: int
+    stays: bool
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClockChange:
+    """Two snapshots: the second was created after the first and is dated before it."""
+
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class PruneResult:
+    """The result of `snapshots prune`.
+
+    Attributes:
+        removed: Ids of the snapshots moved to the trash.
+        purged: Ids of the snapshots removed permanently.
+        resting: Ids of the snapshots that stay in the trash.
+        ahead: Id of a snapshot dated in the future.
+    """
+
+    folder: Path
+    policy: PolicyResult
+    snapshots: tuple[DecisionResult, ...]
+    removed: tuple[str, ...]
+    purged: tuple[str, ...]
+    resting: tuple[str, ...]
+    set_back: tuple[ClockChange, ...]
+    ahead: str | None
+    dry_run: bool
+
+
+def describe_prune(report: PruneReport) -> PruneResult:
+    """Return a prune with the ids of its snapshots."""
+    policy, plan = report.policy, report.plan
+    return PruneResult(
+        folder=report.directory,
+        policy=PolicyResult(
+            last=policy.last,
+            **{rule: policy.periods.get(rule, 0) for rule in PERIODS},
+            within=policy.within,
+            tags=tuple(sorted(policy.tags)),
+        ),
+        snapshots=tuple(
+            DecisionResult(
+                id=decision.snapshot.id,
+                archive=decision.snapshot.path,
+                created_at=decision.snapshot.created_text,
+                sequence=decision.snapshot.sequence,
+                archive_bytes=decision.snapshot.size_bytes,
+                stays=decision.is_kept,
+                reasons=decision.reasons,
+            )
+            for decision in plan.decisions
+        ),
+        removed=tuple(item.id for item in plan.removed),
+        purged=tuple(item.id for item in report.purged),
+        resting=tuple(item.id for item in report.remaining),
+        set_back=tuple(ClockChange(before, after) for before, after in plan.clock_changes),
+        ahead=report.future_id or None,
+        dry_run=report.dry_run,
+    )
 
 
 def prune(
