@@ -167,10 +167,10 @@ def test_mode_is_that_of_a_links_target(home: Home, tmp_path: Path) -> None:
     assert found.problem == "mode 0644, accessible to other users"
 
 
-@pytest.mark.parametrize("kind", ["folder", "pipe"])
+@pytest.mark.parametrize("kind", ["directory", "pipe"])
 def test_what_is_no_file_is_named_and_not_waited_for(kind: str, home: Home) -> None:
     """A directory or a pipe where the key should be is a problem, not an exception."""
-    if kind == "folder":
+    if kind == "directory":
         home.master_key.mkdir()
     else:
         os.mkfifo(home.master_key)

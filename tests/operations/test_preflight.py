@@ -137,7 +137,7 @@ def test_people_see_a_table_and_a_verdict(home: Path) -> None:
 
     assert answer.code == 4
     assert [line.split()[0] for line in answer.out.splitlines()[1 : 1 + len(NAMES)]] == NAMES
-    assert f"mend it  sagewai-ops --home {home} verify-perms --fix" in answer.out
+    assert f"fix  sagewai-ops --home {home} verify-perms --fix" in answer.out
     assert answer.out.splitlines()[-1] == f"home {home}: not ready, 1 check failed"
     assert answer.err == ""
 
@@ -257,7 +257,7 @@ def test_values_of_another_key_are_brought_under_sagewais_by_the_command_named(
     found.write_bytes((home / "secrets/master.key").read_bytes())
     (home / "secrets/master.key").write_bytes(base64.urlsafe_b64encode(bytes(32)))
 
-    _answer, lines = fly(home, "--no-snapshot", "--key-file", found)
+    _answer, lines = fly(home, "--no-snapshot", "--extra-key", found)
 
     (line,) = (one for one in lines["keys"]["mend"] if "keys rotate" in one)
     recipient = str(pyrage.x25519.Identity.generate().to_public())
@@ -289,11 +289,11 @@ def test_a_lost_key_is_the_hardest_failure_but_damage(home: Path) -> None:
     assert shlex.split(line, comments=True)[:4] == ["sagewai-ops", "--home", str(home), "drill"]
 
 
-def test_a_key_file_opens_what_the_home_cannot(home: Path, tmp_path: Path) -> None:
+def test_key_file_decrypts_what_the_home_cannot(home: Path, tmp_path: Path) -> None:
     """The drill proves it; that Sagewai has no such key stays a finding."""
     shutil.move(home / "secrets/master.key", tmp_path / "kept.key")
 
-    _answer, lines = fly(home, "--key-file", tmp_path / "kept.key")
+    _answer, lines = fly(home, "--extra-key", tmp_path / "kept.key")
 
     assert lines["keys"]["verdict"] == "finding"
     (line,) = lines["keys"]["mend"]
