@@ -1,7 +1,7 @@
 """`restore`: bring a home back from a snapshot, or take that back."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -19,6 +19,9 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     OpeningPassphraseOption,
     SnapshotsOption,
 )
+
+if TYPE_CHECKING:
+    from sagewai_ops.restore.results import PlanResult, Recovered, RestoreResult
 
 HELP = """Restore a home from a snapshot.
 
@@ -40,7 +43,9 @@ Exit status:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    add_command(app, "restore", restore, HELP, changes=True)
+    kinds = ("PlanResult", "RestoreResult", "UndoResult", "RecoveryResult")
+    result = " | ".join(f"sagewai_ops.restore.results:{kind}" for kind in kinds)
+    add_command(app, "restore", restore, HELP, result=result, changes=True)
 
 
 def restore(
@@ -141,6 +146,7 @@ def restore(
     from sagewai_ops.home.paths import locate
     from sagewai_ops.restore import restore as restoring
     from sagewai_ops.restore.plan import RestoreOptions, plan_restore
+    from sagewai_ops.restore.results import PlanResult, RestoreResult
     from sagewai_ops.snapshots import catalog
     from sagewai_ops.snapshots.ownership import home_ids
 
@@ -164,14 +170,14 @@ def restore(
     if dry_run:
         plan = plan_restore(archive, target, options)
         warnings = (*_origin_warning(plan, risked, snapshot), *plan.warnings)
-        result = _plan_result(plan) | {"warnings": list(warnings)}
+        result = PlanResult.of_plan(plan, warnings)
         return Outcome(
             result, lambda terminal: _show_plan(terminal, result), warnings=warnings, always=True
         )
     with run.terminal.progress() as progress:
         report = restoring.restore(archive, target, options, progress=progress)
     warnings = (*_origin_warning(report.plan, risked, snapshot), *report.warnings)
-    done = _report_result(report) | {"warnings": list(warnings)}
+    done = RestoreResult.of_report(report, warnings)
     return Outcome(done, lambda terminal: _show(terminal, done), warnings=warnings)
 
 
@@ -200,17 +206,13 @@ def _undo_or_recover(
     from sagewai_ops.home.paths import locate
     from sagewai_ops.operations.recover import recover_home
     from sagewai_ops.restore import undo as undoing
+    from sagewai_ops.restore.results import RecoveryResult, UndoResult
     from sagewai_ops.swap.pending import RESTORE
 
     target = locate(to, run.settings.environment) if to else run.home()
     if undo:
         back = undoing.undo_restore(target, dry_run=dry_run, wait_seconds=wait_seconds)
-        result = {
-            "home": str(target.root),
-            "brought_back": str(back.restored_from),
-            "before": str(back.previous) if back.previous else None,
-            "dry_run": dry_run,
-        }
+        result: Any = UndoResult(target.root, back.restored_from, back.previous, dry_run)
         would = "would be " if dry_run else ""
         summary = f"home {target.root}: {would}restored from {back.restored_from}"
     else:
@@ -218,98 +220,54 @@ def _undo_or_recover(
             raise UsageError("--recover: has no dry run", hint="sagewai-ops recover --dry-run")
         report = recover_home(target, {}, kinds=[RESTORE], wait_seconds=wait_seconds)
         answer = alias_outcome(report)
-        result = {"home": str(target.root), "recovery": answer}
+        result = RecoveryResult(target.root, cast("Recovered", answer))
         summary = f"home {target.root}: {answer}"
     return Outcome(result, lambda terminal: terminal.line(summary), always=dry_run)
 
 
-def _plan_result(plan: Any) -> dict[str, Any]:
-    return {
-        "snapshot": plan.snapshot_id,
-        "archive": str(plan.archive),
-        "target": str(plan.target),
-        "target_state": plan.state,
-        "exchanged": list(plan.paths) if plan.paths is not None else None,
-        "files": plan.files,
-        "size_bytes": plan.size_bytes,
-        "schema_level": plan.schema_level,
-        "key_custody": plan.key_custody,
-        "key_fingerprint": plan.key_fingerprint,
-        "sealed_values": plan.sealed,
-        "revokes_sessions": plan.revokes_sessions,
-        "rebinds_fleet": plan.rebinds_fleet,
-        "followed": dict(plan.followed),
-        "outside_links": dict(plan.outside_links),
-        "warnings": list(plan.warnings),
-    }
-
-
-def _report_result(report: Any) -> dict[str, Any]:
-    return {
-        **_plan_result(report.plan),
-        "before": str(report.previous) if report.previous else None,
-        "files": report.extracted.files,
-        "folders": report.extracted.directories,
-        "links": report.extracted.links,
-        "size_bytes": report.extracted.size_bytes,
-        "key_source": report.key_source,
-        "key_installed": report.key_installed,
-        "keys": report.keys.as_dict(),
-        "database": report.database.as_dict() if report.database else None,
-        "sessions": report.access.sessions,
-        "api_tokens": report.access.api_tokens,
-        "fleet_rows": report.access.fleet_rows,
-        "rebound_rows": report.rebound_rows,
-        "warnings": list(report.warnings),
-    }
-
-
-def _show_plan(terminal: Terminal, result: dict[str, Any]) -> None:
-    terminal.line(f"snapshot {result['snapshot']} would be restored to {result['target']}")
-    terminal.line(f"  target    {result['target_state']}")
-    terminal.line(f"  restores  {result['files']} files, {size(result['size_bytes'])}")
-    what = "the whole home" if result["exchanged"] is None else ", ".join(result["exchanged"])
+def _show_plan(terminal: Terminal, result: "PlanResult") -> None:
+    terminal.line(f"snapshot {result.snapshot} would be restored to {result.target}")
+    terminal.line(f"  target    {result.target_state}")
+    terminal.line(f"  restores  {result.files} files, {size(result.size_bytes)}")
+    what = "the whole home" if result.exchanged is None else ", ".join(result.exchanged)
     terminal.line(f"  replaces  {what}")
     terminal.line(
-        f"  key       {result['key_fingerprint'] or 'none'}, {result['key_custody']}, "
-        f"{result['sealed_values']} encrypted values"
+        f"  key       {result.key_fingerprint or 'none'}, {result.key_custody}, "
+        f"{result.sealed_values} encrypted values"
     )
-    if result["revokes_sessions"]:
+    if result.revokes_sessions:
         terminal.line("  revokes   all sessions and API tokens")
-    if result["rebinds_fleet"]:
-        terminal.line(f"  rebinds   the fleet's rows to {result['target']}")
+    if result.rebinds_fleet:
+        terminal.line(f"  rebinds   the fleet's rows to {result.target}")
     _show_links(terminal, result)
 
 
-def _show_links(terminal: Terminal, result: dict[str, Any]) -> None:
+def _show_links(terminal: Terminal, result: "PlanResult") -> None:
     """List the links that lead out of the home, and the directories that replace such links."""
-    for path, origin in result["followed"].items():
-        terminal.line(f"  written   {result['target']}/{path}, in place of a link to {origin}")
-    for path, target in result["outside_links"].items():
-        terminal.line(f"  link      {result['target']}/{path} -> {target}, outside the home")
+    for path, origin in result.followed.items():
+        terminal.line(f"  written   {result.target}/{path}, in place of a link to {origin}")
+    for path, target in result.outside_links.items():
+        terminal.line(f"  link      {result.target}/{path} -> {target}, outside the home")
 
 
-def _show(terminal: Terminal, result: dict[str, Any]) -> None:
-    terminal.line(
-        f"snapshot {result['snapshot']}: restored to {result['target']}", style="bold green"
-    )
-    terminal.line(f"  files     {result['files']}, {size(result['size_bytes'])}, all verified")
-    if result["database"]:
-        rows = sum(result["database"]["tables"].values())
+def _show(terminal: Terminal, result: "RestoreResult") -> None:
+    terminal.line(f"snapshot {result.snapshot}: restored to {result.target}", style="bold green")
+    terminal.line(f"  files     {result.files}, {size(result.size_bytes)}, all verified")
+    if result.database:
+        rows = sum(result.database.tables.values())
         terminal.line(f"  database  {rows} rows, as in the snapshot")
-    keys = result["keys"]
-    source = result["key_source"] or "no key"
-    installed = ", installed in the home" if result["key_installed"] else ""
+    keys = result.keys
+    source = result.key_source or "no key"
+    installed = ", installed in the home" if result.key_installed else ""
     terminal.line(
-        f"  secrets   {keys['total'] - len(keys['unopened'])} of {keys['total']} values open "
+        f"  secrets   {keys.total - len(keys.unopened)} of {keys.total} values open "
         f"with {source}{installed}"
     )
     terminal.line(
-        f"  access    {result['sessions']} sessions and {result['api_tokens']} API tokens "
-        "are valid again"
+        f"  access    {result.sessions} sessions and {result.api_tokens} API tokens are valid again"
     )
-    if result["rebinds_fleet"]:
-        terminal.line(f"  fleet     {result['rebound_rows']} rows rebound")
+    if result.rebinds_fleet:
+        terminal.line(f"  fleet     {result.rebound_rows} rows rebound")
     _show_links(terminal, result)
-    if result["before"]:
-        terminal.line(f"  before    kept in {result['before']}; back with: restore --undo")
+    if result.before:
+        terminal.line(f"  before    kept in {result.before}; back with: restore --undo")

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.manifest import Entry, EntryType, is_safe_path
@@ -37,6 +37,7 @@ from sagewai_ops.snapshots.catalog import is_archive_name
 from sagewai_ops.snapshots.member_paths import MemberPaths, is_within
 from sagewai_ops.swap import pending, swap
 
+TargetState = Literal["absent", "empty", "not empty"]
 # Never in a snapshot of this program: SQLite would apply a sidecar to the restored database, and
 # this program would use its own files.
 _NEVER_ARCHIVED = (Kind.SIDECAR, Kind.LOCK, Kind.OWN)
@@ -88,7 +89,7 @@ class RestorePlan:
     snapshot_id: str
     archive: Path
     target: Path
-    state: str
+    state: TargetState
     paths: tuple[str, ...] | None
     files: int
     size_bytes: int
@@ -237,7 +238,7 @@ def _refuse_foreign_members(paths: Iterable[str]) -> None:
             )
 
 
-def _state(root: Path) -> str:
+def _state(root: Path) -> TargetState:
     if not os.path.lexists(root):
         return "absent"
     if not root.is_dir():

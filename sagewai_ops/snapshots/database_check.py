@@ -4,7 +4,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,26 @@ from sagewai_ops.progress import Progress
 from sagewai_ops.schema.sqlite_revision import Level, read_level
 
 _SHOWN = 20  # violations and findings that a manifest lists
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseFacts:
+    """The record of a `DatabaseReport` in a manifest and in JSON.
+
+    Attributes:
+        integrity: Problems that SQLite reports, the first ones; `ok` if there are none.
+        tables: Rows of each.
+    """
+
+    page_size: int
+    page_count: int
+    schema_level: str
+    schema_state: str
+    unknown_tables: tuple[str, ...]
+    integrity: tuple[str, ...]
+    foreign_key_violations: int
+    foreign_key_tables: tuple[str, ...]
+    tables: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +64,24 @@ class DatabaseReport:
         """Whether the checks found nothing."""
         return not self.integrity and not self.foreign_key_violations
 
+    @property
+    def facts(self) -> DatabaseFacts:
+        """The record for a manifest."""
+        return DatabaseFacts(
+            page_size=self.page_size,
+            page_count=self.page_count,
+            schema_level=self.schema_level,
+            schema_state=self.schema_state,
+            unknown_tables=self.unknown_tables,
+            integrity=self.integrity[:_SHOWN] or ("ok",),
+            foreign_key_violations=self.foreign_key_violations,
+            foreign_key_tables=self.foreign_key_tables[:_SHOWN],
+            tables=dict(self.counts),
+        )
+
     def as_dict(self) -> dict[str, Any]:
-        """Return the facts that a manifest records."""
-        return {
-            "page_size": self.page_size,
-            "page_count": self.page_count,
-            "schema_level": self.schema_level,
-            "schema_state": self.schema_state,
-            "unknown_tables": list(self.unknown_tables),
-            "integrity": list(self.integrity[:_SHOWN]) or ["ok"],
-            "foreign_key_violations": self.foreign_key_violations,
-            "foreign_key_tables": list(self.foreign_key_tables[:_SHOWN]),
-            "tables": dict(self.counts),
-        }
+        """Return the facts as JSON values."""
+        return asdict(self.facts)
 
     def differences(self, recorded: Mapping[str, Any]) -> list[str]:
         """Compare with the facts of a manifest; return one phrase for each difference."""

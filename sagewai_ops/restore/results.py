@@ -1,0 +1,135 @@
+"""The results of `restore` as its JSON has them: docs/json.md."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sagewai_ops.keys.trial_decryption import SealedReport
+from sagewai_ops.restore.plan import RestorePlan, TargetState
+from sagewai_ops.restore.restore import RestoreReport
+from sagewai_ops.snapshots.database_check import DatabaseFacts
+
+Recovered = Literal["finished", "rolled back", "nothing to do"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanResult:
+    """The result of a dry run.
+
+    Attributes:
+        exchanged: The entries that are replaced; None for the whole home.
+        sealed_values: Number of encrypted values in the snapshot.
+        followed: Path in the target -> where a link of the original home led to.
+        outside_links: Path in the target -> the target of a link that leads out of the home.
+    """
+
+    snapshot: str
+    archive: Path
+    target: Path
+    target_state: TargetState
+    exchanged: tuple[str, ...] | None
+    files: int
+    size_bytes: int
+    schema_level: str
+    key_custody: str
+    key_fingerprint: str
+    sealed_values: int
+    revokes_sessions: bool
+    rebinds_fleet: bool
+    followed: Mapping[str, str]
+    outside_links: Mapping[str, str]
+    warnings: tuple[str, ...] = field(metadata={"in_result": True})
+
+    @classmethod
+    def of_plan(cls, plan: RestorePlan, warnings: tuple[str, ...]) -> "PlanResult":
+        """Build the result from a plan."""
+        return PlanResult(**_plan_fields(plan), warnings=warnings)
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreResult(PlanResult):
+    """The result of a restore.
+
+    Attributes:
+        before: Where the previous home is kept; None if there was none.
+        key_source: The source of the key that opens the encrypted values; "" without one.
+        sessions, api_tokens, fleet_rows: Access that is valid again.
+    """
+
+    before: Path | None
+    folders: int
+    links: int
+    key_source: str
+    key_installed: bool
+    keys: SealedReport
+    database: DatabaseFacts | None
+    sessions: int
+    api_tokens: int
+    fleet_rows: int
+    rebound_rows: int
+
+    @classmethod
+    def of_report(cls, report: RestoreReport, warnings: tuple[str, ...]) -> "RestoreResult":
+        """Build the result from a report."""
+        extracted, access = report.extracted, report.access
+        plan = _plan_fields(report.plan)
+        plan |= {"files": extracted.files, "size_bytes": extracted.size_bytes}
+        return cls(
+            **plan,
+            warnings=warnings,
+            before=report.previous,
+            folders=extracted.directories,
+            links=extracted.links,
+            key_source=report.key_source,
+            key_installed=report.key_installed,
+            keys=report.keys,
+            database=report.database.facts if report.database else None,
+            sessions=access.sessions,
+            api_tokens=access.api_tokens,
+            fleet_rows=access.fleet_rows,
+            rebound_rows=report.rebound_rows,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class UndoResult:
+    """The result of --undo.
+
+    Attributes:
+        brought_back: The kept directory that is the home again.
+        before: Where the replaced home is kept; None in a dry run, and if there was none.
+    """
+
+    home: Path
+    brought_back: Path
+    before: Path | None
+    dry_run: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryResult:
+    """The result of --recover."""
+
+    home: Path
+    recovery: Recovered
+
+
+def _plan_fields(plan: RestorePlan) -> dict[str, Any]:
+    return {
+        "snapshot": plan.snapshot_id,
+        "archive": plan.archive,
+        "target": plan.target,
+        "target_state": plan.state,
+        "exchanged": plan.paths,
+        "files": plan.files,
+        "size_bytes": plan.size_bytes,
+        "schema_level": plan.schema_level,
+        "key_custody": plan.key_custody,
+        "key_fingerprint": plan.key_fingerprint,
+        "sealed_values": plan.sealed,
+        "revokes_sessions": plan.revokes_sessions,
+        "rebinds_fleet": plan.rebinds_fleet,
+        "followed": plan.followed,
+        "outside_links": plan.outside_links,
+    }
