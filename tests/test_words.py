@@ -50,7 +50,7 @@ _VERBS = re.compile(r"(Give|Tell|Say|Let|Spell|Name|Hold|Look|Take|Make sure)s?\
 # Where a word is what another program, a file format or a JSON field calls a thing.
 _QUOTED = re.compile(
     r"`[^`\n]*`|\"(?:folders?|nobody|mend(?:ed)?)\"|'(?:folders?|nobody|mended)'|\.mended\b"
-    r"|\bnobody:|user nobody"
+    r"|\bnobody:|user nobody|\w\.folders?\b"
 )
 PROSE = ("docs/**/*.md", "man/**/*.md", "man/*.1", "*.md", "fixtures/*.md")
 CODE = ("sagewai_ops/**/*.py", "commands/*.py", "migrations/**/*.py", "fixtures/**/*.py", ".ci/*")
