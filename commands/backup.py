@@ -1,9 +1,9 @@
 """`backup`: take a verified snapshot of a home that may be in use."""
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -42,6 +42,9 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     SealingPassphraseOption,
 )
 
+if TYPE_CHECKING:
+    from sagewai_ops.backup.results import BackupResult, RetentionResult
+
 _PRUNE_SECONDS = 30.0  # another run holds the directory for the moments that it renames
 
 HELP = """Create a verified snapshot of a home.
@@ -64,7 +67,15 @@ Exit status:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    add_command(app, "backup", backup, HELP, unattended=True, changes=True)
+    add_command(
+        app,
+        "backup",
+        backup,
+        HELP,
+        result="sagewai_ops.backup.results:BackupResult",
+        unattended=True,
+        changes=True,
+    )
 
 
 def backup(
@@ -163,6 +174,7 @@ def backup(
     from sagewai_ops.backup.create import create_snapshot, stream_snapshot
     from sagewai_ops.backup.mirror import update_mirror
     from sagewai_ops.backup.report import BackupOptions
+    from sagewai_ops.backup.results import BackupResult
     from sagewai_ops.cli.credentials import lock_of
 
     if form not in ("archive", "directory"):
@@ -225,13 +237,13 @@ def backup(
                 )
             else:
                 report = create_snapshot(home, directory, options, progress=progress)
-    result = as_result(report)
+    result = BackupResult.build(report)
     code = EXIT_DONE if report.is_sound else EXIT_FINDINGS
     code = code if report.is_complete else EXIT_INCOMPLETE
     warnings = tuple(report.warnings())
     if not policy.is_empty:
         retention = _prune(home, directory, policy, code, all_paths=all_paths, wait=wait)
-        result["retention"] = retention.result
+        result = replace(result, retention=retention.result)
         warnings += retention.warnings
         code = code or retention.exit_code
     return Outcome(
@@ -265,7 +277,7 @@ def _plan(home: Home, directory: Path, options: Any, where: str, *, prunes: bool
 class _Retention:
     """The result of pruning."""
 
-    result: dict[str, Any]
+    result: "RetentionResult"
     warnings: tuple[str, ...]
     exit_code: int
 
@@ -277,12 +289,13 @@ def _prune(
 
     Nothing is removed for a snapshot that is incomplete or of a damaged database.
     """
+    from sagewai_ops.backup.results import RetentionResult
     from sagewai_ops.snapshots.prune import describe_prune, prune
 
     if code != EXIT_DONE:
         state = "incomplete" if code == EXIT_INCOMPLETE else "of a database with findings"
         problem = f"retention: not applied, the snapshot is {state}: sagewai-ops snapshots prune"
-        return _Retention({"applied": False, "problem": problem}, (problem,), EXIT_DONE)
+        return _Retention(RetentionResult(False, problem), (problem,), EXIT_DONE)
     try:
         wait = max(wait, _PRUNE_SECONDS)
         pruned = describe_prune(
@@ -290,80 +303,41 @@ def _prune(
         )
     except OpsError as error:
         problem = f"retention: not applied, {error.message}"
-        return _Retention({"applied": False, "problem": problem}, (problem,), EXIT_INCOMPLETE)
-    return _Retention({"applied": True, **asdict(pruned)}, warnings_of(pruned), EXIT_DONE)
+        return _Retention(RetentionResult(False, problem), (problem,), EXIT_INCOMPLETE)
+    return _Retention(RetentionResult.build(pruned), warnings_of(pruned), EXIT_DONE)
 
 
-def as_result(report: Any) -> dict[str, Any]:
-    """Return the JSON of a backup's report; docs/json.md."""
-    return {
-        "id": report.id,
-        "format": report.format,
-        "sequence": report.sequence,
-        "archive": str(report.path) if report.path else None,
-        "created_at": f"{report.created_at:%Y-%m-%dT%H:%M:%SZ}",
-        "archive_bytes": report.archive_bytes,
-        "archive_sha256": report.archive_sha256,
-        "content_bytes": report.content_bytes,
-        "files": report.files,
-        "kept_files": report.kept_files,
-        "encrypted": report.is_encrypted,
-        "key_custody": report.custody,
-        "key_fingerprint": report.key_fingerprint,
-        "database": report.database.as_dict() if report.database else None,
-        "keys": report.keys.as_dict(),
-        "left_out": [
-            {"path": item.path, "reason": item.reason.name.lower(), "detail": item.detail}
-            for item in report.omissions
-        ],
-        "unstable": list(report.unstable),
-        "followed": dict(report.followed),
-        "external": dict(report.external),
-        "outside_links": dict(report.outside_links),
-        "swept": list(report.swept),
-        "notes": list(report.notes),
-        "tags": list(report.tags),
-        "retention": None,
-    }
-
-
-def show(terminal: Terminal, result: dict[str, Any]) -> None:
+def show(terminal: Terminal, result: "BackupResult") -> None:
     """Write the summary of a backup; it always ends with the place of the key."""
-    terminal.line(f"snapshot {result['id']}: created and verified", style="bold green")
-    is_mirror = result["format"] == "directory"
-    terminal.line(f"  {'mirror ' if is_mirror else 'archive'}   {result['archive'] or 'on stdout'}")
+    terminal.line(f"snapshot {result.id}: created and verified", style="bold green")
+    is_mirror = result.format == "directory"
+    terminal.line(f"  {'mirror ' if is_mirror else 'archive'}   {result.archive or 'on stdout'}")
     stored = (
-        f"{result['kept_files']} unchanged"
-        if is_mirror
-        else f"{size(result['archive_bytes'])} stored"
+        f"{result.kept_files} unchanged" if is_mirror else f"{size(result.archive_bytes)} stored"
     )
-    terminal.line(
-        f"  size      {size(result['content_bytes'])} in {result['files']} files, {stored}"
-    )
-    database = result["database"]
+    terminal.line(f"  size      {size(result.content_bytes)} in {result.files} files, {stored}")
+    database = result.database
     if database:
-        rows = sum(database["tables"].values())
+        rows = sum(database.tables.values())
         terminal.line(
-            f"  database  {rows} rows in {len(database['tables'])} tables, "
-            f"level {database['schema_level'] or 'unknown'}"
+            f"  database  {rows} rows in {len(database.tables)} tables, "
+            f"level {database.schema_level or 'unknown'}"
         )
-    keys = result["keys"]
-    fingerprint = result["key_fingerprint"]
-    terminal.line(
-        f"  secrets   {keys['total']} encrypted, {keys['total'] - len(keys['unopened'])} opened"
-    )
+    keys = result.keys
+    fingerprint = result.key_fingerprint
+    terminal.line(f"  secrets   {keys.total} encrypted, {keys.total - len(keys.unopened)} opened")
     if not fingerprint:
         terminal.line("  key       not found", style="yellow")
-    elif result["key_custody"] == "sealed":
+    elif result.key_custody == "sealed":
         terminal.line(f"  key       {fingerprint}, in the archive, encrypted")
     else:
         terminal.line(
             f"  key       {fingerprint}, NOT in the archive: keep it elsewhere", style="yellow"
         )
-    for note in result["notes"]:
+    for note in result.notes:
         terminal.line(f"  note      {note}")
-    if result["retention"] and result["retention"]["applied"]:
+    if result.retention and result.retention.applied:
         terminal.line(
-            f"  removed   {len(result['retention']['removed'])} older ones to .trash, "
-            f"{len(result['retention']['purged'])} from .trash permanently"
+            f"  removed   {len(result.retention.removed or ())} older ones to .trash, "
+            f"{len(result.retention.purged or ())} from .trash permanently"
         )

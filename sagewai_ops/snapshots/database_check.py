@@ -21,7 +21,7 @@ class DatabaseFacts:
     """The record of a `DatabaseReport` in a manifest and in JSON.
 
     Attributes:
-        integrity: Problems that SQLite reports, the first ones; `ok` if there are none.
+        integrity: Problems that SQLite reports, the first ones; else `ok`.
         tables: Rows of each.
     """
 

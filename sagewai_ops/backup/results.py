@@ -1,0 +1,142 @@
+"""The result of `backup` as its JSON has it: docs/json.md."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from sagewai_ops.backup.report import BackupReport
+from sagewai_ops.keys.trial_decryption import SealedReport
+from sagewai_ops.snapshots.database_check import DatabaseFacts
+from sagewai_ops.snapshots.prune import (
+    ClockChange,
+    DecisionResult,
+    PolicyResult,
+    PruneResult,
+)
+
+OmissionReason = Literal[
+    "sidecar",
+    "lock",
+    "leftover",
+    "own",
+    "key",
+    "holds_key",
+    "excluded",
+    "gone",
+    "special",
+    "leaves",
+    "unreadable",
+    "name",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class OmissionResult:
+    """A file that the snapshot does not contain."""
+
+    path: str
+    reason: OmissionReason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionResult:
+    """The prune after a backup, with the fields of `PruneResult`, or why there was none.
+
+    Attributes:
+        problem: Why the rules were not applied; None if they were.
+    """
+
+    applied: bool
+    problem: str | None = None
+    folder: Path | None = None
+    policy: PolicyResult | None = None
+    snapshots: tuple[DecisionResult, ...] | None = None
+    removed: tuple[str, ...] | None = None
+    purged: tuple[str, ...] | None = None
+    resting: tuple[str, ...] | None = None
+    set_back: tuple[ClockChange, ...] | None = None
+    ahead: str | None = None
+    dry_run: bool | None = None
+
+    @classmethod
+    def build(cls, pruned: PruneResult) -> "RetentionResult":
+        """Build the result from a prune."""
+        names = [field.name for field in dataclasses.fields(pruned)]
+        return cls(applied=True, **{name: getattr(pruned, name) for name in names})
+
+
+@dataclass(frozen=True, slots=True)
+class BackupResult:
+    """The result of a backup.
+
+    Attributes:
+        format: `archive`, or `directory` for a mirror.
+        archive: Its path; None on stdout.
+        left_out: Files of the home that it does not contain.
+        unstable: Files that changed at every attempt to read them, stored as last read.
+        followed: Link in the home -> the target that is stored in its place.
+        outside_links: Link -> target outside the home, stored as a link.
+        retention: None without rules.
+    """
+
+    id: str
+    format: Literal["archive", "directory"]
+    sequence: int
+    archive: Path | None
+    created_at: str
+    archive_bytes: int
+    archive_sha256: str
+    content_bytes: int
+    files: int
+    kept_files: int
+    encrypted: bool
+    key_custody: Literal["exclude", "sealed"]
+    key_fingerprint: str
+    database: DatabaseFacts | None
+    keys: SealedReport
+    left_out: tuple[OmissionResult, ...]
+    unstable: tuple[str, ...]
+    followed: Mapping[str, str]
+    external: Mapping[str, str]
+    outside_links: Mapping[str, str]
+    swept: tuple[str, ...]
+    notes: tuple[str, ...]
+    tags: tuple[str, ...]
+    retention: RetentionResult | None = None
+
+    @classmethod
+    def build(cls, report: BackupReport) -> "BackupResult":
+        """Build the result from a report."""
+        return cls(
+            id=report.id,
+            format="directory" if report.format == "directory" else "archive",
+            sequence=report.sequence,
+            archive=report.path,
+            created_at=f"{report.created_at:%Y-%m-%dT%H:%M:%SZ}",
+            archive_bytes=report.archive_bytes,
+            archive_sha256=report.archive_sha256,
+            content_bytes=report.content_bytes,
+            files=report.files,
+            kept_files=report.kept_files,
+            encrypted=report.is_encrypted,
+            key_custody="sealed" if report.custody == "sealed" else "exclude",
+            key_fingerprint=report.key_fingerprint,
+            database=report.database.facts if report.database else None,
+            keys=report.keys,
+            left_out=tuple(
+                OmissionResult(
+                    item.path, cast("OmissionReason", item.reason.name.lower()), item.detail
+                )
+                for item in report.omissions
+            ),
+            unstable=report.unstable,
+            followed=report.followed,
+            external=report.external,
+            outside_links=report.outside_links,
+            swept=report.swept,
+            notes=report.notes,
+            tags=report.tags,
+        )
