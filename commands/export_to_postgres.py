@@ -2,7 +2,7 @@
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_FINDINGS, NotFoundError, UsageError
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.text import shell_word, size
+
+if TYPE_CHECKING:
+    from sagewai_ops.export.results import ExportResult, FindingResult
 
 HELP = """Move the database of a home to PostgreSQL.
 
@@ -55,7 +58,14 @@ class Learnings(str, Enum):
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    add_command(app, "export-to-postgres", export_to_postgres, HELP, changes=True)
+    add_command(
+        app,
+        "export-to-postgres",
+        export_to_postgres,
+        HELP,
+        result="sagewai_ops.export.results:ExportResult",
+        changes=True,
+    )
 
 
 def export_to_postgres(
@@ -125,6 +135,7 @@ def export_to_postgres(
 ) -> Outcome:
     """Parse, move, render."""
     from sagewai_ops.export.export import Options, export
+    from sagewai_ops.export.results import describe_report
     from sagewai_ops.export.target_session import MOVE, PLAN, VERIFY
     from sagewai_ops.swap.pending import require_settled
 
@@ -142,7 +153,7 @@ def export_to_postgres(
     target = _target(run, url, url_file)
     with run.terminal.progress() as progress:
         done = export(home, target, options, progress=progress)
-    result = done.as_dict()
+    result = describe_report(done)
     return Outcome(
         result,
         lambda terminal: show(terminal, result),
@@ -177,95 +188,95 @@ def _target(run: Run, url: str | None, url_file: Path | None) -> Any:
     return found
 
 
-def _left_out(result: dict[str, Any]) -> list[str]:
+def _left_out(result: "ExportResult") -> list[str]:
     """Return warnings that list what a committed target lacks."""
-    if not result["committed"]:
+    if not result.committed:
         return []
-    lacking = [each for each in result["findings"] if each["kind"].startswith("unknown-")]
-    lacking += result["learnings"]["findings"]
-    warnings = [f"{each['table']}: {each['detail']}; not in the target" for each in lacking]
-    if result["refused"]:
-        count, place = result["refused"], result["files"]["refused"]
+    lacking = [each for each in result.findings if each.kind.startswith("unknown-")]
+    lacking += result.learnings.findings
+    warnings = [f"{each.table}: {each.detail}; not in the target" for each in lacking]
+    if result.refused:
+        count, place = result.refused, result.files["refused"]
         warnings.append(f"{count} rows or values are not in the target, they are in {place}")
     return warnings
 
 
-def show(terminal: Terminal, result: dict[str, Any]) -> None:
+def show(terminal: Terminal, result: "ExportResult") -> None:
     """Write what was found and done for people."""
-    terminal.line(f"{result['source']} to {result['target']}, PostgreSQL {result['server']}")
+    terminal.line(f"{result.source} to {result.target}, PostgreSQL {result.server}")
     _show_findings(terminal, result)
-    if result["open_findings"] and result["purpose"] == "move":
+    if result.open_findings and result.purpose == "move":
         _show_refusal(terminal, result)
-    elif result["purpose"] == "plan":
-        seconds = result["estimate_seconds"]
-        terminal.line(f"{result['rows']} rows to copy, in about {seconds:.0f} s; nothing changed")
-    elif result["purpose"] == "verify":
-        terminal.line(f"{result['rows']} rows compared, no difference", style="green")
+    elif result.purpose == "plan":
+        seconds = result.estimate_seconds
+        terminal.line(f"{result.rows} rows to copy, in about {seconds:.0f} s; nothing changed")
+    elif result.purpose == "verify":
+        terminal.line(f"{result.rows} rows compared, no difference", style="green")
     else:
         _show_move(terminal, result)
-    for name, path in result["files"].items():
+    for name, path in result.files.items():
         terminal.line(f"{name}: {path}")
 
 
-def _show_findings(terminal: Terminal, result: dict[str, Any]) -> None:
-    findings = [*result["findings"]]
-    findings += [found for found in result["learnings"]["findings"] if found not in findings]
+def _show_findings(terminal: Terminal, result: "ExportResult") -> None:
+    findings = [*result.findings]
+    findings += [found for found in result.learnings.findings if found not in findings]
     if findings:
         rows = [
             (
                 _place(found),
-                found["kind"],
-                str(found["count"]),
-                ", ".join(found["keys"][:3]),
-                found["detail"],
-                found["repair"],
+                found.kind,
+                str(found.count),
+                ", ".join(found.keys[:3]),
+                found.detail,
+                found.repair,
             )
             for found in findings[:_SHOWN_FINDINGS]
         ]
         terminal.table(("where", "kind", "rows", "keys", "what", "repair"), rows)
     if len(findings) > _SHOWN_FINDINGS:
         terminal.line(f"and {len(findings) - _SHOWN_FINDINGS} more, in the report")
-    for note in result["notes"]:
+    for note in result.notes:
         terminal.line(f"note: {note}")
 
 
-def _place(found: dict[str, Any]) -> str:
-    return ".".join(filter(None, (found["table"], found["column"])))
+def _place(found: "FindingResult") -> str:
+    return ".".join(filter(None, (found.table, found.column)))
 
 
-def _show_refusal(terminal: Terminal, result: dict[str, Any]) -> None:
+def _show_refusal(terminal: Terminal, result: "ExportResult") -> None:
     """Write why nothing was sent; with `repair`, the findings without one."""
     terminal.line("nothing was sent, the target is unchanged", style="red")
-    if result["policy"] != "repair":
+    if result.policy != "repair":
         terminal.line("  --on-invalid repair,quarantine resolves most of these")
         return
     remaining = [
         found
-        for found in result["findings"]
-        if found["kind"] != "audit-hash" and (found["repairable"] or 0) < max(found["count"], 1)
+        for found in result.findings
+        if found.kind != "audit-hash" and (found.repairable or 0) < max(found.count, 1)
     ]
     for found in remaining[:_SHOWN_FINDINGS]:
-        count = max(found["count"], 1) - (found["repairable"] or 0)
-        terminal.line(f"  no repair: {_place(found)}, {found['kind']}, {count} rows")
+        count = max(found.count, 1) - (found.repairable or 0)
+        terminal.line(f"  no repair: {_place(found)}, {found.kind}, {count} rows")
     terminal.line("  --on-invalid repair,quarantine leaves these rows out of the target")
 
 
-def _show_move(terminal: Terminal, result: dict[str, Any]) -> None:
-    seconds = sum(result["stages"].values())
-    sent = sum(table["bytes"] for table in result["tables"])
+def _show_move(terminal: Terminal, result: "ExportResult") -> None:
+    seconds = sum(result.stages.values())
+    sent = sum(table.bytes for table in result.tables)
     terminal.line(
-        f"{result['rows']} rows, {size(sent)}, in {seconds:.1f} s, every one compared: committed",
+        f"{result.rows} rows, {size(sent)}, in {seconds:.1f} s, every one compared: committed",
         style="green",
     )
-    largest = sorted(result["tables"], key=lambda table: -table["bytes"])[:5]
+    largest = sorted(result.tables, key=lambda table: -table.bytes)[:5]
     for table in largest:
-        rate = table["rows"] / table["seconds"] if table["seconds"] else 0
-        terminal.line(f"  {table['name']}: {table['rows']} rows, {rate:.0f} rows/s")
-    if result["mended"]:
-        terminal.line(f"{result['mended']} values were repaired")
-    for table in result["learnings"]["tables"]:
-        place = f"also in {table['to']}" if table["to"] else "read by Sagewai from there"
-        terminal.line(f"{table['rows']} learnings stay in the home, {place}")
+        rate = table.rows / table.seconds if table.seconds else 0
+        terminal.line(f"  {table.name}: {table.rows} rows, {rate:.0f} rows/s")
+    if result.mended:
+        terminal.line(f"{result.mended} values were repaired")
+    for copy in result.learnings.tables:
+        place = f"also in {copy.to}" if copy.to else "read by Sagewai from there"
+        terminal.line(f"{copy.rows} learnings stay in the home, {place}")
     terminal.line("next:")
-    for line in result["cut_over"]:
+    for line in result.cut_over:
         terminal.line(f"  {line}")

@@ -77,7 +77,9 @@ def _contract(schema: Any) -> Any:
         for key, value in schema.items()
         if key not in ("title", "description", "default")
     }
-    if "properties" in found:
+    # Only the fields of a TypedDict that is not total are optional.
+    fields = schema.get("properties", {})
+    if schema.get("required") or any("default" in field for field in fields.values()):
         found["required"] = list(found["properties"])
     if found.get("type") == "integer":
         found["minimum"] = 0

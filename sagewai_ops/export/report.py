@@ -7,12 +7,11 @@ import os
 import secrets
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops import __version__
 from sagewai_ops.errors import (
     EXIT_DONE,
     EXIT_FINDINGS,
@@ -22,14 +21,13 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.export.compare.rows import Result
 from sagewai_ops.export.learnings.learnings import KEEP, Learnings
-from sagewai_ops.export.mapping.findings import Finding, count_rows
+from sagewai_ops.export.mapping.findings import Finding
+from sagewai_ops.export.results import describe_report
 from sagewai_ops.export.sequences import SetSequence
 from sagewai_ops.export.target_session import MOVE, PLAN
 from sagewai_ops.export.validate.validator import FAIL
 from sagewai_ops.fs import atomic
 from sagewai_ops.text import shell_word
-
-FORMAT = "sagewai-ops export 1"
 
 
 @dataclass(slots=True)
@@ -43,30 +41,6 @@ class TableReport:
     index_seconds: float = 0.0
     left_to_default: tuple[str, ...] = ()
     compared: Result | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the JSON object."""
-        compared = self.compared
-        return {
-            "name": self.name,
-            "rows": self.rows,
-            "bytes": self.size_bytes,
-            "seconds": round(self.seconds, 3),
-            "index_seconds": round(self.index_seconds, 3),
-            "left_to_default": list(self.left_to_default),
-            "compared": None
-            if compared is None
-            else {
-                "same": compared.same,
-                "target_rows": compared.target_rows,
-                "differences": compared.count,
-                "first": [
-                    {"key": each.key, "column": each.column, "what": each.what}
-                    for each in compared.differences
-                ],
-                "audit": compared.audit,
-            },
-        }
 
 
 @dataclass(slots=True)
@@ -127,44 +101,6 @@ class Report:
             return EXIT_INCOMPLETE
         return EXIT_DONE
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the JSON object of docs/json/export-to-postgres.json."""
-        return {
-            "format": FORMAT,
-            "program": f"sagewai-ops {__version__}",
-            "purpose": self.purpose,
-            "started_at": f"{self.started_at:%Y-%m-%dT%H:%M:%SZ}",
-            "source": str(self.source),
-            "target": self.target,
-            "server": self.server,
-            "policy": self.policy,
-            "committed": self.committed,
-            "migrated": self.migrated,
-            "rows": self.rows,
-            "tables": [table.as_dict() for table in self.tables],
-            "empty": list(self.empty),
-            "findings": [finding.as_dict() for finding in self.findings],
-            "findings_total": count_rows(self.findings),
-            "open_findings": len(self.open_findings),
-            "mended": self.repaired,
-            "refused": self.refused,
-            "sequences": [
-                {"table": each.table, "column": each.column, "next": each.next}
-                for each in self.sequences
-            ],
-            "learnings": {
-                "choice": self.learnings.choice,
-                "tables": [table.as_dict() for table in self.learnings.tables],
-                "findings": [finding.as_dict() for finding in self.learnings.findings],
-            },
-            "notes": list(self.notes),
-            "cut_over": list(self.cut_over),
-            "stages": {name: round(seconds, 3) for name, seconds in self.stages.items()},
-            "estimate_seconds": round(self.estimate_seconds, 1),
-            "files": dict(self.files),
-            "error": self.error,
-        }
-
 
 def report_path(report: Report, directory: Path, chosen: Path | None) -> Path | None:
     """Return the path of the report, after a check that it is writable.
@@ -221,7 +157,7 @@ def write_report(report: Report, path: Path) -> None:
     Raises:
         NoSpaceError, PermissionDeniedError, OpsError: It cannot be written.
     """
-    content = json.dumps(report.as_dict(), indent=1, ensure_ascii=False)
+    content = json.dumps(asdict(describe_report(report)), indent=1, ensure_ascii=False)
     atomic.replace(path, content.encode("utf-8", "backslashreplace") + b"\n")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from postgres_server import Server
 from real_homes import unpack
 from sagewai_ops.errors import DifferenceError, NotFoundError, TargetBusyError
 from sagewai_ops.export.export import Options, export
+from sagewai_ops.export.results import describe_report
 from sagewai_ops.export.workdir import export_directory
 from sagewai_ops.home.paths import locate
 from sagewai_ops.schema.create import create_database
@@ -396,7 +398,7 @@ def test_the_password_is_in_no_report(tmp_path: Path, postgres: Server) -> None:
 
     assert report.committed
     assert secret not in (tmp_path / "r.json").read_text()
-    assert "s3cr3t" not in json.dumps(report.as_dict())
+    assert "s3cr3t" not in json.dumps(asdict(describe_report(report)))
 
 
 def _without_positions(catalog: PostgresCatalog) -> PostgresCatalog:

@@ -7,7 +7,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.sqlite.vectors import VectorRow, VectorTable, read_vectors
@@ -42,13 +42,6 @@ class VectorCopy:
     copy_seconds: float = 0.0
     compare_seconds: float = 0.0
     index_seconds: float = 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON."""
-        return {
-            name: round(value, 3) if isinstance(value := getattr(self, name), float) else value
-            for name in self.__slots__
-        }
 
 
 class Rows:

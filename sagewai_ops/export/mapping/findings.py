@@ -6,7 +6,6 @@ docs/export.md.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from sagewai_ops.export.convert.repair import EFFECTS
 
@@ -52,19 +51,6 @@ class Finding:
         remaining = self.count - self.repairable
         effect = EFFECTS[self.kind]
         return f"{effect}; none for {remaining} of {self.count}" if remaining else effect
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON; docs/json/export-to-postgres.json."""
-        return {
-            "table": self.table,
-            "column": self.column,
-            "kind": self.kind,
-            "detail": self.detail,
-            "count": self.count,
-            "keys": list(self.keys),
-            "repairable": self.repairable,
-            "repair": self.repair,
-        }
 
 
 @dataclass(slots=True)

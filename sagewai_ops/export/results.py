@@ -1,0 +1,207 @@
+"""The result of `export-to-postgres`, and the content of its report: docs/json.md."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypedDict, cast
+
+from sagewai_ops import __version__
+from sagewai_ops.export.learnings.vector_rows import VectorCopy
+from sagewai_ops.export.mapping.findings import Finding, count_rows
+from sagewai_ops.export.sequences import SetSequence
+
+if TYPE_CHECKING:
+    from sagewai_ops.export.compare.rows import Result
+    from sagewai_ops.export.report import Report
+
+
+@dataclass(frozen=True, slots=True)
+class FindingResult:
+    """A finding, and the effect of `repair` on it."""
+
+    table: str
+    column: str
+    kind: str
+    detail: str
+    count: int
+    keys: tuple[str, ...]
+    repairable: int | None
+    repair: str
+
+
+@dataclass(frozen=True, slots=True)
+class DifferenceResult:
+    """A difference between the two sides."""
+
+    key: str
+    column: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuditResult:
+    """The hashes of the audit events."""
+
+    verified: int
+    broken_before: int
+    broken: int
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonResult:
+    """The comparison of a table: its differences, and the first of them."""
+
+    same: bool
+    target_rows: int
+    differences: int
+    first: tuple[DifferenceResult, ...]
+    audit: AuditResult | None
+
+
+@dataclass(frozen=True, slots=True)
+class TableResult:
+    """A table of the target."""
+
+    name: str
+    rows: int
+    bytes: int
+    seconds: float
+    index_seconds: float
+    left_to_default: tuple[str, ...]
+    compared: ComparisonResult | None
+
+
+@dataclass(frozen=True, slots=True)
+class LearningsResult:
+    """The learnings; the rows of findings are not in the target."""
+
+    choice: Literal["keep", "facts", "pgvector"]
+    tables: tuple[VectorCopy, ...]
+    findings: tuple[FindingResult, ...]
+
+
+class Files(TypedDict, total=False):
+    """The files that the run wrote."""
+
+    report: str
+    changes: str
+    refused: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """An export, a plan or a verification; see `Report`.
+
+    Attributes:
+        findings_total: Rows.
+        open_findings: The findings because of which nothing was sent.
+        mended: Repaired values.
+    """
+
+    format: Literal["sagewai-ops export 1"]
+    program: str
+    purpose: Literal["move", "plan", "verify"]
+    started_at: str
+    source: str
+    target: str
+    server: str
+    policy: Literal["fail", "repair", "quarantine", "repair,quarantine"]
+    committed: bool
+    migrated: bool
+    rows: int
+    tables: tuple[TableResult, ...]
+    empty: tuple[str, ...]
+    findings: tuple[FindingResult, ...]
+    findings_total: int
+    open_findings: int
+    mended: int
+    refused: int
+    sequences: tuple[SetSequence, ...]
+    learnings: LearningsResult
+    notes: tuple[str, ...]
+    cut_over: tuple[str, ...]
+    stages: Mapping[str, float]
+    estimate_seconds: float
+    files: Files
+    error: str
+
+
+def describe_report(report: Report) -> ExportResult:
+    """Return the result of an export."""
+    return ExportResult(
+        format="sagewai-ops export 1",
+        program=f"sagewai-ops {__version__}",
+        purpose=report.purpose,  # type: ignore[arg-type]
+        started_at=f"{report.started_at:%Y-%m-%dT%H:%M:%SZ}",
+        source=str(report.source),
+        target=report.target,
+        server=report.server,
+        policy=report.policy,  # type: ignore[arg-type]
+        committed=report.committed,
+        migrated=report.migrated,
+        rows=report.rows,
+        tables=tuple(
+            TableResult(
+                name=table.name,
+                rows=table.rows,
+                bytes=table.size_bytes,
+                seconds=round(table.seconds, 3),
+                index_seconds=round(table.index_seconds, 3),
+                left_to_default=tuple(table.left_to_default),
+                compared=_comparison(table.compared) if table.compared else None,
+            )
+            for table in report.tables
+        ),
+        empty=tuple(report.empty),
+        findings=tuple(_finding(finding) for finding in report.findings),
+        findings_total=count_rows(report.findings),
+        open_findings=len(report.open_findings),
+        mended=report.repaired,
+        refused=report.refused,
+        sequences=tuple(report.sequences),
+        learnings=LearningsResult(
+            choice=report.learnings.choice,  # type: ignore[arg-type]
+            tables=tuple(_rounded(table) for table in report.learnings.tables),
+            findings=tuple(_finding(finding) for finding in report.learnings.findings),
+        ),
+        notes=tuple(report.notes),
+        cut_over=tuple(report.cut_over),
+        stages={name: round(seconds, 3) for name, seconds in report.stages.items()},
+        estimate_seconds=round(report.estimate_seconds, 1),
+        files=cast("Files", dict(report.files)),
+        error=report.error,
+    )
+
+
+def _finding(finding: Finding) -> FindingResult:
+    return FindingResult(
+        table=finding.table,
+        column=finding.column,
+        kind=finding.kind,
+        detail=finding.detail,
+        count=finding.count,
+        keys=tuple(finding.keys),
+        repairable=finding.repairable,
+        repair=finding.repair,
+    )
+
+
+def _comparison(compared: Result) -> ComparisonResult:
+    audit = compared.audit
+    return ComparisonResult(
+        same=compared.same,
+        target_rows=compared.target_rows,
+        differences=compared.count,
+        first=tuple(
+            DifferenceResult(each.key, each.column, each.what) for each in compared.differences
+        ),
+        audit=AuditResult(**{**audit, "keys": tuple(audit["keys"])}) if audit else None,
+    )
+
+
+def _rounded(table: VectorCopy) -> VectorCopy:
+    names = ("seconds", "copy_seconds", "compare_seconds", "index_seconds")
+    return dataclasses.replace(table, **{name: round(getattr(table, name), 3) for name in names})
