@@ -12,6 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 _IN_ENVELOPE = "warnings"
+_OPTIONAL = ("Files",)  # objects whose fields can be missing
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -77,9 +78,7 @@ def _contract(schema: Any) -> Any:
         for key, value in schema.items()
         if key not in ("title", "description", "default")
     }
-    # Only the fields of a TypedDict that is not total are optional.
-    fields = schema.get("properties", {})
-    if schema.get("required") or any("default" in field for field in fields.values()):
+    if "properties" in found and schema.get("title") not in _OPTIONAL:
         found["required"] = list(found["properties"])
     if found.get("type") == "integer":
         found["minimum"] = 0
