@@ -1,7 +1,8 @@
 """`preflight`: everything to know before touching a home, as one table with one exit code."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,6 +21,9 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     WorkDirOption,
     WriterWaitOption,
 )
+
+if TYPE_CHECKING:
+    from sagewai_ops.operations.preflight import PreflightReport
 
 HELP = """Check everything before an upgrade.
 
@@ -48,9 +52,43 @@ _SHOWN = 10  # details of a check that people are shown; --json has all
 _STYLES = {"ok": "green", "skipped": "", "warning": "yellow"}
 
 
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """One line of the table; `mend` has the commands that fix it."""
+
+    check: str
+    verdict: Literal["ok", "warning", "finding", "failed", "unproved", "skipped"]
+    summary: str
+    details: tuple[str, ...]
+    mend: tuple[str, ...]
+    exit_code: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PreflightResult:
+    """The table, the snapshot that was created and the time of its proof."""
+
+    home: Path
+    ready: bool
+    strict: bool
+    checks: tuple[CheckResult, ...]
+    snapshot: str | None
+    archive: Path | None
+    proved_restorable_at: str | None
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    add_command(app, "preflight", preflight, HELP, unattended=True, changes=True)
+    add_command(
+        app,
+        "preflight",
+        preflight,
+        HELP,
+        result="sagewai_ops.commands.preflight:PreflightResult",
+        unattended=True,
+        changes=True,
+    )
 
 
 def preflight(
@@ -113,7 +151,7 @@ def preflight(
     )
     with run.terminal.progress() as progress:
         done = run_preflight(home, options, progress=progress)
-    result = as_result(done)
+    result = describe(done)
     return Outcome(
         result,
         lambda terminal: show(terminal, result),
@@ -123,55 +161,52 @@ def preflight(
     )
 
 
-def as_result(done: Any) -> dict[str, Any]:
-    """Return the JSON of a preflight; docs/json/preflight.json."""
-    snapshot = done.snapshot
-    return {
-        "home": str(done.home),
-        "ready": done.exit_code == 0,
-        "strict": done.is_strict,
-        "checks": [
-            {
-                "check": check.name,
-                "verdict": check.verdict.value,
-                "summary": check.summary,
-                "details": list(check.details),
-                "mend": list(check.remedies),
-                "exit_code": check.exit_code,
-                "seconds": round(check.seconds, 3),
-            }
+def describe(done: "PreflightReport") -> PreflightResult:
+    """Return the result of a preflight."""
+    snapshot, drill = done.snapshot, done.drill
+    is_proved = drill is not None and drill.outcome == "proved"
+    return PreflightResult(
+        home=done.home,
+        ready=done.exit_code == 0,
+        strict=done.is_strict,
+        checks=tuple(
+            CheckResult(
+                check=check.name,
+                verdict=check.verdict.value,
+                summary=check.summary,
+                details=check.details,
+                mend=check.remedies,
+                exit_code=check.exit_code,
+                seconds=round(check.seconds, 3),
+            )
             for check in done.checks
-        ],
-        "snapshot": snapshot.id if snapshot else None,
-        "archive": str(snapshot.path) if snapshot else None,
-        "proved_restorable_at": (
-            f"{done.drill.at:%Y-%m-%dT%H:%M:%SZ}"
-            if done.drill and done.drill.outcome == "proved"
-            else None
         ),
-    }
+        snapshot=snapshot.id if snapshot else None,
+        archive=snapshot.path if snapshot else None,
+        proved_restorable_at=f"{drill.at:%Y-%m-%dT%H:%M:%SZ}" if drill and is_proved else None,
+    )
 
 
-def show(terminal: Terminal, result: dict[str, Any]) -> None:
+def show(terminal: Terminal, result: PreflightResult) -> None:
     """Print the table, the details of each line that is not ok, and the verdict."""
     terminal.table(
         ("check", "verdict", ""),
-        [(check["check"], check["verdict"], check["summary"]) for check in result["checks"]],
+        [(check.check, check.verdict, check.summary) for check in result.checks],
     )
-    for check in result["checks"]:
-        verdict = check["verdict"]
+    for check in result.checks:
+        verdict = check.verdict
         if verdict in ("ok", "skipped"):
             continue
-        terminal.line(f"{check['check']}: {check['summary']}", style=_STYLES.get(verdict, "red"))
-        for detail in check["details"][:_SHOWN]:
+        terminal.line(f"{check.check}: {check.summary}", style=_STYLES.get(verdict, "red"))
+        for detail in check.details[:_SHOWN]:
             terminal.line(f"  {detail}")
-        if len(check["details"]) > _SHOWN:
-            terminal.line(f"  and {len(check['details']) - _SHOWN} more: --json lists them")
-        for remedy in check["mend"][:_SHOWN]:
+        if len(check.details) > _SHOWN:
+            terminal.line(f"  and {len(check.details) - _SHOWN} more: --json lists them")
+        for remedy in check.mend[:_SHOWN]:
             terminal.line(f"  fix  {remedy}")
-    failed = sum(bool(check["exit_code"]) for check in result["checks"])
-    if result["ready"]:
-        terminal.line(f"home {result['home']}: ready", style="bold green")
+    failed = sum(bool(check.exit_code) for check in result.checks)
+    if result.ready:
+        terminal.line(f"home {result.home}: ready", style="bold green")
     else:
         what = f"{failed} check{'s' * (failed > 1)} failed" if failed else "there are warnings"
-        terminal.line(f"home {result['home']}: not ready, {what}", style="bold red")
+        terminal.line(f"home {result.home}: not ready, {what}", style="bold red")

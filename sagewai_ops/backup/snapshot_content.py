@@ -1,0 +1,108 @@
+"""The content of a snapshot, as `snapshots show` reports it: from manifest and metadata file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from sagewai_ops.archive.age import Decryption
+from sagewai_ops.archive.manifest import Entry
+from sagewai_ops.archive.open import open_archive
+from sagewai_ops.backup.results import OmissionResult
+from sagewai_ops.keys.trial_decryption import SealedReport
+from sagewai_ops.snapshots.cards import read_card
+from sagewai_ops.snapshots.database_check import DatabaseFacts
+from sagewai_ops.snapshots.results import DrillRecord, drill_record
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotMember:
+    """One member of an archive."""
+
+    path: str
+    type: str
+    mode: str
+    size: int
+    sha256: str | None
+    target: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotContent:
+    """What an archive states about itself: header, manifest and metadata file."""
+
+    id: str
+    format: int
+    members: int
+    content_bytes: int
+    database: DatabaseFacts | None
+    keys: SealedReport | None
+    left_out: tuple[OmissionResult, ...] | None
+    unstable: tuple[str, ...] | None
+    external: Mapping[str, str] | None
+    followed: Mapping[str, str] | None
+    outside_links: Mapping[str, str]
+    verified_at: str | None
+    proved_restorable_at: str | None
+    drill: DrillRecord | None
+    sequence: int | None = None
+    created_at: str = ""
+    home: str = ""
+    home_id: str = ""
+    host: str = ""
+    tool_version: str = ""
+    python_version: str = ""
+    key_custody: str = ""
+    key_fingerprint: str = ""
+    schema_level: str = ""
+    tags: tuple[str, ...] = ()
+    files: tuple[SnapshotMember, ...] | None = None
+
+
+def read_content(
+    path: Path, decryption: Decryption | None, *, with_members: bool = False
+) -> SnapshotContent:
+    """Read the content of a snapshot; of the archive only its first and last member.
+
+    Raises:
+        NotFoundError, KeyMissingError, DamagedError, SchemaAheadError: It cannot be read.
+    """
+    import msgspec
+
+    card = read_card(path)
+    with open_archive(path, decryption) as reader:
+        header, entries = reader.header, reader.manifest.entries
+    facts = {
+        **header.facts,
+        **{
+            name: reader.manifest.facts.get(name)
+            for name in ("database", "keys", "left_out", "unstable", "external", "followed")
+        },
+        "id": header.id,
+        "format": header.format_version,
+        "members": len(entries),
+        "content_bytes": sum(entry.size_bytes for entry in entries),
+        "outside_links": {entry.path: entry.target for entry in entries if entry.is_outside},
+        "verified_at": card.get("verified_at"),
+        "proved_restorable_at": card.get("proved_restorable_at"),
+        "drill": None,
+    }
+    known = {field.name for field in fields(SnapshotContent)}
+    content = msgspec.convert(
+        {name: value for name, value in facts.items() if name in known}, SnapshotContent
+    )
+    return replace(
+        content,
+        drill=drill_record(card),
+        files=tuple(map(_member, entries)) if with_members else None,
+    )
+
+
+def _member(entry: Entry) -> SnapshotMember:
+    return SnapshotMember(
+        path=entry.path,
+        type=entry.type.value,
+        mode=f"{entry.mode:04o}",
+        size=entry.size_bytes,
+        sha256=entry.sha256.hex() or None,
+        target=entry.target or None,
+    )
