@@ -1,7 +1,7 @@
 """`drill`: prove that a snapshot can be restored, by restoring it."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     SnapshotsOption,
     WorkDirOption,
 )
+
+if TYPE_CHECKING:
+    from sagewai_ops.operations.drill import DrillResult
 
 HELP = """Prove that a snapshot can be restored.
 
@@ -43,7 +46,15 @@ _SHOWN = 20  # findings that people are shown; --json has all
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    add_command(app, "drill", drill, HELP, unattended=True, changes=True)
+    add_command(
+        app,
+        "drill",
+        drill,
+        HELP,
+        result="sagewai_ops.operations.drill:DrillResult",
+        unattended=True,
+        changes=True,
+    )
 
 
 def drill(
@@ -120,7 +131,7 @@ def drill(
         )
     with run.terminal.progress() as progress:
         report = drilling.drill(archive, options, progress=progress)
-    result = as_result(report)
+    result = drilling.describe_drill(report)
     code = EXIT_FINDINGS if report.findings else EXIT_DONE
     return Outcome(
         result,
@@ -131,86 +142,42 @@ def drill(
     )
 
 
-def as_result(report: Any) -> dict[str, Any]:
-    """Return the JSON of a drill; docs/json/drill.json."""
-    from sagewai_ops.operations.drill import PROVED
-    from sagewai_ops.schema.as_json import of_upgraded
-
-    restored, inspection = report.restored, report.inspection
-    at = f"{report.at:%Y-%m-%dT%H:%M:%SZ}"
-    return {
-        "snapshot": report.snapshot_id,
-        "archive": str(report.archive),
-        "outcome": report.outcome,
-        "at": at,
-        "proved_restorable_at": at if report.outcome == PROVED else None,
-        "recorded": report.recorded,
-        "seconds": round(report.seconds, 3),
-        "checked": list(report.checked),
-        "files": restored.extracted.files,
-        "folders": restored.extracted.directories,
-        "links": restored.extracted.links,
-        "size_bytes": restored.extracted.size_bytes,
-        "database": restored.database.as_dict() if restored.database else None,
-        "upgrade": of_upgraded(report.upgrade) if report.upgrade else None,
-        "keys": restored.keys.as_dict(),
-        "key_source": restored.key_source,
-        "key_in_snapshot": report.key_in_snapshot,
-        "permissions": {
-            "entries": inspection.entries,
-            "findings": [
-                {
-                    "rule": finding.rule.id,
-                    "severity": finding.rule.severity.value,
-                    "path": str(finding.path.relative_to(inspection.home)),
-                    "wrong": finding.message,
-                }
-                for finding in inspection.findings
-            ],
-        },
-        "findings": [{"check": finding.check, "text": finding.text} for finding in report.findings],
-        "swept": list(report.swept),
-    }
-
-
-def show(terminal: Terminal, result: dict[str, Any]) -> None:
+def show(terminal: Terminal, result: "DrillResult") -> None:
     """Print the outcome and the findings."""
-    proved = result["outcome"] == "proved"
+    proved = result.outcome == "proved"
     terminal.line(
-        f"snapshot {result['snapshot']}: "
+        f"snapshot {result.snapshot}: "
         + ("proved restorable" if proved else "restorable, but not all encrypted values open"),
         style="bold green" if proved else "bold yellow",
     )
-    terminal.line(f"  restored  {result['files']} files, {size(result['size_bytes'])}, and removed")
-    database, upgrade = result["database"], result["upgrade"]
+    terminal.line(f"  restored  {result.files} files, {size(result.size_bytes)}, and removed")
+    database, upgrade = result.database, result.upgrade
     if database:
-        rows = sum(database["tables"].values())
-        terminal.line(f"  database  {rows} rows in {len(database['tables'])} tables, undamaged")
+        rows = sum(database.tables.values())
+        terminal.line(f"  database  {rows} rows in {len(database.tables)} tables, undamaged")
     if upgrade:
-        before = " and ".join(upgrade["before"]) or "no revision"
-        after = " and ".join(upgrade["after"]) or "no revision"
-        terminal.line(f"  upgrade   {before} to {after}, {len(upgrade['added'])} additions")
+        before = " and ".join(upgrade.before) or "no revision"
+        after = " and ".join(upgrade.after) or "no revision"
+        terminal.line(f"  upgrade   {before} to {after}, {len(upgrade.added)} additions")
     show_keys(terminal, result)
-    entries = result["permissions"]["entries"]
+    entries = result.permissions.entries
     terminal.line(f"  modes     {entries} entries checked")
-    for finding in result["findings"][:_SHOWN]:
-        terminal.line(f"  finding   {finding['check']}: {finding['text']}", style="yellow")
-    if len(result["findings"]) > _SHOWN:
-        terminal.line(f"  finding   and {len(result['findings']) - _SHOWN} more: --json lists them")
-    terminal.line(
-        f"  took      {result['seconds']:.1f} s" + (", recorded" if result["recorded"] else "")
-    )
+    for finding in result.findings[:_SHOWN]:
+        terminal.line(f"  finding   {finding.check}: {finding.text}", style="yellow")
+    if len(result.findings) > _SHOWN:
+        terminal.line(f"  finding   and {len(result.findings) - _SHOWN} more: --json lists them")
+    terminal.line(f"  took      {result.seconds:.1f} s" + (", recorded" if result.recorded else ""))
 
 
-def show_keys(terminal: Terminal, result: dict[str, Any]) -> None:
+def show_keys(terminal: Terminal, result: "DrillResult") -> None:
     """Print which key opens the encrypted values, and whether the snapshot contains it."""
-    keys = result["keys"]
-    if not keys["total"]:
+    keys = result.keys
+    if not keys.total:
         terminal.line("  secrets   none")
         return
-    opened = f"{keys['opened']} of {keys['total']} values open"
-    source = result["key_source"] or "no key"
-    if result["key_in_snapshot"]:
+    opened = f"{keys.opened} of {keys.total} values open"
+    source = result.key_source or "no key"
+    if result.key_in_snapshot:
         terminal.line(f"  secrets   {opened} with the key in the snapshot")
     else:
         terminal.line(

@@ -44,7 +44,9 @@ flight taking standing stand lie room rooms mend mends mended anew somebody nobo
 folders one judge judged carried carry
 """
 NAMES = frozenset(_NAMES.split())
-CONTRACT = frozenset(("folder", "folders", "mend"))  # JSON keys of version 0.1: fields of results
+CONTRACT = frozenset(
+    ("folder", "folders", "mend", "mended")
+)  # JSON keys of version 0.1: fields of results
 _WORD = re.compile(rf"\b(?:{'|'.join(WORDS)})\b", re.IGNORECASE)
 _VERBS = re.compile(r"(Give|Tell|Say|Let|Spell|Name|Hold|Look|Take|Make sure)s?\b")
 # Where a word is what another program, a file format or a JSON field calls a thing.

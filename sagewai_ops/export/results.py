@@ -98,7 +98,7 @@ class ExportResult:
     Attributes:
         findings_total: Rows.
         open_findings: The findings because of which nothing was sent.
-        mended: Repaired values.
+        `mended`: Repaired values.
     """
 
     format: Literal["sagewai-ops export 1"]

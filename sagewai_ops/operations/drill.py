@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sagewai_ops import __version__
 from sagewai_ops.archive.age import Decryption
@@ -34,6 +34,7 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import Home, locate
+from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.permissions.entry_kinds import EntryKind
 from sagewai_ops.permissions.findings import Inspection
 from sagewai_ops.permissions.rules import Severity
@@ -42,8 +43,10 @@ from sagewai_ops.process.signals import incomplete_step
 from sagewai_ops.progress import Progress
 from sagewai_ops.restore.plan import RestoreOptions
 from sagewai_ops.restore.restore import RestoreReport, restore
+from sagewai_ops.schema.results import UpgradeResult, describe_upgrade
 from sagewai_ops.schema.upgrade_sqlite import Upgrade, upgrade_database
 from sagewai_ops.snapshots import cards, catalog
+from sagewai_ops.snapshots.database_check import DatabaseFacts
 from sagewai_ops.snapshots.rebuild_cards import read_card_facts
 from sagewai_ops.snapshots.scratch import scratch_directory
 from sagewai_ops.text import shell_word
@@ -128,6 +131,50 @@ class DrillReport:
         return self.restored.plan.key_custody == "sealed" and not self.restored.key_installed
 
 
+@dataclass(frozen=True, slots=True)
+class PermissionResult:
+    """A finding in the permissions of the restored home."""
+
+    rule: str
+    severity: Severity
+    path: str
+    wrong: str
+
+
+@dataclass(frozen=True, slots=True)
+class PermissionsResult:
+    """The permissions of the restored home."""
+
+    entries: int
+    findings: tuple[PermissionResult, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DrillResult:
+    """The result of a drill as its JSON has it: docs/json.md."""
+
+    snapshot: str
+    archive: Path
+    outcome: Literal["proved", "unproved"]
+    at: str
+    proved_restorable_at: str | None
+    recorded: bool
+    seconds: float
+    checked: tuple[str, ...]
+    files: int
+    folders: int
+    links: int
+    size_bytes: int
+    database: DatabaseFacts | None
+    upgrade: UpgradeResult | None
+    keys: SealedReport
+    key_source: str
+    key_in_snapshot: bool
+    permissions: PermissionsResult
+    findings: tuple[DrillFinding, ...]
+    swept: tuple[str, ...]
+
+
 def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = None) -> DrillReport:
     """Prove that a snapshot can be restored and used.
 
@@ -186,6 +233,45 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
     except OpsError as error:
         return dataclasses.replace(report, not_recorded=error.message)
     return dataclasses.replace(report, recorded=recorded)
+
+
+def describe_drill(report: DrillReport) -> DrillResult:
+    """Return the result of a drill."""
+    restored, inspection = report.restored, report.inspection
+    at = f"{report.at:%Y-%m-%dT%H:%M:%SZ}"
+    return DrillResult(
+        snapshot=report.snapshot_id,
+        archive=report.archive,
+        outcome="proved" if report.outcome == PROVED else "unproved",
+        at=at,
+        proved_restorable_at=at if report.outcome == PROVED else None,
+        recorded=report.recorded,
+        seconds=round(report.seconds, 3),
+        checked=report.checked,
+        files=restored.extracted.files,
+        folders=restored.extracted.directories,
+        links=restored.extracted.links,
+        size_bytes=restored.extracted.size_bytes,
+        database=restored.database.facts if restored.database else None,
+        upgrade=describe_upgrade(report.upgrade) if report.upgrade else None,
+        keys=restored.keys,
+        key_source=restored.key_source,
+        key_in_snapshot=report.key_in_snapshot,
+        permissions=PermissionsResult(
+            entries=inspection.entries,
+            findings=tuple(
+                PermissionResult(
+                    rule=finding.rule.id,
+                    severity=finding.rule.severity,
+                    path=str(finding.path.relative_to(inspection.home)),
+                    wrong=finding.message,
+                )
+                for finding in inspection.findings
+            ),
+        ),
+        findings=report.findings,
+        swept=report.swept,
+    )
 
 
 @dataclass(slots=True)

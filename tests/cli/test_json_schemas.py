@@ -43,3 +43,10 @@ def test_fields_of_older_versions_remain(name: str) -> None:
     schema = json.loads((DIRECTORY / f"{name}.json").read_text(encoding="utf-8"))
 
     assert set(FIELDS[name]) - _paths(schema, schema) == set()
+
+
+def test_every_result_is_a_dataclass() -> None:
+    """No schema of a command is written by hand."""
+    assert [
+        name for name, command in result_schemas.commands() if not command.callback.result
+    ] == []
