@@ -7,11 +7,12 @@ from pathlib import Path
 from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.manifest import Entry
 from sagewai_ops.archive.open import open_archive
-from sagewai_ops.backup.results import OmissionResult
+from sagewai_ops.errors import DamagedError
 from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.snapshots.cards import read_card
 from sagewai_ops.snapshots.database_check import DatabaseFacts
 from sagewai_ops.snapshots.results import DrillRecord, drill_record
+from sagewai_ops.text import shell_word
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,15 @@ class SnapshotMember:
 
 
 @dataclass(frozen=True, slots=True)
+class OmittedEntry:
+    """A file that the snapshot does not contain; a later version may have other reasons."""
+
+    path: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class SnapshotContent:
     """What an archive states about itself: header, manifest and metadata file."""
 
@@ -36,7 +46,7 @@ class SnapshotContent:
     content_bytes: int
     database: DatabaseFacts | None
     keys: SealedReport | None
-    left_out: tuple[OmissionResult, ...] | None
+    left_out: tuple[OmittedEntry, ...] | None
     unstable: tuple[str, ...] | None
     external: Mapping[str, str] | None
     followed: Mapping[str, str] | None
@@ -87,9 +97,14 @@ def read_content(
         "drill": None,
     }
     known = {field.name for field in fields(SnapshotContent)}
-    content = msgspec.convert(
-        {name: value for name, value in facts.items() if name in known}, SnapshotContent
-    )
+    known_facts = {name: value for name, value in facts.items() if name in known}
+    try:
+        content = msgspec.convert(known_facts, SnapshotContent)
+    except msgspec.ValidationError as error:
+        raise DamagedError(
+            f"snapshot {path}: header or manifest malformed, {error}",
+            hint=f"sagewai-ops snapshots verify {shell_word(path)}",
+        ) from error
     return replace(
         content,
         drill=drill_record(card),
