@@ -143,12 +143,7 @@ class PreflightOptions:
 
 @dataclass(frozen=True, slots=True)
 class PreflightReport:
-    """The table, the snapshot and its drill.
-
-    Attributes:
-        snapshot: None without one.
-        drill: None if it was not completed.
-    """
+    """The table, the snapshot and its drill; None without one."""
 
     home: Path
     checks: tuple[Check, ...]
@@ -347,8 +342,10 @@ class _Run:
         with locks.sweep_guard(directory):
             catalog.sweep(directory)
         with scratch_directory(directory, self.options.snapshots) as scratch:
+            parent = scratch / "rehearsal"  # whose lock is free: the sweep in it would wait
+            atomic.make_directory(parent)
             return rehearse_upgrade(
-                database, scratch, wait_seconds=self.options.wait_seconds, progress=self.progress
+                database, parent, wait_seconds=self.options.wait_seconds, progress=self.progress
             )
 
 
