@@ -397,7 +397,7 @@ def test_a_target_at_another_revision_is_refused(home: Home, postgres: Server) -
         exported(home, postgres, ahead)
     with pytest.raises(SchemaAheadError, match="abc"):
         exported(home, postgres, unknown)
-    with pytest.raises(SchemaBehindError, match="no revision"):
+    with pytest.raises(SchemaBehindError, match="not created by revisions"):
         exported(home, postgres, strange)
     with pytest.raises(SchemaBehindError, match="nothing was exported"):
         exported(home, postgres, empty, purpose="verify")
