@@ -128,7 +128,7 @@ def test_the_instructions_of_a_sheet_can_be_followed_to_the_letter(
     program = tmp_path / "sagewai-ops"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m sagewai_ops "$@"\n')
     program.chmod(0o700)
-    steps = text.partition("If the home is gone")[0].replace("IDENTITY", "identity")
+    steps = text.partition("If the home is lost too")[0].replace("IDENTITY", "identity")
     commands = [line.strip() for line in steps.splitlines() if line.startswith("     ")]
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
 
