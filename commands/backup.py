@@ -225,7 +225,7 @@ def backup(
     if dry_run:
         directory = run.snapshots(home, to)
         where = "stdout" if output else directory / "tree" if form == "directory" else directory
-        return _plan(home, directory, options, str(where), prunes=not policy.is_empty)
+        return _plan(home, directory, options, str(where), policy, all_paths=all_paths)
     with run.terminal.progress() as progress:
         if output:
             report = stream_snapshot(home, sys.stdout.buffer, options, progress=progress)
@@ -255,7 +255,9 @@ def backup(
     )
 
 
-def _plan(home: Home, directory: Path, options: Any, where: str, *, prunes: bool) -> Outcome:
+def _plan(
+    home: Home, directory: Path, options: Any, where: str, policy: Any, *, all_paths: bool
+) -> Outcome:
     from sagewai_ops.backup.create import plan_snapshot
 
     scan = plan_snapshot(home, directory, options)
@@ -268,9 +270,28 @@ def _plan(home: Home, directory: Path, options: Any, where: str, *, prunes: bool
     ]
     steps += [f"include {target} in place of {path}" for path, target in scan.followed.items()]
     steps += [f"store {path} as a link to {target}" for path, target in scan.outside_links.items()]
-    if prunes:
-        steps.append("remove older snapshots by the rules, as `snapshots prune` does")
+    if not policy.is_empty:
+        is_complete = not any(omission.reason.is_loss for omission in scan.omissions)
+        steps += (
+            _plan_prune(home, directory, options, policy, all_paths)
+            if is_complete
+            else ["remove no older snapshot, as this one is incomplete"]
+        )
     return plan_outcome(steps)
+
+
+def _plan_prune(
+    home: Home, directory: Path, options: Any, policy: Any, all_paths: bool
+) -> list[str]:
+    from sagewai_ops.snapshots.prune import expect_snapshot, prune
+
+    expected = expect_snapshot(home, directory, options.tags)
+    planned = prune(home, directory, policy, all_paths=all_paths, dry_run=True, expected=expected)
+    moved = [
+        f"move snapshot {item.id} to .trash, no rule keeps it" for item in planned.plan.removed
+    ]
+    purged = [f"remove snapshot {item.id} from .trash permanently" for item in planned.purged]
+    return [*moved, *purged] or ["remove no older snapshot, all are kept"]
 
 
 @dataclass(frozen=True, slots=True)

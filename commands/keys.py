@@ -64,7 +64,8 @@ def register(app: typer.Typer) -> None:
         rotate,
         HELP,
         result="sagewai_ops.operations.rotate_keys:RotationResult"
-        " | sagewai_ops.operations.rotate_keys:RotationRecovery",
+        " | sagewai_ops.operations.rotate_keys:RotationRecovery"
+        " | sagewai_ops.operations.recover:RecoveryReport",
         changes=True,
     )
     app.add_typer(group)

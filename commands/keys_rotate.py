@@ -12,6 +12,7 @@ from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
 
 from .recover import (  # noqa: TID251 - a neighbour
     alias_outcome,
+    outcome_of,
     warnings_of,
 )
 from .shared_options import (  # noqa: TID251 - a neighbour
@@ -24,6 +25,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
 )
 
 if TYPE_CHECKING:
+    from sagewai_ops.operations.recover import RecoveryReport
     from sagewai_ops.operations.rotate_keys import RotationResult
 
 HELP = """Re-encrypt all secrets with a new master key.
@@ -105,11 +107,13 @@ def rotate(
     home = run.home()
     environment = run.settings.environment
     if recover:
-        if dry_run or new_key_file or no_snapshot:
+        if new_key_file or no_snapshot:
             raise UsageError("--recover: no other option allowed", hint="sagewai-ops recover")
         require(home)
-        report = recover_home(home, environment, kinds=[KEY_ROTATION], wait_seconds=wait)
-        return _recovered(report)
+        report = recover_home(
+            home, environment, kinds=[KEY_ROTATION], dry_run=dry_run, wait_seconds=wait
+        )
+        return outcome_of(report) if dry_run else _recovered(report)
     encryption = lock_of(run.terminal, recipient or [], recipients_file, passphrase_file)
     if encryption is None and not (no_snapshot or dry_run):
         raise UsageError(
@@ -150,13 +154,13 @@ def rotate(
     )
 
 
-def _recovered(report: Any) -> Outcome:
+def _recovered(report: "RecoveryReport") -> Outcome:
     """Return what `keys rotate --recover` answered before there was `recover`."""
     from sagewai_ops.fs.journal import Recovery
     from sagewai_ops.operations.rotate_keys import RotationRecovery
 
     recovery = report.recovered[-1] if report.recovered else Recovery()
-    answer: Any = alias_outcome(report)
+    answer = alias_outcome(report)
     fingerprint = recovery.key_fingerprint
     result = RotationRecovery(
         home=report.home,

@@ -1,6 +1,6 @@
 """`recover`: complete or roll back an interrupted operation."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -10,6 +10,11 @@ from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE
 
 from .shared_options import WriterWaitOption  # noqa: TID251 - a neighbour
+
+if TYPE_CHECKING:
+    from sagewai_ops.fs.journal import Recovery
+    from sagewai_ops.operations.recover import RecoveryReport
+    from sagewai_ops.restore.results import Recovered
 
 HELP = """Complete or roll back an interrupted operation.
 
@@ -59,6 +64,11 @@ def recover(
     report = recover_home(home, run.settings.environment, dry_run=dry_run, wait_seconds=wait)
     if report.is_empty:
         require(home)  # without one, a restore of it may have been pending
+    return outcome_of(report)
+
+
+def outcome_of(report: "RecoveryReport") -> Outcome:
+    """Return the outcome of a recovery, or of its dry run."""
     return Outcome(
         report,
         lambda terminal: _show(terminal, report),
@@ -68,7 +78,7 @@ def recover(
     )
 
 
-def warnings_of(recovery: Any) -> tuple[str, ...]:
+def warnings_of(recovery: "Recovery") -> tuple[str, ...]:
     """Return what remains to be done after a recovery, one line each."""
     reason = (f"{recovery.operation}: {recovery.reason}",) if recovery.reason else ()
     left = [
@@ -80,13 +90,13 @@ def warnings_of(recovery: Any) -> tuple[str, ...]:
     return (*reason, *left, *recovery.steps)
 
 
-def alias_outcome(report: Any) -> str:
+def alias_outcome(report: "RecoveryReport") -> "Recovered":
     """Return the outcome in the words of `restore --recover` and `keys rotate --recover`."""
     outcome = report.recovered[-1].outcome if report.recovered else "nothing to do"
     return "finished" if outcome == "completed" else outcome
 
 
-def _show(terminal: Terminal, result: Any) -> None:
+def _show(terminal: Terminal, result: "RecoveryReport") -> None:
     home = result.home
     if result.dry_run:
         for found in result.pending:

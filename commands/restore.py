@@ -1,7 +1,7 @@
 """`restore`: bring a home back from a snapshot, or take that back."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +12,7 @@ from sagewai_ops.errors import UsageError
 from sagewai_ops.home.paths import Home
 from sagewai_ops.text import size
 
-from .recover import alias_outcome  # noqa: TID251 - a neighbour
+from .recover import alias_outcome, outcome_of  # noqa: TID251 - a neighbour
 from .shared_options import (  # noqa: TID251 - a neighbour
     HomeWaitOption,
     IdentityOption,
@@ -21,7 +21,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
 )
 
 if TYPE_CHECKING:
-    from sagewai_ops.restore.results import PlanResult, Recovered, RestoreResult
+    from sagewai_ops.restore.results import PlanResult, RestoreResult
 
 HELP = """Restore a home from a snapshot.
 
@@ -44,7 +44,8 @@ Exit status:
 def register(app: typer.Typer) -> None:
     """Add the command."""
     kinds = ("PlanResult", "RestoreResult", "UndoResult", "RecoveryResult")
-    result = " | ".join(f"sagewai_ops.restore.results:{kind}" for kind in kinds)
+    shapes = [f"sagewai_ops.restore.results:{kind}" for kind in kinds]
+    result = " | ".join([*shapes, "sagewai_ops.operations.recover:RecoveryReport"])
     add_command(app, "restore", restore, HELP, result=result, changes=True)
 
 
@@ -216,11 +217,13 @@ def _undo_or_recover(
         would = "would be " if dry_run else ""
         summary = f"home {target.root}: {would}restored from {back.restored_from}"
     else:
+        report = recover_home(
+            target, {}, kinds=[RESTORE], dry_run=dry_run, wait_seconds=wait_seconds
+        )
         if dry_run:
-            raise UsageError("--recover: has no dry run", hint="sagewai-ops recover --dry-run")
-        report = recover_home(target, {}, kinds=[RESTORE], wait_seconds=wait_seconds)
+            return outcome_of(report)
         answer = alias_outcome(report)
-        result = RecoveryResult(target.root, cast("Recovered", answer))
+        result = RecoveryResult(target.root, answer)
         summary = f"home {target.root}: {answer}"
     return Outcome(result, lambda terminal: terminal.line(summary), always=dry_run)
 

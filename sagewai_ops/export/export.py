@@ -119,23 +119,38 @@ def export(
     if options.purpose == MOVE and not options.allow_live:
         require_unused(home.root, home.database)
     path = report_path(report, export_directory(home), options.report)
-    with copy_directory(home) as place:
-        work = _Work(home, url, options, place / "copy.db", path, report, progress)
-        try:
-            run_interruptibly(_export(work))
-        except sqlite3.Error as error:
-            report.error = f"database {home.database}: {error}"
-            raise DamagedError(report.error, hint="sagewai-ops db check") from error
-        except InterruptedRunError as error:
-            if not report.committed:  # else it came too late, and what was asked for is done
-                report.error = error.message
-                raise
-        except OpsError as error:
+    try:
+        with copy_directory(home) as place:
+            work = _Work(home, url, options, place / "copy.db", path, report, progress)
+            try:
+                _run(work)
+            finally:
+                finish_report(report, path)
+    except InterruptedRunError:
+        if not report.committed:
+            raise
+    except OpsError as error:
+        if not report.committed or report.error:
+            raise
+        report.warnings.append(f"frozen copy {place}: not removed, {error.message}")
+    return report
+
+
+def _run(work: _Work) -> None:
+    """Run the export, and record its error in the report."""
+    report, database = work.report, work.home.database
+    try:
+        run_interruptibly(_export(work))
+    except sqlite3.Error as error:
+        report.error = f"database {database}: {error}"
+        raise DamagedError(report.error, hint="sagewai-ops db check") from error
+    except InterruptedRunError as error:
+        if not report.committed:  # else it arrived too late: the operation has completed
             report.error = error.message
             raise
-        finally:
-            finish_report(report, path)
-    return report
+    except OpsError as error:
+        report.error = error.message
+        raise
 
 
 async def _export(work: _Work) -> None:

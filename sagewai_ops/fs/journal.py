@@ -23,6 +23,7 @@ from sagewai_ops.text import shell_word
 
 FORMAT = "sagewai-ops/journal"
 VERSION = 2  # 1: each kind's content at the top level, without `format` and `kind`
+Operation = Literal["restore", "key rotation", "layout migration"]  # the names of the kinds
 _OTHERS_WRITE = 0o022
 
 
@@ -47,7 +48,7 @@ class Recovery:
         steps: What remains to be done before Sagewai starts, one line each.
     """
 
-    operation: str = ""
+    operation: Operation | Literal[""] = ""
     outcome: Literal["completed", "rolled back", "nothing to do"] = "nothing to do"
     reason: str = ""
     key_fingerprint: str = ""
@@ -156,14 +157,11 @@ def is_live(path: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not locks.wait_for_lock(descriptor, fcntl.LOCK_EX, 0)
     except OSError:  # a file system without locks
         return False
     finally:
         os.close(descriptor)
-    return False
 
 
 def remove(path: Path) -> None:

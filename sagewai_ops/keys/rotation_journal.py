@@ -16,7 +16,7 @@ from pathlib import Path
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.fs import journal as fs_journal
-from sagewai_ops.fs.journal import Recovery
+from sagewai_ops.fs.journal import Operation, Recovery
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
 from sagewai_ops.fs.removal import remove_tree
 from sagewai_ops.home.paths import OWN_PREFIX, Home
@@ -25,7 +25,7 @@ from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.text import shell_word
 
 DIRECTORY = f"{OWN_PREFIX}rotation"
-NAME = "key rotation"
+NAME: Operation = "key rotation"
 NEW_KEY = "the new key"  # as a candidate's source
 _JOURNAL, _TOKENS, _KEY = "journal.json", "tokens.jsonl", "master.key"
 _DRAFT = "journal.partial"

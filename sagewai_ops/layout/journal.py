@@ -19,7 +19,7 @@ from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic
 from sagewai_ops.fs import journal as fs_journal
-from sagewai_ops.fs.journal import Recovery, inode_of
+from sagewai_ops.fs.journal import Operation, Recovery, inode_of
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
 from sagewai_ops.fs.ownership import set_owner
 from sagewai_ops.fs.removal import remove_abandoned, sweep_leftovers
@@ -29,7 +29,7 @@ from sagewai_ops.permissions.rules import PRIVATE_DIRECTORY, PRIVATE_FILE
 from sagewai_ops.process.signals import uninterrupted
 
 JOURNAL = f"{OWN_PREFIX}layout.json"
-NAME = "layout migration"
+NAME: Operation = "layout migration"
 _PREPARING, _MOVING, _DONE = "preparing", "moving", "done"
 _CHUNK_BYTES = 1 << 20
 

@@ -5,6 +5,7 @@ moved. So a run that dies has removed nothing permanently that no successful run
 """
 
 import contextlib
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -14,8 +15,21 @@ from sagewai_ops.errors import NotFoundError
 from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import Home
 from sagewai_ops.snapshots import trash
-from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots, match_id
-from sagewai_ops.snapshots.ownership import Owner, owner_of, reason_not_owned, resolve_host
+from sagewai_ops.snapshots.catalog import (
+    Snapshot,
+    archive_name,
+    list_snapshots,
+    match_id,
+    new_id,
+    next_sequence,
+)
+from sagewai_ops.snapshots.ownership import (
+    Owner,
+    home_ids,
+    owner_of,
+    reason_not_owned,
+    resolve_host,
+)
 from sagewai_ops.snapshots.retention import PERIODS, Policy, RetentionPlan, plan_retention
 
 _CLOCK_DRIFT = timedelta(hours=1)  # more than the clocks of machines that share a directory differ
@@ -140,6 +154,7 @@ def prune(
     dry_run: bool = False,
     wait_seconds: float = 0.0,
     now: datetime | None = None,
+    expected: Snapshot | None = None,
 ) -> PruneReport:
     """Move the snapshots of a home that no rule keeps to the trash, and purge the earlier ones.
 
@@ -147,6 +162,7 @@ def prune(
         directory: Need not exist.
         all_paths: Include snapshots of the same home from other paths and machines.
         now: UTC; None for the clock's time.
+        expected: In a dry run, a snapshot that will exist: from `expect_snapshot`.
 
     Raises:
         UsageError: The policy has no rule.
@@ -159,6 +175,7 @@ def prune(
             stack.enter_context(locks.exclusive(directory, wait_seconds=wait_seconds))
             trash.repair_trash(directory)
         known, trashed = list_snapshots(directory), trash.list_trash(directory)
+        known += [expected] if expected else []
         owner = resolve_host(owner_of(home, all_paths=all_paths), (*known, *trashed))
         plan = plan_retention(known, policy, owner)
         future_id = _find_future(known, owner, now or datetime.now(timezone.utc))
@@ -171,6 +188,22 @@ def prune(
         purged_paths = {item.path for item in purged}
         remaining = tuple(item for item in trashed if item.path not in purged_paths)
         return PruneReport(directory, policy, plan, purged, remaining, future_id, dry_run)
+
+
+def expect_snapshot(home: Home, directory: Path, tags: Sequence[str] = ()) -> Snapshot:
+    """Return the snapshot of a home that would be created in a directory now."""
+    moment = datetime.now(timezone.utc)
+    snapshot_id = new_id(moment)
+    card = {
+        "sequence": next_sequence(directory),
+        "home": str(home.root),
+        "home_id": home_ids(home)[0],
+        "host": socket.gethostname(),
+        "complete": True,
+        "tags": list(tags),
+    }
+    path = directory / archive_name(snapshot_id, is_encrypted=False)
+    return Snapshot(snapshot_id, path, moment, is_encrypted=False, size_bytes=0, card=card)
 
 
 def undelete(

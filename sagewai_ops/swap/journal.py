@@ -25,10 +25,10 @@ from sagewai_ops.archive.manifest import is_safe_path
 from sagewai_ops.errors import OpsError, TargetBusyError
 from sagewai_ops.fs import atomic
 from sagewai_ops.fs import journal as fs_journal
-from sagewai_ops.fs.journal import inode_of
+from sagewai_ops.fs.journal import Operation, inode_of
 from sagewai_ops.text import shell_word
 
-NAME = "restore"
+NAME: Operation = "restore"
 
 
 class State(Enum):

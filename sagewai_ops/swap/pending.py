@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sagewai_ops.errors import LockedError
 from sagewai_ops.fs import journal, locks
-from sagewai_ops.fs.journal import Recovery
+from sagewai_ops.fs.journal import Operation, Recovery
 from sagewai_ops.home.paths import Home
 from sagewai_ops.keys import rotation_journal
 from sagewai_ops.layout import journal as layout_journal
@@ -31,7 +31,7 @@ class Kind:
         recover: Completes or rolls back; the caller has locked the home.
     """
 
-    name: str
+    name: Operation
     journals: Callable[[Path], Sequence[Path]]
     is_pending: Callable[[Path], bool]
     sweep: Callable[[Path], list[str]]
@@ -67,7 +67,7 @@ class Pending:
         journal: The path of its journal.
     """
 
-    operation: str
+    operation: Operation
     journal: Path
 
 

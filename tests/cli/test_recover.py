@@ -132,6 +132,29 @@ def test_dry_run_shows_what_is_pending_and_changes_nothing(
     assert tree_of(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ("interrupt", "command", "other"),
+    [(_restore, "restore", "keys rotate"), (_rotation, "keys rotate", "restore")],
+)
+def test_dry_run_of_an_alias_is_that_of_recover(
+    tmp_path: Path, interrupt: Callable[[Path], Path], command: str, other: str
+) -> None:
+    """It lists the operation of its kind only."""
+    home = interrupt(tmp_path)
+    before = tree_of(tmp_path)
+    words = (*command.split(), "--recover", "--dry-run")
+
+    answer = call("--home", home, *words, "--json")
+
+    assert call("--home", home, *words).out == recover(home, "--dry-run").out
+    assert answer.result == recover(home, "--dry-run", "--json").result
+    assert problems(command.replace(" ", "-"), answer.result) == []
+    if home.exists():
+        none = call("--home", home, *other.split(), "--recover", "--dry-run", "--json")
+        assert (none.code, none.result["pending"]) == (0, [])
+    assert tree_of(tmp_path) == before
+
+
 def test_pending_layout_migration_blocks_other_commands(tmp_path: Path) -> None:
     """Exit 11 with the command to run, and a warning of `status`."""
     home = _migration(tmp_path)

@@ -41,7 +41,8 @@ def backup(built: BuiltHome, *words: object) -> Answer:
     """Take a snapshot, answered in JSON that has its schema's shape."""
     answer = call("--home", built.root, "backup", "--json", *words)
     if answer.document["result"] is not None:
-        assert problems("backup", answer.result) == []
+        schema = "dry-run" if "--dry-run" in words else "backup"
+        assert problems(schema, answer.result) == []
     return answer
 
 
@@ -160,6 +161,33 @@ def test_a_backup_prunes_once_its_snapshot_stands(built: BuiltHome) -> None:
     assert len(answer.result["retention"]["removed"]) == 2
     assert "removed   2 older ones to .trash, 2 from .trash permanently" in shown
     assert count(built) == (1, 2)
+
+
+def test_dry_run_of_a_backup_names_the_snapshots_that_it_prunes(built: BuiltHome) -> None:
+    """With the new snapshot counted, and those in the trash."""
+    for _number in range(3):
+        backup(built)
+    prune(built, "--keep-last", 2)
+    words = ("--keep-last", 2, "--keep-tag", "spare")
+
+    steps = backup(built, "--dry-run", *words).result["steps"]
+    retention = backup(built, *words).result["retention"]
+
+    assert len(retention["removed"]) == len(retention["purged"]) == 1
+    assert steps[-2:] == [
+        *(f"move snapshot {name} to .trash, no rule keeps it" for name in retention["removed"]),
+        *(f"remove snapshot {name} from .trash permanently" for name in retention["purged"]),
+    ]
+
+
+def test_dry_run_of_an_incomplete_backup_prunes_nothing(built: BuiltHome) -> None:
+    """As the run itself."""
+    backup(built)
+    os.mkfifo(built.root / "data" / "pipe")
+
+    steps = backup(built, "--dry-run", "--keep-last", 1).result["steps"]
+
+    assert steps[-1] == "remove no older snapshot, as this one is incomplete"
 
 
 def test_a_backup_that_lacks_something_prunes_nothing(built: BuiltHome) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import sqlite3
 from dataclasses import asdict
 from pathlib import Path
@@ -81,6 +83,34 @@ def test_the_home_is_only_read(tmp_path: Path, postgres: Server) -> None:
     (report,) = export_directory(home).iterdir()
     assert json.loads(report.read_text())["committed"] is True
     assert report.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EIO])
+def test_a_commit_is_reported_although_its_copy_cannot_be_removed(
+    tmp_path: Path, postgres: Server, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Neither the report nor the removal of the copy turns a committed export into a failure."""
+    home = home_with(tmp_path / "home")
+    database = at_head(postgres)
+
+    original = os.fchmod
+
+    def refuse(path: object) -> None:
+        raise OSError(code, os.strerror(code), path)
+
+    def refuse_report(descriptor: int, mode: int) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".partial"):
+            refuse(descriptor)
+        original(descriptor, mode)
+
+    monkeypatch.setattr("sagewai_ops.fs.tempdirs.remove_tree", refuse)
+    monkeypatch.setattr(os, "fchmod", refuse_report)
+    report = exported(home, postgres, database)
+
+    assert report.committed
+    assert report.error == ""
+    assert [text.partition(":")[0].split()[0] for text in report.warnings] == ["report", "frozen"]
+    assert counts_of(postgres, database)
 
 
 def test_a_second_export_is_refused_and_changes_nothing(tmp_path: Path, postgres: Server) -> None:
