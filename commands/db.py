@@ -12,11 +12,14 @@ from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, UsageError
 from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
+    CopyDirOption,
+    KeepWorkDirOption,
     RecipientOption,
     RecipientsFileOption,
     SnapshotsOption,
     SqlOption,
     WriterWaitOption,
+    keeper,
 )
 
 if TYPE_CHECKING:
@@ -144,13 +147,15 @@ def upgrade(
     snapshots: SnapshotsOption = None,
     recipient: RecipientOption = None,
     recipients_file: RecipientsFileOption = None,
+    work_dir: CopyDirOption = None,
+    keep_work_dir: KeepWorkDirOption = False,
     dry_run: DryRunOption = False,
     wait: WriterWaitOption = 30.0,
 ) -> Outcome:
     """Parse, take a snapshot, upgrade, render."""
     from sagewai_ops.backup.report import BackupOptions
     from sagewai_ops.cli.credentials import lock_of
-    from sagewai_ops.database.url import resolve
+    from sagewai_ops.database.url import SqliteUrl, resolve
     from sagewai_ops.operations.change_schema import Options, change_schema, plan_change
 
     home = run.home()
@@ -165,9 +170,16 @@ def upgrade(
         rehearse=rehearse,
         snapshot=None if no_snapshot else backup,
         snapshots=run.snapshots(home, snapshots),
+        work_dir=work_dir,
+        keep=keeper(run, keep_work_dir, work_dir, run.snapshots(home, snapshots)),
         wait_seconds=wait,
     )
     database = resolve(run.settings.environment, home.database)
+    if (work_dir or keep_work_dir) and not (rehearse and isinstance(database, SqliteUrl)):
+        raise UsageError(
+            "--work-dir: only for the rehearsal of a SQLite database",
+            hint="sagewai-ops db upgrade --rehearse --work-dir DIR",
+        )
     if dry_run:
         return plan_outcome(plan_change(home, database, options))
     if sql:

@@ -6,17 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import ENCRYPTION, RUN, DryRunOption
+from sagewai_ops.cli.options import ENCRYPTION, DryRunOption
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
-from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, UsageError
+from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
 from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     IdentityOption,
+    KeepWorkDirOption,
     OpeningPassphraseOption,
     SnapshotsOption,
     WorkDirOption,
+    keeper,
 )
 
 if TYPE_CHECKING:
@@ -84,14 +86,7 @@ def drill(
         ),
     ] = False,
     scratch: WorkDirOption = None,
-    keep_work_dir: Annotated[
-        bool,
-        typer.Option(
-            "--keep-work-dir",
-            help="Keep the restored home; needs --work-dir, as it is plaintext.",
-            rich_help_panel=RUN,
-        ),
-    ] = False,
+    keep_work_dir: KeepWorkDirOption = False,
     dry_run: DryRunOption = False,
 ) -> Outcome:
     """Parse, drill, render."""
@@ -102,15 +97,6 @@ def drill(
 
     home = run.home()
     archive = catalog.find_snapshot(run.snapshots(home, snapshots), snapshot, home_ids(home))
-    if keep_work_dir and (scratch is None or scratch.absolute() == archive.parent):
-        raise UsageError(
-            "--keep-work-dir: no plaintext is kept next to snapshots",
-            hint="sagewai-ops drill --keep-work-dir --work-dir DIR",
-        )
-
-    def keep(path: Path) -> None:
-        run.warn(f"work directory {path}: kept, contains the home in plaintext")
-
     options = drilling.DrillOptions(
         decryption=unlock_of(run.terminal, identity or [], passphrase_file),
         key_file=key_file,
@@ -118,31 +104,24 @@ def drill(
         key_home=home,
         key_environment=run.settings.environment,
         scratch=scratch,
-        keep=keep if keep_work_dir else None,
+        keep=keeper(run, keep_work_dir, scratch, archive.parent),
     )
     if dry_run:
-        return plan_outcome(
-            (
-                f"restore {archive} into a temporary directory in {scratch or archive.parent}",
-                "check database, keys and permissions, and upgrade the database there",
-                "remove the temporary directory",
-                f"record the result in the metadata file of {archive}",
-            )
-        )
+        return plan_outcome(drilling.plan_drill(archive, options))
     with run.terminal.progress() as progress:
         report = drilling.drill(archive, options, progress=progress)
     result = drilling.describe_drill(report)
     code = EXIT_FINDINGS if report.findings else EXIT_DONE
     return Outcome(
         result,
-        lambda terminal: show(terminal, result),
+        lambda terminal: show(terminal, result, is_kept=keep_work_dir),
         exit_code=EXIT_INCOMPLETE if report.not_recorded else code,
         warnings=tuple(_warnings(report)),
         always=bool(report.findings),
     )
 
 
-def show(terminal: Terminal, result: "DrillResult") -> None:
+def show(terminal: Terminal, result: "DrillResult", *, is_kept: bool = False) -> None:
     """Print the outcome and the findings."""
     proved = result.outcome == "proved"
     terminal.line(
@@ -150,7 +129,8 @@ def show(terminal: Terminal, result: "DrillResult") -> None:
         + ("proved restorable" if proved else "restorable, but not all encrypted values open"),
         style="bold green" if proved else "bold yellow",
     )
-    terminal.line(f"  restored  {result.files} files, {size(result.size_bytes)}, and removed")
+    end = "kept" if is_kept else "removed"
+    terminal.line(f"  restored  {result.files} files, {size(result.size_bytes)}, and {end}")
     database, upgrade = result.database, result.upgrade
     if database:
         rows = sum(database.tables.values())

@@ -13,6 +13,12 @@ from sagewai_ops.errors import EXIT_FINDINGS, NotFoundError, UsageError
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.text import shell_word, size
 
+from .shared_options import (  # noqa: TID251 - a neighbour
+    CopyDirOption,
+    KeepWorkDirOption,
+    keeper,
+)
+
 if TYPE_CHECKING:
     from sagewai_ops.export.results import ExportResult, FindingResult
 
@@ -132,6 +138,8 @@ def export_to_postgres(
             rich_help_panel=REPORTING,
         ),
     ] = None,
+    work_dir: CopyDirOption = None,
+    keep_work_dir: KeepWorkDirOption = False,
 ) -> Outcome:
     """Parse, move, render."""
     from sagewai_ops.export.export import Options, export
@@ -149,6 +157,8 @@ def export_to_postgres(
         learnings=learnings.value,
         allow_live=allow_live,
         report=report,
+        work_dir=work_dir,
+        keep=keeper(run, keep_work_dir, work_dir, run.snapshots(home)),
     )
     target = _target(run, url, url_file)
     with run.terminal.progress() as progress:

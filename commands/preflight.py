@@ -12,6 +12,7 @@ from sagewai_ops.cli.terminal import Terminal
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     ExtraKeyOption,
+    KeepWorkDirOption,
     KeyCustodyOption,
     RecipientOption,
     RecipientsFileOption,
@@ -20,6 +21,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     StrictOption,
     WorkDirOption,
     WriterWaitOption,
+    keeper,
 )
 
 if TYPE_CHECKING:
@@ -116,6 +118,7 @@ def preflight(
     ] = None,
     key_file: ExtraKeyOption = None,
     scratch: WorkDirOption = None,
+    keep_work_dir: KeepWorkDirOption = False,
     strict: StrictOption = False,
     dry_run: DryRunOption = False,
     wait: WriterWaitOption = 30.0,
@@ -145,6 +148,7 @@ def preflight(
         decryption=decryption,
         key_file=key_file,
         scratch=scratch,
+        keep=keeper(run, keep_work_dir, scratch, run.snapshots(home, snapshots)),
         is_strict=strict,
         dry_run=dry_run,
         wait_seconds=wait,

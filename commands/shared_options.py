@@ -1,16 +1,30 @@
 """Options that several commands have, with the same words everywhere."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sagewai_ops.cli.command import Run
 from sagewai_ops.cli.options import DATABASE, ENCRYPTION, RUN, SNAPSHOTS
+from sagewai_ops.errors import UsageError
+
+if TYPE_CHECKING:
+    from sagewai_ops.fs.tempdirs import Keep
 
 
 def _wait(purpose: str) -> Any:
     return typer.Option(
         "--wait", min=0, metavar="SECONDS", help=f"Wait for {purpose}.", rich_help_panel=RUN
+    )
+
+
+def _work_dir(default: str) -> Any:
+    return typer.Option(
+        "--work-dir",
+        metavar="DIR",
+        help=f"Temporary directory (default: {default}).",
+        rich_help_panel=RUN,
     )
 
 
@@ -86,12 +100,13 @@ KeyCustodyOption = Annotated[
         rich_help_panel=ENCRYPTION,
     ),
 ]
-WorkDirOption = Annotated[
-    Path | None,
+WorkDirOption = Annotated[Path | None, _work_dir("next to the snapshots")]
+CopyDirOption = Annotated[Path | None, _work_dir("with the home")]
+KeepWorkDirOption = Annotated[
+    bool,
     typer.Option(
-        "--work-dir",
-        metavar="DIR",
-        help="Temporary directory (default: next to the snapshots).",
+        "--keep-work-dir",
+        help="Keep its plaintext; needs --work-dir.",
         rich_help_panel=RUN,
     ),
 ]
@@ -105,3 +120,23 @@ SqlOption = Annotated[
 HomeWaitOption = Annotated[float, _wait("another run on the home")]
 DirectoryWaitOption = Annotated[float, _wait("another run on the directory")]
 WriterWaitOption = Annotated[float, _wait("another run or a writer")]
+
+
+def keeper(run: Run, requested: bool, work_dir: Path | None, snapshots: Path) -> "Keep | None":
+    """Return what keeps the work directory of a run; None to remove it as usual.
+
+    Args:
+        requested: `--keep-work-dir`.
+        snapshots: The snapshot directory, next to whose archives no plaintext is kept.
+
+    Raises:
+        UsageError: `--work-dir` is missing, or is the snapshot directory.
+    """
+    if not requested:
+        return None
+    if work_dir is None or work_dir.absolute() == snapshots.absolute():
+        raise UsageError(
+            "--keep-work-dir: no plaintext is kept next to snapshots or the home",
+            hint="add --work-dir DIR",
+        )
+    return lambda path: run.warn(f"work directory {path}: kept, contains plaintext of the home")

@@ -45,6 +45,7 @@ from sagewai_ops.export.validate import repair_overlay
 from sagewai_ops.export.validate.validator import FAIL, QUARANTINE, Validator
 from sagewai_ops.export.verify import verify
 from sagewai_ops.export.workdir import copy_directory, export_directory
+from sagewai_ops.fs.tempdirs import Keep
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
@@ -64,6 +65,8 @@ class Options:
         allow_live: Proceed although the home is in use; writes during the export are not moved.
         report: Path of the report; None for the default path next to the home, and for
             no report of a plan.
+        work_dir: Where the frozen copy is made; None for next to the home.
+        keep: Keeps the copy, as in `tempdirs.kept`.
         compare: False skips the comparison. Only the benchmarks do, to measure the copy alone.
     """
 
@@ -72,6 +75,8 @@ class Options:
     learnings: str = learnings.KEEP
     allow_live: bool = False
     report: Path | None = None
+    work_dir: Path | None = None
+    keep: Keep | None = None
     compare: bool = True
 
 
@@ -120,7 +125,7 @@ def export(
         require_unused(home.root, home.database)
     path = report_path(report, export_directory(home), options.report)
     try:
-        with copy_directory(home) as place:
+        with copy_directory(home, options.work_dir, options.keep) as place:
             work = _Work(home, url, options, place / "copy.db", path, report, progress)
             try:
                 _run(work)

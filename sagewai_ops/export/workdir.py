@@ -12,7 +12,7 @@ from sagewai_ops.errors import PermissionDeniedError
 from sagewai_ops.export.target_session import MOVE, VERIFY
 from sagewai_ops.fs import atomic
 from sagewai_ops.fs.removal import sweep_leftovers
-from sagewai_ops.fs.tempdirs import working_directory
+from sagewai_ops.fs.tempdirs import Keep, kept, working_directory
 from sagewai_ops.home.paths import OWN_PREFIX, Home
 from sagewai_ops.process.signals import uninterrupted
 
@@ -25,27 +25,35 @@ def export_directory(home: Home) -> Path:
 
 
 @contextlib.contextmanager
-def copy_directory(home: Home) -> Iterator[Path]:
+def copy_directory(
+    home: Home, chosen: Path | None = None, keep: Keep | None = None
+) -> Iterator[Path]:
     """Create a private directory for the block and remove it afterwards.
 
-    If the home's parent is not writable, it is in the system's directory for temporary files.
+    Args:
+        chosen: Its parent; None for next to the home or, if that is not writable, the system's
+            directory for temporary files.
+        keep: As for `tempdirs.kept`.
 
     Raises:
         NoSpaceError, PermissionDeniedError, OpsError: It cannot be created.
     """
-    directory = export_directory(home)
+    directory = chosen or export_directory(home)
     with contextlib.ExitStack() as stack:
         try:
             with uninterrupted():
-                atomic.make_directory(directory)
-                stack.callback(_remove_empty, directory)
+                if not chosen:
+                    atomic.make_directory(directory)
+                    stack.callback(_remove_empty, directory)
             place = stack.enter_context(working_directory(directory, PREFIX))
         except PermissionDeniedError:
+            if chosen:
+                raise
             directory = atomic.temporary_directory()
             place = stack.enter_context(working_directory(directory, PREFIX))
         for purpose in (MOVE, VERIFY):  # halves of reports
             sweep_leftovers(directory, atomic.partial_names(rf"{purpose}-.*\.json"))
-        yield place
+        yield stack.enter_context(kept(place, keep))
 
 
 def _remove_empty(directory: Path) -> None:

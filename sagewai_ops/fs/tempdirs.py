@@ -13,6 +13,8 @@ from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.removal import remove_tree, sweep_leftovers
 from sagewai_ops.process.signals import uninterrupted
 
+Keep = Callable[[Path], None]
+
 
 @contextlib.contextmanager
 def locked_directory(path: Path, *, keep: bool = False) -> Iterator[int]:
@@ -70,3 +72,21 @@ def working_directory(parent: Path, prefix: str) -> Iterator[Path]:
         with locks.sweep_guard(parent):
             sweep_leftovers(parent, re.compile(f"{re.escape(prefix)}.*"))
         yield path
+
+
+@contextlib.contextmanager
+def kept(path: Path, keep: Keep | None) -> Iterator[Path]:
+    """Yield a temporary directory; keep it after the block, under a name that no sweep removes.
+
+    Args:
+        keep: Called with the new path; None to keep nothing.
+    """
+    try:
+        yield path
+    finally:
+        if keep:
+            name = path.name.lstrip(".").removeprefix("sagewai-ops-")
+            visible = path.with_name(f"sagewai-ops-{name}")
+            with translate_os_errors(path):
+                os.rename(path, visible)
+            keep(visible)

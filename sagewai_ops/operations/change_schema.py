@@ -15,6 +15,7 @@ from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.database.url import PostgresUrl, SqliteUrl
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
 from sagewai_ops.fs import locks
+from sagewai_ops.fs.tempdirs import Keep
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
@@ -39,6 +40,8 @@ class Options:
         rehearse: Use a copy, or a transaction that is rolled back.
         snapshot: The options of the snapshot; None for no snapshot.
         snapshots: The snapshot directory.
+        work_dir: Where the copy of a rehearsal is made; None for the home.
+        keep: Keeps that copy, as in `tempdirs.kept`.
         wait_seconds: For the locks of other runs and writers.
     """
 
@@ -47,6 +50,8 @@ class Options:
     rehearse: bool = False
     snapshot: BackupOptions | None = None
     snapshots: Path = Path()
+    work_dir: Path | None = None
+    keep: Keep | None = None
     wait_seconds: float = migrate_postgres.WAIT_SECONDS
 
 
@@ -117,7 +122,11 @@ def change_schema(
     path, wait = database.path, options.wait_seconds
     if options.rehearse:
         rehearsed = upgrade_sqlite.rehearse_upgrade(
-            path, home.root, wait_seconds=wait, progress=progress
+            path,
+            options.work_dir or home.root,
+            wait_seconds=wait,
+            keep=options.keep,
+            progress=progress,
         )
         return Report(database, sqlite=rehearsed)
     snapshot = None

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -33,6 +33,7 @@ from sagewai_ops.errors import (
     UsageError,
 )
 from sagewai_ops.fs import locks
+from sagewai_ops.fs.tempdirs import Keep
 from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.permissions.entry_kinds import EntryKind
@@ -41,15 +42,16 @@ from sagewai_ops.permissions.rules import Severity
 from sagewai_ops.permissions.scan import inspect
 from sagewai_ops.process.signals import incomplete_step
 from sagewai_ops.progress import Progress
-from sagewai_ops.restore.plan import RestoreOptions
+from sagewai_ops.restore.plan import RestoreOptions, plan_restore
 from sagewai_ops.restore.restore import RestoreReport, restore
 from sagewai_ops.schema.results import UpgradeResult, describe_upgrade
+from sagewai_ops.schema.revision_graph import HEAD
 from sagewai_ops.schema.upgrade_sqlite import Upgrade, upgrade_database
 from sagewai_ops.snapshots import cards, catalog
 from sagewai_ops.snapshots.database_check import DatabaseFacts
 from sagewai_ops.snapshots.rebuild_cards import read_card_facts
 from sagewai_ops.snapshots.scratch import scratch_directory
-from sagewai_ops.text import shell_word
+from sagewai_ops.text import shell_word, size
 
 PROVED, UNPROVED, FAILED = "proved", "unproved", "failed"
 _HOME = "home"  # in the scratch directory
@@ -74,7 +76,7 @@ class DrillOptions:
         without_key: Continue if encrypted values open with no key; the outcome is then unproved.
         key_home: A home whose keys may be used; need not exist.
         scratch: Where the scratch directory is created; None for the snapshot directory.
-        keep: Keeps the scratch directory; called with its path.
+        keep: Keeps the scratch directory, as in `tempdirs.kept`.
     """
 
     decryption: Decryption | None = None
@@ -83,7 +85,7 @@ class DrillOptions:
     key_home: Home | None = None
     key_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     scratch: Path | None = None
-    keep: Callable[[Path], None] | None = None
+    keep: Keep | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,15 +191,7 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
         DamagedError, KeyMissingError, SchemaAheadError, DifferenceError, OpsError: The drill
             failed, which is recorded.
     """
-    archive = Path(os.path.realpath(archive))
-    if archive.is_dir():
-        raise UsageError(
-            f"snapshot {archive}: a directory, which has no metadata file for the outcome",
-            hint=f"sagewai-ops restore {shell_word(archive)} --to NEW_DIRECTORY"
-            "  # checks every byte of it",
-        )
-    if not archive.is_file():
-        raise NotFoundError(f"snapshot {archive}: not found", hint="sagewai-ops snapshots list")
+    archive = _find_archive(archive)
     run = _DrillRun(archive)
     directory = _scratch_parent(archive, options)
     swept: tuple[str, ...] = ()
@@ -233,6 +227,34 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
     except OpsError as error:
         return dataclasses.replace(report, not_recorded=error.message)
     return dataclasses.replace(report, recorded=recorded)
+
+
+def plan_drill(archive: Path, options: DrillOptions) -> tuple[str, ...]:
+    """List the steps of a drill, one line each, from the manifest; nothing is written.
+
+    Raises:
+        As `drill`, for everything that can be found without extracting the archive.
+    """
+    archive = _find_archive(archive)
+    directory = _scratch_parent(archive, options)
+    scratch = catalog.scratch_path(directory, datetime.now(timezone.utc))
+    with _hide_scratch_paths(directory, archive):
+        plan = plan_restore(archive, locate(scratch / _HOME, {}), _restore_options(options))
+    what = f"snapshot {plan.snapshot_id}, {plan.files} files, {size(plan.size_bytes)}"
+    steps = [f"restore {what}, into a scratch directory in {directory}"]
+    if plan.has_database:
+        steps.append("check the database: damage, references, rows as in the manifest")
+    if plan.sealed:
+        key = f"the key in {options.key_file}" if options.key_file else "the available keys"
+        otherwise = "; continue without a key, unproved" if options.without_key else ""
+        steps.append(f"open {plan.sealed} encrypted values with {key}{otherwise}")
+    steps.append("check the permissions by the rules of verify-perms")
+    if plan.has_database:
+        steps.append(f"upgrade the database from {plan.schema_level or 'no revision'} to {HEAD}")
+    steps.append(f"{'keep' if options.keep else 'remove'} the scratch directory")
+    if catalog.is_archive_name(archive.name):
+        steps.append(f"record the outcome in the metadata file of {archive}")
+    return tuple(steps)
 
 
 def describe_drill(report: DrillReport) -> DrillResult:
@@ -293,13 +315,7 @@ class _DrillRun:
             restored = restore(
                 self.archive,
                 locate(root, {}),
-                RestoreOptions(
-                    decryption=options.decryption,
-                    key_file=options.key_file,
-                    without_key=options.without_key,
-                    key_home=options.key_home,
-                    key_environment=options.key_environment,
-                ),
+                _restore_options(options),
                 progress=progress,
             )
         home = locate(root, {})
@@ -417,6 +433,30 @@ class _DrillRun:
             "seconds": round(self.seconds, 3),
             "tool_version": __version__,
         }
+
+
+def _find_archive(archive: Path) -> Path:
+    """Return the real path of an archive, which must be a file."""
+    archive = Path(os.path.realpath(archive))
+    if archive.is_dir():
+        raise UsageError(
+            f"snapshot {archive}: a directory, which has no metadata file for the outcome",
+            hint=f"sagewai-ops restore {shell_word(archive)} --to NEW_DIRECTORY"
+            "  # checks every byte of it",
+        )
+    if not archive.is_file():
+        raise NotFoundError(f"snapshot {archive}: not found", hint="sagewai-ops snapshots list")
+    return archive
+
+
+def _restore_options(options: DrillOptions) -> RestoreOptions:
+    return RestoreOptions(
+        decryption=options.decryption,
+        key_file=options.key_file,
+        without_key=options.without_key,
+        key_home=options.key_home,
+        key_environment=options.key_environment,
+    )
 
 
 def _scratch_parent(archive: Path, options: DrillOptions) -> Path:

@@ -33,6 +33,7 @@ from sagewai_ops.errors import (
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.fs.free_space import free_bytes, nearest_existing, require_free_bytes
 from sagewai_ops.fs.os_errors import translate_os_errors
+from sagewai_ops.fs.tempdirs import Keep
 from sagewai_ops.home.paths import SIDECAR_SUFFIXES, Home, layout_of, require
 from sagewai_ops.keys.candidates import ENVIRONMENT, Candidate, refused_variable
 from sagewai_ops.operations.check_keys import check_keys
@@ -125,6 +126,7 @@ class PreflightOptions:
         decryption: Opens the snapshot if `backup` encrypts it; None if that is not possible here.
         key_file: An additional master key.
         scratch: Where the scratch directory is created; None for the snapshot directory.
+        keep: Keeps the scratch directory, as in `tempdirs.kept`.
         is_strict: Warnings count as findings.
         dry_run: Run the checks that only read.
         wait_seconds: For another run, and for a process that has the database locked.
@@ -136,6 +138,7 @@ class PreflightOptions:
     decryption: Decryption | None = None
     key_file: Path | None = None
     scratch: Path | None = None
+    keep: Keep | None = None
     is_strict: bool = False
     dry_run: bool = False
     wait_seconds: float = 30.0
@@ -290,6 +293,7 @@ class _Run:
                 key_home=self.home,
                 key_environment=options.environment,
                 scratch=options.scratch,
+                keep=options.keep,
             ),
             progress=self.progress,
         )
@@ -341,11 +345,16 @@ class _Run:
         directory = self._parent()
         with locks.sweep_guard(directory):
             catalog.sweep(directory)
-        with scratch_directory(directory, self.options.snapshots) as scratch:
+        keep = self.options.keep
+        with scratch_directory(directory, self.options.snapshots, keep=keep) as scratch:
             parent = scratch / "rehearsal"  # whose lock is free: the sweep in it would wait
             atomic.make_directory(parent)
             return rehearse_upgrade(
-                database, parent, wait_seconds=self.options.wait_seconds, progress=self.progress
+                database,
+                parent,
+                wait_seconds=self.options.wait_seconds,
+                keep=(lambda _inner: None) if keep else None,
+                progress=self.progress,
             )
 
 

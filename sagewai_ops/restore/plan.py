@@ -78,6 +78,7 @@ class RestorePlan:
         state: Of the target: `absent`, `empty` or `not empty`.
         paths: The entries that are replaced; None for the whole home.
         sealed: Number of encrypted values in the snapshot.
+        has_database: Whether the snapshot has one that was copied and checked.
         origin: The path of the home that the snapshot was taken of.
         revokes_sessions: Whether sessions and API tokens are revoked.
         rebinds_fleet: Whether the fleet's rows get the organisation id of the target's path.
@@ -97,6 +98,7 @@ class RestorePlan:
     key_custody: str
     key_fingerprint: str
     sealed: int
+    has_database: bool
     origin: str
     revokes_sessions: bool
     rebinds_fleet: bool
@@ -166,6 +168,7 @@ def build_plan(
         key_custody=str(header.facts.get("key_custody", "")),
         key_fingerprint=str(header.facts.get("key_fingerprint", "")),
         sealed=facts.get("keys", {}).get("total", 0),
+        has_database=bool(facts.get("database")),
         origin=str(header.facts.get("home", "")),
         revokes_sessions=options.revoke_sessions,
         rebinds_fleet=options.rebind_fleet,

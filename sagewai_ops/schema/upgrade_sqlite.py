@@ -21,7 +21,7 @@ from sagewai_ops.database.sqlite.online_copy import attribute_damage, copy_datab
 from sagewai_ops.database.sqlite.read_transaction import WAIT_SECONDS, open_read_transaction, quoted
 from sagewai_ops.database.sqlite.write_transaction import open_write_transaction
 from sagewai_ops.errors import DifferenceError, SchemaAheadError
-from sagewai_ops.fs.tempdirs import working_directory
+from sagewai_ops.fs.tempdirs import Keep, kept, working_directory
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema import sqlite_head
@@ -162,6 +162,7 @@ def rehearse_upgrade(
     directory: Path,
     *,
     wait_seconds: float = WAIT_SECONDS,
+    keep: Keep | None = None,
     progress: Progress | None = None,
 ) -> Upgrade:
     """Upgrade a temporary copy of a database.
@@ -171,13 +172,14 @@ def rehearse_upgrade(
         directory: Where a private temporary directory is created for the copy; those of killed
             rehearsals are removed.
         wait_seconds: For a process with an exclusive lock.
+        keep: Keeps the temporary directory, as in `tempdirs.kept`.
         progress: Called with `database`, in pages, then `additions`, in statements.
 
     Raises:
         OpsError: As `upgrade_database` and `copy_database`.
     """
     plan_upgrade(path, wait_seconds=wait_seconds)  # errors name the original, not the copy
-    with working_directory(directory, REHEARSALS) as staging:
+    with working_directory(directory, REHEARSALS) as staging, kept(staging, keep):
         copy = staging / path.name
         copy_database(path, copy, durable=False, wait_seconds=wait_seconds, progress=progress)
         with attribute_damage(path, copy):

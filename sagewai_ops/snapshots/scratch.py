@@ -5,12 +5,12 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
 from sagewai_ops.fs import locks
-from sagewai_ops.fs.tempdirs import locked_directory
+from sagewai_ops.fs.tempdirs import Keep, kept, locked_directory
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.snapshots import catalog
 
@@ -20,7 +20,7 @@ def scratch_directory(
     directory: Path,
     link_directory: Path | None = None,
     *,
-    keep: Callable[[Path], None] | None = None,
+    keep: Keep | None = None,
 ) -> Iterator[Path]:
     """Create a scratch directory for the block.
 
@@ -28,7 +28,7 @@ def scratch_directory(
         directory: Where to create it.
         link_directory: A snapshot directory that gets a link to it if writable, so that the next
             run on the snapshots removes what a killed one left.
-        keep: Keeps the directory under a visible name; called with its path.
+        keep: As for `kept`.
 
     Raises:
         PermissionDeniedError, NoSpaceError, OpsError: It cannot be created.
@@ -50,13 +50,8 @@ def scratch_directory(
                 with contextlib.suppress(OSError):  # a file system without links
                     link.symlink_to(path)
             stack.enter_context(locked_directory(path))
-        try:
+        with kept(path, keep):
             yield path
-        finally:
-            if keep:
-                kept = path.with_name(f"sagewai-ops-{path.name.lstrip('.')}")
-                os.rename(path, kept)
-                keep(kept)
 
 
 def _remove_link(link: Path, path: Path) -> None:

@@ -87,22 +87,33 @@ def test_no_secret_is_logged(
             assert secret not in answer.err, words
 
 
-def test_work_directory_is_kept_on_request_only_away_from_snapshots(tmp_path: Path) -> None:
-    """It is the home in plaintext; a warning names it, and no later run removes it."""
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (("drill",), "home/db/sagewai.db"),
+        (("preflight",), "home/db/sagewai.db"),
+        (("preflight", "--no-snapshot"), "rehearsal/*/sagewai.db"),
+        (("db", "upgrade", "--rehearse"), "sagewai.db"),
+    ],
+    ids=["drill", "preflight", "preflight without a snapshot", "rehearsal"],
+)
+def test_work_directory_is_kept_on_request_only_away_from_snapshots(
+    tmp_path: Path, words: tuple[str, ...], file: str
+) -> None:
+    """It is plaintext; a warning names it, and no later run removes it."""
     home = small(tmp_path / "home").root
     (tmp_path / "work").mkdir()
     call("--home", home, "backup")
-    words = ("--home", home, "drill", "--keep-work-dir")
+    command = ("--home", home, *words, "--keep-work-dir")
 
-    refused = [call(*words), call(*words, "--work-dir", f"{home}.snapshots")]
-    kept = call(*words, "--work-dir", tmp_path / "work", "--json")
-    call("--home", home, "drill", "--work-dir", tmp_path / "work")
+    refused = [call(*command), call(*command, "--work-dir", f"{home}.snapshots")]
+    kept = call(*command, "--work-dir", tmp_path / "work", "--json")
+    call("--home", home, *words, "--work-dir", tmp_path / "work")
 
     assert [answer.code for answer in refused] == [2, 2]
-    assert all("next to snapshots" in answer.err for answer in refused)
+    assert all("no plaintext is kept next to" in answer.err for answer in refused)
     (path,) = (tmp_path / "work").iterdir()
-    assert (
-        f"work directory {path}: kept, contains the home in plaintext" in kept.document["warnings"]
-    )
-    assert (path / "home/db/sagewai.db").exists()
+    warning = f"work directory {path}: kept, contains plaintext of the home"
+    assert warning in kept.document["warnings"]
+    assert list(path.glob(file))
     assert path.stat().st_mode & 0o777 == 0o700

@@ -298,3 +298,25 @@ def test_a_tree_is_told_to_have_no_card(tmp_path: Path) -> None:
     assert answer.code == 2
     assert "a directory, which has no metadata file" in answer.err
     assert f"restore {built.root}.snapshots/tree" in answer.err
+
+
+def test_dry_run_lists_the_steps_of_the_run(tmp_path: Path) -> None:
+    """Those that the options and the snapshot ask for; what a run refuses at first is refused."""
+    home = small(tmp_path / "home").root
+    call("--home", home, "backup")
+    (tmp_path / "key").write_bytes((home / "secrets/master.key").read_bytes())
+    identity = pyrage.x25519.Identity.generate()
+    words = ("--home", home, "drill", "--dry-run", "--json")
+
+    plain = call(*words, "--install-key", tmp_path / "key").result["steps"]
+    done = call("--home", home, "drill", "--json").result
+    call("--home", home, "backup", "--recipient", identity.to_public())
+
+    text = "\n".join(plain)
+    assert done["snapshot"] in plain[0]
+    assert f"{done['files']} files" in plain[0]
+    assert f"open {done['keys']['total']} encrypted values with the key in {tmp_path}/key" in text
+    assert [step.split()[0] for step in plain] == [
+        *("restore", "check", "open", "check", "upgrade", "remove", "record")
+    ]
+    assert call(*words).code == 12  # encrypted, and no identity is named

@@ -60,6 +60,22 @@ def valid(answer: Answer) -> dict[str, object]:
     return answer.result
 
 
+def test_copy_is_kept_on_request(home: Home, postgres: Server, tmp_path: Path) -> None:
+    """In the work directory, where a later run leaves it."""
+    url = postgres.url(at_head(postgres))
+    (tmp_path / "work").mkdir()
+
+    refused = export(home, url, "--plan", "--keep-work-dir")
+    kept = export(home, url, "--plan", "--keep-work-dir", "--work-dir", tmp_path / "work")
+    export(home, url, "--plan", "--work-dir", tmp_path / "work")
+
+    assert (refused.code, kept.code) == (2, 0)
+    (path,) = (tmp_path / "work").iterdir()
+    assert f"warning: work directory {path}: kept" in kept.err
+    assert (path / "copy.db").stat().st_mode & 0o777 == 0o600
+    assert not home.root.with_name("home.exports").exists()
+
+
 def guarded(server: Server, role: str) -> tuple[str, str]:
     """Make a database that asks for a role's password, and give its name and its URL without it."""
     template = at_head(server)
