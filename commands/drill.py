@@ -16,6 +16,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     IdentityOption,
     KeepWorkDirOption,
     OpeningPassphraseOption,
+    RequireAuthenticOption,
     SnapshotsOption,
     WorkDirOption,
     keeper,
@@ -39,7 +40,7 @@ Exit status:
   12  no key decrypts the secrets or the archive
   13  not enough disk space
   14  permission denied
-  16  damaged
+  16  damaged or forged
   18  format or schema newer than this program
   20  the upgrade would change rows
 """
@@ -85,6 +86,7 @@ def drill(
             rich_help_panel=ENCRYPTION,
         ),
     ] = False,
+    require_authentic: RequireAuthenticOption = False,
     scratch: WorkDirOption = None,
     keep_work_dir: KeepWorkDirOption = False,
     dry_run: DryRunOption = False,
@@ -105,6 +107,7 @@ def drill(
         key_environment=run.settings.environment,
         scratch=scratch,
         keep=keeper(run, keep_work_dir, scratch, archive.parent),
+        require_authentic=require_authentic,
     )
     if dry_run:
         return plan_outcome(drilling.plan_drill(archive, options))
@@ -131,6 +134,8 @@ def show(terminal: Terminal, result: "DrillResult", *, is_kept: bool = False) ->
     )
     end = "kept" if is_kept else "removed"
     terminal.line(f"  restored  {result.files} files, {size(result.size_bytes)}, and {end}")
+    reason = f", {result.authenticity_reason}" if result.authenticity_reason else ""
+    terminal.line(f"  origin    {result.authenticity}{reason}")
     database, upgrade = result.database, result.upgrade
     if database:
         rows = sum(database.tables.values())

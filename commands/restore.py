@@ -17,6 +17,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     HomeWaitOption,
     IdentityOption,
     OpeningPassphraseOption,
+    RequireAuthenticOption,
     SnapshotsOption,
 )
 
@@ -36,7 +37,7 @@ Exit status:
   12  no key decrypts the secrets or the archive
   13  not enough disk space
   15  target in use or not empty
-  16  archive damaged
+  16  archive damaged or forged
   18  format or schema newer than this program
 """
 
@@ -100,6 +101,7 @@ def restore(
             rich_help_panel=ENCRYPTION,
         ),
     ] = False,
+    require_authentic: RequireAuthenticOption = False,
     revoke_sessions: Annotated[
         bool,
         typer.Option(
@@ -165,6 +167,7 @@ def restore(
         wait_seconds=wait,
         key_home=home,
         key_environment=environment,
+        require_authentic=require_authentic,
     )
     target = locate(to, environment) if to else home
     risked = home if to is None and home.root.is_dir() else None
@@ -232,6 +235,7 @@ def _show_plan(terminal: Terminal, result: "PlanResult") -> None:
     terminal.line(f"snapshot {result.snapshot} would be restored to {result.target}")
     terminal.line(f"  target    {result.target_state}")
     terminal.line(f"  restores  {result.files} files, {size(result.size_bytes)}")
+    terminal.line(f"  origin    {_origin(result)}")
     what = "the whole home" if result.exchanged is None else ", ".join(result.exchanged)
     terminal.line(f"  replaces  {what}")
     terminal.line(
@@ -245,6 +249,11 @@ def _show_plan(terminal: Terminal, result: "PlanResult") -> None:
     _show_links(terminal, result)
 
 
+def _origin(result: "PlanResult") -> str:
+    reason = result.authenticity_reason
+    return f"{result.authenticity}, {reason}" if reason else result.authenticity
+
+
 def _show_links(terminal: Terminal, result: "PlanResult") -> None:
     """List the links that lead out of the home, and the directories that replace such links."""
     for path, origin in result.followed.items():
@@ -256,6 +265,7 @@ def _show_links(terminal: Terminal, result: "PlanResult") -> None:
 def _show(terminal: Terminal, result: "RestoreResult") -> None:
     terminal.line(f"snapshot {result.snapshot}: restored to {result.target}", style="bold green")
     terminal.line(f"  files     {result.files}, {size(result.size_bytes)}, all verified")
+    terminal.line(f"  origin    {_origin(result)}")
     if result.database:
         rows = sum(result.database.tables.values())
         terminal.line(f"  database  {rows} rows, as in the snapshot")

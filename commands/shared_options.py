@@ -110,6 +110,14 @@ KeepWorkDirOption = Annotated[
         rich_help_panel=RUN,
     ),
 ]
+RequireAuthenticOption = Annotated[
+    bool,
+    typer.Option(
+        "--require-authentic",
+        help="Refuse a snapshot that is not authentic.",
+        rich_help_panel=ENCRYPTION,
+    ),
+]
 StrictOption = Annotated[
     bool, typer.Option("--strict", help="Exit 4 on warnings too.", rich_help_panel=RUN)
 ]

@@ -27,3 +27,12 @@ def find_archive(
     home = run.home()
     path = catalog.find_snapshot(run.snapshots(home, snapshots), snapshot, home_ids(home))
     return path, unlock_of(run.terminal, identity or [], passphrase_file)
+
+
+def origin_keys(run: Run, extra_key: Path | None = None) -> tuple[Any, ...]:
+    """Return the keys that authenticate snapshots of the home."""
+    from sagewai_ops.keys.authentication import authentication_keys
+    from sagewai_ops.keys.candidates import all_candidates
+
+    found = all_candidates(run.home(), run.settings.environment, key_file=extra_key)
+    return authentication_keys(found)

@@ -14,6 +14,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     OpeningPassphraseOption,
     SnapshotsOption,
 )
+from .snapshot_argument import origin_keys  # noqa: TID251 - a neighbour
 
 HELP = """Show the differences between two snapshots.
 
@@ -25,7 +26,7 @@ Exit status:
   2   ambiguous name, or one name alone
   10  snapshot not found, or fewer than two
   12  no key decrypts one
-  16  damaged
+  16  damaged or forged
   18  format newer than this program
 """
 
@@ -72,7 +73,8 @@ def diff(
         pair = latest_two(directory, ids)
     else:
         pair = find_snapshot(directory, first, ids), find_snapshot(directory, second, ids)
-    result = compare_snapshots(*pair, unlock_of(run.terminal, identity or [], passphrase_file))
+    decryption = unlock_of(run.terminal, identity or [], passphrase_file)
+    result = compare_snapshots(*pair, decryption, origin_keys(run))
     return Outcome(result, lambda terminal: _show(terminal, result), always=True)
 
 

@@ -19,6 +19,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
 from .snapshot_argument import (  # noqa: TID251 - a neighbour
     SnapshotArgument,
     find_archive,
+    origin_keys,
 )
 
 
@@ -74,7 +75,7 @@ def extract(
       12  no key decrypts it
       13  not enough disk space
       15  target directory not empty
-      16  damaged
+      16  damaged or forged
       18  format newer than this program
     """
     from sagewai_ops.restore.extract_files import extract_files
@@ -82,7 +83,13 @@ def extract(
     path, decryption = find_archive(run, snapshot, snapshots, identity, passphrase_file)
     with run.terminal.progress() as progress:
         extraction = extract_files(
-            path, decryption, tuple(paths or ()), to, dry_run=dry_run, progress=progress
+            path,
+            decryption,
+            tuple(paths or ()),
+            to,
+            keys=origin_keys(run),
+            dry_run=dry_run,
+            progress=progress,
         )
     if dry_run:
         return plan_outcome(

@@ -9,6 +9,7 @@ from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
+    ExtraKeyOption,
     IdentityOption,
     OpeningPassphraseOption,
     SnapshotsOption,
@@ -16,6 +17,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
 from .snapshot_argument import (  # noqa: TID251 - a neighbour
     SnapshotArgument,
     find_archive,
+    origin_keys,
 )
 from .snapshots_list import drill_result  # noqa: TID251 - a neighbour
 
@@ -37,24 +39,26 @@ def show(
     snapshots: SnapshotsOption = None,
     identity: IdentityOption = None,
     passphrase_file: OpeningPassphraseOption = None,
+    extra_key: ExtraKeyOption = None,
     files: Annotated[bool, typer.Option("--files", help="List every file too.")] = False,
 ) -> Outcome:
     """Show the content of a snapshot.
 
-    Only the manifest is read.
+    Only the manifest is read: `snapshots verify` checks every byte.
 
     Exit status:
       0   shown
       2   ambiguous name
       10  snapshot not found
       12  no key decrypts it
-      16  damaged
+      16  damaged or forged
       18  format newer than this program
     """
     from sagewai_ops.backup.snapshot_content import read_content
 
     path, decryption = find_archive(run, snapshot, snapshots, identity, passphrase_file)
-    result = read_content(path, decryption, with_members=files)
+    keys = origin_keys(run, extra_key)
+    result = read_content(path, decryption, keys, with_members=files)
     return Outcome(result, lambda terminal: _show(terminal, result), always=True)
 
 
@@ -63,6 +67,8 @@ def _show(terminal: Terminal, result: "SnapshotContent") -> None:
     terminal.line(f"  created   {result.created_at} by {result.tool_version}")
     terminal.line(f"  content   {result.members} members, {size(result.content_bytes)}")
     terminal.line(f"  key       {result.key_fingerprint or 'none'}, {result.key_custody}")
+    reason = f", {result.authenticity_reason}" if result.authenticity_reason else ""
+    terminal.line(f"  origin    {result.authenticity}{reason}")
     database = result.database
     if database:
         terminal.line(

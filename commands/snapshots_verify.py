@@ -1,31 +1,21 @@
 """`snapshots verify`: read a snapshot and check every byte."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
 
 from .shared_options import (  # noqa: TID251 - a neighbour
+    ExtraKeyOption,
     IdentityOption,
     OpeningPassphraseOption,
+    RequireAuthenticOption,
     SnapshotsOption,
 )
 from .snapshot_argument import (  # noqa: TID251 - a neighbour
     SnapshotArgument,
     find_archive,
+    origin_keys,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class VerifiedSnapshot:
-    """A snapshot without damage."""
-
-    id: str
-    archive: Path
-    members: int
-    content_bytes: int
 
 
 def register(group: typer.Typer) -> None:
@@ -34,7 +24,7 @@ def register(group: typer.Typer) -> None:
         group,
         "snapshots verify",
         verify,
-        result="sagewai_ops.commands.snapshots_verify:VerifiedSnapshot",
+        result="sagewai_ops.snapshots.verify:VerifiedSnapshot",
         unattended=True,
     )
 
@@ -46,28 +36,33 @@ def verify(
     snapshots: SnapshotsOption = None,
     identity: IdentityOption = None,
     passphrase_file: OpeningPassphraseOption = None,
+    extra_key: ExtraKeyOption = None,
+    require_authentic: RequireAuthenticOption = False,
 ) -> Outcome:
-    """Read a snapshot and verify every byte.
+    """Read a snapshot and verify every byte, and who wrote it.
+
+    An archive is authentic if the master key of the home, or one from --extra-key, shows that this
+    home wrote it.
 
     Exit status:
       0   intact
       2   ambiguous name
       10  snapshot not found
       12  no key decrypts it
-      16  damaged
+      16  damaged or forged
       18  format newer than this program
     """
-    from sagewai_ops.archive.open import open_archive
-    from sagewai_ops.progress import byte_counter
+    from sagewai_ops.snapshots.verify import verify_snapshot
 
     path, decryption = find_archive(run, snapshot, snapshots, identity, passphrase_file)
-    with run.terminal.progress() as progress, open_archive(path, decryption) as reader:
-        reader.verify(on_bytes=byte_counter(progress, "verify", reader.content_bytes))
-        result = VerifiedSnapshot(
-            id=reader.header.id,
-            archive=path,
-            members=len(reader.manifest.entries),
-            content_bytes=sum(entry.size_bytes for entry in reader.manifest.entries),
+    keys = origin_keys(run, extra_key)
+    with run.terminal.progress() as progress:
+        result = verify_snapshot(
+            path, decryption, keys, authentic=require_authentic, progress=progress
         )
-    summary = f"snapshot {result.id}: verified, {result.members} members, every byte checked"
+    reason = f", {result.authenticity_reason}" if result.authenticity_reason else ""
+    summary = (
+        f"snapshot {result.id}: verified, {result.members} members, every byte checked; "
+        f"{result.authenticity}{reason}"
+    )
     return Outcome(result, lambda terminal: terminal.line(summary, style="green"))

@@ -6,6 +6,7 @@ If this needs to know more than the document states, the document is incomplete.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import struct
 from dataclasses import dataclass
@@ -22,21 +23,28 @@ TYPES = {"file": b"0", "superseded": b"0", "link": b"2", "folder": b"5"}
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Header and manifest of a snapshot, and the contents of its files by path."""
+    """Header and manifest of a snapshot, and the contents of its files by path.
+
+    Attributes:
+        mac: The HMAC that the archive states.
+        expected_mac: The HMAC under the key; empty without one.
+    """
 
     header: dict[str, Any]
     manifest: dict[str, Any]
     contents: dict[str, bytes]
+    mac: bytes = b""
+    expected_mac: bytes = b""
 
 
-def read(path: Path, identity: str = "") -> Snapshot:
+def read(path: Path, identity: str = "", master_key: bytes = b"") -> Snapshot:
     """Read a snapshot and check it by the document; an AssertionError has the difference."""
     archive = path.read_bytes()
     if archive.startswith(AGE):
         import pyrage
 
         archive = pyrage.decrypt(archive, [pyrage.x25519.Identity.from_str(identity)])
-    frames, manifest_start = _table(archive)  # section 4
+    version, frames, manifest_start, digest, mac = _table(archive)  # section 4
     stream = b"".join(
         _decompressed(archive[offset:][:size], count) for offset, size, count in frames
     )
@@ -77,27 +85,54 @@ def read(path: Path, identity: str = "") -> Snapshot:
         if entry is manifest["entries"][0]:
             assert (entry["path"], at) == ("snapshot.json", frames[0][2])
     assert at == manifest_start
-    return Snapshot(json.loads(contents["snapshot.json"]), manifest, contents)
+    head = json.loads(contents["snapshot.json"])
+    assert head["format"] == manifest["format"] == version
+    expected = authentication(master_key, head, digest, manifest_start) if master_key else b""
+    return Snapshot(head, manifest, contents, mac, expected)
 
 
-def _table(archive: bytes) -> tuple[list[tuple[int, int, int]], int]:
-    """Return offset, size and content size of each frame, and the start of the manifest."""
+def authentication(master_key: bytes, head: dict[str, Any], digest: bytes, start: int) -> bytes:
+    """Return the HMAC of a snapshot; section 11."""
+    message = b"sagewai-ops snapshot v2\0" + digest
+    message += bytes.fromhex(head["previous"]["mac"]) if "previous" in head else bytes(32)
+    message += struct.pack("<QQ", start, head["sequence"])
+    for text in (head["id"].encode(), head["home_id"].encode()):
+        message += struct.pack("<I", len(text)) + text
+    return hmac.new(authentication_key(master_key), message, hashlib.sha256).digest()
+
+
+def authentication_key(master_key: bytes) -> bytes:
+    """Return the key of the HMACs; section 11."""
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+    info = b"sagewai-ops snapshot authentication v2"
+    return HKDF(SHA256(), 32, salt=None, info=info).derive(master_key)
+
+
+def _table(archive: bytes) -> tuple[int, list[tuple[int, int, int]], int, bytes, bytes]:
+    """Return version, offset, size and content size of each frame, start of the manifest, MAC."""
     number, descriptor, magic = struct.unpack("<IBI", archive[-9:])
     assert (descriptor, magic) == (0, 0x8F92EAB1)
     length = 8 * number + 9
     assert struct.unpack("<II", archive[-length - 8 : -length]) == (0x184D2A5E, length)
     sizes = list(struct.iter_unpack("<II", archive[-length:-9]))
-    assert sizes.pop() == (56, 0)
+    trailer_size, nothing = sizes.pop()
+    assert (trailer_size, nothing) in ((56, 0), (96, 0))
     frames, offset = [], 0
     for size, count in sizes:
         assert 1 <= count <= 4_194_304
         frames.append((offset, size, count))
         offset += size
-    assert offset + 56 + 8 + length == len(archive)
-    begin, rest, mark, start, digest = struct.unpack("<II8sQ32s", archive[offset:][:56])
-    assert (begin, rest, mark) == (0x184D2A5D, 48, b"sgwiops1")
+    assert offset + trailer_size + 8 + length == len(archive)
+    trailer = archive[offset:][:trailer_size]
+    begin, rest, mark, start, digest = struct.unpack("<II8sQ32s", trailer[:56])
+    version = 1 if trailer_size == 56 else 2
+    assert (begin, rest, mark) == (0x184D2A5D, trailer_size - 8, b"sgwiops%d" % version)
     assert hashlib.sha256(archive[:offset]).digest() == digest
-    return frames, start
+    mac, check = trailer[56:88], trailer[88:]
+    assert version == 1 or check == hashlib.sha256(trailer[:88]).digest()[:8]
+    return version, frames, start, digest, mac
 
 
 def _decompressed(frame: bytes, count: int) -> bytes:

@@ -13,9 +13,11 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from sagewai_ops.archive.authentication import MAC_BYTES, NO_MAC
 from sagewai_ops.archive.manifest import (
     HEADER_NAME,
     MANIFEST_NAME,
+    PLAIN_FORMAT_VERSION,
     Entry,
     EntryType,
     Header,
@@ -33,6 +35,7 @@ from sagewai_ops.fs import locks
 
 # In the format of `sha256sum`; a snapshot contains no file of a home with such a name.
 SUM_NAME = ".sagewai-ops-manifest.sha256"
+MAC_NAME = ".sagewai-ops-manifest.hmac"  # of format 2; a line of hex digits
 _BLOCK_BYTES = 1024 * 1024
 _LOCK_SECONDS = 30.0  # a writer locks the mirror for moments
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -51,6 +54,7 @@ class DirectoryReader(ArchiveReader):
         try:
             self.manifest = decode_manifest([self._read_manifest_text()])
             self.header = decode_header(b"".join(self._read_file(HEADER_NAME, MAX_HEADER_BYTES)))
+            self.mac = self._read_mac()
             check_manifest_entries(self.manifest, self.header, "mirror")
             self._check_names()
         except BaseException:
@@ -86,15 +90,32 @@ class DirectoryReader(ArchiveReader):
 
     def _check_names(self) -> None:
         for entry in self.manifest.entries:
-            if entry.path == SUM_NAME or entry.type is EntryType.SUPERSEDED:
+            if entry.path in (SUM_NAME, MAC_NAME) or entry.type is EntryType.SUPERSEDED:
                 raise DamagedError(f"mirror: member {entry.path[:200]}: not allowed in a mirror")
 
     def _read_manifest_text(self) -> bytes:
         text = b"".join(self._read_file(MANIFEST_NAME, MAX_MANIFEST_BYTES))
+        self.sha256 = hashlib.sha256(text).digest()
         listed = b"".join(self._read_file(SUM_NAME, MAX_HEADER_BYTES)).split()
-        if listed[:1] != [hashlib.sha256(text).hexdigest().encode()]:
+        if listed[:1] != [self.sha256.hex().encode()]:
             raise DamagedError(f"{MANIFEST_NAME}: does not match {SUM_NAME}")
         return text
+
+    def _read_mac(self) -> bytes:
+        if self.header.format_version == PLAIN_FORMAT_VERSION:
+            return b""
+        try:
+            text = b"".join(self._read_file(MAC_NAME, MAX_HEADER_BYTES))
+            mac = bytes.fromhex(text.decode("ascii").strip())
+        except ValueError:
+            mac = b""
+        if len(mac) != MAC_BYTES:
+            raise DamagedError(f"mirror: {MAC_NAME}: not an HMAC")
+        return b"" if mac == NO_MAC else mac
+
+    @property
+    def _manifest_start(self) -> int:
+        return 0  # a mirror has no tar stream
 
     def _read_content(
         self, entry: Entry, on_bytes: Callable[[int], None] | None
@@ -181,7 +202,7 @@ def open_mirror(root: Path) -> Iterator[DirectoryReader]:
         except DamagedError as error:
             raise DamagedError(
                 f"{root}: {error.message}",
-                hint="sagewai-ops snapshots list",
+                hint=error.hint or "sagewai-ops snapshots list",
             ) from error
 
 

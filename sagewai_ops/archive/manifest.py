@@ -15,10 +15,10 @@ from typing import Any
 from sagewai_ops.archive.validation import check_header, check_manifest, is_text
 from sagewai_ops.errors import DamagedError, SchemaAheadError
 
-# The newest format that this program reads. Version 2 adds links that lead out of the home; a
-# snapshot without them is written as version 1, which older releases read too.
+# The newest format that this program reads, and the one that it writes. Version 2 adds the
+# authentication and links that lead out of the home.
 FORMAT_VERSION = 2
-PLAIN_FORMAT_VERSION = 1
+PLAIN_FORMAT_VERSION = 1  # the first one
 OUTSIDE_LINKS_DIRECTORY = "data/"  # the only place of links that lead out of the home
 HEADER_NAME = "snapshot.json"
 MANIFEST_NAME = "manifest.json"

@@ -38,7 +38,7 @@ def open_archive(path: Path, decryption: Decryption | None = None) -> Iterator[A
         except DamagedError as error:
             raise DamagedError(
                 f"{path}: {error.message}",
-                hint="sagewai-ops snapshots list",
+                hint=error.hint or "sagewai-ops snapshots list",
             ) from error
 
 

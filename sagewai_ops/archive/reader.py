@@ -7,16 +7,19 @@ what it has extracted.
 
 import contextlib
 import hashlib
+import hmac
 import io
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
+from sagewai_ops.archive.authentication import NO_MAC, AuthenticationKey
 from sagewai_ops.archive.input import ArchiveInput
 from sagewai_ops.archive.manifest import (
     HEADER_NAME,
     MANIFEST_NAME,
+    PLAIN_FORMAT_VERSION,
     Entry,
     EntryType,
     Header,
@@ -46,7 +49,13 @@ class ArchiveReader:
     Attributes:
         header: `snapshot.json`.
         manifest: `manifest.json`, with valid fields, safe paths and no duplicates.
+        sha256: What the HMAC covers: the digest of the frames, or of a mirror's manifest. A full
+            read compares it with the content.
+        mac: The HMAC; empty in version 1, or if the writer had no key.
     """
+
+    sha256: bytes
+    mac: bytes
 
     def __init__(self, source: ArchiveInput) -> None:
         self._source = source
@@ -56,12 +65,26 @@ class ArchiveReader:
             _refuse_newer(source.read_from_start())
             raise
         self.header = self._read_header()
+        is_first = self.header.format_version == PLAIN_FORMAT_VERSION
+        if is_first != (not self._table.mac):
+            raise DamagedError(f"archive: {HEADER_NAME} and trailer differ in format")
+        self.sha256 = self._table.sha256
+        self.mac = b"" if self._table.mac == NO_MAC else self._table.mac
         self.manifest = self._read_manifest()
 
     @property
     def content_bytes(self) -> int:
         """Number of bytes of a full read, for progress."""
         return self._table.content_bytes
+
+    def is_authentic(self, key: AuthenticationKey) -> bool:
+        """Check whether the snapshot has the HMAC of a key, if its content has its digest."""
+        expected = key.mac(self.header, self.sha256, self._manifest_start)
+        return hmac.compare_digest(self.mac, expected)
+
+    @property
+    def _manifest_start(self) -> int:
+        return self._table.manifest_start
 
     def members(
         self,

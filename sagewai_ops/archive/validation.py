@@ -64,6 +64,12 @@ def _record(*, nullable: bool = False, **fields: Shape) -> Shape:
     return check
 
 
+def _is_mac(value: object) -> bool:
+    return isinstance(value, str) and len(value) == _MAC_DIGITS and set(value) <= _HEX_DIGITS
+
+
+_MAC_DIGITS = 64
+_HEX_DIGITS = frozenset("0123456789abcdef")
 _HEADER: Mapping[str, Shape] = {
     "sequence": _is_count,
     "created_at": is_text,
@@ -76,6 +82,7 @@ _HEADER: Mapping[str, Shape] = {
     "key_fingerprint": is_text,
     "schema_level": is_text,
     "tags": _list_of(is_text),
+    "previous": _record(id=is_text, mac=_is_mac),
 }
 _MANIFEST: Mapping[str, Shape] = {
     "id": is_text,

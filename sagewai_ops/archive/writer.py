@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Protocol
 
+from sagewai_ops.archive.authentication import NO_MAC, AuthenticationKey
 from sagewai_ops.archive.manifest import (
     HEADER_NAME,
     MANIFEST_NAME,
+    PLAIN_FORMAT_VERSION,
     Entry,
     EntryType,
     Header,
@@ -43,6 +45,7 @@ class MemberWriter(Protocol):
 
     files: int
     content_bytes: int
+    mac: bytes
 
     def add_directory_or_link(self, entry: Entry) -> None:
         """Add a member without content."""
@@ -75,10 +78,12 @@ class ArchiveWriter:
         level: Of zstd.
         on_bytes: Called with the number of bytes of content added since the last call.
         check: As for `FrameWriter`.
+        key: Authenticates the archive; None without one.
 
     Attributes:
         files: Number of files added, with `snapshot.json`.
         content_bytes: Of these.
+        mac: The HMAC of the archive once it is finished; empty without a key.
     """
 
     def __init__(
@@ -90,8 +95,12 @@ class ArchiveWriter:
         level: int = DEFAULT_LEVEL,
         on_bytes: Callable[[int], None] | None = None,
         check: bool = False,
+        key: AuthenticationKey | None = None,
     ) -> None:
         self._frames = FrameWriter(sink, level=level, check=check)
+        self._header = header
+        self._key = key
+        self.mac = b""
         self._manifest = ManifestBuilder(header.format_version)
         self.files = 0
         self.content_bytes = 0
@@ -170,7 +179,14 @@ class ArchiveWriter:
         for piece in pieces:
             self._frames.write(piece)
         self._frames.write(bytes(padding_bytes(size_bytes)) + END)
-        self._frames.finish(manifest_start)
+
+        def authenticate(digest: bytes) -> bytes:
+            if self._key:
+                self.mac = self._key.mac(self._header, digest, manifest_start)
+            return self.mac or NO_MAC
+
+        is_first = self._header.format_version == PLAIN_FORMAT_VERSION
+        self._frames.finish(manifest_start, None if is_first else authenticate)
 
     def close(self) -> None:
         """Stop the workers; also after a failure."""

@@ -4,7 +4,8 @@
 
 Every data frame has its content size and a checksum. The trailer has the offset of the manifest and
 the SHA-256 of every byte before it, so that every flipped bit is detected, even one that zstd
-ignores. `zstd -d` skips both skippable frames.
+ignores; from version 2 on also the HMAC that shows the archive's origin, and a checksum of itself.
+`zstd -d` skips both skippable frames.
 
 Source: RFC 8878 (zstd frames) and the seekable format of zstd's contrib directory, version 0.1.0.
 """
@@ -15,7 +16,7 @@ import os
 import struct
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +36,14 @@ _TABLE_MAGIC = 0x184D2A5E  # the skippable frame that the seekable format reserv
 _SEEKABLE_MAGIC = 0x8F92EAB1
 _TRAILER = struct.Struct("<II8sQ32s")  # magic, length, mark, manifest offset, SHA-256
 _TRAILER_MARK = b"sgwiops1"
+# Version 2: also the HMAC, and the first bytes of the SHA-256 of the trailer up to here.
+_TRAILER_2 = struct.Struct("<II8sQ32s32s8s")
+_TRAILER_2_MARK = b"sgwiops2"
+_CHECK_BYTES = 8
 _FRAME_HEAD = struct.Struct("<II")  # a skippable frame's magic and length
 _TABLE_ENTRY = struct.Struct("<II")  # compressed and decompressed bytes
 _TABLE_FOOT = struct.Struct("<IBI")  # number of frames, descriptor, magic
-TABLE_FOOT_BYTES = _TABLE_FOOT.size
+TABLE_FOOT_BYTES = _TABLE_ENTRY.size + _TABLE_FOOT.size  # with the entry of the trailer
 # A frame of 4 MiB that zstd could not shrink is a little larger than its content.
 _MAX_COMPRESSED_BYTES = FRAME_BYTES + FRAME_BYTES // 128 + 512
 
@@ -75,12 +80,14 @@ class FrameTable:
         trailer_offset: End of the bytes that the digest covers.
         manifest_start: Offset of the manifest's tar header in the tar stream; a frame starts there.
         sha256: Of the archive's bytes before the trailer.
+        mac: The HMAC in the trailer, zeros if the writer had no key; empty in version 1.
     """
 
     frames: tuple[Frame, ...]
     trailer_offset: int
     manifest_start: int
     sha256: bytes
+    mac: bytes = b""
 
     @property
     def content_bytes(self) -> int:
@@ -174,18 +181,20 @@ class FrameWriter:
             self._write_oldest()
         self._buffer = self._spare.pop() if self._spare else bytearray(FRAME_BYTES)
 
-    def finish(self, manifest_start: int) -> None:
-        """Write pending frames, the trailer and the seek table."""
+    def finish(
+        self, manifest_start: int, authenticate: Callable[[bytes], bytes] | None = None
+    ) -> None:
+        """Write pending frames, the trailer and the seek table.
+
+        Args:
+            authenticate: Returns the HMAC for the SHA-256 of all frames; None for version 1.
+        """
         self.cut()
         while self._pending:
             self._write_oldest()
-        trailer = _TRAILER.pack(
-            _TRAILER_MAGIC,
-            _TRAILER.size - _FRAME_HEAD.size,
-            _TRAILER_MARK,
-            manifest_start,
-            self._digest.digest(),
-        )
+        digest = self._digest.digest()
+        mac = authenticate(digest) if authenticate else b""
+        trailer = _encode_trailer(manifest_start, digest, mac)
         self._sink.write(trailer)
         self._table.append((len(trailer), 0))
         entries = b"".join(_TABLE_ENTRY.pack(*entry) for entry in self._table)
@@ -222,6 +231,16 @@ class FrameWriter:
         self._table.append((len(frame), count))
 
 
+def _encode_trailer(manifest_start: int, digest: bytes, mac: bytes) -> bytes:
+    if not mac:
+        length = _TRAILER.size - _FRAME_HEAD.size
+        return _TRAILER.pack(_TRAILER_MAGIC, length, _TRAILER_MARK, manifest_start, digest)
+    length = _TRAILER_2.size - _FRAME_HEAD.size
+    values = (_TRAILER_MAGIC, length, _TRAILER_2_MARK, manifest_start, digest, mac)
+    trailer = _TRAILER_2.pack(*values, bytes(_CHECK_BYTES))[:-_CHECK_BYTES]
+    return trailer + hashlib.sha256(trailer).digest()[:_CHECK_BYTES]
+
+
 def _compare(compressed: bytes, content: memoryview) -> None:
     import zstandard
 
@@ -238,13 +257,20 @@ def tail_bytes(foot: bytes, archive_bytes: int) -> int:
     Raises:
         DamagedError: The archive does not end in a seek table.
     """
-    if len(foot) != _TABLE_FOOT.size:
+    if len(foot) != TABLE_FOOT_BYTES:
         raise DamagedError(f"archive: truncated, {archive_bytes} bytes")
-    count, descriptor, magic = _TABLE_FOOT.unpack(foot)
-    length = _FRAME_HEAD.size + count * _TABLE_ENTRY.size + _TABLE_FOOT.size + _TRAILER.size
+    count, descriptor, magic = _TABLE_FOOT.unpack_from(foot, _TABLE_ENTRY.size)
+    trailer = _trailer_of(foot)
+    length = _FRAME_HEAD.size + count * _TABLE_ENTRY.size + _TABLE_FOOT.size + trailer.size
     if magic != _SEEKABLE_MAGIC or descriptor != 0 or count < 2 or length > archive_bytes:
         raise DamagedError("archive: seek table not found, truncated or not an archive")
     return int(length)
+
+
+def _trailer_of(foot: bytes) -> struct.Struct:
+    """Return the structure of the trailer: its size is the last entry of the seek table."""
+    size_bytes, _content_bytes = _TABLE_ENTRY.unpack_from(foot)
+    return _TRAILER_2 if size_bytes == _TRAILER_2.size else _TRAILER
 
 
 def parse_frame_table(tail: bytes, archive_bytes: int) -> FrameTable:
@@ -257,9 +283,10 @@ def parse_frame_table(tail: bytes, archive_bytes: int) -> FrameTable:
         DamagedError: They contradict each other, the archive's size or the format.
     """
     count = _TABLE_FOOT.unpack(tail[-_TABLE_FOOT.size :])[0]
-    magic, length, mark, manifest_start, digest = _TRAILER.unpack_from(tail)
-    table_magic, table_length = _FRAME_HEAD.unpack_from(tail, _TRAILER.size)
-    first = _TRAILER.size + _FRAME_HEAD.size
+    trailer = _trailer_of(tail[-TABLE_FOOT_BYTES:])
+    manifest_start, digest, mac = _decode_trailer(tail[: trailer.size])
+    table_magic, table_length = _FRAME_HEAD.unpack_from(tail, trailer.size)
+    first = trailer.size + _FRAME_HEAD.size
     sizes = list(_TABLE_ENTRY.iter_unpack(tail[first : first + count * _TABLE_ENTRY.size]))
     frames: list[Frame] = []
     offset = start = 0
@@ -270,15 +297,24 @@ def parse_frame_table(tail: bytes, archive_bytes: int) -> FrameTable:
         offset += size_bytes
         start += content_bytes
     if (
-        (magic, length, mark) != (_TRAILER_MAGIC, _TRAILER.size - _FRAME_HEAD.size, _TRAILER_MARK)
-        or table_magic != _TABLE_MAGIC
+        table_magic != _TABLE_MAGIC
         or table_length != count * _TABLE_ENTRY.size + _TABLE_FOOT.size
-        or sizes[-1] != (_TRAILER.size, 0)
+        or sizes[-1] != (trailer.size, 0)
         or offset + len(tail) != archive_bytes
         or not any(frame.start == manifest_start for frame in frames[1:])
     ):
         raise DamagedError("archive: seek table does not match the content")
-    return FrameTable(tuple(frames), offset, manifest_start, digest)
+    return FrameTable(tuple(frames), offset, manifest_start, digest, mac)
+
+
+def _decode_trailer(trailer: bytes) -> tuple[int, bytes, bytes]:
+    """Return the offset of the manifest, the SHA-256, and the HMAC, which is empty in version 1."""
+    manifest_start, digest = _TRAILER.unpack_from(trailer)[3:]
+    mac = _TRAILER_2.unpack(trailer)[5] if len(trailer) == _TRAILER_2.size else b""
+    # Every trailer has exactly one encoding.
+    if trailer != _encode_trailer(manifest_start, digest, mac):
+        raise DamagedError("archive: invalid trailer")
+    return manifest_start, digest, mac
 
 
 def decompress_frames(

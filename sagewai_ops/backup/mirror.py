@@ -174,7 +174,12 @@ def _write(
             if entry.type is EntryType.FILE
         }
         writer = MirrorWriter(
-            fresh, header, mtime_ns=run.moment_ns, old=(place, entries), on_bytes=on_bytes
+            fresh,
+            header,
+            mtime_ns=run.moment_ns,
+            old=(place, entries),
+            on_bytes=on_bytes,
+            key=run.key,
         )
         writers.append(writer)
         return writer

@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sagewai_ops.archive.directory_reader import SUM_NAME
+from sagewai_ops.archive.authentication import NO_MAC, AuthenticationKey
+from sagewai_ops.archive.directory_reader import MAC_NAME, SUM_NAME
 from sagewai_ops.archive.manifest import (
     HEADER_NAME,
     MANIFEST_NAME,
@@ -51,6 +52,7 @@ class MirrorWriter:
         mtime_ns: Of `snapshot.json` and `manifest.json`.
         old: The previous mirror, and its files by path; empty for a first one.
         on_bytes: Called with the number of bytes of content added since the last call.
+        key: Authenticates the mirror; None without one.
 
     Attributes:
         files: Number of files added, with `snapshot.json`.
@@ -58,6 +60,7 @@ class MirrorWriter:
         stored_bytes: Of all files of the mirror.
         kept: Members that are files of the previous mirror, each verified.
         sha256: Of the manifest, once that is written.
+        mac: The HMAC of the mirror then; empty without a key.
     """
 
     def __init__(
@@ -68,8 +71,12 @@ class MirrorWriter:
         mtime_ns: int,
         old: tuple[Path, Mapping[str, Entry]],
         on_bytes: Callable[[int], None],
+        key: AuthenticationKey | None = None,
     ) -> None:
         self._root = root
+        self._header = header
+        self._key = key
+        self.mac = b""
         self._mtime_ns = mtime_ns
         self._now_ns = time.time_ns()  # for files that changed without a new time
         self._old_root, self._old = old
@@ -174,8 +181,12 @@ class MirrorWriter:
         self.sha256 = digest.hexdigest()
         with self._create(SUM_NAME) as stream:
             stream.write(f"{self.sha256}  {MANIFEST_NAME}\n".encode())
+        if self._key:
+            self.mac = self._key.mac(self._header, digest.digest(), 0)
+        with self._create(MAC_NAME) as stream:
+            stream.write((self.mac or NO_MAC).hex().encode() + b"\n")
         self.stored_bytes += size_bytes
-        for name in (MANIFEST_NAME, SUM_NAME):
+        for name in (MANIFEST_NAME, SUM_NAME, MAC_NAME):
             os.utime(self._root / name, ns=(self._mtime_ns, self._mtime_ns))
         for entry in reversed(self._directories):
             path = self._root / entry.path

@@ -18,9 +18,9 @@ from typing import Any, BinaryIO
 
 from sagewai_ops import __version__
 from sagewai_ops.archive.age import Encryption, open_encrypted_sink
+from sagewai_ops.archive.authentication import AuthenticationKey, derive_key
 from sagewai_ops.archive.manifest import (
     FORMAT_VERSION,
-    PLAIN_FORMAT_VERSION,
     Entry,
     EntryType,
     Header,
@@ -33,7 +33,7 @@ from sagewai_ops.database.sqlite.online_copy import DatabaseCopy, attribute_dama
 from sagewai_ops.errors import DamagedError, KeyMissingError
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home, Kind
 from sagewai_ops.home.state_files import read_documents
-from sagewai_ops.keys.candidates import Candidate, configured_key, find_candidates, fingerprint
+from sagewai_ops.keys.candidates import Candidate, configured_key, find_candidates
 from sagewai_ops.keys.trial_decryption import SealedReport, try_keys
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.snapshots import catalog
@@ -64,7 +64,13 @@ class _Frozen:
 
 @dataclass(slots=True)
 class BackupRun:
-    """A snapshot while it is created."""
+    """A snapshot while it is created.
+
+    Attributes:
+        key: Authenticates the snapshot; None if the home has no master key.
+        previous: `id` and `mac` of the previous snapshot of the home in the directory, if known.
+        mac: The HMAC of the snapshot once it is written; empty without a key.
+    """
 
     home: Home
     options: BackupOptions
@@ -83,6 +89,9 @@ class BackupRun:
     archive_sha256: str = ""
     documents: dict[str, bytes] = field(default_factory=dict, repr=False)
     gone: set[str] = field(default_factory=set)
+    key: AuthenticationKey | None = None
+    previous: Mapping[str, str] | None = None
+    mac: bytes = b""
 
     @property
     def moment_ns(self) -> int:
@@ -127,7 +136,8 @@ class BackupRun:
             created_at=moment,
             candidates=candidates,
             scan=scan,
-            key_fingerprint=fingerprint(key.value) if key else "",
+            key_fingerprint=key.fingerprint if key else "",
+            key=derive_key(key.fingerprint, key.value) if key else None,
         )
 
     def write(
@@ -154,6 +164,7 @@ class BackupRun:
                 level=self.options.level,
                 on_bytes=on_bytes,
                 check=path is None,
+                key=self.key,
             )
 
         with self._frozen(staging, progress) as frozen:
@@ -231,6 +242,7 @@ class BackupRun:
             "key_fingerprint": self.key_fingerprint,
             "schema_level": level,
             "tags": list(self.options.tags),
+            **({"previous": dict(self.previous)} if self.previous else {}),
         }
 
     def _freeze(self, staging: Path, progress: Progress | None) -> dict[str, DatabaseCopy]:
@@ -265,8 +277,7 @@ class BackupRun:
         count = byte_counter(progress, "pack", self.scan.content_bytes)
 
         level = read_schema_level(frozen.main.path).revision if frozen.main else ""
-        version = FORMAT_VERSION if self.scan.outside_links else PLAIN_FORMAT_VERSION
-        writer = open_writer(Header(self.id, version, self._identity(level)), count)
+        writer = open_writer(Header(self.id, FORMAT_VERSION, self._identity(level)), count)
         with contextlib.closing(writer):
             for item in _database_first(self.scan.items, frozen.copies):
                 self._add(writer, item, frozen.copies.get(item.path))
@@ -275,6 +286,7 @@ class BackupRun:
             if frozen.proving:
                 self.database = frozen.proving.result()
             writer.finish(self._facts())
+            self.mac = writer.mac
             self.files = writer.files - 1  # without snapshot.json
             self.content_bytes = writer.content_bytes
 

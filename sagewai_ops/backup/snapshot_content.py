@@ -1,14 +1,16 @@
 """The content of a snapshot, as `snapshots show` reports it: from manifest and metadata file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from sagewai_ops.archive.age import Decryption
+from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.archive.manifest import Entry
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.keys.trial_decryption import SealedReport
+from sagewai_ops.snapshots.authenticity import Authenticity, require_origin
 from sagewai_ops.snapshots.cards import read_card
 from sagewai_ops.snapshots.database_check import DatabaseFacts
 from sagewai_ops.snapshots.results import DrillRecord, drill_record
@@ -38,7 +40,12 @@ class OmittedEntry:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotContent:
-    """What an archive states about itself: header, manifest and metadata file."""
+    """What an archive states about itself: header, manifest and metadata file.
+
+    Attributes:
+        authenticity: `authentic` if every byte is as written, which only a full read shows.
+        authenticity_reason: Why it is not authentic; "" if it is.
+    """
 
     id: str
     format: int
@@ -54,6 +61,8 @@ class SnapshotContent:
     verified_at: str | None
     proved_restorable_at: str | None
     drill: DrillRecord | None
+    authenticity: Authenticity
+    authenticity_reason: str
     sequence: int | None = None
     created_at: str = ""
     home: str = ""
@@ -69,9 +78,16 @@ class SnapshotContent:
 
 
 def read_content(
-    path: Path, decryption: Decryption | None, *, with_members: bool = False
+    path: Path,
+    decryption: Decryption | None,
+    keys: Sequence[AuthenticationKey],
+    *,
+    with_members: bool = False,
 ) -> SnapshotContent:
     """Read the content of a snapshot; of the archive only its first and last member.
+
+    Args:
+        keys: Show the origin of the snapshot.
 
     Raises:
         NotFoundError, KeyMissingError, DamagedError, SchemaAheadError: It cannot be read.
@@ -81,6 +97,7 @@ def read_content(
     card = read_card(path)
     with open_archive(path, decryption) as reader:
         header, entries = reader.header, reader.manifest.entries
+        origin = require_origin(reader, path, keys)
     facts = {
         **header.facts,
         **{
@@ -95,6 +112,8 @@ def read_content(
         "verified_at": card.get("verified_at"),
         "proved_restorable_at": card.get("proved_restorable_at"),
         "drill": None,
+        "authenticity": origin.authenticity,
+        "authenticity_reason": origin.reason,
     }
     known = {field.name for field in fields(SnapshotContent)}
     known_facts = {name: value for name, value in facts.items() if name in known}

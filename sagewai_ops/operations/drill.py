@@ -48,6 +48,7 @@ from sagewai_ops.schema.results import UpgradeResult, describe_upgrade
 from sagewai_ops.schema.revision_graph import HEAD
 from sagewai_ops.schema.upgrade_sqlite import Upgrade, upgrade_database
 from sagewai_ops.snapshots import cards, catalog
+from sagewai_ops.snapshots.authenticity import Authenticity
 from sagewai_ops.snapshots.database_check import DatabaseFacts
 from sagewai_ops.snapshots.rebuild_cards import read_card_facts
 from sagewai_ops.snapshots.scratch import scratch_directory
@@ -77,6 +78,7 @@ class DrillOptions:
         key_home: A home whose keys may be used; need not exist.
         scratch: Where the scratch directory is created; None for the snapshot directory.
         keep: Keeps the scratch directory, as in `tempdirs.kept`.
+        require_authentic: Refuse a snapshot that is not authentic.
     """
 
     decryption: Decryption | None = None
@@ -86,6 +88,7 @@ class DrillOptions:
     key_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     scratch: Path | None = None
     keep: Keep | None = None
+    require_authentic: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +178,8 @@ class DrillResult:
     permissions: PermissionsResult
     findings: tuple[DrillFinding, ...]
     swept: tuple[str, ...]
+    authenticity: Authenticity
+    authenticity_reason: str
 
 
 def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = None) -> DrillReport:
@@ -293,6 +298,8 @@ def describe_drill(report: DrillReport) -> DrillResult:
         ),
         findings=report.findings,
         swept=report.swept,
+        authenticity=restored.plan.origin_state.authenticity,
+        authenticity_reason=restored.plan.origin_state.reason,
     )
 
 
@@ -456,6 +463,7 @@ def _restore_options(options: DrillOptions) -> RestoreOptions:
         without_key=options.without_key,
         key_home=options.key_home,
         key_environment=options.key_environment,
+        require_authentic=options.require_authentic,
     )
 
 

@@ -2,16 +2,18 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sagewai_ops.archive.age import Decryption
+from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.archive.manifest import Entry, EntryType
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.errors import NotFoundError, TargetBusyError
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.restore.extractor import Extraction, extract_members
+from sagewai_ops.snapshots.authenticity import require_origin
 from sagewai_ops.snapshots.member_paths import MemberPaths, is_within
 from sagewai_ops.swap.staging import sweep
 from sagewai_ops.swap.swap import can_swap_whole, staged, swap
@@ -24,6 +26,7 @@ def extract_files(
     paths: tuple[str, ...],
     target: Path,
     *,
+    keys: Sequence[AuthenticationKey] = (),
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Extraction:
@@ -31,6 +34,7 @@ def extract_files(
 
     Args:
         paths: Files or directories, relative to the home; empty for everything.
+        keys: Show the origin of the snapshot.
         dry_run: Write nothing, and count what a run would write.
         progress: Reports `extract` in bytes read.
 
@@ -47,6 +51,7 @@ def extract_files(
         raise TargetBusyError(f"{root}: not an empty directory", hint="name a new one: --to DIR")
     wanted = tuple(path.strip("/") for path in paths)
     with open_archive(archive, decryption) as reader:
+        require_origin(reader, archive, keys)
         member_paths = MemberPaths(reader.manifest)
 
         def path_of(entry: Entry) -> str | None:

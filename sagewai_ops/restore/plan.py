@@ -32,7 +32,10 @@ from sagewai_ops.home.paths import (
     kind_of,
     layout_of,
 )
+from sagewai_ops.keys.authentication import authentication_keys
+from sagewai_ops.keys.candidates import Candidate, all_candidates
 from sagewai_ops.schema.revision_graph import revisions
+from sagewai_ops.snapshots.authenticity import Origin, require_origin
 from sagewai_ops.snapshots.catalog import is_archive_name
 from sagewai_ops.snapshots.member_paths import MemberPaths, is_within
 from sagewai_ops.swap import pending, swap
@@ -55,6 +58,7 @@ class RestoreOptions:
         revoke_sessions: End sessions and revoke API tokens.
         rebind_fleet: Assign the fleet's rows to the organisation id of the target's path.
         key_home: Another home whose key may be used, such as the original.
+        require_authentic: Refuse a snapshot that is not authentic.
     """
 
     decryption: Decryption | None = None
@@ -67,6 +71,7 @@ class RestoreOptions:
     wait_seconds: float = 0.0
     key_home: Home | None = None
     key_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    require_authentic: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,7 @@ class RestorePlan:
         followed: Path in the target -> where a link of the original home led to, for what is
             written in place of such a link.
         outside_links: Path in the target -> the target of a link that leads out of the home.
+        origin_state: Whether the snapshot is authentic.
     """
 
     snapshot_id: str
@@ -104,6 +110,7 @@ class RestorePlan:
     rebinds_fleet: bool
     followed: Mapping[str, str]
     outside_links: Mapping[str, str]
+    origin_state: Origin
     warnings: tuple[str, ...]
 
 
@@ -123,6 +130,8 @@ def build_plan(
 ) -> RestorePlan:
     """Plan the restore of an open archive."""
     facts, header = reader.manifest.facts, reader.header
+    keys = authentication_keys(_origin_candidates(target, options))
+    origin = require_origin(reader, archive, keys, authentic=options.require_authentic)
     _require_known_schema(header.facts)
     parts = parse_parts(options)
     wanted = [
@@ -174,8 +183,16 @@ def build_plan(
         rebinds_fleet=options.rebind_fleet,
         followed={path: origins[entry.path] for path, entry in wanted if entry.path in origins},
         outside_links={path: entry.target for path, entry in wanted if entry.is_outside},
+        origin_state=origin,
         warnings=(*places.warnings(target), *_schema_warnings(facts)),
     )
+
+
+def _origin_candidates(target: Home, options: RestoreOptions) -> Iterator[Candidate]:
+    """Yield the master keys that may show the origin: never the one in the snapshot."""
+    yield from all_candidates(target, options.key_environment, key_file=options.key_file)
+    if options.key_home and options.key_home.root != target.root:
+        yield from all_candidates(options.key_home, {})
 
 
 def target_path(entry: Entry, places: MemberPaths, parts: tuple[str, ...]) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.restore.plan import RestorePlan, TargetState
 from sagewai_ops.restore.restore import RestoreReport
+from sagewai_ops.snapshots.authenticity import Authenticity
 from sagewai_ops.snapshots.database_check import DatabaseFacts
 
 Recovered = Literal["finished", "rolled back", "nothing to do"]
@@ -22,6 +23,7 @@ class PlanResult:
         sealed_values: Number of encrypted values in the snapshot.
         followed: Path in the target -> where a link of the original home led to.
         outside_links: Path in the target -> the target of a link that leads out of the home.
+        authenticity_reason: Why the snapshot is not authentic; "" if it is.
     """
 
     snapshot: str
@@ -39,6 +41,8 @@ class PlanResult:
     rebinds_fleet: bool
     followed: Mapping[str, str]
     outside_links: Mapping[str, str]
+    authenticity: Authenticity
+    authenticity_reason: str
     warnings: tuple[str, ...] = field(metadata={"in_result": True})
 
     @classmethod
@@ -132,4 +136,6 @@ def _plan_fields(plan: RestorePlan) -> dict[str, Any]:
         "rebinds_fleet": plan.rebinds_fleet,
         "followed": plan.followed,
         "outside_links": plan.outside_links,
+        "authenticity": plan.origin_state.authenticity,
+        "authenticity_reason": plan.origin_state.reason,
     }

@@ -109,6 +109,12 @@ def is_archive_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
+def id_of(name: str) -> str:
+    """Return the id in the name of an archive; "" for any other file name."""
+    match = _NAME.fullmatch(name)
+    return match["id"] if match else ""
+
+
 def partial_path(directory: Path, name: str) -> Path:
     """Return the path that an archive is written to before its verification."""
     return directory / f".{name}.partial"

@@ -1,15 +1,17 @@
 """Compare two snapshots by their manifests; no content is read."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from sagewai_ops.archive.age import Decryption
+from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.archive.manifest import HEADER_NAME, Entry, EntryType
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.archive.reader import ArchiveReader
+from sagewai_ops.snapshots.authenticity import require_origin
 
 _HEADER_FACTS = ("home", "home_id", "host", "key_custody", "key_fingerprint", "schema_level")
 Attribute: TypeAlias = Literal["content", "mode", "owner", "type", "target"]
@@ -80,14 +82,24 @@ class SnapshotDiff:
     keys: Mapping[str, KeyChange]
 
 
-def compare_snapshots(first: Path, second: Path, decryption: Decryption | None) -> SnapshotDiff:
+def compare_snapshots(
+    first: Path,
+    second: Path,
+    decryption: Decryption | None,
+    keys: Sequence[AuthenticationKey] = (),
+) -> SnapshotDiff:
     """Compare two snapshots by their manifests.
+
+    Args:
+        keys: Show the origin of the snapshots.
 
     Raises:
         NotFoundError: No such file.
         KeyMissingError, DamagedError, SchemaAheadError: One of the two cannot be read.
     """
     with open_archive(first, decryption) as before, open_archive(second, decryption) as after:
+        require_origin(before, first, keys)
+        require_origin(after, second, keys)
         return _compare(before, after)
 
 

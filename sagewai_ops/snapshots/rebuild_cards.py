@@ -134,6 +134,8 @@ def _facts_of_archive(
         raise DamagedError(f"{snapshot.path}: hash differs from the recorded one")
     try:
         with open_archive(snapshot.path, decryption) as reader:
+            if reader.header.id != snapshot.id:
+                raise DamagedError(f"{snapshot.path}: its content is snapshot {reader.header.id}")
             facts = read_card_facts(reader, snapshot.path)
             if needs_verification:
                 _verify(reader, lambda share: count(int(snapshot.size_bytes * (1 + share) / 2)))

@@ -46,9 +46,11 @@ def test_second_reader_reads_a_whole_snapshot(tmp_path: Path, *, encrypted: bool
     before = everything_of(home)
 
     archive = taken(call("--home", home, "backup", "--json", *words))
-    found = format_reader.read(archive, str(identity))
+    key = (home / "secrets/master.key").read_bytes().strip()
+    found = format_reader.read(archive, str(identity), key)
 
-    assert found.header["format"] == found.manifest["format"] == 1
+    assert found.header["format"] == found.manifest["format"] == 2
+    assert found.mac == found.expected_mac
     assert archive.name.startswith(f"sagewai-{found.header['id']}.tar.zst")
     entries = {entry["path"]: entry for entry in found.manifest["entries"]}
     odd = [path for path in before if path.startswith("data/odd/")]

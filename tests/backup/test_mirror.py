@@ -18,7 +18,7 @@ from memory_directory import memory_directory
 from program import call
 from round_trips import assert_same_home, bring_back
 from sagewai_ops.archive.age import Encryption
-from sagewai_ops.archive.directory_reader import SUM_NAME
+from sagewai_ops.archive.directory_reader import MAC_NAME, SUM_NAME
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.backup import mirror
 from sagewai_ops.backup.mirror import find_mirror, update_mirror
@@ -136,7 +136,7 @@ def test_unchanged_file_is_the_same_file(built: BuiltHome) -> None:
     report = mirrored(built.root)
 
     after = {path: path.stat() for path in place.rglob("*") if path.is_file()}
-    own = {place / name for name in ("manifest.json", "snapshot.json", SUM_NAME)}
+    own = {place / name for name in ("manifest.json", "snapshot.json", SUM_NAME, MAC_NAME)}
     assert before.keys() == after.keys()
     for path in before.keys() - own:
         assert (before[path].st_ino, before[path].st_mtime_ns) == (

@@ -88,7 +88,9 @@ def test_strangers_and_broken_cards_are_tolerated(archive: Path, tmp_path: Path)
     assert "\x1b" not in shown.out
     broken = call("snapshots", "verify", "20260101", "--snapshots", tmp_path)
     assert broken.code == 16
-    assert call("snapshots", "verify", "9999", "--snapshots", tmp_path).code == 0
+    renamed = call("snapshots", "verify", "9999", "--snapshots", tmp_path)
+    assert renamed.code == 16
+    assert "forged, its content is snapshot" in renamed.err
 
 
 @pytest.mark.parametrize("name", ["latest", "id", "prefix", "path", "file name"])
@@ -126,7 +128,8 @@ def test_show_tells_what_is_in_it_and_what_is_not(built: BuiltHome, archive: Pat
     """From the manifest: rows, key, what was left out; every member with `--files`."""
     result = call("snapshots", "show", archive, "--files", "--json").result
 
-    assert result["format"] == 1
+    assert result["format"] == 2
+    assert result["authenticity"] == "not authenticated"  # without the home
     assert result["home"] == str(built.root)
     assert result["database"]["integrity"] == ["ok"]
     assert {"path": "secrets/master.key", "reason": "key", "detail": ""} in result["left_out"]
