@@ -156,12 +156,14 @@ def show(terminal: Terminal, result: "DrillResult", *, is_kept: bool = False) ->
 
 def show_keys(terminal: Terminal, result: "DrillResult") -> None:
     """Print which key opens the encrypted values, and whether the snapshot contains it."""
+    from sagewai_ops.keys.candidates import shown_source
+
     keys = result.keys
     if not keys.total:
         terminal.line("  secrets   none")
         return
     opened = f"{keys.opened} of {keys.total} values open"
-    source = result.key_source or "no key"
+    source = shown_source(result.key_source) or "no key"
     if result.key_in_snapshot:
         terminal.line(f"  secrets   {opened} with the key in the snapshot")
     else:

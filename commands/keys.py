@@ -207,7 +207,7 @@ def escrow(
     from sagewai_ops.cli.credentials import lock_of
     from sagewai_ops.errors import KeyMissingError, UsageError
     from sagewai_ops.home.paths import require
-    from sagewai_ops.keys.candidates import active_key, all_candidates, configured_key
+    from sagewai_ops.keys.candidates import active_key, all_candidates, configured_key, shown_source
     from sagewai_ops.keys.escrow import check_place, seal_key, write_key, write_sheet
     from sagewai_ops.swap.pending import require_settled
 
@@ -254,7 +254,7 @@ def escrow(
 
     def render(terminal: Terminal) -> None:
         for path in filter(None, (to, sheet)):
-            terminal.line(f"key {key.fingerprint} from {key.source}: {path} {words}")
+            terminal.line(f"key {key.fingerprint} from {shown_source(key.source)}: {path} {words}")
 
     warnings = _refusals(candidates, active_key(candidates))
     return Outcome(result, render, warnings=warnings, always=dry_run)
@@ -271,11 +271,13 @@ def _refusals(candidates: Any, key: Any) -> tuple[str, ...]:
 
 
 def _show_keys(terminal: Terminal, keys: "Sequence[KeyState]", used: str) -> None:
+    from sagewai_ops.keys.candidates import shown_source
+
     terminal.table(
         ("key", "fingerprint", ""),
         [
             (
-                key.source,
+                shown_source(key.source),
                 key.fingerprint or "-",
                 key.problem or ("in use" if key.source == used else ""),
             )
@@ -285,6 +287,8 @@ def _show_keys(terminal: Terminal, keys: "Sequence[KeyState]", used: str) -> Non
 
 
 def _show_check(terminal: Terminal, result: "KeyCheckResult") -> None:
+    from sagewai_ops.keys.candidates import shown_source
+
     sealed = result.sealed
     if result.keys:
         _show_keys(terminal, result.keys, result.key_source)
@@ -294,7 +298,9 @@ def _show_check(terminal: Terminal, result: "KeyCheckResult") -> None:
         own = fingerprint == result.key_fingerprint
         other = "" if own else ", not the key that Sagewai uses"
         style = "yellow" if other else ""
-        terminal.line(f"  {place}: {count} under {fingerprint} ({source}){other}", style=style)
+        terminal.line(
+            f"  {place}: {count} under {fingerprint} ({shown_source(source)}){other}", style=style
+        )
     closed = [f"{value.place} {value.where}: {value.reason}" for value in sealed.unopened]
     _show_some(terminal, "closed   ", closed, "red")
     for is_finding, word, style in ((True, "plaintext ", "red"), (False, "note     ", "")):

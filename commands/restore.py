@@ -263,6 +263,8 @@ def _show_links(terminal: Terminal, result: "PlanResult") -> None:
 
 
 def _show(terminal: Terminal, result: "RestoreResult") -> None:
+    from sagewai_ops.keys.candidates import shown_source
+
     terminal.line(f"snapshot {result.snapshot}: restored to {result.target}", style="bold green")
     terminal.line(f"  files     {result.files}, {size(result.size_bytes)}, all verified")
     terminal.line(f"  origin    {_origin(result)}")
@@ -270,7 +272,7 @@ def _show(terminal: Terminal, result: "RestoreResult") -> None:
         rows = sum(result.database.tables.values())
         terminal.line(f"  database  {rows} rows, as in the snapshot")
     keys = result.keys
-    source = result.key_source or "no key"
+    source = shown_source(result.key_source) or "no key"
     installed = ", installed in the home" if result.key_installed else ""
     terminal.line(
         f"  secrets   {keys.total - len(keys.unopened)} of {keys.total} values open "

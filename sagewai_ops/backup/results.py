@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from sagewai_ops.backup.report import BackupReport
+from sagewai_ops.backup.snapshot_content import OmittedEntry
 from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.snapshots.database_check import DatabaseFacts
 from sagewai_ops.snapshots.prune import (
@@ -33,12 +34,10 @@ OmissionReason = Literal[
 
 
 @dataclass(frozen=True, slots=True)
-class OmissionResult:
-    """A file that the snapshot does not contain."""
+class OmissionResult(OmittedEntry):
+    """A file that the new snapshot does not contain, for a reason that this version knows."""
 
-    path: str
     reason: OmissionReason
-    detail: str
 
 
 @dataclass(frozen=True, slots=True)

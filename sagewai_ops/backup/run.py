@@ -11,7 +11,7 @@ import socket
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -345,8 +345,8 @@ class BackupRun:
     def _facts(self) -> dict[str, Any]:
         return {
             "id": self.id,
-            "database": self.database.as_dict() if self.database else None,
-            "keys": self.keys.as_dict(),
+            "database": asdict(self.database.facts) if self.database else None,
+            "keys": asdict(self.keys),
             "left_out": [
                 {"path": item.path, "reason": item.reason.name.lower(), "detail": item.detail}
                 for item in self.scan.omissions

@@ -9,10 +9,9 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import PurePath
-from typing import Any
+from typing import Any, get_type_hints, is_typeddict
 
 _IN_ENVELOPE = "warnings"
-_OPTIONAL = ("Files",)  # objects whose fields can be missing
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -40,6 +39,10 @@ def schema_of(kinds: Sequence[type], title: str) -> dict[str, Any]:
         definition = definitions[kind.__name__]
         del definition["properties"][_IN_ENVELOPE]
         definition["required"].remove(_IN_ENVELOPE)
+    for kind in kinds:
+        for hint in get_type_hints(kind).values():
+            if is_typeddict(hint):  # its keys can be missing, those of dataclasses cannot
+                definitions[hint.__name__]["required"] = sorted(hint.__required_keys__)
     schema = found[0] if len(found) == 1 else {"anyOf": list(found)}
     return {"$schema": DRAFT, "title": title, **schema, "$defs": definitions}
 
@@ -78,7 +81,7 @@ def _contract(schema: Any) -> Any:
         for key, value in schema.items()
         if key not in ("title", "description", "default")
     }
-    if "properties" in found and schema.get("title") not in _OPTIONAL:
+    if "properties" in found:
         found["required"] = list(found["properties"])
     if found.get("type") == "integer":
         found["minimum"] = 0

@@ -26,6 +26,7 @@ from sagewai_ops.process.procfs import describe, lock_holders
 
 _POLL_SECONDS = 0.02
 _GUARD_SECONDS = 5.0  # a directory is guarded for milliseconds
+_held: list[int] = []  # descriptors of the directories that this run has locked
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe must not block the open
 
 
@@ -88,7 +89,7 @@ def optional_lock(
     """Lock a file or directory for the block if that is possible, else run the block without.
 
     It is not where the file does not exist, the file system has no locks, or another process has
-    the lock for all of the wait.
+    the lock for all of the wait. A directory that this run has locked already needs no lock.
     """
     try:
         descriptor = os.open(path, _OPEN_FLAGS)
@@ -96,11 +97,22 @@ def optional_lock(
         yield
         return
     try:
+        is_held = any(os.path.sameopenfile(descriptor, other) for other in _held)
         with contextlib.suppress(OSError):
-            wait_for_lock(descriptor, operation, wait_seconds)
+            wait_for_lock(descriptor, operation, 0 if is_held else wait_seconds)
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def held(descriptor: int) -> Iterator[None]:
+    """Record, for the block, that this run has locked an open directory."""
+    _held.append(descriptor)
+    try:
+        yield
+    finally:
+        _held.remove(descriptor)
 
 
 def sweep_guard(directory: Path) -> contextlib.AbstractContextManager[None]:
@@ -145,7 +157,8 @@ def _lock(path: Path, operation: int, wait_seconds: float) -> Iterator[int]:
             if not is_locked:
                 raise _locked(path)
             if _has_name(path, descriptor):
-                yield descriptor
+                with held(descriptor):
+                    yield descriptor
                 return
             # Another directory has been given the name during the wait: lock that one.
         finally:

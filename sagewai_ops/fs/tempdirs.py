@@ -40,7 +40,8 @@ def locked_directory(path: Path, *, keep: bool = False) -> Iterator[int]:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             descriptors.callback(os.close, descriptor)
             locks.mark_alive(descriptor)
-        yield descriptor
+        with locks.held(descriptor):
+            yield descriptor
         if keep:
             removal.pop_all()
 

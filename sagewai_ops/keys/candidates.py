@@ -25,7 +25,7 @@ from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home
 
 ENVIRONMENT = "SAGEWAI_MASTER_KEY"
 KEYRING = "keyring"
-KEY_FILE = "--key-file"
+KEY_FILE = "--key-file"  # in JSON since 0.1; people read `shown_source`
 
 KEY_CHARACTERS = 44  # URL-safe base64, with padding, of 32 bytes: a Fernet key
 _FINGERPRINT_MESSAGE = b"sagewai-ops master key v1"  # docs/format.md; never to be changed
@@ -33,6 +33,11 @@ _FINGERPRINT_DIGITS = 16
 _KEYRING_SERVICE, _KEYRING_USER = "sagewai-master-key", "sealed"
 _OTHERS = stat.S_IRGRP | stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH  # execute bits pass
 _READ_BYTES = 4096  # of a file that should have 44: enough to report its length
+
+
+def shown_source(source: str) -> str:
+    """Return a source in the words for people: several options name a key file."""
+    return "key file" if source == KEY_FILE else source
 
 
 @dataclass(frozen=True, slots=True)

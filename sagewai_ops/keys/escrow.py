@@ -140,7 +140,7 @@ def sheet_of(escrow: Escrow, home: Home, moment: datetime) -> str:
         "   It has 44 characters. A mistyped block does not decrypt.",
         "3. With Sagewai stopped, check that this key decrypts the secrets of the home:",
         f"     {own} keys check --extra-key master.key",
-        f"   The fingerprint of this key (--key-file) must be {escrow.key.fingerprint}.",
+        f"   The fingerprint of this key (key file) must be {escrow.key.fingerprint}.",
         "4. Install it as the user that runs Sagewai, with these modes (with wider ones Sagewai",
         "   replaces the key). If there is a key already, keep it, values may be encrypted under",
         "   it: first rename it to a name that begins with master.key.legacy-.",

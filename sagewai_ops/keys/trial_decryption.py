@@ -6,7 +6,6 @@ keys, so every candidate is tried on every value, first the one that opened the 
 
 import base64
 import binascii
-import dataclasses
 import hmac
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -101,10 +100,6 @@ class SealedReport:
         """Return the candidate that opens the most; None if none opens anything."""
         by_fingerprint = {key.fingerprint: key for key in reversed([*candidates]) if key.value}
         return by_fingerprint.get(self.by_key[0].fingerprint) if self.by_key else None
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the record for a manifest; nothing in it is secret."""
-        return dataclasses.asdict(self)
 
 
 def try_keys(

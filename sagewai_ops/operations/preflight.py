@@ -347,11 +347,9 @@ class _Run:
             catalog.sweep(directory)
         keep = self.options.keep
         with scratch_directory(directory, self.options.snapshots, keep=keep) as scratch:
-            parent = scratch / "rehearsal"  # whose lock is free: the sweep in it would wait
-            atomic.make_directory(parent)
             return rehearse_upgrade(
                 database,
-                parent,
+                scratch,
                 wait_seconds=self.options.wait_seconds,
                 keep=(lambda _inner: None) if keep else None,
                 progress=self.progress,

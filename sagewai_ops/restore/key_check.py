@@ -15,7 +15,13 @@ from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import KeyMissingError
 from sagewai_ops.fs import atomic
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home
-from sagewai_ops.keys.candidates import KEY_FILE, Candidate, find_candidates, key_from_bytes
+from sagewai_ops.keys.candidates import (
+    KEY_FILE,
+    Candidate,
+    find_candidates,
+    key_from_bytes,
+    shown_source,
+)
 from sagewai_ops.keys.trial_decryption import SealedReport, Unopened, try_keys
 from sagewai_ops.restore.plan import RestoreOptions, includes_secrets
 from sagewai_ops.snapshots.member_paths import EXTERNAL_KEY, is_within
@@ -62,7 +68,7 @@ def check_key(
         closed = _closed(keys, reader.manifest.facts.get("keys", {}))
         if closed or (keys.total and not keys.opened):
             tried = ", ".join(
-                f"{candidate.source} ({candidate.fingerprint})"
+                f"{shown_source(candidate.source)} ({candidate.fingerprint})"
                 for candidate in candidates
                 if candidate.value
             )

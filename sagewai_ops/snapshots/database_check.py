@@ -4,7 +4,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +78,6 @@ class DatabaseReport:
             foreign_key_tables=self.foreign_key_tables[:_SHOWN],
             tables=dict(self.counts),
         )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the facts as JSON values."""
-        return asdict(self.facts)
 
     def differences(self, recorded: Mapping[str, Any]) -> list[str]:
         """Compare with the facts of a manifest; return one phrase for each difference."""

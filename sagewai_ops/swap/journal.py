@@ -176,18 +176,26 @@ def _state(base: Path, move: Move) -> State:
     return State.UNKNOWN
 
 
-def _advance(base: Path, move: Move) -> None:
+def _begin(base: Path, move: Move, goal: State) -> tuple[Path, Path, Path | None] | None:
+    """Return the paths `place`, `fresh` and `kept`; None if nothing is left to do."""
     place, kept = base / move.place, base / move.kept if move.kept is not None else None
     state = _state(base, move)
-    if state is State.DONE:
-        return
+    if state is goal:
+        return None
     if state is State.UNKNOWN:
         raise _unknown(base, move)
     if move.fresh is None:
         assert kept is not None
-        _put(place, kept)
+        _put(*((place, kept) if goal is State.DONE else (kept, place)))
+        return None
+    return place, base / move.fresh, kept
+
+
+def _advance(base: Path, move: Move) -> None:
+    paths = _begin(base, move, State.DONE)
+    if paths is None:
         return
-    fresh = base / move.fresh
+    place, fresh, kept = paths
     present = inode_of(place)
     if present == move.fresh_inode:  # exchanged
         _set_aside(fresh, kept)
@@ -207,17 +215,10 @@ def _advance(base: Path, move: Move) -> None:
 
 
 def _retreat(base: Path, move: Move) -> None:
-    place, kept = base / move.place, base / move.kept if move.kept is not None else None
-    state = _state(base, move)
-    if state is State.UNTOUCHED:
+    paths = _begin(base, move, State.UNTOUCHED)
+    if paths is None:
         return
-    if state is State.UNKNOWN:
-        raise _unknown(base, move)
-    if move.fresh is None:
-        assert kept is not None
-        _put(kept, place)
-        return
-    fresh = base / move.fresh
+    place, fresh, kept = paths
     if inode_of(place) == move.fresh_inode:
         if inode_of(fresh) == move.old_inode is not None:
             if not atomic.exchange(fresh, place):

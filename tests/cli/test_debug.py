@@ -92,7 +92,7 @@ def test_no_secret_is_logged(
     [
         (("drill",), "home/db/sagewai.db"),
         (("preflight",), "home/db/sagewai.db"),
-        (("preflight", "--no-snapshot"), "rehearsal/*/sagewai.db"),
+        (("preflight", "--no-snapshot"), "*/sagewai.db"),
         (("db", "upgrade", "--rehearse"), "sagewai.db"),
     ],
     ids=["drill", "preflight", "preflight without a snapshot", "rehearsal"],

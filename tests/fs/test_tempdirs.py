@@ -2,11 +2,13 @@
 
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
 
 from sagewai_ops.errors import OpsError
+from sagewai_ops.fs import locks
 from sagewai_ops.fs.tempdirs import working_directory
 
 
@@ -61,3 +63,16 @@ def test_error_names_the_path(tmp_path: Path) -> None:
 
     with pytest.raises(OpsError, match="file"), working_directory(tmp_path / "file", ".w-"):
         pass
+
+
+def test_directory_that_this_run_has_locked_needs_no_wait(tmp_path: Path) -> None:
+    """Else each entry in it would take the five seconds of the guard."""
+    (tmp_path / ".v-dead").mkdir()
+    started = time.monotonic()
+
+    with locks.exclusive(tmp_path), working_directory(tmp_path, ".v-") as outer:
+        with working_directory(outer, ".w-"), locks.sweep_guard(outer):
+            pass
+        assert list(tmp_path.iterdir()) == [outer]
+
+    assert time.monotonic() - started < 2

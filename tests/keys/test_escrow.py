@@ -140,7 +140,7 @@ def test_the_instructions_of_a_sheet_can_be_followed_to_the_letter(
     ]
 
     assert [one.returncode for one in said] == [0, 4, 0, 0], said  # what it opens is not lost yet
-    assert re.search(rf"--key-file +{sealed.key.fingerprint}", said[1].stdout)
+    assert re.search(rf"key file +{sealed.key.fingerprint}", said[1].stdout)
     assert built.master_key.read_bytes() == built.master_keys[0]
     assert built.master_key.stat().st_mode & 0o777 == 0o600
     assert built.master_key.parent.stat().st_mode & 0o777 == 0o700

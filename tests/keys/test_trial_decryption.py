@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -246,7 +247,7 @@ def test_report_tells_no_secret(built: BuiltHome, frozen: Path) -> None:
     )
 
     report = try_keys(read_documents(home), frozen, keys)
-    told = repr(report) + json.dumps(report.as_dict())
+    told = repr(report) + json.dumps(asdict(report))
 
     for value in built.sealed:
         assert value.plaintext not in told
@@ -259,7 +260,7 @@ def test_json_of_the_report_is_complete() -> None:
     """What a manifest records can be read back by name."""
     report = open_all([sealed(), sealed(key=OTHER, where="/y")], [candidate(MASTER)])
 
-    assert json.loads(json.dumps(report.as_dict())) == {
+    assert json.loads(json.dumps(asdict(report))) == {
         "total": 2,
         "opened": 1,
         "by_key": [
