@@ -13,6 +13,7 @@ from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.snapshots.authenticity import Authenticity, require_origin
 from sagewai_ops.snapshots.cards import read_card
 from sagewai_ops.snapshots.database_check import DatabaseFacts
+from sagewai_ops.snapshots.omissions import OmittedEntry
 from sagewai_ops.snapshots.results import DrillRecord, drill_record
 from sagewai_ops.text import shell_word
 
@@ -27,15 +28,6 @@ class SnapshotMember:
     size: int
     sha256: str | None
     target: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class OmittedEntry:
-    """A file that the snapshot does not contain; a later version may have other reasons."""
-
-    path: str
-    reason: str
-    detail: str
 
 
 @dataclass(frozen=True, slots=True)

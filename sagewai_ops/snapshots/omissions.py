@@ -39,3 +39,12 @@ class Omission:
     path: str
     reason: Reason
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OmittedEntry:
+    """A file that the snapshot does not contain; a later version may have other reasons."""
+
+    path: str
+    reason: str
+    detail: str
