@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import CONTENT, SNAPSHOTS, DryRunOption
+from sagewai_ops.cli.options import CONTENT, SNAPSHOTS, DryRunOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import (
@@ -23,18 +23,11 @@ from sagewai_ops.text import shell_word, size
 
 from .retention_options import (  # noqa: TID251 - a neighbour
     AllPaths,
-    KeepDaily,
-    KeepHourly,
-    KeepLast,
-    KeepMonthly,
-    KeepTag,
-    KeepWeekly,
-    KeepWithin,
-    KeepYearly,
-    policy_of,
     warnings_of,
+    with_policy,
 )
 from .shared_options import (  # noqa: TID251 - a neighbour
+    BackupSnapshotsOption,
     HomeWaitOption,
     KeyCustodyOption,
     RecipientOption,
@@ -70,7 +63,7 @@ def register(app: typer.Typer) -> None:
     add_command(
         app,
         "backup",
-        backup,
+        with_policy(backup),
         HELP,
         result="sagewai_ops.backup.results:BackupResult",
         unattended=True,
@@ -81,90 +74,42 @@ def register(app: typer.Typer) -> None:
 def backup(
     run: Run,
     *,
-    to: Annotated[
-        Path | None,
-        typer.Option(
-            "--snapshots",
-            "--to",
-            metavar="DIR",
-            help="Snapshot directory (default: HOME.snapshots).",
-            rich_help_panel=SNAPSHOTS,
-        ),
-    ] = None,
+    to: BackupSnapshotsOption = None,
     recipient: RecipientOption = None,
     recipients_file: RecipientsFileOption = None,
     passphrase_file: SealingPassphraseOption = None,
     key: KeyCustodyOption = "exclude",
     exclude: Annotated[
         list[str] | None,
-        typer.Option(
-            "--exclude",
-            metavar="GLOB",
-            help="Exclude paths relative to the home; repeatable.",
-            rich_help_panel=CONTENT,
-        ),
+        option(CONTENT, "--exclude", "Exclude paths relative to the home; repeatable.", "GLOB"),
     ] = None,
     follow: Annotated[
         list[str] | None,
-        typer.Option(
-            "--follow",
-            metavar="GLOB",
-            help="Include the target of links to directories; repeatable.",
-            rich_help_panel=CONTENT,
+        option(
+            CONTENT, "--follow", "Include the target of links to directories; repeatable.", "GLOB"
         ),
     ] = None,
     compact: Annotated[
-        bool,
-        typer.Option(
-            "--compact", help="Rewrite the database without free pages.", rich_help_panel=CONTENT
-        ),
+        bool, option(CONTENT, "--compact", "Rewrite the database without free pages.")
     ] = False,
     level: Annotated[
         int | None,
-        typer.Option(
-            "--level",
-            min=1,
-            max=19,
-            metavar="N",
-            help="Level of zstd, 1 to 19 (default: 3).",
-            rich_help_panel=CONTENT,
-        ),
+        option(CONTENT, "--level", "Level of zstd, 1 to 19 (default: 3).", "N", min=1, max=19),
     ] = None,
     form: Annotated[
         str,
-        typer.Option(
-            "--format",
-            metavar="FORMAT",
-            help="archive, or directory for restic (default: archive).",
-            rich_help_panel=SNAPSHOTS,
+        option(
+            SNAPSHOTS, "--format", "archive, or directory for restic (default: archive).", "FORMAT"
         ),
     ] = "archive",
     output: Annotated[
         str | None,
-        typer.Option(
-            "--output",
-            metavar="-",
-            help="Write the archive to stdout, no metadata file.",
-            rich_help_panel=SNAPSHOTS,
-        ),
+        option(SNAPSHOTS, "--output", "Write the archive to stdout, no metadata file.", "-"),
     ] = None,
     tag: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--tag",
-            metavar="TAG",
-            help="Tag of the snapshot; repeatable.",
-            rich_help_panel=SNAPSHOTS,
-        ),
+        list[str] | None, option(SNAPSHOTS, "--tag", "Tag of the snapshot; repeatable.", "TAG")
     ] = None,
-    keep_last: KeepLast = 0,
-    keep_hourly: KeepHourly = 0,
-    keep_daily: KeepDaily = 0,
-    keep_weekly: KeepWeekly = 0,
-    keep_monthly: KeepMonthly = 0,
-    keep_yearly: KeepYearly = 0,
-    keep_within: KeepWithin = "",
-    keep_tag: KeepTag = None,
+    policy: Any,
     all_paths: AllPaths = False,
     dry_run: DryRunOption = False,
     wait: HomeWaitOption = 0.0,
@@ -189,18 +134,6 @@ def backup(
         )
     if output and run.settings.json:
         raise UsageError("--output -: not possible with --json, both write to stdout")
-    policy = policy_of(
-        keep_last,
-        {
-            "hourly": keep_hourly,
-            "daily": keep_daily,
-            "weekly": keep_weekly,
-            "monthly": keep_monthly,
-            "yearly": keep_yearly,
-        },
-        keep_within,
-        keep_tag,
-    )
     if form == "directory" and (output or level or not policy.is_empty):
         given = "--output" if output else "--level" if level else "--keep-*"
         raise UsageError(f"--format directory: {given} is for archives")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command, command_group
-from sagewai_ops.cli.options import DATABASE, SNAPSHOTS, DryRunOption, YesOption
+from sagewai_ops.cli.options import DATABASE, SNAPSHOTS, DryRunOption, YesOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, UsageError
@@ -124,25 +124,16 @@ def upgrade(
     ] = None,
     revision: Annotated[
         str | None,
-        typer.Option(
-            "--revision",
-            metavar="REVISION",
-            help="Target revision, as an option (default: head).",
-            rich_help_panel=DATABASE,
+        option(
+            DATABASE, "--revision", "Target revision, as an option (default: head).", "REVISION"
         ),
     ] = None,
     rehearse: Annotated[
-        bool,
-        typer.Option(
-            "--rehearse", help="Upgrade a copy and report the changes.", rich_help_panel=DATABASE
-        ),
+        bool, option(DATABASE, "--rehearse", "Upgrade a copy and report the changes.")
     ] = False,
     sql: SqlOption = False,
     no_snapshot: Annotated[
-        bool,
-        typer.Option(
-            "--no-snapshot", help="Create no snapshot of the home.", rich_help_panel=SNAPSHOTS
-        ),
+        bool, option(SNAPSHOTS, "--no-snapshot", "Create no snapshot of the home.")
     ] = False,
     snapshots: SnapshotsOption = None,
     recipient: RecipientOption = None,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import ENCRYPTION, DryRunOption
+from sagewai_ops.cli.options import ENCRYPTION, DryRunOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
@@ -71,20 +71,15 @@ def drill(
     passphrase_file: OpeningPassphraseOption = None,
     key_file: Annotated[
         Path | None,
-        typer.Option(
+        option(
+            ENCRYPTION,
             "--install-key",
-            metavar="FILE",
-            help="Use this master key, as `restore --install-key` does.",
-            rich_help_panel=ENCRYPTION,
+            "Use this master key, as `restore --install-key` does.",
+            "FILE",
         ),
     ] = None,
     without_key: Annotated[
-        bool,
-        typer.Option(
-            "--without-key",
-            help="Continue without a key; nothing is proved then.",
-            rich_help_panel=ENCRYPTION,
-        ),
+        bool, option(ENCRYPTION, "--without-key", "Continue without a key; nothing is proved then.")
     ] = False,
     require_authentic: RequireAuthenticOption = False,
     scratch: WorkDirOption = None,

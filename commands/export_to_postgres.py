@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import DATABASE, REPORTING, RUN
+from sagewai_ops.cli.options import DATABASE, REPORTING, RUN, option
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_FINDINGS, NotFoundError, UsageError
 from sagewai_ops.fs.os_errors import translate_os_errors
@@ -83,60 +83,37 @@ def export_to_postgres(
     ] = None,
     plan: Annotated[
         bool,
-        typer.Option(
-            "--plan",
-            "--dry-run",
-            help="Check every value, print the findings, change nothing.",
-            rich_help_panel=RUN,
-        ),
+        option(RUN, "--plan --dry-run", "Check every value, print the findings, change nothing."),
     ] = False,
     on_invalid: Annotated[
         Policy,
-        typer.Option(
+        option(
+            DATABASE,
             "--on-invalid",
-            metavar="fail|repair|quarantine",
-            help="Action for values that PostgreSQL refuses.",
-            rich_help_panel=DATABASE,
+            "Action for values that PostgreSQL refuses.",
+            "fail|repair|quarantine",
         ),
     ] = Policy.FAIL,
     learnings: Annotated[
         Learnings,
-        typer.Option(
+        option(
+            DATABASE,
             "--learnings",
-            metavar="keep|facts|pgvector",
-            help="Keep learnings in the home only, or also fill a table.",
-            rich_help_panel=DATABASE,
+            "Keep learnings in the home only, or also fill a table.",
+            "keep|facts|pgvector",
         ),
     ] = Learnings.KEEP,
     verify_only: Annotated[
-        bool,
-        typer.Option(
-            "--verify-only", help="Compare an exported database again.", rich_help_panel=RUN
-        ),
+        bool, option(RUN, "--verify-only", "Compare an exported database again.")
     ] = False,
     allow_live: Annotated[
-        bool,
-        typer.Option(
-            "--allow-live", help="Export while Sagewai runs, as a rehearsal.", rich_help_panel=RUN
-        ),
+        bool, option(RUN, "--allow-live", "Export while Sagewai runs, as a rehearsal.")
     ] = False,
     url_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--url-file",
-            metavar="FILE",
-            help="Read the URL from this file.",
-            rich_help_panel=DATABASE,
-        ),
+        Path | None, option(DATABASE, "--url-file", "Read the URL from this file.", "FILE")
     ] = None,
     report: Annotated[
-        Path | None,
-        typer.Option(
-            "--report",
-            metavar="FILE",
-            help="Report (default: next to the home).",
-            rich_help_panel=REPORTING,
-        ),
+        Path | None, option(REPORTING, "--report", "Report (default: next to the home).", "FILE")
     ] = None,
     work_dir: CopyDirOption = None,
     keep_work_dir: KeepWorkDirOption = False,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import RUN, DryRunOption
+from sagewai_ops.cli.options import RUN, DryRunOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
 
@@ -43,9 +43,7 @@ def register(app: typer.Typer) -> None:
 def init(
     run: Run,
     *,
-    no_key: Annotated[
-        bool, typer.Option("--no-key", help="Create no master key.", rich_help_panel=RUN)
-    ] = False,
+    no_key: Annotated[bool, option(RUN, "--no-key", "Create no master key.")] = False,
     dry_run: DryRunOption = False,
     wait: HomeWaitOption = 0.0,
 ) -> Outcome:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command, command_group
-from sagewai_ops.cli.options import ENCRYPTION, TARGET, DryRunOption
+from sagewai_ops.cli.options import ENCRYPTION, TARGET, DryRunOption, option
 from sagewai_ops.cli.terminal import Terminal
 
 from .keys_rotate import HELP, rotate  # noqa: TID251 - a neighbour
@@ -161,29 +161,18 @@ def escrow(
     recipient: RecipientOption = None,
     recipients_file: RecipientsFileOption = None,
     to: Annotated[
-        Path | None,
-        typer.Option(
-            "--to", metavar="FILE", help="File for the encrypted key.", rich_help_panel=TARGET
-        ),
+        Path | None, option(TARGET, "--to", "File for the encrypted key.", "FILE")
     ] = None,
     sheet: Annotated[
-        Path | None,
-        typer.Option(
-            "--sheet", metavar="FILE", help="File for the recovery sheet.", rich_help_panel=TARGET
-        ),
+        Path | None, option(TARGET, "--sheet", "File for the recovery sheet.", "FILE")
     ] = None,
     key_file: Annotated[
         Path | None,
-        typer.Option(
-            "--key-file",
-            metavar="FILE",
-            help="Key to encrypt (default: the one that Sagewai uses).",
-            rich_help_panel=ENCRYPTION,
+        option(
+            ENCRYPTION, "--key-file", "Key to encrypt (default: the one that Sagewai uses).", "FILE"
         ),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace existing files.", rich_help_panel=TARGET)
-    ] = False,
+    force: Annotated[bool, option(TARGET, "--force", "Replace existing files.")] = False,
     dry_run: DryRunOption = False,
 ) -> Outcome:
     """Encrypt the master key to recipients, as file and sheet.

@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from sagewai_ops.cli.command import Outcome, Run
-from sagewai_ops.cli.options import ENCRYPTION, RUN, SNAPSHOTS, DryRunOption, YesOption
+from sagewai_ops.cli.options import ENCRYPTION, RUN, SNAPSHOTS, DryRunOption, YesOption, option
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
 
@@ -58,21 +56,11 @@ def rotate(
     *,
     new_key_file: Annotated[
         Path | None,
-        typer.Option(
-            "--new-key-file",
-            metavar="FILE",
-            help="New master key (default: a random one).",
-            rich_help_panel=ENCRYPTION,
-        ),
+        option(ENCRYPTION, "--new-key-file", "New master key (default: a random one).", "FILE"),
     ] = None,
     key_file: ExtraKeyOption = None,
     leave_unopened: Annotated[
-        bool,
-        typer.Option(
-            "--leave-unopened",
-            help="Leave values that no key decrypts unchanged.",
-            rich_help_panel=ENCRYPTION,
-        ),
+        bool, option(ENCRYPTION, "--leave-unopened", "Leave values that no key decrypts unchanged.")
     ] = False,
     recipient: RecipientOption = None,
     recipients_file: RecipientsFileOption = None,
@@ -80,18 +68,11 @@ def rotate(
     snapshots: SnapshotsOption = None,
     no_snapshot: Annotated[
         bool,
-        typer.Option(
-            "--no-snapshot",
-            help="Create no snapshot; the old key is kept as a file.",
-            rich_help_panel=SNAPSHOTS,
-        ),
+        option(SNAPSHOTS, "--no-snapshot", "Create no snapshot; the old key is kept as a file."),
     ] = False,
     dry_run: DryRunOption = False,
     recover: Annotated[
-        bool,
-        typer.Option(
-            "--recover", help="Complete or roll back an interrupted rotation.", rich_help_panel=RUN
-        ),
+        bool, option(RUN, "--recover", "Complete or roll back an interrupted rotation.")
     ] = False,
     yes: YesOption = False,
     wait: WriterWaitOption = 5.0,

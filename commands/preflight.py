@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import ENCRYPTION, SNAPSHOTS, DryRunOption
+from sagewai_ops.cli.options import ENCRYPTION, SNAPSHOTS, DryRunOption, option
 from sagewai_ops.cli.terminal import Terminal
 
 from .shared_options import (  # noqa: TID251 - a neighbour
@@ -97,10 +97,7 @@ def preflight(
     run: Run,
     *,
     no_snapshot: Annotated[
-        bool,
-        typer.Option(
-            "--no-snapshot", help="Create no snapshot, and restore none.", rich_help_panel=SNAPSHOTS
-        ),
+        bool, option(SNAPSHOTS, "--no-snapshot", "Create no snapshot, and restore none.")
     ] = False,
     snapshots: SnapshotsOption = None,
     recipient: RecipientOption = None,
@@ -109,12 +106,7 @@ def preflight(
     key: KeyCustodyOption = "exclude",
     identity: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--identity",
-            metavar="FILE",
-            help="Decrypt the snapshot with this private key.",
-            rich_help_panel=ENCRYPTION,
-        ),
+        option(ENCRYPTION, "--identity", "Decrypt the snapshot with this private key.", "FILE"),
     ] = None,
     key_file: ExtraKeyOption = None,
     scratch: WorkDirOption = None,

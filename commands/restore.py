@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import ENCRYPTION, TARGET, DryRunOption
+from sagewai_ops.cli.options import ENCRYPTION, TARGET, DryRunOption, option
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import UsageError
 from sagewai_ops.home.paths import Home
@@ -57,83 +57,42 @@ def restore(
         str | None, typer.Argument(metavar="[SNAPSHOT|latest]", show_default=False)
     ] = None,
     to: Annotated[
-        Path | None,
-        typer.Option(
-            "--to",
-            metavar="DIR",
-            help="Target directory (default: the home).",
-            rich_help_panel=TARGET,
-        ),
+        Path | None, option(TARGET, "--to", "Target directory (default: the home).", "DIR")
     ] = None,
     replace: Annotated[
-        bool,
-        typer.Option(
-            "--replace",
-            help="Replace an existing home; the previous one is kept.",
-            rich_help_panel=TARGET,
-        ),
+        bool, option(TARGET, "--replace", "Replace an existing home; the previous one is kept.")
     ] = False,
     only: Annotated[
         list[str] | None,
-        typer.Option(
-            "--only",
-            metavar="PART,...",
-            help="Restore only these parts or paths; repeatable.",
-            rich_help_panel=TARGET,
-        ),
+        option(TARGET, "--only", "Restore only these parts or paths; repeatable.", "PART,..."),
     ] = None,
     identity: IdentityOption = None,
     passphrase_file: OpeningPassphraseOption = None,
     key_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--install-key",
-            metavar="FILE",
-            help="Install this master key.",
-            rich_help_panel=ENCRYPTION,
-        ),
+        Path | None, option(ENCRYPTION, "--install-key", "Install this master key.", "FILE")
     ] = None,
     without_key: Annotated[
-        bool,
-        typer.Option(
-            "--without-key",
-            help="Restore even if no key decrypts the secrets.",
-            rich_help_panel=ENCRYPTION,
-        ),
+        bool, option(ENCRYPTION, "--without-key", "Restore even if no key decrypts the secrets.")
     ] = False,
     require_authentic: RequireAuthenticOption = False,
     revoke_sessions: Annotated[
         bool,
-        typer.Option(
-            "--revoke-sessions",
-            help="Revoke all sessions and API tokens in the restored home.",
-            rich_help_panel=TARGET,
+        option(
+            TARGET, "--revoke-sessions", "Revoke all sessions and API tokens in the restored home."
         ),
     ] = False,
     rebind_fleet: Annotated[
         bool,
-        typer.Option(
-            "--rebind-fleet",
-            help="Bind the rows of the fleet to the path of the target.",
-            rich_help_panel=TARGET,
-        ),
+        option(TARGET, "--rebind-fleet", "Bind the rows of the fleet to the path of the target."),
     ] = False,
     snapshots: SnapshotsOption = None,
     wait: HomeWaitOption = 0.0,
     dry_run: DryRunOption = False,
     undo: Annotated[
-        bool,
-        typer.Option(
-            "--undo", help="Exchange the home and the previous one again.", rich_help_panel=TARGET
-        ),
+        bool, option(TARGET, "--undo", "Exchange the home and the previous one again.")
     ] = False,
     recover: Annotated[
-        bool,
-        typer.Option(
-            "--recover",
-            help="Complete or roll back an interrupted restore.",
-            rich_help_panel=TARGET,
-        ),
+        bool, option(TARGET, "--recover", "Complete or roll back an interrupted restore.")
     ] = False,
 ) -> Outcome:
     """Parse, restore, render."""

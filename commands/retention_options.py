@@ -1,54 +1,64 @@
 """The retention options of `snapshots prune` and `backup`."""
 
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Annotated, Any
 
-import typer
-
-from sagewai_ops.cli.options import RETENTION
+from sagewai_ops.cli.command import Outcome, Run, as_parameters
+from sagewai_ops.cli.options import RETENTION, option
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.text import size
 
 
-def _keep(period: str, text: str, value: str = "N", **more: Any) -> Any:
-    return typer.Option(
-        f"--keep-{period}",
-        metavar=value,
-        help=f"Keep {text}.",
-        rich_help_panel=RETENTION,
-        **more,
-    )
+def _count(rule: str, text: str) -> tuple[Any, Any]:
+    return Annotated[int, option(RETENTION, f"--keep-{rule}", f"Keep {text}.", "N", min=0)], 0
 
 
-KeepLast = Annotated[int, _keep("last", "the N newest", min=0)]
-KeepHourly = Annotated[int, _keep("hourly", "the newest of each of N hours", min=0)]
-KeepDaily = Annotated[int, _keep("daily", "the newest of each of N days (UTC)", min=0)]
-KeepWeekly = Annotated[int, _keep("weekly", "the newest of each of N ISO weeks", min=0)]
-KeepMonthly = Annotated[int, _keep("monthly", "the newest of each of N months", min=0)]
-KeepYearly = Annotated[int, _keep("yearly", "the newest of each of N years", min=0)]
-KeepWithin = Annotated[str, _keep("within", "all of the last 30d, 36h, 2w, 1y6m", "SPAN")]
-KeepTag = Annotated[list[str] | None, _keep("tag", "all with this tag; repeatable", "TAG")]
+_PERIODS = {
+    "hourly": "the newest of each of N hours",
+    "daily": "the newest of each of N days (UTC)",
+    "weekly": "the newest of each of N ISO weeks",
+    "monthly": "the newest of each of N months",
+    "yearly": "the newest of each of N years",
+}
+_SPAN = option(RETENTION, "--keep-within", "Keep all of the last 30d, 36h, 2w, 1y6m.", "SPAN")
+_TAG = option(RETENTION, "--keep-tag", "Keep all with this tag; repeatable.", "TAG")
+# Parameter -> annotation and default.
+_KEEP: dict[str, tuple[Any, Any]] = {
+    "keep_last": _count("last", "the N newest"),
+    **{f"keep_{rule}": _count(rule, text) for rule, text in _PERIODS.items()},
+    "keep_within": (Annotated[str, _SPAN], ""),
+    "keep_tag": (Annotated[list[str] | None, _TAG], None),
+}
 AllPaths = Annotated[
     bool,
-    typer.Option(
-        "--all-paths",
-        help="Include snapshots of this home at other paths or hosts.",
-        rich_help_panel=RETENTION,
-    ),
+    option(RETENTION, "--all-paths", "Include snapshots of this home at other paths or hosts."),
 ]
 
 
-def policy_of(
-    last: int, periods: dict[str, int], keep_within: str, keep_tag: list[str] | None
-) -> Any:
-    """Build the policy that the options ask for.
+def with_policy(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
+    """Return a command's function with the options of retention in place of its `policy`.
 
     Raises:
-        UsageError: The span is invalid.
+        UsageError: From the function that is returned: the span is invalid.
     """
-    from sagewai_ops.snapshots.retention import Policy
+    signature = inspect.signature(function)
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        parameters += as_parameters(_KEEP) if parameter.name == "policy" else [parameter]
 
-    asked = {rule: count for rule, count in periods.items() if count}
-    return Policy(last, asked, keep_within, frozenset(keep_tag or ()))
+    @functools.wraps(function)
+    def called(run: Run, **options: Any) -> Outcome:
+        from sagewai_ops.snapshots.retention import Policy
+
+        keep = {name.removeprefix("keep_"): options.pop(name) for name in _KEEP}
+        periods = {rule: keep[rule] for rule in _PERIODS if keep[rule]}
+        policy = Policy(keep["last"], periods, keep["within"], frozenset(keep["tag"] or ()))
+        return function(run, policy=policy, **options)
+
+    called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return called
 
 
 def warnings_of(result: Any) -> tuple[str, ...]:

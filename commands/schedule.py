@@ -10,11 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command, command_group
-from sagewai_ops.cli.options import RUN, SNAPSHOTS, DryRunOption
+from sagewai_ops.cli.options import RUN, DryRunOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import UsageError
 from sagewai_ops.text import shell_word
+
+from .shared_options import BackupSnapshotsOption  # noqa: TID251 - a neighbour
 
 HELP = """{summary}
 
@@ -62,25 +64,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group)
 
 
-TimeOption = Annotated[
-    str,
-    typer.Option(
-        "--time",
-        metavar="HH:MM",
-        help="Time of day, in containers UTC.",
-        rich_help_panel=RUN,
-    ),
-]
-ToOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--snapshots",
-        "--to",
-        metavar="DIR",
-        help="Snapshot directory (default: HOME.snapshots).",
-        rich_help_panel=SNAPSHOTS,
-    ),
-]
+TimeOption = Annotated[str, option(RUN, "--time", "Time of day, in containers UTC.", "HH:MM")]
 UserOption = Annotated[
     str | None,
     typer.Option(
@@ -132,7 +116,7 @@ def systemd(
     *,
     words: WordsArgument = None,
     time: TimeOption = "03:30",
-    to: ToOption = None,
+    to: BackupSnapshotsOption = None,
     user: UserOption = None,
     program: ProgramOption = None,
     into: IntoOption = None,
@@ -149,7 +133,7 @@ def cron(
     *,
     words: WordsArgument = None,
     time: TimeOption = "03:30",
-    to: ToOption = None,
+    to: BackupSnapshotsOption = None,
     user: UserOption = None,
     program: ProgramOption = None,
     into: IntoOption = None,
@@ -166,7 +150,7 @@ def compose(
     *,
     words: WordsArgument = None,
     time: TimeOption = "03:30",
-    to: ToOption = None,
+    to: BackupSnapshotsOption = None,
     user: ContainerUserOption = None,
     image: ImageOption = None,
     into: IntoOption = None,

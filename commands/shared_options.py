@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from sagewai_ops.cli.command import Run
-from sagewai_ops.cli.options import DATABASE, ENCRYPTION, RUN, SNAPSHOTS
+from sagewai_ops.cli.options import DATABASE, ENCRYPTION, RUN, SNAPSHOTS, option
 from sagewai_ops.errors import UsageError
 
 if TYPE_CHECKING:
@@ -14,117 +12,74 @@ if TYPE_CHECKING:
 
 
 def _wait(purpose: str) -> Any:
-    return typer.Option(
-        "--wait", min=0, metavar="SECONDS", help=f"Wait for {purpose}.", rich_help_panel=RUN
-    )
+    return option(RUN, "--wait", f"Wait for {purpose}.", "SECONDS", min=0)
 
 
 def _work_dir(default: str) -> Any:
-    return typer.Option(
-        "--work-dir",
-        metavar="DIR",
-        help=f"Temporary directory (default: {default}).",
-        rich_help_panel=RUN,
-    )
+    return option(RUN, "--work-dir", f"Temporary directory (default: {default}).", "DIR")
 
 
 SnapshotsOption = Annotated[
     Path | None,
-    typer.Option(
-        "--snapshots",
-        metavar="DIR",
-        help="Snapshot directory (default: HOME.snapshots).",
-        rich_help_panel=SNAPSHOTS,
-    ),
+    option(SNAPSHOTS, "--snapshots", "Snapshot directory (default: HOME.snapshots).", "DIR"),
+]
+BackupSnapshotsOption = Annotated[
+    Path | None,
+    option(SNAPSHOTS, "--snapshots --to", "Snapshot directory (default: HOME.snapshots).", "DIR"),
 ]
 RecipientOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--recipient",
-        metavar="KEY",
-        help="Encrypt to this age or SSH public key; repeatable.",
-        rich_help_panel=ENCRYPTION,
-    ),
+    option(ENCRYPTION, "--recipient", "Encrypt to this age or SSH public key; repeatable.", "KEY"),
 ]
 RecipientsFileOption = Annotated[
     Path | None,
-    typer.Option(
+    option(
+        ENCRYPTION,
         "--recipients-file",
-        metavar="FILE",
-        help="Encrypt to the public keys in this file, one a line.",
-        rich_help_panel=ENCRYPTION,
+        "Encrypt to the public keys in this file, one a line.",
+        "FILE",
     ),
 ]
 SealingPassphraseOption = Annotated[
     str | None,
-    typer.Option(
+    option(
+        ENCRYPTION,
         "--passphrase-file",
-        metavar="FILE",
-        help="Encrypt with a passphrase, its first line; - asks.",
-        rich_help_panel=ENCRYPTION,
+        "Encrypt with a passphrase, its first line; - asks.",
+        "FILE",
     ),
 ]
 IdentityOption = Annotated[
     list[Path] | None,
-    typer.Option(
-        "--identity",
-        metavar="FILE",
-        help="Decrypt with this age or SSH private key; repeatable.",
-        rich_help_panel=ENCRYPTION,
+    option(
+        ENCRYPTION, "--identity", "Decrypt with this age or SSH private key; repeatable.", "FILE"
     ),
 ]
 OpeningPassphraseOption = Annotated[
     str | None,
-    typer.Option(
+    option(
+        ENCRYPTION,
         "--passphrase-file",
-        metavar="FILE",
-        help="Decrypt with a passphrase, its first line; - asks.",
-        rich_help_panel=ENCRYPTION,
+        "Decrypt with a passphrase, its first line; - asks.",
+        "FILE",
     ),
 ]
 ExtraKeyOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--extra-key",
-        metavar="FILE",
-        help="Additional master key to try.",
-        rich_help_panel=ENCRYPTION,
-    ),
+    Path | None, option(ENCRYPTION, "--extra-key", "Additional master key to try.", "FILE")
 ]
 KeyCustodyOption = Annotated[
-    str,
-    typer.Option(
-        "--key",
-        metavar="exclude|sealed",
-        help="Omit or include the master key.",
-        rich_help_panel=ENCRYPTION,
-    ),
+    str, option(ENCRYPTION, "--key", "Omit or include the master key.", "exclude|sealed")
 ]
 WorkDirOption = Annotated[Path | None, _work_dir("next to the snapshots")]
 CopyDirOption = Annotated[Path | None, _work_dir("with the home")]
 KeepWorkDirOption = Annotated[
-    bool,
-    typer.Option(
-        "--keep-work-dir",
-        help="Keep its plaintext; needs --work-dir.",
-        rich_help_panel=RUN,
-    ),
+    bool, option(RUN, "--keep-work-dir", "Keep its plaintext; needs --work-dir.")
 ]
 RequireAuthenticOption = Annotated[
-    bool,
-    typer.Option(
-        "--require-authentic",
-        help="Refuse a snapshot that is not authentic.",
-        rich_help_panel=ENCRYPTION,
-    ),
+    bool, option(ENCRYPTION, "--require-authentic", "Refuse a snapshot that is not authentic.")
 ]
-StrictOption = Annotated[
-    bool, typer.Option("--strict", help="Exit 4 on warnings too.", rich_help_panel=RUN)
-]
-SqlOption = Annotated[
-    bool,
-    typer.Option("--sql", help="Print the SQL statements, run nothing.", rich_help_panel=DATABASE),
-]
+StrictOption = Annotated[bool, option(RUN, "--strict", "Exit 4 on warnings too.")]
+SqlOption = Annotated[bool, option(DATABASE, "--sql", "Print the SQL statements, run nothing.")]
 HomeWaitOption = Annotated[float, _wait("another run on the home")]
 DirectoryWaitOption = Annotated[float, _wait("another run on the directory")]
 WriterWaitOption = Annotated[float, _wait("another run or a writer")]

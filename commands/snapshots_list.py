@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import RUN, SNAPSHOTS, DryRunOption
+from sagewai_ops.cli.options import RUN, SNAPSHOTS, DryRunOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
@@ -37,20 +37,10 @@ def list_snapshots(
     snapshots: SnapshotsOption = None,
     tag: Annotated[
         list[str] | None,
-        typer.Option(
-            "--tag",
-            metavar="TAG",
-            help="Only snapshots with this tag; repeatable.",
-            rich_help_panel=SNAPSHOTS,
-        ),
+        option(SNAPSHOTS, "--tag", "Only snapshots with this tag; repeatable.", "TAG"),
     ] = None,
     rebuild: Annotated[
-        bool,
-        typer.Option(
-            "--rebuild",
-            help="Write the metadata files again from the archives.",
-            rich_help_panel=RUN,
-        ),
+        bool, option(RUN, "--rebuild", "Write the metadata files again from the archives.")
     ] = False,
     identity: IdentityOption = None,
     passphrase_file: OpeningPassphraseOption = None,

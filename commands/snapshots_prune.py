@@ -1,5 +1,7 @@
 """`snapshots prune`: remove the snapshots that no rule keeps."""
 
+from typing import Any
+
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
@@ -7,17 +9,9 @@ from sagewai_ops.cli.options import DryRunOption
 
 from .retention_options import (  # noqa: TID251 - a neighbour
     AllPaths,
-    KeepDaily,
-    KeepHourly,
-    KeepLast,
-    KeepMonthly,
-    KeepTag,
-    KeepWeekly,
-    KeepWithin,
-    KeepYearly,
-    policy_of,
     show,
     warnings_of,
+    with_policy,
 )
 from .shared_options import DirectoryWaitOption, SnapshotsOption  # noqa: TID251 - a neighbour
 
@@ -40,7 +34,7 @@ def register(group: typer.Typer) -> None:
     add_command(
         group,
         "snapshots prune",
-        prune,
+        with_policy(prune),
         PRUNE_HELP,
         result="sagewai_ops.snapshots.prune:PruneResult",
         unattended=True,
@@ -52,14 +46,7 @@ def prune(
     run: Run,
     *,
     snapshots: SnapshotsOption = None,
-    keep_last: KeepLast = 0,
-    keep_hourly: KeepHourly = 0,
-    keep_daily: KeepDaily = 0,
-    keep_weekly: KeepWeekly = 0,
-    keep_monthly: KeepMonthly = 0,
-    keep_yearly: KeepYearly = 0,
-    keep_within: KeepWithin = "",
-    keep_tag: KeepTag = None,
+    policy: Any,
     any_place: AllPaths = False,
     dry_run: DryRunOption = False,
     wait: DirectoryWaitOption = 0.0,
@@ -68,18 +55,6 @@ def prune(
     from sagewai_ops.snapshots.prune import describe_prune
     from sagewai_ops.snapshots.prune import prune as prune_snapshots
 
-    policy = policy_of(
-        keep_last,
-        {
-            "hourly": keep_hourly,
-            "daily": keep_daily,
-            "weekly": keep_weekly,
-            "monthly": keep_monthly,
-            "yearly": keep_yearly,
-        },
-        keep_within,
-        keep_tag,
-    )
     home = run.home()
     directory = run.snapshots(home, snapshots)
     result = describe_prune(

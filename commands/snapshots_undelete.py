@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import SNAPSHOTS, DryRunOption
+from sagewai_ops.cli.options import SNAPSHOTS, DryRunOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.errors import UsageError
 
@@ -40,9 +40,7 @@ def undelete(
         list[str] | None,
         typer.Argument(metavar="[SNAPSHOT]...", help="Ids, or the beginnings of ids."),
     ] = None,
-    everything: Annotated[
-        bool, typer.Option("--all", help="All snapshots in .trash.", rich_help_panel=SNAPSHOTS)
-    ] = False,
+    everything: Annotated[bool, option(SNAPSHOTS, "--all", "All snapshots in .trash.")] = False,
     snapshots: SnapshotsOption = None,
     dry_run: DryRunOption = False,
     wait: DirectoryWaitOption = 0.0,

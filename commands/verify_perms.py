@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import REPORTING, RUN, DryRunOption
+from sagewai_ops.cli.options import REPORTING, RUN, DryRunOption, option
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, UsageError
 from sagewai_ops.text import shell_word
@@ -59,22 +59,14 @@ def register(app: typer.Typer) -> None:
 def verify_perms(
     run: Run,
     *,
-    fix: Annotated[
-        bool, typer.Option("--fix", help="Repair the findings.", rich_help_panel=RUN)
-    ] = False,
+    fix: Annotated[bool, option(RUN, "--fix", "Repair the findings.")] = False,
     dry_run: DryRunOption = False,
     strict: StrictOption = False,
     undo: Annotated[
-        Path | None,
-        typer.Option(
-            "--undo", metavar="FILE", help="Revert a --fix by its record.", rich_help_panel=RUN
-        ),
+        Path | None, option(RUN, "--undo", "Revert a --fix by its record.", "FILE")
     ] = None,
     output: Annotated[
-        Format,
-        typer.Option(
-            "--format", metavar="table|sarif", help="Output format.", rich_help_panel=REPORTING
-        ),
+        Format, option(REPORTING, "--format", "Output format.", "table|sarif")
     ] = Format.TABLE,
     snapshots: SnapshotsOption = None,
     wait: HomeWaitOption = 0.0,

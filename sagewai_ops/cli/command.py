@@ -164,7 +164,7 @@ def command(
     variables: list[Variables] = []
     parameters = [
         _complete(parameter, "" if parameter.name in GLOBAL else name, variables)
-        for parameter in [*parameters, *_as_parameters(shared)]
+        for parameter in [*parameters, *as_parameters(shared)]
     ]
 
     @functools.wraps(function)
@@ -237,8 +237,8 @@ def add_global_options(
         "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
     )
     options = [
-        *(_complete(parameter, "", variables) for parameter in _as_parameters(GLOBAL)),
-        *_as_parameters(more),
+        *(_complete(parameter, "", variables) for parameter in as_parameters(GLOBAL)),
+        *as_parameters(more),
     ]
 
     def called(context: typer.Context, **given: Any) -> None:
@@ -436,7 +436,8 @@ def _home_of(run: Run) -> str:
         return ""
 
 
-def _as_parameters(options: Mapping[str, tuple[Any, Any]]) -> list[inspect.Parameter]:
+def as_parameters(options: Mapping[str, tuple[Any, Any]]) -> list[inspect.Parameter]:
+    """Return the parameters of options: annotation and default by name."""
     return [
         inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation

@@ -19,6 +19,20 @@ DATABASE = "Database"
 REPORTING = "Reporting"
 RUN = "Run"
 
+
+def option(panel: str, flags: str, text: str, metavar: str | None = None, **more: Any) -> Any:
+    """Return the declaration of an option.
+
+    Args:
+        panel: The heading in the help.
+        flags: Separated by blanks.
+        text: Its help.
+        metavar: The name of its value in the help.
+        more: For `typer.Option`.
+    """
+    return typer.Option(*flags.split(), metavar=metavar, help=text, rich_help_panel=panel, **more)
+
+
 HomeOption = Annotated[
     Path | None,
     typer.Option(
@@ -42,49 +56,22 @@ VerboseOption = Annotated[
 DebugOption = Annotated[
     bool, typer.Option("--debug", help="Log steps and timings on stderr, without secrets.")
 ]
-YesOption = Annotated[
-    bool,
-    typer.Option("--yes", help="Confirm without asking.", rich_help_panel=RUN),
-]
-DryRunOption = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Print the plan, change nothing.", rich_help_panel=RUN),
-]
+YesOption = Annotated[bool, option(RUN, "--yes", "Confirm without asking.")]
+DryRunOption = Annotated[bool, option(RUN, "--dry-run", "Print the plan, change nothing.")]
 PingOption = Annotated[
     str | None,
-    typer.Option(
-        "--ping-url",
-        metavar="URL",
-        help="Ping this URL at start, end and failure; a secret.",
-        rich_help_panel=REPORTING,
-    ),
+    option(REPORTING, "--ping-url", "Ping this URL at start, end and failure; a secret.", "URL"),
 ]
 PingFileOption = Annotated[
     Path | None,
-    typer.Option(
-        "--ping-url-file",
-        metavar="FILE",
-        help="Read the URL to ping from this file.",
-        rich_help_panel=REPORTING,
-    ),
+    option(REPORTING, "--ping-url-file", "Read the URL to ping from this file.", "FILE"),
 ]
 MetricsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--metrics-file",
-        metavar="FILE",
-        help="Write metrics for node_exporter.",
-        rich_help_panel=REPORTING,
-    ),
+    Path | None, option(REPORTING, "--metrics-file", "Write metrics for node_exporter.", "FILE")
 ]
 LogOption = Annotated[
     str | None,
-    typer.Option(
-        "--log-file",
-        metavar="FILE",
-        help="Append a line at start and end; - is stderr.",
-        rich_help_panel=REPORTING,
-    ),
+    option(REPORTING, "--log-file", "Append a line at start and end; - is stderr.", "FILE"),
 ]
 # Parameter -> annotation and default.
 GLOBAL: dict[str, tuple[Any, Any]] = {

@@ -62,6 +62,7 @@ def _words(name: str) -> list[str]:
         "db downgrade": ["base"],
         "snapshots extract": ["latest", "--to", "out"],
         "snapshots show": ["latest"],
+        "snapshots verify": ["latest"],
     }
     return [*name.split(), *arguments.get(name, [])]
 
