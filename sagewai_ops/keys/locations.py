@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from sagewai_ops.database.sqlite.read_transaction import in_utf8, quoted, utf8_rows
+from sagewai_ops.database.sqlite.schema_objects import stored_columns
 from sagewai_ops.home.paths import LEGACY_PLACES
 from sagewai_ops.home.state_files import (
     ADMIN_STATE_NAME,
@@ -131,7 +132,7 @@ def in_database(connection: sqlite3.Connection) -> Iterator[SealedValue]:
 
 
 def _in_column(connection: sqlite3.Connection, column: Column) -> Iterator[SealedValue]:
-    present = {row[1] for row in connection.execute(f"PRAGMA table_info({quoted(column.table)})")}
+    present = stored_columns(connection, column.table)
     if column.name not in present or not present.issuperset(column.keys):
         return
     project = "project_id" if column.of_project and "project_id" in present else None

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from sagewai_ops.database.sqlite.read_transaction import in_utf8, quoted, utf8_rows
+from sagewai_ops.database.sqlite.schema_objects import stored_columns
 from sagewai_ops.home.paths import LEGACY_PLACES
 from sagewai_ops.home.state_files import (
     ADMIN_STATE_NAME,
@@ -234,7 +235,7 @@ def _rows(
     connection: sqlite3.Connection, table: str, keys: tuple[str, ...], column: str
 ) -> Iterator[tuple[tuple[str, str], str]]:
     """Yield ((the row's key, the column's text), `table.column`); nothing if it is missing."""
-    present = {row[1] for row in connection.execute(f"PRAGMA table_info({quoted(table)})")}
+    present = stored_columns(connection, table)
     if not present.issuperset((*keys, column)):
         return
     # As bytes: a JSON column may hold any storage class, and text that is not UTF-8.

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 from sagewai_ops.database.postgres.connection import APPLICATION_NAME, connect, translate_errors
+from sagewai_ops.database.sqlite.connect import open_connection
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.keys.locations import COLUMNS, PREFIX
@@ -53,7 +54,7 @@ def read_tables(url: PostgresUrl) -> sqlite3.Connection:
         OpsError: The server is not reachable, or refuses.
     """
     tables = run_interruptibly(_read(url))
-    connection = sqlite3.connect(":memory:")
+    connection = open_connection(None)
     for table, (columns, rows) in tables.items():
         names = ", ".join(map(quoted, columns))
         connection.execute(f"CREATE TABLE {quoted(table)} ({names})")

@@ -20,6 +20,8 @@ from sagewai_ops import __version__
 from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.database.sqlite.integrity import check_integrity
+from sagewai_ops.database.sqlite.read_transaction import open_frozen
+from sagewai_ops.database.sqlite.schema_objects import find_unexpected
 from sagewai_ops.errors import (
     DamagedError,
     InterruptedRunError,
@@ -44,6 +46,7 @@ from sagewai_ops.process.signals import incomplete_step
 from sagewai_ops.progress import Progress
 from sagewai_ops.restore.plan import RestoreOptions, plan_restore
 from sagewai_ops.restore.restore import RestoreReport, restore
+from sagewai_ops.schema import sqlite_head
 from sagewai_ops.schema.results import UpgradeResult, describe_upgrade
 from sagewai_ops.schema.revision_graph import HEAD
 from sagewai_ops.schema.upgrade_sqlite import Upgrade, upgrade_database
@@ -327,7 +330,7 @@ class _DrillRun:
             )
         home = locate(root, {})
         self.next_stage("database")
-        self.check_database(restored)
+        self.check_database(home, restored)
         self.next_stage("keys")
         for value in restored.keys.unopened:
             self.add_finding("keys", f"{value.place} {value.where}: {value.reason}")
@@ -362,7 +365,7 @@ class _DrillRun:
         """Add a finding to the report."""
         self.findings.append(DrillFinding(check, text))
 
-    def check_database(self, restored: RestoreReport) -> None:
+    def check_database(self, home: Home, restored: RestoreReport) -> None:
         """Check the database for damage; the restore compared its rows with the manifest."""
         report = restored.database
         if report is None:
@@ -373,6 +376,9 @@ class _DrillRun:
                 f"created, {report.integrity[0]:.200}",
                 hint="use another snapshot: sagewai-ops snapshots list",
             )
+        with open_frozen(home.database) as connection:
+            for item in find_unexpected(connection, sqlite_head.tables()):
+                self.add_finding("database", str(item))
         if report.foreign_key_violations:
             self.add_finding(
                 "database",

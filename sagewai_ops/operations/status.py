@@ -10,6 +10,7 @@ from pathlib import Path
 from sagewai_ops.database.sqlite.in_use import find_users
 from sagewai_ops.database.sqlite.integrity import count_rows
 from sagewai_ops.database.sqlite.read_transaction import open_read_transaction, sidecar, size_of
+from sagewai_ops.database.sqlite.schema_objects import find_unexpected
 from sagewai_ops.database.sqlite.version_notes import version_note
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs.free_space import free_bytes
@@ -22,6 +23,7 @@ from sagewai_ops.home.state_files import (
 )
 from sagewai_ops.keys.candidates import Candidate, active_key, find_candidates
 from sagewai_ops.process.procfs import Process
+from sagewai_ops.schema import sqlite_head
 from sagewai_ops.schema.sqlite_revision import State, read_level
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
 from sagewai_ops.snapshots.ownership import home_ids
@@ -46,6 +48,7 @@ class DatabaseStatus:
         tables: Number of rows of each table.
         problem: Why it could not be read; "" if it could.
         journal_mode: `wal`, or the rollback mode in use; "" if it could not be read.
+        unexpected: Triggers, and views or virtual tables in the place of tables.
     """
 
     path: Path
@@ -57,6 +60,7 @@ class DatabaseStatus:
     tables: Mapping[str, int] = field(default_factory=dict)
     problem: str = ""
     journal_mode: str = ""
+    unexpected: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +193,7 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
         warnings=(
             *_warn_of_keys(candidates),
             *((database.problem,) if database and database.problem else ()),
+            *(database.unexpected if database else ()),
             *_warn_of_documents(documents),
             *(f"{path}: not readable, not shown" for path in _find_unreadable(home)),
             *_warn_of_size(newest),
@@ -252,6 +257,7 @@ def _database(home: Home) -> DatabaseStatus | None:
     try:
         with open_read_transaction(home.database, wait_seconds=_WAIT_SECONDS) as pin:
             level, counts = read_level(pin.connection), count_rows(pin.connection)
+            unexpected = find_unexpected(pin.connection, sqlite_head.tables())
             journal_mode = pin.journal_mode
     except OpsError as error:
         return DatabaseStatus(home.database, size_bytes, wal_bytes, problem=error.message)
@@ -264,6 +270,7 @@ def _database(home: Home) -> DatabaseStatus | None:
         unknown_tables=level.unknown_tables,
         tables=counts,
         journal_mode=journal_mode,
+        unexpected=tuple(map(str, unexpected)),
     )
 
 

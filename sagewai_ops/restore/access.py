@@ -15,7 +15,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.database.sqlite.read_transaction import database_uri, open_frozen, translate_errors
+from sagewai_ops.database.sqlite.read_transaction import open_frozen, translate_errors
+from sagewai_ops.database.sqlite.write_transaction import open_exclusive
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.fs import atomic
 from sagewai_ops.home.fleet import fleet_organisation
@@ -34,6 +35,10 @@ _REBIND_FLEET = (
 )
 _FROM_PATH = "default:%"  # an organisation id that is derived from a path
 _TIME_FORMAT = "%Y-%m-%d %H:%M:%S"  # UTC, the prefix of every stored time
+_VALID = (
+    "SELECT count(*) FROM user_session",
+    "SELECT count(*) FROM api_token WHERE revoked_at IS NULL",
+)
 _REVOKE = (
     "DELETE FROM user_session",
     "UPDATE api_token SET revoked_at = CURRENT_TIMESTAMP WHERE revoked_at IS NULL",
@@ -92,7 +97,7 @@ def revoke_access(documents: Mapping[str, bytes], staged: Home) -> None:
         documents: From `read_documents` on it.
 
     Raises:
-        DamagedError: The state file is not a JSON object.
+        DamagedError: The state file is not a JSON object; or the database keeps a session or token.
     """
     for path, content in _admin_states(documents):
         state = _parse_object(path, content)
@@ -104,6 +109,7 @@ def revoke_access(documents: Mapping[str, bytes], staged: Home) -> None:
         file = staged.root / path
         atomic.replace(file, json.dumps(state, indent=2).encode(), owner=os.stat(file))
     _execute(staged.database, _REVOKE, {})
+    _check_revoked(staged.database)
 
 
 def rebind_fleet(documents: Mapping[str, bytes], staged: Home, target: Home) -> int:
@@ -142,23 +148,41 @@ def _execute(database: Path, statements: tuple[str, ...], values: Mapping[str, s
     if not database.exists():
         return 0
     changed = 0
-    uri = database_uri(database, mode="rw")
-    with (
-        translate_errors(database),
-        contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection,
-    ):
-        connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+    with translate_errors(database), open_exclusive(database) as connection:
         connection.execute("BEGIN IMMEDIATE")
         for statement in statements:
             try:
                 changed += connection.execute(statement, dict(values)).rowcount
             except sqlite3.OperationalError as error:
-                # An older schema lacks the table or the column.
-                if "no such table" not in str(error) and "no such column" not in str(error):
+                if not _is_missing(error):
                     raise
         connection.execute("COMMIT")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return changed
+
+
+def _check_revoked(database: Path) -> None:
+    """Check that no session and no valid token is left."""
+    if not database.exists():
+        return
+    left = 0
+    with open_frozen(database) as connection:
+        for statement in _VALID:
+            try:
+                left += int(connection.execute(statement).fetchone()[0])
+            except sqlite3.OperationalError as error:
+                if not _is_missing(error):
+                    raise
+    if left:
+        raise DamagedError(
+            f"database {database}: {left} sessions and API tokens are left, not revoked",
+            hint="sagewai-ops db check",
+        )
+
+
+def _is_missing(error: sqlite3.OperationalError) -> bool:
+    """Return whether the table or the column does not exist, as in an older schema."""
+    return "no such table" in str(error) or "no such column" in str(error)
 
 
 def _parse_object(path: str, content: bytes) -> dict[str, Any]:

@@ -18,14 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from sagewai_ops.database.sqlite.connect import describe_limit, is_stopped, open_connection
 from sagewai_ops.database.sqlite.integrity import count_rows
 from sagewai_ops.database.sqlite.read_transaction import (
     WAIT_SECONDS,
-    database_uri,
     open_read_transaction,
 )
+from sagewai_ops.database.sqlite.schema_objects import find_unexpected
 from sagewai_ops.progress import Progress
-from sagewai_ops.schema import sqlite_catalog
+from sagewai_ops.schema import sqlite_catalog, sqlite_head
 from sagewai_ops.schema.constraints import (
     find_check_violations,
     find_dangling_references,
@@ -124,6 +125,8 @@ def _check_schema(connection: sqlite3.Connection, level: Level) -> Iterator[Find
     if _VERSION_TABLE in level.unknown_tables:
         reason = "exists, though Alembic never runs on SQLite: another tool ran it"
         yield Finding("level", _VERSION_TABLE, "", reason)
+    for item in find_unexpected(connection, sqlite_head.tables()):
+        yield Finding("drift", item.table, "", item.reason)
     if level.state == "empty":
         return
     for drift in find_drift(connection):
@@ -192,8 +195,9 @@ class _Threads:
             try:
                 for (message,) in connection.execute(f"PRAGMA integrity_check({_MESSAGES})"):
                     messages.append(str(message))
-            except sqlite3.DatabaseError as error:
-                messages.append(str(error))  # damage that stops the check itself
+            except sqlite3.DatabaseError as error:  # damage that stops the check itself
+                is_limit = is_stopped(connection)
+                messages.append(describe_limit(self._path) if is_limit else str(error))
         return [Finding("integrity", "", "", message) for message in messages if message != "ok"]
 
     def _check_table(
@@ -231,8 +235,7 @@ class _Threads:
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         # Opened after the pin, and by SQLite alone: it knows the locks of all connections.
-        uri = database_uri(self._path, mode="ro")
-        with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
+        with closing(open_connection(self._path)) as connection:
             connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             connection.set_progress_handler(self._stop.is_set, _STEPS)
             connection.execute("BEGIN")
@@ -241,7 +244,7 @@ class _Threads:
 
 def _unreadable(table: str, error: sqlite3.DatabaseError) -> Finding:
     """Return a finding about a table that could not be read whole; re-raise an interruption."""
-    if str(error) == "interrupted":
+    if str(error) == "interrupted":  # on request, or at the limit of processor time
         raise error
     if "no such column: _rowid_" in str(error):
         return Finding("drift", table, "", "is WITHOUT ROWID, so its values were not read")

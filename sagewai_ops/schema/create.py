@@ -9,6 +9,7 @@ import secrets
 import sqlite3
 from pathlib import Path
 
+from sagewai_ops.database.sqlite.connect import open_connection
 from sagewai_ops.errors import NoSpaceError, OpsError, TargetBusyError
 from sagewai_ops.fs import atomic
 from sagewai_ops.fs.os_errors import translate_os_errors
@@ -54,7 +55,7 @@ def create_database(path: Path) -> None:
 
 def _create_tables(file: Path, shown: Path) -> None:
     try:
-        with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        with contextlib.closing(open_connection(file, mode="rw")) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("BEGIN IMMEDIATE")
             for statement in sqlite_head.statements():

@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from sagewai_ops.database.sqlite.connect import open_connection
 from sagewai_ops.schema import sqlite_head
 
 # A token is a string, a quoted name, a comment, a word or a sign.
@@ -82,7 +83,7 @@ class Table:
 @functools.cache
 def expected() -> Mapping[str, Table]:
     """Return the tables of a fresh home, read from a database in memory."""
-    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+    with contextlib.closing(open_connection(None)) as connection:
         for statement in sqlite_head.statements():
             connection.execute(statement)
         return read_tables(connection, sqlite_head.tables())

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sagewai_ops.database.sqlite.connect import open_connection
 from sagewai_ops.database.sqlite.integrity import count_rows
 from sagewai_ops.database.sqlite.online_copy import attribute_damage, copy_database
 from sagewai_ops.database.sqlite.read_transaction import WAIT_SECONDS, open_read_transaction, quoted
@@ -249,7 +250,7 @@ def _choose_statement(connection: sqlite3.Connection, addition: Addition) -> str
     table = quoted(addition.name.partition(".")[0])
     if not addition.bare or not connection.execute(f"SELECT 1 FROM {table}").fetchone():  # noqa: S608
         return addition.statement
-    with contextlib.closing(sqlite3.connect(":memory:")) as trial:
+    with contextlib.closing(open_connection(None)) as trial:
         trial.execute(f"CREATE TABLE {table} (filled)")
         trial.execute(f"INSERT INTO {table} VALUES (1)")  # noqa: S608
         try:

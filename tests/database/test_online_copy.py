@@ -22,6 +22,7 @@ from directory_state import state_of
 from home_builder import BuiltHome, build_home
 from other_process import running
 from sagewai_ops.database.sqlite import online_copy, raw_copy
+from sagewai_ops.database.sqlite.connect import Connection
 from sagewai_ops.database.sqlite.online_copy import DatabaseCopy, copy_database
 from sagewai_ops.database.sqlite.read_transaction import open_read_transaction
 from sagewai_ops.errors import (
@@ -736,7 +737,7 @@ def test_log_that_cannot_be_folded_in_is_no_copy(
 ) -> None:
     """A copy whose -wal had to stay beside it is not handed out without it."""
 
-    class Failing(sqlite3.Connection):
+    class Failing(Connection):
         def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
             if "wal_checkpoint" in statement:
                 raise sqlite3.OperationalError(failure)

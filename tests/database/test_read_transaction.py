@@ -13,10 +13,11 @@ from types import SimpleNamespace
 import pytest
 
 from other_process import running
+from sagewai_ops.database.sqlite import connect
+from sagewai_ops.database.sqlite.connect import database_uri
 from sagewai_ops.database.sqlite.read_transaction import (
     NeedsStagingError,
     call_while_running,
-    database_uri,
     from_database_error,
     open_read_transaction,
     quoted,
@@ -114,14 +115,11 @@ def test_interrupt_while_pinning_closes_the_connection(
 ) -> None:
     """A signal between opening and reading leaves nothing open and nothing behind."""
 
-    class Interrupted(sqlite3.Connection):
+    class Interrupted(connect.Connection):
         def execute(self, *_: object) -> sqlite3.Cursor:
             raise KeyboardInterrupt
 
-    connect = sqlite3.connect
-    monkeypatch.setattr(
-        sqlite3, "connect", lambda *args, **named: connect(*args, factory=Interrupted, **named)
-    )
+    monkeypatch.setattr(connect, "Connection", Interrupted)
     with pytest.raises(KeyboardInterrupt), open_read_transaction(database):
         pass
 

@@ -16,6 +16,7 @@ import pytest
 import old_homes
 import real_homes
 import schema_catalogs
+from sagewai_ops.database.sqlite import connect
 from sagewai_ops.errors import (
     DamagedError,
     DifferenceError,
@@ -399,7 +400,7 @@ def test_kill_in_the_middle_changes_nothing(old: Path) -> None:
     assert upgrade_sqlite.upgrade_database(old).after.state == "current"
 
 
-class _Small(sqlite3.Connection):
+class _Small(connect.Connection):
     """A connection to a disk with no room left."""
 
     def __init__(self, *arguments: object, **more: object) -> None:
@@ -411,10 +412,7 @@ class _Small(sqlite3.Connection):
 def test_full_disk_changes_nothing(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No space in the middle rolls back and exits as such."""
     before = _dump(old)
-    connect = sqlite3.connect
-    monkeypatch.setattr(
-        sqlite3, "connect", lambda *args, **more: connect(*args, **more, factory=_Small)
-    )
+    monkeypatch.setattr(connect, "Connection", _Small)
 
     with pytest.raises(NoSpaceError):
         upgrade_sqlite.upgrade_database(old)

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from sagewai_ops.database.sqlite.connect import describe_limit, is_stopped
 from sagewai_ops.database.sqlite.read_transaction import (
     call_while_running,
     quoted,
@@ -138,7 +139,7 @@ def check_integrity(path: Path, *, progress: Progress | None = None) -> Health:
         call_while_running(connection, callback, _STEPS),
     ):
         callback()
-        integrity = _integrity(connection)
+        integrity = _integrity(connection, resolved)
         done = 1
         callback()
         violations, total, unchecked = _foreign_keys(connection)
@@ -187,14 +188,16 @@ def _text(value: bytes) -> str:
     return value.decode("utf-8", "replace")
 
 
-def _integrity(connection: sqlite3.Connection) -> tuple[str, ...]:
+def _integrity(connection: sqlite3.Connection, path: Path) -> tuple[str, ...]:
     found: list[str] = []
     try:
         for (sentence,) in connection.execute(f"PRAGMA integrity_check({_FINDINGS})"):
             found.append(str(sentence))
     except sqlite3.DatabaseError as error:  # damage at which the check itself fails
-        _raise_if_interrupted(error)
-        found.append(str(error))
+        _raise_if_interrupted(connection, error)
+        found.append(describe_limit(path) if is_stopped(connection) else str(error))
+    except MemoryError:
+        found.append("a value of the schema needs more memory than the database's size allows")
     return () if found == ["ok"] else tuple(found)
 
 
@@ -213,7 +216,7 @@ def _foreign_keys(
                 if len(kept) < _FINDINGS:
                     kept.append(ForeignKeyViolation(table=name, rowid=rowid, parent=parent))
         except sqlite3.DatabaseError as error:
-            _raise_if_interrupted(error)
+            _raise_if_interrupted(connection, error)
             unchecked.append(f"{table}: {error}")
     return tuple(kept), total, tuple(unchecked)
 
@@ -235,7 +238,7 @@ def _counts(
             statement = f"SELECT count(*) FROM {quoted(counted)}"  # noqa: S608 (quoted)
             (count,) = connection.execute(statement).fetchone()
         except sqlite3.DatabaseError as error:
-            _raise_if_interrupted(error)
+            _raise_if_interrupted(connection, error)
             if name in modules:
                 uncounted.append(name)
             else:
@@ -256,7 +259,7 @@ def _tables(connection: sqlite3.Connection, problems: list[str]) -> list[tuple[s
             )
         )
     except sqlite3.DatabaseError as error:
-        _raise_if_interrupted(error)
+        _raise_if_interrupted(connection, error)
         problems.append(f"schema: {error}")
     return tables
 
@@ -286,7 +289,7 @@ def _header(resolved: Path, shown: Path) -> _Header:
     )
 
 
-def _raise_if_interrupted(error: sqlite3.Error) -> None:
+def _raise_if_interrupted(connection: sqlite3.Connection, error: sqlite3.Error) -> None:
     """Raise the error again if a statement was interrupted on request, which is not a finding."""
-    if str(error) == "interrupted":
+    if str(error) == "interrupted" and not is_stopped(connection):
         raise error

@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from sagewai_ops.database.sqlite.connect import SIDECARS, check_sidecars, database_uri
 from sagewai_ops.database.sqlite.raw_copy import (
     copy_blocks,
     copy_log,
@@ -34,12 +35,10 @@ from sagewai_ops.database.sqlite.raw_copy import (
     open_descriptor,
 )
 from sagewai_ops.database.sqlite.read_transaction import (
-    SIDECARS,
     WAIT_SECONDS,
     NeedsStagingError,
     ReadTransaction,
     call_while_running,
-    database_uri,
     from_database_error,
     is_malformed,
     open_read_transaction,
@@ -110,6 +109,7 @@ def copy_database(
     """
     report = progress or no_progress
     resolved = resolve_database(source)
+    check_sidecars(resolved)
     wal_bytes = size_of(sidecar(resolved, "-wal"))
     with _create(target):
         if size_of(resolved) == 0:

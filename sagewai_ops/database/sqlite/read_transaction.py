@@ -21,8 +21,12 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
 
+from sagewai_ops.database.sqlite.connect import (
+    describe_limit,
+    is_stopped,
+    open_connection,
+)
 from sagewai_ops.errors import (
     DamagedError,
     LockedError,
@@ -38,7 +42,8 @@ Answer = TypeVar("Answer")
 
 MAGIC = b"SQLite format 3\0"  # the first bytes of every database with at least one page
 WAIT_SECONDS = 30.0  # for a lock; Sagewai's own writers time out after 5 seconds (busy_timeout)
-SIDECARS = ("-wal", "-shm", "-journal")
+
+HOSTILE_HINT = "sagewai-ops db check  # names views, triggers and other objects of the schema"
 
 _SHM_BYTES = 32 * 1024  # by which SQLite lengthens a -shm
 _PAUSE_SECONDS = 0.01
@@ -77,13 +82,6 @@ class ReadTransaction:
     page_size: int
     page_count: int
     journal_mode: str
-
-
-def database_uri(path: Path, **parameters: str) -> str:
-    """Return the URI of a file for `sqlite3.connect(..., uri=True)`, whatever its bytes."""
-    absolute = os.fsencode(os.path.abspath(path))
-    query = "&".join(f"{name}={value}" for name, value in parameters.items())
-    return f"file://{quote(absolute)}" + (f"?{query}" if query else "")
 
 
 def sidecar(path: Path, suffix: str) -> Path:
@@ -164,8 +162,7 @@ def open_frozen(path: Path) -> Iterator[sqlite3.Connection]:
     Raises:
         OpsError: SQLite cannot open or read it.
     """
-    uri = database_uri(path, mode="ro", immutable="1")
-    with translate_errors(path), closing(sqlite3.connect(uri, uri=True)) as connection:
+    with translate_errors(path), closing(open_connection(path, is_immutable=True)) as connection:
         yield connection
 
 
@@ -232,6 +229,8 @@ def call_while_running(
         yield
     except sqlite3.Error as error:
         if not raised and str(error) == "interrupted":
+            if is_stopped(connection):
+                raise
             raise KeyboardInterrupt from error  # the signal came before `handler` was inside `try`
         if not raised:
             raise
@@ -248,6 +247,8 @@ def translate_errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise from_database_error(error, path) from error
+    except MemoryError as error:  # also SQLite's, at its limit
+        raise DamagedError(f"database {path}: needs more memory than its size allows") from error
 
 
 def from_database_error(error: OSError | sqlite3.Error, path: Path) -> OpsError:
@@ -271,6 +272,13 @@ def from_database_error(error: OSError | sqlite3.Error, path: Path) -> OpsError:
         return NoSpaceError(f"{name}: no space left on its file system")
     if "unable to open" in text or "readonly" in text:
         return NeedsStagingError(f"{name}: {text}")
+    if text == "interrupted":
+        return DamagedError(f"{name}: {describe_limit(path)}", hint=HOSTILE_HINT)
+    if text == "not authorized" or text.endswith("is prohibited"):
+        return DamagedError(
+            f"{name}: a view or a trigger in the place of a table, or on one; not run",
+            hint=HOSTILE_HINT,
+        )
     if "disk I/O error" in text:
         if _is_full(path):  # SQLite reports this when it cannot lengthen a -shm
             return NoSpaceError(f"{name}: no space left on its file system")
@@ -329,8 +337,7 @@ def size_of(path: Path) -> int:
 
 
 def _begin(resolved: Path) -> sqlite3.Connection:
-    uri = database_uri(resolved, mode="ro")
-    connection = sqlite3.connect(uri, uri=True, timeout=SLICE_SECONDS, isolation_level=None)
+    connection = open_connection(resolved, timeout=SLICE_SECONDS)
     try:
         # Reading the cookie starts the transaction without parsing a schema that this SQLite may
         # not understand.

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
+from sagewai_ops.database.sqlite.connect import open_connection
 from sagewai_ops.database.sqlite.read_transaction import (
     SLICE_SECONDS,
-    database_uri,
     open_reader,
     resolve_database,
     retry_while_locked,
@@ -37,7 +37,6 @@ def open_write_transaction(path: Path, wait_seconds: float) -> Iterator[sqlite3.
         NotFoundError, DamagedError, NoSpaceError, PermissionDeniedError: Nothing was changed.
     """
     resolved = resolve_database(path)
-    uri = database_uri(resolved, mode="rw")
     deadline = time.monotonic() + wait_seconds
     with translate_errors(path), ExitStack() as reader:
         if size_of(sidecar(resolved, "-wal")):
@@ -45,9 +44,7 @@ def open_write_transaction(path: Path, wait_seconds: float) -> Iterator[sqlite3.
             # with all its content (SQLite 3.40.1). A connection that only reads creates the -shm
             # first, and while it is open the other one is not the last to close.
             reader.enter_context(closing(open_reader(resolved, path, deadline)))
-        with closing(
-            sqlite3.connect(uri, uri=True, timeout=SLICE_SECONDS, isolation_level=None)
-        ) as connection:
+        with closing(open_connection(resolved, mode="rw", timeout=SLICE_SECONDS)) as connection:
             with zeroed_allocations():
                 connection.execute("PRAGMA foreign_keys = OFF")
                 _begin(connection, path, wait_seconds, deadline)
@@ -64,8 +61,7 @@ def open_write_transaction(path: Path, wait_seconds: float) -> Iterator[sqlite3.
 @contextmanager
 def open_exclusive(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a copy that no other process uses; exclusive locking needs no shared memory file."""
-    uri = database_uri(path, mode="rw")
-    with closing(sqlite3.connect(uri, uri=True, timeout=0.0, isolation_level=None)) as connection:
+    with closing(open_connection(path, mode="rw")) as connection:
         connection.execute("PRAGMA locking_mode=EXCLUSIVE")
         yield connection
 

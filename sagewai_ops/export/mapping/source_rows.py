@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.database.sqlite.read_transaction import database_uri, quoted
+from sagewai_ops.database.sqlite.connect import open_connection
+from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.export.convert.batch import Column
 from sagewai_ops.export.convert.value import uuid_of
 from sagewai_ops.export.mapping.findings import format_key
@@ -20,6 +21,7 @@ from sagewai_ops.export.mapping.plan import PlannedTable
 BATCH_ROWS = 200
 BATCH_BYTES = 256 * 1024  # a target, by the size of the previous rows
 _FIRST_ROWS = 8
+_LEAST_SECONDS = 3600.0  # of processor time: conversions and comparisons are included
 
 UUID_FUNCTION = "ops_uuid"  # of SQLite: the UUID of an id that is cast to a blob
 
@@ -27,9 +29,8 @@ UUID_FUNCTION = "ops_uuid"  # of SQLite: the UUID of an id that is cast to a blo
 @contextmanager
 def open_copy(path: Path, *, writable: bool = False) -> Iterator[sqlite3.Connection]:
     """Open a frozen copy for the block."""
-    mode = "rw" if writable else "ro"
-    connection = sqlite3.connect(
-        database_uri(path, mode=mode), uri=True, isolation_level=None, check_same_thread=False
+    connection = open_connection(
+        path, mode="rw" if writable else "ro", check_same_thread=False, least_seconds=_LEAST_SECONDS
     )
     try:
         connection.text_factory = bytearray
