@@ -63,7 +63,15 @@ class Proof:
         with_signals: bool = False,
         share: tuple[int, int] = (1, 1),
         at: str = "",
+        owner: int = 0,
+        runner: Runner | None = None,
     ) -> None:
+        """Prepare it.
+
+        Args:
+            owner: The user to whom the worlds belong, if not to the one who runs this.
+            runner: Another one than that which numbers the steps in the world alone.
+        """
         self._is_planted = is_planted
         self._share = share
         self._at = at
@@ -73,7 +81,8 @@ class Proof:
         self._directory = directory
         self._stack = stack
         self._server: Server | None = None
-        self._runner = Runner(directory / "w", directory)
+        self._owner = owner
+        self._runner = runner or Runner(directory / "w", directory)
 
     def run(
         self,
@@ -81,20 +90,25 @@ class Proof:
         world: World,
         fault: Fault | None = None,
         variables: Mapping[str, str] | None = None,
+        attack: Callable[[int, Step], None] | None = None,
     ) -> Ended:
-        """Run a command as people do, in its own process group."""
+        """Run a command as people do, in its own process group; `attack`: see `Runner.run`."""
 
         def body() -> int:
             for name in [one for one in os.environ if one.startswith("SAGEWAI")]:
                 del os.environ[name]
             os.environ |= {"TMPDIR": str(world.temporary), "HOME": str(world.directory)}
+            if world.owner:  # root has a home of its own
+                os.environ["HOME"] = str(self._directory / "root")
+            if world.vault:
+                os.environ["SAGEWAI_OPS_SNAPSHOTS"] = str(world.vault)
             os.environ |= variables or {}
             os.umask(0o022)
             signals.defer_signals()  # as `cli.main` does
             with self._planted(), self._within():
                 return main.run([str(word) for word in ("--home", world.home, *words)])
 
-        ended = self._runner.run(body, fault)
+        ended = self._runner.run(body, fault, attack)
         if world.server:
             _settled(world)
         return ended
@@ -111,13 +125,7 @@ class Proof:
         """
         started = time.monotonic()
         count = Count(case.name)
-        world = World(self._directory / "w", self.started() if case.on_server else None)
-        prepared = self._directory / "prepared"
-        shutil.rmtree(prepared, ignore_errors=True)
-        world.make()
-        self._within = case.within
-        case.prepare(world, self)
-        world.keep_as(prepared)
+        world, prepared = self.prepare(case)
         self._met.clear()
         expected, steps = self._undisturbed(case, world, prepared, count)
         count.steps = len(steps)
@@ -140,6 +148,19 @@ class Proof:
         world.drop()
         count.seconds = round(time.monotonic() - started, 1)
         return count
+
+    def prepare(self, case: Case, vault: Path | None = None) -> tuple[World, Path]:
+        """Make what a case begins with, and keep it; give its world and what was kept."""
+        server = self.started() if case.on_server else None
+        world = World(self._directory / "w", server, owner=self._owner, vault=vault)
+        prepared = self._directory / "prepared"
+        shutil.rmtree(prepared, ignore_errors=True)
+        world.make()
+        (self._directory / "root").mkdir(mode=0o700, exist_ok=True)
+        self._within = case.within
+        case.prepare(world, self)
+        world.keep_as(prepared)
+        return world, prepared
 
     def _undisturbed(
         self, case: Case, world: World, prepared: Path, count: Count
@@ -169,6 +190,9 @@ class Proof:
             steps = self._runner.steps()
             if ended.code != case.code:
                 count.violations.append(f"{case.name}: undisturbed, exit {ended.code}: {ended.err}")
+            count.violations += [
+                f"{case.name}: undisturbed: {text}" for text in laws.check_owners(world)
+            ]
             states.append(world.state())
             homes.append(laws.home_of(world))
             names |= world.names()
@@ -215,6 +239,7 @@ class Proof:
         self, case: Case, world: World, expected: laws.Expected, fault: Fault, ended: Ended
     ) -> Iterator[str]:
         """Look at what the fault left, then let the next runs go over it."""
+        yield from laws.check_owners(world)
         found = world.state()
         yield from laws.check_removed(world, expected, ended)
         if laws.is_unsettled(world):
@@ -271,6 +296,7 @@ class Proof:
         if ended.code == case.code:
             yield from laws.check_beside(expected, found, ended)
         yield from laws.check_names(world, expected)
+        yield from laws.check_owners(world)
         if (answer := case.probe(world, self)) != expected.probe:
             yield f"the next run: the probe answers {answer}, not {expected.probe}"
         yield from laws.check_kept(world, expected)

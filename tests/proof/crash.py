@@ -5,6 +5,7 @@
     python tests/proof/crash.py --every --only "restore" the cases whose names begin so
     python tests/proof/crash.py --distinct --share 2/5   the second fifth of each command's faults
     python tests/proof/crash.py --every --at "db-shm"    the steps whose call or path holds this
+    python tests/proof/crash.py --sample 8 --other-owner as root, on the home of another user
 
 Prints a table; exits 1 if a promise was broken. A violation names the fault, and
 `--only CASE --fault "kill before:12"` repeats it.
@@ -13,13 +14,10 @@ Prints a table; exits 1 if a promise was broken. A violation names the fault, an
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -30,13 +28,13 @@ for _directory in (_HERE.parent, _HERE.parent.parent / "fixtures"):
     if str(_directory) not in sys.path:
         sys.path.insert(0, str(_directory))
 
-from memory_directory import in_memory  # noqa: E402
-from postgres_server import installations  # noqa: E402 - the path first
-from proof import faults  # noqa: E402
+from proof import faults  # noqa: E402 - the path first
 from proof.bench import Count, Proof, import_everything  # noqa: E402
 from proof.cases import CASES  # noqa: E402
 from proof.faults import Fault  # noqa: E402
+from proof.parts import run_parts, share, share_of, write_counts  # noqa: E402
 from proof.plans import parsed  # noqa: E402
+from proof.worlds import OTHER_USER  # noqa: E402
 
 _SHOWN = 12  # violations in the table
 
@@ -45,43 +43,19 @@ def main() -> int:
     """Run the cases in several processes and show what came of it."""
     options = _options()
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))  # so all is removed
+    if options.other_owner and os.geteuid():
+        print("only root can act on the home of another user")
+        return 0
     if not faults.is_possible():
         print("no step can be numbered here: it needs Linux and a C compiler")
         return 0
     if options.part:
         return _part(options)
-    with tempfile.TemporaryDirectory(prefix="sagewai-ops-proof-", dir=in_memory()) as name:
-        directory = Path(name)
-        library = faults.build(directory)
-        started = time.monotonic()
-        processes = []
-        for job in range(options.jobs):
-            own = directory / str(job)
-            own.mkdir()
-            variables = faults.environment(library, own / "control")
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, __file__, *sys.argv[1:], "--part", str(own)],
-                    env={**os.environ, **variables},
-                    start_new_session=True,
-                )
-            )
-        try:
-            codes = [process.wait() for process in processes]
-        except BaseException:
-            for process in processes:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGTERM)
-                process.wait()
-            raise
-        if any(codes):
-            print(f"a part of the harness failed: {codes}")
-            return 2
-        counts = [
-            Count(**item)
-            for job in range(options.jobs)
-            for item in json.loads((directory / str(job) / "counts.json").read_text())
-        ]
+    started = time.monotonic()
+    found = run_parts(__file__, options.jobs)
+    if found is None:
+        return 2
+    counts = [Count(**item) for item in found]
     return _report(counts, time.monotonic() - started, options)
 
 
@@ -89,7 +63,6 @@ def _part(options: argparse.Namespace) -> int:
     """Prove this process's share of the cases."""
     import_everything()
     directory = Path(options.part)
-    queue = directory.parent
     names = tuple(options.only) or ("",)
     cases = [case for case in CASES if case.name.startswith(names)]
     choose: list[Fault] | int | None = [parsed(text) for text in options.fault] or options.sample
@@ -102,18 +75,13 @@ def _part(options: argparse.Namespace) -> int:
             with_signals=options.signals,
             share=options.share,
             at=options.at,
+            owner=OTHER_USER if options.other_owner else 0,
         )
-        for case in cases:
-            if case.on_server and not installations():
-                continue
-            try:  # the first process that makes the file takes the case
-                (queue / f"taken {case.name.replace('/', ' ')}").touch(exist_ok=False)
-            except FileExistsError:
-                continue
+        for case in share(directory, cases):
             counts.append(proof.prove(case, choose, options.seed))
             if options.verbose:
                 _tell(counts[-1])
-    (directory / "counts.json").write_text(json.dumps([asdict(count) for count in counts]))
+    write_counts(directory, [asdict(count) for count in counts])
     return 0
 
 
@@ -160,7 +128,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sample", type=int, metavar="N", help="faults of each command")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument(
-        "--share", type=_share, default=(1, 1), metavar="K/N", help="the K-th of N parts of it"
+        "--share", type=share_of, default=(1, 1), metavar="K/N", help="the K-th of N parts of it"
     )
     parser.add_argument("--at", default="", metavar="TEXT", help="the call or path of a step")
     parser.add_argument("--only", action="append", default=[], metavar="CASE")
@@ -170,15 +138,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--signals", action="store_true", help="SIGTERM at the steps instead")
     parser.add_argument("--planted", action="store_true", help="break a promise on purpose")
+    parser.add_argument(
+        "--other-owner", action="store_true", help="as root, on the home of another user"
+    )
     parser.add_argument("--part", help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def _share(text: str) -> tuple[int, int]:
-    number, _, shares = text.partition("/")
-    if not 1 <= int(number) <= int(shares):
-        raise ValueError(text)
-    return int(number), int(shares)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ class Mode(IntEnum):
     TEAR = 4  # half of a write is done, then the kill
     FAIL_ON = 5  # this one fails, and all that follow (with ENOSPC: all that need space)
     INTERRUPT = 6  # SIGTERM before it
+    ATTACK = 7  # it waits there, and at a second step, while another process does its work
 
 
 KILLS = (Mode.KILL_BEFORE, Mode.KILL_AFTER, Mode.TEAR)
@@ -55,7 +56,10 @@ class Control(ctypes.Structure):
         ("mode", ctypes.c_int),
         ("code", ctypes.c_int),
         ("fired", ctypes.c_int),
+        ("resume", ctypes.c_int),
+        ("reads", ctypes.c_int),
         ("target", ctypes.c_long),
+        ("second", ctypes.c_long),
         ("taken", ctypes.c_long),
         ("used", ctypes.c_long),
         ("room", ctypes.c_long),
@@ -66,7 +70,10 @@ class Control(ctypes.Structure):
     mode: int
     code: int
     fired: int
+    resume: int
+    reads: int
     target: int
+    second: int
     taken: int
     used: int
     room: int
@@ -87,11 +94,12 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What goes wrong, and at which step, from 1."""
+    """What goes wrong, and at which step, from 1; with ATTACK perhaps at a second one, too."""
 
     mode: Mode
     step: int
     code: int = 0
+    second: int = 0
 
     def __str__(self) -> str:
         code = f" {errno.errorcode[self.code]}" if self.code else ""
@@ -138,6 +146,7 @@ def environment(library: Path, control: Path) -> dict[str, str]:
     """Make a control block, and give the variables that a process is to be started with."""
     with control.open("wb") as file:
         file.truncate(ctypes.sizeof(Control) + _ROOM_BYTES)
+    control.chmod(0o666)  # a run may go on with another user's rights, and start programs
     return {"LD_PRELOAD": str(library), _VARIABLE: str(control)}
 
 
@@ -147,16 +156,27 @@ class Runner:
     Args:
         directory: Only steps below it count, and those towards servers.
         outside: Where the runs' output goes; not below `directory`.
+        with_reads: Whether opening, listing and examining files are steps, too.
+        patience: Seconds before a run counts as stuck.
     """
 
-    def __init__(self, directory: Path, outside: Path) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        outside: Path,
+        *,
+        with_reads: bool = False,
+        patience: float = _PATIENCE_SECONDS,
+    ) -> None:
         self._preload = os.environ.pop("LD_PRELOAD")  # servers that we start go without it
         with open(os.environ[_VARIABLE], "r+b") as file:
             self._block = mmap.mmap(file.fileno(), 0)
         self._control = Control.from_buffer(self._block)
         self._control.directory = os.fsencode(directory)
         self._control.room = _ROOM_BYTES
+        self._control.reads = with_reads
         self._outside = outside
+        self._patience = patience
 
     @property
     def out(self) -> Path:
@@ -171,13 +191,23 @@ class Runner:
         assert len(lines) == self._control.taken, (len(lines), self._control.taken)
         return [_step(line) for line in lines]
 
-    def run(self, body: Callable[[], int], fault: Fault | None = None) -> Ended:
-        """Run code in a child of its own group, with a fault or none; wait for all of it."""
+    def run(
+        self,
+        body: Callable[[], int],
+        fault: Fault | None = None,
+        attack: Callable[[int, Step], None] | None = None,
+    ) -> Ended:
+        """Run code in a child of its own group, with a fault or none; wait for all of it.
+
+        Args:
+            attack: What happens while a run waits at a step: its turn, from 1, and the step.
+        """
         control = self._control
         control.mode = fault.mode if fault else Mode.COUNT
         control.code = fault.code if fault else 0
         control.target = fault.step if fault else 0
-        control.fired = control.taken = control.used = 0
+        control.second = fault.second if fault else 0
+        control.fired = control.resume = control.taken = control.used = 0
         control.struck = b""
         streams = [self._outside / name for name in ("out", "err")]
         sys.stdout.flush()
@@ -186,12 +216,21 @@ class Runner:
             child = os.fork()
         if child == 0:
             self._child(body, streams)
-        code, problem = _wait(child)
+
+        def resume() -> None:
+            if attack and control.resume < control.fired:
+                attack(control.resume + 1, self._struck())
+                control.resume += 1
+
+        code, problem = _wait(child, self._patience, resume)
         problem = problem or _orphans(child)
         control.group = 0
         out, err = (path.read_text(errors="replace") for path in streams)
-        struck = _step(control.struck.decode(errors="replace")) if control.fired else None
+        struck = self._struck() if control.fired else None
         return Ended(code, out, err, struck, control.taken, problem)
+
+    def _struck(self) -> Step:
+        return _step(self._control.struck.decode(errors="backslashreplace"))
 
     def _child(self, body: Callable[[], int], streams: list[Path]) -> None:
         """Run the code; never returns."""
@@ -219,18 +258,19 @@ class Runner:
             os._exit(code)
 
 
-def _wait(child: int) -> tuple[int | None, str]:
+def _wait(child: int, patience: float, meanwhile: Callable[[], None]) -> tuple[int | None, str]:
     """Wait for a child; one that takes too long is killed with all that it started."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    deadline = time.monotonic() + patience
     pause = 0.001
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             break
+        meanwhile()
         if time.monotonic() > deadline:
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            return None, f"hangs, {_PATIENCE_SECONDS:.0f} s"
+            return None, f"hangs, {patience:.0f} s"
         time.sleep(pause)
         pause = min(pause * 1.5, 0.02)
     if os.WIFEXITED(status):

@@ -191,6 +191,12 @@ def check_private(world: World, expected: Expected) -> Iterator[str]:
             yield f"{name} is open to others"
 
 
+def check_owners(world: World) -> Iterator[str]:
+    """See that all that root leaves in the tree of another user is that user's."""
+    if world.owner and (names := world.others()):
+        yield f"not the owner's: {', '.join(names[:4])}"
+
+
 def hash_of(path: Path) -> str:
     """Give the hash of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -2,6 +2,7 @@
 
     python tests/proof/leaks.py                    every command, on success and on failure
     python tests/proof/leaks.py --only backup      those whose names begin so
+    python tests/proof/leaks.py --other-owner      as root, on the home of another user
 
 Planted are the master key and a project's data key (as they stand, as bytes, in hexadecimal), all
 that is sealed under them, what Sagewai leaves readable, session and API tokens, a passphrase, an
@@ -44,7 +45,7 @@ from proof import beginnings, mutants  # noqa: E402
 from proof.beginnings import IDENTITY, Words  # noqa: E402
 from proof.cases import CASES, Case  # noqa: E402
 from proof.faults import Ended, Fault, Step  # noqa: E402
-from proof.worlds import World  # noqa: E402
+from proof.worlds import OTHER_USER, World  # noqa: E402
 
 PASSPHRASE = "planted passphrase of the operator"
 URL_PASSWORD = "planted-url-password"
@@ -136,10 +137,12 @@ class Search:
 
     Args:
         directory: Of its own.
+        owner: The user to whom the worlds belong, if not to the one who runs this.
     """
 
-    def __init__(self, directory: Path, stack: contextlib.ExitStack) -> None:
+    def __init__(self, directory: Path, stack: contextlib.ExitStack, owner: int = 0) -> None:
         self._directory = directory
+        self._owner = owner
         self._stack = stack
         self._server: Server | None = None
         self._built: list[BuiltHome] = []
@@ -149,7 +152,8 @@ class Search:
 
     def through(self, case: Case, ways: tuple[str, ...] = WAYS) -> None:
         """Run one case in several ways."""
-        world = World(self._directory / "w", self._started() if case.on_server else None)
+        server = self._started() if case.on_server else None
+        world = World(self._directory / "w", server, owner=self._owner)
         prepared = self._directory / "prepared"
         shutil.rmtree(prepared, ignore_errors=True)
         self._built.clear()
@@ -174,6 +178,7 @@ class Search:
         (world.out / "identity").write_text(f"{IDENTITY}\n")
         for private in world.out.iterdir():
             private.chmod(0o600)
+            os.lchown(private, self._owner, self._owner)
         secrets = self._secrets()
         before = _places(world.directory, secrets)
         words = [str(word) for word in case.words(world)]
@@ -189,6 +194,8 @@ class Search:
         self._look(f"{told}: output", out, secrets)
         for where, content in seen.items():
             self._look(f"{told}: {where}", content, secrets)
+        if world.owner:
+            self.violations += [f"{told}: not the owner's: {name}" for name in world.others()]
         for path, content in _contents(world.directory):
             relative = os.path.relpath(path, world.directory)
             for secret in self._found(content, secrets):
@@ -237,7 +244,7 @@ class Search:
     def _environment(self, case: Case, world: World) -> dict[str, str]:
         environment = {
             "PATH": os.environ["PATH"],
-            "HOME": str(world.directory),
+            "HOME": str(self._directory / "root" if world.owner else world.directory),
             "TMPDIR": str(world.temporary),
             "SAGEWAI_OPS_PING_URL": f"http://127.0.0.1:9/{PING_TOKEN}",
             "PGPASSWORD": PG_PASSWORD,
@@ -385,12 +392,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", default="", help="commands whose names begin so")
     parser.add_argument("--ways", default=",".join(WAYS), help="some of them, with commas")
+    parser.add_argument("--other-owner", action="store_true", help="as root, of another user")
     chosen = parser.parse_args()
+    if chosen.other_owner and os.geteuid():
+        print("only root can act on the home of another user")
+        return 0
     begun = time.monotonic()
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="ops-leaks-"))
         os.chmod(directory, 0o711)  # noqa: S103 - a server of another user has its socket there
-        search = Search(Path(directory), stack)
+        (Path(directory) / "root").mkdir(mode=0o700)
+        search = Search(Path(directory), stack, OTHER_USER if chosen.other_owner else 0)
         for case in (*CASES, *MORE):
             if case.name.startswith(chosen.only):
                 search.through(case, tuple(chosen.ways.split(",")))

@@ -1,5 +1,5 @@
 # Breaking the promises on purpose: docs/proof.md. Included by the Makefile.
-.PHONY: fuzz live leaks
+.PHONY: fuzz live leaks attack
 fuzz: setup  ## Fuzz the reader for SECONDS (60) with atheris, then try all hostile archives (10 minutes).
 	@# Where atheris has no wheel for this Python, the second half alone is run.
 	@if $(BIN)/python -m pip install --quiet --only-binary :all: atheris; then \
@@ -13,3 +13,6 @@ live: setup  ## Run each command for SECONDS (30) on a home under load (5 minute
 
 leaks: setup  ## Plant secrets, run every command in all WAYS, search its output and files (3 minutes).
 	$(BIN)/python tests/proof/leaks.py $(if $(WAYS),--ways "$(WAYS)")
+
+attack: setup  ## Replace names by links while root runs each command; SAMPLE=4 ONLY="restore" (hours).
+	$(BIN)/python tests/proof/attack.py $(if $(SAMPLE),--sample $(SAMPLE),--every) $(if $(ONLY),--only "$(ONLY)") --json attack.json

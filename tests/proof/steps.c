@@ -1,10 +1,12 @@
-/* Number the steps that processes take on files and on a database server, and let one be the last.
+/* Number the steps that processes take on files and on a database server, and let one be the last,
+ * or wait at one until another process has done its work.
  *
  * Loaded with LD_PRELOAD. A step is a call of libc that changes something below the watched folder,
  * or sends to a server. The control block is a file that all processes of a run map, so their steps
  * are numbered together; only the process group that it names is counted. `faults.py` lays it out.
  *
- * Not seen: stores into mapped memory (SQLite's -shm, which is scratch) and raw system calls.
+ * Not seen: stores into mapped memory (SQLite's -shm, which is scratch) and raw system calls, but
+ * for openat2, which libc does not have.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -23,17 +25,26 @@
 #include <sys/time.h>
 #include <sys/uio.h>
 #include <sys/un.h>
+#include <sys/syscall.h>
 #include <sys/xattr.h>
+#include <dirent.h>
+#include <time.h>
 #include <unistd.h>
 
-enum { COUNT = 0, KILL_BEFORE = 1, KILL_AFTER = 2, FAIL = 3, TEAR = 4, FAIL_ON = 5, INTERRUPT = 6 };
+enum {
+  COUNT = 0, KILL_BEFORE = 1, KILL_AFTER = 2, FAIL = 3, TEAR = 4, FAIL_ON = 5, INTERRUPT = 6,
+  ATTACK = 7
+};
 
 struct control {           /* the same layout as faults.Control */
   int group;               /* the process group whose steps count; 0 for none */
   int mode;
   int code;                /* errno of FAIL and FAIL_ON */
   int fired;               /* how often the fault struck */
+  int resume;              /* ATTACK: how many of these may go on */
+  int reads;               /* whether opening, listing and examining files are steps, too */
   long target;             /* the step that it strikes, from 1 */
+  long second;             /* ATTACK: another step that it strikes; 0 for none */
   long taken;              /* steps so far */
   long used;               /* bytes of the trace */
   long room;
@@ -74,12 +85,14 @@ static int path_of(int descriptor, char *path) {
 }
 
 static int path_at(int folder, const char *name, char *path) {
+  int descriptor;
   if (!name) return 0;
+  if (sscanf(name, "/proc/self/fd/%d", &descriptor) == 1) return path_of(descriptor, path);
   if (name[0] == '/') { snprintf(path, PATH_MAX, "%s", name); return 1; }
   if (folder == AT_FDCWD) { if (!getcwd(path, PATH_MAX)) return 0; }
   else if (!path_of(folder, path)) return 0;
   size_t length = strlen(path);
-  snprintf(path + length, PATH_MAX - length, "/%s", name);
+  if (name[0]) snprintf(path + length, PATH_MAX - length, "/%s", name);
   return 1;
 }
 
@@ -105,6 +118,17 @@ static int grows(const char *call) {
   return 0;
 }
 
+/* Wait until the attack is over; not for ever, if nothing is left that attacks. */
+static void be_attacked(int turn) {
+  struct timespec pause = {0, 100 * 1000};
+  int kept = errno;
+  for (int waited = 0; waited < 300 * 1000; waited++) { /* at least 30 s */
+    if (__atomic_load_n(&control->resume, __ATOMIC_SEQ_CST) >= turn) break;
+    nanosleep(&pause, NULL);
+  }
+  errno = kept;
+}
+
 /* Number a step. Gives 0 where it is none, -1 where it fails with errno, else what `after` takes:
  * 1 to go on, 2 to be killed after it, 3 to be killed in the middle of it. */
 static int before(const char *call, const char *path) {
@@ -121,6 +145,12 @@ static int before(const char *call, const char *path) {
       memcpy(line + name + 1, path, strlen(path));
       line[length - 1] = '\n';
     }
+    return 1;
+  }
+  if (control->mode == ATTACK) {
+    if (number != control->target && number != control->second) return 1;
+    snprintf(control->struck, sizeof control->struck, "%s\t%s", call, path);
+    be_attacked(__atomic_add_fetch(&control->fired, 1, __ATOMIC_SEQ_CST));
     return 1;
   }
   int is_it = number == control->target;
@@ -155,6 +185,7 @@ static void after(int what) {
     if (is_watched(full_)) what = before(call, full_); \
     else if (!strncmp(full_, "socket:", 7) && is_server(descriptor)) what = before("send", "server"); \
   } what; })
+#define READ(call, folder, name) (control && control->reads ? ON_PATH(call, folder, name) : 0)
 #define DO(type, what, real) do { int step = (what); if (step < 0) return -1; \
   type result = (real); after(step); return result; } while (0)
 
@@ -164,6 +195,7 @@ static void after(int what) {
   int step = 0; \
   if ((flags & O_ACCMODE) != O_RDONLY || (flags & O_CREAT)) \
     step = ON_PATH(flags & O_CREAT ? "create" : flags & O_TRUNC ? "truncate" : "open", folder, path_); \
+  else step = READ(flags & O_DIRECTORY ? "list" : "read", folder, path_); \
   if (step < 0) return -1; \
   int result = name; after(step); return result; } while (0)
 
@@ -180,6 +212,7 @@ extern int __openat_2(int, const char *, int);
 extern int __openat64_2(int, const char *, int);
 #define OPENED_2(name, folder) do { int step = 0; \
   if ((flags & O_ACCMODE) != O_RDONLY) step = ON_PATH("open", folder, path_); \
+  else step = READ(flags & O_DIRECTORY ? "list" : "read", folder, path_); \
   if (step < 0) return -1; \
   int result = name; after(step); return result; } while (0)
 int __open_2(const char *path_, int flags) { OPENED_2(NEXT(__open_2)(path_, flags), AT_FDCWD); }
@@ -264,3 +297,52 @@ int fsetxattr(int fd, const char *name, const void *value, size_t size, int flag
 int removexattr(const char *path, const char *name) { DO(int, ON_PATH("setxattr", AT_FDCWD, path), NEXT(removexattr)(path, name)); }
 int lremovexattr(const char *path, const char *name) { DO(int, ON_PATH("setxattr", AT_FDCWD, path), NEXT(lremovexattr)(path, name)); }
 int fremovexattr(int fd, const char *name) { DO(int, ON_FILE("setxattr", fd), NEXT(fremovexattr)(fd, name)); }
+
+/* Python calls openat2 through syscall(3). */
+struct how { unsigned long long flags, mode, resolve; };
+long syscall(long number, ...) {
+  va_list rest;
+  long word[6];
+  va_start(rest, number);
+  for (int at = 0; at < 6; at++) word[at] = va_arg(rest, long);
+  va_end(rest);
+  int step = 0;
+#ifdef SYS_openat2
+  if (number == SYS_openat2 && word[1] && word[2]) {
+    unsigned long long flags = ((struct how *)word[2])->flags;
+    const char *name = (const char *)word[1];
+    if ((flags & O_ACCMODE) != O_RDONLY || (flags & O_CREAT))
+      step = ON_PATH(flags & O_CREAT ? "create" : flags & O_TRUNC ? "truncate" : "open", (int)word[0], name);
+    else step = READ(flags & O_DIRECTORY ? "list" : "read", (int)word[0], name);
+  }
+#endif
+  if (number == SYS_renameat2 && word[3])
+    step = ON_PATH("rename", (int)word[2], (const char *)word[3]);
+  if (step < 0) return -1;
+  long result = NEXT(syscall)(number, word[0], word[1], word[2], word[3], word[4], word[5]);
+  after(step);
+  return result;
+}
+
+/* What only looks is a step where reads are: between a look and what follows, others can act. */
+int stat(const char *path, struct stat *found) { DO(int, READ("stat", AT_FDCWD, path), NEXT(stat)(path, found)); }
+int stat64(const char *path, struct stat64 *found) { DO(int, READ("stat", AT_FDCWD, path), NEXT(stat64)(path, found)); }
+int lstat(const char *path, struct stat *found) { DO(int, READ("stat", AT_FDCWD, path), NEXT(lstat)(path, found)); }
+int lstat64(const char *path, struct stat64 *found) { DO(int, READ("stat", AT_FDCWD, path), NEXT(lstat64)(path, found)); }
+int fstatat(int at, const char *path, struct stat *found, int flags) { DO(int, READ("stat", at, path), NEXT(fstatat)(at, path, found, flags)); }
+int fstatat64(int at, const char *path, struct stat64 *found, int flags) { DO(int, READ("stat", at, path), NEXT(fstatat64)(at, path, found, flags)); }
+int statx(int at, const char *path, int flags, unsigned mask, struct statx *found) {
+  DO(int, path[0] ? READ("stat", at, path) : 0, NEXT(statx)(at, path, flags, mask, found));
+}
+int access(const char *path, int mode) { DO(int, READ("access", AT_FDCWD, path), NEXT(access)(path, mode)); }
+int faccessat(int at, const char *path, int mode, int flags) { DO(int, READ("access", at, path), NEXT(faccessat)(at, path, mode, flags)); }
+ssize_t readlink(const char *path, char *text, size_t size) {
+  /* path_at and path_of call it, for what is not watched */
+  DO(ssize_t, strncmp(path, "/proc/", 6) ? READ("readlink", AT_FDCWD, path) : 0, NEXT(readlink)(path, text, size));
+}
+ssize_t readlinkat(int at, const char *path, char *text, size_t size) { DO(ssize_t, READ("readlink", at, path), NEXT(readlinkat)(at, path, text, size)); }
+DIR *opendir(const char *path) {
+  int step = READ("list", AT_FDCWD, path);
+  if (step < 0) return NULL;
+  return NEXT(opendir)(path);
+}

@@ -20,13 +20,15 @@ import shutil
 import sqlite3
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from postgres_server import Server
 
 State = dict[str, object]
+
+OTHER_USER = 40001  # who owns the worlds that root works on; need not be in the list of users
 
 _MOMENT = re.compile(r"\d{8}T\d{6,12}Z(-[0-9a-f]{4,6}\b)?")
 _SIDECAR = re.compile(r"\.db-(wal|shm|journal)$")
@@ -46,10 +48,14 @@ class World:
     Attributes:
         directory: Holds everything below.
         server: A PostgreSQL, if the command needs one.
+        owner: The user and group to whom everything belongs once it is prepared.
+        vault: A directory of root's alone for the snapshots, outside.
     """
 
     directory: Path
     server: Server | None = None
+    owner: int = 0
+    vault: Path | None = None
 
     @property
     def home(self) -> Path:
@@ -59,7 +65,7 @@ class World:
     @property
     def snapshots(self) -> Path:
         """Where its snapshots are."""
-        return self.directory / "home.snapshots"
+        return self.vault or self.directory / "home.snapshots"
 
     @property
     def out(self) -> Path:
@@ -87,14 +93,21 @@ class World:
         self.drop()
         for directory in (self.directory, self.out, self.temporary):
             directory.mkdir()
+        if self.vault:
+            self.vault.mkdir(mode=0o700)
 
     def drop(self) -> None:
         """Remove everything of a run."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        for directory in filter(None, (self.directory, self.vault)):
+            shutil.rmtree(directory, ignore_errors=True)
 
     def keep_as(self, prepared: Path) -> None:
         """Keep this world as what each run begins with."""
         shutil.copytree(self.directory, prepared, symlinks=True)
+        if self.vault:
+            kept = prepared.with_name(f"{prepared.name}-vault")
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.copytree(self.vault, kept, symlinks=True)
         if self.server:
             self.server.drop(_TEMPLATE)
             self.server.run("postgres", f'ALTER DATABASE "{_TARGET}" RENAME TO "{_TEMPLATE}"')
@@ -103,6 +116,11 @@ class World:
         """Make this world what it was when it was kept."""
         self.drop()
         shutil.copytree(prepared, self.directory, symlinks=True)
+        if self.vault:
+            kept = prepared.with_name(f"{prepared.name}-vault")
+            shutil.copytree(kept, self.vault, symlinks=True)
+        if self.owner:
+            self._transfer()
         if self.server:
             self.server.drop(_TARGET)
             self.server.run("postgres", f'CREATE DATABASE "{_TARGET}" TEMPLATE "{_TEMPLATE}"')
@@ -146,6 +164,20 @@ class World:
             if path.is_dir() and not path.is_symlink()
         ]
 
+    def others(self) -> list[str]:
+        """List the names that do not belong to the owner; TMPDIR is root's, as /tmp is."""
+        return sorted(
+            os.path.relpath(path, self.directory)
+            for path in _paths(self.directory)
+            if _owner(path) != (self.owner, self.owner) and path != str(self.temporary)
+        )
+
+    def _transfer(self) -> None:
+        for path in (str(self.directory), *_paths(self.directory)):
+            os.lchown(path, self.owner, self.owner)
+        os.chown(self.temporary, 0, 0)
+        self.temporary.chmod(0o1777)
+
     def _tables(self) -> dict[str, object]:
         assert self.server is not None
         names = [
@@ -171,6 +203,17 @@ class World:
             str(name): tuple(rest)
             for name, *rest in self.server.rows(_TARGET, " UNION ALL ".join(queries))
         }
+
+
+def _owner(path: str) -> tuple[int, int]:
+    status = os.lstat(path)
+    return status.st_uid, status.st_gid
+
+
+def _paths(directory: Path) -> Iterator[str]:
+    for above, directories, files in os.walk(directory):
+        for name in (*directories, *files):
+            yield os.path.join(above, name)
 
 
 def state_of(root: Path) -> State:

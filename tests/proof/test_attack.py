@@ -1,0 +1,50 @@
+"""A sample of what `make attack` does in full: another user replaces names while root works."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proof import attack, faults
+from proof.attack import Attack
+
+needs_attacks = pytest.mark.skipif(
+    not faults.is_possible() or os.geteuid() != 0,
+    reason="the attacks need Linux, a C compiler and root",
+)
+
+
+def _run(script: str, report: Path, *words: str) -> tuple[int, dict[str, Any], str]:
+    done = subprocess.run(
+        [sys.executable, script, "--jobs", "1", "--json", str(report), *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    document = json.loads(report.read_text()) if report.exists() else {}
+    return done.returncode, document, done.stdout + done.stderr
+
+
+@needs_attacks
+@pytest.mark.timeout(300)
+def test_a_run_that_follows_links_is_noticed(tmp_path: Path) -> None:
+    """What root reads, transfers and changes through a name that was replaced is found."""
+    words = ("--planted", "--attack", "named at 3", "--attack", "parent at 3 until 9")
+
+    code, document, said = _run(attack.__file__, tmp_path / "report", *words)
+
+    assert code == 1, said
+    kinds = set(document["kinds"])
+    assert {"canary given away", "canary's mode changed", "canary's content"} <= kinds, said
+
+
+def test_an_attack_is_read_as_it_is_shown() -> None:
+    """What a violation names can be pasted after --attack."""
+    for one in (Attack("named", 12), Attack("hard links", 3, 9), Attack("all", 1, 2, True)):
+        assert attack.parsed(str(one)) == one
