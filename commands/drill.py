@@ -19,6 +19,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     RequireAuthenticOption,
     SnapshotsOption,
     WorkDirOption,
+    WorkFactorOption,
     keeper,
 )
 
@@ -69,6 +70,7 @@ def drill(
     snapshots: SnapshotsOption = None,
     identity: IdentityOption = None,
     passphrase_file: OpeningPassphraseOption = None,
+    allow_work_factor: WorkFactorOption = False,
     key_file: Annotated[
         Path | None,
         option(
@@ -95,7 +97,9 @@ def drill(
     home = run.home()
     archive = catalog.find_snapshot(run.snapshots(home, snapshots), snapshot, home_ids(home))
     options = drilling.DrillOptions(
-        decryption=unlock_of(run.terminal, identity or [], passphrase_file),
+        decryption=unlock_of(
+            run.terminal, identity or [], passphrase_file, allow_work_factor=allow_work_factor
+        ),
         key_file=key_file,
         without_key=without_key,
         key_home=home,

@@ -19,6 +19,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     OpeningPassphraseOption,
     RequireAuthenticOption,
     SnapshotsOption,
+    WorkFactorOption,
 )
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def restore(
     ] = None,
     identity: IdentityOption = None,
     passphrase_file: OpeningPassphraseOption = None,
+    allow_work_factor: WorkFactorOption = False,
     key_file: Annotated[
         Path | None, option(ENCRYPTION, "--install-key", "Install this master key.", "FILE")
     ] = None,
@@ -116,7 +118,9 @@ def restore(
     environment = dict(run.settings.environment)
     archive = catalog.find_snapshot(run.snapshots(home, snapshots), snapshot or "", home_ids(home))
     options = RestoreOptions(
-        decryption=unlock_of(run.terminal, identity or [], passphrase_file),
+        decryption=unlock_of(
+            run.terminal, identity or [], passphrase_file, allow_work_factor=allow_work_factor
+        ),
         replace=replace,
         only=_parts(only or []),
         key_file=key_file,

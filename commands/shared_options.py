@@ -64,6 +64,14 @@ OpeningPassphraseOption = Annotated[
         "FILE",
     ),
 ]
+WorkFactorOption = Annotated[
+    bool,
+    option(
+        ENCRYPTION,
+        "--allow-work-factor",
+        "Accept a passphrase header that needs up to 4 GiB of memory.",
+    ),
+]
 ExtraKeyOption = Annotated[
     Path | None, option(ENCRYPTION, "--extra-key", "Additional master key to try.", "FILE")
 ]

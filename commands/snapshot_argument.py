@@ -18,6 +18,8 @@ def find_archive(
     snapshots: Path | None,
     identity: list[Path] | None,
     passphrase_file: str | None,
+    *,
+    allow_work_factor: bool,
 ) -> tuple[Path, Any]:
     """Return the path of an archive, and the keys that decrypt it."""
     from sagewai_ops.cli.credentials import unlock_of
@@ -26,7 +28,10 @@ def find_archive(
 
     home = run.home()
     path = catalog.find_snapshot(run.snapshots(home, snapshots), snapshot, home_ids(home))
-    return path, unlock_of(run.terminal, identity or [], passphrase_file)
+    decryption = unlock_of(
+        run.terminal, identity or [], passphrase_file, allow_work_factor=allow_work_factor
+    )
+    return path, decryption
 
 
 def origin_keys(run: Run, extra_key: Path | None = None) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     IdentityOption,
     OpeningPassphraseOption,
     SnapshotsOption,
+    WorkFactorOption,
 )
 from .snapshot_argument import origin_keys  # noqa: TID251 - a neighbour
 
@@ -54,6 +55,7 @@ def diff(
     snapshots: SnapshotsOption = None,
     identity: IdentityOption = None,
     passphrase_file: OpeningPassphraseOption = None,
+    allow_work_factor: WorkFactorOption = False,
 ) -> Outcome:
     """Parse, compare, render."""
     from sagewai_ops.cli.credentials import unlock_of
@@ -73,7 +75,9 @@ def diff(
         pair = latest_two(directory, ids)
     else:
         pair = find_snapshot(directory, first, ids), find_snapshot(directory, second, ids)
-    decryption = unlock_of(run.terminal, identity or [], passphrase_file)
+    decryption = unlock_of(
+        run.terminal, identity or [], passphrase_file, allow_work_factor=allow_work_factor
+    )
     result = compare_snapshots(*pair, decryption, origin_keys(run))
     return Outcome(result, lambda terminal: _show(terminal, result), always=True)
 

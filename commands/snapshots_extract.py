@@ -15,6 +15,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     IdentityOption,
     OpeningPassphraseOption,
     SnapshotsOption,
+    WorkFactorOption,
 )
 from .snapshot_argument import (  # noqa: TID251 - a neighbour
     SnapshotArgument,
@@ -63,6 +64,7 @@ def extract(
     snapshots: SnapshotsOption = None,
     identity: IdentityOption = None,
     passphrase_file: OpeningPassphraseOption = None,
+    allow_work_factor: WorkFactorOption = False,
     dry_run: DryRunOption = False,
 ) -> Outcome:
     """Extract files from a snapshot, each verified.
@@ -80,7 +82,9 @@ def extract(
     """
     from sagewai_ops.restore.extract_files import extract_files
 
-    path, decryption = find_archive(run, snapshot, snapshots, identity, passphrase_file)
+    path, decryption = find_archive(
+        run, snapshot, snapshots, identity, passphrase_file, allow_work_factor=allow_work_factor
+    )
     with run.terminal.progress() as progress:
         extraction = extract_files(
             path,

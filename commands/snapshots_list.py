@@ -17,6 +17,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     IdentityOption,
     OpeningPassphraseOption,
     SnapshotsOption,
+    WorkFactorOption,
 )
 
 
@@ -44,6 +45,7 @@ def list_snapshots(
     ] = False,
     identity: IdentityOption = None,
     passphrase_file: OpeningPassphraseOption = None,
+    allow_work_factor: WorkFactorOption = False,
     dry_run: DryRunOption = False,
     wait: DirectoryWaitOption = 0.0,
 ) -> Outcome:
@@ -70,7 +72,14 @@ def list_snapshots(
             f"write the metadata file of {item.path}" for item in catalog.list_snapshots(directory)
         )
         return plan_outcome(cards)
-    rebuilt = _rebuild(run, directory, identity, passphrase_file, wait) if rebuild else None
+    rebuilt = None
+    if rebuild:
+        from sagewai_ops.cli.credentials import unlock_of
+
+        decryption = unlock_of(
+            run.terminal, identity or [], passphrase_file, allow_work_factor=allow_work_factor
+        )
+        rebuilt = _rebuild(run, directory, decryption, wait)
     trash = list_trash(directory)
     result = SnapshotList(
         folder=directory,
@@ -93,13 +102,9 @@ def list_snapshots(
     )
 
 
-def _rebuild(
-    run: Run, directory: Path, identity: list[Path] | None, passphrase_file: str | None, wait: float
-) -> Any:
-    from sagewai_ops.cli.credentials import unlock_of
+def _rebuild(run: Run, directory: Path, decryption: Any, wait: float) -> Any:
     from sagewai_ops.snapshots.rebuild_cards import rebuild_cards
 
-    decryption = unlock_of(run.terminal, identity or [], passphrase_file)
     with run.terminal.progress() as progress:
         return rebuild_cards(directory, decryption, wait_seconds=wait, progress=progress)
 

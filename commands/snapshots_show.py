@@ -13,6 +13,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     IdentityOption,
     OpeningPassphraseOption,
     SnapshotsOption,
+    WorkFactorOption,
 )
 from .snapshot_argument import (  # noqa: TID251 - a neighbour
     SnapshotArgument,
@@ -39,6 +40,7 @@ def show(
     snapshots: SnapshotsOption = None,
     identity: IdentityOption = None,
     passphrase_file: OpeningPassphraseOption = None,
+    allow_work_factor: WorkFactorOption = False,
     extra_key: ExtraKeyOption = None,
     files: Annotated[bool, typer.Option("--files", help="List every file too.")] = False,
 ) -> Outcome:
@@ -56,7 +58,9 @@ def show(
     """
     from sagewai_ops.backup.snapshot_content import read_content
 
-    path, decryption = find_archive(run, snapshot, snapshots, identity, passphrase_file)
+    path, decryption = find_archive(
+        run, snapshot, snapshots, identity, passphrase_file, allow_work_factor=allow_work_factor
+    )
     keys = origin_keys(run, extra_key)
     result = read_content(path, decryption, keys, with_members=files)
     return Outcome(result, lambda terminal: _show(terminal, result), always=True)

@@ -10,6 +10,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     OpeningPassphraseOption,
     RequireAuthenticOption,
     SnapshotsOption,
+    WorkFactorOption,
 )
 from .snapshot_argument import (  # noqa: TID251 - a neighbour
     SnapshotArgument,
@@ -36,6 +37,7 @@ def verify(
     snapshots: SnapshotsOption = None,
     identity: IdentityOption = None,
     passphrase_file: OpeningPassphraseOption = None,
+    allow_work_factor: WorkFactorOption = False,
     extra_key: ExtraKeyOption = None,
     require_authentic: RequireAuthenticOption = False,
 ) -> Outcome:
@@ -54,7 +56,9 @@ def verify(
     """
     from sagewai_ops.snapshots.verify import verify_snapshot
 
-    path, decryption = find_archive(run, snapshot, snapshots, identity, passphrase_file)
+    path, decryption = find_archive(
+        run, snapshot, snapshots, identity, passphrase_file, allow_work_factor=allow_work_factor
+    )
     keys = origin_keys(run, extra_key)
     with run.terminal.progress() as progress:
         result = verify_snapshot(

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from postgres_server import _postgres_session, database, every_postgres, postgres
+from sagewai_ops.archive import age_passphrase
 
 __all__ = ["_postgres_session", "database", "every_postgres", "postgres"]
 
@@ -71,6 +72,12 @@ def _own_user_home(
     if request.node.get_closest_marker("interop") is None:
         monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("user")))
         monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _fast_passphrases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the passphrases of this process cheap: the work factor takes a second each time."""
+    monkeypatch.setattr(age_passphrase, "WORK_FACTOR_LOG2", 10)
 
 
 @pytest.fixture(autouse=True)

@@ -31,10 +31,15 @@ class Encryption:
 
 @dataclass(frozen=True, slots=True)
 class Decryption:
-    """Identities, any of which may decrypt, or a passphrase."""
+    """Identities, any of which may decrypt, or a passphrase.
+
+    Attributes:
+        allow_work_factor: Accept a header that demands gigabytes of memory for the passphrase.
+    """
 
     identities: tuple[str, ...] = field(default=(), repr=False)
     passphrase: str = field(default="", repr=False)
+    allow_work_factor: bool = False
 
 
 class EncryptedSink(Protocol):
@@ -146,7 +151,9 @@ def decrypt_stream(
                 f"snapshot {name}: encrypted with a passphrase",
                 hint=f"sagewai-ops snapshots verify {shell_word(name)} --passphrase-file FILE",
             )
-        yield from age_passphrase.decrypt_stream(stream, decryption.passphrase, name)
+        yield from age_passphrase.decrypt_stream(
+            stream, decryption.passphrase, name, allow_work_factor=decryption.allow_work_factor
+        )
         return
     if not decryption.identities:
         raise KeyMissingError(

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from sagewai_ops.archive.zstd_frames import Sink
-from sagewai_ops.errors import DamagedError, KeyMissingError
+from sagewai_ops.errors import DamagedError, KeyMissingError, UsageError
 from sagewai_ops.text import shell_word
 
-# scrypt needs 2**(WORK_FACTOR_LOG2 + 10) bytes of memory: 64 MiB, a quarter of the age program's,
-# so that a backup under cron stays below its 150 MB.
-WORK_FACTOR_LOG2 = 16
-_MAX_WORK_FACTOR_LOG2 = 22  # the age program refuses more
+# scrypt needs 2**(WORK_FACTOR_LOG2 + 10) bytes of memory: 256 MiB, as in the age program.
+WORK_FACTOR_LOG2 = 18
+# A header is authentic only after scrypt: anyone can demand 1 GiB, and more only with permission.
+_MAX_WORK_FACTOR_LOG2 = 20
+_MAX_ALLOWED_LOG2 = 22  # the age program refuses more
 _CHUNK_BYTES = 64 * 1024
 _TAG_BYTES = 16
 _NONCE_BYTES = 16
@@ -36,14 +37,13 @@ class PassphraseSink:
     """Encrypt into a sink with a passphrase.
 
     Args:
-        work_factor_log2: Of scrypt; tests use a smaller one.
+        work_factor_log2: Of scrypt; 0 for `WORK_FACTOR_LOG2`.
     """
 
-    def __init__(
-        self, sink: Sink, passphrase: str, *, work_factor_log2: int = WORK_FACTOR_LOG2
-    ) -> None:
+    def __init__(self, sink: Sink, passphrase: str, *, work_factor_log2: int = 0) -> None:
         from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+        work_factor_log2 = work_factor_log2 or WORK_FACTOR_LOG2
         file_key = secrets.token_bytes(_FILE_KEY_BYTES)
         salt = secrets.token_bytes(16)
         wrap_cipher = ChaCha20Poly1305(_scrypt(passphrase, salt, work_factor_log2))
@@ -95,10 +95,16 @@ def is_passphrase_stream(stream: BinaryIO) -> bool:
     return head.startswith(_VERSION + b"-> scrypt ")
 
 
-def decrypt_stream(stream: BinaryIO, passphrase: str, name: str) -> Iterator[bytes]:
+def decrypt_stream(
+    stream: BinaryIO, passphrase: str, name: str, *, allow_work_factor: bool = False
+) -> Iterator[bytes]:
     """Decrypt a stream from its start, in chunks of at most 64 KiB.
 
+    Args:
+        allow_work_factor: Accept a work factor above 2^20, which needs more than 1 GiB of memory.
+
     Raises:
+        UsageError: It has a higher work factor.
         KeyMissingError: The passphrase is wrong.
         DamagedError: The stream is changed or truncated.
     """
@@ -107,8 +113,16 @@ def decrypt_stream(stream: BinaryIO, passphrase: str, name: str) -> Iterator[byt
 
     head = stream.read(_MAX_HEADER_BYTES)
     match = _HEADER.match(head)
-    if match is None or int(match[2]) > _MAX_WORK_FACTOR_LOG2:
+    if match is None or int(match[2]) > _MAX_ALLOWED_LOG2:
         raise DamagedError(f"snapshot {name}: invalid age header")
+    if int(match[2]) > _MAX_WORK_FACTOR_LOG2 and not allow_work_factor:
+        raise UsageError(
+            f"snapshot {name}: work factor 2^{int(match[2])} of its passphrase needs"
+            f" {2 ** (int(match[2]) - 20)} GiB of memory, more than 2^{_MAX_WORK_FACTOR_LOG2}"
+            " is not allowed",
+            hint=f"sagewai-ops snapshots verify {shell_word(name)} --allow-work-factor"
+            " --passphrase-file FILE",
+        )
     wrap_cipher = ChaCha20Poly1305(_scrypt(passphrase, _decode(match[1]), int(match[2])))
     try:
         file_key = wrap_cipher.decrypt(bytes(12), _decode(match[3]), None)

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Protocol
 
@@ -54,7 +54,7 @@ class MemberWriter(Protocol):
         """Add a file with this content."""
 
     def add_file(
-        self, entry: Entry, stream: BinaryIO, *, banned: Sequence[bytes] = ()
+        self, entry: Entry, stream: BinaryIO, *, is_banned: Callable[[bytes], bool] | None = None
     ) -> AddedFile | None:
         """Add a file that may be written to; None if it contains something banned."""
 
@@ -124,7 +124,7 @@ class ArchiveWriter:
         return complete
 
     def add_file(
-        self, entry: Entry, stream: BinaryIO, *, banned: Sequence[bytes] = ()
+        self, entry: Entry, stream: BinaryIO, *, is_banned: Callable[[bytes], bool] | None = None
     ) -> AddedFile | None:
         """Add a file that may be written to.
 
@@ -135,7 +135,7 @@ class ArchiveWriter:
         Args:
             entry: Its path; mode, times and size are read from the open file.
             stream: Open for reading, unbuffered.
-            banned: Bytes that a file of at most `SEARCHED_BYTES` must not contain.
+            is_banned: Whether a file of at most `SEARCHED_BYTES` with a content is refused.
 
         Returns:
             None if it contains something banned; then nothing was written.
@@ -148,7 +148,7 @@ class ArchiveWriter:
             is_last = attempt == ATTEMPTS
             if before.st_size <= WHOLE_FILE_BYTES:
                 content = stream.read(before.st_size)
-                if len(content) <= SEARCHED_BYTES and any(word in content for word in banned):
+                if is_banned and len(content) <= SEARCHED_BYTES and is_banned(content):
                     return None
                 is_stable = len(content) == before.st_size and is_unchanged(stream, before)
                 if is_stable or is_last:

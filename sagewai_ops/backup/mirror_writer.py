@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -119,7 +119,7 @@ class MirrorWriter:
         return complete
 
     def add_file(
-        self, entry: Entry, stream: BinaryIO, *, banned: Sequence[bytes] = ()
+        self, entry: Entry, stream: BinaryIO, *, is_banned: Callable[[bytes], bool] | None = None
     ) -> AddedFile | None:
         """Add a file that may be written to; one that changes is read again."""
         for attempt in range(1, ATTEMPTS + 1):
@@ -128,7 +128,7 @@ class MirrorWriter:
             source = stream
             if before.st_size <= SEARCHED_BYTES:
                 content = stream.read(before.st_size)
-                if any(word in content for word in banned):
+                if is_banned and is_banned(content):
                     return None
                 source = io.BytesIO(content)
             complete = self._copy(with_status(entry, before), source)

@@ -9,9 +9,10 @@ import os
 import platform
 import socket
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,11 +31,26 @@ from sagewai_ops.archive.zstd_frames import HashingSink
 from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.backup.scanner import HomeScan, ScanItem, databases, main_database, scan_home
 from sagewai_ops.database.sqlite.online_copy import DatabaseCopy, attribute_damage, copy_database
-from sagewai_ops.errors import DamagedError, KeyMissingError
-from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home, Kind
+from sagewai_ops.database.sqlite.read_transaction import WAIT_SECONDS
+from sagewai_ops.errors import (
+    DamagedError,
+    KeyMissingError,
+    LockedError,
+    NotFoundError,
+    OpsError,
+    PermissionDeniedError,
+)
+from sagewai_ops.home.paths import (
+    DATABASE,
+    LEGACY_MASTER_KEY,
+    MASTER_KEY,
+    SIDECAR_SUFFIXES,
+    Home,
+    Kind,
+)
 from sagewai_ops.home.state_files import read_documents
-from sagewai_ops.keys.candidates import Candidate, configured_key, find_candidates
-from sagewai_ops.keys.trial_decryption import SealedReport, try_keys
+from sagewai_ops.keys.candidates import Candidate, all_candidates, configured_key
+from sagewai_ops.keys.trial_decryption import KeySearch, SealedReport, try_keys
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.database_check import (
@@ -49,6 +65,10 @@ from sagewai_ops.snapshots.ownership import home_ids
 # A night without the documents and the key would be worse than one without the database.
 _DAMAGED = f"{DamagedError.advice}\nthe rest alone: sagewai-ops backup --exclude 'db/*'"
 
+
+# A user of Sagewai can put any file below data/: it must neither prevent a backup nor delay it.
+_ARTIFACT_SECONDS = 1.0  # for the lock of one database that is not Sagewai's
+_ARTIFACTS_SECONDS = 10.0  # for all of them
 
 OpenWriter = Callable[[Header, Callable[[int], None]], MemberWriter]
 
@@ -89,6 +109,7 @@ class BackupRun:
     archive_sha256: str = ""
     documents: dict[str, bytes] = field(default_factory=dict, repr=False)
     gone: set[str] = field(default_factory=set)
+    key_search: KeySearch = field(default_factory=KeySearch, repr=False)
     key: AuthenticationKey | None = None
     previous: Mapping[str, str] | None = None
     mac: bytes = b""
@@ -111,7 +132,7 @@ class BackupRun:
             KeyMissingError: The key is to be included and no key is found.
             UsageError: A link that `--follow` matches cannot be followed.
         """
-        candidates = find_candidates(home, options.key_environment)
+        candidates = all_candidates(home, options.key_environment)
         key = configured_key(candidates)
         if options.custody == "sealed" and key is None:
             raise KeyMissingError(
@@ -248,16 +269,41 @@ class BackupRun:
     def _freeze(self, staging: Path, progress: Progress | None) -> dict[str, DatabaseCopy]:
         """Copy every database, then read the state files at once, so that both agree."""
         copies = {}
+        main = main_database(self.home, self.scan)
+        deadline = None
         for number, item in enumerate(databases(self.scan)):
-            copies[item.path] = copy_database(
-                Path(item.source),
-                staging / f"{number}.db",
-                compact=self.options.compact,
-                durable=False,
-                progress=progress,
-            )
+            is_main = item == main or item.path == DATABASE
+            if not is_main and deadline is None:
+                deadline = time.monotonic() + _ARTIFACTS_SECONDS
+            wait = WAIT_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                copies[item.path] = copy_database(
+                    Path(item.source),
+                    staging / f"{number}.db",
+                    compact=self.options.compact,
+                    durable=False,
+                    wait_seconds=wait if is_main else min(wait, _ARTIFACT_SECONDS),
+                    progress=progress,
+                )
+            except (DamagedError, LockedError, NotFoundError, PermissionDeniedError) as error:
+                if is_main:
+                    raise
+                self._include_as_file(item, error)
         self.documents = read_documents(self.home)
         return copies
+
+    def _include_as_file(self, item: ScanItem, error: OpsError) -> None:
+        """Include the bytes of a file that only resembles a database, and report its sidecars."""
+        self.scan.items[self.scan.items.index(item)] = replace(item, type="file")
+        reason = error.message.replace(item.source, item.path)
+        for suffix in SIDECAR_SUFFIXES:
+            if os.path.lexists(item.source + suffix):
+                self.scan.omissions[:] = [
+                    omission
+                    for omission in self.scan.omissions
+                    if omission.path != item.path + suffix
+                ]
+                self.scan.omissions.append(Omission(item.path + suffix, Reason.UNREADABLE, reason))
 
     @contextlib.contextmanager
     def _frozen(self, staging: Path, progress: Progress | None) -> Iterator["_Frozen"]:
@@ -270,7 +316,7 @@ class BackupRun:
             examination_thread() as examine,
         ):
             proving = examine(path) if path else None
-            self.keys = try_keys(self.documents, path, self.candidates)
+            self.keys = try_keys(self.documents, path, self.candidates, key_search=self.key_search)
             yield _Frozen(copies, copy, proving)
 
     def _pack(self, frozen: "_Frozen", open_writer: OpenWriter, progress: Progress | None) -> None:
@@ -317,16 +363,14 @@ class BackupRun:
                 writer.add_copy(_entry(item.path, EntryType.FILE, status), stream)
             elif item.path in self.documents:
                 writer.add_bytes(entry, self.documents[item.path])
-            elif (added := writer.add_file(entry, stream, banned=self._banned())) is None:
+            elif (added := writer.add_file(entry, stream, is_banned=self._banned())) is None:
                 self.scan.omissions.append(Omission(item.path, Reason.HOLDS_KEY))
             elif not added.is_stable:
                 self.unstable.append(item.path)
 
-    def _banned(self) -> tuple[bytes, ...]:
-        """Return what no file of the archive may contain: the keys, unless they are included."""
-        if self.options.custody == "sealed":
-            return ()
-        return tuple(candidate.value for candidate in self.candidates if candidate.value)
+    def _banned(self) -> KeySearch | None:
+        """Return what no file of the archive may contain: a key, unless they are included."""
+        return None if self.options.custody == "sealed" else self.key_search
 
     def _add_key(self, writer: MemberWriter) -> None:
         """Add the key that is in use, where the home has no file of it."""

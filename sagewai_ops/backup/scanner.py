@@ -349,14 +349,15 @@ class _Walk:
             self._add_file(path, real, kind, status.st_size)
 
     def _is_live(self, source: str, names: set[str]) -> bool:
-        """Check whether a file must be copied as a database: Sagewai's own, or one with a WAL.
+        """Check whether a file must be copied as a database: Sagewai's own, or one with a log.
 
         Args:
             names: Of the files in its directory.
         """
         if source == self.main:
             return True
-        return source.rpartition("/")[2] + "-wal" in names and _is_database(source)
+        name = source.rpartition("/")[2]
+        return any(name + suffix in names for suffix in SIDECAR_SUFFIXES) and _is_database(source)
 
     def _is_inside(self, source: str, path: str, target: str) -> bool:
         """Check whether a link ends inside the snapshot, also by way of other links."""
@@ -460,10 +461,11 @@ def _special_type(mode: int) -> str:
 
 def _is_database(path: str) -> bool:
     try:
-        with open(path, "rb") as stream:
-            return stream.read(len(MAGIC)) == MAGIC
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return False
+    with open(descriptor, "rb") as stream:
+        return stat.S_ISREG(os.fstat(descriptor).st_mode) and stream.read(len(MAGIC)) == MAGIC
 
 
 def _is_key_shaped(content: bytes) -> bool:

@@ -44,9 +44,16 @@ def lock_of(
 
 
 def unlock_of(
-    terminal: Terminal, identities: Sequence[Path], passphrase_file: str | None
+    terminal: Terminal,
+    identities: Sequence[Path],
+    passphrase_file: str | None,
+    *,
+    allow_work_factor: bool = False,
 ) -> Decryption | None:
     """Read how to decrypt; None if no option is given.
+
+    Args:
+        allow_work_factor: Accept an archive whose passphrase needs gigabytes of memory.
 
     Raises:
         UsageError: A file holds no identity or an empty passphrase.
@@ -57,6 +64,7 @@ def unlock_of(
     return Decryption(
         identities=tuple(text for path in identities for text in read_identity(path)),
         passphrase=_passphrase(terminal, passphrase_file) if passphrase_file else "",
+        allow_work_factor=allow_work_factor,
     )
 
 

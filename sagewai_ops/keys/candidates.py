@@ -139,11 +139,13 @@ def all_candidates(
         NotFoundError, PermissionDeniedError, KeyMissingError: About `key_file` only.
     """
     found = [*find_candidates(home, environment, key_file=key_file)]
-    for path in sorted(home.master_key.parent.glob(f"{home.master_key.name}.legacy-*")):
+    parents = dict.fromkeys((home.master_key.parent, home.legacy_master_key.parent))
+    names = f"{home.master_key.name}.legacy-*"
+    for path in (path for parent in parents for path in sorted(parent.glob(names))):
         if not path.is_file():  # opening a pipe would block
             continue
         with contextlib.suppress(OSError), path.open("rb") as file:
-            name = MASTER_KEY.rpartition("/")[0] + "/" + path.name
+            name = os.path.relpath(path, home.root)
             kept = key_from_bytes(name, file.read(_READ_BYTES))
             if kept.value:  # Sagewai never reads it: anything else is no problem
                 found.append(replace(kept, path=path))

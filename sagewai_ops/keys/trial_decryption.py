@@ -7,6 +7,7 @@ keys, so every candidate is tried on every value, first the one that opened the 
 import base64
 import binascii
 import hmac
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.sqlite.read_transaction import open_frozen
-from sagewai_ops.keys.candidates import Candidate
+from sagewai_ops.keys.candidates import KEY_CHARACTERS, Candidate
 from sagewai_ops.keys.locations import PREFIX, Role, SealedValue, in_database, in_documents
 from sagewai_ops.progress import Progress
 
@@ -30,6 +31,10 @@ NOT_A_KEY = "opens, but is not a data key"
 _VERSION = 0x80
 _LEAST_BYTES = 1 + 8 + 16 + 16 + 32  # version, time, vector, one block, signature
 _SIGNATURE_BYTES = 32
+# The end of what may be a key: `=` is searched first, which is fast.
+_KEY_END = re.compile(rb"=(?<=[A-Za-z0-9_-]{43}=)")
+_SEARCHED_VALUES = 100  # values without a key that are tried with what is found in files
+_TRIED_KEYS = 100_000  # 20 seconds of processor time
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,11 @@ class SealedReport:
 
 
 def try_keys(
-    documents: Mapping[str, bytes], database: Path | None, candidates: Sequence[Candidate]
+    documents: Mapping[str, bytes],
+    database: Path | None,
+    candidates: Sequence[Candidate],
+    *,
+    key_search: "KeySearch | None" = None,
 ) -> SealedReport:
     """Open every sealed value of documents and of a database.
 
@@ -111,6 +120,7 @@ def try_keys(
         documents: As `read_documents` returned them.
         database: A database without writers, such as a copy; None without one.
         candidates: Keys to try, in order.
+        key_search: Gets the keys, and the values that none of them opens.
 
     Raises:
         DamagedError: The database is not readable.
@@ -119,7 +129,13 @@ def try_keys(
     if database is not None:
         with open_frozen(database) as connection:
             values.extend(in_database(connection))
-    return open_all(values, candidates)
+    if key_search is None:
+        return open_all(values, candidates)
+    key_search.add_keys(candidate.value for candidate in candidates)
+    report = open_all(values, candidates, on_plaintext=key_search.add_data_key)
+    places = {(value.place, value.where) for value in report.unopened}
+    key_search.add_unopened(value for value in values if (value.place, value.where) in places)
+    return report
 
 
 def open_all(
@@ -156,6 +172,52 @@ def open_all(
             if progress:
                 progress(stage, done, len(waiting))
     return ring.report()
+
+
+class KeySearch:
+    """Search file contents for keys that open values of a home, known ones and others."""
+
+    def __init__(self) -> None:
+        self._keys: set[bytes] = set()
+        self._tokens: list[bytes] = []
+        self._tried: dict[bytes, bool] = {}
+
+    def add_keys(self, keys: Iterable[bytes]) -> None:
+        """Add known keys."""
+        self._keys.update(key for key in keys if key)
+
+    def add_data_key(self, value: SealedValue, _fingerprint: str, plaintext: bytes) -> None:
+        """Add the plaintext of a value, if that is the data key of a project."""
+        if value.role is Role.DATA_KEY and len(plaintext) == KEY_CHARACTERS:
+            self._keys.add(plaintext)
+
+    def add_unopened(self, values: Iterable[SealedValue]) -> None:
+        """Add values that no known key opens."""
+        for value in values:
+            raw, _token = _decoded(value.text)
+            if raw and len(self._tokens) < _SEARCHED_VALUES:
+                self._tokens.append(raw)
+
+    def __call__(self, content: bytes) -> bool:
+        """Return whether a content contains a key that opens a value of the home."""
+        if any(key in content for key in self._keys):
+            return True
+        if not self._tokens or b"=" not in content:
+            return False
+        found = {
+            content[match.end() - KEY_CHARACTERS : match.end()]
+            for match in _KEY_END.finditer(content)
+        }
+        return any(map(self._opens, found))
+
+    def _opens(self, key: bytes) -> bool:
+        if key not in self._tried and len(self._tried) < _TRIED_KEYS:
+            signing = base64.urlsafe_b64decode(key)[:16]
+            self._tried[key] = any(
+                hmac.digest(signing, raw[:-_SIGNATURE_BYTES], "sha256") == raw[-_SIGNATURE_BYTES:]
+                for raw in self._tokens
+            )
+        return self._tried.get(key, False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -214,6 +214,19 @@ class TestPassphrase:
                 list(age_passphrase.decrypt_stream(io.BytesIO(flipped), "p", "x"))
 
 
+def test_work_factor_is_bounded() -> None:
+    """A header cannot demand gigabytes before anything is authentic, unless that is allowed."""
+    import io
+
+    from sagewai_ops.archive import age_passphrase
+
+    stanza = b"-> scrypt " + b"A" * 22 + b" %d\n" + b"A" * 43 + b"\n--- " + b"A" * 43 + b"\n"
+    header = b"age-encryption.org/v1\n" + stanza + bytes(80)
+    for factor, error in ((21, UsageError), (22, UsageError), (23, DamagedError)):
+        with pytest.raises(error):
+            next(age_passphrase.decrypt_stream(io.BytesIO(header % factor), "p", "x"))
+
+
 def test_another_identity_does_not_open_it(tmp_path: Path) -> None:
     """An identity of another recipient is a missing key, not damage."""
     recipient, _identity = temporary_identity()

@@ -821,3 +821,58 @@ def test_a_compact_copy_has_the_same_rows_and_fewer_pages(tmp_path: Path) -> Non
         rows_of(_database(report, tmp_path / f"{report.id}.db")) for report in (plain, compact)
     ]
     assert copies[0] == copies[1]
+
+
+def test_key_that_opens_a_value_stays_out_wherever_it_is_from(tmp_path: Path) -> None:
+    """A kept key, the data key of a project, and a key that no source has."""
+    built = small(tmp_path / "home", keys=2)
+    kept, unknown = built.master_keys
+    secrets = built.root / "secrets"
+    (secrets / "master.key").rename(secrets / "master.key.legacy-20260101")
+    data = built.root / "data"
+    data.mkdir(exist_ok=True)
+    (data / "kept.txt").write_bytes(b"key: " + kept)
+    (data / "unknown.txt").write_bytes(b"key: " + unknown + b"\n")
+    (data / "other.txt").write_bytes(b"A" * 43 + b"=")
+
+    report = _back_up(built.root)
+
+    omitted = _omissions(report)
+    assert omitted["data/kept.txt"] is Reason.HOLDS_KEY
+    assert omitted["data/unknown.txt"] is Reason.HOLDS_KEY
+    assert "data/other.txt" in _members(report)
+    assert report.keys.opened
+    assert not any(kept in content or unknown in content for content in _members(report).values())
+
+
+@pytest.mark.parametrize("trouble", ["broken", "locked", "journal"])
+def test_artifact_like_a_database_prevents_no_backup(tmp_path: Path, trouble: str) -> None:
+    """It is included as it is, its log is reported, and nothing that it names is deleted."""
+    built = small(tmp_path / "home")
+    victim = tmp_path / "precious"
+    victim.write_text("x")
+    artifact = built.root / "data" / "x.db"
+    artifact.parent.mkdir(exist_ok=True)
+    with contextlib.closing(sqlite3.connect(artifact, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("PRAGMA journal_mode = WAL")
+        other.execute("CREATE TABLE t (x)")
+        if trouble != "locked":
+            other.close()
+        if trouble == "broken":
+            artifact.write_bytes(b"SQLite format 3\0garbage")
+            artifact.with_name("x.db-wal").write_bytes(b"w")
+        if trouble == "journal":
+            name = os.fsencode(victim)
+            tail = len(name).to_bytes(4, "big") + sum(name).to_bytes(4, "big")
+            magic = bytes.fromhex("d9d505f920a163d7")
+            artifact.with_name("x.db-journal").write_bytes(magic + bytes(504) + name + tail + magic)
+        report = _back_up(built.root)
+
+    members = _members(report)
+    assert members["data/x.db"].startswith(b"SQLite format 3")
+    assert not any(path.startswith("data/x.db-") for path in members)
+    lost = "data/x.db-journal" if trouble == "journal" else "data/x.db-wal"
+    assert _omissions(report)[lost] is Reason.UNREADABLE
+    assert not report.is_complete
+    assert victim.exists()
