@@ -1,7 +1,23 @@
-"""Text for people: printable names, sizes, words of a shell command."""
+"""Text for people: printable names, sizes, words of a shell command.
+
+Names of files, tables and roles, and messages of servers, are chosen by others: none of their
+characters may control a terminal, end a line or change the direction of text.
+"""
 
 import os
+import unicodedata
 from pathlib import Path
+
+# Control and format characters (bidirectional overrides, zero width), surrogates, line and
+# paragraph separators; among them everything at which Python, systemd, cron or YAML end a line.
+_UNSAFE = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
+
+
+def has_control(text: str) -> bool:
+    """Return whether a text has a character that controls a terminal, a line or a direction."""
+    return not text.isprintable() and any(
+        unicodedata.category(character) in _UNSAFE for character in text
+    )
 
 
 def printable(text: str) -> str:
@@ -33,7 +49,19 @@ def size(size_bytes: int) -> str:
 
 
 def shell_word(path: Path | str) -> str:
-    """Quote a path as one word of a shell command."""
+    """Quote a path as one word of a shell command, on one line."""
     import shlex  # not loaded at every start
 
-    return shlex.quote(os.fspath(path))
+    text = os.fspath(path)
+    if text.isprintable():
+        return shlex.quote(text)
+    # In $'', of bash, zsh and ksh, because a raw control character would act on the terminal.
+    return "$'" + "".join(map(_in_dollar_quotes, text)) + "'"
+
+
+def _in_dollar_quotes(character: str) -> str:
+    if character in "\\'":
+        return f"\\{character}"
+    if character.isprintable():
+        return character
+    return "".join(f"\\{byte:03o}" for byte in os.fsencode(character))

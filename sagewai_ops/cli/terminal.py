@@ -75,7 +75,7 @@ class Terminal:
 
     def print_line(self, line: str) -> None:
         """Write a requested line to stderr, quiet or not."""
-        print(line, file=self._err)
+        print(printable(line), file=self._err)
 
     @property
     def on_stderr(self) -> "Terminal":
@@ -161,9 +161,10 @@ class Terminal:
 
     def error(self, message: str, hint: str) -> None:
         """Print an error and its hint on stderr."""
-        self.remember(f"error: {message}", *(f"hint: {line}" for line in hint.splitlines()))
+        lines = hint.strip("\n").split("\n") if hint else []  # not at other separators
+        self.remember(f"error: {message}", *(f"hint: {line}" for line in lines))
         print(f"{PROGRAM}: error: {printable(message)}", file=self._err)
-        for line in hint.splitlines():
+        for line in lines:
             print(f"{PROGRAM}: hint: {printable(line)}", file=self._err)
 
     def confirm(self, question: str, *, yes: bool) -> None:
@@ -194,7 +195,7 @@ class Terminal:
             raise UsageError(
                 f"{prompt}: stdin is not a terminal", hint="use --passphrase-file FILE"
             )
-        return getpass.getpass(f"{prompt}: ", stream=self._err)
+        return getpass.getpass(f"{printable(prompt)}: ", stream=self._err)
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Progress | None]:
@@ -240,7 +241,7 @@ class _Bars:
 
         if self._progress is None:
             bars = Progress(
-                TextColumn("{task.description:<10}"),
+                TextColumn("{task.description:<10}", markup=False),  # it can name a table
                 # Not rich's own colours: a red bar looks like a failure.
                 BarColumn(complete_style="cyan", finished_style="green"),
                 TextColumn("{task.percentage:>3.0f}%"),
@@ -254,7 +255,7 @@ class _Bars:
         if stage not in self._tasks:
             for earlier in bars.tasks:  # its total was a guess, or its last word came too soon
                 bars.update(earlier.id, completed=earlier.total)
-            self._tasks[stage] = bars.add_task(stage, total=total or None)
+            self._tasks[stage] = bars.add_task(printable(stage), total=total or None)
         bars.update(self._tasks[stage], completed=done, total=total or None)
 
 

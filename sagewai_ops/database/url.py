@@ -20,8 +20,26 @@ VARIABLES = ("SAGEWAI_DATABASE_URL", "DATABASE_URL")  # in the order of Sagewai'
 DEFAULT_PORT = 5432
 CONNECT_SECONDS = 30.0  # unless the URL has connect_timeout
 
+# Options of libpq that demand something of the server or the connection, and that asyncpg does not
+# know; `database/postgres/protections.py` refuses all values but those that demand nothing.
+PROTECTIONS = frozenset(
+    [
+        "channel_binding",
+        "gssencmode",
+        "hostaddr",
+        "min_protocol_version",
+        "require_auth",
+        "requirepeer",
+        "scram_client_key",
+        "scram_server_key",
+        "service",
+        "servicefile",
+        "sslcertmode",
+        "sslcrldir",
+    ]
+)
 # Passed to asyncpg in a URL, the only place where it reads them.
-_TLS = frozenset(
+_TLS = PROTECTIONS | frozenset(
     [
         "sslmode",
         "sslrootcert",
@@ -40,21 +58,22 @@ _DROPPED = frozenset(
     [
         "application_name",
         "async_fallback",
-        "channel_binding",
         "client_encoding",
         "command_timeout",
         "fallback_application_name",
-        "gssencmode",
+        "gssdelegation",
         "gsslib",
         "keepalives",
         "keepalives_count",
         "keepalives_idle",
         "keepalives_interval",
         "krbsrvname",
+        "load_balance_hosts",
+        "max_protocol_version",
         "prepared_statement_cache_size",
         "prepared_statement_name_func",
-        "requirepeer",
         "sslcompression",
+        "sslkeylogfile",
         "sslnegotiation",
         "sslsni",
         "statement_cache_size",
@@ -116,7 +135,8 @@ class PostgresUrl:
     def to_string(self) -> str:
         """Return the URL, with its password, in the form that Sagewai's server accepts."""
         password = "" if self.password is None else f":{quote(self.password, safe='')}"
-        options = {**self.tls, **self.settings}
+        tls = {name: value for name, value in self.tls.items() if name not in PROTECTIONS}
+        options = {**tls, **self.settings}
         hosts = self._hosts()
         if any(host.startswith("/") for host, _ in self.hosts):
             # Not every program accepts a socket's directory as the host.

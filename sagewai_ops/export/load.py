@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from sagewai_ops.database.postgres.connection import bounded, first_line
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.errors import DifferenceError
 from sagewai_ops.export.compare.rows import Result
@@ -37,9 +38,11 @@ _ROW_CLASSES = ("22", "23", "54", "P0")
 _UNIQUE_VIOLATION = "23505"
 # Whether no trigger can change the rows of a loaded table while other tables are loaded.
 _NO_TRIGGERS = """
-SELECT NOT EXISTS (SELECT 1 FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
-                   WHERE NOT t.tgisinternal AND c.relnamespace = current_schema()::regnamespace)
-   AND NOT EXISTS (SELECT 1 FROM pg_event_trigger WHERE evtenabled <> 'D')
+SELECT NOT EXISTS (SELECT 1 FROM pg_catalog.pg_trigger t
+                   JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
+                   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                   WHERE NOT t.tgisinternal AND n.nspname = pg_catalog.current_schema())
+   AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_event_trigger WHERE evtenabled <> 'D')
 """
 _COPYING = re.compile(r"^COPY (\w+), line ", re.MULTILINE)
 
@@ -55,9 +58,11 @@ class RefusedByServerError(Exception):
         copying = _COPYING.search(str(error.context or ""))
         self.table = str(error.table_name or (copying[1] if copying else ""))
         self.constraint = str(error.constraint_name or error.column_name or "")
-        self.message = str(error.args[0] if error.args else error).splitlines()[0]
+        self.message = first_line(error)
         if error.sqlstate == _UNIQUE_VIOLATION and error.detail:
-            self.message += f": {error.detail}"  # the key; for other errors it is the whole row
+            self.message += (
+                f": {bounded(error.detail)}"  # the key; for other errors it is the whole row
+            )
         super().__init__(self.message)
 
 

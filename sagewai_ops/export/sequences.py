@@ -50,7 +50,9 @@ async def set_sequences(
 async def _set_sequence(
     server: asyncpg.Connection[asyncpg.Record], target: TargetTable, column: TargetColumn
 ) -> int:
-    highest = await server.fetchval(f"SELECT max({quoted(column.name)}) FROM {quoted(target.name)}")
+    highest = await server.fetchval(
+        f"SELECT pg_catalog.max({quoted(column.name)}) FROM {quoted(target.name)}"
+    )
     if highest is None or highest < 1:
         return 0  # no sequence of Sagewai's begins before 1
     await _restart(server, target, column, highest + 1)
@@ -103,5 +105,5 @@ async def _insert(
         f"INSERT INTO {table} ({listed}) OVERRIDING SYSTEM VALUE SELECT {listed} FROM {table}"
         f" ORDER BY {quoted(column.name)} DESC LIMIT 1 ON CONFLICT DO NOTHING"
     )
-    number = await server.fetchval("SELECT currval($1)", column.sequence)
+    number = await server.fetchval("SELECT pg_catalog.currval($1)", column.sequence)
     return int(number)

@@ -36,11 +36,15 @@ _UNKNOWN = "connection lost during the commit: committed or not, unknown"
 _VERIFY = "sagewai-ops export-to-postgres --verify-only"
 
 _ABOUT = """
-SELECT current_setting('server_version_num')::int / 10000 AS major,
-  current_setting('server_version') AS version, current_setting('server_encoding') AS encoding,
-  pg_is_in_recovery() OR current_setting('transaction_read_only')::bool AS read_only,
-  quote_ident(current_schema()) = (SELECT relnamespace::regnamespace::text FROM pg_class
-    WHERE oid = to_regclass('alembic_version')) AS managed
+SELECT pg_catalog.current_setting('server_version_num')::int / 10000 AS major,
+  pg_catalog.current_setting('server_version') AS version,
+  pg_catalog.current_setting('server_encoding') AS encoding,
+  pg_catalog.pg_is_in_recovery() OR pg_catalog.current_setting('transaction_read_only')::bool
+    AS read_only,
+  EXISTS (SELECT 1 FROM pg_catalog.pg_class c
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = pg_catalog.current_schema() AND c.relname = 'alembic_version'
+      AND c.relkind IN ('r', 'p')) AS managed
 """
 # For one text format of values, rows in their stored order, and no timeouts.
 _SETTINGS = """
@@ -49,19 +53,24 @@ SET LOCAL synchronize_seqscans = off; SET LOCAL max_parallel_workers_per_gather 
 SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0;
 """
 _OTHERS = """
-SELECT coalesce(usename, '?') || ' (process ' || pid ||
+SELECT coalesce(usename::text, '?') || ' (process ' || pid::text ||
        CASE WHEN application_name = '' THEN '' ELSE ', ' || application_name END || ')' AS session
-FROM pg_stat_activity
-WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+FROM pg_catalog.pg_stat_activity
+WHERE datname = pg_catalog.current_database() AND backend_type = 'client backend'
+  AND pid <> pg_catalog.pg_backend_pid()
 ORDER BY pid
 """
 _LOCKS = """
-SELECT DISTINCT l.relation::regclass::text AS relation, l.pid, coalesce(a.usename, '?') AS role,
+SELECT DISTINCT l.relation::regclass::text AS relation, l.pid,
+       coalesce(a.usename::text, '?') AS role,
        coalesce(a.application_name, '') AS application
-FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-WHERE l.locktype = 'relation' AND l.granted AND l.pid <> pg_backend_pid()
-  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-  AND l.relation IN (SELECT oid FROM pg_class WHERE relnamespace = current_schema()::regnamespace)
+FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'relation' AND l.granted AND l.pid <> pg_catalog.pg_backend_pid()
+  AND l.database = (SELECT oid FROM pg_catalog.pg_database
+    WHERE datname = pg_catalog.current_database())
+  AND l.relation IN (SELECT c.oid FROM pg_catalog.pg_class c
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = pg_catalog.current_schema())
 ORDER BY 1 LIMIT 1
 """
 
@@ -99,7 +108,7 @@ async def open_session(url: PostgresUrl, purpose: str) -> AsyncIterator[Session]
 
     Raises:
         UsageError: The server is too old, or its encoding is not UTF-8.
-        PermissionDeniedError: Privileges are missing.
+        PermissionDeniedError: Privileges are missing, or the tables run code of another role.
         SchemaBehindError, SchemaAheadError: Neither empty nor at the head.
         TargetBusyError: It has rows, or another session uses its tables.
         LockedError: Another export or upgrade is running.
@@ -205,11 +214,14 @@ async def _lock(session: Session, purpose: str, url: PostgresUrl) -> None:
     session.others = tuple(row["session"] for row in await connection.fetch(_OTHERS))
     if purpose == VERIFY:
         return
-    if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", LOCK):
+    if not await connection.fetchval("SELECT pg_catalog.pg_try_advisory_xact_lock($1)", LOCK):
         raise LockedError(
             f"{url.display}: locked by another export or upgrade",
             hint="psql URL -c 'SELECT * FROM pg_stat_activity'",
         )
+    foreign = await connection.fetchrow(postgres_connection.FOREIGN_CODE)
+    if foreign:
+        raise postgres_connection.foreign_code_error(url.display, *foreign)
     if purpose == MOVE and not session.migrated:
         names = ", ".join(map(quoted, sorted(session.tables)))
         savepoint = connection.transaction()

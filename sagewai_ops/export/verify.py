@@ -50,7 +50,7 @@ async def _check_unplanned(session: Session, plan: Plan, report: Report) -> list
     of_learnings = {FACTS_TABLE, *(table.table for table in report.learnings.tables)}
     compared = {table.to for table in report.learnings.tables}
     for name in sorted(session.tables.keys() - planned - compared):
-        count = await session.connection.fetchval(f"SELECT count(*) FROM {quoted(name)}")
+        count = await session.connection.fetchval(f"SELECT pg_catalog.count(*) FROM {quoted(name)}")
         if count and name in of_learnings:
             report.notes.append(
                 f"table {name}: {count} rows not compared; --learnings must be that of the export"
@@ -76,7 +76,8 @@ async def _check_sequences(session: Session, plan: Plan) -> None:
                 f" FROM {column.sequence}"
             )
             highest = await connection.fetchval(
-                f"SELECT coalesce(max({quoted(column.name)}), 0) FROM {quoted(planned.name)}"
+                f"SELECT coalesce(pg_catalog.max({quoted(column.name)}), 0)"
+                f" FROM {quoted(planned.name)}"
             )
             if following <= highest:
                 raise DifferenceError(

@@ -10,7 +10,13 @@ import sqlite3
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
-from sagewai_ops.database.postgres.connection import APPLICATION_NAME, connect, translate_errors
+from sagewai_ops.database.postgres.connection import (
+    APPLICATION_NAME,
+    FOREIGN_CODE,
+    connect,
+    foreign_code_error,
+    translate_errors,
+)
 from sagewai_ops.database.sqlite.connect import open_connection
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.url import PostgresUrl
@@ -33,16 +39,16 @@ _TABLES: Mapping[str, tuple[str, ...]] = {
     "notification_channels": ("id", "config"),
 }
 _TYPES = """
-SELECT a.attname::text AS name, format_type(a.atttypid, a.atttypmod) AS type
-FROM pg_attribute a
-WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped
+SELECT a.attname::text AS name, pg_catalog.format_type(a.atttypid, a.atttypmod) AS type
+FROM pg_catalog.pg_attribute a
+WHERE a.attrelid = pg_catalog.to_regclass($1)::oid AND a.attnum > 0 AND NOT a.attisdropped
 """
 _SESSIONS = """
-SELECT coalesce(usename, '?') || ' (process ' || pid ||
+SELECT coalesce(usename::text, '?') || ' (process ' || pid::text ||
        CASE WHEN application_name = '' THEN '' ELSE ', ' || application_name END || ')' AS who
-FROM pg_stat_activity
-WHERE datname = current_database() AND backend_type = 'client backend'
-  AND pid <> pg_backend_pid() AND usename = current_user AND application_name <> $1
+FROM pg_catalog.pg_stat_activity
+WHERE datname = pg_catalog.current_database() AND backend_type = 'client backend'
+  AND pid <> pg_catalog.pg_backend_pid() AND usename = current_user AND application_name <> $1
 ORDER BY pid
 """
 
@@ -113,6 +119,9 @@ async def _substitute(url: PostgresUrl, tokens: Mapping[bytes, bytes]) -> None:
     server = await connect(url)
     try:
         with translate_errors(url):
+            foreign = await server.fetchrow(FOREIGN_CODE)
+            if foreign:
+                raise foreign_code_error(url.display, *foreign)
             async with server.transaction():
                 for column in COLUMNS:
                     types = await _types(server, column.table)
@@ -131,7 +140,7 @@ async def _replace(
     await server.execute(f"LOCK TABLE {quoted(table)} IN SHARE ROW EXCLUSIVE MODE")
     rows = await server.fetch(
         f"SELECT ctid::text AS place, {name}::text AS content FROM {quoted(table)}"  # noqa: S608
-        f" WHERE strpos({name}::text, $1) > 0",
+        f" WHERE pg_catalog.strpos({name}::text, $1) > 0",
         PREFIX,
     )
     changed = []

@@ -2,17 +2,20 @@
 
 `URL/start` at the start, `URL` after success, `URL/fail` after a failure; the body has the last
 lines. Everyone who knows the URL can send such reports, so messages contain only its host. A ping
-takes ten seconds at most, whatever the server does, and never raises.
+takes ten seconds at most, whatever the server does, and never raises. Redirects are followed to the
+same scheme only: one from https to http would show the URL to the network.
 """
 
 import re
 import threading
 from enum import Enum
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from sagewai_ops.errors import UsageError
 
 TIMEOUT_SECONDS = 10.0  # of a whole ping: name, connection, answer
+_REDIRECTED = "redirected to another scheme, not followed"
 MOST_BODY_BYTES = 10_000  # which healthchecks.io stores; the end of a longer body is sent
 
 
@@ -88,8 +91,18 @@ def _post(address: str, body: bytes, timeout: float) -> str:
     request = urllib.request.Request(  # noqa: S310 - the scheme was checked
         address, data=body, headers={"Content-Type": "text/plain; charset=utf-8"}, method="POST"
     )
+    scheme = urlsplit(address).scheme
+
+    class SameScheme(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *arguments: Any) -> urllib.request.Request | None:
+            *_, target = arguments
+            if urlsplit(target).scheme != scheme:
+                raise http.client.HTTPException(_REDIRECTED)
+            return super().redirect_request(*arguments)
+
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310
+        opener = urllib.request.build_opener(SameScheme)
+        with opener.open(request, timeout=timeout) as response:
             response.read(1)
     except urllib.error.HTTPError as error:
         error.close()
@@ -103,6 +116,8 @@ def _post(address: str, body: bytes, timeout: float) -> str:
 
 def _reason(error: object) -> str:
     """Return the reason of an error, in texts of the system and OpenSSL, which lack the URL."""
+    if isinstance(error, Exception) and error.args == (_REDIRECTED,):
+        return _REDIRECTED
     for name in ("verify_message", "reason", "strerror"):
         if text := getattr(error, name, None):
             return str(text).lower().replace("_", " ")

@@ -11,7 +11,7 @@ from typing import Any
 
 from sagewai_ops.errors import EXIT_DONE, UsageError
 from sagewai_ops.fs import atomic, locks
-from sagewai_ops.text import shell_word
+from sagewai_ops.text import printable, shell_word
 
 PREFIX = "sagewai_ops_"
 _MODE = 0o644  # read by node_exporter's user; nothing in it is secret
@@ -133,5 +133,4 @@ def _number(value: float) -> str:
 
 def _label(text: str) -> str:
     """Escape the value of a label: Prometheus text format 0.0.4."""
-    clean = text.encode("utf-8", "backslashreplace").decode()
-    return clean.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return printable(text).replace("\\", "\\\\").replace('"', '\\"')

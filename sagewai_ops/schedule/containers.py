@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Mapping
 
 from sagewai_ops.schedule.plan import NAME, File, Plan
-from sagewai_ops.schedule.template import Value, fill_template, flag
+from sagewai_ops.schedule.template import Value, fill_template, flag, refuse_control
 
 HOME = "/home/sagewai/.sagewai"
 SNAPSHOTS = "/snapshots"
@@ -43,7 +43,7 @@ def compose(
         "secrets": [
             {"name": name, "path": compose_string(path)} for name, path in plan.secrets.items()
         ],
-        "offline": flag("ping-url" not in plan.secrets),
+        "offline": flag(not plan.online),
         "any_volume": flag(volumes),
         "volumes": [{"name": name} for name in volumes],
     }
@@ -76,6 +76,7 @@ def kubernetes(plan: Plan, image: str, version: str) -> list[File]:
 
 def yaml_string(text: str) -> str:
     """Return a double-quoted scalar of YAML, whose escapes include those of JSON."""
+    refuse_control(text, "a YAML file")
     return json.dumps(text)
 
 

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 
 from sagewai_ops.errors import UsageError
 from sagewai_ops.schedule.plan import NAME, File, Plan
-from sagewai_ops.schedule.template import fill_template
+from sagewai_ops.schedule.template import fill_template, flag, refuse_control
 from sagewai_ops.text import shell_word
 
-_ROOT_CAPABILITIES = "CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_CHOWN CAP_FOWNER"
+# As root, the program reads the home in a process that has become the home's owner; root's own
+# process opens the files of options. Neither changes an owner.
+_ROOT_CAPABILITIES = "CAP_DAC_READ_SEARCH CAP_SETGID CAP_SETUID"
 _CREDENTIALS = "\0"  # replaced by ${CREDENTIALS_DIRECTORY} after the word is escaped
 
 
@@ -26,13 +28,15 @@ def systemd(plan: Plan) -> list[File]:
             "owner": _owner(plan),
             "snapshots": shell_word(plan.snapshots),
             "writable": systemd_paths(writable),
-            "user": [{"name": plan.user}] if plan.user else [],
+            "user": [{"name": plan.user}] if plan.user not in ("", "root") else [],
             "command": " ".join(map(systemd_word, command)),
             "credentials": [
-                {"name": name, "path": escape_specifiers(path)}
+                {"name": name, "path": _credential_path(path)}
                 for name, path in plan.secrets.items()
             ],
             "capabilities": _ROOT_CAPABILITIES if plan.user in ("", "root") else "",
+            "offline": flag(not plan.online),
+            "families": "AF_UNIX AF_INET AF_INET6" if plan.online else "AF_UNIX",
         },
     )
     timer = fill_template("systemd.timer", {"time": f"{plan.hour:02}:{plan.minute:02}"})
@@ -75,26 +79,27 @@ def escape_specifiers(text: str) -> str:
     """Escape `%`, which begins a specifier: systemd.unit(5).
 
     Raises:
-        UsageError: The text has a line break.
+        UsageError: The text has a control character.
     """
-    _refuse_line_break(text, "a unit")
+    refuse_control(text.replace(_CREDENTIALS, ""), "a unit")
     return text.replace("%", "%%")
+
+
+def _credential_path(path: str) -> str:
+    if path.endswith("\\"):  # which would join the next line
+        raise UsageError(f"{path}: ends with a backslash, not possible in a unit")
+    return escape_specifiers(path)
 
 
 def crontab_command(words: Sequence[str]) -> str:
     """Escape a command for the shell, and `%`, which is a line break to cron, also in quotes.
 
     Raises:
-        UsageError: A word has a line break.
+        UsageError: A word has a control character.
     """
     command = shlex.join(words)
-    _refuse_line_break(command, "a crontab")
+    refuse_control(command, "a crontab")
     return command.replace("%", "\\%")
-
-
-def _refuse_line_break(text: str, place: str) -> None:
-    if "\n" in text:
-        raise UsageError(f"{text!r}: has a line break, not possible in {place}")
 
 
 def _command(plan: Plan, options: list[str]) -> list[str]:

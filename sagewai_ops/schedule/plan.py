@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sagewai_ops.errors import UsageError
+from sagewai_ops.schedule.template import refuse_control
 
 NAME = "sagewai-ops-backup"
 # Options of `backup` whose file holds a secret, with the name of the secret in a schedule.
@@ -40,6 +41,7 @@ class Plan:
         words: Further options of `backup`, checked.
         hour, minute: In the time zone of the system; in containers UTC.
         user: That runs the backup; "" for the one that installs the schedule.
+        online: The backup sends something: it has a ping URL, or the database is on a server.
         secrets: Name -> file, of the options with secrets.
     """
 
@@ -50,10 +52,17 @@ class Plan:
     hour: int = 3
     minute: int = 30
     user: str = ""
+    online: bool = False
     secrets: Mapping[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Find the files with secrets among the options."""
+        """Check every text, and find the files with secrets among the options.
+
+        Raises:
+            UsageError: A text has a control character.
+        """
+        for text in (self.program, self.home, self.snapshots, *self.words, self.user):
+            refuse_control(str(text), "a schedule")
         secrets = {
             SECRET_FILES[option]: value
             for option, value in parse_options(self.words)
@@ -109,7 +118,7 @@ def parse_time(text: str) -> tuple[int, int]:
     Raises:
         UsageError: The text is not a time of day.
     """
-    digits = re.fullmatch(r"(\d{1,2}):(\d{2})", text)
+    digits = re.fullmatch(r"([0-9]{1,2}):([0-9]{2})", text)
     hour, minute = map(int, digits.groups()) if digits else (24, 0)
     if hour > 23 or minute > 59:
         raise UsageError(f"--time {text}: not a time of day", hint="--time 03:30")

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+from sagewai_ops.errors import UsageError
+from sagewai_ops.text import has_control, printable
+
 Value: TypeAlias = "str | int | Sequence[Mapping[str, Value]]"
 
 _DIRECTORY = Path(__file__).parent
@@ -21,6 +24,16 @@ _TAG = re.compile(
 def fill_template(name: str, values: Mapping[str, Value]) -> str:
     """Return the text of a template with its values."""
     return _fill((_DIRECTORY / f"{name}.template").read_text(encoding="utf-8"), values)
+
+
+def refuse_control(text: str, place: str) -> None:
+    """Refuse a text that could end a line of a schedule, or control the terminal that shows it.
+
+    Raises:
+        UsageError: It has such a character.
+    """
+    if has_control(text):
+        raise UsageError(f"{printable(text)}: has a control character, not possible in {place}")
 
 
 def flag(is_set: object) -> list[dict[str, Value]]:

@@ -25,51 +25,56 @@ if TYPE_CHECKING:
 
 _COLUMNS = """
 SELECT c.relname::text, a.attname::text,
-  format_type(a.atttypid, a.atttypmod) || CASE WHEN a.attnotnull THEN ' NOT NULL' ELSE '' END
-    || coalesce(' DEFAULT ' || pg_get_expr(d.adbin, d.adrelid), '')
-FROM pg_attribute a
-JOIN pg_class c ON c.oid = a.attrelid
-JOIN pg_namespace n ON n.oid = c.relnamespace
-LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-WHERE n.nspname = current_schema() AND c.relkind IN ('r', 'p') AND a.attnum > 0
+  pg_catalog.format_type(a.atttypid, a.atttypmod)
+    || CASE WHEN a.attnotnull THEN ' NOT NULL' ELSE '' END
+    || coalesce(' DEFAULT ' || pg_catalog.pg_get_expr(d.adbin, d.adrelid), '')
+FROM pg_catalog.pg_attribute a
+JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+WHERE n.nspname = pg_catalog.current_schema() AND c.relkind IN ('r', 'p') AND a.attnum > 0
   AND NOT a.attisdropped
 ORDER BY a.attnum
 """
 _CONSTRAINTS = """
-SELECT c.relname::text, k.conname::text, pg_get_constraintdef(k.oid), k.convalidated
-FROM pg_constraint k
-JOIN pg_class c ON c.oid = k.conrelid
-JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = current_schema() AND k.contype IN ('p', 'u', 'f', 'c', 'x')
+SELECT c.relname::text, k.conname::text, pg_catalog.pg_get_constraintdef(k.oid), k.convalidated
+FROM pg_catalog.pg_constraint k
+JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = pg_catalog.current_schema() AND k.contype IN ('p', 'u', 'f', 'c', 'x')
 """
 _INDEXES = """
 SELECT t.relname::text, i.relname::text,
-  replace(pg_get_indexdef(x.indexrelid), ' ON ' || quote_ident(n.nspname) || '.', ' ON '),
+  pg_catalog.replace(pg_catalog.pg_get_indexdef(x.indexrelid),
+    ' ON ' || pg_catalog.quote_ident(n.nspname) || '.', ' ON '),
   x.indisvalid AND x.indisready
-FROM pg_index x
-JOIN pg_class i ON i.oid = x.indexrelid
-JOIN pg_class t ON t.oid = x.indrelid
-JOIN pg_namespace n ON n.oid = t.relnamespace
-WHERE n.nspname = current_schema()
-  AND NOT EXISTS (SELECT 1 FROM pg_constraint k WHERE k.conindid = x.indexrelid
+FROM pg_catalog.pg_index x
+JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid
+JOIN pg_catalog.pg_class t ON t.oid = x.indrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace
+WHERE n.nspname = pg_catalog.current_schema()
+  AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_constraint k WHERE k.conindid = x.indexrelid
     AND k.contype IN ('p', 'u', 'x'))
 """
 _FUNCTIONS = """
-SELECT p.proname || '(' || oidvectortypes(p.proargtypes) || ')', p.proargnames
-FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
-WHERE n.nspname = current_schema()
+SELECT p.proname::text || '(' || pg_catalog.oidvectortypes(p.proargtypes) || ')', p.proargnames
+FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+WHERE n.nspname = pg_catalog.current_schema()
 """
 _SEQUENCES = """
-SELECT c.relname::text AS owner, a.attname::text AS name, quote_ident(c.relname) AS quoted,
-  quote_ident(a.attname) AS quoted_name,
-  pg_get_serial_sequence(quote_ident(n.nspname) || '.' || quote_ident(c.relname), a.attname)
+SELECT c.relname::text AS owner, a.attname::text AS name,
+  pg_catalog.quote_ident(c.relname) AS quoted,
+  pg_catalog.quote_ident(a.attname) AS quoted_name,
+  pg_catalog.pg_get_serial_sequence(
+    pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname), a.attname)
     AS sequence
-FROM pg_attribute a
-JOIN pg_class c ON c.oid = a.attrelid
-JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = current_schema() AND c.relkind IN ('r', 'p') AND a.attnum > 0
+FROM pg_catalog.pg_attribute a
+JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = pg_catalog.current_schema() AND c.relkind IN ('r', 'p') AND a.attnum > 0
   AND NOT a.attisdropped
-  AND pg_get_serial_sequence(quote_ident(n.nspname) || '.' || quote_ident(c.relname), a.attname)
+  AND pg_catalog.pg_get_serial_sequence(
+    pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname), a.attname)
     IS NOT NULL
 ORDER BY c.relname COLLATE "C"
 """
@@ -216,7 +221,7 @@ async def _find_late_sequences(connection: AsyncConnection) -> AsyncIterator[Fin
         # Names come quoted from the server itself.
         statement = (
             f"SELECT (SELECT last_value + is_called::int FROM {column.sequence}) AS following,"  # noqa: S608
-            f" (SELECT max({column.quoted_name}) FROM {column.quoted}) AS highest"
+            f" (SELECT pg_catalog.max({column.quoted_name}) FROM {column.quoted}) AS highest"
         )
         row = (await connection.exec_driver_sql(statement)).one()
         if row.highest is not None and row.following <= row.highest:

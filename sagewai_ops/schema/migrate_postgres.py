@@ -44,9 +44,9 @@ _DEPENDENT = "2BP01"
 
 _HOLDER = """
 SELECT a.pid, a.usename::text, a.application_name
-FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
 WHERE l.locktype = 'advisory' AND l.granted AND l.database =
-    (SELECT oid FROM pg_database WHERE datname = current_database())
+    (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
   AND (l.classid::bigint << 32) + l.objid::bigint = :lock
 """
 
@@ -288,7 +288,7 @@ def translate_differences(
             raise
         reason = postgres_connection.first_line(refusal)
         if state == _DEPENDENT and refusal.detail:  # names of objects, never values of rows
-            reason += f" ({str(refusal.detail).splitlines()[0]})"
+            reason += f" ({postgres_connection.bounded(str(refusal.detail))})"
         raise DifferenceError(
             f"database {found.name}: schema differs from revision"
             f" {', '.join(heads) or revision_graph.BASE}, {reason}; nothing was changed",
@@ -317,7 +317,7 @@ async def _locked(url: PostgresUrl, wait_seconds: float) -> AsyncIterator[AsyncC
     async with postgres_connection.connect_sqlalchemy(url) as connection:
         await connection.execute(text(f"SET SESSION {postgres_server.lock_timeout(wait_seconds)}"))
         deadline = time.monotonic() + wait_seconds
-        query = text("SELECT pg_try_advisory_lock(:lock)")
+        query = text("SELECT pg_catalog.pg_try_advisory_lock(:lock)")
         while not (await connection.execute(query, {"lock": LOCK})).scalar_one():
             if time.monotonic() >= deadline:
                 holder = (await connection.execute(text(_HOLDER), {"lock": LOCK})).first()

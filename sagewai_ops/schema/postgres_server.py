@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sagewai_ops.database.postgres.connection import FOREIGN_CODE, foreign_code_error
 from sagewai_ops.errors import PermissionDeniedError, UsageError
 from sagewai_ops.schema import revision_graph
 
@@ -19,40 +20,52 @@ OLDEST = 14  # major versions; PostgreSQL itself supports nothing older
 NEWEST = 18  # the newest that the revisions are tested on
 
 _ABOUT = """
-SELECT current_setting('server_version_num')::int AS version,
-  current_setting('server_version') AS version_text,
-  quote_ident(current_schema()) AS schema,
+SELECT pg_catalog.current_setting('server_version_num')::int AS version,
+  pg_catalog.current_setting('server_version') AS version_text,
+  pg_catalog.quote_ident(pg_catalog.current_schema()) AS schema,
   current_user::text AS role,
-  current_database()::text AS database,
-  pg_is_in_recovery() AS standby,
-  current_setting('transaction_read_only')::bool AS read_only,
-  coalesce(has_schema_privilege(current_schema(), 'CREATE'), false) AS may_create,
-  has_database_privilege(current_database(), 'CREATE') AS may_create_schemas,
-  (SELECT relnamespace::regnamespace::text FROM pg_class
-    WHERE oid = to_regclass('alembic_version')) AS versions_in
+  pg_catalog.current_database()::text AS database,
+  pg_catalog.pg_is_in_recovery() AS standby,
+  pg_catalog.current_setting('transaction_read_only')::bool AS read_only,
+  coalesce(pg_catalog.has_schema_privilege(pg_catalog.current_schema(), 'CREATE'), false)
+    AS may_create,
+  pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE') AS may_create_schemas,
+  (SELECT pg_catalog.quote_ident(n.nspname)
+    FROM pg_catalog.unnest(pg_catalog.current_setting('sagewai_ops.schemas')::name[])
+      WITH ORDINALITY AS path(name, place)
+    JOIN pg_catalog.pg_namespace n ON n.nspname = path.name
+    JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid
+    WHERE c.relname = 'alembic_version' AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+    ORDER BY path.place LIMIT 1) AS versions_in
 """
 # The functions whose parameter sagewai-ops named otherwise than Sagewai until version 0.2.0.
 _OLD_FUNCTIONS = """
-SELECT p.proname::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
-WHERE n.nspname = current_schema() AND oidvectortypes(p.proargtypes) = 'text'
-  AND p.proname IN ('network_policy_rank', 'sandbox_mode_rank') AND p.proargnames = ARRAY[:old]
+SELECT p.proname::text
+FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+WHERE n.nspname = pg_catalog.current_schema()
+  AND pg_catalog.oidvectortypes(p.proargtypes) = 'text'
+  AND p.proname IN ('network_policy_rank', 'sandbox_mode_rank')
+  AND pg_catalog.array_to_string(p.proargnames, ',') = :old
 ORDER BY 1
 """
 OLD_PARAMETER = "word"
 # The first existing schema of the search_path, if the role may use none of them.
 _CLOSED = """
-SELECT quote_ident(n.nspname) FROM pg_namespace n
-JOIN regexp_split_to_table(current_setting('search_path'), ', *')
+SELECT pg_catalog.quote_ident(n.nspname) FROM pg_catalog.pg_namespace n
+JOIN pg_catalog.regexp_split_to_table(
+    pg_catalog.current_setting('sagewai_ops.search_path'), ', *')
   WITH ORDINALITY AS path(name, place)
-  ON quote_ident(n.nspname) = path.name OR path.name = '"$user"' AND n.nspname = current_user
+  ON pg_catalog.quote_ident(n.nspname) = path.name
+    OR path.name = '"$user"' AND n.nspname = current_user
 ORDER BY path.place LIMIT 1
 """
 _TABLES = """
-SELECT c.relname::text AS name, quote_ident(c.relname) AS quoted,
-  pg_has_role(c.relowner, 'USAGE') AS owned, pg_get_userbyid(c.relowner)::text AS owner
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = current_schema() AND c.relkind IN ('r', 'p')
-  AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')
+SELECT c.relname::text AS name, pg_catalog.quote_ident(c.relname) AS quoted,
+  pg_catalog.pg_has_role(c.relowner, 'USAGE') AS owned,
+  pg_catalog.pg_get_userbyid(c.relowner)::text AS owner
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = pg_catalog.current_schema() AND c.relkind IN ('r', 'p')
+  AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')
 ORDER BY c.relname COLLATE "C"
 """
 VERSION_TABLE = "alembic_version"
@@ -82,6 +95,7 @@ class Database:
         tables: By name, including `alembic_version`.
         position: The revisions of the database.
         old_functions: Those whose parameter still has the name `OLD_PARAMETER`.
+        foreign_code: Code of another role that a change of rows would run, and the role.
     """
 
     name: str
@@ -95,6 +109,7 @@ class Database:
     tables: tuple[Table, ...]
     position: revision_graph.Position
     old_functions: tuple[str, ...]
+    foreign_code: tuple[str, str] | None = None
 
 
 async def read_database(connection: AsyncConnection) -> Database:
@@ -137,6 +152,7 @@ async def read_database(connection: AsyncConnection) -> Database:
         query = text("SELECT version_num FROM alembic_version")
         rows = [row.version_num for row in await connection.execute(query)]
     old = await connection.scalars(text(_OLD_FUNCTIONS), {"old": OLD_PARAMETER})
+    foreign = (await connection.execute(text(FOREIGN_CODE))).first()
     return Database(
         about.database,
         major,
@@ -151,6 +167,7 @@ async def read_database(connection: AsyncConnection) -> Database:
             rows, tables=any(table.name != VERSION_TABLE for table in tables)
         ),
         tuple(old),
+        (foreign[0], foreign[1]) if foreign else None,
     )
 
 
@@ -158,8 +175,8 @@ def check_privileges(database: Database) -> None:
     """Check the privileges that revisions need.
 
     Raises:
-        PermissionDeniedError: The server is a standby, or privileges on the schema or on a table
-            are missing.
+        PermissionDeniedError: The server is a standby, privileges on the schema or on a table are
+            missing, or the tables run code of another role.
     """
     place = f"database {database.name}"
     if database.read_only:
@@ -179,6 +196,8 @@ def check_privileges(database: Database) -> None:
             f" {foreign[0].name} is one",
             hint=f"GRANT {owner} TO {database.role};  # or run it as {owner}",
         )
+    if database.foreign_code:
+        raise foreign_code_error(place, *database.foreign_code)
 
 
 def lock_timeout(seconds: float) -> str:
@@ -196,7 +215,7 @@ async def count_rows(connection: AsyncConnection) -> dict[str, int]:
     for first in range(0, len(tables), _COUNTED_AT_ONCE):
         some = tables[first : first + _COUNTED_AT_ONCE]
         # The server itself quoted the names.
-        counted = ", ".join(f"(SELECT count(*) FROM {table.quoted})" for table in some)  # noqa: S608
+        counted = ", ".join(f"(SELECT pg_catalog.count(*) FROM {table.quoted})" for table in some)  # noqa: S608
         row = (await connection.exec_driver_sql(f"SELECT {counted}")).one()
         counts |= {table.name: int(count) for table, count in zip(some, row, strict=True)}
     return counts

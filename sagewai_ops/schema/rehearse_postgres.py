@@ -25,26 +25,29 @@ if TYPE_CHECKING:
 PREFIX = "sagewai_ops_rehearsal_"
 
 _COLUMNS = """
-SELECT c.relname::text AS owner, quote_ident(a.attname) AS quoted
-FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
-JOIN pg_namespace n ON n.oid = c.relnamespace
+SELECT c.relname::text AS owner, pg_catalog.quote_ident(a.attname) AS quoted
+FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = :schema AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped
   AND a.attgenerated = ''
 ORDER BY c.relname, a.attnum
 """
 _NAMES = """
-SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE quote_ident(n.nspname) = :schema
+SELECT c.relname::text
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE pg_catalog.quote_ident(n.nspname) = :schema
 UNION ALL
-SELECT c.relname || '.' || a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
-JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE quote_ident(n.nspname) = :schema AND c.relkind IN ('r', 'p') AND a.attnum > 0
+SELECT c.relname::text || '.' || a.attname::text
+FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE pg_catalog.quote_ident(n.nspname) = :schema AND c.relkind IN ('r', 'p') AND a.attnum > 0
   AND NOT a.attisdropped
 """
 _REFERENCES = """
 SELECT c.relname::text, t.relname::text
-FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_class t ON t.oid = k.confrelid
-JOIN pg_namespace n ON n.oid = c.relnamespace
+FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
+JOIN pg_catalog.pg_class t ON t.oid = k.confrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE k.contype = 'f' AND n.nspname = :schema AND c.oid <> t.oid
 """
 
@@ -100,7 +103,8 @@ async def _build(connection: AsyncConnection, heads: tuple[str, ...]) -> str:
 
     scratch = PREFIX + secrets.token_hex(4)
     await connection.execute(text(f"CREATE SCHEMA {scratch}"))
-    await connection.execute(text(f"SET LOCAL search_path TO {scratch}"))
+    await connection.execute(text(f"SET LOCAL search_path TO {scratch}, pg_temp"))
+    await connection.execute(text(f"SET LOCAL sagewai_ops.schemas TO '{{{scratch}}}'"))
     for head in heads:
         await alembic_runner.migrate(connection, head)
     return scratch

@@ -216,12 +216,21 @@ def test_wrong_tls_option_is_named_before_anything_is_sent(
     assert "hushed" not in caught.value.message
 
 
-def test_contradicting_options_are_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two ports for one host are told before anything is sent."""
-    monkeypatch.setenv("PGPORT", "1,2")
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("PGPORT", "1,2", "2 ports for 1 hosts"),
+        ("PGTARGETSESSIONATTRS", "none", "contradicted by the PG"),
+    ],
+)
+def test_contradicting_options_are_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, words: str
+) -> None:
+    """They are named before anything is sent."""
+    monkeypatch.setenv(variable, value)
     url = database_url.PostgresUrl((("127.0.0.1", None),), "u", None, "d")
 
-    with pytest.raises(UsageError, match="contradicted by the PG"):
+    with pytest.raises(UsageError, match=words):
         asyncio.run(_ask(url))
 
 

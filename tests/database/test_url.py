@@ -62,8 +62,12 @@ def test_every_scheme_of_postgres_is_the_same(scheme: str) -> None:
             PostgresUrl((("h", None),), database="d", tls={"sslmode": "require"}),
         ),
         (
-            "postgresql://h/d?sslmode=require&channel_binding=require&gssencmode=disable",
-            PostgresUrl((("h", None),), database="d", tls={"sslmode": "require"}),
+            "postgresql://h/d?sslmode=require&channel_binding=require&sslsni=1",
+            PostgresUrl(
+                (("h", None),),
+                database="d",
+                tls={"sslmode": "require", "channel_binding": "require"},
+            ),
         ),
         (
             "postgresql://h/d?connect_timeout=5&search_path=a,b&application_name=x",

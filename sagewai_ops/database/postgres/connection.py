@@ -2,6 +2,12 @@
 
 SQLAlchemy's engine is a thin layer over asyncpg here, without a pool: a command opens one
 connection and closes it. Every error has an exit code, and none shows a password.
+
+A database can contain functions and operators of other roles. PostgreSQL prefers the one whose
+parameters match best, in any schema of the path, and it runs with the rights of the caller. So the
+path of every session is pinned to one schema, every statement qualifies its functions
+(`pg_catalog.`) and has operands of exactly the types of its operators, and operators of other roles
+in that schema are refused: the statements of Alembic cannot be qualified.
 """
 
 from __future__ import annotations
@@ -15,8 +21,8 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from sagewai_ops.database.postgres import pgpass, tls
-from sagewai_ops.database.url import DEFAULT_PORT, PostgresUrl
+from sagewai_ops.database.postgres import pgpass, protections, tls
+from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import (
     DamagedError,
     LockedError,
@@ -27,6 +33,7 @@ from sagewai_ops.errors import (
     RemoteError,
     UsageError,
 )
+from sagewai_ops.text import printable
 
 if TYPE_CHECKING:
     import asyncpg
@@ -34,12 +41,73 @@ if TYPE_CHECKING:
 
 APPLICATION_NAME = "sagewai-ops"  # in pg_stat_activity
 _NO_FILE = f"{os.devnull}/none"  # cannot exist: `pgpass` has already read the password file
+_SESSION = "target_session_attrs"
+MOST_CHARACTERS = 500  # of a server's message
 CLOSE_SECONDS = 5.0  # for the server's answer to a close; then the socket is closed without it
+
+# The path is the first existing schema of the session's own, where Sagewai's tables are; pg_catalog
+# comes before it, temporary tables after it. Without a schema, only pg_catalog remains.
+# `sagewai_ops.*` keep the original. With row security off, a policy of another role is an error and
+# neither hides rows nor runs a function. It is written for any path: operators and types are
+# qualified too.
+_PIN = """
+SELECT
+  pg_catalog.set_config(
+    'sagewai_ops.search_path', pg_catalog.current_setting('search_path'), false),
+  pg_catalog.set_config(
+    'sagewai_ops.schemas', pg_catalog.current_schemas(false)::pg_catalog.text, false),
+  pg_catalog.set_config('row_security', 'off', false),
+  pg_catalog.set_config('search_path', coalesce(
+    pg_catalog.quote_ident(pg_catalog.current_schema()::pg_catalog.text)
+      OPERATOR(pg_catalog.||) ', pg_temp', ''), false)
+"""
+# Roles whose code may run with our rights: superusers, ourselves, and unless we are a superuser the
+# roles that we are a member of.
+_TRUSTED = """
+EXISTS (SELECT 1 FROM pg_catalog.pg_roles me, pg_catalog.pg_roles owner
+  WHERE me.rolname = current_user AND owner.oid = {owner}
+    AND (owner.oid = me.oid OR owner.rolsuper
+      OR NOT me.rolsuper AND pg_catalog.pg_has_role(me.oid, owner.oid, 'MEMBER')))
+"""
+_FOREIGN_OPERATORS = f"""
+SELECT o.oprname::text AS name, pg_catalog.pg_get_userbyid(o.oprowner)::text AS owner
+FROM pg_catalog.pg_operator o JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
+WHERE n.nspname = pg_catalog.current_schema() AND NOT {_TRUSTED.format(owner="o.oprowner")}
+LIMIT 1
+"""  # noqa: S608 (constants)
+# What a change of rows would run: triggers, rules, and the functions of defaults, constraints,
+# indexes and policies.
+FOREIGN_CODE = f"""
+WITH tables AS (
+  SELECT c.oid, c.relname, c.relowner FROM pg_catalog.pg_class c
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  WHERE n.nspname = pg_catalog.current_schema() AND c.relkind IN ('r', 'p')
+), objects AS (
+  SELECT oid, tgrelid AS owner FROM pg_catalog.pg_trigger
+  UNION ALL SELECT oid, adrelid FROM pg_catalog.pg_attrdef
+  UNION ALL SELECT oid, conrelid FROM pg_catalog.pg_constraint
+  UNION ALL SELECT indexrelid, indrelid FROM pg_catalog.pg_index
+  UNION ALL SELECT oid, polrelid FROM pg_catalog.pg_policy
+)
+SELECT 'rule ' || r.rulename::text || ' of table ' || t.relname::text AS code,
+  pg_catalog.pg_get_userbyid(t.relowner)::text AS owner
+FROM pg_catalog.pg_rewrite r JOIN tables t ON t.oid = r.ev_class
+WHERE NOT {_TRUSTED.format(owner="t.relowner")}
+UNION ALL
+SELECT 'function ' || p.proname::text || ' of table ' || t.relname::text,
+  pg_catalog.pg_get_userbyid(p.proowner)::text
+FROM objects o JOIN tables t ON t.oid = o.owner
+JOIN pg_catalog.pg_depend d ON d.objid = o.oid
+JOIN pg_catalog.pg_proc p
+  ON p.oid = d.refobjid AND d.refclassid = 'pg_catalog.pg_proc'::regclass::oid
+WHERE NOT {_TRUSTED.format(owner="p.proowner")}
+LIMIT 1
+"""  # noqa: S608 (constants)
 
 # A role's limits are meant for a server's short statements. `transaction_timeout` exists since 17.
 # Not among the start-up parameters, where a pooler rejects those that it does not know.
 _UNLIMITED = """
-SELECT set_config(name, '0', false) FROM pg_settings
+SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings
 WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')
   AND NOT name = ANY ($1)
 """
@@ -78,25 +146,11 @@ async def connect(url: PostgresUrl) -> asyncpg.Connection[asyncpg.Record]:
     """
     import asyncpg
 
+    protections.check(url, os.environ)
     options = tls.options(url, os.environ)
-    password = pgpass.find(url, os.environ)
     with translate_errors(url):
         try:
-            connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
-                dsn=f"postgresql://?{urlencode(options)}" if options else None,
-                host=[host for host, _ in url.hosts] or None,
-                port=_ports(url),
-                user=url.user,
-                password=password,
-                passfile=_NO_FILE,
-                database=url.database,
-                timeout=url.timeout_seconds,
-                server_settings={
-                    "timezone": "UTC",
-                    **url.settings,
-                    "application_name": APPLICATION_NAME,
-                },
-            )
+            connection = await _open_first(url, options)
         except (asyncio.TimeoutError, TimeoutError) as error:
             raise RemoteError(
                 f"{url.display}: no answer within {url.timeout_seconds:g} seconds",
@@ -120,18 +174,69 @@ async def connect(url: PostgresUrl) -> asyncpg.Connection[asyncpg.Record]:
                 f"{url.display}: contradicted by the PG* variables", hint="env | grep ^PG"
             ) from error
         try:
+            await connection.execute(_PIN)
             await connection.execute(_UNLIMITED, list(url.settings))
+            await _refuse_operators(url, connection)
         except BaseException:
             connection.terminate()
             raise
     return connection
 
 
-def _ports(url: PostgresUrl) -> list[int] | None:
-    """Return the ports; None if the URL has none, so that PGPORT applies."""
-    if all(port is None for _, port in url.hosts):
-        return None
-    return [port or DEFAULT_PORT for _, port in url.hosts]
+async def _refuse_operators(
+    url: PostgresUrl, connection: asyncpg.Connection[asyncpg.Record]
+) -> None:
+    foreign = await connection.fetchrow(_FOREIGN_OPERATORS)
+    if foreign:
+        raise PermissionDeniedError(
+            f"{url.display}: operator {printable(foreign['name'])} belongs to the role"
+            f" {printable(foreign['owner'])}, and would run with your rights",
+            hint="psql URL -c '\\do+'  # then DROP OPERATOR",
+        )
+
+
+async def _open_first(
+    url: PostgresUrl, options: dict[str, str]
+) -> asyncpg.Connection[asyncpg.Record]:
+    """Open a connection to the first host that accepts one, each with its own password."""
+    import asyncpg
+
+    wanted = options.get(_SESSION) or os.environ.get("PGTARGETSESSIONATTRS") or "any"
+    attempts = pgpass.hosts(url, os.environ)
+    tries = [(host, options) for host in attempts]
+    if wanted == "prefer-standby" and len(attempts) > 1:
+        tries = [
+            (host, options | {_SESSION: kind}) for kind in ("standby", "any") for host in attempts
+        ]
+    failure: Exception | None = None
+    for (host, port), chosen in tries:
+        try:
+            connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
+                dsn=f"postgresql://?{urlencode(chosen)}" if chosen else None,
+                host=host,
+                port=port,
+                user=url.user,
+                password=pgpass.find(url, os.environ, host, port),
+                passfile=_NO_FILE,
+                database=url.database,
+                timeout=url.timeout_seconds,
+                server_settings={
+                    "timezone": "UTC",
+                    **url.settings,
+                    "application_name": APPLICATION_NAME,
+                },
+            )
+        except (
+            OSError,
+            asyncio.TimeoutError,
+            asyncpg.CannotConnectNowError,
+            asyncpg.TargetServerAttributeNotMatched,
+        ) as error:
+            failure = error
+        else:
+            return connection
+    assert failure is not None
+    raise failure
 
 
 @asynccontextmanager
@@ -200,8 +305,27 @@ def find_server_error(error: Exception) -> asyncpg.PostgresError | None:
 
 
 def first_line(error: asyncpg.PostgresError) -> str:
-    """Return the server's message without its details, which contain values of rows."""
-    return str(error.args[0] if error.args else "refused").splitlines()[0]
+    """Return the server's message, printable and bounded.
+
+    Without its details, which contain values of rows.
+    """
+    return bounded(str(error.args[0] if error.args else "refused"))
+
+
+def bounded(message: str) -> str:
+    """Return the first line of a text that a server sent, printable and of a limited length."""
+    line = printable((message.strip().splitlines() or [""])[0])
+    return line if len(line) <= MOST_CHARACTERS else f"{line[:MOST_CHARACTERS]}..."
+
+
+def foreign_code_error(database: str, code: str, owner: str) -> PermissionDeniedError:
+    """Return the error for code of another role that a change of rows would run."""
+    return PermissionDeniedError(
+        f"{database}: {printable(code)} belongs to the role {printable(owner)}, and would run"
+        " with your rights",
+        hint="SAGEWAI_DATABASE_URL=postgresql://OWNER@HOST/DATABASE sagewai-ops ..."
+        "  # the owner of the tables",
+    )
 
 
 def _unwrap(error: Exception) -> BaseException | None:
@@ -227,7 +351,7 @@ def _from_driver_error(url: PostgresUrl, error: BaseException | None) -> OpsErro
         return kind(f"{url.display}: {first_line(error)}", hint=hint) if kind else None
     # A server that disappears between two messages can leave the driver in the wrong state.
     if isinstance(error, (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
-        reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0].lower()
+        reason = bounded(getattr(error, "strerror", None) or str(error)).lower()
         return RemoteError(f"{url.display}: {reason}", hint=_hint(RemoteError))
     return None
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sagewai_ops.database.url import DEFAULT_PORT, PostgresUrl
-from sagewai_ops.errors import PermissionDeniedError
+from sagewai_ops.errors import PermissionDeniedError, UsageError
 from sagewai_ops.text import shell_word
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -22,8 +22,14 @@ _FIELD = r"((?:\\.|[^:\\])*)"
 _LINE = re.compile(":".join([_FIELD] * 5) + ".*")
 
 
-def find(url: PostgresUrl, environment: Mapping[str, str]) -> str | None:
-    """Find the password for a connection.
+def find(
+    url: PostgresUrl, environment: Mapping[str, str], host: str | None, port: int | None
+) -> str | None:
+    """Find the password for a connection to one of the hosts.
+
+    Args:
+        host: None means the default socket or localhost.
+        port: None means PGPORT or the default.
 
     Raises:
         PermissionDeniedError: The password file is readable by others, so libpq would not use it.
@@ -46,26 +52,40 @@ def find(url: PostgresUrl, environment: Mapping[str, str]) -> str | None:
         raise PermissionDeniedError(f"password file {path}: {error.strerror}") from error
     user = url.user or environment.get("PGUSER") or getpass.getuser()
     database = url.database or environment.get("PGDATABASE") or user
-    for host, port in _hosts(url, environment):
-        # In the file the name of a socket is localhost.
-        name = "localhost" if host.startswith("/") else host
-        for line in lines:
-            password = _matching(line, (name, port, database, user))
-            if password is not None:
-                return password
+    # In the file the name of a socket is localhost.
+    name = "localhost" if host is None or host.startswith("/") else host
+    number = str(port or environment.get("PGPORT") or DEFAULT_PORT)
+    for line in lines:
+        password = _matching(line, (name, number, database, user))
+        if password is not None:
+            return password
     return None
+
+
+def hosts(
+    url: PostgresUrl, environment: Mapping[str, str]
+) -> tuple[tuple[str | None, int | None], ...]:
+    """Return the hosts with their ports, in the order in which they are tried.
+
+    Raises:
+        UsageError: PGPORT has another number of ports than there are hosts.
+    """
+    named = [part for part in environment.get("PGHOST", "").split(",") if part]
+    found = url.hosts or tuple((host, None) for host in named) or ((None, None),)
+    listed = environment.get("PGPORT", "").split(",")
+    ports = [int(port) if port.isascii() and port.isdecimal() else None for port in listed]
+    if len(ports) == 1:
+        ports *= len(found)
+    if len(ports) != len(found):
+        raise UsageError(f"PGPORT: {len(ports)} ports for {len(found)} hosts")
+    if any(port for _, port in url.hosts):  # as in libpq, the URL comes first
+        ports = [DEFAULT_PORT] * len(found)
+    return tuple((host, port or other) for (host, port), other in zip(found, ports, strict=True))
 
 
 def _path(url: PostgresUrl, environment: Mapping[str, str]) -> Path:
     named = url.tls.get("passfile") or environment.get("PGPASSFILE")
     return Path(named) if named else Path(os.path.expanduser("~/.pgpass"))
-
-
-def _hosts(url: PostgresUrl, environment: Mapping[str, str]) -> list[tuple[str, str]]:
-    default = environment.get("PGPORT") or str(DEFAULT_PORT)
-    if url.hosts:
-        return [(host, str(port) if port else default) for host, port in url.hosts]
-    return [(host, default) for host in (environment.get("PGHOST") or "localhost").split(",")]
 
 
 def _matching(line: str, wanted: tuple[str, ...]) -> str | None:

@@ -11,6 +11,17 @@ from sagewai_ops.errors import UsageError
 from sagewai_ops.text import shell_word
 
 _MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+OF_DRIVER = (
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "sslcrl",
+    "sslpassword",
+    "ssl_min_protocol_version",
+    "ssl_max_protocol_version",
+    "target_session_attrs",
+)
 _FILES = (("sslrootcert", "PGSSLROOTCERT"), ("sslcert", "PGSSLCERT"), ("sslkey", "PGSSLKEY"))
 # The file with the system's certificate authorities, for a Python built on another system: Debian
 # and derivatives, Fedora and derivatives, openSUSE.
@@ -27,13 +38,13 @@ def options(url: PostgresUrl, environment: Mapping[str, str]) -> dict[str, str]:
     """Return the TLS options for asyncpg.
 
     Args:
-        url: All its options but `passfile`, which is not about TLS.
+        url: `passfile` is not about TLS; `protections` has checked the options of libpq alone.
         environment: Checked here, and read by asyncpg itself.
 
     Raises:
         UsageError: Unknown mode, or a file that is not readable.
     """
-    chosen = {name: value for name, value in url.tls.items() if name != "passfile"}
+    chosen = {name: value for name, value in url.tls.items() if name in OF_DRIVER}
     mode = chosen.get("sslmode") or environment.get("PGSSLMODE") or "prefer"
     if mode not in _MODES:
         raise UsageError(f"{url.display}: sslmode unknown, not one of {', '.join(_MODES)}")

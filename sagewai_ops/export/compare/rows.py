@@ -98,7 +98,7 @@ def target_query(table: PlannedTable, *, by_key: bool) -> str:
         by_key: Put the key first, as texts, and order by its bytes.
     """
     columns = [
-        f"array_to_json({quoted(column.name)})"
+        f"pg_catalog.array_to_json({quoted(column.name)})"
         if column.target.type.name == "text[]"
         else quoted(column.name)
         for column in table.columns

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from sagewai_ops.database.postgres.connection import first_line
 from sagewai_ops.database.sqlite.vectors import VectorRow, VectorTable
 from sagewai_ops.errors import TargetBusyError
 from sagewai_ops.export.learnings.vector_rows import (
@@ -14,6 +15,7 @@ from sagewai_ops.export.learnings.vector_rows import (
     VectorCopy,
     compare,
     compare_any_order,
+    find_table,
 )
 from sagewai_ops.export.pipeline.sender import wait_for_copy
 from sagewai_ops.progress import Progress
@@ -29,8 +31,10 @@ SUSPICIOUS_CHARACTERS = 200_000  # of a text whose tsvector may exceed its limit
 _FACTS = (
     (
         f"CREATE TABLE {FACTS_TABLE} (id bigserial PRIMARY KEY, scope text NOT NULL,"
-        " content text NOT NULL, metadata jsonb DEFAULT '{}', created_at timestamptz DEFAULT now(),"
-        " content_tsv tsvector GENERATED ALWAYS AS (to_tsvector('english', content)) STORED)"
+        " content text NOT NULL, metadata jsonb DEFAULT '{}',"
+        " created_at timestamptz DEFAULT pg_catalog.now(),"
+        " content_tsv tsvector GENERATED ALWAYS AS "
+        "(pg_catalog.to_tsvector('english', content)) STORED)"
     ),
     f"CREATE INDEX idx_gm_scope ON {FACTS_TABLE} (scope)",
     f"CREATE INDEX idx_gm_content_tsv ON {FACTS_TABLE} USING gin (content_tsv)",
@@ -49,10 +53,11 @@ async def make_table(server: asyncpg.Connection[asyncpg.Record]) -> None:
     Raises:
         TargetBusyError: It has rows.
     """
-    if await server.fetchval("SELECT to_regclass($1) IS NULL", FACTS_TABLE):
+    existing = await find_table(server, FACTS_TABLE)
+    if not existing:
         for statement in _FACTS:
             await server.execute(statement)
-    elif await server.fetchval(f"SELECT EXISTS (SELECT 1 FROM {FACTS_TABLE})"):
+    elif await server.fetchval(f"SELECT EXISTS (SELECT 1 FROM {existing})"):
         raise TargetBusyError(f"table {FACTS_TABLE}: has rows", hint="export with --learnings keep")
 
 
@@ -79,7 +84,7 @@ async def copy_facts(
             if progress and number % COMPARED_AT_ONCE == 0:
                 progress(f"learnings {result.table}", number, result.rows)
 
-    before = await server.fetchval(f"SELECT coalesce(max(id), 0) FROM {FACTS_TABLE}")
+    before = await server.fetchval(f"SELECT coalesce(pg_catalog.max(id), 0) FROM {FACTS_TABLE}")
     started = time.monotonic()
     names = ["scope", "content"]
     copying = server.copy_records_to_table(FACTS_TABLE, records=counted(), columns=names)
@@ -143,8 +148,8 @@ async def _refuse_large(
     trial = server.transaction()
     await trial.start()
     try:
-        await server.fetchval("SELECT to_tsvector('english', $1::text) IS NULL", content)
+        await server.fetchval("SELECT pg_catalog.to_tsvector('english', $1::text) IS NULL", content)
     except asyncpg.PostgresError as error:
-        rows.refuse(row.key, "too-large", CONTENT, str(error.args[0]).splitlines()[0])
+        rows.refuse(row.key, "too-large", CONTENT, first_line(error))
     finally:
         await trial.rollback()

@@ -13,7 +13,13 @@ from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.sqlite.vectors import FLOAT_BYTES, VectorRow, VectorTable
 from sagewai_ops.errors import TargetBusyError, UsageError
 from sagewai_ops.export.convert.batch import NULL, SIGNATURE, TRAILER
-from sagewai_ops.export.learnings.vector_rows import Rows, VectorCopy, compare, compare_any_order
+from sagewai_ops.export.learnings.vector_rows import (
+    Rows,
+    VectorCopy,
+    compare,
+    compare_any_order,
+    find_table,
+)
 from sagewai_ops.export.pipeline.sender import wait_for_copy
 from sagewai_ops.progress import Progress
 
@@ -35,13 +41,20 @@ _TYPES = {
 }
 
 
+_SCHEMA = """
+SELECT pg_catalog.quote_ident(n.nspname)
+FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
+WHERE e.extname = 'vector'
+"""
+
+
 async def ensure_extension(server: asyncpg.Connection[asyncpg.Record]) -> None:
     """Create the extension pgvector in the database if it is missing.
 
     Raises:
         UsageError: The server lacks pgvector.
     """
-    query = "SELECT installed_version FROM pg_available_extensions WHERE name = 'vector'"
+    query = "SELECT installed_version FROM pg_catalog.pg_available_extensions WHERE name = 'vector'"
     row = await server.fetchrow(query)
     if row is None:
         raise UsageError(
@@ -50,6 +63,11 @@ async def ensure_extension(server: asyncpg.Connection[asyncpg.Record]) -> None:
         )
     if row["installed_version"] is None:
         await server.execute("CREATE EXTENSION vector")
+
+
+async def _schema(server: asyncpg.Connection[asyncpg.Record]) -> str:
+    """Return the schema of the extension, quoted; it need not be the session's."""
+    return str(await server.fetchval(_SCHEMA))
 
 
 async def copy_vectors(
@@ -77,13 +95,16 @@ async def copy_vectors(
     await wait_for_copy(server, copying)
     result.copy_seconds = time.monotonic() - started
     started = time.monotonic()
-    await compare(server, f"{_query(rows)} ORDER BY ctid", [], _expected(rows), result)
+    await compare(
+        server, f"{await _query(server, rows)} ORDER BY ctid", [], _expected(rows), result
+    )
     result.compare_seconds = time.monotonic() - started
     started = time.monotonic()
     operators = _OPERATORS.get(table.metric)
     if operators and table.dimensions <= LARGEST_INDEXED:
         await server.execute(
-            f"CREATE INDEX ON {quoted(table.name)} USING hnsw ({quoted(table.vector)} {operators})"
+            f"CREATE INDEX ON {quoted(table.name)} USING hnsw"
+            f" ({quoted(table.vector)} {await _schema(server)}.{operators})"
         )
     result.index_seconds = time.monotonic() - started
     result.to = table.name
@@ -101,7 +122,7 @@ async def check_rows(server: asyncpg.Connection[asyncpg.Record], rows: Rows) -> 
 
 
 async def _create_table(server: asyncpg.Connection[asyncpg.Record], table: VectorTable) -> None:
-    if not await server.fetchval("SELECT to_regclass($1) IS NULL", quoted(table.name)):
+    if await find_table(server, table.name):
         raise TargetBusyError(
             f"table {table.name}: exists already", hint="export with --learnings keep"
         )
@@ -111,7 +132,8 @@ async def _create_table(server: asyncpg.Connection[asyncpg.Record], table: Vecto
     )
     await server.execute(
         f"CREATE TABLE {quoted(table.name)} ({quoted(table.key)} {key_type} PRIMARY KEY,"
-        f" {quoted(table.vector)} vector({table.dimensions}) NOT NULL{columns})"
+        f" {quoted(table.vector)} {await _schema(server)}.vector({table.dimensions}) NOT NULL"
+        f"{columns})"
     )
 
 
@@ -125,7 +147,7 @@ async def verify(
     """
     for row in rows.every_row():
         result.sent += _fitting(rows, row) is not None
-    await compare_any_order(server, _query(rows), _expected(rows), rows.table.name)
+    await compare_any_order(server, await _query(server, rows), _expected(rows), rows.table.name)
     result.to = rows.table.name
 
 
@@ -189,10 +211,11 @@ def _field(kind: str, value: str | float | bytes | None) -> bytes:
     return struct.pack(">i", len(raw)) + raw
 
 
-def _query(rows: Rows) -> str:
+async def _query(server: asyncpg.Connection[asyncpg.Record], rows: Rows) -> str:
     table = rows.table
     others = "".join(f", {quoted(column.name)}" for column in table.columns)
-    wanted = f"{quoted(table.key)}, vector_send({quoted(table.vector)}){others}"
+    schema = await _schema(server)
+    wanted = f"{quoted(table.key)}, {schema}.vector_send({quoted(table.vector)}){others}"
     return f"SELECT {wanted} FROM {quoted(table.name)}"
 
 

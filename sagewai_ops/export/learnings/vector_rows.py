@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.sqlite.vectors import VectorRow, VectorTable, read_vectors
 from sagewai_ops.errors import DifferenceError
 from sagewai_ops.export.mapping.findings import Tally
@@ -18,6 +17,16 @@ if TYPE_CHECKING:
     import asyncpg
 
 COMPARED_AT_ONCE = 200
+
+# Also in the schemas of the search_path after the pinned one; views too.
+_FIND = """
+SELECT pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname)
+FROM pg_catalog.unnest(pg_catalog.current_setting('sagewai_ops.schemas')::name[])
+  WITH ORDINALITY AS path(name, place)
+JOIN pg_catalog.pg_namespace n ON n.nspname = path.name
+JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid
+WHERE c.relname = $1 ORDER BY path.place LIMIT 1
+"""
 
 
 @dataclass(slots=True)
@@ -100,6 +109,12 @@ class Rows:
                 yield column.name, value
 
 
+async def find_table(server: asyncpg.Connection[asyncpg.Record], name: str) -> str | None:
+    """Return a table of the session's path, qualified and quoted; None without one."""
+    found: str | None = await server.fetchval(_FIND, name)
+    return found
+
+
 async def compare(
     server: asyncpg.Connection[asyncpg.Record],
     query: str,
@@ -138,7 +153,7 @@ async def compare_any_order(
     Raises:
         DifferenceError: They differ, or the table is not there.
     """
-    if await server.fetchval("SELECT to_regclass($1) IS NULL", quoted(name)):
+    if not await find_table(server, name):
         raise DifferenceError(f"table {name}: is not there")
     balance = Counter(map(_digest, expected))
     async for record in server.cursor(query, prefetch=COMPARED_AT_ONCE):

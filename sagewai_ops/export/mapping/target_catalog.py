@@ -41,45 +41,55 @@ _DEFINITION = re.compile(
 )
 
 _COLUMNS = """
-SELECT c.relname, a.attname, t.typname, format_type(a.atttypid, a.atttypmod) AS type,
+SELECT c.relname, a.attname, t.typname, pg_catalog.format_type(a.atttypid, a.atttypmod) AS type,
        a.attnotnull, a.attgenerated <> '' AS computed,
-       a.attidentity <> '' OR coalesce(pg_get_expr(d.adbin, d.adrelid) LIKE 'nextval(%', false)
+       a.attidentity <> ''
+           OR coalesce(pg_catalog.pg_get_expr(d.adbin, d.adrelid) LIKE 'nextval(%', false)
            AS numbered,
-       pg_get_expr(d.adbin, d.adrelid) AS default_expression,
-       pg_get_serial_sequence(quote_ident(n.nspname) || '.' || quote_ident(c.relname), a.attname)
+       pg_catalog.pg_get_expr(d.adbin, d.adrelid) AS default_expression,
+       pg_catalog.pg_get_serial_sequence(
+           pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname), a.attname)
            AS sequence,
-       pg_get_userbyid(c.relowner) AS owner, pg_has_role(c.relowner, 'USAGE') AS owned
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-JOIN pg_type t ON t.oid = a.atttypid
-LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
-WHERE n.nspname = current_schema() AND c.relkind IN ('r', 'p')
+       pg_catalog.pg_get_userbyid(c.relowner) AS owner,
+       pg_catalog.pg_has_role(c.relowner, 'USAGE') AS owned
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
+WHERE n.nspname = pg_catalog.current_schema() AND c.relkind IN ('r', 'p')
 ORDER BY c.relname, a.attnum
 """
 _CONSTRAINTS = """
 SELECT c.relname, k.conname, k.contype::text AS kind, k.convalidated,
-       ARRAY(SELECT a.attname::text FROM unnest(k.conkey) WITH ORDINALITY AS u(number, place)
-             JOIN pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = u.number
+       ARRAY(SELECT a.attname::text
+             FROM pg_catalog.unnest(k.conkey) WITH ORDINALITY AS u(number, place)
+             JOIN pg_catalog.pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = u.number
              ORDER BY u.place) AS columns,
        p.relname AS parent,
-       ARRAY(SELECT a.attname::text FROM unnest(k.confkey) WITH ORDINALITY AS u(number, place)
-             JOIN pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = u.number
+       ARRAY(SELECT a.attname::text
+             FROM pg_catalog.unnest(k.confkey) WITH ORDINALITY AS u(number, place)
+             JOIN pg_catalog.pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = u.number
              ORDER BY u.place) AS parent_columns,
-       CASE WHEN k.contype = 'c' THEN pg_get_expr(k.conbin, k.conrelid) END AS expression
-FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid
-LEFT JOIN pg_class p ON p.oid = k.confrelid
-WHERE c.relnamespace = current_schema()::regnamespace AND k.contype IN ('p', 'u', 'f', 'c', 'x')
+       CASE WHEN k.contype = 'c' THEN pg_catalog.pg_get_expr(k.conbin, k.conrelid) END
+           AS expression
+FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_catalog.pg_class p ON p.oid = k.confrelid
+WHERE n.nspname = pg_catalog.current_schema() AND k.contype IN ('p', 'u', 'f', 'c', 'x')
 ORDER BY c.relname, k.conname
 """
 _INDEXES = """
 SELECT c.relname, x.relname AS index_name, i.indisunique, i.indisprimary,
-       i.indexprs IS NOT NULL AS computed, pg_get_expr(i.indpred, i.indrelid) AS predicate,
+       i.indexprs IS NOT NULL AS computed,
+       pg_catalog.pg_get_expr(i.indpred, i.indrelid) AS predicate,
        ARRAY(SELECT a.attname::text
-             FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS u(number, place)
-             JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = u.number
+             FROM pg_catalog.unnest(i.indkey::int2[]) WITH ORDINALITY AS u(number, place)
+             JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = u.number
              WHERE u.place <= i.indnkeyatts ORDER BY u.place) AS columns
-FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_class x ON x.oid = i.indexrelid
-WHERE c.relnamespace = current_schema()::regnamespace
+FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indrelid
+JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = pg_catalog.current_schema()
 ORDER BY c.relname, x.relname
 """
 
@@ -231,7 +241,7 @@ async def read_defaults(
     if not columns:
         return {}
     expressions = ", ".join(
-        f"array_to_json({column.default})::text"
+        f"pg_catalog.array_to_json({column.default})::text"
         if column.type == Type("text[]")
         else f"({column.default})::text"
         for column in (table.columns[name] for name in columns)

@@ -21,25 +21,32 @@ DEFERRED_ROWS = 500
 
 # `movable`: the definition is complete, and no other object depends on the index.
 _INDEXES = """
-SELECT c.relname AS owner, x.relname AS name, pg_get_indexdef(i.indexrelid) AS definition,
-       k.contype IS NOT NULL AS is_constraint, pg_get_constraintdef(k.oid) AS constraint_definition,
+SELECT c.relname AS owner, x.relname AS name,
+       pg_catalog.pg_get_indexdef(i.indexrelid) AS definition,
+       k.contype IS NOT NULL AS is_constraint,
+       pg_catalog.pg_get_constraintdef(k.oid) AS constraint_definition,
        i.indisvalid AND i.indisready AND NOT i.indisclustered AND NOT i.indisreplident
-           AND x.reltablespace = 0 AND coalesce(k.conparentid, 0) = 0
-           AND obj_description(x.oid, 'pg_class') IS NULL
-           AND obj_description(k.oid, 'pg_constraint') IS NULL
-           AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.refobjid IN (x.oid, k.oid)
-               AND d.deptype = 'n' AND d.classid <> 'pg_constraint'::regclass) AS movable
-FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_class x ON x.oid = i.indexrelid
-LEFT JOIN pg_constraint k ON k.conindid = x.oid AND k.contype IN ('p', 'u', 'x')
-WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = ANY($1::text[])
+           AND x.reltablespace = 0::oid AND coalesce(k.conparentid, 0::oid) = 0::oid
+           AND pg_catalog.obj_description(x.oid, 'pg_class') IS NULL
+           AND pg_catalog.obj_description(k.oid, 'pg_constraint') IS NULL
+           AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d WHERE d.refobjid IN (x.oid, k.oid)
+               AND d.deptype = 'n'
+               AND d.classid <> 'pg_catalog.pg_constraint'::regclass::oid) AS movable
+FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indrelid
+JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_catalog.pg_constraint k ON k.conindid = x.oid AND k.contype IN ('p', 'u', 'x')
+WHERE n.nspname = pg_catalog.current_schema() AND c.relname = ANY($1::text[])
 ORDER BY c.relname, i.indisprimary DESC, x.relname
 """
 _FOREIGN_KEYS = """
-SELECT c.relname AS owner, k.conname AS name, pg_get_constraintdef(k.oid) AS definition
-FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_class p ON p.oid = k.confrelid
-WHERE k.contype = 'f' AND k.convalidated AND k.conparentid = 0
-  AND obj_description(k.oid, 'pg_constraint') IS NULL
-  AND c.relnamespace = current_schema()::regnamespace AND p.relnamespace = c.relnamespace
+SELECT c.relname AS owner, k.conname AS name, pg_catalog.pg_get_constraintdef(k.oid) AS definition
+FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
+JOIN pg_catalog.pg_class p ON p.oid = k.confrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE k.contype = 'f' AND k.convalidated AND k.conparentid = 0::oid
+  AND pg_catalog.obj_description(k.oid, 'pg_constraint') IS NULL
+  AND n.nspname = pg_catalog.current_schema() AND p.relnamespace = c.relnamespace
   AND (c.relname = ANY($1::text[]) OR p.relname = ANY($1::text[]))
 ORDER BY c.relname, k.conname
 """

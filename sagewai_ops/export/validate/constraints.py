@@ -168,14 +168,17 @@ async def _refused_combinations(
 ) -> list[tuple[object, ...]]:
     keys = ", ".join(f"k{number}" for number in range(len(check.columns)))
     cursor = source.execute(f"SELECT DISTINCT {keys} FROM {rows_of(table, check.columns)}")
-    arrays = ", ".join(f"${number + 1}::text[]" for number in range(len(check.columns)))
+    arrays = ", ".join(
+        f"pg_catalog.unnest(${number + 1}::text[])" for number in range(len(check.columns))
+    )
     texts = ", ".join(f"c{number}" for number in range(len(check.columns)))
     casts = ", ".join(
         f"c{number}::{target.columns[name].type_name} AS {quoted(name)}"
         for number, name in enumerate(check.columns)
     )
     query = (
-        f"SELECT n FROM (SELECT n, {casts} FROM unnest({arrays}) WITH ORDINALITY AS u({texts}, n))"
+        f"SELECT n FROM (SELECT n, {casts}"
+        f" FROM ROWS FROM ({arrays}) WITH ORDINALITY AS u({texts}, n))"
         f" AS v WHERE NOT ({check.expression})"
     )
     refused = []

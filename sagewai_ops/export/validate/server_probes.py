@@ -10,6 +10,7 @@ import sqlite3
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from sagewai_ops.database.postgres.connection import first_line
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.export.convert.batch import SIGNATURE, TRAILER, encode_batch
 from sagewai_ops.export.mapping.findings import KEYS_KEPT, Finding
@@ -54,6 +55,7 @@ async def find_large_index_rows(
         try:
             await server.copy_to_table(
                 PROBE,
+                schema_name="pg_temp",
                 source=_once(encoded),
                 columns=[column.name for column in table.columns],
                 format="binary",
@@ -62,10 +64,10 @@ async def find_large_index_rows(
             if error.sqlstate != _TOO_LARGE:
                 raise
             refused.append(row)
-            message = message or str(error.args[0]).splitlines()[0]
+            message = message or first_line(error)
         finally:
             await trial.rollback()
-    await server.execute(f"DROP TABLE {PROBE}")
+    await server.execute(f"DROP TABLE pg_temp.{PROBE}")
     if not refused:
         return []
     keys = tuple(read_key_text(source, table, row) for row in islice(refused, KEYS_KEPT))
