@@ -175,7 +175,7 @@ def backup(
     code = code if report.is_complete else EXIT_INCOMPLETE
     warnings = tuple(report.warnings())
     if not policy.is_empty:
-        retention = _prune(home, directory, policy, code, all_paths=all_paths, wait=wait)
+        retention = _prune(run, directory, policy, code, all_paths=all_paths, wait=wait)
         result = replace(result, retention=retention.result)
         warnings += retention.warnings
         code = code or retention.exit_code
@@ -217,9 +217,19 @@ def _plan_prune(
     home: Home, directory: Path, options: Any, policy: Any, all_paths: bool
 ) -> list[str]:
     from sagewai_ops.snapshots.prune import expect_snapshot, prune
+    from sagewai_ops.snapshots.trust import trust_of
 
-    expected = expect_snapshot(home, directory, options.tags)
-    planned = prune(home, directory, policy, all_paths=all_paths, dry_run=True, expected=expected)
+    trust = trust_of(home, directory, options.key_environment)
+    expected = expect_snapshot(home, directory, trust, options.tags)
+    planned = prune(
+        home,
+        directory,
+        policy,
+        all_paths=all_paths,
+        dry_run=True,
+        expected=expected,
+        trust=trust,
+    )
     moved = [
         f"move snapshot {item.id} to .trash, no rule keeps it" for item in planned.plan.removed
     ]
@@ -237,7 +247,7 @@ class _Retention:
 
 
 def _prune(
-    home: Home, directory: Path, policy: Any, code: int, *, all_paths: bool, wait: float
+    run: Run, directory: Path, policy: Any, code: int, *, all_paths: bool, wait: float
 ) -> _Retention:
     """Prune older snapshots by the rules; a failure does not affect the new one.
 
@@ -245,15 +255,23 @@ def _prune(
     """
     from sagewai_ops.backup.results import RetentionResult
     from sagewai_ops.snapshots.prune import describe_prune, prune
+    from sagewai_ops.snapshots.trust import trust_of
 
     if code != EXIT_DONE:
         state = "incomplete" if code == EXIT_INCOMPLETE else "of a database with findings"
         problem = f"retention: not applied, the snapshot is {state}: sagewai-ops snapshots prune"
         return _Retention(RetentionResult(False, problem), (problem,), EXIT_DONE)
     try:
-        wait = max(wait, _PRUNE_SECONDS)
+        home = run.home()
         pruned = describe_prune(
-            prune(home, directory, policy, all_paths=all_paths, wait_seconds=wait)
+            prune(
+                home,
+                directory,
+                policy,
+                all_paths=all_paths,
+                wait_seconds=max(wait, _PRUNE_SECONDS),
+                trust=trust_of(home, directory, run.settings.environment),
+            )
         )
     except OpsError as error:
         problem = f"retention: not applied, {error.message}"

@@ -13,6 +13,7 @@ from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
 from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
+    AllowRollbackOption,
     IdentityOption,
     KeepWorkDirOption,
     OpeningPassphraseOption,
@@ -22,6 +23,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     WorkFactorOption,
     keeper,
 )
+from .snapshot_argument import find_path  # noqa: TID251 - a neighbour
 
 if TYPE_CHECKING:
     from sagewai_ops.operations.drill import DrillResult
@@ -84,6 +86,7 @@ def drill(
         bool, option(ENCRYPTION, "--without-key", "Continue without a key; nothing is proved then.")
     ] = False,
     require_authentic: RequireAuthenticOption = False,
+    allow_rollback: AllowRollbackOption = False,
     scratch: WorkDirOption = None,
     keep_work_dir: KeepWorkDirOption = False,
     dry_run: DryRunOption = False,
@@ -91,11 +94,9 @@ def drill(
     """Parse, drill, render."""
     from sagewai_ops.cli.credentials import unlock_of
     from sagewai_ops.operations import drill as drilling
-    from sagewai_ops.snapshots import catalog
-    from sagewai_ops.snapshots.ownership import home_ids
 
     home = run.home()
-    archive = catalog.find_snapshot(run.snapshots(home, snapshots), snapshot, home_ids(home))
+    archive = find_path(run, snapshot, snapshots)
     options = drilling.DrillOptions(
         decryption=unlock_of(
             run.terminal, identity or [], passphrase_file, allow_work_factor=allow_work_factor
@@ -107,6 +108,8 @@ def drill(
         scratch=scratch,
         keep=keeper(run, keep_work_dir, scratch, archive.parent),
         require_authentic=require_authentic,
+        is_latest=snapshot == "latest",
+        allow_rollback=allow_rollback,
     )
     if dry_run:
         return plan_outcome(drilling.plan_drill(archive, options))

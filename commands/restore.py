@@ -14,6 +14,7 @@ from sagewai_ops.text import size
 
 from .recover import alias_outcome, outcome_of  # noqa: TID251 - a neighbour
 from .shared_options import (  # noqa: TID251 - a neighbour
+    AllowRollbackOption,
     HomeWaitOption,
     IdentityOption,
     OpeningPassphraseOption,
@@ -21,6 +22,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     SnapshotsOption,
     WorkFactorOption,
 )
+from .snapshot_argument import find_path  # noqa: TID251 - a neighbour
 
 if TYPE_CHECKING:
     from sagewai_ops.restore.results import PlanResult, RestoreResult
@@ -77,6 +79,7 @@ def restore(
         bool, option(ENCRYPTION, "--without-key", "Restore even if no key decrypts the secrets.")
     ] = False,
     require_authentic: RequireAuthenticOption = False,
+    allow_rollback: AllowRollbackOption = False,
     revoke_sessions: Annotated[
         bool,
         option(
@@ -111,12 +114,10 @@ def restore(
     from sagewai_ops.restore import restore as restoring
     from sagewai_ops.restore.plan import RestoreOptions, plan_restore
     from sagewai_ops.restore.results import PlanResult, RestoreResult
-    from sagewai_ops.snapshots import catalog
-    from sagewai_ops.snapshots.ownership import home_ids
 
     home = run.home()
     environment = dict(run.settings.environment)
-    archive = catalog.find_snapshot(run.snapshots(home, snapshots), snapshot or "", home_ids(home))
+    archive = find_path(run, snapshot or "", snapshots)
     options = RestoreOptions(
         decryption=unlock_of(
             run.terminal, identity or [], passphrase_file, allow_work_factor=allow_work_factor
@@ -131,6 +132,8 @@ def restore(
         key_home=home,
         key_environment=environment,
         require_authentic=require_authentic,
+        is_latest=snapshot == "latest",
+        allow_rollback=allow_rollback,
     )
     target = locate(to, environment) if to else home
     risked = home if to is None and home.root.is_dir() else None

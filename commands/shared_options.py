@@ -86,6 +86,10 @@ KeepWorkDirOption = Annotated[
 RequireAuthenticOption = Annotated[
     bool, option(ENCRYPTION, "--require-authentic", "Refuse a snapshot that is not authentic.")
 ]
+AllowRollbackOption = Annotated[
+    bool,
+    option(ENCRYPTION, "--allow-rollback", "Accept it even if newer snapshots are missing."),
+]
 StrictOption = Annotated[bool, option(RUN, "--strict", "Exit 4 on warnings too.")]
 SqlOption = Annotated[bool, option(DATABASE, "--sql", "Print the SQL statements, run nothing.")]
 HomeWaitOption = Annotated[float, _wait("another run on the home")]

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Run
+from sagewai_ops.home.paths import Home
 
 SnapshotArgument = Annotated[
     str, typer.Argument(metavar="SNAPSHOT|latest", help="An id, the beginning of an id, or a path.")
@@ -23,21 +24,38 @@ def find_archive(
 ) -> tuple[Path, Any]:
     """Return the path of an archive, and the keys that decrypt it."""
     from sagewai_ops.cli.credentials import unlock_of
-    from sagewai_ops.snapshots import catalog
-    from sagewai_ops.snapshots.ownership import home_ids
 
-    home = run.home()
-    path = catalog.find_snapshot(run.snapshots(home, snapshots), snapshot, home_ids(home))
+    path = find_path(run, snapshot, snapshots)
     decryption = unlock_of(
         run.terminal, identity or [], passphrase_file, allow_work_factor=allow_work_factor
     )
     return path, decryption
 
 
+def find_path(run: Run, snapshot: str, snapshots: Path | None) -> Path:
+    """Return the path of the snapshot that the user names."""
+    from sagewai_ops.snapshots import catalog
+    from sagewai_ops.snapshots.ownership import home_ids
+
+    home = run.home()
+    directory = run.snapshots(home, snapshots)
+    return catalog.find_snapshot(
+        directory, snapshot, home_ids(home), confirm_of(run, home, directory)
+    )
+
+
+def confirm_of(run: Run, home: Home, directory: Path) -> Any:
+    """Return the function that confirms the snapshots of a directory."""
+    from sagewai_ops.snapshots.trust import confirm, trust_of
+
+    def confirm_all(found: Any) -> Any:
+        return confirm(directory, found, trust_of(home, directory, run.settings.environment))
+
+    return confirm_all
+
+
 def origin_keys(run: Run, extra_key: Path | None = None) -> tuple[Any, ...]:
     """Return the keys that authenticate snapshots of the home."""
-    from sagewai_ops.keys.authentication import authentication_keys
-    from sagewai_ops.keys.candidates import all_candidates
+    from sagewai_ops.snapshots.trust import keys_of
 
-    found = all_candidates(run.home(), run.settings.environment, key_file=extra_key)
-    return authentication_keys(found)
+    return keys_of(run.home(), run.settings.environment, key_file=extra_key)

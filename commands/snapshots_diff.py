@@ -15,7 +15,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     SnapshotsOption,
     WorkFactorOption,
 )
-from .snapshot_argument import origin_keys  # noqa: TID251 - a neighbour
+from .snapshot_argument import confirm_of, origin_keys  # noqa: TID251 - a neighbour
 
 HELP = """Show the differences between two snapshots.
 
@@ -71,10 +71,14 @@ def diff(
     home = run.home()
     directory = run.snapshots(home, snapshots)
     ids = home_ids(home)
+    confirm = confirm_of(run, home, directory)
     if first is None or second is None:
-        pair = latest_two(directory, ids)
+        pair = latest_two(directory, ids, confirm)
     else:
-        pair = find_snapshot(directory, first, ids), find_snapshot(directory, second, ids)
+        pair = (
+            find_snapshot(directory, first, ids, confirm),
+            find_snapshot(directory, second, ids, confirm),
+        )
     decryption = unlock_of(
         run.terminal, identity or [], passphrase_file, allow_work_factor=allow_work_factor
     )

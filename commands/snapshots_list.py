@@ -19,6 +19,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     SnapshotsOption,
     WorkFactorOption,
 )
+from .snapshot_argument import origin_keys  # noqa: TID251 - a neighbour
 
 
 def register(group: typer.Typer) -> None:
@@ -51,8 +52,9 @@ def list_snapshots(
 ) -> Outcome:
     """List the snapshots of a directory, oldest first.
 
-    Only metadata files are read, no archive, and no key is needed. --rebuild writes the metadata
-    files again from the archives; the result of a drill is kept.
+    Only metadata files are read, no archive. `authentic` is what an authenticated metadata file
+    records: `snapshots verify` reads the archive. --rebuild writes the metadata files again from
+    the archives; the result of a drill is kept if it is authenticated.
 
     Exit status:
       0   listed
@@ -65,8 +67,10 @@ def list_snapshots(
     from sagewai_ops.backup.snapshot_list import SnapshotList, Trash, describe_snapshot
     from sagewai_ops.snapshots import catalog
     from sagewai_ops.snapshots.trash import list_trash
+    from sagewai_ops.snapshots.trust import confirm, trust_of
 
-    directory = run.snapshots(run.home(), snapshots)
+    home = run.home()
+    directory = run.snapshots(home, snapshots)
     if dry_run and rebuild:
         cards = (
             f"write the metadata file of {item.path}" for item in catalog.list_snapshots(directory)
@@ -81,11 +85,14 @@ def list_snapshots(
         )
         rebuilt = _rebuild(run, directory, decryption, wait)
     trash = list_trash(directory)
+    trust = trust_of(home, directory, run.settings.environment)
     result = SnapshotList(
         folder=directory,
         snapshots=tuple(
             describe_snapshot(item)
-            for item in catalog.list_snapshots(directory)
+            for item in confirm(
+                directory, catalog.list_snapshots(directory), trust, reads_archives=False
+            )
             if not tag or set(tag).intersection(item.tags)
         ),
         trash=Trash(tuple(item.id for item in trash), sum(item.size_bytes for item in trash)),
@@ -106,7 +113,9 @@ def _rebuild(run: Run, directory: Path, decryption: Any, wait: float) -> Any:
     from sagewai_ops.snapshots.rebuild_cards import rebuild_cards
 
     with run.terminal.progress() as progress:
-        return rebuild_cards(directory, decryption, wait_seconds=wait, progress=progress)
+        return rebuild_cards(
+            directory, decryption, keys=origin_keys(run), wait_seconds=wait, progress=progress
+        )
 
 
 def _rebuild_outcome(rebuilt: Any) -> tuple[tuple[str, ...], int]:
@@ -134,6 +143,7 @@ def _show(terminal: Terminal, result: Any) -> None:
             "key",
             "verified",
             "proved",
+            "origin",
             "tags",
             "home",
         )
@@ -146,6 +156,7 @@ def _show(terminal: Terminal, result: Any) -> None:
                 f"{row.key_fingerprint or '-'} {row.key_custody or '?'}",
                 _verified(row),
                 drill_result(row.drill, row.proved_restorable_at),
+                _origin(row),
                 ",".join(row.tags) or "-",
                 row.home or "?",
             )
@@ -168,6 +179,11 @@ def _show(terminal: Terminal, result: Any) -> None:
         )
     if result.tree:
         terminal.line(f"tree {result.tree.path}, created {result.tree.created_at}")
+
+
+def _origin(row: Any) -> str:
+    """Return the recorded origin, or why nothing confirms what the metadata file states."""
+    return row.doubt or ("authentic" if row.authenticity == "authentic" else "-")
 
 
 def _verified(row: Any) -> str:

@@ -54,12 +54,19 @@ def prune(
     """Parse, prune, render."""
     from sagewai_ops.snapshots.prune import describe_prune
     from sagewai_ops.snapshots.prune import prune as prune_snapshots
+    from sagewai_ops.snapshots.trust import trust_of
 
     home = run.home()
     directory = run.snapshots(home, snapshots)
     result = describe_prune(
         prune_snapshots(
-            home, directory, policy, all_paths=any_place, dry_run=dry_run, wait_seconds=wait
+            home,
+            directory,
+            policy,
+            all_paths=any_place,
+            dry_run=dry_run,
+            wait_seconds=wait,
+            trust=trust_of(home, directory, run.settings.environment),
         )
     )
     return Outcome(

@@ -101,6 +101,12 @@ class DamagedError(OpsError):
     advice: ClassVar[str] = "sagewai-ops snapshots list  # an older snapshot may be undamaged"
 
 
+class NotAuthenticError(DamagedError):
+    """A snapshot is forged, or not shown to be of this home; nothing is done with it."""
+
+    code: ClassVar[str] = "not-authentic"
+
+
 class SchemaBehindError(OpsError):
     """A schema is older than the command requires."""
 

@@ -1,8 +1,9 @@
 """Small archives for the tests, written by the real writer or forged."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sagewai_ops.archive.age import Encryption, open_encrypted_sink
 from sagewai_ops.archive.manifest import (
@@ -25,18 +26,28 @@ LINK = Entry("config/link", EntryType.LINK, 0o777, MOMENT_NS, target="admin-stat
 
 
 def write(
-    path: Path, contents: Sequence[tuple[Entry, bytes]], encryption: Encryption | None = None
+    path: Path,
+    contents: Sequence[tuple[Entry, bytes]],
+    encryption: Encryption | None = None,
+    *,
+    name: str = "test",
+    facts: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write an archive of these members with the real writer."""
+    """Write an archive of these members with the real writer.
+
+    Args:
+        name: The id in its header.
+        facts: Of its header.
+    """
     with open(path, "wb") as stream:
         sink = open_encrypted_sink(stream, encryption) if encryption else stream
-        writer = ArchiveWriter(sink, Header("test"), mtime_ns=MOMENT_NS)
+        writer = ArchiveWriter(sink, Header(name, facts=facts or {}), mtime_ns=MOMENT_NS)
         for entry, content in contents:
             if entry.type is EntryType.FILE:
                 writer.add_bytes(entry, content)
             else:
                 writer.add_directory_or_link(entry)
-        writer.finish({"id": "test"})
+        writer.finish({"id": name})
         if encryption:
             sink.close()
     return path

@@ -14,6 +14,8 @@ from home_builder import BuiltHome, build_home
 # What a snapshot does not carry of a home, by its name alone.
 SCRATCH = ("db/sagewai.db-wal", "db/sagewai.db-shm", "config/admin-state.json.lock")
 
+MARK = ".sagewai-ops-snapshots.json"
+
 
 def small(root: Path, **recipe: Any) -> BuiltHome:
     """Build a home of 1.4 MB with a row in each table and everything in its WAL."""
@@ -25,12 +27,15 @@ def everything_of(root: Path) -> dict[str, tuple[int, int, bytes | str]]:
     """Map each path below a directory to its mode, time in ns, and content or link target.
 
     Of a `-shm` only the name counts: it is scratch memory, which SQLite may rewrite at any look.
+    The high-water mark of the snapshots is left out: every backup writes it.
     """
     found: dict[str, tuple[int, int, bytes | str]] = {}
     for directory, directories, files in os.walk(root):
         for name in (*directories, *files):
             path = os.path.join(directory, name)
             relative = os.path.relpath(path, root)
+            if relative == MARK:
+                continue
             status = os.lstat(path)
             content: bytes | str = ""
             if stat.S_ISLNK(status.st_mode):

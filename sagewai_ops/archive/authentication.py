@@ -18,6 +18,7 @@ NO_MAC = bytes(MAC_BYTES)  # in the place of one: the writer had no key, or ther
 _INFO = b"sagewai-ops snapshot authentication v2"
 _SNAPSHOT = b"sagewai-ops snapshot v2\0"
 _RECORD = b"sagewai-ops %s v2\0"
+_WRAP = b"sagewai-ops former key v2\0"
 _NUMBERS = struct.Struct("<QQ")  # manifest offset, sequence
 _LENGTH = struct.Struct("<I")
 
@@ -62,6 +63,25 @@ class AuthenticationKey:
         text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
         message = _RECORD % kind.encode() + text.encode()
         return hmac.digest(self.secret, message, "sha256").hex()
+
+    def wrap(self, other: "AuthenticationKey") -> bytes:
+        """Encrypt another key, which is random to everyone without this one."""
+        return bytes(a ^ b for a, b in zip(other.secret, self._pad(other.fingerprint), strict=True))
+
+    def unwrap(self, fingerprint: str, wrapped: bytes) -> "AuthenticationKey":
+        """Return the key that `wrap` encrypted.
+
+        Args:
+            fingerprint: Of its master key.
+
+        Raises:
+            ValueError: It has another length.
+        """
+        secret = bytes(a ^ b for a, b in zip(wrapped, self._pad(fingerprint), strict=True))
+        return AuthenticationKey(fingerprint, secret)
+
+    def _pad(self, fingerprint: str) -> bytes:
+        return hmac.digest(self.secret, _WRAP + fingerprint.encode(), "sha256")
 
 
 def derive_key(fingerprint: str, master_key: bytes) -> AuthenticationKey:

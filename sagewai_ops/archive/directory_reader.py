@@ -200,7 +200,7 @@ def open_mirror(root: Path) -> Iterator[DirectoryReader]:
             with contextlib.closing(DirectoryReader(descriptor)) as reader:
                 yield reader
         except DamagedError as error:
-            raise DamagedError(
+            raise type(error)(
                 f"{root}: {error.message}",
                 hint=error.hint or "sagewai-ops snapshots list",
             ) from error

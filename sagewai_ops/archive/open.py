@@ -1,14 +1,21 @@
 """Open an archive or a mirror for reading."""
 
 import contextlib
+import errno
+import hmac
+import os
+import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from sagewai_ops.archive.age import AGE_MAGIC, Decryption
+from sagewai_ops.archive.authentication import NO_MAC, AuthenticationKey
 from sagewai_ops.archive.directory_reader import open_mirror
 from sagewai_ops.archive.input import ArchiveInput, EncryptedInput, PlainInput
-from sagewai_ops.archive.reader import ArchiveReader
+from sagewai_ops.archive.manifest import Header
+from sagewai_ops.archive.reader import ArchiveReader, read_header
 from sagewai_ops.errors import DamagedError, NotFoundError
 
 
@@ -36,10 +43,49 @@ def open_archive(path: Path, decryption: Decryption | None = None) -> Iterator[A
         try:
             yield ArchiveReader(_open_input(stream, path.name, decryption))
         except DamagedError as error:
-            raise DamagedError(
+            raise type(error)(
                 f"{path}: {error.message}",
                 hint=error.hint or "sagewai-ops snapshots list",
             ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Header and authentication of an archive that is not encrypted; no content is checked."""
+
+    header: Header
+    sha256: bytes
+    mac: bytes
+    manifest_start: int
+
+    def is_authentic(self, key: AuthenticationKey) -> bool:
+        """Check whether the archive states the HMAC of a key."""
+        expected = key.mac(self.header, self.sha256, self.manifest_start)
+        return hmac.compare_digest(self.mac, expected)
+
+
+def read_summary(path: Path) -> Summary:
+    """Read header and authentication of an archive that is not encrypted.
+
+    Raises:
+        OSError: It cannot be read.
+        SchemaAheadError: Its format is newer than this program.
+        DamagedError: It is not a complete snapshot, or encrypted.
+    """
+    with open(path, "rb", buffering=0, opener=_open_regular) as stream:
+        source = PlainInput(stream)
+        table = source.read_frame_table()
+        header = read_header(source, table)
+        mac = b"" if table.mac == NO_MAC else table.mac
+        return Summary(header, table.sha256, mac, table.manifest_start)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return descriptor
 
 
 def _open_input(stream: BinaryIO, name: str, decryption: Decryption | None) -> ArchiveInput:

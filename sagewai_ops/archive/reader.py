@@ -28,7 +28,7 @@ from sagewai_ops.archive.manifest import (
     decode_manifest,
 )
 from sagewai_ops.archive.tar import BLOCK_BYTES, END, member_bytes, member_header, padding_bytes
-from sagewai_ops.archive.zstd_frames import Frame, decompress_frames
+from sagewai_ops.archive.zstd_frames import Frame, FrameTable, decompress_frame, decompress_frames
 from sagewai_ops.errors import DamagedError
 
 MAX_HEADER_BYTES = 1024 * 1024
@@ -64,7 +64,7 @@ class ArchiveReader:
         except DamagedError:
             _refuse_newer(source.read_from_start())
             raise
-        self.header = self._read_header()
+        self.header = read_header(source, self._table)
         is_first = self.header.format_version == PLAIN_FORMAT_VERSION
         if is_first != (not self._table.mac):
             raise DamagedError(f"archive: {HEADER_NAME} and trailer differ in format")
@@ -138,14 +138,6 @@ class ArchiveReader:
         for _entry, _content in self.members(on_bytes=on_bytes):
             pass
 
-    def _read_header(self) -> Header:
-        first = self._table.frames[0]
-        if first.content_bytes > MAX_HEADER_BYTES:
-            raise DamagedError(f"archive: {HEADER_NAME} too long")
-        content = b"".join(self._decompress([first]))
-        entry = _parse_member_header(content, HEADER_NAME)
-        return decode_header(content[len(member_header(entry)) :][: entry.size_bytes])
-
     def _read_manifest(self) -> Manifest:
         last = [frame for frame in self._table.frames if frame.start >= self._table.manifest_start]
         size_bytes = sum(frame.content_bytes for frame in last)
@@ -193,6 +185,21 @@ class ArchiveReader:
 
     def _decompress(self, frames: Sequence[Frame]) -> Iterator[bytes]:
         return decompress_frames(frames, self._source.read_spans(_spans(frames), None))
+
+
+def read_header(source: ArchiveInput, table: FrameTable) -> Header:
+    """Read `snapshot.json`, which is alone in the first frame.
+
+    Raises:
+        SchemaAheadError, DamagedError: As `decode_header`.
+    """
+    first = table.frames[0]
+    if first.content_bytes > MAX_HEADER_BYTES:
+        raise DamagedError(f"archive: {HEADER_NAME} too long")
+    (data,) = source.read_spans(_spans([first]), None)
+    content = decompress_frame(first, data)
+    entry = _parse_member_header(content, HEADER_NAME)
+    return decode_header(content[len(member_header(entry)) :][: entry.size_bytes])
 
 
 def check_manifest_entries(manifest: Manifest, header: Header, what: str) -> None:

@@ -64,7 +64,8 @@ def _record(*, nullable: bool = False, **fields: Shape) -> Shape:
     return check
 
 
-def _is_mac(value: object) -> bool:
+def is_mac(value: object) -> bool:
+    """Check whether a value is an HMAC in hex."""
     return isinstance(value, str) and len(value) == _MAC_DIGITS and set(value) <= _HEX_DIGITS
 
 
@@ -82,7 +83,7 @@ _HEADER: Mapping[str, Shape] = {
     "key_fingerprint": is_text,
     "schema_level": is_text,
     "tags": _list_of(is_text),
-    "previous": _record(id=is_text, mac=_is_mac),
+    "previous": _record(id=is_text, mac=is_mac),
 }
 _MANIFEST: Mapping[str, Shape] = {
     "id": is_text,

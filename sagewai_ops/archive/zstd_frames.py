@@ -317,6 +317,37 @@ def _decode_trailer(trailer: bytes) -> tuple[int, bytes, bytes]:
     return manifest_start, digest, mac
 
 
+def decompress_frame(frame: Frame, data: bytes, decompressor: Any = None) -> bytes:
+    """Decompress a frame.
+
+    Args:
+        frame: Its entry in the seek table.
+        decompressor: One of zstandard's, of this thread; None for a new one.
+
+    Raises:
+        DamagedError: It is invalid, or differs from its entry.
+    """
+    import zstandard
+
+    try:
+        parameters = zstandard.get_frame_parameters(data)
+        # The size is checked before decompression, so a bomb is never expanded.
+        is_expected = (
+            int.from_bytes(data[:4], "little") == _DATA_MAGIC
+            and parameters.content_size == frame.content_bytes
+            and parameters.has_checksum
+        )
+        decompressor = decompressor or zstandard.ZstdDecompressor()
+        content: bytes = (
+            decompressor.decompress(data, allow_extra_data=False) if is_expected else b""
+        )
+    except zstandard.ZstdError as error:
+        raise DamagedError(f"archive: frame at byte {frame.offset}: {error}") from error
+    if len(content) != frame.content_bytes:
+        raise DamagedError(f"archive: frame at byte {frame.offset}: differs from the seek table")
+    return content
+
+
 def decompress_frames(
     frames: Sequence[Frame],
     compressed: Iterator[bytes],
@@ -336,27 +367,9 @@ def decompress_frames(
     local = threading.local()
 
     def decompress(frame: Frame, data: bytes) -> bytes:
-        decompressor = getattr(local, "decompressor", None)
-        if decompressor is None:
-            decompressor = local.decompressor = zstandard.ZstdDecompressor()
-        try:
-            parameters = zstandard.get_frame_parameters(data)
-            # The size is checked before decompression, so a bomb is never expanded.
-            is_expected = (
-                int.from_bytes(data[:4], "little") == _DATA_MAGIC
-                and parameters.content_size == frame.content_bytes
-                and parameters.has_checksum
-            )
-            content: bytes = (
-                decompressor.decompress(data, allow_extra_data=False) if is_expected else b""
-            )
-        except zstandard.ZstdError as error:
-            raise DamagedError(f"archive: frame at byte {frame.offset}: {error}") from error
-        if len(content) != frame.content_bytes:
-            raise DamagedError(
-                f"archive: frame at byte {frame.offset}: differs from the seek table"
-            )
-        return content
+        if not hasattr(local, "decompressor"):
+            local.decompressor = zstandard.ZstdDecompressor()
+        return decompress_frame(frame, data, local.decompressor)
 
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="decompress") as pool:
         pending: deque[Future[bytes]] = deque()

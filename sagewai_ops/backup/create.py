@@ -25,6 +25,7 @@ from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.snapshots import cards, catalog
+from sagewai_ops.snapshots.trust import next_sequence, previous_snapshot, trust_of
 from sagewai_ops.swap import pending
 from sagewai_ops.text import shell_word
 
@@ -54,7 +55,14 @@ def create_snapshot(
         DamagedError: The database cannot be read, or the archive differs from what was written.
     """
     with lock_home(home, directory, options) as swept:
-        run = BackupRun.start(home, options, catalog.next_sequence(directory), directory)
+        trust = trust_of(home, directory, options.key_environment)
+        run = BackupRun.start(
+            home,
+            options,
+            next_sequence(directory, trust),
+            directory,
+            previous=previous_snapshot(directory, trust),
+        )
         name = catalog.archive_name(run.id, is_encrypted=options.encryption is not None)
         partial = catalog.partial_path(directory, name)
         with contextlib.ExitStack() as last_steps:
@@ -70,7 +78,8 @@ def create_snapshot(
                     with translate_os_errors(directory / name):
                         os.rename(partial, directory / name)
                         atomic.sync_directory(directory)
-            cards.write_card(directory / name, run.card(report))
+            cards.write_card(directory / name, run.card(report), run.key)
+            run.mark(directory)
     return report
 
 

@@ -58,6 +58,7 @@ from sagewai_ops.snapshots.database_check import (
     examination_thread,
     read_schema_level,
 )
+from sagewai_ops.snapshots.mark import Mark, write_mark
 from sagewai_ops.snapshots.member_paths import EXTERNAL, EXTERNAL_KEY
 from sagewai_ops.snapshots.omissions import Omission, Reason
 from sagewai_ops.snapshots.ownership import home_ids
@@ -121,12 +122,18 @@ class BackupRun:
 
     @classmethod
     def start(
-        cls, home: Home, options: BackupOptions, sequence: int, directory: Path
+        cls,
+        home: Home,
+        options: BackupOptions,
+        sequence: int,
+        directory: Path,
+        previous: Mapping[str, str] | None = None,
     ) -> "BackupRun":
         """Scan the home and choose the key.
 
         Args:
             directory: Where this run writes.
+            previous: As the attribute.
 
         Raises:
             KeyMissingError: The key is to be included and no key is found.
@@ -159,6 +166,7 @@ class BackupRun:
             scan=scan,
             key_fingerprint=key.fingerprint if key else "",
             key=derive_key(key.fingerprint, key.value) if key else None,
+            previous=previous if key else None,
         )
 
     def write(
@@ -248,7 +256,16 @@ class BackupRun:
             "complete": report.is_complete,
             "sound": report.is_sound,
             "verified_at": f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
+            **({"authentication": self.mac.hex()} if self.mac else {}),
         }
+
+    def mark(self, directory: Path) -> None:
+        """Write the high-water mark of an authenticated snapshot."""
+        if self.key:
+            mark = Mark(
+                self.sequence, self.id, self.mac.hex(), self.key.fingerprint, since=self.sequence
+            )
+            write_mark(self.home, directory, mark, self.options.key_environment)
 
     def _identity(self, level: str) -> dict[str, Any]:
         return {

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from sagewai_ops.backup.mirror import Mirror
 from sagewai_ops.snapshots.catalog import Snapshot
@@ -16,6 +17,9 @@ class ListedSnapshot:
     Attributes:
         cut: Whether the size differs from the recorded one.
         has_card: Whether the metadata file exists and is readable.
+        authenticity: `authentic` if an authenticated metadata file records it; the archive was not
+            read.
+        doubt: Why nothing confirms the facts of the metadata file; "" if they are confirmed.
     """
 
     id: str
@@ -36,6 +40,8 @@ class ListedSnapshot:
     complete: bool | None
     cut: bool
     has_card: bool
+    authenticity: Literal["authentic", "unverified"]
+    doubt: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,4 +90,8 @@ def describe_snapshot(snapshot: Snapshot) -> ListedSnapshot:
         complete=card.get("complete"),
         cut=snapshot.is_truncated,
         has_card=bool(card),
+        authenticity="authentic"
+        if snapshot.is_confirmed and card.get("authentication")
+        else "unverified",
+        doubt=snapshot.doubt,
     )

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from sagewai_ops import __version__
 from sagewai_ops.archive.age import Decryption
+from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.database.sqlite.integrity import check_integrity
 from sagewai_ops.database.sqlite.read_transaction import open_frozen
@@ -28,6 +29,7 @@ from sagewai_ops.errors import (
     KeyMissingError,
     LockedError,
     NoSpaceError,
+    NotAuthenticError,
     NotFoundError,
     OpsError,
     PermissionDeniedError,
@@ -55,6 +57,7 @@ from sagewai_ops.snapshots.authenticity import Authenticity
 from sagewai_ops.snapshots.database_check import DatabaseFacts
 from sagewai_ops.snapshots.rebuild_cards import read_card_facts
 from sagewai_ops.snapshots.scratch import scratch_directory
+from sagewai_ops.snapshots.trust import keys_of
 from sagewai_ops.text import shell_word, size
 
 PROVED, UNPROVED, FAILED = "proved", "unproved", "failed"
@@ -64,6 +67,7 @@ _NOT_RECORDED = (
     InterruptedRunError,
     LockedError,
     NoSpaceError,
+    NotAuthenticError,
     NotFoundError,
     PermissionDeniedError,
     TargetBusyError,
@@ -82,6 +86,7 @@ class DrillOptions:
         scratch: Where the scratch directory is created; None for the snapshot directory.
         keep: Keeps the scratch directory, as in `tempdirs.kept`.
         require_authentic: Refuse a snapshot that is not authentic.
+        is_latest, allow_rollback: As for `restore`.
     """
 
     decryption: Decryption | None = None
@@ -92,6 +97,8 @@ class DrillOptions:
     scratch: Path | None = None
     keep: Keep | None = None
     require_authentic: bool = False
+    is_latest: bool = False
+    allow_rollback: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +208,8 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
     """
     archive = _find_archive(archive)
     run = _DrillRun(archive)
+    home = options.key_home
+    keys = keys_of(home, options.key_environment) if home else ()
     directory = _scratch_parent(archive, options)
     swept: tuple[str, ...] = ()
     for parent in dict.fromkeys((directory, archive.parent)):
@@ -219,7 +228,7 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
         if isinstance(error, KeyMissingError) and is_encrypted and options.decryption is None:
             raise  # no identity was named: not a failure of the snapshot
         try:
-            _record(archive, run.failure(error), {})
+            _record(archive, run.failure(error), {}, keys)
         except InterruptedRunError:
             raise
         except OpsError as other:
@@ -228,8 +237,8 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
             ) from error
         raise
     try:
-        rebuilt = _card_of(archive, options.decryption)
-        recorded = _record(archive, run.success(report), rebuilt)
+        rebuilt = _card_of(archive, options.decryption, keys)
+        recorded = _record(archive, run.success(report), rebuilt, keys)
     except InterruptedRunError:
         raise
     except OpsError as error:
@@ -470,6 +479,8 @@ def _restore_options(options: DrillOptions) -> RestoreOptions:
         key_home=options.key_home,
         key_environment=options.key_environment,
         require_authentic=options.require_authentic,
+        is_latest=options.is_latest,
+        allow_rollback=options.allow_rollback,
     )
 
 
@@ -507,17 +518,28 @@ def _hide_scratch_paths(directory: Path, archive: Path) -> Iterator[None]:
         raise type(error)(f"drill: {hidden.sub('', error.message)}", hint=hint) from error
 
 
-def _record(archive: Path, changes: Mapping[str, Any], rebuilt: Mapping[str, Any]) -> bool:
+def _record(
+    archive: Path,
+    changes: Mapping[str, Any],
+    rebuilt: Mapping[str, Any],
+    keys: Sequence[AuthenticationKey],
+) -> bool:
     """Write the outcome to the metadata file; an archive with another name has none."""
     if not catalog.is_archive_name(archive.name):
         return False
-    cards.update_card(archive, changes, rebuilt)
+    cards.update_card(archive, changes, rebuilt, keys)
     return True
 
 
-def _card_of(archive: Path, decryption: Decryption | None) -> dict[str, Any]:
-    """Return the facts for a missing metadata file from the archive, which was just verified."""
-    if cards.read_card(archive):
+def _card_of(
+    archive: Path, decryption: Decryption | None, keys: Sequence[AuthenticationKey]
+) -> dict[str, Any]:
+    """Return the facts for the metadata file from the archive, which was just verified.
+
+    {} if it exists and is authenticated, or no key is available to authenticate it.
+    """
+    card = cards.read_card(archive)
+    if card and (not keys or cards.is_authentic(card, keys)):
         return {}
     with open_archive(archive, decryption) as reader:
         moment = f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"

@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
 
+from sagewai_ops.archive.authentication import derive_key
 from sagewai_ops.backup.create import create_snapshot
 from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.database.url import PostgresUrl
@@ -47,6 +48,7 @@ from sagewai_ops.keys.reencrypt import Reencryption, reencrypt_values
 from sagewai_ops.keys.rotation_journal import NEW_KEY, Journal
 from sagewai_ops.keys.trial_decryption import Unopened, open_all
 from sagewai_ops.progress import Progress
+from sagewai_ops.snapshots.mark import keep_former_key
 from sagewai_ops.swap import pending
 from sagewai_ops.swap.swap import kept_before
 
@@ -211,6 +213,7 @@ def rotate(
             )
         rotation.refuse_use(home, url)  # again: the plan of a large home takes minutes
         rotation.sweep_partial_files(home, document_files(home))
+        _keep_old_key(home, plan)
         rotation.change_key(
             home,
             plan.journal,
@@ -296,6 +299,12 @@ def _plan(
         left=len(closed),
     )
     return _Plan(old, candidates, reencrypted, journal, url)
+
+
+def _keep_old_key(home: Home, plan: _Plan) -> None:
+    """Keep what authenticates the previous snapshots; it opens no encrypted value."""
+    old, new = (derive_key(key.fingerprint, key.value) for key in (plan.old, plan.journal.new))
+    keep_former_key(home, old, new)
 
 
 def _new_key(options: Options) -> Candidate:

@@ -26,8 +26,10 @@ from sagewai_ops.process.procfs import Process
 from sagewai_ops.schema import sqlite_head
 from sagewai_ops.schema.sqlite_revision import State, read_level
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
+from sagewai_ops.snapshots.mark import Mark
 from sagewai_ops.snapshots.ownership import home_ids
 from sagewai_ops.snapshots.results import SnapshotSummary, summarize_snapshot
+from sagewai_ops.snapshots.trust import confirm, trust_of
 from sagewai_ops.swap.pending import (
     KEY_ROTATION,
     LAYOUT_MIGRATION,
@@ -36,6 +38,7 @@ from sagewai_ops.swap.pending import (
 )
 from sagewai_ops.swap.swap import kept_before
 
+_SHOWN_DOUBTS = 5
 _WAIT_SECONDS = 5.0  # for a process that has the database locked; Sagewai waits as long
 
 
@@ -151,7 +154,12 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
         sizes[part if part in sizes else "other"] += size_bytes
         files += 1
     ids = set(home_ids(home))
-    own = [item for item in list_snapshots(directory) if not item.home_id or item.home_id in ids]
+    trust = trust_of(home, directory, environment)
+    known = confirm(directory, list_snapshots(directory), trust)
+    claimed = [
+        item for item in known if (not item.home_id or item.home_id in ids) and not item.is_foreign
+    ]
+    own = [item for item in claimed if not item.doubt]
     newest = own[-1] if own else None
     proved = next((item for item in reversed(own) if item.proved_at), None)
     candidates = find_candidates(home, environment)
@@ -197,6 +205,7 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
             *_warn_of_documents(documents),
             *(f"{path}: not readable, not shown" for path in _find_unreadable(home)),
             *_warn_of_size(newest),
+            *_warn_of_origin(known, newest, directory, trust.mark),
             *(
                 f"{operation} pending, interrupted before its end: sagewai-ops recover"
                 for operation in pending
@@ -236,6 +245,23 @@ def _warn_of_size(newest: Snapshot | None) -> Iterator[str]:
         yield (
             f"{newest.path}: size differs from the recorded one: "
             f"sagewai-ops snapshots verify {newest.id}"
+        )
+
+
+def _warn_of_origin(
+    known: Iterable[Snapshot], newest: Snapshot | None, directory: Path, mark: Mark | None
+) -> Iterator[str]:
+    """Yield what another user, or a writer of the directory without the key, may have done."""
+    doubtful = [item for item in known if item.doubt]
+    for item in doubtful[:_SHOWN_DOUBTS]:
+        yield f"{item.path}: not counted, {item.doubt}"
+    if len(doubtful) > _SHOWN_DOUBTS:
+        yield f"{len(doubtful) - _SHOWN_DOUBTS} more snapshots: not counted"
+    sequence = newest.sequence if newest else 0
+    if mark and sequence < mark.sequence:
+        yield (
+            f"{directory}: snapshot {mark.id} with sequence {mark.sequence} was created there and "
+            f"is missing, the newest is {sequence or 'none'}: removed, or the directory rolled back"
         )
 
 

@@ -32,12 +32,12 @@ from sagewai_ops.home.paths import (
     kind_of,
     layout_of,
 )
-from sagewai_ops.keys.authentication import authentication_keys
-from sagewai_ops.keys.candidates import Candidate, all_candidates
 from sagewai_ops.schema.revision_graph import revisions
-from sagewai_ops.snapshots.authenticity import Origin, require_origin
+from sagewai_ops.snapshots.authenticity import Origin, require_latest, require_origin
 from sagewai_ops.snapshots.catalog import is_archive_name
+from sagewai_ops.snapshots.mark import read_mark
 from sagewai_ops.snapshots.member_paths import MemberPaths, is_within
+from sagewai_ops.snapshots.trust import keys_of
 from sagewai_ops.swap import pending, swap
 
 TargetState = Literal["absent", "empty", "not empty"]
@@ -59,6 +59,9 @@ class RestoreOptions:
         rebind_fleet: Assign the fleet's rows to the organisation id of the target's path.
         key_home: Another home whose key may be used, such as the original.
         require_authentic: Refuse a snapshot that is not authentic.
+        is_latest: It was chosen as the newest of its directory: then it must be authentic, if this
+            home authenticates its snapshots, and not older than the high-water mark.
+        allow_rollback: Accept it in any case, unless it is forged.
     """
 
     decryption: Decryption | None = None
@@ -72,6 +75,8 @@ class RestoreOptions:
     key_home: Home | None = None
     key_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     require_authentic: bool = False
+    is_latest: bool = False
+    allow_rollback: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +135,7 @@ def build_plan(
 ) -> RestorePlan:
     """Plan the restore of an open archive."""
     facts, header = reader.manifest.facts, reader.header
-    keys = authentication_keys(_origin_candidates(target, options))
-    origin = require_origin(reader, archive, keys, authentic=options.require_authentic)
+    origin = _require_origin(reader, archive, target, options)
     _require_known_schema(header.facts)
     parts = parse_parts(options)
     wanted = [
@@ -188,11 +192,27 @@ def build_plan(
     )
 
 
-def _origin_candidates(target: Home, options: RestoreOptions) -> Iterator[Candidate]:
-    """Yield the master keys that may show the origin: never the one in the snapshot."""
-    yield from all_candidates(target, options.key_environment, key_file=options.key_file)
+def _require_origin(
+    reader: ArchiveReader, archive: Path, target: Home, options: RestoreOptions
+) -> Origin:
+    """Return the origin of the snapshot, by the keys of the target and of the original home.
+
+    Raises:
+        NotAuthenticError: It is forged, or not what the options require.
+    """
+    environment = options.key_environment
+    keys = list(keys_of(target, environment, key_file=options.key_file))
+    homes = [target]
     if options.key_home and options.key_home.root != target.root:
-        yield from all_candidates(options.key_home, {})
+        keys += keys_of(options.key_home, {})
+        homes.append(options.key_home)
+    origin = require_origin(reader, archive, keys, authentic=options.require_authentic)
+    if options.is_latest and not options.allow_rollback:
+        for home in homes:
+            mark = read_mark(home, archive.parent, environment)
+            if mark:
+                require_latest(reader.header, origin, mark)
+    return origin
 
 
 def target_path(entry: Entry, places: MemberPaths, parts: tuple[str, ...]) -> str | None:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from sagewai_ops.archive.authentication import AuthenticationKey
-from sagewai_ops.archive.manifest import PLAIN_FORMAT_VERSION
+from sagewai_ops.archive.manifest import PLAIN_FORMAT_VERSION, Header
 from sagewai_ops.archive.reader import ArchiveReader
-from sagewai_ops.errors import DamagedError
+from sagewai_ops.errors import NotAuthenticError
 from sagewai_ops.snapshots.cards import read_card
 from sagewai_ops.snapshots.catalog import id_of
+from sagewai_ops.snapshots.mark import Mark
 from sagewai_ops.text import shell_word
 
 AUTHENTIC: Literal["authentic"] = "authentic"
@@ -40,14 +41,22 @@ class Origin:
         return f"{self.authenticity}, {self.reason}" if self.reason else self.authenticity
 
 
-def read_origin(reader: ArchiveReader, path: Path, keys: Sequence[AuthenticationKey]) -> Origin:
+def read_origin(
+    reader: ArchiveReader,
+    path: Path,
+    keys: Sequence[AuthenticationKey],
+    *,
+    card: Mapping[str, Any] | None = None,
+) -> Origin:
     """Return the origin of an open snapshot, if its content has the digest that it states.
 
     Args:
         path: Of the snapshot.
         keys: Of the home, never from the archive.
+        card: Its metadata file; None to read it.
     """
-    if contradiction := find_contradiction(reader, path):
+    card = read_card(path) if card is None else card
+    if contradiction := _find_contradiction(reader, path, card):
         return Origin(FORGED, contradiction)
     named = str(reader.header.facts.get("key_fingerprint") or "")
     if reader.header.format_version == PLAIN_FORMAT_VERSION:
@@ -77,18 +86,47 @@ def require_origin(
         authentic: Refuse every snapshot that is not authentic.
 
     Raises:
-        DamagedError: It is forged, or not authentic; `open_archive` adds the path.
+        NotAuthenticError: It is forged, or not authentic; `open_archive` adds the path.
     """
     origin = read_origin(reader, path, keys)
     if origin.authenticity == FORGED or (authentic and origin.authenticity != AUTHENTIC):
         hint = "sagewai-ops snapshots list"
         if "metadata file" in origin.reason:
             hint = f"sagewai-ops snapshots list --rebuild --snapshots {shell_word(path.parent)}"
-        raise DamagedError(origin.words, hint=hint)
+        raise NotAuthenticError(origin.words, hint=hint)
     return origin
 
 
-def find_contradiction(reader: ArchiveReader, path: Path) -> str:
+def require_latest(header: Header, origin: Origin, mark: Mark) -> None:
+    """Check that the newest snapshot of a directory is not older than the high-water mark.
+
+    Args:
+        origin: Of the snapshot.
+        mark: Of the home, for this directory.
+
+    Raises:
+        NotAuthenticError: It is older, or not authentic; `open_archive` adds the path.
+    """
+    sequence = header.facts.get("sequence", 0)
+    created = f"snapshot {mark.id} with sequence {mark.sequence} was created in this directory"
+    if origin.authenticity != AUTHENTIC:
+        problem = f"{origin.words}, and {created} and authenticated"
+    elif sequence < mark.sequence:
+        problem = (
+            f"sequence {sequence}, but {created}: it was removed, or the directory rolled back"
+        )
+    elif sequence == mark.sequence and header.id != mark.id:
+        problem = f"sequence {sequence}, but {created}: it was replaced"
+    else:
+        return
+    raise NotAuthenticError(
+        f"newest snapshot: {problem}",
+        hint=f"restore it all the same, by its id: sagewai-ops restore {shell_word(header.id)}\n"
+        "or with the option: --allow-rollback",
+    )
+
+
+def _find_contradiction(reader: ArchiveReader, path: Path, card: Mapping[str, Any]) -> str:
     """Return how an archive contradicts its name or its metadata file; "" if it does not."""
     header = reader.header
     named = id_of(path.name)
@@ -96,7 +134,6 @@ def find_contradiction(reader: ArchiveReader, path: Path) -> str:
         return ""  # a mirror, or a file that was renamed
     if named != header.id:
         return f"its content is snapshot {header.id}"
-    card: Mapping[str, Any] = read_card(path)
     for name in ("sequence", "home_id"):
         if name in card and card[name] != header.facts.get(name):
             return f"{name} {header.facts.get(name)}, in its metadata file {card[name]}"

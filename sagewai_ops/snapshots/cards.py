@@ -1,17 +1,24 @@
 """The metadata file (card) next to each archive."""
 
+import hmac
 import json
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.errors import NotFoundError
 from sagewai_ops.fs import atomic, locks
 
 CARD_VERSION = 1
+# What only a metadata file states, and the archive does not.
+RESULTS = ("drill", "proved_restorable_at", "complete", "sound", "verified_at")
+CARD_KIND = "card"  # of the record, for its HMAC
 _CARD_BYTES = 16 * 1024  # a card has some hundred; a large buffer costs more than its content
 _MOST_CARD_BYTES = 1024 * 1024
+_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 _CARD_SECONDS = 30.0  # the directory is locked for moments while a card is written
 # Facts that commands rely on. Others with write access to the directory can change a card.
 _CARD_FACTS = {
@@ -39,25 +46,55 @@ def card_path(archive: Path) -> Path:
 
 def read_card(archive: Path) -> Mapping[str, Any]:
     """Read the metadata file of an archive; {} if it is missing or unreadable."""
-    card = _read_unchecked(archive)
+    return read_owned_card(archive)[0]
+
+
+def read_owned_card(archive: Path) -> tuple[Mapping[str, Any], int]:
+    """Read the metadata file of an archive, and the uid of its owner; -1 without one."""
+    card, uid = _read_unchecked(archive)
     for name, kind in _CARD_FACTS.items():
         if name in card and not isinstance(card[name], kind):
             del card[name]
-    return card
+    return card, uid
 
 
-def write_card(archive: Path, card: Mapping[str, Any]) -> None:
-    """Write the metadata file of an archive."""
-    content = json.dumps({"card": CARD_VERSION, **card}, indent=1).encode() + b"\n"
-    atomic.replace(card_path(archive), content)
+def write_card(
+    archive: Path, card: Mapping[str, Any], key: AuthenticationKey | None = None
+) -> None:
+    """Write the metadata file of an archive.
+
+    Args:
+        key: Authenticates it; None without one.
+    """
+    document = {"card": CARD_VERSION, **card}
+    document.pop("mac", None)
+    if key:
+        document["mac"] = key.record_mac(CARD_KIND, document)
+    atomic.replace(card_path(archive), json.dumps(document, indent=1).encode() + b"\n")
 
 
-def update_card(archive: Path, changes: Mapping[str, Any], rebuilt: Mapping[str, Any]) -> None:
+def is_authentic(card: Mapping[str, Any], keys: Iterable[AuthenticationKey]) -> bool:
+    """Return whether a metadata file has the HMAC of one of the keys."""
+    mac, named = card.get("mac"), card.get("key_fingerprint")
+    if not isinstance(mac, str):
+        return False
+    first = sorted(keys, key=lambda key: key.fingerprint != named)
+    return any(hmac.compare_digest(mac, key.record_mac(CARD_KIND, card)) for key in first)
+
+
+def update_card(
+    archive: Path,
+    changes: Mapping[str, Any],
+    rebuilt: Mapping[str, Any],
+    keys: Sequence[AuthenticationKey] = (),
+) -> None:
     """Change facts of a metadata file under the directory's lock, preserving the others.
 
     Args:
         changes: The facts; None removes one.
-        rebuilt: Facts read from the archive, used if the metadata file is missing or unreadable.
+        rebuilt: Facts read from the archive, used if the metadata file is missing, unreadable or
+            not authenticated.
+        keys: The keys of the home; the first one authenticates the new file.
 
     Raises:
         NotFoundError: The archive was removed in the meantime; no metadata file is written.
@@ -67,15 +104,26 @@ def update_card(archive: Path, changes: Mapping[str, Any], rebuilt: Mapping[str,
     with locks.exclusive(archive.parent, wait_seconds=_CARD_SECONDS):
         if not archive.exists():
             raise NotFoundError(f"snapshot {archive}: removed by another run")
-        card = {**(_read_unchecked(archive) or rebuilt), "archive": archive.name, **changes}
-        write_card(archive, {name: value for name, value in card.items() if value is not None})
+        card = _read_unchecked(archive)[0]
+        is_confirmed = is_authentic(card, keys)
+        if rebuilt and not is_confirmed:
+            others = {name: value for name, value in card.items() if name not in RESULTS}
+            card = {**others, **rebuilt}
+        # The HMAC is only for facts that the archive or an authenticated file confirms.
+        key = keys[0] if keys and (is_confirmed or rebuilt) else None
+        card = {**card, "archive": archive.name, **changes}
+        facts = {name: value for name, value in card.items() if value is not None}
+        write_card(archive, facts, key)
 
 
-def _read_unchecked(archive: Path) -> dict[str, Any]:
+def _read_unchecked(archive: Path) -> tuple[dict[str, Any], int]:
     # A directory has thousands of them, and `Path.read_bytes` takes three times as long.
     try:
-        descriptor = os.open(f"{archive}.json", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(f"{archive}.json", _READ_FLAGS)
         try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                return {}, -1
             content = os.read(descriptor, _CARD_BYTES)
             if len(content) == _CARD_BYTES:
                 content += os.read(descriptor, _MOST_CARD_BYTES)
@@ -83,5 +131,7 @@ def _read_unchecked(archive: Path) -> dict[str, Any]:
         finally:
             os.close(descriptor)
     except (OSError, ValueError, RecursionError):
-        return {}
-    return card if isinstance(card, dict) and card.get("archive") == archive.name else {}
+        return {}, -1
+    if not isinstance(card, dict) or card.get("archive") != archive.name:
+        return {}, -1
+    return card, status.st_uid

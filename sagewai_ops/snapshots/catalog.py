@@ -9,16 +9,16 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.fs import locks
 from sagewai_ops.fs.removal import remove_tree, sweep_leftovers
-from sagewai_ops.snapshots.cards import read_card
+from sagewai_ops.snapshots.cards import read_owned_card
 
 TREE = "tree"  # the snapshot that is a directory: `backup --format directory`
 _NAME = re.compile(
@@ -42,6 +42,11 @@ class Snapshot:
         path: Of the archive.
         created_at: UTC, from the name.
         card: The facts of its metadata file; empty if that is missing or unreadable.
+        is_own: Whether the archive is a file of this user, or of root.
+        is_card_own: Whether its metadata file is, too.
+        is_confirmed: Whether its metadata file is authenticated; see `trust.confirm`.
+        doubt: Why its facts are not confirmed; "" if they are, or were not examined.
+        is_foreign: Whether another user owns it, and no key shows that it is of this home.
     """
 
     id: str
@@ -50,6 +55,11 @@ class Snapshot:
     is_encrypted: bool
     size_bytes: int
     card: Mapping[str, Any] = field(default_factory=dict)
+    is_own: bool = True
+    is_card_own: bool = True
+    is_confirmed: bool = False
+    doubt: str = ""
+    is_foreign: bool = False
 
     @property
     def sequence(self) -> int:
@@ -137,6 +147,7 @@ def list_snapshots(directory: Path) -> list[Snapshot]:
     does not reorder them, and file times are ignored.
     """
     found = []
+    own = (os.geteuid(), 0)
     names: list[str] = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         names = os.listdir(directory)
@@ -150,6 +161,7 @@ def list_snapshots(directory: Path) -> list[Snapshot]:
         except FileNotFoundError:
             continue  # removed by another run
         if stat.S_ISREG(status.st_mode):
+            card, card_uid = read_owned_card(path)
             found.append(
                 Snapshot(
                     id=match["id"],
@@ -157,21 +169,24 @@ def list_snapshots(directory: Path) -> list[Snapshot]:
                     created_at=_moment(match["moment"]),
                     is_encrypted=match["encrypted"] is not None,
                     size_bytes=status.st_size,
-                    card=read_card(path),
+                    card=card,
+                    is_own=status.st_uid in own,
+                    is_card_own=card_uid in own,
                 )
             )
-    return _ordered(found)
+    return ordered(found)
 
 
-def next_sequence(directory: Path) -> int:
-    """Return the sequence number of the next snapshot in a directory."""
-    return max((snapshot.sequence for snapshot in list_snapshots(directory)), default=0) + 1
+Confirm: TypeAlias = Callable[[Sequence["Snapshot"]], list["Snapshot"]]
 
 
-def find_snapshot(directory: Path, name: str, home_ids: Iterable[str]) -> Path:
+def find_snapshot(
+    directory: Path, name: str, home_ids: Iterable[str], confirm: Confirm = list
+) -> Path:
     """Return the path of `latest`, an id, a unique prefix of one, `tree` or a path.
 
     Args:
+        confirm: Confirms the facts of snapshots, as `trust.confirm`.
         home_ids: Of the current home: `latest` is its latest snapshot. If it has none (the home is
             lost, or on another machine), `latest` is the latest of all, if all are of one home.
 
@@ -194,7 +209,7 @@ def find_snapshot(directory: Path, name: str, home_ids: Iterable[str]) -> Path:
         return directory / TREE
     known = list_snapshots(directory)
     if name == "latest":
-        own = _own_snapshots(directory, known, set(home_ids))
+        own = _own_snapshots(directory, confirm(known), set(home_ids))
         if not own:
             raise NotFoundError(
                 f"snapshot latest: not found in {directory}",
@@ -224,17 +239,19 @@ def match_id(snapshots: Iterable[Snapshot], name: str, directory: Path) -> Snaps
     raise NotFoundError(f"snapshot {name}: not found in {directory}", hint=hint)
 
 
-def latest_two(directory: Path, home_ids: Iterable[str]) -> tuple[Path, Path]:
+def latest_two(
+    directory: Path, home_ids: Iterable[str], confirm: Confirm = list
+) -> tuple[Path, Path]:
     """Return the paths of the last two snapshots of a home, the older one first.
 
     Args:
-        home_ids: As for `find_snapshot`.
+        home_ids, confirm: As for `find_snapshot`.
 
     Raises:
         NotFoundError: There are fewer than two.
         UsageError: They are of several homes, and none of this one.
     """
-    own = _own_snapshots(directory, list_snapshots(directory), set(home_ids))
+    own = _own_snapshots(directory, confirm(list_snapshots(directory)), set(home_ids))
     if len(own) < 2:
         count = len(own) or "no"
         raise NotFoundError(
@@ -267,7 +284,12 @@ def _is_dead(scratch: Path) -> bool:
 
 
 def _own_snapshots(directory: Path, known: list[Snapshot], home_ids: set[str]) -> list[Snapshot]:
-    """Return the snapshots of a home, or all if it has none and they are of one home."""
+    """Return the snapshots of a home, or all if it has none and they are of one home.
+
+    Those of other users are left out. One that is not confirmed counts: who opens it learns that
+    the newest snapshot is not what it claims, and does not silently get an older one.
+    """
+    known = [snapshot for snapshot in known if not snapshot.is_foreign]
     own = [snapshot for snapshot in known if snapshot.home_id in home_ids]
     if own or not known:
         return own
@@ -289,7 +311,7 @@ def _moment(text: str) -> datetime:
         return datetime.min.replace(tzinfo=timezone.utc)
 
 
-def _ordered(found: list[Snapshot]) -> list[Snapshot]:
+def ordered(found: list[Snapshot]) -> list[Snapshot]:
     """Sort by sequence; snapshots without a number are placed by the UTC in their names.
 
     Within a second they precede the numbered ones, so that removing one reorders no other.

@@ -44,6 +44,8 @@ def owner_of(home: Home, *, all_paths: bool = False) -> Owner:
 
 def reason_not_owned(snapshot: Snapshot, owner: Owner) -> str:
     """Return why the owner may not remove a snapshot; "" if it may."""
+    if snapshot.doubt:
+        return snapshot.doubt
     if not snapshot.sequence or snapshot.created_at == NO_DATE:
         return _UNKNOWN_HOME
     return reason_foreign(snapshot.card, owner)
@@ -72,7 +74,11 @@ def resolve_host(owner: Owner, snapshots: Iterable[Snapshot]) -> Owner:
     own snapshots.
     """
     any_host = replace(owner, host="")
-    own = [item for item in snapshots if item.sequence and not reason_foreign(item.card, any_host)]
+    own = [
+        item
+        for item in snapshots
+        if item.sequence and not item.doubt and not reason_foreign(item.card, any_host)
+    ]
     hosts = [item.card.get("host", "") for item in sorted(own, key=lambda item: item.sequence)]
     changes = [host for host, _group in itertools.groupby(filter(None, hosts))]
     return owner if len(changes) > len(set(changes)) else any_host

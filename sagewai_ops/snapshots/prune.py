@@ -21,7 +21,6 @@ from sagewai_ops.snapshots.catalog import (
     list_snapshots,
     match_id,
     new_id,
-    next_sequence,
 )
 from sagewai_ops.snapshots.ownership import (
     Owner,
@@ -31,6 +30,7 @@ from sagewai_ops.snapshots.ownership import (
     resolve_host,
 )
 from sagewai_ops.snapshots.retention import PERIODS, Policy, RetentionPlan, plan_retention
+from sagewai_ops.snapshots.trust import Trust, confirm, next_sequence
 
 _CLOCK_DRIFT = timedelta(hours=1)  # more than the clocks of machines that share a directory differ
 
@@ -155,6 +155,7 @@ def prune(
     wait_seconds: float = 0.0,
     now: datetime | None = None,
     expected: Snapshot | None = None,
+    trust: Trust | None = None,
 ) -> PruneReport:
     """Move the snapshots of a home that no rule keeps to the trash, and purge the earlier ones.
 
@@ -163,6 +164,7 @@ def prune(
         all_paths: Include snapshots of the same home from other paths and machines.
         now: UTC; None for the clock's time.
         expected: In a dry run, a snapshot that will exist: from `expect_snapshot`.
+        trust: Confirms the snapshots; None without a key of the home.
 
     Raises:
         UsageError: The policy has no rule.
@@ -174,7 +176,9 @@ def prune(
         if not dry_run and directory.is_dir():
             stack.enter_context(locks.exclusive(directory, wait_seconds=wait_seconds))
             trash.repair_trash(directory)
-        known, trashed = list_snapshots(directory), trash.list_trash(directory)
+        trust = trust or Trust(home_ids=frozenset(home_ids(home)))
+        known = confirm(directory, list_snapshots(directory), trust)
+        trashed = confirm(trash.trash_path(directory), trash.list_trash(directory), trust)
         known += [expected] if expected else []
         owner = resolve_host(owner_of(home, all_paths=all_paths), (*known, *trashed))
         plan = plan_retention(known, policy, owner)
@@ -190,12 +194,14 @@ def prune(
         return PruneReport(directory, policy, plan, purged, remaining, future_id, dry_run)
 
 
-def expect_snapshot(home: Home, directory: Path, tags: Sequence[str] = ()) -> Snapshot:
+def expect_snapshot(
+    home: Home, directory: Path, trust: Trust, tags: Sequence[str] = ()
+) -> Snapshot:
     """Return the snapshot of a home that would be created in a directory now."""
     moment = datetime.now(timezone.utc)
     snapshot_id = new_id(moment)
     card = {
-        "sequence": next_sequence(directory),
+        "sequence": next_sequence(directory, trust),
         "home": str(home.root),
         "home_id": home_ids(home)[0],
         "host": socket.gethostname(),

@@ -7,13 +7,14 @@ recorded hash, it is reported and its metadata file does not change.
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from sagewai_ops.archive.age import Decryption
+from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.archive.manifest import EntryType
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.archive.reader import ArchiveReader
@@ -21,6 +22,7 @@ from sagewai_ops.errors import DamagedError, KeyMissingError, NotFoundError, Sch
 from sagewai_ops.fs import locks
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import cards, catalog
+from sagewai_ops.snapshots.authenticity import FORGED, read_origin
 from sagewai_ops.snapshots.catalog import Snapshot
 from sagewai_ops.snapshots.omissions import Reason
 
@@ -48,12 +50,14 @@ def rebuild_cards(
     directory: Path,
     decryption: Decryption | None,
     *,
+    keys: Sequence[AuthenticationKey] = (),
     wait_seconds: float = 0.0,
     progress: Progress | None = None,
 ) -> RebuildReport:
     """Rebuild the metadata file of every archive of a directory.
 
     Args:
+        keys: Of the home; the first one authenticates the metadata files.
         progress: Reports `rebuild` in bytes of archives.
 
     Raises:
@@ -72,7 +76,7 @@ def rebuild_cards(
 
     for snapshot in known:
         with contextlib.suppress(FileNotFoundError, NotFoundError):  # removed by another run
-            _rebuild(directory, snapshot, decryption, wait_seconds, rebuilt, count)
+            _rebuild(snapshot, decryption, keys, wait_seconds, rebuilt, count)
         before += snapshot.size_bytes
     return rebuilt
 
@@ -98,28 +102,34 @@ def read_card_facts(reader: ArchiveReader, archive: Path) -> dict[str, Any]:
             has_losses or found.get("unstable") or found.get("keys", {}).get("unopened")
         ),
         "sound": is_sound,
+        **({"authentication": reader.mac.hex()} if reader.mac else {}),
     }
 
 
 def _rebuild(
-    directory: Path,
     snapshot: Snapshot,
     decryption: Decryption | None,
+    keys: Sequence[AuthenticationKey],
     wait_seconds: float,
     rebuilt: RebuildReport,
     count: Callable[[int], None],
 ) -> None:
     try:
-        facts, is_limited = _facts_of_archive(snapshot, decryption, count)
+        facts, is_limited = _facts_of_archive(snapshot, decryption, keys, count)
     except (DamagedError, SchemaAheadError) as error:
         rebuilt.damaged[snapshot.id] = error.message
         return
-    _write(directory, snapshot.path, facts, wait_seconds)
+    # Nothing confirms what an archive that cannot be decrypted seems to be.
+    is_confirmed = not is_limited or cards.is_authentic(snapshot.card, keys)
+    _write(snapshot.path, facts, keys if is_confirmed else (), wait_seconds)
     (rebuilt.limited if is_limited else rebuilt.written).append(snapshot.id)
 
 
 def _facts_of_archive(
-    snapshot: Snapshot, decryption: Decryption | None, count: Callable[[int], None]
+    snapshot: Snapshot,
+    decryption: Decryption | None,
+    keys: Sequence[AuthenticationKey],
+    count: Callable[[int], None],
 ) -> tuple[dict[str, Any], bool]:
     """Return the facts of an archive, and whether they are limited because it is encrypted.
 
@@ -134,8 +144,9 @@ def _facts_of_archive(
         raise DamagedError(f"{snapshot.path}: hash differs from the recorded one")
     try:
         with open_archive(snapshot.path, decryption) as reader:
-            if reader.header.id != snapshot.id:
-                raise DamagedError(f"{snapshot.path}: its content is snapshot {reader.header.id}")
+            origin = read_origin(reader, snapshot.path, keys, card={})
+            if origin.authenticity == FORGED:
+                raise DamagedError(origin.words)
             facts = read_card_facts(reader, snapshot.path)
             if needs_verification:
                 _verify(reader, lambda share: count(int(snapshot.size_bytes * (1 + share) / 2)))
@@ -145,13 +156,25 @@ def _facts_of_archive(
     return {**facts, "archive_sha256": sha256, "verified_at": verified_at}, False
 
 
-def _write(directory: Path, archive: Path, facts: Mapping[str, Any], wait_seconds: float) -> None:
-    with locks.exclusive(directory, wait_seconds=wait_seconds):
+def _write(
+    archive: Path,
+    facts: Mapping[str, Any],
+    keys: Sequence[AuthenticationKey],
+    wait_seconds: float,
+) -> None:
+    with locks.exclusive(archive.parent, wait_seconds=wait_seconds):
         archive.stat()
         # Read it again: a drill may have written to it during the verification.
         old = cards.read_card(archive)
-        kept = {name: old[name] for name in _CARDS_OWN if name in old}
-        cards.write_card(archive, {**facts, **kept})
+        if not keys and "mac" in old and _agrees(old, facts):
+            return  # its HMAC is worth more than a new time
+        is_kept = not keys or cards.is_authentic(old, keys)
+        kept = {name: old[name] for name in _CARDS_OWN if name in old and is_kept}
+        cards.write_card(archive, {**facts, **kept}, keys[0] if keys else None)
+
+
+def _agrees(card: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+    return all(card.get(name) == facts[name] for name in facts.keys() - {"verified_at"})
 
 
 def _limited_facts(snapshot: Snapshot) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from format_reader import read
 from json_schemas import problems
 from memory_directory import memory_directory
 from program import call
-from round_trips import assert_same_home, bring_back, snapshot_of
+from round_trips import assert_same_home, bring_back
 from sagewai_ops.archive import manifest
 from sagewai_ops.archive.manifest import Entry, EntryType
 from sagewai_ops.archive.open import open_archive
@@ -107,11 +107,9 @@ def test_a_restored_home_has_the_links_that_leave_it(home: Path, tmp_path: Path)
 
 
 def test_the_second_reader_agrees_on_such_links(home: Path, tmp_path: Path) -> None:
-    """docs/format.md defines how they are stored; an archive without them has the old format."""
-    plain = snapshot_of(small(tmp_path / "plain").root)
+    """docs/format.md defines how they are stored."""
     archive = archive_of(home)
 
-    assert read(plain).header["format"] == read(plain).manifest["format"] == 1
     snapshot = read(archive)
     assert snapshot.header["format"] == snapshot.manifest["format"] == 2
     (entry,) = [entry for entry in snapshot.manifest["entries"] if "outside" in entry]
@@ -165,7 +163,6 @@ def test_followed_links_are_restored_as_directories(home: Path, tmp_path: Path) 
     assert report.is_complete
     assert (report.followed, report.outside_links) == ({"data/artifacts": str(disk)}, {})
     assert report.path is not None
-    assert read(report.path).header["format"] == 1
     restored = tmp_path / "restored"
     done = bring_back(report.path, restored, key_home=home)
 

@@ -172,6 +172,7 @@ def test_lost_and_broken_cards_are_rebuilt(
     assert answer.code == 0
     after = [_facts(cards.card_path(path)) for path in (first, second)]
     for old, new in zip(before, after, strict=True):
+        assert old.pop("mac")  # no key of the home is available to this run
         assert {**old, "verified_at": ""} == {**new, "verified_at": ""}
         assert new["verified_at"] >= old["verified_at"]
     assert [row["has_card"] for row in answer.result["snapshots"]] == [True, True]
@@ -264,6 +265,7 @@ def test_an_encrypted_archive_needs_its_identity(
     assert limited["archive_sha256"] == before["archive_sha256"]
     assert "home" not in limited
     assert whole.code == 0
+    del before["mac"]  # no key of the home is available to these runs
     assert {**_facts(cards.card_path(archive)), "verified_at": ""} == {
         **before,
         "verified_at": "",

@@ -1,0 +1,188 @@
+"""The high-water mark: the last authenticated snapshot of a home in each snapshot directory.
+
+A writer of the directory can remove the newest snapshots, or put back the directory of last month,
+whose archives are all authentic. The mark is where that writer cannot change it: in the home, which
+no snapshot includes, and in the user's state directory, which a restore does not replace. The
+higher of the two counts; a missing one is no error.
+"""
+
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sagewai_ops.archive.authentication import AuthenticationKey
+from sagewai_ops.errors import OpsError
+from sagewai_ops.fs import atomic, beneath
+from sagewai_ops.home.paths import OWN_PREFIX, Home
+from sagewai_ops.snapshots.ownership import home_ids
+
+NAME = f"{OWN_PREFIX}snapshots.json"
+_VERSION = 1
+_MOST_BYTES = 1024 * 1024
+_MOST_DIRECTORIES = 64
+_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+_TEXTS = ("id", "mac", "key")
+_NUMBERS = ("sequence", "since")
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The last authenticated snapshot of a home in a directory.
+
+    Attributes:
+        mac: Its HMAC, in hex.
+        key: The fingerprint of the master key that authenticates it.
+        since: The first sequence number that was authenticated with this key.
+    """
+
+    sequence: int
+    id: str
+    mac: str
+    key: str
+    since: int
+
+
+def read_mark(home: Home, directory: Path, environment: Mapping[str, str]) -> Mark | None:
+    """Return the high-water mark of a home for a snapshot directory; None without one.
+
+    Args:
+        environment: Names the user's state directory.
+    """
+    place = os.path.realpath(directory)
+    found = [_mark_of(document, place) for document in _read_all(home, environment)]
+    return max(filter(None, found), key=lambda mark: mark.sequence, default=None)
+
+
+def write_mark(home: Home, directory: Path, mark: Mark, environment: Mapping[str, str]) -> bool:
+    """Write the high-water mark of a home for a snapshot directory.
+
+    Returns:
+        Whether it was written to the home or to the state directory.
+    """
+    place = os.path.realpath(directory)
+    written = False
+    for path in _paths(home, environment):
+        document = _read(path)
+        before = _mark_of(document, place)
+        kept = before.since if before and before.key == mark.key else mark.since
+        directories = document.get("directories")
+        places = dict(directories) if isinstance(directories, dict) else {}
+        places.pop(place, None)
+        while len(places) >= _MOST_DIRECTORIES:
+            places.pop(next(iter(places)))
+        places[place] = _as_json(replace(mark, since=kept))
+        with contextlib.suppress(OSError, OpsError):  # the snapshot is complete without it
+            _write(path, {**document, "version": _VERSION, "directories": places}, home)
+            written = True
+    return written
+
+
+def carry_marks(home: Home, target: Path) -> None:
+    """Copy the marks of a home to the directory that replaces it."""
+    document = _read(home.root / NAME)
+    if document:
+        atomic.replace(target / NAME, _encode(document), owner=os.stat(home.root))
+
+
+def former_keys(home: Home, keys: Sequence[AuthenticationKey]) -> tuple[AuthenticationKey, ...]:
+    """Return the keys of the home's previous master keys that the known ones open."""
+    kept = _read(home.root / NAME).get("keys")
+    wrapped = kept if isinstance(kept, dict) else {}
+    found: dict[str, AuthenticationKey] = {}
+    known = list(keys)
+    while known:
+        key = known.pop()
+        for fingerprint, values in wrapped.items():
+            value = values.get(key.fingerprint) if isinstance(values, dict) else None
+            if not isinstance(value, str) or fingerprint in found:
+                continue
+            with contextlib.suppress(ValueError):
+                found[fingerprint] = key.unwrap(fingerprint, bytes.fromhex(value))
+                known.append(found[fingerprint])
+    return tuple(found.values())
+
+
+def keep_former_key(home: Home, old: AuthenticationKey, new: AuthenticationKey) -> None:
+    """Keep the key that authenticates the previous snapshots of a home, encrypted with the new one.
+
+    Raises:
+        OpsError: It cannot be written.
+    """
+    document = _read(home.root / NAME)
+    kept = document.get("keys")
+    keys = dict(kept) if isinstance(kept, dict) else {}
+    values = keys.get(old.fingerprint)
+    others = dict(values) if isinstance(values, dict) else {}
+    keys[old.fingerprint] = {**others, new.fingerprint: new.wrap(old).hex()}
+    _write(home.root / NAME, {**document, "version": _VERSION, "keys": keys}, home)
+
+
+def _paths(home: Home, environment: Mapping[str, str]) -> Iterator[Path]:
+    yield home.root / NAME
+    if state := _state_directory(environment):
+        yield state / f"{home_ids(home)[0]}.json"
+
+
+def _read_all(home: Home, environment: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    yield _read(home.root / NAME)
+    if state := _state_directory(environment):
+        # The id changes when the set-up creates the administrator.
+        yield from (_read(state / f"{home_id}.json") for home_id in home_ids(home))
+
+
+def _state_directory(environment: Mapping[str, str]) -> Path | None:
+    named = environment.get("XDG_STATE_HOME", "")
+    if not os.path.isabs(named):
+        user_home = environment.get("HOME", "")
+        if not os.path.isabs(user_home):
+            return None
+        named = os.path.join(user_home, ".local/state")
+    return Path(os.path.realpath(named)) / "sagewai-ops"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a file of marks; {} if it is missing, unreadable, or another user could change it."""
+    try:
+        with open(beneath.open_file(path), "rb", buffering=0) as stream:
+            status = os.fstat(stream.fileno())
+            document = json.loads(stream.read(_MOST_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    is_trusted = status.st_uid in (os.geteuid(), 0) and not status.st_mode & _OTHERS
+    is_known = isinstance(document, dict) and document.get("version") == _VERSION
+    return document if is_trusted and is_known else {}
+
+
+def _write(path: Path, document: Mapping[str, Any], home: Home) -> None:
+    """Write a file of marks; the time of the home's directory stays what it was."""
+    if path.parent != home.root:
+        atomic.make_directory(path.parent)
+        atomic.replace(path, _encode(document))
+        return
+    before = os.stat(home.root)
+    atomic.replace(path, _encode(document), owner=before)
+    beneath.set_times(home.root, before.st_mtime_ns, before.st_atime_ns)
+
+
+def _encode(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=1).encode() + b"\n"
+
+
+def _as_json(mark: Mark) -> dict[str, Any]:
+    return {name: getattr(mark, name) for name in (*_NUMBERS, *_TEXTS)}
+
+
+def _mark_of(document: Mapping[str, Any], place: str) -> Mark | None:
+    directories = document.get("directories")
+    facts = directories.get(place) if isinstance(directories, dict) else None
+    if not isinstance(facts, dict):
+        return None
+    is_valid = all(type(facts.get(name)) is int and facts[name] >= 0 for name in _NUMBERS) and all(
+        isinstance(facts.get(name), str) for name in _TEXTS
+    )
+    return Mark(**{name: facts[name] for name in (*_NUMBERS, *_TEXTS)}) if is_valid else None
