@@ -72,6 +72,7 @@ def _own_user_home(
     if request.node.get_closest_marker("interop") is None:
         monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("user")))
         monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+        monkeypatch.delenv("XDG_STATE_HOME", raising=False)
 
 
 @pytest.fixture(autouse=True)
