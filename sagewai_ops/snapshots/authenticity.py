@@ -4,6 +4,7 @@ Only a snapshot of format 2 has an HMAC, and only a master key of the home can c
 archive has its own key in it, which proves nothing: a forger chooses one.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,10 +98,11 @@ def require_origin(
     return origin
 
 
-def require_latest(header: Header, origin: Origin, mark: Mark) -> None:
+def require_latest(header: Header, path: Path, origin: Origin, mark: Mark) -> None:
     """Check that the newest snapshot of a directory is not older than the high-water mark.
 
     Args:
+        path: Of the snapshot.
         origin: Of the snapshot.
         mark: Of the home, for this directory.
 
@@ -119,10 +121,16 @@ def require_latest(header: Header, origin: Origin, mark: Mark) -> None:
         problem = f"sequence {sequence}, but {created}: it was replaced"
     else:
         return
-    raise NotAuthenticError(
-        f"newest snapshot: {problem}",
-        hint=f"restore it all the same, by its id: sagewai-ops restore {shell_word(header.id)}\n"
-        "or with the option: --allow-rollback",
+    raise NotAuthenticError(f"newest snapshot: {problem}", hint=_hint(mark, path))
+
+
+def _hint(mark: Mark, path: Path) -> str:
+    directory = f"--snapshots {shell_word(path.parent)}"
+    if any(id_of(name) == mark.id for name in os.listdir(path.parent)):
+        return f"the last authentic one: {mark.id}  # name it in the place of `latest`"
+    return (
+        f"sagewai-ops snapshots verify --chain {directory}  # shows what is missing\n"
+        "accept it: --allow-rollback"
     )
 
 

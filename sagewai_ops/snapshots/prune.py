@@ -22,6 +22,7 @@ from sagewai_ops.snapshots.catalog import (
     match_id,
     new_id,
 )
+from sagewai_ops.snapshots.chain import record_removed
 from sagewai_ops.snapshots.ownership import (
     Owner,
     home_ids,
@@ -187,6 +188,7 @@ def prune(
             item for item in trashed if not future_id and not reason_not_owned(item, owner)
         )
         if not dry_run and directory.is_dir():
+            record_removed(directory, plan.removed, trust)
             trash.move_to_trash(directory, plan.removed)
             trash.purge(directory, purged)
         purged_paths = {item.path for item in purged}

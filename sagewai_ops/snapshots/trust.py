@@ -35,12 +35,14 @@ class Trust:
     Attributes:
         keys: That authenticate them; empty if the home has no master key.
         home_ids: Of the home.
+        home_id: The one of them for new snapshots.
         mark: The high-water mark of the home for the directory; None without one.
         since: The first sequence number that is authenticated; 0 if unknown.
     """
 
     keys: tuple[AuthenticationKey, ...] = ()
     home_ids: frozenset[str] = frozenset()
+    home_id: str = ""
     mark: Mark | None = None
     since: int = 0
 
@@ -58,9 +60,11 @@ def trust_of(
         NotFoundError, PermissionDeniedError, KeyMissingError: About `key_file` only.
     """
     mark = read_mark(home, directory, environment)
+    ids = home_ids(home)
     return Trust(
         keys=keys_of(home, environment, key_file=key_file),
-        home_ids=frozenset(home_ids(home)),
+        home_ids=frozenset(ids),
+        home_id=ids[0],
         mark=mark,
         since=mark.since if mark else 0,
     )

@@ -8,7 +8,8 @@ from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.progress import Progress, byte_counter
-from sagewai_ops.snapshots.authenticity import Authenticity, require_origin
+from sagewai_ops.snapshots.authenticity import Authenticity, require_latest, require_origin
+from sagewai_ops.snapshots.mark import Mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ def verify_snapshot(
     keys: Sequence[AuthenticationKey],
     *,
     authentic: bool = False,
+    mark: Mark | None = None,
     progress: Progress | None = None,
 ) -> VerifiedSnapshot:
     """Compare every byte of a snapshot with its manifest, and check its origin.
@@ -40,6 +42,7 @@ def verify_snapshot(
     Args:
         keys: Of the home.
         authentic: Refuse every snapshot that is not authentic.
+        mark: Of the home, if the snapshot was chosen as the newest one.
         progress: Reports `verify` in bytes.
 
     Raises:
@@ -49,6 +52,8 @@ def verify_snapshot(
     with open_archive(path, decryption) as reader:
         reader.verify(on_bytes=byte_counter(progress, "verify", reader.content_bytes))
         origin = require_origin(reader, path, keys, authentic=authentic)
+        if mark:
+            require_latest(reader.header, path, origin, mark)
         entries = reader.manifest.entries
         return VerifiedSnapshot(
             id=reader.header.id,
