@@ -1,7 +1,8 @@
 """`snapshots verify`: read a snapshot and check every byte."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -72,8 +73,17 @@ def verify(
             "snapshots verify: name either a snapshot or --chain",
             hint="sagewai-ops snapshots verify latest",
         )
+    from sagewai_ops.cli.credentials import unlock_of
+
     if snapshot is None:
-        return _verify_chain(run, snapshots, identity, passphrase_file, extra_key)
+        return _verify_chain(
+            run,
+            snapshots,
+            lambda: unlock_of(
+                run.terminal, identity or [], passphrase_file, allow_work_factor=allow_work_factor
+            ),
+            extra_key,
+        )
 
     from sagewai_ops.snapshots.mark import read_mark
     from sagewai_ops.snapshots.verify import verify_snapshot
@@ -99,19 +109,16 @@ def verify(
 def _verify_chain(
     run: Run,
     snapshots: Path | None,
-    identity: list[Path] | None,
-    passphrase_file: str | None,
+    unlock: Callable[[], Any],
     extra_key: Path | None,
 ) -> Outcome:
-    from sagewai_ops.cli.credentials import unlock_of
     from sagewai_ops.snapshots.chain import verify_chain
     from sagewai_ops.snapshots.trust import trust_of
 
     home = run.home()
     directory = run.snapshots(home, snapshots)
     trust = trust_of(home, directory, run.settings.environment, key_file=extra_key)
-    decryption = unlock_of(run.terminal, identity or [], passphrase_file)
-    result = verify_chain(directory, trust, decryption)
+    result = verify_chain(directory, trust, unlock())
 
     def show(terminal: Terminal) -> None:
         terminal.line(f"{len(result.authentic)} authentic snapshots in {result.folder}")

@@ -36,7 +36,7 @@ from sagewai_ops.restore.plan import (
     target_path,
 )
 from sagewai_ops.snapshots.database_check import DatabaseReport, examination_thread
-from sagewai_ops.snapshots.mark import carry_marks
+from sagewai_ops.snapshots.mark import copy_marks
 from sagewai_ops.snapshots.member_paths import MemberPaths
 from sagewai_ops.swap import pending, swap
 
@@ -98,7 +98,7 @@ def restore(
         documents = read_documents(staged)
         choice = check_key(reader, documents, target, staged, options)
         if stage.paths is None:
-            carry_marks(target, stage.content)
+            copy_marks(target, stage.content)
             _set_root_attributes(stage.content, target.root, reader)
         is_installed = install_keys(choice, reader, target, staged, options)
         unused = unused_keys(target, staged, options)

@@ -1,4 +1,4 @@
-"""`snapshots verify --chain`: each snapshot names the previous one, so none is removed unnoticed.
+"""`snapshots verify --chain`: each snapshot names the previous one, so a removed one leaves a gap.
 
 A snapshot that retention removed is missing too, which is no finding: a prune records what it
 removes in a file of the directory, with an HMAC. A writer of the directory who has no key can

@@ -82,7 +82,7 @@ def write_mark(home: Home, directory: Path, mark: Mark, environment: Mapping[str
     return written
 
 
-def carry_marks(home: Home, target: Path) -> None:
+def copy_marks(home: Home, target: Path) -> None:
     """Copy the marks of a home to the directory that replaces it."""
     document = _read(home.root / NAME)
     if document:

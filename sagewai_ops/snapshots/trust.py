@@ -1,4 +1,4 @@
-"""Confirm what metadata files say about snapshots: they are advisory, archives are authoritative.
+"""Confirm the facts of metadata files: those are advisory, archives are authoritative.
 
 A metadata file is confirmed by its HMAC, or else by the header of an archive that is not encrypted.
 Without a key of the home only its owner counts: a file of this user in a directory that no other
