@@ -17,7 +17,7 @@ from sagewai_ops.home.paths import DATABASE, Kind, kind_of, locate
 from sagewai_ops.permissions.modes import directory_mode, file_mode
 from sagewai_ops.restore.plan import RestoreOptions
 from sagewai_ops.restore.restore import RestoreReport, restore
-from small_homes import everything_of, rows_of
+from small_homes import MARK, everything_of, rows_of
 
 _OMITTED = (Kind.SIDECAR, Kind.LOCK, Kind.LEFTOVER, Kind.OWN)
 
@@ -126,6 +126,6 @@ def leftovers_beside(target: Path) -> list[str]:
     inside = [
         name
         for name in (os.listdir(target) if target.is_dir() else ())
-        if name.startswith(".sagewai-ops-") and "before-restore" not in name
+        if name.startswith(".sagewai-ops-") and "before-restore" not in name and name != MARK
     ]
     return beside + inside

@@ -211,7 +211,7 @@ def _require_origin(
         for home in homes:
             mark = read_mark(home, archive.parent, environment)
             if mark:
-                require_latest(reader.header, archive, origin, mark)
+                require_latest(reader.header, archive, origin, mark, keys)
     return origin
 
 

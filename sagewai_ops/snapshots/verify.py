@@ -53,7 +53,7 @@ def verify_snapshot(
         reader.verify(on_bytes=byte_counter(progress, "verify", reader.content_bytes))
         origin = require_origin(reader, path, keys, authentic=authentic)
         if mark:
-            require_latest(reader.header, path, origin, mark)
+            require_latest(reader.header, path, origin, mark, keys)
         entries = reader.manifest.entries
         return VerifiedSnapshot(
             id=reader.header.id,

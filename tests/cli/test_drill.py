@@ -64,7 +64,7 @@ def test_verbose_report_shows_the_checks_and_the_key(home: BuiltHome) -> None:
     lines = answer.out.splitlines()
     assert lines[0].endswith(": proved restorable")
     assert [line.split()[0] for line in lines[1:]] == [
-        "restored", "database", "upgrade", "secrets", "modes", "took",
+        "restored", "origin", "database", "upgrade", "secrets", "modes", "took",
     ]  # fmt: skip
     assert "NOT in the snapshot" in answer.out
     assert home.master_keys[0].decode() not in answer.out
