@@ -65,7 +65,7 @@ def _own_user_home(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Give every test a user's home of its own.
+    """Return every test a user's home of its own.
 
     Interop tests keep the developer's: the package installer's cache is there.
     """
@@ -83,7 +83,7 @@ def _fast_passphrases(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_signals() -> Iterator[None]:
-    """Take back what a program that ran in this process did with signals."""
+    """Undo what a program that ran in this process did with signals."""
     before = {
         number: signal.getsignal(number)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

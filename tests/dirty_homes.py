@@ -17,7 +17,7 @@ class Fault:
     """A fault: how it comes about, and where and as what it must be found.
 
     Attributes:
-        change: Told which row to spoil; the next is its own as well.
+        change: Called with the row to spoil; the next is its own as well.
         count: Rows that it concerns.
         mendable: A repair is documented.
     """
@@ -31,7 +31,7 @@ class Fault:
 
 
 def setting(table: str, column: str, expression: str, *values: object) -> Change:
-    """Give a change that sets one value of a row, as an expression of SQLite."""
+    """Return a change that sets one value of a row, as an expression of SQLite."""
 
     def change(connection: sqlite3.Connection, row: int) -> None:
         connection.execute(
@@ -49,7 +49,7 @@ def value(
     *values: object,
     mendable: bool = True,
 ) -> Fault:
-    """Give a fault in one value."""
+    """Return a fault in one value."""
     change = setting(table, column, expression, *values)
     return Fault(change, table, column, kind, mendable=mendable)
 
@@ -144,23 +144,23 @@ def _two_projects(connection: sqlite3.Connection, row: int) -> None:
 
 
 def _noise(length: int) -> str:
-    """Give a text that does not compress."""
+    """Return a text that does not compress."""
     digests = (hashlib.sha256(b"%d" % number).hexdigest() for number in range(length // 64 + 1))
     return "".join(digests)[:length]
 
 
 def break_audit_hash(connection: sqlite3.Connection) -> None:
-    """Give an event metadata that jsonb spells in another way, with the hash that it has then."""
+    """Return an event metadata that jsonb writes in another way, with the hash that it has then."""
     connection.execute(
         "UPDATE audit_event SET metadata = ? WHERE id = (SELECT min(id) FROM audit_event)",
         ('{"big": 1e22, "small": 1.5}',),
     )
     ((event,),) = connection.execute("SELECT min(id) FROM audit_event")
-    hash_anew(connection, event)
+    hash_again(connection, event)
 
 
-def hash_anew(connection: sqlite3.Connection, event: int) -> None:
-    """Give an event that was changed the hash that Sagewai would have given it."""
+def hash_again(connection: sqlite3.Connection, event: int) -> None:
+    """Return an event that was changed the hash that Sagewai would have given it."""
     names = ("org_id", "project_id", "actor_user_id", "action", "target_type", "target_id", "seq")
     row = connection.execute(
         f"SELECT metadata, created_at, prev_hash, {', '.join(names)} FROM audit_event WHERE id = ?",

@@ -1,7 +1,7 @@
 """What the sealed values of a home open to, found without a line of the code under test.
 
 Every token in every file of `config/` and `secrets/`, at the top, and in every cell of every table
-counts, wherever it stands; so a value that a rotation forgot shows as closed.
+counts, wherever it is; so a value that a rotation forgot shows as closed.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def opened(root: Path, key: bytes, data_keys: Iterable[bytes] = ()) -> list[str]
     Returns:
         What was in each, sorted; `closed` for one that does not open.
     """
-    keys = [Fernet(one) for one in (key, *data_keys)]
+    keys = [Fernet(each) for each in (key, *data_keys)]
     return sorted(_open(token, keys) for token in tokens(root))
 
 
 def tokens(root: Path) -> Iterator[bytes]:
-    """Yield every token of a home, as often as it stands there."""
+    """Yield every token of a home, as often as it is there."""
     for directory in _DIRECTORIES:
         for path in sorted((root / directory).iterdir()) if (root / directory).is_dir() else ():
             if path.is_file():

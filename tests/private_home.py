@@ -31,7 +31,7 @@ DEFAULT_LIST = "system.posix_acl_default"
 
 
 def make_private_home(root: Path) -> Path:
-    """Make the home, and a snapshot directory beside it; return the home."""
+    """Make the home, and a snapshot directory next to it; return the home."""
     for name in FILES:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,13 +54,13 @@ def access_list(uid: int, permissions: int) -> bytes:
 
     Source: linux/posix_acl_xattr.h, version 2.
     """
-    nobody = 0xFFFFFFFF
+    no_user = 0xFFFFFFFF
     entries = (
-        (0x01, 6, nobody),
+        (0x01, 6, no_user),
         (0x02, permissions, uid),
-        (0x04, 0, nobody),
-        (0x10, permissions, nobody),
-        (0x20, 0, nobody),
+        (0x04, 0, no_user),
+        (0x10, permissions, no_user),
+        (0x20, 0, no_user),
     )
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
 

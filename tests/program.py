@@ -22,7 +22,7 @@ PATIENCE_SECONDS = 60  # before a process counts as stuck
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a run of the program gave back."""
+    """What a run of the program returned."""
 
     code: int
     out: str
@@ -92,7 +92,7 @@ def call(*words: object) -> Answer:
 
 
 def taken(answer: Answer) -> Path:
-    """Give the archive that a `backup --json` took."""
+    """Return the archive that a `backup --json` took."""
     return Path(answer.result["archive"])
 
 

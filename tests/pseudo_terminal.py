@@ -1,4 +1,4 @@
-"""A terminal that a test watches: what a program writes when it believes that somebody looks."""
+"""A terminal that a test watches: what a program writes when it believes that a person looks."""
 
 from __future__ import annotations
 

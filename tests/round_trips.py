@@ -122,10 +122,10 @@ def assert_same_rows(source: Path, restored: Path) -> None:
 
 def leftovers_beside(target: Path) -> list[str]:
     """List leftovers of a restore in its target and next to it, apart from what it keeps."""
-    beside = [name for name in os.listdir(target.parent) if name.startswith(f".{target.name}.")]
+    siblings = [name for name in os.listdir(target.parent) if name.startswith(f".{target.name}.")]
     inside = [
         name
         for name in (os.listdir(target) if target.is_dir() else ())
         if name.startswith(".sagewai-ops-") and "before-restore" not in name and name != MARK
     ]
-    return beside + inside
+    return siblings + inside

@@ -11,7 +11,7 @@ from typing import Any
 
 from home_builder import BuiltHome, build_home
 
-# What a snapshot does not carry of a home, by its name alone.
+# What a snapshot does not contain of a home, by its name alone.
 SCRATCH = ("db/sagewai.db-wal", "db/sagewai.db-shm", "config/admin-state.json.lock")
 
 MARK = ".sagewai-ops-snapshots.json"
@@ -50,7 +50,7 @@ def everything_of(root: Path) -> dict[str, tuple[int, int, bytes | str]]:
 def rows_of(database: Path) -> dict[str, list[tuple[Any, ...]]]:
     """Read every row of every ordinary table of a database, in the order of its rowids.
 
-    The database may have a `-wal` beside it, and is left as it is but for its sidecars.
+    The database may have a `-wal` next to it, and is left as it is but for its sidecars.
     """
     with contextlib.closing(sqlite3.connect(database)) as connection:
         connection.text_factory = bytes
@@ -65,7 +65,7 @@ def rows_of(database: Path) -> dict[str, list[tuple[Any, ...]]]:
 
 
 def recode(database: Path, encoding: str) -> None:
-    """Give a database another encoding, which SQLite does for an empty one only; no vec0 in it."""
+    """Recode a database, which SQLite does for an empty one only; no vec0 in it."""
     with contextlib.closing(sqlite3.connect(database)) as connection:
         script = "\n".join(connection.iterdump())
     for suffix in ("", "-wal", "-shm"):

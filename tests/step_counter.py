@@ -80,7 +80,7 @@ def counting(
 
 @contextlib.contextmanager
 def failing(number: int, code: int, *, for_ever: bool = False) -> Iterator[None]:
-    """Let one step of the block fail.
+    """Make one step of the block fail.
 
     Args:
         number: Which one, from 1.
@@ -139,7 +139,7 @@ def killed(run: Callable[[], object]) -> bool:
 
 
 def until_done(attempt: Callable[[int], bool]) -> int:
-    """Call with 1, 2, 3 and so on until the answer is False; give the number of steps."""
+    """Call with 1, 2, 3 and so on until the answer is False; return the number of steps."""
     for number in itertools.count(1):
         if not attempt(number):
             return number - 1

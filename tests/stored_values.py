@@ -50,7 +50,7 @@ _DOCUMENTS = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXTS, inner, max_size=3),
     max_leaves=6,
 )  # fmt: skip
-_SPELLED_DOCUMENTS = (
+_WRITTEN_DOCUMENTS = (
     _DOCUMENTS.map(json.dumps)
     | _DOCUMENTS.map(lambda document: json.dumps(document, ensure_ascii=False, indent=1))
     | st.sampled_from(
@@ -74,8 +74,8 @@ _MOMENTS = (
     )
 )
 _BY_NAME: dict[str, st.SearchStrategy[object]] = {
-    "json": _SPELLED_DOCUMENTS | st.integers(-(2**63), 2**63 - 1) | st.just(1.5),
-    "jsonb": _SPELLED_DOCUMENTS | st.integers(-(2**63), 2**63 - 1) | st.just(1.5),
+    "json": _WRITTEN_DOCUMENTS | st.integers(-(2**63), 2**63 - 1) | st.just(1.5),
+    "jsonb": _WRITTEN_DOCUMENTS | st.integers(-(2**63), 2**63 - 1) | st.just(1.5),
     "text[]": st.lists(_TEXTS, max_size=3).map(json.dumps) | st.just("null"),
     "uuid": st.uuids().map(str) | st.from_regex(r"[0-9a-f]{12}", fullmatch=True) | _TEXTS,
     "timestamptz": _MOMENTS,
@@ -85,7 +85,7 @@ _BY_NAME: dict[str, st.SearchStrategy[object]] = {
 
 
 def stored(value: object) -> Stored | None:
-    """Give a value as the exporter's connections give it: text as bytearray."""
+    """Return a value as the exporter's connections return it: text as bytearray."""
     return bytearray(value.encode()) if isinstance(value, str) else value  # type: ignore[return-value]
 
 

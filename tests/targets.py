@@ -46,7 +46,7 @@ def at_head(server: Server) -> str:
 
 
 def url_of(server: Server, database: str, **options: Any) -> PostgresUrl:
-    """Give the URL of a database as the exporter takes it."""
+    """Return the URL of a database as the exporter takes it."""
     url = parse(server.url(database, **options))
     assert isinstance(url, PostgresUrl)
     return url
@@ -83,7 +83,7 @@ def counts_of(server: Server, database: str) -> dict[str, int]:
 
 
 def state_of(server: Server, database: str) -> object:
-    """Give all that a failed export must leave as it was: catalog, rows, sequences."""
+    """Return all that a failed export must leave as it was: catalog, rows, sequences."""
     sequences = server.rows(
         database,
         "SELECT sequencename::text, last_value FROM pg_sequences"
@@ -101,7 +101,7 @@ def copy_of(home: Home, root: Path) -> Home:
 def home_with(
     root: Path, change: Callable[[sqlite3.Connection], object] | None = None, **recipe: Any
 ) -> Home:
-    """Build a small home, change its database, and give it."""
+    """Build a small home, change its database, and return it."""
     choices: dict[str, Any] = {
         "artifacts": False,
         "leftovers": False,

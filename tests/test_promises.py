@@ -73,7 +73,7 @@ def _ranked(parts: Sequence[str]) -> str:
 
 
 def _imports(path: Path) -> Iterator[str]:
-    """Name every module that a source file imports, also inside its functions."""
+    """Yield every module that a source file imports, also inside its functions."""
     for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
@@ -149,7 +149,7 @@ def test_the_library_neither_prints_nor_exits() -> None:
             if called in ("sys.exit", "exit", "os._exit") and path.name != "main.py":
                 found.add((str(path.relative_to(ROOT)), called))
 
-    # A helper process has nobody above it to exit for it.
+    # A helper process has no caller to exit for it.
     assert {place for place, _called in found if not place.endswith("worker.py")} == set()
 
 
@@ -169,7 +169,7 @@ def test_migrations_import_only_alembic_and_sqlalchemy() -> None:
 
 @pytest.mark.parametrize("path", _sources(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_module_can_be_read_in_one_sitting(path: Path) -> None:
-    """It says what it is for, and is not too long."""
+    """It describes its purpose, and is not too long."""
     text = path.read_text(encoding="utf-8")
 
     assert text.count("\n") <= MOST_LINES
@@ -177,7 +177,7 @@ def test_a_module_can_be_read_in_one_sitting(path: Path) -> None:
 
 
 def _commands() -> dict[str, Any]:
-    """Give every command by what people type, groups apart."""
+    """Return every command by what people type, groups apart."""
     found = {}
 
     def walk(name: str, command: Any) -> None:
@@ -216,7 +216,7 @@ def test_exit_codes_are_unique_and_equal_the_documented_ones() -> None:
     }
 
     assert len({found.exit_code for found in classes}) == len(classes)
-    assert {code for one in codes.values() for code in one}.isdisjoint(constants)
+    assert {code for each in codes.values() for code in each}.isdisjoint(constants)
     assert _documented() == {
         **codes,
         errors.InterruptedRunError.code: {129, 130, 143},
@@ -309,7 +309,7 @@ sys.stderr.write(json.dumps([codes, sorted(loaded)]))
 
 
 def _loaded(*commands: list[str]) -> tuple[list[int], set[str]]:
-    """Run commands in one fresh process; give their codes and the packages that it imported."""
+    """Run commands in one fresh process; return their codes and its imported packages."""
     done = subprocess.run(
         [sys.executable, "-I", "-c", _LOADED, json.dumps(commands)],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""The laws: what goes into a snapshot comes out, whatever the home and however it is asked."""
+"""The laws: a snapshot returns its content, whatever the home and however it is asked."""
 
 import os
 import stat
@@ -62,7 +62,7 @@ def _directory() -> Iterator[Path]:
 def _expected(
     root: Path, copy: Path, left_out: list[dict[str, Any]]
 ) -> dict[str, tuple[int, int, Any]]:
-    """Say what a restored home must hold: modes by the rules, databases apart."""
+    """Return what a restored home must hold: modes by the rules, databases apart."""
     missing = {item["path"] for item in left_out if item["reason"] != "key"}
     found = {}
     for path, (mode, moment, content) in everything_of(root).items():

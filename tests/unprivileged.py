@@ -11,19 +11,19 @@ from pathlib import Path
 
 import pytest
 
-NOBODY = 65534
+NO_USER = 65534
 
 
 @contextlib.contextmanager
 def unprivileged() -> Iterator[None]:
-    """Be nobody for the length of the block, if the test runs as root."""
+    """Run the block as user nobody, if the test runs as root."""
     if os.getuid():
         yield
         return
     if not hasattr(os, "setresuid"):
         pytest.skip("root cannot step down and up again here")
-    os.setresgid(NOBODY, NOBODY, 0)
-    os.setresuid(NOBODY, NOBODY, 0)  # the real one too: access(2) asks for that
+    os.setresgid(NO_USER, NO_USER, 0)
+    os.setresuid(NO_USER, NO_USER, 0)  # the real one too: access(2) asks for that
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""A watchdog on this machine that writes down who told it what, and the ways it can go wrong."""
+"""A watchdog on this machine that records its requests, and the ways in which it can fail."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pathlib import Path
 
 @dataclass
 class Watchdog:
-    """What it was told: paths and bodies, in order."""
+    """The requests: paths and bodies, in order."""
 
     url: str = ""
-    told: list[tuple[str, str]] = field(default_factory=list)
+    output: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def paths(self) -> list[str]:
         """What was asked for, without the bodies."""
-        return [path for path, _body in self.told]
+        return [path for path, _body in self.output]
 
 
 @contextlib.contextmanager
@@ -37,12 +37,12 @@ def watchdog(*, answer: int = 200, certificate: Path | None = None) -> Iterator[
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            found.told.append((self.path, body.decode()))
+            found.output.append((self.path, body.decode()))
             self.send_response(answer)
             self.end_headers()
 
         def log_message(self, *_words: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.handle_error = lambda *_words: None  # type: ignore[method-assign]
@@ -64,7 +64,7 @@ def watchdog(*, answer: int = 200, certificate: Path | None = None) -> Iterator[
 
 @contextlib.contextmanager
 def impostor(talk: Callable[[socket.socket], None]) -> Iterator[str]:
-    """Give the URL of a server that does something else than HTTP with one connection.
+    """Yield the URL of a server that does something else than HTTP with one connection.
 
     Args:
         talk: Ends with an OSError at the latest when the other side hangs up.

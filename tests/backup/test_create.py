@@ -37,7 +37,7 @@ from sagewai_ops.home.paths import locate
 from sagewai_ops.snapshots import cards, catalog
 from sagewai_ops.snapshots.omissions import Reason
 from small_homes import everything_of, rows_of, small
-from unprivileged import NOBODY, reachable_directory, unprivileged
+from unprivileged import NO_USER, reachable_directory, unprivileged
 
 SHM = Path("/dev/shm")
 
@@ -439,7 +439,7 @@ def _change_owner(root: Path) -> None:
     """Change the owner of a directory, as root; any other user owns it already."""
     if os.getuid() == 0:
         for path in (*root.rglob("*"), root):
-            os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+            os.chown(path, NO_USER, NO_USER, follow_symlinks=False)
 
 
 def _import_all(directory: Path) -> None:

@@ -67,7 +67,7 @@ def main() -> int:
         peers = [peer for peer in peers if peer.name.startswith(wanted)]
     homes = HOMES[:1] if arguments.quick else HOMES
     for line in missing:
-        _say(line)
+        _log(line)
     print(f"Measured on {machine(REPOSITORY)}.\n")
     print(f"Peers: {', '.join(_versions())}.\n")
     with tempfile.TemporaryDirectory(prefix="sagewai-ops-bench-", dir=arguments.work) as directory:
@@ -81,14 +81,14 @@ def main() -> int:
 
 
 def _report(home: Home, peers: Sequence[Peer], directory: Path, rounds: int) -> Iterator[str]:
-    """Build a home, take every contender through it in turns, and give the two tables."""
-    _say(f"{home.title}: building")
+    """Build a home, take every contender through it in turns, and return the two tables."""
+    _log(f"{home.title}: building")
     root = directory / "home"
     built = _build(root, home.options)
     results = {peer.name: Result() for peer in peers}
     for number in range(rounds):
         for peer in peers:
-            _say(f"{home.title}: round {number + 1} of {rounds}, {peer.name}")
+            _log(f"{home.title}: round {number + 1} of {rounds}, {peer.name}")
             _round(peer, root, directory / "work", results[peer.name])
     shutil.rmtree(root)
     yield f"#### {home.title}: {_megabytes(built['bytes'])} in {built['files']} files"
@@ -143,7 +143,7 @@ def _build(root: Path, options: Sequence[str]) -> dict[str, int]:
 
 
 def _starts() -> Iterator[str]:
-    """Measure how long it takes until the program says something at all."""
+    """Measure how long it takes until the program prints anything."""
     commands = {
         "`python -c pass`": [sys.executable, "-c", "pass"],
         f"`{OURS} --version`": [program(), "--version"],
@@ -191,7 +191,7 @@ def _megabytes(size_bytes: int) -> str:
     return f"{size_bytes / 1e6:.0f} MB"
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

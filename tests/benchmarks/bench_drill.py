@@ -2,7 +2,7 @@
 
 Two ways to do the latter: by hand, with `zstd -dc | tar -x` and the `sqlite3` shell, where nothing
 is checked against a manifest or made durable; and with our own `restore` and the same shell. The
-drill does more: it opens every sealed value, upgrades, judges the permissions, and removes what it
+drill does more: it opens every sealed value, upgrades, checks the permissions, and removes what it
 restored. All start with the same archive on the same disk, and rounds take turns; the best counts.
 
     .venv/bin/python tests/benchmarks/bench_drill.py [--size 300M] [--work DIR]

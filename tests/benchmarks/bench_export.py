@@ -54,9 +54,9 @@ assert export(locate(Path(sys.argv[1]), {}), parse(sys.argv[2]), Options(compare
 PGLOADER = """
 cd "$0"
 sed "s,TARGET,$2,; s,SOURCE,$1," "$3" > pgloader.load
-cp "$4" pgloader.lisp  # it is compiled, and the result lies beside it
-pgloader --root-dir "$0/pgloader" --load-lisp-file pgloader.lisp pgloader.load > said 2>&1
-! grep -q ERROR said || { cat said >&2; exit 1; }
+cp "$4" pgloader.lisp  # it is compiled, and the result is next to it
+pgloader --root-dir "$0/pgloader" --load-lisp-file pgloader.lisp pgloader.load > output 2>&1
+! grep -q ERROR output || { cat output >&2; exit 1; }
 """
 
 
@@ -112,8 +112,8 @@ def _measure(server: Server, rows: int, vectors: int, rounds: int, *, slow: bool
         ways = _ways(site, slow=slow)
         costs: dict[str, list[Cost]] = {name: [] for name in ways}
         for _round in range(rounds):
-            for name, way in ways.items():
-                costs[name].append(way())
+            for name, method in ways.items():
+                costs[name].append(method())
         size = site.database.stat().st_size
         limit = best(costs["COPY of ready CSV files"])
         print(f"| {rows} rows, {vectors} vectors, {size / 1e6:.0f} MB | seconds | rows/s | ratio |"
@@ -152,7 +152,7 @@ def _build(site: Site, rows: int, vectors: int) -> int:
 
 
 def _ways(site: Site, *, slow: bool) -> dict[str, Callable[[], Cost]]:
-    """Give the ways by name, in the order in which they are measured."""
+    """Return the ways by name, in the order in which they are measured."""
     files = site.work / "csv"
     script = files / "load.sql"
     python, home = sys.executable, os.fspath(site.home)
@@ -199,13 +199,13 @@ def _ways(site: Site, *, slow: bool) -> dict[str, Callable[[], Cost]]:
 
 
 def _server_seconds(server: Server) -> float:
-    """Give the processor time of the server's sessions that have ended."""
+    """Return the processor time of the server's sessions that have ended."""
     fields = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")  # proc(5): 16, 17
 
 
 def _vector_speed(site: Site) -> float:
-    """Export with vectors, print how long they took, and give their bytes a second."""
+    """Export with vectors, print how long they took, and return their bytes a second."""
     name = site.server.at(HEAD)
     done = subprocess.run(
         [program(), "--home", os.fspath(site.home), "export-to-postgres", site.server.url(name),

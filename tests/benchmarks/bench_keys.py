@@ -4,7 +4,7 @@ Half of the values are in `profiles.json`, half in `provider.data`, one in a row
 under the data key of a project. The rates are of the whole command, with the start of its
 interpreter and all that it reads; the floor is what the cryptography library alone takes to open
 the same tokens, and to open, seal and open them once more. Rounds take turns; the best counts. On a
-busy machine only the processor's seconds say something.
+busy machine only the processor's seconds mean something.
 
     .venv/bin/python tests/benchmarks/bench_keys.py [--values 100000] [--work DIR]
 """
@@ -32,7 +32,7 @@ from home_builder import BuiltHome, build_home  # noqa: E402
 ROUNDS = 3
 SECRET = b"a secret of a length that is usual for an API key, 64 bytes long"
 LIMIT = "Asked for: `keys check` at least 20,000 values a second on one core."
-ONE_CORE = ("taskset", "-c", "0")
+SINGLE_CORE = ("taskset", "-c", "0")
 
 _Times = tuple[float, float]  # seconds by the clock, and of the processor
 
@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def _fill(built: BuiltHome, values: int) -> list[bytes]:
-    """Put sealed values into a home; give all their tokens."""
+    """Put sealed values into a home; return all their tokens."""
     master = Fernet(built.master_keys[0])
     ((project, data_key),) = built.data_keys.items()
     keys = (master, Fernet(data_key))
@@ -126,7 +126,7 @@ def _compare(built: BuiltHome, tokens: list[bytes], directory: Path) -> None:
 
 def _command(home: Path, *words: str) -> Sequence[str]:
     ours = [sys.executable, "-m", "sagewai_ops", "--home", os.fspath(home), *words]
-    pinned = ONE_CORE if shutil.which(ONE_CORE[0]) else ()
+    pinned = SINGLE_CORE if shutil.which(SINGLE_CORE[0]) else ()
     return ["sh", "-c", '"$@" || [ $? -eq 4 ]', "sh", *pinned, *ours]
 
 

@@ -24,7 +24,7 @@ ROUNDS = 7
 FACTS = "%y %m %U %G %n %i %l %p\\n"
 LIMIT = "Asked for: at most 1.5 x `find -printf` of the same facts."
 # Looks three times in one process and prints what the quickest took.
-LOOK = """
+SCAN = """
 import sys, time
 from pathlib import Path
 from sagewai_ops.home.inspection import inspect
@@ -66,7 +66,7 @@ def _compare(home: Path, files: int, ours: list[str]) -> None:
         costs["find"].append(measure(find))
         costs["ours"].append(measure(command))
         answer = subprocess.run(
-            [sys.executable, "-c", LOOK, os.fspath(home)],
+            [sys.executable, "-c", SCAN, os.fspath(home)],
             capture_output=True,
             text=True,
             check=True,

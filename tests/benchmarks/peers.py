@@ -17,7 +17,7 @@ SCRIPT = "the script"
 LEVEL = "3"  # of zstd, for all who let it be chosen
 
 # Sagewai's own last connection folds the -wal into the main file when it closes. The script's must
-# not: the next round is to find the same home, and beside a running server it would not either.
+# not: the next round is to find the same home, and next to a running server it would not either.
 _COPY = """
 mkdir "$work/copy"
 sqlite3 "$home/db/sagewai.db" ".dbconfig no_ckpt_on_close on" ".backup '$work/copy/sagewai.db'"
@@ -53,7 +53,7 @@ class Peer:
     proves: str = ""
 
     def variables(self, home: Path, work: Path, target: Path) -> dict[str, str]:
-        """Give the environment of the scripts."""
+        """Return the environment of the scripts."""
         places = {"home": home, "work": work, "target": target}
         environment = {
             "RESTIC_PASSWORD": "bench",
@@ -70,13 +70,13 @@ class Peer:
 
 
 def program() -> str:
-    """Give the path of our program: the one of this environment, or the one on PATH."""
+    """Return the path of our program: the one of this environment, or the one on PATH."""
     beside = Path(sys.executable).with_name(OURS)
     return os.fspath(beside) if beside.exists() else shutil.which(OURS) or OURS
 
 
 def installed() -> tuple[list[Peer], list[str]]:
-    """Give the peers that can run here, ours first, and a line for each that cannot."""
+    """Return the peers that can run here, ours first, and a line for each that cannot."""
     found, missing = [], []
     for peer in _peers(program()):
         lacking = [name for name in peer.programs if shutil.which(name) is None]
@@ -91,7 +91,7 @@ def run(script: str, environment: Mapping[str, str]) -> None:
     """Run a script that is not measured.
 
     Raises:
-        RuntimeError: It failed; the message has what it said.
+        RuntimeError: It failed; the message has its output.
     """
     done = subprocess.run(
         shell(script),
@@ -106,7 +106,7 @@ def run(script: str, environment: Mapping[str, str]) -> None:
 
 
 def shell(script: str) -> list[str]:
-    """Give the command that runs a script and ends at its first failure."""
+    """Return the command that runs a script and ends at its first failure."""
     return ["bash", "-euo", "pipefail", "-c", script]
 
 

@@ -35,7 +35,7 @@ FROM pg_constraint WHERE contype = 'f' AND conrelid <> confrelid
 
 
 async def main() -> None:
-    """Do what the command line says."""
+    """Do what the command line asks for."""
     kind, database, *rest = sys.argv[1:]
     source = sqlite3.connect(database)
     target = await asyncpg.connect(rest[-1])

@@ -1,7 +1,7 @@
 """What a command costs: wall time, processor time and the peak memory of all its processes.
 
 Memory is the resident set summed over the processes that live at the same moment, looked up in
-/proc every few milliseconds, and at least what the kernel says of the largest single process.
+/proc every few milliseconds, and at least what the kernel states of the largest single process.
 Where there is no /proc it is only the latter.
 """
 
@@ -41,16 +41,16 @@ def measure(
     environment: Mapping[str, str] | None = None,
     directory: Path | None = None,
 ) -> Cost:
-    """Run a command and say what it took.
+    """Run a command and return what it took.
 
-    What earlier runs left to be written is written first, so that nobody pays for another.
+    What earlier runs left to be written is written first, so that no run pays for another.
 
     Args:
         environment: Added to ours.
         directory: To run in.
 
     Raises:
-        RuntimeError: It ended with another code than 0; the message has what it said.
+        RuntimeError: It ended with another code than 0; the message has its output.
     """
     os.sync()
     with subprocess.Popen(
@@ -65,14 +65,14 @@ def measure(
         watch = _Watch(process.pid)
         watch.start()
         assert process.stderr is not None
-        said = process.stderr.read()  # ends with the last process, as all inherit it
+        output = process.stderr.read()  # ends with the last process, as all inherit it
         _, status, usage = os.wait4(process.pid, 0)
         wall_seconds = time.perf_counter() - begun
         watch.ended.set()
         watch.join()
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(f"{' '.join(command)}: exit {process.returncode}, {said.decode()}")
+        raise RuntimeError(f"{' '.join(command)}: exit {process.returncode}, {output.decode()}")
     return Cost(
         wall_seconds=wall_seconds,
         cpu_seconds=usage.ru_utime + usage.ru_stime,
@@ -81,7 +81,7 @@ def measure(
 
 
 def best(costs: Sequence[Cost]) -> Cost:
-    """Give the shortest of several runs, with the most memory that any of them took."""
+    """Return the shortest of several runs, with the most memory that any of them took."""
     shortest = min(costs, key=lambda cost: cost.wall_seconds)
     return Cost(
         shortest.wall_seconds,
@@ -111,12 +111,12 @@ def machine(repository: Path) -> str:
 
 
 def version(command: Sequence[str]) -> str:
-    """Give the first line that a program says of itself; "" if it is not there."""
+    """Return the first line that a program prints about itself; "" if it is not there."""
     return _answer(command).split("\n", 1)[0]
 
 
 class _Watch(threading.Thread):
-    """Looks at the memory of a process and its descendants until it is told to end."""
+    """Sample the memory of a process and its descendants until it is asked to end."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(name="watch", daemon=True)

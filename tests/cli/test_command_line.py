@@ -1,4 +1,4 @@
-"""The command line: where the global options may stand, which of them wins, and lines without."""
+"""The command line: where the global options may be, which of them wins, and lines without."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _home(*words: object) -> str:
 def test_home_of_the_line_is_stronger_wherever_it_stands(
     place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Whatever a variable and the file say: another home would be restored, or pruned."""
+    """Whatever a variable and the file set: another home would be restored, or pruned."""
     file = tmp_path / "config.toml"
     file.write_text('home = "/file"\n[snapshots.list]\nhome = "/table"\n')
     file.chmod(0o600)
@@ -57,7 +57,7 @@ def test_sagewais_variable_is_stronger_than_every_table(
 
 
 def test_show_tells_the_home_of_its_own_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it stands does not matter there either."""
+    """Where it is does not matter there either."""
     monkeypatch.setenv("SAGEWAI_OPS_HOME", "/variable")
 
     for words in (["--home", "/flag", "config", "show"], ["config", "show", "--home", "/flag"]):
@@ -67,7 +67,7 @@ def test_show_tells_the_home_of_its_own_line(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("switch", ["--json", "--quiet", "--verbose"])
 def test_a_switch_holds_in_every_place(switch: str, tmp_path: Path) -> None:
-    """Before, between and after the same is said."""
+    """Before, between and after, the result is the same."""
     home = ["--home", tmp_path / "home"]
 
     answers = {
@@ -115,7 +115,7 @@ def test_commands_of_a_group_are_named_where_none_is_given() -> None:
 
 
 @pytest.mark.parametrize("words", ["backup --version", "--json db --version", "db check --version"])
-def test_the_version_is_told_wherever_it_is_asked_for(words: str) -> None:
+def test_the_version_is_printed_wherever_it_is_asked_for(words: str) -> None:
     """Before and after a command's name, and as JSON in every command's envelope."""
     answer = program.call(*words.split())
 
@@ -156,10 +156,10 @@ def test_an_interruption_while_it_loads_is_no_traceback(
     monkeypatch.setattr("sagewai_ops.cli.main.build_app", interrupted)
     with pytest.raises(SystemExit) as left:
         main.main(words)
-    said = capsys.readouterr()
+    output = capsys.readouterr()
 
     assert left.value.code == 130
     if "--json" in words:
-        assert json.loads(said.out)["error"]["code"] == "interrupted"
+        assert json.loads(output.out)["error"]["code"] == "interrupted"
     else:
-        assert said.err.startswith("sagewai-ops: error: interrupted")
+        assert output.err.startswith("sagewai-ops: error: interrupted")

@@ -20,7 +20,7 @@ Write = Callable[[str], Path]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Give what writes a configuration file."""
+    """Return what writes a configuration file."""
 
     def written(text: str) -> Path:
         path = tmp_path / "config.toml"
@@ -42,8 +42,12 @@ def home(tmp_path: Path) -> Path:
 def _values(answer: Answer) -> dict[str, tuple[object, str, str | None]]:
     assert problems("config-show", answer.result) == []
     return {
-        f"{one['table']}.{one['key']}".lstrip("."): (one["value"], one["source"], one["origin"])
-        for one in answer.result["values"]
+        f"{each['table']}.{each['key']}".lstrip("."): (
+            each["value"],
+            each["source"],
+            each["origin"],
+        )
+        for each in answer.result["values"]
     }
 
 
@@ -111,7 +115,7 @@ def test_no_file_is_read_from_the_null_device(
 
 
 def test_paths_are_seen_from_the_file(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cron's working directory is nobody's choice; ~ is the user's home."""
+    """Cron's working directory is not chosen by a user; ~ is the user's home."""
     monkeypatch.setenv("HOME", "/u")
     file = write(
         '[backup]\nrecipients-file = "team.txt"\npassphrase-file = "-"\nto = "~/b"\n'
@@ -177,7 +181,7 @@ def test_a_file_that_others_can_write_is_refused(write: Write, mode: int) -> Non
     assert f"chmod go-w {file}" in answer.err
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the owner of a file")
 def test_a_file_of_another_user_is_refused(write: Write) -> None:
     """Its owner could change it at any moment."""
     file = write("")
@@ -223,7 +227,7 @@ def test_a_file_of_a_gigabyte_is_refused(write: Write) -> None:
 
 
 def test_help_works_where_the_file_does_not(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who must mend it may need the help."""
+    """The user who must repair it may need the help."""
     monkeypatch.setenv("SAGEWAI_OPS_CONFIG", str(write("?")))
 
     assert call("db", "history").code == 2
@@ -258,7 +262,7 @@ def test_show_names_each_origin(write: Write, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_show_prints_is_a_configuration(write: Write) -> None:
-    """Read again it says the same."""
+    """Read again it is the same."""
     file = write(
         'home = "/h"\nsnapshot-directory = "/s"\n[backup]\nlevel = 7\nexclude = ["a b", "ü\\"x"]\n'
     )

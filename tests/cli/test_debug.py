@@ -83,7 +83,7 @@ def test_no_secret_is_logged(
         answer = call("--home", built.root, "--debug", *words)
 
         assert len(_lines(answer)) > 3, words
-        for secret in (PLANTED, key, str(identity), *(one.value for one in built.secrets)):
+        for secret in (PLANTED, key, str(identity), *(each.value for each in built.secrets)):
             assert secret not in answer.err, words
 
 

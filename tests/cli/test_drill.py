@@ -27,7 +27,7 @@ from step_counter import killed
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """Give a directory in memory: what these tests make durable is much."""
+    """Yield a directory in memory: what these tests make durable is much."""
     with memory_directory() as directory:
         yield directory
 
@@ -103,7 +103,7 @@ def test_lists_show_the_proof_and_the_failure(home: BuiltHome, archive: Path) ->
 
 
 def test_a_damaged_archive_exits_16_and_says_what_failed(home: BuiltHome, archive: Path) -> None:
-    """Two lines, without the scratch directory's name, which nobody can look into any more."""
+    """Two lines, without the scratch directory's name, which no longer exists."""
     flip(archive)
 
     answer = call("--home", home.root, "drill")
@@ -116,7 +116,7 @@ def test_a_damaged_archive_exits_16_and_says_what_failed(home: BuiltHome, archiv
     assert (document["exit_code"], document["error"]["code"]) == (16, "damaged")
 
 
-def test_a_lost_key_exits_12_and_a_key_file_mends_it(
+def test_a_lost_key_exits_12_and_a_key_file_repairs_it(
     home: BuiltHome, archive: Path, tmp_path: Path
 ) -> None:
     """On the machine where the home is gone, too."""
@@ -139,13 +139,13 @@ def test_a_lost_key_exits_12_and_a_key_file_mends_it(
     assert (found.code, found.result["outcome"]) == (0, "proved")
 
 
-@pytest.mark.parametrize("way", ["identity", "passphrase"])
+@pytest.mark.parametrize("method", ["identity", "passphrase"])
 def test_encrypted_snapshots_open_as_for_a_restore(
-    home: BuiltHome, tmp_path: Path, way: str
+    home: BuiltHome, tmp_path: Path, method: str
 ) -> None:
     """With an identity or a passphrase from a file; without, exit 12."""
     secret = tmp_path / "secret"
-    if way == "identity":
+    if method == "identity":
         identity = pyrage.x25519.Identity.generate()
         secret.write_text(str(identity))
         sealing: tuple[str, ...] = ("--recipient", str(identity.to_public()), "--key", "sealed")
@@ -161,7 +161,7 @@ def test_encrypted_snapshots_open_as_for_a_restore(
 
     assert closed.code == 12
     assert (opened.code, opened.result["outcome"]) == (0, "proved")
-    assert opened.result["key_in_snapshot"] is (way == "identity")
+    assert opened.result["key_in_snapshot"] is (method == "identity")
 
 
 def test_findings_exit_4_and_are_shown_without_a_terminal(home: BuiltHome, archive: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_proof_that_cannot_be_written_down_exits_3(
 
 
 def test_no_snapshot_exits_10(home: BuiltHome) -> None:
-    """And tells how to take one."""
+    """And names the command that creates one."""
     answer = call("--home", home.root, "drill")
 
     assert answer.code == 10
@@ -277,7 +277,7 @@ def test_two_drills_at_a_time_leave_each_other_alone(
 
 
 def _only_for(card: Path) -> object:
-    """Give an `atomic.replace` that may not write one file."""
+    """Return an `atomic.replace` that may not write one file."""
     replace = atomic.replace
 
     def refuse(path: Path, content: bytes, **options: Any) -> None:
@@ -288,7 +288,7 @@ def _only_for(card: Path) -> object:
     return refuse
 
 
-def test_a_tree_is_told_to_have_no_card(tmp_path: Path) -> None:
+def test_a_tree_has_no_card(tmp_path: Path) -> None:
     """It is there, and a restore proves it; what a drill proved could be written nowhere."""
     built = small(tmp_path / "home")
     call("--home", built.root, "backup", "--format", "directory")

@@ -49,7 +49,7 @@ def export(home: Home, *words: object) -> Answer:
 
 
 def valid(answer: Answer) -> dict[str, object]:
-    """Give a JSON answer's result, after its schema was checked, and the report's."""
+    """Return a JSON answer's result, after its schema was checked, and the report's."""
     assert problems("envelope", answer.document) == []
     assert problems("export-to-postgres", answer.result) == []
     files = answer.result["files"]
@@ -77,7 +77,7 @@ def test_copy_is_kept_on_request(home: Home, postgres: Server, tmp_path: Path) -
 
 
 def guarded(server: Server, role: str) -> tuple[str, str]:
-    """Make a database that asks for a role's password, and give its name and its URL without it."""
+    """Make a database that asks for a role's password, and return its name and URL without it."""
     template = at_head(server)
     database = server.create(template=template, name=GUARDED)
     server.run(
@@ -89,7 +89,7 @@ def guarded(server: Server, role: str) -> tuple[str, str]:
 
 
 def test_a_move_is_silent_under_cron_and_leaves_a_report(home: Home, postgres: Server) -> None:
-    """Nothing on either stream; the file beside the home is for a second person."""
+    """Nothing on either stream; the file next to the home is for a second person."""
     database = at_head(postgres)
 
     answer = run("--home", home.root, "export-to-postgres", postgres.url(database))
@@ -168,7 +168,7 @@ def test_findings_are_named_and_nothing_is_sent(tmp_path: Path, postgres: Server
 
 
 def test_repairs_are_made_and_listed(tmp_path: Path, postgres: Server) -> None:
-    """Exit 0: every row is there; each change stands in a file, old value and new."""
+    """Exit 0: every row is there; each change is in a file, old value and new."""
     home = spoiled(tmp_path, [FAULTS["nul"]])
     url = postgres.url(at_head(postgres))
 
@@ -323,7 +323,7 @@ def test_learnings_become_vectors_when_asked(home: Home, postgres: Server) -> No
         (["--learnings", "all"], 2, "learnings"),
         ([], 2, "no URL of a PostgreSQL database"),
         (
-            ["mysql://somebody:PASSWORD@host/x"],
+            ["mysql://user:PASSWORD@host/x"],
             2,
             "not supported, only postgresql:// and sqlite:///",
         ),
@@ -355,27 +355,27 @@ def test_without_a_home_nothing_is_asked_of_the_server(tmp_path: Path) -> None:
     assert "not found" in answer.err
 
 
-@pytest.mark.parametrize("way", ["url", "variable", "pgpass", "url-file", "own-variable"])
+@pytest.mark.parametrize("method", ["url", "variable", "pgpass", "url-file", "own-variable"])
 def test_password_comes_from_every_usual_place_and_is_never_shown(
-    home: Home, postgres: Server, tmp_path: Path, way: str
+    home: Home, postgres: Server, tmp_path: Path, method: str
 ) -> None:
     """In the URL, in PGPASSWORD, in the password file, in a file with the URL."""
-    role = f"mover_{way.replace('-', '_')}"
+    role = f"mover_{method.replace('-', '_')}"
     database, url = guarded(postgres, role)
     whole = postgres.tcp_url(database, user=role, password=PASSWORD)
     words: list[object] = []
     environment = {"PGPASSWORD": "", "PGPASSFILE": os.fspath(tmp_path / "none")}
-    if way == "url":
+    if method == "url":
         words = [whole]
-    elif way == "variable":
+    elif method == "variable":
         words, environment["PGPASSWORD"] = [url], PASSWORD
-    elif way == "pgpass":
+    elif method == "pgpass":
         escaped = PASSWORD.replace(":", "\\:")
         passwords = tmp_path / "pgpass"
         passwords.write_text(f"127.0.0.1:*:*:{role}:{escaped}\n")
         passwords.chmod(0o600)
         words, environment = [url], {"PGPASSFILE": os.fspath(passwords)}
-    elif way == "url-file":
+    elif method == "url-file":
         (tmp_path / "url").write_text(f"{whole}\nsecond line\n")
         words = ["--url-file", tmp_path / "url"]
     else:
@@ -423,7 +423,7 @@ def test_report_goes_where_it_is_asked_to(home: Home, postgres: Server, tmp_path
 
 
 def test_a_failed_move_leaves_a_report_with_its_error(home: Home, postgres: Server) -> None:
-    """For whoever looks in the morning."""
+    """For the operator in the morning."""
     database = at_head(postgres)
     postgres.run(database, "INSERT INTO projects (slug, name) VALUES ('s', 'n')")
 
@@ -475,7 +475,7 @@ def test_what_comes_next_is_shown_on_a_terminal(tmp_path: Path, postgres: Server
 
 
 def test_a_table_of_the_users_own_makes_the_move_incomplete(home: Home, postgres: Server) -> None:
-    """It is named in the findings, and exit 3 says that something was not copied."""
+    """It is named in the findings, and exit 3 means that something was not copied."""
     with sqlite3.connect(home.database) as connection:
         connection.execute("CREATE TABLE my_notes (id INTEGER PRIMARY KEY, note TEXT)")
         connection.execute("INSERT INTO my_notes (note) VALUES ('mine')")
@@ -490,7 +490,7 @@ def test_a_table_of_the_users_own_makes_the_move_incomplete(home: Home, postgres
 
 
 def test_a_home_in_utf_16_is_moved(postgres: Server, tmp_path: Path) -> None:
-    """Names and texts are the same, whatever encoding the database began with."""
+    """Texts and names are the same, whatever encoding the database began with."""
     home = home_with(tmp_path / "home")
     name = postgres.create()
     url = postgres.url(name)

@@ -17,19 +17,19 @@ DRY_RUN = "dry-run"  # of commands without a plan of their own
 
 
 def _commands() -> set[str]:
-    """Name every command, groups apart, with dashes."""
+    """Return every command, groups apart, with dashes."""
 
     def walk(name: str, command: object) -> set[str]:
         below = getattr(command, "commands", None)
         if below is None:
             return {name}
-        return {one for word in below for one in walk(f"{name}-{word}".strip("-"), below[word])}
+        return {each for word in below for each in walk(f"{name}-{word}".strip("-"), below[word])}
 
     return walk("", typer.main.get_command(main.build_app()))
 
 
 def _held(name: str, answer: Answer) -> dict[str, object]:
-    """Give a result, after it and its envelope were held against their schemas."""
+    """Return a result, after it and its envelope were held against their schemas."""
     assert problems(ENVELOPE, answer.document) == []
     assert problems(name, answer.result) == []
     return answer.result
@@ -58,7 +58,7 @@ def test_init(tmp_path: Path, words: list[str]) -> None:
 
 
 def test_verify_perms(tmp_path: Path) -> None:
-    """Found, repaired, and taken back."""
+    """Found, repaired, and undone."""
     home = small(tmp_path / "home").root
     (home / "config").chmod(0o777)
     (home / "secrets/master.key").chmod(0o644)
@@ -84,7 +84,7 @@ def test_migrate_layout(tmp_path: Path) -> None:
 
 
 def test_restore(tmp_path: Path) -> None:
-    """Planned, done, taken back, and nothing to recover."""
+    """Planned, done, undone, and nothing to recover."""
     home = small(tmp_path / "home").root
     call("--home", home, "backup")
     words = ("--home", home, "restore", "--json")

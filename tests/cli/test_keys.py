@@ -41,16 +41,16 @@ def built(tmp_path: Path) -> BuiltHome:
 
 
 def silent(answer: Answer, built: BuiltHome, *more: str) -> bool:
-    """Tell whether an answer gives nothing away: no key, no plaintext, no token."""
-    said = answer.out + answer.err
+    """Return whether an answer discloses nothing: no key, no plaintext, no token."""
+    text = answer.out + answer.err
     secrets = [
         *(key.decode() for key in (*built.master_keys, *built.data_keys.values())),
-        *(one.plaintext for one in built.sealed),
-        *(one.token for one in built.sealed),
-        *(one.value for one in built.secrets),
+        *(each.plaintext for each in built.sealed),
+        *(each.token for each in built.sealed),
+        *(each.value for each in built.secrets),
         *more,
     ]
-    return not any(secret in said for secret in secrets)
+    return not any(secret in text for secret in secrets)
 
 
 def test_a_home_in_order_exits_0_and_stays_as_it_is(built: BuiltHome) -> None:
@@ -77,18 +77,18 @@ def test_homes_that_sagewai_itself_wrote_are_in_order(name: str, tmp_path: Path)
 
     assert answer.code == 0
     assert answer.result["sealed"]["opened"] == len(answer.result["values"]) >= 44
-    assert not any(one["finding"] for one in answer.result["plaintext"])
+    assert not any(each["finding"] for each in answer.result["plaintext"])
 
 
 def test_a_check_tells_how_far_it_is(built: BuiltHome) -> None:
     """In values, the last of them last; those that no key opens count too."""
-    told: list[tuple[str, int, int]] = []
+    output: list[tuple[str, int, int]] = []
 
-    found = check_keys(locate(built.root, {}), {}, progress=lambda *what: told.append(what))
+    found = check_keys(locate(built.root, {}), {}, progress=lambda *what: output.append(what))
 
     total = found.report.total
     assert total > 10
-    assert told == [("keys", count, total) for count in range(1, total + 1)]
+    assert output == [("keys", count, total) for count in range(1, total + 1)]
 
 
 def test_json_lists_each_value_with_its_key(built: BuiltHome) -> None:
@@ -97,8 +97,8 @@ def test_json_lists_each_value_with_its_key(built: BuiltHome) -> None:
 
     values = answer.result["values"]
     assert len(values) == len(built.sealed)
-    assert {one["fingerprint"] for one in values} == {fingerprint(built.master_keys[0])}
-    assert {one["source"] for one in values} == {"secrets/master.key"}
+    assert {each["fingerprint"] for each in values} == {fingerprint(built.master_keys[0])}
+    assert {each["source"] for each in values} == {"secrets/master.key"}
     assert answer.result["lost_to_sagewai"] == 0
     assert silent(answer, built)
 
@@ -134,7 +134,7 @@ def test_values_under_a_key_that_is_gone_are_findings(tmp_path: Path) -> None:
 
 
 def test_a_key_that_was_set_aside_is_tried(tmp_path: Path) -> None:
-    """What `migrate-layout` leaves beside the key; of pipes and other content no word."""
+    """What `migrate-layout` leaves next to the key; of pipes and other content no word."""
     built = small(tmp_path / "home", keys=2)
     built.master_key.with_name("master.key.legacy-1").write_bytes(built.master_keys[1])
     built.master_key.with_name("master.key.legacy-2").write_bytes(b"no key")
@@ -142,13 +142,13 @@ def test_a_key_that_was_set_aside_is_tried(tmp_path: Path) -> None:
 
     answer = call("--home", built.root, "keys", "check", "--json")
 
-    sources = {one["source"] for one in answer.result["values"]}
+    sources = {each["source"] for each in answer.result["values"]}
     assert sources == {"secrets/master.key", "secrets/master.key.legacy-1"}
     assert answer.result["sealed"]["unopened"] == []
 
 
 def test_no_key_that_opens_any_exits_12(built: BuiltHome) -> None:
-    """The commonest disaster, told before it is needed."""
+    """The commonest disaster, reported before the key is needed."""
     built.master_key.write_bytes(OTHER)
 
     answer = call("--home", built.root, "keys", "check")
@@ -159,8 +159,8 @@ def test_no_key_that_opens_any_exits_12(built: BuiltHome) -> None:
     assert silent(answer, built, OTHER.decode())
 
 
-def test_a_key_that_sagewai_would_replace_is_the_first_thing_said(built: BuiltHome) -> None:
-    """It opens everything, and is a finding all the same."""
+def test_a_key_that_sagewai_would_replace_is_reported_first(built: BuiltHome) -> None:
+    """It opens everything, and is a finding anyway."""
     built.master_key.chmod(0o640)
 
     answer = call("--home", built.root, "keys", "check")
@@ -170,7 +170,7 @@ def test_a_key_that_sagewai_would_replace_is_the_first_thing_said(built: BuiltHo
     assert "write a new key" in answer.err.splitlines()[0]
 
 
-def test_it_is_said_too_when_no_key_opens_any(built: BuiltHome) -> None:
+def test_it_is_reported_too_when_no_key_opens_any(built: BuiltHome) -> None:
     """Of two troubles, the one that makes the other worse comes first."""
     built.master_key.write_bytes(b"short")
 
@@ -202,7 +202,7 @@ def test_a_home_without_anything_sealed_is_in_order(tmp_path: Path) -> None:
     assert answer.result["keys"] == []
 
 
-def test_a_server_that_does_not_answer_is_named_as_not_looked_at(
+def test_a_server_that_does_not_answer_is_named_as_not_checked(
     built: BuiltHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A check that left half of it out does not pass for a whole one."""
@@ -239,20 +239,20 @@ def test_it_works_beside_a_live_writer(tmp_path: Path) -> None:
 def test_columns_under_a_projects_data_key_open_through_it(tmp_path: Path) -> None:
     """The data key is under the master key, the value under the data key."""
     built = small(tmp_path / "home", rows=3)
-    through = [one for one in built.sealed if one.key_name.startswith("project:")]
+    through = [each for each in built.sealed if each.key_name.startswith("project:")]
 
     answer = call("--home", built.root, "keys", "check", "--json")
 
     assert through
-    told = [one for one in answer.result["values"] if one["through_project"]]
-    assert len(told) == len(through)
+    output = [each for each in answer.result["values"] if each["through_project"]]
+    assert len(output) == len(through)
     with contextlib.closing(sqlite3.connect(built.database)) as connection:
         connection.execute("UPDATE project SET data_key_ref = ?", ("plain",))
         connection.commit()
     broken = call("--home", built.root, "keys", "check", "--json")
     assert broken.code == 4
     assert len(broken.result["sealed"]["unopened"]) == len(through)
-    assert any(one["place"] == "project.data_key_ref" for one in broken.result["plaintext"])
+    assert any(each["place"] == "project.data_key_ref" for each in broken.result["plaintext"])
 
 
 def test_the_fingerprint_is_one_line(built: BuiltHome) -> None:
@@ -267,10 +267,10 @@ def test_all_fingerprints_are_a_table(built: BuiltHome, monkeypatch: pytest.Monk
     """The environment goes before the file, as in Sagewai."""
     monkeypatch.setenv("SAGEWAI_MASTER_KEY", OTHER.decode())
 
-    one = call("--home", built.root, "keys", "fingerprint")
+    each = call("--home", built.root, "keys", "fingerprint")
     answer = call("--home", built.root, "keys", "fingerprint", "--all")
 
-    assert one.out == fingerprint(OTHER) + "\n"
+    assert each.out == fingerprint(OTHER) + "\n"
     rows = [line.split() for line in answer.out.splitlines()[1:]]
     assert rows == [
         ["SAGEWAI_MASTER_KEY", fingerprint(OTHER), "in", "use"],
@@ -280,7 +280,7 @@ def test_all_fingerprints_are_a_table(built: BuiltHome, monkeypatch: pytest.Monk
 
 
 def test_the_fingerprint_of_a_refused_key_needs_all(built: BuiltHome) -> None:
-    """Sagewai would not use it; what would be replaced is still told."""
+    """Sagewai would not use it; what would be replaced is still reported."""
     built.master_key.chmod(0o604)
 
     alone = call("--home", built.root, "keys", "fingerprint")
@@ -374,7 +374,7 @@ def test_escrow_tells_json_what_it_wrote(
 def test_escrow_takes_another_key_and_one_that_sagewai_refuses(
     built: BuiltHome, tmp_path: Path, identity: pyrage.x25519.Identity
 ) -> None:
-    """A key in danger is the one to put aside; the danger is told."""
+    """A key in danger is the one to put aside; the danger is reported."""
     built.master_key.chmod(0o644)
     other = tmp_path / "other.key"
     other.write_bytes(OTHER)
@@ -395,7 +395,7 @@ def test_escrow_takes_another_key_and_one_that_sagewai_refuses(
 def test_escrow_refuses_what_makes_no_sense(
     built: BuiltHome, tmp_path: Path, identity: pyrage.x25519.Identity
 ) -> None:
-    """Nothing to write, nobody to write for, one file for both, a place in the home, no key."""
+    """Nothing to write, no user to write for, one file for both, a place in the home, no key."""
     words = ("--home", built.root, "keys", "escrow")
     to_us = ("--recipient", identity.to_public())
     file = tmp_path / "key.age"
@@ -411,7 +411,7 @@ def test_escrow_refuses_what_makes_no_sense(
     assert not file.exists()
 
 
-def test_values_of_a_database_in_utf_16_are_found_opened_and_sealed_anew(built: BuiltHome) -> None:
+def test_values_of_a_database_in_utf_16_are_found_opened_and_re_encrypted(built: BuiltHome) -> None:
     """SQLite keeps text in the encoding that a database began with."""
     before = call("--home", built.root, "keys", "check", "--json").result
     recode(built.database, "UTF-16le")
@@ -425,4 +425,6 @@ def test_values_of_a_database_in_utf_16_are_found_opened_and_sealed_anew(built: 
     assert rotated.code == 0, rotated
     assert again["sealed"]["opened"] == before["sealed"]["total"]
     assert again["key_fingerprint"] != before["key_fingerprint"]
-    assert [one["where"] for one in again["values"]] == [one["where"] for one in found["values"]]
+    assert [each["where"] for each in again["values"]] == [
+        each["where"] for each in found["values"]
+    ]

@@ -58,17 +58,17 @@ def broken(built: BuiltHome) -> BuiltHome:
 
 
 def words(built: BuiltHome, *more: object) -> tuple[object, ...]:
-    """Spell the command."""
+    """Return the command."""
     return ("--home", built.root, "keys", "rotate", *more)
 
 
 def silent(answer: Answer, built: BuiltHome, *more: bytes) -> bool:
-    """Tell whether an answer gives nothing away: no key, no value, no token."""
-    said = answer.out + answer.err
+    """Return whether an answer discloses nothing: no key, no value, no token."""
+    output = answer.out + answer.err
     keys = [*built.master_keys, *built.data_keys.values(), built.master_key.read_bytes(), *more]
     secrets = [key.decode() for key in keys]
-    secrets += [text for one in built.sealed for text in (one.plaintext, one.token)]
-    return not any(secret in said for secret in secrets)
+    secrets += [text for each in built.sealed for text in (each.plaintext, each.token)]
+    return not any(secret in output for secret in secrets)
 
 
 def test_a_rotation_with_its_snapshot(built: BuiltHome, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_rotation_with_its_snapshot(built: BuiltHome, tmp_path: Path) -> None:
         *("--home", built.root, "restore", "latest", "--to", tmp_path / "old", "--json"),
         *("--identity", tmp_path / "id"),
     )
-    assert restored.code == 10  # the default directory has none: it went where it was told
+    assert restored.code == 10  # the default directory has none: it went to the named one
     archive = next(directory.glob("*.age"))
     words_of_restore = ("restore", archive, "--to", tmp_path / "old", "--identity", tmp_path / "id")
     assert call("--home", built.root, *words_of_restore).code == 0
@@ -113,7 +113,7 @@ def test_json_tells_what_was_done(built: BuiltHome, tmp_path: Path) -> None:
     assert silent(answer, built)
 
 
-def test_people_are_told_when_they_ask(built: BuiltHome) -> None:
+def test_text_is_printed_on_request(built: BuiltHome) -> None:
     """Counts by place and where the keys are."""
     answer = call(*words(built, "-v", *NO_SNAPSHOT))
 
@@ -125,7 +125,7 @@ def test_people_are_told_when_they_ask(built: BuiltHome) -> None:
 
 
 def test_a_dry_run_counts_and_changes_nothing(built: BuiltHome, tmp_path: Path) -> None:
-    """It needs no recipient, and names no key that nobody will ever have."""
+    """It needs no recipient, and names no key that no user will ever have."""
     (tmp_path / "new.key").write_bytes(OTHER)
     before = everything_of(built.root)
 
@@ -139,11 +139,11 @@ def test_a_dry_run_counts_and_changes_nothing(built: BuiltHome, tmp_path: Path) 
     assert named.result["new_key"]["fingerprint"] == fingerprint(OTHER)
     assert problems("keys-rotate", scripts.result) == problems("keys-rotate", named.result) == []
     assert everything_of(built.root) == before
-    assert all(silent(one, built, OTHER) for one in (people, scripts, named))
+    assert all(silent(each, built, OTHER) for each in (people, scripts, named))
 
 
 def test_without_recipients_it_is_refused(built: BuiltHome, tmp_path: Path) -> None:
-    """The old key would be nowhere; to have it kept beside must be said, and confirmed."""
+    """The old key would be nowhere; to keep it as a file must be requested and confirmed."""
     before = everything_of(built.root)
     identity = pyrage.x25519.Identity.generate()
 
@@ -152,13 +152,13 @@ def test_without_recipients_it_is_refused(built: BuiltHome, tmp_path: Path) -> N
     both = call(*words(built, *NO_SNAPSHOT, "--recipient", identity.to_public()))
     mixed = call(*words(built, "--recover", "--dry-run"))
 
-    assert [one.code for one in (bare, unconfirmed, both, mixed)] == [2, 2, 2, 2]
+    assert [each.code for each in (bare, unconfirmed, both, mixed)] == [2, 2, 2, 2]
     assert "--no-snapshot --yes" in bare.err
     assert "confirmation required" in unconfirmed.err
     assert everything_of(built.root) == before
 
 
-def test_a_new_key_that_others_can_read_is_told(built: BuiltHome, tmp_path: Path) -> None:
+def test_a_new_key_that_others_can_read_is_reported(built: BuiltHome, tmp_path: Path) -> None:
     """The copy in the home is private; the file that it came from is not."""
     (tmp_path / "new.key").write_bytes(OTHER)
     (tmp_path / "new.key").chmod(0o644)
@@ -170,7 +170,7 @@ def test_a_new_key_that_others_can_read_is_told(built: BuiltHome, tmp_path: Path
     assert silent(answer, built, OTHER)
 
 
-def test_a_person_can_say_no(built: BuiltHome) -> None:
+def test_a_person_can_refuse(built: BuiltHome) -> None:
     """Asked once, on the terminal."""
     before = built.master_key.read_bytes()
 
@@ -188,7 +188,7 @@ def test_a_person_can_say_no(built: BuiltHome) -> None:
 def test_a_key_of_the_environment_ends_incomplete(
     built: BuiltHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """3, so that no script starts Sagewai with the old key; what to do is always said."""
+    """3, so that no script starts Sagewai with the old key; the next steps are always printed."""
     built.master_key.unlink()
     monkeypatch.setenv("SAGEWAI_MASTER_KEY", built.master_keys[0].decode())
 
@@ -259,7 +259,7 @@ def test_a_read_only_home_is_refused() -> None:
 
 
 def test_until_it_is_recovered_every_other_command_refuses(broken: BuiltHome) -> None:
-    """11, with the command that helps; status says it too."""
+    """11, with the command that helps; status reports it too."""
     identity = pyrage.x25519.Identity.generate()
     commands = (
         ("backup",),
@@ -270,7 +270,7 @@ def test_until_it_is_recovered_every_other_command_refuses(broken: BuiltHome) ->
         ("keys", "check"),
         ("keys", "escrow", "--recipient", identity.to_public(), "--to", broken.root / "../k.age"),
         ("keys", "rotate", *NO_SNAPSHOT),
-        ("export-to-postgres", "--plan", "postgresql://nobody@127.0.0.1:1/none"),
+        ("export-to-postgres", "--plan", "postgresql://user@127.0.0.1:1/none"),
     )
 
     for command in commands:
@@ -332,4 +332,4 @@ def test_the_other_answers_of_keys_follow_their_schemas(built: BuiltHome, tmp_pa
         ),
     }
 
-    assert [problems(name, one.result) for name, one in answers.items()] == [[], [], []]
+    assert [problems(name, each.result) for name, each in answers.items()] == [[], [], []]

@@ -24,7 +24,7 @@ _RUNNER = """
 import contextlib, io, json, os, sys
 from sagewai_ops.cli.main import run
 assert not os.environ.keys() - {"LC_CTYPE"}, os.environ  # Python sets this one itself
-told = []
+results = []
 for words in json.loads(sys.argv[1]):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -32,8 +32,8 @@ for words in json.loads(sys.argv[1]):
             code = run(words)
         except BaseException as error:
             code, out = 1, io.StringIO(repr(error))
-    told.append((code, out.getvalue(), err.getvalue()))
-print(json.dumps(told))
+    results.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(results))
 """
 # What is asked for is shown to everybody; what is done is done in silence.
 _ASKED = {
@@ -44,8 +44,8 @@ _ASKED = {
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a command said."""
+class Outcome:
+    """What a command printed."""
 
     code: int
     out: str
@@ -63,7 +63,7 @@ def _commands() -> Iterator[str]:
     yield from walk("", typer.main.get_command(main.build_app()))
 
 
-def _under_cron(*lines: list[object]) -> list[Told]:
+def _under_cron(*lines: list[object]) -> list[Outcome]:
     """Run command lines as cron would."""
     words = json.dumps([[str(word) for word in line] for line in lines])
     done = subprocess.run(
@@ -76,11 +76,11 @@ def _under_cron(*lines: list[object]) -> list[Told]:
         check=False,
     )
     assert done.returncode == 0, done.stderr.decode()
-    return [Told(*one) for one in json.loads(done.stdout)]
+    return [Outcome(*each) for each in json.loads(done.stdout)]
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
+def output(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     """Run every command on a home that is well."""
     directory = tmp_path_factory.mktemp("cron")
     directory.chmod(0o700)
@@ -100,7 +100,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
         "snapshots prune": ["snapshots", "prune", "--keep-last", "9"],
         "snapshots undelete": ["snapshots", "undelete", "--all"],
     }  # fmt: skip
-    # A server is needed for these two; what they say without one is below.
+    # A server is needed for these two; what they print without one is below.
     names = [name for name in _commands() if name not in ("db downgrade", "export-to-postgres")]
     names.remove("backup")
     names.insert(0, "backup")
@@ -114,17 +114,17 @@ def _recipient() -> str:
     return str(pyrage.x25519.Identity.generate().to_public())
 
 
-def test_every_command_works_with_nothing_around_it(told: dict[str, Told]) -> None:
+def test_every_command_works_with_nothing_around_it(output: dict[str, Outcome]) -> None:
     """Exit code 0 or findings, nothing on stderr, no traceback, no colour."""
-    for name, one in told.items():
-        assert one.code in (0, 4), (name, one)
-        assert one.err == "", name
-        assert "\x1b" not in one.out, name
+    for name, each in output.items():
+        assert each.code in (0, 4), (name, each)
+        assert each.err == "", name
+        assert "\x1b" not in each.out, name
 
 
-def test_what_is_done_is_done_in_silence(told: dict[str, Told]) -> None:
-    """On stdout stands what was asked for, and nothing else."""
-    assert {name for name, one in told.items() if one.out and one.code == 0} <= _ASKED
+def test_what_is_done_is_done_in_silence(output: dict[str, Outcome]) -> None:
+    """Stdout contains what was asked for, and nothing else."""
+    assert {name for name, each in output.items() if each.out and each.code == 0} <= _ASKED
 
 
 def test_every_error_names_the_thing_and_the_next_step(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_every_error_names_the_thing_and_the_next_step(tmp_path: Path) -> None:
         "snapshots verify": ["snapshots", "verify", "latest"],
         "snapshots extract": ["snapshots", "extract", "latest", "--to", tmp_path / "out"],
         "snapshots diff": ["snapshots", "diff", "1", "2"],
-        "export-to-postgres": ["export-to-postgres", "postgresql://nobody@127.0.0.1:1/none"],
+        "export-to-postgres": ["export-to-postgres", "postgresql://user@127.0.0.1:1/none"],
     }
     # These need no home, and one of them makes it.
     fine = {"init", "config show", "db history"} | {

@@ -36,7 +36,7 @@ def migrate(home: Path, *words: object) -> program.Answer:
 
 
 def test_success_is_silent_without_a_terminal(home: Path) -> None:
-    """Under cron nothing is said, the first time and every time after."""
+    """Under cron nothing is printed, the first time and every time after."""
     assert migrate(home) == program.Answer(0, "", "")
     assert migrate(home) == program.Answer(0, "", "")
 
@@ -68,7 +68,7 @@ def test_dry_run_prints_the_plan_that_a_run_executes(home: Path) -> None:
 
 
 def test_json_tells_every_item(home: Path) -> None:
-    """Name, place, action, what was kept."""
+    """With its name, place, action and what was kept."""
     (home / "config").mkdir()
     (home / "config/connections.json").write_bytes(b"[]")
 
@@ -116,7 +116,7 @@ def test_running_process_is_named(tmp_path: Path) -> None:
 
 
 def test_variables_of_the_environment_count(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process's own environment says what the operator manages."""
+    """The process's own environment names what the operator manages."""
     monkeypatch.setenv("SAGEWAI_CONNECTIONS_FILE", str(home / "connections.json"))
     monkeypatch.setenv("SAGEWAI_ADMIN_STATE", str(home / "admin-state.json"))
 
@@ -128,8 +128,8 @@ def test_variables_of_the_environment_count(home: Path, monkeypatch: pytest.Monk
     assert any("it starts empty" in warning for warning in answer.document["warnings"])
 
 
-def test_interrupted_run_is_told(home: Path) -> None:
-    """The next run says that it finished what a dead one began."""
+def test_interrupted_run_is_reported(home: Path) -> None:
+    """The next run reports that it finished what a dead one began."""
     number = 0
     while not (home / JOURNAL).exists():
         number += 10
@@ -168,7 +168,7 @@ def test_migrated_home_passes_verify_perms(home: Path) -> None:
 
     found = program.call("--home", home, "verify-perms", "--json").result["findings"]
 
-    assert [one for one in found if one["path"].startswith(str(home))] == []
+    assert [each for each in found if each["path"].startswith(str(home))] == []
 
 
 def test_missing_home_is_not_found(tmp_path: Path) -> None:

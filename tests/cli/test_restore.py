@@ -136,7 +136,7 @@ def test_file_above_the_target_is_2(home: Path, tmp_path: Path) -> None:
 
 
 def test_no_such_snapshot_is_10(home: Path) -> None:
-    """An id that nobody took, and a path that is not there."""
+    """An id that no snapshot has, and a path that is not there."""
     for name in ("19990101", "/nowhere/x.tar.zst"):
         _error(call("--home", home, "restore", name, "--json"), 10, "not-found")
 
@@ -155,7 +155,7 @@ def test_locked_home_is_11(home: Path) -> None:
 
 
 def test_missing_key_is_12_and_without_key_is_asked_for(home: Path, tmp_path: Path) -> None:
-    """The hint tells both ways out; the second is a warning."""
+    """The hint reports both ways out; the second is a warning."""
     (home / "secrets/master.key").unlink()
     words = ("--home", home, "restore", "latest", "--to", tmp_path / "there", "--json")
 
@@ -169,7 +169,7 @@ def test_missing_key_is_12_and_without_key_is_asked_for(home: Path, tmp_path: Pa
 
 
 def test_missing_key_file_is_10(home: Path, tmp_path: Path) -> None:
-    """A key file that is not there is said as such."""
+    """A key file that is not there is reported as such."""
     answer = call(
         "--home", home, "restore", "latest", "--to", tmp_path / "there",
         "--key-file", tmp_path / "none", "--json",
@@ -254,7 +254,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(home: Path, tmp_path: Path) 
         assert planned.result[field] == done.result[field], field
 
 
-def test_a_variable_that_would_cost_the_restored_key_is_told(
+def test_a_variable_that_would_cost_the_restored_key_is_reported(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sagewai refuses it, does not fall back to the file, and writes a new key there."""
@@ -337,7 +337,7 @@ def _signalled(number: int) -> Callable[..., Any]:
 def test_signal_in_the_middle_leaves_the_target_and_nothing_else(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, moment: str
 ) -> None:
-    """Whatever was done is taken back; the exit code is the signal's."""
+    """Whatever was done is undone; the exit code is the signal's."""
     before, names = everything_of(home), os.listdir(tmp_path)
     if moment == "extracting":
         monkeypatch.setattr(extracting, "file_mode", _signalled(number))
@@ -375,7 +375,7 @@ def test_signal_in_the_middle_leaves_the_target_and_nothing_else(
 def test_signal_after_the_exchange_is_too_late(
     home: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
-    """The home is the other one by then, and the answer says so."""
+    """The home is the other one by then, and the answer reports it."""
     (home / "config/extra").write_text("x")
     if words == ("--undo",):
         call("--home", home, "restore", "latest", "--replace")
@@ -397,7 +397,7 @@ def test_signal_after_the_exchange_is_too_late(
 def test_recovery_is_not_left_between_by_a_signal(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes moments, and what it mends is worse than waiting for it."""
+    """It takes moments, and what it repairs is worse than waiting for it."""
     (home / "extra").write_text("x")
     monkeypatch.setattr(atomic, "exchange", lambda _first, _second: False)
     rename = os.rename
@@ -451,7 +451,7 @@ def test_latest_of_another_path_is_warned_of(home: Path, tmp_path: Path) -> None
     planned = call(*words, "--dry-run", "--json")
     done = call(*words)
     own = call("--home", copy, "restore", "latest", "--replace", "--snapshots", directory)
-    beside = call(*words[:4], "--snapshots", directory, "--to", tmp_path / "beside")
+    beside = call(*words[:4], "--snapshots", directory, "--to", tmp_path / "next")
 
     warning = f"created from {copy}, not from {home}"
     assert warning in planned.document["warnings"][0]

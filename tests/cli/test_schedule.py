@@ -25,7 +25,7 @@ from small_homes import small
 
 SCHEMAS = Path(__file__).parents[2] / "fixtures" / "schemas"
 KINDS = ("systemd", "cron", "compose", "kubernetes")
-ODD_NAMES = ("a b", "100%", "$HOME", "it's", 'say "x"', "back\\slash", "ünï", "-x", "#c;d&e")
+ODD_NAMES = ("a b", "100%", "$HOME", "it's", 'a "x"', "back\\slash", "ünï", "-x", "#c;d&e")
 needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd")
 
 

@@ -30,7 +30,7 @@ def archive(built: BuiltHome) -> Path:
 
 @pytest.fixture(scope="module")
 def sealed(built: BuiltHome, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """An encrypted one that carries the key, and the file of its identity."""
+    """An encrypted one that contains the key, and the file of its identity."""
     import pyrage
 
     identity = pyrage.x25519.Identity.generate()
@@ -142,7 +142,7 @@ def test_show_tells_what_is_in_it_and_what_is_not(built: BuiltHome, archive: Pat
 
 
 def test_verify_is_silent_when_it_holds(archive: Path) -> None:
-    """The exit code tells a script; `-v` and JSON tell more."""
+    """The exit code is enough for a script; `-v` and JSON report more."""
     assert run("snapshots", "verify", archive) == Answer(0, "", "")
     assert "every byte checked" in call("snapshots", "verify", archive, "-v").out
     assert call("snapshots", "verify", archive, "--json").result["members"] > 10
@@ -179,7 +179,7 @@ def test_verify_refuses_a_cut_archive(archive: Path, tmp_path: Path) -> None:
 def test_an_encrypted_one_needs_an_identity(
     sealed: tuple[Path, Path], tmp_path: Path, command: str
 ) -> None:
-    """None or a wrong one exit 12; the right one opens it; a file that is none exits 2."""
+    """None or a wrong one exit 12; the right one opens it; a file without one exits 2."""
     import pyrage
 
     path, identity = sealed
@@ -265,7 +265,7 @@ def test_a_target_that_is_not_empty_exits_15(archive: Path, tmp_path: Path, kind
 
 
 def test_a_path_that_is_not_in_it_exits_10_and_makes_nothing(archive: Path, tmp_path: Path) -> None:
-    """A mistyped path gives nothing rather than a part."""
+    """A mistyped path yields nothing rather than a part."""
     answer = call("snapshots", "extract", archive, "config", "no/such", "--to", tmp_path / "out")
 
     assert answer.code == 10
@@ -273,7 +273,7 @@ def test_a_path_that_is_not_in_it_exits_10_and_makes_nothing(archive: Path, tmp_
     assert os.listdir(tmp_path) == []
 
 
-def test_a_damaged_archive_gives_nothing(archive: Path, tmp_path: Path) -> None:
+def test_a_damaged_archive_yields_nothing(archive: Path, tmp_path: Path) -> None:
     """What was extracted until the damage is removed again."""
     content = bytearray(archive.read_bytes())
     content[len(content) // 2] ^= 1
@@ -296,7 +296,7 @@ def test_no_word_of_a_table_is_cut_on_a_narrow_terminal(built: BuiltHome) -> Non
     code, shown = watched(command, environment)
 
     assert code == 0
-    assert all(one["id"] in shown for one in listed)
+    assert all(each["id"] in shown for each in listed)
     assert "020_fleet_task_lease" in shown
     assert "…" not in shown
     assert "tags" not in shown

@@ -26,7 +26,7 @@ with locks.exclusive(pathlib.Path(sys.argv[1])):
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """Give a directory in memory: many snapshots are made durable."""
+    """Yield a directory in memory: many snapshots are made durable."""
     with memory_directory() as directory:
         yield directory
 
@@ -38,7 +38,7 @@ def built(tmp_path: Path) -> BuiltHome:
 
 
 def backup(built: BuiltHome, *words: object) -> Answer:
-    """Take a snapshot, answered in JSON that has its schema's shape."""
+    """Create a snapshot, answered in JSON that has its schema's shape."""
     answer = call("--home", built.root, "backup", "--json", *words)
     if answer.document["result"] is not None:
         schema = "dry-run" if "--dry-run" in words else "backup"
@@ -55,7 +55,7 @@ def prune(built: BuiltHome, *words: object) -> Answer:
 
 
 def export_directory(built: BuiltHome) -> Path:
-    """Name the snapshot directory of a home."""
+    """Return the snapshot directory of a home."""
     return built.root.with_name("home.snapshots")
 
 
@@ -88,7 +88,7 @@ def test_a_dry_run_says_why_each_stays_or_goes(built: BuiltHome) -> None:
 
 
 def test_a_newest_that_was_cut_leaves_the_whole_one(built: BuiltHome) -> None:
-    """`list`, `status` and the plan say so; what is restored of the other is all there."""
+    """`list`, `status` and the plan report it; what is restored of the other is all there."""
     for _ in range(3):
         newest = taken(backup(built))
     os.truncate(newest, newest.stat().st_size // 2)
@@ -108,7 +108,7 @@ def test_a_newest_that_was_cut_leaves_the_whole_one(built: BuiltHome) -> None:
 
 
 def test_a_prune_is_silent_and_undelete_reverts_it(built: BuiltHome) -> None:
-    """Without a terminal a success says nothing; the list says how many rest."""
+    """Without a terminal a success prints nothing; the list reports how many are in the trash."""
     for _number in range(3):
         backup(built)
 
@@ -148,7 +148,7 @@ def test_what_asks_for_nothing_or_for_nonsense_exits_2(built: BuiltHome, words: 
 
 
 def test_a_backup_prunes_once_its_snapshot_stands(built: BuiltHome) -> None:
-    """The exit code is that of the backup; the result tells of both."""
+    """The exit code is that of the backup; the result reports both."""
     for _number in range(3):
         backup(built)
 
@@ -191,7 +191,7 @@ def test_dry_run_of_an_incomplete_backup_prunes_nothing(built: BuiltHome) -> Non
 
 
 def test_a_backup_that_lacks_something_prunes_nothing(built: BuiltHome) -> None:
-    """It keeps its own exit code, and says that the rules were not applied."""
+    """It keeps its own exit code, and reports that the rules were not applied."""
     for _number in range(2):
         backup(built)
     os.mkfifo(built.root / "data-pipe")

@@ -44,7 +44,7 @@ def test_json_has_every_table_and_the_key_without_its_value(tmp_path: Path) -> N
     assert built.master_keys[0].decode() not in answer.out
 
 
-def test_a_key_that_sagewai_would_replace_is_the_first_thing_said(tmp_path: Path) -> None:
+def test_a_key_that_sagewai_would_replace_is_reported_first(tmp_path: Path) -> None:
     """A warning on stderr, before anything else can happen to it."""
     built = small(tmp_path / "home")
     built.master_key.chmod(0o640)
@@ -68,8 +68,8 @@ def test_documents_that_are_none_are_warned_of(tmp_path: Path) -> None:
     assert "hunter2" not in answer.out + answer.err
 
 
-def test_a_database_whose_schema_is_damaged_is_said_to_be(tmp_path: Path) -> None:
-    """It opens, and breaks at the first question; all else is still told."""
+def test_a_damaged_schema_is_reported(tmp_path: Path) -> None:
+    """It opens, and breaks at the first question; all else is still reported."""
     built = small(tmp_path / "home", journal="none")
     with built.database.open("r+b") as file:
         file.seek(100)  # behind the header: the root of the schema
@@ -85,7 +85,7 @@ def test_a_database_whose_schema_is_damaged_is_said_to_be(tmp_path: Path) -> Non
     assert as_json.result["documents"]
 
 
-def test_tables_on_a_server_are_said_to_be_elsewhere(
+def test_tables_on_a_server_are_reported_as_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is counted here is not what Sagewai works with; the URL is not shown."""
@@ -99,7 +99,7 @@ def test_tables_on_a_server_are_said_to_be_elsewhere(
 
 
 def test_what_may_not_be_read_is_not_passed_over() -> None:
-    """Else a stranger is told that a home has no documents and no key."""
+    """Else another user reads that a home has no documents and no key."""
     with reachable_directory() as directory:
         built = small(directory / "home")
         built.root.chmod(0o755)
@@ -119,7 +119,7 @@ def test_what_may_not_be_read_is_not_passed_over() -> None:
     assert "admin-state.json: may" not in answer.err
 
 
-def test_a_database_that_is_held_is_told_after_a_short_wait(
+def test_a_database_that_is_held_is_reported_after_a_short_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All else is shown; who asks how things are does not wait as long as a backup does."""

@@ -10,10 +10,10 @@ from sagewai_ops.cli.terminal import Terminal
 
 
 class Screen(io.StringIO):
-    """Takes for a terminal what it is told of as one."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
-        """Say that it is one."""
+        """Return that it is one."""
         return True
 
 

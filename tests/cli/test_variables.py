@@ -93,7 +93,7 @@ def test_an_acting_option_in_the_file_is_an_error_that_names_the_line(
 def test_an_acting_option_in_the_environment_is_an_error_that_names_the_variable(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, flag: str, kind: str
 ) -> None:
-    """Nothing is run: an old script that relied on it fails, and says why."""
+    """Nothing is run: an old script that relied on it fails, with the reason."""
     variable = f"SAGEWAI_OPS_{_key(flag) if kind == 'former' else _key(f'{name} {flag}')}"
     monkeypatch.setenv(variable, "0")
 

@@ -15,7 +15,7 @@ import program
 from home_builder import build_home
 from private_home import KEY, make_private_home, tree_of
 from sagewai_ops.permissions.rules import RULES
-from unprivileged import NOBODY, reachable_directory, unprivileged
+from unprivileged import NO_USER, reachable_directory, unprivileged
 
 DATABASE = "db/sagewai.db"
 
@@ -283,7 +283,7 @@ def test_home_that_sagewai_wrote_is_repaired(tmp_path: Path) -> None:
 @pytest.mark.parametrize("umask", [0o000, 0o077])
 @pytest.mark.parametrize("is_root", [True, False])
 def test_fix_works_for_any_user_and_umask(umask: int, *, is_root: bool) -> None:
-    """As root and as nobody, the record is private and everything is fixed."""
+    """As root and as user nobody, the record is private and everything is fixed."""
     with reachable_directory() as directory:
         directory.chmod(0o755)
         home = make_private_home(directory / "home")
@@ -325,7 +325,7 @@ def change_owner(directory: Path) -> None:
     """Change the owner of everything in a directory, if the test runs as root."""
     if not os.getuid():
         for path in directory.rglob("*"):
-            os.chown(path, NOBODY, NOBODY)
+            os.chown(path, NO_USER, NO_USER)
 
 
 def test_missing_home_is_not_found(tmp_path: Path) -> None:

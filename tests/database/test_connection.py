@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL, and how their failures are told."""
+"""Connections to PostgreSQL, and how their failures are reported."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_limits_of_the_role_do_not_hold(every_postgres: Server) -> None:
 
 
 def test_search_path_of_the_url_is_used(postgres: Server, database: str) -> None:
-    """Anything else after the question mark is told to the server."""
+    """Anything else after the question mark is sent to the server."""
     postgres.run(database, "CREATE SCHEMA other")
     url = _parsed(postgres.url(database) + "&search_path=other")
 
@@ -150,13 +150,13 @@ def test_search_path_of_the_url_is_used(postgres: Server, database: str) -> None
     ("change", "kind", "words"),
     [
         ({"password": "wrong"}, PermissionDeniedError, "password authentication failed"),
-        ({"user": "nobody-here"}, PermissionDeniedError, "failed"),
+        ({"user": "missing-role"}, PermissionDeniedError, "failed"),
         ({"database": "missing"}, NotFoundError, 'database "missing" does not exist'),
         ({"tls": {"sslmode": "require"}}, RemoteError, "ssl"),
         ({"settings": {"no_such_setting": "1"}}, UsageError, "no_such_setting"),
     ],
 )
-def test_refused_connection_is_told(
+def test_refused_connection_has_a_reason(
     postgres: Server, guarded: str, change: dict[str, object], kind: type[OpsError], words: str
 ) -> None:
     """Each refusal has its exit code, names the database and shows no password."""
@@ -171,7 +171,7 @@ def test_refused_connection_is_told(
     assert PASSWORD not in caught.value.message + caught.value.hint
 
 
-def test_nobody_listening_is_remote() -> None:
+def test_port_without_a_server_is_remote() -> None:
     """A port without a server exits as a network failure."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -182,7 +182,7 @@ def test_nobody_listening_is_remote() -> None:
 
 
 def test_silent_server_is_given_up() -> None:
-    """A server that accepts and says nothing does not hang a cron job."""
+    """A server that accepts and prints nothing does not hang a cron job."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -292,7 +292,7 @@ class _Tls:
     [("mine", "not trusted, .*127.0.0.1"), ("system", "not trusted, self"), ("junk", "TLS: no ")],
 )
 def test_server_that_is_not_trusted_is_remote(tmp_path: Path, root: str, words: str) -> None:
-    """Neither the server's name nor its authority is taken on trust, and the reason is told."""
+    """Neither the server's name nor its authority is taken on trust, and the reason is reported."""
     if root == "system" and not tls.system_authorities():
         pytest.skip("this system has no authorities")
     server = _Tls(tmp_path)
@@ -305,7 +305,7 @@ def test_server_that_is_not_trusted_is_remote(tmp_path: Path, root: str, words: 
     assert "hushed" not in caught.value.message
 
 
-def test_refusal_inside_the_block_is_told(postgres: Server, database: str) -> None:
+def test_refusal_inside_the_block_is_reported(postgres: Server, database: str) -> None:
     """What the server refuses later gets its exit code too."""
     url = _parsed(postgres.url(database))
 

@@ -28,7 +28,7 @@ connection.execute("CREATE TABLE IF NOT EXISTS t (x)")
 pause()
 """
 WITNESSES = ("_openers", "_lock_owners", "_blockers")
-# What only Linux tells.
+# What only Linux reports.
 linux = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
 
 
@@ -95,7 +95,7 @@ def test_each_witness_alone_is_enough(
 
 @linux
 def test_idle_user_in_rollback_mode_is_named(database: Path) -> None:
-    """It holds no lock at all, but its open file gives it away."""
+    """It holds no lock at all, but its open file reveals it."""
     with running(HOLDER, str(database), "delete") as other:
         found = find_users(database)
 
@@ -114,7 +114,7 @@ def test_user_through_a_symlink_is_named(holder: OtherProcess, database: Path) -
 def test_database_of_the_same_name_elsewhere_does_not_count(
     holder: OtherProcess, database: Path, tmp_path: Path
 ) -> None:
-    """A copy that nobody uses has no holder, though its name is the same."""
+    """A copy that no user uses has no holder, though its name is the same."""
     other = tmp_path / "elsewhere" / database.name
     other.parent.mkdir()
     shutil.copy(database, other)
@@ -163,7 +163,7 @@ else:
 
 @linux
 def test_user_of_another_user_is_named() -> None:
-    """Without rights on the other's open files, its locks still tell."""
+    """Without rights on the other's open files, its locks still report."""
     with reachable_directory() as directory, ExitStack() as stack:
         database = directory / "used.db"
         other = stack.enter_context(running(HOLDER, str(database), "wal"))
@@ -180,7 +180,7 @@ def test_user_of_another_user_is_named() -> None:
 def test_user_in_another_container_is_named_without_a_number(
     holder: OtherProcess, database: Path
 ) -> None:
-    """From within another process namespace the kernel still says that somebody is there."""
+    """From within another process namespace the kernel still reports that a process is there."""
     code = "\n".join(
         (
             "from pathlib import Path",

@@ -70,13 +70,13 @@ def test_sound_database_with_orphans_is_sound(frozen: Path, built: BuiltHome) ->
     assert health.sound
     assert health.integrity == ()
     assert health.foreign_key_total == built.orphans == 3
-    assert {(one.table, one.parent) for one in health.foreign_keys} == {
+    assert {(each.table, each.parent) for each in health.foreign_keys} == {
         ("prompt_logs", "agent_runs")
     }
     assert health.foreign_keys_unchecked == ()
 
 
-def test_shape_is_told(frozen: Path) -> None:
+def test_shape_is_reported(frozen: Path) -> None:
     """Page size, page count, encoding and journal mode are the file's own."""
     health = check_integrity(frozen)
 
@@ -94,7 +94,7 @@ def test_rows_are_counted_alike_within_a_transaction(frozen: Path) -> None:
 
 
 def test_examined_file_is_left_as_it_was(frozen: Path) -> None:
-    """Bytes, time and mode stay, and nothing is left beside it."""
+    """Bytes, time and mode stay, and nothing is left next to it."""
     before = state_of(frozen.parent)
 
     check_integrity(frozen)
@@ -102,7 +102,7 @@ def test_examined_file_is_left_as_it_was(frozen: Path) -> None:
     assert state_of(frozen.parent) == before
 
 
-def test_rollback_mode_is_told(own: Path) -> None:
+def test_rollback_mode_is_reported(own: Path) -> None:
     """The journal mode comes from the header."""
     make(own, "CREATE TABLE t (x)", "INSERT INTO t VALUES (1)")
 
@@ -128,7 +128,7 @@ def test_check_violations_are_found(own: Path) -> None:
 
 
 def test_violations_are_all_counted_and_the_first_kept(own: Path) -> None:
-    """A hundred violations are listed; the total says how many there are."""
+    """A hundred violations are listed; the total reports how many there are."""
     make(
         own,
         "CREATE TABLE parent (id INTEGER PRIMARY KEY)",
@@ -233,7 +233,7 @@ def test_index_that_lacks_a_row_is_found(own: Path) -> None:
 def test_flipped_bit_in_any_page_header_is_found_and_never_raised(
     data: st.DataObject, frozen: Path, tmp_path: Path
 ) -> None:
-    """Damage to the kind or the cell count of a b-tree page is told in the answer."""
+    """Damage to the kind or the cell count of a b-tree page is reported in the answer."""
     damaged = tmp_path / "damaged.db"
     content = bytearray(frozen.read_bytes())
     trees = [100, *(at for at in range(0, len(content), 4096) if content[at] in (2, 5, 10, 13))]
@@ -267,7 +267,7 @@ def test_unreadable_table_is_missing_from_the_counts_and_named(own: Path) -> Non
 
 
 def test_unreadable_schema_is_a_finding(frozen: Path, own: Path) -> None:
-    """A database whose schema is damaged can still be carried, so it is not refused."""
+    """A database whose schema is damaged can still be copied, so it is not refused."""
     content = bytearray(frozen.read_bytes())
     content[100] ^= 1  # the kind of page 1, the root of the schema
     own.write_bytes(content)
@@ -310,16 +310,16 @@ def test_progress_counts_the_parts_and_can_end_it(
 ) -> None:
     """The callback is called between and within the parts; what it raises comes out."""
     monkeypatch.setattr(integrity, "_STEPS", 100)
-    told: list[tuple[str, int, int]] = []
+    output: list[tuple[str, int, int]] = []
 
-    check_integrity(frozen, progress=lambda *values: told.append(values))
+    check_integrity(frozen, progress=lambda *values: output.append(values))
 
-    assert len(told) > 20
-    assert told[-1] == ("integrity", 3, 3)
-    assert {values[1] for values in told} == {0, 1, 2, 3}
+    assert len(output) > 20
+    assert output[-1] == ("integrity", 3, 3)
+    assert {values[1] for values in output} == {0, 1, 2, 3}
 
     def stop(_stage: str, done: int, _total: int) -> None:
-        if len(told) > 5 + done:
+        if len(output) > 5 + done:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -66,7 +66,7 @@ def choose(method: str, monkeypatch: pytest.MonkeyPatch) -> bool:
 
 
 def settle(database: Path, *, journal: str = "wal") -> None:
-    """Close a database cleanly: everything in the main file, nothing beside it."""
+    """Close a database cleanly: everything in the main file, nothing next to it."""
     with contextlib.closing(sqlite3.connect(database)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         connection.execute(f"PRAGMA journal_mode={journal}")
@@ -75,7 +75,7 @@ def settle(database: Path, *, journal: str = "wal") -> None:
 
 
 def query(database: Path, statement: str) -> list[tuple[object, ...]]:
-    """Ask a database that nobody else uses, leaving nothing beside it."""
+    """Ask a database that no other process uses, leaving nothing next to it."""
     uri = f"file://{database}?mode=ro&immutable=1"
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
         return connection.execute(statement).fetchall()
@@ -122,7 +122,7 @@ def test_copy_holds_everything_that_is_in_the_wal(
 def test_source_is_left_as_it_was(
     left: str, method: str, database: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Names, contents, modes and times beside the source are the same afterwards."""
+    """The names, contents, modes and times next to the source are the same afterwards."""
     compact = choose(method, monkeypatch)
     if left == "wal":
         database.with_name("sagewai.db-shm").unlink()
@@ -176,7 +176,7 @@ def test_copy_under_a_writer_is_a_transaction_boundary(
     seen: set[int] = set()
 
     def linger(_stage: str, _done: int, _total: int) -> None:
-        """Let the writer commit between two steps, the first few dozen times."""
+        """Wait for the writer to commit between two steps, the first few dozen times."""
         deadline = time.monotonic() + 5
         while len(seen) < 40 and log.stat().st_mtime_ns in seen and time.monotonic() < deadline:
             time.sleep(0.001)
@@ -290,13 +290,13 @@ pause()
     assert copied.page_count == 2
 
 
-@pytest.mark.parametrize("way", ["as it is", "compact"])
+@pytest.mark.parametrize("method", ["as it is", "compact"])
 @pytest.mark.parametrize("left", ["wal and shm", "wal", "nothing", "rollback", "hot journal"])
 @pytest.mark.parametrize("locked", ["folder", "files"])
 def test_home_that_may_not_be_written_is_copied(
-    locked: str, left: str, way: str, built: BuiltHome
+    locked: str, left: str, method: str, built: BuiltHome
 ) -> None:
-    """Whatever SQLite finds beside a database that it may not write, the copy is whole."""
+    """Whatever SQLite finds next to a database that it may not write, the copy is whole."""
     with reachable_directory() as place:
         source = place / "db" / built.database.name
         shutil.copytree(built.database.parent, source.parent)
@@ -314,7 +314,7 @@ def test_home_that_may_not_be_written_is_copied(
         before = state_of(source.parent)
 
         with unprivileged():
-            copied = copy_database(source, place / "out" / "copy.db", compact=way == "compact")
+            copied = copy_database(source, place / "out" / "copy.db", compact=method == "compact")
 
         assert state_of(source.parent) == before
         if os.getuid() == 0:
@@ -373,7 +373,7 @@ def read_only_mount(directory: Path) -> Iterator[None]:
 def test_unlocked_files_that_keep_changing_are_refused(
     database: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What cannot be locked and does not hold still is not passed off as a copy."""
+    """What cannot be locked and changes is not passed off as a copy."""
     settle(database)
     pour = raw_copy.copy_blocks
     monkeypatch.setattr(raw_copy, "_SETTLED_NS", 0)
@@ -396,7 +396,7 @@ def test_unlocked_files_that_keep_changing_are_refused(
 
 @contextlib.contextmanager
 def unprivileged_access(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let the code believe that it may write files nowhere, but in directories."""
+    """Yield while the code believes that it may write in directories only."""
     access = os.access
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -414,7 +414,7 @@ def unprivileged_access(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_any_file_name_is_taken_literally(
     name: bytes, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Names with URI characters or bytes that are no UTF-8 lead to the file that they name."""
+    """A name with URI characters or bytes that are not UTF-8 leads to the file that it names."""
     compact = choose(method, monkeypatch)
     directory = tmp_path / os.fsdecode(b"in \xfe?x=1#")
     directory.mkdir()
@@ -435,7 +435,7 @@ def test_any_file_name_is_taken_literally(
 def test_database_behind_a_symlink_is_copied_with_its_wal(
     database: Path, target: Path, tmp_path: Path, built: BuiltHome
 ) -> None:
-    """SQLite keeps the -wal beside the real file, and so do we."""
+    """SQLite keeps the -wal next to the real file, and so do we."""
     link = tmp_path / "link.db"
     link.symlink_to(database)
 
@@ -449,7 +449,7 @@ def test_database_behind_a_symlink_is_copied_with_its_wal(
 def test_every_page_size_is_kept(
     method: str, page_size: int, tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The smallest and the largest page come through, with a -wal beside them."""
+    """The smallest and the largest page come through, with a -wal next to them."""
     compact = choose(method, monkeypatch)
     source = tmp_path / "paged.db"
     with contextlib.closing(sqlite3.connect(source, isolation_level=None)) as connection:
@@ -466,7 +466,7 @@ def test_every_page_size_is_kept(
 
 
 def test_what_lies_behind_the_last_page_is_left_out(database: Path, target: Path) -> None:
-    """A main file that is longer than its pages gives a copy of whole pages."""
+    """A main file that is longer than its pages results in a copy of whole pages."""
     settle(database)
     clean = database.read_bytes()
     with database.open("ab") as file:
@@ -502,7 +502,7 @@ def test_empty_file_beside_a_full_wal_is_refused_and_the_wal_kept(
     assert state_of(database.parent) == before
 
 
-def test_missing_and_odd_sources_are_told_apart(tmp_path: Path, target: Path) -> None:
+def test_missing_and_odd_sources_are_distinguished(tmp_path: Path, target: Path) -> None:
     """No file, a directory and a pipe are refused, each with its reason."""
     os.mkfifo(tmp_path / "pipe")
 
@@ -516,9 +516,11 @@ def test_missing_and_odd_sources_are_told_apart(tmp_path: Path, target: Path) ->
     assert not target.exists()
 
 
-@pytest.mark.parametrize("way", ["as it is", "compact"])
+@pytest.mark.parametrize("method", ["as it is", "compact"])
 @pytest.mark.parametrize("damage", ["not SQLite", "cut in half", "cut in the header"])
-def test_damaged_database_is_refused(damage: str, way: str, database: Path, target: Path) -> None:
+def test_damaged_database_is_refused(
+    damage: str, method: str, database: Path, target: Path
+) -> None:
     """What is no database, or only a part of one, ends as damage and leaves no target."""
     settle(database)
     if damage == "not SQLite":
@@ -528,13 +530,13 @@ def test_damaged_database_is_refused(damage: str, way: str, database: Path, targ
         os.truncate(database, size // 2 // 4096 * 4096 if damage == "cut in half" else 60)
 
     with pytest.raises(DamagedError, match=r"sagewai\.db: "):
-        copy_database(database, target, compact=way == "compact")
+        copy_database(database, target, compact=method == "compact")
 
     assert list(target.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("method", ["bytes", "pages"])
-def test_database_with_a_damaged_schema_is_carried(
+def test_database_with_a_damaged_schema_is_copied(
     method: str,
     database: Path,
     target: Path,
@@ -598,7 +600,7 @@ def test_interrupted_copy_leaves_nothing_behind(
     assert state_of(database.parent) == before
 
 
-def test_full_disk_is_told_from_a_damaged_source(
+def test_full_disk_is_distinguished_from_a_damaged_source(
     database: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ENOSPC is about the target's file system."""
@@ -644,18 +646,18 @@ def test_progress_counts_pages_up_to_all(
     monkeypatch.setattr(online_copy, "_VACUUM_STEPS", 20)
     monkeypatch.setattr(online_copy, "_STEP_PAGES", 50)
     monkeypatch.setattr(raw_copy, "_BLOCK_BYTES", 65536)
-    told: list[tuple[str, int, int]] = []
+    output: list[tuple[str, int, int]] = []
 
     copied = copy_database(
-        database, target, compact=compact, progress=lambda *values: told.append(values)
+        database, target, compact=compact, progress=lambda *values: output.append(values)
     )
 
-    done = [values[1] for values in told]
-    assert len(told) > 3
+    done = [values[1] for values in output]
+    assert len(output) > 3
     assert done == sorted(done)
-    assert all(0 <= values[1] <= values[2] for values in told)
-    assert compact or told[-1][2] == copied.page_count
-    assert {values[0] for values in told} == {"database"}
+    assert all(0 <= values[1] <= values[2] for values in output)
+    assert compact or output[-1][2] == copied.page_count
+    assert {values[0] for values in output} == {"database"}
 
 
 def test_path_that_is_too_long_for_sqlite_is_copied(tmp_path: Path, target: Path) -> None:
@@ -675,7 +677,7 @@ def test_path_that_is_too_long_for_sqlite_is_copied(tmp_path: Path, target: Path
 def test_disk_error_of_the_source_names_the_source(
     database: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A failing disk is damage of the home, and says where to look."""
+    """A failing disk is damage of the home, and names the path."""
 
     def fail(*_: object) -> int:
         raise OSError(errno.EIO, "Input/output error")
@@ -703,7 +705,7 @@ def test_wal_that_never_holds_still_under_a_pin_is_refused(
     assert list(target.parent.iterdir()) == []
 
 
-def test_copy_that_changes_hands_before_it_is_settled_is_no_database(
+def test_copy_that_is_replaced_before_it_is_settled_is_no_database(
     database: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever was written, what SQLite cannot open is not handed out."""
@@ -735,7 +737,7 @@ def test_log_that_cannot_be_folded_in_is_no_copy(
     target: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A copy whose -wal had to stay beside it is not handed out without it."""
+    """A copy whose -wal had to stay next to it is not handed out without it."""
 
     class Failing(Connection):
         def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:

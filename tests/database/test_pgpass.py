@@ -36,8 +36,8 @@ def test_first_matching_line_wins(environment: dict[str, str]) -> None:
     assert pgpass.find(URL, environment, "db.example", 5433) == r"a:b\c#d"
 
 
-def test_sockets_stand_under_localhost(environment: dict[str, str]) -> None:
-    """A socket's directory is looked for by the name that the manual says."""
+def test_sockets_are_found_under_localhost(environment: dict[str, str]) -> None:
+    """A socket's directory is looked for by the name in the manual."""
     url = PostgresUrl((("/run/pg", None),), "bob", None, "x")
 
     assert pgpass.find(url, environment, "/run/pg", None) == "by socket"
@@ -67,14 +67,14 @@ def test_no_line_is_no_password(environment: dict[str, str], tmp_path: Path) -> 
 
 
 def test_url_may_name_the_file(environment: dict[str, str]) -> None:
-    """The option passfile stands before the variable."""
+    """The option passfile has priority over the variable."""
     url = PostgresUrl(URL.hosts, "ann", None, "sagewai", {"passfile": environment["PGPASSFILE"]})
 
     assert pgpass.find(url, {"PGPASSFILE": "/none"}, "db.example", 5433) == r"a:b\c#d"
 
 
 def test_file_open_to_others_is_refused(environment: dict[str, str]) -> None:
-    """It says why, where libpq goes on without a password."""
+    """It reports why, where libpq goes on without a password."""
     Path(environment["PGPASSFILE"]).chmod(0o640)
 
     with pytest.raises(PermissionDeniedError, match="readable by others"):

@@ -56,7 +56,7 @@ def database(tmp_path: Path) -> Path:
 
 
 def test_pinned_connection_sees_one_moment(database: Path) -> None:
-    """What others commit meanwhile is not seen; the next look sees it."""
+    """What others commit in the meantime is not seen; the next look sees it."""
     with running(WRITER, str(database)) as other:
         with open_read_transaction(database) as pin:
             other.next()
@@ -76,7 +76,7 @@ def test_pinned_connection_cannot_write(database: Path) -> None:
         pin.connection.execute("INSERT INTO t VALUES (1)")
 
 
-def test_shape_of_the_database_is_told(database: Path) -> None:
+def test_shape_of_the_database_is_reported(database: Path) -> None:
     """Page size, page count and journal mode come with the pin."""
     with open_read_transaction(database) as pin:
         shape = (pin.page_size, pin.page_count, pin.journal_mode)
@@ -141,7 +141,7 @@ def test_file_that_may_not_be_read_is_forbidden() -> None:
 
 
 def test_wal_that_a_killed_process_left_meanwhile_is_kept(database: Path) -> None:
-    """Only an empty -wal is ours to remove: one with content is somebody's data."""
+    """Only an empty -wal is ours to remove: one with content belongs to another program."""
     with open_read_transaction(database), running(WRITER, str(database)) as other:
         other.next()
         other.kill()
@@ -183,7 +183,7 @@ def test_error_within_the_block_still_removes_the_litter(database: Path) -> None
 def test_every_failure_has_its_exit_code(
     error: OSError | sqlite3.Error, meaning: type[OpsError]
 ) -> None:
-    """Each failure becomes the leaf that scripts can tell apart, and names the database."""
+    """Each failure becomes the leaf that scripts can distinguish, and names the database."""
     failure = from_database_error(error, Path("/h/db/s.db"))
 
     assert type(failure) is meaning
@@ -194,7 +194,7 @@ def test_every_failure_has_its_exit_code(
     ("blocks", "free", "meaning"),
     [(100, 0, NoSpaceError), (100, 7, NoSpaceError), (100, 8, DamagedError), (0, 0, DamagedError)],
 )
-def test_input_error_on_a_full_disk_is_told_as_such(
+def test_input_error_on_a_full_disk_is_reported_as_such(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     blocks: int,
@@ -226,7 +226,7 @@ def test_quoted_identifier_cannot_break_out() -> None:
 def test_watched_statement_ends_with_what_the_callback_raises(
     error: type[BaseException] | BaseException,
 ) -> None:
-    """SQLite would say `interrupted`; what comes out is what was raised."""
+    """SQLite would raise `interrupted`; the original error is raised."""
 
     def stop() -> None:
         raise error
@@ -253,7 +253,7 @@ def test_statement_interrupted_from_elsewhere_counts_as_an_interrupt() -> None:
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not the C library of GNU")
 def test_a_recovered_wal_leaves_nothing_of_our_memory_in_a_file(tmp_path: Path) -> None:
-    """SQLite builds the `-shm` in memory that it does not clear; a key may have stood there."""
+    """SQLite builds the `-shm` in memory that it does not clear; a key may have been there."""
     root = small(tmp_path / "home").root
     database = root / "db/sagewai.db"
     for path in database.parent.iterdir():

@@ -125,10 +125,10 @@ def test_refusal_never_shows_what_was_given(url: str) -> None:
 
 
 @given(user=TEXT, password=TEXT, database=TEXT)
-def test_what_was_parsed_can_be_spelled_and_parsed_again(
+def test_what_was_parsed_can_be_written_and_parsed_again(
     user: str, password: str, database: str
 ) -> None:
-    """Any text survives, and the spelling for messages has no password."""
+    """Any text survives, and the form for messages has no password."""
     url = PostgresUrl((("h", 5433), ("::1", None)), user, password, database)
     sockets = PostgresUrl((("/run/p g", 5433),), user, password, database, tls={"sslmode": "allow"})
 
@@ -169,6 +169,6 @@ def test_database_is_the_one_that_the_server_would_use(
 
 
 def test_bad_variable_is_named() -> None:
-    """The message says which variable to correct."""
+    """The message reports which variable to correct."""
     with pytest.raises(UsageError, match=r"^DATABASE_URL: database URL: "):
         resolve({"DATABASE_URL": "oracle"}, Path("x"))

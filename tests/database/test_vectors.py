@@ -70,7 +70,7 @@ def test_tables_are_found_by_their_definition_whatever_their_name(
     )
 
 
-def test_shadows_give_every_live_row_with_its_vector_and_its_long_texts(
+def test_shadows_have_every_live_row_with_its_vector_and_its_long_texts(
     learnings: sqlite3.Connection,
 ) -> None:
     """Rows of several chunks come out whole, and slots of deleted rows do not."""
@@ -89,7 +89,7 @@ def test_shadows_give_every_live_row_with_its_vector_and_its_long_texts(
 def test_a_text_factory_of_bytes_changes_nothing(
     learnings: sqlite3.Connection, factory: type
 ) -> None:
-    """The exporter reads with a connection that gives bytes, and gets the same rows."""
+    """The exporter reads with a connection that returns bytes, and gets the same rows."""
     tables = vector_tables(learnings)
     expected = list(read_vectors(learnings, tables[0]))
 
@@ -192,7 +192,7 @@ def test_after_any_history_the_shadows_equal_the_answers(
     ],
 )
 def test_a_table_that_cannot_be_read_is_named_with_the_reason(body: str, obstacle: str) -> None:
-    """It is listed, not left out; reading it says why it cannot be."""
+    """It is listed, not left out; reading it reports why it cannot be."""
     with closing(sqlite3.connect(":memory:")) as connection:
         declare(connection, "odd", body)
         (table,) = vector_tables(connection)

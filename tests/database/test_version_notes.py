@@ -1,4 +1,4 @@
-"""What is known against versions of SQLite, and where it is said."""
+"""What is known against versions of SQLite, and where it is reported."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ SOUND = [
 @pytest.mark.parametrize("version", FAULTY)
 def test_a_faulty_version_is_noted_for_a_wal_database(version: Version) -> None:
     """With its number, and where to read on."""
-    said = version_note(version, "wal")
+    output = version_note(version, "wal")
 
     assert has_wal_reset_bug(version)
-    assert f"SQLite {version[0]}.{version[1]}.{version[2]} " in said
-    assert said.endswith("docs/database.md")
+    assert f"SQLite {version[0]}.{version[1]}.{version[2]} " in output
+    assert output.endswith("docs/database.md")
 
 
 @pytest.mark.parametrize("version", SOUND)
-def test_a_mended_version_is_no_note(version: Version) -> None:
+def test_a_repaired_version_is_no_note(version: Version) -> None:
     """Fixed upstream, in a branch, or older than WAL itself."""
     assert not has_wal_reset_bug(version)
     assert version_note(version, "wal") == ""

@@ -74,7 +74,7 @@ def _parse(words: list[str]) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_line_is_valid(page: Path) -> None:
-    """Options and commands exist; nobody pastes a line that is refused."""
+    """Options and commands exist; no documented line is refused."""
     for line in _lines(page):
         if not re.search(r"\[|\bCOMMAND\b|\bOPTION\b|<", line):
             _parse(_words(line))

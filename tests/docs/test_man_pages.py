@@ -41,7 +41,7 @@ def test_every_hand_written_section_belongs_to_a_page() -> None:
 
 @pytest.mark.parametrize("words", [words for words, _command in man_pages.commands()])
 def test_a_page_names_every_option_and_exit_code(words: tuple[str, ...]) -> None:
-    """Nothing that `--help` tells is missing in the manual."""
+    """Nothing that `--help` reports is missing in the manual."""
     command = dict(man_pages.commands())[words]
     text = PAGES["-".join(("sagewai-ops", *words)) + ".1"].replace("\\-", "-")
 
@@ -81,14 +81,14 @@ def test_examples_are_lines_that_the_program_takes(path: Path) -> None:
 
 
 def _typed(text: str) -> Iterator[list[str]]:
-    """Give the words of each call of the program in the indented lines of a text."""
+    """Yield the words of each call of the program in the indented lines of a text."""
     for line in re.findall(r"^    (.*sagewai-ops .*)$", text, re.MULTILINE):
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
         words: list[str] = []
         for word in [*lexer, ";"]:
             if set(word) <= set("|&;>"):
-                words = [one for one in words if not re.match("[A-Z_]+=", one)]
+                words = [each for each in words if not re.match("[A-Z_]+=", each)]
                 if words[:1] == ["sagewai-ops"]:
                     yield words[1:]
                 words = []
@@ -97,7 +97,7 @@ def _typed(text: str) -> Iterator[list[str]]:
 
 
 def test_page_of_verify_perms_has_every_rule() -> None:
-    """Each with its severity and what goes wrong without it."""
+    """Each with its severity and the consequence without it."""
     text = PAGES["sagewai-ops-verify-perms.1"]
 
     for rule in RULES:

@@ -73,7 +73,7 @@ def test_the_catalog_afterwards_is_that_of_a_migrated_database(
 
 
 def test_the_home_is_only_read(tmp_path: Path, postgres: Server) -> None:
-    """Not a byte of it changes, and beside it only the report is left."""
+    """Not a byte of it changes, and next to it only the report is left."""
     home = home_with(tmp_path / "home", journal="tail")
     before = everything_of(home.root)
 
@@ -219,7 +219,7 @@ def test_inserts_go_on_behind_the_highest_number(tmp_path: Path, postgres: Serve
 def test_columns_that_always_number_themselves_take_the_rows(
     tmp_path: Path, postgres: Server
 ) -> None:
-    """Identity instead of serial, and one more beside it, by whoever keeps the server."""
+    """Identity instead of serial, and one more next to it, by the server's administrator."""
     home = home_with(tmp_path / "home")
     database = at_head(postgres)
     postgres.run(
@@ -260,7 +260,7 @@ def test_text_booleans_and_moments_mean_the_same(tmp_path: Path, postgres: Serve
 
 
 def test_what_sql_null_and_json_null_were_they_stay(tmp_path: Path, postgres: Server) -> None:
-    """Sagewai reads both as nothing; PostgreSQL tells them apart."""
+    """Sagewai reads both as nothing; PostgreSQL distinguishes them."""
 
     def change(connection: sqlite3.Connection) -> None:
         connection.execute("UPDATE workflow_runs SET output = NULL WHERE rowid = 1")
@@ -321,7 +321,7 @@ def test_a_verification_finds_rows_and_values_of_every_kind(
 
 
 def test_a_plan_touches_nothing(tmp_path: Path, postgres: Server) -> None:
-    """Neither an empty database nor the directory beside the home."""
+    """Neither an empty database nor the directory next to the home."""
     home = home_with(tmp_path / "home")
     empty, head = postgres.create(), at_head(postgres)
     before = state_of(postgres, empty), state_of(postgres, head)
@@ -381,13 +381,13 @@ def test_what_a_killed_export_left_is_swept(tmp_path: Path, postgres: Server) ->
     left = export_directory(home) / ".sagewai-ops-export-dead"
     left.mkdir(parents=True)
     (left / "copy.db").write_bytes(b"secrets")
-    halves = [left.with_name(f".{word}-1.json.0123abcd.partial") for word in ("move", "verify")]
-    for half in halves:
-        half.touch()
+    partials = [left.with_name(f".{word}-1.json.0123abcd.partial") for word in ("move", "verify")]
+    for partial in partials:
+        partial.touch()
 
     exported(home, postgres, at_head(postgres), purpose="plan")
 
-    assert not any(path.exists() for path in (left, *halves))
+    assert not any(path.exists() for path in (left, *partials))
 
 
 def test_rows_of_every_size_pass_through_bounded_batches(tmp_path: Path, postgres: Server) -> None:
@@ -405,7 +405,7 @@ def test_rows_of_every_size_pass_through_bounded_batches(tmp_path: Path, postgre
 
 
 def test_learnings_stay_readable_where_they_are(tmp_path: Path, postgres: Server) -> None:
-    """The report says how many, and that they stay."""
+    """The report states how many, and that they stay."""
     home = home_with(tmp_path / "home", vectors=28)
 
     report = exported(home, postgres, at_head(postgres))
@@ -415,7 +415,7 @@ def test_learnings_stay_readable_where_they_are(tmp_path: Path, postgres: Server
 
 
 def test_the_password_is_in_no_report(tmp_path: Path, postgres: Server) -> None:
-    """The cut-over lines say where it belongs."""
+    """The cut-over lines state where it belongs."""
     built = build_home(tmp_path / "home", artifacts=False, vectors=0)
     database = at_head(postgres)
     url = url_of(postgres, database)
@@ -432,7 +432,7 @@ def test_the_password_is_in_no_report(tmp_path: Path, postgres: Server) -> None:
 
 
 def _without_positions(catalog: PostgresCatalog) -> PostgresCatalog:
-    """Leave out where sequences stand; that is told by another test."""
+    """Leave out where sequences are; that is another test."""
     for sequence in catalog["sequences"].values():
         sequence.pop("last", None)  # type: ignore[typeddict-item]
     return catalog

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dirty_homes import hash_anew
+from dirty_homes import hash_again
 from postgres_server import Server
 from sagewai_ops.export.export import Options, export
 from sagewai_ops.export.report import Report, TableReport
@@ -40,7 +40,7 @@ def changed(original: Home, tmp_path: Path) -> Callable[..., Home]:
         for statement in statements:
             connection.execute(*((statement,) if isinstance(statement, str) else statement))
         if hashed:
-            hash_anew(connection, hashed)
+            hash_again(connection, hashed)
         connection.commit()
         connection.close()
         return home

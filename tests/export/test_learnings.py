@@ -1,4 +1,4 @@
-"""Learnings on their way: facts, vectors, and what stands in the way of either."""
+"""Learnings as facts and as vectors, and what prevents either."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ def test_vectors_arrive_in_tables_of_every_name_and_dimension(home: Home, postgr
 
     assert report.committed
     assert {each.table: (each.rows, each.dimensions) for each in report.learnings.tables} == TABLES
-    for carried in report.learnings.tables:
-        assert (carried.to, carried.sent) == (carried.table, carried.rows)
-        assert arrived(postgres, database, carried.table) == stored(home, carried.table)
+    for copied in report.learnings.tables:
+        assert (copied.to, copied.sent) == (copied.table, copied.rows)
+        assert arrived(postgres, database, copied.table) == stored(home, copied.table)
 
 
 def test_vectors_get_an_index_that_searches_use(home: Home, postgres: Server) -> None:
@@ -100,7 +100,7 @@ def test_vectors_get_an_index_that_searches_use(home: Home, postgres: Server) ->
     assert [name for (name,) in indexes] == sorted(TABLES)
 
 
-def test_the_extension_and_the_shadows_give_the_same(
+def test_the_extension_and_the_shadows_read_the_same(
     home: Home, postgres: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether or not sqlite-vec can be loaded."""
@@ -205,10 +205,10 @@ def test_a_table_that_is_there_already_is_not_touched(
         ("pgvector", "wide", "{vector} = {vector} + {vector}"),
     ],
 )
-def test_a_verification_compares_learnings_where_it_is_told_to(
+def test_a_verification_compares_learnings_on_request(
     home: Home, postgres: Server, choice: str, table: str, change: str
 ) -> None:
-    """In any order; without the choice it says that it did not, and with it every change is met."""
+    """In any order; without the choice it was not compared; with it every change is found."""
     database = at_head(postgres)
     exported(home, postgres, database, learnings=choice)
     ((vector,),) = postgres.rows(
@@ -243,7 +243,7 @@ def test_the_lines_of_the_cut_over_verify_what_was_moved(home: Home, postgres: S
     assert any("--verify-only --learnings facts" in line for line in report.cut_over)
 
 
-def test_a_server_without_pgvector_is_told(home: Home) -> None:
+def test_a_server_without_pgvector_is_reported(home: Home) -> None:
     """With what to do instead."""
     bare = [found for found in installations() if found.name.startswith("debian")]
     if not bare or (bare[0].programs.parent / "share/extension/vector.control").exists():

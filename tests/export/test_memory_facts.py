@@ -1,6 +1,6 @@
 """What the exporter must know of both engines, fact by fact, each on a real server.
 
-One home holds a value for every fact, one export carries them all, and each test looks at one.
+One home holds a value for every fact, one export contains them all, and each test looks at one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ VALUES = {
                                              r'["\u0000", "\ud800"]'),
     "jsonb by value": ("sessions", "memory_keys", """'{"b" : 1, "a": 2, "a": 3}'""",
                        '{"a": 3, "b": 1}'),
-    "jsonb's own spelling of numbers": ("workflow_runs", "input", "'[1e22, -0.0, 0.1, 1e-7]'",
+    "jsonb's own form of numbers": ("workflow_runs", "input", "'[1e22, -0.0, 0.1, 1e-7]'",
                                         "[10000000000000000000000, 0.0, 0.1, 0.0000001]"),
     "a document that is an integer": ("workflow_runs", "data", "'0'", "0"),
     "a document that is a real number": ("sessions", "messages", "'1.5'", "1.5"),
@@ -111,7 +111,7 @@ def _spoil(connection: sqlite3.Connection) -> None:
 
 
 def _row_of(name: str) -> int:
-    """Tell in which row of its table a value stands."""
+    """Return in which row of its table a value is."""
     place = VALUES[name][:2]
     earlier = list(VALUES)[: list(VALUES).index(name)]
     return 1 + sum(VALUES[other][:2] == place for other in earlier)
@@ -138,7 +138,7 @@ def test_a_value_arrives_as_the_fact_says(moved: tuple[Server, str, Report], nam
 
     ((met,),) = server.rows(
         database,
-        f"SELECT {_spelled(column)} FROM {table} ORDER BY ctid OFFSET {_row_of(name) - 1} LIMIT 1",
+        f"SELECT {_as_text(column)} FROM {table} ORDER BY ctid OFFSET {_row_of(name) - 1} LIMIT 1",
     )
 
     assert report.committed
@@ -146,8 +146,8 @@ def test_a_value_arrives_as_the_fact_says(moved: tuple[Server, str, Report], nam
     assert met == expected
 
 
-def _spelled(column: str) -> str:
-    """Spell a column as text, moments in UTC whatever the session's time zone is."""
+def _as_text(column: str) -> str:
+    """Return a column as text, moments in UTC whatever the session's time zone is."""
     if column in ("created_at", "updated_at"):
         return f"({column} AT TIME ZONE 'UTC')::text || '+00'"
     return f"{column}::text"
@@ -254,7 +254,7 @@ def test_a_row_with_the_last_number_of_a_sequence_is_found(
 def test_a_list_whose_element_is_too_large_for_its_index_is_found(
     tmp_path: Path, postgres: Server
 ) -> None:
-    """Also by a plan, though only the server can tell; set apart, the rest arrives."""
+    """Also by a plan, though only the server can detect it; set apart, the rest arrives."""
     noise = "".join(hashlib.sha256(b"%d" % number).hexdigest() for number in range(150))
 
     def change(connection: sqlite3.Connection) -> None:
@@ -273,7 +273,7 @@ def test_a_list_whose_element_is_too_large_for_its_index_is_found(
     assert apart.refused >= 1
 
 
-# Where the kind stands among the arguments of the calls that name one.
+# Where the kind is among the arguments of the calls that name one.
 _KIND_AT = {"RefusedError": 0, "refuse": 1, "add": 2, "Finding": 2}
 
 
@@ -285,23 +285,23 @@ def _kinds_in(path: Path) -> Iterator[str]:
         name = getattr(node.func, "id", getattr(node.func, "attr", ""))
         place = _KIND_AT.get(name)
         if place is not None and len(node.args) > max(place, 1):
-            said = node.args[place]
-            if isinstance(said, ast.Constant) and isinstance(said.value, str):
-                yield said.value
+            output = node.args[place]
+            if isinstance(output, ast.Constant) and isinstance(output.value, str):
+                yield output.value
 
 
 def test_every_kind_of_finding_is_documented() -> None:
-    """The words that scripts may rely on stand in docs/export.md, and no others do."""
+    """The words that scripts may rely on are in docs/export.md, and no others do."""
     directory = Path(sagewai_ops.export.__path__[0])
-    said = {kind for path in directory.rglob("*.py") for kind in _kinds_in(path)}
+    output = {kind for path in directory.rglob("*.py") for kind in _kinds_in(path)}
     text = DOCUMENTATION.read_text(encoding="utf-8")
     tables = re.findall(r"^\| kind \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
 
     documented = set(re.findall(r"^\| `([a-z0-9-]+)` \|", "".join(tables), re.MULTILINE))
 
     assert len(tables) == 2
-    assert {fault.kind for fault in faults().values()} <= said
-    assert said - {"extra", "missing", "differs"} == documented
+    assert {fault.kind for fault in faults().values()} <= output
+    assert output - {"extra", "missing", "differs"} == documented
 
 
 def _fields_below(schema: dict[str, Any], kinds: dict[str, Any]) -> set[str]:
@@ -314,7 +314,7 @@ def _fields_below(schema: dict[str, Any], kinds: dict[str, Any]) -> set[str]:
 
 
 def test_every_field_of_the_report_is_documented() -> None:
-    """Whoever checks a move by its report finds each field on the page, and a schema of it."""
+    """A reader who checks a move by its report finds each field on the page, and a schema of it."""
     schema = json.loads((DIRECTORY / "export-to-postgres.json").read_text(encoding="utf-8"))
     text = DOCUMENTATION.read_text(encoding="utf-8")
     kinds = schema["$defs"]

@@ -68,7 +68,7 @@ SAME = [
 
 
 def stored(value: object) -> bytearray | int | float:
-    """Give a value as the exporter's connections give it."""
+    """Return a value as the exporter's connections return it."""
     return bytearray(value) if isinstance(value, bytes) else value  # type: ignore[return-value]
 
 
@@ -97,7 +97,7 @@ def test_a_null_on_one_side_alone_is_a_difference(kind: Type) -> None:
 
 
 def test_a_document_that_differs_is_noticed_among_many() -> None:
-    """Documents that are spelled in another way are read some at a time."""
+    """Documents that are written in another way are read some at a time."""
     sources = [bytearray(b'{"b": %d, "aa": [1]}' % number) for number in range(60)]
     targets = [b'{"aa": [1], "b": %d}' % number for number in range(60)]
     assert differing(Type("jsonb"), sources, targets) == []

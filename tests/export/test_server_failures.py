@@ -141,7 +141,7 @@ def test_killed_between_any_two_tables_it_leaves_the_target_empty(
 
 
 def test_a_signal_ends_it_and_nothing_is_left(home: Home, postgres: Server) -> None:
-    """SIGTERM: exit 143, the target as it was, no copy of the database beside the home."""
+    """SIGTERM: exit 143, the target as it was, no copy of the database next to the home."""
     database = at_head(postgres)
     before = state_of(postgres, database)
     command = [*COMMAND, "--home", str(home.root), "export-to-postgres", postgres.url(database)]
@@ -152,9 +152,9 @@ def test_a_signal_ends_it_and_nothing_is_left(home: Home, postgres: Server) -> N
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate()
+        _, text = process.communicate()
 
-    assert process.returncode == 143, said
+    assert process.returncode == 143, text
     quiet(postgres, database)
     assert state_of(postgres, database) == before
     assert not list(export_directory(home).glob(".*"))
@@ -198,7 +198,7 @@ def test_a_cut_connection_is_a_remote_error(home: Home, postgres: Server, size: 
 def test_a_connection_that_breaks_at_the_commit_leaves_it_open_what_happened(
     home: Home, postgres: Server
 ) -> None:
-    """The one moment at which nobody can know; the message says how to find out."""
+    """The one moment at which the outcome is unknown; the message reports how to find out."""
     url = url_of(postgres, at_head(postgres))
 
     with (
@@ -211,7 +211,7 @@ def test_a_connection_that_breaks_at_the_commit_leaves_it_open_what_happened(
 
 
 def test_a_signal_at_the_commit_waits_for_it(home: Home, postgres: Server) -> None:
-    """What the server did is what is told: it is done, whatever the signal wanted."""
+    """What the server did is what is reported: it is done, whatever the signal wanted."""
     database = at_head(postgres)
     url = url_of(postgres, database)
 
@@ -225,7 +225,7 @@ def test_a_signal_at_the_commit_waits_for_it(home: Home, postgres: Server) -> No
 def test_a_signal_behind_the_commit_comes_too_late(
     home: Home, postgres: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the connection is being closed: the move is done, and is told as done."""
+    """While the connection is being closed: the move is done, and is reported as done."""
 
     async def late(connection: asyncpg.Connection[asyncpg.Record]) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -243,7 +243,7 @@ def test_a_signal_behind_the_commit_comes_too_late(
     assert '"committed": true' in (home.root.parent / "report.json").read_text()
 
 
-def test_a_signal_ends_the_wait_for_a_commit_that_nobody_answers(
+def test_a_signal_ends_the_wait_for_a_commit_without_an_answer(
     home: Home, postgres: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a while, with the same message as when the connection breaks."""
@@ -282,7 +282,7 @@ def test_a_reading_process_that_dies_is_noticed(home: Home, postgres: Server) ->
 def test_orders_for_a_process_that_is_gone_are_dropped_in_silence(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It told why, and is heard at the next turn; asyncio would complain on stderr meanwhile."""
+    """It reported why, and is read at the next turn; asyncio would complain on stderr."""
 
     async def order_on() -> None:
         async with sender.start_workers(tmp_path / "none.db", 1) as (reader,):
@@ -297,10 +297,10 @@ def test_orders_for_a_process_that_is_gone_are_dropped_in_silence(
     assert caplog.messages == []
 
 
-def test_a_full_disk_on_the_server_is_told_as_one(
+def test_a_full_disk_on_the_server_is_reported_as_one(
     home: Home, postgres: Server, tmp_path: Path
 ) -> None:
-    """The database lies in a small file system of its own."""
+    """The database is in a small file system of its own."""
     with contextlib.closing(sqlite3.connect(home.database)) as connection:
         connection.execute("UPDATE agent_runs SET output_text = hex(randomblob(6000))")
         connection.commit()
@@ -383,7 +383,7 @@ def test_a_target_with_a_row_anywhere_is_refused(home: Home, postgres: Server) -
 
 
 def test_a_target_at_another_revision_is_refused(home: Home, postgres: Server) -> None:
-    """Behind, ahead, unknown, and made by nobody: each in its own words."""
+    """Behind, ahead, unknown, and without a version: each in its own words."""
     behind, ahead, unknown, strange = (at_head(postgres) for _ in range(4))
     asyncio.run(migrate_postgres.downgrade(url_of(postgres, behind), "019_fleet_tasks"))
     postgres.run(ahead, "UPDATE alembic_version SET version_num = '099_later'")
@@ -404,7 +404,7 @@ def test_a_target_at_another_revision_is_refused(home: Home, postgres: Server) -
 
 
 def test_a_target_that_is_being_written_is_refused(home: Home, postgres: Server) -> None:
-    """The message names who writes; a second export waits for nobody either."""
+    """The message names who writes; a second export does not wait either."""
     database = at_head(postgres)
 
     async def meanwhile(*statements: str) -> OpsError:
@@ -444,12 +444,12 @@ def test_a_target_that_is_not_there_is_not_found(home: Home, postgres: Server) -
     """Neither the database nor a server."""
     with pytest.raises(NotFoundError):
         exported(home, postgres, "nowhere")
-    nobody = replace(url_of(postgres, "x"), hosts=(("127.0.0.1", free_port()),))
+    no_user = replace(url_of(postgres, "x"), hosts=(("127.0.0.1", free_port()),))
     with pytest.raises(RemoteError):
-        export(home, nobody, Options())
+        export(home, no_user, Options())
 
 
-def test_a_damaged_home_is_told_as_damage(home: Home, postgres: Server) -> None:
+def test_a_damaged_home_is_reported_as_damage(home: Home, postgres: Server) -> None:
     """Pages of a table that are no pages."""
     content = bytearray(home.database.read_bytes())
     with contextlib.closing(sqlite3.connect(home.database)) as connection:
@@ -591,21 +591,21 @@ def test_large_and_small_tables_take_their_own_ways_to_the_same_end(
 
 @contextlib.contextmanager
 def dying(home: Home) -> Iterator[Callable[[str], int]]:
-    """Start a process that exports and dies as it is told, and give what asks for it."""
+    """Start a process that exports and dies as requested, and return what requests it."""
     command = [sys.executable, "-c", DYING, str(home.root)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        told, answers = process.stdin, process.stdout
+        output, answers = process.stdin, process.stdout
 
         def die(line: str) -> int:
-            told.write(f"{line}\n")
+            output.write(f"{line}\n")
             return int(answers.readline())
 
         yield die
-        told.close()
+        output.close()
 
 
 @contextlib.contextmanager
@@ -627,9 +627,9 @@ def cutting(
             back.start()
             with contextlib.suppress(OSError):
                 forward(client, upstream)
-            for one in (client, upstream):
+            for each in (client, upstream):
                 with contextlib.suppress(OSError):
-                    one.shutdown(socket.SHUT_RDWR)
+                    each.shutdown(socket.SHUT_RDWR)
             back.join()
 
     def forward(client: socket.socket, upstream: socket.socket) -> None:
@@ -658,14 +658,14 @@ def cutting(
 
 
 def signal_self() -> None:
-    """Ask this process to end, as `kill` does, and give it the time to hear of it."""
+    """Ask this process to end, as `kill` does, and leave it the time to notice."""
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.1)
 
 
 @contextlib.contextmanager
 def small_tablespace(server: Server, directory: Path, size: str) -> Iterator[str]:
-    """Give the server a tablespace in a file system of a few megabytes."""
+    """Yield the server a tablespace in a file system of a few megabytes."""
     place = server.directory / "small"
     place.mkdir()
     mounted = subprocess.run(
@@ -692,7 +692,7 @@ def small_tablespace(server: Server, directory: Path, size: str) -> Iterator[str
 
 
 def free_port() -> int:
-    """Give a port on which nobody listens."""
+    """Return a port on which no process listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

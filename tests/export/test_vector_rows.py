@@ -65,7 +65,7 @@ def _has_pgvector(server: Server) -> bool:
 def test_vectors_of_any_name_and_dimension_arrive_bit_by_bit(
     tmp_path: Path, vector_server: Server
 ) -> None:
-    """With the extension and without: each is what its text gives, and its index is there."""
+    """With the extension and without: each is what its text means, and its index is there."""
     tables = {"own_memory": (1030, 7), "wide": (3, WIDE), "none": (0, 4)}
     home = _home(tmp_path, vectors=28, more_vectors=tables)
     database = at_head(vector_server)
@@ -78,8 +78,8 @@ def test_vectors_of_any_name_and_dimension_arrive_bit_by_bit(
     for name, (count, dimension) in (*tables.items(), ("vec_learnings", (28, 384))):
         rows = vector_server.rows(database, f'SELECT content, embedding::text FROM "{name}"')
         assert len(rows) == count
-        for content, spelled in rows:
-            floats = [float(word) for word in str(spelled).strip("[]").split(",")]
+        for content, written in rows:
+            floats = [float(word) for word in str(written).strip("[]").split(",")]
             computed = builder.embedding(str(content), dimension)
             assert struct.pack(f"<{dimension}f", *floats) == computed
     indexed = vector_server.rows(
@@ -93,7 +93,7 @@ def test_learnings_become_facts_in_their_order(tmp_path: Path, postgres: Server)
     """Short and long texts, in any script; search finds them."""
     home = _home(tmp_path, vectors=28)
     with closing(sqlite3.connect(home.database)) as connection:
-        _say(connection, 1, "Fledermäuse hören 🦇 at night")
+        _set_text(connection, 1, "Fledermäuse hören 🦇 at night")
     database = at_head(postgres)
 
     report = exported(home, postgres, database, learnings="facts")
@@ -139,10 +139,10 @@ def test_a_null_makes_no_fact(
 def test_texts_that_postgresql_refuses_are_findings(
     tmp_path: Path, vector_server: Server, choice: str, text: bytes, kind: str
 ) -> None:
-    """By default nothing is committed; else the others arrive, and the exit code says it."""
+    """By default nothing is committed; else the others arrive, and the exit code shows it."""
     home = _home(tmp_path, vectors=12)
     with closing(sqlite3.connect(home.database)) as connection:
-        key = _say(connection, 3, text)
+        key = _set_text(connection, 3, text)
     database = at_head(vector_server)
 
     planned = exported(home, vector_server, database, learnings=choice, purpose="plan")
@@ -167,7 +167,7 @@ def test_a_text_beyond_the_limit_of_a_search_index_is_a_finding(
     home = _home(tmp_path, vectors=3)
     words = " ".join(f"w{number}x" for number in range(160_000))
     with closing(sqlite3.connect(home.database)) as connection:
-        _say(connection, 2, words)
+        _set_text(connection, 2, words)
 
     database = at_head(postgres)
 
@@ -307,14 +307,14 @@ def test_a_home_without_learnings_needs_nothing(tmp_path: Path, postgres: Server
 
 
 def _place(connection: sqlite3.Connection, row: int) -> tuple[int, int]:
-    """Tell the rowid and the slot of the n-th learning."""
+    """Return the rowid and the slot of the n-th learning."""
     query = "SELECT rowid, chunk_offset FROM vec_learnings_rowids ORDER BY rowid LIMIT 1 OFFSET ?"
     ((rowid, offset),) = connection.execute(query, (row - 1,))
     return int(rowid), int(offset)
 
 
-def _say(connection: sqlite3.Connection, row: int, text: str | bytes) -> str:
-    """Give the n-th learning another long text, as vec0 stores it, and return its id."""
+def _set_text(connection: sqlite3.Connection, row: int, text: str | bytes) -> str:
+    """Return the n-th learning another long text, as vec0 stores it, and return its id."""
     raw = text.encode() if isinstance(text, str) else text
     rowid, offset = _place(connection, row)
     connection.execute("DELETE FROM vec_learnings_metadatatext01 WHERE rowid = ?", (rowid,))

@@ -13,7 +13,7 @@ from sagewai_ops.errors import NoSpaceError, OpsError, PermissionDeniedError
 from sagewai_ops.fs import atomic
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.removal import remove_tree
-from unprivileged import NOBODY, reachable_directory, unprivileged
+from unprivileged import NO_USER, reachable_directory, unprivileged
 
 
 def _mode(path: Path) -> int:
@@ -50,13 +50,13 @@ def test_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path: Path) -> 
     path = tmp_path / "file"
     path.write_bytes(b"old")
 
-    def fail_half_way() -> None:
+    def fail_midway() -> None:
         with atomic.write_stream(path) as stream:
             stream.write(b"half of the new")
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        fail_half_way()
+        fail_midway()
 
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
@@ -76,11 +76,11 @@ def test_a_replaced_file_is_another_file(tmp_path: Path) -> None:
     assert (tmp_path / "link").read_bytes() == b"old"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes owners")
 def test_replaced_file_keeps_its_owner_or_is_not_replaced() -> None:
     """A group that the owner has left is not kept; another user's file is not replaced."""
     with reachable_directory() as directory:
-        for name, owner in (("own", NOBODY), ("roots", 0)):
+        for name, owner in (("own", NO_USER), ("roots", 0)):
             (directory / name).write_bytes(b"old")
             os.chown(directory / name, owner, 0)
         theirs = os.stat(directory / "own")
@@ -94,9 +94,9 @@ def test_replaced_file_keeps_its_owner_or_is_not_replaced() -> None:
 
         for name in ("by root", "made", "made/below"):
             status = os.stat(directory / name)
-            assert (status.st_uid, status.st_gid) == (NOBODY, 0)
+            assert (status.st_uid, status.st_gid) == (NO_USER, 0)
         assert ((directory / "own").stat().st_uid, (directory / "own").read_bytes()) == (
-            NOBODY,
+            NO_USER,
             b"new",
         )
         assert ((directory / "roots").stat().st_uid, (directory / "roots").read_bytes()) == (

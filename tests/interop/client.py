@@ -1,7 +1,7 @@
 """A client of the real server's HTTP API, with nothing but the standard library.
 
 `RESOURCES` names everything that the API lets an administrator create and list again. What it
-creates carries a marker in its name, by which it is found in the listing.
+creates contains a marker in its name, by which it is found in the listing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Resource:
     Attributes:
         name: What it is called here.
         method: POST, or PUT where the API names the thing in the path.
-        path: Where it is created; `{marker}` stands for the marker.
+        path: Where it is created; `{marker}` is for the marker.
         listing: Where all of them are listed.
         body: Makes the request from the marker.
         burst: Whether thousands of them may be made: nothing caps or trims their number.
@@ -208,7 +208,7 @@ RESOURCES: Sequence[Resource] = (
 )
 
 
-# What the API tells of rows that it does not create itself: spending, sessions, runs, statistics.
+# What the API reports of rows that it does not create itself: spending, sessions, runs, statistics.
 PAGES: Sequence[str] = (
     "/admin/runs",
     "/admin/sessions",
@@ -280,10 +280,10 @@ class Client:
         self.headers["Authorization"] = f"Bearer {answer['access_token']}"
 
     def create(self, resource: Resource, marker: str) -> None:
-        """Create one thing that carries the marker."""
+        """Create one thing that contains the marker."""
         self.call(resource.method, resource.path.format(marker=marker), resource.body(marker))
 
-    def create_one_of_each(self, marker: str) -> None:
+    def create_each(self, marker: str) -> None:
         """Create one of everything that the API offers."""
         for resource in RESOURCES:
             self.create(resource, marker)
@@ -295,7 +295,7 @@ class Client:
         }
 
     def pages(self) -> dict[str, object]:
-        """Give what the pages of `PAGES` say, without what changes by itself."""
+        """Return the content of the pages of `PAGES`, without what changes by itself."""
         return {page: _steady(self.call("GET", page)) for page in PAGES}
 
     def reveal(self, profile: str, secret: str) -> object:

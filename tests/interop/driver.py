@@ -22,7 +22,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 
 def main(arguments: list[str]) -> None:
-    """Do what the arguments say and print the answer."""
+    """Do what the arguments ask for and print the answer."""
     from interop import filling, reading
 
     match arguments:

@@ -2,11 +2,11 @@
 
 `python_of_sagewai` returns its interpreter and builds the environment first if need be; CPython
 and the package registry are all that it needs. Run as a script it does just that and prints the
-path, for make. The environment stands in `.interop/venv`, or where INTEROP_VENV says, and never
+path, for make. The environment is in `.interop/venv`, or in INTEROP_VENV, and never
 shares a package with the environment under test: Sagewai pins versions that ours must not follow.
 
 Sagewai searches learnings through sqlite-vec, which wants a Python that loads SQLite extensions
-and SQLite 3.41. Where no interpreter of this machine has both, `pysqlite3-binary` stands in for
+and SQLite 3.41. Where no interpreter of this machine has both, `pysqlite3-binary` replaces
 `sqlite3` inside that environment.
 """
 
@@ -26,8 +26,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 VERSION = "1.0.1"
 REQUIREMENTS = (f"sagewai[postgres]=={VERSION}",)
-SQLITE_STAND_IN = "pysqlite3-binary"
-STAND_IN_PTH = (
+SQLITE_SUBSTITUTE = "pysqlite3-binary"
+SUBSTITUTE_PTH = (
     "import sys, pysqlite3, pysqlite3.dbapi2; "
     "sys.modules.update({'sqlite3': pysqlite3, 'sqlite3.dbapi2': pysqlite3.dbapi2})\n"
 )
@@ -71,7 +71,7 @@ class InteropError(RuntimeError):
 
 
 def directory() -> Path:
-    """Name the directory of the environment, whether or not it exists.
+    """Return the directory of the environment, whether or not it exists.
 
     Returns:
         INTEROP_VENV, relative to the repository, else `.interop/venv` in the repository.
@@ -149,7 +149,7 @@ def quiet_environment() -> dict[str, str]:
 
 
 def _is_ready(place: Path) -> bool:
-    """Tell whether the environment was finished with the requirements asked for here."""
+    """Return whether the environment was finished with the requirements asked for here."""
     try:
         made_of = json.loads((place / "ready.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -160,12 +160,12 @@ def _is_ready(place: Path) -> bool:
 
 
 def _fingerprint() -> list[str]:
-    return [*REQUIREMENTS, SQLITE_STAND_IN, STAND_IN_PTH]
+    return [*REQUIREMENTS, SQLITE_SUBSTITUTE, SUBSTITUTE_PTH]
 
 
 @contextlib.contextmanager
 def _building(place: Path) -> Iterator[None]:
-    """Let one process build at a time; the lock dies with its holder."""
+    """Yield while no other process builds; the lock dies with its holder."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with open(place.with_name(f"{place.name}.lock"), "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -180,15 +180,15 @@ def _build(place: Path) -> None:
     python = str(place / "bin" / "python")
     _install(python, REQUIREMENTS)
     if not _finds_vectors(python):
-        _install(python, (SQLITE_STAND_IN,))
+        _install(python, (SQLITE_SUBSTITUTE,))
         packages = _run_quietly(
             [python, "-c", "import sysconfig; print(sysconfig.get_path('platlib'))"]
         )
         pth = Path(packages.strip()) / "sqlite_stand_in.pth"
-        pth.write_text(STAND_IN_PTH, encoding="utf-8")
+        pth.write_text(SUBSTITUTE_PTH, encoding="utf-8")
         if not _finds_vectors(python):
             raise InteropError(
-                f"{place}: sqlite-vec does not work, not even with {SQLITE_STAND_IN}"
+                f"{place}: sqlite-vec does not work, not even with {SQLITE_SUBSTITUTE}"
             )
     (place / "ready.json").write_text(json.dumps(_fingerprint()), encoding="utf-8")
 

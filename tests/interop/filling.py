@@ -3,7 +3,7 @@
 Every table that one of Sagewai's stores writes is written through that store. The rest (accounts
 of its cloud, tables that no code fills) get a row through its own SQLAlchemy models. Every value
 that can hold text holds the marker, so that two fills of one home do not collide and a reader can
-tell what came from which.
+distinguish them.
 """
 
 from __future__ import annotations
@@ -318,7 +318,7 @@ async def _fill_telemetry(marker: str) -> None:
 
 
 async def _fill_rest(marker: str, before: dict[str, int]) -> None:
-    """Give one row, through Sagewai's own models, to every table that has no more than before."""
+    """Return one row, through Sagewai's own models, to every table that has no more than before."""
     from sagewai.db import factory
     from sagewai.db.models import Base
     from sqlalchemy import func, select
@@ -348,7 +348,7 @@ async def _fill_rest(marker: str, before: dict[str, int]) -> None:
 
 
 def _numbers_itself(column: Any, dialect: Any) -> bool:
-    """Tell whether this is a key that the database numbers: by sequence, or SQLite's rowid."""
+    """Return whether this is a key that the database numbers: by sequence, or SQLite's rowid."""
     # Not each number in a key: the limiter's moment is one, and it deletes rows that have expired.
     if column is not column.table.autoincrement_column:
         return False
@@ -356,7 +356,7 @@ def _numbers_itself(column: Any, dialect: Any) -> bool:
 
 
 def _value_for(column: Any, marker: str) -> object:
-    """Make a value of the column's Python type that says where it belongs."""
+    """Make a value of the column's Python type that includes where it belongs."""
     kind = column.type.python_type
     if kind is bool:
         return True

@@ -1,6 +1,6 @@
 """A home that the real Sagewai made, and how the tests take copies of it and look into them.
 
-The home stands at one path for all tests of a session: Sagewai derives the fleet's organisation
+The home is at one path for all tests of a session: Sagewai derives the fleet's organisation
 from the absolute path of its state file, so that workers, tasks and enrollment keys of a home are
 invisible at any other path.
 """
@@ -27,7 +27,7 @@ from interop.server import running
 DRIVER = Path(__file__).with_name("driver.py")
 # Resources whose rows name the home's path, so that a server does not list them at another one.
 FLEET = frozenset({"workers", "enrollment keys", "tasks"})
-MARKER = "kept"  # of everything that stood in the home before any test touched it
+MARKER = "kept"  # of everything that was in the home before any test touched it
 PROFILE = f"{MARKER}-profile"
 PROFILE_SECRETS = {"TOKEN": f"{MARKER}-sealed", "PASSWORD": "zwei\nZeilen 🔑"}
 STOP_SECONDS = 60.0
@@ -39,10 +39,10 @@ class Site:
     """A home of the real Sagewai, killed while it ran, and what it held at that moment.
 
     Attributes:
-        home: Where it stands; each test begins with it as it was.
+        home: Where it is; each test begins in that state.
         frozen: The copy that it is made from again.
         listings: What the HTTP API listed, by resource.
-        pages: What it told of rows that others write, by path.
+        pages: What it reported of rows that others write, by path.
         reading: What `driver.py read` found.
     """
 
@@ -54,9 +54,9 @@ class Site:
 
 
 def make_site(directory: Path) -> Site:
-    """Let the real Sagewai make and fill a home, through its stores and over HTTP, and kill it.
+    """Make and fill a home by the real Sagewai, through its stores and over HTTP, and kill it.
 
-    The data is committed and stands in the WAL, as after a power cut.
+    The data is committed and is in the WAL, as after a power cut.
     """
     home = directory / "site" / "home"
     frozen = directory / "frozen"
@@ -69,7 +69,7 @@ def make_site(directory: Path) -> Site:
         server.start()
         client = Client(server.url)
         client.log_in()
-        client.create_one_of_each(MARKER)
+        client.create_each(MARKER)
         listings, pages = client.listings(), client.pages()
         server.kill()
     copy_home(home, frozen)
@@ -81,7 +81,7 @@ def make_site(directory: Path) -> Site:
 
 
 def copy_home(source: Path, target: Path) -> None:
-    """Copy a home that nobody uses, with its modes, times and links, replacing the target."""
+    """Copy a home that no user uses, with its modes, times and links, replacing the target."""
     shutil.rmtree(target, ignore_errors=True)
     subprocess.run(["cp", "-a", str(source), str(target)], check=True)
 
@@ -108,7 +108,7 @@ def ask_driver(home: Path, *arguments: str, variables: Mapping[str, str] | None 
 
 
 def key_of(home: Path) -> Path:
-    """Name the master key's file."""
+    """Return the master key's file."""
     return home / "secrets" / "master.key"
 
 
@@ -151,12 +151,12 @@ class Burst:
         self._thread.start()
 
     def finish(self) -> None:
-        """Stop after the request under way; what went wrong, if anything, is in `error`."""
+        """Stop after the request in progress; the failure, if any, is in `error`."""
         self._stopping.set()
         self._thread.join(STOP_SECONDS)
 
     def marker(self, number: int) -> str:
-        """Name the thing of a number."""
+        """Return the thing of a number."""
         return f"{self.resource.name}-{number:06d}"
 
     def _write(self) -> None:

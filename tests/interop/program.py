@@ -29,14 +29,14 @@ class Ended:
 
     @property
     def result(self) -> dict[str, object]:
-        """What the command says of its work."""
+        """What the command reports of its work."""
         result = self.answer["result"]
         assert isinstance(result, dict)
         return result
 
     @property
     def message(self) -> str:
-        """What went wrong, for a person."""
+        """The failure, for a person."""
         error = self.answer["error"]
         assert isinstance(error, dict)
         return str(error["message"])
@@ -53,7 +53,7 @@ def call(
     Args:
         home: The home.
         arguments: The command and its options.
-        snapshots: Directory of the snapshots; without it the default beside the home.
+        snapshots: Directory of the snapshots; without it the default next to the home.
         url: Of the PostgreSQL database that Sagewai would use, through the environment.
     """
     variables = {"PATH": os.environ.get("PATH", os.defpath), "HOME": "/nonexistent", "TZ": "UTC"}

@@ -1,7 +1,7 @@
 """What the real Sagewai finds in a home, as one JSON object; runs inside its environment only.
 
 Secrets are opened with Sagewai's own code, so that a wrong or missing key shows as None or as an
-error and never passes. Lists are sorted by what they say, not by the order of a query.
+error and never passes. Lists are sorted by their content, not by the order of a query.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ class Server:
 
 
 def _free_port() -> int:
-    """Let the kernel choose a port; another process may take it before the server does."""
+    """Return a port that the kernel chose; another process may take it before the server does."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

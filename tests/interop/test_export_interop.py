@@ -70,7 +70,7 @@ def test_a_server_on_postgresql_lists_the_same(site: Site, server: Server, log: 
         client = Client(sagewai.url)
         client.log_in()
         listings, pages = client.listings(), client.pages()
-        client.create_one_of_each(NEW)
+        client.create_each(NEW)
         later = client.listings()
 
     assert _utc(listings) == _utc(site.listings)
@@ -111,9 +111,9 @@ def test_learnings_are_found_as_facts(site: Site, postgres: Server) -> None:
     assert isinstance(learnings, list)
     assert len(answer) == len(learnings)
     assert [fact for fact in answer if not fact["found"]] == []
-    told = moved.result["learnings"]
-    assert isinstance(told, dict)
-    assert [table["sent"] for table in told["tables"]] == [len(learnings)]
+    output = moved.result["learnings"]
+    assert isinstance(output, dict)
+    assert [table["sent"] for table in output["tables"]] == [len(learnings)]
     assert counts_of(postgres, database)["global_memory_facts"] == len(learnings) + 1
     postgres.drop(database)
 
@@ -133,9 +133,9 @@ def test_learnings_are_searched_as_vectors(site: Site, postgres: Server) -> None
         site.home, "export-to-postgres", "--learnings", "pgvector", postgres.url(database)
     )
 
-    told = moved.result["learnings"]
-    assert isinstance(told, dict)
-    (table,) = told["tables"]
+    output = moved.result["learnings"]
+    assert isinstance(output, dict)
+    (table,) = output["tables"]
     assert (table["sent"], table["rows"]) == (len(learnings), len(learnings))
     found = postgres.rows(
         database,
@@ -151,7 +151,7 @@ def test_learnings_are_searched_as_vectors(site: Site, postgres: Server) -> None
 
 
 def _utc(value: object) -> object:
-    """Leave the mark of UTC off: Sagewai writes it where the database gives it, and means it."""
+    """Leave the mark of UTC off: Sagewai writes it where the database returns it, and means it."""
     return json.loads(re.sub(r'(T\d\d:\d\d:\d\d[.\d]*)(Z|\+00:00)"', r'\1"', json.dumps(value)))
 
 
@@ -169,7 +169,7 @@ def _check_the_move(site: Site, moved: Ended) -> None:
 
 
 def _check_the_database(site: Site, url: str) -> None:
-    """Our own commands say that the copy is the same, and that the schema is the head's."""
+    """Our own commands report that the copy is the same, and that the schema is the head's."""
     verified = succeed(site.home, "export-to-postgres", "--verify-only", url)
     checked = succeed(site.home, "db", "check", url=url)
     upgraded = succeed(site.home, "db", "upgrade", url=url)
@@ -180,7 +180,7 @@ def _check_the_database(site: Site, url: str) -> None:
 
 
 def _highest_numbers(server: Server, database: str) -> dict[str, int]:
-    """Give the highest number of every table that both engines have and a sequence numbers."""
+    """Return the highest number of every table that both engines have and a sequence numbers."""
     owned = server.rows(
         database,
         "SELECT c.relname::text, a.attname::text FROM pg_depend d"
@@ -196,7 +196,7 @@ def _highest_numbers(server: Server, database: str) -> dict[str, int]:
 
 
 def _migrate(url: str) -> None:
-    """Let Sagewai's own command make the target."""
+    """Create the target by Sagewai's own command."""
     program = environment.python_of_sagewai().with_name("sagewai")
     done = subprocess.run(
         [program, "db", "upgrade", "--revision", "head"],

@@ -37,7 +37,7 @@ def snapshots(site: Site, tmp_path: Path) -> Path:
 def test_home_restored_elsewhere_reads_the_same(
     site: Site, snapshots: Path, tmp_path: Path, log: Path
 ) -> None:
-    """All that stood in the WAL is there, secrets open, the administrator logs in."""
+    """All that was in the WAL is there, secrets open, the administrator logs in."""
     target = tmp_path / "restored"
 
     restore = ("restore", "latest", "--to", target, "--key-file", key_of(site.home))
@@ -62,7 +62,7 @@ def test_home_that_stands_in_the_wal_alone_comes_back(tmp_path: Path, log: Path)
         client = Client(server.url)
         client.set_up()
         client.log_in()
-        client.create_one_of_each(MARKER)
+        client.create_each(MARKER)
         listings = client.listings()
         server.kill()
     database = home / "db" / "sagewai.db"
@@ -91,7 +91,7 @@ def test_home_restored_in_its_place_keeps_its_fleet(
     with running(site.home, log) as server:
         client = Client(server.url)
         client.log_in()
-        client.create_one_of_each("regretted")
+        client.create_each("regretted")
         server.kill()
 
     key = tmp_path / "escrow.key"

@@ -1,4 +1,4 @@
-"""`migrate-layout` beside the real Sagewai's own migration, on copies of the same home."""
+"""`migrate-layout` next to the real Sagewai's own migration, on copies of the same home."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def flat(home: Path) -> None:
         put(home / name, KEY if name == "master.key" else b"{}")
 
 
-def half(home: Path) -> None:
+def interrupted(home: Path) -> None:
     """Leave two of the four at the root."""
     flat(home)
     for name in ("connections.json", "master.key"):
@@ -71,7 +71,7 @@ def run_script(directory: Path, code: str, home: Path, variables: Mapping[str, s
     run_in_sagewai(script, env={**variables, "SAGEWAI_HOME": str(home)})
 
 
-@pytest.mark.parametrize("shape", [flat, half, only_key])
+@pytest.mark.parametrize("shape", [flat, interrupted, only_key])
 def test_clean_home_gets_what_sagewai_would_make(
     tmp_path: Path, shape: Callable[[Path], None]
 ) -> None:

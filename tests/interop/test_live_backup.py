@@ -71,7 +71,7 @@ def test_live_home_comes_back_as_it_was_at_one_moment(
     kept[WRITER] = numbers_in(found["sessions"], WRITER)
     for name, numbers in kept.items():
         assert numbers == list(range(len(numbers)))
-        # One more than was acknowledged may be under way.
+        # One more than was acknowledged may be in progress.
         assert earlier[name] <= len(numbers) <= later[name] + 1
 
     # The database is one transaction boundary: of a number, the session comes first.

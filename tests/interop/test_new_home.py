@@ -47,7 +47,7 @@ def test_real_server_lives_in_a_home_from_init(tmp_path: Path, log: Path) -> Non
         server.start()
         client = Client(server.url)
         client.log_in()
-        client.create_one_of_each(MARKER)
+        client.create_each(MARKER)
 
     assert key_of(home).read_bytes() == key
     assert stat.S_IMODE(key_of(home).stat().st_mode) == 0o600
@@ -68,7 +68,7 @@ def test_real_server_makes_the_key_that_init_left_out(tmp_path: Path, log: Path)
         client = Client(server.url)
         client.set_up()
         client.log_in()
-        client.create_one_of_each(MARKER)
+        client.create_each(MARKER)
 
     assert stat.S_IMODE(key_of(home).stat().st_mode) == 0o600
     assert f'"{MARKER}-key"' in json.dumps(read_home(home)["providers"])

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.interop
 
 @pytest.mark.parametrize("name", real_homes.NAMES)
 def test_restored_home_is_used_like_the_one_it_came_from(name: str, tmp_path: Path) -> None:
-    """Server, login and stores give on the restored home what they give on the original."""
+    """Server, login and stores return on the restored home what they return on the original."""
     home = real_homes.unpack(name, tmp_path)
     key = next(path for path in (key_of(home), home / "master.key") if path.exists())
     snapshots = tmp_path / "snapshots"

@@ -54,7 +54,7 @@ def test_reading_opens_every_sealed_value(site: Site) -> None:
 
 
 def test_killed_server_leaves_its_rows_in_the_wal(site: Site, tmp_path: Path) -> None:
-    """The site is what a power cut leaves: the main file alone lacks what the API was told."""
+    """The site is what a power cut leaves: the main file alone lacks what the API was given."""
     query = f"SELECT pool FROM fleet_tasks WHERE pool = '{MARKER}'"
     main_file_alone = tmp_path / "home"
     (main_file_alone / "db").mkdir(parents=True)
@@ -65,7 +65,7 @@ def test_killed_server_leaves_its_rows_in_the_wal(site: Site, tmp_path: Path) ->
 
 
 def test_killed_server_starts_again_with_everything(site: Site, log: Path) -> None:
-    """A restart in place lists what stood there and reveals the profile's secrets."""
+    """A restart in place lists the previous content and reveals the profile's secrets."""
     with running(site.home, log) as server:
         client = Client(server.url)
         client.log_in()

@@ -1,4 +1,4 @@
-"""Options of `restore` that change what the real Sagewai accepts of what came back."""
+"""Options of `restore` that change what the real Sagewai accepts of a restored home."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def snapshots(site: Site, tmp_path: Path) -> Path:
 def test_rebound_fleet_is_seen_elsewhere(
     site: Site, snapshots: Path, tmp_path: Path, log: Path
 ) -> None:
-    """`--rebind-fleet` gives workers, tasks and keys to the organisation of the new path."""
+    """`--rebind-fleet` assigns workers, tasks and keys to the organisation of the new path."""
     target = tmp_path / "restored"
 
     restore = ("restore", "latest", "--to", target, "--rebind-fleet")

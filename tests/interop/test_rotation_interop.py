@@ -23,7 +23,7 @@ NO_SNAPSHOT = ("--no-snapshot", "--yes")
 
 
 def rotated(home: Path, *options: str | Path) -> dict[str, object]:
-    """Rotate a home and give what was said of it."""
+    """Rotate a home and return what was reported of it."""
     done = program.call(home, "keys", "rotate", *options)
     assert done.code == 0, (done.answer, done.errors)
     return done.result
@@ -42,7 +42,7 @@ def test_a_home_that_was_written_to_until_it_was_killed(site: Site, tmp_path: Pa
         client = Client(server.url)
         client.log_in()
         assert client.listings() == site.listings
-        client.create_one_of_each("after")
+        client.create_each("after")
         server.stop()
     assert lacking(read_home(site.home), site.reading) == []
     checked = program.call(site.home, "keys", "check").result
@@ -85,7 +85,7 @@ def test_a_key_of_the_environment(site: Site) -> None:
 
 
 def test_what_sagewais_own_rotation_tore_apart_is_joined(site: Site, tmp_path: Path) -> None:
-    """Sagewai 1.0.1 seals profiles anew and nothing else; with its old key all comes together."""
+    """Sagewai 1.0.1 seals profiles again and nothing else; with its old key all comes together."""
     old = tmp_path / "old.key"
     old.write_bytes(key_of(site.home).read_bytes())
     sagewai = environment.python_of_sagewai().with_name("sagewai")

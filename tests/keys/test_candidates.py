@@ -1,4 +1,4 @@
-"""Finding the master keys at hand and what Sagewai would think of each."""
+"""Finding the master keys available and what Sagewai would think of each."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def put(path: Path, content: bytes = KEY, mode: int = 0o600) -> None:
 
 
 def test_fingerprint_never_changes() -> None:
-    """It stands in every snapshot: 16 hex digits of an HMAC over a fixed text."""
+    """It is stored in every snapshot: 16 hex digits of an HMAC over a fixed text."""
     assert fingerprint(KEY) == "231adfe2bfbbe2c3"
     assert fingerprint(OTHER) != fingerprint(KEY)
 
@@ -59,15 +59,15 @@ def test_sources_come_in_the_order_of_sagewai(
         home, {"SAGEWAI_MASTER_KEY": KEY.decode()}, key_file=tmp_path / "given.key"
     )
 
-    assert [(one.source, one.value, one.problem) for one in found] == [
+    assert [(each.source, each.value, each.problem) for each in found] == [
         ("--key-file", OTHER, ""),
         ("SAGEWAI_MASTER_KEY", KEY, ""),
         ("keyring", OTHER, ""),
         ("secrets/master.key", KEY, ""),
         ("master.key", OTHER, ""),
     ]
-    assert [one.is_file for one in found] == [True, False, False, True, True]
-    assert [one.path for one in found][3:] == [home.master_key, home.legacy_master_key]
+    assert [each.is_file for each in found] == [True, False, False, True, True]
+    assert [each.path for each in found][3:] == [home.master_key, home.legacy_master_key]
 
 
 def keyring(monkeypatch: pytest.MonkeyPatch, answer: object) -> None:
@@ -89,7 +89,7 @@ def test_empty_home_has_no_candidates(home: Home) -> None:
 def test_keyring_is_asked_for_the_entry_of_sagewai(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Service and user are Sagewai's; without an environment nobody asks."""
+    """Service and user are Sagewai's; without an environment none is asked."""
     asked: list[tuple[str, ...]] = []
     keyring(monkeypatch, lambda *names: asked.append(names))
 
@@ -144,7 +144,7 @@ def test_keyring_that_is_not_installed_is_not_there(
         (b"+/" + KEY[2:], 0o600, b"+/" + KEY[2:], ""),
     ],
 )
-def test_key_file_is_judged_as_sagewai_judges_it(
+def test_key_file_is_checked_as_sagewai_checks_it(
     content: bytes, mode: int, value: bytes, problem: str, home: Home
 ) -> None:
     """A mode that lets others in spoils the key for Sagewai, not for us."""
@@ -185,7 +185,7 @@ def test_dangling_link_is_no_source(home: Home) -> None:
     home.master_key.symlink_to("nowhere")
     put(home.legacy_master_key)
 
-    assert [one.source for one in find_candidates(home, NO_KEYRING)] == ["master.key"]
+    assert [each.source for each in find_candidates(home, NO_KEYRING)] == ["master.key"]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_dangling_link_is_no_source(home: Home) -> None:
 def test_variable_is_taken_with_its_blanks(
     value: str, key: bytes, problem: str, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sagewai strips the file but not the variable; we open values with the key all the same."""
+    """Sagewai strips the file but not the variable; we open values with the key anyway."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
 
     (found,) = find_candidates(home, {"SAGEWAI_MASTER_KEY": value})
@@ -216,7 +216,7 @@ def test_empty_variable_is_not_set(home: Home, monkeypatch: pytest.MonkeyPatch) 
 
     found = find_candidates(home, {"SAGEWAI_MASTER_KEY": ""})
 
-    assert [one.source for one in found] == ["secrets/master.key"]
+    assert [each.source for each in found] == ["secrets/master.key"]
 
 
 def test_refused_first_source_is_resolved_but_not_accepted(home: Home) -> None:
@@ -251,7 +251,7 @@ def test_keys_that_the_caller_brings_are_not_sagewais(home: Home, tmp_path: Path
         key_from_bytes("archive", KEY),
     )
 
-    assert [one.fingerprint for one in found] == [fingerprint(KEY)] * 2
+    assert [each.fingerprint for each in found] == [fingerprint(KEY)] * 2
     assert configured_key(found) is None
 
 
@@ -269,7 +269,7 @@ def test_key_file_of_the_caller_must_hold_a_key(
         find_candidates(home, {}, key_file=tmp_path / "given.key")
 
 
-def test_key_file_that_cannot_be_read_is_told_apart(
+def test_key_file_that_cannot_be_read_is_distinguished(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Missing is exit 10, forbidden is exit 14."""
@@ -297,7 +297,7 @@ def test_key_given_from_elsewhere_is_checked_as_well() -> None:
 
 
 def test_key_is_not_shown(home: Home) -> None:
-    """A candidate in a log or a traceback gives nothing away."""
+    """A candidate in a log or a traceback discloses nothing."""
     put(home.master_key)
 
     assert KEY.decode() not in repr(find_candidates(home, {}))

@@ -55,10 +55,10 @@ def sealed(identity: pyrage.x25519.Identity) -> Escrow:
     return seal_key(Candidate("secrets/master.key", KEY), [str(identity.to_public())])
 
 
-def test_each_recipient_opens_the_key_and_nobody_else(identity: pyrage.x25519.Identity) -> None:
+def test_each_recipient_opens_the_key_and_no_other(identity: pyrage.x25519.Identity) -> None:
     """Any one of them; one named twice counts once."""
     second = pyrage.x25519.Identity.generate()
-    names = [str(one.to_public()) for one in (identity, second, identity)]
+    names = [str(each.to_public()) for each in (identity, second, identity)]
 
     sealed = seal_key(Candidate("x", KEY), names)
 
@@ -70,7 +70,7 @@ def test_each_recipient_opens_the_key_and_nobody_else(identity: pyrage.x25519.Id
 
 
 def test_neither_key_nor_identity_is_in_what_is_shown(sealed: Escrow) -> None:
-    """A traceback or a log tells nothing."""
+    """A traceback or a log reports nothing."""
     assert KEY.decode() not in repr(sealed)
     assert "AGE-SECRET" not in repr(sealed)
 
@@ -78,7 +78,7 @@ def test_neither_key_nor_identity_is_in_what_is_shown(sealed: Escrow) -> None:
 def test_a_written_key_is_private_and_opens(
     sealed: Escrow, identity: pyrage.x25519.Identity, tmp_path: Path
 ) -> None:
-    """Whatever the umask; nothing else is left beside it."""
+    """Whatever the umask; nothing else is left next to it."""
     before = os.umask(0)
     try:
         write_key(tmp_path / "key.age", sealed)
@@ -90,16 +90,16 @@ def test_a_written_key_is_private_and_opens(
     assert [path.name for path in tmp_path.iterdir()] == ["key.age"]
 
 
-def test_the_sheet_alone_gives_the_key_back(
+def test_the_sheet_alone_recovers_the_key(
     sealed: Escrow, home: Home, identity: pyrage.x25519.Identity, tmp_path: Path
 ) -> None:
-    """With the identity; it says what, when, of which home, for whom and what to do."""
+    """With the identity; it names what, when, of which home, for whom and what to do."""
     write_sheet(tmp_path / "sheet.txt", sealed, home, MOMENT)
 
     text = (tmp_path / "sheet.txt").read_text()
     assert pyrage.decrypt(ciphertext_of(text), [identity]) == KEY
     assert (tmp_path / "sheet.txt").stat().st_mode & 0o777 == 0o600
-    for told in (
+    for output in (
         sealed.key.fingerprint,
         str(home.root),
         "2026-05-04 03:02 UTC",
@@ -107,7 +107,7 @@ def test_the_sheet_alone_gives_the_key_back(
         "age -d -i IDENTITY",
         f"install -m 0600 master.key {home.master_key}",
     ):
-        assert told in text
+        assert output in text
     assert KEY.decode() not in text
     assert "AGE-SECRET" not in text
 
@@ -116,7 +116,7 @@ def test_the_sheet_alone_gives_the_key_back(
 def test_the_instructions_of_a_sheet_can_be_followed_to_the_letter(
     identity: pyrage.x25519.Identity, tmp_path: Path
 ) -> None:
-    """Wherever the home is, also if its secrets are gone: every command on it does what it says."""
+    """Wherever the home is, also without its secrets: every command on it works."""
     built = small(tmp_path / "a home's")
     home = locate(built.root, {})
     sealed = seal_key(find_candidates(home, {})[0], [str(identity.to_public())])
@@ -132,29 +132,31 @@ def test_the_instructions_of_a_sheet_can_be_followed_to_the_letter(
     commands = [line.strip() for line in steps.splitlines() if line.startswith("     ")]
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
 
-    said = [
+    outputs = [
         subprocess.run(
             ["sh", "-c", line], cwd=tmp_path, env=path, capture_output=True, text=True, check=False
         )
         for line in commands
     ]
 
-    assert [one.returncode for one in said] == [0, 4, 0, 0], said  # what it opens is not lost yet
-    assert re.search(rf"key file +{sealed.key.fingerprint}", said[1].stdout)
+    assert [each.returncode for each in outputs] == [0, 4, 0, 0], (
+        outputs
+    )  # what it opens is not lost yet
+    assert re.search(rf"key file +{sealed.key.fingerprint}", outputs[1].stdout)
     assert built.master_key.read_bytes() == built.master_keys[0]
     assert built.master_key.stat().st_mode & 0o777 == 0o600
     assert built.master_key.parent.stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.parametrize(("source", "is_told"), [(ENVIRONMENT, True), (MASTER_KEY, False)])
-def test_a_sheet_says_where_sagewai_looks_first(home: Home, source: str, *, is_told: bool) -> None:
-    """A file beside a variable would be of no use."""
+@pytest.mark.parametrize(("source", "is_named"), [(ENVIRONMENT, True), (MASTER_KEY, False)])
+def test_a_sheet_says_where_sagewai_looks_first(home: Home, source: str, *, is_named: bool) -> None:
+    """A file next to a variable would be of no use."""
     key = Candidate(source, KEY)
     recipient = str(pyrage.x25519.Identity.generate().to_public())
 
     text = sheet_of(seal_key(key, [recipient]), home, MOMENT)
 
-    assert (f"It came from {source}" in text) is is_told
+    assert (f"It came from {source}" in text) is is_named
 
 
 def test_a_sheet_is_plain_text_of_a_pages_width(sealed: Escrow, tmp_path: Path) -> None:
@@ -198,7 +200,7 @@ def test_what_does_not_open_again_never_gets_its_name(
     ],
 )
 def test_a_sheet_without_a_whole_block_is_refused(text: str) -> None:
-    """Cut or smudged paper is told from a wrong key."""
+    """Cut or smudged paper is distinguished from a wrong key."""
     with pytest.raises(DamagedError, match="recovery sheet"):
         ciphertext_of(text)
 

@@ -122,7 +122,7 @@ def test_connections_and_profiles_are_known_by_their_fields() -> None:
 
 
 def test_pointer_follows_its_standard() -> None:
-    """A slash or a tilde in a name is escaped as RFC 6901 says."""
+    """A slash or a tilde in a name is escaped as in RFC 6901."""
     profiles = {"profiles": [{"secrets": {"a/b~c": TOKEN}}]}
 
     assert found_in("profiles.json", profiles)[0][0] == "/profiles/0/secrets/a~1b~0c"
@@ -138,8 +138,8 @@ def test_document_outside_the_home_is_named_by_its_standard_place() -> None:
 
 
 @pytest.mark.parametrize("broken", [b'{"a": "%s", ', b"\xff %s", b"[" * 200_000 + b'"%s"'])
-def test_values_of_a_broken_document_are_found_by_their_look(broken: bytes) -> None:
-    """A torn document still says how much is sealed in it, by offset."""
+def test_values_of_a_broken_document_are_found_by_their_shape(broken: bytes) -> None:
+    """A torn document still reports how much is sealed in it, by offset."""
     content = broken % TOKEN.encode() if broken.count(b"%") else broken
 
     (value,) = in_documents({"config/connections.json": content})
@@ -256,5 +256,5 @@ def test_tables_and_columns_of_an_older_home_may_be_missing(
 
 
 def test_value_is_not_shown() -> None:
-    """Not even sealed text stands in a log or a traceback."""
+    """Not even sealed text is in a log or a traceback."""
     assert "gAAAA" not in repr(SealedValue("place", "where", TOKEN))

@@ -37,7 +37,7 @@ def connection() -> Iterator[sqlite3.Connection]:
 def found_in(document: str, content: object) -> dict[str, Habit]:
     """Find in one document: what Sagewai does, by pointer."""
     found = plain_in_documents({document: json.dumps(content).encode()})
-    return {one.where: one.habit for one in found}
+    return {each.where: each.habit for each in found}
 
 
 def connected(protocol: str, data: object, **record: Any) -> dict[str, Habit]:
@@ -48,7 +48,7 @@ def connected(protocol: str, data: object, **record: Any) -> dict[str, Habit]:
 
 
 def test_a_providers_fields_are_found_at_any_depth_of_its_config() -> None:
-    """In dictionaries and lists; empty, sealed and other values are none."""
+    """In dictionaries and lists; empty, sealed and other values are not."""
     config = {
         "api_key": "a",
         "list": [{"token": "b"}, {"token": SEALED}, {"key": "c"}],
@@ -77,7 +77,7 @@ def test_what_sagewai_never_seals_in_its_state_is_a_note() -> None:
         "connectors": [{"api_key": "e"}],
         "triggers": [{"signing_secret": "f"}],
         "sealed": {"vault": {"auth_config": {"token": "g"}}},
-        "agents": [{"token": "somebody's word"}],
+        "agents": [{"token": "another word"}],
         "active_tokens": [{"hash": "h"}],
     }
 
@@ -134,7 +134,7 @@ def test_credentials_of_mcp_are_a_finding_once_a_test_succeeded() -> None:
 
 
 def test_a_backends_own_tokens_are_notes_and_references_are_nothing() -> None:
-    """Where a secret lies elsewhere, its name is no secret."""
+    """Where a secret is stored elsewhere, its name is no secret."""
     vault = {"kind": "vault", "config": {"auth": {"mode": "token", "token": "a", "secret_id": "b"}}}
     env = {"kind": "env", "config": {"field_to_env": {"password": "MQTT_PASSWORD"}}}
 
@@ -158,7 +158,7 @@ def test_a_profiles_secrets_are_findings_and_its_environment_is_nothing() -> Non
     "content",
     [b"", b"{", b"\xff", b"7", b'"token"', b"[1]", b'{"connections": ["x"], "providers": 1}'],
 )
-def test_documents_of_any_shape_are_looked_at(content: bytes) -> None:
+def test_documents_of_any_shape_are_searched(content: bytes) -> None:
     """What is odd holds nothing, and is no error here."""
     names = ("config/admin-state.json", "config/connections.json", "secrets/profiles.json")
 
@@ -189,7 +189,7 @@ def test_old_copies_are_notes_for_what_sagewai_seals_or_hashes_today() -> None:
     )
 
     found = [*copies]
-    assert sorted((one.place, one.where) for one in found if one.habit is Habit.COPY) == [
+    assert sorted((each.place, each.where) for each in found if each.habit is Habit.COPY) == [
         ("config/.connections.ab12cd_x.tmp", "/connections/0/protocol_data/password"),
         (state, "/active_token"),
         (state, "/active_tokens/0"),
@@ -198,7 +198,7 @@ def test_old_copies_are_notes_for_what_sagewai_seals_or_hashes_today() -> None:
         (leftover, "/active_token"),
         ("secrets/profiles.json.legacy-x", "/profiles/0/secrets/K"),
     ]
-    assert not any(one.finding for one in found)
+    assert not any(each.finding for each in found)
 
 
 def test_token_under_a_key_of_somebodys_own_is_no_plaintext(
@@ -214,10 +214,10 @@ def test_token_under_a_key_of_somebodys_own_is_no_plaintext(
 
     found = [*plain_in_database(connection)]
 
-    assert [one.where for one in found] == ["b/smtp_password"]
+    assert [each.where for each in found] == ["b/smtp_password"]
 
 
-def test_columns_are_judged_like_documents(connection: sqlite3.Connection) -> None:
+def test_columns_are_checked_like_documents(connection: sqlite3.Connection) -> None:
     """Rows are named by their keys; the slash of an id is part of it."""
     connection.executescript(
         """
@@ -252,17 +252,17 @@ def test_a_built_homes_secrets_are_found_where_they_were_planted(tmp_path: Path)
     """Each of the places that are looked at, and none that holds no secret."""
     built = small(tmp_path / "home")
     elsewhere = ("sessions.", "llm_providers.", "fleet/")  # docs/keys.md: not looked at
-    unnamed = ("extra_header", "signing_salt")  # fields whose names say nothing
+    unnamed = ("extra_header", "signing_salt")  # fields whose names mean nothing
     expected = [
-        one
-        for one in built.secrets
-        if not one.place.startswith(elsewhere) and not one.where.endswith(unnamed)
+        each
+        for each in built.secrets
+        if not each.place.startswith(elsewhere) and not each.where.endswith(unnamed)
     ]
 
     found = [*plain_in_documents(read_documents(locate(built.root, {})))]
     with open_read_transaction(built.database) as pin:
         found += plain_in_database(pin.connection)
 
-    places = sorted(one.place.rpartition("/")[2] for one in found)
-    assert places == sorted(one.place for one in expected)
-    assert not any(one.value in repr(found) for one in expected)
+    places = sorted(each.place.rpartition("/")[2] for each in found)
+    assert places == sorted(each.place for each in expected)
+    assert not any(each.value in repr(found) for each in expected)

@@ -70,7 +70,7 @@ def site(
 
 
 def on_server(postgres: Server, database: str) -> str:
-    """Give all that the server holds that may be sealed, as one text."""
+    """Return all that the server holds that may be sealed, as one text."""
     return "\n".join(
         str(cell)
         for table, column in ROWS.items()
@@ -79,7 +79,7 @@ def on_server(postgres: Server, database: str) -> str:
 
 
 def without_tokens(text: str) -> list[str]:
-    """Give the lines of a text with every token taken out, sorted."""
+    """Return the lines of a text with every token taken out, sorted."""
     return sorted(re.sub(r"fernet:[A-Za-z0-9_=-]+", "", line) for line in text.splitlines())
 
 
@@ -106,19 +106,19 @@ def test_what_is_on_the_server_is_checked(
 
     answer = call("--home", home, "keys", "check", "--json")
 
-    on_it = [one for one in answer.result["values"] if one["where"].startswith("server:")]
-    places = {one["place"] for one in on_it}
+    on_it = [each for each in answer.result["values"] if each["where"].startswith("server:")]
+    places = {each["place"] for each in on_it}
     assert places == {
         "project.data_key_ref",
         "provider.data",
         "admin_resources.data",
         "connection.protocol_data",
     }
-    assert any(one["through_project"] for one in on_it)
+    assert any(each["through_project"] for each in on_it)
     assert answer.result["sealed"]["unopened"] == []
     assert answer.result["unread"] == {}
-    clear = [one for one in answer.result["plaintext"] if one["where"].startswith("server:")]
-    assert any(one["finding"] and one["where"].endswith("/config/api_key") for one in clear)
+    clear = [each for each in answer.result["plaintext"] if each["where"].startswith("server:")]
+    assert any(each["finding"] and each["where"].endswith("/config/api_key") for each in clear)
     assert "in-the-clear" not in answer.out
 
 
@@ -132,7 +132,7 @@ def test_an_empty_server_and_one_of_others_hold_nothing(
 
     answer = call("--home", home, "keys", "check", "--json")
 
-    assert not [one for one in answer.result["values"] if one["where"].startswith("server:")]
+    assert not [each for each in answer.result["values"] if each["where"].startswith("server:")]
     assert answer.result["unread"] == {}
     postgres.drop(empty)
 
@@ -159,13 +159,13 @@ def test_both_databases_and_the_documents_are_exchanged(
     assert without_tokens(new) == without_tokens(old)
     checked = call("--home", home, "keys", "check", "--json").result
     assert checked["lost_to_sagewai"] == 0
-    assert {one["fingerprint"] for one in checked["values"]} == {fingerprint(new_key)}
+    assert {each["fingerprint"] for each in checked["values"]} == {fingerprint(new_key)}
 
 
 def test_columns_of_another_type_are_exchanged_too(
     site: tuple[Path, str], moved: tuple[BuiltHome, str], postgres: Server
 ) -> None:
-    """Somebody made them jsonb or varchar; the cell keeps its type."""
+    """An administrator made them jsonb or varchar; the cell keeps its type."""
     home, database = site
     built, _ = moved
     postgres.run(
@@ -248,7 +248,7 @@ def test_killed_after_the_servers_commit_it_is_finished(
 def test_a_server_that_goes_away_takes_nothing_along(
     site: tuple[Path, str], moved: tuple[BuiltHome, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the middle: the home's own database is taken back as soon as the server is there again."""
+    """In the middle: the home's own database is undone as soon as the server is there again."""
     home, _database = site
     built, _ = moved
     calls = []

@@ -44,7 +44,7 @@ DOCUMENTS = st.recursive(
 
 
 def opened(token: bytes, *keys: bytes) -> tuple[bytes, int]:
-    """Open a token with one of some keys, and give its time too."""
+    """Open a token with one of some keys, and return its time too."""
     bare = token.removeprefix(b"fernet:")
     for key in keys:
         try:
@@ -56,7 +56,7 @@ def opened(token: bytes, *keys: bytes) -> tuple[bytes, int]:
 
 @settings(max_examples=150)
 @drawn(DOCUMENTS, st.booleans(), st.sampled_from([None, 2]))
-def test_what_is_sealed_anew_opens_to_the_same(
+def test_a_re_encrypted_value_opens_to_the_same(
     document: object,
     is_ascii: bool,  # noqa: FBT001 - drawn
     indent: int | None,
@@ -82,8 +82,8 @@ def test_what_is_sealed_anew_opens_to_the_same(
 
 @settings(max_examples=80)
 @drawn(DOCUMENTS)
-def test_the_way_back_is_exact(document: object) -> None:
-    """The table backwards gives the very bytes; twice is as once in either direction."""
+def test_the_reverse_is_exact(document: object) -> None:
+    """The table backwards returns the very bytes; twice is as once in either direction."""
     content = json.dumps(document).encode()
     table = reencrypt_values(in_copy("copy", content), CANDIDATES, NEW).tokens
     back = {new: old for old, new in table.items()}
@@ -104,7 +104,7 @@ def test_what_is_under_the_new_key_already_stays() -> None:
 
 
 def test_a_token_with_a_blank_behind_it_is_exchanged_too() -> None:
-    """Edited by hand; Sagewai opens it all the same."""
+    """Edited by hand; Sagewai opens it anyway."""
     token = "fernet:" + sealing.token(MASTERS[0], b"by hand", b"v" * 16)
     content = json.dumps({"connections": [{"protocol_data": {"password": token + " "}}]}).encode()
 
@@ -116,7 +116,7 @@ def test_a_token_with_a_blank_behind_it_is_exchanged_too() -> None:
 
 
 def test_tokens_within_a_text_within_a_text_are_exchanged() -> None:
-    """JSON as a string of JSON: the same token is in the table because it stands elsewhere."""
+    """JSON as a string of JSON: the same token is in the table once for each place."""
     token = "fernet:" + sealing.token(MASTERS[0], b"twice", b"v" * 16)
     content = json.dumps({"a": token, "b": json.dumps({"c": token})}).encode()
 
@@ -132,7 +132,7 @@ def test_a_key_that_opens_nothing_makes_an_empty_table() -> None:
     made = reencrypt_values([SealedValue("p", "w", token)], (Candidate("other", MASTERS[1]),), NEW)
 
     assert made.tokens == {}
-    assert [one.where for one in made.report.unopened] == ["w"]
+    assert [each.where for each in made.report.unopened] == ["w"]
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_cells_keep_their_storage_class_and_leave_no_trace(database: Path) -> No
 
 
 def test_a_database_that_is_held_is_left_alone(database: Path) -> None:
-    """A writer holds it: nothing changes, and the error says so."""
+    """A writer holds it: nothing changes, and the error names it."""
     before = database.read_bytes()
     other = sqlite3.connect(database, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

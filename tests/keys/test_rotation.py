@@ -43,7 +43,7 @@ from sagewai_ops.operations.check_keys import check_keys
 from sagewai_ops.operations.rotate_keys import Options, Rotation, rotate
 from sagewai_ops.swap.pending import pending_operations
 from small_homes import everything_of, small
-from unprivileged import NOBODY, reachable_directory, unprivileged
+from unprivileged import NO_USER, reachable_directory, unprivileged
 
 OTHER = b"b3RoZXIgbWFzdGVyIGtleSBvdGhlciBtYXN0ZXIga2U="
 
@@ -67,15 +67,15 @@ def turn(root: Path, environment: dict[str, str] | None = None, **options: objec
 
 
 def test_a_rotation_tells_how_far_it_is(built: BuiltHome) -> None:
-    """What is sealed anew and what is opened afterwards, in values."""
-    told: dict[str, list[int]] = {}
+    """What is sealed again and what is opened afterwards, in values."""
+    output: dict[str, list[int]] = {}
 
     home = locate(built.root, {})
-    rotate(home, {}, Options(), progress=lambda stage, done, total: told.setdefault(
+    rotate(home, {}, Options(), progress=lambda stage, done, total: output.setdefault(
         stage, [total]).append(done))  # fmt: skip
 
-    assert set(told) == {"re-encrypt", "check keys"}
-    for total, *done in told.values():
+    assert set(output) == {"re-encrypt", "check keys"}
+    for total, *done in output.values():
         assert done == [*range(1, total + 1)]
 
 
@@ -85,7 +85,7 @@ def values_of(built: BuiltHome, key: bytes) -> list[str]:
 
 
 def contents_of(root: Path) -> dict[str, tuple[int, bytes | str]]:
-    """Give modes and contents; a look at a database leaves its directory's time another."""
+    """Return modes and contents; a look at a database leaves its directory's time another."""
     return {path: (mode, content) for path, (mode, _time, content) in everything_of(root).items()}
 
 
@@ -109,7 +109,7 @@ def test_rotate_then_open_equals_before(
         (built.root / "secrets").mkdir(exist_ok=True)
         for number, key in enumerate(built.master_keys[1:]):
             (built.root / f"secrets/master.key.legacy-{number}").write_bytes(key)
-        before = sorted(one.plaintext for one in built.sealed)
+        before = sorted(each.plaintext for each in built.sealed)
         closed = sum(text == CLOSED for text in opened(built.root, OTHER, built.data_keys.values()))
 
         done = turn(built.root)
@@ -125,12 +125,12 @@ def test_rotate_then_open_equals_before(
         assert not found.report.unopened
 
 
-def test_every_place_is_sealed_anew(tmp_path: Path) -> None:
+def test_every_place_is_re_encrypted(tmp_path: Path) -> None:
     """Documents, columns, wrapped data keys, old copies; values under data keys stay."""
     built = small(tmp_path / "home", rows=3, leftovers=True)
     shutil.copy(built.profiles, f"{built.profiles}.legacy-20260101T000000Z")
     shutil.copy(built.admin_state, f"{built.admin_state}.bak-v2-20260101T000000_000000-abcdef")
-    through = [one for one in built.sealed if one.key_name.startswith("project:")]
+    through = [each for each in built.sealed if each.key_name.startswith("project:")]
 
     done = turn(built.root)
 
@@ -153,7 +153,7 @@ def test_every_place_is_sealed_anew(tmp_path: Path) -> None:
     assert done.through_projects == len(through) > 0
     with contextlib.closing(sqlite3.connect(built.database)) as connection:
         stored = connection.execute("SELECT group_concat(data) FROM provider").fetchone()[0]
-    assert all(one.token in stored for one in through if one.place == "provider.data")
+    assert all(each.token in stored for each in through if each.place == "provider.data")
 
 
 def test_modes_and_the_rest_of_the_home_stay(built: BuiltHome) -> None:
@@ -188,7 +188,7 @@ def test_without_a_snapshot_the_old_key_is_kept_beside(built: BuiltHome) -> None
 
 
 def test_the_snapshot_has_the_old_key_and_the_old_values(built: BuiltHome, tmp_path: Path) -> None:
-    """Encrypted, and taken before anything changed; then nothing is kept beside."""
+    """Encrypted, and taken before anything changed; then nothing is kept next to."""
     recipient, identity = temporary_identity()
     state = built.admin_state.read_bytes()
     sealed = BackupOptions(encryption=Encryption(recipients=(recipient,)), custody="sealed")
@@ -286,7 +286,7 @@ def test_whose_key_is_kept_elsewhere_gets_none_into_the_home(
 def test_a_key_of_the_keyring_says_what_to_do_there(
     built: BuiltHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The keyring is never written to; its two commands are told."""
+    """The keyring is never written to; its two commands are reported."""
     built.master_key.unlink()
     module = types.ModuleType("keyring")
     module.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]
@@ -302,7 +302,7 @@ def test_a_key_of_the_keyring_says_what_to_do_there(
 
 
 def test_a_key_at_the_root_is_exchanged_there(tmp_path: Path) -> None:
-    """In a flat home Sagewai reads that file, and no other comes to stand before it."""
+    """In a flat home Sagewai reads that file, and no other has priority."""
     built = small(tmp_path / "home", layout="flat")
 
     done = turn(built.root)
@@ -350,7 +350,7 @@ def test_a_link_to_where_one_may_not_write_needs_a_key_of_ones_own() -> None:
 
 
 def test_documents_outside_of_the_home_come_along(built: BuiltHome, tmp_path: Path) -> None:
-    """Where a variable puts them, with the copies beside them."""
+    """Where a variable puts them, with the copies next to them."""
     outside = tmp_path / "outside"
     outside.mkdir()
     shutil.copy(built.connections, outside / "connections.json")
@@ -373,7 +373,7 @@ def test_documents_outside_of_the_home_come_along(built: BuiltHome, tmp_path: Pa
 def test_what_no_key_opens_is_refused_or_left(tmp_path: Path) -> None:
     """Named by its place; left, it is as it was to the byte."""
     built = small(tmp_path / "home", keys=2)
-    lost = [one for one in built.sealed if one.key == built.master_keys[1]]
+    lost = [each for each in built.sealed if each.key == built.master_keys[1]]
     before = everything_of(built.root)
 
     with pytest.raises(KeyMissingError) as refusal:
@@ -388,11 +388,11 @@ def test_what_no_key_opens_is_refused_or_left(tmp_path: Path) -> None:
         path.read_bytes() for path in (built.admin_state, built.connections, built.profiles)
     )
     places = {"admin-state.json", "connections.json", "profiles.json"}
-    assert all(one.token.encode() in content for one in lost if one.place in places)
+    assert all(each.token.encode() in content for each in lost if each.place in places)
     assert fingerprint(new) == done.new.fingerprint
 
 
-def test_a_data_key_that_is_none_is_sealed_anew_all_the_same(tmp_path: Path) -> None:
+def test_a_value_that_is_no_data_key_is_re_encrypted_too(tmp_path: Path) -> None:
     """It opens, so it is nothing to refuse; under the old key it would be lost."""
     built = small(tmp_path / "home")
     token = sealing.token(built.master_keys[0], b"no key", b"v" * 16)
@@ -472,7 +472,7 @@ def test_a_directory_that_may_not_be_written_is_refused_at_once(part: str) -> No
 def test_a_value_that_appears_in_between_is_noticed(
     built: BuiltHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody who was not seen wrote with the old key: all is taken back."""
+    """Another process wrote with the old key: all is undone."""
     apply = rotation.apply
 
     def interfere(home: Home, *arguments: object, **options: object) -> None:
@@ -557,17 +557,17 @@ def test_homes_that_sagewai_wrote(real: Path) -> None:
     after = check_keys(home, {})
     assert after.report.total == before.total
     assert after.report.unopened == before.unopened == ()
-    assert {one.fingerprint for one in after.opened} == {done.new.fingerprint}
+    assert {each.fingerprint for each in after.opened} == {done.new.fingerprint}
 
 
 def test_a_restore_in_between_is_noticed(
     built: BuiltHome, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The key changed between the snapshot and the rotation: the snapshot would not have it."""
-    taking = create.create_snapshot
+    creating = create.create_snapshot
 
     def take(*arguments: object, **options: object) -> object:
-        report = taking(*arguments, **options)  # type: ignore[arg-type]
+        report = creating(*arguments, **options)  # type: ignore[arg-type]
         built.master_key.write_bytes(OTHER)
         return report
 
@@ -585,7 +585,7 @@ def test_a_restore_in_between_is_noticed(
 def test_root_leaves_what_it_writes_to_the_owner(built: BuiltHome) -> None:
     """A key of root's own, which Sagewai cannot read, would be replaced by Sagewai."""
     for path in (built.root, *built.root.rglob("*")):
-        os.lchown(path, NOBODY, NOBODY)
+        os.lchown(path, NO_USER, NO_USER)
     shutil.rmtree(built.master_key.parent)
     named = {"SAGEWAI_MASTER_KEY": built.master_keys[0].decode()}
 
@@ -593,7 +593,7 @@ def test_root_leaves_what_it_writes_to_the_owner(built: BuiltHome) -> None:
     turn(built.root)
 
     files = [path for path in built.root.rglob("*") if not path.name.endswith(("-wal", "-shm"))]
-    assert {(path.lstat().st_uid, path.lstat().st_gid) for path in files} == {(NOBODY, NOBODY)}
+    assert {(path.lstat().st_uid, path.lstat().st_gid) for path in files} == {(NO_USER, NO_USER)}
     assert built.master_key.stat().st_mode & 0o777 == 0o600
 
 
@@ -608,7 +608,7 @@ def test_a_link_that_leads_nowhere_is_no_key(tmp_path: Path) -> None:
     assert done.is_effective
 
 
-def test_a_link_that_leads_nowhere_makes_room(built: BuiltHome) -> None:
+def test_a_dangling_link_is_replaced(built: BuiltHome) -> None:
     """For the new key of a home whose key is in the environment."""
     built.master_key.unlink()
     built.master_key.symlink_to("nowhere")

@@ -42,7 +42,7 @@ def _unused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def values_of(home: Path, model: BuiltHome) -> list[str]:
-    """Open everything with the key that stands in the home."""
+    """Open everything with the key that is in the home."""
     if home == model.root:
         return once(home, model.master_keys[0], *model.data_keys.values())
     return opened(home, (home / "secrets/master.key").read_bytes(), model.data_keys.values())
@@ -55,7 +55,7 @@ def once(home: Path, key: bytes, *data_keys: bytes) -> list[str]:
 
 
 def contents_of(home: Path) -> dict[str, bytes | str]:
-    """Give a home's files without what this program keeps in it, and without times."""
+    """Return a home's files without what this program keeps in it, and without times."""
     return {
         path: content
         for path, (_mode, _time, content) in everything_of(home).items()
@@ -75,7 +75,7 @@ def recover(home: Home, environment: dict[str, str]) -> Recovery:
 
 
 def check_settled(home: Path, model: BuiltHome) -> str:
-    """Recover what is left, and see that all is under one key; give what the recovery answered."""
+    """Recover what is left, check that all is under one key; return the recovery's answer."""
     answer = recover(locate(home, {}), {}).outcome
     assert not pending_operations(home)
     assert values_of(home, model) == values_of(model.root, model)
@@ -93,7 +93,7 @@ def test_the_model_has_every_place(model: BuiltHome) -> None:
 
 
 def test_killed_at_any_step_it_is_under_one_key(model: BuiltHome, tmp_path: Path) -> None:
-    """Finished or taken back by the next run; killed before its journal, it is as it was."""
+    """Finished or undone by the next run; killed before its journal, it is as it was."""
     answers = set()
 
     def attempt(number: int) -> bool:
@@ -144,7 +144,7 @@ def test_killed_within_the_transaction_it_is_under_one_key(
 
 
 def test_failing_at_any_step_it_is_as_it_was(model: BuiltHome) -> None:
-    """One call fails and the next ones work: it is taken back by the same run, to the byte."""
+    """One call fails and the next ones work: it is undone by the same run, to the byte."""
     before = contents_of(model.root)
 
     def attempt(number: int) -> bool:
@@ -169,7 +169,7 @@ def test_failing_at_any_step_it_is_as_it_was(model: BuiltHome) -> None:
 
 
 def test_on_a_disk_that_stays_full_it_is_as_it_was_or_says_how_to_go_on(model: BuiltHome) -> None:
-    """Every call fails from one on: what could not be taken back is finished by --recover."""
+    """Every call fails from one on: what could not be undone is finished by --recover."""
     hints = set()
 
     def attempt(number: int) -> bool:
@@ -209,7 +209,7 @@ def test_a_recovery_that_is_killed_is_recovered(model: BuiltHome, tmp_path: Path
 
 
 def test_a_recovery_that_cannot_finish_takes_back(model: BuiltHome, tmp_path: Path) -> None:
-    """The documents cannot be written anew once: then nothing of them stays new."""
+    """The documents cannot be written again once: then nothing of them stays new."""
     home = tmp_path / "home"
     shutil.copytree(model.root, home, symlinks=True)
     killed_in_the_middle(home)
@@ -227,7 +227,7 @@ def test_a_recovery_that_cannot_finish_takes_back(model: BuiltHome, tmp_path: Pa
 def test_what_was_sealed_with_the_old_key_meanwhile_comes_along(
     model: BuiltHome, tmp_path: Path
 ) -> None:
-    """Somebody started Sagewai between the crash and the recovery."""
+    """Sagewai was started between the crash and the recovery."""
     home = tmp_path / "home"
     shutil.copytree(model.root, home, symlinks=True)
     killed_in_the_middle(home)
@@ -260,8 +260,8 @@ def test_a_strange_key_in_the_place_is_not_overwritten(model: BuiltHome, tmp_pat
     assert values_of(home, model) == values_of(model.root, model)
 
 
-def test_where_the_old_key_is_gone_there_is_no_way_back(model: BuiltHome, tmp_path: Path) -> None:
-    """Somebody took it away after the crash; the new one is the only key there is."""
+def test_without_the_old_key_nothing_is_rolled_back(model: BuiltHome, tmp_path: Path) -> None:
+    """It was removed after the crash; the new one is the only key there is."""
     home = tmp_path / "home"
     shutil.copytree(model.root, home, symlinks=True)
     killed_in_the_middle(home)

@@ -83,8 +83,8 @@ def test_every_planted_value_opens_with_its_key(built: BuiltHome, frozen: Path) 
         for key in built.master_keys
     }
     assert report.opened == len(built.sealed)
-    assert {one.fingerprint: one.values for one in report.by_key} == directly
-    assert sum(one.through_projects for one in report.by_key) == sum(
+    assert {each.fingerprint: each.values for each in report.by_key} == directly
+    assert sum(each.through_projects for each in report.by_key) == sum(
         value.key_name.startswith("project:") for value in built.sealed
     )
     assert report.unopened == (
@@ -99,19 +99,19 @@ def test_values_of_missing_keys_are_named(built: BuiltHome, frozen: Path) -> Non
     report = try_keys(read_documents(home), frozen, find_candidates(home, {}))
 
     closed = {value.token for value in built.sealed if value.key_name in ("master-1", "master-2")}
-    direct = [one for one in report.unopened if one.reason == NO_KEY]
+    direct = [each for each in report.unopened if each.reason == NO_KEY]
     assert len(direct) == len(closed)
-    assert {one.reason for one in report.unopened} == {NO_KEY, NO_DATA_KEY, NOT_SEALED}
+    assert {each.reason for each in report.unopened} == {NO_KEY, NO_DATA_KEY, NOT_SEALED}
     assert report.opened + len(report.unopened) == report.total == len(built.sealed) + 1
-    assert [one.source for one in report.by_key] == ["secrets/master.key"]
+    assert [each.source for each in report.by_key] == ["secrets/master.key"]
 
 
 def test_without_any_key_all_stay_closed() -> None:
-    """What is sealed is counted all the same."""
+    """What is sealed is counted anyway."""
     report = open_all([sealed(), data_key("p"), sealed(key=DATA_KEY, project="p")], ())
 
     assert (report.total, report.opened, report.by_key) == (3, 0, ())
-    assert [one.reason for one in report.unopened] == [NO_KEY, NO_KEY, NO_DATA_KEY]
+    assert [each.reason for each in report.unopened] == [NO_KEY, NO_KEY, NO_DATA_KEY]
 
 
 def test_nothing_sealed_is_nothing_wrong() -> None:
@@ -140,33 +140,33 @@ def test_project_value_under_no_known_key_is_not_blamed_on_its_data_key() -> Non
     """If the data key opens, something else is wrong with the value."""
     report = open_all([data_key("p"), sealed(key=OTHER, project="p")], [candidate(MASTER)])
 
-    assert [one.reason for one in report.unopened] == [NO_KEY]
+    assert [each.reason for each in report.unopened] == [NO_KEY]
 
 
 @pytest.mark.parametrize("plaintext", [b"", b"words", b"!" * 44, b"\xff" * 44])
-def test_data_key_that_is_none_is_said_to_be_none(plaintext: bytes) -> None:
+def test_value_that_is_no_data_key_is_reported(plaintext: bytes) -> None:
     """It opens, but nothing can be opened with it."""
     report = open_all(
         [data_key("p", plaintext=plaintext), sealed(key=DATA_KEY, project="p")],
         [candidate(MASTER)],
     )
 
-    assert [one.reason for one in report.unopened] == [NOT_A_KEY, NO_DATA_KEY]
+    assert [each.reason for each in report.unopened] == [NOT_A_KEY, NO_DATA_KEY]
 
 
 @pytest.mark.parametrize(
     "text",
     ["", "my own words", "é", "gAAAA", "A" * 100, seal(MASTER, b"x", VECTOR)[:-1], "gAAAAAAA" * 9],
 )
-def test_text_that_only_begins_like_a_sealed_value_is_told_apart(text: str) -> None:
-    """Somebody's own words, or a value that was cut, are no matter of keys."""
+def test_text_that_only_begins_like_a_sealed_value_is_distinguished(text: str) -> None:
+    """Other text, or a value that was cut, are no matter of keys."""
     report = open_all([SealedValue("place", "/x", f"fernet:{text}")], [candidate(MASTER)])
 
-    assert [one.reason for one in report.unopened] == [NOT_SEALED]
+    assert [each.reason for each in report.unopened] == [NOT_SEALED]
 
 
 def test_stray_counts_only_if_it_opens() -> None:
-    """Where Sagewai seals nothing, a prefix may be chance; a value that opens is none."""
+    """Where Sagewai seals nothing, a prefix may be chance; a value that opens is not."""
     strays = [
         sealed(role=Role.STRAY, where="/sealed"),
         sealed(role=Role.STRAY, key=OTHER, where="/foreign"),
@@ -189,7 +189,7 @@ def test_candidate_without_a_key_is_passed_over() -> None:
     """A file that holds no key opens nothing and breaks nothing."""
     report = open_all([sealed()], [candidate(b"no key", "environment"), candidate(MASTER)])
 
-    assert [one.source for one in report.by_key] == ["master.key"]
+    assert [each.source for each in report.by_key] == ["master.key"]
 
 
 def test_best_candidate_opens_the_most() -> None:
@@ -205,11 +205,11 @@ def test_best_candidate_opens_the_most() -> None:
 def test_token_signed_but_not_encrypted_under_a_key_does_not_count_as_opened() -> None:
     """A matching signature is not enough: every value is decrypted."""
     raw = base64.urlsafe_b64decode(MASTER)
-    half = base64.urlsafe_b64encode(raw[:16] + bytes(16))
+    short = base64.urlsafe_b64encode(raw[:16] + bytes(16))
 
-    report = open_all([sealed(bytes(15))], [candidate(half)])
+    report = open_all([sealed(bytes(15))], [candidate(short)])
 
-    assert [one.reason for one in report.unopened] == [NO_KEY]
+    assert [each.reason for each in report.unopened] == [NO_KEY]
 
 
 @settings(max_examples=60)
@@ -240,20 +240,20 @@ def test_any_flipped_bit_keeps_a_value_closed(data: st.DataObject) -> None:
 
 
 def test_report_tells_no_secret(built: BuiltHome, frozen: Path) -> None:
-    """Neither keys, nor tokens, nor what they open to, stand in the report or its JSON."""
+    """Neither keys, nor tokens, nor what they open to, are in the report or its JSON."""
     home = locate(built.root, {})
     keys = tuple(
         candidate(key, f"key-{number}") for number, key in enumerate(built.master_keys[:2])
     )
 
     report = try_keys(read_documents(home), frozen, keys)
-    told = repr(report) + json.dumps(asdict(report))
+    output = repr(report) + json.dumps(asdict(report))
 
     for value in built.sealed:
-        assert value.plaintext not in told
-        assert value.token[7:] not in told
+        assert value.plaintext not in output
+        assert value.token[7:] not in output
     for key in (*built.master_keys, *built.data_keys.values()):
-        assert key.decode() not in told
+        assert key.decode() not in output
 
 
 def test_json_of_the_report_is_complete() -> None:
@@ -293,7 +293,7 @@ def test_damaged_database_is_damage(tmp_path: Path) -> None:
 
 
 def test_examined_database_is_left_alone(frozen: Path) -> None:
-    """No -wal or -shm comes to be beside it."""
+    """No -wal or -shm comes to be next to it."""
     content = frozen.read_bytes()
 
     try_keys({}, frozen, ())

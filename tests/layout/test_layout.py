@@ -84,14 +84,14 @@ def actions(report: LayoutReport) -> dict[str, Action]:
 
 
 def kept(report: LayoutReport, name: str) -> str:
-    """Give the path of what was kept because of a document."""
+    """Return the path of what was kept because of a document."""
     (path,) = [item.kept or "" for item in report.items if item.name == name]
     assert ".legacy-20" in path
     return path
 
 
 def unchanged_by_a_second_run(root: Path) -> bool:
-    """Tell whether another run changes nothing."""
+    """Return whether another run changes nothing."""
     before = tree_of(root)
     migrate(root)
     return tree_of(root) == before
@@ -124,7 +124,7 @@ def test_home_without_legacy_files_is_not_touched(root: Path) -> None:
 
 
 @pytest.mark.parametrize("moved", list(LEGACY_PLACES))
-def test_half_migrated_home_is_completed(root: Path, moved: str) -> None:
+def test_partly_migrated_home_is_completed(root: Path, moved: str) -> None:
     """What is in its place already stays as it is."""
     contents = flat(root)
     (root / PLACE_OF[moved]).parent.mkdir()
@@ -190,7 +190,7 @@ def test_equal_copies_become_one(root: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_newer_document_at_the_root_goes_in_place(root: Path, name: str) -> None:
-    """The older one is kept beside it under a name that tells, privately."""
+    """The older one is kept next to it under a name that shows its origin, with private modes."""
     put(root / PLACE_OF[name], b"older", mode=0o644)
     put(root / name, b"newer", time=NEW)
 
@@ -206,7 +206,7 @@ def test_newer_document_at_the_root_goes_in_place(root: Path, name: str) -> None
 @pytest.mark.parametrize("name", DOCUMENTS)
 @pytest.mark.parametrize("time", [OLD - 1, OLD])
 def test_document_in_place_stays_unless_it_is_older(root: Path, name: str, time: int) -> None:
-    """As with Sagewai, but the other is kept beside it and named."""
+    """As with Sagewai, but the other is kept next to it and named."""
     put(root / PLACE_OF[name], b"in place")
     put(root / name, b"at the root", mode=0o644, time=time)
 
@@ -218,7 +218,7 @@ def test_document_in_place_stays_unless_it_is_older(root: Path, name: str, time:
 
 
 def test_key_in_use_stays_however_old(root: Path) -> None:
-    """Newer says nothing of what a key opens; Sagewai uses the one in secrets/."""
+    """A newer key may open less; Sagewai uses the one in secrets/."""
     put(root / "secrets/master.key", KEY)
     put(root / "master.key", OTHER_KEY, time=NEW)
 
@@ -264,7 +264,7 @@ def test_link_is_replaced_by_what_it_leads_to(root: Path, *, is_absolute: bool) 
 
 
 def test_what_a_link_leads_to_outside_stays_there(root: Path) -> None:
-    """Nothing outside of the home is removed: its content is copied, and that is said."""
+    """Nothing outside of the home is removed: its content is copied, and that is reported."""
     real = put(root.parent / "elsewhere.key", KEY, mode=0o644, time=NEW)
     (root / "master.key").symlink_to(real)
 
@@ -439,7 +439,7 @@ def test_part_on_another_file_system_gets_copies(root: Path, part: str) -> None:
 
 
 def test_older_document_for_another_file_system_is_kept_there(root: Path) -> None:
-    """What is kept is kept beside the place, wherever that is."""
+    """What is kept is kept next to the place, wherever that is."""
     with _other_file_system(root) as other:
         put(root / "connections.json", b"older")
         put(other / "connections.json", b"newer", time=NEW)
@@ -478,7 +478,7 @@ def test_two_mounts_of_one_file_system_get_copies(
     ],
 )
 def test_document_that_a_variable_names_is_left(root: Path, variable: str, name: str) -> None:
-    """The operator manages it; an empty variable is none."""
+    """The operator manages it; an empty variable counts as unset."""
     contents = flat(root)
 
     report = migrate(root, {variable: str(root / name)})
@@ -492,8 +492,8 @@ def test_document_that_a_variable_names_is_left(root: Path, variable: str, name:
 
 
 @pytest.mark.parametrize("variable", ["SAGEWAI_ADMIN_STATE_FILE", "SAGEWAI_CONNECTIONS_FILE"])
-def test_variable_that_names_nothing_is_told(root: Path, variable: str) -> None:
-    """Sagewai would start without the document that lies at the root."""
+def test_variable_with_a_missing_path_is_reported(root: Path, variable: str) -> None:
+    """Sagewai would start without the document that is at the root."""
     flat(root)
     (root.parent / "there.json").touch()
 
@@ -514,7 +514,7 @@ def test_other_variables_do_not_keep_anything(root: Path, variable: str) -> None
     assert files(root) == contents
 
 
-def test_alias_that_the_server_ignores_is_told(root: Path) -> None:
+def test_alias_that_the_server_ignores_is_reported(root: Path) -> None:
     """With the alias alone the server would start empty; with both alike all is well."""
     flat(root)
     old = str(root / "admin-state.json")
@@ -526,8 +526,8 @@ def test_alias_that_the_server_ignores_is_told(root: Path) -> None:
     assert not any("SAGEWAI_ADMIN_STATE" in warning for warning in both.warnings)
 
 
-def test_database_at_the_root_is_told_and_left(root: Path) -> None:
-    """Sagewai never reads it, and does not say so."""
+def test_database_at_the_root_is_reported_and_left(root: Path) -> None:
+    """Sagewai never reads it, and does not report it."""
     put(root / "sagewai.db", b"")
     put(root / "sagewai.db-wal", b"")
 
@@ -545,7 +545,7 @@ def test_fleet_rows_that_become_invisible_are_counted(tmp_path: Path) -> None:
     report = migrate(built.root)
 
     assert dict(report.fleet_rows) == {"enrollment_keys": 3, "fleet_tasks": 3, "workers": 3}
-    (warning,) = (one for one in report.warnings if "become invisible" in one)
+    (warning,) = (each for each in report.warnings if "become invisible" in each)
     assert "restore latest --replace --rebind-fleet" in warning
 
 
@@ -602,7 +602,7 @@ pause()
 
 
 def test_migrated_home_in_use_is_fine(tmp_path: Path) -> None:
-    """Where nothing is to be done, nobody has to be stopped."""
+    """Where nothing is to be done, no process has to be stopped."""
     built = build_home(tmp_path / "home", artifacts=False)
     code = "import sqlite3\nconnection = sqlite3.connect(sys.argv[1])\npause()"
 
@@ -670,7 +670,7 @@ def test_user_without_root_can_migrate() -> None:
         assert files(directory / "home") == contents
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes owners")
 def test_root_leaves_the_home_to_its_owner(root: Path) -> None:
     """Directories and copies that root makes belong to the home's user, who must read them."""
     flat(root)
@@ -861,18 +861,18 @@ def test_interrupted_run_meets_a_new_document(root: Path) -> None:
     killed = killed_at(_step_of_the_first_move(root), lambda: migrate(root))
     assert killed
     assert (root / JOURNAL).exists()
-    put(root / "config/admin-state.json", b"made meanwhile", time=NEW)
+    put(root / "config/admin-state.json", b"made during it", time=NEW)
 
     report = migrate(root)
 
     assert report.recovered == "rolled back"
-    assert (root / "config/admin-state.json").read_bytes() == b"made meanwhile"
+    assert (root / "config/admin-state.json").read_bytes() == b"made during it"
     assert (root / kept(report, "admin-state.json")).read_bytes() == b"admin-state.json"
     assert not (root / JOURNAL).exists()
 
 
-def test_interrupted_run_is_told_by_a_dry_run(root: Path) -> None:
-    """The dry run says that the interrupted one comes first, and changes nothing."""
+def test_interrupted_run_is_reported_by_a_dry_run(root: Path) -> None:
+    """The dry run reports that the interrupted one comes first, and changes nothing."""
     flat(root)
     killed_at(_step_of_the_first_move(root), lambda: migrate(root))
     before = tree_of(root)
@@ -906,7 +906,7 @@ def test_journal_that_is_none_of_ours_is_refused(root: Path, content: bytes) -> 
 
 
 def test_journal_that_others_may_write_is_refused(root: Path) -> None:
-    """Whoever writes the journal would decide what is moved."""
+    """The writer of the journal would decide what is moved."""
     put(root / JOURNAL, b'{"state": "done", "steps": []}', mode=0o666)
 
     with pytest.raises(OpsError, match="unusable"):
@@ -947,7 +947,7 @@ def _step_of_the_first_move(root: Path) -> int:
 
 @contextlib.contextmanager
 def _other_file_system(root: Path) -> Iterator[Path]:
-    """Give a directory on another device than the home's."""
+    """Yield a directory on another device than the home's."""
     base = Path("/dev/shm")
     if not base.is_dir() or base.stat().st_dev == root.stat().st_dev:
         pytest.skip("only one file system here")

@@ -31,7 +31,7 @@ def test_each_event_has_a_path() -> None:
         assert ping(f"{dog.url}/?create=1", Event.FAIL) == ""
 
     base = "/secret-uuid"
-    assert dog.told == [
+    assert dog.output == [
         (f"{base}/start", "ü"),
         (base, "ü"),
         (f"{base}/fail", "ü"),
@@ -44,7 +44,7 @@ def test_end_of_a_long_body_is_sent() -> None:
     with watchdog() as dog:
         ping(dog.url, Event.FAIL, "x" * 50_000 + "the end")
 
-    ((_path, body),) = dog.told
+    ((_path, body),) = dog.output
     assert len(body) == 10_000
     assert body.endswith("xthe end")
 
@@ -141,7 +141,7 @@ def test_untrusted_certificate_is_reported(tmp_path: Path) -> None:
         problem = ping(dog.url, Event.SUCCESS, "body")
 
     assert "self-signed" in problem or "self signed" in problem
-    assert dog.told == []
+    assert dog.output == []
 
 
 def test_plain_http_for_https_is_reported() -> None:
@@ -150,7 +150,7 @@ def test_plain_http_for_https_is_reported() -> None:
         problem = ping(dog.url.replace("http:", "https:"), Event.START)
 
     assert problem
-    assert dog.told == []
+    assert dog.output == []
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,8 @@ def test_success_is_reported_and_silent(home: Path) -> None:
 
     assert (answer.code, answer.out, answer.err) == (0, "", "")
     assert dog.paths == ["/secret-uuid/start", "/secret-uuid"]
-    assert "event=end" in dog.told[1][1]
-    assert "exit=0" in dog.told[1][1]
+    assert "event=end" in dog.output[1][1]
+    assert "exit=0" in dog.output[1][1]
 
 
 @pytest.mark.parametrize("words", [[], ["--json"], ["--quiet"]])
@@ -82,8 +82,8 @@ def test_failure_is_reported_with_its_reason(tmp_path: Path, words: list[str]) -
 
     assert answer.code == 10
     assert dog.paths == ["/secret-uuid/start", "/secret-uuid/fail"]
-    assert f"error: home {tmp_path}/missing: not found" in dog.told[1][1]
-    assert "exit=10" in dog.told[1][1]
+    assert f"error: home {tmp_path}/missing: not found" in dog.output[1][1]
+    assert "exit=10" in dog.output[1][1]
 
 
 def test_findings_and_omissions_are_failures(home: Path) -> None:
@@ -96,7 +96,7 @@ def test_findings_and_omissions_are_failures(home: Path) -> None:
 
     assert found.code == 4
     assert dog.paths == ["/secret-uuid/start", "/secret-uuid/fail"] * 2
-    assert "pipe" in dog.told[1][1]
+    assert "pipe" in dog.output[1][1]
 
 
 def test_failing_monitoring_service_is_a_warning(home: Path) -> None:
@@ -180,7 +180,7 @@ def test_an_interrupted_run_is_a_failure(home: Path, tmp_path: Path) -> None:
 
     assert code == 143
     assert dog.paths == ["/secret-uuid/start", "/secret-uuid/fail"]
-    assert "interrupted by signal 15" in dog.told[1][1]
+    assert "interrupted by signal 15" in dog.output[1][1]
 
 
 def test_bug_is_reported(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,8 +194,8 @@ def test_bug_is_reported(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         _backup(home, dog)
 
     assert dog.paths == ["/secret-uuid/start", "/secret-uuid/fail"]
-    assert "unexpected failure: RuntimeError" in dog.told[1][1]
-    assert "hunter2" not in dog.told[1][1]
+    assert "unexpected failure: RuntimeError" in dog.output[1][1]
+    assert "hunter2" not in dog.output[1][1]
 
 
 def test_metrics_contain_the_numbers_of_the_result(home: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A drill uses what comes back, writes down what was proved, and leaves nothing behind."""
+"""A drill uses the restored home, writes down what was proved, and leaves nothing behind."""
 
 import contextlib
 import dataclasses
@@ -49,7 +49,7 @@ OTHER_KEY = b"MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """Give a directory in memory: what these tests make durable is much."""
+    """Yield a directory in memory: what these tests make durable is much."""
     with memory_directory() as directory:
         yield directory
 
@@ -87,7 +87,7 @@ def left_beside(archive: Path) -> list[str]:
 def test_a_home_that_sagewai_wrote_is_proved_and_neither_it_nor_the_archive_touched(
     tmp_path: Path, name: str
 ) -> None:
-    """Rows, keys and modes hold; beside the card nothing changes."""
+    """Rows, keys and modes hold; next to the card nothing changes."""
     root = real_homes.unpack(name, tmp_path)
     archive = snapshot_of(root)
     before, content = everything_of(root), archive.read_bytes()
@@ -134,7 +134,7 @@ def test_the_card_gets_the_proof_and_keeps_all_else(built: BuiltHome, archive: P
 def test_a_lost_card_comes_back_with_the_proof(
     built: BuiltHome, archive: Path, content: bytes | None
 ) -> None:
-    """From what the archive says of itself."""
+    """From the archive's own header."""
     before = card_of(archive)
     cards.card_path(archive).unlink()
     if content is not None:
@@ -187,7 +187,7 @@ def test_a_key_that_is_gone_is_a_failed_drill(built: BuiltHome, archive: Path) -
 
 
 def test_without_a_key_the_rest_is_proved_and_not_counted(built: BuiltHome, archive: Path) -> None:
-    """All is tried, the card says that it is no proof, and an earlier one stays."""
+    """All is tried, the card reports that it is no proof, and an earlier one stays."""
     try_it(archive, built.root)
     earlier = card_of(archive)["proved_restorable_at"]
 
@@ -222,7 +222,7 @@ def test_a_key_file_opens_what_is_sealed(built: BuiltHome, archive: Path, tmp_pa
 
 
 def test_a_key_in_the_archive_needs_no_home(built: BuiltHome) -> None:
-    """Sealed in, it opens all; the report says that a lost home leaves it."""
+    """Sealed in, it opens all; the report states that a lost home leaves it."""
     recipient, identity = temporary_identity()
     archive = snapshot_of(
         built.root, encryption=Encryption(recipients=(recipient,)), custody="sealed"
@@ -235,10 +235,10 @@ def test_a_key_in_the_archive_needs_no_home(built: BuiltHome) -> None:
     assert report.outcome == drilling.PROVED
 
 
-def test_an_archive_that_nobody_can_open_is_told_from_one_that_nobody_tried(
+def test_an_archive_that_cannot_be_opened_differs_from_one_that_was_not_tried(
     built: BuiltHome,
 ) -> None:
-    """A wrong identity is a failed drill; a forgotten option is none."""
+    """A wrong identity is a failed drill; a forgotten option is not."""
     recipient, identity = temporary_identity()
     archive = snapshot_of(built.root, encryption=Encryption(recipients=(recipient,)))
     try_it(archive, built.root, decryption=Decryption(identities=(identity,)))
@@ -256,7 +256,7 @@ def test_an_archive_that_nobody_can_open_is_told_from_one_that_nobody_tried(
 
 
 def test_nothing_of_an_encrypted_archive_gets_into_its_card(built: BuiltHome) -> None:
-    """The card is clear, so what was found is counted and not told."""
+    """The card is clear, so what was found is counted and not reported."""
     (built.root / "master.key").write_bytes(built.master_key.read_bytes())
     recipient, identity = temporary_identity()
     archive = snapshot_of(built.root, encryption=Encryption(recipients=(recipient,)))
@@ -306,7 +306,7 @@ def test_references_to_nothing_are_findings_and_no_failure(tmp_path: Path) -> No
 
 
 def test_an_older_database_is_brought_to_the_head_on_the_scratch_copy(tmp_path: Path) -> None:
-    """What an upgrade would add is told; the snapshot stays as it is."""
+    """What an upgrade would add is reported; the snapshot stays as it is."""
     built = small(tmp_path / "home", journal="tail")
     with contextlib.closing(sqlite3.connect(built.root / "db/sagewai.db")) as connection:
         connection.execute("DROP TABLE prompt_logs")
@@ -344,7 +344,7 @@ def test_a_database_that_an_upgrade_damages_is_no_proof(
 
 
 def test_a_database_ahead_of_this_program_is_a_failed_drill(tmp_path: Path) -> None:
-    """Its restore would be refused too: by a column that nobody here knows."""
+    """Its restore would be refused too: by a column that this version does not know."""
     built = small(tmp_path / "home", journal="tail")
     with contextlib.closing(sqlite3.connect(built.root / "db/sagewai.db")) as connection:
         connection.execute("ALTER TABLE workers ADD COLUMN of_the_future TEXT")
@@ -392,7 +392,7 @@ def test_a_home_without_a_database_is_proved_without_one(tmp_path: Path) -> None
 def test_the_scratch_directory_is_private_locked_and_where_it_was_asked_for(
     built: BuiltHome, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """0700 whatever the umask, beside the snapshots or in a chosen directory; none of it stays."""
+    """0700 whatever the umask, next to the snapshots or in a chosen directory; none of it stays."""
     seen: list[tuple[Path, int, bool]] = []
 
     def watching(source: Path, target: Any, *arguments: Any, **options: Any) -> Any:
@@ -420,7 +420,7 @@ def test_the_scratch_directory_is_private_locked_and_where_it_was_asked_for(
 def test_scratch_must_be_a_directory_outside_of_the_home(
     built: BuiltHome, archive: Path, tmp_path: Path
 ) -> None:
-    """A backup would carry it, and a mistyped path is not made."""
+    """A backup would contain it, and a mistyped path is not made."""
     with pytest.raises(UsageError, match="inside the home"):
         try_it(archive, built.root, scratch=built.root / "data")
     with pytest.raises(NotFoundError, match="not a directory"):
@@ -446,7 +446,7 @@ def test_what_is_no_snapshot_is_drilled_and_gets_no_card(
 def test_a_link_to_a_snapshot_proves_the_snapshot(
     built: BuiltHome, archive: Path, tmp_path: Path
 ) -> None:
-    """Its card stands beside the archive, not beside the link."""
+    """Its card is next to the archive, not next to the link."""
     link = tmp_path / "newest.tar.zst"
     link.symlink_to(archive)
 
@@ -479,7 +479,7 @@ def test_hostile_archives_are_refused_and_leave_nothing(tmp_path: Path) -> None:
 def test_what_the_system_refuses_is_no_verdict(
     built: BuiltHome, archive: Path, code: int, kind: type[OpsError]
 ) -> None:
-    """A full disk says nothing of the snapshot: its proof stays."""
+    """A full disk is no fault of the snapshot: its proof stays."""
     try_it(archive, built.root)
     proved = card_of(archive)
 
@@ -492,7 +492,7 @@ def test_what_the_system_refuses_is_no_verdict(
 
 
 def test_what_cannot_be_read_any_more_is_a_failed_drill(built: BuiltHome, archive: Path) -> None:
-    """A disk that gives errors does not bring the home back."""
+    """A disk that reports errors does not bring the home back."""
     try_it(archive, built.root)
 
     with failing(8, errno.EIO), pytest.raises(OpsError):
@@ -519,10 +519,10 @@ def test_a_signal_while_the_card_is_written_is_a_signal(
         try_it(archive, built.root)
 
 
-def test_a_card_that_cannot_be_written_is_told(
+def test_a_card_that_cannot_be_written_is_reported(
     built: BuiltHome, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The proof is one all the same; only nobody will read of it."""
+    """It is proved anyway, but not recorded."""
 
     def refuse(_archive: Path, _card: object, _key: object) -> None:
         raise PermissionDeniedError("the card: read-only file system")
@@ -585,7 +585,7 @@ def test_a_kill_at_any_step_leaves_what_the_next_run_sweeps(
 def test_what_a_kill_left_elsewhere_is_swept_as_well(
     built: BuiltHome, archive: Path, tmp_path: Path
 ) -> None:
-    """A link beside the snapshots says where; the next run of any kind follows it."""
+    """A link next to the snapshots points to it; the next run of any kind follows it."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for clean in (lambda: try_it(archive, built.root), lambda: snapshot_of(built.root)):
@@ -600,7 +600,7 @@ def test_what_a_kill_left_elsewhere_is_swept_as_well(
 
 
 def test_a_link_that_no_drill_made_is_not_followed(archive: Path, tmp_path: Path) -> None:
-    """What is removed bears the name of a scratch directory, and is nobody's any more."""
+    """What is removed bears the name of a scratch directory, and no run has locked it."""
     precious = tmp_path / "precious"
     name = ".sagewai-20260101T000000Z-0a1b2c.drill"
     live = tmp_path / name
@@ -639,8 +639,8 @@ def test_the_card_is_changed_in_one_step(built: BuiltHome, archive: Path) -> Non
     assert all(card in (before, after) for card in found)
 
 
-def test_another_users_reader_of_the_snapshots_is_told_where_to_drill(tmp_path: Path) -> None:
-    """Who may read the snapshots and not write beside them names another directory."""
+def test_another_users_reader_of_the_snapshots_learns_where_to_drill(tmp_path: Path) -> None:
+    """Who may read the snapshots and not write next to them names another directory."""
     with reachable_directory() as directory:
         built = small(directory / "home")
         archive = snapshot_of(built.root)

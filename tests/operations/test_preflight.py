@@ -1,4 +1,4 @@
-"""A preflight says what is in order and how to mend what is not, and changes nothing."""
+"""A preflight lists what is in order and how to repair what is not, and changes nothing."""
 
 import base64
 import contextlib
@@ -48,7 +48,7 @@ class Usage(NamedTuple):
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """Give a directory in memory, in which others cannot put another home."""
+    """Yield a directory in memory, in which others cannot put another home."""
     with memory_directory() as directory:
         yield directory
 
@@ -76,9 +76,9 @@ def no_parents(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fly(home: Path, *words: object) -> tuple[Answer, dict[str, dict[str, Any]]]:
-    """Run it and give the answer, and its lines by name.
+    """Run it and return the answer, and its lines by name.
 
-    Its shape is the documented one, and no line fails without saying how to go on.
+    Its shape is the documented one, and no line fails without a command that continues.
     """
     answer = call("--home", home, "preflight", *words, "--json")
     assert problems("envelope", answer.document) == []
@@ -90,7 +90,7 @@ def fly(home: Path, *words: object) -> tuple[Answer, dict[str, dict[str, Any]]]:
 
 
 def verdicts(lines: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Give what is not in order, by name."""
+    """Return what is not in order, by name."""
     return {name: line["verdict"] for name, line in lines.items() if line["verdict"] != "ok"}
 
 
@@ -103,7 +103,7 @@ def change(home: Path, *statements: str) -> None:
 
 
 def test_a_home_in_order_is_ready_and_only_gets_a_snapshot(home: Path, tmp_path: Path) -> None:
-    """Taken, proved and written down; nothing else of the home or beside it changes."""
+    """Taken, proved and written down; nothing else of the home or next to it changes."""
     before = everything_of(home)
 
     answer, lines = fly(home)
@@ -163,7 +163,7 @@ def _dangling(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "expected", "mend"),
+    ("spoil", "expected", "command"),
     [
         (_open_secret, {"permissions": "finding"}, "verify-perms --fix"),
         (_flat, {"layout": "finding", "permissions": "warning"}, "migrate-layout"),
@@ -172,10 +172,10 @@ def _dangling(home: Path) -> None:
         (_dangling, {"database": "finding", "snapshot": "finding", "drill": "finding"}, "db check"),
     ],
 )
-def test_what_can_be_mended_is_a_finding(
-    home: Path, spoil: Callable[[Path], None], expected: dict[str, str], mend: str
+def test_what_can_be_repaired_is_a_finding(
+    home: Path, spoil: Callable[[Path], None], expected: dict[str, str], command: str
 ) -> None:
-    """Exit 4, and each line that failed carries the command."""
+    """Exit 4, and each line that failed contains the command."""
     spoil(home)
 
     answer, lines = fly(home, *([] if "drill" in expected else ["--no-snapshot"]))
@@ -189,17 +189,17 @@ def test_what_can_be_mended_is_a_finding(
             assert lines[name]["mend"]
             assert lines[name]["details"]
             assert lines[name]["exit_code"] == 4
-    assert any(mend in line for one in lines.values() for line in one["mend"])
+    assert any(command in line for each in lines.values() for line in each["mend"])
 
 
-def test_the_commands_that_it_names_mend_it(home: Path) -> None:
+def test_the_commands_that_it_names_repair_it(home: Path) -> None:
     """Pasted one after the other, and the home is ready."""
     _open_secret(home)
     _flat(home)
     answer, _lines = fly(home, "--no-snapshot")
     assert answer.code == 4
 
-    commands = {line for one in answer.result["checks"] for line in one["mend"]}
+    commands = {line for each in answer.result["checks"] for line in each["mend"]}
     for line in sorted(commands):
         assert call(*shlex.split(line)[1:], "-q").code in (0, 4)
     for path in home.glob(".sagewai-ops-permissions-*"):
@@ -220,7 +220,7 @@ def _open_key_behind_a_link(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "variable", "is_mended"),
+    ("spoil", "variable", "remedy"),
     [
         (_refused_key, None, "verify-perms --fix"),
         (_open_key_behind_a_link, None, "chmod 600 {home}/data/key"),
@@ -229,24 +229,24 @@ def _open_key_behind_a_link(home: Path) -> None:
     ],
     ids=["open", "link", "short", "variable"],
 )
-def test_a_key_that_sagewai_would_replace_is_mended_where_it_comes_from(
+def test_a_key_that_sagewai_would_replace_is_repaired_at_its_source(
     home: Path,
     monkeypatch: pytest.MonkeyPatch,
     spoil: Callable[[Path], None],
     variable: str | None,
-    is_mended: str,
+    remedy: str,
 ) -> None:
-    """No mode mends a variable; and no rotation is advised where the right key is at hand."""
+    """No mode repairs a variable; and no rotation is advised where the right key is available."""
     spoil(home)
     if variable:
         monkeypatch.setenv("SAGEWAI_MASTER_KEY", variable)
 
     _answer, lines = fly(home, "--no-snapshot")
 
-    mend = lines["keys"]["mend"]
+    remedies = lines["keys"]["mend"]
     assert lines["keys"]["verdict"] in ("finding", "failed")
-    assert any(is_mended.format(home=home) in line for line in mend), mend
-    assert not any("keys rotate" in line for line in mend)
+    assert any(remedy.format(home=home) in line for line in remedies), remedies
+    assert not any("keys rotate" in line for line in remedies)
 
 
 def test_values_of_another_key_are_brought_under_sagewais_by_the_command_named(
@@ -259,7 +259,7 @@ def test_values_of_another_key_are_brought_under_sagewais_by_the_command_named(
 
     _answer, lines = fly(home, "--no-snapshot", "--extra-key", found)
 
-    (line,) = (one for one in lines["keys"]["mend"] if "keys rotate" in one)
+    (line,) = (each for each in lines["keys"]["mend"] if "keys rotate" in each)
     recipient = str(pyrage.x25519.Identity.generate().to_public())
     words = shlex.split(line.replace("age1...", recipient), comments=True)
     assert call(*words[1:]).code == 0
@@ -276,7 +276,7 @@ def test_a_document_that_is_no_json_is_named_by_its_path(home: Path) -> None:
 
 
 def test_a_lost_key_is_the_hardest_failure_but_damage(home: Path) -> None:
-    """Exit 12; the snapshot is taken all the same."""
+    """Exit 12; the snapshot is taken anyway."""
     (home / "secrets/master.key").unlink()
 
     answer, lines = fly(home)
@@ -302,7 +302,7 @@ def test_key_file_decrypts_what_the_home_cannot(home: Path, tmp_path: Path) -> N
 
 
 def test_damage_exits_16(home: Path) -> None:
-    """Whatever else there is; what can still be said is said."""
+    """Whatever else there is; what can still be reported is reported."""
     _open_secret(home)
     database = home / "db/sagewai.db"
     change(home, "PRAGMA journal_mode = DELETE")
@@ -361,7 +361,7 @@ def test_a_schema_ahead_exits_18(home: Path) -> None:
 def test_an_upgrade_is_rehearsed_with_a_drill_and_without(
     home: Path, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
-    """What it would add is told; the home's database stays behind."""
+    """What it would add is reported; the home's database stays behind."""
     change(home, "DROP TABLE prompt_logs")
     before = (home / "db/sagewai.db").read_bytes()
 
@@ -376,7 +376,7 @@ def test_an_upgrade_is_rehearsed_with_a_drill_and_without(
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
 
-def test_drift_that_no_upgrade_mends_is_a_warning(home: Path) -> None:
+def test_drift_that_no_upgrade_repairs_is_a_warning(home: Path) -> None:
     """Known before, and no reason to stop; --strict makes it one."""
     change(home, "ALTER TABLE prompt_logs RENAME TO logs_before",
            "CREATE TABLE prompt_logs AS SELECT * FROM logs_before",
@@ -441,24 +441,24 @@ def test_what_does_not_fit_is_not_tried(
         assert answer.code == 0
 
 
-@pytest.mark.parametrize("way", ["recipient", "identity", "passphrase"])
+@pytest.mark.parametrize("method", ["recipient", "identity", "passphrase"])
 def test_an_encrypted_snapshot_is_drilled_where_it_can_be_opened(
-    home: Path, tmp_path: Path, way: str
+    home: Path, tmp_path: Path, method: str
 ) -> None:
-    """Where the identity is kept elsewhere, that is said, with the command for there: exit 3."""
+    """An identity that is kept elsewhere is reported, with the command for there: exit 3."""
     identity = pyrage.x25519.Identity.generate()
     secret = tmp_path / "secret"
-    secret.write_text("correct horse\n" if way == "passphrase" else str(identity))
+    secret.write_text("correct horse\n" if method == "passphrase" else str(identity))
     words: list[object] = ["--recipient", str(identity.to_public()), "--key", "sealed"]
-    if way == "passphrase":
+    if method == "passphrase":
         words = ["--passphrase-file", secret]
-    if way == "identity":
+    if method == "identity":
         words += ["--identity", secret]
 
     answer, lines = fly(home, *words)
 
     assert answer.result["archive"].endswith(".age")
-    if way == "recipient":
+    if method == "recipient":
         assert (answer.code, verdicts(lines)) == (3, {"drill": "unproved"})
         assert "--identity FILE" in lines["drill"]["mend"][0]
         assert lines["upgrade"]["verdict"] == "ok"
@@ -474,7 +474,7 @@ def test_a_key_that_would_go_into_a_clear_archive_is_refused_in_its_line(home: P
     assert verdicts(lines) == {"snapshot": "failed", "drill": "skipped"}
 
 
-def test_another_run_is_waited_for_and_then_told(home: Path) -> None:
+def test_another_run_is_waited_for_and_then_reported(home: Path) -> None:
     """Exit 11 names it."""
     with locks.exclusive(home):
         answer, lines = fly(home, "--wait", "0")
@@ -484,7 +484,7 @@ def test_another_run_is_waited_for_and_then_told(home: Path) -> None:
 
 
 def test_an_interrupted_restore_comes_first(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between old and new nothing else can be said."""
+    """Between old and new nothing else can be checked."""
     found = Pending("restore", home)
     monkeypatch.setattr(pending, "pending_operations", lambda *_: (found,))
 
@@ -542,7 +542,7 @@ def test_what_the_system_refuses_is_a_line(home: Path, monkeypatch: pytest.Monke
 
 
 def test_a_bug_is_no_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What nobody thought of is seen, not told as a state of the home."""
+    """An unforeseen error is raised, not reported as a state of the home."""
 
     def fail(*_arguments: object, **_options: object) -> None:
         raise RuntimeError("a bug")
@@ -571,21 +571,21 @@ def test_a_signal_ends_it_and_leaves_no_partials(
     assert left == []
 
 
-def test_the_hardest_code_of_several_is_told() -> None:
+def test_the_gravest_code_of_several_is_returned() -> None:
     """As documented: damage before keys, before space, before findings, before what is open."""
 
-    def told(*codes: int, warning: bool = False, strict: bool = False) -> int:
+    def output(*codes: int, warning: bool = False, strict: bool = False) -> int:
         checks = [Check("x", Verdict.FAILED, "", error_code=code) for code in codes]
         if warning:
             checks.append(Check("x", Verdict.WARNING, ""))
         return PreflightReport(Path(), tuple(checks), None, None, is_strict=strict).exit_code
 
-    assert told(4, 12, 16, 13) == 16
-    assert told(13, 4, 12) == 12
-    assert told(3, 4) == 4
-    assert told(4, 11) == 11
-    assert told(0, 0, warning=True) == 0
-    assert told(0, 3, warning=True, strict=True) == 4
+    assert output(4, 12, 16, 13) == 16
+    assert output(13, 4, 12) == 12
+    assert output(3, 4) == 4
+    assert output(4, 11) == 11
+    assert output(0, 0, warning=True) == 0
+    assert output(0, 3, warning=True, strict=True) == 4
 
 
 def test_a_home_whose_tables_are_on_a_server(
@@ -609,7 +609,7 @@ def test_a_home_whose_tables_are_on_a_server(
 
 
 def test_a_database_outside_of_the_home_counts_for_the_space(home: Path, tmp_path: Path) -> None:
-    """A snapshot carries it as well."""
+    """A snapshot contains it as well."""
     options = PreflightOptions({}, tmp_path, BackupOptions())
     inside = preflight.check_space(locate(home, {}), options, tmp_path)
     elsewhere = tmp_path / "elsewhere.db"

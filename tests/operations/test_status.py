@@ -16,7 +16,7 @@ from sagewai_ops.operations.status import Status, read_status
 from small_homes import everything_of, small
 
 
-def _look(root: Path, environment: dict[str, str] | None = None) -> Status:
+def _read(root: Path, environment: dict[str, str] | None = None) -> Status:
     home = locate(root, environment or {})
     return read_status(home, home.snapshots, environment or {})
 
@@ -32,7 +32,7 @@ def test_a_home_of_the_real_sagewai_is_described_and_untouched(
     root = real_homes.unpack(name, tmp_path)
     before = everything_of(root)
 
-    found = _look(root)
+    found = _read(root)
 
     assert everything_of(root) == before
     assert found.layout == layout
@@ -50,7 +50,7 @@ def test_rows_are_counted_where_they_are(tmp_path: Path, journal: str) -> None:
     built = small(tmp_path / "home", journal=journal, rows=2)
     before = everything_of(built.root)
 
-    found = _look(built.root)
+    found = _read(built.root)
 
     assert everything_of(built.root) == before
     assert found.database is not None
@@ -64,7 +64,7 @@ def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
     built = small(tmp_path / "home", small_files=20)
     (built.root / "data/far").symlink_to("/usr/bin")
 
-    found = _look(built.root)
+    found = _read(built.root)
 
     below = [path for path in (built.root / "data").rglob("*") if path.is_symlink() or
              path.is_file()]  # fmt: skip
@@ -75,12 +75,12 @@ def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
 
 
 def test_who_has_the_database_open_is_named(tmp_path: Path) -> None:
-    """Process and command; and nobody once it is gone."""
+    """Process and command; and none once it is gone."""
     built = small(tmp_path / "home")
     with home_writer.start(built.root) as writer:
-        during = _look(built.root)
+        during = _read(built.root)
         writer.stop()
-    after = _look(built.root)
+    after = _read(built.root)
 
     assert [user.pid for user in during.used_by] == [writer.process.pid]
     assert "home_writer" in during.used_by[0].command
@@ -92,13 +92,13 @@ def test_a_key_that_sagewai_refuses_is_no_key_in_use(tmp_path: Path) -> None:
     built = small(tmp_path / "home")
     built.master_key.chmod(0o644)
 
-    found = _look(built.root)
+    found = _read(built.root)
 
     assert (found.key_source, found.key_fingerprint) == ("", "")
     assert [key.problem for key in found.keys] == ["mode 0644, accessible to other users"]
 
 
-def test_the_newest_snapshot_of_this_home_is_told(tmp_path: Path) -> None:
+def test_the_newest_snapshot_of_this_home_is_reported(tmp_path: Path) -> None:
     """Those of other homes in the same directory do not count."""
     built = small(tmp_path / "home")
     other = small(tmp_path / "other")
@@ -109,7 +109,7 @@ def test_the_newest_snapshot_of_this_home_is_told(tmp_path: Path) -> None:
     first = create_snapshot(home, home.snapshots, BackupOptions())
     create_snapshot(locate(other.root, {}), home.snapshots, BackupOptions())
 
-    found = _look(built.root)
+    found = _read(built.root)
 
     assert found.snapshots.newest is not None
     assert (found.snapshots.newest.id, found.snapshots.count) == (first.id, 1)
@@ -123,7 +123,7 @@ def test_a_database_that_cannot_be_read_is_a_problem_not_an_error(
     built = small(tmp_path / "home", journal="none")
     built.database.write_bytes(content)
 
-    found = _look(built.root)
+    found = _read(built.root)
 
     assert found.database is not None
     assert "sagewai.db" in found.database.problem
@@ -134,7 +134,7 @@ def test_an_empty_home_is_a_home(tmp_path: Path) -> None:
     """Nothing in it is nothing wrong."""
     (tmp_path / "home").mkdir()
 
-    found = _look(tmp_path / "home")
+    found = _read(tmp_path / "home")
 
     assert (found.layout, found.files, found.database, found.key_source) == ("empty", 0, None, "")
 
@@ -142,6 +142,6 @@ def test_an_empty_home_is_a_home(tmp_path: Path) -> None:
 def test_no_home_is_an_error(tmp_path: Path) -> None:
     """And none is made."""
     with pytest.raises(NotFoundError):
-        _look(tmp_path / "home")
+        _read(tmp_path / "home")
 
     assert os.listdir(tmp_path) == []

@@ -40,11 +40,11 @@ from sagewai_ops.permissions.rules import RULES, RULES_BY_KIND, Severity
 from sagewai_ops.permissions.scan import inspect
 from sagewai_ops.permissions.verify import verify
 from step_counter import killed_at, until_done
-from unprivileged import NOBODY, reachable_directory, unprivileged
+from unprivileged import NO_USER, reachable_directory, unprivileged
 
 STRANGER = 12345
 is_root = os.geteuid() == 0
-needs_root = pytest.mark.skipif(not is_root, reason="gives files away")
+needs_root = pytest.mark.skipif(not is_root, reason="changes owners")
 
 
 def copy_to(directory: str, name: str) -> Callable[[Path], None]:
@@ -200,19 +200,21 @@ CASES = (
 )  # fmt: skip
 OWNERS = (
     Case(
-        "P003", "config/admin-state.json", lambda root: give_away(root / "config/admin-state.json")
+        "P003",
+        "config/admin-state.json",
+        lambda root: assign_to_another(root / "config/admin-state.json"),
     ),
-    Case("P003", "secrets", lambda root: give_away(root / "secrets")),
-    Case("P020", "..", lambda root: give_away(root.parent), is_repaired=False),
+    Case("P003", "secrets", lambda root: assign_to_another(root / "secrets")),
+    Case("P020", "..", lambda root: assign_to_another(root.parent), is_repaired=False),
     Case(
         "P028",
         "data/artifacts/report.md",
-        lambda root: give_away(root / "data/artifacts/report.md"),
+        lambda root: assign_to_another(root / "data/artifacts/report.md"),
     ),
 )
 
 
-def give_away(path: Path) -> None:
+def assign_to_another(path: Path) -> None:
     """Set a stranger as the owner of a file."""
     os.chown(path, STRANGER, STRANGER)
 
@@ -355,8 +357,8 @@ def test_names_of_artifacts_do_not_matter(home: Home) -> None:
 
 def test_files_of_sandboxes_may_have_any_owner(home: Home) -> None:
     """Containers leave files of their own users in data/workers; that is no finding."""
-    give_away(home.root / "data/workers/host:1/runs/a/out.log")
-    give_away(home.root / "data/workers/host:1")
+    assign_to_another(home.root / "data/workers/host:1/runs/a/out.log")
+    assign_to_another(home.root / "data/workers/host:1")
 
     assert home_findings(check(home)) == []
 
@@ -620,7 +622,7 @@ def test_directory_of_moved_documents_that_cannot_be_listed_is_named() -> None:
         (directory / "closed").chmod(0o300)
         root = make_private_home(directory / "home")
         for path in directory.rglob("*"):
-            os.chown(path, NOBODY, NOBODY)
+            os.chown(path, NO_USER, NO_USER)
         moved = locate(root, {"SAGEWAI_ADMIN_STATE_FILE": str(directory / "closed/s.json")})
         with unprivileged():
             found = home_findings(check(moved))
@@ -998,5 +1000,5 @@ class _as_root:  # noqa: N801 - reads as a statement
         os.setresgid(0, 0, 0)
 
     def __exit__(self, *_: object) -> None:
-        os.setresgid(NOBODY, NOBODY, 0)
-        os.setresuid(NOBODY, NOBODY, 0)
+        os.setresgid(NO_USER, NO_USER, 0)
+        os.setresuid(NO_USER, NO_USER, 0)

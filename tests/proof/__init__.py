@@ -1,1 +1,1 @@
-"""Break the promises of the program on purpose; docs/proof.md says what is proved and how."""
+"""Break the promises of the program on purpose; docs/proof.md describes what is proved and how."""

@@ -156,20 +156,20 @@ class Siege:
                 text = f"exit {ended.code}, not {case.code}: {ended.err.strip()[:300]}"
                 count.violations.append(f"{case.name}: undisturbed{where}: {text}")
             owners = [f"root's file in the tree: {name}" for name in world.others()]
-            count.violations += [f"{case.name}: undisturbed{where}: {one}" for one in owners[:1]]
+            count.violations += [f"{case.name}: undisturbed{where}: {name}" for name in owners[:1]]
             is_used = any(step.path.startswith(str(self._vault)) for step in steps)
             if is_used or not vault:
                 count.steps += len(steps)
                 for attack in self._planned(case, steps, vault, choose, seed):
                     world.reset(prepared)
                     case.begin(world, self._proof)
-                    self._one(case, world, attack, keys, exposed, count)
+                    self._run_attack(case, world, attack, keys, exposed, count)
             world.drop()
         count.seconds = round(time.monotonic() - started, 1)
         return count
 
     def _archive(self) -> bytes:
-        """Take a snapshot of a home with a token in it."""
+        """Return a snapshot of a home with a token in it."""
         world, _ = self._proof.prepare(Case("", beginnings.small, lambda _world: ()))
         (world.home / "data/canary").write_bytes(self._canaries.token)
         self._proof.run(("backup",), world)
@@ -200,7 +200,7 @@ class Siege:
         number, shares = self._share
         return planned[number - 1 :: shares]
 
-    def _one(
+    def _run_attack(
         self,
         case: Case,
         world: World,
@@ -390,9 +390,9 @@ def _readable(world: World, keys: frozenset[bytes]) -> Iterator[str]:
             continue
         above = Path(path).parent
         if all(
-            one.stat().st_mode & stat.S_IXOTH
-            for one in (above, *above.parents)
-            if one.is_relative_to(world.directory)
+            place.stat().st_mode & stat.S_IXOTH
+            for place in (above, *above.parents)
+            if place.is_relative_to(world.directory)
         ) and any(key in Path(path).read_bytes() for key in keys):
             yield os.path.relpath(path, world.directory)
 

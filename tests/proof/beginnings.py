@@ -40,7 +40,7 @@ class Bench(Protocol):
         """Run a command as it is run for proof."""
 
     def steps(self) -> list[Step]:
-        """Give the steps of the last run without a fault."""
+        """Return the steps of the last run without a fault."""
 
 
 def nothing(_world: World, _bench: Bench) -> None:
@@ -66,7 +66,7 @@ def build(world: World, *, seed: int = 1, layout: Layout = "canonical") -> None:
     )
 
 
-def half(world: World, _bench: Bench) -> None:
+def partial(world: World, _bench: Bench) -> None:
     """Make a home that lacks parts."""
     build(world)
     shutil.rmtree(world.home / "db")
@@ -91,12 +91,12 @@ def open_to_all(world: World, _bench: Bench) -> None:
 
 
 def repair(world: World, bench: Bench) -> None:
-    """Let `verify-perms` repair it."""
+    """Repair it by `verify-perms`."""
     bench.run(("verify-perms", "--fix"), world)
 
 
 def undo_words(world: World) -> Words:
-    """Take that repair back."""
+    """Undo that repair."""
     for record in world.home.glob(".sagewai-ops-permissions-*.json"):
         return ("verify-perms", "--undo", record)
     return ("verify-perms", "--dry-run")
@@ -116,7 +116,7 @@ def old(world: World, _bench: Bench) -> None:
 
 
 def with_snapshot(world: World, bench: Bench) -> None:
-    """Take a snapshot, then let the home go on."""
+    """Create a snapshot, then change the home."""
     build(world)
     bench.run(("backup",), world)
     (world.home / "config/connections.json").write_bytes(b"[]")
@@ -127,7 +127,7 @@ def with_snapshot(world: World, bench: Bench) -> None:
 
 
 def without_key(world: World, bench: Bench) -> None:
-    """Take a snapshot, then lose the home, but for its key."""
+    """Create a snapshot, then lose the home, but for its key."""
     with_snapshot(world, bench)
     shutil.move(world.home / "secrets/master.key", world.out / "key")
     shutil.rmtree(world.home)
@@ -164,7 +164,7 @@ def interrupt_migration(world: World, bench: Bench) -> None:
 
 
 def with_tree(world: World, bench: Bench) -> None:
-    """Put a tree beside the home, then let the home go on."""
+    """Put a tree next to the home, then let the home go on."""
     build(world)
     bench.run(("backup", "--format", "directory"), world)
     (world.home / "data/later").write_bytes(b"later")
@@ -181,7 +181,7 @@ def tree_verdict(world: World, bench: Bench) -> object:
 
 
 def several(world: World, bench: Bench) -> None:
-    """Take three snapshots."""
+    """Create three snapshots."""
     build(world)
     for turn in range(3):
         (world.home / "data/turn").write_text(str(turn))
@@ -189,7 +189,7 @@ def several(world: World, bench: Bench) -> None:
 
 
 def pruned(world: World, bench: Bench) -> None:
-    """Let two of three snapshots rest in the trash."""
+    """Move two of three snapshots to the trash."""
     several(world, bench)
     bench.run(("snapshots", "prune", "--keep-last", "1"), world)
 
@@ -220,7 +220,7 @@ class Opened:
 
 
 def opened(world: World, bench: Bench, variables: Mapping[str, str] | None = None) -> Opened:
-    """Tell how many sealed values open, and how many of them only with a key that Sagewai ignores.
+    """Return how many sealed values open, and how many only with a key that Sagewai ignores.
 
     Raises:
         ValueError: `keys check` printed no result.
@@ -234,7 +234,7 @@ def opened(world: World, bench: Bench, variables: Mapping[str, str] | None = Non
 
 
 def opened_on_server(world: World, bench: Bench) -> Opened:
-    """Tell the same of a home whose tables are on the server."""
+    """Return the same of a home whose tables are on the server."""
     return opened(world, bench, server_url(world))
 
 
@@ -269,10 +269,10 @@ def refused(world: World, bench: Bench) -> None:
 
 
 def server_url(world: World) -> Mapping[str, str]:
-    """Name the database on the server, as a person does."""
+    """Return the database on the server, as a person does."""
     return {"SAGEWAI_DATABASE_URL": world.url}
 
 
 def recipient() -> str:
-    """Give the public half of `IDENTITY`."""
+    """Return the public half of `IDENTITY`."""
     return str(pyrage.x25519.Identity.from_str(IDENTITY).to_public())

@@ -95,7 +95,7 @@ class Proof:
         """Run a command as people do, in its own process group; `attack`: see `Runner.run`."""
 
         def body() -> int:
-            for name in [one for one in os.environ if one.startswith("SAGEWAI")]:
+            for name in [each for each in os.environ if each.startswith("SAGEWAI")]:
                 del os.environ[name]
             os.environ |= {"TMPDIR": str(world.temporary), "HOME": str(world.directory)}
             if world.owner:  # root has a home of its own
@@ -114,7 +114,7 @@ class Proof:
         return ended
 
     def steps(self) -> list[Step]:
-        """Give the steps of the last run without a fault."""
+        """Return the steps of the last run without a fault."""
         return self._runner.steps()
 
     def prove(self, case: Case, choose: Sequence[Fault] | int | None, seed: int) -> Count:
@@ -144,13 +144,13 @@ class Proof:
         for fault in planned[number - 1 :: shares]:
             world.reset(prepared)
             case.begin(world, self)
-            self._one(case, world, expected, fault, count)
+            self._run_fault(case, world, expected, fault, count)
         world.drop()
         count.seconds = round(time.monotonic() - started, 1)
         return count
 
     def prepare(self, case: Case, vault: Path | None = None) -> tuple[World, Path]:
-        """Make what a case begins with, and keep it; give its world and what was kept."""
+        """Make what a case begins with, and keep it; return its world and what was kept."""
         server = self.started() if case.on_server else None
         world = World(self._directory / "w", server, owner=self._owner, vault=vault)
         prepared = self._directory / "prepared"
@@ -165,7 +165,7 @@ class Proof:
     def _undisturbed(
         self, case: Case, world: World, prepared: Path, count: Count
     ) -> tuple[laws.Expected, list[Step]]:
-        """Run it twice without a fault, to learn what it gives and what varies."""
+        """Run it twice without a fault, to learn its results and what varies."""
         states, homes = [], []
         names: set[str] = set()
         world.reset(prepared)
@@ -212,11 +212,11 @@ class Proof:
             probe=probe,
             names=frozenset(names),
             names_before=names_before,
-            beside=frozenset(case.beside),
+            siblings=frozenset(case.siblings),
         )
         return expected, steps
 
-    def _one(
+    def _run_fault(
         self, case: Case, world: World, expected: laws.Expected, fault: Fault, count: Count
     ) -> None:
         ended = self.run(case.words(world), world, fault, case.variables(world))
@@ -238,7 +238,7 @@ class Proof:
     def _aftermath(
         self, case: Case, world: World, expected: laws.Expected, fault: Fault, ended: Ended
     ) -> Iterator[str]:
-        """Look at what the fault left, then let the next runs go over it."""
+        """Check what the fault left, then run the next commands on it."""
         yield from laws.check_owners(world)
         found = world.state()
         yield from laws.check_removed(world, expected, ended)
@@ -258,7 +258,7 @@ class Proof:
             if ended.code == case.code:
                 if not laws.is_good(case, expected, found):
                     yield f"exit {ended.code}, and not all was done"
-                yield from laws.check_beside(expected, found, ended)
+                yield from laws.check_siblings(expected, found, ended)
         if case.streams and ended.code == case.code:
             yield from laws.check_whole(self._runner.out)
         if (answer := case.probe(world, self)) != expected.probe:
@@ -277,7 +277,7 @@ class Proof:
     def _again(
         self, case: Case, world: World, expected: laws.Expected, *, is_done: bool
     ) -> Iterator[str]:
-        """Give the command once more: it succeeds, and nothing is left over."""
+        """Yield the command once more: it succeeds, and nothing is left over."""
         if is_done and case.codes_done is None:
             words: Words = case.recover or ("status",)
             codes: tuple[int, ...] = (0,)
@@ -294,7 +294,7 @@ class Proof:
             differing = expected.mask.unsettled(found, expected.after)
             yield f"the next run: not as asked: {', '.join(differing[:4])}"
         if ended.code == case.code:
-            yield from laws.check_beside(expected, found, ended)
+            yield from laws.check_siblings(expected, found, ended)
         yield from laws.check_names(world, expected)
         yield from laws.check_owners(world)
         if (answer := case.probe(world, self)) != expected.probe:
@@ -316,7 +316,7 @@ class Proof:
         return mock.patch.object(atomic, "write_stream", in_place)
 
     def started(self) -> Server:
-        """Give the server, started when it is first asked for."""
+        """Return the server, started when it is first asked for."""
         if self._server is None:
             self._server = Server(installations()[0])
             self._stack.callback(self._server.stop)

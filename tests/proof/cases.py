@@ -19,7 +19,7 @@ from proof.worlds import World
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
 from sagewai_ops.swap import mounts
 
-OCCUPIED = 15  # what a second run says where the first has done it all
+OCCUPIED = 15  # a second run's answer where the first has completed
 RECOVER: Words = ("recover",)
 
 
@@ -37,18 +37,18 @@ class Case:
         again: The command line of the run after a fault; the same if None.
         codes_done: What that run may answer where the disturbed one had done all; None if it is
             not to be given again then, because it would do another thing.
-        has_failure: A failure is among its circumstances: one more, of a step that takes back what
+        has_failure: A failure is among its circumstances: one more, of a step that undoes what
             that one left half done, may leave the rest to the next run.
         is_idle: It takes no step, so nothing can go wrong at one.
         in_parts: Its promise is for each file alone: some may be old and some new.
-        beside: Files that are each old or new on their own; one that could not be written is a
+        siblings: Files that are each old or new on their own; one that could not be written is a
             warning.
-        may_go_back: What it is to finish may also be taken back, and that is well too.
+        may_go_back: What it is to finish may also be undone, and that is well too.
         recover: What is to be run where it was interrupted between old and new.
         on_server: It needs a database on a server.
         takes_snapshot: A snapshot more may be there after each run.
-        has_verdicts: It tells what fails in its table, and its exit code comes from there.
-        moves_snapshots: Snapshots may leave the list; then they rest in the trash.
+        has_verdicts: It reports what fails in its table, and its exit code comes from there.
+        moves_snapshots: Snapshots may leave the list; then they remain in the trash.
         streams: It writes an archive to stdout.
         by_the_second: It writes moments that are cut to seconds, which two runs may share.
         probe: A question whose answer is the same before, after and whatever happened.
@@ -66,7 +66,7 @@ class Case:
     has_failure: bool = False
     is_idle: bool = False
     in_parts: bool = False
-    beside: tuple[str, ...] = ()
+    siblings: tuple[str, ...] = ()
     may_go_back: bool = False
     recover: Words = ()
     on_server: bool = False
@@ -83,13 +83,13 @@ def _always(*words: object) -> Callable[[World], Words]:
 
 
 def _idle(*words: object, code: int = EXIT_DONE) -> Case:
-    """Look at a home with a snapshot."""
+    """Return a case that only reads a home with a snapshot."""
     name = " ".join(map(str, words))
     return Case(name, beginnings.with_snapshot, _always(*words), code=code, is_idle=True)
 
 
 def _split() -> contextlib.AbstractContextManager[object]:
-    """Let no name move from one directory to another, as between two file systems."""
+    """Refuse renames from one directory to another, as between two file systems."""
     rename = os.rename
 
     def refuse(source: os.PathLike[str], target: os.PathLike[str]) -> None:
@@ -101,13 +101,13 @@ def _split() -> contextlib.AbstractContextManager[object]:
 
 
 def _mounted() -> contextlib.AbstractContextManager[object]:
-    """Let the home be a mount point, whose name cannot change."""
+    """Make the home a mount point, whose name cannot change."""
     return mock.patch.object(mounts, "is_mount", lambda path: path.name == "home")
 
 
 CASES = (
     Case("init", beginnings.nothing, _always("init"), in_parts=True),
-    Case("init, completing", beginnings.half, _always("init"), in_parts=True),
+    Case("init, completing", beginnings.partial, _always("init"), in_parts=True),
     Case("migrate-layout", beginnings.flat, _always("migrate-layout"), recover=RECOVER),
     Case(
         "migrate-layout, over file systems",
@@ -169,7 +169,7 @@ CASES = (
         ),
         takes_snapshot=True,
         moves_snapshots=True,
-        beside=("out/run.log", "out/run.prom"),
+        siblings=("out/run.log", "out/run.prom"),
         probe=beginnings.watched_verdict,
     ),
     Case(
@@ -336,7 +336,7 @@ CASES = (
         ),
         code=EXIT_INCOMPLETE,
         codes_done=(OCCUPIED,),
-        beside=("out/report.json", "out/report.refused.jsonl"),
+        siblings=("out/report.json", "out/report.refused.jsonl"),
         on_server=True,
     ),
     Case(

@@ -40,7 +40,7 @@ _SHOWN = 12  # violations in the table
 
 
 def main() -> int:
-    """Run the cases in several processes and show what came of it."""
+    """Run the cases in several processes and show the results."""
     options = _options()
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(143))  # so all is removed
     if options.other_owner and os.geteuid():
@@ -80,12 +80,12 @@ def _part(options: argparse.Namespace) -> int:
         for case in share(directory, cases):
             counts.append(proof.prove(case, choose, options.seed))
             if options.verbose:
-                _tell(counts[-1])
+                _print_count(counts[-1])
     write_counts(directory, [asdict(count) for count in counts])
     return 0
 
 
-def _tell(count: Count) -> None:
+def _print_count(count: Count) -> None:
     words = f"{count.name}: {count.faults} faults, {count.seconds} s"
     print(words, *count.violations, sep="\n  ", file=sys.stderr, flush=True)
 

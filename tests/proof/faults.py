@@ -27,7 +27,7 @@ from pathlib import Path
 
 _SOURCE = Path(__file__).with_name("steps.c")
 _VARIABLE = "LD_PROOF_CONTROL"
-_ROOM_BYTES = 8 * 1024 * 1024  # of the trace, some 60 bytes for a step
+_TRACE_BYTES = 8 * 1024 * 1024  # of the trace, some 60 bytes for a step
 _PATIENCE_SECONDS = 120.0  # before a run counts as stuck
 _ORPHANS_SECONDS = 10.0  # for what a killed run had started to end by itself
 
@@ -62,7 +62,7 @@ class Control(ctypes.Structure):
         ("second", ctypes.c_long),
         ("taken", ctypes.c_long),
         ("used", ctypes.c_long),
-        ("room", ctypes.c_long),
+        ("capacity", ctypes.c_long),
         ("directory", ctypes.c_char * 512),
         ("struck", ctypes.c_char * 1024),
     )
@@ -76,7 +76,7 @@ class Control(ctypes.Structure):
     second: int
     taken: int
     used: int
-    room: int
+    capacity: int
     directory: bytes
     struck: bytes
 
@@ -94,7 +94,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What goes wrong, and at which step, from 1; with ATTACK perhaps at a second one, too."""
+    """A failure, and its step, from 1; with ATTACK perhaps at a second one, too."""
 
     mode: Mode
     step: int
@@ -125,12 +125,12 @@ class Ended:
 
 
 def is_possible() -> bool:
-    """Tell whether steps can be numbered here: Linux, and a C compiler."""
+    """Return whether steps can be numbered here: Linux, and a C compiler."""
     return sys.platform == "linux" and _compiler() is not None
 
 
 def build(directory: Path) -> Path:
-    """Compile the shim into a directory and give it."""
+    """Compile the shim into a directory and return it."""
     compiler = _compiler()
     assert compiler is not None
     library = directory / "steps.so"
@@ -143,9 +143,9 @@ def build(directory: Path) -> Path:
 
 
 def environment(library: Path, control: Path) -> dict[str, str]:
-    """Make a control block, and give the variables that a process is to be started with."""
+    """Make a control block, and return the variables that a process is to be started with."""
     with control.open("wb") as file:
-        file.truncate(ctypes.sizeof(Control) + _ROOM_BYTES)
+        file.truncate(ctypes.sizeof(Control) + _TRACE_BYTES)
     control.chmod(0o666)  # a run may go on with another user's rights, and start programs
     return {"LD_PRELOAD": str(library), _VARIABLE: str(control)}
 
@@ -173,7 +173,7 @@ class Runner:
             self._block = mmap.mmap(file.fileno(), 0)
         self._control = Control.from_buffer(self._block)
         self._control.directory = os.fsencode(directory)
-        self._control.room = _ROOM_BYTES
+        self._control.capacity = _TRACE_BYTES
         self._control.reads = with_reads
         self._outside = outside
         self._patience = patience
@@ -184,9 +184,9 @@ class Runner:
         return self._outside / "out"
 
     def steps(self) -> list[Step]:
-        """Give the steps of the last run without a fault."""
+        """Return the steps of the last run without a fault."""
         size = ctypes.sizeof(Control)
-        text = self._block[size : size + min(self._control.used, _ROOM_BYTES)]
+        text = self._block[size : size + min(self._control.used, _TRACE_BYTES)]
         lines = text.decode(errors="backslashreplace").split("\n")[:-1]
         assert len(lines) == self._control.taken, (len(lines), self._control.taken)
         return [_step(line) for line in lines]
@@ -280,7 +280,7 @@ def _wait(child: int, patience: float, meanwhile: Callable[[], None]) -> tuple[i
 
 
 def _orphans(group: int) -> str:
-    """Wait until all that a run started has ended; tell if it does not."""
+    """Wait until all that a run started has ended; return the problem if it does not."""
     deadline = time.monotonic() + _ORPHANS_SECONDS
     while time.monotonic() < deadline:
         try:

@@ -1,4 +1,4 @@
-"""Give the program every archive that chance or malice could make of a sound one.
+"""Run the program on every archive that chance or malice could make of a sound one.
 
     python tests/proof/hostile.py --every                     as `make proof`
     python tests/proof/hostile.py --sample 40 --seed 7        40 of each family
@@ -40,7 +40,7 @@ from proof.mutants import Mutant  # noqa: E402
 
 MOST_BYTES = 150 * 1024 * 1024
 _DAMAGED, _AHEAD = 16, 18
-# What a command may answer to an archive that may be what it says it is; 1 and 2 are never right.
+# What a command may answer to an archive that may be valid; 1 and 2 are never right.
 _TAKEN = (0, 3, 4, 10, 12, 13, _DAMAGED, 17, _AHEAD)
 _ERROR = re.compile(
     r"sagewai-ops: error: \S.*\nsagewai-ops: hint: \S.*\n(sagewai-ops: hint: .*\n)*"
@@ -56,7 +56,7 @@ class Family:
     """What was done with one family of mutants.
 
     Attributes:
-        taken: How many were accepted: what they say may be true.
+        taken: How many were accepted: their content may be true.
     """
 
     name: str
@@ -105,7 +105,7 @@ def break_in(
         if name.startswith(only):
             family = Family(name)
             for mutant in made:
-                place.judge(mutant, family)
+                place.evaluate(mutant, family)
             families.append(family)
     return families
 
@@ -174,14 +174,14 @@ class _Place:
             (self._directory / name).touch(mode=0o600)
         self._before = self._seen()
 
-    def judge(self, mutant: Mutant, family: Family) -> None:
+    def evaluate(self, mutant: Mutant, family: Family) -> None:
         """Try one mutant; what it breaks goes into the family."""
         is_sealed = family.name.startswith("encrypted")
         path = self._directory / ("mutant.tar.zst.age" if is_sealed else "mutant.tar.zst")
         path.write_bytes(mutant.content)
         family.mutants += 1
         opened = ("--identity", self._identity) if is_sealed else ()
-        # A changed header of age may name a recipient that nobody is.
+        # A changed header of age may name an unknown recipient.
         allowed = (_DAMAGED, _AHEAD, *((12,) if is_sealed else ()))
         if mutant.is_consistent:
             allowed = _TAKEN
@@ -203,8 +203,8 @@ class _Place:
         problems += self._strayed()
         if mutant.is_consistent:
             for words in (("snapshots", "verify"), ("snapshots", "show")):
-                told = _problems(_call(*words, path, *opened), _TAKEN)
-                problems += [f"{words[1]}: {problem}" for problem in told]
+                output = _problems(_call(*words, path, *opened), _TAKEN)
+                problems += [f"{words[1]}: {problem}" for problem in output]
         family.taken += is_taken
         family.refused += not is_taken
         family.violations += [f"{mutant.name}: {problem}" for problem in problems]
@@ -265,8 +265,8 @@ def _loose(target: Path, *, links_out: bool) -> Iterator[str]:
                 yield f"{path} has mode {mode:o}"
 
 
-# Linux counts what a parent had at the fork among a child's memory, and whoever makes the archives,
-# or runs the suite, is large. So a small process stands between, and tells what its child took.
+# Linux counts what a parent had at the fork among a child's memory, and the parent makes archives,
+# or runs the suite, is large. So a small process in between reports what its child took.
 _BETWEEN = """
 import os, resource, sys
 child = os.posix_spawn(sys.argv[2], sys.argv[2:], os.environ)
@@ -278,14 +278,14 @@ os._exit(os.waitstatus_to_exitcode(status) & 255)
 
 
 class Runner:
-    """Runs the program in processes of its own and says what memory each took."""
+    """Runs the program in processes of its own and reports what memory each took."""
 
     def __init__(self) -> None:
         self.peak_bytes = 0
 
     def run(self, *words: object) -> tuple[Answer, int]:
-        """Run it; give its answer and its peak memory in bytes."""
-        told, teller = os.pipe()
+        """Run it; return its answer and its peak memory in bytes."""
+        output, teller = os.pipe()
         between = [sys.executable, "-I", "-S", "-c", _BETWEEN, str(teller)]
         try:
             done = subprocess.run(
@@ -297,7 +297,7 @@ class Runner:
             )
         finally:
             os.close(teller)
-            with open(told, "rb") as stream:
+            with open(output, "rb") as stream:
                 peak_bytes = int(stream.read() or 0) * 1024
         self.peak_bytes = max(self.peak_bytes, peak_bytes)
         return Answer(done.returncode, done.stdout.decode(), done.stderr.decode()), peak_bytes

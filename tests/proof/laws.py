@@ -1,6 +1,6 @@
 """What must hold after a run was killed or failed: the promises of design section 1.
 
-Each function gives the sentences that are broken; none if all hold.
+Each function returns the sentences that are broken; none if all hold.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sagewai_ops.errors import OpsError
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.swap import pending
 
-# docs/exit-codes.md; 1 is a failure that the system told of in words of its own, such as EIO.
+# docs/exit-codes.md; 1 is a failure of the system with its own message, such as EIO.
 _REFUSALS = frozenset({1, 2, 3, 4, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20})
 _TERMINATED = 143
 _LINES = re.compile(r"sagewai-ops: (error|hint|warning): \S.*")
@@ -29,7 +29,7 @@ _LINES = re.compile(r"sagewai-ops: (error|hint|warning): \S.*")
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What undisturbed runs of a case gave.
+    """The results of undisturbed runs of a case.
 
     Attributes:
         prepared: What there was before `begin`.
@@ -37,7 +37,7 @@ class Expected:
         snapshots: Name -> hash of the archives that are there before.
         names: Every name that may be there at the end.
         names_before: Every name that is there before.
-        beside: Files that are each old or new on their own.
+        siblings: Files that are each old or new on their own.
     """
 
     prepared: State
@@ -51,16 +51,16 @@ class Expected:
     probe: object
     names: frozenset[str]
     names_before: frozenset[str]
-    beside: frozenset[str] = frozenset()
+    siblings: frozenset[str] = frozenset()
 
     def differing(self, found: State, aim: State) -> list[str]:
-        """Name what differs from the state before or after; of what is beside, what is neither."""
+        """Return what differs from the state before or after; of other files, what is neither."""
         names = self.mask.unsettled(found, aim)
-        if not self.beside:
+        if not self.siblings:
             return names
         other = self.before if aim is self.after else self.after
         neither = set(self.mask.unsettled(found, other))
-        return [name for name in names if name not in self.beside or name in neither]
+        return [name for name in names if name not in self.siblings or name in neither]
 
 
 def check_ending(case: Case, ended: Ended, fault: Fault | None) -> Iterator[str]:
@@ -70,20 +70,20 @@ def check_ending(case: Case, ended: Ended, fault: Fault | None) -> Iterator[str]
     is_kill = fault is not None and fault.mode in (Mode.KILL_BEFORE, Mode.KILL_AFTER, Mode.TEAR)
     if ended.code is None:
         if not is_kill and not ended.problem:
-            yield "was killed by nobody"
+            yield "was killed for no reason"
         return
     is_asked = fault is not None and fault.mode is Mode.INTERRUPT and ended.code == _TERMINATED
     if ended.code != case.code and ended.code not in _REFUSALS and not is_asked:
-        yield f"exit code {ended.code} is none of the documented"
-    yield from _said(case, ended)
+        yield f"exit code {ended.code} is not documented"
+    yield from _check_output(case, ended)
 
 
-def _said(case: Case, ended: Ended) -> Iterator[str]:
+def _check_output(case: Case, ended: Ended) -> Iterator[str]:
     lines = ended.err.splitlines()
     if "Traceback" in ended.err:
         yield f"a traceback: {lines[-1]}"
     elif strange := [line for line in lines if not _LINES.fullmatch(line)]:
-        yield f"said on stderr: {strange[0][:200]}"
+        yield f"printed on stderr: {strange[0][:200]}"
     errors = sum(line.startswith("sagewai-ops: error:") for line in lines)
     if ended.code not in (case.code, 3, 4) and errors != 1 and not case.has_verdicts:
         yield f"exit code {ended.code} with {errors} error lines"
@@ -102,31 +102,31 @@ def check_state(case: Case, world: World, expected: Expected, found: State) -> I
 
 
 def is_old(expected: Expected, found: State) -> bool:
-    """Tell whether all is as before."""
+    """Return whether all is as before."""
     return not expected.differing(found, expected.before)
 
 
 def is_new(expected: Expected, found: State) -> bool:
-    """Tell whether all is as asked."""
+    """Return whether all is as asked."""
     return not expected.differing(found, expected.after)
 
 
 def is_good(case: Case, expected: Expected, found: State) -> bool:
-    """Tell whether all is as asked, or as a run that was to be finished found it."""
+    """Return whether all is as asked, or as a run that was to be finished found it."""
     if case.may_go_back and not expected.mask.unsettled(found, expected.prepared):
         return True
     return is_new(expected, found)
 
 
-def check_beside(expected: Expected, found: State, ended: Ended) -> Iterator[str]:
-    """See that a file beside the promise that was not written is warned of."""
+def check_siblings(expected: Expected, found: State, ended: Ended) -> Iterator[str]:
+    """See that a file next to the promise that was not written is warned of."""
     if "sagewai-ops: warning:" not in ended.err:
-        for name in expected.beside & set(expected.mask.unsettled(found, expected.after)):
-            yield f"{name} is not written, and no warning says so"
+        for name in expected.siblings & set(expected.mask.unsettled(found, expected.after)):
+            yield f"{name} is not written, and no warning names it"
 
 
 def is_unsettled(world: World) -> bool:
-    """Tell whether the program itself knows that something is to be finished first."""
+    """Return whether the program itself knows that something is to be finished first."""
     return bool(pending.pending_operations(world.home))
 
 
@@ -161,7 +161,7 @@ def check_snapshots(case: Case, world: World, expected: Expected, *, runs: int) 
 
 
 def check_whole(path: Path) -> Iterator[str]:
-    """See that an archive that was said to be there can be read to its end."""
+    """See that an archive that is listed can be read to its end."""
     try:
         verify(path)
     except OpsError as error:
@@ -182,7 +182,7 @@ def check_removed(world: World, expected: Expected, ended: Ended) -> Iterator[st
 
 
 def check_private(world: World, expected: Expected) -> Iterator[str]:
-    """See that what was made for the home's owner alone is open to nobody else."""
+    """See that what was made for the home's owner alone is not readable by others."""
     for name in ("secrets/master.key", "db/sagewai.db"):
         path = world.home / name
         if f"home/{name}" in expected.before or not path.exists():
@@ -198,12 +198,12 @@ def check_owners(world: World) -> Iterator[str]:
 
 
 def hash_of(path: Path) -> str:
-    """Give the hash of a file."""
+    """Return the hash of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def home_of(world: World) -> State:
-    """Give the state of the home alone."""
+    """Return the state of the home alone."""
     return state_of(world.home)
 
 

@@ -4,12 +4,12 @@
     python tests/proof/leaks.py --only backup      those whose names begin so
     python tests/proof/leaks.py --other-owner      as root, on the home of another user
 
-Planted are the master key and a project's data key (as they stand, as bytes, in hexadecimal), all
+Planted are the master key and a project's data key (as they are, as bytes, in hexadecimal), all
 that is sealed under them, what Sagewai leaves readable, session and API tokens, a passphrase, an
 identity, passwords of a database in a URL and in PGPASSWORD, and the token in a URL to ping.
 Searched are the output, errors, every file that a run leaves, in archives what they hold, and while
 it runs the command lines of all its processes and the environment of those that it starts.
-What the home holds may stand where the home has it, there and in copies that were asked for, and
+What the home holds may be where the home has it, there and in copies that were asked for, and
 in an archive under the same name; the keys may be in no clear archive at all.
 """
 
@@ -53,7 +53,7 @@ PG_PASSWORD = "planted-pgpassword"
 PING_TOKEN = "planted-ping-token"
 _GLANCE_SECONDS = 0.002
 _PATIENCE_SECONDS = 120
-_FULL_BYTES = 4096  # a file may grow no longer than this where a disk is said to be full
+_FULL_BYTES = 4096  # a file may grow no longer than this where a disk is to be full
 _SHOWN = 200
 _KEY_PLACE = "home/secrets/master.key"
 _LEGACY = re.compile(r"\.legacy-[0-9TZ]+$")
@@ -89,7 +89,7 @@ class Secret:
     Attributes:
         name: What it is, for a report; never the secret.
         forms: Its spellings.
-        is_of_home: It stands in the home, and may in a copy of it.
+        is_of_home: It is in the home, and may be in a copy of it.
         is_key: Not even a clear archive may hold it.
     """
 
@@ -161,11 +161,11 @@ class Search:
         with mock.patch("proof.beginnings.build_home", self._build):
             case.prepare(world, _Bench())
             world.keep_as(prepared)
-            for way in ways:
+            for method in ways:
                 world.reset(prepared)
                 with contextlib.suppress(LookupError):
                     case.begin(world, _Bench())
-                self._once(case, world, way)
+                self._once(case, world, method)
         world.drop()
 
     def _build(self, root: Path, **recipe: Any) -> BuiltHome:
@@ -173,7 +173,7 @@ class Search:
         self._built.append(built)
         return built
 
-    def _once(self, case: Case, world: World, way: str) -> None:
+    def _once(self, case: Case, world: World, method: str) -> None:
         (world.out / "passphrase").write_text(f"{PASSPHRASE}\n")
         (world.out / "identity").write_text(f"{IDENTITY}\n")
         for private in world.out.iterdir():
@@ -185,24 +185,24 @@ class Search:
         environment = self._environment(case, world)
         if world.server:
             words = [word for word in words if word != world.url]
-        self._spoil(world, way)
-        shown = {"json": ["--json"], "verbose": ["-v"]}.get(way, [])
+        self._spoil(world, method)
+        shown = {"json": ["--json"], "verbose": ["-v"]}.get(method, [])
         command = [*COMMAND, "--home", str(world.home), *shown, *words]
-        out, seen = _watched(command, environment, full=way == "full disk")
+        out, seen = _watched(command, environment, full=method == "full disk")
         self.runs += 1
-        told = f"{case.name}, {way}"
-        self._look(f"{told}: output", out, secrets)
+        output = f"{case.name}, {method}"
+        self._search(f"{output}: output", out, secrets)
         for where, content in seen.items():
-            self._look(f"{told}: {where}", content, secrets)
+            self._search(f"{output}: {where}", content, secrets)
         if world.owner:
-            self.violations += [f"{told}: not the owner's: {name}" for name in world.others()]
+            self.violations += [f"{output}: not the owner's: {name}" for name in world.others()]
         for path, content in _contents(world.directory):
             relative = os.path.relpath(path, world.directory)
             for secret in self._found(content, secrets):
                 if not _may(relative, secret, before):
-                    self.violations.append(f"{told}: {secret.name} is in {relative}")
+                    self.violations.append(f"{output}: {secret.name} is in {relative}")
 
-    def _look(self, where: str, content: bytes, secrets: tuple[Secret, ...]) -> None:
+    def _search(self, where: str, content: bytes, secrets: tuple[Secret, ...]) -> None:
         self.violations += [
             f"{where} has {secret.name}" for secret in self._found(content, secrets)
         ]
@@ -228,13 +228,13 @@ class Search:
                 found.append(Secret("a key", forms, is_key=True))
             found += [
                 *(
-                    Secret(f"what {one.place} seals", (one.plaintext.encode(),))
-                    for one in built.sealed
-                    if one.plaintext
+                    Secret(f"what {each.place} seals", (each.plaintext.encode(),))
+                    for each in built.sealed
+                    if each.plaintext
                 ),
                 *(
-                    Secret(f"a secret of {one.place}", (one.value.encode(),))
-                    for one in built.secrets
+                    Secret(f"a secret of {each.place}", (each.value.encode(),))
+                    for each in built.secrets
                 ),
                 Secret("the session token", (built.session_token.encode(),)),
                 Secret("the API token", (built.api_token.encode(),)),
@@ -258,15 +258,15 @@ class Search:
             environment["SAGEWAI_DATABASE_URL"] = url
         return environment
 
-    def _spoil(self, world: World, way: str) -> None:
-        if way == "no home":
+    def _spoil(self, world: World, method: str) -> None:
+        if method == "no home":
             shutil.rmtree(world.home, ignore_errors=True)
-        elif way == "broken database" and (world.home / "db/sagewai.db").exists():
+        elif method == "broken database" and (world.home / "db/sagewai.db").exists():
             for path in (world.home / "db").iterdir():
                 with path.open("r+b") as file:
                     file.seek(100)
                     file.write(b"\xff" * 4000)
-        elif way == "broken state" and (world.home / "config").is_dir():
+        elif method == "broken state" and (world.home / "config").is_dir():
             for name in ("config/admin-state.json", "config/connections.json"):
                 path = world.home / name
                 path.write_bytes(path.read_bytes()[:-20])
@@ -282,7 +282,7 @@ class Search:
 def _watched(
     command: list[str], environment: Mapping[str, str], *, full: bool
 ) -> tuple[bytes, dict[str, bytes]]:
-    """Run a command; give all that it said, and what its processes showed while they lived."""
+    """Run a command; return all its output, and what its processes showed while they lived."""
 
     def limit() -> None:
         if full:
@@ -303,11 +303,11 @@ def _watched(
     watch = threading.Thread(target=_glance, args=(process.pid, seen, ended))
     watch.start()
     try:
-        said, _ = process.communicate(timeout=_PATIENCE_SECONDS)
+        text, _ = process.communicate(timeout=_PATIENCE_SECONDS)
     finally:
         ended.set()
         watch.join()
-    return said, seen
+    return text, seen
 
 
 def _glance(first: int, seen: dict[str, bytes], ended: threading.Event) -> None:
@@ -328,7 +328,7 @@ def _glance(first: int, seen: dict[str, bytes], ended: threading.Event) -> None:
 
 
 def _is_fork(first: int, line: bytes) -> bool:
-    """Tell whether a process has not yet become another program: it still is the first one."""
+    """Return whether a process has not yet become another program: it still is the first one."""
     with contextlib.suppress(OSError):
         return line == Path("/proc", str(first), "cmdline").read_bytes()
     return False
@@ -345,13 +345,13 @@ def _contents(directory: Path) -> Iterator[tuple[str, bytes]]:
             yield path, content
             if name.endswith(".tar.zst"):
                 anatomy = mutants.dissect(content)
-                yield f"{path}!manifest.json", mutants.spelled(anatomy.document)
+                yield f"{path}!manifest.json", mutants.encoded(anatomy.document)
                 for entry, body in anatomy.members:
                     yield f"{path}!{entry.path}", body
 
 
 def _places(directory: Path, secrets: tuple[Secret, ...]) -> dict[str, set[str]]:
-    """Map each secret to where it stands: the path, and the name in the home, if it is there."""
+    """Map each secret to where it is: the path, and the name in the home, if it is there."""
     places: dict[str, set[str]] = {}
     for path, content in _contents(directory):
         relative = os.path.relpath(path, directory)
@@ -364,15 +364,15 @@ def _places(directory: Path, secrets: tuple[Secret, ...]) -> dict[str, set[str]]
 
 
 def _in_home(relative: str) -> str:
-    """Give the name within a home, a copy or an archive; sidecars count as their database."""
+    """Return the name within a home, a copy or an archive; sidecars count as their database."""
     inner = relative.partition("!" if "!" in relative else "/")[2]
     first, _, rest = inner.partition("/")
     if first in _COPIES or first.startswith(".sagewai-ops-before-restore-"):
         inner = rest
     for end in ("-wal", "-shm", "-journal"):
         inner = inner.removesuffix(end)
-    inner = _LEGACY.sub("", inner)  # an old key that is kept beside stands where the key does
-    # Documents stand at the root of an older home.
+    inner = _LEGACY.sub("", inner)  # an old key that is kept is where the key is
+    # Documents are at the root of an older home.
     return inner.removeprefix("config/").removeprefix("secrets/")
 
 

@@ -7,7 +7,7 @@ A writer commits pairs of rows, replaces the documents as Sagewai does and chang
 after each commit: only with SQLite 3.51.3 or later, because an older one can corrupt a database in
 WAL mode by itself when two processes write (docs/database.md).
 Each copy that a command makes must hold whole transactions, whole documents, and all that was
-committed before it began; and no writer may be told that the database is locked.
+committed before it began; and no writer may get the error that the database is locked.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def main() -> int:
 
 
 def through(scene: Scene, seconds: float, only: str = "") -> list[Tally]:
-    """Give each command its seconds under the writers."""
+    """Return each command its seconds under the writers."""
     build_home(scene.home, rows=2, vectors=0, leftovers=False)
     with contextlib.closing(sqlite3.connect(scene.database)) as connection:
         connection.executemany(
@@ -136,12 +136,12 @@ def _repeat(
 def _backup(scene: Scene, committed: int) -> Iterator[str]:
     answer = run("--home", scene.home, "--json", "backup")
     if answer.code:
-        yield _told(answer)
+        yield _message(answer)
         return
     archive = taken(answer)
     restored = run("restore", archive, "--to", scene.copy, "--without-key")
     if restored.code:
-        yield f"its restore: {_told(restored)}"
+        yield f"its restore: {_message(restored)}"
     else:
         yield from _broken(scene.copy, committed)
     shutil.rmtree(scene.copy, ignore_errors=True)
@@ -152,7 +152,7 @@ def _tree(scene: Scene, committed: int) -> Iterator[str]:
     place = scene.directory / "trees"
     answer = run("--home", scene.home, "--json", "backup", "--format", "directory", "--to", place)
     if answer.code:
-        yield _told(answer)
+        yield _message(answer)
         return
     yield from _broken(taken(answer), committed)
 
@@ -160,13 +160,13 @@ def _tree(scene: Scene, committed: int) -> Iterator[str]:
 def _status(scene: Scene, _committed: int) -> Iterator[str]:
     answer = run("--home", scene.home, "--json", "status")
     if answer.code or not answer.result:
-        yield _told(answer)
+        yield _message(answer)
 
 
 def _check(scene: Scene, _committed: int) -> Iterator[str]:
     answer = run("--home", scene.home, "--json", "db", "check")
     if answer.code not in (0, _FINDINGS):
-        yield _told(answer)
+        yield _message(answer)
         return
     for finding in answer.result["findings"]:
         if finding["kind"] in _DAMAGE:
@@ -176,7 +176,7 @@ def _check(scene: Scene, _committed: int) -> Iterator[str]:
 def _keys(scene: Scene, _committed: int) -> Iterator[str]:
     answer = run("--home", scene.home, "--json", "keys", "check")
     if answer.code not in (0, _FINDINGS):
-        yield _told(answer)
+        yield _message(answer)
 
 
 def _export(scene: Scene, committed: int) -> Iterator[str]:
@@ -191,7 +191,7 @@ def _export(scene: Scene, committed: int) -> Iterator[str]:
         *("--on-invalid", "repair"),
     )
     if upgraded.code or answer.code:
-        yield f"{_told(upgraded)}, {_told(answer)}"
+        yield f"{_message(upgraded)}, {_message(answer)}"
     else:
         counted = [
             scene.server.rows(
@@ -224,7 +224,7 @@ COMMANDS = {
 
 
 def _broken(home: Path, committed: int) -> Iterator[str]:
-    """Tell what of the laws a home at rest or a copy breaks."""
+    """Yield the laws that a home at rest or a copy breaks."""
     database = home / "db/sagewai.db"
     try:
         first, second = home_writer.pairs(database)
@@ -296,7 +296,7 @@ def _served() -> Iterator[Server]:
         server.stop()
 
 
-def _told(answer: Answer) -> str:
+def _message(answer: Answer) -> str:
     return f"exit {answer.code}: {(answer.err or answer.out)[:500]}"
 
 

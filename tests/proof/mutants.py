@@ -1,7 +1,7 @@
-"""Archives that chance or malice made of a sound one, each with a name that says what was done.
+"""Archives that chance or malice made of a sound one, each named after the change.
 
 Every family but the first two puts the checksums, the digest and the seek table right again, so
-that what refuses the archive is a look at what it says, and not at its sums alone. The container is
+that what refuses the archive is its content, and not at its sums alone. The container is
 written here a second time, from docs/format.md and not with the program's own writer.
 """
 
@@ -72,7 +72,7 @@ class Mutant:
 
     Attributes:
         name: What was done.
-        is_consistent: What it says may be true, so a reader may also take it, and then must do
+        is_consistent: Its content may be true, so a reader may also take it, and then must do
             just that.
     """
 
@@ -100,7 +100,7 @@ class Anatomy:
 
 
 def dissect(content: bytes) -> Anatomy:
-    """Take a sound archive apart."""
+    """Return the parts of a sound archive."""
     count = _FOOT.unpack(content[-_FOOT.size :])[0]
     table = content[-_FOOT.size - count * _PAIR.size : -_FOOT.size]
     frames, offset = [], 0
@@ -128,7 +128,7 @@ def assemble(
     """Put frames together with a trailer and a seek table that are right.
 
     Args:
-        sizes: What the table says that the frames unpack to; the truth if None.
+        sizes: The sizes of unpacked frames by the table; the truth if None.
     """
     if sizes is None:
         sizes = [max(zstandard.frame_content_size(frame), 0) for frame in frames]
@@ -156,7 +156,7 @@ def build(members: Sequence[tuple[Entry, bytes]], text: bytes, own: Entry) -> by
     return assemble(frames, sum(map(len, parts)))
 
 
-def spelled(document: dict[str, Any]) -> bytes:
+def encoded(document: dict[str, Any]) -> bytes:
     """Write a manifest as docs/format.md wants its lines."""
     facts = {name: value for name, value in document.items() if name != "entries"}
     lines = ",\n".join(json.dumps(entry) for entry in document["entries"])
@@ -183,7 +183,7 @@ def truncated(whole: bytes, stride: int, start: int = 0) -> Iterator[Mutant]:
 def rearranged(anatomy: Anatomy, most: int, seed: int) -> Iterator[Mutant]:
     """Swap, double and drop members, with the manifest as it was."""
     members = list(anatomy.members)
-    text = spelled(anatomy.document)
+    text = encoded(anatomy.document)
     pairs = list(itertools.combinations(range(len(members)), 2))
     for first, second in some(pairs, most, seed):
         changed = list(members)
@@ -216,18 +216,18 @@ def spliced(anatomy: Anatomy, other: Anatomy) -> Iterator[Mutant]:
 
 
 def bombs(anatomy: Anatomy) -> Iterator[Mutant]:
-    """Put a frame that unpacks to a gibibyte in the place of each; the table says so, or not."""
+    """Replace each frame by one that unpacks to a gibibyte; the table has its size, or not."""
     sizes = list(map(zstandard.frame_content_size, anatomy.frames))
     start = sum(sizes[:-1])
-    for way, has_size in (("with its size", True), ("without a size", False)):
+    for method, has_size in (("with its size", True), ("without a size", False)):
         bomb = _bomb(has_size=has_size)
         for index in range(len(sizes)):
             frames = [*anatomy.frames[:index], bomb, *anatomy.frames[index + 1 :]]
-            for told in (sizes[index], FRAME_BYTES, BOMB_BYTES):
-                listed = [*sizes[:index], told, *sizes[index + 1 :]]
-                for offset in {start, start - sizes[index] + told}:
+            for output in (sizes[index], FRAME_BYTES, BOMB_BYTES):
+                listed = [*sizes[:index], output, *sizes[index + 1 :]]
+                for offset in {start, start - sizes[index] + output}:
                     yield Mutant(
-                        f"frame {index} is a gibibyte {way}, the table says {told}, {offset}",
+                        f"frame {index} is a gibibyte {method}, the table has {output}, {offset}",
                         assemble(frames, offset, listed),
                     )
 
@@ -265,18 +265,18 @@ def tabled(anatomy: Anatomy) -> Iterator[Mutant]:
 def edited(anatomy: Anatomy, most: int, seed: int) -> Iterator[Mutant]:
     """Set every value of both documents to others, in headers too, with every sum right."""
     yield from some(list(_edited_entries(anatomy)), most, seed)
-    for way, changed in some(list(_documents(anatomy.document)), most, seed):
-        content = build(anatomy.members, spelled(changed), anatomy.own)
-        yield Mutant(f"manifest: {way}", content, is_consistent=True)
+    for method, changed in some(list(_documents(anatomy.document)), most, seed):
+        content = build(anatomy.members, encoded(changed), anatomy.own)
+        yield Mutant(f"manifest: {method}", content, is_consistent=True)
     header = json.loads(anatomy.members[0][1])
-    for way, changed in some(list(_documents(header)), most, seed):
+    for method, changed in some(list(_documents(header)), most, seed):
         body = json.dumps(changed).encode()
-        yield Mutant(f"header: {way}", _with_header(anatomy, body), is_consistent=True)
+        yield Mutant(f"header: {method}", _with_header(anatomy, body), is_consistent=True)
 
 
 def spoiled_texts(anatomy: Anatomy) -> Iterator[Mutant]:
     """Write both documents as JSON does not allow, or as it allows too much."""
-    text = spelled(anatomy.document)
+    text = encoded(anatomy.document)
     ways: dict[str, Callable[[bytes], bytes]] = {
         "empty": lambda _body: b"",
         "null": lambda _body: b"null",
@@ -295,11 +295,11 @@ def spoiled_texts(anatomy: Anatomy) -> Iterator[Mutant]:
         ),
         "a long line": lambda body: body.replace(b'"', b'"' + b"x" * (2 << 20), 1),
     }
-    for way, change in ways.items():
+    for method, change in ways.items():
         changed = build(anatomy.members, change(text), anatomy.own)
-        yield Mutant(f"manifest: {way}", changed, is_consistent=True)
+        yield Mutant(f"manifest: {method}", changed, is_consistent=True)
         body = change(anatomy.members[0][1])
-        yield Mutant(f"header: {way}", _with_header(anatomy, body), is_consistent=True)
+        yield Mutant(f"header: {method}", _with_header(anatomy, body), is_consistent=True)
 
 
 def _directory_line(number: int) -> bytes:
@@ -331,21 +331,21 @@ def _edited_entries(anatomy: Anatomy) -> Iterator[Mutant]:
                 document = dict(anatomy.document)
                 document["entries"] = list(document["entries"])
                 document["entries"][index] = {**listed, name: value}
-                way = f"entry {index} {name} = {value!r:.40}"
-                text = spelled(document)
+                method = f"entry {index} {name} = {value!r:.40}"
+                text = encoded(document)
                 changed = _retold(entry, name, value)
-                # Of some fields the stream says nothing: then nothing contradicts the manifest.
+                # Of some fields the stream has no copy: then nothing contradicts the manifest.
                 is_silent = changed is not None and member_header(changed) == member_header(entry)
                 kept = build(anatomy.members, text, anatomy.own)
-                yield Mutant(f"{way}, stream kept", kept, is_consistent=is_silent)
+                yield Mutant(f"{method}, stream kept", kept, is_consistent=is_silent)
                 if changed is not None and not is_silent:
                     members = list(anatomy.members)
                     members[index] = (changed, content)
-                    yield Mutant(way, build(members, text, anatomy.own), is_consistent=True)
+                    yield Mutant(method, build(members, text, anatomy.own), is_consistent=True)
 
 
 def _retold(entry: Entry, name: str, value: object) -> Entry | None:
-    """Say the same in the tar header, if a header can say it."""
+    """Write the same in the tar header, if a header can."""
     try:
         if name == "mode":
             changed = dataclasses.replace(entry, mode=int(str(value), 8))
@@ -381,8 +381,8 @@ def _documents(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]
                 del within[path[-1]]
             else:
                 within[path[-1]] = other
-            told = ".".join(map(str, path))
-            yield f"{told} = {'nothing' if other is ... else repr(other)[:40]}", copy
+            output = ".".join(map(str, path))
+            yield f"{output} = {'nothing' if other is ... else repr(other)[:40]}", copy
 
 
 def _places(value: object, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], object]]:
@@ -397,15 +397,15 @@ def _places(value: object, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[A
 
 
 def retold(entry: Entry, body: bytes) -> Entry:
-    """Give an entry the length and the hash of other content."""
+    """Return an entry the length and the hash of other content."""
     return dataclasses.replace(entry, size_bytes=len(body), sha256=hashlib.sha256(body).digest())
 
 
 def line_of(entry: Entry) -> bytes:
     """Write a file's entry as a manifest does."""
-    told = {"path": entry.path, "type": "file", "mode": f"{entry.mode:04o}", "uid": 0, "gid": 0}
+    output = {"path": entry.path, "type": "file", "mode": f"{entry.mode:04o}", "uid": 0, "gid": 0}
     sums = {"size": entry.size_bytes, "sha256": entry.sha256.hex()}
-    return json.dumps({**told, "mtime_ns": entry.mtime_ns, **sums}).encode()
+    return json.dumps({**output, "mtime_ns": entry.mtime_ns, **sums}).encode()
 
 
 def build_from_text(text: bytes, filling: bytes, anatomy: Anatomy) -> bytes | None:
@@ -425,9 +425,9 @@ def build_from_text(text: bytes, filling: bytes, anatomy: Anatomy) -> bytes | No
 def _with_header(anatomy: Anatomy, body: bytes) -> bytes:
     first = retold(anatomy.members[0][0], body)
     document = dict(anatomy.document)
-    told = {**document["entries"][0], "size": len(body), "sha256": first.sha256.hex()}
-    document["entries"] = [told, *document["entries"][1:]]
-    return build([(first, body), *anatomy.members[1:]], spelled(document), anatomy.own)
+    output = {**document["entries"][0], "size": len(body), "sha256": first.sha256.hex()}
+    document["entries"] = [output, *document["entries"][1:]]
+    return build([(first, body), *anatomy.members[1:]], encoded(document), anatomy.own)
 
 
 def _packed(content: bytes) -> bytes:

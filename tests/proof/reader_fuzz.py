@@ -1,4 +1,4 @@
-"""Let a coverage-guided fuzzer (atheris, libFuzzer) look for what the reader stumbles over.
+"""Run a coverage-guided fuzzer (atheris, libFuzzer) on the reader.
 
     python tests/proof/reader_fuzz.py -max_total_time=60 DIRECTORY
 
@@ -45,19 +45,19 @@ def main() -> None:
         seeds.mkdir()
         sound = archives.small(Path(directory) / "sound.tar.zst").read_bytes()
         anatomy = mutants.dissect(sound)
-        text = mutants.spelled(anatomy.document)
+        text = mutants.encoded(anatomy.document)
         header = anatomy.members[0][1]
         (seeds / "archive").write_bytes(b"\0" + sound)
         (seeds / "documents").write_bytes(b"\1" + header + _CUT + text)
         entries = text[text.index(b"[\n") + 2 : text.rindex(b"\n]}")]
         (seeds / "entries").write_bytes(b"\2" + entries + _CUT + b"content")
 
-        def one_input(data: bytes) -> None:
+        def fuzz_input(data: bytes) -> None:
             content = _archive_of(data, anatomy)
             if content is not None:
                 _try(scratch, content)
 
-        atheris.Setup([*sys.argv, str(seeds)], one_input)
+        atheris.Setup([*sys.argv, str(seeds)], fuzz_input)
         with contextlib.suppress(SystemExit):
             atheris.Fuzz()
 
@@ -70,9 +70,9 @@ def _archive_of(data: bytes, anatomy: mutants.Anatomy) -> bytes | None:
         renewed = mutants.retold(entry, first)
         return mutants.build([(renewed, first), *anatomy.members[1:]], second, anatomy.own)
     if kind == b"\2":
-        head = mutants.spelled({**anatomy.document, "entries": []}).removesuffix(b"\n\n]}\n")
-        told = b",\n".join((mutants.line_of(anatomy.members[0][0]), first))
-        return mutants.build_from_text(head + b"\n" + told + b"\n]}\n", second, anatomy)
+        head = mutants.encoded({**anatomy.document, "entries": []}).removesuffix(b"\n\n]}\n")
+        output = b",\n".join((mutants.line_of(anatomy.members[0][0]), first))
+        return mutants.build_from_text(head + b"\n" + output + b"\n]}\n", second, anatomy)
     return rest if kind == b"\0" else None
 
 

@@ -3,8 +3,8 @@
     python tests/proof/soak.py --seconds 120            a new seed, which it prints
     python tests/proof/soak.py --seconds 120 --seed 42  that life again
 
-Actions follow one another by the seed alone; the time only says when to stop. After each, the home
-must be what the model says, and every listed snapshot whole; at the end nothing may be left over.
+Actions follow one another by the seed alone; the time only ends them. After each, the home
+must equal the model, and every listed snapshot whole; at the end nothing may be left over.
 Exits 1, and names seed and action, where that does not hold.
 """
 
@@ -90,13 +90,13 @@ class Soak:
             leftovers=False,
             journal="tail",
         )
-        self._home = self._look()
+        self._home = self._read()
 
     def live(self, most_seconds: float, most_actions: int) -> None:
         """Do one action after another.
 
         Raises:
-            BrokenError: What it says.
+            BrokenError: A law is broken.
         """
         actions: list[tuple[int, Callable[[], None]]] = [
             (6, self._write),
@@ -138,7 +138,7 @@ class Soak:
             )
             connection.execute("DELETE FROM agent_runs WHERE run_id = ?", (f"r{number % 13}",))
             connection.commit()
-        self._home = self._look()
+        self._home = self._read()
 
     def _backup(self) -> None:
         kind: Words = self._draw.choice(
@@ -215,13 +215,13 @@ class Soak:
         self._command(("verify-perms", "--fix"), self._home)
 
     def _age(self) -> None:
-        """Give the home a database from an older version."""
+        """Return the home a database from an older version."""
         directory = self._world.home / "db"
         for path in directory.glob("sagewai.db*"):
             path.unlink()
         old_homes.build(directory / "sagewai.db", "018_fleet_schema_correction")
         (directory / "sagewai.db").chmod(0o600)
-        self._home = self._look()
+        self._home = self._read()
 
     def _export(self, *, is_sound: bool = False) -> None:
         world = self._world
@@ -274,7 +274,7 @@ class Soak:
             if ended.code not in codes:
                 raise BrokenError(f"{where}exit {ended.code}: {ended.err}")
         self._settle()
-        found = self._look()
+        found = self._read()
         is_old, is_new = _same(found, old), new is not None and _same(found, new)
         if is_new_key and found.key != old.key:
             is_new = set(found.content) == set(old.content)
@@ -285,8 +285,8 @@ class Soak:
         if ended.code == 0 and not (is_new if new or is_new_key or is_new_schema else is_old):
             raise BrokenError(where + "exit 0, and not done")
         self._home = found
-        for one in set(self._listed()) - listed:
-            self._snapshots[one] = old
+        for each in set(self._listed()) - listed:
+            self._snapshots[each] = old
         return ended
 
     def _settle(self) -> None:
@@ -312,7 +312,7 @@ class Soak:
             shutil.rmtree(path)
 
     def _end(self) -> None:
-        """Let sound runs go over everything: nothing is left, and all can still be brought back."""
+        """Run everything without faults: nothing is left, and all can still be restored."""
         for words in (
             ("init",),
             RECOVER,
@@ -323,7 +323,7 @@ class Soak:
             ended = self._bench.run(words, self._world)
             if ended.code != 0:
                 raise BrokenError(f"at the end, {words[0]}: exit {ended.code}: {ended.err}")
-        self._home = self._look()
+        self._home = self._read()
         if self._world.server:
             self._export(is_sound=True)  # what exports leave is theirs to remove
         left = [
@@ -342,11 +342,11 @@ class Soak:
     def _listed(self) -> list[str]:
         return [item.path.name for item in catalog.list_snapshots(self._world.snapshots)]
 
-    def _look(self) -> Known:
+    def _read(self) -> Known:
         return _known(self._world.home)
 
     def _require(self, expected: Known) -> None:
-        if not _same(found := self._look(), expected):
+        if not _same(found := self._read(), expected):
             raise BrokenError(f"the home changed: {_differing(found, expected)}")
 
 
@@ -367,7 +367,7 @@ def _same(found: Known, expected: Known) -> bool:
 
 
 def _but_database(known: Known) -> Known:
-    content = {name: one for name, one in known.content.items() if not name.startswith("db/")}
+    content = {name: each for name, each in known.content.items() if not name.startswith("db/")}
     return replace(known, content=content)
 
 
@@ -379,7 +379,7 @@ def _differing(found: Known, expected: Known) -> list[str]:
 
 
 def main() -> int:
-    """Live one life and say how it was."""
+    """Run one life and return how it was."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--actions", type=int, default=10**9)

@@ -37,14 +37,14 @@ def test_a_run_that_follows_links_is_noticed(tmp_path: Path) -> None:
     """What root reads, transfers and changes through a name that was replaced is found."""
     words = ("--planted", "--attack", "named at 3", "--attack", "parent at 3 until 9")
 
-    code, document, said = _run(attack.__file__, tmp_path / "report", *words)
+    code, document, text = _run(attack.__file__, tmp_path / "report", *words)
 
-    assert code == 1, said
+    assert code == 1, text
     kinds = set(document["kinds"])
-    assert {"canary given away", "canary's mode changed", "canary's content"} <= kinds, said
+    assert {"canary given away", "canary's mode changed", "canary's content"} <= kinds, text
 
 
 def test_an_attack_is_read_as_it_is_shown() -> None:
     """What a violation names can be pasted after --attack."""
-    for one in (Attack("named", 12), Attack("hard links", 3, 9), Attack("all", 1, 2, True)):
-        assert attack.parsed(str(one)) == one
+    for item in (Attack("named", 12), Attack("hard links", 3, 9), Attack("all", 1, 2, True)):
+        assert attack.parsed(str(item)) == item

@@ -65,9 +65,9 @@ def test_a_command_whose_step_goes_wrong_keeps_its_promises(
     """Killed or refused at steps drawn with a fixed seed, it leaves old or new and goes on."""
     only = [word for name in group for word in ("--only", name)]
 
-    code, document, said = _prove(tmp_path / "report", "--sample", "2", "--seed", "7", *only)
+    code, document, output = _prove(tmp_path / "report", "--sample", "2", "--seed", "7", *only)
 
-    assert (code, document["violations"]) == (0, 0), said
+    assert (code, document["violations"]) == (0, 0), output
     assert document["commands"] == sum(case.name.startswith(group) for case in CASES)
     idle = {case.name for case in CASES if case.is_idle}
     assert all(bool(case["struck"]) != (case["name"] in idle) for case in document["cases"])
@@ -79,9 +79,9 @@ def test_a_signal_ends_a_command_with_nothing_left_over(tmp_path: Path) -> None:
     """SIGTERM at each step, those of cleaning up among them."""
     only = ("--only", "restore --undo", "--only", "keys escrow", "--only", "restore --recover")
 
-    code, document, said = _prove(tmp_path / "report", "--every", "--signals", *only)
+    code, document, output = _prove(tmp_path / "report", "--every", "--signals", *only)
 
-    assert (code, document["violations"]) == (0, 0), said
+    assert (code, document["violations"]) == (0, 0), output
     assert document["struck"] >= 30
 
 
@@ -102,9 +102,9 @@ def test_a_signal_while_it_makes_or_removes_leaves_nothing(
     """Where a signal once left a directory or a journal behind."""
     words = ("--every", "--signals", "--only", case, "--at", step)
 
-    code, document, said = _prove(tmp_path / "report", *words)
+    code, document, output = _prove(tmp_path / "report", *words)
 
-    assert (code, document["violations"]) == (0, 0), said
+    assert (code, document["violations"]) == (0, 0), output
     assert document["struck"]
 
 
@@ -114,20 +114,20 @@ def test_a_shm_that_cannot_be_made_costs_nothing(tmp_path: Path) -> None:
     """SQLite 3.40.1 would remove a -wal with content as it closes the connection that writes."""
     words = ("--every", "--at", "truncate ", "--only", "keys rotate, PostgreSQL")
 
-    code, document, said = _prove(tmp_path / "report", *words)
+    code, document, output = _prove(tmp_path / "report", *words)
 
-    assert (code, document["violations"]) == (0, 0), said
+    assert (code, document["violations"]) == (0, 0), output
     assert document["struck"] >= 32
 
 
 @needs_steps
 def test_a_write_that_is_not_atomic_is_noticed(tmp_path: Path) -> None:
-    """The harness finds what is broken on purpose, and its exit code says so."""
+    """The harness finds what is broken on purpose, and its exit code shows it."""
     words = ("--planted", "--only", "keys escrow", "--fault", "kill after at 1")
 
-    code, document, said = _prove(tmp_path / "report", *words)
+    code, document, output = _prove(tmp_path / "report", *words)
 
-    assert code == 1, said
+    assert code == 1, output
     assert "neither old nor new: out/key.age" in document["cases"][0]["violations"][0]
 
 
@@ -158,12 +158,12 @@ def test_every_option_that_names_what_is_written_is_in_a_case() -> None:
 
 
 def _commands() -> dict[str, Any]:
-    """Give every command by the words that call it."""
+    """Return every command by the words that call it."""
     top = typer.main.get_command(build_app())
     found: dict[str, Any] = {}
     for name, command in top.commands.items():  # type: ignore[attr-defined]
         below = getattr(command, "commands", {"": command})
-        found |= {f"{name} {one}".rstrip(): each for one, each in below.items()}
+        found |= {f"{name} {word}".rstrip(): each for word, each in below.items()}
     return found
 
 

@@ -25,13 +25,13 @@ def test_no_archive_makes_the_program_break_a_promise(tmp_path: Path) -> None:
     assert 0 < runner.peak_bytes <= MOST_BYTES
 
 
-def test_a_path_with_half_a_pair_is_told_in_ascii(tmp_path: Path) -> None:
-    """JSON can spell what no encoding of text can; the error is shown all the same."""
+def test_a_path_with_a_lone_surrogate_is_printed_in_ascii(tmp_path: Path) -> None:
+    """JSON can contain what no encoding of text can; the error is shown anyway."""
     sound = mutants.dissect(archives.small(tmp_path / "sound.tar.zst").read_bytes())
     first, second, *rest = sound.document["entries"]
     document = {**sound.document, "entries": [first, {**second, "path": "\ud800"}, *rest]}
     path = tmp_path / "a.tar.zst"
-    path.write_bytes(mutants.build(sound.members, mutants.spelled(document), sound.own))
+    path.write_bytes(mutants.build(sound.members, mutants.encoded(document), sound.own))
 
     answer = call("snapshots", "verify", path)
 

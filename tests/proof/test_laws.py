@@ -61,7 +61,7 @@ def test_any_truncation_of_a_snapshot_is_refused(data: st.DataObject) -> None:
 
 
 @settings(QUICK, max_examples=8)
-@given(recipe=RECIPES, revision=st.sampled_from([one for one in revisions() if one != HEAD]))
+@given(recipe=RECIPES, revision=st.sampled_from([each for each in revisions() if each != HEAD]))
 def test_an_upgrade_done_twice_is_an_upgrade_done_once(
     recipe: Mapping[str, Any], revision: str
 ) -> None:
@@ -150,7 +150,7 @@ class _Snapshots:
         self._contents: list[tuple[str, bytes]] = []
 
     def contents(self) -> list[tuple[str, bytes]]:
-        """Give names and bytes."""
+        """Return names and bytes."""
         if not self._contents:
             with tempfile.TemporaryDirectory(prefix="sagewai-ops-test-") as name:
                 built = small(Path(name) / "home")

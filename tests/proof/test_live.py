@@ -1,4 +1,4 @@
-"""Each command of tests/proof/live.py once; `make live` gives each its thirty seconds."""
+"""Each command of tests/proof/live.py once; `make live` runs each for thirty seconds."""
 
 from pathlib import Path
 

@@ -146,7 +146,7 @@ class World:
         }
 
     def prints(self) -> frozenset[tuple[str, int]]:
-        """Give every name and size, drawn names made alike, sidecars included."""
+        """Return every name and size, drawn names made alike, sidecars included."""
         found = set()
         for above, directories, files in os.walk(self.directory):
             for name in (*directories, *files):
@@ -217,7 +217,7 @@ def _paths(directory: Path) -> Iterator[str]:
 
 
 def state_of(root: Path) -> State:
-    """Give the state of a directory; see the module."""
+    """Return the state of a directory; see the module."""
     found: State = {}
     for above, directories, files in os.walk(root):
         here = os.path.relpath(above, root)
@@ -248,9 +248,9 @@ def state_of(root: Path) -> State:
 
 
 def read_database(path: Path) -> Mapping[str, str]:
-    """Give a hash of what SQLite reads in each table, from a copy: reading recovers."""
+    """Return a hash of what SQLite reads in each table, from a copy: reading recovers."""
     parts = [path, *(path.with_name(path.name + end) for end in ("-wal", "-journal"))]
-    return _read(tuple((one.name, one.read_bytes()) for one in parts if one.exists()))
+    return _read(tuple((each.name, each.read_bytes()) for each in parts if each.exists()))
 
 
 @functools.lru_cache(64)
@@ -284,7 +284,7 @@ def _named(path: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """What two undisturbed runs gave differently: random keys, moments in a document."""
+    """What differs between two undisturbed runs: random keys, moments in a document."""
 
     varying: frozenset[str]
 
@@ -296,14 +296,14 @@ class Mask:
         )
 
     def below(self, directory: str) -> Mask:
-        """Give the part about one directory, with names relative to it."""
+        """Return the part about one directory, with names relative to it."""
         begin = f"{directory}/"
         return Mask(
             frozenset(name.removeprefix(begin) for name in self.varying if name.startswith(begin))
         )
 
     def unsettled(self, found: State, expected: State) -> list[str]:
-        """Name what differs, but for what runs leave that died: hidden, or in TMPDIR."""
+        """Return what differs, but for what runs leave that died: hidden, or in TMPDIR."""
         return [
             name
             for name in self.differences(found, expected)
@@ -311,7 +311,7 @@ class Mask:
         ]
 
     def differences(self, found: State, expected: State) -> list[str]:
-        """Name what differs; of what varies, only whether it is there counts, and its mode."""
+        """Return what differs; of what varies, only whether it is there counts, and its mode."""
         return sorted(
             name
             for name in {*found, *expected}

@@ -84,7 +84,7 @@ def tree_of(home: Path) -> Tree | None:
 
 def leftovers(directory: Path) -> list[str]:
     """List what is neither the home, nor kept, nor the snapshot."""
-    beside = [
+    siblings = [
         name
         for name in os.listdir(directory)
         if name not in ("home", "a.tar.zst") and not name.startswith("home.before-restore-")
@@ -96,7 +96,7 @@ def leftovers(directory: Path) -> list[str]:
         if name.startswith(f".{OWN_PREFIX[1:]}")
         and not name.startswith(f"{OWN_PREFIX}before-restore-")
     ]
-    return beside + inside
+    return siblings + inside
 
 
 def make_old(home: Path) -> None:

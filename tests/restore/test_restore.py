@@ -53,7 +53,7 @@ from sagewai_ops.restore.access import count_access
 from sagewai_ops.restore.plan import RestoreOptions, plan_restore
 from sagewai_ops.restore.undo import undo_restore
 from small_homes import everything_of, small
-from unprivileged import NOBODY, reachable_directory, unprivileged
+from unprivileged import NO_USER, reachable_directory, unprivileged
 
 IS_ROOT = os.geteuid() == 0
 OTHER_KEY = b"MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
@@ -653,7 +653,7 @@ def test_owner_comes_back_for_root(tmp_path: Path, layout: str) -> None:
     key = tmp_path / "key"
     shutil.copy(next(root.rglob("master.key")), key)
     for path in [root, *root.rglob("*")]:
-        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+        os.chown(path, NO_USER, NO_USER, follow_symlinks=False)
     archive, homes = snapshot_of(root), (root, tmp_path / "there")
 
     for home in homes:
@@ -664,7 +664,7 @@ def test_owner_comes_back_for_root(tmp_path: Path, layout: str) -> None:
     for home in homes:
         restored = [home, *home.rglob("*")]
         owners = {(path.lstat().st_uid, path.lstat().st_gid) for path in restored}
-        assert owners == {(NOBODY, NOBODY)}
+        assert owners == {(NO_USER, NO_USER)}
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="the archive must contain files of another user")
@@ -678,7 +678,7 @@ def test_restore_without_root_creates_own_files() -> None:
         archive = snapshot_of(root)
         shutil.copy(root / "secrets/master.key", directory / "key")
         for path in (archive.parent, archive, directory / "key"):
-            os.chown(path, NOBODY, NOBODY)
+            os.chown(path, NO_USER, NO_USER)
         with unprivileged():
             with pytest.raises(KeyMissingError):
                 bring_back(archive, directory / "refused")
@@ -690,7 +690,7 @@ def test_restore_without_root_creates_own_files() -> None:
             assert stat.S_IMODE((directory / "there/data/closed").stat().st_mode) == 0o555
 
         restored = [directory / "there", *(directory / "there").rglob("*")]
-        assert {path.lstat().st_uid for path in restored} == {NOBODY}
+        assert {path.lstat().st_uid for path in restored} == {NO_USER}
         assert (directory / "there/data/closed/note").read_text() == "x"
 
 
@@ -750,7 +750,7 @@ def test_home_whose_parent_is_not_ours_is_restored_entry_by_entry() -> None:
         archive = snapshot_of(root, directory=directory / "snapshots")
         for path in [root, *root.rglob("*"), archive.parent, archive]:
             if IS_ROOT:
-                os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+                os.chown(path, NO_USER, NO_USER, follow_symlinks=False)
         parent.chmod(0o555)
         with unprivileged():
             _check_entries(archive, root)

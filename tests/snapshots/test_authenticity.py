@@ -185,7 +185,7 @@ def test_snapshots_of_the_first_format_are_not_authenticated(tmp_path: Path) -> 
 
 
 def test_sealed_key_is_no_proof_of_its_archive(tmp_path: Path) -> None:
-    """Whoever writes an archive can choose the key in it."""
+    """The writer of an archive can choose the key in it."""
     archive = shutil.copy(GOLDEN / "version-1.tar.zst.age", tmp_path)
     identity = shutil.copy(GOLDEN / "identity.txt", tmp_path)
     os.chmod(identity, 0o600)

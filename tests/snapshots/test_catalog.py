@@ -22,7 +22,7 @@ def _archive(directory: Path, identifier: str, *, sealed: bool = False, **card: 
 
 
 def test_an_id_is_the_utc_time_and_random_digits() -> None:
-    """Names sort by time, whatever the zone of the machine, and two of a second differ."""
+    """Ids sort by time, whatever the zone of the machine, and two of a second differ."""
     moment = datetime(2026, 3, 1, 1, 30, tzinfo=timezone(timedelta(hours=2)))
 
     identifiers = {catalog.new_id(moment) for _ in range(20)}

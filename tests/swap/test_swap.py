@@ -53,7 +53,7 @@ def _close_and_fail(content: Path) -> None:
 
 
 def test_whole_home_is_exchanged_and_the_old_one_kept(home: Path) -> None:
-    """The new one has the name, and the old one is beside it."""
+    """The new one has the name, and the old one is next to it."""
     stage = _exchange(home)
 
     assert (home / "note").read_text() == "new"
@@ -134,7 +134,7 @@ def test_what_need_not_be_kept_leaves_nothing_beside_it(home: Path) -> None:
 def test_what_is_not_kept_is_not_overwritten_either(
     home: Path, monkeypatch: pytest.MonkeyPatch, *, can_exchange: bool
 ) -> None:
-    """A file that came to the place meanwhile stays, and the swap is refused."""
+    """A file that came to the place in the meantime stays, and the swap is refused."""
     if not can_exchange:
         monkeypatch.setattr(atomic, "exchange", lambda _first, _second: False)
     with swap.staged(home, ("note",), keeps=False) as stage:
@@ -179,7 +179,7 @@ def _staging(home: Path) -> Path:
 
 
 def test_dead_staging_with_its_mark_is_swept(home: Path) -> None:
-    """The mark says that it never was a home."""
+    """The mark reports that it never was a home."""
     dead = _staging(home)
     dead.mkdir()
     (dead / ".sagewai-ops-staging").touch()
@@ -193,15 +193,15 @@ def test_directory_without_mark_or_journal_is_never_swept(home: Path) -> None:
     """It may be a home, whatever it is called."""
     unknown = _staging(home)
     unknown.mkdir()
-    (unknown / "note").write_text("somebody's")
+    (unknown / "note").write_text("another's")
 
     assert pending.sweep(home) == []
-    assert (unknown / "note").read_text() == "somebody's"
+    assert (unknown / "note").read_text() == "another's"
 
 
 @pytest.mark.parametrize("name", [f".home.discard-{MOMENT}", f".home.restore-{MOMENT}"])
 def test_what_was_to_be_removed_and_what_was_just_made_is_swept(home: Path, name: str) -> None:
-    """A directory renamed to say that it goes, and one that a kill left empty."""
+    """A directory renamed to mark that it goes, and one that a kill left empty."""
     (home.parent / name).mkdir()
     if "discard" in name:
         (home.parent / name / "note").write_text("half")
@@ -219,7 +219,7 @@ def test_staging_of_a_living_run_is_left_alone(home: Path) -> None:
 
 @pytest.mark.parametrize("other", ["home2", "xhome", "home.x"])
 def test_stagings_of_other_homes_are_left_alone(home: Path, other: str) -> None:
-    """Each home has its own, told by the name."""
+    """Each home has its own, distinguished by the name."""
     dead = home.with_name(f".{other}.restore-{MOMENT}")
     dead.mkdir()
 
@@ -276,7 +276,7 @@ def test_home_that_came_back_by_itself_is_not_overwritten(
 def test_recovery_that_cannot_go_forward_goes_back(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the system refuses the rest, what was there is there again."""
+    """Where the system refuses the rest, the previous entry is there again."""
     _killed_between(home, monkeypatch)
     rename = os.rename
 
@@ -348,7 +348,7 @@ def test_journal_that_is_none_of_ours_is_not_followed(home: Path, content: bytes
 
 
 def test_clock_that_went_back_does_not_reorder_what_is_kept(home: Path) -> None:
-    """The last restore is the last, whatever the clock says."""
+    """The last restore is the last, whatever the clock shows."""
     future = home.with_name("home.before-restore-29990101T000000000000Z")
     future.mkdir()
 
@@ -357,8 +357,8 @@ def test_clock_that_went_back_does_not_reorder_what_is_kept(home: Path) -> None:
     assert swap.kept_before(home) == [future, stage.before]
 
 
-def test_kept_directories_are_told_by_their_names(home: Path) -> None:
-    """Those beside and those inside, the oldest first; files and links of the name are none."""
+def test_kept_directories_are_recognised_by_their_names(home: Path) -> None:
+    """Those next to and those inside, the oldest first; no files and links."""
     inside = home / f".sagewai-ops-before-restore-{EARLIER}"
     beside = home.with_name(f"home.before-restore-{MOMENT}")
     inside.mkdir()
@@ -370,7 +370,7 @@ def test_kept_directories_are_told_by_their_names(home: Path) -> None:
     assert swap.kept_before(home) == [inside, beside]
 
 
-def test_undo_of_parts_refuses_what_somebody_else_put_there(home: Path) -> None:
+def test_undo_of_parts_refuses_entries_of_another_user(home: Path) -> None:
     """Nothing is lost with the directory that goes."""
     stage = _exchange(home, "note")
     assert stage.before is not None
@@ -385,7 +385,7 @@ def test_undo_of_parts_refuses_what_somebody_else_put_there(home: Path) -> None:
 
 @pytest.mark.parametrize("content", [None, b"{", b'["../x"]', b"7"])
 def test_undo_of_parts_needs_their_list(home: Path, content: bytes | None) -> None:
-    """Without it, nobody knows what was exchanged; nothing is moved."""
+    """Without it, it is unknown what was exchanged; nothing is moved."""
     stage = _exchange(home, "note")
     assert stage.before is not None
     listed = stage.before / ".sagewai-ops-paths"
@@ -414,7 +414,7 @@ def test_part_that_was_not_there_goes_again_by_undo(home: Path) -> None:
 def test_new_home_is_locked_until_the_swap_is_over(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody comes in between the exchange and its end."""
+    """No process comes in between the exchange and its end."""
     seen = []
     complete = swap_journal.complete
 
@@ -433,15 +433,15 @@ def test_new_home_is_locked_until_the_swap_is_over(
 def test_whole_is_refused_where_only_entries_can_be_exchanged(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A home that became a mount point meanwhile is not half exchanged."""
+    """A home that became a mount point in the meantime is not half exchanged."""
     monkeypatch.setattr(swap, "can_swap_whole", lambda _target: False)
 
     with pytest.raises(TargetBusyError), swap.staged(home, None):
         pass
 
 
-def test_sticky_directory_of_somebody_else_is_no_place_to_rename_in() -> None:
-    """In a directory such as /tmp nobody may rename the home of somebody else."""
+def test_sticky_directory_of_another_user_is_no_place_to_rename_in() -> None:
+    """In a directory such as /tmp no user may rename another user's home."""
     with reachable_directory() as directory:
         directory.chmod(0o1777)
         (directory / "home").mkdir(mode=0o777)
@@ -466,7 +466,7 @@ def _states(base: Path) -> Callable[[Move], State]:
     return lambda move: swap_journal.state_of(Journal(base / "j.json", (move,)))
 
 
-def test_move_is_told_by_its_inodes(home: Path) -> None:
+def test_move_is_recognised_by_its_inodes(home: Path) -> None:
     """Untouched, begun, done, or a question for a person."""
     base = home.parent
     (base / "new").mkdir()
