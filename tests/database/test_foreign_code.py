@@ -63,8 +63,19 @@ SQL = re.compile(r"^\s*(?:SELECT|WITH|INSERT|UPDATE|DELETE|CREATE|ALTER|EXISTS)\
 MOTTO = "function of another role"
 
 # Types of what our statements pass, for overloads that would match better than pg_catalog's own.
-ONE = ("name", "text", "varchar", "oid", "int4", "int8", "regclass", "bool", "int2vector", '"char"')
-TWO = ("name", "text", "varchar", "oid", "int4", "int8")
+UNARY = (
+    "name",
+    "text",
+    "varchar",
+    "oid",
+    "int4",
+    "int8",
+    "regclass",
+    "bool",
+    "int2vector",
+    '"char"',
+)
+BINARY = ("name", "text", "varchar", "oid", "int4", "int8")
 OPERANDS = ("name", "text", "oid", "regclass", "int2", "int4", "int8", "bool", '"char"', "text[]")
 PAIRS = tuple(itertools.product(OPERANDS, OPERANDS))
 OPERATORS = ("=", "<>", "||", ">", "<=", "+", "<<", "~~", "/")
@@ -111,8 +122,8 @@ def hostile(postgres: Server) -> Iterator[PostgresUrl]:
     names = sorted(
         {name for _, text in statements() for name in re.findall(r"pg_catalog\.(\w+)\(", text)}
     )
-    made: list[tuple[str, tuple[str, ...]]] = [(name, (one,)) for name in names for one in ONE]
-    made += [(name, pair) for name in names for pair in itertools.product(TWO, TWO)]
+    made: list[tuple[str, tuple[str, ...]]] = [(name, (kind,)) for name in names for kind in UNARY]
+    made += [(name, pair) for name in names for pair in itertools.product(BINARY, BINARY)]
     functions = [
         f"CREATE FUNCTION public.{name}({', '.join(types)}) RETURNS text LANGUAGE plpgsql AS"
         f" 'BEGIN RAISE ''{MOTTO} {name}''; END'"

@@ -1,6 +1,6 @@
 """Protections of libpq that the driver lacks: refused by name before a connection is opened.
 
-A URL with `channel_binding=require` says that its password must not reach another server. asyncpg
+A URL with `channel_binding=require` forbids that its password reaches another server. asyncpg
 neither binds channels nor shows the method of authentication before it answers, so such a URL
 cannot be honoured. Values that demand nothing are accepted.
 """

@@ -1,4 +1,4 @@
-"""List the objects of a schema that run somebody's code, or are not what their name promises.
+"""List the objects of a schema that run code of another user, or are not what their name promises.
 
 `open_connection` lets none of them run; here they are found from the text of the schema alone, so
 that a check can report them. A name of the schema is the same in upper and lower case.
