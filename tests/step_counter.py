@@ -39,7 +39,7 @@ class Steps:
         """Wrap a function that is a step whenever it is called."""
 
         def step(*arguments: Any, **options: Any) -> Any:
-            self._take(name, arguments)
+            self._take(name, _full_path(arguments[0] if arguments else None, options))
             return function(*arguments, **options)
 
         return step
@@ -49,14 +49,22 @@ class Steps:
 
         def step(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
             if flags & os.O_CREAT:
-                self._take("create", (path,))
+                self._take("create", _full_path(path, options))
             return function(path, flags, *arguments, **options)
 
         return step
 
-    def _take(self, name: str, arguments: tuple[Any, ...]) -> None:
+    def _take(self, name: str, path: object) -> None:
         self.count += 1
-        self._before(self.count, name, arguments[0] if arguments else None)
+        self._before(self.count, name, path)
+
+
+def _full_path(path: Any, options: dict[str, Any]) -> object:
+    """Return a path, or a name with the path of its directory's descriptor."""
+    descriptor = options.get("dir_fd", options.get("src_dir_fd"))
+    if descriptor is None or not isinstance(path, str):
+        return path
+    return os.path.join(os.readlink(f"/proc/self/fd/{descriptor}"), path)
 
 
 @contextlib.contextmanager

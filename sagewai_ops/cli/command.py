@@ -312,11 +312,21 @@ def _find_reporter(run: Run, given: Mapping[str, Any]) -> "Reporter | None":
     )
 
 
+def _call(body: Callable[[Run], Outcome], run: Run) -> Outcome:
+    from sagewai_ops.fs.trust import take_reports
+
+    try:
+        return body(run)
+    finally:
+        for report in take_reports():
+            run.warn(report)
+
+
 def _run_body(run: Run, body: Callable[[Run], Outcome]) -> tuple[int, Outcome | None]:
     """Run a command's body, render its outcome or its error; return the code and the outcome."""
     try:
         with raise_on_signals():
-            outcome = body(run)
+            outcome = _call(body, run)
     except OpsError as error:
         return report_error(run, error), None
     except BrokenPipeError:

@@ -7,26 +7,23 @@ descriptor, because the umask can have removed bits.
 
 import contextlib
 import ctypes
-import errno
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from sagewai_ops.errors import PermissionDeniedError, UsageError
-from sagewai_ops.fs import locks
-from sagewai_ops.fs.os_errors import translate_os_errors
+from sagewai_ops.fs import beneath, locks
+from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
 from sagewai_ops.fs.ownership import keep_owner
 from sagewai_ops.fs.removal import sweep_leftovers
 from sagewai_ops.text import shell_word
 
 PRIVATE_FILE = 0o600
 PRIVATE_DIRECTORY = 0o700
-
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2  # linux/fs.h
 
 
 def replace(
@@ -73,21 +70,21 @@ def write_stream(
         sweep_leftovers(path.parent, partial_names(re.escape(path.name)))
         try:
             # Inside the block: a signal can arrive before this returns the descriptor.
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            descriptor = beneath.create_file(partial, mode)
             with open(descriptor, "wb") as stream:
                 if owner:
                     keep_owner(descriptor, owner)
-                os.fchmod(descriptor, mode)
+                    os.fchmod(descriptor, mode)
                 locks.mark_alive(descriptor)
                 yield stream
                 stream.flush()
                 os.fsync(descriptor)
                 if verify:
                     verify(partial)
-            os.rename(partial, path)
+            beneath.rename(partial, path)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(partial)
+                beneath.unlink(partial)
             raise
         sync_directory(path.parent)
 
@@ -109,8 +106,8 @@ def temporary_directory() -> Path:
     for variable in ("TMPDIR", "TEMP", "TMP"):
         named = os.environ.get(variable)
         if named and os.path.isdir(named) and os.access(named, os.W_OK | os.X_OK):
-            return Path(os.path.abspath(named))
-    return Path("/tmp")  # noqa: S108 - its entries get private modes and random names
+            return Path(os.path.realpath(named))
+    return Path(os.path.realpath("/tmp"))  # noqa: S108 - its entries get private modes and random names
 
 
 def make_directory(
@@ -125,31 +122,26 @@ def make_directory(
         UsageError: A file has the name of a directory.
         NoSpaceError, PermissionDeniedError, OpsError: The system refused.
     """
-    if path.is_dir():
-        return
-    if os.path.lexists(path):
-        raise UsageError(f"{path}: not a directory", hint=f"ls -ld {shell_word(path)}")
-    if not path.parent.is_dir():
+    try:
+        found = beneath.status(path)
+    except FileNotFoundError:
         make_directory(path.parent, mode=mode, owner=owner)
-    with translate_os_errors(path), contextlib.suppress(FileExistsError):
-        os.mkdir(path, mode)
-        if owner:
-            keep_owner(path, owner)
-        os.chmod(path, mode)
-        sync_directory(path.parent)
+        with translate_os_errors(path), contextlib.suppress(FileExistsError):
+            beneath.make_directory(path, mode)
+            if owner:
+                keep_owner(path, owner)
+                beneath.set_mode(path, mode)
+            sync_directory(path.parent)
+        return
+    except OSError as error:
+        raise from_os_error(error, path) from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise UsageError(f"{path}: not a directory", hint=f"ls -ld {shell_word(path)}")
 
 
 def sync_directory(path: Path) -> None:
     """Sync the names in a directory."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems cannot sync a directory; their renames are synchronous.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
+    beneath.sync_directory(path)
 
 
 def sync_tree(path: Path) -> None:
@@ -162,7 +154,7 @@ def sync_tree(path: Path) -> None:
     except (AttributeError, OSError):
         os.sync()
         return
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = beneath.open_directory(path)
     try:
         if syncfs(descriptor) != 0:
             number = ctypes.get_errno()
@@ -172,31 +164,8 @@ def sync_tree(path: Path) -> None:
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Exchange two names of one file system in a single step, if the system can.
-
-    Returns:
-        False where it cannot, and nothing was changed: the caller renames in two steps.
-
-    Raises:
-        OSError: It can, and refused.
-
-    Source: renameat2(2), RENAME_EXCHANGE.
-    """
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):
-        return False
-    if (
-        renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
-        == 0
-    ):
-        return True
-    number = ctypes.get_errno()
-    # Older containers answer EPERM to a system call that they do not know. Where the permission is
-    # really missing, the caller's rename fails with it too.
-    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
-        return False
-    raise OSError(number, os.strerror(number), os.fspath(first), None, os.fspath(second))
+    """Exchange two names, as `beneath.exchange`."""
+    return beneath.exchange(first, second)
 
 
 def is_writable(directory: Path) -> bool:

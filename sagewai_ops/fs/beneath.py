@@ -65,9 +65,9 @@ def _routed(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _
 
 
 def _remote_for(path: object) -> Callable[..., Any] | None:
-    if isinstance(path, int):  # a descriptor is used where it is
+    if not isinstance(path, (str, Path)):  # a descriptor is used where it is
         return None
-    text = os.fspath(path)  # type: ignore[call-overload]
+    text = os.fspath(path)
     for directory, remote in _routes.items():
         if text == directory or text.startswith(directory.rstrip("/") + "/"):
             return remote
@@ -251,24 +251,35 @@ def set_owner(entry: AnyPath | int, uid: int, gid: int) -> None:
         OSError: It is something else; nothing was changed.
     """
     with _changeable(entry, links=True) as (descriptor, path):
-        if not path:
+        if path:
+            _change_owner(descriptor, uid, gid)
+        else:
             os.fchown(descriptor, uid, gid)
-        # As `chown` of the entry in /proc, but also of a symlink.
-        elif _libc().fchownat(
-            descriptor, b"", ctypes.c_uint(uid), ctypes.c_uint(gid), _AT_EMPTY_PATH
-        ):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+
+
+def set_link_owner(name: str, uid: int, gid: int, *, dir_fd: int) -> None:
+    """Set the user and the group of a symlink in an open directory, as `set_owner`."""
+    descriptor = os.open(name, (_PATH_ONLY or _ENTRY) | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        _require_changeable(os.fstat(descriptor), name, links=True)
+        _change_owner(descriptor, uid, gid)
+    finally:
+        os.close(descriptor)
 
 
 @_routed
-def set_times(entry: AnyPath | int, mtime_ns: int, atime_ns: int | None = None) -> None:
+def set_times(
+    entry: AnyPath | int, mtime_ns: int, atime_ns: int | None = None, *, dir_fd: int | None = None
+) -> None:
     """Set the modification time of an entry itself, and its access time (default: the same).
 
     Args:
-        entry: A path or a descriptor.
+        entry: A path or a descriptor; with `dir_fd`, a name in that open directory.
     """
     times = (mtime_ns if atime_ns is None else atime_ns, mtime_ns)
+    if dir_fd is not None:
+        os.utime(entry, ns=times, dir_fd=dir_fd, follow_symlinks=False)
+        return
     if isinstance(entry, int):
         os.utime(entry, ns=times)
         return
@@ -340,6 +351,14 @@ def _require_changeable(found: os.stat_result, path: str, *, links: bool) -> Non
         raise OSError(errno.EINVAL, "not a regular file or a directory", path)
     if is_file and found.st_nlink > 1:
         raise OSError(errno.EMLINK, f"has {found.st_nlink} names (hard links)", path)
+
+
+def _change_owner(descriptor: int, uid: int, gid: int) -> None:
+    """Change the owner through a descriptor without access, of a symlink too."""
+    numbers = (ctypes.c_uint(uid), ctypes.c_uint(gid))
+    if _libc().fchownat(descriptor, b"", *numbers, _AT_EMPTY_PATH):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def _require_absolute(path: str) -> None:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sagewai_ops.errors import OpsError
-from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
+from sagewai_ops.fs.trust import is_trusted, require_trusted_directory
 from sagewai_ops.text import shell_word
 
 FORMAT = "sagewai-ops/journal"
@@ -67,7 +68,11 @@ def recording(
 
     Args:
         draft: Where it is written first.
+
+    Raises:
+        PermissionDeniedError: Another user can put a journal there, so none there is believed.
     """
+    require_trusted_directory(path.parent)
     with contextlib.ExitStack() as stack:
 
         def write(content: Mapping[str, Any]) -> None:
@@ -75,17 +80,38 @@ def recording(
             with translate_os_errors(path):
                 try:
                     atomic.replace(draft, json.dumps(document, indent=1).encode("ascii"))
-                    descriptor = os.open(draft, os.O_RDONLY | os.O_CLOEXEC)
+                    descriptor = beneath.open_file(draft)
                     stack.callback(os.close, descriptor)
                     locks.mark_alive(descriptor)
-                    os.rename(draft, path)
+                    beneath.rename(draft, path)
                 except BaseException:
                     with contextlib.suppress(OSError):
-                        os.unlink(draft)
+                        beneath.unlink(draft)
                     raise
                 atomic.sync_directory(path.parent)
 
         yield write
+
+
+def trusted(paths: Iterable[Path]) -> list[Path]:
+    """Return the journals among these paths in directories where no other user can put one.
+
+    Their own owners and modes are checked when they are read.
+    """
+    return [path for path in paths if beneath.exists(path) and is_trusted(path, itself=False)]
+
+
+def require_inside(path: str) -> None:
+    """Check that a path of a journal does not leave the directory that it is relative to.
+
+    That it does not lead through a symlink is checked where it is used.
+
+    Raises:
+        ValueError: It does.
+    """
+    _require(
+        not path.startswith("/") and ".." not in path.split("/"), "a path leaves its directory"
+    )
 
 
 def pending(paths: Iterable[Path], is_between: Callable[[Path], bool]) -> list[Path]:
@@ -112,7 +138,7 @@ def read(path: Path, kind: str) -> dict[str, Any]:
         OpsError: It cannot be read or used, or another user may have written it.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = beneath.open_file(path)
         with open(descriptor, "rb") as stream:
             _require_own(os.fstat(descriptor))
             document = json.loads(stream.read())
@@ -144,16 +170,15 @@ def require_own_directory(path: Path) -> None:
         ValueError: Another user can.
         OSError: It cannot be read.
     """
-    status = os.lstat(path)
+    status = beneath.status(path)
     _require(stat.S_ISDIR(status.st_mode), "not in a directory")
     _require_written_by_us(status)
 
 
 def is_live(path: Path) -> bool:
     """Return whether a live run holds a journal, or the directory that it is in."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        descriptor = os.open(path, flags)
+        descriptor = locks.open_entry(path)
     except OSError:
         return False
     try:
@@ -171,14 +196,14 @@ def remove(path: Path) -> None:
         OSError: The system refused.
     """
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+        beneath.unlink(path)
     atomic.sync_directory(path.parent)
 
 
 def inode_of(path: Path) -> int | None:
     """Return the inode of a path itself; None if it does not exist."""
     try:
-        return os.lstat(path).st_ino
+        return beneath.status(path).st_ino
     except (FileNotFoundError, NotADirectoryError):
         return None
 

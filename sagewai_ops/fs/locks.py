@@ -21,13 +21,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sagewai_ops.errors import LockedError
+from sagewai_ops.fs import beneath
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.process.procfs import describe, lock_holders
 
 _POLL_SECONDS = 0.02
 _GUARD_SECONDS = 5.0  # a directory is guarded for milliseconds
 _held: list[int] = []  # descriptors of the directories that this run has locked
-_OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe must not block the open
 
 
 def wait_for_lock(descriptor: int, operation: int, wait_seconds: float) -> bool:
@@ -51,6 +51,14 @@ def wait_for_lock(descriptor: int, operation: int, wait_seconds: float) -> bool:
         if time.monotonic() >= deadline:
             return False
         time.sleep(_POLL_SECONDS)
+
+
+def open_entry(path: Path) -> int:
+    """Open a directory or a regular file to lock it."""
+    try:
+        return beneath.open_directory(path)
+    except NotADirectoryError:
+        return beneath.open_file(path)
 
 
 @contextlib.contextmanager
@@ -92,7 +100,7 @@ def optional_lock(
     the lock for all of the wait. A directory that this run has locked already needs no lock.
     """
     try:
-        descriptor = os.open(path, _OPEN_FLAGS)
+        descriptor = open_entry(path)
     except OSError:
         yield
         return
@@ -135,7 +143,7 @@ def mark_alive(descriptor: int) -> None:
 def is_abandoned(path: Path) -> bool:
     """Return whether no live process has locked a file or directory, so that it can be removed."""
     try:
-        descriptor = os.open(path, _OPEN_FLAGS | os.O_NOFOLLOW)
+        descriptor = open_entry(path)
     except OSError:
         return False
     try:
@@ -150,7 +158,7 @@ def is_abandoned(path: Path) -> bool:
 def _lock(path: Path, operation: int, wait_seconds: float) -> Iterator[int]:
     deadline = time.monotonic() + wait_seconds
     while True:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = beneath.open_directory(path)
         try:
             with translate_os_errors(path):
                 is_locked = wait_for_lock(descriptor, operation, deadline - time.monotonic())
@@ -175,6 +183,6 @@ def _locked(path: Path) -> LockedError:
 
 def _has_name(path: Path, descriptor: int) -> bool:
     try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+        return os.path.samestat(beneath.status(path), os.fstat(descriptor))
     except FileNotFoundError:
         return False

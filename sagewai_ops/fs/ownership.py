@@ -7,6 +7,8 @@ import contextlib
 import os
 from pathlib import Path
 
+from sagewai_ops.fs import beneath
+
 
 def set_owner(entry: int | str | Path, uid: int, gid: int, *, dir_fd: int | None = None) -> None:
     """Set the user and the group of a new entry if this process is root, else change nothing.
@@ -14,14 +16,14 @@ def set_owner(entry: int | str | Path, uid: int, gid: int, *, dir_fd: int | None
     Args:
         entry: A descriptor, or a path; a symlink is changed itself.
         uid, gid: -1 for no change.
-        dir_fd: The directory of a relative path.
+        dir_fd: The directory of a symlink that is given by its name.
     """
     if os.geteuid() != 0:
         return
-    if isinstance(entry, int):
-        os.fchown(entry, uid, gid)
+    if dir_fd is not None:
+        beneath.set_link_owner(str(entry), uid, gid, dir_fd=dir_fd)
     else:
-        os.chown(entry, uid, gid, dir_fd=dir_fd, follow_symlinks=False)
+        beneath.set_owner(entry, uid, gid)
 
 
 def keep_owner(entry: int | Path, owner: os.stat_result) -> None:
@@ -30,9 +32,9 @@ def keep_owner(entry: int | Path, owner: os.stat_result) -> None:
     Raises:
         OSError: The user is another, and this process is not root.
     """
-    own = os.stat(entry)
+    own = os.fstat(entry) if isinstance(entry, int) else beneath.status(entry)
     if own.st_uid != owner.st_uid:
-        os.chown(entry, owner.st_uid, owner.st_gid)
+        beneath.set_owner(entry, owner.st_uid, owner.st_gid)
     elif own.st_gid != owner.st_gid:
         with contextlib.suppress(PermissionError):  # a group that the user has left
-            os.chown(entry, -1, owner.st_gid)
+            beneath.set_owner(entry, -1, owner.st_gid)

@@ -1,27 +1,22 @@
 """Remove trees, and what runs that were killed left."""
 
 import contextlib
-import os
 import re
-import secrets
-import shutil
-import stat
 from pathlib import Path
 
-from sagewai_ops.fs import locks
+from sagewai_ops.fs import beneath, locks
+from sagewai_ops.fs.trust import is_trusted
 from sagewai_ops.process.signals import uninterrupted
-
-_DEEP = ".deep-"  # directories of a tree that is being removed
-_WRITABLE = 0o700
 
 
 def sweep_leftovers(directory: Path, names: re.Pattern[str]) -> list[str]:
     """Remove the entries of dead runs whose names match, and return these names.
 
-    Entries that a live process has locked, or that cannot be removed, stay.
+    Entries stay that a live process has locked, that another user can have put there, or that
+    cannot be removed.
     """
     try:
-        entries = sorted(os.listdir(directory))
+        entries = sorted(beneath.list_directory(directory))
     except OSError:
         return []
     return [
@@ -30,9 +25,12 @@ def sweep_leftovers(directory: Path, names: re.Pattern[str]) -> list[str]:
 
 
 def remove_abandoned(path: Path) -> bool:
-    """Remove an entry unless a live process has locked it; return whether it was removed."""
+    """Remove an entry of a dead run; return whether it was removed.
+
+    It stays if a live process has locked it or another user can have put it there.
+    """
     with contextlib.suppress(OSError):
-        if locks.is_abandoned(path):
+        if beneath.exists(path) and is_trusted(path) and locks.is_abandoned(path):
             remove_tree(path)
             return True
     return False
@@ -45,34 +43,4 @@ def remove_tree(path: Path) -> None:
     A signal waits until it is done.
     """
     with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISDIR(os.lstat(path).st_mode):
-            try:
-                shutil.rmtree(path)
-            except (RecursionError, PermissionError):
-                _remove_deep_tree(path)
-        else:
-            os.unlink(path)
-
-
-def _remove_deep_tree(path: Path) -> None:
-    """Remove a tree that nests deeper than calls can, or with directories that are not writable.
-
-    Each directory in it is made writable and moved to the top.
-    """
-    waiting = [path]
-    while waiting:
-        directory = waiting.pop()
-        os.chmod(directory, _WRITABLE)
-        with os.scandir(directory) as scan:
-            entries = list(scan)  # before any is moved, for the top is one of these directories
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                os.chmod(entry.path, _WRITABLE)  # to move a directory is to write to it
-                top = path / f"{_DEEP}{secrets.token_hex(8)}"
-                os.rename(entry.path, top)
-                waiting.append(top)
-            else:
-                os.unlink(entry.path)
-        if directory != path:
-            os.rmdir(directory)
-    os.rmdir(path)
+        beneath.remove_tree(path)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sagewai_ops.errors import OpsError
-from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.removal import remove_tree, sweep_leftovers
 from sagewai_ops.process.signals import uninterrupted
@@ -34,10 +34,9 @@ def locked_directory(path: Path, *, keep: bool = False) -> Iterator[int]:
         descriptors = stack.enter_context(contextlib.ExitStack())  # closed after the removal
         removal = stack.enter_context(contextlib.ExitStack())
         with uninterrupted(), translate_os_errors(path), locks.sweep_guard(path.parent):
-            os.mkdir(path, atomic.PRIVATE_DIRECTORY)
+            beneath.make_directory(path, atomic.PRIVATE_DIRECTORY)
             removal.push(_remover(path))
-            os.chmod(path, atomic.PRIVATE_DIRECTORY)  # the umask can have removed bits of the owner
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            descriptor = beneath.open_directory(path)
             descriptors.callback(os.close, descriptor)
             locks.mark_alive(descriptor)
         with locks.held(descriptor):

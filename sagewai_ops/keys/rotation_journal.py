@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sagewai_ops.errors import OpsError
-from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.fs import journal as fs_journal
 from sagewai_ops.fs.journal import Operation, Recovery
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
 from sagewai_ops.fs.removal import remove_tree
+from sagewai_ops.fs.trust import is_trusted
 from sagewai_ops.home.paths import OWN_PREFIX, Home
 from sagewai_ops.keys.candidates import Candidate, key_from_bytes
 from sagewai_ops.process.signals import uninterrupted
@@ -29,6 +30,7 @@ NAME: Operation = "key rotation"
 NEW_KEY = "the new key"  # as a candidate's source
 _JOURNAL, _TOKENS, _KEY = "journal.json", "tokens.jsonl", "master.key"
 _DRAFT = "journal.partial"
+_KEY_BYTES = 4096  # a key has 44
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ def written(root: Path, journal: Journal) -> Iterator[None]:
                 # It may have its name without being durable; nothing in it was begun.
                 try:
                     with contextlib.suppress(FileNotFoundError):
-                        os.unlink(directory / _JOURNAL)
+                        beneath.unlink(directory / _JOURNAL)
                 except OSError as refusal:
                     raise stuck(root, from_os_error(refusal, directory)) from error
                 raise
@@ -97,7 +99,7 @@ def written(root: Path, journal: Journal) -> Iterator[None]:
 def held(root: Path) -> Iterator[None]:
     """Lock the directory for the length of the block: its run is alive."""
     with translate_os_errors(root / DIRECTORY):
-        descriptor = os.open(root / DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = beneath.open_directory(root / DIRECTORY)
     try:
         locks.mark_alive(descriptor)
         yield
@@ -134,13 +136,16 @@ def read(root: Path) -> Journal:
     try:
         fs_journal.require_own_directory(directory)
         content = fs_journal.read(directory / _JOURNAL, NAME)
-        new = key_from_bytes(NEW_KEY, (directory / _KEY).read_bytes())
+        with open(beneath.open_file(directory / _KEY), "rb") as key:
+            new = key_from_bytes(NEW_KEY, key.read(_KEY_BYTES))
         if not new.value or new.fingerprint != content.pop("fingerprint"):
             raise ValueError("another key than the journal's")  # noqa: TRY301 - handled below
-        with open(directory / _TOKENS, "rb") as lines:
+        with open(beneath.open_file(directory / _TOKENS), "rb") as lines:
             pairs = [json.loads(line) for line in lines]
         tokens = {old.encode(): other.encode() for old, other in pairs}
         documents = tuple(content.pop("documents"))
+        for name in (content["place"], content["kept_as"]):
+            fs_journal.require_inside(name)
         return Journal(new=new, tokens=tokens, documents=documents, **content)
     except OSError as error:
         raise from_os_error(error, directory) from error
@@ -161,7 +166,7 @@ def journals(root: Path) -> list[Path]:
     """Return the journal of a home's key rotation, if there is one."""
     directory = root / DIRECTORY
     path = directory / _JOURNAL
-    if not os.path.lexists(directory):
+    if not fs_journal.trusted([directory]):
         return []
     # Another user's directory may have one.
     is_closed = not os.access(directory, os.R_OK | os.X_OK)
@@ -177,9 +182,9 @@ def is_pending(path: Path) -> bool:
 def sweep(root: Path) -> list[str]:
     """Remove the directory of a dead run without a journal; return its name."""
     directory = root / DIRECTORY
-    if not os.path.lexists(directory) or os.path.lexists(directory / _JOURNAL):
+    if not beneath.exists(directory) or not is_trusted(directory):
         return []
-    if not locks.is_abandoned(directory):
+    if beneath.exists(directory / _JOURNAL) or not locks.is_abandoned(directory):
         return []
     with contextlib.suppress(OSError):
         remove_tree(directory)

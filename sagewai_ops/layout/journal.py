@@ -17,7 +17,7 @@ from typing import Any
 
 from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.errors import OpsError
-from sagewai_ops.fs import atomic
+from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs import journal as fs_journal
 from sagewai_ops.fs.journal import Operation, Recovery, inode_of
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
@@ -116,7 +116,7 @@ def recover(root: Path) -> Recovery:
 
 def journals(root: Path) -> list[Path]:
     """Return the journal of a home's layout migration, if there is one."""
-    return [root / JOURNAL] if os.path.lexists(root / JOURNAL) else []
+    return fs_journal.trusted([root / JOURNAL])
 
 
 def is_pending(path: Path) -> bool:
@@ -165,11 +165,10 @@ def _prepare(root: Path, steps: Sequence[Step]) -> list[Step]:
     owner = root.stat()
     for step in steps:
         if step.kind is StepKind.DIRECTORY:
-            os.mkdir(root / step.target, PRIVATE_DIRECTORY)
-            os.chmod(root / step.target, PRIVATE_DIRECTORY)
+            beneath.make_directory(root / step.target, PRIVATE_DIRECTORY)
             set_owner(root / step.target, owner.st_uid, owner.st_gid)
         elif step.kind is StepKind.COPY:
-            inodes[step.target] = _copy(root / step.source, root / step.target)
+            inodes[step.target] = _copy(root / step.source, root / step.target, owner.st_uid)
     _sync(root, steps)
     return [
         replace(step, inode=inodes.get(step.source, step.inode))
@@ -179,19 +178,28 @@ def _prepare(root: Path, steps: Sequence[Step]) -> list[Step]:
     ]
 
 
-def _copy(source: Path, target: Path) -> int:
-    """Copy a file, with its time and, as root, its owner; return the inode of the copy."""
-    before = source.stat()
-    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE_FILE)
-    with open(descriptor, "wb") as copy, source.open("rb") as stream:
+def _copy(source: Path, target: Path, owner: int) -> int:
+    """Copy a file, with its time and, as root, its owner; return the inode of the copy.
+
+    Args:
+        owner: Of the home; a file of another user, by a link, is not copied.
+    """
+    with (
+        open(beneath.open_file(source), "rb") as stream,
+        open(beneath.create_file(target, PRIVATE_FILE), "wb") as copy,
+    ):
+        descriptor = copy.fileno()
+        before = os.fstat(stream.fileno())
+        if before.st_uid != owner:
+            raise OpsError(f"{source}: owned by uid {before.st_uid}, everything is unchanged")
         while chunk := stream.read(_CHUNK_BYTES):
             copy.write(chunk)
         copy.flush()
+        set_owner(descriptor, before.st_uid, before.st_gid)
         os.fchmod(descriptor, PRIVATE_FILE)
-        os.utime(descriptor, ns=(before.st_atime_ns, before.st_mtime_ns))
-        set_owner(target, before.st_uid, before.st_gid)
+        beneath.set_times(descriptor, before.st_mtime_ns, before.st_atime_ns)
         os.fsync(descriptor)
-        after = source.stat()
+        after = os.fstat(stream.fileno())
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise OpsError(f"{source}: changed during its copy, everything is unchanged")
         return os.fstat(descriptor).st_ino
@@ -203,7 +211,7 @@ def _complete(root: Path, steps: Sequence[Step]) -> None:
         if step.kind is StepKind.MODE:
             # A dead run may have moved the file already.
             path = _locate(root, step, steps)
-            os.chmod(path, step.mode)
+            beneath.set_mode(path, step.mode)
         elif step.kind is StepKind.MOVE:
             _move(root, step.source, step.target, step.inode)
     _sync(root, steps)
@@ -217,7 +225,7 @@ def _roll_back(root: Path, steps: Sequence[Step]) -> None:
             if step.kind is StepKind.MOVE:
                 _move(root, step.target, step.source, step.inode)
             elif step.kind is StepKind.MODE:
-                os.chmod(_locate(root, step, steps), step.before)
+                beneath.set_mode(_locate(root, step, steps), step.before)
     _undo_preparations(root, steps)
 
 
@@ -228,7 +236,7 @@ def _move(root: Path, source: str, target: str, inode: int) -> None:
         return
     if at_source != inode or at_target is not None:
         raise _ChangedError(source if at_source != inode else target)
-    os.rename(root / source, root / target)
+    beneath.rename(root / source, root / target)
 
 
 def _locate(root: Path, step: Step, steps: Sequence[Step]) -> Path:
@@ -247,7 +255,7 @@ def _clear(root: Path, steps: Sequence[Step]) -> None:
     """Remove what was renamed for that, then the journal; it can be repeated."""
     for step in steps:
         if step.removes and inode_of(root / step.target) == step.inode:
-            os.unlink(root / step.target)
+            beneath.unlink(root / step.target)
     _sync(root, steps)
     fs_journal.remove(root / JOURNAL)
 
@@ -258,11 +266,11 @@ def _undo_preparations(root: Path, steps: Sequence[Step]) -> None:
     for step in steps:
         if step.kind is StepKind.COPY:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                os.unlink(root / step.target)
+                beneath.unlink(root / step.target)
     for step in steps:
         if step.kind is StepKind.DIRECTORY:
             with contextlib.suppress(OSError):  # not empty any more
-                os.rmdir(root / step.target)
+                beneath.remove_directory(root / step.target)
     _sync(root, steps)
     fs_journal.remove(root / JOURNAL)
 
@@ -297,8 +305,7 @@ def _parse_step(entry: dict[str, Any]) -> Step:
     step = Step(**{**entry, "kind": StepKind(entry["kind"])})
     inside = [step.target] if step.kind is StepKind.COPY else [step.source, step.target]
     for path in inside:
-        if path.startswith("/") or ".." in path.split("/"):
-            raise ValueError("a path leaves the home")
+        fs_journal.require_inside(path)
     if step.removes and not step.target.rpartition("/")[2].startswith(PREFIX):
         raise ValueError("it removes a file that is not its own")
     return step

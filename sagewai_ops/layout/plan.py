@@ -16,7 +16,9 @@ from enum import Enum
 from pathlib import Path
 
 from sagewai_ops.errors import UsageError
+from sagewai_ops.fs import beneath
 from sagewai_ops.fs.os_errors import from_os_error
+from sagewai_ops.fs.trust import owned_target
 from sagewai_ops.home.paths import (
     ADMIN_STATE,
     LEGACY_MASTER_KEY,
@@ -154,14 +156,14 @@ class _Planner:
     def item(self, name: str, place: str) -> Item:
         """Plan one document."""
         legacy, target = self.root / name, self.root / place
-        real, reason = _regular(legacy)
+        real, reason = _regular(legacy, self.root)
         if real is None:
             return Item(name, place, Action.LEAVE, reason)
         self._require_directory(target.parent)
         if not os.path.lexists(target):
             self._plan_content(name, real, place)
             return Item(name, place, Action.MOVE, self._detail(name, real))
-        there, obstacle = _regular(target)
+        there, obstacle = _regular(target, self.root)
         if there is None:
             kept = self._plan_kept(place)
             self._plan_content(name, real, place)
@@ -226,8 +228,8 @@ class _Planner:
 
     def _narrow(self, place: str) -> None:
         """Plan a private mode for the file in a place."""
-        if not (self.root / place).is_symlink():
-            self.steps.narrow(place)
+        if not (self.root / place).is_symlink() and not self.steps.narrow(place):
+            self.notes.append(f"{place}: has other names (hard links), its mode is unchanged")
 
     def _detail(self, name: str, real: Path) -> str:
         return f"was a link to {real}" if real != self.root / name else ""
@@ -241,10 +243,10 @@ class _Planner:
         return real.stat().st_mtime_ns > there.stat().st_mtime_ns
 
     def _require_directory(self, directory: Path) -> None:
-        if directory.is_dir():
-            return
-        if os.path.lexists(directory):
-            reason = "broken link" if directory.is_symlink() else "is not a directory"
+        if beneath.exists(directory):
+            if stat.S_ISDIR(beneath.status(directory).st_mode):
+                return
+            reason = "a symlink" if directory.is_symlink() else "not a directory"
             raise UsageError(
                 f"{directory}: {reason}",
                 hint=f"ls -ld {shell_word(directory)}  # then move it away, or mount it",
@@ -252,8 +254,8 @@ class _Planner:
         self.steps.directory(directory.relative_to(self.root).as_posix())
 
 
-def _regular(path: Path) -> tuple[Path | None, str]:
-    """Return the regular file that a path names, through links.
+def _regular(path: Path, root: Path) -> tuple[Path | None, str]:
+    """Return the regular file that a path names, through links to files of the home's owner.
 
     Returns:
         (the file, or None; the reason for None).
@@ -270,7 +272,9 @@ def _regular(path: Path) -> tuple[Path | None, str]:
         return None, f"broken link to {_target_of(path)}"
     if not stat.S_ISREG(mode):
         return None, "is a directory" if stat.S_ISDIR(mode) else "is not a regular file"
-    return Path(os.path.realpath(path)) if path.is_symlink() else path, ""
+    if not path.is_symlink():
+        return path, ""
+    return owned_target(path, beneath.status(root).st_uid)
 
 
 def _target_of(path: Path) -> str:
@@ -287,7 +291,10 @@ def _is_key(path: Path) -> bool:
 def _is_equal(first: Path, second: Path) -> bool:
     if first.stat().st_size != second.stat().st_size:
         return False
-    with first.open("rb") as stream, second.open("rb") as other:
+    with (
+        open(beneath.open_file(first), "rb") as stream,
+        open(beneath.open_file(second), "rb") as other,
+    ):
         while chunk := stream.read(_CHUNK_BYTES):
             if chunk != other.read(_CHUNK_BYTES):
                 return False

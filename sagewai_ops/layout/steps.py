@@ -71,13 +71,20 @@ class Steps:
         if step not in self.all:
             self.all.append(step)
 
-    def narrow(self, path: str) -> None:
-        """Set a private mode, if others have access or the owner has none."""
+    def narrow(self, path: str) -> bool:
+        """Set a private mode, if others have access or the owner has none.
+
+        Returns:
+            False for a file with several names, whose mode is never changed.
+        """
         status = os.lstat(self.root / path)
         mode = stat.S_IMODE(status.st_mode)
         if stat.S_ISREG(status.st_mode) and (mode & OTHERS or not mode & stat.S_IRUSR):
+            if status.st_nlink > 1:
+                return False
             step = Step(StepKind.MODE, path, inode=status.st_ino, before=mode, mode=PRIVATE_FILE)
             self.all.append(step)
+        return True
 
     def move(self, path: str, target: str, *, removes: bool = False) -> None:
         """Rename an entry on its file system."""

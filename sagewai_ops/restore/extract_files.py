@@ -44,7 +44,7 @@ def extract_files(
         DamagedError, KeyMissingError, SchemaAheadError: The snapshot cannot be read; nothing was
             written.
     """
-    root = Path(os.path.abspath(target))
+    root = Path(os.path.realpath(target))
     if not dry_run:
         sweep(root)
     if os.path.lexists(root) and (not root.is_dir() or os.listdir(root)):
@@ -70,7 +70,7 @@ def extract_files(
         if dry_run:
             return _count(entry for entry in reader.manifest.entries if path_of(entry))
         top_names = tuple(sorted({path.split("/", 1)[0] for path in found}))
-        is_whole = not root.is_dir() or can_swap_whole(root)
+        is_whole = can_swap_whole(root)
         with (
             staged(root, None if is_whole else top_names, keeps=False) as stage,
             translate_os_errors(root),

@@ -15,6 +15,7 @@ from pathlib import Path
 from sagewai_ops.archive.manifest import Entry, EntryType
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import DamagedError
+from sagewai_ops.fs import beneath
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.ownership import set_owner
 from sagewai_ops.home.paths import OWN_PREFIX
@@ -81,7 +82,7 @@ class _MemberWriter:
     def __init__(self, target: Path, root: Path) -> None:
         self._final_root = root
         self.extraction = Extraction()
-        self._root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._root = beneath.open_directory(target)
         self._directory = ""
         self._descriptor = os.dup(self._root)
         self._directories: list[tuple[Entry, str]] = []
@@ -110,8 +111,7 @@ class _MemberWriter:
         self._enter(directory)
         os.symlink(self._link_target(entry, directory), name, dir_fd=self._descriptor)
         set_owner(name, entry.uid, entry.gid, dir_fd=self._descriptor)
-        times = (entry.mtime_ns, entry.mtime_ns)
-        os.utime(name, ns=times, dir_fd=self._descriptor, follow_symlinks=False)
+        beneath.set_times(name, entry.mtime_ns, dir_fd=self._descriptor)
         self.extraction.links += 1
 
     def _link_target(self, entry: Entry, directory: str) -> str:
@@ -130,11 +130,11 @@ class _MemberWriter:
         for entry, path in reversed(self._directories):
             directory, _, name = path.rpartition("/")
             self._enter(directory)
-            set_owner(name, entry.uid, entry.gid, dir_fd=self._descriptor)
             descriptor = self._open_directory(name, self._descriptor)
             try:
+                set_owner(descriptor, entry.uid, entry.gid)
                 os.fchmod(descriptor, _directory_mode(path, entry.mode))
-                os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
+                beneath.set_times(descriptor, entry.mtime_ns)
             finally:
                 os.close(descriptor)
 
@@ -157,7 +157,7 @@ class _MemberWriter:
                 os.ftruncate(descriptor, entry.size_bytes)
             set_owner(descriptor, entry.uid, entry.gid)
             os.fchmod(descriptor, mode)
-            os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
+            beneath.set_times(descriptor, entry.mtime_ns)
         finally:
             os.close(descriptor)
         self.extraction.files += 1

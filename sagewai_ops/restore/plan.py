@@ -300,13 +300,12 @@ def _replaced_paths(
     root: Path, wanted: list[str], parts: tuple[str, ...]
 ) -> tuple[str, ...] | None:
     """Return the paths to replace in the target; None to replace the whole directory."""
-    if not root.is_dir():
-        return None
-    if not parts:
+    if not parts or not root.is_dir():
         if swap.can_swap_whole(root):
             return None
         new_names = {path.split("/", 1)[0] for path in wanted}
-        return tuple(sorted(new_names | {MASTER_KEY.split("/", 1)[0]} | swap.entries_of(root)))
+        present = swap.entries_of(root) if root.is_dir() else set()
+        return tuple(sorted(new_names | {MASTER_KEY.split("/", 1)[0]} | present))
     replaced: dict[str, None] = {}
     for part in parts:
         replaced.update(dict.fromkeys(_paths_of_part(root, part)))

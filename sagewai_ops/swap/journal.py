@@ -14,7 +14,6 @@ system calls:
 A journal is next to the staging of its run, in its *base* directory; its paths are relative to it.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -23,7 +22,7 @@ from typing import Any
 
 from sagewai_ops.archive.manifest import is_safe_path
 from sagewai_ops.errors import OpsError, TargetBusyError
-from sagewai_ops.fs import atomic
+from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs import journal as fs_journal
 from sagewai_ops.fs.journal import Operation, inode_of
 from sagewai_ops.text import shell_word
@@ -209,7 +208,7 @@ def _advance(base: Path, move: Move) -> None:
         _put(place, kept)
         _put(fresh, place)
     elif place.is_dir() and not place.is_symlink():
-        os.rename(fresh, place)  # over an empty directory, and the system refuses any other
+        beneath.rename(fresh, place)  # over an empty directory, and the system refuses any other
     else:
         raise _occupied(place)
 
@@ -229,7 +228,7 @@ def _retreat(base: Path, move: Move) -> None:
             return
         _put(place, fresh)
         if kept is None and move.old_inode is not None:
-            os.mkdir(place, 0o700)  # the empty directory that was overwritten
+            beneath.make_directory(place, 0o700)  # the empty directory that was overwritten
             return
     if kept is not None and move.old_inode is not None:
         _put(kept, place)
@@ -237,22 +236,22 @@ def _retreat(base: Path, move: Move) -> None:
 
 def _set_aside(old: Path, kept: Path | None) -> None:
     if kept is None:
-        os.rmdir(old)  # was empty; the system refuses if it is not any more
+        beneath.remove_directory(old)  # was empty; the system refuses if it is not any more
     else:
         _put(old, kept)
 
 
 def _put(source: Path, target: Path) -> None:
     """Rename to a free name; an entry of another program is never overwritten."""
-    if os.path.lexists(target):
+    if beneath.exists(target):
         raise _occupied(target)
-    if not target.parent.is_dir():
+    if not beneath.exists(target.parent):
         atomic.make_directory(target.parent)
-    os.rename(source, target)
+    beneath.rename(source, target)
 
 
 def _rename_carrier(base: Path, names: tuple[str, str] | None) -> None:
-    if names is not None and os.path.lexists(base / names[0]):
+    if names is not None and beneath.exists(base / names[0]):
         _put(base / names[0], base / names[1])
 
 

@@ -2,11 +2,12 @@
 
 import os
 import re
-import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sagewai_ops.errors import TargetBusyError
+from sagewai_ops.fs.free_space import nearest_existing
+from sagewai_ops.fs.trust import is_trusted_directory
 
 _MOUNT_TABLE = Path("/proc/self/mountinfo")
 _OCTAL = re.compile(r"\\(\d{3})")  # proc(5): blanks and backslashes in a path
@@ -43,13 +44,16 @@ def refuse_mounts(target: Path, paths: Sequence[str] | None) -> None:
 
 
 def can_swap_whole(target: Path) -> bool:
-    """Return whether a home can be exchanged by its name: no mounts, and a writable parent."""
+    """Return whether a home, which need not exist, can be exchanged or created by its name.
+
+    It has no mounts, and its directory is writable for this user and, in contrast to /tmp, for no
+    other, who could replace staging and journal.
+    """
+    if not os.path.lexists(target):
+        return is_trusted_directory(nearest_existing(target.parent))
     if not os.access(target.parent, os.W_OK | os.X_OK) or is_mount(target) or mounts_below(target):
         return False
-    parent = os.stat(target.parent)
-    owners = (0, parent.st_uid, os.stat(target).st_uid)
-    # In a directory such as /tmp only its owner and the home's own may rename the home.
-    return not parent.st_mode & stat.S_ISVTX or os.geteuid() in owners
+    return is_trusted_directory(target.parent)
 
 
 def _mounts() -> Iterator[Path]:

@@ -9,7 +9,6 @@ while their run lives, so no other run removes them.
 import contextlib
 import os
 import re
-import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from sagewai_ops.errors import OpsError
-from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.fs import journal as fs_journal
 from sagewai_ops.fs.os_errors import translate_os_errors
+from sagewai_ops.fs.trust import is_trusted
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.process.signals import mark_completed, uninterrupted
 from sagewai_ops.swap import journal as swap_journal
@@ -59,7 +59,7 @@ class Naming:
         """Yield the paths whose names have a moment between these two, the oldest first."""
         pattern = re.compile(re.escape(begin) + _TAIL + re.escape(end))
         with contextlib.suppress(OSError):
-            for name in sorted(os.listdir(self.directory)):
+            for name in sorted(beneath.list_directory(self.directory)):
                 if pattern.fullmatch(name):
                     yield self.directory / name
 
@@ -88,11 +88,11 @@ def next_moment(target: Path) -> str:
 
 def journals(target: Path) -> list[Path]:
     """Return the journals of restores of a home, of live and of dead runs."""
-    return [
+    return fs_journal.trusted(
         path
         for naming in (next_to(target), inside(target))
         for path in naming.list(naming.hidden + _STAGING, ".json")
-    ]
+    )
 
 
 def is_pending(path: Path) -> bool:
@@ -120,13 +120,12 @@ def own_directory(staging: Path) -> Iterator[None]:
         atomic.make_directory(staging)
         with locks.exclusive(staging):
             with translate_os_errors(staging):
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                os.close(os.open(staging / _MARK, flags, 0o600))
+                os.close(beneath.create_file(staging / _MARK, 0o600))
             yield
     finally:
         # What cannot be removed is left to `sweep`: the original error matters more.
         with contextlib.suppress(OSError, OpsError):
-            if _journal_of(staging).exists():
+            if beneath.exists(_journal_of(staging)):
                 _settle(_journal_of(staging))
             elif _is_garbage(staging):
                 _discard(staging)
@@ -141,12 +140,12 @@ def exchange(
 ) -> None:
     """Write the journal, remove the mark, move, and clean up; or undo all of it."""
     journal = Journal(_journal_of(staging), moves, opening, closing)
-    times = os.stat(staging)
+    times = beneath.status(staging)
     draft = staging / _DRAFT
     with fs_journal.recording(journal.path, swap_journal.NAME, draft=draft) as write:
         write(swap_journal.content_of(journal))
-        os.unlink(staging / _MARK)
-        os.utime(staging, ns=(times.st_atime_ns, times.st_mtime_ns))
+        beneath.unlink(staging / _MARK)
+        beneath.set_times(staging, times.st_mtime_ns, times.st_atime_ns)
         atomic.sync_directory(staging)
         try:
             swap_journal.complete(journal)
@@ -168,10 +167,10 @@ def conclude(journal: Journal) -> bool:
         if swap_journal.state_of(journal) not in (State.UNTOUCHED, State.DONE):
             return False
         # Renamed while the journal exists: without one, an unmarked staging may be a home.
-        doomed = _doomed(staging) if os.path.lexists(staging) else None
-        os.unlink(journal.path)
+        doomed = _doomed(staging) if beneath.exists(staging) else None
+        beneath.unlink(journal.path)
         if doomed:
-            _remove(doomed)
+            beneath.remove_tree(doomed)
         return True
     return False
 
@@ -192,7 +191,7 @@ def sweep(target: Path) -> list[str]:
             *naming.list(naming.hidden + _DISCARD),
         ]:
             with contextlib.suppress(OSError):
-                if locks.is_abandoned(path) and _is_garbage(path):
+                if is_trusted(path) and locks.is_abandoned(path) and _is_garbage(path):
                     _discard(path)
                     removed.append(path.name)
     return removed
@@ -239,38 +238,28 @@ def _settle(path: Path) -> bool:
 
 def _is_garbage(path: Path) -> bool:
     """Return whether a directory with the name of a staging is one, and has no journal."""
-    if _journal_of(path).exists() or not _is_directory(path):
+    if beneath.exists(_journal_of(path)) or not _is_directory(path):
         return False
-    return _DISCARD in path.name or (path / _MARK).exists() or not os.listdir(path)
+    names = beneath.list_directory(path)
+    return _DISCARD in path.name or _MARK in names or not names
 
 
 @uninterrupted()
 def _discard(path: Path) -> None:
-    _remove(path if _DISCARD in path.name else _doomed(path))
+    beneath.remove_tree(path if _DISCARD in path.name else _doomed(path))
 
 
 def _doomed(staging: Path) -> Path:
     """Rename a staging, so that a killed removal leaves a name that marks it as garbage."""
     head, _, moment = staging.name.rpartition(_STAGING)
     doomed = staging.with_name(f"{head}{_DISCARD}{moment}")
-    os.rename(staging, doomed)
+    beneath.rename(staging, doomed)
     return doomed
-
-
-def _remove(directory: Path) -> None:
-    """Remove a directory of ours and its content, including directories without permissions."""
-    if os.geteuid() != 0:
-        os.chmod(directory, 0o700)
-        for above, names, _files in os.walk(directory):
-            for name in names:
-                if _is_directory(Path(above, name)):
-                    os.chmod(os.path.join(above, name), 0o700)
-    shutil.rmtree(directory)
 
 
 def _is_directory(path: Path) -> bool:
     """Return whether a path is a directory itself, not a link to one."""
     try:
-        return stat.S_ISDIR(os.lstat(path).st_mode)
+        return stat.S_ISDIR(beneath.status(path).st_mode)
     except OSError:
         return False

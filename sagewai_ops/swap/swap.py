@@ -25,7 +25,7 @@ from pathlib import Path
 
 from sagewai_ops.archive.manifest import is_safe_path
 from sagewai_ops.errors import OpsError, TargetBusyError
-from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.fs import journal as fs_journal
 from sagewai_ops.fs.journal import Recovery
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
@@ -97,13 +97,13 @@ def staged(target: Path, paths: Sequence[str] | None, *, keeps: bool = True) -> 
     target = Path(os.path.realpath(target))
     if paths is None and target.is_dir() and not can_swap_whole(target):
         raise TargetBusyError(f"{target}: no longer exchangeable as a whole")
-    in_entries = target.is_dir() and paths is not None
+    in_entries = paths is not None
     naming = inside(target) if in_entries else next_to(target)
     moment = next_moment(target)
     # An undo also needs to know the parts that did not exist.
-    is_kept = keeps and (in_entries or (target.is_dir() and bool(os.listdir(target))))
+    is_kept = keeps and target.is_dir() and (in_entries or bool(os.listdir(target)))
     content = naming.staging(moment)
-    with _parents(target.parent), own_directory(content):
+    with _missing_directories(target, itself=in_entries), own_directory(content):
         yield Staged(
             content=content,
             target=target,
@@ -234,7 +234,8 @@ def _paths_kept(last: Path) -> list[str]:
         OpsError: The list cannot be read, or other files were added to the kept directory.
     """
     try:
-        paths = json.loads((last / _LIST).read_bytes())
+        with open(beneath.open_file(last / _LIST), "rb") as stream:
+            paths = json.loads(stream.read())
         if not isinstance(paths, list) or not all(is_safe_path(path) for path in paths):
             raise ValueError("not a list of paths")  # noqa: TRY301 - handled below
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -256,14 +257,19 @@ def _paths_kept(last: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _parents(directory: Path) -> Iterator[None]:
-    """Make the missing directories above a home; removed again after a failure."""
-    missing = [parent for parent in (directory, *directory.parents) if not parent.exists()]
-    atomic.make_directory(directory, mode=0o755)
+def _missing_directories(target: Path, *, itself: bool) -> Iterator[None]:
+    """Make the missing directories above a home, and the home; removed again after a failure."""
+    missing = [parent for parent in (target, *target.parents) if not parent.exists()]
+    for directory in reversed(missing):
+        if directory != target:
+            atomic.make_directory(directory, mode=0o755)
+        elif itself:
+            atomic.make_directory(directory)
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            for parent in missing:
-                os.rmdir(parent)
+            for directory in missing:
+                if directory != target or itself:
+                    beneath.remove_directory(directory)
         raise

@@ -117,9 +117,9 @@ def test_content_is_on_the_disk_before_the_name(
         steps.append("directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
         sync(descriptor)
 
-    def renamed(source: Path, target: Path) -> None:
+    def renamed(source: str, target: str, **directories: int) -> None:
         steps.append("name")
-        rename(source, target)
+        rename(source, target, **directories)
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "rename", renamed)

@@ -423,32 +423,18 @@ def test_part_that_is_no_directory_is_refused(root: Path, content: bytes | None)
 
 
 @pytest.mark.parametrize("part", ["config", "secrets"])
-def test_part_on_another_file_system_gets_copies(root: Path, part: str) -> None:
-    """Sagewai fails there; here the content is copied, made durable, and then the source goes."""
-    with _other_file_system(root) as other:
-        contents = flat(root)
-        (root / part).symlink_to(other)
+def test_directory_that_is_a_link_is_refused(root: Path, tmp_path: Path, part: str) -> None:
+    """A directory of the home is a directory, or a mount; nothing is written through a link."""
+    flat(root)
+    (tmp_path / "other").mkdir()
+    (root / part).symlink_to(tmp_path / "other")
+    before = files(root)
 
+    with pytest.raises(UsageError, match=f"{part}: a symlink"):
         migrate(root)
 
-        assert {place: (root / place).read_bytes() for place in contents} == contents
-        assert all((root / place).stat().st_mode & 0o7777 == 0o600 for place in contents)
-        assert all((root / place).stat().st_mtime == OLD for place in contents)
-        assert sorted(path.name for path in root.iterdir()) == ["config", "secrets"]
-        assert unchanged_by_a_second_run(root)
-
-
-def test_older_document_for_another_file_system_is_kept_there(root: Path) -> None:
-    """What is kept is kept next to the place, wherever that is."""
-    with _other_file_system(root) as other:
-        put(root / "connections.json", b"older")
-        put(other / "connections.json", b"newer", time=NEW)
-        (root / "config").symlink_to(other)
-
-        report = migrate(root)
-
-        assert (root / kept(report, "connections.json")).read_bytes() == b"older"
-        assert sorted(path.name for path in root.iterdir()) == ["config"]
+    assert files(root) == before
+    assert os.listdir(tmp_path / "other") == []
 
 
 def test_two_mounts_of_one_file_system_get_copies(
@@ -458,10 +444,10 @@ def test_two_mounts_of_one_file_system_get_copies(
     contents = flat(root)
     rename = os.rename
 
-    def refused(source: Path, target: Path) -> None:
-        if Path(source).parent != Path(target).parent:
-            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), os.fspath(source))
-        rename(source, target)
+    def refused(source: str, target: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+        if not os.path.samestat(os.fstat(src_dir_fd), os.fstat(dst_dir_fd)):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), source)
+        rename(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
     monkeypatch.setattr(os, "rename", refused)
     migrate(root)

@@ -86,10 +86,10 @@ def _kill_rotation(home: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             rename = os.rename
 
-            def replace(old: object, new: object) -> None:
-                if str(new).endswith("connections.json"):
+            def replace(old: str, new: str, **directories: int) -> None:
+                if new.endswith("connections.json"):
                     os.kill(os.getpid(), signal.SIGKILL)
-                rename(old, new)  # type: ignore[arg-type]
+                rename(old, new, **directories)
 
             patch.setattr(os, "rename", replace)
             rotate(locate(home, {}), {}, Options())

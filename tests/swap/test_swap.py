@@ -280,10 +280,10 @@ def test_recovery_that_cannot_go_forward_goes_back(
     _killed_between(home, monkeypatch)
     rename = os.rename
 
-    def refuse_new(source: Path, target: Path) -> None:
-        if ".restore-" in os.fspath(source) and os.fspath(target) == os.fspath(home):
-            raise OSError(5, "Input/output error", os.fspath(source))
-        rename(source, target)
+    def refuse_new(source: str, target: str, **directories: int) -> None:
+        if ".restore-" in source and target == home.name:
+            raise OSError(5, "Input/output error", source)
+        rename(source, target, **directories)
 
     monkeypatch.setattr(os, "rename", refuse_new)
 
@@ -440,17 +440,15 @@ def test_whole_is_refused_where_only_entries_can_be_exchanged(
         pass
 
 
-def test_sticky_directory_of_another_user_is_no_place_to_rename_in() -> None:
-    """In a directory such as /tmp no user may rename another user's home."""
-    with reachable_directory() as directory:
-        directory.chmod(0o1777)
-        (directory / "home").mkdir(mode=0o777)
-        mine = swap.can_swap_whole(directory / "home")
-        with unprivileged():
-            theirs = swap.can_swap_whole(directory / "home")
+@pytest.mark.parametrize(("mode", "can"), [(0o755, True), (0o1777, False), (0o775, False)])
+def test_home_in_a_directory_of_all_users_is_exchanged_inside(
+    home: Path, mode: int, *, can: bool
+) -> None:
+    """Where others can replace staging and journal, sticky or not, nothing is put beside it."""
+    home.parent.chmod(mode)
 
-    assert mine
-    assert theirs == (os.geteuid() != 0)
+    assert swap.can_swap_whole(home) is can
+    assert swap.can_swap_whole(home.with_name("new")) is can
 
 
 def test_mount_points_are_known() -> None:

@@ -1,0 +1,118 @@
+"""Which entries that runs left behind this program believes.
+
+Journals, stagings, partial files, trash and undo records decide what a later run moves and removes.
+Another user who can write to a directory can put any of these there, in a sticky directory too. So
+they count only where no other user could have: see `is_trusted`. Anything else is left alone and
+reported.
+"""
+
+import os
+import stat
+from pathlib import Path
+
+from sagewai_ops.errors import PermissionDeniedError
+from sagewai_ops.fs import beneath
+from sagewai_ops.fs.os_errors import from_os_error
+from sagewai_ops.text import shell_word
+
+_OTHERS_WRITE = 0o022
+_reports: dict[str, None] = {}
+
+
+def is_trusted(path: Path, *, itself: bool = True) -> bool:
+    """Return whether an entry is a file or directory that only this user or root can have made.
+
+    It is a regular file or a directory, owned by this user, not writable by others, in a directory
+    of which the same is true, or which is root's.
+
+    Args:
+        itself: Also check the entry; else only its directory. What is not trusted is noted for
+            `take_reports`.
+    """
+    problem = _problem(path, itself=itself)
+    if problem:
+        _reports[f"{path}: {problem}, left alone"] = None
+    return not problem
+
+
+def require_trusted_directory(directory: Path) -> None:
+    """Check that no other user than its owner can put an entry in a directory.
+
+    Root may be working for its owner.
+
+    Raises:
+        PermissionDeniedError: Another user can.
+    """
+    try:
+        owner = beneath.status(directory).st_uid
+        problem = _directory_problem(directory, owner if os.geteuid() == 0 else 0)
+    except OSError as error:
+        raise from_os_error(error, directory) from error
+    if problem:
+        raise PermissionDeniedError(
+            f"{directory}: {problem}, nothing was changed", hint=f"ls -ld {shell_word(directory)}"
+        )
+
+
+def is_trusted_directory(directory: Path) -> bool:
+    """Return whether no other user can put an entry in a directory."""
+    try:
+        return not _directory_problem(directory)
+    except OSError:
+        return False
+
+
+def owned_target(link: Path, owner: int) -> tuple[Path | None, str]:
+    """Return the file or directory that a symlink leads to, if it belongs to the link's own owner.
+
+    A user's link must not make root read the file of another. The path returned is opened without
+    following links, so it cannot be redirected afterwards.
+
+    Args:
+        owner: The uid to which link and target must belong.
+
+    Returns:
+        (the path without links, or None; why it is None).
+    """
+    real = Path(os.path.realpath(link))
+    try:
+        found = beneath.status(link), beneath.status(real)
+    except OSError as error:
+        return None, (error.strerror or "input/output error").lower()
+    foreign = next((status.st_uid for status in found if status.st_uid != owner), None)
+    if foreign is not None:
+        return None, f"a link to {real}, not of the home's owner: uid {foreign}"
+    return real, ""
+
+
+def take_reports() -> list[str]:
+    """Return what was not trusted since the last call, one line each."""
+    reports = list(_reports)
+    _reports.clear()
+    return reports
+
+
+def _problem(path: Path, *, itself: bool) -> str:
+    try:
+        found = beneath.status(path)
+        if not itself:
+            return _directory_problem(path.parent)
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            return "not a file or directory of this program"
+        return _owner_problem(found, ()) or _directory_problem(path.parent)
+    except OSError as error:
+        return (error.strerror or "input/output error").lower()
+
+
+def _directory_problem(directory: Path, owner: int = 0) -> str:
+    found = beneath.status(directory)
+    if not stat.S_ISDIR(found.st_mode):
+        return f"{directory} is not a directory"
+    problem = _owner_problem(found, (0, owner))
+    return f"in a directory that is {problem}" if problem else ""
+
+
+def _owner_problem(found: os.stat_result, others: tuple[int, ...]) -> str:
+    if found.st_uid not in (os.geteuid(), *others):
+        return f"owned by uid {found.st_uid}"
+    return "writable by other users" if found.st_mode & _OTHERS_WRITE else ""
