@@ -10,6 +10,7 @@ from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.options import DATABASE, REPORTING, RUN, option
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_FINDINGS, NotFoundError, UsageError
+from sagewai_ops.fs.given_files import read_given_file
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.text import shell_word, size
 
@@ -162,8 +163,8 @@ def _target(run: Run, url: str | None, url_file: Path | None) -> Any:
                 f"--url-file {url_file}: is not there", hint=f"ls -l {shell_word(url_file)}"
             )
         with translate_os_errors(url_file):
-            text = url_file.read_text(encoding="utf-8", errors="replace")
-        url = text.partition("\n")[0].strip()
+            content = read_given_file(url_file, private="URL file")
+        url = content.decode("utf-8", "replace").partition("\n")[0].strip()
         if not url:
             raise UsageError(f"--url-file {url_file}: its first line is empty")
     found = parse(url) if url else resolve(run.settings.environment, run.home().database)

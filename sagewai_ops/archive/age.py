@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Protocol
 from sagewai_ops.archive import age_passphrase
 from sagewai_ops.archive.zstd_frames import Sink
 from sagewai_ops.errors import DamagedError, KeyMissingError, NotFoundError, OpsError, UsageError
+from sagewai_ops.fs.given_files import read_given_file
 from sagewai_ops.text import shell_word
 
 AGE_MAGIC = b"age-encryption.org/v1\n"
@@ -80,7 +81,7 @@ def read_identity(path: Path) -> tuple[str, ...]:
     Raises:
         NotFoundError, UsageError: The file does not exist, or contains no identity.
     """
-    text = _read_text(path, "identity file")
+    text = _read_text(path, "identity file", is_private=True)
     if "PRIVATE KEY-----" in text:
         return (text,)
     identities = tuple(line.strip() for line in text.splitlines() if line.startswith("AGE-SECRET-"))
@@ -345,9 +346,10 @@ def _parse_identity(text: str) -> Any:
         raise UsageError(f"identity: invalid: {error}") from error
 
 
-def _read_text(path: Path, what: str) -> str:
+def _read_text(path: Path, what: str, *, is_private: bool = False) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        names = {"private" if is_private else "public": what}
+        return read_given_file(path, **names).decode("utf-8")
     except FileNotFoundError:
         raise NotFoundError(f"{what} {path}: not found") from None
     except UnicodeDecodeError:

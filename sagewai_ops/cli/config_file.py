@@ -20,6 +20,7 @@ from sagewai_ops.cli.parser import FORMER_COMMANDS
 from sagewai_ops.cli.settings import SNAPSHOTS_VARIABLE
 from sagewai_ops.cli.variables import ACTING, FORMER_FLAGS
 from sagewai_ops.errors import UsageError
+from sagewai_ops.fs.given_files import open_given_file
 from sagewai_ops.text import shell_word
 
 VARIABLE = "SAGEWAI_OPS_CONFIG"
@@ -179,7 +180,7 @@ class _Place:
 def _content(path: Path) -> bytes | None:
     """Read a file that no other user can write; None if it does not exist."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = open_given_file(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

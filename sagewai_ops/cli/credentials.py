@@ -17,6 +17,7 @@ from sagewai_ops.archive.age import (
 )
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import NotFoundError, UsageError
+from sagewai_ops.fs.given_files import read_given_file
 from sagewai_ops.fs.os_errors import translate_os_errors
 
 
@@ -72,10 +73,10 @@ def _passphrase(terminal: Terminal, name: str) -> str:
     if name != "-":
         with translate_os_errors(Path(name)):
             try:
-                text = Path(name).read_text(encoding="utf-8")
+                content = read_given_file(Path(name), private="passphrase file")
             except FileNotFoundError:
                 raise NotFoundError(f"passphrase file {name}: does not exist") from None
-        return read_passphrase(text, name)
+        return read_passphrase(content.decode("utf-8"), name)
     if sys.stdin.isatty():
         return read_passphrase(terminal.secret("Passphrase"), "the terminal")
     return read_passphrase(sys.stdin.readline(), "standard input")

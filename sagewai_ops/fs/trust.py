@@ -31,7 +31,7 @@ def is_trusted(path: Path, *, itself: bool = True) -> bool:
     """
     problem = _problem(path, itself=itself)
     if problem:
-        _reports[f"{path}: {problem}, left alone"] = None
+        report(f"{path}: {problem}, left alone")
     return not problem
 
 
@@ -62,31 +62,40 @@ def is_trusted_directory(directory: Path) -> bool:
         return False
 
 
-def owned_target(link: Path, owner: int) -> tuple[Path | None, str]:
-    """Return the file or directory that a symlink leads to, if it belongs to the link's own owner.
+def owned_target(path: Path, owner: int | None = None) -> tuple[Path | None, str]:
+    """Return the path to which an entry of a home leads, unless a user's link leads to others.
 
-    A user's link must not make root read the file of another. The path returned is opened without
-    following links, so it cannot be redirected afterwards.
+    A user's link must not make root read the file of another; root's own links lead anywhere. The
+    path returned is opened without following links, so it cannot be redirected afterwards.
 
     Args:
-        owner: The uid to which link and target must belong.
+        owner: The uid to which link and target must belong (default: the target to that of the
+            link).
 
     Returns:
         (the path without links, or None; why it is None).
+
+    Raises:
+        OSError: The system refused.
     """
-    real = Path(os.path.realpath(link))
-    try:
-        found = beneath.status(link), beneath.status(real)
-    except OSError as error:
-        return None, (error.strerror or "input/output error").lower()
-    foreign = next((status.st_uid for status in found if status.st_uid != owner), None)
-    if foreign is not None:
-        return None, f"a link to {real}, not of the home's owner: uid {foreign}"
+    link = beneath.status(path)
+    if not stat.S_ISLNK(link.st_mode):
+        return path, ""
+    real = Path(os.path.realpath(path))
+    target = beneath.status(real).st_uid
+    is_owned = link.st_uid in (0, target) if owner is None else link.st_uid == target == owner
+    if not is_owned:
+        return None, f"a link of uid {link.st_uid} to {real}, which is owned by uid {target}"
     return real, ""
 
 
+def report(line: str) -> None:
+    """Note a line about files that others can change, to be shown once with the result."""
+    _reports[line] = None
+
+
 def take_reports() -> list[str]:
-    """Return what was not trusted since the last call, one line each."""
+    """Return the lines since the last call."""
     reports = list(_reports)
     _reports.clear()
     return reports

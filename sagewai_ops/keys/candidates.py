@@ -21,6 +21,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sagewai_ops.errors import KeyMissingError, NotFoundError, PermissionDeniedError
+from sagewai_ops.fs import beneath
+from sagewai_ops.fs.given_files import read_given_file
+from sagewai_ops.fs.trust import owned_target
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home
 
 ENVIRONMENT = "SAGEWAI_MASTER_KEY"
@@ -142,9 +145,7 @@ def all_candidates(
     parents = dict.fromkeys((home.master_key.parent, home.legacy_master_key.parent))
     names = f"{home.master_key.name}.legacy-*"
     for path in (path for parent in parents for path in sorted(parent.glob(names))):
-        if not path.is_file():  # opening a pipe would block
-            continue
-        with contextlib.suppress(OSError), path.open("rb") as file:
+        with contextlib.suppress(OSError), open(beneath.open_file(path), "rb") as file:
             name = os.path.relpath(path, home.root)
             kept = key_from_bytes(name, file.read(_READ_BYTES))
             if kept.value:  # Sagewai never reads it: anything else is no problem
@@ -173,8 +174,7 @@ def read_key_file(path: Path) -> Candidate:
         NotFoundError, PermissionDeniedError, KeyMissingError: It contains no key.
     """
     try:
-        with path.open("rb") as file:
-            value = file.read(_READ_BYTES).strip()
+        value = read_given_file(path, private="key file")[:_READ_BYTES].strip()
     except PermissionError as error:
         raise PermissionDeniedError(f"key file {path}: {error.strerror}") from error
     except OSError as error:
@@ -232,10 +232,13 @@ def _from_text(source: str, value: str) -> Candidate:
 
 def _from_file(source: str, path: Path) -> Candidate:
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(path.stat().st_mode):
             return Candidate(source, b"", "not a regular file", path)
-        with path.open("rb") as file:
+        real, reason = owned_target(path)
+        if real is None:
+            return Candidate(source, b"", reason, path)
+        with open(beneath.open_file(real), "rb") as file:
+            status = os.fstat(file.fileno())
             value = file.read(_READ_BYTES).strip()
     except OSError as error:
         return Candidate(source, b"", f"cannot be read: {error.strerror}", path)

@@ -272,8 +272,6 @@ def _regular(path: Path, root: Path) -> tuple[Path | None, str]:
         return None, f"broken link to {_target_of(path)}"
     if not stat.S_ISREG(mode):
         return None, "is a directory" if stat.S_ISDIR(mode) else "is not a regular file"
-    if not path.is_symlink():
-        return path, ""
     return owned_target(path, beneath.status(root).st_uid)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from sagewai_ops.errors import EXIT_DONE, UsageError
 from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs.given_files import open_given_file, resolve_given_path
 from sagewai_ops.text import printable, shell_word
 
 PREFIX = "sagewai_ops_"
@@ -48,6 +49,7 @@ def write_metrics(
         OpsError: The file cannot be written.
     """
     labels = f'{{command="{_label(command)}",home="{_label(home)}"}}'
+    path = resolve_given_path(path, follow_last=False)
     # Exclude other runs, so that none loses the samples of another.
     with locks.optional_lock(path.parent, wait_seconds=_LOCK_SECONDS):
         samples = _read(path)
@@ -99,7 +101,7 @@ def _read(path: Path) -> dict[tuple[str, str], str]:
         hint=f"head {shell_word(path)}  # or another file: --metrics-file FILE",
     )
     try:
-        with open(path, "rb") as stream:
+        with open(open_given_file(path), "rb") as stream:
             content = stream.read(_MOST_BYTES + 1)
     except FileNotFoundError:
         return {}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sagewai_ops.errors import OpsError, UsageError
+from sagewai_ops.fs.given_files import open_given_file, read_given_file
 from sagewai_ops.fs.os_errors import from_os_error
 from sagewai_ops.notify.healthcheck import Event, check_url, describe_host, ping
 from sagewai_ops.notify.prometheus import extract_figures, write_metrics
@@ -115,8 +116,7 @@ def read_ping_url(option: str | None, file: Path | None) -> str:
     if file is None:
         return ""
     try:
-        with open(file, "rb") as stream:
-            text = stream.read(_MOST_URL_BYTES).decode("utf-8", "replace")
+        text = read_given_file(file, _MOST_URL_BYTES).decode("utf-8", "replace")
     except OSError as error:
         raise UsageError(from_os_error(error, file).message) from error
     return check_url(text.strip().partition("\n")[0])
@@ -124,8 +124,7 @@ def read_ping_url(option: str | None, file: Path | None) -> str:
 
 def _append(path: str, line: str) -> None:
     """Append a line in one write, so that the lines of two runs do not mix."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
-    descriptor = os.open(path, flags, 0o600)
+    descriptor = open_given_file(Path(path), os.O_WRONLY | os.O_APPEND, 0o600)
     try:
         content = f"{line}\n".encode()
         if _is_torn(descriptor, path):
@@ -141,7 +140,7 @@ def _is_torn(descriptor: int, path: str) -> bool:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or not status.st_size:
         return False
-    with contextlib.suppress(OSError), open(path, "rb") as stream:
+    with contextlib.suppress(OSError), open(open_given_file(Path(path)), "rb") as stream:
         stream.seek(-1, os.SEEK_END)
         return stream.read(1) != b"\n"
     return False  # writable, but not readable

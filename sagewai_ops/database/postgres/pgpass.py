@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sagewai_ops.database.url import DEFAULT_PORT, PostgresUrl
 from sagewai_ops.errors import PermissionDeniedError, UsageError
+from sagewai_ops.fs.given_files import read_given_file
 from sagewai_ops.text import shell_word
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -47,7 +48,7 @@ def find(
                 f"password file {path}: readable by others, so not used",
                 hint=f"chmod 600 {shell_word(path)}",
             )
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = read_given_file(path).decode("utf-8", "surrogateescape").splitlines()
     except OSError as error:
         raise PermissionDeniedError(f"password file {path}: {error.strerror}") from error
     user = url.user or environment.get("PGUSER") or getpass.getuser()

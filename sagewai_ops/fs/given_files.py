@@ -1,0 +1,153 @@
+"""Files that the user names: passphrases, identities, keys, configuration, logs, metrics.
+
+Whoever owns the directory of such a file can put a pipe there, which blocks, or a link to another
+file. So these are opened without blocking, only a regular file is used, and no link is followed
+that another user made or can replace. Standard input and descriptors that the shell passes
+(`/dev/stdin`, `<(command)`) are pipes and accepted to read.
+"""
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from sagewai_ops.fs import beneath
+from sagewai_ops.fs.trust import report
+
+MOST_BYTES = 1 << 20  # of a file that is read whole: keys, recipients and passphrases have less
+
+_PASSED = re.compile(r"/(?:dev|proc/self)/fd/([0-9]{1,6})")
+_STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+_MOST_LINKS = 40  # path_resolution(7)
+_WRITABLE = stat.S_IWGRP | stat.S_IWOTH
+_READABLE = stat.S_IRGRP | stat.S_IROTH
+
+_openers: list[Callable[[Path, int, int | None], int]] = []
+
+
+def route_given_files(opener: Callable[[Path, int, int | None], int]) -> None:
+    """Have another process open files that the user names.
+
+    Args:
+        opener: Called with the path, the flags and the mode of `open_given_file`.
+    """
+    _openers[:] = [opener]
+
+
+def open_given_file(path: Path, flags: int = os.O_RDONLY, mode: int | None = None) -> int:
+    """Open a regular file, or a descriptor or terminal that is named like one.
+
+    Args:
+        mode: Of the file if it is created (default: it must exist).
+
+    Raises:
+        OSError: The system refused, it is another type of file, or a link of another user leads
+            to it.
+    """
+    passed = _passed_descriptor(os.fspath(path))
+    if passed is not None:
+        return os.dup(passed)
+    if _openers:
+        return _openers[0](path, flags, mode)
+    resolved = resolve_given_path(path)
+    try:
+        descriptor = _open(resolved, flags, mode)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISCHR(found.st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "not a regular file")  # noqa: TRY301 - completed below
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+    return descriptor
+
+
+def read_given_file(
+    path: Path, limit_bytes: int = MOST_BYTES, *, private: str = "", public: str = ""
+) -> bytes:
+    """Read a file.
+
+    Args:
+        private: What it is, if no other user should read or write it: others are reported.
+        public: What it is, if no other user should write it.
+
+    Raises:
+        OSError: As for `open_given_file`, or it is longer than the limit.
+    """
+    with open(open_given_file(path), "rb") as stream:
+        found = os.fstat(stream.fileno())
+        content = stream.read(limit_bytes + 1)
+    if len(content) > limit_bytes:
+        raise OSError(errno.EFBIG, f"longer than {limit_bytes} bytes", os.fspath(path))
+    mode = stat.S_IMODE(found.st_mode) if stat.S_ISREG(found.st_mode) else 0
+    access = ["write"] if mode & _WRITABLE else []
+    if private and mode & _READABLE:
+        access.insert(0, "read")
+    if access and (private or public):
+        report(
+            f"{private or public} {path}: mode {mode:04o}, others can {' and '.join(access)} it; "
+            f"chmod {'600' if private else 'go-w'}"
+        )
+    return content
+
+
+def resolve_given_path(path: Path, *, follow_last: bool = True) -> Path:
+    """Return a path without links, all of which are the user's own or root's.
+
+    Args:
+        follow_last: Also resolve the entry itself.
+
+    Raises:
+        OSError: Another user made a link in the path, or can replace it.
+    """
+    text = os.path.abspath(path)
+    directory, steps, links = "/", text.split("/")[:0:-1], 0
+    while steps:
+        step = steps.pop()
+        if step in ("", "."):
+            continue
+        if step == "..":
+            directory = os.path.dirname(directory)
+            continue
+        entry = os.path.join(directory, step)
+        try:
+            found = os.lstat(entry)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EACCES):
+                raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+            return Path(os.path.normpath(os.path.join(entry, *reversed(steps))))
+        if not stat.S_ISLNK(found.st_mode) or not (steps or follow_last):
+            directory = entry
+            continue
+        links += 1
+        for owner in (found.st_uid, os.lstat(directory).st_uid):
+            if owner not in (0, os.geteuid()):
+                message = f"a link of uid {owner}, not followed"
+                raise OSError(errno.ELOOP, message, os.fspath(path))
+        if links > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
+        target = os.readlink(entry)
+        if target.startswith("/"):
+            directory = "/"
+        steps.extend(target.split("/")[::-1])
+    return Path(directory)
+
+
+def _open(path: Path, flags: int, mode: int | None) -> int:
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    directory = beneath.open_directory(path.parent)
+    try:
+        try:
+            return os.open(path.name, flags, dir_fd=directory)
+        except FileNotFoundError:
+            if mode is None:
+                raise
+        return os.open(path.name, flags | os.O_CREAT | os.O_EXCL, mode, dir_fd=directory)
+    finally:
+        os.close(directory)
+
+
+def _passed_descriptor(path: str) -> int | None:
+    match = _PASSED.fullmatch(path)
+    return int(match[1]) if match else _STANDARD.get(path)
