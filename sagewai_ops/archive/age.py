@@ -348,8 +348,8 @@ def _parse_identity(text: str) -> Any:
 
 def _read_text(path: Path, what: str, *, is_private: bool = False) -> str:
     try:
-        names = {"private" if is_private else "public": what}
-        return read_given_file(path, **names).decode("utf-8")
+        private, public = (what, "") if is_private else ("", what)
+        return read_given_file(path, private=private, public=public).decode("utf-8")
     except FileNotFoundError:
         raise NotFoundError(f"{what} {path}: not found") from None
     except UnicodeDecodeError:
