@@ -156,19 +156,12 @@ class MirrorWriter:
             self._on_bytes(len(piece))
         complete = with_content(entry, size_bytes, digest.digest())
         if not self._keep(complete, any_time=True):
-            self._link(stream, entry.path)
+            stream.seek(0)
+            with self._create(entry.path) as target:
+                shutil.copyfileobj(stream, target, _BLOCK_BYTES)
             self._set_metadata(replace(complete, mtime_ns=self._now_ns))
         self._count(complete)
         return complete
-
-    def _link(self, stream: BinaryIO, path: str) -> None:
-        """Link a copy into the mirror; on a file system without hard links, copy it."""
-        try:
-            os.link(stream.name, self._root / path)
-        except OSError:
-            stream.seek(0)
-            with self._create(path) as target:
-                shutil.copyfileobj(stream, target, _BLOCK_BYTES)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Write the manifest and its hash, and set the metadata of the directories."""
