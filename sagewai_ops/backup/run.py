@@ -4,11 +4,9 @@ The content and its order are decided here; `create` and `mirror` decide where i
 """
 
 import contextlib
-import errno
 import os
 import platform
 import socket
-import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -40,6 +38,7 @@ from sagewai_ops.errors import (
     OpsError,
     PermissionDeniedError,
 )
+from sagewai_ops.fs import beneath
 from sagewai_ops.home.paths import (
     DATABASE,
     LEGACY_MASTER_KEY,
@@ -430,12 +429,7 @@ def _open_source(item: ScanItem, copy: DatabaseCopy | None) -> BinaryIO | None:
     if copy:
         return open(copy.path, "rb", buffering=0)
     # The scan resolved followed links: a link here was created since.
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    stream = open(os.open(item.source, flags), "rb", buffering=0)  # noqa: SIM115 - the caller's
-    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-        stream.close()
-        raise OSError(errno.EINVAL, "no longer a regular file", item.source)
-    return stream
+    return open(beneath.open_file(item.source), "rb", buffering=0)
 
 
 def _entry(

@@ -22,6 +22,8 @@ from sagewai_ops.archive.manifest import (
 )
 from sagewai_ops.database.sqlite.read_transaction import MAGIC
 from sagewai_ops.errors import DamagedError, UsageError
+from sagewai_ops.fs import beneath
+from sagewai_ops.fs.trust import owned_target
 from sagewai_ops.home.paths import (
     ADMIN_STATE,
     CONNECTIONS,
@@ -40,7 +42,8 @@ from sagewai_ops.text import shell_word
 _RESERVED = (HEADER_NAME, MANIFEST_NAME, EXTERNAL)
 _PATH_BYTES = 4000  # of a member; extraction adds a directory's path, and PATH_MAX is 4096
 _KEY_FILE_BYTES = range(44, 49)  # a key, and what editors add to its end
-# Links at these paths that lead out of the home are followed: Sagewai follows them too.
+# The targets of links at these paths are included in place of the links: Sagewai follows them, and
+# a restore never creates a link there.
 _FOLLOWED = frozenset((*PARTS, DATABASE, ADMIN_STATE, CONNECTIONS, PROFILES))
 _OMITTED_KINDS: Mapping[Kind, Reason] = {
     Kind.OWN: Reason.OWN,
@@ -142,9 +145,7 @@ class _Walk:
     snapshots: str
     scan: HomeScan
     # The directories that the walk is in, the deepest last.
-    stack: list[Iterator[tuple["os.DirEntry[str]", str, str, set[str]]]] = field(
-        default_factory=list
-    )
+    stack: list[Iterator[tuple["_Entry", str, str, set[str]]]] = field(default_factory=list)
     requested: set[str] = field(default_factory=set)  # links that `follow` includes
 
     def add_directory(self, directory: str, relative: str, member: str) -> None:
@@ -167,10 +168,9 @@ class _Walk:
 
     def _entries(
         self, directory: str, relative: str, member: str
-    ) -> Iterator[tuple["os.DirEntry[str]", str, str, set[str]]]:
+    ) -> Iterator[tuple["_Entry", str, str, set[str]]]:
         try:
-            with os.scandir(directory) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
+            entries = _read_directory(directory)
         except FileNotFoundError:
             self._omit(relative, Reason.GONE)
             return
@@ -209,9 +209,7 @@ class _Walk:
         else:
             self._add_file(member, source, Kind.SECRET, status.st_size)
 
-    def _add_entry(
-        self, entry: "os.DirEntry[str]", path: str, member: str, names: set[str]
-    ) -> None:
+    def _add_entry(self, entry: "_Entry", path: str, member: str, names: set[str]) -> None:
         kind = kind_of(path)
         reason = self._reason_to_omit(kind, path, entry.path, names)
         if reason is Reason.SIDECAR and _is_orphan(entry, names):
@@ -220,14 +218,13 @@ class _Walk:
         if reason is not None:
             self._omit(path, reason)
             return
-        try:
-            status = entry.stat(follow_symlinks=False)
-        except FileNotFoundError:
+        status = entry.status
+        if isinstance(status, FileNotFoundError):
             self._omit(path, Reason.GONE)
             return
-        except OSError as error:
-            is_long = error.errno == errno.ENAMETOOLONG
-            self._omit(path, *((Reason.NAME,) if is_long else _unreadable(error)))
+        if isinstance(status, OSError):
+            is_long = status.errno == errno.ENAMETOOLONG
+            self._omit(path, *((Reason.NAME,) if is_long else _unreadable(status)))
             return
         if len(os.fsencode(member)) > _PATH_BYTES:
             self._omit(path, Reason.NAME)
@@ -259,27 +256,39 @@ class _Walk:
                 return Reason.SIDECAR
         return None
 
-    def _add_link(self, entry: "os.DirEntry[str]", path: str, member: str, kind: Kind) -> None:
+    def _add_link(self, entry: "_Entry", path: str, member: str, kind: Kind) -> None:
+        if path in _FOLLOWED:
+            self._add_followed(entry, path, kind)
+            return
         try:
-            written = os.readlink(entry.path)
+            written = beneath.read_link(entry.path)
         except OSError:
             self._omit(path, Reason.GONE)
             return
         target, is_absolute = self._relative_target(path, written)
         is_inside = is_link_inside(path, target) and self._is_inside(entry.path, path, target)
-        if path in _FOLLOWED and is_inside and not os.path.exists(entry.path):
-            # Sagewai would start empty there: the target is lost, or not mounted.
-            self._omit(path, Reason.UNREADABLE, f"a link to {target}, which does not exist")
-        elif is_inside:
+        if is_inside:
             self._add(ScanItem(member, entry.path, "link", kind, target, is_absolute))
-        elif path in _FOLLOWED and os.path.exists(entry.path):
-            self._add_target(entry.path, path, kind)
         elif not self._follows(entry.path, path):
             if is_outside_link_allowed(path):
                 self.scan.outside_links[path] = written
                 self._add(ScanItem(member, entry.path, "link", kind, written, is_outside=True))
             else:
                 self._omit(path, Reason.LEAVES, target)
+
+    def _add_followed(self, entry: "_Entry", path: str, kind: Kind) -> None:
+        """Include the target of a link that Sagewai follows too, if it is the link's owner's."""
+        try:
+            real, reason = owned_target(Path(entry.path))
+        except OSError as error:
+            # Sagewai would start empty there: the target is lost, or not mounted.
+            target = os.path.realpath(entry.path)
+            self._omit(path, Reason.UNREADABLE, f"a link to {target}: {_unreadable(error)[1]}")
+            return
+        if real is None:
+            self._omit(path, Reason.UNREADABLE, reason)
+        else:
+            self._add_target(os.fspath(real), path, kind)
 
     def _relative_target(self, path: str, written: str) -> tuple[str, bool]:
         """Make an absolute target inside the snapshot relative; it may be restored elsewhere.
@@ -386,7 +395,7 @@ class _Walk:
         if size_bytes not in _KEY_FILE_BYTES:
             return False
         try:
-            with open(source, "rb") as stream:
+            with open(beneath.open_file(source), "rb") as stream:
                 content = stream.read(_KEY_FILE_BYTES.stop).strip()
         except OSError:
             return False  # reported when the file is added
@@ -446,12 +455,43 @@ def _unreadable(error: OSError) -> tuple[Reason, str]:
     return Reason.UNREADABLE, error.strerror or ""
 
 
-def _is_orphan(entry: "os.DirEntry[str]", names: set[str]) -> bool:
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An entry of a directory.
+
+    Attributes:
+        status: Of the entry itself, or why there is none.
+    """
+
+    name: str
+    path: str
+    status: os.stat_result | OSError
+
+
+def _read_directory(directory: str) -> list[_Entry]:
+    """Return the entries of a directory, in order; no link in its path is followed."""
+    descriptor = beneath.open_directory(directory)
+    try:
+        return [
+            _Entry(name, f"{directory}/{name}", _status(name, descriptor))
+            for name in sorted(os.listdir(descriptor))
+        ]
+    finally:
+        os.close(descriptor)
+
+
+def _status(name: str, directory: int) -> os.stat_result | OSError:
+    try:
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except OSError as error:
+        return error
+
+
+def _is_orphan(entry: _Entry, names: set[str]) -> bool:
     """Check whether an entry is a `-wal` with content whose database is missing."""
     owner = entry.name.removesuffix("-wal")
-    with contextlib.suppress(OSError):
-        return entry.name != owner not in names and entry.stat(follow_symlinks=False).st_size > 0
-    return False
+    is_filled = isinstance(entry.status, os.stat_result) and entry.status.st_size > 0
+    return entry.name != owner not in names and is_filled
 
 
 def _special_type(mode: int) -> str:
@@ -461,11 +501,10 @@ def _special_type(mode: int) -> str:
 
 def _is_database(path: str) -> bool:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(beneath.open_file(path), "rb") as stream:
+            return stream.read(len(MAGIC)) == MAGIC
     except OSError:
         return False
-    with open(descriptor, "rb") as stream:
-        return stat.S_ISREG(os.fstat(descriptor).st_mode) and stream.read(len(MAGIC)) == MAGIC
 
 
 def _is_key_shaped(content: bytes) -> bool:

@@ -235,8 +235,8 @@ def set_mode(entry: AnyPath | int, mode: int) -> None:
     Raises:
         OSError: It is something else; nothing was changed.
     """
-    with _changeable(entry) as (descriptor, path):
-        os.chmod(path or descriptor, mode)
+    with _changeable(entry) as (_descriptor, name):
+        os.chmod(name, mode)
 
 
 @_routed
@@ -250,11 +250,8 @@ def set_owner(entry: AnyPath | int, uid: int, gid: int) -> None:
     Raises:
         OSError: It is something else; nothing was changed.
     """
-    with _changeable(entry, links=True) as (descriptor, path):
-        if path:
-            _change_owner(descriptor, uid, gid)
-        else:
-            os.fchown(descriptor, uid, gid)
+    with _changeable(entry, links=True) as (descriptor, _name):
+        _change_owner(descriptor, uid, gid)
 
 
 def set_link_owner(name: str, uid: int, gid: int, *, dir_fd: int) -> None:
@@ -320,28 +317,26 @@ def _entry(path: AnyPath) -> Iterator[tuple[int, str]]:
 
 
 @contextlib.contextmanager
-def _changeable(entry: AnyPath | int, *, links: bool = False) -> Iterator[tuple[int, str]]:
+def _changeable(entry: AnyPath | int, *, links: bool = False) -> Iterator[tuple[int, str | int]]:
     """Open an entry whose owner and mode may be changed.
 
     Yields:
-        (a descriptor, the name in /proc by which one without access is used, or "").
+        (a descriptor, which may be without access; what `chmod` accepts for it).
     """
-    is_given = isinstance(entry, int)
-    text = str(entry) if isinstance(entry, int) else os.fspath(entry)
-    descriptor = (
-        entry
-        if isinstance(entry, int)
-        else _open(entry, (_PATH_ONLY or _ENTRY) | os.O_NOFOLLOW | os.O_CLOEXEC)
-    )
+    if isinstance(entry, int):
+        text, descriptor = str(entry), entry
+    else:
+        text = os.fspath(entry)
+        descriptor = _open(entry, (_PATH_ONLY or _ENTRY) | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         _require_changeable(os.fstat(descriptor), text, links=links)
-        yield descriptor, "" if is_given or not _PATH_ONLY else f"/proc/self/fd/{descriptor}"
+        yield descriptor, f"/proc/self/fd/{descriptor}" if _PATH_ONLY else descriptor
     except OSError as error:
         if error.filename == text:
             raise
         raise OSError(error.errno, error.strerror, text) from error
     finally:
-        if not is_given:
+        if not isinstance(entry, int):
             os.close(descriptor)
 
 
@@ -354,7 +349,10 @@ def _require_changeable(found: os.stat_result, path: str, *, links: bool) -> Non
 
 
 def _change_owner(descriptor: int, uid: int, gid: int) -> None:
-    """Change the owner through a descriptor without access, of a symlink too."""
+    """Change the owner through a descriptor, which may be without access; of a symlink too."""
+    if not _PATH_ONLY:
+        os.fchown(descriptor, uid, gid)
+        return
     numbers = (ctypes.c_uint(uid), ctypes.c_uint(gid))
     if _libc().fchownat(descriptor, b"", *numbers, _AT_EMPTY_PATH):
         number = ctypes.get_errno()

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs import atomic, beneath, locks
+from sagewai_ops.fs.given_files import resolve_given_path
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import Home
 from sagewai_ops.permissions.attributes import (
@@ -114,6 +115,8 @@ def undo_repairs(
         UsageError: The file is not a record, or that of another home.
         PermissionDeniedError: Others can write the record.
     """
+    with translate_os_errors(record):
+        record = resolve_given_path(record, follow_last=False)
     roots, changes = read_record(home, record)
     if dry_run:
         return RepairReport(tuple(changes), (), record)
@@ -126,7 +129,7 @@ def undo_repairs(
                 done.append(change)
         if not left:
             with translate_os_errors(record):
-                os.unlink(record)
+                beneath.unlink(record)
                 atomic.sync_directory(record.parent)
     return RepairReport(tuple(done), tuple(left), None if not left else record)
 
@@ -176,6 +179,8 @@ def _change(root: Path, change: Change, expected: EntryState, state: EntryState)
             status = os.fstat(descriptor)
             if status.st_ino != change.inode:
                 return "replaced by another file"
+            if not stat.S_ISDIR(status.st_mode) and status.st_nlink > 1:
+                return f"has {status.st_nlink} names (hard links)"
             found = entry_state(status, *read_access_lists(*_reference(directory, change.path)))
             if found == state:
                 return ""
@@ -222,7 +227,7 @@ def _write(descriptor: int, found: EntryState, state: EntryState) -> None:
     """Set owner, then lists, then mode, because each of the first two changes the mode."""
     name: int | str = f"/proc/self/fd/{descriptor}" if _PATH_ONLY else descriptor
     if (found.uid, found.gid) != (state.uid, state.gid):
-        os.chown(name, state.uid, state.gid)
+        beneath.set_owner(descriptor, state.uid, state.gid)
     for attribute, old, new in (
         (ACCESS_LIST, found.access_list, state.access_list),
         (DEFAULT_LIST, found.default_list, state.default_list),
@@ -231,4 +236,4 @@ def _write(descriptor: int, found: EntryState, state: EntryState) -> None:
             os.removexattr(name, attribute)
         elif old != new and new is not None:
             os.setxattr(name, attribute, new)
-    os.chmod(name, state.mode)
+    beneath.set_mode(descriptor, state.mode)

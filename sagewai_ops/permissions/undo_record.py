@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sagewai_ops.errors import NotFoundError, OpsError, PermissionDeniedError, UsageError
-from sagewai_ops.fs import atomic
+from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.os_errors import from_os_error
 from sagewai_ops.fs.removal import sweep_leftovers
+from sagewai_ops.fs.trust import require_trusted_directory
 from sagewai_ops.home.paths import OWN_PREFIX, Home
 from sagewai_ops.permissions.entry_kinds import EntryState
 from sagewai_ops.text import shell_word
@@ -114,7 +115,9 @@ def read_record(home: Home, record: Path) -> tuple[dict[str, Path], list[Change]
         PermissionDeniedError: Others can write the record.
     """
     try:
-        descriptor = os.open(record, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # A user who can write the record decides which modes root sets.
+        require_trusted_directory(record.parent)
+        descriptor = beneath.open_file(record)
     except FileNotFoundError as error:
         raise NotFoundError(
             f"undo record {record}: not found",
@@ -124,7 +127,6 @@ def read_record(home: Home, record: Path) -> tuple[dict[str, Path], list[Change]
         raise from_os_error(error, record) from error
     with open(descriptor, "rb") as stream:
         status = os.fstat(descriptor)
-        # A user who can write the record decides which modes root sets.
         if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
             raise PermissionDeniedError(
                 f"undo record {record}: writable by others, "

@@ -20,6 +20,7 @@ from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.ownership import set_owner
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.permissions.modes import directory_mode, file_mode
+from sagewai_ops.restore.links import check_links
 from sagewai_ops.snapshots.member_paths import EXTERNAL
 
 _HOLE_BYTES = 64 * 1024  # zeros of at least this length become a hole in a sparse file
@@ -59,6 +60,8 @@ def extract_members(
         DamagedError: Verification failed; discard what was written.
         NoSpaceError, PermissionDeniedError: The target cannot be written.
     """
+    planned = ((path_of(entry), entry) for entry in reader.manifest.entries)
+    check_links((path, entry) for path, entry in planned if path is not None)
     writer = _MemberWriter(target, root)
     wanted = None if everything else (lambda entry: path_of(entry) is not None)
     with contextlib.closing(writer), translate_os_errors(target):

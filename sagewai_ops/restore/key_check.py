@@ -5,6 +5,7 @@ the encrypted values stay unreadable. So a restore finds the key before it repla
 installs it where the home had it.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import KeyMissingError
-from sagewai_ops.fs import atomic
+from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home
 from sagewai_ops.keys.candidates import (
     KEY_FILE,
@@ -25,6 +26,8 @@ from sagewai_ops.keys.candidates import (
 from sagewai_ops.keys.trial_decryption import SealedReport, Unopened, try_keys
 from sagewai_ops.restore.plan import RestoreOptions, includes_secrets
 from sagewai_ops.snapshots.member_paths import EXTERNAL_KEY, is_within
+
+_KEY_BYTES = 4096  # a key has 44
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +140,9 @@ def _candidates(target: Home, staged: Home, options: RestoreOptions) -> tuple[Ca
     """Collect the keys that may open the values, the one from `--install-key` first."""
     found = list(find_candidates(staged, {}, key_file=options.key_file))
     external = staged.root / EXTERNAL_KEY
-    if external.is_file():
-        found.append(key_from_bytes(EXTERNAL_KEY, external.read_bytes()))
+    if beneath.exists(external):
+        with contextlib.suppress(OSError), open(beneath.open_file(external), "rb") as stream:
+            found.append(key_from_bytes(EXTERNAL_KEY, stream.read(_KEY_BYTES)))
     found += find_candidates(target, dict(options.key_environment))
     if options.key_home and options.key_home.root != target.root:
         found += find_candidates(options.key_home, {})
@@ -185,17 +189,19 @@ def _install(key: Candidate, path: Path, home: os.stat_result) -> bytes:
     Args:
         home: The owner of a directory that has to be created.
     """
-    if path.exists() and not path.is_symlink() and path.read_bytes() == key.value:
-        return key.value
-    above = path.parent if path.parent.is_dir() else path.parent.parent
-    times = os.stat(above)
+    if beneath.exists(path):
+        with contextlib.suppress(OSError), open(beneath.open_file(path), "rb") as present:
+            if present.read(len(key.value) + 1) == key.value:
+                return key.value
+    above = path.parent if beneath.exists(path.parent) else path.parent.parent
+    times = beneath.status(above)
     owner = times if above == path.parent else home
     atomic.make_directory(path.parent, owner=owner)
     atomic.replace(path, key.value, owner=owner)
-    os.utime(above, ns=(times.st_atime_ns, times.st_mtime_ns))
+    beneath.set_times(above, times.st_mtime_ns, times.st_atime_ns)
     if key.path is not None:
         mtime_ns = os.stat(key.path).st_mtime_ns
-        os.utime(path, ns=(mtime_ns, mtime_ns))
+        beneath.set_times(path, mtime_ns)
     return key.value
 
 

@@ -32,6 +32,7 @@ from sagewai_ops.home.paths import (
     kind_of,
     layout_of,
 )
+from sagewai_ops.restore.links import check_links
 from sagewai_ops.schema.revision_graph import revisions
 from sagewai_ops.snapshots.authenticity import Origin, require_latest, require_origin
 from sagewai_ops.snapshots.catalog import is_archive_name
@@ -144,6 +145,7 @@ def build_plan(
         if (path := target_path(entry, places, parts)) is not None
     ]
     _refuse_foreign_members(path for path, _entry in wanted)
+    check_links(wanted)
     for part in parts:
         if not any(is_within(path, part) for path, _entry in wanted):
             raise NotFoundError(

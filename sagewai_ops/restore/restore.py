@@ -16,7 +16,7 @@ from sagewai_ops.archive.open import open_archive
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.errors import DamagedError
-from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.ownership import set_owner
 from sagewai_ops.home.paths import DATABASE, MASTER_KEY, Home, locate
@@ -168,7 +168,7 @@ def _reset_database_directory_time(reader: ArchiveReader, directory: Path) -> No
     name = DATABASE.rpartition("/")[0]
     for entry in reader.manifest.entries:
         if entry.path == name:
-            os.utime(directory / name, ns=(entry.mtime_ns, entry.mtime_ns))
+            beneath.set_times(directory / name, entry.mtime_ns)
 
 
 def _require_recorded_rows(report: DatabaseReport, reader: ArchiveReader) -> None:
@@ -195,10 +195,10 @@ def _set_root_attributes(content: Path, target: Path, reader: ArchiveReader) -> 
         mode, uid, gid = status.st_mode, status.st_uid, status.st_gid
     with translate_os_errors(content):
         set_owner(content, uid, gid)
-        os.chmod(content, directory_mode("", mode))
+        beneath.set_mode(content, directory_mode("", mode))
         with contextlib.suppress(OverflowError):
             if "mtime_ns" in facts:
-                os.utime(content, ns=(facts["mtime_ns"],) * 2)
+                beneath.set_times(content, facts["mtime_ns"])
 
 
 def _later_warnings(
