@@ -134,6 +134,8 @@ def make_directory(
             sync_directory(path.parent)
         return
     except OSError as error:
+        if isinstance(error, NotADirectoryError):
+            make_directory(path.parent, mode=mode, owner=owner)  # names the file above
         raise from_os_error(error, path) from error
     if not stat.S_ISDIR(found.st_mode):
         raise UsageError(f"{path}: not a directory", hint=f"ls -ld {shell_word(path)}")

@@ -309,7 +309,7 @@ def test_override_of_a_missing_file_is_a_loss(tmp_path: Path) -> None:
 def test_database_of_an_override_inside_the_home_is_copied_as_a_database(
     tmp_path: Path,
 ) -> None:
-    """Also without a WAL next to it, and also through a link."""
+    """Also without a WAL next to it; in place of a link to it, which no restore creates."""
     built = small(tmp_path / "home", journal="none")
     other = built.root / "data/live.db"
     shutil.move(built.database, other)
@@ -321,7 +321,7 @@ def test_database_of_an_override_inside_the_home_is_copied_as_a_database(
         main = main_database(home, scan)
 
         assert main is not None
-        assert (main.path, main.type) == ("data/live.db", "database")
+        assert (main.path, main.type) == ("db/sagewai.db", "database")
 
 
 def test_another_database_with_a_wal_is_copied_without_sidecars(tmp_path: Path) -> None:

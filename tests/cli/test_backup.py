@@ -619,9 +619,9 @@ def test_signal_after_the_rename_waits_for_the_card_and_reports_the_snapshot(
     """A reader of `interrupted` must not conclude that no snapshot exists."""
     rename = os.rename
 
-    def rename_and_stop(source: Path, target: Path) -> None:
-        rename(source, target)
-        if target.suffix == ".zst":
+    def rename_and_stop(source: Path | str, target: Path | str, **directories: int) -> None:
+        rename(source, target, **directories)
+        if os.fspath(target).endswith(".zst"):
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(os, "rename", rename_and_stop)

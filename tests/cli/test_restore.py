@@ -303,8 +303,8 @@ def test_interrupted_restore_stops_every_other_command_until_recovered(
     monkeypatch.setattr(atomic, "exchange", lambda _first, _second: False)
     rename = os.rename
 
-    def last(source: Any, target: Any) -> None:
-        rename(source, target)
+    def last(source: Any, target: Any, **directories: int) -> None:
+        rename(source, target, **directories)
         if "before-restore" in os.fspath(target):
             os.kill(os.getpid(), signal.SIGKILL)
 
