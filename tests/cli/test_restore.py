@@ -402,10 +402,10 @@ def test_recovery_is_not_left_between_by_a_signal(
     monkeypatch.setattr(atomic, "exchange", lambda _first, _second: False)
     rename = os.rename
 
-    def stopping(number: int) -> Callable[[Any, Any], None]:
-        def step(source: Any, target: Any) -> None:
-            rename(source, target)
-            if "before-restore" in os.fspath(target) or os.fspath(target) == os.fspath(home):
+    def stopping(number: int) -> Callable[..., None]:
+        def step(source: Any, target: Any, **directories: int) -> None:
+            rename(source, target, **directories)
+            if "before-restore" in os.fspath(target) or os.fspath(target) == home.name:
                 os.kill(os.getpid(), number)
 
         return step
