@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from sagewai_ops.errors import KeyMissingError, NotFoundError, PermissionDeniedError
+from sagewai_ops.fs import beneath
 from sagewai_ops.home.paths import Home, locate
+from sagewai_ops.keys import candidates
 from sagewai_ops.keys.candidates import (
     Candidate,
     active_key,
@@ -275,14 +277,15 @@ def test_key_file_that_cannot_be_read_is_distinguished(
     """Missing is exit 10, forbidden is exit 14."""
     with pytest.raises(NotFoundError, match="No such file"):
         find_candidates(home, {}, key_file=tmp_path / "nowhere")
-    with pytest.raises(NotFoundError, match="Is a directory"):
+    with pytest.raises(NotFoundError, match="not a regular file"):
         find_candidates(home, {}, key_file=tmp_path)
 
-    def forbid(*_: object) -> None:
+    def forbid(*_: object, **_options: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     put(home.master_key)
-    monkeypatch.setattr(Path, "open", forbid)
+    monkeypatch.setattr(beneath, "open_file", forbid)
+    monkeypatch.setattr(candidates, "read_given_file", forbid)
     with pytest.raises(PermissionDeniedError, match="Permission denied"):
         find_candidates(home, {}, key_file=tmp_path / "given.key")
     (found,) = find_candidates(home, {})
