@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
 from sagewai_ops import __version__
+from sagewai_ops.export.compare.rows import Difference
 from sagewai_ops.export.learnings.vector_rows import VectorCopy
 from sagewai_ops.export.mapping.findings import Finding, count_rows
 from sagewai_ops.export.sequences import SetSequence
@@ -18,26 +19,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class FindingResult:
+class FindingResult(Finding):
     """A finding, and the effect of `repair` on it."""
 
-    table: str
-    column: str
-    kind: str
-    detail: str
-    count: int
-    keys: tuple[str, ...]
-    repairable: int | None
-    repair: str
-
-
-@dataclass(frozen=True, slots=True)
-class DifferenceResult:
-    """A difference between the two sides."""
-
-    key: str
-    column: str
-    what: str
+    repair: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +42,7 @@ class ComparisonResult:
     same: bool
     target_rows: int
     differences: int
-    first: tuple[DifferenceResult, ...]
+    first: tuple[Difference, ...]
     audit: AuditResult | None
 
 
@@ -177,16 +162,7 @@ def describe_report(report: Report) -> ExportResult:
 
 
 def _finding(finding: Finding) -> FindingResult:
-    return FindingResult(
-        table=finding.table,
-        column=finding.column,
-        kind=finding.kind,
-        detail=finding.detail,
-        count=finding.count,
-        keys=tuple(finding.keys),
-        repairable=finding.repairable,
-        repair=finding.repair,
-    )
+    return FindingResult(**dataclasses.asdict(finding), repair=finding.repair)
 
 
 def _comparison(compared: Result) -> ComparisonResult:
@@ -195,9 +171,7 @@ def _comparison(compared: Result) -> ComparisonResult:
         same=compared.same,
         target_rows=compared.target_rows,
         differences=compared.count,
-        first=tuple(
-            DifferenceResult(each.key, each.column, each.what) for each in compared.differences
-        ),
+        first=tuple(compared.differences),
         audit=AuditResult(**{**audit, "keys": tuple(audit["keys"])}) if audit else None,
     )
 
