@@ -1,6 +1,8 @@
 """`schedule`: print what runs `backup` every night: systemd, cron, Compose, Kubernetes."""
 
 import os
+import pwd
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from sagewai_ops.cli.command import Outcome, Run, add_command, command_group
 from sagewai_ops.cli.options import RUN, DryRunOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
+from sagewai_ops.database.url import VARIABLES
 from sagewai_ops.errors import UsageError
 from sagewai_ops.text import shell_word
 
@@ -42,6 +45,7 @@ _OWN_OPTIONS = {
     "--to": "--snapshots DIR",
     "--home": "--home DIR",
 }  # of schedule itself
+_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.@-]*\$?|[0-9]+")
 _MODE = 0o644  # nothing in it is secret
 
 
@@ -71,6 +75,21 @@ UserOption = Annotated[
         "--user",
         metavar="NAME",
         help="User (default: root, or the current user).",
+    ),
+]
+OwnerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--user",
+        metavar="NAME",
+        help="User (default: the owner of the home).",
+    ),
+]
+RootOption = Annotated[
+    bool,
+    typer.Option(
+        "--root",
+        help="Run as root, and read the home in a process of its owner.",
     ),
 ]
 ContainerUserOption = Annotated[
@@ -117,7 +136,8 @@ def systemd(
     words: WordsArgument = None,
     time: TimeOption = "03:30",
     to: BackupSnapshotsOption = None,
-    user: UserOption = None,
+    user: OwnerOption = None,
+    as_root: RootOption = False,
     program: ProgramOption = None,
     into: IntoOption = None,
     dry_run: DryRunOption = False,
@@ -125,7 +145,11 @@ def systemd(
     """Print systemd units."""
     from sagewai_ops.schedule import host
 
-    return _outcome(host.systemd(_plan(run, words, time, to, user, program)), into, dry_run=dry_run)
+    if as_root and user:
+        raise UsageError("--root: contradicts --user", hint="schedule systemd --root")
+    name = "" if as_root else _checked_user(user) or _owner(run.home().root)
+    plan = _plan(run, words, time, to, name, program)
+    return _outcome(host.systemd(plan), into, dry_run=dry_run)
 
 
 def cron(
@@ -142,7 +166,8 @@ def cron(
     """Print a crontab."""
     from sagewai_ops.schedule import host
 
-    return _outcome(host.cron(_plan(run, words, time, to, user, program)), into, dry_run=dry_run)
+    plan = _plan(run, words, time, to, _checked_user(user), program)
+    return _outcome(host.cron(plan), into, dry_run=dry_run)
 
 
 def compose(
@@ -206,29 +231,52 @@ def _plan(
 
     home = run.home()
     hour, minute = parse_time(time)
-    if user is not None and not user.replace("-", "").replace(":", "").isalnum():
-        raise UsageError(f"--user {user}: not a user name", hint="--user sagewai")
+    checked, online = _checked_options(run, words or [])
     return Plan(
         program=(program or _this_program()).absolute(),
         home=home.root,
         snapshots=run.snapshots(home, to),
-        words=_checked_options(run, words or []),
+        words=checked,
         hour=hour,
         minute=minute,
         user=user or "",
+        online=online or any(run.settings.environment.get(name) for name in VARIABLES),
     )
+
+
+def _checked_user(user: str | None) -> str | None:
+    """Check a user's name or number: the beginning is neither an option nor a new line."""
+    if user is not None and not _USER.fullmatch(user):
+        raise UsageError(f"--user {user}: not a user name", hint="--user sagewai")
+    return user
+
+
+def _owner(home: Path) -> str:
+    """Return the user that owns a home, or the directory where it will be created."""
+    from sagewai_ops.fs.free_space import nearest_existing
+
+    uid = nearest_existing(home).stat().st_uid
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def _checked_ids(user: str | None) -> str | None:
     """Check the user of a container, which is not root and has no name there."""
-    parts = (user or "1:1").split(":")
-    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
+    parts = ("1:1" if user is None else user).split(":")
+    if len(parts) != 2 or not all(
+        part.isascii() and part.isdecimal() and int(part) for part in parts
+    ):
         raise UsageError(f"--user {user}: not a UID:GID other than root's", hint="--user 1001:1001")
     return user
 
 
-def _checked_options(run: Run, words: list[str]) -> tuple[str, ...]:
+def _checked_options(run: Run, words: list[str]) -> tuple[tuple[str, ...], bool]:
     """Parse options as `backup` would, and make their paths absolute.
+
+    Returns:
+        The options, and whether a ping URL is set, there or in the configuration.
 
     Raises:
         UsageError: One belongs to `schedule` itself, contains a secret, or would write the snapshot
@@ -239,7 +287,7 @@ def _checked_options(run: Run, words: list[str]) -> tuple[str, ...]:
 
     root = run.context.find_root()
     backup = root.command.commands["backup"]
-    backup.make_context("backup", list(words), parent=root)  # raises the parser's own error
+    parsed = backup.make_context("backup", list(words), parent=root)  # or the parser's own error
     path_options = {
         flag for option in backup.params if option.metavar in _PATH_METAVARS for flag in option.opts
     }
@@ -257,7 +305,7 @@ def _checked_options(run: Run, words: list[str]) -> tuple[str, ...]:
         if value is not None:
             is_path = word in path_options
             checked.append(os.path.abspath(os.path.expanduser(value)) if is_path else value)
-    return tuple(checked)
+    return tuple(checked), any(parsed.params.get(name) for name in ("ping_url", "ping_url_file"))
 
 
 def _this_program() -> Path:
@@ -284,7 +332,7 @@ def _outcome(files: list[Any], into: Path | None, *, dry_run: bool) -> Outcome:
             if number:
                 terminal.line()
             terminal.line(f"# {file.name}")
-            for line in file.text.splitlines():
+            for line in file.text.removesuffix("\n").split("\n"):
                 terminal.line(line)
 
     return Outcome(schedule, show, always=into is None)

@@ -14,7 +14,7 @@ from sagewai_ops.text import shell_word
 
 # As root, the program reads the home in a process that has become the home's owner; root's own
 # process opens the files of options. Neither changes an owner.
-_ROOT_CAPABILITIES = "CAP_DAC_READ_SEARCH CAP_SETGID CAP_SETUID"
+_ROOT_CAPABILITIES = "CAP_DAC_READ_SEARCH CAP_KILL CAP_SETGID CAP_SETUID"
 _CREDENTIALS = "\0"  # replaced by ${CREDENTIALS_DIRECTORY} after the word is escaped
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import program
 from json_schemas import problems
@@ -116,13 +118,91 @@ def test_units_make_only_output_directories_writable(tmp_path: Path) -> None:
     assert "ProtectSystem=strict" in text
 
 
-@pytest.mark.parametrize(("user", "needs"), [([], "CAP_DAC_OVERRIDE"), (["--user", "x"], "")])
-def test_units_keep_the_capabilities_that_root_needs(user: list[str], needs: str) -> None:
-    """Root without capabilities cannot read the home of another user."""
+@pytest.mark.parametrize(
+    ("user", "capabilities"),
+    [
+        (["--root"], "CAP_DAC_READ_SEARCH CAP_KILL CAP_SETGID CAP_SETUID"),
+        (["--user", "root"], "CAP_DAC_READ_SEARCH CAP_KILL CAP_SETGID CAP_SETUID"),
+        (["--user", "x"], ""),
+    ],
+)
+def test_units_keep_the_capabilities_that_root_needs(user: list[str], capabilities: str) -> None:
+    """Root becomes the owner of the home; it changes no owner and no mode of others."""
     text = _files("systemd", *user)[f"{NAME}.service"]
 
     (line,) = [line for line in text.splitlines() if line.startswith("CapabilityBoundingSet=")]
-    assert line.partition("=")[2].split(" ")[0] == needs
+    assert line.partition("=")[2] == capabilities
+    assert ("User=" in text) is (user[-1] == "x")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory to another user")
+def test_unit_runs_as_the_owner_of_the_home(tmp_path: Path) -> None:
+    """By name, by number without one, and by the parent of a home that does not exist."""
+    import pwd
+
+    home = tmp_path / "home"
+    home.mkdir()
+    lines = []
+    for uid in (pwd.getpwnam("daemon").pw_uid, 40123):
+        os.chown(home, uid, uid)
+        lines += [
+            line
+            for path in (home, home / "missing")
+            for line in _files("systemd", "--home", path)[f"{NAME}.service"].splitlines()
+            if line.startswith("User=")
+        ]
+
+    assert lines == ["User=daemon", "User=daemon", "User=40123", "User=40123"]
+
+
+def test_unit_without_a_ping_has_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ping URL, on the line or in the configuration, and a database on a server need one."""
+    denied = "IPAddressDeny=any"
+    (tmp_path / "c.toml").write_text('[backup]\nping-url-file = "/etc/ping"\n')
+
+    alone = _files("systemd")[f"{NAME}.service"].splitlines()
+    with_ping = _files("systemd", "--", "--ping-url-file", "/p")[f"{NAME}.service"]
+    configured = _files("systemd", "--config", tmp_path / "c.toml")[f"{NAME}.service"]
+    monkeypatch.setenv("SAGEWAI_DATABASE_URL", "postgresql://h/d")
+    on_server = _files("systemd")[f"{NAME}.service"]
+
+    assert denied in alone
+    assert "RestrictAddressFamilies=AF_UNIX" in alone
+    assert "ProtectProc=invisible" in alone
+    assert denied not in with_ping + configured + on_server
+
+
+@pytest.mark.parametrize("user", ["-x", "--", "a:b", "a b", "", "a%", "1x", "\u0661:\u0661"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_user_that_is_no_name_is_refused(kind: str, user: str) -> None:
+    """It would be an option of `install`, a column of the crontab or a key of YAML."""
+    answer = call("schedule", kind, f"--user={user}")
+
+    assert answer.code == 2
+    assert "--user" in answer.err
+
+
+SEPARATORS = "\n\r\v\f\x1b\x1c\x1d\x1e\x85\u2028\u2029\u202e\u2066\x07"
+
+
+@given(
+    before=st.text(max_size=5),
+    separator=st.sampled_from(SEPARATORS),
+    after=st.text(max_size=20),
+    kind=st.sampled_from(KINDS),
+)
+@settings(max_examples=12)
+def test_no_text_ends_a_line(before: str, separator: str, after: str, kind: str) -> None:
+    """A path or an option with any separator is refused, and the error is one printable line."""
+    bad = f"/x{before}{separator}{after}".replace("\0", "")
+    for words in ((f"--home={bad}",), ("--", f"--exclude={bad}")):
+        answer = call("schedule", kind, *words)
+
+        assert (answer.code, answer.out) == (2, "")
+        assert all(line.replace("\t", "").isprintable() for line in answer.err.split("\n"))
+        assert all(line.startswith("sagewai-ops: ") for line in answer.err[:-1].split("\n"))
 
 
 def test_timer_has_time_and_jitter() -> None:
@@ -370,10 +450,9 @@ def test_missing_directory_is_refused(tmp_path: Path) -> None:
     assert call("schedule", "cron", "--into", tmp_path / "missing").code == 10
 
 
-def test_line_break_in_a_path_is_refused() -> None:
-    """It would begin a second line of the unit."""
-    for kind in ("systemd", "cron"):
-        assert call("schedule", kind, "--home", "/a\nb").code == 2
+def test_credential_that_joins_lines_is_refused() -> None:
+    """A backslash at the end of a line of a unit continues it."""
+    assert call("schedule", "systemd", "--", "--ping-url-file", "/p\\").code == 2
 
 
 def test_program_has_an_absolute_path() -> None:
