@@ -90,6 +90,23 @@ def restore(
         bool,
         option(TARGET, "--rebind-fleet", "Bind the rows of the fleet to the path of the target."),
     ] = False,
+    owner: Annotated[  # noqa: ARG001 - read by `acting`
+        str | None,
+        typer.Option(
+            "--owner",
+            metavar="USER",
+            help="As root, the owner of a new target (default: its parent's).",
+            rich_help_panel=TARGET,
+        ),
+    ] = None,
+    same_owner: Annotated[
+        bool,
+        typer.Option(
+            "--same-owner",
+            help="As root, keep the owners that the snapshot records.",
+            rich_help_panel=TARGET,
+        ),
+    ] = False,
     snapshots: SnapshotsOption = None,
     wait: HomeWaitOption = 0.0,
     dry_run: DryRunOption = False,
@@ -128,6 +145,7 @@ def restore(
         without_key=without_key,
         revoke_sessions=revoke_sessions,
         rebind_fleet=rebind_fleet,
+        same_owner=same_owner,
         wait_seconds=wait,
         key_home=home,
         key_environment=environment,
@@ -208,6 +226,7 @@ def _show_plan(terminal: Terminal, result: "PlanResult") -> None:
         f"  key       {result.key_fingerprint or 'none'}, {result.key_custody}, "
         f"{result.sealed_values} encrypted values"
     )
+    terminal.line(f"  owner     {result.owner or 'as recorded in the snapshot'}")
     if result.revokes_sessions:
         terminal.line("  revokes   all sessions and API tokens")
     if result.rebinds_fleet:

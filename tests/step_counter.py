@@ -17,10 +17,9 @@ from typing import Any
 
 import pytest
 
-from sagewai_ops.fs import atomic
+from sagewai_ops.fs import atomic, beneath
 
 _OF_OS = ("rename", "unlink", "rmdir", "mkdir", "symlink", "fsync", "chmod", "fchmod", "utime")
-_OF_ATOMIC = ("exchange", "sync_tree")
 _SURVIVED = 77  # exit code of a child that came to its end
 
 
@@ -80,8 +79,8 @@ def counting(
     with pytest.MonkeyPatch.context() as patch:
         for name in _OF_OS:
             patch.setattr(os, name, steps.counted(name, getattr(os, name)))
-        for name in _OF_ATOMIC:
-            patch.setattr(atomic, name, steps.counted(name, getattr(atomic, name)))
+        for module, name in ((beneath, "exchange"), (atomic, "sync_tree")):
+            patch.setattr(module, name, steps.counted(name, getattr(module, name)))
         patch.setattr(os, "open", steps.counted_open(os.open))
         yield steps
 

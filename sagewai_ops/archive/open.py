@@ -1,10 +1,7 @@
 """Open an archive or a mirror for reading."""
 
 import contextlib
-import errno
 import hmac
-import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +14,7 @@ from sagewai_ops.archive.input import ArchiveInput, EncryptedInput, PlainInput
 from sagewai_ops.archive.manifest import Header
 from sagewai_ops.archive.reader import ArchiveReader, read_header
 from sagewai_ops.errors import DamagedError, NotFoundError
+from sagewai_ops.fs import beneath
 
 
 @contextlib.contextmanager
@@ -29,12 +27,12 @@ def open_archive(path: Path, decryption: Decryption | None = None) -> Iterator[A
         SchemaAheadError: Its format is newer than this program.
         DamagedError: It is not a complete snapshot.
     """
-    if path.is_dir():
+    if beneath.is_directory(path):
         with open_mirror(path) as mirror:
             yield mirror
         return
     try:
-        stream: BinaryIO = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
+        stream: BinaryIO = open(beneath.open_file(path), "rb", buffering=0)  # noqa: SIM115 - closed below
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(
             f"snapshot {path}: not found", hint="sagewai-ops snapshots list"
@@ -72,20 +70,12 @@ def read_summary(path: Path) -> Summary:
         SchemaAheadError: Its format is newer than this program.
         DamagedError: It is not a complete snapshot, or encrypted.
     """
-    with open(path, "rb", buffering=0, opener=_open_regular) as stream:
+    with open(beneath.open_file(path), "rb", buffering=0) as stream:
         source = PlainInput(stream)
         table = source.read_frame_table()
         header = read_header(source, table)
         mac = b"" if table.mac == NO_MAC else table.mac
         return Summary(header, table.sha256, mac, table.manifest_start)
-
-
-def _open_regular(path: str, flags: int) -> int:
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file", path)
-    return descriptor
 
 
 def _open_input(stream: BinaryIO, name: str, decryption: Decryption | None) -> ArchiveInput:

@@ -16,7 +16,7 @@ from sagewai_ops.backup.report import CUSTODIES, BackupOptions, BackupReport
 from sagewai_ops.backup.run import BackupRun
 from sagewai_ops.backup.scanner import HomeScan
 from sagewai_ops.errors import InterruptedRunError, UsageError
-from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.fs.free_space import require_free_bytes
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
 from sagewai_ops.fs.removal import remove_tree
@@ -66,8 +66,9 @@ def create_snapshot(
         name = catalog.archive_name(run.id, is_encrypted=options.encryption is not None)
         partial = catalog.partial_path(directory, name)
         with contextlib.ExitStack() as last_steps:
-            with staging_in(directory, run.id) as staging:
-                check_space(directory, run.scan)
+            work = work_directory(home, directory, options)
+            with staging_in(work, run.id) as staging:
+                check_space(directory, work, run.scan)
                 with _create_partial(partial) as stream:
                     encryption, decryption = _add_own_key(options.encryption)
                     run.write(stream, partial, encryption, staging, progress)
@@ -76,8 +77,8 @@ def create_snapshot(
                     report = run.report(directory / name, swept)
                     last_steps.enter_context(_finish_despite_signals(directory / name, run.id))
                     with translate_os_errors(directory / name):
-                        os.rename(partial, directory / name)
-                        atomic.sync_directory(directory)
+                        beneath.rename(partial, directory / name)
+                        beneath.sync_directory(directory)
             cards.write_card(directory / name, run.card(report), run.key)
             run.mark(directory)
     return report
@@ -102,7 +103,7 @@ def stream_snapshot(
             swept = catalog.sweep(directory)
         run = BackupRun.start(home, options, 0, directory)
         with staging_in(directory, run.id) as staging:
-            check_space(staging, run.scan, only_copy=True)
+            require_free_bytes(staging, run.scan.database_bytes, option="--work-dir DIR")
             try:
                 run.write(stream, None, options.encryption, staging, progress)
                 stream.flush()
@@ -124,7 +125,7 @@ def plan_snapshot(home: Home, directory: Path, options: BackupOptions) -> HomeSc
     check_directory(home, directory)
     pending.require_settled(home.root)
     scan = BackupRun.start(home, options, 0, directory).scan
-    check_space(directory, scan)
+    check_space(directory, work_directory(home, directory, options), scan)
     return scan
 
 
@@ -145,8 +146,10 @@ def lock_home(home: Home, directory: Path, options: BackupOptions) -> Iterator[t
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
         atomic.make_directory(directory)
         left_by_restores = pending.sweep(home.root)
-        with locks.sweep_guard(directory):
-            swept = catalog.sweep(directory)
+        swept: list[str] = []
+        for path in dict.fromkeys((directory, work_directory(home, directory, options))):
+            with locks.sweep_guard(path):
+                swept += catalog.sweep(path)
         yield (*swept, *left_by_restores)
 
 
@@ -163,7 +166,7 @@ def check_directory(home: Home, directory: Path) -> None:
             "stored outside the home",
             hint="sagewai-ops backup --snapshots DIR",
         )
-    if os.path.lexists(directory) and not directory.is_dir():
+    if beneath.exists(directory) and not beneath.is_directory(directory):
         raise UsageError(
             f"snapshot directory {directory}: not a directory",
             hint=f"ls -ld {shell_word(directory)}",
@@ -231,7 +234,7 @@ def _finish_despite_signals(path: Path, snapshot_id: str) -> Iterator[None]:
         with uninterrupted():
             yield
     except InterruptedRunError as error:
-        if not path.exists():
+        if not beneath.exists(path):
             raise
         note = f"snapshot {snapshot_id} is complete"
         raise InterruptedRunError(error.signal_number, note) from error
@@ -242,15 +245,31 @@ def _verify(partial: Path, decryption: Decryption | None, progress: Progress | N
         reader.verify(on_bytes=byte_counter(progress, "verify", reader.content_bytes))
 
 
-def check_space(directory: Path, scan: HomeScan, *, only_copy: bool = False) -> None:
-    """Check that the copy of the database and the smallest likely archive fit on the disk.
+def work_directory(home: Home, directory: Path, options: BackupOptions) -> Path:
+    """Return the directory for the copies of databases.
+
+    Nothing in clear is written next to encrypted snapshots, or through root's process.
+    """
+    if options.encryption is None and not beneath.is_routed(directory):
+        return directory
+    beside = home.root.parent
+    return beside if atomic.is_writable(beside) else atomic.temporary_directory()
+
+
+def check_space(directory: Path, work: Path, scan: HomeScan) -> None:
+    """Check that the copy of the database and the smallest likely archive fit on the disks.
+
+    Args:
+        work: Where the copy is made.
 
     Raises:
         NoSpaceError: They do not.
     """
-    needed = scan.database_bytes
-    if not only_copy:
-        needed += int(scan.content_bytes * _LEAST_ARCHIVE_SHARE)
+    needed = int(scan.content_bytes * _LEAST_ARCHIVE_SHARE)
+    if work == directory:
+        needed += scan.database_bytes
+    else:
+        require_free_bytes(work, scan.database_bytes, option="--work-dir DIR")
     require_free_bytes(directory, needed, option="--snapshots DIR")
 
 
@@ -265,12 +284,10 @@ def staging_in(directory: Path, snapshot_id: str) -> Iterator[Path]:
 @contextlib.contextmanager
 def _create_partial(path: Path) -> Iterator[BinaryIO]:
     """Create the archive's file, locked during this run and removed unless it was renamed."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with contextlib.ExitStack() as stack:
         with uninterrupted(), translate_os_errors(path), locks.sweep_guard(path.parent):
-            descriptor = os.open(path, flags, atomic.PRIVATE_FILE)
+            descriptor = beneath.create_file(path, atomic.PRIVATE_FILE)
             stack.callback(remove_tree, path)
             stream = stack.enter_context(open(descriptor, "wb", 0))
             locks.mark_alive(descriptor)
-        os.fchmod(descriptor, atomic.PRIVATE_FILE)
         yield stream

@@ -10,7 +10,6 @@ is renamed for a moment, and the next run renames it back if this one is killed 
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -23,7 +22,7 @@ from sagewai_ops.backup.mirror_writer import MirrorWriter
 from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.backup.run import BackupRun
 from sagewai_ops.errors import DamagedError, NotFoundError, TargetBusyError, UsageError
-from sagewai_ops.fs import atomic
+from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.removal import remove_abandoned, remove_tree
 from sagewai_ops.fs.tempdirs import locked_directory
@@ -81,6 +80,11 @@ def update_mirror(
             previous mirror remains.
     """
     _check(options)
+    if beneath.is_routed(directory):
+        raise UsageError(
+            f"--format directory: only root can write {directory}, and the home is another user's",
+            hint="name a directory of the home's owner: --snapshots DIR",
+        )
     place = directory / TREE
     with lock_home(home, directory, options) as swept:
         _rename_back(directory)
@@ -88,7 +92,7 @@ def update_mirror(
         run = BackupRun.start(home, options, _next_sequence(before), directory)
         fresh = catalog.staging_path(directory, catalog.new_id(datetime.now(timezone.utc)))
         with staging_in(directory, run.id) as staging:
-            check_space(directory, run.scan)
+            check_space(directory, directory, run.scan)
             with locked_directory(fresh, keep=True) as descriptor, _open_previous(place) as old:
                 writer = _write(run, fresh, place, old, staging, progress)
                 with translate_os_errors(fresh):
@@ -123,9 +127,9 @@ def _read_previous(place: Path, owner: Owner) -> Header | None:
     Raises:
         TargetBusyError: The directory is not a mirror, or is that of another home.
     """
-    if not os.path.lexists(place):
+    if not beneath.exists(place):
         return None
-    header = read_mirror_header(place) if place.is_dir() and not place.is_symlink() else None
+    header = read_mirror_header(place) if beneath.is_directory(place) else None
     if header is None:
         raise TargetBusyError(
             f"{place}: not a mirror of this program",
@@ -203,29 +207,29 @@ def _verify(descriptor: int, writer: MirrorWriter, progress: Progress | None) ->
 def _exchange(fresh: Path, place: Path) -> None:
     """Exchange the names of the new and the previous mirror."""
     previous = place.with_name(_PREVIOUS)
-    if not os.path.lexists(place):
-        os.rename(fresh, place)
-    elif not atomic.exchange(fresh, place):
-        os.rename(place, previous)
+    if not beneath.exists(place):
+        beneath.rename(fresh, place)
+    elif not beneath.exchange(fresh, place):
+        beneath.rename(place, previous)
         try:
-            os.rename(fresh, place)
+            beneath.rename(fresh, place)
         except OSError:
-            os.rename(previous, place)
+            beneath.rename(previous, place)
             raise
-        os.rename(previous, fresh)
-    atomic.sync_directory(place.parent)
+        beneath.rename(previous, fresh)
+    beneath.sync_directory(place.parent)
 
 
 def _rename_back(directory: Path) -> None:
     """Complete the exchange of a run that was killed between its renames."""
     previous, place = directory / _PREVIOUS, directory / TREE
-    if os.path.lexists(previous):
+    if beneath.exists(previous):
         with translate_os_errors(previous):
-            if os.path.lexists(place):
+            if beneath.exists(place):
                 remove_tree(previous)
             else:
-                os.rename(previous, place)
-                atomic.sync_directory(directory)
+                beneath.rename(previous, place)
+                beneath.sync_directory(directory)
 
 
 def _discard(old: Path) -> None:

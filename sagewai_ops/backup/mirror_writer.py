@@ -35,7 +35,7 @@ from sagewai_ops.archive.writer import (
     with_content,
     with_status,
 )
-from sagewai_ops.fs import atomic
+from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.ownership import set_owner
 from sagewai_ops.permissions.modes import directory_mode, file_mode
@@ -98,12 +98,11 @@ class MirrorWriter:
         path = self._root / entry.path
         with translate_os_errors(path):
             if entry.type is EntryType.LINK:
-                os.symlink(entry.target, path)
-                os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=False)
+                beneath.make_link(path, entry.target)
+                beneath.set_times(path, entry.mtime_ns)
                 set_owner(path, entry.uid, entry.gid)
             else:
-                os.mkdir(path, atomic.PRIVATE_DIRECTORY)
-                os.chmod(path, atomic.PRIVATE_DIRECTORY)
+                beneath.make_directory(path, atomic.PRIVATE_DIRECTORY)
                 self._directories.append(entry)
         self._manifest.add(entry)
 
@@ -136,15 +135,15 @@ class MirrorWriter:
             if is_stable or attempt == ATTEMPTS:
                 break
         if self._keep(complete):
-            (self._root / _partial(entry.path)).unlink()
+            beneath.unlink(self._root / _partial(entry.path))
         else:
-            os.rename(self._root / _partial(entry.path), self._root / entry.path)
+            beneath.rename(self._root / _partial(entry.path), self._root / entry.path)
             self._set_metadata(complete)
         self._count(complete)
         return AddedFile(complete, is_stable)
 
     def add_copy(self, entry: Entry, stream: BinaryIO) -> Entry:
-        """Add the copy of a database, which is on the same file system and private to this run.
+        """Add the copy of a database, which is private to this run.
 
         Its time is that of the run unless its content is unchanged: if Sagewai's last writes are
         in the `-wal`, the time of the file itself is old.
@@ -180,13 +179,13 @@ class MirrorWriter:
             stream.write((self.mac or NO_MAC).hex().encode() + b"\n")
         self.stored_bytes += size_bytes
         for name in (MANIFEST_NAME, SUM_NAME, MAC_NAME):
-            os.utime(self._root / name, ns=(self._mtime_ns, self._mtime_ns))
+            beneath.set_times(self._root / name, self._mtime_ns)
         for entry in reversed(self._directories):
             path = self._root / entry.path
             with translate_os_errors(path):
                 set_owner(path, entry.uid, entry.gid)
-                os.chmod(path, _directory_mode(entry))
-                os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns))
+                beneath.set_mode(path, _directory_mode(entry))
+                beneath.set_times(path, entry.mtime_ns)
 
     def close(self) -> None:
         """Do nothing: no file is open between calls."""
@@ -194,6 +193,8 @@ class MirrorWriter:
     def _copy(self, entry: Entry, stream: BinaryIO) -> Entry:
         """Copy as many bytes as the file had when it was opened."""
         digest, left = hashlib.sha256(), entry.size_bytes
+        with contextlib.suppress(FileNotFoundError):
+            beneath.unlink(self._root / _partial(entry.path))  # of an earlier attempt
         with self._create(_partial(entry.path)) as target:
             while piece := stream.read(min(left, _BLOCK_BYTES)):
                 digest.update(piece)
@@ -205,12 +206,11 @@ class MirrorWriter:
     @contextlib.contextmanager
     def _create(self, path: str) -> Iterator[BinaryIO]:
         full = self._root / path
-        with translate_os_errors(full):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(full, flags, atomic.PRIVATE_FILE)
-            with open(descriptor, "wb") as stream:
-                os.fchmod(descriptor, atomic.PRIVATE_FILE)
-                yield stream
+        with (
+            translate_os_errors(full),
+            open(beneath.create_file(full, atomic.PRIVATE_FILE), "wb") as stream,
+        ):
+            yield stream
 
     def _keep(self, entry: Entry, *, any_time: bool = False) -> bool:
         """Link the file of the previous mirror if it equals a member and is undamaged."""
@@ -219,7 +219,7 @@ class MirrorWriter:
             return False
         old = self._old_root / entry.path
         with contextlib.suppress(OSError):
-            status = os.lstat(old)
+            status = beneath.status(old)
             is_same = (
                 stat.S_ISREG(status.st_mode)
                 and stat.S_IMODE(status.st_mode) == _file_mode(entry)
@@ -228,7 +228,7 @@ class MirrorWriter:
                 and _hash_of(old) == entry.sha256
             )
             if is_same:
-                os.link(old, self._root / entry.path)
+                beneath.make_hard_link(self._root / entry.path, old)
                 self.kept.add(entry.path)
                 return True
         return False
@@ -240,12 +240,12 @@ class MirrorWriter:
         before = self._old.get(entry.path)
         if before is not None and before.sha256 != entry.sha256:
             with contextlib.suppress(OSError):
-                if os.lstat(self._old_root / entry.path).st_mtime_ns == moment:
+                if beneath.status(self._old_root / entry.path).st_mtime_ns == moment:
                     moment = self._now_ns
         with translate_os_errors(path):
             set_owner(path, entry.uid, entry.gid)
-            os.chmod(path, _file_mode(entry))
-            os.utime(path, ns=(moment, moment))
+            beneath.set_mode(path, _file_mode(entry))
+            beneath.set_times(path, moment)
 
     def _count(self, entry: Entry) -> None:
         self._manifest.add(entry)
@@ -273,7 +273,7 @@ def _directory_mode(entry: Entry) -> int:
 
 def _hash_of(path: Path) -> bytes:
     digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as stream:
+    with open(beneath.open_file(path), "rb", buffering=0) as stream:
         while piece := stream.read(_BLOCK_BYTES):
             digest.update(piece)
     return digest.digest()

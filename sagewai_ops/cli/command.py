@@ -16,15 +16,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_origin
 
 import typer
 from typer.models import OptionInfo
 
+from sagewai_ops.cli import acting
 from sagewai_ops.cli.json_results import to_json
 from sagewai_ops.cli.options import CHANGES, GLOBAL, UNATTENDED, find_global
 from sagewai_ops.cli.parser import Command, Group
-from sagewai_ops.cli.settings import SNAPSHOTS_VARIABLE, Settings
+from sagewai_ops.cli.settings import Settings
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.cli.variables import Variables, check_variables, variables_of
 from sagewai_ops.errors import (
@@ -108,8 +109,7 @@ class Run:
 
     def snapshots(self, home: Home, option: Path | None = None) -> Path:
         """Find the snapshot directory: the option, else the variable, else next to the home."""
-        named = option or self.settings.environment.get(SNAPSHOTS_VARIABLE)
-        return Path(named).expanduser().absolute() if named else home.snapshots
+        return self.settings.snapshots(home, option)
 
 
 def add_command(
@@ -186,12 +186,13 @@ def command(
                 run.warn(note)
             return function(run, **options)
 
+        act = functools.partial(_execute, options=options)
         if terminal.log is None:
-            return perform(run, body, given)
+            return perform(run, body, given, act)
         terminal.log.begin(name, context, settings.environment)
         code = OpsError.exit_code
         try:
-            code = perform(run, body, given)
+            code = perform(run, body, given, act)
         finally:
             terminal.log.end(code)
         return code
@@ -266,29 +267,74 @@ def read_settings(context: Any) -> Settings:
     )
 
 
-def perform(run: Run, body: Callable[[Run], Outcome], given: Mapping[str, Any]) -> int:
+def perform(
+    run: Run,
+    body: Callable[[Run], Outcome],
+    given: Mapping[str, Any],
+    execute: "Callable[..., _Ended]",
+) -> int:
     """Run a command's body, report it, and return the exit code.
 
     Args:
         given: The options of reporting, by parameter.
+        execute: `_execute`, with the command's options.
     """
     try:
         reporter = _find_reporter(run, given)
     except OpsError as error:
         return report_error(run, error)
     if reporter is None:
-        return _run_body(run, body)[0]
+        return execute(run, body).exit_code
     reporter.begin()
-    code, outcome = OpsError.exit_code, None
+    ended = _Ended(OpsError.exit_code)
     try:
-        code, outcome = _run_body(run, body)
+        ended = execute(run, body, wants_result=True)
     except Exception as error:
         run.terminal.remember(f"unexpected failure: {type(error).__name__}")
+        ended = _Ended(OpsError.exit_code, None, run.terminal.messages)
         raise
     finally:
-        result = to_json(outcome.result) if outcome else None
-        reporter.end(code, time.monotonic() - run.started, result, run.terminal.messages)
-    return code
+        seconds = time.monotonic() - run.started
+        reporter.end(ended.exit_code, seconds, ended.result, ended.lines)
+    return ended.exit_code
+
+
+class _Ended(NamedTuple):
+    """The end of a run: `result` as JSON, and the last lines on stderr."""
+
+    exit_code: int
+    result: Any = None
+    lines: list[str] = []  # noqa: RUF012 - never changed
+
+
+def _execute(
+    run: Run,
+    body: Callable[[Run], Outcome],
+    *,
+    options: Mapping[str, Any],
+    wants_result: bool = False,
+) -> _Ended:
+    """Run a body, as root with the rights of the owner of what it works on."""
+
+    def work(body: Callable[[Run], Outcome]) -> _Ended:
+        code, outcome = _run_body(run, body)
+        result = to_json(outcome.result) if outcome and wants_result else None
+        return _Ended(code, result, run.terminal.messages)
+
+    try:
+        found = acting.find_acting(run.command, run.settings, options)
+        if found is None:
+            return work(body)
+        from sagewai_ops.process.privileges import become
+
+        def body_of_child(run: Run) -> Outcome:
+            become(found[0])
+            return body(replace(run, settings=acting.settings_of(run.settings, found[0])))
+
+        answer = acting.run_in_child(*found, lambda: work(body_of_child))
+    except OpsError as error:
+        return _Ended(report_error(run, error), None, run.terminal.messages)
+    return _Ended(*answer) if answer else _Ended(OpsError.exit_code)
 
 
 def _find_reporter(run: Run, given: Mapping[str, Any]) -> "Reporter | None":

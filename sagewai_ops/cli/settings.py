@@ -1,8 +1,13 @@
 """The settings of a run: the global options and the environment, as one frozen value."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sagewai_ops.home.paths import Home
 
 SNAPSHOTS_VARIABLE = "SAGEWAI_OPS_SNAPSHOTS"
 
@@ -25,3 +30,8 @@ class Settings:
     debug: bool = False
     configuration_path: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def snapshots(self, home: "Home", option: Path | None = None) -> Path:
+        """Find the snapshot directory: the option, else the variable, else next to the home."""
+        named = option or self.environment.get(SNAPSHOTS_VARIABLE)
+        return Path(os.path.realpath(Path(named).expanduser())) if named else home.snapshots

@@ -51,6 +51,11 @@ def route(directory: AnyPath, remote: Callable[..., Any]) -> None:
     _routes[os.fspath(directory)] = remote
 
 
+def is_routed(path: AnyPath) -> bool:
+    """Return whether another process performs the operations on a path."""
+    return _remote_for(path) is not None
+
+
 def _routed(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
     """Make a function subject to `route`, by its first argument."""
 
@@ -223,6 +228,28 @@ def exists(path: AnyPath) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def is_directory(path: AnyPath) -> bool:
+    """Return whether an entry exists and is a directory, not a symlink to one."""
+    return stat.S_ISDIR(_mode(path))
+
+
+def is_file(path: AnyPath) -> bool:
+    """Return whether an entry exists and is a regular file, not a symlink to one."""
+    return stat.S_ISREG(_mode(path))
+
+
+def is_link(path: AnyPath) -> bool:
+    """Return whether an entry exists and is a symlink."""
+    return stat.S_ISLNK(_mode(path))
+
+
+def _mode(path: AnyPath) -> int:
+    try:
+        return status(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
 
 
 @_routed

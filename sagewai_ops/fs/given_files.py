@@ -24,14 +24,14 @@ _MOST_LINKS = 40  # path_resolution(7)
 _WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 _READABLE = stat.S_IRGRP | stat.S_IROTH
 
-_openers: list[Callable[[Path, int, int | None], int]] = []
+_openers: list[Callable[[Path], int | None]] = []
 
 
-def route_given_files(opener: Callable[[Path, int, int | None], int]) -> None:
-    """Have another process open files that the user names.
+def route_given_files(opener: Callable[[Path], int | None]) -> None:
+    """Have another process open files that the user names, to read them.
 
     Args:
-        opener: Called with the path, the flags and the mode of `open_given_file`.
+        opener: Called with a path; returns a descriptor, or None for a file that is opened here.
     """
     _openers[:] = [opener]
 
@@ -49,8 +49,8 @@ def open_given_file(path: Path, flags: int = os.O_RDONLY, mode: int | None = Non
     passed = _passed_descriptor(os.fspath(path))
     if passed is not None:
         return os.dup(passed)
-    if _openers:
-        return _openers[0](path, flags, mode)
+    if _openers and flags == os.O_RDONLY and (remote := _openers[0](path)) is not None:
+        return remote
     resolved = resolve_given_path(path)
     try:
         descriptor = _open(resolved, flags, mode)

@@ -108,7 +108,8 @@ def _problem(path: Path, *, itself: bool) -> str:
             return _directory_problem(path.parent)
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
             return "not a file or directory of this program"
-        return _owner_problem(found, ()) or _directory_problem(path.parent)
+        own = 0 if beneath.is_routed(path) else os.geteuid()
+        return _owner_problem(found, own) or _directory_problem(path.parent)
     except OSError as error:
         return (error.strerror or "input/output error").lower()
 
@@ -117,11 +118,11 @@ def _directory_problem(directory: Path, owner: int = 0) -> str:
     found = beneath.status(directory)
     if not stat.S_ISDIR(found.st_mode):
         return f"{directory} is not a directory"
-    problem = _owner_problem(found, (0, owner))
+    problem = _owner_problem(found, 0, os.geteuid(), owner)
     return f"in a directory that is {problem}" if problem else ""
 
 
-def _owner_problem(found: os.stat_result, others: tuple[int, ...]) -> str:
-    if found.st_uid not in (os.geteuid(), *others):
+def _owner_problem(found: os.stat_result, *owners: int) -> str:
+    if found.st_uid not in owners:
         return f"owned by uid {found.st_uid}"
     return "writable by other users" if found.st_mode & _OTHERS_WRITE else ""

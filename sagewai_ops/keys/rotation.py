@@ -19,7 +19,7 @@ from pathlib import Path
 from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import OpsError, UsageError
-from sagewai_ops.fs import atomic
+from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.journal import LeftValue, Recovery
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.removal import sweep_leftovers
@@ -362,7 +362,7 @@ def _restore_key(home: Home, journal: Journal, before: bytes | None) -> None:
     place = home.root / journal.place
     if before is None:
         place.unlink()
-        atomic.sync_directory(place.parent)
+        beneath.sync_directory(place.parent)
     else:
         _write_key(place, before)
     if journal.kept_as:

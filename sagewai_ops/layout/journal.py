@@ -285,7 +285,7 @@ def _sync(root: Path, steps: Sequence[Step]) -> None:
             directories.add((root / step.source).parent)
     for directory in sorted(directories):
         if directory.is_dir():
-            atomic.sync_directory(directory)
+            beneath.sync_directory(directory)
 
 
 def _write(write: _Write, state: str, steps: Sequence[Step]) -> None:

@@ -36,7 +36,7 @@ from sagewai_ops.errors import (
     TargetBusyError,
     UsageError,
 )
-from sagewai_ops.fs import locks
+from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.fs.tempdirs import Keep
 from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.keys.trial_decryption import SealedReport
@@ -460,13 +460,13 @@ class _DrillRun:
 def _find_archive(archive: Path) -> Path:
     """Return the real path of an archive, which must be a file."""
     archive = Path(os.path.realpath(archive))
-    if archive.is_dir():
+    if beneath.is_directory(archive):
         raise UsageError(
             f"snapshot {archive}: a directory, which has no metadata file for the outcome",
             hint=f"sagewai-ops restore {shell_word(archive)} --to NEW_DIRECTORY"
             "  # checks every byte of it",
         )
-    if not archive.is_file():
+    if not beneath.is_file(archive):
         raise NotFoundError(f"snapshot {archive}: not found", hint="sagewai-ops snapshots list")
     return archive
 
@@ -486,7 +486,8 @@ def _restore_options(options: DrillOptions) -> RestoreOptions:
 
 def _scratch_parent(archive: Path, options: DrillOptions) -> Path:
     """Return the directory in which the scratch directory is created."""
-    directory = options.scratch or archive.parent
+    is_private = archive.name.endswith(".age") or beneath.is_routed(archive)
+    directory = options.scratch or (atomic.temporary_directory() if is_private else archive.parent)
     if not directory.is_dir():
         raise NotFoundError(
             f"{directory}: not a directory", hint=f"mkdir -m 700 {shell_word(directory)}"

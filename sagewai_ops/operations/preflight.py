@@ -490,9 +490,8 @@ def check_all_keys(home: Home, environment: Mapping[str, str], key_file: Path | 
         details.append(f"{name}: {reason}")
         path = home.overrides.get(name.rpartition("/")[2], home.root / name)
         is_server = name == home.server_url_variable
-        remedies.append(
-            home_command(home, "db check") if is_server else f"ls -l {shell_word(path)}"
-        )
+        remedy = home_command(home, "db check") if is_server else f"ls -l {shell_word(path)}"
+        remedies.append(remedy)
     verdict = Verdict.FINDING if details else Verdict.OK
     return Check("keys", verdict, summary, tuple(details), tuple(remedies))
 
@@ -572,7 +571,7 @@ def check_space(home: Home, options: PreflightOptions, scratch: Path) -> Check:
     details, remedies, is_short = [], [], False
     paths = {"snapshots": options.snapshots, "scratch": scratch, "home": home.root}
     for name, path in paths.items():
-        device = _device(path)
+        device = os.stat(nearest_existing(path)).st_dev
         require_free_bytes(path, least.get(device, 0), option="--snapshots DIR, --work-dir DIR")
         # Restoring after a failed upgrade needs the size of the home on its file system.
         needed = most.get(device, 0) + (content if name == "home" else 0)
@@ -586,15 +585,12 @@ def check_space(home: Home, options: PreflightOptions, scratch: Path) -> Check:
     return Check("space", Verdict.WARNING, summary, tuple(details), tuple(dict.fromkeys(remedies)))
 
 
-def _device(path: Path) -> int:
-    return os.stat(nearest_existing(path)).st_dev
-
-
 def _needed_bytes(
     options: PreflightOptions, scratch: Path, content: int, database: int
 ) -> tuple[dict[int, int], dict[int, int]]:
     """Return the least and the most bytes needed, by device number."""
-    archives, work = (_device(path) for path in (options.snapshots, scratch))
+    places = map(nearest_existing, (options.snapshots, scratch))
+    archives, work = (os.stat(path).st_dev for path in places)
     if not options.backup:
         return {work: database}, {work: database}
     copies = Counter({work: content})

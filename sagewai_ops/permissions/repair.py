@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from sagewai_ops.fs import atomic, beneath, locks
+from sagewai_ops.fs import beneath, locks
 from sagewai_ops.fs.given_files import resolve_given_path
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import Home
@@ -130,7 +130,7 @@ def undo_repairs(
         if not left:
             with translate_os_errors(record):
                 beneath.unlink(record)
-                atomic.sync_directory(record.parent)
+                beneath.sync_directory(record.parent)
     return RepairReport(tuple(done), tuple(left), None if not left else record)
 
 

@@ -13,6 +13,7 @@ up as usual; then the caller gets the interruption.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -87,6 +88,26 @@ def raise_on_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             if handler is not None:  # a handler that is not Python's cannot be restored
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def forward_signals(process: int) -> Iterator[None]:
+    """Send each SIGINT, SIGTERM or SIGHUP in the block, and a deferred one, to a process."""
+
+    def forward(number: int, _frame: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
+
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        _set(_SIGNALS, forward)
+        if _deferred:
+            forward(_deferred.pop(), None)
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
                 signal.signal(number, handler)
 
 

@@ -46,6 +46,7 @@ def extract_members(
     on_bytes: Callable[[int], None] | None = None,
     on_file: Callable[[str], None] | None = None,
     everything: bool = True,
+    same_owner: bool = False,
 ) -> Extraction:
     """Write the members for which `path_of` returns a path, and verify everything that is read.
 
@@ -55,6 +56,7 @@ def extract_members(
         path_of: Returns the path of a member relative to `target`; None skips the member.
         on_file: Called with the path of each file after it is complete.
         everything: Read the whole archive and check its digest; else only the members written.
+        same_owner: As root, keep the recorded owners; else this process owns everything.
 
     Raises:
         DamagedError: Verification failed; discard what was written.
@@ -62,7 +64,7 @@ def extract_members(
     """
     planned = ((path_of(entry), entry) for entry in reader.manifest.entries)
     check_links((path, entry) for path, entry in planned if path is not None)
-    writer = _MemberWriter(target, root)
+    writer = _MemberWriter(target, root, same_owner=same_owner)
     wanted = None if everything else (lambda entry: path_of(entry) is not None)
     with contextlib.closing(writer), translate_os_errors(target):
         for entry, content in reader.members(wanted, on_bytes=on_bytes):
@@ -82,8 +84,9 @@ def extract_members(
 class _MemberWriter:
     """The target, with an open descriptor of the directory last written to."""
 
-    def __init__(self, target: Path, root: Path) -> None:
+    def __init__(self, target: Path, root: Path, *, same_owner: bool) -> None:
         self._final_root = root
+        self._same_owner = same_owner
         self.extraction = Extraction()
         self._root = beneath.open_directory(target)
         self._directory = ""
@@ -113,7 +116,8 @@ class _MemberWriter:
         directory, _, name = path.rpartition("/")
         self._enter(directory)
         os.symlink(self._link_target(entry, directory), name, dir_fd=self._descriptor)
-        set_owner(name, entry.uid, entry.gid, dir_fd=self._descriptor)
+        if self._same_owner:
+            set_owner(name, entry.uid, entry.gid, dir_fd=self._descriptor)
         beneath.set_times(name, entry.mtime_ns, dir_fd=self._descriptor)
         self.extraction.links += 1
 
@@ -135,7 +139,8 @@ class _MemberWriter:
             self._enter(directory)
             descriptor = self._open_directory(name, self._descriptor)
             try:
-                set_owner(descriptor, entry.uid, entry.gid)
+                if self._same_owner:
+                    set_owner(descriptor, entry.uid, entry.gid)
                 os.fchmod(descriptor, _directory_mode(path, entry.mode))
                 beneath.set_times(descriptor, entry.mtime_ns)
             finally:
@@ -158,7 +163,8 @@ class _MemberWriter:
                 self.extraction.size_bytes += len(piece)
             if entry.is_sparse:
                 os.ftruncate(descriptor, entry.size_bytes)
-            set_owner(descriptor, entry.uid, entry.gid)
+            if self._same_owner:
+                set_owner(descriptor, entry.uid, entry.gid)
             os.fchmod(descriptor, mode)
             beneath.set_times(descriptor, entry.mtime_ns)
         finally:

@@ -32,6 +32,7 @@ from sagewai_ops.home.paths import (
     kind_of,
     layout_of,
 )
+from sagewai_ops.process.privileges import own_account
 from sagewai_ops.restore.links import check_links
 from sagewai_ops.schema.revision_graph import revisions
 from sagewai_ops.snapshots.authenticity import Origin, require_latest, require_origin
@@ -63,6 +64,7 @@ class RestoreOptions:
         is_latest: It was chosen as the newest of its directory: then it must be authentic, if this
             home authenticates its snapshots, and not older than the high-water mark.
         allow_rollback: Accept it in any case, unless it is forged.
+        same_owner: As root, keep the owners that the snapshot records.
     """
 
     decryption: Decryption | None = None
@@ -73,6 +75,7 @@ class RestoreOptions:
     revoke_sessions: bool = False
     rebind_fleet: bool = False
     wait_seconds: float = 0.0
+    same_owner: bool = False
     key_home: Home | None = None
     key_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     require_authentic: bool = False
@@ -93,6 +96,7 @@ class RestorePlan:
         origin: The path of the home that the snapshot was taken of.
         revokes_sessions: Whether sessions and API tokens are revoked.
         rebinds_fleet: Whether the fleet's rows get the organisation id of the target's path.
+        owner: The user who will own everything; "" for the owners that the snapshot records.
         followed: Path in the target -> where a link of the original home led to, for what is
             written in place of such a link.
         outside_links: Path in the target -> the target of a link that leads out of the home.
@@ -114,6 +118,7 @@ class RestorePlan:
     origin: str
     revokes_sessions: bool
     rebinds_fleet: bool
+    owner: str
     followed: Mapping[str, str]
     outside_links: Mapping[str, str]
     origin_state: Origin
@@ -187,6 +192,7 @@ def build_plan(
         origin=str(header.facts.get("home", "")),
         revokes_sessions=options.revoke_sessions,
         rebinds_fleet=options.rebind_fleet,
+        owner="" if options.same_owner else own_account().name,
         followed={path: origins[entry.path] for path, entry in wanted if entry.path in origins},
         outside_links={path: entry.target for path, entry in wanted if entry.is_outside},
         origin_state=origin,

@@ -99,7 +99,7 @@ def restore(
         choice = check_key(reader, documents, target, staged, options)
         if stage.paths is None:
             copy_marks(target, stage.content)
-            _set_root_attributes(stage.content, target.root, reader)
+            _set_root_attributes(stage.content, target.root, reader, same_owner=options.same_owner)
         is_installed = install_keys(choice, reader, target, staged, options)
         unused = unused_keys(target, staged, options)
         if options.revoke_sessions:
@@ -151,6 +151,7 @@ def _extract(
                 root=root,
                 on_bytes=byte_counter(progress, "restore", reader.content_bytes),
                 on_file=start_examination,
+                same_owner=options.same_owner,
             )
         # Sync during the examination; `swap` syncs the rest.
         with translate_os_errors(directory):
@@ -183,10 +184,14 @@ def _require_recorded_rows(report: DatabaseReport, reader: ArchiveReader) -> Non
         )
 
 
-def _set_root_attributes(content: Path, target: Path, reader: ArchiveReader) -> None:
+def _set_root_attributes(
+    content: Path, target: Path, reader: ArchiveReader, *, same_owner: bool
+) -> None:
     """Set mode, owner and mtime of the home's root: the target's, else the snapshot's."""
     facts = reader.manifest.facts.get("home", {})
-    uid, gid = (min(facts.get(name, -1), _MOST_ID) for name in ("uid", "gid"))
+    uid = gid = -1
+    if same_owner:
+        uid, gid = (min(facts.get(name, -1), _MOST_ID) for name in ("uid", "gid"))
     mode = 0o700
     with contextlib.suppress(ValueError):
         mode = int(facts.get("mode", "0700"), 8) & 0o7777

@@ -21,6 +21,7 @@ class PlanResult:
     Attributes:
         exchanged: The entries that are replaced; None for the whole home.
         sealed_values: Number of encrypted values in the snapshot.
+        owner: The user who owns everything; "" for the owners that the snapshot records.
         followed: Path in the target -> where a link of the original home led to.
         outside_links: Path in the target -> the target of a link that leads out of the home.
         authenticity_reason: Why the snapshot is not authentic; "" if it is.
@@ -39,6 +40,7 @@ class PlanResult:
     sealed_values: int
     revokes_sessions: bool
     rebinds_fleet: bool
+    owner: str
     followed: Mapping[str, str]
     outside_links: Mapping[str, str]
     authenticity: Authenticity
@@ -134,6 +136,7 @@ def _plan_fields(plan: RestorePlan) -> dict[str, Any]:
         "sealed_values": plan.sealed,
         "revokes_sessions": plan.revokes_sessions,
         "rebinds_fleet": plan.rebinds_fleet,
+        "owner": plan.owner,
         "followed": plan.followed,
         "outside_links": plan.outside_links,
         "authenticity": plan.origin_state.authenticity,

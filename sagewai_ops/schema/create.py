@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sagewai_ops.database.sqlite.connect import open_connection
 from sagewai_ops.errors import NoSpaceError, OpsError, TargetBusyError
-from sagewai_ops.fs import atomic
+from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.removal import remove_tree
 from sagewai_ops.process.signals import uninterrupted
@@ -50,7 +50,7 @@ def create_database(path: Path) -> None:
             _create_tables(temporary, path)
             os.fsync(descriptor)
             _link(temporary, path)
-        atomic.sync_directory(path.parent)
+        beneath.sync_directory(path.parent)
 
 
 def _create_tables(file: Path, shown: Path) -> None:

@@ -4,7 +4,6 @@ Only a snapshot of format 2 has an HMAC, and only a master key of the home can c
 archive has its own key in it, which proves nothing: a forger chooses one.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.archive.manifest import PLAIN_FORMAT_VERSION, Header
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import NotAuthenticError
+from sagewai_ops.fs import beneath
 from sagewai_ops.snapshots.cards import read_card
 from sagewai_ops.snapshots.catalog import id_of
 from sagewai_ops.snapshots.mark import Mark
@@ -131,7 +131,7 @@ def require_latest(
 
 def _hint(mark: Mark, path: Path) -> str:
     directory = f"--snapshots {shell_word(path.parent)}"
-    if any(id_of(name) == mark.id for name in os.listdir(path.parent)):
+    if any(id_of(name) == mark.id for name in beneath.list_directory(path.parent)):
         return f"the last authentic one: {mark.id}  # name it in the place of `latest`"
     return (
         f"sagewai-ops snapshots verify --chain {directory}  # shows what is missing\n"

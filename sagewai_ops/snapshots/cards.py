@@ -3,14 +3,13 @@
 import hmac
 import json
 import os
-import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.errors import NotFoundError
-from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs import atomic, beneath, locks
 
 CARD_VERSION = 1
 # What only a metadata file states, and the archive does not.
@@ -18,7 +17,6 @@ RESULTS = ("drill", "proved_restorable_at", "complete", "sound", "verified_at")
 CARD_KIND = "card"  # of the record, for its HMAC
 _CARD_BYTES = 16 * 1024  # a card has some hundred; a large buffer costs more than its content
 _MOST_CARD_BYTES = 1024 * 1024
-_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 _CARD_SECONDS = 30.0  # the directory is locked for moments while a card is written
 # Facts that commands rely on. Others with write access to the directory can change a card.
 _CARD_FACTS = {
@@ -102,7 +100,7 @@ def update_card(
         NoSpaceError, PermissionDeniedError, OpsError: It cannot be written; it is unchanged.
     """
     with locks.exclusive(archive.parent, wait_seconds=_CARD_SECONDS):
-        if not archive.exists():
+        if not beneath.exists(archive):
             raise NotFoundError(f"snapshot {archive}: removed by another run")
         card = _read_unchecked(archive)[0]
         is_confirmed = is_authentic(card, keys)
@@ -119,11 +117,9 @@ def update_card(
 def _read_unchecked(archive: Path) -> tuple[dict[str, Any], int]:
     # A directory has thousands of them, and `Path.read_bytes` takes three times as long.
     try:
-        descriptor = os.open(f"{archive}.json", _READ_FLAGS)
+        descriptor = beneath.open_file(card_path(archive))
         try:
             status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                return {}, -1
             content = os.read(descriptor, _CARD_BYTES)
             if len(content) == _CARD_BYTES:
                 content += os.read(descriptor, _MOST_CARD_BYTES)

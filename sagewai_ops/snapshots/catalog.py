@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from sagewai_ops.errors import NotFoundError, UsageError
-from sagewai_ops.fs import locks
+from sagewai_ops.fs import beneath, locks
 from sagewai_ops.fs.removal import remove_tree, sweep_leftovers
 from sagewai_ops.snapshots.cards import read_owned_card
 
@@ -150,14 +150,14 @@ def list_snapshots(directory: Path) -> list[Snapshot]:
     own = (os.geteuid(), 0)
     names: list[str] = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        names = os.listdir(directory)
+        names = beneath.list_directory(directory)
     for name in names:
         match = _NAME.fullmatch(name)
         if match is None:
             continue
         path = directory / name
         try:
-            status = os.lstat(path)
+            status = beneath.status(path)
         except FileNotFoundError:
             continue  # removed by another run
         if stat.S_ISREG(status.st_mode):
@@ -195,17 +195,18 @@ def find_snapshot(
         UsageError: The name is ambiguous, or a pipe or device.
     """
     if "/" in name or name.endswith((".zst", ".age")):
-        path = Path(name).expanduser()
+        path = Path(os.path.realpath(Path(name).expanduser()))
         in_directory = directory / name
-        path = in_directory if not path.exists() and in_directory.exists() else path
-        if path.exists() and not path.is_file() and not path.is_dir():
+        if not beneath.exists(path) and beneath.exists(in_directory):
+            path = in_directory
+        if beneath.exists(path) and not (beneath.is_file(path) or beneath.is_directory(path)):
             # The end of an archive is read first, which a pipe cannot do.
             raise UsageError(
                 f"snapshot {path}: not a file or directory",
                 hint="write the pipe to a file first: cat > home.tar.zst",
             )
         return path
-    if name == TREE and (directory / TREE).is_dir():
+    if name == TREE and beneath.is_directory(directory / TREE):
         return directory / TREE
     known = list_snapshots(directory)
     if name == "latest":
@@ -264,14 +265,14 @@ def latest_two(
 def sweep(directory: Path) -> list[str]:
     """Remove what crashed runs left, including scratch directories elsewhere; return the names."""
     removed = []
-    for name in sorted(os.listdir(directory)):
+    for name in sorted(beneath.list_directory(directory)):
         link = directory / name
-        if _PARTIAL.fullmatch(name) and link.is_symlink():
+        if _PARTIAL.fullmatch(name) and beneath.is_link(link):
             with contextlib.suppress(PermissionError):  # of another user
-                scratch = Path(os.readlink(link))
+                scratch = Path(beneath.read_link(link))
                 if scratch.name == name and _is_dead(scratch):
                     remove_tree(scratch)
-                    link.unlink()
+                    beneath.unlink(link)
                     removed.append(name)
     return sorted([*removed, *sweep_leftovers(directory, _PARTIAL)])
 

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from sagewai_ops.errors import NotFoundError
-from sagewai_ops.fs import locks
+from sagewai_ops.fs import beneath, locks
 from sagewai_ops.home.paths import Home
 from sagewai_ops.snapshots import trash
 from sagewai_ops.snapshots.catalog import (
@@ -174,7 +174,7 @@ def prune(
             directory or in the trash.
     """
     with contextlib.ExitStack() as stack:
-        if not dry_run and directory.is_dir():
+        if not dry_run and beneath.is_directory(directory):
             stack.enter_context(locks.exclusive(directory, wait_seconds=wait_seconds))
             trash.repair_trash(directory)
         trust = trust or Trust(home_ids=frozenset(home_ids(home)))
@@ -187,7 +187,7 @@ def prune(
         purged = tuple(
             item for item in trashed if not future_id and not reason_not_owned(item, owner)
         )
-        if not dry_run and directory.is_dir():
+        if not dry_run and beneath.is_directory(directory):
             record_removed(directory, plan.removed, trust)
             trash.move_to_trash(directory, plan.removed)
             trash.purge(directory, purged)
@@ -229,7 +229,7 @@ def undelete(
         LockedError: The directory is locked by another run.
         TargetBusyError, OpsError: From `trash.undelete`.
     """
-    if not directory.is_dir():
+    if not beneath.is_directory(directory):
         raise NotFoundError(f"{directory}: not found", hint="name the directory: --snapshots DIR")
     with contextlib.ExitStack() as stack:
         if not dry_run:

@@ -19,7 +19,7 @@ from sagewai_ops.archive.manifest import EntryType
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import DamagedError, KeyMissingError, NotFoundError, SchemaAheadError
-from sagewai_ops.fs import locks
+from sagewai_ops.fs import beneath, locks
 from sagewai_ops.progress import Progress
 from sagewai_ops.snapshots import cards, catalog
 from sagewai_ops.snapshots.authenticity import FORGED, read_origin
@@ -94,7 +94,7 @@ def read_card_facts(reader: ArchiveReader, archive: Path) -> dict[str, Any]:
         "archive": archive.name,
         "id": reader.header.id,
         **reader.header.facts,
-        "archive_bytes": archive.stat().st_size,
+        "archive_bytes": beneath.status(archive).st_size,
         "content_bytes": sum(entry.size_bytes for entry in files),
         "files": len(files) - 1,  # without snapshot.json
         "encrypted": archive.name.endswith(".age"),
@@ -163,7 +163,7 @@ def _write(
     wait_seconds: float,
 ) -> None:
     with locks.exclusive(archive.parent, wait_seconds=wait_seconds):
-        archive.stat()
+        beneath.status(archive)
         # Read it again: a drill may have written to it during the verification.
         old = cards.read_card(archive)
         if not keys and "mac" in old and _agrees(old, facts):
@@ -203,7 +203,7 @@ def _verify(reader: ArchiveReader, count: Callable[[float], None]) -> None:
 def _sha256(path: Path, count: Callable[[int], None]) -> str:
     digest = hashlib.sha256()
     done = 0
-    with open(path, "rb", buffering=0) as stream:
+    with open(beneath.open_file(path), "rb", buffering=0) as stream:
         while piece := stream.read(_BLOCK_BYTES):
             digest.update(piece)
             done += len(piece)

@@ -8,13 +8,11 @@ Callers hold the lock of the directory (`locks.exclusive`).
 """
 
 import contextlib
-import os
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 
 from sagewai_ops.errors import OpsError, TargetBusyError
-from sagewai_ops.fs import atomic
+from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.snapshots.cards import card_path
 from sagewai_ops.snapshots.catalog import Snapshot, is_archive_name, list_snapshots
@@ -44,17 +42,17 @@ def repair_trash(directory: Path) -> None:
         return
     trash = trash_path(directory)
     with translate_os_errors(trash):
-        names = set(os.listdir(trash))
+        names = set(beneath.list_directory(trash))
         for name in sorted(names):
             if is_archive_name(name):
-                if not os.path.lexists(directory / name):
+                if not beneath.exists(directory / name):
                     _move_card(directory / name, trash / name)
             elif _archive_of(name) and _archive_of(name) not in names:
                 # Its archive was purged, or moved back by hand.
-                if os.path.lexists(directory / _archive_of(name)):
+                if beneath.exists(directory / _archive_of(name)):
                     _move_card(trash / _archive_of(name), directory / _archive_of(name))
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(trash / name)
+                    beneath.unlink(trash / name)
         _sync(directory)
 
 
@@ -104,20 +102,20 @@ def purge(directory: Path, snapshots: Iterable[Snapshot]) -> None:
         for snapshot in snapshots:
             for path in (snapshot.path, card_path(snapshot.path)):
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+                    beneath.unlink(path)
         _sync(directory)
 
 
 def _move(source: Path, target: Path) -> None:
     _require_absent(target)
-    os.rename(source, target)
+    beneath.rename(source, target)
 
 
 def _move_card(archive: Path, target: Path) -> None:
     """Move the metadata file of an archive, if it exists and overwrites no other."""
-    if not os.path.lexists(card_path(target)):
+    if not beneath.exists(card_path(target)):
         with contextlib.suppress(FileNotFoundError):
-            os.rename(card_path(archive), card_path(target))
+            beneath.rename(card_path(archive), card_path(target))
 
 
 def _archive_of(name: str) -> str:
@@ -127,14 +125,11 @@ def _archive_of(name: str) -> str:
 
 
 def _has_trash(directory: Path) -> bool:
-    try:
-        return stat.S_ISDIR(os.lstat(trash_path(directory)).st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+    return beneath.is_directory(trash_path(directory))
 
 
 def _require_directory(directory: Path) -> None:
-    if os.path.lexists(trash_path(directory)) and not _has_trash(directory):
+    if beneath.exists(trash_path(directory)) and not _has_trash(directory):
         raise OpsError(
             f"{trash_path(directory)}: not a directory",
             hint=f"ls -la {shell_word(directory)}  # and move it away",
@@ -143,10 +138,10 @@ def _require_directory(directory: Path) -> None:
 
 def _sync(directory: Path) -> None:
     if _has_trash(directory):
-        atomic.sync_directory(trash_path(directory))
-    atomic.sync_directory(directory)
+        beneath.sync_directory(trash_path(directory))
+    beneath.sync_directory(directory)
 
 
 def _require_absent(path: Path) -> None:
-    if os.path.lexists(path):
+    if beneath.exists(path):
         raise TargetBusyError(f"{path}: exists already", hint=f"ls -la {shell_word(path)}")

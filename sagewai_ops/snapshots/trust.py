@@ -16,6 +16,7 @@ from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.archive.manifest import Header
 from sagewai_ops.archive.open import read_summary
 from sagewai_ops.archive.validation import is_mac
+from sagewai_ops.fs import beneath
 from sagewai_ops.home.paths import Home
 from sagewai_ops.keys.authentication import authentication_keys
 from sagewai_ops.keys.candidates import all_candidates
@@ -145,7 +146,7 @@ def confirm(
 def is_private_directory(directory: Path) -> bool:
     """Return whether only this user, and root, can write a directory."""
     try:
-        status = os.stat(directory)
+        status = beneath.status(directory)
     except OSError:
         return False
     return status.st_uid in (os.geteuid(), 0) and not status.st_mode & _OTHERS

@@ -202,7 +202,7 @@ def _advance(base: Path, move: Move) -> None:
         _put(fresh, place)
     elif present != move.old_inode:
         raise _occupied(place)
-    elif atomic.exchange(fresh, place):
+    elif beneath.exchange(fresh, place):
         _set_aside(fresh, kept)
     elif kept is not None:
         _put(place, kept)
@@ -220,10 +220,10 @@ def _retreat(base: Path, move: Move) -> None:
     place, fresh, kept = paths
     if inode_of(place) == move.fresh_inode:
         if inode_of(fresh) == move.old_inode is not None:
-            if not atomic.exchange(fresh, place):
+            if not beneath.exchange(fresh, place):
                 raise _unknown(base, move)
             return
-        if kept is not None and move.old_inode is not None and atomic.exchange(kept, place):
+        if kept is not None and move.old_inode is not None and beneath.exchange(kept, place):
             _put(kept, fresh)
             return
         _put(place, fresh)

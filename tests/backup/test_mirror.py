@@ -31,7 +31,7 @@ from sagewai_ops.errors import (
     TargetBusyError,
     UsageError,
 )
-from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs import beneath, locks
 from sagewai_ops.home.paths import DATABASE, locate
 from small_homes import everything_of, small
 from step_counter import counting, failing, killed_at, until_done
@@ -413,7 +413,7 @@ def test_a_kill_at_any_step_leaves_the_old_mirror_or_the_new(
 ) -> None:
     """And the next run leaves nothing else behind."""
     if not exchanges:
-        monkeypatch.setattr(atomic, "exchange", lambda _first, _second: False)
+        monkeypatch.setattr(beneath, "exchange", lambda _first, _second: False)
     root = tmp_path / "home"
     tiny(root, b"first")
     mirrored(root)
@@ -439,7 +439,7 @@ def test_a_failure_at_any_step_leaves_the_old_mirror_or_the_new(
 ) -> None:
     """The run fails with one of our errors, or it completes."""
     if not exchanges:
-        monkeypatch.setattr(atomic, "exchange", lambda _first, _second: False)
+        monkeypatch.setattr(beneath, "exchange", lambda _first, _second: False)
     root = tmp_path / "home"
     tiny(root, b"first")
     mirrored(root)

@@ -19,7 +19,7 @@ import pytest
 from home_builder import BuiltHome
 from program import COMMAND, Answer, call, run, started, taken
 from pseudo_terminal import watched
-from sagewai_ops.fs import locks
+from sagewai_ops.fs import beneath, locks
 from small_homes import everything_of, small
 
 PATIENCE_SECONDS = 30
@@ -617,14 +617,14 @@ def test_signal_after_the_rename_waits_for_the_card_and_reports_the_snapshot(
     home: BuiltHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader of `interrupted` must not conclude that no snapshot exists."""
-    rename = os.rename
+    rename = beneath.rename
 
     def rename_and_stop(source: Path | str, target: Path | str, **directories: int) -> None:
         rename(source, target, **directories)
         if os.fspath(target).endswith(".zst"):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(os, "rename", rename_and_stop)
+    monkeypatch.setattr(beneath, "rename", rename_and_stop)
 
     answer = call("--home", home.root, "backup", "--json")
 

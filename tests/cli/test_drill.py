@@ -18,7 +18,7 @@ from json_schemas import problems
 from memory_directory import memory_directory
 from program import Answer, call, run, taken
 from sagewai_ops.errors import PermissionDeniedError
-from sagewai_ops.fs import atomic
+from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.permissions.scan import inspect
 from sagewai_ops.snapshots import cards, catalog
 from small_homes import everything_of, small
@@ -221,14 +221,14 @@ def test_a_signal_while_it_cleans_up_does_not_stop_that(
     home: BuiltHome, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half a scratch directory would be one too many."""
-    remove = shutil.rmtree
+    remove = beneath.remove_tree
 
     def remove_and_stop(path: Path, *arguments: object) -> None:
-        monkeypatch.setattr(shutil, "rmtree", remove)
+        monkeypatch.setattr(beneath, "remove_tree", remove)
         os.kill(os.getpid(), signal.SIGTERM)
         remove(path)
 
-    monkeypatch.setattr(shutil, "rmtree", remove_and_stop)
+    monkeypatch.setattr(beneath, "remove_tree", remove_and_stop)
 
     answer = call("--home", home.root, "drill")
 

@@ -16,7 +16,7 @@ from other_process import running
 from private_home import tree_of
 from program import Answer, call
 from sagewai_ops.database.sqlite import in_use
-from sagewai_ops.fs import atomic
+from sagewai_ops.fs import beneath
 from sagewai_ops.home.paths import LEGACY_PLACES
 from small_homes import small
 from step_counter import killed
@@ -27,15 +27,15 @@ def _kill(is_last: Callable[[Path, Path], bool], *words: object) -> None:
 
     def run() -> None:
         with pytest.MonkeyPatch.context() as patch:
-            rename = os.rename
+            rename = beneath.rename
 
             def step(source: Any, target: Any) -> None:
                 if is_last(Path(source), Path(target)):
                     os.kill(os.getpid(), signal.SIGKILL)
                 rename(source, target)
 
-            patch.setattr(os, "rename", step)
-            patch.setattr(atomic, "exchange", lambda _first, _second: False)
+            patch.setattr(beneath, "rename", step)
+            patch.setattr(beneath, "exchange", lambda _first, _second: False)
             patch.setattr(in_use, "find_users", lambda *_databases: ())
             call(*words)
 

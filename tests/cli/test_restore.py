@@ -18,7 +18,7 @@ from other_process import running
 from program import Answer, call, run, taken
 from round_trips import assert_same_home, leftovers_beside
 from sagewai_ops.archive.manifest import Header, encode_header
-from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs import beneath, locks
 from sagewai_ops.restore import extractor as extracting
 from sagewai_ops.restore import restore as restoring
 from sagewai_ops.swap import journal as swap_journal
@@ -300,8 +300,8 @@ def test_interrupted_restore_stops_every_other_command_until_recovered(
 ) -> None:
     """Backup, init, restore and undo refuse with 11 and name the way on."""
     (home / "extra").write_text("x")
-    monkeypatch.setattr(atomic, "exchange", lambda _first, _second: False)
-    rename = os.rename
+    monkeypatch.setattr(beneath, "exchange", lambda _first, _second: False)
+    rename = beneath.rename
 
     def last(source: Any, target: Any, **directories: int) -> None:
         rename(source, target, **directories)
@@ -309,7 +309,7 @@ def test_interrupted_restore_stops_every_other_command_until_recovered(
             os.kill(os.getpid(), signal.SIGKILL)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", last)
+        patch.setattr(beneath, "rename", last)
         assert killed(lambda: call("--home", home, "restore", "latest", "--replace"))
 
     for words in (("init",), ("restore", "latest"), ("restore", "--undo")):
@@ -344,15 +344,15 @@ def test_signal_in_the_middle_leaves_the_target_and_nothing_else(
     elif moment == "extracted":
         monkeypatch.setattr(restoring, "count_access", _signalled(number))
     elif moment == "moving":
-        exchange = atomic.exchange
+        exchange = beneath.exchange
 
         def exchange_and_stop(first: Path, second: Path) -> bool:
             answer = exchange(first, second)
-            monkeypatch.setattr(atomic, "exchange", exchange)
+            monkeypatch.setattr(beneath, "exchange", exchange)
             os.kill(os.getpid(), number)
             return answer
 
-        monkeypatch.setattr(atomic, "exchange", exchange_and_stop)
+        monkeypatch.setattr(beneath, "exchange", exchange_and_stop)
     else:
         complete = swap_journal.complete
 
@@ -399,8 +399,8 @@ def test_recovery_is_not_left_between_by_a_signal(
 ) -> None:
     """It takes moments, and what it repairs is worse than waiting for it."""
     (home / "extra").write_text("x")
-    monkeypatch.setattr(atomic, "exchange", lambda _first, _second: False)
-    rename = os.rename
+    monkeypatch.setattr(beneath, "exchange", lambda _first, _second: False)
+    rename = beneath.rename
 
     def stopping(number: int) -> Callable[..., None]:
         def step(source: Any, target: Any, **directories: int) -> None:
@@ -411,10 +411,10 @@ def test_recovery_is_not_left_between_by_a_signal(
         return step
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", stopping(signal.SIGKILL))
+        patch.setattr(beneath, "rename", stopping(signal.SIGKILL))
         assert killed(lambda: call("--home", home, "restore", "latest", "--replace"))
     with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", stopping(signal.SIGTERM))
+        patch.setattr(beneath, "rename", stopping(signal.SIGTERM))
         answer = call("--home", home, "restore", "--recover", "--json")
 
     assert answer.code == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sagewai_ops.errors import NoSpaceError, OpsError, PermissionDeniedError
-from sagewai_ops.fs import atomic
+from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.removal import remove_tree
 from unprivileged import NO_USER, reachable_directory, unprivileged
@@ -111,7 +111,7 @@ def test_content_is_on_the_disk_before_the_name(
 ) -> None:
     """The file is synced, then renamed, then its directory is synced."""
     steps: list[str] = []
-    sync, rename = os.fsync, os.rename
+    sync, rename = os.fsync, beneath.rename
 
     def fsync(descriptor: int) -> None:
         steps.append("directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
@@ -122,7 +122,7 @@ def test_content_is_on_the_disk_before_the_name(
         rename(source, target, **directories)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "rename", renamed)
+    monkeypatch.setattr(beneath, "rename", renamed)
     atomic.replace(tmp_path / "file", b"x")
 
     assert steps == ["file", "name", "directory"]
@@ -177,13 +177,13 @@ def test_two_names_are_exchanged_in_one_step(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").write_text("file")
 
-    done = atomic.exchange(tmp_path / "a", tmp_path / "b")
+    done = beneath.exchange(tmp_path / "a", tmp_path / "b")
 
     assert (tmp_path / "a").is_file() is done
     assert (tmp_path / "b").is_dir() is done
     if done:
         with pytest.raises(FileNotFoundError):
-            atomic.exchange(tmp_path / "a", tmp_path / "missing")
+            beneath.exchange(tmp_path / "a", tmp_path / "missing")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM])
@@ -202,7 +202,7 @@ def test_system_without_the_exchange_is_reported(
     monkeypatch.setattr(ctypes, "CDLL", lambda *_arguments, **_options: Library)
     monkeypatch.setattr(ctypes, "get_errno", lambda: number)
 
-    assert not atomic.exchange(tmp_path / "a", tmp_path / "b")
+    assert not beneath.exchange(tmp_path / "a", tmp_path / "b")
 
 
 def test_a_tree_is_removed_without_following_its_links(tmp_path: Path) -> None:

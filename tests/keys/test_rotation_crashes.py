@@ -18,6 +18,7 @@ from memory_directory import memory_directory
 from opened_values import CLOSED, opened
 from sagewai_ops.database.sqlite import in_use
 from sagewai_ops.errors import NoSpaceError, OpsError
+from sagewai_ops.fs import beneath
 from sagewai_ops.fs.journal import Recovery
 from sagewai_ops.home.paths import OWN_PREFIX, Home, locate
 from sagewai_ops.keys import rotation_journal
@@ -312,7 +313,7 @@ def killed_in_the_middle(home: Path) -> None:
                 rename(old, new)  # type: ignore[arg-type]
 
             rename = os.rename
-            patch.setattr(os, "rename", replace)
+            patch.setattr(beneath, "rename", replace)
             turn(home)
 
     assert killed(run)

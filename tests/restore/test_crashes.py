@@ -18,7 +18,7 @@ from archives import DIRECTORY, LINK, STATE, write
 from memory_directory import memory_directory
 from sagewai_ops.archive.manifest import Entry, EntryType
 from sagewai_ops.errors import LockedError, NoSpaceError, OpsError
-from sagewai_ops.fs import atomic
+from sagewai_ops.fs import beneath
 from sagewai_ops.home.paths import OWN_PREFIX, Home, locate
 from sagewai_ops.operations.recover import recover_home
 from sagewai_ops.restore.plan import RestoreOptions
@@ -210,7 +210,7 @@ def in_entries() -> Iterator[None]:
 def without_exchange() -> Iterator[None]:
     """Simulate a file system without the exchange of two names."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(atomic, "exchange", lambda _first, _second: False)
+        patch.setattr(beneath, "exchange", lambda _first, _second: False)
         yield
 
 

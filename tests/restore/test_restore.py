@@ -536,7 +536,6 @@ HOSTILE = {
     "our own name": [_file(".sagewai-ops-staging")],
     "our own directory": [_directory(".sagewai-ops-before-restore-20200101T000000000000Z")],
     "time": [_file("note", mtime_ns=10**30)],
-    "owner": [_file("note", uid=2**40)] if IS_ROOT else [_file("../note")],
     "one place by two ways": [
         _directory("external"),
         _directory("external/home"),
@@ -646,9 +645,20 @@ def test_disk_that_is_too_small_is_left_empty(
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root changes owners")
+def test_impossible_owner_is_refused(tmp_path: Path) -> None:
+    """It is not a number that the system has for a user."""
+    archive = forge(tmp_path / "a.tar.zst", [_file("note", uid=2**40)])
+
+    with pytest.raises(DamagedError):
+        bring_back(archive, tmp_path / "there", same_owner=True)
+
+    assert not (tmp_path / "there").exists()
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root changes owners")
 @pytest.mark.parametrize("layout", ["canonical", "flat"])
-def test_owner_comes_back_for_root(tmp_path: Path, layout: str) -> None:
-    """Files belong to whom they belonged to, also what a restore itself writes or makes."""
+def test_owner_comes_back_for_root_on_request(tmp_path: Path, layout: str) -> None:
+    """With --same-owner, what a restore itself writes or makes has the recorded owner too."""
     root = small(tmp_path / "home", layout=layout).root
     key = tmp_path / "key"
     shutil.copy(next(root.rglob("master.key")), key)
@@ -658,7 +668,13 @@ def test_owner_comes_back_for_root(tmp_path: Path, layout: str) -> None:
 
     for home in homes:
         bring_back(
-            archive, home, key_file=key, replace=True, revoke_sessions=True, rebind_fleet=True
+            archive,
+            home,
+            key_file=key,
+            replace=True,
+            revoke_sessions=True,
+            rebind_fleet=True,
+            same_owner=True,
         )
 
     for home in homes:

@@ -11,7 +11,7 @@ from memory_directory import memory_directory
 from other_process import running
 from round_trips import bring_back, leftovers_beside, snapshot_of
 from sagewai_ops.errors import LockedError, NotFoundError, TargetBusyError
-from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs import beneath, locks
 from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.operations.recover import recover_home
 from sagewai_ops.restore.undo import undo_restore
@@ -129,7 +129,7 @@ def test_interrupted_restore_is_recovered_before_it_is_undone(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Undo refuses between old and new; recover ends it and is not needed twice."""
-    monkeypatch.setattr(atomic, "exchange", lambda _first, _second: False)
+    monkeypatch.setattr(beneath, "exchange", lambda _first, _second: False)
     home = _restored(directory)
     target = locate(home, {})
     for number in range(1, 99):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sagewai_ops.errors import NotFoundError, UsageError
+from sagewai_ops.fs import beneath
 from sagewai_ops.snapshots import cards, catalog
 
 
@@ -163,14 +164,14 @@ def test_an_archive_that_goes_meanwhile_takes_no_other_along(
 ) -> None:
     """Another run prunes while the directory is listed."""
     paths = [_archive(tmp_path, f"2026010{day}T000000Z-000001") for day in (1, 2, 3)]
-    really = os.lstat
+    really = beneath.status
 
-    def vanishing(path: Path, *, dir_fd: int | None = None) -> os.stat_result:
+    def vanishing(path: Path) -> os.stat_result:
         if path == paths[1]:
             raise FileNotFoundError(2, "gone", str(path))
-        return really(path, dir_fd=dir_fd)
+        return really(path)
 
-    monkeypatch.setattr(os, "lstat", vanishing)
+    monkeypatch.setattr(beneath, "status", vanishing)
     found = catalog.list_snapshots(tmp_path)
     monkeypatch.undo()
 

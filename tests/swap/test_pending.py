@@ -14,7 +14,7 @@ from home_builder import BuiltHome
 from opened_values import CLOSED, opened
 from sagewai_ops.database.sqlite import in_use
 from sagewai_ops.errors import LockedError, OpsError
-from sagewai_ops.fs import journal
+from sagewai_ops.fs import beneath, journal
 from sagewai_ops.home.paths import LEGACY_PLACES, locate
 from sagewai_ops.keys import rotation_journal
 from sagewai_ops.layout.journal import JOURNAL
@@ -84,14 +84,14 @@ def _kill_rotation(home: Path) -> None:
 
     def run() -> None:
         with pytest.MonkeyPatch.context() as patch:
-            rename = os.rename
+            rename = beneath.rename
 
-            def replace(old: str, new: str, **directories: int) -> None:
-                if new.endswith("connections.json"):
+            def replace(old: Path, new: Path) -> None:
+                if new.name == "connections.json":
                     os.kill(os.getpid(), signal.SIGKILL)
-                rename(old, new, **directories)
+                rename(old, new)
 
-            patch.setattr(os, "rename", replace)
+            patch.setattr(beneath, "rename", replace)
             rotate(locate(home, {}), {}, Options())
 
     assert killed(run)

@@ -12,7 +12,7 @@ import pytest
 
 from memory_directory import memory_directory
 from sagewai_ops.errors import LockedError, OpsError, TargetBusyError
-from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs import beneath, locks
 from sagewai_ops.home.paths import locate
 from sagewai_ops.swap import journal as swap_journal
 from sagewai_ops.swap import pending, staging, swap
@@ -136,7 +136,7 @@ def test_what_is_not_kept_is_not_overwritten_either(
 ) -> None:
     """A file that came to the place in the meantime stays, and the swap is refused."""
     if not can_exchange:
-        monkeypatch.setattr(atomic, "exchange", lambda _first, _second: False)
+        monkeypatch.setattr(beneath, "exchange", lambda _first, _second: False)
     with swap.staged(home, ("note",), keeps=False) as stage:
         (stage.content / "note").write_text("new")
         with pytest.raises(OpsError):
@@ -244,7 +244,7 @@ def recover(home: Path) -> str:
 
 def _killed_between(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Kill a swap after the home got another name and before the new one got its."""
-    monkeypatch.setattr(atomic, "exchange", lambda _first, _second: False)
+    monkeypatch.setattr(beneath, "exchange", lambda _first, _second: False)
     for number in range(1, 60):
         assert killed_at(number, lambda: _exchange(home))
         if not home.exists():

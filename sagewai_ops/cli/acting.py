@@ -1,0 +1,195 @@
+"""The user whose rights a command takes: root works on another user's home as that user."""
+
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sagewai_ops.cli.settings import Settings
+from sagewai_ops.errors import NotFoundError, OpsError, UsageError
+from sagewai_ops.fs.free_space import nearest_existing
+from sagewai_ops.home.paths import locate
+from sagewai_ops.text import shell_word
+
+if TYPE_CHECKING:
+    from sagewai_ops.fs.monitor import Grant
+    from sagewai_ops.process.privileges import Account
+
+
+# Commands that work on nothing of another user, on the directory of --to, or on snapshots.
+_WITHOUT_HOME = ("schedule ", "config ")
+_TO = ("restore", "snapshots extract")
+_SNAPSHOTS = "snapshots "
+
+
+def find_acting(
+    command: str, settings: Settings, options: Mapping[str, Any]
+) -> "tuple[Account, Grant] | None":
+    """Return the account whose rights a run takes, and what root's process does for it.
+
+    It is the owner of what the command works on: of the home, of the directory of `--to`, of the
+    snapshots; of their nearest parent if they do not exist.
+
+    Args:
+        options: Of the command; the files that they name may be read with root's rights.
+
+    Returns:
+        None if the run keeps its rights: it is not root's, or the directory is.
+
+    Raises:
+        NotFoundError: `--owner` names no user.
+        UsageError: `--owner` differs from the target's, or `--same-owner` for a directory that
+            other users can change.
+    """
+    if os.geteuid() != 0 or command.startswith(_WITHOUT_HOME):
+        if options.get("owner") or options.get("same_owner"):
+            raise UsageError("--owner and --same-owner: only root can set owners")
+        return None
+    try:
+        home = locate(settings.home_option, settings.environment)
+    except OpsError:
+        return None  # the command reports it
+    to, named = options.get("to"), options.get("snapshots")
+    snapshots = settings.snapshots(home, to if command == "backup" else named)
+    subject = home.root
+    if command in _TO and to:
+        subject = to
+    elif command.startswith(_SNAPSHOTS) and not subject.exists():
+        subject = snapshots
+    return _find_owner(Path(os.path.realpath(subject)), snapshots, options)
+
+
+def settings_of(settings: Settings, account: "Account") -> Settings:
+    """Return the settings of a run with a user's rights: the same home, the user's own state."""
+    home = locate(settings.home_option, settings.environment)
+    environment = {**settings.environment, "HOME": account.home or os.sep}
+    environment.pop("XDG_STATE_HOME", None)
+    return replace(settings, home_option=home.named, environment=environment)
+
+
+def run_in_child(account: "Account", grant: "Grant", work: Callable[[], Any]) -> Any:
+    """Run a function in a child process with a user's rights, and serve it with one's own.
+
+    Args:
+        grant: What this process does for the child.
+        work: Its result is a value of JSON. It begins with root's rights: `become` is its first
+            step, so that a failure is reported as any other.
+
+    Returns:
+        The result; None if it raised, which the child has printed.
+
+    Raises:
+        OpsError: A signal that is not a request to end, such as SIGKILL, ended the child.
+    """
+    from sagewai_ops.fs.monitor import serve
+    from sagewai_ops.process.signals import forward_signals
+
+    ours, theirs = socket.socketpair()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    child = os.fork()
+    if not child:
+        ours.close()
+        _run(theirs, grant, work)
+    theirs.close()
+    with ours, forward_signals(child):
+        result = serve(ours, grant)
+        _pid, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        raise OpsError(
+            f"process {child}, which had the rights of {account.name}: ended by signal"
+            f" {os.WTERMSIG(status)}"
+        )
+    return result
+
+
+def _run(connection: socket.socket, grant: "Grant", work: Callable[[], Any]) -> None:
+    """Run the child's part; does not return."""
+    from sagewai_ops.fs.monitor import connect
+
+    status = 1
+    try:
+        finish = connect(connection, grant)
+        finish(work())
+        status = 0
+    except BaseException:  # noqa: BLE001 - this process ends here
+        sys.excepthook(*sys.exc_info())
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(status)
+
+
+def _find_owner(
+    subject: Path, snapshots: Path, options: Mapping[str, Any]
+) -> "tuple[Account, Grant] | None":
+    from sagewai_ops.fs.monitor import Grant, has_roots_path, is_roots_alone
+    from sagewai_ops.process.privileges import account_of
+
+    if options.get("same_owner"):
+        if not has_roots_path(subject.parent):
+            raise UsageError(
+                f"--same-owner: {subject.parent} can be changed by other users",
+                hint="restore without --same-owner  # the target's owner owns the result",
+            )
+        return None
+    status = os.stat(nearest_existing(subject))
+    uid, gid = status.st_uid, status.st_gid
+    if owner := options.get("owner"):
+        named = _named_account(owner)
+        if not subject.exists() and has_roots_path(nearest_existing(subject)):
+            _make_home(subject, *named)
+            uid, gid = named
+        elif named[0] != uid:
+            raise UsageError(
+                f"--owner {owner}: {subject} belongs to uid {uid}",
+                hint=f"ls -ld {shell_word(subject)}",
+            )
+    if uid == 0:
+        return None
+    directory = Path(os.path.realpath(snapshots))
+    grant = Grant(
+        directories=(directory,) if is_roots_alone(directory) else (),
+        files=frozenset(_files_of(options)),
+    )
+    return account_of(uid, gid), grant
+
+
+def _named_account(name: str) -> tuple[int, int]:
+    import pwd
+
+    try:
+        entry = pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
+    except (KeyError, OverflowError):
+        if name.isdigit() and int(name) < 2**32 - 1:
+            return int(name), int(name)
+        raise NotFoundError(f"--owner {name}: no such user", hint="getent passwd") from None
+    return entry.pw_uid, entry.pw_gid
+
+
+def _make_home(path: Path, uid: int, gid: int) -> None:
+    """Create an empty directory for a user, below directories that root alone can write."""
+    from sagewai_ops.fs import beneath
+    from sagewai_ops.fs.os_errors import translate_os_errors
+
+    with translate_os_errors(path):
+        for parent in reversed(path.parents):
+            if not parent.exists():
+                beneath.make_directory(parent, 0o755)
+        beneath.make_directory(path, 0o700)
+        beneath.set_owner(path, uid, gid)
+
+
+def _files_of(options: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield the existing files that options name, as they are named and resolved."""
+    for value in options.values():
+        for item in value if isinstance(value, list) else (value,):
+            if isinstance(item, (str, Path)) and item and os.path.isfile(item):
+                yield Path(os.path.abspath(item))
+                yield Path(os.path.realpath(item))

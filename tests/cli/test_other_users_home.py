@@ -1,0 +1,207 @@
+"""Root over the home of another user: the work is done with that user's rights."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from program import COMMAND, call, run
+from unprivileged import NO_USER, reachable_directory, unprivileged
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root works on another user's home")
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory of root's that every user can enter."""
+    with reachable_directory() as directory:
+        directory.chmod(0o755)
+        yield directory
+
+
+@pytest.fixture
+def home(place: Path) -> Path:
+    """A home that a user created in a directory of the user's."""
+    (place / "user").mkdir()
+    os.chown(place / "user", NO_USER, NO_USER)
+    answer = run("--home", place / "user/home", "init")
+    assert answer.code == 0, answer.err
+    return place / "user/home"
+
+
+def _owners(path: Path) -> set[int]:
+    return {entry.lstat().st_uid for entry in (path, *path.rglob("*"))}
+
+
+def test_backup_to_a_directory_of_roots_is_roots(place: Path, home: Path) -> None:
+    """One process reads the home as its owner, the other writes where only root can."""
+    answer = run("--home", home, "backup", "--snapshots", place / "safe", "--json")
+
+    assert answer.code == 0, answer.err + answer.out
+    archive = Path(answer.result["archive"])
+    assert sorted(os.listdir(place / "safe")) == [archive.name, archive.name + ".json"]
+    assert _owners(place / "safe") == {0}
+    assert stat.S_IMODE(archive.stat().st_mode) == 0o600
+    assert stat.S_IMODE(archive.parent.stat().st_mode) == 0o700
+    assert _owners(home) == {NO_USER}
+
+
+def test_backup_next_to_the_home_is_the_owners(place: Path, home: Path) -> None:
+    """What root leaves in the user's directory does not lock the user out."""
+    assert run("--home", home, "backup").code == 0
+
+    assert _owners(place / "user") == {NO_USER}
+    assert run("--home", home, "snapshots", "verify", "latest").code == 0
+
+
+def test_files_that_the_owner_cannot_read_stay_out(place: Path, home: Path) -> None:
+    """A file of root's in the home is not readable with the owner's rights."""
+    secret = home / "data/secret"
+    secret.write_text("of root's")
+    secret.chmod(0o600)
+
+    answer = run("--home", home, "backup", "--snapshots", place / "safe", "--json")
+
+    assert answer.code != 0
+    assert "data/secret" in answer.out
+
+
+def test_restore_from_a_directory_of_roots_is_the_owners(place: Path, home: Path) -> None:
+    """The archive is read by the process that remains root's."""
+    (home / "data/note").write_text("x")
+    assert run("--home", home, "backup", "--snapshots", place / "safe").code == 0
+    (home / "data/note").unlink()
+
+    answer = run("--home", home, "restore", "latest", "--snapshots", place / "safe", "--replace")
+
+    assert answer.code == 0, answer.err
+    assert (home / "data/note").read_text() == "x"
+    assert _owners(place / "user") == {NO_USER}
+
+
+def test_restore_creates_a_new_home_for_its_owner(place: Path, home: Path) -> None:
+    """--owner, where root alone can create the directory; the plan names it."""
+    assert run("--home", home, "backup", "--snapshots", place / "safe").code == 0
+    words = ("restore", "latest", "--snapshots", place / "safe", "--to", place / "new")
+
+    plan = run("--home", home, *words, "--owner", NO_USER, "--dry-run", "--json")
+    answer = run("--home", home, *words, "--owner", NO_USER, "--install-key", _key_of(place, home))
+
+    assert plan.result["owner"] == "nobody"
+    assert answer.code == 0, answer.err
+    assert _owners(place / "new") == {NO_USER}
+
+
+def test_owners_of_an_archive_are_kept_only_on_request(place: Path, home: Path) -> None:
+    """Nothing authenticates a clear archive's owners."""
+    assert run("--home", home, "backup", "--snapshots", place / "safe").code == 0
+    words = ("--home", home, "restore", "latest", "--snapshots", place / "safe")
+    key = _key_of(place, home)
+
+    assert run(*words, "--to", place / "plain", "--install-key", key).code == 0
+    assert run(*words, "--to", place / "same", "--install-key", key, "--same-owner").code == 0
+    refused = run(*words, "--to", place / "user/same", "--install-key", key, "--same-owner")
+
+    assert _owners(place / "plain") == {0}
+    assert NO_USER in _owners(place / "same")
+    assert (refused.code, (place / "user/same").exists()) == (2, False)
+
+
+def _key_of(place: Path, home: Path) -> Path:
+    key = place / "key"
+    key.write_bytes((home / "secrets/master.key").read_bytes())
+    key.chmod(0o600)
+    return key
+
+
+def test_files_that_root_names_are_read_with_roots_rights(place: Path, home: Path) -> None:
+    """A passphrase file of root's, which the owner cannot read."""
+    passphrase = place / "passphrase"
+    passphrase.write_text("correct horse")
+    passphrase.chmod(0o600)
+    words = ("--snapshots", place / "safe", "--passphrase-file", passphrase)
+
+    assert run("--home", home, "backup", *words).code == 0
+    assert run("--home", home, "snapshots", "verify", "latest", *words).code == 0
+
+
+def test_runs_are_reported_with_roots_rights(place: Path, home: Path) -> None:
+    """The log and the metrics are root's files."""
+    (place / "log").mkdir(0o700)
+    answer = run(
+        *("--home", home, "backup", "--snapshots", place / "safe"),
+        *("--log-file", place / "log/ops.log", "--metrics-file", place / "log/ops.prom"),
+    )
+
+    assert answer.code == 0, answer.err
+    assert "event=end" in (place / "log/ops.log").read_text()
+    assert "exit_code" in (place / "log/ops.prom").read_text()
+
+
+def test_snapshots_of_roots_are_pruned_and_drilled(place: Path, home: Path) -> None:
+    """Everything that changes a snapshot directory goes through root's process."""
+    for _night in range(2):
+        assert run("--home", home, "backup", "--snapshots", place / "safe").code == 0
+
+    pruned = run(
+        "--home", home, "snapshots", "prune", "--snapshots", place / "safe", "--keep-last", 1
+    )
+    drilled = run("--home", home, "drill", "--snapshots", place / "safe", "--json")
+
+    assert pruned.code == 0, pruned.err
+    assert len(list((place / "safe").glob("*.zst"))) == 1
+    assert drilled.code == 0, drilled.out
+    assert drilled.result["recorded"]
+    assert _owners(place / "safe") == {0}
+
+
+def test_signal_ends_both_processes(place: Path, home: Path) -> None:
+    """The partial file is removed; the exit code is the signal's."""
+    (home / "data/big").write_bytes(os.urandom(1 << 20) * 64)
+    words = ("--home", home, "backup", "--snapshots", place / "safe", "--level", "19")
+    with subprocess.Popen([*COMMAND, *map(str, words)], stderr=subprocess.PIPE) as process:
+        while not list((place / "safe").glob(".*.partial")):
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        _out, error = process.communicate(timeout=60)
+
+    assert process.returncode == 143
+    assert b"interrupted by signal 15" in error
+    assert os.listdir(place / "safe") == []
+
+
+def test_end_of_the_process_of_the_owner_is_an_error(place: Path, home: Path) -> None:
+    """Its user can kill it: the run says so, and the next one removes what it left."""
+    (home / "data/big").write_bytes(os.urandom(1 << 20) * 64)
+    words = ("--home", home, "backup", "--snapshots", place / "safe", "--level", "19")
+    with subprocess.Popen([*COMMAND, *map(str, words)], stderr=subprocess.PIPE) as process:
+        while not list((place / "safe").glob(".*.partial")):
+            assert process.poll() is None
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+        _out, error = process.communicate(timeout=60)
+    (home / "data/big").unlink()
+
+    again = run("--home", home, "backup", "--snapshots", place / "safe", "--json")
+
+    assert process.returncode == 1
+    assert b"ended by signal 9" in error
+    assert again.code == 0
+    assert json.loads(again.out)["result"]["swept"]
+    assert len(os.listdir(place / "safe")) == 2
+
+
+def test_owner_needs_root(home: Path) -> None:
+    """A user cannot give files away."""
+    with unprivileged():
+        answer = call("--home", home, "restore", "latest", "--same-owner")
+
+    assert answer.code == 2
+    assert "only root can set owners" in answer.err
