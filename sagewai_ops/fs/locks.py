@@ -1,9 +1,10 @@
 """Locks on directories and files, which end with the process that has them.
 
 A lock is `flock` on the directory itself: nothing is written, so it works on a read-only home and
-leaves nothing after a kill or a reboot. The process that has it is read from the system, where the
-system shows it; it is always a process of this machine, because on a network file system such a
-lock excludes only processes of the same machine.
+leaves nothing after a kill or a reboot. A lock of another user's process, where the system shows
+whose it is, counts for nothing: then a private file in the directory is locked as well. The process
+that has it is read from the system, where the system shows it; it is always a process of this
+machine, because on a network file system such a lock excludes only processes of the same machine.
 
 A command locks the home that it changes, or that must not change while it is read, and the snapshot
 directory in which it changes names or metadata files of finished snapshots. To read a home or a
@@ -23,9 +24,11 @@ from pathlib import Path
 from sagewai_ops.errors import LockedError
 from sagewai_ops.fs import beneath
 from sagewai_ops.fs.os_errors import translate_os_errors
-from sagewai_ops.process.procfs import describe, lock_holders
+from sagewai_ops.fs.trust import is_trusted, report
+from sagewai_ops.process.procfs import describe, lock_holders, user_of
 
 _POLL_SECONDS = 0.02
+_LOCK_FILE = ".sagewai-ops-lock"
 _GUARD_SECONDS = 5.0  # a directory is guarded for milliseconds
 _held: list[int] = []  # descriptors of the directories that this run has locked
 
@@ -162,15 +165,54 @@ def _lock(path: Path, operation: int, wait_seconds: float) -> Iterator[int]:
         try:
             with translate_os_errors(path):
                 is_locked = wait_for_lock(descriptor, operation, deadline - time.monotonic())
-            if not is_locked:
+            is_foreign = not is_locked and _is_foreign(path, descriptor)
+            if not is_locked and not is_foreign:
                 raise _locked(path)
             if _has_name(path, descriptor):
-                with held(descriptor):
+                with _lock_file(path, operation, deadline, create=is_foreign), held(descriptor):
                     yield descriptor
                 return
             # Another directory has been given the name during the wait: lock that one.
         finally:
             os.close(descriptor)
+
+
+def _is_foreign(path: Path, descriptor: int) -> bool:
+    """Return whether only processes of other users have locked a directory.
+
+    Whoever can read a directory can lock it, and would stop every backup.
+    """
+    users = {user_of(process) for process in lock_holders(path)}
+    own = (None, 0, os.geteuid(), os.fstat(descriptor).st_uid)
+    if not users or not users.isdisjoint(own):
+        return False
+    report(f"{path}: locked by uid {', '.join(map(str, users))}, ignored")
+    return True
+
+
+@contextlib.contextmanager
+def _lock_file(path: Path, operation: int, deadline: float, *, create: bool) -> Iterator[None]:
+    """Lock the file that excludes other runs where another user has locked the directory.
+
+    It stays, and then every run locks it too: the other user can end its lock at any moment.
+    """
+    file = path / _LOCK_FILE
+    if create:
+        with translate_os_errors(file), contextlib.suppress(FileExistsError):
+            os.close(beneath.create_file(file, 0o600))
+    if not beneath.exists(file) or not (is_trusted(file) or create):
+        yield
+        return
+    with translate_os_errors(file):
+        descriptor = beneath.open_file(file)
+    try:
+        with translate_os_errors(file):
+            is_locked = wait_for_lock(descriptor, operation, deadline - time.monotonic())
+        if not is_locked:
+            raise _locked(file)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _locked(path: Path) -> LockedError:

@@ -6,6 +6,7 @@ they count only where no other user could have: see `is_trusted`. Anything else 
 reported.
 """
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -78,7 +79,15 @@ def owned_target(path: Path, owner: int | None = None) -> tuple[Path | None, str
     Raises:
         OSError: The system refused.
     """
-    link = beneath.status(path)
+    try:
+        link = beneath.status(path)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise
+        above, reason = owned_target(path.parent, owner)
+        if above is None or above == path.parent:
+            return None, reason or "not in a directory"
+        return owned_target(above / path.name, owner)
     if not stat.S_ISLNK(link.st_mode):
         return path, ""
     real = Path(os.path.realpath(path))

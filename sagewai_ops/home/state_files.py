@@ -11,14 +11,14 @@ import fcntl
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from sagewai_ops.fs import locks
+from sagewai_ops.fs import beneath, locks
+from sagewai_ops.fs.trust import owned_target
 from sagewai_ops.home.paths import LEGACY_PLACES, Home
 
 ADMIN_STATE_NAME = "admin-state.json"
@@ -153,16 +153,16 @@ def _state_places(home: Home) -> list[str]:
 
 
 def _read(path: Path) -> bytes:
-    # Without O_NONBLOCK a pipe with the name of a document would block.
-    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
+    real, reason = owned_target(path)
+    if real is None:
+        raise OSError(errno.ELOOP, reason, str(path))
+    with open(beneath.open_file(real), "rb") as file:
         return file.read()
 
 
 def state_lock(state: Path, operation: int) -> AbstractContextManager[None]:
     """Lock the admin state as its writers do, if they use a lock file; it is never created."""
-    lock = state.with_name(f"{state.name}.lock")
+    lock = Path(os.path.realpath(state.parent)) / f"{state.name}.lock"
     return locks.optional_lock(lock, wait_seconds=_LOCK_WAIT_SECONDS, operation=operation)
 
 

@@ -6,7 +6,7 @@ is written last. Each of these steps can be repeated and undone with the table a
 needs no old key, and keeps what was written since.
 """
 
-import errno
+import contextlib
 import fcntl
 import os
 import re
@@ -306,9 +306,8 @@ def read_place(root: Path, place: str) -> bytes | None:
     with translate_os_errors(path):
         if not os.path.exists(path):  # a broken link
             return b""
-        if not path.is_file():
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        return path.read_bytes()
+        with open(beneath.open_file(path), "rb") as stream:
+            return stream.read()
 
 
 def sweep_partial_files(home: Home, documents: Sequence[Path]) -> None:
@@ -338,7 +337,7 @@ def _apply(
 def _substitute_in_file(path: Path, tokens: Mapping[bytes, bytes]) -> None:
     """Replace a file by one with other tokens, of the same mode and owner."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = beneath.open_file(path)
     except FileNotFoundError:
         return  # a copy that was removed since
     with open(descriptor, "rb") as file:
@@ -361,9 +360,10 @@ def _restore_key(home: Home, journal: Journal, before: bytes | None) -> None:
         return
     place = home.root / journal.place
     if before is None:
-        place.unlink()
+        beneath.unlink(place)
         beneath.sync_directory(place.parent)
     else:
         _write_key(place, before)
     if journal.kept_as:
-        (home.root / journal.kept_as).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            beneath.unlink(home.root / journal.kept_as)

@@ -20,7 +20,7 @@ from sagewai_ops.fs.journal import Operation, Recovery
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
 from sagewai_ops.fs.removal import remove_tree
 from sagewai_ops.fs.trust import is_trusted
-from sagewai_ops.home.paths import OWN_PREFIX, Home
+from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, OWN_PREFIX, Home
 from sagewai_ops.keys.candidates import Candidate, key_from_bytes
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.text import shell_word
@@ -92,7 +92,7 @@ def written(root: Path, journal: Journal) -> Iterator[None]:
                 raise
             yield
     finally:
-        sweep(root)
+        _discard(directory)
 
 
 @contextlib.contextmanager
@@ -144,8 +144,10 @@ def read(root: Path) -> Journal:
             pairs = [json.loads(line) for line in lines]
         tokens = {old.encode(): other.encode() for old, other in pairs}
         documents = tuple(content.pop("documents"))
+        keys = {os.path.realpath(root / name) for name in (MASTER_KEY, LEGACY_MASTER_KEY)}
         for name in (content["place"], content["kept_as"]):
-            fs_journal.require_inside(name)
+            if name not in keys:  # where the key is a link to another disk
+                fs_journal.require_inside(name)
         return Journal(new=new, tokens=tokens, documents=documents, **content)
     except OSError as error:
         raise from_os_error(error, directory) from error
@@ -178,13 +180,17 @@ def is_pending(path: Path) -> bool:
     return not fs_journal.is_live(path.parent)
 
 
-@uninterrupted()
 def sweep(root: Path) -> list[str]:
     """Remove the directory of a dead run without a journal; return its name."""
     directory = root / DIRECTORY
-    if not beneath.exists(directory) or not is_trusted(directory):
+    return _discard(directory) if beneath.exists(directory) and is_trusted(directory) else []
+
+
+@uninterrupted()
+def _discard(directory: Path) -> list[str]:
+    if not beneath.exists(directory) or beneath.exists(directory / _JOURNAL):
         return []
-    if beneath.exists(directory / _JOURNAL) or not locks.is_abandoned(directory):
+    if not locks.is_abandoned(directory):
         return []
     with contextlib.suppress(OSError):
         remove_tree(directory)

@@ -72,6 +72,15 @@ def lock_holders(path: Path, kind: str = "FLOCK") -> tuple[Process, ...]:
     return tuple(read_process(pid) for pid in sorted(pids))
 
 
+def user_of(process: Process) -> int | None:
+    """Return the effective uid of a process; None if it is not readable."""
+    with suppress(OSError, ValueError, IndexError):
+        for line in (_PROC / str(process.pid) / "status").read_text("utf-8", "replace").split("\n"):
+            if line.startswith("Uid:"):
+                return int(line.split()[2])
+    return None
+
+
 def _locks() -> Iterator[tuple[str, int, str]]:
     """Yield (kind, pid, device:inode) for every held lock; proc(5), `/proc/locks`."""
     try:

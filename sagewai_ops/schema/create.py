@@ -41,12 +41,10 @@ def create_database(path: Path) -> None:
             raise _exists(path)
         with contextlib.ExitStack() as stack:
             with uninterrupted():
-                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                descriptor = os.open(temporary, flags, atomic.PRIVATE_FILE)
+                descriptor = beneath.create_file(temporary, atomic.PRIVATE_FILE)
                 for suffix in ("", "-wal", "-shm"):
                     stack.callback(remove_tree, Path(f"{temporary}{suffix}"))
                 stack.callback(os.close, descriptor)
-            os.fchmod(descriptor, atomic.PRIVATE_FILE)
             _create_tables(temporary, path)
             os.fsync(descriptor)
             _link(temporary, path)
@@ -76,7 +74,7 @@ def _create_tables(file: Path, shown: Path) -> None:
 def _link(temporary: Path, path: Path) -> None:
     """Link the finished file to its path, without ever replacing another file."""
     try:
-        os.link(temporary, path)
+        beneath.make_hard_link(path, temporary)
     except FileExistsError as error:
         raise _exists(path) from error
     except OSError as error:
@@ -84,7 +82,7 @@ def _link(temporary: Path, path: Path) -> None:
             raise
         if os.path.lexists(path):
             raise _exists(path) from error
-        os.rename(temporary, path)
+        beneath.rename(temporary, path)
 
 
 def _exists(path: Path) -> TargetBusyError:

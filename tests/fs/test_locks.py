@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import stat
 import threading
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import pytest
 from other_process import running
 from sagewai_ops.errors import LockedError, OpsError
 from sagewai_ops.fs import locks
+from sagewai_ops.fs.trust import take_reports
 
 _HOLD = """
 import pathlib
 sys.path.remove("")  # the checkout, where the installed package is meant
 from sagewai_ops.fs import locks
+from sagewai_ops.fs.trust import take_reports
 with locks.exclusive(pathlib.Path(sys.argv[1])):
     pause()
 """
@@ -136,3 +139,30 @@ def test_file_system_without_locks_is_an_error_for_a_home_but_not_for_a_guard(
     assert not locks.is_abandoned(tmp_path)
     with pytest.raises(OpsError, match="no locks available"), locks.exclusive(tmp_path):
         pytest.fail("no lock was taken")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
+def test_lock_of_another_user_excludes_nobody(tmp_path: Path) -> None:
+    """Whoever can read a directory can lock it; runs still exclude each other."""
+    tmp_path.chmod(0o755)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    ready, lasting = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        other = os.dup(os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY))
+        os.setresuid(40001, 40001, 40001)
+        fcntl.flock(other, fcntl.LOCK_EX)
+        os.write(ready[1], b"x")
+        os.read(lasting[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    try:
+        with locks.exclusive(tmp_path), pytest.raises(LockedError), locks.exclusive(tmp_path):
+            pass
+        assert [f"{tmp_path}: locked by uid 40001" in line for line in take_reports()] == [True]
+    finally:
+        os.write(lasting[1], b"x")
+        os.waitpid(child, 0)
+    with locks.exclusive(tmp_path), pytest.raises(LockedError), locks.exclusive(tmp_path):
+        pass
+    assert stat.S_IMODE((tmp_path / ".sagewai-ops-lock").stat().st_mode) == 0o600

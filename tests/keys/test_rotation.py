@@ -34,6 +34,7 @@ from sagewai_ops.errors import (
     PermissionDeniedError,
     UsageError,
 )
+from sagewai_ops.fs.trust import take_reports
 from sagewai_ops.home import state_files
 from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.keys import rotation, rotation_journal
@@ -666,13 +667,13 @@ def test_the_lock_of_sagewais_writers_is_held_and_waited_for(
     assert CLOSED not in values_of(built, built.master_key.read_bytes())
 
 
-def test_a_journal_of_another_user_counts_as_one() -> None:
-    """Who may not look into it cannot know that the home is settled."""
+def test_a_journal_of_another_user_is_left_alone() -> None:
+    """In a directory that others write, any user can put one, and block every command."""
+    take_reports()
     with reachable_directory() as directory:
-        journal = directory / rotation_journal.DIRECTORY
         with unprivileged():
-            journal.mkdir(0o000)
+            (directory / rotation_journal.DIRECTORY).mkdir(0o000)
+        directory.chmod(0o777)
 
-            assert pending_operations(directory)
-            journal.chmod(0o700)
-            assert not pending_operations(directory)
+        assert not pending_operations(directory)
+        assert len(take_reports()) == 1

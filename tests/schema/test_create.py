@@ -86,7 +86,7 @@ def test_file_system_without_hard_links_is_supported(
 ) -> None:
     """Where a link cannot be made, the finished file is renamed."""
 
-    def refuse(*_names: object) -> None:
+    def refuse(*_names: object, **_options: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
