@@ -344,10 +344,7 @@ def _show_change(terminal: Terminal, result: "SqliteChange | PostgresChange") ->
         f" in {result.seconds:.2f} s",
         style="bold green",
     )
-    for step in steps[:_SHOWN]:
-        terminal.line(f"  {step}")
-    if len(steps) > _SHOWN:
-        terminal.line(f"  and {len(steps) - _SHOWN} more")
+    terminal.items("  ", steps, most=_SHOWN)
     for function in functions:
         terminal.line(f"  repaired  {function}, whose parameter had another name")
     for table, rows in dropped.items():
@@ -365,8 +362,7 @@ def _show_change(terminal: Terminal, result: "SqliteChange | PostgresChange") ->
         terminal.line(f"  snapshot  {result.snapshot}")
     if remaining:
         terminal.line(f"  {len(remaining)} differences that an upgrade does not repair:")
-        for item in remaining[:_SHOWN]:
-            terminal.line(f"    {item.text}")
+        terminal.items("    ", [item.text for item in remaining], most=_SHOWN)
 
 
 def _rows(count: int) -> str:
@@ -379,12 +375,9 @@ def _show_position(terminal: Terminal, result: "SqliteRevision | PostgresRevisio
     style = "bold green" if result.state == "current" else "bold yellow"
     terminal.line(f"{result.database}: {result.state}, at {at}", style=style)
     if result.engine == "sqlite":
-        for name in result.missing[:_SHOWN]:
-            terminal.line(f"  missing  {name}")
-        for name in result.extra_columns:
-            terminal.line(f"  extra    {name}")
-        for name in result.unknown_tables:
-            terminal.line(f"  yours    {name}")
+        terminal.items("  missing  ", result.missing, most=_SHOWN)
+        terminal.items("  extra    ", result.extra_columns, most=_SHOWN)
+        terminal.items("  yours    ", result.unknown_tables, most=_SHOWN)
     if result.advice:
         terminal.line(f"  repair   {result.advice}")
 
@@ -400,14 +393,9 @@ def _show_check(terminal: Terminal, result: "SqliteCheck | PostgresCheck") -> No
         f"{result.database}: {summary} in {rows} rows of {len(result.rows)} tables", style=style
     )
     width = max((11, *(len(finding.kind) for finding in findings[:_SHOWN])))
-    for finding in findings[:_SHOWN]:
-        terminal.line(f"  {finding.kind:<{width}}  {finding.text}")
-    if len(findings) > _SHOWN:
-        terminal.line(f"  and {len(findings) - _SHOWN} more")
-    for note in notes[:_SHOWN]:
-        terminal.line(f"  note         {note.kind}: {note.text}")
-    if len(notes) > _SHOWN:
-        terminal.line(f"  and {len(notes) - _SHOWN} more notes")
+    lines = [f"{finding.kind:<{width}}  {finding.text}" for finding in findings]
+    terminal.items("  ", lines, most=_SHOWN)
+    terminal.items("  note         ", [f"{note.kind}: {note.text}" for note in notes], most=_SHOWN)
     for name in result.unknown_tables:
         terminal.line(f"  yours        {name}, {result.rows.get(name, 0)} rows")
     if result.engine == "sqlite" and result.free_pages:

@@ -47,7 +47,6 @@ Exit status:
   18  format or schema newer than this program
   20  the upgrade would change rows
 """
-_SHOWN = 20  # findings that people are shown; --json has all
 
 
 def register(app: typer.Typer) -> None:
@@ -149,10 +148,8 @@ def show(terminal: Terminal, result: "DrillResult", *, is_kept: bool = False) ->
     show_keys(terminal, result)
     entries = result.permissions.entries
     terminal.line(f"  modes     {entries} entries checked")
-    for finding in result.findings[:_SHOWN]:
-        terminal.line(f"  finding   {finding.check}: {finding.text}", style="yellow")
-    if len(result.findings) > _SHOWN:
-        terminal.line(f"  finding   and {len(result.findings) - _SHOWN} more: --json lists them")
+    findings = [f"{finding.check}: {finding.text}" for finding in result.findings]
+    terminal.items("  finding   ", findings, style="yellow")
     terminal.line(f"  took      {result.seconds:.1f} s" + (", recorded" if result.recorded else ""))
 
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from sagewai_ops.keys.candidates import KeyState
     from sagewai_ops.operations.check_keys import KeyCheckResult
 
-_SHOWN = 20  # lines of one kind that people are shown; --json has all
-
 
 @dataclass(frozen=True, slots=True)
 class EscrowResult:
@@ -291,18 +289,11 @@ def _show_check(terminal: Terminal, result: "KeyCheckResult") -> None:
             f"  {place}: {count} under {fingerprint} ({shown_source(source)}){other}", style=style
         )
     closed = [f"{value.place} {value.where}: {value.reason}" for value in sealed.unopened]
-    _show_some(terminal, "closed   ", closed, "red")
+    terminal.items("  closed   ", closed, style="red")
     for is_finding, word, style in ((True, "plaintext ", "red"), (False, "note     ", "")):
         lines = [
             f"{secret.place} {secret.where}: {secret.habit.value}"
             for secret in result.plaintext
             if secret.finding is is_finding
         ]
-        _show_some(terminal, word, lines, style)
-
-
-def _show_some(terminal: Terminal, word: str, lines: list[str], style: str) -> None:
-    for line in lines[:_SHOWN]:
-        terminal.line(f"  {word}{line}", style=style)
-    if len(lines) > _SHOWN:
-        terminal.line(f"  {word}and {len(lines) - _SHOWN} more: --json lists them", style=style)
+        terminal.items(f"  {word}", lines, style=style)

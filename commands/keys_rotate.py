@@ -1,7 +1,7 @@
 """`keys rotate`: another master key, and everything that is sealed under it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from sagewai_ops.cli.command import Outcome, Run
 from sagewai_ops.cli.options import ENCRYPTION, RUN, SNAPSHOTS, DryRunOption, YesOption, option
@@ -11,6 +11,7 @@ from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
 from .recover import (  # noqa: TID251 - a neighbour
     alias_outcome,
     outcome_of,
+    unchanged,
     warnings_of,
 )
 from .shared_options import (  # noqa: TID251 - a neighbour
@@ -48,7 +49,6 @@ Exit status:
   19  server or network failed
   20  verification failed; nothing was changed
 """
-_SHOWN = 20  # values that people are shown; --json has all
 
 
 def rotate(
@@ -130,7 +130,7 @@ def rotate(
         result,
         lambda terminal: _show(terminal, result),
         exit_code=EXIT_DONE if is_complete else EXIT_INCOMPLETE,
-        warnings=(*_of_file(new_key_file), *_of_values(done.left), *done.steps),
+        warnings=(*_of_file(new_key_file), *unchanged(done.left), *done.steps),
         always=dry_run,
     )
 
@@ -165,13 +165,6 @@ def _of_file(new_key_file: Path | None) -> tuple[str, ...]:
     if not mode & 0o066:
         return ()
     return (f"{new_key_file}: mode {mode:04o}, other users can read or replace the new key",)
-
-
-def _of_values(left: Any) -> tuple[str, ...]:
-    lines = [f"{value.place} {value.where}: unchanged, {value.reason}" for value in left[:_SHOWN]]
-    if len(left) > _SHOWN:
-        lines.append(f"and {len(left) - _SHOWN} more: --json lists them")
-    return tuple(lines)
 
 
 def _show(terminal: Terminal, result: "RotationResult") -> None:

@@ -194,12 +194,8 @@ def show(terminal: Terminal, result: PreflightResult) -> None:
         if verdict in ("ok", "skipped"):
             continue
         terminal.line(f"{check.check}: {check.summary}", style=_STYLES.get(verdict, "red"))
-        for detail in check.details[:_SHOWN]:
-            terminal.line(f"  {detail}")
-        if len(check.details) > _SHOWN:
-            terminal.line(f"  and {len(check.details) - _SHOWN} more: --json lists them")
-        for remedy in check.mend[:_SHOWN]:
-            terminal.line(f"  fix  {remedy}")
+        terminal.items("  ", check.details, most=_SHOWN)
+        terminal.items("  fix  ", check.mend[:_SHOWN])
     failed = sum(bool(check.exit_code) for check in result.checks)
     if result.ready:
         terminal.line(f"home {result.home}: ready", style="bold green")

@@ -6,13 +6,16 @@ import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.options import DryRunOption
-from sagewai_ops.cli.terminal import Terminal
+from sagewai_ops.cli.terminal import Terminal, abridged
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE
 
 from .shared_options import WriterWaitOption  # noqa: TID251 - a neighbour
 
 if TYPE_CHECKING:
-    from sagewai_ops.fs.journal import Recovery
+    from collections.abc import Sequence
+
+    from sagewai_ops.fs.journal import LeftValue, Recovery
+    from sagewai_ops.keys.trial_decryption import Unopened
     from sagewai_ops.operations.recover import RecoveryReport
     from sagewai_ops.restore.results import Recovered
 
@@ -35,7 +38,6 @@ Exit status:
   16  damaged database
   19  server or network failure
 """
-_SHOWN = 20  # values in the text; --json lists all
 
 
 def register(app: typer.Typer) -> None:
@@ -81,13 +83,12 @@ def outcome_of(report: "RecoveryReport") -> Outcome:
 def warnings_of(recovery: "Recovery") -> tuple[str, ...]:
     """Return what remains to be done after a recovery, one line each."""
     reason = (f"{recovery.operation}: {recovery.reason}",) if recovery.reason else ()
-    left = [
-        f"{value.place} {value.where}: unchanged, {value.reason}"
-        for value in recovery.left[:_SHOWN]
-    ]
-    if len(recovery.left) > _SHOWN:
-        left.append(f"and {len(recovery.left) - _SHOWN} more: --json lists them")
-    return (*reason, *left, *recovery.steps)
+    return (*reason, *unchanged(recovery.left), *recovery.steps)
+
+
+def unchanged(left: "Sequence[LeftValue | Unopened]") -> list[str]:
+    """Return a line for each value that no key opens."""
+    return abridged([f"{value.place} {value.where}: unchanged, {value.reason}" for value in left])
 
 
 def alias_outcome(report: "RecoveryReport") -> "Recovered":

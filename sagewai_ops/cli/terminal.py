@@ -29,6 +29,7 @@ _BEFORE_PROGRESS_SECONDS = 0.4  # shorter runs show no bar: it would only flicke
 _REFRESH_SECONDS = 0.1
 _REMEMBERED_LINES = 30
 _BETWEEN_COLUMNS = 2  # blanks
+_SHOWN = 20  # items of a list in a text; --json has all
 
 
 class Terminal:
@@ -98,6 +99,13 @@ class Terminal:
             )
         else:
             print(printable(text), file=self._out)
+
+    def items(
+        self, prefix: str, texts: Sequence[str], *, style: str = "", most: int = _SHOWN
+    ) -> None:
+        """Write a line for each text; of many only the first, and the number of the others."""
+        for text in abridged(texts, most):
+            self.line(prefix + text, style=style)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Write a table to stdout; without a terminal, columns padded with spaces.
@@ -208,6 +216,12 @@ class Terminal:
             yield bars.report
         finally:
             bars.close()
+
+
+def abridged(texts: Sequence[str], most: int = _SHOWN) -> list[str]:
+    """Return the first texts of a list, and a line that counts the others."""
+    others = len(texts) - most
+    return [*texts[:most], *([f"and {others} more: --json lists them"] if others > 0 else [])]
 
 
 class _Bars:
