@@ -29,10 +29,12 @@ def _kill(is_last: Callable[[Path, Path], bool], *words: object) -> None:
         with pytest.MonkeyPatch.context() as patch:
             rename = beneath.rename
 
-            def step(source: Any, target: Any) -> None:
-                if is_last(Path(source), Path(target)):
+            def step(source: Any, target: Any, **directories: int) -> None:
+                below = [f"/proc/self/fd/{number}" for number in directories.values()]
+                tops = [os.readlink(path) for path in below] or ["", ""]
+                if is_last(Path(tops[0], source), Path(tops[1], target)):
                     os.kill(os.getpid(), signal.SIGKILL)
-                rename(source, target)
+                rename(source, target, **directories)
 
             patch.setattr(beneath, "rename", step)
             patch.setattr(beneath, "exchange", lambda _first, _second: False)
