@@ -33,6 +33,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     RecipientOption,
     RecipientsFileOption,
     SealingPassphraseOption,
+    UnencryptedOption,
 )
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def backup(
     recipient: RecipientOption = None,
     recipients_file: RecipientsFileOption = None,
     passphrase_file: SealingPassphraseOption = None,
+    unencrypted: UnencryptedOption = False,
     key: KeyCustodyOption = "exclude",
     exclude: Annotated[
         list[str] | None,
@@ -153,6 +155,7 @@ def backup(
         tags=tuple(tag or ()),
         wait_seconds=wait,
         key_environment=run.settings.environment,
+        unencrypted=unencrypted,
     )
     home = run.home()
     if dry_run:

@@ -18,6 +18,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     RecipientsFileOption,
     SnapshotsOption,
     SqlOption,
+    UnencryptedOption,
     WriterWaitOption,
     keeper,
 )
@@ -138,6 +139,7 @@ def upgrade(
     snapshots: SnapshotsOption = None,
     recipient: RecipientOption = None,
     recipients_file: RecipientsFileOption = None,
+    unencrypted: UnencryptedOption = False,
     work_dir: CopyDirOption = None,
     keep_work_dir: KeepWorkDirOption = False,
     dry_run: DryRunOption = False,
@@ -145,13 +147,17 @@ def upgrade(
 ) -> Outcome:
     """Parse, take a snapshot, upgrade, render."""
     from sagewai_ops.backup.report import BackupOptions
-    from sagewai_ops.cli.credentials import lock_of
+    from sagewai_ops.cli.credentials import automatic_lock_of
     from sagewai_ops.database.url import SqliteUrl, resolve
     from sagewai_ops.operations.change_schema import Options, change_schema, plan_change
 
     home = run.home()
     backup = BackupOptions(
-        encryption=lock_of(run.terminal, recipient or [], recipients_file, None),
+        encryption=None
+        if no_snapshot or unencrypted
+        else automatic_lock_of(run, recipient or [], recipients_file),
+        unencrypted=unencrypted,
+        is_automatic=True,
         wait_seconds=wait,
         key_environment=run.settings.environment,
         tags=("before-upgrade",),

@@ -79,7 +79,7 @@ def rotate(
 ) -> Outcome:
     """Parse, re-encrypt, render."""
     from sagewai_ops.backup.report import BackupOptions
-    from sagewai_ops.cli.credentials import lock_of
+    from sagewai_ops.cli.credentials import automatic_lock_of, lock_of
     from sagewai_ops.home.paths import require
     from sagewai_ops.operations import rotate_keys
     from sagewai_ops.operations.recover import recover_home
@@ -95,7 +95,11 @@ def rotate(
             home, environment, kinds=[KEY_ROTATION], dry_run=dry_run, wait_seconds=wait
         )
         return outcome_of(report) if dry_run else _recovered(report)
-    encryption = lock_of(run.terminal, recipient or [], recipients_file, passphrase_file)
+    encryption = (
+        lock_of(run.terminal, recipient or [], recipients_file, passphrase_file)
+        if no_snapshot
+        else automatic_lock_of(run, recipient or [], recipients_file, passphrase_file)
+    )
     if encryption is None and not (no_snapshot or dry_run):
         raise UsageError(
             "keys rotate: no recipient for the encrypted snapshot that keeps the old key",

@@ -19,6 +19,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     SealingPassphraseOption,
     SnapshotsOption,
     StrictOption,
+    UnencryptedOption,
     WorkDirOption,
     WriterWaitOption,
     keeper,
@@ -103,6 +104,7 @@ def preflight(
     recipient: RecipientOption = None,
     recipients_file: RecipientsFileOption = None,
     passphrase_file: SealingPassphraseOption = None,
+    unencrypted: UnencryptedOption = False,
     key: KeyCustodyOption = "exclude",
     identity: Annotated[
         list[Path] | None,
@@ -118,11 +120,15 @@ def preflight(
     """Parse, check, render."""
     from sagewai_ops.archive.age import Decryption
     from sagewai_ops.backup.report import BackupOptions
-    from sagewai_ops.cli.credentials import lock_of, unlock_of
+    from sagewai_ops.cli.credentials import automatic_lock_of, unlock_of
     from sagewai_ops.operations.preflight import PreflightOptions, run_preflight
 
     home = run.home()
-    encryption = lock_of(run.terminal, recipient or [], recipients_file, passphrase_file)
+    encryption = (
+        None
+        if no_snapshot or unencrypted
+        else automatic_lock_of(run, recipient or [], recipients_file, passphrase_file)
+    )
     decryption = unlock_of(run.terminal, identity or [], None)
     if encryption and encryption.passphrase:
         decryption = Decryption(passphrase=encryption.passphrase)
@@ -132,6 +138,8 @@ def preflight(
         wait_seconds=wait,
         key_environment=run.settings.environment,
         tags=("preflight",),
+        unencrypted=unencrypted,
+        is_automatic=True,
     )
     options = PreflightOptions(
         environment=run.settings.environment,

@@ -40,6 +40,10 @@ RecipientsFileOption = Annotated[
         "FILE",
     ),
 ]
+UnencryptedOption = Annotated[
+    bool,
+    option(ENCRYPTION, "--unencrypted", "Write a plain archive next to encrypted ones."),
+]
 SealingPassphraseOption = Annotated[
     str | None,
     option(

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from sagewai_ops.archive.age import Decryption, Encryption, check_recipients, temporary_identity
 from sagewai_ops.archive.open import open_archive
+from sagewai_ops.backup.recipients import with_encryption
 from sagewai_ops.backup.report import CUSTODIES, BackupOptions, BackupReport
 from sagewai_ops.backup.run import BackupRun
 from sagewai_ops.backup.scanner import HomeScan
@@ -56,6 +57,7 @@ def create_snapshot(
     """
     with lock_home(home, directory, options) as swept:
         trust = trust_of(home, directory, options.key_environment)
+        options = with_encryption(home, directory, options)
         run = BackupRun.start(
             home,
             options,
@@ -124,6 +126,7 @@ def plan_snapshot(home: Home, directory: Path, options: BackupOptions) -> HomeSc
     check_options(options)
     check_directory(home, directory)
     pending.require_settled(home.root)
+    options = with_encryption(home, directory, options)
     scan = BackupRun.start(home, options, 0, directory).scan
     check_space(directory, work_directory(home, directory, options), scan)
     return scan

@@ -28,6 +28,8 @@ class BackupOptions:
         tags: Labels in the header and the metadata file of the archive.
         wait_seconds: For another run on the same home.
         key_environment: Variables that may hold keys.
+        unencrypted: Write a plain archive next to encrypted ones.
+        is_automatic: Another command needs this snapshot: encrypt it like the newest one.
     """
 
     encryption: Encryption | None = None
@@ -39,6 +41,8 @@ class BackupOptions:
     tags: tuple[str, ...] = ()
     wait_seconds: float = 0.0
     key_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    unencrypted: bool = False
+    is_automatic: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from sagewai_ops.archive.manifest import (
 )
 from sagewai_ops.archive.writer import ArchiveWriter, MemberWriter
 from sagewai_ops.archive.zstd_frames import HashingSink
+from sagewai_ops.backup import recipients
 from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.backup.scanner import HomeScan, ScanItem, databases, main_database, scan_home
 from sagewai_ops.database.sqlite.online_copy import DatabaseCopy, attribute_damage, copy_database
@@ -252,6 +253,7 @@ class BackupRun:
             "content_bytes": report.content_bytes,
             "files": report.files,
             "encrypted": report.is_encrypted,
+            **recipients.record(self.id, self.options.encryption, self.key),
             "complete": report.is_complete,
             "sound": report.is_sound,
             "verified_at": f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}",

@@ -7,6 +7,7 @@ arguments are in the process list.
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sagewai_ops.archive.age import (
     Decryption,
@@ -19,6 +20,11 @@ from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.fs.given_files import read_given_file
 from sagewai_ops.fs.os_errors import translate_os_errors
+
+if TYPE_CHECKING:
+    from sagewai_ops.cli.command import Run
+
+_OF_BACKUP = "SAGEWAI_OPS_BACKUP_"
 
 
 def lock_of(
@@ -42,6 +48,36 @@ def lock_of(
     if passphrase_file == "-" and sys.stdin.isatty() and terminal.secret("Again") != passphrase:
         raise UsageError("passphrase: the two are not the same")
     return Encryption(passphrase=passphrase)
+
+
+def automatic_lock_of(
+    run: "Run",
+    recipients: Sequence[str],
+    recipients_file: Path | None,
+    passphrase_file: str | None = None,
+) -> Encryption | None:
+    """Read how to encrypt a snapshot that another command than `backup` needs.
+
+    Without options of its own, it is encrypted as the configuration and the variables of `backup`
+    demand.
+
+    Raises:
+        UsageError, NotFoundError: As `lock_of`.
+    """
+    given = lock_of(run.terminal, recipients, recipients_file, passphrase_file)
+    if given:
+        return given
+    configured = (run.context.find_root().default_map or {}).get("backup") or {}
+    environment = run.settings.environment
+    listed = environment.get(_OF_BACKUP + "RECIPIENT", "").split() or configured.get("recipient")
+    file = environment.get(_OF_BACKUP + "RECIPIENTS_FILE") or configured.get("recipients_file")
+    secret = environment.get(_OF_BACKUP + "PASSPHRASE_FILE") or configured.get("passphrase_file")
+    return lock_of(
+        run.terminal,
+        [listed] if isinstance(listed, str) else listed or [],
+        Path(file) if file else None,
+        str(secret) if secret and str(secret) != "-" else None,
+    )
 
 
 def unlock_of(

@@ -34,6 +34,7 @@ _CARD_FACTS = {
     "proved_restorable_at": str,
     "drill": dict,
     "tags": list,
+    "recipients": dict,
 }
 
 
