@@ -94,6 +94,8 @@ def update_mirror(
         with staging_in(directory, run.id) as staging:
             check_space(directory, directory, run.scan)
             with locked_directory(fresh, keep=True) as descriptor, _open_previous(place) as old:
+                if old and old.mac and run.key:
+                    run.previous = {"id": old.header.id, "mac": old.mac.hex()}
                 writer = _write(run, fresh, place, old, staging, progress)
                 with translate_os_errors(fresh):
                     atomic.sync_tree(fresh)

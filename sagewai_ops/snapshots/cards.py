@@ -3,7 +3,7 @@
 import hmac
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +72,15 @@ def write_card(
     atomic.replace(card_path(archive), json.dumps(document, indent=1).encode() + b"\n")
 
 
-def is_authentic(card: Mapping[str, Any], keys: Iterable[AuthenticationKey]) -> bool:
+def is_authentic(card: Mapping[str, Any], keys: Sequence[AuthenticationKey]) -> bool:
     """Return whether a metadata file has the HMAC of one of the keys."""
     mac, named = card.get("mac"), card.get("key_fingerprint")
     if not isinstance(mac, str):
         return False
-    first = sorted(keys, key=lambda key: key.fingerprint != named)
-    return any(hmac.compare_digest(mac, key.record_mac(CARD_KIND, card)) for key in first)
+    for key in sorted(keys, key=lambda key: key.fingerprint != named) if len(keys) > 1 else keys:
+        if hmac.compare_digest(mac.encode(), key.record_mac(CARD_KIND, card).encode()):
+            return True
+    return False
 
 
 def update_card(
