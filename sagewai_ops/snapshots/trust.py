@@ -5,8 +5,6 @@ Without a key of the home only its owner counts: a file of this user in a direct
 user can write. What is not confirmed is never counted, removed or reported as proved.
 """
 
-import os
-import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +14,7 @@ from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.archive.manifest import Header
 from sagewai_ops.archive.open import read_summary
 from sagewai_ops.archive.validation import is_mac
-from sagewai_ops.fs import beneath
+from sagewai_ops.fs.trust import is_trusted_directory
 from sagewai_ops.home.paths import Home
 from sagewai_ops.keys.authentication import authentication_keys
 from sagewai_ops.keys.candidates import all_candidates
@@ -25,7 +23,6 @@ from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots, ordered
 from sagewai_ops.snapshots.mark import Mark, former_keys, read_mark
 from sagewai_ops.snapshots.ownership import home_ids
 
-_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 UNCONFIRMED = "not confirmed: its metadata file is not authenticated"
 
 
@@ -123,7 +120,7 @@ def confirm(
     Args:
         reads_archives: Confirm by headers what no HMAC confirms.
     """
-    is_private = is_private_directory(directory)
+    is_private = is_trusted_directory(directory)
     known = [
         (item, item.card.get("id") == item.id and is_authentic(item.card, trust.keys))
         for item in snapshots
@@ -141,15 +138,6 @@ def confirm(
             for item, is_confirmed in known
         ]
     )
-
-
-def is_private_directory(directory: Path) -> bool:
-    """Return whether only this user, and root, can write a directory."""
-    try:
-        status = beneath.status(directory)
-    except OSError:
-        return False
-    return status.st_uid in (os.geteuid(), 0) and not status.st_mode & _OTHERS
 
 
 def _confirm_otherwise(
