@@ -166,7 +166,7 @@ def test_metadata_file_makes_no_snapshot_proved(tmp_path: Path) -> None:
     pruned = call("--home", home, "snapshots", "prune", "--keep-last", 3, "--json").result
 
     assert (status["count"], status["proved"]) == (3, None)
-    assert status["newest"]["id"] == catalog.id_of(good[-1].name)
+    assert status["newest"]["id"] in {catalog.id_of(path.name) for path in good}
     assert {row["proved_restorable_at"] for row in listed} == {None}
     assert pruned["removed"] == []
     assert call("--home", home, "restore", "latest", "--replace").code == 0
