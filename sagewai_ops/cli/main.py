@@ -40,8 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if words in (["--help"], ["-h"]):
         sys.stdout.write(texts.program_help())
         sys.exit(0)
-    from sagewai_ops.process import signals
+    from sagewai_ops.process import core_dumps, signals
 
+    core_dumps.forbid()
     signals.defer_signals()
     try:
         code = run(words)

@@ -26,6 +26,7 @@ from sagewai_ops.export.convert.batch import SIGNATURE, TRAILER, encode_batch
 from sagewai_ops.export.mapping.findings import Finding, Tally
 from sagewai_ops.export.mapping.plan import PlannedTable, from_job
 from sagewai_ops.export.mapping.source_rows import BatchSize, open_copy, read_batches, read_key_text
+from sagewai_ops.process import core_dumps
 
 HEADER = struct.Struct(">cII")
 PLACE = struct.Struct(">Iq")  # the number of a table in the plan, and of its first row in a block
@@ -54,6 +55,7 @@ def command() -> list[str]:
 def main() -> None:
     """Run the job that arrives on stdin, and report errors on stdout."""
     requests, results = sys.stdin.buffer, sys.stdout.buffer.fileno()
+    core_dumps.forbid()
     gc.disable()  # rows and documents have no cycles, and a search for them takes 4 % of the time
 
     def send(kind: bytes, content: bytes, rows: int) -> None:
