@@ -29,6 +29,7 @@ from .retention_options import (  # noqa: TID251 - a neighbour
 from .shared_options import (  # noqa: TID251 - a neighbour
     BackupSnapshotsOption,
     HomeWaitOption,
+    HomeWorkDirOption,
     KeyCustodyOption,
     RecipientOption,
     RecipientsFileOption,
@@ -113,6 +114,7 @@ def backup(
     ] = None,
     policy: Any,
     all_paths: AllPaths = False,
+    work_dir: HomeWorkDirOption = None,
     dry_run: DryRunOption = False,
     wait: HomeWaitOption = 0.0,
 ) -> Outcome:
@@ -156,6 +158,7 @@ def backup(
         wait_seconds=wait,
         key_environment=run.settings.environment,
         unencrypted=unencrypted,
+        work_dir=work_dir,
     )
     home = run.home()
     if dry_run:

@@ -82,7 +82,8 @@ ExtraKeyOption = Annotated[
 KeyCustodyOption = Annotated[
     str, option(ENCRYPTION, "--key", "Omit or include the master key.", "exclude|sealed")
 ]
-WorkDirOption = Annotated[Path | None, _work_dir("next to the snapshots")]
+WorkDirOption = Annotated[Path | None, _work_dir("in memory, or next to the home")]
+HomeWorkDirOption = Annotated[Path | None, _work_dir("next to the home")]
 CopyDirOption = Annotated[Path | None, _work_dir("with the home")]
 KeepWorkDirOption = Annotated[
     bool, option(RUN, "--keep-work-dir", "Keep its plaintext; needs --work-dir.")

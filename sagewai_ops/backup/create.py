@@ -18,7 +18,7 @@ from sagewai_ops.backup.run import BackupRun
 from sagewai_ops.backup.scanner import HomeScan
 from sagewai_ops.errors import InterruptedRunError, UsageError
 from sagewai_ops.fs import atomic, beneath, locks
-from sagewai_ops.fs.free_space import require_free_bytes
+from sagewai_ops.fs.free_space import nearest_existing, require_free_bytes
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
 from sagewai_ops.fs.removal import remove_tree
 from sagewai_ops.fs.tempdirs import locked_directory
@@ -26,6 +26,7 @@ from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.snapshots import cards, catalog
+from sagewai_ops.snapshots.scratch import work_parent
 from sagewai_ops.snapshots.trust import next_sequence, previous_snapshot, trust_of
 from sagewai_ops.swap import pending
 from sagewai_ops.text import shell_word
@@ -99,7 +100,7 @@ def stream_snapshot(
     require(home)
     check_options(options)
     pending.require_settled(home.root)
-    directory = atomic.temporary_directory()
+    directory = options.work_dir or atomic.temporary_directory()
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
         with locks.sweep_guard(directory):
             swept = catalog.sweep(directory)
@@ -253,10 +254,9 @@ def work_directory(home: Home, directory: Path, options: BackupOptions) -> Path:
 
     Nothing in clear is written next to encrypted snapshots, or through root's process.
     """
-    if options.encryption is None and not beneath.is_routed(directory):
-        return directory
-    beside = home.root.parent
-    return beside if atomic.is_writable(beside) else atomic.temporary_directory()
+    if options.encryption or options.work_dir or beneath.is_routed(directory):
+        return work_parent(home.root, options.work_dir, snapshots=directory)
+    return directory
 
 
 def check_space(directory: Path, work: Path, scan: HomeScan) -> None:
@@ -269,11 +269,15 @@ def check_space(directory: Path, work: Path, scan: HomeScan) -> None:
         NoSpaceError: They do not.
     """
     needed = int(scan.content_bytes * _LEAST_ARCHIVE_SHARE)
-    if work == directory:
+    if work == directory or _device(work) == _device(directory):
         needed += scan.database_bytes
     else:
         require_free_bytes(work, scan.database_bytes, option="--work-dir DIR")
     require_free_bytes(directory, needed, option="--snapshots DIR")
+
+
+def _device(path: Path) -> int:
+    return beneath.status(nearest_existing(path)).st_dev
 
 
 @contextlib.contextmanager

@@ -30,6 +30,8 @@ class BackupOptions:
         key_environment: Variables that may hold keys.
         unencrypted: Write a plain archive next to encrypted ones.
         is_automatic: Another command needs this snapshot: encrypt it like the newest one.
+        work_dir: Where the database is copied; None for next to the home, or next to a plain
+            archive.
     """
 
     encryption: Encryption | None = None
@@ -43,6 +45,7 @@ class BackupOptions:
     key_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     unencrypted: bool = False
     is_automatic: bool = False
+    work_dir: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

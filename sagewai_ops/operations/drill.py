@@ -56,7 +56,7 @@ from sagewai_ops.snapshots import cards, catalog
 from sagewai_ops.snapshots.authenticity import Authenticity
 from sagewai_ops.snapshots.database_check import DatabaseFacts
 from sagewai_ops.snapshots.rebuild_cards import read_card_facts
-from sagewai_ops.snapshots.scratch import scratch_directory
+from sagewai_ops.snapshots.scratch import memory_parent, scratch_directory, work_parent
 from sagewai_ops.snapshots.trust import keys_of
 from sagewai_ops.text import shell_word, size
 
@@ -83,7 +83,7 @@ class DrillOptions:
         key_file: A master key to use.
         without_key: Continue if encrypted values open with no key; the outcome is then unproved.
         key_home: A home whose keys may be used; need not exist.
-        scratch: Where the scratch directory is created; None for the snapshot directory.
+        scratch: Where the scratch directory is created; None for memory, or next to the home.
         keep: Keeps the scratch directory, as in `tempdirs.kept`.
         require_authentic: Refuse a snapshot that is not authentic.
         is_latest, allow_rollback: As for `restore`.
@@ -486,19 +486,17 @@ def _restore_options(options: DrillOptions) -> RestoreOptions:
 
 def _scratch_parent(archive: Path, options: DrillOptions) -> Path:
     """Return the directory in which the scratch directory is created."""
-    is_private = archive.name.endswith(".age") or beneath.is_routed(archive)
-    directory = options.scratch or (atomic.temporary_directory() if is_private else archive.parent)
-    if not directory.is_dir():
-        raise NotFoundError(
-            f"{directory}: not a directory", hint=f"mkdir -m 700 {shell_word(directory)}"
-        )
-    directory = Path(os.path.realpath(directory))
-    if options.key_home and directory.is_relative_to(os.path.realpath(options.key_home.root)):
-        raise UsageError(
-            f"{directory}: inside the home {options.key_home.root}",
-            hint="choose another: drill --work-dir DIR",
-        )
-    return directory
+    root = options.key_home.root if options.key_home and options.key_home.root.is_dir() else None
+    if options.scratch is None and (memory := memory_parent(_needed_bytes(archive))):
+        return memory
+    return work_parent(root, options.scratch, snapshots=archive.parent)
+
+
+def _needed_bytes(archive: Path) -> int:
+    """Estimate the size of the scratch directory: the content, and the upgraded database."""
+    recorded = cards.read_card(archive).get("content_bytes")
+    size_bytes = beneath.status(archive).st_size
+    return 2 * max(recorded if isinstance(recorded, int) else 10 * size_bytes, size_bytes)
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ from sagewai_ops.errors import (
     OpsError,
     error_class,
 )
-from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs import locks
 from sagewai_ops.fs.free_space import free_bytes, nearest_existing, require_free_bytes
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.tempdirs import Keep
@@ -52,7 +52,7 @@ from sagewai_ops.schema.drift import find_drift
 from sagewai_ops.schema.findings import Finding
 from sagewai_ops.schema.upgrade_sqlite import Upgrade, rehearse_upgrade
 from sagewai_ops.snapshots import catalog
-from sagewai_ops.snapshots.scratch import scratch_directory
+from sagewai_ops.snapshots.scratch import scratch_directory, work_parent
 from sagewai_ops.swap.pending import LAYOUT_MIGRATION, pending_operations
 from sagewai_ops.text import shell_word
 
@@ -338,8 +338,7 @@ class _Run:
 
     def _parent(self) -> Path:
         """Return the directory for a scratch directory: writable, without a snapshot."""
-        chosen = self.options.scratch or self.options.snapshots
-        return chosen if os.access(chosen, os.W_OK) else atomic.temporary_directory()
+        return work_parent(self.home.root, self.options.scratch, snapshots=self.options.snapshots)
 
     def _upgrade_copy(self, database: Path) -> Upgrade:
         directory = self._parent()
