@@ -28,7 +28,7 @@ from sagewai_ops.archive.reader import (
     MAX_HEADER_BYTES,
     MAX_MANIFEST_BYTES,
     ArchiveReader,
-    check_manifest_entries,
+    EntryChecks,
 )
 from sagewai_ops.errors import DamagedError, LockedError, NotFoundError, OpsError
 from sagewai_ops.fs import locks
@@ -52,10 +52,11 @@ class DirectoryReader(ArchiveReader):
     def __init__(self, descriptor: int) -> None:
         self._root = os.dup(descriptor)
         try:
-            self.manifest = decode_manifest([self._read_manifest_text()])
+            checks = EntryChecks("mirror")
+            self.manifest = decode_manifest([self._read_manifest_text()], checks.add)
             self.header = decode_header(b"".join(self._read_file(HEADER_NAME, MAX_HEADER_BYTES)))
             self.mac = self._read_mac()
-            check_manifest_entries(self.manifest, self.header, "mirror")
+            checks.finish(self.manifest, self.header)
             self._check_names()
         except BaseException:
             self.close()

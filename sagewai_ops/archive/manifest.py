@@ -6,12 +6,14 @@ one that it lists must exist, byte for byte. Both are JSON; docs/format.md defin
 
 import itertools
 import json
+import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from sagewai_ops.archive.packed_list import PackedList
 from sagewai_ops.archive.validation import check_header, check_manifest, is_text
 from sagewai_ops.errors import DamagedError, SchemaAheadError
 
@@ -36,6 +38,12 @@ class EntryType(str, Enum):
     LINK = "link"
     # A file that changed while it was read; a later member of the same path replaces it.
     SUPERSEDED = "superseded"
+
+
+_TYPES = tuple(EntryType)
+_BEYOND = 2**63  # of numbers: no file system has larger ones
+# Of an entry in memory: type, flags, lengths of hash and path, mode, time, uid, gid, size.
+_PACKED = struct.Struct("<BBBHHqQQQ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +82,11 @@ class Manifest:
     """The members in the order of the archive, and facts about the snapshot.
 
     Attributes:
+        entries: Unpacked at each iteration if they were read from an archive.
         facts: The other fields, such as `database`, `keys` and `left_out`; docs/format.md.
     """
 
-    entries: tuple[Entry, ...]
+    entries: Sequence[Entry]
     facts: Mapping[str, Any] = field(default_factory=dict)
     format_version: int = PLAIN_FORMAT_VERSION
 
@@ -157,11 +166,14 @@ class ManifestBuilder:
         self._lines.clear()
 
 
-def decode_manifest(pieces: Iterable[bytes]) -> Manifest:
+def decode_manifest(
+    pieces: Iterable[bytes], on_entry: Callable[[Entry], None] | None = None
+) -> Manifest:
     """Parse `manifest.json`, entry by entry.
 
     Args:
         pieces: Its text, split anywhere.
+        on_entry: Called with each entry, in order.
 
     Raises:
         SchemaAheadError, DamagedError: As `decode_header`.
@@ -181,17 +193,51 @@ def decode_manifest(pieces: Iterable[bytes]) -> Manifest:
         )
     if not isinstance(version, int) or version < 1:
         raise DamagedError(f"{MANIFEST_NAME}: format version missing")
-    entries = []
+    entries = PackedList(_pack, _unpack)
     is_open = True
     for line in lines:
         if not is_open:
             break
         is_open = line.endswith(b",")
-        entries.append(_parse_entry(_parse(line.removesuffix(b","), MANIFEST_NAME), version))
+        entry = _parse_entry(_parse(line.removesuffix(b","), MANIFEST_NAME), version)
+        entries.append(entry)
+        if on_entry:
+            on_entry(entry)
     if is_open or line != b"]}" or any(lines):
         raise DamagedError(f"{MANIFEST_NAME}: end of the entries missing")
     check_manifest(document, MANIFEST_NAME)
-    return Manifest(tuple(entries), document, version)
+    return Manifest(entries, document, version)
+
+
+def _pack(entry: Entry) -> bytes:
+    """Return the bytes of a valid entry in memory; no file has them."""
+    path, target = (text.encode("utf-8", "surrogatepass") for text in (entry.path, entry.target))
+    flags = entry.is_sparse | entry.is_absolute << 1 | entry.is_outside << 2
+    numbers = (entry.mode, entry.mtime_ns, entry.uid, entry.gid, entry.size_bytes)
+    fixed = _PACKED.pack(_TYPES.index(entry.type), flags, len(entry.sha256), len(path), *numbers)
+    return b"".join((fixed, entry.sha256, path, target))
+
+
+def _unpack(packed: bytes) -> Entry:
+    number, flags, hash_bytes, path_bytes, mode, mtime_ns, uid, gid, size_bytes = (
+        _PACKED.unpack_from(packed)
+    )
+    end = _PACKED.size + hash_bytes
+    middle = end + path_bytes
+    return Entry(
+        packed[end:middle].decode("utf-8", "surrogatepass"),
+        _TYPES[number],
+        mode,
+        mtime_ns,
+        uid,
+        gid,
+        size_bytes,
+        packed[_PACKED.size : end],
+        packed[middle:].decode("utf-8", "surrogatepass") if middle < len(packed) else "",
+        bool(flags & 1),
+        bool(flags & 2),
+        bool(flags & 4),
+    )
 
 
 def _split_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -258,6 +304,8 @@ def _check(entry: Entry) -> None:
     if (
         not is_safe_path(entry.path)
         or not 0 <= entry.mode <= 0o7777
+        or not -_BEYOND <= entry.mtime_ns < _BEYOND
+        or max(entry.uid, entry.gid, entry.size_bytes) >= _BEYOND
         or len(entry.sha256) != (32 if has_content else 0)
         or (entry.size_bytes and not has_content)
         or (entry.type is EntryType.LINK) != bool(entry.target)

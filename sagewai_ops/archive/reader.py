@@ -5,11 +5,14 @@ also checks the digest of the archive. A difference raises DamagedError, and the
 what it has extracted.
 """
 
+import bisect
 import contextlib
 import hashlib
 import hmac
 import io
 import itertools
+import secrets
+from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -104,12 +107,11 @@ class ArchiveReader:
         Raises:
             DamagedError: A member differs from the manifest.
         """
-        starts = self._find_starts(wanted)
+        starts = self._find_starts(wanted)  # once more for the frames: a list may be long
         digest = hashlib.sha256() if wanted is None else None
         frames: Sequence[Frame] = self._table.frames
         if digest is None:
-            starts = list(starts)
-            frames = self._find_frames(starts)
+            frames = self._find_frames(self._find_starts(wanted))
         compressed = self._source.read_spans(_spans(frames), digest)
         stream = _TarStream(frames, compressed, on_bytes or (lambda _count: None))
         with (
@@ -150,13 +152,14 @@ class ArchiveReader:
         entry = _parse_member_header(first, MANIFEST_NAME)
         pieces = itertools.chain((first[len(member_header(entry)) :],), contents)
         text = _ManifestText(pieces, entry.size_bytes)
-        manifest = decode_manifest(text)
+        checks = EntryChecks("archive")
+        manifest = decode_manifest(text, checks.add)
         if text.tail != bytes(padding_bytes(entry.size_bytes)) + END:
             raise DamagedError(f"archive: unexpected bytes after {MANIFEST_NAME}")
-        check_manifest_entries(manifest, self.header, "archive")
-        if manifest.entries[0].mtime_ns != entry.mtime_ns:
+        checks.finish(manifest, self.header)
+        if checks.mtime_ns != entry.mtime_ns:
             raise DamagedError(f"archive: {MANIFEST_NAME} and {HEADER_NAME} differ in time")
-        if sum(map(member_bytes, manifest.entries)) != self._table.manifest_start:
+        if checks.tar_bytes != self._table.manifest_start:
             raise DamagedError(f"archive: {MANIFEST_NAME} does not match the length of the archive")
         return manifest
 
@@ -202,33 +205,92 @@ def read_header(source: ArchiveInput, table: FrameTable) -> Header:
     return decode_header(content[len(member_header(entry)) :][: entry.size_bytes])
 
 
-def check_manifest_entries(manifest: Manifest, header: Header, what: str) -> None:
-    """Check that each path is unique and in a directory of the manifest.
+class EntryChecks:
+    """Check that each path is unique and in a directory of the manifest, in little memory.
 
-    So a link is always a leaf: nothing is ever written through one.
+    So a link is always a leaf: nothing is ever written through one. A path is represented by eight
+    bytes of its hash, under a key that nobody knows.
 
     Args:
         what: `archive` or `mirror`, for messages.
 
-    Raises:
-        DamagedError: The entries or the formats contradict each other.
+    Attributes:
+        tar_bytes: Length of all members.
+        mtime_ns: Of the first member.
     """
-    entries = manifest.entries
-    if manifest.format_version != header.format_version:
-        raise DamagedError(f"{what}: {MANIFEST_NAME} and {HEADER_NAME} differ in format")
-    if not entries or entries[0].path != HEADER_NAME:
-        raise DamagedError(f"{what}: {MANIFEST_NAME} does not begin with {HEADER_NAME}")
-    types: dict[str, EntryType] = {}
-    for entry in entries:
+
+    def __init__(self, what: str) -> None:
+        self.tar_bytes = 0
+        self.mtime_ns = 0
+        self._what = what
+        self._key = secrets.token_bytes(16)
+        self._paths = array("Q")
+        self._directories = array("Q")
+        self._parents = array("Q")
+        self._last_parent = ""
+
+    def add(self, entry: Entry) -> None:
+        """Check the next entry.
+
+        Raises:
+            DamagedError: It cannot be at this place.
+        """
+        if not self.tar_bytes:
+            if entry.path != HEADER_NAME:
+                raise DamagedError(
+                    f"{self._what}: {MANIFEST_NAME} does not begin with {HEADER_NAME}"
+                )
+            self.mtime_ns = entry.mtime_ns
+        self.tar_bytes += member_bytes(entry)
         if entry.type is EntryType.SUPERSEDED:
-            continue
-        if entry.path in types or entry.path == MANIFEST_NAME:
-            raise DamagedError(f"{what}: member {entry.path[:200]}: duplicate")
-        types[entry.path] = entry.type
-    for path in types:
-        parent = path.rpartition("/")[0]
-        if parent and types.get(parent) is not EntryType.DIRECTORY:
-            raise DamagedError(f"{what}: member {path[:200]}: not in a directory of the manifest")
+            return
+        if entry.path == MANIFEST_NAME:
+            raise self._duplicate(entry.path)
+        number = self._number(entry.path)
+        self._paths.append(number)
+        if entry.type is EntryType.DIRECTORY:
+            self._directories.append(number)
+        parent = entry.path.rpartition("/")[0]
+        if parent != self._last_parent:
+            self._last_parent = parent
+            if parent:
+                self._parents.append(self._number(parent))
+
+    def finish(self, manifest: Manifest, header: Header) -> None:
+        """Check the entries together.
+
+        Raises:
+            DamagedError: The entries or the formats contradict each other.
+        """
+        if manifest.format_version != header.format_version:
+            raise DamagedError(f"{self._what}: {MANIFEST_NAME} and {HEADER_NAME} differ in format")
+        if not manifest.entries:
+            raise DamagedError(f"{self._what}: {MANIFEST_NAME} does not begin with {HEADER_NAME}")
+        numbers = sorted(self._paths)
+        for number, following in itertools.pairwise(numbers):
+            if number == following:
+                raise self._duplicate(self._find(manifest, number, parent=False))
+        del numbers
+        directories = array("Q", sorted(self._directories))
+        for number in self._parents:
+            place = bisect.bisect_left(directories, number)
+            if place == len(directories) or directories[place] != number:
+                path = self._find(manifest, number, parent=True)
+                raise DamagedError(
+                    f"{self._what}: member {path[:200]}: not in a directory of the manifest"
+                )
+
+    def _number(self, path: str) -> int:
+        text = path.encode("utf-8", "surrogatepass")
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8, key=self._key).digest(), "big")
+
+    def _find(self, manifest: Manifest, number: int, *, parent: bool) -> str:
+        paths = (entry.path for entry in manifest.entries)
+        names = ((path, path.rpartition("/")[0] if parent else path) for path in paths)
+        return next(path for path, name in names if self._number(name) == number)
+
+    def _duplicate(self, path: str) -> DamagedError:
+        return DamagedError(f"{self._what}: member {path[:200]}: duplicate")
 
 
 class _ManifestText:

@@ -90,6 +90,11 @@ def read_content(
     with open_archive(path, decryption) as reader:
         header, entries = reader.header, reader.manifest.entries
         origin = require_origin(reader, path, keys)
+    size_bytes, outside_links = 0, {}
+    for entry in entries:
+        size_bytes += entry.size_bytes
+        if entry.is_outside:
+            outside_links[entry.path] = entry.target
     facts = {
         **header.facts,
         **{
@@ -99,8 +104,8 @@ def read_content(
         "id": header.id,
         "format": header.format_version,
         "members": len(entries),
-        "content_bytes": sum(entry.size_bytes for entry in entries),
-        "outside_links": {entry.path: entry.target for entry in entries if entry.is_outside},
+        "content_bytes": size_bytes,
+        "outside_links": outside_links,
         "verified_at": card.get("verified_at"),
         "proved_restorable_at": card.get("proved_restorable_at"),
         "drill": None,

@@ -36,7 +36,7 @@ from sagewai_ops.errors import (
     TargetBusyError,
     UsageError,
 )
-from sagewai_ops.fs import atomic, beneath, locks
+from sagewai_ops.fs import beneath, locks
 from sagewai_ops.fs.tempdirs import Keep
 from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.keys.trial_decryption import SealedReport

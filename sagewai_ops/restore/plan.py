@@ -5,7 +5,7 @@ extracting the archive. Nothing is written.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -144,15 +144,11 @@ def build_plan(
     origin = _require_origin(reader, archive, target, options)
     _require_known_schema(header.facts)
     parts = parse_parts(options)
-    wanted = [
-        (path, entry)
-        for entry in reader.manifest.entries
-        if (path := target_path(entry, places, parts)) is not None
-    ]
-    _refuse_foreign_members(path for path, _entry in wanted)
-    check_links(wanted)
+    replaces_names = not (parts and target.root.is_dir()) and not swap.can_swap_whole(target.root)
+    wanted = _Wanted.of(reader, places, parts, needs_names=replaces_names)
+    check_links(wanted.links.items())
     for part in parts:
-        if not any(is_within(path, part) for path, _entry in wanted):
+        if part not in wanted.parts:
             raise NotFoundError(
                 f"snapshot {header.id}: {part} not found in it",
                 hint=f"sagewai-ops snapshots show {header.id} --files",
@@ -170,20 +166,18 @@ def build_plan(
         )
     _refuse_snapshot_directory(target.root, state)
     require_unused(target.root, target.root / DATABASE)
-    replaced = _replaced_paths(target.root, [path for path, _entry in wanted], parts)
+    replaced = _replaced_paths(target.root, wanted.top_names, parts)
     swap.refuse_mounts(target.root, replaced)
     # The holes of a sparse file are not known before it is written.
-    needed = sum(entry.size_bytes for _path, entry in wanted if not entry.is_sparse)
-    require_free_bytes(target.root, needed, option="--to DIR")
-    origins = facts.get("followed", {})
+    require_free_bytes(target.root, wanted.dense_bytes, option="--to DIR")
     return RestorePlan(
         snapshot_id=header.id,
         archive=archive,
         target=target.root,
         state=state,
         paths=replaced,
-        files=sum(entry.type is EntryType.FILE for _path, entry in wanted),
-        size_bytes=sum(entry.size_bytes for _path, entry in wanted),
+        files=wanted.files,
+        size_bytes=wanted.size_bytes,
         schema_level=str(header.facts.get("schema_level", "")),
         key_custody=str(header.facts.get("key_custody", "")),
         key_fingerprint=str(header.facts.get("key_fingerprint", "")),
@@ -193,8 +187,8 @@ def build_plan(
         revokes_sessions=options.revoke_sessions,
         rebinds_fleet=options.rebind_fleet,
         owner="" if options.same_owner else own_account().name,
-        followed={path: origins[entry.path] for path, entry in wanted if entry.path in origins},
-        outside_links={path: entry.target for path, entry in wanted if entry.is_outside},
+        followed=wanted.followed,
+        outside_links=wanted.outside_links,
         origin_state=origin,
         warnings=(*places.warnings(target), *_schema_warnings(facts)),
     )
@@ -277,13 +271,65 @@ def _schema_warnings(facts: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _refuse_foreign_members(paths: Iterable[str]) -> None:
-    for path in paths:
-        if kind_of(path) in _NEVER_ARCHIVED:
-            raise DamagedError(
-                f"snapshot: contains {path[:200]}, which this program never archives",
-                hint="use another snapshot: sagewai-ops snapshots list",
-            )
+@dataclass(slots=True)
+class _Wanted:
+    """The members to restore, summed up: they may be a million.
+
+    Attributes:
+        parts: Those of the requested parts that the snapshot contains.
+        dense_bytes: Of the files without holes.
+    """
+
+    files: int = 0
+    size_bytes: int = 0
+    dense_bytes: int = 0
+    parts: set[str] = field(default_factory=set)
+    top_names: set[str] = field(default_factory=set)
+    followed: dict[str, str] = field(default_factory=dict)
+    outside_links: dict[str, str] = field(default_factory=dict)
+    links: dict[str, Entry] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        reader: ArchiveReader,
+        places: MemberPaths,
+        parts: tuple[str, ...],
+        *,
+        needs_names: bool,
+    ) -> "_Wanted":
+        """Sum up the members of an archive.
+
+        Args:
+            needs_names: Collect `top_names`.
+
+        Raises:
+            DamagedError: One is a file that no snapshot contains.
+        """
+        found = cls()
+        origins = reader.manifest.facts.get("followed", {})
+        for entry in reader.manifest.entries:
+            path = target_path(entry, places, parts)
+            if path is None:
+                continue
+            if kind_of(path) in _NEVER_ARCHIVED:
+                raise DamagedError(
+                    f"snapshot: contains {path[:200]}, which this program never archives",
+                    hint="use another snapshot: sagewai-ops snapshots list",
+                )
+            found.parts.update(part for part in parts if is_within(path, part))
+            if needs_names:
+                found.top_names.add(path.split("/", 1)[0])
+            found.files += entry.type is EntryType.FILE
+            found.size_bytes += entry.size_bytes
+            found.dense_bytes += 0 if entry.is_sparse else entry.size_bytes
+            if entry.path in origins:
+                found.followed[path] = origins[entry.path]
+            if entry.is_outside:
+                found.outside_links[path] = entry.target
+            if entry.type is EntryType.LINK:
+                found.links[path] = entry
+        return found
 
 
 def _state(root: Path) -> TargetState:
@@ -305,15 +351,14 @@ def _refuse_snapshot_directory(root: Path, state: str) -> None:
 
 
 def _replaced_paths(
-    root: Path, wanted: list[str], parts: tuple[str, ...]
+    root: Path, top_names: set[str], parts: tuple[str, ...]
 ) -> tuple[str, ...] | None:
     """Return the paths to replace in the target; None to replace the whole directory."""
     if not parts or not root.is_dir():
         if swap.can_swap_whole(root):
             return None
-        new_names = {path.split("/", 1)[0] for path in wanted}
         present = swap.entries_of(root) if root.is_dir() else set()
-        return tuple(sorted(new_names | {MASTER_KEY.split("/", 1)[0]} | present))
+        return tuple(sorted(top_names | {MASTER_KEY.split("/", 1)[0]} | present))
     replaced: dict[str, None] = {}
     for part in parts:
         replaced.update(dict.fromkeys(_paths_of_part(root, part)))

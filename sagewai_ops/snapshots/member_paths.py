@@ -40,13 +40,15 @@ class MemberPaths:
         self._moved: dict[str, str] = {}
         self._origins: dict[str, str] = {}
         self.unplaced: dict[str, str] = {}
-        present = {entry.path for entry in manifest.entries}
+        external = manifest.facts.get("external", {})
+        searched = {EXTERNAL_KEY, MASTER_KEY, *external, *_STANDARD_PATHS.values()}
+        present = {entry.path for entry in manifest.entries if entry.path in searched}
         self._has_unused_key = False
         if EXTERNAL_KEY in present:
             # The key in use; the one in the home's own key file is restored to `external/`.
             self._moved[EXTERNAL_KEY] = MASTER_KEY
             self._has_unused_key = MASTER_KEY in present
-        for member, origin in manifest.facts.get("external", {}).items():
+        for member, origin in external.items():
             variable = member.removeprefix(EXTERNAL + "/")
             standard = _STANDARD_PATHS.get(variable)
             if member not in present:

@@ -7,6 +7,7 @@ recorded hash, it is reported and its metadata file does not change.
 
 import contextlib
 import hashlib
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -89,14 +90,17 @@ def read_card_facts(reader: ArchiveReader, archive: Path) -> dict[str, Any]:
     is_sound = not database or (
         database["integrity"] == ["ok"] and not database["foreign_key_violations"]
     )
-    files = [entry for entry in reader.manifest.entries if entry.type is EntryType.FILE]
+    sizes = array(
+        "Q",
+        (item.size_bytes for item in reader.manifest.entries if item.type is EntryType.FILE),
+    )
     return {
         "archive": archive.name,
         "id": reader.header.id,
         **reader.header.facts,
         "archive_bytes": beneath.status(archive).st_size,
-        "content_bytes": sum(entry.size_bytes for entry in files),
-        "files": len(files) - 1,  # without snapshot.json
+        "content_bytes": sum(sizes),
+        "files": len(sizes) - 1,  # without snapshot.json
         "encrypted": archive.name.endswith(".age"),
         "complete": not (
             has_losses or found.get("unstable") or found.get("keys", {}).get("unopened")
