@@ -4,6 +4,7 @@ The manifest is the allow-list of every reader: a member that it does not list i
 one that it lists must exist, byte for byte. Both are JSON; docs/format.md defines the fields.
 """
 
+import functools
 import itertools
 import json
 import struct
@@ -369,12 +370,18 @@ def _is_encodable(text: str) -> bool:
 
 def _parse(content: bytes, name: str) -> dict[str, Any]:
     try:
-        document = json.loads(content, object_pairs_hook=_unique)
+        document = _decoder().decode(content.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{name}: not JSON: {error}") from error
     if not isinstance(document, dict):
         raise DamagedError(f"{name}: not a JSON object")
     return document
+
+
+@functools.cache
+def _decoder() -> json.JSONDecoder:
+    """Return the one decoder: `json.loads` would build another for each entry."""
+    return json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

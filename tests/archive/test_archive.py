@@ -1,9 +1,12 @@
 """The archive as a container: contents are read as written, and every change is refused."""
 
 import hashlib
+import json
 import shutil
 import subprocess
 import tarfile
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyrage
@@ -13,15 +16,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import archives
+from sagewai_ops.archive import manifest as manifest_module
 from sagewai_ops.archive.age import Decryption, Encryption, temporary_identity
 from sagewai_ops.archive.manifest import (
     FORMAT_VERSION,
     Entry,
     EntryType,
     Header,
+    decode_manifest,
     encode_header,
 )
 from sagewai_ops.archive.open import open_archive
+from sagewai_ops.archive.packed_list import PackedList
+from sagewai_ops.archive.reader import EntryChecks
 from sagewai_ops.archive.tar import member_header
 from sagewai_ops.archive.writer import ArchiveWriter
 from sagewai_ops.archive.zstd_frames import FRAME_BYTES
@@ -471,3 +478,48 @@ def test_age_opens_an_archive(tmp_path: Path) -> None:
         "config/link",
         "manifest.json",
     ]
+
+
+def test_entries_are_packed_without_loss() -> None:
+    """Whatever the fields; an index reads the same as an iteration."""
+    entries = (
+        Entry("snapshot.json", EntryType.FILE, 0o600, 1, 2, 3, 4, b"\1" * 32, is_sparse=True),
+        Entry("data", EntryType.DIRECTORY, 0o7777, -(2**63), 2**63 - 1, 0),
+        Entry("data/\udcff\udcc3\udca9", EntryType.LINK, 0o777, 0, target="é/\udc80"),
+        Entry("data/out", EntryType.LINK, 0o777, 0, target="/x", is_outside=True),
+        Entry("data/home", EntryType.LINK, 0o777, 0, target="..", is_absolute=True),
+    )
+    packed = PackedList(manifest_module._pack, manifest_module._unpack)
+    for _ in range(1000):
+        for entry in entries:
+            packed.append(entry)
+
+    assert tuple(packed) == entries * 1000
+    assert (len(packed), packed[4999], packed[:2]) == (5000, entries[4], entries[:2])
+
+
+def test_manifest_of_many_directories_needs_little_memory() -> None:
+    """Ten thousand entries take less than 5 MB, most of it for a moment."""
+    count = 10_000
+    first = {"path": "snapshot.json", "type": "file", "size": 1, "sha256": "00" * 32}
+    common = {"mode": "0755", "uid": 0, "gid": 0, "mtime_ns": 1}
+    head = json.dumps({"format": 1, "id": "x"}, indent=1).removesuffix("\n}") + ',\n "entries": ['
+
+    def pieces() -> Iterator[bytes]:
+        yield f"{head}\n{json.dumps({**first, **common})}".encode()
+        for number in range(count):
+            entry = {"path": f"d{number}", "type": "folder", **common}
+            yield b",\n" + json.dumps(entry).encode()
+        yield b"\n]}\n"
+
+    checks = EntryChecks("archive")
+    tracemalloc.start()
+    try:
+        manifest = decode_manifest(pieces(), checks.add)
+        checks.finish(manifest, Header("x"))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert len(manifest.entries) == count + 1
+    assert peak < 5_000_000
