@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sagewai_ops.cli.settings import Settings
 from sagewai_ops.errors import NotFoundError, OpsError, UsageError
 from sagewai_ops.fs.free_space import nearest_existing
+from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import locate
 from sagewai_ops.text import shell_word
 
@@ -43,7 +44,7 @@ def find_acting(
     Raises:
         NotFoundError: `--owner` names no user.
         UsageError: `--owner` differs from the target's, or `--same-owner` for a directory that
-            other users can change.
+            other users can change; a link of another user leads to it.
     """
     if os.geteuid() != 0 or command.startswith(_WITHOUT_HOME):
         if options.get("owner") or options.get("same_owner"):
@@ -55,12 +56,13 @@ def find_acting(
         return None  # the command reports it
     to, named = options.get("to"), options.get("snapshots")
     snapshots = settings.snapshots(home, to if command == "backup" else named)
-    subject = home.root
+    subject = home.named
     if command in _TO and to:
         subject = to
     elif command.startswith(_SNAPSHOTS) and not subject.exists():
         subject = snapshots
-    return _find_owner(Path(os.path.realpath(subject)), snapshots, options)
+    with translate_os_errors(subject):
+        return _find_owner(subject, snapshots, options)
 
 
 def settings_of(settings: Settings, account: "Account") -> Settings:
@@ -127,11 +129,13 @@ def _run(connection: socket.socket, grant: "Grant", work: Callable[[], Any]) -> 
 
 
 def _find_owner(
-    subject: Path, snapshots: Path, options: Mapping[str, Any]
+    named: Path, snapshots: Path, options: Mapping[str, Any]
 ) -> "tuple[Account, Grant] | None":
+    from sagewai_ops.fs.given_files import resolve_given_path
     from sagewai_ops.fs.monitor import Grant, has_roots_path, is_roots_alone
     from sagewai_ops.process.privileges import account_of
 
+    subject = Path(os.path.realpath(named))
     if options.get("same_owner"):
         if not has_roots_path(subject.parent):
             raise UsageError(
@@ -141,21 +145,26 @@ def _find_owner(
         return None
     status = os.stat(nearest_existing(subject))
     uid, gid = status.st_uid, status.st_gid
+    # Another user's link would make root work on any directory, or as any user.
+    resolve_given_path(named, owner=uid)
     if owner := options.get("owner"):
-        named = _named_account(owner)
+        account = _named_account(owner)
         if not subject.exists() and has_roots_path(nearest_existing(subject)):
-            _make_home(subject, *named)
-            uid, gid = named
-        elif named[0] != uid:
+            _make_home(subject, *account)
+            uid, gid = account
+        elif account[0] != uid:
             raise UsageError(
                 f"--owner {owner}: {subject} belongs to uid {uid}",
                 hint=f"ls -ld {shell_word(subject)}",
             )
     if uid == 0:
         return None
-    directory = Path(os.path.realpath(snapshots))
+    directories: tuple[Path, ...] = ()
+    with contextlib.suppress(OSError):  # a link of another user leads to it
+        directory = resolve_given_path(snapshots, owner=0)
+        directories = (directory,) if is_roots_alone(directory) else ()
     grant = Grant(
-        directories=(directory,) if is_roots_alone(directory) else (),
+        directories=directories,
         files=frozenset(_files_of(options)),
     )
     return account_of(uid, gid), grant
@@ -176,7 +185,6 @@ def _named_account(name: str) -> tuple[int, int]:
 def _make_home(path: Path, uid: int, gid: int) -> None:
     """Create an empty directory for a user, below directories that root alone can write."""
     from sagewai_ops.fs import beneath
-    from sagewai_ops.fs.os_errors import translate_os_errors
 
     with translate_os_errors(path):
         for parent in reversed(path.parents):

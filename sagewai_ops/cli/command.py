@@ -109,7 +109,7 @@ class Run:
 
     def snapshots(self, home: Home, option: Path | None = None) -> Path:
         """Find the snapshot directory: the option, else the variable, else next to the home."""
-        return self.settings.snapshots(home, option)
+        return Path(os.path.realpath(self.settings.snapshots(home, option)))
 
 
 def add_command(

@@ -1,6 +1,5 @@
 """The settings of a run: the global options and the environment, as one frozen value."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +31,6 @@ class Settings:
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def snapshots(self, home: "Home", option: Path | None = None) -> Path:
-        """Find the snapshot directory: the option, else the variable, else next to the home."""
+        """Find the snapshot directory as it is named: by the option, the variable, or the home."""
         named = option or self.environment.get(SNAPSHOTS_VARIABLE)
-        return Path(os.path.realpath(Path(named).expanduser())) if named else home.snapshots
+        return Path(named).expanduser().absolute() if named else home.snapshots

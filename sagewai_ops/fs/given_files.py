@@ -92,15 +92,17 @@ def read_given_file(
     return content
 
 
-def resolve_given_path(path: Path, *, follow_last: bool = True) -> Path:
+def resolve_given_path(path: Path, *, follow_last: bool = True, owner: int | None = None) -> Path:
     """Return a path without links, all of which are the user's own or root's.
 
     Args:
         follow_last: Also resolve the entry itself.
+        owner: The user whose links are followed, with root's (default: this process's).
 
     Raises:
         OSError: Another user made a link in the path, or can replace it.
     """
+    owners = (0, os.geteuid() if owner is None else owner)
     text = os.path.abspath(path)
     directory, steps, links = "/", text.split("/")[:0:-1], 0
     while steps:
@@ -121,9 +123,9 @@ def resolve_given_path(path: Path, *, follow_last: bool = True) -> Path:
             directory = entry
             continue
         links += 1
-        for owner in (found.st_uid, os.lstat(directory).st_uid):
-            if owner not in (0, os.geteuid()):
-                message = f"a link of uid {owner}, not followed"
+        for uid in (found.st_uid, os.lstat(directory).st_uid):
+            if uid not in owners:
+                message = f"a link of uid {uid}, not followed"
                 raise OSError(errno.ELOOP, message, os.fspath(path))
         if links > _MOST_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))

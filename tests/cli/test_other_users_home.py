@@ -198,6 +198,23 @@ def test_end_of_the_process_of_the_owner_is_an_error(place: Path, home: Path) ->
     assert len(os.listdir(place / "safe")) == 2
 
 
+@pytest.mark.parametrize("name", ["home", "safe"])
+def test_links_of_the_user_give_no_rights_of_roots(place: Path, home: Path, name: str) -> None:
+    """Neither the home nor the snapshot directory that root names is led elsewhere."""
+    (place / "roots").mkdir(0o700)
+    (place / "roots/config").mkdir()
+    link = place / "user" / f"link-to-{name}"
+    link.symlink_to(place / "roots")
+    os.chown(link, NO_USER, NO_USER, follow_symlinks=False)
+    words = ("verify-perms", "--fix") if name == "home" else ("backup", "--snapshots", link)
+
+    answer = run("--home", link if name == "home" else home, *words)
+
+    assert answer.code == {"home": 2, "safe": 14}[name]
+    assert os.listdir(place / "roots") == ["config"]
+    assert stat.S_IMODE((place / "roots/config").stat().st_mode) == 0o755
+
+
 def test_owner_needs_root(home: Path) -> None:
     """A user cannot give files away."""
     with unprivileged():
