@@ -51,7 +51,8 @@ _WORD = re.compile(rf"\b(?:{'|'.join(WORDS)})\b", re.IGNORECASE)
 _VERBS = re.compile(r"(Give|Tell|Say|Let|Spell|Name|Hold|Look|Take|Make sure)s?\b")
 # Where a word is what another program, a file format or a JSON field calls a thing.
 _QUOTED = re.compile(
-    r"`[^`\n]*`|\"(?:folders?|nobody|mend(?:ed)?)\"|'(?:folders?|nobody|mended)'|\.mended\b"
+    r"`[^`\n]*`|is None\b|"
+    r"\"(?:folders?|nobody|mend(?:ed)?)\"|'(?:folders?|nobody|mended)'|\.mended\b"
     r"|\bnobody:|user nobody|\w\.folders?\b"
 )
 PROSE = ("docs/**/*.md", "man/**/*.md", "man/*.1", "*.md", "fixtures/*.md")

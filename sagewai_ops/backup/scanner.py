@@ -460,7 +460,7 @@ class _Entry:
     """An entry of a directory.
 
     Attributes:
-        status: Of the entry itself, or why there is none.
+        status: Of the entry itself, or why it has no status.
     """
 
     name: str

@@ -165,11 +165,6 @@ def sync_tree(path: Path) -> None:
         os.close(descriptor)
 
 
-def exchange(first: Path, second: Path) -> bool:
-    """Exchange two names, as `beneath.exchange`."""
-    return beneath.exchange(first, second)
-
-
 def is_writable(directory: Path) -> bool:
     """Return whether files of a directory can be replaced."""
     effective = os.access in os.supports_effective_ids

@@ -1,6 +1,6 @@
 """Files that the user names: passphrases, identities, keys, configuration, logs, metrics.
 
-Whoever owns the directory of such a file can put a pipe there, which blocks, or a link to another
+The owner of the directory of such a file can put a pipe there, which blocks, or a link to another
 file. So these are opened without blocking, only a regular file is used, and no link is followed
 that another user made or can replace. Standard input and descriptors that the shell passes
 (`/dev/stdin`, `<(command)`) are pipes and accepted to read.

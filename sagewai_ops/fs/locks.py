@@ -180,7 +180,7 @@ def _lock(path: Path, operation: int, wait_seconds: float) -> Iterator[int]:
 def _is_foreign(path: Path, descriptor: int) -> bool:
     """Return whether only processes of other users have locked a directory.
 
-    Whoever can read a directory can lock it, and would stop every backup.
+    A user who can read a directory can lock it, and would stop every backup.
     """
     users = {user_of(process) for process in lock_holders(path)}
     own = (None, 0, os.geteuid(), os.fstat(descriptor).st_uid)

@@ -124,7 +124,7 @@ class _Client:
         self._lock = threading.Lock()
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """Let the parent perform an operation, and return its result.
+        """Perform an operation in the parent, and return its result.
 
         Raises:
             OSError: As the operation raises it.

@@ -63,7 +63,7 @@ def own_account() -> Account:
 
 
 def become(account: Account) -> None:
-    """Take the rights of a user instead of root's; the process cannot return to root's.
+    """Switch to the rights of a user from root's; the process cannot return to root's.
 
     The process ends with SIGTERM when its parent ends. No other process of the user can trace it.
 

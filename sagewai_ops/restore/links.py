@@ -3,7 +3,7 @@
 Name by name each may stay inside while together they lead out: `a/up` to `..`, and a link through
 `a/up/up`. What leads out is refused, except the links that are stored as such. Where Sagewai has
 its documents, key and database, and their directories, no link is restored at all: the next
-program that writes there would write where the archive says.
+program that writes there would write where the archive points.
 """
 
 from collections.abc import Iterable, Mapping

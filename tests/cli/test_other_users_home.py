@@ -178,7 +178,7 @@ def test_signal_ends_both_processes(place: Path, home: Path) -> None:
 
 
 def test_end_of_the_process_of_the_owner_is_an_error(place: Path, home: Path) -> None:
-    """Its user can kill it: the run says so, and the next one removes what it left."""
+    """Its user can kill it: the run reports it, and the next one removes what it left."""
     (home / "data/big").write_bytes(os.urandom(1 << 20) * 64)
     words = ("--home", home, "backup", "--snapshots", place / "safe", "--level", "19")
     with subprocess.Popen([*COMMAND, *map(str, words)], stderr=subprocess.PIPE) as process:
@@ -216,7 +216,7 @@ def test_links_of_the_user_give_no_rights_of_roots(place: Path, home: Path, name
 
 
 def test_owner_needs_root(home: Path) -> None:
-    """A user cannot give files away."""
+    """A user cannot change owners."""
     with unprivileged():
         answer = call("--home", home, "restore", "latest", "--same-owner")
 

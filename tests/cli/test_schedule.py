@@ -135,7 +135,7 @@ def test_units_keep_the_capabilities_that_root_needs(user: list[str], capabiliti
     assert ("User=" in text) is (user[-1] == "x")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory to another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes the owner of a directory")
 def test_unit_runs_as_the_owner_of_the_home(tmp_path: Path) -> None:
     """By name, by number without one, and by the parent of a home that does not exist."""
     import pwd

@@ -21,7 +21,7 @@ def _no_reports() -> Iterator[None]:
 
 
 def test_a_pipe_is_refused_without_blocking(tmp_path: Path) -> None:
-    """Nobody needs to write to it, and nobody needs to read it."""
+    """No other user needs to write to it, or to read it."""
     os.mkfifo(tmp_path / "pipe")
 
     with pytest.raises(OSError, match="not a regular file"):

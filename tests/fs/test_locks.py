@@ -142,8 +142,8 @@ def test_file_system_without_locks_is_an_error_for_a_home_but_not_for_a_guard(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
-def test_lock_of_another_user_excludes_nobody(tmp_path: Path) -> None:
-    """Whoever can read a directory can lock it; runs still exclude each other."""
+def test_lock_of_another_user_excludes_no_run(tmp_path: Path) -> None:
+    """A user who can read a directory can lock it; runs still exclude each other."""
     tmp_path.chmod(0o755)
     descriptor = os.open(tmp_path, os.O_RDONLY)
     ready, lasting = os.pipe(), os.pipe()

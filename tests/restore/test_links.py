@@ -30,7 +30,7 @@ def test_links_that_lead_out_together_are_refused(links: list[tuple[str, Entry]]
 
 @pytest.mark.parametrize("path", sorted(NEVER_LINKS))
 def test_link_in_place_of_a_file_of_sagewai_is_refused(path: str) -> None:
-    """Its target would be written by whoever writes the document, key or database next."""
+    """Its target would be written by the program that writes the document, key or database next."""
     with pytest.raises(DamagedError, match="a symlink, not"):
         check_links([_link(path, "x")])
 

@@ -444,7 +444,7 @@ def test_whole_is_refused_where_only_entries_can_be_exchanged(
 def test_home_in_a_directory_of_all_users_is_exchanged_inside(
     home: Path, mode: int, *, can: bool
 ) -> None:
-    """Where others can replace staging and journal, sticky or not, nothing is put beside it."""
+    """Where others can replace staging and journal, sticky or not, nothing is put next to it."""
     home.parent.chmod(mode)
 
     assert swap.can_swap_whole(home) is can
