@@ -17,6 +17,7 @@ import errno
 import functools
 import os
 import stat
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ _OWNER_ALL = 0o700
 
 _OPENAT2 = 437  # the number of the system call on all architectures of Linux but Alpha
 _RESOLVE_NO_SYMLINKS = 4  # linux/openat2.h; includes the links of /proc
+_HOW_BYTES = 24
 _AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000  # linux/fcntl.h
 _RENAME_EXCHANGE = 2  # linux/fs.h
@@ -396,15 +398,9 @@ def _open(path: AnyPath, flags: int) -> int:
     text = os.fspath(path)
     _require_absolute(text)
     if _IS_LINUX:
-        how = (ctypes.c_uint64 * 3)(flags, 0, _RESOLVE_NO_SYMLINKS)
+        openat2, how, name = _openat2(), _how(flags), os.fsencode(text)
         while True:
-            descriptor: int = _libc().syscall(
-                ctypes.c_long(_OPENAT2),
-                _AT_FDCWD,
-                os.fsencode(text),
-                ctypes.byref(how),
-                ctypes.c_size_t(ctypes.sizeof(how)),
-            )
+            descriptor: int = openat2(_OPENAT2, _AT_FDCWD, name, how, _HOW_BYTES)
             if descriptor >= 0:
                 return descriptor
             number = ctypes.get_errno()
@@ -503,6 +499,21 @@ def _open_child(directory: int, name: str) -> int:
 def _identity(descriptor: int) -> tuple[int, int]:
     found = os.fstat(descriptor)
     return found.st_dev, found.st_ino
+
+
+@functools.cache
+def _openat2() -> Callable[..., int]:
+    function = ctypes.CDLL(None, use_errno=True).syscall
+    # With its types, a call costs half: a backup opens every file with it.
+    types = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t)
+    function.argtypes, function.restype = types, ctypes.c_long
+    return function
+
+
+@functools.cache
+def _how(flags: int) -> bytes:
+    """Return the structure open_how."""
+    return struct.pack("=QQQ", flags, 0, _RESOLVE_NO_SYMLINKS)
 
 
 @functools.cache
