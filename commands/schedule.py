@@ -352,6 +352,8 @@ def _refuse_others(directory: Path, files: list[Any]) -> None:
 
 def _write(directory: Path, files: list[Any]) -> None:
     from sagewai_ops.fs import atomic
+    from sagewai_ops.fs.given_files import resolve_given_path
 
+    directory = resolve_given_path(directory)
     for file in files:
         atomic.replace(directory / file.name, file.text.encode(), mode=_MODE)

@@ -27,6 +27,8 @@ from sagewai_ops.export.sequences import SetSequence
 from sagewai_ops.export.target_session import MOVE, PLAN
 from sagewai_ops.export.validate.validator import FAIL
 from sagewai_ops.fs import atomic
+from sagewai_ops.fs.given_files import resolve_given_path
+from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.text import shell_word
 
 
@@ -119,7 +121,8 @@ def report_path(report: Report, directory: Path, chosen: Path | None) -> Path | 
         moment = f"{report.started_at:%Y%m%dT%H%M%SZ}"
         path = directory / f"{report.purpose}-{moment}-{secrets.token_hex(2)}.json"
     else:
-        path = chosen.absolute()
+        with translate_os_errors(chosen):
+            path = resolve_given_path(chosen, follow_last=False)
     if not os.access(path.parent, os.W_OK):
         raise PermissionDeniedError(
             f"report: {path.parent} not writable",

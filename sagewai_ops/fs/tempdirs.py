@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic, beneath, locks
+from sagewai_ops.fs.given_files import resolve_given_path
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.removal import remove_tree, sweep_leftovers
 from sagewai_ops.process.signals import uninterrupted
@@ -67,6 +68,8 @@ def working_directory(parent: Path, prefix: str) -> Iterator[Path]:
     Raises:
         NoSpaceError, PermissionDeniedError, OpsError: The system refused.
     """
+    with translate_os_errors(parent):
+        parent = resolve_given_path(parent)
     path = parent / f"{prefix}{secrets.token_hex(4)}"
     with locked_directory(path):
         with locks.sweep_guard(parent):

@@ -24,6 +24,8 @@ from sagewai_ops.archive.age import (
 )
 from sagewai_ops.errors import DamagedError, NotFoundError, OpsError, TargetBusyError, UsageError
 from sagewai_ops.fs import atomic
+from sagewai_ops.fs.given_files import resolve_given_path
+from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import Home
 from sagewai_ops.keys.candidates import ENVIRONMENT, KEYRING, Candidate
 from sagewai_ops.text import shell_word
@@ -182,8 +184,10 @@ def _armored(content: bytes) -> list[str]:
 def _write_verified(
     path: Path, content: bytes, escrow: Escrow, decode: Callable[[bytes], bytes]
 ) -> None:
+    with translate_os_errors(path):
+        resolved = resolve_given_path(path, follow_last=False)
     atomic.replace(
-        path,
+        resolved,
         content,
         mode=atomic.PRIVATE_FILE,
         verify=lambda file: _verify(path, decode(file.read_bytes()), escrow),
