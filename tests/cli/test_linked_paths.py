@@ -8,8 +8,6 @@ import pytest
 from program import call
 from small_homes import small
 
-_OTHER = 40001
-
 
 @pytest.fixture
 def alias(tmp_path: Path) -> Path:
@@ -39,18 +37,3 @@ def test_every_path_of_a_run_may_lead_through_links(alias: Path) -> None:
     assert {"metrics", "log", "new", "extracted"} <= set(names)
     assert len(list((alias / "disk").glob("*.tar.zst"))) == 2
     assert not [name for name in names if name.startswith(".")]
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
-def test_link_of_another_user_is_no_default_snapshot_directory(alias: Path) -> None:
-    """It would make root write where the owner of the link wants."""
-    os.chown(alias / "home.snapshots", _OTHER, _OTHER, follow_symlinks=False)
-
-    answer = call("--home", alias / "home", "backup", "--json")
-
-    assert answer.code == 2
-    assert (
-        "symbolic link" in answer.document["error"]["message"]
-        or "not a directory" in (answer.document["error"]["message"])
-    )
-    assert os.listdir(alias / "disk") == []
