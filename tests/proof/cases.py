@@ -92,10 +92,20 @@ def _split() -> contextlib.AbstractContextManager[object]:
     """Refuse renames from one directory to another, as between two file systems."""
     rename = os.rename
 
-    def refuse(source: os.PathLike[str], target: os.PathLike[str]) -> None:
-        if os.path.dirname(source) != os.path.dirname(target):
+    def directory_of(path: os.PathLike[str], descriptor: int | None) -> str:
+        above = "" if descriptor is None else os.readlink(f"/proc/self/fd/{descriptor}")
+        return os.path.join(above, os.path.dirname(path))
+
+    def refuse(
+        source: os.PathLike[str],
+        target: os.PathLike[str],
+        *,
+        src_dir_fd: int | None = None,
+        dst_dir_fd: int | None = None,
+    ) -> None:
+        if directory_of(source, src_dir_fd) != directory_of(target, dst_dir_fd):
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), source, None, target)
-        rename(source, target)
+        rename(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
     return mock.patch.object(os, "rename", refuse)
 
