@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sagewai_ops.cli.settings import Settings
-from sagewai_ops.errors import NotFoundError, OpsError, UsageError
+from sagewai_ops.errors import NotFoundError, OpsError, PermissionDeniedError, UsageError
 from sagewai_ops.fs.free_space import nearest_existing
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import locate
@@ -43,6 +43,8 @@ def find_acting(
 
     Raises:
         NotFoundError: `--owner` names no user.
+        PermissionDeniedError: The directory is root's, and another user can replace a part of its
+            path.
         UsageError: `--owner` differs from the target's, or `--same-owner` for a directory that
             other users can change; a link of another user leads to it.
     """
@@ -132,12 +134,13 @@ def _find_owner(
     named: Path, snapshots: Path, options: Mapping[str, Any]
 ) -> "tuple[Account, Grant] | None":
     from sagewai_ops.fs.given_files import resolve_given_path
-    from sagewai_ops.fs.monitor import Grant, has_roots_path, is_roots_alone
+    from sagewai_ops.fs.monitor import Grant, has_roots_path, is_roots_alone, path_owners
     from sagewai_ops.process.privileges import account_of
 
     subject = Path(os.path.realpath(named))
+    others = path_owners(named)
     if options.get("same_owner"):
-        if not has_roots_path(subject.parent):
+        if others or not has_roots_path(subject.parent):
             raise UsageError(
                 f"--same-owner: {subject.parent} can be changed by other users",
                 hint="restore without --same-owner  # the target's owner owns the result",
@@ -149,7 +152,7 @@ def _find_owner(
     resolve_given_path(named, owner=uid)
     if owner := options.get("owner"):
         account = _named_account(owner)
-        if not subject.exists() and has_roots_path(nearest_existing(subject)):
+        if not others and not subject.exists() and has_roots_path(nearest_existing(subject)):
             _make_home(subject, *account)
             uid, gid = account
         elif account[0] != uid:
@@ -158,11 +161,17 @@ def _find_owner(
                 hint=f"ls -ld {shell_word(subject)}",
             )
     if uid == 0:
+        if others:  # they could put a link there, or exchange it with one until now
+            raise PermissionDeniedError(
+                f"{named}: owned by root, but uid {min(others)} can replace a part of its path",
+                hint=f"namei -l {shell_word(named)}",
+            )
         return None
     directories: tuple[Path, ...] = ()
     with contextlib.suppress(OSError):  # a link of another user leads to it
         directory = resolve_given_path(snapshots, owner=0)
-        directories = (directory,) if is_roots_alone(directory) else ()
+        is_granted = is_roots_alone(directory) and not path_owners(snapshots)
+        directories = (directory,) if is_granted else ()
     grant = Grant(
         directories=directories,
         files=frozenset(_files_of(options)),
@@ -195,9 +204,16 @@ def _make_home(path: Path, uid: int, gid: int) -> None:
 
 
 def _files_of(options: Mapping[str, Any]) -> Iterator[Path]:
-    """Yield the existing files that options name, as they are named and resolved."""
+    """Yield the existing files that options name, as they are named and resolved.
+
+    Not those in directories of other users: the process with a user's rights opens these.
+    """
+    from sagewai_ops.fs.monitor import path_owners
+
     for value in options.values():
         for item in value if isinstance(value, list) else (value,):
-            if isinstance(item, (str, Path)) and item and os.path.isfile(item):
+            if not isinstance(item, (str, Path)) or not item or not os.path.isfile(item):
+                continue
+            if not path_owners(Path(item)):
                 yield Path(os.path.abspath(item))
                 yield Path(os.path.realpath(item))

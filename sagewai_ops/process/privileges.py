@@ -90,8 +90,7 @@ def become(account: Account) -> None:
         library.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         library.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
         library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if account.home:
-        os.environ["HOME"] = account.home
+    os.environ["HOME"] = account.home or os.sep  # root's may not be read
     _keep_readable(roots)
     for variable in ("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
         os.environ.pop(variable, None)

@@ -73,6 +73,45 @@ def test_files_that_the_owner_cannot_read_stay_out(place: Path, home: Path) -> N
     assert "data/secret" in answer.out
 
 
+def test_a_users_link_leads_root_to_no_directory_of_roots(place: Path, home: Path) -> None:
+    """A link in the place of the home, or of the snapshots, does not make root work elsewhere."""
+    (place / "etc/config").mkdir(parents=True)
+    (place / "etc/config/passwd.json").write_text("{}")
+    (place / "etc/config/passwd.json").chmod(0o644)
+    for name in ("other", "home.snapshots"):
+        (place / "user" / name).symlink_to(place / "etc")
+        os.lchown(place / "user" / name, NO_USER, NO_USER)
+
+    repair = run("--home", place / "user/other", "verify-perms", "--fix")
+    backup = run("--home", home, "backup")
+
+    assert (repair.code, backup.code) == (14, 2), repair.err + backup.err
+    assert f"owned by root, but uid {NO_USER} can replace a part of its path" in repair.err
+    assert sorted(place.glob("etc/**/*")) == [
+        place / "etc/config",
+        place / "etc/config/passwd.json",
+    ]
+    assert stat.S_IMODE((place / "etc/config/passwd.json").stat().st_mode) == 0o644
+
+
+def test_files_in_directories_of_the_user_are_opened_with_its_rights(
+    place: Path, home: Path
+) -> None:
+    """A record in the home is the user's to read; a second name of root's file is not."""
+    (home / "secrets/master.key").chmod(0o644)
+    assert run("--home", home, "verify-perms", "--fix").code == 0
+    (record,) = home.glob(".sagewai-ops-permissions-*")
+    (place / "key").write_text("of root's")
+    (place / "key").chmod(0o600)
+    (place / "user/key").hardlink_to(place / "key")
+
+    undo = run("--home", home, "verify-perms", "--undo", record)
+    check = run("--home", home, "keys", "check", "--extra-key", place / "user/key")
+
+    assert undo.code == 0, undo.err
+    assert (check.code, "permission denied" in check.err.lower()) == (14, True), check.err
+
+
 def test_restore_from_a_directory_of_roots_is_the_owners(place: Path, home: Path) -> None:
     """The archive is read by the process that remains root's."""
     (home / "data/note").write_text("x")
