@@ -16,7 +16,7 @@ import old_homes
 from home_builder import build_home
 from home_builder.recipe import Layout
 from proof.faults import Ended, Fault, Mode, Step
-from proof.worlds import World
+from proof.worlds import World, rights_of
 from sagewai_ops.swap import pending
 
 IDENTITY = "AGE-SECRET-KEY-1N3RS2HE94SR2EY7Z5X6C554RNCKUH3GXPG2L89CE54DWULQ8YQCQTQXFZM"
@@ -147,7 +147,8 @@ def interrupt(world: World, bench: Bench) -> None:
     world.reset(world.directory.with_name("prepared"))
     # The last rename dooms the staging; before it three parts are exchanged, in two steps each.
     bench.run(words, world, Fault(Mode.KILL_BEFORE, renames[-4]))
-    assert pending.pending_operations(world.home)
+    with rights_of(world):
+        assert pending.pending_operations(world.home)
 
 
 def interrupt_migration(world: World, bench: Bench) -> None:
@@ -160,7 +161,8 @@ def interrupt_migration(world: World, bench: Bench) -> None:
     ]
     world.reset(world.directory.with_name("prepared"))
     bench.run(("migrate-layout",), world, Fault(Mode.KILL_BEFORE, moves[1]))
-    assert pending.pending_operations(world.home)
+    with rights_of(world):
+        assert pending.pending_operations(world.home)
 
 
 def with_tree(world: World, bench: Bench) -> None:

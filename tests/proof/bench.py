@@ -24,7 +24,7 @@ from proof.beginnings import Words
 from proof.cases import Case
 from proof.faults import Ended, Fault, Mode, Runner, Step
 from proof.plans import plan, thinned
-from proof.worlds import Mask, World
+from proof.worlds import Mask, World, rights_of
 from sagewai_ops.cli import main
 from sagewai_ops.fs import atomic
 from sagewai_ops.process import signals
@@ -108,7 +108,7 @@ class Proof:
             with self._planted(), self._within():
                 return main.run([str(word) for word in ("--home", world.home, *words)])
 
-        ended = self._runner.run(body, fault, attack)
+        ended = self._runner.run(body, fault, attack, of_two_users=bool(world.owner))
         if world.server:
             _settled(world)
         return ended
@@ -179,7 +179,8 @@ class Proof:
             if path.suffix != ".json"
         }
         names_before = frozenset(world.names())
-        newest = [item.path.name for item in catalog.list_snapshots(world.snapshots)][-1:]
+        with rights_of(world):
+            newest = [item.path.name for item in catalog.list_snapshots(world.snapshots)][-1:]
         probe = case.probe(world, self)
         for turn in range(2):
             if turn and case.by_the_second:

@@ -58,6 +58,8 @@ class Control(ctypes.Structure):
         ("fired", ctypes.c_int),
         ("resume", ctypes.c_int),
         ("reads", ctypes.c_int),
+        ("waits", ctypes.c_int),
+        ("doomed", ctypes.c_int),
         ("target", ctypes.c_long),
         ("second", ctypes.c_long),
         ("taken", ctypes.c_long),
@@ -72,6 +74,8 @@ class Control(ctypes.Structure):
     fired: int
     resume: int
     reads: int
+    waits: int
+    doomed: int
     target: int
     second: int
     taken: int
@@ -196,10 +200,13 @@ class Runner:
         body: Callable[[], int],
         fault: Fault | None = None,
         attack: Callable[[int, Step], None] | None = None,
+        *,
+        of_two_users: bool = False,
     ) -> Ended:
         """Run code in a child of its own group, with a fault or none; wait for all of it.
 
         Args:
+            of_two_users: Not every process of the run may kill the others.
             attack: What happens while a run waits at a step: its turn, from 1, and the step.
         """
         control = self._control
@@ -207,7 +214,8 @@ class Runner:
         control.code = fault.code if fault else 0
         control.target = fault.step if fault else 0
         control.second = fault.second if fault else 0
-        control.fired = control.resume = control.taken = control.used = 0
+        control.waits = of_two_users
+        control.doomed = control.fired = control.resume = control.taken = control.used = 0
         control.struck = b""
         streams = [self._outside / name for name in ("out", "err")]
         sys.stdout.flush()
@@ -218,6 +226,9 @@ class Runner:
             self._child(body, streams)
 
         def resume() -> None:
+            if control.doomed:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child, signal.SIGKILL)
             if attack and control.resume < control.fired:
                 attack(control.resume + 1, self._struck())
                 control.resume += 1

@@ -14,7 +14,7 @@ from pathlib import Path
 from proof.beginnings import IDENTITY
 from proof.cases import Case
 from proof.faults import Ended, Fault, Mode
-from proof.worlds import Mask, State, World, state_of
+from proof.worlds import Mask, State, World, rights_of, state_of
 from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.errors import OpsError
@@ -127,7 +127,8 @@ def check_siblings(expected: Expected, found: State, ended: Ended) -> Iterator[s
 
 def is_unsettled(world: World) -> bool:
     """Return whether the program itself knows that something is to be finished first."""
-    return bool(pending.pending_operations(world.home))
+    with rights_of(world):
+        return bool(pending.pending_operations(world.home))
 
 
 def check_kept(world: World, expected: Expected) -> Iterator[str]:
@@ -143,7 +144,9 @@ def check_kept(world: World, expected: Expected) -> Iterator[str]:
 
 def check_snapshots(case: Case, world: World, expected: Expected, *, runs: int) -> Iterator[str]:
     """See that only whole snapshots are listed, that none was lost, and not too many came."""
-    found = {item.path.name: hash_of(item.path) for item in catalog.list_snapshots(world.snapshots)}
+    with rights_of(world):
+        listed = catalog.list_snapshots(world.snapshots)
+    found = {item.path.name: hash_of(item.path) for item in listed}
     resting = world.snapshots / ".trash"
     for name, content in expected.snapshots.items():
         if case.moves_snapshots and runs > 1 and name != expected.newest:

@@ -43,6 +43,8 @@ struct control {           /* the same layout as faults.Control */
   int fired;               /* how often the fault struck */
   int resume;              /* ATTACK: how many of these may go on */
   int reads;               /* whether opening, listing and examining files are steps, too */
+  int waits;               /* whether the harness kills, because processes belong to several users */
+  int doomed;              /* it is to */
   long target;             /* the step that it strikes, from 1 */
   long second;             /* ATTACK: another step that it strikes; 0 for none */
   long taken;              /* steps so far */
@@ -106,6 +108,10 @@ static int is_server(int descriptor) {
 }
 
 static void die(void) {
+  if (control->waits) {
+    __atomic_store_n(&control->doomed, 1, __ATOMIC_SEQ_CST);
+    for (;;) pause();
+  }
   kill(getpgrp(), SIGKILL); /* the run itself; what it started has to notice */
   kill(getpid(), SIGKILL);
   for (;;) pause();
