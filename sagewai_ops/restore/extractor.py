@@ -8,12 +8,14 @@ come from the rules of a home.
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sagewai_ops.archive.manifest import Entry, EntryType
+from sagewai_ops.archive.manifest import PLAIN_FORMAT_VERSION, Entry, EntryType
 from sagewai_ops.archive.reader import ArchiveReader
+from sagewai_ops.database.sqlite.connect import SIDECARS, super_journal
+from sagewai_ops.database.sqlite.read_transaction import MAGIC
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.fs import beneath
 from sagewai_ops.fs.os_errors import translate_os_errors
@@ -64,6 +66,7 @@ def extract_members(
     """
     planned = ((path_of(entry), entry) for entry in reader.manifest.entries)
     check_links((path, entry) for path, entry in planned if path is not None)
+    is_new = reader.header.format_version > PLAIN_FORMAT_VERSION
     writer = _MemberWriter(target, root, same_owner=same_owner)
     wanted = None if everything else (lambda entry: path_of(entry) is not None)
     with contextlib.closing(writer), translate_os_errors(target):
@@ -75,6 +78,7 @@ def extract_members(
                 writer.add(entry, path, content)
             if on_file and entry.type is EntryType.FILE:
                 on_file(path)
+        _check_sidecars(target, writer.sidecars, is_strict=is_new)
         writer.create_outside_links()
         with _translate_conflicts("directories"):
             writer.finish_directories()
@@ -88,6 +92,7 @@ class _MemberWriter:
         self._final_root = root
         self._same_owner = same_owner
         self.extraction = Extraction()
+        self.sidecars: list[str] = []
         self._root = beneath.open_directory(target)
         self._directory = ""
         self._descriptor = os.dup(self._root)
@@ -111,6 +116,8 @@ class _MemberWriter:
             self._create_link(entry, path)
         else:
             self._write(entry, path, name, content)
+            if name.endswith(SIDECARS):
+                self.sidecars.append(path)
 
     def _create_link(self, entry: Entry, path: str) -> None:
         directory, _, name = path.rpartition("/")
@@ -214,6 +221,28 @@ def _translate_conflicts(path: str) -> Iterator[None]:
 def _directory_mode(path: str, mode: int) -> int:
     is_external = path == EXTERNAL or path.startswith(EXTERNAL + "/")
     return 0o700 if is_external else directory_mode(path, mode)
+
+
+def _check_sidecars(target: Path, sidecars: Sequence[str], *, is_strict: bool) -> None:
+    """Check that no database would be opened with a log from the archive.
+
+    Args:
+        is_strict: Refuse every log next to a database; else those that delete another file, for
+            version 1 stored the logs of databases that no process used.
+    """
+    for path in sidecars:
+        database = target / path[: path.rindex("-")]
+        try:
+            descriptor = os.open(database, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue  # not in the archive, or not a file
+        with open(descriptor, "rb") as file:
+            is_database = file.read(len(MAGIC)) == MAGIC
+        if is_database and (is_strict or super_journal(target / path)):
+            raise DamagedError(
+                f"archive: member {path[:200]}: the log of a database, which SQLite would apply",
+                hint="use another snapshot: sagewai-ops snapshots list",
+            )
 
 
 def _write_all(descriptor: int, piece: memoryview, *, sparse: bool) -> None:

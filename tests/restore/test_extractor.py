@@ -171,7 +171,7 @@ def test_time_that_no_system_has_is_damage(
     """It is refused by name, not by a traceback."""
     archive = forge(tmp_path / "a.tar.zst", [(_entry("note", kind, **changes), b"")])
 
-    with pytest.raises(DamagedError, match="invalid time, owner or name"):
+    with pytest.raises(DamagedError, match="not allowed in a snapshot"):
         _extract(archive, tmp_path / "out")
 
 
@@ -188,3 +188,25 @@ def test_names_of_our_own_are_refused(tmp_path: Path, path: str) -> None:
         _extract(archive, tmp_path / "out")
 
     assert os.listdir(tmp_path / "out") == []
+
+
+_DATABASE = b"SQLite format 3\0" + bytes(84)
+_HOSTILE = b"x" + b"/etc/passwd" + (11).to_bytes(4, "big") + bytes(4)
+_HOSTILE += bytes.fromhex("d9d505f920a163d7")
+
+
+def test_log_of_a_database_is_not_extracted(tmp_path: Path) -> None:
+    """A journal that deletes a file is refused; a file with such a name alone is not."""
+    directory = _entry("data", EntryType.DIRECTORY)
+    database, journal = _entry("data/x.db"), _entry("data/x.db-journal")
+    for name, content, is_refused in (
+        ("hostile", _DATABASE, True),
+        ("no-database", b"text", False),
+    ):
+        members = [(directory, b""), (database, content), (journal, _HOSTILE)]
+        archive = write(tmp_path / f"{name}.tar.zst", members)
+        if is_refused:
+            with pytest.raises(DamagedError, match="log of a database"):
+                _extract(archive, tmp_path / name)
+        else:
+            assert _extract(archive, tmp_path / name).files == 2
