@@ -18,6 +18,7 @@ from sagewai_ops.archive.age import Encryption
 from sagewai_ops.archive.authentication import AuthenticationKey, derive_key
 from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.errors import UsageError
+from sagewai_ops.fs import beneath
 from sagewai_ops.home.paths import Home
 from sagewai_ops.keys.candidates import all_candidates
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
@@ -74,7 +75,7 @@ def _newest(home: Home, directory: Path) -> Snapshot | None:
     ]
     for snapshot in reversed(own):
         try:
-            if os.lstat(snapshot.path).st_uid in trusted:
+            if beneath.status(snapshot.path).st_uid in trusted:
                 return snapshot
         except FileNotFoundError:
             continue
