@@ -409,3 +409,18 @@ def test_dangling_link_at_a_path_of_sagewai_is_a_loss(path: str, tmp_path: Path)
     assert lost.reason is Reason.UNREADABLE
     assert "gone" in lost.detail
     assert path not in _types(scan)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
+def test_link_of_a_user_to_the_file_of_another_is_a_loss(tmp_path: Path) -> None:
+    """In place of a document, it would put root's file into the snapshot."""
+    root = _home(tmp_path)
+    (tmp_path / "shadow").write_text("root's")
+    (root / "config").mkdir(exist_ok=True)
+    (root / "config/connections.json").symlink_to(tmp_path / "shadow")
+    os.chown(root / "config/connections.json", 40001, 40001, follow_symlinks=False)
+
+    scan = scan_home(locate(root, {}))
+
+    assert _reasons(scan)["config/connections.json"] is Reason.UNREADABLE
+    assert "config/connections.json" not in _types(scan)

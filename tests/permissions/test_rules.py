@@ -1002,3 +1002,18 @@ class _as_root:  # noqa: N801 - reads as a statement
     def __exit__(self, *_: object) -> None:
         os.setresgid(NO_USER, NO_USER, 0)
         os.setresuid(NO_USER, NO_USER, 0)
+
+
+def test_file_with_another_name_keeps_owner_and_mode(home: Home, tmp_path: Path) -> None:
+    """The other name may be root's file, which the home's user linked into the home."""
+    other = tmp_path / "other"
+    other.write_text("{}")
+    other.chmod(0o644)
+    (home.root / "config/connections.json").unlink(missing_ok=True)
+    (home.root / "config/connections.json").hardlink_to(other)
+
+    seen = check(home)
+    repaired = apply_repairs(home, seen, plan_repairs(seen))
+
+    assert other.stat().st_mode & 0o777 == 0o644
+    assert [reason for _change, reason in repaired.left] == ["has 2 names (hard links)"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -232,3 +233,21 @@ def test_journal_of_a_live_run_is_not_pending(tmp_path: Path) -> None:
         assert pending.pending_operations(home) == ()
 
     assert [found.journal for found in pending.pending_operations(home)] == [path]
+
+
+def test_journal_moves_nothing_through_a_link(tmp_path: Path) -> None:
+    """Each path is below the directory by its names, and one leads out by a link in it."""
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    (tmp_path / "outside").mkdir()
+    (home / "link").symlink_to(tmp_path / "outside")
+    (home / "library").write_text("x")
+    path = home / ".sagewai-ops-restore-20260101T000000000000Z.json"
+    _write(path, {"version": 1, "moves": [], "opening": ["library", "link/y"], "closing": None})
+
+    pending.sweep(home)
+    with contextlib.suppress(OpsError):
+        recover_home(locate(home, {}), {})
+
+    assert os.listdir(tmp_path / "outside") == []
+    assert (home / "library").exists()
