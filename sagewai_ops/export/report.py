@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -26,7 +27,7 @@ from sagewai_ops.export.results import describe_report
 from sagewai_ops.export.sequences import SetSequence
 from sagewai_ops.export.target_session import MOVE, PLAN
 from sagewai_ops.export.validate.validator import FAIL
-from sagewai_ops.fs import atomic
+from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.given_files import resolve_given_path
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.text import shell_word
@@ -141,7 +142,8 @@ def finish_report(report: Report, path: Path | None) -> None:
     """
     if report.purpose == MOVE and not report.committed:
         for file in report.files.values():
-            Path(file).unlink(missing_ok=True)
+            with translate_os_errors(Path(file)), contextlib.suppress(FileNotFoundError):
+                beneath.unlink(file)
         report.files.clear()
     if path is not None:
         report.files["report"] = str(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sagewai_ops.errors import PermissionDeniedError
 from sagewai_ops.export.target_session import MOVE, VERIFY
-from sagewai_ops.fs import atomic
+from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.removal import sweep_leftovers
 from sagewai_ops.fs.tempdirs import Keep, kept, working_directory
 from sagewai_ops.home.paths import OWN_PREFIX, Home
@@ -59,4 +59,4 @@ def copy_directory(
 def _remove_empty(directory: Path) -> None:
     """Remove the directory for reports if it is empty: a plan leaves nothing."""
     with contextlib.suppress(OSError):
-        directory.rmdir()
+        beneath.remove_directory(directory)

@@ -37,6 +37,7 @@ _OWNER_ALL = 0o700
 _OPENAT2 = 437  # the number of the system call on all architectures of Linux but Alpha
 _RESOLVE_NO_SYMLINKS = 4  # linux/openat2.h; includes the links of /proc
 _HOW_BYTES = 24
+_MOST_ID = 2**32 - 2  # of users and groups; one more means no change
 _AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000  # linux/fcntl.h
 _RENAME_EXCHANGE = 2  # linux/fs.h
@@ -382,6 +383,8 @@ def _change_owner(descriptor: int, uid: int, gid: int) -> None:
     if not _PATH_ONLY:
         os.fchown(descriptor, uid, gid)
         return
+    if not all(-1 <= number <= _MOST_ID for number in (uid, gid)):
+        raise OverflowError("uid or gid out of range")  # ctypes would cut it, to 0 for example
     numbers = (ctypes.c_uint(uid), ctypes.c_uint(gid))
     if _libc().fchownat(descriptor, b"", *numbers, _AT_EMPTY_PATH):
         number = ctypes.get_errno()

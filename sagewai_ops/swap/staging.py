@@ -108,7 +108,7 @@ def kept_before(target: Path) -> list[Path]:
         path
         for naming in (next_to(target), inside(target))
         for path in naming.list(f"{naming.kept}{_BEFORE}")
-        if _is_directory(path)
+        if _is_directory(path) and is_trusted(path, itself=False)
     ]
     return sorted(found, key=_moment_of)
 

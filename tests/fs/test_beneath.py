@@ -157,6 +157,20 @@ def test_root_changes_owners_of_files_directories_and_links(tmp_path: Path) -> N
     assert os.stat(tmp_path / "d")[4:6] == (40001, os.getegid())
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root changes owners")
+@pytest.mark.parametrize("number", [2**32, 2**32 - 1, 2**40, -2])
+def test_an_impossible_owner_is_refused(tmp_path: Path, number: int) -> None:
+    """Cut to 32 bits it would be root."""
+    (tmp_path / "f").write_bytes(b"")
+    os.chown(tmp_path / "f", 40001, 40001)
+
+    for ids in ((number, -1), (-1, number)):
+        with pytest.raises(OverflowError):
+            beneath.set_owner(tmp_path / "f", *ids)
+
+    assert os.stat(tmp_path / "f")[4:6] == (40001, 40001)
+
+
 def test_a_pipe_is_not_a_file_and_does_not_block(tmp_path: Path) -> None:
     """Opening a pipe as a file ends at once."""
     os.mkfifo(tmp_path / "pipe")

@@ -261,7 +261,11 @@ def _checkpoint(source: Path, target: Path) -> tuple[int, int]:
         sidecar(target, suffix).unlink(missing_ok=True)
     if page_count is None:
         return page_size, size_of(target) // page_size
-    os.truncate(target, page_size * page_count)  # a main file may be longer than its pages
+    descriptor = os.open(target, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.ftruncate(descriptor, page_size * page_count)  # it may be longer than its pages
+    finally:
+        os.close(descriptor)
     return page_size, page_count
 
 
