@@ -9,6 +9,7 @@ higher of the two counts; a missing one is no error.
 import contextlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ from typing import Any
 from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic, beneath
+from sagewai_ops.fs.os_errors import translate_os_errors
+from sagewai_ops.fs.removal import sweep_leftovers
 from sagewai_ops.home.paths import OWN_PREFIX, Home
 from sagewai_ops.snapshots.ownership import home_ids
 
@@ -122,6 +125,11 @@ def keep_former_key(home: Home, old: AuthenticationKey, new: AuthenticationKey) 
     _write(home.root / NAME, {**document, "version": _VERSION, "keys": keys}, home)
 
 
+def sweep(root: Path) -> list[str]:
+    """Remove the partial files of dead runs from a home; return their names."""
+    return sweep_leftovers(root, atomic.partial_names(re.escape(NAME)))
+
+
 def _paths(home: Home, environment: Mapping[str, str]) -> Iterator[Path]:
     yield home.root / NAME
     if state := _state_directory(environment):
@@ -164,9 +172,10 @@ def _write(path: Path, document: Mapping[str, Any], home: Home) -> None:
         atomic.make_directory(path.parent)
         atomic.replace(path, _encode(document))
         return
-    before = os.stat(home.root)
-    atomic.replace(path, _encode(document), owner=before)
-    beneath.set_times(home.root, before.st_mtime_ns, before.st_atime_ns)
+    with translate_os_errors(home.root):
+        before = os.stat(home.root)
+        atomic.replace(path, _encode(document), owner=before)
+        beneath.set_times(home.root, before.st_mtime_ns, before.st_atime_ns)
 
 
 def _encode(document: Mapping[str, Any]) -> bytes:

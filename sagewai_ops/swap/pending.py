@@ -14,6 +14,7 @@ from sagewai_ops.fs.journal import Operation, Recovery
 from sagewai_ops.home.paths import Home
 from sagewai_ops.keys import rotation_journal
 from sagewai_ops.layout import journal as layout_journal
+from sagewai_ops.snapshots import mark
 from sagewai_ops.swap import journal as swap_journal
 from sagewai_ops.swap import staging, swap
 from sagewai_ops.text import shell_word
@@ -99,7 +100,7 @@ def require_settled(root: Path, *, but: Kind | None = None) -> None:
 
 def sweep(root: Path) -> list[str]:
     """Remove what dead runs left on a home that is not pending; return its names."""
-    return [name for kind in KINDS for name in kind.sweep(root)]
+    return [*mark.sweep(root), *(name for kind in KINDS for name in kind.sweep(root))]
 
 
 def recover(
@@ -121,4 +122,4 @@ def recover(
         recoveries = []
         while (recovery := kind.recover(home, environment, wait_seconds)).operation:
             recoveries.append(recovery)
-        return recoveries, kind.sweep(home.root)
+        return recoveries, [*mark.sweep(home.root), *kind.sweep(home.root)]
