@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# The version of cyclonedx-bom.
+BOM := 7.5.0
 SOURCES := sagewai_ops commands fixtures tests .ci $(wildcard migrations)
 # Programs that the tests and benchmarks run next to ours, where Debian's packages can be had.
 TOOLS := age zstd sqlite3 restic borgbackup pgloader openssh-client gcc libc6-dev mandoc zsh fish
@@ -12,7 +14,7 @@ EXTENDING := $(shell for python in /usr/bin/python3 $(PYTHON); do \
   && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools test test-all test-rest test-extensions core lint types build demo bench proof soak \
+.PHONY: help setup tools test test-all test-rest test-extensions core lint types build release constraints demo bench proof soak \
   interop json man pictures matrix matrix-ci clean
 
 help:  ## Show the targets, with their durations on two cores.
@@ -20,15 +22,23 @@ help:  ## Show the targets, with their durations on two cores.
 
 # Compiled here as pip compiles what it installs: where Python may not write its bytecode, every start
 # of the program would compile it again, and a benchmark would measure that.
-setup: $(VENV)/.ready  ## Create the environment (1 minute).
+setup: $(VENV)/.ready  ## Create the environment (2 minutes).
 	@$(BIN)/python -m compileall -q sagewai_ops commands migrations fixtures tests
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) --upgrade "pip>=25.1"
+	@$(PIP) --require-hashes -r constraints.txt
 	@# setuptools warns of every editable installation, in a frame of stars.
-	@PYTHONWARNINGS="ignore:Editable installation" $(PIP) --group dev --editable . -c constraints.txt
+	@PYTHONWARNINGS="ignore:Editable installation" $(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
+
+constraints: setup  ## Select versions again, with hashes, for every Python; UPGRADE=--upgrade (1 minute).
+	@$(PYTHON) -m venv .venv-tools && .venv-tools/bin/python -m pip install --quiet uv
+	@(sed -n '/^#/p' constraints.txt; sed '/^#/d' constraints.txt > .constraints; \
+	  .venv-tools/bin/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
+	  --no-header --no-annotate $(UPGRADE) --group dev pyproject.toml --output-file .constraints >&2; \
+	  cat .constraints) > .constraints.new && mv .constraints.new constraints.txt; rm -f .constraints
 
 test: setup  ## Run the core of the tests (3 minutes).
 	$(BIN)/pytest -q -n 2 --core
@@ -70,6 +80,19 @@ build: setup  ## Build sdist and wheel, compare the wheel with git (20 seconds).
 	@$(BIN)/python -m build --outdir dist . >/tmp/sagewai-ops-build.log 2>&1 || { cat /tmp/sagewai-ops-build.log; exit 1; }
 	$(BIN)/python .ci/check_wheel.py dist
 
+# The wheel alone in an environment of its own, so that the bill of materials lists what users install.
+release: build  ## Build, and write the bill of materials and SHA256SUMS into dist/ (2 minutes).
+	@rm -rf .venv-release && $(PYTHON) -m venv --without-pip .venv-release
+	@# Without hashes: in constraints they would demand one of the wheel too.
+	@sed -n 's/ \\$$//; /^[A-Za-z]/p' constraints.txt > .venv-release/constraints.txt
+	@$(BIN)/python -m pip --python .venv-release/bin/python install --quiet \
+	  -c .venv-release/constraints.txt dist/*.whl
+	@$(PYTHON) -m venv .venv-tools && .venv-tools/bin/python -m pip install --quiet "cyclonedx-bom==$(BOM)"
+	@.venv-tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+	  --output-format JSON --output-file dist/sagewai-ops.cdx.json .venv-release/bin/python
+	@cd dist && sha256sum -- *.whl *.tar.gz *.cdx.json > SHA256SUMS && cat SHA256SUMS
+	@rm -rf .venv-release
+
 demo: setup  ## Back up a home under load, restore and compare it (20 seconds).
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python fixtures/demo.py
 
@@ -98,4 +121,4 @@ include tests/proof/proof.mk
 
 clean:  ## Remove everything that the targets created.
 	rm -rf "/var/tmp/sagewai-ops-matrix-$$(id -u)"
-	rm -rf $(VENV) .interop .matrix dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-tools .venv-release .interop .matrix dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
