@@ -27,6 +27,7 @@ def systemd(plan: Plan) -> list[File]:
         {
             "owner": _owner(plan),
             "snapshots": shell_word(plan.snapshots),
+            "drill": _drill(plan),
             "writable": systemd_paths(writable),
             "user": [{"name": plan.user}] if plan.user not in ("", "root") else [],
             "command": " ".join(map(systemd_word, command)),
@@ -51,6 +52,7 @@ def cron(plan: Plan) -> list[File]:
             "place": f"Install in /etc/cron.d/{NAME}" if plan.user else "Add to: crontab -e",
             "owner": _owner(plan),
             "snapshots": shell_word(plan.snapshots),
+            "drill": _drill(plan),
             "minute": plan.minute,
             "hour": plan.hour,
             "user": f"{plan.user} " if plan.user else "",
@@ -105,6 +107,12 @@ def crontab_command(words: Sequence[str]) -> str:
 def _command(plan: Plan, options: list[str]) -> list[str]:
     home, snapshots = str(plan.home), str(plan.snapshots)
     return [str(plan.program), "--home", home, "backup", "--snapshots", snapshots, *options]
+
+
+def _drill(plan: Plan) -> str:
+    """Return the command that proves the newest snapshot, for a shell."""
+    words = [plan.program, "--home", plan.home, "drill", "--snapshots", plan.snapshots]
+    return shlex.join([*map(str, words), "--require-authentic"])
 
 
 def _owner(plan: Plan) -> str:

@@ -120,7 +120,7 @@ def test_pruned_snapshots_are_no_finding(home: Path) -> None:
 
 
 def test_replaced_snapshot_is_a_gap_in_the_chain(home: Path, tmp_path: Path) -> None:
-    """And so is a record of a prune that nobody authenticated."""
+    """And so is a record of a prune that no key authenticated."""
     first, _second = _archives(home)
     first.unlink()
     record = next(home.with_name("home.snapshots").glob(".removed-*"), None)

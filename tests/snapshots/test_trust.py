@@ -121,7 +121,7 @@ def test_directory_of_several_users_shows_nothing_of_encrypted_archives(
     assert doubts == {1: "", 2: "others can write its directory"}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes the owner of files")
 def test_files_of_other_users_count_only_if_they_are_authentic(tmp_path: Path) -> None:
     """They are listed, with a note."""
     for sequence in (4, 5):
