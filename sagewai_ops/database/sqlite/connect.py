@@ -15,6 +15,7 @@ file of that name when it rolls such a journal back.
 
 from __future__ import annotations
 
+import _thread
 import os
 import sqlite3
 import stat
@@ -242,7 +243,7 @@ class _Watch:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._limits: dict[int, tuple[Connection, int, float]] = {}
-        self._thread: threading.Thread | None = None
+        self._is_running = False
 
     def add(self, connection: Connection, seconds: float) -> None:
         """Watch a connection that the calling thread uses."""
@@ -252,9 +253,10 @@ class _Watch:
         with self._lock:
             limit = time.clock_gettime(clock) + seconds
             self._limits[id(connection)] = (connection, clock, limit)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="sqlite-limit", daemon=True)
-                self._thread.start()
+            if not self._is_running:
+                # Not `threading.Thread`: a signal during its `start` leaves a message on stderr.
+                self._is_running = True
+                _thread.start_new_thread(self._run, ())
 
     def remove(self, connection: Connection) -> None:
         """Stop watching a connection."""
@@ -271,7 +273,7 @@ class _Watch:
                             connection.is_stopped = True
                             connection.interrupt()
                 if not self._limits:
-                    self._thread = None
+                    self._is_running = False
                     return
 
 
