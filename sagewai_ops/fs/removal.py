@@ -1,7 +1,9 @@
 """Remove trees, and what runs that were killed left."""
 
 import contextlib
+import os
 import re
+import stat
 from pathlib import Path
 
 from sagewai_ops.fs import beneath, locks
@@ -30,10 +32,26 @@ def remove_abandoned(path: Path) -> bool:
     It stays if a live process has locked it or another user can have put it there.
     """
     with contextlib.suppress(OSError):
-        if beneath.exists(path) and is_trusted(path) and locks.is_abandoned(path):
+        is_ours = beneath.exists(path) and (_is_private(path) or is_trusted(path))
+        if is_ours and locks.is_abandoned(path):
             remove_tree(path)
             return True
     return False
+
+
+def _is_private(path: Path) -> bool:
+    """Return whether an entry is a private directory of ours in a directory such as `/tmp`.
+
+    No other user can create one, or move one there: both need write permission for it.
+    """
+    found, parent = beneath.status(path), beneath.status(path.parent)
+    return (
+        stat.S_ISDIR(found.st_mode)
+        and found.st_uid == os.geteuid()
+        and not stat.S_IMODE(found.st_mode) & 0o077
+        and parent.st_uid == 0
+        and bool(parent.st_mode & stat.S_ISVTX)
+    )
 
 
 @uninterrupted()

@@ -212,7 +212,7 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
     keys = keys_of(home, options.key_environment) if home else ()
     directory = _scratch_parent(archive, options)
     swept: tuple[str, ...] = ()
-    for parent in dict.fromkeys((directory, archive.parent)):
+    for parent in dict.fromkeys((archive.parent, directory)):
         with locks.sweep_guard(parent):
             swept += tuple(catalog.sweep(parent))
     try:

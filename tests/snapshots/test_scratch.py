@@ -12,7 +12,7 @@ from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.backup.run import BackupRun
 from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.home.paths import locate
-from sagewai_ops.snapshots import scratch
+from sagewai_ops.snapshots import catalog, scratch
 from sagewai_ops.snapshots.scratch import memory_parent, work_parent
 from small_homes import small
 
@@ -82,3 +82,16 @@ def test_encrypted_backup_writes_no_plaintext_next_to_its_archive(
 
     assert [path.parent for path in seen] == [chosen if is_chosen else tmp_path]
     assert not os.path.lexists(seen[0])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a directory such as /tmp")
+def test_what_a_killed_run_left_in_a_temporary_directory_is_removed(tmp_path: Path) -> None:
+    """If it is a private directory of ours; no other user can put one there."""
+    tmp_path.chmod(0o1777)
+    for name, mode in (("a" * 6, 0o700), ("b" * 6, 0o755)):
+        left = tmp_path / f".sagewai-20260101T000000Z-{name}.staging"
+        left.mkdir()
+        left.chmod(mode)
+
+    assert catalog.sweep(tmp_path) == [".sagewai-20260101T000000Z-aaaaaa.staging"]
+    assert [path.name[-14:] for path in tmp_path.iterdir()] == ["bbbbbb.staging"]
