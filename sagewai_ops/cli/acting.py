@@ -63,8 +63,13 @@ def find_acting(
         subject = to
     elif command.startswith(_SNAPSHOTS) and not subject.exists():
         subject = snapshots
+    from sagewai_ops.fs.monitor import path_owners
+
+    owners = path_owners(snapshots)
+    if snapshots == home.snapshots:  # next to where the home's path led at this moment
+        owners |= path_owners(home.named)
     with translate_os_errors(subject):
-        return _find_owner(subject, snapshots, options)
+        return _find_owner(subject, None if owners else snapshots, options)
 
 
 def settings_of(settings: Settings, account: "Account") -> Settings:
@@ -131,7 +136,7 @@ def _run(connection: socket.socket, grant: "Grant", work: Callable[[], Any]) -> 
 
 
 def _find_owner(
-    named: Path, snapshots: Path, options: Mapping[str, Any]
+    named: Path, snapshots: Path | None, options: Mapping[str, Any]
 ) -> "tuple[Account, Grant] | None":
     from sagewai_ops.fs.given_files import resolve_given_path
     from sagewai_ops.fs.monitor import Grant, has_roots_path, is_roots_alone, path_owners
@@ -169,9 +174,8 @@ def _find_owner(
         return None
     directories: tuple[Path, ...] = ()
     with contextlib.suppress(OSError):  # a link of another user leads to it
-        directory = resolve_given_path(snapshots, owner=0)
-        is_granted = is_roots_alone(directory) and not path_owners(snapshots)
-        directories = (directory,) if is_granted else ()
+        directory = resolve_given_path(snapshots, owner=0) if snapshots else None
+        directories = (directory,) if directory and is_roots_alone(directory) else ()
     grant = Grant(
         directories=directories,
         files=frozenset(_files_of(options)),

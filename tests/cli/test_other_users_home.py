@@ -254,3 +254,17 @@ def test_owner_needs_root(home: Path) -> None:
 
     assert answer.code == 2
     assert "only root can set owners" in answer.err
+
+
+def test_snapshots_next_to_where_a_users_link_leads_are_not_read(place: Path, home: Path) -> None:
+    """A link in the place of the home makes the snapshots of root's home the default."""
+    assert run("--home", place / "roots", "init").code == 0
+    assert run("--home", place / "roots", "backup").code == 0
+    (place / "user/link").symlink_to(place / "roots")
+    os.lchown(place / "user/link", NO_USER, NO_USER)
+    words = ("restore", "latest", "--to", place / "user/copy", "--without-key")
+
+    answer = run("--home", place / "user/link", *words)
+
+    assert answer.code != 0
+    assert not (place / "user/copy").exists()

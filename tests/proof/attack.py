@@ -155,7 +155,7 @@ class Siege:
             if ended.code != case.code:
                 text = f"exit {ended.code}, not {case.code}: {ended.err.strip()[:300]}"
                 count.violations.append(f"{case.name}: undisturbed{where}: {text}")
-            owners = [f"root's file in the tree: {name}" for name in world.others()]
+            owners = [f"root's file in the tree: {name}" for name in world.others(case.siblings)]
             count.violations += [f"{case.name}: undisturbed{where}: {name}" for name in owners[:1]]
             is_used = any(step.path.startswith(str(self._vault)) for step in steps)
             if is_used or not vault:
@@ -256,7 +256,7 @@ class Siege:
                     continue
                 if self._canaries.search(Path(path).read_bytes()):
                     yield f"canary's content in {os.path.relpath(path, arena)}"
-        for name in world.others():
+        for name in world.others(case.siblings):
             if not self._canaries.is_canary(str(world.directory / name)):
                 yield f"root's file in the tree: {name}"
                 break

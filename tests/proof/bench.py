@@ -192,7 +192,7 @@ class Proof:
             if ended.code != case.code:
                 count.violations.append(f"{case.name}: undisturbed, exit {ended.code}: {ended.err}")
             count.violations += [
-                f"{case.name}: undisturbed: {text}" for text in laws.check_owners(world)
+                f"{case.name}: undisturbed: {text}" for text in laws.check_owners(case, world)
             ]
             states.append(world.state())
             homes.append(laws.home_of(world))
@@ -240,7 +240,7 @@ class Proof:
         self, case: Case, world: World, expected: laws.Expected, fault: Fault, ended: Ended
     ) -> Iterator[str]:
         """Check what the fault left, then run the next commands on it."""
-        yield from laws.check_owners(world)
+        yield from laws.check_owners(case, world)
         found = world.state()
         yield from laws.check_removed(world, expected, ended)
         if laws.is_unsettled(world):
@@ -297,7 +297,7 @@ class Proof:
         if ended.code == case.code:
             yield from laws.check_siblings(expected, found, ended)
         yield from laws.check_names(world, expected)
-        yield from laws.check_owners(world)
+        yield from laws.check_owners(case, world)
         if (answer := case.probe(world, self)) != expected.probe:
             yield f"the next run: the probe answers {answer}, not {expected.probe}"
         yield from laws.check_kept(world, expected)

@@ -195,7 +195,8 @@ class Search:
         for where, content in seen.items():
             self._search(f"{output}: {where}", content, secrets)
         if world.owner:
-            self.violations += [f"{output}: not the owner's: {name}" for name in world.others()]
+            names = world.others(case.siblings)
+            self.violations += [f"{output}: not the owner's: {name}" for name in names]
         for path, content in _contents(world.directory):
             relative = os.path.relpath(path, world.directory)
             for secret in self._found(content, secrets):

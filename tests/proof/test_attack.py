@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from proof import attack, faults
+from proof import attack, crash, faults
 from proof.attack import Attack
 
 needs_attacks = pytest.mark.skipif(
@@ -42,6 +42,30 @@ def test_a_run_that_follows_links_is_noticed(tmp_path: Path) -> None:
     assert code == 1, text
     kinds = set(document["kinds"])
     assert {"canary given away", "canary's mode changed", "canary's content"} <= kinds, text
+
+
+@needs_attacks
+@pytest.mark.timeout(600)
+def test_no_attack_reaches_what_is_roots(tmp_path: Path) -> None:
+    """A sample: one attack of the commands that write most, for each place of the snapshots."""
+    only = ("--only", "restore --only", "--only", "verify-perms --fix", "--only", "init, ")
+
+    code, document, output = _run(attack.__file__, tmp_path / "report", "--sample", "1", *only)
+
+    assert (code, document["violations"]) == (0, 0), output
+    assert document["struck"] >= 3
+
+
+@needs_attacks
+@pytest.mark.timeout(600)
+def test_promises_hold_on_the_home_of_another_user(tmp_path: Path) -> None:
+    """Killed or refused at a step, both processes of a run leave old or new, all the user's."""
+    words = ("--other-owner", "--sample", "2", "--only", "restore --only", "--only", "keys escrow")
+
+    code, document, output = _run(crash.__file__, tmp_path / "report", *words)
+
+    assert (code, document["violations"]) == (0, 0), output
+    assert document["struck"] == 4
 
 
 def test_an_attack_is_read_as_it_is_shown() -> None:

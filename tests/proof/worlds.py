@@ -164,12 +164,18 @@ class World:
             if path.is_dir() and not path.is_symlink()
         ]
 
-    def others(self) -> list[str]:
-        """List the names that do not belong to the owner; TMPDIR is root's, as /tmp is."""
+    def others(self, permitted: tuple[str, ...] = ()) -> list[str]:
+        """List the names that do not belong to the owner; TMPDIR is root's, as /tmp is.
+
+        Args:
+            permitted: Files of monitoring: root names them, and writes them.
+        """
+        names = (os.path.relpath(path, self.directory) for path in _paths(self.directory))
         return sorted(
-            os.path.relpath(path, self.directory)
-            for path in _paths(self.directory)
-            if _owner(path) != (self.owner, self.owner) and path != str(self.temporary)
+            name
+            for name in names
+            if name not in (self.temporary.name, *permitted)
+            and _owner(str(self.directory / name)) != (self.owner, self.owner)
         )
 
     def _transfer(self) -> None:
