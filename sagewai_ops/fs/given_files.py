@@ -58,6 +58,10 @@ def open_given_file(path: Path, flags: int = os.O_RDONLY, mode: int | None = Non
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISCHR(found.st_mode):
             os.close(descriptor)
             raise OSError(errno.EINVAL, "not a regular file")  # noqa: TRY301 - completed below
+        # In a user's directory, a second name can be that of root's file.
+        if found.st_nlink > 1 and not os.geteuid() and os.lstat(resolved.parent).st_uid:
+            os.close(descriptor)
+            raise OSError(errno.EMLINK, "has several names")  # noqa: TRY301 - completed below
     except OSError as error:
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     return descriptor

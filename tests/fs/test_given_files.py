@@ -124,3 +124,16 @@ def test_others_with_access_are_reported(
     reports = take_reports()
     assert len(reports) == bool(report)
     assert all(report in line for line in reports)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
+def test_root_opens_no_second_name_in_a_users_directory(tmp_path: Path) -> None:
+    """Where links to files of others are permitted, it can be one of root's files."""
+    (tmp_path / "file").write_text("of root's")
+    (tmp_path / "his").mkdir()
+    (tmp_path / "his/log").hardlink_to(tmp_path / "file")
+    os.chown(tmp_path / "his", _OTHER, _OTHER)
+
+    with pytest.raises(OSError, match="several names"):
+        open_given_file(tmp_path / "his/log", os.O_WRONLY | os.O_APPEND, 0o600)
+    os.close(open_given_file(tmp_path / "file"))

@@ -40,6 +40,7 @@ class Case:
         has_failure: A failure is among its circumstances: one more, of a step that undoes what
             that one left half done, may leave the rest to the next run.
         is_idle: It takes no step, so nothing can go wrong at one.
+        is_roots: Root runs it with its own rights, because it works on no home.
         in_parts: Its promise is for each file alone: some may be old and some new.
         siblings: Files that are each old or new on their own; one that could not be written is a
             warning.
@@ -65,6 +66,7 @@ class Case:
     codes_done: tuple[int, ...] | None = (EXIT_DONE,)
     has_failure: bool = False
     is_idle: bool = False
+    is_roots: bool = False
     in_parts: bool = False
     siblings: tuple[str, ...] = ()
     may_go_back: bool = False
@@ -305,6 +307,7 @@ CASES = (
         "schedule systemd --into",
         beginnings.small,
         lambda world: ("schedule", "systemd", "--into", world.out),
+        is_roots=True,
         in_parts=True,
     ),
     _idle("snapshots", "list"),

@@ -195,7 +195,7 @@ class Search:
         for where, content in seen.items():
             self._search(f"{output}: {where}", content, secrets)
         if world.owner:
-            names = world.others(case.siblings)
+            names = [] if case.is_roots else world.others(case.siblings)
             self.violations += [f"{output}: not the owner's: {name}" for name in names]
         for path, content in _contents(world.directory):
             relative = os.path.relpath(path, world.directory)
