@@ -36,6 +36,7 @@ def sealed(built: BuiltHome, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     identity = pyrage.x25519.Identity.generate()
     directory = tmp_path_factory.mktemp("sealed")
     (directory / "identity.txt").write_text(str(identity))
+    (directory / "identity.txt").chmod(0o600)
     answer = call("--home", built.root, "backup", "--json", "--to", directory / "snapshots",
                   "--key", "sealed", "--recipient", str(identity.to_public()))  # fmt: skip
     return taken(answer), directory / "identity.txt"
