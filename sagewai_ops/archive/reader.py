@@ -209,7 +209,7 @@ class EntryChecks:
     """Check that each path is unique and in a directory of the manifest, in little memory.
 
     So a link is always a leaf: nothing is ever written through one. A path is represented by eight
-    bytes of its hash, under a key that nobody knows.
+    bytes of its hash, under a key that is not known.
 
     Args:
         what: `archive` or `mirror`, for messages.

@@ -231,7 +231,7 @@ def test_end_of_the_process_of_the_owner_is_an_error(place: Path, home: Path) ->
 
 
 @pytest.mark.parametrize("name", ["home", "safe"])
-def test_links_of_the_user_give_no_rights_of_roots(place: Path, home: Path, name: str) -> None:
+def test_links_of_the_user_lend_no_rights_of_root(place: Path, home: Path, name: str) -> None:
     """Neither the home nor the snapshot directory that root names is led elsewhere."""
     (place / "roots").mkdir(0o700)
     (place / "roots/config").mkdir()

@@ -213,7 +213,7 @@ class World:
 
 @contextlib.contextmanager
 def rights_of(world: World) -> Iterator[None]:
-    """Look at a world with the rights of its owner: the program trusts what is its user's."""
+    """Run the block with the rights of its owner: the program trusts what is its user's."""
     if not world.owner:
         yield
         return
