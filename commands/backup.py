@@ -44,9 +44,8 @@ _PRUNE_SECONDS = 30.0  # another run holds the directory for the moments that it
 
 HELP = """Create a verified snapshot of a home.
 
-The home is only read, also while Sagewai runs. The archive gets its final name after every byte,
-the database and the encrypted values are verified. The master key is never written to an
-unencrypted archive.
+The home may be in use. The archive is renamed after every byte, the database and the encrypted
+values are verified. The master key is never in an unencrypted one.
 
 Exit status:
   0   created and verified

@@ -82,7 +82,7 @@ ExtraKeyOption = Annotated[
 KeyCustodyOption = Annotated[
     str, option(ENCRYPTION, "--key", "Omit or include the master key.", "exclude|sealed")
 ]
-WorkDirOption = Annotated[Path | None, _work_dir("in memory, or next to the home")]
+WorkDirOption = Annotated[Path | None, _work_dir("in memory")]
 HomeWorkDirOption = Annotated[Path | None, _work_dir("next to the home")]
 CopyDirOption = Annotated[Path | None, _work_dir("with the home")]
 KeepWorkDirOption = Annotated[

@@ -88,8 +88,13 @@ UNATTENDED: dict[str, tuple[Any, Any]] = {
     "metrics_file": (MetricsOption, None),
     "log_file": (LogOption, None),
 }
-# Of commands that can change something, whether or not they ask: scripts pass it.
-CHANGES: dict[str, tuple[Any, Any]] = {"yes": (YesOption, False)}
+# Of commands that change something and never ask: scripts pass it to all.
+CHANGES: dict[str, tuple[Any, Any]] = {
+    "yes": (
+        Annotated[bool, typer.Option("--yes", help="Confirm without asking.", hidden=True)],
+        False,
+    )
+}
 _PRIORITY = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")  # the parser's sources
 
 
