@@ -44,8 +44,8 @@ _PRUNE_SECONDS = 30.0  # another run holds the directory for the moments that it
 
 HELP = """Create a verified snapshot of a home.
 
-The home may be in use. The archive is renamed after every byte, the database and the encrypted
-values are verified. The master key is never in an unencrypted one.
+The home may be in use. The archive is renamed after all of it is verified. The
+master key is never in an unencrypted one.
 
 Exit status:
   0   created and verified
