@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from sagewai_ops.fs import beneath
 from sagewai_ops.home.paths import (
     DATABASE,
     LEGACY_PLACES,
@@ -80,7 +81,8 @@ def inspect(
         scanner.evaluate(replace(facts, problem=refused_key), home.master_key, "", status)
     for variable, path in home.overrides.items():
         scanner.check_override(variable, path)
-    if snapshots is not None and snapshots.is_dir():
+    # Where another process of root's has the directory, root alone can write it.
+    if snapshots is not None and not beneath.is_routed(snapshots) and snapshots.is_dir():
         directory = Path(os.path.realpath(snapshots))
         try:
             scanner.check_snapshots(directory)

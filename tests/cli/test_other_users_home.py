@@ -194,6 +194,20 @@ def test_snapshots_of_roots_are_pruned_and_drilled(place: Path, home: Path) -> N
     assert _owners(place / "safe") == {0}
 
 
+def test_permissions_of_the_home_are_checked_without_roots_snapshots(
+    place: Path, home: Path
+) -> None:
+    """A directory that root alone can write is private; the owner of the home cannot read it."""
+    assert run("--home", home, "backup", "--snapshots", place / "safe").code == 0
+    home.chmod(0o755)
+    (home / "secrets/master.key").chmod(0o644)
+
+    answer = run("--home", home, "verify-perms", "--snapshots", place / "safe", "--fix")
+
+    assert answer.code == 0, answer.out
+    assert stat.S_IMODE((home / "secrets/master.key").stat().st_mode) == 0o600
+
+
 def test_signal_ends_both_processes(place: Path, home: Path) -> None:
     """The partial file is removed; the exit code is the signal's."""
     (home / "data/big").write_bytes(os.urandom(1 << 20) * 64)
