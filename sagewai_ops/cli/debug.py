@@ -5,6 +5,7 @@ opened, connections and processes. Only paths and host names are logged, never c
 of processes or values of options and variables.
 """
 
+import contextlib
 import os
 import platform
 import sys
@@ -19,20 +20,20 @@ from sagewai_ops.text import printable
 
 _VARIABLES = ("SAGEWAI_", "DATABASE_URL", "PG")  # prefixes
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-# Event -> verb and how many of its arguments are paths.
-_PATHS = {
-    "os.rename": ("rename", 2),
-    "os.link": ("link", 2),
-    "os.symlink": ("symlink", 2),
-    "os.remove": ("remove", 1),
-    "os.rmdir": ("remove directory", 1),
-    "os.mkdir": ("create directory", 1),
-    "os.chmod": ("chmod", 1),
-    "os.chown": ("chown", 1),
-    "os.truncate": ("truncate", 1),
-    "os.setxattr": ("set attribute of", 1),
-    "sqlite3.connect": ("open database", 1),
-    "subprocess.Popen": ("start", 1),
+# Event -> verb, and for each of its paths the position of the descriptor of its directory, or None.
+_PATHS: dict[str, tuple[str, tuple[int | None, ...]]] = {
+    "os.rename": ("rename", (2, 3)),
+    "os.link": ("link", (2, 3)),
+    "os.symlink": ("symlink", (None, 2)),
+    "os.remove": ("remove", (1,)),
+    "os.rmdir": ("remove directory", (1,)),
+    "os.mkdir": ("create directory", (2,)),
+    "os.chmod": ("chmod", (2,)),
+    "os.chown": ("chown", (3,)),
+    "os.truncate": ("truncate", (None,)),
+    "os.setxattr": ("set attribute of", (None,)),
+    "sqlite3.connect": ("open database", (None,)),
+    "subprocess.Popen": ("start", (None,)),
 }
 _current: "DebugLog | None" = None
 _is_hooked = False
@@ -122,8 +123,12 @@ class DebugLog:
         elif name == "socket.connect":
             self.line(f"connect to {_host(arguments[1])}")
         elif name in _PATHS:
-            verb, count = _PATHS[name]
-            self.line(f"{verb} {' -> '.join(map(_path, arguments[:count]))}")
+            verb, positions = _PATHS[name]
+            paths = [
+                _path(argument, arguments[position] if position else None)
+                for argument, position in zip(arguments, positions, strict=False)
+            ]
+            self.line(f"{verb} {' -> '.join(paths)}")
 
 
 def _hook(name: str, arguments: tuple[Any, ...]) -> None:
@@ -131,10 +136,14 @@ def _hook(name: str, arguments: tuple[Any, ...]) -> None:
         _current.event(name, arguments)
 
 
-def _path(argument: object) -> str:
-    if isinstance(argument, (str, bytes, os.PathLike)):
-        return os.fsdecode(argument).partition("?")[0]
-    return str(argument)  # a descriptor
+def _path(argument: object, directory: object = None) -> str:
+    if not isinstance(argument, (str, bytes, os.PathLike)):
+        return str(argument)  # a descriptor
+    path = os.fsdecode(argument).partition("?")[0]
+    with contextlib.suppress(OSError):  # a system without /proc
+        if isinstance(directory, int) and directory >= 0:
+            return os.path.join(os.readlink(f"/proc/self/fd/{directory}"), path)
+    return path
 
 
 def _host(address: object) -> str:

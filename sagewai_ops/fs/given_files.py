@@ -90,8 +90,8 @@ def read_given_file(
         access.insert(0, "read")
     if access and (private or public):
         report(
-            f"{private or public} {path}: mode {mode:04o}, others can {' and '.join(access)} it; "
-            f"chmod {'600' if private else 'go-w'}"
+            f"{private or public} {path}: mode {mode:04o}, others can {' and '.join(access)} it: "
+            + ("chmod 600" if private else "chmod go-w")
         )
     return content
 
@@ -121,7 +121,8 @@ def resolve_given_path(path: Path, *, follow_last: bool = True, owner: int | Non
             found = os.lstat(entry)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.EACCES):
-                raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+                refused = directory if error.errno == errno.ENOTDIR else os.fspath(path)
+                raise OSError(error.errno, error.strerror, refused) from error
             return Path(os.path.normpath(os.path.join(entry, *reversed(steps))))
         if not stat.S_ISLNK(found.st_mode) or not (steps or follow_last):
             directory = entry

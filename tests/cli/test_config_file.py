@@ -196,7 +196,11 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     """A name that was given must be there; a pipe does not hang the run."""
     os.mkfifo(tmp_path / "pipe", 0o600)
 
-    for name, message in (("none", "not found"), ("", "not a file"), ("pipe", "not a file")):
+    for name, message in (
+        ("none", "not found"),
+        ("", "not a regular file"),
+        ("pipe", "not a regular file"),
+    ):
         answer = call("--config", tmp_path / name, "db", "history")
 
         assert (answer.code, message in answer.err) == (2, True), answer.err

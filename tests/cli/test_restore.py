@@ -209,7 +209,6 @@ def test_newer_format_is_18(tmp_path: Path) -> None:
         (),
         ("latest", "--undo"),
         ("--undo", "--recover"),
-        ("--recover", "--dry-run"),
         ("latest", "--only", "../x"),
         ("latest", "--only", "", "--replace"),
         ("latest", "--only", "config,,db"),

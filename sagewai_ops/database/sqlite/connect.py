@@ -148,11 +148,12 @@ def check_sidecars(path: Path) -> None:
         )
     name = super_journal(path.with_name(path.name + "-journal"))
     if name:
-        journal = shell_word(path.with_name(path.name + "-journal"))
+        journal = path.with_name(path.name + "-journal")
         raise DamagedError(
             f"database {path}: its -journal names the super-journal {name}, which SQLite would"
             " delete, not opened",
-            hint=f"mv {journal} {journal}.refused  # then: sagewai-ops db check",
+            hint=f"mv {shell_word(journal)} {shell_word(f'{journal}.refused')}"
+            "  # then: sagewai-ops db check",
         )
 
 
