@@ -269,9 +269,10 @@ def test_a_reading_process_that_dies_is_noticed(home: Home, postgres: Server) ->
         if stage == "copy agent_runs" and done:
             children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
             for child in children:
-                words = Path(f"/proc/{child}/cmdline").read_bytes()
-                if b"pipeline.worker" in words:
-                    os.kill(int(child), signal.SIGKILL)
+                with contextlib.suppress(OSError):  # it has ended
+                    words = Path(f"/proc/{child}/cmdline").read_bytes()
+                    if b"pipeline.worker" in words:
+                        os.kill(int(child), signal.SIGKILL)
 
     with pytest.raises(OpsError, match="worker process"):
         export(home, url_of(postgres, database), Options(), progress=kill)
