@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import coverage
@@ -75,13 +75,20 @@ def _select(directory: Path) -> int:
     everything = set().union(*reached.values())
     selected = {test for test in durations if test.startswith(PROMISES)}
     missing = everything - set().union(*(reached[test] for test in selected))
+    left = {test: lines for test, lines in reached.items() if test not in selected}
     while missing:
         best = max(
-            reached,
-            key=lambda test: len(reached[test] & missing) / max(durations[test], _LEAST_SECONDS),
+            left,
+            key=lambda test: len(left[test] & missing) / max(durations[test], _LEAST_SECONDS),
         )
         selected.add(best)
-        missing -= reached.pop(best)
+        missing -= left.pop(best)
+    # An early choice can have become superfluous by later ones; the slowest go first.
+    count = Counter(line for test in selected for line in reached[test])
+    for test in sorted(selected, key=lambda test: -durations[test]):
+        if not test.startswith(PROMISES) and all(count[line] > 1 for line in reached[test]):
+            count.subtract(reached[test])
+            selected.remove(test)
     CORE.write_text("".join(f"{test}\n" for test in sorted(selected)))
     seconds = sum(durations[test] for test in selected)
     print(
