@@ -90,7 +90,7 @@ def test_a_signal_ends_a_command_with_nothing_left_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("case", "step"),
     [
-        ("backup --format", "rmdir "),  # of the old tree, when the new one has its place
+        ("backup --format", "unlink "),  # of the old tree, when the new one has its place
         ("db upgrade --rehearse", "mkdir "),
         ("export-to-postgres, with", "mkdir "),
         ("migrate-layout, over", "chmod "),  # in taking back what cannot be moved
