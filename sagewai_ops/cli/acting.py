@@ -197,12 +197,10 @@ def _named_account(name: str) -> tuple[int, int]:
 
 def _make_home(path: Path, uid: int, gid: int) -> None:
     """Create an empty directory for a user, below directories that root alone can write."""
-    from sagewai_ops.fs import beneath
+    from sagewai_ops.fs import atomic, beneath
 
     with translate_os_errors(path):
-        for parent in reversed(path.parents):
-            if not parent.exists():
-                beneath.make_directory(parent, 0o755)
+        atomic.make_directory(path.parent, mode=0o755)
         beneath.make_directory(path, 0o700)
         beneath.set_owner(path, uid, gid)
 

@@ -39,20 +39,18 @@ PROTECTIONS = frozenset(
     ]
 )
 # Passed to asyncpg in a URL, the only place where it reads them.
-_TLS = PROTECTIONS | frozenset(
-    [
-        "sslmode",
-        "sslrootcert",
-        "sslcert",
-        "sslkey",
-        "sslcrl",
-        "sslpassword",
-        "ssl_min_protocol_version",
-        "ssl_max_protocol_version",
-        "target_session_attrs",
-        "passfile",
-    ]
+OF_DRIVER = (
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "sslcrl",
+    "sslpassword",
+    "ssl_min_protocol_version",
+    "ssl_max_protocol_version",
+    "target_session_attrs",
 )
+_TLS = PROTECTIONS | {*OF_DRIVER, "passfile"}
 # Options of other drivers, and of libpq without a meaning in asyncpg; not sent to the server.
 _DROPPED = frozenset(
     [

@@ -86,7 +86,7 @@ def write_stream(
             with contextlib.suppress(OSError):
                 beneath.unlink(partial)
             raise
-        sync_directory(path.parent)
+        beneath.sync_directory(path.parent)
 
 
 def partial_names(names: str) -> re.Pattern[str]:
@@ -131,7 +131,7 @@ def make_directory(
             if owner:
                 keep_owner(path, owner)
                 beneath.set_mode(path, mode)
-            sync_directory(path.parent)
+            beneath.sync_directory(path.parent)
         return
     except OSError as error:
         if isinstance(error, NotADirectoryError):
@@ -139,11 +139,6 @@ def make_directory(
         raise from_os_error(error, path) from error
     if not stat.S_ISDIR(found.st_mode):
         raise UsageError(f"{path}: not a directory", hint=f"ls -ld {shell_word(path)}")
-
-
-def sync_directory(path: Path) -> None:
-    """Sync the names in a directory."""
-    beneath.sync_directory(path)
 
 
 def sync_tree(path: Path) -> None:

@@ -88,7 +88,7 @@ def recording(
                     with contextlib.suppress(OSError):
                         beneath.unlink(draft)
                     raise
-                atomic.sync_directory(path.parent)
+                beneath.sync_directory(path.parent)
 
         yield write
 
@@ -197,7 +197,7 @@ def remove(path: Path) -> None:
     """
     with contextlib.suppress(FileNotFoundError):
         beneath.unlink(path)
-    atomic.sync_directory(path.parent)
+    beneath.sync_directory(path.parent)
 
 
 def inode_of(path: Path) -> int | None:

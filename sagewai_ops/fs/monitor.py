@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from sagewai_ops.fs import beneath
+from sagewai_ops.fs.free_space import nearest_existing
 from sagewai_ops.fs.given_files import resolve_given_path, route_given_files
 
 _LENGTH = struct.Struct(">I")
@@ -76,14 +77,7 @@ def is_roots_alone(path: Path) -> bool:
     Args:
         path: Absolute and resolved; of one that does not exist, its nearest parent decides.
     """
-    while True:
-        try:
-            status = os.lstat(path)
-            break
-        except FileNotFoundError:
-            path = path.parent
-        except OSError:
-            return False
+    status = os.lstat(nearest_existing(path))
     return stat.S_ISDIR(status.st_mode) and not status.st_uid and not status.st_mode & _OTHERS_WRITE
 
 
@@ -177,14 +171,12 @@ class _Client:
 
 def serve(connection: socket.socket, grant: Grant) -> Any:
     """Serve the child until it has finished or ended; return its result, or None."""
-    result = None
     with contextlib.suppress(ConnectionError):
         while True:
             (name, *arguments), _none = _receive(connection)
             if name == _FINISHED:
-                result = arguments[0]
                 _send(connection, {})
-                return result
+                return arguments[0]
             descriptor = None
             try:
                 value = _perform(grant, name, arguments)
@@ -203,7 +195,7 @@ def serve(connection: socket.socket, grant: Grant) -> Any:
             finally:
                 if descriptor is not None:
                     os.close(descriptor)
-    return result
+    return None
 
 
 def _perform(grant: Grant, name: str, arguments: list[Any]) -> Any:

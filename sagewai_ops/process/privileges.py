@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sagewai_ops.errors import PermissionDeniedError
+from sagewai_ops.process import core_dumps
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38  # linux/prctl.h
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # linux/prctl.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +86,10 @@ def become(account: Account) -> None:
     with contextlib.suppress(PermissionError):
         os.setuid(0)
         raise PermissionDeniedError(f"user {account.name}: root's rights could be taken again")
+    core_dumps.forbid()  # changing the user has allowed them again
     library = ctypes.CDLL(None)
     if hasattr(library, "prctl"):
         library.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        library.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
         library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     os.environ["HOME"] = account.home or os.sep  # root's may not be read
     _keep_readable(roots)

@@ -146,7 +146,7 @@ def exchange(
         write(swap_journal.content_of(journal))
         beneath.unlink(staging / _MARK)
         beneath.set_times(staging, times.st_mtime_ns, times.st_atime_ns)
-        atomic.sync_directory(staging)
+        beneath.sync_directory(staging)
         try:
             swap_journal.complete(journal)
             mark_completed()

@@ -6,22 +6,11 @@ import os
 import ssl
 from collections.abc import Mapping
 
-from sagewai_ops.database.url import PostgresUrl
+from sagewai_ops.database.url import OF_DRIVER, PostgresUrl
 from sagewai_ops.errors import UsageError
 from sagewai_ops.text import shell_word
 
 _MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-OF_DRIVER = (
-    "sslmode",
-    "sslrootcert",
-    "sslcert",
-    "sslkey",
-    "sslcrl",
-    "sslpassword",
-    "ssl_min_protocol_version",
-    "ssl_max_protocol_version",
-    "target_session_attrs",
-)
 _FILES = (("sslrootcert", "PGSSLROOTCERT"), ("sslcert", "PGSSLCERT"), ("sslkey", "PGSSLKEY"))
 # The file with the system's certificate authorities, for a Python built on another system: Debian
 # and derivatives, Fedora and derivatives, openSUSE.
