@@ -315,10 +315,14 @@ def _moment(text: str) -> datetime:
 def ordered(found: list[Snapshot]) -> list[Snapshot]:
     """Sort by sequence; snapshots without a number are placed by the UTC in their names.
 
-    Within a second they precede the numbered ones, so that removing one reorders no other.
+    Within a second they precede the numbered ones, so that removing one reorders no other. A copy
+    under another name precedes the snapshot that it is a copy of.
     """
     found.sort(key=lambda snapshot: (snapshot.created_at, snapshot.sequence, snapshot.id))
     numbered = iter(
-        sorted((item for item in found if item.sequence), key=lambda item: item.sequence)
+        sorted(
+            (item for item in found if item.sequence),
+            key=lambda item: (item.sequence, not item.doubt),
+        )
     )
     return [next(numbered) if snapshot.sequence else snapshot for snapshot in found]

@@ -12,6 +12,7 @@ import archives
 from program import call
 from sagewai_ops.archive.authentication import derive_key
 from sagewai_ops.snapshots import cards, catalog
+from sagewai_ops.snapshots.catalog import list_snapshots
 from sagewai_ops.snapshots.trust import Trust, confirm, next_sequence
 
 KEY = derive_key("f" * 16, b"A" * 43 + b"=")
@@ -149,7 +150,7 @@ def test_metadata_file_makes_no_snapshot_proved(tmp_path: Path) -> None:
     for _number in range(3):
         assert call("--home", home, "backup").code == 0
     directory = tmp_path / "home.snapshots"
-    good = sorted(directory.glob("*.zst"))
+    good = [item.path for item in reversed(list_snapshots(directory))]
     card = json.loads(cards.card_path(good[0]).read_text())
     card["proved_restorable_at"] = "2026-01-01T00:00:00Z"
     card["drill"] = {"outcome": "proved"}
