@@ -17,8 +17,10 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     RecipientOption,
     RecipientsFileOption,
     SnapshotsOption,
+    SqliteOption,
     SqlOption,
     UnencryptedOption,
+    UrlFileOption,
     WriterWaitOption,
     keeper,
 )
@@ -140,6 +142,8 @@ def upgrade(
     recipient: RecipientOption = None,
     recipients_file: RecipientsFileOption = None,
     unencrypted: UnencryptedOption = False,
+    url_file: UrlFileOption = None,
+    sqlite: SqliteOption = False,
     work_dir: CopyDirOption = None,
     keep_work_dir: KeepWorkDirOption = False,
     dry_run: DryRunOption = False,
@@ -148,9 +152,16 @@ def upgrade(
     """Parse, take a snapshot, upgrade, render."""
     from sagewai_ops.backup.report import BackupOptions
     from sagewai_ops.cli.credentials import automatic_lock_of
+    from sagewai_ops.cli.database_url import with_database
     from sagewai_ops.database.url import SqliteUrl, resolve
-    from sagewai_ops.operations.change_schema import Options, change_schema, plan_change
+    from sagewai_ops.operations.change_schema import (
+        Options,
+        change_schema,
+        plan_change,
+        record_server,
+    )
 
+    run = with_database(run, url_file, sqlite=sqlite)
     home = run.home()
     backup = BackupOptions(
         encryption=None
@@ -183,12 +194,15 @@ def upgrade(
         return _show_sql(database, options)
     with run.terminal.progress() as progress:
         report = change_schema(home, database, options, progress=progress)
+    warnings = report.warnings
+    if run.settings.home_option is not None and not rehearse:
+        warnings += record_server(home, database, run.settings.environment)
     result = report.result
     return Outcome(
         result,
         lambda terminal: _show_change(terminal, result),
         exit_code=report.exit_code,
-        warnings=report.warnings,
+        warnings=warnings,
         always=rehearse,
     )
 
@@ -198,11 +212,13 @@ def downgrade(
     *,
     target: Annotated[str, typer.Argument(metavar="REVISION", help="Target revision, or base.")],
     sql: SqlOption = False,
+    url_file: UrlFileOption = None,
     yes: YesOption = False,
     dry_run: DryRunOption = False,
     wait: WriterWaitOption = 30.0,
 ) -> Outcome:
     """Parse, confirm, downgrade, render."""
+    from sagewai_ops.cli.database_url import with_database
     from sagewai_ops.database.url import SqliteUrl, resolve
     from sagewai_ops.operations.change_schema import (
         Options,
@@ -212,6 +228,7 @@ def downgrade(
     )
     from sagewai_ops.schema.revision_graph import find_revision
 
+    run = with_database(run, url_file)
     home = run.home()
     database = resolve(run.settings.environment, home.database)
     options = Options(target=target, down=True, wait_seconds=wait)
@@ -231,8 +248,9 @@ def downgrade(
     return Outcome(result, lambda terminal: _show_change(terminal, result))
 
 
-def current(run: Run) -> Outcome:
+def current(run: Run, *, url_file: UrlFileOption = None, sqlite: SqliteOption = False) -> Outcome:
     """Read the state, render."""
+    from sagewai_ops.cli.database_url import with_database
     from sagewai_ops.database.url import PostgresUrl, resolve
     from sagewai_ops.schema.results import (
         PostgresRevision,
@@ -241,6 +259,7 @@ def current(run: Run) -> Outcome:
         describe_position,
     )
 
+    run = with_database(run, url_file, sqlite=sqlite)
     database = resolve(run.settings.environment, run.home().database)
     result: SqliteRevision | PostgresRevision
     if isinstance(database, PostgresUrl):
@@ -278,8 +297,15 @@ def history(_run: Run) -> Outcome:
     return Outcome(result, show, always=True)
 
 
-def check(run: Run, *, wait: WriterWaitOption = 30.0) -> Outcome:
+def check(
+    run: Run,
+    *,
+    url_file: UrlFileOption = None,
+    sqlite: SqliteOption = False,
+    wait: WriterWaitOption = 30.0,
+) -> Outcome:
     """Check, render."""
+    from sagewai_ops.cli.database_url import with_database
     from sagewai_ops.database.url import PostgresUrl, resolve
     from sagewai_ops.schema.results import (
         PostgresCheck,
@@ -288,6 +314,7 @@ def check(run: Run, *, wait: WriterWaitOption = 30.0) -> Outcome:
         describe_postgres_check,
     )
 
+    run = with_database(run, url_file, sqlite=sqlite)
     database = resolve(run.settings.environment, run.home().database)
     result: SqliteCheck | PostgresCheck
     if isinstance(database, PostgresUrl):

@@ -9,10 +9,8 @@ import typer
 from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.options import DATABASE, REPORTING, RUN, option
 from sagewai_ops.cli.terminal import Terminal
-from sagewai_ops.errors import EXIT_FINDINGS, NotFoundError, UsageError
-from sagewai_ops.fs.given_files import read_given_file
-from sagewai_ops.fs.os_errors import translate_os_errors
-from sagewai_ops.text import shell_word, size
+from sagewai_ops.errors import EXIT_FINDINGS, UsageError
+from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     CopyDirOption,
@@ -26,9 +24,10 @@ if TYPE_CHECKING:
 HELP = """Move the database of a home to PostgreSQL.
 
 The target must be empty, or have the current schema and no rows. The home is only read, from a
-copy; Sagewai must be stopped. Rows are copied in one transaction, which is committed after every
-row was compared with its source: on any failure the target is unchanged. The URL may also come
-from SAGEWAI_DATABASE_URL, its password from PGPASSWORD or the password file.
+copy, and records the server afterwards; Sagewai must be stopped. Rows are copied in one
+transaction, which is committed after every row was compared with its source: on any failure the
+target is unchanged. The URL may also come from SAGEWAI_DATABASE_URL, its password from PGPASSWORD
+or the password file.
 
 Exit status:
   0   moved and compared
@@ -153,20 +152,13 @@ def export_to_postgres(
 
 def _target(run: Run, url: str | None, url_file: Path | None) -> Any:
     """Find the target's URL: the argument, the file, the environment."""
+    from sagewai_ops.cli.database_url import read_url_file
     from sagewai_ops.database.url import SqliteUrl, parse, resolve
 
     if url and url_file:
         raise UsageError("--url-file: the URL is given as well", hint="leave one of the two out")
     if url_file:
-        if not url_file.exists():
-            raise NotFoundError(
-                f"--url-file {url_file}: is not there", hint=f"ls -l {shell_word(url_file)}"
-            )
-        with translate_os_errors(url_file):
-            content = read_given_file(url_file, private="URL file")
-        url = content.decode("utf-8", "replace").partition("\n")[0].strip()
-        if not url:
-            raise UsageError(f"--url-file {url_file}: its first line is empty")
+        url = read_url_file(url_file)
     found = parse(url) if url else resolve(run.settings.environment, run.home().database)
     if isinstance(found, SqliteUrl):
         raise UsageError(

@@ -17,6 +17,8 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     ExtraKeyOption,
     RecipientOption,
     RecipientsFileOption,
+    SqliteOption,
+    UrlFileOption,
 )
 
 if TYPE_CHECKING:
@@ -112,7 +114,13 @@ def show_fingerprint(
     return Outcome(result, render, warnings=_refusals(candidates, key), always=True)
 
 
-def check(run: Run, *, key_file: ExtraKeyOption = None) -> Outcome:
+def check(
+    run: Run,
+    *,
+    key_file: ExtraKeyOption = None,
+    url_file: UrlFileOption = None,
+    sqlite: SqliteOption = False,
+) -> Outcome:
     """Check that every secret is encrypted and can be decrypted.
 
     Every encrypted value is decrypted with every available key, and secrets in plaintext are
@@ -120,6 +128,7 @@ def check(run: Run, *, key_file: ExtraKeyOption = None) -> Outcome:
 
     Exit status:
       0   all values open with the key that Sagewai uses
+      2   the database is on a server, and no URL is given
       4   findings
       10  home or key file not found
       11  database locked, or an interrupted rotation is pending
@@ -127,9 +136,11 @@ def check(run: Run, *, key_file: ExtraKeyOption = None) -> Outcome:
       14  permission denied
       16  database damaged
     """
+    from sagewai_ops.cli.database_url import with_database
     from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, KeyMissingError
     from sagewai_ops.operations.check_keys import check_keys, describe_check
 
+    run = with_database(run, url_file, sqlite=sqlite)
     home = run.home()
     with run.terminal.progress() as progress:
         found = check_keys(home, run.settings.environment, key_file=key_file, progress=progress)

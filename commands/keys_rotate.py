@@ -20,6 +20,8 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     RecipientsFileOption,
     SealingPassphraseOption,
     SnapshotsOption,
+    SqliteOption,
+    UrlFileOption,
     WriterWaitOption,
 )
 
@@ -37,7 +39,7 @@ printed. Keys are never shown.
 
 Exit status:
   0   rotated; Sagewai uses the new key
-  2   no recipient and no --no-snapshot, or not a key
+  2   no recipient and no --no-snapshot, not a key, or no URL of the server
   3   rotated, but steps remain or values were left
   10  home or file not found
   11  locked by another run, or an interrupted one is pending
@@ -70,6 +72,8 @@ def rotate(
         bool,
         option(SNAPSHOTS, "--no-snapshot", "Create no snapshot; the old key is kept as a file."),
     ] = False,
+    url_file: UrlFileOption = None,
+    sqlite: SqliteOption = False,
     dry_run: DryRunOption = False,
     recover: Annotated[
         bool, option(RUN, "--recover", "Complete or roll back an interrupted rotation.")
@@ -80,11 +84,13 @@ def rotate(
     """Parse, re-encrypt, render."""
     from sagewai_ops.backup.report import BackupOptions
     from sagewai_ops.cli.credentials import automatic_lock_of, lock_of
+    from sagewai_ops.cli.database_url import with_database
     from sagewai_ops.home.paths import require
     from sagewai_ops.operations import rotate_keys
     from sagewai_ops.operations.recover import recover_home
     from sagewai_ops.swap.pending import KEY_ROTATION
 
+    run = with_database(run, url_file, sqlite=sqlite)
     home = run.home()
     environment = run.settings.environment
     if recover:

@@ -97,6 +97,14 @@ AllowRollbackOption = Annotated[
 ]
 StrictOption = Annotated[bool, option(RUN, "--strict", "Exit 4 on warnings too.")]
 SqlOption = Annotated[bool, option(DATABASE, "--sql", "Print the SQL statements, run nothing.")]
+UrlFileOption = Annotated[
+    Path | None,
+    option(DATABASE, "--url-file", "File with the URL of the database server.", "FILE"),
+]
+SqliteOption = Annotated[
+    bool,
+    option(DATABASE, "--sqlite", "Use db/sagewai.db, although the database was moved."),
+]
 HomeWaitOption = Annotated[float, _wait("another run on the home")]
 DirectoryWaitOption = Annotated[float, _wait("another run on the directory")]
 WriterWaitOption = Annotated[float, _wait("another run or a writer")]

@@ -20,7 +20,7 @@ ACTING = frozenset((
     *("--fix", "--undo", "--recover", "--replace", "--rebuild", "--into"),
     *("--yes", "--force", "--all", "--no-snapshot", "--allow-live", "--keep-work-dir"),
     *("--revoke-sessions", "--rebind-fleet", "--without-key", "--leave-unopened"),
-    *("--allow-rollback", "--owner", "--same-owner", "--unencrypted"),
+    *("--allow-rollback", "--owner", "--same-owner", "--unencrypted", "--sqlite"),
     *("--dry-run", "--plan", "--rehearse", "--sql", "--verify-only"),
 ))  # fmt: skip
 # Flag -> its former name: accepted, shown nowhere.

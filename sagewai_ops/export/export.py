@@ -1,13 +1,15 @@
 """The export: copy the database, load it in one transaction, compare every row, commit.
 
 Before the commit no other session sees a row, and any failure or difference rolls the target back.
-The home is never written to, and its database is read once, to make the frozen copy.
+The home's database is read once, to make the frozen copy. After the commit the home records where
+its database is; nothing else is written to it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import sqlite3
 import threading
 import time
@@ -47,6 +49,7 @@ from sagewai_ops.export.verify import verify
 from sagewai_ops.export.workdir import copy_directory, export_directory
 from sagewai_ops.fs.tempdirs import Keep
 from sagewai_ops.home.paths import Home, require
+from sagewai_ops.home.server_record import PLACE, record_of, write_server_record
 from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
 
@@ -130,6 +133,8 @@ def export(
             try:
                 _run(work)
             finally:
+                if report.committed and not options.allow_live:
+                    _record_server(work)
                 finish_report(report, path)
     except InterruptedRunError:
         if not report.committed:
@@ -139,6 +144,14 @@ def export(
             raise
         report.warnings.append(f"frozen copy {place}: not removed, {error.message}")
     return report
+
+
+def _record_server(work: _Work) -> None:
+    """Record in the home where its database is; after a commit, a refusal is a warning."""
+    try:
+        write_server_record(work.home, record_of(work.url, os.environ))
+    except OpsError as error:
+        work.report.warnings.append(f"{work.home.root / PLACE}: not written, {error.message}")
 
 
 def _run(work: _Work) -> None:

@@ -7,16 +7,18 @@ transaction, and backups are the server's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from sagewai_ops.backup.create import create_snapshot
 from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.database.url import PostgresUrl, SqliteUrl
-from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
+from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, OpsError, UsageError
 from sagewai_ops.fs import locks
 from sagewai_ops.fs.tempdirs import Keep
 from sagewai_ops.home.paths import Home, require
+from sagewai_ops.home.server_record import PLACE, record_of, write_server_record
 from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema import migrate_postgres, rehearse_postgres, revision_graph, upgrade_sqlite
@@ -135,6 +137,23 @@ def change_schema(
     with locks.exclusive(home.root, wait_seconds=wait):
         done = upgrade_sqlite.upgrade_database(path, wait_seconds=wait, progress=progress)
     return Report(database, sqlite=done, snapshot=snapshot)
+
+
+def record_server(
+    home: Home, database: SqliteUrl | PostgresUrl, environment: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Record in an existing home that its database is on a server; return a warning if it failed.
+
+    Args:
+        environment: Completes the URL, as for `record_of`.
+    """
+    if not isinstance(database, PostgresUrl) or not home.root.is_dir():
+        return ()
+    try:
+        write_server_record(home, record_of(database, environment))
+    except OpsError as error:
+        return (f"{home.root / PLACE}: not written, {error.message}",)
+    return ()
 
 
 def plan_change(home: Home, database: SqliteUrl | PostgresUrl, options: Options) -> tuple[str, ...]:

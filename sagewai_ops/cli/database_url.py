@@ -1,0 +1,70 @@
+"""The database of a run: `--url-file`, `--sqlite`, else the variables, as Sagewai resolves them.
+
+The option becomes the variable of the run, so that every part of it uses the same database. A URL
+with a password is never an argument: arguments are in the process list.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sagewai_ops.database.url import VARIABLES
+from sagewai_ops.errors import NotFoundError, UsageError
+from sagewai_ops.fs.given_files import read_given_file
+from sagewai_ops.fs.os_errors import translate_os_errors
+from sagewai_ops.home.paths import DATABASE
+from sagewai_ops.home.server_record import require_known_database
+from sagewai_ops.text import shell_word
+
+if TYPE_CHECKING:
+    from sagewai_ops.cli.command import Run
+
+
+def read_url_file(path: Path) -> str:
+    """Read a database URL, the first line of a file.
+
+    Raises:
+        NotFoundError, UsageError: No such file, or its first line is empty.
+    """
+    with translate_os_errors(path):
+        try:
+            content = read_given_file(path, private="URL file")
+        except FileNotFoundError:
+            raise NotFoundError(
+                f"--url-file {path}: not found", hint=f"ls -l {shell_word(path)}"
+            ) from None
+    url = content.decode("utf-8", "replace").partition("\n")[0].strip()
+    if not url:
+        raise UsageError(f"--url-file {path}: its first line is empty")
+    return url
+
+
+def with_database(
+    run: Run, url_file: Path | None = None, *, sqlite: bool = False, required: bool = True
+) -> Run:
+    """Return a run whose environment names the database that it uses.
+
+    Args:
+        url_file: Contains the URL; has priority over the variables.
+        sqlite: Use the SQLite file of the home, whatever the variables and its record name.
+        required: Whether a home whose database is on a server needs its URL.
+
+    Raises:
+        UsageError: Both options, no URL for a home whose tables were moved to a server, or none
+            in the file.
+        NotFoundError: No such file.
+        DamagedError: The home's record of the server is not readable.
+    """
+    if sqlite and url_file:
+        raise UsageError("--sqlite and --url-file: one of the two")
+    url = read_url_file(url_file) if url_file else ""
+    if sqlite:
+        url = f"sqlite:///{run.home().root / DATABASE}"
+    if url:
+        environment = {**run.settings.environment, VARIABLES[0]: url}
+        return replace(run, settings=replace(run.settings, environment=environment))
+    if required:
+        require_known_database(run.home(), run.settings.environment)
+    return run

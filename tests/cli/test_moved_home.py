@@ -1,0 +1,143 @@
+"""A home whose database was moved to a server, as people meet it without the variable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from postgres_server import Server
+from program import Answer, call
+from sagewai_ops.backup.scanner import scan_home
+from sagewai_ops.home.paths import locate
+from sagewai_ops.home.server_record import PLACE, read_server_record
+from targets import at_head, home_with
+
+WITHOUT_URL = [
+    ("db", "current"),
+    ("db", "check"),
+    ("db", "upgrade"),
+    ("db", "downgrade", "base", "--yes"),
+    ("keys", "check"),
+    ("keys", "rotate", "--no-snapshot", "--yes"),
+]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a little in every table."""
+    return home_with(tmp_path_factory.mktemp("original") / "home").root
+
+
+@pytest.fixture
+def moved(tmp_path: Path) -> Path:
+    """A home with the record of a server that does not exist, and a SQLite file."""
+    home = tmp_path / "home"
+    assert call("--home", home, "init").code == 0
+    (home / PLACE).write_text(
+        '{"version": 1, "host": "db.invalid", "port": "5432", "database": "sagewai",'
+        ' "recorded_at": "2026-11-29T01:02:03Z"}'
+    )
+    (home / PLACE).chmod(0o600)
+    return home
+
+
+def of(home: Path, *words: object) -> Answer:
+    """Run a command on a home."""
+    return call("--home", home, *words)
+
+
+@pytest.mark.parametrize("words", WITHOUT_URL, ids=" ".join)
+def test_command_that_needs_the_database_stops(moved: Path, words: tuple[str, ...]) -> None:
+    """Exit 2 names the database and the variable; nothing was done to the old file."""
+    before = (moved / "db/sagewai.db").read_bytes()
+
+    answer = of(moved, *words)
+
+    assert answer.code == 2
+    assert "postgresql://db.invalid:5432/sagewai since 2026-11-29" in answer.err
+    assert "export SAGEWAI_DATABASE_URL=" in answer.err
+    assert (moved / "db/sagewai.db").read_bytes() == before
+
+
+@pytest.mark.parametrize("words", [("db", "current"), ("db", "check"), ("keys", "check")])
+def test_home_that_moved_back(moved: Path, words: tuple[str, ...]) -> None:
+    """--sqlite for one run, and without the record for every run."""
+    assert of(moved, *words, "--sqlite").code == 0
+    assert of(moved, *words).code == 2
+
+    (moved / PLACE).unlink()
+
+    assert of(moved, *words).code == 0
+
+
+def test_sqlite_precedes_a_variable(moved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line is stronger; both options are a contradiction."""
+    monkeypatch.setenv("SAGEWAI_DATABASE_URL", "postgresql://user@127.0.0.1:1/none")
+
+    assert of(moved, "db", "current").code == 19
+    assert of(moved, "db", "current", "--sqlite").code == 0
+    assert of(moved, "db", "current", "--sqlite", "--url-file", moved / "x").code == 2
+
+
+def test_export_records_the_server(
+    original: Path, postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the commit, neither for a plan nor for a rehearsal; a file with the URL satisfies."""
+    database = at_head(postgres)
+    url = postgres.url(database)
+    file = tmp_path / "url"
+    file.write_text(url + "\n")
+    file.chmod(0o600)
+
+    assert of(original, "export-to-postgres", "--plan", "--url-file", file).code == 0
+    assert read_server_record(original) is None
+    assert of(original, "export-to-postgres", "--url-file", file).code == 0
+
+    record = read_server_record(original)
+    assert record is not None
+    assert (record.database, record.port) == (database, str(postgres.port))
+    assert of(original, "db", "current").code == 2
+    answer = of(original, "db", "current", "--url-file", file, "--json")
+    assert (answer.code, answer.result["engine"]) == (0, "postgresql")
+    monkeypatch.setenv("DATABASE_URL", url)
+    assert of(original, "db", "current", "--json").result["engine"] == "postgresql"
+
+
+def test_rehearsal_with_a_live_home_records_nothing(
+    original: Path, postgres: Server, tmp_path: Path
+) -> None:
+    """The home still uses its SQLite file."""
+    (original / PLACE).unlink(missing_ok=True)
+
+    answer = of(original, "export-to-postgres", postgres.url(at_head(postgres)), "--allow-live")
+
+    assert answer.code == 0
+    assert read_server_record(original) is None
+
+
+def test_upgrade_of_a_server_records_it(
+    original: Path, postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --home; without it the home of the shell may be another one."""
+    (original / PLACE).unlink(missing_ok=True)
+    database = at_head(postgres)
+    monkeypatch.setenv("SAGEWAI_DATABASE_URL", postgres.url(database))
+    monkeypatch.setenv("SAGEWAI_HOME", str(original))
+
+    assert call("db", "upgrade").code == 0
+    assert read_server_record(original) is None
+    assert of(original, "db", "upgrade", "--dry-run").code == 0
+    assert read_server_record(original) is None
+    assert of(original, "db", "upgrade").code == 0
+
+    record = read_server_record(original)
+    assert record is not None
+    assert record.database == database
+
+
+def test_snapshot_includes_the_record(moved: Path) -> None:
+    """A restored home knows where its database is."""
+    items = {item.path: item.type for item in scan_home(locate(moved, {})).items}
+
+    assert items[PLACE] == "file"
