@@ -268,10 +268,10 @@ def current(run: Run, *, url_file: UrlFileOption = None, sqlite: SqliteOption = 
 
         result = describe_position(database, run_interruptibly(inspect_database(database)))
     else:
-        from sagewai_ops.database.sqlite.read_transaction import open_read_transaction
+        from sagewai_ops.database.sqlite.moment import open_moment
         from sagewai_ops.schema.sqlite_revision import read_level
 
-        with open_read_transaction(database.path) as pin:
+        with open_moment(database.path) as pin:
             result = describe_level(database, read_level(pin.connection))
     return Outcome(result, lambda terminal: _show_position(terminal, result), always=True)
 

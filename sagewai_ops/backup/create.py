@@ -219,7 +219,7 @@ def _sync_while(stream: BinaryIO, partial: Path, staging: Path) -> Iterator[None
     """Flush the archive to the disk and remove the copies while the block runs."""
 
     def sync() -> None:
-        os.fsync(stream.fileno())
+        beneath.sync(stream.fileno())
         with contextlib.suppress(OSError):  # the staging directory is removed in any case
             for copy in staging.iterdir():
                 copy.unlink()

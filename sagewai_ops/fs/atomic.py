@@ -74,11 +74,11 @@ def write_stream(
             with open(descriptor, "wb") as stream:
                 if owner:
                     keep_owner(descriptor, owner)
-                    os.fchmod(descriptor, mode)
+                    beneath.keep_mode(descriptor, mode, path)
                 locks.mark_alive(descriptor)
                 yield stream
                 stream.flush()
-                os.fsync(descriptor)
+                beneath.sync(descriptor)
                 if verify:
                     verify(partial)
             beneath.rename(partial, path)

@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
+from sagewai_ops.fs import volumes
+
 AnyPath: TypeAlias = str | Path
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
@@ -105,7 +107,7 @@ def create_file(path: AnyPath, mode: int) -> int:
     with _entry(path) as (directory, name):
         descriptor = os.open(name, flags, mode, dir_fd=directory)
         try:
-            os.fchmod(descriptor, mode)
+            keep_mode(descriptor, mode, path)
         except BaseException:
             os.close(descriptor)
             raise
@@ -119,7 +121,7 @@ def make_directory(path: AnyPath, mode: int) -> None:
         os.mkdir(name, mode, dir_fd=directory)
         descriptor = _open_child(directory, name)
         try:
-            os.fchmod(descriptor, mode)
+            keep_mode(descriptor, mode, path)
         finally:
             os.close(descriptor)
 
@@ -174,7 +176,7 @@ def exchange(first: AnyPath, second: AnyPath) -> bool:
         number = ctypes.get_errno()
         # Older containers answer EPERM to a system call that they do not know. Where the
         # permission is really missing, the caller's rename fails with it too.
-        if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
+        if number in volumes.UNSUPPORTED or number == errno.EPERM:
             return False
         raise OSError(number, os.strerror(number), os.fspath(first), None, os.fspath(second))
 
@@ -265,8 +267,45 @@ def set_mode(entry: AnyPath | int, mode: int) -> None:
     Raises:
         OSError: It is something else; nothing was changed.
     """
-    with _changeable(entry) as (_descriptor, name):
+    with _changeable(entry) as (descriptor, name):
+        try:
+            _change_mode(entry, name, mode)
+        except OSError as error:
+            found = os.fstat(descriptor)
+            if not volumes.accepts_mode(error, found.st_mode, mode):
+                raise
+            volumes.note_mode(found, mode, str(entry))
+
+
+def _change_mode(entry: AnyPath | int, name: str | int, mode: int) -> None:
+    try:
         os.chmod(name, mode)
+    except FileNotFoundError:  # /proc is not mounted
+        if isinstance(entry, int):
+            os.fchmod(entry, mode)
+            return
+        descriptor = _open(entry, os.O_RDONLY | _ENTRY)
+        try:
+            _require_changeable(os.fstat(descriptor), os.fspath(entry), links=False)
+            os.fchmod(descriptor, mode)
+        finally:
+            os.close(descriptor)
+
+
+def keep_mode(descriptor: int, mode: int, path: AnyPath) -> None:
+    """Set the mode of an entry that this run has created, where the file system has modes.
+
+    The umask can have removed bits.
+
+    Args:
+        path: Of the entry, for a note.
+    """
+    try:
+        os.fchmod(descriptor, mode)
+    except OSError as error:
+        if not volumes.lacks(error) and error.errno != errno.EPERM:
+            raise
+    volumes.note_mode(os.fstat(descriptor), mode, os.fspath(path))
 
 
 @_routed
@@ -319,13 +358,19 @@ def sync_directory(path: AnyPath) -> None:
     """Sync the names in a directory."""
     descriptor = _open(path, os.O_RDONLY | _DIRECTORY)
     try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync(descriptor: int) -> None:
+    """Sync an open file or directory, where the file system can."""
+    try:
         os.fsync(descriptor)
     except OSError as error:
         # Some network file systems cannot sync a directory; their renames are synchronous.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+        if not volumes.lacks(error):
             raise
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -379,7 +424,20 @@ def _require_changeable(found: os.stat_result, path: str, *, links: bool) -> Non
 
 
 def _change_owner(descriptor: int, uid: int, gid: int) -> None:
-    """Change the owner through a descriptor, which may be without access; of a symlink too."""
+    """Change the owner through a descriptor, which may be without access; of a symlink too.
+
+    Where the file system keeps no owners, it shows its own: that one may be right already.
+    """
+    try:
+        _set_ids(descriptor, uid, gid)
+    except OSError as error:
+        found = os.fstat(descriptor)
+        is_right = uid in (-1, found.st_uid) and gid in (-1, found.st_gid)
+        if not is_right or not (volumes.lacks(error) or error.errno == errno.EPERM):
+            raise
+
+
+def _set_ids(descriptor: int, uid: int, gid: int) -> None:
     if not _PATH_ONLY:
         os.fchown(descriptor, uid, gid)
         return

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sagewai_ops.errors import LockedError
-from sagewai_ops.fs import beneath
+from sagewai_ops.fs import beneath, volumes
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.trust import is_trusted, report
 from sagewai_ops.process.procfs import describe, lock_holders, user_of
@@ -164,7 +164,7 @@ def _lock(path: Path, operation: int, wait_seconds: float) -> Iterator[int]:
         descriptor = beneath.open_directory(path)
         try:
             with translate_os_errors(path):
-                is_locked = wait_for_lock(descriptor, operation, deadline - time.monotonic())
+                is_locked = _wait_or_note(path, descriptor, operation, deadline)
             is_foreign = not is_locked and _is_foreign(path, descriptor)
             if not is_locked and not is_foreign:
                 raise _locked(path)
@@ -175,6 +175,21 @@ def _lock(path: Path, operation: int, wait_seconds: float) -> Iterator[int]:
             # Another directory has been given the name during the wait: lock that one.
         finally:
             os.close(descriptor)
+
+
+def _wait_or_note(path: Path, descriptor: int, operation: int, deadline: float) -> bool:
+    """Wait for a lock; a file system without locks is noted, and runs exclude none there."""
+    try:
+        return wait_for_lock(descriptor, operation, deadline - time.monotonic())
+    except OSError as error:
+        if not volumes.lacks(error):
+            raise
+    volumes.note(
+        os.fstat(descriptor).st_dev,
+        "locks",
+        f"{path}: this file system has no locks: no two runs at the same time",
+    )
+    return True
 
 
 def _is_foreign(path: Path, descriptor: int) -> bool:

@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 
 from sagewai_ops.errors import PermissionDeniedError
-from sagewai_ops.fs import beneath
+from sagewai_ops.fs import beneath, volumes
 from sagewai_ops.fs.os_errors import from_os_error
 from sagewai_ops.text import shell_word
 
@@ -105,7 +105,7 @@ def report(line: str) -> None:
 
 def take_reports() -> list[str]:
     """Return the lines since the last call."""
-    reports = list(_reports)
+    reports = [*_reports, *volumes.take_notes()]
     _reports.clear()
     return reports
 

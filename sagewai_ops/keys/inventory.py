@@ -14,18 +14,13 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from sagewai_ops.database.sqlite.online_copy import copy_database
+from sagewai_ops.database.sqlite.moment import open_moment
 from sagewai_ops.database.sqlite.read_transaction import (
-    NeedsStagingError,
     from_database_error,
-    open_frozen,
-    open_read_transaction,
 )
 from sagewai_ops.database.url import PostgresUrl, resolve
 from sagewai_ops.errors import OpsError, PermissionDeniedError
-from sagewai_ops.fs import atomic
-from sagewai_ops.fs.tempdirs import working_directory
-from sagewai_ops.home.paths import LEGACY_PLACES, OWN_PREFIX, Home, Kind, kind_of
+from sagewai_ops.home.paths import LEGACY_PLACES, Home, Kind, kind_of
 from sagewai_ops.home.state_files import (
     DOCUMENT_NAMES,
     document_name,
@@ -217,15 +212,8 @@ def _on_server(value: SealedValue) -> SealedValue:
 @contextlib.contextmanager
 def _frozen(database: Path) -> Iterator[sqlite3.Connection]:
     """Open one moment of a database that may be live."""
-    with contextlib.ExitStack() as stack:
-        try:
-            connection = stack.enter_context(open_read_transaction(database)).connection
-        except NeedsStagingError:
-            parent = atomic.temporary_directory()
-            directory = stack.enter_context(working_directory(parent, f"{OWN_PREFIX}keys-"))
-            copy = copy_database(database, directory / "copy.db", durable=False).path
-            connection = stack.enter_context(open_frozen(copy))
-        yield connection
+    with open_moment(database) as transaction:
+        yield transaction.connection
 
 
 def _not_understood(documents: Mapping[str, bytes]) -> dict[str, str]:

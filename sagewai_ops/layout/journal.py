@@ -196,9 +196,9 @@ def _copy(source: Path, target: Path, owner: int) -> int:
             copy.write(chunk)
         copy.flush()
         set_owner(descriptor, before.st_uid, before.st_gid)
-        os.fchmod(descriptor, PRIVATE_FILE)
+        beneath.keep_mode(descriptor, PRIVATE_FILE, target)
         beneath.set_times(descriptor, before.st_mtime_ns, before.st_atime_ns)
-        os.fsync(descriptor)
+        beneath.sync(descriptor)
         after = os.fstat(stream.fileno())
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise OpsError(f"{source}: changed during its copy, everything is unchanged")

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from sagewai_ops.database.sqlite.in_use import find_users, require_unused
-from sagewai_ops.database.sqlite.read_transaction import open_read_transaction, quoted
+from sagewai_ops.database.sqlite.moment import open_moment
+from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.fleet import fleet_organisation
@@ -183,7 +184,7 @@ def _fleet_rows(home: Home) -> dict[str, int]:
     if home.server_url_variable or not home.database.exists():
         return {}
     counts = {}
-    with open_read_transaction(home.database) as source:
+    with open_moment(home.database) as source:
         tables = {
             str(name)
             for (name,) in source.connection.execute(

@@ -17,7 +17,8 @@ from sagewai_ops.archive.age import Decryption
 from sagewai_ops.backup.create import create_snapshot
 from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.database.sqlite.in_use import find_users, stop_command
-from sagewai_ops.database.sqlite.read_transaction import open_read_transaction, size_of
+from sagewai_ops.database.sqlite.moment import open_moment
+from sagewai_ops.database.sqlite.read_transaction import size_of
 from sagewai_ops.database.url import PostgresUrl, SqliteUrl, resolve
 from sagewai_ops.errors import (
     EXIT_DONE,
@@ -537,7 +538,7 @@ def check_tables(
             raise NotFoundError(f"database {database.path}: not found", hint=hint)
         checked = check_database(database.path, wait_seconds=wait_seconds, progress=progress)
         findings, rows, state = checked.findings, checked.rows, checked.level.state
-        with open_read_transaction(database.path, wait_seconds=wait_seconds) as transaction:
+        with open_moment(database.path, wait_seconds=wait_seconds) as transaction:
             differences = find_drift(transaction.connection)
         drift = [item.shown for item in differences if not item.is_addable]
     broken = [finding for finding in findings if finding.kind in _BROKEN]

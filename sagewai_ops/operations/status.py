@@ -9,7 +9,8 @@ from pathlib import Path
 
 from sagewai_ops.database.sqlite.in_use import find_users
 from sagewai_ops.database.sqlite.integrity import count_rows
-from sagewai_ops.database.sqlite.read_transaction import open_read_transaction, sidecar, size_of
+from sagewai_ops.database.sqlite.moment import open_moment
+from sagewai_ops.database.sqlite.read_transaction import sidecar, size_of
 from sagewai_ops.database.sqlite.schema_objects import find_unexpected
 from sagewai_ops.database.sqlite.version_notes import version_note
 from sagewai_ops.errors import OpsError
@@ -281,7 +282,7 @@ def _database(home: Home) -> DatabaseStatus | None:
     size_bytes = size_of(home.database)
     wal_bytes = size_of(sidecar(home.database, "-wal"))
     try:
-        with open_read_transaction(home.database, wait_seconds=_WAIT_SECONDS) as pin:
+        with open_moment(home.database, wait_seconds=_WAIT_SECONDS) as pin:
             level, counts = read_level(pin.connection), count_rows(pin.connection)
             unexpected = find_unexpected(pin.connection, sqlite_head.tables())
             journal_mode = pin.journal_mode

@@ -148,7 +148,7 @@ class _MemberWriter:
             try:
                 if self._same_owner:
                     set_owner(descriptor, entry.uid, entry.gid)
-                os.fchmod(descriptor, _directory_mode(path, entry.mode))
+                beneath.keep_mode(descriptor, _directory_mode(path, entry.mode), path)
                 beneath.set_times(descriptor, entry.mtime_ns)
             finally:
                 os.close(descriptor)
@@ -172,7 +172,7 @@ class _MemberWriter:
                 os.ftruncate(descriptor, entry.size_bytes)
             if self._same_owner:
                 set_owner(descriptor, entry.uid, entry.gid)
-            os.fchmod(descriptor, mode)
+            beneath.keep_mode(descriptor, mode, path)
             beneath.set_times(descriptor, entry.mtime_ns)
         finally:
             os.close(descriptor)

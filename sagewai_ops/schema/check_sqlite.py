@@ -20,10 +20,8 @@ from typing import TypeAlias
 
 from sagewai_ops.database.sqlite.connect import describe_limit, is_stopped, open_connection
 from sagewai_ops.database.sqlite.integrity import count_rows
-from sagewai_ops.database.sqlite.read_transaction import (
-    WAIT_SECONDS,
-    open_read_transaction,
-)
+from sagewai_ops.database.sqlite.moment import open_moment
+from sagewai_ops.database.sqlite.read_transaction import WAIT_SECONDS
 from sagewai_ops.database.sqlite.schema_objects import find_unexpected
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema import sqlite_catalog, sqlite_head
@@ -93,7 +91,7 @@ def check_database(
         NotFoundError, DamagedError, LockedError, PermissionDeniedError: It cannot be read at all.
     """
     started = time.perf_counter()
-    with open_read_transaction(path, wait_seconds=wait_seconds) as pin:
+    with open_moment(path, wait_seconds=wait_seconds) as pin:
         connection = pin.connection
         with _Threads(pin.path, check_values, progress) as threads:
             level = read_level(connection)

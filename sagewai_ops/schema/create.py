@@ -9,7 +9,7 @@ import secrets
 import sqlite3
 from pathlib import Path
 
-from sagewai_ops.database.sqlite.connect import open_connection
+from sagewai_ops.database.sqlite.write_transaction import open_exclusive
 from sagewai_ops.errors import NoSpaceError, OpsError, TargetBusyError
 from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.os_errors import translate_os_errors
@@ -46,14 +46,14 @@ def create_database(path: Path) -> None:
                     stack.callback(remove_tree, Path(f"{temporary}{suffix}"))
                 stack.callback(os.close, descriptor)
             _create_tables(temporary, path)
-            os.fsync(descriptor)
+            beneath.sync(descriptor)
             _link(temporary, path)
         beneath.sync_directory(path.parent)
 
 
 def _create_tables(file: Path, shown: Path) -> None:
     try:
-        with contextlib.closing(open_connection(file, mode="rw")) as connection:
+        with open_exclusive(file) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("BEGIN IMMEDIATE")
             for statement in sqlite_head.statements():

@@ -16,6 +16,7 @@ file of that name when it rolls such a journal back.
 from __future__ import annotations
 
 import _thread
+import fcntl
 import os
 import sqlite3
 import stat
@@ -27,11 +28,13 @@ from typing import Any
 from urllib.parse import quote
 
 from sagewai_ops.errors import DamagedError
+from sagewai_ops.fs import volumes
 from sagewai_ops.text import printable, shell_word, size
 
 SIDECARS = ("-wal", "-shm", "-journal")
 
 _JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")  # aJournalMagic of pager.c
+_UNUSED_BYTE = 0x40000000 + 1024  # after the bytes that SQLite locks (os.h)
 _SHOWN_BYTES = 200  # of a super-journal's name
 _MIB = 1024 * 1024
 # No stored value is longer than its file; a text of UTF-16 grows by half in UTF-8.
@@ -72,6 +75,7 @@ def open_connection(
     is_immutable: bool = False,
     check_same_thread: bool = True,
     least_seconds: float = 0.0,
+    vfs: str = "",
 ) -> sqlite3.Connection:
     """Open a database, or one in memory, without a transaction.
 
@@ -82,6 +86,7 @@ def open_connection(
         is_immutable: No process writes to it; its sidecars are not read.
         check_same_thread: As of `sqlite3.connect`.
         least_seconds: A higher limit of the thread's processor time, which includes the caller's.
+        vfs: SQLite's interface to files (default: with locks).
 
     Raises:
         DamagedError: A sidecar is refused.
@@ -94,6 +99,8 @@ def open_connection(
     if not is_immutable:
         check_sidecars(path)
     more = {"immutable": "1"} if is_immutable else {}
+    if vfs:
+        more["vfs"] = vfs
     connection = sqlite3.connect(
         database_uri(path, mode=mode, **more),
         uri=True,
@@ -179,6 +186,24 @@ def super_journal(journal: Path) -> str:
     finally:
         os.close(descriptor)
     return printable(os.fsdecode(name.rstrip(b"\0"))) or "?"
+
+
+def has_locks(path: Path) -> bool:
+    """Return whether the file system of a database has the locks that SQLite needs.
+
+    Only while nothing in this process has the file open: closing a descriptor drops its locks.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return True  # SQLite reports it
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, _UNUSED_BYTE)
+    except OSError as error:
+        return not volumes.lacks(error)
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def stored_bytes(path: Path) -> int:

@@ -53,7 +53,9 @@ from sagewai_ops.errors import (
     NoSpaceError,
     TargetBusyError,
 )
+from sagewai_ops.fs import beneath
 from sagewai_ops.progress import Progress, no_progress
+from sagewai_ops.text import shell_word
 
 STAGE = "database"
 
@@ -111,7 +113,7 @@ def copy_database(
     resolved = resolve_database(source)
     check_sidecars(resolved)
     wal_bytes = size_of(sidecar(resolved, "-wal"))
-    with _create(target):
+    with _create(target, source):
         if size_of(resolved) == 0:
             method = "empty"
         elif compact:
@@ -211,7 +213,7 @@ def _vacuum(source: Path, target: Path, wait_seconds: float, report: Progress) -
             _vacuum_into(reader, target, wait_seconds, report)
     except NeedsStagingError:
         scratch = target.with_name(target.name + ".staged")
-        with _create(scratch), open_descriptor(source) as main:
+        with _create(scratch, source), open_descriptor(source) as main:
             _stage(source, main, scratch, report)
             _checkpoint(source, scratch)
             with open_read_transaction(scratch) as reader:
@@ -286,7 +288,7 @@ def _in_pages(report: Progress, page_size: int, total: int) -> Callable[[int], N
 
 
 @contextmanager
-def _create(target: Path) -> Iterator[None]:
+def _create(target: Path, source: Path) -> Iterator[None]:
     """Create the target; if the block fails, remove it and its sidecars."""
     try:
         with create_private(target):
@@ -302,26 +304,39 @@ def _create(target: Path) -> Iterator[None]:
             with suppress(OSError):
                 sidecar(target, suffix).unlink()
         if isinstance(error, OSError):
-            raise from_database_error(error, target) from error
+            failure = from_database_error(error, target)
+            if isinstance(failure, NoSpaceError):
+                failure = _no_space(source, target, failure)
+            raise failure from error
         raise
+
+
+def _no_space(source: Path, target: Path, failure: NoSpaceError) -> NoSpaceError:
+    """Return the error about a copy; the directory of this run that it is in is removed."""
+    reason = failure.message.removeprefix(f"database {target}: ")
+    place = target.parent.parent
+    return NoSpaceError(
+        f"database {source}, its copy {target}: {reason}",
+        hint=f"df -h {shell_word(place)}; ulimit -f  # or another directory: --work-dir DIR",
+    )
 
 
 @contextmanager
 def _attribute_errors(source: Path, target: Path) -> Iterator[None]:
-    """Turn errors of SQLite into errors that name the target if a disk is full, else the source."""
+    """Turn errors of SQLite into errors that name the copy if a disk is full, else the source."""
     try:
         yield
     except sqlite3.Error as error:
-        failure = from_database_error(error, source)
-        raise (
-            from_database_error(error, target) if isinstance(failure, NoSpaceError) else failure
-        ) from error
+        failure = from_database_error(error, target)
+        if isinstance(failure, NoSpaceError):
+            raise _no_space(source, target, failure) from error
+        raise from_database_error(error, source) from error
 
 
 def _flush(target: Path) -> None:
     for path in (target, target.parent):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.fsync(descriptor)
+            beneath.sync(descriptor)
         finally:
             os.close(descriptor)

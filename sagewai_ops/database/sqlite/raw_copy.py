@@ -19,6 +19,7 @@ from sagewai_ops.database.sqlite.read_transaction import (
     sidecar,
 )
 from sagewai_ops.errors import LockedError, NotFoundError
+from sagewai_ops.fs import beneath
 
 _BLOCK_BYTES = 1024 * 1024  # larger is not faster: measured from 64 KiB to 4 MiB
 _ATTEMPTS = 20
@@ -121,7 +122,7 @@ def create_private(path: Path) -> Iterator[int]:
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o600)
     try:
-        os.fchmod(descriptor, 0o600)  # whatever the umask
+        beneath.keep_mode(descriptor, 0o600, path)
         yield descriptor
     finally:
         os.close(descriptor)

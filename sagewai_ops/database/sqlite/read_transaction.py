@@ -14,6 +14,7 @@ transaction nothing else in the process may open and close that file.
 import errno
 import fcntl
 import os
+import resource
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -24,8 +25,10 @@ from typing import Any, TypeVar
 
 from sagewai_ops.database.sqlite.connect import (
     describe_limit,
+    has_locks,
     is_stopped,
     open_connection,
+    stored_bytes,
 )
 from sagewai_ops.errors import (
     DamagedError,
@@ -45,6 +48,12 @@ WAIT_SECONDS = 30.0  # for a lock; Sagewai's own writers time out after 5 second
 
 HOSTILE_HINT = "sagewai-ops db check  # names views, triggers and other objects of the schema"
 
+_FULL = "no space left on its file system"
+_NO_SPACE = {
+    errno.EDQUOT: "disk quota exceeded",
+    errno.EFBIG: "larger than the limit of the size of files (ulimit -f, or of its file system)",
+}
+_WRITES = ("SQLITE_IOERR_WRITE", "SQLITE_IOERR_TRUNCATE", "SQLITE_IOERR_SHMSIZE")
 _SHM_BYTES = 32 * 1024  # by which SQLite lengthens a -shm
 _PAUSE_SECONDS = 0.01
 _ROWS = 256  # fetched at a time
@@ -142,6 +151,8 @@ def open_read_transaction(
     if creates and not os.access(resolved, os.W_OK):
         # We could not take the lock under which the sidecars are removed, so create none.
         raise NeedsStagingError(f"database {path}: not writable by uid {os.geteuid()}")
+    if not has_locks(resolved):
+        raise NeedsStagingError(f"database {path}: its file system has no locks")
     _open_here.add(resolved)
     try:
         with (
@@ -256,8 +267,8 @@ def from_database_error(error: OSError | sqlite3.Error, path: Path) -> OpsError:
     text = str(error)
     name = f"database {path}"
     if isinstance(error, OSError):
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            return NoSpaceError(f"{name}: no space left on its file system")
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            return NoSpaceError(f"{name}: {_NO_SPACE.get(error.errno, _FULL)}")
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
             return NotFoundError(f"{name}: not found", hint="sagewai-ops --home DIR status")
         if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
@@ -269,7 +280,7 @@ def from_database_error(error: OSError | sqlite3.Error, path: Path) -> OpsError:
     if "locked" in text or "locking protocol" in text:
         return LockedError(f"{name}: locked by another process", hint="sagewai-ops status")
     if "is full" in text:
-        return NoSpaceError(f"{name}: no space left on its file system")
+        return NoSpaceError(f"{name}: {_FULL}")
     if "unable to open" in text or "readonly" in text:
         return NeedsStagingError(f"{name}: {text}")
     if text == "interrupted":
@@ -280,18 +291,29 @@ def from_database_error(error: OSError | sqlite3.Error, path: Path) -> OpsError:
             hint=HOSTILE_HINT,
         )
     if "disk I/O error" in text:
-        if _is_full(path):  # SQLite reports this when it cannot lengthen a -shm
-            return NoSpaceError(f"{name}: no space left on its file system")
+        if reason := why_full(path, error):
+            return NoSpaceError(f"{name}: {reason}")
         return DamagedError(f"{name}: input/output error", hint="dmesg | tail")
     return DamagedError(f"{name}: {text}")
 
 
-def _is_full(path: Path) -> bool:
-    try:
+def why_full(path: Path, error: sqlite3.Error) -> str:
+    """Return why SQLite could not write to a file, if that is a lack of space; "" if it is not.
+
+    SQLite reports a quota, a limit of the size of files, and a `-shm` that cannot be lengthened as
+    an input/output error.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and limit < 2 * stored_bytes(path) + _SHM_BYTES:
+        return _NO_SPACE[errno.EFBIG]
+    with suppress(OSError):
         system = os.statvfs(os.path.dirname(os.path.realpath(path)))
-    except OSError:
-        return False
-    return system.f_blocks > 0 and system.f_bavail * system.f_frsize < _SHM_BYTES
+        if system.f_blocks > 0 and system.f_bavail * system.f_frsize < _SHM_BYTES:
+            return _FULL
+    # Python 3.11 and later. Whatever the reason is, no read failed.
+    if getattr(error, "sqlite_errorname", "") in _WRITES:
+        return "not writable any further: a quota, a limit of its file system, or a failing disk"
+    return ""
 
 
 def is_malformed(error: sqlite3.Error) -> bool:

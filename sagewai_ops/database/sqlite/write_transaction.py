@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from sagewai_ops.database.sqlite.connect import open_connection
+from sagewai_ops.database.sqlite.connect import has_locks, open_connection
 from sagewai_ops.database.sqlite.read_transaction import (
     SLICE_SECONDS,
     open_reader,
@@ -18,8 +18,9 @@ from sagewai_ops.database.sqlite.read_transaction import (
     size_of,
     translate_errors,
 )
-from sagewai_ops.errors import LockedError
+from sagewai_ops.errors import LockedError, OpsError
 from sagewai_ops.process.malloc import zeroed_allocations
+from sagewai_ops.text import shell_word
 
 
 @contextmanager
@@ -38,6 +39,12 @@ def open_write_transaction(path: Path, wait_seconds: float) -> Iterator[sqlite3.
     """
     resolved = resolve_database(path)
     deadline = time.monotonic() + wait_seconds
+    if not has_locks(resolved):
+        raise OpsError(
+            f"database {path}: its file system has no locks, so it cannot be changed while other"
+            " processes may use it",
+            hint=f"df -T {shell_word(path.parent)}  # move the home to a local file system",
+        )
     with translate_errors(path), ExitStack() as reader:
         if size_of(sidecar(resolved, "-wal")):
             # Where the -shm cannot be created, closing a connection that writes may remove the -wal
@@ -61,7 +68,9 @@ def open_write_transaction(path: Path, wait_seconds: float) -> Iterator[sqlite3.
 @contextmanager
 def open_exclusive(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a copy that no other process uses; exclusive locking needs no shared memory file."""
-    with closing(open_connection(path, mode="rw")) as connection:
+    # Without locks, SQLite reports every database as locked.
+    vfs = "" if has_locks(path) else "unix-none"
+    with closing(open_connection(path, mode="rw", vfs=vfs)) as connection:
         connection.execute("PRAGMA locking_mode=EXCLUSIVE")
         yield connection
 
