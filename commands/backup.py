@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import CONTENT, SNAPSHOTS, DryRunOption, option
+from sagewai_ops.cli.options import CONTENT, RUN, SNAPSHOTS, DryRunOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import (
@@ -44,13 +44,12 @@ _PRUNE_SECONDS = 30.0  # another run holds the directory for the moments that it
 
 HELP = """Create a verified snapshot of a home.
 
-The home may be in use. The archive is renamed after all of it is verified. The
-master key is never in an unencrypted one.
+The home may be in use. The master key is never in an unencrypted archive.
 
 Exit status:
   0   created and verified
-  3   created, but entries were omitted or older snapshots not pruned
-  4   created, but the database has findings
+  3   created, but incomplete, not plausible, or older ones not pruned
+  4   created, but database, documents or key are damaged
   10  home not found
   11  locked by another run
   12  a key or recipient is missing
@@ -113,6 +112,9 @@ def backup(
     ] = None,
     policy: Any,
     all_paths: AllPaths = False,
+    accept_change: Annotated[
+        bool, option(RUN, "--accept-change", "Accept that the home lost files or rows.")
+    ] = False,
     work_dir: HomeWorkDirOption = None,
     dry_run: DryRunOption = False,
     wait: HomeWaitOption = 0.0,
@@ -157,6 +159,7 @@ def backup(
         wait_seconds=wait,
         key_environment=run.settings.environment,
         unencrypted=unencrypted,
+        accept_change=accept_change,
         work_dir=work_dir,
     )
     home = run.home()
@@ -176,8 +179,8 @@ def backup(
             else:
                 report = create_snapshot(home, directory, options, progress=progress)
     result = BackupResult.build(report)
-    code = EXIT_DONE if report.is_sound else EXIT_FINDINGS
-    code = code if report.is_complete else EXIT_INCOMPLETE
+    code = EXIT_DONE if report.quality.is_good else EXIT_INCOMPLETE
+    code = code if report.is_sound else EXIT_FINDINGS
     warnings = tuple(report.warnings())
     if not policy.is_empty:
         retention = _prune(run, directory, policy, code, all_paths=all_paths, wait=wait)
@@ -256,16 +259,13 @@ def _prune(
 ) -> _Retention:
     """Prune older snapshots by the rules; a failure does not affect the new one.
 
-    Nothing is removed for a snapshot that is incomplete or of a damaged database.
+    No good snapshot is removed for one that is not good.
     """
     from sagewai_ops.backup.results import RetentionResult
     from sagewai_ops.snapshots.prune import describe_prune, prune
     from sagewai_ops.snapshots.trust import trust_of
 
-    if code != EXIT_DONE:
-        state = "incomplete" if code == EXIT_INCOMPLETE else "of a database with findings"
-        problem = f"retention: not applied, the snapshot is {state}: sagewai-ops snapshots prune"
-        return _Retention(RetentionResult(False, problem), (problem,), EXIT_DONE)
+    is_good = code == EXIT_DONE
     try:
         home = run.home()
         pruned = describe_prune(
@@ -276,12 +276,18 @@ def _prune(
                 all_paths=all_paths,
                 wait_seconds=max(wait, _PRUNE_SECONDS),
                 trust=trust_of(home, directory, run.settings.environment),
+                spares_good=not is_good,
             )
         )
     except OpsError as error:
         problem = f"retention: not applied, {error.message}"
         return _Retention(RetentionResult(False, problem), (problem,), EXIT_INCOMPLETE)
-    return _Retention(RetentionResult.build(pruned), warnings_of(pruned), EXIT_DONE)
+    result = RetentionResult.build(pruned)
+    if is_good:
+        return _Retention(result, warnings_of(pruned), EXIT_DONE)
+    problem = "retention: not applied to good snapshots, as the new one is not good"
+    result = replace(result, applied=False, problem=problem)
+    return _Retention(result, (problem, *warnings_of(pruned)), EXIT_DONE)
 
 
 def show(terminal: Terminal, result: "BackupResult") -> None:

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Run
-from sagewai_ops.home.paths import Home
 
 SnapshotArgument = Annotated[
     str, typer.Argument(metavar="SNAPSHOT|latest", help="An id, the beginning of an id, or a path.")
@@ -34,24 +33,32 @@ def find_archive(
 
 def find_path(run: Run, snapshot: str, snapshots: Path | None) -> Path:
     """Return the path of the snapshot that the user names."""
+    return find_named(run, snapshot, snapshots)[0]
+
+
+def find_named(run: Run, snapshot: str, snapshots: Path | None) -> tuple[Path, tuple[Any, ...]]:
+    """Return the path of the snapshot that the user names, and the newer ones that it skips.
+
+    Each skipped one is reported as a warning.
+    """
     from sagewai_ops.snapshots import catalog
-    from sagewai_ops.snapshots.ownership import home_ids
+    from sagewai_ops.snapshots.trust import confirm, ids_at_place, trust_of
 
     home = run.home()
     directory = run.snapshots(home, snapshots)
-    return catalog.find_snapshot(
-        directory, snapshot, home_ids(home), confirm_of(run, home, directory)
+    trust = trust_of(home, directory, run.settings.environment)
+    known = catalog.list_snapshots(directory) if len(trust.home_ids) == 1 else []
+    skipped: list[Any] = []
+    path = catalog.find_snapshot(
+        directory,
+        snapshot,
+        ids_at_place(home, known, trust),
+        lambda found: confirm(directory, found, trust),
+        report_skipped=skipped.extend,
     )
-
-
-def confirm_of(run: Run, home: Home, directory: Path) -> Any:
-    """Return the function that confirms the snapshots of a directory."""
-    from sagewai_ops.snapshots.trust import confirm, trust_of
-
-    def confirm_all(found: Any) -> Any:
-        return confirm(directory, found, trust_of(home, directory, run.settings.environment))
-
-    return confirm_all
+    for line in catalog.describe_skipped(skipped):
+        run.warn(line)
+    return path, tuple(skipped)
 
 
 def origin_keys(run: Run, extra_key: Path | None = None) -> tuple[Any, ...]:

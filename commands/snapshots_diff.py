@@ -15,7 +15,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     SnapshotsOption,
     WorkFactorOption,
 )
-from .snapshot_argument import confirm_of, origin_keys  # noqa: TID251 - a neighbour
+from .snapshot_argument import find_path, origin_keys  # noqa: TID251 - a neighbour
 
 HELP = """Show the differences between two snapshots.
 
@@ -59,26 +59,23 @@ def diff(
 ) -> Outcome:
     """Parse, compare, render."""
     from sagewai_ops.cli.credentials import unlock_of
-    from sagewai_ops.snapshots.catalog import find_snapshot, latest_two
+    from sagewai_ops.snapshots.catalog import latest_two, list_snapshots
     from sagewai_ops.snapshots.diff import compare_snapshots
-    from sagewai_ops.snapshots.ownership import home_ids
+    from sagewai_ops.snapshots.trust import confirm, ids_at_place, trust_of
 
     if first is not None and second is None:
         raise UsageError(
             "snapshots diff: two snapshots required, or none for the last two",
             hint=f"sagewai-ops snapshots diff {shell_word(first)} latest",
         )
-    home = run.home()
-    directory = run.snapshots(home, snapshots)
-    ids = home_ids(home)
-    confirm = confirm_of(run, home, directory)
     if first is None or second is None:
-        pair = latest_two(directory, ids, confirm)
+        home = run.home()
+        directory = run.snapshots(home, snapshots)
+        trust = trust_of(home, directory, run.settings.environment)
+        ids = ids_at_place(home, list_snapshots(directory), trust)
+        pair = latest_two(directory, ids, lambda found: confirm(directory, found, trust))
     else:
-        pair = (
-            find_snapshot(directory, first, ids, confirm),
-            find_snapshot(directory, second, ids, confirm),
-        )
+        pair = (find_path(run, first, snapshots), find_path(run, second, snapshots))
     decryption = unlock_of(
         run.terminal, identity or [], passphrase_file, allow_work_factor=allow_work_factor
     )

@@ -35,6 +35,10 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
 def _list_of(shape: Shape, *, least: int = 0) -> Shape:
     def check(value: object) -> bool:
         return isinstance(value, list) and len(value) >= least and all(map(shape, value))
@@ -109,6 +113,17 @@ _MANIFEST: Mapping[str, Shape] = {
     "unstable": _list_of(is_text),
     "followed": _map_of(is_text),
     "external": _map_of(is_text),
+    "quality": _record(
+        complete=_is_flag,
+        sound=_is_flag,
+        plausible=_is_flag,
+        omitted=_list_of(_record(rule=is_text, name=is_text, text=is_text)),
+        damaged=_list_of(_record(rule=is_text, name=is_text, text=is_text)),
+        accepted=_list_of(_record(rule=is_text, name=is_text, text=is_text)),
+        changes=_list_of(is_text),
+        compared_with=is_text,
+        change_accepted=_is_flag,
+    ),
     "home": _record(mode=is_text, uid=_is_count, gid=_is_count, mtime_ns=_is_number),
 }
 

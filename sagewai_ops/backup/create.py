@@ -26,6 +26,7 @@ from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.snapshots import cards, catalog
+from sagewai_ops.snapshots.reference import find_reference
 from sagewai_ops.snapshots.scratch import work_parent
 from sagewai_ops.snapshots.trust import next_sequence, previous_snapshot, trust_of
 from sagewai_ops.swap import pending
@@ -65,6 +66,7 @@ def create_snapshot(
             next_sequence(directory, trust),
             directory,
             previous=previous_snapshot(directory, trust),
+            reference=find_reference(home, directory, trust),
         )
         name = catalog.archive_name(run.id, is_encrypted=options.encryption is not None)
         partial = catalog.partial_path(directory, name)

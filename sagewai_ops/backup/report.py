@@ -1,15 +1,19 @@
 """The options of a backup and its report."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from sagewai_ops.archive.age import Encryption
 from sagewai_ops.archive.zstd_frames import DEFAULT_LEVEL
+from sagewai_ops.home.paths import DATABASE
+from sagewai_ops.home.state_files import document_damage, document_name, in_use
+from sagewai_ops.keys.candidates import Candidate
 from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.snapshots.database_check import DatabaseReport
 from sagewai_ops.snapshots.omissions import Omission
+from sagewai_ops.snapshots.quality import Cause, Quality
 
 CUSTODIES = ("exclude", "sealed")
 
@@ -30,6 +34,7 @@ class BackupOptions:
         key_environment: Variables that may hold keys.
         unencrypted: Write a plain archive next to encrypted ones.
         is_automatic: Another command needs this snapshot: encrypt it like the newest one.
+        accept_change: The user intends what is missing since the newest good snapshot.
         work_dir: Where the database is copied; None for next to the home, or next to a plain
             archive.
     """
@@ -45,6 +50,7 @@ class BackupOptions:
     key_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     unencrypted: bool = False
     is_automatic: bool = False
+    accept_change: bool = False
     work_dir: Path | None = None
 
 
@@ -63,6 +69,7 @@ class BackupReport:
         format: `archive`, or `directory` for a mirror; then `path` is its directory,
             `archive_bytes` the size of its files, and `archive_sha256` the hash of its manifest.
         kept_files: Of a mirror, the files that are unchanged since the previous run.
+        quality: Whether it is complete, sound and plausible.
     """
 
     id: str
@@ -89,6 +96,7 @@ class BackupReport:
     tags: tuple[str, ...] = ()
     format: str = "archive"
     kept_files: int = 0
+    quality: Quality = field(default_factory=Quality)
 
     @property
     def losses(self) -> tuple[Omission, ...]:
@@ -98,29 +106,67 @@ class BackupReport:
     @property
     def is_complete(self) -> bool:
         """Whether everything is stored as it was read once, and every secret has its key."""
-        return not (self.losses or self.unstable or self.keys.unopened)
+        return self.quality.is_complete
 
     @property
     def is_sound(self) -> bool:
-        """Whether the database has no findings."""
-        return self.database is None or self.database.is_sound
+        """Whether database, documents and keys are whole."""
+        return self.quality.is_sound
 
     def warnings(self) -> Iterator[str]:
-        """Yield a line for each omission, unstable file, closed secret and database finding."""
-        for item in self.losses:
-            detail = f": {item.detail}" if item.detail else ""
-            yield f"{item.path}: omitted, {item.reason.value}{detail}"
-        for path in self.unstable:
-            yield f"{path}: changed at every attempt to read it, stored as last read"
+        """Yield a line for each cause why the snapshot is not good, and for unused patterns."""
+        for cause in (*self.quality.omitted, *self.quality.damaged):
+            yield cause.text
         for pattern in self.unused_follow:
             yield f"--follow {pattern}: no link to a directory outside the home matches"
-        for value in self.keys.unopened:
-            yield f"{value.place} {value.where}: sealed, {value.reason}"
-        if self.database:
-            for finding in self.database.integrity:
-                yield f"database: {finding}"
-            if self.database.foreign_key_violations:
-                yield (
-                    f"database: {self.database.foreign_key_violations} rows with a broken "
-                    "reference, in " + ", ".join(self.database.foreign_key_tables)
-                )
+        if not self.quality.is_plausible:
+            yield from self.quality.changes
+            yield (
+                f"snapshot {self.id}: not plausible, compared with {self.quality.compared_with}; "
+                "if the change is intended: sagewai-ops backup --accept-change"
+            )
+
+
+def omission_causes(
+    omissions: Iterable[Omission], unstable: Iterable[str], keys: SealedReport
+) -> Iterator[Cause]:
+    """Yield why a snapshot is not complete."""
+    for item in omissions:
+        if item.reason.is_loss:
+            detail = f": {item.detail}" if item.detail else ""
+            text = f"{item.path}: omitted, {item.reason.value}{detail}"
+            yield Cause(item.reason.name.lower(), item.path, text)
+    for path in unstable:
+        text = f"{path}: changed at every attempt to read it, stored as last read"
+        yield Cause("unstable", path, text)
+    for value in keys.unopened:
+        yield Cause("unopened", value.place, f"{value.place} {value.where}: sealed, {value.reason}")
+
+
+def damage_causes(
+    database: DatabaseReport | None, documents: Mapping[str, bytes], key: Candidate | None
+) -> Iterator[Cause]:
+    """Yield why a snapshot is not sound.
+
+    Args:
+        database: Sagewai's own; None without one.
+        documents: By path, those that Sagewai reads.
+        key: The master key that Sagewai would use, if it refuses it.
+    """
+    if database:
+        if not database.counts and not database.integrity:
+            yield Cause("database", DATABASE, "database: empty, it has no tables")
+        for finding in database.integrity:
+            yield Cause("integrity", DATABASE, f"database: {finding}")
+        if database.foreign_key_violations:
+            yield Cause(
+                "foreign-keys",
+                DATABASE,
+                f"database: {database.foreign_key_violations} rows with a broken "
+                "reference, in " + ", ".join(database.foreign_key_tables),
+            )
+    for path in in_use(documents):
+        if damage := document_damage(document_name(path), documents[path]):
+            yield Cause("document", path, f"{path}: {damage}")
+    if key and key.is_file and not key.value:
+        yield Cause("key", key.source, f"{key.source}: {key.problem}")

@@ -16,6 +16,7 @@ from sagewai_ops.snapshots.prune import (
     PolicyResult,
     PruneResult,
 )
+from sagewai_ops.snapshots.quality import Cause
 
 OmissionReason = Literal[
     "sidecar",
@@ -78,6 +79,9 @@ class BackupResult:
         unstable: Files that changed at every attempt to read them, stored as last read.
         followed: Link in the home -> the target that is stored in its place.
         outside_links: Link -> target outside the home, stored as a link.
+        omitted, damaged: Why it is not complete, or not sound.
+        accepted: Causes of both kinds that are accepted.
+        changes: What is missing or shrank since the snapshot `compared_with`.
         retention: None without rules.
     """
 
@@ -104,6 +108,15 @@ class BackupResult:
     swept: tuple[str, ...]
     notes: tuple[str, ...]
     tags: tuple[str, ...]
+    complete: bool
+    sound: bool
+    plausible: bool
+    omitted: tuple[Cause, ...]
+    damaged: tuple[Cause, ...]
+    accepted: tuple[Cause, ...]
+    changes: tuple[str, ...]
+    compared_with: str | None
+    change_accepted: bool
     retention: RetentionResult | None = None
 
     @classmethod
@@ -138,4 +151,13 @@ class BackupResult:
             swept=report.swept,
             notes=report.notes,
             tags=report.tags,
+            complete=report.quality.is_complete,
+            sound=report.quality.is_sound,
+            plausible=report.quality.is_plausible,
+            omitted=report.quality.omitted,
+            damaged=report.quality.damaged,
+            accepted=report.quality.accepted,
+            changes=report.quality.changes,
+            compared_with=report.quality.compared_with or None,
+            change_accepted=report.quality.is_change_accepted,
         )

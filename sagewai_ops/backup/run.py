@@ -27,7 +27,12 @@ from sagewai_ops.archive.manifest import (
 from sagewai_ops.archive.writer import ArchiveWriter, MemberWriter
 from sagewai_ops.archive.zstd_frames import HashingSink
 from sagewai_ops.backup import recipients
-from sagewai_ops.backup.report import BackupOptions, BackupReport
+from sagewai_ops.backup.report import (
+    BackupOptions,
+    BackupReport,
+    damage_causes,
+    omission_causes,
+)
 from sagewai_ops.backup.scanner import HomeScan, ScanItem, databases, main_database, scan_home
 from sagewai_ops.database.sqlite.online_copy import DatabaseCopy, attribute_damage, copy_database
 from sagewai_ops.database.sqlite.read_transaction import WAIT_SECONDS
@@ -49,7 +54,12 @@ from sagewai_ops.home.paths import (
     Kind,
 )
 from sagewai_ops.home.state_files import read_documents
-from sagewai_ops.keys.candidates import Candidate, all_candidates, configured_key
+from sagewai_ops.keys.candidates import (
+    Candidate,
+    all_candidates,
+    configured_key,
+    rejected_key,
+)
 from sagewai_ops.keys.trial_decryption import KeySearch, SealedReport, try_keys
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.snapshots import catalog
@@ -62,6 +72,8 @@ from sagewai_ops.snapshots.mark import Mark, write_mark
 from sagewai_ops.snapshots.member_paths import EXTERNAL, EXTERNAL_KEY
 from sagewai_ops.snapshots.omissions import Omission, Reason
 from sagewai_ops.snapshots.ownership import home_ids
+from sagewai_ops.snapshots.quality import Content, ContentCounter, Quality, assess
+from sagewai_ops.snapshots.reference import Reference
 
 # A night without the documents and the key would be worse than one without the database.
 _DAMAGED = f"{DamagedError.advice}\nthe rest alone: sagewai-ops backup --exclude 'db/*'"
@@ -90,6 +102,10 @@ class BackupRun:
     Attributes:
         key: Authenticates the snapshot; None if the home has no master key.
         previous: `id` and `mac` of the previous snapshot of the home in the directory, if known.
+        reference: The newest good snapshot of the home; None without one.
+        counter: The files that were added.
+        content: Of the snapshot once its members are written.
+        quality: Of the snapshot then.
         mac: The HMAC of the snapshot once it is written; empty without a key.
     """
 
@@ -109,10 +125,15 @@ class BackupRun:
     archive_bytes: int = 0
     archive_sha256: str = ""
     documents: dict[str, bytes] = field(default_factory=dict, repr=False)
+    stored_documents: list[str] = field(default_factory=list)
     gone: set[str] = field(default_factory=set)
     key_search: KeySearch = field(default_factory=KeySearch, repr=False)
     key: AuthenticationKey | None = None
     previous: Mapping[str, str] | None = None
+    reference: Reference | None = None
+    counter: ContentCounter = field(default_factory=ContentCounter)
+    content: Content = field(default_factory=Content)
+    quality: Quality = field(default_factory=Quality)
     mac: bytes = b""
 
     @property
@@ -128,12 +149,13 @@ class BackupRun:
         sequence: int,
         directory: Path,
         previous: Mapping[str, str] | None = None,
+        reference: Reference | None = None,
     ) -> "BackupRun":
         """Scan the home and choose the key.
 
         Args:
             directory: Where this run writes.
-            previous: As the attribute.
+            previous, reference: As the attributes.
 
         Raises:
             KeyMissingError: The key is to be included and no key is found.
@@ -167,6 +189,7 @@ class BackupRun:
             key_fingerprint=key.fingerprint if key else "",
             key=derive_key(key.fingerprint, key.value) if key else None,
             previous=previous if key else None,
+            reference=reference,
         )
 
     def write(
@@ -239,6 +262,7 @@ class BackupRun:
             notes=tuple(_notes(self.home, self.scan)),
             unused_follow=tuple(self.scan.unused_follow),
             tags=self.options.tags,
+            quality=self.quality,
         )
 
     def card(self, report: BackupReport) -> dict[str, Any]:
@@ -254,8 +278,8 @@ class BackupRun:
             "files": report.files,
             "encrypted": report.is_encrypted,
             **recipients.record(self.id, self.options.encryption, self.key),
-            "complete": report.is_complete,
-            "sound": report.is_sound,
+            **self.quality.card_facts,
+            "content": self.content.card_facts,
             "verified_at": f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
             **({"authentication": self.mac.hex()} if self.mac else {}),
         }
@@ -266,6 +290,8 @@ class BackupRun:
             mark = Mark(
                 self.sequence, self.id, self.mac.hex(), self.key.fingerprint, since=self.sequence
             )
+            if self.quality.is_good:
+                mark = replace(mark, good_sequence=self.sequence, good_id=self.id)
             write_mark(self.home, directory, mark, self.options.key_environment)
 
     def _identity(self, level: str) -> dict[str, Any]:
@@ -349,10 +375,32 @@ class BackupRun:
                 self._add_key(writer)
             if frozen.proving:
                 self.database = frozen.proving.result()
+            self.content_bytes = writer.content_bytes
+            self._assess()
             writer.finish(self._facts())
             self.mac = writer.mac
             self.files = writer.files - 1  # without snapshot.json
-            self.content_bytes = writer.content_bytes
+
+    def _assess(self) -> None:
+        """Compare the snapshot with the newest good one, and record whether it is good."""
+        database = asdict(self.database.facts) if self.database else None
+        counted = self.counter.content(database, key=self.key_fingerprint)
+        self.content = replace(counted, size_bytes=self.content_bytes)
+        reference = self.reference
+        # A home on a database server may have an empty database that Sagewai does not use.
+        is_used = not self.home.server_url_variable or bool(self.database and self.database.counts)
+        self.quality = assess(
+            omission_causes(self.scan.omissions, self.unstable, self.keys),
+            damage_causes(
+                self.database if is_used else None,
+                {path: self.documents[path] for path in self.stored_documents},
+                rejected_key(self.candidates),
+            ),
+            self.content,
+            reference.content if reference else None,
+            compared_with=reference.id if reference else "",
+            accepts_change=self.options.accept_change,
+        )
 
     def _add(self, writer: MemberWriter, item: ScanItem, copy: DatabaseCopy | None) -> None:
         directory = item.path.rpartition("/")[0]
@@ -380,11 +428,15 @@ class BackupRun:
             if copy:
                 writer.add_copy(_entry(item.path, EntryType.FILE, status), stream)
             elif item.path in self.documents:
-                writer.add_bytes(entry, self.documents[item.path])
+                content = self.documents[item.path]
+                self.counter.add(item.path, writer.add_bytes(entry, content).size_bytes)
+                self.stored_documents.append(item.path)
             elif (added := writer.add_file(entry, stream, is_banned=self._banned())) is None:
                 self.scan.omissions.append(Omission(item.path, Reason.HOLDS_KEY))
-            elif not added.is_stable:
-                self.unstable.append(item.path)
+            else:
+                self.counter.add(item.path, added.entry.size_bytes)
+                if not added.is_stable:
+                    self.unstable.append(item.path)
 
     def _banned(self) -> KeySearch | None:
         """Return what no file of the archive may contain: a key, unless they are included."""
@@ -407,6 +459,7 @@ class BackupRun:
     def _facts(self) -> dict[str, Any]:
         return {
             "id": self.id,
+            "quality": self.quality.facts,
             "database": asdict(self.database.facts) if self.database else None,
             "keys": asdict(self.keys),
             "left_out": [

@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sagewai_ops.fs import beneath, locks
 from sagewai_ops.fs.trust import owned_target
-from sagewai_ops.home.paths import LEGACY_PLACES, Home
+from sagewai_ops.home.paths import ADMIN_STATE, CONNECTIONS, LEGACY_PLACES, PROFILES, Home
 
 ADMIN_STATE_NAME = "admin-state.json"
 CONNECTIONS_NAME = "connections.json"
@@ -27,6 +27,7 @@ PROFILES_NAME = "profiles.json"
 DOCUMENT_NAMES = (ADMIN_STATE_NAME, CONNECTIONS_NAME, PROFILES_NAME)
 
 _EXTERNAL = "external"  # directory in archives for files from outside the home; docs/format.md
+_STANDARD_PLACES = (ADMIN_STATE, CONNECTIONS, PROFILES)
 _NAME_OF_VARIABLE = {
     "SAGEWAI_ADMIN_STATE_FILE": ADMIN_STATE_NAME,
     "SAGEWAI_CONNECTIONS_FILE": CONNECTIONS_NAME,
@@ -77,6 +78,42 @@ def document_name(member: str) -> str:
     """Return the name of the document at a path that `read_documents` returned."""
     name = member.rpartition("/")[2]
     return _NAME_OF_VARIABLE.get(name, name)
+
+
+def document_at(member: str) -> str:
+    """Return the name of the document at a path in a snapshot; "" for any other file."""
+    directory, _, name = member.rpartition("/")
+    if directory == _EXTERNAL:
+        return _NAME_OF_VARIABLE.get(name, "")
+    is_place = member in _STANDARD_PLACES or (not directory and member in LEGACY_PLACES)
+    return name if is_place and name in DOCUMENT_NAMES else ""
+
+
+def in_use(members: Iterable[str]) -> Iterator[str]:
+    """Yield the paths of documents that Sagewai reads: not an older one at the root of the home."""
+    found = set(members)
+    current = {document_name(member) for member in found if "/" in member}
+    yield from (member for member in sorted(found) if "/" in member or member not in current)
+
+
+def document_damage(name: str, content: bytes) -> str:
+    """Return why a document is not whole, as after a crash of its writer; "" if it is.
+
+    Args:
+        name: One of `DOCUMENT_NAMES`.
+    """
+    problems: list[str] = []
+    parsed = _parse(content, problems)
+    if problems:
+        return problems[0]
+    if not isinstance(parsed, dict):
+        return f"not a JSON object but {_kind(parsed)}"
+    if not parsed:
+        return "an empty object"
+    # Sagewai adds the version of the state at its next start; the others always have one.
+    if name != ADMIN_STATE_NAME and _number(parsed.get("version")) is None:
+        return "no version"
+    return ""
 
 
 def parse_document(name: str, content: bytes, *, now: datetime | None = None) -> Document:

@@ -101,7 +101,7 @@ def require_origin(
 def require_latest(
     header: Header, path: Path, origin: Origin, mark: Mark, keys: Sequence[AuthenticationKey]
 ) -> None:
-    """Check that the newest snapshot of a directory is not older than the high-water mark.
+    """Check that the newest good snapshot of a directory is not older than the high-water mark.
 
     Without the key of the mark nothing shows the origin, and only the number counts.
 
@@ -114,15 +114,15 @@ def require_latest(
         NotAuthenticError: It is older, or not authentic; `open_archive` adds the path.
     """
     sequence = header.facts.get("sequence", 0)
-    created = f"snapshot {mark.id} with sequence {mark.sequence} was created in this directory"
+    created = f"snapshot {mark.good_id} with sequence {mark.good_sequence} was created here"
     is_known = any(key.fingerprint == mark.key for key in keys)
     if is_known and origin.authenticity != AUTHENTIC:
-        problem = f"{origin.words}, and {created} and authenticated"
-    elif sequence < mark.sequence:
+        problem = f"{origin.words}, and snapshot {mark.id} was created here and authenticated"
+    elif sequence < mark.good_sequence:
         problem = (
             f"sequence {sequence}, but {created}: it was removed, or the directory rolled back"
         )
-    elif sequence == mark.sequence and header.id != mark.id:
+    elif sequence == mark.good_sequence and header.id != mark.good_id:
         problem = f"sequence {sequence}, but {created}: it was replaced"
     else:
         return
@@ -131,8 +131,9 @@ def require_latest(
 
 def _hint(mark: Mark, path: Path) -> str:
     directory = f"--snapshots {shell_word(path.parent)}"
-    if any(id_of(name) == mark.id for name in beneath.list_directory(path.parent)):
-        return f"the last authentic one: {mark.id}  # name it in the place of `latest`"
+    good = mark.good_id or mark.id
+    if any(id_of(name) == good for name in beneath.list_directory(path.parent)):
+        return f"the last authentic one: {good}  # name it in the place of `latest`"
     return (
         f"sagewai-ops snapshots verify --chain {directory}  # shows what is missing\n"
         "accept it: --allow-rollback"

@@ -13,7 +13,17 @@ from sagewai_ops.fs import atomic, beneath, locks
 
 CARD_VERSION = 1
 # What only a metadata file states, and the archive does not.
-RESULTS = ("drill", "proved_restorable_at", "complete", "sound", "verified_at")
+RESULTS = (
+    "drill",
+    "proved_restorable_at",
+    "complete",
+    "sound",
+    "plausible",
+    "change_accepted",
+    "compared_with",
+    "content",
+    "verified_at",
+)
 CARD_KIND = "card"  # of the record, for its HMAC
 _CARD_BYTES = 16 * 1024  # a card has some hundred; a large buffer costs more than its content
 _MOST_CARD_BYTES = 1024 * 1024
@@ -31,6 +41,12 @@ _CARD_FACTS = {
     "verified_at": str,
     "complete": bool,
     "sound": bool,
+    "plausible": bool,
+    "change_accepted": bool,
+    "compared_with": str,
+    "content": dict,
+    "content_bytes": int,
+    "engine": str,
     "proved_restorable_at": str,
     "drill": dict,
     "tags": list,

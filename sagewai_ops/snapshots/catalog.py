@@ -19,6 +19,7 @@ from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.fs import beneath, locks
 from sagewai_ops.fs.removal import remove_tree, sweep_leftovers
 from sagewai_ops.snapshots.cards import read_owned_card
+from sagewai_ops.snapshots.quality import PROPERTIES, SQLITE
 
 TREE = "tree"  # the snapshot that is a directory: `backup --format directory`
 _NAME = re.compile(
@@ -96,6 +97,21 @@ class Snapshot:
         value = self.card.get("tags")
         tags = value if isinstance(value, list) else ()
         return tuple(tag for tag in tags if isinstance(tag, str))
+
+    @property
+    def engine(self) -> str:
+        """The engine of its database."""
+        return str(self.card.get("engine") or SQLITE)
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """The properties of a good snapshot that it does not have, as far as recorded."""
+        return tuple(f"not {name}" for name in PROPERTIES if self.card.get(name) is False)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing recorded shows that it is not complete, sound and plausible."""
+        return not self.faults
 
     @property
     def has_failed_drill(self) -> bool:
@@ -181,17 +197,25 @@ Confirm: TypeAlias = Callable[[Sequence["Snapshot"]], list["Snapshot"]]
 
 
 def find_snapshot(
-    directory: Path, name: str, home_ids: Iterable[str], confirm: Confirm = list
+    directory: Path,
+    name: str,
+    home_ids: Iterable[str],
+    confirm: Confirm = list,
+    *,
+    report_skipped: Callable[[Sequence["Snapshot"]], None] | None = None,
 ) -> Path:
     """Return the path of `latest`, an id, a unique prefix of one, `tree` or a path.
+
+    `latest` is the newest snapshot that is complete, sound and plausible, as far as recorded.
 
     Args:
         confirm: Confirms the facts of snapshots, as `trust.confirm`.
         home_ids: Of the current home: `latest` is its latest snapshot. If it has none (the home is
             lost, or on another machine), `latest` is the latest of all, if all are of one home.
+        report_skipped: Receives the newer ones that are not good, if there are any.
 
     Raises:
-        NotFoundError: No such snapshot.
+        NotFoundError: No such snapshot, or none for `latest` that is good.
         UsageError: The name is ambiguous, or a pipe or device.
     """
     if "/" in name or name.endswith((".zst", ".age")):
@@ -216,7 +240,11 @@ def find_snapshot(
                 f"snapshot latest: not found in {directory}",
                 hint="sagewai-ops backup\nor name the directory: --snapshots DIR",
             )
-        return own[-1].path
+        good = _good(own, directory)
+        skipped = own[own.index(good[-1]) + 1 :]
+        if skipped and report_skipped:
+            report_skipped(skipped)
+        return good[-1].path
     return match_id(known, name, directory).path
 
 
@@ -243,7 +271,7 @@ def match_id(snapshots: Iterable[Snapshot], name: str, directory: Path) -> Snaps
 def latest_two(
     directory: Path, home_ids: Iterable[str], confirm: Confirm = list
 ) -> tuple[Path, Path]:
-    """Return the paths of the last two snapshots of a home, the older one first.
+    """Return the paths of the last two good snapshots of a home, the older one first.
 
     Args:
         home_ids, confirm: As for `find_snapshot`.
@@ -253,6 +281,7 @@ def latest_two(
         UsageError: They are of several homes, and none of this one.
     """
     own = _own_snapshots(directory, confirm(list_snapshots(directory)), set(home_ids))
+    own = _good(own, directory) if len(own) > 1 else own
     if len(own) < 2:
         count = len(own) or "no"
         raise NotFoundError(
@@ -300,6 +329,28 @@ def _own_snapshots(directory: Path, known: list[Snapshot], home_ids: set[str]) -
             hint="sagewai-ops snapshots list  # then name one by its id",
         )
     return known
+
+
+def describe_skipped(snapshots: Iterable[Snapshot]) -> list[str]:
+    """Return one line for each snapshot that `latest` skips."""
+    return [f"snapshot {item.id}: skipped, {', '.join(item.faults)}" for item in snapshots]
+
+
+def _good(own: list[Snapshot], directory: Path) -> list[Snapshot]:
+    """Return the good ones of a home's snapshots.
+
+    Raises:
+        NotFoundError: There is none; the newest is named.
+    """
+    good = [item for item in own if item.is_good]
+    if not good:
+        newest = own[-1]
+        raise NotFoundError(
+            f"snapshot latest: none of {len(own)} in {directory} is complete, sound and "
+            f"plausible; the newest is {newest.id}, {', '.join(newest.faults)}",
+            hint=f"sagewai-ops snapshots show {newest.id}  # the reason; or name it: {newest.id}",
+        )
+    return good
 
 
 def _moment(text: str) -> datetime:

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Mark:
         mac: Its HMAC, in hex.
         key: The fingerprint of the master key that authenticates it.
         since: The first sequence number that was authenticated with this key.
+        good_sequence, good_id: Of the last good snapshot, which `latest` names; 0 and "" without.
     """
 
     sequence: int
@@ -48,6 +49,8 @@ class Mark:
     mac: str
     key: str
     since: int
+    good_sequence: int = 0
+    good_id: str = ""
 
 
 def read_mark(home: Home, directory: Path, environment: Mapping[str, str]) -> Mark | None:
@@ -72,13 +75,17 @@ def write_mark(home: Home, directory: Path, mark: Mark, environment: Mapping[str
     for path in _paths(home, environment):
         document = _read(path)
         before = _mark_of(document, place)
-        kept = before.since if before and before.key == mark.key else mark.since
+        changed = mark
+        if before and before.key == mark.key:
+            changed = replace(changed, since=before.since)
+        if before and not mark.good_id:
+            changed = replace(changed, good_sequence=before.good_sequence, good_id=before.good_id)
         directories = document.get("directories")
         places = dict(directories) if isinstance(directories, dict) else {}
         places.pop(place, None)
         while len(places) >= _MOST_DIRECTORIES:
             places.pop(next(iter(places)))
-        places[place] = _as_json(replace(mark, since=kept))
+        places[place] = _as_json(changed)
         with contextlib.suppress(OSError, OpsError):  # the snapshot is complete without it
             _write(path, {**document, "version": _VERSION, "directories": places}, home)
             written = True
@@ -183,7 +190,7 @@ def _encode(document: Mapping[str, Any]) -> bytes:
 
 
 def _as_json(mark: Mark) -> dict[str, Any]:
-    return {name: getattr(mark, name) for name in (*_NUMBERS, *_TEXTS)}
+    return asdict(mark)
 
 
 def _mark_of(document: Mapping[str, Any], place: str) -> Mark | None:
@@ -194,4 +201,13 @@ def _mark_of(document: Mapping[str, Any], place: str) -> Mark | None:
     is_valid = all(type(facts.get(name)) is int and facts[name] >= 0 for name in _NUMBERS) and all(
         isinstance(facts.get(name), str) for name in _TEXTS
     )
-    return Mark(**{name: facts[name] for name in (*_NUMBERS, *_TEXTS)}) if is_valid else None
+    if not is_valid:
+        return None
+    sequence, good_id = facts.get("good_sequence"), facts.get("good_id")
+    if type(sequence) is not int or not isinstance(good_id, str):
+        sequence, good_id = facts["sequence"], facts["id"]  # written before there was a difference
+    return Mark(
+        **{name: facts[name] for name in (*_NUMBERS, *_TEXTS)},
+        good_sequence=sequence,
+        good_id=good_id,
+    )

@@ -6,7 +6,7 @@ moved. So a run that dies has removed nothing permanently that no successful run
 
 import contextlib
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -30,9 +30,17 @@ from sagewai_ops.snapshots.ownership import (
     reason_not_owned,
     resolve_host,
 )
-from sagewai_ops.snapshots.retention import PERIODS, Policy, RetentionPlan, plan_retention
+from sagewai_ops.snapshots.retention import (
+    PERIODS,
+    Policy,
+    RetentionPlan,
+    counts,
+    plan_retention,
+    protect,
+)
 from sagewai_ops.snapshots.trust import Trust, confirm, next_sequence
 
+_OF_NEWEST = {"newest", "newest of the right size"}  # reasons that need not be good
 _CLOCK_DRIFT = timedelta(hours=1)  # more than the clocks of machines that share a directory differ
 
 
@@ -157,6 +165,7 @@ def prune(
     now: datetime | None = None,
     expected: Snapshot | None = None,
     trust: Trust | None = None,
+    spares_good: bool = False,
 ) -> PruneReport:
     """Move the snapshots of a home that no rule keeps to the trash, and purge the earlier ones.
 
@@ -166,6 +175,7 @@ def prune(
         now: UTC; None for the clock's time.
         expected: In a dry run, a snapshot that will exist: from `expect_snapshot`.
         trust: Confirms the snapshots; None without a key of the home.
+        spares_good: Remove no good snapshot, after a backup that is not good.
 
     Raises:
         UsageError: The policy has no rule.
@@ -182,10 +192,16 @@ def prune(
         trashed = confirm(trash.trash_path(directory), trash.list_trash(directory), trust)
         known += [expected] if expected else []
         owner = resolve_host(owner_of(home, all_paths=all_paths), (*known, *trashed))
-        plan = plan_retention(known, policy, owner)
+        plan = plan_retention(known, policy, owner, spares_good=spares_good)
         future_id = _find_future(known, owner, now or datetime.now(timezone.utc))
+        own_trash = [item for item in trashed if not reason_not_owned(item, owner)]
+        removed = {item.path for item in plan.removed}
+        own = (item for item in known if not reason_not_owned(item, owner))
+        needed = _find_needed((item for item in own if item.path not in removed), own_trash)
         purged = tuple(
-            item for item in trashed if not future_id and not reason_not_owned(item, owner)
+            item
+            for item in own_trash
+            if not future_id and item.path not in needed and not (spares_good and counts(item))
         )
         if not dry_run and beneath.is_directory(directory):
             record_removed(directory, plan.removed, trust)
@@ -242,6 +258,16 @@ def undelete(
         if not dry_run:
             trash.undelete(directory, [item for item in trashed if item.path in paths])
         return tuple(directory / path.name for path in paths)
+
+
+def _find_needed(kept: Iterable[Snapshot], trashed: Sequence[Snapshot]) -> set[Path]:
+    """Return the snapshots in the trash that replace one that the directory lacks.
+
+    The newest good one, the newest proved one and the newest of an engine may be there only.
+    """
+    both = sorted((*trashed, *kept), key=lambda item: (item.sequence, item.created_at, item.id))
+    reasons = protect(both)
+    return {item.path for item in trashed if set(reasons.get(item.path, ())) - _OF_NEWEST}
 
 
 def _find_future(known: Sequence[Snapshot], owner: Owner, now: datetime) -> str:

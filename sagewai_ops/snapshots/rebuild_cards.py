@@ -26,6 +26,8 @@ from sagewai_ops.snapshots import cards, catalog
 from sagewai_ops.snapshots.authenticity import FORGED, read_origin
 from sagewai_ops.snapshots.catalog import Snapshot
 from sagewai_ops.snapshots.omissions import Reason
+from sagewai_ops.snapshots.quality import PROPERTIES
+from sagewai_ops.snapshots.reference import content_of
 
 _BLOCK_BYTES = 1024 * 1024
 _CARDS_OWN = ("drill", "proved_restorable_at", "tags")
@@ -84,12 +86,7 @@ def rebuild_cards(
 
 def read_card_facts(reader: ArchiveReader, archive: Path) -> dict[str, Any]:
     """Return the facts of an open archive for its metadata file, without hash and results."""
-    found = reader.manifest.facts
-    database = found.get("database")
-    has_losses = any(item["reason"] in _LOSSES for item in found.get("left_out", ()))
-    is_sound = not database or (
-        database["integrity"] == ["ok"] and not database["foreign_key_violations"]
-    )
+    content = content_of(reader)
     sizes = array(
         "Q",
         (item.size_bytes for item in reader.manifest.entries if item.type is EntryType.FILE),
@@ -102,12 +99,27 @@ def read_card_facts(reader: ArchiveReader, archive: Path) -> dict[str, Any]:
         "content_bytes": sum(sizes),
         "files": len(sizes) - 1,  # without snapshot.json
         "encrypted": archive.name.endswith(".age"),
-        "complete": not (
-            has_losses or found.get("unstable") or found.get("keys", {}).get("unopened")
-        ),
-        "sound": is_sound,
+        **_properties(reader.manifest.facts),
+        "content": content.card_facts,
         **({"authentication": reader.mac.hex()} if reader.mac else {}),
     }
+
+
+def _properties(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the properties that a manifest records, or those of a format without them."""
+    if quality := found.get("quality"):
+        return {
+            **{name: quality[name] for name in PROPERTIES},
+            **({"compared_with": quality["compared_with"]} if quality["compared_with"] else {}),
+            **({"change_accepted": True} if quality["change_accepted"] else {}),
+        }
+    database = found.get("database")
+    has_losses = any(item["reason"] in _LOSSES for item in found.get("left_out", ()))
+    is_incomplete = has_losses or found.get("unstable") or found.get("keys", {}).get("unopened")
+    is_sound = not database or (
+        database["integrity"] == ["ok"] and not database["foreign_key_violations"]
+    )
+    return {"complete": not is_incomplete, "sound": is_sound}
 
 
 def _rebuild(

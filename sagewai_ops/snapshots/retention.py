@@ -4,6 +4,9 @@
 or years that have one, and the oldest snapshot while N is not reached. A snapshot is kept if any
 rule keeps it.
 
+The rules count good snapshots only: complete, sound and plausible. Of the others the three newest
+are kept, and those with a tag of the rules, so that they never displace a good one.
+
 Only snapshots whose metadata files name this home and its path may be removed. They are ordered by
 sequence number. Where the UTC in the names decreases, a clock was set back: the rules are applied
 to the snapshots before and after that point separately, so that neither displaces the other.
@@ -21,6 +24,7 @@ from sagewai_ops.errors import UsageError
 from sagewai_ops.snapshots.catalog import Snapshot
 from sagewai_ops.snapshots.ownership import NO_DATE, Owner, reason_not_owned
 
+_OTHERS = 3  # of the snapshots that are not good, the newest ones that are kept
 _WITHIN = re.compile("".join(f"(?:([0-9]{{1,5}}){unit})?" for unit in "ymwdh"))
 
 
@@ -105,8 +109,13 @@ class RetentionPlan:
         return tuple(decision.snapshot for decision in self.decisions if not decision.is_kept)
 
 
-def plan_retention(snapshots: Sequence[Snapshot], policy: Policy, owner: Owner) -> RetentionPlan:
+def plan_retention(
+    snapshots: Sequence[Snapshot], policy: Policy, owner: Owner, *, spares_good: bool = False
+) -> RetentionPlan:
     """Decide which snapshots to keep.
+
+    Args:
+        spares_good: Keep all good ones, after a backup that is not good.
 
     Raises:
         UsageError: The policy has no rule, which would remove everything.
@@ -117,7 +126,13 @@ def plan_retention(snapshots: Sequence[Snapshot], policy: Policy, owner: Owner) 
         item.path: (reason,) for item in snapshots if (reason := reason_not_owned(item, owner))
     }
     own = sorted((item for item in snapshots if item.path not in not_owned), key=_order)
-    protected = _protect(own)
+    protected = protect(own)
+    for number, item in enumerate(reversed([item for item in own if not counts(item)]), start=1):
+        if number <= _OTHERS:
+            protected.setdefault(item.path, []).append(f"{_fault(item)}: {number} of {_OTHERS}")
+    if spares_good:
+        for item in filter(counts, own):
+            protected.setdefault(item.path, []).append("good, and the new one is not")
     kept = list(own)
     reasons: dict[Path, list[str]] = {}
     # A removed snapshot may be the reason why two others are separated by a change of the clock.
@@ -172,14 +187,31 @@ def _order(snapshot: Snapshot) -> tuple[int, datetime, str]:
     return snapshot.sequence, snapshot.created_at, snapshot.id
 
 
-def _protect(own: Sequence[Snapshot]) -> dict[Path, list[str]]:
-    """Return the reasons of the snapshots that are kept regardless of the rules."""
+def counts(snapshot: Snapshot) -> bool:
+    """Return whether the rules count a snapshot: it is good, and has its recorded size."""
+    return snapshot.is_good and not snapshot.is_truncated
+
+
+def protect(own: Sequence[Snapshot]) -> dict[Path, list[str]]:
+    """Return the reasons of the snapshots that are kept regardless of the rules.
+
+    Args:
+        own: In their order.
+    """
     reasons: dict[Path, list[str]] = {}
+    good = [item for item in own if item.is_good]
+    recorded = [item for item in good if item.card.get("complete") is True]
+    engines = sorted({item.engine for item in good})
     for name, candidates in (
         ("newest", own),
         ("newest proved restorable", [item for item in own if item.proved_at]),
-        # Nightly runs that all lack a file, or find damage, must not displace the good snapshots.
-        ("newest complete", [item for item in own if _is_sound(item)]),
+        ("newest good", good),
+        # One whose properties are not recorded may be none.
+        ("newest recorded as good", recorded if recorded[-1:] != good[-1:] else []),
+        *(
+            (f"newest of {engine}", [item for item in good if item.engine == engine])
+            for engine in (engines if len(engines) > 1 else ())
+        ),
     ):
         if not candidates:
             continue
@@ -191,8 +223,8 @@ def _protect(own: Sequence[Snapshot]) -> dict[Path, list[str]]:
     return reasons
 
 
-def _is_sound(snapshot: Snapshot) -> bool:
-    return snapshot.card.get("complete") is True and snapshot.card.get("sound", True) is True
+def _fault(snapshot: Snapshot) -> str:
+    return ", ".join(snapshot.faults) or "wrong size"
 
 
 def _runs(own: Sequence[Snapshot]) -> Iterator[list[Snapshot]]:
@@ -209,9 +241,10 @@ def _runs(own: Sequence[Snapshot]) -> Iterator[list[Snapshot]]:
 
 def _apply(own: Sequence[Snapshot], policy: Policy, reasons: Mapping[Path, list[str]]) -> None:
     """Add to each snapshot's reasons the rules that keep it."""
-    for number, item in enumerate(reversed(own[-policy.last :] if policy.last else ()), start=1):
+    good = [item for item in own if counts(item)]
+    for number, item in enumerate(reversed(good[-policy.last :] if policy.last else ()), start=1):
         reasons[item.path].append(f"last {number}")
-    for run in _runs(own):
+    for run in _runs(good):
         newest_first = run[::-1]
         for rule, count in policy.periods.items():
             _apply_periods(newest_first, rule, count, reasons)

@@ -5,6 +5,7 @@ Without a key of the home only its owner counts: a file of this user in a direct
 user can write. What is not confirmed is never counted, removed or reported as proved.
 """
 
+import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,6 +81,23 @@ def keys_of(
     known = {key.fingerprint for key in keys}
     former = (key for key in former_keys(home, keys) if key.fingerprint not in known)
     return (*keys, *former)
+
+
+def ids_at_place(home: Home, snapshots: Iterable[Snapshot], trust: Trust) -> frozenset[str]:
+    """Return the ids of a home, and without an administrator those that it had at this place.
+
+    A home whose admin state is missing or damaged has no other id, and must still find the
+    snapshots that contain that state. Others could claim the place: opening shows who wrote one.
+    """
+    if len(trust.home_ids) > 1:
+        return trust.home_ids
+    place = (str(home.root), socket.gethostname())
+    found = {
+        item.home_id
+        for item in snapshots
+        if item.home_id and item.is_own and (item.card.get("home"), item.card.get("host")) == place
+    }
+    return trust.home_ids | found
 
 
 def next_sequence(directory: Path, trust: Trust) -> int:

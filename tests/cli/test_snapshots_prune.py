@@ -76,12 +76,12 @@ def test_a_dry_run_says_why_each_stays_or_goes(built: BuiltHome) -> None:
     assert [row["reasons"] for row in answer.result["snapshots"]] == [
         [],
         ["tag t1"],
-        ["newest", "newest complete", "last 1"],
+        ["newest", "newest good", "last 1"],
     ]
     assert answer.result["removed"] == [first.name[8:-8]]
     assert answer.result["dry_run"] is True
     assert "no rule keeps it" in shown
-    assert "newest, newest complete, last 1" in shown
+    assert "newest, newest good, last 1" in shown
     assert "2 of 3 would be moved to" in shown
     assert "0 in it would be permanently removed" in shown
     assert count(built) == (3, 0)
@@ -98,8 +98,8 @@ def test_a_newest_that_was_cut_leaves_the_whole_one(built: BuiltHome) -> None:
 
     assert [row["reasons"] for row in answer.result["snapshots"]] == [
         [],
-        ["newest of the right size", "newest complete of the right size"],
-        ["newest", "newest complete", "last 1"],
+        ["newest of the right size", "newest good of the right size", "last 1"],
+        ["newest", "newest good", "wrong size: 1 of 3"],
     ]
     assert ["wrong size" in line for line in listed.out.splitlines()[1:3]] == [False, True]
     assert f"{newest}: size differs" in call("--home", built.root, "status").err

@@ -120,7 +120,10 @@ def test_each_reason_names_its_rule_and_period() -> None:
         ("yearly, the oldest",),
         (),
         ("weekly 2025-W44", "yearly 2025"),
-        ("newest", "last 1", "daily 2026-03-02", "weekly 2026-W10", "yearly 2026", "within 1d"),
+        (
+            *("newest", "newest good", "last 1", "daily 2026-03-02"),
+            *("weekly 2026-W10", "yearly 2026", "within 1d"),
+        ),
     ]
 
 
@@ -172,7 +175,7 @@ def test_a_span_goes_by_the_calendar() -> None:
     assert subtract_span(march, "2025y9999w").year == 1
 
 
-def test_the_newest_the_newest_proved_and_the_newest_complete_stay() -> None:
+def test_the_newest_the_newest_proved_and_the_newest_good_stay() -> None:
     """Regardless of the rules, even if the last snapshots are all incomplete."""
     start = datetime(2026, 1, 1, tzinfo=timezone.utc)
     facts: list[dict[str, Any]] = [
@@ -192,15 +195,15 @@ def test_the_newest_the_newest_proved_and_the_newest_complete_stay() -> None:
 
     assert [(decision.snapshot.sequence, *decision.reasons) for decision in plan.decisions][2:] == [
         (3, "newest proved restorable"),
-        (4, "newest complete"),
-        (5,),
-        (6,),
-        (7, "newest"),
+        (4, "newest good"),
+        (5, "not sound: 3 of 3"),
+        (6, "not complete: 2 of 3"),
+        (7, "newest", "not complete: 1 of 3"),
     ]
 
 
 def test_a_truncated_snapshot_displaces_no_complete_one() -> None:
-    """Of newest, newest proved and newest complete, the newest of its card's size stays as well."""
+    """Of newest, newest proved and newest good, the newest of its card's size stays as well."""
     start = datetime(2026, 1, 1, tzinfo=timezone.utc)
     proved = {"proved_restorable_at": "2026-01-09T00:00:00Z"}
     facts: list[dict[str, Any]] = [
@@ -219,11 +222,11 @@ def test_a_truncated_snapshot_displaces_no_complete_one() -> None:
 
     assert [(decision.snapshot.sequence, *decision.reasons) for decision in plan.decisions] == [
         (1, "newest proved restorable of the right size"),
-        (2, "newest complete of the right size"),
+        (2, "newest recorded as good of the right size"),
         (3,),
-        (4, "newest of the right size"),
-        (5, "newest proved restorable", "newest complete"),
-        (6, "newest"),
+        (4, "newest of the right size", "newest good of the right size"),
+        (5, "newest proved restorable", "newest recorded as good", "wrong size: 2 of 3"),
+        (6, "newest", "newest good", "wrong size: 1 of 3"),
     ]
 
 
@@ -396,3 +399,59 @@ def test_the_order_in_which_a_directory_is_listed_decides_nothing(
     random.shuffle(other)
 
     assert _kept(known, policy) == _kept(other, policy)
+
+
+FAULTS = st.sampled_from(("", "complete", "sound", "plausible"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(nights=st.lists(FAULTS, min_size=1, max_size=20), last=st.integers(1, 5))
+def test_snapshots_that_are_not_good_displace_none(nights: list[str], last: int) -> None:
+    """`--keep-last N` keeps N good ones whatever follows, and at most three others."""
+    start = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    known = [
+        made(
+            number,
+            start + timedelta(hours=number),
+            **{name: name != fault for name in ("complete", "sound", "plausible")},
+        )
+        for number, fault in enumerate(nights, 1)
+    ]
+    good = [number for number, fault in enumerate(nights, 1) if not fault]
+    others = [number for number, fault in enumerate(nights, 1) if fault]
+
+    kept = numbers(plan_retention(known, Policy(last=last), OURS))
+
+    assert kept == sorted([*good[-last:], *others[-3:]])
+
+
+def test_the_newest_of_each_engine_stays() -> None:
+    """A home that moved to a server can still go back."""
+    start = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    engines: tuple[dict[str, Any], ...] = (
+        {},
+        {},
+        {"engine": "postgresql"},
+        {"engine": "postgresql"},
+    )
+    known = [
+        made(number, start + timedelta(days=number), **card)
+        for number, card in enumerate(engines, 1)
+    ]
+
+    plan = plan_retention(known, Policy(last=1), OURS)
+
+    assert numbers(plan) == [2, 4]
+    assert plan.decisions[1].reasons == ("newest of sqlite",)
+
+
+def test_after_a_backup_that_is_not_good_only_others_are_removed() -> None:
+    """Every good one stays until there is a new good one."""
+    start = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    known = [
+        made(number, start + timedelta(days=number), complete=number < 4) for number in range(1, 9)
+    ]
+
+    plan = plan_retention(known, Policy(last=1), OURS, spares_good=True)
+
+    assert numbers(plan) == [1, 2, 3, 6, 7, 8]

@@ -1,0 +1,67 @@
+"""The newest good snapshot of a home: what a new one is compared with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sagewai_ops.archive.manifest import EntryType
+from sagewai_ops.archive.open import open_archive
+from sagewai_ops.archive.reader import ArchiveReader
+from sagewai_ops.errors import OpsError
+from sagewai_ops.home.paths import Home
+from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
+from sagewai_ops.snapshots.quality import SQLITE, Content, ContentCounter, recorded_content
+from sagewai_ops.snapshots.trust import Trust, confirm, ids_at_place
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A good snapshot, and its content in numbers."""
+
+    id: str
+    content: Content
+
+
+def find_reference(home: Home, directory: Path, trust: Trust) -> Reference | None:
+    """Return the newest good snapshot of a home in a directory; None without one.
+
+    Only confirmed facts count. An archive that is not encrypted is read if its metadata file does
+    not record the content.
+    """
+    known = list_snapshots(directory)
+    ids = ids_at_place(home, known, trust)
+    for item in reversed(known):
+        if item.home_id and item.home_id not in ids:
+            continue
+        (confirmed,) = confirm(directory, [item], trust)
+        if confirmed.doubt or confirmed.home_id not in ids or not confirmed.is_good:
+            continue
+        content = _read_content(confirmed)
+        if content:
+            return Reference(confirmed.id, content)
+    return None
+
+
+def content_of(reader: ArchiveReader) -> Content:
+    """Return the content of an open snapshot in numbers, from its manifest."""
+    counter = ContentCounter()
+    for entry in reader.manifest.entries:
+        if entry.type is EntryType.FILE:
+            counter.add(entry.path, entry.size_bytes)
+    facts: dict[str, Any] = dict(reader.header.facts)
+    return counter.content(
+        reader.manifest.facts.get("database"),
+        engine=str(facts.get("engine") or SQLITE),
+        key=str(facts.get("key_fingerprint") or ""),
+    )
+
+
+def _read_content(snapshot: Snapshot) -> Content | None:
+    """Return the content of a confirmed snapshot; None if it cannot be read."""
+    if "content" in snapshot.card or snapshot.is_encrypted:
+        return recorded_content(snapshot.card)
+    try:
+        with open_archive(snapshot.path, None) as reader:
+            return content_of(reader)
+    except (OpsError, OSError):
+        return None  # damaged: an older one is compared
