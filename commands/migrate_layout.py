@@ -9,7 +9,11 @@ from sagewai_ops.cli.options import DryRunOption
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE
 
-from .shared_options import HomeWaitOption  # noqa: TID251 - a neighbour
+from .shared_options import (  # noqa: TID251 - a neighbour
+    HomeWaitOption,
+    SqliteOption,
+    UrlFileOption,
+)
 
 if TYPE_CHECKING:
     from sagewai_ops.operations.migrate_layout import LayoutReport
@@ -56,12 +60,16 @@ def register(app: typer.Typer) -> None:
 def migrate_layout(
     run: Run,
     *,
+    url_file: UrlFileOption = None,
+    sqlite: SqliteOption = False,
     dry_run: DryRunOption = False,
     wait: HomeWaitOption = 0.0,
 ) -> Outcome:
     """Parse, move, render."""
+    from sagewai_ops.cli.database_url import with_database
     from sagewai_ops.operations import migrate_layout as operations_migrate_layout
 
+    run = with_database(run, url_file, sqlite=sqlite)
     report = operations_migrate_layout.migrate_layout(
         run.home(), run.settings.environment, dry_run=dry_run, wait_seconds=wait
     )

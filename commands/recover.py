@@ -9,7 +9,11 @@ from sagewai_ops.cli.options import DryRunOption
 from sagewai_ops.cli.terminal import Terminal, abridged
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE
 
-from .shared_options import WriterWaitOption  # noqa: TID251 - a neighbour
+from .shared_options import (  # noqa: TID251 - a neighbour
+    SqliteOption,
+    UrlFileOption,
+    WriterWaitOption,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,13 +59,17 @@ def register(app: typer.Typer) -> None:
 def recover(
     run: Run,
     *,
+    url_file: UrlFileOption = None,
+    sqlite: SqliteOption = False,
     dry_run: DryRunOption = False,
     wait: WriterWaitOption = 5.0,
 ) -> Outcome:
     """Parse, recover, render."""
+    from sagewai_ops.cli.database_url import with_database
     from sagewai_ops.home.paths import require
     from sagewai_ops.operations.recover import recover_home
 
+    run = with_database(run, url_file, sqlite=sqlite, required=False)
     home = run.home()
     report = recover_home(home, run.settings.environment, dry_run=dry_run, wait_seconds=wait)
     if report.is_empty:

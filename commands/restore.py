@@ -20,6 +20,8 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     OpeningPassphraseOption,
     RequireAuthenticOption,
     SnapshotsOption,
+    SqliteOption,
+    UrlFileOption,
     WorkFactorOption,
 )
 from .snapshot_argument import find_path  # noqa: TID251 - a neighbour
@@ -108,6 +110,8 @@ def restore(
         ),
     ] = False,
     snapshots: SnapshotsOption = None,
+    url_file: UrlFileOption = None,
+    sqlite: SqliteOption = False,
     wait: HomeWaitOption = 0.0,
     dry_run: DryRunOption = False,
     undo: Annotated[
@@ -123,6 +127,9 @@ def restore(
             "restore: name one of SNAPSHOT, --undo and --recover",
             hint="sagewai-ops restore latest\nsagewai-ops restore --help",
         )
+    from sagewai_ops.cli.database_url import with_database
+
+    run = with_database(run, url_file, sqlite=sqlite, required=False)
     if undo or recover:
         return _undo_or_recover(run, to, undo=undo, dry_run=dry_run, wait_seconds=wait)
 
@@ -192,6 +199,7 @@ def _undo_or_recover(
     run: Run, to: Path | None, *, undo: bool, dry_run: bool, wait_seconds: float
 ) -> Outcome:
     from sagewai_ops.home.paths import locate
+    from sagewai_ops.home.server_record import read_server_record
     from sagewai_ops.operations.recover import recover_home
     from sagewai_ops.restore import undo as undoing
     from sagewai_ops.restore.results import RecoveryResult, UndoResult
@@ -199,7 +207,9 @@ def _undo_or_recover(
 
     target = locate(to, run.settings.environment) if to else run.home()
     if undo:
-        back = undoing.undo_restore(target, dry_run=dry_run, wait_seconds=wait_seconds)
+        is_other = to is not None and read_server_record(target.root) is None
+        environment = {} if is_other else run.settings.environment
+        back = undoing.undo_restore(target, environment, dry_run=dry_run, wait_seconds=wait_seconds)
         result: Any = UndoResult(target.root, back.restored_from, back.previous, dry_run)
         would = "would be " if dry_run else ""
         summary = f"home {target.root}: {would}restored from {back.restored_from}"

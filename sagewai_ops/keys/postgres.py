@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 from sagewai_ops.database.postgres.connection import (
-    APPLICATION_NAME,
     FOREIGN_CODE,
     connect,
     foreign_code_error,
@@ -43,14 +42,6 @@ SELECT a.attname::text AS name, pg_catalog.format_type(a.atttypid, a.atttypmod) 
 FROM pg_catalog.pg_attribute a
 WHERE a.attrelid = pg_catalog.to_regclass($1)::oid AND a.attnum > 0 AND NOT a.attisdropped
 """
-_SESSIONS = """
-SELECT coalesce(usename::text, '?') || ' (process ' || pid::text ||
-       CASE WHEN application_name = '' THEN '' ELSE ', ' || application_name END || ')' AS who
-FROM pg_catalog.pg_stat_activity
-WHERE datname = pg_catalog.current_database() AND backend_type = 'client backend'
-  AND pid <> pg_catalog.pg_backend_pid() AND usename = current_user AND application_name <> $1
-ORDER BY pid
-"""
 
 
 def read_tables(url: PostgresUrl) -> sqlite3.Connection:
@@ -77,15 +68,6 @@ def replace_tokens_on_server(url: PostgresUrl, tokens: Mapping[bytes, bytes]) ->
             repeated.
     """
     run_interruptibly(_substitute(url, tokens))
-
-
-def sessions(url: PostgresUrl) -> tuple[str, ...]:
-    """Return the other sessions of our own role on a database, such as Sagewai's.
-
-    Raises:
-        OpsError: The server is not reachable, or refuses.
-    """
-    return run_interruptibly(_sessions(url))
 
 
 async def _read(
@@ -158,12 +140,3 @@ async def _replace(
 
 async def _types(server: Server, table: str) -> dict[str, str]:
     return {row["name"]: row["type"] for row in await server.fetch(_TYPES, quoted(table))}
-
-
-async def _sessions(url: PostgresUrl) -> tuple[str, ...]:
-    server = await connect(url)
-    try:
-        with translate_errors(url):
-            return tuple(row["who"] for row in await server.fetch(_SESSIONS, APPLICATION_NAME))
-    finally:
-        await server.close()

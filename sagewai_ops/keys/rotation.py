@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 
-from sagewai_ops.database.sqlite.in_use import require_unused
+from sagewai_ops.database.postgres.sessions import require_home_unused
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import OpsError, UsageError
 from sagewai_ops.fs import atomic, beneath
@@ -49,16 +49,6 @@ class KeyState(Enum):
     NEW = "the new key"
     MISSING = "removed since"
     UNKNOWN = "another file"
-
-
-def refuse_use(home: Home, url: PostgresUrl | None) -> None:
-    """Check that no process has the home, or its tables on a server, open.
-
-    Raises:
-        TargetBusyError: One has; it would continue to seal with the old key.
-    """
-    sessions = postgres.sessions(url) if url else ()
-    require_unused(home.root, *home.databases, sessions=sessions)
 
 
 def require_writable(home: Home, journal: Journal) -> None:
@@ -131,7 +121,7 @@ def recover(home: Home, environment: Mapping[str, str], *, wait_seconds: float =
     refuse_unknown_key(home, journal)
     with rotation_journal.held(home.root):
         url = _server_for(home, environment, journal)
-        refuse_use(home, url)
+        require_home_unused(home, environment)
         sweep_partial_files(home, [home.root / name for name in journal.documents])
         try:
             closed = _complete(home, environment, journal, url, wait_seconds)

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.database.sqlite.in_use import require_unused
+from sagewai_ops.database.postgres.sessions import require_home_unused
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs import journal as fs_journal
@@ -135,16 +135,16 @@ def sweep(root: Path) -> list[str]:
     return [*removed, *([draft.name] if remove_abandoned(draft) else [])]
 
 
-def recover_home(home: Home, _environment: Mapping[str, str], _wait_seconds: float) -> Recovery:
+def recover_home(home: Home, environment: Mapping[str, str], _wait_seconds: float) -> Recovery:
     """Complete or roll back the migration of a dead run; the caller has locked the home.
 
     Raises:
-        TargetBusyError: A process has a database of the home open.
+        TargetBusyError: The home is in use.
         OpsError: As `recover`.
     """
     if not journals(home.root):
         return Recovery()
-    require_unused(home.root, *home.databases)
+    require_home_unused(home, environment)
     atomic.require_writable([home.root])
     return recover(home.root)
 

@@ -12,13 +12,20 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
 
-from sagewai_ops.database.sqlite.in_use import find_users, require_unused
+from sagewai_ops.database.postgres.sessions import (
+    describe_sessions,
+    read_sessions,
+    require_home_unused,
+)
+from sagewai_ops.database.sqlite.in_use import find_users
 from sagewai_ops.database.sqlite.moment import open_moment
 from sagewai_ops.database.sqlite.read_transaction import quoted
+from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.home.fleet import fleet_organisation
 from sagewai_ops.home.paths import ADMIN_STATE, Home, require
+from sagewai_ops.home.server_record import resolve_database
 from sagewai_ops.layout import journal
 from sagewai_ops.layout.plan import Action, Item, Plan, plan_layout
 from sagewai_ops.layout.steps import Step, StepKind
@@ -89,7 +96,7 @@ def migrate_layout(
     Raises:
         NotFoundError: There is no such home.
         LockedError: Another run has locked it, or another operation is pending.
-        TargetBusyError: A process has its database open.
+        TargetBusyError: A process has it open, or a session is connected to its server.
         PermissionDeniedError: A directory that has to be changed is not writable.
         UsageError: `config` or `secrets` is not a directory.
         OpsError: The system refused; the home is unchanged.
@@ -99,8 +106,8 @@ def migrate_layout(
     moment = datetime.now(timezone.utc)
     if dry_run:
         plan = plan_layout(home, environment, moment)
-        users = find_users(*home.databases) if plan.steps else ()
-        warnings = [f"in use by {describe(user)}: stop it first" for user in users]
+        users = _users(home, environment) if plan.steps else ()
+        warnings = [f"in use by {user}: stop it first" for user in users]
         if pending.pending_operations(home.root, [pending.LAYOUT_MIGRATION]):
             warnings.append("a pending migration would be completed or rolled back first")
         return _report(home, plan, "nothing to do", warnings, dry_run=True)
@@ -109,7 +116,7 @@ def migrate_layout(
         plan = plan_layout(home, environment, moment)
         report = _report(home, plan, recovered, [])
         if plan.steps:
-            require_unused(home.root, *home.databases)
+            require_home_unused(home, environment)
             atomic.require_writable(_directories(home.root, plan))
             try:
                 journal.execute(home.root, plan.steps)
@@ -118,6 +125,14 @@ def migrate_layout(
                 report = replace(report, items=plan.items, steps=_steps(plan.steps), left=plan.left)
                 journal.execute(home.root, plan.steps)
     return report
+
+
+def _users(home: Home, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the processes and the sessions that would prevent a run."""
+    url = resolve_database(home, environment)
+    sessions = read_sessions(url) if isinstance(url, PostgresUrl) else ()
+    users = find_users(*home.databases, root=home.root)
+    return (*map(describe, users), *describe_sessions(sessions))
 
 
 def _report(

@@ -16,6 +16,7 @@ from typing import Literal
 from sagewai_ops.archive.authentication import derive_key
 from sagewai_ops.backup.create import create_snapshot
 from sagewai_ops.backup.report import BackupOptions, BackupReport
+from sagewai_ops.database.postgres.sessions import require_home_unused
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import (
     DifferenceError,
@@ -26,6 +27,7 @@ from sagewai_ops.errors import (
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.fs.journal import LeftValue
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home, require
+from sagewai_ops.home.server_record import require_known_database
 from sagewai_ops.keys import rotation, rotation_journal
 from sagewai_ops.keys.candidates import (
     ENVIRONMENT,
@@ -181,12 +183,14 @@ def rotate(
     Raises:
         NotFoundError: No such home or key file.
         KeyMissingError: There is no key, or no key opens some values.
-        UsageError: The new key is the old one, or no file can be written for it.
+        UsageError: The new key is the old one, no file can be written for it, or the home's tables
+            are on a server that no variable names.
         LockedError: Another run has locked the home, or an operation is pending.
         TargetBusyError: A process has the home or its database open.
         OpsError: As the snapshot raises, or the system refused. Everything is unchanged.
     """
     require(home)
+    require_known_database(home, environment)
     pending.require_settled(home.root)
     new = _new_key(options)
     snapshot = None
@@ -195,15 +199,14 @@ def rotate(
         plan = _plan(home, environment, options, new, only_counts=True)
         if options.dry_run:
             return _report(home, environment, plan, options, None)
-        rotation.refuse_use(home, plan.server)
+        require_home_unused(home, environment)
         rotation.require_writable(home, plan.journal)
         assert options.snapshot is not None
         snapshot = create_snapshot(home, options.snapshots, options.snapshot, progress=progress)
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
         pending.require_settled(home.root)
         rotation_journal.sweep(home.root)
-        url = database_server(home, environment) if home.server_url_variable else None
-        rotation.refuse_use(home, url)
+        require_home_unused(home, environment)
         plan = _plan(home, environment, options, new, progress=progress)
         rotation.require_writable(home, plan.journal)
         if snapshot and snapshot.key_fingerprint != plan.old.fingerprint:
@@ -211,7 +214,7 @@ def rotate(
                 f"home {home.root}: key changed during the snapshot",
                 hint="sagewai-ops status  # stop what writes to the home, then run it again",
             )
-        rotation.refuse_use(home, url)  # again: the plan of a large home takes minutes
+        require_home_unused(home, environment)  # again: the plan of a large home takes minutes
         rotation.sweep_partial_files(home, document_files(home))
         _keep_old_key(home, plan)
         rotation.change_key(

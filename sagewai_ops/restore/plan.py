@@ -14,7 +14,7 @@ from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.manifest import Entry, EntryType, is_safe_path
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.archive.reader import ArchiveReader
-from sagewai_ops.database.sqlite.in_use import require_unused
+from sagewai_ops.database.postgres.sessions import require_home_unused
 from sagewai_ops.errors import (
     DamagedError,
     NotFoundError,
@@ -32,6 +32,7 @@ from sagewai_ops.home.paths import (
     kind_of,
     layout_of,
 )
+from sagewai_ops.home.server_record import read_server_record
 from sagewai_ops.process.privileges import own_account
 from sagewai_ops.restore.links import check_links
 from sagewai_ops.schema.revision_graph import revisions
@@ -165,7 +166,7 @@ def build_plan(
             hint="replace it, the previous home is kept: --replace\nor restore elsewhere: --to DIR",
         )
     _refuse_snapshot_directory(target.root, state)
-    require_unused(target.root, target.root / DATABASE)
+    require_target_unused(target, options)
     replaced = _replaced_paths(target.root, wanted.top_names, parts)
     swap.refuse_mounts(target.root, replaced)
     # The holes of a sparse file are not known before it is written.
@@ -192,6 +193,24 @@ def build_plan(
         origin_state=origin,
         warnings=(*places.warnings(target), *_schema_warnings(facts)),
     )
+
+
+def require_target_unused(target: Home, options: RestoreOptions) -> None:
+    """Check that no process has a file of the target open, and that its server has no session.
+
+    The environment names the server of the home of the run, not that of any other target.
+
+    Raises:
+        TargetBusyError: It is in use.
+        UsageError: Its tables are on a server that no variable names.
+        OpsError: The server is not reachable, or refuses.
+    """
+    is_home = options.key_home is not None and options.key_home.root == target.root
+    has_server = (is_home and _state(target.root) == "not empty") or bool(
+        read_server_record(target.root)
+    )
+    environment = options.key_environment if has_server else {}
+    require_home_unused(target, environment, target.root / DATABASE)
 
 
 def _require_origin(

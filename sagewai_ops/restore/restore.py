@@ -14,7 +14,6 @@ from pathlib import Path
 
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.archive.reader import ArchiveReader
-from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.fs.os_errors import translate_os_errors
@@ -33,6 +32,7 @@ from sagewai_ops.restore.plan import (
     RestorePlan,
     build_plan,
     parse_parts,
+    require_target_unused,
     target_path,
 )
 from sagewai_ops.snapshots.database_check import DatabaseReport, examination_thread
@@ -109,7 +109,7 @@ def restore(
             # With --only, the administrator's id may be in a document that is not replaced.
             rebound = rebind_fleet({**read_documents(target), **documents}, staged, target)
         access = count_access(read_documents(staged), staged.database if database else None)
-        require_unused(target.root, target.root / DATABASE)
+        require_target_unused(target, options)
         swap.swap(stage)
         return RestoreReport(
             plan=plan,

@@ -1,10 +1,11 @@
 """Undo the last restore, or finish an interrupted one."""
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sagewai_ops.database.sqlite.in_use import require_unused
+from sagewai_ops.database.postgres.sessions import require_home_unused
 from sagewai_ops.errors import NotFoundError
 from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import DATABASE, Home
@@ -24,12 +25,21 @@ class UndoReport:
     previous: Path | None
 
 
-def undo_restore(target: Home, *, dry_run: bool = False, wait_seconds: float = 0.0) -> UndoReport:
+def undo_restore(
+    target: Home,
+    environment: Mapping[str, str] | None = None,
+    *,
+    dry_run: bool = False,
+    wait_seconds: float = 0.0,
+) -> UndoReport:
     """Exchange the home with the one from before the last restore; a second undo reverts the first.
+
+    Args:
+        environment: Names the server of the home's tables.
 
     Raises:
         NotFoundError: No restore kept a previous home.
-        TargetBusyError: A process uses the home's database.
+        TargetBusyError: The home is in use.
         LockedError: The home is locked by another run, or a restore was interrupted.
     """
     with contextlib.ExitStack() as stack:
@@ -44,7 +54,7 @@ def undo_restore(target: Home, *, dry_run: bool = False, wait_seconds: float = 0
                 f"home {target.root}: no previous home found next to it or in it",
                 hint="sagewai-ops restore SNAPSHOT --replace",
             )
-        require_unused(target.root, target.root / DATABASE)
+        require_home_unused(target, environment or {}, target.root / DATABASE)
         if dry_run:
             return UndoReport(kept[-1], None)
         return UndoReport(*swap.undo(target.root, kept[-1]))

@@ -51,7 +51,7 @@ def broken(built: BuiltHome) -> BuiltHome:
                 rename(old, new)
 
             patch.setattr(beneath, "rename", renamed)
-            patch.setattr(in_use, "find_users", lambda *_databases: ())
+            patch.setattr(in_use, "find_users", lambda *_databases, **_options: ())
             rotate(locate(built.root, {}), {}, Options())
 
     assert killed(die)

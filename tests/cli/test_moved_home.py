@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from other_process import running
 from postgres_server import Server
 from program import Answer, call
 from sagewai_ops.backup.scanner import scan_home
 from sagewai_ops.home.paths import locate
 from sagewai_ops.home.server_record import PLACE, read_server_record
-from targets import at_head, home_with
+from targets import at_head, copy_of, home_with
 
 WITHOUT_URL = [
     ("db", "current"),
@@ -20,13 +22,30 @@ WITHOUT_URL = [
     ("db", "downgrade", "base", "--yes"),
     ("keys", "check"),
     ("keys", "rotate", "--no-snapshot", "--yes"),
+    ("keys", "rotate", "--no-snapshot", "--dry-run"),
+    ("migrate-layout",),
+    ("migrate-layout", "--dry-run"),
 ]
+
+SESSION = """
+import asyncio, asyncpg
+async def main():
+    connection = await asyncpg.connect(sys.argv[1])
+    pause()
+asyncio.run(main())
+"""
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with a little in every table."""
     return home_with(tmp_path_factory.mktemp("original") / "home").root
+
+
+@pytest.fixture
+def copy(original: Path, tmp_path: Path) -> Path:
+    """A copy of it for one test."""
+    return copy_of(locate(original, {}), tmp_path / "copy-of-original").root
 
 
 @pytest.fixture
@@ -81,7 +100,7 @@ def test_sqlite_precedes_a_variable(moved: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_export_records_the_server(
-    original: Path, postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copy: Path, postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the commit, neither for a plan nor for a rehearsal; a file with the URL satisfies."""
     database = at_head(postgres)
@@ -90,48 +109,45 @@ def test_export_records_the_server(
     file.write_text(url + "\n")
     file.chmod(0o600)
 
-    assert of(original, "export-to-postgres", "--plan", "--url-file", file).code == 0
-    assert read_server_record(original) is None
-    assert of(original, "export-to-postgres", "--url-file", file).code == 0
+    assert of(copy, "export-to-postgres", "--plan", "--url-file", file).code == 0
+    assert read_server_record(copy) is None
+    assert of(copy, "export-to-postgres", "--url-file", file).code == 0
 
-    record = read_server_record(original)
+    record = read_server_record(copy)
     assert record is not None
     assert (record.database, record.port) == (database, str(postgres.port))
-    assert of(original, "db", "current").code == 2
-    answer = of(original, "db", "current", "--url-file", file, "--json")
+    assert of(copy, "db", "current").code == 2
+    answer = of(copy, "db", "current", "--url-file", file, "--json")
     assert (answer.code, answer.result["engine"]) == (0, "postgresql")
     monkeypatch.setenv("DATABASE_URL", url)
-    assert of(original, "db", "current", "--json").result["engine"] == "postgresql"
+    assert of(copy, "db", "current", "--json").result["engine"] == "postgresql"
 
 
 def test_rehearsal_with_a_live_home_records_nothing(
-    original: Path, postgres: Server, tmp_path: Path
+    copy: Path, postgres: Server, tmp_path: Path
 ) -> None:
     """The home still uses its SQLite file."""
-    (original / PLACE).unlink(missing_ok=True)
-
-    answer = of(original, "export-to-postgres", postgres.url(at_head(postgres)), "--allow-live")
+    answer = of(copy, "export-to-postgres", postgres.url(at_head(postgres)), "--allow-live")
 
     assert answer.code == 0
-    assert read_server_record(original) is None
+    assert read_server_record(copy) is None
 
 
 def test_upgrade_of_a_server_records_it(
-    original: Path, postgres: Server, monkeypatch: pytest.MonkeyPatch
+    copy: Path, postgres: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With --home; without it the home of the shell may be another one."""
-    (original / PLACE).unlink(missing_ok=True)
     database = at_head(postgres)
     monkeypatch.setenv("SAGEWAI_DATABASE_URL", postgres.url(database))
-    monkeypatch.setenv("SAGEWAI_HOME", str(original))
+    monkeypatch.setenv("SAGEWAI_HOME", str(copy))
 
     assert call("db", "upgrade").code == 0
-    assert read_server_record(original) is None
-    assert of(original, "db", "upgrade", "--dry-run").code == 0
-    assert read_server_record(original) is None
-    assert of(original, "db", "upgrade").code == 0
+    assert read_server_record(copy) is None
+    assert of(copy, "db", "upgrade", "--dry-run").code == 0
+    assert read_server_record(copy) is None
+    assert of(copy, "db", "upgrade").code == 0
 
-    record = read_server_record(original)
+    record = read_server_record(copy)
     assert record is not None
     assert record.database == database
 
@@ -141,3 +157,62 @@ def test_snapshot_includes_the_record(moved: Path) -> None:
     items = {item.path: item.type for item in scan_home(locate(moved, {})).items}
 
     assert items[PLACE] == "file"
+
+
+@pytest.fixture
+def connected(copy: Path, tmp_path: Path, postgres: Server) -> Iterator[tuple[Path, Path]]:
+    """A copy of a home and the file with its server's URL, to which a Sagewai is connected."""
+    database = at_head(postgres)
+    file = tmp_path / "url"
+    file.write_text(postgres.url(database))
+    file.chmod(0o600)
+    with running(SESSION, file.read_text()):
+        yield copy, file
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("restore", "latest", "--replace"),
+        ("restore", "latest", "--replace", "--dry-run"),
+        ("keys", "rotate", "--no-snapshot", "--yes"),
+        ("migrate-layout",),
+    ],
+    ids=" ".join,
+)
+def test_sagewai_on_the_server_is_use(connected: tuple[Path, Path], words: tuple[str, ...]) -> None:
+    """It has no file of the home open; exit 15 names its session, and nothing is changed."""
+    home, file = connected
+    assert of(home, "backup").code == 0
+    if words[0] == "migrate-layout":
+        (home / "config/admin-state.json").rename(home / "admin-state.json")
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+
+    answer = of(home, *words, "--url-file", file)
+
+    assert answer.code == 15, answer.err
+    assert "in use by session of postgres (process " in answer.err
+    after = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    assert {path: after.get(path) for path in before} == before
+
+
+def test_restore_elsewhere_asks_no_server(connected: tuple[Path, Path], tmp_path: Path) -> None:
+    """The variable names the database of the home, not of a copy."""
+    home, file = connected
+    assert of(home, "backup").code == 0
+
+    answer = of(home, "restore", "latest", "--to", tmp_path / "copy", "--url-file", file)
+
+    assert answer.code == 0, answer.err
+
+
+def test_process_with_a_file_of_the_home_is_use(copy: Path) -> None:
+    """A worker that writes below data/, although it has no lock of SQLite."""
+    assert of(copy, "backup").code == 0
+    file = copy / "data/worker.log"
+
+    with running("file = open(sys.argv[1], 'w')\npause()", str(file)) as other:
+        answer = of(copy, "restore", "latest", "--replace")
+
+    assert answer.code == 15
+    assert f"pid {other.pid}" in answer.err

@@ -38,7 +38,7 @@ def _kill(is_last: Callable[[Path, Path], bool], *words: object) -> None:
 
             patch.setattr(beneath, "rename", step)
             patch.setattr(beneath, "exchange", lambda _first, _second: False)
-            patch.setattr(in_use, "find_users", lambda *_databases: ())
+            patch.setattr(in_use, "find_users", lambda *_databases, **_options: ())
             call(*words)
 
     assert killed(run)

@@ -14,6 +14,7 @@ import pytest
 import sagewai_ops
 from postgres_server import Server
 from sagewai_ops.database.postgres import connection as postgres_connection
+from sagewai_ops.database.postgres.sessions import read_sessions
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import PermissionDeniedError
 from sagewai_ops.export.target_session import MOVE, PLAN, VERIFY, open_session
@@ -169,7 +170,7 @@ def test_no_statement_reaches_a_better_match(hostile: PostgresUrl) -> None:
     asyncio.run(sessions())
     keys_postgres.read_tables(hostile).close()
     keys_postgres.replace_tokens_on_server(hostile, {})
-    others = keys_postgres.sessions(hostile)
+    others = read_sessions(hostile)
 
     assert found.position.state == "current"
     assert not [finding for finding in checked.findings if finding.kind != "drift"]

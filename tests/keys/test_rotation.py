@@ -52,7 +52,7 @@ OTHER = b"b3RoZXIgbWFzdGVyIGtleSBvdGhlciBtYXN0ZXIga2U="
 @pytest.fixture(autouse=True)
 def _unused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare the search for processes, which the tests of the command make."""
-    monkeypatch.setattr(in_use, "find_users", lambda *_databases: ())
+    monkeypatch.setattr(in_use, "find_users", lambda *_databases, **_options: ())
 
 
 @pytest.fixture

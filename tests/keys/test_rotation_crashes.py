@@ -39,7 +39,7 @@ def model() -> Iterator[BuiltHome]:
 @pytest.fixture(autouse=True)
 def _unused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare each try the search for processes, which others test."""
-    monkeypatch.setattr(in_use, "find_users", lambda *_databases: ())
+    monkeypatch.setattr(in_use, "find_users", lambda *_databases, **_options: ())
 
 
 def values_of(home: Path, model: BuiltHome) -> list[str]:

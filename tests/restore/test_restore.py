@@ -201,7 +201,7 @@ def test_process_that_starts_during_the_extraction_is_refused(
     def refuse(*_arguments: object) -> None:
         raise TargetBusyError("database: in use by pid 1")
 
-    monkeypatch.setattr(restoring, "require_unused", refuse)
+    monkeypatch.setattr(restoring, "require_target_unused", refuse)
 
     with pytest.raises(TargetBusyError):
         bring_back(archive, root, replace=True)

@@ -32,7 +32,7 @@ GOLDEN = Path(__file__).parent / "journals-0.1"
 @pytest.fixture(autouse=True)
 def _unused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the search for processes, which other tests cover."""
-    monkeypatch.setattr(in_use, "find_users", lambda *_databases: ())
+    monkeypatch.setattr(in_use, "find_users", lambda *_databases, **_options: ())
 
 
 def _golden(name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Find the processes that have a database open.
+"""Find the processes that have a database, or another file of a home, open.
 
 Three sources, none of them complete: the open files of every process (`/proc/PID/fd`; not those of
 other users, unless we are root), the kernel's list of locks (`/proc/locks`; not those of another
@@ -25,10 +25,24 @@ from sagewai_ops.database.sqlite.read_transaction import (
     sidecar,
 )
 from sagewai_ops.errors import TargetBusyError
+from sagewai_ops.home.paths import (
+    ADMIN_STATE,
+    CONNECTIONS,
+    LEGACY_PLACES,
+    MASTER_KEY,
+    OWN_PREFIX,
+    PROFILES,
+)
+from sagewai_ops.process.open_files import find_openers
 from sagewai_ops.process.procfs import Process, describe, minimal_environment, read_process
 from sagewai_ops.text import shell_word
 
 _PROC = Path("/proc")
+# Found by their identity: a container has other paths. Sagewai has the lock for milliseconds.
+_DOCUMENTS = (
+    *(ADMIN_STATE, f"{ADMIN_STATE}.lock", CONNECTIONS, PROFILES, MASTER_KEY),
+    *LEGACY_PLACES,
+)
 _PROBE_SECONDS = 10.0  # an interpreter that starts takes 0.02; a network file system may hang
 # The locks of a WAL database's shared memory file: eight at 120, and at 128 the one that every
 # connection has shared as long as it is open (the dead man's switch of os_unix.c).
@@ -54,11 +68,14 @@ for path, first, size in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3]):
 """
 
 
-def find_users(*databases: Path, include_self: bool = False) -> tuple[Process, ...]:
+def find_users(
+    *databases: Path, root: Path | None = None, include_self: bool = False
+) -> tuple[Process, ...]:
     """Return the processes that have one of the databases open, by number.
 
     Args:
         databases: The main files; need not exist.
+        root: A home, any file of which counts.
         include_self: Include this process, if it is one of them.
     """
     pids: set[int] = set()
@@ -67,13 +84,16 @@ def find_users(*databases: Path, include_self: bool = False) -> tuple[Process, .
         identities = {(status.st_dev, status.st_ino): path for path, status in _existing(files)}
         if identities:
             pids |= {*_lock_owners(set(identities)), *_openers(identities), *_blockers(database)}
+    if root is not None:
+        documents = [root / name for name in _DOCUMENTS]
+        pids |= find_openers(Path(os.path.realpath(root)), documents, ignored=OWN_PREFIX)
     if not include_self:
         pids.discard(os.getpid())
     return tuple(read_process(pid) for pid in sorted(pids))
 
 
 def require_unused(root: Path, *databases: Path, sessions: Iterable[str] = ()) -> None:
-    """Check that no process has a database of a home open.
+    """Check that no process has a database or another file of a home open.
 
     Args:
         root: The home, for the message.
@@ -83,7 +103,7 @@ def require_unused(root: Path, *databases: Path, sessions: Iterable[str] = ()) -
     Raises:
         TargetBusyError: It is in use; the message names each process.
     """
-    users = find_users(*databases)
+    users = find_users(*databases, root=root)
     names = [*map(describe, users), *sessions]
     if names:
         raise TargetBusyError(

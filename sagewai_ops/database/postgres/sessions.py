@@ -1,0 +1,122 @@
+"""Find the other sessions on a database: a Sagewai that serves from it has no file open to find.
+
+A server shows other roles' sessions in part only (no query, no state); what is hidden counts as in
+use. Not counted are our own sessions, by their application name, and the connections that a pooler
+keeps ready, which no client uses.
+
+`connection` is imported late: a home on SQLite never needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sagewai_ops.database.sqlite.in_use import require_unused
+from sagewai_ops.database.url import PostgresUrl
+from sagewai_ops.home.paths import Home
+from sagewai_ops.home.server_record import resolve_database
+from sagewai_ops.process.signals import run_interruptibly
+from sagewai_ops.text import printable
+
+if TYPE_CHECKING:
+    import asyncpg
+
+_SHOWN = 5  # sessions in a message
+# Reset by PgBouncer and its kin, and not given to a client since.
+_POOLERS = ("pgbouncer", "pgcat", "odyssey", "supavisor")
+# Of other roles, backend_type and state are NULL unless ours is a member of pg_read_all_stats.
+# Workers of the server have no role.
+_SESSIONS = """
+SELECT pid, usename::text AS role, coalesce(application_name, '') AS application,
+  coalesce(pg_catalog.host(client_addr), '') AS address, coalesce(state, '') AS state
+FROM pg_catalog.pg_stat_activity
+WHERE datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid()
+  AND usename IS NOT NULL AND coalesce(backend_type, 'client backend') = 'client backend'
+  AND coalesce(application_name, '') <> $1::text
+  AND NOT (coalesce(state, '') = 'idle' AND (
+    pg_catalog.btrim(pg_catalog.upper(coalesce(query, '')), ' ;'::text) = 'DISCARD ALL'
+    OR pg_catalog.lower(coalesce(application_name, '')) = ANY ($2::text[])))
+ORDER BY pid
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSession:
+    """A session of another program on the database.
+
+    Attributes:
+        pid: Of the server's process.
+        application: As its client names itself; not to be trusted.
+        address: Of its client; "" for a socket of the server's machine.
+        state: Such as `active` or `idle`; "" if our role may not see it.
+    """
+
+    pid: int
+    role: str
+    application: str
+    address: str
+    state: str
+
+    @property
+    def display(self) -> str:
+        """A phrase for messages."""
+        parts = [f"process {self.pid}"]
+        parts += filter(None, (self.application, self.address and f"from {self.address}"))
+        return printable(f"session of {self.role} ({', '.join(parts)})")
+
+
+async def find_sessions(
+    connection: asyncpg.Connection[asyncpg.Record],
+) -> tuple[ServerSession, ...]:
+    """Return the other sessions on the connection's database, by process."""
+    from sagewai_ops.database.postgres.connection import APPLICATION_NAME
+
+    rows = await connection.fetch(_SESSIONS, APPLICATION_NAME, list(_POOLERS))
+    return tuple(ServerSession(*row) for row in rows)
+
+
+def read_sessions(url: PostgresUrl) -> tuple[ServerSession, ...]:
+    """Return the other sessions on a database, such as Sagewai's, by process.
+
+    Raises:
+        OpsError: The server is not reachable, or refuses.
+    """
+    return run_interruptibly(_read(url))
+
+
+def describe_sessions(sessions: Sequence[ServerSession]) -> tuple[str, ...]:
+    """Return phrases for the first sessions, and the number of the others."""
+    shown = [session.display for session in sessions[:_SHOWN]]
+    more = len(sessions) - _SHOWN
+    return (*shown, f"{more} more sessions") if more > 0 else tuple(shown)
+
+
+def require_home_unused(home: Home, environment: Mapping[str, str], *databases: Path) -> None:
+    """Check that no process has a file of a home open, and that its server has no other session.
+
+    Args:
+        environment: Names the server.
+        databases: SQLite files; those of the home if none is given.
+
+    Raises:
+        TargetBusyError: It is in use; the message names the processes and sessions.
+        UsageError: The home's tables are on a server that no variable names.
+        OpsError: The server is not reachable, or refuses.
+    """
+    url = resolve_database(home, environment)
+    sessions = read_sessions(url) if isinstance(url, PostgresUrl) else ()
+    require_unused(home.root, *(databases or home.databases), sessions=describe_sessions(sessions))
+
+
+async def _read(url: PostgresUrl) -> tuple[ServerSession, ...]:
+    from sagewai_ops.database.postgres.connection import connect, translate_errors
+
+    server = await connect(url)
+    try:
+        with translate_errors(url):
+            return await find_sessions(server)
+    finally:
+        await server.close()

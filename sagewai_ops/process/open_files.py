@@ -1,0 +1,98 @@
+"""Find the processes that have files of a directory open, or locked.
+
+Linux shows them in `/proc`: those of other users to root only, and those of other containers by
+name only, because their paths differ. On other systems the result is empty, never wrong.
+"""
+
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+def find_openers(root: Path, files: Iterable[Path] = (), *, ignored: str = "") -> set[int]:
+    """Return the numbers of the processes with a regular file below a directory open or locked.
+
+    Not this process; nor, unless it is one of `files`, those that started it: a shell whose output
+    is a file there.
+
+    Args:
+        root: The directory, resolved.
+        files: Also found where another container has another path for them.
+        ignored: Begins the names directly in the directory that do not count.
+    """
+    known = dict(_identities(files))
+    prefix = os.fsencode(root) + b"/"
+    names = {os.fsencode(path.name) for path in known.values()}
+    users = {*_lockers(known)}
+    others: set[int] = set()
+    for directory in _PROC.glob("[0-9]*/fd"):
+        with suppress(OSError):  # it ended, or it belongs to another user
+            pid = int(directory.parent.name)
+            for name in os.listdir(directory):
+                path = _open_path(f"{directory}/{name}", prefix, names, known)
+                if path in known.values():
+                    users.add(pid)
+                elif path and not os.fspath(path.relative_to(root)).startswith(ignored or "/"):
+                    others.add(pid)
+    return users - {os.getpid()} | others - _own_ancestors()
+
+
+def _open_path(
+    link: str, prefix: bytes, names: set[bytes], known: Mapping[tuple[int, int], Path]
+) -> Path | None:
+    """Return the file of a descriptor, if it is known or a regular file below the directory."""
+    try:
+        # By name first: the status of a file on a dead file server can hang.
+        path = os.readlink(os.fsencode(link))
+        is_inside = path.startswith(prefix)
+        if not is_inside and os.path.basename(path) not in names:
+            return None
+        status = os.stat(link)
+        found = known.get((status.st_dev, status.st_ino))
+        # The same path in another container is another file.
+        if not found and is_inside and stat.S_ISREG(status.st_mode):
+            found = Path(os.fsdecode(path)) if os.path.samestat(status, os.lstat(path)) else None
+    except OSError:
+        return None
+    return found
+
+
+def _identities(files: Iterable[Path]) -> Iterator[tuple[tuple[int, int], Path]]:
+    for path in files:
+        with suppress(OSError):
+            status = path.stat()
+            yield (status.st_dev, status.st_ino), path
+
+
+def _lockers(known: Mapping[tuple[int, int], Path]) -> Iterator[int]:
+    """Parse the kernel's list of locks; 0 is a process of another container."""
+    try:
+        lines = (_PROC / "locks").read_text("ascii").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        fields = line.split()
+        if len(fields) < 6 or fields[1] == "->":  # a waiting process
+            continue
+        with suppress(ValueError):
+            major, minor, inode = fields[5].split(":")
+            if (os.makedev(int(major, 16), int(minor, 16)), int(inode)) in known:
+                yield max(int(fields[4]), 0)
+
+
+def _own_ancestors() -> set[int]:
+    """Return this process and those that started it."""
+    found, pid = set[int](), os.getpid()
+    while pid > 1:
+        found.add(pid)
+        try:
+            text = (_PROC / str(pid) / "stat").read_text("utf-8", "replace")
+            # The name of the program is in parentheses and can contain anything.
+            pid = int(text.rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            break
+    return found
