@@ -10,6 +10,7 @@ is renamed for a moment, and the next run renames it back if this one is killed 
 """
 
 import contextlib
+import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -35,6 +36,7 @@ from sagewai_ops.snapshots.ownership import Owner, owner_of, reason_foreign
 from sagewai_ops.text import shell_word
 
 _PREVIOUS = ".sagewai-ops-tree-before"  # the previous mirror, between two renames
+_NEXT = ".sagewai-ops-tree-next"  # the new one, while the previous one is removed
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,8 @@ def update_mirror(
                 with translate_os_errors(place), uninterrupted():
                     _exchange(fresh, place)
                     mark_completed()  # the mirror is the new one; the previous one is removed
-        _discard(fresh)
+        if beneath.exists(fresh):
+            _discard(fresh)
     return report
 
 
@@ -212,7 +215,15 @@ def _exchange(fresh: Path, place: Path) -> None:
     if not beneath.exists(place):
         beneath.rename(fresh, place)
     elif not beneath.exchange(fresh, place):
-        beneath.rename(place, previous)
+        try:
+            beneath.rename(place, previous)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            # In the lower layer of an overlay: it can be removed, but not renamed.
+            beneath.rename(fresh, place.with_name(_NEXT))
+            _complete_removal(place.parent)
+            return
         try:
             beneath.rename(fresh, place)
         except OSError:
@@ -225,6 +236,8 @@ def _exchange(fresh: Path, place: Path) -> None:
 def _rename_back(directory: Path) -> None:
     """Complete the exchange of a run that was killed between its renames."""
     previous, place = directory / _PREVIOUS, directory / TREE
+    with translate_os_errors(place):
+        _complete_removal(directory)
     if beneath.exists(previous):
         with translate_os_errors(previous):
             if beneath.exists(place):
@@ -234,6 +247,15 @@ def _rename_back(directory: Path) -> None:
                 beneath.sync_directory(directory)
 
 
+def _complete_removal(directory: Path) -> None:
+    """Replace a mirror that cannot be renamed by the new one, which is complete and verified."""
+    following, place = directory / _NEXT, directory / TREE
+    if beneath.exists(following):
+        remove_tree(place)
+        beneath.rename(following, place)
+        beneath.sync_directory(directory)
+
+
 def _discard(old: Path) -> None:
     """Remove the previous mirror, or leave it to the next run if it is being read."""
-    remove_abandoned(old)
+    remove_abandoned(old, without_locks=True)

@@ -24,6 +24,7 @@ from sagewai_ops.database.sqlite.read_transaction import MAGIC
 from sagewai_ops.errors import DamagedError, UsageError
 from sagewai_ops.fs import beneath
 from sagewai_ops.fs.trust import owned_target
+from sagewai_ops.fs.volumes import is_lost_and_found
 from sagewai_ops.home.paths import (
     ADMIN_STATE,
     CONNECTIONS,
@@ -170,7 +171,11 @@ class _Walk:
         self, directory: str, relative: str, member: str
     ) -> Iterator[tuple["_Entry", str, str, set[str]]]:
         try:
-            entries = _read_directory(directory)
+            entries = [
+                entry
+                for entry in _read_directory(directory)
+                if not is_lost_and_found(directory, entry.name, is_top=not relative)
+            ]
         except FileNotFoundError:
             self._omit(relative, Reason.GONE)
             return

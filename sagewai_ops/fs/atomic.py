@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sagewai_ops.errors import PermissionDeniedError, UsageError
-from sagewai_ops.fs import beneath, locks
+from sagewai_ops.fs import beneath, locks, volumes
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
 from sagewai_ops.fs.ownership import keep_owner
 from sagewai_ops.fs.removal import sweep_leftovers
@@ -155,6 +155,9 @@ def sync_tree(path: Path) -> None:
     try:
         if syncfs(descriptor) != 0:
             number = ctypes.get_errno()
+            if number in volumes.UNSUPPORTED:
+                os.sync()
+                return
             raise OSError(number, os.strerror(number), os.fspath(path))
     finally:
         os.close(descriptor)

@@ -175,8 +175,9 @@ def exchange(first: AnyPath, second: AnyPath) -> bool:
             return True
         number = ctypes.get_errno()
         # Older containers answer EPERM to a system call that they do not know. Where the
-        # permission is really missing, the caller's rename fails with it too.
-        if number in volumes.UNSUPPORTED or number == errno.EPERM:
+        # permission is really missing, the caller's rename fails with it too. So does a directory
+        # of an overlay's lower layer, with EXDEV.
+        if number in volumes.UNSUPPORTED or number in (errno.EPERM, errno.EXDEV):
             return False
         raise OSError(number, os.strerror(number), os.fspath(first), None, os.fspath(second))
 
@@ -343,14 +344,17 @@ def set_times(
         entry: A path or a descriptor; with `dir_fd`, a name in that open directory.
     """
     times = (mtime_ns if atime_ns is None else atime_ns, mtime_ns)
-    if dir_fd is not None:
-        os.utime(entry, ns=times, dir_fd=dir_fd, follow_symlinks=False)
-        return
-    if isinstance(entry, int):
-        os.utime(entry, ns=times)
-        return
-    with _entry(entry) as (directory, name):
-        os.utime(name, ns=times, dir_fd=directory, follow_symlinks=False)
+    try:
+        if dir_fd is not None:
+            os.utime(entry, ns=times, dir_fd=dir_fd, follow_symlinks=False)
+        elif isinstance(entry, int):
+            os.utime(entry, ns=times)
+        else:
+            with _entry(entry) as (directory, name):
+                os.utime(name, ns=times, dir_fd=directory, follow_symlinks=False)
+    except OSError as error:
+        if not volumes.lacks(error):  # it keeps no times
+            raise
 
 
 @_routed

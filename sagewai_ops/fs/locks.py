@@ -143,16 +143,20 @@ def mark_alive(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def is_abandoned(path: Path) -> bool:
-    """Return whether no live process has locked a file or directory, so that it can be removed."""
+def is_abandoned(path: Path, *, without_locks: bool = False) -> bool:
+    """Return whether no live process has locked a file or directory, so that it can be removed.
+
+    Args:
+        without_locks: The answer for a file system without locks.
+    """
     try:
         descriptor = open_entry(path)
     except OSError:
         return False
     try:
         return wait_for_lock(descriptor, fcntl.LOCK_EX, 0)
-    except OSError:
-        return False
+    except OSError as error:
+        return without_locks and volumes.lacks(error)
     finally:
         os.close(descriptor)
 

@@ -26,14 +26,17 @@ def sweep_leftovers(directory: Path, names: re.Pattern[str]) -> list[str]:
     ]
 
 
-def remove_abandoned(path: Path) -> bool:
+def remove_abandoned(path: Path, *, without_locks: bool = False) -> bool:
     """Remove an entry of a dead run; return whether it was removed.
 
     It stays if a live process has locked it or another user can have put it there.
+
+    Args:
+        without_locks: Also remove it on a file system without locks.
     """
     with contextlib.suppress(OSError):
         is_ours = beneath.exists(path) and (_is_private(path) or is_trusted(path))
-        if is_ours and locks.is_abandoned(path):
+        if is_ours and locks.is_abandoned(path, without_locks=without_locks):
             remove_tree(path)
             return True
     return False

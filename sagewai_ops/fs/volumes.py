@@ -7,9 +7,17 @@ for the warnings of the run.
 
 import errno
 import os
+import re
 import stat
+from collections.abc import Iterator
+from pathlib import Path
 
 LOST_AND_FOUND = "lost+found"  # of ext2 to ext4; only root reads it
+
+_LOST_AND_FOUND_INODE = 11  # the first one of ext4; a bind mount is not seen as a mount
+
+_MOUNT_TABLE = Path("/proc/self/mountinfo")
+_OCTAL = re.compile(r"\\(\d{3})")  # proc(5): blanks and backslashes in a path
 
 UNSUPPORTED = frozenset(
     {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY, errno.ENOLCK}
@@ -19,24 +27,55 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _notes: dict[tuple[int, str], str] = {}
 
 
-def is_lost_and_found(directory: str, name: str) -> bool:
+def is_lost_and_found(
+    directory: str | os.PathLike[str], name: str, *, is_top: bool = False
+) -> bool:
     """Return whether an entry is the directory that a file system has for its own repair.
 
-    It is one in the root of a file system, and in a home, which can have been one.
+    Args:
+        is_top: Whether the directory is a home or a snapshot directory: each can be a volume that
+            was copied.
     """
     if name != LOST_AND_FOUND:
         return False
-    path = os.path.join(directory, name)
     try:
-        return stat.S_ISDIR(os.lstat(path).st_mode)
+        found = os.lstat(os.path.join(directory, name))
     except OSError:
-        return True
+        return False
+    is_root = is_top or found.st_ino == _LOST_AND_FOUND_INODE or os.path.ismount(directory)
+    return stat.S_ISDIR(found.st_mode) and is_root
 
 
 def names_in(directory: str | os.PathLike[str]) -> list[str]:
-    """Return the names in a directory, without `lost+found`: of a new volume, none."""
-    text = os.fspath(directory)
-    return [name for name in os.listdir(text) if not is_lost_and_found(text, name)]
+    """Return the names in a directory without `lost+found`: in a new volume there are none."""
+    return [
+        name
+        for name in os.listdir(directory)
+        if not is_lost_and_found(directory, name, is_top=True)
+    ]
+
+
+def mounts() -> Iterator[tuple[Path, str]]:
+    """Yield the mount points and the types of their file systems; none without /proc."""
+    # A bind mount has the device of its parent, so `ismount` does not see it; Linux lists it.
+    try:
+        lines = _MOUNT_TABLE.read_bytes().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        words, _, more = line.partition(b" - ")
+        name = os.fsdecode(words.split()[4])
+        kind = os.fsdecode(more.split()[0]) if more else ""
+        yield Path(_OCTAL.sub(lambda match: chr(int(match[1], 8)), name)), kind
+
+
+def file_system(path: Path) -> str:
+    """Return the type of the file system of a resolved path, such as ext4; "" if unknown."""
+    found, longest = "", -1
+    for mount, kind in mounts():
+        if path.is_relative_to(mount) and len(mount.parts) >= longest:  # a later one is on top
+            found, longest = kind, len(mount.parts)
+    return found
 
 
 def lacks(error: OSError) -> bool:

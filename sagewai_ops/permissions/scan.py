@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sagewai_ops.fs import beneath
+from sagewai_ops.fs.volumes import LOST_AND_FOUND, is_lost_and_found, names_in
 from sagewai_ops.home.paths import (
     DATABASE,
     LEGACY_PLACES,
@@ -179,6 +180,10 @@ class _Scanner(Evaluator):
         copies = COPIED_NAMES if directory.split("/", 1)[0] != NEVER_COPIES else frozenset[str]()
         start, count = directory + "/", 0
         for entry in entries:
+            if entry.name == LOST_AND_FOUND and is_lost_and_found(
+                tree.absolute(directory), entry.name
+            ):
+                continue
             count += 1
             try:
                 status = entry.stat(follow_symlinks=False)
@@ -216,6 +221,8 @@ class _Scanner(Evaluator):
     ) -> None:
         """Check the entries of a directory with secrets."""
         for entry in entries:
+            if is_lost_and_found(tree.absolute(directory), entry.name, is_top=not directory):
+                continue
             self.entries += 1
             path = f"{directory}/{entry.name}" if directory else entry.name
             try:
@@ -333,7 +340,7 @@ class _Scanner(Evaluator):
     def check_snapshots(self, directory: Path) -> None:
         """Check the snapshot directory and the snapshots in it."""
         with open_directory(directory, "") as descriptor:
-            names = os.listdir(descriptor)
+            names = names_in(directory)
             status = os.fstat(descriptor)
             is_open = status.st_mode & WRITE_BY_OTHERS and not status.st_mode & stat.S_ISVTX
             is_shared = not all(_SNAPSHOT.match(name) for name in names)

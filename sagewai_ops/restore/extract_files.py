@@ -11,6 +11,7 @@ from sagewai_ops.archive.manifest import Entry, EntryType
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.errors import NotFoundError, TargetBusyError
 from sagewai_ops.fs.os_errors import translate_os_errors
+from sagewai_ops.fs.volumes import LOST_AND_FOUND, names_in
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.restore.extractor import Extraction, extract_members
 from sagewai_ops.snapshots.authenticity import require_origin
@@ -47,7 +48,7 @@ def extract_files(
     root = Path(os.path.realpath(target))
     if not dry_run:
         sweep(root)
-    if os.path.lexists(root) and (not root.is_dir() or os.listdir(root)):
+    if os.path.lexists(root) and (not root.is_dir() or names_in(root)):
         raise TargetBusyError(f"{root}: not an empty directory", hint="name a new one: --to DIR")
     wanted = tuple(path.strip("/") for path in paths)
     with open_archive(archive, decryption) as reader:
@@ -57,7 +58,7 @@ def extract_files(
         def path_of(entry: Entry) -> str | None:
             path = member_paths.path_of(entry)
             if path is None or not wanted:
-                return path
+                return path if path is None or not is_within(path, LOST_AND_FOUND) else None
             return path if any(is_within(path, name) for name in wanted) else None
 
         found = [path for entry in reader.manifest.entries if (path := path_of(entry))]

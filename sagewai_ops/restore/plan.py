@@ -23,6 +23,7 @@ from sagewai_ops.errors import (
     UsageError,
 )
 from sagewai_ops.fs.free_space import require_free_bytes
+from sagewai_ops.fs.volumes import LOST_AND_FOUND, names_in
 from sagewai_ops.home.paths import (
     DATABASE,
     MASTER_KEY,
@@ -245,6 +246,8 @@ def target_path(entry: Entry, places: MemberPaths, parts: tuple[str, ...]) -> st
     path = places.path_of(entry)
     if path is None or entry.type is EntryType.SUPERSEDED:
         return None
+    if not parts and is_within(path, LOST_AND_FOUND):  # of the volume that the home was
+        return None
     if not parts or any(is_within(path, part) for part in parts):
         return path
     is_above = entry.type is EntryType.DIRECTORY and any(is_within(part, path) for part in parts)
@@ -356,7 +359,7 @@ def _state(root: Path) -> TargetState:
         return "absent"
     if not root.is_dir():
         raise TargetBusyError(f"{root}: not a directory", hint="restore elsewhere: --to DIR")
-    return "not empty" if os.listdir(root) else "empty"
+    return "not empty" if names_in(root) else "empty"
 
 
 def _refuse_snapshot_directory(root: Path, state: str) -> None:

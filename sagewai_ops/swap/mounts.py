@@ -1,26 +1,26 @@
 """Which homes can be exchanged by their names: mount points cannot."""
 
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sagewai_ops.errors import TargetBusyError
 from sagewai_ops.fs.free_space import nearest_existing
 from sagewai_ops.fs.trust import is_trusted_directory
-
-_MOUNT_TABLE = Path("/proc/self/mountinfo")
-_OCTAL = re.compile(r"\\(\d{3})")  # proc(5): blanks and backslashes in a path
+from sagewai_ops.fs.volumes import LOST_AND_FOUND, mounts
+from sagewai_ops.swap.overlay import is_movable
 
 
 def is_mount(path: Path) -> bool:
     """Return whether a path is a mount point, bind mounts of one file system included."""
-    return os.path.ismount(path) or any(mount == path for mount in _mounts())
+    return os.path.ismount(path) or any(mount == path for mount, _type in mounts())
 
 
 def mounts_below(path: Path) -> list[Path]:
     """Return the mount points inside a directory, itself excluded; empty without /proc."""
-    return sorted({mount for mount in _mounts() if mount != path and mount.is_relative_to(path)})
+    return sorted(
+        {mount for mount, _type in mounts() if mount != path and mount.is_relative_to(path)}
+    )
 
 
 def refuse_mounts(target: Path, paths: Sequence[str] | None) -> None:
@@ -46,22 +46,13 @@ def refuse_mounts(target: Path, paths: Sequence[str] | None) -> None:
 def can_swap_whole(target: Path) -> bool:
     """Return whether a home, which need not exist, can be exchanged or created by its name.
 
-    It has no mounts, and its directory is writable for this user and, in contrast to /tmp, for no
-    other, who could replace staging and journal.
+    It has no mounts, is not in a lower layer, and its directory is writable for this user and, in
+    contrast to /tmp, for no other, who could replace staging and journal.
     """
     if not os.path.lexists(target):
         return is_trusted_directory(nearest_existing(target.parent))
     if not os.access(target.parent, os.W_OK | os.X_OK) or is_mount(target) or mounts_below(target):
         return False
-    return is_trusted_directory(target.parent)
-
-
-def _mounts() -> Iterator[Path]:
-    # A bind mount has the device of its parent, so `ismount` does not see it; Linux lists it.
-    try:
-        lines = _MOUNT_TABLE.read_bytes().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        name = os.fsdecode(line.split()[4])
-        yield Path(_OCTAL.sub(lambda match: chr(int(match[1], 8)), name))
+    if LOST_AND_FOUND in os.listdir(target):  # belongs to the file system, and stays
+        return False
+    return is_trusted_directory(target.parent) and is_movable(target)

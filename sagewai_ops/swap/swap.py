@@ -29,11 +29,13 @@ from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.fs import journal as fs_journal
 from sagewai_ops.fs.journal import Recovery
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
+from sagewai_ops.fs.volumes import names_in
 from sagewai_ops.home.paths import OWN_PREFIX, Home
 from sagewai_ops.process.signals import mark_completed
 from sagewai_ops.swap import journal as swap_journal
 from sagewai_ops.swap.journal import Move
 from sagewai_ops.swap.mounts import can_swap_whole, refuse_mounts
+from sagewai_ops.swap.overlay import movable_paths
 from sagewai_ops.swap.staging import (
     conclude,
     exchange,
@@ -101,7 +103,7 @@ def staged(target: Path, paths: Sequence[str] | None, *, keeps: bool = True) -> 
     naming = inside(target) if in_entries else next_to(target)
     moment = next_moment(target)
     # An undo also needs to know the parts that did not exist.
-    is_kept = keeps and target.is_dir() and (in_entries or bool(os.listdir(target)))
+    is_kept = keeps and target.is_dir() and (in_entries or bool(names_in(target)))
     content = naming.staging(moment)
     with _missing_directories(target, itself=in_entries), own_directory(content):
         yield Staged(
@@ -123,7 +125,7 @@ def swap(stage: Staged) -> None:
     with translate_os_errors(stage.target):
         atomic.sync_tree(stage.content)
         if stage.paths is None:
-            if stage.before is None and stage.target.is_dir() and os.listdir(stage.target):
+            if stage.before is None and stage.target.is_dir() and names_in(stage.target):
                 raise TargetBusyError(
                     f"{stage.target}: not empty any more",
                     hint=f"ls -la {shell_word(stage.target)}  # move it away, then run it again",
@@ -132,24 +134,20 @@ def swap(stage: Staged) -> None:
             opening = None
         else:
             refuse_mounts(stage.target, stage.paths)
-            before = stage.before
+            before, paths = stage.before, movable_paths(stage.target, stage.content, stage.paths)
             moves = [
                 _plan_move(
                     base, stage.target / path, stage.content / path, before and before / path
                 )
-                for path in stage.paths
+                for path in paths
             ]
-            opening = _prepare_kept(stage.content, before, stage.paths) if before else None
+            opening = _prepare_kept(stage.content, before, paths) if before else None
         exchange(stage.content, tuple(filter(None, moves)), opening=opening)
 
 
 def entries_of(target: Path) -> set[str]:
     """Return the names in a home that a restore of the whole exchanges."""
-    return {
-        name
-        for name in os.listdir(target)
-        if not name.startswith(OWN_PREFIX) and name != "lost+found"
-    }
+    return {name for name in names_in(target) if not name.startswith(OWN_PREFIX)}
 
 
 def recover(home: Home, _environment: Mapping[str, str], _wait_seconds: float) -> Recovery:
