@@ -86,13 +86,13 @@ def become(account: Account) -> None:
     with contextlib.suppress(PermissionError):
         os.setuid(0)
         raise PermissionDeniedError(f"user {account.name}: root's rights could be taken again")
+    _keep_readable(roots)  # before the first import
     core_dumps.forbid()  # changing the user has allowed them again
     library = ctypes.CDLL(None)
     if hasattr(library, "prctl"):
         library.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     os.environ["HOME"] = account.home or os.sep  # root's may not be read
-    _keep_readable(roots)
     for variable in ("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
         os.environ.pop(variable, None)
 

@@ -1,6 +1,8 @@
 """Run every command as root on another user's home while this user replaces names by links.
 
-    python tests/proof/attack.py --every                  each step, each kind of attack: hours
+    python tests/proof/attack.py --distinct sites         2 attacks on each step that differs
+    python tests/proof/attack.py --distinct names         also by the names that are there: hours
+    python tests/proof/attack.py --every                  each step, each kind of attack: a night
     python tests/proof/attack.py --sample 8 --seed 7      8 attacks on each command
     python tests/proof/attack.py --every --only restore   the cases whose names begin so
     python tests/proof/attack.py --every --at "chmod "    the steps whose call or path holds this
@@ -45,12 +47,13 @@ from proof.canaries import Canaries, files_of  # noqa: E402
 from proof.cases import CASES, Case  # noqa: E402
 from proof.faults import Ended, Fault, Mode, Runner, Step  # noqa: E402
 from proof.parts import run_parts, share, share_of, write_counts  # noqa: E402
-from proof.plans import thinned  # noqa: E402
+from proof.plans import distinct, thinned  # noqa: E402
 from proof.worlds import OTHER_USER, World  # noqa: E402
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, PermissionDeniedError  # noqa: E402
 
-KINDS = ("all", "files", "directories", "newest", "named", "parent", "hard links")
+KINDS = ("named", "all", "files", "directories", "newest", "parent", "hard links")
 MORE_KINDS = ("pipes",)
+DISTINCT = ("sites", "names")
 # Refused there, and without the right to list that directory: both are documented.
 _NOT_IN_VAULT = ("backup --format directory", "verify-perms --fix")
 _SOON = 12  # steps after which some attacks restore the names
@@ -91,12 +94,14 @@ class Count:
     """What was done to one case.
 
     Attributes:
+        distinct: Steps that differ from all others of the run, in all cases.
         struck: Attacks whose step came.
         replaced: Names that were replaced in all of them.
     """
 
     name: str
     steps: int = 0
+    distinct: int = 0
     attacks: int = 0
     struck: int = 0
     replaced: int = 0
@@ -112,6 +117,7 @@ class Siege:
         kinds: Of attacks.
         at: The call or path of the steps.
         share: The K-th of N parts of all attacks on a case.
+        distinct: By what steps differ of which only one is attacked, of DISTINCT.
     """
 
     def __init__(
@@ -122,16 +128,23 @@ class Siege:
         kinds: Sequence[str] = KINDS,
         at: str = "",
         share: tuple[int, int] = (1, 1),
+        distinct: str = "",
     ) -> None:
         arena = directory / "arena"
         arena.mkdir()
+        self._arena = arena
+        self._met = directory.parent / "met"
+        self._met.mkdir(exist_ok=True)
+        self._distinct = distinct
         self._kinds = kinds
         self._at = at
         self._share = share
         self._vault = arena / "vault"
         self._away = directory / "away"
         self._canaries = Canaries(directory / "canaries")
-        self._runner = Runner(arena, directory, with_reads=True, patience=_PATIENCE_SECONDS)
+        self._runner = Runner(
+            arena, directory, with_reads=True, exposed=arena / "w", patience=_PATIENCE_SECONDS
+        )
         self._proof = Proof(arena, stack, owner=OTHER_USER, runner=self._runner)
         self._canaries.archive = self._archive()
 
@@ -164,7 +177,7 @@ class Siege:
             is_used = any(step.path.startswith(str(self._vault)) for step in steps)
             if is_used or not vault:
                 count.steps += len(steps)
-                for attack in self._planned(case, steps, vault, choose, seed):
+                for attack in self._planned(case, steps, vault, choose, seed, count):
                     world.reset(prepared)
                     case.begin(world, self._proof)
                     self._run_attack(case, world, attack, keys, exposed, count)
@@ -190,13 +203,30 @@ class Siege:
         vault: Path | None,
         choose: Sequence[Attack] | int,
         seed: int,
+        count: Count,
     ) -> list[Attack]:
         if not isinstance(choose, int):
             return [attack for attack in choose if attack.in_vault == bool(vault)]
         numbers = [number for number in thinned(steps, seed) if self._at in str(steps[number - 1])]
         draw = random.Random(f"{seed} {case.name} {bool(vault)}")
         planned = []
-        if choose:  # each kind as often as the others
+        if self._distinct:
+            numbers = list(
+                distinct(steps, numbers, self._arena, self._met, by_names=self._distinct == "names")
+            )
+            count.distinct += len(numbers)
+            is_named = "named" in self._kinds
+            others = [kind for kind in self._kinds if kind != "named"]
+            kinds = itertools.cycle(draw.sample(others, len(others)))
+            pairs = [
+                (number, kind)
+                for number in numbers
+                for kind in (
+                    *(("named",) if is_named and self._has_name(steps[number - 1]) else ()),
+                    *itertools.islice(kinds, 1),
+                )
+            ]
+        elif choose:  # each kind as often as the others
             kinds = itertools.cycle(draw.sample(self._kinds, len(self._kinds)))
             pairs = [(draw.choice(numbers), next(kinds)) for _ in range(choose if numbers else 0)]
         else:
@@ -206,6 +236,9 @@ class Siege:
             planned.append(Attack(kind, number, until, bool(vault)))
         number, shares = self._share
         return planned[number - 1 :: shares]
+
+    def _has_name(self, step: Step) -> bool:
+        return (self._arena / "w") in Path(step.path).parents
 
     def _run_attack(
         self,
@@ -448,7 +481,16 @@ def _part(options: argparse.Namespace) -> int:
     counts = []
     with ExitStack() as stack:
         kinds = options.kind or KINDS
-        siege = Siege(directory, stack, kinds=kinds, at=options.at, share=options.share)
+        siege = Siege(
+            directory,
+            stack,
+            kinds=kinds,
+            at=options.at,
+            share=options.share,
+            distinct=options.distinct,
+        )
+        # What several do is attacked in the one that takes least time.
+        cases.sort(key=lambda case: (not case.is_idle, case.takes_snapshot, case.has_verdicts))
         for case in share(directory, cases):
             counts.append(siege.attack(case, choose, options.seed))
             if options.verbose:
@@ -462,17 +504,18 @@ def _part(options: argparse.Namespace) -> int:
 def _report(counts: list[Count], seconds: float, options: argparse.Namespace) -> int:
     order = {case.name: number for number, case in enumerate(CASES)}
     counts.sort(key=lambda count: order.get(count.name, 0))
-    heads = ("steps", "attacks", "struck", "replaced", "broken")
+    heads = ("steps", "distinct", "attacks", "struck", "replaced", "broken")
     print(f"{'command':<38}" + "".join(f"{name:>9}" for name in heads))
     for count in counts:
         print(
-            f"{count.name:<38}{count.steps:>9}{count.attacks:>9}{count.struck:>9}"
+            f"{count.name:<38}{count.steps:>9}{count.distinct:>9}{count.attacks:>9}{count.struck:>9}"
             f"{count.replaced:>9}{len(count.violations):>9}"
         )
     broken = [text for count in counts for text in count.violations]
     totals = {
         "commands": len(counts),
         "steps": sum(count.steps for count in counts),
+        "distinct": sum(count.distinct for count in counts),
         "attacks": sum(count.attacks for count in counts),
         "struck": sum(count.struck for count in counts),
         "replaced": sum(count.replaced for count in counts),
@@ -506,6 +549,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--sample", type=int, metavar="N", default=4, help="attacks on each command"
     )
+    parser.add_argument("--distinct", default="", choices=DISTINCT)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument(
         "--share", type=share_of, default=(1, 1), metavar="K/N", help="the K-th of N parts of it"

@@ -79,7 +79,8 @@ class Canaries:
             for name in directories:
                 (here / name).mkdir()
             for name in files:
-                self._write(here / name, os.path.join(above, name))
+                with contextlib.suppress(FileNotFoundError):  # another thread of the run goes on
+                    self._write(here / name, os.path.join(above, name))
         Path(self.of(named, world)).parent.mkdir(parents=True, exist_ok=True)
         for above, directories, files in os.walk(self._directory):
             for name in directories:

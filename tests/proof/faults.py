@@ -21,7 +21,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 
@@ -60,13 +60,17 @@ class Control(ctypes.Structure):
         ("reads", ctypes.c_int),
         ("waits", ctypes.c_int),
         ("doomed", ctypes.c_int),
+        ("stale", ctypes.c_int),
+        ("padding", ctypes.c_int),
         ("target", ctypes.c_long),
         ("second", ctypes.c_long),
         ("taken", ctypes.c_long),
         ("used", ctypes.c_long),
         ("capacity", ctypes.c_long),
+        ("names", ctypes.c_ulong),
         ("directory", ctypes.c_char * 512),
-        ("struck", ctypes.c_char * 1024),
+        ("exposed", ctypes.c_char * 512),
+        ("struck", ctypes.c_char * 2048),
     )
     group: int
     mode: int
@@ -76,21 +80,32 @@ class Control(ctypes.Structure):
     reads: int
     waits: int
     doomed: int
+    stale: int
     target: int
     second: int
     taken: int
     used: int
     capacity: int
+    names: int
     directory: bytes
+    exposed: bytes
     struck: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of a traced run: the kind of call, and the path or `server`."""
+    """One step of a traced run.
+
+    Attributes:
+        path: Or `server`.
+        site: The lines of our code that led to it, the innermost first; "" if they are not traced.
+        names: A hash of the names in the directory at that moment.
+    """
 
     call: str
     path: str
+    site: str = field(default="", compare=False)
+    names: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{self.call} {self.path}"
@@ -161,6 +176,7 @@ class Runner:
         directory: Only steps below it count, and those towards servers.
         outside: Where the runs' output goes; not below `directory`.
         with_reads: Whether opening, listing and examining files are steps, too.
+        exposed: What others can change; if any, steps have a site and names.
         patience: Seconds before a run counts as stuck.
     """
 
@@ -170,6 +186,7 @@ class Runner:
         outside: Path,
         *,
         with_reads: bool = False,
+        exposed: Path | None = None,
         patience: float = _PATIENCE_SECONDS,
     ) -> None:
         self._preload = os.environ.pop("LD_PRELOAD")  # servers that we start go without it
@@ -179,6 +196,7 @@ class Runner:
         self._control.directory = os.fsencode(directory)
         self._control.capacity = _TRACE_BYTES
         self._control.reads = with_reads
+        self._control.exposed = os.fsencode(exposed) if exposed else b""
         self._outside = outside
         self._patience = patience
 
@@ -216,6 +234,7 @@ class Runner:
         control.second = fault.second if fault else 0
         control.waits = of_two_users
         control.doomed = control.fired = control.resume = control.taken = control.used = 0
+        control.stale = 1
         control.struck = b""
         streams = [self._outside / name for name in ("out", "err")]
         sys.stdout.flush()
@@ -304,8 +323,7 @@ def _orphans(group: int) -> str:
 
 
 def _step(line: str) -> Step:
-    call, _, path = line.partition("\t")
-    return Step(call, path)
+    return Step(*line.split("\t"))
 
 
 def _compiler() -> str | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from proof.faults import Fault, Mode, Step
 
@@ -13,6 +16,10 @@ _CODES = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS)
 _FOR_EVER = (errno.ENOSPC, errno.EROFS)
 _EDGE = 2  # of a run of alike steps, so many at each end
 _INNER = 4  # and so many between
+_LINES = 2  # of the code that led to a step, so many count, those of `beneath` apart
+_DEPTH = 3  # below so many directories of the arena, only the end of a name counts
+_BENEATH = "fs/beneath.py:"
+_DRAWN = re.compile(r"\d{8}T\d{6,12}Z(-[0-9a-f]{4,6}\b)?|[0-9a-f]{8,}|\d+")
 
 
 def thinned(steps: Sequence[Step], seed: int) -> list[int]:
@@ -39,6 +46,37 @@ def thinned(steps: Sequence[Step], seed: int) -> list[int]:
             }
         )
     return chosen
+
+
+def distinct(
+    steps: Sequence[Step], numbers: Sequence[int], arena: Path, met: Path, *, by_names: bool
+) -> Iterator[int]:
+    """Yield the steps that differ from all that any process has met in any command.
+
+    Alike are the same call at the same lines of code on the same kind of path.
+
+    Args:
+        met: A directory that the processes share.
+        by_names: Alike are only those at which also the same kinds of names are there.
+    """
+    for number in numbers:
+        step = steps[number - 1]
+        lines = [line for line in step.site.split() if not line.startswith(_BENEATH)][:_LINES]
+        parts = [step.call, *lines, _kind(step.path, arena), step.names if by_names else ""]
+        mark = met / hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        try:  # the first process that makes the file takes the step
+            mark.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        yield number
+
+
+def _kind(path: str, arena: Path) -> str:
+    """Return a path without what differs from run to run, and from file to file."""
+    parts = path.removeprefix(f"{arena}/").split("/")
+    if len(parts) > _DEPTH:
+        parts[_DEPTH:] = ["*" + Path(parts[-1]).suffix]
+    return _DRAWN.sub("#", "/".join(parts))
 
 
 def plan(

@@ -5,6 +5,9 @@
  * or sends to a server. The control block is a file that all processes of a run map, so their steps
  * are numbered together; only the process group that it names is counted. `faults.py` lays it out.
  *
+ * With `exposed`, a traced step has the lines of Python that led to it, and a hash of the names that
+ * are below that folder at that moment.
+ *
  * Not seen: stores into mapped memory (SQLite's -shm, which is scratch) and raw system calls, but
  * for openat2, which libc does not have.
  */
@@ -45,14 +48,18 @@ struct control {           /* the same layout as faults.Control */
   int reads;               /* whether opening, listing and examining files are steps, too */
   int waits;               /* whether the harness kills, because processes belong to several users */
   int doomed;              /* it is to */
+  int stale;               /* the names may have changed since `names` */
+  int padding;
   long target;             /* the step that it strikes, from 1 */
   long second;             /* ATTACK: another step that it strikes; 0 for none */
   long taken;              /* steps so far */
   long used;               /* bytes of the trace */
   long room;
+  unsigned long names;     /* a hash of the names below `exposed` */
   char folder[512];
-  char struck[1024];       /* the step that it struck */
-  char trace[];            /* lines: call, path */
+  char exposed[512];       /* what others can change; if any, the trace shows sites and names */
+  char struck[2048];       /* the step that it struck */
+  char trace[];            /* lines: call, path; with `exposed` also the code and the names */
 };
 
 static struct control *control;
@@ -135,27 +142,137 @@ static void be_attacked(int turn) {
   errno = kept;
 }
 
+#define NEXT(name) ({ static __typeof__(&name) found; \
+  if (!found) found = (__typeof__(&name))dlsym(RTLD_NEXT, #name); found; })
+
+/* What differs from run to run in a name (digits, and words of 8 hex digits and more) counts once. */
+static unsigned long hash_of(unsigned long hash, const char *name) {
+  while (*name) {
+    size_t hex = strspn(name, "0123456789abcdef"), digits = strspn(name, "0123456789");
+    size_t alike = hex >= 8 ? hex : digits;
+    hash = (hash ^ (unsigned char)(alike ? '#' : *name)) * 1099511628211UL;
+    name += alike ? alike : 1;
+  }
+  return hash;
+}
+
+enum { SEEN = 4096 };
+
+/* Collect the hashes of the kinds of names below a directory. Alike, from the third level on, are
+ * names with the same end below the same two directories. `plans.distinct` has paths like this, too. */
+static int names_below(const char *path, int depth, unsigned long above, unsigned long *seen, int count) {
+  struct entry { unsigned long inode; long at; unsigned short length; unsigned char type; char name[]; };
+  char entries[8192] __attribute__((aligned(8))), below[PATH_MAX];
+  int folder = NEXT(openat)(AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  if (folder < 0) return count;
+  for (long read; (read = NEXT(syscall)(SYS_getdents64, folder, entries, sizeof entries)) > 0;)
+    for (long at = 0; at < read;) {
+      struct entry *entry = (struct entry *)(entries + at);
+      at += entry->length;
+      if (!strcmp(entry->name, ".") || !strcmp(entry->name, "..")) continue;
+      const char *end = strrchr(entry->name, '.'), *shown = depth < 2 ? entry->name : end ? end : "";
+      unsigned long hash = hash_of((above ^ '/') * 1099511628211UL, shown), kind = hash + entry->type;
+      int known = 0;
+      while (known < count && seen[known] != kind) known++;
+      if (known == count && count < SEEN) seen[count++] = kind;
+      if (entry->type != DT_DIR) continue;
+      snprintf(below, sizeof below, "%s/%s", path, entry->name);
+      count = names_below(below, depth + 1, depth < 2 ? hash : above, seen, count);
+    }
+  close(folder);
+  return count;
+}
+
+static unsigned long names_now(void) {
+  unsigned long seen[SEEN], sum = 0;
+  int count = names_below(control->exposed, 0, 0, seen, 0);
+  while (count--) sum += seen[count] * 0x9e3779b97f4a7c15UL;
+  return sum;
+}
+
+/* The lines of our Python that led here, the innermost first. Python has no header here. */
+static void site_of(char *text, size_t room) {
+  typedef void *(*getter)(void *);
+  static int is_found;
+  static int (*ensure)(void), (*line_of)(void *), (*is_initialized)(void);
+  static void (*release)(int), (*forget)(void *), *(*frame_now)(void);
+  static getter code_of, back_of;
+  static void *(*attribute)(void *, const char *);
+  static const char *(*characters)(void *);
+  if (!is_found) {
+    is_found = 1;
+    is_initialized = dlsym(RTLD_DEFAULT, "Py_IsInitialized");
+    ensure = dlsym(RTLD_DEFAULT, "PyGILState_Ensure");
+    release = dlsym(RTLD_DEFAULT, "PyGILState_Release");
+    frame_now = dlsym(RTLD_DEFAULT, "PyEval_GetFrame");
+    line_of = dlsym(RTLD_DEFAULT, "PyFrame_GetLineNumber");
+    code_of = dlsym(RTLD_DEFAULT, "PyFrame_GetCode");
+    back_of = dlsym(RTLD_DEFAULT, "PyFrame_GetBack");
+    forget = dlsym(RTLD_DEFAULT, "Py_DecRef");
+    attribute = dlsym(RTLD_DEFAULT, "PyObject_GetAttrString");
+    characters = dlsym(RTLD_DEFAULT, "PyUnicode_AsUTF8");
+  }
+  text[0] = 0;
+  if (!ensure || !back_of || !is_initialized || !is_initialized()) return;
+  size_t used = 0;
+  int state = ensure();
+  void *frame = frame_now(); /* borrowed */
+  for (int depth = 0; frame; depth++) {
+    void *code = code_of(frame), *name = attribute(code, "co_filename");
+    const char *path = name ? characters(name) : "", *ours = strstr(path, "/sagewai_ops/");
+    if (!ours) ours = strstr(path, "/commands/");
+    if (ours && used + 1 < room) {
+      const char *last = strrchr(ours, '/');
+      while (last > ours && last[-1] != '/') last--;
+      int added = snprintf(text + used, room - used, "%s:%d ", last, line_of(frame));
+      used = used + added < room ? used + added : room - 1;
+    }
+    if (name) forget(name);
+    forget(code);
+    void *back = back_of(frame);
+    if (depth) forget(frame);
+    frame = back;
+  }
+  release(state);
+}
+
+static int changes_names(const char *call) {
+  static const char *const calls[] = {"create", "mkdir", "rename", "symlink", "link", "unlink",
+                                      "rmdir", NULL};
+  for (int at = 0; calls[at]; at++) if (!strcmp(call, calls[at])) return 1;
+  return 0;
+}
+
+/* Describe a step as a line without its end. */
+static int describe(char *line, size_t room, const char *call, const char *path) {
+  char site[1024] = "";
+  if (!control->exposed[0]) return snprintf(line, room, "%s\t%s", call, path);
+  int kept = errno;
+  if (__atomic_exchange_n(&control->stale, 0, __ATOMIC_SEQ_CST))
+    control->names = names_now();
+  site_of(site, sizeof site);
+  errno = kept;
+  return snprintf(line, room, "%s\t%s\t%s\t%lx", call, path, site, control->names);
+}
+
 /* Number a step. Gives 0 where it is none, -1 where it fails with errno, else what `after` takes:
  * 1 to go on, 2 to be killed after it, 3 to be killed in the middle of it. */
 static int before(const char *call, const char *path) {
   long number = __atomic_add_fetch(&control->taken, 1, __ATOMIC_SEQ_CST);
   int is_server_step = !strcmp(call, "send");
   if (control->mode == COUNT) {
-    long length = strlen(call) + strlen(path) + 2;
+    char line[PATH_MAX + 2048];
+    long length = describe(line, sizeof line, call, path) + 1;
     long at = __atomic_fetch_add(&control->used, length, __ATOMIC_SEQ_CST);
-    if (at + length < control->room) {
-      char *line = control->trace + at;
-      size_t name = strlen(call);
-      memcpy(line, call, name);
-      line[name] = '\t';
-      memcpy(line + name + 1, path, strlen(path));
-      line[length - 1] = '\n';
-    }
+    line[length - 1] = '\n';
+    if (at + length < control->room) memcpy(control->trace + at, line, length);
+    if (changes_names(call)) control->stale = 1;
     return 1;
   }
   if (control->mode == ATTACK) {
     if (number != control->target && number != control->second) return 1;
-    snprintf(control->struck, sizeof control->struck, "%s\t%s", call, path);
+    control->stale = 1;
+    describe(control->struck, sizeof control->struck, call, path);
     be_attacked(__atomic_add_fetch(&control->fired, 1, __ATOMIC_SEQ_CST));
     return 1;
   }
@@ -180,8 +297,6 @@ static void after(int what) {
   if (what >= 2) die();
 }
 
-#define NEXT(name) ({ static __typeof__(&name) found; \
-  if (!found) found = (__typeof__(&name))dlsym(RTLD_NEXT, #name); found; })
 #define ON_PATH(call, folder, name) ({ char full_[PATH_MAX]; \
   is_on() && path_at(folder, name, full_) && is_watched(full_) ? before(call, full_) : 0; })
 #define ON_FILE(call, descriptor) ({ char full_[PATH_MAX]; \
