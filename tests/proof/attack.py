@@ -545,10 +545,9 @@ def _kind(violation: str) -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.set_defaults(sample=4)
     parser.add_argument("--every", dest="sample", action="store_const", const=0)
-    parser.add_argument(
-        "--sample", type=int, metavar="N", default=4, help="attacks on each command"
-    )
+    parser.add_argument("--sample", type=int, metavar="N", help="attacks on each command")
     parser.add_argument("--distinct", default="", choices=DISTINCT)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument(
