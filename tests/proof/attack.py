@@ -23,6 +23,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import math
 import os
 import random
 import shutil
@@ -102,6 +103,7 @@ class Count:
     name: str
     steps: int = 0
     distinct: int = 0
+    planned: int = 0
     attacks: int = 0
     struck: int = 0
     replaced: int = 0
@@ -118,6 +120,7 @@ class Siege:
         at: The call or path of the steps.
         share: The K-th of N parts of all attacks on a case.
         distinct: By what steps differ of which only one is attacked, of DISTINCT.
+        minutes: After so many, attacks are planned but not made.
     """
 
     def __init__(
@@ -129,6 +132,7 @@ class Siege:
         at: str = "",
         share: tuple[int, int] = (1, 1),
         distinct: str = "",
+        minutes: float = math.inf,
     ) -> None:
         arena = directory / "arena"
         arena.mkdir()
@@ -136,6 +140,7 @@ class Siege:
         self._met = directory.parent / "met"
         self._met.mkdir(exist_ok=True)
         self._distinct = distinct
+        self._deadline = time.monotonic() + minutes * 60
         self._kinds = kinds
         self._at = at
         self._share = share
@@ -177,7 +182,11 @@ class Siege:
             is_used = any(step.path.startswith(str(self._vault)) for step in steps)
             if is_used or not vault:
                 count.steps += len(steps)
-                for attack in self._planned(case, steps, vault, choose, seed, count):
+                planned = self._planned(case, steps, vault, choose, seed, count)
+                count.planned += len(planned)
+                for attack in planned:
+                    if time.monotonic() > self._deadline:
+                        break
                     world.reset(prepared)
                     case.begin(world, self._proof)
                     self._run_attack(case, world, attack, keys, exposed, count)
@@ -488,6 +497,7 @@ def _part(options: argparse.Namespace) -> int:
             at=options.at,
             share=options.share,
             distinct=options.distinct,
+            minutes=options.minutes,
         )
         # What several do is attacked in the one that takes least time.
         cases.sort(key=lambda case: (not case.is_idle, case.takes_snapshot, case.has_verdicts))
@@ -495,7 +505,7 @@ def _part(options: argparse.Namespace) -> int:
             counts.append(siege.attack(case, choose, options.seed))
             if options.verbose:
                 count = counts[-1]
-                words = f"{count.name}: {count.attacks} attacks, {count.seconds} s"
+                words = f"{count.name}: {count.attacks} of {count.planned}, {count.seconds} s"
                 print(words, *count.violations, sep="\n  ", file=sys.stderr, flush=True)
     write_counts(directory, [asdict(count) for count in counts])
     return 0
@@ -504,11 +514,11 @@ def _part(options: argparse.Namespace) -> int:
 def _report(counts: list[Count], seconds: float, options: argparse.Namespace) -> int:
     order = {case.name: number for number, case in enumerate(CASES)}
     counts.sort(key=lambda count: order.get(count.name, 0))
-    heads = ("steps", "distinct", "attacks", "struck", "replaced", "broken")
+    heads = ("steps", "distinct", "planned", "attacks", "struck", "replaced", "broken")
     print(f"{'command':<38}" + "".join(f"{name:>9}" for name in heads))
     for count in counts:
         print(
-            f"{count.name:<38}{count.steps:>9}{count.distinct:>9}{count.attacks:>9}{count.struck:>9}"
+            f"{count.name:<38}{count.steps:>9}{count.distinct:>9}{count.planned:>9}{count.attacks:>9}{count.struck:>9}"
             f"{count.replaced:>9}{len(count.violations):>9}"
         )
     broken = [text for count in counts for text in count.violations]
@@ -516,6 +526,7 @@ def _report(counts: list[Count], seconds: float, options: argparse.Namespace) ->
         "commands": len(counts),
         "steps": sum(count.steps for count in counts),
         "distinct": sum(count.distinct for count in counts),
+        "planned": sum(count.planned for count in counts),
         "attacks": sum(count.attacks for count in counts),
         "struck": sum(count.struck for count in counts),
         "replaced": sum(count.replaced for count in counts),
@@ -548,6 +559,7 @@ def _options() -> argparse.Namespace:
     parser.set_defaults(sample=4)
     parser.add_argument("--every", dest="sample", action="store_const", const=0)
     parser.add_argument("--sample", type=int, metavar="N", help="attacks on each command")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="for attacks")
     parser.add_argument("--distinct", default="", choices=DISTINCT)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument(
