@@ -31,7 +31,7 @@ from sagewai_ops.archive.reader import (
     EntryChecks,
 )
 from sagewai_ops.errors import DamagedError, LockedError, NotFoundError, OpsError
-from sagewai_ops.fs import locks
+from sagewai_ops.fs import beneath, locks
 
 # In the format of `sha256sum`; a snapshot contains no file of a home with such a name.
 SUM_NAME = ".sagewai-ops-manifest.sha256"
@@ -215,7 +215,7 @@ def is_mirror(root: Path) -> bool:
 def read_mirror_header(root: Path) -> Header | None:
     """Read the header of a mirror; None if the directory is not one or cannot be read."""
     try:
-        with open(root / HEADER_NAME, "rb") as stream:
+        with open(beneath.open_file(root / HEADER_NAME), "rb") as stream:
             return decode_header(stream.read(MAX_HEADER_BYTES))
     except (OSError, OpsError):
         return None

@@ -482,7 +482,7 @@ def _open_source(item: ScanItem, copy: DatabaseCopy | None) -> BinaryIO | None:
     if item.type in ("folder", "link"):
         return None
     if copy:
-        return open(copy.path, "rb", buffering=0)
+        return open(beneath.open_file(copy.path), "rb", buffering=0)
     # The scan resolved followed links: a link here was created since.
     return open(beneath.open_file(item.source), "rb", buffering=0)
 

@@ -1,16 +1,25 @@
 """The user whose rights a command takes: root works on another user's home as that user."""
 
+import _thread
 import contextlib
 import os
+import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sagewai_ops.cli.settings import Settings
-from sagewai_ops.errors import NotFoundError, OpsError, PermissionDeniedError, UsageError
+from sagewai_ops.errors import (
+    DamagedError,
+    NotFoundError,
+    OpsError,
+    PermissionDeniedError,
+    UsageError,
+)
 from sagewai_ops.fs.free_space import nearest_existing
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import locate
@@ -25,6 +34,8 @@ if TYPE_CHECKING:
 _WITHOUT_HOME = ("schedule ", "config ")
 _TO = ("restore", "snapshots extract")
 _SNAPSHOTS = "snapshots "
+_PAUSE_SECONDS = 2.0  # between two looks at a child
+_STOPPED_TURNS = 5
 
 
 def find_acting(
@@ -80,13 +91,21 @@ def settings_of(settings: Settings, account: "Account") -> Settings:
     return replace(settings, home_option=home.named, environment=environment)
 
 
-def run_in_child(account: "Account", grant: "Grant", work: Callable[[], Any]) -> Any:
+def run_in_child(
+    account: "Account",
+    grant: "Grant",
+    work: Callable[[], Any],
+    subject: str,
+    describe: Callable[[OpsError], Any],
+) -> Any:
     """Run a function in a child process with a user's rights, and serve it with one's own.
 
     Args:
         grant: What this process does for the child.
         work: Its result is a value of JSON. It begins with root's rights: `become` is its first
             step, so that a failure is reported as any other.
+        subject: The path of what it works on.
+        describe: Report an error that ends the child and return the result instead.
 
     Returns:
         The result; None if it raised, which the child has printed.
@@ -104,8 +123,9 @@ def run_in_child(account: "Account", grant: "Grant", work: Callable[[], Any]) ->
     child = os.fork()
     if not child:
         ours.close()
-        _run(theirs, grant, work)
+        _run(theirs, grant, work, subject, describe)
     theirs.close()
+    _thread.start_new_thread(_end_stopped, (child,))
     with ours, forward_signals(child):
         result = serve(ours, grant)
         _pid, status = os.waitpid(child, 0)
@@ -117,22 +137,59 @@ def run_in_child(account: "Account", grant: "Grant", work: Callable[[], Any]) ->
     return result
 
 
-def _run(connection: socket.socket, grant: "Grant", work: Callable[[], Any]) -> None:
+def _end_stopped(child: int) -> None:
+    """End a child that stays stopped: its user may stop it, and root's process waits for it.
+
+    At a terminal, the two are stopped and continued together.
+    """
+    turns = 0
+    with contextlib.suppress(ChildProcessError, ProcessLookupError, AttributeError):
+        while turns < _STOPPED_TURNS:
+            time.sleep(_PAUSE_SECONDS)
+            found = os.waitid(os.P_PID, child, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
+            turns = turns + 1 if found else 0
+        os.kill(child, signal.SIGKILL)
+
+
+def _run(
+    connection: socket.socket,
+    grant: "Grant",
+    work: Callable[[], Any],
+    subject: str,
+    describe: Callable[[OpsError], Any],
+) -> None:
     """Run the child's part; does not return."""
     from sagewai_ops.fs.monitor import connect
+    from sagewai_ops.process.pipe_watch import watch_pipes
 
     status = 1
     try:
         finish = connect(connection, grant)
+
+        def give_up(path: str) -> None:
+            """End this process: root's waits for it, and the user could make that endless."""
+            error = DamagedError(
+                f"{path or subject}: {'' if path else 'a file '}replaced by a pipe during the run",
+                hint=f"find {shell_word(path or subject)} -type p",
+            )
+            finish(describe(error))
+            _flush_output()
+            os._exit(error.exit_code)
+
+        watch_pipes(give_up)
         finish(work())
         status = 0
     except BaseException:  # noqa: BLE001 - this process ends here
         sys.excepthook(*sys.exc_info())
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                stream.flush()
+        _flush_output()
         os._exit(status)
+
+
+def _flush_output() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
 
 
 def _find_owner(

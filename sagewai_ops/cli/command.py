@@ -331,7 +331,10 @@ def _execute(
             become(found[0])
             return body(replace(run, settings=acting.settings_of(run.settings, found[0])))
 
-        answer = acting.run_in_child(*found, lambda: work(body_of_child))
+        def describe(error: OpsError) -> _Ended:
+            return _Ended(report_error(run, error), None, run.terminal.messages)
+
+        answer = acting.run_in_child(*found, lambda: work(body_of_child), _home_of(run), describe)
     except OpsError as error:
         return _Ended(report_error(run, error), None, run.terminal.messages)
     return _Ended(*answer) if answer else _Ended(OpsError.exit_code)

@@ -23,7 +23,7 @@ from sagewai_ops.archive.age import (
     temporary_identity,
 )
 from sagewai_ops.errors import DamagedError, NotFoundError, OpsError, TargetBusyError, UsageError
-from sagewai_ops.fs import atomic
+from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.given_files import resolve_given_path
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import Home
@@ -190,8 +190,13 @@ def _write_verified(
         resolved,
         content,
         mode=atomic.PRIVATE_FILE,
-        verify=lambda file: _verify(path, decode(file.read_bytes()), escrow),
+        verify=lambda file: _verify(path, decode(_read(file)), escrow),
     )
+
+
+def _read(file: Path) -> bytes:
+    with open(beneath.open_file(file), "rb") as stream:
+        return stream.read()
 
 
 def _verify(path: Path, content: bytes, escrow: Escrow) -> None:

@@ -20,6 +20,7 @@ from sagewai_ops.database.sqlite.read_transaction import (
 )
 from sagewai_ops.database.url import PostgresUrl, resolve
 from sagewai_ops.errors import OpsError, PermissionDeniedError
+from sagewai_ops.fs import beneath
 from sagewai_ops.home.paths import LEGACY_PLACES, Home, Kind, kind_of
 from sagewai_ops.home.state_files import (
     DOCUMENT_NAMES,
@@ -174,7 +175,12 @@ def copied_values(copies: Mapping[str, Path]) -> Iterator[SealedValue]:
         OSError: One is not readable.
     """
     for place, path in copies.items():
-        yield from in_copy(place, path.read_bytes())
+        yield from in_copy(place, _read(path))
+
+
+def _read(path: Path) -> bytes:
+    with open(beneath.open_file(path), "rb") as stream:
+        return stream.read()
 
 
 def _contents(home: Home) -> dict[str, bytes]:
@@ -182,7 +188,7 @@ def _contents(home: Home) -> dict[str, bytes]:
     contents = {}
     for place, path in find_old_copies(home).items():
         with contextlib.suppress(OSError):
-            contents[place] = path.read_bytes()
+            contents[place] = _read(path)
     return contents
 
 

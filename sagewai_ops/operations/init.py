@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sagewai_ops.database.sqlite.connect import open_regular
 from sagewai_ops.database.sqlite.read_transaction import MAGIC, resolve_database
 from sagewai_ops.errors import OpsError, UsageError
 from sagewai_ops.fs import atomic, locks
@@ -154,7 +155,10 @@ def _key(
 def _problems(database: Path) -> Iterator[str]:
     """Check the first bytes of the database; opening it with SQLite would create side files."""
     try:
-        with translate_os_errors(database), open(resolve_database(database), "rb") as stream:
+        with (
+            translate_os_errors(database),
+            open(open_regular(resolve_database(database)), "rb") as stream,
+        ):
             begin = stream.read(len(MAGIC))
     except OpsError as error:
         yield f"{error.message}; not changed"

@@ -22,7 +22,7 @@ from sagewai_ops.database.sqlite.moment import open_moment
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import OpsError
-from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.home.fleet import fleet_organisation
 from sagewai_ops.home.paths import ADMIN_STATE, Home, require
 from sagewai_ops.home.server_record import resolve_database
@@ -191,7 +191,8 @@ def _fleet_rows(home: Home) -> dict[str, int]:
     """Return the number of rows that belong to the legacy path of the state, by table."""
     administrator = ""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        state = json.loads((home.root / _STATE_NAME).read_bytes())
+        with open(beneath.open_file(home.root / _STATE_NAME), "rb") as stream:
+            state = json.load(stream)
         administrator = str((state.get("admin") or {}).get("id") or "")
     organisations = {
         fleet_organisation(home.root / _STATE_NAME, name) for name in (administrator, "")

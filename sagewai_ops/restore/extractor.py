@@ -233,7 +233,7 @@ def _check_sidecars(target: Path, sidecars: Sequence[str], *, is_strict: bool) -
     for path in sidecars:
         database = target / path[: path.rindex("-")]
         try:
-            descriptor = os.open(database, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = beneath.open_file(database)
         except OSError:
             continue  # not in the archive, or not a file
         with open(descriptor, "rb") as file:

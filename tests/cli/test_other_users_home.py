@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from program import COMMAND, call, run
+from sagewai_ops.cli import acting
+from sagewai_ops.errors import OpsError
+from sagewai_ops.fs.monitor import Grant
+from sagewai_ops.process.privileges import Account
 from unprivileged import NO_USER, reachable_directory, unprivileged
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root works on another user's home")
@@ -244,6 +250,15 @@ def test_end_of_the_process_of_the_owner_is_an_error(place: Path, home: Path) ->
     assert len(os.listdir(place / "safe")) == 2
 
 
+def test_stop_of_the_process_of_the_owner_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its user can stop it, and would keep root's process, and its locks, for ever."""
+    monkeypatch.setattr(acting, "_PAUSE_SECONDS", 0.02)
+    account = Account(NO_USER, NO_USER, ())
+
+    with pytest.raises(OpsError, match="ended by signal 9"):
+        acting.run_in_child(account, Grant(), lambda: os.kill(os.getpid(), signal.SIGSTOP), "", str)
+
+
 @pytest.mark.parametrize("name", ["home", "safe"])
 def test_links_of_the_user_lend_no_rights_of_root(place: Path, home: Path, name: str) -> None:
     """Neither the home nor the snapshot directory that root names is led elsewhere."""
@@ -282,3 +297,52 @@ def test_snapshots_next_to_where_a_users_link_leads_are_not_read(place: Path, ho
 
     assert answer.code != 0
     assert not (place / "user/copy").exists()
+
+
+_WITH_A_PIPE = """
+import os, sys
+from sagewai_ops.cli import main
+from sagewai_ops.database.sqlite import connect
+from sagewai_ops.process import pipe_watch
+
+pipe_watch._PAUSE_SECONDS = 0.02
+mode, check = int(sys.argv.pop(1), 8), connect.check_sidecars
+
+def replace(path):
+    check(path)
+    if not os.path.exists(f"{path}.away"):
+        os.rename(path, f"{path}.away")
+        os.mkfifo(path)
+        os.chmod(path, mode)
+
+connect.check_sidecars = replace
+main.main()
+"""
+
+
+def _waits_are_shown() -> bool:
+    """Return whether the kernel shows what a thread waits for."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/self/wchan").read_text() != ""
+    return False
+
+
+@pytest.mark.skipif(not _waits_are_shown(), reason="no /proc/PID/wchan")
+@pytest.mark.parametrize("mode", [0o600, 0o400])
+def test_pipe_of_the_owner_does_not_stop_root(place: Path, home: Path, mode: int) -> None:
+    """SQLite waits at a pipe for ever; root's process, which waits for it, reports the pipe."""
+    words = (f"{mode:o}", "--home", str(home), "backup", "--snapshots", str(place / "safe"))
+
+    done = subprocess.run(
+        [sys.executable, "-c", _WITH_A_PIPE, *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 16, done.stderr
+    error, hint = done.stderr.splitlines()
+    assert "sagewai.db: " in error or f"{home}: " in error
+    assert "pipe" in error
+    assert hint.startswith("sagewai-ops: hint: ")

@@ -12,7 +12,10 @@ from sagewai_ops.database.sqlite import connect
 from sagewai_ops.database.sqlite.connect import check_sidecars, open_connection, super_journal
 from sagewai_ops.database.sqlite.integrity import check_integrity
 from sagewai_ops.database.sqlite.online_copy import copy_database
-from sagewai_ops.database.sqlite.read_transaction import open_read_transaction
+from sagewai_ops.database.sqlite.read_transaction import (
+    from_database_error,
+    open_read_transaction,
+)
 from sagewai_ops.database.sqlite.schema_objects import find_unexpected, stored_columns
 from sagewai_ops.database.sqlite.write_transaction import open_write_transaction
 from sagewai_ops.errors import DamagedError
@@ -45,6 +48,26 @@ def _write_journal(database: Path, victim: bytes) -> None:
     tail = struct.pack(">I", 0x40000000 // 4096 + 1) + victim
     tail += struct.pack(">II", len(victim), sum(victim)) + _MAGIC
     database.with_name(database.name + "-journal").write_bytes(head + tail)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("suffix", ["", "-journal"])
+def test_pipe_in_the_place_of_a_file_does_not_block(database: Path, suffix: str) -> None:
+    """SQLite itself would wait for a process that writes to it."""
+
+    def read() -> None:
+        connection = None if suffix == "" else open_connection(database)
+        database.with_name(database.name + suffix).unlink(missing_ok=True)
+        os.mkfifo(f"{database}{suffix}")
+        with closing(connection or open_connection(database)) as opened:
+            opened.execute("SELECT * FROM t").fetchall()
+
+    with pytest.raises(sqlite3.Error, match="I/O") as caught:
+        read()
+    error = from_database_error(caught.value, database)
+
+    assert isinstance(error, DamagedError)
+    assert error.message == f"database {database}: {database.name}{suffix} is a pipe"
 
 
 def test_journal_with_a_super_journal_is_refused(database: Path) -> None:

@@ -9,6 +9,10 @@ A database may have been written by anyone, so its schema is not trusted. On eac
   limited, so that an expression of the schema cannot allocate gigabytes;
 - the thread's processor time is limited by the size of the database.
 
+SQLite opens its files by their paths and waits at a pipe for ever. The user of a home can put one
+there at any moment, so the files of open connections are watched: a pipe is opened from the other
+side, which ends the wait, and the connection fails.
+
 A rollback journal that names a super-journal is refused before SQLite sees it: SQLite deletes the
 file of that name when it rolls such a journal back.
 """
@@ -16,6 +20,7 @@ file of that name when it rolls such a journal back.
 from __future__ import annotations
 
 import _thread
+import errno
 import fcntl
 import os
 import sqlite3
@@ -101,19 +106,24 @@ def open_connection(
     more = {"immutable": "1"} if is_immutable else {}
     if vfs:
         more["vfs"] = vfs
-    connection = sqlite3.connect(
-        database_uri(path, mode=mode, **more),
-        uri=True,
-        timeout=timeout,
-        isolation_level=None,
-        check_same_thread=check_same_thread,
-        factory=Connection,
-    )
+    opening = object()
+    _watch.add(opening, path)
+    try:
+        connection = sqlite3.connect(
+            database_uri(path, mode=mode, **more),
+            uri=True,
+            timeout=timeout,
+            isolation_level=None,
+            check_same_thread=check_same_thread,
+            factory=Connection,
+        )
+    finally:
+        _watch.remove(opening)
     try:
         _distrust_schema(connection)
         size_bytes = stored_bytes(path)
         _limit_memory(connection, size_bytes)
-        _watch.add(connection, max(limit_seconds(size_bytes), least_seconds))
+        _watch.add(connection, path, max(limit_seconds(size_bytes), least_seconds))
     except BaseException:
         connection.close()
         raise
@@ -206,6 +216,19 @@ def has_locks(path: Path) -> bool:
     return True
 
 
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Open a file of a database; a link or a pipe in its place is not opened, and does not block.
+
+    Raises:
+        OSError: The system refused, or it is not a regular file.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return descriptor
+
+
 def stored_bytes(path: Path) -> int:
     """Return the size of a database and its `-wal` in bytes."""
     total = 0
@@ -261,31 +284,33 @@ def _limit_memory(connection: sqlite3.Connection, size_bytes: int) -> None:
 
 
 class _Watch:
-    """Interrupt connections whose thread has used up its processor time.
+    """Interrupt connections whose thread has used up its processor time, or waits at a pipe.
 
     From a thread of its own, because SQLite's progress handler would need Python's lock often.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._limits: dict[int, tuple[Connection, int, float]] = {}
+        self._limits: dict[int, tuple[object, Path, int | None, float]] = {}
         self._is_running = False
 
-    def add(self, connection: Connection, seconds: float) -> None:
-        """Watch a connection that the calling thread uses."""
-        clock = _thread_clock()
-        if clock is None:
-            return
+    def add(self, connection: object, path: Path, seconds: float = 0.0) -> None:
+        """Watch a connection that the calling thread uses, or that it opens.
+
+        Args:
+            seconds: Of processor time, for a connection.
+        """
+        clock = _thread_clock() if seconds else None
         with self._lock:
-            limit = time.clock_gettime(clock) + seconds
-            self._limits[id(connection)] = (connection, clock, limit)
+            limit = time.clock_gettime(clock) + seconds if clock is not None else 0.0
+            self._limits[id(connection)] = (connection, path, clock, limit)
             if not self._is_running:
                 # Not `threading.Thread`: a signal during its `start` leaves a message on stderr.
                 self._is_running = True
                 _thread.start_new_thread(self._run, ())
 
-    def remove(self, connection: Connection) -> None:
-        """Stop watching a connection."""
+    def remove(self, connection: object) -> None:
+        """Stop watching it."""
         with self._lock:
             self._limits.pop(id(connection), None)
 
@@ -293,14 +318,27 @@ class _Watch:
         while True:
             time.sleep(_PAUSE_SECONDS)
             with self._lock:
-                for connection, clock, limit in self._limits.values():
+                for connection, path, clock, limit in self._limits.values():
+                    _end_wait(path)
                     with suppress(OSError, sqlite3.Error):  # the thread has ended
-                        if time.clock_gettime(clock) > limit:
+                        if (
+                            clock is not None
+                            and isinstance(connection, Connection)
+                            and time.clock_gettime(clock) > limit
+                        ):
                             connection.is_stopped = True
                             connection.interrupt()
                 if not self._limits:
                     self._is_running = False
                     return
+
+
+def _end_wait(path: Path) -> None:
+    """End the wait of a thread that opens a pipe in the place of a database or of its sidecar."""
+    for suffix in ("", *SIDECARS):
+        with suppress(OSError):
+            if stat.S_ISFIFO(os.lstat(name := f"{path}{suffix}").st_mode):
+                os.close(os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
 
 
 def _thread_clock() -> int | None:

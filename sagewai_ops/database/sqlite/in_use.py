@@ -56,7 +56,7 @@ apple = sys.platform == "darwin"
 layout = "qqihh" if apple else "hhqqi"
 for path, first, size in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3]):
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         continue
     place = (int(first), int(size), 0)

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sagewai_ops.database.sqlite.connect import describe_limit, is_stopped
+from sagewai_ops.database.sqlite.connect import describe_limit, is_stopped, open_regular
 from sagewai_ops.database.sqlite.read_transaction import (
     call_while_running,
     quoted,
@@ -271,7 +271,7 @@ def _shadow_pattern(name: str, module: str) -> re.Pattern[str]:
 
 def _header(resolved: Path, shown: Path) -> _Header:
     """Read the header (fileformat2.html, section 1.3), which is readable when pages are not."""
-    with resolved.open("rb") as file:
+    with open(open_regular(resolved), "rb") as file:
         header = file.read(_HEADER_BYTES)
         size_bytes = file.seek(0, os.SEEK_END)
     if not header:

@@ -25,7 +25,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sagewai_ops.database.sqlite.connect import SIDECARS, check_sidecars, database_uri
+from sagewai_ops.database.sqlite.connect import (
+    SIDECARS,
+    check_sidecars,
+    database_uri,
+    open_regular,
+)
 from sagewai_ops.database.sqlite.raw_copy import (
     copy_blocks,
     copy_log,
@@ -187,7 +192,7 @@ def _copy_bytes(reader: ReadTransaction, main: int, target: Path, report: Progre
     second restart would need a checkpoint during the transaction.
     """
     progress = _in_pages(report, reader.page_size, reader.page_count)
-    with open(target, "r+b", buffering=0) as copy:
+    with open(open_regular(target, os.O_RDWR), "r+b", 0) as copy:
         copy_blocks(main, copy.fileno(), reader.path, progress)
     if reader.journal_mode != "wal":
         return
@@ -263,7 +268,7 @@ def _checkpoint(source: Path, target: Path) -> tuple[int, int]:
         sidecar(target, suffix).unlink(missing_ok=True)
     if page_count is None:
         return page_size, size_of(target) // page_size
-    descriptor = os.open(target, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = open_regular(target, os.O_RDWR)
     try:
         os.ftruncate(descriptor, page_size * page_count)  # it may be longer than its pages
     finally:
@@ -334,8 +339,8 @@ def _attribute_errors(source: Path, target: Path) -> Iterator[None]:
 
 
 def _flush(target: Path) -> None:
-    for path in (target, target.parent):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    for path, flags in ((target, os.O_NONBLOCK), (target.parent, os.O_DIRECTORY)):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
         try:
             beneath.sync(descriptor)
         finally:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from sagewai_ops.database.sqlite.connect import open_regular
 from sagewai_ops.database.sqlite.read_transaction import (
     SHARED_FIRST,
     SHARED_SIZE,
@@ -42,7 +43,7 @@ def copy_unlocked(source: Path, main: int, target: Path, report: Callable[[int],
         if abs(time.time_ns() - newest) < _SETTLED_NS:
             time.sleep(_SETTLED_NS / 1e9)
             continue
-        with _shared_lock(main), open(target, "r+b", buffering=0) as copy:
+        with _shared_lock(main), open(open_regular(target, os.O_RDWR), "r+b", 0) as copy:
             copy.truncate(0)
             copy_blocks(main, copy.fileno(), source, report)
             is_complete = all(
@@ -107,7 +108,7 @@ def header_page_size(main: int) -> int:
 def open_descriptor(path: Path) -> Iterator[int]:
     """Open a file for reading and yield its descriptor."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_regular(path)
     except OSError as error:
         raise from_database_error(error, path) from error
     try:

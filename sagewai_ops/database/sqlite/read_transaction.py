@@ -16,6 +16,7 @@ import fcntl
 import os
 import resource
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -24,10 +25,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sagewai_ops.database.sqlite.connect import (
+    SIDECARS,
     describe_limit,
     has_locks,
     is_stopped,
     open_connection,
+    open_regular,
     stored_bytes,
 )
 from sagewai_ops.errors import (
@@ -293,8 +296,16 @@ def from_database_error(error: OSError | sqlite3.Error, path: Path) -> OpsError:
     if "disk I/O error" in text:
         if reason := why_full(path, error):
             return NoSpaceError(f"{name}: {reason}")
+        if pipe := next(filter(_is_pipe, (path, *(sidecar(path, end) for end in SIDECARS))), None):
+            return DamagedError(f"{name}: {pipe.name} is a pipe", hint=f"ls -l {shell_word(pipe)}")
         return DamagedError(f"{name}: input/output error", hint="dmesg | tail")
     return DamagedError(f"{name}: {text}")
+
+
+def _is_pipe(path: Path) -> bool:
+    with suppress(OSError):
+        return stat.S_ISFIFO(os.lstat(path).st_mode)
+    return False
 
 
 def why_full(path: Path, error: sqlite3.Error) -> str:
@@ -388,7 +399,7 @@ def _describe(connection: sqlite3.Connection, resolved: Path) -> ReadTransaction
 
 def _is_wal(resolved: Path) -> bool:
     """Read the two version bytes of the header; only while nothing here has the file open."""
-    with resolved.open("rb") as file:
+    with open(open_regular(resolved), "rb") as file:
         header = file.read(20)
     return header[18:20] == b"\x02\x02"
 
@@ -399,7 +410,7 @@ def _remove_sidecars(resolved: Path, absent: tuple[str, ...]) -> None:
     if not created:
         return
     with suppress(OSError):  # locked by another process, or no longer writable: leave them
-        descriptor = os.open(resolved, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = open_regular(resolved, os.O_RDWR)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, SHARED_SIZE, SHARED_FIRST)
             for path in created:
