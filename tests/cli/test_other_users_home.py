@@ -12,7 +12,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyrage
 import pytest
+import zstandard
 
 from program import COMMAND, call, run
 from sagewai_ops.cli import acting
@@ -346,3 +348,31 @@ def test_pipe_of_the_owner_does_not_stop_root(place: Path, home: Path, mode: int
     assert "sagewai.db: " in error or f"{home}: " in error
     assert "pipe" in error
     assert hint.startswith("sagewai-ops: hint: ")
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o755])
+@pytest.mark.parametrize("name", ["config", "db", "secrets", "db/sagewai.db", "secrets/master.key"])
+def test_links_in_the_home_lead_to_nothing_of_roots(
+    place: Path, home: Path, name: str, mode: int
+) -> None:
+    """Sagewai follows links at these names; what is root's stays out, readable or not."""
+    (home / "config/connections.json").write_text('[{"name": "canary-of-root"}]')
+    key = (home / "secrets/master.key").read_bytes().strip()
+    (home / name).rename(place / "roots")
+    for path in (place / "roots", *(place / "roots").rglob("*")):
+        os.chown(path, 0, 0)
+        path.chmod(mode if path.is_dir() else mode & 0o666)
+    (home / name).symlink_to(place / "roots")
+    os.chown(home / name, NO_USER, NO_USER, follow_symlinks=False)
+    own = {"config": b"canary-of-root", "db": b"CREATE TABLE", "secrets": key}
+
+    identity = pyrage.x25519.Identity.generate()
+    words = ("--key", "sealed", "--recipient", identity.to_public())
+
+    answer = run("--home", home, "backup", "--snapshots", place / "safe", *words)
+
+    assert answer.code in (3, 12, 14, 16), answer.err
+    for archive in (place / "safe").glob("*.age"):
+        compressed = pyrage.decrypt(archive.read_bytes(), [identity])
+        content = zstandard.ZstdDecompressor().stream_reader(compressed, read_across_frames=True)
+        assert own[name.split("/")[0]] not in content.read()
