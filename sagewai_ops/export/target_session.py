@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -46,12 +46,8 @@ SELECT pg_catalog.current_setting('server_version_num')::int / 10000 AS major,
     WHERE n.nspname = pg_catalog.current_schema() AND c.relname = 'alembic_version'
       AND c.relkind IN ('r', 'p')) AS managed
 """
-# For one text format of values, rows in their stored order, and no timeouts.
-_SETTINGS = """
-SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO, MDY'; SET LOCAL extra_float_digits = 1;
-SET LOCAL synchronize_seqscans = off; SET LOCAL max_parallel_workers_per_gather = 0;
-SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0;
-"""
+# Rows in their stored order.
+_SETTINGS = "SET LOCAL synchronize_seqscans = off; SET LOCAL max_parallel_workers_per_gather = 0"
 _OTHERS = """
 SELECT coalesce(usename::text, '?') || ' (process ' || pid::text ||
        CASE WHEN application_name = '' THEN '' ELSE ', ' || application_name END || ')' AS session
@@ -114,94 +110,52 @@ async def open_session(url: PostgresUrl, purpose: str) -> AsyncIterator[Session]
         LockedError: Another export or upgrade is running.
         RemoteError, NotFoundError: It cannot be reached.
     """
-    with postgres_connection.translate_errors(url):
-        connection = await postgres_connection.connect(url)
-        try:
-            about = await connection.fetchrow(_ABOUT)
-            _check_encoding(about["encoding"], url)
-            usable = purpose == VERIFY or not about["read_only"]
-            is_ready = about["major"] >= OLDEST and usable and about["managed"]
-            if is_ready:
-                rows = await connection.fetch(f"SELECT version_num FROM {VERSION_TABLE}")
-                is_ready = [row[0] for row in rows] == [HEAD]
-            if is_ready:
-                async with _open_transaction(connection, purpose) as session:
-                    session.version = about["version"]
-                    is_ready = all(table.owned for table in session.tables.values())
-                    if is_ready or purpose == VERIFY:
-                        await _lock(session, purpose, url)
-                        yield session
-                        return
-        finally:
-            await _close(connection)
-        async with _open_migrated(url, purpose) as session:
-            yield session
-
-
-@asynccontextmanager
-async def _open_transaction(
-    connection: asyncpg.Connection[asyncpg.Record], purpose: str
-) -> AsyncIterator[Session]:
-    import asyncpg
-
     isolation = "repeatable_read" if purpose == VERIFY else "read_committed"
-    transaction = connection.transaction(isolation=isolation)
-    await transaction.start()
-    session = Session(connection, "", migrated=False)
-    try:
-        await connection.execute(_SETTINGS)
-        session.tables = await read_tables(connection)
+    async with postgres_connection.open_transaction(url, isolation=isolation) as connection:
+        about = await connection.fetchrow(_ABOUT)
+        _check_encoding(about["encoding"], url)
+        usable = purpose == VERIFY or not about["read_only"]
+        is_ready = about["major"] >= OLDEST and usable and about["managed"]
+        if is_ready:
+            rows = await connection.fetch(f"SELECT version_num FROM {VERSION_TABLE}")
+            is_ready = [row[0] for row in rows] == [HEAD]
+        if is_ready:
+            session = Session(connection, about["version"], migrated=False)
+            await connection.execute(_SETTINGS)
+            session.tables = await read_tables(connection)
+            is_ready = all(table.owned for table in session.tables.values())
+            if is_ready or purpose == VERIFY:
+                await _lock(session, purpose, url)
+                yield session
+                await _end(session)
+                return
+    async with _open_migrated(url, purpose) as session:
         yield session
-    except asyncio.CancelledError:
-        connection.terminate()  # the server rolls back
-        raise
-    except BaseException:
-        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            await transaction.rollback()  # a lost connection is already rolled back
-        raise
-    if session.keep:
-        await _commit(session, transaction.commit())
-    else:
-        await transaction.rollback()
 
 
 @asynccontextmanager
 async def _open_migrated(url: PostgresUrl, purpose: str) -> AsyncIterator[Session]:
     """Migrate an empty database to the head and open it; raise the reason if it is unusable."""
-    from sqlalchemy import text
-
     from sagewai_ops.schema import alembic_runner, migrate_postgres, postgres_server
 
     async with postgres_connection.connect_sqlalchemy(url) as outer:
-        transaction = await outer.begin()
         # Now: SQLAlchemy does not return the connection after a cancelled statement broke it.
         raw = await outer.get_raw_connection()
         connection: asyncpg.Connection[asyncpg.Record] | None = raw.driver_connection
         assert connection is not None
-        try:
-            await outer.execute(text("SELECT 1"))
-            found = await postgres_server.read_database(outer)
-            if purpose != VERIFY:
-                postgres_server.check_privileges(found)
-            heads = migrate_postgres.check_position(found, HEAD, down=False)
-            _check_empty(found.position.state, heads, purpose, url)
-            await alembic_runner.migrate(outer, HEAD)
-            await connection.execute(_SETTINGS)
-            session = Session(connection, found.version, migrated=True)
-            session.tables = await read_tables(connection)
-            await _lock(session, purpose, url)
-            yield session
-        except asyncio.CancelledError:
-            connection.terminate()
-            raise
-        except BaseException:
-            with suppress(Exception):  # a lost connection is already rolled back
-                await transaction.rollback()
-            raise
-        if session.keep:
-            await _commit(session, transaction.commit())
-        else:
-            await transaction.rollback()
+        found = await postgres_server.read_database(outer)
+        if purpose != VERIFY:
+            postgres_server.check_privileges(found)
+        heads = migrate_postgres.check_position(found, HEAD, down=False)
+        _check_empty(found.position.state, heads, purpose, url)
+        await alembic_runner.migrate(outer, HEAD)
+        await connection.execute(_SETTINGS)
+        session = Session(connection, found.version, migrated=True)
+        session.tables = await read_tables(connection)
+        await _lock(session, purpose, url)
+        yield session
+        await (outer.commit() if session.keep else outer.rollback())  # a savepoint
+        await _end(session)
 
 
 async def _lock(session: Session, purpose: str, url: PostgresUrl) -> None:
@@ -276,11 +230,18 @@ def _check_empty(state: str, heads: tuple[str, ...], purpose: str, url: Postgres
         )
 
 
-async def _commit(session: Session, committing: Awaitable[None]) -> None:
-    """Commit, and wait for the server's answer even after a signal.
+async def _end(session: Session) -> None:
+    """Commit or roll back, and wait for the server's answer even after a signal.
 
     Without a signal it waits without a timeout, after one `COMMIT_SECONDS`.
     """
+    if session.keep:
+        await _commit(session, session.connection.execute("COMMIT;"))
+    else:
+        await session.connection.execute("ROLLBACK;")
+
+
+async def _commit(session: Session, committing: Awaitable[object]) -> None:
     import asyncpg
 
     running = asyncio.ensure_future(committing)
@@ -310,15 +271,3 @@ def _check_encoding(encoding: str, url: PostgresUrl) -> None:
             f"{url.display}: encoding {encoding}, not UTF8",
             hint="createdb --encoding UTF8 --template template0",
         )
-
-
-async def _close(connection: asyncpg.Connection[asyncpg.Record]) -> None:
-    if connection.is_closed():
-        return
-    try:
-        await connection.close(timeout=postgres_connection.CLOSE_SECONDS)
-    except (OSError, asyncio.TimeoutError, TimeoutError):
-        connection.terminate()
-    except asyncio.CancelledError:
-        connection.terminate()
-        raise

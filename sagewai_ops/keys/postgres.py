@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from sagewai_ops.database.postgres.connection import (
     FOREIGN_CODE,
-    connect,
     foreign_code_error,
-    translate_errors,
+    open_transaction,
 )
 from sagewai_ops.database.sqlite.connect import open_connection
 from sagewai_ops.database.sqlite.read_transaction import quoted
@@ -73,46 +72,34 @@ def replace_tokens_on_server(url: PostgresUrl, tokens: Mapping[bytes, bytes]) ->
 async def _read(
     url: PostgresUrl,
 ) -> dict[str, tuple[list[str], list[tuple[str | None, ...]]]]:
-    server = await connect(url)
     found = {}
-    try:
-        with translate_errors(url):
-            async with server.transaction(isolation="repeatable_read", readonly=True):
-                for table, wanted in _TABLES.items():
-                    types = await _types(server, table)
-                    columns = [name for name in wanted if name in types]
-                    if not columns:
-                        continue
-                    # Booleans as in SQLite: 1 and 0.
-                    expressions = ", ".join(
-                        f"{quoted(name)}::int::text"
-                        if types[name] == "boolean"
-                        else f"{quoted(name)}::text"
-                        for name in columns
-                    )
-                    query = f"SELECT {expressions} FROM {quoted(table)}"  # noqa: S608
-                    found[table] = (columns, [tuple(row) for row in await server.fetch(query)])
-    finally:
-        await server.close()
+    async with open_transaction(url, isolation="repeatable_read", readonly=True) as server:
+        for table, wanted in _TABLES.items():
+            types = await _types(server, table)
+            columns = [name for name in wanted if name in types]
+            if not columns:
+                continue
+            # Booleans as in SQLite: 1 and 0.
+            expressions = ", ".join(
+                f"{quoted(name)}::int::text"
+                if types[name] == "boolean"
+                else f"{quoted(name)}::text"
+                for name in columns
+            )
+            query = f"SELECT {expressions} FROM {quoted(table)}"  # noqa: S608
+            found[table] = (columns, [tuple(row) for row in await server.fetch(query)])
     return found
 
 
 async def _substitute(url: PostgresUrl, tokens: Mapping[bytes, bytes]) -> None:
-    server = await connect(url)
-    try:
-        with translate_errors(url):
-            foreign = await server.fetchrow(FOREIGN_CODE)
-            if foreign:
-                raise foreign_code_error(url.display, *foreign)
-            async with server.transaction():
-                for column in COLUMNS:
-                    types = await _types(server, column.table)
-                    if column.name in types:
-                        await _replace(
-                            server, column.table, column.name, types[column.name], tokens
-                        )
-    finally:
-        await server.close()
+    async with open_transaction(url) as server:
+        foreign = await server.fetchrow(FOREIGN_CODE)
+        if foreign:
+            raise foreign_code_error(url.display, *foreign)
+        for column in COLUMNS:
+            types = await _types(server, column.table)
+            if column.name in types:
+                await _replace(server, column.table, column.name, types[column.name], tokens)
 
 
 async def _replace(

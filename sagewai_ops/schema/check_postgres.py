@@ -113,8 +113,9 @@ async def check_postgres(
     from sqlalchemy import text
 
     started = time.perf_counter()
-    async with postgres_connection.connect_sqlalchemy(url) as connection, connection.begin():
-        await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+    async with postgres_connection.connect_sqlalchemy(
+        url, isolation="repeatable_read", readonly=True
+    ) as connection:
         await connection.execute(text(f"SET LOCAL {postgres_server.lock_timeout(wait_seconds)}"))
         found = await postgres_server.read_database(connection)
         rows = await postgres_server.count_rows(connection)

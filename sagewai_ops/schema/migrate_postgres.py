@@ -311,19 +311,18 @@ def _between(before: tuple[str, ...], target: str, *, down: bool) -> list[str]:
 
 @asynccontextmanager
 async def _locked(url: PostgresUrl, wait_seconds: float) -> AsyncIterator[AsyncConnection]:
-    """Open a connection with the advisory lock, which the server releases when it closes."""
+    """Open a connection whose transaction has the advisory lock."""
     from sqlalchemy import text
 
     async with postgres_connection.connect_sqlalchemy(url) as connection:
-        await connection.execute(text(f"SET SESSION {postgres_server.lock_timeout(wait_seconds)}"))
+        await connection.execute(text(f"SET LOCAL {postgres_server.lock_timeout(wait_seconds)}"))
         deadline = time.monotonic() + wait_seconds
-        query = text("SELECT pg_catalog.pg_try_advisory_lock(:lock)")
+        query = text("SELECT pg_catalog.pg_try_advisory_xact_lock(:lock)")
         while not (await connection.execute(query, {"lock": LOCK})).scalar_one():
             if time.monotonic() >= deadline:
                 holder = (await connection.execute(text(_HOLDER), {"lock": LOCK})).first()
                 owner = f"pid {holder[0]} ({holder[1]}, {holder[2]})" if holder else "another run"
                 raise LockedError(f"{url.display}: locked by {owner}, which changes the schema")
-            await connection.commit()
             await asyncio.sleep(_POLL_SECONDS)
-        await connection.commit()
+        await connection.commit()  # a savepoint
         yield connection

@@ -18,6 +18,7 @@ from sagewai_ops.database import url as database_url
 from sagewai_ops.database.postgres import connection as postgres_connection
 from sagewai_ops.database.postgres import tls
 from sagewai_ops.errors import (
+    DifferenceError,
     LockedError,
     NotFoundError,
     OpsError,
@@ -308,6 +309,7 @@ def test_server_that_is_not_trusted_is_remote(tmp_path: Path, root: str, words: 
 def test_refusal_inside_the_block_is_reported(postgres: Server, database: str) -> None:
     """What the server refuses later gets its exit code too."""
     url = _parsed(postgres.url(database))
+    postgres.run(database, "CREATE TABLE held ()")
 
     with pytest.raises(PermissionDeniedError, match="read-only"):
         asyncio.run(
@@ -322,20 +324,37 @@ def test_refusal_inside_the_block_is_reported(postgres: Server, database: str) -
 
 async def _wait_for_a_table(url: database_url.PostgresUrl) -> None:
     async with postgres_connection.connect_sqlalchemy(url) as holder:
-        await holder.execute(text("CREATE TABLE held ()"))
-        await holder.commit()
         await holder.execute(text("LOCK TABLE held"))
         async with postgres_connection.connect_sqlalchemy(url) as other:
             await other.execute(text("SET lock_timeout = 50"))
             await other.execute(text("SELECT * FROM held"))
 
 
-def test_our_own_mistakes_are_not_dressed_up(postgres: Server, database: str) -> None:
-    """A syntax error is a bug of this program, so it stays what it is."""
-    with pytest.raises(Exception, match="syntax error") as caught:
-        asyncio.run(_ask(_parsed(postgres.url(database)), "SELEC 1"))
+_RAISE = "DO $$ BEGIN RAISE EXCEPTION USING MESSAGE = {message}, ERRCODE = '{state}'; END $$"
 
-    assert not isinstance(caught.value, OpsError)
+
+@pytest.mark.parametrize(
+    ("statement", "kind", "words"),
+    [
+        ("SELECT no_such_function()", DifferenceError, "no_such_function"),
+        ("SELECT 1 / 0", DifferenceError, "division by zero"),
+        (_RAISE.format(message="'not today'", state="P0001"), RemoteError, "not today"),
+        (_RAISE.format(message="'private'", state="42501"), PermissionDeniedError, "private"),
+        (_RAISE.format(message="'odd'", state="ZZ999"), RemoteError, "odd"),
+        (_RAISE.format(message="'no session'", state="08P01"), RemoteError, "server itself"),
+        (_RAISE.format(message="E'\\x1b[2Jcleared'", state="ZZ999"), RemoteError, r"\\x1b"),
+        (_RAISE.format(message="repeat('long', 999)", state="ZZ999"), RemoteError, r"long\.\.\.$"),
+    ],
+)
+def test_every_error_of_the_server_has_an_exit_code(
+    postgres: Server, database: str, statement: str, kind: type[OpsError], words: str
+) -> None:
+    """Whatever its code: the server's own words, printable and of a limited length."""
+    with pytest.raises(kind, match=words) as caught:
+        asyncio.run(_ask(_parsed(postgres.url(database)), statement))
+
+    assert len(caught.value.message) < 700
+    assert caught.value.message.isprintable()
 
 
 def test_connection_lost_in_the_middle_is_remote(postgres: Server, database: str) -> None:

@@ -53,6 +53,11 @@ def test_other_programs_get_no_option_of_libpq() -> None:
     assert "channel_binding" not in _parsed("channel_binding=prefer").to_string()
 
 
+async def _open(url: PostgresUrl) -> None:
+    async with postgres_connection.open_transaction(url):
+        pass
+
+
 def test_no_connection_is_opened() -> None:
     """Nothing is sent, not even the name of the user."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -60,6 +65,6 @@ def test_no_connection_is_opened() -> None:
         url = _parsed("require_auth=scram-sha-256", listener.getsockname()[1])
 
         with pytest.raises(UsageError, match="require_auth"):
-            asyncio.run(postgres_connection.connect(url))
+            asyncio.run(_open(url))
         with pytest.raises(BlockingIOError):
             listener.accept()

@@ -22,6 +22,7 @@ import pytest
 
 from postgres_server import Server
 from program import COMMAND
+from sagewai_ops.database.postgres import connection as postgres_connection
 from sagewai_ops.errors import (
     DamagedError,
     DifferenceError,
@@ -234,7 +235,7 @@ def test_a_signal_behind_the_commit_comes_too_late(
         finally:
             connection.terminate()
 
-    monkeypatch.setattr(target_session, "_close", late)
+    monkeypatch.setattr(postgres_connection, "_close", late)
 
     report = exported(home, postgres, at_head(postgres), report=home.root.parent / "report.json")
 

@@ -166,11 +166,9 @@ def _parsed(url: str) -> database_url.PostgresUrl:
 
 def _postgres(server: Server, database: str) -> schema_catalogs.PostgresCatalog:
     async def read() -> schema_catalogs.PostgresCatalog:
-        connection = await postgres_connection.connect(_parsed(server.url(database)))
-        try:
+        url = _parsed(server.url(database))
+        async with postgres_connection.open_transaction(url) as connection:
             return await schema_catalogs.read_postgres(connection)
-        finally:
-            await connection.close()
 
     return asyncio.run(read())
 

@@ -17,7 +17,7 @@ from opened_values import CLOSED, opened
 from other_process import running
 from postgres_server import Server
 from program import call
-from sagewai_ops.database.postgres.connection import connect
+from sagewai_ops.database.postgres.connection import open_transaction
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import RemoteError
 from sagewai_ops.home.paths import locate
@@ -253,21 +253,21 @@ def test_a_server_that_goes_away_takes_nothing_along(
     built, _ = moved
     calls = []
 
-    async def refuse(url: PostgresUrl) -> object:
+    def refuse(url: PostgresUrl, **_options: object) -> object:
         calls.append(url)
         raise RemoteError(f"{url.display}: connection refused")
 
     substitute = keys_postgres.replace_tokens_on_server
 
     def broken(*arguments: object) -> None:
-        monkeypatch.setattr(keys_postgres, "connect", refuse)
+        monkeypatch.setattr(keys_postgres, "open_transaction", refuse)
         substitute(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(keys_postgres, "replace_tokens_on_server", broken)
     failed = call("--home", home, "keys", "rotate", *NO_SNAPSHOT)
     monkeypatch.setattr(keys_postgres, "replace_tokens_on_server", substitute)
     still = call("--home", home, "keys", "rotate", "--recover")
-    monkeypatch.setattr(keys_postgres, "connect", connect)
+    monkeypatch.setattr(keys_postgres, "open_transaction", open_transaction)
     answer = call("--home", home, "keys", "rotate", "--recover", "--json")
 
     assert (failed.code, still.code, answer.code) == (19, 19, 0)

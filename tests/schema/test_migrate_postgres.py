@@ -61,11 +61,8 @@ def _url(postgres: Server, database: str, **more: str) -> database_url.PostgresU
 
 def _catalog(url: database_url.PostgresUrl) -> schema_catalogs.PostgresCatalog:
     async def read() -> schema_catalogs.PostgresCatalog:
-        connection = await postgres_connection.connect(url)
-        try:
+        async with postgres_connection.open_transaction(url) as connection:
             return await schema_catalogs.read_postgres(connection)
-        finally:
-            await connection.close()
 
     return asyncio.run(read())
 

@@ -42,11 +42,8 @@ async def _move(url: database_url.PostgresUrl, target: str, *, down: bool = Fals
 
 
 async def _catalog(url: database_url.PostgresUrl) -> schema_catalogs.PostgresCatalog:
-    connection = await postgres_connection.connect(url)
-    try:
+    async with postgres_connection.open_transaction(url) as connection:
         return await schema_catalogs.read_postgres(connection)
-    finally:
-        await connection.close()
 
 
 def _url(server: Server, database: str) -> database_url.PostgresUrl:

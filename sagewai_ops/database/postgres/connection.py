@@ -1,11 +1,14 @@
 """Open connections to PostgreSQL, and translate the errors of the server and the driver.
 
-SQLAlchemy's engine is a thin layer over asyncpg here, without a pool: a command opens one
-connection and closes it. Every error has an exit code, and none shows a password.
+A connection is one transaction: `open_transaction` begins it, pins the settings in it, and commits
+at the end of the block. Settings, locks and statements end with it, so that a pooler in transaction
+mode (PgBouncer) gives it one server connection and gets that back as it was. SQLAlchemy's engine is
+a thin layer over asyncpg here, without a pool; its transactions are savepoints. Every error has an
+exit code, and none shows a password.
 
 A database can contain functions and operators of other roles. PostgreSQL prefers the one whose
 parameters match best, in any schema of the path, and it runs with the rights of the caller. So the
-path of every session is pinned to one schema, every statement qualifies its functions
+path of every transaction is pinned to one schema, every statement qualifies its functions
 (`pg_catalog.`) and has operands of exactly the types of its operators, and operators of other roles
 in that schema are refused: the statements of Alembic cannot be qualified.
 """
@@ -17,14 +20,15 @@ import os
 import ssl
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from sagewai_ops.database.postgres import pgpass, protections, tls
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import (
     DamagedError,
+    DifferenceError,
     LockedError,
     NoSpaceError,
     NotFoundError,
@@ -53,13 +57,13 @@ CLOSE_SECONDS = 5.0  # for the server's answer to a close; then the socket is cl
 _PIN = """
 SELECT
   pg_catalog.set_config(
-    'sagewai_ops.search_path', pg_catalog.current_setting('search_path'), false),
+    'sagewai_ops.search_path', pg_catalog.current_setting('search_path'), true),
   pg_catalog.set_config(
-    'sagewai_ops.schemas', pg_catalog.current_schemas(false)::pg_catalog.text, false),
-  pg_catalog.set_config('row_security', 'off', false),
+    'sagewai_ops.schemas', pg_catalog.current_schemas(false)::pg_catalog.text, true),
+  pg_catalog.set_config('row_security', 'off', true),
   pg_catalog.set_config('search_path', coalesce(
     pg_catalog.quote_ident(pg_catalog.current_schema()::pg_catalog.text)
-      OPERATOR(pg_catalog.||) ', pg_temp', ''), false)
+      OPERATOR(pg_catalog.||) ', pg_temp', ''), true)
 """
 # Roles whose code may run with our rights: superusers, ourselves, and unless we are a superuser the
 # roles that we are a member of.
@@ -104,83 +108,162 @@ WHERE NOT {_TRUSTED.format(owner="p.proowner")}
 LIMIT 1
 """  # noqa: S608 (constants)
 
-# A role's limits are meant for a server's short statements. `transaction_timeout` exists since 17.
-# Not among the start-up parameters, where a pooler rejects those that it does not know.
-_UNLIMITED = """
-SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings
-WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')
-  AND NOT name = ANY ($1)
+# What the server, a database or a role may set otherwise: the text format of values and
+# definitions, the meaning of literals, whether triggers fire, and limits for short statements.
+# `transaction_timeout` exists since 17. Not among the start-up parameters, where a pooler rejects
+# those that it does not know.
+_SETTINGS = {
+    "bytea_output": "hex",
+    "DateStyle": "ISO, MDY",
+    "extra_float_digits": "1",
+    "IntervalStyle": "postgres",
+    "quote_all_identifiers": "off",
+    "session_replication_role": "origin",
+    "standard_conforming_strings": "on",
+    "TimeZone": "UTC",
+    "transform_null_equals": "off",
+    "xmlbinary": "base64",
+    "xmloption": "content",
+}
+_LIMITS = (  # those in the URL are respected
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+    "lock_timeout",
+    "statement_timeout",
+    "transaction_timeout",
+)
+_PIN_SETTINGS = """
+SELECT pg_catalog.set_config(s.name, u.value, true)
+FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) AS u(name, value)
+JOIN pg_catalog.pg_settings s ON s.name = u.name
+WHERE s.setting <> u.value
 """
 
-# The classes of SQLSTATE that an operator can act on; the others are unexpected failures.
+# By SQLSTATE or its class; every other one is a failure of the server.
 # Source: PostgreSQL manual, appendix A.
 _BY_STATE: dict[str, type[OpsError]] = {
     "3D000": NotFoundError,  # no such database
     "42704": UsageError,  # a setting in the URL that the server does not know
     "28": PermissionDeniedError,  # no such role, wrong password, no entry in pg_hba.conf
-    "42501": PermissionDeniedError,
+    "42501": PermissionDeniedError,  # row-level security too
     "25006": PermissionDeniedError,  # a standby, or read-only on purpose
     "53100": NoSpaceError,  # the server's disk
-    "53": RemoteError,  # too many connections, out of memory
     "55P03": LockedError,  # lock_timeout
     "40P01": LockedError,  # deadlock
-    "08": RemoteError,
-    "57": RemoteError,  # shut down, cancelled, starting up
+    "42": DifferenceError,  # an object that is missing, or is another
+    "22": DifferenceError,  # a value that is refused
+    "23": DifferenceError,
     "XX001": DamagedError,
     "XX002": DamagedError,
 }
+_POOLER = (  # states in which a pooler, or a server behind one, refuses what only a session has
+    "08P01",  # a start-up parameter, or a transaction in the pool mode `statement`
+    "26000",  # a statement that another server connection has prepared
+    "42P05",
+)
 _HINTS = {
     "42501": "GRANT SELECT ON ALL TABLES IN SCHEMA public TO ROLE;  # or the named privilege",
     "25006": "psql URL -c 'SELECT pg_is_in_recovery()'  # t: a standby, use the primary's URL",
 }
 
 
-async def connect(url: PostgresUrl) -> asyncpg.Connection[asyncpg.Record]:
-    """Open a connection of asyncpg; the caller closes it.
+@asynccontextmanager
+async def open_transaction(
+    url: PostgresUrl, *, isolation: str = "read_committed", readonly: bool = False
+) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    """Open a connection for the block, in a transaction that is committed at its end.
 
-    The session's time zone is UTC, like that of a home's timestamps. A role's limits on statements
-    and transactions are disabled, those in the URL are not.
+    An error rolls back. Savepoints are `connection.transaction()`. A block that has to control the
+    end executes COMMIT or ROLLBACK itself, as its last statement. A role's limits are disabled,
+    those in the URL are not.
+
+    Args:
+        url: The database.
+        isolation: As asyncpg names it: `read_committed`, `repeatable_read` or `serializable`.
+        readonly: The server refuses changes.
+
+    Raises:
+        OpsError: It cannot be opened, or the server reported an error inside the block.
+    """
+    import asyncpg
+
+    with translate_errors(url):
+        connection = await open_connection(url)
+        try:
+            transaction = connection.transaction(isolation=isolation, readonly=readonly)
+            await transaction.start()
+            await pin_settings(url, connection)
+            yield connection
+            if not connection.is_closed() and connection.is_in_transaction():
+                await transaction.commit()
+        except asyncio.CancelledError:
+            connection.terminate()  # the server rolls back
+            raise
+        except BaseException:
+            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                # Else it is lost, or the block ended the transaction.
+                if not connection.is_closed() and connection.is_in_transaction():
+                    await connection.execute("ROLLBACK")
+            raise
+        finally:
+            await _close(connection)
+
+
+async def open_connection(url: PostgresUrl) -> asyncpg.Connection[asyncpg.Record]:
+    """Open a connection without a transaction; the caller closes it.
+
+    For a caller that begins several transactions, or one with a lock before its first query: in
+    each it calls `pin_settings`. Outside of them it runs no query.
 
     Raises:
         RemoteError, PermissionDeniedError, NotFoundError, UsageError: It cannot be opened.
     """
+    protections.check(url, os.environ)
+    with translate_errors(url):
+        return await _open(url, tls.options(url, os.environ))
+
+
+async def _open(url: PostgresUrl, options: dict[str, str]) -> asyncpg.Connection[asyncpg.Record]:
     import asyncpg
 
-    protections.check(url, os.environ)
-    options = tls.options(url, os.environ)
-    with translate_errors(url):
-        try:
-            connection = await _open_first(url, options)
-        except (asyncio.TimeoutError, TimeoutError) as error:
-            raise RemoteError(
-                f"{url.display}: no answer within {url.timeout_seconds:g} seconds",
-                hint="pg_isready -t 60  # with the URL's host; connect_timeout=SECONDS waits",
-            ) from error
-        except ssl.SSLCertVerificationError as error:  # which is a ValueError too
-            raise RemoteError(
-                f"{url.display}: certificate of the server not trusted,"
-                f" {error.verify_message.rstrip('.')}; sslrootcert=FILE in the URL names the"
-                " certificate of its authority"
-            ) from error
-        except ssl.SSLError as error:
-            reason = (error.reason or "certificate or key not readable").replace("_", " ")
-            raise RemoteError(
-                f"{url.display}: TLS: {reason.lower()}",
-                hint="openssl x509 -noout -subject -in FILE  # those of sslrootcert and sslcert",
-            ) from error
-        except (ValueError, asyncpg.InterfaceError) as error:
-            # Settings that contradict each other. The text of the error can quote parts of the URL.
-            raise UsageError(
-                f"{url.display}: contradicted by the PG* variables", hint="env | grep ^PG"
-            ) from error
-        try:
-            await connection.execute(_PIN)
-            await connection.execute(_UNLIMITED, list(url.settings))
-            await _refuse_operators(url, connection)
-        except BaseException:
-            connection.terminate()
-            raise
-    return connection
+    try:
+        return await _open_first(url, options)
+    except (asyncio.TimeoutError, TimeoutError) as error:
+        raise RemoteError(
+            f"{url.display}: no answer within {url.timeout_seconds:g} seconds",
+            hint="pg_isready -t 60  # with the URL's host; connect_timeout=SECONDS waits",
+        ) from error
+    except ssl.SSLCertVerificationError as error:  # which is a ValueError too
+        raise RemoteError(
+            f"{url.display}: certificate of the server not trusted,"
+            f" {error.verify_message.rstrip('.')}; sslrootcert=FILE in the URL names the"
+            " certificate of its authority"
+        ) from error
+    except ssl.SSLError as error:
+        reason = (error.reason or "certificate or key not readable").replace("_", " ")
+        raise RemoteError(
+            f"{url.display}: TLS: {reason.lower()}",
+            hint="openssl x509 -noout -subject -in FILE  # those of sslrootcert and sslcert",
+        ) from error
+    except (ValueError, asyncpg.InterfaceError) as error:
+        # Settings that contradict each other. The text of the error can quote parts of the URL.
+        raise UsageError(
+            f"{url.display}: contradicted by the PG* variables", hint="env | grep ^PG"
+        ) from error
+
+
+async def pin_settings(url: PostgresUrl, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    """Pin the settings of the open transaction, and refuse operators of other roles.
+
+    These are queries: in a `REPEATABLE READ` transaction they take the snapshot.
+
+    Raises:
+        PermissionDeniedError: The current schema has an operator of another role.
+    """
+    await connection.execute(_PIN)
+    settings = _SETTINGS | {name: "0" for name in _LIMITS if name not in url.settings}
+    await connection.execute(_PIN_SETTINGS, list(settings), list(settings.values()))
+    await _refuse_operators(url, connection)
 
 
 async def _refuse_operators(
@@ -220,11 +303,9 @@ async def _open_first(
                 passfile=_NO_FILE,
                 database=url.database,
                 timeout=url.timeout_seconds,
-                server_settings={
-                    "timezone": "UTC",
-                    **url.settings,
-                    "application_name": APPLICATION_NAME,
-                },
+                # Without named prepared statements, which would outlive the transaction.
+                statement_cache_size=0,
+                server_settings={**url.settings, "application_name": APPLICATION_NAME},
             )
         except (
             OSError,
@@ -240,36 +321,53 @@ async def _open_first(
 
 
 @asynccontextmanager
-async def connect_sqlalchemy(url: PostgresUrl) -> AsyncIterator[AsyncConnection]:
-    """Open a connection of SQLAlchemy for the block, outside of a transaction.
+async def connect_sqlalchemy(
+    url: PostgresUrl, *, isolation: str = "read_committed", readonly: bool = False
+) -> AsyncIterator[AsyncConnection]:
+    """Open a connection of SQLAlchemy for the block, as `open_transaction` does.
+
+    Its own transactions are savepoints, so `connection.commit()` commits nothing yet.
 
     Raises:
-        OpsError: See `connect`; also for errors of the server inside the block.
+        OpsError: See `open_transaction`.
     """
-    from sqlalchemy.ext.asyncio import create_async_engine
-    from sqlalchemy.pool import NullPool
+    from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+    from sqlalchemy.pool import StaticPool
 
-    driver = await connect(url)
+    async with open_transaction(url, isolation=isolation, readonly=readonly) as driver:
 
-    async def creator() -> asyncpg.Connection[asyncpg.Record]:
-        return driver
+        async def opened() -> asyncpg.Connection[asyncpg.Record]:
+            return driver
 
-    engine = create_async_engine("postgresql+asyncpg://", async_creator=creator, poolclass=NullPool)
-    try:
-        with translate_errors(url):
-            async with engine.connect() as connection:
+        def creator() -> Any:
+            return engine.dialect.dbapi.connect(  # type: ignore[union-attr]
+                async_creator_fn=opened,
+                prepared_statement_cache_size=0,
+                prepared_statement_name_func=str,  # unnamed
+            )
+
+        engine: AsyncEngine = create_async_engine(
+            "postgresql+asyncpg://", creator=creator, poolclass=StaticPool
+        )
+        # The pool is not disposed of: it would close the driver's connection before the commit.
+        async with engine.connect() as connection:
+            try:
                 yield connection
-    finally:
-        await engine.dispose()
-        if not driver.is_closed():
-            await _close(driver)
+            except asyncio.CancelledError:
+                driver.terminate()  # before SQLAlchemy waits for a statement that was cancelled
+                raise
 
 
-async def _close(driver: asyncpg.Connection[asyncpg.Record]) -> None:
+async def _close(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    if connection.is_closed():
+        return
     try:
-        await driver.close(timeout=CLOSE_SECONDS)
+        await connection.close(timeout=CLOSE_SECONDS)
     except (OSError, asyncio.TimeoutError, TimeoutError):
-        driver.terminate()
+        connection.terminate()
+    except asyncio.CancelledError:
+        connection.terminate()
+        raise
 
 
 @contextmanager
@@ -345,10 +443,13 @@ def _from_driver_error(url: PostgresUrl, error: BaseException | None) -> OpsErro
     import asyncpg
 
     if isinstance(error, asyncpg.PostgresError):
-        state = str(error.sqlstate or "")
-        kind = _BY_STATE.get(state) or _BY_STATE.get(state[:2])
-        hint = _HINTS.get(state) or (_hint(kind) if kind else "")
-        return kind(f"{url.display}: {first_line(error)}", hint=hint) if kind else None
+        state, message = str(error.sqlstate or ""), f"{url.display}: {first_line(error)}"
+        if state in _POOLER:
+            return RemoteError(
+                f"{message}; behind a pooler, connect to the server itself", hint=_hint(RemoteError)
+            )
+        kind = _BY_STATE.get(state) or _BY_STATE.get(state[:2]) or RemoteError
+        return kind(message, hint=_HINTS.get(state) or _hint(kind))
     # A server that disappears between two messages can leave the driver in the wrong state.
     if isinstance(error, (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
         reason = bounded(getattr(error, "strerror", None) or str(error)).lower()
@@ -363,5 +464,6 @@ def _hint(kind: type[OpsError]) -> str:
         PermissionDeniedError: "psql URL  # check the user and the password, and PGPASSWORD",
         NoSpaceError: "df -h  # on the server",
         LockedError: "psql URL -c 'SELECT * FROM pg_stat_activity'  # or a longer --wait",
+        DifferenceError: "sagewai-ops db check",
     }
     return hints.get(kind, "")

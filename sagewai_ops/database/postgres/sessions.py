@@ -112,11 +112,7 @@ def require_home_unused(home: Home, environment: Mapping[str, str], *databases: 
 
 
 async def _read(url: PostgresUrl) -> tuple[ServerSession, ...]:
-    from sagewai_ops.database.postgres.connection import connect, translate_errors
+    from sagewai_ops.database.postgres.connection import open_transaction
 
-    server = await connect(url)
-    try:
-        with translate_errors(url):
-            return await find_sessions(server)
-    finally:
-        await server.close()
+    async with open_transaction(url, readonly=True) as server:
+        return await find_sessions(server)
