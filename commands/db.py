@@ -431,6 +431,10 @@ def _show_check(terminal: Terminal, result: "SqliteCheck | PostgresCheck") -> No
     terminal.items("  note         ", [f"{note.kind}: {note.text}" for note in notes], most=_SHOWN)
     for name in result.unknown_tables:
         terminal.line(f"  yours        {name}, {result.rows.get(name, 0)} rows")
+    if result.engine == "postgresql":
+        sessions = [session.display for session in result.sessions]
+        terminal.line(f"  size         {size(result.size_bytes)}")
+        terminal.items("  connected    ", sessions, most=_SHOWN)
     if result.engine == "sqlite" and result.free_pages:
         free = size(result.free_pages * result.page_size)
         terminal.line(f"  free         {free}; backup --compact leaves them out")

@@ -18,8 +18,10 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     RecipientsFileOption,
     SealingPassphraseOption,
     SnapshotsOption,
+    SqliteOption,
     StrictOption,
     UnencryptedOption,
+    UrlFileOption,
     WorkDirOption,
     WriterWaitOption,
     keeper,
@@ -111,6 +113,8 @@ def preflight(
         option(ENCRYPTION, "--identity", "Decrypt the snapshot with this private key.", "FILE"),
     ] = None,
     key_file: ExtraKeyOption = None,
+    url_file: UrlFileOption = None,
+    sqlite: SqliteOption = False,
     scratch: WorkDirOption = None,
     keep_work_dir: KeepWorkDirOption = False,
     strict: StrictOption = False,
@@ -121,8 +125,10 @@ def preflight(
     from sagewai_ops.archive.age import Decryption
     from sagewai_ops.backup.report import BackupOptions
     from sagewai_ops.cli.credentials import automatic_lock_of, unlock_of
+    from sagewai_ops.cli.database_url import with_database
     from sagewai_ops.operations.preflight import PreflightOptions, run_preflight
 
+    run = with_database(run, url_file, sqlite=sqlite)
     home = run.home()
     encryption = (
         None

@@ -8,7 +8,11 @@ from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.text import size
 
-from .shared_options import SnapshotsOption  # noqa: TID251 - a neighbour
+from .shared_options import (  # noqa: TID251 - a neighbour
+    SnapshotsOption,
+    SqliteOption,
+    UrlFileOption,
+)
 
 HELP = """Show layout, database, key and snapshots of a home.
 
@@ -30,10 +34,14 @@ def status(
     run: Run,
     *,
     snapshots: SnapshotsOption = None,
+    url_file: UrlFileOption = None,
+    sqlite: SqliteOption = False,
 ) -> Outcome:
     """Parse, look, render."""
+    from sagewai_ops.cli.database_url import with_database
     from sagewai_ops.operations.status import read_status
 
+    run = with_database(run, url_file, sqlite=sqlite, required=False)
     home = run.home()
     result = read_status(home, run.snapshots(home, snapshots), run.settings.environment)
     return Outcome(
@@ -49,7 +57,16 @@ def show(terminal: Terminal, result: Any) -> None:
     terminal.line(f"home {result.home}", style="bold")
     parts = ", ".join(f"{part} {size(count)}" for part, count in result.sizes.items() if count)
     terminal.line(f"  layout     {result.layout}, {result.files} files: {parts or 'empty'}")
+    if result.server:
+        _show_server(terminal, result.server)
     _show_database(terminal, result.database)
+    if result.unused_tables:
+        rows = sum(result.unused_tables.values())
+        names = ", ".join(sorted(result.unused_tables)[:_LARGEST])
+        terminal.line(
+            f"  unused     {rows} rows in {len(result.unused_tables)} tables of db/sagewai.db,"
+            f" from before the move: {names}"
+        )
     for path, document in result.documents.items():
         counts = ", ".join(f"{count} {kind}" for kind, count in document.counts.items())
         terminal.line(f"  {path}: {counts}")
@@ -82,6 +99,19 @@ def _show_proof(terminal: Terminal, newest: Any, proved: Any) -> None:
         terminal.line(f"  proved     {which} restorable {proved.proved_restorable_at}")
     else:
         terminal.line("  proved     none restorable yet: sagewai-ops drill", style="yellow")
+
+
+def _show_server(terminal: Terminal, server: Any) -> None:
+    if server.problem:
+        terminal.line(f"  server     {server.database}: not checked", style="red")
+        return
+    at = " and ".join(server.revisions) or "no revision"
+    rows = sum(server.tables.values())
+    terminal.line(
+        f"  server     {server.database}, PostgreSQL {server.server}: {size(server.size_bytes)},"
+        f" at {at} ({server.state}), {rows} rows"
+    )
+    terminal.items("  connected  ", [each.display for each in server.sessions], most=_LARGEST)
 
 
 def _show_database(terminal: Terminal, database: Any) -> None:

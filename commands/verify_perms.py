@@ -73,6 +73,7 @@ def verify_perms(
 ) -> Outcome:
     """Verify or undo, and report."""
     from sagewai_ops import __version__
+    from sagewai_ops.home.server_record import server_name
     from sagewai_ops.keys.candidates import refused_variable
     from sagewai_ops.permissions.results import VerificationResult
     from sagewai_ops.permissions.sarif import as_sarif
@@ -104,7 +105,8 @@ def verify_perms(
             wait_seconds=wait,
             progress=progress,
         )
-    result = VerificationResult.build(verification, dry_run=dry_run)
+    server = server_name(home, run.settings.environment)
+    result = VerificationResult.build(verification, dry_run=dry_run, unchecked=server)
     code = EXIT_FINDINGS if result.errors or (strict and result.warnings) else EXIT_DONE
     if output is Format.SARIF:
         run.terminal.document(as_sarif(verification.inspection, __version__))
@@ -149,6 +151,8 @@ def show(terminal: Terminal, result: "VerificationResult") -> None:
             f"undo with: sagewai-ops --home {shell_word(home)}"
             f" verify-perms --undo {shell_word(record)}"
         )
+    if result.unchecked:
+        terminal.line(f"not checked: roles and privileges of {result.unchecked}", style="yellow")
     if result.changes and not has_plan:
         terminal.line(f"{len(result.changes)} repairable: sagewai-ops verify-perms --fix")
     style = "red" if result.errors else "green"

@@ -159,6 +159,18 @@ def require_known_database(home: Home, environment: Mapping[str, str]) -> None:
     )
 
 
+def server_name(home: Home, environment: Mapping[str, str]) -> str:
+    """Return the name of the server's database that a home uses; "" for a home on SQLite."""
+    try:
+        database = resolve_database(home, environment)
+    except DamagedError as error:
+        return error.message
+    except UsageError:
+        record = None if home.server_url_variable else read_server_record(home.root)
+        return record.display if record else home.server_url_variable
+    return database.display if isinstance(database, PostgresUrl) else ""
+
+
 def _parse(path: Path, document: Any) -> ServerRecord:
     fields = ("host", "port", "database", "recorded_at")
     if not isinstance(document, dict) or document.get("version") != _VERSION:

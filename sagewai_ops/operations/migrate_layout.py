@@ -14,18 +14,16 @@ from typing import Literal
 
 from sagewai_ops.database.postgres.sessions import (
     describe_sessions,
-    read_sessions,
+    home_sessions,
     require_home_unused,
 )
 from sagewai_ops.database.sqlite.in_use import find_users
 from sagewai_ops.database.sqlite.moment import open_moment
 from sagewai_ops.database.sqlite.read_transaction import quoted
-from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.home.fleet import fleet_organisation
 from sagewai_ops.home.paths import ADMIN_STATE, Home, require
-from sagewai_ops.home.server_record import resolve_database
 from sagewai_ops.layout import journal
 from sagewai_ops.layout.plan import Action, Item, Plan, plan_layout
 from sagewai_ops.layout.steps import Step, StepKind
@@ -129,8 +127,7 @@ def migrate_layout(
 
 def _users(home: Home, environment: Mapping[str, str]) -> tuple[str, ...]:
     """Return the processes and the sessions that would prevent a run."""
-    url = resolve_database(home, environment)
-    sessions = read_sessions(url) if isinstance(url, PostgresUrl) else ()
+    sessions = home_sessions(home, environment)
     users = find_users(*home.databases, root=home.root)
     return (*map(describe, users), *describe_sessions(sessions))
 

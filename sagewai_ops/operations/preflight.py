@@ -16,10 +16,11 @@ from pathlib import Path
 from sagewai_ops.archive.age import Decryption
 from sagewai_ops.backup.create import create_snapshot
 from sagewai_ops.backup.report import BackupOptions, BackupReport
+from sagewai_ops.database.postgres.sessions import describe_sessions, home_sessions
 from sagewai_ops.database.sqlite.in_use import find_users, stop_command
 from sagewai_ops.database.sqlite.moment import open_moment
 from sagewai_ops.database.sqlite.read_transaction import size_of
-from sagewai_ops.database.url import PostgresUrl, SqliteUrl, resolve
+from sagewai_ops.database.url import PostgresUrl, SqliteUrl
 from sagewai_ops.errors import (
     EXIT_DONE,
     EXIT_FINDINGS,
@@ -36,6 +37,7 @@ from sagewai_ops.fs.free_space import free_bytes, nearest_existing, require_free
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.tempdirs import Keep
 from sagewai_ops.home.paths import SIDECAR_SUFFIXES, Home, layout_of, require
+from sagewai_ops.home.server_record import resolve_database
 from sagewai_ops.keys.candidates import ENVIRONMENT, Candidate, refused_variable
 from sagewai_ops.operations.check_keys import check_keys
 from sagewai_ops.operations.drill import PROVED, DrillOptions, DrillReport, drill
@@ -55,7 +57,7 @@ from sagewai_ops.schema.upgrade_sqlite import Upgrade, rehearse_upgrade
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.scratch import scratch_directory, work_parent
 from sagewai_ops.swap.pending import LAYOUT_MIGRATION, pending_operations
-from sagewai_ops.text import shell_word
+from sagewai_ops.text import shell_word, size
 
 _PRIORITY = (1, 16, 12, 18, 20, 13, 14, 11, 15, 19, 17, 10, 2, EXIT_FINDINGS, EXIT_INCOMPLETE)
 _RESTORE_DATABASE = "restore latest --only db --replace"
@@ -185,11 +187,11 @@ def run_preflight(
 
     Raises:
         NotFoundError: No such home.
-        UsageError: The URL of the database cannot be parsed.
+        UsageError: The URL of the database cannot be parsed, or is not known.
         InterruptedRunError: A signal arrived; only a completed snapshot remains.
     """
     require(home)
-    run = _Run(home, resolve(options.environment, home.database), options, progress)
+    run = _Run(home, resolve_database(home, options.environment), options, progress)
     run.check()
     run.rehearse()
     return PreflightReport(
@@ -213,7 +215,7 @@ class _Run:
         """Run the checks that only read."""
         home, options = self.home, self.options
         scratch = (options.scratch or options.snapshots) if options.backup else self._parent()
-        self._add("use", lambda: check_use(home))
+        self._add("use", lambda: check_use(home, options.environment))
         self._add("layout", lambda: check_layout(home, options.environment))
         self._add("permissions", lambda: check_permissions(home, options, self.progress))
         self._add("keys", lambda: check_all_keys(home, options.environment, options.key_file))
@@ -255,8 +257,7 @@ class _Run:
             remedies = (home_command(self.home, words) + "  # with the right key",)
         elif isinstance(error, DamagedError) and not remedies:
             remedies = (home_command(self.home, _RESTORE_DATABASE),)
-        if not remedies:
-            remedies = (home_command(self.home, _NEXT_COMMANDS[name]) + "  # for details",)
+        remedies = remedies or (home_command(self.home, _NEXT_COMMANDS[name]) + "  # for details",)
         return Check(name, Verdict.FAILED, error.message, (), remedies, error.exit_code)
 
     def _create_snapshot(self) -> Check:
@@ -361,16 +362,14 @@ def home_command(home: Home, words: str) -> str:
     return f"sagewai-ops --home {shell_word(home.root)} {words}"
 
 
-def check_use(home: Home) -> Check:
-    """Check that no process has the database open; call it before opening the database here."""
-    if home.server_url_variable:
-        return Check("use", Verdict.OK, f"database on a server, {home.server_url_variable}")
-    users = find_users(home.database)
-    if not users:
+def check_use(home: Home, environment: Mapping[str, str]) -> Check:
+    """Check that no process or session uses the home; call it before opening the database here."""
+    users, sessions = find_users(*home.databases, root=home.root), home_sessions(home, environment)
+    names = (*map(describe, users), *describe_sessions(sessions))
+    if not names:
         return Check("use", Verdict.OK, "not in use")
-    summary = f"in use by {len(users)} processes, stop them before an upgrade"
-    remedies = tuple(filter(None, [stop_command(users)]))
-    return Check("use", Verdict.WARNING, summary, tuple(map(describe, users)), remedies)
+    summary = f"in use by {len(users) + len(sessions)} processes, stop them before an upgrade"
+    return Check("use", Verdict.WARNING, summary, names, tuple(filter(None, [stop_command(users)])))
 
 
 def check_layout(home: Home, environment: Mapping[str, str]) -> Check:
@@ -530,7 +529,8 @@ def check_tables(
     wait_seconds = options.wait_seconds
     if isinstance(database, PostgresUrl):
         server = run_interruptibly(check_postgres(database, wait_seconds=wait_seconds))
-        findings, rows, state = server.findings, server.rows, server.database.position.state
+        findings, rows = server.findings, server.rows
+        state = f"{server.database.position.state}, {size(server.size_bytes)}"
         drift = [finding.shown for finding in findings if finding.kind == "drift"]
     else:
         if not os.path.lexists(database.path):

@@ -16,6 +16,7 @@ from sagewai_ops.database.sqlite.version_notes import version_note
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs.free_space import free_bytes
 from sagewai_ops.home.paths import PARTS, Home, Layout, layout_of, require
+from sagewai_ops.home.server_record import PLACE, read_server_record
 from sagewai_ops.home.state_files import (
     Document,
     document_name,
@@ -25,6 +26,7 @@ from sagewai_ops.home.state_files import (
 from sagewai_ops.keys.candidates import Candidate, active_key, find_candidates
 from sagewai_ops.process.procfs import Process
 from sagewai_ops.schema import sqlite_head
+from sagewai_ops.schema.postgres_status import ServerStatus, read_server_status
 from sagewai_ops.schema.sqlite_revision import State, read_level
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
 from sagewai_ops.snapshots.mark import Mark
@@ -38,6 +40,7 @@ from sagewai_ops.swap.pending import (
     pending_operations,
 )
 from sagewai_ops.swap.swap import kept_before
+from sagewai_ops.text import shell_word
 
 _SHOWN_DOUBTS = 5
 _WAIT_SECONDS = 5.0  # for a process that has the database locked; Sagewai waits as long
@@ -106,6 +109,8 @@ class Status:
     Attributes:
         files: Number of its files.
         sizes: Bytes below each part of the home.
+        server: The database on a server that Sagewai uses; None for a home on SQLite.
+        unused_tables: Those of the home's SQLite file that Sagewai no longer uses, with their rows.
         free_bytes: On its file system.
         overrides: Variable -> path outside the home that it names.
         notes: Facts that need no action.
@@ -121,6 +126,8 @@ class Status:
     free_bytes: int
     overrides: Mapping[str, Path]
     database: DatabaseStatus | None
+    server: ServerStatus | None
+    unused_tables: Mapping[str, int]
     sqlite_version: str
     notes: tuple[str, ...]
     documents: Mapping[str, DocumentStatus]
@@ -148,7 +155,7 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
     """
     require(home)
     # Before this process opens the database: its own locks would hide those of others.
-    users = find_users(home.database)
+    users = find_users(home.database, root=home.root)
     sizes = dict.fromkeys((*PARTS, "other"), 0)
     files = 0
     for part, size_bytes in walk_sizes(home.root):
@@ -166,6 +173,8 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
     candidates = find_candidates(home, environment)
     key = active_key(candidates)
     database = _database(home)
+    server = read_server_status(home, environment)
+    unused = _unused_tables(database) if server else {}
     documents = {
         path: parse_document(document_name(path), content)
         for path, content in read_documents(home).items()
@@ -179,8 +188,10 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
         free_bytes=free_bytes(home.root),
         overrides=home.overrides,
         database=database,
+        server=server,
+        unused_tables=unused,
         sqlite_version=sqlite3.sqlite_version,
-        notes=tuple(_notes(home, database)),
+        notes=tuple(_notes(home, database, server)),
         documents={
             path: DocumentStatus(document.version, document.counts, document.problems)
             for path, document in documents.items()
@@ -202,6 +213,7 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
         warnings=(
             *_warn_of_keys(candidates),
             *((database.problem,) if database and database.problem else ()),
+            *((f"database not checked: {server.problem}",) if server and server.problem else ()),
             *(database.unexpected if database else ()),
             *_warn_of_documents(documents),
             *(f"{path}: not readable, not shown" for path in _find_unreadable(home)),
@@ -220,10 +232,27 @@ def _in_seconds(process: Process) -> Process:
     return replace(process, started_at=started_at and started_at.replace(microsecond=0))
 
 
-def _notes(home: Home, database: DatabaseStatus | None) -> Iterator[str]:
-    server = home.server_url_variable
-    if server:
-        yield f"{server}: Sagewai's tables are on that server, not in this database"
+def _unused_tables(database: DatabaseStatus | None) -> dict[str, int]:
+    """Return the tables with rows that moved to a server; those of learnings did not."""
+    tables = database.tables if database else {}
+    moved = sqlite_head.tables()
+    return {name: rows for name, rows in tables.items() if rows and name in moved}
+
+
+def _notes(
+    home: Home, database: DatabaseStatus | None, server: ServerStatus | None
+) -> Iterator[str]:
+    if home.server_url_variable:
+        yield (
+            f"{home.server_url_variable}: Sagewai's tables are on that server, not in this database"
+        )
+    with contextlib.suppress(OpsError):  # a warning already
+        record = read_server_record(home.root)
+        if record and server is None:
+            yield (
+                f"{PLACE}: names {record.display}, but the variables name a SQLite file;"
+                f" if that is right: rm {shell_word(home.root / PLACE)}"
+            )
     note = database and version_note(sqlite3.sqlite_version_info[:3], database.journal_mode)
     if note:
         yield note

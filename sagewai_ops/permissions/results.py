@@ -64,6 +64,7 @@ class VerificationResult:
         changes: Planned, or made if `repaired`.
         left: The changes that were not made.
         record: The file that undoes the changes.
+        unchecked: The database on a server, whose roles and privileges are not checked; "" without.
     """
 
     home: Path
@@ -77,9 +78,12 @@ class VerificationResult:
     left: tuple[UnchangedResult, ...]
     record: Path | None
     dry_run: bool
+    unchecked: str
 
     @classmethod
-    def build(cls, verification: Verification, *, dry_run: bool) -> "VerificationResult":
+    def build(
+        cls, verification: Verification, *, dry_run: bool, unchecked: str = ""
+    ) -> "VerificationResult":
         """Build the result from a verification."""
         inspection, repair = verification.inspection, verification.repair
         return cls(
@@ -107,6 +111,7 @@ class VerificationResult:
             left=_left(repair),
             record=repair.record if repair else None,
             dry_run=dry_run,
+            unchecked=unchecked,
         )
 
 

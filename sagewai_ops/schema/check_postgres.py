@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.postgres import connection as postgres_connection
+from sagewai_ops.database.postgres.sessions import ServerSession
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.schema import postgres_server
 from sagewai_ops.schema.findings import Finding
 from sagewai_ops.schema.migrate_postgres import WAIT_SECONDS
 from sagewai_ops.schema.postgres_head import Table, head
+from sagewai_ops.schema.postgres_status import size_and_sessions
 from sagewai_ops.schema.revision_graph import HEAD
 
 if TYPE_CHECKING:
@@ -88,12 +90,16 @@ class CheckedPostgres:
         findings: Everything that is wrong; empty if nothing is.
         rows: By table, the user's own included.
         unknown_tables: The user's own, in the same schema.
+        size_bytes: Of the database, its indexes included.
+        sessions: Of other programs.
     """
 
     database: postgres_server.Database
     findings: tuple[Finding, ...]
     rows: Mapping[str, int]
     unknown_tables: tuple[str, ...]
+    size_bytes: int
+    sessions: tuple[ServerSession, ...]
     seconds: float
 
 
@@ -119,13 +125,22 @@ async def check_postgres(
         await connection.execute(text(f"SET LOCAL {postgres_server.lock_timeout(wait_seconds)}"))
         found = await postgres_server.read_database(connection)
         rows = await postgres_server.count_rows(connection)
+        size_bytes, sessions = await size_and_sessions(connection)
         findings = list(_check_position(found))
         if found.position.state == "current":
             present, functions, incomplete = await read_schema(connection)
             findings += [*incomplete, *_find_drift(present, functions)]
             findings += [finding async for finding in _find_late_sequences(connection)]
     unknown = tuple(name for name in rows if name not in head()["tables"])
-    return CheckedPostgres(found, tuple(findings), rows, unknown, time.perf_counter() - started)
+    return CheckedPostgres(
+        found,
+        tuple(findings),
+        rows,
+        unknown,
+        size_bytes,
+        sessions,
+        time.perf_counter() - started,
+    )
 
 
 def _check_position(found: postgres_server.Database) -> Iterator[Finding]:

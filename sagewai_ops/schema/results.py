@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from sagewai_ops.database.postgres.sessions import ServerSession
+
 if TYPE_CHECKING:
     from sagewai_ops.database.url import PostgresUrl, SqliteUrl
     from sagewai_ops.schema import check_postgres, check_sqlite, postgres_server
@@ -194,6 +196,8 @@ class PostgresCheck:
     findings: tuple[CheckFinding, ...]
     rows: Mapping[str, int]
     unknown_tables: tuple[str, ...]
+    size_bytes: int
+    sessions: tuple[ServerSession, ...]
 
 
 def describe_upgrade(done: Upgrade) -> UpgradeResult:
@@ -295,6 +299,8 @@ def describe_postgres_check(
         findings=tuple(_finding(finding) for finding in checked.findings),
         rows=checked.rows,
         unknown_tables=checked.unknown_tables,
+        size_bytes=checked.size_bytes,
+        sessions=checked.sessions,
     )
 
 

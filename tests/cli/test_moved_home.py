@@ -13,6 +13,7 @@ from program import Answer, call
 from sagewai_ops.backup.scanner import scan_home
 from sagewai_ops.home.paths import locate
 from sagewai_ops.home.server_record import PLACE, read_server_record
+from sagewai_ops.schema.revision_graph import HEAD
 from targets import at_head, copy_of, home_with
 
 WITHOUT_URL = [
@@ -25,6 +26,7 @@ WITHOUT_URL = [
     ("keys", "rotate", "--no-snapshot", "--dry-run"),
     ("migrate-layout",),
     ("migrate-layout", "--dry-run"),
+    ("preflight", "--no-snapshot"),
 ]
 
 SESSION = """
@@ -216,3 +218,62 @@ def test_process_with_a_file_of_the_home_is_use(copy: Path) -> None:
 
     assert answer.code == 15
     assert f"pid {other.pid}" in answer.err
+
+
+def test_status_without_the_url_is_not_green(moved: Path) -> None:
+    """Exit 0, because it only shows; but that the database was not checked is a warning."""
+    answer = of(moved, "status")
+    result = of(moved, "status", "--json").result
+
+    assert answer.code == 0
+    assert "server     postgresql://db.invalid:5432/sagewai: not checked" in answer.out
+    assert "database not checked: home" in answer.err
+    assert "is set" in result["server"]["problem"]
+
+
+def test_status_of_a_server(connected: tuple[Path, Path]) -> None:
+    """Revision, rows, size and sessions; the rows of before the move are named as unused."""
+    home, file = connected
+
+    answer = of(home, "status", "--url-file", file)
+    result = of(home, "status", "--url-file", file, "--json").result
+
+    assert "connected  session of postgres (process " in answer.out
+    assert "rows in " in answer.out
+    assert "of db/sagewai.db, from before the move" in answer.out
+    server = result["server"]
+    assert (server["problem"], server["state"], server["revisions"]) == ("", "current", [HEAD])
+    assert server["size_bytes"] > 1_000_000
+    assert [session["role"] for session in server["sessions"]] == ["postgres"]
+    assert result["unused_tables"]["workflow_runs"] > 0
+
+
+def test_check_of_a_server_lists_size_and_sessions(connected: tuple[Path, Path]) -> None:
+    """What `pg_stat_activity` shows to the role."""
+    home, file = connected
+
+    answer = of(home, "db", "check", "--url-file", file)
+    result = of(home, "db", "check", "--url-file", file, "--json").result
+
+    assert "connected    session of postgres (process " in answer.out
+    assert result["size_bytes"] > 1_000_000
+    assert len(result["sessions"]) == 1
+
+
+def test_preflight_warns_of_sessions(connected: tuple[Path, Path]) -> None:
+    """Without the URL it stops; with it the sessions are those to stop before an upgrade."""
+    home, file = connected
+
+    answer = of(home, "preflight", "--no-snapshot", "--url-file", file, "--json")
+
+    checks = {check["check"]: check for check in answer.result["checks"]}
+    assert checks["use"]["verdict"] == "warning"
+    assert checks["use"]["details"][0].startswith("session of postgres")
+    assert " on a server" not in checks["use"]["summary"]
+
+
+def test_permissions_of_the_server_are_reported_as_unchecked(moved: Path) -> None:
+    """The files are; the roles of the database are not."""
+    answer = of(moved, "verify-perms", "--json")
+
+    assert answer.result["unchecked"] == "postgresql://db.invalid:5432/sagewai"

@@ -600,7 +600,7 @@ def test_a_home_whose_tables_are_on_a_server(
 
     assert (answer.code, verdicts(lines)) == (0, {})
     assert lines["upgrade"]["summary"].startswith("1 revisions to 020")
-    assert lines["use"]["summary"] == "database on a server, SAGEWAI_DATABASE_URL"
+    assert lines["use"]["summary"] == "not in use"
     assert lines["snapshot"]["details"] == [
         "SAGEWAI_DATABASE_URL: the tables of that server are not in this snapshot"
     ]

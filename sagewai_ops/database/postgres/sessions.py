@@ -106,9 +106,18 @@ def require_home_unused(home: Home, environment: Mapping[str, str], *databases: 
         UsageError: The home's tables are on a server that no variable names.
         OpsError: The server is not reachable, or refuses.
     """
-    url = resolve_database(home, environment)
-    sessions = read_sessions(url) if isinstance(url, PostgresUrl) else ()
+    sessions = home_sessions(home, environment)
     require_unused(home.root, *(databases or home.databases), sessions=describe_sessions(sessions))
+
+
+def home_sessions(home: Home, environment: Mapping[str, str]) -> tuple[ServerSession, ...]:
+    """Return the other sessions on a home's server; none for a home on SQLite.
+
+    Raises:
+        UsageError, OpsError: As `require_home_unused`.
+    """
+    url = resolve_database(home, environment)
+    return read_sessions(url) if isinstance(url, PostgresUrl) else ()
 
 
 async def _read(url: PostgresUrl) -> tuple[ServerSession, ...]:
