@@ -78,13 +78,10 @@ async def size_and_sessions(
 
 
 async def _read(url: PostgresUrl) -> ServerStatus:
-    from sqlalchemy import text
-
     from sagewai_ops.database.postgres.connection import connect_sqlalchemy
     from sagewai_ops.schema.postgres_server import count_rows, read_database
 
-    async with connect_sqlalchemy(url) as connection, connection.begin():
-        await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+    async with connect_sqlalchemy(url, isolation="repeatable_read", readonly=True) as connection:
         found = await read_database(connection)
         rows = await count_rows(connection)
         size_bytes, sessions = await size_and_sessions(connection)
