@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import CONTENT, RUN, SNAPSHOTS, DryRunOption, option
+from sagewai_ops.cli.options import CONTENT, DATABASE, RUN, SNAPSHOTS, DryRunOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import (
@@ -28,6 +28,8 @@ from .retention_options import (  # noqa: TID251 - a neighbour
 )
 from .shared_options import (  # noqa: TID251 - a neighbour
     BackupSnapshotsOption,
+    HiddenSqliteOption,
+    HiddenUrlFileOption,
     HomeWaitOption,
     HomeWorkDirOption,
     KeyCustodyOption,
@@ -90,6 +92,22 @@ def backup(
             CONTENT, "--follow", "Include the target of links to directories; repeatable.", "GLOB"
         ),
     ] = None,
+    without_database: Annotated[
+        bool,
+        option(DATABASE, "--without-database", "Omit the database of a server.", hidden=True),
+    ] = False,
+    exclude_table: Annotated[
+        list[str] | None,
+        option(
+            DATABASE,
+            "--exclude-table",
+            "Exclude tables of the server; repeatable.",
+            "GLOB",
+            hidden=True,
+        ),
+    ] = None,
+    url_file: HiddenUrlFileOption = None,
+    sqlite: HiddenSqliteOption = False,
     compact: Annotated[
         bool, option(CONTENT, "--compact", "Rewrite the database without free pages.")
     ] = False,
@@ -125,7 +143,9 @@ def backup(
     from sagewai_ops.backup.mirror import update_mirror
     from sagewai_ops.backup.report import BackupOptions
     from sagewai_ops.backup.results import BackupResult
+    from sagewai_ops.backup.server import has_server
     from sagewai_ops.cli.credentials import lock_of
+    from sagewai_ops.cli.database_url import with_database
 
     if form not in ("archive", "directory"):
         raise UsageError(
@@ -148,6 +168,13 @@ def backup(
         raise UsageError(
             "--output -: stdout is a terminal", hint="sagewai-ops backup --output - > home.tar.zst"
         )
+    run = with_database(run, url_file, sqlite=sqlite, required=not without_database)
+    home = run.home()
+    if without_database and not has_server(home):
+        raise UsageError(
+            f"--without-database: the database of home {home.root} is not on a server",
+            hint="sagewai-ops backup --exclude 'db/*'",
+        )
     options = BackupOptions(
         encryption=lock_of(run.terminal, recipient or [], recipients_file, passphrase_file),
         custody=key,
@@ -155,6 +182,8 @@ def backup(
         follow=tuple(follow or ()),
         compact=compact,
         level=level or DEFAULT_LEVEL,
+        without_database=without_database,
+        exclude_tables=tuple(exclude_table or ()),
         tags=tuple(tag or ()),
         wait_seconds=wait,
         key_environment=run.settings.environment,
@@ -162,7 +191,6 @@ def backup(
         accept_change=accept_change,
         work_dir=work_dir,
     )
-    home = run.home()
     if dry_run:
         directory = run.snapshots(home, to)
         where = "stdout" if output else directory / "tree" if form == "directory" else directory
@@ -181,12 +209,15 @@ def backup(
     result = BackupResult.build(report)
     code = EXIT_DONE if report.quality.is_good else EXIT_INCOMPLETE
     code = code if report.is_sound else EXIT_FINDINGS
+    # Definitions that are not stored hide no row: they neither hinder retention nor pass silently.
+    unstored = EXIT_INCOMPLETE if report.unstored else EXIT_DONE
     warnings = tuple(report.warnings())
     if not policy.is_empty:
         retention = _prune(run, directory, policy, code, all_paths=all_paths, wait=wait)
         result = replace(result, retention=retention.result)
         warnings += retention.warnings
         code = code or retention.exit_code
+    code = unstored if code == EXIT_DONE else code
     return Outcome(
         result,
         lambda terminal: show(terminal, result),
@@ -306,6 +337,14 @@ def show(terminal: Terminal, result: "BackupResult") -> None:
             f"  database  {rows} rows in {len(database.tables)} tables, "
             f"level {database.schema_level or 'unknown'}"
         )
+    if result.server:
+        server = result.server
+        terminal.line(
+            f"  server    PostgreSQL {server.version}, {server.rows} rows in"
+            f" {len(server.tables)} tables, {server.distance_ms} ms before the documents"
+        )
+    elif result.without_database:
+        terminal.line("  server    NOT in the snapshot: --without-database", style="yellow")
     keys = result.keys
     fingerprint = result.key_fingerprint
     terminal.line(f"  secrets   {keys.total} encrypted, {keys.total - len(keys.unopened)} opened")

@@ -105,6 +105,19 @@ SqliteOption = Annotated[
     bool,
     option(DATABASE, "--sqlite", "Use db/sagewai.db, although the database was moved."),
 ]
+# The same of a command whose help has no line left.
+HiddenUrlFileOption = Annotated[
+    Path | None,
+    option(
+        DATABASE, "--url-file", "File with the URL of the database server.", "FILE", hidden=True
+    ),
+]
+HiddenSqliteOption = Annotated[
+    bool,
+    option(
+        DATABASE, "--sqlite", "Use db/sagewai.db, although the database was moved.", hidden=True
+    ),
+]
 HomeWaitOption = Annotated[float, _wait("another run on the home")]
 DirectoryWaitOption = Annotated[float, _wait("another run on the directory")]
 WriterWaitOption = Annotated[float, _wait("another run or a writer")]

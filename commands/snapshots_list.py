@@ -140,6 +140,7 @@ def _show(terminal: Terminal, result: Any) -> None:
             "created (UTC)",
             "size",
             "level",
+            "server",
             "key",
             "verified",
             "proved",
@@ -152,7 +153,8 @@ def _show(terminal: Terminal, result: Any) -> None:
                 row.id,
                 row.created_at,
                 size(row.archive_bytes) + (" age" if row.encrypted else ""),
-                row.schema_level or "?",
+                row.schema_level or ("-" if row.without_database else "?"),
+                _server(row),
                 f"{row.key_fingerprint or '-'} {row.key_custody or '?'}",
                 _verified(row),
                 drill_result(row.drill, row.proved_restorable_at),
@@ -179,6 +181,13 @@ def _show(terminal: Terminal, result: Any) -> None:
         )
     if result.tree:
         terminal.line(f"tree {result.tree.path}, created {result.tree.created_at}")
+
+
+def _server(row: Any) -> str:
+    """Return whether the snapshot has the database of a server; "-" for a home on SQLite."""
+    if row.without_database:
+        return "omitted"
+    return "included" if row.engine == "postgresql" else "-"
 
 
 def _origin(row: Any) -> str:

@@ -79,6 +79,18 @@ def _show(terminal: Terminal, result: "SnapshotContent") -> None:
             f"  database  {sum(database.tables.values())} rows in {len(database.tables)} "
             f"tables, level {database.schema_level}, integrity {database.integrity[0]}"
         )
+    server = result.postgres
+    if server:
+        terminal.line(
+            f"  server    PostgreSQL {server.version}, {server.rows} rows in {len(server.tables)}"
+            f" tables, revision {', '.join(server.revision) or 'none'}"
+        )
+        for lacking in server.unstored:
+            terminal.line(f"  unstored  {lacking.kind} {lacking.name}: {lacking.reason}")
+        for name in server.excluded:
+            terminal.line(f"  excluded  table {name}")
+    elif result.without_database:
+        terminal.line("  server    NOT in the snapshot: --without-database", style="yellow")
     terminal.line(f"  proved    {drill_result(result.drill, result.proved_restorable_at)}")
     for item in result.left_out or ():
         terminal.line(f"  omitted   {item.path}: {item.reason} {item.detail}".rstrip())

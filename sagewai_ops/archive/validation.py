@@ -86,6 +86,8 @@ _HEADER: Mapping[str, Shape] = {
     "key_custody": lambda value: value in ("exclude", "sealed"),
     "key_fingerprint": is_text,
     "schema_level": is_text,
+    "engine": lambda value: value in ("sqlite", "postgresql"),
+    "without_database": _is_flag,
     "tags": _list_of(is_text),
     "previous": _record(id=is_text, mac=is_mac),
 }
@@ -102,6 +104,39 @@ _MANIFEST: Mapping[str, Shape] = {
         foreign_key_violations=_is_count,
         foreign_key_tables=_list_of(is_text),
         tables=_map_of(_is_count),
+    ),
+    "postgres": _record(
+        nullable=True,
+        version=is_text,
+        database=is_text,
+        schema=is_text,
+        revision=_list_of(is_text),
+        encoding=is_text,
+        text_encoding=is_text,
+        collation=is_text,
+        ctype=is_text,
+        standby=_is_flag,
+        lsn=is_text,
+        extensions=_map_of(is_text),
+        tables=_list_of(
+            _record(
+                schema=is_text,
+                name=is_text,
+                columns=_list_of(is_text),
+                rows=_is_count,
+                bytes=_is_count,
+                sha256=is_mac,
+                stem=is_text,
+                members=_is_count,
+            )
+        ),
+        sequences=_list_of(
+            _record(schema=is_text, name=is_text, last_value=_is_number, is_called=_is_flag)
+        ),
+        excluded=_list_of(is_text),
+        unstored=_list_of(_record(kind=is_text, name=is_text, reason=is_text, is_data=_is_flag)),
+        moments=_map_of(is_text),
+        distance_ms=_is_number,
     ),
     "keys": _record(
         total=_is_count,

@@ -18,7 +18,7 @@ from sagewai_ops.archive.manifest import (
     ManifestBuilder,
     encode_header,
 )
-from sagewai_ops.archive.tar import END, member_header, pad, padding_bytes
+from sagewai_ops.archive.tar import END, member_header, padding_bytes
 from sagewai_ops.archive.zstd_frames import DEFAULT_LEVEL, FrameWriter, Sink
 
 WHOLE_FILE_BYTES = 4 * 1024 * 1024  # files up to this are read at once, so that a retry is cheap
@@ -118,7 +118,9 @@ class ArchiveWriter:
     def add_bytes(self, entry: Entry, content: bytes) -> Entry:
         """Add a file with this content, and return its entry with size and hash."""
         complete = with_content(entry, len(content), hashlib.sha256(content).digest())
-        self._frames.write(member_header(complete) + pad(content))
+        self._frames.write(member_header(complete))
+        self._frames.write(content)
+        self._frames.write(bytes(padding_bytes(len(content))))
         self._count(complete)
         self._on_bytes(len(content))
         return complete

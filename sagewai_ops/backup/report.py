@@ -14,6 +14,7 @@ from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.snapshots.database_check import DatabaseReport
 from sagewai_ops.snapshots.omissions import Omission
 from sagewai_ops.snapshots.quality import Cause, Quality
+from sagewai_ops.snapshots.server_database import SQLITE, Engine, ServerFacts, UnstoredObject
 
 CUSTODIES = ("exclude", "sealed")
 
@@ -35,6 +36,8 @@ class BackupOptions:
         unencrypted: Write a plain archive next to encrypted ones.
         is_automatic: Another command needs this snapshot: encrypt it like the newest one.
         accept_change: The user intends what is missing since the newest good snapshot.
+        without_database: Omit the database of a server.
+        exclude_tables: Patterns on `table` and `schema.table` of the server to omit.
         work_dir: Where the database is copied; None for next to the home, or next to a plain
             archive.
     """
@@ -51,6 +54,8 @@ class BackupOptions:
     unencrypted: bool = False
     is_automatic: bool = False
     accept_change: bool = False
+    without_database: bool = False
+    exclude_tables: tuple[str, ...] = ()
     work_dir: Path | None = None
 
 
@@ -68,6 +73,9 @@ class BackupReport:
         content_bytes: Of the files in it.
         format: `archive`, or `directory` for a mirror; then `path` is its directory,
             `archive_bytes` the size of its files, and `archive_sha256` the hash of its manifest.
+        engine: Of the database that Sagewai uses.
+        server: The server's database; None without a server, or without its database.
+        without_database: The database is on a server, and was omitted.
         kept_files: Of a mirror, the files that are unchanged since the previous run.
         quality: Whether it is complete, sound and plausible.
     """
@@ -97,6 +105,9 @@ class BackupReport:
     format: str = "archive"
     kept_files: int = 0
     quality: Quality = field(default_factory=Quality)
+    engine: Engine = SQLITE
+    server: ServerFacts | None = None
+    without_database: bool = False
 
     @property
     def losses(self) -> tuple[Omission, ...]:
@@ -109,6 +120,11 @@ class BackupReport:
         return self.quality.is_complete
 
     @property
+    def unstored(self) -> tuple[UnstoredObject, ...]:
+        """Objects of the server's database that the snapshot does not contain."""
+        return self.server.unstored if self.server else ()
+
+    @property
     def is_sound(self) -> bool:
         """Whether database, documents and keys are whole."""
         return self.quality.is_sound
@@ -119,6 +135,9 @@ class BackupReport:
             yield cause.text
         for pattern in self.unused_follow:
             yield f"--follow {pattern}: no link to a directory outside the home matches"
+        for item in self.unstored:
+            if not item.is_data:
+                yield item.text
         if not self.quality.is_plausible:
             yield from self.quality.changes
             yield (
@@ -128,7 +147,10 @@ class BackupReport:
 
 
 def omission_causes(
-    omissions: Iterable[Omission], unstable: Iterable[str], keys: SealedReport
+    omissions: Iterable[Omission],
+    unstable: Iterable[str],
+    keys: SealedReport,
+    unstored: Iterable[UnstoredObject] = (),
 ) -> Iterator[Cause]:
     """Yield why a snapshot is not complete."""
     for item in omissions:
@@ -141,6 +163,9 @@ def omission_causes(
         yield Cause("unstable", path, text)
     for value in keys.unopened:
         yield Cause("unopened", value.place, f"{value.place} {value.where}: sealed, {value.reason}")
+    for lacking in unstored:
+        if lacking.is_data:
+            yield Cause("unstored", lacking.name, lacking.text)
 
 
 def damage_causes(

@@ -17,6 +17,7 @@ from sagewai_ops.snapshots.prune import (
     PruneResult,
 )
 from sagewai_ops.snapshots.quality import Cause
+from sagewai_ops.snapshots.server_database import SQLITE, Engine, ServerFacts
 
 OmissionReason = Literal[
     "sidecar",
@@ -82,6 +83,9 @@ class BackupResult:
         omitted, damaged: Why it is not complete, or not sound.
         accepted: Causes of both kinds that are accepted.
         changes: What is missing or shrank since the snapshot `compared_with`.
+        engine: Of the database that Sagewai uses.
+        without_database: It is on a server, and was omitted.
+        server: The database of that server.
         retention: None without rules.
     """
 
@@ -117,6 +121,9 @@ class BackupResult:
     changes: tuple[str, ...]
     compared_with: str | None
     change_accepted: bool
+    engine: Engine = SQLITE
+    without_database: bool = False
+    server: ServerFacts | None = None
     retention: RetentionResult | None = None
 
     @classmethod
@@ -160,4 +167,7 @@ class BackupResult:
             changes=report.quality.changes,
             compared_with=report.quality.compared_with or None,
             change_accepted=report.quality.is_change_accepted,
+            engine=report.engine,
+            without_database=report.without_database,
+            server=report.server,
         )

@@ -27,6 +27,13 @@ from sagewai_ops.archive.manifest import (
 from sagewai_ops.archive.writer import ArchiveWriter, MemberWriter
 from sagewai_ops.archive.zstd_frames import HashingSink
 from sagewai_ops.backup import recipients
+from sagewai_ops.backup.entries import (
+    database_first,
+    describe_entry,
+    notes,
+    open_source,
+    root_facts,
+)
 from sagewai_ops.backup.report import (
     BackupOptions,
     BackupReport,
@@ -34,6 +41,7 @@ from sagewai_ops.backup.report import (
     omission_causes,
 )
 from sagewai_ops.backup.scanner import HomeScan, ScanItem, databases, main_database, scan_home
+from sagewai_ops.backup.server import ServerSource, open_server
 from sagewai_ops.database.sqlite.online_copy import DatabaseCopy, attribute_damage, copy_database
 from sagewai_ops.database.sqlite.read_transaction import WAIT_SECONDS
 from sagewai_ops.errors import (
@@ -44,7 +52,6 @@ from sagewai_ops.errors import (
     OpsError,
     PermissionDeniedError,
 )
-from sagewai_ops.fs import beneath
 from sagewai_ops.home.paths import (
     DATABASE,
     LEGACY_MASTER_KEY,
@@ -72,8 +79,15 @@ from sagewai_ops.snapshots.mark import Mark, write_mark
 from sagewai_ops.snapshots.member_paths import EXTERNAL, EXTERNAL_KEY
 from sagewai_ops.snapshots.omissions import Omission, Reason
 from sagewai_ops.snapshots.ownership import home_ids
-from sagewai_ops.snapshots.quality import Content, ContentCounter, Quality, assess
+from sagewai_ops.snapshots.quality import Content, ContentCounter, Quality, assess, engine_of
 from sagewai_ops.snapshots.reference import Reference
+from sagewai_ops.snapshots.server_database import (
+    POSTGRESQL,
+    SQLITE,
+    Engine,
+    ServerFacts,
+    counted_database,
+)
 
 # A night without the documents and the key would be worse than one without the database.
 _DAMAGED = f"{DamagedError.advice}\nthe rest alone: sagewai-ops backup --exclude 'db/*'"
@@ -93,6 +107,7 @@ class _Frozen:
     copies: Mapping[str, DatabaseCopy]
     main: DatabaseCopy | None
     proving: "Future[DatabaseReport] | None"
+    server: ServerSource | None
 
 
 @dataclass(slots=True)
@@ -107,6 +122,8 @@ class BackupRun:
         content: Of the snapshot once its members are written.
         quality: Of the snapshot then.
         mac: The HMAC of the snapshot once it is written; empty without a key.
+        server: The server's database once it is written; None without one.
+        moments: Of the reads, in seconds since 1970; see `ServerFacts`.
     """
 
     home: Home
@@ -135,11 +152,24 @@ class BackupRun:
     content: Content = field(default_factory=Content)
     quality: Quality = field(default_factory=Quality)
     mac: bytes = b""
+    server: ServerFacts | None = None
+    moments: dict[str, float] = field(default_factory=dict)
 
     @property
     def moment_ns(self) -> int:
         """Start of the run, in nanoseconds since 1970, whole seconds."""
         return int(self.created_at.timestamp()) * 1_000_000_000
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the database that Sagewai uses."""
+        is_on_server = self.home.server_url_variable or self.options.without_database
+        return POSTGRESQL if is_on_server else SQLITE
+
+    @property
+    def omits_database(self) -> bool:
+        """Whether that database is on a server, and is omitted."""
+        return self.engine == POSTGRESQL and self.options.without_database
 
     @classmethod
     def start(
@@ -177,6 +207,7 @@ class BackupRun:
             key_values=tuple(candidate.value for candidate in candidates),
             includes_key=options.custody == "sealed",
             snapshots=directory,
+            has_server=bool(home.server_url_variable) and not options.without_database,
         )
         return cls(
             home=home,
@@ -259,10 +290,13 @@ class BackupRun:
             external=self.scan.external,
             outside_links=self.scan.outside_links,
             swept=tuple(swept),
-            notes=tuple(_notes(self.home, self.scan)),
+            notes=tuple(notes(self.home, self.scan, without=self.omits_database)),
             unused_follow=tuple(self.scan.unused_follow),
             tags=self.options.tags,
             quality=self.quality,
+            engine=self.engine,
+            server=self.server,
+            without_database=self.omits_database,
         )
 
     def card(self, report: BackupReport) -> dict[str, Any]:
@@ -271,7 +305,7 @@ class BackupRun:
         return {
             "archive": report.path.name,
             "id": self.id,
-            **self._identity(self.database.schema_level if self.database else ""),
+            **self._identity(self._level(self.database.schema_level if self.database else "")),
             "archive_bytes": report.archive_bytes,
             "archive_sha256": report.archive_sha256,
             "content_bytes": report.content_bytes,
@@ -306,9 +340,31 @@ class BackupRun:
             "key_custody": self.options.custody,
             "key_fingerprint": self.key_fingerprint,
             "schema_level": level,
+            **self._engine_facts,
             "tags": list(self.options.tags),
             **({"previous": dict(self.previous)} if self.previous else {}),
         }
+
+    @property
+    def _engine_facts(self) -> dict[str, Any]:
+        omitted = {"without_database": True} if self.omits_database else {}
+        return {"engine": self.engine, **omitted}
+
+    def _database_facts(self) -> dict[str, Any]:
+        return {
+            "database": asdict(self.database.facts) if self.database else None,
+            **({"postgres": self._server_facts()} if self.engine == POSTGRESQL else {}),
+        }
+
+    def _level(self, of_file: str) -> str:
+        """Return the revision of the database that Sagewai uses, and that the snapshot contains.
+
+        Args:
+            of_file: That of the SQLite file.
+        """
+        if self.engine == SQLITE:
+            return of_file
+        return self.server.level if self.server else ""
 
     def _freeze(self, staging: Path, progress: Progress | None) -> dict[str, DatabaseCopy]:
         """Copy every database, then read the state files at once, so that both agree."""
@@ -319,6 +375,8 @@ class BackupRun:
             is_main = item == main or item.path == DATABASE
             if not is_main and deadline is None:
                 deadline = time.monotonic() + _ARTIFACTS_SECONDS
+            if is_main:
+                self.moments["sqlite"] = time.time()
             wait = WAIT_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
             try:
                 copies[item.path] = copy_database(
@@ -334,6 +392,7 @@ class BackupRun:
                     raise
                 self._include_as_file(item, error)
         self.documents = read_documents(self.home)
+        self.moments["documents"] = time.time()
         return copies
 
     def _include_as_file(self, item: ScanItem, error: OpsError) -> None:
@@ -351,6 +410,18 @@ class BackupRun:
 
     @contextlib.contextmanager
     def _frozen(self, staging: Path, progress: Progress | None) -> Iterator["_Frozen"]:
+        # First the server, then the SQLite file, then the documents: what a document refers to is
+        # in neither database only if it was created during these reads.
+        with open_server(self.home, self.options) as server:
+            if server:
+                self.moments["server"] = server.moment
+            with self._frozen_files(staging, server, progress) as frozen:
+                yield frozen
+
+    @contextlib.contextmanager
+    def _frozen_files(
+        self, staging: Path, server: ServerSource | None, progress: Progress | None
+    ) -> Iterator["_Frozen"]:
         copies = self._freeze(staging, progress)
         main = main_database(self.home, self.scan)
         copy = copies.get(main.path) if main else None
@@ -360,16 +431,29 @@ class BackupRun:
             examination_thread() as examine,
         ):
             proving = examine(path) if path else None
-            self.keys = try_keys(self.documents, path, self.candidates, key_search=self.key_search)
-            yield _Frozen(copies, copy, proving)
+            self.keys = try_keys(
+                self.documents,
+                path,
+                self.candidates,
+                key_search=self.key_search,
+                others=server.sealed_values() if server else (),
+            )
+            yield _Frozen(copies, copy, proving, server)
 
     def _pack(self, frozen: "_Frozen", open_writer: OpenWriter, progress: Progress | None) -> None:
-        count = byte_counter(progress, "pack", self.scan.content_bytes)
-
-        level = read_schema_level(frozen.main.path).revision if frozen.main else ""
+        server = frozen.server
+        size_bytes = self.scan.content_bytes + (server.size_bytes if server else 0)
+        count = byte_counter(progress, "pack", size_bytes)
+        if self.engine == POSTGRESQL:
+            level = server.level if server else ""
+        else:
+            level = read_schema_level(frozen.main.path).revision if frozen.main else ""
         writer = open_writer(Header(self.id, FORMAT_VERSION, self._identity(level)), count)
         with contextlib.closing(writer):
-            for item in _database_first(self.scan.items, frozen.copies):
+            if server:
+                self.server = server.write(writer, self.moment_ns)
+            self.moments["files"] = time.time()
+            for item in database_first(self.scan.items, frozen.copies):
                 self._add(writer, item, frozen.copies.get(item.path))
             if self.options.custody == "sealed":
                 self._add_key(writer)
@@ -383,14 +467,21 @@ class BackupRun:
 
     def _assess(self) -> None:
         """Compare the snapshot with the newest good one, and record whether it is good."""
-        database = asdict(self.database.facts) if self.database else None
-        counted = self.counter.content(database, key=self.key_fingerprint)
+        facts = self._database_facts()
+        counted = self.counter.content(
+            counted_database(facts), engine=engine_of(self._engine_facts), key=self.key_fingerprint
+        )
         self.content = replace(counted, size_bytes=self.content_bytes)
         reference = self.reference
         # A home on a database server may have an empty database that Sagewai does not use.
-        is_used = not self.home.server_url_variable or bool(self.database and self.database.counts)
+        is_used = self.engine == SQLITE or bool(self.database and self.database.counts)
         self.quality = assess(
-            omission_causes(self.scan.omissions, self.unstable, self.keys),
+            omission_causes(
+                self.scan.omissions,
+                self.unstable,
+                self.keys,
+                self.server.unstored if self.server else (),
+            ),
             damage_causes(
                 self.database if is_used else None,
                 {path: self.documents[path] for path in self.stored_documents},
@@ -409,7 +500,7 @@ class BackupRun:
                 # It may exist again, but the archive has no directory for this.
                 raise FileNotFoundError
             status = os.stat(item.source) if copy else os.lstat(item.source)
-            stream = _open_source(item, copy)
+            stream = open_source(item, copy)
         except OSError as error:
             if item.type == "folder":
                 self.gone.add(item.path)
@@ -421,12 +512,12 @@ class BackupRun:
             return
         if stream is None:
             kind = EntryType.DIRECTORY if item.type == "folder" else EntryType.LINK
-            writer.add_directory_or_link(_entry(item.path, kind, status, item))
+            writer.add_directory_or_link(describe_entry(item.path, kind, status, item))
             return
         with stream:
-            entry = _entry(item.path, EntryType.FILE, os.fstat(stream.fileno()))
+            entry = describe_entry(item.path, EntryType.FILE, os.fstat(stream.fileno()))
             if copy:
-                writer.add_copy(_entry(item.path, EntryType.FILE, status), stream)
+                writer.add_copy(describe_entry(item.path, EntryType.FILE, status), stream)
             elif item.path in self.documents:
                 content = self.documents[item.path]
                 self.counter.add(item.path, writer.add_bytes(entry, content).size_bytes)
@@ -456,11 +547,17 @@ class BackupRun:
             writer.add_directory_or_link(Entry(EXTERNAL, EntryType.DIRECTORY, 0o700, moment_ns))
         writer.add_bytes(Entry(EXTERNAL_KEY, EntryType.FILE, 0o600, moment_ns), key.value)
 
+    def _server_facts(self) -> dict[str, Any] | None:
+        if self.server is None:
+            return None
+        self.server = self.server.with_moments(self.moments)
+        return self.server.as_json
+
     def _facts(self) -> dict[str, Any]:
         return {
             "id": self.id,
             "quality": self.quality.facts,
-            "database": asdict(self.database.facts) if self.database else None,
+            **self._database_facts(),
             "keys": asdict(self.keys),
             "left_out": [
                 {"path": item.path, "reason": item.reason.name.lower(), "detail": item.detail}
@@ -469,71 +566,5 @@ class BackupRun:
             "unstable": self.unstable,
             "followed": self.scan.followed,
             "external": self.scan.external,
-            "home": _root_facts(self.home),
+            "home": root_facts(self.home),
         }
-
-
-def _open_source(item: ScanItem, copy: DatabaseCopy | None) -> BinaryIO | None:
-    """Open a file, or the copy of a database; None for a directory or link.
-
-    Raises:
-        OSError: It is gone, or its type changed since the scan.
-    """
-    if item.type in ("folder", "link"):
-        return None
-    if copy:
-        return open(beneath.open_file(copy.path), "rb", buffering=0)
-    # The scan resolved followed links: a link here was created since.
-    return open(beneath.open_file(item.source), "rb", buffering=0)
-
-
-def _entry(
-    path: str, kind: EntryType, status: os.stat_result, link: ScanItem | None = None
-) -> Entry:
-    return Entry(
-        path=path,
-        type=kind,
-        mode=status.st_mode & 0o7777,
-        mtime_ns=status.st_mtime_ns,
-        uid=status.st_uid,
-        gid=status.st_gid,
-        target=link.target if link else "",
-        is_absolute=link.is_absolute if link else False,
-        is_outside=link.is_outside if link else False,
-    )
-
-
-def _notes(home: Home, scan: HomeScan) -> Iterator[str]:
-    for path, target in scan.outside_links.items():
-        yield f"{path}: stored as a link, {target} is not in the snapshot"
-    for path, target in scan.followed.items():
-        yield f"{path}: a link, {target} is included in its place"
-    if home.server_url_variable:
-        yield f"{home.server_url_variable}: the tables of that server are not in this snapshot"
-    if "SAGEWAI_CACHE_DIR" in home.overrides:
-        yield f"SAGEWAI_CACHE_DIR: {home.cache_dir} is not in the snapshot, Sagewai refills it"
-
-
-def _root_facts(home: Home) -> dict[str, Any]:
-    status = os.stat(home.root)
-    return {
-        "mode": f"{status.st_mode & 0o7777:04o}",
-        "uid": status.st_uid,
-        "gid": status.st_gid,
-        "mtime_ns": status.st_mtime_ns,
-    }
-
-
-def _database_first(
-    items: Sequence[ScanItem], copies: Mapping[str, DatabaseCopy]
-) -> Iterator[ScanItem]:
-    """Yield the databases, with their parent directories, before everything else.
-
-    A restore verifies the database while it writes the rest.
-    """
-    first = {
-        path[:position] for path in copies for position, letter in enumerate(path) if letter == "/"
-    }
-    first.update(copies)
-    yield from (item for item in items if item.path in first)
-    yield from (item for item in items if item.path not in first)

@@ -36,7 +36,7 @@ from sagewai_ops.home.paths import (
     Kind,
     kind_of,
 )
-from sagewai_ops.snapshots.member_paths import EXTERNAL, EXTERNAL_HOME
+from sagewai_ops.snapshots.member_paths import EXTERNAL, EXTERNAL_HOME, SERVER_DIRECTORY
 from sagewai_ops.snapshots.omissions import Omission, Reason
 from sagewai_ops.text import shell_word
 
@@ -104,6 +104,7 @@ def scan_home(
     key_values: Sequence[bytes] = (),
     includes_key: bool = False,
     snapshots: Path | None = None,
+    has_server: bool = False,
 ) -> HomeScan:
     """Scan the home and everything outside of it that its overrides name.
 
@@ -114,6 +115,7 @@ def scan_home(
         key_values: Master keys that must not be in any file, whatever its name.
         includes_key: Whether key files are included.
         snapshots: Where this run writes; no followed directory may overlap with it.
+        has_server: The snapshot also contains the database of a server.
 
     Raises:
         UsageError: A link that `follow` matches overlaps with the home, or is a loop.
@@ -126,6 +128,7 @@ def scan_home(
         key_values=tuple(key_values),
         includes_key=includes_key,
         snapshots=os.path.realpath(snapshots) if snapshots else "",
+        reserved=(*_RESERVED, SERVER_DIRECTORY) if has_server else _RESERVED,
         scan=HomeScan(unused_follow=list(follow)),
     )
     walk.add_directory(str(home.root), "", "")
@@ -144,6 +147,7 @@ class _Walk:
     key_values: tuple[bytes, ...] = field(repr=False)
     includes_key: bool
     snapshots: str
+    reserved: tuple[str, ...]
     scan: HomeScan
     # The directories that the walk is in, the deepest last.
     stack: list[Iterator[tuple["_Entry", str, str, set[str]]]] = field(default_factory=list)
@@ -185,7 +189,7 @@ class _Walk:
         names = {entry.name for entry in entries}
         for entry in entries:
             parent, prefix = (relative + "/", member + "/") if relative else ("", "")
-            if relative == "" and entry.name in _RESERVED:
+            if relative == "" and entry.name in self.reserved:
                 self._add_container(EXTERNAL)
                 self._add_container(EXTERNAL_HOME)
                 prefix = EXTERNAL_HOME + "/"

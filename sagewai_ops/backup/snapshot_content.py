@@ -15,6 +15,7 @@ from sagewai_ops.snapshots.cards import read_card
 from sagewai_ops.snapshots.database_check import DatabaseFacts
 from sagewai_ops.snapshots.omissions import OmittedEntry
 from sagewai_ops.snapshots.results import DrillRecord, drill_record
+from sagewai_ops.snapshots.server_database import SQLITE, Engine, ServerFacts
 from sagewai_ops.text import shell_word
 
 
@@ -37,6 +38,9 @@ class SnapshotContent:
     Attributes:
         authenticity: `authentic` if every byte is as written, which only a full read shows.
         authenticity_reason: Why it is not authentic; "" if it is.
+        engine: Of the database that Sagewai used.
+        without_database: It was on a server, and is not in the snapshot.
+        postgres: The database of that server.
     """
 
     id: str
@@ -66,6 +70,9 @@ class SnapshotContent:
     key_fingerprint: str = ""
     schema_level: str = ""
     tags: tuple[str, ...] = ()
+    engine: Engine = SQLITE
+    without_database: bool = False
+    postgres: ServerFacts | None = None
     files: tuple[SnapshotMember, ...] | None = None
 
 
@@ -99,7 +106,15 @@ def read_content(
         **header.facts,
         **{
             name: reader.manifest.facts.get(name)
-            for name in ("database", "keys", "left_out", "unstable", "external", "followed")
+            for name in (
+                "database",
+                "postgres",
+                "keys",
+                "left_out",
+                "unstable",
+                "external",
+                "followed",
+            )
         },
         "id": header.id,
         "format": header.format_version,

@@ -8,6 +8,7 @@ from sagewai_ops.backup.mirror import Mirror
 from sagewai_ops.snapshots.catalog import Snapshot
 from sagewai_ops.snapshots.rebuild_cards import RebuildReport
 from sagewai_ops.snapshots.results import DrillRecord, drill_record
+from sagewai_ops.snapshots.server_database import POSTGRESQL, SQLITE, Engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,8 @@ class ListedSnapshot:
         authenticity: `authentic` if an authenticated metadata file records it; the archive was not
             read.
         doubt: Why nothing confirms the facts of the metadata file; "" if they are confirmed.
+        engine: Of the database that Sagewai used.
+        without_database: It was on a server, and is not in the snapshot.
     """
 
     id: str
@@ -42,6 +45,8 @@ class ListedSnapshot:
     has_card: bool
     authenticity: Literal["authentic", "unverified"]
     doubt: str
+    engine: Engine
+    without_database: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,4 +99,6 @@ def describe_snapshot(snapshot: Snapshot) -> ListedSnapshot:
         if snapshot.is_confirmed and card.get("authentication")
         else "unverified",
         doubt=snapshot.doubt,
+        engine=POSTGRESQL if card.get("engine") == POSTGRESQL else SQLITE,
+        without_database=card.get("without_database") is True,
     )

@@ -97,7 +97,7 @@ def read_inventory(
         try:
             url = database_server(home, environment)
             with contextlib.closing(postgres.read_tables(url)) as connection:
-                values.extend(map(_on_server, in_database(connection)))
+                values.extend(on_server(connection))
                 clear = () if only_sealed else plain_in_database(connection)
                 plaintext.extend(replace(secret, where=SERVER + secret.where) for secret in clear)
         except OpsError as error:
@@ -209,10 +209,15 @@ def _document_paths(home: Home) -> dict[str, Path]:
     return {**legacy, **{os.fspath(path): path for path in current}}
 
 
-def _on_server(value: SealedValue) -> SealedValue:
-    """Mark the value of a server, and its project, as not of the home's own database."""
-    project = SERVER + value.project if value.project is not None else None
-    return replace(value, where=SERVER + value.where, project=project)
+def on_server(connection: sqlite3.Connection) -> Iterator[SealedValue]:
+    """Yield the sealed values of a server, marked as not of the home's own database.
+
+    Args:
+        connection: From `postgres.load_tables`.
+    """
+    for value in in_database(connection):
+        project = SERVER + value.project if value.project is not None else None
+        yield replace(value, where=SERVER + value.where, project=project)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ inspects both engines. They are written in one transaction, under locks that blo
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 from sagewai_ops.database.postgres.connection import (
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     import asyncpg
 
     Server: TypeAlias = asyncpg.Connection[asyncpg.Record]
+
+# Table -> columns, and rows as texts in their order.
+Rows: TypeAlias = dict[str, tuple[list[str], list[tuple["str | None", ...]]]]
 
 # The tables that can contain a sealed value or a secret, with the columns that are read.
 _TABLES: Mapping[str, tuple[str, ...]] = {
@@ -49,7 +52,11 @@ def read_tables(url: PostgresUrl) -> sqlite3.Connection:
     Raises:
         OpsError: The server is not reachable, or refuses.
     """
-    tables = run_interruptibly(_read(url))
+    return load_tables(run_interruptibly(_read(url)))
+
+
+def load_tables(tables: Rows) -> sqlite3.Connection:
+    """Return a database in memory with the columns of `read_columns`; the caller closes it."""
     connection = open_connection(None)
     for table, (columns, rows) in tables.items():
         names = ", ".join(map(quoted, columns))
@@ -69,25 +76,26 @@ def replace_tokens_on_server(url: PostgresUrl, tokens: Mapping[bytes, bytes]) ->
     run_interruptibly(_substitute(url, tokens))
 
 
-async def _read(
-    url: PostgresUrl,
-) -> dict[str, tuple[list[str], list[tuple[str | None, ...]]]]:
-    found = {}
+async def _read(url: PostgresUrl) -> Rows:
     async with open_transaction(url, isolation="repeatable_read", readonly=True) as server:
-        for table, wanted in _TABLES.items():
-            types = await _types(server, table)
-            columns = [name for name in wanted if name in types]
-            if not columns:
-                continue
-            # Booleans as in SQLite: 1 and 0.
-            expressions = ", ".join(
-                f"{quoted(name)}::int::text"
-                if types[name] == "boolean"
-                else f"{quoted(name)}::text"
-                for name in columns
-            )
-            query = f"SELECT {expressions} FROM {quoted(table)}"  # noqa: S608
-            found[table] = (columns, [tuple(row) for row in await server.fetch(query)])
+        return await read_columns(server, _TABLES)
+
+
+async def read_columns(server: Server, tables: Container[str]) -> Rows:
+    """Read the columns that can contain a secret, of these tables alone."""
+    found = {}
+    for table, wanted in _TABLES.items():
+        types = await _types(server, table) if table in tables else {}
+        columns = [name for name in wanted if name in types]
+        if not columns:
+            continue
+        # Booleans as in SQLite: 1 and 0.
+        expressions = ", ".join(
+            f"{quoted(name)}::int::text" if types[name] == "boolean" else f"{quoted(name)}::text"
+            for name in columns
+        )
+        query = f"SELECT {expressions} FROM {quoted(table)}"  # noqa: S608
+        found[table] = (columns, [tuple(row) for row in await server.fetch(query)])
     return found
 
 

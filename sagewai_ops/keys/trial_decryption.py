@@ -113,19 +113,21 @@ def try_keys(
     candidates: Sequence[Candidate],
     *,
     key_search: "KeySearch | None" = None,
+    others: Iterable[SealedValue] = (),
 ) -> SealedReport:
-    """Open every sealed value of documents and of a database.
+    """Open every sealed value of documents, of a database and of other places.
 
     Args:
         documents: As `read_documents` returned them.
         database: A database without writers, such as a copy; None without one.
         candidates: Keys to try, in order.
         key_search: Gets the keys, and the values that none of them opens.
+        others: Values of a server.
 
     Raises:
         DamagedError: The database is not readable.
     """
-    values = [*in_documents(documents)]
+    values = [*in_documents(documents), *others]
     if database is not None:
         with open_frozen(database) as connection:
             values.extend(in_database(connection))

@@ -218,6 +218,7 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
             *_warn_of_documents(documents),
             *(f"{path}: not readable, not shown" for path in _find_unreadable(home)),
             *_warn_of_size(newest),
+            *_warn_of_omission(newest),
             *_warn_of_origin(known, newest, directory, trust.mark),
             *(
                 f"{operation} pending, interrupted before its end: sagewai-ops recover"
@@ -275,6 +276,14 @@ def _warn_of_size(newest: Snapshot | None) -> Iterator[str]:
         yield (
             f"{newest.path}: size differs from the recorded one: "
             f"sagewai-ops snapshots verify {newest.id}"
+        )
+
+
+def _warn_of_omission(newest: Snapshot | None) -> Iterator[str]:
+    if newest and newest.card.get("without_database"):
+        yield (
+            f"snapshot {newest.id}: the newest, without the database of the server: "
+            "sagewai-ops backup"
         )
 
 

@@ -41,8 +41,10 @@ from sagewai_ops.snapshots.authenticity import Origin, require_latest, require_o
 from sagewai_ops.snapshots.catalog import is_archive_name
 from sagewai_ops.snapshots.mark import read_mark
 from sagewai_ops.snapshots.member_paths import MemberPaths, is_within
+from sagewai_ops.snapshots.server_database import read_server
 from sagewai_ops.snapshots.trust import keys_of
 from sagewai_ops.swap import pending, swap
+from sagewai_ops.text import printable
 
 TargetState = Literal["absent", "empty", "not empty"]
 # Never in a snapshot of this program: SQLite would apply a sidecar to the restored database, and
@@ -192,7 +194,11 @@ def build_plan(
         followed=wanted.followed,
         outside_links=wanted.outside_links,
         origin_state=origin,
-        warnings=(*places.warnings(target), *_schema_warnings(facts)),
+        warnings=(
+            *places.warnings(target),
+            *_schema_warnings(facts),
+            *(() if parts else _server_warnings(reader)),
+        ),
     )
 
 
@@ -290,6 +296,20 @@ def _schema_warnings(facts: Mapping[str, Any]) -> Iterator[str]:
         yield (
             "the database has columns unknown to this program, of a later Sagewai or your own: "
             "they are restored unchanged and were not examined"
+        )
+
+
+def _server_warnings(reader: ArchiveReader) -> Iterator[str]:
+    """Yield how to restore the database of a server, which a restore of files leaves alone."""
+    header, server = reader.header, read_server(reader.manifest)
+    if header.facts.get("without_database"):
+        yield "the database was on a server and is not in the snapshot (--without-database)"
+    if server:
+        yield (
+            f"the database was on a server (PostgreSQL {printable(server.version)}, {server.rows}"
+            f" rows in {len(server.tables)} tables) and is NOT restored; into an empty database:"
+            f" sagewai-ops snapshots extract {header.id} postgres --to DIR && cd DIR &&"
+            " psql -v ON_ERROR_STOP=1 -d DATABASE -f postgres/restore.sql"
         )
 
 

@@ -51,6 +51,7 @@ _CARD_FACTS = {
     "drill": dict,
     "tags": list,
     "recipients": dict,
+    "without_database": bool,
 }
 
 

@@ -19,7 +19,7 @@ from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.fs import beneath, locks
 from sagewai_ops.fs.removal import remove_tree, sweep_leftovers
 from sagewai_ops.snapshots.cards import read_owned_card
-from sagewai_ops.snapshots.quality import PROPERTIES, SQLITE
+from sagewai_ops.snapshots.quality import PROPERTIES, engine_of
 
 TREE = "tree"  # the snapshot that is a directory: `backup --format directory`
 _NAME = re.compile(
@@ -101,7 +101,7 @@ class Snapshot:
     @property
     def engine(self) -> str:
         """The engine of its database."""
-        return str(self.card.get("engine") or SQLITE)
+        return engine_of(self.card)
 
     @property
     def faults(self) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from sagewai_ops.archive.manifest import HEADER_NAME, Entry, EntryType
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.snapshots.authenticity import require_origin
+from sagewai_ops.snapshots.member_paths import SERVER_DIRECTORY
+from sagewai_ops.snapshots.server_database import SQLITE, read_server
 
 _HEADER_FACTS = ("home", "home_id", "host", "key_custody", "key_fingerprint", "schema_level")
 Attribute: TypeAlias = Literal["content", "mode", "owner", "type", "target"]
@@ -118,7 +120,7 @@ def _compare(before: ArchiveReader, after: ArchiveReader) -> SnapshotDiff:
         name: FactChange(first, second)
         for name in _HEADER_FACTS
         if (first := before.header.facts.get(name)) != (second := after.header.facts.get(name))
-    }
+    } | _changed_engine(before, after)
     return SnapshotDiff(
         first=before.header.id,
         second=after.header.id,
@@ -135,12 +137,43 @@ def _compare(before: ArchiveReader, after: ArchiveReader) -> SnapshotDiff:
     )
 
 
-def _members(reader: ArchiveReader) -> dict[str, Entry]:
+def _changed_engine(before: ArchiveReader, after: ArchiveReader) -> dict[str, FactChange]:
+    """Return the changed properties of the database; a file has no version of its own."""
+    facts = [_engine_facts(reader) for reader in (before, after)]
     return {
+        name: FactChange(facts[0].get(name), facts[1].get(name))
+        for name in sorted(facts[0].keys() | facts[1].keys())
+        if facts[0].get(name) != facts[1].get(name)
+    }
+
+
+def _engine_facts(reader: ArchiveReader) -> dict[str, str]:
+    facts = {"engine": str(reader.header.facts.get("engine", SQLITE))}
+    if reader.header.facts.get("without_database"):
+        facts["database"] = "omitted"
+    server = read_server(reader.manifest)
+    if server:
+        facts |= {"server": server.version, "encoding": server.encoding, "schema": server.schema}
+    return facts
+
+
+def _members(reader: ArchiveReader) -> dict[str, Entry]:
+    """Return the members by path; of a table on a server, one for all of its rows."""
+    members = {
         entry.path: entry
         for entry in reader.manifest.entries
         if entry.type is not EntryType.SUPERSEDED and entry.path != HEADER_NAME
     }
+    server = read_server(reader.manifest)
+    for table in server.tables if server else ():
+        for path in table.paths:
+            members.pop(path, None)
+        path = f"{SERVER_DIRECTORY}/{table.stem}"
+        content = bytes.fromhex(table.sha256)
+        members[path] = Entry(
+            path, EntryType.FILE, 0o600, 0, size_bytes=table.bytes, sha256=content
+        )
+    return members
 
 
 def _changed_attributes(old: Entry, new: Entry) -> Iterator[Attribute]:
@@ -169,7 +202,11 @@ def _changed_counts(
 
 
 def _rows_by_table(reader: ArchiveReader) -> dict[str, int]:
-    return dict((reader.manifest.facts.get("database") or {}).get("tables", {}))
+    server = read_server(reader.manifest)
+    return {
+        **(reader.manifest.facts.get("database") or {}).get("tables", {}),
+        **{table.place: table.rows for table in (server.tables if server else ())},
+    }
 
 
 def _values_by_key(reader: ArchiveReader) -> dict[str, int]:

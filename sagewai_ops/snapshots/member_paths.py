@@ -13,6 +13,7 @@ from sagewai_ops.home.paths import ADMIN_STATE, CONNECTIONS, DATABASE, MASTER_KE
 EXTERNAL = "external"  # files from outside the home are archived below this name
 # Files of the home whose own path begins with a name that the archive reserves.
 EXTERNAL_HOME = f"{EXTERNAL}/home"
+SERVER_DIRECTORY = "postgres"  # the database of a server, if the snapshot contains one
 EXTERNAL_KEY = f"{EXTERNAL}/master.key"  # a key that is not in the home's own key file
 
 _STANDARD_PATHS = {
@@ -40,6 +41,7 @@ class MemberPaths:
         self._moved: dict[str, str] = {}
         self._origins: dict[str, str] = {}
         self.unplaced: dict[str, str] = {}
+        self._has_server = bool(manifest.facts.get("postgres"))
         external = manifest.facts.get("external", {})
         searched = {EXTERNAL_KEY, MASTER_KEY, *external, *_STANDARD_PATHS.values()}
         present = {entry.path for entry in manifest.entries if entry.path in searched}
@@ -62,7 +64,7 @@ class MemberPaths:
     def path_of(self, entry: Entry) -> str | None:
         """Return the path of a member in the home; None if it is not part of the home."""
         path = entry.path
-        if path == HEADER_NAME:
+        if path == HEADER_NAME or (self._has_server and is_within(path, SERVER_DIRECTORY)):
             return None
         if path == MASTER_KEY and self._has_unused_key:
             return EXTERNAL_KEY

@@ -15,6 +15,7 @@ from sagewai_ops.text import size
 
 PROPERTIES = ("complete", "sound", "plausible")
 SQLITE = "sqlite"  # the engine of snapshots that name none
+NO_ENGINE = "none"  # of snapshots without the database of a server
 _DATA = "data/"
 # Files that Sagewai makes again, or that no later process reads.
 _VOLATILE = ("data/blueprint_cache/", "data/scratch/", "data/workers/")
@@ -210,13 +211,23 @@ class ContentCounter:
         )
 
 
+def engine_of(facts: Mapping[str, Any]) -> str:
+    """Return the engine of the database in a snapshot, from its header or its metadata file.
+
+    One without the database of its server is of no engine: it replaces no snapshot that has it.
+    """
+    if facts.get("without_database") is True:
+        return NO_ENGINE
+    return str(facts.get("engine") or SQLITE)
+
+
 def recorded_content(card: Mapping[str, Any]) -> Content:
     """Return the content that a metadata file records; what it does not record is 0."""
     facts = card.get("content")
     counts = facts if isinstance(facts, dict) else {}
     return Content(
         size_bytes=_number(card.get("content_bytes")),
-        engine=str(card.get("engine") or SQLITE),
+        engine=engine_of(card),
         database_bytes=_number(counts.get("database_bytes")),
         tables=_numbers(counts.get("tables")),
         documents=_numbers(counts.get("documents")),

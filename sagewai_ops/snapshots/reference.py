@@ -10,7 +10,8 @@ from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import OpsError
 from sagewai_ops.home.paths import Home
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
-from sagewai_ops.snapshots.quality import SQLITE, Content, ContentCounter, recorded_content
+from sagewai_ops.snapshots.quality import Content, ContentCounter, engine_of, recorded_content
+from sagewai_ops.snapshots.server_database import counted_database
 from sagewai_ops.snapshots.trust import Trust, confirm, ids_at_place
 
 
@@ -50,8 +51,8 @@ def content_of(reader: ArchiveReader) -> Content:
             counter.add(entry.path, entry.size_bytes)
     facts: dict[str, Any] = dict(reader.header.facts)
     return counter.content(
-        reader.manifest.facts.get("database"),
-        engine=str(facts.get("engine") or SQLITE),
+        counted_database(reader.manifest.facts),
+        engine=engine_of(facts),
         key=str(facts.get("key_fingerprint") or ""),
     )
 

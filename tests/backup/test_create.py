@@ -522,14 +522,18 @@ def test_external_files_of_overrides_are_stored(tmp_path: Path) -> None:
     assert report.is_complete
 
 
-def test_database_server_is_noted(tmp_path: Path) -> None:
+def test_omitted_database_server_is_noted(tmp_path: Path) -> None:
     """The files of the home are stored."""
     built = small(tmp_path / "home")
 
-    report = _back_up(built.root, environment={"DATABASE_URL": "postgresql://u:p@h/d"})
+    report = _back_up(
+        built.root,
+        BackupOptions(without_database=True),
+        environment={"DATABASE_URL": "postgresql://u:p@h/d"},
+    )
 
-    assert "DATABASE_URL" in report.notes[0]
-    assert "u:p" not in report.notes[0]
+    assert "not in this snapshot" in report.notes[0]
+    assert report.without_database
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,282 @@
+"""One moment of a PostgreSQL database, read by code without asyncio.
+
+The transaction is `REPEATABLE READ READ ONLY`. Its tables are locked (`ACCESS SHARE`, as pg_dump
+does, which blocks no writer) before it takes its snapshot: no table changes between the two, and
+none is altered or dropped until the end.
+
+The event loop runs in a thread of its own, which reads the next rows while the caller packs the
+previous ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from sagewai_ops.database.postgres.connection import (
+    CLOSE_SECONDS,
+    open_connection,
+    pin_settings,
+    translate_errors,
+)
+from sagewai_ops.database.sqlite.read_transaction import quoted
+from sagewai_ops.database.url import PostgresUrl
+from sagewai_ops.errors import LockedError, OpsError, PermissionDeniedError
+from sagewai_ops.text import printable, shell_word
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    Server: TypeAlias = asyncpg.Connection[asyncpg.Record]
+
+Answer = TypeVar("Answer")
+
+_ATTEMPTS = 10  # to lock tables that other sessions create and drop
+_CHUNKS = 8  # of up to 64 KiB each that wait for the caller
+_POLL_SECONDS = 0.05
+# Besides those of every transaction: one text for amounts of money, and rows in one order.
+_SETTINGS = "SET LOCAL lc_monetary = 'C'; SET LOCAL synchronize_seqscans = off"
+# Before the first query of a transaction, which would take the snapshot.
+_WAITS = """
+SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0;
+SET LOCAL lock_timeout = {milliseconds}
+"""
+_FOUND = """
+SELECT c.oid::bigint AS oid, n.nspname::text AS schema, c.relname::text AS name,
+  pg_catalog.has_table_privilege(c.oid, 'SELECT')
+    AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS readable,
+  pg_catalog.row_security_active(c.oid) AS filtered
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = pg_catalog.current_schema() AND c.relkind IN ('r', 'p')
+  AND NOT c.relispartition
+  AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d WHERE d.objid = c.oid
+    AND d.classid = 'pg_catalog.pg_class'::regclass::oid AND d.deptype = 'e')
+ORDER BY c.relname COLLATE "C"
+"""
+_SHOWN = 30  # tables that a message names
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    oid: int
+    schema: str
+    name: str
+    is_readable: bool
+    is_filtered: bool  # by row security
+
+
+class SnapshotSession:
+    """An open snapshot of a database; use `open_snapshot`.
+
+    Attributes:
+        moment: When the snapshot was taken, in seconds since 1970.
+    """
+
+    def __init__(self, url: PostgresUrl, loop: asyncio.AbstractEventLoop) -> None:
+        self._url = url
+        self._loop = loop
+        self._connection: Server | None = None
+        self.moment = 0.0
+
+    def run(self, read: Callable[[Server], Coroutine[Any, Any, Answer]]) -> Answer:
+        """Run a coroutine function on the connection, in the transaction.
+
+        Raises:
+            OpsError: The server refuses, or the connection is lost.
+        """
+        assert self._connection is not None
+        return self._wait(self._translated(read(self._connection)))
+
+    def copy(
+        self, schema: str, table: str, columns: Sequence[str], *, encoding: str, whole: bool = False
+    ) -> Generator[bytes]:
+        """Yield the rows of a table as `COPY ... TO STDOUT` sends them, in chunks.
+
+        Args:
+            columns: Those to read; empty for a table without columns.
+            encoding: Of the text.
+            whole: Also the rows of its partitions.
+
+        Raises:
+            OpsError: As `run`.
+        """
+        chunks: queue.Queue[bytes | None] = queue.Queue(_CHUNKS)
+        is_abandoned = threading.Event()
+        options = {"format": "text", "encoding": encoding}
+
+        async def put(chunk: bytes | None) -> None:
+            # The loop has nothing else to do, so it may wait for the caller.
+            while not is_abandoned.is_set():
+                with contextlib.suppress(queue.Full):
+                    chunks.put(chunk, timeout=_POLL_SECONDS)
+                    return
+
+        async def copy(connection: Server) -> None:
+            try:
+                await connection.execute("SET LOCAL search_path = ''")
+                if whole:
+                    names = ", ".join(map(quoted, columns))
+                    query = f"SELECT {names} FROM {quoted(schema)}.{quoted(table)}"  # noqa: S608
+                    await connection.copy_from_query(query, output=put, **options)
+                else:
+                    await connection.copy_from_table(
+                        table, schema_name=schema, columns=list(columns), output=put, **options
+                    )
+            finally:
+                await put(None)
+
+        assert self._connection is not None
+        work = self._translated(copy(self._connection))
+        copying = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            while (chunk := chunks.get()) is not None:
+                yield chunk
+            copying.result()
+        finally:
+            is_abandoned.set()
+            copying.cancel()
+
+    async def _translated(self, work: Coroutine[Any, Any, Answer]) -> Answer:
+        with translate_errors(self._url):
+            return await work
+
+    def _wait(self, work: Coroutine[Any, Any, Answer]) -> Answer:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def open(self, is_wanted: Callable[[str, str], bool], wait_seconds: float) -> None:
+        """Connect, lock the tables and take the snapshot."""
+        self._wait(self._translated(self._open(is_wanted, wait_seconds)))
+
+    def close(self) -> None:
+        """End the transaction and close the connection."""
+        if self._connection is not None:
+            self._wait(self._close())
+
+    async def _open(self, is_wanted: Callable[[str, str], bool], wait_seconds: float) -> None:
+        self._connection = connection = await open_connection(self._url)
+        for _attempt in range(_ATTEMPTS):
+            if await self._begin(connection, is_wanted, wait_seconds):
+                return
+            await connection.execute("ROLLBACK")
+        raise LockedError(
+            f"{self._url.display}: tables created or dropped at each of {_ATTEMPTS} attempts",
+            hint="psql URL -c 'SELECT * FROM pg_stat_activity'",
+        )
+
+    async def _begin(
+        self, connection: Server, is_wanted: Callable[[str, str], bool], wait_seconds: float
+    ) -> bool:
+        """Begin the transaction; False if a table was created, dropped or renamed since."""
+        import asyncpg
+
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            await pin_settings(self._url, connection)
+            before = await self._tables(connection, is_wanted)
+        self._require_readable(before)
+        await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        await connection.execute(_WAITS.format(milliseconds=max(1, int(wait_seconds * 1000))))
+        if before:
+            names = ", ".join(f"{quoted(row.schema)}.{quoted(row.name)}" for row in before)
+            try:
+                # Before any query, which would take a snapshot older than the locks.
+                await connection.execute(f"LOCK TABLE {names} IN ACCESS SHARE MODE")
+            except (asyncpg.UndefinedTableError, asyncpg.WrongObjectTypeError):
+                return False
+        await pin_settings(self._url, connection)
+        await connection.execute(_SETTINGS)
+        self.moment = time.time()
+        return await self._tables(connection, is_wanted) == before
+
+    async def _tables(
+        self, connection: Server, is_wanted: Callable[[str, str], bool]
+    ) -> list[_Table]:
+        rows = await connection.fetch(_FOUND)
+        return [_Table(*row) for row in rows if is_wanted(row["schema"], row["name"])]
+
+    def _require_readable(self, tables: Sequence[_Table]) -> None:
+        """Check the privileges on every table.
+
+        Raises:
+            PermissionDeniedError: Some cannot be read, or only some of their rows.
+        """
+        closed = [table for table in tables if not table.is_readable]
+        if not (closed or any(table.is_filtered for table in tables)):
+            return
+        reason, hint = "not readable by this role", "GRANT pg_read_all_data TO ROLE;"
+        if not closed:
+            closed = [table for table in tables if table.is_filtered]
+            reason = "row security would hide rows from this role"
+            hint = "ALTER ROLE ... BYPASSRLS;  # or run it as the owner of the tables"
+        names = [printable(f"{table.schema}.{table.name}") for table in closed]
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        raise PermissionDeniedError(
+            f"{self._url.display}: {len(names)} tables {reason}: {', '.join(names[:_SHOWN])}{more}",
+            hint=f"{hint}\nsagewai-ops backup --exclude-table {shell_word(names[0])}",
+        )
+
+    async def _close(self) -> None:
+        assert self._connection is not None
+        connection, self._connection = self._connection, None
+        if connection.is_closed():
+            return
+        with contextlib.suppress(Exception):
+            await connection.close(timeout=CLOSE_SECONDS)
+            return
+        connection.terminate()
+
+    def abandon(self) -> None:
+        """Close the socket without waiting for the server."""
+
+        async def terminate() -> None:
+            if self._connection is not None:
+                self._connection.terminate()
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
+        with contextlib.suppress(Exception):
+            asyncio.run_coroutine_threadsafe(terminate(), self._loop).result(CLOSE_SECONDS)
+
+
+@contextmanager
+def open_snapshot(
+    url: PostgresUrl, is_wanted: Callable[[str, str], bool], *, wait_seconds: float
+) -> Iterator[SnapshotSession]:
+    """Open a snapshot of the current schema of a database for the block.
+
+    Args:
+        is_wanted: Selects the tables to lock, by schema and name.
+        wait_seconds: For each table that another session has locked, to change it.
+
+    Raises:
+        RemoteError, PermissionDeniedError, NotFoundError, UsageError: It cannot be opened.
+        LockedError: A table remained locked, or tables are created all the time.
+    """
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="server", daemon=True)
+    thread.start()
+    session = SnapshotSession(url, loop)
+    try:
+        session.open(is_wanted, wait_seconds)
+        yield session
+        with contextlib.suppress(OpsError):
+            session.close()
+    finally:
+        session.abandon()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(CLOSE_SECONDS)
+        if not thread.is_alive():
+            loop.close()
