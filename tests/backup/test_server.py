@@ -226,8 +226,8 @@ def test_sealed_values_of_the_server_are_opened_and_counted(in_shell: ServerHome
     ]
     in_shell.run(
         *(
-            "INSERT INTO notification_channels (id, project_id, channel_type, config) VALUES"
-            f" ('{number}', 'p{number}', 'slack', '{json.dumps({'token': token})}')"
+            "INSERT INTO connection (id, protocol, display_name, tags, protocol_data)"
+            f" VALUES ('{number}', 'http', 'n', '[]', '{json.dumps({'token': token})}')"
             for number, token in enumerate(tokens)
         )
     )
