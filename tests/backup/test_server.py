@@ -227,7 +227,7 @@ def test_sealed_values_of_the_server_are_opened_and_counted(in_shell: ServerHome
     in_shell.run(
         *(
             "INSERT INTO connection (id, protocol, display_name, tags, protocol_data)"
-            f" VALUES ('{number}', 'http', 'n', '[]', '{json.dumps({'token': token})}')"
+            f" VALUES ('{number}', 'http', 'n{number}', '[]', '{json.dumps({'token': token})}')"
             for number, token in enumerate(tokens)
         )
     )
