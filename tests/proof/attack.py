@@ -7,7 +7,7 @@
     python tests/proof/attack.py --every --only restore   the cases whose names begin so
     python tests/proof/attack.py --every --at "chmod "    the steps whose call or path holds this
     python tests/proof/attack.py --every --share 2/20     the second twentieth of them
-    python tests/proof/attack.py --sample 8 --kind pipes  pipes instead of links
+    python tests/proof/attack.py --sample 8 --kind pipes  of this kind alone
     python tests/proof/attack.py --only init --attack "named at 12 until 15"    one again
 
 The run waits at a step; a process with the rights of the user moves names in its tree away and puts
@@ -52,8 +52,7 @@ from proof.plans import distinct, thinned  # noqa: E402
 from proof.worlds import OTHER_USER, World  # noqa: E402
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, PermissionDeniedError  # noqa: E402
 
-KINDS = ("named", "all", "files", "directories", "newest", "parent", "hard links")
-MORE_KINDS = ("pipes",)
+KINDS = ("named", "all", "files", "directories", "newest", "parent", "hard links", "pipes")
 DISTINCT = ("sites", "names")
 # Refused there, and without the right to list that directory: both are documented.
 _NOT_IN_VAULT = ("backup --format directory", "verify-perms --fix")
@@ -67,7 +66,7 @@ class Attack:
     """What is replaced at which step, from 1; and the step at which it is put back, if any.
 
     Attributes:
-        kind: Of KINDS or MORE_KINDS: the newest name, that which the step names, the directory of
+        kind: Of KINDS: the newest name, that which the step names, the directory of
             it, or all names. `hard links` and `pipes` take the places of all files.
         in_vault: The snapshots are in a directory of root's alone.
     """
@@ -97,6 +96,7 @@ class Count:
     Attributes:
         distinct: Steps that differ from all others of the run, in all cases.
         struck: Attacks whose step came.
+        undone: Attacks that a file prevented which the run removed during them.
         replaced: Names that were replaced in all of them.
     """
 
@@ -106,6 +106,7 @@ class Count:
     planned: int = 0
     attacks: int = 0
     struck: int = 0
+    undone: int = 0
     replaced: int = 0
     seconds: float = 0.0
     violations: list[str] = field(default_factory=list)
@@ -189,7 +190,10 @@ class Siege:
                         break
                     world.reset(prepared)
                     case.begin(world, self._proof)
-                    self._run_attack(case, world, attack, keys, exposed, count)
+                    try:
+                        self._run_attack(case, world, attack, keys, exposed, count)
+                    except FileNotFoundError:  # another thread of the run went on
+                        count.undone += 1
             world.drop()
         count.seconds = round(time.monotonic() - started, 1)
         return count
@@ -353,12 +357,21 @@ def _chosen(world: World, kind: str, path: str) -> list[str]:
         above = os.path.dirname(path)
         return [above] if above in names else []
     if kind == "newest":
-        return [max(names, key=lambda name: os.lstat(name).st_ctime_ns)] if names else []
+        return [max(names, key=lambda name: _status(name)[1])] if names else []
     if kind == "directories":
-        return [name for name in names if stat.S_ISDIR(os.lstat(name).st_mode)]
+        return [name for name in names if stat.S_ISDIR(_status(name)[0])]
     if kind in ("files", "hard links", "pipes"):
-        return [name for name in names if not stat.S_ISDIR(os.lstat(name).st_mode)]
+        return [name for name in names if not stat.S_ISDIR(_status(name)[0])]
     return names
+
+
+def _status(name: str) -> tuple[int, int]:
+    """Return the mode and the time of the last change; zeros if another thread removed it."""
+    try:
+        found = os.lstat(name)
+    except FileNotFoundError:
+        return 0, 0
+    return found.st_mode, found.st_ctime_ns
 
 
 def _as_attacker(
@@ -501,13 +514,14 @@ def _part(options: argparse.Namespace) -> int:
         )
         # What several do is attacked in the one that takes least time.
         cases.sort(key=lambda case: (not case.is_idle, case.takes_snapshot, case.has_verdicts))
+        write_counts(directory, [])
         for case in share(directory, cases):
             counts.append(siege.attack(case, choose, options.seed))
+            write_counts(directory, [asdict(count) for count in counts])
             if options.verbose:
                 count = counts[-1]
                 words = f"{count.name}: {count.attacks} of {count.planned}, {count.seconds} s"
                 print(words, *count.violations, sep="\n  ", file=sys.stderr, flush=True)
-    write_counts(directory, [asdict(count) for count in counts])
     return 0
 
 
@@ -529,6 +543,7 @@ def _report(counts: list[Count], seconds: float, options: argparse.Namespace) ->
         "planned": sum(count.planned for count in counts),
         "attacks": sum(count.attacks for count in counts),
         "struck": sum(count.struck for count in counts),
+        "undone": sum(count.undone for count in counts),
         "replaced": sum(count.replaced for count in counts),
         "violations": len(broken),
         "seed": options.seed,
@@ -565,7 +580,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--share", type=share_of, default=(1, 1), metavar="K/N", help="the K-th of N parts of it"
     )
-    parser.add_argument("--kind", action="append", choices=(*KINDS, *MORE_KINDS))
+    parser.add_argument("--kind", action="append", choices=KINDS)
     parser.add_argument("--at", default="", metavar="TEXT", help="the call or path of a step")
     parser.add_argument("--only", action="append", default=[], metavar="CASE")
     parser.add_argument("--attack", action="append", default=[])

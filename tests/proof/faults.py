@@ -252,7 +252,12 @@ class Runner:
                 attack(control.resume + 1, self._struck())
                 control.resume += 1
 
-        code, problem = _wait(child, self._patience, resume)
+        try:
+            code, problem = _wait(child, self._patience, resume)
+        except BaseException:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise
         problem = problem or _orphans(child)
         control.group = 0
         out, err = (path.read_text(errors="replace") for path in streams)
