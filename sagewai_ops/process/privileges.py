@@ -17,6 +17,7 @@ from typing import Any
 
 from sagewai_ops.errors import PermissionDeniedError
 from sagewai_ops.process import core_dumps
+from sagewai_ops.process.interpreter import keep_interpreter
 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # linux/prctl.h
 
@@ -72,6 +73,7 @@ def become(account: Account) -> None:
         PermissionDeniedError: This process may not change its user.
     """
     roots = _open_import_roots()
+    keep_interpreter()
     try:
         os.setgroups(account.groups)
         os.setgid(account.gid)  # as root, these set the real, the effective and the saved id

@@ -14,5 +14,5 @@ live: setup  ## Run each command for SECONDS (30) on a home under load (5 minute
 leaks: setup  ## Plant secrets, run every command in all WAYS, search its output and files (3 minutes).
 	$(BIN)/python tests/proof/leaks.py $(if $(WAYS),--ways "$(WAYS)")
 
-attack: setup  ## Replace names by links while root runs each command; SAMPLE=4 ONLY="restore" (hours).
-	$(BIN)/python tests/proof/attack.py $(if $(SAMPLE),--sample $(SAMPLE),--every) $(if $(ONLY),--only "$(ONLY)") --json attack.json
+attack: setup  ## Replace names by links while root runs each command; SAMPLE=4 ONLY="restore" DISTINCT=names (2 hours).
+	$(BIN)/python tests/proof/attack.py $(if $(SAMPLE),--sample $(SAMPLE),--distinct $(or $(DISTINCT),sites)) $(if $(ONLY),--only "$(ONLY)") --json attack.json

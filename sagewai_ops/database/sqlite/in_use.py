@@ -33,8 +33,9 @@ from sagewai_ops.home.paths import (
     OWN_PREFIX,
     PROFILES,
 )
+from sagewai_ops.process.interpreter import find_interpreter
 from sagewai_ops.process.open_files import find_openers
-from sagewai_ops.process.procfs import Process, describe, minimal_environment, read_process
+from sagewai_ops.process.procfs import Process, describe, read_process
 from sagewai_ops.text import shell_word
 
 _PROC = Path("/proc")
@@ -171,15 +172,17 @@ def _blockers(resolved: Path) -> Iterator[int]:
         (sidecar(resolved, "-shm"), _SHARED_MEMORY_FIRST, _SHARED_MEMORY_SIZE),
         (resolved, PENDING_BYTE, SHARED_FIRST - PENDING_BYTE + SHARED_SIZE),
     ]
+    interpreter = find_interpreter()
     arguments = [word for path, *place in ranges for word in (os.fspath(path), *map(str, place))]
     try:
         answer = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", _PROBE, *arguments],
+            [*interpreter.command(_PROBE), *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_PROBE_SECONDS,
             check=True,
-            env=minimal_environment(),
+            env=interpreter.variables,
+            pass_fds=interpreter.descriptors,
         )
     except (OSError, subprocess.SubprocessError):
         return

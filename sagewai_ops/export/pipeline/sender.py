@@ -23,7 +23,7 @@ from sagewai_ops.export.mapping.findings import Finding
 from sagewai_ops.export.mapping.plan import Plan, PlannedTable, as_job
 from sagewai_ops.export.pipeline import worker
 from sagewai_ops.export.pipeline.deferred_indexes import DeferredIndexes
-from sagewai_ops.process.procfs import minimal_environment
+from sagewai_ops.process.interpreter import find_interpreter
 from sagewai_ops.progress import Progress
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Worker:
     """A worker process, which waits for `begin`.
 
     Args:
-        process: Started with `worker.command()`.
+        process: Started with `worker.program()`.
         copy: The frozen database that it reads.
     """
 
@@ -126,12 +126,14 @@ async def start_workers(copy: Path, count: int) -> AsyncIterator[tuple[Worker, .
 
 @asynccontextmanager
 async def _start_worker(copy: Path) -> AsyncIterator[Worker]:
+    interpreter = find_interpreter()
     process = await asyncio.create_subprocess_exec(
-        *worker.command(),
+        *interpreter.command(worker.program(interpreter.root)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=AHEAD_BYTES,
-        env=minimal_environment(),
+        env=interpreter.variables,
+        pass_fds=interpreter.descriptors,
     )
     _enlarge_pipes(process)
     try:

@@ -19,7 +19,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import BinaryIO
 
-import sagewai_ops
 from sagewai_ops.errors import DamagedError, OpsError
 from sagewai_ops.export.compare.rows import ComparisonByKey, ComparisonInOrder
 from sagewai_ops.export.convert.batch import SIGNATURE, TRAILER, encode_batch
@@ -45,11 +44,13 @@ ERROR = b"x"  # content: an error's name, message and hint, as JSON
 Send = Callable[[bytes, bytes, int], None]
 
 
-def command() -> list[str]:
-    """Return the command line that starts this module, from any current directory."""
-    root = str(Path(sagewai_ops.__file__).parents[1])
-    start = f"import sys; sys.path.append({root!r}); from {__name__} import main; main()"
-    return [sys.executable, "-I", "-S", "-c", start]  # it needs the standard library and us
+def program(root: str) -> str:
+    """Return the program that starts this module; it needs the standard library and us.
+
+    Args:
+        root: The directory of our package.
+    """
+    return f"import sys; sys.path.append({root!r}); from {__name__} import main; main()"
 
 
 def main() -> None:
