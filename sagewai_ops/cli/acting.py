@@ -166,7 +166,7 @@ def _run(
     try:
         finish = connect(connection, grant)
 
-        def give_up(path: str) -> None:
+        def end_at_pipe(path: str) -> None:
             """End this process: root's waits for it, and the user could make that endless."""
             error = DamagedError(
                 f"{path or subject}: {'' if path else 'a file '}replaced by a pipe during the run",
@@ -176,7 +176,7 @@ def _run(
             _flush_output()
             os._exit(error.exit_code)
 
-        watch_pipes(give_up)
+        watch_pipes(end_at_pipe)
         finish(work())
         status = 0
     except BaseException:  # noqa: BLE001 - this process ends here

@@ -253,7 +253,7 @@ def test_end_of_the_process_of_the_owner_is_an_error(place: Path, home: Path) ->
 
 
 def test_stop_of_the_process_of_the_owner_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its user can stop it, and would keep root's process, and its locks, for ever."""
+    """Its user can stop it, and would keep root's process, and its locks, without end."""
     monkeypatch.setattr(acting, "_PAUSE_SECONDS", 0.02)
     account = Account(NO_USER, NO_USER, ())
 
@@ -332,7 +332,7 @@ def _waits_are_shown() -> bool:
 @pytest.mark.skipif(not _waits_are_shown(), reason="no /proc/PID/wchan")
 @pytest.mark.parametrize("mode", [0o600, 0o400])
 def test_pipe_of_the_owner_does_not_stop_root(place: Path, home: Path, mode: int) -> None:
-    """SQLite waits at a pipe for ever; root's process, which waits for it, reports the pipe."""
+    """SQLite waits at a pipe without end; root's process, which waits for it, reports the pipe."""
     words = (f"{mode:o}", "--home", str(home), "backup", "--snapshots", str(place / "safe"))
 
     done = subprocess.run(
