@@ -9,9 +9,9 @@ A database may have been written by anyone, so its schema is not trusted. On eac
   limited, so that an expression of the schema cannot allocate gigabytes;
 - the thread's processor time is limited by the size of the database.
 
-SQLite opens its files by their paths and waits at a pipe without end. The user of a home can put one
-there at any moment, so the files of open connections are watched: a pipe is opened from the other
-side, which ends the wait, and the connection fails.
+SQLite opens its files by their paths, and its wait at a pipe has no end. The user of a home can put
+one there at any moment, so the files of open connections are watched: a pipe is opened from the
+other side, which ends the wait, and the connection fails.
 
 A rollback journal that names a super-journal is refused before SQLite sees it: SQLite deletes the
 file of that name when it rolls such a journal back.
