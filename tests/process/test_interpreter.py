@@ -36,7 +36,7 @@ def test_python_is_started_by_descriptors(tmp_path: Path, monkeypatch: pytest.Mo
         pytest.skip("no /proc")
     monkeypatch.setattr(interpreter, "_descriptors", [])
     interpreter.keep_interpreter()
-    monkeypatch.setattr(interpreter.os, "access", lambda _path, _mode: False)
+    monkeypatch.setattr(os, "access", lambda _path, _mode: False)
 
     answer = _answer(tmp_path)
 
