@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 BOM := 7.5.0
 SOURCES := sagewai_ops commands fixtures tests .ci $(wildcard migrations)
 # Programs that the tests and benchmarks run next to ours, where Debian's packages can be had.
-TOOLS := age zstd sqlite3 restic borgbackup pgloader openssh-client gcc libc6-dev mandoc zsh fish
+TOOLS := age zstd sqlite3 restic borgbackup pgloader openssh-client pgbouncer gcc libc6-dev mandoc zsh fish
 # A Python whose sqlite3 can load extensions; many cannot, and both kinds must work.
 EXTENDING := $(shell for python in /usr/bin/python3 $(PYTHON); do \
   $$python -c 'import sqlite3, venv, ensurepip; sqlite3.Connection.enable_load_extension' 2>/dev/null \

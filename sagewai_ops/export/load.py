@@ -44,7 +44,7 @@ SELECT NOT EXISTS (SELECT 1 FROM pg_catalog.pg_trigger t
                    WHERE NOT t.tgisinternal AND n.nspname = pg_catalog.current_schema())
    AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_event_trigger WHERE evtenabled <> 'D')
 """
-_COPYING = re.compile(r"^COPY (\w+), line ", re.MULTILINE)
+_COPYING = re.compile(r"^COPY (.+), line ", re.MULTILINE)
 
 
 class RefusedByServerError(Exception):

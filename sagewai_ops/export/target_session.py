@@ -18,12 +18,12 @@ from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import (
     LockedError,
     OpsError,
+    PermissionDeniedError,
     SchemaBehindError,
     TargetBusyError,
-    UsageError,
 )
 from sagewai_ops.export.mapping.target_catalog import VERSION_TABLE, TargetTable, read_tables
-from sagewai_ops.schema.postgres_server import OLDEST
+from sagewai_ops.schema.postgres_server import OLDEST, check_encoding
 from sagewai_ops.schema.revision_graph import HEAD
 
 if TYPE_CHECKING:
@@ -55,6 +55,13 @@ FROM pg_catalog.pg_stat_activity
 WHERE datname = pg_catalog.current_database() AND backend_type = 'client backend'
   AND pid <> pg_catalog.pg_backend_pid()
 ORDER BY pid
+"""
+_ROW_SECURITY = """
+SELECT pg_catalog.quote_ident(c.relname) FROM pg_catalog.pg_class c
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = pg_catalog.current_schema() AND c.relkind IN ('r', 'p')
+  AND pg_catalog.row_security_active(c.oid)
+ORDER BY 1 LIMIT 1
 """
 _LOCKS = """
 SELECT DISTINCT l.relation::regclass::text AS relation, l.pid,
@@ -113,7 +120,7 @@ async def open_session(url: PostgresUrl, purpose: str) -> AsyncIterator[Session]
     isolation = "repeatable_read" if purpose == VERIFY else "read_committed"
     async with postgres_connection.open_transaction(url, isolation=isolation) as connection:
         about = await connection.fetchrow(_ABOUT)
-        _check_encoding(about["encoding"], url)
+        check_encoding(url.display, about["encoding"])
         usable = purpose == VERIFY or not about["read_only"]
         is_ready = about["major"] >= OLDEST and usable and about["managed"]
         if is_ready:
@@ -173,6 +180,7 @@ async def _lock(session: Session, purpose: str, url: PostgresUrl) -> None:
             f"{url.display}: locked by another export or upgrade",
             hint="psql URL -c 'SELECT * FROM pg_stat_activity'",
         )
+    await _check_row_security(connection, url)
     foreign = await connection.fetchrow(postgres_connection.FOREIGN_CODE)
     if foreign:
         raise postgres_connection.foreign_code_error(url.display, *foreign)
@@ -191,6 +199,18 @@ async def _lock(session: Session, purpose: str, url: PostgresUrl) -> None:
         raise TargetBusyError(
             f"{url.display}: not empty, rows in {len(with_rows)} tables such as {with_rows[0]}",
             hint="createdb --encoding UTF8 --template template0 NAME",
+        )
+
+
+async def _check_row_security(
+    connection: asyncpg.Connection[asyncpg.Record], url: PostgresUrl
+) -> None:
+    """Check that no policy applies to our role: it would refuse or hide rows."""
+    table = await connection.fetchval(_ROW_SECURITY)
+    if table:
+        raise PermissionDeniedError(
+            f"{url.display}: row-level security of table {table} applies to this role",
+            hint=f"ALTER TABLE {table} NO FORCE ROW LEVEL SECURITY;  # run it as the owner",
         )
 
 
@@ -263,11 +283,3 @@ async def _commit(session: Session, committing: Awaitable[object]) -> None:
         session.committed = True
     except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
         raise OpsError(_UNKNOWN, hint=_VERIFY) from error
-
-
-def _check_encoding(encoding: str, url: PostgresUrl) -> None:
-    if encoding != "UTF8":
-        raise UsageError(
-            f"{url.display}: encoding {encoding}, not UTF8",
-            hint="createdb --encoding UTF8 --template template0",
-        )

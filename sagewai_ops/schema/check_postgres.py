@@ -145,6 +145,9 @@ async def check_postgres(
 
 def _check_position(found: postgres_server.Database) -> Iterator[Finding]:
     state, heads = found.position.state, ", ".join(found.position.heads)
+    if found.encoding != postgres_server.ENCODING:
+        reason = f"encoding {found.encoding}, not {postgres_server.ENCODING}: texts can be refused"
+        yield Finding("encoding", "", "", reason)
     reasons = {
         "behind": f"is behind, at {heads}",
         "forked": f"is at two revisions, {heads}; an upgrade joins them",

@@ -9,6 +9,7 @@ from typing import Literal
 # Findings about values have the kinds of docs/export.md.
 Kind = Literal[
     "level",  # behind, ahead, forked, unknown
+    "encoding",  # a PostgreSQL database that cannot hold every text
     "integrity",  # SQLite itself found damage
     "drift",  # the tables differ from those of a fresh home
     "foreign-key",  # a row refers to one that does not exist

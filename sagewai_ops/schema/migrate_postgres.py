@@ -106,7 +106,7 @@ async def upgrade(
     Raises:
         SchemaBehindError: The tables were created without revisions.
         SchemaAheadError: The database is at an unknown revision.
-        UsageError: The database is past the target.
+        UsageError: The database is past the target, or its encoding is not UTF8.
         LockedError: Another run or a session that locked a table did not end in time.
         PermissionDeniedError: Privileges are missing; nothing was tried.
         DifferenceError: Rows would have been lost or added, or the schema differs from its
@@ -156,7 +156,7 @@ async def plan_move(url: PostgresUrl, target: str, *, down: bool = False) -> lis
 
 
 def check_position(found: postgres_server.Database, target: str, *, down: bool) -> tuple[str, ...]:
-    """Check that the revisions of a database are known and not past the target.
+    """Check that a database can be moved: its revisions are known and not past the target.
 
     Returns:
         The rows of `alembic_version`.
@@ -165,6 +165,8 @@ def check_position(found: postgres_server.Database, target: str, *, down: bool) 
         SchemaBehindError, SchemaAheadError, UsageError: See `upgrade`.
     """
     database, heads = f"database {found.name}", found.position.heads
+    if not down:
+        postgres_server.check_encoding(database, found.encoding)
     if found.position.state == "unmanaged":
         table = next(
             table.name for table in found.tables if table.name != postgres_server.VERSION_TABLE

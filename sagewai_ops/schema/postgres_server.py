@@ -23,7 +23,8 @@ _ABOUT = """
 SELECT pg_catalog.current_setting('server_version_num')::int AS version,
   pg_catalog.current_setting('server_version') AS version_text,
   pg_catalog.quote_ident(pg_catalog.current_schema()) AS schema,
-  current_user::text AS role,
+  pg_catalog.quote_ident(current_user) AS role,
+  pg_catalog.current_setting('server_encoding') AS encoding,
   pg_catalog.current_database()::text AS database,
   pg_catalog.pg_is_in_recovery() AS standby,
   pg_catalog.current_setting('transaction_read_only')::bool AS read_only,
@@ -62,13 +63,15 @@ ORDER BY path.place LIMIT 1
 _TABLES = """
 SELECT c.relname::text AS name, pg_catalog.quote_ident(c.relname) AS quoted,
   pg_catalog.pg_has_role(c.relowner, 'USAGE') AS owned,
-  pg_catalog.pg_get_userbyid(c.relowner)::text AS owner
+  pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(c.relowner)) AS owner
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = pg_catalog.current_schema() AND c.relkind IN ('r', 'p')
-  AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')
+  AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d WHERE d.objid = c.oid
+    AND d.classid = 'pg_catalog.pg_class'::regclass::oid AND d.deptype = 'e')
 ORDER BY c.relname COLLATE "C"
 """
 VERSION_TABLE = "alembic_version"
+ENCODING = "UTF8"  # the only one that holds every text of a home
 _COUNTED_AT_ONCE = 500  # a SELECT has at most 1664 columns
 
 
@@ -89,7 +92,8 @@ class Database:
     Attributes:
         major: The server's major version; `version` is the full one.
         schema: The current schema.
-        role: The current user.
+        role: The current user, quoted like `schema` and the owners of tables.
+        encoding: Of the database.
         may_create: The role may create tables in the schema.
         may_create_schemas: The role may create schemas in the database.
         tables: By name, including `alembic_version`.
@@ -103,6 +107,7 @@ class Database:
     version: str
     schema: str
     role: str
+    encoding: str
     read_only: bool
     may_create: bool
     may_create_schemas: bool
@@ -159,6 +164,7 @@ async def read_database(connection: AsyncConnection) -> Database:
         about.version_text,
         about.schema,
         about.role,
+        about.encoding,
         about.standby or about.read_only,
         about.may_create,
         about.may_create_schemas,
@@ -198,6 +204,19 @@ def check_privileges(database: Database) -> None:
         )
     if database.foreign_code:
         raise foreign_code_error(place, *database.foreign_code)
+
+
+def check_encoding(database: str, encoding: str) -> None:
+    """Check that a database can hold every text.
+
+    Raises:
+        UsageError: Its encoding is not UTF8.
+    """
+    if encoding != ENCODING:
+        raise UsageError(
+            f"{database}: encoding {encoding}, not {ENCODING}, so it cannot hold every text",
+            hint=f"createdb --encoding {ENCODING} --template template0 NAME",
+        )
 
 
 def lock_timeout(seconds: float) -> str:

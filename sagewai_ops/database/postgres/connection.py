@@ -156,8 +156,9 @@ _BY_STATE: dict[str, type[OpsError]] = {
     "XX001": DamagedError,
     "XX002": DamagedError,
 }
+_NO_TRANSACTIONS = "statement pooling mode"  # of PgBouncer, with a state of any failed connection
 _POOLER = (  # states in which a pooler, or a server behind one, refuses what only a session has
-    "08P01",  # a start-up parameter, or a transaction in the pool mode `statement`
+    "08P01",  # a start-up parameter
     "26000",  # a statement that another server connection has prepared
     "42P05",
 )
@@ -444,7 +445,7 @@ def _from_driver_error(url: PostgresUrl, error: BaseException | None) -> OpsErro
 
     if isinstance(error, asyncpg.PostgresError):
         state, message = str(error.sqlstate or ""), f"{url.display}: {first_line(error)}"
-        if state in _POOLER:
+        if state in _POOLER or _NO_TRANSACTIONS in message:
             return RemoteError(
                 f"{message}; behind a pooler, connect to the server itself", hint=_hint(RemoteError)
             )

@@ -20,6 +20,8 @@ _HARMLESS: Mapping[str, tuple[str, ...]] = {
     "min_protocol_version": ("3.0",),
     "sslcertmode": ("allow",),
 }
+# These name the server; the URL can do it too.
+_PLACES = ("hostaddr", "service", "servicefile")
 # Source: PostgreSQL manual, "Environment Variables" of libpq.
 _VARIABLES: Mapping[str, str] = {
     "PGCHANNELBINDING": "channel_binding",
@@ -49,6 +51,12 @@ def check(url: PostgresUrl, environment: Mapping[str, str]) -> None:
 
 def _check(url: PostgresUrl, shown: str, name: str, value: str) -> None:
     if value and value not in _HARMLESS.get(name, ()):
+        if name in _PLACES:
+            raise UsageError(
+                f"{url.display}: {shown}: not supported, so no connection was opened; the URL"
+                " names the host",
+                hint="export SAGEWAI_DATABASE_URL='postgresql://USER@HOST:PORT/DATABASE'",
+            )
         demand = f"{shown}={printable(value)}" if name in _HARMLESS else shown
         raise UsageError(
             f"{url.display}: {demand}: not supported, so no connection was opened;"

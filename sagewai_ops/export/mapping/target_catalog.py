@@ -57,6 +57,8 @@ JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.
 JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
 LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
 WHERE n.nspname = pg_catalog.current_schema() AND c.relkind IN ('r', 'p')
+  AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend e WHERE e.objid = c.oid
+    AND e.classid = 'pg_catalog.pg_class'::regclass::oid AND e.deptype = 'e')
 ORDER BY c.relname, a.attnum
 """
 _CONSTRAINTS = """
@@ -172,7 +174,7 @@ class TargetTable:
 async def read_tables(
     connection: asyncpg.Connection[asyncpg.Record],
 ) -> dict[str, TargetTable]:
-    """Describe the tables of the current schema, by name, without Alembic's."""
+    """Describe the tables of the current schema, by name, without Alembic's and extensions'."""
     columns: dict[str, dict[str, TargetColumn]] = {}
     owners: dict[str, tuple[str, bool]] = {}
     for row in await connection.fetch(_COLUMNS):
