@@ -23,7 +23,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     WorkFactorOption,
     keeper,
 )
-from .snapshot_argument import find_path  # noqa: TID251 - a neighbour
+from .snapshot_argument import find_named  # noqa: TID251 - a neighbour
 
 if TYPE_CHECKING:
     from sagewai_ops.operations.drill import DrillResult
@@ -38,7 +38,7 @@ file of the snapshot, and the temporary directory, which holds the home in plain
 Exit status:
   0   proved
   3   proved, but the metadata file is not writable
-  4   restored, but there are findings
+  4   restored, but there are findings, or a newer snapshot is not good
   10  snapshot not found
   12  no key decrypts the secrets or the archive
   13  not enough disk space
@@ -95,7 +95,7 @@ def drill(
     from sagewai_ops.operations import drill as drilling
 
     home = run.home()
-    archive = find_path(run, snapshot, snapshots)
+    archive, skipped = find_named(run, snapshot, snapshots, or_newest=True)
     options = drilling.DrillOptions(
         decryption=unlock_of(
             run.terminal, identity or [], passphrase_file, allow_work_factor=allow_work_factor
@@ -115,7 +115,7 @@ def drill(
     with run.terminal.progress() as progress:
         report = drilling.drill(archive, options, progress=progress)
     result = drilling.describe_drill(report)
-    code = EXIT_FINDINGS if report.findings else EXIT_DONE
+    code = EXIT_FINDINGS if report.findings or skipped else EXIT_DONE
     return Outcome(
         result,
         lambda terminal: show(terminal, result, is_kept=keep_work_dir),

@@ -20,11 +20,16 @@ def find_archive(
     passphrase_file: str | None,
     *,
     allow_work_factor: bool,
+    or_newest: bool = False,
 ) -> tuple[Path, Any]:
-    """Return the path of an archive, and the keys that decrypt it."""
+    """Return the path of an archive, and the keys that decrypt it.
+
+    Args:
+        or_newest: As for `catalog.find_snapshot`, for a command that only shows what it finds.
+    """
     from sagewai_ops.cli.credentials import unlock_of
 
-    path = find_path(run, snapshot, snapshots)
+    path, _skipped = find_named(run, snapshot, snapshots, or_newest=or_newest)
     decryption = unlock_of(
         run.terminal, identity or [], passphrase_file, allow_work_factor=allow_work_factor
     )
@@ -36,7 +41,9 @@ def find_path(run: Run, snapshot: str, snapshots: Path | None) -> Path:
     return find_named(run, snapshot, snapshots)[0]
 
 
-def find_named(run: Run, snapshot: str, snapshots: Path | None) -> tuple[Path, tuple[Any, ...]]:
+def find_named(
+    run: Run, snapshot: str, snapshots: Path | None, *, or_newest: bool = False
+) -> tuple[Path, tuple[Any, ...]]:
     """Return the path of the snapshot that the user names, and the newer ones that it skips.
 
     Each skipped one is reported as a warning.
@@ -55,10 +62,14 @@ def find_named(run: Run, snapshot: str, snapshots: Path | None) -> tuple[Path, t
         ids_at_place(home, known, trust),
         lambda found: confirm(directory, found, trust),
         report_skipped=skipped.extend,
+        or_newest=or_newest,
     )
-    for line in catalog.describe_skipped(skipped):
+    newer = [item for item in skipped if item.path != path]
+    for item in skipped[: len(skipped) - len(newer)]:
+        run.warn(f"snapshot {item.id}: {', '.join(item.faults)}, and no other is good")
+    for line in catalog.describe_skipped(newer):
         run.warn(line)
-    return path, tuple(skipped)
+    return path, tuple(newer)
 
 
 def origin_keys(run: Run, extra_key: Path | None = None) -> tuple[Any, ...]:

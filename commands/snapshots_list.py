@@ -144,6 +144,7 @@ def _show(terminal: Terminal, result: Any) -> None:
             "key",
             "verified",
             "proved",
+            "state",
             "origin",
             "tags",
             "home",
@@ -158,6 +159,7 @@ def _show(terminal: Terminal, result: Any) -> None:
                 f"{row.key_fingerprint or '-'} {row.key_custody or '?'}",
                 _verified(row),
                 drill_result(row.drill, row.proved_restorable_at),
+                state_of(row),
                 _origin(row),
                 ",".join(row.tags) or "-",
                 row.home or "?",
@@ -193,6 +195,13 @@ def _server(row: Any) -> str:
 def _origin(row: Any) -> str:
     """Return the recorded origin, or why nothing confirms what the metadata file states."""
     return row.doubt or ("authentic" if row.authenticity == "authentic" else "-")
+
+
+def state_of(row: Any) -> str:
+    """Return which properties of a good snapshot one does not have; - if it is good."""
+    names = ("complete", "sound", "plausible")
+    faults = ", ".join(f"not {name}" for name in names if getattr(row, name) is False)
+    return faults or ("change accepted" if row.change_accepted else "-")
 
 
 def _verified(row: Any) -> str:

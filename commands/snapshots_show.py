@@ -1,6 +1,6 @@
 """`snapshots show`: the content of a snapshot, from its manifest."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ from .snapshot_argument import (  # noqa: TID251 - a neighbour
     find_archive,
     origin_keys,
 )
-from .snapshots_list import drill_result  # noqa: TID251 - a neighbour
+from .snapshots_list import drill_result, state_of  # noqa: TID251 - a neighbour
 
 if TYPE_CHECKING:
     from sagewai_ops.backup.snapshot_content import SnapshotContent
@@ -59,7 +59,13 @@ def show(
     from sagewai_ops.backup.snapshot_content import read_content
 
     path, decryption = find_archive(
-        run, snapshot, snapshots, identity, passphrase_file, allow_work_factor=allow_work_factor
+        run,
+        snapshot,
+        snapshots,
+        identity,
+        passphrase_file,
+        allow_work_factor=allow_work_factor,
+        or_newest=True,
     )
     keys = origin_keys(run, extra_key)
     result = read_content(path, decryption, keys, with_members=files)
@@ -92,6 +98,7 @@ def _show(terminal: Terminal, result: "SnapshotContent") -> None:
     elif result.without_database:
         terminal.line("  server    NOT in the snapshot: --without-database", style="yellow")
     terminal.line(f"  proved    {drill_result(result.drill, result.proved_restorable_at)}")
+    _show_quality(terminal, result.quality)
     for item in result.left_out or ():
         terminal.line(f"  omitted   {item.path}: {item.reason} {item.detail}".rstrip())
     for path, origin in (result.followed or {}).items():
@@ -101,3 +108,17 @@ def _show(terminal: Terminal, result: "SnapshotContent") -> None:
     for row in result.files or ():
         target = f" -> {row.target}" if row.target else ""
         terminal.line(f"  {row.mode} {row.size:>12} {row.type:<7} {row.path}{target}")
+
+
+def _show_quality(terminal: Terminal, quality: Any) -> None:
+    """Write why a snapshot is not good, or what was accepted."""
+    if quality is None:
+        terminal.line("  state     unknown, created by an older version")
+        return
+    terminal.line(f"  state     {'good' if state_of(quality) == '-' else state_of(quality)}")
+    for cause in (*quality.omitted, *quality.damaged):
+        terminal.line(f"            {cause.text}", style="yellow")
+    for cause in quality.accepted:
+        terminal.line(f"  accepted  {cause.text}")
+    for change in quality.changes:
+        terminal.line(f"  changed   {change} in {quality.compared_with}")

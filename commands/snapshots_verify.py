@@ -89,7 +89,13 @@ def verify(
     from sagewai_ops.snapshots.verify import verify_snapshot
 
     path, decryption = find_archive(
-        run, snapshot, snapshots, identity, passphrase_file, allow_work_factor=allow_work_factor
+        run,
+        snapshot,
+        snapshots,
+        identity,
+        passphrase_file,
+        allow_work_factor=allow_work_factor,
+        or_newest=True,
     )
     keys = origin_keys(run, extra_key)
     is_latest = snapshot == "latest"

@@ -81,6 +81,10 @@ def show(terminal: Terminal, result: Any) -> None:
             f"  snapshots  {snapshots.count} in {snapshots.folder}, newest {newest.id}, "
             f"verified {newest.verified_at or 'unknown'}"
         )
+        good = snapshots.good
+        if good is None or good.id != newest.id:
+            shown = f"{good.id}, which `latest` names" if good else "none"
+            terminal.line(f"  good       {shown}", style="yellow")
         _show_proof(terminal, newest, snapshots.proved)
     else:
         terminal.line(f"  snapshots  none in {snapshots.folder}", style="yellow")

@@ -15,14 +15,14 @@ from sagewai_ops.archive.open import open_archive
 from sagewai_ops.backup.recipients import with_encryption
 from sagewai_ops.backup.report import CUSTODIES, BackupOptions, BackupReport
 from sagewai_ops.backup.run import BackupRun
-from sagewai_ops.backup.scanner import HomeScan
+from sagewai_ops.backup.scanner import HomeScan, directories_above, inside_error
 from sagewai_ops.errors import InterruptedRunError, UsageError
 from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.fs.free_space import nearest_existing, require_free_bytes
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
 from sagewai_ops.fs.removal import remove_tree
 from sagewai_ops.fs.tempdirs import locked_directory
-from sagewai_ops.home.paths import Home, require
+from sagewai_ops.home.paths import PARTS, Home, require
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.snapshots import cards, catalog
@@ -106,7 +106,7 @@ def stream_snapshot(
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
         with locks.sweep_guard(directory):
             swept = catalog.sweep(directory)
-        run = BackupRun.start(home, options, 0, directory)
+        run = BackupRun.start(home, options, 0, directory, is_stored=False)
         with staging_in(directory, run.id) as staging:
             require_free_bytes(staging, run.scan.database_bytes, option="--work-dir DIR")
             try:
@@ -172,6 +172,12 @@ def check_directory(home: Home, directory: Path) -> None:
             "stored outside the home",
             hint="sagewai-ops backup --snapshots DIR",
         )
+    above = directories_above(directory)
+    for part in ("", *PARTS):  # a part may be a link to another disk; the scan finds mounts
+        with contextlib.suppress(OSError):
+            status = os.stat(home.root / part)
+            if (status.st_dev, status.st_ino) in above:
+                raise inside_error(directory, home.root / part, home)
     if beneath.exists(directory) and not beneath.is_directory(directory):
         raise UsageError(
             f"snapshot directory {directory}: not a directory",

@@ -180,12 +180,15 @@ class BackupRun:
         directory: Path,
         previous: Mapping[str, str] | None = None,
         reference: Reference | None = None,
+        *,
+        is_stored: bool = True,
     ) -> "BackupRun":
         """Scan the home and choose the key.
 
         Args:
             directory: Where this run writes.
             previous, reference: As the attributes.
+            is_stored: Whether the snapshot is stored there, and not only copies of databases.
 
         Raises:
             KeyMissingError: The key is to be included and no key is found.
@@ -208,6 +211,7 @@ class BackupRun:
             includes_key=options.custody == "sealed",
             snapshots=directory,
             has_server=bool(home.server_url_variable) and not options.without_database,
+            outside=directory if is_stored else None,
         )
         return cls(
             home=home,
@@ -313,7 +317,7 @@ class BackupRun:
             "encrypted": report.is_encrypted,
             **recipients.record(self.id, self.options.encryption, self.key),
             **self.quality.card_facts,
-            "content": self.content.card_facts,
+            "content": self.content.card_facts(is_encrypted=report.is_encrypted),
             "verified_at": f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
             **({"authentication": self.mac.hex()} if self.mac else {}),
         }
@@ -556,7 +560,7 @@ class BackupRun:
     def _facts(self) -> dict[str, Any]:
         return {
             "id": self.id,
-            "quality": self.quality.facts,
+            "quality": asdict(self.quality.facts),
             **self._database_facts(),
             "keys": asdict(self.keys),
             "left_out": [

@@ -21,7 +21,7 @@ from sagewai_ops.archive.manifest import (
     is_outside_link_allowed,
 )
 from sagewai_ops.database.sqlite.read_transaction import MAGIC
-from sagewai_ops.errors import DamagedError, UsageError
+from sagewai_ops.errors import DamagedError, OpsError, UsageError
 from sagewai_ops.fs import beneath
 from sagewai_ops.fs.trust import owned_target
 from sagewai_ops.fs.volumes import is_lost_and_found
@@ -105,6 +105,7 @@ def scan_home(
     includes_key: bool = False,
     snapshots: Path | None = None,
     has_server: bool = False,
+    outside: Path | None = None,
 ) -> HomeScan:
     """Scan the home and everything outside of it that its overrides name.
 
@@ -116,9 +117,11 @@ def scan_home(
         includes_key: Whether key files are included.
         snapshots: Where this run writes; no followed directory may overlap with it.
         has_server: The snapshot also contains the database of a server.
+        outside: A directory that the scan must not reach by any path, also not by a mount.
 
     Raises:
-        UsageError: A link that `follow` matches overlaps with the home, or is a loop.
+        UsageError: A link that `follow` matches overlaps with the home, or is a loop; the scan
+            reaches `outside`.
     """
     walk = _Walk(
         home=home,
@@ -129,6 +132,7 @@ def scan_home(
         includes_key=includes_key,
         snapshots=os.path.realpath(snapshots) if snapshots else "",
         reserved=(*_RESERVED, SERVER_DIRECTORY) if has_server else _RESERVED,
+        above=directories_above(outside) if outside else frozenset(),
         scan=HomeScan(unused_follow=list(follow)),
     )
     walk.add_directory(str(home.root), "", "")
@@ -148,6 +152,7 @@ class _Walk:
     includes_key: bool
     snapshots: str
     reserved: tuple[str, ...]
+    above: frozenset[tuple[int, int]]  # device and inode of directories with the snapshots in them
     scan: HomeScan
     # The directories that the walk is in, the deepest last.
     stack: list[Iterator[tuple["_Entry", str, str, set[str]]]] = field(default_factory=list)
@@ -175,17 +180,20 @@ class _Walk:
         self, directory: str, relative: str, member: str
     ) -> Iterator[tuple["_Entry", str, str, set[str]]]:
         try:
-            entries = [
-                entry
-                for entry in _read_directory(directory)
-                if not is_lost_and_found(directory, entry.name, is_top=not relative)
-            ]
+            entries, identity = _read_directory(directory)
         except FileNotFoundError:
             self._omit(relative, Reason.GONE)
             return
         except OSError as error:
             self._omit(relative or ".", *_unreadable(error))
             return
+        if identity in self.above:
+            raise inside_error(self.snapshots, directory, self.home)
+        entries = [
+            entry
+            for entry in entries
+            if not is_lost_and_found(directory, entry.name, is_top=not relative)
+        ]
         names = {entry.name for entry in entries}
         for entry in entries:
             parent, prefix = (relative + "/", member + "/") if relative else ("", "")
@@ -477,16 +485,40 @@ class _Entry:
     status: os.stat_result | OSError
 
 
-def _read_directory(directory: str) -> list[_Entry]:
-    """Return the entries of a directory, in order; no link in its path is followed."""
+def _read_directory(directory: str) -> tuple[list[_Entry], tuple[int, int]]:
+    """Return the entries of a directory, in order, and its identity; no link is followed."""
     descriptor = beneath.open_directory(directory)
     try:
-        return [
+        entries = [
             _Entry(name, f"{directory}/{name}", _status(name, descriptor))
             for name in sorted(os.listdir(descriptor))
         ]
+        return entries, _identity(os.fstat(descriptor))
     finally:
         os.close(descriptor)
+
+
+def directories_above(directory: Path) -> frozenset[tuple[int, int]]:
+    """Return device and inode of a directory and of those above it, as far as they exist."""
+    found = set()
+    real = Path(os.path.realpath(directory))
+    for path in (real, *real.parents):
+        with contextlib.suppress(OSError, OpsError):
+            found.add(_identity(beneath.status(path)))
+    return frozenset(found)
+
+
+def inside_error(snapshots: Path | str, directory: Path | str, home: Home) -> UsageError:
+    """Return the error for snapshots that would be in a directory of the home."""
+    return UsageError(
+        f"snapshot directory {snapshots}: inside the home {home.root}, as {directory} is; "
+        "snapshots must be stored outside the home",
+        hint="sagewai-ops backup --snapshots DIR",
+    )
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _status(name: str, directory: int) -> os.stat_result | OSError:

@@ -14,6 +14,7 @@ from sagewai_ops.snapshots.authenticity import Authenticity, require_origin
 from sagewai_ops.snapshots.cards import read_card
 from sagewai_ops.snapshots.database_check import DatabaseFacts
 from sagewai_ops.snapshots.omissions import OmittedEntry
+from sagewai_ops.snapshots.quality import QualityFacts
 from sagewai_ops.snapshots.results import DrillRecord, drill_record
 from sagewai_ops.snapshots.server_database import SQLITE, Engine, ServerFacts
 from sagewai_ops.text import shell_word
@@ -36,6 +37,7 @@ class SnapshotContent:
     """What an archive states about itself: header, manifest and metadata file.
 
     Attributes:
+        quality: Why it is not good, and with which snapshot it was compared; None in an older one.
         authenticity: `authentic` if every byte is as written, which only a full read shows.
         authenticity_reason: Why it is not authentic; "" if it is.
         engine: Of the database that Sagewai used.
@@ -50,6 +52,7 @@ class SnapshotContent:
     database: DatabaseFacts | None
     keys: SealedReport | None
     left_out: tuple[OmittedEntry, ...] | None
+    quality: QualityFacts | None
     unstable: tuple[str, ...] | None
     external: Mapping[str, str] | None
     followed: Mapping[str, str] | None
@@ -107,13 +110,8 @@ def read_content(
         **{
             name: reader.manifest.facts.get(name)
             for name in (
-                "database",
-                "postgres",
-                "keys",
-                "left_out",
-                "unstable",
-                "external",
-                "followed",
+                *("database", "postgres", "keys", "left_out", "quality"),
+                *("unstable", "external", "followed"),
             )
         },
         "id": header.id,

@@ -16,6 +16,8 @@ class ListedSnapshot:
     """A snapshot and the facts of its metadata file; None where that does not record them.
 
     Attributes:
+        complete, sound, plausible: docs/retention.md; only a snapshot with all three is good.
+        change_accepted: Whether it is plausible because the user intended a change.
         cut: Whether the size differs from the recorded one.
         has_card: Whether the metadata file exists and is readable.
         authenticity: `authentic` if an authenticated metadata file records it; the archive was not
@@ -41,6 +43,9 @@ class ListedSnapshot:
     proved_restorable_at: str | None
     drill: DrillRecord | None
     complete: bool | None
+    sound: bool | None
+    plausible: bool | None
+    change_accepted: bool
     cut: bool
     has_card: bool
     authenticity: Literal["authentic", "unverified"]
@@ -93,6 +98,9 @@ def describe_snapshot(snapshot: Snapshot) -> ListedSnapshot:
         proved_restorable_at=snapshot.proved_at or None,
         drill=drill_record(card),
         complete=card.get("complete"),
+        sound=card.get("sound"),
+        plausible=card.get("plausible"),
+        change_accepted=card.get("change_accepted", False),
         cut=snapshot.is_truncated,
         has_card=bool(card),
         authenticity="authentic"

@@ -34,6 +34,11 @@ LEGACY_PLACES = {
     "profiles.json": PROFILES,
 }
 SIDECAR_SUFFIXES = ("-wal", "-shm", "-journal")
+# Any of them shows that a directory is a home; `db/server.json` is `server_record.PLACE`.
+_OWN_PATHS = (
+    *(DATABASE + suffix for suffix in ("", *SIDECAR_SUFFIXES)),
+    *("db/server.json", "data/blueprint_cache", "data/workers", "secrets/sops"),
+)
 # Begins the names of everything that this program creates in a home.
 OWN_PREFIX = ".sagewai-ops-"
 PARTS = ("config", "db", "data", "secrets")
@@ -153,10 +158,10 @@ def locate(home: Path | None, environment: Mapping[str, str]) -> Home:
 
 
 def require(home: Home) -> None:
-    """Check that the home exists.
+    """Check that the home exists, and that it is one.
 
     Raises:
-        NotFoundError: It does not exist or is not a directory.
+        NotFoundError: It does not exist, or is a directory without any of Sagewai's files.
     """
     if not home.root.is_dir():
         state = "not a directory" if home.root.exists() else "not found"
@@ -164,6 +169,41 @@ def require(home: Home) -> None:
             f"home {home.root}: {state}",
             hint=f"sagewai-ops --home {shell_word(home.root)} init  # or another home: --home DIR",
         )
+    if not is_home(home):
+        raise NotFoundError(
+            f"home {home.root}: contains none of Sagewai's files",
+            hint=f"findmnt --target {shell_word(home.root)}  # is its file system mounted?\n"
+            f"a new home: sagewai-ops --home {shell_word(home.root)} init",
+        )
+
+
+def is_home(home: Home) -> bool:
+    """Return whether a directory contains one of Sagewai's files, or all of its directories.
+
+    Directories alone could be those of another program. One that cannot be read counts.
+    """
+    root = os.fspath(home.root)
+    if any(os.path.lexists(os.path.join(root, path)) for path in _OWN_PATHS):
+        return True
+    try:
+        return (
+            any(
+                name.startswith(tuple(LEGACY_PLACES))  # also their locks, copies and former keys
+                for directory in ("", "config", "secrets")
+                for name in _names(root, directory)
+            )
+            or any(name.endswith(".json") for name in _names(root, "fleet"))
+            or all(os.path.isdir(os.path.join(root, part)) for part in PARTS)
+        )
+    except PermissionError:
+        return True
+
+
+def _names(root: str, directory: str) -> list[str]:
+    try:
+        return os.listdir(os.path.join(root, directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def kind_of(relative: str) -> Kind:

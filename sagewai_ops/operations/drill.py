@@ -37,8 +37,15 @@ from sagewai_ops.errors import (
     UsageError,
 )
 from sagewai_ops.fs import beneath, locks
+from sagewai_ops.fs.capabilities import is_of_place, stores_modes
 from sagewai_ops.fs.tempdirs import Keep
 from sagewai_ops.home.paths import Home, locate
+from sagewai_ops.home.state_files import (
+    document_damage,
+    document_name,
+    in_use,
+    read_documents,
+)
 from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.permissions.entry_kinds import EntryKind
 from sagewai_ops.permissions.findings import Inspection
@@ -61,6 +68,7 @@ from sagewai_ops.snapshots.trust import keys_of
 from sagewai_ops.text import shell_word, size
 
 PROVED, UNPROVED, FAILED = "proved", "unproved", "failed"
+_OTHER_PLACE = "drill on another file system: --work-dir DIR"
 _HOME = "home"  # in the scratch directory
 # Errors of the environment; any other error is a failure of the snapshot, and recorded.
 _NOT_RECORDED = (
@@ -203,6 +211,8 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
         NotFoundError: No such archive, or no such directory for the scratch directory.
         UsageError: The scratch directory would be inside the home.
         NoSpaceError, PermissionDeniedError, LockedError: It could not run; nothing is recorded.
+        OpsError: The file system of the scratch directory cannot do what a home needs (links,
+            locks, modes, names); nothing is recorded.
         DamagedError, KeyMissingError, SchemaAheadError, DifferenceError, OpsError: The drill
             failed, which is recorded.
     """
@@ -224,6 +234,11 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
     except _NOT_RECORDED:
         raise
     except OpsError as error:
+        if is_of_place(error):
+            raise OpsError(
+                f"{error.message}; not recorded, {directory} may be the cause",
+                hint=_OTHER_PLACE,
+            ) from error
         is_encrypted = archive.name.endswith(".age")
         if isinstance(error, KeyMissingError) and is_encrypted and options.decryption is None:
             raise  # no identity was named: not a failure of the snapshot
@@ -338,6 +353,7 @@ class _DrillRun:
                 progress=progress,
             )
         home = locate(root, {})
+        self.check_documents(home, restored)
         self.next_stage("database")
         self.check_database(home, restored)
         self.next_stage("keys")
@@ -374,6 +390,17 @@ class _DrillRun:
         """Add a finding to the report."""
         self.findings.append(DrillFinding(check, text))
 
+    def check_documents(self, home: Home, restored: RestoreReport) -> None:
+        """Check that the documents are whole."""
+        documents = read_documents(home)
+        for path in in_use(documents):
+            if damage := document_damage(document_name(path), documents[path]):
+                raise DamagedError(
+                    f"snapshot {restored.plan.snapshot_id}: {path} damaged before the snapshot was "
+                    f"created, {damage}",
+                    hint="use another snapshot: sagewai-ops snapshots list",
+                )
+
     def check_database(self, home: Home, restored: RestoreReport) -> None:
         """Check the database for damage; the restore compared its rows with the manifest."""
         report = restored.database
@@ -385,6 +412,8 @@ class _DrillRun:
                 f"created, {report.integrity[0]:.200}",
                 hint="use another snapshot: sagewai-ops snapshots list",
             )
+        if not report.counts:
+            self.add_finding("database", "empty, it has no tables")
         with open_frozen(home.database) as connection:
             for item in find_unexpected(connection, sqlite_head.tables()):
                 self.add_finding("database", str(item))
@@ -418,6 +447,8 @@ class _DrillRun:
         """Check permissions by the rules, except those of the directories above the home."""
         inspection = inspect(home)
         own = tuple(item for item in inspection.findings if item.facts.kind is not EntryKind.PARENT)
+        if not stores_modes(home.root.parent):
+            own = ()  # all that were found are of this file system
         for finding in own:
             if finding.rule.severity is Severity.ERROR:
                 path = os.path.relpath(finding.path, home.root)
@@ -508,12 +539,13 @@ def _hide_scratch_paths(directory: Path, archive: Path) -> Iterator[None]:
         raise
     except OpsError as error:
         if isinstance(error, (NoSpaceError, PermissionDeniedError)):
-            hint = "drill on another file system: --work-dir DIR"
-            raise type(error)(f"drill: {error.message}", hint=hint) from error
+            raise type(error)(f"drill: {error.message}", hint=_OTHER_PLACE) from error
         hidden = re.compile(re.escape(os.fspath(directory)) + r"/\.sagewai-[^/]+\.drill(/home)?/?")
         hint = error.hint
         if hidden.search(hint):
             hint = f"sagewai-ops snapshots verify {shell_word(archive)}"
+        if is_of_place(error):
+            hint = _OTHER_PLACE
         raise type(error)(f"drill: {hidden.sub('', error.message)}", hint=hint) from error
 
 

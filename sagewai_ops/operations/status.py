@@ -28,11 +28,10 @@ from sagewai_ops.process.procfs import Process
 from sagewai_ops.schema import sqlite_head
 from sagewai_ops.schema.postgres_status import ServerStatus, read_server_status
 from sagewai_ops.schema.sqlite_revision import State, read_level
-from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
+from sagewai_ops.snapshots.catalog import Snapshot, describe_skipped, list_snapshots
 from sagewai_ops.snapshots.mark import Mark
-from sagewai_ops.snapshots.ownership import home_ids
 from sagewai_ops.snapshots.results import SnapshotSummary, summarize_snapshot
-from sagewai_ops.snapshots.trust import confirm, trust_of
+from sagewai_ops.snapshots.trust import confirm, ids_at_place, trust_of
 from sagewai_ops.swap.pending import (
     KEY_ROTATION,
     LAYOUT_MIGRATION,
@@ -93,12 +92,14 @@ class SnapshotsStatus:
     """The snapshots of the home.
 
     Attributes:
+        good: The newest of them that is complete, sound and plausible: `latest`.
         proved: The newest of them that a drill restored successfully.
     """
 
     folder: Path
     count: int
     newest: SnapshotSummary | None
+    good: SnapshotSummary | None
     proved: SnapshotSummary | None
 
 
@@ -161,14 +162,16 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
     for part, size_bytes in walk_sizes(home.root):
         sizes[part if part in sizes else "other"] += size_bytes
         files += 1
-    ids = set(home_ids(home))
     trust = trust_of(home, directory, environment)
-    known = confirm(directory, list_snapshots(directory), trust)
+    listed = list_snapshots(directory)
+    ids = ids_at_place(home, listed, trust)
+    known = confirm(directory, listed, trust)
     claimed = [
         item for item in known if (not item.home_id or item.home_id in ids) and not item.is_foreign
     ]
     own = [item for item in claimed if not item.doubt]
     newest = own[-1] if own else None
+    good = next((item for item in reversed(own) if item.is_good), None)
     proved = next((item for item in reversed(own) if item.proved_at), None)
     candidates = find_candidates(home, environment)
     key = active_key(candidates)
@@ -204,6 +207,7 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
             folder=directory,
             count=len(own),
             newest=summarize_snapshot(newest) if newest else None,
+            good=summarize_snapshot(good) if good else None,
             proved=summarize_snapshot(proved) if proved else None,
         ),
         before_restore=tuple(kept_before(home.root)),
@@ -219,6 +223,7 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
             *(f"{path}: not readable, not shown" for path in _find_unreadable(home)),
             *_warn_of_size(newest),
             *_warn_of_omission(newest),
+            *describe_skipped(own[own.index(good) + 1 if good else 0 :][-_SHOWN_DOUBTS:]),
             *_warn_of_origin(known, newest, directory, trust.mark),
             *(
                 f"{operation} pending, interrupted before its end: sagewai-ops recover"

@@ -203,6 +203,7 @@ def find_snapshot(
     confirm: Confirm = list,
     *,
     report_skipped: Callable[[Sequence["Snapshot"]], None] | None = None,
+    or_newest: bool = False,
 ) -> Path:
     """Return the path of `latest`, an id, a unique prefix of one, `tree` or a path.
 
@@ -212,7 +213,8 @@ def find_snapshot(
         confirm: Confirms the facts of snapshots, as `trust.confirm`.
         home_ids: Of the current home: `latest` is its latest snapshot. If it has none (the home is
             lost, or on another machine), `latest` is the latest of all, if all are of one home.
-        report_skipped: Receives the newer ones that are not good, if there are any.
+        report_skipped: Receives those that are not good: the newer ones, and the chosen one.
+        or_newest: `latest` is the newest one if none is good.
 
     Raises:
         NotFoundError: No such snapshot, or none for `latest` that is good.
@@ -240,11 +242,12 @@ def find_snapshot(
                 f"snapshot latest: not found in {directory}",
                 hint="sagewai-ops backup\nor name the directory: --snapshots DIR",
             )
-        good = _good(own, directory)
-        skipped = own[own.index(good[-1]) + 1 :]
-        if skipped and report_skipped:
-            report_skipped(skipped)
-        return good[-1].path
+        is_any_good = any(item.is_good for item in own)
+        chosen = own[-1] if or_newest and not is_any_good else _good(own, directory)[-1]
+        skipped = own[own.index(chosen) + 1 :]
+        if report_skipped:
+            report_skipped([item for item in [chosen, *skipped] if not item.is_good])
+        return chosen.path
     return match_id(known, name, directory).path
 
 
@@ -332,8 +335,8 @@ def _own_snapshots(directory: Path, known: list[Snapshot], home_ids: set[str]) -
 
 
 def describe_skipped(snapshots: Iterable[Snapshot]) -> list[str]:
-    """Return one line for each snapshot that `latest` skips."""
-    return [f"snapshot {item.id}: skipped, {', '.join(item.faults)}" for item in snapshots]
+    """Return one line for each snapshot that `latest` does not name because it is not good."""
+    return [f"snapshot {item.id}: {', '.join(item.faults)}; not `latest`" for item in snapshots]
 
 
 def _good(own: list[Snapshot], directory: Path) -> list[Snapshot]:

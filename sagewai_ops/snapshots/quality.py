@@ -6,8 +6,9 @@ shrank by more than half. Manifest and metadata file record the three. What an o
 record is unknown, and counts as good.
 """
 
+import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from sagewai_ops.home.state_files import document_at
@@ -38,6 +39,21 @@ class Cause:
     def is_accepted(self, accepted: Collection[str]) -> bool:
         """Return whether its kind or its name is among those that the user accepts."""
         return self.rule in accepted or self.name in accepted
+
+
+@dataclass(frozen=True, slots=True)
+class QualityFacts:
+    """The record of a `Quality` in a manifest and in JSON; `compared_with` is "" without one."""
+
+    complete: bool
+    sound: bool
+    plausible: bool
+    omitted: tuple[Cause, ...]
+    damaged: tuple[Cause, ...]
+    accepted: tuple[Cause, ...]
+    changes: tuple[str, ...]
+    compared_with: str
+    change_accepted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +110,17 @@ class Quality:
         return {**self.properties, **compared, **accepted}
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> QualityFacts:
         """The record for a manifest."""
-        return {
+        return QualityFacts(
             **self.properties,
-            "omitted": [asdict(cause) for cause in self.omitted],
-            "damaged": [asdict(cause) for cause in self.damaged],
-            "accepted": [asdict(cause) for cause in self.accepted],
-            "changes": list(self.changes),
-            "compared_with": self.compared_with,
-            "change_accepted": self.is_change_accepted,
-        }
+            omitted=self.omitted,
+            damaged=self.damaged,
+            accepted=self.accepted,
+            changes=self.changes,
+            compared_with=self.compared_with,
+            change_accepted=self.is_change_accepted,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +144,16 @@ class Content:
     data_files: int = 0
     key: str = ""
 
-    @property
-    def card_facts(self) -> dict[str, Any]:
-        """The record for a metadata file, which has size, engine and key already."""
+    def card_facts(self, *, is_encrypted: bool) -> dict[str, Any]:
+        """Return the record for a metadata file, which has size, engine and key already.
+
+        Args:
+            is_encrypted: Record digests of the tables' names.
+        """
+        name_of = _digest if is_encrypted else str
         return {
             "database_bytes": self.database_bytes,
-            "tables": dict(self.tables),
+            "tables": {name_of(table): rows for table, rows in self.tables.items()},
             "documents": dict(self.documents),
             "data_files": self.data_files,
         }
@@ -265,12 +285,20 @@ def _compare_tables(before: Content, after: Content) -> Iterator[str]:
         rows = sum(before.tables.values())
         yield f"database: missing, had {rows} rows in {len(before.tables)} tables"
         return
-    for table, rows in before.tables.items():
+    names = {_digest(table): table for table in after.tables}
+    for recorded, rows in before.tables.items():
+        table = names.get(recorded, recorded)
         present = after.tables.get(table)
         if rows and present is None:
             yield f"table {table}: missing, had {rows} rows"
         elif present is not None and _is_loss(rows, present):
             yield f"table {table}: {present} rows, had {rows}"
+
+
+def _digest(table: str) -> str:
+    """Return the digest of a table's name, which no name of Sagewai's begins like."""
+    text = f"sagewai-ops table v1\0{table}".encode("utf-8", "surrogateescape")
+    return "#" + hashlib.sha256(text).hexdigest()[:16]
 
 
 def _is_loss(before: int, after: int) -> bool:

@@ -100,7 +100,7 @@ def read_card_facts(reader: ArchiveReader, archive: Path) -> dict[str, Any]:
         "files": len(sizes) - 1,  # without snapshot.json
         "encrypted": archive.name.endswith(".age"),
         **_properties(reader.manifest.facts),
-        "content": content.card_facts,
+        "content": content.card_facts(is_encrypted=archive.name.endswith(".age")),
         **({"authentication": reader.mac.hex()} if reader.mac else {}),
     }
 

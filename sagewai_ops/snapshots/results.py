@@ -29,7 +29,7 @@ class DrillRecord:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotSummary:
-    """A snapshot: its creation, its size, and how it was checked."""
+    """A snapshot: its creation, its size, how it was checked, and whether it is good."""
 
     id: str
     created_at: str
@@ -37,6 +37,9 @@ class SnapshotSummary:
     verified_at: str | None
     proved_restorable_at: str | None
     drill: DrillRecord | None
+    complete: bool | None
+    sound: bool | None
+    plausible: bool | None
 
 
 def drill_record(card: Mapping[str, Any]) -> DrillRecord | None:
@@ -56,4 +59,7 @@ def summarize_snapshot(snapshot: Snapshot) -> SnapshotSummary:
         verified_at=snapshot.card.get("verified_at"),
         proved_restorable_at=snapshot.proved_at or None,
         drill=drill_record(snapshot.card),
+        complete=snapshot.card.get("complete"),
+        sound=snapshot.card.get("sound"),
+        plausible=snapshot.card.get("plausible"),
     )

@@ -36,7 +36,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[BuiltHome, Path, Pa
         connection.execute("INSERT INTO own VALUES (1), (2)")
         connection.execute("DELETE FROM workflow_runs")
     connection.close()
-    second = taken(call("--home", built.root, "backup", "--json"))
+    second = taken(call("--home", built.root, "backup", "--accept-change", "--json"))
     return built, first, second
 
 

@@ -92,7 +92,7 @@ def test_an_accepted_change_is_plausible_and_recorded() -> None:
     assert (refused.is_good, intended.is_good, unchanged.is_good) == (False, True, True)
     assert intended.card_facts["change_accepted"] is True
     assert "change_accepted" not in unchanged.card_facts
-    assert intended.facts["changes"] == list(refused.changes)
+    assert intended.facts.changes == refused.changes
 
 
 def test_only_documents_and_lasting_files_are_counted() -> None:
