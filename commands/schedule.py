@@ -45,6 +45,7 @@ _OWN_OPTIONS = {
     "--to": "--snapshots DIR",
     "--home": "--home DIR",
 }  # of schedule itself
+_NAMES_DATABASE = ("--url-file", "--without-database", "--sqlite")
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.@-]*\$?|[0-9]+")
 _MODE = 0o644  # nothing in it is secret
 
@@ -149,7 +150,7 @@ def systemd(
         raise UsageError("--root: contradicts --user", hint="schedule systemd --root")
     name = "" if as_root else _checked_user(user) or _owner(run.home().root)
     plan = _plan(run, words, time, to, name, program)
-    return _outcome(host.systemd(plan), into, dry_run=dry_run)
+    return _outcome(host.systemd(plan), into, dry_run=dry_run, warnings=_warnings(run, plan))
 
 
 def cron(
@@ -167,7 +168,7 @@ def cron(
     from sagewai_ops.schedule import host
 
     plan = _plan(run, words, time, to, _checked_user(user), program)
-    return _outcome(host.cron(plan), into, dry_run=dry_run)
+    return _outcome(host.cron(plan), into, dry_run=dry_run, warnings=_warnings(run, plan))
 
 
 def compose(
@@ -192,7 +193,7 @@ def compose(
         home=str(plan.home) if is_named else "",
         snapshots=str(to.absolute()) if to else "",
     )
-    return _outcome(files, into, dry_run=dry_run)
+    return _outcome(files, into, dry_run=dry_run, warnings=_warnings(run, plan))
 
 
 def kubernetes(
@@ -209,7 +210,8 @@ def kubernetes(
     from sagewai_ops.schedule import containers
 
     plan = _plan(run, words, time, None, _checked_ids(user), None)
-    return _outcome(containers.kubernetes(plan, *_image(image)), into, dry_run=dry_run)
+    files = containers.kubernetes(plan, *_image(image))
+    return _outcome(files, into, dry_run=dry_run, warnings=_warnings(run, plan))
 
 
 def _image(name: str | None) -> tuple[str, str]:
@@ -244,6 +246,17 @@ def _plan(
     )
 
 
+def _warnings(run: Run, plan: Any) -> tuple[str, ...]:
+    """Return a warning if the scheduled run would not find the database: it has no variables."""
+    from sagewai_ops.home.server_record import server_name
+
+    server = server_name(run.home(), run.settings.environment)
+    if not server or any(word.partition("=")[0] in _NAMES_DATABASE for word in plan.words):
+        return ()
+    advice = "write its URL to a file of mode 0600, and add: -- --url-file FILE"
+    return (f"database {server}: the schedule does not name it; {advice}",)
+
+
 def _checked_user(user: str | None) -> str | None:
     """Check a user's name or number: the beginning is neither an option nor a new line."""
     if user is not None and not _USER.fullmatch(user):
@@ -276,7 +289,7 @@ def _checked_options(run: Run, words: list[str]) -> tuple[tuple[str, ...], bool]
     """Parse options as `backup` would, and make their paths absolute.
 
     Returns:
-        The options, and whether a ping URL is set, there or in the configuration.
+        The options, and whether they or the configuration name a URL to ping or of a database.
 
     Raises:
         UsageError: One belongs to `schedule` itself, contains a secret, or would write the snapshot
@@ -305,7 +318,8 @@ def _checked_options(run: Run, words: list[str]) -> tuple[tuple[str, ...], bool]
         if value is not None:
             is_path = word in path_options
             checked.append(os.path.abspath(os.path.expanduser(value)) if is_path else value)
-    return tuple(checked), any(parsed.params.get(name) for name in ("ping_url", "ping_url_file"))
+    online = ("ping_url", "ping_url_file", "url_file")
+    return tuple(checked), any(parsed.params.get(name) for name in online)
 
 
 def _this_program() -> Path:
@@ -314,7 +328,9 @@ def _this_program() -> Path:
     return script if script.exists() else Path(shutil.which("sagewai-ops") or sys.argv[0])
 
 
-def _outcome(files: list[Any], into: Path | None, *, dry_run: bool) -> Outcome:
+def _outcome(
+    files: list[Any], into: Path | None, *, dry_run: bool, warnings: tuple[str, ...]
+) -> Outcome:
     from sagewai_ops.schedule.plan import Schedule
 
     if into is not None:
@@ -335,7 +351,7 @@ def _outcome(files: list[Any], into: Path | None, *, dry_run: bool) -> Outcome:
             for line in file.text.removesuffix("\n").split("\n"):
                 terminal.line(line)
 
-    return Outcome(schedule, show, always=into is None)
+    return Outcome(schedule, show, warnings=warnings, always=into is None)
 
 
 def _refuse_others(directory: Path, files: list[Any]) -> None:

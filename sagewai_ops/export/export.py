@@ -52,6 +52,7 @@ from sagewai_ops.home.paths import Home, require
 from sagewai_ops.home.server_record import PLACE, record_of, write_server_record
 from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
+from sagewai_ops.schedule.installed import find_schedules
 
 # The time of an export, as a multiple of the time that a plan takes to check; docs/export.md.
 MOVE_PER_CHECK = 3.0
@@ -393,4 +394,5 @@ def _warn(work: _Work, session: Session) -> None:
 def _cut_over(work: _Work) -> tuple[str, ...]:
     count = sum(table.rows for table in work.report.learnings.tables)
     bare = dataclasses.replace(work.url, password=None)
-    return cut_over_lines(work.home.root, bare.to_string(), work.report, count)
+    schedules = find_schedules(os.environ)
+    return cut_over_lines(work.home.root, bare.to_string(), work.report, count, schedules)

@@ -30,7 +30,7 @@ from sagewai_ops.export.validate.validator import FAIL
 from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.given_files import resolve_given_path
 from sagewai_ops.fs.os_errors import translate_os_errors
-from sagewai_ops.text import shell_word
+from sagewai_ops.text import printable, shell_word
 
 
 @dataclass(slots=True)
@@ -181,7 +181,9 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
-def cut_over_lines(home: Path, url: str, report: Report, learnings: int) -> tuple[str, ...]:
+def cut_over_lines(
+    home: Path, url: str, report: Report, learnings: int, schedules: Iterable[Path] = ()
+) -> tuple[str, ...]:
     """Return the next steps, each a command to paste or a comment.
 
     Args:
@@ -189,6 +191,7 @@ def cut_over_lines(home: Path, url: str, report: Report, learnings: int) -> tupl
         url: The target's, without its password.
         report: Of the export; the verification needs the same options.
         learnings: Rows that stay in the home.
+        schedules: Installed ones, which do not name the database yet.
     """
     verify = ["sagewai-ops", "--home", str(home), "export-to-postgres", "--verify-only"]
     if report.policy != FAIL:
@@ -201,6 +204,12 @@ def cut_over_lines(home: Path, url: str, report: Report, learnings: int) -> tupl
         'export DATABASE_URL="$SAGEWAI_DATABASE_URL"  # the worker commands read this one first',
         f"{shlex.join(verify)}  # before the first start",
         f"SAGEWAI_HOME={shell_word(home)} sagewai admin serve",
+        "# backups from now on: FILE has the URL, mode 0600; home and database in one snapshot",
+        f"sagewai-ops --home {shell_word(home)} backup --url-file FILE",
+        *(
+            f"# change the schedule {printable(str(path))}: add --url-file FILE to backup"
+            for path in schedules
+        ),
         f"# keep {home}: Sagewai reads config/ and secrets/ from it, also with PostgreSQL",
         f"# keep {home}/db/sagewai.db: Sagewai reads {learnings} learnings from it",
         "# keep config/admin-state.json: agents, providers and tokens of a single-org install",

@@ -10,7 +10,11 @@ from sagewai_ops.schedule.template import refuse_control
 
 NAME = "sagewai-ops-backup"
 # Options of `backup` whose file holds a secret, with the name of the secret in a schedule.
-SECRET_FILES = {"--ping-url-file": "ping-url", "--passphrase-file": "passphrase"}
+SECRET_FILES = {
+    "--ping-url-file": "ping-url",
+    "--passphrase-file": "passphrase",
+    "--url-file": "database-url",
+}
 _OUTPUT_FILES = ("--metrics-file", "--log-file")
 
 

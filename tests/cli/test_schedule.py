@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import program
 from json_schemas import problems
 from program import Answer, call
+from sagewai_ops.home.server_record import PLACE
 from sagewai_ops.schedule.containers import compose
 from sagewai_ops.schedule.plan import NAME, Plan
 from small_homes import small
@@ -460,3 +461,37 @@ def test_program_has_an_absolute_path() -> None:
     (text,) = _files("cron").values()
 
     assert f" {program.COMMAND[0]} --home " in text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_url_of_the_database_is_passed_by_file(kind: str, tmp_path: Path) -> None:
+    """As a credential or a mounted secret; the network is open, the URL in no file."""
+    file = tmp_path / "url"
+    file.write_text("postgresql://u:s3cr3t@db/x")
+    file.chmod(0o600)
+    texts = "".join(_files(kind, "--home", "/h", "--", "--url-file", file).values())
+
+    assert "s3cr3t" not in texts
+    assert "--url-file" in texts
+    assert {
+        "systemd": f"LoadCredential=database-url:{file}",
+        "cron": f"--url-file {file}",
+        "compose": "/run/secrets/database-url",
+        "kubernetes": "--from-file=database-url=FILE",
+    }[kind] in texts
+    assert "IPAddressDeny=any" not in texts
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_schedule_without_the_url_of_a_moved_home_is_warned_of(kind: str, tmp_path: Path) -> None:
+    """The schedule has none of the shell's variables: its backup would stop."""
+    home = small(tmp_path / "home").root
+    (home / PLACE).write_text(
+        '{"version": 1, "host": "db", "port": "1", "database": "x", "recorded_at": ""}'
+    )
+
+    without = call("schedule", kind, "--home", home)
+    named = call("schedule", kind, "--home", home, "--", "--url-file", "/url")
+
+    assert (without.code, named.code, named.err) == (0, 0, "")
+    assert "postgresql://db:1/x: the schedule does not name it" in without.err
