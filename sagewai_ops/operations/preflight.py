@@ -130,6 +130,7 @@ class PreflightOptions:
         key_file: An additional master key.
         scratch: Where the scratch directory is created; None for the snapshot directory.
         keep: Keeps the scratch directory, as in `tempdirs.kept`.
+        require_authentic: Refuse a snapshot that is not authentic.
         is_strict: Warnings count as findings.
         dry_run: Run the checks that only read.
         wait_seconds: For another run, and for a process that has the database locked.
@@ -142,6 +143,7 @@ class PreflightOptions:
     key_file: Path | None = None
     scratch: Path | None = None
     keep: Keep | None = None
+    require_authentic: bool = False
     is_strict: bool = False
     dry_run: bool = False
     wait_seconds: float = 30.0
@@ -279,16 +281,15 @@ class _Run:
         return Check("snapshot", verdict, summary + ", incomplete", warnings, (remedy,))
 
     def _drill(self) -> Check:
-        assert self.snapshot is not None
-        assert self.snapshot.path is not None
-        options = self.options
-        if self.snapshot.is_encrypted and options.decryption is None:
-            words = f"drill {shell_word(self.snapshot.path)} --identity FILE"
+        snapshot, options = self.snapshot, self.options
+        assert snapshot is not None
+        assert snapshot.path is not None
+        if snapshot.is_encrypted and options.decryption is None:
+            words = f"drill {shell_word(snapshot.path)} --identity FILE"
             remedy = home_command(self.home, words) + "  # where the identity is"
-            summary = "no identity to decrypt the snapshot"
-            return Check("drill", Verdict.UNPROVED, summary, (), (remedy,))
+            return Check("drill", Verdict.UNPROVED, "no identity to decrypt it", (), (remedy,))
         report = drill(
-            self.snapshot.path,
+            snapshot.path,
             DrillOptions(
                 decryption=options.decryption,
                 key_file=options.key_file,
@@ -296,6 +297,7 @@ class _Run:
                 key_environment=options.environment,
                 scratch=options.scratch,
                 keep=options.keep,
+                require_authentic=options.require_authentic,
             ),
             progress=self.progress,
         )
@@ -306,10 +308,9 @@ class _Run:
             details = (*details, *filter(None, [report.not_recorded]))
             remedy = home_command(self.home, f"drill {report.snapshot_id}")
             return Check("drill", Verdict.UNPROVED, summary, details, (remedy,))
-        if details:
-            remedies = tuple(home_command(self.home, name) for name in ("db check", "keys check"))
-            return Check("drill", Verdict.FINDING, summary, details, remedies)
-        return Check("drill", Verdict.OK, summary)
+        remedies = tuple(home_command(self.home, name) for name in ("db check", "keys check"))
+        verdict = Verdict.FINDING if details else Verdict.OK
+        return Check("drill", verdict, summary, details, remedies if details else ())
 
     def _rehearse_upgrade(self) -> Check:
         """Upgrade a copy of the database, unless the drill did."""
@@ -334,8 +335,8 @@ class _Run:
                 f"{len(done.added)} additions to {revision}, no row changes, {done.seconds:.1f} s"
             )
         if details:
-            remedies = (home_command(self.home, "db check"),)
-            return Check("upgrade", Verdict.FINDING, summary, details, remedies)
+            remedy = home_command(self.home, "db check")
+            return Check("upgrade", Verdict.FINDING, summary, details, (remedy,))
         return Check("upgrade", Verdict.OK, summary, done.added)
 
     def _parent(self) -> Path:
@@ -343,10 +344,9 @@ class _Run:
         return work_parent(self.home.root, self.options.scratch, snapshots=self.options.snapshots)
 
     def _upgrade_copy(self, database: Path) -> Upgrade:
-        directory = self._parent()
+        directory, keep = self._parent(), self.options.keep
         with locks.sweep_guard(directory):
             catalog.sweep(directory)
-        keep = self.options.keep
         with scratch_directory(directory, self.options.snapshots, keep=keep) as scratch:
             return rehearse_upgrade(
                 database,

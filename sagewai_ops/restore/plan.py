@@ -37,7 +37,12 @@ from sagewai_ops.home.server_record import read_server_record
 from sagewai_ops.process.privileges import own_account
 from sagewai_ops.restore.links import check_links
 from sagewai_ops.schema.revision_graph import revisions
-from sagewai_ops.snapshots.authenticity import Origin, require_latest, require_origin
+from sagewai_ops.snapshots.authenticity import (
+    NOT_AUTHENTICATED,
+    Origin,
+    require_latest,
+    require_origin,
+)
 from sagewai_ops.snapshots.catalog import is_archive_name
 from sagewai_ops.snapshots.mark import read_mark
 from sagewai_ops.snapshots.member_paths import MemberPaths, is_within
@@ -145,7 +150,7 @@ def build_plan(
 ) -> RestorePlan:
     """Plan the restore of an open archive."""
     facts, header = reader.manifest.facts, reader.header
-    origin = _require_origin(reader, archive, target, options)
+    origin, warnings = _require_origin(reader, archive, target, options)
     _require_known_schema(header.facts)
     parts = parse_parts(options)
     replaces_names = not (parts and target.root.is_dir()) and not swap.can_swap_whole(target.root)
@@ -195,6 +200,7 @@ def build_plan(
         outside_links=wanted.outside_links,
         origin_state=origin,
         warnings=(
+            *warnings,
             *places.warnings(target),
             *_schema_warnings(facts),
             *(() if parts else _server_warnings(reader)),
@@ -222,8 +228,11 @@ def require_target_unused(target: Home, options: RestoreOptions) -> None:
 
 def _require_origin(
     reader: ArchiveReader, archive: Path, target: Home, options: RestoreOptions
-) -> Origin:
+) -> tuple[Origin, tuple[str, ...]]:
     """Return the origin of the snapshot, by the keys of the target and of the original home.
+
+    Returns:
+        (the origin; a warning if it is unknown although this home authenticates its snapshots).
 
     Raises:
         NotAuthenticError: It is forged, or not what the options require.
@@ -235,12 +244,18 @@ def _require_origin(
         keys += keys_of(options.key_home, {})
         homes.append(options.key_home)
     origin = require_origin(reader, archive, keys, authentic=options.require_authentic)
+    existing = [home for home in homes if home.root.is_dir()]
+    marks = [mark for home in existing if (mark := read_mark(home, archive.parent, environment))]
     if options.is_latest and not options.allow_rollback:
-        for home in homes:
-            mark = read_mark(home, archive.parent, environment)
-            if mark:
-                require_latest(reader.header, archive, origin, mark, keys)
-    return origin
+        for mark in marks:
+            require_latest(reader.header, archive, origin, mark, keys)
+    if not marks or origin.authenticity != NOT_AUTHENTICATED:
+        return origin, ()
+    # Of every one: a forged snapshot states any sequence, and may be named by its id.
+    since = min(mark.since for mark in marks)
+    more = f"and this home authenticates its snapshots since sequence {since}"
+    origin = Origin(origin.authenticity, f"{origin.reason}, {more}")
+    return origin, (f"snapshot: {origin.words}",)
 
 
 def target_path(entry: Entry, places: MemberPaths, parts: tuple[str, ...]) -> str | None:

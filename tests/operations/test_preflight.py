@@ -466,6 +466,17 @@ def test_an_encrypted_snapshot_is_drilled_where_it_can_be_opened(
         assert (answer.code, verdicts(lines)) == (0, {})
 
 
+def test_only_an_authentic_snapshot_is_restored_on_request(home: Path) -> None:
+    """Without a master key nothing shows which home wrote it."""
+    assert fly(home, "--require-authentic")[0].code == 0
+    (home / "secrets/master.key").unlink()
+
+    refused, found = fly(home, "--require-authentic")
+
+    assert (refused.code, found["drill"]["exit_code"]) == (16, 16)
+    assert "not authenticated" in found["drill"]["summary"]
+
+
 def test_a_key_that_would_go_into_a_clear_archive_is_refused_in_its_line(home: Path) -> None:
     """As by `backup`; the other lines are there."""
     answer, lines = fly(home, "--key", "sealed")

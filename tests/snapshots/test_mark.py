@@ -136,6 +136,21 @@ def test_replaced_snapshot_is_a_gap_in_the_chain(home: Path, tmp_path: Path) -> 
     assert answer.result["findings"][0]["snapshot"] == first.name[8:31]
 
 
+def test_unauthenticated_snapshot_of_a_home_that_authenticates_is_named(
+    home: Path, tmp_path: Path
+) -> None:
+    """A version-1 archive that is named by its id needs no key to be forged."""
+    golden = Path(__file__).parents[2] / "fixtures/snapshots/version-1.tar.zst"
+    archive = shutil.copy(golden, _archives(home)[0].parent)
+    words = ("--home", home, "restore", archive, "--without-key", "--to", tmp_path / "new")
+
+    plan, done = call(*words, "--dry-run", "--json"), call(*words)
+
+    since = "and this home authenticates its snapshots since sequence 1"
+    assert plan.result["authenticity_reason"] == f"format 1 has no authentication, {since}"
+    assert since in done.err
+
+
 def test_chain_needs_a_key(tmp_path: Path) -> None:
     """Without one nothing is shown; and a snapshot or the chain is named, not both."""
     alone = call("--home", tmp_path, "snapshots", "verify", "--chain", "--snapshots", tmp_path)
