@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ DEFINITIONS = (
     "SELECT schemaname::text, sequencename::text, last_value FROM pg_sequences",
     f"SELECT indexdef FROM pg_indexes WHERE schemaname {USERS}",
     """SELECT conrelid::regclass::text, conname::text, pg_get_constraintdef(oid)
-       FROM pg_constraint WHERE conrelid <> 0""",
+       FROM pg_constraint WHERE contype IN ('p', 'u', 'x', 'c', 'f')""",
     f"""SELECT table_name::text, column_name::text, data_type::text, column_default::text,
        is_nullable::text, is_identity::text, generation_expression::text, collation_name::text
        FROM information_schema.columns WHERE table_schema {USERS}""",
@@ -82,10 +83,12 @@ def unpack(report: BackupReport, target: Path) -> None:
     subprocess.run(["tar", "-x", "-C", target], input=content.read(), check=True)
 
 
-def restore(report: BackupReport, server: Server, target: Path) -> str:
+def restore(report: BackupReport, server: Server, target: Path, *, encoding: str = "UTF8") -> str:
     """Rebuild the database of a snapshot with psql alone; return its name."""
     unpack(report, target)
-    database = server.create()
+    database = f"restored_{secrets.token_hex(4)}"
+    make = f"CREATE DATABASE {database} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0"
+    server.run("postgres", make)
     done = subprocess.run(
         [
             server.installation.programs / "psql",
