@@ -130,7 +130,7 @@ def show(terminal: Terminal, result: "DrillResult", *, is_kept: bool = False) ->
     proved = result.outcome == "proved"
     terminal.line(
         f"snapshot {result.snapshot}: "
-        + ("proved restorable" if proved else "restorable, but not all encrypted values open"),
+        + ("proved restorable" if proved else f"restorable, but {_doubt(result)}"),
         style="bold green" if proved else "bold yellow",
     )
     end = "kept" if is_kept else "removed"
@@ -151,6 +151,12 @@ def show(terminal: Terminal, result: "DrillResult", *, is_kept: bool = False) ->
     findings = [f"{finding.check}: {finding.text}" for finding in result.findings]
     terminal.items("  finding   ", findings, style="yellow")
     terminal.line(f"  took      {result.seconds:.1f} s" + (", recorded" if result.recorded else ""))
+
+
+def _doubt(result: "DrillResult") -> str:
+    if any(item.check == "database" and "not drilled" in item.text for item in result.findings):
+        return "the database of the server was not drilled"
+    return "not all encrypted values open"
 
 
 def show_keys(terminal: Terminal, result: "DrillResult") -> None:
@@ -176,7 +182,10 @@ def _warnings(report: Any) -> list[str]:
     warnings = []
     if report.outcome == "unproved":
         closed = len(report.restored.keys.unopened)
-        warnings.append(f"not proved: no available key opens {closed} encrypted values")
+        if report.restored.plan.is_on_server:
+            warnings.append("not proved: the database of the server was not drilled")
+        if closed:
+            warnings.append(f"not proved: no available key opens {closed} encrypted values")
     if report.not_recorded:
         warnings.append(f"proved, but not recorded: {report.not_recorded}")
     return warnings

@@ -69,6 +69,7 @@ from sagewai_ops.text import shell_word, size
 
 PROVED, UNPROVED, FAILED = "proved", "unproved", "failed"
 _OTHER_PLACE = "drill on another file system: --work-dir DIR"
+_NOT_DRILLED = "on a server, not drilled: its rows were verified, but not restored"
 _HOME = "home"  # in the scratch directory
 # Errors of the environment; any other error is a failure of the snapshot, and recorded.
 _NOT_RECORDED = (
@@ -126,7 +127,8 @@ class DrillReport:
     """A completed drill.
 
     Attributes:
-        outcome: `proved`, or `unproved` if encrypted values could not be opened (`without_key`).
+        outcome: `proved`, or `unproved` if encrypted values could not be opened (`without_key`), or
+            the database is that of a server, which a drill does not restore.
         checked: The checks that passed, in order.
         upgrade: None without a database.
         inspection: Without the directories above the scratch directory.
@@ -356,7 +358,10 @@ class _DrillRun:
         self.check_documents(home, restored)
         self.next_stage("database")
         self.check_database(home, restored)
-        self.next_stage("keys")
+        is_drilled = not restored.plan.is_on_server
+        if not is_drilled:
+            self.add_finding("database", _NOT_DRILLED)
+        self.next_stage("keys", has_passed=is_drilled)
         for value in restored.keys.unopened:
             self.add_finding("keys", f"{value.place} {value.where}: {value.reason}")
         is_open = not (options.without_key and restored.keys.unopened)
@@ -371,7 +376,7 @@ class _DrillRun:
             archive=self.archive,
             at=self.at,
             seconds=self.seconds,
-            outcome=PROVED if is_open else UNPROVED,
+            outcome=PROVED if is_open and is_drilled else UNPROVED,
             checked=tuple(self.checked),
             restored=restored,
             upgrade=upgraded,
@@ -463,6 +468,8 @@ class _DrillRun:
     def success(self, report: DrillReport) -> dict[str, Any]:
         """Return what the metadata file records of a completed drill."""
         facts: dict[str, Any] = {"drill": self._facts(report.outcome)}
+        if report.restored.plan.is_on_server:
+            facts["drill"]["database"] = "not drilled"
         if report.outcome == PROVED:
             facts["proved_restorable_at"] = facts["drill"]["at"]
         return facts

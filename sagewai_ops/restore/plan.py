@@ -46,7 +46,7 @@ from sagewai_ops.snapshots.authenticity import (
 from sagewai_ops.snapshots.catalog import is_archive_name
 from sagewai_ops.snapshots.mark import read_mark
 from sagewai_ops.snapshots.member_paths import MemberPaths, is_within
-from sagewai_ops.snapshots.server_database import read_server
+from sagewai_ops.snapshots.server_database import POSTGRESQL, read_server
 from sagewai_ops.snapshots.trust import keys_of
 from sagewai_ops.swap import pending, swap
 from sagewai_ops.text import printable
@@ -102,6 +102,7 @@ class RestorePlan:
         paths: The entries that are replaced; None for the whole home.
         sealed: Number of encrypted values in the snapshot.
         has_database: Whether the snapshot has one that was copied and checked.
+        is_on_server: Whether the database that Sagewai used is that of a server.
         origin: The path of the home that the snapshot was taken of.
         revokes_sessions: Whether sessions and API tokens are revoked.
         rebinds_fleet: Whether the fleet's rows get the organisation id of the target's path.
@@ -124,6 +125,7 @@ class RestorePlan:
     key_fingerprint: str
     sealed: int
     has_database: bool
+    is_on_server: bool
     origin: str
     revokes_sessions: bool
     rebinds_fleet: bool
@@ -192,6 +194,7 @@ def build_plan(
         key_fingerprint=str(header.facts.get("key_fingerprint", "")),
         sealed=facts.get("keys", {}).get("total", 0),
         has_database=bool(facts.get("database")),
+        is_on_server=header.facts.get("engine") == POSTGRESQL,
         origin=str(header.facts.get("home", "")),
         revokes_sessions=options.revoke_sessions,
         rebinds_fleet=options.rebind_fleet,

@@ -205,6 +205,19 @@ def test_a_restore_of_the_files_names_the_commands_for_the_database(
     assert not (home / "postgres").exists()
 
 
+def test_a_drill_does_not_prove_the_database_of_a_server(in_shell: ServerHome) -> None:
+    """The files are restored and checked; card and exit status state what was not."""
+    archive = Path(call("backup", "--json").result["archive"])
+
+    answer = call("drill", "--json")
+
+    assert (answer.code, answer.result["outcome"]) == (4, "unproved")
+    assert "database" not in answer.result["checked"]
+    card = read_card(archive)
+    assert card["drill"]["database"] == "not drilled"
+    assert "proved_restorable_at" not in card
+
+
 def test_a_directory_of_that_name_in_the_home_is_restored(in_shell: ServerHome) -> None:
     """The home's own postgres/ is stored elsewhere in the archive."""
     (in_shell.root / "postgres").mkdir()
