@@ -130,6 +130,16 @@ def backup(
     ] = None,
     policy: Any,
     all_paths: AllPaths = False,
+    accept: Annotated[
+        list[str] | None,
+        option(
+            RUN,
+            "--accept",
+            "Accept known causes of an incomplete or damaged snapshot; repeatable.",
+            "RULE|GLOB",
+            hidden=True,
+        ),
+    ] = None,
     accept_change: Annotated[
         bool, option(RUN, "--accept-change", "Accept that the home lost files or rows.")
     ] = False,
@@ -188,6 +198,7 @@ def backup(
         wait_seconds=wait,
         key_environment=run.settings.environment,
         unencrypted=unencrypted,
+        accepted=tuple(accept or ()),
         accept_change=accept_change,
         work_dir=work_dir,
     )

@@ -29,7 +29,7 @@ with secrets are passed by the means of the system; no secret is printed.
 Exit status:
   0   printed or written
   2   invalid option
-  10  directory of --into not found
+  10  home, a file of an option or directory of --into not found
   14  permission denied
   15  a different file exists
 """
@@ -150,6 +150,7 @@ def systemd(
         raise UsageError("--root: contradicts --user", hint="schedule systemd --root")
     name = "" if as_root else _checked_user(user) or _owner(run.home().root)
     plan = _plan(run, words, time, to, name, program)
+    _check_files(run, plan)
     return _outcome(host.systemd(plan), into, dry_run=dry_run, warnings=_warnings(run, plan))
 
 
@@ -168,6 +169,7 @@ def cron(
     from sagewai_ops.schedule import host
 
     plan = _plan(run, words, time, to, _checked_user(user), program)
+    _check_files(run, plan)
     return _outcome(host.cron(plan), into, dry_run=dry_run, warnings=_warnings(run, plan))
 
 
@@ -320,6 +322,25 @@ def _checked_options(run: Run, words: list[str]) -> tuple[tuple[str, ...], bool]
             checked.append(os.path.abspath(os.path.expanduser(value)) if is_path else value)
     online = ("ping_url", "ping_url_file", "url_file")
     return tuple(checked), any(parsed.params.get(name) for name in online)
+
+
+def _check_files(run: Run, plan: Any) -> None:
+    """Check that the home, the program and every file and directory of the options exist."""
+    from sagewai_ops.errors import NotFoundError
+    from sagewai_ops.home.paths import require
+
+    require(run.home())
+    named = [str(plan.program), *plan.input_files(), *plan.output_directories()]
+    for path in named:
+        try:
+            os.stat(path)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotFoundError(
+                f"{path}: not found, so every backup would fail or warn",
+                hint=f"ls -ld {shell_word(os.path.dirname(path) or path)}",
+            ) from error
+        except OSError:
+            continue  # only the user of the schedule may reach it
 
 
 def _this_program() -> Path:

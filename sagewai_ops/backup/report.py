@@ -15,7 +15,9 @@ from sagewai_ops.snapshots.database_check import DatabaseReport
 from sagewai_ops.snapshots.omissions import Omission
 from sagewai_ops.snapshots.quality import Cause, Quality
 from sagewai_ops.snapshots.server_database import SQLITE, Engine, ServerFacts, UnstoredObject
+from sagewai_ops.text import shell_word
 
+_OF_FILES = ("special", "leaves", "unreadable", "name", "holds_key")  # rules of omitted files
 CUSTODIES = ("exclude", "sealed")
 
 
@@ -35,6 +37,7 @@ class BackupOptions:
         key_environment: Variables that may hold keys.
         unencrypted: Write a plain archive next to encrypted ones.
         is_automatic: Another command needs this snapshot: encrypt it like the newest one.
+        accepted: Rules, and patterns of paths or tables, of causes that the user accepts.
         accept_change: The user intends what is missing since the newest good snapshot.
         without_database: Omit the database of a server.
         exclude_tables: Patterns on `table` and `schema.table` of the server to omit.
@@ -53,6 +56,7 @@ class BackupOptions:
     key_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     unencrypted: bool = False
     is_automatic: bool = False
+    accepted: tuple[str, ...] = ()
     accept_change: bool = False
     without_database: bool = False
     exclude_tables: tuple[str, ...] = ()
@@ -143,6 +147,28 @@ class BackupReport:
             yield (
                 f"snapshot {self.id}: not plausible, compared with {self.quality.compared_with}; "
                 "if the change is intended: sagewai-ops backup --accept-change"
+            )
+        yield from self._next_steps()
+
+    def _next_steps(self) -> Iterator[str]:
+        """Yield what was created although something is wrong, and what to do about it."""
+        omitted, damaged = self.quality.omitted, self.quality.damaged
+        if not (omitted or damaged):
+            return
+        words = [word for word, causes in (("complete", omitted), ("sound", damaged)) if causes]
+        state = f"created, but not {' and not '.join(words)}"
+        yield f"snapshot {self.id}: {state}; it is {self.path or 'on stdout'}"
+        files = [cause for cause in omitted if cause.rule in _OF_FILES]
+        if files:
+            name = shell_word(files[0].name)
+            yield f"if it is not needed: sagewai-ops backup --exclude {name}"
+        elif omitted:
+            name = shell_word(omitted[0].name)
+            yield f"if it is known and harmless: sagewai-ops backup --accept {name}"
+        if damaged:
+            yield (
+                "sagewai-ops db check lists what is wrong; if it is known and harmless:"
+                f" sagewai-ops backup --accept {damaged[0].rule}"
             )
 
 

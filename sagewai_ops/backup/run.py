@@ -494,6 +494,7 @@ class BackupRun:
             self.content,
             reference.content if reference else None,
             compared_with=reference.id if reference else "",
+            accepted=self.options.accepted,
             accepts_change=self.options.accept_change,
         )
 

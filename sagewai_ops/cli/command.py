@@ -355,7 +355,7 @@ def _find_reporter(run: Run, given: Mapping[str, Any]) -> "Reporter | None":
         _home_of(run),
         warn=run.terminal.warning,
         print_log=run.terminal.print_line,
-        ping_url=read_ping_url(given["ping_url"], given["ping_url_file"]),
+        ping_url=read_ping_url(given["ping_url"], given["ping_url_file"], run.terminal.warning),
         metrics_file=given["metrics_file"],
         log_file=given["log_file"] or "",
     )

@@ -103,11 +103,14 @@ class Reporter:
         return line
 
 
-def read_ping_url(option: str | None, file: Path | None) -> str:
+def read_ping_url(option: str | None, file: Path | None, warn: Callable[[str], None]) -> str:
     """Return the URL of the option, or the first line of the file; "" without either.
 
+    Args:
+        warn: Called if the file has no URL: a report never prevents the run.
+
     Raises:
-        UsageError: Both are set, the file is not readable, or the URL is not valid.
+        UsageError: Both are set, or the URL of the option is not valid.
     """
     if option and file:
         raise UsageError("--ping-url: not possible with --ping-url-file")
@@ -117,9 +120,13 @@ def read_ping_url(option: str | None, file: Path | None) -> str:
         return ""
     try:
         text = read_given_file(file, _MOST_URL_BYTES).decode("utf-8", "replace")
+        return check_url(text.strip().partition("\n")[0])
     except OSError as error:
-        raise UsageError(from_os_error(error, file).message) from error
-    return check_url(text.strip().partition("\n")[0])
+        problem = from_os_error(error, file).message
+    except OpsError as error:
+        problem = f"{file}: {error.message}"
+    warn(f"no ping: --ping-url-file {problem}")
+    return ""
 
 
 def _append(path: str, line: str) -> None:

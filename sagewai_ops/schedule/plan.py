@@ -15,6 +15,7 @@ SECRET_FILES = {
     "--passphrase-file": "passphrase",
     "--url-file": "database-url",
 }
+_INPUT_FILES = (*SECRET_FILES, "--recipients-file")
 _OUTPUT_FILES = ("--metrics-file", "--log-file")
 
 
@@ -88,6 +89,12 @@ class Plan:
                 secret = SECRET_FILES.get(option)
                 words.append(secret_path(secret) if secret and secret_path else value)
         return words
+
+    def input_files(self) -> list[str]:
+        """Return the files that a backup reads."""
+        return [
+            value for option, value in parse_options(self.words) if option in _INPUT_FILES and value
+        ]
 
     def output_directories(self) -> list[str]:
         """Return the directories besides home and snapshots to which a backup writes."""

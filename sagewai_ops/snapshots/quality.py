@@ -9,6 +9,7 @@ record is unknown, and counts as good.
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 from sagewai_ops.home.state_files import document_at
@@ -17,6 +18,7 @@ from sagewai_ops.text import size
 PROPERTIES = ("complete", "sound", "plausible")
 SQLITE = "sqlite"  # the engine of snapshots that name none
 NO_ENGINE = "none"  # of snapshots without the database of a server
+_BY_RULE_ALONE = ("database", "integrity")
 _DATA = "data/"
 # Files that Sagewai makes again, or that no later process reads.
 _VOLATILE = ("data/blueprint_cache/", "data/scratch/", "data/workers/")
@@ -37,8 +39,14 @@ class Cause:
     text: str
 
     def is_accepted(self, accepted: Collection[str]) -> bool:
-        """Return whether its kind or its name is among those that the user accepts."""
-        return self.rule in accepted or self.name in accepted
+        """Return whether its kind, or a pattern of its name, is among those that the user accepts.
+
+        Damage of the database has to be named by its kind: its path would accept too much.
+        """
+        by_name = self.rule not in _BY_RULE_ALONE
+        return self.rule in accepted or (
+            by_name and any(fnmatchcase(self.name, pattern) for pattern in accepted)
+        )
 
 
 @dataclass(frozen=True, slots=True)

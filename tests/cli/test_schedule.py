@@ -9,6 +9,7 @@ import shlex
 import shutil
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,25 @@ from hypothesis import strategies as st
 import program
 from json_schemas import problems
 from program import Answer, call
+from sagewai_ops.commands import schedule
 from sagewai_ops.home.server_record import PLACE
 from sagewai_ops.schedule.containers import compose
 from sagewai_ops.schedule.plan import NAME, Plan
 from small_homes import small
 
+CHECK_FILES = schedule._check_files
 SCHEMAS = Path(__file__).parents[2] / "fixtures" / "schemas"
 KINDS = ("systemd", "cron", "compose", "kubernetes")
 ODD_NAMES = ("a b", "100%", "$HOME", "it's", 'a "x"', "back\\slash", "ünï", "-x", "#c;d&e")
 needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _without_files() -> Iterator[None]:
+    """The texts of units are tested with the names of files that do not exist."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedule, "_check_files", lambda *_: None)
+        yield
 
 
 def _files(kind: str, *words: object) -> dict[str, str]:
@@ -495,3 +506,20 @@ def test_schedule_without_the_url_of_a_moved_home_is_warned_of(kind: str, tmp_pa
 
     assert (without.code, named.code, named.err) == (0, 0, "")
     assert "postgresql://db:1/x: the schedule does not name it" in without.err
+
+
+def test_files_that_do_not_exist_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A timer whose backup fails every night is not installed."""
+    monkeypatch.setattr(schedule, "_check_files", CHECK_FILES)
+    home = small(tmp_path / "home").root
+    url = tmp_path / "url"
+
+    no_home = call("--home", tmp_path / "none", "schedule", "cron")
+    no_url = call("--home", home, "schedule", "systemd", "--", "--ping-url-file", url)
+    no_log = call("--home", home, "schedule", "cron", "--", "--log-file", tmp_path / "logs/x.log")
+    url.write_text("https://h/x")
+    complete = call("--home", home, "schedule", "cron", "--", "--ping-url-file", url)
+
+    assert (no_home.code, no_url.code, no_log.code, complete.code) == (10, 10, 10, 0)
+    assert f"{url}: not found" in no_url.err
+    assert f"{tmp_path}/logs: not found" in no_log.err
