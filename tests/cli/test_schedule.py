@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 import program
 from json_schemas import problems
 from program import Answer, call
-from sagewai_ops.commands import schedule
 from sagewai_ops.home.server_record import PLACE
 from sagewai_ops.schedule.containers import compose
 from sagewai_ops.schedule.plan import NAME, Plan
