@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from sagewai_ops.schedule.containers import compose
 from sagewai_ops.schedule.plan import NAME, Plan
 from small_homes import small
 
+schedule = importlib.import_module("sagewai_ops.commands.schedule")
 CHECK_FILES = schedule._check_files
 SCHEMAS = Path(__file__).parents[2] / "fixtures" / "schemas"
 KINDS = ("systemd", "cron", "compose", "kubernetes")
