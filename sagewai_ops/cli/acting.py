@@ -74,7 +74,7 @@ def find_acting(
         subject = to
     elif command.startswith(_SNAPSHOTS) and not subject.exists():
         subject = snapshots
-    from sagewai_ops.fs.monitor import path_owners
+    from sagewai_ops.fs.given_files import path_owners
 
     owners = path_owners(snapshots)
     if snapshots == home.snapshots:  # next to where the home's path led at this moment
@@ -195,8 +195,8 @@ def _flush_output() -> None:
 def _find_owner(
     named: Path, snapshots: Path | None, options: Mapping[str, Any]
 ) -> "tuple[Account, Grant] | None":
-    from sagewai_ops.fs.given_files import resolve_given_path
-    from sagewai_ops.fs.monitor import Grant, has_roots_path, is_roots_alone, path_owners
+    from sagewai_ops.fs.given_files import path_owners, resolve_given_path
+    from sagewai_ops.fs.monitor import Grant, has_roots_path, is_roots_alone
     from sagewai_ops.process.privileges import account_of
 
     subject = Path(os.path.realpath(named))
@@ -267,7 +267,7 @@ def _files_of(options: Mapping[str, Any]) -> Iterator[Path]:
 
     Not those in directories of other users: the process with a user's rights opens these.
     """
-    from sagewai_ops.fs.monitor import path_owners
+    from sagewai_ops.fs.given_files import path_owners
 
     for value in options.values():
         for item in value if isinstance(value, list) else (value,):

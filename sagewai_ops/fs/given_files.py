@@ -6,12 +6,14 @@ that another user made or can replace. Standard input and descriptors that the s
 (`/dev/stdin`, `<(command)`) are pipes and accepted to read.
 """
 
+import contextlib
 import errno
 import os
 import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from sagewai_ops.fs import beneath
 from sagewai_ops.fs.trust import report
@@ -107,38 +109,75 @@ def resolve_given_path(path: Path, *, follow_last: bool = True, owner: int | Non
         OSError: Another user made a link in the path, or can replace it.
     """
     owners = (0, os.geteuid() if owner is None else owner)
-    text = os.path.abspath(path)
-    directory, steps, links = "/", text.split("/")[:0:-1], 0
+
+    def check(directory: str, found: os.stat_result, *, is_followed: bool) -> None:
+        for uid in (found.st_uid, os.lstat(directory).st_uid) if is_followed else ():
+            if uid not in owners:
+                message = f"a link of uid {uid}, not followed"
+                raise OSError(errno.ELOOP, message, os.fspath(path))
+
+    return Path(_walk(path, check, follow_last=follow_last))
+
+
+def path_owners(path: Path) -> frozenset[int]:
+    """Return the users other than root that can change where a path leads.
+
+    These are the owners of the directories and links in it; the last entry counts if it is a link.
+    """
+    owners = set()
+
+    def add(directory: str, found: os.stat_result, *, is_followed: bool) -> None:
+        owners.add(os.lstat(directory).st_uid)
+        if is_followed:
+            owners.add(found.st_uid)
+
+    with contextlib.suppress(OSError):  # where it ends, it leads nowhere
+        _walk(path, add)
+    return frozenset(owners - {0})
+
+
+class _Visit(Protocol):
+    def __call__(self, directory: str, found: os.stat_result, *, is_followed: bool) -> None:
+        """See an entry of a directory before it is entered or followed."""
+
+
+def _walk(path: Path, visit: _Visit, *, follow_last: bool = True) -> str:
+    """Resolve a path as the kernel does, step by step; from what does not exist, it is text.
+
+    Raises:
+        OSError: There are too many links, or the system refused.
+    """
+    directory, steps, links = "/", os.path.join(os.getcwd(), path).split("/")[::-1], 0
     while steps:
         step = steps.pop()
         if step in ("", "."):
             continue
-        if step == "..":
-            directory = os.path.dirname(directory)
-            continue
-        entry = os.path.join(directory, step)
+        entry = os.path.dirname(directory) if step == ".." else os.path.join(directory, step)
         try:
             found = os.lstat(entry)
+            is_last = not any(steps) and not follow_last
+            is_followed = stat.S_ISLNK(found.st_mode) and not is_last
+            visit(directory, found, is_followed=is_followed)
+            target = os.readlink(entry) if is_followed else ""
         except OSError as error:
+            if error.errno == errno.EINVAL and links < _MOST_LINKS:
+                steps.append(step)  # it is no link any more
+                links += 1
+                continue
             if error.errno not in (errno.ENOENT, errno.EACCES):
                 refused = directory if error.errno == errno.ENOTDIR else os.fspath(path)
                 raise OSError(error.errno, error.strerror, refused) from error
-            return Path(os.path.normpath(os.path.join(entry, *reversed(steps))))
-        if not stat.S_ISLNK(found.st_mode) or not (steps or follow_last):
+            return os.path.normpath(os.path.join(entry, *reversed(steps)))
+        if not is_followed:
             directory = entry
             continue
         links += 1
-        for uid in (found.st_uid, os.lstat(directory).st_uid):
-            if uid not in owners:
-                message = f"a link of uid {uid}, not followed"
-                raise OSError(errno.ELOOP, message, os.fspath(path))
         if links > _MOST_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
-        target = os.readlink(entry)
         if target.startswith("/"):
             directory = "/"
         steps.extend(target.split("/")[::-1])
-    return Path(directory)
+    return directory
 
 
 def _open(path: Path, flags: int, mode: int | None) -> int:

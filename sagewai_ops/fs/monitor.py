@@ -29,7 +29,6 @@ from sagewai_ops.fs.given_files import resolve_given_path, route_given_files
 
 _LENGTH = struct.Struct(">I")
 _FINISHED = "finished"
-_MOST_LINKS = 40  # path_resolution(7)
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 # The position of the paths among the arguments. An owner is never changed for the child.
 _PATHS = {
@@ -91,37 +90,6 @@ def has_roots_path(path: Path) -> bool:
         and (not status.st_mode & _OTHERS_WRITE or status.st_mode & stat.S_ISVTX)
         for parent in path.parents
     )
-
-
-def path_owners(path: Path) -> frozenset[int]:
-    """Return the users other than root that can change where a path leads.
-
-    These are the owners of the directories and links in it; the last entry counts if it is a link.
-    """
-    directory, names, links = "/", str(path.absolute()).split("/")[::-1], 0
-    owners = set()
-    while names:
-        name = names.pop()
-        if name in ("", "."):
-            continue
-        try:
-            owners.add(os.lstat(directory).st_uid)
-            entry = os.path.dirname(directory) if name == ".." else os.path.join(directory, name)
-            found = os.lstat(entry)
-        except OSError:
-            break
-        if not stat.S_ISLNK(found.st_mode):
-            directory = entry
-            continue
-        owners.add(found.st_uid)
-        links += 1
-        if links > _MOST_LINKS:
-            break
-        target = os.readlink(entry)
-        if target.startswith("/"):
-            directory = "/"
-        names += target.split("/")[::-1]
-    return frozenset(owners - {0})
 
 
 def connect(connection: socket.socket, grant: Grant) -> Callable[[Any], None]:

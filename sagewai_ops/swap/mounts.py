@@ -53,6 +53,7 @@ def can_swap_whole(target: Path) -> bool:
         return is_trusted_directory(nearest_existing(target.parent))
     if not os.access(target.parent, os.W_OK | os.X_OK) or is_mount(target) or mounts_below(target):
         return False
-    if target.is_dir() and LOST_AND_FOUND in os.listdir(target):  # belongs to the file system, and stays
+    # lost+found belongs to the file system, and stays.
+    if target.is_dir() and LOST_AND_FOUND in os.listdir(target):
         return False
     return is_trusted_directory(target.parent) and is_movable(target)
