@@ -22,7 +22,7 @@ from sagewai_ops.fs.free_space import nearest_existing, require_free_bytes
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
 from sagewai_ops.fs.removal import remove_tree
 from sagewai_ops.fs.tempdirs import locked_directory
-from sagewai_ops.home.paths import PARTS, Home, require
+from sagewai_ops.home.paths import PARTS, Home, require_files
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.snapshots import cards, catalog
@@ -99,7 +99,7 @@ def stream_snapshot(
     Raises:
         As `create_snapshot`.
     """
-    require(home)
+    require_files(home)
     check_options(options)
     pending.require_settled(home.root)
     directory = options.work_dir or atomic.temporary_directory()
@@ -125,7 +125,7 @@ def plan_snapshot(home: Home, directory: Path, options: BackupOptions) -> HomeSc
     Raises:
         As `create_snapshot`, before it writes.
     """
-    require(home)
+    require_files(home)
     check_options(options)
     check_directory(home, directory)
     pending.require_settled(home.root)
@@ -145,7 +145,7 @@ def lock_home(home: Home, directory: Path, options: BackupOptions) -> Iterator[t
     Raises:
         NotFoundError, LockedError, UsageError: As for `create_snapshot`.
     """
-    require(home)
+    require_files(home)
     check_options(options)
     check_directory(home, directory)
     pending.require_settled(home.root)

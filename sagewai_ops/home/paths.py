@@ -158,10 +158,10 @@ def locate(home: Path | None, environment: Mapping[str, str]) -> Home:
 
 
 def require(home: Home) -> None:
-    """Check that the home exists, and that it is one.
+    """Check that the home exists.
 
     Raises:
-        NotFoundError: It does not exist, or is a directory without any of Sagewai's files.
+        NotFoundError: It does not exist or is not a directory.
     """
     if not home.root.is_dir():
         state = "not a directory" if home.root.exists() else "not found"
@@ -169,6 +169,15 @@ def require(home: Home) -> None:
             f"home {home.root}: {state}",
             hint=f"sagewai-ops --home {shell_word(home.root)} init  # or another home: --home DIR",
         )
+
+
+def require_files(home: Home) -> None:
+    """Check that the home exists, and that it is one: for a snapshot of it.
+
+    Raises:
+        NotFoundError: It does not exist, or is a directory without any of Sagewai's files.
+    """
+    require(home)
     if not is_home(home):
         raise NotFoundError(
             f"home {home.root}: contains none of Sagewai's files",

@@ -36,7 +36,7 @@ from sagewai_ops.fs import locks
 from sagewai_ops.fs.free_space import free_bytes, nearest_existing, require_free_bytes
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.tempdirs import Keep
-from sagewai_ops.home.paths import SIDECAR_SUFFIXES, Home, layout_of, require
+from sagewai_ops.home.paths import SIDECAR_SUFFIXES, Home, layout_of, require_files
 from sagewai_ops.home.server_record import resolve_database
 from sagewai_ops.keys.candidates import ENVIRONMENT, Candidate, refused_variable
 from sagewai_ops.operations.check_keys import check_keys
@@ -192,7 +192,7 @@ def run_preflight(
         UsageError: The URL of the database cannot be parsed, or is not known.
         InterruptedRunError: A signal arrived; only a completed snapshot remains.
     """
-    require(home)
+    require_files(home)
     run = _Run(home, resolve_database(home, options.environment), options, progress)
     run.check()
     run.rehearse()

@@ -214,7 +214,7 @@ def find_snapshot(
         home_ids: Of the current home: `latest` is its latest snapshot. If it has none (the home is
             lost, or on another machine), `latest` is the latest of all, if all are of one home.
         report_skipped: Receives those that are not good: the newer ones, and the chosen one.
-        or_newest: `latest` is the newest one if none is good.
+        or_newest: `latest` is the newest one of all where no one is good.
 
     Raises:
         NotFoundError: No such snapshot, or none for `latest` that is good.
@@ -343,7 +343,7 @@ def _good(own: list[Snapshot], directory: Path) -> list[Snapshot]:
     """Return the good ones of a home's snapshots.
 
     Raises:
-        NotFoundError: There is none; the newest is named.
+        NotFoundError: No one is good; the newest is named.
     """
     good = [item for item in own if item.is_good]
     if not good:

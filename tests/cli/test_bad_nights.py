@@ -22,7 +22,7 @@ def built(tmp_path: Path) -> BuiltHome:
 
 
 def backup(built: BuiltHome, *words: object) -> Answer:
-    """Take a snapshot."""
+    """Create a snapshot."""
     return call("--home", built.root, "backup", "--json", *words)
 
 
@@ -187,7 +187,7 @@ def test_a_directory_that_is_no_home_is_not_backed_up(
         path.parent.mkdir(exist_ok=True, parents=True)
         path.mkdir() if name.endswith("/") else path.touch()
 
-    for words in (["backup"], ["backup", "--dry-run"], ["status"], ["preflight"]):
+    for words in (["backup"], ["backup", "--dry-run"], ["preflight"], ["backup", "--output", "-"]):
         answer = call("--home", root, *words)
 
         assert answer.code == 10

@@ -44,9 +44,7 @@ def test_a_snapshot_that_equals_the_last_one_is_plausible() -> None:
         ({"size_bytes": 4_100, "database_bytes": 1_200}, "content: 4.1 kB, had 10.0 kB"),
     ],
 )
-def test_what_is_missing_or_shrank_by_more_than_half_is_named(
-    change: dict[str, object], phrase: str
-) -> None:
+def test_missing_and_shrunk_parts_are_named(change: dict[str, object], phrase: str) -> None:
     """Each change has one phrase, with both numbers."""
     assert list(compare(BEFORE, replace(BEFORE, **change))) == [phrase]  # type: ignore[arg-type]
 
@@ -62,7 +60,7 @@ def test_what_is_missing_or_shrank_by_more_than_half_is_named(
         {"engine": "postgresql", "tables": {}},
     ],
 )
-def test_half_a_new_key_and_a_compacted_database_are_plausible(change: dict[str, object]) -> None:
+def test_half_and_a_compacted_database_are_plausible(change: dict[str, object]) -> None:
     """Only a loss of more than half counts, and never one between two engines."""
     assert list(compare(BEFORE, replace(BEFORE, **change))) == []  # type: ignore[arg-type]
 
