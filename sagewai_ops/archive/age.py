@@ -14,7 +14,8 @@ from typing import Any, BinaryIO, Protocol
 from sagewai_ops.archive import age_passphrase
 from sagewai_ops.archive.zstd_frames import Sink
 from sagewai_ops.errors import DamagedError, KeyMissingError, NotFoundError, OpsError, UsageError
-from sagewai_ops.fs.given_files import read_given_file
+from sagewai_ops.fs.given_files import decode_given, read_given_file
+from sagewai_ops.fs.os_errors import from_os_error
 from sagewai_ops.text import shell_word
 
 AGE_MAGIC = b"age-encryption.org/v1\n"
@@ -347,10 +348,11 @@ def _parse_identity(text: str) -> Any:
 
 
 def _read_text(path: Path, what: str, *, is_private: bool = False) -> str:
+    private, public = (what, "") if is_private else ("", what)
     try:
-        private, public = (what, "") if is_private else ("", what)
-        return read_given_file(path, private=private, public=public).decode("utf-8")
+        content = read_given_file(path, private=private, public=public)
     except FileNotFoundError:
         raise NotFoundError(f"{what} {path}: not found") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{what} {path}: not a text file") from None
+    except OSError as error:
+        raise from_os_error(error, path, what) from error
+    return decode_given(content, f"{what} {path}")

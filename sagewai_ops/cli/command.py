@@ -36,7 +36,7 @@ from sagewai_ops.errors import (
     InterruptedRunError,
     OpsError,
 )
-from sagewai_ops.fs.os_errors import from_os_error
+from sagewai_ops.fs.os_errors import from_os_error, is_directory_gone
 from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.process.signals import raise_on_signals
 
@@ -47,8 +47,9 @@ SCHEMA = "sagewai-ops/1"
 # Errors that any system call can raise; another one without a file name is a bug of this program.
 _SYSTEM_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
 )
+_NO_THREAD = "can't start new thread"  # of `threading`
 # Click's own base class, wherever this version of Typer keeps Click.
 _PARSER_ERRORS: Any = (typer.BadParameter.__mro__[2], typer.Exit, typer.Abort)
 _STATUS = {EXIT_DONE: "ok", EXIT_INCOMPLETE: "incomplete", EXIT_FINDINGS: "findings"}
@@ -337,6 +338,10 @@ def _execute(
         answer = acting.run_in_child(*found, lambda: work(body_of_child), _home_of(run), describe)
     except OpsError as error:
         return _Ended(report_error(run, error), None, run.terminal.messages)
+    except OSError as error:
+        if (translated := translate(error)) is None:
+            raise
+        return _Ended(report_error(run, translated), None, run.terminal.messages)
     return _Ended(*answer) if answer else _Ended(OpsError.exit_code)
 
 
@@ -381,14 +386,19 @@ def _run_body(run: Run, body: Callable[[Run], Outcome]) -> tuple[int, Outcome | 
     except BrokenPipeError:
         return _fail_output(run), None
     except OSError as error:
-        # Raised outside `translate_os_errors`: it names its reason, perhaps not its file.
-        if error.filename is None and error.errno not in _SYSTEM_ERRORS:
+        if (translated := translate(error)) is None:
             _report_bug(run, error)
             raise
-        return report_error(run, from_os_error(error, error.filename or "the system")), None
+        return report_error(run, translated), None
     except _PARSER_ERRORS:
         raise  # `schedule` parses options of `backup`; `main` reports it
     except Exception as error:
+        if isinstance(error, RuntimeError) and _NO_THREAD in str(error):
+            failure = OpsError(
+                "threads: this system starts no more of them for this user",
+                hint="ulimit -u  # or the limit of processes of the container or the service",
+            )
+            return report_error(run, failure), None
         _report_bug(run, error)
         raise
     try:
@@ -397,8 +407,20 @@ def _run_body(run: Run, body: Callable[[Run], Outcome]) -> tuple[int, Outcome | 
     except BrokenPipeError:
         return _fail_output(run), None
     except OSError as error:
-        return _fail_output(run, from_os_error(error, "standard output")), None
+        return _fail_output(run, output_error(error)), None
     return outcome.exit_code, outcome
+
+
+def translate(error: OSError) -> OpsError | None:
+    """Return an error of the system that was raised outside `translate_os_errors`.
+
+    It names its reason, perhaps not its file; None for a bug of this program.
+    """
+    if error.filename is not None:
+        return from_os_error(error, error.filename)
+    failure = from_os_error(error, "the system")
+    is_gone = error.errno == errno.ENOENT and is_directory_gone()
+    return failure if is_gone or error.errno in _SYSTEM_ERRORS else None
 
 
 def _report_bug(run: Run, error: Exception) -> None:
@@ -439,6 +461,12 @@ def _fail_output(run: Run, error: OpsError | None = None) -> int:
     return error.exit_code
 
 
+def output_error(error: OSError) -> OpsError:
+    """Return the error for standard output that cannot be written."""
+    failure = from_os_error(OSError(error.errno, error.strerror), "standard output")
+    return type(failure)(failure.message, hint="df -h  # for the file that the output goes to")
+
+
 def report_error(run: Run, error: OpsError) -> int:
     """Print an error, as two lines or as JSON, and return its exit code."""
     code = exit_code_of(error)
@@ -446,7 +474,12 @@ def report_error(run: Run, error: OpsError) -> int:
         run.terminal.log.error(error)
     if run.settings.json:
         run.terminal.remember(f"error: {error.message}")
-        run.terminal.document(envelope(run, code, error=_details(error)))
+        try:
+            run.terminal.document(envelope(run, code, error=_details(error)))
+            run.terminal.flush()
+        except OSError:  # the exit code remains
+            run.terminal.abandon()
+            run.terminal.error(error.message, error.next_step)
     else:
         run.terminal.error(error.message, error.next_step)
     return code

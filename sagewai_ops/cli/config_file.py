@@ -6,6 +6,7 @@ a value of the wrong type, a secret, and a file that other users can write are e
 command: a typo must not wait for the nightly run. docs/configuration.md is for users.
 """
 
+import codecs
 import os
 import re
 import stat
@@ -20,7 +21,7 @@ from sagewai_ops.cli.parser import FORMER_COMMANDS
 from sagewai_ops.cli.settings import SNAPSHOTS_VARIABLE
 from sagewai_ops.cli.variables import ACTING, FORMER_FLAGS
 from sagewai_ops.errors import UsageError
-from sagewai_ops.fs.given_files import open_given_file
+from sagewai_ops.fs.given_files import decode_given, open_given_file
 from sagewai_ops.text import shell_word
 
 VARIABLE = "SAGEWAI_OPS_CONFIG"
@@ -206,12 +207,12 @@ def _content(path: Path) -> bytes | None:
         content = stream.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
         raise UsageError(f"{path}: over {_MAX_BYTES} bytes, not a configuration")
-    return content
+    return content.removeprefix(codecs.BOM_UTF8)
 
 
 def _parsed(path: Path, content: bytes) -> dict[str, Any]:
     try:
-        return _toml(content.decode("utf-8"))
+        return _toml(decode_given(content, str(path)))
     except ValueError as error:  # also of UTF-8 and of TOML
         raise UsageError(f"{path}: not TOML, {str(error).lower()}") from error
 

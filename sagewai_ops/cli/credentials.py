@@ -18,7 +18,7 @@ from sagewai_ops.archive.age import (
 )
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import NotFoundError, UsageError
-from sagewai_ops.fs.given_files import read_given_file
+from sagewai_ops.fs.given_files import decode_given, read_given_file
 from sagewai_ops.fs.os_errors import translate_os_errors
 
 if TYPE_CHECKING:
@@ -112,7 +112,13 @@ def _passphrase(terminal: Terminal, name: str) -> str:
                 content = read_given_file(Path(name), private="passphrase file")
             except FileNotFoundError:
                 raise NotFoundError(f"passphrase file {name}: does not exist") from None
-        return read_passphrase(content.decode("utf-8"), name)
+        return read_passphrase(decode_given(content, f"passphrase file {name}"), name)
+    if sys.stdin is None:
+        raise UsageError("passphrase: standard input is closed")
     if sys.stdin.isatty():
         return read_passphrase(terminal.secret("Passphrase"), "the terminal")
-    return read_passphrase(sys.stdin.readline(), "standard input")
+    stream = getattr(sys.stdin, "buffer", None)
+    if stream is None:
+        return read_passphrase(sys.stdin.readline(), "standard input")
+    # Not decoded as the locale says: the same passphrase must open it everywhere.
+    return read_passphrase(decode_given(stream.readline(), "standard input"), "standard input")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sagewai_ops.database.url import VARIABLES
 from sagewai_ops.errors import NotFoundError, UsageError
-from sagewai_ops.fs.given_files import read_given_file
+from sagewai_ops.fs.given_files import decode_given, read_given_file
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import DATABASE
 from sagewai_ops.home.server_record import require_known_database
@@ -35,7 +35,7 @@ def read_url_file(path: Path) -> str:
             raise NotFoundError(
                 f"--url-file {path}: not found", hint=f"ls -l {shell_word(path)}"
             ) from None
-    url = content.decode("utf-8", "replace").partition("\n")[0].strip()
+    url = decode_given(content, f"--url-file {path}").partition("\n")[0].strip()
     if not url:
         raise UsageError(f"--url-file {path}: its first line is empty")
     return url

@@ -3,11 +3,13 @@
 Even `pathlib` and `dataclasses` are imported late: scripts ask for the version before every run.
 """
 
+import contextlib
+import errno
 import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from sagewai_ops import __version__
 from sagewai_ops.cli import help as texts
@@ -29,17 +31,18 @@ _COMPLETION = "_SAGEWAI_OPS_COMPLETE"  # set by the shells' completion scripts
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program and leave with its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A file name that the locale cannot encode is escaped.
             stream.reconfigure(errors="backslashreplace")
+    if sys.stderr is not None:
+        sys.stderr = Unfailing(sys.stderr)
     if words == ["--version"]:
         # Answered before Typer is imported: scripts ask often.
-        sys.stdout.write(f"sagewai-ops {__version__}\n")
-        sys.exit(0)
+        sys.exit(_write(f"sagewai-ops {__version__}\n"))
     if words in (["--help"], ["-h"]):
-        sys.stdout.write(texts.program_help())
-        sys.exit(0)
+        sys.exit(_write(texts.program_help()))
     from sagewai_ops.process import core_dumps, signals
 
     core_dumps.forbid()
@@ -58,7 +61,7 @@ def run(words: Sequence[str]) -> int:
 
     import typer
 
-    from sagewai_ops.cli.command import Run, read_settings, report_error
+    from sagewai_ops.cli.command import Run, read_settings, report_error, translate
     from sagewai_ops.cli.settings import Settings
     from sagewai_ops.cli.terminal import Terminal
     from sagewai_ops.errors import OpsError, UsageError
@@ -72,9 +75,12 @@ def run(words: Sequence[str]) -> int:
     program = typer.main.get_command(build_app(_needed(words)))
     try:
         settings, defaults = _configured(ours)
-    except OpsError as error:
+    except (OpsError, OSError) as error:
+        failure = translate(error) if isinstance(error, OSError) else error
+        if failure is None:
+            raise
         settings = Settings(json=is_json, environment=dict(os.environ))
-        return report_error(Run("", settings, Terminal(json=is_json)), error)
+        return report_error(Run("", settings, Terminal(json=is_json)), failure)
     try:
         code = program(
             list(words),
@@ -95,7 +101,80 @@ def run(words: Sequence[str]) -> int:
         return report_error(Run(name, settings, Terminal(json=settings.json)), failure)
     except (typer.Abort, KeyboardInterrupt):
         return _interrupted(words)
+    except OSError as error:  # of a command, it is reported there: this is the help
+        return _fail_output(error)
     return code if isinstance(code, int) else 0
+
+
+class Unfailing(io.TextIOBase):
+    """Standard error, whose failures change nothing: the disk of a log may be full.
+
+    Args:
+        stream: What it writes to.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str, /) -> int:
+        """Write a text, or lose it."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what was written, or lose it."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Return whether it is a terminal."""
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The encoding of the stream."""
+        return self._stream.encoding
+
+
+def _open_standard_streams() -> None:
+    """Open descriptors 0 to 2 where they are closed, so that no file of the home becomes one."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.open(os.devnull, os.O_RDWR)
+
+
+def _write(text: str) -> int:
+    """Write a text that is all that was asked for; return the exit code."""
+    if sys.stdout is None:
+        return _fail_output(OSError(errno.EBADF, "closed"))
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        return _fail_output(error)
+    return 0
+
+
+def _fail_output(error: OSError) -> int:
+    """Report that standard output cannot be written, and return the exit code."""
+    from sagewai_ops.cli.command import output_error
+    from sagewai_ops.cli.terminal import Terminal
+    from sagewai_ops.errors import EXIT_READER_GONE
+
+    sys.stdout = None  # else it is flushed again at the end
+    if isinstance(error, BrokenPipeError):
+        return EXIT_READER_GONE
+    failure = output_error(error)
+    Terminal().error(failure.message, failure.next_step)
+    return failure.exit_code
 
 
 def _print_version(*, is_json: bool) -> int:
@@ -106,10 +185,13 @@ def _print_version(*, is_json: bool) -> int:
 
     if is_json:
         run = Run("", Settings(json=True, environment=dict(os.environ)), Terminal(json=True))
-        run.terminal.document(envelope(run, 0, result={"version": __version__}))
-    else:
-        sys.stdout.write(f"sagewai-ops {__version__}\n")
-    return 0
+        try:
+            run.terminal.document(envelope(run, 0, result={"version": __version__}))
+            run.terminal.flush()
+        except OSError as error:
+            return _fail_output(error)
+        return 0
+    return _write(f"sagewai-ops {__version__}\n")
 
 
 def _interrupted(words: Sequence[str]) -> int:

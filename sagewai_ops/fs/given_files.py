@@ -6,6 +6,7 @@ that another user made or can replace. Standard input and descriptors that the s
 (`/dev/stdin`, `<(command)`) are pipes and accepted to read.
 """
 
+import codecs
 import contextlib
 import errno
 import os
@@ -15,11 +16,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from sagewai_ops.errors import UsageError
 from sagewai_ops.fs import beneath
 from sagewai_ops.fs.trust import report
 
 MOST_BYTES = 1 << 20  # of a file that is read whole: keys, recipients and passphrases have less
 
+# The longer marks first: that of UTF-32 begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
 _PASSED = re.compile(r"/(?:dev|proc/self)/fd/([0-9]{1,6})")
 _STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 _MOST_LINKS = 40  # path_resolution(7)
@@ -96,6 +105,31 @@ def read_given_file(
             + ("chmod 600" if private else "chmod go-w")
         )
     return content
+
+
+def decode_given(content: bytes, name: str) -> str:
+    """Return the text of a file, without the byte order mark that some editors write.
+
+    Args:
+        name: Of the file, with what it is, for errors.
+
+    Raises:
+        UsageError: It is not UTF-8; no byte of it is shown.
+    """
+    for mark, encoding in _MARKS:
+        if content.startswith(mark):
+            raise UsageError(
+                f"{name}: encoded in {encoding}, not in UTF-8", hint="save it as UTF-8, or ASCII"
+            )
+    if b"\0" in content:
+        raise UsageError(f"{name}: contains NUL bytes, as UTF-16 does: not text in UTF-8")
+    try:
+        return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{name}: not text in UTF-8, at byte {error.start}",
+            hint="convert it: iconv -f LATIN1 -t UTF-8 FILE > NEW",
+        ) from None
 
 
 def resolve_given_path(path: Path, *, follow_last: bool = True, owner: int | None = None) -> Path:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from sagewai_ops.text import shell_word
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
-_BAD_PATH = (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+_BAD_PATH = (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMLINK)
+_PARTIAL = re.compile(r"\.([^/]+)\.[0-9a-f]{8}\.partial")
 
 
 @contextlib.contextmanager
@@ -33,19 +35,46 @@ def translate_os_errors(path: Path) -> Iterator[None]:
         raise from_os_error(error, path) from error
 
 
-def from_os_error(error: OSError, path: Path | str) -> OpsError:
-    """Return the `OpsError` with the right exit code for an `OSError`."""
-    # For a call on a descriptor, `filename` is that number or None.
-    has_name = isinstance(error.filename, (str, bytes))
-    name = os.fsdecode(error.filename) if has_name else str(path)
+def from_os_error(error: OSError, path: Path | str, what: str = "") -> OpsError:
+    """Return the `OpsError` with the right exit code for an `OSError`.
+
+    Args:
+        path: Named where the error itself names no file.
+        what: What the file is, for the message.
+    """
+    # For a call on a descriptor, `filename` is that number or None; below an open directory, it is
+    # a bare name.
+    named = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
+    name = asked_for(named if named.startswith("/") or named == str(path) else str(path))
+    if error.errno == errno.ENOENT and not named and is_directory_gone():
+        return NotFoundError("working directory: removed", hint="cd")
     message = f"{name}: {(error.strerror or 'input/output error').lower()}"
+    message = f"{what} {message}" if what else message
     directory = os.path.dirname(name) or name
     if error.errno in _NO_SPACE:
         return NoSpaceError(message, hint=f"df -h {shell_word(directory)}")
     if error.errno in _DENIED:
         return PermissionDeniedError(message, hint=f"ls -ld {shell_word(name)}")
-    if error.errno in _BAD_PATH:
+    if error.errno in _BAD_PATH or (error.errno == errno.EINVAL and named):
         return UsageError(message, hint=f"ls -ld {shell_word(directory)}")
     if error.errno == errno.ENOENT:
-        return NotFoundError(message)
+        return NotFoundError(message, hint=f"ls -ld {shell_word(directory)}")
     return OpsError(message)
+
+
+def asked_for(path: str) -> str:
+    """Return the path that a run was asked to write, for that of its partial file."""
+    directory, slash, name = path.rpartition("/")
+    partial = _PARTIAL.fullmatch(name)
+    return f"{directory}{slash}{partial[1]}" if partial else path
+
+
+def is_directory_gone() -> bool:
+    """Return whether the working directory was removed: relative paths mean nothing then."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 from urllib.parse import unquote, urlsplit
 
-from sagewai_ops.errors import NotFoundError
+from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.text import shell_word
 
 DATABASE = "db/sagewai.db"
@@ -111,10 +111,13 @@ def locate(home: Path | None, environment: Mapping[str, str]) -> Home:
 
     Raises:
         NotFoundError: `~` cannot be expanded, because HOME is not set.
+        UsageError: It is `/`.
     """
     chosen = str(home) if home is not None else environment.get("SAGEWAI_HOME") or "~/.sagewai"
     named = Path(_expand_user(chosen, environment)).absolute()
     root = Path(os.path.realpath(named))
+    if root.parent == root:
+        raise UsageError(f"home {root}: the root of all directories", hint="sagewai-ops --home DIR")
     overrides: dict[str, Path] = {}
 
     def effective(variable: str, standard: str, *, expand: bool) -> Path:

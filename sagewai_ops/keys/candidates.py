@@ -20,11 +20,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sagewai_ops.errors import KeyMissingError, NotFoundError, PermissionDeniedError
+from sagewai_ops.errors import KeyMissingError, NotFoundError, PermissionDeniedError, UsageError
 from sagewai_ops.fs import beneath
-from sagewai_ops.fs.given_files import read_given_file
+from sagewai_ops.fs.given_files import decode_given, read_given_file
 from sagewai_ops.fs.trust import owned_target
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home
+from sagewai_ops.text import shell_word
 
 ENVIRONMENT = "SAGEWAI_MASTER_KEY"
 KEYRING = "keyring"
@@ -174,11 +175,17 @@ def read_key_file(path: Path) -> Candidate:
         NotFoundError, PermissionDeniedError, KeyMissingError: It contains no key.
     """
     try:
-        value = read_given_file(path, private="key file")[:_READ_BYTES].strip()
+        content = read_given_file(path, private="key file")
     except PermissionError as error:
         raise PermissionDeniedError(f"key file {path}: {error.strerror}") from error
     except OSError as error:
-        raise NotFoundError(f"key file {path}: {error.strerror}") from error
+        raise NotFoundError(
+            f"key file {path}: {error.strerror}", hint=f"ls -ld {shell_word(path)}"
+        ) from error
+    try:
+        value = decode_given(content[:_READ_BYTES], f"key file {path}").strip().encode()
+    except UsageError as error:
+        raise KeyMissingError(error.message, hint=error.hint) from error
     if problem := _shape_problem(value):
         raise KeyMissingError(f"key file {path}: not a master key, {problem}")
     return Candidate(KEY_FILE, value, "", path)

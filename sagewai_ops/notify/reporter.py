@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sagewai_ops.errors import OpsError, UsageError
-from sagewai_ops.fs.given_files import open_given_file, read_given_file
+from sagewai_ops.fs.given_files import decode_given, open_given_file, read_given_file
 from sagewai_ops.fs.os_errors import from_os_error
 from sagewai_ops.notify.healthcheck import Event, check_url, describe_host, ping
 from sagewai_ops.notify.prometheus import extract_figures, write_metrics
@@ -119,7 +119,7 @@ def read_ping_url(option: str | None, file: Path | None, warn: Callable[[str], N
     if file is None:
         return ""
     try:
-        text = read_given_file(file, _MOST_URL_BYTES).decode("utf-8", "replace")
+        text = decode_given(read_given_file(file, _MOST_URL_BYTES), "content")
         return check_url(text.strip().partition("\n")[0])
     except OSError as error:
         problem = from_os_error(error, file).message

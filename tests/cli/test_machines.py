@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from program import PATIENCE_SECONDS, call
+from program import COMMAND, PATIENCE_SECONDS, call
 from refusals import LACKING, build_library, refusing
+from sagewai_ops.archive.age import temporary_identity
 from small_homes import small
 
 # Runs one command after another in one process: their codes, outputs and errors, as JSON.
@@ -157,3 +159,169 @@ def _texts(directory: Path) -> dict[str, str]:
         for path in directory.rglob("*.txt")
         if ".sagewai-ops-" not in str(path)
     }
+
+
+def _shell(home: Path, words: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of a shell, in which `ops` is the program with this home."""
+    environment = {**os.environ, "ops": COMMAND[0], "SAGEWAI_HOME": str(home)}
+    return subprocess.run(
+        ["sh", "-c", words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Make a new home."""
+    root = tmp_path / "home"
+    assert call("--home", root, "init").code == 0
+    return root
+
+
+@pytest.mark.parametrize("log", ["2>/dev/full", "2>&-"])
+def test_backup_is_taken_where_stderr_takes_nothing(home: Path, log: str) -> None:
+    """The log of a cron job is on a full disk: the snapshot and the exit code are as ever."""
+    os.mkfifo(home / "data/pipe")  # omitted, and so exit 3 with a warning
+
+    done = _shell(home, f'"$ops" backup --log-file - --debug {log}')
+
+    assert done.returncode == 3
+    assert len(list(home.with_name("home.snapshots").glob("*.zst"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("--version >/dev/full", 13),
+        ("--version >&-", 1),
+        ("--json --version >/dev/full", 13),
+        ("--help >/dev/full", 13),
+        ("backup --help >/dev/full", 13),
+        ("status >/dev/full", 13),
+        ("status --json --home /nowhere/at/all >/dev/full", 10),
+    ],
+)
+def test_output_that_cannot_be_written_is_two_lines(tmp_path: Path, words: str, code: int) -> None:
+    """A disk that is full, and a stream that was closed, are no fault of the program."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "db").mkdir()
+
+    done = _shell(home, f'"$ops" {words}')
+
+    assert done.returncode == code
+    assert [line.split(": ")[:2] for line in done.stderr.splitlines()] == [
+        ["sagewai-ops", "error"],
+        ["sagewai-ops", "hint"],
+    ]
+
+
+@pytest.mark.parametrize("words", ["--home home status", "backup --to snapshots", "db current"])
+def test_removed_working_directory_is_two_lines_or_no_matter(home: Path, words: str) -> None:
+    """Only a path that is relative needs the working directory."""
+    gone = home.with_name("gone")
+
+    done = _shell(home, f'mkdir "{gone}"; cd "{gone}"; rmdir "{gone}"; "$ops" {words}')
+
+    is_relative = words != "db current"
+    assert done.returncode == (10 if is_relative else 0)
+    if is_relative:
+        assert done.stderr.splitlines()[0] == "sagewai-ops: error: working directory: removed"
+
+
+def test_root_of_all_directories_is_no_home() -> None:
+    """`--home /` comes from an empty variable before a slash."""
+    for words in (["status"], ["backup"], ["init"], ["restore", "latest", "--replace", "--yes"]):
+        answer = call("--home", "/", *words)
+        assert (answer.code, answer.err.count("\n")) == (2, 2)
+
+
+def test_system_without_threads_is_two_lines(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit of processes of a container; the partial snapshot is removed."""
+
+    def refuse(*_arguments: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+    answer = call("--home", home, "backup")
+
+    assert (answer.code, answer.err.count("\n")) == (1, 2)
+    assert "threads" in answer.err
+    assert not list(home.with_name("home.snapshots").iterdir())
+
+
+@pytest.mark.parametrize("name", ["passphrase-file", "recipients-file"])
+def test_files_of_editors_are_read_or_refused_by_name(home: Path, name: str) -> None:
+    """A byte order mark is no part of a passphrase; what is not UTF-8 is refused."""
+    text = f"{temporary_identity()[0]}" if name == "recipients-file" else "correct horse battery"
+    file = home.with_name("file")
+    backup = ("--home", home, "backup", "--json", f"--{name}", file, "--snapshots")
+
+    for content in (text.encode("utf-16"), text.encode("utf-16-le"), f"pä{text}".encode("latin1")):
+        file.write_bytes(content)
+        file.chmod(0o600)
+        answer = call(*backup, home.with_name("none"))
+        assert answer.code == 2
+        assert str(file) in answer.document["error"]["message"]
+        assert text not in answer.out
+
+    file.write_bytes(text.encode("utf-8-sig") + b"\r\n")
+    assert call(*backup, home.with_name("snapshots")).code == 0
+    if name == "passphrase-file":
+        file.write_text(text)
+        snapshots = ("--snapshots", home.with_name("snapshots"))
+        opened = call("snapshots", "verify", "latest", *snapshots, "--passphrase-file", file)
+        assert opened.code == 0, opened.err
+
+
+def test_other_given_files_may_have_a_mark(home: Path) -> None:
+    """Keys, configuration and URLs are saved by the same editors."""
+    key = (home / "secrets/master.key").read_bytes()
+    mark = b"\xef\xbb\xbf"
+    for name, content in (("key", key), ("config", b"quiet = true\n"), ("utf16", b"")):
+        (home.with_name(name)).write_bytes(mark + content)
+        home.with_name(name).chmod(0o600)
+    assert call("--home", home, "backup").code == 0
+    home.with_name("utf16").write_bytes("quiet = true".encode("utf-16"))
+
+    to = home.with_name("restored")
+    restore = ("restore", "latest", "--snapshots", home.with_name("home.snapshots"), "--to", to)
+    assert call(*restore, "--install-key", home.with_name("key")).code == 0
+    assert (to / "secrets/master.key").read_bytes() == key
+    assert call("--config", home.with_name("config"), "--home", home, "status").code == 0
+    refused = call("--config", home.with_name("utf16"), "--home", home, "status")
+    assert refused.code == 2
+    assert f"{home.with_name('utf16')}: encoded in UTF-16" in refused.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("schedule", "systemd", "--into", "DIR/missing"),
+        ("verify-perms", "--undo", "DIR"),
+        ("backup", "--passphrase-file", "DIR"),
+        ("backup", "--recipients-file", "DIR"),
+        ("snapshots", "verify", "latest", "--identity", "DIR"),
+        ("restore", "latest", "--install-key", "DIR", "--to", "DIR/new"),
+        ("--config", "DIR", "status"),
+    ],
+)
+def test_errors_name_what_was_asked_for(home: Path, words: tuple[str, ...]) -> None:
+    """Neither a partial file, a descriptor nor a bare name, and never exit 1."""
+    directory = home.with_name("directory")
+    directory.mkdir()
+    assert call("--home", home, "backup").code == 0
+
+    answer = call("--home", home, *(word.replace("DIR", str(directory)) for word in words))
+
+    assert answer.code not in (0, 1)
+    message, *hint = answer.err.splitlines()
+    assert str(directory) in message
+    assert ".partial" not in answer.err
+    assert hint
+    assert hint != ["sagewai-ops: hint: sagewai-ops status"]

@@ -5,6 +5,7 @@ asyncpg reads the file too, but keeps the backslash of an escape in the password
 
 from __future__ import annotations
 
+import codecs
 import getpass
 import os
 import re
@@ -48,10 +49,15 @@ def find(
                 f"password file {path}: readable by others, so not used",
                 hint=f"chmod 600 {shell_word(path)}",
             )
-        lines = read_given_file(path).decode("utf-8", "surrogateescape").splitlines()
+        lines = (
+            read_given_file(path)
+            .removeprefix(codecs.BOM_UTF8)
+            .decode("utf-8", "surrogateescape")
+            .splitlines()
+        )
     except OSError as error:
         raise PermissionDeniedError(f"password file {path}: {error.strerror}") from error
-    user = url.user or environment.get("PGUSER") or getpass.getuser()
+    user = url.user or environment.get("PGUSER") or _own_name()
     database = url.database or environment.get("PGDATABASE") or user
     # In the file the name of a socket is localhost.
     name = "localhost" if host is None or host.startswith("/") else host
@@ -103,3 +109,11 @@ def _matching(line: str, wanted: tuple[str, ...]) -> str | None:
 
 def _unescape(field: str) -> str:
     return re.sub(r"\\(.)", r"\1", field)
+
+
+def _own_name() -> str:
+    """Return the name of the user, as libpq does; "" without an entry in the user database."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
