@@ -212,7 +212,7 @@ def _content(path: Path) -> bytes | None:
 
 def _parsed(path: Path, content: bytes) -> dict[str, Any]:
     try:
-        return _toml(decode_given(content, str(path)))
+        return _toml(decode_given(content, f"{path}: not TOML"))
     except ValueError as error:  # also of UTF-8 and of TOML
         raise UsageError(f"{path}: not TOML, {str(error).lower()}") from error
 

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from sagewai_ops.database.sqlite.connect import describe_limit, is_stopped, open_connection
-from sagewai_ops.database.sqlite.integrity import count_rows
+from sagewai_ops.database.sqlite.connect import open_connection
+from sagewai_ops.database.sqlite.integrity import count_rows, find_damage
 from sagewai_ops.database.sqlite.moment import open_moment
-from sagewai_ops.database.sqlite.read_transaction import WAIT_SECONDS
+from sagewai_ops.database.sqlite.read_transaction import WAIT_SECONDS, needs_other_program
 from sagewai_ops.database.sqlite.schema_objects import find_unexpected
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema import sqlite_catalog, sqlite_head
@@ -41,7 +41,6 @@ ValueCheck: TypeAlias = Callable[
 ]
 
 _THREADS = 2  # SQLite runs without Python's lock; more connections need more memory
-_MESSAGES = 100  # of the integrity check; more of them add nothing
 _CACHE_KIB = 8000  # for each connection
 _STEPS = 20_000_000  # virtual machine instructions between two checks of the stop flag, some 0.2 s
 _VERSION_TABLE = "alembic_version"
@@ -187,16 +186,13 @@ class _Threads:
 
     def _check_integrity(self) -> list[Finding]:
         """Run SQLite's integrity check."""
-        messages: list[str] = []
         with self._connection() as connection:
             connection.text_factory = _decode
-            try:
-                for (message,) in connection.execute(f"PRAGMA integrity_check({_MESSAGES})"):
-                    messages.append(str(message))
-            except sqlite3.DatabaseError as error:  # damage that stops the check itself
-                is_limit = is_stopped(connection)
-                messages.append(describe_limit(self._path) if is_limit else str(error))
-        return [Finding("integrity", "", "", message) for message in messages if message != "ok"]
+            messages, unchecked = find_damage(connection, self._path)
+        return [
+            *(Finding("integrity", "", "", message) for message in messages),
+            *(_cannot_be_checked(table, reason) for table, reason in unchecked.items()),
+        ]
 
     def _check_table(
         self, table: str, present: Mapping[str, sqlite_catalog.Table]
@@ -246,7 +242,15 @@ def _unreadable(table: str, error: sqlite3.DatabaseError) -> Finding:
         raise error
     if "no such column: _rowid_" in str(error):
         return Finding("drift", table, "", "is WITHOUT ROWID, so its values were not read")
+    if needs_other_program(str(error)):
+        return _cannot_be_checked(table, str(error))
     return Finding("integrity", table, "", f"not readable as a whole, {error}")
+
+
+def _cannot_be_checked(table: str, reason: object) -> Finding:
+    """Return the note about a table of which another program has a function or collation."""
+    text = f"cannot be checked, {reason}; only its pages are checked"
+    return Finding("unchecked", table, "", text, is_note=True)
 
 
 def _decode(value: bytes) -> str:

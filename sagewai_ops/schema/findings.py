@@ -16,6 +16,7 @@ Kind = Literal[
     "check",  # a row violates a CHECK of PostgreSQL
     "unique",  # rows that are duplicates in PostgreSQL
     "sequence",  # the next number is in use
+    "unchecked",  # of another program's functions or collations; always a note
     "index",  # an index or a constraint of PostgreSQL is incomplete
 ]
 

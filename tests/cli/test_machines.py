@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -15,6 +17,7 @@ from program import COMMAND, PATIENCE_SECONDS, call
 from refusals import LACKING, build_library, refusing
 from sagewai_ops.archive.age import temporary_identity
 from small_homes import small
+from unprivileged import NO_USER, reachable_directory, unprivileged
 
 # Runs one command after another in one process: their codes, outputs and errors, as JSON.
 _SEVERAL = """
@@ -296,7 +299,7 @@ def test_other_given_files_may_have_a_mark(home: Path) -> None:
     assert call("--config", home.with_name("config"), "--home", home, "status").code == 0
     refused = call("--config", home.with_name("utf16"), "--home", home, "status")
     assert refused.code == 2
-    assert f"{home.with_name('utf16')}: encoded in UTF-16" in refused.err
+    assert f"{home.with_name('utf16')}: not TOML: encoded in UTF-16" in refused.err
 
 
 @pytest.mark.parametrize(
@@ -325,3 +328,122 @@ def test_errors_name_what_was_asked_for(home: Path, words: tuple[str, ...]) -> N
     assert ".partial" not in answer.err
     assert hint
     assert hint != ["sagewai-ops: hint: sagewai-ops status"]
+
+
+@pytest.mark.parametrize("state", ["folded", "hot journal"])
+def test_read_only_home_is_read_in_a_copy(state: str) -> None:
+    """SQLite cannot read it in place: every command that only reads does it in a copy."""
+    with reachable_directory() as directory:
+        home = directory / "home"
+        assert call("--home", home, "init").code == 0
+        # What is imported late may be unreadable for the other user.
+        readers = (["db", "check"], ["db", "current"], ["keys", "check"], ["status"])
+        for words in (
+            *readers,
+            ["preflight", "--no-snapshot"],
+            ["backup", "--snapshots", directory / "first"],
+        ):
+            assert call("--home", home, *words).code in (0, 4)
+        database = home / "db/sagewai.db"
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            mode = "wal" if state == "folded" else "delete"
+            connection.execute(f"PRAGMA journal_mode={mode}")
+            connection.execute("CREATE TABLE mine(a)")
+            connection.commit()
+        if state == "hot journal":
+            writer = (
+                "import os,sqlite3,sys; c=sqlite3.connect(sys.argv[1]);"
+                "c.execute('pragma cache_size=1'); c.execute('create table big(a)'); c.commit();"
+                "c.executemany('insert into big values(?)', [('x'*3000,)]*500); os._exit(0)"
+            )
+            subprocess.run([sys.executable, "-c", writer, database], check=True)
+            assert database.with_name("sagewai.db-journal").exists()
+        if not os.geteuid():
+            for entry in (home, *home.rglob("*")):
+                os.chown(entry, NO_USER, NO_USER)
+        for path in (home / "db", home):
+            path.chmod(0o500)
+        try:
+            with unprivileged():
+                for words in readers:
+                    answer = call("--home", home, "--json", *words)
+                    assert answer.code == 0, (words, answer.out)
+                assert answer.result["database"]["problem"] == ""
+                assert "mine" in answer.result["database"]["tables"]
+                preflight = call("--home", home, "preflight", "--no-snapshot")
+                assert preflight.code in (0, 4), preflight.err
+                snapshots = ("--snapshots", directory / "snapshots")
+                assert call("--home", home, "backup", *snapshots).code == 0
+        finally:
+            for path in (home, home / "db"):
+                path.chmod(0o700)
+
+
+@pytest.mark.parametrize("options", [[], ["--compact"]])
+def test_limit_of_file_sizes_is_a_lack_of_space_of_the_copy(
+    tmp_path: Path, options: list[str]
+) -> None:
+    """A quota is reported by SQLite as an input/output error; the home's database is sound."""
+    built = small(tmp_path / "home", rows=200)
+    limit = int(built.root.joinpath("db/sagewai.db-wal").stat().st_size * 0.8) // 1024
+
+    done = _shell(built.root, f'ulimit -f {limit}; "$ops" backup {" ".join(options)}')
+
+    assert done.returncode == 13, done.stderr
+    assert "copy" in done.stderr
+    assert "ulimit -f" in done.stderr
+    assert not list(tmp_path.glob("home.snapshots/*"))
+
+
+def test_functions_and_collations_of_another_program_are_no_damage(home: Path) -> None:
+    """Their indexes cannot be checked here; everything else is."""
+    _define_foreign(home / "db/sagewai.db")
+
+    assert call("--home", home, "backup").code == 0
+    compact = call("--home", home, "backup", "--compact")
+    assert compact.code == 0
+    assert "copied, not compacted" in compact.err
+    assert call("--home", home, "drill").code == 0
+    assert call("--home", home, "status").code == 0
+    checked = call("--home", home, "db", "check", "--json")
+    assert checked.code == 0
+    notes = {note["table"] for note in checked.result["notes"] if note["kind"] == "unchecked"}
+    assert notes == {"by_function", "by_collation", "by_key"}
+
+
+def test_damage_next_to_a_foreign_index_is_still_found(home: Path) -> None:
+    """Only what needs the other program is left out of the check."""
+    database = home / "db/sagewai.db"
+    _define_foreign(database)
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        page_size = connection.execute("PRAGMA page_size").fetchone()[0]
+        query = "SELECT rootpage FROM sqlite_master WHERE name = ?"
+        (page,) = connection.execute(query, ("by_collation",)).fetchone()
+    with database.open("r+b") as stream:
+        stream.seek((page - 1) * page_size + page_size // 2)
+        stream.seek((page - 1) * page_size)
+        stream.write(b"\x07")  # no type of a page
+
+    assert call("--home", home, "db", "check").code == 4
+    assert call("--home", home, "backup").code == 4
+
+
+def _define_foreign(database: Path) -> None:
+    """Create tables whose indexes, keys and checks need what this program does not have."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.create_function("fold", 1, lambda value: value, deterministic=True)
+        connection.create_collation("unicase", lambda one, other: (one > other) - (one < other))
+        for statement in (
+            "CREATE TABLE by_function(a)",
+            "CREATE INDEX of_function ON by_function(fold(a)) WHERE fold(a) > 0",
+            "CREATE TABLE by_collation(a TEXT COLLATE unicase)",
+            "CREATE INDEX of_collation ON by_collation(a)",
+            "CREATE TABLE by_key(a TEXT COLLATE unicase PRIMARY KEY) WITHOUT ROWID",
+            "CREATE TABLE by_check(a CHECK (fold(a) IS NOT NULL))",
+            "CREATE TABLE generated(a, b AS (fold(a)), c AS (fold(a)) STORED)",
+        ):
+            connection.execute(statement)
+        for table in ("by_function", "by_collation", "by_key", "by_check", "generated"):
+            connection.executemany(f"INSERT INTO {table} VALUES (?)", [("x",), ("y",)])
+        connection.commit()
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

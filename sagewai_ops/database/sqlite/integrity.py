@@ -17,6 +17,7 @@ from pathlib import Path
 from sagewai_ops.database.sqlite.connect import describe_limit, is_stopped, open_regular
 from sagewai_ops.database.sqlite.read_transaction import (
     call_while_running,
+    needs_other_program,
     quoted,
     resolve_database,
     translate_errors,
@@ -35,6 +36,10 @@ _PARTS = 3  # pages, rows and indexes; references; counts
 _FINDINGS = 100  # rows kept of each kind; the limit of integrity_check too
 _CACHE_KIB = 8000  # more is no faster: look-ups in an index are close together
 _STEPS = 1_000_000  # virtual machine instructions between two reports, some 10 ms
+_COLLATIONS = 20  # that the pages of one database need, at most
+_COLLATION = re.compile(r"no such collation sequence: (\w+)")
+# What a check reports about rows, as opposed to pages: it depends on functions and on the order.
+_OF_ROWS = re.compile(r"\brow \d|\bCHECK constraint\b|\bnon-unique\b|\brow not in\b|\bNULL value\b")
 _VIRTUAL = re.compile(
     r"CREATE\s+VIRTUAL\s+TABLE.*?\bUSING\s+[\"'`\[]?(\w+)", re.IGNORECASE | re.DOTALL
 )
@@ -83,7 +88,10 @@ class Health:
         counts: Rows by table: ordinary tables, and virtual tables by their own name; without
             SQLite's own tables and shadow tables. A table that could not be read to its end is in
             `integrity` instead, a virtual table of an unknown module in `uncounted`.
-        uncounted: Virtual tables whose module this SQLite lacks, so that it cannot count the rows.
+        uncounted: Tables whose rows SQLite cannot count without another program's module or
+            collation.
+        unchecked: Tables whose rows and indexes need a function or a collation of another program,
+            each with the reason; their pages are checked.
     """
 
     page_size: int
@@ -97,6 +105,7 @@ class Health:
     foreign_keys_unchecked: tuple[str, ...]
     counts: dict[str, int]
     uncounted: tuple[str, ...]
+    unchecked: tuple[str, ...] = ()
 
     @property
     def sound(self) -> bool:
@@ -139,7 +148,7 @@ def check_integrity(path: Path, *, progress: Progress | None = None) -> Health:
         call_while_running(connection, callback, _STEPS),
     ):
         callback()
-        integrity = _integrity(connection, resolved)
+        integrity, unchecked_tables = find_damage(connection, resolved)
         done = 1
         callback()
         violations, total, unchecked = _foreign_keys(connection)
@@ -160,6 +169,7 @@ def check_integrity(path: Path, *, progress: Progress | None = None) -> Health:
         foreign_keys_unchecked=unchecked,
         counts=counts,
         uncounted=uncounted,
+        unchecked=tuple(f"{table}: {reason}" for table, reason in unchecked_tables.items()),
     )
 
 
@@ -188,10 +198,59 @@ def _text(value: bytes) -> str:
     return value.decode("utf-8", "replace")
 
 
-def _integrity(connection: sqlite3.Connection, path: Path) -> tuple[str, ...]:
+def find_damage(
+    connection: sqlite3.Connection, path: Path
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Run SQLite's integrity check, on everything that it can check without another program.
+
+    An index or a column can need a function or a collation of another program. Then SQLite checks
+    nothing at all, so each table is checked alone, and of the others the pages.
+
+    Args:
+        connection: Gets collations for those that it lacks, which order in another way.
+        path: Of the database, for the limit of processor time.
+
+    Returns:
+        (what is damaged; table -> why its rows and indexes cannot be checked).
+    """
+    found = _run_check(connection, f"integrity_check({_FINDINGS})", path)
+    if not any(map(needs_other_program, found)):
+        return found, {}
+    damage: dict[str, None] = {}
+    unchecked: dict[str, str] = {}
+    problems: list[str] = []
+    for table, _ in _tables(connection, problems):
+        found = _run_check(connection, f"integrity_check({quoted(table)})", path)
+        needs = [message for message in found if needs_other_program(message)]
+        if needs:
+            unchecked[table] = needs[0]
+        else:
+            damage.update(dict.fromkeys(found))
+    damage.update(dict.fromkeys(problems + _check_pages(connection, path)))
+    return tuple(damage), unchecked
+
+
+def _check_pages(connection: sqlite3.Connection, path: Path) -> list[str]:
+    """Check all pages, without the rules that need a function or a collation."""
+    connection.execute("PRAGMA ignore_check_constraints = ON")
+    found: tuple[str, ...] = ()
+    for _ in range(_COLLATIONS):
+        found = _run_check(connection, f"quick_check({_FINDINGS})", path)
+        needed = next(filter(None, (_COLLATION.search(message) for message in found)), None)
+        if needed is None:
+            break
+        connection.create_collation(needed[1], _compare)
+    return [text for text in found if not needs_other_program(text) and not _OF_ROWS.search(text)]
+
+
+def _compare(one: str, other: str) -> int:
+    return (one > other) - (one < other)
+
+
+def _run_check(connection: sqlite3.Connection, check: str, path: Path) -> tuple[str, ...]:
     found: list[str] = []
     try:
-        for (sentence,) in connection.execute(f"PRAGMA integrity_check({_FINDINGS})"):
+        for (sentence,) in connection.execute(f"PRAGMA {check}"):
             found.append(str(sentence))
     except sqlite3.DatabaseError as error:  # damage at which the check itself fails
         _raise_if_interrupted(connection, error)
@@ -239,7 +298,7 @@ def _counts(
             (count,) = connection.execute(statement).fetchone()
         except sqlite3.DatabaseError as error:
             _raise_if_interrupted(connection, error)
-            if name in modules:
+            if name in modules or needs_other_program(str(error)):
                 uncounted.append(name)
             else:
                 unread.append(f"table {name}: {error}")

@@ -56,9 +56,11 @@ from sagewai_ops.errors import (
     DamagedError,
     LockedError,
     NoSpaceError,
+    SchemaAheadError,
     TargetBusyError,
 )
 from sagewai_ops.fs import beneath
+from sagewai_ops.fs.trust import report as note
 from sagewai_ops.progress import Progress, no_progress
 from sagewai_ops.text import shell_word
 
@@ -122,8 +124,7 @@ def copy_database(
         if size_of(resolved) == 0:
             method = "empty"
         elif compact:
-            _vacuum(resolved, target, wait_seconds, report)
-            method = "compact"
+            method = _vacuum_or_copy(resolved, target, wait_seconds, report)
         else:
             method = _copy(resolved, target, wait_seconds, report)
         page_size, page_count = _checkpoint(resolved, target)
@@ -210,6 +211,19 @@ def _copy_pages(reader: ReadTransaction, target: Path, report: Progress) -> None
         copy.execute("PRAGMA journal_mode=OFF")  # a failed copy is removed, not rolled back
         copy.execute("PRAGMA cache_size=-64")  # no page is read twice; a larger cache is slower
         reader.connection.backup(copy, pages=_STEP_PAGES, progress=step, sleep=0.0)
+
+
+def _vacuum_or_copy(source: Path, target: Path, wait_seconds: float, report: Progress) -> str:
+    """Rewrite every page, unless an index needs a function or a collation of another program."""
+    try:
+        _vacuum(source, target, wait_seconds, report)
+    except SchemaAheadError as error:
+        note(f"{error.message}: copied, not compacted")
+        for suffix in SIDECARS:
+            sidecar(target, suffix).unlink(missing_ok=True)
+        os.truncate(target, 0)  # noqa: TID251 - created by this run, in a private directory
+        return _copy(source, target, wait_seconds, report)
+    return "compact"
 
 
 def _vacuum(source: Path, target: Path, wait_seconds: float, report: Progress) -> None:

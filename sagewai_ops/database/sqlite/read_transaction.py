@@ -14,6 +14,7 @@ transaction nothing else in the process may open and close that file.
 import errno
 import fcntl
 import os
+import re
 import resource
 import sqlite3
 import stat
@@ -40,6 +41,7 @@ from sagewai_ops.errors import (
     NotFoundError,
     OpsError,
     PermissionDeniedError,
+    SchemaAheadError,
 )
 from sagewai_ops.process.malloc import zeroed_allocations
 from sagewai_ops.text import shell_word
@@ -57,6 +59,10 @@ _NO_SPACE = {
     errno.EFBIG: "larger than the limit of the size of files (ulimit -f, or of its file system)",
 }
 _WRITES = ("SQLITE_IOERR_WRITE", "SQLITE_IOERR_TRUNCATE", "SQLITE_IOERR_SHMSIZE")
+_FOREIGN = re.compile(
+    r"unknown function: |no such function: |no such collation sequence: |no such module: "
+    r"|unsafe use of |no query solution"
+)
 _SHM_BYTES = 32 * 1024  # by which SQLite lengthens a -shm
 _PAUSE_SECONDS = 0.01
 _ROWS = 256  # fetched at a time
@@ -299,6 +305,10 @@ def from_database_error(error: OSError | sqlite3.Error, path: Path) -> OpsError:
         if pipe := next(filter(_is_pipe, (path, *(sidecar(path, end) for end in SIDECARS))), None):
             return DamagedError(f"{name}: {pipe.name} is a pipe", hint=f"ls -l {shell_word(pipe)}")
         return DamagedError(f"{name}: input/output error", hint="dmesg | tail")
+    if needs_other_program(text):
+        return SchemaAheadError(
+            f"{name}: {text}, which another program has", hint="sagewai-ops db check"
+        )
     return DamagedError(f"{name}: {text}")
 
 
@@ -325,6 +335,14 @@ def why_full(path: Path, error: sqlite3.Error) -> str:
     if getattr(error, "sqlite_errorname", "") in _WRITES:
         return "not writable any further: a quota, a limit of its file system, or a failing disk"
     return ""
+
+
+def needs_other_program(text: str) -> bool:
+    """Return whether an error of SQLite is about a function, collation or module that it lacks.
+
+    An index or a column of another program's table can need one; that is no damage.
+    """
+    return bool(_FOREIGN.match(text))
 
 
 def is_malformed(error: sqlite3.Error) -> bool:
