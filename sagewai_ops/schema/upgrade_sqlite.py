@@ -18,8 +18,9 @@ from pathlib import Path
 
 from sagewai_ops.database.sqlite.connect import open_connection
 from sagewai_ops.database.sqlite.integrity import count_rows
+from sagewai_ops.database.sqlite.moment import open_moment
 from sagewai_ops.database.sqlite.online_copy import attribute_damage, copy_database
-from sagewai_ops.database.sqlite.read_transaction import WAIT_SECONDS, open_read_transaction, quoted
+from sagewai_ops.database.sqlite.read_transaction import WAIT_SECONDS, quoted
 from sagewai_ops.database.sqlite.write_transaction import open_write_transaction
 from sagewai_ops.errors import DifferenceError, SchemaAheadError
 from sagewai_ops.fs.tempdirs import Keep, kept, working_directory
@@ -85,7 +86,7 @@ def plan_upgrade(path: Path, *, wait_seconds: float = WAIT_SECONDS) -> tuple[Add
         SchemaAheadError: See `upgrade_database`.
         NotFoundError, DamagedError, LockedError, PermissionDeniedError: Not readable.
     """
-    with open_read_transaction(path, wait_seconds=wait_seconds) as pin:
+    with open_moment(path, wait_seconds=wait_seconds) as pin:
         check_level(read_level(pin.connection), path)
         return _plan(pin.connection)
 
@@ -96,7 +97,7 @@ def plan_sql(path: Path, *, wait_seconds: float = WAIT_SECONDS) -> tuple[str, ..
     Raises:
         OpsError: As `plan_upgrade`.
     """
-    with open_read_transaction(path, wait_seconds=wait_seconds) as pin:
+    with open_moment(path, wait_seconds=wait_seconds) as pin:
         check_level(read_level(pin.connection), path)
         return tuple(
             _choose_statement(pin.connection, addition) for addition in _plan(pin.connection)
