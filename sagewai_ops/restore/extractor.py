@@ -8,6 +8,7 @@ come from the rules of a home.
 import contextlib
 import errno
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from sagewai_ops.archive.manifest import PLAIN_FORMAT_VERSION, Entry, EntryType
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.database.sqlite.connect import SIDECARS, super_journal
 from sagewai_ops.database.sqlite.read_transaction import MAGIC
-from sagewai_ops.errors import DamagedError
-from sagewai_ops.fs import beneath
+from sagewai_ops.errors import DamagedError, UsageError
+from sagewai_ops.fs import beneath, volumes
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.ownership import set_owner
 from sagewai_ops.home.paths import OWN_PREFIX
@@ -27,6 +28,8 @@ from sagewai_ops.snapshots.member_paths import EXTERNAL
 
 _HOLE_BYTES = 64 * 1024  # zeros of at least this length become a hole in a sparse file
 _ZEROS = bytes(_HOLE_BYTES)
+_BAD_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+_ELSEWHERE = "restore to another file system: --to DIR"
 
 
 @dataclass(slots=True)
@@ -66,6 +69,13 @@ def extract_members(
     """
     planned = ((path_of(entry), entry) for entry in reader.manifest.entries)
     check_links((path, entry) for path, entry in planned if path is not None)
+
+    def twin_of(path: str) -> str:
+        """Return another member whose path differs only in case or in the form of its letters."""
+        paths = (path_of(entry) for entry in reader.manifest.entries)
+        folded = _fold(path)
+        return next((name for name in paths if name and name != path and _fold(name) == folded), "")
+
     is_new = reader.header.format_version > PLAIN_FORMAT_VERSION
     writer = _MemberWriter(target, root, same_owner=same_owner)
     wanted = None if everything else (lambda entry: path_of(entry) is not None)
@@ -74,12 +84,12 @@ def extract_members(
             path = path_of(entry)
             if path is None or entry.type is EntryType.SUPERSEDED:
                 continue
-            with _translate_conflicts(path):
+            with _translate_conflicts(path, twin_of):
                 writer.add(entry, path, content)
             if on_file and entry.type is EntryType.FILE:
                 on_file(path)
         _check_sidecars(target, writer.sidecars, is_strict=is_new)
-        writer.create_outside_links()
+        writer.create_outside_links(twin_of)
         with _translate_conflicts("directories"):
             writer.finish_directories()
     return writer.extraction
@@ -95,6 +105,7 @@ class _MemberWriter:
         self.sidecars: list[str] = []
         self._root = beneath.open_directory(target)
         self._directory = ""
+        self._made: set[str] = set()
         self._descriptor = os.dup(self._root)
         self._directories: list[tuple[Entry, str]] = []
         self._outside_links: list[tuple[Entry, str]] = []
@@ -106,8 +117,7 @@ class _MemberWriter:
         directory, _, name = path.rpartition("/")
         self._enter(directory)
         if entry.type is EntryType.DIRECTORY:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(name, 0o700, dir_fd=self._descriptor)
+            self._make_directory(path, name, self._descriptor)
             self._directories.append((entry, path))
             self.extraction.directories += 1
         elif entry.is_outside:
@@ -122,7 +132,14 @@ class _MemberWriter:
     def _create_link(self, entry: Entry, path: str) -> None:
         directory, _, name = path.rpartition("/")
         self._enter(directory)
-        os.symlink(self._link_target(entry, directory), name, dir_fd=self._descriptor)
+        try:
+            os.symlink(self._link_target(entry, directory), name, dir_fd=self._descriptor)
+        except OSError as error:
+            if error.errno != errno.EPERM and not volumes.lacks(error):
+                raise
+            raise UsageError(
+                f"{path}: a symbolic link, which this file system cannot store", hint=_ELSEWHERE
+            ) from error
         if self._same_owner:
             set_owner(name, entry.uid, entry.gid, dir_fd=self._descriptor)
         beneath.set_times(name, entry.mtime_ns, dir_fd=self._descriptor)
@@ -133,10 +150,10 @@ class _MemberWriter:
             return entry.target
         return os.path.normpath(os.path.join(self._final_root, directory, entry.target))
 
-    def create_outside_links(self) -> None:
+    def create_outside_links(self, twin_of: Callable[[str], str]) -> None:
         """Create the links that lead out of the home."""
         for entry, path in self._outside_links:
-            with _translate_conflicts(path):
+            with _translate_conflicts(path, twin_of):
                 self._create_link(entry, path)
 
     def finish_directories(self) -> None:
@@ -184,9 +201,10 @@ class _MemberWriter:
             return
         descriptor = os.dup(self._root)
         try:
+            path = ""
             for part in directory.split("/") if directory else ():
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(part, 0o700, dir_fd=descriptor)
+                path = f"{path}/{part}" if path else part
+                self._make_directory(path, part, descriptor)
                 below = self._open_directory(part, descriptor)
                 os.close(descriptor)
                 descriptor = below
@@ -196,17 +214,45 @@ class _MemberWriter:
         os.close(self._descriptor)
         self._descriptor, self._directory = descriptor, directory
 
+    def _make_directory(self, path: str, name: str, above: int) -> None:
+        """Create a directory, unless this run has done so."""
+        if path not in self._made:
+            os.mkdir(name, 0o700, dir_fd=above)
+            self._made.add(path)
+
     def _open_directory(self, name: str, above: int) -> int:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(name, flags, dir_fd=above)
 
 
 @contextlib.contextmanager
-def _translate_conflicts(path: str) -> Iterator[None]:
-    """Raise DamagedError for errors that only a damaged or crafted archive causes."""
+def _translate_conflicts(
+    path: str, twin_of: Callable[[str], str] = lambda _path: ""
+) -> Iterator[None]:
+    """Raise an error that says whether the file system or the archive is the reason.
+
+    Args:
+        twin_of: Returns another member that the file system may take for the same.
+
+    Raises:
+        UsageError: The file system cannot store the name.
+        DamagedError: Only a damaged or crafted archive causes this.
+    """
     try:
         yield
     except OSError as error:
+        if error.errno in _BAD_NAME:
+            reason = (error.strerror or "").lower()
+            raise UsageError(
+                f"{path[:200]}: a name that this file system cannot store, {reason}",
+                hint=_ELSEWHERE,
+            ) from error
+        if error.errno in (errno.EEXIST, errno.ENOTDIR) and (twin := twin_of(path)):
+            raise UsageError(
+                f"{path[:200]}: this file system cannot store it next to {twin[:200]}, which"
+                " differs only in case or accents",
+                hint=_ELSEWHERE,
+            ) from error
         if error.errno not in (errno.EEXIST, errno.ENOTDIR, errno.ELOOP):
             raise
         raise DamagedError(
@@ -216,6 +262,11 @@ def _translate_conflicts(path: str) -> Iterator[None]:
         raise DamagedError(
             f"archive: member {path[:200]!r}: invalid time, owner or name"
         ) from error
+
+
+def _fold(path: str) -> str:
+    """Return a path as a file system compares it that ignores case and forms of letters."""
+    return unicodedata.normalize("NFC", path).casefold()
 
 
 def _directory_mode(path: str, mode: int) -> int:

@@ -1,16 +1,18 @@
 """Writing members of an archive: each in its place, private, and nothing outside."""
 
 import dataclasses
+import errno
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from archives import DIRECTORY, LINK, MOMENT_NS, STATE, forge, write
 from sagewai_ops.archive.manifest import Entry, EntryType
 from sagewai_ops.archive.open import open_archive
-from sagewai_ops.errors import DamagedError
+from sagewai_ops.errors import DamagedError, UsageError
 from sagewai_ops.restore.extractor import Extraction, extract_members
 
 MEMBERS = [(DIRECTORY, b""), (STATE, b"{}"), (LINK, b"")]
@@ -210,3 +212,63 @@ def test_log_of_a_database_is_not_extracted(tmp_path: Path) -> None:
                 _extract(archive, tmp_path / name)
         else:
             assert _extract(archive, tmp_path / name).files == 2
+
+
+@pytest.mark.parametrize("kind", [EntryType.FILE, EntryType.DIRECTORY])
+def test_file_system_that_ignores_case_is_named_as_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: EntryType
+) -> None:
+    """Two names that are one there are no fault of the archive, and neither is overwritten."""
+    names = ("Note", "note")
+    members = [(_entry(name, kind), b"") for name in names]
+    archive = write(tmp_path / "a.tar.zst", members)
+    seen: set[str] = set()
+
+    def refuse_twins(function: Any) -> Any:
+        def call(name: Any, *arguments: Any, **options: Any) -> Any:
+            if name in names:
+                if name.lower() in seen:
+                    raise OSError(errno.EEXIST, "File exists", name)
+                seen.add(name.lower())
+            return function(name, *arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "open", refuse_twins(os.open))
+    monkeypatch.setattr(os, "mkdir", refuse_twins(os.mkdir))
+
+    with pytest.raises(UsageError, match="note: this file system cannot store it next to Note"):
+        _extract(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ])
+def test_name_that_a_file_system_cannot_store_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A colon on exFAT, a long name on eCryptfs, bytes that are not UTF-8 on others."""
+    archive = write(tmp_path / "a.tar.zst", [(_entry("note:1"), b"")])
+    real = os.open
+
+    def refuse(name: Any, *arguments: Any, **options: Any) -> int:
+        if name == "note:1":
+            raise OSError(number, os.strerror(number), name)
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+
+    with pytest.raises(UsageError, match="note:1: a name that this file system cannot store"):
+        _extract(archive, tmp_path / "out")
+
+
+def test_link_that_a_file_system_cannot_store_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAT has no symbolic links, and answers EPERM."""
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+
+    with pytest.raises(UsageError, match="config/link: a symbolic link"):
+        _extract(write(tmp_path / "a.tar.zst", MEMBERS), tmp_path / "out")
