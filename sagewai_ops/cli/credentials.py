@@ -120,5 +120,5 @@ def _passphrase(terminal: Terminal, name: str) -> str:
     stream = getattr(sys.stdin, "buffer", None)
     if stream is None:
         return read_passphrase(sys.stdin.readline(), "standard input")
-    # Not decoded as the locale says: the same passphrase must open it everywhere.
+    # Not decoded by the locale: the same passphrase must open it everywhere.
     return read_passphrase(decode_given(stream.readline(), "standard input"), "standard input")

@@ -223,7 +223,11 @@ def _open(path: Path, flags: int, mode: int | None) -> int:
         except FileNotFoundError:
             if mode is None:
                 raise
-        return os.open(path.name, flags | os.O_CREAT | os.O_EXCL, mode, dir_fd=directory)
+        descriptor = os.open(path.name, flags | os.O_CREAT | os.O_EXCL, mode, dir_fd=directory)
+        owner = os.fstat(directory)
+        if not os.geteuid() and owner.st_uid:  # else that user's own runs could not write it
+            beneath.set_owner(descriptor, owner.st_uid, owner.st_gid)
+        return descriptor
     finally:
         os.close(directory)
 

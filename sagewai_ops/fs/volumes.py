@@ -47,7 +47,7 @@ def is_lost_and_found(
 
 
 def names_in(directory: str | os.PathLike[str]) -> list[str]:
-    """Return the names in a directory without `lost+found`: in a new volume there are none."""
+    """Return the names in a directory without `lost+found`: a new volume is empty."""
     return [
         name
         for name in os.listdir(directory)

@@ -229,7 +229,7 @@ class _MemberWriter:
 def _translate_conflicts(
     path: str, twin_of: Callable[[str], str] = lambda _path: ""
 ) -> Iterator[None]:
-    """Raise an error that says whether the file system or the archive is the reason.
+    """Raise an error about the file system or about the archive, whichever is the reason.
 
     Args:
         twin_of: Returns another member that the file system may take for the same.

@@ -16,6 +16,7 @@ import pytest
 from program import COMMAND, PATIENCE_SECONDS, call
 from refusals import LACKING, build_library, refusing
 from sagewai_ops.archive.age import temporary_identity
+from sagewai_ops.fs.given_files import open_given_file
 from small_homes import small
 from unprivileged import NO_USER, reachable_directory, unprivileged
 
@@ -432,7 +433,9 @@ def _define_foreign(database: Path) -> None:
     """Create tables whose indexes, keys and checks need what this program does not have."""
     with contextlib.closing(sqlite3.connect(database)) as connection:
         connection.create_function("fold", 1, lambda value: value, deterministic=True)
-        connection.create_collation("unicase", lambda one, other: (one > other) - (one < other))
+        connection.create_collation(
+            "unicase", lambda first, second: (first > second) - (first < second)
+        )
         for statement in (
             "CREATE TABLE by_function(a)",
             "CREATE INDEX of_function ON by_function(fold(a)) WHERE fold(a) > 0",
@@ -447,3 +450,17 @@ def _define_foreign(database: Path) -> None:
             connection.executemany(f"INSERT INTO {table} VALUES (?)", [("x",), ("y",)])
         connection.commit()
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_log_that_root_creates_for_a_user_is_the_users() -> None:
+    """After one run as root, the user's own runs can append to it."""
+    with reachable_directory() as directory:
+        directory.chmod(0o755)
+        os.chown(directory, NO_USER, NO_USER)
+        log = directory / "log"
+
+        os.close(open_given_file(log, os.O_WRONLY | os.O_APPEND, 0o600))
+
+        assert log.stat().st_uid == NO_USER
+        assert log.stat().st_mode & 0o777 == 0o600

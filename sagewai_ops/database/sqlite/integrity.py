@@ -243,8 +243,8 @@ def _check_pages(connection: sqlite3.Connection, path: Path) -> list[str]:
     return [text for text in found if not needs_other_program(text) and not _OF_ROWS.search(text)]
 
 
-def _compare(one: str, other: str) -> int:
-    return (one > other) - (one < other)
+def _compare(first: str, second: str) -> int:
+    return (first > second) - (first < second)
 
 
 def _run_check(connection: sqlite3.Connection, check: str, path: Path) -> tuple[str, ...]:
