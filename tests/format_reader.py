@@ -87,8 +87,39 @@ def read(path: Path, identity: str = "", master_key: bytes = b"") -> Snapshot:
     assert at == manifest_start
     head = json.loads(contents["snapshot.json"])
     assert head["format"] == manifest["format"] == version
+    if manifest.get("postgres"):
+        _check_server(manifest["postgres"], contents)
     expected = authentication(master_key, head, digest, manifest_start) if master_key else b""
     return Snapshot(head, manifest, contents, mac, expected)
+
+
+def _check_server(server: dict[str, Any], contents: dict[str, bytes]) -> None:
+    """Check the members of a server's database against the record; section 14."""
+    members = {path for path in contents if path.startswith("postgres/")}
+    members -= {f"postgres/{name}.sql" for name in ("schema", "constraints", "restore")}
+    for table in server["tables"]:
+        stem = ".".join(map(_escaped, (table["schema"], table["name"])))
+        if len(stem) > 180:
+            stem = f"{stem[:163]}~{hashlib.sha256(stem.encode()).hexdigest()[:16]}"
+        assert table["stem"] == stem
+        paths = [f"postgres/{stem}.copy.{n:04}" for n in range(1, table["members"] + 1)]
+        parts = [contents[path] for path in paths]
+        members -= set(paths)
+        assert all(0 < len(part) <= 16_777_216 for part in parts)
+        assert all(part.endswith(b"\n") or b"\n" not in part for part in parts)
+        rows = b"".join(parts)
+        assert (len(rows), rows.count(b"\n")) == (table["bytes"], table["rows"])
+        assert hashlib.sha256(rows).hexdigest() == table["sha256"]
+        for row in rows.decode("utf-8" if server["text_encoding"] == "UTF8" else "latin-1").split(
+            "\n"
+        )[:-1]:
+            assert row.count("\t") == max(len(table["columns"]) - 1, 0)
+    assert not members
+
+
+def _escaped(name: str) -> str:
+    plain = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
+    return "".join(chr(byte) if byte in plain else f"%{byte:02X}" for byte in name.encode())
 
 
 def authentication(master_key: bytes, head: dict[str, Any], digest: bytes, start: int) -> bytes:

@@ -73,11 +73,10 @@ def facts_of(report: BackupReport) -> ServerFacts:
     return found
 
 
-def unpack(report: BackupReport, target: Path) -> None:
+def unpack(archive: Path, target: Path) -> None:
     """Do as `zstd -dc FILE | tar x`."""
-    assert report.path
     content = zstandard.ZstdDecompressor().stream_reader(
-        report.path.read_bytes(), read_across_frames=True
+        archive.read_bytes(), read_across_frames=True
     )
     target.mkdir()
     subprocess.run(["tar", "-x", "-C", target], input=content.read(), check=True)
@@ -85,7 +84,13 @@ def unpack(report: BackupReport, target: Path) -> None:
 
 def restore(report: BackupReport, server: Server, target: Path, *, encoding: str = "UTF8") -> str:
     """Rebuild the database of a snapshot with psql alone; return its name."""
-    unpack(report, target)
+    assert report.path
+    return restore_archive(report.path, server, target, encoding=encoding)
+
+
+def restore_archive(archive: Path, server: Server, target: Path, *, encoding: str = "UTF8") -> str:
+    """Do as `restore` with an archive."""
+    unpack(archive, target)
     database = f"restored_{secrets.token_hex(4)}"
     make = f"CREATE DATABASE {database} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0"
     server.run("postgres", make)

@@ -37,6 +37,16 @@ def _home(root: Path) -> Path:
     return root
 
 
+def test_second_reader_reads_the_database_of_a_server() -> None:
+    """The golden snapshot, member by member."""
+    found = format_reader.read(GOLDEN / "version-2-postgres.tar.zst")
+
+    server = found.manifest["postgres"]
+    rows = {table["name"]: table["rows"] for table in server["tables"]}
+    assert (rows["sessions"], rows["workflow_events"], rows['own "table"']) == (2, 2, 2)
+    assert found.header["engine"] == "postgresql"
+
+
 @pytest.mark.parametrize("encrypted", [False, True])
 def test_second_reader_reads_a_whole_snapshot(tmp_path: Path, *, encrypted: bool) -> None:
     """Odd names, links, holes and times included, plain or encrypted, byte for byte."""

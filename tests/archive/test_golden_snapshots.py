@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from postgres_server import Server
 from program import call
+from server_homes import restore_archive
 
 GOLDEN = Path(__file__).parents[2] / "fixtures/snapshots"
 VERSIONS = sorted(path.stem for path in GOLDEN.glob("version-*.json"))
@@ -36,6 +38,22 @@ def test_plain_snapshot_of_every_version_is_restored(tmp_path: Path, version: st
 
     assert (verified.code, restored.code) == (0, 0), verified.err + restored.err
     assert contents_of(tmp_path / "home") == json.loads((GOLDEN / f"{version}.json").read_bytes())
+
+
+def test_database_of_a_golden_snapshot_is_restored_by_psql(
+    every_postgres: Server, tmp_path: Path
+) -> None:
+    """Its rows, columns and sequences, by the script in it."""
+    archive = GOLDEN / "version-2-postgres.tar.zst"
+
+    restored = restore_archive(archive, every_postgres, tmp_path / "there")
+
+    rows = every_postgres.rows(restored, 'SELECT id, "a.b", d, g FROM "own ""table""" ORDER BY 1')
+    assert rows == [(1, None, b"\0\xff", 7), (2, "x" * 20, None, 7)]
+    rows = every_postgres.rows(restored, "SELECT agent_name, messages FROM sessions ORDER BY 1")
+    assert rows == [("tab\tnewline\nbackslash\\", '[1, "x"]'), ("ü€", None)]
+    query = 'SELECT nextval(\'workflow_events_id_seq\'), nextval(\'"own ""table""_id_seq"\')'
+    assert every_postgres.rows(restored, query) == [(3, 3)]
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -190,6 +190,14 @@ CASES = (
         _always("backup", "--format", "directory"),
         probe=beginnings.tree_verdict,
     ),
+    Case(
+        "backup, PostgreSQL",
+        beginnings.exported,
+        _always("backup"),
+        variables=server_url,
+        on_server=True,
+        takes_snapshot=True,
+    ),
     Case("backup --output", beginnings.small, _always("backup", "--output", "-"), streams=True),
     Case(
         "restore to a new place",
