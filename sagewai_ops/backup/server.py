@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from sagewai_ops.database.postgres.snapshot_session import SnapshotSession
     from sagewai_ops.schema.postgres_catalog import ServerCatalog, ServerTable
 
-# At most 16 MiB, by docs/format.md; fewer need less memory, and let a mirror keep more of them.
-MEMBER_BYTES = 8 * 1024 * 1024
+# At most 16 MiB, by docs/format.md; less needs less memory, and lets a mirror keep more of them.
+MEMBER_BYTES = 2 * 1024 * 1024
 _WAIT_SECONDS = 30.0  # for a table that another session alters, at least
 _TEXT_ENCODING = "UTF8"
 _NO_ENCODING = "SQL_ASCII"  # of databases whose texts have no encoding: stored as they are

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 _ATTEMPTS = 10  # to lock tables that other sessions create and drop
-_CHUNKS = 8  # of up to 64 KiB each that wait for the caller
+_CHUNKS = 4  # of up to 256 KiB each that wait for the caller
 _POLL_SECONDS = 0.05
 # Besides those of every transaction: one text for amounts of money, and rows in one order.
 _SETTINGS = "SET LOCAL lc_monetary = 'C'; SET LOCAL synchronize_seqscans = off"
