@@ -26,11 +26,14 @@ class Watchdog:
 
 
 @contextlib.contextmanager
-def watchdog(*, answer: int = 200, certificate: Path | None = None) -> Iterator[Watchdog]:
+def watchdog(
+    *, answer: int = 200, certificate: Path | None = None, location: str = ""
+) -> Iterator[Watchdog]:
     """Run a watchdog that answers so for the length of the block.
 
     Args:
         certificate: A PEM file with a certificate and its key: it speaks TLS.
+        location: Where its answer redirects to.
     """
     found = Watchdog()
 
@@ -39,6 +42,8 @@ def watchdog(*, answer: int = 200, certificate: Path | None = None) -> Iterator[
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             found.output.append((self.path, body.decode()))
             self.send_response(answer)
+            if location:
+                self.send_header("Location", location)
             self.end_headers()
 
         def log_message(self, *_words: object) -> None:

@@ -102,7 +102,7 @@ def stream_snapshot(
     require_files(home)
     check_options(options)
     pending.require_settled(home.root)
-    directory = options.work_dir or atomic.temporary_directory()
+    directory = work_parent(home.root, options.work_dir, snapshots=home.snapshots)
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
         with locks.sweep_guard(directory):
             swept = catalog.sweep(directory)
@@ -153,7 +153,9 @@ def lock_home(home: Home, directory: Path, options: BackupOptions) -> Iterator[t
         atomic.make_directory(directory)
         left_by_restores = pending.sweep(home.root)
         swept: list[str] = []
-        for path in dict.fromkeys((directory, work_directory(home, directory, options))):
+        # Where copies are made, whichever recipients the run finds.
+        work = work_parent(home.root, options.work_dir, snapshots=directory)
+        for path in dict.fromkeys((directory, work)):
             with locks.sweep_guard(path):
                 swept += catalog.sweep(path)
         yield (*swept, *left_by_restores)

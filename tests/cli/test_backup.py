@@ -674,20 +674,26 @@ def test_leftovers_of_a_kill_are_not_listed_and_swept_by_the_next_run(
 def test_leftovers_of_a_killed_pipe_are_swept_by_the_next_pipe(
     large: Path, home: BuiltHome, tmp_path: Path
 ) -> None:
-    """Its copy of the database, which holds secrets, does not stay in the temporary directory."""
+    """Its copy of the database, which holds secrets, does not stay in the working directory."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    environment = {**os.environ, "TMPDIR": str(scratch)}
-    with started("--home", large, "backup", "--output", "-", env=environment) as process:
+    words = ("backup", "--output", "-", "--work-dir", scratch)
+    with started("--home", large, *words) as process:
         _wait(lambda: _size(scratch, ".*.staging/*.db") >= 0)
         process.kill()
         process.wait()
     assert _names(scratch)
 
-    subprocess.run([*COMMAND, "--home", home.root, "backup", "--output", "-"], env=environment,
-                   stdout=subprocess.DEVNULL, check=True)  # fmt: skip
+    subprocess.run([*COMMAND, "--home", home.root, *words], stdout=subprocess.DEVNULL, check=True)
 
     assert _names(scratch) == []
+
+
+def test_pipe_makes_its_copy_where_a_backup_may(home: BuiltHome, tmp_path: Path) -> None:
+    """Not in the home, and in a directory that exists."""
+    for directory, code in ((home.root / "data", 2), (tmp_path / "missing", 10)):
+        words = ("backup", "--output", "-", "--work-dir", directory)
+        assert run("--home", home.root, *words).code == code
 
 
 def test_second_run_is_refused_and_names_the_first(large: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import ipaddress
 import socket
 import threading
 from collections.abc import Callable
@@ -125,6 +126,10 @@ def _self_signed(path: Path) -> Path:
         .serial_number(1)
         .not_valid_before(now - dt.timedelta(days=1))
         .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            critical=False,
+        )
         .sign(key, hashes.SHA256())
     )
     pem = serialization.Encoding.PEM
@@ -142,6 +147,23 @@ def test_untrusted_certificate_is_reported(tmp_path: Path) -> None:
 
     assert "self-signed" in problem or "self signed" in problem
     assert dog.output == []
+
+
+@pytest.mark.parametrize("answer", [301, 302, 303])
+def test_redirect_to_http_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: int
+) -> None:
+    """The URL is a secret, and would be sent in clear."""
+    certificate = _self_signed(tmp_path / "pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with (
+        watchdog() as clear,
+        watchdog(answer=answer, certificate=certificate, location=clear.url) as dog,
+    ):
+        problem = ping(dog.url, Event.SUCCESS, "body")
+
+    assert problem == "redirected to another scheme, not followed"
+    assert (len(dog.output), clear.output) == (1, [])
 
 
 def test_plain_http_for_https_is_reported() -> None:
