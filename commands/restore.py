@@ -1,12 +1,13 @@
 """`restore`: bring a home back from a snapshot, or take that back."""
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import ENCRYPTION, TARGET, DryRunOption, option
+from sagewai_ops.cli.options import DATABASE, ENCRYPTION, TARGET, DryRunOption, option
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import UsageError
 from sagewai_ops.home.paths import Home
@@ -15,14 +16,14 @@ from sagewai_ops.text import size
 from .recover import alias_outcome, outcome_of  # noqa: TID251 - a neighbour
 from .shared_options import (  # noqa: TID251 - a neighbour
     AllowRollbackOption,
+    HiddenSqliteOption,
+    HiddenWorkFactorOption,
     HomeWaitOption,
     IdentityOption,
     OpeningPassphraseOption,
     RequireAuthenticOption,
     SnapshotsOption,
-    SqliteOption,
     UrlFileOption,
-    WorkFactorOption,
 )
 from .snapshot_argument import find_path  # noqa: TID251 - a neighbour
 
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
 
 HELP = """Restore a home from a snapshot.
 
-SNAPSHOT is `latest`, an id, the beginning of an id, or a path. The archive is extracted next to
-the target and verified; only then the home is exchanged. The previous home is kept as
-HOME.before-restore-<UTC>, and --undo exchanges the two again.
+SNAPSHOT is `latest`, an id, the beginning of an id, or a path. It is extracted and verified before
+the home is exchanged; the previous home is kept as HOME.before-restore-<UTC>, for --undo. A
+PostgreSQL database is restored with the files, both or neither: it must be empty, or --replace
+keeps its tables.
 
 Exit status:
   0   restored
@@ -41,9 +43,12 @@ Exit status:
   11  locked by another run, or an interrupted one is pending
   12  no key decrypts the secrets or the archive
   13  not enough disk space
+  14  permission denied
   15  target in use or not empty
   16  archive damaged or forged
   18  format or schema newer than this program
+  19  server or network failed
+  20  the server's rows differ from the snapshot
 """
 
 
@@ -73,7 +78,7 @@ def restore(
     ] = None,
     identity: IdentityOption = None,
     passphrase_file: OpeningPassphraseOption = None,
-    allow_work_factor: WorkFactorOption = False,
+    allow_work_factor: HiddenWorkFactorOption = False,
     key_file: Annotated[
         Path | None, option(ENCRYPTION, "--install-key", "Install this master key.", "FILE")
     ] = None,
@@ -97,7 +102,7 @@ def restore(
         typer.Option(
             "--owner",
             metavar="USER",
-            help="As root, the owner of a new target (default: its parent's).",
+            help="As root, owner of a new target (default: its parent's).",
             rich_help_panel=TARGET,
         ),
     ] = None,
@@ -110,15 +115,29 @@ def restore(
         ),
     ] = False,
     snapshots: SnapshotsOption = None,
+    database_url: Annotated[
+        str | None,
+        option(
+            DATABASE,
+            "--database-url",
+            "Database to restore to (default: the home's).",
+            "URL",
+        ),
+    ] = None,
     url_file: UrlFileOption = None,
-    sqlite: SqliteOption = False,
+    without_database: Annotated[
+        bool,
+        option(DATABASE, "--without-database", "Restore files, not the database of a server."),
+    ] = False,
+    sqlite: HiddenSqliteOption = False,
     wait: HomeWaitOption = 0.0,
     dry_run: DryRunOption = False,
     undo: Annotated[
         bool, option(TARGET, "--undo", "Exchange the home and the previous one again.")
     ] = False,
     recover: Annotated[
-        bool, option(TARGET, "--recover", "Complete or roll back an interrupted restore.")
+        bool,
+        option(TARGET, "--recover", "Complete or roll back an interrupted restore.", hidden=True),
     ] = False,
 ) -> Outcome:
     """Parse, restore, render."""
@@ -129,11 +148,14 @@ def restore(
         )
     from sagewai_ops.cli.database_url import with_database
 
-    run = with_database(run, url_file, sqlite=sqlite, required=False)
+    if without_database and (database_url or url_file):
+        raise UsageError("--without-database: contradicts a URL")
+    run = with_database(run, url_file, url=database_url, sqlite=sqlite, required=False)
     if undo or recover:
         return _undo_or_recover(run, to, undo=undo, dry_run=dry_run, wait_seconds=wait)
 
     from sagewai_ops.cli.credentials import unlock_of
+    from sagewai_ops.database.url import PostgresUrl, resolve
     from sagewai_ops.home.paths import locate
     from sagewai_ops.restore import restore as restoring
     from sagewai_ops.restore.plan import RestoreOptions, plan_restore
@@ -161,6 +183,15 @@ def restore(
         allow_rollback=allow_rollback,
     )
     target = locate(to, environment) if to else home
+    server = None
+    if not without_database and (to is None or database_url or url_file):
+        # With --to, the variables name the database of the home, not that of the target.
+        server = resolve(environment, target.database)
+    options = dataclasses.replace(
+        options,
+        server=server if isinstance(server, PostgresUrl) else None,
+        requires_server=not without_database and not sqlite,
+    )
     risked = home if to is None and home.root.is_dir() else None
     if dry_run:
         plan = plan_restore(archive, target, options)
@@ -215,7 +246,11 @@ def _undo_or_recover(
         summary = f"home {target.root}: {would}restored from {back.restored_from}"
     else:
         report = recover_home(
-            target, {}, kinds=[RESTORE], dry_run=dry_run, wait_seconds=wait_seconds
+            target,
+            run.settings.environment,
+            kinds=[RESTORE],
+            dry_run=dry_run,
+            wait_seconds=wait_seconds,
         )
         if dry_run:
             return outcome_of(report)
@@ -236,6 +271,8 @@ def _show_plan(terminal: Terminal, result: "PlanResult") -> None:
         f"  key       {result.key_fingerprint or 'none'}, {result.key_custody}, "
         f"{result.sealed_values} encrypted values"
     )
+    if result.server:
+        terminal.line(f"  server    {_server(result)}")
     terminal.line(f"  owner     {result.owner or 'as recorded in the snapshot'}")
     if result.revokes_sessions:
         terminal.line("  revokes   all sessions and API tokens")
@@ -247,6 +284,10 @@ def _show_plan(terminal: Terminal, result: "PlanResult") -> None:
 def _origin(result: "PlanResult") -> str:
     reason = result.authenticity_reason
     return f"{result.authenticity}, {reason}" if reason else result.authenticity
+
+
+def _server(result: "PlanResult") -> str:
+    return f"{result.server}: {result.server_rows} rows in {result.server_tables} tables"
 
 
 def _show_links(terminal: Terminal, result: "PlanResult") -> None:
@@ -266,6 +307,10 @@ def _show(terminal: Terminal, result: "RestoreResult") -> None:
     if result.database:
         rows = sum(result.database.tables.values())
         terminal.line(f"  database  {rows} rows, as in the snapshot")
+    if result.server:
+        terminal.line(f"  server    {_server(result)}, each compared")
+        if result.server_before:
+            terminal.line(f"  replaced  kept in its schema {result.server_before}")
     keys = result.keys
     source = shown_source(result.key_source) or "no key"
     installed = ", installed in the home" if result.key_installed else ""

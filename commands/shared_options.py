@@ -76,6 +76,15 @@ WorkFactorOption = Annotated[
         "Accept a passphrase header that needs up to 4 GiB of memory.",
     ),
 ]
+HiddenWorkFactorOption = Annotated[
+    bool,
+    option(
+        ENCRYPTION,
+        "--allow-work-factor",
+        "Accept a passphrase header that needs up to 4 GiB of memory.",
+        hidden=True,
+    ),
+]
 ExtraKeyOption = Annotated[
     Path | None, option(ENCRYPTION, "--extra-key", "Additional master key to try.", "FILE")
 ]

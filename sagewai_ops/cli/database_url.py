@@ -42,12 +42,18 @@ def read_url_file(path: Path) -> str:
 
 
 def with_database(
-    run: Run, url_file: Path | None = None, *, sqlite: bool = False, required: bool = True
+    run: Run,
+    url_file: Path | None = None,
+    *,
+    url: str | None = None,
+    sqlite: bool = False,
+    required: bool = True,
 ) -> Run:
     """Return a run whose environment names the database that it uses.
 
     Args:
         url_file: Contains the URL; has priority over the variables.
+        url: The URL itself.
         sqlite: Use the SQLite file of the home, whatever the variables and its record name.
         required: Whether a home whose database is on a server needs its URL.
 
@@ -57,9 +63,9 @@ def with_database(
         NotFoundError: No such file.
         DamagedError: The home's record of the server is not readable.
     """
-    if sqlite and url_file:
-        raise UsageError("--sqlite and --url-file: one of the two")
-    url = read_url_file(url_file) if url_file else ""
+    if sum(map(bool, (sqlite, url_file, url))) > 1:
+        raise UsageError("--sqlite, --url-file and --database-url: one of them")
+    url = read_url_file(url_file) if url_file else url
     if sqlite:
         url = f"sqlite:///{run.home().root / DATABASE}"
     if url:

@@ -50,6 +50,7 @@ def extract_members(
     root: Path,
     on_bytes: Callable[[int], None] | None = None,
     on_file: Callable[[str], None] | None = None,
+    on_skipped: Callable[[str, Iterator[memoryview]], None] | None = None,
     everything: bool = True,
     same_owner: bool = False,
 ) -> Extraction:
@@ -60,6 +61,7 @@ def extract_members(
         root: The final path of `target`; links to the home are rewritten to it.
         path_of: Returns the path of a member relative to `target`; None skips the member.
         on_file: Called with the path of each file after it is complete.
+        on_skipped: Called with the path and content of each member that is skipped.
         everything: Read the whole archive and check its digest; else only the members written.
         same_owner: As root, keep the recorded owners; else this process owns everything.
 
@@ -83,6 +85,8 @@ def extract_members(
         for entry, content in reader.members(wanted, on_bytes=on_bytes):
             path = path_of(entry)
             if path is None or entry.type is EntryType.SUPERSEDED:
+                if on_skipped:
+                    on_skipped(entry.path, content)
                 continue
             with _translate_conflicts(path, twin_of):
                 writer.add(entry, path, content)

@@ -7,7 +7,7 @@ installs it where the home had it.
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from sagewai_ops.keys.candidates import (
     key_from_bytes,
     shown_source,
 )
+from sagewai_ops.keys.locations import SealedValue
 from sagewai_ops.keys.trial_decryption import SealedReport, Unopened, try_keys
 from sagewai_ops.restore.plan import RestoreOptions, includes_secrets
 from sagewai_ops.snapshots.member_paths import EXTERNAL_KEY, is_within
@@ -52,19 +53,21 @@ def check_key(
     target: Home,
     staged: Home,
     options: RestoreOptions,
+    others: Iterable[SealedValue] = (),
 ) -> KeyChoice:
     """Check that every encrypted value can be opened, and return the key to use.
 
     Args:
         documents: Of the staged home.
         staged: The extracted home, before the swap.
+        others: Values of the database on a server.
 
     Raises:
         KeyMissingError: Some cannot, and `without_key` is not set.
     """
     candidates = _candidates(target, staged, options)
     database = staged.database if staged.database.exists() else None
-    keys = try_keys(documents, database, candidates)
+    keys = try_keys(documents, database, candidates, others=others)
     wanted = str(reader.header.facts.get("key_fingerprint") or "")
     if not options.without_key:
         _require_useful_file(candidates, keys, wanted, options)

@@ -15,6 +15,7 @@ from sagewai_ops.archive.manifest import Entry, EntryType, is_safe_path
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.database.postgres.sessions import require_home_unused
+from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import (
     DamagedError,
     NotFoundError,
@@ -36,8 +37,10 @@ from sagewai_ops.home.paths import (
 from sagewai_ops.home.server_record import read_server_record
 from sagewai_ops.process.privileges import own_account
 from sagewai_ops.restore.links import check_links
-from sagewai_ops.schema.revision_graph import revisions
+from sagewai_ops.schema.postgres_replaced import replaced_schema
+from sagewai_ops.schema.revision_graph import HEAD, revisions
 from sagewai_ops.snapshots.authenticity import (
+    AUTHENTIC,
     NOT_AUTHENTICATED,
     Origin,
     require_latest,
@@ -46,7 +49,7 @@ from sagewai_ops.snapshots.authenticity import (
 from sagewai_ops.snapshots.catalog import is_archive_name
 from sagewai_ops.snapshots.mark import read_mark
 from sagewai_ops.snapshots.member_paths import MemberPaths, is_within
-from sagewai_ops.snapshots.server_database import POSTGRESQL, read_server
+from sagewai_ops.snapshots.server_database import POSTGRESQL, ServerFacts, read_server
 from sagewai_ops.snapshots.trust import keys_of
 from sagewai_ops.swap import pending, swap
 from sagewai_ops.text import printable
@@ -54,6 +57,8 @@ from sagewai_ops.text import printable
 TargetState = Literal["absent", "empty", "not empty"]
 # Never in a snapshot of this program: SQLite would apply a sidecar to the restored database, and
 # this program would use its own files.
+# The parts with which the database of a server is restored.
+_DATABASES = frozenset((DATABASE, DATABASE.partition("/")[0]))
 _NEVER_ARCHIVED = (Kind.SIDECAR, Kind.LOCK, Kind.OWN)
 
 
@@ -74,6 +79,9 @@ class RestoreOptions:
             home authenticates its snapshots, and not older than the high-water mark.
         allow_rollback: Accept it in any case, unless it is forged.
         same_owner: As root, keep the owners that the snapshot records.
+        server: Where the database of a snapshot is restored, if it was on a server; None for files
+            alone.
+        requires_server: Refuse a snapshot with such a database, unless `server` is given.
     """
 
     decryption: Decryption | None = None
@@ -90,6 +98,8 @@ class RestoreOptions:
     require_authentic: bool = False
     is_latest: bool = False
     allow_rollback: bool = False
+    server: PostgresUrl | None = None
+    requires_server: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +121,8 @@ class RestorePlan:
             written in place of such a link.
         outside_links: Path in the target -> the target of a link that leads out of the home.
         origin_state: Whether the snapshot is authentic.
+        server: The database of a server that is restored too; None for files alone.
+        server_name: Where it is restored; "" for nowhere.
     """
 
     snapshot_id: str
@@ -133,7 +145,14 @@ class RestorePlan:
     followed: Mapping[str, str]
     outside_links: Mapping[str, str]
     origin_state: Origin
+    server: ServerFacts | None
+    server_name: str
     warnings: tuple[str, ...]
+
+    @property
+    def is_authentic(self) -> bool:
+        """Whether this home wrote the snapshot."""
+        return self.origin_state.authenticity == AUTHENTIC
 
 
 def plan_restore(archive: Path, target: Home, options: RestoreOptions) -> RestorePlan:
@@ -144,7 +163,15 @@ def plan_restore(archive: Path, target: Home, options: RestoreOptions) -> Restor
     """
     with open_archive(archive, options.decryption) as reader:
         pending.require_settled(target.root)
-        return build_plan(reader, archive, target, options, MemberPaths(reader.manifest))
+        plan = build_plan(reader, archive, target, options, MemberPaths(reader.manifest))
+    if plan.server and options.server:
+        from sagewai_ops.restore.server import open_server_restore
+
+        # What a run would do until the rows, rolled back.
+        schema = replaced_schema(swap.next_moment(target.root))
+        with open_server_restore(options.server, schema, replace=options.replace) as session:
+            session.expect(plan.server, is_authentic=plan.is_authentic)
+    return plan
 
 
 def build_plan(
@@ -175,6 +202,7 @@ def build_plan(
             f"{target.root}: not empty",
             hint="replace it, the previous home is kept: --replace\nor restore elsewhere: --to DIR",
         )
+    server = _server_part(reader, options, parts)
     _refuse_snapshot_directory(target.root, state)
     require_target_unused(target, options)
     replaced = _replaced_paths(target.root, wanted.top_names, parts)
@@ -202,11 +230,13 @@ def build_plan(
         followed=wanted.followed,
         outside_links=wanted.outside_links,
         origin_state=origin,
+        server=server,
+        server_name=options.server.display if server and options.server else "",
         warnings=(
             *warnings,
             *places.warnings(target),
             *_schema_warnings(facts),
-            *(() if parts else _server_warnings(reader)),
+            *(() if parts else _server_warnings(reader, server)),
         ),
     )
 
@@ -317,17 +347,55 @@ def _schema_warnings(facts: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _server_warnings(reader: ArchiveReader) -> Iterator[str]:
-    """Yield how to restore the database of a server, which a restore of files leaves alone."""
+def _server_part(
+    reader: ArchiveReader, options: RestoreOptions, parts: tuple[str, ...]
+) -> ServerFacts | None:
+    """Return the database of a server that is restored too; None for files alone.
+
+    Raises:
+        UsageError: It would be, and no URL is given; or an option is not possible with it.
+    """
+    found = read_server(reader.manifest)
+    if found is None or (parts and _DATABASES.isdisjoint(parts)):
+        return None
+    if options.server is None:
+        if options.requires_server:
+            raise UsageError(
+                f"snapshot {reader.header.id}: its database is of a PostgreSQL server, and no URL"
+                " is given for it",
+                hint="sagewai-ops restore ... --url-file FILE  # with the URL of a database\n"
+                "sagewai-ops restore ... --without-database  # files alone",
+            )
+        return None
+    for is_set, option in (
+        (options.revoke_sessions, "--revoke-sessions"),
+        (options.rebind_fleet, "--rebind-fleet"),
+    ):
+        if is_set:
+            raise UsageError(
+                f"{option}: not possible for the database of a server",
+                hint="sagewai-ops restore ... --without-database  # files alone",
+            )
+    return found
+
+
+def _server_warnings(reader: ArchiveReader, restored: ServerFacts | None) -> Iterator[str]:
+    """Yield what becomes of the database of a server."""
     header, server = reader.header, read_server(reader.manifest)
     if header.facts.get("without_database"):
         yield "the database was on a server and is not in the snapshot (--without-database)"
-    if server:
+    if restored:
+        if restored.level != HEAD:
+            yield (
+                f"the database is at revision {printable(restored.level) or 'none'}, not at {HEAD}:"
+                " sagewai-ops db upgrade"
+            )
+        yield from (f"not in the snapshot: {item.text}" for item in restored.unstored)
+    elif server:
         yield (
             f"the database was on a server (PostgreSQL {printable(server.version)}, {server.rows}"
-            f" rows in {len(server.tables)} tables) and is NOT restored; into an empty database:"
-            f" sagewai-ops snapshots extract {header.id} postgres --to DIR && cd DIR &&"
-            " psql -v ON_ERROR_STOP=1 -d DATABASE -f postgres/restore.sql"
+            f" rows in {len(server.tables)} tables) and is NOT restored:"
+            f" sagewai-ops restore {header.id} --only db --url-file FILE"
         )
 
 

@@ -11,14 +11,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.archive.reader import ArchiveReader
-from sagewai_ops.errors import DamagedError
+from sagewai_ops.errors import DamagedError, OpsError
 from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.ownership import set_owner
 from sagewai_ops.home.paths import DATABASE, MASTER_KEY, Home, locate
+from sagewai_ops.home.server_record import PLACE, record_of, write_server_record
 from sagewai_ops.home.state_files import read_documents
 from sagewai_ops.keys.candidates import Candidate, rejected_key
 from sagewai_ops.keys.trial_decryption import SealedReport
@@ -35,10 +37,14 @@ from sagewai_ops.restore.plan import (
     require_target_unused,
     target_path,
 )
+from sagewai_ops.schema.postgres_replaced import replaced_schema
 from sagewai_ops.snapshots.database_check import DatabaseReport, examination_thread
 from sagewai_ops.snapshots.mark import copy_marks
 from sagewai_ops.snapshots.member_paths import MemberPaths
 from sagewai_ops.swap import pending, swap
+
+if TYPE_CHECKING:
+    from sagewai_ops.restore.server import ServerRestore
 
 _MOST_ID = 2**32 - 2  # of users and groups; one more means none
 
@@ -51,6 +57,7 @@ class RestoreReport:
         previous: Where the previous home is kept; None if there was none.
         key_source: The source of the key that opens the encrypted values; "" without one.
         key_installed: Whether it was written to the restored home.
+        server_before: The schema on the server with what the restore replaced there; "" for none.
     """
 
     plan: RestorePlan
@@ -62,6 +69,7 @@ class RestoreReport:
     database: DatabaseReport | None
     access: AccessCounts
     rebound_rows: int
+    server_before: str
     warnings: tuple[str, ...]
 
 
@@ -91,12 +99,16 @@ def restore(
         member_paths = MemberPaths(reader.manifest)
         plan = build_plan(reader, archive, target, options, member_paths)
         stage = stack.enter_context(swap.staged(target.root, plan.paths))
+        server = _open_server(stack, plan, options, stage.moment)
         extracted, database = _extract(
-            reader, stage.content, target.root, options, member_paths, progress
+            reader, stage.content, target.root, options, member_paths, progress, server
         )
         staged = locate(stage.content, {})
         documents = read_documents(staged)
-        choice = check_key(reader, documents, target, staged, options)
+        others = server.sealed_values() if server else ()
+        choice = check_key(reader, documents, target, staged, options, others)
+        if server:
+            server.compare()
         if stage.paths is None:
             copy_marks(target, stage.content)
             _set_root_attributes(stage.content, target.root, reader, same_owner=options.same_owner)
@@ -109,8 +121,15 @@ def restore(
             # With --only, the administrator's id may be in a document that is not replaced.
             rebound = rebind_fleet({**read_documents(target), **documents}, staged, target)
         access = count_access(read_documents(staged), staged.database if database else None)
+        warnings = [*plan.warnings]
+        if server and stage.paths is None:
+            warnings += _record_server(staged, options)
         require_target_unused(target, options)
-        swap.swap(stage)
+        if server:
+            server.require_unused()
+        swap.swap(stage, server)
+        if server and stage.paths is not None:
+            warnings += _record_server(target, options)
         return RestoreReport(
             plan=plan,
             extracted=extracted,
@@ -121,8 +140,32 @@ def restore(
             database=database,
             access=access,
             rebound_rows=rebound,
-            warnings=(*plan.warnings, *_later_warnings(choice, unused, options, access, plan)),
+            server_before=server.step.schema if server and server.replaced else "",
+            warnings=(*warnings, *_later_warnings(choice, unused, options, access, plan)),
         )
+
+
+def _open_server(
+    stack: contextlib.ExitStack, plan: RestorePlan, options: RestoreOptions, moment: str
+) -> "ServerRestore | None":
+    """Open the transaction on the server that the database of the snapshot is restored to."""
+    if plan.server is None or options.server is None:
+        return None
+    from sagewai_ops.restore.server import open_server_restore
+
+    opened = open_server_restore(options.server, replaced_schema(moment), replace=options.replace)
+    session = stack.enter_context(opened)
+    session.expect(plan.server, is_authentic=plan.is_authentic)
+    return session
+
+
+def _record_server(home: Home, options: RestoreOptions) -> Iterator[str]:
+    """Record in a restored home where its database is; yield a warning if that is refused."""
+    assert options.server
+    try:
+        write_server_record(home, record_of(options.server, options.key_environment))
+    except OpsError as error:
+        yield f"{home.root / PLACE}: not written, {error.message}"
 
 
 def _extract(
@@ -132,6 +175,7 @@ def _extract(
     options: RestoreOptions,
     member_paths: MemberPaths,
     progress: Progress | None,
+    server: "ServerRestore | None",
 ) -> tuple[Extraction, DatabaseReport | None]:
     """Extract the requested members; examine the database while the others are written."""
     parts = parse_parts(options)
@@ -151,6 +195,7 @@ def _extract(
                 root=root,
                 on_bytes=byte_counter(progress, "restore", reader.content_bytes),
                 on_file=start_examination,
+                on_skipped=server.add if server else None,
                 same_owner=options.same_owner,
             )
         # Sync during the examination; `swap` syncs the rest.

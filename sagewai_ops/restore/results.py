@@ -25,6 +25,8 @@ class PlanResult:
         followed: Path in the target -> where a link of the original home led to.
         outside_links: Path in the target -> the target of a link that leads out of the home.
         authenticity_reason: Why the snapshot is not authentic; "" if it is.
+        server: The PostgreSQL database that is restored too; "" for none.
+        server_tables, server_rows: Of it, in the snapshot.
     """
 
     snapshot: str
@@ -45,6 +47,9 @@ class PlanResult:
     outside_links: Mapping[str, str]
     authenticity: Authenticity
     authenticity_reason: str
+    server: str
+    server_tables: int
+    server_rows: int
     warnings: tuple[str, ...] = field(metadata={"in_result": True})
 
     @classmethod
@@ -61,6 +66,7 @@ class RestoreResult(PlanResult):
         before: Where the previous home is kept; None if there was none.
         key_source: The source of the key that opens the encrypted values; "" without one.
         sessions, api_tokens, fleet_rows: Access that is valid again.
+        server_before: The schema on the server with what was replaced; "" for none.
     """
 
     before: Path | None
@@ -74,6 +80,7 @@ class RestoreResult(PlanResult):
     api_tokens: int
     fleet_rows: int
     rebound_rows: int
+    server_before: str
 
     @classmethod
     def of_report(cls, report: RestoreReport, warnings: tuple[str, ...]) -> "RestoreResult":
@@ -95,6 +102,7 @@ class RestoreResult(PlanResult):
             api_tokens=access.api_tokens,
             fleet_rows=access.fleet_rows,
             rebound_rows=report.rebound_rows,
+            server_before=report.server_before,
         )
 
 
@@ -141,4 +149,7 @@ def _plan_fields(plan: RestorePlan) -> dict[str, Any]:
         "outside_links": plan.outside_links,
         "authenticity": plan.origin_state.authenticity,
         "authenticity_reason": plan.origin_state.reason,
+        "server": plan.server_name,
+        "server_tables": len(plan.server.tables) if plan.server else 0,
+        "server_rows": plan.server.rows if plan.server else 0,
     }

@@ -4,12 +4,19 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sagewai_ops.database.postgres.sessions import require_home_unused
+from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import NotFoundError
 from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import DATABASE, Home
+from sagewai_ops.home.server_record import resolve_database
+from sagewai_ops.schema.postgres_replaced import has_schema, replaced_schema
 from sagewai_ops.swap import pending, swap
+
+if TYPE_CHECKING:
+    from sagewai_ops.restore.server import ServerRestore
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,4 +64,29 @@ def undo_restore(
         require_home_unused(target, environment or {}, target.root / DATABASE)
         if dry_run:
             return UndoReport(kept[-1], None)
-        return UndoReport(*swap.undo(target.root, kept[-1]))
+        moment = swap.next_moment(target.root)
+        server = _undo_server(stack, target, environment or {}, kept[-1], moment)
+        return UndoReport(*swap.undo(target.root, kept[-1], moment, server))
+
+
+def _undo_server(
+    stack: contextlib.ExitStack,
+    target: Home,
+    environment: Mapping[str, str],
+    kept: Path,
+    moment: str,
+) -> "ServerRestore | None":
+    """Open the transaction that undoes the restore's part on the home's server; None without one.
+
+    Raises:
+        OpsError: As `open_server_restore`.
+    """
+    url = resolve_database(target, environment)
+    replaced = replaced_schema(swap.moment_of(kept))
+    if not isinstance(url, PostgresUrl) or not has_schema(url, replaced):
+        return None
+    from sagewai_ops.restore.server import open_server_restore
+
+    session = stack.enter_context(open_server_restore(url, replaced_schema(moment), replace=True))
+    session.exchange(replaced)
+    return session

@@ -18,6 +18,7 @@ from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.errors import PermissionDeniedError
 from sagewai_ops.schema import postgres_catalog_queries as queries
 from sagewai_ops.schema.postgres_head import head
+from sagewai_ops.schema.postgres_replaced import REPLACED_SCHEMAS
 from sagewai_ops.text import printable
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 IsWanted = Callable[[str, str], bool]
 
-# The schemas that a restore leaves behind: the tables before it, for an undo.
-REPLACED_SCHEMAS = "sagewai_before_restore_"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # psql's commands end with the line
 _GENERATED = {"s": "STORED", "v": "VIRTUAL"}
 

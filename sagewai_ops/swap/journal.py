@@ -25,6 +25,7 @@ from sagewai_ops.errors import OpsError, TargetBusyError
 from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs import journal as fs_journal
 from sagewai_ops.fs.journal import Operation, inode_of
+from sagewai_ops.schema.postgres_replaced import ServerStep
 from sagewai_ops.text import shell_word
 
 NAME: Operation = "restore"
@@ -65,12 +66,14 @@ class Journal:
         path: Of the journal's file.
         opening: (from, to) of the directory for previous entries, renamed before the moves.
         closing: (from, to) of the emptied directory of an undo, renamed after the moves.
+        server: What changes on a server, before the moves; None for files alone.
     """
 
     path: Path
     moves: tuple[Move, ...]
     opening: tuple[str, str] | None = None
     closing: tuple[str, str] | None = None
+    server: ServerStep | None = None
 
     @property
     def base(self) -> Path:
@@ -98,6 +101,7 @@ def content_of(journal: Journal) -> Mapping[str, Any]:
     return {
         "opening": journal.opening,
         "closing": journal.closing,
+        "server": asdict(journal.server) if journal.server else None,
         "moves": [asdict(move) for move in journal.moves],
     }
 
@@ -112,9 +116,10 @@ def read(path: Path) -> Journal:
     try:
         moves = tuple(_parse_move(item) for item in content["moves"])
         opening, closing = (_parse_pair(content[name]) for name in ("opening", "closing"))
+        server = ServerStep(**content["server"]) if content.get("server") else None
     except (ValueError, TypeError, KeyError) as error:
         raise fs_journal.unusable(path, NAME, error) from error
-    return Journal(path, moves, opening, closing)
+    return Journal(path, moves, opening, closing, server)
 
 
 def state_of(journal: Journal) -> State:

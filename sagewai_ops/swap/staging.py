@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Protocol
 
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic, beneath, locks
@@ -22,6 +23,7 @@ from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.trust import is_trusted
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.process.signals import mark_completed, uninterrupted
+from sagewai_ops.schema.postgres_replaced import ServerStep
 from sagewai_ops.swap import journal as swap_journal
 from sagewai_ops.swap.journal import Journal, Move, State
 from sagewai_ops.text import shell_word
@@ -32,6 +34,15 @@ _BEFORE = "before-restore-"
 _STAGING, _DISCARD = "restore-", "discard-"
 _MOMENT = "%Y%m%dT%H%M%S%fZ"
 _TAIL = r"(\d{8}T\d{12}Z)"
+
+
+class ServerChange(Protocol):
+    """An open transaction on a server that belongs to the moves of a journal."""
+
+    step: ServerStep
+
+    def commit(self) -> None:
+        """Commit; a ConnectionError means that the outcome is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +88,7 @@ def inside(target: Path) -> Naming:
 def next_moment(target: Path) -> str:
     """Return the present, or a moment after the newest kept directory if the clock went back."""
     now = f"{datetime.now(timezone.utc):{_MOMENT}}"
-    newest = max(map(_moment_of, kept_before(target)), default="")
+    newest = max(map(moment_of, kept_before(target)), default="")
     if now > newest:
         return now
     with contextlib.suppress(ValueError, OverflowError):
@@ -99,7 +110,11 @@ def is_pending(path: Path) -> bool:
     """Return whether a journal is that of a dead run, with some moves done and others not."""
     if fs_journal.is_live(path):
         return False
-    return swap_journal.state_of(swap_journal.read(path)) in (State.BEGUN, State.UNKNOWN)
+    journal = swap_journal.read(path)
+    state = swap_journal.state_of(journal)
+    # Before the first move, only the server knows whether its part was committed.
+    undecided = journal.server is not None and state is State.UNTOUCHED
+    return undecided or state in (State.BEGUN, State.UNKNOWN)
 
 
 def kept_before(target: Path) -> list[Path]:
@@ -110,7 +125,7 @@ def kept_before(target: Path) -> list[Path]:
         for path in naming.list(f"{naming.kept}{_BEFORE}")
         if _is_directory(path) and is_trusted(path, itself=False)
     ]
-    return sorted(found, key=_moment_of)
+    return sorted(found, key=moment_of)
 
 
 @contextlib.contextmanager
@@ -137,9 +152,16 @@ def exchange(
     *,
     opening: tuple[str, str] | None = None,
     closing: tuple[str, str] | None = None,
+    server: ServerChange | None = None,
 ) -> None:
-    """Write the journal, remove the mark, move, and clean up; or undo all of it."""
-    journal = Journal(_journal_of(staging), moves, opening, closing)
+    """Write the journal, remove the mark, move, and clean up; or undo all of it.
+
+    Args:
+        server: Committed before the first move. Afterwards nothing is undone: only `recover`
+            completes what the system refuses.
+    """
+    step = server.step if server else None
+    journal = Journal(_journal_of(staging), moves, opening, closing, step)
     times = beneath.status(staging)
     draft = staging / _DRAFT
     with fs_journal.recording(journal.path, swap_journal.NAME, draft=draft) as write:
@@ -147,13 +169,38 @@ def exchange(
         beneath.unlink(staging / _MARK)
         beneath.set_times(staging, times.st_mtime_ns, times.st_atime_ns)
         beneath.sync_directory(staging)
+        if server:
+            _commit(journal, server)
         try:
             swap_journal.complete(journal)
             mark_completed()
         except BaseException as error:
+            if server:
+                raise _incomplete(journal, error) from error
             _undo(journal, error)
             raise
         conclude(journal)
+
+
+def _commit(journal: Journal, server: ServerChange) -> None:
+    """Commit what changes on a server, or undo the journal."""
+    try:
+        with uninterrupted():
+            server.commit()
+            mark_completed()
+    except ConnectionError as error:
+        raise _incomplete(journal, error) from error
+    except OpsError as error:
+        _undo(journal, error)
+        raise
+
+
+def _incomplete(journal: Journal, reason: BaseException) -> OpsError:
+    home = home_of(journal.path)
+    return OpsError(
+        f"home {home}: restore not completed, {reason}",
+        hint=f"sagewai-ops --home {shell_word(home)} recover",
+    )
 
 
 @uninterrupted()
@@ -214,8 +261,9 @@ def home_of(path: Path) -> Path:
     return path.parent if hidden == OWN_PREFIX else path.with_name(hidden[1:-1])
 
 
-def _moment_of(path: Path) -> str:
-    return path.name[path.name.rindex(_BEFORE) + len(_BEFORE) :]
+def moment_of(path: Path) -> str:
+    """Return the moment in the name of a staging or a kept directory."""
+    return path.name.rpartition(_STAGING)[2]
 
 
 def _journal_of(staging: Path) -> Path:
@@ -228,6 +276,8 @@ def _settle(path: Path) -> bool:
     journal = swap_journal.read(path)
     state = swap_journal.state_of(journal)
     if state is State.UNTOUCHED:
+        if journal.server:
+            return False
         swap_journal.roll_back(journal)
     elif state is State.DONE:
         swap_journal.complete(journal)

@@ -24,25 +24,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.archive.manifest import is_safe_path
-from sagewai_ops.errors import OpsError, TargetBusyError
+from sagewai_ops.database.url import PostgresUrl
+from sagewai_ops.errors import OpsError, TargetBusyError, UsageError
 from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.fs import journal as fs_journal
 from sagewai_ops.fs.journal import Recovery
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
 from sagewai_ops.fs.volumes import names_in
 from sagewai_ops.home.paths import OWN_PREFIX, Home
+from sagewai_ops.home.server_record import resolve_database
 from sagewai_ops.process.signals import mark_completed
+from sagewai_ops.schema.postgres_replaced import ServerStep, has_schema
 from sagewai_ops.swap import journal as swap_journal
 from sagewai_ops.swap.journal import Move
 from sagewai_ops.swap.mounts import can_swap_whole, refuse_mounts
 from sagewai_ops.swap.overlay import movable_paths
 from sagewai_ops.swap.staging import (
+    ServerChange,
     conclude,
     exchange,
     inside,
     is_pending,
     journals,
     kept_before,
+    moment_of,
     next_moment,
     next_to,
     own_directory,
@@ -54,6 +59,8 @@ __all__ = [
     "can_swap_whole",
     "entries_of",
     "kept_before",
+    "moment_of",
+    "next_moment",
     "recover",
     "refuse_mounts",
     "staged",
@@ -61,6 +68,7 @@ __all__ = [
     "undo",
 ]
 
+_NOT_COMMITTED = "not committed on the server"
 _LIST = f"{OWN_PREFIX}paths"  # in what is kept in a home: the parts that were exchanged
 _KEPT = f"{OWN_PREFIX}kept"  # in a staging: becomes the kept directory
 _SPENT = f"{OWN_PREFIX}spent"  # in a staging: the emptied kept directory of an undo
@@ -81,6 +89,11 @@ class Staged:
     target: Path
     before: Path | None
     paths: tuple[str, ...] | None
+
+    @property
+    def moment(self) -> str:
+        """Names what the restore keeps, on a server too."""
+        return moment_of(self.content)
 
 
 @contextlib.contextmanager
@@ -114,8 +127,11 @@ def staged(target: Path, paths: Sequence[str] | None, *, keeps: bool = True) -> 
         )
 
 
-def swap(stage: Staged) -> None:
+def swap(stage: Staged, server: ServerChange | None = None) -> None:
     """Put a staged directory in place of its target.
+
+    Args:
+        server: What changes with it on a server, under one journal.
 
     Raises:
         TargetBusyError: A part of the home is a mount point and cannot be moved.
@@ -142,7 +158,7 @@ def swap(stage: Staged) -> None:
                 for path in paths
             ]
             opening = _prepare_kept(stage.content, before, paths) if before else None
-        exchange(stage.content, tuple(filter(None, moves)), opening=opening)
+        exchange(stage.content, tuple(filter(None, moves)), opening=opening, server=server)
 
 
 def entries_of(target: Path) -> set[str]:
@@ -150,10 +166,16 @@ def entries_of(target: Path) -> set[str]:
     return {name for name in names_in(target) if not name.startswith(OWN_PREFIX)}
 
 
-def recover(home: Home, _environment: Mapping[str, str], _wait_seconds: float) -> Recovery:
+def recover(home: Home, environment: Mapping[str, str], _wait_seconds: float) -> Recovery:
     """Complete a pending restore of a home, or roll it back where the system refuses.
 
+    One that was committed on a server is only completed, one that was not only rolled back.
+
+    Args:
+        environment: Names the server, if the restore has a part there.
+
     Raises:
+        UsageError: It does not name that server.
         OpsError: The system refused both, or another program moved an entry; it can be run again.
     """
     target = home.root
@@ -161,12 +183,19 @@ def recover(home: Home, _environment: Mapping[str, str], _wait_seconds: float) -
     if not found:
         return Recovery()
     journal = swap_journal.read(found[0])
+    committed = _is_committed(home, environment, journal.server) if journal.server else None
     mark_completed()  # a signal waits: completed or rolled back, it takes moments
     recovery = Recovery(swap_journal.NAME, "completed")
     with translate_os_errors(target):
         try:
-            swap_journal.complete(journal)
+            if committed is not False:
+                swap_journal.complete(journal)
+            else:
+                swap_journal.roll_back(journal)
+                recovery = Recovery(swap_journal.NAME, "rolled back", _NOT_COMMITTED)
         except OSError as error:
+            if committed is not None:
+                raise
             swap_journal.roll_back(journal)
             reason = from_os_error(error, target).message
             recovery = Recovery(swap_journal.NAME, "rolled back", reason)
@@ -174,11 +203,29 @@ def recover(home: Home, _environment: Mapping[str, str], _wait_seconds: float) -
     return recovery
 
 
-def undo(target: Path, last: Path) -> tuple[Path, Path | None]:
+def _is_committed(home: Home, environment: Mapping[str, str], step: ServerStep) -> bool:
+    url = resolve_database(home, environment)
+    if not isinstance(url, PostgresUrl) or url.display != step.database:
+        raise UsageError(
+            f"home {home.root}: the pending restore is also of the database {step.database},"
+            f" but {url.display} is given",
+            hint="export SAGEWAI_DATABASE_URL=...  # as when it began; or --url-file FILE",
+        )
+    return has_schema(url, step.schema)
+
+
+def undo(
+    target: Path,
+    last: Path,
+    moment: str = "",
+    server: ServerChange | None = None,
+) -> tuple[Path, Path | None]:
     """Exchange the home and the previous one that a restore kept.
 
     Args:
         last: One of `kept_before`.
+        moment: From `next_moment`, which is the default; names what is kept now.
+        server: What changes with it on a server.
 
     Returns:
         (the previous home, where the replaced one is kept now).
@@ -186,7 +233,7 @@ def undo(target: Path, last: Path) -> tuple[Path, Path | None]:
     Raises:
         OpsError: The system refused, or the kept directory was changed; the home is unchanged.
     """
-    moment = next_moment(target)
+    moment = moment or next_moment(target)
     in_entries = last.parent == target
     naming = inside(target) if in_entries else next_to(target)
     away = naming.before(moment)
@@ -194,7 +241,7 @@ def undo(target: Path, last: Path) -> tuple[Path, Path | None]:
     with translate_os_errors(last), own_directory(staging), locks.exclusive(last):
         if not in_entries:
             move = _plan_move(naming.directory, target, last, away)
-            exchange(staging, (move,) if move else ())
+            exchange(staging, (move,) if move else (), server=server)
             return last, away if move and move.kept is not None else None
         paths = _paths_kept(last)
         refuse_mounts(target, paths)
@@ -204,6 +251,7 @@ def undo(target: Path, last: Path) -> tuple[Path, Path | None]:
             tuple(filter(None, moves)),
             opening=_prepare_kept(staging, away, paths),
             closing=(last.name, f"{staging.name}/{_SPENT}"),
+            server=server,
         )
     return last, away
 

@@ -42,7 +42,7 @@ _ATTEMPTS = 10  # to lock tables that other sessions create and drop
 _CHUNKS = 4  # of up to 256 KiB each that wait for the caller
 _POLL_SECONDS = 0.05
 # Besides those of every transaction: one text for amounts of money, and rows in one order.
-_SETTINGS = "SET LOCAL lc_monetary = 'C'; SET LOCAL synchronize_seqscans = off"
+SETTINGS = "SET LOCAL lc_monetary = 'C'; SET LOCAL synchronize_seqscans = off"
 # Before the first query of a transaction, which would take the snapshot.
 _WAITS = """
 SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0;
@@ -195,7 +195,7 @@ class SnapshotSession:
             except (asyncpg.UndefinedTableError, asyncpg.WrongObjectTypeError):
                 return False
         await pin_settings(self._url, connection)
-        await connection.execute(_SETTINGS)
+        await connection.execute(SETTINGS)
         self.moment = time.time()
         return await self._tables(connection, is_wanted) == before
 

@@ -1,0 +1,49 @@
+"""The schema of what a restore replaced on a server: evidence that it was committed, and for undo.
+
+A restore moves the previous objects there in the transaction that loads the new ones. So the schema
+exists exactly if that transaction was committed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sagewai_ops.database.url import PostgresUrl
+from sagewai_ops.process.signals import run_interruptibly
+
+REPLACED_SCHEMAS = "sagewai_before_restore_"  # begins their names
+_EXISTS = "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = $1::text::name)"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStep:
+    """The part of a restore on a server, as a journal records it.
+
+    Attributes:
+        database: The URL, without password and options.
+        schema: Exists once it is committed.
+    """
+
+    database: str
+    schema: str
+
+
+def replaced_schema(moment: str) -> str:
+    """Return the schema for what the restore of a moment replaces."""
+    return f"{REPLACED_SCHEMAS}{moment.lower()}"
+
+
+def has_schema(url: PostgresUrl, schema: str) -> bool:
+    """Return whether a database has a schema.
+
+    Raises:
+        OpsError: The server is not reachable, or refuses.
+    """
+    return run_interruptibly(_has_schema(url, schema))
+
+
+async def _has_schema(url: PostgresUrl, schema: str) -> bool:
+    from sagewai_ops.database.postgres.connection import open_transaction
+
+    async with open_transaction(url, readonly=True) as server:
+        return bool(await server.fetchval(_EXISTS, schema))
