@@ -242,10 +242,21 @@ def _plan(
     home: Home, directory: Path, options: Any, where: str, policy: Any, *, all_paths: bool
 ) -> Outcome:
     from sagewai_ops.backup.create import plan_snapshot
+    from sagewai_ops.backup.server import plan_server
 
     scan = plan_snapshot(home, directory, options)
+    server = plan_server(home, options)
     count = sum(item.type in ("file", "database") for item in scan.items)
     steps = [f"create a snapshot of {home.root} in {where}"]
+    if options.without_database:
+        steps.append("omit the database of the server")
+    elif server:
+        steps.append(
+            f"copy {server.tables} tables of PostgreSQL {server.version},"
+            f" about {size(server.size_bytes)}"
+        )
+        steps += [f"omit table {name}: excluded" for name in server.excluded]
+        steps += [f"omit {item.kind} {item.name}: {item.reason}" for item in server.unstored]
     steps.append(f"copy {count} files, {size(scan.content_bytes)}")
     steps += [
         f"omit {omission.path}: {omission.reason.name.lower()} {omission.detail}".rstrip()
@@ -255,6 +266,7 @@ def _plan(
     steps += [f"store {path} as a link to {target}" for path, target in scan.outside_links.items()]
     if not policy.is_empty:
         is_complete = not any(omission.reason.is_loss for omission in scan.omissions)
+        is_complete &= not any(item.is_data for item in (server.unstored if server else ()))
         steps += (
             _plan_prune(home, directory, options, policy, all_paths)
             if is_complete

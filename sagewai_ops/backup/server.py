@@ -121,10 +121,7 @@ class ServerSource:
                 for item in catalog.sequences
             ),
             excluded=catalog.excluded,
-            unstored=tuple(
-                UnstoredObject(item.kind, item.name, item.reason, item.is_data)
-                for item in catalog.unstored
-            ),
+            unstored=tuple(_unstored(catalog)),
         )
 
     def _rows(self, table: ServerTable, encoding: str) -> Generator[bytes]:
@@ -180,6 +177,45 @@ class _StoredRows:
             stem=member_stem(table.schema, table.name),
             members=self.members,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ServerPlan:
+    """What a snapshot would contain of a server.
+
+    Attributes:
+        size_bytes: An estimate.
+    """
+
+    version: str
+    tables: int
+    size_bytes: int
+    excluded: tuple[str, ...]
+    unstored: tuple[UnstoredObject, ...]
+
+
+def plan_server(home: Home, options: BackupOptions) -> ServerPlan | None:
+    """Return what a snapshot would contain of the server of a home; None without one.
+
+    Raises:
+        OpsError: As `open_server`.
+    """
+    with open_server(home, options) as server:
+        if server is None:
+            return None
+        catalog = server.catalog
+        return ServerPlan(
+            version=catalog.version,
+            tables=len(catalog.tables),
+            size_bytes=server.size_bytes,
+            excluded=catalog.excluded,
+            unstored=tuple(_unstored(catalog)),
+        )
+
+
+def _unstored(catalog: ServerCatalog) -> Iterator[UnstoredObject]:
+    for item in catalog.unstored:
+        yield UnstoredObject(item.kind, item.name, item.reason, item.is_data)
 
 
 def has_server(home: Home) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.schema.postgres_catalog import ServerCatalog, ServerSequence, ServerTable
+from sagewai_ops.text import printable
 
 DIRECTORY = "postgres"
 SCHEMA, CONSTRAINTS, RESTORE = (
@@ -39,7 +40,8 @@ SET LOCAL intervalstyle = 'postgres';
 def schema_sql(catalog: ServerCatalog) -> str:
     """Return the statements that create types, functions, sequences and tables."""
     lines = [
-        f"-- Tables, without keys and indexes, at {', '.join(catalog.revisions) or 'no revision'}.",
+        # Rows of a table: a newline in one would end the comment, and psql would run the rest.
+        f"-- Tables, without keys and indexes, at {printable(', '.join(catalog.revisions))}.",
         *catalog.enums,
         *catalog.functions,
     ]

@@ -160,6 +160,20 @@ def test_excluded_tables_are_named_and_their_references_left_out(in_shell: Serve
     assert [item["name"] for item in server["unstored"]] == ["b_a_fkey of public.b"]
 
 
+def test_a_dry_run_lists_what_would_be_copied_of_the_server(in_shell: ServerHome) -> None:
+    """Tables, what is omitted; nothing is written."""
+    in_shell.run("CREATE VIEW v AS SELECT 1", "CREATE TABLE other (a int)")
+
+    answer = call("backup", "--dry-run", "--exclude-table", "other")
+
+    assert answer.code == 0, answer.err
+    assert "copy 65 tables of PostgreSQL" in answer.out
+    assert "omit table public.other: excluded" in answer.out
+    assert "omit view public.v" in answer.out
+    assert not in_shell.snapshots.exists()
+    assert "omit the database" in call("backup", "--dry-run", "--without-database").out
+
+
 def test_an_unreachable_server_leaves_no_snapshot(
     in_shell: ServerHome, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -10,8 +10,10 @@ import pytest
 
 from home_builder import build_home
 from postgres_server import Installation, Server, installations, running
+from sagewai_ops.database.postgres.connection import translate_errors
 from sagewai_ops.database.postgres.snapshot_session import SnapshotSession
-from sagewai_ops.errors import LockedError
+from sagewai_ops.database.url import PostgresUrl, parse
+from sagewai_ops.errors import LockedError, RemoteError
 from sagewai_ops.schema.revision_graph import HEAD, revisions
 from server_homes import DEFINITIONS, ServerHome, content, facts_of, make_server_home, restore
 
@@ -209,6 +211,41 @@ def test_other_encodings_are_read_and_restored(
         query = "SELECT encode(a::bytea, 'hex') FROM t"
     assert postgres.rows(restored, query) == postgres.rows(database, query)
     postgres.drop(database)
+
+
+def test_no_row_or_name_is_code_of_psql(postgres: Server, tmp_path: Path) -> None:
+    """A newline in a revision ends no comment; a table that psql cannot name is reported."""
+    database = postgres.create()
+    command = "\n\\! touch ran\n"
+    postgres.run(
+        database,
+        "CREATE TABLE alembic_version (version_num text)",
+        f"INSERT INTO alembic_version VALUES ('x{command}')",
+        f'CREATE TABLE "t{command}" (a int)',
+        f'CREATE TABLE keyed (a int CONSTRAINT "c{command}" CHECK (a > 0))',
+        f'CREATE INDEX "i{command}" ON keyed (a)',
+        f'CREATE SEQUENCE "s{command}"',
+        f"CREATE TYPE e AS ENUM ('l{command}')",
+    )
+    build_home(tmp_path / "home", rows=1, vectors=0, artifacts=False, leftovers=False)
+
+    report = ServerHome(tmp_path / "home", postgres, database).back_up()
+
+    assert [item.kind for item in report.unstored] == ["table"]
+    assert not report.is_complete
+    restore(report, postgres, tmp_path / "there")
+    assert not (tmp_path / "there/ran").exists()
+
+
+def test_a_standby_that_cancels_is_named() -> None:
+    """The hint is the setting that prevents it."""
+    url = parse("postgresql://u@h/d")
+    assert isinstance(url, PostgresUrl)
+
+    with pytest.raises(RemoteError) as refusal, translate_errors(url):
+        raise asyncpg.SerializationError("canceling statement due to conflict with recovery")
+
+    assert "hot_standby_feedback" in refusal.value.hint
 
 
 def test_schema_and_names_with_quotes(postgres: Server, tmp_path: Path) -> None:
