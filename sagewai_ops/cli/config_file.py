@@ -21,6 +21,7 @@ from sagewai_ops.cli.parser import FORMER_COMMANDS
 from sagewai_ops.cli.settings import SNAPSHOTS_VARIABLE
 from sagewai_ops.cli.variables import ACTING, FORMER_FLAGS
 from sagewai_ops.errors import UsageError
+from sagewai_ops.fs.beneath import OTHERS_WRITE
 from sagewai_ops.fs.given_files import decode_given, open_given_file
 from sagewai_ops.text import shell_word
 
@@ -199,7 +200,7 @@ def _content(path: Path) -> bytes | None:
                 f"{path}: owned by uid {facts.st_uid}",
                 hint=f"chown {os.geteuid()} {shell_word(path)}",
             )
-        if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        if facts.st_mode & OTHERS_WRITE:
             raise UsageError(
                 f"{path}: mode {stat.S_IMODE(facts.st_mode):04o} lets others write",
                 hint=f"chmod go-w {shell_word(path)}",

@@ -25,6 +25,8 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from sagewai_ops.fs import volumes
 
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH  # of a mode: others can change it
+
 AnyPath: TypeAlias = str | Path
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")

@@ -32,7 +32,6 @@ _MARKS = (
 _PASSED = re.compile(r"/(?:dev|proc/self)/fd/([0-9]{1,6})")
 _STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 _MOST_LINKS = 40  # path_resolution(7)
-_WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 _READABLE = stat.S_IRGRP | stat.S_IROTH
 
 _openers: list[Callable[[Path], int | None]] = []
@@ -96,7 +95,7 @@ def read_given_file(
     if len(content) > limit_bytes:
         raise OSError(errno.EFBIG, f"longer than {limit_bytes} bytes", os.fspath(path))
     mode = stat.S_IMODE(found.st_mode) if stat.S_ISREG(found.st_mode) else 0
-    access = ["write"] if mode & _WRITABLE else []
+    access = ["write"] if mode & beneath.OTHERS_WRITE else []
     if private and mode & _READABLE:
         access.insert(0, "read")
     if access and (private or public):

@@ -25,7 +25,6 @@ from sagewai_ops.text import shell_word
 FORMAT = "sagewai-ops/journal"
 VERSION = 2  # 1: each kind's content at the top level, without `format` and `kind`
 Operation = Literal["restore", "key rotation", "layout migration"]  # the names of the kinds
-_OTHERS_WRITE = 0o022
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +215,7 @@ def _require_own(status: os.stat_result) -> None:
 def _require_written_by_us(status: os.stat_result) -> None:
     # Its writer decides what is moved, and under which key values come.
     _require(status.st_uid in (0, os.geteuid()), f"owned by uid {status.st_uid}")
-    _require(not status.st_mode & _OTHERS_WRITE, "writable by other users")
+    _require(not status.st_mode & beneath.OTHERS_WRITE, "writable by other users")
 
 
 def _require(is_met: object, reason: str) -> None:

@@ -29,7 +29,6 @@ from sagewai_ops.fs.given_files import resolve_given_path, route_given_files
 
 _LENGTH = struct.Struct(">I")
 _FINISHED = "finished"
-_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 # The position of the paths among the arguments. An owner is never changed for the child.
 _PATHS = {
     "open_directory": (0,),
@@ -77,7 +76,11 @@ def is_roots_alone(path: Path) -> bool:
         path: Absolute and resolved; of one that does not exist, its nearest parent decides.
     """
     status = os.lstat(nearest_existing(path))
-    return stat.S_ISDIR(status.st_mode) and not status.st_uid and not status.st_mode & _OTHERS_WRITE
+    return (
+        stat.S_ISDIR(status.st_mode)
+        and not status.st_uid
+        and not status.st_mode & beneath.OTHERS_WRITE
+    )
 
 
 def has_roots_path(path: Path) -> bool:
@@ -87,7 +90,7 @@ def has_roots_path(path: Path) -> bool:
     """
     return is_roots_alone(path) and all(
         not (status := os.lstat(parent)).st_uid
-        and (not status.st_mode & _OTHERS_WRITE or status.st_mode & stat.S_ISVTX)
+        and (not status.st_mode & beneath.OTHERS_WRITE or status.st_mode & stat.S_ISVTX)
         for parent in path.parents
     )
 

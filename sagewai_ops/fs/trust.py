@@ -16,7 +16,6 @@ from sagewai_ops.fs import beneath, volumes
 from sagewai_ops.fs.os_errors import from_os_error
 from sagewai_ops.text import shell_word
 
-_OTHERS_WRITE = 0o022
 _reports: dict[str, None] = {}
 
 
@@ -134,4 +133,4 @@ def _directory_problem(directory: Path, owner: int = 0) -> str:
 def _owner_problem(found: os.stat_result, *owners: int) -> str:
     if found.st_uid not in owners:
         return f"owned by uid {found.st_uid}"
-    return "writable by other users" if found.st_mode & _OTHERS_WRITE else ""
+    return "writable by other users" if found.st_mode & beneath.OTHERS_WRITE else ""

@@ -192,7 +192,8 @@ def require_files(home: Home) -> None:
 def is_home(home: Home) -> bool:
     """Return whether a directory contains one of Sagewai's files, or all of its directories.
 
-    Directories alone could be those of another program. One that cannot be read counts.
+    Directories alone could be those of another program; two are enough where nothing else is. One
+    that cannot be read counts.
     """
     root = os.fspath(home.root)
     if any(os.path.lexists(os.path.join(root, path)) for path in _OWN_PATHS):
@@ -205,10 +206,16 @@ def is_home(home: Home) -> bool:
                 for name in _names(root, directory)
             )
             or any(name.endswith(".json") for name in _names(root, "fleet"))
-            or all(os.path.isdir(os.path.join(root, part)) for part in PARTS)
+            or _has_only_parts(root)
         )
     except PermissionError:
         return True
+
+
+def _has_only_parts(root: str) -> bool:
+    names = {name for name in _names(root, "") if not name.startswith(OWN_PREFIX)}
+    parts = {name for name in names.intersection(PARTS) if os.path.isdir(os.path.join(root, name))}
+    return len(parts) == len(PARTS) or (len(parts) > 1 and parts == names)
 
 
 def _names(root: str, directory: str) -> list[str]:

@@ -127,7 +127,7 @@ def read_record(home: Home, record: Path) -> tuple[dict[str, Path], list[Change]
         raise from_os_error(error, record) from error
     with open(descriptor, "rb") as stream:
         status = os.fstat(descriptor)
-        if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & beneath.OTHERS_WRITE:
             raise PermissionDeniedError(
                 f"undo record {record}: writable by others, "
                 f"uid {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}"

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,7 +27,6 @@ NAME = f"{OWN_PREFIX}snapshots.json"
 _VERSION = 1
 _MOST_BYTES = 1024 * 1024
 _MOST_DIRECTORIES = 64
-_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _TEXTS = ("id", "mac", "key")
 _NUMBERS = ("sequence", "since")
 
@@ -168,7 +166,7 @@ def _read(path: Path) -> dict[str, Any]:
             document = json.loads(stream.read(_MOST_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
-    is_trusted = status.st_uid in (os.geteuid(), 0) and not status.st_mode & _OTHERS
+    is_trusted = status.st_uid in (os.geteuid(), 0) and not status.st_mode & beneath.OTHERS_WRITE
     is_known = isinstance(document, dict) and document.get("version") == _VERSION
     return document if is_trusted and is_known else {}
 

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from sagewai_ops.errors import NotFoundError, UsageError
-from sagewai_ops.fs import atomic, locks
+from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.fs.free_space import free_bytes
 from sagewai_ops.fs.tempdirs import Keep, kept, locked_directory
 from sagewai_ops.process.signals import uninterrupted
@@ -72,7 +72,7 @@ def _is_private(directory: Path) -> bool:
         status = os.stat(directory)
     except OSError:
         return False
-    is_shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    is_shared = status.st_mode & beneath.OTHERS_WRITE
     return (
         os.access(directory, os.W_OK | os.X_OK)
         and status.st_uid in (os.geteuid(), 0)

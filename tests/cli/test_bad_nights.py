@@ -195,6 +195,16 @@ def test_a_directory_that_is_no_home_is_not_backed_up(
     assert not root.with_name("home.snapshots").exists()
 
 
+def test_two_directories_of_sagewai_alone_are_a_home(tmp_path: Path) -> None:
+    """It may have lost its files; nothing in it is another program's."""
+    root = tmp_path / "home"
+    (root / "config").mkdir(parents=True)
+    (root / "data").mkdir()
+    (root / "data/note").touch()
+
+    assert call("--home", root, "backup").code in (0, 3, 4)
+
+
 def test_a_home_that_is_not_mounted_keeps_its_snapshots(built: BuiltHome) -> None:
     """Whatever the number of nights."""
     good = backup(built, "--keep-last", 1)
