@@ -9,7 +9,7 @@ import typer
 from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.options import DATABASE, REPORTING, RUN, option
 from sagewai_ops.cli.terminal import Terminal
-from sagewai_ops.errors import EXIT_FINDINGS, UsageError
+from sagewai_ops.errors import UsageError
 from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
@@ -146,7 +146,7 @@ def export_to_postgres(
         lambda terminal: show(terminal, result),
         exit_code=done.exit_code,
         warnings=(*done.warnings, *_left_out(result)),
-        always=plan or verify_only or done.exit_code == EXIT_FINDINGS,
+        always=True,  # a script needs the report's path and the next steps
     )
 
 

@@ -9,6 +9,7 @@ import typer
 from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.options import ENCRYPTION, SNAPSHOTS, DryRunOption, option
 from sagewai_ops.cli.terminal import Terminal
+from sagewai_ops.text import shell_word
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     ExtraKeyOption,
@@ -73,7 +74,11 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class PreflightResult:
-    """The table, the snapshot that was created and the time of its proof."""
+    """The table, the snapshot that was created and the time of its proof.
+
+    Attributes:
+        go_back: The commands that restore the snapshot, if the upgrade has to be undone.
+    """
 
     home: Path
     ready: bool
@@ -82,6 +87,7 @@ class PreflightResult:
     snapshot: str | None
     archive: Path | None
     proved_restorable_at: str | None
+    go_back: tuple[str, ...]
 
 
 def register(app: typer.Typer) -> None:
@@ -197,6 +203,19 @@ def describe(done: "PreflightReport") -> PreflightResult:
         snapshot=snapshot.id if snapshot else None,
         archive=snapshot.path if snapshot else None,
         proved_restorable_at=f"{drill.at:%Y-%m-%dT%H:%M:%SZ}" if drill and is_proved else None,
+        go_back=_commands_back(done),
+    )
+
+
+def _commands_back(done: "PreflightReport") -> tuple[str, ...]:
+    """Return the commands that restore the snapshot by its id: `latest` may be a newer one."""
+    snapshot = done.snapshot
+    if snapshot is None or snapshot.path is None:
+        return ()
+    home, directory = shell_word(done.home), shell_word(snapshot.path.parent)
+    return (
+        "# stop Sagewai",
+        f"sagewai-ops --home {home} restore {snapshot.id} --replace --snapshots {directory}",
     )
 
 
@@ -219,3 +238,6 @@ def show(terminal: Terminal, result: PreflightResult) -> None:
     else:
         what = f"{failed} check{'s' * (failed > 1)} failed" if failed else "there are warnings"
         terminal.line(f"home {result.home}: not ready, {what}", style="bold red")
+    if result.go_back:
+        terminal.line("to go back after the upgrade:")
+        terminal.items("  ", result.go_back)

@@ -11,7 +11,7 @@ from sagewai_ops.cli.options import DATABASE, ENCRYPTION, TARGET, DryRunOption, 
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import UsageError
 from sagewai_ops.home.paths import Home
-from sagewai_ops.text import size
+from sagewai_ops.text import shell_word, size
 
 from .recover import alias_outcome, outcome_of  # noqa: TID251 - a neighbour
 from .shared_options import (  # noqa: TID251 - a neighbour
@@ -183,6 +183,12 @@ def restore(
         allow_rollback=allow_rollback,
     )
     target = locate(to, environment) if to else home
+    if to and target.root != home.root and target.root.is_relative_to(home.root):
+        raise UsageError(
+            f"--to {to}: inside the home {home.root}, whose next backup would contain the copy",
+            hint=f"sagewai-ops restore {shell_word(snapshot or '')} --to"
+            f" {shell_word(home.root.with_name(home.root.name + '.restored'))}",
+        )
     server = None
     if not without_database and (to is None or database_url or url_file):
         # With --to, the variables name the database of the home, not that of the target.

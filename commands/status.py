@@ -6,6 +6,7 @@ import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.terminal import Terminal
+from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS
 from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
@@ -20,6 +21,7 @@ Nothing is written; works while Sagewai runs.
 
 Exit status:
   0   shown
+  4   no key opens the encrypted values
   10  home not found
 """
 _LARGEST = 8  # tables that people are shown; --json has all
@@ -47,6 +49,7 @@ def status(
     return Outcome(
         result,
         lambda terminal: show(terminal, result),
+        exit_code=EXIT_FINDINGS if result.sealed and not result.opened else EXIT_DONE,
         warnings=result.warnings,
         always=True,
     )

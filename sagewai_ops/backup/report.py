@@ -17,6 +17,7 @@ from sagewai_ops.snapshots.quality import Cause, Quality
 from sagewai_ops.snapshots.server_database import SQLITE, Engine, ServerFacts, UnstoredObject
 from sagewai_ops.text import shell_word
 
+_UNOPENED = "unopened"
 _OF_FILES = ("special", "leaves", "unreadable", "name", "holds_key")  # rules of omitted files
 CUSTODIES = ("exclude", "sealed")
 
@@ -135,8 +136,16 @@ class BackupReport:
 
     def warnings(self) -> Iterator[str]:
         """Yield a line for each cause why the snapshot is not good, and for unused patterns."""
+        closed = [cause for cause in self.quality.omitted if cause.rule == _UNOPENED]
+        if len(closed) > 1:  # usually one lost key
+            yield (
+                f"{len(closed)} sealed values: no key opens them, such as {closed[0].text};"
+                " sagewai-ops keys check names all, sagewai-ops keys check --extra-key FILE"
+                " tries another key"
+            )
         for cause in (*self.quality.omitted, *self.quality.damaged):
-            yield cause.text
+            if len(closed) < 2 or cause.rule != _UNOPENED:
+                yield cause.text
         for pattern in self.unused_follow:
             yield f"--follow {pattern}: no link to a directory outside the home matches"
         for item in self.unstored:
@@ -188,7 +197,7 @@ def omission_causes(
         text = f"{path}: changed at every attempt to read it, stored as last read"
         yield Cause("unstable", path, text)
     for value in keys.unopened:
-        yield Cause("unopened", value.place, f"{value.place} {value.where}: sealed, {value.reason}")
+        yield Cause(_UNOPENED, value.place, f"{value.place} {value.where}: sealed, {value.reason}")
     for lacking in unstored:
         if lacking.is_data:
             yield Cause("unstored", lacking.name, lacking.text)

@@ -29,6 +29,7 @@ VARIABLE = "SAGEWAI_OPS_CONFIG"
 SECRET_OPTIONS = ("ping-url",)  # anyone with it can report for this host; a file may contain it
 _MAX_BYTES = 1 << 20  # far more than all options need: it is another file
 _DIRECTORY = "sagewai-ops"
+_SHOWN = 3  # sections in a hint
 _NAME = "config.toml"
 _SNAPSHOTS = "snapshot-directory"  # above the tables, for every command
 _PLACES = ("DIR", "F", "FILE")  # metavars of options that take a path
@@ -247,7 +248,7 @@ def _table(place: _Place, values: Mapping[str, Any], command: Any, above: Any) -
             words = " ".join(("sagewai-ops", *place.table.split("."), f"--{key}"))
             raise place.wrong(key, "accepted on the command line only", words)
         elif key not in options:
-            raise _unknown(place, key, [*options, *commands])
+            raise _unknown(place, key, [*options, *commands], context.find_root().command)
         else:
             option = options[key]
             if option.name in found:
@@ -285,12 +286,26 @@ def _settable(command: Any) -> Iterator[tuple[str, Any]]:
             yield next(flag[2:] for flag in option.opts if flag.startswith("--")), option
 
 
-def _unknown(place: _Place, key: str, known: list[str]) -> UsageError:
+def _unknown(place: _Place, key: str, known: list[str], program: Any) -> UsageError:
     import difflib
 
+    right = [section for section in _sections(program, key) if section != place.table]
+    if right:
+        shown = ", ".join(f"[{section}]" if section else "the top" for section in right[:_SHOWN])
+        return place.wrong(key, "in the wrong section", f"move it to {shown}")
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(known))}"
     return place.wrong(key, "unknown", hint)
+
+
+def _sections(command: Any, key: str, table: str = "") -> Iterator[str]:
+    """Yield the tables in which a key is an option, from the program down."""
+    if key in _options(command):
+        yield table
+        if not table:
+            return  # a global option
+    for name, below in getattr(command, "commands", {}).items():
+        yield from _sections(below, key, f"{table}.{name}".strip("."))
 
 
 def _checked(place: _Place, key: str, value: Any, option: Any, context: Any) -> Any:

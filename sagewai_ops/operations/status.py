@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from sagewai_ops.home.state_files import (
     read_documents,
 )
 from sagewai_ops.keys.candidates import Candidate, active_key, find_candidates
+from sagewai_ops.keys.inventory import read_inventory
+from sagewai_ops.keys.trial_decryption import SealedReport, open_all
 from sagewai_ops.process.procfs import Process
 from sagewai_ops.schema import sqlite_head
 from sagewai_ops.schema.postgres_status import ServerStatus, read_server_status
@@ -117,6 +119,7 @@ class Status:
         notes: Facts that need no action.
         documents: By path in the home.
         key_source: Of the key that Sagewai would use; "" if it would create a new one.
+        sealed: Number of encrypted values, of which `opened` open with a key; 0 if unreadable.
         before_restore: Previous homes that restores kept.
     """
 
@@ -135,6 +138,8 @@ class Status:
     keys: tuple[KeyStatus, ...]
     key_source: str
     key_fingerprint: str
+    sealed: int
+    opened: int
     used_by: tuple[Process, ...]
     snapshots: SnapshotsStatus
     before_restore: tuple[Path, ...]
@@ -182,6 +187,7 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
         path: parse_document(document_name(path), content)
         for path, content in read_documents(home).items()
     }
+    sealed = _try_keys(home, environment, candidates, server)
     pending = [item.operation for item in pending_operations(home.root)]
     return Status(
         home=home.root,
@@ -202,6 +208,8 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
         keys=tuple(KeyStatus(item.source, item.fingerprint, item.problem) for item in candidates),
         key_source=key.source if key else "",
         key_fingerprint=key.fingerprint if key else "",
+        sealed=sealed.total,
+        opened=sealed.opened,
         used_by=tuple(_in_seconds(user) for user in users),
         snapshots=SnapshotsStatus(
             folder=directory,
@@ -216,6 +224,7 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
         interrupted_layout_migration=LAYOUT_MIGRATION.name in pending,
         warnings=(
             *_warn_of_keys(candidates),
+            *_warn_of_sealed(sealed),
             *((database.problem,) if database and database.problem else ()),
             *((f"database not checked: {server.problem}",) if server and server.problem else ()),
             *(database.unexpected if database else ()),
@@ -268,6 +277,30 @@ def _warn_of_keys(candidates: Iterable[Candidate]) -> Iterator[str]:
     for item in candidates:
         if item.problem:
             yield f"{item.path or item.source}: {item.problem}; Sagewai would create a new key"
+
+
+def _try_keys(
+    home: Home,
+    environment: Mapping[str, str],
+    candidates: Sequence[Candidate],
+    server: ServerStatus | None,
+) -> SealedReport:
+    """Try the keys, if everything is readable; what is not is a warning already."""
+    if (server and server.problem) or any(_find_unreadable(home)):
+        return SealedReport()
+    try:
+        inventory = read_inventory(home, environment, only_sealed=True)
+    except OpsError:
+        return SealedReport()
+    return open_all(inventory.values, candidates)
+
+
+def _warn_of_sealed(report: SealedReport) -> Iterator[str]:
+    if report.closed:
+        yield (
+            f"{len(report.closed)} of {report.total} encrypted values: no key opens them;"
+            " sagewai-ops keys check --extra-key FILE tries another key"
+        )
 
 
 def _warn_of_documents(documents: Mapping[str, Document]) -> Iterator[str]:

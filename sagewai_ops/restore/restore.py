@@ -279,5 +279,6 @@ def _later_warnings(
     if access.fleet_rows and not options.rebind_fleet and plan.origin != str(plan.target):
         yield (
             f"{access.fleet_rows} fleet rows belong to an organisation id that is derived from the "
-            f"path of the original home: Sagewai will not show them at {plan.target}"
+            f"path of the original home: Sagewai will not show them at {plan.target}; "
+            "to assign them to it: restore with --rebind-fleet"
         )

@@ -68,7 +68,8 @@ def test_status_notes_it_quietly(
 def test_a_home_without_a_database_has_no_note(tmp_path: Path) -> None:
     """Nothing is there to be damaged."""
     bare = tmp_path / "bare"
-    bare.mkdir()
+    (bare / "config").mkdir(parents=True)
+    (bare / "config/connections.json").write_text('{"version": 2, "connections": []}')
 
     answer = call("--home", bare, "status", "--json")
 

@@ -33,5 +33,6 @@ def version_note(version: Version, journal_mode: str) -> str:
     number = ".".join(map(str, version))
     return (
         f"SQLite {number} has the WAL-reset bug, which can damage a database with two writers"
-        " (rare; fixed in 3.51.3): docs/database.md"
+        " (rare): let one program write at a time, or use a Python with SQLite 3.51.3;"
+        " docs/database.md"
     )
