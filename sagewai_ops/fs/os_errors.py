@@ -19,7 +19,11 @@ from sagewai_ops.text import shell_word
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _BAD_PATH = (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EMLINK)
-_PARTIAL = re.compile(r"\.([^/]+)\.[0-9a-f]{8}\.partial")
+# What this program calls its partial files and the directories that it fills before a rename.
+_PARTIAL = re.compile(r"\.(.+?)(?:(?:\.[0-9a-f]{8})?\.partial|\.restore-\d{8}T\d{12}Z)")
+_WORKING = re.compile(
+    r"\.sagewai-(?:ops-(?:restore|probe|read|partial)\b.*|\w+-\w+\.(?:staging|drill))"
+)
 
 
 @contextlib.contextmanager
@@ -63,10 +67,14 @@ def from_os_error(error: OSError, path: Path | str, what: str = "") -> OpsError:
 
 
 def asked_for(path: str) -> str:
-    """Return the path that a run was asked to write, for that of its partial file."""
-    directory, slash, name = path.rpartition("/")
-    partial = _PARTIAL.fullmatch(name)
-    return f"{directory}{slash}{partial[1]}" if partial else path
+    """Return the path that a run was asked to write, for one of its partial or working files."""
+    steps: list[str] = []
+    for step in path.split("/"):
+        if steps and _WORKING.fullmatch(step):
+            break
+        partial = _PARTIAL.fullmatch(step)
+        steps.append(partial[1] if partial else step)
+    return "/".join(steps) or "/"
 
 
 def is_directory_gone() -> bool:
