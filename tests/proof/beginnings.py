@@ -119,7 +119,7 @@ def with_snapshot(world: World, bench: Bench) -> None:
     """Create a snapshot, then change the home."""
     build(world)
     bench.run(("backup",), world)
-    (world.home / "config/connections.json").write_bytes(b"[]")
+    (world.home / "config/connections.json").write_bytes(b'{"version": 1, "connections": []}')
     (world.home / "data/later").write_bytes(b"later")
     with contextlib.closing(sqlite3.connect(world.home / "db/sagewai.db")) as connection:
         connection.execute("DELETE FROM agent_runs")
@@ -170,7 +170,7 @@ def with_tree(world: World, bench: Bench) -> None:
     build(world)
     bench.run(("backup", "--format", "directory"), world)
     (world.home / "data/later").write_bytes(b"later")
-    (world.home / "config/connections.json").write_bytes(b"[]")
+    (world.home / "config/connections.json").write_bytes(b'{"version": 1, "connections": []}')
 
 
 def tree_verdict(world: World, bench: Bench) -> object:
