@@ -33,6 +33,8 @@ from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.catalog import TREE
 from sagewai_ops.snapshots.ownership import Owner, owner_of, reason_foreign
+from sagewai_ops.snapshots.rebuild_cards import recorded_properties
+from sagewai_ops.snapshots.reference import Reference, content_of
 from sagewai_ops.text import shell_word
 
 _PREVIOUS = ".sagewai-ops-tree-before"  # the previous mirror, between two renames
@@ -78,8 +80,8 @@ def update_mirror(
     Raises:
         UsageError: Options for archives only: a mirror is neither encrypted nor compressed.
         TargetBusyError: `tree` is not a mirror, or is that of another home.
-        NotFoundError, LockedError, NoSpaceError, DamagedError: As for `create_snapshot`; the
-            previous mirror remains.
+        NotFoundError, LockedError, NoSpaceError, DamagedError: As for `create_snapshot`, or the
+            home lost what the previous mirror has; the previous mirror remains.
     """
     _check(options)
     if beneath.is_routed(directory):
@@ -98,10 +100,12 @@ def update_mirror(
             with locked_directory(fresh, keep=True) as descriptor, _open_previous(place) as old:
                 if old and old.mac and run.key:
                     run.previous = {"id": old.header.id, "mac": old.mac.hex()}
+                run.reference = _reference(old) if old else None
                 writer = _write(run, fresh, place, old, staging, progress)
                 with translate_os_errors(fresh):
                     atomic.sync_tree(fresh)
                 _verify(descriptor, writer, progress)
+                _require_good(run, place)
                 run.archive_bytes, run.archive_sha256 = writer.stored_bytes, writer.sha256
                 report = replace(
                     run.report(place, swept), format="directory", kept_files=writer.kept_files
@@ -164,6 +168,33 @@ def _open_previous(place: Path) -> Iterator[DirectoryReader | None]:
         with contextlib.suppress(NotFoundError, DamagedError):
             reader = stack.enter_context(open_mirror(place))
         yield reader
+
+
+def _reference(old: DirectoryReader) -> Reference | None:
+    """Return the previous mirror, to compare the new one with it; None if it is worth nothing."""
+    properties = recorded_properties(old.manifest.facts)
+    is_good = properties["sound"] and properties.get("plausible", True)
+    return Reference(old.header.id, content_of(old)) if is_good else None
+
+
+def _require_good(run: BackupRun, place: Path) -> None:
+    """Check that no good mirror is replaced by one that is not sound or not plausible.
+
+    Raises:
+        DamagedError: It would be; the previous one remains.
+    """
+    quality = run.quality
+    if run.reference is None or (quality.is_sound and quality.is_plausible):
+        return
+    reasons = [cause.text for cause in quality.damaged] or list(quality.changes)
+    more = f", and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+    state = "not plausible" if quality.is_sound else "not sound"
+    raise DamagedError(
+        f"home {run.home.root}: {state}, {reasons[0]}{more}; {place} is not updated",
+        hint="sagewai-ops backup --format directory --accept-change  # if it is intended"
+        if quality.is_sound
+        else "sagewai-ops status",
+    )
 
 
 def _write(

@@ -272,13 +272,13 @@ class _Run:
         summary = f"{report.id}, created and verified"
         if report.key_fingerprint and report.custody != "sealed":
             summary += f", without its key {report.key_fingerprint}"
-        if report.is_complete and report.is_sound:
+        if report.quality.is_good:
             return Check("snapshot", Verdict.OK, summary, (*warnings, *report.notes))
         remedy = (
-            home_command(self.home, f"snapshots show {report.id}") + "  # lists what is omitted"
+            home_command(self.home, f"snapshots show {report.id}") + "  # shows the reasons"
         )
         verdict = Verdict.FINDING if report.is_complete else Verdict.UNPROVED
-        return Check("snapshot", verdict, summary + ", incomplete", warnings, (remedy,))
+        return Check("snapshot", verdict, summary + ", not good", warnings, (remedy,))
 
     def _drill(self) -> Check:
         snapshot, options = self.snapshot, self.options

@@ -99,13 +99,13 @@ def read_card_facts(reader: ArchiveReader, archive: Path) -> dict[str, Any]:
         "content_bytes": sum(sizes),
         "files": len(sizes) - 1,  # without snapshot.json
         "encrypted": archive.name.endswith(".age"),
-        **_properties(reader.manifest.facts),
+        **recorded_properties(reader.manifest.facts),
         "content": content.card_facts(is_encrypted=archive.name.endswith(".age")),
         **({"authentication": reader.mac.hex()} if reader.mac else {}),
     }
 
 
-def _properties(found: Mapping[str, Any]) -> dict[str, Any]:
+def recorded_properties(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return the properties that a manifest records, or those of a format without them."""
     if quality := found.get("quality"):
         return {

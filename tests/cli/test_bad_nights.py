@@ -3,6 +3,7 @@
 import json
 import os
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -231,3 +232,55 @@ def test_snapshots_in_a_followed_directory_are_refused(built: BuiltHome, tmp_pat
     assert "inside the home" in answer.err
     assert not (disk / "snapshots").exists()
     assert call("--home", built.root, "backup", "--to", tmp_path / "other").code == 0
+
+
+def test_a_mirror_is_not_replaced_by_a_bad_one(built: BuiltHome) -> None:
+    """There is only one, and it is the good one until the change is accepted."""
+    words = ("--format", "directory")
+    first = backup(built, *words)
+    _delete_rows(built)
+
+    refused = backup(built, *words)
+    kept = call("--home", built.root, "snapshots", "show", "tree", "--json").result["id"]
+    accepted = backup(built, *words, "--accept-change")
+
+    assert (first.code, refused.code, accepted.code) == (0, 16, 0)
+    assert "table workflow_runs: 0 rows" in refused.document["error"]["message"]
+    assert kept == first.result["id"]
+
+
+def test_the_mark_follows_the_good_snapshots(built: BuiltHome) -> None:
+    """A newer bad one is skipped; a good one that was removed is noticed."""
+    backup(built)
+    good = taken(backup(built))
+    _delete_rows(built)
+    backup(built)
+    words = ("--home", built.root, "restore", "latest", "--replace", "--dry-run", "--json")
+
+    skipping = call(*words)
+    for path in good.parent.glob(good.name + "*"):
+        path.unlink()
+    missing = call(*words)
+
+    assert (skipping.code, missing.code) == (0, 16)
+    assert skipping.result["archive"] == str(good)
+    assert "it was removed, or the directory rolled back" in missing.document["error"]["message"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+def test_snapshots_below_a_second_mount_of_the_home_are_refused(
+    built: BuiltHome, tmp_path: Path
+) -> None:
+    """The home reaches them by another path."""
+    (built.root / "data/work/backups").mkdir(parents=True)
+    (tmp_path / "mount").mkdir()
+    mount = ["mount", "--bind", built.root / "data/work", tmp_path / "mount"]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no mounts here")
+    try:
+        answer = call("--home", built.root, "backup", "--to", tmp_path / "mount/backups")
+    finally:
+        subprocess.run(["umount", tmp_path / "mount"], check=True)
+
+    assert answer.code == 2
+    assert "inside the home" in answer.err

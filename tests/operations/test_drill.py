@@ -685,3 +685,26 @@ def test_directories_that_forbid_it_are_removed_as_well() -> None:
             remove_tree(tree)
 
         assert list(directory.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EPERM, errno.EILSEQ, errno.EDQUOT])
+def test_a_file_system_that_cannot_store_the_home_is_no_fault_of_the_snapshot(
+    built: BuiltHome, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Without links, rights, names or space: the proof stays, and the hint names another place."""
+    (built.root / "data/link").symlink_to("../config")
+    archive = snapshot_of(built.root)
+    try_it(archive, built.root)
+    before = card_of(archive)
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "symlink", refuse)
+
+    with pytest.raises(OpsError) as caught:
+        try_it(archive, built.root)
+
+    assert "--work-dir" in caught.value.hint
+    assert not isinstance(caught.value, DamagedError)
+    assert card_of(archive) == before

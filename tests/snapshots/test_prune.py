@@ -362,3 +362,21 @@ def test_a_card_names_machine_home_and_tags(directory: Path) -> None:
     card = json.loads(next(directory.glob("*.json")).read_text())
 
     assert {"host", "home", "home_id", "sequence"} <= card.keys()
+
+
+def test_the_last_good_one_stays_in_the_trash_while_the_directory_has_none(
+    home: Home, tmp_path: Path
+) -> None:
+    """Also of a home without an administrator, whatever the rules; a later good one replaces it."""
+    directory = tmp_path / "backups"
+    put(directory, home, 1, complete=True, sound=True, plausible=True)
+    trash.move_to_trash(directory, catalog.list_snapshots(directory))
+    for sequence in range(2, 5):
+        put(directory, home, sequence, complete=True, sound=False)
+        pruned(home, directory, Policy(last=1))
+        assert places(directory)["archive 1"] == "trash"
+
+    put(directory, home, 6, complete=True, sound=True, plausible=True)
+    pruned(home, directory, Policy(last=1))
+
+    assert "archive 1" not in places(directory)
