@@ -274,9 +274,7 @@ class _Run:
             summary += f", without its key {report.key_fingerprint}"
         if report.quality.is_good:
             return Check("snapshot", Verdict.OK, summary, (*warnings, *report.notes))
-        remedy = (
-            home_command(self.home, f"snapshots show {report.id}") + "  # shows the reasons"
-        )
+        remedy = home_command(self.home, f"snapshots show {report.id}") + "  # shows the reasons"
         verdict = Verdict.FINDING if report.is_complete else Verdict.UNPROVED
         return Check("snapshot", verdict, summary + ", not good", warnings, (remedy,))
 
