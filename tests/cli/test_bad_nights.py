@@ -274,13 +274,14 @@ def test_snapshots_below_a_second_mount_of_the_home_are_refused(
     """The home reaches them by another path."""
     (built.root / "data/work/backups").mkdir(parents=True)
     (tmp_path / "mount").mkdir()
-    mount = ["mount", "--bind", built.root / "data/work", tmp_path / "mount"]
+    source, target = str(built.root / "data/work"), str(tmp_path / "mount")
+    mount = ["mount", "--bind", source, target]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no mounts here")
     try:
         answer = call("--home", built.root, "backup", "--to", tmp_path / "mount/backups")
     finally:
-        subprocess.run(["umount", tmp_path / "mount"], check=True)
+        subprocess.run(["umount", target], check=True)
 
     assert answer.code == 2
     assert "inside the home" in answer.err
