@@ -131,7 +131,7 @@ class ServerRestore(SnapshotSession):
         self._wait(self._translated(self._begin_restore(replace=replace)))
 
     def expect(self, facts: ServerFacts, *, is_authentic: bool) -> None:
-        """Name the database that will be loaded.
+        """Set the database that will be loaded.
 
         Args:
             is_authentic: Else its SQL, of an unknown writer, runs only with the rights of a role

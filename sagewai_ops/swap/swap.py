@@ -92,7 +92,7 @@ class Staged:
 
     @property
     def moment(self) -> str:
-        """Names what the restore keeps, on a server too."""
+        """Return the name of what the restore keeps, on a server too."""
         return moment_of(self.content)
 
 
