@@ -18,6 +18,7 @@ from sagewai_ops.snapshots.server_database import SQLITE, Engine, ServerFacts, U
 from sagewai_ops.text import shell_word
 
 _UNOPENED = "unopened"
+_SHOWN_PLACES = 5
 _OF_FILES = ("special", "leaves", "unreadable", "name", "holds_key")  # rules of omitted files
 CUSTODIES = ("exclude", "sealed")
 
@@ -139,7 +140,8 @@ class BackupReport:
         closed = [cause for cause in self.quality.omitted if cause.rule == _UNOPENED]
         if len(closed) > 1:  # usually one lost key
             yield (
-                f"{len(closed)} sealed values: no key opens them, such as {closed[0].text};"
+                f"{len(closed)} sealed values in {_places(closed)}: no key opens them, such as"
+                f" {closed[0].text};"
                 " sagewai-ops keys check names all, sagewai-ops keys check --extra-key FILE"
                 " tries another key"
             )
@@ -179,6 +181,13 @@ class BackupReport:
                 "sagewai-ops db check lists what is wrong; if it is known and harmless:"
                 f" sagewai-ops backup --accept {damaged[0].rule}"
             )
+
+
+def _places(causes: Iterable[Cause]) -> str:
+    """Return the first places of causes, for people."""
+    places = list(dict.fromkeys(cause.name for cause in causes))
+    more = f" and {len(places) - _SHOWN_PLACES} more" if len(places) > _SHOWN_PLACES else ""
+    return ", ".join(places[:_SHOWN_PLACES]) + more
 
 
 def omission_causes(

@@ -88,14 +88,18 @@ def guarded(server: Server, role: str) -> tuple[str, str]:
     return database, server.tcp_url(database, user=role)
 
 
-def test_a_move_is_silent_under_cron_and_leaves_a_report(home: Home, postgres: Server) -> None:
-    """Nothing on either stream; the file next to the home is for a second person."""
+def test_a_move_in_a_script_prints_its_report_and_the_next_steps(
+    home: Home, postgres: Server
+) -> None:
+    """Nothing on stderr; the file next to the home is for a second person."""
     database = at_head(postgres)
 
     answer = run("--home", home.root, "export-to-postgres", postgres.url(database))
 
-    assert (answer.code, answer.out, answer.err) == (0, "", "")
+    assert (answer.code, answer.err) == (0, "")
     (path,) = home.root.with_name("home.exports").glob("move-*.json")
+    assert f"report: {path}" in answer.out
+    assert "export SAGEWAI_DATABASE_URL=" in answer.out
     report = json.loads(path.read_text())
     assert problems("export-to-postgres", report) == []
     assert report["committed"] is True
