@@ -99,7 +99,7 @@ def test_an_invariant_over_two_tables_holds(home: ServerHome, tmp_path: Path) ->
 
 
 def test_no_table_is_altered_or_dropped_while_it_is_read(home: ServerHome, tmp_path: Path) -> None:
-    """DDL waits for the end; a table that is created meanwhile is not in the snapshot."""
+    """DDL waits for the end; a table that is created during it is not in the snapshot."""
     home.run("CREATE TABLE z_last (n int)", "INSERT INTO z_last VALUES (1)")
     refused: list[str] = []
 

@@ -2,7 +2,7 @@
 
 A connection is one transaction: `open_transaction` begins it, pins the settings in it, and commits
 at the end of the block. Settings, locks and statements end with it, so that a pooler in transaction
-mode (PgBouncer) gives it one server connection and gets that back as it was. SQLAlchemy's engine is
+mode (PgBouncer) assigns it one server connection and gets that back as it was. SQLAlchemy's engine is
 a thin layer over asyncpg here, without a pool; its transactions are savepoints. Every error has an
 exit code, and none shows a password.
 
