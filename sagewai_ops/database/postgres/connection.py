@@ -2,9 +2,9 @@
 
 A connection is one transaction: `open_transaction` begins it, pins the settings in it, and commits
 at the end of the block. Settings, locks and statements end with it, so that a pooler in transaction
-mode (PgBouncer) assigns it one server connection and gets that back as it was. SQLAlchemy's engine is
-a thin layer over asyncpg here, without a pool; its transactions are savepoints. Every error has an
-exit code, and none shows a password.
+mode (PgBouncer) can assign one server connection to it, and gets that back as it was. SQLAlchemy's
+engine is a thin layer over asyncpg here, without a pool; its transactions are savepoints. Every
+error has an exit code, and none shows a password.
 
 A database can contain functions and operators of other roles. PostgreSQL prefers the one whose
 parameters match best, in any schema of the path, and it runs with the rights of the caller. So the
