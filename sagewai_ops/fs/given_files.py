@@ -180,7 +180,7 @@ def _walk(path: Path, visit: _Visit, *, follow_last: bool = True) -> str:
     Raises:
         OSError: There are too many links, or the system refused.
     """
-    directory, steps, links = "/", os.path.join(os.getcwd(), path).split("/")[::-1], 0
+    directory, steps, links = "/", os.fspath(path.absolute()).split("/")[::-1], 0
     while steps:
         step = steps.pop()
         if step in ("", "."):
