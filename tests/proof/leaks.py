@@ -77,6 +77,7 @@ MORE = (
             *("backup", "--key", "sealed", "--passphrase-file", world.out / "passphrase"),
             *("--metrics-file", world.out / "backup.prom"),
         ),
+        siblings=("out/backup.prom",),
     ),
 )
 WAYS = ("plain", "json", "verbose", "full disk", "no home", "broken database", "broken state")
