@@ -28,7 +28,7 @@ def test_restore_into_the_home_is_refused(home: Path) -> None:
     assert not (home / "data/copy").exists()
 
 
-def test_lost_key_is_one_warning_with_the_way_out(home: Path) -> None:
+def test_lost_key_is_one_warning_with_a_command(home: Path) -> None:
     """With the number of values, by backup and by status."""
     (home / "secrets/master.key").unlink()
 
@@ -52,7 +52,7 @@ def test_status_of_a_home_with_its_key_is_fine(home: Path) -> None:
     assert answer.result["sealed"] == answer.result["opened"] > 0
 
 
-def test_preflight_ends_with_the_way_back(home: Path) -> None:
+def test_preflight_ends_with_commands_that_go_back(home: Path) -> None:
     """By the snapshot's id: `latest` may be another one by then."""
     answer = call("--home", home, "preflight", "--json")
     snapshot = answer.result["snapshot"]
