@@ -79,7 +79,7 @@ def test_database_without_connections_is_reported(postgres: Server) -> None:
 
 
 def test_schema_and_role_with_capitals(postgres: Server, database: str, tmp_path: Path) -> None:
-    """Names are quoted, and a schema that differs in case is another one."""
+    """Each name is quoted, and a schema that differs in case is another one."""
     home = home_with(tmp_path / "home")
     postgres.run(
         database,
