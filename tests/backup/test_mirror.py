@@ -299,7 +299,8 @@ def test_another_home_or_a_stranger_is_never_replaced(built: BuiltHome, tmp_path
     clone = locate(other.root, {})
     with pytest.raises(TargetBusyError, match="of the home at"):
         update_mirror(clone, tmp_path / "backups", BackupOptions())
-    update_mirror(clone, tmp_path / "backups", BackupOptions(), all_paths=True)
+    smaller = BackupOptions(accept_change=True)
+    update_mirror(clone, tmp_path / "backups", smaller, all_paths=True)
     other.admin_state.unlink()
     with pytest.raises(TargetBusyError, match="of another home"):
         update_mirror(clone, tmp_path / "backups", BackupOptions(), all_paths=True)

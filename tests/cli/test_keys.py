@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyrage
@@ -15,9 +16,13 @@ import home_writer
 import real_homes
 from home_builder import BuiltHome
 from program import Answer, call, run
-from sagewai_ops.database.sqlite.read_transaction import NeedsStagingError
+from sagewai_ops.database.sqlite import moment
+from sagewai_ops.database.sqlite.read_transaction import (
+    NeedsStagingError,
+    ReadTransaction,
+    open_read_transaction,
+)
 from sagewai_ops.home.paths import locate
-from sagewai_ops.keys import inventory
 from sagewai_ops.keys.candidates import fingerprint
 from sagewai_ops.keys.escrow import ciphertext_of
 from sagewai_ops.operations.check_keys import check_keys
@@ -307,18 +312,26 @@ def test_a_database_that_cannot_be_opened_in_place_is_copied(
 ) -> None:
     """Into a private directory, of which nothing is left, nor of one that a killed run made."""
     scratch = tmp_path / "scratch"
-    (scratch / ".sagewai-ops-keys-0dead000").mkdir(parents=True)
+    (scratch / ".sagewai-ops-read-0dead000").mkdir(parents=True)
     monkeypatch.setenv("TMPDIR", str(scratch))
 
-    def refuse(path: Path) -> None:
-        raise NeedsStagingError(f"database {path}: may not be written")
+    refused = []
 
-    monkeypatch.setattr(inventory, "open_read_transaction", refuse)
+    @contextlib.contextmanager
+    def refuse(path: Path, **options: float) -> Iterator[ReadTransaction]:
+        if path == built.database:
+            refused.append(path)
+            raise NeedsStagingError(f"database {path}: may not be written")
+        with open_read_transaction(path, **options) as transaction:
+            yield transaction
+
+    monkeypatch.setattr(moment, "open_read_transaction", refuse)
 
     answer = call("--home", built.root, "keys", "check", "--json")
 
     assert answer.code == 0
     assert len(answer.result["values"]) == len(built.sealed)
+    assert refused
     assert list(scratch.iterdir()) == []
 
 

@@ -22,6 +22,7 @@ from sagewai_ops.export.export import Options, export
 from sagewai_ops.export.results import describe_report
 from sagewai_ops.export.workdir import export_directory
 from sagewai_ops.home.paths import locate
+from sagewai_ops.home.server_record import PLACE
 from sagewai_ops.schema.create import create_database
 from small_homes import everything_of
 from targets import at_head, catalog_of, counts_of, exported, home_with, state_of, url_of
@@ -73,13 +74,17 @@ def test_the_catalog_afterwards_is_that_of_a_migrated_database(
 
 
 def test_the_home_is_only_read(tmp_path: Path, postgres: Server) -> None:
-    """Not a byte of it changes, and next to it only the report is left."""
+    """Its record of the server is added; next to it only the report is left."""
     home = home_with(tmp_path / "home", journal="tail")
     before = everything_of(home.root)
 
     exported(home, postgres, at_head(postgres))
 
-    assert everything_of(home.root) == before
+    after = everything_of(home.root)
+    record = after.pop(PLACE)
+    assert record[0] & 0o777 == 0o600
+    del after["db"], before["db"]  # its time
+    assert after == before
     (report,) = export_directory(home).iterdir()
     assert json.loads(report.read_text())["committed"] is True
     assert report.stat().st_mode & 0o777 == 0o600
@@ -109,7 +114,8 @@ def test_a_commit_is_reported_although_its_copy_cannot_be_removed(
 
     assert report.committed
     assert report.error == ""
-    assert [text.partition(":")[0].split()[0] for text in report.warnings] == ["report", "frozen"]
+    subjects = [text.partition(":")[0].split()[0] for text in report.warnings]
+    assert subjects == [str(home.root / PLACE), "report", "frozen"]
     assert counts_of(postgres, database)
 
 

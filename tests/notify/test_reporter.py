@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -166,17 +167,15 @@ def test_url_is_refused_in_the_configuration(home: Path, tmp_path: Path) -> None
     assert "hunter2" not in answer.err
 
 
-def test_an_interrupted_run_is_a_failure(home: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_is_a_failure(home: Path) -> None:
     """Exit 143 is reported; the run waits where it reads a passphrase from a pipe."""
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
     with watchdog() as dog:
-        words = ("--home", home, "backup", "--ping-url", dog.url, "--passphrase-file", pipe)
-        with started(*words) as process:
-            with open(pipe, "wb"):  # it is inside the command now
-                process.send_signal(signal.SIGTERM)
-                code = process.wait(60)
-            process.communicate()
+        words = ("--ping-url", dog.url, "--passphrase-file", "/dev/stdin")
+        with started("--home", home, "backup", *words, stdin=subprocess.PIPE) as process:
+            while not dog.paths:  # the start is sent before the passphrase is read
+                time.sleep(0.01)
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(60)
 
     assert code == 143
     assert dog.paths == ["/secret-uuid/start", "/secret-uuid/fail"]
