@@ -2,7 +2,7 @@
 
 A plain archive is not written next to encrypted ones by accident: a nightly backup that lost its
 option fails, and an automatic snapshot is encrypted to the recipients of the newest one. Others may
-write metadata files, so recorded recipients count only with an HMAC under the home's master key.
+write metadata files, so recorded recipients count only with an HMAC under a master key of the home.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from sagewai_ops.archive.age import Encryption
-from sagewai_ops.archive.authentication import AuthenticationKey, derive_key
+from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.errors import UsageError
 from sagewai_ops.fs import beneath
 from sagewai_ops.home.paths import Home
-from sagewai_ops.keys.candidates import all_candidates
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
 from sagewai_ops.snapshots.ownership import home_ids
+from sagewai_ops.snapshots.trust import keys_of
 from sagewai_ops.text import shell_word
 
 FIELD = "recipients"  # of a metadata file
@@ -40,10 +40,7 @@ def with_encryption(home: Home, directory: Path, options: BackupOptions) -> Back
     if newest is None or not newest.is_encrypted:
         return options
     if options.is_automatic:
-        keys = (
-            derive_key(candidate.fingerprint, candidate.value)
-            for candidate in all_candidates(home, options.key_environment)
-        )
+        keys = keys_of(home, options.key_environment)
         if recipients := _recorded(newest, keys):
             return replace(options, encryption=Encryption(recipients=recipients))
     raise UsageError(

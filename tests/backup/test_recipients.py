@@ -62,6 +62,17 @@ def test_automatic_snapshot_is_encrypted_like_the_newest(home: Path) -> None:
     assert _archives(home) == [".age", ".age"]
 
 
+def test_the_recipients_outlast_a_rotation_of_the_key(home: Path) -> None:
+    """The former key authenticates them; the home itself encrypts no value with it."""
+    rotated = call("--home", home, "keys", "rotate", "--recipient", RECIPIENT, "--yes")
+    assert rotated.code == 0, rotated.err
+
+    answer = call("--home", home, "preflight", "--json")
+
+    assert answer.document["result"]["snapshot"]
+    assert _archives(home) == [".age"] * 3
+
+
 @pytest.mark.parametrize("change", ["other key", "no recipients", "no card"])
 def test_recipients_that_are_not_authentic_do_not_count(home: Path, change: str) -> None:
     """A writer of the directory cannot add a recipient, nor make the next snapshot plain."""

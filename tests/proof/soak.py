@@ -44,6 +44,7 @@ from proof.bench import Proof, import_everything  # noqa: E402
 from proof.cases import RECOVER  # noqa: E402
 from proof.faults import Ended, Fault, Mode  # noqa: E402
 from proof.worlds import State, World, state_of  # noqa: E402
+from sagewai_ops.home.server_record import PLACE  # noqa: E402
 from sagewai_ops.snapshots import catalog  # noqa: E402
 from sagewai_ops.swap import pending, swap  # noqa: E402
 
@@ -247,6 +248,10 @@ class Soak:
             tables = world.server.rows(world.database, "SELECT count(*) FROM pg_stat_user_tables")
             if ended.code is not None and tables != [(0,)]:
                 raise BrokenError(f"a failed export left tables: {sorted(rows)[:4]}")
+        record = world.home / PLACE
+        if ended.code == 0 and not record.exists():
+            raise BrokenError("an export is not recorded in the home")
+        record.unlink(missing_ok=True)  # the history goes on with SQLite
 
     def _command(
         self,
@@ -367,7 +372,7 @@ def _known(home: Path) -> Known:
     content = {
         name: value[-1] if isinstance(value, tuple) else value
         for name, value in laws.in_home(state_of(home)).items()
-        if not name.endswith((".lock", "master.key"))
+        if not name.endswith((".lock", "master.key", PLACE))
         and not (isinstance(value, tuple) and value[0] in ("folder", "database"))
     }
     key = home / "secrets/master.key"
