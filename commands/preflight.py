@@ -212,11 +212,9 @@ def _commands_back(done: "PreflightReport") -> tuple[str, ...]:
     snapshot = done.snapshot
     if snapshot is None or snapshot.path is None:
         return ()
-    home, directory = shell_word(done.home), shell_word(snapshot.path.parent)
-    return (
-        "# stop Sagewai",
-        f"sagewai-ops --home {home} restore {snapshot.id} --replace --snapshots {directory}",
-    )
+    directory = shell_word(snapshot.path.parent)
+    restore = f"restore {snapshot.id} --replace --snapshots {directory}"
+    return ("# stop Sagewai", f"sagewai-ops --home {shell_word(done.home)} {restore}")
 
 
 def show(terminal: Terminal, result: PreflightResult) -> None:

@@ -134,6 +134,10 @@ def test_any_names_and_contents_come_out_as_they_went_in(tree: Mapping[bytes, An
         root = directory / "home"
         (root / "data").mkdir(parents=True)
         _write(os.fsencode(root / "data"), tree)
+        (root / "config").mkdir()
+        connections = root / "config/connections.json"
+        connections.write_bytes(b'{"version": 1, "connections": []}')
+        connections.chmod(0o600)
         before = everything_of(root)
 
         taken = call("--home", root, "backup", "--json")

@@ -119,7 +119,7 @@ def _copy(table: ServerTable, group: Sequence[str], encoding: str) -> str:
     """Return the line that loads members: of psql, because the files are the client's."""
     columns = ", ".join(map(quoted, stored_columns(table)))
     listed = f" ({columns})" if columns else ""
-    source = f"'{group[0]}'" if len(group) == 1 else f"program 'cat {' '.join(group)}'"
+    source = f"'{group[0]}'" if len(group) == 1 else f"program '{' '.join(('cat', *group))}'"
     return (
         f"\\copy {quoted(table.name)}{listed} from {source}"
         f" with (format text, encoding '{encoding}')"

@@ -188,7 +188,7 @@ CASES = (
     Case(
         "backup --format directory",
         beginnings.with_tree,
-        _always("backup", "--format", "directory"),
+        _always("backup", "--format", "directory", "--accept-change"),
         probe=beginnings.tree_verdict,
     ),
     Case(

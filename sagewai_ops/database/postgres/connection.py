@@ -166,7 +166,7 @@ _HINTS = {
     "42501": "GRANT SELECT ON ALL TABLES IN SCHEMA public TO ROLE;  # or the named privilege",
     # In a transaction that only reads, this is a standby whose replay removed rows that it needs.
     "40001": "ALTER SYSTEM SET hot_standby_feedback = on;"
-    "  # on the standby, then SELECT pg_reload_conf()",
+    "  # on the standby, then SELECT pg_catalog.pg_reload_conf()",
     "25006": "psql URL -c 'SELECT pg_is_in_recovery()'  # t: a standby, use the primary's URL",
 }
 
