@@ -52,6 +52,7 @@ from sagewai_ops.errors import (
     OpsError,
     PermissionDeniedError,
 )
+from sagewai_ops.fs.trust import report as report_once
 from sagewai_ops.home.paths import (
     DATABASE,
     LEGACY_MASTER_KEY,
@@ -330,7 +331,12 @@ class BackupRun:
             )
             if self.quality.is_good:
                 mark = replace(mark, good_sequence=self.sequence, good_id=self.id)
-            write_mark(self.home, directory, mark, self.options.key_environment)
+            if not write_mark(self.home, directory, mark, self.options.key_environment):
+                report_once(
+                    f"snapshot {self.id}: high-water mark not written, neither in {self.home.root}"
+                    " nor in the user's state directory: before the next backup, a removed or"
+                    " replaced snapshot is not noticed"
+                )
 
     def _identity(self, level: str) -> dict[str, Any]:
         return {

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from postgres_server import Server
+from small_homes import MARK
 
 State = dict[str, object]
 
@@ -34,7 +35,8 @@ _MOMENT = re.compile(r"\d{8}T\d{6,12}Z(-[0-9a-f]{4,6}\b)?")
 _SIDECAR = re.compile(r"\.db-(wal|shm|journal)$")
 _ARCHIVE = re.compile(r"^sagewai-<moment>\.tar\.zst(\.age)?(\.json)?$")
 _KEPT = "before-restore-<moment>"
-_APART = ("home.snapshots", "home.exports", ".local")  # each run adds to them
+# Each run adds to them. Of the two high-water marks, one is enough.
+_APART = ("home.snapshots", "home.exports", ".local", f"home/{MARK}")
 _DRAWN = re.compile(r"(?<![0-9a-z])[0-9a-f]{8}(?![0-9a-z])")
 _HIDDEN = re.compile(r"(^|/)\.|^tmp/")
 _TARGET = "target"  # the database on the server

@@ -10,6 +10,7 @@ import pytest
 from program import call
 from sagewai_ops.home.paths import locate
 from sagewai_ops.snapshots.mark import NAME, Mark, read_mark, write_mark
+from small_homes import small
 
 MARK = Mark(sequence=7, id="20260101T000000Z-0a0b0c", mac="0" * 64, key="f" * 16, since=3)
 
@@ -175,6 +176,21 @@ def test_higher_mark_counts_and_each_directory_has_its_own(tmp_path: Path) -> No
     (home.root / NAME).unlink()
     assert read_mark(home, tmp_path / "a", environment) == MARK
     assert read_mark(home, tmp_path / "b", environment) is None
+
+
+@pytest.mark.parametrize("places", [1, 2])
+def test_a_mark_that_cannot_be_written_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: int
+) -> None:
+    """One of the two is enough; without both, the backup is taken and says so."""
+    root: Path = small(tmp_path / "home", rows=1).root
+    (root / NAME).mkdir()
+    monkeypatch.setenv("XDG_STATE_HOME", "/proc/none" if places == 2 else str(tmp_path / "state"))
+
+    answer = call("--home", root, "backup")
+
+    assert answer.code == 0
+    assert ("high-water mark not written" in answer.err) == (places == 2)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"version": 2}', b'{"version": 1}', b"\xff"])
