@@ -89,7 +89,7 @@ def backup(
     follow: Annotated[
         list[str] | None,
         option(
-            CONTENT, "--follow", "Include the target of links to directories; repeatable.", "GLOB"
+            CONTENT, "--follow", "Include the target of links out of the home; repeatable.", "GLOB"
         ),
     ] = None,
     without_database: Annotated[

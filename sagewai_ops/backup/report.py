@@ -18,6 +18,7 @@ from sagewai_ops.snapshots.server_database import SQLITE, Engine, ServerFacts, U
 from sagewai_ops.text import shell_word
 
 _UNOPENED = "unopened"
+_LINKED = "linked-file"
 _SHOWN_PLACES = 5
 _OF_FILES = ("special", "leaves", "unreadable", "name", "holds_key")  # rules of omitted files
 CUSTODIES = ("exclude", "sealed")
@@ -149,7 +150,7 @@ class BackupReport:
             if len(closed) < 2 or cause.rule != _UNOPENED:
                 yield cause.text
         for pattern in self.unused_follow:
-            yield f"--follow {pattern}: no link to a directory outside the home matches"
+            yield f"--follow {pattern}: no link that leaves the home matches"
         for item in self.unstored:
             if not item.is_data:
                 yield item.text
@@ -175,6 +176,8 @@ class BackupReport:
             yield f"if it is not needed: sagewai-ops backup --exclude {name}"
         elif omitted:
             name = shell_word(omitted[0].name)
+            if omitted[0].rule == _LINKED:
+                yield f"to include the file: sagewai-ops backup --follow {name}"
             yield f"if it is known and harmless: sagewai-ops backup --accept {name}"
         if damaged:
             yield (
@@ -194,14 +197,22 @@ def omission_causes(
     omissions: Iterable[Omission],
     unstable: Iterable[str],
     keys: SealedReport,
-    unstored: Iterable[UnstoredObject] = (),
+    unstored: Iterable[UnstoredObject],
+    linked_files: Mapping[str, str],
 ) -> Iterator[Cause]:
-    """Yield why a snapshot is not complete."""
+    """Yield why a snapshot is not complete.
+
+    Args:
+        linked_files: Links to files of the owner that are stored as links, and their targets.
+    """
     for item in omissions:
         if item.reason.is_loss:
             detail = f": {item.detail}" if item.detail else ""
             text = f"{item.path}: omitted, {item.reason.value}{detail}"
             yield Cause(item.reason.name.lower(), item.path, text)
+    for path, target in linked_files.items():
+        text = f"{path}: stored as a link, its file {target} is not in the snapshot"
+        yield Cause(_LINKED, path, text)
     for path in unstable:
         text = f"{path}: changed at every attempt to read it, stored as last read"
         yield Cause("unstable", path, text)

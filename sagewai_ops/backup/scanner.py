@@ -83,7 +83,8 @@ class HomeScan:
         followed: Link in the home -> the target that is included in its place.
         external: Member -> the path outside the home that an override names.
         outside_links: Link -> target, of the links out of the home that are stored as links.
-        unused_follow: Patterns of `--follow` that match no link to a directory.
+        outside_files: Those of them that lead to a file of the home's owner.
+        unused_follow: Patterns of `--follow` that match no link.
     """
 
     items: list[ScanItem] = field(default_factory=list)
@@ -91,6 +92,7 @@ class HomeScan:
     followed: dict[str, str] = field(default_factory=dict)
     external: dict[str, str] = field(default_factory=dict)
     outside_links: dict[str, str] = field(default_factory=dict)
+    outside_files: set[str] = field(default_factory=set)
     unused_follow: list[str] = field(default_factory=list)
     content_bytes: int = 0
     database_bytes: int = 0
@@ -111,8 +113,8 @@ def scan_home(
 
     Args:
         exclude: Patterns on paths relative to the home; `*` also matches `/`.
-        follow: Patterns, likewise, of links to directories outside the home; the target is
-            included in place of the link.
+        follow: Patterns, likewise, of links that leave the home; the target is included in place
+            of the link.
         key_values: Master keys that must not be in any file, whatever its name.
         includes_key: Whether key files are included.
         snapshots: Where this run writes; no followed directory may overlap with it.
@@ -289,6 +291,8 @@ class _Walk:
         elif not self._follows(entry.path, path):
             if is_outside_link_allowed(path):
                 self.scan.outside_links[path] = written
+                if self._is_file_of_owner(entry.path):
+                    self.scan.outside_files.add(path)
                 self._add(ScanItem(member, entry.path, "link", kind, written, is_outside=True))
             else:
                 self._omit(path, Reason.LEAVES, target)
@@ -321,7 +325,7 @@ class _Walk:
         return written, False
 
     def _follows(self, source: str, path: str) -> bool:
-        """Include the target of a link that `--follow` matches, if that is a directory.
+        """Include the target of a link that `--follow` matches, if that is a directory or file.
 
         Links in a directory that is included like this are never followed.
 
@@ -339,13 +343,24 @@ class _Walk:
             self._omit(path, Reason.UNREADABLE, f"target of the link: {error.strerror}")
             self._mark_used(patterns)
             return not is_outside_link_allowed(path)
-        if not stat.S_ISDIR(mode):
+        if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
             return False
         self._refuse_overlap(path, os.path.realpath(source))
         self._mark_used(patterns)
         self.requested.add(path)
         self._add_target(source, path, kind_of(path))
         return True
+
+    def _is_file_of_owner(self, source: str) -> bool:
+        """Check whether a link leads to a file of the home's owner.
+
+        A directory elsewhere is a disk of its own; files of the system are not the owner's data.
+        """
+        try:
+            found = os.stat(source)
+        except OSError:
+            return False
+        return stat.S_ISREG(found.st_mode) and found.st_uid == os.stat(self.home.root).st_uid
 
     def _mark_used(self, patterns: Sequence[str]) -> None:
         for pattern in patterns:
@@ -371,6 +386,8 @@ class _Walk:
             self.stack.append(self._entries(real, path, path))
         elif kind is Kind.DATABASE:
             self._add_database(path, real, status.st_size)
+        elif not self.includes_key and self._is_key(real, path, status.st_size):
+            self._omit(path, Reason.KEY)
         else:
             self._add_file(path, real, kind, status.st_size)
 

@@ -14,7 +14,7 @@ import archives
 from format_reader import read
 from json_schemas import problems
 from memory_directory import memory_directory
-from program import call
+from program import call, taken
 from round_trips import assert_same_home, bring_back
 from sagewai_ops.archive import manifest
 from sagewai_ops.archive.manifest import Entry, EntryType
@@ -91,7 +91,8 @@ def test_a_restored_home_has_the_links_that_leave_it(home: Path, tmp_path: Path)
     before = everything_of(tmp_path / "disk")
     report = back_up(home)
 
-    assert report.is_complete
+    assert [cause.rule for cause in report.quality.omitted] == ["linked-file", "linked-file"]
+    assert {cause.name for cause in report.quality.omitted} == {"data/by-way", "data/up"}
     assert not any(item.reason is Reason.LEAVES for item in report.omissions)
     assert report.outside_links == {
         "data/artifacts": str(tmp_path / "disk"),
@@ -205,6 +206,47 @@ def assert_restores(archive: Path, target: Path, home: Path) -> None:
     """Restore, and check that the link is still a link."""
     bring_back(archive, target, key_home=home)
     assert (target / "data/artifacts/out").is_symlink()
+
+
+def test_a_link_to_a_file_of_the_owner_is_a_loss(home: Path, tmp_path: Path) -> None:
+    """The snapshot has the link and not the file; `--follow` includes it, `--accept` permits it."""
+    model = tmp_path / "model.bin"
+    model.write_bytes(b"weights")
+    (home / "data/model").symlink_to(model)
+    options = ("--home", home, "backup", "--json")
+
+    plain = call(*options)
+    accepted = call(*options, "--accept", "linked-file")
+    followed = call(*options, "--follow", "data/model")
+
+    assert (plain.code, accepted.code, followed.code) == (3, 0, 0)
+    warnings = plain.document["warnings"]
+    assert f"data/model: stored as a link, its file {model} is not in the snapshot" in warnings
+    assert "to include the file: sagewai-ops backup --follow data/model" in warnings
+    restored = tmp_path / "restored"
+    bring_back(taken(followed), restored, key_home=home)
+    assert not (restored / "data/model").is_symlink()
+    assert (restored / "data/model").read_bytes() == b"weights"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user")
+def test_a_link_to_a_file_of_the_system_is_none(home: Path, tmp_path: Path) -> None:
+    """An environment of Python below `data/` has one to its interpreter."""
+    (tmp_path / "python3").touch()
+    os.chown(tmp_path / "python3", 40001, 40001)
+    (home / "data/python3").symlink_to(tmp_path / "python3")
+
+    assert back_up(home).is_complete
+
+
+def test_a_followed_file_with_the_key_is_omitted(home: Path, tmp_path: Path) -> None:
+    """A clear archive has no key, whatever name leads to it."""
+    (tmp_path / "key").write_bytes((home / "secrets/master.key").read_bytes())
+    (home / "data/token").symlink_to(tmp_path / "key")
+
+    report = back_up(home, "data/token")
+
+    assert any((item.path, item.reason) == ("data/token", Reason.KEY) for item in report.omissions)
 
 
 @pytest.mark.parametrize("place", ["", "home", "home/data", "home.snapshots", "home.snapshots/a"])
