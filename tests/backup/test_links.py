@@ -229,7 +229,7 @@ def test_a_link_to_a_file_of_the_owner_is_a_loss(home: Path, tmp_path: Path) -> 
     assert (restored / "data/model").read_bytes() == b"weights"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes the owner of a file")
 def test_a_link_to_a_file_of_the_system_is_none(home: Path, tmp_path: Path) -> None:
     """An environment of Python below `data/` has one to its interpreter."""
     (tmp_path / "python3").touch()

@@ -67,7 +67,7 @@ def _measure(directory: Path, arguments: argparse.Namespace) -> dict[tuple[str, 
     costs: dict[tuple[str, str], list[Cost]] = {}
     for _ in range(arguments.rounds):
         for name, command, uid, snapshots in _contenders(directory, arguments.peer):
-            _give(home.parent, uid)
+            _assign(home.parent, uid)
             print(name, file=sys.stderr, flush=True)
             place = directory / snapshots
             target = home.parent / "restored"
@@ -95,7 +95,7 @@ def _contenders(directory: Path, peer: Path | None) -> Iterator[tuple[str, str, 
         yield f"{OWN}, {peer.parents[2].name}", os.fspath(peer), 0, "parent/snapshots"
 
 
-def _give(root: Path, uid: int) -> None:
+def _assign(root: Path, uid: int) -> None:
     for above, directories, files in os.walk(root):
         for name in (".", *directories, *files):
             os.chown(os.path.join(above, name), uid, uid, follow_symlinks=False)

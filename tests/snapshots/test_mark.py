@@ -182,7 +182,7 @@ def test_higher_mark_counts_and_each_directory_has_its_own(tmp_path: Path) -> No
 def test_a_mark_that_cannot_be_written_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: int
 ) -> None:
-    """One of the two is enough; without both, the backup is taken and says so."""
+    """One of the two is enough; without both, the backup succeeds with a warning."""
     root: Path = small(tmp_path / "home", rows=1).root
     (root / NAME).mkdir()
     monkeypatch.setenv("XDG_STATE_HOME", "/proc/none" if places == 2 else str(tmp_path / "state"))
