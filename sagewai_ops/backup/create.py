@@ -19,7 +19,7 @@ from sagewai_ops.backup.scanner import HomeScan, directories_above, inside_error
 from sagewai_ops.errors import InterruptedRunError, UsageError
 from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.fs.free_space import nearest_existing, require_free_bytes
-from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
+from sagewai_ops.fs.os_errors import output_error, translate_os_errors
 from sagewai_ops.fs.removal import remove_tree
 from sagewai_ops.fs.tempdirs import locked_directory
 from sagewai_ops.home.paths import PARTS, Home, require_files
@@ -115,7 +115,7 @@ def stream_snapshot(
             except OSError as error:
                 if error.filename is not None or isinstance(error, BrokenPipeError):
                     raise
-                raise from_os_error(error, "standard output") from error
+                raise output_error(error) from error
     return run.report(None, swept)
 
 

@@ -36,7 +36,7 @@ from sagewai_ops.errors import (
     InterruptedRunError,
     OpsError,
 )
-from sagewai_ops.fs.os_errors import from_os_error, is_directory_gone
+from sagewai_ops.fs.os_errors import from_os_error, is_directory_gone, output_error
 from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.process.signals import raise_on_signals
 
@@ -358,7 +358,8 @@ def _find_reporter(run: Run, given: Mapping[str, Any]) -> "Reporter | None":
     return Reporter(
         run.command,
         _home_of(run),
-        warn=run.terminal.warning,
+        # The log of the end is lost like that of the start: one line is enough.
+        warn=functools.cache(run.terminal.warning),
         print_log=run.terminal.print_line,
         ping_url=read_ping_url(given["ping_url"], given["ping_url_file"], run.terminal.warning),
         metrics_file=given["metrics_file"],
@@ -459,12 +460,6 @@ def _fail_output(run: Run, error: OpsError | None = None) -> int:
         return EXIT_READER_GONE
     run.terminal.error(error.message, error.next_step)
     return error.exit_code
-
-
-def output_error(error: OSError) -> OpsError:
-    """Return the error for standard output that cannot be written."""
-    failure = from_os_error(OSError(error.errno, error.strerror), "standard output")
-    return type(failure)(failure.message, hint="df -h  # for the file that the output goes to")
 
 
 def report_error(run: Run, error: OpsError) -> int:

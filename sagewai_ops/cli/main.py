@@ -165,9 +165,9 @@ def _write(text: str) -> int:
 
 def _fail_output(error: OSError) -> int:
     """Report that standard output cannot be written, and return the exit code."""
-    from sagewai_ops.cli.command import output_error
     from sagewai_ops.cli.terminal import Terminal
     from sagewai_ops.errors import EXIT_READER_GONE
+    from sagewai_ops.fs.os_errors import output_error
 
     sys.stdout = None  # else it is flushed again at the end
     if isinstance(error, BrokenPipeError):

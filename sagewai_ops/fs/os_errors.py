@@ -39,6 +39,12 @@ def translate_os_errors(path: Path) -> Iterator[None]:
         raise from_os_error(error, path) from error
 
 
+def output_error(error: OSError) -> OpsError:
+    """Return the error for standard output that cannot be written."""
+    failure = from_os_error(OSError(error.errno, error.strerror), "standard output")
+    return type(failure)(failure.message, hint="df -h  # for the file that the output goes to")
+
+
 def from_os_error(error: OSError, path: Path | str, what: str = "") -> OpsError:
     """Return the `OpsError` with the right exit code for an `OSError`.
 
