@@ -5,15 +5,18 @@ Linux shows them in `/proc`; on other systems the results are empty, never wrong
 
 import os
 import re
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 _PROC = Path("/proc")
 _COMMAND_CHARACTERS = 200
+_ESTABLISHED = "01"  # TCP_ESTABLISHED of include/net/tcp_states.h
 _NEEDED = ("PATH", "TMPDIR", "SQLITE_TMPDIR", "TZ", "LANG")
 _NEEDED_BEGINNINGS = ("LC_", "LD_", "DYLD_", "PYTHON")  # language, and paths of libraries
 _PS_SECONDS = 10.0
@@ -70,6 +73,45 @@ def lock_holders(path: Path, kind: str = "FLOCK") -> tuple[Process, ...]:
     wanted = f"{device}:{status.st_ino}"
     pids = {pid for lock_kind, pid, file in _locks() if lock_kind == kind and file == wanted}
     return tuple(read_process(pid) for pid in sorted(pids))
+
+
+def tcp_client(address: str, port: int) -> Process | None:
+    """Return the process of this machine with an end of an established connection.
+
+    Source: the kernel's Documentation/networking/proc_net_tcp.rst.
+
+    Args:
+        address, port: Of this end.
+
+    Returns:
+        None if it is on another machine, or of another user (unless this one is root).
+    """
+    with suppress(ValueError, OSError):
+        wanted = ip_address(address)
+        for table in ("tcp", "tcp6"):
+            for line in (_PROC / "net" / table).read_text("ascii").splitlines()[1:]:
+                fields = line.split()
+                place, _, number = fields[1].partition(":")
+                if int(number, 16) == port and fields[3] == _ESTABLISHED:
+                    found = _kernel_address(bytes.fromhex(place))
+                    if wanted in (found, getattr(found, "ipv4_mapped", None)):
+                        return _owner_of_socket(fields[9])
+    return None
+
+
+def _kernel_address(value: bytes) -> IPv4Address | IPv6Address:
+    """Return an address of which the kernel printed words of 32 bits in its own byte order."""
+    words = struct.unpack(f"={len(value) // 4}I", value)
+    return ip_address(struct.pack(f">{len(words)}I", *words))
+
+
+def _owner_of_socket(inode: str) -> Process | None:
+    for directory in _PROC.glob("[0-9]*/fd"):
+        with suppress(OSError):  # it ended, or it belongs to another user
+            for name in os.listdir(directory):
+                if os.readlink(directory / name) == f"socket:[{inode}]":
+                    return read_process(int(directory.parent.name))
+    return None
 
 
 def user_of(process: Process) -> int | None:

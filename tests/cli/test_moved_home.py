@@ -193,7 +193,7 @@ def test_sagewai_on_the_server_is_use(connected: tuple[Path, Path], words: tuple
     answer = of(home, *words, "--url-file", file)
 
     assert answer.code == 15, answer.err
-    assert "in use by session of postgres (process " in answer.err
+    assert "in use by session of postgres (server process " in answer.err
     after = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
     assert {path: after.get(path) for path in before} == before
 
@@ -238,7 +238,7 @@ def test_status_of_a_server(connected: tuple[Path, Path]) -> None:
     answer = of(home, "status", "--url-file", file)
     result = of(home, "status", "--url-file", file, "--json").result
 
-    assert "connected  session of postgres (process " in answer.out
+    assert "connected  session of postgres (server process " in answer.out
     assert "rows in " in answer.out
     assert "of db/sagewai.db, from before the move" in answer.out
     server = result["server"]
@@ -255,7 +255,7 @@ def test_check_of_a_server_lists_size_and_sessions(connected: tuple[Path, Path])
     answer = of(home, "db", "check", "--url-file", file)
     result = of(home, "db", "check", "--url-file", file, "--json").result
 
-    assert "connected    session of postgres (process " in answer.out
+    assert "connected    session of postgres (server process " in answer.out
     assert result["size_bytes"] > 1_000_000
     assert len(result["sessions"]) == 1
 

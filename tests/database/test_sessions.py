@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,7 +56,7 @@ def test_idle_session_is_use(watch: Callable[..., tuple[ServerSession, ...]]) ->
     (found,) = watch()
 
     assert (found.role, found.application, found.state) == ("postgres", "", "idle")
-    assert found.display == f"session of postgres (process {found.pid})"
+    assert found.display == f"session of postgres (server process {found.pid})"
 
 
 def test_session_of_another_role_is_use(
@@ -81,6 +83,20 @@ def test_sessions_that_are_no_use(
     assert watch(application=application, statement=statement) == ()
 
 
+def test_a_client_on_this_machine_is_named_by_its_own_process() -> None:
+    """Not by the server's, which nobody should stop."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with socket.create_connection(listener.getsockname()) as client:
+            address, port = client.getsockname()
+            here = ServerSession(7, "r", "pool", address, "idle", port)
+            shown = here.display
+        other = ServerSession(7, "r", "pool", "192.0.2.1", "idle", port)
+
+    assert f"session of r (pid {os.getpid()} (" in shown
+    assert shown.endswith("pool)")
+    assert other.display == "session of r (server process 7, pool, from 192.0.2.1)"
+
+
 def test_names_are_bounded_and_escaped() -> None:
     """A client names itself as it likes."""
     session = ServerSession(7, "r", "\x1b[2J\n", "10.0.0.5", "idle")
@@ -104,5 +120,7 @@ def test_home_on_a_server_is_in_use(tmp_path: Path, postgres: Server, database: 
         finally:
             await other.close()
 
-    with pytest.raises(TargetBusyError, match=r"in use by session of postgres \(process \d+\)"):
+    with pytest.raises(
+        TargetBusyError, match=r"in use by session of postgres \(server process \d+\)"
+    ):
         asyncio.run(while_connected())

@@ -210,7 +210,7 @@ def test_other_session_is_named(home: ServerHome, empty: str, tmp_path: Path) ->
         answer = bring_back(home, tmp_path / "copy", empty)
 
     assert answer.code == 15
-    assert "session of postgres (process " in answer.err
+    assert "session of postgres (server process " in answer.err
     assert not (tmp_path / "copy").exists()
 
 

@@ -18,6 +18,7 @@ from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.home.paths import Home
 from sagewai_ops.home.server_record import resolve_database
+from sagewai_ops.process.procfs import describe, tcp_client
 from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.text import printable
 
@@ -31,7 +32,8 @@ _POOLERS = ("pgbouncer", "pgcat", "odyssey", "supavisor")
 # Workers of the server have no role.
 _SESSIONS = """
 SELECT pid, usename::text AS role, coalesce(application_name, '') AS application,
-  coalesce(pg_catalog.host(client_addr), '') AS address, coalesce(state, '') AS state
+  coalesce(pg_catalog.host(client_addr), '') AS address, coalesce(state, '') AS state,
+  coalesce(client_port, 0) AS port
 FROM pg_catalog.pg_stat_activity
 WHERE datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid()
   AND usename IS NOT NULL AND coalesce(backend_type, 'client backend') = 'client backend'
@@ -52,6 +54,7 @@ class ServerSession:
         application: As its client names itself; not to be trusted.
         address: Of its client; "" for a socket of the server's machine.
         state: Such as `active` or `idle`; "" if our role may not see it.
+        port: Of its client; 0 or -1 without one.
     """
 
     pid: int
@@ -59,13 +62,18 @@ class ServerSession:
     application: str
     address: str
     state: str
+    port: int = 0
 
     @property
     def display(self) -> str:
-        """A phrase for messages."""
-        parts = [f"process {self.pid}"]
-        parts += filter(None, (self.application, self.address and f"from {self.address}"))
-        return printable(f"session of {self.role} ({', '.join(parts)})")
+        """A phrase for messages; of a client on this machine its own process, the one to stop."""
+        client = tcp_client(self.address, self.port) if self.port > 0 else None
+        if client:
+            parts = [describe(client), self.application]
+        else:
+            place = self.address and f"from {self.address}"
+            parts = [f"server process {self.pid}", self.application, place]
+        return printable(f"session of {self.role} ({', '.join(filter(None, parts))})")
 
 
 async def find_sessions(
