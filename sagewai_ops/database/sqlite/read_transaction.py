@@ -277,7 +277,7 @@ def from_database_error(error: OSError | sqlite3.Error, path: Path) -> OpsError:
     name = f"database {path}"
     if isinstance(error, OSError):
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-            return NoSpaceError(f"{name}: {_NO_SPACE.get(error.errno, _FULL)}")
+            return _no_space(name, _NO_SPACE.get(error.errno, _FULL))
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
             return NotFoundError(f"{name}: not found", hint="sagewai-ops --home DIR status")
         if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
@@ -301,7 +301,7 @@ def from_database_error(error: OSError | sqlite3.Error, path: Path) -> OpsError:
         )
     if "disk I/O error" in text:
         if reason := why_full(path, error):
-            return NoSpaceError(f"{name}: {reason}")
+            return _no_space(name, reason)
         if pipe := next(filter(_is_pipe, (path, *(sidecar(path, end) for end in SIDECARS))), None):
             return DamagedError(f"{name}: {pipe.name} is a pipe", hint=f"ls -l {shell_word(pipe)}")
         return DamagedError(f"{name}: input/output error", hint="dmesg | tail")
@@ -310,6 +310,11 @@ def from_database_error(error: OSError | sqlite3.Error, path: Path) -> OpsError:
             f"{name}: {text}, which another program has", hint="sagewai-ops db check"
         )
     return DamagedError(f"{name}: {text}")
+
+
+def _no_space(name: str, reason: str) -> NoSpaceError:
+    is_limit = reason == _NO_SPACE[errno.EFBIG]
+    return NoSpaceError(f"{name}: {reason}", hint="ulimit -f unlimited" if is_limit else "")
 
 
 def _is_pipe(path: Path) -> bool:
