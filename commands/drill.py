@@ -1,5 +1,6 @@
 """`drill`: prove that a snapshot can be restored, by restoring it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,8 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     KeepWorkDirOption,
     OpeningPassphraseOption,
     RequireAuthenticOption,
+    ScratchUrlFileOption,
+    ScratchUrlOption,
     SnapshotsOption,
     WorkDirOption,
     WorkFactorOption,
@@ -26,14 +29,14 @@ from .shared_options import (  # noqa: TID251 - a neighbour
 from .snapshot_argument import find_named  # noqa: TID251 - a neighbour
 
 if TYPE_CHECKING:
-    from sagewai_ops.operations.drill import DrillResult
+    from sagewai_ops.operations.drill_report import DrillResult
 
 HELP = """Prove that a snapshot can be restored.
 
 SNAPSHOT is `latest` (default), an id, the beginning of an id, or a path. It is restored into a
-private temporary directory, where database, keys, permissions and the upgrade to the current
-schema are checked. The home is only read for its keys. The result is recorded in the metadata
-file of the snapshot, and the temporary directory, which holds the home in plaintext, is removed.
+private temporary directory, a PostgreSQL database to a private server or that of --scratch-url.
+Database, keys, permissions and the upgrade to the current schema are checked, the result is
+recorded in the metadata file of the snapshot, and what was restored, in plaintext, is removed.
 
 Exit status:
   0   proved
@@ -45,6 +48,7 @@ Exit status:
   14  permission denied
   16  damaged or forged
   18  format or schema newer than this program
+  19  server failed
   20  the upgrade would change rows
 """
 
@@ -56,7 +60,7 @@ def register(app: typer.Typer) -> None:
         "drill",
         drill,
         HELP,
-        result="sagewai_ops.operations.drill:DrillResult",
+        result="sagewai_ops.operations.drill_report:DrillResult",
         unattended=True,
         changes=True,
     )
@@ -86,13 +90,17 @@ def drill(
     ] = False,
     require_authentic: RequireAuthenticOption = False,
     allow_rollback: AllowRollbackOption = False,
+    scratch_url: ScratchUrlOption = None,
+    scratch_url_file: ScratchUrlFileOption = None,
     scratch: WorkDirOption = None,
     keep_work_dir: KeepWorkDirOption = False,
     dry_run: DryRunOption = False,
 ) -> Outcome:
     """Parse, drill, render."""
     from sagewai_ops.cli.credentials import unlock_of
+    from sagewai_ops.cli.database_url import scratch_server
     from sagewai_ops.operations import drill as drilling
+    from sagewai_ops.operations.drill_report import describe_drill
 
     home = run.home()
     archive, skipped = find_named(run, snapshot, snapshots, or_newest=True)
@@ -107,6 +115,7 @@ def drill(
         scratch=scratch,
         keep=keeper(run, keep_work_dir, scratch, archive.parent),
         require_authentic=require_authentic,
+        scratch_server=scratch_server(scratch_url, scratch_url_file),
         is_latest=snapshot == "latest",
         allow_rollback=allow_rollback,
     )
@@ -114,7 +123,7 @@ def drill(
         return plan_outcome(drilling.plan_drill(archive, options))
     with run.terminal.progress() as progress:
         report = drilling.drill(archive, options, progress=progress)
-    result = drilling.describe_drill(report)
+    result = describe_drill(report)
     code = EXIT_FINDINGS if report.findings or skipped else EXIT_DONE
     return Outcome(
         result,
@@ -141,9 +150,17 @@ def show(terminal: Terminal, result: "DrillResult", *, is_kept: bool = False) ->
     if database:
         rows = sum(database.tables.values())
         terminal.line(f"  database  {rows} rows in {len(database.tables)} tables, undamaged")
+    if result.server:
+        server = result.server
+        kind = "private " if server.private else ""
+        terminal.line(
+            f"  server    {server.rows} rows in {server.tables} tables, the same on a {kind}"
+            f"PostgreSQL {server.version}"
+        )
+        before, after = _revisions(server.before), _revisions(server.after)
+        terminal.line(f"  upgrade   {before} to {after}, {len(server.ran)} revisions")
     if upgrade:
-        before = " and ".join(upgrade.before) or "no revision"
-        after = " and ".join(upgrade.after) or "no revision"
+        before, after = _revisions(upgrade.before), _revisions(upgrade.after)
         terminal.line(f"  upgrade   {before} to {after}, {len(upgrade.added)} additions")
     show_keys(terminal, result)
     entries = result.permissions.entries
@@ -151,6 +168,10 @@ def show(terminal: Terminal, result: "DrillResult", *, is_kept: bool = False) ->
     findings = [f"{finding.check}: {finding.text}" for finding in result.findings]
     terminal.items("  finding   ", findings, style="yellow")
     terminal.line(f"  took      {result.seconds:.1f} s" + (", recorded" if result.recorded else ""))
+
+
+def _revisions(ids: Sequence[str]) -> str:
+    return " and ".join(ids) or "no revision"
 
 
 def _doubt(result: "DrillResult") -> str:
@@ -182,7 +203,7 @@ def _warnings(report: Any) -> list[str]:
     warnings = []
     if report.outcome == "unproved":
         closed = len(report.restored.keys.unopened)
-        if report.restored.plan.is_on_server:
+        if report.restored.plan.is_on_server and not report.server:
             warnings.append("not proved: the database of the server was not drilled")
         if closed:
             warnings.append(f"not proved: no available key opens {closed} encrypted values")

@@ -13,6 +13,8 @@ from sagewai_ops.text import shell_word
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     ExtraKeyOption,
+    HiddenScratchUrlFileOption,
+    HiddenScratchUrlOption,
     HiddenSqliteOption,
     HiddenUrlFileOption,
     KeepWorkDirOption,
@@ -123,6 +125,8 @@ def preflight(
     require_authentic: RequireAuthenticOption = False,
     url_file: HiddenUrlFileOption = None,
     sqlite: HiddenSqliteOption = False,
+    scratch_url: HiddenScratchUrlOption = None,
+    scratch_url_file: HiddenScratchUrlFileOption = None,
     scratch: WorkDirOption = None,
     keep_work_dir: KeepWorkDirOption = False,
     strict: StrictOption = False,
@@ -133,7 +137,7 @@ def preflight(
     from sagewai_ops.archive.age import Decryption
     from sagewai_ops.backup.report import BackupOptions
     from sagewai_ops.cli.credentials import automatic_lock_of, unlock_of
-    from sagewai_ops.cli.database_url import with_database
+    from sagewai_ops.cli.database_url import scratch_server, with_database
     from sagewai_ops.operations.preflight import PreflightOptions, run_preflight
 
     run = with_database(run, url_file, sqlite=sqlite)
@@ -164,6 +168,7 @@ def preflight(
         scratch=scratch,
         keep=keeper(run, keep_work_dir, scratch, run.snapshots(home, snapshots)),
         require_authentic=require_authentic,
+        scratch_server=scratch_server(scratch_url, scratch_url_file),
         is_strict=strict,
         dry_run=dry_run,
         wait_seconds=wait,

@@ -114,12 +114,30 @@ SqliteOption = Annotated[
     bool,
     option(DATABASE, "--sqlite", "Use db/sagewai.db, although the database was moved."),
 ]
+ScratchUrlOption = Annotated[
+    str | None,
+    option(DATABASE, "--scratch-url", "Drill a server's database on this server.", "URL"),
+]
+ScratchUrlFileOption = Annotated[
+    Path | None,
+    option(DATABASE, "--scratch-url-file", "File with this URL.", "FILE"),
+]
 # The same of a command whose help has no line left.
 HiddenUrlFileOption = Annotated[
     Path | None,
     option(
         DATABASE, "--url-file", "File with the URL of the database server.", "FILE", hidden=True
     ),
+]
+HiddenScratchUrlOption = Annotated[
+    str | None,
+    option(
+        DATABASE, "--scratch-url", "Drill a server's database on this server.", "URL", hidden=True
+    ),
+]
+HiddenScratchUrlFileOption = Annotated[
+    Path | None,
+    option(DATABASE, "--scratch-url-file", "File with this URL.", "FILE", hidden=True),
 ]
 HiddenSqliteOption = Annotated[
     bool,

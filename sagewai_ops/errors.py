@@ -53,6 +53,10 @@ class NotFoundError(OpsError):
     code: ClassVar[str] = "not-found"
 
 
+class ExtensionMissingError(NotFoundError):
+    """A PostgreSQL server has not installed an extension that tables need."""
+
+
 class LockedError(OpsError):
     """Another run has locked it, or an interrupted one has to be recovered."""
 

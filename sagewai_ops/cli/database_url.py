@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sagewai_ops.database.url import VARIABLES
+from sagewai_ops.database.url import VARIABLES, PostgresUrl, parse
 from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.fs.given_files import decode_given, read_given_file
 from sagewai_ops.fs.os_errors import translate_os_errors
@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from sagewai_ops.cli.command import Run
 
 
-def read_url_file(path: Path) -> str:
+def read_url_file(path: Path, option: str = "--url-file") -> str:
     """Read a database URL, the first line of a file.
+
+    Args:
+        option: That names the file.
 
     Raises:
         NotFoundError, UsageError: No such file, or its first line is empty.
@@ -33,12 +36,31 @@ def read_url_file(path: Path) -> str:
             content = read_given_file(path, private="URL file")
         except FileNotFoundError:
             raise NotFoundError(
-                f"--url-file {path}: not found", hint=f"ls -l {shell_word(path)}"
+                f"{option} {path}: not found", hint=f"ls -l {shell_word(path)}"
             ) from None
-    url = decode_given(content, f"--url-file {path}").partition("\n")[0].strip()
+    url = decode_given(content, f"{option} {path}").partition("\n")[0].strip()
     if not url:
-        raise UsageError(f"--url-file {path}: its first line is empty")
+        raise UsageError(f"{option} {path}: its first line is empty")
     return url
+
+
+def scratch_server(url: str | None, url_file: Path | None) -> PostgresUrl | None:
+    """Return the server on which a drill creates a database; None if no option names one.
+
+    Raises:
+        UsageError: Both options, or not the URL of a PostgreSQL database.
+        NotFoundError: No such file.
+    """
+    if url and url_file:
+        raise UsageError("--scratch-url and --scratch-url-file: one of them")
+    if url_file:
+        url = read_url_file(url_file, "--scratch-url-file")
+    if not url:
+        return None
+    server = parse(url)
+    if not isinstance(server, PostgresUrl):
+        raise UsageError("--scratch-url: not the URL of a PostgreSQL server")
+    return server
 
 
 def with_database(

@@ -14,15 +14,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sagewai_ops import __version__
 from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.archive.open import open_archive
+from sagewai_ops.database.postgres.private_server import CLUSTER_BYTES, find_installations
 from sagewai_ops.database.sqlite.integrity import check_integrity
 from sagewai_ops.database.sqlite.read_transaction import open_frozen
 from sagewai_ops.database.sqlite.schema_objects import find_unexpected
+from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import (
     DamagedError,
     InterruptedRunError,
@@ -33,6 +35,7 @@ from sagewai_ops.errors import (
     NotFoundError,
     OpsError,
     PermissionDeniedError,
+    RemoteError,
     TargetBusyError,
     UsageError,
 )
@@ -46,7 +49,15 @@ from sagewai_ops.home.state_files import (
     in_use,
     read_documents,
 )
-from sagewai_ops.keys.trial_decryption import SealedReport
+from sagewai_ops.operations.drill_database import (
+    DrillServer,
+    ServerDrill,
+    check_sequences,
+    hide_private_url,
+    open_drill_server,
+    upgrade_server,
+)
+from sagewai_ops.operations.drill_report import PROVED, UNPROVED, DrillFinding, DrillReport
 from sagewai_ops.permissions.entry_kinds import EntryKind
 from sagewai_ops.permissions.findings import Inspection
 from sagewai_ops.permissions.rules import Severity
@@ -56,20 +67,20 @@ from sagewai_ops.progress import Progress
 from sagewai_ops.restore.plan import RestoreOptions, plan_restore
 from sagewai_ops.restore.restore import RestoreReport, restore
 from sagewai_ops.schema import sqlite_head
-from sagewai_ops.schema.results import UpgradeResult, describe_upgrade
 from sagewai_ops.schema.revision_graph import HEAD
 from sagewai_ops.schema.upgrade_sqlite import Upgrade, upgrade_database
 from sagewai_ops.snapshots import cards, catalog
-from sagewai_ops.snapshots.authenticity import Authenticity
-from sagewai_ops.snapshots.database_check import DatabaseFacts
+from sagewai_ops.snapshots.quality import engine_of
 from sagewai_ops.snapshots.rebuild_cards import read_card_facts
 from sagewai_ops.snapshots.scratch import memory_parent, scratch_directory, work_parent
+from sagewai_ops.snapshots.server_database import POSTGRESQL, ServerFacts, read_server
 from sagewai_ops.snapshots.trust import keys_of
 from sagewai_ops.text import shell_word, size
 
-PROVED, UNPROVED, FAILED = "proved", "unproved", "failed"
+FAILED = "failed"
 _OTHER_PLACE = "drill on another file system: --work-dir DIR"
 _NOT_DRILLED = "on a server, not drilled: its rows were verified, but not restored"
+_NO_DRILL = "not drilled"  # of the database, in the metadata file
 _HOME = "home"  # in the scratch directory
 # Errors of the environment; any other error is a failure of the snapshot, and recorded.
 _NOT_RECORDED = (
@@ -79,6 +90,7 @@ _NOT_RECORDED = (
     NotAuthenticError,
     NotFoundError,
     PermissionDeniedError,
+    RemoteError,
     TargetBusyError,
     UsageError,
 )
@@ -95,6 +107,8 @@ class DrillOptions:
         scratch: Where the scratch directory is created; None for memory, or next to the home.
         keep: Keeps the scratch directory, as in `tempdirs.kept`.
         require_authentic: Refuse a snapshot that is not authentic.
+        scratch_server: Where the database of a server is restored, into a database of its own; None
+            for a private server.
         is_latest, allow_rollback: As for `restore`.
     """
 
@@ -106,100 +120,9 @@ class DrillOptions:
     scratch: Path | None = None
     keep: Keep | None = None
     require_authentic: bool = False
+    scratch_server: PostgresUrl | None = None
     is_latest: bool = False
     allow_rollback: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class DrillFinding:
-    """A problem that does not prevent a restore.
-
-    Attributes:
-        check: `database`, `keys`, `upgrade` or `permissions`.
-    """
-
-    check: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class DrillReport:
-    """A completed drill.
-
-    Attributes:
-        outcome: `proved`, or `unproved` if encrypted values could not be opened (`without_key`), or
-            the database is that of a server, which a drill does not restore.
-        checked: The checks that passed, in order.
-        upgrade: None without a database.
-        inspection: Without the directories above the scratch directory.
-        recorded: Whether the outcome is in the snapshot's metadata file.
-        not_recorded: Why it could not be written; "" if it was, or if the archive has none.
-    """
-
-    snapshot_id: str
-    archive: Path
-    at: datetime
-    seconds: float
-    outcome: str
-    checked: tuple[str, ...]
-    restored: RestoreReport
-    upgrade: Upgrade | None
-    inspection: Inspection
-    findings: tuple[DrillFinding, ...]
-    swept: tuple[str, ...]
-    recorded: bool = False
-    not_recorded: str = ""
-
-    @property
-    def key_in_snapshot(self) -> bool:
-        """Whether the archive contains the key."""
-        return self.restored.plan.key_custody == "sealed" and not self.restored.key_installed
-
-
-@dataclass(frozen=True, slots=True)
-class PermissionResult:
-    """A finding in the permissions of the restored home."""
-
-    rule: str
-    severity: Severity
-    path: str
-    wrong: str
-
-
-@dataclass(frozen=True, slots=True)
-class PermissionsResult:
-    """The permissions of the restored home."""
-
-    entries: int
-    findings: tuple[PermissionResult, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DrillResult:
-    """The result of a drill as its JSON has it: docs/json.md."""
-
-    snapshot: str
-    archive: Path
-    outcome: Literal["proved", "unproved"]
-    at: str
-    proved_restorable_at: str | None
-    recorded: bool
-    seconds: float
-    checked: tuple[str, ...]
-    files: int
-    folders: int
-    links: int
-    size_bytes: int
-    database: DatabaseFacts | None
-    upgrade: UpgradeResult | None
-    keys: SealedReport
-    key_source: str
-    key_in_snapshot: bool
-    permissions: PermissionsResult
-    findings: tuple[DrillFinding, ...]
-    swept: tuple[str, ...]
-    authenticity: Authenticity
-    authenticity_reason: str
 
 
 def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = None) -> DrillReport:
@@ -215,6 +138,7 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
         NoSpaceError, PermissionDeniedError, LockedError: It could not run; nothing is recorded.
         OpsError: The file system of the scratch directory cannot do what a home needs (links,
             locks, modes, names); nothing is recorded.
+        RemoteError: The server of `scratch_server` failed; nothing is recorded.
         DamagedError, KeyMissingError, SchemaAheadError, DifferenceError, OpsError: The drill
             failed, which is recorded.
     """
@@ -231,8 +155,10 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
         with (
             _hide_scratch_paths(directory, archive),
             scratch_directory(directory, archive.parent, keep=options.keep) as scratch,
+            run.open_server(options, directory) as server,
         ):
-            report = run.execute(scratch / _HOME, options, swept, progress)
+            report = run.execute(scratch / _HOME, options, server, swept, progress)
+        report = dataclasses.replace(report, findings=tuple(run.findings))
     except _NOT_RECORDED:
         raise
     except OpsError as error:
@@ -253,6 +179,8 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
                 f"{error.message}; outcome not recorded: {other.message}", hint=error.hint
             ) from error
         raise
+    if report.is_of_place:
+        return report
     try:
         rebuilt = _card_of(archive, options.decryption, keys)
         recorded = _record(archive, run.success(report), rebuilt, keys)
@@ -278,6 +206,8 @@ def plan_drill(archive: Path, options: DrillOptions) -> tuple[str, ...]:
     steps = [f"restore {what}, into a scratch directory in {directory}"]
     if plan.has_database:
         steps.append("check the database: damage, references, rows as in the manifest")
+    if plan.is_on_server:
+        steps.append(_server_step(options))
     if plan.sealed:
         key = f"the key in {options.key_file}" if options.key_file else "the available keys"
         otherwise = "; continue without a key, unproved" if options.without_key else ""
@@ -291,47 +221,6 @@ def plan_drill(archive: Path, options: DrillOptions) -> tuple[str, ...]:
     return tuple(steps)
 
 
-def describe_drill(report: DrillReport) -> DrillResult:
-    """Return the result of a drill."""
-    restored, inspection = report.restored, report.inspection
-    at = f"{report.at:%Y-%m-%dT%H:%M:%SZ}"
-    return DrillResult(
-        snapshot=report.snapshot_id,
-        archive=report.archive,
-        outcome="proved" if report.outcome == PROVED else "unproved",
-        at=at,
-        proved_restorable_at=at if report.outcome == PROVED else None,
-        recorded=report.recorded,
-        seconds=round(report.seconds, 3),
-        checked=report.checked,
-        files=restored.extracted.files,
-        folders=restored.extracted.directories,
-        links=restored.extracted.links,
-        size_bytes=restored.extracted.size_bytes,
-        database=restored.database.facts if restored.database else None,
-        upgrade=describe_upgrade(report.upgrade) if report.upgrade else None,
-        keys=restored.keys,
-        key_source=restored.key_source,
-        key_in_snapshot=report.key_in_snapshot,
-        permissions=PermissionsResult(
-            entries=inspection.entries,
-            findings=tuple(
-                PermissionResult(
-                    rule=finding.rule.id,
-                    severity=finding.rule.severity,
-                    path=str(finding.path.relative_to(inspection.home)),
-                    wrong=finding.message,
-                )
-                for finding in inspection.findings
-            ),
-        ),
-        findings=report.findings,
-        swept=report.swept,
-        authenticity=restored.plan.origin_state.authenticity,
-        authenticity_reason=restored.plan.origin_state.reason,
-    )
-
-
 @dataclass(slots=True)
 class _DrillRun:
     """A drill in progress."""
@@ -343,24 +232,58 @@ class _DrillRun:
     stage: str = "restore"
     findings: list[DrillFinding] = field(default_factory=list)
 
+    @contextlib.contextmanager
+    def open_server(self, options: DrillOptions, directory: Path) -> Iterator[DrillServer]:
+        """Open the server for the database of the snapshot, if that was on one."""
+        facts = _server_facts(self.archive, options.decryption)
+        if facts is None:
+            yield DrillServer()
+            return
+        with open_drill_server(
+            facts,
+            options.scratch_server,
+            directory,
+            self.archive.parent,
+            lambda reason: self.add_finding("database", reason),
+        ) as server:
+            yield server
+
+    def restore(
+        self, home: Home, options: DrillOptions, server: DrillServer, progress: Progress | None
+    ) -> tuple[RestoreReport, DrillServer]:
+        """Restore to a new directory and the server, or without a server that cannot do it."""
+        chosen = _restore_options(options)
+        with incomplete_step():
+            if server.url:
+                try:
+                    both = dataclasses.replace(chosen, server=server.url)
+                    return restore(self.archive, home, both, progress=progress), server
+                except OpsError as error:
+                    if not server.is_cause(error):
+                        raise
+                    server = DrillServer(reason=hide_private_url(error.message), is_failed=True)
+            return restore(self.archive, home, chosen, progress=progress), server
+
     def execute(
-        self, root: Path, options: DrillOptions, swept: tuple[str, ...], progress: Progress | None
+        self,
+        root: Path,
+        options: DrillOptions,
+        server: DrillServer,
+        swept: tuple[str, ...],
+        progress: Progress | None,
     ) -> DrillReport:
         """Restore to a new directory, and use the result."""
-        with incomplete_step():
-            restored = restore(
-                self.archive,
-                locate(root, {}),
-                _restore_options(options),
-                progress=progress,
-            )
         home = locate(root, {})
+        restored, server = self.restore(home, options, server, progress)
         self.check_documents(home, restored)
         self.next_stage("database")
         self.check_database(home, restored)
-        is_drilled = not restored.plan.is_on_server
+        version, facts = "", restored.plan.server
+        if server.url and facts:
+            version = check_sequences(server.url, facts)
+        is_drilled = bool(version) or not restored.plan.is_on_server
         if not is_drilled:
-            self.add_finding("database", _NOT_DRILLED)
+            self.add_finding("database", "; ".join(filter(None, (_NOT_DRILLED, server.reason))))
         self.next_stage("keys", has_passed=is_drilled)
         for value in restored.keys.unopened:
             self.add_finding("keys", f"{value.place} {value.where}: {value.reason}")
@@ -370,6 +293,12 @@ class _DrillRun:
         inspection = self.check_permissions(home)
         self.next_stage("upgrade")
         upgraded = self.upgrade(home, restored, progress)
+        on_server = None
+        if server.url:
+            migration, broken = upgrade_server(server.url, progress)
+            on_server = ServerDrill(version, server.is_private, migration)
+            for text in broken:
+                self.add_finding("upgrade", hide_private_url(text))
         self.next_stage("")
         return DrillReport(
             snapshot_id=restored.plan.snapshot_id,
@@ -380,9 +309,11 @@ class _DrillRun:
             checked=tuple(self.checked),
             restored=restored,
             upgrade=upgraded,
+            server=on_server,
             inspection=inspection,
             findings=tuple(self.findings),
             swept=swept,
+            is_of_place=server.is_failed,
         )
 
     def next_stage(self, stage: str, *, has_passed: bool = True) -> None:
@@ -468,8 +399,10 @@ class _DrillRun:
     def success(self, report: DrillReport) -> dict[str, Any]:
         """Return what the metadata file records of a completed drill."""
         facts: dict[str, Any] = {"drill": self._facts(report.outcome)}
-        if report.restored.plan.is_on_server:
-            facts["drill"]["database"] = "not drilled"
+        if report.server:
+            facts["drill"]["database"] = f"PostgreSQL {report.server.version}"
+        elif report.restored.plan.is_on_server:
+            facts["drill"]["database"] = _NO_DRILL
         if report.outcome == PROVED:
             facts["proved_restorable_at"] = facts["drill"]["at"]
         return facts
@@ -495,6 +428,16 @@ class _DrillRun:
         }
 
 
+def _server_step(options: DrillOptions) -> str:
+    if options.scratch_server:
+        where = f"a database of its own on the server of {options.scratch_server.display}"
+    elif find_installations():
+        where = "a private PostgreSQL server"
+    else:
+        return f"the database is {_NOT_DRILLED}"
+    return f"restore the database of the server to {where}, compare it, and upgrade it to {HEAD}"
+
+
 def _find_archive(archive: Path) -> Path:
     """Return the real path of an archive, which must be a file."""
     archive = Path(os.path.realpath(archive))
@@ -507,6 +450,15 @@ def _find_archive(archive: Path) -> Path:
     if not beneath.is_file(archive):
         raise NotFoundError(f"snapshot {archive}: not found", hint="sagewai-ops snapshots list")
     return archive
+
+
+def _server_facts(archive: Path, decryption: Decryption | None) -> ServerFacts | None:
+    """Return the database of a server in a snapshot; None without one."""
+    card = cards.read_card(archive)
+    if card and engine_of(card) != POSTGRESQL:
+        return None  # if it is wrong, the drill proves nothing
+    with open_archive(archive, decryption) as reader:
+        return read_server(reader.manifest)
 
 
 def _restore_options(options: DrillOptions) -> RestoreOptions:
@@ -531,10 +483,11 @@ def _scratch_parent(archive: Path, options: DrillOptions) -> Path:
 
 
 def _needed_bytes(archive: Path) -> int:
-    """Estimate the size of the scratch directory: the content, and the upgraded database."""
-    recorded = cards.read_card(archive).get("content_bytes")
-    size_bytes = beneath.status(archive).st_size
-    return 2 * max(recorded if isinstance(recorded, int) else 10 * size_bytes, size_bytes)
+    """Estimate the size of the scratch directories: the content, and the upgraded database."""
+    card = cards.read_card(archive)
+    recorded, size_bytes = card.get("content_bytes"), beneath.status(archive).st_size
+    content = max(recorded if isinstance(recorded, int) else 10 * size_bytes, size_bytes)
+    return 2 * content + (CLUSTER_BYTES if engine_of(card) == POSTGRESQL else 0)
 
 
 @contextlib.contextmanager
@@ -545,15 +498,17 @@ def _hide_scratch_paths(directory: Path, archive: Path) -> Iterator[None]:
     except InterruptedRunError:
         raise
     except OpsError as error:
-        if isinstance(error, (NoSpaceError, PermissionDeniedError)):
-            raise type(error)(f"drill: {error.message}", hint=_OTHER_PLACE) from error
+        message = hide_private_url(error.message)
+        is_of_disk = not message.startswith("postgresql://")  # of a server that was named
+        if isinstance(error, (NoSpaceError, PermissionDeniedError)) and is_of_disk:
+            raise type(error)(f"drill: {message}", hint=_OTHER_PLACE) from error
         hidden = re.compile(re.escape(os.fspath(directory)) + r"/\.sagewai-[^/]+\.drill(/home)?/?")
         hint = error.hint
         if hidden.search(hint):
             hint = f"sagewai-ops snapshots verify {shell_word(archive)}"
         if is_of_place(error):
             hint = _OTHER_PLACE
-        raise type(error)(f"drill: {hidden.sub('', error.message)}", hint=hint) from error
+        raise type(error)(f"drill: {hidden.sub('', message)}", hint=hint) from error
 
 
 def _record(

@@ -40,7 +40,8 @@ from sagewai_ops.home.paths import SIDECAR_SUFFIXES, Home, layout_of, require_fi
 from sagewai_ops.home.server_record import resolve_database
 from sagewai_ops.keys.candidates import ENVIRONMENT, Candidate, refused_variable
 from sagewai_ops.operations.check_keys import check_keys
-from sagewai_ops.operations.drill import PROVED, DrillOptions, DrillReport, drill
+from sagewai_ops.operations.drill import DrillOptions, drill
+from sagewai_ops.operations.drill_report import PROVED, DrillReport
 from sagewai_ops.operations.migrate_layout import migrate_layout
 from sagewai_ops.operations.status import walk_sizes
 from sagewai_ops.permissions.rules import Severity
@@ -99,8 +100,7 @@ class Check:
     Attributes:
         name: `use`, `layout`, `permissions`, `keys`, `database`, `space`, `snapshot`, `drill` or
             `upgrade`.
-        details: One line each.
-        remedies: Commands that fix it, one a line.
+        details, remedies: One line each; remedies are commands that fix it.
         error_code: The exit code of the error; 0 without one.
     """
 
@@ -129,8 +129,7 @@ class PreflightOptions:
         decryption: Opens the snapshot if `backup` encrypts it; None if that is not possible here.
         key_file: An additional master key.
         scratch: Where the scratch directory is created; None for the snapshot directory.
-        keep: Keeps the scratch directory, as in `tempdirs.kept`.
-        require_authentic: Refuse a snapshot that is not authentic.
+        keep, require_authentic, scratch_server: As for `DrillOptions`.
         is_strict: Warnings count as findings.
         dry_run: Run the checks that only read.
         wait_seconds: For another run, and for a process that has the database locked.
@@ -144,6 +143,7 @@ class PreflightOptions:
     scratch: Path | None = None
     keep: Keep | None = None
     require_authentic: bool = False
+    scratch_server: PostgresUrl | None = None
     is_strict: bool = False
     dry_run: bool = False
     wait_seconds: float = 30.0
@@ -296,12 +296,14 @@ class _Run:
                 scratch=options.scratch,
                 keep=options.keep,
                 require_authentic=options.require_authentic,
+                scratch_server=options.scratch_server,
             ),
             progress=self.progress,
         )
         self.drill_report = report
         details = tuple(f"{finding.check}: {finding.text}" for finding in report.findings)
         summary = f"restored in {report.seconds:.1f} s, {len(report.checked)} checks passed"
+        summary += f", on PostgreSQL {report.server.version}" if report.server else ""
         if report.outcome != PROVED or report.not_recorded:
             details = (*details, *filter(None, [report.not_recorded]))
             remedy = home_command(self.home, f"drill {report.snapshot_id}")

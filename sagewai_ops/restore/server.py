@@ -31,8 +31,8 @@ from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import (
     DamagedError,
     DifferenceError,
+    ExtensionMissingError,
     LockedError,
-    NotFoundError,
     OpsError,
     PermissionDeniedError,
     TargetBusyError,
@@ -312,7 +312,7 @@ class ServerRestore(SnapshotSession):
             if not self._missing:
                 raise
             names = ", ".join(map(printable, self._missing))
-            raise NotFoundError(
+            raise ExtensionMissingError(
                 f"{self._url.display}: extension {names}: not installed",
                 hint=f"psql URL -c 'CREATE EXTENSION {printable(self._missing[0])}'",
             ) from error

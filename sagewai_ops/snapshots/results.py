@@ -15,7 +15,7 @@ class DrillRecord:
         failed: The stage that failed.
         code: The error of a failed drill.
         findings: Number of findings.
-        database: `not drilled` if it is that of a server.
+        database: Of a server: `not drilled`, or the version of the server that it was restored to.
     """
 
     at: str | None = None
@@ -26,7 +26,7 @@ class DrillRecord:
     findings: int | None = None
     seconds: float | None = None
     tool_version: str | None = None
-    database: Literal["not drilled"] | None = None
+    database: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from postgres_server import Server
 from program import call
 from sagewai_ops.backup.server import split_rows
 from sagewai_ops.errors import PermissionDeniedError, RemoteError
+from sagewai_ops.operations import drill_database
 from sagewai_ops.schema.revision_graph import HEAD
 from sagewai_ops.snapshots.cards import read_card
 from server_homes import ServerHome, content, facts_of, make_server_home, restore
@@ -216,13 +217,18 @@ def test_a_restore_of_the_files_reports_the_database(in_shell: ServerHome, tmp_p
     assert not (home / "postgres").exists()
 
 
-def test_a_drill_does_not_prove_the_database_of_a_server(in_shell: ServerHome) -> None:
+def test_without_a_server_a_drill_does_not_prove_the_database_of_one(
+    in_shell: ServerHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The files are restored and checked; card and exit status state what was not."""
+    monkeypatch.setattr(drill_database, "find_installations", tuple)
     archive = Path(call("backup", "--json").result["archive"])
 
     answer = call("drill", "--json")
 
     assert (answer.code, answer.result["outcome"]) == (4, "unproved")
+    assert "no --scratch-url is given" in answer.result["findings"][0]["text"]
+    assert answer.result["server"] is None
     assert "database" not in answer.result["checked"]
     card = read_card(archive)
     assert card["drill"]["database"] == "not drilled"

@@ -36,7 +36,8 @@ from sagewai_ops.fs import locks
 from sagewai_ops.fs.removal import remove_tree
 from sagewai_ops.home.paths import locate
 from sagewai_ops.operations import drill as drilling
-from sagewai_ops.operations.drill import DrillOptions, DrillReport, drill
+from sagewai_ops.operations.drill import DrillOptions, drill
+from sagewai_ops.operations.drill_report import PROVED, UNPROVED, DrillReport
 from sagewai_ops.restore.restore import restore
 from sagewai_ops.schema.upgrade_sqlite import upgrade_database
 from sagewai_ops.snapshots import cards, catalog
@@ -95,7 +96,7 @@ def test_a_home_that_sagewai_wrote_is_proved_and_neither_it_nor_the_archive_touc
 
     report = try_it(archive, root)
 
-    assert report.outcome == drilling.PROVED
+    assert report.outcome == PROVED
     assert report.checked == ("restore", "database", "keys", "permissions", "upgrade")
     assert report.findings == ()
     assert report.restored.keys.total
@@ -169,7 +170,7 @@ def test_a_drill_that_fails_takes_an_earlier_proof_away(built: BuiltHome, archiv
     assert left_beside(archive) == []
 
     flip(archive)
-    assert try_it(archive, built.root).outcome == drilling.PROVED
+    assert try_it(archive, built.root).outcome == PROVED
     assert card_of(archive)["proved_restorable_at"]
 
 
@@ -194,7 +195,7 @@ def test_without_a_key_the_rest_is_proved_and_not_counted(built: BuiltHome, arch
 
     report = try_it(archive, None, without_key=True)
 
-    assert report.outcome == drilling.UNPROVED
+    assert report.outcome == UNPROVED
     assert "keys" not in report.checked
     assert {finding.check for finding in report.findings} == {"keys"}
     card = card_of(archive)
@@ -205,7 +206,7 @@ def test_without_key_is_no_hindrance_where_the_key_is_at_hand(
     built: BuiltHome, archive: Path
 ) -> None:
     """It allows closed values and asks for none."""
-    assert try_it(archive, built.root, without_key=True).outcome == drilling.PROVED
+    assert try_it(archive, built.root, without_key=True).outcome == PROVED
 
 
 def test_a_key_file_opens_what_is_sealed(built: BuiltHome, archive: Path, tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ def test_a_key_file_opens_what_is_sealed(built: BuiltHome, archive: Path, tmp_pa
         try_it(archive, None, key_file=wrong)
     report = try_it(archive, None, key_file=right)
 
-    assert report.outcome == drilling.PROVED
+    assert report.outcome == PROVED
     assert report.restored.key_source == "--key-file"
 
 
@@ -233,7 +234,7 @@ def test_a_key_in_the_archive_needs_no_home(built: BuiltHome) -> None:
     report = try_it(archive, None, decryption=Decryption(identities=(identity,)))
 
     assert report.key_in_snapshot
-    assert report.outcome == drilling.PROVED
+    assert report.outcome == PROVED
 
 
 def test_an_archive_that_cannot_be_opened_differs_from_one_that_was_not_tried(
@@ -301,7 +302,7 @@ def test_references_to_nothing_are_findings_and_no_failure(tmp_path: Path) -> No
 
     report = try_it(archive, built.root)
 
-    assert report.outcome == drilling.PROVED
+    assert report.outcome == PROVED
     assert {finding.check for finding in report.findings} == {"database"}
     assert "have broken references" in report.findings[0].text
     assert card_of(archive)["drill"]["findings"] == len(report.findings)

@@ -602,7 +602,7 @@ def test_the_gravest_code_of_several_is_returned() -> None:
 def test_a_home_whose_tables_are_on_a_server(
     home: Path, postgres: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server's database is checked and its upgrade rehearsed; the home is drilled."""
+    """Its database is checked, drilled on a private server, and its upgrade rehearsed."""
     name = postgres.at("019_fleet_tasks")
     monkeypatch.setenv("SAGEWAI_DATABASE_URL", postgres.url(name))
     answer, lines = fly(home)
@@ -612,9 +612,8 @@ def test_a_home_whose_tables_are_on_a_server(
     assert (answer.code, verdicts(lines)) == (0, {})
     assert lines["upgrade"]["summary"].startswith("1 revisions to 020")
     assert lines["use"]["summary"] == "not in use"
-    assert lines["snapshot"]["details"] == [
-        "SAGEWAI_DATABASE_URL: the tables of that server are not in this snapshot"
-    ]
+    assert ", on PostgreSQL " in lines["drill"]["summary"]
+    assert answer.result["proved_restorable_at"]
     assert without["database"]["verdict"] == without["upgrade"]["verdict"] == "failed"
     assert without["keys"]["mend"] == [f"sagewai-ops --home {home} db check"]
 
