@@ -153,9 +153,9 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
             swept += tuple(catalog.sweep(parent))
     try:
         with (
+            run.open_server(options, directory) as server,
             _hide_scratch_paths(directory, archive),
             scratch_directory(directory, archive.parent, keep=options.keep) as scratch,
-            run.open_server(options, directory) as server,
         ):
             report = run.execute(scratch / _HOME, options, server, swept, progress)
         report = dataclasses.replace(report, findings=tuple(run.findings))
@@ -235,7 +235,8 @@ class _DrillRun:
     @contextlib.contextmanager
     def open_server(self, options: DrillOptions, directory: Path) -> Iterator[DrillServer]:
         """Open the server for the database of the snapshot, if that was on one."""
-        facts = _server_facts(self.archive, options.decryption)
+        with _hide_scratch_paths(directory, self.archive):
+            facts = _server_facts(self.archive, options.decryption)
         if facts is None:
             yield DrillServer()
             return

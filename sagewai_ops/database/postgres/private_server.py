@@ -136,6 +136,7 @@ def start_private_server(
         url = PostgresUrl(
             hosts=((f"/proc/self/fd/{descriptor}", DEFAULT_PORT),),
             user=_SUPERUSER,
+            password="",  # nothing asks for it; else the password file is read
             database="postgres",
             # What the environment demands of the home's server is not demanded of this one.
             tls=dict.fromkeys(PROTECTIONS, "")
