@@ -260,6 +260,12 @@ def exported(world: World, bench: Bench) -> None:
     shutil.rmtree(world.home.with_name("home.exports"))
 
 
+def exported_with_snapshot(world: World, bench: Bench) -> None:
+    """Move a home to the server, and create a snapshot of both."""
+    exported(world, bench)
+    bench.run(("backup",), world, variables=server_url(world))
+
+
 def refused(world: World, bench: Bench) -> None:
     """Have a row in the home that a server refuses, and an empty database on the server."""
     at("")(world, bench)

@@ -302,6 +302,18 @@ CASES = (
     Case("keys rotate --dry-run", beginnings.small, _always("keys", "rotate", "--dry-run")),
     Case("drill", beginnings.with_snapshot, _always("drill")),
     Case(
+        "drill, PostgreSQL",
+        beginnings.exported_with_snapshot,
+        lambda world: ("drill", "--work-dir", world.out),
+        on_server=True,
+    ),
+    Case(
+        "drill --scratch-url",
+        beginnings.exported_with_snapshot,
+        lambda world: ("drill", "--work-dir", world.out, "--scratch-url", world.url),
+        on_server=True,
+    ),
+    Case(
         "preflight",
         beginnings.small,
         lambda world: ("preflight", "--work-dir", world.out),
