@@ -84,7 +84,7 @@ def test_sessions_that_are_no_use(
 
 
 def test_a_client_on_this_machine_is_named_by_its_own_process() -> None:
-    """Not by the server's, which nobody should stop."""
+    """Not by the server's, which must not be stopped."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         with socket.create_connection(listener.getsockname()) as client:
             address, port = client.getsockname()
