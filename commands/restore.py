@@ -9,9 +9,9 @@ import typer
 from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.options import DATABASE, ENCRYPTION, TARGET, DryRunOption, option
 from sagewai_ops.cli.terminal import Terminal
-from sagewai_ops.errors import UsageError
+from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
 from sagewai_ops.home.paths import Home
-from sagewai_ops.text import shell_word, size
+from sagewai_ops.text import printable, shell_word, size
 
 from .recover import alias_outcome, outcome_of  # noqa: TID251 - a neighbour
 from .shared_options import (  # noqa: TID251 - a neighbour
@@ -28,17 +28,19 @@ from .shared_options import (  # noqa: TID251 - a neighbour
 from .snapshot_argument import find_path  # noqa: TID251 - a neighbour
 
 if TYPE_CHECKING:
-    from sagewai_ops.restore.results import PlanResult, RestoreResult
+    from sagewai_ops.restore.results import NotConverted, PlanResult, RestoreResult
+
+_SHOWN_KEYS = 3  # of rows that could not be converted; JSON has more
 
 HELP = """Restore a home from a snapshot.
 
-SNAPSHOT is `latest`, an id, the beginning of an id, or a path. It is extracted and verified before
-the home is exchanged; the previous home is kept as HOME.before-restore-<UTC>, for --undo. A
-PostgreSQL database is restored with the files, both or neither: it must be empty, or --replace
-keeps its tables.
+SNAPSHOT is `latest`, an id or its beginning, or a path. It is verified before the home is
+exchanged; the previous one is kept for --undo. A PostgreSQL database is restored too: it must be
+empty, or --replace keeps its tables.
 
 Exit status:
   0   restored
+  3   restored, but rows could not be converted to SQLite
   10  snapshot not found
   11  locked by another run, or an interrupted one is pending
   12  no key decrypts the secrets or the archive
@@ -129,6 +131,9 @@ def restore(
         bool,
         option(DATABASE, "--without-database", "Restore files, not the database of a server."),
     ] = False,
+    to_sqlite: Annotated[
+        bool, option(DATABASE, "--to-sqlite", "Restore it to the SQLite file of the home.")
+    ] = False,
     sqlite: HiddenSqliteOption = False,
     wait: HomeWaitOption = 0.0,
     dry_run: DryRunOption = False,
@@ -150,6 +155,8 @@ def restore(
 
     if without_database and (database_url or url_file):
         raise UsageError("--without-database: contradicts a URL")
+    if to_sqlite and (undo or recover or without_database or database_url or url_file):
+        raise UsageError("--to-sqlite: contradicts a URL, --without-database, --undo and --recover")
     run = with_database(run, url_file, url=database_url, sqlite=sqlite, required=False)
     if undo or recover:
         return _undo_or_recover(run, to, undo=undo, dry_run=dry_run, wait_seconds=wait)
@@ -190,13 +197,14 @@ def restore(
             f" {shell_word(home.root.with_name(home.root.name + '.restored'))}",
         )
     server = None
-    if not without_database and (to is None or database_url or url_file):
+    if not (without_database or to_sqlite) and (to is None or database_url or url_file):
         # With --to, the variables name the database of the home, not that of the target.
         server = resolve(environment, target.database)
     options = dataclasses.replace(
         options,
         server=server if isinstance(server, PostgresUrl) else None,
         requires_server=not without_database and not sqlite,
+        to_sqlite=to_sqlite,
     )
     risked = home if to is None and home.root.is_dir() else None
     if dry_run:
@@ -210,7 +218,12 @@ def restore(
         report = restoring.restore(archive, target, options, progress=progress)
     warnings = (*_origin_warning(report.plan, risked, snapshot), *report.warnings)
     done = RestoreResult.of_report(report, warnings)
-    return Outcome(done, lambda terminal: _show(terminal, done), warnings=warnings)
+    return Outcome(
+        done,
+        lambda terminal: _show(terminal, done),
+        exit_code=EXIT_INCOMPLETE if done.not_converted else EXIT_DONE,
+        warnings=(*warnings, *map(_not_converted, done.not_converted)),
+    )
 
 
 def _origin_warning(plan: Any, home: Home | None, snapshot: str | None) -> tuple[str, ...]:
@@ -222,6 +235,16 @@ def _origin_warning(plan: Any, home: Home | None, snapshot: str | None) -> tuple
     if home is None or snapshot != "latest" or plan.origin in ("", str(home.root)):
         return ()
     return (f"snapshot {plan.snapshot_id}: created from {plan.origin}, not from {home.root}",)
+
+
+def _not_converted(item: "NotConverted") -> str:
+    place = f"{item.table}.{item.column}" if item.column else item.table
+    keys = ", ".join(item.keys[:_SHOWN_KEYS])
+    more = "; ..." if len(item.keys) > _SHOWN_KEYS else ""
+    return printable(
+        f"not converted: {place}: {item.detail} ({item.kind}, {item.count} rows"
+        f"{': ' if keys else ''}{keys}{more})"
+    )
 
 
 def _parts(only: list[str]) -> tuple[str, ...]:
@@ -279,6 +302,10 @@ def _show_plan(terminal: Terminal, result: "PlanResult") -> None:
     )
     if result.server:
         terminal.line(f"  server    {_server(result)}")
+    if result.to_sqlite:
+        terminal.line(f"  converts  {result.server_rows} rows in {result.server_tables} tables")
+        for item in result.not_converted:
+            terminal.line(f"            {_not_converted(item)}")
     terminal.line(f"  owner     {result.owner or 'as recorded in the snapshot'}")
     if result.revokes_sessions:
         terminal.line("  revokes   all sessions and API tokens")
@@ -310,7 +337,9 @@ def _show(terminal: Terminal, result: "RestoreResult") -> None:
     terminal.line(f"snapshot {result.snapshot}: restored to {result.target}", style="bold green")
     terminal.line(f"  files     {result.files}, {size(result.size_bytes)}, all verified")
     terminal.line(f"  origin    {_origin(result)}")
-    if result.database:
+    if result.to_sqlite:
+        terminal.line(f"  database  {result.converted_rows} rows converted, each compared")
+    elif result.database:
         rows = sum(result.database.tables.values())
         terminal.line(f"  database  {rows} rows, as in the snapshot")
     if result.server:

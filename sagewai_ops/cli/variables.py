@@ -20,7 +20,7 @@ ACTING = frozenset((
     *("--fix", "--undo", "--recover", "--replace", "--rebuild", "--into"),
     *("--yes", "--force", "--all", "--no-snapshot", "--allow-live", "--keep-work-dir"),
     *("--revoke-sessions", "--rebind-fleet", "--without-key", "--leave-unopened"),
-    *("--allow-rollback", "--owner", "--same-owner", "--unencrypted", "--sqlite"),
+    *("--allow-rollback", "--owner", "--same-owner", "--unencrypted", "--sqlite", "--to-sqlite"),
     *("--accept-change",),
     *("--dry-run", "--plan", "--rehearse", "--sql", "--verify-only"),
 ))  # fmt: skip

@@ -23,6 +23,7 @@ from sagewai_ops.keys.candidates import (
     key_from_bytes,
     shown_source,
 )
+from sagewai_ops.keys.inventory import SERVER
 from sagewai_ops.keys.locations import SealedValue
 from sagewai_ops.keys.trial_decryption import SealedReport, Unopened, try_keys
 from sagewai_ops.restore.plan import RestoreOptions, includes_secrets
@@ -71,7 +72,8 @@ def check_key(
     wanted = str(reader.header.facts.get("key_fingerprint") or "")
     if not options.without_key:
         _require_useful_file(candidates, keys, wanted, options)
-        closed = _closed(keys, reader.manifest.facts.get("keys", {}))
+        recorded = reader.manifest.facts.get("keys", {})
+        closed = _closed(keys, recorded, to_sqlite=options.to_sqlite)
         if closed or (keys.total and not keys.opened):
             tried = ", ".join(
                 f"{shown_source(candidate.source)} ({candidate.fingerprint})"
@@ -171,9 +173,16 @@ def _require_useful_file(
             )
 
 
-def _closed(keys: SealedReport, recorded: Mapping[str, Any]) -> list[Unopened]:
-    """Return the values that no key opens, except those that no key opened at the backup."""
-    unopened_at_backup = {(item["place"], item["where"]) for item in recorded.get("unopened", ())}
+def _closed(keys: SealedReport, recorded: Mapping[str, Any], *, to_sqlite: bool) -> list[Unopened]:
+    """Return the values that no key opens, except those that no key opened at the backup.
+
+    Args:
+        to_sqlite: Those of the server are in the home's own database.
+    """
+    prefix = SERVER if to_sqlite else ""
+    unopened_at_backup = {
+        (item["place"], item["where"].removeprefix(prefix)) for item in recorded.get("unopened", ())
+    }
     return [item for item in keys.unopened if (item.place, item.where) not in unopened_at_backup]
 
 

@@ -8,14 +8,14 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.manifest import Entry, EntryType, is_safe_path
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.database.postgres.sessions import require_home_unused
-from sagewai_ops.database.url import PostgresUrl
+from sagewai_ops.database.url import VARIABLES, PostgresUrl, resolve
 from sagewai_ops.errors import (
     DamagedError,
     NotFoundError,
@@ -34,7 +34,7 @@ from sagewai_ops.home.paths import (
     kind_of,
     layout_of,
 )
-from sagewai_ops.home.server_record import read_server_record
+from sagewai_ops.home.server_record import PLACE, read_server_record
 from sagewai_ops.process.privileges import own_account
 from sagewai_ops.restore.links import check_links
 from sagewai_ops.schema.postgres_replaced import replaced_schema
@@ -53,6 +53,9 @@ from sagewai_ops.snapshots.server_database import POSTGRESQL, ServerFacts, read_
 from sagewai_ops.snapshots.trust import keys_of
 from sagewai_ops.swap import pending, swap
 from sagewai_ops.text import printable
+
+if TYPE_CHECKING:
+    from sagewai_ops.restore.conversion import ConversionPlan
 
 TargetState = Literal["absent", "empty", "not empty"]
 # Never in a snapshot of this program: SQLite would apply a sidecar to the restored database, and
@@ -82,6 +85,7 @@ class RestoreOptions:
         server: Where the database of a snapshot is restored, if it was on a server; None for files
             alone.
         requires_server: Refuse a snapshot with such a database, unless `server` is given.
+        to_sqlite: Restore such a database to the SQLite file of the home.
     """
 
     decryption: Decryption | None = None
@@ -100,6 +104,7 @@ class RestoreOptions:
     allow_rollback: bool = False
     server: PostgresUrl | None = None
     requires_server: bool = False
+    to_sqlite: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +127,8 @@ class RestorePlan:
         outside_links: Path in the target -> the target of a link that leads out of the home.
         origin_state: Whether the snapshot is authentic.
         server: The database of a server that is restored too; None for files alone.
-        server_name: Where it is restored; "" for nowhere.
+        server_name: The server that it is restored to; "" for none.
+        conversion: How it becomes the SQLite database of the home; None if it does not.
     """
 
     snapshot_id: str
@@ -147,6 +153,7 @@ class RestorePlan:
     origin_state: Origin
     server: ServerFacts | None
     server_name: str
+    conversion: "ConversionPlan | None"
     warnings: tuple[str, ...]
 
     @property
@@ -163,7 +170,7 @@ def plan_restore(archive: Path, target: Home, options: RestoreOptions) -> Restor
     """
     with open_archive(archive, options.decryption) as reader:
         pending.require_settled(target.root)
-        plan = build_plan(reader, archive, target, options, MemberPaths(reader.manifest))
+        plan = build_plan(reader, archive, target, options, member_paths(reader, options))
     if plan.server and options.server:
         from sagewai_ops.restore.server import open_server_restore
 
@@ -172,6 +179,11 @@ def plan_restore(archive: Path, target: Home, options: RestoreOptions) -> Restor
         with open_server_restore(options.server, schema, replace=options.replace) as session:
             session.expect(plan.server, is_authentic=plan.is_authentic)
     return plan
+
+
+def member_paths(reader: ArchiveReader, options: RestoreOptions) -> MemberPaths:
+    """Return the paths of the members of an archive; a home on SQLite has no record of a server."""
+    return MemberPaths(reader.manifest, omitted=(PLACE,) if options.to_sqlite else ())
 
 
 def build_plan(
@@ -185,6 +197,9 @@ def build_plan(
     replaces_names = not (parts and target.root.is_dir()) and not swap.can_swap_whole(target.root)
     wanted = _Wanted.of(reader, places, parts, needs_names=replaces_names)
     check_links(wanted.links.items())
+    if options.to_sqlite:  # the snapshot may lack the file
+        wanted.parts |= _DATABASES
+        wanted.top_names |= _DATABASES - {DATABASE}
     for part in parts:
         if part not in wanted.parts:
             raise NotFoundError(
@@ -203,12 +218,20 @@ def build_plan(
             hint="replace it, the previous home is kept: --replace\nor restore elsewhere: --to DIR",
         )
     server = _server_part(reader, options, parts)
+    conversion = None
+    if server and options.to_sqlite:
+        from sagewai_ops.restore.conversion import plan_conversion
+
+        conversion = plan_conversion(server)
     _refuse_snapshot_directory(target.root, state)
     require_target_unused(target, options)
     replaced = _replaced_paths(target.root, wanted.top_names, parts)
+    if conversion and parts and replaced is not None and "db" not in replaced:
+        replaced = (*replaced, PLACE)
     swap.refuse_mounts(target.root, replaced)
     # The holes of a sparse file are not known before it is written.
-    require_free_bytes(target.root, wanted.dense_bytes, option="--to DIR")
+    converted_bytes = sum(table.bytes for table in server.tables) if server and conversion else 0
+    require_free_bytes(target.root, wanted.dense_bytes + converted_bytes, option="--to DIR")
     return RestorePlan(
         snapshot_id=header.id,
         archive=archive,
@@ -232,11 +255,13 @@ def build_plan(
         origin_state=origin,
         server=server,
         server_name=options.server.display if server and options.server else "",
+        conversion=conversion,
         warnings=(
             *warnings,
             *places.warnings(target),
             *_schema_warnings(facts),
-            *(() if parts else _server_warnings(reader, server)),
+            *(_server_warnings(reader, server) if server or not parts else ()),
+            *(_variable_warnings(target, options) if conversion else ()),
         ),
     )
 
@@ -356,7 +381,20 @@ def _server_part(
         UsageError: It would be, and no URL is given; or an option is not possible with it.
     """
     found = read_server(reader.manifest)
-    if found is None or (parts and _DATABASES.isdisjoint(parts)):
+    is_requested = not parts or not _DATABASES.isdisjoint(parts)
+    if options.to_sqlite:
+        if found is None:
+            raise UsageError(
+                f"--to-sqlite: snapshot {reader.header.id} has no database of a server",
+                hint="sagewai-ops restore ...  # without --to-sqlite",
+            )
+        if not is_requested:
+            raise UsageError(
+                "--to-sqlite: needs db/, which is not restored",
+                hint=f"--only {','.join(options.only)},db",
+            )
+        return found
+    if found is None or not is_requested:
         return None
     if options.server is None:
         if options.requires_server:
@@ -391,11 +429,23 @@ def _server_warnings(reader: ArchiveReader, restored: ServerFacts | None) -> Ite
                 " sagewai-ops db upgrade"
             )
         yield from (f"not in the snapshot: {item.text}" for item in restored.unstored)
+        for name in restored.excluded:
+            yield f"not in the snapshot: table {printable(name)} (--exclude-table)"
     elif server:
         yield (
             f"the database was on a server (PostgreSQL {printable(server.version)}, {server.rows}"
             f" rows in {len(server.tables)} tables) and is NOT restored:"
             f" sagewai-ops restore {header.id} --only db --url-file FILE"
+        )
+
+
+def _variable_warnings(target: Home, options: RestoreOptions) -> Iterator[str]:
+    """Warn if the environment names a server, which Sagewai would use."""
+    names = [name for name in VARIABLES if options.key_environment.get(name)]
+    if isinstance(resolve(options.key_environment, target.database), PostgresUrl):
+        yield (
+            f"{' and '.join(names)}: names a server, which Sagewai would use, not the restored"
+            f" database: unset {' '.join(names)}"
         )
 
 

@@ -33,18 +33,24 @@ from sagewai_ops.restore.plan import (
     RestoreOptions,
     RestorePlan,
     build_plan,
+    member_paths,
     parse_parts,
     require_target_unused,
     target_path,
 )
 from sagewai_ops.schema.postgres_replaced import replaced_schema
-from sagewai_ops.snapshots.database_check import DatabaseReport, examination_thread
+from sagewai_ops.snapshots.database_check import (
+    DatabaseReport,
+    examination_thread,
+    examine_database,
+)
 from sagewai_ops.snapshots.mark import copy_marks
 from sagewai_ops.snapshots.member_paths import MemberPaths
 from sagewai_ops.swap import pending, swap
 
 if TYPE_CHECKING:
     from sagewai_ops.restore.server import ServerRestore
+    from sagewai_ops.restore.to_sqlite import Conversion
 
 _MOST_ID = 2**32 - 2  # of users and groups; one more means none
 
@@ -58,6 +64,7 @@ class RestoreReport:
         key_source: The source of the key that opens the encrypted values; "" without one.
         key_installed: Whether it was written to the restored home.
         server_before: The schema on the server with what the restore replaced there; "" for none.
+        conversion: What became of the tables of a server on SQLite; None without a conversion.
     """
 
     plan: RestorePlan
@@ -70,6 +77,7 @@ class RestoreReport:
     access: AccessCounts
     rebound_rows: int
     server_before: str
+    conversion: "Conversion | None"
     warnings: tuple[str, ...]
 
 
@@ -96,14 +104,22 @@ def restore(
             stack.enter_context(locks.exclusive(target.root, wait_seconds=options.wait_seconds))
         pending.require_settled(target.root)
         pending.sweep(target.root)
-        member_paths = MemberPaths(reader.manifest)
-        plan = build_plan(reader, archive, target, options, member_paths)
+        paths = member_paths(reader, options)
+        plan = build_plan(reader, archive, target, options, paths)
         stage = stack.enter_context(swap.staged(target.root, plan.paths))
         server = _open_server(stack, plan, options, stage.moment)
         extracted, database = _extract(
-            reader, stage.content, target.root, options, member_paths, progress, server
+            reader, stage.content, target.root, options, paths, progress, server
         )
         staged = locate(stage.content, {})
+        conversion = None
+        if plan.conversion:
+            from sagewai_ops.restore.to_sqlite import convert_database
+
+            conversion = convert_database(
+                reader, plan.conversion, staged.database, progress=progress
+            )
+            database = examine_database(staged.database)
         documents = read_documents(staged)
         others = server.sealed_values() if server else ()
         choice = check_key(reader, documents, target, staged, options, others)
@@ -141,7 +157,12 @@ def restore(
             access=access,
             rebound_rows=rebound,
             server_before=server.step.schema if server and server.replaced else "",
-            warnings=(*warnings, *_later_warnings(choice, unused, options, access, plan)),
+            conversion=conversion,
+            warnings=(
+                *warnings,
+                *(conversion.warnings if conversion else ()),
+                *_later_warnings(choice, unused, options, access, plan),
+            ),
         )
 
 
@@ -173,7 +194,7 @@ def _extract(
     directory: Path,
     root: Path,
     options: RestoreOptions,
-    member_paths: MemberPaths,
+    paths: MemberPaths,
     progress: Progress | None,
     server: "ServerRestore | None",
 ) -> tuple[Extraction, DatabaseReport | None]:
@@ -191,7 +212,7 @@ def _extract(
             extracted = extract_members(
                 reader,
                 directory,
-                lambda entry: target_path(entry, member_paths, parts),
+                lambda entry: target_path(entry, paths, parts),
                 root=root,
                 on_bytes=byte_counter(progress, "restore", reader.content_bytes),
                 on_file=start_examination,

@@ -1,9 +1,9 @@
 """The results of `restore` as its JSON has them: docs/json.md."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.restore.plan import RestorePlan, TargetState
@@ -11,7 +11,29 @@ from sagewai_ops.restore.restore import RestoreReport
 from sagewai_ops.snapshots.authenticity import Authenticity
 from sagewai_ops.snapshots.database_check import DatabaseFacts
 
+if TYPE_CHECKING:
+    from sagewai_ops.export.mapping.findings import Finding
+
 Recovered = Literal["finished", "rolled back", "nothing to do"]
+
+
+@dataclass(frozen=True, slots=True)
+class NotConverted:
+    """Rows or values of a server that a home on SQLite does not have: docs/export.md.
+
+    Attributes:
+        column: One, or several joined by commas; "" for the whole row or table.
+        detail: What is wrong with the first of them.
+        count: Rows.
+        keys: The first primary keys, as texts.
+    """
+
+    table: str
+    column: str
+    kind: str
+    detail: str
+    count: int
+    keys: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +48,9 @@ class PlanResult:
         outside_links: Path in the target -> the target of a link that leads out of the home.
         authenticity_reason: Why the snapshot is not authentic; "" if it is.
         server: The PostgreSQL database that is restored too; "" for none.
-        server_tables, server_rows: Of it, in the snapshot.
+        server_tables, server_rows: Of the database of a server that is restored, in the snapshot.
+        to_sqlite: Whether it is restored to the SQLite database of the home.
+        not_converted: What a home on SQLite cannot have, as far as it is known.
     """
 
     snapshot: str
@@ -50,6 +74,8 @@ class PlanResult:
     server: str
     server_tables: int
     server_rows: int
+    to_sqlite: bool
+    not_converted: tuple[NotConverted, ...]
     warnings: tuple[str, ...] = field(metadata={"in_result": True})
 
     @classmethod
@@ -67,6 +93,7 @@ class RestoreResult(PlanResult):
         key_source: The source of the key that opens the encrypted values; "" without one.
         sessions, api_tokens, fleet_rows: Access that is valid again.
         server_before: The schema on the server with what was replaced; "" for none.
+        converted_rows: In the tables of the home that come from a server.
     """
 
     before: Path | None
@@ -81,6 +108,7 @@ class RestoreResult(PlanResult):
     fleet_rows: int
     rebound_rows: int
     server_before: str
+    converted_rows: int
 
     @classmethod
     def of_report(cls, report: RestoreReport, warnings: tuple[str, ...]) -> "RestoreResult":
@@ -88,6 +116,8 @@ class RestoreResult(PlanResult):
         extracted, access = report.extracted, report.access
         plan = _plan_fields(report.plan)
         plan |= {"files": extracted.files, "size_bytes": extracted.size_bytes}
+        if report.conversion:
+            plan["not_converted"] = _not_converted(report.conversion.findings)
         return cls(
             **plan,
             warnings=warnings,
@@ -103,6 +133,7 @@ class RestoreResult(PlanResult):
             fleet_rows=access.fleet_rows,
             rebound_rows=report.rebound_rows,
             server_before=report.server_before,
+            converted_rows=report.conversion.rows if report.conversion else 0,
         )
 
 
@@ -129,6 +160,13 @@ class RecoveryResult:
     recovery: Recovered
 
 
+def _not_converted(findings: Iterable["Finding"]) -> tuple[NotConverted, ...]:
+    return tuple(
+        NotConverted(each.table, each.column, each.kind, each.detail, each.count, each.keys)
+        for each in findings
+    )
+
+
 def _plan_fields(plan: RestorePlan) -> dict[str, Any]:
     return {
         "snapshot": plan.snapshot_id,
@@ -152,4 +190,6 @@ def _plan_fields(plan: RestorePlan) -> dict[str, Any]:
         "server": plan.server_name,
         "server_tables": len(plan.server.tables) if plan.server else 0,
         "server_rows": plan.server.rows if plan.server else 0,
+        "to_sqlite": plan.conversion is not None,
+        "not_converted": _not_converted(plan.conversion.findings if plan.conversion else ()),
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import NamedTuple
@@ -17,6 +17,7 @@ _TABLE = re.compile(r'CREATE TABLE "?(\w+)"? \( -- (\w+)\n(.*?)\n\);\n', re.DOTA
 _COLUMN = re.compile(r'^  ("?([a-z]\w*)"? ([A-Z]+(?:\(\d+\))?).*?),?(?: -- (\w+))?$', re.MULTILINE)
 _KEY = re.compile(r"^  PRIMARY KEY \((.*)\)", re.MULTILINE)
 _INDEX = re.compile(r"CREATE (?:UNIQUE )?INDEX (\w+)\s+ON (\w+) .*")
+_WORD = re.compile(r"\w+")
 _COMMENT = re.compile(r" -- \w+$", re.MULTILINE)
 
 
@@ -68,6 +69,36 @@ def tables() -> Mapping[str, Table]:
             indexes.get(name, {}),
         )
     return found
+
+
+def tables_at(revisions: Collection[str]) -> Mapping[str, Table]:
+    """Return the tables with the columns and indexes that some revisions added.
+
+    Args:
+        revisions: Complete, from `revision_graph.applied`.
+    """
+    found = {}
+    for table in tables().values():
+        missing = {
+            name for name, column in table.columns.items() if column.revision not in revisions
+        }
+        columns = {name: column for name, column in table.columns.items() if name not in missing}
+        if not columns:
+            continue
+        lines = [line for line in table.definition.split("\n") if not _defines(line, missing)]
+        indexes = {
+            name: statement
+            for name, statement in table.indexes.items()
+            if missing.isdisjoint(_WORD.findall(statement))
+        }
+        found[table.name] = Table(table.name, "\n".join(lines), columns, table.key, indexes)
+    return found
+
+
+def _defines(line: str, names: Collection[str]) -> bool:
+    """Return whether a line defines one of these columns."""
+    match = _COLUMN.match(line)
+    return match is not None and match[2] in names
 
 
 def statements() -> tuple[str, ...]:

@@ -5,7 +5,7 @@ to the path that Sagewai uses without the override. If the home has a file there
 one stays under `external/` and a warning names it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from sagewai_ops.archive.manifest import HEADER_NAME, Entry, Manifest
 from sagewai_ops.home.paths import ADMIN_STATE, CONNECTIONS, DATABASE, MASTER_KEY, Home
@@ -33,11 +33,15 @@ def is_within(path: str, directory: str) -> bool:
 class MemberPaths:
     """The paths of the members of one archive.
 
+    Args:
+        omitted: Paths in the home that are not restored.
+
     Attributes:
         unplaced: Member directory or file -> original path, for members that stay in `external/`.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, *, omitted: Collection[str] = ()) -> None:
+        self._omitted = omitted
         self._moved: dict[str, str] = {}
         self._origins: dict[str, str] = {}
         self.unplaced: dict[str, str] = {}
@@ -64,6 +68,8 @@ class MemberPaths:
     def path_of(self, entry: Entry) -> str | None:
         """Return the path of a member in the home; None if it is not part of the home."""
         path = entry.path
+        if path in self._omitted:
+            return None
         if path == HEADER_NAME or (self._has_server and is_within(path, SERVER_DIRECTORY)):
             return None
         if path == MASTER_KEY and self._has_unused_key:

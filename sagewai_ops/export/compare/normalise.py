@@ -7,6 +7,7 @@ Source: PostgreSQL's manual, COPY, Text Format; the output functions of the type
 zone UTC, DateStyle ISO and extra_float_digits 1.
 """
 
+import functools
 import json
 import re
 import struct
@@ -20,6 +21,7 @@ from sagewai_ops.export.convert.batch import Column, Type
 
 NULL = b"\\N"
 _DOCUMENTS_AT_ONCE = 25  # of those whose texts differ; more exceed the CPU cache
+_CACHED_BYTES = 200  # the longest list that is cached
 _SPECIAL = b"\\\b\f\n\r\t\v"
 _ESCAPES = {
     b"\\": b"\\\\",
@@ -32,6 +34,7 @@ _ESCAPES = {
 }
 _PLAIN = {escape: character for character, escape in _ESCAPES.items()}
 _ESCAPED = re.compile(rb"\\[\\bfnrtv]")
+_QUOTED = re.compile(r'[{},"\\ \t\n\v\f\r]')  # array_needs_quote of arrayfuncs.c
 _ZONE = re.compile(r"\s*(?:(Z)|([+-]\d\d):?(\d\d)?:?(\d\d)?)$", re.IGNORECASE)
 _NO_UUIDS = uuid.uuid5(uuid.NAMESPACE_URL, "https://sagewai-ops.invalid/ids-that-are-no-uuids")
 _UUID = re.compile(r"(\{)?([0-9a-f]{4}(?:-?[0-9a-f]{4}){7})(?(1)\})", re.IGNORECASE)
@@ -75,6 +78,36 @@ def differing(kind: Type, sources: Column, targets: Sequence[bytes]) -> list[int
         found += _differing(kind, present, [targets[place] for place in places], places)
     found = [place for place in found if not _is_no_list(kind, sources[place], targets[place])]
     return sorted(found)
+
+
+def differing_lists(sources: Column, targets: Sequence[bytes]) -> list[int]:
+    """Find the rows in which a column of lists differs from arrays, as COPY itself sends them."""
+    return [
+        place
+        for place, (source, target) in enumerate(zip(sources, targets, strict=True))
+        if (NULL if source is None else _array(bytes(source))) != target  # type: ignore[arg-type]
+    ]
+
+
+def _array(document: bytes) -> bytes:
+    """Return a list of strings as array_out and COPY write it."""
+    return _short_array(document) if len(document) < _CACHED_BYTES else _write_array(document)
+
+
+def _write_array(document: bytes) -> bytes:
+    elements = json.loads(document)
+    if elements is None:
+        return NULL  # where the home has no NULL
+    return escaped(f"{{{','.join(map(_element, elements))}}}".encode())
+
+
+_short_array = functools.lru_cache(maxsize=256)(_write_array)  # the same few occur in every row
+
+
+def _element(text: str) -> str:
+    if text and text.upper() != "NULL" and not _QUOTED.search(text):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def unescaped(value: bytes) -> bytes:

@@ -24,9 +24,33 @@ from sagewai_ops.schema.sqlite_revision import read_level
 if TYPE_CHECKING:
     import asyncpg
 
-# Sagewai builds these keys differently on SQLite and on PostgreSQL, from columns of the row:
-# unchanged, it would not find its rows. Expressions of SQLite.
-REWRITTEN = {("workflow_runs", "id"): "workflow_name || ':' || run_id"}
+
+@dataclass(frozen=True, slots=True)
+class JoinedKey:
+    """A key that is built of columns of its row, joined by colons: of which, on either side."""
+
+    on_sqlite: tuple[str, ...]
+    on_server: tuple[str, ...]
+
+    @property
+    def expression(self) -> str:
+        """The server's key, in SQL of SQLite."""
+        return join_columns(self.on_server)
+
+
+def join_columns(names: tuple[str, ...]) -> str:
+    """Return the SQL that joins columns by colons."""
+    return " || ':' || ".join(map(quoted, names))
+
+
+# Sagewai builds these keys differently on SQLite and on PostgreSQL: unchanged, it would not find
+# its rows.
+REWRITTEN = {
+    ("workflow_runs", "id"): JoinedKey(
+        on_sqlite=("project_id", "workflow_name", "run_id"),
+        on_server=("workflow_name", "run_id"),
+    )
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +220,8 @@ async def _add_table(
     for name, column in target.columns.items():
         if name not in stored or column.type is None or column.computed:
             continue
-        expression = REWRITTEN.get((target.name, name), quoted(name))
+        joined = REWRITTEN.get((target.name, name))
+        expression = joined.expression if joined else quoted(name)
         if name in defaults:
             expression = f"coalesce({expression}, {_literal(column.type, defaults[name])})"
         planned = Target(column.type, nullable=not column.not_null)

@@ -1,0 +1,139 @@
+"""Read the rows of a server's tables from a snapshot, as blocks of whole lines of COPY."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from sagewai_ops.archive.reader import ArchiveReader
+from sagewai_ops.errors import DamagedError
+from sagewai_ops.snapshots.server_database import StoredTable
+from sagewai_ops.text import printable
+
+MOST_ROW_BYTES = 64 * 1024 * 1024  # SQLite needs a multiple of it, and has a limit of memory
+_BLOCK_BYTES = 256 * 1024  # a target; several hundred rows of most tables
+
+
+class Block:
+    """Some rows of a table.
+
+    Attributes:
+        first: Number of the table's rows before these.
+        count: Rows.
+        is_too_large: It is one row of more than `MOST_ROW_BYTES`, without its content.
+    """
+
+    __slots__ = ("_content", "_fields", "count", "first", "is_too_large", "table")
+
+    def __init__(self, table: StoredTable, first: int, content: bytes | None) -> None:
+        self.table = table
+        self.first = first
+        self.is_too_large = content is None
+        self.count = content.count(b"\n") if content is not None else 1
+        self._content = content or b""
+        self._fields: list[bytes] = []
+
+    def column(self, place: int) -> Sequence[bytes]:
+        """Return the fields of a column.
+
+        Raises:
+            DamagedError: The rows have another number of columns.
+        """
+        width = len(self.table.columns)
+        if not self._fields:
+            self._fields = self._content[:-1].replace(b"\n", b"\t").split(b"\t")
+            if len(self._fields) != self.count * width:
+                raise _damaged(self.table, "a row with another number of columns")
+        return self._fields[place::width]
+
+
+def read_rows(
+    reader: ArchiveReader,
+    tables: Iterable[StoredTable],
+    on_bytes: Callable[[int], None] | None = None,
+) -> Iterator[Block]:
+    """Yield the rows of some tables, in the order of the snapshot.
+
+    Args:
+        on_bytes: Called with the number of bytes read since the last call.
+
+    Raises:
+        DamagedError: They are not those that the manifest records.
+    """
+    by_path = {path: table for table in tables for path in table.paths}
+    unread = {table.name: table for table in by_path.values()}
+    current: _Table | None = None
+    for entry, content in reader.members(lambda entry: entry.path in by_path, on_bytes=on_bytes):
+        table = by_path[entry.path]
+        if current is None or current.stored is not table:
+            if current:
+                current.finish()
+            if table.name not in unread:
+                raise _damaged(table, "its members are apart")
+            current = _Table(unread.pop(table.name))
+        for piece in content:
+            yield from current.add(piece)
+    if current:
+        current.finish()
+    for table in unread.values():
+        raise _damaged(table, "its members are missing")
+
+
+class _Table:
+    """A table that is being read: lines are completed, and everything is hashed."""
+
+    def __init__(self, stored: StoredTable) -> None:
+        self.stored = stored
+        self._digest = hashlib.sha256()
+        self._rows = 0
+        self._rest: list[bytes] = []
+        self._rest_bytes = 0
+
+    def add(self, piece: memoryview) -> Iterator[Block]:
+        """Yield the rows that a piece completes."""
+        self._digest.update(piece)
+        for start in range(0, len(piece), _BLOCK_BYTES):
+            part = bytes(piece[start : start + _BLOCK_BYTES])
+            if self._rest_bytes:  # the end of a long row is a block of its own
+                cut = part.find(b"\n") + 1
+                yield from self._complete(part[:cut] if cut else part)
+                part = part[cut:] if cut else b""
+            cut = part.rfind(b"\n") + 1
+            if cut:
+                yield self._block(part[:cut])
+            self._keep(part[cut:])
+
+    def finish(self) -> None:
+        """Check that the table is complete."""
+        stored = self.stored
+        if self._rest_bytes:
+            raise _damaged(stored, "its last row is not complete")
+        if (self._rows, self._digest.hexdigest()) != (stored.rows, stored.sha256):
+            raise _damaged(stored, f"{self._rows} rows, not the {stored.rows} of the manifest")
+
+    def _complete(self, part: bytes) -> Iterator[Block]:
+        self._keep(part)
+        if part.endswith(b"\n"):
+            is_too_large = self._rest_bytes > MOST_ROW_BYTES
+            content = None if is_too_large else b"".join(self._rest)
+            self._rest, self._rest_bytes = [], 0
+            yield self._block(content)
+
+    def _keep(self, part: bytes) -> None:
+        self._rest_bytes += len(part)
+        if self._rest_bytes > MOST_ROW_BYTES:
+            self._rest = []
+        elif part:
+            self._rest.append(part)
+
+    def _block(self, content: bytes | None) -> Block:
+        block = Block(self.stored, self._rows, content)
+        self._rows += block.count
+        return block
+
+
+def _damaged(table: StoredTable, reason: str) -> DamagedError:
+    return DamagedError(
+        f"snapshot: table {printable(table.name)}: {reason}",
+        hint="use another snapshot: sagewai-ops snapshots list",
+    )
