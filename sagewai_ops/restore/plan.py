@@ -402,6 +402,7 @@ def _server_part(
                 f"snapshot {reader.header.id}: its database is of a PostgreSQL server, and no URL"
                 " is given for it",
                 hint="sagewai-ops restore ... --url-file FILE  # with the URL of a database\n"
+                "sagewai-ops restore ... --to-sqlite  # to the SQLite file of the home\n"
                 "sagewai-ops restore ... --without-database  # files alone",
             )
         return None

@@ -118,7 +118,7 @@ def convert_database(
 
 
 def _require_file(database: Path) -> None:
-    """Make sure that the database is a file in a directory, and no link to anything else.
+    """Create the file of the database if it is missing; check that it is no link.
 
     Raises:
         DamagedError: It is something else.
@@ -205,7 +205,7 @@ class _Building:
         """Convert some rows and insert them."""
         name = block.table.name
         if name not in self.plan.tables:
-            self._look_up(block)
+            self._count_unlearned(block)
             return
         table = self.plan.tables[name]
         if block.is_too_large:
@@ -353,7 +353,7 @@ class _Building:
         self.tally.add(table.stored.name, column, kind, detail, key)
         self.omitted[table.stored.name] += 1
 
-    def _look_up(self, block: Block) -> None:
+    def _count_unlearned(self, block: Block) -> None:
         """Count the rows of a table of learnings that the home does not have."""
         name = block.table.name
         if name not in self._learned:

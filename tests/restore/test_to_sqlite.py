@@ -211,7 +211,7 @@ def test_home_on_sqlite_has_nothing_to_convert(tmp_path: Path) -> None:
 
 ODD_ROWS = (
     """INSERT INTO sessions (session_id, agent_name, messages, memory_keys, summary, created_at)
-       VALUES ('texts', E'a\\\\b\\t\\n\\r\\f\\v\\b "x" \\\\N', '{"a": "\\u00e9\\\\n", "n": 1e22}',
+       VALUES ('texts', E'a\\\\b\\t\\n\\r\\f\\x0b\\b "x" \\\\N', '{"a": "\\u00e9\\\\n", "n": 1e22}',
                '[1.50, -0.0, true, null]', '\\N', '2026-01-02 03:04:05.06+02')""",
     """INSERT INTO sessions (session_id, agent_name, messages, memory_keys, created_at, updated_at)
        VALUES ('numbers', '', '12345', '1.50', '0001-01-01 00:00:00+00',

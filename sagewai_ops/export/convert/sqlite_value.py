@@ -23,7 +23,7 @@ from sagewai_ops.export.convert.value import RefusedError
 Value: TypeAlias = str | int | float | None
 
 NULL = b"\\N"
-SHORT_ID = "00000000-0000-0000-0000-"  # before the twelve digits that Sagewai gives harness rows
+SHORT_ID = "00000000-0000-0000-0000-"  # before the twelve digits of harness rows
 
 _LARGEST_INTEGER = 2**63 - 1
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
