@@ -411,7 +411,10 @@ class _Comparison:
             fields = block.column(column.place)
             if len(places) < block.count:
                 fields = [fields[place] for place in places]
-            if different := _different(column, values, fields):
+            different = [0]
+            with contextlib.suppress(ValueError):  # not a value of that type at all
+                different = _different(column, values, fields)
+            if different:
                 key = _key(table, block, places[different[0]])
                 raise self._error(f"{table.stored.name}.{column.name} of {key}")
 

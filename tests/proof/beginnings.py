@@ -253,6 +253,15 @@ def at(revision: str) -> Callable[[World, Bench], None]:
     return prepare
 
 
+def moved_with_snapshot(world: World, bench: Bench) -> None:
+    """Move a home to the server and create a snapshot, then change both."""
+    exported(world, bench)
+    bench.run(("backup",), world, variables=server_url(world))
+    assert world.server is not None
+    world.server.run(world.database, "DELETE FROM rate_limits")
+    (world.home / "data/later").write_bytes(b"later")
+
+
 def exported(world: World, bench: Bench) -> None:
     """Move a home to the server."""
     at("")(world, bench)

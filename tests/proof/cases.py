@@ -233,6 +233,14 @@ CASES = (
         recover=RECOVER,
     ),
     Case(
+        "restore --to-sqlite",
+        beginnings.moved_with_snapshot,
+        _always("restore", "latest", "--replace", "--to-sqlite"),
+        variables=server_url,
+        on_server=True,
+        recover=RECOVER,
+    ),
+    Case(
         "restore --undo",
         beginnings.restored,
         _always("restore", "--undo"),

@@ -498,6 +498,24 @@ def test_learnings_on_the_server(postgres: Server, tmp_path: Path, choice: str) 
     postgres.drop(made.database)
 
 
+def test_mirror(home: ServerHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain directory of `backup --format directory` is converted as an archive is."""
+    monkeypatch.setenv("SAGEWAI_DATABASE_URL", home.environment["SAGEWAI_DATABASE_URL"])
+    mirror = tmp_path / "mirror"
+    backed_up = call(
+        *("--home", home.root, "backup", "--format", "directory", "--snapshots", mirror)
+    )
+    assert backed_up.code == 0, backed_up.err
+
+    answer = call(
+        *("--home", home.root, "restore", mirror / "tree"),
+        *("--to", tmp_path / "copy", "--to-sqlite"),
+    )
+
+    assert answer.code == 3, answer.err  # workflow_events
+    assert value_of(tmp_path / "copy", "SELECT count(*) FROM sessions") == 50
+
+
 def test_home_without_a_database_of_its_own(postgres: Server, tmp_path: Path) -> None:
     """A home that began on a server gets a new file, private and in WAL mode."""
     made = make_server_home(tmp_path / "home", postgres)

@@ -6,9 +6,13 @@ import contextlib
 import sqlite3
 from importlib import resources
 
+import pytest
+
 import schema_catalogs
 from sagewai_ops.schema import sqlite_catalog, sqlite_head
-from sagewai_ops.schema.revision_graph import revisions
+from sagewai_ops.schema.drift import find_drift
+from sagewai_ops.schema.revision_graph import HEAD, ancestors, applied, revisions
+from sagewai_ops.schema.sqlite_revision import read_level
 
 SCRIPT = resources.files("sagewai_ops.schema").joinpath("sqlite_head.sql").read_text("utf-8")
 
@@ -28,6 +32,23 @@ def test_statements_build_what_a_fresh_home_has() -> None:
         table: list(reference[table]["columns"]) for table in reference
     }
     assert digests == schema_catalogs.sqlite_digests()
+
+
+@pytest.mark.parametrize("revision", revisions())
+def test_tables_at_a_revision(revision: str) -> None:
+    """A database with them is at that revision, and an upgrade brings it to the head."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        for table in sqlite_head.tables_at(applied([revision])).values():
+            for statement in (table.statement, *table.indexes.values()):
+                connection.execute(statement)
+        level = read_level(connection)
+        drift = {item.kind for item in find_drift(connection) if not item.is_addable}
+
+    assert revision in ancestors(level.revision)
+    assert level.extra_columns == ()
+    assert drift == set()
+    added = sqlite_head.tables_at(applied([HEAD]))
+    assert added == dict(sqlite_head.tables())
 
 
 def test_file_runs_as_it_is() -> None:

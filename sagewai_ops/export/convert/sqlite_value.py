@@ -38,6 +38,7 @@ _BOOLEANS = {"t": 1, "f": 0}
 _NUMBER = re.compile(
     r"[ \t\n\v\f\r]*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)[ \t\n\v\f\r]*", re.ASCII
 )
+_JSON_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
 _CACHED_CHARACTERS = 200  # of the longest list that is cached
 
 
@@ -120,7 +121,8 @@ def _numeric(kind: str, text: str) -> Value:
             return whole
     else:
         real = float(number)
-        if kind == "jsonb" and Decimal(repr(real)) == Decimal(number):
+        is_same = Decimal(repr(real)) == Decimal(number)
+        if kind == "jsonb" and is_same and _JSON_NUMBER.fullmatch(text):
             return real
         if repr(real) == text and not real.is_integer():
             return real
