@@ -91,7 +91,7 @@ class ServerSource:
         for table in catalog.tables:
             stored = _StoredRows()
             names = postgres_ddl.member_names(table)
-            with contextlib.closing(self._rows(table, encoding)) as chunks:
+            with contextlib.closing(self._rows(table, encoding, stored)) as chunks:
                 for content in split_rows(chunks, MEMBER_BYTES):
                     name = next(names)
                     stored.add(add(name, content), content)
@@ -124,10 +124,12 @@ class ServerSource:
             unstored=tuple(_unstored(catalog)),
         )
 
-    def _rows(self, table: ServerTable, encoding: str) -> Generator[bytes]:
+    def _rows(
+        self, table: ServerTable, encoding: str, stored: _StoredRows
+    ) -> Generator[bytes, None, None]:
         from sagewai_ops.schema.postgres_ddl import stored_columns
 
-        return self.session.copy(
+        stored.rows = yield from self.session.copy(
             table.schema,
             table.name,
             stored_columns(table),
@@ -138,7 +140,11 @@ class ServerSource:
 
 @dataclass(slots=True)
 class _StoredRows:
-    """The rows of a table, counted while they are written."""
+    """The rows of a table while they are written.
+
+    Attributes:
+        rows: Their number, once the server has sent all.
+    """
 
     rows: int = 0
     size_bytes: int = 0
@@ -150,7 +156,6 @@ class _StoredRows:
     def add(self, entry: Entry, content: bytes) -> None:
         self.members += 1
         self.size_bytes += len(content)
-        self.rows += content.count(b"\n")
         if self.members == 1:
             self._first = entry.sha256, content
             return
@@ -259,12 +264,23 @@ def split_rows(chunks: Iterable[bytes], most_bytes: int) -> Iterator[bytes]:
 
     Only a row that is longer is cut itself; in this text a newline always ends a row.
     """
-    pending = bytearray()
+    pending: list[bytes | memoryview] = []
+    pending_bytes = 0
     for chunk in chunks:
-        pending += chunk
-        while len(pending) > most_bytes:
-            end = pending.rfind(b"\n", 0, most_bytes) + 1 or most_bytes
-            yield bytes(memoryview(pending)[:end])
-            del pending[:end]
-    if pending:
-        yield bytes(pending)
+        start = 0
+        while pending_bytes + len(chunk) - start > most_bytes:
+            most = start + most_bytes - pending_bytes
+            end = chunk.rfind(b"\n", start, most) + 1
+            piece = b"".join((*pending, memoryview(chunk)[start : end or most]))
+            if not end:  # the row began in an earlier chunk
+                end, cut = most, piece.rfind(b"\n") + 1
+                piece, rest = piece[: cut or None], piece[cut or len(piece) :]
+            else:
+                rest = b""
+            yield piece
+            pending, pending_bytes = [rest], len(rest)
+            start = end
+        pending.append(memoryview(chunk)[start:])
+        pending_bytes += len(chunk) - start
+    if pending_bytes:
+        yield b"".join(pending)

@@ -191,20 +191,26 @@ class ServerRestore(SnapshotSession):
         """
         assert self._facts
         for table in self._facts.tables:
-            digest, rows = hashlib.sha256(), 0
-            with contextlib.closing(
-                self.copy(
-                    self._schema, table.name, table.columns, encoding=self._facts.text_encoding
-                )
-            ) as chunks:
-                for chunk in chunks:
-                    digest.update(chunk)
-                    rows += chunk.count(b"\n")
+            digest = hashlib.sha256()
+            rows = self._hash_rows(table, digest)
             if digest.hexdigest() != table.sha256 or rows != table.rows:
                 raise DifferenceError(
                     f"{self._url.display}: table {printable(table.name)} differs from the snapshot,"
                     f" {rows} rows of {table.rows}"
                 )
+
+    def _hash_rows(self, table: StoredTable, digest: hashlib._Hash) -> int:
+        """Read a table, and return the number of its rows."""
+        assert self._facts
+        chunks = self.copy(
+            self._schema, table.name, table.columns, encoding=self._facts.text_encoding
+        )
+        with contextlib.closing(chunks):
+            while True:
+                try:
+                    digest.update(next(chunks))
+                except StopIteration as end:
+                    return int(end.value)
 
     def require_unused(self) -> None:
         """Check once more that there is no other session.

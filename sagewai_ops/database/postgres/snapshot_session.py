@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 _ATTEMPTS = 10  # to lock tables that other sessions create and drop
-_CHUNKS = 4  # of up to 256 KiB each that wait for the caller
+_BLOCK_BYTES = 512 * 1024  # of rows that are passed to the caller at once
+_BLOCKS = 4  # that wait for the caller
 _POLL_SECONDS = 0.05
 # Besides those of every transaction: one text for amounts of money, and rows in one order.
 SETTINGS = "SET LOCAL lc_monetary = 'C'; SET LOCAL synchronize_seqscans = off"
@@ -96,7 +97,7 @@ class SnapshotSession:
 
     def copy(
         self, schema: str, table: str, columns: Sequence[str], *, encoding: str, whole: bool = False
-    ) -> Generator[bytes]:
+    ) -> Generator[bytes, None, int]:
         """Yield the rows of a table as `COPY ... TO STDOUT` sends them, in chunks.
 
         Args:
@@ -104,41 +105,59 @@ class SnapshotSession:
             encoding: Of the text.
             whole: Also the rows of its partitions.
 
+        Returns:
+            The number of rows, by the server's own count.
+
         Raises:
             OpsError: As `run`.
         """
-        chunks: queue.Queue[bytes | None] = queue.Queue(_CHUNKS)
+        blocks: queue.Queue[list[bytes]] = queue.Queue(_BLOCKS)
         is_abandoned = threading.Event()
         options = {"format": "text", "encoding": encoding}
+        block: list[bytes] = []
+        block_bytes = 0
 
-        async def put(chunk: bytes | None) -> None:
+        def put() -> None:
             # The loop has nothing else to do, so it may wait for the caller.
             while not is_abandoned.is_set():
                 with contextlib.suppress(queue.Full):
-                    chunks.put(chunk, timeout=_POLL_SECONDS)
+                    blocks.put(block, timeout=_POLL_SECONDS)
                     return
 
-        async def copy(connection: Server) -> None:
+        async def add(chunk: bytes) -> None:
+            nonlocal block, block_bytes
+            block.append(chunk)
+            block_bytes += len(chunk)
+            if block_bytes >= _BLOCK_BYTES:
+                put()
+                block, block_bytes = [], 0
+
+        async def copy(connection: Server) -> str:
+            nonlocal block
             try:
                 await connection.execute("SET LOCAL search_path = ''")
                 if whole:
                     names = ", ".join(map(quoted, columns))
                     query = f"SELECT {names} FROM {quoted(schema)}.{quoted(table)}"  # noqa: S608
-                    await connection.copy_from_query(query, output=put, **options)
+                    status: str = await connection.copy_from_query(query, output=add, **options)
                 else:
-                    await connection.copy_from_table(
-                        table, schema_name=schema, columns=list(columns), output=put, **options
+                    status = await connection.copy_from_table(
+                        table, schema_name=schema, columns=list(columns), output=add, **options
                     )
+                return status
             finally:
-                await put(None)
+                if block:
+                    put()
+                block = []
+                put()
 
         assert self._connection is not None
         work = self._translated(copy(self._connection))
         copying = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            while (chunk := chunks.get()) is not None:
-                yield chunk
-            copying.result()
+            while received := blocks.get():
+                yield from received
+            return int(copying.result().rpartition(" ")[2])  # COPY 4711
         finally:
             is_abandoned.set()
             copying.cancel()
