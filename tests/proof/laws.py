@@ -140,6 +140,16 @@ def check_kept(world: World, expected: Expected) -> Iterator[str]:
             for home in (expected.home_before, expected.home_after)
         ):
             yield "what a restore kept is no whole home"
+    schemas = world.kept_schemas()
+    for schema, tables in schemas.items():
+        if all(
+            {name.removeprefix("server: "): state[name] for name in state if "server: " in name}
+            != tables
+            for state in (expected.before, expected.after)
+        ):
+            yield f"the tables that a restore kept on the server at {schema} are not those of before"
+    if schemas and (alone := world.kept_moments() - set(schemas)):
+        yield f"a restore kept a home and no tables: {', '.join(sorted(alone))}"
 
 
 def check_snapshots(case: Case, world: World, expected: Expected, *, runs: int) -> Iterator[str]:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from postgres_server import Server
+from sagewai_ops.schema.postgres_replaced import REPLACED_SCHEMAS
 from small_homes import MARK
 
 State = dict[str, object]
@@ -166,6 +167,27 @@ class World:
             if path.is_dir() and not path.is_symlink()
         ]
 
+    def kept_schemas(self) -> dict[str, State]:
+        """Return the tables that restores kept on the server, by the moment of the restore."""
+        if not self.server:
+            return {}
+        found = self.server.rows(
+            _TARGET,
+            "SELECT nspname::text FROM pg_namespace WHERE nspname LIKE $1",
+            f"{REPLACED_SCHEMAS}%",
+        )
+        return {
+            str(schema).removeprefix(REPLACED_SCHEMAS): self._tables(str(schema))
+            for (schema,) in found
+        }
+
+    def kept_moments(self) -> set[str]:
+        """Return the moments of the restores whose previous homes are kept."""
+        return {
+            path.name.rpartition("-")[2].lower()
+            for path in self.directory.glob("home.before-restore-*")
+        }
+
     def others(self, permitted: tuple[str, ...] = ()) -> list[str]:
         """List the names that do not belong to the owner; TMPDIR is root's, as /tmp is.
 
@@ -186,14 +208,15 @@ class World:
         os.chown(self.temporary, 0, 0)
         self.temporary.chmod(0o1777)
 
-    def _tables(self) -> dict[str, object]:
+    def _tables(self, schema: str = "public") -> dict[str, object]:
         assert self.server is not None
         names = [
             str(name)
             for (name,) in self.server.rows(
                 _TARGET,
                 "SELECT relname FROM pg_class WHERE relkind IN ('r', 'v')"
-                " AND relnamespace = 'public'::regnamespace ORDER BY 1",
+                " AND relnamespace = $1::text::regnamespace ORDER BY 1",
+                schema,
             )
         ]
         if not names:
@@ -201,10 +224,10 @@ class World:
         queries = [
             f"""SELECT '{name}', (SELECT md5(string_agg(attname || ' ' || atttypid || ' '
                 || attnotnull, ',' ORDER BY attnum)) FROM pg_attribute
-                WHERE attrelid = '"{name}"'::regclass AND attnum > 0),
-                (SELECT count(*) FROM "{name}"),
+                WHERE attrelid = '{schema}."{name}"'::regclass AND attnum > 0),
+                (SELECT count(*) FROM {schema}."{name}"),
                 (SELECT md5(string_agg(md5(item.*::text), '' ORDER BY md5(item.*::text)))
-                 FROM "{name}" item)"""
+                 FROM {schema}."{name}" item)"""
             for name in names
         ]
         return {
