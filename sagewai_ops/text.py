@@ -6,6 +6,7 @@ characters may control a terminal, end a line or change the direction of text.
 
 import os
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 # Control and format characters (bidirectional overrides, zero width), surrogates, line and
@@ -36,6 +37,12 @@ def _escaped(character: str) -> str:
     except UnicodeEncodeError:
         text = character  # a lone surrogate, from JSON; no file name has one
     return text.encode("unicode_escape").decode("ascii")
+
+
+def listed(names: Sequence[str], most: int = 30) -> str:
+    """Return names for a message, printable; after `most`, the number of the others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(map(printable, names[:most]))}{more}"
 
 
 def size(size_bytes: int) -> str:

@@ -123,6 +123,7 @@ class Server:
         self._templates: set[str] = set()
         self._names = itertools.count()
         self._process: subprocess.Popen[bytes] | None = None
+        self._programs = installation.programs
 
     def start(self) -> None:
         """Make an empty cluster and wait until it answers.
@@ -131,7 +132,7 @@ class Server:
             RuntimeError: It does not come up; the message is its log.
         """
         self.directory.chmod(0o711)
-        programs = self._reachable_programs()
+        programs = self._programs = self._reachable_programs()
         data = self.directory / "data"
         self._own(data)
         subprocess.run(
@@ -152,6 +153,13 @@ class Server:
             if self._answers(programs, data):
                 return
         raise RuntimeError(f"{self.installation.name}: {(self.directory / 'log').read_text()}")
+
+    def restart(self) -> None:
+        """Do as `pg_ctl restart -m immediate`: every session ends, and the server recovers."""
+        assert self._process
+        self._process.send_signal(signal.SIGQUIT)
+        self._process.wait(START_SECONDS)
+        assert self._answers(self._programs, self.directory / "data")
 
     def stop(self) -> None:
         """End it at once and remove its directory."""

@@ -7,9 +7,12 @@ import contextlib
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from catalog_shapes import PostgresCatalog
 from home_builder import build_home
@@ -119,3 +122,31 @@ def home_with(
 def exported(home: Home, server: Server, database: str, **options: Any) -> Report:
     """Export a home to a database."""
     return export(home, url_of(server, database), Options(**options))
+
+
+@contextlib.contextmanager
+def small_tablespace(server: Server, size: str) -> Iterator[str]:
+    """Yield the server a tablespace in a file system of a few megabytes."""
+    place = server.directory / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        place.rmdir()
+        pytest.skip("only root mounts file systems here")
+    try:
+        inside = place / "space"
+        inside.mkdir()
+        if server.user is not None and server.group is not None:
+            os.chown(inside, server.user, server.group)
+        server.run("postgres", f"CREATE TABLESPACE small LOCATION '{inside}'")
+        try:
+            yield "small"
+        finally:
+            server.run("postgres", "DROP TABLESPACE small")
+    finally:
+        subprocess.run(["umount", "-l", place], check=False, capture_output=True)
+        place.rmdir()

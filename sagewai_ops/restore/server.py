@@ -24,6 +24,7 @@ from sagewai_ops.database.postgres.connection import (
     open_connection,
     pin_settings,
 )
+from sagewai_ops.database.postgres.pooler import require_own_session
 from sagewai_ops.database.postgres.sessions import describe_sessions, find_sessions
 from sagewai_ops.database.postgres.snapshot_session import SETTINGS, SnapshotSession
 from sagewai_ops.database.sqlite.read_transaction import quoted
@@ -45,7 +46,7 @@ from sagewai_ops.schema.migrate_postgres import LOCK
 from sagewai_ops.schema.postgres_ddl import CONSTRAINTS, SCHEMA
 from sagewai_ops.schema.postgres_replaced import ServerStep
 from sagewai_ops.snapshots.server_database import ServerFacts, StoredTable
-from sagewai_ops.text import printable
+from sagewai_ops.text import listed, printable
 
 if TYPE_CHECKING:
     import asyncpg
@@ -235,6 +236,7 @@ class ServerRestore(SnapshotSession):
 
     async def _begin_restore(self, *, replace: bool) -> None:
         self._connection = connection = await open_connection(self._url)
+        await require_own_session(self._url, connection)
         await connection.execute("BEGIN")
         await pin_settings(self._url, connection)
         await connection.execute(SETTINGS)
@@ -278,8 +280,7 @@ class ServerRestore(SnapshotSession):
         others = [item["name"] for item in objects if not item["owned"]]
         if others:
             raise PermissionDeniedError(
-                f"{place}: {len(others)} objects belong to another role, such as"
-                f" {printable(others[0])}",
+                f"{place}: {len(others)} objects belong to another role: {listed(others)}",
                 hint="run it as the owner of the tables",
             )
         await connection.execute(f"CREATE SCHEMA {quoted(self.step.schema)}")
@@ -313,7 +314,8 @@ class ServerRestore(SnapshotSession):
             " SET LOCAL check_function_bodies = off"
         )
         try:
-            await connection.execute(text)
+            # With a statement at the end: asyncpg cannot read the answer to comments alone.
+            await connection.execute(f"{text}\n;SELECT")
         except (asyncpg.UndefinedObjectError, asyncpg.InvalidSchemaNameError) as error:
             if not self._missing:
                 raise

@@ -19,7 +19,7 @@ from sagewai_ops.errors import PermissionDeniedError
 from sagewai_ops.schema import postgres_catalog_queries as queries
 from sagewai_ops.schema.postgres_head import head
 from sagewai_ops.schema.postgres_replaced import REPLACED_SCHEMAS
-from sagewai_ops.text import printable
+from sagewai_ops.text import listed, printable
 
 if TYPE_CHECKING:
     import asyncpg
@@ -176,6 +176,12 @@ class _Reader:
             if (row["owner"] is None or row["owner"] in oids)
             and self.is_wanted(self.schema, row["name"])
         ]
+        closed = [f"{self.schema}.{row['name']}" for row in sequences if not row["readable"]]
+        if closed:
+            raise PermissionDeniedError(
+                f"{len(closed)} sequences not readable by this role: {listed(closed)}",
+                hint="GRANT pg_read_all_data TO ROLE;",
+            )
         enums = await self.connection.fetch(queries.ENUMS)
         functions = await self.connection.fetch(queries.FUNCTIONS)
         own = [row for row in functions if row["signature"] in head()["functions"]]
@@ -361,11 +367,6 @@ class _Reader:
 
     async def _sequence(self, row: Any, oids: Mapping[int, str]) -> ServerSequence:
         name = f"{quoted(self.schema)}.{quoted(row['name'])}"
-        if not row["readable"]:
-            raise PermissionDeniedError(
-                f"sequence {printable(name)}: not readable by this role",
-                hint="GRANT pg_read_all_data TO ROLE;",
-            )
         value = await self.connection.fetchrow(f"SELECT last_value, is_called FROM {name}")  # noqa: S608 (quoted)
         return ServerSequence(
             schema=self.schema,

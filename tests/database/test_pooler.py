@@ -16,10 +16,13 @@ import asyncpg
 import pytest
 
 from postgres_server import Server, _free_port, _servant
+from program import call
 from sagewai_ops.database.postgres.connection import open_transaction
 from sagewai_ops.database.url import PostgresUrl, parse
 from sagewai_ops.errors import RemoteError
 from sagewai_ops.schema import check_postgres, migrate_postgres, rehearse_postgres
+from sagewai_ops.snapshots.catalog import list_snapshots
+from server_homes import make_server_home
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed")
@@ -33,9 +36,9 @@ SELECT (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'),
 
 
 class Pooler:
-    """A PgBouncer in front of a server, with one server connection for each database."""
+    """A PgBouncer in front of a server, with few server connections for each database."""
 
-    def __init__(self, server: Server, mode: str) -> None:
+    def __init__(self, server: Server, mode: str, connections: int = 1) -> None:
         self.port = _free_port()
         user, group = _servant()
         self._directory = Path(tempfile.mkdtemp(prefix="ops-pooler-"))
@@ -44,7 +47,7 @@ class Pooler:
         settings.write_text(
             f"[databases]\n* = host={server.sockets} port={server.port} user=postgres\n"
             f"[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={self.port}\nauth_type=any\n"
-            f"pool_mode={mode}\ndefault_pool_size=1\nunix_socket_dir=\n"
+            f"pool_mode={mode}\ndefault_pool_size={connections}\nunix_socket_dir=\n"
         )
         assert PGBOUNCER is not None
         self._process = subprocess.Popen(
@@ -130,6 +133,60 @@ def test_what_needs_a_session_is_refused(pooler: Pooler, database: str) -> None:
 
     with pytest.raises(RemoteError, match=r"search_path; .*connect to the server itself"):
         asyncio.run(ask())
+
+
+def test_snapshot_and_restore_need_a_session_of_their_own(
+    pooler: Pooler, postgres: Server, tmp_path: Path
+) -> None:
+    """A pooler in transaction mode is recognised: exit 19, nothing made, nothing left in it."""
+    home = make_server_home(tmp_path / "home", postgres)
+    report = home.back_up()
+    empty = postgres.create()
+    before = [pooler.left(name) for name in (home.database, empty)]
+    words = {
+        home.database: ("--home", home.root, "backup", "--url-file"),
+        empty: ("--home", home.root, "restore", report.path, "--to", tmp_path / "copy"),
+    }
+    words[empty] = (*words[empty], "--url-file")
+    for database, command in words.items():
+        file = tmp_path / database
+        file.write_text(f"postgresql://postgres@127.0.0.1:{pooler.port}/{database}")
+        file.chmod(0o600)
+
+        answer = call(*command, file)
+
+        assert answer.code == 19, answer.err
+        error, hint = answer.err.splitlines()
+        assert "a pooler in transaction mode" in error
+        assert "SAGEWAI_DATABASE_URL" in hint
+
+    assert [pooler.left(name) for name in (home.database, empty)] == before
+    assert not (tmp_path / "copy").exists()
+    assert len(list_snapshots(home.snapshots)) == 1
+    for name in (home.database, empty):
+        postgres.run("postgres", f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.mark.parametrize("clients", [1, 3])
+def test_a_pooler_that_keeps_sessions_is_enough(
+    clients: int, postgres: Server, tmp_path: Path
+) -> None:
+    """In session mode, also where its pool has no second session for the question."""
+    tmp_path.chmod(0o711)
+    home = make_server_home(tmp_path / "home", postgres)
+    pooler = Pooler(postgres, "session", clients)
+    file = tmp_path / "url"
+    file.write_text(f"postgresql://postgres@127.0.0.1:{pooler.port}/{home.database}")
+    file.chmod(0o600)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sagewai_ops.database.postgres.pooler._PATIENCE_SECONDS", 0.5)
+            answer = call("--home", home.root, "backup", "--url-file", file)
+    finally:
+        pooler.stop()
+
+    assert answer.code == 0, answer.err
+    postgres.drop(home.database)
 
 
 def test_pool_mode_statement_is_refused(postgres: Server, database: str) -> None:

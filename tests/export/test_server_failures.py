@@ -44,7 +44,16 @@ from sagewai_ops.export.workdir import export_directory
 from sagewai_ops.home.paths import Home
 from sagewai_ops.schema import migrate_postgres
 from sagewai_ops.schema import postgres_server as schema_server
-from targets import at_head, copy_of, counts_of, exported, home_with, state_of, url_of
+from targets import (
+    at_head,
+    copy_of,
+    counts_of,
+    exported,
+    home_with,
+    small_tablespace,
+    state_of,
+    url_of,
+)
 
 KILLS = 20
 COMMIT = b"COMMIT;"
@@ -299,14 +308,12 @@ def test_orders_for_a_process_that_is_gone_are_dropped_in_silence(
     assert caplog.messages == []
 
 
-def test_a_full_disk_on_the_server_is_reported_as_one(
-    home: Home, postgres: Server, tmp_path: Path
-) -> None:
+def test_a_full_disk_on_the_server_is_reported_as_one(home: Home, postgres: Server) -> None:
     """The database is in a small file system of its own."""
     with contextlib.closing(sqlite3.connect(home.database)) as connection:
         connection.execute("UPDATE agent_runs SET output_text = hex(randomblob(6000))")
         connection.commit()
-    with small_tablespace(postgres, tmp_path, "24M") as tablespace:
+    with small_tablespace(postgres, "24M") as tablespace:
         template = at_head(postgres)
         postgres.run(
             "postgres", f'CREATE DATABASE tight TEMPLATE "{template}" TABLESPACE {tablespace}'
@@ -663,34 +670,6 @@ def signal_self() -> None:
     """Ask this process to end, as `kill` does, and leave it the time to notice."""
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.1)
-
-
-@contextlib.contextmanager
-def small_tablespace(server: Server, directory: Path, size: str) -> Iterator[str]:
-    """Yield the server a tablespace in a file system of a few megabytes."""
-    place = server.directory / "small"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode:
-        place.rmdir()
-        pytest.skip("only root mounts file systems here")
-    try:
-        inside = place / "space"
-        inside.mkdir()
-        if server.user is not None and server.group is not None:
-            os.chown(inside, server.user, server.group)
-        server.run("postgres", f"CREATE TABLESPACE small LOCATION '{inside}'")
-        try:
-            yield "small"
-        finally:
-            server.run("postgres", "DROP TABLESPACE small")
-    finally:
-        subprocess.run(["umount", "-l", place], check=False, capture_output=True)
-        place.rmdir()
 
 
 def free_port() -> int:

@@ -147,7 +147,7 @@ def check_kept(world: World, expected: Expected) -> Iterator[str]:
             != tables
             for state in (expected.before, expected.after)
         ):
-            yield f"the tables that a restore kept on the server at {schema} are not those of before"
+            yield f"what a restore kept on the server at {schema} is not all of the tables"
     if schemas and (alone := world.kept_moments() - set(schemas)):
         yield f"a restore kept a home and no tables: {', '.join(sorted(alone))}"
 

@@ -26,10 +26,11 @@ from sagewai_ops.database.postgres.connection import (
     pin_settings,
     translate_errors,
 )
+from sagewai_ops.database.postgres.pooler import require_own_session
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import LockedError, OpsError, PermissionDeniedError
-from sagewai_ops.text import printable, shell_word
+from sagewai_ops.text import listed, shell_word
 
 if TYPE_CHECKING:
     import asyncpg
@@ -61,7 +62,6 @@ WHERE n.nspname = pg_catalog.current_schema() AND c.relkind IN ('r', 'p')
     AND d.classid = 'pg_catalog.pg_class'::regclass::oid AND d.deptype = 'e')
 ORDER BY c.relname COLLATE "C"
 """
-_SHOWN = 30  # tables that a message names
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +185,7 @@ class SnapshotSession:
 
     async def _open(self, is_wanted: Callable[[str, str], bool], wait_seconds: float) -> None:
         self._connection = connection = await open_connection(self._url)
+        await require_own_session(self._url, connection)
         for _attempt in range(_ATTEMPTS):
             if await self._begin(connection, is_wanted, wait_seconds):
                 return
@@ -238,10 +239,9 @@ class SnapshotSession:
             closed = [table for table in tables if table.is_filtered]
             reason = "row security would hide rows from this role"
             hint = "ALTER ROLE ... BYPASSRLS;  # or run it as the owner of the tables"
-        names = [printable(f"{table.schema}.{table.name}") for table in closed]
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        names = [f"{table.schema}.{table.name}" for table in closed]
         raise PermissionDeniedError(
-            f"{self._url.display}: {len(names)} tables {reason}: {', '.join(names[:_SHOWN])}{more}",
+            f"{self._url.display}: {len(names)} tables {reason}: {listed(names)}",
             hint=f"{hint}\nsagewai-ops backup --exclude-table {shell_word(names[0])}",
         )
 

@@ -1,0 +1,226 @@
+"""Restores to servers under adverse conditions: restarts, full disks, privileges, encodings."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import postgres_server
+from postgres_server import Server
+from program import Answer, call
+from sagewai_ops.backup.report import BackupReport
+from sagewai_ops.restore.server import ServerRestore
+from server_homes import ServerHome, content, make_server_home
+from targets import small_tablespace
+
+BIG = "CREATE TABLE big AS SELECT n, md5(n::text) || md5((n + 1)::text) AS a FROM generate_series"
+
+
+@pytest.fixture(scope="module")
+def original(
+    _postgres_session: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[ServerHome, BackupReport]]:
+    """A home on a server with a table of 7 MB, and its snapshot."""
+    if not postgres_server.installations():
+        pytest.skip("no PostgreSQL here")
+    made = make_server_home(
+        tmp_path_factory.mktemp("original") / "home",
+        postgres_server.running(postgres_server.installations()[0]),
+    )
+    made.run(f"{BIG}(1, 100000) n")
+    yield made, made.back_up()
+    made.server.drop(made.database)
+
+
+@pytest.fixture
+def home(original: tuple[ServerHome, BackupReport]) -> ServerHome:
+    """That home."""
+    return original[0]
+
+
+@pytest.fixture
+def empty(home: ServerHome) -> Iterator[str]:
+    """The name of an empty database."""
+    name = home.server.create()
+    yield name
+    home.server.drop(name)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """A home to replace."""
+    made = tmp_path / "copy"
+    made.mkdir()
+    (made / "old").write_text("old")
+    return made
+
+
+def bring_back(home: ServerHome, target: Path, url: str, *words: object) -> Answer:
+    """Replace a home and a database by the latest snapshot."""
+    file = target.with_name("url")
+    file.write_text(url)
+    file.chmod(0o600)
+    return call(
+        *("--home", home.root, "restore", "latest", "--to", target, "--replace"),
+        *("--url-file", file, *words),
+    )
+
+
+def is_untouched(home: ServerHome, target: Path, database: str) -> bool:
+    """Return whether home and database are as before, and nothing is left next to them."""
+    schemas = home.server.rows(database, "SELECT 1 FROM pg_namespace WHERE nspname LIKE 'sagewai%'")
+    tables = home.server.rows(database, "SELECT 1 FROM pg_tables WHERE schemaname = 'public'")
+    names = {path.name for path in target.parent.iterdir()} - {"url"}
+    return (
+        not (schemas or tables)
+        and [path.name for path in target.iterdir()] == ["old"]
+        and names == {target.name}
+    )
+
+
+def test_server_that_restarts_during_the_load(
+    home: ServerHome, empty: str, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit 19 in two lines; home and server are as before, and the next run succeeds."""
+    put, pieces = ServerRestore._put, []
+
+    def restart(session: ServerRestore, piece: bytes | None) -> None:
+        pieces.append(piece)
+        if len(pieces) == 3:
+            home.server.restart()
+        put(session, piece)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ServerRestore, "_put", restart)
+        answer = bring_back(home, target, home.server.url(empty))
+
+    assert (answer.code, len(answer.err.splitlines())) == (19, 2), answer.err
+    assert is_untouched(home, target, empty)
+    again = bring_back(home, target, home.server.url(empty))
+    assert again.code == 0, again.err
+    assert home.server.rows(empty, "SELECT count(*) FROM big") == [(100_000,)]
+
+
+def test_server_that_restarts_at_the_commit(
+    home: ServerHome, empty: str, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it committed is unknown: `recover` asks the server, and ends both in the same."""
+    commit = ServerRestore.commit
+
+    def restart(session: ServerRestore) -> None:
+        home.server.restart()
+        commit(session)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ServerRestore, "commit", restart)
+        answer = bring_back(home, target, home.server.url(empty))
+
+    error, hint = answer.err.splitlines()
+    assert answer.code == 1
+    assert "not completed, lost during the commit" in error
+    assert hint.endswith(f"--home {target} recover")
+    recovered = call("--home", target, "recover", "--url-file", target.with_name("url"))
+    assert recovered.code == 0, recovered.err
+    assert is_untouched(home, target, empty)
+
+
+def test_full_disk_of_the_server(home: ServerHome, target: Path) -> None:
+    """Exit 13 in two lines; home and database are as before."""
+    server = home.server
+    with small_tablespace(server, "12M") as tablespace:
+        server.run("postgres", f"CREATE DATABASE tight TABLESPACE {tablespace}")
+        try:
+            answer = bring_back(home, target, server.url("tight"))
+
+            assert (answer.code, len(answer.err.splitlines())) == (13, 2), answer.err
+            assert is_untouched(home, target, "tight")
+        finally:
+            server.drop("tight")
+
+
+def test_objects_of_another_role_are_all_named(home: ServerHome, target: Path) -> None:
+    """Not the first alone: they are to be handed over in one go."""
+    server = home.server
+    database, role = server.create(), "restorer_of_some"
+    server.run("postgres", f"CREATE ROLE {role} LOGIN")
+    server.run(
+        database,
+        f'GRANT CREATE ON DATABASE "{database}" TO {role}',
+        f"GRANT ALL ON SCHEMA public TO {role}",
+        *(f"CREATE TABLE {name} (a int)" for name in ("first", "second", '"a third"')),
+    )
+
+    answer = bring_back(home, target, server.url(database, user=role))
+
+    assert answer.code == 14
+    assert '3 objects belong to another role: "a third", first, second' in answer.err
+    server.drop(database)
+    server.run("postgres", f"DROP ROLE {role}")
+
+
+def test_name_with_quotes_and_blanks(home: ServerHome, target: Path) -> None:
+    """A database of any name, encoding and collation is restored, undone and backed up."""
+    server = home.server
+    name = 'it\'s "our" d%tabase; --'
+    quoted = '"{}"'.format(name.replace('"', '""'))
+    server.run(
+        "postgres",
+        f"CREATE DATABASE {quoted} TEMPLATE template0 LOCALE 'C.UTF-8'",
+    )
+    url = target.with_name("url")
+
+    answer = bring_back(home, target, server.url(name))
+
+    assert answer.code == 0, answer.err
+    assert content(server, name) == content(server, home.database)
+    saved = call("--home", target, "backup", "--url-file", url, "--json")
+    assert saved.code == 0, saved.err
+    undone = call("--home", target, "restore", "--undo", "--url-file", url)
+    assert undone.code == 0, undone.err
+    assert [path.name for path in target.iterdir()] == ["old"]
+    assert server.rows(name, "SELECT 1 FROM pg_tables WHERE schemaname = 'public'") == []
+    server.run("postgres", f"DROP DATABASE {quoted} WITH (FORCE)")
+
+
+def test_text_of_another_encoding(target: Path, postgres: Server, tmp_path: Path) -> None:
+    """A snapshot of LATIN1 is restored to UTF8 and to LATIN1, and not to others."""
+    latin = "ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"
+    postgres.run("postgres", f"CREATE DATABASE latin {latin}", f"CREATE DATABASE latin_too {latin}")
+    ascii_too = "CREATE DATABASE no_encoding ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0"
+    postgres.run("postgres", ascii_too)
+    utf8 = postgres.create()
+    postgres.run("latin", "CREATE TABLE t (a text)", "INSERT INTO t VALUES ('h\u00e9t')")
+    made = make_server_home(tmp_path / "home", postgres)
+    postgres.drop(made.database)
+    home = ServerHome(made.root, postgres, "latin")
+    home.back_up()
+
+    for database, code in (("latin_too", 0), (utf8, 0), ("no_encoding", 2)):
+        answer = bring_back(home, target, postgres.url(database))
+        assert answer.code == code, answer.err
+        if not code:
+            assert postgres.rows(database, "SELECT a FROM t") == [("h\u00e9t",)]
+
+    for database in ("latin", "latin_too", "no_encoding", utf8):
+        postgres.drop(database)
+
+
+def test_signal_during_the_load(
+    home: ServerHome, empty: str, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit 143, and both are as before."""
+    put, pieces = ServerRestore._put, []
+
+    def interrupt(session: ServerRestore, piece: bytes | None) -> None:
+        pieces.append(piece)
+        if len(pieces) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        put(session, piece)
+
+    monkeypatch.setattr(ServerRestore, "_put", interrupt)
+
+    assert bring_back(home, target, home.server.url(empty)).code == 143
+    assert is_untouched(home, target, empty)
