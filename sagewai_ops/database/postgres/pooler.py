@@ -1,4 +1,4 @@
-"""Recognise a pooler in transaction mode, whose clients share sessions (PgBouncer, Supavisor, pgcat).
+"""Recognise a pooler in transaction mode, whose clients share sessions (PgBouncer, Supavisor).
 
 Short commands work through one. A snapshot or a restore is a transaction of minutes: it would hold
 one of the few server connections that Sagewai shares, under the pooler's own limits of time, and a
