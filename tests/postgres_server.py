@@ -58,6 +58,7 @@ RULES = f"""
 local /^{GUARDED} all scram-sha-256
 host /^{GUARDED} all 127.0.0.1/32 scram-sha-256
 local all all trust
+local replication all trust
 host all all 127.0.0.1/32 trust
 """
 
@@ -148,6 +149,34 @@ class Server:
         with (data / "postgresql.conf").open("a") as file:
             file.write(SETTINGS)
         (data / "pg_hba.conf").write_text(RULES if self.installation.major >= 16 else _before_16())
+        self._start(programs, data)
+
+    def follow(self, primary: Server, settings: str = "") -> None:
+        """Become a standby of a server, in place of `start`.
+
+        Raises:
+            RuntimeError: It does not come up; the message is its log.
+        """
+        self.directory.chmod(0o711)
+        programs = self._programs = self._reachable_programs()
+        data = self.directory / "data"
+        self._own(data)
+        subprocess.run(
+            [
+                *(programs / "pg_basebackup", "--pgdata", data, "--write-recovery-conf"),
+                *("--checkpoint", "fast", "--no-sync", "--host", primary.sockets),
+                *("--port", str(primary.port), "--username", "postgres"),
+            ],
+            check=True,
+            capture_output=True,
+            user=self.user,
+            group=self.group,
+        )
+        with (data / "postgresql.auto.conf").open("a") as file:
+            file.write(f"{settings}\n")
+        self._start(programs, data)
+
+    def _start(self, programs: Path, data: Path) -> None:
         for _attempt in range(5):  # another program may take the free port first
             self.port = _free_port()
             if self._answers(programs, data):

@@ -127,17 +127,7 @@ def exported(home: Home, server: Server, database: str, **options: Any) -> Repor
 @contextlib.contextmanager
 def small_tablespace(server: Server, size: str) -> Iterator[str]:
     """Yield the server a tablespace in a file system of a few megabytes."""
-    place = server.directory / "small"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode:
-        place.rmdir()
-        pytest.skip("only root mounts file systems here")
-    try:
+    with small_directory(server.directory / "small", size) as place:
         inside = place / "space"
         inside.mkdir()
         if server.user is not None and server.group is not None:
@@ -147,6 +137,18 @@ def small_tablespace(server: Server, size: str) -> Iterator[str]:
             yield "small"
         finally:
             server.run("postgres", "DROP TABLESPACE small")
+
+
+@contextlib.contextmanager
+def small_directory(place: Path, size: str) -> Iterator[Path]:
+    """Make a directory that is a file system of a few megabytes, and remove it."""
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        place.rmdir()
+        pytest.skip("only root mounts file systems here")
+    try:
+        yield place
     finally:
         subprocess.run(["umount", "-l", place], check=False, capture_output=True)
         place.rmdir()

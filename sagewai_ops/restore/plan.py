@@ -378,7 +378,7 @@ def _server_part(
     """Return the database of a server that is restored too; None for files alone.
 
     Raises:
-        UsageError: It would be, and no URL is given; or an option is not possible with it.
+        UsageError: It would be, and no URL is given.
     """
     found = read_server(reader.manifest)
     is_requested = not parts or not _DATABASES.isdisjoint(parts)
@@ -406,15 +406,6 @@ def _server_part(
                 "sagewai-ops restore ... --without-database  # files alone",
             )
         return None
-    for is_set, option in (
-        (options.revoke_sessions, "--revoke-sessions"),
-        (options.rebind_fleet, "--rebind-fleet"),
-    ):
-        if is_set:
-            raise UsageError(
-                f"{option}: not possible for the database of a server",
-                hint="sagewai-ops restore ... --without-database  # files alone",
-            )
     return found
 
 

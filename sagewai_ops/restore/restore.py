@@ -26,7 +26,13 @@ from sagewai_ops.keys.candidates import Candidate, rejected_key
 from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.permissions.modes import directory_mode
 from sagewai_ops.progress import Progress, byte_counter
-from sagewai_ops.restore.access import AccessCounts, count_access, rebind_fleet, revoke_access
+from sagewai_ops.restore.access import (
+    AccessCounts,
+    count_access,
+    organisation_id,
+    rebind_fleet,
+    revoke_access,
+)
 from sagewai_ops.restore.extractor import Extraction, extract_members
 from sagewai_ops.restore.key_check import KeyChoice, check_key, install_keys, unused_keys
 from sagewai_ops.restore.plan import (
@@ -132,11 +138,16 @@ def restore(
         unused = unused_keys(target, staged, options)
         if options.revoke_sessions:
             revoke_access(documents, staged)
+            if server:
+                server.revoke_access()
         rebound = 0
         if options.rebind_fleet:
             # With --only, the administrator's id may be in a document that is not replaced.
-            rebound = rebind_fleet({**read_documents(target), **documents}, staged, target)
-        access = count_access(read_documents(staged), staged.database if database else None)
+            every_document = {**read_documents(target), **documents}
+            rebound = rebind_fleet(every_document, staged, target)
+            if server:  # the rows of the old SQLite file are not used
+                rebound = server.rebind_fleet(organisation_id(every_document, target))
+        access = _count_access(staged, database, server)
         warnings = [*plan.warnings]
         if server and stage.paths is None:
             warnings += _record_server(staged, options)
@@ -164,6 +175,20 @@ def restore(
                 *_later_warnings(choice, unused, options, access, plan),
             ),
         )
+
+
+def _count_access(
+    staged: Home, database: DatabaseReport | None, server: "ServerRestore | None"
+) -> AccessCounts:
+    documents = read_documents(staged)
+    if server is None:
+        return count_access(documents, staged.database if database else None)
+    files, rows = count_access(documents, None), server.count_access()
+    return AccessCounts(
+        files.sessions + rows.sessions,
+        files.api_tokens + rows.api_tokens,
+        files.fleet_rows + rows.fleet_rows,
+    )
 
 
 def _open_server(

@@ -42,6 +42,8 @@ from sagewai_ops.errors import (
 from sagewai_ops.keys import postgres
 from sagewai_ops.keys.inventory import on_server
 from sagewai_ops.keys.locations import SealedValue
+from sagewai_ops.restore import server_access
+from sagewai_ops.restore.access import AccessCounts
 from sagewai_ops.schema.migrate_postgres import LOCK
 from sagewai_ops.schema.postgres_ddl import CONSTRAINTS, SCHEMA
 from sagewai_ops.schema.postgres_replaced import ServerStep
@@ -213,6 +215,24 @@ class ServerRestore(SnapshotSession):
                 except StopIteration as end:
                     return int(end.value)
 
+    def count_access(self) -> AccessCounts:
+        """Count the sessions, API tokens and fleet rows that become valid again."""
+        return self.run(lambda connection: server_access.count(connection, self._schema))
+
+    def revoke_access(self) -> None:
+        """End every session and revoke every API token of what was loaded.
+
+        Raises:
+            DamagedError: One is left.
+        """
+        self.run(lambda connection: server_access.revoke(connection, self._schema))
+
+    def rebind_fleet(self, organisation: str) -> int:
+        """Assign the loaded rows of the fleet to an organisation id; return their number."""
+        return self.run(
+            lambda connection: server_access.rebind(connection, self._schema, organisation)
+        )
+
     def require_unused(self) -> None:
         """Check once more that there is no other session.
 
@@ -245,7 +265,10 @@ class ServerRestore(SnapshotSession):
         if about["schema"] is None:
             raise UsageError(f"{place}: no schema of the search_path exists")
         if about["read_only"]:
-            raise PermissionDeniedError(f"{place}: read-only; use the URL of the primary server")
+            raise PermissionDeniedError(
+                f"{place}: read-only; on a standby, use the URL of the primary server",
+                hint="psql URL -c 'SELECT pg_is_in_recovery()'  # t: a standby",
+            )
         if not about["may_create"]:
             raise PermissionDeniedError(
                 f"{place}: the role may not create schemas in it, and tables in {about['schema']}",

@@ -11,10 +11,8 @@ import pytest
 from home_builder import build_home
 from postgres_server import Installation, Server, installations, running
 from program import call
-from sagewai_ops.database.postgres.connection import translate_errors
 from sagewai_ops.database.postgres.snapshot_session import SnapshotSession
-from sagewai_ops.database.url import PostgresUrl, parse
-from sagewai_ops.errors import LockedError, RemoteError
+from sagewai_ops.errors import LockedError
 from sagewai_ops.schema.revision_graph import HEAD, revisions
 from server_homes import DEFINITIONS, ServerHome, content, facts_of, make_server_home, restore
 
@@ -246,17 +244,6 @@ def test_no_row_or_name_is_code_of_psql(postgres: Server, tmp_path: Path) -> Non
     assert not report.is_complete
     restore(report, postgres, tmp_path / "there")
     assert not (tmp_path / "there/ran").exists()
-
-
-def test_a_standby_that_cancels_is_named() -> None:
-    """The hint is the setting that prevents it."""
-    url = parse("postgresql://u@h/d")
-    assert isinstance(url, PostgresUrl)
-
-    with pytest.raises(RemoteError) as refusal, translate_errors(url):
-        raise asyncpg.SerializationError("canceling statement due to conflict with recovery")
-
-    assert "hot_standby_feedback" in refusal.value.hint
 
 
 def test_schema_and_names_with_quotes(postgres: Server, tmp_path: Path) -> None:

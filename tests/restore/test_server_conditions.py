@@ -12,6 +12,9 @@ import postgres_server
 from postgres_server import Server
 from program import Answer, call
 from sagewai_ops.backup.report import BackupReport
+from sagewai_ops.home.paths import locate
+from sagewai_ops.home.state_files import read_documents
+from sagewai_ops.restore.access import count_access, organisation_id
 from sagewai_ops.restore.server import ServerRestore
 from server_homes import DEFINITIONS, ServerHome, content, make_server_home
 from targets import small_tablespace
@@ -226,3 +229,43 @@ def test_signal_during_the_load(
 
     assert bring_back(home, target, home.server.url(empty)).code == 143
     assert is_untouched(home, target, empty)
+
+
+ACCESS = (
+    "INSERT INTO org (id, name, slug) VALUES ('o', 'o', 'o')",
+    "INSERT INTO user_account (id, org_id, email) VALUES ('u', 'o', 'u@o')",
+    """INSERT INTO user_session (id, org_id, user_id, token_hash, expires_at)
+       VALUES ('valid', 'o', 'u', 'h1', now() + interval '1 day'),
+       ('expired', 'o', 'u', 'h2', now() - interval '1 day')""",
+    """INSERT INTO api_token (id, org_id, subject_user_id, token_hash, scopes, revoked_at)
+       VALUES ('valid', 'o', 'u', 'h3', '', NULL), ('revoked', 'o', 'u', 'h4', '', now())""",
+    """INSERT INTO workers (worker_id, org_id)
+       VALUES ('moved', 'default:0123456789abcdef'), ('of an org', 'o')""",
+)
+
+
+def test_access_is_counted_revoked_and_rebound(postgres: Server, tmp_path: Path) -> None:
+    """The options change the loaded rows, not only the files; without them access is counted."""
+    home = make_server_home(tmp_path / "home", postgres)
+    home.run(*ACCESS)
+    home.back_up()
+    kept, changed = postgres.create(), postgres.create()
+    words = ("--revoke-sessions", "--rebind-fleet", "--json")
+
+    plain = bring_back(home, tmp_path / "plain", postgres.url(kept), "--json")
+    answer = bring_back(home, tmp_path / "copy", postgres.url(changed), *words)
+
+    assert (plain.code, answer.code) == (0, 0), answer.err
+    of_files = count_access(read_documents(locate(tmp_path / "plain", {})), None)
+    assert plain.result["sessions"] == of_files.sessions + 1
+    assert plain.result["api_tokens"] == of_files.api_tokens + 1
+    assert any("1 fleet rows belong to" in text for text in plain.document["warnings"])
+    assert (answer.result["sessions"], answer.result["api_tokens"]) == (0, 0)
+    assert answer.result["rebound_rows"] == 1
+    assert postgres.rows(changed, "SELECT 1 FROM user_session") == []
+    assert postgres.rows(changed, "SELECT 1 FROM api_token WHERE revoked_at IS NULL") == []
+    (moved,) = postgres.rows(changed, "SELECT org_id FROM workers WHERE worker_id = 'moved'")
+    documents = read_documents(locate(tmp_path / "copy", {}))
+    assert moved == (organisation_id(documents, locate(tmp_path / "copy", {})),)
+    for database in (kept, changed, home.database):
+        postgres.drop(database)
