@@ -143,7 +143,7 @@ def small_tablespace(server: Server, size: str) -> Iterator[str]:
 def small_directory(place: Path, size: str) -> Iterator[Path]:
     """Make a directory that is a file system of a few megabytes, and remove it."""
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", os.fspath(place)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         place.rmdir()
         pytest.skip("only root mounts file systems here")
