@@ -6,6 +6,8 @@ A writer commits pairs of rows, replaces the documents as Sagewai does and chang
 (fixtures/home_writer.py). A second one moves amounts between rows, so that their sum stays the same
 after each commit: only with SQLite 3.51.3 or later, because an older one can corrupt a database in
 WAL mode by itself when two processes write (docs/database.md).
+The same home on a server has a writer of its own there, of 200 transactions a second, each of which
+changes two tables.
 Each copy that a command makes must hold whole transactions, whole documents, and all that was
 committed before it began; and no writer may get the error that the database is locked.
 """
@@ -13,6 +15,7 @@ committed before it began; and no writer may get the error that the database is 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
 import os
@@ -32,18 +35,32 @@ for _directory in (_HERE.parent, _HERE.parent.parent / "fixtures"):
     if str(_directory) not in sys.path:
         sys.path.insert(0, str(_directory))
 
-import home_writer  # noqa: E402 - the path first
+import asyncpg  # noqa: E402 - the path first
+
+import home_writer  # noqa: E402
 from home_builder import build_home  # noqa: E402
 from postgres_server import Server, installations  # noqa: E402
 from program import Answer, run, taken  # noqa: E402
+from sagewai_ops.database.url import VARIABLES  # noqa: E402
+from sagewai_ops.schema.revision_graph import HEAD  # noqa: E402
 
 WITHOUT_RESET_BUG = (3, 51, 3)
 ACCOUNTS = 20
 TOTAL = 20_000
+RATE = 220  # transactions a second on the server
 _HOLDER = "live-accounts"
 _DOCUMENTS = ("config/admin-state.json", "config/connections.json", "secrets/profiles.json")
 _FINDINGS = 4
 _DAMAGE = ("integrity",)
+_PAIR = """
+INSERT INTO cost_records (project_id, agent_name, model, cost_usd, tokens)
+  VALUES ('default', '{who}', 'none', 0.0, {tokens});
+INSERT INTO budget_spend (project_id, agent_name, cost_usd) VALUES ('default', '{who}', {cost});
+"""
+_MOVE = """
+UPDATE cost_records SET tokens = tokens - {amount} WHERE agent_name = '{who}';
+UPDATE budget_spend SET cost_usd = cost_usd + {amount} WHERE agent_name = '{who}';
+"""
 
 
 @dataclass(slots=True)
@@ -85,7 +102,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--only", default="", help="commands whose names begin so")
     parser.add_argument("--accounts", type=Path, help="be the second writer of this database")
+    parser.add_argument("--server", metavar="URL", help="be the writer of this database")
     chosen = parser.parse_args()
+    if chosen.server:
+        asyncio.run(_write_to_server(chosen.server))
+        return 0
     if chosen.accounts:
         _move_amounts(chosen.accounts)
         return 0
@@ -117,7 +138,75 @@ def through(scene: Scene, seconds: float, only: str = "") -> list[Tally]:
                 tallies.append(_repeat(name, once, scene, seconds))
     last = Tally("the home itself", 1)
     last.violations += _broken(scene.home, 0)
+    if SERVER.startswith(only):
+        tallies.append(_on_server(scene, seconds))
     return [*tallies, last]
+
+
+def _on_server(scene: Scene, seconds: float) -> Tally:
+    """Back up and restore the home with a database of a server that is written to."""
+    server, database = scene.server, scene.server.at(HEAD, name="live")
+    url = server.url(database)
+    with _writer("--server", url):
+        while not _pairs_on(server, database)[0]:
+            time.sleep(0.05)
+
+        def once(scene: Scene, _committed: int) -> Iterator[str]:
+            yield from _backup_of_server(scene, url, _pairs_on(server, database)[0])
+
+        begun, first = time.monotonic(), _pairs_on(server, database)[0]
+        tally = _repeat(SERVER, once, scene, seconds)
+        rate = (_pairs_on(server, database)[0] - first) / (time.monotonic() - begun)
+    print(f"writer of the server: {rate:.0f} transactions a second")
+    server.drop(database)
+    return tally
+
+
+def _backup_of_server(scene: Scene, url: str, committed: int) -> Iterator[str]:
+    answer = run("--home", scene.home, "--json", "backup", environment={VARIABLES[0]: url})
+    if answer.code:
+        yield _message(answer)
+        return
+    archive, target = taken(answer), scene.server.create(name="live_restored")
+    restored = run(
+        *("--home", scene.home, "restore", archive, "--to", scene.copy),
+        *("--database-url", scene.server.url(target)),
+    )
+    if restored.code:
+        yield f"its restore: {_message(restored)}"
+    else:
+        pairs = _pairs_on(scene.server, target)
+        if len(set(pairs)) != 1 or pairs[0] < committed:
+            yield f"pairs {pairs}, {committed} were committed before"
+        if (total := _total_on(scene.server, target)) != TOTAL:
+            yield f"the amounts are {total} together, not {TOTAL}"
+    scene.server.drop(target)
+    shutil.rmtree(scene.copy, ignore_errors=True)
+    shutil.rmtree(archive.parent)
+
+
+def _pairs_on(server: Server, database: str) -> tuple[int, ...]:
+    """Return the number of the writer's rows and the highest of them, of both tables."""
+    (found,) = server.rows(
+        database,
+        """SELECT a.*, b.* FROM
+           (SELECT count(*)::int, coalesce(max(tokens), 0)::int FROM cost_records
+            WHERE agent_name = $1) a,
+           (SELECT count(*)::int, coalesce(max(cost_usd), 0)::int FROM budget_spend
+            WHERE agent_name = $1) b""",
+        home_writer.MARKER,
+    )
+    return tuple(int(str(number)) for number in found)
+
+
+def _total_on(server: Server, database: str) -> int:
+    ((total,),) = server.rows(
+        database,
+        """SELECT ((SELECT sum(tokens) FROM cost_records WHERE agent_name = $1)
+           + (SELECT sum(cost_usd) FROM budget_spend WHERE agent_name = $1))::int""",
+        _HOLDER,
+    )
+    return int(str(total))
 
 
 def _repeat(
@@ -213,6 +302,7 @@ def _export(scene: Scene, committed: int) -> Iterator[str]:
     scene.server.drop(database)
 
 
+SERVER = "backup, of a server"
 COMMANDS = {
     "backup": _backup,
     "backup, directory": _tree,
@@ -254,14 +344,34 @@ def _second_writer(database: Path) -> Iterator[None]:
         print(f"SQLite {sqlite3.sqlite_version}: one writer of the database, not two")
         yield
         return
-    command = [sys.executable, os.fspath(Path(__file__)), "--accounts", os.fspath(database)]
-    with subprocess.Popen(command) as process:
+    with _writer("--accounts", os.fspath(database)):
+        yield
+
+
+@contextlib.contextmanager
+def _writer(option: str, place: str) -> Iterator[None]:
+    """Run this program as a writer for the block."""
+    with subprocess.Popen([sys.executable, os.fspath(Path(__file__)), option, place]) as process:
         try:
             yield
             if process.poll() is not None:
-                raise RuntimeError(f"the second writer ended with {process.returncode}")
+                raise RuntimeError(f"the writer {option} ended with {process.returncode}")
         finally:
             process.kill()
+
+
+async def _write_to_server(url: str) -> None:
+    """Commit pairs of rows, and move an amount from one table to the other, until killed."""
+    connection = await asyncpg.connect(url)
+    draw = random.Random(1)
+    await connection.execute(_PAIR.format(who=_HOLDER, tokens=TOTAL, cost=0))
+    begun, number = time.monotonic(), 0
+    while True:
+        number += 1
+        pair = _PAIR.format(who=home_writer.MARKER, tokens=number, cost=number)
+        move = _MOVE.format(who=_HOLDER, amount=draw.randrange(-50, 50))
+        await connection.execute(f"BEGIN; {pair} {move} COMMIT")
+        await asyncio.sleep(max(0.0, begun + number / RATE - time.monotonic()))
 
 
 def _move_amounts(database: Path) -> None:
