@@ -34,9 +34,17 @@ def at_second_chunk(monkeypatch: pytest.MonkeyPatch, action: Any) -> None:
     """Act while the rows of the large table arrive."""
     copy = SnapshotSession.copy
 
-    def acting(session: SnapshotSession, *words: Any, **options: Any) -> Generator[bytes]:
-        for number, chunk in enumerate(copy(session, *words, **options)):
-            if words[1] == "big" and number == 1:
+    def acting(
+        session: SnapshotSession, *words: Any, **options: Any
+    ) -> Generator[bytes, None, int]:
+        chunks, number = copy(session, *words, **options), 0
+        while True:
+            try:
+                chunk = next(chunks)
+            except StopIteration as end:
+                return int(end.value)
+            number += 1
+            if words[1] == "big" and number == 2:
                 action()
             yield chunk
 
