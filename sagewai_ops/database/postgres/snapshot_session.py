@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 _ATTEMPTS = 10  # to lock tables that other sessions create and drop
-_BLOCK_BYTES = 512 * 1024  # of rows that are passed to the caller at once
-_BLOCKS = 4  # that wait for the caller
+_BLOCK_BYTES = 256 * 1024  # of rows that are passed to the caller at once
+_BLOCKS = 2  # that wait for the caller
 _POLL_SECONDS = 0.05
 # Besides those of every transaction: one text for amounts of money, and rows in one order.
 SETTINGS = "SET LOCAL lc_monetary = 'C'; SET LOCAL synchronize_seqscans = off"
