@@ -676,7 +676,7 @@ def test_leftovers_of_a_killed_pipe_are_swept_by_the_next_pipe(
 ) -> None:
     """Its copy of the database, which holds secrets, does not stay in the working directory."""
     scratch = tmp_path / "scratch"
-    scratch.mkdir()
+    scratch.mkdir(0o700)
     words = ("backup", "--output", "-", "--work-dir", scratch)
     with started("--home", large, *words) as process:
         _wait(lambda: _size(scratch, ".*.staging/*.db") >= 0)

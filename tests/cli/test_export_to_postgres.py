@@ -141,7 +141,8 @@ def test_a_plan_is_shown_and_changes_nothing(home: Home, postgres: Server) -> No
 def test_what_a_killed_run_left_goes_with_its_directory(home: Home, postgres: Server) -> None:
     """A plan leaves nothing, also where it found the directory of reports."""
     left = home.root.with_name("home.exports") / ".sagewai-ops-export-0badcafe"
-    left.mkdir(parents=True)
+    left.parent.mkdir(0o700)
+    left.mkdir(0o700)
     (left / "copy.db").write_bytes(b"half of a copy")
 
     answer = export(home, postgres.url(at_head(postgres)), "--plan")

@@ -385,11 +385,12 @@ def test_what_a_killed_export_left_is_swept(tmp_path: Path, postgres: Server) ->
     """Its copy holds secrets."""
     home = home_with(tmp_path / "home")
     left = export_directory(home) / ".sagewai-ops-export-dead"
-    left.mkdir(parents=True)
+    left.parent.mkdir(0o700)
+    left.mkdir(0o700)
     (left / "copy.db").write_bytes(b"secrets")
     partials = [left.with_name(f".{word}-1.json.0123abcd.partial") for word in ("move", "verify")]
     for partial in partials:
-        partial.touch()
+        partial.touch(0o600)
 
     exported(home, postgres, at_head(postgres), purpose="plan")
 

@@ -240,6 +240,7 @@ def test_temporary_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     kept = ["secrets/.master.key.partial", "db/.sagewai.db.backup"]
     for name in (*partial, *kept):
         (root / name).write_bytes(b"part")
+        (root / name).chmod(0o600)
 
     report = _init(root)
 
