@@ -175,11 +175,19 @@ def exchange(
             swap_journal.complete(journal)
             mark_completed()
         except BaseException as error:
-            if server:
-                raise _incomplete(journal, error) from error
-            _undo(journal, error)
-            raise
+            if not server:
+                _undo(journal, error)
+                raise
+            _complete_again(journal, error)
         conclude(journal)
+
+
+def _complete_again(journal: Journal, reason: BaseException) -> None:
+    """Try once more what the system refused: after the commit on a server there is no way back."""
+    try:
+        swap_journal.complete(journal)
+    except (OSError, OpsError) as error:
+        raise _incomplete(journal, error) from reason
 
 
 def _commit(journal: Journal, server: ServerChange) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from sagewai_ops.home.paths import locate
 from sagewai_ops.home.state_files import read_documents
 from sagewai_ops.restore.access import count_access, organisation_id
 from sagewai_ops.restore.server import ServerRestore
+from sagewai_ops.swap import journal as swap_journal
 from server_homes import DEFINITIONS, ServerHome, content, make_server_home
 from targets import small_tablespace
 
@@ -128,6 +131,36 @@ def test_server_that_restarts_at_the_commit(
     recovered = call("--home", target, "recover", "--url-file", target.with_name("url"))
     assert recovered.code == 0, recovered.err
     assert is_untouched(home, target, empty)
+
+
+@pytest.mark.parametrize(("refusals", "code"), [(1, 0), (2, 1)])
+def test_refusal_after_the_commit(
+    home: ServerHome,
+    empty: str,
+    target: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refusals: int,
+    code: int,
+) -> None:
+    """A step of the files is tried once more; what stays refused is completed by `recover`."""
+    complete, left = swap_journal.complete, [refusals]
+
+    def refuse(journal: swap_journal.Journal) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        complete(journal)
+
+    monkeypatch.setattr(swap_journal, "complete", refuse)
+    answer = bring_back(home, target, home.server.url(empty))
+
+    assert answer.code == code, answer.err
+    if code:
+        assert "restore not completed" in answer.err
+        assert (target / "old").exists()
+        assert call("--home", target, "recover", "--url-file", target.with_name("url")).code == 0
+    assert not (target / "old").exists()
+    assert home.server.rows(empty, "SELECT count(*) FROM big") == [(100_000,)]
 
 
 def test_full_disk_of_the_server(home: ServerHome, target: Path) -> None:
