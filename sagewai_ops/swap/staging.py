@@ -165,10 +165,16 @@ def exchange(
     times = beneath.status(staging)
     draft = staging / _DRAFT
     with fs_journal.recording(journal.path, swap_journal.NAME, draft=draft) as write:
-        write(swap_journal.content_of(journal))
-        beneath.unlink(staging / _MARK)
-        beneath.set_times(staging, times.st_mtime_ns, times.st_atime_ns)
-        beneath.sync_directory(staging)
+        try:
+            write(swap_journal.content_of(journal))
+            beneath.unlink(staging / _MARK)
+            beneath.set_times(staging, times.st_mtime_ns, times.st_atime_ns)
+            beneath.sync_directory(staging)
+        except BaseException as error:
+            # Here it is known that the server committed nothing; who finds the journal has to ask.
+            if server and beneath.exists(journal.path):
+                _undo(journal, error)
+            raise
         if server:
             _commit(journal, server)
         try:

@@ -199,7 +199,7 @@ def test_other_sessions_of_the_role_are_refused(site: tuple[Path, str], postgres
         answer = call("--home", home, "keys", "rotate", *NO_SNAPSHOT)
 
     assert answer.code == 15
-    assert "postgres (process " in answer.err
+    assert "postgres (server process " in answer.err
 
 
 def test_killed_after_the_servers_commit_it_is_finished(

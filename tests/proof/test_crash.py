@@ -34,6 +34,7 @@ READ = {
         "--install-key",
         "--new-key-file",
         "--url-file",
+        "--scratch-url-file",
         "--ping-url-file",
         "--undo",
         "--program",
