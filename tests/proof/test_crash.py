@@ -77,10 +77,10 @@ def test_a_command_whose_step_goes_wrong_keeps_its_promises(
 @needs_steps
 @pytest.mark.timeout(600)
 def test_a_signal_ends_a_command_with_nothing_left_over(tmp_path: Path) -> None:
-    """SIGTERM at each step, those of cleaning up among them."""
+    """SIGTERM at each step, those of cleaning up among them; at 40 of those with a server."""
     only = ("--only", "restore --undo", "--only", "keys escrow", "--only", "restore --recover")
 
-    code, document, output = _prove(tmp_path / "report", "--every", "--signals", *only)
+    code, document, output = _prove(tmp_path / "report", "--sample", "40", "--signals", *only)
 
     assert (code, document["violations"]) == (0, 0), output
     assert document["struck"] >= 30
