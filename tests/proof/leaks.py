@@ -46,6 +46,8 @@ from proof.beginnings import IDENTITY, Words  # noqa: E402
 from proof.cases import CASES, Case  # noqa: E402
 from proof.faults import Ended, Fault, Step  # noqa: E402
 from proof.worlds import OTHER_USER, World  # noqa: E402
+from sagewai_ops.home.paths import DATABASE  # noqa: E402
+from sagewai_ops.snapshots.member_paths import SERVER_DIRECTORY  # noqa: E402
 
 PASSPHRASE = "planted passphrase of the operator"
 URL_PASSWORD = "planted-url-password"
@@ -366,11 +368,16 @@ def _places(directory: Path, secrets: tuple[Secret, ...]) -> dict[str, set[str]]
 
 
 def _in_home(relative: str) -> str:
-    """Return the name within a home, a copy or an archive; sidecars count as their database."""
+    """Return the name within a home, a copy or an archive.
+
+    Sidecars count as their database, and so do its rows from a server, to which it was moved.
+    """
     inner = relative.partition("!" if "!" in relative else "/")[2]
     first, _, rest = inner.partition("/")
     if first in _COPIES or first.startswith(".sagewai-ops-before-restore-"):
         inner = rest
+    if "!" in relative and inner.startswith(f"{SERVER_DIRECTORY}/"):
+        return DATABASE
     for end in ("-wal", "-shm", "-journal"):
         inner = inner.removesuffix(end)
     inner = _LEGACY.sub("", inner)  # an old key that is kept is where the key is
