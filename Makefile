@@ -43,16 +43,16 @@ constraints: setup  ## Select versions again, with hashes, for every Python; UPG
 test: setup  ## Run the core of the tests (3 minutes).
 	$(BIN)/pytest -q -n 2 --core
 
-test-all: setup  ## Run all tests (8 minutes).
+test-all: setup  ## Run all tests (14 minutes).
 	$(BIN)/pytest -q -n 2
 
-test-rest: setup  ## Run the tests that are not in the core (5 minutes).
+test-rest: setup  ## Run the tests that are not in the core (12 minutes).
 	$(BIN)/pytest -q -n 2 --rest
 
 core: setup  ## Select the core again, by coverage, into tests/core.txt (20 minutes).
 	$(BIN)/python .ci/select_core.py
 
-test-extensions:  ## Run all tests on a Python that can load sqlite-vec (8 minutes).
+test-extensions:  ## Run all tests on a Python that can load sqlite-vec (14 minutes).
 	@if [ -n "$(EXTENDING)" ]; then \
 	  $(MAKE) --no-print-directory test-all PYTHON=$(EXTENDING) VENV=.venv-extending; \
 	else echo "no Python here can load SQLite extensions"; fi
@@ -60,7 +60,7 @@ test-extensions:  ## Run all tests on a Python that can load sqlite-vec (8 minut
 matrix: setup  ## Run the tests on every Python, dependency, user and umask (1 hour).
 	$(BIN)/python .ci/matrix.py
 
-matrix-ci: setup  ## Run the cells of the matrix that CI runs (7 minutes).
+matrix-ci: setup  ## Run the cells of the matrix that CI runs (15 minutes).
 	$(BIN)/python .ci/matrix.py --ci
 
 tools:  ## Install the programs that the tests compare with, as root on Debian (1 minute).

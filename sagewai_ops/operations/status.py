@@ -187,7 +187,8 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
         path: parse_document(document_name(path), content)
         for path, content in read_documents(home).items()
     }
-    sealed = _try_keys(home, environment, candidates, server)
+    is_unread = any(part and part.problem for part in (database, server))
+    sealed = SealedReport() if is_unread else _try_keys(home, environment, candidates)
     pending = [item.operation for item in pending_operations(home.root)]
     return Status(
         home=home.root,
@@ -283,10 +284,9 @@ def _try_keys(
     home: Home,
     environment: Mapping[str, str],
     candidates: Sequence[Candidate],
-    server: ServerStatus | None,
 ) -> SealedReport:
     """Try the keys, if everything is readable; what is not is a warning already."""
-    if (server and server.problem) or any(_find_unreadable(home)):
+    if any(_find_unreadable(home)):
         return SealedReport()
     try:
         inventory = read_inventory(home, environment, only_sealed=True)

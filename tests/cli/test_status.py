@@ -125,6 +125,7 @@ def test_a_database_that_is_held_is_reported_after_a_short_wait(
     """All else is shown; who asks how things are does not wait as long as a backup does."""
     built = small(tmp_path / "home", journal="none")
     monkeypatch.setattr("sagewai_ops.operations.status._WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("sagewai_ops.operations.status.read_inventory", None)  # it would wait, too
     code = (
         "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None);"
         "c.execute('PRAGMA locking_mode=EXCLUSIVE'); c.execute('BEGIN EXCLUSIVE');"
