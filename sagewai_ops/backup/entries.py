@@ -45,9 +45,8 @@ def describe_entry(
 def notes(home: Home, scan: HomeScan, *, without: bool) -> Iterator[str]:
     """Yield what a user should know of a snapshot, without any loss."""
     for path, target in scan.outside_links.items():
-        if path in scan.outside_files:
-            continue  # a cause, with its own line
-        yield f"{path}: stored as a link, {target} is not in the snapshot"
+        if path not in scan.outside_files:  # which are a cause, with its own line
+            yield f"{path}: stored as a link, {target} is not in the snapshot"
     for path, target in scan.followed.items():
         yield f"{path}: a link, {target} is included in its place"
     if without:

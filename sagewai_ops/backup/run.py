@@ -491,11 +491,7 @@ class BackupRun:
                 self.unstable,
                 self.keys,
                 self.server.unstored if self.server else (),
-                {
-                    path: target
-                    for path, target in self.scan.outside_links.items()
-                    if path in self.scan.outside_files
-                },
+                self.scan.outside_files,
             ),
             damage_causes(
                 self.database if is_used else None,

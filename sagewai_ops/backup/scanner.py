@@ -83,7 +83,7 @@ class HomeScan:
         followed: Link in the home -> the target that is included in its place.
         external: Member -> the path outside the home that an override names.
         outside_links: Link -> target, of the links out of the home that are stored as links.
-        outside_files: Those of them that lead to a file of the home's owner.
+        outside_files: Those of them that lead to a file of the home's owner, likewise.
         unused_follow: Patterns of `--follow` that match no link.
     """
 
@@ -92,7 +92,7 @@ class HomeScan:
     followed: dict[str, str] = field(default_factory=dict)
     external: dict[str, str] = field(default_factory=dict)
     outside_links: dict[str, str] = field(default_factory=dict)
-    outside_files: set[str] = field(default_factory=set)
+    outside_files: dict[str, str] = field(default_factory=dict)
     unused_follow: list[str] = field(default_factory=list)
     content_bytes: int = 0
     database_bytes: int = 0
@@ -292,7 +292,7 @@ class _Walk:
             if is_outside_link_allowed(path):
                 self.scan.outside_links[path] = written
                 if self._is_file_of_owner(entry.path):
-                    self.scan.outside_files.add(path)
+                    self.scan.outside_files[path] = written
                 self._add(ScanItem(member, entry.path, "link", kind, written, is_outside=True))
             else:
                 self._omit(path, Reason.LEAVES, target)

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from sagewai_ops.process.procfs import open_descriptors
+
 _PROC = Path("/proc")
 
 
@@ -29,15 +31,13 @@ def find_openers(root: Path, files: Iterable[Path] = (), *, ignored: str = "") -
     names = {os.fsencode(path.name) for path in known.values()}
     users = {*_lockers(known)}
     others: set[int] = set()
-    for directory in _PROC.glob("[0-9]*/fd"):
-        with suppress(OSError):  # it ended, or it belongs to another user
-            pid = int(directory.parent.name)
-            for name in os.listdir(directory):
-                path = _open_path(f"{directory}/{name}", prefix, names, known)
-                if path in known.values():
-                    users.add(pid)
-                elif path and not os.fspath(path.relative_to(root)).startswith(ignored or "/"):
-                    others.add(pid)
+    for pid, links in open_descriptors():
+        for link in links:
+            path = _open_path(link, prefix, names, known)
+            if path in known.values():
+                users.add(pid)
+            elif path and not os.fspath(path.relative_to(root)).startswith(ignored or "/"):
+                others.add(pid)
     return users - {os.getpid()} | others - _own_ancestors()
 
 

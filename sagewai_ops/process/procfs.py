@@ -105,12 +105,19 @@ def _kernel_address(value: bytes) -> IPv4Address | IPv6Address:
     return ip_address(struct.pack(f">{len(words)}I", *words))
 
 
-def _owner_of_socket(inode: str) -> Process | None:
+def open_descriptors() -> Iterator[tuple[int, list[str]]]:
+    """Yield each process that we may inspect, with the links to its open files."""
     for directory in _PROC.glob("[0-9]*/fd"):
         with suppress(OSError):  # it ended, or it belongs to another user
-            for name in os.listdir(directory):
-                if os.readlink(directory / name) == f"socket:[{inode}]":
-                    return read_process(int(directory.parent.name))
+            links = [f"{directory}/{name}" for name in os.listdir(directory)]
+            yield int(directory.parent.name), links
+
+
+def _owner_of_socket(inode: str) -> Process | None:
+    for pid, links in open_descriptors():
+        with suppress(OSError):  # one was closed since
+            if any(os.readlink(link) == f"socket:[{inode}]" for link in links):
+                return read_process(pid)
     return None
 
 

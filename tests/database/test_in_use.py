@@ -18,6 +18,7 @@ from other_process import OtherProcess, running
 from sagewai_ops.database.sqlite import in_use
 from sagewai_ops.database.sqlite.in_use import find_users, require_unused
 from sagewai_ops.errors import TargetBusyError
+from sagewai_ops.process import procfs
 from unprivileged import reachable_directory, unprivileged
 
 HOLDER = """
@@ -201,7 +202,8 @@ def test_system_without_proc_asks_the_kernel_alone(
     holder: OtherProcess, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on macOS, where F_GETLK is the only witness."""
-    monkeypatch.setattr(in_use, "_PROC", tmp_path / "no-proc")
+    for module in (in_use, procfs):
+        monkeypatch.setattr(module, "_PROC", tmp_path / "no-proc")
 
     assert [user.pid for user in find_users(database)] == [holder.pid]
 

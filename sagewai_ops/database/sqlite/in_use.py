@@ -35,7 +35,7 @@ from sagewai_ops.home.paths import (
 )
 from sagewai_ops.process.interpreter import find_interpreter
 from sagewai_ops.process.open_files import find_openers
-from sagewai_ops.process.procfs import Process, describe, read_process
+from sagewai_ops.process.procfs import Process, describe, open_descriptors, read_process
 from sagewai_ops.text import shell_word
 
 _PROC = Path("/proc")
@@ -128,13 +128,9 @@ def _existing(files: list[Path]) -> Iterator[tuple[Path, os.stat_result]]:
 def _openers(identities: dict[tuple[int, int], Path]) -> Iterator[int]:
     """Search the open files of every process that we may inspect."""
     names = {os.fsencode(path.name) for path in identities.values()}
-    for directory in _PROC.glob("[0-9]*/fd"):
-        with suppress(OSError):  # it ended, or it belongs to another user
-            if any(
-                _is_database(f"{directory}/{name}", names, identities)
-                for name in os.listdir(directory)
-            ):
-                yield int(directory.parent.name)
+    for pid, links in open_descriptors():
+        if any(_is_database(link, names, identities) for link in links):
+            yield pid
 
 
 def _is_database(link: str, names: set[bytes], identities: dict[tuple[int, int], Path]) -> bool:
