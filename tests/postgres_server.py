@@ -132,24 +132,14 @@ class Server:
         Raises:
             RuntimeError: It does not come up; the message is its log.
         """
-        self.directory.chmod(0o711)
-        programs = self._programs = self._reachable_programs()
-        data = self.directory / "data"
-        self._own(data)
-        subprocess.run(
-            [
-                *(programs / "initdb", "--pgdata", data, "--username", "postgres"),
-                *("--auth", "trust", "--encoding", "UTF8", "--locale", "C", "--no-sync"),
-            ],
-            check=True,
-            capture_output=True,
-            user=self.user,
-            group=self.group,
+        data = self._make_data(
+            *("initdb", "--username", "postgres", "--auth", "trust"),
+            *("--encoding", "UTF8", "--locale", "C", "--no-sync"),
         )
         with (data / "postgresql.conf").open("a") as file:
             file.write(SETTINGS)
         (data / "pg_hba.conf").write_text(RULES if self.installation.major >= 16 else _before_16())
-        self._start(programs, data)
+        self._start(self._programs, data)
 
     def follow(self, primary: Server, settings: str = "") -> None:
         """Become a standby of a server, in place of `start`.
@@ -157,24 +147,28 @@ class Server:
         Raises:
             RuntimeError: It does not come up; the message is its log.
         """
+        data = self._make_data(
+            *("pg_basebackup", "--write-recovery-conf", "--checkpoint", "fast", "--no-sync"),
+            *("--host", primary.sockets, "--port", str(primary.port), "--username", "postgres"),
+        )
+        with (data / "postgresql.auto.conf").open("a") as file:
+            file.write(f"{settings}\n")
+        self._start(self._programs, data)
+
+    def _make_data(self, program: str, *options: object) -> Path:
+        """Have a program of the server create the data directory, and return it."""
         self.directory.chmod(0o711)
-        programs = self._programs = self._reachable_programs()
+        self._programs = self._reachable_programs()
         data = self.directory / "data"
         self._own(data)
         subprocess.run(
-            [
-                *(programs / "pg_basebackup", "--pgdata", data, "--write-recovery-conf"),
-                *("--checkpoint", "fast", "--no-sync", "--host", primary.sockets),
-                *("--port", str(primary.port), "--username", "postgres"),
-            ],
+            [self._programs / program, "--pgdata", data, *map(str, options)],
             check=True,
             capture_output=True,
             user=self.user,
             group=self.group,
         )
-        with (data / "postgresql.auto.conf").open("a") as file:
-            file.write(f"{settings}\n")
-        self._start(programs, data)
+        return data
 
     def _start(self, programs: Path, data: Path) -> None:
         for _attempt in range(5):  # another program may take the free port first

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import secrets
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import zstandard
 
 from home_builder import build_home
-from postgres_server import Server
+from postgres_server import Server, installations, running
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.backup.create import create_snapshot
 from sagewai_ops.backup.report import BackupOptions, BackupReport
@@ -65,6 +67,24 @@ class ServerHome:
     def run(self, *statements: str) -> None:
         """Execute statements in the database."""
         self.server.run(self.database, *statements)
+
+
+def home_and_snapshot(
+    directories: pytest.TempPathFactory, *, revision: str = HEAD, statement: str = ""
+) -> Iterator[tuple[ServerHome, BackupReport]]:
+    """Yield a home on the default server, and its snapshot: the body of a fixture of a module.
+
+    Args:
+        statement: Executed in its database before the snapshot.
+    """
+    if not installations():
+        pytest.skip("no PostgreSQL here")
+    path = directories.mktemp("original") / "home"
+    made = make_server_home(path, running(installations()[0]), revision)
+    if statement:
+        made.run(statement)
+    yield made, made.back_up()
+    made.server.drop(made.database)
 
 
 def facts_of(report: BackupReport) -> ServerFacts:

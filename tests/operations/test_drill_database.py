@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-import postgres_server
 from other_process import running
 from postgres_server import Server
 from program import Answer, call
@@ -27,7 +26,7 @@ from sagewai_ops.operations import drill_database
 from sagewai_ops.restore.server import ServerRestore
 from sagewai_ops.schema.revision_graph import HEAD
 from sagewai_ops.snapshots.cards import read_card
-from server_homes import ServerHome, facts_of, make_server_home
+from server_homes import ServerHome, facts_of, home_and_snapshot, make_server_home
 from small_homes import everything_of
 from targets import url_of
 
@@ -46,15 +45,7 @@ def original(
     _postgres_session: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[ServerHome, BackupReport]]:
     """A home on a server at an older revision, and its snapshot."""
-    if not postgres_server.installations():
-        pytest.skip("no PostgreSQL here")
-    made = make_server_home(
-        tmp_path_factory.mktemp("original") / "home",
-        postgres_server.running(postgres_server.installations()[0]),
-        OLD,
-    )
-    yield made, made.back_up()
-    made.server.drop(made.database)
+    yield from home_and_snapshot(tmp_path_factory, revision=OLD)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-import postgres_server
 from other_process import running
 from postgres_server import Server
 from program import Answer, call
@@ -20,7 +19,7 @@ from sagewai_ops.home.server_record import read_server_record
 from sagewai_ops.restore.server import ServerRestore, open_server_restore
 from sagewai_ops.schema.revision_graph import HEAD
 from sagewai_ops.swap import journal as swap_journal
-from server_homes import ServerHome, content, facts_of, make_server_home
+from server_homes import ServerHome, content, facts_of, home_and_snapshot, make_server_home
 from step_counter import killed
 from targets import url_of
 
@@ -39,14 +38,7 @@ def original(
     _postgres_session: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[ServerHome, BackupReport]]:
     """A home on a server, and its snapshot."""
-    if not postgres_server.installations():
-        pytest.skip("no PostgreSQL here")
-    made = make_server_home(
-        tmp_path_factory.mktemp("original") / "home",
-        postgres_server.running(postgres_server.installations()[0]),
-    )
-    yield made, made.back_up()
-    made.server.drop(made.database)
+    yield from home_and_snapshot(tmp_path_factory)
 
 
 @pytest.fixture

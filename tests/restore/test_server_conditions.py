@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-import postgres_server
 from postgres_server import Server
 from program import Answer, call
 from sagewai_ops.backup.report import BackupReport
@@ -19,7 +18,7 @@ from sagewai_ops.home.state_files import read_documents
 from sagewai_ops.restore.access import count_access, organisation_id
 from sagewai_ops.restore.server import ServerRestore
 from sagewai_ops.swap import journal as swap_journal
-from server_homes import DEFINITIONS, ServerHome, content, make_server_home
+from server_homes import DEFINITIONS, ServerHome, content, home_and_snapshot, make_server_home
 from targets import small_tablespace
 
 BIG = "CREATE TABLE big AS SELECT n, md5(n::text) || md5((n + 1)::text) AS a FROM generate_series"
@@ -30,15 +29,7 @@ def original(
     _postgres_session: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[ServerHome, BackupReport]]:
     """A home on a server with a table of 7 MB, and its snapshot."""
-    if not postgres_server.installations():
-        pytest.skip("no PostgreSQL here")
-    made = make_server_home(
-        tmp_path_factory.mktemp("original") / "home",
-        postgres_server.running(postgres_server.installations()[0]),
-    )
-    made.run(f"{BIG}(1, 100000) n")
-    yield made, made.back_up()
-    made.server.drop(made.database)
+    yield from home_and_snapshot(tmp_path_factory, statement=f"{BIG}(1, 100000) n")
 
 
 @pytest.fixture
