@@ -5,7 +5,6 @@ mode keeps the whole message in memory, so `age_passphrase` implements that.
 """
 
 import queue
-import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from sagewai_ops.archive.zstd_frames import Sink
 from sagewai_ops.errors import DamagedError, KeyMissingError, NotFoundError, OpsError, UsageError
 from sagewai_ops.fs.given_files import decode_given, read_given_file
 from sagewai_ops.fs.os_errors import from_os_error
+from sagewai_ops.process.threads import Thread
 from sagewai_ops.text import shell_word
 
 AGE_MAGIC = b"age-encryption.org/v1\n"
@@ -175,7 +175,7 @@ class _RecipientsSink:
         self._rest = memoryview(b"")
         self._ended = False
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="age-encrypt", daemon=True)
+        self._thread = Thread(target=self._run, name="age-encrypt", daemon=True)
         self._thread.start()
 
     def write(self, data: bytes) -> None:
@@ -299,7 +299,7 @@ def _decrypt(stream: BinaryIO, identities: Sequence[str], name: str) -> Iterator
             if not pieces.is_stopped:
                 pieces.put(error)
 
-    thread = threading.Thread(target=run, name="age-decrypt", daemon=True)
+    thread = Thread(target=run, name="age-decrypt", daemon=True)
     thread.start()
     try:
         while (piece := pieces.queue.get()) is not None:

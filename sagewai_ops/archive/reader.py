@@ -14,7 +14,7 @@ import itertools
 import secrets
 from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 
 from sagewai_ops.archive.authentication import NO_MAC, AuthenticationKey
@@ -33,6 +33,7 @@ from sagewai_ops.archive.manifest import (
 from sagewai_ops.archive.tar import BLOCK_BYTES, END, member_bytes, member_header, padding_bytes
 from sagewai_ops.archive.zstd_frames import Frame, FrameTable, decompress_frame, decompress_frames
 from sagewai_ops.errors import DamagedError
+from sagewai_ops.process.threads import ThreadPool
 
 MAX_HEADER_BYTES = 1024 * 1024
 MAX_MANIFEST_BYTES = 512 * 1024 * 1024
@@ -116,7 +117,7 @@ class ArchiveReader:
         stream = _TarStream(frames, compressed, on_bytes or (lambda _count: None))
         with (
             contextlib.closing(stream),
-            ThreadPoolExecutor(1, thread_name_prefix="hash") as hasher,
+            ThreadPool(1, thread_name_prefix="hash") as hasher,
         ):
             for entry, start in starts:
                 stream.skip_to(start)
@@ -405,9 +406,7 @@ def _expect(stream: _TarStream, expected: bytes, path: str) -> None:
         raise DamagedError(f"archive: member {path[:200]}: tar header differs from the manifest")
 
 
-def _read_content(
-    stream: _TarStream, entry: Entry, hasher: ThreadPoolExecutor
-) -> Iterator[memoryview]:
+def _read_content(stream: _TarStream, entry: Entry, hasher: ThreadPool) -> Iterator[memoryview]:
     if not entry.sha256:
         return
     digest = hashlib.sha256()

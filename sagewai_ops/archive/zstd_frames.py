@@ -17,7 +17,7 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, Protocol
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.process.malloc import keep_large_blocks
+from sagewai_ops.process.threads import ThreadPool
 
 FRAME_BYTES = 4 * 1024 * 1024  # of tar data in a frame; docs/format.md
 DEFAULT_LEVEL = 3
@@ -141,7 +142,7 @@ class FrameWriter:
         self._is_hashed = isinstance(sink, HashingSink)
         self._digest = sink.digest if isinstance(sink, HashingSink) else hashlib.sha256()
         self._table: list[tuple[int, int]] = []
-        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="compress")
+        self._pool = ThreadPool(WORKERS, thread_name_prefix="compress")
         self._local = threading.local()
         self._pending: deque[tuple[bytearray, int, Future[bytes]]] = deque()
         self._spare: list[bytearray] = []
@@ -371,7 +372,7 @@ def decompress_frames(
             local.decompressor = zstandard.ZstdDecompressor()
         return decompress_frame(frame, data, local.decompressor)
 
-    with ThreadPoolExecutor(WORKERS, thread_name_prefix="decompress") as pool:
+    with ThreadPool(WORKERS, thread_name_prefix="decompress") as pool:
         pending: deque[Future[bytes]] = deque()
         try:
             for frame, data in zip(frames, compressed, strict=True):

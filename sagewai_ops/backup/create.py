@@ -6,7 +6,6 @@ There is no snapshot before the rename, and a verified one after it. The home is
 import contextlib
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +23,7 @@ from sagewai_ops.fs.removal import remove_tree
 from sagewai_ops.fs.tempdirs import locked_directory
 from sagewai_ops.home.paths import PARTS, Home, require_files
 from sagewai_ops.process.signals import uninterrupted
+from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.snapshots import cards, catalog
 from sagewai_ops.snapshots.reference import find_reference
@@ -234,7 +234,7 @@ def _sync_while(stream: BinaryIO, partial: Path, staging: Path) -> Iterator[None
             for copy in staging.iterdir():
                 copy.unlink()
 
-    with ThreadPoolExecutor(1, thread_name_prefix="sync") as pool:
+    with ThreadPool(1, thread_name_prefix="sync") as pool:
         synced = pool.submit(sync)
         yield
         with translate_os_errors(partial):

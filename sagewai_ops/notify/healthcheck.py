@@ -7,12 +7,12 @@ same scheme only: one from https to http would show the URL to the network.
 """
 
 import re
-import threading
 from enum import Enum
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from sagewai_ops.errors import UsageError
+from sagewai_ops.process.threads import Thread
 
 TIMEOUT_SECONDS = 10.0  # of a whole ping: name, connection, answer
 _REDIRECTED = "redirected to another scheme, not followed"
@@ -69,7 +69,7 @@ def ping(url: str, event: Event, body: str = "", *, timeout: float = TIMEOUT_SEC
 
     # The timeout of a socket restarts with each byte, and name resolution has none, so a thread
     # waits that can be abandoned.
-    thread = threading.Thread(target=run, daemon=True)
+    thread = Thread(target=run, daemon=True)
     thread.start()
     thread.join(timeout)
     return problems[0]

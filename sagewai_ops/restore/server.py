@@ -42,6 +42,7 @@ from sagewai_ops.errors import (
 from sagewai_ops.keys import postgres
 from sagewai_ops.keys.inventory import on_server
 from sagewai_ops.keys.locations import SealedValue
+from sagewai_ops.process.threads import Thread
 from sagewai_ops.restore import server_access
 from sagewai_ops.restore.access import AccessCounts
 from sagewai_ops.schema.migrate_postgres import LOCK
@@ -425,7 +426,7 @@ def open_server_restore(url: PostgresUrl, schema: str, *, replace: bool) -> Iter
         OpsError: As `ServerRestore.begin`.
     """
     loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="server", daemon=True)
+    thread = Thread(target=loop.run_forever, name="server", daemon=True)
     thread.start()
     session = ServerRestore(url, loop, ServerStep(url.display, schema))
     try:

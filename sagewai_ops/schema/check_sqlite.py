@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from sagewai_ops.database.sqlite.integrity import count_rows, find_damage
 from sagewai_ops.database.sqlite.moment import open_moment
 from sagewai_ops.database.sqlite.read_transaction import WAIT_SECONDS, needs_other_program
 from sagewai_ops.database.sqlite.schema_objects import find_unexpected
+from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema import sqlite_catalog, sqlite_head
 from sagewai_ops.schema.constraints import (
@@ -152,7 +153,7 @@ class _Threads:
         self._done = 0
         self._counting = threading.Lock()
         self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="check")
+        self._pool = ThreadPool(_THREADS, thread_name_prefix="check")
 
     def __enter__(self) -> _Threads:  # noqa: PYI034 - typing has no Self before Python 3.11
         self._integrity = self._pool.submit(self._check_integrity)

@@ -3,13 +3,14 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sagewai_ops.database.sqlite.integrity import check_integrity
 from sagewai_ops.database.sqlite.read_transaction import open_frozen
+from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.progress import Progress
 from sagewai_ops.schema.sqlite_revision import Level, read_level
 
@@ -121,7 +122,7 @@ def examination_thread() -> Iterator[Callable[[Path], "Future[DatabaseReport]"]]
         if stopping.is_set():
             raise _StoppedError
 
-    with ThreadPoolExecutor(1, thread_name_prefix="examine") as pool:
+    with ThreadPool(1, thread_name_prefix="examine") as pool:
         try:
             yield lambda path: pool.submit(examine_database, path, stop_if_failed)
         except BaseException:

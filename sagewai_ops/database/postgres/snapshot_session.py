@@ -30,6 +30,7 @@ from sagewai_ops.database.postgres.pooler import require_own_session
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import LockedError, OpsError, PermissionDeniedError
+from sagewai_ops.process.threads import Thread
 from sagewai_ops.text import listed, shell_word
 
 if TYPE_CHECKING:
@@ -285,7 +286,7 @@ def open_snapshot(
         LockedError: A table remained locked, or tables are created all the time.
     """
     loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="server", daemon=True)
+    thread = Thread(target=loop.run_forever, name="server", daemon=True)
     thread.start()
     session = SnapshotSession(url, loop)
     try:
