@@ -1,0 +1,115 @@
+"""What every remote place can do; object stores and SFTP servers are behind it.
+
+Names are relative to the place and have no `/` at their start. Anyone who can write to the place or
+answer for the server is an attacker: names, sizes and bytes are checked by the caller.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from contextlib import AbstractContextManager
+    from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectFacts:
+    """What a listing states of an object.
+
+    Attributes:
+        name: Relative to the place.
+        modified_at: UTC, by the clock of the server.
+    """
+
+    name: str
+    size_bytes: int
+    modified_at: datetime
+
+
+class Deletion(enum.Enum):
+    """What a delete has done."""
+
+    DELETED = "deleted"
+    HIDDEN = "hidden"  # the store keeps the version: versioning or an object lock
+
+
+class Upload(Protocol):
+    """An object that is being written. It does not exist before `finish`."""
+
+    def write(self, data: bytes, /) -> int:
+        """Send bytes; the parts in transit are bounded, not their number.
+
+        Raises:
+            RemoteError: The server or the network failed.
+        """
+        ...
+
+    def finish(self) -> None:
+        """Complete the object.
+
+        Raises:
+            RemoteError: It does not exist, or its size is another one.
+        """
+        ...
+
+
+class Store(Protocol):
+    """A remote place.
+
+    Every method raises RemoteError (19) where the server or the network fails or answers what it
+    cannot mean, PermissionDeniedError (14) where it refuses the rights, and NotFoundError (10)
+    where the bucket or the object is missing. Messages show the first line of the library's text
+    and never a secret.
+    """
+
+    @property
+    def address(self) -> str:
+        """The place, for messages; without secrets."""
+        ...
+
+    def list(self) -> list[ObjectFacts]:
+        """List all objects of the place, in one directory level, in the order of their names."""
+        ...
+
+    def facts(self, name: str) -> ObjectFacts | None:
+        """Return the facts of an object; None if it does not exist."""
+        ...
+
+    def read(self, name: str, offset: int, count: int) -> bytes:
+        """Read exactly `count` bytes of an object, in one request."""
+        ...
+
+    def stream(self, name: str) -> Generator[bytes, None, None]:
+        """Yield the bytes of an object in pieces of at most some MiB, in one request."""
+        ...
+
+    def put(self, name: str, content: bytes, *, replace: bool = False) -> bool:
+        """Write a small object in one request.
+
+        Args:
+            replace: Whether an existing one is replaced.
+
+        Returns:
+            Whether it was written; False if it exists and is not to be replaced.
+        """
+        ...
+
+    def upload(self, name: str, expected_bytes: int) -> AbstractContextManager[Upload]:
+        """Open an object for writing; at an exception in the block, nothing of it remains.
+
+        Args:
+            expected_bytes: For the size of its parts: `max(8 MiB, expected_bytes / 900)`.
+        """
+        ...
+
+    def delete(self, name: str) -> Deletion:
+        """Delete an object; one that does not exist is deleted."""
+        ...
+
+    def close(self) -> None:
+        """End the connections, and a program that was started."""
+        ...
