@@ -12,6 +12,7 @@ Roles made by tests belong to the whole server: use unique names.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -254,6 +255,18 @@ class Server:
                 await connection.close()
 
         return asyncio.run(fetch())
+
+    @contextlib.contextmanager
+    def session(self, database: str, *statements: str) -> Iterator[None]:
+        """Keep a session for the block that has executed statements."""
+        with contextlib.closing(asyncio.new_event_loop()) as loop:
+            connection = loop.run_until_complete(self.connect(database))
+            try:
+                for statement in statements:
+                    loop.run_until_complete(connection.execute(statement))
+                yield
+            finally:
+                loop.run_until_complete(connection.close())
 
     async def connect(
         self, database: str, *, user: str = "postgres"

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import queue
 import threading
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from sagewai_ops.errors import (
     LockedError,
     OpsError,
     PermissionDeniedError,
+    RemoteError,
     TargetBusyError,
     UsageError,
 )
@@ -47,7 +49,7 @@ from sagewai_ops.restore import server_access
 from sagewai_ops.restore.access import AccessCounts
 from sagewai_ops.schema.migrate_postgres import LOCK
 from sagewai_ops.schema.postgres_ddl import CONSTRAINTS, SCHEMA
-from sagewai_ops.schema.postgres_replaced import ServerStep
+from sagewai_ops.schema.postgres_replaced import ServerStep, has_schema
 from sagewai_ops.snapshots.server_database import ServerFacts, StoredTable
 from sagewai_ops.text import listed, printable
 
@@ -58,6 +60,9 @@ if TYPE_CHECKING:
 
 _CHUNKS = 8  # pieces of members that wait for the server
 _POLL_SECONDS = 0.05
+_ANSWER_SECONDS = 10.0  # for a server that closed the connection during the commit
+_RETRY_SECONDS = 0.5
+_LOST = "connection lost during the commit"
 _ABOUT = """
 SELECT pg_catalog.current_schema()::text AS schema,
   pg_catalog.current_setting('server_encoding') AS encoding,
@@ -124,6 +129,7 @@ class ServerRestore(SnapshotSession):
         self._tables_by_path: dict[str, StoredTable] = {}
         self._filled: tuple[StoredTable, queue.Queue[bytes | None], Future[None]] | None = None
         self._is_abandoned = threading.Event()
+        self._lost = False
 
     def begin(self, *, replace: bool) -> None:
         """Check the target, and move what it has out of the way.
@@ -254,6 +260,36 @@ class ServerRestore(SnapshotSession):
             OpsError: It did not.
         """
         self._wait(self._commit())
+
+    def find_outcome(self) -> bool:
+        """Return, after a ConnectionError of `commit`, whether the server committed.
+
+        Raises:
+            OpsError: It cannot be found out.
+        """
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        while True:
+            try:
+                is_committed = has_schema(self._url, self.step.schema)
+            except RemoteError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_RETRY_SECONDS)  # a server that restarts
+            else:
+                self._lost = is_committed
+                return is_committed
+
+    def require_answer(self) -> None:
+        """Report a commit whose answer was lost.
+
+        Raises:
+            RemoteError: It was; everything is done.
+        """
+        if self._lost:
+            raise RemoteError(
+                f"{self._url.display}: {_LOST}; home and database are as requested",
+                hint="sagewai-ops status",
+            )
 
     async def _begin_restore(self, *, replace: bool) -> None:
         self._connection = connection = await open_connection(self._url)
@@ -402,7 +438,7 @@ class ServerRestore(SnapshotSession):
         try:
             status = await connection.execute("COMMIT")
         except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
-            raise ConnectionError("lost during the commit") from error
+            raise ConnectionError(_LOST) from error
         except asyncpg.PostgresError as error:
             raise OpsError(f"{self._url.display}: not committed, {error.args[0]}") from error
         if status != "COMMIT":
@@ -424,6 +460,7 @@ def open_server_restore(url: PostgresUrl, schema: str, *, replace: bool) -> Iter
 
     Raises:
         OpsError: As `ServerRestore.begin`.
+        RemoteError: At the end, the answer to the commit was lost; everything is done.
     """
     loop = asyncio.new_event_loop()
     thread = Thread(target=loop.run_forever, name="server", daemon=True)
@@ -432,6 +469,7 @@ def open_server_restore(url: PostgresUrl, schema: str, *, replace: bool) -> Iter
     try:
         session.begin(replace=replace)
         yield session
+        session.require_answer()
     finally:
         session.abandon()
         loop.call_soon_threadsafe(loop.stop)

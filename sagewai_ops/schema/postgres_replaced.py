@@ -12,6 +12,7 @@ from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.process.signals import run_interruptibly
 
 REPLACED_SCHEMAS = "sagewai_before_restore_"  # begins their names
+_WAIT_SECONDS = 10  # for the end of the transaction of a dead run
 _EXISTS = "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = $1::text::name)"
 
 
@@ -36,7 +37,10 @@ def replaced_schema(moment: str) -> str:
 def has_schema(url: PostgresUrl, schema: str) -> bool:
     """Return whether a database has a schema.
 
+    It waits for the end of a restore: the server may still commit for a client that is gone.
+
     Raises:
+        LockedError: A restore, an export or an upgrade does not end.
         OpsError: The server is not reachable, or refuses.
     """
     return run_interruptibly(_has_schema(url, schema))
@@ -44,6 +48,9 @@ def has_schema(url: PostgresUrl, schema: str) -> bool:
 
 async def _has_schema(url: PostgresUrl, schema: str) -> bool:
     from sagewai_ops.database.postgres.connection import open_transaction
+    from sagewai_ops.schema.migrate_postgres import LOCK
 
     async with open_transaction(url, readonly=True) as server:
+        await server.execute(f"SET LOCAL lock_timeout = '{_WAIT_SECONDS}s'")
+        await server.execute("SELECT pg_catalog.pg_advisory_xact_lock_shared($1)", LOCK)
         return bool(await server.fetchval(_EXISTS, schema))

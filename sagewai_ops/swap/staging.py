@@ -16,7 +16,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Protocol
 
-from sagewai_ops.errors import OpsError
+from sagewai_ops.errors import OpsError, RemoteError
 from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.fs import journal as fs_journal
 from sagewai_ops.fs.os_errors import translate_os_errors
@@ -43,6 +43,9 @@ class ServerChange(Protocol):
 
     def commit(self) -> None:
         """Commit; a ConnectionError means that the outcome is unknown."""
+
+    def find_outcome(self) -> bool:
+        """Return, after a ConnectionError, whether the server has committed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,15 +206,27 @@ def _commit(journal: Journal, server: ServerChange) -> None:
             server.commit()
             mark_completed()
     except ConnectionError as error:
-        raise _incomplete(journal, error) from error
+        _find_outcome(journal, server, error)
     except OpsError as error:
         _undo(journal, error)
         raise
 
 
-def _incomplete(journal: Journal, reason: BaseException) -> OpsError:
+def _find_outcome(journal: Journal, server: ServerChange, lost: ConnectionError) -> None:
+    """Ask the server what became of the commit, and undo the journal if it was rolled back."""
+    try:
+        is_committed = server.find_outcome()
+    except OpsError as error:
+        raise _incomplete(journal, f"{lost}, {error.message}", RemoteError) from error
+    mark_completed()
+    if not is_committed:
+        _undo(journal, lost)
+        raise RemoteError(f"{server.step.database}: {lost}; home and database are unchanged")
+
+
+def _incomplete(journal: Journal, reason: object, kind: type[OpsError] = OpsError) -> OpsError:
     home = home_of(journal.path)
-    return OpsError(
+    return kind(
         f"home {home}: restore not completed, {reason}",
         hint=f"sagewai-ops --home {shell_word(home)} recover",
     )

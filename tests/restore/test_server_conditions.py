@@ -7,16 +7,20 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from postgres_server import Server
 from program import Answer, call
 from sagewai_ops.backup.report import BackupReport
+from sagewai_ops.errors import RemoteError
 from sagewai_ops.home.paths import locate
 from sagewai_ops.home.state_files import read_documents
 from sagewai_ops.restore.access import count_access, organisation_id
 from sagewai_ops.restore.server import ServerRestore
+from sagewai_ops.schema import postgres_replaced
+from sagewai_ops.schema.migrate_postgres import LOCK
 from sagewai_ops.swap import journal as swap_journal
 from server_homes import DEFINITIONS, ServerHome, content, home_and_snapshot, make_server_home
 from targets import small_tablespace
@@ -104,24 +108,67 @@ def test_server_that_restarts_during_the_load(
 def test_server_that_restarts_at_the_commit(
     home: ServerHome, empty: str, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether it committed is unknown: `recover` asks the server, and ends both in the same."""
+    """Exit 19: it did not commit, which is found out, and nothing is changed or pending."""
     commit = ServerRestore.commit
 
     def restart(session: ServerRestore) -> None:
         home.server.restart()
         commit(session)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(ServerRestore, "commit", restart)
-        answer = bring_back(home, target, home.server.url(empty))
+    monkeypatch.setattr(ServerRestore, "commit", restart)
+    answer = bring_back(home, target, home.server.url(empty))
+
+    assert (answer.code, len(answer.err.splitlines())) == (19, 2), answer.err
+    assert "connection lost during the commit; home and database are unchanged" in answer.err
+    assert is_untouched(home, target, empty)
+
+
+def lose_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lose the answer to every commit."""
+    commit = ServerRestore.commit
+
+    def lose(session: ServerRestore) -> None:
+        commit(session)
+        raise ConnectionError("connection lost during the commit")
+
+    monkeypatch.setattr(ServerRestore, "commit", lose)
+
+
+def test_lost_answer_to_a_commit(
+    home: ServerHome, empty: str, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit 19: it did commit, which is found out, and the files are exchanged too."""
+    lose_answer(monkeypatch)
+    answer = bring_back(home, target, home.server.url(empty))
+
+    assert (answer.code, len(answer.err.splitlines())) == (19, 2), answer.err
+    assert "connection lost during the commit; home and database are as requested" in answer.err
+    assert not (target / "old").exists()
+    assert home.server.rows(empty, "SELECT count(*) FROM big") == [(100_000,)]
+    assert call("--home", target, "recover", "--dry-run").out.endswith("nothing pending\n")
+
+
+def test_lost_answer_and_a_server_that_is_away(
+    home: ServerHome, empty: str, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit 19, not completed: `recover` ends both in the same, and waits for a live transaction."""
+    lose_answer(monkeypatch)
+    away = RemoteError("the server is away")
+    monkeypatch.setattr(ServerRestore, "find_outcome", mock.Mock(side_effect=away))
+    answer = bring_back(home, target, home.server.url(empty))
 
     error, hint = answer.err.splitlines()
-    assert answer.code == 1
-    assert "not completed, lost during the commit" in error
+    assert answer.code == 19
+    assert "restore not completed, connection lost during the commit, the server is away" in error
     assert hint.endswith(f"--home {target} recover")
-    recovered = call("--home", target, "recover", "--url-file", target.with_name("url"))
+    recover = ("--home", target, "recover", "--url-file", target.with_name("url"))
+    monkeypatch.setattr(postgres_replaced, "_WAIT_SECONDS", 1)
+    with home.server.session(empty, f"BEGIN; SELECT pg_advisory_xact_lock({LOCK})"):
+        busy = call(*recover)
+    assert busy.code == 11, busy.err
+    recovered = call(*recover)
     assert recovered.code == 0, recovered.err
-    assert is_untouched(home, target, empty)
+    assert not (target / "old").exists()
 
 
 @pytest.mark.parametrize(("refusals", "code"), [(1, 0), (2, 1)])
