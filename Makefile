@@ -7,7 +7,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 BOM := 7.5.0
 SOURCES := sagewai_ops commands fixtures tests .ci $(wildcard migrations)
 # Programs that the tests and benchmarks run next to ours, where Debian's packages can be had.
-TOOLS := age zstd sqlite3 restic borgbackup pgloader openssh-client pgbouncer gcc libc6-dev mandoc zsh fish
+TOOLS := age zstd sqlite3 restic borgbackup pgloader openssh-client openssh-server pgbouncer gcc libc6-dev \
+  mandoc zsh fish
+# The emulator of Azure's blob service, from the npm registry.
+AZURITE := 3.35.0
 # A Python whose sqlite3 can load extensions; many cannot, and both kinds must work.
 EXTENDING := $(shell for python in /usr/bin/python3 $(PYTHON); do \
   $$python -c 'import sqlite3, venv, ensurepip; sqlite3.Connection.enable_load_extension' 2>/dev/null \
@@ -66,7 +69,13 @@ matrix-ci: setup  ## Run the cells of the matrix that CI runs (15 minutes).
 tools:  ## Install the programs that the tests compare with, as root on Debian (1 minute).
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  (apt-get install -y -qq $(TOOLS) || (apt-get update -qq && apt-get install -y -qq $(TOOLS))) \
-	  >/tmp/sagewai-ops-tools.log 2>&1 || echo "tools: not all could be installed"; fi
+	  >/tmp/sagewai-ops-tools.log 2>&1 || echo "tools: not all could be installed"; \
+	  command -v npm >/dev/null || apt-get install -y -qq nodejs npm >>/tmp/sagewai-ops-tools.log 2>&1; fi
+	@if command -v npm >/dev/null; then \
+	  test "$$(cat .node/.version 2>/dev/null)" = "$(AZURITE)" || { \
+	  npm install --silent --no-audit --no-fund --prefix .node "azurite@$(AZURITE)" \
+	  >/tmp/sagewai-ops-npm.log 2>&1 && echo "$(AZURITE)" > .node/.version; } \
+	  || echo "tools: azurite could not be installed"; fi
 
 lint: setup  ## Check style and formatting (5 seconds).
 	$(BIN)/ruff check $(SOURCES)
@@ -121,4 +130,4 @@ include tests/proof/proof.mk
 
 clean:  ## Remove everything that the targets created.
 	rm -rf "/var/tmp/sagewai-ops-matrix-$$(id -u)"
-	rm -rf $(VENV) .venv-tools .venv-release .interop .matrix dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-tools .venv-release .node .interop .matrix dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

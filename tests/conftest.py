@@ -9,9 +9,20 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from postgres_server import _postgres_session, database, every_postgres, postgres
+from remote_servers import azurite, rclone, seaweedfs
 from sagewai_ops.archive import age_passphrase
 
-__all__ = ["_postgres_session", "database", "every_postgres", "postgres"]
+__all__ = [
+    "_postgres_session",
+    "azurite",
+    "database",
+    "every_postgres",
+    "postgres",
+    "rclone",
+    "seaweedfs",
+]
+# Of the developer: their home and database, and the credentials that obstore would read.
+_HIDDEN = ("SAGEWAI_", "AWS_", "AZURE_", "GOOGLE_")
 
 # No test asserts on time, not even through Hypothesis: a busy machine is no failure.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -66,7 +77,7 @@ def _clean_environment() -> Iterator[None]:
     """Hide the developer's own home, keys and database from every test."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith("SAGEWAI_") or name == "DATABASE_URL":
+            if name.startswith(_HIDDEN) or name == "DATABASE_URL":
                 patch.delenv(name)
         yield
 

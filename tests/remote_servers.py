@@ -1,0 +1,359 @@
+"""Real servers for remote places, on loopback: SeaweedFS, Azurite, rclone's gateway, sshd.
+
+A server is started when the first test asks for it, one per process (so one per xdist worker), and
+dies with that process. One that cannot be started fails the test: `make tools setup` installs all.
+Buckets and directories are made per test, so tests do not see each other's objects.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import hashlib
+import hmac
+import http.client
+import itertools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+PROGRAMS = Path(sys.executable).parent
+REPOSITORY = Path(__file__).parents[1]
+AZURITE = REPOSITORY / ".node" / "node_modules" / ".bin" / "azurite-blob"
+START_SECONDS = 60.0
+KEY, SECRET = "AKIAREMOTETESTS00000", "secret-of-the-owner-0123456789"
+# Of users with fewer rights.
+WRITER, WRITER_SECRET = "AKIAWRITEONLY0000000", "secret-of-the-writer-0123456789"
+READER, READER_SECRET = "AKIAREADONLY00000000", "secret-of-the-reader-0123456789"
+# Azurite's own, in its documentation.
+ACCOUNT = "devstoreaccount1"
+ACCOUNT_KEY = (
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+)
+_IDENTITIES = f"""{{"identities": [
+ {{"name": "owner", "credentials": [{{"accessKey": "{KEY}", "secretKey": "{SECRET}"}}],
+   "actions": ["Admin", "Read", "Write", "List"]}},
+ {{"name": "writer", "credentials": [{{"accessKey": "{WRITER}", "secretKey": "{WRITER_SECRET}"}}],
+   "actions": ["Write"]}},
+ {{"name": "reader", "credentials": [{{"accessKey": "{READER}", "secretKey": "{READER_SECRET}"}}],
+   "actions": ["Read", "List"]}}
+]}}"""
+
+_numbers = itertools.count(1)
+
+
+class Server:
+    """A program that runs until `stop`, with a directory of its own."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.directory = Path(tempfile.mkdtemp(prefix=f"ops-{name}-"))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, command: list[str], answers: Callable[[], bool]) -> None:
+        """Start the program and wait until it answers.
+
+        Raises:
+            RuntimeError: It does not; with its log.
+        """
+        with (self.directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_die_with_parent,
+                cwd=self.directory,
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                if answers():
+                    return
+            except (OSError, http.client.HTTPException):
+                pass
+            time.sleep(0.05)
+        log_text = (self.directory / "log").read_text(errors="replace")[-3000:]
+        self.stop()
+        raise RuntimeError(f"{self.name} does not answer: {log_text}")
+
+    def stop(self) -> None:
+        """End it at once and remove its directory."""
+        if self._process:
+            self._process.kill()
+            self._process.wait(30)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A bucket or container of a server, for one test.
+
+    Attributes:
+        url: Of the place, without a prefix.
+        port: Of the server.
+        environment: What `open_store` needs, credentials of the owner included.
+        remote: The table of the configuration that leads to the server.
+    """
+
+    url: str
+    port: int
+    environment: Mapping[str, str]
+    remote: Mapping[str, str]
+    name: str = field(default="")
+
+
+class S3Server(Server):
+    """An S3 server: SeaweedFS, or rclone's gateway, which ignores conditions and ranges."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.port = 0
+
+    def bucket(self, *, versioning: bool = False, lock_days: int = 0) -> Bucket:
+        """Create an empty bucket.
+
+        Args:
+            versioning: Keep the versions of what is deleted or replaced.
+            lock_days: Keep them for so long, against every user.
+        """
+        name = f"bucket-{os.getpid()}-{next(_numbers)}"
+        headers = {"x-amz-bucket-object-lock-enabled": "true"} if lock_days else {}
+        self.request("PUT", f"/{name}", headers=headers)
+        if versioning or lock_days:
+            self.request(
+                "PUT",
+                f"/{name}",
+                "versioning=",
+                b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>",
+            )
+        if lock_days:
+            rule = f"<Mode>COMPLIANCE</Mode><Days>{lock_days}</Days>"
+            self.request(
+                "PUT",
+                f"/{name}",
+                "object-lock=",
+                "<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule>"
+                f"<DefaultRetention>{rule}</DefaultRetention></Rule></ObjectLockConfiguration>".encode(),
+            )
+        endpoint = f"http://127.0.0.1:{self.port}"
+        return Bucket(
+            f"s3://{name}",
+            self.port,
+            s3_environment(endpoint),
+            {"url": f"s3://{name}", "endpoint": endpoint, "region": "us-east-1"},
+            name,
+        )
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        query: str = "",
+        body: bytes = b"",
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[int, bytes]:
+        """Send a signed request, for what obstore does not offer.
+
+        Raises:
+            RuntimeError: It was refused.
+
+        Source: Signature Version 4 of the S3 API.
+        """
+        now = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}"
+        scope = f"{now[:8]}/us-east-1/s3/aws4_request"
+        digest = hashlib.sha256(body).hexdigest()
+        signed = {
+            "host": f"127.0.0.1:{self.port}",
+            "x-amz-content-sha256": digest,
+            "x-amz-date": now,
+            **(headers or {}),
+        }
+        names = ";".join(sorted(signed))
+        lines = "".join(f"{name}:{signed[name]}\n" for name in sorted(signed))
+        canonical = f"{method}\n{quote(path)}\n{query}\n{lines}\n{names}\n{digest}"
+        to_sign = f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{_sha256(canonical)}"
+        key = f"AWS4{SECRET}".encode()
+        for part in scope.split("/"):
+            key = hmac.digest(key, part.encode(), "sha256")
+        signature = hmac.digest(key, to_sign.encode(), "sha256").hex()
+        signed["Authorization"] = (
+            f"AWS4-HMAC-SHA256 Credential={KEY}/{scope},SignedHeaders={names},Signature={signature}"
+        )
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request(method, f"{path}?{query}" if query else path, body, signed)
+            answer = connection.getresponse()
+            content = answer.read()
+        finally:
+            connection.close()
+        if answer.status >= 300:
+            raise RuntimeError(f"{method} {path}: {answer.status} {content[:300]!r}")
+        return answer.status, content
+
+    def pending_uploads(self, bucket: str) -> int:
+        """Return the number of uploads in parts that were neither completed nor aborted."""
+        return self.request("GET", f"/{bucket}", "uploads=")[1].count(b"<UploadId>")
+
+
+def s3_environment(endpoint: str, key: str = KEY, secret: str = SECRET) -> dict[str, str]:
+    """Return the variables that lead to a server, with a user's keys."""
+    return {
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_REGION": "us-east-1",
+        "HOME": "/nonexistent",
+    }
+
+
+def start_seaweedfs() -> S3Server:
+    """Start SeaweedFS, with the three users of above."""
+    server = S3Server("seaweedfs")
+    (server.directory / "s3.json").write_text(_IDENTITIES)
+    (server.directory / "data").mkdir()
+    server.port, *others = _free_ports(8)
+    names: tuple[str, ...] = ("master.port", "volume.port", "filer.port")
+    names += tuple(f"{name}.port.grpc" for name in ("s3", "master", "volume", "filer"))
+    ports = [f"-{name}={port}" for name, port in zip(names, others, strict=True)]
+
+    def answers() -> bool:
+        # Only a written object shows that the volume server has joined.
+        server.request("PUT", "/started")
+        server.request("PUT", "/started/object", body=b"content")
+        return True
+
+    server.start(
+        [
+            *(str(PROGRAMS / "weed"), "-logtostderr=true", "server", "-dir=data"),
+            *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.port={server.port}"),
+            *("-s3.port.lance=0", "-s3.port.iceberg=0", "-s3.config=s3.json"),
+            # Each bucket has volumes of its own; of this size there can be thousands.
+            *("-volume.max=0", "-master.volumeSizeLimitMB=64", *ports),
+        ],
+        lambda: _without_refusal(answers),
+    )
+    return server
+
+
+def start_rclone() -> S3Server:
+    """Start rclone's gateway to a directory."""
+    server = S3Server("rclone")
+    (server.directory / "data").mkdir()
+    (server.port,) = _free_ports(1)
+    server.start(
+        [
+            *(str(PROGRAMS / "rclone"), "serve", "s3", "--addr", f"127.0.0.1:{server.port}"),
+            *("--config", "/dev/null", "--auth-key", f"{KEY},{SECRET}", "data"),
+        ],
+        lambda: _without_refusal(lambda: server.request("GET", "/")[0] == 200),
+    )
+    return server
+
+
+class AzureServer(Server):
+    """Azurite, the emulator of Azure's blob service."""
+
+    def __init__(self) -> None:
+        super().__init__("azurite")
+        (self.port,) = _free_ports(1)
+        self.start(
+            [
+                *("node", str(AZURITE), "--blobHost", "127.0.0.1", "--blobPort", str(self.port)),
+                *("--location", str(self.directory), "--silent", "--skipApiVersionCheck"),
+            ],
+            lambda: _without_refusal(lambda: bool(self.container())),
+        )
+
+    def container(self) -> Bucket:
+        """Create an empty container."""
+        name = f"container-{os.getpid()}-{next(_numbers)}"
+        self._create(name)
+        endpoint = f"http://127.0.0.1:{self.port}/{ACCOUNT}"
+        url = f"az://{ACCOUNT}/{name}"
+        environment = {"AZURE_STORAGE_ACCOUNT_KEY": ACCOUNT_KEY, "HOME": "/nonexistent"}
+        return Bucket(url, self.port, environment, {"url": url, "endpoint": endpoint}, name)
+
+    def _create(self, name: str) -> None:
+        """Send `Create Container`, signed with the key of the account."""
+        now = f"{datetime.now(timezone.utc):%a, %d %b %Y %H:%M:%S GMT}"
+        headers = {"x-ms-date": now, "x-ms-version": "2021-12-02", "Content-Length": "0"}
+        # In the path of an emulator, the account is also the first part.
+        to_sign = (
+            f"PUT{chr(10) * 12}x-ms-date:{now}\nx-ms-version:2021-12-02\n"
+            f"/{ACCOUNT}/{ACCOUNT}/{name}\nrestype:container"
+        )
+        digest = hmac.digest(base64.b64decode(ACCOUNT_KEY), to_sign.encode(), "sha256")
+        headers["Authorization"] = f"SharedKey {ACCOUNT}:{base64.b64encode(digest).decode()}"
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request("PUT", f"/{ACCOUNT}/{name}?restype=container", headers=headers)
+            answer = connection.getresponse()
+            content = answer.read()
+        finally:
+            connection.close()
+        if answer.status != 201:
+            raise RuntimeError(f"container {name}: {answer.status} {content[:300]!r}")
+
+
+@pytest.fixture(scope="session")
+def seaweedfs() -> Iterator[S3Server]:
+    """SeaweedFS."""
+    server = start_seaweedfs()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def rclone() -> Iterator[S3Server]:
+    """The gateway of rclone."""
+    server = start_rclone()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def azurite() -> Iterator[AzureServer]:
+    """Azurite."""
+    server = AzureServer()
+    yield server
+    server.stop()
+
+
+def _without_refusal(answers: Callable[[], bool]) -> bool:
+    try:
+        return answers()
+    except RuntimeError:
+        return False
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports that nothing uses, all different."""
+    sockets = [socket.socket() for _each in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
