@@ -33,6 +33,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     HomeWaitOption,
     HomeWorkDirOption,
     KeyCustodyOption,
+    PassphraseCommandOption,
     RecipientOption,
     RecipientsFileOption,
     SealingPassphraseOption,
@@ -80,6 +81,7 @@ def backup(
     recipient: RecipientOption = None,
     recipients_file: RecipientsFileOption = None,
     passphrase_file: SealingPassphraseOption = None,
+    passphrase_command: PassphraseCommandOption = None,
     unencrypted: UnencryptedOption = False,
     key: KeyCustodyOption = "exclude",
     exclude: Annotated[
@@ -186,7 +188,9 @@ def backup(
             hint="sagewai-ops backup --exclude 'db/*'",
         )
     options = BackupOptions(
-        encryption=lock_of(run.terminal, recipient or [], recipients_file, passphrase_file),
+        encryption=lock_of(
+            run.terminal, recipient or [], recipients_file, passphrase_file, passphrase_command
+        ),
         custody=key,
         exclude=tuple(exclude or ()),
         follow=tuple(follow or ()),

@@ -15,9 +15,11 @@ from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     AllowRollbackOption,
+    IdentityCommandOption,
     IdentityOption,
     KeepWorkDirOption,
     OpeningPassphraseOption,
+    PassphraseCommandOption,
     RequireAuthenticOption,
     ScratchUrlFileOption,
     ScratchUrlOption,
@@ -74,7 +76,9 @@ def drill(
     ] = "latest",
     snapshots: SnapshotsOption = None,
     identity: IdentityOption = None,
+    identity_command: IdentityCommandOption = None,
     passphrase_file: OpeningPassphraseOption = None,
+    passphrase_command: PassphraseCommandOption = None,
     allow_work_factor: WorkFactorOption = False,
     key_file: Annotated[
         Path | None,
@@ -106,7 +110,12 @@ def drill(
     archive, skipped = find_named(run, snapshot, snapshots, or_newest=True)
     options = drilling.DrillOptions(
         decryption=unlock_of(
-            run.terminal, identity or [], passphrase_file, allow_work_factor=allow_work_factor
+            run.terminal,
+            identity or [],
+            passphrase_file,
+            identity_command=identity_command,
+            passphrase_command=passphrase_command,
+            allow_work_factor=allow_work_factor,
         ),
         key_file=key_file,
         without_key=without_key,

@@ -16,6 +16,7 @@ from .recover import (  # noqa: TID251 - a neighbour
 )
 from .shared_options import (  # noqa: TID251 - a neighbour
     ExtraKeyOption,
+    PassphraseCommandOption,
     RecipientOption,
     RecipientsFileOption,
     SealingPassphraseOption,
@@ -67,6 +68,7 @@ def rotate(
     recipient: RecipientOption = None,
     recipients_file: RecipientsFileOption = None,
     passphrase_file: SealingPassphraseOption = None,
+    passphrase_command: PassphraseCommandOption = None,
     snapshots: SnapshotsOption = None,
     no_snapshot: Annotated[
         bool,
@@ -101,10 +103,9 @@ def rotate(
             home, environment, kinds=[KEY_ROTATION], dry_run=dry_run, wait_seconds=wait
         )
         return outcome_of(report) if dry_run else _recovered(report)
+    sealing = (recipient or [], recipients_file, passphrase_file, passphrase_command)
     encryption = (
-        lock_of(run.terminal, recipient or [], recipients_file, passphrase_file)
-        if no_snapshot
-        else automatic_lock_of(run, recipient or [], recipients_file, passphrase_file)
+        lock_of(run.terminal, *sealing) if no_snapshot else automatic_lock_of(run, *sealing)
     )
     if encryption is None and not (no_snapshot or dry_run):
         raise UsageError(

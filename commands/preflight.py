@@ -17,8 +17,10 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     HiddenScratchUrlOption,
     HiddenSqliteOption,
     HiddenUrlFileOption,
+    IdentityCommandOption,
     KeepWorkDirOption,
     KeyCustodyOption,
+    PassphraseCommandOption,
     RecipientOption,
     RecipientsFileOption,
     RequireAuthenticOption,
@@ -115,12 +117,14 @@ def preflight(
     recipient: RecipientOption = None,
     recipients_file: RecipientsFileOption = None,
     passphrase_file: SealingPassphraseOption = None,
+    passphrase_command: PassphraseCommandOption = None,
     unencrypted: UnencryptedOption = False,
     key: KeyCustodyOption = "exclude",
     identity: Annotated[
         list[Path] | None,
-        option(ENCRYPTION, "--identity", "Decrypt the snapshot with this private key.", "FILE"),
+        option(ENCRYPTION, "--identity", "Private key for it, or --identity-command CMD.", "FILE"),
     ] = None,
+    identity_command: IdentityCommandOption = None,
     key_file: ExtraKeyOption = None,
     require_authentic: RequireAuthenticOption = False,
     url_file: HiddenUrlFileOption = None,
@@ -145,9 +149,11 @@ def preflight(
     encryption = (
         None
         if no_snapshot or unencrypted
-        else automatic_lock_of(run, recipient or [], recipients_file, passphrase_file)
+        else automatic_lock_of(
+            run, recipient or [], recipients_file, passphrase_file, passphrase_command
+        )
     )
-    decryption = unlock_of(run.terminal, identity or [], None)
+    decryption = unlock_of(run.terminal, identity or [], None, identity_command=identity_command)
     if encryption and encryption.passphrase:
         decryption = Decryption(passphrase=encryption.passphrase)
     backup = BackupOptions(

@@ -19,8 +19,10 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     HiddenSqliteOption,
     HiddenWorkFactorOption,
     HomeWaitOption,
+    IdentityCommandOption,
     IdentityOption,
     OpeningPassphraseOption,
+    PassphraseCommandOption,
     RequireAuthenticOption,
     SnapshotsOption,
     UrlFileOption,
@@ -79,7 +81,9 @@ def restore(
         option(TARGET, "--only", "Restore only these parts or paths; repeatable.", "PART,..."),
     ] = None,
     identity: IdentityOption = None,
+    identity_command: IdentityCommandOption = None,
     passphrase_file: OpeningPassphraseOption = None,
+    passphrase_command: PassphraseCommandOption = None,
     allow_work_factor: HiddenWorkFactorOption = False,
     key_file: Annotated[
         Path | None, option(ENCRYPTION, "--install-key", "Install this master key.", "FILE")
@@ -173,7 +177,12 @@ def restore(
     archive = find_path(run, snapshot or "", snapshots)
     options = RestoreOptions(
         decryption=unlock_of(
-            run.terminal, identity or [], passphrase_file, allow_work_factor=allow_work_factor
+            run.terminal,
+            identity or [],
+            passphrase_file,
+            identity_command=identity_command,
+            passphrase_command=passphrase_command,
+            allow_work_factor=allow_work_factor,
         ),
         replace=replace,
         only=_parts(only or []),

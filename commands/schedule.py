@@ -291,7 +291,8 @@ def _checked_options(run: Run, words: list[str]) -> tuple[tuple[str, ...], bool]
     """Parse options as `backup` would, and make their paths absolute.
 
     Returns:
-        The options, and whether they or the configuration name a URL to ping or of a database.
+        The options, and whether they or the configuration name what may need the network: a URL
+        to ping or of a database, or a command for the passphrase.
 
     Raises:
         UsageError: One belongs to `schedule` itself, contains a secret, or would write the snapshot
@@ -320,7 +321,8 @@ def _checked_options(run: Run, words: list[str]) -> tuple[tuple[str, ...], bool]
         if value is not None:
             is_path = word in path_options
             checked.append(os.path.abspath(os.path.expanduser(value)) if is_path else value)
-    online = ("ping_url", "ping_url_file", "url_file")
+    # A command for the passphrase may ask a server for it.
+    online = ("ping_url", "ping_url_file", "url_file", "passphrase_command")
     return tuple(checked), any(parsed.params.get(name) for name in online)
 
 

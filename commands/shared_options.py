@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
 from sagewai_ops.cli.command import Run
+from sagewai_ops.cli.key_commands import METAVAR
 from sagewai_ops.cli.options import DATABASE, ENCRYPTION, RUN, SNAPSHOTS, option
 from sagewai_ops.errors import UsageError
 
@@ -13,6 +16,23 @@ if TYPE_CHECKING:
 
 def _wait(purpose: str) -> Any:
     return option(RUN, "--wait", f"Wait for {purpose}.", "SECONDS", min=0)
+
+
+def _command(text: str) -> str:
+    """Check the words of a command; it is split again where it is run."""
+    from sagewai_ops.process.command_output import split_command
+
+    try:
+        split_command(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error).lower()) from None
+    return text
+
+
+def _key_command(flag: str, what: str) -> Any:
+    # Hidden: the option next to it names it, in helps that have no line left.
+    text = f"Read the {what} from the output of this command, which is run without a shell."
+    return option(ENCRYPTION, flag, text, METAVAR, hidden=True, parser=_command)
 
 
 def _work_dir(default: str) -> Any:
@@ -49,14 +69,17 @@ SealingPassphraseOption = Annotated[
     option(
         ENCRYPTION,
         "--passphrase-file",
-        "Encrypt with a passphrase, its first line; - asks.",
+        "Passphrase (- asks), or --passphrase-command CMD.",
         "FILE",
     ),
 ]
 IdentityOption = Annotated[
     list[Path] | None,
     option(
-        ENCRYPTION, "--identity", "Decrypt with this age or SSH private key; repeatable.", "FILE"
+        ENCRYPTION,
+        "--identity",
+        "Age or SSH private key, or --identity-command CMD.",
+        "FILE",
     ),
 ]
 OpeningPassphraseOption = Annotated[
@@ -64,9 +87,15 @@ OpeningPassphraseOption = Annotated[
     option(
         ENCRYPTION,
         "--passphrase-file",
-        "Decrypt with a passphrase, its first line; - asks.",
+        "Passphrase (- asks), or --passphrase-command CMD.",
         "FILE",
     ),
+]
+PassphraseCommandOption = Annotated[
+    str | None, _key_command("--passphrase-command", "passphrase, its first line,")
+]
+IdentityCommandOption = Annotated[
+    str | None, _key_command("--identity-command", "private key, an age identity file,")
 ]
 WorkFactorOption = Annotated[
     bool,

@@ -19,6 +19,8 @@ def find_archive(
     identity: list[Path] | None,
     passphrase_file: str | None,
     *,
+    identity_command: str | None,
+    passphrase_command: str | None,
     allow_work_factor: bool,
     or_newest: bool = False,
 ) -> tuple[Path, Any]:
@@ -31,7 +33,12 @@ def find_archive(
 
     path, _skipped = find_named(run, snapshot, snapshots, or_newest=or_newest)
     decryption = unlock_of(
-        run.terminal, identity or [], passphrase_file, allow_work_factor=allow_work_factor
+        run.terminal,
+        identity or [],
+        passphrase_file,
+        identity_command=identity_command,
+        passphrase_command=passphrase_command,
+        allow_work_factor=allow_work_factor,
     )
     return path, decryption
 

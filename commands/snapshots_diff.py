@@ -10,8 +10,10 @@ from sagewai_ops.errors import UsageError
 from sagewai_ops.text import shell_word, size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
+    IdentityCommandOption,
     IdentityOption,
     OpeningPassphraseOption,
+    PassphraseCommandOption,
     SnapshotsOption,
     WorkFactorOption,
 )
@@ -54,7 +56,9 @@ def diff(
     second: Annotated[str | None, _Name] = None,
     snapshots: SnapshotsOption = None,
     identity: IdentityOption = None,
+    identity_command: IdentityCommandOption = None,
     passphrase_file: OpeningPassphraseOption = None,
+    passphrase_command: PassphraseCommandOption = None,
     allow_work_factor: WorkFactorOption = False,
 ) -> Outcome:
     """Parse, compare, render."""
@@ -77,7 +81,12 @@ def diff(
     else:
         pair = (find_path(run, first, snapshots), find_path(run, second, snapshots))
     decryption = unlock_of(
-        run.terminal, identity or [], passphrase_file, allow_work_factor=allow_work_factor
+        run.terminal,
+        identity or [],
+        passphrase_file,
+        identity_command=identity_command,
+        passphrase_command=passphrase_command,
+        allow_work_factor=allow_work_factor,
     )
     result = compare_snapshots(*pair, decryption, origin_keys(run))
     return Outcome(result, lambda terminal: _show(terminal, result), always=True)

@@ -12,8 +12,10 @@ from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
+    IdentityCommandOption,
     IdentityOption,
     OpeningPassphraseOption,
+    PassphraseCommandOption,
     SnapshotsOption,
     WorkFactorOption,
 )
@@ -63,7 +65,9 @@ def extract(
     ],
     snapshots: SnapshotsOption = None,
     identity: IdentityOption = None,
+    identity_command: IdentityCommandOption = None,
     passphrase_file: OpeningPassphraseOption = None,
+    passphrase_command: PassphraseCommandOption = None,
     allow_work_factor: WorkFactorOption = False,
     dry_run: DryRunOption = False,
 ) -> Outcome:
@@ -83,7 +87,14 @@ def extract(
     from sagewai_ops.restore.extract_files import extract_files
 
     path, decryption = find_archive(
-        run, snapshot, snapshots, identity, passphrase_file, allow_work_factor=allow_work_factor
+        run,
+        snapshot,
+        snapshots,
+        identity,
+        passphrase_file,
+        identity_command=identity_command,
+        passphrase_command=passphrase_command,
+        allow_work_factor=allow_work_factor,
     )
     with run.terminal.progress() as progress:
         extraction = extract_files(

@@ -14,8 +14,10 @@ from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     DirectoryWaitOption,
+    IdentityCommandOption,
     IdentityOption,
     OpeningPassphraseOption,
+    PassphraseCommandOption,
     SnapshotsOption,
     WorkFactorOption,
 )
@@ -45,7 +47,9 @@ def list_snapshots(
         bool, option(RUN, "--rebuild", "Write the metadata files again from the archives.")
     ] = False,
     identity: IdentityOption = None,
+    identity_command: IdentityCommandOption = None,
     passphrase_file: OpeningPassphraseOption = None,
+    passphrase_command: PassphraseCommandOption = None,
     allow_work_factor: WorkFactorOption = False,
     dry_run: DryRunOption = False,
     wait: DirectoryWaitOption = 0.0,
@@ -81,7 +85,12 @@ def list_snapshots(
         from sagewai_ops.cli.credentials import unlock_of
 
         decryption = unlock_of(
-            run.terminal, identity or [], passphrase_file, allow_work_factor=allow_work_factor
+            run.terminal,
+            identity or [],
+            passphrase_file,
+            identity_command=identity_command,
+            passphrase_command=passphrase_command,
+            allow_work_factor=allow_work_factor,
         )
         rebuilt = _rebuild(run, directory, decryption, wait)
     trash = list_trash(directory)

@@ -10,8 +10,10 @@ from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     ExtraKeyOption,
+    IdentityCommandOption,
     IdentityOption,
     OpeningPassphraseOption,
+    PassphraseCommandOption,
     SnapshotsOption,
     WorkFactorOption,
 )
@@ -39,7 +41,9 @@ def show(
     snapshot: SnapshotArgument,
     snapshots: SnapshotsOption = None,
     identity: IdentityOption = None,
+    identity_command: IdentityCommandOption = None,
     passphrase_file: OpeningPassphraseOption = None,
+    passphrase_command: PassphraseCommandOption = None,
     allow_work_factor: WorkFactorOption = False,
     extra_key: ExtraKeyOption = None,
     files: Annotated[bool, typer.Option("--files", help="List every file too.")] = False,
@@ -64,6 +68,8 @@ def show(
         snapshots,
         identity,
         passphrase_file,
+        identity_command=identity_command,
+        passphrase_command=passphrase_command,
         allow_work_factor=allow_work_factor,
         or_newest=True,
     )

@@ -13,8 +13,10 @@ from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, UsageError
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     ExtraKeyOption,
+    IdentityCommandOption,
     IdentityOption,
     OpeningPassphraseOption,
+    PassphraseCommandOption,
     RequireAuthenticOption,
     SnapshotsOption,
     WorkFactorOption,
@@ -48,7 +50,9 @@ def verify(
     ] = False,
     snapshots: SnapshotsOption = None,
     identity: IdentityOption = None,
+    identity_command: IdentityCommandOption = None,
     passphrase_file: OpeningPassphraseOption = None,
+    passphrase_command: PassphraseCommandOption = None,
     allow_work_factor: WorkFactorOption = False,
     extra_key: ExtraKeyOption = None,
     require_authentic: RequireAuthenticOption = False,
@@ -80,7 +84,12 @@ def verify(
             run,
             snapshots,
             lambda: unlock_of(
-                run.terminal, identity or [], passphrase_file, allow_work_factor=allow_work_factor
+                run.terminal,
+                identity or [],
+                passphrase_file,
+                identity_command=identity_command,
+                passphrase_command=passphrase_command,
+                allow_work_factor=allow_work_factor,
             ),
             extra_key,
         )
@@ -94,6 +103,8 @@ def verify(
         snapshots,
         identity,
         passphrase_file,
+        identity_command=identity_command,
+        passphrase_command=passphrase_command,
         allow_work_factor=allow_work_factor,
         or_newest=True,
     )

@@ -82,27 +82,41 @@ def read_identity(path: Path) -> tuple[str, ...]:
     Raises:
         NotFoundError, UsageError: The file does not exist, or contains no identity.
     """
-    text = _read_text(path, "identity file", is_private=True)
+    what = "identity file"
+    return parse_identity(_read_text(path, what, is_private=True), f"{what} {path}")
+
+
+def parse_identity(text: str, name: str) -> tuple[str, ...]:
+    """Return the identities of a text, as for `read_identity`.
+
+    Args:
+        name: Of the text, for errors.
+
+    Raises:
+        UsageError: It contains none.
+    """
     if "PRIVATE KEY-----" in text:
         return (text,)
     identities = tuple(line.strip() for line in text.splitlines() if line.startswith("AGE-SECRET-"))
     if not identities:
         raise UsageError(
-            f"identity file {path}: no age identity or ssh key found; a passphrase is read from "
-            "--passphrase-file",
+            f"{name}: no age identity or ssh key found; a passphrase is read from --passphrase-file"
         )
     return identities
 
 
 def read_passphrase(text: str, name: str) -> str:
-    """Return the passphrase of a file's text: its first line, without the line break.
+    """Return the passphrase of a text: its first line, without the line break.
+
+    Args:
+        name: Of the text, for errors.
 
     Raises:
         UsageError: The line is empty.
     """
     first = text.split("\n", 1)[0].rstrip("\r")
     if not first:
-        raise UsageError(f"passphrase file {name}: first line empty")
+        raise UsageError(f"{name}: first line empty")
     return first
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_orig
 import typer
 from typer.models import OptionInfo
 
-from sagewai_ops.cli import acting
+from sagewai_ops.cli import acting, key_commands
 from sagewai_ops.cli.json_results import to_json
 from sagewai_ops.cli.options import CHANGES, GLOBAL, UNATTENDED, find_global
 from sagewai_ops.cli.parser import Command, Group
@@ -329,6 +329,7 @@ def _execute(
         from sagewai_ops.process.privileges import become
 
         def body_of_child(run: Run) -> Outcome:
+            key_commands.prepare_commands(run, options)
             become(found[0])
             return body(replace(run, settings=acting.settings_of(run.settings, found[0])))
 

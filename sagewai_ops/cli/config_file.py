@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sagewai_ops.cli.key_commands import METAVAR, is_safe_source, join_command
 from sagewai_ops.cli.options import find_global
 from sagewai_ops.cli.parser import FORMER_COMMANDS
 from sagewai_ops.cli.settings import SNAPSHOTS_VARIABLE
@@ -257,6 +258,21 @@ def _table(place: _Place, values: Mapping[str, Any], command: Any, above: Any) -
     return found
 
 
+def _command(place: _Place, key: str, value: Any) -> Any:
+    """Check where a command comes from; return a list of its words as one text."""
+    if not is_safe_source(place.path):
+        directory = shell_word(place.path.parent)
+        raise place.wrong(
+            key, "a command, in a file that another user can replace", f"ls -ld {directory}"
+        )
+    if not isinstance(value, list):
+        return value
+    try:
+        return join_command(value)
+    except ValueError as error:
+        raise place.wrong(key, str(error)) from None
+
+
 def _has_flag(command: Any, flag: str) -> bool:
     return any(flag in option.opts for option in command.params)
 
@@ -312,6 +328,8 @@ def _checked(place: _Place, key: str, value: Any, option: Any, context: Any) -> 
     """Check a value against its option's type; make paths absolute."""
     import typer
 
+    if option.metavar == METAVAR:
+        value = _command(place, key, value)
     values = value if isinstance(value, list) else [value]
     if isinstance(value, list) and not option.multiple:
         raise place.wrong(key, "takes one value, not a list")
