@@ -122,12 +122,12 @@ def export_to_postgres(
     from sagewai_ops.export.export import Options, export
     from sagewai_ops.export.results import describe_report
     from sagewai_ops.export.target_session import MOVE, PLAN, VERIFY
-    from sagewai_ops.swap.pending import require_settled
+    from sagewai_ops.swap.pending import EXPORT, require_settled
 
     if plan and verify_only:
         raise UsageError("--plan and --verify-only: one of the two")
     home = run.home()
-    require_settled(home.root)
+    require_settled(home.root, but=EXPORT)  # its URL settles that; the others only read
     options = Options(
         purpose=PLAN if plan else VERIFY if verify_only else MOVE,
         policy=on_invalid.value,

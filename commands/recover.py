@@ -25,17 +25,18 @@ if TYPE_CHECKING:
 
 HELP = """Complete or roll back an interrupted operation.
 
-A restore, a key rotation or a layout migration that was killed between old and new is completed, or
-rolled back where the system refuses that. Until then every other command ends with 11. Leftovers
-of dead runs are removed. Running it again, or with nothing pending, changes nothing.
+A restore, an export, a key rotation or a layout migration that was killed between old and new is
+completed, or rolled back where the system refuses that or the server did not commit. Until then
+every other command ends with 11. Leftovers of dead runs are removed. Running it again, or with
+nothing pending, changes nothing.
 
 Exit status:
   0   recovered, or nothing pending
   1   recovery failed; it can be run again
-  2   SAGEWAI_DATABASE_URL names another server than the key rotation changed
+  2   SAGEWAI_DATABASE_URL does not name the server that was changed
   3   recovered, but values or steps remain
   10  home not found
-  11  locked by another run
+  11  locked by another run, or its transaction has not ended
   13  not enough disk space
   14  permission denied
   15  in use by a process

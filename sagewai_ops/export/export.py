@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+from sagewai_ops.database.postgres.transaction import current_transaction, is_committed
 from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.database.sqlite.online_copy import copy_database
 from sagewai_ops.database.url import PostgresUrl
@@ -26,6 +27,7 @@ from sagewai_ops.errors import (
     InterruptedRunError,
     NotFoundError,
     OpsError,
+    RemoteError,
 )
 from sagewai_ops.export.compare.audit_chain import AUDIT_TABLE
 from sagewai_ops.export.learnings import learnings
@@ -42,17 +44,26 @@ from sagewai_ops.export.report import (
     report_path,
     write_lines,
 )
-from sagewai_ops.export.target_session import MOVE, PLAN, VERIFY, Session, open_session
+from sagewai_ops.export.target_session import (
+    MOVE,
+    PLAN,
+    VERIFY,
+    Session,
+    UnknownOutcomeError,
+    open_session,
+)
 from sagewai_ops.export.validate import repair_overlay
 from sagewai_ops.export.validate.validator import FAIL, QUARANTINE, Validator
 from sagewai_ops.export.verify import verify
 from sagewai_ops.export.workdir import copy_directory, export_directory
 from sagewai_ops.fs.tempdirs import Keep
 from sagewai_ops.home.paths import Home, require
-from sagewai_ops.home.server_record import PLACE, record_of, write_server_record
+from sagewai_ops.home.server_record import PLACE, record_of
 from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
 from sagewai_ops.schedule.installed import find_schedules
+from sagewai_ops.swap.export_journal import Journal, Recording, recording, settle
+from sagewai_ops.text import shell_word
 
 # The time of an export, as a multiple of the time that a plan takes to check; docs/export.md.
 MOVE_PER_CHECK = 3.0
@@ -93,6 +104,7 @@ class _Work:
     options: Options
     copy: Path
     path: Path | None
+    recording: Recording
     report: Report
     progress: Progress | None
 
@@ -125,16 +137,21 @@ def export(
             f"home {home.root}: has no database {home.database}", hint="sagewai-ops status"
         )
     report = Report(options.purpose, home.database, url.display, options.policy)
-    if options.purpose == MOVE and not options.allow_live:
-        require_unused(home.root, home.database)
+    if options.purpose == MOVE:
+        settle(home, url)
+        if not options.allow_live:
+            require_unused(home.root, home.database)
     path = report_path(report, export_directory(home), options.report)
     try:
-        with copy_directory(home, options.work_dir, options.keep) as place:
-            work = _Work(home, url, options, place / "copy.db", path, report, progress)
+        with (
+            recording(home, is_rehearsal=options.purpose != MOVE or options.allow_live) as recorded,
+            copy_directory(home, options.work_dir, options.keep) as place,
+        ):
+            work = _Work(home, url, options, place / "copy.db", path, recorded, report, progress)
             try:
                 _run(work)
             finally:
-                if report.committed and not options.allow_live:
+                if report.committed:
                     _record_server(work)
                 finish_report(report, path)
     except InterruptedRunError:
@@ -150,9 +167,11 @@ def export(
 def _record_server(work: _Work) -> None:
     """Record in the home where its database is; after a commit, a refusal is a warning."""
     try:
-        write_server_record(work.home, record_of(work.url, os.environ))
+        work.recording.complete()
     except OpsError as error:
-        work.report.warnings.append(f"{work.home.root / PLACE}: not written, {error.message}")
+        work.report.warnings.append(
+            f"{work.home.root / PLACE}: not written, {error.message}; sagewai-ops recover writes it"
+        )
 
 
 def _run(work: _Work) -> None:
@@ -167,9 +186,36 @@ def _run(work: _Work) -> None:
         if not report.committed:  # else it arrived too late: the operation has completed
             report.error = error.message
             raise
+    except UnknownOutcomeError as error:
+        found = _find_outcome(work, error)
+        report.error = found.message
+        raise found from error
     except OpsError as error:
         report.error = error.message
         raise
+
+
+def _find_outcome(work: _Work, lost: UnknownOutcomeError) -> RemoteError:
+    """Ask the server what became of the commit; return the error that states it."""
+    target, committed = work.report.target, None
+    reason = lost.message
+    try:
+        assert work.recording.journal
+        committed = is_committed(work.url, work.recording.journal.transaction)
+    except OpsError as error:
+        reason += f", {error.message}"
+    verify_command = "sagewai-ops export-to-postgres --verify-only"
+    if committed is None:
+        work.recording.leave()
+        hint = f"sagewai-ops --home {shell_word(work.home.root)} recover --url-file FILE"
+        return RemoteError(
+            f"{target}: {reason}: committed or not, unknown",
+            hint=verify_command if work.options.allow_live else hint,
+        )
+    work.report.committed = committed
+    if committed:
+        return RemoteError(f"{target}: {reason}; everything is committed", hint=verify_command)
+    return RemoteError(f"{target}: {reason}; nothing was changed")
 
 
 async def _export(work: _Work) -> None:
@@ -244,8 +290,15 @@ async def _move(work: _Work, plan: Plan, session: Session, workers: tuple[Worker
     if report.learnings.findings and options.policy == FAIL:
         report.findings = report.open_findings = tuple(report.learnings.findings)
         return True
+    await _begin_commit(work, session)
     session.keep = True
     return True
+
+
+async def _begin_commit(work: _Work, session: Session) -> None:
+    """Write down which transaction moves the tables, as the last step before its commit."""
+    transaction = await current_transaction(session.connection)
+    work.recording.write(Journal(transaction, record_of(work.url, os.environ)))
 
 
 async def _find(work: _Work, plan: Plan, session: Session) -> tuple[Finding, ...]:

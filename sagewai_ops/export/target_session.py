@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.postgres import connection as postgres_connection
+from sagewai_ops.database.postgres.transaction import lost_connection_errors
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import (
     LockedError,
     OpsError,
     PermissionDeniedError,
+    RemoteError,
     SchemaBehindError,
     TargetBusyError,
 )
@@ -32,8 +34,7 @@ if TYPE_CHECKING:
 MOVE, PLAN, VERIFY = "move", "plan", "verify"
 
 COMMIT_SECONDS = 10.0  # for the server's answer to a commit, after a signal
-_UNKNOWN = "connection lost during the commit: committed or not, unknown"
-_VERIFY = "sagewai-ops export-to-postgres --verify-only"
+LOST = "connection lost during the commit"
 
 _ABOUT = """
 SELECT pg_catalog.current_setting('server_version_num')::int / 10000 AS major,
@@ -76,6 +77,10 @@ WHERE l.locktype = 'relation' AND l.granted AND l.pid <> pg_catalog.pg_backend_p
     WHERE n.nspname = pg_catalog.current_schema())
 ORDER BY 1 LIMIT 1
 """
+
+
+class UnknownOutcomeError(RemoteError):
+    """The connection was lost during the commit: only the server knows its outcome."""
 
 
 @dataclass(slots=True)
@@ -262,8 +267,6 @@ async def _end(session: Session) -> None:
 
 
 async def _commit(session: Session, committing: Awaitable[object]) -> None:
-    import asyncpg
-
     running = asyncio.ensure_future(committing)
     limit: float | None = None
     while not running.done():
@@ -277,9 +280,9 @@ async def _commit(session: Session, committing: Awaitable[object]) -> None:
             if not running.done():
                 session.connection.terminate()
                 running.cancel()
-                raise OpsError(_UNKNOWN, hint=_VERIFY)
+                raise UnknownOutcomeError(LOST)
     try:
         running.result()
         session.committed = True
-    except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
-        raise OpsError(_UNKNOWN, hint=_VERIFY) from error
+    except lost_connection_errors() as error:
+        raise UnknownOutcomeError(LOST) from error

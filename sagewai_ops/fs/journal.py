@@ -24,7 +24,9 @@ from sagewai_ops.text import shell_word
 
 FORMAT = "sagewai-ops/journal"
 VERSION = 2  # 1: each kind's content at the top level, without `format` and `kind`
-Operation = Literal["restore", "key rotation", "layout migration"]  # the names of the kinds
+Operation = Literal[
+    "restore", "export", "key rotation", "layout migration"
+]  # the names of the kinds
 
 
 @dataclass(frozen=True, slots=True)

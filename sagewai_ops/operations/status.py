@@ -35,6 +35,7 @@ from sagewai_ops.snapshots.mark import Mark
 from sagewai_ops.snapshots.results import SnapshotSummary, summarize_snapshot
 from sagewai_ops.snapshots.trust import confirm, ids_at_place, trust_of
 from sagewai_ops.swap.pending import (
+    EXPORT,
     KEY_ROTATION,
     LAYOUT_MIGRATION,
     RESTORE,
@@ -144,6 +145,7 @@ class Status:
     snapshots: SnapshotsStatus
     before_restore: tuple[Path, ...]
     interrupted_restore: bool
+    interrupted_export: bool
     interrupted_rotation: bool
     interrupted_layout_migration: bool
     warnings: tuple[str, ...]
@@ -221,6 +223,7 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
         ),
         before_restore=tuple(kept_before(home.root)),
         interrupted_restore=RESTORE.name in pending,
+        interrupted_export=EXPORT.name in pending,
         interrupted_rotation=KEY_ROTATION.name in pending,
         interrupted_layout_migration=LAYOUT_MIGRATION.name in pending,
         warnings=(

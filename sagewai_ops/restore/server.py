@@ -28,6 +28,7 @@ from sagewai_ops.database.postgres.connection import (
 from sagewai_ops.database.postgres.pooler import require_own_session
 from sagewai_ops.database.postgres.sessions import describe_sessions, find_sessions
 from sagewai_ops.database.postgres.snapshot_session import SETTINGS, SnapshotSession
+from sagewai_ops.database.postgres.transaction import lost_connection_errors
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import (
@@ -437,7 +438,7 @@ class ServerRestore(SnapshotSession):
         assert connection is not None
         try:
             status = await connection.execute("COMMIT")
-        except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
+        except lost_connection_errors() as error:
             raise ConnectionError(_LOST) from error
         except asyncpg.PostgresError as error:
             raise OpsError(f"{self._url.display}: not committed, {error.args[0]}") from error

@@ -15,8 +15,8 @@ from sagewai_ops.home.paths import Home
 from sagewai_ops.keys import rotation_journal
 from sagewai_ops.layout import journal as layout_journal
 from sagewai_ops.snapshots import mark
+from sagewai_ops.swap import export_journal, staging, swap
 from sagewai_ops.swap import journal as swap_journal
-from sagewai_ops.swap import staging, swap
 from sagewai_ops.text import shell_word
 
 
@@ -54,9 +54,17 @@ LAYOUT_MIGRATION = Kind(
     layout_journal.sweep,
     layout_journal.recover_home,
 )
-# In the order of recovery: a restore may bring the home back, and a rotation is the younger one
-# where version 0.1 let it begin during a migration.
-KINDS = (RESTORE, KEY_ROTATION, LAYOUT_MIGRATION)
+EXPORT = Kind(
+    export_journal.NAME,
+    export_journal.journals,
+    export_journal.is_pending,
+    export_journal.sweep,
+    export_journal.recover,
+)
+# In the order of recovery: a restore may bring the home back, an export decides which database the
+# others concern, and a rotation is the younger one where version 0.1 let it begin during a
+# migration.
+KINDS = (RESTORE, EXPORT, KEY_ROTATION, LAYOUT_MIGRATION)
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ from sagewai_ops.export.workdir import export_directory
 from sagewai_ops.home.paths import Home
 from sagewai_ops.schema import migrate_postgres
 from sagewai_ops.schema import postgres_server as schema_server
+from sagewai_ops.swap.pending import require_settled
 from targets import (
     at_head,
     copy_of,
@@ -208,16 +209,18 @@ def test_a_cut_connection_is_a_remote_error(home: Home, postgres: Server, size: 
 def test_a_connection_that_breaks_at_the_commit_leaves_it_open_what_happened(
     home: Home, postgres: Server
 ) -> None:
-    """The one moment at which the outcome is unknown; the message reports how to find out."""
+    """With the way to it cut for good the outcome is unknown; the message names `recover`."""
     url = url_of(postgres, at_head(postgres))
 
     with (
         cutting(postgres, COMMIT) as port,
-        pytest.raises(OpsError, match="committed or not, unknown") as raised,
+        pytest.raises(RemoteError, match="committed or not, unknown") as raised,
     ):
-        export(home, replace(url, hosts=(("127.0.0.1", port),)), Options())
+        export(home, replace(url, hosts=(("127.0.0.1", port),), timeout_seconds=1), Options())
 
-    assert raised.value.hint == "sagewai-ops export-to-postgres --verify-only"
+    assert raised.value.hint.endswith("recover --url-file FILE")
+    with pytest.raises(LockedError, match="export pending"):
+        require_settled(home.root)
 
 
 def test_a_signal_at_the_commit_waits_for_it(home: Home, postgres: Server) -> None:
@@ -266,8 +269,8 @@ def test_a_signal_ends_the_wait_for_a_commit_without_an_answer(
         over.wait(60)
 
     with cutting(postgres, COMMIT, stall) as port:
-        with pytest.raises(OpsError, match="committed or not, unknown"):
-            export(home, replace(url, hosts=(("127.0.0.1", port),)), Options())
+        with pytest.raises(RemoteError, match="committed or not, unknown"):
+            export(home, replace(url, hosts=(("127.0.0.1", port),), timeout_seconds=1), Options())
         over.set()
 
 

@@ -20,7 +20,6 @@ from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
 from sagewai_ops.swap import mounts
 
 OCCUPIED = 15  # a second run's answer where the first has completed
-SERVER_RECORD = "home/db/server.json"  # written after the commit; a refusal is a warning
 RECOVER: Words = ("recover",)
 
 
@@ -396,7 +395,8 @@ CASES = (
         beginnings.at(""),
         lambda world: ("export-to-postgres", world.url),
         codes_done=(OCCUPIED,),
-        siblings=(SERVER_RECORD,),
+        variables=server_url,
+        recover=RECOVER,
         on_server=True,
     ),
     Case(
@@ -408,7 +408,9 @@ CASES = (
         ),
         code=EXIT_INCOMPLETE,
         codes_done=(OCCUPIED,),
-        siblings=("out/report.json", "out/report.refused.jsonl", SERVER_RECORD),
+        siblings=("out/report.json", "out/report.refused.jsonl"),
+        variables=server_url,
+        recover=RECOVER,
         on_server=True,
     ),
     Case(
