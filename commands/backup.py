@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import CONTENT, DATABASE, RUN, SNAPSHOTS, DryRunOption, option
+from sagewai_ops.cli.options import (
+    CONTENT,
+    DATABASE,
+    ENCRYPTION,
+    RUN,
+    SNAPSHOTS,
+    DryRunOption,
+    option,
+)
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import (
@@ -19,10 +27,13 @@ from sagewai_ops.errors import (
     UsageError,
 )
 from sagewai_ops.home.paths import Home
+from sagewai_ops.remote.path import parse_place
 from sagewai_ops.text import shell_word, size
 
+from .backup_copies import copy_to, show_copies  # noqa: TID251 - a neighbour
 from .retention_options import (  # noqa: TID251 - a neighbour
     AllPaths,
+    exit_code_of,
     warnings_of,
     with_policy,
 )
@@ -145,6 +156,36 @@ def backup(
     accept_change: Annotated[
         bool, option(RUN, "--accept-change", "Accept that the home lost files or rows.")
     ] = False,
+    allow_clear: Annotated[
+        bool,
+        option(
+            ENCRYPTION,
+            "--allow-clear",
+            "Write a plain archive to a remote place.",
+            hidden=True,
+        ),
+    ] = False,
+    read_back: Annotated[
+        str,
+        option(
+            SNAPSHOTS,
+            "--read-back",
+            "Read back from a remote place: full, none, N%, or bytes such as 512M.",
+            "AMOUNT",
+            hidden=True,
+        ),
+    ] = "full",
+    also: Annotated[
+        list[Path] | None,
+        option(
+            SNAPSHOTS,
+            "--also",
+            "Copy the snapshot to this directory or URL too; repeatable.",
+            "DIR",
+            parser=parse_place,
+            hidden=True,
+        ),
+    ] = None,
     work_dir: HomeWorkDirOption = None,
     dry_run: DryRunOption = False,
     wait: HomeWaitOption = 0.0,
@@ -158,6 +199,8 @@ def backup(
     from sagewai_ops.backup.server import has_server
     from sagewai_ops.cli.credentials import lock_of
     from sagewai_ops.cli.database_url import with_database
+    from sagewai_ops.remote.path import is_remote
+    from sagewai_ops.remote.read_back import ReadBack
 
     if form not in ("archive", "directory"):
         raise UsageError(
@@ -176,6 +219,10 @@ def backup(
         raise UsageError(f"--format directory: {given} is for archives")
     if output and not policy.is_empty:
         raise UsageError("--output -: not possible with --keep-*, which prune a snapshot directory")
+    if also and (output or form == "directory"):
+        raise UsageError(
+            f"--also: not possible with {'--output' if output else '--format directory'}"
+        )
     if output and (sys.stdout is None or sys.stdout.isatty()):
         raise UsageError(
             "--output -: stdout is a terminal", hint="sagewai-ops backup --output - > home.tar.zst"
@@ -205,6 +252,8 @@ def backup(
         accepted=tuple(accept or ()),
         accept_change=accept_change,
         work_dir=work_dir,
+        allow_clear=allow_clear,
+        read_back=ReadBack.parse(read_back),
     )
     if dry_run:
         directory = run.snapshots(home, to)
@@ -216,6 +265,8 @@ def backup(
         else:
             directory = run.snapshots(home, to)
             if form == "directory":
+                if is_remote(directory):
+                    raise UsageError(f"--format directory: {directory} is not a directory")
                 report = update_mirror(
                     home, directory, options, all_paths=all_paths, progress=progress
                 )
@@ -233,6 +284,11 @@ def backup(
         warnings += retention.warnings
         code = code or retention.exit_code
     code = unstored if code == EXIT_DONE else code
+    for place in also or ():
+        copy = copy_to(run, home, directory, run.snapshots(home, place), options)
+        result = replace(result, copies=(*result.copies, copy.result))
+        warnings += copy.warnings
+        code = code or copy.exit_code
     return Outcome(
         result,
         lambda terminal: show(terminal, result),
@@ -342,7 +398,7 @@ def _prune(
         return _Retention(RetentionResult(False, problem), (problem,), EXIT_INCOMPLETE)
     result = RetentionResult.build(pruned)
     if is_good:
-        return _Retention(result, warnings_of(pruned), EXIT_DONE)
+        return _Retention(result, warnings_of(pruned), exit_code_of(pruned))
     problem = "retention: not applied to good snapshots, as the new one is not good"
     result = replace(result, applied=False, problem=problem)
     return _Retention(result, (problem, *warnings_of(pruned)), EXIT_DONE)
@@ -385,6 +441,7 @@ def show(terminal: Terminal, result: "BackupResult") -> None:
         )
     for note in result.notes:
         terminal.line(f"  note      {note}")
+    show_copies(terminal, result.copies)
     if result.retention and result.retention.applied:
         terminal.line(
             f"  removed   {len(result.retention.removed or ())} older ones to .trash, "

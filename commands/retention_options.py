@@ -2,13 +2,14 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from sagewai_ops.cli.command import Outcome, Run, as_parameters
 from sagewai_ops.cli.options import RETENTION, option
 from sagewai_ops.cli.terminal import Terminal
-from sagewai_ops.text import size
+from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE
+from sagewai_ops.text import shell_word, size
 
 
 def _count(rule: str, text: str) -> tuple[Any, Any]:
@@ -50,26 +51,46 @@ def with_policy(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
 
     @functools.wraps(function)
     def called(run: Run, **options: Any) -> Outcome:
-        from sagewai_ops.snapshots.retention import Policy
-
-        keep = {name.removeprefix("keep_"): options.pop(name) for name in _KEEP}
-        periods = {rule: keep[rule] for rule in _PERIODS if keep[rule]}
-        policy = Policy(keep["last"], periods, keep["within"], frozenset(keep["tag"] or ()))
+        policy = policy_of({name: options.pop(name) for name in _KEEP})
         return function(run, policy=policy, **options)
 
     called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return called
 
 
+def policy_of(options: Mapping[str, Any]) -> Any:
+    """Return the rules in options such as `keep_last`.
+
+    Raises:
+        UsageError: The span is invalid.
+    """
+    from sagewai_ops.snapshots.retention import Policy
+
+    keep = {name.removeprefix("keep_"): value for name, value in options.items()}
+    periods = {rule: keep[rule] for rule in _PERIODS if keep.get(rule)}
+    tags = frozenset(keep.get("tag") or ())
+    return Policy(keep.get("last", 0), periods, keep.get("within", ""), tags)
+
+
 def warnings_of(result: Any) -> tuple[str, ...]:
     """Return a line for each part of the prune that was omitted."""
-    if not result.ahead:
-        return ()
-    warning = (
-        f"snapshot {result.ahead}: dated in the future, the clock is or was wrong: nothing in "
-        f"{result.folder}/.trash is removed permanently until that is fixed"
-    )
-    return (warning,)
+    warnings = []
+    if result.hidden:
+        warnings.append(
+            f"{', '.join(result.hidden)}: deleted, but kept by the store, which has versions or an"
+            f" object lock: sagewai-ops remote check {shell_word(result.folder)}"
+        )
+    if result.ahead:
+        warnings.append(
+            f"snapshot {result.ahead}: dated in the future, the clock is or was wrong: nothing in "
+            f"{result.folder}/.trash is removed permanently until that is fixed"
+        )
+    return tuple(warnings)
+
+
+def exit_code_of(result: Any) -> int:
+    """Return the exit code of a prune: 3 where a store keeps what was deleted."""
+    return EXIT_INCOMPLETE if result.hidden else EXIT_DONE
 
 
 def show(terminal: Terminal, result: Any, *, everything: bool) -> None:

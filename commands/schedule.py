@@ -17,6 +17,7 @@ from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.database.url import VARIABLES
 from sagewai_ops.errors import UsageError
+from sagewai_ops.remote.path import is_remote as is_remote_path
 from sagewai_ops.text import shell_word
 
 from .shared_options import BackupSnapshotsOption  # noqa: TID251 - a neighbour
@@ -187,6 +188,11 @@ def compose(
     """Print a Compose file."""
     from sagewai_ops.schedule import containers
 
+    if to and is_remote_path(to):
+        raise UsageError(
+            f"{to}: not possible in a container, whose snapshots are in a volume",
+            hint=f"copy them there: schedule compose -- --also {shell_word(to)}",
+        )
     plan = _plan(run, words, time, to, _checked_ids(user), None)
     is_named = run.settings.home_option or run.settings.environment.get("SAGEWAI_HOME")
     files = containers.compose(
@@ -235,15 +241,20 @@ def _plan(
 
     home = run.home()
     hour, minute = parse_time(time)
-    checked, online = _checked_options(run, words or [])
+    checked, also, online = _checked_options(run, words or [])
+    snapshots = run.snapshots(home, to)
+    online = online or is_remote_path(snapshots)
     return Plan(
         program=(program or _this_program()).absolute(),
         home=home.root,
-        snapshots=run.snapshots(home, to),
+        snapshots=snapshots,
         words=checked,
         hour=hour,
         minute=minute,
         user=user or "",
+        directories=tuple(
+            str(path.absolute()) for path in (snapshots, *also) if not is_remote_path(path)
+        ),
         online=online or any(run.settings.environment.get(name) for name in VARIABLES),
     )
 
@@ -287,18 +298,20 @@ def _checked_ids(user: str | None) -> str | None:
     return user
 
 
-def _checked_options(run: Run, words: list[str]) -> tuple[tuple[str, ...], bool]:
+def _checked_options(run: Run, words: list[str]) -> tuple[tuple[str, ...], tuple[Path, ...], bool]:
     """Parse options as `backup` would, and make their paths absolute.
 
     Returns:
-        The options, and whether they or the configuration name what may need the network: a URL
-        to ping or of a database, or a command for the passphrase.
+        The options, the places of copies, and whether they or the configuration name what may need
+        the network: a URL to ping or of a database, a remote place, or a command for the
+        passphrase.
 
     Raises:
         UsageError: One belongs to `schedule` itself, contains a secret, or would write the snapshot
             elsewhere than into the snapshot directory.
     """
     from sagewai_ops.cli.config_file import SECRET_OPTIONS
+    from sagewai_ops.remote.address import is_remote
     from sagewai_ops.schedule.plan import parse_options
 
     root = run.context.find_root()
@@ -319,11 +332,13 @@ def _checked_options(run: Run, words: list[str]) -> tuple[tuple[str, ...], bool]
             raise UsageError(f"{word}: not possible without a terminal")
         checked.append(word)
         if value is not None:
-            is_path = word in path_options
+            is_path = word in path_options and not is_remote(value)
             checked.append(os.path.abspath(os.path.expanduser(value)) if is_path else value)
+    also = tuple(parsed.params["also"] or ())
     # A command for the passphrase may ask a server for it.
-    online = ("ping_url", "ping_url_file", "url_file", "passphrase_command")
-    return tuple(checked), any(parsed.params.get(name) for name in online)
+    names = ("ping_url", "ping_url_file", "url_file", "passphrase_command")
+    online = any(parsed.params.get(name) for name in names) or any(map(is_remote_path, also))
+    return tuple(checked), also, online
 
 
 def _check_files(run: Run, plan: Any) -> None:

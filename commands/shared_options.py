@@ -9,6 +9,7 @@ from sagewai_ops.cli.command import Run
 from sagewai_ops.cli.key_commands import METAVAR
 from sagewai_ops.cli.options import DATABASE, ENCRYPTION, RUN, SNAPSHOTS, option
 from sagewai_ops.errors import UsageError
+from sagewai_ops.remote.path import parse_place
 
 if TYPE_CHECKING:
     from sagewai_ops.fs.tempdirs import Keep
@@ -39,13 +40,25 @@ def _work_dir(default: str) -> Any:
     return option(RUN, "--work-dir", f"Temporary directory (default: {default}).", "DIR")
 
 
-SnapshotsOption = Annotated[
-    Path | None,
-    option(SNAPSHOTS, "--snapshots", "Snapshot directory (default: HOME.snapshots).", "DIR"),
+def _snapshots(flags: str) -> Any:
+    text = "Snapshot directory or URL (default: HOME.snapshots)."
+    return option(SNAPSHOTS, flags, text, "DIR", parser=parse_place)
+
+
+SnapshotsOption = Annotated[Path | None, _snapshots("--snapshots")]
+BackupSnapshotsOption = Annotated[Path | None, _snapshots("--snapshots --to")]
+AllowClearOption = Annotated[
+    bool,
+    option(ENCRYPTION, "--allow-clear", "Write a plain archive to a remote place."),
 ]
-BackupSnapshotsOption = Annotated[
-    Path | None,
-    option(SNAPSHOTS, "--snapshots --to", "Snapshot directory (default: HOME.snapshots).", "DIR"),
+ReadBackOption = Annotated[
+    str,
+    option(
+        SNAPSHOTS,
+        "--read-back",
+        "Read back from a remote place: full, none, N%, or bytes such as 512M (default: full).",
+        "AMOUNT",
+    ),
 ]
 RecipientOption = Annotated[
     list[str] | None,

@@ -5,6 +5,7 @@ import typer
 from sagewai_ops.cli.command import command_group
 
 from . import (  # noqa: TID251 - a neighbour
+    snapshots_copy,
     snapshots_diff,
     snapshots_extract,
     snapshots_list,
@@ -17,13 +18,14 @@ from . import (  # noqa: TID251 - a neighbour
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
-    group = command_group("snapshots", "List, verify, compare, extract and prune snapshots.")
+    group = command_group("snapshots", "List, verify, compare, copy, extract and prune snapshots.")
     for module in (
         snapshots_list,
         snapshots_show,
         snapshots_verify,
         snapshots_extract,
         snapshots_diff,
+        snapshots_copy,
         snapshots_prune,
         snapshots_undelete,
     ):

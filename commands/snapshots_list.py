@@ -217,6 +217,8 @@ def _verified(row: Any) -> str:
     """Return the time of the verification, or the state of the archive."""
     if row.cut:
         return "wrong size"
+    if row.read_back_bytes is not None and not row.verified_at:
+        return f"{size(row.read_back_bytes)} read" if row.read_back_bytes else "unread"
     return row.verified_at or ("no" if row.has_card else "no metadata")
 
 

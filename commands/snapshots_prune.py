@@ -9,6 +9,7 @@ from sagewai_ops.cli.options import DryRunOption
 
 from .retention_options import (  # noqa: TID251 - a neighbour
     AllPaths,
+    exit_code_of,
     show,
     warnings_of,
     with_policy,
@@ -24,6 +25,7 @@ the directory until the next run; `snapshots undelete` restores them.
 Exit status:
   0   pruned, or nothing to remove
   2   no rule
+  3   the store of a remote place keeps what was deleted
   11  locked by another run
   14  permission denied
 """
@@ -72,6 +74,7 @@ def prune(
     return Outcome(
         result,
         lambda terminal: show(terminal, result, everything=dry_run or run.settings.verbose),
+        exit_code=exit_code_of(result),
         warnings=warnings_of(result),
         always=dry_run,
     )

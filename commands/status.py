@@ -91,6 +91,9 @@ def show(terminal: Terminal, result: Any) -> None:
         _show_proof(terminal, newest, snapshots.proved)
     else:
         terminal.line(f"  snapshots  none in {snapshots.folder}", style="yellow")
+    for copy in snapshots.copies:
+        read = f"{size(copy.read_bytes)} read back {copy.read_at}" if copy.read_at else "unread"
+        terminal.line(f"  copy       {copy.id} in {copy.place}, {read}")
     for path in result.before_restore:
         terminal.line(f"  kept       {path}")
     for note in result.notes:

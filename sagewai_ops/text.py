@@ -59,7 +59,7 @@ def shell_word(path: Path | str) -> str:
     """Quote a path as one word of a shell command, on one line."""
     import shlex  # not loaded at every start
 
-    text = os.fspath(path)
+    text = str(path)
     if text.isprintable():
         return shlex.quote(text)
     # In $'', of bash, zsh and ksh, because a raw control character would act on the terminal.

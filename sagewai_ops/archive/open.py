@@ -5,7 +5,7 @@ import hmac
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from sagewai_ops.archive.age import AGE_MAGIC, Decryption
 from sagewai_ops.archive.authentication import NO_MAC, AuthenticationKey
@@ -13,33 +13,30 @@ from sagewai_ops.archive.directory_reader import open_mirror
 from sagewai_ops.archive.input import ArchiveInput, EncryptedInput, PlainInput
 from sagewai_ops.archive.manifest import Header
 from sagewai_ops.archive.reader import ArchiveReader, read_header
+from sagewai_ops.archive.remote_input import RemoteInput, RemoteStream
 from sagewai_ops.errors import DamagedError, NotFoundError
 from sagewai_ops.fs import beneath
+from sagewai_ops.remote.path import is_remote
 
 
 @contextlib.contextmanager
 def open_archive(path: Path, decryption: Decryption | None = None) -> Iterator[ArchiveReader]:
-    """Open a snapshot: an archive, plain or encrypted, or a mirror.
+    """Open a snapshot: an archive, plain or encrypted, here or in a remote place, or a mirror.
 
     Raises:
         NotFoundError: The file does not exist.
+        RemoteError: The place cannot be read.
         KeyMissingError: The archive is encrypted, and `decryption` does not open it.
         SchemaAheadError: Its format is newer than this program.
         DamagedError: It is not a complete snapshot.
     """
-    if beneath.is_directory(path):
+    if not is_remote(path) and beneath.is_directory(path):
         with open_mirror(path) as mirror:
             yield mirror
         return
-    try:
-        stream: BinaryIO = open(beneath.open_file(path), "rb", buffering=0)  # noqa: SIM115 - closed below
-    except (FileNotFoundError, NotADirectoryError):
-        raise NotFoundError(
-            f"snapshot {path}: not found", hint="sagewai-ops snapshots list"
-        ) from None
-    with stream:
+    with _open_stream(path) as stream:
         try:
-            yield ArchiveReader(_open_input(stream, path.name, decryption))
+            yield ArchiveReader(_open_input(stream, path, decryption))
         except DamagedError as error:
             raise type(error)(
                 f"{path}: {error.message}",
@@ -70,17 +67,60 @@ def read_summary(path: Path) -> Summary:
         SchemaAheadError: Its format is newer than this program.
         DamagedError: It is not a complete snapshot, or encrypted.
     """
-    with open(beneath.open_file(path), "rb", buffering=0) as stream:
-        source = PlainInput(stream)
+    with contextlib.ExitStack() as stack:
+        source: ArchiveInput
+        if is_remote(path):
+            source = RemoteInput(path, size_of(path))
+        else:
+            source = PlainInput(
+                stack.enter_context(open(beneath.open_file(path), "rb", buffering=0))
+            )
         table = source.read_frame_table()
         header = read_header(source, table)
         mac = b"" if table.mac == NO_MAC else table.mac
         return Summary(header, table.sha256, mac, table.manifest_start)
 
 
-def _open_input(stream: BinaryIO, name: str, decryption: Decryption | None) -> ArchiveInput:
+@contextlib.contextmanager
+def _open_stream(path: Path) -> Iterator[BinaryIO]:
+    if is_remote(path):
+        with contextlib.closing(RemoteStream(path)) as remote:
+            yield cast("BinaryIO", remote)
+        return
+    try:
+        stream: BinaryIO = open(beneath.open_file(path), "rb", buffering=0)  # noqa: SIM115 - closed below
+    except (FileNotFoundError, NotADirectoryError):
+        raise _not_found(path) from None
+    with stream:
+        yield stream
+
+
+def _open_input(stream: BinaryIO, path: Path, decryption: Decryption | None) -> ArchiveInput:
+    if is_remote(path):
+        if path.name.endswith(".age"):
+            return EncryptedInput(stream, path.name, decryption or Decryption())
+        return RemoteInput(path, size_of(path))
     magic = stream.read(len(AGE_MAGIC))
     stream.seek(0)
     if magic == AGE_MAGIC:
-        return EncryptedInput(stream, name, decryption or Decryption())
+        return EncryptedInput(stream, path.name, decryption or Decryption())
     return PlainInput(stream)
+
+
+def size_of(path: Path) -> int:
+    """Return the size of an archive in bytes.
+
+    Raises:
+        OSError: It cannot be examined.
+        NotFoundError, RemoteError: It is not in the remote place, or that cannot be read.
+    """
+    if not is_remote(path):
+        return beneath.status(path).st_size
+    facts = path.store.facts(path.member)
+    if facts is None:
+        raise _not_found(path)
+    return facts.size_bytes
+
+
+def _not_found(path: Path) -> NotFoundError:
+    return NotFoundError(f"snapshot {path}: not found", hint="sagewai-ops snapshots list")

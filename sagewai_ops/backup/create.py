@@ -15,6 +15,7 @@ from sagewai_ops.backup.recipients import with_encryption
 from sagewai_ops.backup.report import CUSTODIES, BackupOptions, BackupReport
 from sagewai_ops.backup.run import BackupRun
 from sagewai_ops.backup.scanner import HomeScan, directories_above, inside_error
+from sagewai_ops.backup.upload import require_encryption, upload_snapshot
 from sagewai_ops.errors import InterruptedRunError, UsageError
 from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.fs.free_space import nearest_existing, require_free_bytes
@@ -25,6 +26,7 @@ from sagewai_ops.home.paths import PARTS, Home, require_files
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.progress import Progress, byte_counter
+from sagewai_ops.remote.path import is_remote
 from sagewai_ops.snapshots import cards, catalog
 from sagewai_ops.snapshots.reference import find_reference
 from sagewai_ops.snapshots.scratch import work_parent
@@ -56,8 +58,12 @@ def create_snapshot(
         KeyMissingError: The key is to be included and is not found.
         NoSpaceError: The disk is or would be full; nothing is left behind.
         DamagedError: The database cannot be read, or the archive differs from what was written.
+        RemoteError: The remote place cannot be used.
     """
     with lock_home(home, directory, options) as swept:
+        if is_remote(directory):
+            work = work_directory(home, directory, options)
+            return upload_snapshot(home, directory, work, options, progress=progress)
         trust = trust_of(home, directory, options.key_environment)
         options = with_encryption(home, directory, options)
         run = BackupRun.start(
@@ -74,7 +80,7 @@ def create_snapshot(
             work = work_directory(home, directory, options)
             with staging_in(work, run.id) as staging:
                 check_space(directory, work, run.scan)
-                with _create_partial(partial) as stream:
+                with create_partial(partial) as stream:
                     encryption, decryption = _add_own_key(options.encryption)
                     run.write(stream, partial, encryption, staging, progress)
                     with _sync_while(stream, partial, staging):
@@ -130,6 +136,10 @@ def plan_snapshot(home: Home, directory: Path, options: BackupOptions) -> HomeSc
     check_directory(home, directory)
     pending.require_settled(home.root)
     options = with_encryption(home, directory, options)
+    if is_remote(directory):
+        require_encryption(directory, options)
+        work = work_directory(home, directory, options)
+        return BackupRun.start(home, options, 0, work, is_stored=False).scan
     scan = BackupRun.start(home, options, 0, directory).scan
     check_space(directory, work_directory(home, directory, options), scan)
     return scan
@@ -150,12 +160,13 @@ def lock_home(home: Home, directory: Path, options: BackupOptions) -> Iterator[t
     check_directory(home, directory)
     pending.require_settled(home.root)
     with locks.exclusive(home.root, wait_seconds=options.wait_seconds):
-        atomic.make_directory(directory)
+        if not is_remote(directory):
+            atomic.make_directory(directory)
         left_by_restores = pending.sweep(home.root)
         swept: list[str] = []
         # Where copies are made, whichever recipients the run finds.
         work = work_parent(home.root, options.work_dir, snapshots=directory)
-        for path in dict.fromkeys((directory, work)):
+        for path in dict.fromkeys((work if is_remote(directory) else directory, work)):
             with locks.sweep_guard(path):
                 swept += catalog.sweep(path)
         yield (*swept, *left_by_restores)
@@ -167,6 +178,8 @@ def check_directory(home: Home, directory: Path) -> None:
     Raises:
         UsageError: It is inside the home, or not a directory.
     """
+    if is_remote(directory):
+        return
     # Resolved, as the home is: a link may lead into it.
     if Path(os.path.realpath(directory)).is_relative_to(home.root):
         raise UsageError(
@@ -264,7 +277,8 @@ def work_directory(home: Home, directory: Path, options: BackupOptions) -> Path:
 
     Nothing in clear is written next to encrypted snapshots, or through root's process.
     """
-    if options.encryption or options.work_dir or beneath.is_routed(directory):
+    is_routed = is_remote(directory) or beneath.is_routed(directory)
+    if options.encryption or options.work_dir or is_routed:
         return work_parent(home.root, options.work_dir, snapshots=directory)
     return directory
 
@@ -299,7 +313,7 @@ def staging_in(directory: Path, snapshot_id: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _create_partial(path: Path) -> Iterator[BinaryIO]:
+def create_partial(path: Path) -> Iterator[BinaryIO]:
     """Create the archive's file, locked during this run and removed unless it was renamed."""
     with contextlib.ExitStack() as stack:
         with uninterrupted(), translate_os_errors(path), locks.sweep_guard(path.parent):

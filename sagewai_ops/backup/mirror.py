@@ -30,6 +30,7 @@ from sagewai_ops.fs.tempdirs import locked_directory
 from sagewai_ops.home.paths import Home
 from sagewai_ops.process.signals import mark_completed, uninterrupted
 from sagewai_ops.progress import Progress, byte_counter
+from sagewai_ops.remote.path import is_remote
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.catalog import TREE
 from sagewai_ops.snapshots.ownership import Owner, owner_of, reason_foreign
@@ -56,7 +57,7 @@ class Mirror:
 
 def find_mirror(directory: Path) -> Mirror | None:
     """Read the header of the mirror in a snapshot directory; None if it is missing."""
-    header = read_mirror_header(directory / TREE)
+    header = None if is_remote(directory) else read_mirror_header(directory / TREE)
     if header is None:
         return None
     return Mirror(directory / TREE, header.id, str(header.facts.get("created_at", "")))

@@ -20,6 +20,8 @@ from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.errors import UsageError
 from sagewai_ops.fs import beneath
 from sagewai_ops.home.paths import Home
+from sagewai_ops.remote.path import is_remote
+from sagewai_ops.snapshots.cards import is_authentic
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
 from sagewai_ops.snapshots.ownership import home_ids
 from sagewai_ops.snapshots.trust import keys_of
@@ -37,8 +39,14 @@ def with_encryption(home: Home, directory: Path, options: BackupOptions) -> Back
     if options.encryption or options.unencrypted:
         return options
     newest = _newest(home, directory)
-    if newest is None or not newest.is_encrypted:
+    if newest is None:
         return options
+    if not newest.is_encrypted:
+        # In a remote place others may write, too: a plain archive allows more of them only with
+        # the HMAC of this home.
+        keys = keys_of(home, options.key_environment)
+        is_own = options.is_automatic and is_authentic(newest.card, keys)
+        return replace(options, allow_clear=options.allow_clear or is_own)
     if options.is_automatic:
         keys = keys_of(home, options.key_environment)
         if recipients := _recorded(newest, keys):
@@ -71,6 +79,8 @@ def _newest(home: Home, directory: Path) -> Snapshot | None:
         if item.home_id in ids or (item.is_encrypted and not item.home_id)
     ]
     for snapshot in reversed(own):
+        if is_remote(snapshot.path):  # others can only make the backup fail
+            return snapshot
         try:
             if beneath.status(snapshot.path).st_uid in trusted:
                 return snapshot

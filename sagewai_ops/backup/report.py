@@ -11,6 +11,7 @@ from sagewai_ops.home.paths import DATABASE
 from sagewai_ops.home.state_files import document_damage, document_name, in_use
 from sagewai_ops.keys.candidates import Candidate
 from sagewai_ops.keys.trial_decryption import SealedReport
+from sagewai_ops.remote.read_back import ReadBack
 from sagewai_ops.snapshots.database_check import DatabaseReport
 from sagewai_ops.snapshots.omissions import Omission
 from sagewai_ops.snapshots.quality import Cause, Quality
@@ -46,6 +47,8 @@ class BackupOptions:
         exclude_tables: Patterns on `table` and `schema.table` of the server to omit.
         work_dir: Where the database is copied; None for next to the home, or next to a plain
             archive.
+        allow_clear: Write a plain archive to a remote place.
+        read_back: How much of an archive in a remote place is read back.
     """
 
     encryption: Encryption | None = None
@@ -64,6 +67,8 @@ class BackupOptions:
     without_database: bool = False
     exclude_tables: tuple[str, ...] = ()
     work_dir: Path | None = None
+    allow_clear: bool = False
+    read_back: ReadBack = field(default_factory=ReadBack)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,7 @@ class BackupReport:
         without_database: The database is on a server, and was omitted.
         kept_files: Of a mirror, the files that are unchanged since the previous run.
         quality: Whether it is complete, sound and plausible.
+        read_back_bytes: How much of an archive in a remote place was read back; else None.
     """
 
     id: str
@@ -115,6 +121,7 @@ class BackupReport:
     engine: Engine = SQLITE
     server: ServerFacts | None = None
     without_database: bool = False
+    read_back_bytes: int | None = None
 
     @property
     def losses(self) -> tuple[Omission, ...]:

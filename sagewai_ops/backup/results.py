@@ -61,12 +61,31 @@ class RetentionResult:
     set_back: tuple[ClockChange, ...] | None = None
     ahead: str | None = None
     dry_run: bool | None = None
+    hidden: tuple[str, ...] | None = None
 
     @classmethod
     def build(cls, pruned: PruneResult) -> "RetentionResult":
         """Build the result from a prune."""
         names = [field.name for field in dataclasses.fields(pruned)]
         return cls(applied=True, **{name: getattr(pruned, name) for name in names})
+
+
+@dataclass(frozen=True, slots=True)
+class CopyResult:
+    """A copy of the new snapshot in another directory or remote place.
+
+    Attributes:
+        archive: None if it could not be copied.
+        read_back_bytes: How much of it was read back from there.
+        problem: Why it was not copied, or the rules of the place not applied; None without one.
+        retention: None without rules for this place.
+    """
+
+    to: Path
+    archive: Path | None
+    read_back_bytes: int
+    problem: str | None
+    retention: RetentionResult | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +106,8 @@ class BackupResult:
         without_database: It is on a server, and was omitted.
         server: The database of that server.
         retention: None without rules.
+        read_back_bytes: How much of an archive in a remote place was read back; else None.
+        copies: One for each `--also`.
     """
 
     id: str
@@ -125,6 +146,8 @@ class BackupResult:
     without_database: bool = False
     server: ServerFacts | None = None
     retention: RetentionResult | None = None
+    read_back_bytes: int | None = None
+    copies: tuple[CopyResult, ...] = ()
 
     @classmethod
     def build(cls, report: BackupReport) -> "BackupResult":
@@ -170,4 +193,5 @@ class BackupResult:
             engine=report.engine,
             without_database=report.without_database,
             server=report.server,
+            read_back_bytes=report.read_back_bytes,
         )

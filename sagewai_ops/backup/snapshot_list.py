@@ -1,8 +1,9 @@
 """The result of `snapshots list`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sagewai_ops.backup.mirror import Mirror
 from sagewai_ops.snapshots.catalog import Snapshot
@@ -25,6 +26,7 @@ class ListedSnapshot:
         doubt: Why nothing confirms the facts of the metadata file; "" if they are confirmed.
         engine: Of the database that Sagewai used.
         without_database: It was on a server, and is not in the snapshot.
+        read_back_bytes: How much of an archive in a remote place was read back after the upload.
     """
 
     id: str
@@ -52,6 +54,7 @@ class ListedSnapshot:
     doubt: str
     engine: Engine
     without_database: bool
+    read_back_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,4 +112,10 @@ def describe_snapshot(snapshot: Snapshot) -> ListedSnapshot:
         doubt=snapshot.doubt,
         engine=POSTGRESQL if card.get("engine") == POSTGRESQL else SQLITE,
         without_database=card.get("without_database") is True,
+        read_back_bytes=_read_back(card),
     )
+
+
+def _read_back(card: Mapping[str, Any]) -> int | None:
+    count = card.get("read_back", {}).get("bytes")
+    return count if type(count) is int and count >= 0 else None

@@ -23,6 +23,7 @@ from sagewai_ops.errors import (
 from sagewai_ops.fs.free_space import nearest_existing
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import locate
+from sagewai_ops.remote.path import is_remote
 from sagewai_ops.text import shell_word
 
 if TYPE_CHECKING:
@@ -73,14 +74,17 @@ def find_acting(
     if command in _TO and to:
         subject = to
     elif command.startswith(_SNAPSHOTS) and not subject.exists():
+        if is_remote(snapshots):
+            return None  # nothing of another user
         subject = snapshots
     from sagewai_ops.fs.given_files import path_owners
 
-    owners = path_owners(snapshots)
+    owners = frozenset[int]() if is_remote(snapshots) else path_owners(snapshots)
     if snapshots == home.snapshots:  # next to where the home's path led at this moment
         owners |= path_owners(home.named)
     with translate_os_errors(subject):
-        return _find_owner(subject, None if owners else snapshots, options)
+        is_elsewhere = owners or is_remote(snapshots)
+        return _find_owner(subject, None if is_elsewhere else snapshots, options)
 
 
 def settings_of(settings: Settings, account: "Account") -> Settings:

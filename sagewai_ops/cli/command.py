@@ -39,6 +39,7 @@ from sagewai_ops.errors import (
 from sagewai_ops.fs.os_errors import from_os_error, is_directory_gone, output_error
 from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.process.signals import raise_on_signals
+from sagewai_ops.remote.path import is_remote
 
 if TYPE_CHECKING:
     from sagewai_ops.notify.reporter import Reporter
@@ -110,7 +111,8 @@ class Run:
 
     def snapshots(self, home: Home, option: Path | None = None) -> Path:
         """Find the snapshot directory: the option, else the variable, else next to the home."""
-        return Path(os.path.realpath(self.settings.snapshots(home, option)))
+        path = self.settings.snapshots(home, option)
+        return path if is_remote(path) else Path(os.path.realpath(path))
 
 
 def add_command(
@@ -549,8 +551,8 @@ def _complete(
         return parameter
     kind, option = get_args(parameter.annotation)
     option = copy.copy(option)  # several commands share it
-    if _takes_paths(parameter.annotation) and option.parser is None:
-        option.parser = _path
+    if _takes_paths(parameter.annotation):
+        option.parser = functools.partial(_path, option.parser or Path)
     # In an annotation, Typer takes the first flag for the default until it builds the option.
     declared = [option.default, *(option.param_decls or ())]
     flags = [flag for flag in declared if isinstance(flag, str) and flag.startswith("--")]
@@ -566,7 +568,7 @@ def _takes_paths(annotation: Any) -> bool:
     return annotation is Path or any(map(_takes_paths, get_args(annotation)))
 
 
-def _path(text: str) -> Path:
+def _path(parse: Callable[[str], Path], text: str) -> Path:
     if not text:
         raise typer.BadParameter("is empty")
-    return Path(text)
+    return parse(text)

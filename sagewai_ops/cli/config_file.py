@@ -19,11 +19,13 @@ from typing import Any, Literal
 from sagewai_ops.cli.key_commands import METAVAR, is_safe_source, join_command
 from sagewai_ops.cli.options import find_global
 from sagewai_ops.cli.parser import FORMER_COMMANDS
+from sagewai_ops.cli.remote_tables import take_remotes
 from sagewai_ops.cli.settings import SNAPSHOTS_VARIABLE
 from sagewai_ops.cli.variables import ACTING, FORMER_FLAGS
 from sagewai_ops.errors import UsageError
 from sagewai_ops.fs.beneath import OTHERS_WRITE
 from sagewai_ops.fs.given_files import decode_given, open_given_file
+from sagewai_ops.remote.address import is_remote
 from sagewai_ops.text import shell_word
 
 VARIABLE = "SAGEWAI_OPS_CONFIG"
@@ -52,11 +54,13 @@ class Configuration:
         path: The file, or None.
         defaults: For the parser: parameter -> value, command -> the same.
         environment: Values of variables that are not set.
+        remotes: The tables `[remote.NAME]`, by name.
     """
 
     path: Path | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    remotes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +123,16 @@ def read(
     path = path.absolute()
     values = _parsed(path, content)
     shared = values.pop(_SNAPSHOTS, None)
+    remotes = take_remotes(path, values)
     defaults = _table(_Place(path, "", content), values, program(), None)
     if environment.get("SAGEWAI_HOME"):
         _drop(defaults, "home")  # the environment is stronger, also where it is Sagewai's own
     if shared is None:
-        return Configuration(path, defaults)
+        return Configuration(path, defaults, remotes=remotes)
     if not isinstance(shared, str) or not shared:
         raise UsageError(f"{path}: {_SNAPSHOTS}: not a directory's path, {shared!r}")
-    return Configuration(path, defaults, {SNAPSHOTS_VARIABLE: _located(path, shared)})
+    variables = {SNAPSHOTS_VARIABLE: _located(path, shared)}
+    return Configuration(path, defaults, variables, remotes)
 
 
 def effective(context: Any, words: tuple[str, ...]) -> Iterator[Effective]:
@@ -366,7 +372,7 @@ def _kind(option: Any) -> str:
 
 def _located(file: Path, text: str) -> str:
     """Return an absolute path, relative to the directory of the file."""
-    if text in ("", "-"):
+    if text in ("", "-") or is_remote(text):
         return text
     return os.path.join(file.parent, os.path.expanduser(text))
 

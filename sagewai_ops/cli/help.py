@@ -16,7 +16,7 @@ COMMANDS = {
         "backup": "Create a verified snapshot of a home.",
         "restore": "Restore a home from a snapshot.",
         "recover": "Complete or roll back an interrupted operation.",
-        "snapshots": "List, verify, compare, extract and prune snapshots.",
+        "snapshots": "List, verify, compare, copy, extract and prune snapshots.",
     },
     "Checks": {
         "verify-perms": "Check which users can read or replace the secrets.",

@@ -6,7 +6,6 @@ Only `--json` and reports of runs load msgspec.
 """
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any, get_type_hints, is_typeddict
@@ -56,7 +55,7 @@ def _has_envelope_warnings(kind: type) -> bool:
 
 def _encode(value: object) -> object:
     if isinstance(value, PurePath):
-        return os.fspath(value)
+        return str(value)
     if isinstance(value, str):  # a subclass, such as SQLAlchemy's names
         return str.__str__(value)
     raise NotImplementedError(type(value).__name__)

@@ -248,7 +248,10 @@ def _configured(words: Sequence[str]) -> "tuple[Settings, dict[str, Any]]":
         )
     missing = {name: text for name, text in found.environment.items() if not os.environ.get(name)}
     environment = {**os.environ, **missing}
-    return Settings(environment=environment, configuration_path=found.path), dict(found.defaults)
+    settings = Settings(
+        environment=environment, configuration_path=found.path, remotes=found.remotes
+    )
+    return settings, dict(found.defaults)
 
 
 def _message(error: Any, context: Any, path: str) -> str:

@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from sagewai_ops.remote.path import is_remote, parse_place
 
 if TYPE_CHECKING:
     from sagewai_ops.home.paths import Home
+    from sagewai_ops.remote.store import Store
 
 SNAPSHOTS_VARIABLE = "SAGEWAI_OPS_SNAPSHOTS"
 
@@ -20,6 +23,7 @@ class Settings:
         configuration_path: The configuration file that was read, or None.
         environment: That of the process, completed by what the configuration sets for all
             commands. May contain keys and passwords, so it is never shown.
+        remotes: The tables `[remote.NAME]` of the configuration, by name.
     """
 
     home_option: Path | None = None
@@ -29,8 +33,31 @@ class Settings:
     debug: bool = False
     configuration_path: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    remotes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def snapshots(self, home: "Home", option: Path | None = None) -> Path:
         """Find the snapshot directory as it is named: by the option, the variable, or the home."""
-        named = option or self.environment.get(SNAPSHOTS_VARIABLE)
-        return Path(named).expanduser().absolute() if named else home.snapshots
+        variable = self.environment.get(SNAPSHOTS_VARIABLE)
+        named = option or (parse_place(variable) if variable else None)
+        return self.bound(named).expanduser().absolute() if named else home.snapshots
+
+    def bound(self, path: Path) -> Path:
+        """Return a path; that of a remote place opens it with these settings."""
+        if is_remote(path):
+            address = path.place.address
+            path.place.connect = lambda: self._open(address)
+        return path
+
+    def retention_of(self, path: Path) -> dict[str, Any]:
+        """Return the rules of a place of the configuration, such as `keep_last`; {} without any."""
+        from sagewai_ops.cli.remote_tables import rules_of
+
+        name, separator, _below = str(path).partition(":")
+        return rules_of(self.remotes.get(name, {})) if separator and is_remote(path) else {}
+
+    def _open(self, address: str) -> "Store":
+        from sagewai_ops.cli.remote_tables import without_rules
+        from sagewai_ops.remote.address import open_store, parse_address
+
+        tables = {name: without_rules(table) for name, table in self.remotes.items()}
+        return open_store(parse_address(address, tables), self.environment)

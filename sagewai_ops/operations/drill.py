@@ -19,7 +19,7 @@ from typing import Any
 from sagewai_ops import __version__
 from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.authentication import AuthenticationKey
-from sagewai_ops.archive.open import open_archive
+from sagewai_ops.archive.open import open_archive, size_of
 from sagewai_ops.database.postgres.private_server import CLUSTER_BYTES, find_installations
 from sagewai_ops.database.sqlite.integrity import check_integrity
 from sagewai_ops.database.sqlite.read_transaction import open_frozen
@@ -64,6 +64,7 @@ from sagewai_ops.permissions.rules import Severity
 from sagewai_ops.permissions.scan import inspect
 from sagewai_ops.process.signals import incomplete_step
 from sagewai_ops.progress import Progress
+from sagewai_ops.remote.path import is_remote
 from sagewai_ops.restore.plan import RestoreOptions, plan_restore
 from sagewai_ops.restore.restore import RestoreReport, restore
 from sagewai_ops.schema import sqlite_head
@@ -148,7 +149,8 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
     keys = keys_of(home, options.key_environment) if home else ()
     directory = _scratch_parent(archive, options)
     swept: tuple[str, ...] = ()
-    for parent in dict.fromkeys((archive.parent, directory)):
+    parents = (directory,) if is_remote(archive) else (archive.parent, directory)
+    for parent in dict.fromkeys(parents):
         with locks.sweep_guard(parent):
             swept += tuple(catalog.sweep(parent))
     try:
@@ -441,6 +443,8 @@ def _server_step(options: DrillOptions) -> str:
 
 def _find_archive(archive: Path) -> Path:
     """Return the real path of an archive, which must be a file."""
+    if is_remote(archive):
+        return archive
     archive = Path(os.path.realpath(archive))
     if beneath.is_directory(archive):
         raise UsageError(
@@ -486,7 +490,7 @@ def _scratch_parent(archive: Path, options: DrillOptions) -> Path:
 def _needed_bytes(archive: Path) -> int:
     """Estimate the size of the scratch directories: the content, and the upgraded database."""
     card = cards.read_card(archive)
-    recorded, size_bytes = card.get("content_bytes"), beneath.status(archive).st_size
+    recorded, size_bytes = card.get("content_bytes"), size_of(archive)
     content = max(recorded if isinstance(recorded, int) else 10 * size_bytes, size_bytes)
     return 2 * content + (CLUSTER_BYTES if engine_of(card) == POSTGRESQL else 0)
 

@@ -7,7 +7,6 @@ directory, where the upgrade is rehearsed too.
 import os
 import shlex
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -19,7 +18,6 @@ from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.database.postgres.sessions import describe_sessions, home_sessions
 from sagewai_ops.database.sqlite.in_use import find_users, stop_command
 from sagewai_ops.database.sqlite.moment import open_moment
-from sagewai_ops.database.sqlite.read_transaction import size_of
 from sagewai_ops.database.url import PostgresUrl, SqliteUrl
 from sagewai_ops.errors import (
     EXIT_DONE,
@@ -33,22 +31,22 @@ from sagewai_ops.errors import (
     error_class,
 )
 from sagewai_ops.fs import locks
-from sagewai_ops.fs.free_space import free_bytes, nearest_existing, require_free_bytes
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.tempdirs import Keep
-from sagewai_ops.home.paths import SIDECAR_SUFFIXES, Home, layout_of, require_files
+from sagewai_ops.home.paths import Home, layout_of, require_files
 from sagewai_ops.home.server_record import resolve_database
 from sagewai_ops.keys.candidates import ENVIRONMENT, Candidate, refused_variable
 from sagewai_ops.operations.check_keys import check_keys
 from sagewai_ops.operations.drill import DrillOptions, drill
 from sagewai_ops.operations.drill_report import PROVED, DrillReport
 from sagewai_ops.operations.migrate_layout import migrate_layout
-from sagewai_ops.operations.status import walk_sizes
+from sagewai_ops.operations.preflight_space import compare_space
 from sagewai_ops.permissions.rules import Severity
 from sagewai_ops.permissions.verify import verify
 from sagewai_ops.process.procfs import describe
 from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
+from sagewai_ops.remote.path import is_remote
 from sagewai_ops.schema import rehearse_postgres
 from sagewai_ops.schema.check_postgres import check_postgres
 from sagewai_ops.schema.check_sqlite import check_database
@@ -74,7 +72,6 @@ _NEXT_COMMANDS = {
     "drill": "drill latest",
     "upgrade": "db upgrade --rehearse",
 }
-_LEAST_ARCHIVE_SHARE = 0.2  # of the content: archives of homes have never been smaller
 # The findings of `db check` that matter for an upgrade; others concern a move to PostgreSQL.
 _BROKEN = ("integrity", "foreign-key", "sequence", "index")
 
@@ -216,7 +213,8 @@ class _Run:
     def check(self) -> None:
         """Run the checks that only read."""
         home, options = self.home, self.options
-        scratch = (options.scratch or options.snapshots) if options.backup else self._parent()
+        is_next_to_snapshots = options.backup and not is_remote(options.snapshots)
+        scratch = (options.scratch or options.snapshots) if is_next_to_snapshots else self._parent()
         self._add("use", lambda: check_use(home, options.environment))
         self._add("layout", lambda: check_layout(home, options.environment))
         self._add("permissions", lambda: check_permissions(home, options, self.progress))
@@ -563,38 +561,8 @@ def check_space(home: Home, options: PreflightOptions, scratch: Path) -> Check:
     Raises:
         NoSpaceError: Less is free than they need at least.
     """
-    content = sum(size_bytes for _part, size_bytes in walk_sizes(home.root))
-    files = (home.database.with_name(home.database.name + end) for end in ("", *SIDECAR_SUFFIXES))
-    database = sum(map(size_of, files))
-    content += 0 if home.database.is_relative_to(home.root) else database
-    least, most = _needed_bytes(options, scratch, content, database)
-    details, remedies, is_short = [], [], False
-    paths = {"snapshots": options.snapshots, "scratch": scratch, "home": home.root}
-    for name, path in paths.items():
-        device = os.stat(nearest_existing(path)).st_dev
-        require_free_bytes(path, least.get(device, 0), option="--snapshots DIR, --work-dir DIR")
-        # Restoring after a failed upgrade needs the size of the home on its file system.
-        needed = most.get(device, 0) + (content if name == "home" else 0)
-        free = free_bytes(path)
-        is_short = is_short or free < needed
-        details.append(f"{name} {path}: {free} bytes free, up to {needed} needed")
-        remedies.append(f"df -h {shell_word(nearest_existing(path))}")
-    if not is_short:
-        return Check("space", Verdict.OK, f"enough for {content} bytes of content")
+    space = compare_space(home, options.snapshots, scratch, has_snapshot=bool(options.backup))
+    if not space.is_short:
+        return Check("space", Verdict.OK, f"enough for {space.content_bytes} bytes of content")
     summary = "may not be enough for a snapshot, its drill and a restore"
-    return Check("space", Verdict.WARNING, summary, tuple(details), tuple(dict.fromkeys(remedies)))
-
-
-def _needed_bytes(
-    options: PreflightOptions, scratch: Path, content: int, database: int
-) -> tuple[dict[int, int], dict[int, int]]:
-    """Return the least and the most bytes needed, by device number."""
-    places = map(nearest_existing, (options.snapshots, scratch))
-    archives, work = (os.stat(path).st_dev for path in places)
-    if not options.backup:
-        return {work: database}, {work: database}
-    copies = Counter({work: content})
-    # The copy of the database is removed before the drill begins.
-    copies[archives] = max(database, copies[archives])
-    least_archive = int(content * _LEAST_ARCHIVE_SHARE)
-    return copies + Counter({archives: least_archive}), copies + Counter({archives: content})
+    return Check("space", Verdict.WARNING, summary, space.details, space.remedies)

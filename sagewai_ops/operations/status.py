@@ -27,11 +27,12 @@ from sagewai_ops.keys.candidates import Candidate, active_key, find_candidates
 from sagewai_ops.keys.inventory import read_inventory
 from sagewai_ops.keys.trial_decryption import SealedReport, open_all
 from sagewai_ops.process.procfs import Process
+from sagewai_ops.remote.path import is_remote
 from sagewai_ops.schema import sqlite_head
 from sagewai_ops.schema.postgres_status import ServerStatus, read_server_status
 from sagewai_ops.schema.sqlite_revision import State, read_level
 from sagewai_ops.snapshots.catalog import Snapshot, describe_skipped, list_snapshots
-from sagewai_ops.snapshots.mark import Mark
+from sagewai_ops.snapshots.mark import Copy, Mark, read_copies
 from sagewai_ops.snapshots.results import SnapshotSummary, summarize_snapshot
 from sagewai_ops.snapshots.trust import confirm, ids_at_place, trust_of
 from sagewai_ops.swap.pending import (
@@ -97,6 +98,7 @@ class SnapshotsStatus:
     Attributes:
         good: The newest of them that is complete, sound and plausible: `latest`.
         proved: The newest of them that a drill restored successfully.
+        copies: In other places, as recorded in the home; the places are not asked.
     """
 
     folder: Path
@@ -104,6 +106,7 @@ class SnapshotsStatus:
     newest: SnapshotSummary | None
     good: SnapshotSummary | None
     proved: SnapshotSummary | None
+    copies: tuple[Copy, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +173,7 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
         sizes[part if part in sizes else "other"] += size_bytes
         files += 1
     trust = trust_of(home, directory, environment)
-    listed = list_snapshots(directory)
+    listed, unlisted = _listed(directory)
     ids = ids_at_place(home, listed, trust)
     known = confirm(directory, listed, trust)
     claimed = [
@@ -220,6 +223,7 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
             newest=summarize_snapshot(newest) if newest else None,
             good=summarize_snapshot(good) if good else None,
             proved=summarize_snapshot(proved) if proved else None,
+            copies=tuple(read_copies(home)),
         ),
         before_restore=tuple(kept_before(home.root)),
         interrupted_restore=RESTORE.name in pending,
@@ -234,6 +238,7 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
             *(database.unexpected if database else ()),
             *_warn_of_documents(documents),
             *(f"{path}: not readable, not shown" for path in _find_unreadable(home)),
+            *unlisted,
             *_warn_of_size(newest),
             *_warn_of_omission(newest),
             *describe_skipped(own[own.index(good) + 1 if good else 0 :][-_SHOWN_DOUBTS:]),
@@ -244,6 +249,16 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
             ),
         ),
     )
+
+
+def _listed(directory: Path) -> tuple[list[Snapshot], tuple[str, ...]]:
+    """Return the snapshots of a directory, and why those of a remote place are unknown."""
+    try:
+        return list_snapshots(directory), ()
+    except OpsError as error:
+        if not is_remote(directory):
+            raise
+        return [], (f"snapshots not listed: {error.message}",)
 
 
 def _in_seconds(process: Process) -> Process:

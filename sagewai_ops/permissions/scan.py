@@ -40,6 +40,7 @@ from sagewai_ops.permissions.findings import Inspection, sort_key
 from sagewai_ops.permissions.path_walk import find_replaceable_step, resolution_steps
 from sagewai_ops.permissions.rules import ACCESSIBLE, OTHERS, WRITE_BY_OTHERS
 from sagewai_ops.progress import Progress
+from sagewai_ops.remote.path import is_remote
 
 _SNAPSHOT = re.compile(r"\.?sagewai-\d{8}T\d{6}Z-[0-9a-f]{6}\.")
 _DIRECTORY_VARIABLES = ("SAGEWAI_CACHE_DIR", "SAGEWAI_SOPS_ROOT")  # a cache; encrypted by SOPS
@@ -83,7 +84,8 @@ def inspect(
     for variable, path in home.overrides.items():
         scanner.check_override(variable, path)
     # Where another process of root's has the directory, root alone can write it.
-    if snapshots is not None and not beneath.is_routed(snapshots) and snapshots.is_dir():
+    is_local = snapshots is not None and not is_remote(snapshots)
+    if snapshots and is_local and not beneath.is_routed(snapshots) and snapshots.is_dir():
         directory = Path(os.path.realpath(snapshots))
         try:
             scanner.check_snapshots(directory)

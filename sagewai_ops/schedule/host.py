@@ -21,7 +21,7 @@ _CREDENTIALS = "\0"  # replaced by ${CREDENTIALS_DIRECTORY} after the word is es
 def systemd(plan: Plan) -> list[File]:
     """Return a service and its timer, for the system manager."""
     command = _command(plan, plan.options(lambda name: f"{_CREDENTIALS}/{name}"))
-    writable = [str(plan.home), str(plan.snapshots), *plan.output_directories()]
+    writable = [str(plan.home), *plan.directories, *plan.output_directories()]
     service = fill_template(
         "systemd.service",
         {

@@ -46,7 +46,9 @@ class Plan:
         words: Further options of `backup`, checked.
         hour, minute: In the time zone of the system; in containers UTC.
         user: That runs the backup; "" for the one that installs the schedule.
-        online: The backup sends something: it has a ping URL, or the database is on a server.
+        online: The backup sends something: it has a ping URL, the database is on a server, or a
+            snapshot goes to a remote place.
+        directories: That get snapshots, on this machine.
         secrets: Name -> file, of the options with secrets.
     """
 
@@ -58,6 +60,7 @@ class Plan:
     minute: int = 30
     user: str = ""
     online: bool = False
+    directories: tuple[str, ...] = ()
     secrets: Mapping[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

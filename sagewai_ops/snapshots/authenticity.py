@@ -14,6 +14,7 @@ from sagewai_ops.archive.manifest import PLAIN_FORMAT_VERSION, Header
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import NotAuthenticError
 from sagewai_ops.fs import beneath
+from sagewai_ops.remote.path import is_remote
 from sagewai_ops.snapshots.cards import read_card
 from sagewai_ops.snapshots.catalog import id_of
 from sagewai_ops.snapshots.mark import Mark
@@ -132,7 +133,11 @@ def require_latest(
 def _hint(mark: Mark, path: Path) -> str:
     directory = f"--snapshots {shell_word(path.parent)}"
     good = mark.good_id or mark.id
-    if any(id_of(name) == good for name in beneath.list_directory(path.parent)):
+    if is_remote(path):
+        is_there = any(id_of(item.name) == good for item in path.store.list())
+    else:
+        is_there = any(id_of(name) == good for name in beneath.list_directory(path.parent))
+    if is_there:
         return f"the last authentic one: {good}  # name it in the place of `latest`"
     return (
         f"sagewai-ops snapshots verify --chain {directory}  # shows what is missing\n"

@@ -1,15 +1,19 @@
 """The metadata file (card) next to each archive."""
 
+import contextlib
 import hmac
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.errors import NotFoundError
 from sagewai_ops.fs import atomic, beneath, locks
+from sagewai_ops.process.threads import ThreadPool
+from sagewai_ops.remote.path import RemotePath, is_remote
+from sagewai_ops.remote.store import ObjectFacts
 
 CARD_VERSION = 1
 # What only a metadata file states, and the archive does not.
@@ -27,6 +31,7 @@ RESULTS = (
 CARD_KIND = "card"  # of the record, for its HMAC
 _CARD_BYTES = 16 * 1024  # a card has some hundred; a large buffer costs more than its content
 _MOST_CARD_BYTES = 1024 * 1024
+_REMOTE_READS = 16  # at once
 _CARD_SECONDS = 30.0  # the directory is locked for moments while a card is written
 # Facts that commands rely on. Others with write access to the directory can change a card.
 _CARD_FACTS = {
@@ -52,10 +57,14 @@ _CARD_FACTS = {
     "tags": list,
     "recipients": dict,
     "without_database": bool,
+    "read_back": dict,
 }
 
 
-def card_path(archive: Path) -> Path:
+_Path = TypeVar("_Path", bound=Path)
+
+
+def card_path(archive: _Path) -> _Path:
     """Return the path of the metadata file of an archive."""
     return archive.with_name(archive.name + ".json")
 
@@ -68,10 +77,15 @@ def read_card(archive: Path) -> Mapping[str, Any]:
 def read_owned_card(archive: Path) -> tuple[Mapping[str, Any], int]:
     """Read the metadata file of an archive, and the uid of its owner; -1 without one."""
     card, uid = _read_unchecked(archive)
+    return checked(card), uid
+
+
+def checked(card: dict[str, Any]) -> dict[str, Any]:
+    """Return a metadata file without the facts that have the wrong type."""
     for name, kind in _CARD_FACTS.items():
         if name in card and not isinstance(card[name], kind):
             del card[name]
-    return card, uid
+    return card
 
 
 def write_card(
@@ -82,11 +96,25 @@ def write_card(
     Args:
         key: Authenticates it; None without one.
     """
+    content, path = encode_card(card, key), card_path(archive)
+    if is_remote(path):
+        path.store.put(path.member, content, replace=True)
+    else:
+        atomic.replace(path, content)
+
+
+def encode_card(card: Mapping[str, Any], key: AuthenticationKey | None) -> bytes:
+    """Return the content of a metadata file; `key` authenticates it."""
     document = {"card": CARD_VERSION, **card}
     document.pop("mac", None)
     if key:
         document["mac"] = key.record_mac(CARD_KIND, document)
-    atomic.replace(card_path(archive), json.dumps(document, indent=1).encode() + b"\n")
+    return json.dumps(document, indent=1).encode() + b"\n"
+
+
+def encode_unchanged(card: Mapping[str, Any]) -> bytes:
+    """Return the content of a metadata file with the HMAC that it has, if any."""
+    return json.dumps(card, indent=1).encode() + b"\n"
 
 
 def is_authentic(card: Mapping[str, Any], keys: Sequence[AuthenticationKey]) -> bool:
@@ -119,8 +147,13 @@ def update_card(
         LockedError: The directory is locked by another run.
         NoSpaceError, PermissionDeniedError, OpsError: It cannot be written; it is unchanged.
     """
-    with locks.exclusive(archive.parent, wait_seconds=_CARD_SECONDS):
-        if not beneath.exists(archive):
+    with contextlib.ExitStack() as stack:
+        if is_remote(archive):
+            is_there = archive.store.facts(card_path(archive).name) is not None
+        else:
+            stack.enter_context(locks.exclusive(archive.parent, wait_seconds=_CARD_SECONDS))
+            is_there = beneath.exists(archive)
+        if not is_there:
             raise NotFoundError(f"snapshot {archive}: removed by another run")
         card = _read_unchecked(archive)[0]
         is_confirmed = is_authentic(card, keys)
@@ -134,7 +167,39 @@ def update_card(
         write_card(archive, facts, key)
 
 
+def read_remote_cards(
+    place: RemotePath, files: Mapping[str, ObjectFacts]
+) -> dict[str, dict[str, Any]]:
+    """Read metadata files of a remote place; {} for one that is unreadable.
+
+    Args:
+        files: Name of an archive -> its metadata file.
+
+    Raises:
+        RemoteError, PermissionDeniedError: The place cannot be read.
+    """
+
+    def read(name: str) -> dict[str, Any]:
+        file = files[name]
+        if not 0 < file.size_bytes <= _MOST_CARD_BYTES:
+            return {}
+        if file not in place.place.contents:
+            try:
+                place.place.contents[file] = place.store.read(file.name, 0, file.size_bytes)
+            except NotFoundError:
+                return {}  # removed by another run
+        return _parse(place.place.contents[file], name)
+
+    with ThreadPool(_REMOTE_READS, thread_name_prefix="card") as pool:
+        return dict(zip(files, pool.map(read, files), strict=True))
+
+
 def _read_unchecked(archive: Path) -> tuple[dict[str, Any], int]:
+    if is_remote(archive):
+        card = card_path(archive)
+        facts = card.store.facts(card.name)
+        files = {archive.name: facts} if facts else {}
+        return read_remote_cards(archive.parent, files).get(archive.name, {}), os.geteuid()
     # A directory has thousands of them, and `Path.read_bytes` takes three times as long.
     try:
         descriptor = beneath.open_file(card_path(archive))
@@ -143,11 +208,18 @@ def _read_unchecked(archive: Path) -> tuple[dict[str, Any], int]:
             content = os.read(descriptor, _CARD_BYTES)
             if len(content) == _CARD_BYTES:
                 content += os.read(descriptor, _MOST_CARD_BYTES)
-            card = json.loads(content)
         finally:
             os.close(descriptor)
-    except (OSError, ValueError, RecursionError):
+    except OSError:
         return {}, -1
-    if not isinstance(card, dict) or card.get("archive") != archive.name:
-        return {}, -1
-    return card, status.st_uid
+    document = _parse(content, archive.name)
+    return document, status.st_uid if document else -1
+
+
+def _parse(content: bytes, name: str) -> dict[str, Any]:
+    """Return a metadata file; {} if it is malformed, or of another archive."""
+    try:
+        card = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return card if isinstance(card, dict) and card.get("archive") == name else {}

@@ -18,7 +18,8 @@ from typing import Any, TypeAlias
 from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.fs import beneath, locks
 from sagewai_ops.fs.removal import remove_tree, sweep_leftovers
-from sagewai_ops.snapshots.cards import read_owned_card
+from sagewai_ops.remote.path import RemotePath, is_remote
+from sagewai_ops.snapshots.cards import checked, read_owned_card, read_remote_cards
 from sagewai_ops.snapshots.quality import PROPERTIES, engine_of
 
 TREE = "tree"  # the snapshot that is a directory: `backup --format directory`
@@ -160,8 +161,14 @@ def list_snapshots(directory: Path) -> list[Snapshot]:
     """Return the snapshots of a directory, oldest first; a missing directory has none.
 
     They are ordered by sequence number, then by the UTC in their names: a clock that was set back
-    does not reorder them, and file times are ignored.
+    does not reorder them, and file times are ignored. In a remote place, an archive without a
+    metadata file is no snapshot: it is written last.
+
+    Raises:
+        RemoteError, PermissionDeniedError: A remote place cannot be read.
     """
+    if is_remote(directory):
+        return list_remote(directory)
     found = []
     own = (os.geteuid(), 0)
     names: list[str] = []
@@ -193,6 +200,37 @@ def list_snapshots(directory: Path) -> list[Snapshot]:
     return ordered(found)
 
 
+def list_remote(place: RemotePath, *, suffix: str = "") -> list[Snapshot]:
+    """Return the snapshots of a remote place, oldest first.
+
+    Args:
+        suffix: Of the names of metadata files, after `.json`; an archive that also has one without
+            it does not count.
+    """
+    found = {item.name: item for item in place.store.list()}
+    archives = {
+        name: match
+        for name in found
+        if (match := _NAME.fullmatch(name))
+        and f"{name}.json{suffix}" in found
+        and not (suffix and f"{name}.json" in found)
+    }
+    documents = read_remote_cards(place, {name: found[f"{name}.json{suffix}"] for name in archives})
+    return ordered(
+        [
+            Snapshot(
+                id=match["id"],
+                path=place / name,
+                created_at=_moment(match["moment"]),
+                is_encrypted=match["encrypted"] is not None,
+                size_bytes=found[name].size_bytes,
+                card=checked(documents[name]),
+            )
+            for name, match in archives.items()
+        ]
+    )
+
+
 Confirm: TypeAlias = Callable[[Sequence["Snapshot"]], list["Snapshot"]]
 
 
@@ -220,7 +258,9 @@ def find_snapshot(
         NotFoundError: No such snapshot, or none for `latest` that is good.
         UsageError: The name is ambiguous, or a pipe or device.
     """
-    if "/" in name or name.endswith((".zst", ".age")):
+    if is_remote(directory):
+        name = name.removeprefix(f"{directory}/")
+    elif "/" in name or name.endswith((".zst", ".age")):
         path = Path(os.path.realpath(Path(name).expanduser()))
         in_directory = directory / name
         if not beneath.exists(path) and beneath.exists(in_directory):
@@ -232,7 +272,7 @@ def find_snapshot(
                 hint="write the pipe to a file first: cat > home.tar.zst",
             )
         return path
-    if name == TREE and beneath.is_directory(directory / TREE):
+    if name == TREE and not is_remote(directory) and beneath.is_directory(directory / TREE):
         return directory / TREE
     known = list_snapshots(directory)
     if name == "latest":

@@ -20,6 +20,7 @@ from sagewai_ops.archive.manifest import PLAIN_FORMAT_VERSION, Header
 from sagewai_ops.archive.open import open_archive, read_summary
 from sagewai_ops.errors import DamagedError, KeyMissingError, OpsError
 from sagewai_ops.fs import atomic, beneath
+from sagewai_ops.remote.path import is_remote
 from sagewai_ops.snapshots import trash
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
 from sagewai_ops.snapshots.trust import Trust, confirm
@@ -131,22 +132,32 @@ def record_removed(directory: Path, snapshots: Iterable[Snapshot], trust: Trust)
     Raises:
         OpsError: It cannot be written.
     """
-    new = {item.id: item.sequence for item in snapshots}
+    record_absent(directory, {item.id: item.sequence for item in snapshots}, trust)
+
+
+def record_absent(directory: Path, new: Mapping[str, int], trust: Trust) -> None:
+    """Record that snapshots are not in a directory, by id with their sequence numbers.
+
+    Raises:
+        OpsError: It cannot be written.
+    """
     if not trust.keys or not new:
         return
     removed = sorted({**read_removed(directory, trust), **new}.items())[-_MOST_REMOVED:]
     document = {"version": 1, "removed": dict(removed)}
     document["mac"] = trust.keys[0].record_mac(_RECORD_KIND, document)
     content = json.dumps(document, indent=1).encode() + b"\n"
-    atomic.replace(_record_path(directory, trust), content)
+    path = _record_path(directory, trust)
+    if is_remote(path):
+        path.store.put(path.member, content, replace=True)
+    else:
+        atomic.replace(path, content)
 
 
 def read_removed(directory: Path, trust: Trust) -> Mapping[str, int]:
     """Return id and sequence of what prunes removed; {} if no key authenticates the record."""
     try:
-        path = os.path.realpath(_record_path(directory, trust))
-        with open(beneath.open_file(path), "rb", buffering=0) as stream:
-            document: Any = json.loads(stream.read(_MOST_BYTES))
+        document: Any = json.loads(_read_record(_record_path(directory, trust)))
     except (OSError, ValueError, RecursionError):
         return {}
     mac = document.get("mac") if isinstance(document, dict) else None
@@ -157,6 +168,15 @@ def read_removed(directory: Path, trust: Trust) -> Mapping[str, int]:
             removed: dict[str, int] = document["removed"]
             return removed
     return {}
+
+
+def _read_record(path: Path) -> bytes:
+    if is_remote(path):
+        facts = path.store.facts(path.member)
+        size_bytes = min(facts.size_bytes, _MOST_BYTES) if facts else 0
+        return path.store.read(path.member, 0, size_bytes) if size_bytes else b""
+    with open(beneath.open_file(os.path.realpath(path)), "rb", buffering=0) as stream:
+        return stream.read(_MOST_BYTES)
 
 
 def _record_path(directory: Path, trust: Trust) -> Path:

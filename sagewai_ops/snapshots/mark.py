@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.removal import sweep_leftovers
 from sagewai_ops.home.paths import OWN_PREFIX, Home
+from sagewai_ops.remote.path import is_remote
 from sagewai_ops.snapshots.ownership import home_ids
 
 NAME = f"{OWN_PREFIX}snapshots.json"
@@ -57,7 +59,7 @@ def read_mark(home: Home, directory: Path, environment: Mapping[str, str]) -> Ma
     Args:
         environment: Names the user's state directory.
     """
-    place = os.path.realpath(directory)
+    place = _place_of(directory)
     found = [_mark_of(document, place) for document in _read_all(home, environment)]
     return max(filter(None, found), key=lambda mark: mark.sequence, default=None)
 
@@ -68,7 +70,7 @@ def write_mark(home: Home, directory: Path, mark: Mark, environment: Mapping[str
     Returns:
         Whether it was written to the home or to the state directory.
     """
-    place = os.path.realpath(directory)
+    place = _place_of(directory)
     written = False
     for path in _paths(home, environment):
         document = _read(path)
@@ -88,6 +90,39 @@ def write_mark(home: Home, directory: Path, mark: Mark, environment: Mapping[str
             _write(path, {**document, "version": _VERSION, "directories": places}, home)
             written = True
     return written
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The newest snapshot of a home in a remote place, or that was copied to a directory.
+
+    Attributes:
+        read_at: When it was last read from there, ISO UTC; "" if never.
+        read_bytes: How many bytes of it were read then.
+    """
+
+    place: str
+    id: str
+    read_at: str
+    read_bytes: int
+
+
+def record_copy(home: Home, place: Path, snapshot_id: str, read_bytes: int) -> None:
+    """Record in the home that a snapshot is in another place, and how much of it was just read."""
+    document = _read(home.root / NAME)
+    name = _place_of(place)
+    copies = {copy.place: copy for copy in _copies_of(document)}
+    now = f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}" if read_bytes else ""
+    copies.pop(name, None)
+    kept = [*copies.values(), Copy(name, snapshot_id, now, read_bytes)][-_MOST_DIRECTORIES:]
+    with contextlib.suppress(OSError, OpsError):  # the copy is complete without it
+        facts = [asdict(copy) for copy in kept]
+        _write(home.root / NAME, {**document, "version": _VERSION, "copies": facts}, home)
+
+
+def read_copies(home: Home) -> list[Copy]:
+    """Return what is recorded of snapshots in other places."""
+    return _copies_of(_read(home.root / NAME))
 
 
 def copy_marks(home: Home, target: Path) -> None:
@@ -133,6 +168,11 @@ def keep_former_key(home: Home, old: AuthenticationKey, new: AuthenticationKey) 
 def sweep(root: Path) -> list[str]:
     """Remove the partial files of dead runs from a home; return their names."""
     return sweep_leftovers(root, atomic.partial_names(re.escape(NAME)))
+
+
+def _place_of(directory: Path) -> str:
+    """Return the name of a snapshot directory in a file of marks."""
+    return str(directory) if is_remote(directory) else os.path.realpath(directory)
 
 
 def _paths(home: Home, environment: Mapping[str, str]) -> Iterator[Path]:
@@ -181,6 +221,20 @@ def _write(path: Path, document: Mapping[str, Any], home: Home) -> None:
         before = os.stat(home.root)
         atomic.replace(path, _encode(document), owner=before)
         beneath.set_times(home.root, before.st_mtime_ns, before.st_atime_ns)
+
+
+def _copies_of(document: Mapping[str, Any]) -> list[Copy]:
+    found = []
+    listed = document.get("copies")
+    for facts in listed if isinstance(listed, list) else []:
+        with contextlib.suppress(TypeError):  # other fields: of another version
+            found.append(Copy(**facts))
+    return [
+        copy
+        for copy in found
+        if all(isinstance(text, str) for text in (copy.place, copy.id, copy.read_at))
+        and type(copy.read_bytes) is int
+    ]
 
 
 def _encode(document: Mapping[str, Any]) -> bytes:

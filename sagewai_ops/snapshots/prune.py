@@ -14,6 +14,7 @@ from pathlib import Path
 from sagewai_ops.errors import NotFoundError
 from sagewai_ops.fs import beneath, locks
 from sagewai_ops.home.paths import Home
+from sagewai_ops.remote.path import is_remote
 from sagewai_ops.snapshots import trash
 from sagewai_ops.snapshots.catalog import (
     Snapshot,
@@ -54,6 +55,7 @@ class PruneReport:
         future_id: A snapshot dated in the future: nothing is removed permanently, because the
             clock is or was wrong. "" without one.
         dry_run: Whether nothing was changed.
+        hidden: Ids of snapshots of which a remote store keeps what was deleted.
     """
 
     directory: Path
@@ -63,6 +65,7 @@ class PruneReport:
     remaining: tuple[Snapshot, ...] = ()
     future_id: str = ""
     dry_run: bool = False
+    hidden: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,7 @@ class PruneResult:
         purged: Ids of the snapshots removed permanently.
         resting: Ids of the snapshots that stay in the trash.
         ahead: Id of a snapshot dated in the future.
+        hidden: Ids of the snapshots that the store keeps: an object lock or versioning.
     """
 
     folder: Path
@@ -120,6 +124,7 @@ class PruneResult:
     set_back: tuple[ClockChange, ...]
     ahead: str | None
     dry_run: bool
+    hidden: tuple[str, ...]
 
 
 def describe_prune(report: PruneReport) -> PruneResult:
@@ -151,6 +156,7 @@ def describe_prune(report: PruneReport) -> PruneResult:
         set_back=tuple(ClockChange(before, after) for before, after in plan.clock_changes),
         ahead=report.future_id or None,
         dry_run=report.dry_run,
+        hidden=report.hidden,
     )
 
 
@@ -184,7 +190,8 @@ def prune(
             directory or in the trash.
     """
     with contextlib.ExitStack() as stack:
-        if not dry_run and beneath.is_directory(directory):
+        is_present = is_remote(directory) or beneath.is_directory(directory)
+        if not dry_run and is_present and not is_remote(directory):
             stack.enter_context(locks.exclusive(directory, wait_seconds=wait_seconds))
             trash.repair_trash(directory)
         trust = trust or Trust(home_ids=frozenset(home_ids(home)))
@@ -203,13 +210,14 @@ def prune(
             for item in own_trash
             if not future_id and item.path not in needed and not (spares_good and counts(item))
         )
-        if not dry_run and beneath.is_directory(directory):
+        hidden: tuple[str, ...] = ()
+        if not dry_run and is_present:
             record_removed(directory, plan.removed, trust)
-            trash.move_to_trash(directory, plan.removed)
-            trash.purge(directory, purged)
+            hidden += trash.move_to_trash(directory, plan.removed)
+            hidden += trash.purge(directory, purged)
         purged_paths = {item.path for item in purged}
         remaining = tuple(item for item in trashed if item.path not in purged_paths)
-        return PruneReport(directory, policy, plan, purged, remaining, future_id, dry_run)
+        return PruneReport(directory, policy, plan, purged, remaining, future_id, dry_run, hidden)
 
 
 def expect_snapshot(
@@ -245,10 +253,10 @@ def undelete(
         LockedError: The directory is locked by another run.
         TargetBusyError, OpsError: From `trash.undelete`.
     """
-    if not beneath.is_directory(directory):
+    if not is_remote(directory) and not beneath.is_directory(directory):
         raise NotFoundError(f"{directory}: not found", hint="name the directory: --snapshots DIR")
     with contextlib.ExitStack() as stack:
-        if not dry_run:
+        if not dry_run and not is_remote(directory):
             stack.enter_context(locks.exclusive(directory, wait_seconds=wait_seconds))
             trash.repair_trash(directory)
         trashed = trash.list_trash(directory)

@@ -17,7 +17,7 @@ from typing import Any
 from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.archive.manifest import EntryType
-from sagewai_ops.archive.open import open_archive
+from sagewai_ops.archive.open import open_archive, size_of
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import DamagedError, KeyMissingError, NotFoundError, SchemaAheadError
 from sagewai_ops.fs import beneath, locks
@@ -95,7 +95,7 @@ def read_card_facts(reader: ArchiveReader, archive: Path) -> dict[str, Any]:
         "archive": archive.name,
         "id": reader.header.id,
         **reader.header.facts,
-        "archive_bytes": beneath.status(archive).st_size,
+        "archive_bytes": size_of(archive),
         "content_bytes": sum(sizes),
         "files": len(sizes) - 1,  # without snapshot.json
         "encrypted": archive.name.endswith(".age"),

@@ -15,6 +15,7 @@ from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.fs.free_space import free_bytes
 from sagewai_ops.fs.tempdirs import Keep, kept, locked_directory
 from sagewai_ops.process.signals import uninterrupted
+from sagewai_ops.remote.path import is_remote
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.text import shell_word
 
@@ -36,11 +37,12 @@ def work_parent(home: Path | None, chosen: Path | None, *, snapshots: Path) -> P
         NotFoundError: The chosen directory does not exist.
         UsageError: It is inside the home, or is the snapshot directory.
     """
-    real = Path(os.path.realpath(snapshots))
+    real = None if is_remote(snapshots) else Path(os.path.realpath(snapshots))
     if chosen is not None:
         return _check_chosen(chosen, home, real)
     parent = Path(os.path.realpath(home)).parent if home else None
-    if parent and not parent.is_relative_to(real) and _is_private(parent):
+    is_next_to_snapshots = bool(parent and real and parent.is_relative_to(real))
+    if parent and not is_next_to_snapshots and _is_private(parent):
         return parent
     return atomic.temporary_directory()
 
@@ -52,7 +54,7 @@ def memory_parent(needed_bytes: int) -> Path | None:
     return _MEMORY if free_bytes(_MEMORY) >= 2 * needed_bytes else None
 
 
-def _check_chosen(chosen: Path, home: Path | None, snapshots: Path) -> Path:
+def _check_chosen(chosen: Path, home: Path | None, snapshots: Path | None) -> Path:
     real = Path(os.path.realpath(chosen))
     if not real.is_dir():
         raise NotFoundError(f"{chosen}: not a directory", hint=f"mkdir -m 700 {shell_word(chosen)}")
@@ -102,6 +104,7 @@ def scratch_directory(
     link = None
     if (
         link_directory
+        and not is_remote(link_directory)
         and link_directory != directory
         and os.access(link_directory, os.R_OK | os.W_OK)
     ):

@@ -14,6 +14,8 @@ from pathlib import Path
 from sagewai_ops.errors import OpsError, TargetBusyError
 from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.os_errors import translate_os_errors
+from sagewai_ops.remote.path import is_remote
+from sagewai_ops.snapshots import remote_trash
 from sagewai_ops.snapshots.cards import card_path
 from sagewai_ops.snapshots.catalog import Snapshot, is_archive_name, list_snapshots
 from sagewai_ops.text import shell_word
@@ -29,6 +31,8 @@ def trash_path(directory: Path) -> Path:
 
 def list_trash(directory: Path) -> list[Snapshot]:
     """Return the snapshots in the trash, oldest first."""
+    if is_remote(directory):
+        return remote_trash.list_trash(directory)
     return list_snapshots(trash_path(directory)) if _has_trash(directory) else []
 
 
@@ -38,7 +42,7 @@ def repair_trash(directory: Path) -> None:
     Raises:
         OpsError: The trash cannot be read or changed.
     """
-    if not _has_trash(directory):
+    if is_remote(directory) or not _has_trash(directory):
         return
     trash = trash_path(directory)
     with translate_os_errors(trash):
@@ -56,13 +60,18 @@ def repair_trash(directory: Path) -> None:
         _sync(directory)
 
 
-def move_to_trash(directory: Path, snapshots: Iterable[Snapshot]) -> None:
+def move_to_trash(directory: Path, snapshots: Iterable[Snapshot]) -> tuple[str, ...]:
     """Move snapshots of a directory to its trash.
+
+    Returns:
+        The ids of those that a remote store keeps, hidden, where they were.
 
     Raises:
         TargetBusyError: An entry of that name is in the trash already.
         OpsError: An entry cannot be moved; each snapshot is in the directory or in the trash.
     """
+    if is_remote(directory):
+        return remote_trash.move_to_trash(snapshots)
     trash = trash_path(directory)
     _require_directory(directory)
     atomic.make_directory(trash)
@@ -71,6 +80,7 @@ def move_to_trash(directory: Path, snapshots: Iterable[Snapshot]) -> None:
             _move(snapshot.path, trash / snapshot.path.name)
             _move_card(snapshot.path, trash / snapshot.path.name)
         _sync(directory)
+    return ()
 
 
 def undelete(directory: Path, snapshots: Iterable[Snapshot]) -> None:
@@ -83,6 +93,9 @@ def undelete(directory: Path, snapshots: Iterable[Snapshot]) -> None:
         TargetBusyError: An entry of that name is in the directory.
         OpsError: An entry cannot be moved; each snapshot is in the directory or in the trash.
     """
+    if is_remote(directory):
+        remote_trash.undelete(snapshots)
+        return
     with translate_os_errors(directory):
         for snapshot in snapshots:
             target = directory / snapshot.path.name
@@ -92,18 +105,24 @@ def undelete(directory: Path, snapshots: Iterable[Snapshot]) -> None:
         _sync(directory)
 
 
-def purge(directory: Path, snapshots: Iterable[Snapshot]) -> None:
+def purge(directory: Path, snapshots: Iterable[Snapshot]) -> tuple[str, ...]:
     """Remove snapshots in the trash permanently.
+
+    Returns:
+        The ids of those that a remote store keeps, hidden.
 
     Raises:
         OpsError: An entry cannot be removed.
     """
+    if is_remote(directory):
+        return remote_trash.purge(directory, snapshots)
     with translate_os_errors(trash_path(directory)):
         for snapshot in snapshots:
             for path in (snapshot.path, card_path(snapshot.path)):
                 with contextlib.suppress(FileNotFoundError):
                     beneath.unlink(path)
         _sync(directory)
+    return ()
 
 
 def _move(source: Path, target: Path) -> None:

@@ -19,6 +19,7 @@ from sagewai_ops.fs.trust import is_trusted_directory
 from sagewai_ops.home.paths import Home
 from sagewai_ops.keys.authentication import authentication_keys
 from sagewai_ops.keys.candidates import all_candidates
+from sagewai_ops.remote.path import is_remote
 from sagewai_ops.snapshots.cards import RESULTS, is_authentic
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots, ordered
 from sagewai_ops.snapshots.mark import Mark, former_keys, read_mark
@@ -138,7 +139,7 @@ def confirm(
     Args:
         reads_archives: Confirm by headers what no HMAC confirms.
     """
-    is_private = is_trusted_directory(directory)
+    is_private = not is_remote(directory) and is_trusted_directory(directory)
     known = [
         (item, item.card.get("id") == item.id and is_authentic(item.card, trust.keys))
         for item in snapshots

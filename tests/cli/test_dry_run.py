@@ -93,6 +93,14 @@ CASES: dict[str, list[tuple[Callable[[World], list[object]], str]]] = {
         )
     ],
     "snapshots prune": [(lambda _world: ["snapshots", "prune", "--keep-last", 1], "would be")],
+    "snapshots copy": [
+        (
+            lambda world: [
+                *("snapshots", "copy", world.directory / "home.snapshots", world.directory / "copy")
+            ],
+            "would copy",
+        )
+    ],
     "snapshots undelete": [(lambda _world: ["snapshots", "undelete", "--all"], "would move")],
     **{
         f"schedule {kind}": [(_schedule(kind), "would write")]

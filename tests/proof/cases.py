@@ -391,6 +391,17 @@ CASES = (
         moves_snapshots=True,
     ),
     Case(
+        "snapshots copy",
+        beginnings.several,
+        lambda world: ("snapshots", "copy", world.snapshots, world.out / "copy", "--all"),
+    ),
+    Case(
+        "backup --also",
+        beginnings.small,
+        lambda world: ("backup", "--also", world.out / "copy"),
+        takes_snapshot=True,
+    ),
+    Case(
         "export-to-postgres",
         beginnings.at(""),
         lambda world: ("export-to-postgres", world.url),

@@ -1,0 +1,94 @@
+"""`backup --also`: copies of the new snapshot in other places, each with its own retention."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sagewai_ops.cli.command import Run
+from sagewai_ops.cli.terminal import Terminal
+from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, OpsError
+from sagewai_ops.home.paths import Home
+from sagewai_ops.text import size
+
+from .retention_options import exit_code_of, policy_of, warnings_of  # noqa: TID251 - a neighbour
+
+if TYPE_CHECKING:
+    from sagewai_ops.backup.results import CopyResult
+
+_WAIT_SECONDS = 30.0  # another run holds the directory for the moments that it renames
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A copy, or why it does not exist."""
+
+    result: "CopyResult"
+    warnings: tuple[str, ...] = ()
+    exit_code: int = EXIT_DONE
+
+
+def copy_to(run: Run, home: Home, source: Path, target: Path, options: Any) -> Copy:
+    """Copy the newest snapshot to another place, and apply the rules of that place.
+
+    A failure is a warning and exit 3: the snapshot is complete without the copy.
+    """
+    from sagewai_ops.backup.copy import CopyOptions, copy_snapshots
+    from sagewai_ops.backup.results import CopyResult, RetentionResult
+    from sagewai_ops.snapshots.prune import describe_prune, prune
+    from sagewai_ops.snapshots.trust import trust_of
+
+    environment = run.settings.environment
+    try:
+        with run.terminal.progress() as progress:
+            copied = copy_snapshots(
+                home,
+                source,
+                target,
+                CopyOptions(
+                    allow_clear=options.allow_clear,
+                    amount=options.read_back,
+                    wait_seconds=max(options.wait_seconds, _WAIT_SECONDS),
+                ),
+                environment,
+                progress=progress,
+            )
+    except OpsError as error:
+        problem = f"copy to {target}: {error.message}"
+        return Copy(CopyResult(target, None, 0, error.message), (problem,), EXIT_INCOMPLETE)
+    done = copied.copied[0] if copied.copied else None
+    result = CopyResult(
+        target, done.archive if done else None, done.read_back_bytes if done else 0, None
+    )
+    policy = policy_of(run.settings.retention_of(target))
+    if policy.is_empty:
+        return Copy(result)
+    try:
+        pruned = describe_prune(
+            prune(
+                home,
+                target,
+                policy,
+                wait_seconds=max(options.wait_seconds, _WAIT_SECONDS),
+                trust=trust_of(home, target, environment),
+            )
+        )
+    except OpsError as error:
+        problem = f"retention of {target}: not applied, {error.message}"
+        result = CopyResult(
+            target, result.archive, result.read_back_bytes, problem, RetentionResult(False, problem)
+        )
+        return Copy(result, (problem,), EXIT_INCOMPLETE)
+    result = CopyResult(
+        target, result.archive, result.read_back_bytes, None, RetentionResult.build(pruned)
+    )
+    return Copy(result, warnings_of(pruned), exit_code_of(pruned))
+
+
+def show_copies(terminal: Terminal, copies: "tuple[CopyResult, ...]") -> None:
+    """Write a line for each place."""
+    for copy in copies:
+        if copy.problem:
+            terminal.line(f"  copy      {copy.to}: {copy.problem}", style="yellow")
+        else:
+            read = f", {size(copy.read_back_bytes)} read back" if copy.read_back_bytes else ""
+            terminal.line(f"  copy      {copy.archive or copy.to}{read}")

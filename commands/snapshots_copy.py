@@ -1,0 +1,103 @@
+"""`snapshots copy`: copy snapshots to another directory or remote place."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.options import RUN, SNAPSHOTS, DryRunOption, option
+from sagewai_ops.cli.plan import plan_outcome
+from sagewai_ops.errors import UsageError
+from sagewai_ops.remote.path import parse_place
+from sagewai_ops.text import size
+
+from .shared_options import (  # noqa: TID251 - a neighbour
+    AllowClearOption,
+    ReadBackOption,
+)
+
+
+def register(group: typer.Typer) -> None:
+    """Add it."""
+    add_command(
+        group,
+        "snapshots copy",
+        copy,
+        result="sagewai_ops.backup.copy:CopyReport",
+        unattended=True,
+        changes=True,
+    )
+
+
+def copy(
+    run: Run,
+    *,
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="FROM", help="Directory or URL.", parser=parse_place),
+    ],
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="TO", help="Directory or URL.", parser=parse_place),
+    ],
+    newest: Annotated[
+        int | None,
+        option(SNAPSHOTS, "--newest", "Copy the N newest (default: 1).", "N", min=1),
+    ] = None,
+    everything: Annotated[
+        bool, option(SNAPSHOTS, "--all", "Copy all snapshots of the home.")
+    ] = False,
+    allow_clear: AllowClearOption = False,
+    read_back: ReadBackOption = "full",
+    dry_run: DryRunOption = False,
+    wait: Annotated[
+        float, option(RUN, "--wait", "Wait for another run on TO.", "SECONDS", min=0)
+    ] = 0.0,
+) -> Outcome:
+    """Copy snapshots to another directory or remote place.
+
+    Archives are copied as they are, compared with their recorded hash and read back from TO. What
+    TO has already is not copied again, and nothing there is overwritten.
+
+    Exit status:
+      0   copied, or nothing to copy
+      2   a plain archive, and TO is a remote place
+      10  no snapshot of the home in FROM, or TO is no place
+      11  TO is locked by another run
+      13  not enough disk space
+      14  permission denied
+      15  TO has another archive of this name
+      16  damaged
+      19  the remote place or the network failed
+    """
+    from sagewai_ops.backup.copy import CopyOptions, copy_snapshots
+    from sagewai_ops.remote.read_back import ReadBack
+
+    if newest is not None and everything:
+        raise UsageError("--newest and --all: only one of them")
+    options = CopyOptions(
+        newest=None if everything else newest or 1,
+        allow_clear=allow_clear,
+        amount=ReadBack.parse(read_back),
+        wait_seconds=wait,
+    )
+    home = run.home()
+    with run.terminal.progress() as progress:
+        result = copy_snapshots(
+            home,
+            run.snapshots(home, source),
+            run.snapshots(home, target),
+            options,
+            run.settings.environment,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    if dry_run:
+        return plan_outcome(
+            f"copy snapshot {item.id}, {size(item.archive_bytes)}, to {item.archive}"
+            for item in result.copied
+        )
+    total = size(sum(item.archive_bytes for item in result.copied))
+    summary = f"{len(result.copied)} snapshots, {total}, copied to {result.target}"
+    return Outcome(result, lambda terminal: terminal.line(summary, style="green"))

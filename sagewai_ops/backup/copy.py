@@ -1,0 +1,273 @@
+"""Copy finished snapshots to another directory or remote place, byte by byte.
+
+The bytes are hashed during the copy, compared with the hash in the metadata file, and read back
+from the target. The metadata file is written last: before that, the target has no new snapshot.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from sagewai_ops.archive.authentication import AuthenticationKey
+from sagewai_ops.backup.create import create_partial
+from sagewai_ops.backup.upload import announced
+from sagewai_ops.errors import (
+    DamagedError,
+    NotFoundError,
+    OpsError,
+    TargetBusyError,
+    UsageError,
+)
+from sagewai_ops.fs import atomic, beneath, locks
+from sagewai_ops.fs.free_space import require_free_bytes
+from sagewai_ops.fs.os_errors import translate_os_errors
+from sagewai_ops.home.paths import Home
+from sagewai_ops.process.signals import uninterrupted
+from sagewai_ops.progress import Progress, byte_counter
+from sagewai_ops.remote.path import is_remote
+from sagewai_ops.remote.read_back import BlockHashes, ReadBack, read_back
+from sagewai_ops.snapshots import cards, catalog
+from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
+from sagewai_ops.snapshots.chain import record_absent
+from sagewai_ops.snapshots.mark import Mark, record_copy, write_mark
+from sagewai_ops.snapshots.trust import Trust, confirm, ids_at_place, trust_of
+from sagewai_ops.text import shell_word
+
+_PIECE_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class CopyOptions:
+    """The options of a copy.
+
+    Attributes:
+        newest: Copy so many of the newest snapshots of the home; None for all.
+        allow_clear: Copy plain archives to a remote place.
+        amount: How much of each archive is read back from a remote place; from a directory, all.
+        wait_seconds: For another run on a target directory.
+    """
+
+    newest: int | None = 1
+    allow_clear: bool = False
+    amount: ReadBack = field(default_factory=ReadBack)
+    wait_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CopiedSnapshot:
+    """A snapshot that was copied.
+
+    Attributes:
+        archive: In the target.
+        read_back_bytes: How much of it was read back from there.
+    """
+
+    id: str
+    archive: Path
+    archive_bytes: int
+    read_back_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CopyReport:
+    """What a copy did.
+
+    Attributes:
+        source, target: Directories or remote places.
+        present: Ids of the snapshots that the target had already.
+    """
+
+    source: Path
+    target: Path
+    copied: tuple[CopiedSnapshot, ...]
+    present: tuple[str, ...]
+
+
+def copy_snapshots(
+    home: Home,
+    source: Path,
+    target: Path,
+    options: CopyOptions,
+    environment: Mapping[str, str],
+    *,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> CopyReport:
+    """Copy the newest snapshots of a home to another place, oldest first.
+
+    Args:
+        source: A directory or remote place.
+        target: Another one; a directory is created with mode 0700 if it is missing.
+        environment: May contain a master key.
+        progress: Called with `copy` and `verify` in bytes.
+
+    Raises:
+        NotFoundError: There is no such snapshot, or no such remote place.
+        UsageError: Both are the same; a plain archive would be in a remote place.
+        DamagedError: An archive differs from its hash; the target has no part of it.
+        TargetBusyError: The target has another archive of this name.
+        LockedError, NoSpaceError, PermissionDeniedError, RemoteError: It cannot be copied; the
+            target has the snapshots that were copied before it.
+    """
+    if source == target:
+        raise UsageError(f"{source}: source and target are the same")
+    trust = trust_of(home, source, environment)
+    known = list_snapshots(source)
+    ids = ids_at_place(home, known, trust)
+    own = [
+        item
+        for item in confirm(source, known, trust)
+        if item.home_id in ids and not item.is_foreign and not item.doubt
+    ]
+    if not own:
+        raise NotFoundError(
+            f"snapshots of home {home.root}: none in {source}", hint="sagewai-ops backup"
+        )
+    chosen = own if options.newest is None else own[-options.newest :]
+    there = {item.id: item for item in list_snapshots(target)}
+    missing = [item for item in chosen if not _is_present(item, there)]
+    for item in missing:
+        _require_allowed(item, target, options)
+        if item.id in there:
+            raise TargetBusyError(
+                f"{target / item.path.name}: exists and differs; not overwritten",
+                hint=f"sagewai-ops snapshots verify {item.id} --snapshots {shell_word(target)}",
+            )
+    copied = []
+    for item in missing:
+        path = target / item.path.name
+        count = item.size_bytes if dry_run else _copy(home, item, path, trust, options, progress)
+        copied.append(CopiedSnapshot(item.id, path, item.size_bytes, count))
+        if not dry_run:
+            record_copy(home, target, item.id, count)
+            _record(home, item, target, {*there, *(entry.id for entry in copied)}, environment)
+    present = tuple(item.id for item in chosen if item not in missing)
+    return CopyReport(source, target, tuple(copied), present)
+
+
+def _is_present(item: Snapshot, there: dict[str, Snapshot]) -> bool:
+    other = there.get(item.id)
+    return (
+        other is not None
+        and not other.is_truncated
+        and other.size_bytes == item.size_bytes
+        and other.card.get("archive_sha256") == item.card.get("archive_sha256")
+    )
+
+
+def _require_allowed(item: Snapshot, target: Path, options: CopyOptions) -> None:
+    if is_remote(target) and not item.is_encrypted and not options.allow_clear:
+        raise UsageError(
+            f"snapshot {item.id}: not encrypted, and others can read a remote place",
+            hint="sagewai-ops backup --recipient age1...  # or copy with --allow-clear",
+        )
+
+
+def _copy(
+    home: Home,
+    item: Snapshot,
+    path: Path,
+    trust: Trust,
+    options: CopyOptions,
+    progress: Progress | None,
+) -> int:
+    """Copy an archive and its metadata file; return how many bytes were read back."""
+    sent, digest = BlockHashes(), hashlib.sha256()
+
+    def pieces() -> Iterator[bytes]:
+        for piece in _read(item.path):
+            sent.update(piece)
+            digest.update(piece)
+            if progress:
+                progress("copy", sent.size_bytes, item.size_bytes)
+            yield piece
+        recorded = item.card.get("archive_sha256")
+        if sent.size_bytes != item.size_bytes or recorded not in (None, digest.hexdigest()):
+            raise DamagedError(
+                f"{item.path}: hash differs from the recorded one; not copied",
+                hint=f"sagewai-ops snapshots verify {item.id}"
+                f" --snapshots {shell_word(item.path.parent)}",
+            )
+
+    count = byte_counter(progress, "verify", item.size_bytes)
+    if is_remote(path):
+        with announced(path, home):
+            with path.store.upload(path.name, item.size_bytes) as upload:
+                for piece in pieces():
+                    upload.write(piece)
+                upload.finish()
+            done = read_back(path, sent, options.amount, count)
+            with uninterrupted():
+                path.store.put(cards.card_path(path).name, _card(item, done, trust), replace=True)
+        return done
+    directory = path.parent
+    atomic.make_directory(directory)
+    require_free_bytes(directory, item.size_bytes, option="TO")
+    partial = catalog.partial_path(directory, path.name)
+    with create_partial(partial) as stream:
+        with translate_os_errors(partial):
+            for piece in pieces():
+                stream.write(piece)
+            beneath.sync(stream.fileno())
+        done = _compare(partial, sent, digest.digest(), count)
+        with locks.exclusive(directory, wait_seconds=options.wait_seconds), uninterrupted():
+            with translate_os_errors(path):
+                beneath.rename(partial, path)
+                beneath.sync_directory(directory)
+            atomic.replace(cards.card_path(path), _card(item, None, trust))
+    return done
+
+
+def _read(path: Path) -> Iterator[bytes]:
+    if is_remote(path):
+        yield from path.store.stream(path.member)
+        return
+    with translate_os_errors(path), open(beneath.open_file(path), "rb", buffering=0) as stream:
+        while piece := stream.read(_PIECE_BYTES):
+            yield piece
+
+
+def _compare(path: Path, sent: BlockHashes, expected: bytes, count: Callable[[int], None]) -> int:
+    found = hashlib.sha256()
+    for piece in _read(path):
+        found.update(piece)
+        count(len(piece))
+    if found.digest() != expected:
+        raise DamagedError(f"{path}: the disk returns other bytes than were written; removed")
+    return sent.size_bytes
+
+
+def _card(item: Snapshot, read_bytes: int | None, trust: Trust) -> bytes:
+    """Return the metadata file of a copy: authenticated again, or unchanged without a key."""
+    card = {name: value for name, value in item.card.items() if name != "read_back"}
+    if read_bytes is not None:
+        card["read_back"] = {"bytes": read_bytes}
+        if read_bytes < item.size_bytes:
+            card.pop("verified_at", None)
+    key: AuthenticationKey | None = trust.keys[0] if trust.keys else None
+    if item.is_confirmed and key:
+        return cards.encode_card(card, key)
+    return cards.encode_unchanged(item.card)
+
+
+def _record(
+    home: Home, item: Snapshot, target: Path, there: Collection[str], environment: Mapping[str, str]
+) -> None:
+    """Record a copy: as the newest of its home there, and what it follows as not copied."""
+    trust = trust_of(home, target, environment)
+    previous = item.card.get("previous")
+    before = previous.get("id") if isinstance(previous, dict) else None
+    with contextlib.suppress(OpsError):  # the copy is complete without it
+        if isinstance(before, str) and before not in there and item.sequence > 1:
+            record_absent(target, {before: item.sequence - 1}, trust)
+    mac, key = item.card.get("authentication"), item.card.get("key_fingerprint")
+    if not (item.is_confirmed and isinstance(mac, str) and isinstance(key, str)):
+        return
+    if trust.mark and trust.mark.sequence >= item.sequence:
+        return
+    mark = Mark(item.sequence, item.id, mac, key, since=item.sequence)
+    if item.is_good:
+        mark = replace(mark, good_sequence=item.sequence, good_id=item.id)
+    write_mark(home, target, mark, environment)
