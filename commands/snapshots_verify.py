@@ -23,6 +23,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
 )
 from .snapshot_argument import (  # noqa: TID251 - a neighbour
     find_archive,
+    find_named,
     origin_keys,
 )
 
@@ -47,6 +48,9 @@ def verify(
     ] = None,
     chain: Annotated[
         bool, option(SNAPSHOTS, "--chain", "Report snapshots that were removed or replaced.")
+    ] = False,
+    by_hash: Annotated[
+        bool, option(SNAPSHOTS, "--hash", "Compare the recorded hash only; needs no key.")
     ] = False,
     snapshots: SnapshotsOption = None,
     identity: IdentityOption = None,
@@ -97,6 +101,14 @@ def verify(
     from sagewai_ops.snapshots.mark import read_mark
     from sagewai_ops.snapshots.verify import verify_snapshot
 
+    if by_hash:
+        from sagewai_ops.snapshots.verify import verify_hash
+
+        path = find_named(run, snapshot, snapshots, or_newest=True)[0]
+        with run.terminal.progress() as progress:
+            hashed = verify_hash(path, origin_keys(run, extra_key), progress=progress)
+        text = f"snapshot {hashed.id}: its hash is the recorded one; {hashed.authenticity}"
+        return Outcome(hashed, lambda terminal: terminal.line(text, style="green"))
     path, decryption = find_archive(
         run,
         snapshot,

@@ -16,7 +16,10 @@ from sagewai_ops.archive.reader import ArchiveReader, read_header
 from sagewai_ops.archive.remote_input import RemoteInput, RemoteStream
 from sagewai_ops.errors import DamagedError, NotFoundError
 from sagewai_ops.fs import beneath
+from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.remote.path import is_remote
+
+_PIECE_BYTES = 1024 * 1024
 
 
 @contextlib.contextmanager
@@ -42,6 +45,21 @@ def open_archive(path: Path, decryption: Decryption | None = None) -> Iterator[A
                 f"{path}: {error.message}",
                 hint=error.hint or "sagewai-ops snapshots list",
             ) from error
+
+
+def read_archive(path: Path) -> Iterator[bytes]:
+    """Yield the bytes of an archive as they are stored, in pieces.
+
+    Raises:
+        OSError: It cannot be read.
+        NotFoundError, RemoteError: It is not in the remote place, or that cannot be read.
+    """
+    if is_remote(path):
+        yield from path.store.stream(path.member)
+        return
+    with translate_os_errors(path), open(beneath.open_file(path), "rb", buffering=0) as stream:
+        while piece := stream.read(_PIECE_BYTES):
+            yield piece
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sagewai_ops.archive.authentication import AuthenticationKey
+from sagewai_ops.archive.open import read_archive
 from sagewai_ops.backup.create import create_partial
 from sagewai_ops.backup.upload import announced
 from sagewai_ops.errors import (
@@ -34,8 +35,6 @@ from sagewai_ops.snapshots.chain import record_absent
 from sagewai_ops.snapshots.mark import Mark, record_copy, write_mark
 from sagewai_ops.snapshots.trust import Trust, confirm, ids_at_place, trust_of
 from sagewai_ops.text import shell_word
-
-_PIECE_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +176,7 @@ def _copy(
     sent, digest = BlockHashes(), hashlib.sha256()
 
     def pieces() -> Iterator[bytes]:
-        for piece in _read(item.path):
+        for piece in read_archive(item.path):
             sent.update(piece)
             digest.update(piece)
             if progress:
@@ -220,18 +219,9 @@ def _copy(
     return done
 
 
-def _read(path: Path) -> Iterator[bytes]:
-    if is_remote(path):
-        yield from path.store.stream(path.member)
-        return
-    with translate_os_errors(path), open(beneath.open_file(path), "rb", buffering=0) as stream:
-        while piece := stream.read(_PIECE_BYTES):
-            yield piece
-
-
 def _compare(path: Path, sent: BlockHashes, expected: bytes, count: Callable[[int], None]) -> int:
     found = hashlib.sha256()
-    for piece in _read(path):
+    for piece in read_archive(path):
         found.update(piece)
         count(len(piece))
     if found.digest() != expected:

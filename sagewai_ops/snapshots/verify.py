@@ -1,14 +1,24 @@
 """`snapshots verify`: read a snapshot and check every byte, and who wrote it."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.authentication import AuthenticationKey
-from sagewai_ops.archive.open import open_archive
+from sagewai_ops.archive.open import open_archive, read_archive, size_of
+from sagewai_ops.errors import DamagedError, UsageError
 from sagewai_ops.progress import Progress, byte_counter
-from sagewai_ops.snapshots.authenticity import Authenticity, require_latest, require_origin
+from sagewai_ops.snapshots.authenticity import (
+    AUTHENTIC,
+    NOT_AUTHENTICATED,
+    Authenticity,
+    require_latest,
+    require_origin,
+)
+from sagewai_ops.snapshots.cards import is_authentic, read_card
+from sagewai_ops.snapshots.catalog import id_of
 from sagewai_ops.snapshots.mark import Mark
 
 
@@ -17,15 +27,59 @@ class VerifiedSnapshot:
     """A snapshot without damage.
 
     Attributes:
+        members, content_bytes: None if only the hash of the archive was compared.
         authenticity_reason: Why it is not authentic; "" if it is.
     """
 
     id: str
     archive: Path
-    members: int
-    content_bytes: int
+    members: int | None
+    content_bytes: int | None
     authenticity: Authenticity
     authenticity_reason: str
+
+
+def verify_hash(
+    path: Path, keys: Sequence[AuthenticationKey], *, progress: Progress | None = None
+) -> VerifiedSnapshot:
+    """Compare the hash of an archive with the recorded one; an encrypted one needs no identity.
+
+    It is as trustworthy as its metadata file, which a key of the home authenticates.
+
+    Args:
+        progress: Reports `verify` in bytes.
+
+    Raises:
+        UsageError: No hash is recorded.
+        NotFoundError, RemoteError, OSError: It cannot be read.
+        DamagedError: The hash differs.
+    """
+    card = read_card(path)
+    recorded = card.get("archive_sha256")
+    if not isinstance(recorded, str):
+        raise UsageError(
+            f"snapshot {path}: no hash recorded, its metadata file is missing",
+            hint="sagewai-ops snapshots list --rebuild",
+        )
+    digest = hashlib.sha256()
+    count = byte_counter(progress, "verify", size_of(path))
+    for piece in read_archive(path):
+        digest.update(piece)
+        count(len(piece))
+    if digest.hexdigest() != recorded:
+        raise DamagedError(
+            f"{path}: its hash differs from the recorded one",
+            hint="use another snapshot: sagewai-ops snapshots list",
+        )
+    is_confirmed = is_authentic(card, keys)
+    return VerifiedSnapshot(
+        id=id_of(path.name),
+        archive=path,
+        members=None,
+        content_bytes=None,
+        authenticity=AUTHENTIC if is_confirmed else NOT_AUTHENTICATED,
+        authenticity_reason="" if is_confirmed else "its metadata file is not authenticated",
+    )
 
 
 def verify_snapshot(

@@ -340,3 +340,20 @@ def test_schedule_for_a_place_is_online_and_writes_no_directory(
     assert "s3:" not in writable
     assert store.requests == {}
     assert call("--home", home, "schedule", "compose", "--snapshots", PLACE).code == 2
+
+
+def test_hash_of_an_encrypted_archive_is_verified_without_its_key(
+    home: Path, store: MemoryStore
+) -> None:
+    """Here and in a directory; a flipped byte is found."""
+    _backup(home)
+    words = ("snapshots", "verify", "latest", "--hash", "--json", "--snapshots", PLACE)
+
+    intact = call("--home", home, *words)
+    (snapshot,) = list_snapshots(store.path())
+    content, moment = store.objects[snapshot.path.name]
+    store.objects[snapshot.path.name] = (content[:-1] + bytes([content[-1] ^ 1]), moment)
+    damaged = call("--home", home, *words)
+
+    assert (intact.code, damaged.code) == (0, 16), (intact, damaged)
+    assert intact.document["result"]["authenticity"] == "authentic"
