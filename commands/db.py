@@ -266,7 +266,7 @@ def current(run: Run, *, url_file: UrlFileOption = None, sqlite: SqliteOption = 
         from sagewai_ops.process.signals import run_interruptibly
         from sagewai_ops.schema.migrate_postgres import inspect_database
 
-        result = describe_position(database, run_interruptibly(inspect_database(database)))
+        result = describe_position(database, run_interruptibly(inspect_database, database))
     else:
         from sagewai_ops.database.sqlite.moment import open_moment
         from sagewai_ops.schema.sqlite_revision import read_level
@@ -321,7 +321,7 @@ def check(
         from sagewai_ops.process.signals import run_interruptibly
         from sagewai_ops.schema.check_postgres import check_postgres
 
-        found = run_interruptibly(check_postgres(database, wait_seconds=wait))
+        found = run_interruptibly(check_postgres, database, wait_seconds=wait)
         result = describe_postgres_check(database, found)
     else:
         from sagewai_ops.operations.check_database import check_database

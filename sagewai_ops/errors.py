@@ -34,7 +34,7 @@ class OpsError(Exception):
 
     @property
     def next_step(self) -> str:
-        """The hint, or the advice of the class; "" only for an interruption."""
+        """The hint, or the advice of the class."""
         return self.hint or self.advice
 
 
@@ -143,8 +143,11 @@ class DifferenceError(OpsError):
     advice: ClassVar[str] = "sagewai-ops db check"
 
 
-class InterruptedRunError(OpsError):
+class InterruptedRunError(BaseException):
     """A signal stopped the run; partial files are removed.
+
+    Not an `OpsError`, like `KeyboardInterrupt`: code that continues after the failure of a step
+    would continue after a signal, and every later signal is ignored.
 
     Args:
         signal_number: Of the signal; the exit code is 128 more, as a shell reports it.
@@ -152,14 +155,15 @@ class InterruptedRunError(OpsError):
     """
 
     code: ClassVar[str] = "interrupted"
-    advice: ClassVar[str] = ""  # the interruption was intended
+    next_step: ClassVar[str] = ""  # the interruption was intended
 
     def __init__(self, signal_number: int, words: str = "partial files are removed") -> None:
         super().__init__(f"interrupted by signal {signal_number}, {words}")
+        self.message = str(self)
         self.signal_number = signal_number
 
 
 def error_class(exit_code: int) -> type[OpsError]:
     """Return the class of errors with an exit code."""
-    classes = (kind for kind in OpsError.__subclasses__() if kind is not InterruptedRunError)
+    classes = OpsError.__subclasses__()
     return next((kind for kind in classes if kind.exit_code == exit_code), OpsError)

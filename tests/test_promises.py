@@ -214,7 +214,7 @@ def test_exit_codes_are_unique_and_equal_the_documented_ones() -> None:
     classes = [
         found
         for _name, found in inspect.getmembers(errors, inspect.isclass)
-        if issubclass(found, errors.OpsError) and found is not errors.InterruptedRunError
+        if issubclass(found, errors.OpsError)
     ]
     codes = {found.code: {found.exit_code} for found in classes}
     constants = {

@@ -16,14 +16,14 @@ from sagewai_ops.backup.report import CUSTODIES, BackupOptions, BackupReport
 from sagewai_ops.backup.run import BackupRun
 from sagewai_ops.backup.scanner import HomeScan, directories_above, inside_error
 from sagewai_ops.backup.upload import require_encryption, upload_snapshot
-from sagewai_ops.errors import InterruptedRunError, UsageError
+from sagewai_ops.errors import UsageError
 from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.fs.free_space import nearest_existing, require_free_bytes
 from sagewai_ops.fs.os_errors import output_error, translate_os_errors
 from sagewai_ops.fs.removal import remove_tree
 from sagewai_ops.fs.tempdirs import locked_directory
 from sagewai_ops.home.paths import PARTS, Home, require_files
-from sagewai_ops.process.signals import uninterrupted
+from sagewai_ops.process.signals import describe_interruption, uninterrupted
 from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.remote.path import is_remote
@@ -257,14 +257,12 @@ def _sync_while(stream: BinaryIO, partial: Path, staging: Path) -> Iterator[None
 @contextlib.contextmanager
 def _finish_despite_signals(path: Path, snapshot_id: str) -> Iterator[None]:
     """Delay signals until the snapshot and its metadata file are complete, and report that."""
-    try:
-        with uninterrupted():
+    with uninterrupted():
+        try:
             yield
-    except InterruptedRunError as error:
-        if not beneath.exists(path):
-            raise
-        note = f"snapshot {snapshot_id} is complete"
-        raise InterruptedRunError(error.signal_number, note) from error
+        finally:
+            if beneath.exists(path):
+                describe_interruption(f"snapshot {snapshot_id} is complete")
 
 
 def _verify(partial: Path, decryption: Decryption | None, progress: Progress | None) -> None:

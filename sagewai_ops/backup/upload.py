@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 from sagewai_ops.backup.recipients import with_encryption
 from sagewai_ops.backup.run import BackupRun
 from sagewai_ops.errors import (
-    InterruptedRunError,
     NotFoundError,
     OpsError,
     PermissionDeniedError,
@@ -26,7 +25,7 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.fs.free_space import require_free_bytes
 from sagewai_ops.fs.tempdirs import locked_directory
-from sagewai_ops.process.signals import uninterrupted
+from sagewai_ops.process.signals import describe_interruption, uninterrupted
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.remote.read_back import BlockHashes, read_back
 from sagewai_ops.snapshots import catalog
@@ -199,17 +198,9 @@ def _home_of(place: RemotePath, item: ObjectFacts) -> str:
 @contextlib.contextmanager
 def _finish_despite_signals(snapshot_id: str) -> Iterator[None]:
     """Delay signals until the card is written, and report that."""
-    is_complete = False
-    try:
-        with uninterrupted():
-            yield
-            is_complete = True
-    except InterruptedRunError as error:
-        if not is_complete:
-            raise
-        raise InterruptedRunError(
-            error.signal_number, f"snapshot {snapshot_id} is complete"
-        ) from error
+    with uninterrupted():
+        yield
+        describe_interruption(f"snapshot {snapshot_id} is complete")
 
 
 @contextlib.contextmanager

@@ -385,7 +385,7 @@ def _run_body(run: Run, body: Callable[[Run], Outcome]) -> tuple[int, Outcome | 
     try:
         with raise_on_signals():
             outcome = _call(body, run)
-    except OpsError as error:
+    except (OpsError, InterruptedRunError) as error:
         return report_error(run, error), None
     except BrokenPipeError:
         return _fail_output(run), None
@@ -465,7 +465,7 @@ def _fail_output(run: Run, error: OpsError | None = None) -> int:
     return error.exit_code
 
 
-def report_error(run: Run, error: OpsError) -> int:
+def report_error(run: Run, error: OpsError | InterruptedRunError) -> int:
     """Print an error, as two lines or as JSON, and return its exit code."""
     code = exit_code_of(error)
     if run.terminal.log:
@@ -483,12 +483,12 @@ def report_error(run: Run, error: OpsError) -> int:
     return code
 
 
-def _details(error: OpsError) -> dict[str, Any]:
+def _details(error: OpsError | InterruptedRunError) -> dict[str, Any]:
     hint = error.next_step.splitlines()
     return {"code": error.code, "message": error.message, "hint": hint}
 
 
-def exit_code_of(error: OpsError) -> int:
+def exit_code_of(error: OpsError | InterruptedRunError) -> int:
     """Return the documented exit code of an error."""
     if isinstance(error, InterruptedRunError):
         return 128 + error.signal_number

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sagewai_ops.errors import InterruptedRunError, OpsError
+from sagewai_ops.errors import OpsError
 from sagewai_ops.fs.given_files import path_owners
 from sagewai_ops.fs.trust import is_trusted_directory
 
@@ -57,8 +57,6 @@ def prepare_commands(run: "Run", options: Mapping[str, Any]) -> None:
     for command, parameter in _commands(run, options):
         try:
             _outputs[command] = read_command(command, parameter)
-        except InterruptedRunError:
-            raise
         except OpsError as error:
             _outputs[command] = error
 

@@ -178,7 +178,7 @@ def _run(work: _Work) -> None:
     """Run the export, and record its error in the report."""
     report, database = work.report, work.home.database
     try:
-        run_interruptibly(_export(work))
+        run_interruptibly(_export, work)
     except sqlite3.Error as error:
         report.error = f"database {database}: {error}"
         raise DamagedError(report.error, hint="sagewai-ops db check") from error

@@ -52,7 +52,7 @@ def read_tables(url: PostgresUrl) -> sqlite3.Connection:
     Raises:
         OpsError: The server is not reachable, or refuses.
     """
-    return load_tables(run_interruptibly(_read(url)))
+    return load_tables(run_interruptibly(_read, url))
 
 
 def load_tables(tables: Rows) -> sqlite3.Connection:
@@ -73,7 +73,7 @@ def replace_tokens_on_server(url: PostgresUrl, tokens: Mapping[bytes, bytes]) ->
         OpsError: The server is not reachable, or refuses; it may have committed, and it can be
             repeated.
     """
-    run_interruptibly(_substitute(url, tokens))
+    run_interruptibly(_substitute, url, tokens)
 
 
 async def _read(url: PostgresUrl) -> Rows:

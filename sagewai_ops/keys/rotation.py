@@ -39,6 +39,7 @@ from sagewai_ops.keys.inventory import database_server, sealed_values
 from sagewai_ops.keys.reencrypt import reencrypt_values, replace_tokens, replace_tokens_in_database
 from sagewai_ops.keys.rotation_journal import Journal
 from sagewai_ops.keys.trial_decryption import Unopened
+from sagewai_ops.process.signals import mark_completed, uninterrupted
 from sagewai_ops.text import shell_word
 
 
@@ -92,10 +93,12 @@ def change_key(
                 apply(home, journal, server=server, wait_seconds=wait_seconds)
                 verify()
                 install(home, journal)
-                rotation_journal.forget(home.root)
+                with uninterrupted():
+                    rotation_journal.forget(home.root)
+                    mark_completed()
         except BaseException as error:
             try:
-                with translate_os_errors(home.root):
+                with uninterrupted(), translate_os_errors(home.root):
                     _restore_key(home, journal, before)
                     roll_back(home, journal, server=server, wait_seconds=wait_seconds)
                     rotation_journal.forget(home.root)

@@ -7,9 +7,10 @@ transaction, and backups are the server's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from sagewai_ops.backup.create import create_snapshot
 from sagewai_ops.backup.report import BackupOptions, BackupReport
@@ -135,7 +136,9 @@ def change_schema(
     if options.snapshot and upgrade_sqlite.plan_upgrade(path, wait_seconds=wait):
         snapshot = create_snapshot(home, options.snapshots, options.snapshot, progress=progress)
     with locks.exclusive(home.root, wait_seconds=wait):
-        done = upgrade_sqlite.upgrade_database(path, wait_seconds=wait, progress=progress)
+        done = upgrade_sqlite.upgrade_database(
+            path, wait_seconds=wait, is_whole=True, progress=progress
+        )
     return Report(database, sqlite=done, snapshot=snapshot)
 
 
@@ -165,7 +168,7 @@ def plan_change(home: Home, database: SqliteUrl | PostgresUrl, options: Options)
     target = revision_graph.find_revision(options.target)
     if isinstance(database, PostgresUrl):
         verb = "revert" if options.down else "apply"
-        moved = run_interruptibly(migrate_postgres.plan_move(database, target, down=options.down))
+        moved = run_interruptibly(migrate_postgres.plan_move, database, target, down=options.down)
         return tuple(f"{verb} revision {revision}" for revision in moved)
     check_sqlite_target(target, down=options.down)
     require(home)
@@ -185,7 +188,7 @@ def plan_sql(database: SqliteUrl | PostgresUrl, options: Options) -> str:
     """
     target = revision_graph.find_revision(options.target)
     if isinstance(database, PostgresUrl):
-        return run_interruptibly(migrate_postgres.plan_sql(database, target, down=options.down))
+        return run_interruptibly(migrate_postgres.plan_sql, database, target, down=options.down)
     check_sqlite_target(target, down=options.down)
     statements = upgrade_sqlite.plan_sql(database.path, wait_seconds=options.wait_seconds)
     if not statements:
@@ -215,18 +218,15 @@ def check_sqlite_target(target: str, *, down: bool) -> None:
 def _postgres(
     url: PostgresUrl, target: str, options: Options, progress: Progress | None
 ) -> migrate_postgres.Migration:
+    work: Callable[..., Coroutine[Any, Any, migrate_postgres.Migration]]
     if options.rehearse:
-        work = rehearse_postgres.rehearse(
-            url, target, wait_seconds=options.wait_seconds, progress=progress
-        )
+        work = rehearse_postgres.rehearse
     elif options.down:
-        work = migrate_postgres.downgrade(
-            url, target, wait_seconds=options.wait_seconds, progress=progress
-        )
+        work = migrate_postgres.downgrade
     else:
         if target == revision_graph.BASE:
             raise UsageError("base: not a target of an upgrade", hint="sagewai-ops db history")
-        work = migrate_postgres.upgrade(
-            url, target, wait_seconds=options.wait_seconds, progress=progress
-        )
-    return run_interruptibly(work)
+        work = migrate_postgres.upgrade
+    return run_interruptibly(
+        work, url, target, wait_seconds=options.wait_seconds, progress=progress
+    )

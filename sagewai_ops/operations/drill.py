@@ -27,7 +27,6 @@ from sagewai_ops.database.sqlite.schema_objects import find_unexpected
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import (
     DamagedError,
-    InterruptedRunError,
     KeyMissingError,
     LockedError,
     NoSpaceError,
@@ -62,7 +61,7 @@ from sagewai_ops.permissions.entry_kinds import EntryKind
 from sagewai_ops.permissions.findings import Inspection
 from sagewai_ops.permissions.rules import Severity
 from sagewai_ops.permissions.scan import inspect
-from sagewai_ops.process.signals import incomplete_step
+from sagewai_ops.process.signals import incomplete_step, mark_completed, uninterrupted
 from sagewai_ops.progress import Progress
 from sagewai_ops.remote.path import is_remote
 from sagewai_ops.restore.plan import RestoreOptions, plan_restore
@@ -85,7 +84,6 @@ _NO_DRILL = "not drilled"  # of the database, in the metadata file
 _HOME = "home"  # in the scratch directory
 # Errors of the environment; any other error is a failure of the snapshot, and recorded.
 _NOT_RECORDED = (
-    InterruptedRunError,
     LockedError,
     NoSpaceError,
     NotAuthenticError,
@@ -174,8 +172,6 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
             raise  # no identity was named: not a failure of the snapshot
         try:
             _record(archive, run.failure(error), {}, keys)
-        except InterruptedRunError:
-            raise
         except OpsError as other:
             raise type(error)(
                 f"{error.message}; outcome not recorded: {other.message}", hint=error.hint
@@ -186,8 +182,6 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
     try:
         rebuilt = _card_of(archive, options.decryption, keys)
         recorded = _record(archive, run.success(report), rebuilt, keys)
-    except InterruptedRunError:
-        raise
     except OpsError as error:
         return dataclasses.replace(report, not_recorded=error.message)
     return dataclasses.replace(report, recorded=recorded)
@@ -500,8 +494,6 @@ def _hide_scratch_paths(directory: Path, archive: Path) -> Iterator[None]:
     """Remove the scratch directory from errors; it no longer exists when they are read."""
     try:
         yield
-    except InterruptedRunError:
-        raise
     except OpsError as error:
         message = hide_private_url(error.message)
         is_of_disk = not message.startswith("postgresql://")  # of a server that was named
@@ -525,7 +517,9 @@ def _record(
     """Write the outcome to the metadata file; an archive with another name has none."""
     if not catalog.is_archive_name(archive.name):
         return False
-    cards.update_card(archive, changes, rebuilt, keys)
+    with uninterrupted():
+        cards.update_card(archive, changes, rebuilt, keys)
+        mark_completed()
     return True
 
 

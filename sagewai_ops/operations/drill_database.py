@@ -137,7 +137,7 @@ def open_drill_server(
                 yield DrillServer(reason=reason, is_failed=True)
                 return
             server = DrillServer(url, is_private=True, is_older=installation.major < wanted)
-        run_interruptibly(create_extensions(url, facts.extensions))
+        run_interruptibly(create_extensions, url, facts.extensions)
         yield server
 
 
@@ -147,7 +147,7 @@ def check_sequences(url: PostgresUrl, facts: ServerFacts) -> str:
     Raises:
         DifferenceError: One has another value.
     """
-    return run_interruptibly(_check_sequences(url, facts))
+    return run_interruptibly(_check_sequences, url, facts)
 
 
 async def _check_sequences(url: PostgresUrl, facts: ServerFacts) -> str:
@@ -178,10 +178,10 @@ def upgrade_server(
         DifferenceError, OpsError: The upgrade failed.
     """
     try:
-        migration = run_interruptibly(migrate_postgres.upgrade(url, progress=progress))
+        migration = run_interruptibly(migrate_postgres.upgrade, url, progress=progress)
     except SchemaBehindError as error:
         return None, (f"not upgraded, {error.message}",)
-    checked = run_interruptibly(check_postgres(url))
+    checked = run_interruptibly(check_postgres, url)
     return migration, tuple(
         finding.shown for finding in checked.findings if finding.kind in _BROKEN
     )

@@ -24,7 +24,6 @@ from sagewai_ops.errors import (
     EXIT_FINDINGS,
     EXIT_INCOMPLETE,
     DamagedError,
-    InterruptedRunError,
     KeyMissingError,
     NotFoundError,
     OpsError,
@@ -44,7 +43,7 @@ from sagewai_ops.operations.preflight_space import compare_space
 from sagewai_ops.permissions.rules import Severity
 from sagewai_ops.permissions.verify import verify
 from sagewai_ops.process.procfs import describe
-from sagewai_ops.process.signals import run_interruptibly
+from sagewai_ops.process.signals import incomplete_step, run_interruptibly
 from sagewai_ops.progress import Progress
 from sagewai_ops.remote.path import is_remote
 from sagewai_ops.schema import rehearse_postgres
@@ -243,8 +242,6 @@ class _Run:
         try:
             with translate_os_errors(self.home.root):
                 done = check()
-        except InterruptedRunError:
-            raise
         except OpsError as error:
             done = self._failure(name, error)
         self.checks.append(replace(done, seconds=time.monotonic() - started))
@@ -284,20 +281,18 @@ class _Run:
             words = f"drill {shell_word(snapshot.path)} --identity FILE"
             remedy = home_command(self.home, words) + "  # where the identity is"
             return Check("drill", Verdict.UNPROVED, "no identity to decrypt it", (), (remedy,))
-        report = drill(
-            snapshot.path,
-            DrillOptions(
-                decryption=options.decryption,
-                key_file=options.key_file,
-                key_home=self.home,
-                key_environment=options.environment,
-                scratch=options.scratch,
-                keep=options.keep,
-                require_authentic=options.require_authentic,
-                scratch_server=options.scratch_server,
-            ),
-            progress=self.progress,
+        drill_options = DrillOptions(
+            decryption=options.decryption,
+            key_file=options.key_file,
+            key_home=self.home,
+            key_environment=options.environment,
+            scratch=options.scratch,
+            keep=options.keep,
+            require_authentic=options.require_authentic,
+            scratch_server=options.scratch_server,
         )
+        with incomplete_step():
+            report = drill(snapshot.path, drill_options, progress=self.progress)
         self.drill_report = report
         details = tuple(f"{finding.check}: {finding.text}" for finding in report.findings)
         summary = f"restored in {report.seconds:.1f} s, {len(report.checked)} checks passed"
@@ -313,10 +308,12 @@ class _Run:
     def _rehearse_upgrade(self) -> Check:
         """Upgrade a copy of the database, unless the drill did."""
         if isinstance(self.database, PostgresUrl):
-            rehearsal = rehearse_postgres.rehearse(
-                self.database, wait_seconds=self.options.wait_seconds, progress=self.progress
+            migrated = run_interruptibly(
+                rehearse_postgres.rehearse,
+                self.database,
+                wait_seconds=self.options.wait_seconds,
+                progress=self.progress,
             )
-            migrated = run_interruptibly(rehearsal)
             after = " and ".join(migrated.after)
             summary = f"{len(migrated.ran)} revisions to {after}, {migrated.seconds:.1f} s"
             return Check("upgrade", Verdict.OK, summary if migrated.ran else f"already at {after}")
@@ -526,7 +523,7 @@ def check_tables(
     findings: Iterable[Finding]
     wait_seconds = options.wait_seconds
     if isinstance(database, PostgresUrl):
-        server = run_interruptibly(check_postgres(database, wait_seconds=wait_seconds))
+        server = run_interruptibly(check_postgres, database, wait_seconds=wait_seconds)
         findings, rows = server.findings, server.rows
         state = f"{server.database.position.state}, {size(server.size_bytes)}"
         drift = [finding.shown for finding in findings if finding.kind == "drift"]

@@ -5,6 +5,10 @@ must not be left over defer it for a moment. A signal during the start of the pr
 until there is a run that can report it; one after the completion of the work is ignored, because
 `interrupted` means that nothing was changed.
 
+Some code cannot be left by an exception at any instruction: a callback of C code, which loses it; a
+`with` statement between the start of its block and that of its clean-up; the start of a process. A
+signal there is raised a moment later.
+
 Under asyncio, an exception that a signal handler raises can be lost in a callback of the event
 loop, which logs it and continues. So while the loop runs, a signal cancels the task, which cleans
 up as usual; then the caller gets the interruption.
@@ -16,16 +20,37 @@ import contextlib
 import os
 import signal
 import threading
-from typing import TYPE_CHECKING, Any, TypeVar
+import time
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from sagewai_ops.errors import InterruptedRunError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from types import CodeType, FrameType
 
+Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+Function = TypeVar("Function", bound="Callable[..., Any]")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_RETRY_SECONDS = 0.0005
+_RETRIED_SECONDS = 1.0  # a block's beginning or end that takes longer, such as a wait, is left
+# Module and function, of any module if empty: what an exception at any instruction breaks. The
+# first four leave a block without its clean-up; the others leave a process or a thread that nothing
+# waits for, or print the exception and continue.
+_UNSAFE = {
+    ("contextlib", "__enter__"),
+    ("contextlib", "__exit__"),
+    ("contextlib", "enter_context"),
+    ("contextlib", "_exit_wrapper"),
+    ("subprocess", "__init__"),
+    ("threading", "start"),
+    ("importlib._bootstrap", "_find_and_load"),
+    ("", "__del__"),
+}
+_UNSAFE_MODULES = {"weakref", "_weakrefset"}  # their callbacks
+_callbacks: set[CodeType] = set()
 
 
 class _State(threading.local):
@@ -35,6 +60,8 @@ class _State(threading.local):
     signal_number: int | None = None
     is_complete = False
     is_step = False
+    is_raised = False
+    words = ""
 
 
 _state = _State()
@@ -68,27 +95,43 @@ def raise_on_signals() -> Iterator[None]:
     """
     received: list[int] = []
 
-    def interrupt(number: int, _frame: object) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         _set(_SIGNALS, signal.SIG_IGN)  # the clean-up is not interrupted
         if not _state.is_complete:
             received.append(number)
-            deliver_signal(number)
+            _deliver_soon(number, frame, time.monotonic() + _RETRIED_SECONDS)
 
-    _state.is_complete = False
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    _state.is_complete = _state.is_raised = False
+    _state.words = ""
+    before = {number: signal.getsignal(number) for number in (*_SIGNALS, signal.SIGALRM)}
     try:
         _set(_SIGNALS, interrupt)
         if _deferred:
             interrupt(_deferred.pop(), None)
         yield
+    except Exception as error:
+        # C code can lose an exception, and fail in another way.
+        if _state.is_raised and not _is_interruption(error):
+            raise _interruption(received[0]) from error
+        raise
     except KeyboardInterrupt:
         if received:  # the exception was lost inside SQLite
-            raise InterruptedRunError(received[0]) from None
+            raise _interruption(received[0]) from None
         raise
     finally:
+        if received:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        else:
+            del before[signal.SIGALRM]
         for number, handler in before.items():
             if handler is not None:  # a handler that is not Python's cannot be restored
                 signal.signal(number, handler)
+
+
+def is_callback(function: Function) -> Function:
+    """Declare that C code calls a function and loses its exceptions: no signal is raised in it."""
+    _callbacks.add(function.__code__)
+    return function
 
 
 @contextlib.contextmanager
@@ -118,9 +161,15 @@ def mark_completed() -> None:
         _state.signal_number = None
 
 
+def describe_interruption(words: str) -> None:
+    """Report these words at an interruption from here on: a part of the work is complete."""
+    if not _state.is_step:
+        _state.words = words
+
+
 @contextlib.contextmanager
 def incomplete_step() -> Iterator[None]:
-    """Keep `mark_completed` without effect in the block: it is a step of a longer operation."""
+    """Keep the two above without effect in the block: it is a step of a longer operation."""
     before, _state.is_step = _state.is_step, True
     try:
         yield
@@ -137,7 +186,7 @@ def deliver_signal(number: int) -> None:
     if _state.depth:
         _state.signal_number = number
     else:
-        raise InterruptedRunError(number)
+        raise _interruption(number)
 
 
 @contextlib.contextmanager
@@ -154,36 +203,44 @@ def uninterrupted() -> Iterator[None]:
         _state.depth -= 1
         if not _state.depth and _state.signal_number is not None:
             number, _state.signal_number = _state.signal_number, None
-            raise InterruptedRunError(number)
+            raise _interruption(number)
 
 
-def run_interruptibly(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine in an event loop of its own, and return its result.
+def run_interruptibly(
+    function: Callable[Arguments, Coroutine[Any, Any, Result]],
+    /,
+    *arguments: Arguments.args,
+    **options: Arguments.kwargs,
+) -> Result:
+    """Run a coroutine function in an event loop of its own, and return its result.
 
     Raises:
         InterruptedRunError: At a signal; the coroutine was cancelled and has cleaned up.
     """
     import asyncio
 
-    if threading.current_thread() is not threading.main_thread():
-        return asyncio.run(work)  # only the main thread gets signals
+    # Only the main thread gets signals, and `uninterrupted` defers them.
+    if threading.current_thread() is not threading.main_thread() or _state.depth:
+        return asyncio.run(function(*arguments, **options))
     received: list[int] = []
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Result]]] = []
+
+    # Not `loop.add_signal_handler`: at its end it restores the default, which ends the process.
+    def stop(number: int, _frame: object) -> None:
+        received.append(number)
+        for loop, task in running:
+            loop.call_soon_threadsafe(task.cancel)
 
     async def cancellable() -> Result:
-        loop = asyncio.get_running_loop()
-        task = asyncio.ensure_future(work)
-
-        def stop(number: int) -> None:
-            received.append(number)
+        # Made here: a signal before would leave a coroutine that Python reports as never awaited.
+        task = asyncio.ensure_future(function(*arguments, **options))
+        running.append((asyncio.get_running_loop(), task))
+        if received:
             task.cancel()
-
-        for number in before:
-            loop.add_signal_handler(number, stop, number)
         try:
             return await task
         finally:
-            for number in before:
-                loop.remove_signal_handler(number)
+            running.clear()
 
     # Under nohup, SIGHUP stays ignored.
     before = {
@@ -192,15 +249,66 @@ def run_interruptibly(work: Coroutine[Any, Any, Result]) -> Result:
         if (handler := signal.getsignal(number)) is not signal.SIG_IGN
     }
     try:
+        _set(list(before), stop)
         return asyncio.run(cancellable())
     except asyncio.CancelledError:
         if not received:
             raise
-        raise InterruptedRunError(received[0]) from None
+        raise _interruption(received[0]) from None
     finally:
         for number, handler in before.items():
             with contextlib.suppress(TypeError):  # a handler that is not Python's
                 signal.signal(number, handler)
+
+
+def _deliver_soon(number: int, frame: FrameType | None, deadline: float) -> None:
+    """End the run where an exception breaks nothing, at the deadline anywhere.
+
+    Args:
+        frame: What the signal interrupted.
+        deadline: Of `time.monotonic`.
+    """
+
+    def retry(_number: int, frame: FrameType | None) -> None:
+        _deliver_soon(number, frame, deadline)
+
+    if _state.is_complete:
+        return
+    if not _state.depth and time.monotonic() < deadline and _is_unsafe(frame):
+        signal.signal(signal.SIGALRM, retry)
+        signal.setitimer(signal.ITIMER_REAL, _RETRY_SECONDS)
+    else:
+        deliver_signal(number)
+
+
+def _is_unsafe(frame: FrameType | None) -> bool:
+    while frame is not None:
+        name, module = frame.f_code.co_name, frame.f_globals.get("__name__")
+        if (
+            (module, name) in _UNSAFE
+            or ("", name) in _UNSAFE
+            or module in _UNSAFE_MODULES
+            or frame.f_code in _callbacks
+        ):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _interruption(number: int) -> InterruptedRunError:
+    _state.is_raised = True
+    return (
+        InterruptedRunError(number, _state.words) if _state.words else InterruptedRunError(number)
+    )
+
+
+def _is_interruption(error: BaseException | None) -> bool:
+    """Return whether an error, or one that led to it, is an interruption."""
+    while error is not None:
+        if isinstance(error, (InterruptedRunError, KeyboardInterrupt)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _set(numbers: Sequence[int], handler: Any) -> None:

@@ -156,7 +156,11 @@ class _Threads:
         self._pool = ThreadPool(_THREADS, thread_name_prefix="check")
 
     def __enter__(self) -> _Threads:  # noqa: PYI034 - typing has no Self before Python 3.11
-        self._integrity = self._pool.submit(self._check_integrity)
+        try:
+            self._integrity = self._pool.submit(self._check_integrity)
+        except BaseException:  # a signal: the end of the block is not reached
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_error: object) -> None:

@@ -43,7 +43,7 @@ def has_schema(url: PostgresUrl, schema: str) -> bool:
         LockedError: A restore, an export or an upgrade does not end.
         OpsError: The server is not reachable, or refuses.
     """
-    return run_interruptibly(_has_schema(url, schema))
+    return run_interruptibly(_has_schema, url, schema)
 
 
 async def _has_schema(url: PostgresUrl, schema: str) -> bool:

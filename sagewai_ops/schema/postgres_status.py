@@ -59,7 +59,7 @@ def read_server_status(home: Home, environment: Mapping[str, str]) -> ServerStat
         return None
     url = replace(url, timeout_seconds=min(url.timeout_seconds, CONNECT_SECONDS))
     try:
-        return run_interruptibly(_read(url))
+        return run_interruptibly(_read, url)
     except OpsError as error:
         return ServerStatus(url.display, problem=error.message)
 

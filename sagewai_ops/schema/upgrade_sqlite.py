@@ -105,13 +105,18 @@ def plan_sql(path: Path, *, wait_seconds: float = WAIT_SECONDS) -> tuple[str, ..
 
 
 def upgrade_database(
-    path: Path, *, wait_seconds: float = WAIT_SECONDS, progress: Progress | None = None
+    path: Path,
+    *,
+    wait_seconds: float = WAIT_SECONDS,
+    is_whole: bool = False,
+    progress: Progress | None = None,
 ) -> Upgrade:
     """Add what is missing, in one transaction, with foreign keys disabled and checked at the end.
 
     Args:
         path: The main file; other processes may have it open, and wait for the transaction.
         wait_seconds: For another writer's lock.
+        is_whole: Whether the operation is complete with it: a signal after the commit is ignored.
         progress: Called with `additions`, in statements.
 
     Raises:
@@ -120,7 +125,7 @@ def upgrade_database(
         DifferenceError: Rows would have been lost or added; nothing was changed.
         NotFoundError, DamagedError, NoSpaceError, PermissionDeniedError: Nothing was changed.
     """
-    with open_write_transaction(path, wait_seconds) as connection:
+    with open_write_transaction(path, wait_seconds, is_whole=is_whole) as connection:
         before = read_level(connection)
         check_level(before, path)
         rows_before = count_rows(connection)

@@ -142,7 +142,7 @@ def own_directory(staging: Path) -> Iterator[None]:
             yield
     finally:
         # What cannot be removed is left to `sweep`: the original error matters more.
-        with contextlib.suppress(OSError, OpsError):
+        with uninterrupted(), contextlib.suppress(OSError, OpsError):
             if beneath.exists(_journal_of(staging)):
                 _settle(_journal_of(staging))
             elif _is_garbage(staging):
@@ -191,6 +191,7 @@ def exchange(
         conclude(journal)
 
 
+@uninterrupted()
 def _complete_again(journal: Journal, reason: BaseException) -> None:
     """Try once more what the system refused: after the commit on a server there is no way back."""
     try:
@@ -201,15 +202,15 @@ def _complete_again(journal: Journal, reason: BaseException) -> None:
 
 def _commit(journal: Journal, server: ServerChange) -> None:
     """Commit what changes on a server, or undo the journal."""
-    try:
-        with uninterrupted():
+    with uninterrupted():
+        try:
             server.commit()
             mark_completed()
-    except ConnectionError as error:
-        _find_outcome(journal, server, error)
-    except OpsError as error:
-        _undo(journal, error)
-        raise
+        except ConnectionError as error:
+            _find_outcome(journal, server, error)
+        except OpsError as error:
+            _undo(journal, error)
+            raise
 
 
 def _find_outcome(journal: Journal, server: ServerChange, lost: ConnectionError) -> None:
@@ -217,6 +218,7 @@ def _find_outcome(journal: Journal, server: ServerChange, lost: ConnectionError)
     try:
         is_committed = server.find_outcome()
     except OpsError as error:
+        mark_completed()  # or not: `recover` finds out, and a signal is not the reason
         raise _incomplete(journal, f"{lost}, {error.message}", RemoteError) from error
     mark_completed()
     if not is_committed:
@@ -273,6 +275,7 @@ def sweep(target: Path) -> list[str]:
     return removed
 
 
+@uninterrupted()
 def _undo(journal: Journal, reason: BaseException) -> None:
     try:
         swap_journal.roll_back(journal)

@@ -19,6 +19,8 @@ import pytest
 from home_builder import BuiltHome
 from program import COMMAND, Answer, call, run, started, taken
 from pseudo_terminal import watched
+from sagewai_ops.backup.report import BackupReport
+from sagewai_ops.backup.results import BackupResult
 from sagewai_ops.fs import beneath, locks
 from small_homes import everything_of, small
 
@@ -632,6 +634,25 @@ def test_signal_after_the_rename_waits_for_the_card_and_reports_the_snapshot(
     assert answer.code == 143
     assert answer.document["error"]["message"].endswith(f"snapshot {listed['id']} is complete")
     assert listed["has_card"]
+
+
+def test_signal_after_the_card_reports_the_snapshot(
+    home: BuiltHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while the report is made, and older snapshots are pruned."""
+    build = BackupResult.build
+
+    def stop_and_build(report: BackupReport) -> BackupResult:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return build(report)
+
+    monkeypatch.setattr(BackupResult, "build", stop_and_build)
+
+    answer = call("--home", home.root, "backup", "--json")
+
+    (listed,) = call("--home", home.root, "snapshots", "list", "--json").result["snapshots"]
+    assert answer.code == 143
+    assert answer.document["error"]["message"].endswith(f"snapshot {listed['id']} is complete")
 
 
 def test_a_signal_removes_the_partials_of_an_encrypted_run(large: Path, tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,8 @@ import old_homes
 from json_schemas import problems
 from postgres_server import GUARDED, Server
 from program import Answer, call, run
+from sagewai_ops.database.sqlite import connect
+from sagewai_ops.database.sqlite.connect import Connection
 from sagewai_ops.schema.create import create_database
 from sagewai_ops.schema.revision_graph import HEAD, revisions
 
@@ -114,6 +119,24 @@ def test_index_that_cannot_be_added_is_incomplete(old: Path) -> None:
 
     assert answer.code == 3
     assert "provider.ux_provider_global_name: not added, UNIQUE constraint failed" in answer.err
+
+
+def test_a_signal_after_the_commit_is_too_late(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`interrupted` would mean that the schema was not changed."""
+
+    class Signalling(Connection):
+        def execute(self, statement: str, *arguments: Any) -> sqlite3.Cursor:
+            done = super().execute(statement, *arguments)
+            if statement == "COMMIT" and self.total_changes:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return done
+
+    monkeypatch.setattr(connect, "Connection", Signalling)
+
+    answer = call("--home", old, "db", "upgrade", "--no-snapshot", "--json")
+
+    assert answer.code == 0
+    assert answer.result["after"] == [HEAD]
 
 
 def test_sql_of_a_home_upgrades_it(old: Path) -> None:

@@ -217,6 +217,24 @@ def test_a_signal_removes_the_scratch_directory(
         assert cards.read_card(archive) == card
 
 
+def test_a_signal_after_the_record_is_too_late(
+    home: BuiltHome, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`interrupted` would mean that the metadata file was not changed."""
+    update = cards.update_card
+
+    def update_and_stop(*arguments: Any) -> None:
+        update(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(cards, "update_card", update_and_stop)
+
+    answer = call("--home", home.root, "drill", "--json")
+
+    assert answer.code == 0
+    assert answer.result["recorded"]
+
+
 def test_a_signal_while_it_cleans_up_does_not_stop_that(
     home: BuiltHome, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

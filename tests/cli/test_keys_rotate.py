@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pyrage
 import pytest
@@ -21,6 +22,7 @@ from sagewai_ops.database.sqlite import in_use
 from sagewai_ops.fs import beneath
 from sagewai_ops.home.paths import locate
 from sagewai_ops.keys.candidates import fingerprint
+from sagewai_ops.operations import rotate_keys
 from sagewai_ops.operations.rotate_keys import Options, rotate
 from sagewai_ops.swap.pending import pending_operations
 from small_homes import everything_of, small
@@ -61,6 +63,24 @@ def broken(built: BuiltHome) -> BuiltHome:
 def words(built: BuiltHome, *more: object) -> tuple[object, ...]:
     """Return the command."""
     return ("--home", built.root, "keys", "rotate", *more)
+
+
+def test_a_signal_after_the_rotation_is_too_late(
+    built: BuiltHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`interrupted` would mean that the home has the old key."""
+    report = rotate_keys._report
+
+    def stop_and_report(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return report(*arguments)
+
+    monkeypatch.setattr(rotate_keys, "_report", stop_and_report)
+
+    answer = call(*words(built, *NO_SNAPSHOT, "--json"))
+
+    assert answer.code == 0
+    assert built.master_key.read_bytes() not in built.master_keys
 
 
 def silent(answer: Answer, built: BuiltHome, *more: bytes) -> bool:

@@ -1,22 +1,30 @@
 """Signals: those that wait, those that come before a run, and those that come too late."""
 
+import asyncio
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
-from sagewai_ops.errors import InterruptedRunError
+from sagewai_ops.database.sqlite.connect import _authorize, open_connection
+from sagewai_ops.errors import DamagedError, InterruptedRunError, OpsError
 from sagewai_ops.process.signals import (
     defer_signals,
     deliver_signal,
+    describe_interruption,
+    incomplete_step,
     mark_completed,
     raise_on_signals,
+    run_interruptibly,
     uninterrupted,
 )
 
@@ -115,6 +123,234 @@ def test_completed_operation_is_not_interrupted() -> None:
         signal.raise_signal(signal.SIGTERM)
 
     assert done == ["reported"]
+
+
+@contextlib.contextmanager
+def _signal_at_call(function: Callable[..., object]) -> Iterator[None]:
+    """Raise SIGTERM where a function is called for the first time in the block."""
+    before = sys.gettrace()
+
+    def trace(frame: FrameType, event: str, _argument: object) -> None:
+        if event == "call" and frame.f_code is function.__code__:
+            sys.settrace(before)
+            signal.raise_signal(signal.SIGTERM)
+
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def _wait_for_interruption() -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+def test_handler_of_errors_does_not_swallow_a_signal() -> None:
+    """What continues after the failure of a step ends at a signal."""
+    done = []
+
+    def work() -> None:
+        with contextlib.suppress(OpsError, OSError, Exception):
+            signal.raise_signal(signal.SIGTERM)
+        done.append("continued")
+
+    with pytest.raises(InterruptedRunError), raise_on_signals():
+        work()
+
+    assert done == []
+
+
+def test_signal_in_a_callback_of_sqlite_is_raised_after_it() -> None:
+    """In it, SQLite would lose it, and report that the authorizer refused the statement."""
+    done = []
+
+    def work() -> None:
+        with contextlib.closing(open_connection(None)) as connection, _signal_at_call(_authorize):
+            done.extend(connection.execute("SELECT 1 FROM sqlite_master").fetchall())
+            done.append("selected")
+        _wait_for_interruption()
+
+    with pytest.raises(InterruptedRunError), raise_on_signals():
+        work()
+
+    assert done == ["selected"]
+
+
+def test_signal_at_the_end_of_a_block_is_raised_after_it() -> None:
+    """What the block removes is removed."""
+    done = []
+
+    @contextlib.contextmanager
+    def block() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            done.append("removed")
+
+    def work() -> None:
+        with block():
+            pass
+        _wait_for_interruption()
+
+    with pytest.raises(InterruptedRunError), raise_on_signals():
+        work()
+
+    assert done == ["removed"]
+
+
+def test_signal_during_a_long_end_of_a_block_is_raised_in_it() -> None:
+    """A wait there can be ended."""
+
+    @contextlib.contextmanager
+    def block() -> Iterator[None]:
+        yield
+        signal.raise_signal(signal.SIGTERM)
+        _wait_for_interruption()
+        pytest.fail("not ended")
+
+    with pytest.raises(InterruptedRunError), raise_on_signals(), block():
+        pass
+
+
+def test_signal_during_the_start_of_a_process_is_raised_after_it() -> None:
+    """The caller has the process, and can end it."""
+    found: list[subprocess.Popen[bytes]] = []
+    # Called when the process runs.
+    started: Callable[..., object] = subprocess.Popen._close_pipe_fds  # type: ignore[attr-defined]
+
+    def work() -> None:
+        with _signal_at_call(started):
+            found.append(subprocess.Popen([sys.executable, "-c", ""]))
+        _wait_for_interruption()
+
+    with pytest.raises(InterruptedRunError), raise_on_signals():
+        work()
+
+    assert [process.wait(60) for process in found] == [0]
+
+
+def test_failure_after_a_lost_interruption_is_an_interruption() -> None:
+    """C code lost the exception, and failed for no other reason."""
+
+    def lose() -> None:
+        with contextlib.suppress(InterruptedRunError):
+            signal.raise_signal(signal.SIGTERM)
+        raise DamagedError("database: refused")
+
+    with pytest.raises(InterruptedRunError) as caught, raise_on_signals():
+        lose()
+
+    assert isinstance(caught.value.__cause__, DamagedError)
+
+
+def test_failure_of_the_clean_up_after_a_signal_is_reported() -> None:
+    """It names what is left, and how to recover."""
+
+    def fail() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except InterruptedRunError as error:
+            raise OpsError("home: not rolled back") from error
+
+    with pytest.raises(OpsError, match="not rolled back"), raise_on_signals():
+        fail()
+
+
+def test_failure_while_a_signal_waits_is_reported() -> None:
+    """The signal is not its reason."""
+
+    @contextlib.contextmanager
+    def block() -> Iterator[None]:
+        yield
+        signal.raise_signal(signal.SIGTERM)
+        raise DamagedError("archive: damaged")
+
+    with pytest.raises(DamagedError), raise_on_signals(), block():
+        pass
+
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+@pytest.mark.parametrize("is_step", [False, True])
+def test_interruption_reports_what_is_complete(*, is_step: bool) -> None:
+    """Unless it is a step of a longer operation; in the next run it is forgotten."""
+
+    def work() -> None:
+        with incomplete_step() if is_step else contextlib.nullcontext():
+            describe_interruption("the copy is complete")
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(InterruptedRunError) as caught, raise_on_signals():
+        work()
+    with pytest.raises(InterruptedRunError) as again, raise_on_signals():
+        signal.raise_signal(signal.SIGTERM)
+
+    assert ("the copy is complete" in caught.value.message) is not is_step
+    assert again.value.message == "interrupted by signal 15, partial files are removed"
+
+
+async def _wait_for_cancellation() -> None:
+    await asyncio.sleep(60)
+
+
+@pytest.mark.parametrize("moment", ["before", "during"])
+def test_signal_cancels_a_coroutine(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    """Also before the loop runs; no coroutine is left that was never awaited."""
+    run = asyncio.run
+
+    def run_later(work: object) -> object:
+        signal.raise_signal(signal.SIGTERM)
+        return run(work)  # type: ignore[arg-type]
+
+    async def work() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        await _wait_for_cancellation()
+
+    if moment == "before":
+        monkeypatch.setattr(asyncio, "run", run_later)
+
+    with pytest.raises(InterruptedRunError) as caught, raise_on_signals():
+        run_interruptibly(_wait_for_cancellation if moment == "before" else work)
+
+    assert caught.value.signal_number == signal.SIGTERM
+
+
+def test_signal_at_the_end_of_a_loop_does_not_end_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The default would, and leave what the run had to remove."""
+    handlers = []
+    remove = asyncio.SelectorEventLoop.close
+
+    def close(loop: asyncio.SelectorEventLoop) -> None:
+        remove(loop)
+        handlers.append(signal.getsignal(signal.SIGTERM))
+
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "close", close)
+    with raise_on_signals():
+        run_interruptibly(asyncio.sleep, 0)
+
+    assert handlers
+    assert signal.SIG_DFL not in handlers
+
+
+def test_deferred_signal_does_not_cancel_a_coroutine() -> None:
+    """It cleans up on a server, to its end."""
+    done = []
+
+    async def work() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.sleep(0)
+        done.append("removed")
+
+    with pytest.raises(InterruptedRunError), raise_on_signals(), uninterrupted():
+        run_interruptibly(work)
+
+    assert done == ["removed"]
 
 
 def test_ignored_signal_stays_ignored() -> None:

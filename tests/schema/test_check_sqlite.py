@@ -9,6 +9,7 @@ import sqlite3
 import string
 import threading
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -19,6 +20,7 @@ from postgres_server import Server
 from sagewai_ops.errors import DamagedError, InterruptedRunError, NotFoundError
 from sagewai_ops.export.validate import home_values
 from sagewai_ops.operations.check_database import check_database
+from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.schema.create import create_database
 from sagewai_ops.schema.findings import Finding, format_key
 from sagewai_ops.schema.revision_graph import HEAD
@@ -520,6 +522,24 @@ def test_interruption_ends_the_check_at_once(home: Path) -> None:
 
     with pytest.raises(InterruptedRunError):
         check_database(home, progress=interrupt)
+
+    assert [thread.name for thread in threading.enumerate() if "check" in thread.name] == []
+
+
+def test_interruption_of_the_first_submission_ends_the_threads(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check of a large database would take minutes after the message."""
+    submit = ThreadPool.submit
+
+    def interrupt(pool: ThreadPool, function: Any, *arguments: Any) -> None:
+        submit(pool, function, *arguments)
+        raise InterruptedRunError(2)
+
+    monkeypatch.setattr(ThreadPool, "submit", interrupt)
+
+    with pytest.raises(InterruptedRunError):
+        check_database(home)
 
     assert [thread.name for thread in threading.enumerate() if "check" in thread.name] == []
 

@@ -4,6 +4,7 @@ import ctypes
 import errno
 import json
 import os
+import signal
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from memory_directory import memory_directory
-from sagewai_ops.errors import LockedError, OpsError, TargetBusyError
+from sagewai_ops.errors import InterruptedRunError, LockedError, OpsError, TargetBusyError
 from sagewai_ops.fs import beneath, locks
 from sagewai_ops.home.paths import locate
+from sagewai_ops.process.signals import raise_on_signals
 from sagewai_ops.swap import journal as swap_journal
 from sagewai_ops.swap import pending, staging, swap
 from sagewai_ops.swap.journal import Journal, Move, State
@@ -532,3 +534,25 @@ def test_names_of_kept_directories_are_those_that_are_documented(home: Path) -> 
     """What people find next to a home and in it."""
     assert staging.next_to(home).before(MOMENT).name == f"home.before-restore-{MOMENT}"
     assert staging.inside(home).before(MOMENT).parent == home
+
+
+def test_signal_at_the_end_of_a_staging_does_not_leave_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is removed first."""
+    is_garbage = staging._is_garbage
+
+    def stop_and_ask(path: Path) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return is_garbage(path)
+
+    monkeypatch.setattr(staging, "_is_garbage", stop_and_ask)
+
+    with (
+        pytest.raises(InterruptedRunError),
+        raise_on_signals(),
+        staging.own_directory(tmp_path / ".home.restore-20260101T000000Z"),
+    ):
+        pass
+
+    assert os.listdir(tmp_path) == []

@@ -143,7 +143,7 @@ def start_private_server(
             | {"sslmode": "disable", "target_session_attrs": "any"},
         )
         _wait_for_socket(installation, data, process, lambda: _end_of(log.fileno()))
-        run_interruptibly(_create_database(url, _EXTENSIONS & {*extensions}))
+        run_interruptibly(_create_database, url, _EXTENSIONS & {*extensions})
         yield replace(url, user=_ROLE, database=_ROLE)
 
 

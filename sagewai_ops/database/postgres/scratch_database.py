@@ -63,12 +63,12 @@ def create_scratch_database(
     name = f"sagewai_drill_{moment}_{secrets.token_hex(3)}"
     made = replace(url, database=name)
     try:
-        run_interruptibly(_create(url, name))
+        run_interruptibly(_create, url, name)
         yield made
     finally:
         with uninterrupted():
             try:
-                run_interruptibly(_drop(url, name))
+                run_interruptibly(_drop, url, name)
             except OpsError as error:
                 on_kept(f"database {name}: not dropped, {error.message}")
 

@@ -92,7 +92,7 @@ def read_sessions(url: PostgresUrl) -> tuple[ServerSession, ...]:
     Raises:
         OpsError: The server is not reachable, or refuses.
     """
-    return run_interruptibly(_read(url))
+    return run_interruptibly(_read, url)
 
 
 def describe_sessions(sessions: Sequence[ServerSession]) -> tuple[str, ...]:

@@ -100,7 +100,7 @@ def is_committed(
         LockedError: It does not end.
         OpsError: The server is not reachable, or refuses.
     """
-    return run_interruptibly(_is_committed(url, transaction, wait_seconds))
+    return run_interruptibly(_is_committed, url, transaction, wait_seconds)
 
 
 async def _identify(connection: asyncpg.Connection[asyncpg.Record]) -> str:

@@ -34,6 +34,7 @@ from urllib.parse import quote
 
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.fs import volumes
+from sagewai_ops.process.signals import is_callback
 from sagewai_ops.text import printable, shell_word, size
 
 SIDECARS = ("-wal", "-shm", "-journal")
@@ -265,6 +266,7 @@ def _distrust_schema(connection: sqlite3.Connection) -> None:
         connection.setconfig(_DEFENSIVE, True)
 
 
+@is_callback
 def _authorize(
     action: int, _first: str | None, _second: str | None, _base: str | None, source: str | None
 ) -> int:

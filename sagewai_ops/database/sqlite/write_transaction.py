@@ -20,11 +20,14 @@ from sagewai_ops.database.sqlite.read_transaction import (
 )
 from sagewai_ops.errors import LockedError, OpsError
 from sagewai_ops.process.malloc import zeroed_allocations
+from sagewai_ops.process.signals import mark_completed, uninterrupted
 from sagewai_ops.text import shell_word
 
 
 @contextmanager
-def open_write_transaction(path: Path, wait_seconds: float) -> Iterator[sqlite3.Connection]:
+def open_write_transaction(
+    path: Path, wait_seconds: float, *, is_whole: bool = False
+) -> Iterator[sqlite3.Connection]:
     """Open a database for the block's one transaction, committed if the block succeeds.
 
     Foreign keys are off during it.
@@ -32,6 +35,7 @@ def open_write_transaction(path: Path, wait_seconds: float) -> Iterator[sqlite3.
     Args:
         path: The main file, which exists.
         wait_seconds: For a writer that has it locked.
+        is_whole: Whether the operation is complete with the commit.
 
     Raises:
         LockedError: A writer had it locked all the time.
@@ -58,7 +62,10 @@ def open_write_transaction(path: Path, wait_seconds: float) -> Iterator[sqlite3.
             reader.close()  # so that the last close checkpoints the -wal, as Sagewai's does
             try:
                 yield connection
-                connection.execute("COMMIT")
+                with uninterrupted():  # a signal after the commit must not report a rollback
+                    connection.execute("COMMIT")
+                    if is_whole:
+                        mark_completed()
             except BaseException:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
