@@ -38,7 +38,7 @@ from sagewai_ops.schema import migrate_postgres
 
 DEBIAN = Path("/usr/lib/postgresql")
 PREFIX = "ops-pg-"
-START_SECONDS = 60.0
+START_SECONDS = 240.0
 SPACE_BYTES = 4 * 1024**3  # for the data of several servers at once
 GUARDED = "guarded"  # connections to a database whose name begins so need the role's password
 

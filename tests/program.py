@@ -17,7 +17,8 @@ from sagewai_ops.cli.main import run as run_words
 
 # The installed script: `python -m` would find the checkout first, also where a wheel is tested.
 COMMAND = (os.fspath(Path(sys.executable).with_name("sagewai-ops")),)
-PATIENCE_SECONDS = 60  # before a process counts as stuck
+# Before something that always comes counts as stuck; a busy machine may need minutes.
+PATIENCE_SECONDS = 240
 
 
 @dataclass(frozen=True, slots=True)

@@ -314,15 +314,16 @@ def _decrypt(stream: BinaryIO, identities: Sequence[str], name: str) -> Iterator
                 pieces.put(error)
 
     thread = Thread(target=run, name="age-decrypt", daemon=True)
-    thread.start()
     try:
+        thread.start()  # raises after the start if a signal came
         while (piece := pieces.queue.get()) is not None:
             if isinstance(piece, BaseException):
                 raise _translate_error(piece, name) from piece
             yield piece
     finally:
         pieces.is_stopped = True
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
 
 
 def _translate_error(error: BaseException, name: str) -> BaseException:

@@ -465,15 +465,16 @@ def open_server_restore(url: PostgresUrl, schema: str, *, replace: bool) -> Iter
     """
     loop = asyncio.new_event_loop()
     thread = Thread(target=loop.run_forever, name="server", daemon=True)
-    thread.start()
     session = ServerRestore(url, loop, ServerStep(url.display, schema))
     try:
+        thread.start()  # raises after the start if a signal came
         session.begin(replace=replace)
         yield session
         session.require_answer()
     finally:
-        session.abandon()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(CLOSE_SECONDS)
+        if thread.ident is not None:
+            session.abandon()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(CLOSE_SECONDS)
         if not thread.is_alive():
             loop.close()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from postgres_server import Server
-from program import call
+from program import PATIENCE_SECONDS, call
 from sagewai_ops.database.postgres.snapshot_session import SnapshotSession
 from server_homes import ServerHome, content, facts_of, make_server_home, restore
 from targets import small_directory
@@ -107,7 +107,7 @@ def replayed(standby: Server, primary: Server) -> None:
     """Wait until a standby has all that its primary wrote."""
     ((position,),) = primary.rows("postgres", "SELECT pg_current_wal_insert_lsn()::text")
     query = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while standby.rows("postgres", query, position) != [(True,)]:
         assert time.monotonic() < deadline
         time.sleep(0.05)

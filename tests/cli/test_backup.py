@@ -17,14 +17,13 @@ from pathlib import Path
 import pytest
 
 from home_builder import BuiltHome
-from program import COMMAND, Answer, call, run, started, taken
+from program import COMMAND, PATIENCE_SECONDS, Answer, call, run, started, taken
 from pseudo_terminal import watched
 from sagewai_ops.backup.report import BackupReport
 from sagewai_ops.backup.results import BackupResult
 from sagewai_ops.fs import beneath, locks
 from small_homes import everything_of, small
 
-PATIENCE_SECONDS = 30
 ENVELOPE = {
     "schema",
     "command",

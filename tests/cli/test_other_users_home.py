@@ -16,7 +16,7 @@ import pyrage
 import pytest
 import zstandard
 
-from program import COMMAND, call, run
+from program import COMMAND, PATIENCE_SECONDS, call, run
 from sagewai_ops.cli import acting
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs.monitor import Grant
@@ -224,7 +224,7 @@ def test_signal_ends_both_processes(place: Path, home: Path) -> None:
         while not list((place / "safe").glob(".*.partial")):
             assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        _out, error = process.communicate(timeout=60)
+        _out, error = process.communicate(timeout=PATIENCE_SECONDS)
 
     assert process.returncode == 143
     assert b"interrupted by signal 15" in error
@@ -240,7 +240,7 @@ def test_end_of_the_process_of_the_owner_is_an_error(place: Path, home: Path) ->
             assert process.poll() is None
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGKILL)
-        _out, error = process.communicate(timeout=60)
+        _out, error = process.communicate(timeout=PATIENCE_SECONDS)
     (home / "data/big").unlink()
 
     again = run("--home", home, "backup", "--snapshots", place / "safe", "--json")
@@ -339,7 +339,7 @@ def test_pipe_of_the_owner_does_not_stop_root(place: Path, home: Path, mode: int
         [sys.executable, "-c", _WITH_A_PIPE, *words],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
 

@@ -10,7 +10,7 @@ from home_builder import BuiltHome
 from json_schemas import problems
 from memory_directory import memory_directory
 from other_process import running
-from program import Answer, call, run, started, taken
+from program import PATIENCE_SECONDS, Answer, call, run, started, taken
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.trash import list_trash
 from small_homes import small
@@ -254,9 +254,9 @@ def test_a_held_directory_exits_11_and_names_the_holder(built: BuiltHome) -> Non
         for words in (["list"], ["verify", "latest"], ["diff", "latest", "latest"]):
             assert call("--home", built.root, "snapshots", *words).code == 0
         with started("--home", built.root, "snapshots", "prune", "--keep-last", "1",
-                     "--wait", "60") as waiting:  # fmt: skip
+                     "--wait", str(PATIENCE_SECONDS)) as waiting:  # fmt: skip
             other.kill()
-            assert waiting.wait(60) == 0
+            assert waiting.wait(PATIENCE_SECONDS) == 0
 
     assert count(built) == (1, 1)
 

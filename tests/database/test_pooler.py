@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 
 from postgres_server import Server, _free_port, _servant
-from program import call
+from program import PATIENCE_SECONDS, call
 from sagewai_ops.database.postgres.connection import open_transaction
 from sagewai_ops.database.url import PostgresUrl, parse
 from sagewai_ops.errors import RemoteError
@@ -57,7 +57,7 @@ class Pooler:
             user=user,
             group=group,
         )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
             try:
                 socket.create_connection(("127.0.0.1", self.port)).close()

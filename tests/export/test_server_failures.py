@@ -21,7 +21,7 @@ import asyncpg
 import pytest
 
 from postgres_server import Server
-from program import COMMAND
+from program import COMMAND, PATIENCE_SECONDS
 from sagewai_ops.database.postgres import connection as postgres_connection
 from sagewai_ops.errors import (
     DamagedError,
@@ -266,7 +266,7 @@ def test_a_signal_ends_the_wait_for_a_commit_without_an_answer(
 
     def stall() -> None:
         signal_self()
-        over.wait(60)
+        over.wait(PATIENCE_SECONDS)
 
     with cutting(postgres, COMMIT, stall) as port:
         with pytest.raises(RemoteError, match="committed or not, unknown"):

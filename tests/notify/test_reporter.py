@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from program import Answer, call, started
+from program import PATIENCE_SECONDS, Answer, call, started
 from sagewai_ops.fs import locks
 from sagewai_ops.notify import prometheus
 from small_homes import small
@@ -175,7 +175,7 @@ def test_an_interrupted_run_is_a_failure(home: Path) -> None:
             while not dog.paths:  # the start is sent before the passphrase is read
                 time.sleep(0.01)
             process.send_signal(signal.SIGTERM)
-            code = process.wait(60)
+            code = process.wait(PATIENCE_SECONDS)
 
     assert code == 143
     assert dog.paths == ["/secret-uuid/start", "/secret-uuid/fail"]

@@ -16,7 +16,7 @@ import pytest
 
 from other_process import running
 from postgres_server import Server
-from program import Answer, call
+from program import PATIENCE_SECONDS, Answer, call
 from sagewai_ops.backup.report import BackupReport
 from sagewai_ops.database.postgres import private_server
 from sagewai_ops.database.postgres.private_server import Installation, choose_installation
@@ -295,7 +295,7 @@ def test_killed_run_leaves_no_server_and_what_the_next_one_sweeps(tmp_path: Path
         started = servers(process.pid)
         process.kill()
 
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while any(Path("/proc", pid).exists() for pid in started) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert started

@@ -15,6 +15,7 @@ from types import FrameType
 
 import pytest
 
+from program import PATIENCE_SECONDS
 from sagewai_ops.database.sqlite.connect import _authorize, open_connection
 from sagewai_ops.errors import DamagedError, InterruptedRunError, OpsError
 from sagewai_ops.process.signals import (
@@ -85,11 +86,11 @@ def test_block_in_another_thread_defers_nothing() -> None:
     def work() -> None:
         with uninterrupted():
             inside.set()
-            over.wait(30)
+            over.wait(PATIENCE_SECONDS)
 
     thread = threading.Thread(target=work)
     thread.start()
-    inside.wait(30)
+    inside.wait(PATIENCE_SECONDS)
     try:
         with pytest.raises(InterruptedRunError):
             signal.raise_signal(signal.SIGUSR1)
@@ -143,7 +144,7 @@ def _signal_at_call(function: Callable[..., object]) -> Iterator[None]:
 
 
 def _wait_for_interruption() -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         time.sleep(0.001)
 
@@ -230,7 +231,7 @@ def test_signal_during_the_start_of_a_process_is_raised_after_it() -> None:
     with pytest.raises(InterruptedRunError), raise_on_signals():
         work()
 
-    assert [process.wait(60) for process in found] == [0]
+    assert [process.wait(PATIENCE_SECONDS) for process in found] == [0]
 
 
 def test_failure_after_a_lost_interruption_is_an_interruption() -> None:
@@ -294,7 +295,7 @@ def test_interruption_reports_what_is_complete(*, is_step: bool) -> None:
 
 
 async def _wait_for_cancellation() -> None:
-    await asyncio.sleep(60)
+    await asyncio.sleep(PATIENCE_SECONDS)
 
 
 @pytest.mark.parametrize("moment", ["before", "during"])
@@ -376,7 +377,7 @@ def test_program_started_by_nohup_survives_a_hangup(tmp_path: Path) -> None:
         ],
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
     )
 
     assert (done.returncode, done.stderr) == (0, b"")
@@ -419,7 +420,7 @@ def test_program_reports_its_result_whenever_a_signal_arrives(
         [sys.executable, "-c", AT_A_MOMENT.format(number=number), *words],
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
     )
 
     document = json.loads(done.stdout)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from program import PATIENCE_SECONDS
 from sagewai_ops.errors import InterruptedRunError
 from sagewai_ops.process.signals import deliver_signal
 from sagewai_ops.process.threads import Thread, ThreadPool
@@ -45,4 +46,4 @@ def test_a_signal_waits_for_the_start_of_a_thread(
     with pytest.raises(InterruptedRunError):
         start(ran.set)
 
-    assert ran.wait(10)
+    assert ran.wait(PATIENCE_SECONDS)

@@ -14,6 +14,7 @@ from sqlalchemy import text
 
 import schema_catalogs
 from postgres_server import Server
+from program import PATIENCE_SECONDS
 from sagewai_ops.database import url as database_url
 from sagewai_ops.database.postgres import connection as postgres_connection
 from sagewai_ops.errors import (
@@ -347,10 +348,14 @@ def test_killed_upgrade_changes_nothing(at: At, postgres: Server) -> None:
         "asyncio.run(migrate_postgres.upgrade(database_url.parse(sys.argv[1]), progress=kill))\n"
     )
 
-    killed = subprocess.run([sys.executable, "-c", code, url.to_string()], check=False, timeout=60)
+    killed = subprocess.run(
+        [sys.executable, "-c", code, url.to_string()],
+        check=False,
+        timeout=PATIENCE_SECONDS,
+    )
 
     assert killed.returncode == -signal.SIGKILL
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while postgres.rows("postgres", "SELECT 1 FROM pg_locks WHERE locktype = 'advisory'"):
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -14,6 +14,7 @@ import pytest
 import old_homes
 import real_homes
 import schema_catalogs
+from program import PATIENCE_SECONDS
 from sagewai_ops.schema import sqlite_head
 from sagewai_ops.schema.revision_graph import HEAD, revisions
 from sagewai_ops.schema.sqlite_revision import Level, read_level
@@ -178,4 +179,4 @@ def test_reading_a_level_loads_no_sqlalchemy() -> None:
     """Backup and status stay light."""
     code = "import sys, sagewai_ops.schema.sqlite_revision; sys.exit('sqlalchemy' in sys.modules)"
 
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE_SECONDS)

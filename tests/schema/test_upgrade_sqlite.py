@@ -16,6 +16,7 @@ import pytest
 import old_homes
 import real_homes
 import schema_catalogs
+from program import PATIENCE_SECONDS
 from sagewai_ops.database.sqlite import connect
 from sagewai_ops.errors import (
     DamagedError,
@@ -393,7 +394,9 @@ def test_kill_in_the_middle_changes_nothing(old: Path) -> None:
         "upgrade_sqlite.upgrade_database(Path(sys.argv[1]), progress=kill)\n"
     )
 
-    killed = subprocess.run([sys.executable, "-c", code, str(old)], check=False, timeout=60)
+    killed = subprocess.run(
+        [sys.executable, "-c", code, str(old)], check=False, timeout=PATIENCE_SECONDS
+    )
 
     assert killed.returncode == -9
     assert _dump(old) == before

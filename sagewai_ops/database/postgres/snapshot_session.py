@@ -30,6 +30,7 @@ from sagewai_ops.database.postgres.pooler import require_own_session
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import LockedError, OpsError, PermissionDeniedError
+from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.process.threads import Thread
 from sagewai_ops.text import listed, shell_word
 
@@ -168,7 +169,8 @@ class SnapshotSession:
             return await work
 
     def _wait(self, work: Coroutine[Any, Any, Answer]) -> Answer:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        with uninterrupted():  # else Python reports a coroutine that was never awaited
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
         except BaseException:
@@ -287,16 +289,17 @@ def open_snapshot(
     """
     loop = asyncio.new_event_loop()
     thread = Thread(target=loop.run_forever, name="server", daemon=True)
-    thread.start()
     session = SnapshotSession(url, loop)
     try:
+        thread.start()  # raises after the start if a signal came
         session.open(is_wanted, wait_seconds)
         yield session
         with contextlib.suppress(OpsError):
             session.close()
     finally:
-        session.abandon()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(CLOSE_SECONDS)
+        if thread.ident is not None:
+            session.abandon()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(CLOSE_SECONDS)
         if not thread.is_alive():
             loop.close()
