@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sagewai_ops import __version__
-from sagewai_ops.archive.age import Encryption, open_encrypted_sink
+from sagewai_ops.archive.age import EncryptedSink, Encryption, open_encrypted_sink
 from sagewai_ops.archive.authentication import AuthenticationKey, derive_key
 from sagewai_ops.archive.manifest import (
     FORMAT_VERSION,
@@ -69,6 +69,7 @@ from sagewai_ops.keys.candidates import (
     rejected_key,
 )
 from sagewai_ops.keys.trial_decryption import KeySearch, SealedReport, try_keys
+from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.database_check import (
@@ -256,8 +257,11 @@ class BackupRun:
             )
 
         with self._frozen(staging, progress) as frozen:
-            encrypted = open_encrypted_sink(sink, encryption) if encryption else None
+            encrypted: EncryptedSink | None = None
             try:
+                if encryption:
+                    with uninterrupted():  # a signal must not lose its thread
+                        encrypted = open_encrypted_sink(sink, encryption)
                 self._pack(frozen, open_writer, progress)
                 if encrypted:
                     encrypted.close()

@@ -28,6 +28,7 @@ from sagewai_ops.fs.given_files import resolve_given_path
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import Home
 from sagewai_ops.keys.candidates import ENVIRONMENT, KEYRING, Candidate
+from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.text import shell_word
 
 _BEGIN = "-----BEGIN AGE ENCRYPTED FILE-----"
@@ -65,13 +66,14 @@ def seal_key(key: Candidate, recipients: Sequence[str]) -> Escrow:
     everyone = tuple(dict.fromkeys(recipients))
     own, identity = temporary_identity()
     buffer = io.BytesIO()
-    sink = open_encrypted_sink(buffer, Encryption(recipients=(*everyone, own)))
-    try:
-        sink.write(key.value)
-    except BaseException:
-        sink.abandon()
-        raise
-    sink.close()
+    with uninterrupted():  # a signal must not lose the sink's thread; it takes a moment
+        sink = open_encrypted_sink(buffer, Encryption(recipients=(*everyone, own)))
+        try:
+            sink.write(key.value)
+        except BaseException:
+            sink.abandon()
+            raise
+        sink.close()
     return Escrow(key, everyone, buffer.getvalue(), identity)
 
 

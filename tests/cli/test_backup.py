@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -668,6 +669,26 @@ def test_a_signal_removes_the_partials_of_an_encrypted_run(large: Path, tmp_path
     assert (document["exit_code"], document["error"]["code"]) == (143, "interrupted")
     assert error == b""
     assert _names(directory) == []
+
+
+def test_a_signal_at_the_start_of_encryption_ends_its_thread(
+    home: BuiltHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait for plaintext until the program exits."""
+    recipient, _path = _identity(tmp_path)
+    start = threading.Thread.start
+
+    def start_and_stop(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "age-encrypt":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_stop)
+
+    answer = call("--home", home.root, "backup", "--recipient", recipient)
+
+    assert answer.code == 143
+    assert [thread for thread in threading.enumerate() if "age" in thread.name] == []
 
 
 @pytest.mark.parametrize("moment", ["copying", "half-commands", "verifying"])
