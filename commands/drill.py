@@ -1,5 +1,6 @@
 """`drill`: prove that a snapshot can be restored, by restoring it."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,17 +29,18 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     WorkFactorOption,
     keeper,
 )
-from .snapshot_argument import find_named  # noqa: TID251 - a neighbour
+from .snapshot_argument import find_named, is_piped  # noqa: TID251 - a neighbour
 
 if TYPE_CHECKING:
     from sagewai_ops.operations.drill_report import DrillResult
 
 HELP = """Prove that a snapshot can be restored.
 
-SNAPSHOT is `latest` (default), an id, the beginning of an id, or a path. It is restored into a
-private temporary directory, a PostgreSQL database to a private server or that of --scratch-url.
-Database, keys, permissions and the upgrade to the current schema are checked, the result is
-recorded in the metadata file of the snapshot, and what was restored, in plaintext, is removed.
+SNAPSHOT is `latest` (default), an id or its beginning, a path, or - for standard input, of which
+nothing is recorded. It is restored into a private temporary directory, a PostgreSQL database to a
+private server or that of --scratch-url. Database, keys, permissions and the upgrade to the current
+schema are checked, the result is recorded in the metadata file of the snapshot, and what was
+restored, in plaintext, is removed.
 
 Exit status:
   0   proved
@@ -72,7 +74,7 @@ def drill(
     run: Run,
     *,
     snapshot: Annotated[
-        str, typer.Argument(metavar="[SNAPSHOT|latest]", show_default=False)
+        str, typer.Argument(metavar="[SNAPSHOT|latest|-]", show_default=False)
     ] = "latest",
     snapshots: SnapshotsOption = None,
     identity: IdentityOption = None,
@@ -105,9 +107,20 @@ def drill(
     from sagewai_ops.cli.database_url import scratch_server
     from sagewai_ops.operations import drill as drilling
     from sagewai_ops.operations.drill_report import describe_drill
+    from sagewai_ops.snapshots.piped_archive import STANDARD_INPUT, stored_input
 
     home = run.home()
-    archive, skipped = find_named(run, snapshot, snapshots, or_newest=True)
+    piped = is_piped(
+        snapshot,
+        identity=identity,
+        passphrase_file=passphrase_file,
+        install_key=key_file,
+        scratch_url_file=scratch_url_file,
+    )
+    archive, skipped = STANDARD_INPUT, ()
+    if not piped:
+        archive, skipped = find_named(run, snapshot, snapshots, or_newest=True)
+    directory = run.snapshots(home, snapshots) if piped else archive.parent
     options = drilling.DrillOptions(
         decryption=unlock_of(
             run.terminal,
@@ -122,15 +135,19 @@ def drill(
         key_home=home,
         key_environment=run.settings.environment,
         scratch=scratch,
-        keep=keeper(run, keep_work_dir, scratch, archive.parent),
+        keep=keeper(run, keep_work_dir, scratch, directory),
         require_authentic=require_authentic,
         scratch_server=scratch_server(scratch_url, scratch_url_file),
         is_latest=snapshot == "latest",
         allow_rollback=allow_rollback,
     )
-    if dry_run:
-        return plan_outcome(drilling.plan_drill(archive, options))
-    with run.terminal.progress() as progress:
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(run.terminal.progress())
+        if piped:
+            work = drilling.storage_directory(archive, options)
+            stack.enter_context(stored_input(work, progress))
+        if dry_run:
+            return plan_outcome(drilling.plan_drill(archive, options))
         report = drilling.drill(archive, options, progress=progress)
     result = describe_drill(report)
     code = EXIT_FINDINGS if report.findings or skipped else EXIT_DONE

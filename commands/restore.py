@@ -1,5 +1,6 @@
 """`restore`: bring a home back from a snapshot, or take that back."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +28,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     SnapshotsOption,
     UrlFileOption,
 )
-from .snapshot_argument import find_path  # noqa: TID251 - a neighbour
+from .snapshot_argument import find_path, is_piped  # noqa: TID251 - a neighbour
 
 if TYPE_CHECKING:
     from sagewai_ops.restore.results import NotConverted, PlanResult, RestoreResult
@@ -36,9 +37,9 @@ _SHOWN_KEYS = 3  # of rows that could not be converted; JSON has more
 
 HELP = """Restore a home from a snapshot.
 
-SNAPSHOT is `latest`, an id or its beginning, or a path. It is verified before the home is
-exchanged; the previous one is kept for --undo. A PostgreSQL database is restored too: it must be
-empty, or --replace keeps its tables.
+SNAPSHOT is `latest`, an id or its beginning, a path, or - for standard input. It is verified before
+the home is exchanged; the previous one is kept for --undo. A PostgreSQL database is restored too:
+it must be empty, or --replace keeps its tables.
 
 Exit status:
   0   restored
@@ -68,7 +69,7 @@ def restore(
     run: Run,
     *,
     snapshot: Annotated[
-        str | None, typer.Argument(metavar="[SNAPSHOT|latest]", show_default=False)
+        str | None, typer.Argument(metavar="[SNAPSHOT|latest|-]", show_default=False)
     ] = None,
     to: Annotated[
         Path | None, option(TARGET, "--to", "Target directory (default: the home).", "DIR")
@@ -169,12 +170,27 @@ def restore(
     from sagewai_ops.database.url import PostgresUrl, resolve
     from sagewai_ops.home.paths import locate
     from sagewai_ops.restore import restore as restoring
-    from sagewai_ops.restore.plan import RestoreOptions, plan_restore
+    from sagewai_ops.restore.plan import (
+        RestoreOptions,
+        plan_restore,
+        require_free_target,
+        require_target_unused,
+        storage_directory,
+    )
     from sagewai_ops.restore.results import PlanResult, RestoreResult
+    from sagewai_ops.snapshots.piped_archive import STANDARD_INPUT, stored_input
+    from sagewai_ops.swap.pending import require_settled
 
     home = run.home()
     environment = dict(run.settings.environment)
-    archive = find_path(run, snapshot or "", snapshots)
+    piped = is_piped(
+        snapshot,
+        identity=identity,
+        passphrase_file=passphrase_file,
+        install_key=key_file,
+        url_file=url_file,
+    )
+    archive = STANDARD_INPUT if piped else find_path(run, snapshot or "", snapshots)
     options = RestoreOptions(
         decryption=unlock_of(
             run.terminal,
@@ -216,15 +232,24 @@ def restore(
         to_sqlite=to_sqlite,
     )
     risked = home if to is None and home.root.is_dir() else None
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(run.terminal.progress())
+        if piped:  # as much as possible is checked before it is stored
+            require_settled(target.root)
+            require_free_target(target, options)
+            require_target_unused(target, options)
+            directory = storage_directory(target.root, options)
+            stack.enter_context(stored_input(directory, progress))
+        if dry_run:
+            plan = plan_restore(archive, target, options)
+        else:
+            report = restoring.restore(archive, target, options, progress=progress)
     if dry_run:
-        plan = plan_restore(archive, target, options)
         warnings = (*_origin_warning(plan, risked, snapshot), *plan.warnings)
         result = PlanResult.of_plan(plan, warnings)
         return Outcome(
             result, lambda terminal: _show_plan(terminal, result), warnings=warnings, always=True
         )
-    with run.terminal.progress() as progress:
-        report = restoring.restore(archive, target, options, progress=progress)
     warnings = (*_origin_warning(report.plan, risked, snapshot), *report.warnings)
     done = RestoreResult.of_report(report, warnings)
     return Outcome(

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Run
+from sagewai_ops.errors import UsageError
 
 SnapshotArgument = Annotated[
     str, typer.Argument(metavar="SNAPSHOT|latest", help="An id, the beginning of an id, or a path.")
@@ -41,6 +42,31 @@ def find_archive(
         allow_work_factor=allow_work_factor,
     )
     return path, decryption
+
+
+def is_piped(snapshot: str | None, **files: Any) -> bool:
+    """Return whether the archive is on standard input.
+
+    Args:
+        files: The values of options that name files: none of them can be read from there too.
+
+    Raises:
+        UsageError: One is, or standard input is a terminal.
+    """
+    from sagewai_ops.snapshots.piped_archive import NAMES, require_input
+
+    if snapshot not in NAMES:
+        return False
+    require_input()
+    for parameter, value in files.items():
+        values = value if isinstance(value, list) else [value]
+        if any(str(item) in NAMES for item in values):
+            flag = parameter.replace("_", "-")
+            raise UsageError(
+                f"--{flag}: standard input is the archive",
+                hint=f"--{flag} FILE  # a file, or another descriptor: <(COMMAND)",
+            )
+    return True
 
 
 def find_path(run: Run, snapshot: str, snapshots: Path | None) -> Path:

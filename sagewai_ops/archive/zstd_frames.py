@@ -32,6 +32,7 @@ DEFAULT_LEVEL = 3
 WORKERS = min(os.cpu_count() or 1, 4)  # more would only hold more frames in memory
 
 _DATA_MAGIC = 0xFD2FB528
+ZSTD_MAGIC = _DATA_MAGIC.to_bytes(4, "little")  # an archive's first bytes, if it is not encrypted
 _TRAILER_MAGIC = 0x184D2A5D  # a skippable frame of ours
 _TABLE_MAGIC = 0x184D2A5E  # the skippable frame that the seekable format reserves
 _SEEKABLE_MAGIC = 0x8F92EAB1

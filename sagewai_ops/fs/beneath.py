@@ -50,7 +50,7 @@ _routes: dict[str, Callable[..., Any]] = {}
 
 
 def route(directory: AnyPath, remote: Callable[..., Any]) -> None:
-    """Send the operations on a directory and everything below it to another process.
+    """Send the operations on a directory and everything below it, or on a file, elsewhere.
 
     Args:
         remote: Called with the name of a function of this module and its arguments.
@@ -58,8 +58,13 @@ def route(directory: AnyPath, remote: Callable[..., Any]) -> None:
     _routes[os.fspath(directory)] = remote
 
 
+def unroute(directory: AnyPath) -> None:
+    """End what `route` began."""
+    _routes.pop(os.fspath(directory), None)
+
+
 def is_routed(path: AnyPath) -> bool:
-    """Return whether another process performs the operations on a path."""
+    """Return whether the operations on a path are performed elsewhere."""
     return _remote_for(path) is not None
 
 

@@ -70,6 +70,7 @@ from sagewai_ops.schema import sqlite_head
 from sagewai_ops.schema.revision_graph import HEAD
 from sagewai_ops.schema.upgrade_sqlite import Upgrade, upgrade_database
 from sagewai_ops.snapshots import cards, catalog
+from sagewai_ops.snapshots.piped_archive import STANDARD_INPUT
 from sagewai_ops.snapshots.quality import engine_of
 from sagewai_ops.snapshots.rebuild_cards import read_card_facts
 from sagewai_ops.snapshots.scratch import memory_parent, scratch_directory, work_parent
@@ -147,15 +148,15 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
     keys = keys_of(home, options.key_environment) if home else ()
     directory = _scratch_parent(archive, options)
     swept: tuple[str, ...] = ()
-    parents = (directory,) if is_remote(archive) else (archive.parent, directory)
-    for parent in dict.fromkeys(parents):
+    links = None if archive == STANDARD_INPUT or is_remote(archive) else archive.parent
+    for parent in dict.fromkeys(filter(None, (links, directory))):
         with locks.sweep_guard(parent):
             swept += tuple(catalog.sweep(parent))
     try:
         with (
-            run.open_server(options, directory) as server,
+            run.open_server(options, directory, links) as server,
             _hide_scratch_paths(directory, archive),
-            scratch_directory(directory, archive.parent, keep=options.keep) as scratch,
+            scratch_directory(directory, links, keep=options.keep) as scratch,
         ):
             report = run.execute(scratch / _HOME, options, server, swept, progress)
         report = dataclasses.replace(report, findings=tuple(run.findings))
@@ -179,6 +180,8 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
         raise
     if report.is_of_place:
         return report
+    if not catalog.is_archive_name(archive.name):
+        return report  # it has no metadata file
     try:
         rebuilt = _card_of(archive, options.decryption, keys)
         recorded = _record(archive, run.success(report), rebuilt, keys)
@@ -229,7 +232,9 @@ class _DrillRun:
     findings: list[DrillFinding] = field(default_factory=list)
 
     @contextlib.contextmanager
-    def open_server(self, options: DrillOptions, directory: Path) -> Iterator[DrillServer]:
+    def open_server(
+        self, options: DrillOptions, directory: Path, links: Path | None
+    ) -> Iterator[DrillServer]:
         """Open the server for the database of the snapshot, if that was on one."""
         with _hide_scratch_paths(directory, self.archive):
             facts = _server_facts(self.archive, options.decryption)
@@ -240,7 +245,7 @@ class _DrillRun:
             facts,
             options.scratch_server,
             directory,
-            self.archive.parent,
+            links,
             lambda reason: self.add_finding("database", reason),
         ) as server:
             yield server
@@ -437,7 +442,7 @@ def _server_step(options: DrillOptions) -> str:
 
 def _find_archive(archive: Path) -> Path:
     """Return the real path of an archive, which must be a file."""
-    if is_remote(archive):
+    if archive == STANDARD_INPUT or is_remote(archive):
         return archive
     archive = Path(os.path.realpath(archive))
     if beneath.is_directory(archive):
@@ -475,10 +480,21 @@ def _restore_options(options: DrillOptions) -> RestoreOptions:
 
 def _scratch_parent(archive: Path, options: DrillOptions) -> Path:
     """Return the directory in which the scratch directory is created."""
-    root = options.key_home.root if options.key_home and options.key_home.root.is_dir() else None
     if options.scratch is None and (memory := memory_parent(_needed_bytes(archive))):
         return memory
-    return work_parent(root, options.scratch, snapshots=archive.parent)
+    return storage_directory(archive, options)
+
+
+def storage_directory(archive: Path, options: DrillOptions) -> Path:
+    """Return the directory for what a drill has to write, if that does not fit into memory.
+
+    Raises:
+        NotFoundError, UsageError: As `work_parent`.
+    """
+    home = options.key_home
+    root = home.root if home and home.root.is_dir() else None
+    snapshots = home.snapshots if home and archive == STANDARD_INPUT else archive.parent
+    return work_parent(root, options.scratch, snapshots=snapshots)
 
 
 def _needed_bytes(archive: Path) -> int:
@@ -502,7 +518,8 @@ def _hide_scratch_paths(directory: Path, archive: Path) -> Iterator[None]:
         hidden = re.compile(re.escape(os.fspath(directory)) + r"/\.sagewai-[^/]+\.drill(/home)?/?")
         hint = error.hint
         if hidden.search(hint):
-            hint = f"sagewai-ops snapshots verify {shell_word(archive)}"
+            is_named = archive != STANDARD_INPUT
+            hint = f"sagewai-ops snapshots verify {shell_word(archive)}" if is_named else ""
         if is_of_place(error):
             hint = _OTHER_PLACE
         raise type(error)(f"drill: {hidden.sub('', message)}", hint=hint) from error

@@ -100,7 +100,7 @@ def open_drill_server(
     facts: ServerFacts,
     scratch_url: PostgresUrl | None,
     directory: Path,
-    link_directory: Path,
+    link_directory: Path | None,
     on_kept: Callable[[str], None],
 ) -> Iterator[DrillServer]:
     """Create an empty database for the block.

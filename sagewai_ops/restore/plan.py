@@ -23,7 +23,7 @@ from sagewai_ops.errors import (
     TargetBusyError,
     UsageError,
 )
-from sagewai_ops.fs.free_space import require_free_bytes
+from sagewai_ops.fs.free_space import nearest_existing, require_free_bytes
 from sagewai_ops.fs.volumes import LOST_AND_FOUND, names_in
 from sagewai_ops.home.paths import (
     DATABASE,
@@ -211,19 +211,13 @@ def build_plan(
             "--install-key: needs secrets/, which is not restored",
             hint=f"--only {','.join(options.only)},secrets",
         )
-    state = _state(target.root)
-    if state == "not empty" and not (options.replace or options.only):
-        raise TargetBusyError(
-            f"{target.root}: not empty",
-            hint="replace it, the previous home is kept: --replace\nor restore elsewhere: --to DIR",
-        )
+    state = require_free_target(target, options)
     server = _server_part(reader, options, parts)
     conversion = None
     if server and options.to_sqlite:
         from sagewai_ops.restore.conversion import plan_conversion
 
         conversion = plan_conversion(server)
-    _refuse_snapshot_directory(target.root, state)
     require_target_unused(target, options)
     replaced = _replaced_paths(target.root, wanted.top_names, parts)
     if conversion and parts and replaced is not None and "db" not in replaced:
@@ -264,6 +258,32 @@ def build_plan(
             *(_variable_warnings(target, options) if conversion else ()),
         ),
     )
+
+
+def require_free_target(target: Home, options: RestoreOptions) -> TargetState:
+    """Check that the target is empty or may be replaced; return its state.
+
+    Raises:
+        TargetBusyError: It is neither, or no home.
+    """
+    state = _state(target.root)
+    if state == "not empty" and not (options.replace or options.only):
+        raise TargetBusyError(
+            f"{target.root}: not empty",
+            hint="replace it, the previous home is kept: --replace\nor restore elsewhere: --to DIR",
+        )
+    _refuse_snapshot_directory(target.root, state)
+    return state
+
+
+def storage_directory(target: Path, options: RestoreOptions) -> Path:
+    """Return the directory in which a restore stores what it needs for its time.
+
+    It is on the file system of the target, and writable if the target is.
+    """
+    if target.is_dir() and (options.only or not swap.can_swap_whole(target)):
+        return target
+    return nearest_existing(target.parent)
 
 
 def require_target_unused(target: Home, options: RestoreOptions) -> None:

@@ -171,20 +171,23 @@ def test_unit_runs_as_the_owner_of_the_home(tmp_path: Path) -> None:
 def test_unit_without_a_ping_has_no_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A ping URL, on the line or in the configuration, and a database on a server need one."""
+    """A ping URL, on the line or in the configuration, a database on a server and a vault do."""
     denied = "IPAddressDeny=any"
     (tmp_path / "c.toml").write_text('[backup]\nping-url-file = "/etc/ping"\n')
 
     alone = _files("systemd")[f"{NAME}.service"].splitlines()
     with_ping = _files("systemd", "--", "--ping-url-file", "/p")[f"{NAME}.service"]
     configured = _files("systemd", "--config", tmp_path / "c.toml")[f"{NAME}.service"]
+    vault = ("--passphrase-command", "vault kv get -field=p secret/b")
+    with_vault = _files("systemd", "--", *vault)[f"{NAME}.service"]
     monkeypatch.setenv("SAGEWAI_DATABASE_URL", "postgresql://h/d")
     on_server = _files("systemd")[f"{NAME}.service"]
 
     assert denied in alone
     assert "RestrictAddressFamilies=AF_UNIX" in alone
     assert "ProtectProc=invisible" in alone
-    assert denied not in with_ping + configured + on_server
+    assert denied not in with_ping + configured + on_server + with_vault
+    assert '--passphrase-command "vault kv get -field=p secret/b"' in with_vault
 
 
 @pytest.mark.parametrize("user", ["-x", "--", "a:b", "a b", "", "a%", "1x", "\u0661:\u0661"])
