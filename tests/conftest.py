@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from postgres_server import _postgres_session, database, every_postgres, postgres
-from remote_servers import azurite, rclone, seaweedfs
+from remote_servers import azurite, rclone, seaweedfs, sshd
 from sagewai_ops.archive import age_passphrase
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "postgres",
     "rclone",
     "seaweedfs",
+    "sshd",
 ]
 # Of the developer: their home and database, and the credentials that obstore would read.
 _HIDDEN = ("SAGEWAI_", "AWS_", "AZURE_", "GOOGLE_")

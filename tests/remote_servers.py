@@ -14,6 +14,7 @@ import hmac
 import http.client
 import itertools
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -309,6 +310,69 @@ class AzureServer(Server):
             raise RuntimeError(f"container {name}: {answer.status} {content[:300]!r}")
 
 
+class SshServer(Server):
+    """Debian's sshd with its SFTP server, and a client configuration that knows it as `backup`."""
+
+    def __init__(self) -> None:
+        super().__init__("sshd")
+        (self.port,) = _free_ports(1)
+        for name in ("host", "user", "stranger"):
+            subprocess.run(
+                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.directory / name],
+                check=True,
+            )
+        if not os.geteuid():
+            Path("/run/sshd").mkdir(exist_ok=True)  # made by Debian's service, which does not run
+        (self.directory / "sshd_config").write_text(
+            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.directory}/host\n"
+            f"AuthorizedKeysFile {self.directory}/user.pub\nPidFile none\nUsePAM no\n"
+            "StrictModes no\nPermitRootLogin yes\nPasswordAuthentication no\n"
+            "KbdInteractiveAuthentication no\nSubsystem sftp internal-sftp\n"
+        )
+        host_key = (self.directory / "host.pub").read_text()
+        (self.directory / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {host_key}")
+        self.start(
+            ["/usr/sbin/sshd", "-D", "-e", "-f", str(self.directory / "sshd_config")],
+            lambda: _accepts(self.port),
+        )
+
+    def place(self, *, key: str = "user", known: bool = True) -> tuple[str, dict[str, str], Path]:
+        """Create an empty directory.
+
+        Args:
+            key: Which the client offers; `stranger` is refused.
+            known: Whether the client knows the server.
+
+        Returns:
+            The URL, the environment for `open_store`, and the directory.
+        """
+        # As ssh finds the user's home without HOME, its configuration is an option of a wrapper.
+        programs = Path(tempfile.mkdtemp(dir=self.directory))
+        directory = programs / "place"
+        directory.mkdir()
+        hosts = self.directory / "known_hosts" if known else "/dev/null"
+        (programs / "config").write_text(
+            f"Host backup\nHostName 127.0.0.1\nPort {self.port}\nIdentityAgent none\n"
+            f"IdentityFile {self.directory}/{key}\nIdentitiesOnly yes\nUser {_user()}\n"
+            f"UserKnownHostsFile {hosts}\nGlobalKnownHostsFile /dev/null\n"
+            "StrictHostKeyChecking yes\n"
+        )
+        ssh = shutil.which("ssh")
+        script = f'#!/bin/sh\nexec {ssh} -F {programs}/config "$@"\n'
+        (programs / "ssh").write_text(script)
+        (programs / "ssh").chmod(0o755)
+        environment = {"PATH": f"{programs}:{os.environ['PATH']}"}
+        return f"sftp://backup{directory}", environment, directory
+
+
+@pytest.fixture(scope="session")
+def sshd() -> Iterator[SshServer]:
+    """Debian's sshd."""
+    server = SshServer()
+    yield server
+    server.stop()
+
+
 @pytest.fixture(scope="session")
 def seaweedfs() -> Iterator[S3Server]:
     """SeaweedFS."""
@@ -331,6 +395,15 @@ def azurite() -> Iterator[AzureServer]:
     server = AzureServer()
     yield server
     server.stop()
+
+
+def _accepts(port: int) -> bool:
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        return connection.recv(4) == b"SSH-"
+
+
+def _user() -> str:
+    return pwd.getpwuid(os.geteuid()).pw_name
 
 
 def _without_refusal(answers: Callable[[], bool]) -> bool:

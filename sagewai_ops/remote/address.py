@@ -122,7 +122,9 @@ def open_store(address: Address, environment: Mapping[str, str]) -> Store:
         NotFoundError: A file with credentials does not exist.
     """
     if address.scheme == "sftp":
-        raise UsageError("sftp://: not possible yet")
+        from sagewai_ops.remote.sftp import SftpStore
+
+        return SftpStore(address, environment)
     from sagewai_ops.remote.object_store import ObjectStore
 
     return ObjectStore(address, environment)
