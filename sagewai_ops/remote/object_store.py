@@ -12,7 +12,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sagewai_ops.errors import (
@@ -27,6 +27,7 @@ from sagewai_ops.process.threads import Thread
 from sagewai_ops.remote.object_client import connect, import_library
 from sagewai_ops.remote.object_credentials import find_credentials
 from sagewai_ops.remote.object_errors import translate_error
+from sagewai_ops.remote.object_retention import retention_of
 from sagewai_ops.remote.store import Deletion, ObjectFacts
 from sagewai_ops.text import printable
 
@@ -43,6 +44,7 @@ _MOST_OBJECTS = 1_000_000  # in one directory; a snapshot has two
 _ABORT_SECONDS = 20.0  # for the end of a request when an upload is given up
 # Slower than this, a part is not uploaded: 16 KiB/s.
 _LEAST_BYTES_PER_SECOND = 16 * 1024
+_SIGNED_FOR = timedelta(minutes=5)
 _NO_LIMIT = timedelta(days=7)  # of an answer that is read in pieces; each has its own
 
 Result = TypeVar("Result")
@@ -191,17 +193,18 @@ class ObjectStore:
         """End the thread; obstore closes its connections by itself."""
         self._worker.end()
 
-    def presigned(self, method: str, name: str, seconds: int) -> str:
-        """Return a URL with a signature, a secret, for a request that obstore does not offer."""
-        url = self._call(
-            name,
-            self._library.sign,
-            self._small,
-            method,
-            _path(name),
-            timedelta(seconds=seconds),
-        )
-        return str(url)
+    def retained_until(self, name: str) -> datetime | None:
+        """Return until when an object cannot be deleted; None if it can, or that is unknown.
+
+        obstore does not return the headers that state it, so a signed URL is requested.
+        """
+        try:
+            url = self._call(
+                name, self._library.sign, self._small, "HEAD", _path(name), _SIGNED_FOR
+            )
+            return self._worker.run(lambda: retention_of(str(url), self._patience.request_seconds))
+        except (OpsError, OSError):
+            return None
 
     def _meta(self, name: str) -> dict[str, Any] | None:
         try:

@@ -398,7 +398,7 @@ class _SftpUpload:
             channel.forget(channel.send(Kind.CLOSE, string(self.handle)))
 
     def finish(self) -> None:
-        """Give it its name."""
+        """Rename it to its name."""
         self.close()
         store = self._store
         store._call(self.name, lambda channel: replace_file(channel, self.path, self._final))  # noqa: SLF001

@@ -114,7 +114,7 @@ def size_of(channel: Channel, handle: bytes) -> int:
 
 
 def replace_file(channel: Channel, path: bytes, final: bytes) -> None:
-    """Give a file its name, in one step where the server can."""
+    """Rename a file, in one step where the server can."""
     if _REPLACE in channel.extensions:
         names = string(path) + string(final)
         channel.status(channel.send(Kind.EXTENDED, string(_REPLACE) + names))
@@ -125,7 +125,7 @@ def replace_file(channel: Channel, path: bytes, final: bytes) -> None:
 
 
 def link_file(channel: Channel, path: bytes, final: bytes) -> bool | None:
-    """Give a file a second name, if there is none; return None where the server cannot."""
+    """Add a name to a file unless it exists; return None where the server cannot."""
     if _LINK not in channel.extensions:
         return None
     try:
@@ -144,7 +144,7 @@ def link_file(channel: Channel, path: bytes, final: bytes) -> bool | None:
 
 
 def create_file(channel: Channel, path: bytes, content: bytes) -> bool:
-    """Write a small file under its own name, if there is none; return whether it was."""
+    """Write a small file unless its name exists; return whether it was written."""
     try:
         flags = WRITE | CREATE | EXCLUSIVE
         handle = open_file(channel, path, flags)

@@ -252,7 +252,7 @@ class Channel:
         return kind, Fields(content)
 
     def status(self, number: int) -> None:
-        """Take the reply to a request that has no other than a status.
+        """Check the reply to a request that has no other than a status.
 
         Raises:
             StatusError: The server refused it.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -112,4 +112,13 @@ class Store(Protocol):
 
     def close(self) -> None:
         """End the connections, and a program that was started."""
+        ...
+
+
+@runtime_checkable
+class HasRetention(Protocol):
+    """A store that can lock objects."""
+
+    def retained_until(self, name: str) -> datetime | None:
+        """Return until when an object cannot be deleted; None if it can, or that is unknown."""
         ...

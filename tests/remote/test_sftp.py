@@ -317,7 +317,7 @@ def test_a_server_that_attacks_is_an_error_with_19(tmp_path: Path, program: str)
 
 
 def test_names_of_a_server_cannot_lead_elsewhere(tmp_path: Path) -> None:
-    """Names with a path are not listed; others are, however odd."""
+    """A name with a path is not listed; others are, however odd."""
     names = "b'../up', b'a/b', b'.', b'good', b'o\\x1b[2J\\xff'"
     store = hostile(
         tmp_path,
