@@ -397,6 +397,15 @@ def azurite() -> Iterator[AzureServer]:
     server.stop()
 
 
+def local_ssh(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put an `ssh` into the search path that starts the SFTP server on this machine."""
+    programs = directory / "programs"
+    programs.mkdir()
+    (programs / "ssh").write_text("#!/bin/sh\nexec /usr/lib/openssh/sftp-server\n")
+    (programs / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+
+
 def _accepts(port: int) -> bool:
     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
         return connection.recv(4) == b"SSH-"

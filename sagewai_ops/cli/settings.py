@@ -9,6 +9,7 @@ from sagewai_ops.remote.path import is_remote, parse_place
 
 if TYPE_CHECKING:
     from sagewai_ops.home.paths import Home
+    from sagewai_ops.remote.address import Address
     from sagewai_ops.remote.store import Store
 
 SNAPSHOTS_VARIABLE = "SAGEWAI_OPS_SNAPSHOTS"
@@ -55,9 +56,19 @@ class Settings:
         name, separator, _below = str(path).partition(":")
         return rules_of(self.remotes.get(name, {})) if separator and is_remote(path) else {}
 
-    def _open(self, address: str) -> "Store":
+    def address_of(self, text: str) -> "Address":
+        """Parse a URL, or a name of the configuration.
+
+        Raises:
+            UsageError: It is neither.
+        """
         from sagewai_ops.cli.remote_tables import without_rules
-        from sagewai_ops.remote.address import open_store, parse_address
+        from sagewai_ops.remote.address import parse_address
 
         tables = {name: without_rules(table) for name, table in self.remotes.items()}
-        return open_store(parse_address(address, tables), self.environment)
+        return parse_address(text, tables)
+
+    def _open(self, address: str) -> "Store":
+        from sagewai_ops.remote.address import open_store
+
+        return open_store(self.address_of(address), self.environment)

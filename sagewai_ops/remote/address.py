@@ -46,7 +46,7 @@ class Address:
         account: Of Azure.
         user: Of an SFTP server; "" for the one in ssh's configuration.
         port: Of an SFTP server; None for the one in ssh's configuration.
-        name: In the configuration; "" for a URL.
+        named: As the configuration names it, such as `offsite:host`; "" for a URL.
         endpoint: Of an object store that is not the provider's own; a URL.
         credentials_file: Of this place; None for the provider's own chain.
     """
@@ -57,11 +57,16 @@ class Address:
     account: str = ""
     user: str = ""
     port: int | None = None
-    name: str = field(default="", compare=False)
+    named: str = field(default="", compare=False)
     endpoint: str = ""
     region: str = ""
     path_style: bool = True
     credentials_file: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """The name or else the URL, for messages and as an argument of commands."""
+        return self.named or str(self)
 
     def __str__(self) -> str:
         """Return the URL, in its canonical form."""
@@ -160,7 +165,7 @@ def _configured(name: str, table: Mapping[str, Any], below: str) -> Address:
         base.account,
         base.user,
         base.port,
-        name,
+        f"{name}:{below.strip('/')}",
         endpoint.rstrip("/"),
         table.get("region", ""),
         table.get("path-style", True),

@@ -97,8 +97,8 @@ class ObjectStore:
 
     @property
     def address(self) -> str:
-        """The URL."""
-        return str(self._address)
+        """The name in the configuration, or else the URL."""
+        return self._address.shown
 
     def list(self) -> list[ObjectFacts]:
         """List the objects below the prefix, without those of deeper prefixes."""

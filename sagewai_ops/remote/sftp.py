@@ -108,8 +108,8 @@ class SftpStore:
 
     @property
     def address(self) -> str:
-        """The URL."""
-        return str(self._address)
+        """The name in the configuration, or else the URL."""
+        return self._address.shown
 
     def list(self) -> list[ObjectFacts]:
         """List the regular files of the directory, without uploads in progress."""

@@ -15,6 +15,7 @@ import typer
 
 from json_schemas import problems
 from program import call
+from remote_servers import local_ssh
 from sagewai_ops.cli import main
 from sagewai_ops.cli.variables import ACTING
 from small_homes import small
@@ -102,6 +103,15 @@ CASES: dict[str, list[tuple[Callable[[World], list[object]], str]]] = {
         )
     ],
     "snapshots undelete": [(lambda _world: ["snapshots", "undelete", "--all"], "would move")],
+    "remote init": [
+        (lambda world: ["remote", "init", f"sftp://host{world.directory}/place"], "would create")
+    ],
+    "remote check": [
+        (
+            lambda world: ["remote", "check", f"sftp://host{world.directory}/initialised"],
+            "would probe",
+        )
+    ],
     **{
         f"schedule {kind}": [(_schedule(kind), "would write")]
         for kind in ("systemd", "cron", "compose", "kubernetes")
@@ -112,9 +122,13 @@ ON_SERVERS = {"db downgrade", "export-to-postgres"}
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """Something to do for every command, next to a home that a restore replaced."""
     tmp_path.chmod(0o700)
+    local_ssh(tmp_path, monkeypatch)
+    for name in ("place", "initialised"):
+        (tmp_path / name).mkdir()
+    assert call("remote", "init", f"sftp://host{tmp_path}/initialised").code == 0
     home = small(tmp_path / "home").root
     for _number in range(3):
         assert call("--home", home, "backup").code == 0

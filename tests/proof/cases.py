@@ -16,7 +16,7 @@ from unittest import mock
 from proof import beginnings
 from proof.beginnings import Bench, Words, opened, recipient, server_url
 from proof.worlds import World
-from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
+from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, RemoteError
 from sagewai_ops.swap import mounts
 
 OCCUPIED = 15  # a second run's answer where the first has completed
@@ -359,6 +359,8 @@ CASES = (
     ),
     Case("status", beginnings.with_snapshot, _always("status")),
     _idle("config", "show"),
+    _idle("remote", "init", "sftp://127.0.0.1:1/srv", code=RemoteError.exit_code),
+    _idle("remote", "check", "sftp://127.0.0.1:1/srv", code=RemoteError.exit_code),
     *(_idle("schedule", kind) for kind in ("cron", "compose", "kubernetes", "systemd")),
     Case(
         "schedule systemd --into",

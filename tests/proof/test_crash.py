@@ -22,7 +22,7 @@ CRASH = Path(crash.__file__)
 GROUPS = (
     ("init", "migrate-layout", "verify-perms", "db", "schedule"),
     ("backup", "drill", "preflight", "keys"),
-    ("restore", "recover", "snapshots", "status", "config"),
+    ("restore", "recover", "snapshots", "status", "config", "remote"),
     ("export-to-postgres",),
 )
 # Options that name a file or a directory that is only read.

@@ -134,7 +134,7 @@ def test_a_name_of_the_configuration_has_an_endpoint_and_a_directory() -> None:
         path_style=False,
         credentials_file="/etc/keys",
     )
-    assert found.name == "offsite"
+    assert found.shown == "offsite:host"
 
 
 @pytest.mark.parametrize(
