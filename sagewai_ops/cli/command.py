@@ -552,7 +552,7 @@ def _complete(
     kind, option = get_args(parameter.annotation)
     option = copy.copy(option)  # several commands share it
     if _takes_paths(parameter.annotation):
-        option.parser = functools.partial(_path, option.parser or Path)
+        option.parser = _refusing_empty(option.parser or Path)
     # In an annotation, Typer takes the first flag for the default until it builds the option.
     declared = [option.default, *(option.param_decls or ())]
     flags = [flag for flag in declared if isinstance(flag, str) and flag.startswith("--")]
@@ -568,7 +568,10 @@ def _takes_paths(annotation: Any) -> bool:
     return annotation is Path or any(map(_takes_paths, get_args(annotation)))
 
 
-def _path(parse: Callable[[str], Path], text: str) -> Path:
-    if not text:
-        raise typer.BadParameter("is empty")
-    return parse(text)
+def _refusing_empty(parse: Callable[[str], Path]) -> Callable[[str], Path]:
+    def path(text: str) -> Path:  # a function: the lowest Click asks the parser for its name
+        if not text:
+            raise typer.BadParameter("is empty")
+        return parse(text)
+
+    return path
