@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.postgres import connection as postgres_connection
+from sagewai_ops.database.postgres.sessions import SESSION_COLUMNS, ServerSession
 from sagewai_ops.database.postgres.transaction import lost_connection_errors
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.url import PostgresUrl
@@ -49,10 +50,8 @@ SELECT pg_catalog.current_setting('server_version_num')::int / 10000 AS major,
 """
 # Rows in their stored order.
 _SETTINGS = "SET LOCAL synchronize_seqscans = off; SET LOCAL max_parallel_workers_per_gather = 0"
-_OTHERS = """
-SELECT coalesce(usename::text, '?') || ' (process ' || pid::text ||
-       CASE WHEN application_name = '' THEN '' ELSE ', ' || application_name END || ')' AS session
-FROM pg_catalog.pg_stat_activity
+_OTHERS = f"""
+SELECT {SESSION_COLUMNS} FROM pg_catalog.pg_stat_activity
 WHERE datname = pg_catalog.current_database() AND backend_type = 'client backend'
   AND pid <> pg_catalog.pg_backend_pid()
 ORDER BY pid
@@ -64,11 +63,9 @@ WHERE n.nspname = pg_catalog.current_schema() AND c.relkind IN ('r', 'p')
   AND pg_catalog.row_security_active(c.oid)
 ORDER BY 1 LIMIT 1
 """
+_HOLDER = f"SELECT {SESSION_COLUMNS} FROM pg_catalog.pg_stat_activity WHERE pid = $1"
 _LOCKS = """
-SELECT DISTINCT l.relation::regclass::text AS relation, l.pid,
-       coalesce(a.usename::text, '?') AS role,
-       coalesce(a.application_name, '') AS application
-FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+SELECT DISTINCT l.relation::regclass::text AS relation, l.pid FROM pg_catalog.pg_locks l
 WHERE l.locktype = 'relation' AND l.granted AND l.pid <> pg_catalog.pg_backend_pid()
   AND l.database = (SELECT oid FROM pg_catalog.pg_database
     WHERE datname = pg_catalog.current_database())
@@ -177,7 +174,8 @@ async def _lock(session: Session, purpose: str, url: PostgresUrl) -> None:
     from sagewai_ops.schema.migrate_postgres import LOCK
 
     connection = session.connection
-    session.others = tuple(row["session"] for row in await connection.fetch(_OTHERS))
+    others = await connection.fetch(_OTHERS)
+    session.others = tuple(ServerSession(*row).display for row in others)
     if purpose == VERIFY:
         return
     if not await connection.fetchval("SELECT pg_catalog.pg_try_advisory_xact_lock($1)", LOCK):
@@ -234,8 +232,8 @@ async def _busy_error(connection: asyncpg.Connection[asyncpg.Record], url: Postg
     lock = await connection.fetchrow(_LOCKS)
     if not lock:
         return TargetBusyError(f"{url.display}: tables in use by another session")
-    application = f", {lock['application']}" if lock["application"] else ""
-    session = f"{lock['role']} (process {lock['pid']}{application})"
+    holder = await connection.fetchrow(_HOLDER, lock["pid"])
+    session = ServerSession(*holder).display if holder else f"server process {lock['pid']}"
     return TargetBusyError(
         f"{url.display}: table {lock['relation']} in use by {session}",
         hint=f"psql URL -c 'SELECT * FROM pg_stat_activity WHERE pid = {lock['pid']}'",

@@ -18,8 +18,9 @@ from typing import Any
 from sagewai_ops.errors import PermissionDeniedError
 from sagewai_ops.process import core_dumps
 from sagewai_ops.process.interpreter import keep_interpreter
+from sagewai_ops.process.parent import parent_death_signal
 
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38  # linux/prctl.h
+_PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def become(account: Account) -> None:
     library = ctypes.CDLL(None)
     if hasattr(library, "prctl"):
         library.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    parent_death_signal(signal.SIGTERM)()
     os.environ["HOME"] = account.home or os.sep  # root's may not be read
     for variable in ("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
         os.environ.pop(variable, None)

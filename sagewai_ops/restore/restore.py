@@ -114,6 +114,7 @@ def restore(
         plan = build_plan(reader, archive, target, options, paths)
         stage = stack.enter_context(swap.staged(target.root, plan.paths))
         server = _open_server(stack, plan, options, stage.moment)
+        is_on_server = plan.is_on_server and plan.conversion is None
         extracted, database = _extract(
             reader, stage.content, target.root, options, paths, progress, server
         )
@@ -145,9 +146,10 @@ def restore(
             # With --only, the administrator's id may be in a document that is not replaced.
             every_document = {**read_documents(target), **documents}
             rebound = rebind_fleet(every_document, staged, target)
-            if server:  # the rows of the old SQLite file are not used
-                rebound = server.rebind_fleet(organisation_id(every_document, target))
-        access = _count_access(staged, database, server)
+            if is_on_server:  # the rows of the old SQLite file are not used
+                organisation = organisation_id(every_document, target)
+                rebound = server.rebind_fleet(organisation) if server else 0
+        access = _count_access(staged, None if is_on_server else database, server)
         warnings = [*plan.warnings]
         if server and stage.paths is None:
             warnings += _record_server(staged, options)
@@ -181,9 +183,10 @@ def _count_access(
     staged: Home, database: DatabaseReport | None, server: "ServerRestore | None"
 ) -> AccessCounts:
     documents = read_documents(staged)
+    files = count_access(documents, staged.database if database else None)
     if server is None:
-        return count_access(documents, staged.database if database else None)
-    files, rows = count_access(documents, None), server.count_access()
+        return files
+    rows = server.count_access()
     return AccessCounts(
         files.sessions + rows.sessions,
         files.api_tokens + rows.api_tokens,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sagewai_ops.database.postgres import connection as postgres_connection
+from sagewai_ops.database.postgres.sessions import SESSION_COLUMNS, ServerSession
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import (
     DifferenceError,
@@ -42,13 +43,13 @@ _DIFFERENCES = frozenset(
 
 _DEPENDENT = "2BP01"
 
-_HOLDER = """
-SELECT a.pid, a.usename::text, a.application_name
-FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-WHERE l.locktype = 'advisory' AND l.granted AND l.database =
-    (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
-  AND (l.classid::bigint << 32) + l.objid::bigint = :lock
-"""
+_HOLDER = f"""
+SELECT {SESSION_COLUMNS} FROM pg_catalog.pg_stat_activity WHERE pid IN (
+  SELECT l.pid FROM pg_catalog.pg_locks l
+  WHERE l.locktype = 'advisory' AND l.granted AND l.database =
+      (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+    AND (l.classid::bigint << 32) + l.objid::bigint = :lock)
+"""  # noqa: S608 (a constant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +324,7 @@ async def _locked(url: PostgresUrl, wait_seconds: float) -> AsyncIterator[AsyncC
         while not (await connection.execute(query, {"lock": LOCK})).scalar_one():
             if time.monotonic() >= deadline:
                 holder = (await connection.execute(text(_HOLDER), {"lock": LOCK})).first()
-                owner = f"pid {holder[0]} ({holder[1]}, {holder[2]})" if holder else "another run"
+                owner = ServerSession(*holder).display if holder else "another run"
                 raise LockedError(f"{url.display}: locked by {owner}, which changes the schema")
             await asyncio.sleep(_POLL_SECONDS)
         await connection.commit()  # a savepoint

@@ -437,7 +437,7 @@ def test_a_target_that_is_being_written_is_refused(home: Home, postgres: Server)
     locked = asyncio.run(meanwhile(f"SELECT pg_advisory_xact_lock({migrate_postgres.LOCK})"))
 
     assert isinstance(written, TargetBusyError)
-    assert "postgres (process" in written.message
+    assert "in use by session of postgres (server process" in written.message
     assert "table projects" in written.message
     assert isinstance(locked, LockedError)
 

@@ -19,7 +19,12 @@ from postgres_server import Server
 from program import PATIENCE_SECONDS, Answer, call
 from sagewai_ops.backup.report import BackupReport
 from sagewai_ops.database.postgres import private_server
-from sagewai_ops.database.postgres.private_server import Installation, choose_installation
+from sagewai_ops.database.postgres.private_server import (
+    Installation,
+    choose_installation,
+    start_private_server,
+)
+from sagewai_ops.database.postgres.sessions import read_sessions
 from sagewai_ops.errors import DifferenceError, RemoteError
 from sagewai_ops.fs.removal import sweep_leftovers
 from sagewai_ops.operations import drill_database
@@ -28,7 +33,9 @@ from sagewai_ops.schema.revision_graph import HEAD
 from sagewai_ops.snapshots.cards import read_card
 from server_homes import ServerHome, facts_of, home_and_snapshot, make_server_home
 from small_homes import everything_of
+from step_counter import killed
 from targets import url_of
+from unprivileged import reachable_directory
 
 OLD = "019_fleet_tasks"
 PRIVATE = """
@@ -123,6 +130,37 @@ def test_database_is_proved_on_a_private_server(home: ServerHome, archive: Path)
     assert card["proved_restorable_at"] == result["at"]
     assert (servers(os.getpid()), everything_of(home.root)) == (set(), before)
     assert [name for name in os.listdir(archive.parent) if name.startswith(".sagewai-2")] == []
+
+
+@pytest.mark.parametrize(
+    "installation", private_server.find_installations(), ids=lambda found: found.version
+)
+def test_every_installed_server_starts(installation: Installation, tmp_path: Path) -> None:
+    """Also for root, whose directories are closed to the user of the server."""
+    tmp_path.chmod(0o700)
+    with start_private_server(installation, tmp_path) as url:
+        assert read_sessions(url) == ()
+
+
+def test_user_without_a_name_has_a_private_server() -> None:
+    """As in many containers: initdb refuses such a user, who has a name in a user namespace."""
+    if os.getuid():
+        pytest.skip("only root takes another uid")
+
+    def start(place: Path) -> None:
+        place.mkdir(0o700)
+        with start_private_server(private_server.find_installations()[0], place) as url:
+            assert read_sessions(url) == ()
+
+    def start_without_a_name() -> None:
+        os.setgroups([])
+        os.setgid(40001)
+        os.setuid(40001)
+        start(directory / "other")
+
+    with reachable_directory() as directory:
+        start(directory / "own")  # and import what may be out of the other user's reach
+        assert not killed(start_without_a_name)
 
 
 def facts_of_archive(home: ServerHome) -> Any:

@@ -41,7 +41,6 @@ class Case:
             that one left half done, may leave the rest to the next run.
         is_idle: It takes no step, so nothing can go wrong at one.
         is_roots: Root runs it with its own rights, because it works on no home.
-        needs_account: It starts a PostgreSQL, whose user must have a name; `OTHER_USER` has none.
         in_parts: Its promise is for each file alone: some may be old and some new.
         siblings: Files that are each old or new on their own; one that could not be written is a
             warning.
@@ -68,7 +67,6 @@ class Case:
     has_failure: bool = False
     is_idle: bool = False
     is_roots: bool = False
-    needs_account: bool = False
     in_parts: bool = False
     siblings: tuple[str, ...] = ()
     may_go_back: bool = False
@@ -340,7 +338,6 @@ CASES = (
         "drill, PostgreSQL",
         beginnings.exported_with_snapshot,
         lambda world: ("drill", "--work-dir", world.out),
-        needs_account=True,
         on_server=True,
     ),
     Case(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from postgres_server import Server
 from program import Answer, call
 from sagewai_ops.backup.report import BackupReport
 from sagewai_ops.errors import PermissionDeniedError
+from sagewai_ops.home.paths import locate
 from sagewai_ops.home.server_record import read_server_record
+from sagewai_ops.home.state_files import read_documents
+from sagewai_ops.restore.access import count_access
 from sagewai_ops.restore.server import ServerRestore, open_server_restore
 from sagewai_ops.schema.revision_graph import HEAD
 from sagewai_ops.swap import journal as swap_journal
@@ -188,12 +192,17 @@ def test_database_needs_a_url(home: ServerHome, tmp_path: Path) -> None:
     words = ("--home", home.root, "restore", "latest", "--to", tmp_path / "copy")
 
     refused = call(*words)
-    files = call(*words, "--without-database")
+    files = call(*words, "--without-database", "--rebind-fleet", "--json")
 
     assert refused.code == 2
     assert "--without-database" in refused.err
-    assert files.code == 0
-    assert (tmp_path / "copy/config/admin-state.json").exists()
+    assert files.code == 0, files.err
+    copy = locate(tmp_path / "copy", {})
+    in_documents = count_access(read_documents(copy), None)
+    assert count_access({}, copy.database).api_tokens  # in the unused file, and not counted
+    access = {name: files.result[name] for name in ("sessions", "api_tokens", "fleet_rows")}
+    assert access == asdict(in_documents)
+    assert files.result["rebound_rows"] == 0
 
 
 def test_other_session_is_named(home: ServerHome, empty: str, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 It listens on a socket in its data directory, which only its user can enter, and on no port. It ends
 with this process, whatever ends that, and its data is never synced: nothing of it is kept.
 PostgreSQL refuses root, so for root it runs as `postgres`, or `nobody` where there is no such user.
+Its initdb refuses a user without a name, as in many containers: for such a user it runs in a user
+namespace, in which the same rights have the name of one of these two.
 The database that a run gets belongs to a role that is no superuser: what an unknown writer put into
 a snapshot's SQL has no rights outside of it.
 """
@@ -10,7 +12,6 @@ a snapshot's SQL has no rights outside of it.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
 import os
 import pwd
@@ -29,7 +30,8 @@ from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.url import DEFAULT_PORT, PROTECTIONS, PostgresUrl
 from sagewai_ops.errors import NoSpaceError, OpsError, RemoteError
 from sagewai_ops.fs import beneath
-from sagewai_ops.process.privileges import account_of
+from sagewai_ops.process.parent import parent_death_signal
+from sagewai_ops.process.privileges import Account, account_of
 from sagewai_ops.process.signals import run_interruptibly, uninterrupted
 from sagewai_ops.text import printable
 
@@ -42,11 +44,7 @@ _SUPERUSER, _ROLE = "postgres", "sagewai_drill"
 _SECONDS = 60.0  # for each step of the start; an idle machine needs half a second
 _STOP_SECONDS = 10.0  # the server itself ends its processes after 5
 _POLL_SECONDS = 0.02
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _EXTENSIONS = frozenset(["vector"])  # pgvector has types and operators, no access to the machine
-# The data directory is the working directory, and has no other name for the server: root's
-# directories above it are closed to the user of the server.
-_DATA = "/proc/self/cwd"
 # Durability is of no use here, and rows loaded into a new table need no log of changes.
 _SETTINGS = {
     "autovacuum": "off",
@@ -129,9 +127,9 @@ def start_private_server(
             beneath.set_owner(data, user["user"], user["group"])
         descriptor = beneath.open_directory(data)
         stack.callback(os.close, descriptor)
-        _create_cluster(installation, data, user)
+        _create_cluster(installation, descriptor, user)
         log = stack.enter_context(open(beneath.create_file(directory / "log", 0o600), "r+b"))
-        process = stack.enter_context(_running(installation, data, user, log.fileno()))
+        process = stack.enter_context(_running(installation, descriptor, user, log.fileno()))
         # A path of any length, and of no other process.
         url = PostgresUrl(
             hosts=((f"/proc/self/fd/{descriptor}", DEFAULT_PORT),),
@@ -152,7 +150,7 @@ def _read_version(programs: Path) -> Installation | None:
     if not all((programs / name).is_file() for name in ("initdb", "postgres")):
         return None
     try:
-        answer = _run([programs / "postgres", "--version"], _user(), Path("/"))
+        answer = _run([programs / "postgres", "--version"], _user())
     except (OSError, subprocess.SubprocessError):
         return None
     match = _VERSION.search(answer.stdout.decode("ascii", "replace"))
@@ -161,18 +159,38 @@ def _read_version(programs: Path) -> Installation | None:
 
 def _user() -> dict[str, Any]:
     """Return whose rights the server takes, as arguments of a process; {} for one's own."""
-    if os.geteuid() != 0:
+    account = _find_account() if os.geteuid() == 0 else None
+    if account is None:
         return {}
+    return {"user": account.uid, "group": account.gid, "extra_groups": account.groups}
+
+
+def _find_account() -> Account | None:
     for name in _ACCOUNTS:
         with contextlib.suppress(KeyError):
             entry = pwd.getpwnam(name)
-            account = account_of(entry.pw_uid, entry.pw_gid)
-            return {"user": account.uid, "group": account.gid, "extra_groups": account.groups}
-    return {}
+            return account_of(entry.pw_uid, entry.pw_gid)
+    return None
+
+
+def _has_name() -> bool:
+    try:
+        return bool(pwd.getpwuid(os.geteuid()))
+    except KeyError:
+        return False
+
+
+def _with_name() -> list[str]:
+    """Return the beginning of a command under which this user has a name."""
+    account, program = _find_account(), shutil.which("unshare", path=os.defpath)
+    if account is None or program is None:
+        return []
+    ids = ("--map-user", str(account.uid), "--map-group", str(account.gid))
+    return [program, "--user", *ids, "--"]
 
 
 def _run(
-    command: Sequence[str | Path], user: dict[str, Any], directory: Path
+    command: Sequence[str | Path], user: dict[str, Any], *descriptors: int
 ) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         command,
@@ -180,52 +198,67 @@ def _run(
         capture_output=True,
         check=True,
         timeout=_SECONDS,
-        **_surroundings(directory),
+        **_surroundings(*descriptors),
         **user,
     )
 
 
-def _surroundings(directory: Path) -> dict[str, Any]:
+def _data_path(descriptor: int) -> str:
+    """Return the only name of the data directory that the user of the server can reach.
+
+    Root's directories above it are closed to that user. It is not the working directory, from which
+    initdb before 16 goes away to find its program, and to which it cannot return.
+    """
+    return f"/proc/self/fd/{descriptor}"
+
+
+def _surroundings(*descriptors: int) -> dict[str, Any]:
     """Return how each program is run: without our variables, and no longer than this process."""
-    library, parent = ctypes.CDLL(None), os.getpid()
+    request, parent = parent_death_signal(signal.SIGQUIT), os.getpid()
 
     def end_with_parent() -> None:
         """Between fork and exec, after the change of the user, which would clear it."""
-        library.prctl(_PR_SET_PDEATHSIG, int(signal.SIGQUIT), 0, 0, 0)
+        request()
         if os.getppid() != parent:
             raise ProcessLookupError  # ends the child
 
     return {
-        "cwd": directory,
+        "cwd": "/",
+        "pass_fds": descriptors,
         "env": {"LC_ALL": "C", "PATH": os.defpath, "TZ": "UTC"},
         "start_new_session": True,  # the terminal's signals are for this process
         "preexec_fn": end_with_parent,
     }
 
 
-def _create_cluster(installation: Installation, data: Path, user: dict[str, Any]) -> None:
+def _create_cluster(installation: Installation, data: int, user: dict[str, Any]) -> None:
+    is_named = _has_name()
     command: list[str | Path] = [
-        *(installation.programs / "initdb", "--pgdata", _DATA, "--username", _SUPERUSER),
+        *(() if is_named else _with_name()),
+        *(installation.programs / "initdb", "--pgdata", _data_path(data), "--username", _SUPERUSER),
         *("--auth", "trust", "--encoding", "UTF8", "--locale", "C", "--no-sync"),
         *("--wal-segsize", "1"),
     ]
     try:
         _run(command, user, data)
     except subprocess.CalledProcessError as error:
-        raise _failure(installation, error.stderr) from error
+        if is_named:
+            raise _failure(installation, error.stderr) from error
+        reason = f"uid {os.geteuid()} has no name, and no user namespace; --scratch-url"
+        raise _failure(installation, reason.encode()) from error
     except subprocess.TimeoutExpired as error:
         raise _failure(installation, b"initdb does not end") from error
 
 
 @contextlib.contextmanager
 def _running(
-    installation: Installation, data: Path, user: dict[str, Any], log: int
+    installation: Installation, data: int, user: dict[str, Any], log: int
 ) -> Iterator[subprocess.Popen[bytes]]:
     settings = [word for item in _SETTINGS.items() for word in ("-c", "=".join(item))]
     with contextlib.ExitStack() as stack:
         with uninterrupted():  # a signal must not lose the process
             process = subprocess.Popen(
-                [installation.programs / "postgres", "-D", _DATA, *settings],
+                [installation.programs / "postgres", "-D", _data_path(data), *settings],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -30,11 +30,13 @@ _SHOWN = 5  # sessions in a message
 _POOLERS = ("pgbouncer", "pgcat", "odyssey", "supavisor")
 # Of other roles, backend_type and state are NULL unless ours is a member of pg_read_all_stats.
 # Workers of the server have no role.
-_SESSIONS = """
-SELECT pid, usename::text AS role, coalesce(application_name, '') AS application,
+SESSION_COLUMNS = """
+  pid, coalesce(usename::text, '?') AS role, coalesce(application_name, '') AS application,
   coalesce(pg_catalog.host(client_addr), '') AS address, coalesce(state, '') AS state,
   coalesce(client_port, 0) AS port
-FROM pg_catalog.pg_stat_activity
+"""  # of pg_stat_activity, for `ServerSession`
+_SESSIONS = f"""
+SELECT {SESSION_COLUMNS} FROM pg_catalog.pg_stat_activity
 WHERE datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid()
   AND usename IS NOT NULL AND coalesce(backend_type, 'client backend') = 'client backend'
   AND coalesce(application_name, '') <> $1::text
@@ -42,7 +44,7 @@ WHERE datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_p
     pg_catalog.btrim(pg_catalog.upper(coalesce(query, '')), ' ;'::text) = 'DISCARD ALL'
     OR pg_catalog.lower(coalesce(application_name, '')) = ANY ($2::text[])))
 ORDER BY pid
-"""
+"""  # noqa: S608 (a constant)
 
 
 @dataclass(frozen=True, slots=True)
