@@ -37,14 +37,20 @@ def open_archive(path: Path, decryption: Decryption | None = None) -> Iterator[A
         with open_mirror(path) as mirror:
             yield mirror
         return
-    with _open_stream(path) as stream:
-        try:
-            yield ArchiveReader(_open_input(stream, path, decryption))
-        except DamagedError as error:
-            raise type(error)(
-                f"{path}: {error.message}",
-                hint=error.hint or "sagewai-ops snapshots list",
-            ) from error
+    with _open_stream(path) as stream, name_damaged(path):
+        yield ArchiveReader(_open_input(stream, path, decryption))
+
+
+@contextlib.contextmanager
+def name_damaged(path: Path) -> Iterator[None]:
+    """Add the path of an archive to the errors about damage in the block."""
+    try:
+        yield
+    except DamagedError as error:
+        raise type(error)(
+            f"{path}: {error.message}",
+            hint=error.hint or "sagewai-ops snapshots list",
+        ) from error
 
 
 def read_archive(path: Path) -> Iterator[bytes]:

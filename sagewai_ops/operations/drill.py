@@ -20,6 +20,7 @@ from sagewai_ops import __version__
 from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.archive.open import open_archive, size_of
+from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.database.postgres.private_server import CLUSTER_BYTES, find_installations
 from sagewai_ops.database.sqlite.integrity import check_integrity
 from sagewai_ops.database.sqlite.read_transaction import open_frozen
@@ -230,25 +231,40 @@ class _DrillRun:
     checked: list[str] = field(default_factory=list)
     stage: str = "restore"
     findings: list[DrillFinding] = field(default_factory=list)
+    reader: ArchiveReader | None = None  # opened already, if the database is that of a server
 
     @contextlib.contextmanager
     def open_server(
         self, options: DrillOptions, directory: Path, links: Path | None
     ) -> Iterator[DrillServer]:
         """Open the server for the database of the snapshot, if that was on one."""
-        with _hide_scratch_paths(directory, self.archive):
-            facts = _server_facts(self.archive, options.decryption)
-        if facts is None:
-            yield DrillServer()
-            return
-        with open_drill_server(
-            facts,
-            options.scratch_server,
-            directory,
-            links,
-            lambda reason: self.add_finding("database", reason),
-        ) as server:
-            yield server
+        with contextlib.ExitStack() as stack:
+            with _hide_scratch_paths(directory, self.archive):
+                facts = self.read_server(stack, options.decryption)
+            if facts is None:
+                yield DrillServer()
+                return
+            server = open_drill_server(
+                facts,
+                options.scratch_server,
+                directory,
+                links,
+                lambda reason: self.add_finding("database", reason),
+            )
+            yield stack.enter_context(server)
+
+    def read_server(
+        self, stack: contextlib.ExitStack, decryption: Decryption | None
+    ) -> ServerFacts | None:
+        """Return the database of a server in the snapshot, which stays open; None without one."""
+        card = cards.read_card(self.archive)
+        if card and engine_of(card) != POSTGRESQL:
+            return None  # if it is wrong, the drill proves nothing
+        opened = open_archive(self.archive, decryption)
+        self.reader = opened.__enter__()
+        # Without the errors of the block, which need not be about the archive.
+        stack.callback(opened.__exit__, None, None, None)
+        return read_server(self.reader.manifest)
 
     def restore(
         self, home: Home, options: DrillOptions, server: DrillServer, progress: Progress | None
@@ -259,12 +275,18 @@ class _DrillRun:
             if server.url:
                 try:
                     both = dataclasses.replace(chosen, server=server.url)
-                    return restore(self.archive, home, both, progress=progress), server
+                    return self.restore_to(home, both, progress), server
                 except OpsError as error:
                     if not server.is_cause(error):
                         raise
                     server = DrillServer(reason=hide_private_url(error.message), is_failed=True)
-            return restore(self.archive, home, chosen, progress=progress), server
+            return self.restore_to(home, chosen, progress), server
+
+    def restore_to(
+        self, home: Home, options: RestoreOptions, progress: Progress | None
+    ) -> RestoreReport:
+        """Restore to a new directory, from the archive as it was opened."""
+        return restore(self.archive, home, options, reader=self.reader, progress=progress)
 
     def execute(
         self,
@@ -454,15 +476,6 @@ def _find_archive(archive: Path) -> Path:
     if not beneath.is_file(archive):
         raise NotFoundError(f"snapshot {archive}: not found", hint="sagewai-ops snapshots list")
     return archive
-
-
-def _server_facts(archive: Path, decryption: Decryption | None) -> ServerFacts | None:
-    """Return the database of a server in a snapshot; None without one."""
-    card = cards.read_card(archive)
-    if card and engine_of(card) != POSTGRESQL:
-        return None  # if it is wrong, the drill proves nothing
-    with open_archive(archive, decryption) as reader:
-        return read_server(reader.manifest)
 
 
 def _restore_options(options: DrillOptions) -> RestoreOptions:

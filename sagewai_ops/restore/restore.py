@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sagewai_ops.archive.open import open_archive
+from sagewai_ops.archive.open import name_damaged, open_archive
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import DamagedError, OpsError
 from sagewai_ops.fs import atomic, beneath, locks
@@ -88,13 +88,19 @@ class RestoreReport:
 
 
 def restore(
-    archive: Path, target: Home, options: RestoreOptions, *, progress: Progress | None = None
+    archive: Path,
+    target: Home,
+    options: RestoreOptions,
+    *,
+    reader: ArchiveReader | None = None,
+    progress: Progress | None = None,
 ) -> RestoreReport:
     """Restore a home, or parts of one.
 
     Args:
         archive: A snapshot.
         target: The home to write; need not exist.
+        reader: Of the archive, if the caller has opened it: a passphrase takes a second.
         progress: Reports `restore` in bytes.
 
     Raises:
@@ -105,7 +111,10 @@ def restore(
         LockedError: The target is locked by another run, or a restore was interrupted.
     """
     with contextlib.ExitStack() as stack:
-        reader = stack.enter_context(open_archive(archive, options.decryption))
+        if reader:
+            stack.enter_context(name_damaged(archive))
+        else:
+            reader = stack.enter_context(open_archive(archive, options.decryption))
         if target.root.is_dir():
             stack.enter_context(locks.exclusive(target.root, wait_seconds=options.wait_seconds))
         pending.require_settled(target.root)

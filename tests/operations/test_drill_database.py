@@ -17,6 +17,7 @@ import pytest
 from other_process import running
 from postgres_server import Server
 from program import PATIENCE_SECONDS, Answer, call
+from sagewai_ops.archive import open as archive_open
 from sagewai_ops.backup.report import BackupReport
 from sagewai_ops.database.postgres import private_server
 from sagewai_ops.database.postgres.private_server import (
@@ -161,6 +162,21 @@ def test_user_without_a_name_has_a_private_server() -> None:
     with reachable_directory() as directory:
         start(directory / "own")  # and import what may be out of the other user's reach
         assert not killed(start_without_a_name)
+
+
+def test_archive_is_opened_once(home: ServerHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a passphrase that takes a second and 256 MiB each time."""
+    opened = []
+
+    def count(stream: object, name: str, decryption: object) -> object:
+        opened.append(name)
+        return original_input(stream, name, decryption)
+
+    original_input: Any = archive_open._open_input
+    monkeypatch.setattr(archive_open, "_open_input", count)
+
+    assert drill(home).code == 0
+    assert len(opened) == 1
 
 
 def facts_of_archive(home: ServerHome) -> Any:
