@@ -39,7 +39,7 @@ from home_builder import build_home  # noqa: E402
 from memory_directory import in_memory  # noqa: E402
 from postgres_server import installations  # noqa: E402
 from proof import faults, laws  # noqa: E402
-from proof.beginnings import IDENTITY, Words, opened  # noqa: E402
+from proof.beginnings import IDENTITY, Words, opened, server_url  # noqa: E402
 from proof.bench import Proof, import_everything  # noqa: E402
 from proof.cases import RECOVER  # noqa: E402
 from proof.faults import Ended, Fault, Mode  # noqa: E402
@@ -249,8 +249,8 @@ class Soak:
             if ended.code is not None and tables != [(0,)]:
                 raise BrokenError(f"a failed export left tables: {sorted(rows)[:4]}")
         record = world.home / PLACE
-        if ended.code == 0 and not record.exists():
-            raise BrokenError("an export is not recorded in the home")
+        if record.exists() != bool(rows - set(before)):
+            raise BrokenError("the home does not know whether it was exported")
         record.unlink(missing_ok=True)  # the history goes on with SQLite
 
     def _command(
@@ -308,13 +308,15 @@ class Soak:
     def _settle(self) -> None:
         """Where a run was interrupted in between, others refuse until it is recovered."""
         world = self._world
-        if pending.pending_operations(world.home):
+        if found := pending.pending_operations(world.home):
             self.counts["recoveries"] += 1
             refused = self._bench.run(("backup",), world)
             if refused.code != _INTERRUPTED:
                 raise BrokenError(f"a backup of what is in between: exit {refused.code}")
             words = RECOVER
-            ended = self._bench.run(words, world)
+            is_export = any(item.operation == pending.EXPORT.name for item in found)
+            variables = server_url(world) if is_export else {}
+            ended = self._bench.run(words, world, variables=variables)
             if ended.code != 0:
                 raise BrokenError(f"{words}: exit {ended.code}: {ended.err}")
 
