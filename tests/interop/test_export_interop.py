@@ -12,7 +12,7 @@ import pytest
 from interop import environment
 from interop.client import Client
 from interop.filling import HARNESS
-from interop.homes import MARKER, Site, ask_driver
+from interop.homes import MARKER, Site, ask_driver, read_home
 from interop.program import Ended, call, succeed
 from interop.server import running
 from postgres_server import Server, installations
@@ -79,6 +79,34 @@ def test_a_server_on_postgresql_lists_the_same(site: Site, server: Server, log: 
         assert NEW in json.dumps(listing), name
         assert MARKER in json.dumps(listing), name
     server.drop(database)
+
+
+def test_sagewai_goes_on_in_sqlite_after_the_return(
+    site: Site, postgres: Server, tmp_path: Path, log: Path
+) -> None:
+    """In a home of `restore --to-sqlite` it reads and lists what it did before the move."""
+    database = postgres.create()
+    url, snapshots = postgres.url(database), tmp_path / "snapshots"
+    succeed(site.home, "export-to-postgres", url)
+    succeed(site.home, "backup", "--to", snapshots, url=url)
+
+    restore = ("restore", "latest", "--replace", "--to-sqlite")
+    back = call(site.home, *restore, snapshots=snapshots, url=url)
+    postgres.drop(database)
+    reading = read_home(site.home)
+    with running(site.home, log) as sagewai:
+        client = Client(sagewai.url)
+        client.log_in()
+        listings, pages = client.listings(), client.pages()
+        client.create_each(NEW)
+        later = client.listings()
+
+    assert back.code == 0, back.answer
+    assert reading == site.reading
+    assert (_utc(listings), _utc(pages)) == (_utc(site.listings), _utc(site.pages))
+    for name, listing in later.items():
+        assert NEW in json.dumps(listing), name
+        assert MARKER in json.dumps(listing), name
 
 
 def test_a_database_that_sagewai_migrated_is_filled_once(site: Site, postgres: Server) -> None:
