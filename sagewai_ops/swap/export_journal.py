@@ -28,7 +28,7 @@ from sagewai_ops.fs.removal import sweep_leftovers
 from sagewai_ops.fs.trust import require_trusted_directory
 from sagewai_ops.home.paths import OWN_PREFIX, Home
 from sagewai_ops.home.server_record import ServerRecord, resolve_database, write_server_record
-from sagewai_ops.process.signals import mark_completed
+from sagewai_ops.process.signals import incomplete_step, mark_completed
 from sagewai_ops.text import shell_word
 
 NAME: Operation = "export"
@@ -175,7 +175,7 @@ def settle(home: Home, url: PostgresUrl) -> None:
     """
     sweep(home.root)
     if _pending(home.root):
-        with locks.exclusive(home.root):
+        with incomplete_step(), locks.exclusive(home.root):
             for path in _pending(home.root):
                 _recover(home, path, url, WAIT_SECONDS)
 
