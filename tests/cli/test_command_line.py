@@ -110,7 +110,9 @@ def test_a_line_without_a_command_says_which_there_are(words: list[str]) -> None
 
 def test_commands_of_a_group_are_named_where_none_is_given() -> None:
     """Who forgot what it is called need not ask again."""
-    assert "known are list, show, verify, extract, diff, copy, prune" in program.call("snapshots").err
+    snapshots = program.call("snapshots")
+
+    assert "known are list, show, verify, extract, diff, copy, prune" in snapshots.err
     assert "init, status" in program.call().err
 
 
