@@ -39,6 +39,8 @@ from .retention_options import (  # noqa: TID251 - a neighbour
 )
 from .shared_options import (  # noqa: TID251 - a neighbour
     BackupSnapshotsOption,
+    HiddenLimitDownloadOption,
+    HiddenLimitUploadOption,
     HiddenSqliteOption,
     HiddenUrlFileOption,
     HomeWaitOption,
@@ -49,6 +51,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     RecipientsFileOption,
     SealingPassphraseOption,
     UnencryptedOption,
+    with_limits,
 )
 
 if TYPE_CHECKING:
@@ -186,6 +189,8 @@ def backup(
             hidden=True,
         ),
     ] = None,
+    limit_upload: HiddenLimitUploadOption = None,
+    limit_download: HiddenLimitDownloadOption = None,
     work_dir: HomeWorkDirOption = None,
     dry_run: DryRunOption = False,
     wait: HomeWaitOption = 0.0,
@@ -227,6 +232,7 @@ def backup(
         raise UsageError(
             "--output -: stdout is a terminal", hint="sagewai-ops backup --output - > home.tar.zst"
         )
+    run = with_limits(run, limit_upload, limit_download)
     run = with_database(run, url_file, sqlite=sqlite, required=not without_database)
     home = run.home()
     if without_database and not has_server(home):

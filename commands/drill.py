@@ -16,6 +16,7 @@ from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     AllowRollbackOption,
+    HiddenLimitDownloadOption,
     IdentityCommandOption,
     IdentityOption,
     KeepWorkDirOption,
@@ -28,6 +29,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     WorkDirOption,
     WorkFactorOption,
     keeper,
+    with_limits,
 )
 from .snapshot_argument import find_named, is_piped  # noqa: TID251 - a neighbour
 
@@ -100,6 +102,7 @@ def drill(
     scratch_url_file: ScratchUrlFileOption = None,
     scratch: WorkDirOption = None,
     keep_work_dir: KeepWorkDirOption = False,
+    limit_download: HiddenLimitDownloadOption = None,
     dry_run: DryRunOption = False,
 ) -> Outcome:
     """Parse, drill, render."""
@@ -109,6 +112,7 @@ def drill(
     from sagewai_ops.operations.drill_report import describe_drill
     from sagewai_ops.snapshots.piped_archive import STANDARD_INPUT, stored_input
 
+    run = with_limits(run, None, limit_download)
     home = run.home()
     piped = is_piped(
         snapshot,

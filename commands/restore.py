@@ -17,6 +17,7 @@ from sagewai_ops.text import printable, shell_word, size
 from .recover import alias_outcome, outcome_of  # noqa: TID251 - a neighbour
 from .shared_options import (  # noqa: TID251 - a neighbour
     AllowRollbackOption,
+    HiddenLimitDownloadOption,
     HiddenSqliteOption,
     HiddenWorkFactorOption,
     HomeWaitOption,
@@ -27,6 +28,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     RequireAuthenticOption,
     SnapshotsOption,
     UrlFileOption,
+    with_limits,
 )
 from .snapshot_argument import find_path, is_piped  # noqa: TID251 - a neighbour
 
@@ -141,6 +143,7 @@ def restore(
     ] = False,
     sqlite: HiddenSqliteOption = False,
     wait: HomeWaitOption = 0.0,
+    limit_download: HiddenLimitDownloadOption = None,
     dry_run: DryRunOption = False,
     undo: Annotated[
         bool, option(TARGET, "--undo", "Exchange the home and the previous one again.")
@@ -162,6 +165,7 @@ def restore(
         raise UsageError("--without-database: contradicts a URL")
     if to_sqlite and (undo or recover or without_database or database_url or url_file):
         raise UsageError("--to-sqlite: contradicts a URL, --without-database, --undo and --recover")
+    run = with_limits(run, None, limit_download)
     run = with_database(run, url_file, url=database_url, sqlite=sqlite, required=False)
     if undo or recover:
         return _undo_or_recover(run, to, undo=undo, dry_run=dry_run, wait_seconds=wait)

@@ -1,5 +1,6 @@
 """Options that several commands have, with the same words everywhere."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,6 +60,19 @@ ReadBackOption = Annotated[
         "Read back from a remote place: full, none, N%, or bytes such as 512M (default: full).",
         "AMOUNT",
     ),
+]
+_UPLOAD = "Send at most so many KiB a second to a remote place."
+_DOWNLOAD = "Receive at most so many KiB a second."
+LimitUploadOption = Annotated[int | None, option(RUN, "--limit-upload", _UPLOAD, "KIB", min=1)]
+LimitDownloadOption = Annotated[
+    int | None, option(RUN, "--limit-download", _DOWNLOAD, "KIB", min=1)
+]
+# The same of commands whose help has no line left.
+HiddenLimitUploadOption = Annotated[
+    int | None, option(RUN, "--limit-upload", _UPLOAD, "KIB", min=1, hidden=True)
+]
+HiddenLimitDownloadOption = Annotated[
+    int | None, option(RUN, "--limit-download", _DOWNLOAD, "KIB", min=1, hidden=True)
 ]
 RecipientOption = Annotated[
     list[str] | None,
@@ -190,6 +204,14 @@ HiddenSqliteOption = Annotated[
 HomeWaitOption = Annotated[float, _wait("another run on the home")]
 DirectoryWaitOption = Annotated[float, _wait("another run on the directory")]
 WriterWaitOption = Annotated[float, _wait("another run or a writer")]
+
+
+def with_limits(run: Run, upload: int | None, download: int | None) -> Run:
+    """Return a run whose remote places have these limits, in KiB per second; None for none."""
+    if upload is None and download is None:
+        return run
+    limited = replace(run.settings, limit_upload=upload, limit_download=download)
+    return replace(run, settings=limited)
 
 
 def keeper(run: Run, requested: bool, work_dir: Path | None, snapshots: Path) -> "Keep | None":

@@ -14,7 +14,10 @@ from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     AllowClearOption,
+    LimitDownloadOption,
+    LimitUploadOption,
     ReadBackOption,
+    with_limits,
 )
 
 
@@ -50,6 +53,8 @@ def copy(
     ] = False,
     allow_clear: AllowClearOption = False,
     read_back: ReadBackOption = "full",
+    limit_upload: LimitUploadOption = None,
+    limit_download: LimitDownloadOption = None,
     dry_run: DryRunOption = False,
     wait: Annotated[
         float, option(RUN, "--wait", "Wait for another run on TO.", "SECONDS", min=0)
@@ -82,6 +87,7 @@ def copy(
         amount=ReadBack.parse(read_back),
         wait_seconds=wait,
     )
+    run = with_limits(run, limit_upload, limit_download)
     home = run.home()
     with run.terminal.progress() as progress:
         result = copy_snapshots(

@@ -14,10 +14,12 @@ from sagewai_ops.text import size
 from .shared_options import (  # noqa: TID251 - a neighbour
     IdentityCommandOption,
     IdentityOption,
+    LimitDownloadOption,
     OpeningPassphraseOption,
     PassphraseCommandOption,
     SnapshotsOption,
     WorkFactorOption,
+    with_limits,
 )
 from .snapshot_argument import (  # noqa: TID251 - a neighbour
     SnapshotArgument,
@@ -69,6 +71,7 @@ def extract(
     passphrase_file: OpeningPassphraseOption = None,
     passphrase_command: PassphraseCommandOption = None,
     allow_work_factor: WorkFactorOption = False,
+    limit_download: LimitDownloadOption = None,
     dry_run: DryRunOption = False,
 ) -> Outcome:
     """Extract files from a snapshot, each verified.
@@ -86,6 +89,7 @@ def extract(
     """
     from sagewai_ops.restore.extract_files import extract_files
 
+    run = with_limits(run, None, limit_download)
     path, decryption = find_archive(
         run,
         snapshot,

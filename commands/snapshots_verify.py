@@ -15,11 +15,13 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     ExtraKeyOption,
     IdentityCommandOption,
     IdentityOption,
+    LimitDownloadOption,
     OpeningPassphraseOption,
     PassphraseCommandOption,
     RequireAuthenticOption,
     SnapshotsOption,
     WorkFactorOption,
+    with_limits,
 )
 from .snapshot_argument import (  # noqa: TID251 - a neighbour
     find_archive,
@@ -60,6 +62,7 @@ def verify(
     allow_work_factor: WorkFactorOption = False,
     extra_key: ExtraKeyOption = None,
     require_authentic: RequireAuthenticOption = False,
+    limit_download: LimitDownloadOption = None,
 ) -> Outcome:
     """Read a snapshot and verify every byte, and who wrote it.
 
@@ -76,6 +79,7 @@ def verify(
       16  damaged or forged
       18  format newer than this program
     """
+    run = with_limits(run, None, limit_download)
     if chain == (snapshot is not None):
         raise UsageError(
             "snapshots verify: name either a snapshot or --chain",

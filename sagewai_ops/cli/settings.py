@@ -24,6 +24,7 @@ class Settings:
         configuration_path: The configuration file that was read, or None.
         environment: That of the process, completed by what the configuration sets for all
             commands. May contain keys and passwords, so it is never shown.
+        limit_upload, limit_download: Of remote places, in KiB per second; None without.
         remotes: The tables `[remote.NAME]` of the configuration, by name.
     """
 
@@ -35,6 +36,8 @@ class Settings:
     configuration_path: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     remotes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    limit_upload: int | None = None
+    limit_download: int | None = None
 
     def snapshots(self, home: "Home", option: Path | None = None) -> Path:
         """Find the snapshot directory as it is named: by the option, the variable, or the home."""
@@ -70,5 +73,9 @@ class Settings:
 
     def _open(self, address: str) -> "Store":
         from sagewai_ops.remote.address import open_store
+        from sagewai_ops.remote.limits import limit_store
+        from sagewai_ops.remote.marker import require_marker
 
-        return open_store(self.address_of(address), self.environment)
+        store = open_store(self.address_of(address), self.environment)
+        require_marker(store)
+        return limit_store(store, upload_kib=self.limit_upload, download_kib=self.limit_download)
