@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
@@ -10,11 +12,14 @@ from typing import TypeAlias
 import pyrage
 import pytest
 
-from program import Answer, run
+from program import Answer, run, started
 from remote_servers import S3Server
 from sagewai_ops.remote.address import open_store, parse_address
 from sagewai_ops.remote.marker import new_marker, write_marker
+from sagewai_ops.remote.path import Place, RemotePath
 from sagewai_ops.remote.probe import probe
+from sagewai_ops.snapshots.catalog import list_snapshots
+from sagewai_ops.snapshots.verify import verify_snapshot
 from small_homes import small
 
 IDENTITY = pyrage.x25519.Identity.generate()
@@ -85,6 +90,36 @@ def test_a_night_and_a_bad_day(
     assert (tmp_path / "n/db/sagewai.db").exists()
     (left,) = ops("snapshots", "list", "--snapshots", "test:").document["result"]["snapshots"]
     assert left["proved_restorable_at"]
+
+
+def test_kills_leave_no_broken_snapshot_and_nothing_here(
+    tmp_path: Path, seaweedfs: S3Server
+) -> None:
+    """At any moment of an upload: the list has whole snapshots only, and the next run succeeds."""
+    bucket = seaweedfs.bucket()
+    store = open_store(parse_address(bucket.url), bucket.environment)
+    write_marker(store, new_marker(probe(store)[0]))
+    home = small(tmp_path / "home").root
+    (home / "data/noise.bin").write_bytes(os.urandom(30_000_000))
+    before = sorted(tmp_path.iterdir())
+    words = ("--home", home, "backup", "--to", bucket.url, "--allow-clear")
+    environment = {**os.environ, **bucket.environment}
+    begun = time.monotonic()
+    assert run(*words, environment=bucket.environment).code == 0
+    seconds = time.monotonic() - begun
+    for turn in range(8):
+        with started(*words, env=environment) as process:
+            time.sleep(seconds * (turn + 1) / 9)
+            process.kill()
+            process.wait()
+
+    assert run(*words, environment=bucket.environment).code == 0
+    assert sorted(tmp_path.iterdir()) == before
+    place = RemotePath(Place(bucket.url, lambda: store))
+    found = list_snapshots(place)
+    assert len(found) >= 2
+    for snapshot in found:
+        assert verify_snapshot(snapshot.path, None, ()).id == snapshot.id
 
 
 def test_place_without_marker_is_refused(tmp_path: Path, seaweedfs: S3Server) -> None:
