@@ -9,8 +9,8 @@ from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.options import RUN, SNAPSHOTS, DryRunOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
-from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
-from sagewai_ops.text import size
+from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, UsageError
+from sagewai_ops.text import shell_word, size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     DirectoryWaitOption,
@@ -69,12 +69,19 @@ def list_snapshots(
     """
     from sagewai_ops.backup.mirror import find_mirror
     from sagewai_ops.backup.snapshot_list import SnapshotList, Trash, describe_snapshot
+    from sagewai_ops.remote.path import is_remote
     from sagewai_ops.snapshots import catalog
     from sagewai_ops.snapshots.trash import list_trash
     from sagewai_ops.snapshots.trust import confirm, trust_of
 
     home = run.home()
     directory = run.snapshots(home, snapshots)
+    if rebuild and is_remote(directory):
+        raise UsageError(
+            f"--rebuild: not in a remote place, where an archive without a metadata file is none:"
+            f" {directory}",
+            hint=f"sagewai-ops snapshots copy {shell_word(directory)} DIR --all",
+        )
     if dry_run and rebuild:
         cards = (
             f"write the metadata file of {item.path}" for item in catalog.list_snapshots(directory)

@@ -20,6 +20,7 @@ from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.remote.path import is_remote
 
 _PIECE_BYTES = 1024 * 1024
+_SUMMARY_BYTES = 64 * 1024  # of the end of a remote archive; the table of 16 GiB fits
 
 
 @contextlib.contextmanager
@@ -94,7 +95,7 @@ def read_summary(path: Path) -> Summary:
     with contextlib.ExitStack() as stack:
         source: ArchiveInput
         if is_remote(path):
-            source = RemoteInput(path, size_of(path))
+            source = RemoteInput(path, size_of(path), _SUMMARY_BYTES)
         else:
             source = PlainInput(
                 stack.enter_context(open(beneath.open_file(path), "rb", buffering=0))

@@ -26,12 +26,13 @@ class RemoteInput:
 
     Args:
         size_bytes: Of the archive.
+        end_bytes: How much of its end is read at first.
     """
 
-    def __init__(self, path: RemotePath, size_bytes: int) -> None:
+    def __init__(self, path: RemotePath, size_bytes: int, end_bytes: int = RANGE_BYTES) -> None:
         self._path = path
         self._size_bytes = size_bytes
-        self._tail_start = max(size_bytes - RANGE_BYTES, 0)
+        self._tail_start = max(size_bytes - end_bytes, 0)
         self._tail = b""
 
     def read_frame_table(self) -> FrameTable:

@@ -31,6 +31,7 @@ RESULTS = (
 CARD_KIND = "card"  # of the record, for its HMAC
 _CARD_BYTES = 16 * 1024  # a card has some hundred; a large buffer costs more than its content
 _MOST_CARD_BYTES = 1024 * 1024
+_MOST_REMOTE_BYTES = 128 * 1024  # all of a place are kept for the run
 _REMOTE_READS = 16  # at once
 _CARD_SECONDS = 30.0  # the directory is locked for moments while a card is written
 # Facts that commands rely on. Others with write access to the directory can change a card.
@@ -181,7 +182,7 @@ def read_remote_cards(
 
     def read(name: str) -> dict[str, Any]:
         file = files[name]
-        if not 0 < file.size_bytes <= _MOST_CARD_BYTES:
+        if not 0 < file.size_bytes <= _MOST_REMOTE_BYTES:
             return {}
         if file not in place.place.contents:
             try:

@@ -238,6 +238,7 @@ def test_restore_and_drill_read_the_place(home: Path, store: MemoryStore, tmp_pa
         (("status",), 0),
         (("preflight",), 4),  # the drill has no identity
         (("snapshots", "diff"), 12),
+        (("snapshots", "list", "--rebuild"), 2),
         (("snapshots", "verify", "latest"), 12),
         (("snapshots", "prune", "--keep-last", "1", "--dry-run"), 0),
         (("verify-perms",), 4),
@@ -357,3 +358,24 @@ def test_hash_of_an_encrypted_archive_is_verified_without_its_key(
 
     assert (intact.code, damaged.code) == (0, 16), (intact, damaged)
     assert intact.document["result"]["authenticity"] == "authentic"
+
+
+def test_restore_from_a_place_in_the_place_of_the_home(tmp_path: Path, store: MemoryStore) -> None:
+    """With `--undo`, and for a part of it."""
+    home = small(tmp_path / "home").root
+    assert call("--home", home, "backup", "--to", PLACE, "--allow-clear").code == 0
+    (home / "config/connections.json").write_text("[]")
+    (home / "data/later").write_text("after the snapshot")
+
+    part = call(
+        *("--home", home, "restore", "latest", "--only", "config", "--replace"),
+        *("--snapshots", PLACE),
+    )
+    assert part.code == 0, part
+    assert (home / "config/connections.json").read_text() != "[]"
+    assert (home / "data/later").exists()
+    whole = call("--home", home, "restore", "latest", "--replace", "--snapshots", PLACE)
+    assert whole.code == 0, whole
+    assert not (home / "data/later").exists()
+    assert call("--home", home, "restore", "--undo", "--snapshots", PLACE).code == 0
+    assert (home / "data/later").exists()
