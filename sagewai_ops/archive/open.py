@@ -20,7 +20,7 @@ from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.remote.path import is_remote
 
 _PIECE_BYTES = 1024 * 1024
-_SUMMARY_BYTES = 64 * 1024  # of the end of a remote archive; the table of 16 GiB fits
+_SUMMARY_BYTES = 64 * 1024  # of the end of a remote archive; the table of 32 GiB fits
 
 
 @contextlib.contextmanager
