@@ -78,7 +78,7 @@ def list_snapshots(
     directory = run.snapshots(home, snapshots)
     if rebuild and is_remote(directory):
         raise UsageError(
-            f"--rebuild: not in a remote place, where an archive without a metadata file is none:"
+            f"--rebuild: not in a remote place, whose archives always have their metadata files:"
             f" {directory}",
             hint=f"sagewai-ops snapshots copy {shell_word(directory)} DIR --all",
         )

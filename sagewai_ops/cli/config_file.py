@@ -269,7 +269,9 @@ def _command(place: _Place, key: str, value: Any) -> Any:
     if not is_safe_source(place.path):
         directory = shell_word(place.path.parent)
         raise place.wrong(
-            key, "a command, in a file that another user can replace", f"ls -ld {directory}"
+            key,
+            "a command, in a file that another user can replace",
+            f"ls -ld {shell_word(directory)}",
         )
     if not isinstance(value, list):
         return value

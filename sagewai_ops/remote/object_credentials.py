@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.fs.given_files import decode_given, read_given_file
 from sagewai_ops.fs.os_errors import from_os_error
+from sagewai_ops.text import shell_word
 
 if TYPE_CHECKING:
     from configparser import RawConfigParser
@@ -159,7 +160,8 @@ def _aws_profile(environment: Mapping[str, str]) -> Credentials:
     if other and not values and not is_explicit:
         raise UsageError(
             f"AWS profile {profile}: {other} is not supported",
-            hint=f'eval "$(aws configure export-credentials --profile {profile} --format env)"',
+            hint='eval "$(aws configure export-credentials --format env --profile'
+            f' {shell_word(profile)})"',
         )
     return Credentials(
         values,
@@ -185,7 +187,7 @@ def _read(path: str, kind: str) -> str:
     try:
         content = read_given_file(Path(path).expanduser(), private=kind)
     except FileNotFoundError:
-        raise NotFoundError(f"{kind} {path}: not found", hint=f"ls -l {path}") from None
+        raise NotFoundError(f"{kind} {path}: not found", hint=f"ls -l {shell_word(path)}") from None
     except OSError as error:
         raise from_os_error(error, Path(path)) from error
     return decode_given(content, f"{kind} {path}")

@@ -98,10 +98,12 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
         "snapshots extract": ["snapshots", "extract", "latest", "--to", directory / "out"],
         "snapshots diff": ["snapshots", "diff", "latest", "latest"],
         "snapshots prune": ["snapshots", "prune", "--keep-last", "9"],
+        "snapshots copy": ["snapshots", "copy", f"{home}.snapshots", directory / "copies"],
         "snapshots undelete": ["snapshots", "undelete", "--all"],
     }  # fmt: skip
-    # A server is needed for these two; what they print without one is below.
-    names = [name for name in _commands() if name not in ("db downgrade", "export-to-postgres")]
+    # A server is needed for these; what two of them print without one is below.
+    on_servers = ("db downgrade", "export-to-postgres", "remote init", "remote check")
+    names = [name for name in _commands() if name not in on_servers]
     names.remove("backup")
     names.insert(0, "backup")
     lines = [["--home", home, *own.get(name, list(name.split()))] for name in names]
@@ -139,13 +141,15 @@ def test_every_error_names_the_thing_and_the_next_step(tmp_path: Path) -> None:
         "snapshots verify": ["snapshots", "verify", "latest"],
         "snapshots extract": ["snapshots", "extract", "latest", "--to", tmp_path / "out"],
         "snapshots diff": ["snapshots", "diff", "1", "2"],
+        "snapshots copy": ["snapshots", "copy", f"{home}.snapshots", tmp_path / "copies"],
         "export-to-postgres": ["export-to-postgres", "postgresql://user@127.0.0.1:1/none"],
     }
     # These need no home, and one of them makes it.
     fine = {"init", "config show", "db history"} | {
         f"snapshots {word}" for word in ("list", "prune", "undelete")
     }
-    names = [name for name in _commands() if name not in fine and not name.startswith("schedule")]
+    other = ("schedule", "remote")
+    names = [name for name in _commands() if name not in fine and not name.startswith(other)]
 
     spoken = _under_cron(
         *(["--home", home, *own.get(name, list(name.split()))] for name in names),

@@ -9,6 +9,7 @@ import pytest
 from memory_store import MemoryStore
 from program import Answer, call
 from sagewai_ops.remote import address as addresses
+from sagewai_ops.remote import marker
 from small_homes import small
 
 TABLE = '[remote.offsite]\nurl = "s3://backups/sagewai"\nkeep-last = 1\n'
@@ -33,6 +34,7 @@ def test_name_opens_the_url_and_has_its_rules(
         return store
 
     monkeypatch.setattr(addresses, "open_store", open_store)
+    monkeypatch.setattr(marker, "require_marker", lambda _store: None)
     answer = _backup(tmp_path, TABLE, "--also", "offsite:", "--allow-clear")
 
     assert answer.code == 0, answer
