@@ -76,9 +76,13 @@ def warnings_of(result: Any) -> tuple[str, ...]:
     """Return a line for each part of the prune that was omitted."""
     warnings = []
     if result.hidden:
+        names = (
+            f"{item.id} locked until {item.locked_until}" if item.locked_until else item.id
+            for item in result.hidden
+        )
         warnings.append(
-            f"{', '.join(result.hidden)}: deleted, but kept by the store, which has versions or an"
-            f" object lock: sagewai-ops remote check {shell_word(result.folder)}"
+            f"{', '.join(names)}: deleted, but kept by the store, which has versions or an object"
+            f" lock: sagewai-ops remote check {shell_word(result.folder)}"
         )
     if result.ahead:
         warnings.append(

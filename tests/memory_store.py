@@ -94,6 +94,11 @@ class MemoryStore:
         self.objects.pop(name, None)
         return Deletion.HIDDEN if self.hides else Deletion.DELETED
 
+    def retained_until(self, name: str) -> datetime | None:
+        """Return the end of an object lock."""
+        self._request("retained", name)
+        return datetime(2026, 2, 1, tzinfo=timezone.utc) if self.hides else None
+
     def close(self) -> None:
         """End."""
 

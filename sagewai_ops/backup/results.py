@@ -17,6 +17,7 @@ from sagewai_ops.snapshots.prune import (
     PruneResult,
 )
 from sagewai_ops.snapshots.quality import Cause
+from sagewai_ops.snapshots.remote_trash import HiddenSnapshot
 from sagewai_ops.snapshots.server_database import SQLITE, Engine, ServerFacts
 
 OmissionReason = Literal[
@@ -61,7 +62,7 @@ class RetentionResult:
     set_back: tuple[ClockChange, ...] | None = None
     ahead: str | None = None
     dry_run: bool | None = None
-    hidden: tuple[str, ...] | None = None
+    hidden: tuple[HiddenSnapshot, ...] | None = None
 
     @classmethod
     def build(cls, pruned: PruneResult) -> "RetentionResult":

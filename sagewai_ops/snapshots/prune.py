@@ -31,6 +31,7 @@ from sagewai_ops.snapshots.ownership import (
     reason_not_owned,
     resolve_host,
 )
+from sagewai_ops.snapshots.remote_trash import HiddenSnapshot
 from sagewai_ops.snapshots.retention import (
     PERIODS,
     Policy,
@@ -55,7 +56,7 @@ class PruneReport:
         future_id: A snapshot dated in the future: nothing is removed permanently, because the
             clock is or was wrong. "" without one.
         dry_run: Whether nothing was changed.
-        hidden: Ids of snapshots of which a remote store keeps what was deleted.
+        hidden: Snapshots of which a remote store keeps what was deleted.
     """
 
     directory: Path
@@ -65,7 +66,7 @@ class PruneReport:
     remaining: tuple[Snapshot, ...] = ()
     future_id: str = ""
     dry_run: bool = False
-    hidden: tuple[str, ...] = ()
+    hidden: tuple[HiddenSnapshot, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class PruneResult:
         purged: Ids of the snapshots removed permanently.
         resting: Ids of the snapshots that stay in the trash.
         ahead: Id of a snapshot dated in the future.
-        hidden: Ids of the snapshots that the store keeps: an object lock or versioning.
+        hidden: Snapshots that the store keeps: an object lock or versioning.
     """
 
     folder: Path
@@ -124,7 +125,7 @@ class PruneResult:
     set_back: tuple[ClockChange, ...]
     ahead: str | None
     dry_run: bool
-    hidden: tuple[str, ...]
+    hidden: tuple[HiddenSnapshot, ...]
 
 
 def describe_prune(report: PruneReport) -> PruneResult:
@@ -210,7 +211,7 @@ def prune(
             for item in own_trash
             if not future_id and item.path not in needed and not (spares_good and counts(item))
         )
-        hidden: tuple[str, ...] = ()
+        hidden: tuple[HiddenSnapshot, ...] = ()
         if not dry_run and is_present:
             record_removed(directory, plan.removed, trust)
             hidden += trash.move_to_trash(directory, plan.removed)

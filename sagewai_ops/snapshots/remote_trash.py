@@ -6,9 +6,11 @@ leaves both, and the snapshot counts as not removed.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timezone
 
 from sagewai_ops.remote.path import RemotePath
-from sagewai_ops.remote.store import Deletion
+from sagewai_ops.remote.store import Deletion, HasRetention, Store
 from sagewai_ops.snapshots.cards import card_path
 from sagewai_ops.snapshots.catalog import Snapshot, id_of, list_remote
 
@@ -24,18 +26,28 @@ def list_trash(place: RemotePath) -> list[Snapshot]:
     return list_remote(place, suffix=_SUFFIX)
 
 
-def move_to_trash(snapshots: Iterable[Snapshot]) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True)
+class HiddenSnapshot:
+    """A snapshot of which a store keeps what was deleted.
+
+    Attributes:
+        locked_until: When an object lock ends, ISO UTC; None without one, or if it is unknown.
+    """
+
+    id: str
+    locked_until: str | None
+
+
+def move_to_trash(snapshots: Iterable[Snapshot]) -> tuple[HiddenSnapshot, ...]:
     """Remove snapshots from the list of their place.
 
     Returns:
-        The ids of those whose metadata file the store keeps, hidden.
+        Those whose metadata file the store keeps, hidden.
 
     Raises:
         RemoteError, PermissionDeniedError: A metadata file cannot be written or deleted.
     """
-    return tuple(
-        snapshot.id for snapshot in snapshots if _rename(snapshot, "", _SUFFIX) is Deletion.HIDDEN
-    )
+    return tuple(filter(None, (_rename(snapshot, "", _SUFFIX) for snapshot in snapshots)))
 
 
 def undelete(snapshots: Iterable[Snapshot]) -> None:
@@ -48,17 +60,17 @@ def undelete(snapshots: Iterable[Snapshot]) -> None:
         _rename(snapshot, _SUFFIX, "")
 
 
-def purge(place: RemotePath, snapshots: Iterable[Snapshot]) -> tuple[str, ...]:
+def purge(place: RemotePath, snapshots: Iterable[Snapshot]) -> tuple[HiddenSnapshot, ...]:
     """Delete removed snapshots, and the metadata files that a crash left of earlier ones.
 
     Returns:
-        The ids of those that the store keeps, hidden.
+        Those that the store keeps, hidden.
 
     Raises:
         RemoteError, PermissionDeniedError: An object cannot be deleted.
     """
     store = place.store
-    hidden = tuple(item.id for item in snapshots if store.delete(item.path.name) is Deletion.HIDDEN)
+    hidden = tuple(filter(None, (_delete(store, item, item.path.name) for item in snapshots)))
     names = {item.name for item in store.list()}
     for name in names:
         archive = name.removesuffix(f".json{_SUFFIX}")
@@ -67,13 +79,22 @@ def purge(place: RemotePath, snapshots: Iterable[Snapshot]) -> tuple[str, ...]:
     return hidden
 
 
-def _rename(snapshot: Snapshot, old: str, new: str) -> Deletion:
+def _delete(store: Store, snapshot: Snapshot, name: str) -> HiddenSnapshot | None:
+    """Delete an object of a snapshot; return the snapshot if that only hides it."""
+    until = store.retained_until(name) if isinstance(store, HasRetention) else None
+    if store.delete(name) is not Deletion.HIDDEN:
+        return None
+    text = f"{until.astimezone(timezone.utc):%Y-%m-%dT%H:%M:%SZ}" if until else None
+    return HiddenSnapshot(snapshot.id, text)
+
+
+def _rename(snapshot: Snapshot, old: str, new: str) -> HiddenSnapshot | None:
     """Write a metadata file under its new name, then delete the old one."""
     card = card_path(snapshot.path)
     assert isinstance(card, RemotePath)
     facts = card.store.facts(card.name + old)
     if facts is None:
-        return Deletion.DELETED  # by another run
+        return None  # by another run
     content = card.store.read(card.name + old, 0, facts.size_bytes)
     card.store.put(card.name + new, content, replace=True)
-    return card.store.delete(card.name + old)
+    return _delete(card.store, snapshot, card.name + old)

@@ -18,6 +18,7 @@ from sagewai_ops.remote.path import is_remote
 from sagewai_ops.snapshots import remote_trash
 from sagewai_ops.snapshots.cards import card_path
 from sagewai_ops.snapshots.catalog import Snapshot, is_archive_name, list_snapshots
+from sagewai_ops.snapshots.remote_trash import HiddenSnapshot
 from sagewai_ops.text import shell_word
 
 TRASH = ".trash"
@@ -60,11 +61,11 @@ def repair_trash(directory: Path) -> None:
         _sync(directory)
 
 
-def move_to_trash(directory: Path, snapshots: Iterable[Snapshot]) -> tuple[str, ...]:
+def move_to_trash(directory: Path, snapshots: Iterable[Snapshot]) -> tuple[HiddenSnapshot, ...]:
     """Move snapshots of a directory to its trash.
 
     Returns:
-        The ids of those that a remote store keeps, hidden, where they were.
+        Those that a remote store keeps, hidden, where they were.
 
     Raises:
         TargetBusyError: An entry of that name is in the trash already.
@@ -105,11 +106,11 @@ def undelete(directory: Path, snapshots: Iterable[Snapshot]) -> None:
         _sync(directory)
 
 
-def purge(directory: Path, snapshots: Iterable[Snapshot]) -> tuple[str, ...]:
+def purge(directory: Path, snapshots: Iterable[Snapshot]) -> tuple[HiddenSnapshot, ...]:
     """Remove snapshots in the trash permanently.
 
     Returns:
-        The ids of those that a remote store keeps, hidden.
+        Those that a remote store keeps, hidden.
 
     Raises:
         OpsError: An entry cannot be removed.

@@ -211,7 +211,9 @@ def test_delete_that_only_hides_is_no_success(home: Path, store: MemoryStore) ->
     )
 
     assert answer.code == 3
-    assert answer.document["result"]["hidden"] == [first["id"]]
+    until = "2026-02-01T00:00:00Z"
+    assert answer.document["result"]["hidden"] == [{"id": first["id"], "locked_until": until}]
+    assert f"locked until {until}" in answer.document["warnings"][0]
     assert "lock" in answer.document["warnings"][0]
 
 

@@ -44,6 +44,7 @@ from proof.bench import Proof, import_everything  # noqa: E402
 from proof.cases import RECOVER  # noqa: E402
 from proof.faults import Ended, Fault, Mode  # noqa: E402
 from proof.worlds import State, World, state_of  # noqa: E402
+from sagewai_ops.errors import UsageError  # noqa: E402
 from sagewai_ops.home.server_record import PLACE  # noqa: E402
 from sagewai_ops.snapshots import catalog  # noqa: E402
 from sagewai_ops.swap import pending, swap  # noqa: E402
@@ -212,10 +213,23 @@ class Soak:
             raise BrokenError(f"what opens: {after}, not {before}")
 
     def _upgrade(self) -> None:
-        self._command(("db", "upgrade"), self._home, is_new_schema=True)
+        words, codes = ("db", "upgrade"), self._codes_of_automatic_snapshots()
+        self._command(words, self._home, is_new_schema=True, codes=codes)
         if self._draw.random() < 0.5:
-            self._command(("db", "upgrade"), self._home, is_new_schema=True, is_sound=True)
-            self._command(("db", "upgrade"), self._home, is_sound=True)
+            self._command(words, self._home, is_new_schema=True, is_sound=True, codes=codes)
+            self._command(words, self._home, is_sound=True, codes=codes)
+
+    def _codes_of_automatic_snapshots(self) -> tuple[int, ...]:
+        """Return what a command that creates a snapshot on its own may answer.
+
+        After the restore of an older key, the home's own key does not show that the recipients of
+        the newest snapshot are its own: they are then not used, and no plain one is written.
+        """
+        newest = self._listed()[-1:]
+        is_closed = newest and newest[0].endswith(".age")
+        if is_closed and self._snapshots[newest[0]].key != self._home.key:
+            return (0, UsageError.exit_code)
+        return (0,)
 
     def _init(self) -> None:
         self._command(("init",), self._home)

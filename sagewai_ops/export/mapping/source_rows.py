@@ -22,6 +22,7 @@ BATCH_ROWS = 200
 BATCH_BYTES = 256 * 1024  # a target, by the size of the previous rows
 _FIRST_ROWS = 8
 _LEAST_SECONDS = 3600.0  # of processor time: conversions and comparisons are included
+_LOCK_SECONDS = 60.0  # of a run's own processes, while one of them commits a repair
 
 UUID_FUNCTION = "ops_uuid"  # of SQLite: the UUID of an id that is cast to a blob
 
@@ -30,7 +31,11 @@ UUID_FUNCTION = "ops_uuid"  # of SQLite: the UUID of an id that is cast to a blo
 def open_copy(path: Path, *, writable: bool = False) -> Iterator[sqlite3.Connection]:
     """Open a frozen copy for the block."""
     connection = open_connection(
-        path, mode="rw" if writable else "ro", check_same_thread=False, least_seconds=_LEAST_SECONDS
+        path,
+        mode="rw" if writable else "ro",
+        timeout=_LOCK_SECONDS,
+        check_same_thread=False,
+        least_seconds=_LEAST_SECONDS,
     )
     try:
         connection.text_factory = bytearray
