@@ -60,6 +60,9 @@ def _words(name: str) -> list[str]:
     """Return a command with arguments that it can be parsed with."""
     arguments = {
         "db downgrade": ["base"],
+        "remote check": ["s3://bucket"],
+        "remote init": ["s3://bucket"],
+        "snapshots copy": ["from", "to"],
         "snapshots extract": ["latest", "--to", "out"],
         "snapshots show": ["latest"],
         "snapshots verify": ["latest"],

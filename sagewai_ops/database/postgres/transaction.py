@@ -7,7 +7,6 @@ the database, which could have been dropped since. Source: PostgreSQL manual, se
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -112,6 +111,8 @@ async def _identify(connection: asyncpg.Connection[asyncpg.Record]) -> str:
 async def _is_committed(
     url: PostgresUrl, transaction: ServerTransaction, wait_seconds: float
 ) -> bool | None:
+    import asyncio
+
     import asyncpg
 
     from sagewai_ops.database.postgres.connection import open_transaction
