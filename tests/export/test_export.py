@@ -136,6 +136,7 @@ def test_a_second_export_is_refused_and_changes_nothing(tmp_path: Path, postgres
 def test_an_empty_home_exports(tmp_path: Path, postgres: Server) -> None:
     """No rows are rows as well: the target is at head afterwards."""
     (tmp_path / "home" / "db").mkdir(parents=True)
+    (tmp_path / "home").chmod(0o700)  # whatever the umask
     create_database(tmp_path / "home" / "db" / "sagewai.db")
     home = locate(tmp_path / "home", {})
     database = postgres.create()
@@ -154,6 +155,7 @@ def test_an_old_home_exports_and_what_it_lacks_gets_its_default(
     """Columns of later revisions are named, and NULLs where a value must be become the default."""
     path = tmp_path / "home" / "db" / "sagewai.db"
     path.parent.mkdir(parents=True)
+    (tmp_path / "home").chmod(0o700)  # whatever the umask
     old_homes.build(path, "005_execution_mode")
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("ALTER TABLE workers RENAME TO strict")
