@@ -264,7 +264,8 @@ def backup(
     if dry_run:
         directory = run.snapshots(home, to)
         where = "stdout" if output else directory / "tree" if form == "directory" else directory
-        return _plan(home, directory, options, str(where), policy, all_paths=all_paths)
+        places = [run.snapshots(home, place) for place in also or ()]
+        return _plan(home, directory, options, str(where), policy, places, all_paths=all_paths)
     with run.terminal.progress() as progress:
         if output:
             report = stream_snapshot(home, sys.stdout.buffer, options, progress=progress)
@@ -291,7 +292,7 @@ def backup(
         code = code or retention.exit_code
     code = unstored if code == EXIT_DONE else code
     for place in also or ():
-        copy = copy_to(run, home, directory, run.snapshots(home, place), options)
+        copy = copy_to(run, home, directory, run.snapshots(home, place), options, result.id)
         result = replace(result, copies=(*result.copies, copy.result))
         warnings += copy.warnings
         code = code or copy.exit_code
@@ -305,7 +306,14 @@ def backup(
 
 
 def _plan(
-    home: Home, directory: Path, options: Any, where: str, policy: Any, *, all_paths: bool
+    home: Home,
+    directory: Path,
+    options: Any,
+    where: str,
+    policy: Any,
+    also: list[Path],
+    *,
+    all_paths: bool,
 ) -> Outcome:
     from sagewai_ops.backup.create import plan_snapshot
     from sagewai_ops.backup.server import plan_server
@@ -329,6 +337,7 @@ def _plan(
         for omission in scan.omissions
     ]
     steps += [f"include {target} in place of {path}" for path, target in scan.followed.items()]
+    steps += [f"copy the snapshot to {place}" for place in also]
     steps += [f"store {path} as a link to {target}" for path, target in scan.outside_links.items()]
     if not policy.is_empty:
         is_complete = not any(omission.reason.is_loss for omission in scan.omissions)
@@ -412,7 +421,9 @@ def _prune(
 
 def show(terminal: Terminal, result: "BackupResult") -> None:
     """Write the summary of a backup; it always ends with the place of the key."""
-    terminal.line(f"snapshot {result.id}: created and verified", style="bold green")
+    is_read = result.read_back_bytes in (None, result.archive_bytes)
+    done = "verified" if is_read else f"{size(result.read_back_bytes or 0)} of it read back"
+    terminal.line(f"snapshot {result.id}: created and {done}", style="bold green")
     is_mirror = result.format == "directory"
     terminal.line(f"  {'mirror ' if is_mirror else 'archive'}   {result.archive or 'on stdout'}")
     stored = (

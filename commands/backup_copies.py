@@ -27,8 +27,10 @@ class Copy:
     exit_code: int = EXIT_DONE
 
 
-def copy_to(run: Run, home: Home, source: Path, target: Path, options: Any) -> Copy:
-    """Copy the newest snapshot to another place, and apply the rules of that place.
+def copy_to(
+    run: Run, home: Home, source: Path, target: Path, options: Any, snapshot_id: str
+) -> Copy:
+    """Copy the new snapshot to another place, and apply the rules of that place.
 
     A failure is a warning and exit 3: the snapshot is complete without the copy.
     """
@@ -52,9 +54,14 @@ def copy_to(run: Run, home: Home, source: Path, target: Path, options: Any) -> C
                 environment,
                 progress=progress,
             )
-    except OpsError as error:
-        problem = f"copy to {target}: {error.message}"
-        return Copy(CopyResult(target, None, 0, error.message), (problem,), EXIT_INCOMPLETE)
+    except (OpsError, OSError) as error:
+        message = error.message if isinstance(error, OpsError) else str(error.strerror or error)
+        problem = f"copy to {target}: {message}"
+        return Copy(CopyResult(target, None, 0, message), (problem,), EXIT_INCOMPLETE)
+    if snapshot_id not in (*(item.id for item in copied.copied), *copied.present):
+        message = "not copied, because nothing confirms the metadata file of the snapshot"
+        problem = f"copy to {target}: {message}"
+        return Copy(CopyResult(target, None, 0, message), (problem,), EXIT_INCOMPLETE)
     done = copied.copied[0] if copied.copied else None
     result = CopyResult(
         target, done.archive if done else None, done.read_back_bytes if done else 0, None

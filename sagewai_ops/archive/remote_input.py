@@ -19,6 +19,7 @@ from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.remote.path import RemotePath
 
 RANGE_BYTES = 8 * 1024 * 1024  # of one request
+_MOST_TABLE_BYTES = RANGE_BYTES + 4096  # the seek table of 4 TiB of content
 
 
 class RemoteInput:
@@ -42,6 +43,8 @@ class RemoteInput:
             self._path.member, self._tail_start, total - self._tail_start
         )
         length = tail_bytes(self._tail[-TABLE_FOOT_BYTES:], total)
+        if length > _MOST_TABLE_BYTES:
+            raise DamagedError("archive: seek table too long")
         return parse_frame_table(self._read(total - length, length), total)
 
     def read_spans(self, spans: Sequence[tuple[int, int]], digest: Any) -> Iterator[bytes]:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.archive.open import read_archive
-from sagewai_ops.backup.create import create_partial
-from sagewai_ops.backup.upload import announced
+from sagewai_ops.backup.create import check_directory, create_partial
+from sagewai_ops.backup.upload import announced, require_object, sweep_uploads
 from sagewai_ops.errors import (
     DamagedError,
     NotFoundError,
@@ -33,6 +33,7 @@ from sagewai_ops.snapshots import cards, catalog
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
 from sagewai_ops.snapshots.chain import record_absent
 from sagewai_ops.snapshots.mark import Mark, record_copy, write_mark
+from sagewai_ops.snapshots.trash import list_trash
 from sagewai_ops.snapshots.trust import Trust, confirm, ids_at_place, trust_of
 from sagewai_ops.text import shell_word
 
@@ -76,12 +77,14 @@ class CopyReport:
     Attributes:
         source, target: Directories or remote places.
         present: Ids of the snapshots that the target had already.
+        pruned: Ids of those in the trash of the target: they are not copied again.
     """
 
     source: Path
     target: Path
     copied: tuple[CopiedSnapshot, ...]
     present: tuple[str, ...]
+    pruned: tuple[str, ...]
 
 
 def copy_snapshots(
@@ -112,6 +115,7 @@ def copy_snapshots(
     """
     if source == target:
         raise UsageError(f"{source}: source and target are the same")
+    check_directory(home, target)
     trust = trust_of(home, source, environment)
     known = list_snapshots(source)
     ids = ids_at_place(home, known, trust)
@@ -126,7 +130,8 @@ def copy_snapshots(
         )
     chosen = own if options.newest is None else own[-options.newest :]
     there = {item.id: item for item in list_snapshots(target)}
-    missing = [item for item in chosen if not _is_present(item, there)]
+    pruned = {item.id for item in list_trash(target)}
+    missing = [item for item in chosen if item.id not in pruned and not _is_present(item, there)]
     for item in missing:
         _require_allowed(item, target, options)
         if item.id in there:
@@ -142,8 +147,9 @@ def copy_snapshots(
         if not dry_run:
             record_copy(home, target, item.id, count)
             _record(home, item, target, {*there, *(entry.id for entry in copied)}, environment)
-    present = tuple(item.id for item in chosen if item not in missing)
-    return CopyReport(source, target, tuple(copied), present)
+    present = tuple(item.id for item in chosen if item not in missing and item.id not in pruned)
+    absent = tuple(item.id for item in chosen if item.id in pruned)
+    return CopyReport(source, target, tuple(copied), present, absent)
 
 
 def _is_present(item: Snapshot, there: dict[str, Snapshot]) -> bool:
@@ -179,6 +185,8 @@ def _copy(
         for piece in read_archive(item.path):
             sent.update(piece)
             digest.update(piece)
+            if sent.size_bytes > item.size_bytes:
+                break  # of a server that does not end
             if progress:
                 progress("copy", sent.size_bytes, item.size_bytes)
             yield piece
@@ -193,6 +201,8 @@ def _copy(
     count = byte_counter(progress, "verify", item.size_bytes)
     if is_remote(path):
         with announced(path, home):
+            if not options.amount.is_none:
+                sweep_uploads(path.parent, home)
             with path.store.upload(path.name, item.size_bytes) as upload:
                 for piece in pieces():
                     upload.write(piece)
@@ -200,9 +210,12 @@ def _copy(
             done = read_back(path, sent, options.amount, count)
             with uninterrupted():
                 path.store.put(cards.card_path(path).name, _card(item, done, trust), replace=True)
+                require_object(path, options.amount)
         return done
     directory = path.parent
     atomic.make_directory(directory)
+    with locks.sweep_guard(directory):
+        catalog.sweep(directory)
     require_free_bytes(directory, item.size_bytes, option="TO")
     partial = catalog.partial_path(directory, path.name)
     with create_partial(partial) as stream:
@@ -250,7 +263,9 @@ def _record(
     previous = item.card.get("previous")
     before = previous.get("id") if isinstance(previous, dict) else None
     with contextlib.suppress(OpsError):  # the copy is complete without it
-        if isinstance(before, str) and before not in there and item.sequence > 1:
+        # If the target had it, its absence is a finding, and not recorded.
+        is_known = trust.mark and trust.mark.sequence >= item.sequence - 1
+        if isinstance(before, str) and before not in there and item.sequence > 1 and not is_known:
             record_absent(target, {before: item.sequence - 1}, trust)
     mac, key = item.card.get("authentication"), item.card.get("key_fingerprint")
     if not (item.is_confirmed and isinstance(mac, str) and isinstance(key, str)):

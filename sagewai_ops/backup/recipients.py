@@ -23,6 +23,7 @@ from sagewai_ops.home.paths import Home
 from sagewai_ops.remote.path import is_remote
 from sagewai_ops.snapshots.cards import is_authentic
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
+from sagewai_ops.snapshots.mark import read_mark
 from sagewai_ops.snapshots.ownership import home_ids
 from sagewai_ops.snapshots.trust import keys_of
 from sagewai_ops.text import shell_word
@@ -45,7 +46,9 @@ def with_encryption(home: Home, directory: Path, options: BackupOptions) -> Back
         # In a remote place others may write, too: a plain archive allows more of them only with
         # the HMAC of this home.
         keys = keys_of(home, options.key_environment)
-        is_own = options.is_automatic and is_authentic(newest.card, keys)
+        mark = read_mark(home, directory, options.key_environment)
+        is_newest = not mark or newest.sequence >= mark.sequence
+        is_own = options.is_automatic and is_newest and is_authentic(newest.card, keys)
         return replace(options, allow_clear=options.allow_clear or is_own)
     if options.is_automatic:
         keys = keys_of(home, options.key_environment)

@@ -20,6 +20,7 @@ from sagewai_ops.errors import (
     NotFoundError,
     OpsError,
     PermissionDeniedError,
+    RemoteError,
     TargetBusyError,
     UsageError,
 )
@@ -27,12 +28,13 @@ from sagewai_ops.fs.free_space import require_free_bytes
 from sagewai_ops.fs.tempdirs import locked_directory
 from sagewai_ops.process.signals import describe_interruption, uninterrupted
 from sagewai_ops.progress import Progress, byte_counter
-from sagewai_ops.remote.read_back import BlockHashes, read_back
+from sagewai_ops.remote.read_back import BlockHashes, ReadBack, read_back
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.cards import card_path, encode_card
 from sagewai_ops.snapshots.mark import record_copy
 from sagewai_ops.snapshots.ownership import home_ids
 from sagewai_ops.snapshots.reference import find_reference
+from sagewai_ops.snapshots.remote_trash import SUFFIX as REMOVED
 from sagewai_ops.snapshots.trust import Trust, next_sequence, previous_snapshot, trust_of
 
 if TYPE_CHECKING:
@@ -105,6 +107,7 @@ def upload_snapshot(
                 content = encode_card(card, run.key)
                 if not place.store.put(card_path(path).member, content):
                     raise TargetBusyError(f"{card_path(path)}: exists, and another run wrote it")
+                require_object(path, options.read_back)
                 run.mark(place)
                 record_copy(home, place, run.id, read_bytes)
     return replace(report, read_back_bytes=read_bytes)
@@ -123,6 +126,24 @@ def require_encryption(place: RemotePath, options: BackupOptions) -> None:
         )
 
 
+def require_object(path: RemotePath, amount: ReadBack) -> None:
+    """Check that an archive still exists after its card was written.
+
+    Raises:
+        RemoteError: It does not; its card is removed.
+        PermissionDeniedError: That is not allowed, though the archive was read.
+    """
+    try:
+        if path.store.facts(path.name) is not None:
+            return
+    except PermissionDeniedError:
+        if amount.is_none:
+            return  # rights to write only
+        raise
+    path.store.delete(card_path(path).name)
+    raise RemoteError(f"{path}: removed by another run or user during the upload")
+
+
 def sweep_uploads(place: RemotePath, home: Home) -> list[str]:
     """Remove archives without a card that killed runs of this home left; return their names.
 
@@ -138,7 +159,7 @@ def sweep_uploads(place: RemotePath, home: Home) -> list[str]:
         name = item.name.removesuffix(_STARTED)
         if name == item.name or not catalog.is_archive_name(name) or now is None:
             continue
-        is_finished = f"{name}.json" in known
+        is_finished = f"{name}.json" in known or f"{name}.json{REMOVED}" in known
         if not is_finished and now - item.modified_at < _KILLED_AFTER:
             continue
         if _home_of(place, item) not in home_ids(home):
@@ -176,7 +197,8 @@ def announced(path: RemotePath, home: Home) -> Iterator[None]:
         yield
     except BaseException:
         with contextlib.suppress(OpsError):
-            if store.facts(card_path(path).name) is None:
+            card = card_path(path).name
+            if store.facts(card) is None and store.facts(card + REMOVED) is None:
                 store.delete(path.name)
             store.delete(name)
         raise

@@ -275,7 +275,9 @@ def _files_of(options: Mapping[str, Any]) -> Iterator[Path]:
 
     for value in options.values():
         for item in value if isinstance(value, list) else (value,):
-            if not isinstance(item, (str, Path)) or not item or not os.path.isfile(item):
+            if not isinstance(item, (str, Path)) or not item:
+                continue
+            if (isinstance(item, Path) and is_remote(item)) or not os.path.isfile(item):
                 continue
             if not path_owners(Path(item)):
                 yield Path(os.path.abspath(item))

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 SCHEMES = ("s3", "gs", "az", "sftp")
 KEYS = ("url", "endpoint", "region", "path-style", "credentials-file")  # of [remote.NAME]
 # Before a colon, a name; a path with a colon in its first part is written ./PATH.
-_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|[A-Za-z0-9][A-Za-z0-9_-]+:(?!/)")
+_REMOTE = re.compile(
+    r"[A-Za-z][A-Za-z0-9+.-]*://|[A-Za-z0-9][A-Za-z0-9_-]+:(?!/)|(?:s3|gs|az|sftp):/"
+)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]+")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _ACCOUNT = re.compile(r"[a-z0-9]{3,24}")  # of Azure

@@ -180,7 +180,10 @@ def list_directory(channel: Channel, directory: bytes) -> list[ObjectFacts]:
                 raise
             is_at_end = True
             continue
-        for _each in range(fields.number()):
+        count = fields.number()
+        if not count:
+            raise ProtocolError("a list without entries and without an end")
+        for _each in range(count):
             name = os.fsdecode(fields.string())
             fields.string()  # as `ls -l` shows it
             facts = file_facts(name, fields.attributes())

@@ -25,8 +25,7 @@ def systemd(plan: Plan) -> list[File]:
     service = fill_template(
         "systemd.service",
         {
-            "owner": _owner(plan),
-            "snapshots": shell_word(plan.snapshots),
+            "needs": _needs(plan),
             "drill": _drill(plan),
             "writable": systemd_paths(writable),
             "user": [{"name": plan.user}] if plan.user not in ("", "root") else [],
@@ -50,8 +49,7 @@ def cron(plan: Plan) -> list[File]:
         "crontab",
         {
             "place": f"Install in /etc/cron.d/{NAME}" if plan.user else "Add to: crontab -e",
-            "owner": _owner(plan),
-            "snapshots": shell_word(plan.snapshots),
+            "needs": _needs(plan),
             "drill": _drill(plan),
             "minute": plan.minute,
             "hour": plan.hour,
@@ -113,6 +111,14 @@ def _drill(plan: Plan) -> str:
     """Return the command that proves the newest snapshot, for a shell."""
     words = [plan.program, "--home", plan.home, "drill", "--snapshots", plan.snapshots]
     return shlex.join([*map(str, words), "--require-authentic"])
+
+
+def _needs(plan: Plan) -> str:
+    """Return what has to be done once, before the first backup."""
+    snapshots = shell_word(plan.snapshots)
+    if str(plan.snapshots) in plan.directories:
+        return f"The snapshot directory must exist: install -d -m 0700{_owner(plan)} {snapshots}"
+    return f"The place must be initialised: sagewai-ops remote init {snapshots}"
 
 
 def _owner(plan: Plan) -> str:

@@ -121,7 +121,7 @@ def encode_unchanged(card: Mapping[str, Any]) -> bytes:
 def is_authentic(card: Mapping[str, Any], keys: Sequence[AuthenticationKey]) -> bool:
     """Return whether a metadata file has the HMAC of one of the keys."""
     mac, named = card.get("mac"), card.get("key_fingerprint")
-    if not isinstance(mac, str):
+    if not isinstance(mac, str) or not mac.isascii():
         return False
     for key in sorted(keys, key=lambda key: key.fingerprint != named) if len(keys) > 1 else keys:
         if hmac.compare_digest(mac.encode(), key.record_mac(CARD_KIND, card).encode()):

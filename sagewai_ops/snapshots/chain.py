@@ -161,7 +161,7 @@ def read_removed(directory: Path, trust: Trust) -> Mapping[str, int]:
     except (OSError, ValueError, RecursionError):
         return {}
     mac = document.get("mac") if isinstance(document, dict) else None
-    if not isinstance(mac, str):
+    if not isinstance(mac, str) or not mac.isascii():
         return {}
     for key in trust.keys:
         if hmac.compare_digest(mac.encode(), key.record_mac(_RECORD_KIND, document).encode()):

@@ -14,7 +14,7 @@ from sagewai_ops.remote.store import Deletion, HasRetention, Store
 from sagewai_ops.snapshots.cards import card_path
 from sagewai_ops.snapshots.catalog import Snapshot, id_of, list_remote
 
-_SUFFIX = ".removed"  # after the name of a metadata file
+SUFFIX = ".removed"  # after the name of a metadata file
 
 
 def list_trash(place: RemotePath) -> list[Snapshot]:
@@ -23,7 +23,7 @@ def list_trash(place: RemotePath) -> list[Snapshot]:
     Raises:
         RemoteError, PermissionDeniedError: The place cannot be read.
     """
-    return list_remote(place, suffix=_SUFFIX)
+    return list_remote(place, suffix=SUFFIX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def move_to_trash(snapshots: Iterable[Snapshot]) -> tuple[HiddenSnapshot, ...]:
     Raises:
         RemoteError, PermissionDeniedError: A metadata file cannot be written or deleted.
     """
-    return tuple(filter(None, (_rename(snapshot, "", _SUFFIX) for snapshot in snapshots)))
+    return tuple(filter(None, (_rename(snapshot, "", SUFFIX) for snapshot in snapshots)))
 
 
 def undelete(snapshots: Iterable[Snapshot]) -> None:
@@ -57,7 +57,7 @@ def undelete(snapshots: Iterable[Snapshot]) -> None:
         RemoteError, PermissionDeniedError: A metadata file cannot be written or deleted.
     """
     for snapshot in snapshots:
-        _rename(snapshot, _SUFFIX, "")
+        _rename(snapshot, SUFFIX, "")
 
 
 def purge(place: RemotePath, snapshots: Iterable[Snapshot]) -> tuple[HiddenSnapshot, ...]:
@@ -70,10 +70,12 @@ def purge(place: RemotePath, snapshots: Iterable[Snapshot]) -> tuple[HiddenSnaps
         RemoteError, PermissionDeniedError: An object cannot be deleted.
     """
     store = place.store
-    hidden = tuple(filter(None, (_delete(store, item, item.path.name) for item in snapshots)))
+    # One may have been undeleted by another run since it was listed.
+    still = (item for item in snapshots if store.facts(f"{item.path.name}.json") is None)
+    hidden = tuple(filter(None, (_delete(store, item, item.path.name) for item in still)))
     names = {item.name for item in store.list()}
     for name in names:
-        archive = name.removesuffix(f".json{_SUFFIX}")
+        archive = name.removesuffix(f".json{SUFFIX}")
         if archive != name and id_of(archive) and archive not in names:
             store.delete(name)
     return hidden

@@ -25,6 +25,7 @@ from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots, ordered
 from sagewai_ops.snapshots.mark import Mark, former_keys, read_mark
 from sagewai_ops.snapshots.ownership import home_ids
 
+_MOST_SEQUENCE = 1 << 48  # the format allows 2^63; a larger claim is not one of a backup
 UNCONFIRMED = "not confirmed: its metadata file is not authenticated"
 
 
@@ -104,15 +105,26 @@ def ids_at_place(home: Home, snapshots: Iterable[Snapshot], trust: Trust) -> fro
 def next_sequence(directory: Path, trust: Trust) -> int:
     """Return the sequence number of the next snapshot in a directory."""
     newest = trust.mark.sequence if trust.mark else 0
-    claims = sorted(list_snapshots(directory), key=lambda item: -item.sequence)
+    claims = sorted(
+        (item for item in list_snapshots(directory) if item.sequence < _MOST_SEQUENCE),
+        key=lambda item: -item.sequence,
+    )
     # Usually the first is confirmed: no other is examined.
     for item in claims:
         if item.sequence <= newest:
             break
         (confirmed,) = confirm(directory, [item], trust)
-        if not confirmed.doubt:
+        if not confirmed.doubt and _is_counted(directory, confirmed, trust):
             newest = max(newest, confirmed.sequence)
     return newest + 1
+
+
+def _is_counted(directory: Path, snapshot: Snapshot, trust: Trust) -> bool:
+    """Return whether the number of a snapshot counts: in a remote place, anyone may write one."""
+    if not is_remote(directory):
+        return snapshot.sequence < _MOST_SEQUENCE
+    is_own = snapshot.home_id in trust.home_ids and snapshot.sequence < _MOST_SEQUENCE
+    return is_own and (snapshot.is_confirmed or not trust.keys)
 
 
 def previous_snapshot(directory: Path, trust: Trust) -> dict[str, str] | None:

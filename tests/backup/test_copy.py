@@ -180,3 +180,56 @@ def test_each_place_has_its_own_rules(
     assert len(listed.document["result"]["snapshots"]) == 1
     assert len(_archives(source)) == 6
     assert answer.document["result"]["copies"][0]["retention"]["applied"] is True
+
+
+def test_what_was_removed_by_others_in_the_target_stays_a_finding(
+    home: Path, stores: dict[str, MemoryStore]
+) -> None:
+    """The next copy must not record the missing one as absent."""
+    source = home.with_name("home.snapshots")
+    assert _copy(home, source, PLACES[0], "--all").code == 0
+    store = stores[PLACES[0]]
+    newest = list_snapshots(store.path())[-1].path.name
+    for name in (newest, f"{newest}.json"):
+        del store.objects[name]
+
+    assert call("--home", home, "backup", "--recipient", RECIPIENT).code == 0
+    assert _copy(home, source, PLACES[0]).code == 0
+    chain = call("--home", home, "snapshots", "verify", "--chain", "--snapshots", PLACES[0])
+
+    assert chain.code == 4, chain
+
+
+def test_what_is_in_the_trash_of_the_target_is_not_copied_again(
+    home: Path, stores: dict[str, MemoryStore], tmp_path: Path
+) -> None:
+    """Otherwise the next prune could not move it."""
+    source = home.with_name("home.snapshots")
+    for target in (tmp_path / "copies", PLACES[0]):
+        assert _copy(home, source, target, "--all").code == 0
+        prune = ("snapshots", "prune", "--keep-last", "1", "--snapshots", target)
+        assert call("--home", home, *prune).code == 0
+        again = _copy(home, source, target, "--all")
+        assert len(again.document["result"]["pruned"]) == 2, again
+        assert call("--home", home, *prune).code == 0
+
+
+def test_no_copy_goes_into_the_home(home: Path, stores: dict[str, MemoryStore]) -> None:
+    """As no backup does."""
+    answer = _copy(home, home.with_name("home.snapshots"), home / "data")
+
+    assert answer.code == 2
+    assert not list((home / "data").glob("sagewai-*"))
+
+
+def test_partial_file_of_a_killed_copy_does_not_prevent_the_next(
+    home: Path, stores: dict[str, MemoryStore], tmp_path: Path
+) -> None:
+    """It is swept."""
+    source = home.with_name("home.snapshots")
+    (tmp_path / "copies").mkdir(mode=0o700)
+    newest = list_snapshots(source)[-1].path.name
+    (tmp_path / "copies" / f".{newest}.partial").write_bytes(b"part")
+
+    assert _copy(home, source, tmp_path / "copies").code == 0
+    assert sorted(_archives(tmp_path / "copies")) == [newest]

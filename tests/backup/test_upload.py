@@ -12,6 +12,7 @@ import pytest
 from memory_store import MemoryStore
 from program import call
 from sagewai_ops.archive.age import Decryption
+from sagewai_ops.cli import acting
 from sagewai_ops.cli.settings import Settings
 from sagewai_ops.errors import OpsError, RemoteError
 from sagewai_ops.snapshots.catalog import list_snapshots
@@ -341,6 +342,7 @@ def test_schedule_for_a_place_is_online_and_writes_no_directory(
     (writable,) = [line for line in answer.out.splitlines() if line.startswith("ReadWritePaths")]
     assert "/srv/copies" in writable
     assert "s3:" not in writable
+    assert f"sagewai-ops remote init {PLACE}" in answer.out
     assert store.requests == {}
     assert call("--home", home, "schedule", "compose", "--snapshots", PLACE).code == 2
 
@@ -381,3 +383,78 @@ def test_restore_from_a_place_in_the_place_of_the_home(tmp_path: Path, store: Me
     assert not (home / "data/later").exists()
     assert call("--home", home, "restore", "--undo", "--snapshots", PLACE).code == 0
     assert (home / "data/later").exists()
+
+
+def test_objects_of_an_attacker_set_no_sequence_number(home: Path, store: MemoryStore) -> None:
+    """A number near the limit of the format would make each later snapshot unreadable."""
+    assert call("--home", home, "backup", "--to", PLACE, "--allow-clear").code == 0
+    ((name, (content, moment)),) = (
+        item for item in store.objects.items() if item[0].endswith(".zst")
+    )
+    card = json.loads(store.objects[f"{name}.json"][0])
+    planted = name.replace("-2", "-3", 1)
+    card |= {"archive": planted, "sequence": 2**63 - 1, "home_id": "another"}
+    card.pop("mac")
+    store.objects[planted] = (content, moment)
+    store.objects[f"{planted}.json"] = (json.dumps(card).encode(), moment)
+
+    answer = call("--home", home, "backup", "--json", "--to", PLACE, "--allow-clear")
+
+    assert answer.code == 0, answer
+    assert answer.document["result"]["sequence"] < 1000
+
+
+def test_killed_upload_note_does_not_remove_what_the_trash_has(
+    tmp_path: Path, store: MemoryStore
+) -> None:
+    """A `.started` that stayed names an archive whose card is in the trash."""
+    home = small(tmp_path / "home").root
+    first = _backup(home)
+    name = f"sagewai-{first['id']}.tar.zst.age"
+    card = store.objects[f"{name}.json"][0]
+    store.objects[f"{name}.started"] = (b'{"home_id": "%s"}' % _home_id(card), store.now)
+    _backup(home, "--keep-last", "1")
+    assert f"{name}.json.removed" in store.objects
+    store.now += timedelta(days=2)
+
+    _backup(home)
+
+    assert name in store.objects
+    assert f"{name}.started" not in store.objects
+
+
+def test_malformed_authentication_is_no_traceback(home: Path, store: MemoryStore) -> None:
+    """Anyone may write the card."""
+    _backup(home)
+    (snapshot,) = list_snapshots(store.path())
+    name = f"{snapshot.path.name}.json"
+    card = {**json.loads(store.objects[name][0]), "mac": "\ud800"}
+    store.objects[name] = (json.dumps(card).encode(), store.now + timedelta(seconds=9))
+
+    answer = call("--home", home, "snapshots", "list", "--json", "--snapshots", PLACE)
+
+    assert answer.code == 0, answer
+    assert answer.document["result"]["snapshots"][0]["authenticity"] == "unverified"
+
+
+def test_archive_that_vanishes_during_the_upload_is_no_success(
+    home: Path, store: MemoryStore
+) -> None:
+    """Another run or user deleted it before its card was written: exit 19, and no card."""
+    put = store.put
+
+    def put_and_delete(name: str, content: bytes, *, replace: bool = False) -> bool:
+        if name.endswith(".age.json"):
+            store.objects.pop(name.removesuffix(".json"))
+        return put(name, content, replace=replace)
+
+    store.put = put_and_delete  # type: ignore[method-assign]
+    answer = call("--home", home, "backup", "--to", PLACE, "--recipient", RECIPIENT)
+
+    assert answer.code == 19, answer
+    assert not [name for name in store.names() if name.endswith(".json")]
+
+
+def test_place_is_no_file_that_root_opens_for_another_user() -> None:
+    """Root's process serves files of options; and a place is no file."""
+    assert list(acting._files_of({"snapshots": MemoryStore().path(), "also": []})) == []
