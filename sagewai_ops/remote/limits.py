@@ -12,8 +12,11 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 from sagewai_ops.errors import UsageError
+from sagewai_ops.remote.store import HasRetention
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from sagewai_ops.remote.store import Deletion, ObjectFacts, Store, Upload
 
 _PIECE_BYTES = 64 * 1024  # that is sent at once, so that a limit is kept evenly
@@ -110,6 +113,10 @@ class LimitedStore:
     def delete(self, name: str) -> Deletion:
         """Delete an object."""
         return self._store.delete(name)
+
+    def retained_until(self, name: str) -> datetime | None:
+        """Return until when an object cannot be deleted."""
+        return self._store.retained_until(name) if isinstance(self._store, HasRetention) else None
 
     def close(self) -> None:
         """End the connections."""

@@ -31,7 +31,7 @@ RESULTS = (
 CARD_KIND = "card"  # of the record, for its HMAC
 _CARD_BYTES = 16 * 1024  # a card has some hundred; a large buffer costs more than its content
 _MOST_CARD_BYTES = 1024 * 1024
-_MOST_REMOTE_BYTES = 128 * 1024  # all of a place are kept for the run
+_MOST_REMOTE_BYTES = 64 * 1024  # all of a place are kept for the run
 _REMOTE_READS = 16  # at once
 _CARD_SECONDS = 30.0  # the directory is locked for moments while a card is written
 # Facts that commands rely on. Others with write access to the directory can change a card.

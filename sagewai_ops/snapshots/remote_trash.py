@@ -5,6 +5,7 @@ metadata file does not exist for lists. A crash between writing one name and del
 leaves both, and the snapshot counts as not removed.
 """
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timezone
@@ -86,7 +87,9 @@ def _delete(store: Store, snapshot: Snapshot, name: str) -> HiddenSnapshot | Non
     until = store.retained_until(name) if isinstance(store, HasRetention) else None
     if store.delete(name) is not Deletion.HIDDEN:
         return None
-    text = f"{until.astimezone(timezone.utc):%Y-%m-%dT%H:%M:%SZ}" if until else None
+    text = None
+    with contextlib.suppress(OverflowError):  # what a server states may be no date in UTC
+        text = f"{until.astimezone(timezone.utc):%Y-%m-%dT%H:%M:%SZ}" if until else None
     return HiddenSnapshot(snapshot.id, text)
 
 
