@@ -73,10 +73,11 @@ def execute(root: Path, steps: Sequence[Step]) -> None:
             _complete(root, prepared)
             _write(write, _DONE, prepared)
         except BaseException as error:
-            if _read(root)[0] == _DONE:  # renamed, but not synced
-                _clear(root, prepared)
+            with uninterrupted():  # a signal that came before the error is raised after this
+                is_done = _read(root)[0] == _DONE  # renamed, but not synced
+                (_clear if is_done else _roll_back)(root, prepared)
+            if is_done:
                 raise
-            _roll_back(root, prepared)
             if isinstance(error, _ChangedError):
                 raise OpsError(
                     f"{root / str(error)}: changed during its move, everything is unchanged",
