@@ -45,6 +45,7 @@ from sagewai_ops.errors import (
 from sagewai_ops.keys import postgres
 from sagewai_ops.keys.inventory import on_server
 from sagewai_ops.keys.locations import SealedValue
+from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.process.threads import Thread
 from sagewai_ops.restore import server_access
 from sagewai_ops.restore.access import AccessCounts
@@ -139,7 +140,7 @@ class ServerRestore(SnapshotSession):
             TargetBusyError: It has other sessions, or objects and not `replace`.
             PermissionDeniedError, UsageError, LockedError: It cannot be used.
         """
-        self._wait(self._translated(self._begin_restore(replace=replace)))
+        self._wait(lambda: self._translated(self._begin_restore(replace=replace)))
 
     def expect(self, facts: ServerFacts, *, is_authentic: bool) -> None:
         """Set the database that will be loaded.
@@ -178,7 +179,7 @@ class ServerRestore(SnapshotSession):
         if path in (SCHEMA, CONSTRAINTS):
             self._end_copy()
             text = b"".join(content).decode("utf-8")
-            self._wait(self._translated(self._execute(text)))
+            self._wait(lambda: self._translated(self._execute(text)))
         elif table := self._tables_by_path.get(path):
             if self._filled is None or self._filled[0] is not table:
                 self._end_copy()
@@ -251,7 +252,7 @@ class ServerRestore(SnapshotSession):
 
     def exchange(self, kept: str) -> None:
         """Move what an earlier restore replaced back into the schema, and remove its own."""
-        self._wait(self._translated(self._move_back(kept)))
+        self._wait(lambda: self._translated(self._move_back(kept)))
 
     def commit(self) -> None:
         """Commit; the caller defers signals.
@@ -260,7 +261,7 @@ class ServerRestore(SnapshotSession):
             ConnectionError: It is unknown whether the server did.
             OpsError: It did not.
         """
-        self._wait(self._commit())
+        self._wait(self._commit)
 
     def find_outcome(self) -> bool:
         """Return, after a ConnectionError of `commit`, whether the server committed.
@@ -413,8 +414,9 @@ class ServerRestore(SnapshotSession):
                 encoding=self._facts.text_encoding,
             )
 
-        future = asyncio.run_coroutine_threadsafe(self._translated(copy()), self._loop)
-        self._filled = table, pieces, future
+        with uninterrupted():  # as in `_wait`
+            future = asyncio.run_coroutine_threadsafe(self._translated(copy()), self._loop)
+            self._filled = table, pieces, future
 
     def _put(self, piece: bytes | None) -> None:
         assert self._filled

@@ -95,7 +95,8 @@ class SnapshotSession:
             OpsError: The server refuses, or the connection is lost.
         """
         assert self._connection is not None
-        return self._wait(self._translated(read(self._connection)))
+        connection = self._connection
+        return self._wait(lambda: self._translated(read(connection)))
 
     def copy(
         self, schema: str, table: str, columns: Sequence[str], *, encoding: str, whole: bool = False
@@ -154,8 +155,10 @@ class SnapshotSession:
                 put()
 
         assert self._connection is not None
-        work = self._translated(copy(self._connection))
-        copying = asyncio.run_coroutine_threadsafe(work, self._loop)
+        connection = self._connection
+        with uninterrupted():  # as in `_wait`
+            work = self._translated(copy(connection))
+            copying = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             while received := blocks.get():
                 yield from received
@@ -168,9 +171,9 @@ class SnapshotSession:
         with translate_errors(self._url):
             return await work
 
-    def _wait(self, work: Coroutine[Any, Any, Answer]) -> Answer:
+    def _wait(self, work: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
         with uninterrupted():  # else Python reports a coroutine that was never awaited
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            future = asyncio.run_coroutine_threadsafe(work(), self._loop)
         try:
             return future.result()
         except BaseException:
@@ -179,12 +182,12 @@ class SnapshotSession:
 
     def open(self, is_wanted: Callable[[str, str], bool], wait_seconds: float) -> None:
         """Connect, lock the tables and take the snapshot."""
-        self._wait(self._translated(self._open(is_wanted, wait_seconds)))
+        self._wait(lambda: self._translated(self._open(is_wanted, wait_seconds)))
 
     def close(self) -> None:
         """End the transaction and close the connection."""
         if self._connection is not None:
-            self._wait(self._close())
+            self._wait(self._close)
 
     async def _open(self, is_wanted: Callable[[str, str], bool], wait_seconds: float) -> None:
         self._connection = connection = await open_connection(self._url)
