@@ -1,6 +1,6 @@
 """`backup --also`: copies of the new snapshot in other places, each with its own retention."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,12 +56,11 @@ def copy_to(
             )
     except (OpsError, OSError) as error:
         message = error.message if isinstance(error, OpsError) else str(error.strerror or error)
-        problem = f"copy to {target}: {message}"
-        return Copy(CopyResult(target, None, 0, message), (problem,), EXIT_INCOMPLETE)
+        return _not_copied(target, message)
     if snapshot_id not in (*(item.id for item in copied.copied), *copied.present):
-        message = "not copied, because nothing confirms the metadata file of the snapshot"
-        problem = f"copy to {target}: {message}"
-        return Copy(CopyResult(target, None, 0, message), (problem,), EXIT_INCOMPLETE)
+        return _not_copied(
+            target, "not copied, because nothing confirms the metadata file of the snapshot"
+        )
     done = copied.copied[0] if copied.copied else None
     result = CopyResult(
         target, done.archive if done else None, done.read_back_bytes if done else 0, None
@@ -81,14 +80,17 @@ def copy_to(
         )
     except OpsError as error:
         problem = f"retention of {target}: not applied, {error.message}"
-        result = CopyResult(
-            target, result.archive, result.read_back_bytes, problem, RetentionResult(False, problem)
-        )
+        result = replace(result, problem=problem, retention=RetentionResult(False, problem))
         return Copy(result, (problem,), EXIT_INCOMPLETE)
-    result = CopyResult(
-        target, result.archive, result.read_back_bytes, None, RetentionResult.build(pruned)
-    )
+    result = replace(result, retention=RetentionResult.build(pruned))
     return Copy(result, warnings_of(pruned), exit_code_of(pruned))
+
+
+def _not_copied(target: Path, message: str) -> Copy:
+    from sagewai_ops.backup.results import CopyResult
+
+    problem = f"copy to {target}: {message}"
+    return Copy(CopyResult(target, None, 0, message), (problem,), EXIT_INCOMPLETE)
 
 
 def show_copies(terminal: Terminal, copies: "tuple[CopyResult, ...]") -> None:
