@@ -156,7 +156,7 @@ class Soak:
     def _restore(self) -> None:
         if not self._snapshots:
             return
-        name = self._draw.choice(sorted(self._snapshots))
+        name = self._draw.choice(list(self._snapshots))
         aim = self._snapshots[name]
         place = self._world.out / "key"
         place.write_bytes(aim.key)
@@ -187,7 +187,7 @@ class Soak:
         """Flip a bit of a snapshot, or cut it: nothing takes it any more."""
         if not self._snapshots:
             return
-        path = self._world.snapshots / self._draw.choice(sorted(self._snapshots))
+        path = self._world.snapshots / self._draw.choice(list(self._snapshots))
         whole = path.read_bytes()
         content = bytearray(whole)
         content[self._draw.randrange(len(content))] ^= 1 << self._draw.randrange(8)
@@ -222,12 +222,14 @@ class Soak:
     def _codes_of_automatic_snapshots(self) -> tuple[int, ...]:
         """Return what a command that creates a snapshot on its own may answer.
 
-        After the restore of an older key, the home's own key does not show that the recipients of
-        the newest snapshot are its own: they are then not used, and no plain one is written.
+        After the restore of an older key, or a failure to write the metadata file, the home's key
+        does not show that the recipients of the newest snapshot are its own: they are then not
+        used, and no plain one is written.
         """
-        newest = self._listed()[-1:]
-        is_closed = newest and newest[0].endswith(".age")
-        if is_closed and self._snapshots[newest[0]].key != self._home.key:
+        newest = catalog.list_snapshots(self._world.snapshots)[-1:]
+        is_closed = newest and newest[0].is_encrypted
+        is_own_key = newest and self._snapshots[newest[0].path.name].key == self._home.key
+        if is_closed and not (is_own_key and newest[0].is_card_own):
             return (0, UsageError.exit_code)
         return (0,)
 
