@@ -39,9 +39,9 @@ _SHOWN_KEYS = 3  # of rows that could not be converted; JSON has more
 
 HELP = """Restore a home from a snapshot.
 
-SNAPSHOT is `latest`, an id or its beginning, a path, or - for standard input. It is verified before
-the home is exchanged; the previous one is kept for --undo. A PostgreSQL database is restored too:
-it must be empty, or --replace keeps its tables.
+SNAPSHOT is `latest`, an id or its beginning, a path, or - for stdin. It is verified first; the
+previous home is kept for --undo. A PostgreSQL database is restored too: it must be empty, or
+--replace keeps its tables.
 
 Exit status:
   0   restored
@@ -61,7 +61,7 @@ Exit status:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    kinds = ("PlanResult", "RestoreResult", "UndoResult", "RecoveryResult")
+    kinds = ("PlanResult", "RestoreResult", "PresentResult", "UndoResult", "RecoveryResult")
     shapes = [f"sagewai_ops.restore.results:{kind}" for kind in kinds]
     result = " | ".join([*shapes, "sagewai_ops.operations.recover:RecoveryReport"])
     add_command(app, "restore", restore, HELP, result=result, changes=True)
@@ -78,6 +78,9 @@ def restore(
     ] = None,
     replace: Annotated[
         bool, option(TARGET, "--replace", "Replace an existing home; the previous one is kept.")
+    ] = False,
+    if_empty: Annotated[
+        bool, option(TARGET, "--if-empty", "Restore to an empty target only; a home is exit 0.")
     ] = False,
     only: Annotated[
         list[str] | None,
@@ -165,8 +168,12 @@ def restore(
         raise UsageError("--without-database: contradicts a URL")
     if to_sqlite and (undo or recover or without_database or database_url or url_file):
         raise UsageError("--to-sqlite: contradicts a URL, --without-database, --undo and --recover")
+    if if_empty and (undo or recover or replace or only):
+        raise UsageError("--if-empty: contradicts --replace, --only, --undo and --recover")
     run = with_limits(run, None, limit_download)
     run = with_database(run, url_file, url=database_url, sqlite=sqlite, required=False)
+    if if_empty and (present := _present(run, to, dry_run=dry_run, wait_seconds=wait)):
+        return present
     if undo or recover:
         return _undo_or_recover(run, to, undo=undo, dry_run=dry_run, wait_seconds=wait)
 
@@ -261,7 +268,30 @@ def restore(
         lambda terminal: _show(terminal, done),
         exit_code=EXIT_INCOMPLETE if done.not_converted else EXIT_DONE,
         warnings=(*warnings, *map(_not_converted, done.not_converted)),
+        always=if_empty,  # the log of an init container shows which of the two it was
     )
+
+
+def _present(run: Run, to: Path | None, *, dry_run: bool, wait_seconds: float) -> Outcome | None:
+    """Return the outcome where a home exists; None for a target without one.
+
+    An init container is started again after a kill, so an interrupted restore is recovered first.
+    """
+    from sagewai_ops.fs.volumes import names_in
+    from sagewai_ops.home.paths import is_home, locate
+    from sagewai_ops.operations.recover import recover_home
+    from sagewai_ops.restore.results import PresentResult
+    from sagewai_ops.swap.pending import RESTORE, pending_operations
+
+    environment = run.settings.environment
+    target = locate(to, environment) if to else run.home()
+    if not dry_run and pending_operations(target.root, [RESTORE]):
+        recover_home(target, environment, kinds=[RESTORE], wait_seconds=wait_seconds)
+    if not target.root.is_dir() or not names_in(target.root) or not is_home(target):
+        return None
+    result = PresentResult(target.root)
+    summary = f"home {target.root}: exists, unchanged; nothing is restored"
+    return Outcome(result, lambda terminal: terminal.line(summary), always=True)
 
 
 def _origin_warning(plan: Any, home: Home | None, snapshot: str | None) -> tuple[str, ...]:

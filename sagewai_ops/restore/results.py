@@ -138,6 +138,13 @@ class RestoreResult(PlanResult):
 
 
 @dataclass(frozen=True, slots=True)
+class PresentResult:
+    """The result of --if-empty where a home exists: nothing was restored."""
+
+    present: Path
+
+
+@dataclass(frozen=True, slots=True)
 class UndoResult:
     """The result of --undo.
 

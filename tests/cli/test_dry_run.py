@@ -61,6 +61,7 @@ CASES: dict[str, list[tuple[Callable[[World], list[object]], str]]] = {
     ],
     "restore": [
         (lambda _world: ["restore", "latest", "--replace"], "would be restored"),
+        (lambda _world: ["restore", "latest", "--if-empty"], "exists"),
         (lambda _world: ["restore", "--undo"], "would be"),
     ],
     "recover": [(lambda _world: ["recover"], "")],

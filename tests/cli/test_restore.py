@@ -22,9 +22,9 @@ from sagewai_ops.fs import beneath, locks
 from sagewai_ops.restore import extractor as extracting
 from sagewai_ops.restore import restore as restoring
 from sagewai_ops.swap import journal as swap_journal
-from sagewai_ops.swap import staging
-from small_homes import everything_of, small
-from step_counter import killed
+from sagewai_ops.swap import mounts, staging
+from small_homes import SCRATCH, everything_of, small
+from step_counter import counting, killed, killed_at
 
 
 @pytest.fixture
@@ -458,3 +458,97 @@ def test_latest_of_another_path_is_warned_of(home: Path, tmp_path: Path) -> None
     assert warning in done.err
     assert warning not in own.err
     assert warning not in beside.err  # nothing is at risk there
+
+
+def _emptied(home: Path) -> Path:
+    """Return the key of a home whose volume is empty but for `lost+found`."""
+    key = home.with_name("key")
+    key.write_bytes((home / "secrets/master.key").read_bytes())
+    key.chmod(0o600)
+    shutil.rmtree(home)
+    home.mkdir(mode=0o700)
+    (home / "lost+found").mkdir(mode=0o700)
+    return key
+
+
+def test_an_init_container_restores_to_an_empty_volume_only(home: Path) -> None:
+    """The first start restores, the next one reports the home and changes nothing."""
+    before = everything_of(home)
+    start = ("--home", home, "restore", "latest", "--if-empty", "--install-key", _emptied(home))
+
+    first = call(*start)
+    (home / "lost+found").rmdir()
+    restored = everything_of(home)
+    second = call(*start)
+
+    assert (first.code, first.err) == (0, "")
+    assert "restored to" in first.out
+    assert before.keys() - set(SCRATCH) <= restored.keys()
+    assert (second.code, second.err) == (0, "")
+    assert second.out == f"home {home}: exists, unchanged; nothing is restored\n"
+    assert everything_of(home) == restored
+
+
+def test_a_home_is_reported_before_the_snapshots_are_read(home: Path, tmp_path: Path) -> None:
+    """A start does not depend on a store that may not be reachable."""
+    answer = call(
+        *("--home", home, "restore", "latest", "--if-empty", "--json"),
+        *("--snapshots", tmp_path / "none"),
+    )
+
+    assert (answer.code, answer.result) == (0, {"present": str(home)})
+
+
+def test_an_empty_volume_without_snapshots_is_10(tmp_path: Path) -> None:
+    """A new installation begins with `init`: an unreachable place must not become an empty home."""
+    volume = tmp_path / "home"
+    volume.mkdir(mode=0o700)
+
+    answer = call("--home", volume, "restore", "latest", "--if-empty")
+
+    assert answer.code == 10
+    assert list(volume.iterdir()) == []
+
+
+def test_other_files_are_neither_a_home_nor_empty(home: Path) -> None:
+    """The wrong volume is mounted: 15, and nothing is written to it."""
+    _emptied(home)
+    (home / "photo.jpg").write_bytes(b"x")
+
+    answer = call("--home", home, "restore", "latest", "--if-empty")
+
+    assert (answer.code, answer.out) == (15, "")
+    assert sorted(path.name for path in home.iterdir()) == ["lost+found", "photo.jpg"]
+
+
+@pytest.mark.parametrize("option", ["--replace", "--only=db", "--undo"])
+def test_if_empty_contradicts_what_overwrites(home: Path, option: str) -> None:
+    """Nothing is run."""
+    before = everything_of(home)
+    snapshot = [] if option == "--undo" else ["latest"]
+
+    assert call("--home", home, "restore", *snapshot, "--if-empty", option).code == 2
+    assert everything_of(home) == before
+
+
+def test_an_init_container_recovers_what_its_kill_interrupted(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at steps spread over a restore to a mount point: the next start has a whole home."""
+    key = _emptied(home)
+    (home / "lost+found").rmdir()
+    monkeypatch.setattr(mounts, "is_mount", lambda path: path.name == "home")
+    start = ("--home", home, "restore", "latest", "--if-empty", "--install-key", key)
+    with counting() as steps:
+        assert call(*start).code == 0
+    whole = everything_of(home).keys()
+
+    for number in range(steps.count // 8, steps.count, steps.count // 8):
+        shutil.rmtree(home)
+        home.mkdir(mode=0o700)
+        assert killed_at(number, lambda: call(*start))
+
+        answer = call(*start)
+
+        assert answer.code == 0, answer.err
+        assert everything_of(home).keys() == whole, number

@@ -212,6 +212,12 @@ CASES = (
         codes_done=(OCCUPIED,),
     ),
     Case(
+        "restore --if-empty",
+        beginnings.without_key,
+        lambda world: ("restore", "latest", "--if-empty", "--key-file", world.out / "key"),
+        recover=RECOVER,
+    ),
+    Case(
         "restore --replace",
         beginnings.with_snapshot,
         _always("restore", "latest", "--replace", "--revoke-sessions"),
