@@ -11,7 +11,6 @@ from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.options import (
     CONTENT,
     DATABASE,
-    ENCRYPTION,
     RUN,
     SNAPSHOTS,
     DryRunOption,
@@ -32,6 +31,7 @@ from sagewai_ops.text import shell_word, size
 
 from .backup_copies import copy_to, show_copies  # noqa: TID251 - a neighbour
 from .retention_options import (  # noqa: TID251 - a neighbour
+    WAIT_SECONDS,
     AllPaths,
     exit_code_of,
     warnings_of,
@@ -39,8 +39,10 @@ from .retention_options import (  # noqa: TID251 - a neighbour
 )
 from .shared_options import (  # noqa: TID251 - a neighbour
     BackupSnapshotsOption,
+    HiddenAllowClearOption,
     HiddenLimitDownloadOption,
     HiddenLimitUploadOption,
+    HiddenReadBackOption,
     HiddenSqliteOption,
     HiddenUrlFileOption,
     HomeWaitOption,
@@ -56,8 +58,6 @@ from .shared_options import (  # noqa: TID251 - a neighbour
 
 if TYPE_CHECKING:
     from sagewai_ops.backup.results import BackupResult, RetentionResult
-
-_PRUNE_SECONDS = 30.0  # another run holds the directory for the moments that it renames
 
 HELP = """Create a verified snapshot of a home.
 
@@ -159,25 +159,8 @@ def backup(
     accept_change: Annotated[
         bool, option(RUN, "--accept-change", "Accept that the home lost files or rows.")
     ] = False,
-    allow_clear: Annotated[
-        bool,
-        option(
-            ENCRYPTION,
-            "--allow-clear",
-            "Write a plain archive to a remote place.",
-            hidden=True,
-        ),
-    ] = False,
-    read_back: Annotated[
-        str,
-        option(
-            SNAPSHOTS,
-            "--read-back",
-            "Read back from a remote place: full, none, N%, or bytes such as 512M.",
-            "AMOUNT",
-            hidden=True,
-        ),
-    ] = "full",
+    allow_clear: HiddenAllowClearOption = False,
+    read_back: HiddenReadBackOption = "full",
     also: Annotated[
         list[Path] | None,
         option(
@@ -403,7 +386,7 @@ def _prune(
                 directory,
                 policy,
                 all_paths=all_paths,
-                wait_seconds=max(wait, _PRUNE_SECONDS),
+                wait_seconds=max(wait, WAIT_SECONDS),
                 trust=trust_of(home, directory, run.settings.environment),
                 spares_good=not is_good,
             )

@@ -10,12 +10,15 @@ from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, OpsError
 from sagewai_ops.home.paths import Home
 from sagewai_ops.text import size
 
-from .retention_options import exit_code_of, policy_of, warnings_of  # noqa: TID251 - a neighbour
+from .retention_options import (  # noqa: TID251 - a neighbour
+    WAIT_SECONDS,
+    exit_code_of,
+    policy_of,
+    warnings_of,
+)
 
 if TYPE_CHECKING:
     from sagewai_ops.backup.results import CopyResult
-
-_WAIT_SECONDS = 30.0  # another run holds the directory for the moments that it renames
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ def copy_to(
                 CopyOptions(
                     allow_clear=options.allow_clear,
                     amount=options.read_back,
-                    wait_seconds=max(options.wait_seconds, _WAIT_SECONDS),
+                    wait_seconds=max(options.wait_seconds, WAIT_SECONDS),
                 ),
                 environment,
                 progress=progress,
@@ -74,7 +77,7 @@ def copy_to(
                 home,
                 target,
                 policy,
-                wait_seconds=max(options.wait_seconds, _WAIT_SECONDS),
+                wait_seconds=max(options.wait_seconds, WAIT_SECONDS),
                 trust=trust_of(home, target, environment),
             )
         )

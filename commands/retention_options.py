@@ -11,6 +11,9 @@ from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE
 from sagewai_ops.text import shell_word, size
 
+# At least, after a backup: another run holds the directory for the moments that it renames.
+WAIT_SECONDS = 30.0
+
 
 def _count(rule: str, text: str) -> tuple[Any, Any]:
     return Annotated[int, option(RETENTION, f"--keep-{rule}", f"Keep {text}.", "N", min=0)], 0

@@ -48,19 +48,10 @@ def _snapshots(flags: str) -> Any:
 
 SnapshotsOption = Annotated[Path | None, _snapshots("--snapshots")]
 BackupSnapshotsOption = Annotated[Path | None, _snapshots("--snapshots --to")]
-AllowClearOption = Annotated[
-    bool,
-    option(ENCRYPTION, "--allow-clear", "Write a plain archive to a remote place."),
-]
-ReadBackOption = Annotated[
-    str,
-    option(
-        SNAPSHOTS,
-        "--read-back",
-        "Read back from a remote place: full, none, N%, or bytes such as 512M (default: full).",
-        "AMOUNT",
-    ),
-]
+_CLEAR = "Write a plain archive to a remote place."
+_READ_BACK = "Read back from a remote place: full, none, N%, or bytes such as 512M (default: full)."
+AllowClearOption = Annotated[bool, option(ENCRYPTION, "--allow-clear", _CLEAR)]
+ReadBackOption = Annotated[str, option(SNAPSHOTS, "--read-back", _READ_BACK, "AMOUNT")]
 _UPLOAD = "Send at most so many KiB a second to a remote place."
 _DOWNLOAD = "Receive at most so many KiB a second."
 LimitUploadOption = Annotated[int | None, option(RUN, "--limit-upload", _UPLOAD, "KIB", min=1)]
@@ -68,6 +59,10 @@ LimitDownloadOption = Annotated[
     int | None, option(RUN, "--limit-download", _DOWNLOAD, "KIB", min=1)
 ]
 # The same of commands whose help has no line left.
+HiddenAllowClearOption = Annotated[bool, option(ENCRYPTION, "--allow-clear", _CLEAR, hidden=True)]
+HiddenReadBackOption = Annotated[
+    str, option(SNAPSHOTS, "--read-back", _READ_BACK, "AMOUNT", hidden=True)
+]
 HiddenLimitUploadOption = Annotated[
     int | None, option(RUN, "--limit-upload", _UPLOAD, "KIB", min=1, hidden=True)
 ]
