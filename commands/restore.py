@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +37,14 @@ if TYPE_CHECKING:
     from sagewai_ops.restore.results import NotConverted, PlanResult, RestoreResult
 
 _SHOWN_KEYS = 3  # of rows that could not be converted; JSON has more
+
+
+class Check(str, Enum):
+    """Whether a database is checked again that was checked when the snapshot was created."""
+
+    RECORDED = "recorded"
+    FULL = "full"
+
 
 HELP = """Restore a home from a snapshot.
 
@@ -114,16 +123,17 @@ def restore(
         typer.Option(
             "--owner",
             metavar="USER",
-            help="As root, owner of a new target (default: its parent's).",
+            help="As root, owner of a new target, or --same-owner.",
             rich_help_panel=TARGET,
         ),
     ] = None,
     same_owner: Annotated[
         bool,
-        typer.Option(
+        option(
+            TARGET,
             "--same-owner",
-            help="As root, keep the owners that the snapshot records.",
-            rich_help_panel=TARGET,
+            "As root, keep the owners that the snapshot records.",
+            hidden=True,
         ),
     ] = False,
     snapshots: SnapshotsOption = None,
@@ -145,6 +155,10 @@ def restore(
         bool, option(DATABASE, "--to-sqlite", "Restore it to the SQLite file of the home.")
     ] = False,
     sqlite: HiddenSqliteOption = False,
+    check: Annotated[
+        Check,
+        option(DATABASE, "--check", "full: check the database again (default: recorded).", "MODE"),
+    ] = Check.RECORDED,
     wait: HomeWaitOption = 0.0,
     limit_download: HiddenLimitDownloadOption = None,
     dry_run: DryRunOption = False,
@@ -241,6 +255,7 @@ def restore(
         server=server if isinstance(server, PostgresUrl) else None,
         requires_server=not without_database and not sqlite,
         to_sqlite=to_sqlite,
+        check=check.value,
     )
     risked = home if to is None and home.root.is_dir() else None
     with contextlib.ExitStack() as stack:
@@ -409,7 +424,11 @@ def _show(terminal: Terminal, result: "RestoreResult") -> None:
         terminal.line(f"  database  {result.converted_rows} rows converted, each compared")
     elif result.database:
         rows = sum(result.database.tables.values())
-        terminal.line(f"  database  {rows} rows, as in the snapshot")
+        check = {
+            "recorded": "checked when the snapshot was created, bytes equal",
+            "full": "as in the snapshot, checked",
+        }[result.database_check or "full"]
+        terminal.line(f"  database  {rows} rows, {check}")
     if result.server:
         terminal.line(f"  server    {_server(result)}, each compared")
         if result.server_before:

@@ -488,6 +488,7 @@ def _restore_options(options: DrillOptions) -> RestoreOptions:
         require_authentic=options.require_authentic,
         is_latest=options.is_latest,
         allow_rollback=options.allow_rollback,
+        check="full",
     )
 
 

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from sagewai_ops.restore.conversion import ConversionPlan
 
 TargetState = Literal["absent", "empty", "not empty"]
+DatabaseCheck = Literal["recorded", "full"]
 # Never in a snapshot of this program: SQLite would apply a sidecar to the restored database, and
 # this program would use its own files.
 # The parts with which the database of a server is restored.
@@ -86,6 +87,8 @@ class RestoreOptions:
             alone.
         requires_server: Refuse a snapshot with such a database, unless `server` is given.
         to_sqlite: Restore such a database to the SQLite file of the home.
+        check: Whether a database is checked again whose bytes were checked when the snapshot was
+            created: `full`, or not, `recorded`.
     """
 
     decryption: Decryption | None = None
@@ -105,6 +108,7 @@ class RestoreOptions:
     server: PostgresUrl | None = None
     requires_server: bool = False
     to_sqlite: bool = False
+    check: DatabaseCheck = "recorded"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sagewai_ops.archive.open import name_damaged, open_archive
 from sagewai_ops.archive.reader import ArchiveReader
@@ -36,6 +36,7 @@ from sagewai_ops.restore.access import (
 from sagewai_ops.restore.extractor import Extraction, extract_members
 from sagewai_ops.restore.key_check import KeyChoice, check_key, install_keys, unused_keys
 from sagewai_ops.restore.plan import (
+    DatabaseCheck,
     RestoreOptions,
     RestorePlan,
     build_plan,
@@ -49,6 +50,7 @@ from sagewai_ops.snapshots.database_check import (
     DatabaseReport,
     examination_thread,
     examine_database,
+    recorded_report,
 )
 from sagewai_ops.snapshots.mark import copy_marks
 from sagewai_ops.snapshots.member_paths import MemberPaths
@@ -71,6 +73,8 @@ class RestoreReport:
         key_installed: Whether it was written to the restored home.
         server_before: The schema on the server with what the restore replaced there; "" for none.
         conversion: What became of the tables of a server on SQLite; None without a conversion.
+        database_check: `recorded` if the bytes are those that were checked when the snapshot was
+            created, `full` if they were checked again; "" without a database.
     """
 
     plan: RestorePlan
@@ -84,6 +88,7 @@ class RestoreReport:
     rebound_rows: int
     server_before: str
     conversion: "Conversion | None"
+    database_check: DatabaseCheck | Literal[""]
     warnings: tuple[str, ...]
 
 
@@ -124,9 +129,13 @@ def restore(
         stage = stack.enter_context(swap.staged(target.root, plan.paths))
         server = _open_server(stack, plan, options, stage.moment)
         is_on_server = plan.is_on_server and plan.conversion is None
+        recorded = None
+        if options.check == "recorded" and plan.is_authentic:
+            recorded = recorded_report(reader.manifest.facts)
         extracted, database = _extract(
-            reader, stage.content, target.root, options, paths, progress, server
+            reader, stage.content, target.root, options, paths, progress, server, recorded
         )
+        checked: DatabaseCheck = "recorded" if database and database is recorded else "full"
         staged = locate(stage.content, {})
         conversion = None
         if plan.conversion:
@@ -135,7 +144,7 @@ def restore(
             conversion = convert_database(
                 reader, plan.conversion, staged.database, progress=progress
             )
-            database = examine_database(staged.database)
+            database, checked = examine_database(staged.database), "full"
         documents = read_documents(staged)
         others = server.sealed_values() if server else ()
         choice = check_key(reader, documents, target, staged, options, others)
@@ -180,6 +189,7 @@ def restore(
             rebound_rows=rebound,
             server_before=server.step.schema if server and server.replaced else "",
             conversion=conversion,
+            database_check=checked if database else "",
             warnings=(
                 *warnings,
                 *(conversion.warnings if conversion else ()),
@@ -234,16 +244,24 @@ def _extract(
     paths: MemberPaths,
     progress: Progress | None,
     server: "ServerRestore | None",
+    recorded: DatabaseReport | None,
 ) -> tuple[Extraction, DatabaseReport | None]:
-    """Extract the requested members; examine the database while the others are written."""
+    """Extract the requested members; examine the database while the others are written.
+
+    Args:
+        recorded: The result of its check if that need not be repeated: its hash is compared.
+    """
     parts = parse_parts(options)
+    written: list[str] = []
     started: list[Future[DatabaseReport]] = []
 
     with examination_thread() as examine:
 
         def start_examination(path: str) -> None:
             if path == DATABASE:
-                started.append(examine(directory / path))
+                written.append(path)
+                if recorded is None:
+                    started.append(examine(directory / path))
 
         with translate_os_errors(root):
             extracted = extract_members(
@@ -260,7 +278,7 @@ def _extract(
         with translate_os_errors(directory):
             atomic.sync_tree(directory)
         if not started:
-            return extracted, None
+            return extracted, recorded if written else None
         report = started[0].result()
         _require_recorded_rows(report, reader)
         _reset_database_directory_time(reader, directory)

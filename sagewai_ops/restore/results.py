@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sagewai_ops.keys.trial_decryption import SealedReport
-from sagewai_ops.restore.plan import RestorePlan, TargetState
+from sagewai_ops.restore.plan import DatabaseCheck, RestorePlan, TargetState
 from sagewai_ops.restore.restore import RestoreReport
 from sagewai_ops.snapshots.authenticity import Authenticity
 from sagewai_ops.snapshots.database_check import DatabaseFacts
@@ -94,6 +94,8 @@ class RestoreResult(PlanResult):
         sessions, api_tokens, fleet_rows: Access that is valid again.
         server_before: The schema on the server with what was replaced; "" for none.
         converted_rows: In the tables of the home that come from a server.
+        database_check: `recorded`: its bytes are those that were checked when the snapshot was
+            created; `full`: they were checked again; "" without a database.
     """
 
     before: Path | None
@@ -103,6 +105,7 @@ class RestoreResult(PlanResult):
     key_installed: bool
     keys: SealedReport
     database: DatabaseFacts | None
+    database_check: DatabaseCheck | Literal[""]
     sessions: int
     api_tokens: int
     fleet_rows: int
@@ -128,6 +131,7 @@ class RestoreResult(PlanResult):
             key_installed=report.key_installed,
             keys=report.keys,
             database=report.database.facts if report.database else None,
+            database_check=report.database_check,
             sessions=access.sessions,
             api_tokens=access.api_tokens,
             fleet_rows=access.fleet_rows,

@@ -15,6 +15,7 @@ from sagewai_ops.progress import Progress
 from sagewai_ops.schema.sqlite_revision import Level, read_level
 
 _SHOWN = 20  # violations and findings that a manifest lists
+_SOUND = ("ok",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class DatabaseReport:
             schema_level=self.schema_level,
             schema_state=self.schema_state,
             unknown_tables=self.unknown_tables,
-            integrity=self.integrity[:_SHOWN] or ("ok",),
+            integrity=self.integrity[:_SHOWN] or _SOUND,
             foreign_key_violations=self.foreign_key_violations,
             foreign_key_tables=self.foreign_key_tables[:_SHOWN],
             tables=dict(self.counts),
@@ -88,9 +89,39 @@ class DatabaseReport:
             for table in sorted({*known, *self.counts})
             if known.get(table) != self.counts.get(table)
         ]
-        if (self.integrity == ()) != (recorded.get("integrity") == ["ok"]):
+        if (self.integrity == ()) != (tuple(recorded.get("integrity", ())) == _SOUND):
             found.append(f"integrity check: {'; '.join(self.integrity[:1]) or 'ok'}")
         return found
+
+
+def recorded_report(facts: Mapping[str, Any]) -> DatabaseReport | None:
+    """Return what the manifest of a snapshot records of the check when it was created.
+
+    Args:
+        facts: Of an authentic manifest, whose hash the database has.
+
+    Returns:
+        None if it records damage, or nothing that can be read: then the database is to be checked.
+    """
+    import msgspec
+
+    try:
+        found = msgspec.convert(facts.get("database"), DatabaseFacts)
+    except msgspec.ValidationError:
+        return None
+    if found.integrity != _SOUND:
+        return None
+    return DatabaseReport(
+        page_size=found.page_size,
+        page_count=found.page_count,
+        schema_level=found.schema_level,
+        schema_state=found.schema_state,
+        unknown_tables=found.unknown_tables,
+        integrity=(),
+        foreign_key_violations=found.foreign_key_violations,
+        foreign_key_tables=found.foreign_key_tables,
+        counts=found.tables,
+    )
 
 
 def examine_database(path: Path, progress: Progress | None = None) -> DatabaseReport:

@@ -48,10 +48,12 @@ from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import locate
 from sagewai_ops.keys.candidates import fingerprint
 from sagewai_ops.permissions.scan import inspect
+from sagewai_ops.progress import Progress
 from sagewai_ops.restore import restore as restoring
 from sagewai_ops.restore.access import count_access
 from sagewai_ops.restore.plan import RestoreOptions, plan_restore
 from sagewai_ops.restore.undo import undo_restore
+from sagewai_ops.snapshots.database_check import DatabaseReport, examine_database
 from small_homes import everything_of, small
 from unprivileged import NO_USER, reachable_directory, unprivileged
 
@@ -1039,3 +1041,52 @@ def test_restored_home_violates_no_rule_whatever_its_modes_were(tmp_path: Path) 
     seen = inspect(locate(tmp_path / "there", {}))
     assert [finding.path for finding in seen.findings if finding.repaired is not None] == []
     assert (tmp_path / "there/data/artifacts/run.sh").stat().st_mode & 0o7777 == 0o755
+
+
+@pytest.mark.parametrize(
+    ("options", "has_key", "expected"),
+    [({}, True, "recorded"), ({"check": "full"}, True, "full"), ({}, False, "full")],
+)
+def test_database_is_checked_again_on_request_or_where_no_key_vouches_for_its_hash(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    options: dict[str, str],
+    has_key: bool,
+    expected: str,
+) -> None:
+    """The hash of the manifest shows that the bytes are those that were checked."""
+    small(tmp_path / "home")
+    archive = snapshot_of(tmp_path / "home")
+    examined = []
+
+    def examine(path: Path, *more: Progress) -> DatabaseReport:
+        examined.append(path)
+        return examine_database(path, *more)
+
+    monkeypatch.setattr("sagewai_ops.snapshots.database_check.examine_database", examine)
+    report = bring_back(
+        archive,
+        tmp_path / "new",
+        key_home=tmp_path / "home" if has_key else None,
+        without_key=not has_key,
+        **options,
+    )
+    assert report.database_check == expected
+    assert len(examined) == (expected == "full")
+    assert report.database == examine_database(tmp_path / "new/db/sagewai.db")
+    assert_same_rows(tmp_path / "home", tmp_path / "new")
+
+
+def test_database_that_was_damaged_at_backup_is_checked_again(tmp_path: Path) -> None:
+    """What a manifest records of damage is not taken for a check that passed."""
+    built = small(tmp_path / "home", journal="none")
+    with contextlib.closing(sqlite3.connect(built.database)) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("DELETE FROM sqlite_master WHERE name = 'sqlite_autoindex_org_1'")
+        connection.commit()
+    archive = snapshot_of(tmp_path / "home")
+    report = bring_back(archive, tmp_path / "new", key_home=tmp_path / "home")
+    assert report.database_check == "full"
+    assert report.database
+    assert report.database.integrity
