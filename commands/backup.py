@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -55,6 +55,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     UnencryptedOption,
     with_limits,
 )
+from .snapshots_list import check_of  # noqa: TID251 - a neighbour
 
 if TYPE_CHECKING:
     from sagewai_ops.backup.results import BackupResult, RetentionResult
@@ -161,6 +162,10 @@ def backup(
     ] = False,
     allow_clear: HiddenAllowClearOption = False,
     read_back: HiddenReadBackOption = "full",
+    check: Annotated[
+        Literal["quick", "full"] | None,
+        option(CONTENT, "--check", "Check the database: full, or quick.", "MODE", hidden=True),
+    ] = None,
     also: Annotated[
         list[Path] | None,
         option(
@@ -243,6 +248,7 @@ def backup(
         work_dir=work_dir,
         allow_clear=allow_clear,
         read_back=ReadBack.parse(read_back),
+        check=check,
     )
     if dry_run:
         directory = run.snapshots(home, to)
@@ -418,7 +424,7 @@ def show(terminal: Terminal, result: "BackupResult") -> None:
         rows = sum(database.tables.values())
         terminal.line(
             f"  database  {rows} rows in {len(database.tables)} tables, "
-            f"level {database.schema_level or 'unknown'}"
+            f"level {database.schema_level or 'unknown'}, {check_of(database)}"
         )
     if result.server:
         server = result.server

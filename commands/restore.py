@@ -2,9 +2,8 @@
 
 import contextlib
 import dataclasses
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -37,13 +36,6 @@ if TYPE_CHECKING:
     from sagewai_ops.restore.results import NotConverted, PlanResult, RestoreResult
 
 _SHOWN_KEYS = 3  # of rows that could not be converted; JSON has more
-
-
-class Check(str, Enum):
-    """Whether a database is checked again that was checked when the snapshot was created."""
-
-    RECORDED = "recorded"
-    FULL = "full"
 
 
 HELP = """Restore a home from a snapshot.
@@ -156,9 +148,9 @@ def restore(
     ] = False,
     sqlite: HiddenSqliteOption = False,
     check: Annotated[
-        Check,
-        option(DATABASE, "--check", "full: check the database again (default: recorded).", "MODE"),
-    ] = Check.RECORDED,
+        Literal["recorded", "full"],
+        option(DATABASE, "--check", "Database check: full, recorded.", "MODE"),
+    ] = "recorded",
     wait: HomeWaitOption = 0.0,
     limit_download: HiddenLimitDownloadOption = None,
     dry_run: DryRunOption = False,
@@ -255,7 +247,7 @@ def restore(
         server=server if isinstance(server, PostgresUrl) else None,
         requires_server=not without_database and not sqlite,
         to_sqlite=to_sqlite,
-        check=check.value,
+        check=check,
     )
     risked = home if to is None and home.root.is_dir() else None
     with contextlib.ExitStack() as stack:
@@ -425,7 +417,7 @@ def _show(terminal: Terminal, result: "RestoreResult") -> None:
     elif result.database:
         rows = sum(result.database.tables.values())
         check = {
-            "recorded": "checked when the snapshot was created, bytes equal",
+            "recorded": "as in the snapshot, checked at backup",
             "full": "as in the snapshot, checked",
         }[result.database_check or "full"]
         terminal.line(f"  database  {rows} rows, {check}")

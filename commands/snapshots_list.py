@@ -1,7 +1,7 @@
 """`snapshots list`: the snapshots of a directory."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,7 +10,7 @@ from sagewai_ops.cli.options import RUN, SNAPSHOTS, DryRunOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, UsageError
-from sagewai_ops.text import shell_word, size
+from sagewai_ops.text import printable, shell_word, size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     DirectoryWaitOption,
@@ -22,6 +22,9 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     WorkFactorOption,
 )
 from .snapshot_argument import origin_keys  # noqa: TID251 - a neighbour
+
+if TYPE_CHECKING:
+    from sagewai_ops.snapshots.database_check import DatabaseFacts
 
 
 def register(group: typer.Typer) -> None:
@@ -227,6 +230,14 @@ def _verified(row: Any) -> str:
     if row.read_back_bytes is not None and not row.verified_at:
         return f"{size(row.read_back_bytes)} read" if row.read_back_bytes else "unread"
     return row.verified_at or ("no" if row.has_card else "no metadata")
+
+
+def check_of(database: "DatabaseFacts") -> str:
+    """Return how a database was checked when its snapshot was created."""
+    if database.check == "full":
+        return "full check"
+    last = database.full_check_at.partition("T")[0]
+    return f"quick check, full check on {printable(last) or 'an unknown date'}"
 
 
 def drill_result(drill: Any, proved_at: str | None) -> str:

@@ -22,7 +22,7 @@ from .snapshot_argument import (  # noqa: TID251 - a neighbour
     find_archive,
     origin_keys,
 )
-from .snapshots_list import drill_result, state_of  # noqa: TID251 - a neighbour
+from .snapshots_list import check_of, drill_result, state_of  # noqa: TID251 - a neighbour
 
 if TYPE_CHECKING:
     from sagewai_ops.backup.snapshot_content import SnapshotContent
@@ -89,7 +89,8 @@ def _show(terminal: Terminal, result: "SnapshotContent") -> None:
     if database:
         terminal.line(
             f"  database  {sum(database.tables.values())} rows in {len(database.tables)} "
-            f"tables, level {database.schema_level}, integrity {database.integrity[0]}"
+            f"tables, level {database.schema_level}, integrity {database.integrity[0]}, "
+            + check_of(database)
         )
     server = result.postgres
     if server:

@@ -34,7 +34,7 @@ from sagewai_ops.remote.path import is_remote
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.catalog import TREE
 from sagewai_ops.snapshots.ownership import Owner, owner_of, reason_foreign
-from sagewai_ops.snapshots.rebuild_cards import recorded_properties
+from sagewai_ops.snapshots.rebuild_cards import recorded_check, recorded_properties
 from sagewai_ops.snapshots.reference import Reference, content_of
 from sagewai_ops.text import shell_word
 
@@ -175,7 +175,10 @@ def _reference(old: DirectoryReader) -> Reference | None:
     """Return the previous mirror, to compare the new one with it; None if it is worth nothing."""
     properties = recorded_properties(old.manifest.facts)
     is_good = properties["sound"] and properties.get("plausible", True)
-    return Reference(old.header.id, content_of(old)) if is_good else None
+    if not is_good:
+        return None
+    full_check_at = recorded_check(old.manifest.facts).get("full_check_at", "")
+    return Reference(old.header.id, content_of(old), full_check_at)
 
 
 def _require_good(run: BackupRun, place: Path) -> None:

@@ -12,7 +12,7 @@ from sagewai_ops.home.state_files import document_damage, document_name, in_use
 from sagewai_ops.keys.candidates import Candidate
 from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.remote.read_back import ReadBack
-from sagewai_ops.snapshots.database_check import DatabaseReport
+from sagewai_ops.snapshots.database_check import Check, DatabaseReport
 from sagewai_ops.snapshots.omissions import Omission
 from sagewai_ops.snapshots.quality import Cause, Quality
 from sagewai_ops.snapshots.server_database import SQLITE, Engine, ServerFacts, UnstoredObject
@@ -49,6 +49,8 @@ class BackupOptions:
             archive.
         allow_clear: Write a plain archive to a remote place.
         read_back: How much of an archive in a remote place is read back.
+        check: How the database is checked; None for a full check every seven days, else a quick
+            one.
     """
 
     encryption: Encryption | None = None
@@ -69,6 +71,7 @@ class BackupOptions:
     work_dir: Path | None = None
     allow_clear: bool = False
     read_back: ReadBack = field(default_factory=ReadBack)
+    check: Check | None = None
 
 
 @dataclass(frozen=True, slots=True)

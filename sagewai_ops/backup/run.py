@@ -74,7 +74,9 @@ from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.database_check import (
     DatabaseReport,
+    dated,
     examination_thread,
+    next_check,
     read_schema_level,
 )
 from sagewai_ops.snapshots.mark import Mark, write_mark
@@ -82,6 +84,7 @@ from sagewai_ops.snapshots.member_paths import EXTERNAL, EXTERNAL_KEY
 from sagewai_ops.snapshots.omissions import Omission, Reason
 from sagewai_ops.snapshots.ownership import home_ids
 from sagewai_ops.snapshots.quality import Content, ContentCounter, Quality, assess, engine_of
+from sagewai_ops.snapshots.rebuild_cards import recorded_check
 from sagewai_ops.snapshots.reference import Reference
 from sagewai_ops.snapshots.server_database import (
     POSTGRESQL,
@@ -167,6 +170,10 @@ class BackupRun:
         """The engine of the database that Sagewai uses."""
         is_on_server = self.home.server_url_variable or self.options.without_database
         return POSTGRESQL if is_on_server else SQLITE
+
+    @property
+    def _last_full_check(self) -> str:
+        return self.reference.full_check_at if self.reference else ""
 
     @property
     def omits_database(self) -> bool:
@@ -322,6 +329,7 @@ class BackupRun:
             "encrypted": report.is_encrypted,
             **recipients.record(self.id, self.options.encryption, self.key),
             **self.quality.card_facts,
+            **recorded_check(self._database_facts()),
             "content": self.content.card_facts(is_encrypted=report.is_encrypted),
             "verified_at": f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
             **({"authentication": self.mac.hex()} if self.mac else {}),
@@ -444,7 +452,8 @@ class BackupRun:
             attribute_damage(self.home.database, path, hint=_DAMAGED),
             examination_thread() as examine,
         ):
-            proving = examine(path) if path else None
+            check = self.options.check or next_check(self._last_full_check, self.created_at)
+            proving = examine(path, check) if path else None
             self.keys = try_keys(
                 self.documents,
                 path,
@@ -472,7 +481,9 @@ class BackupRun:
             if self.options.custody == "sealed":
                 self._add_key(writer)
             if frozen.proving:
-                self.database = frozen.proving.result()
+                self.database = dated(
+                    frozen.proving.result(), self.created_at, self._last_full_check
+                )
             self.content_bytes = writer.content_bytes
             self._assess()
             writer.finish(self._facts())

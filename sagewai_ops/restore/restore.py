@@ -261,7 +261,7 @@ def _extract(
             if path == DATABASE:
                 written.append(path)
                 if recorded is None:
-                    started.append(examine(directory / path))
+                    started.append(examine(directory / path, "full"))
 
         with translate_os_errors(root):
             extracted = extract_members(

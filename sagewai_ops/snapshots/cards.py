@@ -53,6 +53,7 @@ _CARD_FACTS = {
     "content": dict,
     "content_bytes": int,
     "engine": str,
+    "full_check_at": str,
     "proved_restorable_at": str,
     "drill": dict,
     "tags": list,

@@ -4,9 +4,10 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sagewai_ops.database.sqlite.integrity import check_integrity
 from sagewai_ops.database.sqlite.read_transaction import open_frozen
@@ -16,6 +17,10 @@ from sagewai_ops.schema.sqlite_revision import Level, read_level
 
 _SHOWN = 20  # violations and findings that a manifest lists
 _SOUND = ("ok",)
+# A backup checks a database whole where the last time is longer ago, else quickly.
+FULL_CHECK_EVERY = timedelta(days=7)
+
+Check = Literal["full", "quick"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,9 @@ class DatabaseFacts:
     Attributes:
         integrity: Problems that SQLite reports, the first ones; else `ok`.
         tables: Rows of each.
+        check: Whether the indexes were compared with their tables (`full`), or not (`quick`).
+        full_check_at: UTC, when the database of the home was last checked whole, at this snapshot
+            or before; "" if that is not known.
     """
 
     page_size: int
@@ -36,6 +44,8 @@ class DatabaseFacts:
     foreign_key_violations: int
     foreign_key_tables: tuple[str, ...]
     tables: Mapping[str, int]
+    check: Check = "full"
+    full_check_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,7 @@ class DatabaseReport:
         integrity: Problems that SQLite reports; empty if undamaged.
         foreign_key_violations: Number of rows with a broken reference.
         counts: Rows of each table.
+        check, full_check_at: As `DatabaseFacts` has them.
     """
 
     page_size: int
@@ -60,6 +71,8 @@ class DatabaseReport:
     foreign_key_violations: int
     foreign_key_tables: tuple[str, ...]
     counts: Mapping[str, int] = field(default_factory=dict)
+    check: Check = "full"
+    full_check_at: str = ""
 
     @property
     def is_sound(self) -> bool:
@@ -79,6 +92,8 @@ class DatabaseReport:
             foreign_key_violations=self.foreign_key_violations,
             foreign_key_tables=self.foreign_key_tables[:_SHOWN],
             tables=dict(self.counts),
+            check=self.check,
+            full_check_at=self.full_check_at,
         )
 
     def differences(self, recorded: Mapping[str, Any]) -> list[str]:
@@ -121,16 +136,41 @@ def recorded_report(facts: Mapping[str, Any]) -> DatabaseReport | None:
         foreign_key_violations=found.foreign_key_violations,
         foreign_key_tables=found.foreign_key_tables,
         counts=found.tables,
+        check=found.check,
+        full_check_at=found.full_check_at,
     )
 
 
-def examine_database(path: Path, progress: Progress | None = None) -> DatabaseReport:
+def next_check(last: str, now: datetime) -> Check:
+    """Return how the database of a home is to be checked when a snapshot is created.
+
+    Args:
+        last: When it was last checked whole; "" if that is not known.
+        now: UTC.
+    """
+    try:
+        age = now - datetime.fromisoformat(last.replace("Z", "+00:00"))
+    except (ValueError, TypeError, OverflowError):
+        return "full"
+    return "quick" if timedelta(0) <= age < FULL_CHECK_EVERY else "full"
+
+
+def dated(report: DatabaseReport, now: datetime, last: str) -> DatabaseReport:
+    """Return a report with the time of the last full check: now, or `last`."""
+    at = f"{now:%Y-%m-%dT%H:%M:%SZ}" if report.check == "full" else last
+    return replace(report, full_check_at=at)
+
+
+def examine_database(
+    path: Path, progress: Progress | None = None, check: Check = "full"
+) -> DatabaseReport:
     """Check a database that no other process uses.
 
     Raises:
         DamagedError: It cannot be read.
     """
-    level, health = read_schema_level(path), check_integrity(path, progress=progress)
+    level = read_schema_level(path)
+    health = check_integrity(path, is_quick=check == "quick", progress=progress)
     return DatabaseReport(
         page_size=health.page_size,
         page_count=health.page_count,
@@ -141,11 +181,12 @@ def examine_database(path: Path, progress: Progress | None = None) -> DatabaseRe
         foreign_key_violations=health.foreign_key_total,
         foreign_key_tables=tuple(sorted({violation.table for violation in health.foreign_keys})),
         counts=health.counts,
+        check=check,
     )
 
 
 @contextlib.contextmanager
-def examination_thread() -> Iterator[Callable[[Path], "Future[DatabaseReport]"]]:
+def examination_thread() -> Iterator[Callable[[Path, Check], "Future[DatabaseReport]"]]:
     """Yield a function that checks a database in a thread; a failure of the block stops it."""
     stopping = threading.Event()
 
@@ -155,7 +196,7 @@ def examination_thread() -> Iterator[Callable[[Path], "Future[DatabaseReport]"]]
 
     with ThreadPool(1, thread_name_prefix="examine") as pool:
         try:
-            yield lambda path: pool.submit(examine_database, path, stop_if_failed)
+            yield lambda path, check: pool.submit(examine_database, path, stop_if_failed, check)
         except BaseException:
             stopping.set()  # a large database takes minutes, and signals end the run at once
             raise

@@ -100,9 +100,16 @@ def read_card_facts(reader: ArchiveReader, archive: Path) -> dict[str, Any]:
         "files": len(sizes) - 1,  # without snapshot.json
         "encrypted": archive.name.endswith(".age"),
         **recorded_properties(reader.manifest.facts),
+        **recorded_check(reader.manifest.facts),
         "content": content.card_facts(is_encrypted=archive.name.endswith(".age")),
         **({"authentication": reader.mac.hex()} if reader.mac else {}),
     }
+
+
+def recorded_check(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return when the database of the home was last checked whole, where a manifest records it."""
+    at = (found.get("database") or {}).get("full_check_at")
+    return {"full_check_at": at} if isinstance(at, str) and at else {}
 
 
 def recorded_properties(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,10 +17,15 @@ from sagewai_ops.snapshots.trust import Trust, confirm, ids_at_place
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A good snapshot, and its content in numbers."""
+    """A good snapshot, and its content in numbers.
+
+    Attributes:
+        full_check_at: As `DatabaseFacts` has it.
+    """
 
     id: str
     content: Content
+    full_check_at: str = ""
 
 
 def find_reference(home: Home, directory: Path, trust: Trust) -> Reference | None:
@@ -39,7 +44,8 @@ def find_reference(home: Home, directory: Path, trust: Trust) -> Reference | Non
             continue
         content = _read_content(confirmed)
         if content:
-            return Reference(confirmed.id, content)
+            full_check_at = str(confirmed.card.get("full_check_at", ""))
+            return Reference(confirmed.id, content, full_check_at)
     return None
 
 

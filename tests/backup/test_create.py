@@ -8,7 +8,7 @@ import sqlite3
 import stat
 import tarfile
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -34,7 +34,7 @@ from sagewai_ops.errors import (
 from sagewai_ops.fs import locks
 from sagewai_ops.fs.removal import remove_tree
 from sagewai_ops.home.paths import locate
-from sagewai_ops.snapshots import cards, catalog
+from sagewai_ops.snapshots import cards, catalog, database_check
 from sagewai_ops.snapshots.omissions import Reason
 from small_homes import everything_of, rows_of, small
 from unprivileged import NO_USER, reachable_directory, unprivileged
@@ -570,6 +570,65 @@ def test_damage_inside_the_database_is_a_finding(tmp_path: Path) -> None:
     assert report.database is not None
     assert report.database.integrity
     assert any(line.startswith("database: ") for line in report.warnings())
+
+
+def _disagree(path: Path) -> None:
+    """Change what an index of a database is on, so that it differs from its table."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("CREATE INDEX ours ON agent_runs (agent_name)")
+        connection.execute("PRAGMA writable_schema=ON")
+        connection.execute(
+            "UPDATE sqlite_master SET sql = replace(sql, '(agent_name)', '(run_id)')"
+            " WHERE name = 'ours'"
+        )
+
+
+def test_database_is_checked_whole_once_a_week(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In between the indexes are not compared with their tables; the facts state when they were."""
+    built = small(tmp_path / "home", journal="none")
+    first = _back_up(built.root)
+    second = _back_up(built.root)
+    moment = f"{first.created_at:%Y-%m-%dT%H:%M:%SZ}"
+    assert first.path
+    assert second.path
+    for report, check in ((first, "full"), (second, "quick")):
+        assert report.database
+        assert (report.database.check, report.database.full_check_at) == (check, moment)
+        facts = _manifest(report).facts["database"]
+        assert (facts["check"], facts["full_check_at"]) == (check, moment)
+        assert cards.read_card(report.path or Path())["full_check_at"] == moment
+
+    _disagree(built.database)
+    quick = _back_up(built.root)
+    assert quick.is_sound
+    whole = _back_up(built.root, BackupOptions(check="full"))
+    assert not whole.is_sound
+    # The next ones go by the last good snapshot, and report the damage as soon as they look.
+    monkeypatch.setattr("sagewai_ops.snapshots.database_check.FULL_CHECK_EVERY", timedelta(0))
+    due = _back_up(built.root)
+    assert not due.is_sound
+    assert due.database
+    assert due.database.check == "full"
+
+
+@pytest.mark.parametrize(
+    ("last", "check"),
+    [
+        ("2026-11-29T02:30:00Z", "quick"),
+        ("2026-11-22T02:30:01Z", "quick"),
+        ("2026-11-22T02:30:00Z", "full"),
+        ("2026-11-29T02:30:01Z", "full"),  # in the future: a clock was wrong
+        ("", "full"),
+        ("yesterday", "full"),
+        ("2026-11-29", "full"),
+    ],
+)
+def test_full_check_is_due_after_seven_days(last: str, check: str) -> None:
+    """Whatever a metadata file states, a check is not omitted for longer."""
+    now = datetime(2026, 11, 29, 2, 30, tzinfo=timezone.utc)
+    assert database_check.next_check(last, now) == check
 
 
 def test_broken_references_are_a_finding(tmp_path: Path) -> None:

@@ -277,7 +277,7 @@ def test_a_database_that_was_damaged_when_it_was_taken_is_no_proof(
     """It comes back as it was, and that is not enough."""
     monkeypatch.setattr(
         "sagewai_ops.database.sqlite.integrity.find_damage",
-        lambda *_arguments: (("row 1 missing",), {}),
+        lambda *_arguments, **_options: (("row 1 missing",), {}),
     )
     archive = snapshot_of(built.root)
 

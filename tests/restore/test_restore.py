@@ -9,6 +9,7 @@ import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ from sagewai_ops.restore import restore as restoring
 from sagewai_ops.restore.access import count_access
 from sagewai_ops.restore.plan import RestoreOptions, plan_restore
 from sagewai_ops.restore.undo import undo_restore
-from sagewai_ops.snapshots.database_check import DatabaseReport, examine_database
+from sagewai_ops.snapshots.database_check import Check, DatabaseReport, examine_database
 from small_homes import everything_of, small
 from unprivileged import NO_USER, reachable_directory, unprivileged
 
@@ -1051,7 +1052,7 @@ def test_database_is_checked_again_on_request_or_where_no_key_vouches_for_its_ha
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     *,
-    options: dict[str, str],
+    options: dict[str, Any],
     has_key: bool,
     expected: str,
 ) -> None:
@@ -1060,9 +1061,9 @@ def test_database_is_checked_again_on_request_or_where_no_key_vouches_for_its_ha
     archive = snapshot_of(tmp_path / "home")
     examined = []
 
-    def examine(path: Path, *more: Progress) -> DatabaseReport:
+    def examine(path: Path, progress: Progress, check: Check) -> DatabaseReport:
         examined.append(path)
-        return examine_database(path, *more)
+        return examine_database(path, progress, check)
 
     monkeypatch.setattr("sagewai_ops.snapshots.database_check.examine_database", examine)
     report = bring_back(
@@ -1074,7 +1075,9 @@ def test_database_is_checked_again_on_request_or_where_no_key_vouches_for_its_ha
     )
     assert report.database_check == expected
     assert len(examined) == (expected == "full")
-    assert report.database == examine_database(tmp_path / "new/db/sagewai.db")
+    found = examine_database(tmp_path / "new/db/sagewai.db")
+    assert report.database
+    assert dataclasses.replace(report.database, full_check_at="") == found
     assert_same_rows(tmp_path / "home", tmp_path / "new")
 
 

@@ -122,10 +122,14 @@ class _Header:
     journal_mode: str
 
 
-def check_integrity(path: Path, *, progress: Progress | None = None) -> Health:
+def check_integrity(
+    path: Path, *, is_quick: bool = False, progress: Progress | None = None
+) -> Health:
     """Check every page, row, index and reference of a database, and count its rows.
 
     Args:
+        is_quick: Do not compare the indexes with their tables, which is most of the time: an index
+            that differs loses no data (https://sqlite.org/pragma.html#pragma_quick_check).
         path: The main file; writable, and not used by any other process.
         progress: Called with `integrity` and how many of its three parts are done, repeatedly
             during each; an exception that it raises ends the check.
@@ -148,7 +152,7 @@ def check_integrity(path: Path, *, progress: Progress | None = None) -> Health:
         call_while_running(connection, callback, _STEPS),
     ):
         callback()
-        integrity, unchecked_tables = find_damage(connection, resolved)
+        integrity, unchecked_tables = find_damage(connection, resolved, is_quick=is_quick)
         done = 1
         callback()
         violations, total, unchecked = _foreign_keys(connection)
@@ -199,7 +203,7 @@ def _text(value: bytes) -> str:
 
 
 def find_damage(
-    connection: sqlite3.Connection, path: Path
+    connection: sqlite3.Connection, path: Path, *, is_quick: bool = False
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """Run SQLite's integrity check, on everything that it can check without another program.
 
@@ -209,18 +213,20 @@ def find_damage(
     Args:
         connection: Gets collations for those that it lacks, which order in another way.
         path: Of the database, for the limit of processor time.
+        is_quick: As for `check_integrity`.
 
     Returns:
         (what is damaged; table -> why its rows and indexes cannot be checked).
     """
-    found = _run_check(connection, f"integrity_check({_FINDINGS})", path)
+    check = "quick_check" if is_quick else "integrity_check"
+    found = _run_check(connection, f"{check}({_FINDINGS})", path)
     if not any(map(needs_other_program, found)):
         return found, {}
     damage: dict[str, None] = {}
     unchecked: dict[str, str] = {}
     problems: list[str] = []
     for table, _ in _tables(connection, problems):
-        found = _run_check(connection, f"integrity_check({quoted(table)})", path)
+        found = _run_check(connection, f"{check}({quoted(table)})", path)
         needs = [message for message in found if needs_other_program(message)]
         if needs:
             unchecked[table] = needs[0]
