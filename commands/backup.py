@@ -161,7 +161,7 @@ def backup(
         bool, option(RUN, "--accept-change", "Accept that the home lost files or rows.")
     ] = False,
     allow_clear: HiddenAllowClearOption = False,
-    read_back: HiddenReadBackOption = "full",
+    read_back: HiddenReadBackOption = None,
     check: Annotated[
         Literal["quick", "full"] | None,
         option(CONTENT, "--check", "Check the database: full, or quick.", "MODE", hidden=True),
@@ -247,7 +247,8 @@ def backup(
         accept_change=accept_change,
         work_dir=work_dir,
         allow_clear=allow_clear,
-        read_back=ReadBack.parse(read_back),
+        read_back=ReadBack.parse(read_back or "full"),
+        reads_all=read_back == "full",
         check=check,
     )
     if dry_run:
@@ -415,9 +416,11 @@ def show(terminal: Terminal, result: "BackupResult") -> None:
     terminal.line(f"snapshot {result.id}: created and {done}", style="bold green")
     is_mirror = result.format == "directory"
     terminal.line(f"  {'mirror ' if is_mirror else 'archive'}   {result.archive or 'on stdout'}")
-    stored = (
-        f"{result.kept_files} unchanged" if is_mirror else f"{size(result.archive_bytes)} stored"
-    )
+    stored = f"{size(result.archive_bytes)} stored"
+    if is_mirror:
+        stored = f"{result.kept_files} unchanged"
+        if result.last_read_at:
+            stored += f", {result.reused_files} of them not read since {result.last_read_at}"
     terminal.line(f"  size      {size(result.content_bytes)} in {result.files} files, {stored}")
     database = result.database
     if database:

@@ -61,7 +61,7 @@ LimitDownloadOption = Annotated[
 # The same of commands whose help has no line left.
 HiddenAllowClearOption = Annotated[bool, option(ENCRYPTION, "--allow-clear", _CLEAR, hidden=True)]
 HiddenReadBackOption = Annotated[
-    str, option(SNAPSHOTS, "--read-back", _READ_BACK, "AMOUNT", hidden=True)
+    str | None, option(SNAPSHOTS, "--read-back", _READ_BACK, "AMOUNT", hidden=True)
 ]
 HiddenLimitUploadOption = Annotated[
     int | None, option(RUN, "--limit-upload", _UPLOAD, "KIB", min=1, hidden=True)

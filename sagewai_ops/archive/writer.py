@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from sagewai_ops.archive.authentication import NO_MAC, AuthenticationKey
@@ -58,8 +59,8 @@ class MemberWriter(Protocol):
     ) -> AddedFile | None:
         """Add a file that may be written to; None if it contains something banned."""
 
-    def add_copy(self, entry: Entry, stream: BinaryIO) -> Entry:
-        """Add a file that no other process writes to."""
+    def add_copy(self, entry: Entry, stream: BinaryIO, path: Path) -> Entry:
+        """Add a file that no other process writes to; its path may get a second name."""
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Write the manifest."""
@@ -164,7 +165,7 @@ class ArchiveWriter:
                 self._manifest.add(replace(complete, type=EntryType.SUPERSEDED))
         raise AssertionError("the last attempt returns")
 
-    def add_copy(self, entry: Entry, stream: BinaryIO) -> Entry:
+    def add_copy(self, entry: Entry, stream: BinaryIO, path: Path) -> Entry:  # noqa: ARG002
         """Add a file that no other process writes to, with mode and times of `entry`."""
         size_bytes = os.fstat(stream.fileno()).st_size
         complete, _is_whole = self._stream(replace(entry, size_bytes=size_bytes), stream)

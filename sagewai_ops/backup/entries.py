@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 from sagewai_ops.archive.manifest import Entry, EntryType
 from sagewai_ops.backup.scanner import HomeScan, ScanItem
 from sagewai_ops.database.sqlite.online_copy import DatabaseCopy
 from sagewai_ops.fs import beneath
-from sagewai_ops.home.paths import Home
+from sagewai_ops.home.paths import SIDECAR_SUFFIXES, Home
+from sagewai_ops.snapshots.omissions import Omission, Reason
 
 
 def open_source(item: ScanItem, copy: DatabaseCopy | None) -> BinaryIO | None:
@@ -79,3 +81,18 @@ def database_first(
     first.update(copies)
     yield from (item for item in items if item.path in first)
     yield from (item for item in items if item.path not in first)
+
+
+def include_as_file(scan: HomeScan, item: ScanItem, reason: str) -> None:
+    """Include the bytes of a file that only resembles a database, and report its sidecars.
+
+    Args:
+        reason: Why it could not be copied as one.
+    """
+    scan.items[scan.items.index(item)] = replace(item, type="file")
+    for suffix in SIDECAR_SUFFIXES:
+        if os.path.lexists(item.source + suffix):
+            scan.omissions[:] = [
+                omission for omission in scan.omissions if omission.path != item.path + suffix
+            ]
+            scan.omissions.append(Omission(item.path + suffix, Reason.UNREADABLE, reason))

@@ -19,14 +19,22 @@ from pathlib import Path
 from sagewai_ops.archive.directory_reader import DirectoryReader, open_mirror, read_mirror_header
 from sagewai_ops.archive.manifest import Entry, EntryType, Header
 from sagewai_ops.backup.create import check_space, lock_home, staging_in
-from sagewai_ops.backup.mirror_writer import MirrorWriter
+from sagewai_ops.backup.mirror_record import read_record
+from sagewai_ops.backup.mirror_writer import MirrorWriter, PreviousMirror
 from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.backup.run import BackupRun
-from sagewai_ops.errors import DamagedError, NotFoundError, TargetBusyError, UsageError
+from sagewai_ops.errors import (
+    DamagedError,
+    NotFoundError,
+    OpsError,
+    TargetBusyError,
+    UsageError,
+)
 from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.removal import remove_abandoned, remove_tree
 from sagewai_ops.fs.tempdirs import locked_directory
+from sagewai_ops.fs.trust import report as report_once
 from sagewai_ops.home.paths import Home
 from sagewai_ops.process.signals import mark_completed, uninterrupted
 from sagewai_ops.progress import Progress, byte_counter
@@ -102,20 +110,26 @@ def update_mirror(
                 if old and old.mac and run.key:
                     run.previous = {"id": old.header.id, "mac": old.mac.hex()}
                 run.reference = _reference(old) if old else None
+                run.clone_from = place if old else None
                 writer = _write(run, fresh, place, old, staging, progress)
                 with translate_os_errors(fresh):
                     atomic.sync_tree(fresh)
-                _verify(descriptor, writer, progress)
+                _verify(descriptor, fresh, writer, progress)
                 _require_good(run, place)
                 run.archive_bytes, run.archive_sha256 = writer.stored_bytes, writer.sha256
                 report = replace(
-                    run.report(place, swept), format="directory", kept_files=writer.kept_files
+                    run.report(place, swept),
+                    format="directory",
+                    kept_files=writer.kept_files,
+                    reused_files=writer.reused_files,
+                    last_read_at=_moment(writer.last_read_at),
                 )
                 with translate_os_errors(place), uninterrupted():
                     _exchange(fresh, place)
                     mark_completed()  # the mirror is the new one; the previous one is removed
         if beneath.exists(fresh):
             _discard(fresh)
+        _record(run, writer, place)
     return report
 
 
@@ -212,19 +226,16 @@ def _write(
     writers: list[MirrorWriter] = []
 
     def open_writer(header: Header, on_bytes: Callable[[int], None]) -> MirrorWriter:
-        entries = {
-            entry.path: entry
-            for entry in (old.manifest.entries if old else ())
-            if entry.type is EntryType.FILE
-        }
         writer = MirrorWriter(
             fresh,
             header,
             mtime_ns=run.moment_ns,
-            old=(place, entries),
+            previous=_previous(run, place, old),
+            searched=_searched(run),
             on_bytes=on_bytes,
             key=run.key,
         )
+        run.add_unchanged = writer.add_unchanged
         writers.append(writer)
         return writer
 
@@ -232,12 +243,48 @@ def _write(
     return writers[0]
 
 
-def _verify(descriptor: int, writer: MirrorWriter, progress: Progress | None) -> None:
-    """Read the new files back; those of the previous mirror were verified when they were kept."""
+def _previous(run: BackupRun, place: Path, old: DirectoryReader | None) -> PreviousMirror:
+    if old is None:
+        return PreviousMirror(place)
+    files = [entry for entry in old.manifest.entries if entry.type is EntryType.FILE]
+    if run.options.reads_all:
+        return PreviousMirror(place, files)
+    return PreviousMirror(place, files, read_record(place.parent, old.sha256, run.key))
+
+
+def _searched(run: BackupRun) -> str:
+    """Identify the keys that no file may contain, without a hash of them on the disk."""
+    return run.key.record_mac("searched keys", {"keys": run.key_search.digest()}) if run.key else ""
+
+
+def _record(run: BackupRun, writer: MirrorWriter, place: Path) -> None:
+    """Record what the next run need not read, last: the removal of a name changes a status."""
+    if run.key:
+        try:
+            writer.record.write(place, writer.sha256, run.key, _searched(run))
+        except (OSError, OpsError) as error:
+            report_once(f"{place}: updated, but the next run reads every file: {error}")
+
+
+def _moment(second: int | None) -> datetime | None:
+    return None if second is None else datetime.fromtimestamp(second, timezone.utc)
+
+
+def _verify(descriptor: int, fresh: Path, writer: MirrorWriter, progress: Progress | None) -> None:
+    """Read the new files back.
+
+    Those of the previous mirror were verified when they were kept, and copies of databases when
+    they were hashed, unless they changed since.
+    """
     count = byte_counter(progress, "verify", writer.stored_bytes)
+    verified = writer.kept | {
+        path
+        for path, mtime_ns in writer.adopted.items()
+        if beneath.status(fresh / path).st_mtime_ns == mtime_ns
+    }
 
     def is_new(entry: Entry) -> bool:
-        return entry.path not in writer.kept
+        return entry.path not in verified
 
     with contextlib.closing(DirectoryReader(descriptor)) as reader:
         for _entry, _content in reader.members(is_new, on_bytes=count):

@@ -1,5 +1,8 @@
 """Write the members of a snapshot as plain files, keeping the unchanged ones of the last mirror.
 
+A file that the record of the last mirror has with the same status is linked without a read; see
+`mirror_record`. The copy of a database becomes the file of the mirror, so that it is written once.
+
 The directory is private to this run, so no other process creates links in it. Modes follow the
 rules of a home, as when a snapshot is restored; the manifest has the modes of the source.
 """
@@ -11,8 +14,8 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +38,14 @@ from sagewai_ops.archive.writer import (
     with_content,
     with_status,
 )
+from sagewai_ops.backup.mirror_record import (
+    NOTHING,
+    MirrorRecord,
+    OpenDirectory,
+    RecordBuilder,
+    RecordedFile,
+    link_unchanged,
+)
 from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.ownership import set_owner
@@ -44,13 +55,29 @@ from sagewai_ops.snapshots.member_paths import EXTERNAL
 _BLOCK_BYTES = 1024 * 1024
 
 
+@dataclass(frozen=True, slots=True)
+class PreviousMirror:
+    """The mirror that is replaced.
+
+    Attributes:
+        root: Its directory.
+        files: Those of its manifest, in order; empty if there is none.
+        record: Of these files.
+    """
+
+    root: Path
+    files: Sequence[Entry] = ()
+    record: MirrorRecord = field(default_factory=MirrorRecord)
+
+
 class MirrorWriter:
     """Write a mirror; a `MemberWriter`.
 
     Args:
         root: An empty private directory.
         mtime_ns: Of `snapshot.json` and `manifest.json`.
-        old: The previous mirror, and its files by path; empty for a first one.
+        previous: The mirror that is replaced.
+        searched: Identifies the keys that are searched for in files of `SEARCHED_BYTES`.
         on_bytes: Called with the number of bytes of content added since the last call.
         key: Authenticates the mirror; None without one.
 
@@ -59,6 +86,11 @@ class MirrorWriter:
         content_bytes: Of these.
         stored_bytes: Of all files of the mirror.
         kept: Members that are files of the previous mirror, each verified.
+        adopted: Members that are copies of databases, hashed after they were written; and their
+            times.
+        reused_files: Number of members that were not read, being unchanged.
+        last_read_at: When the oldest of these was read, in seconds since 1970; None without one.
+        record: Of the files of the mirror.
         sha256: Of the manifest, once that is written.
         mac: The HMAC of the mirror then; empty without a key.
     """
@@ -69,7 +101,8 @@ class MirrorWriter:
         header: Header,
         *,
         mtime_ns: int,
-        old: tuple[Path, Mapping[str, Entry]],
+        previous: PreviousMirror,
+        searched: str,
         on_bytes: Callable[[int], None],
         key: AuthenticationKey | None = None,
     ) -> None:
@@ -79,12 +112,19 @@ class MirrorWriter:
         self.mac = b""
         self._mtime_ns = mtime_ns
         self._now_ns = time.time_ns()  # for files that changed without a new time
-        self._old_root, self._old = old
+        self._previous = previous
+        self._numbers = {entry.path: number for number, entry in enumerate(previous.files)}
+        self._is_searched = previous.record.searched == searched
+        self._directories_of_files = (OpenDirectory(previous.root), OpenDirectory(root))
         self._on_bytes = on_bytes
         self._manifest = ManifestBuilder(header.format_version)
         self._directories: list[Entry] = []
         self.files = self.content_bytes = self.stored_bytes = 0
         self.kept: set[str] = set()
+        self.adopted: dict[str, int] = {}
+        self.reused_files = 0
+        self.last_read_at: int | None = None
+        self.record = RecordBuilder()
         self.sha256 = ""
         self.add_bytes(Entry(HEADER_NAME, EntryType.FILE, 0o600, mtime_ns), encode_header(header))
 
@@ -106,8 +146,33 @@ class MirrorWriter:
                 self._directories.append(entry)
         self._manifest.add(entry)
 
+    def add_unchanged(self, path: str, found: os.stat_result) -> Entry | None:
+        """Add a file of the home that is unchanged since an earlier run, without a read.
+
+        Args:
+            found: Its status in the home.
+
+        Returns:
+            None if it must be read; then nothing was added.
+        """
+        entry, recorded = self._before(path)
+        if entry is None or not recorded.has_source(found):
+            return None
+        if not self._is_searched and found.st_size <= SEARCHED_BYTES:
+            return None  # it can contain a key that was unknown then
+        if not link_unchanged(*self._directories_of_files, path, recorded.has_stored):
+            return None
+        self.kept.add(path)
+        self.reused_files += 1
+        self.last_read_at = min(recorded.read_at, self.last_read_at or recorded.read_at)
+        self.record.add_unchanged(path, recorded)
+        self._count(entry)
+        self._on_bytes(entry.size_bytes)
+        return entry
+
     def add_bytes(self, entry: Entry, content: bytes) -> Entry:
         """Add a file with this content."""
+        self.record.add(entry.path, None, time.time_ns())
         complete = with_content(entry, len(content), hashlib.sha256(content).digest())
         if not self._keep(complete):
             with self._create(entry.path) as stream:
@@ -122,6 +187,7 @@ class MirrorWriter:
     ) -> AddedFile | None:
         """Add a file that may be written to; one that changes is read again."""
         for attempt in range(1, ATTEMPTS + 1):
+            started_ns = time.time_ns()
             before = os.fstat(stream.fileno())
             stream.seek(0)
             source = stream
@@ -139,26 +205,29 @@ class MirrorWriter:
         else:
             beneath.rename(self._root / _partial(entry.path), self._root / entry.path)
             self._set_metadata(complete)
+        self.record.add(entry.path, before if is_stable else None, started_ns)
         self._count(complete)
         return AddedFile(complete, is_stable)
 
-    def add_copy(self, entry: Entry, stream: BinaryIO) -> Entry:
+    def add_copy(self, entry: Entry, stream: BinaryIO, path: Path) -> Entry:
         """Add the copy of a database, which is private to this run.
 
         Its time is that of the run unless its content is unchanged: if Sagewai's last writes are
         in the `-wal`, the time of the file itself is old.
         """
+        started_ns = time.time_ns()
         digest, size_bytes = hashlib.sha256(), 0
         while piece := stream.read(_BLOCK_BYTES):
             digest.update(piece)
             size_bytes += len(piece)
             self._on_bytes(len(piece))
         complete = with_content(entry, size_bytes, digest.digest())
-        if not self._keep(complete, any_time=True):
+        if not self._keep(complete, any_time=True) and not self._adopt(complete, path):
             stream.seek(0)
             with self._create(entry.path) as target:
                 shutil.copyfileobj(stream, target, _BLOCK_BYTES)
             self._set_metadata(replace(complete, mtime_ns=self._now_ns))
+        self.record.add(entry.path, None, started_ns)
         self._count(complete)
         return complete
 
@@ -188,7 +257,30 @@ class MirrorWriter:
                 beneath.set_times(path, entry.mtime_ns)
 
     def close(self) -> None:
-        """Do nothing: no file is open between calls."""
+        """Close the directories that are open between calls."""
+        for directory in self._directories_of_files:
+            directory.close()
+
+    def _before(self, path: str) -> tuple[Entry | None, RecordedFile]:
+        """Return a file of the previous mirror and what is recorded about it."""
+        number = self._numbers.get(path)
+        if number is None:
+            return None, NOTHING
+        return self._previous.files[number], self._previous.record.file(number)
+
+    def _adopt(self, entry: Entry, copy: Path) -> bool:
+        """Make the copy of a database the file of the mirror, by a second name.
+
+        It was hashed after it was written, so it needs no further read; see `mirror._verify`.
+        """
+        with contextlib.suppress(OSError):
+            set_owner(copy, entry.uid, entry.gid)
+            beneath.set_mode(copy, _file_mode(entry))
+            beneath.set_times(copy, self._now_ns)
+            beneath.make_hard_link(self._root / entry.path, copy)
+            self.adopted[entry.path] = self._now_ns
+            return True
+        return False
 
     def _copy(self, entry: Entry, stream: BinaryIO) -> Entry:
         """Copy as many bytes as the file had when it was opened."""
@@ -214,10 +306,10 @@ class MirrorWriter:
 
     def _keep(self, entry: Entry, *, any_time: bool = False) -> bool:
         """Link the file of the previous mirror if it equals a member and is undamaged."""
-        before = self._old.get(entry.path)
+        before, recorded = self._before(entry.path)
         if before is None or before.sha256 != entry.sha256:
             return False
-        old = self._old_root / entry.path
+        old = self._previous.root / entry.path
         with contextlib.suppress(OSError):
             status = beneath.status(old)
             is_same = (
@@ -225,7 +317,7 @@ class MirrorWriter:
                 and stat.S_IMODE(status.st_mode) == _file_mode(entry)
                 and (any_time or status.st_mtime_ns == entry.mtime_ns)
                 and (os.geteuid() != 0 or (status.st_uid, status.st_gid) == (entry.uid, entry.gid))
-                and _hash_of(old) == entry.sha256
+                and (recorded.has_stored(status) or _hash_of(old) == entry.sha256)
             )
             if is_same:
                 beneath.make_hard_link(self._root / entry.path, old)
@@ -237,10 +329,10 @@ class MirrorWriter:
         """Set owner, mode and time of a new file; a changed file never keeps its time."""
         path = self._root / entry.path
         moment = entry.mtime_ns
-        before = self._old.get(entry.path)
+        before, _recorded = self._before(entry.path)
         if before is not None and before.sha256 != entry.sha256:
             with contextlib.suppress(OSError):
-                if beneath.status(self._old_root / entry.path).st_mtime_ns == moment:
+                if beneath.status(self._previous.root / entry.path).st_mtime_ns == moment:
                     moment = self._now_ns
         with translate_os_errors(path):
             set_owner(path, entry.uid, entry.gid)

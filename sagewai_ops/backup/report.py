@@ -51,6 +51,7 @@ class BackupOptions:
         read_back: How much of an archive in a remote place is read back.
         check: How the database is checked; None for a full check every seven days, else a quick
             one.
+        reads_all: Of a mirror, read every file, also those whose status is unchanged.
     """
 
     encryption: Encryption | None = None
@@ -72,6 +73,7 @@ class BackupOptions:
     allow_clear: bool = False
     read_back: ReadBack = field(default_factory=ReadBack)
     check: Check | None = None
+    reads_all: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,8 @@ class BackupReport:
         server: The server's database; None without a server, or without its database.
         without_database: The database is on a server, and was omitted.
         kept_files: Of a mirror, the files that are unchanged since the previous run.
+        reused_files: Those of them that were not read again, as their status is unchanged.
+        last_read_at: When the oldest of these was read; None without one.
         quality: Whether it is complete, sound and plausible.
         read_back_bytes: How much of an archive in a remote place was read back; else None.
     """
@@ -120,6 +124,8 @@ class BackupReport:
     tags: tuple[str, ...] = ()
     format: str = "archive"
     kept_files: int = 0
+    reused_files: int = 0
+    last_read_at: datetime | None = None
     quality: Quality = field(default_factory=Quality)
     engine: Engine = SQLITE
     server: ServerFacts | None = None

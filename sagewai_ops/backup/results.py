@@ -95,6 +95,8 @@ class BackupResult:
 
     Attributes:
         format: `archive`, or `directory` for a mirror.
+        reused_files: Of a mirror, the files that were not read again: their status is unchanged.
+        last_read_at: When the oldest of these was read; None without one.
         archive: Its path; None on stdout.
         left_out: Files of the home that it does not contain.
         unstable: Files that changed at every attempt to read them, stored as last read.
@@ -149,6 +151,8 @@ class BackupResult:
     retention: RetentionResult | None = None
     read_back_bytes: int | None = None
     copies: tuple[CopyResult, ...] = ()
+    reused_files: int = 0
+    last_read_at: str | None = None
 
     @classmethod
     def build(cls, report: BackupReport) -> "BackupResult":
@@ -195,4 +199,8 @@ class BackupResult:
             without_database=report.without_database,
             server=report.server,
             read_back_bytes=report.read_back_bytes,
+            reused_files=report.reused_files,
+            last_read_at=f"{report.last_read_at:%Y-%m-%dT%H:%M:%SZ}"
+            if report.last_read_at
+            else None,
         )

@@ -30,6 +30,7 @@ from sagewai_ops.backup import recipients
 from sagewai_ops.backup.entries import (
     database_first,
     describe_entry,
+    include_as_file,
     notes,
     open_source,
     root_facts,
@@ -49,7 +50,6 @@ from sagewai_ops.errors import (
     KeyMissingError,
     LockedError,
     NotFoundError,
-    OpsError,
     PermissionDeniedError,
 )
 from sagewai_ops.fs.trust import report as report_once
@@ -57,7 +57,6 @@ from sagewai_ops.home.paths import (
     DATABASE,
     LEGACY_MASTER_KEY,
     MASTER_KEY,
-    SIDECAR_SUFFIXES,
     Home,
     Kind,
 )
@@ -129,6 +128,8 @@ class BackupRun:
         mac: The HMAC of the snapshot once it is written; empty without a key.
         server: The server's database once it is written; None without one.
         moments: Of the reads, in seconds since 1970; see `ServerFacts`.
+        clone_from: A directory with earlier copies of the databases; None without one.
+        add_unchanged: Called with a path and its status; adds a file that need not be read.
     """
 
     home: Home
@@ -159,6 +160,8 @@ class BackupRun:
     mac: bytes = b""
     server: ServerFacts | None = None
     moments: dict[str, float] = field(default_factory=dict)
+    clone_from: Path | None = None
+    add_unchanged: Callable[[str, os.stat_result], Entry | None] = lambda _path, _status: None
 
     @property
     def moment_ns(self) -> int:
@@ -405,6 +408,7 @@ class BackupRun:
                     Path(item.source),
                     staging / f"{number}.db",
                     compact=self.options.compact,
+                    clone_from=self.clone_from / item.path if self.clone_from else None,
                     durable=False,
                     wait_seconds=wait if is_main else min(wait, _ARTIFACT_SECONDS),
                     progress=progress,
@@ -412,23 +416,10 @@ class BackupRun:
             except (DamagedError, LockedError, NotFoundError, PermissionDeniedError) as error:
                 if is_main:
                     raise
-                self._include_as_file(item, error)
+                include_as_file(self.scan, item, error.message.replace(item.source, item.path))
         self.documents = read_documents(self.home)
         self.moments["documents"] = time.time()
         return copies
-
-    def _include_as_file(self, item: ScanItem, error: OpsError) -> None:
-        """Include the bytes of a file that only resembles a database, and report its sidecars."""
-        self.scan.items[self.scan.items.index(item)] = replace(item, type="file")
-        reason = error.message.replace(item.source, item.path)
-        for suffix in SIDECAR_SUFFIXES:
-            if os.path.lexists(item.source + suffix):
-                self.scan.omissions[:] = [
-                    omission
-                    for omission in self.scan.omissions
-                    if omission.path != item.path + suffix
-                ]
-                self.scan.omissions.append(Omission(item.path + suffix, Reason.UNREADABLE, reason))
 
     @contextlib.contextmanager
     def _frozen(self, staging: Path, progress: Progress | None) -> Iterator["_Frozen"]:
@@ -527,6 +518,11 @@ class BackupRun:
                 # It may exist again, but the archive has no directory for this.
                 raise FileNotFoundError
             status = os.stat(item.source) if copy else os.lstat(item.source)
+            if item.type == "file" and item.path not in self.documents:
+                unchanged = self.add_unchanged(item.path, status)
+                if unchanged:
+                    self.counter.add(item.path, unchanged.size_bytes)
+                    return
             stream = open_source(item, copy)
         except OSError as error:
             if item.type == "folder":
@@ -544,7 +540,8 @@ class BackupRun:
         with stream:
             entry = describe_entry(item.path, EntryType.FILE, os.fstat(stream.fileno()))
             if copy:
-                writer.add_copy(describe_entry(item.path, EntryType.FILE, status), stream)
+                described = describe_entry(item.path, EntryType.FILE, status)
+                writer.add_copy(described, stream, copy.path)
             elif item.path in self.documents:
                 content = self.documents[item.path]
                 self.counter.add(item.path, writer.add_bytes(entry, content).size_bytes)

@@ -6,6 +6,7 @@ keys, so every candidate is tried on every value, first the one that opened the 
 
 import base64
 import binascii
+import hashlib
 import hmac
 import re
 from collections import Counter
@@ -199,6 +200,13 @@ class KeySearch:
             raw, _token = _decoded(value.text)
             if raw and len(self._tokens) < _SEARCHED_VALUES:
                 self._tokens.append(raw)
+
+    def digest(self) -> str:
+        """Return what identifies the keys that are searched for, in hex."""
+        digest = hashlib.sha256()
+        for value in (*sorted(self._keys), b"", *sorted(self._tokens)):
+            digest.update(len(value).to_bytes(8, "big") + value)
+        return digest.hexdigest()
 
     def __call__(self, content: bytes) -> bool:
         """Return whether a content contains a key that opens a value of the home."""

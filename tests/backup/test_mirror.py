@@ -20,7 +20,7 @@ from round_trips import assert_same_home, bring_back
 from sagewai_ops.archive.age import Encryption
 from sagewai_ops.archive.directory_reader import MAC_NAME, SUM_NAME
 from sagewai_ops.archive.open import open_archive
-from sagewai_ops.backup import mirror
+from sagewai_ops.backup import mirror, mirror_record
 from sagewai_ops.backup.mirror import find_mirror, update_mirror
 from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.errors import (
@@ -383,10 +383,10 @@ def test_who_reads_a_mirror_keeps_it_while_it_is_exchanged(built: BuiltHome) -> 
         another.verify()
         assert reader.header.id == first.id
         assert verified(place) == second.id
-        assert len(os.listdir(place.parent)) == 2
+        assert len(os.listdir(place.parent)) == 3
 
     mirrored(built.root)
-    assert os.listdir(place.parent) == ["tree"]
+    assert sorted(os.listdir(place.parent)) == [mirror_record.NAME, "tree"]
 
 
 def test_a_run_on_a_home_that_is_held_is_refused(built: BuiltHome) -> None:
@@ -405,7 +405,7 @@ def _old_or_new(root: Path, known: set[str], *, exchanges: bool) -> None:
     report = mirrored(root)
     assert verified(place) == report.id
     assert (place / NOTE).read_bytes() == b"second"
-    assert os.listdir(place.parent) == ["tree"]
+    assert set(os.listdir(place.parent)) <= {"tree", mirror_record.NAME}
 
 
 @pytest.mark.parametrize("exchanges", [True, False])

@@ -32,7 +32,9 @@ from sagewai_ops.database.sqlite.connect import (
     open_regular,
 )
 from sagewai_ops.database.sqlite.raw_copy import (
+    clone,
     copy_blocks,
+    copy_changed_blocks,
     copy_log,
     copy_unlocked,
     create_private,
@@ -95,6 +97,7 @@ def copy_database(
     target: Path,
     *,
     compact: bool = False,
+    clone_from: Path | None = None,
     durable: bool = True,
     wait_seconds: float = WAIT_SECONDS,
     progress: Progress | None = None,
@@ -106,6 +109,8 @@ def copy_database(
         target: Must not exist; created with mode 0600, and removed on any failure. Its directory
             needs space for the copy and the `-wal`.
         compact: Rewrite every page and omit the free ones.
+        clone_from: An earlier copy. Where the file system can share blocks between files, those
+            that are equal are not written again; its content need not be trusted.
         durable: Flush the copy and its name to the disk. A copy that is read at once and removed
             does not need it.
         wait_seconds: For another process that has the source locked exclusively.
@@ -126,7 +131,7 @@ def copy_database(
         elif compact:
             method = _vacuum_or_copy(resolved, target, wait_seconds, report)
         else:
-            method = _copy(resolved, target, wait_seconds, report)
+            method = _copy(resolved, target, wait_seconds, report, clone_from)
         page_size, page_count = _checkpoint(resolved, target)
         if durable:
             _flush(target)
@@ -156,14 +161,20 @@ def attribute_damage(source: Path, copy: Path | None, *, hint: str = "") -> Iter
         raise DamagedError(message, hint=error.hint or hint) from error
 
 
-def _copy(source: Path, target: Path, wait_seconds: float, report: Progress) -> str:
+def _copy(
+    source: Path,
+    target: Path,
+    wait_seconds: float,
+    report: Progress,
+    clone_from: Path | None = None,
+) -> str:
     # Closing a descriptor of the source drops SQLite's own locks on it, so ours is opened before
     # the transaction and closed after it.
     with open_descriptor(source) as main:
         try:
             with open_read_transaction(source, wait_seconds=wait_seconds) as reader:
                 if _can_copy_bytes(reader):
-                    _copy_bytes(reader, main, target, report)
+                    _copy_bytes(reader, main, target, report, clone_from)
                     return "bytes"
                 _copy_pages(reader, target, report)
                 return "pages"
@@ -184,7 +195,9 @@ def _can_copy_bytes(reader: ReadTransaction) -> bool:
     return reader.journal_mode != "wal" or os.access(sidecar(reader.path, "-shm"), os.W_OK)
 
 
-def _copy_bytes(reader: ReadTransaction, main: int, target: Path, report: Progress) -> None:
+def _copy_bytes(
+    reader: ReadTransaction, main: int, target: Path, report: Progress, clone_from: Path | None
+) -> None:
     """Read the main file and then the `-wal`, inside the read transaction.
 
     The `-wal` may grow during it; an incomplete frame fails its checksum and ends the log at a
@@ -194,7 +207,10 @@ def _copy_bytes(reader: ReadTransaction, main: int, target: Path, report: Progre
     """
     progress = _in_pages(report, reader.page_size, reader.page_count)
     with open(open_regular(target, os.O_RDWR), "r+b", 0) as copy:
-        copy_blocks(main, copy.fileno(), reader.path, progress)
+        if clone_from and clone(clone_from, copy.fileno()):
+            copy_changed_blocks(main, copy.fileno(), reader.path, progress)
+        else:
+            copy_blocks(main, copy.fileno(), reader.path, progress)
     if reader.journal_mode != "wal":
         return
     for _ in range(3):

@@ -23,6 +23,8 @@ from sagewai_ops.errors import LockedError, NotFoundError
 from sagewai_ops.fs import beneath
 
 _BLOCK_BYTES = 1024 * 1024  # larger is not faster: measured from 64 KiB to 4 MiB
+_CLONED_BYTES = 4096  # a block of most file systems, and a page of Sagewai's database
+_FICLONE = 0x40049409  # linux/fs.h; the same on x86 and ARM, refused elsewhere
 _ATTEMPTS = 20
 _SETTLED_NS = 50_000_000  # a file changed less than this ago can change again within one tick
 
@@ -96,6 +98,63 @@ def copy_blocks(source: int, target: int, name: Path, report: Callable[[int], No
             written += os.write(target, view[written:size])
         offset += size
         report(offset)
+
+
+def clone(source: Path, target: int) -> bool:
+    """Make an empty file share all blocks of another one.
+
+    Args:
+        source: Not read through a link.
+
+    Returns:
+        False if the file system cannot; the target is still empty.
+
+    Source: ioctl_ficlonerange(2), FICLONE.
+    """
+    with suppress(OSError):
+        descriptor = beneath.open_file(source)
+        try:
+            fcntl.ioctl(target, _FICLONE, descriptor)
+            return True
+        finally:
+            os.close(descriptor)
+    return False
+
+
+def copy_changed_blocks(
+    source: int, target: int, name: Path, report: Callable[[int], None]
+) -> None:
+    """Make a file equal to another; write only what differs.
+
+    Args:
+        name, report: As for `copy_blocks`.
+    """
+    # Compared as bytearrays, which takes a tenth of the time of comparing memoryviews.
+    block, known = bytearray(_BLOCK_BYTES), bytearray(_BLOCK_BYTES)
+    offset = 0
+    while True:
+        try:
+            size = os.preadv(source, [block], offset)
+        except OSError as error:
+            raise from_database_error(error, name) from error
+        if not size:
+            os.ftruncate(target, offset)
+            return
+        size_known = os.preadv(target, [known], offset)
+        if size_known < size or size < _BLOCK_BYTES or block != known:
+            for start in range(0, size, _CLONED_BYTES):
+                piece = block[start : min(size, start + _CLONED_BYTES)]
+                end = start + len(piece)
+                if end > size_known or piece != known[start:end]:
+                    _write_at(target, memoryview(piece), offset + start)
+        offset += size
+        report(offset)
+
+
+def _write_at(target: int, content: memoryview, offset: int) -> None:
+    while content:
+        count = os.pwrite(target, content, offset)
+        content, offset = content[count:], offset + count
 
 
 def header_page_size(main: int) -> int:
