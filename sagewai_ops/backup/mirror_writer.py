@@ -61,7 +61,7 @@ class PreviousMirror:
 
     Attributes:
         root: Its directory.
-        files: Those of its manifest, in order; empty if there is none.
+        files: Those of its manifest, in order; empty without a manifest.
         record: Of these files.
     """
 

@@ -203,7 +203,7 @@ def test_a_database_of_the_mirror_that_was_changed_is_replaced(built: BuiltHome)
 @pytest.mark.usefixtures("settled")
 @pytest.mark.parametrize("forgery", ["unsigned", "field", "older", "not JSON", "missing", "large"])
 def test_a_forged_record_is_ignored(built: BuiltHome, reads: list[str], forgery: str) -> None:
-    """Nobody without the key can make the program keep a file unread."""
+    """Only the holder of the key can make the program keep a file unread."""
     mirrored(built.root)
     record = mirror_of(built.root).with_name(NAME)
     older = record.read_bytes()
