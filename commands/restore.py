@@ -341,10 +341,12 @@ def _undo_or_recover(
     from sagewai_ops.swap.pending import RESTORE
 
     target = locate(to, run.settings.environment) if to else run.home()
+    notes: tuple[str, ...] = ()
     if undo:
         is_other = to is not None and read_server_record(target.root) is None
         environment = {} if is_other else run.settings.environment
         back = undoing.undo_restore(target, environment, dry_run=dry_run, wait_seconds=wait_seconds)
+        notes = back.notes
         result: Any = UndoResult(target.root, back.restored_from, back.previous, dry_run)
         would = "would be " if dry_run else ""
         summary = f"home {target.root}: {would}restored from {back.restored_from}"
@@ -361,7 +363,7 @@ def _undo_or_recover(
         answer = alias_outcome(report)
         result = RecoveryResult(target.root, answer)
         summary = f"home {target.root}: {answer}"
-    return Outcome(result, lambda terminal: terminal.line(summary), always=dry_run)
+    return Outcome(result, lambda terminal: terminal.line(summary), always=dry_run, warnings=notes)
 
 
 def _show_plan(terminal: Terminal, result: "PlanResult") -> None:

@@ -25,6 +25,7 @@ OmissionReason = Literal[
     "lock",
     "leftover",
     "own",
+    "companion",
     "key",
     "holds_key",
     "excluded",

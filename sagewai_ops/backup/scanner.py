@@ -25,6 +25,7 @@ from sagewai_ops.errors import DamagedError, OpsError, UsageError
 from sagewai_ops.fs import beneath
 from sagewai_ops.fs.trust import owned_target
 from sagewai_ops.fs.volumes import is_lost_and_found
+from sagewai_ops.home.companions import companion_directory
 from sagewai_ops.home.paths import (
     ADMIN_STATE,
     CONNECTIONS,
@@ -51,6 +52,7 @@ _OMITTED_KINDS: Mapping[Kind, Reason] = {
     Kind.LOCK: Reason.LOCK,
     Kind.LEFTOVER: Reason.LEFTOVER,
     Kind.SIDECAR: Reason.SIDECAR,
+    Kind.COMPANION: Reason.COMPANION,
 }
 
 
@@ -128,6 +130,9 @@ def scan_home(
     walk = _Walk(
         home=home,
         main=os.path.realpath(home.database),
+        companions=frozenset(
+            map(companion_directory, (str(home.database), os.path.realpath(home.database)))
+        ),
         exclude=tuple(exclude),
         follow=tuple(follow),
         key_values=tuple(key_values),
@@ -148,6 +153,7 @@ def scan_home(
 class _Walk:
     home: Home
     main: str  # Sagewai's database, links resolved: SQLite puts the sidecars next to that
+    companions: frozenset[str]  # litestream puts its directory next to the path that it was given
     exclude: tuple[str, ...]
     follow: tuple[str, ...]
     key_values: tuple[bytes, ...] = field(repr=False)
@@ -266,6 +272,8 @@ class _Walk:
             return Reason.KEY
         if kind in _OMITTED_KINDS:
             return _OMITTED_KINDS[kind]
+        if source in self.companions:
+            return Reason.COMPANION
         if any(_matches(path, pattern) for pattern in self.exclude):
             return Reason.EXCLUDED
         for suffix in SIDECAR_SUFFIXES:

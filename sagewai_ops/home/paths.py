@@ -18,6 +18,7 @@ from typing import Literal, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from sagewai_ops.errors import NotFoundError, UsageError
+from sagewai_ops.home.companions import DISCARDED, companion_directory
 from sagewai_ops.text import shell_word
 
 DATABASE = "db/sagewai.db"
@@ -34,6 +35,8 @@ LEGACY_PLACES = {
     "profiles.json": PROFILES,
 }
 SIDECAR_SUFFIXES = ("-wal", "-shm", "-journal")
+COMPANION = companion_directory(DATABASE)  # litestream's directory
+_DISCARDED = f"{DATABASE.partition('/')[0]}/{DISCARDED}"
 # Any of them shows that a directory is a home; `db/server.json` is `server_record.PLACE`.
 _OWN_PATHS = (
     *(DATABASE + suffix for suffix in ("", *SIDECAR_SUFFIXES)),
@@ -62,6 +65,7 @@ class Kind(str, Enum):
     LOCK = "lock"
     LEFTOVER = "leftover"
     OWN = "own"  # staging and journals of this program
+    COMPANION = "companion"  # litestream's directory, also one that is being removed
     KEY = "key"
     SECRET = "secret"  # noqa: S105 - a kind, not a password
     OTHER = "other"
@@ -230,6 +234,10 @@ def kind_of(relative: str) -> Kind:
     directory, _, name = relative.rpartition("/")
     if relative.split("/", 1)[0].startswith(OWN_PREFIX):
         return Kind.OWN
+    if relative.startswith((COMPANION, _DISCARDED)):
+        top = "/".join(relative.split("/", 2)[:2])
+        if top in (COMPANION, _DISCARDED):
+            return Kind.COMPANION
     if relative == DATABASE:
         return Kind.DATABASE
     if relative in {DATABASE + suffix for suffix in SIDECAR_SUFFIXES}:

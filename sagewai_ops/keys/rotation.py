@@ -17,6 +17,7 @@ from enum import Enum
 from pathlib import Path
 
 from sagewai_ops.database.postgres.sessions import require_home_unused
+from sagewai_ops.database.sqlite.companions import remove_companions
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import OpsError, UsageError
 from sagewai_ops.fs import atomic, beneath
@@ -319,6 +320,7 @@ def _apply(
     # The step most likely to be refused is first: then there is nothing to undo.
     if journal.database and os.path.lexists(home.root / journal.database):
         database = home.root / journal.database
+        remove_companions(database)
         replace_tokens_in_database(database, tokens, wait_seconds=wait_seconds)
     if server is not None:
         postgres.replace_tokens_on_server(server, tokens)

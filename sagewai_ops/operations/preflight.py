@@ -364,7 +364,8 @@ def check_use(home: Home, environment: Mapping[str, str]) -> Check:
     if not names:
         return Check("use", Verdict.OK, "not in use")
     summary = f"in use by {len(users) + len(sessions)} processes, stop them before an upgrade"
-    return Check("use", Verdict.WARNING, summary, names, tuple(filter(None, [stop_command(users)])))
+    commands = stop_command(users, home.database).splitlines()
+    return Check("use", Verdict.WARNING, summary, names, tuple(commands))
 
 
 def check_layout(home: Home, environment: Mapping[str, str]) -> Check:

@@ -17,6 +17,7 @@ from sagewai_ops.archive.authentication import derive_key
 from sagewai_ops.backup.create import create_snapshot
 from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.database.postgres.sessions import require_home_unused
+from sagewai_ops.database.sqlite.companions import find_companions
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import (
     DifferenceError,
@@ -26,6 +27,7 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.fs.journal import LeftValue
+from sagewai_ops.home.companions import removal_note
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home, require
 from sagewai_ops.home.server_record import require_known_database
 from sagewai_ops.keys import rotation, rotation_journal
@@ -198,7 +200,7 @@ def rotate(
         # Refuse before the snapshot what would be refused after it.
         plan = _plan(home, environment, options, new, only_counts=True)
         if options.dry_run:
-            return _report(home, environment, plan, options, None)
+            return _report(home, environment, plan, options, None, find_companions(home.database))
         require_home_unused(home, environment)
         rotation.require_writable(home, plan.journal)
         assert options.snapshot is not None
@@ -217,6 +219,7 @@ def rotate(
         require_home_unused(home, environment)  # again: the plan of a large home takes minutes
         rotation.sweep_partial_files(home, document_files(home))
         _keep_old_key(home, plan)
+        companions = find_companions(home.database)
         rotation.change_key(
             home,
             plan.journal,
@@ -224,7 +227,7 @@ def rotate(
             server=plan.server,
             wait_seconds=options.wait_seconds,
         )
-    return _report(home, environment, plan, options, snapshot)
+    return _report(home, environment, plan, options, snapshot, companions)
 
 
 def describe_rotation(home: Home, done: Rotation, *, dry_run: bool) -> RotationResult:
@@ -369,6 +372,7 @@ def _report(
     plan: _Plan,
     options: Options,
     snapshot: BackupReport | None,
+    companions: Sequence[Path],
 ) -> Rotation:
     journal, report = plan.journal, plan.reencrypted.report
     is_effective, steps = False, tuple[str, ...]()
@@ -388,13 +392,16 @@ def _report(
         snapshot=snapshot,
         is_effective=is_effective,
         steps=steps,
-        notes=_notes(
-            home,
-            plan.old,
-            journal.new,
-            plan.candidates,
-            place=journal.place,
-            snapshot=snapshot.path if snapshot else None,
+        notes=(
+            *_notes(
+                home,
+                plan.old,
+                journal.new,
+                plan.candidates,
+                place=journal.place,
+                snapshot=snapshot.path if snapshot else None,
+            ),
+            *(removal_note(str(path)) for path in companions),
         ),
     )
 

@@ -6,6 +6,7 @@ Nothing here reads a file: a kind follows from a path alone, and `scan` collects
 from dataclasses import dataclass
 from enum import Enum
 
+from sagewai_ops.home.companions import companion_directory
 from sagewai_ops.home.paths import (
     DATABASE,
     LEGACY_PLACES,
@@ -43,6 +44,7 @@ class EntryKind(str, Enum):
     DIRECTORY = "a directory with documents"
     SECRET_DIRECTORY = "the directory of secrets"  # noqa: S105
     OWN_DIRECTORY = "a directory of this program"
+    COMPANION_DIRECTORY = "the directory of litestream"
     SESSIONS = "the directory of conversations"
     SNAPSHOTS = "the snapshot directory"
     PARENT = "a directory above the home"
@@ -56,7 +58,7 @@ SECRET_FILES = frozenset({
 })  # fmt: skip
 SECRET_DIRECTORIES = frozenset({
     EntryKind.HOME, EntryKind.DIRECTORY, EntryKind.SECRET_DIRECTORY, EntryKind.OWN_DIRECTORY,
-    EntryKind.SNAPSHOTS,
+    EntryKind.COMPANION_DIRECTORY, EntryKind.SNAPSHOTS,
 })  # fmt: skip
 
 
@@ -143,6 +145,8 @@ def sibling_kind(document_kind: EntryKind, document: str, name: str) -> EntryKin
     if name == document:
         return document_kind
     if document_kind is EntryKind.DATABASE:
+        if name == companion_directory(document):
+            return EntryKind.COMPANION_DIRECTORY
         sidecars = [document + suffix for suffix in SIDECAR_SUFFIXES]
         return document_kind if name in sidecars else None
     if name == f"{document}.lock":
@@ -159,6 +163,8 @@ def directory_kind(path: str) -> EntryKind:
         return EntryKind.HOME
     if top.startswith(OWN_PREFIX):
         return EntryKind.OWN_DIRECTORY
+    if path.count("/") == 1 and kind_of(path) is Kind.COMPANION:
+        return EntryKind.COMPANION_DIRECTORY
     if top == "secrets":
         return EntryKind.SECRET_DIRECTORY
     if path in GUARDED_DIRECTORIES:

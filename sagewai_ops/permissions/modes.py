@@ -23,7 +23,11 @@ from sagewai_ops.permissions.rules import (
 )
 
 _PERMISSIONS = 0o777
-_PRIVATE_DIRECTORIES = (EntryKind.SECRET_DIRECTORY, EntryKind.OWN_DIRECTORY)
+_PRIVATE_DIRECTORIES = (
+    EntryKind.SECRET_DIRECTORY,
+    EntryKind.OWN_DIRECTORY,
+    EntryKind.COMPANION_DIRECTORY,
+)
 _OPEN_TO_OWNER = (EntryKind.HOME, EntryKind.DIRECTORY)  # Sagewai needs access
 
 

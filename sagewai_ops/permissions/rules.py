@@ -326,6 +326,9 @@ RULES = (
          "loss of all encrypted values: Sagewai ignores the variable, and the file as well",
          lambda facts: f"{facts.problem}; Sagewai would replace this file with a new key",
          _by_hand, "put the right key into the variable, or remove the variable"),
+    Rule("P033", "the directory of litestream is private", _E, frozenset({_K.COMPANION_DIRECTORY}),
+         "it contains pages of the database in plaintext, also those of deleted rows",
+         _accessible, _private_directory),
 )  # fmt: skip
 RULES_BY_KIND: dict[EntryKind, tuple[Rule, ...]] = {
     kind: tuple(rule for rule in RULES if kind in rule.kinds) for kind in EntryKind

@@ -283,7 +283,11 @@ class _Scanner(Evaluator):
 
     def _target_problem(self, kind: EntryKind, link: Path, target: os.stat_result) -> str:
         mode = stat.S_IMODE(target.st_mode)
-        is_private = kind in (EntryKind.SECRET_DIRECTORY, EntryKind.OWN_DIRECTORY)
+        is_private = kind in (
+            EntryKind.SECRET_DIRECTORY,
+            EntryKind.OWN_DIRECTORY,
+            EntryKind.COMPANION_DIRECTORY,
+        )
         directory_bits = OTHERS if is_private else WRITE_BY_OTHERS
         if mode & (directory_bits if stat.S_ISDIR(target.st_mode) else OTHERS):
             return f"mode {mode:04o}, {ACCESSIBLE}"

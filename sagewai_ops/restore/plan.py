@@ -25,7 +25,9 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.fs.free_space import nearest_existing, require_free_bytes
 from sagewai_ops.fs.volumes import LOST_AND_FOUND, names_in
+from sagewai_ops.home.companions import DISCARDED, removal_note
 from sagewai_ops.home.paths import (
+    COMPANION,
     DATABASE,
     MASTER_KEY,
     SIDECAR_SUFFIXES,
@@ -258,6 +260,7 @@ def build_plan(
             *warnings,
             *places.warnings(target),
             *_schema_warnings(facts),
+            *_companion_warnings(target.root, replaced),
             *(_server_warnings(reader, server) if server or not parts else ()),
             *(_variable_warnings(target, options) if conversion else ()),
         ),
@@ -349,6 +352,8 @@ def target_path(entry: Entry, places: MemberPaths, parts: tuple[str, ...]) -> st
     path = places.path_of(entry)
     if path is None or entry.type is EntryType.SUPERSEDED:
         return None
+    if kind_of(path) is Kind.COMPANION:  # in snapshots of version 0.2.0 and older
+        return None
     if not parts and is_within(path, LOST_AND_FOUND):  # of the volume that the home was
         return None
     if not parts or any(is_within(path, part) for part in parts):
@@ -394,6 +399,13 @@ def _schema_warnings(facts: Mapping[str, Any]) -> Iterator[str]:
             "the database has columns unknown to this program, of a later Sagewai or your own: "
             "they are restored unchanged and were not examined"
         )
+
+
+def _companion_warnings(root: Path, replaced: tuple[str, ...] | None) -> Iterator[str]:
+    """Yield the remark about litestream's directory, which is kept with what is replaced."""
+    is_replaced = replaced is None or any(is_within(COMPANION, path) for path in replaced)
+    if is_replaced and os.path.lexists(root / COMPANION):
+        yield removal_note(str(root / COMPANION))
 
 
 def _server_part(
@@ -567,11 +579,12 @@ def _paths_of_part(root: Path, part: str) -> list[str]:
         return [_highest_missing(root, part)]
     directory, _, name = DATABASE.rpartition("/")
     own = {name, *(name + suffix for suffix in SIDECAR_SUFFIXES)}
+    own |= {DISCARDED, COMPANION.rpartition("/")[2]}
     if not (root / directory).is_dir() or own.issuperset(os.listdir(root / directory)):
         # Its directory contains nothing else: replaced in one step, so that the database is never
         # next to the sidecars of the other, which SQLite would apply to it.
         return [directory]
-    return [*(DATABASE + suffix for suffix in SIDECAR_SUFFIXES), DATABASE]
+    return [*(DATABASE + suffix for suffix in SIDECAR_SUFFIXES), COMPANION, DATABASE]
 
 
 def _highest_missing(root: Path, part: str) -> str:

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.postgres.sessions import require_home_unused
+from sagewai_ops.database.sqlite.companions import find_companions, remove_companions
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import NotFoundError
 from sagewai_ops.fs import locks
+from sagewai_ops.fs.os_errors import translate_os_errors
+from sagewai_ops.home.companions import removal_note
 from sagewai_ops.home.paths import DATABASE, Home
 from sagewai_ops.home.server_record import resolve_database
 from sagewai_ops.schema.postgres_replaced import has_schema, replaced_schema
@@ -26,10 +29,12 @@ class UndoReport:
     Attributes:
         restored_from: The kept directory that is the home again.
         previous: Where the replaced home is kept; None in a dry run.
+        notes: Remarks, one line each.
     """
 
     restored_from: Path
     previous: Path | None
+    notes: tuple[str, ...] = ()
 
 
 def undo_restore(
@@ -62,11 +67,14 @@ def undo_restore(
                 hint="sagewai-ops restore SNAPSHOT --replace",
             )
         require_home_unused(target, environment or {}, target.root / DATABASE)
+        notes = tuple(removal_note(str(path)) for path in find_companions(kept[-1] / DATABASE))
         if dry_run:
-            return UndoReport(kept[-1], None)
+            return UndoReport(kept[-1], None, notes)
         moment = swap.next_moment(target.root)
         server = _undo_server(stack, target, environment or {}, kept[-1], moment)
-        return UndoReport(*swap.undo(target.root, kept[-1], moment, server))
+        with translate_os_errors(kept[-1]):
+            remove_companions(kept[-1] / DATABASE)
+        return UndoReport(*swap.undo(target.root, kept[-1], moment, server), notes)
 
 
 def _undo_server(

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from sagewai_ops.home import companions
 from sagewai_ops.schema import postgres_head, sqlite_head
 from sagewai_ops.schema.revision_graph import parents, revisions
 
@@ -48,6 +49,7 @@ class Level:
         missing: `table` or `table.column`, in the order of the revisions.
         extra_columns: `table.column`, unknown columns of Sagewai's tables.
         unknown_tables: The user's own tables.
+        companion_tables: Those of litestream.
         virtual_tables: Such as `vec_learnings`, without their shadow tables.
     """
 
@@ -57,6 +59,7 @@ class Level:
     extra_columns: tuple[str, ...] = ()
     unknown_tables: tuple[str, ...] = ()
     virtual_tables: tuple[str, ...] = ()
+    companion_tables: tuple[str, ...] = ()
 
 
 @functools.cache
@@ -78,9 +81,18 @@ def read_level(connection: sqlite3.Connection) -> Level:
     tables, virtual = _tables(connection)
     known = sqlite_head.tables()
     present = {table: _columns(connection, table) for table in tables if table in known}
-    unknown = tuple(sorted(table for table in tables if table not in known))
+    unknown = tuple(
+        sorted(table for table in tables if table not in known and table not in companions.TABLES)
+    )
+    of_companion = tuple(sorted(companions.TABLES.intersection(tables)))
     if not present:
-        return Level("", "empty", unknown_tables=unknown, virtual_tables=virtual)
+        return Level(
+            "",
+            "empty",
+            unknown_tables=unknown,
+            virtual_tables=virtual,
+            companion_tables=of_companion,
+        )
     missing = _missing(present)
     extra = tuple(_extra(present))
     has_no_key = any(
@@ -93,6 +105,7 @@ def read_level(connection: sqlite3.Connection) -> Level:
         extra,
         unknown,
         virtual,
+        of_companion,
     )
 
 

@@ -11,6 +11,7 @@ class Reason(str, Enum):
     LOCK = "a lock file, empty"
     LEFTOVER = "left by a crashed writer"
     OWN = "of sagewai-ops itself"
+    COMPANION = "of litestream, which begins again without it"
     KEY = "the master key, excluded"
     HOLDS_KEY = "contains the master key"
     EXCLUDED = "excluded by --exclude"

@@ -31,7 +31,7 @@ from sagewai_ops.fs import journal as fs_journal
 from sagewai_ops.fs.journal import Recovery
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
 from sagewai_ops.fs.volumes import names_in
-from sagewai_ops.home.paths import OWN_PREFIX, Home
+from sagewai_ops.home.paths import COMPANION, DATABASE, OWN_PREFIX, Home
 from sagewai_ops.home.server_record import resolve_database
 from sagewai_ops.process.signals import mark_completed
 from sagewai_ops.schema.postgres_replaced import ServerStep, has_schema
@@ -289,6 +289,8 @@ def _paths_kept(last: Path) -> list[str]:
             f"{last}: list of parts not readable",
             hint=f"ls -la {shell_word(last)}  # then move its entries by hand",
         ) from error
+    if DATABASE in paths:  # version 0.2.0 did not list it
+        paths = list(dict.fromkeys((COMPANION, *paths)))
     for directory, names, files in os.walk(last):
         above = Path(directory).relative_to(last)
         names[:] = [name for name in names if (above / name).as_posix() not in paths]

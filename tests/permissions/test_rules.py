@@ -197,6 +197,8 @@ CASES = (
     Case("P027", "sessions", chmod("sessions", 0o755)),
     Case("P030", "fleet/worker-b.json", lambda root: os.mkfifo(root / "fleet/worker-b.json", 0o600),
          is_repaired=False),
+    Case("P033", "db/.sagewai.db-litestream",
+         lambda root: (root / "db/.sagewai.db-litestream").mkdir(mode=0o755)),
 )  # fmt: skip
 OWNERS = (
     Case(

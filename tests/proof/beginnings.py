@@ -139,6 +139,20 @@ def restored(world: World, bench: Bench) -> None:
     bench.run(("restore", "latest", "--replace"), world)
 
 
+def replicated(world: World, bench: Bench) -> None:
+    """Make a home with a snapshot, and next to its database what litestream keeps there."""
+    with_snapshot(world, bench)
+    directory = world.home / "db/.sagewai.db-litestream/ltx/0"
+    directory.mkdir(mode=0o700, parents=True)
+    (directory / "0000000000000001-0000000000000001.ltx").write_bytes(b"LTX1")
+
+
+def replicated_and_restored(world: World, bench: Bench) -> None:
+    """Restore that home, so that its directory of litestream is kept."""
+    replicated(world, bench)
+    bench.run(("restore", "latest", "--replace"), world)
+
+
 def interrupt(world: World, bench: Bench) -> None:
     """Kill a restore of parts between its moves."""
     words = ("restore", "latest", "--only", "config,data,fleet")

@@ -253,6 +253,19 @@ CASES = (
         recover=RECOVER,
     ),
     Case(
+        "restore --only, next to litestream",
+        beginnings.replicated,
+        _always("restore", "latest", "--only", "db/sagewai.db"),
+        recover=RECOVER,
+    ),
+    Case(
+        "restore --undo, next to litestream",
+        beginnings.replicated_and_restored,
+        _always("restore", "--undo"),
+        codes_done=None,
+        recover=RECOVER,
+    ),
+    Case(
         "restore to an empty server",
         beginnings.lost_with_server,
         lambda world: ("restore", "latest", "--install-key", world.out / "key"),
@@ -326,6 +339,14 @@ CASES = (
         codes_done=None,
         recover=RECOVER,
         takes_snapshot=True,
+        probe=opened,
+    ),
+    Case(
+        "keys rotate, next to litestream",
+        beginnings.replicated,
+        _always("keys", "rotate", "--no-snapshot", "--yes"),
+        codes_done=None,
+        recover=RECOVER,
         probe=opened,
     ),
     Case(

@@ -25,6 +25,7 @@ from sagewai_ops.database.sqlite.read_transaction import (
     sidecar,
 )
 from sagewai_ops.errors import TargetBusyError
+from sagewai_ops.home.companions import NAME, STOP, is_companion_process
 from sagewai_ops.home.paths import (
     ADMIN_STATE,
     CONNECTIONS,
@@ -109,14 +110,26 @@ def require_unused(root: Path, *databases: Path, sessions: Iterable[str] = ()) -
     if names:
         raise TargetBusyError(
             f"home {root}: in use by {', '.join(names)}",
-            hint=stop_command(users) or f"sagewai-ops --home {shell_word(root)} status",
+            hint=stop_command(users, databases[0])
+            or f"sagewai-ops --home {shell_word(root)} status",
         )
 
 
-def stop_command(users: Iterable[Process]) -> str:
-    """Return the command that stops the processes; "" if none has a number that is visible here."""
-    pids = [str(user.pid) for user in users if user.pid]
-    return f"kill {' '.join(pids)}  # or stop its service" if pids else ""
+def stop_command(users: Iterable[Process], database: Path) -> str:
+    """Return the commands that stop the processes, one a line.
+
+    Args:
+        database: That they use.
+
+    Returns:
+        "" if none has a number that is visible here.
+    """
+    visible = [user for user in users if user.pid]
+    others = [str(user.pid) for user in visible if not is_companion_process(user.command)]
+    lines = [f"kill {' '.join(others)}  # or stop its service"] if others else []
+    if len(others) < len(visible):
+        lines += [STOP, f"{NAME} stop {shell_word(database)}  # if its socket is enabled"]
+    return "\n".join(lines)
 
 
 def _existing(files: list[Path]) -> Iterator[tuple[Path, os.stat_result]]:

@@ -174,6 +174,7 @@ async def make_plan(
             draft.empty.append(name)
         else:
             await _add_table(draft, source, target[name], server, rows)
+    draft.notes += [f"table {name}: omitted, of litestream" for name in level.companion_tables]
     vectors = {table.name for table in vector_tables(source)}
     for name in level.virtual_tables:
         if name not in vectors:
