@@ -42,6 +42,8 @@ _TRAILER_MARK = b"sgwiops1"
 _TRAILER_2 = struct.Struct("<II8sQ32s32s8s")
 _TRAILER_2_MARK = b"sgwiops2"
 _CHECK_BYTES = 8
+_COMPARED_BYTES = 512 * 1024  # of a frame's content at once
+_ALTERED = "archive: frame differs from its content after decompression"
 _FRAME_HEAD = struct.Struct("<II")  # a skippable frame's magic and length
 _TABLE_ENTRY = struct.Struct("<II")  # compressed and decompressed bytes
 _TABLE_FOOT = struct.Struct("<IBI")  # number of frames, descriptor, magic
@@ -220,7 +222,7 @@ class FrameWriter:
             self._local.compressor = compressor
         compressed: bytes = compressor.compress(memoryview(buffer)[:count])
         if self._check:
-            _compare(compressed, memoryview(buffer)[:count])
+            _compare(compressed, buffer, count)
         return compressed
 
     def _write_oldest(self) -> None:
@@ -243,11 +245,24 @@ def _encode_trailer(manifest_start: int, digest: bytes, mac: bytes) -> bytes:
     return trailer + hashlib.sha256(trailer).digest()[:_CHECK_BYTES]
 
 
-def _compare(compressed: bytes, content: memoryview) -> None:
+def _compare(compressed: bytes, buffer: bytearray, count: int) -> None:
+    """Decompress a frame and compare it with its content, the first bytes of a buffer.
+
+    In pieces, for the memory; and not as memoryviews, which Python compares element by element.
+    """
     import zstandard
 
-    if zstandard.ZstdDecompressor().decompress(compressed) != content:
-        raise DamagedError("archive: frame differs from its content after decompression")
+    offset = 0
+    try:
+        with zstandard.ZstdDecompressor().stream_reader(compressed) as reader:
+            while piece := reader.read(_COMPARED_BYTES):
+                if not buffer.startswith(piece, offset, count):
+                    raise DamagedError(_ALTERED)
+                offset += len(piece)
+    except zstandard.ZstdError as error:
+        raise DamagedError(f"archive: frame cannot be decompressed: {error}") from error
+    if offset != count:
+        raise DamagedError(_ALTERED)
 
 
 def tail_bytes(foot: bytes, archive_bytes: int) -> int:

@@ -71,19 +71,20 @@ def upload_snapshot(
             a later run removes.
         DamagedError: The store returns other bytes than were sent; the archive is removed.
     """
-    trust = trust_of(home, place, options.key_environment)
-    with _write_only(options):
-        options = with_encryption(home, place, options)
-    require_encryption(place, options)
-    run = BackupRun.start(
-        home,
-        options,
-        _next_sequence(place, trust, options),
-        work,
-        previous=_previous(place, trust, options),
-        reference=find_reference(home, place, trust) if not options.read_back.is_none else None,
-        is_stored=False,
-    )
+    with place.place.listed_once():
+        trust = trust_of(home, place, options.key_environment)
+        with _write_only(options):
+            options = with_encryption(home, place, options)
+        require_encryption(place, options)
+        run = BackupRun.start(
+            home,
+            options,
+            _next_sequence(place, trust, options),
+            work,
+            previous=_previous(place, trust, options),
+            reference=None if options.read_back.is_none else find_reference(home, place, trust),
+            is_stored=False,
+        )
     name = catalog.archive_name(run.id, is_encrypted=options.encryption is not None)
     path = place / name
     staging = catalog.staging_path(work, run.id)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import email.utils
-import http.client
 from datetime import datetime, timezone
 from urllib.parse import urlsplit
 
@@ -24,6 +22,8 @@ def retention_of(url: str, timeout_seconds: float) -> datetime | None:
     Raises:
         OSError: The server cannot be reached.
     """
+    import http.client  # takes longer to load than a request, and few stores lock objects
+
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.netloc, timeout=timeout_seconds)
@@ -40,6 +40,8 @@ def retention_of(url: str, timeout_seconds: float) -> datetime | None:
 
 def _parse(text: str) -> datetime | None:
     """Parse a time in ISO 8601, as S3 writes it, or in the form of HTTP, as Azure does."""
+    import email.utils
+
     try:
         found = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError:

@@ -6,13 +6,14 @@ file system: the operating system's functions refuse it, so that none is used by
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path, PosixPath
 from typing import TYPE_CHECKING, TypeGuard
 
 from sagewai_ops.remote.address import is_remote as is_remote_address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from sagewai_ops.remote.store import ObjectFacts, Store
 
@@ -31,6 +32,8 @@ class Place:
         self._store: Store | None = None
         # Small objects that were read: a command lists its place several times.
         self.contents: dict[ObjectFacts, bytes] = {}
+        self._is_listed_once = False
+        self._listed: list[ObjectFacts] | None = None
 
     @property
     def store(self) -> Store:
@@ -43,6 +46,28 @@ class Place:
             assert self.connect is not None, "not bound to the settings of a run"
             self._store = self.connect()
         return self._store
+
+    @contextlib.contextmanager
+    def listed_once(self) -> Iterator[None]:
+        """Answer each `list` of the block from the first one, where a run only reads."""
+        self._is_listed_once = True
+        try:
+            yield
+        finally:
+            self._is_listed_once, self._listed = False, None
+
+    def list(self) -> list[ObjectFacts]:
+        """List the objects, in the order of their names.
+
+        Raises:
+            OpsError: As `Store.list`.
+        """
+        if self._listed is not None:
+            return self._listed
+        found = self.store.list()
+        if self._is_listed_once:
+            self._listed = found
+        return found
 
     def close(self) -> None:
         """End the connections, if there are any."""

@@ -207,7 +207,7 @@ def list_remote(place: RemotePath, *, suffix: str = "") -> list[Snapshot]:
         suffix: Of the names of metadata files, after `.json`; an archive that also has one without
             it does not count.
     """
-    found = {item.name: item for item in place.store.list()}
+    found = {item.name: item for item in place.place.list()}
     archives = {
         name: match
         for name in found

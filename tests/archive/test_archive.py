@@ -1,13 +1,16 @@
 """The archive as a container: contents are read as written, and every change is refused."""
 
 import hashlib
+import io
 import json
+import random
 import shutil
 import subprocess
 import tarfile
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyrage
 import pytest
@@ -31,7 +34,7 @@ from sagewai_ops.archive.packed_list import PackedList
 from sagewai_ops.archive.reader import EntryChecks
 from sagewai_ops.archive.tar import member_header
 from sagewai_ops.archive.writer import ArchiveWriter
-from sagewai_ops.archive.zstd_frames import FRAME_BYTES
+from sagewai_ops.archive.zstd_frames import FRAME_BYTES, FrameWriter
 from sagewai_ops.errors import (
     DamagedError,
     KeyMissingError,
@@ -440,6 +443,48 @@ def test_shrinking_file_is_padded_and_read_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("zstd") or not shutil.which("tar"), reason="no zstd or tar")
+@pytest.mark.parametrize(
+    "alter",
+    [
+        lambda content: bytes([content[0] ^ 1]) + content[1:],
+        lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+        lambda content: content[:-1],
+        lambda content: content + b"x",
+    ],
+    ids=["first", "last", "shorter", "longer"],
+)
+def test_frame_that_a_compressor_altered_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch, alter: Callable[[bytes], bytes]
+) -> None:
+    """Where the archive cannot be decompressed again, each frame is, before it is sent."""
+    real = zstandard.ZstdCompressor
+
+    class Altering:
+        def __init__(self, **options: Any) -> None:
+            self._compressor = real(**options)
+
+        def compress(self, content: memoryview) -> bytes:
+            return self._compressor.compress(alter(bytes(content)))
+
+    content = random.Random(1).randbytes(1 << 20)
+    for count in (FRAME_BYTES, 700_000):
+        sent = io.BytesIO()
+        writer = FrameWriter(sent, check=True)
+        writer.write((content * 4)[:count])
+        writer.finish(0)
+        assert sent.getvalue()
+
+    monkeypatch.setattr(zstandard, "ZstdCompressor", Altering)
+    for count in (FRAME_BYTES, 700_000):
+        sent = io.BytesIO()
+        writer = FrameWriter(sent, check=True)
+        writer.write((content * 4)[:count])
+        with pytest.raises(DamagedError, match="differs from its content"):
+            writer.finish(0)
+        writer.close()
+        assert not sent.getvalue()
+
+
 def test_zstd_and_tar_open_an_archive(tmp_path: Path) -> None:
     """The commands of docs/format.md extract the same files."""
     names = ["plain", "ü 🚀", "n" * 255, "line\nbreak", "\udcff\udcfe"]

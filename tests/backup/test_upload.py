@@ -67,6 +67,19 @@ def test_backup_leaves_archive_and_card_only(home: Path, store: MemoryStore) -> 
     assert verified.id == result["id"]
 
 
+def test_place_is_listed_once_before_the_upload_and_once_for_leftovers(
+    home: Path, store: MemoryStore
+) -> None:
+    """A list of a large place takes seconds; retention, and nothing else, lists it again."""
+    first = _backup(home)
+    store.requests.clear()
+
+    second = _backup(home)
+
+    assert store.requests["list"] == 2
+    assert second["sequence"] == int(str(first["sequence"])) + 1
+
+
 def test_plain_archive_is_refused_unless_allowed(home: Path, store: MemoryStore) -> None:
     """Others can read a remote place."""
     answer = call("--home", home, "backup", "--to", PLACE)
