@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sagewai_ops.archive.manifest import (
     HEADER_NAME,
@@ -62,19 +63,24 @@ class ScanItem:
 
     Attributes:
         path: In the archive.
-        source: Path that is read.
+        base: What `source` has before `path`, with a `/` at its end, or the whole of it.
         target: Of a link, as the archive has it.
         is_absolute: Whether the link was written with the home's own path before that.
         is_outside: Whether the link leads out of the home.
     """
 
     path: str
-    source: str
+    base: str
     type: str  # "file", "folder", "link", "database"
     kind: Kind
     target: str = ""
     is_absolute: bool = False
     is_outside: bool = False
+
+    @property
+    def source(self) -> str:
+        """The path that is read."""
+        return self.base + self.path if self.base.endswith("/") else self.base
 
 
 @dataclass(slots=True)
@@ -164,6 +170,7 @@ class _Walk:
     scan: HomeScan
     # The directories that the walk is in, the deepest last.
     stack: list[Iterator[tuple["_Entry", str, str, set[str]]]] = field(default_factory=list)
+    bases: dict[str, str] = field(default_factory=dict)
     requested: set[str] = field(default_factory=set)  # links that `follow` includes
 
     def add_directory(self, directory: str, relative: str, member: str) -> None:
@@ -223,7 +230,7 @@ class _Walk:
             return
         self._add_container(EXTERNAL)
         if stat.S_ISDIR(status.st_mode):
-            self._add(ScanItem(member, source, "folder", Kind.SECRET))
+            self._add(member, source, "folder", Kind.SECRET)
             self.add_directory(source, member, member)
         elif not stat.S_ISREG(status.st_mode):
             self._omit(member, Reason.SPECIAL, _special_type(status.st_mode))
@@ -256,7 +263,7 @@ class _Walk:
         elif stat.S_ISLNK(status.st_mode):
             self._add_link(entry, path, member, kind)
         elif stat.S_ISDIR(status.st_mode):
-            self._add(ScanItem(member, entry.path, "folder", kind))
+            self._add(member, entry.path, "folder", kind)
             self.stack.append(self._entries(entry.path, path, member))
         elif not stat.S_ISREG(status.st_mode):
             self._omit(path, Reason.SPECIAL, _special_type(status.st_mode))
@@ -295,13 +302,13 @@ class _Walk:
         target, is_absolute = self._relative_target(path, written)
         is_inside = is_link_inside(path, target) and self._is_inside(entry.path, path, target)
         if is_inside:
-            self._add(ScanItem(member, entry.path, "link", kind, target, is_absolute))
+            self._add(member, entry.path, "link", kind, target, is_absolute=is_absolute)
         elif not self._follows(entry.path, path):
             if is_outside_link_allowed(path):
                 self.scan.outside_links[path] = written
                 if self._is_file_of_owner(entry.path):
                     self.scan.outside_files[path] = written
-                self._add(ScanItem(member, entry.path, "link", kind, written, is_outside=True))
+                self._add(member, entry.path, "link", kind, written, is_outside=True)
             else:
                 self._omit(path, Reason.LEAVES, target)
 
@@ -390,7 +397,7 @@ class _Walk:
         real = os.path.realpath(source)
         self.scan.followed[path] = real
         if stat.S_ISDIR(status.st_mode):
-            self._add(ScanItem(path, real, "folder", kind))
+            self._add(path, real, "folder", kind)
             self.stack.append(self._entries(real, path, path))
         elif kind is Kind.DATABASE:
             self._add_database(path, real, status.st_size)
@@ -448,21 +455,25 @@ class _Walk:
     def _add_container(self, path: str) -> None:
         """Add a directory of the archive's own, once."""
         if not any(item.path == path for item in self.scan.items):
-            self._add(ScanItem(path, str(self.home.root), "folder", Kind.OTHER))
+            self._add(path, str(self.home.root), "folder", Kind.OTHER)
 
     def _add_file(self, path: str, source: str, kind: Kind, size_bytes: int) -> None:
         self.scan.content_bytes += size_bytes
-        self._add(ScanItem(path, source, "file", kind))
+        self._add(path, source, "file", kind)
 
     def _add_database(self, path: str, source: str, size_bytes: int) -> None:
         with contextlib.suppress(OSError):
             size_bytes += os.stat(source + "-wal").st_size
         self.scan.content_bytes += size_bytes
         self.scan.database_bytes += size_bytes
-        self._add(ScanItem(path, source, "database", Kind.DATABASE))
+        self._add(path, source, "database", Kind.DATABASE)
 
-    def _add(self, item: ScanItem) -> None:
-        self.scan.items.append(item)
+    def _add(self, path: str, source: str, *facts: Any, **more: Any) -> None:
+        source = "/." if source == "/" else source
+        base = source.removesuffix(path) if source.endswith(f"/{path}") else source
+        # One object for all: most of the memory of a large home is in its paths.
+        base = self.bases.setdefault(base, base) if base.endswith("/") else base
+        self.scan.items.append(ScanItem(path, base, *facts, **more))
 
     def _omit(self, path: str, reason: Reason, detail: str = "") -> None:
         self.scan.omissions.append(Omission(path, reason, detail))
