@@ -36,7 +36,7 @@ def replicate(configuration: Path) -> None:
 
 def restored(configuration: Path, database: Path, target: Path) -> Path:
     """Restore the newest state of the replica."""
-    words = ["restore", "-config", configuration, "-o", target, database]
+    words: list[str | Path] = ["restore", "-config", configuration, "-o", target, database]
     subprocess.run([PROGRAM, *words], check=True, capture_output=True, timeout=_SECONDS)
     return target
 
