@@ -20,6 +20,7 @@ from sagewai_ops.errors import UsageError
 from sagewai_ops.remote.path import is_remote as is_remote_path
 from sagewai_ops.text import shell_word
 
+from . import schedule_run  # noqa: TID251 - a neighbour
 from .shared_options import BackupSnapshotsOption  # noqa: TID251 - a neighbour
 
 HELP = """{summary}
@@ -53,7 +54,7 @@ _MODE = 0o644  # nothing in it is secret
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
-    group = command_group("schedule", "Print a schedule for nightly backups.")
+    group = command_group("schedule", "Print or run a schedule for nightly backups.")
     functions: dict[str, Callable[..., Outcome]] = {
         "systemd": systemd, "cron": cron, "compose": compose, "kubernetes": kubernetes,
     }  # fmt: skip
@@ -67,6 +68,7 @@ def register(app: typer.Typer) -> None:
             result="sagewai_ops.schedule.plan:Schedule",
             changes=True,
         )
+    schedule_run.register(group)
     app.add_typer(group)
 
 
@@ -245,7 +247,7 @@ def _plan(
     snapshots = run.snapshots(home, to)
     online = online or is_remote_path(snapshots)
     return Plan(
-        program=(program or _this_program()).absolute(),
+        program=(program or this_program()).absolute(),
         home=home.root,
         snapshots=snapshots,
         words=checked,
@@ -360,7 +362,7 @@ def _check_files(run: Run, plan: Any) -> None:
             continue  # only the user of the schedule may reach it
 
 
-def _this_program() -> Path:
+def this_program() -> Path:
     """Return the installed script: next to Python's own, else on PATH, else this process's."""
     script = Path(sys.executable).with_name("sagewai-ops")
     return script if script.exists() else Path(shutil.which("sagewai-ops") or sys.argv[0])

@@ -32,7 +32,7 @@ COMMANDS = {
     },
     "Set-up": {
         "migrate-layout": "Move the files of older versions to their directories.",
-        "schedule": "Print a schedule for nightly backups.",
+        "schedule": "Print or run a schedule for nightly backups.",
         "remote": "Initialise and check remote places for snapshots.",
         "config": "Show the configuration.",
     },

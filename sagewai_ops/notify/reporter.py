@@ -92,7 +92,7 @@ class Reporter:
 
     def _log(self, event: str, facts: Mapping[str, object]) -> str:
         """Append a line to the log, and return it."""
-        line = _line(event, {"command": self.command, "home": self.home, **facts})
+        line = log_line(event, {"command": self.command, "home": self.home, **facts})
         try:
             if self.log_file == "-":
                 self.print_log(line)
@@ -153,7 +153,7 @@ def _is_torn(descriptor: int, path: str) -> bool:
     return False  # writable, but not readable
 
 
-def _line(event: str, facts: Mapping[str, object]) -> str:
+def log_line(event: str, facts: Mapping[str, object]) -> str:
     """Return a line of logfmt: the time, then key=value, quoted where necessary."""
     moment = f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
     words = [moment, "sagewai-ops", f"event={event}", f"pid={os.getpid()}"]

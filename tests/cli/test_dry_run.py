@@ -113,6 +113,9 @@ CASES: dict[str, list[tuple[Callable[[World], list[object]], str]]] = {
             "would probe",
         )
     ],
+    "schedule run": [
+        (lambda _world: ["schedule", "run", "--jitter", "15m", "backup"], "run backup at ")
+    ],
     **{
         f"schedule {kind}": [(_schedule(kind), "would write")]
         for kind in ("systemd", "cron", "compose", "kubernetes")

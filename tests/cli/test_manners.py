@@ -40,6 +40,7 @@ _ASKED = {
     "status", "recover", "preflight", "keys fingerprint", "keys check", "db current",
     "db history", "db check", "snapshots list", "snapshots show", "snapshots diff", "config show",
     "schedule systemd", "schedule cron", "schedule compose", "schedule kubernetes",
+    "schedule run",
 }  # fmt: skip
 
 
@@ -100,6 +101,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
         "snapshots prune": ["snapshots", "prune", "--keep-last", "9"],
         "snapshots copy": ["snapshots", "copy", f"{home}.snapshots", directory / "copies"],
         "snapshots undelete": ["snapshots", "undelete", "--all"],
+        "schedule run": ["schedule", "run", "--every", "1s", "--runs", "1", "--", "backup"],
     }  # fmt: skip
     # A server is needed for these; what two of them print without one is below.
     on_servers = ("db downgrade", "export-to-postgres", "remote init", "remote check")

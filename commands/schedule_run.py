@@ -1,0 +1,189 @@
+"""`schedule run`: run a command at the times of a schedule, in the foreground."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sagewai_ops.cli.command import Outcome, Run, add_command, envelope
+from sagewai_ops.cli.options import RUN, DryRunOption, option
+from sagewai_ops.cli.plan import plan_outcome
+from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
+
+if TYPE_CHECKING:
+    from sagewai_ops.schedule.loop import Ended
+
+HELP = """Run a command at the times of a schedule, in the foreground.
+
+For containers; on a host, systemd and cron are better. Each run is a process of its own. Two never
+overlap, and a failed one is logged and retried at the next time. Each run is one line on stdout, or
+its JSON object. A signal ends the run, then the loop.
+
+Exit status:
+  0    --runs were made
+  2    invalid option or command
+  3    --runs were made, and one failed
+  143  ended by SIGTERM; 130 by SIGINT
+"""
+_TIMED = "ping_url"  # a parameter of commands that timers run
+_PLANNED = 3  # times that a dry run names
+
+
+def register(group: typer.Typer) -> None:
+    """Add the command."""
+    add_command(
+        group,
+        "schedule run",
+        run_schedule,
+        HELP,
+        result="sagewai_ops.schedule.loop:ScheduleRuns",
+        changes=True,
+    )
+
+
+def run_schedule(
+    run: Run,
+    *,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="-- COMMAND...", help="Command, such as `backup`.", show_default=False
+        ),
+    ] = None,
+    every: Annotated[
+        str, option(RUN, "--every", "Times: day@HH:MM, sunday@HH:MM, or 6h.", "TIME")
+    ] = "day@03:30",
+    jitter: Annotated[
+        str, option(RUN, "--jitter", "Longest random delay, such as 15m (default: none).", "SPAN")
+    ] = "",
+    runs: Annotated[
+        int, option(RUN, "--runs", "End after N runs (default: never).", "N", min=0)
+    ] = 0,
+    dry_run: DryRunOption = False,
+) -> Outcome:
+    """Parse, run at each time, print a line for each run."""
+    from sagewai_ops.process.signals import describe_interruption
+    from sagewai_ops.schedule.loop import Clock, ScheduleRuns, due_times, run_once
+    from sagewai_ops.schedule.times import parse_every, parse_jitter
+
+    from .schedule import this_program  # noqa: TID251 - a neighbour
+
+    name = _checked_command(run, words or [])
+    times = parse_every(every)
+    delay_seconds = parse_jitter(jitter, times)
+    clock = Clock()
+    if dry_run:
+        return plan_outcome(_steps(times, clock.now(), name, delay_seconds))
+    random_delay = random.SystemRandom()
+    command = [str(this_program()), *_global_words(run), "--json", *(words or [])]
+    made = failed = 0
+    describe_interruption("the schedule ends")
+    run.terminal.note(f"next run of {name}: {_utc(times.next_after(clock.now()))}")
+    for _due in due_times(times, lambda: random_delay.uniform(0, delay_seconds), clock):
+        ended = run_once(command)
+        _print(run, name, ended)
+        if ended.interruption:
+            raise ended.interruption
+        made += 1
+        failed += ended.exit_code != EXIT_DONE
+        if made == runs:
+            break
+    return Outcome(
+        ScheduleRuns(made, failed),
+        lambda _terminal: None,
+        exit_code=EXIT_INCOMPLETE if failed else EXIT_DONE,
+    )
+
+
+def _checked_command(run: Run, words: Sequence[str]) -> str:
+    """Parse a command as a run would, and return its name.
+
+    Raises:
+        UsageError: It is not a command for timers, or contains a secret.
+    """
+    from sagewai_ops.cli.config_file import SECRET_OPTIONS
+
+    root = run.context.find_root()
+    command: Any = root.command
+    rest = list(words)
+    name: list[str] = []
+    while rest and rest[0] in getattr(command, "commands", {}):
+        name.append(rest.pop(0))
+        command = command.commands[name[-1]]
+    if not any(parameter.name == _TIMED for parameter in command.params):
+        raise UsageError(
+            f"{' '.join(name or words[:1]) or 'schedule run'}: not a command for timers",
+            hint="sagewai-ops schedule run --every day@02:30 -- backup",
+        )
+    for word in rest:
+        flag = word.partition("=")[0]
+        if flag.removeprefix("--") in SECRET_OPTIONS:
+            raise UsageError(f"{flag}: is a secret, shown by ps", hint=f"{flag}-file FILE")
+    if "--output" in rest:
+        raise UsageError("--output: not possible in a schedule")
+    command.make_context(" ".join(name), rest, parent=root)  # or the parser's own error
+    return " ".join(name)
+
+
+def _global_words(run: Run) -> list[str]:
+    """Return the global options of this run for the runs of the schedule."""
+    settings = run.settings
+    words = ["--debug"] if settings.debug else []
+    if settings.home_option:
+        words += ["--home", str(settings.home_option)]
+    if settings.configuration_path:
+        words += ["--config", str(settings.configuration_path)]
+    return words
+
+
+def _steps(times: Any, now: float, name: str, delay_seconds: int) -> list[str]:
+    steps = []
+    for _number in range(_PLANNED):
+        now = times.next_after(now)
+        delayed = f", up to {delay_seconds} s later" if delay_seconds else ""
+        steps.append(f"run {name} at {_utc(now)}{delayed}")
+    return steps
+
+
+def _print(run: Run, name: str, ended: "Ended") -> None:
+    """Print one line for a run, at once."""
+    from sagewai_ops.notify.prometheus import extract_figures
+    from sagewai_ops.notify.reporter import log_line
+
+    document = ended.document
+    if run.settings.json:
+        if document is None:
+            error = {"code": "failed", "message": _lost(ended), "hint": []}
+            document = envelope(replace(run, command=name), ended.exit_code, error=error)
+        run.terminal.document(document)
+    else:
+        facts: dict[str, object] = {
+            "command": name,
+            "exit": ended.exit_code,
+            "seconds": f"{ended.seconds:.3f}",
+        }
+        if document is None:
+            facts["error"] = _lost(ended)
+        else:
+            facts |= extract_figures(_mapping(document.get("result")))
+            if warnings := document.get("warnings"):
+                facts["warning"] = warnings[0]
+            if failure := document.get("error"):
+                facts["error"] = failure["message"]
+        run.terminal.line(log_line("run", facts))
+    run.terminal.flush()
+
+
+def _lost(ended: "Ended") -> str:
+    return f"ended without a result, exit code {ended.exit_code}"
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _utc(moment: float) -> str:
+    return f"{datetime.fromtimestamp(moment, timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
