@@ -338,7 +338,7 @@ def _checked_options(run: Run, words: list[str]) -> tuple[tuple[str, ...], tuple
             checked.append(os.path.abspath(os.path.expanduser(value)) if is_path else value)
     also = tuple(parsed.params["also"] or ())
     # A command for the passphrase may ask a server for it.
-    names = ("ping_url", "ping_url_file", "url_file", "passphrase_command")
+    names = ("ping_url", "ping_url_file", "notify_file", "url_file", "passphrase_command")
     online = any(parsed.params.get(name) for name in names) or any(map(is_remote_path, also))
     return tuple(checked), also, online
 

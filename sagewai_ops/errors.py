@@ -156,6 +156,7 @@ class InterruptedRunError(BaseException):
 
     code: ClassVar[str] = "interrupted"
     next_step: ClassVar[str] = ""  # the interruption was intended
+    LEAST_CODE: ClassVar[int] = 128  # and the number of the signal: as a shell reports it
 
     def __init__(self, signal_number: int, words: str = "partial files are removed") -> None:
         super().__init__(f"interrupted by signal {signal_number}, {words}")

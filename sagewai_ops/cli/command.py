@@ -297,8 +297,7 @@ def perform(
         ended = _Ended(OpsError.exit_code, None, run.terminal.messages)
         raise
     finally:
-        seconds = time.monotonic() - run.started
-        reporter.end(ended.exit_code, seconds, ended.result, ended.lines)
+        reporter.end(_reported(run, ended), time.monotonic() - run.started, ended.lines)
     return ended.exit_code
 
 
@@ -348,15 +347,25 @@ def _execute(
     return _Ended(*answer) if answer else _Ended(OpsError.exit_code)
 
 
+def _reported(run: Run, ended: _Ended) -> dict[str, Any]:
+    """Return the JSON object of a run for reports of it: warnings and error are its last lines."""
+    from sagewai_ops.notify.reporter import parse_lines
+
+    code, is_error = ended.exit_code, ended.exit_code not in _STATUS
+    warnings, error = parse_lines(code, ended.lines, is_error=is_error)
+    run = replace(run, warnings=[])
+    return envelope(run, code, result=ended.result, warnings=warnings, error=error)
+
+
 def _find_reporter(run: Run, given: Mapping[str, Any]) -> "Reporter | None":
     """Return where the run is reported; None for nowhere, which costs nothing.
 
     Raises:
-        UsageError: The URL to ping is not a URL.
+        UsageError: The URL to ping, or one to notify, is not a URL.
     """
-    if not any(given.get(name) for name in UNATTENDED):
+    if not any(given.get(name) for name in UNATTENDED if name != "notify_on"):
         return None
-    from sagewai_ops.notify.reporter import Reporter, read_ping_url
+    from sagewai_ops.notify.reporter import Reporter, read_notify_urls, read_ping_url
 
     return Reporter(
         run.command,
@@ -367,6 +376,11 @@ def _find_reporter(run: Run, given: Mapping[str, Any]) -> "Reporter | None":
         ping_url=read_ping_url(given["ping_url"], given["ping_url_file"], run.terminal.warning),
         metrics_file=given["metrics_file"],
         log_file=given["log_file"] or "",
+        notify_urls=read_notify_urls(
+            given["notify"] or (), given["notify_file"], run.terminal.warning
+        ),
+        notify_on=given["notify_on"].value,
+        environment=run.settings.environment,
     )
 
 
@@ -438,7 +452,7 @@ def _report_bug(run: Run, error: Exception) -> None:
 def _render(run: Run, outcome: Outcome) -> None:
     settings, terminal = run.settings, run.terminal
     if settings.json and outcome.on_stdout:
-        terminal.remember(*run.warnings, *outcome.warnings)
+        terminal.remember(*(f"warning: {text}" for text in (*run.warnings, *outcome.warnings)))
         terminal.document(
             envelope(
                 run,
@@ -471,7 +485,8 @@ def report_error(run: Run, error: OpsError | InterruptedRunError) -> int:
     if run.terminal.log:
         run.terminal.log.error(error)
     if run.settings.json:
-        run.terminal.remember(f"error: {error.message}")
+        hints = (f"hint: {line}" for line in error.next_step.splitlines())
+        run.terminal.remember(f"error: {error.message}", *hints)
         try:
             run.terminal.document(envelope(run, code, error=_details(error)))
             run.terminal.flush()

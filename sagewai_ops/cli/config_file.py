@@ -29,7 +29,8 @@ from sagewai_ops.remote.address import is_remote
 from sagewai_ops.text import shell_word
 
 VARIABLE = "SAGEWAI_OPS_CONFIG"
-SECRET_OPTIONS = ("ping-url",)  # anyone with it can report for this host; a file may contain it
+# Anyone with such a URL can report for this host; a file may contain it.
+SECRET_OPTIONS = ("ping-url", "notify")
 _MAX_BYTES = 1 << 20  # far more than all options need: it is another file
 _DIRECTORY = "sagewai-ops"
 _SHOWN = 3  # sections in a hint
@@ -151,7 +152,7 @@ def effective(context: Any, words: tuple[str, ...]) -> Iterator[Effective]:
 
 def hidden(key: str, value: Any) -> Any:
     """Return a value as it may be shown."""
-    return "(hidden)" if key in SECRET_OPTIONS and value is not None else value
+    return "(hidden)" if key in SECRET_OPTIONS and value else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +250,7 @@ def _table(place: _Place, values: Mapping[str, Any], command: Any, above: Any) -
         if name in commands and isinstance(value, dict):
             below = _table(place.below(key), value, commands[name], context)
             found[name] = {**found.get(name, {}), **below}
-        elif key in SECRET_OPTIONS:
+        elif key in SECRET_OPTIONS and value not in ("", []):
             raise place.wrong(key, "secrets are not allowed", f"use {key}-file")
         elif f"--{key}" in ACTING and _has_flag(command, f"--{key}"):
             words = " ".join(("sagewai-ops", *place.table.split("."), f"--{key}"))

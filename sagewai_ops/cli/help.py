@@ -33,6 +33,7 @@ COMMANDS = {
     "Set-up": {
         "migrate-layout": "Move the files of older versions to their directories.",
         "schedule": "Print or run a schedule for nightly backups.",
+        "notify": "Test the notifications of failed runs.",
         "remote": "Initialise and check remote places for snapshots.",
         "config": "Show the configuration.",
     },

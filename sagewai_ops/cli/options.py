@@ -4,6 +4,7 @@ The global ones are accepted before and after the names of a group and of a comm
 a flag has priority over a variable, and that over the file.
 """
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +34,14 @@ def option(panel: str, flags: str, text: str, metavar: str | None = None, **more
     return typer.Option(*flags.split(), metavar=metavar, help=text, rich_help_panel=panel, **more)
 
 
+class NotifyOn(str, Enum):
+    """Runs that are notified of."""
+
+    FAILURE = "failure"
+    RECOVERY = "recovery"  # and failures
+    ALWAYS = "always"
+
+
 HomeOption = Annotated[
     Path | None,
     typer.Option(
@@ -58,13 +67,40 @@ DebugOption = Annotated[
 ]
 YesOption = Annotated[bool, option(RUN, "--yes", "Confirm without asking.")]
 DryRunOption = Annotated[bool, option(RUN, "--dry-run", "Print the plan, change nothing.")]
+# Both kinds of URLs are secrets. The hidden options are named in the helps of those next to them.
 PingOption = Annotated[
     str | None,
-    option(REPORTING, "--ping-url", "Ping this URL at start, end and failure; a secret.", "URL"),
+    option(REPORTING, "--ping-url", "Ping at start, end, failure; or --ping-url-file FILE.", "URL"),
 ]
 PingFileOption = Annotated[
     Path | None,
-    option(REPORTING, "--ping-url-file", "Read the URL to ping from this file.", "FILE"),
+    option(
+        REPORTING, "--ping-url-file", "Read the URL to ping from this file.", "FILE", hidden=True
+    ),
+]
+NotifyOption = Annotated[
+    list[str] | None,
+    option(REPORTING, "--notify", "Notify of a failure; repeatable; or --notify-file FILE.", "URL"),
+]
+NotifyFileOption = Annotated[
+    Path | None,
+    option(
+        REPORTING,
+        "--notify-file",
+        "Read the URLs to notify from this file, one a line.",
+        "FILE",
+        hidden=True,
+    ),
+]
+NotifyOnOption = Annotated[
+    NotifyOn,
+    option(
+        REPORTING,
+        "--notify-on",
+        "Notify of a failure, also of the first success after one, or always.",
+        "failure|recovery|always",
+        hidden=True,
+    ),
 ]
 MetricsOption = Annotated[
     Path | None, option(REPORTING, "--metrics-file", "Write metrics for node_exporter.", "FILE")
@@ -85,6 +121,9 @@ GLOBAL: dict[str, tuple[Any, Any]] = {
 UNATTENDED: dict[str, tuple[Any, Any]] = {
     "ping_url": (PingOption, None),
     "ping_url_file": (PingFileOption, None),
+    "notify": (NotifyOption, None),
+    "notify_file": (NotifyFileOption, None),
+    "notify_on": (NotifyOnOption, NotifyOn.FAILURE),
     "metrics_file": (MetricsOption, None),
     "log_file": (LogOption, None),
 }

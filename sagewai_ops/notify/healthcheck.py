@@ -8,14 +8,12 @@ same scheme only: one from https to http would show the URL to the network.
 
 import re
 from enum import Enum
-from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from sagewai_ops.errors import UsageError
-from sagewai_ops.process.threads import Thread
+from sagewai_ops.notify.http import TIMEOUT_SECONDS, post
 
-TIMEOUT_SECONDS = 10.0  # of a whole ping: name, connection, answer
-_REDIRECTED = "redirected to another scheme, not followed"
+_CONTENT_TYPE = "text/plain; charset=utf-8"
 MOST_BODY_BYTES = 10_000  # which healthchecks.io stores; the end of a longer body is sent
 
 
@@ -62,17 +60,9 @@ def ping(url: str, event: Event, body: str = "", *, timeout: float = TIMEOUT_SEC
     Returns:
         What failed, in a phrase; "" after success.
     """
-    problems = [f"no answer in {timeout:.0f} s"]
-
-    def run() -> None:
-        problems[0] = _post(_address(url, event), body.encode()[-MOST_BODY_BYTES:], timeout)
-
-    # The timeout of a socket restarts with each byte, and name resolution has none, so a thread
-    # waits that can be abandoned.
-    thread = Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(timeout)
-    return problems[0]
+    return post(
+        _address(url, event), body.encode()[-MOST_BODY_BYTES:], _CONTENT_TYPE, timeout=timeout
+    )
 
 
 def _address(url: str, event: Event) -> str:
@@ -81,44 +71,3 @@ def _address(url: str, event: Event) -> str:
         return url
     parts = urlsplit(url)
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{event.value}", fragment=""))
-
-
-def _post(address: str, body: bytes, timeout: float) -> str:
-    import http.client
-    import urllib.error
-    import urllib.request
-
-    request = urllib.request.Request(  # noqa: S310 - the scheme was checked
-        address, data=body, headers={"Content-Type": "text/plain; charset=utf-8"}, method="POST"
-    )
-    scheme = urlsplit(address).scheme
-
-    class SameScheme(urllib.request.HTTPRedirectHandler):
-        def redirect_request(self, *arguments: Any) -> urllib.request.Request | None:
-            *_, target = arguments
-            if urlsplit(target).scheme != scheme:
-                raise http.client.HTTPException(_REDIRECTED)
-            return super().redirect_request(*arguments)
-
-    try:
-        opener = urllib.request.build_opener(SameScheme)
-        with opener.open(request, timeout=timeout) as response:
-            response.read(1)
-    except urllib.error.HTTPError as error:
-        error.close()
-        return f"answered {error.code}"
-    except urllib.error.URLError as error:
-        return _reason(error.reason)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        return _reason(error)
-    return ""
-
-
-def _reason(error: object) -> str:
-    """Return the reason of an error, in texts of the system and OpenSSL, which lack the URL."""
-    if isinstance(error, Exception) and error.args == (_REDIRECTED,):
-        return _REDIRECTED
-    for name in ("verify_message", "reason", "strerror"):
-        if text := getattr(error, name, None):
-            return str(text).lower().replace("_", " ")
-    return "no answer in time" if isinstance(error, TimeoutError) else "not HTTP"

@@ -12,6 +12,7 @@ NAME = "sagewai-ops-backup"
 # Options of `backup` whose file holds a secret, with the name of the secret in a schedule.
 SECRET_FILES = {
     "--ping-url-file": "ping-url",
+    "--notify-file": "notify",
     "--passphrase-file": "passphrase",
     "--url-file": "database-url",
 }

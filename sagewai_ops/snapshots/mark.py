@@ -22,6 +22,7 @@ from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.removal import sweep_leftovers
 from sagewai_ops.home.paths import OWN_PREFIX, Home
+from sagewai_ops.home.user_state import state_directory
 from sagewai_ops.remote.path import is_remote
 from sagewai_ops.snapshots.ownership import home_ids
 
@@ -177,25 +178,15 @@ def _place_of(directory: Path) -> str:
 
 def _paths(home: Home, environment: Mapping[str, str]) -> Iterator[Path]:
     yield home.root / NAME
-    if state := _state_directory(environment):
+    if state := state_directory(environment):
         yield state / f"{home_ids(home)[0]}.json"
 
 
 def _read_all(home: Home, environment: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     yield _read(home.root / NAME)
-    if state := _state_directory(environment):
+    if state := state_directory(environment):
         # The id changes when the set-up creates the administrator.
         yield from (_read(state / f"{home_id}.json") for home_id in home_ids(home))
-
-
-def _state_directory(environment: Mapping[str, str]) -> Path | None:
-    named = environment.get("XDG_STATE_HOME", "")
-    if not os.path.isabs(named):
-        user_home = environment.get("HOME", "")
-        if not os.path.isabs(user_home):
-            return None
-        named = os.path.join(user_home, ".local/state")
-    return Path(os.path.realpath(named)) / "sagewai-ops"
 
 
 def _read(path: Path) -> dict[str, Any]:

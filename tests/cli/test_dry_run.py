@@ -113,6 +113,12 @@ CASES: dict[str, list[tuple[Callable[[World], list[object]], str]]] = {
             "would probe",
         )
     ],
+    "notify test": [
+        (
+            lambda _world: ["notify", "test", "--notify", "https://h.example/s"],
+            "would send a notification to h.example",
+        )
+    ],
     "schedule run": [
         (lambda _world: ["schedule", "run", "--jitter", "15m", "backup"], "run backup at ")
     ],

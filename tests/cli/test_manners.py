@@ -104,7 +104,13 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
         "schedule run": ["schedule", "run", "--every", "1s", "--runs", "1", "--", "backup"],
     }  # fmt: skip
     # A server is needed for these; what two of them print without one is below.
-    on_servers = ("db downgrade", "export-to-postgres", "remote init", "remote check")
+    on_servers = (
+        "db downgrade",
+        "export-to-postgres",
+        "remote init",
+        "remote check",
+        "notify test",
+    )
     names = [name for name in _commands() if name not in on_servers]
     names.remove("backup")
     names.insert(0, "backup")
@@ -150,7 +156,7 @@ def test_every_error_names_the_thing_and_the_next_step(tmp_path: Path) -> None:
     fine = {"init", "config show", "db history"} | {
         f"snapshots {word}" for word in ("list", "prune", "undelete")
     }
-    other = ("schedule", "remote")
+    other = ("schedule", "remote", "notify")
     names = [name for name in _commands() if name not in fine and not name.startswith(other)]
 
     spoken = _under_cron(

@@ -386,6 +386,7 @@ CASES = (
     _idle("remote", "init", "sftp://127.0.0.1:1/srv", code=RemoteError.exit_code),
     _idle("remote", "check", "sftp://127.0.0.1:1/srv", code=RemoteError.exit_code),
     *(_idle("schedule", kind) for kind in ("cron", "compose", "kubernetes", "systemd")),
+    _idle("notify", "test", "--dry-run", "--notify", "https://h.example/secret"),
     _idle("schedule", "run", "--dry-run", "--", "backup"),
     Case(
         "schedule systemd --into",

@@ -22,7 +22,7 @@ CRASH = Path(crash.__file__)
 GROUPS = (
     ("init", "migrate-layout", "verify-perms", "db", "schedule"),
     ("backup", "drill", "preflight", "keys"),
-    ("restore", "recover", "snapshots", "status", "config", "remote"),
+    ("restore", "recover", "snapshots", "status", "config", "remote", "notify"),
     ("export-to-postgres",),
 )
 # Options that name a file or a directory that is only read.
@@ -36,6 +36,7 @@ READ = {
         "--url-file",
         "--scratch-url-file",
         "--ping-url-file",
+        "--notify-file",
         "--undo",
         "--program",
     ),
