@@ -24,8 +24,13 @@ _SUMMARY_BYTES = 64 * 1024  # of the end of a remote archive; the table of 32 Gi
 
 
 @contextlib.contextmanager
-def open_archive(path: Path, decryption: Decryption | None = None) -> Iterator[ArchiveReader]:
+def open_archive(
+    path: Path, decryption: Decryption | None = None, *, spool: BinaryIO | None = None
+) -> Iterator[ArchiveReader]:
     """Open a snapshot: an archive, plain or encrypted, here or in a remote place, or a mirror.
+
+    Args:
+        spool: An empty file that keeps an encrypted archive of a remote place for its second read.
 
     Raises:
         NotFoundError: The file does not exist.
@@ -38,7 +43,7 @@ def open_archive(path: Path, decryption: Decryption | None = None) -> Iterator[A
         with open_mirror(path) as mirror:
             yield mirror
         return
-    with _open_stream(path) as stream, name_damaged(path):
+    with _open_stream(path, spool) as stream, name_damaged(path):
         yield ArchiveReader(_open_input(stream, path, decryption))
 
 
@@ -107,9 +112,9 @@ def read_summary(path: Path) -> Summary:
 
 
 @contextlib.contextmanager
-def _open_stream(path: Path) -> Iterator[BinaryIO]:
+def _open_stream(path: Path, spool: BinaryIO | None) -> Iterator[BinaryIO]:
     if is_remote(path):
-        with contextlib.closing(RemoteStream(path)) as remote:
+        with contextlib.closing(RemoteStream(path, spool)) as remote:
             yield cast("BinaryIO", remote)
         return
     try:

@@ -4,9 +4,10 @@ Trailer, seek table and manifest are at the end, so the last piece is read once 
 archive needs a range for each group of frames; an encrypted one is read from its start.
 """
 
+import contextlib
 import io
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from sagewai_ops.archive.zstd_frames import (
     TABLE_FOOT_BYTES,
@@ -19,6 +20,7 @@ from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.remote.path import RemotePath
 
 RANGE_BYTES = 8 * 1024 * 1024  # of one request
+_PIECE_BYTES = 1024 * 1024  # of a spooled object
 _MOST_TABLE_BYTES = RANGE_BYTES + 4096  # the seek table of 4 TiB of content
 
 
@@ -81,14 +83,27 @@ class RemoteInput:
 
 
 class RemoteStream(io.RawIOBase):
-    """An object of a remote place as a file that can only go back to its start."""
+    """An object of a remote place as a file that can only go back to its start.
 
-    def __init__(self, path: RemotePath) -> None:
+    Args:
+        spool: Keeps what is received, so that an object that was read to its end is read again from
+            there; None to request it again. Where the disk becomes full, it is requested, too.
+    """
+
+    def __init__(self, path: RemotePath, spool: BinaryIO | None = None) -> None:
         self._path = path
+        self._spool = spool
+        self._is_spooled = False
         self._begin()
 
     def _begin(self) -> None:
-        self._pieces = self._path.store.stream(self._path.member)
+        if self._spool:
+            self._spool.seek(0)
+            if not self._is_spooled:
+                self._spool.truncate()
+        self._pieces = (
+            self._read_spool() if self._is_spooled else self._path.store.stream(self._path.member)
+        )
         self._first: bytes | None = None
         self._rest = memoryview(b"")
         self._is_at_first = True
@@ -112,12 +127,31 @@ class RemoteStream(io.RawIOBase):
     def _next(self) -> bool:
         piece = next(self._pieces, None)
         if piece is None:
+            self._is_spooled = self._spool is not None
             return False
+        if not self._is_spooled:
+            self._keep(piece)
         self._is_at_first = self._first is None
         if self._is_at_first:
             self._first = piece
         self._rest = memoryview(piece)
         return True
+
+    def _keep(self, piece: bytes) -> None:
+        view = memoryview(piece)
+        try:
+            while self._spool and view:
+                view = view[self._spool.write(view) :]
+        except OSError:
+            with contextlib.suppress(OSError):  # the space is for the content
+                if self._spool:
+                    self._spool.truncate(0)
+            self._spool = None
+
+    def _read_spool(self) -> Generator[bytes, None, None]:
+        assert self._spool is not None
+        while piece := self._spool.read(_PIECE_BYTES):
+            yield piece
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Go back to the start; after the first piece, the object is requested again."""

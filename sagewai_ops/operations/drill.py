@@ -512,11 +512,12 @@ def storage_directory(archive: Path, options: DrillOptions) -> Path:
 
 
 def _needed_bytes(archive: Path) -> int:
-    """Estimate the size of the scratch directories: the content, and the upgraded database."""
+    """Estimate what a drill stores: the content, the upgraded database, a downloaded archive."""
     card = cards.read_card(archive)
     recorded, size_bytes = card.get("content_bytes"), size_of(archive)
     content = max(recorded if isinstance(recorded, int) else 10 * size_bytes, size_bytes)
-    return 2 * content + (CLUSTER_BYTES if engine_of(card) == POSTGRESQL else 0)
+    download = size_bytes if is_remote(archive) else 0
+    return 2 * content + download + (CLUSTER_BYTES if engine_of(card) == POSTGRESQL else 0)
 
 
 @contextlib.contextmanager

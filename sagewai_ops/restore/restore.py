@@ -43,6 +43,7 @@ from sagewai_ops.restore.plan import (
     member_paths,
     parse_parts,
     require_target_unused,
+    storage_directory,
     target_path,
 )
 from sagewai_ops.schema.postgres_replaced import replaced_schema
@@ -54,6 +55,7 @@ from sagewai_ops.snapshots.database_check import (
 )
 from sagewai_ops.snapshots.mark import copy_marks
 from sagewai_ops.snapshots.member_paths import MemberPaths
+from sagewai_ops.snapshots.piped_archive import spool
 from sagewai_ops.swap import pending, swap
 
 if TYPE_CHECKING:
@@ -119,7 +121,8 @@ def restore(
         if reader:
             stack.enter_context(name_damaged(archive))
         else:
-            reader = stack.enter_context(open_archive(archive, options.decryption))
+            kept = stack.enter_context(spool(archive, storage_directory(target.root, options)))
+            reader = stack.enter_context(open_archive(archive, options.decryption, spool=kept))
         if target.root.is_dir():
             stack.enter_context(locks.exclusive(target.root, wait_seconds=options.wait_seconds))
         pending.require_settled(target.root)

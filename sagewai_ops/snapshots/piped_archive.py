@@ -2,7 +2,8 @@
 
 The end of an archive is read first, which a pipe cannot do. So it is stored, encrypted if it is, in
 a file without a name: no other process can open it, and it ends with this one, also after a kill.
-Commands open it by the path of standard input, next to which there is no metadata file.
+Commands open it by the path of standard input, next to which there is no metadata file. An
+encrypted archive of a remote place is kept in such a file too, so that it is downloaded once.
 """
 
 import contextlib
@@ -12,9 +13,10 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sagewai_ops.archive.age import AGE_MAGIC
+from sagewai_ops.archive.open import size_of
 from sagewai_ops.archive.zstd_frames import ZSTD_MAGIC
 from sagewai_ops.errors import DamagedError, NoSpaceError, UsageError
 from sagewai_ops.fs import beneath, volumes
@@ -22,6 +24,8 @@ from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.progress import Progress
+from sagewai_ops.remote.path import is_remote
+from sagewai_ops.snapshots.cards import read_card
 from sagewai_ops.text import shell_word
 
 STANDARD_INPUT = Path("/dev/stdin")
@@ -30,6 +34,7 @@ _STAGE = "receive"
 _PIECE_BYTES = 1024 * 1024
 # Left free for other programs, because a stream need not end; of a small file system a twentieth.
 _RESERVE_BYTES, _RESERVE_PART = 64 * 1024 * 1024, 20
+_USUAL_RATIO = 4  # of a content to its archive, where none is recorded
 # Where a file without a name is not known, its flags mean that a directory is opened to write.
 _NO_UNNAMED = volumes.UNSUPPORTED | {errno.EISDIR, errno.ENOENT}
 
@@ -80,6 +85,33 @@ def stored_input(
             raise DamagedError(error.message, hint=hint) from error
 
 
+@contextlib.contextmanager
+def spool(archive: Path, directory: Path) -> Iterator[BinaryIO | None]:
+    """Open an empty file without a name for an encrypted archive of a remote place.
+
+    Args:
+        directory: On whose file system it is.
+
+    Returns:
+        The file; None for any other archive, and where the disk does not have the space for the
+        archive and its content.
+
+    Raises:
+        NotFoundError, RemoteError, PermissionDeniedError: The archive cannot be read.
+        OpsError: The file cannot be created.
+    """
+    if not (is_remote(archive) and archive.name.endswith(".age")):
+        yield None
+        return
+    size_bytes = size_of(archive)
+    recorded = read_card(archive).get("content_bytes")
+    content_bytes = recorded if isinstance(recorded, int) else _USUAL_RATIO * size_bytes
+    with translate_os_errors(directory), uninterrupted():
+        stream = open(_create_unnamed(directory), "r+b", buffering=0)  # noqa: SIM115 - closed below
+    with stream:
+        yield stream if _free_bytes(stream.fileno()) >= size_bytes + content_bytes else None
+
+
 def _read_beginning(descriptor: int) -> bytes:
     """Read the first bytes, and check that they are those of an archive."""
     magics = (AGE_MAGIC, ZSTD_MAGIC)
@@ -104,10 +136,9 @@ def _store(
 ) -> None:
     stored, piece = 0, begin
     while piece:
-        system = os.fstatvfs(file)
-        free = system.f_bavail * system.f_frsize
-        reserve = min(_RESERVE_BYTES, system.f_blocks * system.f_frsize // _RESERVE_PART)
-        if free < len(piece) + reserve:
+        if _free_bytes(file) < len(piece):
+            system = os.fstatvfs(file)
+            free = system.f_bavail * system.f_frsize
             raise NoSpaceError(
                 f"{directory}: {free} bytes free, with {stored} bytes of standard input stored",
                 hint=f"df -h {shell_word(directory)}",
@@ -119,6 +150,13 @@ def _store(
         if progress:
             progress(_STAGE, stored, 0)
         piece = os.read(descriptor, _PIECE_BYTES)
+
+
+def _free_bytes(file: int) -> int:
+    """Return the space for a file, without what is left for other programs."""
+    system = os.fstatvfs(file)
+    reserve = min(_RESERVE_BYTES, system.f_blocks * system.f_frsize // _RESERVE_PART)
+    return system.f_bavail * system.f_frsize - reserve
 
 
 def _create_unnamed(directory: Path) -> int:

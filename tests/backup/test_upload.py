@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import pyrage
 import pytest
 
+import memory_store
 from memory_store import MemoryStore
 from program import call
 from sagewai_ops.archive.age import Decryption
+from sagewai_ops.archive.remote_input import RemoteStream
 from sagewai_ops.cli import acting
 from sagewai_ops.cli.settings import Settings
 from sagewai_ops.errors import OpsError, RemoteError
+from sagewai_ops.snapshots import piped_archive
 from sagewai_ops.snapshots.catalog import list_snapshots
 from sagewai_ops.snapshots.verify import verify_snapshot
 from small_homes import small
@@ -246,6 +253,58 @@ def test_restore_and_drill_read_the_place(home: Path, store: MemoryStore, tmp_pa
     assert (tmp_path / "new/db/sagewai.db").exists()
     (snapshot,) = list_snapshots(store.path())
     assert snapshot.proved_at
+
+
+def test_encrypted_archive_is_downloaded_once_for_a_restore(
+    home: Path, store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is kept in a file without a name, where the disk has the space for that file."""
+    size_bytes = _backup(home)["archive_bytes"]
+    monkeypatch.setattr(memory_store, "PIECE_BYTES", 20_000)  # the first piece is kept in any case
+    key = tmp_path / "identity"
+    key.write_text(str(IDENTITY))
+    key.chmod(0o600)
+
+    for name in ("once", "often"):
+        store.requests.clear()
+        store.read_bytes = 0
+        if name == "often":
+            monkeypatch.setattr(piped_archive, "_free_bytes", lambda _file: 0)
+        words = ("--snapshots", PLACE, "--identity", key, "--to", tmp_path / name)
+        answer = call("--home", home, "restore", "latest", *words)
+
+        assert answer.code == 0, answer
+        assert (store.requests["stream"] == 1) == (name == "once")
+        assert store.read_bytes >= size_bytes  # type: ignore[operator]
+        assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_download_goes_on_where_the_disk_becomes_full(store: MemoryStore, tmp_path: Path) -> None:
+    """What the file cannot keep is requested again; what it could is freed."""
+    store.put("object", content := bytes(range(256)) * 4000)
+
+    for limit, times in ((len(content), 1), (len(content) - 1, 2)):
+        store.requests.clear()
+        with _FullDisk(tmp_path / f"{limit}", limit) as spool:
+            stream = RemoteStream(store.path() / "object", cast("BinaryIO", spool))
+            for _each in range(2):
+                assert stream.seek(0) == 0
+                assert stream.read(len(content) + 1) == content
+        assert store.requests["stream"] == times
+        assert (tmp_path / f"{limit}").stat().st_size == (len(content) if times == 1 else 0)
+
+
+class _FullDisk(io.FileIO):
+    """A file of a disk with space for some bytes."""
+
+    def __init__(self, path: Path, limit: int) -> None:
+        super().__init__(path, "w+")
+        self._limit = limit
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(memoryview(data)) > self._limit:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
 
 
 @pytest.mark.parametrize(
