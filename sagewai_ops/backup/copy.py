@@ -129,14 +129,19 @@ def copy_snapshots(
             f"snapshots of home {home.root}: none in {source}", hint="sagewai-ops backup"
         )
     chosen = own if options.newest is None else own[-options.newest :]
-    there = {item.id: item for item in list_snapshots(target)}
+    wanted = {item.id for item in chosen}
+    found = (item for item in list_snapshots(target) if item.id in wanted)
+    confirmed = confirm(target, found, trust_of(home, target, environment))
+    there = {item.id: item for item in confirmed}
     pruned = {item.id for item in list_trash(target)}
     missing = [item for item in chosen if item.id not in pruned and not _is_present(item, there)]
     for item in missing:
         _require_allowed(item, target, options)
         if item.id in there:
+            is_same = _has_same_archive(item, there[item.id])
+            problem = "its metadata file is not authentic" if is_same else "exists and differs"
             raise TargetBusyError(
-                f"{target / item.path.name}: exists and differs; not overwritten",
+                f"{target / item.path.name}: {problem}; not overwritten",
                 hint=f"sagewai-ops snapshots verify {item.id} --snapshots {shell_word(target)}",
             )
     copied = []
@@ -153,10 +158,17 @@ def copy_snapshots(
 
 
 def _is_present(item: Snapshot, there: dict[str, Snapshot]) -> bool:
+    """Return whether the target has a snapshot: anyone can write a metadata file in a place."""
     other = there.get(item.id)
+    if other is None or (item.is_confirmed and not other.is_confirmed and other.doubt):
+        return False
+    return _has_same_archive(item, other)
+
+
+def _has_same_archive(item: Snapshot, other: Snapshot) -> bool:
+    """Return whether size and hash are the same, as far as recorded."""
     return (
-        other is not None
-        and not other.is_truncated
+        not other.is_truncated
         and other.size_bytes == item.size_bytes
         and other.card.get("archive_sha256") == item.card.get("archive_sha256")
     )

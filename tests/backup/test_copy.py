@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyrage
@@ -120,6 +121,31 @@ def test_another_archive_of_the_name_is_not_overwritten(
 
     assert answer.code == 15
     assert store.objects[name][0] == b"other"
+
+
+@pytest.mark.parametrize("is_signed", [True, False])
+def test_copy_with_a_forged_metadata_file_does_not_count(
+    home: Path, stores: dict[str, MemoryStore], *, is_signed: bool
+) -> None:
+    """Neither with a hash of the archive that is right nor with an HMAC of other facts."""
+    source, place = home.with_name("home.snapshots"), stores[PLACES[0]]
+    assert _copy(home, source, PLACES[0]).code == 0
+    name = next(name for name in place.names() if name.endswith(".age.json"))
+    card = json.loads(place.objects[name][0])
+    card["tags"] = ["forged"]
+    if not is_signed:
+        del card["mac"]
+    place.put(name, forged := json.dumps(card).encode(), replace=True)
+
+    answer = _copy(home, source, PLACES[0])
+
+    assert answer.code == 15, answer
+    assert (
+        "its metadata file is not authentic; not overwritten" in answer.document["error"]["message"]
+    )
+    assert place.objects[name][0] == forged
+    del place.objects[name]
+    assert _copy(home, source, PLACES[0]).code == 0  # what is no snapshot is written again
 
 
 def test_plain_archive_needs_permission_for_a_remote_place(
