@@ -33,7 +33,8 @@ import pytest
 PROGRAMS = Path(sys.executable).parent
 REPOSITORY = Path(__file__).parents[1]
 AZURITE = REPOSITORY / ".node" / "node_modules" / ".bin" / "azurite-blob"
-START_SECONDS = 60.0
+START_SECONDS = 180.0  # under load; a server that has ended is noticed at once
+ATTEMPTS = 5  # with new ports: another process may take one before the server does
 KEY, SECRET = "AKIAREMOTETESTS00000", "secret-of-the-owner-0123456789"
 # Of users with fewer rights.
 WRITER, WRITER_SECRET = "AKIAWRITEONLY0000000", "secret-of-the-writer-0123456789"
@@ -61,15 +62,35 @@ class Server:
     def __init__(self, name: str) -> None:
         self.name = name
         self.directory = Path(tempfile.mkdtemp(prefix=f"ops-{name}-"))
+        self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, command: list[str], answers: Callable[[], bool]) -> None:
-        """Start the program and wait until it answers.
+    def start_on(
+        self, count: int, command: Callable[[list[int]], list[str]], answers: Callable[[], bool]
+    ) -> None:
+        """Start the program on free ports, of which `self.port` becomes the first.
+
+        Args:
+            command: For so many ports.
 
         Raises:
-            RuntimeError: It does not; with its log.
+            RuntimeError: It does not answer, or other processes take its ports; with its log.
         """
-        with (self.directory / "log").open("ab") as log:
+        for attempt in range(1, ATTEMPTS + 1):
+            ports = _free_ports(count)
+            self.port = ports[0]
+            try:
+                self._start(command(ports), answers)
+            except RuntimeError as error:
+                taken = ("address already in use", "EADDRINUSE", "Cannot bind any address")
+                if attempt == ATTEMPTS or not any(words in str(error) for words in taken):
+                    self.stop()
+                    raise
+            else:
+                return
+
+    def _start(self, command: list[str], answers: Callable[[], bool]) -> None:
+        with (self.directory / "log").open("wb") as log:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -86,15 +107,18 @@ class Server:
             except (OSError, http.client.HTTPException):
                 pass
             time.sleep(0.05)
+        self._end()
         log_text = (self.directory / "log").read_text(errors="replace")[-3000:]
-        self.stop()
         raise RuntimeError(f"{self.name} does not answer: {log_text}")
 
-    def stop(self) -> None:
-        """End it at once and remove its directory."""
+    def _end(self) -> None:
         if self._process:
             self._process.kill()
             self._process.wait(30)
+
+    def stop(self) -> None:
+        """End it at once and remove its directory."""
+        self._end()
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
@@ -118,10 +142,6 @@ class Bucket:
 
 class S3Server(Server):
     """An S3 server: SeaweedFS, or rclone's gateway, which ignores conditions and ranges."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.port = 0
 
     def bucket(self, *, versioning: bool = False, lock_days: int = 0) -> Bucket:
         """Create an empty bucket.
@@ -226,10 +246,8 @@ def start_seaweedfs() -> S3Server:
     server = S3Server("seaweedfs")
     (server.directory / "s3.json").write_text(_IDENTITIES)
     (server.directory / "data").mkdir()
-    server.port, *others = _free_ports(8)
     names: tuple[str, ...] = ("master.port", "volume.port", "filer.port")
     names += tuple(f"{name}.port.grpc" for name in ("s3", "master", "volume", "filer"))
-    ports = [f"-{name}={port}" for name, port in zip(names, others, strict=True)]
 
     def answers() -> bool:
         # Only a written object shows that the volume server has joined.
@@ -237,16 +255,17 @@ def start_seaweedfs() -> S3Server:
         server.request("PUT", "/started/object", body=b"content")
         return True
 
-    server.start(
-        [
+    def command(ports: list[int]) -> list[str]:
+        others = [f"-{name}={port}" for name, port in zip(names, ports[1:], strict=True)]
+        return [
             *(str(PROGRAMS / "weed"), "-logtostderr=true", "server", "-dir=data"),
-            *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.port={server.port}"),
+            *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.port={ports[0]}"),
             *("-s3.port.lance=0", "-s3.port.iceberg=0", "-s3.config=s3.json"),
             # Each bucket has volumes of its own; of this size there can be thousands.
-            *("-volume.max=0", "-master.volumeSizeLimitMB=64", *ports),
-        ],
-        lambda: _without_refusal(answers),
-    )
+            *("-volume.max=0", "-master.volumeSizeLimitMB=64", *others),
+        ]
+
+    server.start_on(1 + len(names), command, lambda: _without_refusal(answers))
     return server
 
 
@@ -254,10 +273,10 @@ def start_rclone() -> S3Server:
     """Start rclone's gateway to a directory."""
     server = S3Server("rclone")
     (server.directory / "data").mkdir()
-    (server.port,) = _free_ports(1)
-    server.start(
-        [
-            *(str(PROGRAMS / "rclone"), "serve", "s3", "--addr", f"127.0.0.1:{server.port}"),
+    server.start_on(
+        1,
+        lambda ports: [
+            *(str(PROGRAMS / "rclone"), "serve", "s3", "--addr", f"127.0.0.1:{ports[0]}"),
             *("--config", "/dev/null", "--auth-key", f"{KEY},{SECRET}", "data"),
         ],
         lambda: _without_refusal(lambda: server.request("GET", "/")[0] == 200),
@@ -270,10 +289,10 @@ class AzureServer(Server):
 
     def __init__(self) -> None:
         super().__init__("azurite")
-        (self.port,) = _free_ports(1)
-        self.start(
-            [
-                *("node", str(AZURITE), "--blobHost", "127.0.0.1", "--blobPort", str(self.port)),
+        self.start_on(
+            1,
+            lambda ports: [
+                *("node", str(AZURITE), "--blobHost", "127.0.0.1", "--blobPort", str(ports[0])),
                 *("--location", str(self.directory), "--silent", "--skipApiVersionCheck"),
             ],
             lambda: _without_refusal(lambda: bool(self.container())),
@@ -315,7 +334,6 @@ class SshServer(Server):
 
     def __init__(self) -> None:
         super().__init__("sshd")
-        (self.port,) = _free_ports(1)
         for name in ("host", "user", "stranger"):
             subprocess.run(
                 ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.directory / name],
@@ -323,18 +341,18 @@ class SshServer(Server):
             )
         if not os.geteuid():
             Path("/run/sshd").mkdir(exist_ok=True)  # made by Debian's service, which does not run
+        self.start_on(1, self._command, lambda: _accepts(self.port))
+        host_key = (self.directory / "host.pub").read_text()
+        (self.directory / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {host_key}")
+
+    def _command(self, ports: list[int]) -> list[str]:
         (self.directory / "sshd_config").write_text(
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.directory}/host\n"
+            f"Port {ports[0]}\nListenAddress 127.0.0.1\nHostKey {self.directory}/host\n"
             f"AuthorizedKeysFile {self.directory}/user.pub\nPidFile none\nUsePAM no\n"
             "StrictModes no\nPermitRootLogin yes\nPasswordAuthentication no\n"
             "KbdInteractiveAuthentication no\nSubsystem sftp internal-sftp\n"
         )
-        host_key = (self.directory / "host.pub").read_text()
-        (self.directory / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {host_key}")
-        self.start(
-            ["/usr/sbin/sshd", "-D", "-e", "-f", str(self.directory / "sshd_config")],
-            lambda: _accepts(self.port),
-        )
+        return ["/usr/sbin/sshd", "-D", "-e", "-f", str(self.directory / "sshd_config")]
 
     def place(self, *, key: str = "user", known: bool = True) -> tuple[str, dict[str, str], Path]:
         """Create an empty directory.

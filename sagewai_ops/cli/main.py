@@ -264,7 +264,22 @@ def _message(error: Any, context: Any, path: str) -> str:
         near = " or ".join(sorted(error.possibilities or ()))
         return f"no such option: {error.option_name}" + (f", did you mean {near}" if near else "")
     message: str = error.format_message()
+    before, separator, after = message.partition(" (env var: ")  # a list of all, in brackets
+    if separator:
+        message = before + _named_variable(error, context) + after.partition(")")[2]
     return (message[:1].lower() + message[1:]).rstrip(".")
+
+
+def _named_variable(error: Any, context: Any) -> str:
+    """Return the variable that an invalid value was read from, in parentheses; "" for no one."""
+    option = getattr(error, "param", None)
+    if option is None or context is None:
+        return ""
+    source = context.get_parameter_source(option.name)
+    if getattr(source, "name", "") != "ENVIRONMENT":
+        return ""
+    names = [option.envvar] if isinstance(option.envvar, str) else option.envvar or ()
+    return next((f" ({name})" for name in names if os.environ.get(name)), "")
 
 
 def _named(words: Sequence[str], option: str) -> "Path | None":

@@ -6,8 +6,9 @@ until there is a run that can report it; one after the completion of the work is
 `interrupted` means that nothing was changed.
 
 Some code cannot be left by an exception at any instruction: a callback of C code, which loses it; a
-`with` statement between the start of its block and that of its clean-up; the start of a process. A
-signal there is raised a moment later.
+`with` statement between the start of its block and that of its clean-up; the start of a process;
+and the clean-up after an error, which would be left unfinished. A signal there is raised a moment
+later.
 
 Under asyncio, an exception that a signal handler raises can be lost in a callback of the event
 loop, which logs it and continues. So while the loop runs, a signal cancels the task, which cleans
@@ -19,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -35,7 +37,8 @@ Function = TypeVar("Function", bound="Callable[..., Any]")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _RETRY_SECONDS = 0.0005
-_RETRIED_SECONDS = 1.0  # a block's beginning or end that takes longer, such as a wait, is left
+# A block's beginning or end, or a clean-up, that takes longer, such as a wait, is left.
+_RETRIED_SECONDS = 1.0
 # Module and function, of any module if empty: what an exception at any instruction breaks. The
 # first four leave a block without its clean-up; the others leave a process or a thread that nothing
 # waits for, or print the exception and continue.
@@ -282,6 +285,9 @@ def _deliver_soon(number: int, frame: FrameType | None, deadline: float) -> None
 
 
 def _is_unsafe(frame: FrameType | None) -> bool:
+    """Return whether an exception at a frame breaks something; only for a handler of signals."""
+    if sys.exc_info()[0] is not None:  # what the interrupted code handles, not this function
+        return True
     while frame is not None:
         name, module = frame.f_code.co_name, frame.f_globals.get("__name__")
         if (

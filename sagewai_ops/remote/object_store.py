@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sized
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -41,6 +41,8 @@ MOST_PARTS = 900  # of the expected size; S3 allows 10,000, so an archive may be
 _PARTS_IN_TRANSIT = 2
 _PIECE_BYTES = 1 * MIB  # of a stream, at least
 _MOST_OBJECTS = 1_000_000  # in one directory; a snapshot has two
+_LISTED_AT_ONCE = 1000  # as S3 answers
+_MOST_DEEPER = 10_000  # objects of deeper prefixes that are listed, and skipped here
 _ABORT_SECONDS = 20.0  # for the end of a request when an upload is given up
 # Slower than this, a part is not uploaded: 16 KiB/s.
 _LEAST_BYTES_PER_SECOND = 16 * 1024
@@ -102,12 +104,25 @@ class ObjectStore:
 
     def list(self) -> list[ObjectFacts]:
         """List the objects below the prefix, without those of deeper prefixes."""
-        found = self._call("", self._library.list_with_delimiter, self._small)["objects"]
+        found: list[ObjectFacts] = []
+        deeper = 0
+        chunks = iter(self._call("", self._library.list, self._small, chunk_size=_LISTED_AT_ONCE))
+        while chunk := self._call("", next, chunks, None):
+            own = [_facts(meta) for meta in chunk if "/" not in meta["path"]]
+            deeper += len(chunk) - len(own)
+            found += own
+            self._require_few(found)
+            if deeper > _MOST_DEEPER:  # other programs use the prefix: only the server skips them
+                page = self._call("", self._library.list_with_delimiter, self._small)
+                found = [_facts(meta) for meta in page["objects"]]
+                self._require_few(found)
+                break
+        # Consoles create an object with the name of the prefix.
+        return sorted((each for each in found if each.name), key=lambda each: each.name)
+
+    def _require_few(self, found: Sized) -> None:
         if len(found) > _MOST_OBJECTS:
             raise RemoteError(f"{self.address}: more than {_MOST_OBJECTS} objects")
-        facts = [_facts(meta) for meta in found]
-        # Consoles create an object with the name of the prefix.
-        return sorted((each for each in facts if each.name), key=lambda each: each.name)
 
     def facts(self, name: str) -> ObjectFacts | None:
         """Return the facts of an object; None if it does not exist."""

@@ -269,7 +269,7 @@ def find_snapshot(
             # The end of an archive is read first, which a pipe cannot do.
             raise UsageError(
                 f"snapshot {path}: not a file or directory",
-                hint="write the pipe to a file first: cat > home.tar.zst",
+                hint="... | sagewai-ops restore - --to DIR  # reads an archive from a pipe",
             )
         return path
     if name == TREE and not is_remote(directory) and beneath.is_directory(directory / TREE):

@@ -236,6 +236,23 @@ def test_former_names_of_options_are_accepted(
     assert (refused.code, "is empty" in refused.err) == (2, True)
 
 
+def test_invalid_value_is_reported_with_its_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With that one only, and with none if the value is on the command line."""
+    words = ("--home", tmp_path / "none", "backup")
+    typed = call(*words, "--level", "77")
+    assert "invalid value for '--level': 77" in typed.err
+
+    monkeypatch.setenv("SAGEWAI_OPS_LEVEL", "77")
+    general = call(*words)
+    monkeypatch.setenv("SAGEWAI_OPS_BACKUP_LEVEL", "78")
+    special = call(*words)
+
+    assert "invalid value for '--level' (SAGEWAI_OPS_LEVEL): 77" in general.err
+    assert "invalid value for '--level' (SAGEWAI_OPS_BACKUP_LEVEL): 78" in special.err
+
+
 def test_former_flags_and_keys_have_the_same_effect(tmp_path: Path) -> None:
     """Of options and of a command, on the line and in the file, where both at once are refused."""
     file = _file(

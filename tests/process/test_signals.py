@@ -164,6 +164,63 @@ def test_handler_of_errors_does_not_swallow_a_signal() -> None:
     assert done == []
 
 
+def test_signal_during_the_clean_up_after_an_error_is_raised_after_it() -> None:
+    """In every form of it, and also where the error is handled by a caller."""
+    done = []
+
+    def clean_up() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        done.append("removed")
+
+    def in_except() -> None:
+        try:
+            _fail()
+        except OpsError:
+            clean_up()
+            raise
+
+    def in_finally() -> None:
+        try:
+            _fail()
+        finally:
+            clean_up()
+
+    def in_stack() -> None:
+        with contextlib.ExitStack() as stack:
+            stack.callback(clean_up)
+            _fail()
+
+    def work(form: Callable[[], None]) -> None:
+        with contextlib.suppress(OpsError):
+            form()
+        _wait_for_interruption()
+
+    for form in (in_except, in_finally, in_stack):
+        done.clear()
+        with pytest.raises(InterruptedRunError), raise_on_signals():
+            work(form)
+        assert done == ["removed"], form
+
+
+def test_signal_during_a_long_clean_up_is_raised_in_it() -> None:
+    """A wait there can be ended, after a second."""
+
+    def work() -> None:
+        try:
+            _fail()
+        except OpsError:
+            signal.raise_signal(signal.SIGTERM)
+            _wait_for_interruption()
+            pytest.fail("not ended")
+
+    with pytest.raises(InterruptedRunError), raise_on_signals():
+        work()
+
+
+def _fail() -> None:
+    raise OpsError("failed")
+
+
 def test_signal_in_a_callback_of_sqlite_is_raised_after_it() -> None:
     """In it, SQLite would lose it, and report that the authorizer refused the statement."""
     done = []

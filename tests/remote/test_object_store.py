@@ -33,6 +33,7 @@ from sagewai_ops.errors import (
     RemoteError,
 )
 from sagewai_ops.process.signals import raise_on_signals
+from sagewai_ops.remote import object_store
 from sagewai_ops.remote.address import parse_address
 from sagewai_ops.remote.object_store import MIB, ObjectStore, Patience
 from sagewai_ops.remote.store import Deletion
@@ -155,6 +156,57 @@ def test_two_places_of_a_bucket_do_not_see_each_other(seaweedfs: S3Server) -> No
         ["two"],
         ["three"],
     ]
+
+
+def test_a_place_with_too_many_objects_is_refused_while_it_is_listed(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after all of them were received, which takes the memory that the limit is to save."""
+    for number in range(7):
+        store.put(f"object-{number}", b"")
+    real, received = store._library.list, []
+
+    def list_counted(*arguments: object, **options: object) -> Iterator[object]:
+        for chunk in real(*arguments, **options):
+            received.append(chunk)
+            yield chunk
+
+    monkeypatch.setattr(store._library, "list", list_counted)
+    monkeypatch.setattr(object_store, "_LISTED_AT_ONCE", 2)
+    assert len(store.list()) == 7
+    assert len(received) == 4
+
+    received.clear()
+    monkeypatch.setattr(object_store, "_MOST_OBJECTS", 3)
+    with pytest.raises(RemoteError, match="more than 3 objects"):
+        store.list()
+    assert len(received) == 2
+
+
+def test_a_prefix_that_other_programs_use_is_listed_by_the_server(
+    seaweedfs: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many objects of deeper prefixes are not received."""
+    bucket = seaweedfs.bucket()
+    place, other = connect(bucket), connect(bucket, "hosts/one/deeper")
+    for number in range(4):
+        other.put(f"object-{number}", b"")
+    place.put("one", b"1")
+    monkeypatch.setattr(object_store, "_LISTED_AT_ONCE", 2)
+    calls = []
+    real = place._library.list_with_delimiter
+
+    def list_counted(*arguments: object) -> object:
+        calls.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(place._library, "list_with_delimiter", list_counted)
+    for most, expected in ((10, 0), (2, 1)):
+        monkeypatch.setattr(object_store, "_MOST_DEEPER", most)
+        assert [found.name for found in place.list()] == ["one"]
+        assert len(calls) == expected
+    other.close()
+    place.close()
 
 
 def test_a_name_that_leads_elsewhere_is_refused(store: ObjectStore) -> None:
