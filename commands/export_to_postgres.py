@@ -2,7 +2,7 @@
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -119,6 +119,7 @@ def export_to_postgres(
     keep_work_dir: KeepWorkDirOption = False,
 ) -> Outcome:
     """Parse, move, render."""
+    from sagewai_ops.cli.database_url import given_server
     from sagewai_ops.export.export import Options, export
     from sagewai_ops.export.results import describe_report
     from sagewai_ops.export.target_session import MOVE, PLAN, VERIFY
@@ -137,7 +138,7 @@ def export_to_postgres(
         work_dir=work_dir,
         keep=keeper(run, keep_work_dir, work_dir, run.snapshots(home)),
     )
-    target = _target(run, url, url_file)
+    target = given_server(run, url, url_file, "export-to-postgres")
     with run.terminal.progress() as progress:
         done = export(home, target, options, progress=progress)
     result = describe_report(done)
@@ -148,24 +149,6 @@ def export_to_postgres(
         warnings=(*done.warnings, *_left_out(result)),
         always=True,  # a script needs the report's path and the next steps
     )
-
-
-def _target(run: Run, url: str | None, url_file: Path | None) -> Any:
-    """Find the target's URL: the argument, the file, the environment."""
-    from sagewai_ops.cli.database_url import read_url_file
-    from sagewai_ops.database.url import SqliteUrl, parse, resolve
-
-    if url and url_file:
-        raise UsageError("--url-file: the URL is given as well", hint="leave one of the two out")
-    if url_file:
-        url = read_url_file(url_file)
-    found = parse(url) if url else resolve(run.settings.environment, run.home().database)
-    if isinstance(found, SqliteUrl):
-        raise UsageError(
-            "export-to-postgres: no URL of a PostgreSQL database is given",
-            hint="sagewai-ops export-to-postgres postgresql://USER@HOST/DATABASE",
-        )
-    return found
 
 
 def _left_out(result: "ExportResult") -> list[str]:

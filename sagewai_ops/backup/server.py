@@ -83,7 +83,7 @@ class ServerSource:
             return writer.add_bytes(Entry(path, EntryType.FILE, 0o600, mtime_ns), content)
 
         catalog = self.catalog
-        encoding = _NO_ENCODING if catalog.encoding == _NO_ENCODING else _TEXT_ENCODING
+        encoding = text_encoding(catalog)
         writer.add_directory_or_link(Entry(SERVER_DIRECTORY, EntryType.DIRECTORY, 0o700, mtime_ns))
         add(postgres_ddl.SCHEMA, postgres_ddl.schema_sql(catalog).encode())
         groups: dict[str, list[list[str]]] = {}
@@ -103,26 +103,7 @@ class ServerSource:
             tables.append(stored.facts(table, postgres_ddl.stored_columns(table)))
         add(postgres_ddl.CONSTRAINTS, postgres_ddl.constraints_sql(catalog).encode())
         add(postgres_ddl.RESTORE, postgres_ddl.restore_sql(catalog, groups, encoding).encode())
-        return ServerFacts(
-            version=catalog.version,
-            database=catalog.database,
-            schema=catalog.schema,
-            revision=catalog.revisions,
-            encoding=catalog.encoding,
-            text_encoding=encoding,
-            collation=catalog.collation,
-            ctype=catalog.ctype,
-            standby=catalog.is_standby,
-            lsn=catalog.lsn,
-            extensions=catalog.extensions,
-            tables=tuple(tables),
-            sequences=tuple(
-                StoredSequence(item.schema, item.name, item.last_value, item.is_called)
-                for item in catalog.sequences
-            ),
-            excluded=catalog.excluded,
-            unstored=tuple(_unstored(catalog)),
-        )
+        return server_facts(catalog, tables, encoding)
 
     def _rows(
         self, table: ServerTable, encoding: str, stored: _StoredRows
@@ -136,6 +117,41 @@ class ServerSource:
             encoding=encoding,
             whole=table.has_partitions,
         )
+
+
+def text_encoding(catalog: ServerCatalog) -> str:
+    """Return the encoding in which the rows of a database are read."""
+    return _NO_ENCODING if catalog.encoding == _NO_ENCODING else _TEXT_ENCODING
+
+
+def server_facts(
+    catalog: ServerCatalog, tables: Iterable[StoredTable], encoding: str
+) -> ServerFacts:
+    """Return the record of a database.
+
+    Args:
+        encoding: Of the text of its rows.
+    """
+    return ServerFacts(
+        version=catalog.version,
+        database=catalog.database,
+        schema=catalog.schema,
+        revision=catalog.revisions,
+        encoding=catalog.encoding,
+        text_encoding=encoding,
+        collation=catalog.collation,
+        ctype=catalog.ctype,
+        standby=catalog.is_standby,
+        lsn=catalog.lsn,
+        extensions=catalog.extensions,
+        tables=tuple(tables),
+        sequences=tuple(
+            StoredSequence(item.schema, item.name, item.last_value, item.is_called)
+            for item in catalog.sequences
+        ),
+        excluded=catalog.excluded,
+        unstored=tuple(_unstored(catalog)),
+    )
 
 
 @dataclass(slots=True)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # Commands that work on nothing of another user, on the directory of --to, or on snapshots.
 _WITHOUT_HOME = ("schedule ", "config ")
-_TO = ("restore", "snapshots extract")
+_TO = ("restore", "snapshots extract", "import-from-postgres")
 _SNAPSHOTS = "snapshots "
 _PAUSE_SECONDS = 2.0  # between two looks at a child
 _STOPPED_TURNS = 5

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sagewai_ops.database.url import VARIABLES, PostgresUrl, parse
+from sagewai_ops.database.url import VARIABLES, PostgresUrl, parse, resolve
 from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.fs.given_files import decode_given, read_given_file
 from sagewai_ops.fs.os_errors import translate_os_errors
@@ -61,6 +61,29 @@ def scratch_server(url: str | None, url_file: Path | None) -> PostgresUrl | None
     if not isinstance(server, PostgresUrl):
         raise UsageError("--scratch-url: not the URL of a PostgreSQL server")
     return server
+
+
+def given_server(run: Run, url: str | None, url_file: Path | None, command: str) -> PostgresUrl:
+    """Return the server that an argument, a file or a variable names, in this order.
+
+    Args:
+        command: For messages.
+
+    Raises:
+        UsageError: Both of the first two, or not the URL of a PostgreSQL database.
+        NotFoundError: No such file.
+    """
+    if url and url_file:
+        raise UsageError("--url-file: the URL is given as well", hint="leave one of the two out")
+    if url_file:
+        url = read_url_file(url_file)
+    found = parse(url) if url else resolve(run.settings.environment, run.home().database)
+    if not isinstance(found, PostgresUrl):
+        raise UsageError(
+            f"{command}: no URL of a PostgreSQL database is given",
+            hint=f"sagewai-ops {command} postgresql://USER@HOST/DATABASE",
+        )
+    return found
 
 
 def with_database(

@@ -29,6 +29,7 @@ COMMANDS = {
     "Database": {
         "db": "Show, check and change the schema of the database.",
         "export-to-postgres": "Move the database of a home to PostgreSQL.",
+        "import-from-postgres": "Move the database of a home from PostgreSQL back to SQLite.",
     },
     "Set-up": {
         "migrate-layout": "Move the files of older versions to their directories.",

@@ -122,6 +122,20 @@ def rebind_fleet(documents: Mapping[str, bytes], staged: Home, target: Home) -> 
     return _execute(staged.database, _REBIND_FLEET, {"new": organisation_id(documents, target)})
 
 
+def count_other_fleet(documents: Mapping[str, bytes], staged: Home, target: Home) -> int:
+    """Count the fleet's rows that Sagewai does not show at the target's path.
+
+    Args:
+        documents: Of the target, from `read_documents`.
+    """
+    own, found = organisation_id(documents, target), 0
+    with open_frozen(staged.database) as connection:
+        for statement in _COUNT_FLEET:
+            every = _count(connection, statement, _FROM_PATH)
+            found += every - _count(connection, statement.replace("LIKE", "="), own)
+    return found
+
+
 def organisation_id(documents: Mapping[str, bytes], home: Home) -> str:
     """Return the organisation id of the fleet's rows in a home with these documents."""
     for path, content in _admin_states(documents):

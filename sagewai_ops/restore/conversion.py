@@ -29,6 +29,7 @@ from sagewai_ops.snapshots.server_database import ServerFacts, StoredTable
 from sagewai_ops.text import printable
 
 _OTHER_AFFINITY = re.compile(r"INT|CHAR|CLOB|TEXT|BLOB|REAL|FLOA|DOUB")  # datatype3.html, 3.1
+_TO_SERVER = "sagewai-ops restore ... --database-url URL  # as it is, to a server"
 _STRING = re.compile(r"'((?:[^']|'')*)'(?:::.*)?")
 
 
@@ -102,6 +103,16 @@ class ConversionPlan:
     others: Mapping[str, StoredTable]
 
     @property
+    def stored(self) -> list[StoredTable]:
+        """Those of `tables` as their source has them."""
+        return [table.stored for table in self.tables.values()]
+
+    @property
+    def bytes(self) -> int:
+        """Of the text of their rows."""
+        return sum(table.bytes for table in self.stored)
+
+    @property
     def findings(self) -> tuple[Finding, ...]:
         """Those that are known before a row is read."""
         return tuple(
@@ -115,8 +126,14 @@ def unknown_table(stored: StoredTable) -> Finding:
     return Finding(printable(stored.name), "", "unknown-table", detail, stored.rows)
 
 
-def plan_conversion(facts: ServerFacts) -> ConversionPlan:
+def plan_conversion(
+    facts: ServerFacts, *, source: str = "snapshot", hint: str = _TO_SERVER
+) -> ConversionPlan:
     """Plan the conversion of a server's database.
+
+    Args:
+        source: Of the record, for messages.
+        hint: For a revision that is unknown.
 
     Raises:
         SchemaAheadError: Its revision is unknown.
@@ -126,14 +143,14 @@ def plan_conversion(facts: ServerFacts) -> ConversionPlan:
     if position.state not in ("current", "behind", "forked"):
         heads = ", ".join(map(printable, facts.revision)) or "none"
         raise SchemaAheadError(
-            f"snapshot: database at revision {heads}, not one that this program converts",
-            hint="sagewai-ops restore ... --database-url URL  # as it is, to a server",
+            f"{source}: database at revision {heads}, not one that this program converts",
+            hint=hint,
         )
     schema = sqlite_head.tables_at(applied(facts.revision))
     tables, others = {}, {}
     for stored in facts.tables:
         if len(set(stored.columns)) != len(stored.columns):
-            raise DamagedError(f"manifest.json: table {printable(stored.name)}: duplicate column")
+            raise DamagedError(f"{source}: table {printable(stored.name)}: duplicate column")
         if stored.name in schema:
             tables[stored.name] = _plan_table(stored, schema[stored.name])
         elif stored.rows and stored.name != VERSION_TABLE:

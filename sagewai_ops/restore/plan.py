@@ -575,8 +575,11 @@ def _replaced_paths(
 
 
 def _paths_of_part(root: Path, part: str) -> list[str]:
-    if part != DATABASE:
-        return [_highest_missing(root, part)]
+    return replaced_database(root) if part == DATABASE else [_highest_missing(root, part)]
+
+
+def replaced_database(root: Path) -> list[str]:
+    """Return the paths of a home that are replaced with its database."""
     directory, _, name = DATABASE.rpartition("/")
     own = {name, *(name + suffix for suffix in SIDECAR_SUFFIXES)}
     own |= {DISCARDED, COMPANION.rpartition("/")[2]}

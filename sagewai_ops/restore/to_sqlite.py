@@ -1,56 +1,58 @@
-"""Write the tables of a server into the SQLite database of a restored home, and compare them.
+"""Write the tables of a server into the SQLite database of a home, and compare them.
 
 The database is built in the staging directory: a run that dies leaves the target as it was. The
 home's own file keeps its learnings and the tables of the user; Sagewai's tables in it are of the
-time before the move to the server, and are created again, at the snapshot's revision. Then all rows
-of the snapshot are read a second time, and compared by value with what SQLite returns.
+time before the move to the server, and are created again, at the server's revision. Then all rows
+are read a second time, and compared by value with what SQLite returns.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
-import itertools
 import os
 import re
 import sqlite3
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from sagewai_ops.archive.reader import ArchiveReader
-from sagewai_ops.database.sqlite.connect import has_locks, limit_seconds, open_connection
+from sagewai_ops.database.sqlite.connect import has_locks, open_connection
 from sagewai_ops.database.sqlite.read_transaction import quoted, translate_errors
 from sagewai_ops.database.sqlite.vectors import VectorTable, read_vectors, vector_tables
-from sagewai_ops.errors import DamagedError, DifferenceError, OpsError
-from sagewai_ops.export.compare.normalise import differing, differing_lists, unescaped
-from sagewai_ops.export.convert.batch import Type
+from sagewai_ops.errors import DamagedError, OpsError
+from sagewai_ops.export.compare.normalise import unescaped
 from sagewai_ops.export.convert.sqlite_value import convert_column
 from sagewai_ops.export.learnings.memory_facts import CONTENT, FACTS_TABLE, SCOPE, makes_facts
 from sagewai_ops.export.mapping.findings import Finding, Tally
-from sagewai_ops.export.mapping.plan import REWRITTEN, join_columns
 from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.ownership import set_owner
 from sagewai_ops.progress import Progress, byte_counter
+from sagewai_ops.restore.compare_sqlite import Rows, compare_database, seconds_for
 from sagewai_ops.restore.conversion import (
     ConversionPlan,
     ConvertedColumn,
     ConvertedTable,
     unknown_table,
 )
-from sagewai_ops.restore.server_rows import MOST_ROW_BYTES, Block, read_rows
+from sagewai_ops.restore.server_rows import MOST_ROW_BYTES, Block, read_rows, text_of
 from sagewai_ops.schema import sqlite_head
 from sagewai_ops.schema.sqlite_revision import read_level
 from sagewai_ops.snapshots.server_database import StoredTable
 from sagewai_ops.text import printable, size
 
-_MOST_NUMBER = 2**63
-_LARGEST_GAP = 4  # between numbers of rows that are read together
+# Called with what is not in the database: docs/export.md, the lines of *.refused.jsonl.
+Refuse: TypeAlias = Callable[[dict[str, Any]], None]
+
 _LENGTH_LIMIT = 0  # SQLITE_LIMIT_LENGTH, which Python has since 3.11
-_TEXT = Type("text")
+_UUID_5 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_NO_LEARNING = "no learning of the home is the same, and Sagewai on SQLite has no others"
+_NO_TABLE = ("unknown-table", "a home on SQLite has no such table")
 _CONSTRAINT = re.compile(r"(NOT NULL|UNIQUE|CHECK) constraint failed: (.*)")
 _KINDS = {
     "NOT NULL": ("null", "NULL where SQLite has NOT NULL"),
@@ -74,6 +76,20 @@ class Conversion:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A database with the rows of a server, before the comparison.
+
+    Attributes:
+        kept_ids: UUIDs that may have been other texts before an export: those of version 5.
+        omitted: Rows of each table that are not in it.
+    """
+
+    conversion: Conversion
+    kept_ids: tuple[Finding, ...]
+    omitted: dict[str, int]
+
+
 def convert_database(
     reader: ArchiveReader,
     plan: ConversionPlan,
@@ -92,29 +108,41 @@ def convert_database(
         DamagedError: The rows are not those of the manifest, or the file is not a database.
         NoSpaceError, OpsError: It cannot be written.
     """
-    stored = [table.stored for table in plan.tables.values()]
-    total = sum(table.bytes for table in stored)
+    rows = functools.partial(read_rows, reader)
+    built = build_database(rows, plan, database, progress=progress)
+    compare_database(rows, plan, database, built.omitted, source="snapshot", progress=progress)
+    return built.conversion
+
+
+def build_database(
+    rows: Rows,
+    plan: ConversionPlan,
+    database: Path,
+    *,
+    refuse: Refuse | None = None,
+    progress: Progress | None = None,
+) -> Built:
+    """Write the rows of a server into a home's database.
+
+    Args:
+        database, progress: As for `convert_database`.
+
+    Raises:
+        OpsError: As `convert_database`, without a comparison.
+    """
     _require_file(database)
-    building = _Building(plan)
-    with translate_errors(database):
-        with _open(database, total) as connection:
-            warnings = tuple(building.prepare(connection))
-            wanted = [*stored, *plan.others.values()]
-            count = byte_counter(progress, "convert", sum(table.bytes for table in wanted))
-            for block in read_rows(reader, wanted, count):
-                building.add(connection, block)
-            building.finish(connection)
-        with contextlib.closing(
-            open_connection(database, is_immutable=True, least_seconds=_seconds(total))
-        ) as connection:
-            connection.text_factory = bytearray
-            comparison = _Comparison(connection, plan)
-            for block in read_rows(reader, stored, byte_counter(progress, "compare", total)):
-                comparison.add(block)
-            comparison.finish(building.omitted)
-    omitted = sum(building.omitted.values())
-    rows = sum(table.rows for table in stored) - omitted
-    return Conversion(rows, (*building.findings(), *building.tally.findings()), warnings)
+    building = _Building(plan, refuse)
+    wanted = [*plan.stored, *plan.others.values()]
+    count = byte_counter(progress, "convert", sum(table.bytes for table in wanted))
+    with translate_errors(database), _open(database, plan.bytes) as connection:
+        warnings = tuple(building.prepare(connection))
+        for block in rows(wanted, count):
+            building.add(connection, block)
+        building.finish(connection)
+    kept = sum(table.rows for table in plan.stored) - sum(building.omitted.values())
+    findings = (*building.findings(), *building.tally.findings())
+    conversion = Conversion(kept, findings, warnings)
+    return Built(conversion, tuple(building.ids.findings()), building.omitted)
 
 
 def _require_file(database: Path) -> None:
@@ -134,7 +162,7 @@ def _require_file(database: Path) -> None:
                 set_owner(descriptor, owner.st_uid, owner.st_gid)
         modes = os.lstat(directory).st_mode, os.lstat(database).st_mode
     if not (stat.S_ISDIR(modes[0]) and stat.S_ISREG(modes[1])):
-        raise DamagedError("snapshot: its database is not a file")
+        raise DamagedError("database: db/sagewai.db is not a file")
 
 
 @contextlib.contextmanager
@@ -142,7 +170,7 @@ def _open(database: Path, total: int) -> Iterator[sqlite3.Connection]:
     """Open a database to fill it, and leave it in WAL mode without sidecars."""
     vfs = "" if has_locks(database) else "unix-none"
     with contextlib.closing(
-        open_connection(database, mode="rw", vfs=vfs, least_seconds=_seconds(total))
+        open_connection(database, mode="rw", vfs=vfs, least_seconds=seconds_for(total))
     ) as connection:
         if hasattr(connection, "setlimit"):  # that of a small file is too low
             connection.setlimit(_LENGTH_LIMIT, 2 * MOST_ROW_BYTES)
@@ -157,22 +185,21 @@ def _open(database: Path, total: int) -> Iterator[sqlite3.Connection]:
         raise OpsError(f"{database}: not converted, its write-ahead log was not checkpointed")
 
 
-def _seconds(total: int) -> float:
-    """Return the limit of processor time for so many bytes of rows."""
-    return 4 * limit_seconds(total)
-
-
 @dataclass(slots=True)
 class _Building:
     """A database that is being filled.
 
     Attributes:
+        refuse: Called with these rows and values.
         tally: Rows and values that are not in it.
+        ids: As `Built.kept_ids`.
         omitted: Rows of each table that are not in it.
     """
 
     plan: ConversionPlan
+    refuse: Refuse | None = None
     tally: Tally = field(default_factory=Tally)
+    ids: Tally = field(default_factory=Tally)
     omitted: dict[str, int] = field(init=False)
     _learned: dict[str, tuple[tuple[str, ...], set[bytes]]] = field(default_factory=dict)
     _unlearned: dict[str, int] = field(default_factory=dict)
@@ -209,7 +236,7 @@ class _Building:
             return
         table = self.plan.tables[name]
         if block.is_too_large:
-            self._omit(table, "", "too-large", f"more than {size(MOST_ROW_BYTES)}", "?")
+            self._omit(table, "", "too-large", f"more than {size(MOST_ROW_BYTES)}", "?", None)
             return
         self._count_lost(table, block)
         columns, refused = self._convert(table, block)
@@ -236,8 +263,7 @@ class _Building:
             if name not in self._learned:
                 yield unknown_table(stored)
             elif missing := self._unlearned.get(name):
-                detail = "no learning of the home is the same, and Sagewai on SQLite has no others"
-                yield Finding(printable(name), "", "no-learning", detail, missing)
+                yield Finding(printable(name), "", "no-learning", _NO_LEARNING, missing)
 
     def _convert(self, table: ConvertedTable, block: Block) -> tuple[list[Sequence[Any]], set[int]]:
         """Return the values of each column, and the rows that have one without conversion."""
@@ -253,9 +279,11 @@ class _Building:
             columns[column.name] = values
             for each in refusals:
                 if each.row not in refused:
-                    key = _key(table, block, each.row)
-                    self._omit(table, column.name, each.kind, each.detail, key)
+                    key, row = block.key(table.key, each.row), block.row(each.row)
+                    self._omit(table, column.name, each.kind, each.detail, key, row)
                     refused.add(each.row)
+            if column.type.name == "uuid":
+                self._count_ids(table, column, values)
         for column in table.columns:
             if column.joined:
                 self._join(table, block, column, columns, refused)
@@ -281,7 +309,8 @@ class _Building:
                 None in on_sqlite or None in on_server or met != ":".join(on_server)
             ):
                 detail = f"not {':'.join(column.joined.on_server)}, as Sagewai builds it"
-                self._omit(table, column.name, "joined-key", detail, _key(table, block, row))
+                key, fields = block.key(table.key, row), block.row(row)
+                self._omit(table, column.name, "joined-key", detail, key, fields)
                 refused.add(row)
             joined.append(None if row in refused else ":".join(on_sqlite))
         columns[column.name] = joined
@@ -320,9 +349,11 @@ class _Building:
             kind, detail = _KINDS[match[1]]
             names = [part.rpartition(".")[2] for part in match[2].split(", ")]
             column = "" if kind == "check" else ", ".join(names)
-            self._omit(table, column, kind, detail, _key(table, block, place))
+            key = block.key(table.key, place)
+            self._omit(table, column, kind, detail, key, block.row(place))
         except (sqlite3.DataError, MemoryError):
-            self._omit(table, "", "too-large", "too large for SQLite", _key(table, block, place))
+            key, detail = block.key(table.key, place), "too large for SQLite"
+            self._omit(table, "", "too-large", detail, key, block.row(place))
 
     def _statement(self, table: ConvertedTable) -> str:
         name = table.stored.name
@@ -341,30 +372,56 @@ class _Building:
         for column in table.lost:
             for row, value in enumerate(block.column(column.place)):
                 if value != column.default:
-                    self.tally.add(
-                        table.stored.name,
-                        printable(column.name),
-                        "unknown-column",
-                        "a home on SQLite has no such column",
-                        _key(table, block, row),
-                    )
+                    kind, detail = "unknown-column", "a home on SQLite has no such column"
+                    key = block.key(table.key, row)
+                    name = table.stored.name
+                    self.tally.add(name, printable(column.name), kind, detail, key)
+                    self._refuse(name, column.name, kind, detail, key=key, value=text_of(value))
 
-    def _omit(self, table: ConvertedTable, column: str, kind: str, detail: str, key: str) -> None:
+    def _count_ids(
+        self, table: ConvertedTable, column: ConvertedColumn, values: Sequence[Any]
+    ) -> None:
+        """Count the UUIDs that an export may have made of other texts."""
+        for value in values:
+            if value and _UUID_5.fullmatch(value):
+                self.ids.add(table.stored.name, column.name, "uuid", "a UUID of version 5", value)
+
+    def _omit(
+        self,
+        table: ConvertedTable,
+        column: str,
+        kind: str,
+        detail: str,
+        key: str,
+        row: dict[str, Any] | None,
+    ) -> None:
         self.tally.add(table.stored.name, column, kind, detail, key)
         self.omitted[table.stored.name] += 1
+        self._refuse(table.stored.name, column, kind, detail, row=row)
+
+    def _refuse(self, table: str, column: str, kind: str, detail: str, **values: Any) -> None:
+        if self.refuse:
+            line = {"table": table, "kind": kind, "column": column, "detail": detail}
+            self.refuse({**line, **values})
 
     def _count_unlearned(self, block: Block) -> None:
-        """Count the rows of a table of learnings that the home does not have."""
+        """Count the rows that the home has no table for, or not as a learning."""
         name = block.table.name
-        if name not in self._learned:
-            return
-        columns, known = self._learned[name]
-        places = [block.table.columns.index(column) for column in columns]
-        missing = 1 if block.is_too_large else 0
-        if not missing:
-            for row in zip(*(block.column(place) for place in places), strict=True):
-                missing += _digest([unescaped(value) for value in row]) not in known
-        self._unlearned[name] = self._unlearned.get(name, 0) + missing
+        rows = [*range(block.count)]
+        if name in self._learned:
+            columns, known = self._learned[name]
+            places = [block.table.columns.index(column) for column in columns]
+            if not block.is_too_large:
+                fields = zip(*(block.column(place) for place in places), strict=True)
+                digests = [_digest([*map(unescaped, row)]) for row in fields]
+                rows = [row for row in rows if digests[row] not in known]
+            self._unlearned[name] = self._unlearned.get(name, 0) + len(rows)
+        if self.refuse:
+            known_kind = name in self._learned
+            kind, detail = ("no-learning", _NO_LEARNING) if known_kind else _NO_TABLE
+            for row in rows:
+                fields_of = None if block.is_too_large else block.row(row)
+                self._refuse(name, "", kind, detail, row=fields_of)
 
     def _remove_orphans(self, connection: sqlite3.Connection) -> int:
         """Remove the rows that refer to a row that does not exist; return their number."""
@@ -380,112 +437,22 @@ class _Building:
                 query = f"SELECT {key} FROM {quoted(name)} WHERE rowid = ?"
                 values = connection.execute(query, (rowid,)).fetchone()
                 detail = f"refers to a row of {parent} that does not exist"
-                self._omit(table, "", "orphan", detail, ", ".join(map(str, values)))
+                row = self._stored_row(connection, table, rowid)
+                self._omit(table, "", "orphan", detail, ", ".join(map(str, values)), row)
                 connection.execute(f"DELETE FROM {quoted(name)} WHERE rowid = ?", (rowid,))
             removed += len(broken)
         return removed
 
-
-class _Comparison:
-    """Compares the rows of a database with those of the snapshot."""
-
-    def __init__(self, connection: sqlite3.Connection, plan: ConversionPlan) -> None:
-        self._connection = connection
-        self._plan = plan
-        self._missing = dict.fromkeys(plan.tables, 0)
-
-    def add(self, block: Block) -> None:
-        """Compare some rows; count those that the database does not have.
-
-        Raises:
-            DifferenceError: One differs.
-        """
-        table = self._plan.tables[block.table.name]
-        found = [] if block.is_too_large else sorted(self._rows(table, block), key=_place)
-        self._missing[block.table.name] += block.count - len(found)
-        if not found:
-            return
-        places = [place for place, _row in found]
-        sources = list(zip(*(row for _place, row in found), strict=True))
-        for column, values in zip(table.columns, sources, strict=True):
-            fields = block.column(column.place)
-            if len(places) < block.count:
-                fields = [fields[place] for place in places]
-            different = [0]
-            with contextlib.suppress(ValueError):  # not a value of that type at all
-                different = _different(column, values, fields)
-            if different:
-                key = _key(table, block, places[different[0]])
-                raise self._error(f"{table.stored.name}.{column.name} of {key}")
-
-    def finish(self, omitted: dict[str, int]) -> None:
-        """Check that the database has all rows but the omitted ones, and no others.
-
-        Raises:
-            DifferenceError: It does not.
-        """
-        for name, table in self._plan.tables.items():
-            (rows,) = self._connection.execute(f"SELECT count(*) FROM {quoted(name)}").fetchone()
-            if self._missing[name] != omitted[name] or rows != table.stored.rows - omitted[name]:
-                raise self._error(f"{name} with {rows} rows, of {table.stored.rows}")
-        for (name, column), joined in REWRITTEN.items():
-            if name in self._plan.tables:
-                query = (
-                    f"SELECT count(*) FROM {quoted(name)}"
-                    f" WHERE {quoted(column)} IS NOT {join_columns(joined.on_sqlite)}"
-                )
-                if self._connection.execute(query).fetchone() != (0,):
-                    raise self._error(f"{name}.{column}")
-
-    def _rows(self, table: ConvertedTable, block: Block) -> Iterator[tuple[int, Sequence[Any]]]:
-        """Yield the rows that the database has, each after its place in the block."""
-        wanted = ", ".join(column.expression for column in table.columns)
-        query = f"SELECT rowid, {wanted} FROM {quoted(table.stored.name)} WHERE rowid"
-        if table.number is None:
-            first = block.first + 1
-            limits = (first, first + block.count - 1)
-            for rowid, *row in self._connection.execute(f"{query} BETWEEN ? AND ?", limits):
-                yield rowid - first, row
-            return
-        places = {}
-        for place, number in enumerate(block.column(table.number)):
-            with contextlib.suppress(ValueError):  # a row that was omitted
-                places[int(number)] = place
-        # As one range as far as the numbers are dense.
-        numbers = sorted(number for number in places if abs(number) < _MOST_NUMBER)
-        starts = [
-            place
-            for place, number in enumerate(numbers)
-            if place == 0 or number - numbers[place - 1] > _LARGEST_GAP
-        ]
-        for start, end in itertools.pairwise([*starts, len(numbers)]):
-            limits = (numbers[start], numbers[end - 1])
-            for rowid, *row in self._connection.execute(f"{query} BETWEEN ? AND ?", limits):
-                if rowid in places:
-                    yield places[rowid], row
-
-    def _error(self, what: str) -> DifferenceError:
-        return DifferenceError(f"database: {printable(what)} differs from the snapshot")
-
-
-def _place(found: tuple[int, Sequence[Any]]) -> int:
-    return found[0]
-
-
-def _different(
-    column: ConvertedColumn, values: Sequence[Any], fields: Sequence[bytes]
-) -> list[int]:
-    """Return the rows in which a column differs."""
-    if column.type.name == "text[]":
-        return differing_lists(values, fields)
-    if column.type.name != "jsonb":
-        return differing(column.type, values, fields)
-    # Documents are stored as the server writes them, but for numbers.
-    return [
-        row
-        for row in differing(_TEXT, values, fields)
-        if differing(column.type, [values[row]], [fields[row]])
-    ]
+    def _stored_row(
+        self, connection: sqlite3.Connection, table: ConvertedTable, rowid: int
+    ) -> dict[str, Any] | None:
+        """Return a row as the home would have it, for the file of refused rows."""
+        if not self.refuse:
+            return None
+        names = [column.name for column in table.columns]
+        query = f"SELECT {', '.join(map(quoted, names))} FROM {quoted(table.stored.name)}"
+        values = connection.execute(f"{query} WHERE rowid = ?", (rowid,)).fetchone()
+        return dict(zip(names, values, strict=True))
 
 
 def _learnings(
@@ -527,8 +494,3 @@ def _digests(
 
 def _digest(values: Sequence[bytes]) -> bytes:
     return hashlib.blake2b(b"\0".join(values), digest_size=16).digest()
-
-
-def _key(table: ConvertedTable, block: Block, row: int) -> str:
-    values = [unescaped(block.column(place)[row]) for place in table.key]
-    return ", ".join(value.decode("utf-8", "backslashreplace") for value in values)

@@ -127,8 +127,9 @@ CASES: dict[str, list[tuple[Callable[[World], list[object]], str]]] = {
         for kind in ("systemd", "cron", "compose", "kubernetes")
     },
 }
-# Their databases are on a server: tests/cli/test_db.py and tests/cli/test_export_to_postgres.py.
-ON_SERVERS = {"db downgrade", "export-to-postgres"}
+# Their databases are on a server: tests/cli/test_db.py, tests/cli/test_export_to_postgres.py and
+# tests/operations/test_import_from_postgres.py.
+ON_SERVERS = {"db downgrade", "export-to-postgres", "import-from-postgres"}
 
 
 @pytest.fixture

@@ -107,6 +107,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     on_servers = (
         "db downgrade",
         "export-to-postgres",
+        "import-from-postgres",
         "remote init",
         "remote check",
         "notify test",
@@ -156,7 +157,7 @@ def test_every_error_names_the_thing_and_the_next_step(tmp_path: Path) -> None:
     fine = {"init", "config show", "db history"} | {
         f"snapshots {word}" for word in ("list", "prune", "undelete")
     }
-    other = ("schedule", "remote", "notify")
+    other = ("schedule", "remote", "notify", "import-from-postgres")  # the last names its server
     names = [name for name in _commands() if name not in fine and not name.startswith(other)]
 
     spoken = _under_cron(

@@ -17,6 +17,7 @@ from home_builder import build_home
 from home_builder.recipe import Layout
 from proof.faults import Ended, Fault, Mode, Step
 from proof.worlds import World, rights_of
+from sagewai_ops.schema import sqlite_head
 from sagewai_ops.swap import pending
 
 IDENTITY = "AGE-SECRET-KEY-1N3RS2HE94SR2EY7Z5X6C554RNCKUH3GXPG2L89CE54DWULQ8YQCQTQXFZM"
@@ -281,6 +282,22 @@ def exported(world: World, bench: Bench) -> None:
     at("")(world, bench)
     bench.run(("export-to-postgres", world.url), world)
     shutil.rmtree(world.home.with_name("home.exports"))
+
+
+def emptied(world: World, bench: Bench) -> None:
+    """Move a home to the server, and remove its rows from the file."""
+    exported(world, bench)
+    with contextlib.closing(sqlite3.connect(world.home / "db/sagewai.db")) as connection:
+        for name in sqlite_head.tables():
+            connection.execute(f"DELETE FROM {name}")
+        connection.commit()
+
+
+def with_own_table(world: World, bench: Bench) -> None:
+    """Move a home to the server, where a table of the user's own has a row."""
+    exported(world, bench)
+    assert world.server is not None
+    world.server.run(world.database, "CREATE TABLE own (x text)", "INSERT INTO own VALUES ('x')")
 
 
 def exported_with_snapshot(world: World, bench: Bench) -> None:

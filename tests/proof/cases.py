@@ -464,4 +464,30 @@ CASES = (
         lambda world: ("export-to-postgres", world.url, "--verify-only"),
         on_server=True,
     ),
+    Case(
+        "import-from-postgres",
+        beginnings.emptied,
+        lambda world: ("import-from-postgres", world.url),
+        codes_done=(OCCUPIED,),
+        recover=RECOVER,
+        on_server=True,
+    ),
+    Case(
+        "import-from-postgres to a new place, with a report",
+        beginnings.with_own_table,
+        lambda world: (
+            *("import-from-postgres", world.url, "--to", world.out / "back"),
+            *("--report", world.out / "report.json", "--on-invalid", "quarantine"),
+        ),
+        code=EXIT_INCOMPLETE,
+        codes_done=(OCCUPIED,),
+        siblings=("out/report.json", "out/report.refused.jsonl"),
+        on_server=True,
+    ),
+    Case(
+        "import-from-postgres --plan",
+        beginnings.exported,
+        lambda world: ("import-from-postgres", world.url, "--to", world.out / "back", "--plan"),
+        on_server=True,
+    ),
 )

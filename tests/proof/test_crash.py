@@ -23,7 +23,7 @@ GROUPS = (
     ("init", "migrate-layout", "verify-perms", "db", "schedule"),
     ("backup", "drill", "preflight", "keys"),
     ("restore", "recover", "snapshots", "status", "config", "remote", "notify"),
-    ("export-to-postgres",),
+    ("export-to-postgres", "import-from-postgres"),
 )
 # Options that name a file or a directory that is only read.
 READ = {

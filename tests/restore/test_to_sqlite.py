@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -20,85 +17,35 @@ from home_builder import build_home
 from postgres_server import Server
 from program import Answer, call
 from real_homes import unpack
+from returned_homes import (
+    BAD_ROWS,
+    ODD_ROWS,
+    STORED,
+    learnings_of,
+    moved,
+    value_of,
+    values_of,
+)
 from sagewai_ops.archive.age import Encryption, temporary_identity
-from sagewai_ops.database.sqlite.vectors import VectorRow, read_vectors, vector_tables
 from sagewai_ops.errors import UsageError
 from sagewai_ops.export.convert import sqlite_value
-from sagewai_ops.home.paths import Home, locate
+from sagewai_ops.home.paths import locate
 from sagewai_ops.home.server_record import read_server_record, record_of, write_server_record
 from sagewai_ops.restore import conversion, server_rows
 from sagewai_ops.restore import to_sqlite as to_sqlite_module
-from sagewai_ops.schema import sqlite_head
 from sagewai_ops.schema.revision_graph import HEAD
 from sagewai_ops.snapshots.server_database import ServerFacts
 from server_homes import ServerHome, content, make_server_home
 from small_homes import everything_of
 from step_counter import killed
-from targets import at_head, exported, url_of
+from targets import url_of
 
 OLD = "019_fleet_tasks"
-
-JSON_TEXTS = {("workspaces", "settings")}  # a document in a column of text
-
-
-def moved(home: Home, server: Server, **options: Any) -> ServerHome:
-    """Export a home to a server, and return it as one whose database is there."""
-    database = at_head(server)
-    exported(home, server, database, **options)
-    return ServerHome(home.root, server, database)
 
 
 def to_sqlite(home: ServerHome, target: Path, *words: object) -> Answer:
     """Restore the latest snapshot to a directory, with the database on SQLite."""
     return call(*("--home", home.root, "restore", "latest", "--to", target, "--to-sqlite", *words))
-
-
-def values_of(root: Path) -> dict[str, list[Any]]:
-    """Return the rows of Sagewai's tables as values, whatever form they are stored in."""
-    found: dict[str, list[Any]] = {}
-    with contextlib.closing(sqlite3.connect(root / "db/sagewai.db")) as connection:
-        for table in sqlite_head.tables().values():
-            cursor = connection.execute(f"SELECT * FROM {table.name}")
-            names = [column[0] for column in cursor.description]
-            rows = [
-                tuple(
-                    _value(table.name, table.columns[name], value)
-                    for name, value in sorted(zip(names, row, strict=True))
-                )
-                for row in cursor
-            ]
-            found[table.name] = sorted(rows, key=repr)
-    return found
-
-
-def _value(table: str, column: sqlite_head.Column, value: Any) -> Any:
-    if value is None:
-        return None
-    if column.type == "JSON" or (table, column.name) in JSON_TEXTS:
-        return json.dumps(json.loads(value) if isinstance(value, str) else value, sort_keys=True)
-    if column.type == "DATETIME":
-        moment = datetime.fromisoformat(value)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
-    if table.startswith("harness_") and column.name in ("id", "key_id"):
-        return value.removeprefix("00000000-0000-0000-0000-")  # the same uuid on a server
-    if column.type == "BOOLEAN":
-        return {"true": 1, "false": 0}.get(value, value)
-    return value
-
-
-def value_of(root: Path, query: str) -> object:
-    """Return the only value of a query in a home's database."""
-    with contextlib.closing(sqlite3.connect(root / "db/sagewai.db")) as connection:
-        return connection.execute(query).fetchone()[0]
-
-
-def learnings_of(root: Path) -> dict[str, list[VectorRow]]:
-    """Return the learnings of a home, by table."""
-    with contextlib.closing(sqlite3.connect(root / "db/sagewai.db")) as connection:
-        return {
-            table.name: sorted(read_vectors(connection, table), key=lambda row: str(row.key))
-            for table in vector_tables(connection)
-        }
 
 
 @pytest.fixture(scope="module")
@@ -209,58 +156,6 @@ def test_home_on_sqlite_has_nothing_to_convert(tmp_path: Path) -> None:
     assert "has no database of a server" in answer.err
 
 
-ODD_ROWS = (
-    """INSERT INTO sessions (session_id, agent_name, messages, memory_keys, summary, created_at)
-       VALUES ('texts', E'a\\\\b\\t\\n\\r\\f\\x0b\\b "x" \\\\N', '{"a": "\\u00e9\\\\n", "n": 1e22}',
-               '[1.50, -0.0, true, null]', '\\N', '2026-01-02 03:04:05.06+02')""",
-    """INSERT INTO sessions (session_id, agent_name, messages, memory_keys, created_at, updated_at)
-       VALUES ('numbers', '', '12345', '1.50', '0001-01-01 00:00:00+00',
-               '9999-12-31 23:59:59.999999+00'),
-              ('null', '\u00e9\U0001f600', 'null', '"x"', '2026-01-02', '2026-01-02')""",
-    """INSERT INTO agent_runs (run_id, agent_name, cost_usd, started_at, completed_at, total_tokens)
-       VALUES ('doubles', 'a', 'Infinity', 1e-300, 0.1, 2147483647),
-              ('more', 'a', '-Infinity', 5e-324, 1.7976931348623157e308, -1)""",
-    """INSERT INTO workers (worker_id, models_supported, models_canonical)
-       VALUES ('lists', ARRAY['', 'null', 'NULL', 'a b', 'a,b', '{x}', 'q"q', E'b\\\\b', E't\\tt',
-               E'n\\nn', '\u00e9'], '{}')""",
-    """INSERT INTO harness_keys (id, key_hash, key_suffix, user_id, enabled) VALUES
-       ('00000000-0000-0000-0000-0123456789ab', 'h', 's', 'u', false),
-       ('7d444840-9dc0-11d1-b245-5ffdce74fad2', 'i', 's', 'u', true)""",
-    """INSERT INTO agent_access_tokens (token_id, token_hash, agent_name, grantor_id, scopes,
-       expires_at) VALUES ('t', 'h', 'a', 'g', NULL, '2026-01-01')""",
-    """INSERT INTO notification_channels (id, channel_type, config) VALUES (7, 'a', '5'),
-       (3, 'b', 'no json')""",
-    """INSERT INTO workflow_runs (id, project_id, workflow_name, run_id, output)
-       VALUES ('w:r', 'p', 'w', 'r', '10000000000000000000000')""",
-)
-STORED = (
-    ("sessions", "agent_name", "session_id = 'texts'", 'a\\b\t\n\r\f\v\b "x" \\N'),
-    ("sessions", "summary", "session_id = 'texts'", "\\N"),
-    ("sessions", "created_at", "session_id = 'texts'", "2026-01-02 01:04:05.060000"),
-    ("sessions", "messages", "session_id = 'numbers'", 12345),
-    ("sessions", "memory_keys", "session_id = 'numbers'", 1.5),
-    ("sessions", "created_at", "session_id = 'numbers'", "0001-01-01 00:00:00.000000"),
-    ("sessions", "updated_at", "session_id = 'numbers'", "9999-12-31 23:59:59.999999"),
-    ("sessions", "messages", "session_id = 'null'", "null"),
-    ("sessions", "memory_keys", "session_id = 'null'", '"x"'),
-    ("sessions", "agent_name", "session_id = 'null'", "\u00e9\U0001f600"),
-    ("agent_runs", "cost_usd", "run_id = 'doubles'", float("inf")),
-    ("agent_runs", "started_at", "run_id = 'doubles'", 1e-300),
-    ("agent_runs", "cost_usd", "run_id = 'more'", float("-inf")),
-    ("agent_runs", "started_at", "run_id = 'more'", 5e-324),
-    ("agent_runs", "total_tokens", "run_id = 'more'", -1),
-    ("workers", "models_canonical", "worker_id = 'lists'", "[]"),
-    ("harness_keys", "id", "key_hash = 'h'", "0123456789ab"),
-    ("harness_keys", "id", "key_hash = 'i'", "7d444840-9dc0-11d1-b245-5ffdce74fad2"),
-    ("harness_keys", "enabled", "key_hash = 'h'", 0),
-    ("agent_access_tokens", "scopes", "token_id = 't'", "null"),
-    ("notification_channels", "config", "id = 7", 5),
-    ("notification_channels", "config", "id = 3", "no json"),
-    ("workflow_runs", "id", "run_id = 'r'", "p:w:r"),
-    ("workflow_runs", "output", "run_id = 'r'", 1e22),
-)
-
-
 def test_odd_values(postgres: Server, tmp_path: Path) -> None:
     """Escapes, numbers, times, lists, ids: each in the form that Sagewai writes to SQLite."""
     made = make_server_home(tmp_path / "home", postgres)
@@ -282,56 +177,6 @@ def test_odd_values(postgres: Server, tmp_path: Path) -> None:
         *("", "null", "NULL", "a b", "a,b", "{x}", 'q"q', "b\\b", "t\tt", "n\nn", "\u00e9"),
     ]
     postgres.drop(made.database)
-
-
-BAD_ROWS = {
-    ("sessions", "created_at", "not-a-timestamp"): (
-        "INSERT INTO sessions (session_id, agent_name, created_at) VALUES ('i', '', 'infinity'),"
-        " ('b', '', '0001-01-01 BC'), ('y', '', '19999-01-01')"
-    ),
-    ("sessions", "memory_keys", "json-number"): (
-        "INSERT INTO sessions (session_id, agent_name, memory_keys)"
-        " VALUES ('n', '', '1234567890123456789012345')"
-    ),
-    ("sessions", "updated_at", "null"): (
-        "INSERT INTO sessions (session_id, agent_name, updated_at) VALUES ('u', '', NULL)"
-    ),
-    ("admin_resources", "data", "json-number"): (
-        "INSERT INTO admin_resources (kind, resource_id, data) VALUES ('k', 'r', '1.50')"
-    ),
-    ("agent_runs", "cost_usd", "nan"): (
-        "INSERT INTO agent_runs (run_id, agent_name, cost_usd) VALUES ('nan', 'a', 'NaN')"
-    ),
-    ("agent_runs", "started_at", "negative-zero"): (
-        "INSERT INTO agent_runs (run_id, agent_name, started_at) VALUES ('zero', 'a', '-0')"
-    ),
-    ("prompt_logs", "", "orphan"): (
-        "INSERT INTO prompt_logs (log_id, run_id, agent_name) VALUES ('l', 'nan', 'a')"
-    ),
-    ("workers", "models_supported", "list-element"): (
-        "INSERT INTO workers (worker_id, models_supported) VALUES ('e', ARRAY['a', NULL])"
-    ),
-    ("workers", "models_canonical", "not-a-list"): (
-        "INSERT INTO workers (worker_id, models_canonical) VALUES"
-        " ('d', ARRAY[ARRAY['a'], ARRAY['b']]), ('s', '[0:1]={a,b}')"
-    ),
-    ("workflow_runs", "id", "joined-key"): (
-        "INSERT INTO workflow_runs (id, workflow_name, run_id) VALUES ('other', 'w', 'r')"
-    ),
-    ("eval_datasets", "name", "duplicate"): (
-        "INSERT INTO eval_datasets (id, project_id, name, cases) VALUES (1, 'default', 'n', 'c'),"
-        " (2, 'p', 'n', 'c')"
-    ),
-    ("eval_datasets", "project_id", "unknown-column"): "SELECT 1",
-    ("users", "own", "unknown-column"): (
-        "ALTER TABLE users ADD COLUMN own bytea; INSERT INTO users (id, email, display_name,"
-        " is_active, own) VALUES ('a', 'a@b', 'a', true, '\\x00'), ('b', 'b@b', 'b', true, NULL)"
-    ),
-    ("own", "", "unknown-table"): (
-        "CREATE TABLE own (n numeric, b bytea); INSERT INTO own VALUES (1.5, '\\x00')"
-    ),
-    ("workflow_events", "", "unknown-table"): "SELECT 1",
-}
 
 
 def test_values_without_a_conversion_are_findings(postgres: Server, tmp_path: Path) -> None:

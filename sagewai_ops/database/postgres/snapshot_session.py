@@ -82,9 +82,12 @@ class SnapshotSession:
         moment: When the snapshot was taken, in seconds since 1970.
     """
 
-    def __init__(self, url: PostgresUrl, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, url: PostgresUrl, loop: asyncio.AbstractEventLoop, *, is_selective: bool = True
+    ) -> None:
         self._url = url
         self._loop = loop
+        self._is_selective = is_selective
         self._connection: Server | None = None
         self.moment = 0.0
 
@@ -246,9 +249,11 @@ class SnapshotSession:
             reason = "row security would hide rows from this role"
             hint = "ALTER ROLE ... BYPASSRLS;  # or run it as the owner of the tables"
         names = [f"{table.schema}.{table.name}" for table in closed]
+        if self._is_selective:
+            hint += f"\nsagewai-ops backup --exclude-table {shell_word(names[0])}"
         raise PermissionDeniedError(
             f"{self._url.display}: {len(names)} tables {reason}: {listed(names)}",
-            hint=f"{hint}\nsagewai-ops backup --exclude-table {shell_word(names[0])}",
+            hint=hint,
         )
 
     async def _close(self) -> None:
@@ -278,12 +283,12 @@ class SnapshotSession:
 
 @contextmanager
 def open_snapshot(
-    url: PostgresUrl, is_wanted: Callable[[str, str], bool], *, wait_seconds: float
+    url: PostgresUrl, is_wanted: Callable[[str, str], bool] | None = None, *, wait_seconds: float
 ) -> Iterator[SnapshotSession]:
     """Open a snapshot of the current schema of a database for the block.
 
     Args:
-        is_wanted: Selects the tables to lock, by schema and name.
+        is_wanted: Selects the tables to lock, by schema and name; None for all.
         wait_seconds: For each table that another session has locked, to change it.
 
     Raises:
@@ -292,10 +297,10 @@ def open_snapshot(
     """
     loop = asyncio.new_event_loop()
     thread = Thread(target=loop.run_forever, name="server", daemon=True)
-    session = SnapshotSession(url, loop)
+    session = SnapshotSession(url, loop, is_selective=is_wanted is not None)
     try:
         thread.start()  # raises after the start if a signal came
-        session.open(is_wanted, wait_seconds)
+        session.open(is_wanted or (lambda _schema, _name: True), wait_seconds)
         yield session
         with contextlib.suppress(OpsError):
             session.close()
