@@ -160,8 +160,7 @@ def import_from_postgres(
         if home.root.is_dir():
             stack.enter_context(locks.exclusive(home.root, wait_seconds=options.wait_seconds))
         pending.require_settled(home.root)
-        if options.purpose == MOVE:
-            pending.sweep(home.root)
+        pending.sweep(home.root)
         paths = _require_target(work)
         with _open_server(work) as stream:
             plan = _plan(work, stream)
