@@ -17,6 +17,7 @@ from sagewai_ops.cli.options import (
     option,
 )
 from sagewai_ops.cli.plan import plan_outcome
+from sagewai_ops.cli.repository_options import find_mirror_directory
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import (
     EXIT_DONE,
@@ -93,6 +94,24 @@ def backup(
     run: Run,
     *,
     to: BackupSnapshotsOption = None,
+    engine: Annotated[
+        str | None,
+        option(
+            SNAPSHOTS,
+            "--engine",
+            "Store it in the --repository R of restic or borg.",
+            "restic|borg",
+        ),
+    ] = None,
+    init_repository: Annotated[
+        bool,
+        option(
+            SNAPSHOTS,
+            "--init-repository",
+            "Create the repository if it does not exist.",
+            hidden=True,
+        ),
+    ] = False,
     recipient: RecipientOption = None,
     recipients_file: RecipientsFileOption = None,
     passphrase_file: SealingPassphraseOption = None,
@@ -126,7 +145,7 @@ def backup(
     url_file: HiddenUrlFileOption = None,
     sqlite: HiddenSqliteOption = False,
     compact: Annotated[
-        bool, option(CONTENT, "--compact", "Rewrite the database without free pages.")
+        bool, option(CONTENT, "--compact", "Rewrite the database without free pages.", hidden=True)
     ] = False,
     level: Annotated[
         int | None,
@@ -188,11 +207,12 @@ def backup(
     from sagewai_ops.backup.create import create_snapshot, stream_snapshot
     from sagewai_ops.backup.mirror import update_mirror
     from sagewai_ops.backup.report import BackupOptions
+    from sagewai_ops.backup.repository import store_snapshot
     from sagewai_ops.backup.results import BackupResult
     from sagewai_ops.backup.server import has_server
     from sagewai_ops.cli.credentials import lock_of
     from sagewai_ops.cli.database_url import with_database
-    from sagewai_ops.remote.path import is_remote
+    from sagewai_ops.remote.path import has_trees, is_remote
     from sagewai_ops.remote.read_back import ReadBack
 
     if form not in ("archive", "directory"):
@@ -223,15 +243,33 @@ def backup(
     run = with_limits(run, limit_upload, limit_download)
     run = with_database(run, url_file, sqlite=sqlite, required=not without_database)
     home = run.home()
+    directory = run.snapshots(home, None if engine else to)
+    if has_trees(directory):
+        named = {
+            "--output": output,
+            "--format directory": form == "directory",
+            "--compact": compact,
+            "--level": level,
+            "--key sealed": key == "sealed",
+            "--recipient": recipient,
+            "--recipients-file": recipients_file,
+        }
+        if refused := next((flag for flag, value in named.items() if value), None):
+            raise UsageError(f"{refused}: for archives, and not for a repository")
+        encryption = None  # the password is that of the repository
+    else:
+        if init_repository:
+            raise UsageError("--init-repository: no repository", hint="add --engine restic")
+        encryption = lock_of(
+            run.terminal, recipient or [], recipients_file, passphrase_file, passphrase_command
+        )
     if without_database and not has_server(home):
         raise UsageError(
             f"--without-database: the database of home {home.root} is not on a server",
             hint="sagewai-ops backup --exclude 'db/*'",
         )
     options = BackupOptions(
-        encryption=lock_of(
-            run.terminal, recipient or [], recipients_file, passphrase_file, passphrase_command
-        ),
+        encryption=encryption,
         custody=key,
         exclude=tuple(exclude or ()),
         follow=tuple(follow or ()),
@@ -247,12 +285,13 @@ def backup(
         accept_change=accept_change,
         work_dir=work_dir,
         allow_clear=allow_clear,
-        read_back=ReadBack.parse(read_back or "full"),
         reads_all=read_back == "full",
         check=check,
+        read_back=ReadBack.parse(read_back or ("16M" if has_trees(directory) else "full")),
+        mirror=find_mirror_directory(run.settings, home, to) if has_trees(directory) else None,
+        init_repository=init_repository,
     )
     if dry_run:
-        directory = run.snapshots(home, to)
         where = "stdout" if output else directory / "tree" if form == "directory" else directory
         places = [run.snapshots(home, place) for place in also or ()]
         return _plan(home, directory, options, str(where), policy, places, all_paths=all_paths)
@@ -260,8 +299,16 @@ def backup(
         if output:
             report = stream_snapshot(home, sys.stdout.buffer, options, progress=progress)
         else:
-            directory = run.snapshots(home, to)
-            if form == "directory":
+            if has_trees(directory):
+                report = store_snapshot(
+                    home,
+                    directory,
+                    options.mirror or home.snapshots,
+                    options,
+                    all_paths=all_paths,
+                    progress=progress,
+                )
+            elif form == "directory":
                 if is_remote(directory):
                     raise UsageError(f"--format directory: {directory} is not a directory")
                 report = update_mirror(

@@ -335,12 +335,33 @@ def _checked_options(run: Run, words: list[str]) -> tuple[tuple[str, ...], tuple
         checked.append(word)
         if value is not None:
             is_path = word in path_options and not is_remote(value)
+            if word == "--repository":
+                value = _repository(str(parsed.params["engine"]), value).partition(":")[2]
             checked.append(os.path.abspath(os.path.expanduser(value)) if is_path else value)
     also = tuple(parsed.params["also"] or ())
     # A command for the passphrase may ask a server for it.
     names = ("ping_url", "ping_url_file", "notify_file", "url_file", "passphrase_command")
     online = any(parsed.params.get(name) for name in names) or any(map(is_remote_path, also))
+    if parsed.params["repository"]:
+        address = _repository(parsed.params["engine"] or "", parsed.params["repository"])
+        repository = Path(address.partition(":")[2])
+        online = online or not repository.is_absolute()
+        also += (repository,) if repository.is_absolute() else ()
     return tuple(checked), also, online
+
+
+def _repository(engine: str, repository: str) -> str:
+    """Return the address of the repository of the scheduled backup.
+
+    Raises:
+        UsageError: It contains a password.
+    """
+    from sagewai_ops.remote.address import repository_address
+
+    address = repository_address(engine, repository)
+    if "***" in address:
+        raise UsageError("--repository: contains a password, not possible in a unit")
+    return address
 
 
 def _check_files(run: Run, plan: Any) -> None:

@@ -31,7 +31,7 @@ RANKS = {
     **dict.fromkeys(("__init__", "errors", "progress", "text"), 0),
     **dict.fromkeys(("database/url", "process", "schedule"), 1),
     **dict.fromkeys(("database/sqlite", "database/postgres", "fs", "home", "migrations"), 2),
-    **dict.fromkeys(("archive", "notify", "permissions", "remote", "schema"), 3),
+    **dict.fromkeys(("archive", "engines", "notify", "permissions", "remote", "schema"), 3),
     **dict.fromkeys(("cli", "keys", "layout", "snapshots"), 4),
     "swap": 5,
     "backup": 6,

@@ -89,6 +89,11 @@ class DirectoryReader(ArchiveReader):
         """Close the directory."""
         os.close(self._root)
 
+    @property
+    def manifest_text(self) -> bytes:
+        """The manifest as it is stored."""
+        return self._read_manifest_text()
+
     def _check_names(self) -> None:
         for entry in self.manifest.entries:
             if entry.path in (SUM_NAME, MAC_NAME) or entry.type is EntryType.SUPERSEDED:

@@ -14,10 +14,11 @@ from sagewai_ops.archive.input import ArchiveInput, EncryptedInput, PlainInput
 from sagewai_ops.archive.manifest import Header
 from sagewai_ops.archive.reader import ArchiveReader, read_header
 from sagewai_ops.archive.remote_input import RemoteInput, RemoteStream
+from sagewai_ops.archive.repository_reader import open_repository
 from sagewai_ops.errors import DamagedError, NotFoundError
 from sagewai_ops.fs import beneath
 from sagewai_ops.fs.os_errors import translate_os_errors
-from sagewai_ops.remote.path import is_remote
+from sagewai_ops.remote.path import has_trees, is_remote
 
 _PIECE_BYTES = 1024 * 1024
 _SUMMARY_BYTES = 64 * 1024  # of the end of a remote archive; the table of 32 GiB fits
@@ -27,7 +28,9 @@ _SUMMARY_BYTES = 64 * 1024  # of the end of a remote archive; the table of 32 Gi
 def open_archive(
     path: Path, decryption: Decryption | None = None, *, spool: BinaryIO | None = None
 ) -> Iterator[ArchiveReader]:
-    """Open a snapshot: an archive, plain or encrypted, here or in a remote place, or a mirror.
+    """Open a snapshot: an archive, plain or encrypted, here or in a remote place, or a directory.
+
+    A directory is a mirror, or a snapshot in a repository of an engine.
 
     Args:
         spool: An empty file that keeps an encrypted archive of a remote place for its second read.
@@ -39,6 +42,10 @@ def open_archive(
         SchemaAheadError: Its format is newer than this program.
         DamagedError: It is not a complete snapshot.
     """
+    if has_trees(path):
+        with name_damaged(path), open_repository(path) as tree:
+            yield tree
+        return
     if not is_remote(path) and beneath.is_directory(path):
         with open_mirror(path) as mirror:
             yield mirror
@@ -62,10 +69,18 @@ def name_damaged(path: Path) -> Iterator[None]:
 def read_archive(path: Path) -> Iterator[bytes]:
     """Yield the bytes of an archive as they are stored, in pieces.
 
+    Of a directory, the manifest after every member was compared with it: the recorded hash of such
+    a snapshot is that of the manifest.
+
     Raises:
         OSError: It cannot be read.
         NotFoundError, RemoteError: It is not in the remote place, or that cannot be read.
     """
+    if has_trees(path):
+        with name_damaged(path), open_repository(path) as tree:
+            tree.verify()
+            yield tree.manifest_text
+        return
     if is_remote(path):
         yield from path.store.stream(path.member)
         return
@@ -97,6 +112,9 @@ def read_summary(path: Path) -> Summary:
         SchemaAheadError: Its format is newer than this program.
         DamagedError: It is not a complete snapshot, or encrypted.
     """
+    if has_trees(path):
+        with open_repository(path) as tree:
+            return Summary(tree.header, tree.sha256, tree.mac, 0)
     with contextlib.ExitStack() as stack:
         source: ArchiveInput
         if is_remote(path):

@@ -27,7 +27,7 @@ from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import Home
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.progress import Progress, byte_counter
-from sagewai_ops.remote.path import is_remote
+from sagewai_ops.remote.path import has_trees, is_remote
 from sagewai_ops.remote.read_back import BlockHashes, ReadBack, read_back
 from sagewai_ops.snapshots import cards, catalog
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
@@ -115,6 +115,9 @@ def copy_snapshots(
     """
     if source == target:
         raise UsageError(f"{source}: source and target are the same")
+    for place in (source, target):
+        if has_trees(place):
+            raise UsageError(f"{place}: a repository, whose snapshots are no archives")
     check_directory(home, target)
     trust = trust_of(home, source, environment)
     known = list_snapshots(source)

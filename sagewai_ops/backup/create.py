@@ -26,7 +26,7 @@ from sagewai_ops.home.paths import PARTS, Home, require_files
 from sagewai_ops.process.signals import describe_interruption, uninterrupted
 from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.progress import Progress, byte_counter
-from sagewai_ops.remote.path import is_remote
+from sagewai_ops.remote.path import has_trees, is_remote
 from sagewai_ops.snapshots import cards, catalog
 from sagewai_ops.snapshots.reference import find_reference
 from sagewai_ops.snapshots.scratch import work_parent
@@ -60,6 +60,11 @@ def create_snapshot(
         DamagedError: The database cannot be read, or the archive differs from what was written.
         RemoteError: The remote place cannot be used.
     """
+    if has_trees(directory):
+        from sagewai_ops.backup.repository import store_snapshot
+
+        mirror = options.mirror or home.snapshots
+        return store_snapshot(home, directory, mirror, options, progress=progress)
     with lock_home(home, directory, options) as swept:
         if is_remote(directory):
             work = work_directory(home, directory, options)
@@ -135,6 +140,10 @@ def plan_snapshot(home: Home, directory: Path, options: BackupOptions) -> HomeSc
     check_options(options)
     check_directory(home, directory)
     pending.require_settled(home.root)
+    if has_trees(directory):
+        mirror = options.mirror or home.snapshots
+        check_directory(home, mirror)
+        return BackupRun.start(home, options, 0, mirror).scan
     options = with_encryption(home, directory, options)
     if is_remote(directory):
         require_encryption(directory, options)

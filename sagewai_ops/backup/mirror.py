@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Protocol
 
 from sagewai_ops.archive.directory_reader import DirectoryReader, open_mirror, read_mirror_header
 from sagewai_ops.archive.manifest import Entry, EntryType, Header
@@ -63,6 +64,22 @@ class Mirror:
     created_at: str
 
 
+class Destination(Protocol):
+    """Where else a mirror is stored, while the home is locked: a repository of an engine."""
+
+    def begin(self) -> None:
+        """Check that it can be used, before anything is copied."""
+        ...
+
+    def configure(self, run: BackupRun) -> None:
+        """Set number, predecessor and reference of the snapshot."""
+        ...
+
+    def store(self, run: BackupRun, tree: Path, report: BackupReport) -> BackupReport:
+        """Store the updated mirror; return the report of the snapshot there."""
+        ...
+
+
 def find_mirror(directory: Path) -> Mirror | None:
     """Read the header of the mirror in a snapshot directory; None if it is missing."""
     header = None if is_remote(directory) else read_mirror_header(directory / TREE)
@@ -77,6 +94,7 @@ def update_mirror(
     options: BackupOptions,
     *,
     all_paths: bool = False,
+    destination: Destination | None = None,
     progress: Progress | None = None,
 ) -> BackupReport:
     """Update the mirror of a home, which Sagewai may be using, in a snapshot directory.
@@ -84,6 +102,7 @@ def update_mirror(
     Args:
         directory: Created with mode 0700 if missing; the mirror is `tree` in it.
         all_paths: Also update the mirror of this home at another path.
+        destination: Where it is stored too.
         progress: As for `create_snapshot`.
 
     Raises:
@@ -100,6 +119,8 @@ def update_mirror(
         )
     place = directory / TREE
     with lock_home(home, directory, options) as swept:
+        if destination:
+            destination.begin()
         _rename_back(directory)
         before = _read_previous(place, replace(owner_of(home, all_paths=all_paths), host=""))
         run = BackupRun.start(home, options, _next_sequence(before), directory)
@@ -111,6 +132,8 @@ def update_mirror(
                     run.previous = {"id": old.header.id, "mac": old.mac.hex()}
                 run.reference = _reference(old) if old else None
                 run.clone_from = place if old else None
+                if destination:
+                    destination.configure(run)
                 writer = _write(run, fresh, place, old, staging, progress)
                 with translate_os_errors(fresh):
                     atomic.sync_tree(fresh)
@@ -126,10 +149,13 @@ def update_mirror(
                 )
                 with translate_os_errors(place), uninterrupted():
                     _exchange(fresh, place)
-                    mark_completed()  # the mirror is the new one; the previous one is removed
+                    if destination is None:
+                        mark_completed()  # the mirror is the new one; the previous is removed
         if beneath.exists(fresh):
             _discard(fresh)
         _record(run, writer, place)
+        if destination:
+            report = destination.store(run, place, report)
     return report
 
 

@@ -52,6 +52,8 @@ class BackupOptions:
         check: How the database is checked; None for a full check every seven days, else a quick
             one.
         reads_all: Of a mirror, read every file, also those whose status is unchanged.
+        mirror: The directory whose mirror is stored in a repository; None for that of the home.
+        init_repository: Create the repository if it does not exist.
     """
 
     encryption: Encryption | None = None
@@ -74,6 +76,8 @@ class BackupOptions:
     read_back: ReadBack = field(default_factory=ReadBack)
     check: Check | None = None
     reads_all: bool = False
+    mirror: Path | None = None
+    init_repository: bool = False
 
 
 @dataclass(frozen=True, slots=True)

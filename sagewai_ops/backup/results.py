@@ -64,6 +64,7 @@ class RetentionResult:
     ahead: str | None = None
     dry_run: bool | None = None
     hidden: tuple[HiddenSnapshot, ...] | None = None
+    reclaimed: bool | None = None
 
     @classmethod
     def build(cls, pruned: PruneResult) -> "RetentionResult":

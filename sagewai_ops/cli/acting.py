@@ -69,7 +69,9 @@ def find_acting(
     except OpsError:
         return None  # the command reports it
     to, named = options.get("to"), options.get("snapshots")
-    snapshots = settings.snapshots(home, to if command == "backup" else named)
+    is_backup = command == "backup"  # with a repository, it also has a directory for the mirror
+    find = settings.directory if is_backup else settings.snapshots
+    snapshots = find(home, to if is_backup else named)
     subject = home.named
     if command in _TO and to:
         subject = to

@@ -23,8 +23,9 @@ from typer.models import OptionInfo
 
 from sagewai_ops.cli import acting, key_commands
 from sagewai_ops.cli.json_results import to_json
-from sagewai_ops.cli.options import CHANGES, GLOBAL, UNATTENDED, find_global
+from sagewai_ops.cli.options import CHANGES, GLOBAL, REPOSITORY, UNATTENDED, find_global
 from sagewai_ops.cli.parser import Command, Group
+from sagewai_ops.cli.repository_options import repository_options, with_repository
 from sagewai_ops.cli.settings import Settings
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.cli.variables import Variables, check_variables, variables_of
@@ -159,6 +160,7 @@ def command(
     """
     parameters = list(inspect.signature(function).parameters.values())[1:]
     shared = {**(UNATTENDED if unattended else {}), **GLOBAL}
+    shared = {**repository_options(name, parameters), **shared}
     if changes and not any(parameter.name == "yes" for parameter in parameters):
         shared = {**CHANGES, **shared}
     context = inspect.Parameter(
@@ -173,6 +175,7 @@ def command(
     @functools.wraps(function)
     def called(context: typer.Context, **options: Any) -> int:
         given = {key: options.pop(key) for key in shared}
+        named = {key: given.pop(key, None) for key in REPOSITORY}
         if options.get("dry_run"):
             given = {}  # a dry run is no run to report
         settings = read_settings(context)
@@ -182,6 +185,10 @@ def command(
             json=settings.json,
             debug=settings.debug,
         )
+        try:
+            settings = with_repository(settings, terminal, {**named, **options})
+        except OpsError as error:
+            return report_error(Run(name, settings, terminal, context), error)
         run = Run(name, settings, terminal, context)
 
         def body(run: Run) -> Outcome:

@@ -121,6 +121,17 @@ def unlock_of(
     )
 
 
+def read_password(terminal: Terminal, file: str | None, command: str | None) -> str:
+    """Read the password of a repository from a file or a command.
+
+    Raises:
+        UsageError: It is empty, or both are given.
+        NotFoundError: No such file or command.
+        KeyMissingError: The command failed.
+    """
+    return _passphrase(terminal, file, command)
+
+
 def _passphrase(terminal: Terminal, name: str | None, command: str | None) -> str:
     if command is not None:
         if name is not None:

@@ -134,6 +134,35 @@ CHANGES: dict[str, tuple[Any, Any]] = {
         False,
     )
 }
+# Of commands that accept a snapshot directory.
+REPOSITORY: dict[str, tuple[Any, Any]] = {
+    "engine": (
+        Annotated[
+            str | None,
+            option(
+                SNAPSHOTS,
+                "--engine",
+                "Use a repository of restic or borg.",
+                "restic|borg",
+                hidden=True,
+            ),
+        ],
+        None,
+    ),
+    "repository": (
+        Annotated[
+            str | None,
+            option(
+                SNAPSHOTS,
+                "--repository",
+                "The repository (default: RESTIC_REPOSITORY or BORG_REPO).",
+                "R",
+                hidden=True,
+            ),
+        ],
+        None,
+    ),
+}
 _PRIORITY = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")  # the parser's sources
 
 

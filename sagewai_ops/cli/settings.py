@@ -1,13 +1,17 @@
 """The settings of a run: the global options and the environment, as one frozen value."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sagewai_ops.errors import OpsError, UsageError
 from sagewai_ops.remote.path import is_remote, parse_place
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from sagewai_ops.home.paths import Home
     from sagewai_ops.remote.address import Address
     from sagewai_ops.remote.store import Store
@@ -26,6 +30,10 @@ class Settings:
             commands. May contain keys and passwords, so it is never shown.
         limit_upload, limit_download: Of remote places, in KiB per second; None without.
         remotes: The tables `[remote.NAME]` of the configuration, by name.
+        repository: Of `--engine` and `--repository`; None without.
+        repository_password: Returns the password of every repository of the run; None to leave it
+            to the engine's own variables.
+        work_dir: Where a tree of a repository is written for a while; None for next to the home.
     """
 
     home_option: Path | None = None
@@ -38,18 +46,37 @@ class Settings:
     remotes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     limit_upload: int | None = None
     limit_download: int | None = None
+    repository: Path | None = None
+    repository_password: Callable[[], str] | None = field(default=None, repr=False)
+    work_dir: Path | None = None
 
     def snapshots(self, home: "Home", option: Path | None = None) -> Path:
-        """Find the snapshot directory as it is named: by the option, the variable, or the home."""
+        """Find the snapshot directory as it is named: by an option, the variable, or the home.
+
+        Raises:
+            UsageError: Two options name one.
+        """
+        if self.repository:
+            if option:
+                raise UsageError("--repository: contradicts --snapshots")
+            return self.bound(self.repository, home)
+        return self.directory(home, option)
+
+    def directory(self, home: "Home", option: Path | None = None) -> Path:
+        """Do as `snapshots`, without `--repository`."""
         variable = self.environment.get(SNAPSHOTS_VARIABLE)
         named = option or (parse_place(variable) if variable else None)
-        return self.bound(named).expanduser().absolute() if named else home.snapshots
+        return self.bound(named, home).expanduser().absolute() if named else home.snapshots
 
-    def bound(self, path: Path) -> Path:
+    def bound(self, path: Path, home: "Home") -> Path:
         """Return a path; that of a remote place opens it with these settings."""
         if is_remote(path):
-            address = path.place.address
-            path.place.connect = lambda: self._open(address)
+            place, text = path.place, path.place.address
+            place.connect = lambda: self._open(text)
+            with contextlib.suppress(OpsError):  # which `connect` raises too
+                place.has_trees = self.address_of(text).is_repository
+            if place.has_trees:
+                place.connect = lambda: self._open_repository(text, path, home)
         return path
 
     def retention_of(self, path: Path) -> dict[str, Any]:
@@ -79,3 +106,26 @@ class Settings:
         store = open_store(self.address_of(address), self.environment)
         require_marker(store)
         return limit_store(store, upload_kib=self.limit_upload, download_kib=self.limit_download)
+
+    def _open_repository(self, text: str, path: Path, home: "Home") -> "Store":
+        from sagewai_ops.engines.repository import Connection, RepositoryStore
+        from sagewai_ops.remote.address import find_repository
+        from sagewai_ops.snapshots.scratch import scratch_directory, work_parent
+
+        def scratch() -> "AbstractContextManager[Path]":
+            parent = work_parent(home.root, self.work_dir, snapshots=path)
+            return scratch_directory(parent, home.snapshots)
+
+        address = self.address_of(text)
+        return RepositoryStore(
+            Connection(
+                address.scheme,
+                address.shown,
+                find_repository(address, self.environment),
+                self.environment,
+                self.repository_password,
+                self.limit_upload,
+                self.limit_download,
+            ),
+            scratch,
+        )

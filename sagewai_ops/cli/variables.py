@@ -21,7 +21,7 @@ ACTING = frozenset((
     *("--yes", "--force", "--all", "--no-snapshot", "--allow-live", "--keep-work-dir"),
     *("--revoke-sessions", "--rebind-fleet", "--without-key", "--leave-unopened"),
     *("--allow-rollback", "--owner", "--same-owner", "--unencrypted", "--sqlite", "--to-sqlite"),
-    *("--accept-change", "--allow-clear", "--if-empty"),
+    *("--accept-change", "--allow-clear", "--if-empty", "--init-repository"),
     *("--dry-run", "--plan", "--rehearse", "--sql", "--verify-only"),
 ))  # fmt: skip
 # Flag -> its former name: accepted, shown nowhere.

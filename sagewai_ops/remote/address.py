@@ -6,6 +6,7 @@ own files or the credentials file of the place, and `ssh` in the user's configur
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,11 +19,17 @@ if TYPE_CHECKING:
     from sagewai_ops.remote.store import Store
 
 SCHEMES = ("s3", "gs", "az", "sftp")
+ENGINES = ("restic", "borg")  # before the name of a repository: `restic:/srv/repository`
 KEYS = ("url", "endpoint", "region", "path-style", "credentials-file")  # of [remote.NAME]
 # Before a colon, a name; a path with a colon in its first part is written ./PATH.
 _REMOTE = re.compile(
-    r"[A-Za-z][A-Za-z0-9+.-]*://|[A-Za-z0-9][A-Za-z0-9_-]+:(?!/)|(?:s3|gs|az|sftp):/"
+    r"[A-Za-z][A-Za-z0-9+.-]*://|[A-Za-z0-9][A-Za-z0-9_-]+:(?!/)|(?:s3|gs|az|sftp):/|(?:restic|borg):"
 )
+REPOSITORY_VARIABLES = {"restic": "RESTIC_REPOSITORY", "borg": "BORG_REPO"}
+_HIDDEN = r"\1:***@"
+_LOGIN = re.compile(r"(//[^/@\s:]*):[^/@\s]*@")  # user and password of a URL
+_RESTIC_KINDS = re.compile(r"(local|sftp|rest|s3|b2|azure|gs|swift|rclone):")
+_BORG_HOST = re.compile(r"ssh://|[^/]+:")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]+")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _ACCOUNT = re.compile(r"[a-z0-9]{3,24}")  # of Azure
@@ -41,8 +48,8 @@ class Address:
     """A remote place.
 
     Attributes:
-        scheme: One of SCHEMES.
-        bucket: The bucket or container; the host of an SFTP server.
+        scheme: One of SCHEMES or ENGINES.
+        bucket: The bucket or container; the host of an SFTP server; the repository of an engine.
         prefix: Without `/` at its ends. Of an SFTP server the path, absolute or relative to the
             login directory.
         account: Of Azure.
@@ -70,8 +77,15 @@ class Address:
         """The name or else the URL, for messages and as an argument of commands."""
         return self.named or str(self)
 
+    @property
+    def is_repository(self) -> bool:
+        """Whether it is the repository of an engine."""
+        return self.scheme in ENGINES
+
     def __str__(self) -> str:
         """Return the URL, in its canonical form."""
+        if self.is_repository:
+            return f"{self.scheme}:{self.bucket}"
         if self.scheme == "sftp":
             host = f"[{self.bucket}]" if ":" in self.bucket else self.bucket
             at = f"{self.user}@" if self.user else ""
@@ -88,6 +102,46 @@ def is_remote(text: str) -> bool:
     return _REMOTE.match(text) is not None
 
 
+def is_repository(text: str) -> bool:
+    """Return whether an address is that of a repository: `restic:` or `borg:` and its name."""
+    return text.startswith(tuple(f"{engine}:" for engine in ENGINES))
+
+
+def repository_address(engine: str, repository: str) -> str:
+    """Return the address of a repository: its path made absolute, its password hidden.
+
+    Args:
+        repository: As the engine names it: a directory, `sftp:USER@HOST:/PATH`, `ssh://HOST/PATH`.
+    """
+    kinds = _RESTIC_KINDS if engine == "restic" else _BORG_HOST
+    if engine == "restic" and repository.startswith("local:"):
+        repository = repository.removeprefix("local:")
+    if repository and not kinds.match(repository):
+        repository = os.path.abspath(os.path.expanduser(repository))
+    return f"{engine}:{_LOGIN.sub(_HIDDEN, repository)}"
+
+
+def find_repository(address: Address, environment: Mapping[str, str]) -> str:
+    """Return a repository as its engine names it.
+
+    Args:
+        environment: The engine's own variable has a password that the address hides.
+
+    Raises:
+        UsageError: That variable names another repository.
+    """
+    if "***" not in address.bucket:
+        return address.bucket
+    variable = REPOSITORY_VARIABLES[address.scheme]
+    named = environment.get(variable, "")
+    if repository_address(address.scheme, named) != f"{address.scheme}:{address.bucket}":
+        raise UsageError(
+            f"{address.scheme}: user and password are not allowed in an address",
+            hint=f"export {variable}=...  # and --engine {address.scheme} without --repository",
+        )
+    return named
+
+
 def parse_address(text: str, remotes: Mapping[str, Mapping[str, Any]] | None = None) -> Address:
     """Parse `s3://BUCKET/PREFIX`, `sftp://HOST/PATH` and so on, or `NAME:` and `NAME:PATH`.
 
@@ -97,6 +151,11 @@ def parse_address(text: str, remotes: Mapping[str, Mapping[str, Any]] | None = N
     Raises:
         UsageError: It is not an address, contains a secret, or the name is unknown.
     """
+    if is_repository(text):
+        engine, _, repository = text.partition(":")
+        if not repository:
+            raise UsageError(f"{engine}: no repository", hint=f"{engine}:/PATH")
+        return Address(engine, repository)
     scheme, separator, rest = text.partition("://")
     if separator:
         return _parse_url(scheme.lower(), rest)
@@ -115,7 +174,7 @@ def parse_address(text: str, remotes: Mapping[str, Mapping[str, Any]] | None = N
 
 def check_remote_name(name: str) -> bool:
     """Return whether a name can be that of a table `[remote.NAME]`."""
-    return _NAME.fullmatch(name) is not None and name not in SCHEMES
+    return _NAME.fullmatch(name) is not None and name not in (*SCHEMES, *ENGINES)
 
 
 def open_store(address: Address, environment: Mapping[str, str]) -> Store:
@@ -128,6 +187,11 @@ def open_store(address: Address, environment: Mapping[str, str]) -> Store:
         UsageError: obstore or ssh is not installed, or a file with credentials is not one.
         NotFoundError: A file with credentials does not exist.
     """
+    if address.is_repository:
+        raise UsageError(
+            f"{address.shown}: a repository is no such place",
+            hint=f"sagewai-ops backup --engine {address.scheme} --repository R --init-repository",
+        )
     if address.scheme == "sftp":
         from sagewai_ops.remote.sftp import SftpStore
 
@@ -149,6 +213,8 @@ def _configured(name: str, table: Mapping[str, Any], below: str) -> Address:
             raise UsageError(f"{where} {key}: not {kind}")
     if "url" not in table:
         raise UsageError(f"{where}: no url", hint='url = "s3://BUCKET/PREFIX"')
+    if is_repository(table["url"]):
+        return _configured_repository(name, table, below)
     if not is_remote(table["url"]) or "://" not in table["url"]:
         raise UsageError(f"{where} url: not a URL", hint=_forms())
     parts = "/".join(filter(None, (table["url"].rstrip("/"), below.strip("/"))))
@@ -173,6 +239,18 @@ def _configured(name: str, table: Mapping[str, Any], below: str) -> Address:
         table.get("path-style", True),
         table.get("credentials-file"),
     )
+
+
+def _configured_repository(name: str, table: Mapping[str, Any], below: str) -> Address:
+    engine, _, repository = table["url"].partition(":")
+    if unused := sorted(set(table) - {"url"}):
+        raise UsageError(f"[remote.{name}] {unused[0]}: unknown for {engine}")
+    if below:
+        raise UsageError(f"{name}:{printable(below)}: a repository has no directories")
+    if not repository:
+        raise UsageError(f"[remote.{name}] url: no repository", hint=f'url = "{engine}:/PATH"')
+    address = repository_address(engine, repository).partition(":")[2]
+    return Address(engine, address, named=f"{name}:")
 
 
 def _parse_url(scheme: str, rest: str) -> Address:

@@ -11,6 +11,8 @@ from pathlib import Path, PosixPath
 from typing import TYPE_CHECKING, TypeGuard
 
 from sagewai_ops.remote.address import is_remote as is_remote_address
+from sagewai_ops.remote.address import is_repository, repository_address
+from sagewai_ops.remote.store import TreeStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,11 +26,15 @@ class Place:
     Args:
         address: As it was named, for messages; without secrets.
         connect: Opens it.
+        has_trees: Whether it is a repository of an engine.
     """
 
-    def __init__(self, address: str, connect: Callable[[], Store] | None = None) -> None:
+    def __init__(
+        self, address: str, connect: Callable[[], Store] | None = None, *, has_trees: bool = False
+    ) -> None:
         self.address = address.rstrip("/")
         self.connect = connect
+        self.has_trees = has_trees
         self._store: Store | None = None
         # Small objects that were read: a command lists its place several times.
         self.contents: dict[ObjectFacts, bytes] = {}
@@ -154,6 +160,20 @@ def is_remote(path: Path) -> TypeGuard[RemotePath]:
     return isinstance(path, RemotePath)
 
 
+def has_trees(path: Path) -> TypeGuard[RemotePath]:
+    """Return whether a path is of a repository, whose snapshots are directories."""
+    return is_remote(path) and path.place.has_trees
+
+
+def tree_store(path: RemotePath) -> TreeStore:
+    """Return the open repository of a path for which `has_trees` is true."""
+    assert isinstance(path.store, TreeStore)
+    return path.store
+
+
 def parse_place(text: str) -> Path:
     """Return the path of a directory, or of a remote place."""
+    if is_repository(text):
+        engine, _, repository = text.partition(":")
+        return RemotePath(Place(repository_address(engine, repository), has_trees=True))
     return RemotePath(Place(text)) if is_remote_address(text) else Path(text)

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterable, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
+    from pathlib import Path
+
+TREE = "tree"  # the directory of a snapshot, at the top of what a `TreeStore` stores
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,4 +124,46 @@ class HasRetention(Protocol):
 
     def retained_until(self, name: str) -> datetime | None:
         """Return until when an object cannot be deleted; None if it can, or that is unknown."""
+        ...
+
+
+@runtime_checkable
+class TreeStore(Protocol):
+    """A store whose snapshots are directories: a repository of an engine.
+
+    The methods raise what those of a store raise, and KeyMissingError (12) for a wrong password,
+    LockedError (11), DamagedError (16) and NoSpaceError (13).
+    """
+
+    def prepare(self, *, create: bool) -> bool:
+        """Check that the repository can be used, or create it; return whether it was created."""
+        ...
+
+    def store_tree(self, name: str, directory: Path, size_bytes: int, digest: str) -> None:
+        """Store the directory `tree` of a directory.
+
+        Args:
+            size_bytes: Of its files.
+            digest: Of its manifest, in hex.
+        """
+        ...
+
+    def fetch(self, name: str, paths: Sequence[str] | None, target: Path) -> None:
+        """Write a tree, or files of it, to `tree` in a private directory.
+
+        Args:
+            paths: Relative to the tree; None for all.
+        """
+        ...
+
+    def forget_all(self, names: Iterable[str]) -> None:
+        """Delete objects; their space is not reclaimed."""
+        ...
+
+    def reclaim(self) -> None:
+        """Remove data that no object needs."""
+        ...
+
+    def scratch(self) -> AbstractContextManager[Path]:
+        """Create a private directory for a tree that is read, and remove it after the block."""
         ...

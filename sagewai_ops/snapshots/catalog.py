@@ -24,7 +24,8 @@ from sagewai_ops.snapshots.quality import PROPERTIES, engine_of
 
 TREE = "tree"  # the snapshot that is a directory: `backup --format directory`
 _NAME = re.compile(
-    r"sagewai-(?P<id>(?P<moment>\d{8}T\d{6}Z)-[0-9a-f]{6})\.tar\.zst(?P<encrypted>\.age)?"
+    r"sagewai-(?P<id>(?P<moment>\d{8}T\d{6}Z)-[0-9a-f]{6})"
+    r"\.(?:tar\.zst(?P<encrypted>\.age)?|tree)"
 )
 _MOMENT = "%Y%m%dT%H%M%SZ"
 _DIGITS = ((0, 4), (4, 6), (6, 8), (9, 11), (11, 13), (13, 15))  # year to second
@@ -131,6 +132,11 @@ def archive_name(snapshot_id: str, *, is_encrypted: bool) -> str:
     return f"sagewai-{snapshot_id}.tar.zst" + (".age" if is_encrypted else "")
 
 
+def tree_name(snapshot_id: str) -> str:
+    """Return the name of a snapshot in a repository of an engine."""
+    return f"sagewai-{snapshot_id}.{TREE}"
+
+
 def is_archive_name(name: str) -> bool:
     """Return whether a file of this name is a snapshot."""
     return _NAME.fullmatch(name) is not None
@@ -176,7 +182,7 @@ def list_snapshots(directory: Path) -> list[Snapshot]:
         names = beneath.list_directory(directory)
     for name in names:
         match = _NAME.fullmatch(name)
-        if match is None:
+        if match is None or name.endswith(f".{TREE}"):
             continue
         path = directory / name
         try:

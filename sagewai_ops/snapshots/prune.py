@@ -114,6 +114,7 @@ class PruneResult:
         resting: Ids of the snapshots that stay in the trash.
         ahead: Id of a snapshot dated in the future.
         hidden: Snapshots that the store keeps: an object lock or versioning.
+        reclaimed: Whether the engine of a repository removed data that no snapshot needs.
     """
 
     folder: Path
@@ -126,6 +127,7 @@ class PruneResult:
     ahead: str | None
     dry_run: bool
     hidden: tuple[HiddenSnapshot, ...]
+    reclaimed: bool = False
 
 
 def describe_prune(report: PruneReport) -> PruneResult:

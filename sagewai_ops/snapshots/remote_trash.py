@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timezone
 
-from sagewai_ops.remote.path import RemotePath
+from sagewai_ops.remote.path import RemotePath, has_trees, tree_store
 from sagewai_ops.remote.store import Deletion, HasRetention, Store
 from sagewai_ops.snapshots.cards import card_path
 from sagewai_ops.snapshots.catalog import Snapshot, id_of, list_remote
@@ -73,6 +73,10 @@ def purge(place: RemotePath, snapshots: Iterable[Snapshot]) -> tuple[HiddenSnaps
     store = place.store
     # One may have been undeleted by another run since it was listed.
     still = (item for item in snapshots if store.facts(f"{item.path.name}.json") is None)
+    if has_trees(place):
+        chosen = [name for item in still for name in (item.path.name, _removed_name(item))]
+        tree_store(place).forget_all(chosen)  # each run of an engine takes a second
+        return ()
     hidden = tuple(filter(None, (_delete(store, item, item.path.name) for item in still)))
     names = {item.name for item in store.list()}
     for name in names:
@@ -80,6 +84,10 @@ def purge(place: RemotePath, snapshots: Iterable[Snapshot]) -> tuple[HiddenSnaps
         if archive != name and id_of(archive) and archive not in names:
             store.delete(name)
     return hidden
+
+
+def _removed_name(snapshot: Snapshot) -> str:
+    return f"{card_path(snapshot.path).name}{SUFFIX}"
 
 
 def _delete(store: Store, snapshot: Snapshot, name: str) -> HiddenSnapshot | None:

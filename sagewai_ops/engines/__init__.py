@@ -1,0 +1,1 @@
+"""Repositories of restic and borg as places for snapshots."""

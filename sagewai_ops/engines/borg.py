@@ -1,0 +1,214 @@
+"""borg, from version 1.2, as an engine."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from sagewai_ops.engines.engine import (
+    MARK,
+    MOST_FILE_BYTES,
+    StoredObject,
+    classify,
+    failure,
+    is_object_name,
+    parse_size,
+)
+from sagewai_ops.engines.process import Access, Finished, run_engine, shown
+from sagewai_ops.errors import (
+    DamagedError,
+    KeyMissingError,
+    LockedError,
+    NoSpaceError,
+    NotFoundError,
+    OpsError,
+    RemoteError,
+    TargetBusyError,
+)
+from sagewai_ops.remote.store import TREE
+
+_OLDEST = (1, 2)
+_VERSION = re.compile(rb"borg (\d+)\.(\d+)")
+_ENGINE_ID = re.compile(r"[A-Za-z0-9._-]{1,200}~[0-9]{20}")
+_CHUNKS = "fixed,65536"  # pages of a database keep their place
+_LOCK_SECONDS = "5"
+_WORDS = {  # in the names of borg's errors (`borg help errors`), in the order of their priority
+    "PassphraseWrong": KeyMissingError,
+    "PasscommandFailure": KeyMissingError,
+    "PasswordRetriesExceeded": KeyMissingError,
+    "NoPassphraseFailure": KeyMissingError,
+    "KeyfileNotFound": KeyMissingError,
+    "RepoKeyNotFound": KeyMissingError,
+    "Lock": LockedError,
+    "InsufficientFreeSpace": NoSpaceError,
+    "StorageQuota": NoSpaceError,
+    "ConnectionClosed": RemoteError,
+    "ConnectionBroken": RemoteError,
+    "DoesNotExist": NotFoundError,
+    "ParentPathDoesNotExist": NotFoundError,
+    "InvalidRepository": NotFoundError,
+    "Integrity": DamagedError,
+    "CheckNeeded": DamagedError,
+    "ObjectNotFound": DamagedError,
+    "TAM": DamagedError,
+    "Decode": DamagedError,
+    "Decompression": DamagedError,
+    "NoManifest": DamagedError,
+}
+_HINTS: dict[type[OpsError], str] = {
+    LockedError: "borg break-lock  # if no borg uses the repository",
+    DamagedError: "borg check --verify-data",
+    KeyMissingError: "BORG_PASSPHRASE_FD or BORG_PASSCOMMAND, or --passphrase-file FILE",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Borg:
+    """borg with a repository, which its environment names.
+
+    Args:
+        limits: Options such as `--upload-ratelimit=N`.
+    """
+
+    access: Access
+    limits: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of the engine."""
+        return "borg"
+
+    def require_version(self) -> None:
+        """Check that it is 1.2 or newer, and not 2, whose commands are others."""
+        finished = run_engine(self.access, ["--version"], most_bytes=MOST_FILE_BYTES)
+        match = _VERSION.match(finished.output)
+        if finished.code or match is None:
+            raise OpsError("borg: version unknown", hint="borg --version")
+        found = (int(match[1]), int(match[2]))
+        if found < _OLDEST or found[0] > 1:
+            raise OpsError(
+                f"borg: version {found[0]}.{found[1]}, 1.2 to 1.4 required", hint="borg --version"
+            )
+
+    def initialise(self) -> None:
+        """Create the repository, encrypted; its key is in it."""
+        arguments = ["init", "--log-json", "--encryption", "repokey-blake2"]
+        finished = run_engine(self.access, arguments)
+        if finished.code and any("AlreadyExists" in line for line in finished.messages):
+            raise TargetBusyError(f"borg: {shown(_text(finished.messages[0])[0])}")
+        self._check(finished)
+
+    def list(self) -> list[StoredObject]:
+        """Return what this program stored."""
+        finished = self._run(["list", "--json", "--format", "{comment}"])
+        try:
+            archives = json.loads(finished.output)["archives"]
+            return [found for item in archives if (found := _parse(item))]
+        except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+            raise OpsError("borg: list of an unknown form", hint="borg --version") from error
+
+    def store_tree(
+        self,
+        directory: Path,
+        name: str,
+        size_bytes: int,
+        digest: str,
+        parent: StoredObject | None,  # noqa: ARG002
+    ) -> StoredObject:
+        """Store `tree` of a directory; hard links change a file's ctime, and nothing else."""
+        options = ["--chunker-params", _CHUNKS, "--files-cache", "mtime,size,inode"]
+        return self._store(options, [TREE], name, size_bytes, digest, directory=directory)
+
+    def store_file(self, content: bytes, name: str) -> StoredObject:
+        """Store a small file."""
+        options = ["--stdin-name", name]
+        return self._store(options, ["-"], name, len(content), content=content)
+
+    def read_file(self, stored: StoredObject) -> bytes:
+        """Return the content of a file that is stored alone."""
+        arguments = ["extract", "--stdout", f"::{stored.engine_id}", f"pp:{stored.name}"]
+        return self._run(arguments, most_bytes=MOST_FILE_BYTES).output
+
+    def restore(self, stored: StoredObject, paths: Sequence[str] | None, target: Path) -> None:
+        """Write a tree, or files of it, below a directory."""
+        # Not `pf:`: borg 1.2 warns that a path of this kind never matched, although it does.
+        chosen = [f"pp:{TREE}/{path}" for path in paths or ()]
+        self._run(["extract", f"::{stored.engine_id}", *chosen], directory=target)
+
+    def forget(self, stored: Iterable[StoredObject]) -> None:
+        """Remove archives."""
+        first, *others = [item.engine_id for item in stored] or [""]
+        if first:
+            self._run(["delete", f"::{first}", *others])
+
+    def reclaim(self) -> None:
+        """Remove data that no archive needs."""
+        self._run(["compact"])
+
+    def _store(
+        self,
+        options: Sequence[str],
+        paths: Sequence[str],
+        name: str,
+        size_bytes: int,
+        digest: str = "",
+        *,
+        directory: Path | None = None,
+        content: bytes | None = None,
+    ) -> StoredObject:
+        now = datetime.now(timezone.utc)
+        # An archive's name is unique, and an object is replaced before the earlier one is deleted.
+        engine_id = f"{name}~{now:%Y%m%d%H%M%S%f}"
+        comment = f"{MARK} name={name} bytes={size_bytes}" + (
+            f" manifest={digest}" if digest else ""
+        )
+        arguments = ["create", *options, "--comment", comment, f"::{engine_id}", *paths]
+        self._run(arguments, directory=directory, content=content)
+        return StoredObject(engine_id, name, size_bytes, now)
+
+    def _run(self, arguments: Sequence[str], **options: Any) -> Finished:
+        command, *others = arguments
+        common = ["--log-json", "--lock-wait", _LOCK_SECONDS, *self.limits]
+        return self._check(run_engine(self.access, [command, *common, *others], **options))
+
+    def _check(self, finished: Finished) -> Finished:
+        # A warning (1) is a failure too: what is stored or read is private to this run.
+        if finished.code == 0:
+            return finished
+        parsed = [_text(line) for line in finished.messages]
+        # Warnings come first, and are not the cause.
+        messages = [text for text, _name in sorted(parsed, key=lambda line: not line[1])]
+        names = [name for _text, name in parsed if name]
+        kind = next((ours for word, ours in _WORDS.items() for name in names if word in name), None)
+        kind = kind or classify(messages)
+        raise failure("borg", finished, messages, kind, _HINTS.get(kind, ""))
+
+
+def _parse(item: Any) -> StoredObject | None:
+    """Return an archive; None for one that this program did not store."""
+    mark, *labels = item["comment"].split(" ")
+    if mark != MARK:
+        return None
+    named = dict(label.partition("=")[::2] for label in labels)
+    name, size_bytes = named.get("name", ""), parse_size(named.get("bytes", ""))
+    engine_id = item["name"]
+    # Not the archive that a killed run leaves: it has `.checkpoint` at its end.
+    is_complete = _ENGINE_ID.fullmatch(engine_id) and engine_id.startswith(f"{name}~")
+    if not is_object_name(name) or size_bytes is None or not is_complete:
+        return None
+    moment = datetime.fromisoformat(item["time"]).astimezone(timezone.utc)  # of the local zone
+    return StoredObject(engine_id, name, size_bytes, moment)
+
+
+def _text(line: str) -> tuple[str, str]:
+    """Return the text of a line on stderr, and the name of the error."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        return line, ""
+    if not isinstance(message, dict):
+        return line, ""
+    return str(message.get("message") or line), str(message.get("msgid") or "")

@@ -1,0 +1,201 @@
+"""What restic and borg have in common for this program, and their errors."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from sagewai_ops.engines.process import Finished, shown
+from sagewai_ops.errors import (
+    DamagedError,
+    KeyMissingError,
+    LockedError,
+    NoSpaceError,
+    NotFoundError,
+    OpsError,
+    PermissionDeniedError,
+    RemoteError,
+)
+from sagewai_ops.remote.store import TREE
+
+MARK = "sagewai-ops"  # of everything that this program stores in a repository
+MOST_FILE_BYTES = 16 * 1024 * 1024  # of a file that is stored alone: records are far smaller
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
+_DIGITS = re.compile(r"[0-9]{1,18}")
+# In the order of their priority: a full disk also leaves a damaged file.
+_PATTERNS: tuple[tuple[type[OpsError], tuple[str, ...]], ...] = (
+    (
+        NoSpaceError,
+        ("no space left", "quota exceeded", "file too large", "insufficient free space"),
+    ),
+    (
+        RemoteError,
+        (
+            *("connection refused", "connection reset", "connection closed", "timed out"),
+            *("no such host", "network is unreachable", "no route to host", "i/o timeout"),
+            *("dial tcp", "could not resolve hostname", "host key verification", "broken pipe"),
+            *("ssh command exited", "unable to start the sftp session", "tls handshake"),
+        ),
+    ),
+    (
+        KeyMissingError,
+        (
+            *("wrong password", "no key found", "incorrect passphrase", "passphrase supplied in"),
+            *("empty password", "resolving password failed", "unable to open password"),
+            *("read password", "passphrase prompt", "can not acquire a passphrase"),
+        ),
+    ),
+    (LockedError, ("already locked", "unable to create lock", "acquire the lock")),
+    (
+        PermissionDeniedError,
+        ("permission denied", "access denied", "accessdenied", "read-only file system"),
+    ),
+    (
+        DamagedError,
+        (
+            *("ciphertext", "invalid data returned", "checksum", "hash mismatch", "wrong hash"),
+            *("integrity", "corrupt", "mac mismatch", "does not match", "unexpected eof"),
+            *("not found in repository", "not found in index", "not in the index", "decrypt"),
+            *("invalid character", "unable to load", "no matching", "is not a valid", "segment"),
+            *("missing chunk", "invalid header", "unpack", "stat <", "load <"),
+        ),
+    ),
+    (
+        NotFoundError,
+        (
+            *("is there a repository", "does not exist", "not a valid repository"),
+            *("unable to open config", "unable to open repository", "no snapshot found"),
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """What an engine lists of one of its snapshots that this program stored.
+
+    Attributes:
+        engine_id: Names it for the engine.
+        name: Of the object: of a tree, or of a file that is stored alone.
+        size_bytes: As the labels state it.
+        stored_at: UTC, by the clock of the machine that stored it.
+    """
+
+    engine_id: str
+    name: str
+    size_bytes: int
+    stored_at: datetime
+
+    @property
+    def is_tree(self) -> bool:
+        """Whether it is a directory."""
+        return self.name.endswith(f".{TREE}")
+
+
+class Engine(Protocol):
+    """A program that stores versions of files without duplicates, encrypted, in a repository.
+
+    Every method that starts it raises NotFoundError (10) if it is not installed or the repository
+    does not exist, KeyMissingError (12) for a wrong password, LockedError (11), DamagedError (16),
+    NoSpaceError (13), PermissionDeniedError (14), RemoteError (19), and OpsError (1) for an exit
+    code or output that it does not know.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name of the engine, such as `restic`."""
+        ...
+
+    def require_version(self) -> None:
+        """Check that the installed version is one that this program knows.
+
+        Raises:
+            NotFoundError, OpsError: It is not.
+        """
+        ...
+
+    def initialise(self) -> None:
+        """Create the repository.
+
+        Raises:
+            TargetBusyError: It exists.
+        """
+        ...
+
+    def list(self) -> list[StoredObject]:
+        """Return everything that this program stored, in the engine's order."""
+        ...
+
+    def store_tree(
+        self, directory: Path, name: str, size_bytes: int, digest: str, parent: StoredObject | None
+    ) -> StoredObject:
+        """Store the directory `tree` of a directory.
+
+        Args:
+            size_bytes: Of its files.
+            digest: Of its manifest, in hex.
+            parent: A similar tree, which saves reading unchanged files.
+        """
+        ...
+
+    def store_file(self, content: bytes, name: str) -> StoredObject:
+        """Store a small file."""
+        ...
+
+    def read_file(self, stored: StoredObject) -> bytes:
+        """Return the content of a file that is stored alone."""
+        ...
+
+    def restore(self, stored: StoredObject, paths: Sequence[str] | None, target: Path) -> None:
+        """Write a tree, or files of it, to `tree` in a private directory.
+
+        Args:
+            paths: Relative to the tree; None for all.
+        """
+        ...
+
+    def forget(self, stored: Iterable[StoredObject]) -> None:
+        """Remove snapshots; their space is not reclaimed."""
+        ...
+
+    def reclaim(self) -> None:
+        """Remove data that no snapshot needs."""
+        ...
+
+
+def is_object_name(name: str) -> bool:
+    """Return whether a text can be the name of an object in a repository."""
+    return _NAME.fullmatch(name) is not None
+
+
+def parse_size(text: str) -> int | None:
+    """Return a number of bytes from a label; None if it is not one."""
+    return int(text) if _DIGITS.fullmatch(text) else None
+
+
+def classify(messages: Sequence[str]) -> type[OpsError]:
+    """Return the kind of an engine's error, from its messages."""
+    text = "\n".join(messages).lower()
+    return next((kind for kind, words in _PATTERNS if any(map(text.__contains__, words))), OpsError)
+
+
+def failure(
+    engine: str,
+    finished: Finished,
+    messages: Sequence[str],
+    kind: type[OpsError],
+    hint: str = "",
+) -> OpsError:
+    """Return the error of a run that failed.
+
+    Args:
+        messages: In clear; the first is shown.
+        kind: From `classify`, or from the engine's own code.
+        hint: For this kind.
+    """
+    end = f"exit code {finished.code}" if finished.code >= 0 else f"signal {-finished.code}"
+    first = next((line for line in messages if "fatal" in line.lower()), "")
+    text = shown(first or next(iter(messages), "")) or "no message"
+    return kind(f"{engine}: {text} ({end})", hint=hint)

@@ -1,0 +1,320 @@
+"""A repository of restic or borg as a remote place.
+
+Each object of the place is a snapshot of the engine: a tree (the files of one of our snapshots), or
+a small file such as a metadata file. The engine stores an object in one step, so a list never shows
+a part of one. Of two objects with the same name the later one counts, and the other one is
+forgotten when the engine forgets something else.
+
+Small files are read through a cache of the user: each read starts the engine. The engine's ids are
+hashes of the content (restic), or unique (borg), and their content is authenticated by its readers.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import signal
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from sagewai_ops.engines.borg import Borg
+from sagewai_ops.engines.engine import Engine, StoredObject
+from sagewai_ops.engines.process import Access, engine_environment
+from sagewai_ops.engines.restic import Restic
+from sagewai_ops.errors import DamagedError, NotFoundError, OpsError, UsageError
+from sagewai_ops.fs import atomic, beneath
+from sagewai_ops.remote.store import Deletion, ObjectFacts, Upload
+from sagewai_ops.text import shell_word
+
+_MOST_CACHED_BYTES = 64 * 1024  # of an object; a metadata file has some 2 KB
+_Objects: TypeAlias = list[StoredObject]
+_CACHED = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """How a repository is opened.
+
+    Attributes:
+        engine: `restic` or `borg`.
+        address: For messages, without secrets.
+        repository: As the engine names it; may contain a password.
+        environment: Of the program.
+        password: Returns the password; None to leave it to the engine's own variables.
+        upload_kib, download_kib: Per second; None for no limit.
+    """
+
+    engine: str
+    address: str
+    repository: str = field(repr=False)
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    password: Callable[[], str] | None = None
+    upload_kib: int | None = None
+    download_kib: int | None = None
+
+
+def open_engine(connection: Connection) -> Engine:
+    """Return the engine of a repository; it is not started.
+
+    Raises:
+        KeyMissingError, NotFoundError, UsageError: The password cannot be read.
+    """
+    environment = engine_environment(connection.environment)
+    password = connection.password() if connection.password else ""
+    upload, download = connection.upload_kib, connection.download_kib
+    if connection.engine == "restic":
+        environment.pop("RESTIC_REPOSITORY_FILE", None)
+        environment["RESTIC_REPOSITORY"] = connection.repository
+        if password:
+            for name in ("RESTIC_PASSWORD", "RESTIC_PASSWORD_COMMAND"):
+                environment.pop(name, None)
+        access = Access(
+            "restic",
+            environment,
+            password,
+            "RESTIC_PASSWORD_FILE",
+            "/dev/fd/{}",
+            end_signal=signal.SIGINT,
+        )
+        flags = (("--limit-upload", upload), ("--limit-download", download))
+        limits = [f"{flag}={value}" for flag, value in flags if value is not None]
+        return Restic(access, tuple(limits))
+    environment["BORG_REPO"] = connection.repository
+    if password:
+        for name in ("BORG_PASSPHRASE", "BORG_PASSCOMMAND"):
+            environment.pop(name, None)
+    access = Access("borg", environment, password, "BORG_PASSPHRASE_FD", package="borgbackup")
+    if download is not None:
+        raise UsageError("--limit-download: borg has no such limit")
+    limits = [f"--upload-ratelimit={upload}"] if upload is not None else []
+    return Borg(access, tuple(limits))
+
+
+class RepositoryStore:
+    """A repository; a `Store` and a `TreeStore`.
+
+    Args:
+        connection: How it is opened.
+        scratch: Creates a private directory for a tree that is read, and removes it.
+    """
+
+    def __init__(
+        self, connection: Connection, scratch: Callable[[], AbstractContextManager[Path]]
+    ) -> None:
+        self._connection = connection
+        self._scratch = scratch
+        self._opened: Engine | None = None
+        self._objects: _Objects | None = None
+        self._cache = _Cache(connection)
+
+    @property
+    def address(self) -> str:
+        """The repository, for messages."""
+        return self._connection.address
+
+    def list(self) -> list[ObjectFacts]:
+        """List all objects; the list is read once, and again after a change."""
+        return [_facts(found) for _name, found in sorted(self._current().items())]
+
+    def facts(self, name: str) -> ObjectFacts | None:
+        """Return the facts of an object."""
+        found = self._current().get(name)
+        return _facts(found) if found else None
+
+    def read(self, name: str, offset: int, count: int) -> bytes:
+        """Read a part of a small file."""
+        return self._content(name)[offset : offset + count]
+
+    def stream(self, name: str) -> Generator[bytes, None, None]:
+        """Yield the content of a small file."""
+        yield self._content(name)
+
+    def put(self, name: str, content: bytes, *, replace: bool = False) -> bool:
+        """Store a small file; one that it replaces does not count, and is forgotten later."""
+        if not replace and name in self._current():
+            return False
+        stored = self._engine().store_file(content, name)
+        self._all().append(stored)
+        self._cache.write(stored, content)
+        return True
+
+    def upload(self, name: str, expected_bytes: int) -> AbstractContextManager[Upload]:
+        """Refuse: a repository has trees, and no archives."""
+        raise UsageError(
+            f"{self.address}: a repository stores no archives: {name}, {expected_bytes} bytes"
+        )
+
+    def delete(self, name: str) -> Deletion:
+        """Forget an object."""
+        self._forget([item for item in self._all() if item.name == name])
+        return Deletion.DELETED
+
+    def close(self) -> None:
+        """Do nothing: no engine runs between calls."""
+
+    def prepare(self, *, create: bool) -> bool:
+        """Check that the repository can be used, or create it, and forget replaced objects.
+
+        Args:
+            create: Whether it may be created.
+
+        Returns:
+            Whether it was created.
+        """
+        try:
+            self._all()
+        except NotFoundError:
+            # A missing program is no missing repository: this repeats its error.
+            self._engine().require_version()
+            if not create:
+                raise
+            self._engine().initialise()
+            self._objects = []
+            return True
+        self._forget(self._superseded())
+        return False
+
+    def store_tree(self, name: str, directory: Path, size_bytes: int, digest: str) -> None:
+        """Store the directory `tree` of a directory as an object."""
+        trees = [item for item in self._all() if item.is_tree]
+        parent = max(trees, key=lambda item: item.stored_at, default=None)
+        stored = self._engine().store_tree(directory, name, size_bytes, digest, parent)
+        self._all().append(stored)
+
+    def fetch(self, name: str, paths: Sequence[str] | None, target: Path) -> None:
+        """Write a tree, or files of it, to `tree` in a private directory."""
+        self._engine().restore(self._find(name), paths, target)
+
+    def forget_all(self, names: Iterable[str]) -> None:
+        """Forget objects in one run of the engine."""
+        wanted = set(names)
+        self._forget([item for item in self._all() if item.name in wanted])
+
+    def reclaim(self) -> None:
+        """Remove data that no object needs."""
+        self._engine().reclaim()
+
+    def scratch(self) -> AbstractContextManager[Path]:
+        """Create a private directory for a tree that is read, and remove it after the block."""
+        return self._scratch()
+
+    def _engine(self) -> Engine:
+        if self._opened is None:
+            engine = open_engine(self._connection)
+            engine.require_version()
+            self._opened = engine
+        return self._opened
+
+    def _all(self) -> _Objects:
+        if self._objects is None:
+            try:
+                self._objects = self._engine().list()
+            except NotFoundError as error:
+                raise self._not_initialised(error) from error
+            self._cache.keep(self._objects)
+        return self._objects
+
+    def _not_initialised(self, error: NotFoundError) -> NotFoundError:
+        """Return an error with the command that creates this repository, if the engine runs."""
+        if error.hint:
+            return error  # the engine is not installed
+        engine, _, repository = self.address.partition(":")
+        named = f"--engine {engine} --repository {shell_word(repository)}"
+        if engine != self._connection.engine:
+            named = f"--to {self.address}"
+        hint = f"sagewai-ops backup {named} --init-repository"
+        return NotFoundError(error.message, hint=hint)
+
+    def _current(self) -> dict[str, StoredObject]:
+        """Return the latest object of each name."""
+        return {item.name: item for item in sorted(self._all(), key=lambda item: item.stored_at)}
+
+    def _find(self, name: str) -> StoredObject:
+        found = self._current().get(name)
+        if found is None:
+            raise NotFoundError(
+                f"{self.address}/{name}: not found", hint="sagewai-ops snapshots list"
+            )
+        return found
+
+    def _content(self, name: str) -> bytes:
+        found = self._find(name)
+        content = self._cache.read(found)
+        if content is None:
+            content = self._engine().read_file(found)
+            if len(content) != found.size_bytes:
+                raise DamagedError(
+                    f"{self.address}/{name}: {len(content)} bytes, {found.size_bytes} recorded"
+                )
+            self._cache.write(found, content)
+        return content
+
+    def _superseded(self) -> _Objects:
+        latest = {item.engine_id for item in self._current().values()}
+        return [item for item in self._all() if item.engine_id not in latest]
+
+    def _forget(self, objects: _Objects) -> None:
+        """Forget objects, and those that were replaced, in one run of the engine."""
+        if objects:
+            chosen = {item.engine_id: item for item in (*objects, *self._superseded())}
+            known = self._all()
+            self._objects = None  # after a failure, the list is read again
+            self._engine().forget(chosen.values())
+            self._objects = [item for item in known if item.engine_id not in chosen]
+
+
+class _Cache:
+    """The small files of a repository that this user has read or written."""
+
+    def __init__(self, connection: Connection) -> None:
+        named = connection.environment.get("XDG_CACHE_HOME", "")
+        if not os.path.isabs(named):
+            home = connection.environment.get("HOME", "")
+            named = os.path.join(home, ".cache") if os.path.isabs(home) else ""
+        digest = hashlib.sha256(connection.address.encode("utf-8", "surrogateescape"))
+        self._directory = Path(named, "sagewai-ops", digest.hexdigest()) if named else None
+
+    def read(self, stored: StoredObject) -> bytes | None:
+        """Return the content of an object; None if it is not in the cache."""
+        if self._directory is None or stored.size_bytes > _MOST_CACHED_BYTES:
+            return None
+        with contextlib.suppress(OSError):
+            descriptor = beneath.open_file(self._directory / _cache_name(stored))
+            with open(descriptor, "rb", buffering=0) as stream:
+                content = stream.read(_MOST_CACHED_BYTES)
+            if len(content) == stored.size_bytes:
+                return content
+        return None
+
+    def write(self, stored: StoredObject, content: bytes) -> None:
+        """Keep the content of an object, if that is possible."""
+        if self._directory and len(content) <= _MOST_CACHED_BYTES:
+            with contextlib.suppress(OSError, OpsError):
+                atomic.make_directory(self._directory.parent)
+                atomic.make_directory(self._directory)
+                atomic.replace(self._directory / _cache_name(stored), content)
+
+    def keep(self, objects: Iterable[StoredObject]) -> None:
+        """Remove what is not in the repository."""
+        if self._directory is None:
+            return
+        known = {_cache_name(item) for item in objects}
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self._directory):
+                if _CACHED.fullmatch(name) and name not in known:
+                    (self._directory / name).unlink()
+
+
+def _cache_name(stored: StoredObject) -> str:
+    # A backup of restic names the snapshot by the beginning of the id that the list has.
+    text = f"{stored.engine_id[:8]}\n{stored.name}\n{stored.size_bytes}"
+    if "~" in stored.engine_id:
+        text = f"{stored.engine_id}\n{stored.size_bytes}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _facts(stored: StoredObject) -> ObjectFacts:
+    return ObjectFacts(stored.name, stored.size_bytes, stored.stored_at)

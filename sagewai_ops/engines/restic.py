@@ -1,0 +1,202 @@
+"""restic, from version 0.14, as an engine."""
+
+import json
+import re
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from sagewai_ops.engines.engine import (
+    MARK,
+    MOST_FILE_BYTES,
+    StoredObject,
+    classify,
+    failure,
+    is_object_name,
+    parse_size,
+)
+from sagewai_ops.engines.process import Access, Finished, run_engine, shown
+from sagewai_ops.errors import (
+    DamagedError,
+    KeyMissingError,
+    LockedError,
+    NotFoundError,
+    OpsError,
+    TargetBusyError,
+)
+from sagewai_ops.remote.store import TREE
+
+_OLDEST = (0, 14)
+_VERSION = re.compile(rb"restic (\d+)\.(\d+)")
+_ID = re.compile(r"[0-9a-f]{64}")
+_SHORT_ID = re.compile(r"[0-9a-f]{8,64}")
+_FRACTION = re.compile(r"\.\d+")  # nanoseconds, which Python 3.10 does not parse
+_SPECIAL = re.compile(r"([\\*?\[\]])")  # in a pattern
+# Of restic 0.17 and newer; older ones exit with 1.
+_CODES: dict[int, type[OpsError]] = {10: NotFoundError, 11: LockedError, 12: KeyMissingError}
+_HINTS: dict[type[OpsError], str] = {
+    LockedError: "restic unlock  # removes the locks of runs that have ended",
+    DamagedError: "restic check --read-data",
+    KeyMissingError: "RESTIC_PASSWORD_FILE=FILE, or --passphrase-file FILE",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Restic:
+    """restic with a repository, which its environment names.
+
+    Args:
+        limits: Options such as `--limit-upload=N`.
+    """
+
+    access: Access
+    limits: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of the engine."""
+        return "restic"
+
+    def require_version(self) -> None:
+        """Check that it is 0.14 or newer."""
+        finished = run_engine(self.access, ["version"], most_bytes=MOST_FILE_BYTES)
+        match = _VERSION.match(finished.output)
+        if finished.code or match is None:
+            raise OpsError("restic: version unknown", hint="restic version")
+        found = (int(match[1]), int(match[2]))
+        if found < _OLDEST:
+            raise OpsError(
+                f"restic: version {found[0]}.{found[1]}, 0.14 or newer required",
+                hint="restic self-update",
+            )
+
+    def initialise(self) -> None:
+        """Create the repository."""
+        finished = run_engine(self.access, ["init"])
+        if finished.code and any("already" in line for line in finished.messages):
+            raise TargetBusyError(f"restic: {shown(finished.messages[0])}")
+        self._check(finished)
+
+    def list(self) -> list[StoredObject]:
+        """Return what this program stored."""
+        listed = self._json(self._run(["snapshots", "--json", "--tag", MARK]))
+        if listed is None:
+            return []
+        if not isinstance(listed, list):
+            raise self._unknown("snapshots")
+        return [found for item in listed if (found := self._parse(item))]
+
+    def store_tree(
+        self, directory: Path, name: str, size_bytes: int, digest: str, parent: StoredObject | None
+    ) -> StoredObject:
+        """Store `tree` of a directory; hard links change a file's ctime, and nothing else."""
+        arguments = ["--ignore-ctime", *(["--parent", parent.engine_id] if parent else [])]
+        tags = (f"manifest={digest}",)
+        return self._store([*arguments, TREE], name, size_bytes, tags, directory=directory)
+
+    def store_file(self, content: bytes, name: str) -> StoredObject:
+        """Store a small file."""
+        arguments = ["--stdin", "--stdin-filename", name]
+        return self._store(arguments, name, len(content), content=content)
+
+    def read_file(self, stored: StoredObject) -> bytes:
+        """Return the content of a file that is stored alone."""
+        arguments = ["dump", stored.engine_id, f"/{stored.name}"]
+        return self._run(arguments, most_bytes=MOST_FILE_BYTES).output
+
+    def restore(self, stored: StoredObject, paths: Sequence[str] | None, target: Path) -> None:
+        """Write a tree, or files of it, below a directory."""
+        arguments = ["restore", stored.engine_id, "--target", "."]
+        for path in paths or ():
+            escaped = _SPECIAL.sub(r"\\\1", f"/{TREE}/{path}")
+            arguments += ["--include", escaped]
+        self._run(arguments, directory=target)
+
+    def forget(self, stored: Iterable[StoredObject]) -> None:
+        """Remove snapshots."""
+        ids = [item.engine_id for item in stored]
+        if ids:
+            self._run(["forget", *ids])
+
+    def reclaim(self) -> None:
+        """Remove data that no snapshot needs."""
+        self._run(["prune"])
+
+    def _store(
+        self,
+        arguments: Sequence[str],
+        name: str,
+        size_bytes: int,
+        more_tags: Sequence[str] = (),
+        *,
+        directory: Path | None = None,
+        content: bytes | None = None,
+    ) -> StoredObject:
+        tags = (MARK, f"name={name}", f"bytes={size_bytes}", *more_tags)
+        finished = self._run(
+            ["backup", "--json", "--host", socket.gethostname()]
+            + [word for tag in tags for word in ("--tag", tag)]
+            + list(arguments),
+            directory=directory,
+            content=content,
+        )
+        lines = finished.output.splitlines()
+        summary = self._json(finished, lines[-1] if lines else b"")
+        found = summary.get("snapshot_id") if isinstance(summary, dict) else None
+        if not isinstance(found, str) or not _SHORT_ID.fullmatch(found):
+            raise self._unknown("backup")
+        return StoredObject(found, name, size_bytes, datetime.now(timezone.utc))
+
+    def _run(self, arguments: Sequence[str], **options: Any) -> Finished:
+        return self._check(run_engine(self.access, [*self.limits, *arguments], **options))
+
+    def _check(self, finished: Finished) -> Finished:
+        if finished.code == 0:
+            return finished
+        messages = [_text(line) for line in finished.messages]
+        kind = _CODES.get(finished.code) or classify(messages)
+        raise failure("restic", finished, messages, kind, _HINTS.get(kind, ""))
+
+    def _json(self, finished: Finished, text: bytes | None = None) -> Any:
+        try:
+            return json.loads(finished.output if text is None else text)
+        except (ValueError, RecursionError) as error:
+            raise self._unknown("output") from error
+
+    def _unknown(self, what: str) -> OpsError:
+        return OpsError(f"restic: {what} of an unknown form", hint="restic version")
+
+    def _parse(self, item: Any) -> StoredObject | None:
+        """Return a snapshot; None for one that this program did not store.
+
+        Raises:
+            OpsError: It has another form.
+        """
+        try:
+            engine_id, tags, time = item["id"], item.get("tags") or [], item["time"]
+            labels = dict(tag.partition("=")[::2] for tag in tags)
+            moment = datetime.fromisoformat(_FRACTION.sub("", time).replace("Z", "+00:00"))
+            moment = moment.astimezone(timezone.utc)
+        except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
+            raise self._unknown("list") from error
+        name, size_bytes = labels.get("name", ""), parse_size(labels.get("bytes", ""))
+        if not _ID.fullmatch(engine_id) or not is_object_name(name) or size_bytes is None:
+            return None
+        return StoredObject(engine_id, name, size_bytes, moment)
+
+
+def _text(line: str) -> str:
+    """Return the text of a line on stderr, which newer versions write as JSON."""
+    if line.startswith("{"):
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            return line
+        if isinstance(message, dict):
+            error = message.get("error")
+            nested = error.get("message") if isinstance(error, dict) else None
+            return str(message.get("message") or nested or line)
+    return line

@@ -1,0 +1,106 @@
+"""Repositories of restic and borg for tests, each with the real program."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ENGINES = ("restic", "borg")
+PASSWORD = "planted-passphrase"
+_PASSWORDS = {"restic": ("RESTIC_PASSWORD",), "borg": ("BORG_PASSPHRASE",)}
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A repository that does not exist yet; its password is in the environment."""
+
+    engine: str
+    path: Path
+
+    @property
+    def words(self) -> tuple[object, ...]:
+        """The options that name it."""
+        return ("--engine", self.engine, "--repository", self.path)
+
+    @property
+    def place(self) -> str:
+        """Its address."""
+        return f"{self.engine}:{self.path}"
+
+    @property
+    def password_variables(self) -> tuple[str, ...]:
+        """The variables of the engine with the password."""
+        return _PASSWORDS[self.engine]
+
+    def set_password(self, text: str, patch: pytest.MonkeyPatch) -> None:
+        """Change the password in the environment."""
+        for name in self.password_variables:
+            patch.setenv(name, text)
+
+    def stored(self) -> list[str]:
+        """Return the ids of everything that the engine has."""
+        listed = self.run("snapshots" if self.engine == "restic" else "list", "--json")
+        found = json.loads(listed)
+        items = found if self.engine == "restic" else found["archives"]
+        return [item["id"] for item in items]
+
+    def size_bytes(self) -> int:
+        """Return the size of its files."""
+        return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+
+    def run(self, *words: object) -> str:
+        """Run the engine itself."""
+        names = {"restic": "RESTIC_REPOSITORY", "borg": "BORG_REPO"}
+        done = subprocess.run(
+            [self.engine, *map(str, words)],
+            env={**os.environ, names[self.engine]: str(self.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
+    def wrap(self, directory: Path, patch: pytest.MonkeyPatch) -> Path:
+        """Record arguments and environment of each run from here on; return the file."""
+        record = directory / "record"
+        self._script(
+            directory, patch, f'{{ echo "ARGUMENTS $*"; env; }} >> "{record}"\nexec "$REAL" "$@"'
+        )
+        return record
+
+    def alter(self, directory: Path, patch: pytest.MonkeyPatch) -> None:
+        """Change a byte of every manifest that the engine restores."""
+        self._script(
+            directory,
+            patch,
+            '"$REAL" "$@" || exit $?\n'
+            'for word in restore extract; do case " $* " in *" $word "*)\n'
+            "  [ ! -f tree/manifest.json ] || printf x >> tree/manifest.json;; esac; done",
+        )
+
+    def _script(self, directory: Path, patch: pytest.MonkeyPatch, text: str) -> None:
+        real = shutil.which(self.engine)
+        directory.mkdir()
+        program = directory / self.engine
+        program.write_text(f'#!/bin/sh\nREAL="{real}"\n{text}\n')
+        program.chmod(0o755)
+        patch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+
+
+@pytest.fixture(params=ENGINES)
+def repository(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Repository:
+    """A repository of each engine; skipped where that is not installed."""
+    engine: str = request.param
+    if shutil.which(engine) is None:
+        pytest.skip(f"{engine} is not installed")
+    found = Repository(engine, tmp_path / "repository")
+    found.set_password(PASSWORD, monkeypatch)
+    return found
