@@ -1,10 +1,13 @@
 """`status`: what is here."""
 
-from typing import Any
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Annotated, Any
 
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.options import SNAPSHOTS, option
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS
 from sagewai_ops.text import size
@@ -21,7 +24,7 @@ Nothing is written; works while Sagewai runs.
 
 Exit status:
   0   shown
-  4   no key opens the encrypted values
+  4   no key opens the encrypted values, or no good snapshot is newer than --max-age
   10  home not found
 """
 _LARGEST = 8  # tables that people are shown; --json has all
@@ -36,23 +39,41 @@ def status(
     run: Run,
     *,
     snapshots: SnapshotsOption = None,
+    max_age: Annotated[
+        str | None,
+        option(SNAPSHOTS, "--max-age", "Exit 4 if the newest good snapshot is older.", "SPAN"),
+    ] = None,
     url_file: UrlFileOption = None,
     sqlite: SqliteOption = False,
 ) -> Outcome:
     """Parse, look, render."""
     from sagewai_ops.cli.database_url import with_database
     from sagewai_ops.operations.status import read_status
+    from sagewai_ops.snapshots.retention import subtract_span
 
     run = with_database(run, url_file, sqlite=sqlite, required=False)
+    oldest = subtract_span(run.started_at, max_age, "--max-age") if max_age else None
     home = run.home()
     result = read_status(home, run.snapshots(home, snapshots), run.settings.environment)
+    findings = () if oldest is None else tuple(_too_old(result.snapshots, oldest))
+    has_no_key = result.sealed and not result.opened
     return Outcome(
         result,
         lambda terminal: show(terminal, result),
-        exit_code=EXIT_FINDINGS if result.sealed and not result.opened else EXIT_DONE,
-        warnings=result.warnings,
+        exit_code=EXIT_FINDINGS if has_no_key or findings else EXIT_DONE,
+        warnings=(*result.warnings, *findings),
         always=True,
     )
+
+
+def _too_old(snapshots: Any, oldest: datetime) -> Iterator[str]:
+    """Yield a warning if the newest good snapshot, which was verified, is older than a moment."""
+    good = snapshots.good
+    if good is None:
+        yield f"snapshots: no good one in {snapshots.folder}: sagewai-ops backup"
+    elif datetime.fromisoformat(good.created_at.replace("Z", "+00:00")) < oldest:
+        limit = f"{oldest:%Y-%m-%dT%H:%M:%SZ}"
+        yield f"snapshot {good.id}: the newest good one, from before {limit}: sagewai-ops backup"
 
 
 def show(terminal: Terminal, result: Any) -> None:

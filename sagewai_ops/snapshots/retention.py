@@ -153,13 +153,16 @@ def plan_retention(
     )
 
 
-def subtract_span(moment: datetime, text: str) -> datetime:
+def subtract_span(moment: datetime, text: str, option: str = "--keep-within") -> datetime:
     """Subtract a span such as `1y6m`, `30d` or `36h`, counting calendar months.
+
+    Args:
+        option: That has the span.
 
     Raises:
         UsageError: The text is not a span.
     """
-    years, months, weeks, days, hours = _parse_span(text)
+    years, months, weeks, days, hours = _parse_span(text, option)
     total = moment.year * 12 + moment.month - 1 - years * 12 - months
     if total < 12:
         return NO_DATE
@@ -173,11 +176,11 @@ def subtract_span(moment: datetime, text: str) -> datetime:
         return NO_DATE
 
 
-def _parse_span(text: str) -> tuple[int, ...]:
+def _parse_span(text: str, option: str = "--keep-within") -> tuple[int, ...]:
     match = _WITHIN.fullmatch(text)
     if not text or match is None:
         raise UsageError(
-            f"--keep-within {text}: not a span of time",
+            f"{option} {text}: not a span of time",
             hint="write years, months, weeks, days, hours in this order: 30d, 1y6m, 2w, 36h",
         )
     return tuple(int(number or 0) for number in match.groups())

@@ -44,6 +44,25 @@ def test_json_has_every_table_and_the_key_without_its_value(tmp_path: Path) -> N
     assert built.master_keys[0].decode() not in answer.out
 
 
+def test_a_snapshot_older_than_max_age_is_a_finding(tmp_path: Path) -> None:
+    """For the health check of a container: none and an old one are 4, a new one is 0."""
+    home = small(tmp_path / "home").root
+    at_home = ("--home", home, "status", "--max-age", "26h", "--json")
+    without = call(*at_home)
+    archive = taken(call("--home", home, "backup", "--json"))
+    recent = call(*at_home)
+    old = archive.name.replace(archive.name[8:16], "20250101")
+    for suffix in ("", ".json"):
+        archive.with_name(archive.name + suffix).rename(archive.with_name(old + suffix))
+    invalid = call("--home", home, "status", "--max-age", "soon")
+
+    assert (without.code, recent.code) == (4, 0)
+    assert without.document["status"] == "findings"
+    assert any("no good one" in text for text in without.document["warnings"])
+    assert call(*at_home).code == 4
+    assert (invalid.code, "--max-age soon: not a span" in invalid.err) == (2, True)
+
+
 def test_a_key_that_sagewai_would_replace_is_reported_first(tmp_path: Path) -> None:
     """A warning on stderr, before anything else can happen to it."""
     built = small(tmp_path / "home")
